@@ -1,0 +1,136 @@
+"""Every error Committee raises, as one tree.
+
+CommitteeError
+|-- SpecError            a cascade.json, manifest or option is wrong (all faults listed)
+|-- RepositoryError      a model repository cannot be used as it lies on disk
+|-- InputError           rows or parameters a caller sent are wrong; sending them again will not help
+|-- MemberError          a member model failed; asking again may help
+|-- DataError            a data source or records file cannot be used
+|-- InfeasibleError      no plan satisfies the constraints asked for
+|-- ExportError          a model cannot become a member
+|-- ServingError         the embedded server cannot start or died
+|   |-- PlatformError    this machine cannot run the embedded server at all
+|   `-- PortInUseError   another process listens where the server should
+`-- ClientError          a request to a server failed
+    |-- UnavailableError     nobody answered, or the server asked to retry
+    |-- TimeLimitError       the client's own time limit passed
+    |-- RefusedError         the server refused the request (caller's fault)
+    |-- UnknownModelError    the server does not have that model
+    `-- ServerFaultError     the server failed in a way retrying may not mend
+
+A leaf exists where a caller can do something different about it. Messages follow one form on one line:
+subject, got, expected, next step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+
+def _one_line(text: object) -> str:
+    return " ".join(str(text).split())
+
+
+class CommitteeError(Exception):
+    """Base of all errors meant for a user's eyes.
+
+    Args:
+        what: subject of the error, naming the file, stage, model or tensor.
+        got: what was found.
+        expected: what would have been right.
+        fix: what to do next.
+    """
+
+    exit_code = 2
+
+    def __init__(
+        self, what: str, *, got: object = None, expected: object = None, fix: str | None = None
+    ) -> None:
+        self.what = what
+        self.got = got
+        self.expected = expected
+        self.fix = fix
+        parts = [_one_line(what)]
+        if got is not None:
+            parts.append(f"got {_one_line(got)}")
+        if expected is not None:
+            parts.append(f"expected {_one_line(expected)}")
+        text = parts[0] if len(parts) == 1 else f"{parts[0]}: {', '.join(parts[1:])}"
+        if fix is not None:
+            text = f"{text}; {_one_line(fix)}"
+        super().__init__(text)
+
+
+class SpecError(CommitteeError):
+    """Everything wrong with one description, keyed by field, so that one edit can mend all of it."""
+
+    def __init__(self, what: str, faults: Mapping[str, str], *, fix: str | None = None) -> None:
+        self.faults = dict(faults)
+        listed = "; ".join(f"{field}: {_one_line(text)}" for field, text in self.faults.items())
+        super().__init__(f"{what}: {listed}", fix=fix)
+
+
+class RepositoryError(CommitteeError):
+    """A model repository cannot be used as it lies on disk."""
+
+
+class InputError(CommitteeError):
+    """The caller's rows or parameters are wrong; sending them again will not help."""
+
+
+class MemberError(CommitteeError):
+    """A member model failed; asking again may help."""
+
+
+class DataError(CommitteeError):
+    """A data source or a records file cannot be used."""
+
+
+class InfeasibleError(CommitteeError):
+    """No plan satisfies the constraints; raised only at the command line, search returns a value."""
+
+    exit_code = 3
+
+
+class ExportError(CommitteeError):
+    """A model cannot become a member."""
+
+
+class ServingError(CommitteeError):
+    """The embedded server cannot start, or stopped by itself."""
+
+    exit_code = 4
+
+
+class PlatformError(ServingError):
+    """This machine cannot run the embedded server at all."""
+
+
+class PortInUseError(ServingError):
+    """Another process listens where the server should."""
+
+
+class ClientError(CommitteeError):
+    """A request to a server failed."""
+
+    exit_code = 5
+
+
+class UnavailableError(ClientError):
+    """Nobody answered, or the server asked to try again later."""
+
+
+class TimeLimitError(ClientError):
+    """The client's own time limit passed before the answer came."""
+
+
+class RefusedError(ClientError):
+    """The server refused the request as wrong."""
+
+
+class UnknownModelError(RefusedError):
+    """The server does not have that model."""
+
+
+class ServerFaultError(ClientError):
+    """The server failed in a way that trying again may not mend."""

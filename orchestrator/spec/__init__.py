@@ -1,0 +1,35 @@
+"""Descriptions read from disk: the cascade (cascade.json) and the member manifest."""
+
+from orchestrator.spec.cascade import (
+    COMBINES,
+    FORMAT,
+    SCORES,
+    CascadeSpec,
+    Fit,
+    InputSpec,
+    Limits,
+    Member,
+    Preprocess,
+    Stage,
+)
+from orchestrator.spec.cascade_json import cascade_from_json, cascade_from_path, json_from_cascade
+from orchestrator.spec.manifest import Manifest, TensorSpec, manifest_from_path
+
+__all__ = [
+    "COMBINES",
+    "FORMAT",
+    "SCORES",
+    "CascadeSpec",
+    "Fit",
+    "InputSpec",
+    "Limits",
+    "Manifest",
+    "Member",
+    "Preprocess",
+    "Stage",
+    "TensorSpec",
+    "cascade_from_json",
+    "cascade_from_path",
+    "json_from_cascade",
+    "manifest_from_path",
+]

@@ -1,0 +1,112 @@
+"""Frozen dataclasses from JSON values, with every unknown, missing or wrong field reported at once."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from orchestrator.errors import SpecError
+from orchestrator.spec.faults import Faults
+
+T = TypeVar("T")
+# path of the value in the document, its JSON value, the faults so far -> the converted value
+Convert = Callable[[str, Any, Faults], Any]
+
+
+def build(cls: type[T], path: str, value: object, faults: Faults, convert: dict[str, Convert]) -> T | None:
+    """An instance of a dataclass from a JSON object, or None after adding its faults.
+
+    Args:
+        cls: the dataclass; its constructor validates values.
+        path: where the object lies in the document, for messages.
+        value: the JSON value.
+        faults: collects what is wrong.
+        convert: converters for the fields that are not plain JSON values.
+    """
+    if not isinstance(value, dict):
+        faults.add(path or "document", f"got {type(value).__name__}, expected an object")
+        return None
+    before = len(faults.found)
+    fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    for key in value:
+        if key not in fields:
+            faults.add(join(path, key), f"unknown field, expected one of {', '.join(fields)}")
+    for name, field in fields.items():
+        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        if required and name not in value:
+            faults.add(join(path, name), "missing")
+    known = {key: item for key, item in value.items() if key in fields}
+    for key, item in known.items():
+        if key in convert and item is not None:
+            known[key] = convert[key](join(path, key), item, faults)
+    if len(faults.found) > before:
+        return None
+    try:
+        return cls(**known)
+    except SpecError as error:
+        for name, text in error.faults.items():
+            faults.add(join(path, name), text)
+    except (TypeError, ValueError) as error:
+        faults.add(path or "document", f"cannot be read ({error})")
+    return None
+
+
+def join(path: str, name: str) -> str:
+    """Dotted path of a field."""
+    return f"{path}.{name}" if path else name
+
+
+def array_of(item: Convert) -> Convert:
+    """A converter for a JSON array, giving a tuple."""
+
+    def convert(path: str, value: object, faults: Faults) -> tuple[Any, ...] | None:
+        if not isinstance(value, list):
+            faults.add(path, f"got {type(value).__name__}, expected an array")
+            return None
+        return tuple(item(f"{path}[{index}]", part, faults) for index, part in enumerate(value))
+
+    return convert
+
+
+def plain(path: str, value: Any, faults: Faults) -> Any:
+    """The value as it is; constructors check it."""
+    del path, faults
+    return value
+
+
+def json_from_text(text: str, subject: str) -> object:
+    """The JSON value of a text.
+
+    Raises:
+        SpecError: truncated or malformed text, or the NaN and Infinity that Python alone accepts.
+    """
+
+    def refuse(word: str) -> object:
+        message = f"got {word}, expected a finite number, or null for never"
+        raise SpecError(subject, {"document": message})
+
+    try:
+        return json.loads(text, parse_constant=refuse)
+    except json.JSONDecodeError as error:
+        place = f"line {error.lineno} column {error.colno}"
+        message = f"got JSON that ends or breaks at {place} ({error.msg}), expected one complete JSON document"
+        raise SpecError(subject, {"document": message}) from error
+
+
+def text_of_file(path: Path, subject: str) -> str:
+    """The file's text.
+
+    Raises:
+        SpecError: the file is missing, not readable or not UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise SpecError(subject, {"file": f"{path} does not exist"}) from error
+    except UnicodeDecodeError as error:
+        raise SpecError(subject, {"file": f"{path} is not UTF-8 text"}) from error
+    except OSError as error:
+        raise SpecError(subject, {"file": f"{path} cannot be read ({error.strerror})"}) from error

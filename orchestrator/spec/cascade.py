@@ -1,0 +1,307 @@
+"""The cascade as frozen dataclasses, validated when built; JSON is cascade_json's business.
+
+Letters used in shapes everywhere: n rows, k classes, m members, s stages. Stages count from 0.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+from orchestrator.spec.faults import Faults, is_number
+
+FORMAT = 1
+COMBINES = ("mean_logit", "mean_prob", "vote", "last")
+SCORES = ("max_prob", "top2_gap", "neg_entropy", "agreement")
+OUTPUT_KINDS = ("logits", "probabilities")
+ON_FAILURE = ("error", "answer")
+NON_FINITE_INPUT = ("reject", "pass")
+# Triton's numeric dtypes that have a numpy twin (BF16 has none, BYTES would cost a parse per row).
+INPUT_DTYPES = {
+    "BOOL": "bool",
+    "UINT8": "uint8",
+    "UINT16": "uint16",
+    "UINT32": "uint32",
+    "UINT64": "uint64",
+    "INT8": "int8",
+    "INT16": "int16",
+    "INT32": "int32",
+    "INT64": "int64",
+    "FP16": "float16",
+    "FP32": "float32",
+    "FP64": "float64",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preprocess:
+    """How a client turns an image file into one row; the server never runs it.
+
+    Args:
+        mode: "L" (one channel) or "RGB".
+        height_px, width_px: size after resizing.
+        resize_px: shorter side before a centre crop; None resizes straight to the size.
+        value_min, value_max: what pixel 0 and pixel 255 become.
+        invert: True where the model was trained on light strokes over dark ground.
+        layout: "CHW" or "HWC".
+    """
+
+    mode: str
+    height_px: int
+    width_px: int
+    resize_px: int | None = None
+    value_min: float = 0.0
+    value_max: float = 255.0
+    invert: bool = False
+    layout: str = "CHW"
+
+    def __post_init__(self) -> None:
+        faults = Faults("preprocess")
+        faults.one_of("mode", self.mode, ("L", "RGB"))
+        faults.one_of("layout", self.layout, ("CHW", "HWC"))
+        faults.integer("height_px", self.height_px, low=1, high=65536)
+        faults.integer("width_px", self.width_px, low=1, high=65536)
+        if self.resize_px is not None:
+            faults.integer("resize_px", self.resize_px, low=1, high=65536)
+        for name in ("value_min", "value_max"):
+            value = getattr(self, name)
+            faults.check(name, is_number(value) and math.isfinite(value), f"got {value!r}, expected a number")
+        faults.check("invert", isinstance(self.invert, bool), f"got {self.invert!r}, expected true or false")
+        faults.close()
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputSpec:
+    """The one tensor every member shares.
+
+    Args:
+        name: tensor name, the same in the cascade and (for copy-free forwarding) in the members.
+        dtype: Triton dtype, e.g. "FP32" or "UINT8".
+        dims: shape of one row, without the batch axis, all sizes fixed.
+        non_finite: "reject" answers INVALID_ARGUMENT to NaN or infinity, "pass" hands them to the members.
+        preprocess: how clients build a row from an image file, if that is written down.
+    """
+
+    name: str
+    dtype: str
+    dims: tuple[int, ...]
+    non_finite: str = "reject"
+    preprocess: Preprocess | None = None
+
+    def __post_init__(self) -> None:
+        faults = Faults("input")
+        faults.text("name", self.name)
+        faults.one_of("dtype", self.dtype, INPUT_DTYPES)
+        faults.check("dims", len(self.dims) > 0, "got none, expected at least one size")
+        for size in self.dims:
+            faults.integer("dims", size, low=1)
+        faults.one_of("non_finite", self.non_finite, NON_FINITE_INPUT)
+        faults.close()
+
+    @property
+    def numpy_dtype(self) -> str:
+        """numpy's name of the dtype."""
+        return INPUT_DTYPES[self.dtype]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Member:
+    """One model as the cascade asks it.
+
+    Args:
+        name: Triton model name.
+        output: name of its class-score tensor, float32 (n, k).
+        input: name of its input tensor; None means the cascade's own input name.
+        output_kind: "logits" or "probabilities" (the log is taken before the temperature).
+        temperature: T in softmax(z / T).
+        weight: weight in the combination.
+        cost: per row, in the cascade's cost_unit.
+        max_batch_size: largest batch one call may carry.
+        instances: how many calls the server runs at once for it; bounds the useful workers.
+        sha256: of the model file the thresholds were fitted on; None skips that check.
+    """
+
+    name: str
+    output: str
+    input: str | None = None
+    output_kind: str = "logits"
+    temperature: float = 1.0
+    weight: float = 1.0
+    cost: float = 0.0
+    max_batch_size: int = 64
+    instances: int = 1
+    sha256: str | None = None
+
+    def __post_init__(self) -> None:
+        faults = Faults(f"member {self.name}")
+        faults.name("name", self.name)
+        faults.text("output", self.output)
+        if self.input is not None:
+            faults.text("input", self.input)
+        faults.one_of("output_kind", self.output_kind, OUTPUT_KINDS)
+        faults.positive("temperature", self.temperature)
+        faults.positive("weight", self.weight)
+        good = is_number(self.cost) and math.isfinite(self.cost) and self.cost >= 0
+        faults.check("cost", good, f"got {self.cost!r}, expected a finite number of at least 0")
+        faults.integer("max_batch_size", self.max_batch_size, low=1)
+        faults.integer("instances", self.instances, low=1)
+        if self.sha256 is not None:
+            good = isinstance(self.sha256, str) and len(self.sha256) == 64
+            faults.check("sha256", good, f"got {self.sha256!r}, expected 64 hexadecimal digits")
+        faults.close()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One member, or several asked in parallel.
+
+    Args:
+        members: in plan order, at least one.
+        threshold: exit when score >= threshold; None never exits. The last stage has none.
+        low: also exit, with the abstain bit, when score <= low; None has no window.
+        on_failure: "error" answers UNAVAILABLE when a member fails, "answer" uses what has come (degraded bit).
+    """
+
+    members: tuple[Member, ...]
+    threshold: float | None = None
+    low: float | None = None
+    on_failure: str = "error"
+
+    def __post_init__(self) -> None:
+        faults = Faults("stage")
+        faults.check("members", len(self.members) > 0, "got none, expected at least one")
+        for name in ("threshold", "low"):
+            value = getattr(self, name)
+            good = value is None or (is_number(value) and math.isfinite(value))
+            faults.check(name, good, f"got {value!r}, expected a finite number, or null for never")
+        if not faults.found and self.low is not None:
+            never = self.threshold is None
+            faults.check(
+                "low",
+                never or self.low < self.threshold,  # type: ignore[operator]
+                f"got {self.low!r}, expected less than the threshold {self.threshold!r}",
+            )
+        faults.one_of("on_failure", self.on_failure, ON_FAILURE)
+        faults.close()
+
+    @property
+    def cost(self) -> float:
+        """Cost of asking the whole stage for one row."""
+        return float(sum(member.cost for member in self.members))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """Bounds the runtime keeps.
+
+    Args:
+        max_batch_size: largest request of the cascade itself; larger than a member's, the runtime chunks.
+        max_deferred_rows: rows waiting for later stages before new requests wait at the door.
+        workers_per_stage: threads draining a later stage; None means one more than its members' instances.
+        default_deadline_us: used for ordering only, when a request names no deadline.
+    """
+
+    max_batch_size: int = 256
+    max_deferred_rows: int = 2048
+    workers_per_stage: int | None = None
+    default_deadline_us: int = 1_000_000
+
+    def __post_init__(self) -> None:
+        faults = Faults("limits")
+        faults.integer("max_batch_size", self.max_batch_size, low=1)
+        faults.integer("max_deferred_rows", self.max_deferred_rows, low=1)
+        faults.integer("default_deadline_us", self.default_deadline_us, low=1)
+        if self.workers_per_stage is not None:
+            faults.integer("workers_per_stage", self.workers_per_stage, low=1, high=16)
+        faults.close()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fit:
+    """What the thresholds were fitted on, and what that promised. Read by people and by `committee check`.
+
+    Args:
+        data_sha256: hash of the records.
+        rows: rows used to choose the thresholds.
+        split: name of the part of the data they are.
+        target: the constraint and objective, in words.
+        accuracy: share of those rows the plan gets right.
+        accuracy_ci95: 95 % interval of it (Clopper-Pearson).
+        exit_share: share of rows answered at each stage.
+        mean_cost: per row, in the cascade's cost_unit.
+        random_weights: True when a member was exported with random weights; its accuracy means nothing.
+        extra: anything a planner wants to keep (bounds, calibration), as JSON values.
+    """
+
+    data_sha256: str
+    rows: int
+    split: str
+    target: str
+    accuracy: float | None
+    accuracy_ci95: tuple[float, float] | None
+    exit_share: tuple[float, ...]
+    mean_cost: float
+    random_weights: bool = False
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CascadeSpec:
+    """One cascade (or ensemble: a single stage), complete.
+
+    Raises:
+        SpecError: with every fault at once.
+    """
+
+    name: str
+    input: InputSpec
+    classes: int
+    stages: tuple[Stage, ...]
+    labels: tuple[str, ...] | None = None
+    combine: str = "mean_logit"
+    score: str = "max_prob"
+    cost_unit: str = "MACs"
+    limits: Limits = field(default_factory=Limits)
+    fit: Fit | None = None
+
+    def __post_init__(self) -> None:
+        faults = Faults(f"cascade {self.name}")
+        faults.name("name", self.name)
+        faults.integer("classes", self.classes, low=2)
+        faults.one_of("combine", self.combine, COMBINES)
+        faults.one_of("score", self.score, SCORES)
+        faults.text("cost_unit", self.cost_unit)
+        if self.labels is not None and len(self.labels) != self.classes:
+            faults.add("labels", f"got {len(self.labels)}, expected {self.classes}, one per class")
+        self._check_stages(faults)
+        faults.close()
+
+    def _check_stages(self, faults: Faults) -> None:
+        if not self.stages:
+            faults.add("stages", "got none, expected at least one")
+            return
+        last = self.stages[-1]
+        if last.threshold is not None or last.low is not None:
+            count = sum(stage.threshold is not None for stage in self.stages)
+            faults.add(
+                "stages",
+                f"got {count} thresholds for {len(self.stages)} stages, "
+                f"expected {len(self.stages) - 1}: the last stage always answers",
+            )
+        names = [member.name for stage in self.stages for member in stage.members]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        faults.check("stages", not twice, f"got {', '.join(twice)} more than once, expected each member once")
+        faults.check("stages", self.name not in names, f"got {self.name} among its own members, a cycle")
+        if self.score == "agreement" and len(self.stages) > 1 and len(self.stages[0].members) < 2:
+            faults.add("score", "got agreement with one member in stage 0, expected at least two to agree")
+
+    @property
+    def members(self) -> tuple[Member, ...]:
+        """All members in plan order."""
+        return tuple(member for stage in self.stages for member in stage.members)
+
+    @property
+    def worst_cost(self) -> float:
+        """Cost of a row that goes through every stage."""
+        return float(sum(stage.cost for stage in self.stages))

@@ -1,0 +1,79 @@
+"""cascade.json, the only reader and the only writer of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from orchestrator.errors import SpecError
+from orchestrator.spec.build import array_of, build, json_from_text, plain, text_of_file
+from orchestrator.spec.cascade import FORMAT, CascadeSpec, Fit, InputSpec, Limits, Member, Preprocess, Stage
+from orchestrator.spec.faults import Faults
+
+
+def _part(cls: type[Any], convert: Mapping[str, Any] | None = None) -> Any:
+    table = dict(convert or {})
+
+    def read(path: str, value: object, faults: Faults) -> Any:
+        return build(cls, path, value, faults, table)
+
+    return read
+
+
+_numbers = array_of(plain)
+_member = _part(Member)
+_stage = _part(Stage, {"members": array_of(_member)})
+_input = _part(InputSpec, {"dims": _numbers, "preprocess": _part(Preprocess)})
+_fit = _part(Fit, {"accuracy_ci95": _numbers, "exit_share": _numbers})
+_cascade = partial(
+    build,
+    CascadeSpec,
+    convert={
+        "input": _input,
+        "stages": array_of(_stage),
+        "labels": _numbers,
+        "limits": _part(Limits),
+        "fit": _fit,
+    },
+)
+
+
+def cascade_from_json(text: str, subject: str = "cascade.json") -> CascadeSpec:
+    """The cascade a JSON text describes.
+
+    Args:
+        text: a whole cascade.json.
+        subject: what to call it in errors, usually its path.
+
+    Raises:
+        SpecError: with every fault found, keyed by field.
+    """
+    value = json_from_text(text, subject)
+    if not isinstance(value, dict):
+        raise SpecError(subject, {"document": f"got {type(value).__name__}, expected an object"})
+    number = value.pop("format", None)
+    if number != FORMAT or isinstance(number, bool):
+        # Another format's fields would only produce misleading faults, so nothing else is looked at.
+        message = f"got {number!r}, expected {FORMAT}"
+        raise SpecError(subject, {"format": message}, fix="write it again with `committee plan`")
+    faults = Faults(subject)
+    spec = _cascade("", value, faults)
+    faults.close()
+    if spec is None:
+        raise SpecError(subject, {"document": "cannot be read"})
+    return spec  # type: ignore[no-any-return]
+
+
+def cascade_from_path(path: Path) -> CascadeSpec:
+    """The cascade a file describes; see `cascade_from_json` for the errors."""
+    return cascade_from_json(text_of_file(path, str(path)), str(path))
+
+
+def json_from_cascade(spec: CascadeSpec) -> str:
+    """The text of cascade.json; equal specs give equal bytes, and reading it back gives an equal spec."""
+    value = {"format": FORMAT, **dataclasses.asdict(spec)}
+    return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"

@@ -1,0 +1,120 @@
+"""The manifest that lies beside every exported member, `<member>/manifest.json`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from orchestrator.errors import SpecError
+from orchestrator.spec.build import array_of, build, json_from_text, plain, text_of_file
+from orchestrator.spec.cascade import OUTPUT_KINDS, Preprocess
+from orchestrator.spec.faults import Faults, is_number
+
+MANIFEST_FORMAT = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorSpec:
+    """A model tensor: its name, Triton dtype, and the shape of one row without the batch axis."""
+
+    name: str
+    dtype: str
+    dims: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What is known of one exported member.
+
+    Args:
+        name: Triton model name.
+        file: model file relative to the member's folder, e.g. "1/model.onnx".
+        sha256: of that file.
+        source: where the model came from, in words a person can repeat.
+        precision: "fp32", "fp16" or "int8".
+        opset: ONNX opset; None for other formats.
+        input, output: tensor specs.
+        output_kind: "logits" or "probabilities".
+        labels: class names in order, if known.
+        parameters: number of trained parameters.
+        macs: multiply-accumulates per row.
+        macs_counter: which counter gave `macs`.
+        max_batch_size: largest batch the member was checked for.
+        random_weights: True when the weights were never trained; its accuracy means nothing.
+        preprocess: how a client builds a row from an image file.
+        parity: comparison with the framework: rows, batches, max_abs, max_rel, ...
+        training: how it was trained, where we did it.
+        versions: of the packages that made it.
+    """
+
+    name: str
+    file: str
+    sha256: str
+    source: str
+    precision: str
+    opset: int | None
+    input: TensorSpec
+    output: TensorSpec
+    output_kind: str
+    parameters: int
+    macs: float
+    macs_counter: str
+    labels: tuple[str, ...] | None = None
+    max_batch_size: int = 64
+    random_weights: bool = False
+    preprocess: Preprocess | None = None
+    parity: dict[str, Any] = field(default_factory=dict)
+    training: dict[str, Any] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        faults = Faults(f"manifest {self.name}")
+        faults.name("name", self.name)
+        faults.text("file", self.file)
+        outside = isinstance(self.file, str) and (self.file.startswith("/") or ".." in Path(self.file).parts)
+        faults.check("file", not outside, f"got {self.file!r}, expected a path inside the member's folder")
+        faults.one_of("output_kind", self.output_kind, OUTPUT_KINDS)
+        faults.integer("parameters", self.parameters, low=0)
+        good = is_number(self.macs) and math.isfinite(self.macs) and self.macs >= 0
+        faults.check("macs", good, f"got {self.macs!r}, expected a finite number of at least 0")
+        faults.integer("max_batch_size", self.max_batch_size, low=1)
+        good = isinstance(self.sha256, str) and len(self.sha256) == 64
+        faults.check("sha256", good, f"got {self.sha256!r}, expected 64 hexadecimal digits")
+        faults.close()
+
+
+def _tensor(path: str, value: object, faults: Faults) -> TensorSpec | None:
+    return build(TensorSpec, path, value, faults, {"dims": array_of(plain)})
+
+
+def _preprocess(path: str, value: object, faults: Faults) -> Preprocess | None:
+    return build(Preprocess, path, value, faults, {})
+
+
+def manifest_from_path(path: Path) -> Manifest:
+    """The manifest a file holds.
+
+    Raises:
+        SpecError: with every fault found, keyed by field.
+    """
+    value = json_from_text(text_of_file(path, str(path)), str(path))
+    if not isinstance(value, dict) or value.pop("format", None) != MANIFEST_FORMAT:
+        message = f"expected an object with format {MANIFEST_FORMAT}"
+        raise SpecError(str(path), {"format": message}, fix="export the member again")
+    faults = Faults(str(path))
+    convert = {"input": _tensor, "output": _tensor, "preprocess": _preprocess, "labels": array_of(plain)}
+    manifest = build(Manifest, "", value, faults, convert)
+    faults.close()
+    if manifest is None:
+        raise SpecError(str(path), {"document": "cannot be read"})
+    return manifest
+
+
+def json_from_manifest(manifest: Manifest) -> str:
+    """The text of manifest.json; equal manifests give equal bytes."""
+    value = {"format": MANIFEST_FORMAT, **dataclasses.asdict(manifest)}
+    return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
