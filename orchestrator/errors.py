@@ -43,9 +43,7 @@ class CommitteeError(Exception):
 
     exit_code = 2
 
-    def __init__(
-        self, what: str, *, got: object = None, expected: object = None, fix: str | None = None
-    ) -> None:
+    def __init__(self, what: str, *, got: object = None, expected: object = None, fix: str | None = None) -> None:
         self.what = what
         self.got = got
         self.expected = expected

@@ -31,17 +31,12 @@ def build(cls: type[T], path: str, value: object, faults: Faults, convert: dict[
         return None
     before = len(faults.found)
     fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    for key in value:
-        if key not in fields:
-            faults.add(join(path, key), f"unknown field, expected one of {', '.join(fields)}")
-    for name, field in fields.items():
-        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-        if required and name not in value:
-            faults.add(join(path, name), "missing")
-    known = {key: item for key, item in value.items() if key in fields}
-    for key, item in known.items():
-        if key in convert and item is not None:
-            known[key] = convert[key](join(path, key), item, faults)
+    _check_keys(fields, path, value, faults)
+    known = {
+        key: convert[key](join(path, key), item, faults) if key in convert and item is not None else item
+        for key, item in value.items()
+        if key in fields
+    }
     if len(faults.found) > before:
         return None
     try:
@@ -52,6 +47,18 @@ def build(cls: type[T], path: str, value: object, faults: Faults, convert: dict[
     except (TypeError, ValueError) as error:
         faults.add(path or "document", f"cannot be read ({error})")
     return None
+
+
+def _check_keys(
+    fields: dict[str, dataclasses.Field[Any]], path: str, value: dict[str, Any], faults: Faults
+) -> None:
+    for key in value:
+        if key not in fields:
+            faults.add(join(path, key), f"unknown field, expected one of {', '.join(fields)}")
+    for name, field in fields.items():
+        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        if required and name not in value:
+            faults.add(join(path, name), "missing")
 
 
 def join(path: str, name: str) -> str:

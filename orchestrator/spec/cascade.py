@@ -101,7 +101,7 @@ class InputSpec:
 
     @property
     def numpy_dtype(self) -> str:
-        """numpy's name of the dtype."""
+        """Numpy name of the dtype."""
         return INPUT_DTYPES[self.dtype]
 
 
@@ -140,8 +140,11 @@ class Member:
         if self.input is not None:
             faults.text("input", self.input)
         faults.one_of("output_kind", self.output_kind, OUTPUT_KINDS)
-        faults.positive("temperature", self.temperature)
-        faults.positive("weight", self.weight)
+        for name in ("temperature", "weight"):
+            value = getattr(self, name)
+            # Wider would let sums of clipped logits leave float32.
+            good = is_number(value) and 1e-3 <= value <= 1e3
+            faults.check(name, good, f"got {value!r}, expected a number from 0.001 to 1000")
         good = is_number(self.cost) and math.isfinite(self.cost) and self.cost >= 0
         faults.check("cost", good, f"got {self.cost!r}, expected a finite number of at least 0")
         faults.integer("max_batch_size", self.max_batch_size, low=1)

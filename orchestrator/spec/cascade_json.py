@@ -65,7 +65,7 @@ def cascade_from_json(text: str, subject: str = "cascade.json") -> CascadeSpec:
     faults.close()
     if spec is None:
         raise SpecError(subject, {"document": "cannot be read"})
-    return spec  # type: ignore[no-any-return]
+    return spec
 
 
 def cascade_from_path(path: Path) -> CascadeSpec:

@@ -1,0 +1,40 @@
+"""The decision core: which members to ask for which rows, and when a row is answered.
+
+Pure: fed arrays, answers arrays; no I/O, no threads, no Triton. Server and planner drive the same code.
+"""
+
+from orchestrator.decision.combine import Combiner, Tally, softmax
+from orchestrator.decision.policy import PARAMETERS, Policy, policy_from_parameters
+from orchestrator.decision.rows import (
+    ABSTAINED,
+    CAPPED,
+    DEADLINE,
+    DEGRADED,
+    Answers,
+    Arrivals,
+    Failures,
+    Outcome,
+    arrivals_from_policies,
+)
+from orchestrator.decision.run import CascadeRun
+from orchestrator.decision.scores import score_from_tally
+
+__all__ = [
+    "ABSTAINED",
+    "CAPPED",
+    "DEADLINE",
+    "DEGRADED",
+    "PARAMETERS",
+    "Answers",
+    "Arrivals",
+    "CascadeRun",
+    "Combiner",
+    "Failures",
+    "Outcome",
+    "Policy",
+    "Tally",
+    "arrivals_from_policies",
+    "policy_from_parameters",
+    "score_from_tally",
+    "softmax",
+]

@@ -1,0 +1,200 @@
+"""Rows on their way through a cascade, as columns: what arrives, what travels, what comes out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from orchestrator.decision.combine import F32, I32, Tally
+from orchestrator.decision.policy import Policy
+from orchestrator.decision.rules import ABSTAINED, CAPPED, DEADLINE, DEGRADED
+
+__all__ = [
+    "ABSTAINED",
+    "CAPPED",
+    "DEADLINE",
+    "DEGRADED",
+    "NO_DEADLINE_NS",
+    "Answers",
+    "Arrivals",
+    "Failures",
+    "Lines",
+    "Outcome",
+    "arrivals_from_policies",
+]
+
+I64 = npt.NDArray[np.int64]
+Index = npt.NDArray[np.intp]
+NO_DEADLINE_NS = int(np.iinfo(np.int64).max)
+
+
+@dataclass(slots=True)
+class Arrivals:
+    """Rows that come in together; every column has one entry per row.
+
+    Args:
+        request: int64 (n,), token of the row's request.
+        position: int64 (n,), the row's place in its request.
+        min_stage, max_stage: int32 (n,).
+        shift: float32 (n,).
+        deadline_ns: int64 (n,) on the caller's monotonic clock, NO_DEADLINE_NS for none.
+        due_ns: int64 (n,), what later stages are ordered by.
+    """
+
+    request: I64
+    position: I64
+    min_stage: I32
+    max_stage: I32
+    shift: F32
+    deadline_ns: I64
+    due_ns: I64
+
+    def __len__(self) -> int:
+        return len(self.request)
+
+
+def arrivals_from_policies(
+    tokens: Sequence[int], counts: Sequence[int], *, policies: Sequence[Policy], now_ns: Sequence[int],
+    default_deadline_us: int,
+) -> Arrivals:  # fmt: skip
+    """Arrivals of several requests, in order.
+
+    Args:
+        tokens: one per request.
+        counts: rows of each request.
+        policies: one per request.
+        now_ns: when each request arrived.
+        default_deadline_us: what orders a request that named no deadline.
+    """
+    each = np.asarray(counts)
+    late = [
+        NO_DEADLINE_NS if p.deadline_us is None else at + p.deadline_us * 1000
+        for p, at in zip(policies, now_ns, strict=True)
+    ]
+    due = [
+        at + default_deadline_us * 1000 if p.deadline_us is None else end
+        for p, at, end in zip(policies, now_ns, late, strict=True)
+    ]
+    far = np.iinfo(np.int32).max
+
+    def column(values: Sequence[float], dtype: type) -> npt.NDArray[Any]:
+        return np.repeat(np.array(values, dtype), each)
+
+    position = np.concatenate([np.arange(count, dtype=np.int64) for count in counts])
+    return Arrivals(
+        request=column(tokens, np.int64),
+        position=position,
+        min_stage=column([p.min_stage for p in policies], np.int32),
+        max_stage=column([far if p.max_stage is None else p.max_stage for p in policies], np.int32),
+        shift=column([p.threshold_shift for p in policies], np.float32),
+        deadline_ns=column(late, np.int64),
+        due_ns=column(due, np.int64),
+    )
+
+
+@dataclass(slots=True)
+class Lines:
+    """Rows with what has been found out about them; the table of a run is one of these.
+
+    Args:
+        who: where they came from and what they may do.
+        cost: float32 (n,), cost of every member asked for the row, charged when it is asked.
+        status: int32 (n,), bits earned so far.
+        answered: int32 (n,), newest stage whose output is in the tally, -1 for none.
+        tally: the combination so far.
+    """
+
+    who: Arrivals
+    cost: F32
+    status: I32
+    answered: I32
+    tally: Tally
+
+    def __len__(self) -> int:
+        return len(self.cost)
+
+    def take(self, index: Index) -> Lines:
+        """The given lines, copied."""
+        who = Arrivals(*(getattr(self.who, field.name)[index] for field in fields(Arrivals)))
+        return Lines(who, self.cost[index], self.status[index], self.answered[index], self.tally.take(index))
+
+    def put(self, index: Index, lines: Lines) -> None:
+        """Overwrites the given lines."""
+        for field in fields(Arrivals):
+            getattr(self.who, field.name)[index] = getattr(lines.who, field.name)
+        self.cost[index] = lines.cost
+        self.status[index] = lines.status
+        self.answered[index] = lines.answered
+        self.tally.put(index, lines.tally)
+
+
+@dataclass(slots=True)
+class Answers:
+    """Rows that are done.
+
+    Args:
+        row: intp (n,), their index among the rows given to the call that answered them.
+        request, position: int64 (n,), whose they are.
+        probabilities: float32 (n, k).
+        label: int64 (n,).
+        confidence: float32 (n,), the plan's score of the answer.
+        exit_stage: int32 (n,).
+        cost: float32 (n,).
+        status: int32 (n,).
+    """
+
+    row: Index
+    request: I64
+    position: I64
+    probabilities: F32
+    label: I64
+    confidence: F32
+    exit_stage: I32
+    cost: F32
+    status: I32
+
+    def __len__(self) -> int:
+        return len(self.row)
+
+
+@dataclass(slots=True)
+class Failures:
+    """Rows that cannot be answered.
+
+    Args:
+        row: intp (n,), as in `Answers`.
+        request: int64 (n,).
+        member: int32 (n,), plan index of the member that failed, -1 where nothing had come by the deadline.
+    """
+
+    row: Index
+    request: I64
+    member: I32
+
+    def __len__(self) -> int:
+        return len(self.row)
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What became of the rows of one call.
+
+    Args:
+        answers: rows that are done.
+        failures: rows that cannot be answered.
+        deferred: intp, rows (index as in `Answers.row`) that go on.
+        slots: intp, the table slot of each deferred row.
+        stage: the stage that was asked; deferred rows go to a later one.
+        member_failures: int64 (m,), rows each member failed on.
+    """
+
+    answers: Answers
+    failures: Failures
+    deferred: Index
+    slots: Index
+    stage: int
+    member_failures: I64 | None

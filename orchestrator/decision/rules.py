@@ -1,0 +1,60 @@
+"""The exit rule: which rows of a stage are answered there.
+
+Higher is surer: exit when score >= threshold, ties exit. The last stage always answers.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from orchestrator.decision.combine import F32, I32, Bools
+from orchestrator.spec import CascadeSpec
+
+# Bits of the status output.
+DEGRADED = 1
+DEADLINE = 2
+ABSTAINED = 4
+CAPPED = 8
+
+
+class ExitRule:
+    """Thresholds of one plan, as float32, asked stage by stage.
+
+    Args:
+        spec: the cascade.
+    """
+
+    def __init__(self, spec: CascadeSpec) -> None:
+        never = np.float32(np.inf)
+        self.last = len(spec.stages) - 1
+        self.thresholds = [never if s.threshold is None else np.float32(s.threshold) for s in spec.stages]
+        self.lows = [None if s.low is None else np.float32(s.low) for s in spec.stages]
+
+    def decide(self, stage: int, score: F32, *, min_stage: I32, max_stage: I32, shift: F32) -> tuple[Bools, I32]:
+        """Which rows exit here.
+
+        Args:
+            stage: where they are.
+            score: float32 (n,).
+            min_stage: int32 (n,), no exit before it.
+            max_stage: int32 (n,), answered there at the latest.
+            shift: float32 (n,), added to a finite threshold; positive is stricter. Never added to `low`.
+
+        Returns:
+            bool (n,) of exits and int32 (n,) of status bits earned by exiting.
+        """
+        rows = len(score)
+        if stage == self.last:
+            return np.ones(rows, np.bool_), np.zeros(rows, np.int32)
+        # inf + shift stays inf, so "never" needs no special case.
+        sure = score >= self.thresholds[stage] + shift
+        low = self.lows[stage]
+        doubtful: Bools | None = None if low is None else (score <= low) & ~sure
+        wants: npt.NDArray[np.bool_] = sure if doubtful is None else sure | doubtful
+        wants = wants & (min_stage <= stage)
+        capped = (max_stage <= stage) & ~wants
+        status = np.int32(CAPPED) * capped.astype(np.int32)
+        if doubtful is not None:
+            status |= np.int32(ABSTAINED) * (doubtful & wants)
+        return wants | capped, status

@@ -1,0 +1,228 @@
+"""One cascade at work: the table of rows that were deferred, and every change of their state.
+
+Rules of this file:
+- All state of a run lives in `CascadeRun`; no other module writes it. The caller holds a lock around every call.
+- A slot is FREE, WAITING (for its stage), ASKED (its stage's members are running) or DROPPED (answered or given
+  up while they run; it becomes FREE when they return). No other transition exists:
+      admit: FREE -> WAITING        next: WAITING -> ASKED       feed: ASKED -> WAITING | FREE
+      expire, drop: WAITING -> FREE, ASKED -> DROPPED            feed: DROPPED -> FREE
+- Only rows that go on to a later stage are ever in the table: stage 0 is asked for whole batches by the caller,
+  and its sure rows leave without having been stored.
+- Cost is charged when members are asked, so a row answered at its deadline pays for what it left running.
+- Python loops run over members and columns, never over rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import fields
+
+import numpy as np
+import numpy.typing as npt
+
+from orchestrator.decision.rows import Arrivals, Failures, Index, Lines, Outcome
+from orchestrator.decision.rules import DEADLINE
+from orchestrator.decision.settle import Judge, Output
+from orchestrator.spec import CascadeSpec
+
+FREE, WAITING, ASKED, DROPPED = 0, 1, 2, 3
+_NO_MEMBERS = np.zeros(0, np.int32)
+_NONE = np.zeros(0, np.intp)
+
+
+class CascadeRun:
+    """Drives one cascade for any number of rows at once.
+
+    Usage: `admit(arrivals, outputs_of_stage_0)`; then, while `waiting(stage)`, ask the stage's members for the
+    rows of `next(stage, limit)` and `feed` what they said.
+
+    Args:
+        spec: the cascade.
+        capacity_rows: slots to begin with; the table doubles when it is full.
+    """
+
+    def __init__(self, spec: CascadeSpec, capacity_rows: int = 64) -> None:
+        self.spec = spec
+        self._judge = Judge(spec)
+        self._costs = np.array([stage.cost for stage in spec.stages], np.float32)
+        self._sequence = 0
+        self._waiting = np.zeros(len(spec.stages) + 1, np.int64)
+        self._lines = self._blank(capacity_rows)
+        self._state: npt.NDArray[np.int8] = np.zeros(capacity_rows, np.int8)
+        self._stage: npt.NDArray[np.int32] = np.zeros(capacity_rows, np.int32)
+        self._order: npt.NDArray[np.int64] = np.zeros(capacity_rows, np.int64)
+        self._free: Index = np.arange(capacity_rows)
+
+    # -- what the caller may ask ------------------------------------------------------------------
+
+    @property
+    def rows_in_table(self) -> int:
+        """Rows that were deferred and are not freed yet."""
+        return len(self._state) - len(self._free)
+
+    def waiting(self, stage: int) -> int:
+        """Rows that wait for a stage."""
+        return int(self._waiting[stage])
+
+    def next_deadline_ns(self) -> int | None:
+        """The earliest deadline of a row still unanswered, or None."""
+        open_rows = (self._state == WAITING) | (self._state == ASKED)
+        if not open_rows.any():
+            return None
+        return int(self._lines.who.deadline_ns[open_rows].min())
+
+    # -- events -----------------------------------------------------------------------------------
+
+    def admit(self, arrivals: Arrivals, outputs: Sequence[Output]) -> Outcome:
+        """Takes in rows with what stage 0 said of them.
+
+        Args:
+            arrivals: n rows.
+            outputs: (n, k) per member of stage 0 in plan order, None for a member that failed.
+
+        Returns:
+            the rows that are done; the deferred ones now wait in the table.
+        """
+        rows = len(arrivals)
+        lines = Lines(
+            arrivals,
+            np.full(rows, self._costs[0], np.float32),
+            np.zeros(rows, np.int32),
+            np.full(rows, -1, np.int32),
+            self._judge.combiner.empty(rows),
+        )
+        outcome, on = self._settle(lines, 0, outputs=outputs, row=np.arange(rows))
+        if len(on):
+            slots = self._claim(len(on))
+            self._lines.put(slots, lines.take(on))
+            self._order[slots] = self._sequence + np.arange(len(slots))
+            self._sequence += len(slots)
+            self._wait(slots, 1)
+            outcome.slots = slots
+        return outcome
+
+    def next(self, stage: int, limit: int) -> Index:
+        """Takes up to `limit` rows that wait for a stage, the most urgent first, and charges them for it.
+
+        Returns:
+            intp, their slots; empty when none wait.
+        """
+        slots = np.flatnonzero((self._state == WAITING) & (self._stage == stage))
+        if len(slots) > limit:
+            urgency = np.lexsort((self._order[slots], self._lines.who.due_ns[slots]))
+            slots = slots[urgency[:limit]]
+        self._state[slots] = ASKED
+        self._waiting[stage] -= len(slots)
+        self._lines.cost[slots] += self._costs[stage]
+        return slots
+
+    def feed(self, slots: Index, outputs: Sequence[Output]) -> Outcome:
+        """Takes what a stage's members said of the rows `next` gave.
+
+        Args:
+            slots: intp (n,), as `next` returned them.
+            outputs: (n, k) per member of that stage in plan order, None for a member that failed.
+
+        Returns:
+            the rows that are done; rows dropped meanwhile are in none of its parts.
+        """
+        stage = int(self._stage[slots[0]])
+        kept = np.flatnonzero(self._state[slots] == ASKED)
+        if len(kept) < len(slots):
+            self._release(slots[self._state[slots] == DROPPED])
+            outputs = [None if output is None else output[kept] for output in outputs]
+        live = slots[kept]
+        lines = self._lines.take(live)
+        outcome, on = self._settle(lines, stage, outputs=outputs, row=kept)
+        outcome.slots = live[on]
+        self._release(np.delete(live, on))
+        if len(on):
+            self._lines.put(outcome.slots, lines.take(on))
+            self._wait(outcome.slots, stage + 1)
+        return outcome
+
+    def expire(self, now_ns: int) -> Outcome:
+        """Answers every row whose deadline has come from its combination so far.
+
+        Returns:
+            answers with the deadline bit; `row` in them is the slot. Failures are rows without any combination.
+        """
+        open_rows = (self._state == WAITING) | (self._state == ASKED)
+        slots = np.flatnonzero(open_rows & (self._lines.who.deadline_ns <= now_ns))
+        lines = self._lines.take(slots)
+        lines.status |= np.int32(DEADLINE)
+        has = lines.tally.weight > 0
+        answers = self._judge.answers(lines, np.flatnonzero(has), row=slots, verdict=self._judge.verdict(lines))
+        lost = np.flatnonzero(~has)
+        failures = Failures(slots[lost], lines.who.request[lost], np.full(len(lost), -1, np.int32))
+        self._give_up(slots)
+        return Outcome(answers, failures, _NONE, _NONE, -1, None)
+
+    def drop(self, requests: npt.NDArray[np.int64]) -> int:
+        """Gives up every row of the given requests; returns how many there were."""
+        open_rows = (self._state == WAITING) | (self._state == ASKED)
+        slots = np.flatnonzero(open_rows & np.isin(self._lines.who.request, requests))
+        self._give_up(slots)
+        return len(slots)
+
+    # -- deciding ---------------------------------------------------------------------------------
+
+    def _settle(self, lines: Lines, stage: int, *, outputs: Sequence[Output], row: Index) -> tuple[Outcome, Index]:
+        """The outcome of a stage, and which lines (by place) go on; `row` names the lines to the caller."""
+        settled = self._judge.settle(lines, stage, outputs)
+        dead, exits = settled.dead, settled.exits
+        done = np.flatnonzero(exits)
+        lost = np.flatnonzero(dead) if settled.failed is not None else _NONE
+        on = _NONE if len(done) + len(lost) == len(lines) else np.flatnonzero(~exits & ~dead)
+        members = _NO_MEMBERS if settled.failed is None else settled.failed[lost]
+        failures = Failures(row[lost], lines.who.request[lost], members)
+        counts = None if settled.failed is None else self._judge.count_failures(outputs, stage, settled.failed)
+        answers = self._judge.answers(lines, done, row=row, verdict=settled.verdict)
+        return Outcome(answers, failures, row[on], _NONE, stage, counts), on
+
+    # -- slots ------------------------------------------------------------------------------------
+
+    def _wait(self, slots: Index, stage: int) -> None:
+        self._state[slots] = WAITING
+        self._stage[slots] = stage
+        self._waiting[stage] += len(slots)
+
+    def _give_up(self, slots: Index) -> None:
+        waits = self._state[slots] == WAITING
+        parked = slots[waits]
+        np.subtract.at(self._waiting, self._stage[parked], 1)
+        self._state[slots[~waits]] = DROPPED
+        self._release(parked)
+
+    def _claim(self, count: int) -> Index:
+        if count > len(self._free):
+            self._grow(max(2 * len(self._state), len(self._state) + count))
+        slots: Index = self._free[len(self._free) - count :]
+        self._free = self._free[: len(self._free) - count]
+        return slots
+
+    def _release(self, slots: Index) -> None:
+        self._state[slots] = FREE
+        self._free = np.concatenate((self._free, slots))
+
+    def _blank(self, rows: int) -> Lines:
+        return Lines(
+            Arrivals(*(np.zeros(rows, _TYPES.get(field.name, np.int64)) for field in fields(Arrivals))),
+            np.zeros(rows, np.float32),
+            np.zeros(rows, np.int32),
+            np.zeros(rows, np.int32),
+            self._judge.combiner.empty(rows),
+        )
+
+    def _grow(self, rows: int) -> None:
+        size = len(self._state)
+        lines = self._blank(rows)
+        lines.put(np.arange(size), self._lines)
+        self._lines = lines
+        self._state = np.concatenate((self._state, np.zeros(rows - size, np.int8)))
+        self._stage = np.concatenate((self._stage, np.zeros(rows - size, np.int32)))
+        self._order = np.concatenate((self._order, np.zeros(rows - size, np.int64)))
+        self._free = np.concatenate((self._free, np.arange(size, rows)))
+
+
+_TYPES: dict[str, type] = {"min_stage": np.int32, "max_stage": np.int32, "shift": np.float32}

@@ -1,0 +1,82 @@
+"""Scores: how sure a combined answer is. Higher is surer, every score lies in [0, 1]."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+
+from orchestrator.decision.combine import F32, I32
+
+Labels = npt.NDArray[np.int64]
+
+
+def max_prob(p: F32, label: Labels) -> F32:
+    """Probability of the answer; float32 (n,) from float32 (n, k)."""
+    score: F32 = p[np.arange(len(p)), label]
+    return score
+
+
+def top2_gap(p: F32, label: Labels) -> F32:
+    """Largest probability minus the second largest; float32 (n,)."""
+    del label
+    two = np.partition(p, p.shape[1] - 2, axis=1)[:, -2:]
+    gap: F32 = two[:, 1] - two[:, 0]
+    return gap
+
+
+def neg_entropy(p: F32, label: Labels) -> F32:
+    """1 - H(p) / log k: 1 for certainty, 0 for the uniform distribution; float32 (n,)."""
+    del label
+    plogp = p * np.log(np.maximum(p, np.float32(1e-38)))
+    score = 1 + np.add.reduce(plogp, axis=1) / np.float32(np.log(p.shape[1]))
+    # Rounding puts the uniform distribution a few 1e-8 below 0, where a threshold of 0 would miss it.
+    clipped: F32 = np.clip(score, np.float32(0), np.float32(1)).astype(np.float32, copy=False)
+    return clipped
+
+
+def agreement(tops: I32, weights: F32, label: Labels) -> F32:
+    """Weighted share of the members asked so far whose own top-1 is the combined label.
+
+    Args:
+        tops: int32 (n, m), -1 where a member was not asked.
+        weights: float32 (m,).
+        label: int64 (n,).
+
+    Returns:
+        float32 (n,).
+    """
+    same = np.zeros(len(tops), np.float32)
+    asked = np.zeros(len(tops), np.float32)
+    # One member at a time, so that the sum runs in plan order and no axis reduction reorders it.
+    for index, weight in enumerate(weights):
+        same += weight * (tops[:, index] == label)
+        asked += weight * (tops[:, index] >= 0)
+    share: F32 = same / np.maximum(asked, np.float32(1e-30))
+    return share
+
+
+OF_PROBABILITIES: dict[str, Callable[[F32, Labels], F32]] = {
+    "max_prob": max_prob,
+    "top2_gap": top2_gap,
+    "neg_entropy": neg_entropy,
+}
+
+
+def score_from_tally(name: str, p: F32, label: Labels, tops: I32 | None, weights: F32) -> F32:
+    """The plan's score of every row.
+
+    Args:
+        name: one of `orchestrator.spec.SCORES`.
+        p: float32 (n, k) combined probabilities.
+        label: int64 (n,).
+        tops: int32 (n, m), needed by "agreement" only.
+        weights: float32 (m,).
+
+    Returns:
+        float32 (n,).
+    """
+    if name == "agreement" and tops is not None:
+        return agreement(tops, weights, label)
+    return OF_PROBABILITIES[name](p, label)

@@ -1,0 +1,129 @@
+"""What a stage's outputs mean for each row: exit, go on, or fail. Changes lines, knows nothing of the table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from orchestrator.decision.combine import F32, I32, Bools, Combiner
+from orchestrator.decision.rows import I64, Answers, Index, Lines
+from orchestrator.decision.rules import DEGRADED, ExitRule
+from orchestrator.decision.scores import score_from_tally
+from orchestrator.spec import CascadeSpec
+
+Output = npt.NDArray[np.generic] | None
+
+
+@dataclass(slots=True)
+class Verdict:
+    """The combined answer of every line, whether it is given now or not.
+
+    Args:
+        p: float32 (n, k).
+        label: int64 (n,).
+        score: float32 (n,).
+    """
+
+    p: F32
+    label: I64
+    score: F32
+
+
+@dataclass(slots=True)
+class Settled:
+    """What became of lines at a stage.
+
+    Args:
+        exits: bool (n,), answered now.
+        dead: bool (n,), failed; never also in `exits`.
+        failed: int32 (n,), plan index of the first member that failed for the row or -1; None if none did.
+        verdict: the combined answers.
+    """
+
+    exits: Bools
+    dead: Bools
+    failed: I32 | None
+    verdict: Verdict
+
+
+class Judge:
+    """Combine mode, score and exit rule of one plan, applied together.
+
+    Args:
+        spec: the cascade.
+    """
+
+    def __init__(self, spec: CascadeSpec) -> None:
+        self.combiner = Combiner(spec)
+        self.rule = ExitRule(spec)
+        self._score = spec.score
+        self._members = len(spec.members)
+        self._answer_on_failure = [stage.on_failure == "answer" for stage in spec.stages]
+
+    def verdict(self, lines: Lines) -> Verdict:
+        """The combined answer of every line so far."""
+        p, label = self.combiner.distribution(lines.tally)
+        score = score_from_tally(self._score, p, label, lines.tally.tops, self.combiner.weights)
+        return Verdict(p, label, score)
+
+    def settle(self, lines: Lines, stage: int, outputs: Sequence[Output]) -> Settled:
+        """Adds a stage's outputs to the lines and decides for each.
+
+        With on_failure "error" a member's failure is the end of the row. With "answer", a stage of which some
+        members spoke decides as usual; where all were silent the stages before it answer, and a row that has
+        nothing yet goes on to the next stage if it may.
+
+        Args:
+            lines: n rows, changed in place (tally, answered, status).
+            stage: the stage that was asked.
+            outputs: (n, k) per member of the stage in plan order, None for a member that failed.
+        """
+        failed, silent = self.combiner.add_stage(lines.tally, stage, outputs)
+        verdict = self.verdict(lines)
+        who = lines.who
+        exits, status = self.rule.decide(
+            stage, verdict.score, min_stage=who.min_stage, max_stage=who.max_stage, shift=who.shift
+        )
+        if failed is None or silent is None:
+            lines.answered[:] = stage
+            lines.status |= status
+            return Settled(exits, np.zeros(len(lines), np.bool_), None, verdict)
+        hurt = failed >= 0
+        empty = lines.tally.weight <= 0
+        if self._answer_on_failure[stage]:
+            at_end = (who.max_stage <= stage) | (stage == self.rule.last)
+            dead = empty & at_end
+            lines.status |= np.int32(DEGRADED) * hurt.astype(np.int32)
+        else:
+            dead = hurt
+        lines.answered[~silent] = stage
+        # A silent stage has no say: neither its threshold nor the cap gave the answer.
+        lines.status |= np.where(silent, np.int32(0), status)
+        exits = np.where(silent, ~empty, exits) & ~dead
+        return Settled(exits, dead, failed, verdict)
+
+    def answers(self, lines: Lines, done: Index, *, row: Index, verdict: Verdict) -> Answers:
+        """The answers of the lines `done`; `row` (n,) names all lines to the caller."""
+        pick: Index | slice = slice(None) if len(done) == len(lines) else done
+        return Answers(
+            row[pick],
+            lines.who.request[pick],
+            lines.who.position[pick],
+            verdict.p[pick],
+            verdict.label[pick],
+            verdict.score[pick],
+            lines.answered[pick],
+            lines.cost[pick],
+            lines.status[pick],
+        )
+
+    def count_failures(self, outputs: Sequence[Output], stage: int, failed: I32) -> I64:
+        """Rows each member failed on, int64 (m,)."""
+        counts = np.bincount(failed[failed >= 0], minlength=self._members).astype(np.int64)
+        for index, output in zip(self.combiner.stage_members[stage], outputs, strict=True):
+            if output is None:
+                counts[index] = len(failed)
+        return counts
