@@ -16,8 +16,10 @@ PARAMETERS = {
     "threshold_shift": "added to every finite threshold, -1 to 1, positive is stricter",
     "deadline_us": "microseconds from arrival until the best answer so far is due",
 }
-# Clients and proxies add parameters of their own that say nothing about the decision.
-IGNORED_PREFIXES = ("triton_", "binary_data", "sequence_", "priority", "timeout", "classification")
+# The protocol's own request parameters: they say nothing about the decision and are not ours to refuse.
+PROTOCOL = frozenset(
+    ("binary_data_output", "headers", "priority", "sequence_end", "sequence_id", "sequence_start", "timeout")
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,7 +47,7 @@ def policy_from_parameters(parameters: Mapping[str, object], stages: int) -> Pol
     """
     if not parameters:
         return DEFAULT
-    values = {k: v for k, v in parameters.items() if not k.startswith(IGNORED_PREFIXES)}
+    values = {k: v for k, v in parameters.items() if k not in PROTOCOL and not k.startswith("triton_")}
     unknown = sorted(set(values) - set(PARAMETERS))
     if unknown:
         raise InputError("request parameters", got=", ".join(unknown), expected=f"only {', '.join(PARAMETERS)}")

@@ -60,6 +60,16 @@ class CascadeRun:
         """Rows that were deferred and are not freed yet."""
         return len(self._state) - len(self._free)
 
+    @property
+    def capacity_rows(self) -> int:
+        """Slots there are, used or free; every slot number is below it."""
+        return len(self._state)
+
+    def requests_of(self, slots: Index) -> npt.NDArray[np.int64]:
+        """Request tokens of the given slots, int64 (n,)."""
+        tokens: npt.NDArray[np.int64] = self._lines.who.request[slots]
+        return tokens
+
     def waiting(self, stage: int) -> int:
         """Rows that wait for a stage."""
         return int(self._waiting[stage])
@@ -132,6 +142,8 @@ class CascadeRun:
             self._release(slots[self._state[slots] == DROPPED])
             outputs = [None if output is None else output[kept] for output in outputs]
         live = slots[kept]
+        if not len(live):
+            return self._nothing(stage)
         lines = self._lines.take(live)
         outcome, on = self._settle(lines, stage, outputs=outputs, row=kept)
         outcome.slots = live[on]
@@ -140,6 +152,11 @@ class CascadeRun:
             self._lines.put(outcome.slots, lines.take(on))
             self._wait(outcome.slots, stage + 1)
         return outcome
+
+    def abandon(self, slots: Index) -> None:
+        """Frees slots that `next` gave and nothing will be fed for; harmless where they are free already."""
+        asked = (self._state[slots] == ASKED) | (self._state[slots] == DROPPED)
+        self._release(slots[asked])
 
     def expire(self, now_ns: int) -> Outcome:
         """Answers every row whose deadline has come from its combination so far.
@@ -179,6 +196,12 @@ class CascadeRun:
         counts = None if settled.failed is None else self._judge.count_failures(outputs, stage, settled.failed)
         answers = self._judge.answers(lines, done, row=row, verdict=settled.verdict)
         return Outcome(answers, failures, row[on], _NONE, stage, counts), on
+
+    def _nothing(self, stage: int) -> Outcome:
+        lines = self._blank(0)
+        answers = self._judge.answers(lines, _NONE, row=_NONE, verdict=self._judge.verdict(lines))
+        failures = Failures(_NONE, lines.who.request, _NO_MEMBERS)
+        return Outcome(answers, failures, _NONE, _NONE, stage, None)
 
     # -- slots ------------------------------------------------------------------------------------
 

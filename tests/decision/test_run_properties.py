@@ -100,7 +100,9 @@ def test_probabilities_are_a_distribution_and_the_score_lies_between_0_and_1(cas
 
 @given(cases(), st.data())
 @settings(max_examples=100, deadline=None)
-def test_min_and_max_stage_bound_where_a_row_exits_and_only_true_caps_are_marked(case: Case, data: st.DataObject) -> None:
+def test_min_and_max_stage_bound_where_a_row_exits_and_only_true_caps_are_marked(
+    case: Case, data: st.DataObject
+) -> None:
     last = len(case.spec.stages) - 1
     low = data.draw(st.integers(0, last))
     high = data.draw(st.integers(low, last))

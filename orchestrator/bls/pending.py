@@ -1,0 +1,118 @@
+"""Requests that wait for an answer, and the one rule about them: each is answered exactly once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from orchestrator.bls.tensors import Sheet, response_tensors
+from orchestrator.decision import Answers, Policy
+
+INVALID, UNAVAILABLE, INTERNAL, CANCELLED = "INVALID_ARG", "UNAVAILABLE", "INTERNAL", "CANCELLED"
+
+
+@dataclass(slots=True)
+class Pending:
+    """One request with everything needed to answer it.
+
+    Args:
+        token: unique while the model is loaded.
+        request: the server's request.
+        tensor, rows: its input, valid until it is answered.
+        policy: what it asked for.
+        arrived_ns: monotonic clock at entry.
+        wanted: output names to send.
+        count: number of rows.
+        left: rows without an answer.
+        sheet: answers so far, made when the first row is deferred.
+        answered: True once an answer was decided on, whoever sends it.
+    """
+
+    token: int
+    request: Any
+    tensor: Any
+    rows: Any
+    policy: Policy
+    arrived_ns: int
+    wanted: tuple[str, ...]
+    count: int
+    left: int
+    sheet: Sheet | None = None
+    answered: bool = False
+
+    @property
+    def deadline_ns(self) -> int | None:
+        """When its best answer is due, on the monotonic clock."""
+        wait_us = self.policy.deadline_us
+        return None if wait_us is None else self.arrived_ns + wait_us * 1000
+
+
+@dataclass(slots=True)
+class Reply:
+    """An answer ready to be sent: columns, or an error."""
+
+    pending: Pending
+    columns: dict[str, Any] | None
+    message: str = ""
+    code: str = ""
+
+
+def response_from_reply(pb_utils: Any, reply: Reply) -> Any:
+    """The server's response object of a reply."""
+    if reply.columns is None:
+        return error_response(pb_utils, reply.message, reply.code)
+    return pb_utils.InferenceResponse(
+        output_tensors=response_tensors(pb_utils, reply.columns, reply.pending.wanted)
+    )
+
+
+def error_response(pb_utils: Any, message: str, code: str) -> Any:
+    """A response that carries an error code (by its name in TritonError)."""
+    number = getattr(pb_utils.TritonError, code, pb_utils.TritonError.INTERNAL)
+    return pb_utils.InferenceResponse(output_tensors=[], error=pb_utils.TritonError(message, number))
+
+
+def send(pb_utils: Any, reply: Reply) -> None:
+    """Sends a late answer; its request counts as answered already.
+
+    Never raises for a client that went away: there is nobody left to tell.
+    """
+    pending = reply.pending
+    try:
+        response = response_from_reply(pb_utils, reply)
+    except Exception as error:  # the answer could not be built: the client must still hear something
+        response = error_response(pb_utils, f"answer could not be built: {error}", INTERNAL)
+    try:
+        # The server makes the sender with the request, so asking for it here costs nothing before it is needed.
+        sender = pending.request.get_response_sender()
+        sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+    except Exception as error:  # a broken sender is the server's to clean up
+        pb_utils.Logger.log_warn(f"committee: an answer could not be sent: {error}")
+    # Views of the server's memory go as soon as the answer is out.
+    pending.request = pending.tensor = pending.rows = pending.sheet = None
+
+
+def spread(answers: Answers, known: dict[int, Pending]) -> list[Pending]:
+    """Writes answers into their requests' sheets; returns the requests that are complete.
+
+    Loops over requests, never over rows.
+    """
+    if not len(answers):
+        return []
+    order = np.argsort(answers.request, kind="stable")
+    tokens = answers.request[order]
+    starts = np.flatnonzero(np.diff(tokens, prepend=tokens[0] - 1))
+    ends = np.append(starts[1:], len(tokens))
+    complete = []
+    for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
+        pending = known.get(int(tokens[start]))
+        if pending is None or pending.sheet is None:
+            continue
+        pick = order[start:end]
+        pending.sheet.fill(answers.position[pick], answers, pick)
+        pending.left -= end - start
+        if pending.left == 0:
+            complete.append(pending)
+    return complete

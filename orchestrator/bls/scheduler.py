@@ -1,0 +1,318 @@
+"""Deferred rows of all requests, pooled per stage and drained by workers.
+
+Rules of this file:
+- One lock guards the run, the requests and the inputs. Members are asked and answers are sent outside it.
+- A request leaves `_known` in the same locked step that decides its answer; whoever removed it sends it. So every
+  request is answered exactly once, whatever else happens to its rows.
+- A thread never dies: an error of ours in its loop is answered to the requests it held, and the loop goes on.
+- Rows in the table are bounded by the door (`wait_at_door`); nothing else here grows.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from orchestrator.bls.calls import MemberCalls, StageResult
+from orchestrator.bls.counters import Counters
+from orchestrator.bls.pending import CANCELLED, INTERNAL, UNAVAILABLE, Pending, Reply, spread
+from orchestrator.bls.tensors import Rows, Sheet
+from orchestrator.decision import Arrivals, CascadeRun, Failures, Outcome
+from orchestrator.spec import CascadeSpec
+
+# Asking the server whether a client went away costs about 90 us, so only requests this old are asked about.
+CANCEL_CHECK_AGE_NS = 250_000_000
+DRAIN_TIMEOUT_S = 30.0
+
+
+class Scheduler:
+    """Owns the deferred rows and the threads that serve them.
+
+    Args:
+        spec: the cascade.
+        calls: asks members.
+        counters: counts what happens.
+        send: sends one late reply; called without the lock.
+        log: writes one line to the server's log.
+    """
+
+    def __init__(
+        self,
+        spec: CascadeSpec,
+        calls: MemberCalls,
+        *,
+        counters: Counters,
+        send: Callable[[Reply], None],
+        log: Callable[[str], None],
+    ) -> None:
+        self._spec = spec
+        self._calls = calls
+        self._counters = counters
+        self._send = send
+        self._log = log
+        self._run = CascadeRun(spec)
+        self._known: dict[int, Pending] = {}
+        self._dated: dict[int, int] = {}  # token -> deadline_ns of requests that named one
+        self._inputs: npt.NDArray[Any] = np.zeros((0, *spec.input.dims), spec.input.numpy_dtype)
+        self._lock = threading.Lock()
+        self._work = [threading.Condition(self._lock) for _ in spec.stages]
+        self._room = threading.Condition(self._lock)
+        self._clock = threading.Condition(self._lock)
+        self._stopping = False
+        self._threads = self._make_threads()
+
+    def _make_threads(self) -> list[threading.Thread]:
+        threads = [threading.Thread(target=self._watch_deadlines, name="committee-clock", daemon=True)]
+        for stage in range(1, len(self._spec.stages)):
+            for index in range(self._workers(stage)):
+                name = f"committee-stage{stage}-{index}"
+                threads.append(threading.Thread(target=self._drain, args=(stage,), name=name, daemon=True))
+        return threads
+
+    def _workers(self, stage: int) -> int:
+        # One batch waits at the member while another runs, so that it never idles between two calls.
+        named = self._spec.limits.workers_per_stage
+        return named or 1 + min(member.instances for member in self._spec.stages[stage].members)
+
+    def start(self) -> None:
+        """Starts the threads."""
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self, timeout_s: float = DRAIN_TIMEOUT_S) -> None:
+        """Lets deferred rows finish, answers what is left with an error, and ends the threads."""
+        until = time.monotonic() + timeout_s
+        with self._lock:
+            while self._known and time.monotonic() < until:
+                self._room.wait(timeout=0.05)
+            self._stopping = True
+            replies = [
+                self._refuse(pending, "the server is stopping; try again", UNAVAILABLE)
+                for pending in list(self._known.values())
+            ]
+            for condition in (*self._work, self._clock, self._room):
+                condition.notify_all()
+        self._send_all(replies)
+        for thread in self._threads:
+            thread.join(timeout=5)
+
+    # -- called from execute ----------------------------------------------------------------------
+
+    def expect(self, pending: Sequence[Pending]) -> None:
+        """Registers requests before stage 0 is asked, so that a deadline can answer them meanwhile."""
+        with self._lock:
+            for one in pending:
+                self._known[one.token] = one
+                if one.deadline_ns is not None:
+                    self._dated[one.token] = one.deadline_ns
+                    self._clock.notify()
+
+    def wait_at_door(self, rows: int) -> None:
+        """Blocks while the table could not take `rows` more; a larger batch enters when it is empty."""
+        bound = self._spec.limits.max_deferred_rows
+        with self._lock:
+            while self._run.rows_in_table and self._run.rows_in_table + rows > bound and not self._stopping:
+                self._room.wait(timeout=1.0)
+
+    def admit(
+        self, batch: Sequence[Pending], arrivals: Arrivals, *, rows: Rows, result: StageResult
+    ) -> tuple[Outcome, list[Pending], list[Reply]]:
+        """Decides stage 0 for a merged batch and pools what is unsure.
+
+        Args:
+            batch: the requests, in the order of the rows.
+            arrivals: n rows.
+            rows: (n, *dims), their inputs; only those of deferred rows are copied.
+            result: what stage 0 said.
+
+        Returns:
+            the outcome; requests to be answered from it by the caller, all of them where nothing was deferred
+            and nothing failed and else none; and replies for requests that are decided by now.
+        """
+        with self._lock:
+            outcome = self._run.admit(arrivals, result.outputs)
+            self._counters.asked(len(arrivals), self._spec.stages[0].cost)
+            if not len(outcome.deferred) and not len(outcome.failures):
+                self._counters.outcome(outcome)
+                return outcome, [one for one in batch if self._forget(one)], []
+            if len(outcome.slots):
+                self._keep_inputs(outcome.slots, rows[outcome.deferred])
+            gone = [one.token for one in batch if one.token not in self._known]
+            if gone:
+                # Their deadline passed while stage 0 ran: nobody waits for their rows any more.
+                self._run.drop(np.array(gone))
+            return outcome, [], self._settle(outcome, result.errors)
+
+    def take_back(self, pending: Sequence[Pending]) -> list[Pending]:
+        """Those of the requests nobody has answered yet; they are the caller's to answer now."""
+        with self._lock:
+            return [one for one in pending if self._forget(one)]
+
+    # -- threads ----------------------------------------------------------------------------------
+
+    def _drain(self, stage: int) -> None:
+        """A worker of a later stage."""
+        limit = min(member.max_batch_size for member in self._spec.stages[stage].members)
+        while True:
+            slots = None
+            try:
+                taken = self._next_batch(stage, limit)
+                if taken is None:
+                    return
+                slots, rows, aged = taken
+                self._drop_cancelled(aged)
+                result = self._calls.ask(stage, rows)
+                with self._lock:
+                    replies = self._settle(self._run.feed(slots, result.outputs), result.errors)
+                self._send_all(replies)
+            except Exception as error:  # our own fault: the rows held must still be answered
+                self._give_up(slots, error)
+
+    def _next_batch(self, stage: int, limit: int) -> tuple[npt.NDArray[np.intp], Rows, list[Pending]] | None:
+        with self._lock:
+            while not self._run.waiting(stage):
+                if self._stopping:
+                    return None
+                self._work[stage].wait()
+            slots = self._run.next(stage, limit)
+            self._counters.asked(len(slots), self._spec.stages[stage].cost)
+            aged = self._aged(self._run.requests_of(slots))
+            return slots, self._inputs[slots], aged
+
+    def _watch_deadlines(self) -> None:
+        """The clock: answers rows whose time is up, wherever they are."""
+        while True:
+            try:
+                with self._lock:
+                    if self._stopping:
+                        return
+                    now = time.monotonic_ns()
+                    soonest = min(self._dated.values(), default=None)
+                    if soonest is None or soonest > now:
+                        wait_s = None if soonest is None else (soonest - now) / 1e9
+                        self._clock.wait(timeout=wait_s)
+                        continue
+                    replies = self._expire(now)
+                self._send_all(replies)
+            except Exception as error:  # the clock must go on for everybody else
+                self._log(f"committee: deadline clock: {type(error).__name__}: {error}")
+
+    # -- under the lock ---------------------------------------------------------------------------
+
+    def _expire(self, now_ns: int) -> list[Reply]:
+        late = [token for token, deadline in self._dated.items() if deadline <= now_ns]
+        replies = self._settle(self._run.expire(now_ns), {})
+        for token in late:
+            # What is known still has rows without any answer, or waits for stage 0.
+            self._dated.pop(token, None)
+            pending = self._known.get(token)
+            if pending is not None:
+                self._run.drop(np.array([token]))
+                replies.append(
+                    self._refuse(pending, "deadline_us passed before any stage had answered", UNAVAILABLE)
+                )
+        return replies
+
+    def _settle(self, outcome: Outcome, errors: dict[int, str]) -> list[Reply]:
+        """Books an outcome and returns the replies it makes possible."""
+        self._counters.outcome(outcome)
+        touched = np.concatenate((self._run.requests_of(outcome.slots), outcome.answers.request))
+        for token in np.unique(touched).tolist():
+            pending = self._known.get(token)
+            if pending is not None and pending.sheet is None:
+                pending.sheet = Sheet(pending.count, self._spec.classes)
+        replies = self._fail(outcome.failures, errors)
+        for pending in spread(outcome.answers, self._known):
+            if self._forget(pending) and pending.sheet is not None:
+                replies.append(Reply(pending, pending.sheet.columns))
+        if len(outcome.slots):
+            following = outcome.stage + 1
+            self._work[following].notify_all()
+        self._room.notify_all()
+        return replies
+
+    def _fail(self, failures: Failures, errors: dict[int, str]) -> list[Reply]:
+        replies = []
+        for token in np.unique(failures.request).tolist():
+            pending = self._known.get(token)
+            if pending is None:
+                continue
+            index = int(failures.member[failures.request == token][0])
+            self._run.drop(np.array([token]))
+            replies.append(self._refuse(pending, self._reason(index, errors), UNAVAILABLE))
+        return replies
+
+    def _reason(self, index: int, errors: dict[int, str]) -> str:
+        if index < 0:
+            return "deadline_us passed before any stage had answered"
+        if index in errors:
+            return f"{errors[index]}; try again"
+        stage = next(
+            number for number, part in enumerate(self._spec.stages) if self._spec.members[index] in part.members
+        )
+        name = self._spec.members[index].name
+        return f"stage {stage} member {name}: output holds NaN, infinity or no finite class score"
+
+    def _refuse(self, pending: Pending, message: str, code: str) -> Reply:
+        self._counters.refused(pending.count)
+        self._forget(pending)
+        return Reply(pending, None, message, code)
+
+    def _forget(self, pending: Pending) -> bool:
+        """Takes a request out of the books; False where somebody already did."""
+        self._dated.pop(pending.token, None)
+        pending.answered = self._known.pop(pending.token, None) is not None
+        return pending.answered
+
+    def _keep_inputs(self, slots: npt.NDArray[np.intp], rows: Rows) -> None:
+        if self._run.capacity_rows > len(self._inputs):
+            grown = np.zeros((self._run.capacity_rows, *self._spec.input.dims), self._inputs.dtype)
+            grown[: len(self._inputs)] = self._inputs
+            self._inputs = grown
+        self._inputs[slots] = rows
+
+    def _aged(self, tokens: npt.NDArray[np.int64]) -> list[Pending]:
+        oldest = time.monotonic_ns() - CANCEL_CHECK_AGE_NS
+        found = (self._known.get(token) for token in np.unique(tokens).tolist())
+        return [one for one in found if one is not None and one.arrived_ns < oldest]
+
+    # -- outside the lock -------------------------------------------------------------------------
+
+    def _drop_cancelled(self, aged: list[Pending]) -> None:
+        for pending in aged:
+            request = pending.request
+            if request is None or not request.is_cancelled():
+                continue
+            with self._lock:
+                if pending.token not in self._known:
+                    continue
+                self._run.drop(np.array([pending.token]))
+                reply = self._refuse(pending, "the client cancelled the request", CANCELLED)
+            self._send_all([reply])
+
+    def _give_up(self, slots: npt.NDArray[np.intp] | None, error: Exception) -> None:
+        text = f"{type(error).__name__}: {error}"
+        self._log(f"committee: worker: {text}")
+        if slots is None:
+            return
+        with self._lock:
+            tokens = np.unique(self._run.requests_of(slots))
+            self._run.drop(tokens)
+            self._run.abandon(slots)
+            held = [self._known[token] for token in tokens.tolist() if token in self._known]
+            replies = [self._refuse(pending, f"cascade failed: {text}", INTERNAL) for pending in held]
+            self._room.notify_all()
+        self._send_all(replies)
+
+    def _send_all(self, replies: list[Reply]) -> None:
+        now = time.monotonic_ns()
+        if replies:
+            taken = [now - reply.pending.arrived_ns for reply in replies]
+            self._counters.latencies(np.array(taken, np.float64) / 1000)
+        for reply in replies:
+            self._send(reply)

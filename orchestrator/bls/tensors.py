@@ -1,0 +1,113 @@
+"""Reading a request's rows and building its response tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from orchestrator.errors import InputError
+from orchestrator.spec import CascadeSpec
+
+Rows = npt.NDArray[Any]
+# Output name -> numpy dtype and whether one row is a vector of k classes or a single value.
+OUTPUTS: dict[str, tuple[type, bool]] = {
+    "probabilities": (np.float32, True),
+    "label": (np.int64, False),
+    "confidence": (np.float32, False),
+    "exit_stage": (np.int32, False),
+    "cost": (np.float32, False),
+    "status": (np.int32, False),
+}
+
+
+class Reader:
+    """Checks and reads the input tensor of requests.
+
+    Args:
+        pb_utils: the server's Python module.
+        spec: the cascade.
+    """
+
+    def __init__(self, pb_utils: Any, spec: CascadeSpec) -> None:
+        self._pb = pb_utils
+        self._input = spec.input
+        self._dtype = np.dtype(spec.input.numpy_dtype)
+        self._guard = spec.input.non_finite == "reject" and self._dtype.kind == "f"
+
+    def read(self, request: Any) -> tuple[Any, Rows]:
+        """The request's tensor as it came, and a view of it as an array (n, *dims).
+
+        The tensor is kept beside the array because forwarding it untouched saves a copy.
+
+        Raises:
+            InputError: the tensor is missing, empty or of another dtype or shape.
+        """
+        name, dims = self._input.name, self._input.dims
+        tensor = self._pb.get_input_tensor_by_name(request, name)
+        if tensor is None:
+            raise InputError(f"input {name}", got="no such tensor in the request", expected=f"{name} {dims}")
+        rows = tensor.as_numpy()
+        if rows.dtype != self._dtype:
+            raise InputError(f"input {name}", got=f"dtype {rows.dtype}", expected=self._input.dtype)
+        if rows.shape[1:] != dims:
+            expected = f"[n, {', '.join(map(str, dims))}]"
+            raise InputError(f"input {name}", got=f"shape {list(rows.shape)}", expected=expected)
+        if len(rows) == 0:
+            raise InputError(f"input {name}", got="an empty batch", expected="at least one row")
+        if self._guard:
+            self._refuse_non_finite(rows)
+        return tensor, rows
+
+    def _refuse_non_finite(self, rows: Rows) -> None:
+        # Two reductions and no temporary: NaN wins a maximum, and each infinity is one of the extremes.
+        if np.isfinite(rows.max()) and np.isfinite(rows.min()):
+            return
+        bad = np.flatnonzero(~np.isfinite(rows.reshape(len(rows), -1)).all(axis=1))
+        raise InputError(
+            f"input {self._input.name}",
+            got=f"NaN or infinity in {len(bad)} of {len(rows)} rows, first row {bad[0]}",
+            expected="finite numbers",
+            fix="mend or leave out those rows, or plan with non_finite set to pass",
+        )
+
+
+class Sheet:
+    """The answers of one request, filled in as its rows are decided.
+
+    Args:
+        rows: number of rows.
+        classes: number of classes.
+    """
+
+    __slots__ = ("columns",)
+
+    def __init__(self, rows: int, classes: int) -> None:
+        self.columns: dict[str, npt.NDArray[Any]] = {
+            name: np.empty((rows, classes if wide else 1), dtype) for name, (dtype, wide) in OUTPUTS.items()
+        }
+
+    def fill(self, position: npt.NDArray[np.int64], answers: Any, pick: slice | npt.NDArray[np.intp]) -> None:
+        """Copies the picked answers to their places."""
+        for name, column in self.columns.items():
+            values = getattr(answers, name)[pick]
+            column[position] = values if values.ndim == 2 else values[:, None]
+
+
+def response_tensors(pb_utils: Any, columns: dict[str, npt.NDArray[Any]], wanted: Iterable[str]) -> list[Any]:
+    """Tensors of the outputs a request wants; columns are (n, k) or (n, 1) and contiguous."""
+    names = set(wanted)
+    return [pb_utils.Tensor(name, column) for name, column in columns.items() if name in names]
+
+
+def columns_of(answers: Any, part: slice) -> dict[str, npt.NDArray[Any]]:
+    """The answers of one request as views, where they lie together and in order."""
+    columns = {}
+    for name, (dtype, wide) in OUTPUTS.items():
+        values = getattr(answers, name)[part]
+        if values.dtype != dtype:
+            values = values.astype(dtype)
+        columns[name] = values if wide else values[:, None]
+    return columns

@@ -1,0 +1,76 @@
+"""A cascade model loaded over the fake server, with members whose answers are written in the input.
+
+Every row is a vector of 2k numbers: what member "small" says, then what member "large" says.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from orchestrator.bls.model import CascadeModel, cascade_model
+from orchestrator.spec import CascadeSpec, InputSpec, Limits, Member, Stage, json_from_cascade
+from tests.fakes.triton import FakeTriton, InferenceResponse, Request
+
+K = 3
+EASY = np.array([9, 0, 0, 0, 9, 0], np.float32)
+HARD = np.array([0.1, 0, 0, 0, 0, 9], np.float32)
+
+
+def two_stages(**changes: Any) -> CascadeSpec:
+    spec = CascadeSpec(
+        name="cascade",
+        input=InputSpec(name="x", dtype="FP32", dims=(2 * K,)),
+        classes=K,
+        combine="last",
+        stages=(
+            Stage(members=(Member(name="small", output="logits", cost=1.0, max_batch_size=8),), threshold=0.9),
+            Stage(members=(Member(name="large", output="logits", cost=10.0, max_batch_size=4),)),
+        ),
+        limits=Limits(max_batch_size=64, max_deferred_rows=16),
+    )
+    return dataclasses.replace(spec, **changes)
+
+
+def small(rows: np.ndarray) -> np.ndarray:
+    return rows[:, :K]
+
+
+def large(rows: np.ndarray) -> np.ndarray:
+    return rows[:, K:]
+
+
+@contextmanager
+def loaded(tmp_path: Path, fake: FakeTriton, spec: CascadeSpec | None = None) -> Iterator[CascadeModel]:
+    spec = spec or two_stages()
+    folder = tmp_path / "repository" / spec.name
+    (folder / "1").mkdir(parents=True, exist_ok=True)
+    (folder / "1" / "cascade.json").write_text(json_from_cascade(spec))
+    model = cascade_model(fake)()
+    model.initialize(
+        {"model_repository": str(folder), "model_version": "1", "model_name": spec.name, "model_config": "{}"}
+    )
+    try:
+        yield model
+    finally:
+        model.finalize()
+
+
+def rows_of(*kinds: np.ndarray) -> np.ndarray:
+    return np.stack(kinds).astype(np.float32)
+
+
+def ask_all(model: CascadeModel, requests: list[Request], timeout_s: float = 10) -> list[InferenceResponse]:
+    """Executes the requests as one batch and waits for every response, listed or sent."""
+    listed = model.execute(requests)
+    if listed is not None:
+        assert all(request.sender.response is None for request in requests)
+        return listed
+    for request in requests:
+        assert request.sender.done.wait(timeout_s), "a request was never answered"
+    return [request.sender.response for request in requests]

@@ -1,0 +1,328 @@
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from orchestrator.decision import CAPPED, DEADLINE, DEGRADED
+from orchestrator.errors import SpecError
+from orchestrator.spec import Member, Stage
+from tests.bls.loading import EASY, HARD, K, ask_all, large, loaded, rows_of, small, two_stages
+from tests.fakes.triton import FakeTriton, Request, TritonError
+
+
+def test_an_easy_batch_is_returned_as_a_plain_list_and_never_reaches_the_later_stage(tmp_path: Path) -> None:
+    fake = FakeTriton({"small": small, "large": large})
+    with loaded(tmp_path, fake) as model:
+        answers = model.execute([Request({"x": rows_of(EASY, EASY)}), Request({"x": rows_of(EASY)})])
+    assert answers is not None
+    assert fake.asked == [("small", 3)]
+    assert answers[0].column("label").tolist() == [[0], [0]]
+    assert answers[1].column("exit_stage").tolist() == [[0]]
+    assert answers[1].column("probabilities").shape == (1, K)
+
+
+def test_only_deferred_rows_reach_the_later_stage_and_answers_keep_their_places(tmp_path: Path) -> None:
+    fake = FakeTriton({"small": small, "large": large})
+    with loaded(tmp_path, fake) as model:
+        (answer,) = ask_all(model, [Request({"x": rows_of(EASY, HARD, EASY, HARD)})])
+    assert answer.column("label")[:, 0].tolist() == [0, 2, 0, 2]
+    assert answer.column("exit_stage")[:, 0].tolist() == [0, 1, 0, 1]
+    assert answer.column("cost")[:, 0].tolist() == [1, 11, 1, 11]
+    assert sum(n for name, n in fake.asked if name == "large") == 2
+
+
+def test_a_single_request_is_forwarded_without_a_copy(tmp_path: Path) -> None:
+    fake = FakeTriton({"small": small, "large": large})
+    request = Request({"x": rows_of(EASY)})
+    with loaded(tmp_path, fake) as model:
+        model.execute([request])
+    assert fake.forwarded[0] is request.tensors["x"]
+
+
+def test_a_request_longer_than_a_members_limit_is_asked_in_chunks(tmp_path: Path) -> None:
+    fake = FakeTriton({"small": small, "large": large})
+    with loaded(tmp_path, fake) as model:
+        (answer,) = ask_all(model, [Request({"x": rows_of(*[HARD] * 21)})])
+    assert [n for name, n in fake.asked if name == "small"] == [8, 8, 5]
+    assert max(n for name, n in fake.asked if name == "large") <= 4
+    assert set(answer.column("label")[:, 0].tolist()) == {2}
+
+
+@pytest.mark.parametrize(
+    ("tensors", "parameters", "said"),
+    [
+        ({"x": np.zeros((1, 2 * K), np.float64)}, {}, "expected FP32"),
+        ({"x": np.zeros((1, K), np.float32)}, {}, "shape [1, 3]"),
+        ({"x": np.zeros((0, 2 * K), np.float32)}, {}, "empty batch"),
+        ({"x": np.full((2, 2 * K), np.nan, np.float32)}, {}, "NaN or infinity in 2 of 2 rows"),
+        ({"x": -np.full((1, 2 * K), np.inf, np.float32)}, {}, "NaN or infinity"),
+        ({"y": np.zeros((1, 2 * K), np.float32)}, {}, "no such tensor"),
+        ({"x": rows_of(EASY)}, {"treshold_shift": 0.1}, "expected only min_stage, max_stage"),
+        ({"x": rows_of(EASY)}, {"max_stage": 2}, "from 0 to 1"),
+        ({"x": rows_of(EASY)}, {"min_stage": -1}, "from 0 to 1"),
+        ({"x": rows_of(EASY)}, {"min_stage": 1, "max_stage": 0}, "at most max_stage 0"),
+        ({"x": rows_of(EASY)}, {"threshold_shift": 1.5}, "from -1 to 1"),
+        ({"x": rows_of(EASY)}, {"threshold_shift": "nan"}, "from -1 to 1"),
+        ({"x": rows_of(EASY)}, {"deadline_us": 0}, "from 1 to"),
+        ({"x": rows_of(EASY)}, {"max_stage": True}, "whole number"),
+    ],
+)
+def test_a_bad_request_is_refused_alone_in_easy_and_in_hard_company(
+    tmp_path: Path, tensors: dict, parameters: dict, said: str
+) -> None:
+    fake = FakeTriton({"small": small, "large": large})
+    for company in (EASY, HARD):
+        good, bad, other = (
+            Request({"x": rows_of(company)}),
+            Request(tensors, parameters=parameters),
+            Request({"x": rows_of(EASY)}),
+        )
+        with loaded(tmp_path, fake) as model:
+            answers = ask_all(model, [good, bad, other])
+        assert not answers[0].has_error()
+        assert not answers[2].has_error()
+        assert answers[1].error().code() == TritonError.INVALID_ARG
+        assert said in answers[1].error().message()
+        assert "\n" not in answers[1].error().message()
+
+
+def test_a_failing_later_member_fails_only_requests_with_deferred_rows_and_names_stage_and_member(
+    tmp_path: Path,
+) -> None:
+    fake = FakeTriton({"small": small})
+    with loaded(tmp_path, fake) as model:
+        easy, hard = ask_all(model, [Request({"x": rows_of(EASY)}), Request({"x": rows_of(EASY, HARD)})])
+    assert not easy.has_error()
+    assert hard.error().code() == TritonError.UNAVAILABLE
+    assert hard.error().message().startswith("stage 1 member large: ")
+    assert fake.total("committee_member_failures_total", member="large") == 1
+
+
+def test_on_failure_answer_gives_the_answer_so_far_with_the_degraded_bit(tmp_path: Path) -> None:
+    first, second = two_stages().stages
+    spec = two_stages(stages=(first, Stage(members=second.members, on_failure="answer")))
+    with loaded(tmp_path, FakeTriton({"small": small}), spec) as model:
+        (answer,) = ask_all(model, [Request({"x": rows_of(HARD, EASY)})])
+    assert answer.column("status")[:, 0].tolist() == [DEGRADED, 0]
+    assert answer.column("exit_stage")[:, 0].tolist() == [0, 0]
+    assert answer.column("cost")[:, 0].tolist() == [11, 1]
+
+
+def test_a_non_finite_output_fails_its_own_request_and_not_its_pool_mates(tmp_path: Path) -> None:
+    def sometimes(rows: np.ndarray) -> np.ndarray:
+        out = rows[:, K:].copy()
+        out[rows[:, K] == 7] = np.nan
+        return out
+
+    poison = HARD.copy()
+    poison[K] = 7
+    with loaded(tmp_path, FakeTriton({"small": small, "large": sometimes})) as model:
+        good, bad = ask_all(model, [Request({"x": rows_of(HARD)}), Request({"x": rows_of(poison)})])
+    assert good.column("label")[0, 0] == 2
+    assert bad.error().code() == TritonError.UNAVAILABLE
+    assert "member large" in bad.error().message()
+
+
+def gated(gate: threading.Event):
+    def member(rows: np.ndarray) -> np.ndarray:
+        assert gate.wait(20)
+        return rows[:, K:]
+
+    return member
+
+
+def test_an_easy_request_overtakes_a_hard_one_that_came_before_it(tmp_path: Path) -> None:
+    gate = threading.Event()
+    hard, easy = Request({"x": rows_of(HARD)}), Request({"x": rows_of(EASY)})
+    with loaded(tmp_path, FakeTriton({"small": small, "large": gated(gate)})) as model:
+        assert model.execute([hard]) is None
+        answers = model.execute([easy])
+        assert answers is not None
+        assert hard.sender.response is None
+        gate.set()
+        assert hard.sender.done.wait(10)
+
+
+def test_a_deadline_gives_the_best_answer_so_far_at_once_and_the_late_result_is_dropped(tmp_path: Path) -> None:
+    gate = threading.Event()
+    request = Request({"x": rows_of(HARD, EASY)}, parameters={"deadline_us": 50_000})
+    with loaded(tmp_path, FakeTriton({"small": small, "large": gated(gate)})) as model:
+        start = time.monotonic()
+        (answer,) = ask_all(model, [request])
+        taken_s = time.monotonic() - start
+        gate.set()
+        (later,) = ask_all(model, [Request({"x": rows_of(HARD)})])
+    assert 0.05 <= taken_s < 5
+    assert answer.column("status")[:, 0].tolist() == [DEADLINE, 0]
+    assert answer.column("exit_stage")[:, 0].tolist() == [0, 0]
+    assert answer.column("cost")[:, 0].tolist() == [11, 1]
+    assert later.column("exit_stage")[0, 0] == 1
+
+
+def test_a_deadline_that_passes_before_stage_0_answers_is_unavailable_while_others_wait_on(tmp_path: Path) -> None:
+    gate = threading.Event()
+
+    def slow(rows: np.ndarray) -> np.ndarray:
+        assert gate.wait(20)
+        return rows[:, :K]
+
+    hasty = Request({"x": rows_of(HARD)}, parameters={"deadline_us": 30_000})
+    calm = Request({"x": rows_of(EASY)})
+    with loaded(tmp_path, FakeTriton({"small": slow, "large": large})) as model:
+        thread = threading.Thread(target=model.execute, args=([hasty, calm],))
+        thread.start()
+        assert hasty.sender.done.wait(10)
+        assert calm.sender.response is None
+        gate.set()
+        thread.join()
+        assert calm.sender.done.wait(10)
+    assert hasty.sender.response.error().code() == TritonError.UNAVAILABLE
+    assert "deadline_us passed" in hasty.sender.response.error().message()
+    assert not calm.sender.response.has_error()
+
+
+def test_max_stage_answers_there_and_marks_only_rows_that_would_have_gone_on(tmp_path: Path) -> None:
+    with loaded(tmp_path, FakeTriton({"small": small, "large": large})) as model:
+        (answer,) = ask_all(model, [Request({"x": rows_of(EASY, HARD)}, parameters={"max_stage": 0})])
+    assert answer.column("status")[:, 0].tolist() == [0, CAPPED]
+
+
+def test_the_door_holds_requests_back_while_too_many_rows_are_deferred(tmp_path: Path) -> None:
+    gate = threading.Event()
+    first = Request({"x": rows_of(*[HARD] * 12)})
+    second = Request({"x": rows_of(*[EASY] * 12)})
+    with loaded(tmp_path, FakeTriton({"small": small, "large": gated(gate)})) as model:
+        model.execute([first])
+        answered: list[object] = []
+        thread = threading.Thread(target=lambda: answered.append(model.execute([second])))
+        thread.start()
+        time.sleep(0.2)
+        assert not answered
+        gate.set()
+        thread.join(10)
+        assert answered[0] is not None
+        assert first.sender.done.wait(10)
+
+
+def test_a_request_larger_than_the_bound_enters_when_nothing_is_deferred(tmp_path: Path) -> None:
+    with loaded(tmp_path, FakeTriton({"small": small, "large": large})) as model:
+        (answer,) = ask_all(model, [Request({"x": rows_of(*[HARD] * 60)})])
+    assert set(answer.column("exit_stage")[:, 0].tolist()) == {1}
+
+
+def test_a_cancelled_request_is_not_asked_about_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("orchestrator.bls.scheduler.CANCEL_CHECK_AGE_NS", 0)
+    request = Request({"x": rows_of(HARD)})
+    request.cancelled = True
+    with loaded(tmp_path, FakeTriton({"small": small, "large": large})) as model:
+        (answer,) = ask_all(model, [request])
+    assert answer.error().code() == TritonError.CANCELLED
+
+
+def test_members_of_one_stage_are_asked_in_parallel(tmp_path: Path) -> None:
+    both = threading.Barrier(2)
+
+    def meet(rows: np.ndarray) -> np.ndarray:
+        both.wait(10)
+        return rows[:, :K]
+
+    members = tuple(Member(name=name, output="logits", max_batch_size=8) for name in ("one", "two"))
+    spec = two_stages(stages=(Stage(members=members),), combine="mean_logit")
+    with loaded(tmp_path, FakeTriton({"one": meet, "two": meet}), spec) as model:
+        (answer,) = ask_all(model, [Request({"x": rows_of(EASY)})])
+    assert answer.column("label")[0, 0] == 0
+
+
+def test_a_fault_of_our_own_in_a_worker_is_answered_and_the_worker_lives_on(tmp_path: Path) -> None:
+    wrong = [True]
+
+    def odd(rows: np.ndarray) -> np.ndarray:
+        # Text instead of numbers passes the shape check and breaks the arithmetic behind it.
+        return np.full((len(rows), K), "x") if wrong[0] else rows[:, K:]
+
+    with loaded(tmp_path, FakeTriton({"small": small, "large": odd})) as model:
+        (broken,) = ask_all(model, [Request({"x": rows_of(HARD)})])
+        wrong[0] = False
+        (fine,) = ask_all(model, [Request({"x": rows_of(HARD)})])
+        assert model._scheduler._run.rows_in_table == 0
+    assert broken.error().code() == TritonError.INTERNAL
+    assert "\n" not in broken.error().message()
+    assert fine.column("label")[0, 0] == 2
+
+
+def test_unloading_waits_for_deferred_rows(tmp_path: Path) -> None:
+    gate = threading.Event()
+    request = Request({"x": rows_of(HARD)})
+    with loaded(tmp_path, FakeTriton({"small": small, "large": gated(gate)})) as model:
+        model.execute([request])
+        threading.Timer(0.3, gate.set).start()
+    assert not request.sender.response.has_error()
+
+
+def test_only_the_outputs_asked_for_are_sent(tmp_path: Path) -> None:
+    with loaded(tmp_path, FakeTriton({"small": small, "large": large})) as model:
+        (answer,) = ask_all(model, [Request({"x": rows_of(HARD)}, wanted=["label"])])
+    assert [t.name() for t in answer.output_tensors()] == ["label"]
+
+
+def test_metrics_add_up_to_what_was_served(tmp_path: Path) -> None:
+    fake = FakeTriton({"small": small, "large": large})
+    with loaded(tmp_path, fake) as model:
+        ask_all(model, [Request({"x": rows_of(EASY, HARD, HARD)}), Request({"x": rows_of(EASY)})])
+    assert fake.total("committee_rows_total") == 4
+    assert fake.total("committee_exits_total", stage="0") == 2
+    assert fake.total("committee_exits_total", stage="1") == 2
+    assert fake.total("committee_deferred_total", stage="0") == 2
+    assert fake.total("committee_cost_total") == 4 * 1 + 2 * 10
+    assert fake.total("committee_latency_us_count") == 2
+    assert fake.total("committee_latency_us_bucket", le="+Inf") == 2
+
+
+def test_a_member_other_than_the_one_the_plan_was_fitted_on_is_refused_at_load(tmp_path: Path) -> None:
+    first, second = two_stages().stages
+    pinned = Member(name="small", output="logits", sha256="0" * 64)
+    spec = two_stages(stages=(Stage(members=(pinned,), threshold=0.9), second))
+    (tmp_path / "repository" / "small" / "1").mkdir(parents=True)
+    (tmp_path / "repository" / "small" / "1" / "model.onnx").write_bytes(b"another model")
+    with (
+        pytest.raises(SpecError, match="not the file the thresholds were fitted on"),
+        loaded(tmp_path, FakeTriton({}), spec),
+    ):
+        pass
+
+
+def test_ten_thousand_mixed_requests_from_many_threads_are_each_answered_once_and_right(tmp_path: Path) -> None:
+    fake = FakeTriton({"small": small, "large": large})
+    failures: list[str] = []
+
+    def client(seed: int) -> None:
+        rng = np.random.default_rng(seed)
+        for _ in range(50):
+            batch = []
+            for _ in range(int(rng.integers(1, 6))):
+                hard = rng.random(int(rng.integers(1, 9))) < 0.3
+                batch.append((hard, Request({"x": np.where(hard[:, None], HARD, EASY).astype(np.float32)})))
+            with execute_lock:
+                listed = model.execute([request for _, request in batch])
+            for index, (hard, request) in enumerate(batch):
+                if listed is None and not request.sender.done.wait(20):
+                    failures.append("no answer")
+                    continue
+                response = listed[index] if listed is not None else request.sender.response
+                if not np.array_equal(response.column("label")[:, 0], np.where(hard, 2, 0)):
+                    failures.append("wrong answer")
+
+    # Triton calls execute of one instance from one thread at a time.
+    execute_lock = threading.Lock()
+    with loaded(tmp_path, fake) as model:
+        threads = [threading.Thread(target=client, args=(seed,)) for seed in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert model._scheduler._run.rows_in_table == 0
+    assert not failures

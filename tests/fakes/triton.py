@@ -1,0 +1,191 @@
+"""A stand-in for the server's Python module: members are Python functions, senders remember what they sent."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Rows = npt.NDArray[Any]
+MemberFunction = Callable[[Rows], Rows]
+
+
+class TritonError:
+    """An error with a code, as the server's."""
+
+    UNKNOWN, INTERNAL, NOT_FOUND, INVALID_ARG, UNAVAILABLE, UNSUPPORTED, ALREADY_EXISTS, CANCELLED = range(8)
+
+    def __init__(self, message: str, code: int = INTERNAL) -> None:
+        self._message, self._code = message, code
+
+    def message(self) -> str:
+        return self._message
+
+    def code(self) -> int:
+        return self._code
+
+
+class Tensor:
+    """A named array; like the server's it keeps what it was given."""
+
+    def __init__(self, name: str, array: Rows) -> None:
+        self._name, self._array = name, array
+
+    def name(self) -> str:
+        return self._name
+
+    def as_numpy(self) -> Rows:
+        return self._array
+
+
+class InferenceResponse:
+    def __init__(self, output_tensors: Sequence[Tensor] = (), error: TritonError | None = None) -> None:
+        self._tensors, self._error = list(output_tensors), error
+
+    def has_error(self) -> bool:
+        return self._error is not None
+
+    def error(self) -> TritonError | None:
+        return self._error
+
+    def output_tensors(self) -> list[Tensor]:
+        return self._tensors
+
+    def column(self, name: str) -> Rows:
+        """The output's array."""
+        return next(t.as_numpy() for t in self._tensors if t.name() == name)
+
+
+class Sender:
+    """Takes exactly one final response."""
+
+    def __init__(self) -> None:
+        self.response: InferenceResponse | None = None
+        self.done = threading.Event()
+
+    def send(self, response: InferenceResponse, flags: int = 0) -> None:
+        if self.response is not None:
+            raise RuntimeError("response sender has been closed")
+        if flags != 1:
+            raise RuntimeError("a default-mode model must send its response with the final flag")
+        self.response = response
+        self.done.set()
+
+
+class Request:
+    """A request as `execute` receives it."""
+
+    def __init__(self, tensors: Mapping[str, Rows], *, parameters: Mapping[str, Any] | None = None, wanted: Sequence[str] = ()) -> None:  # fmt: skip
+        self.tensors = {name: Tensor(name, array) for name, array in tensors.items()}
+        self._parameters, self._wanted = dict(parameters or {}), list(wanted)
+        self.sender = Sender()
+        self.cancelled = False
+
+    def parameters(self) -> str:
+        return json.dumps(self._parameters) if self._parameters else ""
+
+    def requested_output_names(self) -> list[str]:
+        return self._wanted
+
+    def get_response_sender(self) -> Sender:
+        return self.sender
+
+    def is_cancelled(self) -> bool:
+        return self.cancelled
+
+
+class Metric:
+    def __init__(self, labels: Mapping[str, str]) -> None:
+        self.labels, self.value = dict(labels), 0.0
+
+    def increment(self, value: float) -> None:
+        if value < 0:
+            raise ValueError("a counter cannot decrease")
+        self.value += value
+
+
+class FakeTriton:
+    """The module `triton_python_backend_utils` with members that are functions.
+
+    Args:
+        members: model name -> function from rows (n, *dims) to its output; an exception becomes its error.
+        input_name, output_name: of every member.
+    """
+
+    TRITONSERVER_MEMORY_CPU = 0
+    TRITONSERVER_RESPONSE_COMPLETE_FINAL = 1
+    TritonError = TritonError
+    Tensor = Tensor
+    InferenceResponse = InferenceResponse
+
+    def __init__(self, members: Mapping[str, MemberFunction], *, input_name: str = "x", output_name: str = "logits") -> None:  # fmt: skip
+        self.members = dict(members)
+        self.asked: list[tuple[str, int]] = []
+        self.forwarded: list[Tensor] = []
+        self.log: list[str] = []
+        self.metrics: dict[tuple[str, tuple[tuple[str, str], ...]], Metric] = {}
+        self._lock = threading.Lock()
+        fake = self
+
+        class InferenceRequest:
+            def __init__(self, *, model_name: str, requested_output_names: list[str], inputs: list[Tensor], preferred_memory: object) -> None:  # fmt: skip
+                self.model, self.inputs = model_name, inputs
+                assert requested_output_names == [output_name]
+                assert inputs[0].name() == input_name
+
+            def exec(self) -> InferenceResponse:
+                return fake._exec(self.model, self.inputs[0], output_name)
+
+        class MetricFamily:
+            COUNTER = 0
+
+            def __init__(self, *, name: str, description: str, kind: int) -> None:
+                assert description
+                assert kind == MetricFamily.COUNTER
+                self.name = name
+
+            def Metric(self, labels: Mapping[str, str]) -> Metric:  # noqa: N802 - the server's own spelling
+                return fake.metrics.setdefault((self.name, tuple(sorted(labels.items()))), Metric(labels))
+
+        class Logger:
+            log_info = log_warn = log_error = staticmethod(lambda text: fake.log.append(text))
+
+        self.InferenceRequest, self.MetricFamily, self.Logger = InferenceRequest, MetricFamily, Logger
+
+    def _exec(self, model: str, tensor: Tensor, output_name: str) -> InferenceResponse:
+        rows = tensor.as_numpy()
+        with self._lock:
+            self.asked.append((model, len(rows)))
+            self.forwarded.append(tensor)
+        if model not in self.members:
+            return InferenceResponse(
+                error=TritonError(f"Failed for execute the inference request. Model '{model}' is not ready.")
+            )
+        try:
+            return InferenceResponse([Tensor(output_name, self.members[model](rows))])
+        except Exception as error:
+            return InferenceResponse(error=TritonError(str(error)))
+
+    def PreferredMemory(self, memory: int, device: int) -> tuple[int, int]:  # noqa: N802 - the server's own spelling
+        return memory, device
+
+    def get_input_tensor_by_name(self, request: Request, name: str) -> Tensor | None:
+        return request.tensors.get(name)
+
+    def get_output_tensor_by_name(self, response: InferenceResponse, name: str) -> Tensor | None:
+        return next((t for t in response.output_tensors() if t.name() == name), None)
+
+    def is_model_ready(self, name: str) -> bool:
+        return name in self.members
+
+    def total(self, name: str, **labels: str) -> float:
+        """Sum of a counter over the series that carry these labels."""
+        return sum(
+            metric.value
+            for (family, _), metric in self.metrics.items()
+            if family == name and all(metric.labels.get(k) == v for k, v in labels.items())
+        )
