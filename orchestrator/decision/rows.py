@@ -58,9 +58,13 @@ class Arrivals:
 
 
 def arrivals_from_policies(
-    tokens: Sequence[int], counts: Sequence[int], *, policies: Sequence[Policy], now_ns: Sequence[int],
+    tokens: Sequence[int],
+    counts: Sequence[int],
+    *,
+    policies: Sequence[Policy],
+    now_ns: Sequence[int],
     default_deadline_us: int,
-) -> Arrivals:  # fmt: skip
+) -> Arrivals:
     """Arrivals of several requests, in order.
 
     Args:

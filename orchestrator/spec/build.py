@@ -59,6 +59,8 @@ def _check_keys(
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         if required and name not in value:
             faults.add(join(path, name), "missing")
+        if name in value and value[name] is None and "None" not in str(field.type):
+            faults.add(join(path, name), "got null, expected a value")
 
 
 def join(path: str, name: str) -> str:

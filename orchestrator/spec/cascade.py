@@ -277,6 +277,10 @@ class CascadeSpec:
         faults.text("cost_unit", self.cost_unit)
         if self.labels is not None and len(self.labels) != self.classes:
             faults.add("labels", f"got {len(self.labels)}, expected {self.classes}, one per class")
+        for label in self.labels or ():
+            # labels.txt holds one per line.
+            good = isinstance(label, str) and not set(label) & set("\r\n")
+            faults.check("labels", good, f"got {label!r}, expected text without line breaks")
         self._check_stages(faults)
         faults.close()
 

@@ -59,7 +59,9 @@ def cascade_from_json(text: str, subject: str = "cascade.json") -> CascadeSpec:
     if number != FORMAT or isinstance(number, bool):
         # Another format's fields would only produce misleading faults, so nothing else is looked at.
         message = f"got {number!r}, expected {FORMAT}"
-        raise SpecError(subject, {"format": message}, fix="write it again with `committee plan`")
+        newer = isinstance(number, int) and number > FORMAT
+        fix = "install a newer committee" if newer else "write it again with `committee plan`"
+        raise SpecError(subject, {"format": message}, fix=fix)
     faults = Faults(subject)
     spec = _cascade("", value, faults)
     faults.close()

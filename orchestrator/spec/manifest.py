@@ -25,6 +25,15 @@ class TensorSpec:
     dtype: str
     dims: tuple[int, ...]
 
+    def __post_init__(self) -> None:
+        faults = Faults(f"tensor {self.name}")
+        faults.text("name", self.name)
+        faults.text("dtype", self.dtype)
+        for size in self.dims:
+            # -1 is Triton's word for a size that may vary.
+            faults.integer("dims", size, low=-1)
+        faults.close()
+
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:

@@ -283,7 +283,7 @@ def test_metrics_add_up_to_what_was_served(tmp_path: Path) -> None:
 
 
 def test_a_member_other_than_the_one_the_plan_was_fitted_on_is_refused_at_load(tmp_path: Path) -> None:
-    first, second = two_stages().stages
+    second = two_stages().stages[1]
     pinned = Member(name="small", output="logits", sha256="0" * 64)
     spec = two_stages(stages=(Stage(members=(pinned,), threshold=0.9), second))
     (tmp_path / "repository" / "small" / "1").mkdir(parents=True)
@@ -295,30 +295,40 @@ def test_a_member_other_than_the_one_the_plan_was_fitted_on_is_refused_at_load(t
         pass
 
 
-def test_ten_thousand_mixed_requests_from_many_threads_are_each_answered_once_and_right(tmp_path: Path) -> None:
-    fake = FakeTriton({"small": small, "large": large})
+def mixed_batch(rng: np.random.Generator) -> list[tuple[np.ndarray, Request]]:
+    batch = []
+    for _ in range(int(rng.integers(1, 6))):
+        hard = rng.random(int(rng.integers(1, 9))) < 0.3
+        batch.append((hard, Request({"x": np.where(hard[:, None], HARD, EASY).astype(np.float32)})))
+    return batch
+
+
+def wrong_answers(batch: list[tuple[np.ndarray, Request]], listed: list | None) -> list[str]:
+    wrong = []
+    for index, (hard, request) in enumerate(batch):
+        if listed is None and not request.sender.done.wait(20):
+            wrong.append("no answer")
+            continue
+        response = listed[index] if listed is not None else request.sender.response
+        if not np.array_equal(response.column("label")[:, 0], np.where(hard, 2, 0)):
+            wrong.append("wrong answer")
+    return wrong
+
+
+def test_mixed_requests_from_many_threads_are_each_answered_once_and_right(tmp_path: Path) -> None:
     failures: list[str] = []
+    # Triton calls execute of one instance from one thread at a time.
+    execute_lock = threading.Lock()
 
     def client(seed: int) -> None:
         rng = np.random.default_rng(seed)
         for _ in range(50):
-            batch = []
-            for _ in range(int(rng.integers(1, 6))):
-                hard = rng.random(int(rng.integers(1, 9))) < 0.3
-                batch.append((hard, Request({"x": np.where(hard[:, None], HARD, EASY).astype(np.float32)})))
+            batch = mixed_batch(rng)
             with execute_lock:
                 listed = model.execute([request for _, request in batch])
-            for index, (hard, request) in enumerate(batch):
-                if listed is None and not request.sender.done.wait(20):
-                    failures.append("no answer")
-                    continue
-                response = listed[index] if listed is not None else request.sender.response
-                if not np.array_equal(response.column("label")[:, 0], np.where(hard, 2, 0)):
-                    failures.append("wrong answer")
+            failures.extend(wrong_answers(batch, listed))
 
-    # Triton calls execute of one instance from one thread at a time.
-    execute_lock = threading.Lock()
-    with loaded(tmp_path, fake) as model:
+    with loaded(tmp_path, FakeTriton({"small": small, "large": large})) as model:
         threads = [threading.Thread(target=client, args=(seed,)) for seed in range(8)]
         for thread in threads:
             thread.start()

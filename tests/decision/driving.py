@@ -40,7 +40,15 @@ class Done:
     asked_per_stage: list[int]
 
 
-def make_spec(sizes: list[int], classes: int, *, combine: str = "mean_logit", score: str = "max_prob", rng: np.random.Generator, kinds: bool = False) -> CascadeSpec:  # fmt: skip
+def make_spec(
+    sizes: list[int],
+    classes: int,
+    *,
+    combine: str = "mean_logit",
+    score: str = "max_prob",
+    rng: np.random.Generator,
+    kinds: bool = False,
+) -> CascadeSpec:
     names = iter("abcdefghijklmnop")
     kind = ["logits", "probabilities"] if kinds else ["logits"]
     stages = tuple(
@@ -63,7 +71,19 @@ def make_spec(sizes: list[int], classes: int, *, combine: str = "mean_logit", sc
     return CascadeSpec(name="made_up", input=source, classes=classes, stages=stages, combine=combine, score=score)
 
 
-def make_case(*, seed: int, sizes: list[int], rows: int, classes: int, combine: str, score: str, quantile: float, low: bool, sharpness: float, kinds: bool) -> Case:  # fmt: skip
+def make_case(
+    *,
+    seed: int,
+    sizes: list[int],
+    rows: int,
+    classes: int,
+    combine: str,
+    score: str,
+    quantile: float,
+    low: bool,
+    sharpness: float,
+    kinds: bool,
+) -> Case:
     rng = np.random.default_rng(seed)
     spec = make_spec(sizes, classes, combine=combine, score=score, rng=rng, kinds=kinds)
     outputs = {}
@@ -90,7 +110,9 @@ def with_thresholds(case: Case, threshold: float | None, low: float | None = Non
     return dataclasses.replace(case, spec=dataclasses.replace(case.spec, stages=(*stages, final)))
 
 
-def answer_all(case: Case, *, batches: list[npt.NDArray[np.intp]] | None = None, limit: int = 64, policy: Policy | None = None) -> Done:  # fmt: skip
+def answer_all(
+    case: Case, *, batches: list[npt.NDArray[np.intp]] | None = None, limit: int = 64, policy: Policy | None = None
+) -> Done:
     """Runs every row through, in the given batches, asking later stages for at most `limit` rows at a time."""
     run = CascadeRun(case.spec, capacity_rows=4)
     parts: list[Answers] = []

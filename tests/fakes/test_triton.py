@@ -8,7 +8,9 @@ from tests.fakes.triton import FakeTriton, InferenceResponse, Sender
 
 def ask(fake: FakeTriton, model: str, rows: np.ndarray) -> InferenceResponse:
     tensor = fake.Tensor("x", rows)
-    return fake.InferenceRequest(model_name=model, requested_output_names=["logits"], inputs=[tensor], preferred_memory=None).exec()  # fmt: skip
+    return fake.InferenceRequest(
+        model_name=model, requested_output_names=["logits"], inputs=[tensor], preferred_memory=None
+    ).exec()
 
 
 def test_a_member_is_asked_and_the_call_is_remembered() -> None:

@@ -7,7 +7,6 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
 Rows = npt.NDArray[Any]
@@ -79,7 +78,13 @@ class Sender:
 class Request:
     """A request as `execute` receives it."""
 
-    def __init__(self, tensors: Mapping[str, Rows], *, parameters: Mapping[str, Any] | None = None, wanted: Sequence[str] = ()) -> None:  # fmt: skip
+    def __init__(
+        self,
+        tensors: Mapping[str, Rows],
+        *,
+        parameters: Mapping[str, Any] | None = None,
+        wanted: Sequence[str] = (),
+    ) -> None:
         self.tensors = {name: Tensor(name, array) for name, array in tensors.items()}
         self._parameters, self._wanted = dict(parameters or {}), list(wanted)
         self.sender = Sender()
@@ -122,7 +127,9 @@ class FakeTriton:
     Tensor = Tensor
     InferenceResponse = InferenceResponse
 
-    def __init__(self, members: Mapping[str, MemberFunction], *, input_name: str = "x", output_name: str = "logits") -> None:  # fmt: skip
+    def __init__(
+        self, members: Mapping[str, MemberFunction], *, input_name: str = "x", output_name: str = "logits"
+    ) -> None:
         self.members = dict(members)
         self.asked: list[tuple[str, int]] = []
         self.forwarded: list[Tensor] = []
@@ -132,7 +139,14 @@ class FakeTriton:
         fake = self
 
         class InferenceRequest:
-            def __init__(self, *, model_name: str, requested_output_names: list[str], inputs: list[Tensor], preferred_memory: object) -> None:  # fmt: skip
+            def __init__(
+                self,
+                *,
+                model_name: str,
+                requested_output_names: list[str],
+                inputs: list[Tensor],
+                preferred_memory: object,
+            ) -> None:
                 self.model, self.inputs = model_name, inputs
                 assert requested_output_names == [output_name]
                 assert inputs[0].name() == input_name

@@ -1,0 +1,54 @@
+# Every target prints one line in `make help`. PYTHON names the interpreter the environment is made with.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# Paths may hold spaces, so make never sees one: every recipe works from the checkout with relative paths.
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check bench members compose clean
+
+help: ## Show this list
+	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "error: this Python lacks venv; on Debian: apt-get install python3-venv"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.demo: requirements/demo.lock pyproject.toml | $(BIN)/python
+	$(PIP) install -q -r requirements/demo.lock
+	$(PIP) install -q --no-deps -e .
+	@touch $@
+
+$(VENV)/.dev: requirements/dev.lock pyproject.toml | $(BIN)/python
+	$(PIP) install -q torch==2.13.0
+	$(PIP) install -q -r requirements/dev.lock
+	$(PIP) install -q --no-deps -e .
+	@touch $@ $(VENV)/.demo
+
+setup: $(VENV)/.dev ## Make .venv with everything (training, tests, linters)
+
+demo: $(VENV)/.demo ## Serve the digits cascade and print every route side by side
+	$(BIN)/committee demo
+
+test: setup ## Run every test but the slow ones
+	$(BIN)/python -m pytest -m "not slow and not gpu"
+
+check: setup ## Lint, types and layers
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+members: setup ## Train the digits members again, plan on the plan split, render
+	$(BIN)/python -m export digits
+	$(BIN)/committee record digits_small digits_medium digits_large --data digits:plan -o build/digits_plan.npz
+	$(BIN)/committee plan build/digits_plan.npz --name digits_cascade --max-mean-cost-share 0.16666 -o build/digits_cascade.json
+	$(BIN)/committee render build/digits_cascade.json --repository model_repository
+
+bench: setup ## Measure the routes under load
+	$(BIN)/python -m perf run
+
+clean: ## Remove everything that was made here
+	rm -rf $(VENV) build

@@ -1,0 +1,16 @@
+"""`python -m orchestrator`, and what the `committee` script calls."""
+
+from __future__ import annotations
+
+import sys
+
+from orchestrator.cli.app import run
+
+
+def main() -> None:
+    """Runs the command line of this process and exits with its code."""
+    sys.exit(run())
+
+
+if __name__ == "__main__":
+    main()

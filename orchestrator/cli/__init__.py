@@ -1,0 +1,1 @@
+"""The `committee` command: one module per command, put together in app.py."""

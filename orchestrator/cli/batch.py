@@ -1,0 +1,199 @@
+"""`committee batch`: a file of rows through a served model, a file of answers out."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Annotated
+
+import typer
+
+from orchestrator.cli.batch_rows import StoredRows, stored_rows
+from orchestrator.cli.batch_run import Settled, settled_blocks
+from orchestrator.cli.batch_write import AnswerFile, answer_file, refused_line, refused_path, whole_file
+from orchestrator.cli.console import print_json, progress, stdout_console
+from orchestrator.cli.pictures import picture_reader
+from orchestrator.client.models import input_tensor
+from orchestrator.client.over_grpc import AsyncGrpcClient
+from orchestrator.errors import ClientError, DataError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What to push through what.
+
+    Args:
+        model: to ask.
+        source, output: files.
+        url: host:port of the gRPC endpoint.
+        in_flight: requests under way at once.
+        request_rows: rows per request.
+        column: array or column with the rows; None for the usual one.
+        repository: where cascade.json says how pictures become rows.
+        timeout_s: longest wait for one answer.
+    """
+
+    model: str
+    source: Path
+    output: Path
+    url: str
+    in_flight: int
+    request_rows: int
+    column: str | None
+    repository: Path
+    timeout_s: float
+
+
+@dataclass
+class Tally:
+    """How far a job has come.
+
+    Args:
+        total: rows of the file.
+        answered: rows with an answer.
+        refused: rows without.
+        first_reason: why the first of those has none.
+    """
+
+    total: int = 0
+    answered: int = 0
+    refused: int = 0
+    first_reason: str = ""
+
+    @property
+    def done(self) -> int:
+        """Rows dealt with."""
+        return self.answered + self.refused
+
+
+def batch(
+    source: Annotated[Path, typer.Argument(metavar="IN", help="Rows: .npy, .npz or .parquet.")],
+    output: Annotated[Path, typer.Argument(metavar="OUT", help="Answers: .parquet or .npz.")],
+    model: Annotated[str, typer.Option("--model", "-m", help="Cascade, ensemble or member to ask.")],
+    url: Annotated[str, typer.Option(help="host:port of the gRPC endpoint.")] = "127.0.0.1:8001",
+    in_flight: Annotated[int, typer.Option(min=1, max=1024, help="Requests under way at once.")] = 8,
+    request_rows: Annotated[int, typer.Option(min=1, help="Rows per request.")] = 32,
+    column: Annotated[str | None, typer.Option(help="Array or column that holds the rows.")] = None,
+    repository: Annotated[Path, typer.Option(help="Where cascade.json says how pictures become rows.")] = Path(
+        "model_repository"
+    ),
+    timeout_s: Annotated[float, typer.Option(min=0.001, help="Longest wait for one answer.")] = 60.0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
+) -> None:
+    """Push stored rows through a served model; order is kept and memory stays small.
+
+    IN is a .npy array (n, ...); a .npz with an array `images` (or one named by --column, else the first) and
+    maybe `ids`; or a .parquet with a column `image` (or --column) and maybe `id`. That column holds lists of
+    numbers (flat or nested), raw tensor bytes, or encoded pictures (bytes, or a struct with `bytes`), which go
+    through the `preprocess` section of cascade.json. Without ids rows are numbered from 0.
+
+    OUT gets id, label, confidence, exit_stage, cost and status. Rows that are refused, by the server or because
+    they cannot be read, go to OUT's name with .refused.jsonl (id, reason) and do not stop the job. OUT appears
+    only when the job is finished.
+
+    Example: committee batch --model digits_cascade digits.npz answers.parquet --in-flight 16
+    """
+    job = Job(
+        model=model,
+        source=source,
+        output=output,
+        url=url,
+        in_flight=in_flight,
+        request_rows=request_rows,
+        column=column,
+        repository=repository,
+        timeout_s=timeout_s,
+    )
+    _check_output(job)
+    start = time.perf_counter()
+    tally = asyncio.run(_run(job))
+    seconds = time.perf_counter() - start
+    _report(job, tally, seconds=seconds, as_json=as_json)
+
+
+def _check_output(job: Job) -> None:
+    """Refuses before any work what would fail after it."""
+    if job.output.suffix not in (".parquet", ".npz"):
+        raise DataError(
+            f"{job.output}", got="an unknown kind of file", expected="a name ending in .parquet or .npz"
+        )
+    if not job.output.parent.is_dir():
+        raise DataError(f"{job.output}", got="no such folder", fix=f"make {job.output.parent} first")
+    if job.output.is_dir() or job.output.resolve() == job.source.resolve():
+        raise DataError(f"{job.output}", got="a folder or the input itself", expected="another file")
+    if ".parquet" in (job.output.suffix, job.source.suffix):
+        importlib.import_module("pyarrow")
+
+
+async def _run(job: Job) -> Tally:
+    async with AsyncGrpcClient(job.url, timeout_s=job.timeout_s, retries=4) as client:
+        info = await client.metadata(job.model)
+        reader = picture_reader(job.repository, job.model, input_tensor(info))
+        rows = stored_rows(job.source, info, column=job.column, read_picture=reader)
+        tally = Tally(total=rows.total)
+        try:
+            with progress(f"asking {job.model}", rows.total) as advance:
+                await _push(job, client, rows, tally=tally, advance=advance)
+        except ClientError as error:
+            what = f"batch stopped after {tally.done} of {tally.total} rows, nothing written: {error.what}"
+            raise type(error)(what, got=error.got, fix=error.fix) from error
+    return tally
+
+
+async def _push(
+    job: Job, client: AsyncGrpcClient, rows: StoredRows, *, tally: Tally, advance: Callable[[int], None]
+) -> None:
+    side = refused_path(job.output)
+    with whole_file(side) as side_part, whole_file(job.output) as output_part:
+        answers = answer_file(job.output, output_part, text_ids=rows.text_ids)
+        blocks = settled_blocks(client, job.model, rows.blocks(job.request_rows), in_flight=job.in_flight)
+        with side_part.open("w", encoding="utf-8") as refused:
+            async with contextlib.aclosing(blocks):
+                async for settled in blocks:
+                    _keep(settled, answers, refused, tally)
+                    advance(settled.size)
+        answers.close()
+        if not tally.answered:
+            output_part.unlink()
+        if not tally.refused:
+            # An older job's list would be taken for this one's.
+            side_part.unlink()
+            side.unlink(missing_ok=True)
+
+
+def _keep(settled: Settled, answers: AnswerFile, refused: IO[str], tally: Tally) -> None:
+    for ids, part in settled.answered:
+        answers.add(ids, part)
+        tally.answered += len(ids)
+    for one in settled.refused:
+        refused.write(refused_line(one))
+        tally.refused += 1
+        tally.first_reason = tally.first_reason or one.reason
+
+
+def _report(job: Job, tally: Tally, *, seconds: float, as_json: bool) -> None:
+    side = refused_path(job.output)
+    if not tally.answered:
+        raise DataError(f"{job.source}", got=f"no row answered, {side} says why; the first: {tally.first_reason}")
+    if as_json:
+        print_json(
+            {
+                "output": str(job.output),
+                "rows": tally.total,
+                "answered": tally.answered,
+                "refused": tally.refused,
+                "refused_file": str(side) if tally.refused else None,
+                "seconds": seconds,
+                "rows_per_s": tally.total / seconds,
+            }
+        )
+        return
+    refused = f", {tally.refused} refused ({side})" if tally.refused else ""
+    rate = f"{tally.total / seconds:,.0f} rows/s"
+    text = f"{job.output}: {tally.answered} of {tally.total} rows answered{refused}, {rate}"
+    stdout_console().print(text, soft_wrap=True, highlight=False, markup=False)

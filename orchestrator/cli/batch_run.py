@@ -1,0 +1,147 @@
+"""Blocks of rows through a served model: bounded requests in flight, results in order, guilty rows found.
+
+When a request of many rows is refused it is halved until the rows at fault stand alone, so the others are
+answered. A failure that is not the caller's (a member's, say) is looked into the same way while the server
+says it is ready, but it ends the job when no row of the request gets through: then it was not the rows.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncGenerator, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from orchestrator.cli.batch_rows import Block, Refused
+from orchestrator.client.base import Answers
+from orchestrator.errors import ClientError, RefusedError, TimeLimitError, UnknownModelError
+
+Rows = npt.NDArray[Any]
+# Finished blocks that wait for an earlier, slower one; more would only cost memory.
+AHEAD = 4
+
+
+class AsksBatches(Protocol):
+    """The part of a client that a batch job uses."""
+
+    async def infer(self, model: str, rows: Rows) -> Answers:
+        """Answers of rows."""
+        ...
+
+    async def ready(self, model: str | None = None) -> bool:
+        """Whether the server and the model would answer now."""
+        ...
+
+
+@dataclass
+class Settled:
+    """What became of one block.
+
+    Args:
+        size: rows of the file it stands for.
+        answered: ids and answers, in order.
+        refused: rows without an answer.
+        faults: failures so far that were not the rows'.
+    """
+
+    size: int
+    answered: list[tuple[Rows, Answers]] = field(default_factory=list)
+    refused: list[Refused] = field(default_factory=list)
+    faults: int = 0
+
+    def hopeless(self) -> bool:
+        """Whether halving has gone all the way down and beside, and met nothing but failures."""
+        return not self.answered and self.faults > self.size.bit_length() + 2
+
+
+async def settled_blocks(
+    client: AsksBatches, model: str, blocks: Iterator[Block], *, in_flight: int
+) -> AsyncGenerator[Settled, None]:
+    """Asks about blocks and gives what became of them, in their order.
+
+    Args:
+        client: who is asked.
+        model: which model.
+        blocks: read one by one, in a thread, as room comes free.
+        in_flight: requests under way at once.
+
+    Raises:
+        ClientError: the server is gone, too slow, or fails whatever the rows.
+        DataError: a block cannot be read.
+    """
+    gate = asyncio.Semaphore(in_flight)
+    waiting: deque[asyncio.Task[Settled]] = deque()
+    # Reading and decoding happen in a thread, so that requests under way are not held up by them.
+    following: Block | None = await asyncio.to_thread(next, blocks, None)
+    try:
+        while following is not None or waiting:
+            while following is not None and len(waiting) < AHEAD * in_flight:
+                waiting.append(asyncio.create_task(_gated(client, model, following, gate)))
+                following = await asyncio.to_thread(next, blocks, None)
+                if waiting[0].done():
+                    break
+            yield await waiting[0]
+            waiting.popleft()
+    finally:
+        for task in waiting:
+            task.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+
+
+async def _gated(client: AsksBatches, model: str, block: Block, gate: asyncio.Semaphore) -> Settled:
+    async with gate:
+        return await settle(client, model, block)
+
+
+async def settle(client: AsksBatches, model: str, block: Block) -> Settled:
+    """Asks about one block, in smaller parts where it is refused.
+
+    Raises:
+        ClientError: see the module.
+    """
+    settled = Settled(size=block.size, refused=list(block.refused))
+    if not len(block.ids):
+        return settled
+    first = await _ask(client, model, block.ids, block.rows, settled=settled)
+    if first is not None and not isinstance(first, RefusedError) and not settled.answered:
+        raise first
+    return settled
+
+
+async def _ask(client: AsksBatches, model: str, ids: Rows, rows: Rows, *, settled: Settled) -> ClientError | None:
+    """Adds what became of the rows; returns the error of asking for all of them at once, if that failed."""
+    try:
+        answers = await client.infer(model, rows)
+    except (UnknownModelError, TimeLimitError):
+        raise
+    except ClientError as error:
+        if not isinstance(error, RefusedError):
+            settled.faults += 1
+            if settled.hopeless() or not await client.ready(model):
+                raise
+        if len(ids) == 1:
+            settled.refused.append(Refused(id=ids[0].item(), reason=str(error.got or error)))
+        else:
+            middle = len(ids) // 2
+            for part in (slice(0, middle), slice(middle, None)):
+                await _ask(client, model, ids[part], rows[part], settled=settled)
+        return error
+    _keep(ids, answers, settled)
+    return None
+
+
+def _keep(ids: Rows, answers: Answers, settled: Settled) -> None:
+    """Adds answers; rows that a member or native ensemble had no finite output for are refused ones."""
+    good = answers.label >= 0
+    for row_id in ids[~good]:
+        reason = "the model gave no finite output for it"
+        settled.refused.append(Refused(id=row_id.item(), reason=reason))
+    if good.all():
+        settled.answered.append((ids, answers))
+    elif good.any():
+        columns = {name: np.asarray(column)[good] for name, column in vars(answers).items()}
+        settled.answered.append((ids[good], Answers(**columns)))

@@ -1,0 +1,102 @@
+"""Why rows exit where they do: the decision core run over members' outputs, one stage after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from orchestrator.decision import Combiner, Policy, score_from_tally
+from orchestrator.decision.rules import ExitRule
+from orchestrator.spec import CascadeSpec
+
+TOP = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageExplanation:
+    """One stage as it would judge one row.
+
+    Args:
+        row: index of the row.
+        stage: index of the stage.
+        members: who is asked there.
+        score: of the combination of this stage and those before it.
+        threshold: with the request's shift; None where the stage never exits, or always does (the last).
+        low: score at or below which the stage answers with the abstain bit, if it has such a window.
+        reached: False where the row was answered before.
+        exits: True at the one stage that answers.
+        top: the likeliest classes with their probabilities, likeliest first.
+    """
+
+    row: int
+    stage: int
+    members: tuple[str, ...]
+    score: float
+    threshold: float | None
+    low: float | None
+    reached: bool
+    exits: bool
+    top: tuple[tuple[int, float], ...]
+
+
+def explain_rows(
+    spec: CascadeSpec,
+    outputs_by_member: Mapping[str, npt.NDArray[np.float32]],
+    *,
+    policy: Policy | None = None,
+) -> list[StageExplanation]:
+    """Every stage's view of every row, also of the stages a row never reaches.
+
+    Args:
+        spec: the plan.
+        outputs_by_member: float32 (n, k) as each member of the plan gives it.
+        policy: request parameters to judge by.
+
+    Returns:
+        n times s explanations, row by row.
+    """
+    wish = policy or Policy()
+    combiner, rule = Combiner(spec), ExitRule(spec)
+    rows = len(next(iter(outputs_by_member.values())))
+    last = rule.last if wish.max_stage is None else wish.max_stage
+    limits: dict[str, Any] = {
+        "min_stage": np.full(rows, wish.min_stage, np.int32),
+        "max_stage": np.full(rows, last, np.int32),
+        "shift": np.full(rows, wish.threshold_shift, np.float32),
+    }
+    tally = combiner.empty(rows)
+    reached = np.ones(rows, np.bool_)
+    columns: list[list[StageExplanation]] = []
+    for stage, part in enumerate(spec.stages):
+        combiner.add_stage(tally, stage, [outputs_by_member[member.name] for member in part.members])
+        p, label = combiner.distribution(tally)
+        score = score_from_tally(spec.score, p, label, tally.tops, combiner.weights)
+        exits, _ = rule.decide(stage, score, **limits)
+        shifted = None if part.threshold is None else float(rule.thresholds[stage] + limits["shift"][0])
+        columns.append(
+            [
+                StageExplanation(
+                    row=row,
+                    stage=stage,
+                    members=tuple(member.name for member in part.members),
+                    score=float(score[row]),
+                    threshold=shifted,
+                    low=part.low,
+                    reached=bool(reached[row]),
+                    exits=bool(reached[row] and exits[row]),
+                    top=_likeliest(p[row]),
+                )
+                for row in range(rows)
+            ]
+        )
+        reached &= ~exits
+    return [one for of_row in zip(*columns, strict=True) for one in of_row]
+
+
+def _likeliest(p: npt.NDArray[np.float32]) -> tuple[tuple[int, float], ...]:
+    order = np.argsort(-p, kind="stable")[:TOP]
+    return tuple((int(label), float(p[label])) for label in order)

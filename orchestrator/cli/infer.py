@@ -1,0 +1,218 @@
+"""`committee infer`: ask a served model about a few rows and see what each one got and cost."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from orchestrator.cli.console import print_json, progress, stdout_console
+from orchestrator.cli.explain import StageExplanation, explain_rows
+from orchestrator.cli.infer_rows import NamedRow, rows_from_sources
+from orchestrator.cli.pictures import cascade_in, labels_in, picture_reader
+from orchestrator.client.base import Answers, status_words
+from orchestrator.client.models import input_tensor
+from orchestrator.client.sync import SyncClient
+from orchestrator.decision import Policy
+from orchestrator.errors import ClientError, RepositoryError
+from orchestrator.spec import CascadeSpec
+
+GRPC_URL, HTTP_URL = "127.0.0.1:8001", "127.0.0.1:8000"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """One row with its answer.
+
+    Args:
+        named: the row.
+        answer: of that row alone.
+        latency_ms: from sending it to having the answer.
+        stages: what each stage makes of it, where that was asked for.
+    """
+
+    named: NamedRow
+    answer: Answers
+    latency_ms: float
+    stages: tuple[StageExplanation, ...] = ()
+
+
+def infer(
+    sources: Annotated[
+        list[str], typer.Argument(metavar="ROW...", help="digit:INDEX, or .npy, .png and .jpg files.")
+    ],
+    model: Annotated[str, typer.Option("--model", "-m", help="Cascade, ensemble or member to ask.")],
+    url: Annotated[str | None, typer.Option(help=f"host:port; {GRPC_URL}, or {HTTP_URL} with --http.")] = None,
+    http: Annotated[bool, typer.Option("--http", help="Ask over HTTP instead of gRPC.")] = False,
+    min_stage: Annotated[int, typer.Option(help="No exit before this stage.")] = 0,
+    max_stage: Annotated[int | None, typer.Option(help="Answer at this stage at the latest.")] = None,
+    threshold_shift: Annotated[float, typer.Option(help="Added to every threshold; positive is stricter.")] = 0.0,
+    deadline_us: Annotated[int | None, typer.Option(help="Answer with what is known by then.")] = None,
+    timeout_s: Annotated[float, typer.Option(min=0.001, help="Longest wait for one answer.")] = 30.0,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Also show what every stage makes of each row.")
+    ] = False,
+    repository: Annotated[
+        Path, typer.Option(help="Where cascade.json lies, for pictures, class names and --explain.")
+    ] = Path("model_repository"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """Ask a served model about rows, one request each, so that every latency is a row's own.
+
+    A .npy file holds one row or a batch of them. Pictures go through the `preprocess` section of the model's
+    cascade.json (or a member's manifest.json). For whole data sets use `committee batch`.
+
+    Example: committee infer --model digits_cascade digit:3 digit:1500 --explain
+    """
+    policy = Policy(
+        min_stage=min_stage, max_stage=max_stage, threshold_shift=threshold_shift, deadline_us=deadline_us
+    )
+    spec = _plan(repository, model) if explain else None
+    with _client(url, http=http, timeout_s=timeout_s) as client:
+        info = client.metadata(model)
+        rows = rows_from_sources(sources, info, picture_reader(repository, model, input_tensor(info)))
+        with progress(f"asking {model}", len(rows)) as advance:
+            asked = []
+            for named in rows:
+                asked.append(_ask(client, model, named, policy=policy, spec=spec))
+                advance(1)
+    labels = labels_in(repository, model)
+    if as_json:
+        print_json({"model": model, "rows": [_document(one, labels) for one in asked]})
+        return
+    console = stdout_console()
+    console.print(answers_table(asked, labels, title=model))
+    if spec is not None:
+        console.print(stages_table(asked, labels))
+
+
+def _client(url: str | None, *, http: bool, timeout_s: float) -> SyncClient:
+    # Each protocol's library takes a fifth of a second to import, so only the one needed is.
+    if http:
+        from orchestrator.client.over_http import HttpClient
+
+        return HttpClient(url or HTTP_URL, timeout_s=timeout_s)
+    from orchestrator.client.over_grpc import GrpcClient
+
+    return GrpcClient(url or GRPC_URL, timeout_s=timeout_s)
+
+
+def _plan(repository: Path, model: str) -> CascadeSpec:
+    spec = cascade_in(repository, model)
+    if spec is None:
+        raise RepositoryError(
+            f"--explain of {model}",
+            got=f"no {repository / model / '1' / 'cascade.json'}",
+            fix="name the repository with --repository; only cascades can be explained",
+        )
+    return spec
+
+
+def _ask(client: SyncClient, model: str, named: NamedRow, *, policy: Policy, spec: CascadeSpec | None) -> Asked:
+    start = time.perf_counter()
+    try:
+        answer = client.infer(model, named.row, policy=policy)
+        latency_ms = (time.perf_counter() - start) * 1000
+        stages: list[StageExplanation] = []
+        if spec is not None:
+            outputs = {member.name: client.ask(member.name, named.row) for member in spec.members}
+            stages = explain_rows(spec, outputs, policy=policy)
+    except ClientError as error:
+        # The server cannot know what the user calls this row.
+        raise type(error)(f"{named.name}: {error.what}", got=error.got, fix=error.fix) from error
+    return Asked(named=named, answer=answer, latency_ms=latency_ms, stages=tuple(stages))
+
+
+def answers_table(asked: Sequence[Asked], labels: Sequence[str] | None, *, title: str) -> Table:
+    """One line per row."""
+    truths = any(one.named.truth is not None for one in asked)
+    notes = any(one.answer.status[0] for one in asked)
+    names = ["label", *["true label"] * truths, "confidence", "exit stage", "cost", "latency ms"]
+    table = Table("row", title=title, title_justify="left")
+    for name in names:
+        table.add_column(name, justify="right")
+    if notes:
+        table.add_column("status")
+    for one in asked:
+        answer = one.answer
+        truth = [] if not truths else ["-" if one.named.truth is None else label_text(one.named.truth, labels)]
+        cells = [
+            _escaped(one.named.name),
+            label_text(int(answer.label[0]), labels),
+            *truth,
+            f"{answer.confidence[0]:.4f}",
+            str(answer.exit_stage[0]),
+            f"{answer.cost[0]:,.0f}",
+            f"{one.latency_ms:.2f}",
+            *[status_words(int(answer.status[0]))] * notes,
+        ]
+        table.add_row(*cells)
+    return table
+
+
+def stages_table(asked: Sequence[Asked], labels: Sequence[str] | None) -> Table:
+    """One line per row and stage."""
+    table = Table("row", "stage", "members", title="stages", title_justify="left")
+    for name in ("score", "threshold"):
+        table.add_column(name, justify="right")
+    table.add_column("outcome")
+    table.add_column("top 3")
+    for one in asked:
+        for stage in one.stages:
+            top = ", ".join(f"{label_text(label, labels)} {p:.4f}" for label, p in stage.top)
+            table.add_row(
+                _escaped(one.named.name),
+                str(stage.stage),
+                " + ".join(stage.members),
+                f"{stage.score:.6f}",
+                "-" if stage.threshold is None else f"{stage.threshold:.6f}",
+                outcome_text(stage),
+                top,
+                style=None if stage.reached else "dim",
+            )
+    return table
+
+
+def outcome_text(stage: StageExplanation) -> str:
+    """What becomes of a row at a stage, in words."""
+    if not stage.reached:
+        return "not asked"
+    return "answers" if stage.exits else "passes on"
+
+
+def label_text(label: int, labels: Sequence[str] | None) -> str:
+    """A class by its name where there is one; "-" for a row without an answer."""
+    if label < 0:
+        return "-"
+    return _escaped(labels[label]) if labels is not None and label < len(labels) else str(label)
+
+
+def _escaped(text: str) -> str:
+    # Brackets of names would be markup to rich.
+    return text.replace("[", r"\[")
+
+
+def _document(one: Asked, labels: Sequence[str] | None) -> dict[str, Any]:
+    answer = one.answer
+    value: dict[str, Any] = {"row": one.named.name, "label": answer.label[0]}
+    if labels is not None:
+        value["label_name"] = label_text(int(answer.label[0]), labels)
+    if one.named.truth is not None:
+        value["true_label"] = one.named.truth
+    value |= {
+        "confidence": answer.confidence[0],
+        "exit_stage": answer.exit_stage[0],
+        "cost": answer.cost[0],
+        "status": answer.status[0],
+        "latency_ms": one.latency_ms,
+        "probabilities": answer.probabilities[0],
+    }
+    if one.stages:
+        value["stages"] = [dataclasses.asdict(stage) for stage in one.stages]
+    return value

@@ -1,0 +1,78 @@
+"""What a model repository says about turning pictures into rows, and about the names of classes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy.typing as npt
+
+from orchestrator.client.images import row_from_bytes
+from orchestrator.client.models import TensorInfo
+from orchestrator.errors import InputError, RepositoryError
+from orchestrator.spec import CascadeSpec, Preprocess, cascade_from_path, manifest_from_path
+from orchestrator.spec.cascade import INPUT_DTYPES
+
+ReadPicture = Callable[[bytes, str], npt.NDArray[Any]]
+
+
+def cascade_in(repository: Path, model: str) -> CascadeSpec | None:
+    """The plan of a model, or None where the repository has none for it.
+
+    Raises:
+        SpecError: it is there and cannot be used.
+    """
+    path = repository / model / "1" / "cascade.json"
+    return cascade_from_path(path) if path.is_file() else None
+
+
+def labels_in(repository: Path, model: str) -> tuple[str, ...] | None:
+    """Class names of a cascade or member, or None where none are written down."""
+    spec = cascade_in(repository, model)
+    if spec is not None:
+        return spec.labels
+    path = repository / model / "manifest.json"
+    return manifest_from_path(path).labels if path.is_file() else None
+
+
+def preprocess_in(repository: Path, model: str) -> Preprocess:
+    """How pictures become rows of a model: from its cascade.json, or a member's manifest.json.
+
+    Raises:
+        RepositoryError: the repository has neither.
+        InputError: it has, but nothing is said about pictures there.
+    """
+    spec = cascade_in(repository, model)
+    manifest = repository / model / "manifest.json"
+    if spec is None and not manifest.is_file():
+        raise RepositoryError(
+            f"pictures for model {model}",
+            got=f"neither 1/cascade.json nor manifest.json in {repository / model}",
+            fix="name the repository with --repository, or send rows as .npy",
+        )
+    found = manifest_from_path(manifest).preprocess if spec is None else spec.input.preprocess
+    if found is None:
+        raise InputError(
+            f"pictures for model {model}",
+            got="no `preprocess` section in its description",
+            fix="write one, or send rows as .npy",
+        )
+    return found
+
+
+def picture_reader(repository: Path, model: str, tensor: TensorInfo) -> ReadPicture:
+    """A function from an encoded picture and its name to one row (*dims); the repository is read when first used.
+
+    Raises:
+        InputError, RepositoryError: see `preprocess_in`, when a picture is read.
+    """
+    known: list[Preprocess] = []
+
+    def read(data: bytes, what: str) -> npt.NDArray[Any]:
+        if not known:
+            known.append(preprocess_in(repository, model))
+        dtype = INPUT_DTYPES.get(tensor.dtype, "float32")
+        return row_from_bytes(data, known[0], dtype=dtype, dims=tensor.shape[1:], what=what)
+
+    return read

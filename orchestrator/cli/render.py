@@ -1,0 +1,113 @@
+"""`committee render`: from plans to the folders Triton serves."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from orchestrator.cli.check import print_report
+from orchestrator.errors import RepositoryError
+from orchestrator.repository import (
+    CheckReport,
+    Rendering,
+    check,
+    ensemble_from_cascade,
+    plans_in,
+    render_ensemble,
+    render_output,
+)
+from orchestrator.repository import render as render_cascade
+from orchestrator.spec import CascadeSpec, cascade_from_path
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Work:
+    cascades: tuple[CascadeSpec, ...]
+    ensembles: tuple[CascadeSpec, ...]
+
+    @property
+    def names(self) -> list[str]:
+        return [spec.name for spec in (*self.cascades, *self.ensembles)]
+
+
+def render(
+    plans: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="[CASCADE_JSON]...", help="Plans; if none, every plan the repository holds."),
+    ] = None,
+    repository: Annotated[Path, typer.Option(help="Model repository that holds the members.")] = Path(
+        "model_repository"
+    ),
+    standalone: Annotated[
+        bool, typer.Option("--standalone", help="Put the runtime beside model.py: needs numpy and nothing else.")
+    ] = False,
+    output: Annotated[
+        Path | None, typer.Option(help="Render into this new folder, with copies of the members.")
+    ] = None,
+    ensemble: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Render all members as Triton's own ensemble NAME instead.")
+    ] = None,
+    model_version: Annotated[
+        int | None, typer.Option(help="Version folder to write; the newest if not given.")
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Overwrite a config.pbtxt that somebody else wrote or edited.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print what was done as JSON.")] = False,
+) -> None:
+    """Write a cascade, or an ensemble of its members, into a model repository, and check the result.
+
+    Example: committee render build/cascade.json --repository model_repository
+    """
+    work = _work(plans or [], repository, ensemble)
+    if output is not None:
+        if model_version is not None or force:
+            raise RepositoryError("render --output", got="--model-version or --force", expected="neither with it")
+        done = render_output(
+            repository, output, cascades=work.cascades, ensembles=work.ensembles, standalone=standalone
+        )
+    else:
+        done = Rendering()
+        for spec in work.cascades:
+            done += render_cascade(spec, repository, standalone=standalone, version=model_version, force=force)
+        for spec in work.ensembles:
+            done += render_ensemble(spec, repository, force=force)
+    report = check(output or repository, work.names)
+    _show(done, report, as_json=as_json)
+    if not report:
+        raise typer.Exit(1)
+
+
+def _work(plans: list[Path], repository: Path, ensemble: str | None) -> _Work:
+    cascades = [cascade_from_path(path) for path in plans]
+    ensembles: list[CascadeSpec] = []
+    if not plans:
+        cascades, ensembles = plans_in(repository)
+    if ensemble is not None:
+        if len(cascades) != 1:
+            raise RepositoryError(
+                "render --ensemble", got=f"{len(cascades)} plans", expected="one", fix="name its cascade.json"
+            )
+        return _Work(cascades=(), ensembles=(ensemble_from_cascade(cascades[0], ensemble),))
+    if not cascades and not ensembles:
+        raise RepositoryError(f"model repository {repository}", got="no plan in it", fix="name a cascade.json")
+    return _Work(cascades=tuple(cascades), ensembles=tuple(ensembles))
+
+
+def _show(done: Rendering, report: CheckReport, *, as_json: bool) -> None:
+    if as_json:
+        parts = {part: [str(path) for path in getattr(done, part)] for part in ("written", "unchanged", "kept")}
+        typer.echo(json.dumps({**parts, "check": report.as_json()}, indent=2))
+        return
+    for path in done.written:
+        typer.echo(f"wrote {path}")
+    for path in done.kept:
+        typer.echo(f"kept {path}: it was not written here, or was edited since")
+    if done.unchanged:
+        typer.echo(f"{len(done.unchanged)} files already up to date")
+    print_report(report, Console())

@@ -1,0 +1,144 @@
+"""What every client gives back and takes, whatever carries it: answers, request parameters, addresses."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from orchestrator.client.models import ANSWER_OUTPUTS, ModelInfo, scores_output
+from orchestrator.decision import ABSTAINED, CAPPED, DEADLINE, DEGRADED, Policy, softmax
+from orchestrator.errors import InputError, ServerFaultError
+
+Rows = npt.NDArray[Any]
+STATUS_BITS = {DEGRADED: "degraded", DEADLINE: "deadline", ABSTAINED: "abstained", CAPPED: "capped"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answers:
+    """Answers of n rows, in the order they were asked.
+
+    A row that a plain member or a native ensemble could not answer (its output was not finite) has label -1,
+    NaN for probabilities and confidence, and the degraded bit; a cascade refuses such a row instead.
+
+    Args:
+        probabilities: float32 (n, k).
+        label: int64 (n,).
+        confidence: float32 (n,).
+        exit_stage: int32 (n,), 0 where the model has no stages.
+        cost: float32 (n,), in the plan's cost unit, 0 where the model does not say.
+        status: int32 (n,), see `STATUS_BITS`.
+    """
+
+    probabilities: npt.NDArray[np.float32]
+    label: npt.NDArray[np.int64]
+    confidence: npt.NDArray[np.float32]
+    exit_stage: npt.NDArray[np.int32]
+    cost: npt.NDArray[np.float32]
+    status: npt.NDArray[np.int32]
+
+    def __len__(self) -> int:
+        return len(self.label)
+
+
+def status_words(status: int) -> str:
+    """The names of the bits that are set, joined; empty for a plain answer."""
+    return ", ".join(word for bit, word in STATUS_BITS.items() if status & bit)
+
+
+def parameters_from_policy(policy: Policy | None) -> dict[str, int | float]:
+    """Request parameters that differ from the server's defaults."""
+    values = dataclasses.asdict(policy or Policy())
+    defaults = dataclasses.asdict(Policy())
+    wanted = {name: value for name, value in values.items() if value != defaults[name]}
+    return {name: float(value) if name == "threshold_shift" else int(value) for name, value in wanted.items()}
+
+
+def answers_from_outputs(info: ModelInfo, outputs: Mapping[str, Rows], *, rows: int) -> Answers:
+    """Answers from whatever a model puts out.
+
+    A cascade says everything. Of a plain member only the scores are there; they are taken for logits unless
+    the output is called "probabilities", since the protocol has no word for the difference.
+
+    Args:
+        info: the model that was asked.
+        outputs: by name, each with a batch axis.
+        rows: how many were asked about.
+
+    Raises:
+        ServerFaultError: an output is missing or has another number of rows.
+    """
+    name = scores_output(info)
+    scores = np.asarray(_column(info, outputs, name), np.float32)
+    if scores.shape[:1] != (rows,) or scores.ndim != 2:
+        raise ServerFaultError(
+            f"model {info.name} output {name}", got=f"shape {list(scores.shape)}", expected=f"[{rows}, classes]"
+        )
+    given = _from_scores(scores, logits=name != "probabilities")
+    for field, dtype in ANSWER_OUTPUTS.items():
+        if field in outputs and field != "probabilities":
+            given[field] = _flat(info, outputs, field, rows).astype(dtype, copy=False)
+    return Answers(**given)
+
+
+def _from_scores(scores: npt.NDArray[np.float32], *, logits: bool) -> dict[str, Rows]:
+    rows = len(scores)
+    # A maximum shows NaN, +inf and a row of -inf alike: the decision core calls all three failures.
+    good = np.isfinite(np.max(scores, axis=1))
+    p = softmax(np.where(good[:, None], scores, np.float32(0))) if logits else scores
+    if not good.all():
+        p = np.where(good[:, None], p, np.float32(np.nan))
+    return {
+        "probabilities": p,
+        "label": np.where(good, np.argmax(scores, axis=1), -1).astype(np.int64),
+        "confidence": np.max(p, axis=1),
+        "exit_stage": np.zeros(rows, np.int32),
+        "cost": np.zeros(rows, np.float32),
+        "status": np.where(good, 0, DEGRADED).astype(np.int32),
+    }
+
+
+def _flat(info: ModelInfo, outputs: Mapping[str, Rows], name: str, rows: int) -> Rows:
+    column = _column(info, outputs, name)
+    if column.size != rows:
+        raise ServerFaultError(
+            f"model {info.name} output {name}", got=f"shape {list(column.shape)}", expected=f"[{rows}, 1]"
+        )
+    return column.reshape(rows)
+
+
+def _column(info: ModelInfo, outputs: Mapping[str, Rows], name: str) -> Rows:
+    if name not in outputs:
+        raise ServerFaultError(f"model {info.name}", got=f"no output {name} in the response", expected=name)
+    return outputs[name]
+
+
+def joined(parts: Sequence[Answers]) -> Answers:
+    """One `Answers` of several, in order."""
+    if len(parts) == 1:
+        return parts[0]
+    return Answers(
+        **{
+            field.name: np.concatenate([getattr(part, field.name) for part in parts])
+            for field in dataclasses.fields(Answers)
+        }
+    )
+
+
+def host_and_port(address: str) -> str:
+    """The "host:port" of an address, with a scheme taken off.
+
+    Raises:
+        InputError: it names no port.
+    """
+    if address.startswith("unix:"):
+        return address
+    bare = address.split("://", 1)[-1].rstrip("/")
+    host, _, port = bare.rpartition(":")
+    if not host or not port.isdigit() or not 0 < int(port) < 65536:
+        raise InputError("server address", got=repr(address), expected="host:port, as 127.0.0.1:8001")
+    return bare

@@ -1,0 +1,184 @@
+"""What a server says of a model, and what follows from it: which rows fit, how they are split, what to ask for."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from orchestrator.errors import InputError, ServerFaultError
+from orchestrator.spec.cascade import INPUT_DTYPES
+
+# What a cascade answers with, and the dtype a client hands each part over in.
+ANSWER_OUTPUTS: dict[str, type[np.generic]] = {
+    "probabilities": np.float32,
+    "label": np.int64,
+    "confidence": np.float32,
+    "exit_stage": np.int32,
+    "cost": np.float32,
+    "status": np.int32,
+}
+FLOATS = ("FP16", "FP32", "FP64")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorInfo:
+    """A tensor as served.
+
+    Args:
+        name: of the tensor.
+        dtype: Triton dtype, e.g. "FP32".
+        shape: with the batch axis; -1 where the size is free.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelInfo:
+    """A model as served.
+
+    Args:
+        name: Triton model name.
+        platform: "ensemble", or what the server says of the backend.
+        versions: served ones.
+        max_batch_size: most rows of one request; 0 where the model itself sets no limit.
+        inputs, outputs: its tensors.
+    """
+
+    name: str
+    platform: str
+    versions: tuple[str, ...]
+    max_batch_size: int
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[TensorInfo, ...]
+
+    @property
+    def dims(self) -> tuple[int, ...]:
+        """Shape of one row of its single input, -1 where the size is free.
+
+        Raises:
+            InputError: see `input_tensor`.
+        """
+        return input_tensor(self).shape[1:]
+
+
+def model_from_json(metadata: Mapping[str, Any], config: Mapping[str, Any]) -> ModelInfo:
+    """A model from the two JSON documents a server has of it; whole numbers may be strings in them."""
+    name = str(metadata.get("name", config.get("name", "")))
+    try:
+        return ModelInfo(
+            name=name,
+            platform=str(metadata.get("platform", "")),
+            versions=tuple(map(str, metadata.get("versions", ()))),
+            max_batch_size=int(config.get("max_batch_size", 0)),
+            inputs=tuple(map(_tensor, metadata.get("inputs", ()))),
+            outputs=tuple(map(_tensor, metadata.get("outputs", ()))),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise ServerFaultError(
+            f"metadata of model {name}", got=f"a document that cannot be read ({error!r})"
+        ) from error
+
+
+def _tensor(value: Mapping[str, Any]) -> TensorInfo:
+    shape = tuple(int(size) for size in value.get("shape", ()))
+    return TensorInfo(name=str(value["name"]), dtype=str(value["datatype"]), shape=shape)
+
+
+def input_tensor(info: ModelInfo) -> TensorInfo:
+    """The one input of a model that takes batches.
+
+    Raises:
+        InputError: it has several inputs, or no batch axis.
+    """
+    if len(info.inputs) != 1:
+        names = ", ".join(tensor.name for tensor in info.inputs) or "none"
+        raise InputError(f"model {info.name}", got=f"{len(info.inputs)} inputs ({names})", expected="one input")
+    tensor = info.inputs[0]
+    if tensor.shape[:1] != (-1,):
+        raise InputError(
+            f"model {info.name} input {tensor.name}",
+            got=f"shape {list(tensor.shape)}",
+            expected="a free batch axis",
+        )
+    return tensor
+
+
+def scores_output(info: ModelInfo) -> str:
+    """The output that holds a score per class: "probabilities", or the only floating-point (n, k) one.
+
+    Raises:
+        InputError: there is none, or several.
+    """
+    floats = [t.name for t in info.outputs if t.dtype in FLOATS and len(t.shape) == 2]
+    if "probabilities" in floats:
+        return "probabilities"
+    if len(floats) != 1:
+        listed = ", ".join(f"{t.name} {t.dtype}{list(t.shape)}" for t in info.outputs) or "none"
+        raise InputError(f"model {info.name}", got=f"outputs {listed}", expected="one floating-point [n, classes]")
+    return floats[0]
+
+
+def wanted_outputs(info: ModelInfo) -> tuple[str, ...] | None:
+    """The outputs an `Answers` is made from, or None for all the model has.
+
+    Asking for some by name costs bytes and time per request, so it is done only where others would be sent.
+    """
+    scores = scores_output(info)
+    rest = ANSWER_OUTPUTS if scores == "probabilities" else ()
+    wanted = tuple(t.name for t in info.outputs if t.name == scores or t.name in rest)
+    return None if len(wanted) == len(info.outputs) else wanted
+
+
+def check_rows(info: ModelInfo, rows: npt.NDArray[Any]) -> TensorInfo:
+    """Refuses rows that the model cannot take, before anything is sent.
+
+    Args:
+        info: the model.
+        rows: (n, *dims).
+
+    Returns:
+        the input tensor they are for.
+
+    Raises:
+        InputError: wrong dtype, rank or size, or no rows.
+    """
+    tensor = input_tensor(info)
+    what = f"input {tensor.name} of model {info.name}"
+    dtype = INPUT_DTYPES.get(tensor.dtype)
+    if dtype is None:
+        raise InputError(what, got=f"dtype {tensor.dtype}", expected="a numeric model input")
+    expected = f"[n, {', '.join('any' if size < 0 else str(size) for size in tensor.shape[1:])}]"
+    if rows.dtype != np.dtype(dtype):
+        raise InputError(
+            what,
+            got=f"dtype {rows.dtype}",
+            expected=f"{dtype} ({tensor.dtype})",
+            fix=f"convert with .astype('{dtype}')",
+        )
+    if rows.ndim != len(tensor.shape):
+        single = rows.ndim == len(tensor.shape) - 1
+        fix = "add the batch axis with rows[None]" if single else None
+        raise InputError(what, got=f"rank {rows.ndim}, shape {list(rows.shape)}", expected=expected, fix=fix)
+    pairs = zip(rows.shape[1:], tensor.shape[1:], strict=True)
+    if any(size not in (got, -1) for got, size in pairs):
+        raise InputError(what, got=f"shape {list(rows.shape)}", expected=expected)
+    if len(rows) == 0:
+        raise InputError(what, got="an empty batch", expected="at least one row")
+    return tensor
+
+
+def chunks(rows: int, limit: int) -> list[slice]:
+    """Parts of nearly equal size, in order, none larger than the limit (0 means no limit)."""
+    if limit <= 0 or rows <= limit:
+        return [slice(0, rows)]
+    # Equal parts finish together; a full one and a rest would not.
+    size = math.ceil(rows / math.ceil(rows / limit))
+    return [slice(start, min(start + size, rows)) for start in range(0, rows, size)]

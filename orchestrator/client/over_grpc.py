@@ -1,0 +1,272 @@
+"""Clients over gRPC: one for plain code, one for asyncio."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import random
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import tritonclient.grpc as triton
+import tritonclient.grpc.aio as triton_aio
+
+from orchestrator.client.base import (
+    Answers,
+    Rows,
+    answers_from_outputs,
+    host_and_port,
+    joined,
+    parameters_from_policy,
+)
+from orchestrator.client.models import (
+    ModelInfo,
+    TensorInfo,
+    check_rows,
+    chunks,
+    model_from_json,
+    scores_output,
+    wanted_outputs,
+)
+from orchestrator.client.retries import Patience
+from orchestrator.client.seam import FOREIGN, error_from
+from orchestrator.client.sync import Outputs, Parameters, SyncClient, Wanted
+from orchestrator.decision import Policy
+from orchestrator.errors import RefusedError, UnavailableError
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+T = TypeVar("T")
+
+
+def _request(
+    model: str, rows: Rows, *, tensor: TensorInfo, wanted: Wanted, parameters: Parameters, timeout_s: float
+) -> dict[str, Any]:
+    """Arguments of tritonclient's `infer`, sync and asyncio alike."""
+    sent = triton.InferInput(tensor.name, list(rows.shape), tensor.dtype)
+    sent.set_data_from_numpy(rows)
+    return {
+        "model_name": model,
+        "inputs": [sent],
+        "outputs": None if wanted is None else [triton.InferRequestedOutput(name) for name in wanted],
+        "parameters": dict(parameters) or None,
+        "client_timeout": timeout_s,
+    }
+
+
+def _outputs(result: Any) -> Outputs:
+    return {output.name: result.as_numpy(output.name) for output in result.get_response().outputs}
+
+
+class _GrpcTransport:
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self._client = triton.InferenceServerClient(host_and_port(address))
+
+    def ready(self, model: str | None, *, timeout_s: float) -> bool:
+        if model is None:
+            return bool(self._client.is_server_ready(client_timeout=timeout_s))
+        return bool(self._client.is_model_ready(model, client_timeout=timeout_s))
+
+    def metadata(self, model: str, *, timeout_s: float) -> dict[str, Any]:
+        return dict(self._client.get_model_metadata(model, as_json=True, client_timeout=timeout_s))
+
+    def config(self, model: str, *, timeout_s: float) -> dict[str, Any]:
+        return dict(self._client.get_model_config(model, as_json=True, client_timeout=timeout_s)["config"])
+
+    def infer(
+        self,
+        model: str,
+        rows: Rows,
+        *,
+        tensor: TensorInfo,
+        wanted: Wanted,
+        parameters: Parameters,
+        timeout_s: float,
+    ) -> Outputs:
+        request = _request(model, rows, tensor=tensor, wanted=wanted, parameters=parameters, timeout_s=timeout_s)
+        return _outputs(self._client.infer(**request))
+
+    def in_order(self, action: Callable[[slice], T], parts: Sequence[slice], *, in_flight: int) -> list[T]:
+        # The gRPC channel, unlike HTTP's, may be used by several threads.
+        with ThreadPoolExecutor(max_workers=in_flight) as pool:
+            futures = [pool.submit(action, part) for part in parts]
+            try:
+                return [future.result() for future in futures]
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+
+    def pause(self, seconds: float) -> None:
+        time.sleep(seconds)
+
+    def close(self) -> None:
+        self._client.close()
+
+
+class GrpcClient(SyncClient):
+    """Asks a server over gRPC; may be shared by threads.
+
+    Args:
+        address: "host:port" of the gRPC endpoint.
+        timeout_s: per request, retries included.
+        retries: further attempts, on UNAVAILABLE only.
+        in_flight: parts of one oversize request under way at once.
+
+    Raises:
+        InputError: the address names no port.
+    """
+
+    def __init__(self, address: str, *, timeout_s: float = 30.0, retries: int = 3, in_flight: int = 4) -> None:
+        super().__init__(_GrpcTransport(address), timeout_s=timeout_s, retries=retries, in_flight=in_flight)
+
+
+class AsyncGrpcClient:
+    """Asks a server over gRPC from one event loop.
+
+    Args:
+        address: "host:port" of the gRPC endpoint.
+        timeout_s: per request, retries included.
+        retries: further attempts, on UNAVAILABLE only.
+        in_flight: parts of one oversize request under way at once.
+
+    Raises:
+        InputError: the address names no port.
+    """
+
+    def __init__(self, address: str, *, timeout_s: float = 30.0, retries: int = 3, in_flight: int = 4) -> None:
+        self.address = address
+        self._bare = host_and_port(address)
+        self._patience = Patience(timeout_s=timeout_s, retries=retries)
+        self._in_flight = in_flight
+        self._client: Any = None
+        self._known: dict[str, ModelInfo] = {}
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Ends the connection."""
+        if self._client is not None:
+            client, self._client = self._client, None
+            await client.close()
+
+    async def ready(self, model: str | None = None) -> bool:
+        """Whether the server (and the model) would answer now; False where nobody listens."""
+        limit = {"client_timeout": self._patience.timeout_s}
+        try:
+            if model is None:
+                return bool(await self._open().is_server_ready(**limit))
+            return bool(await self._open().is_model_ready(model, **limit))
+        except FOREIGN:
+            return False
+
+    async def metadata(self, model: str) -> ModelInfo:
+        """As `SyncClient.metadata`."""
+        info = self._known.get(model)
+        if info is None:
+            described = await self._call(
+                model,
+                lambda left_s: self._open().get_model_metadata(model, as_json=True, client_timeout=left_s),
+            )
+            info = self._known[model] = model_from_json(described, await self.config(model))
+        return info
+
+    async def config(self, model: str) -> dict[str, Any]:
+        """As `SyncClient.config`."""
+        answer = await self._call(
+            model, lambda left_s: self._open().get_model_config(model, as_json=True, client_timeout=left_s)
+        )
+        return dict(answer["config"])
+
+    async def infer(self, model: str, rows: Rows, *, policy: Policy | None = None) -> Answers:
+        """As `SyncClient.infer`."""
+        info = await self.metadata(model)
+        parameters = parameters_from_policy(policy)
+        parts = await self._ask_parts(info, rows, wanted=wanted_outputs(info), parameters=parameters)
+        return joined([answers_from_outputs(info, outputs, rows=count) for outputs, count in parts])
+
+    async def ask(self, name: str, rows: Rows) -> npt.NDArray[np.float32]:
+        """As `SyncClient.ask`."""
+        info = await self.metadata(name)
+        output = scores_output(info)
+        parts = await self._ask_parts(info, rows, wanted=(output,), parameters={})
+        return np.concatenate([np.asarray(outputs[output], np.float32) for outputs, _ in parts])
+
+    async def _ask_parts(
+        self, info: ModelInfo, rows: Rows, *, wanted: Wanted, parameters: Parameters
+    ) -> list[tuple[Outputs, int]]:
+        tensor = check_rows(info, rows)
+
+        async def ask(part: slice) -> tuple[Outputs, int]:
+            chunk = rows[part]
+
+            async def once(left_s: float) -> Any:
+                request = _request(
+                    info.name, chunk, tensor=tensor, wanted=wanted, parameters=parameters, timeout_s=left_s
+                )
+                return await self._open().infer(**request)
+
+            return _outputs(await self._call(info.name, once)), len(chunk)
+
+        parts = chunks(len(rows), info.max_batch_size)
+        if len(parts) == 1:
+            return [await ask(parts[0])]
+        return await in_order([partial(ask, part) for part in parts], in_flight=self._in_flight)
+
+    async def _call(self, model: str, action: Callable[[float], Awaitable[T]]) -> T:
+        start = time.monotonic()
+        for attempt in itertools.count():
+            elapsed_s = time.monotonic() - start
+            try:
+                return await self._translated(model, action, self._patience.timeout_s - elapsed_s)
+            except UnavailableError:
+                elapsed_s = time.monotonic() - start
+                pause_s = self._patience.delay_s(attempt, elapsed_s=elapsed_s, jitter=random.random())
+                if pause_s is None:
+                    raise
+            await asyncio.sleep(pause_s)
+        raise AssertionError("unreachable: the loop ends by return or raise")
+
+    async def _translated(self, model: str, action: Callable[[float], Awaitable[T]], left_s: float) -> T:
+        try:
+            return await action(left_s)
+        except FOREIGN as error:
+            ours = error_from(error, what=f"model {model} at {self.address}")
+            if isinstance(ours, RefusedError):
+                self._known.pop(model, None)
+            raise ours from error
+
+    def _open(self) -> Any:
+        # A channel belongs to the loop that runs when it is made, so it waits for the first request.
+        if self._client is None:
+            self._client = triton_aio.InferenceServerClient(self._bare)
+        return self._client
+
+
+async def in_order(actions: Sequence[Callable[[], Awaitable[T]]], *, in_flight: int) -> list[T]:
+    """Runs actions, at most `in_flight` at once, and gives their results in order; the first failure ends all."""
+    gate = asyncio.Semaphore(in_flight)
+
+    async def run(action: Callable[[], Awaitable[T]]) -> T:
+        async with gate:
+            return await action()
+
+    tasks = [asyncio.ensure_future(run(action)) for action in actions]
+    try:
+        return list(await asyncio.gather(*tasks))
+    finally:
+        for task in tasks:
+            task.cancel()

@@ -1,0 +1,100 @@
+"""A client over HTTP with binary tensors, for where gRPC does not get through."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import gevent.pool  # type: ignore[import-untyped]  # gevent ships no types
+import tritonclient.http as triton
+from geventhttpclient.response import HTTPConnectionClosed, HTTPParseError
+
+from orchestrator.client.base import Rows, host_and_port
+from orchestrator.client.models import TensorInfo
+from orchestrator.client.sync import Outputs, Parameters, SyncClient, Wanted
+
+T = TypeVar("T")
+
+
+class _HttpTransport:
+    """Time limits are on silence of the socket: they are fixed when the connection is made."""
+
+    def __init__(self, address: str, *, timeout_s: float, in_flight: int) -> None:
+        self.address = address
+        self._client = triton.InferenceServerClient(
+            host_and_port(address),
+            concurrency=in_flight,
+            connection_timeout=timeout_s,
+            network_timeout=timeout_s,
+        )
+
+    def ready(self, model: str | None, *, timeout_s: float) -> bool:
+        del timeout_s
+        if model is None:
+            return bool(_whole(self._client.is_server_ready))
+        return bool(_whole(lambda: self._client.is_model_ready(model)))
+
+    def metadata(self, model: str, *, timeout_s: float) -> dict[str, Any]:
+        del timeout_s
+        return dict(_whole(lambda: self._client.get_model_metadata(model)))
+
+    def config(self, model: str, *, timeout_s: float) -> dict[str, Any]:
+        del timeout_s
+        return dict(_whole(lambda: self._client.get_model_config(model)))
+
+    def infer(
+        self,
+        model: str,
+        rows: Rows,
+        *,
+        tensor: TensorInfo,
+        wanted: Wanted,
+        parameters: Parameters,
+        timeout_s: float,
+    ) -> Outputs:
+        del timeout_s
+        sent = triton.InferInput(tensor.name, list(rows.shape), tensor.dtype)
+        sent.set_data_from_numpy(rows, binary_data=True)
+        outputs = None if wanted is None else [triton.InferRequestedOutput(n, binary_data=True) for n in wanted]
+        result = _whole(
+            lambda: self._client.infer(model, [sent], outputs=outputs, parameters=dict(parameters) or None)
+        )
+        return {output["name"]: result.as_numpy(output["name"]) for output in result.get_response()["outputs"]}
+
+    def in_order(self, action: Callable[[slice], T], parts: Sequence[slice], *, in_flight: int) -> list[T]:
+        # tritonclient's HTTP sockets are gevent's: greenlets of this thread share them, other threads may not.
+        return list(gevent.pool.Pool(in_flight).imap(action, parts))
+
+    def pause(self, seconds: float) -> None:
+        gevent.sleep(seconds)
+
+    def close(self) -> None:
+        self._client.close()
+
+
+def _whole(call: Callable[[], T]) -> T:
+    """Runs a call; what geventhttpclient alone raises becomes the standard exception it stands for."""
+    try:
+        return call()
+    except HTTPConnectionClosed as error:
+        raise ConnectionResetError("the server closed the connection before it answered") from error
+    except HTTPParseError as error:
+        raise ValueError("not HTTP; is this the gRPC port?") from error
+
+
+class HttpClient(SyncClient):
+    """Asks a server over HTTP; belongs to one thread.
+
+    Args:
+        address: "host:port" of the HTTP endpoint.
+        timeout_s: longest silence of the server within one attempt; no attempt begins after it.
+        retries: further attempts, on 503 or a connection that failed.
+        in_flight: parts of one oversize request under way at once.
+
+    Raises:
+        InputError: the address names no port.
+    """
+
+    def __init__(self, address: str, *, timeout_s: float = 30.0, retries: int = 3, in_flight: int = 4) -> None:
+        transport = _HttpTransport(address, timeout_s=timeout_s, in_flight=in_flight)
+        super().__init__(transport, timeout_s=timeout_s, retries=retries, in_flight=in_flight)

@@ -1,0 +1,107 @@
+"""The one place where foreign exceptions become ours: gRPC codes, HTTP statuses, sockets, tritonclient.
+
+Callers write `raise error_from(error, what=...) from error`, so the cause stays attached.
+"""
+
+from __future__ import annotations
+
+import re
+from http import HTTPStatus
+
+from tritonclient.utils import InferenceServerException
+
+from orchestrator.errors import (
+    ClientError,
+    RefusedError,
+    ServerFaultError,
+    TimeLimitError,
+    UnavailableError,
+    UnknownModelError,
+)
+
+Leaf = type[ClientError]
+
+# What tritonclient lets through: its own exception for anything a server or gRPC answered, OSError for HTTP's
+# sockets, ValueError for a body that is not what the protocol promises.
+FOREIGN: tuple[type[Exception], ...] = (InferenceServerException, OSError, ValueError)
+
+# Every code but OK. Only UNAVAILABLE is retried, so ABORTED and CANCELLED, which a proxy may send, are not in it.
+OF_GRPC: dict[str, Leaf] = {
+    "CANCELLED": ServerFaultError,
+    "UNKNOWN": ServerFaultError,
+    "INVALID_ARGUMENT": RefusedError,
+    "DEADLINE_EXCEEDED": TimeLimitError,
+    "NOT_FOUND": UnknownModelError,
+    "ALREADY_EXISTS": RefusedError,
+    "PERMISSION_DENIED": RefusedError,
+    # A message over the size limit; a full queue of Triton's is UNAVAILABLE.
+    "RESOURCE_EXHAUSTED": RefusedError,
+    "FAILED_PRECONDITION": RefusedError,
+    "ABORTED": ServerFaultError,
+    "OUT_OF_RANGE": RefusedError,
+    # A method or a kind of model (decoupled, say) that cannot be asked this way.
+    "UNIMPLEMENTED": RefusedError,
+    "INTERNAL": ServerFaultError,
+    "UNAVAILABLE": UnavailableError,
+    "DATA_LOSS": ServerFaultError,
+    "UNAUTHENTICATED": RefusedError,
+}
+
+OF_HTTP: dict[int, Leaf] = {
+    HTTPStatus.NOT_FOUND: UnknownModelError,
+    HTTPStatus.REQUEST_TIMEOUT: TimeLimitError,
+    HTTPStatus.TOO_MANY_REQUESTS: UnavailableError,
+    # Triton's "unsupported", the twin of gRPC's UNIMPLEMENTED.
+    HTTPStatus.NOT_IMPLEMENTED: RefusedError,
+    HTTPStatus.BAD_GATEWAY: UnavailableError,
+    HTTPStatus.SERVICE_UNAVAILABLE: UnavailableError,
+    HTTPStatus.GATEWAY_TIMEOUT: TimeLimitError,
+}
+
+FIXES: dict[Leaf, str] = {
+    UnavailableError: "check that the server runs and listens at that address, or try again later",
+    TimeLimitError: "allow more time, or send fewer rows at once",
+    UnknownModelError: "check the name; a model that failed to load is named in the server's log",
+}
+# Longer texts are dumps, not messages.
+MAX_TEXT = 400
+
+
+def error_from(error: BaseException, *, what: str) -> ClientError:
+    """The leaf of our tree for an exception that came out of a request.
+
+    Args:
+        error: what was caught.
+        what: subject of the message: which model at which address.
+    """
+    leaf, text = _leaf_and_text(error)
+    return leaf(what, got=text, fix=FIXES.get(leaf))
+
+
+def _leaf_and_text(error: BaseException) -> tuple[Leaf, str]:
+    if isinstance(error, InferenceServerException):
+        return leaf_from_status(error.status()), _plain(error.message() or "an error without a message")
+    if isinstance(error, TimeoutError):
+        return TimeLimitError, "no answer within the time limit"
+    if isinstance(error, OSError):
+        return UnavailableError, _plain(error.strerror or str(error) or type(error).__name__)
+    return ServerFaultError, _plain(f"an answer that cannot be read ({type(error).__name__}: {error})")
+
+
+def leaf_from_status(status: str | None) -> Leaf:
+    """The leaf for tritonclient's status: "StatusCode.NOT_FOUND" over gRPC, "404" over HTTP, None from itself."""
+    if status is None:
+        # tritonclient refused the request before sending it.
+        return RefusedError
+    if status.isdigit():
+        code = int(status)
+        return OF_HTTP.get(code, ServerFaultError if code >= 500 else RefusedError)
+    return OF_GRPC.get(status.removeprefix("StatusCode."), ServerFaultError)
+
+
+def _plain(text: str) -> str:
+    """The server's message as one line, without its traceback and the id we never set."""
+    text = text.split("\nAt:\n", 1)[0]
+    text = re.sub(r"^\[request id: [^\]]*\]\s*", "", text)
+    line = " ".join(text.split())
+    return line if len(line) <= MAX_TEXT else f"{line[:MAX_TEXT]}..."

@@ -1,0 +1,210 @@
+"""The synchronous client, whatever protocol carries it: checks, chunks, retries and order are the same."""
+
+from __future__ import annotations
+
+import itertools
+import random
+import time
+from collections.abc import Callable, Mapping, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from orchestrator.client.base import Answers, Rows, answers_from_outputs, joined, parameters_from_policy
+from orchestrator.client.models import (
+    ModelInfo,
+    TensorInfo,
+    check_rows,
+    chunks,
+    model_from_json,
+    scores_output,
+    wanted_outputs,
+)
+from orchestrator.client.retries import Patience
+from orchestrator.client.seam import FOREIGN, error_from
+from orchestrator.decision import Policy
+from orchestrator.errors import RefusedError, UnavailableError
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+T = TypeVar("T")
+Wanted = Sequence[str] | None
+Parameters = Mapping[str, int | float]
+Outputs = dict[str, Rows]
+
+
+class Transport(Protocol):
+    """One protocol's calls, with its own exceptions let through."""
+
+    address: str
+
+    def ready(self, model: str | None, *, timeout_s: float) -> bool:
+        """Whether the server (and the model) is ready."""
+        ...
+
+    def metadata(self, model: str, *, timeout_s: float) -> dict[str, Any]:
+        """The model's metadata as JSON values."""
+        ...
+
+    def config(self, model: str, *, timeout_s: float) -> dict[str, Any]:
+        """The model's configuration as JSON values."""
+        ...
+
+    def infer(
+        self,
+        model: str,
+        rows: Rows,
+        *,
+        tensor: TensorInfo,
+        wanted: Wanted,
+        parameters: Parameters,
+        timeout_s: float,
+    ) -> Outputs:
+        """The wanted outputs of one request."""
+        ...
+
+    def in_order(self, action: Callable[[slice], T], parts: Sequence[slice], *, in_flight: int) -> list[T]:
+        """Runs the action on every part, some at once, and gives the results in order."""
+        ...
+
+    def pause(self, seconds: float) -> None:
+        """Waits without holding up other parts."""
+        ...
+
+    def close(self) -> None:
+        """Ends the connections."""
+        ...
+
+
+class SyncClient:
+    """Asks one server; usable as a context manager.
+
+    Args:
+        transport: the protocol.
+        timeout_s: per request, retries included.
+        retries: further attempts, on UNAVAILABLE only.
+        in_flight: chunks of one oversize request under way at once.
+    """
+
+    def __init__(self, transport: Transport, *, timeout_s: float, retries: int, in_flight: int) -> None:
+        self._transport = transport
+        self._patience = Patience(timeout_s=timeout_s, retries=retries)
+        self._in_flight = in_flight
+        self._known: dict[str, ModelInfo] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends the connections; the client is of no use afterwards."""
+        self._transport.close()
+
+    def ready(self, model: str | None = None) -> bool:
+        """Whether the server (and the model) would answer now; False where nobody listens."""
+        try:
+            return self._transport.ready(model, timeout_s=self._patience.timeout_s)
+        except FOREIGN:
+            return False
+
+    def metadata(self, model: str) -> ModelInfo:
+        """The model's tensors and batch limit, remembered until the server refuses a request for it.
+
+        Raises:
+            ClientError: see the leaves.
+        """
+        info = self._known.get(model)
+        if info is None:
+            described = self._call(model, lambda left_s: self._transport.metadata(model, timeout_s=left_s))
+            info = self._known[model] = model_from_json(described, self.config(model))
+        return info
+
+    def config(self, model: str) -> dict[str, Any]:
+        """The model's configuration as JSON values.
+
+        Raises:
+            ClientError: see the leaves.
+        """
+        return self._call(model, lambda left_s: self._transport.config(model, timeout_s=left_s))
+
+    def infer(self, model: str, rows: Rows, *, policy: Policy | None = None) -> Answers:
+        """Answers of a cascade, an ensemble or a plain member.
+
+        Args:
+            model: Triton model name.
+            rows: (n, *dims) in the model's dtype; more than its batch limit are sent in parts.
+            policy: request parameters; a deadline counts for each part by itself.
+
+        Raises:
+            InputError: the rows do not fit the model.
+            ClientError: see the leaves.
+        """
+        info = self.metadata(model)
+        parameters = parameters_from_policy(policy)
+        wanted = wanted_outputs(info)
+        parts = self._ask_parts(info, rows, wanted=wanted, parameters=parameters)
+        return joined([answers_from_outputs(info, outputs, rows=count) for outputs, count in parts])
+
+    def ask(self, name: str, rows: Rows) -> npt.NDArray[np.float32]:
+        """Scores of a member as it gives them, float32 (n, k).
+
+        Raises:
+            InputError: the rows do not fit, or the model has no single score output.
+            ClientError: see the leaves.
+        """
+        info = self.metadata(name)
+        output = scores_output(info)
+        parts = self._ask_parts(info, rows, wanted=(output,), parameters={})
+        return np.concatenate([np.asarray(outputs[output], np.float32) for outputs, _ in parts])
+
+    def _ask_parts(
+        self, info: ModelInfo, rows: Rows, *, wanted: Wanted, parameters: Parameters
+    ) -> list[tuple[Outputs, int]]:
+        tensor = check_rows(info, rows)
+
+        def ask(part: slice) -> tuple[Outputs, int]:
+            chunk = rows[part]
+            outputs = self._call(
+                info.name,
+                lambda left_s: self._transport.infer(
+                    info.name, chunk, tensor=tensor, wanted=wanted, parameters=parameters, timeout_s=left_s
+                ),
+            )
+            return outputs, len(chunk)
+
+        parts = chunks(len(rows), info.max_batch_size)
+        if len(parts) == 1:
+            return [ask(parts[0])]
+        return self._transport.in_order(ask, parts, in_flight=self._in_flight)
+
+    def _call(self, model: str, action: Callable[[float], T]) -> T:
+        """Runs an action with the seconds left, again while the server is unavailable and time remains."""
+        start = time.monotonic()
+        for attempt in itertools.count():
+            elapsed_s = time.monotonic() - start
+            try:
+                return self._translated(model, action, self._patience.timeout_s - elapsed_s)
+            except UnavailableError:
+                elapsed_s = time.monotonic() - start
+                pause_s = self._patience.delay_s(attempt, elapsed_s=elapsed_s, jitter=random.random())
+                if pause_s is None:
+                    raise
+            self._transport.pause(pause_s)
+        raise AssertionError("unreachable: the loop ends by return or raise")
+
+    def _translated(self, model: str, action: Callable[[float], T], left_s: float) -> T:
+        try:
+            return action(left_s)
+        except FOREIGN as error:
+            ours = error_from(error, what=f"model {model} at {self._transport.address}")
+            if isinstance(ours, RefusedError):
+                # The model may have been loaded again with another shape: look at it afresh next time.
+                self._known.pop(model, None)
+            raise ours from error

@@ -1,0 +1,1 @@
+"""Planning from recorded outputs: records, replay, threshold search."""

@@ -1,0 +1,138 @@
+"""`check`: everything that is wrong with a repository, in one run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+from orchestrator.errors import RepositoryError, SpecError
+from orchestrator.repository.configs import averaging_name
+from orchestrator.repository.files import disk_errors
+from orchestrator.repository.model_check import Model, read_model
+from orchestrator.repository.on_disk import ensemble_spec, model_folders, plan_path
+from orchestrator.repository.plan_check import check_cascade_folder, check_ensemble_folder, check_members
+from orchestrator.repository.report import CheckReport, Findings
+from orchestrator.repository.shim import is_shim
+from orchestrator.spec import CascadeSpec, cascade_from_path
+
+
+def check(repository: Path, names: Sequence[str] | None = None) -> CheckReport:
+    """Looks at models, and at the members they depend on.
+
+    Args:
+        repository: a Triton model repository.
+        names: models to look at; None means all.
+
+    Raises:
+        RepositoryError: the repository itself is missing, empty or not readable.
+    """
+    folders = model_folders(repository)
+    run = _Check(repository, folders)
+    with disk_errors(f"model repository {repository}"):
+        for name in folders if names is None else names:
+            run.look_at(name)
+        run.look_for_cycles()
+    return CheckReport(
+        repository=repository,
+        checked=tuple(sorted(run.seen & set(folders))),
+        faults=tuple(run.findings.faults),
+        notes=tuple(run.findings.notes),
+    )
+
+
+class _Check:
+    """One run: every model is read once, whoever asks for it."""
+
+    def __init__(self, repository: Path, folders: dict[str, Path]) -> None:
+        self.repository = repository
+        self.folders = folders
+        self.findings = Findings()
+        self.seen: set[str] = set()
+        self.needs: dict[str, list[str]] = {}
+        self._models: dict[str, Model] = {}
+
+    def look_at(self, name: str) -> None:
+        if name in self.seen:
+            return
+        self.seen.add(name)
+        if name not in self.folders:
+            known = ", ".join(self.folders)
+            self.findings.fault(name, "folder", f"no such model, the repository has {known}")
+            return
+        model = self._model(name)
+        plan = plan_path(self.folders[name])
+        if plan is not None:
+            spec = self._spec(name, plan)
+            if spec is not None:
+                check_cascade_folder(spec, model, plan, self.findings)
+                self._look_at_members(name, spec)
+        elif model.is_ensemble:
+            self._look_at_ensemble(model)
+        elif is_shim(model.file):
+            self.findings.fault(name, "cascade.json", "missing beside model.py; render the cascade again")
+
+    def look_for_cycles(self) -> None:
+        try:
+            TopologicalSorter(self.needs).prepare()
+        except CycleError as error:
+            path = error.args[1]
+            self.findings.fault(path[0], "members", f"a cycle, {' -> '.join(path)}: none of them can answer")
+
+    def _model(self, name: str) -> Model:
+        if name not in self._models:
+            self._models[name] = read_model(self.folders[name], self.findings)
+        return self._models[name]
+
+    def _spec(self, name: str, plan: Path) -> CascadeSpec | None:
+        try:
+            return cascade_from_path(plan)
+        except SpecError as error:
+            texts = {f"cascade.json {field}": text for field, text in error.faults.items()}
+            self.findings.each(name, texts, fix=error.fix)
+            return None
+
+    def _look_at_members(self, name: str, spec: CascadeSpec) -> None:
+        names = [member.name for member in spec.members]
+        self.needs[name] = names
+        present = [member for member in names if member in self.folders]
+        models = {member: self._model(member) for member in present}
+        check_members(spec, models, self.findings, known=[other for other in self.folders if other != name])
+        for member in present:
+            self.look_at(member)
+
+    def _look_at_ensemble(self, model: Model) -> None:
+        """Ours by its averaging model, any other by its steps alone."""
+        try:
+            spec = ensemble_spec(self.folders, model.name)
+        except SpecError as error:
+            self.findings.each(averaging_name(model.name), error.faults, fix=error.fix)
+            return
+        except RepositoryError:
+            # The averaging model is broken; reading it as a step below names the fault.
+            spec = None
+        if spec is not None:
+            mean = self._model(averaging_name(model.name))
+            self.seen.add(mean.name)
+            check_ensemble_folder(spec, model, mean, repository=self.repository, findings=self.findings)
+            self._look_at_members(model.name, spec)
+            return
+        self._look_at_steps(model)
+
+    def _look_at_steps(self, model: Model) -> None:
+        assert model.config is not None
+        steps = model.config.ensemble_scheduling.step
+        self.needs[model.name] = [step.model_name for step in steps]
+        for step in steps:
+            fault = partial(self.findings.fault, model.name, f"step {step.model_name}")
+            if step.model_name not in self.folders:
+                fault(f"no such model, the repository has {', '.join(self.folders)}")
+                continue
+            part = self._model(step.model_name)
+            for side, used in (("input", step.input_map), ("output", step.output_map)):
+                known = part.tensors(side)
+                unknown = [] if known is None else sorted(set(used) - set(known))
+                if unknown:
+                    fault(f"got {side} {', '.join(unknown)}, expected {', '.join(known or ())}")
+            self.look_at(step.model_name)

@@ -1,0 +1,229 @@
+"""What the rendered models' configurations say; pbtxt.py turns them into text.
+
+Rejected alternative: leaving `instance_group` out. In GPU builds Triton then starts one copy of a Python model
+per GPU, and two of an ONNX model per CPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import PurePosixPath
+
+from tritonclient.grpc import model_config_pb2 as pb
+
+from orchestrator.errors import RepositoryError
+from orchestrator.spec import CascadeSpec, Manifest, TensorSpec
+
+# file ending of a model -> Triton backend and the file name it looks for by itself
+BACKENDS = {".onnx": ("onnxruntime", "model.onnx"), ".plan": ("tensorrt", "model.plan")}
+DEVICES = ("cpu", "gpu")
+LABELS = "labels.txt"
+# The served interface of a cascade, and of an ensemble, which only fixes the last three.
+OUTPUTS = (
+    ("probabilities", "FP32"),
+    ("label", "INT64"),
+    ("confidence", "FP32"),
+    ("exit_stage", "INT32"),
+    ("cost", "FP32"),
+    ("status", "INT32"),
+)
+
+
+def triton_type(dtype: str) -> str:
+    """The config's name of a Triton dtype, "FP32" -> "TYPE_FP32".
+
+    Raises:
+        RepositoryError: there is no such dtype.
+    """
+    name = "TYPE_STRING" if dtype == "BYTES" else f"TYPE_{dtype}"
+    if name not in pb.DataType.keys():  # noqa: SIM118 - an enum wrapper, it has no __contains__
+        known = ", ".join(word.removeprefix("TYPE_") for word in pb.DataType.keys()[1:])
+        raise RepositoryError("tensor dtype", got=dtype, expected=f"one of {known}")
+    return name
+
+
+def member_config(manifest: Manifest, *, device: str = "cpu") -> pb.ModelConfig:
+    """The configuration of an exported member.
+
+    Args:
+        manifest: what the export wrote down of it.
+        device: "cpu" or "gpu"; the GPU one also warms the model up, since the first batch of a size pays for
+            choosing kernels there.
+
+    Raises:
+        RepositoryError: a model file of a kind no backend here reads, or an unknown dtype.
+    """
+    file = PurePosixPath(manifest.file)
+    if file.suffix not in BACKENDS:
+        raise RepositoryError(
+            f"member {manifest.name}",
+            got=f"model file {manifest.file}",
+            expected=f"one ending in {' or '.join(BACKENDS)}",
+            fix="write its config.pbtxt by hand",
+        )
+    with _representable(f"manifest {manifest.name}"):
+        return _member_config(manifest, device)
+
+
+def _member_config(manifest: Manifest, device: str) -> pb.ModelConfig:
+    file = PurePosixPath(manifest.file)
+    backend, usual_name = BACKENDS[file.suffix]
+    config = pb.ModelConfig(
+        name=manifest.name,
+        backend=backend,
+        max_batch_size=manifest.max_batch_size,
+        input=[_input(manifest.input)],
+        output=[_output(manifest.output)],
+        instance_group=[_instances("gpu" if backend == "tensorrt" else device)],
+        dynamic_batching=pb.ModelDynamicBatching(),
+    )
+    if file.name != usual_name:
+        config.default_model_filename = file.name
+    if device == "cpu" and backend == "onnxruntime":
+        # Parallelism comes from instances and batches; ONNX Runtime's own threads fight over the cores.
+        config.parameters["intra_op_thread_count"].string_value = "1"
+    if device == "gpu" or backend == "tensorrt":
+        sizes = sorted({1, manifest.max_batch_size})
+        config.model_warmup.extend(_warmup(manifest.input, batch_size=size) for size in sizes)
+    return config
+
+
+def cascade_config(spec: CascadeSpec) -> pb.ModelConfig:
+    """The configuration of a cascade: a Python model, one CPU instance, bounded queue.
+
+    The response cache stays off: its key ignores request parameters, so it would answer one policy with
+    another's result. `model_warmup` stays out: calls to members are refused until the whole server is ready.
+
+    Raises:
+        RepositoryError: a number is too large for Triton.
+    """
+    with _representable(f"cascade {spec.name}"):
+        # A full queue answers UNAVAILABLE, which clients may retry, instead of growing.
+        policy = pb.ModelQueuePolicy(max_queue_size=spec.limits.max_deferred_rows)
+        return pb.ModelConfig(
+            name=spec.name,
+            backend="python",
+            max_batch_size=spec.limits.max_batch_size,
+            input=[_cascade_input(spec)],
+            output=_outputs(spec, labels=spec.labels is not None),
+            instance_group=[_instances("cpu")],
+            dynamic_batching=pb.ModelDynamicBatching(default_queue_policy=policy),
+        )
+
+
+def ensemble_config(spec: CascadeSpec, *, max_batch_size: int) -> pb.ModelConfig:
+    """The configuration of Triton's own ensemble of a single-stage spec: members side by side, then the mean.
+
+    Args:
+        spec: with exactly one stage.
+        max_batch_size: what the smallest member takes; Triton never splits a batch of an ensemble.
+
+    Raises:
+        RepositoryError: a number is too large for Triton.
+    """
+    with _representable(f"ensemble {spec.name}"):
+        return _ensemble_config(spec, max_batch_size)
+
+
+def _ensemble_config(spec: CascadeSpec, max_batch_size: int) -> pb.ModelConfig:
+    steps = [
+        pb.ModelEnsembling.Step(
+            model_name=member.name,
+            model_version=-1,
+            input_map={member.input or spec.input.name: spec.input.name},
+            output_map={member.output: f"{member.name}_scores"},
+        )
+        for member in spec.members
+    ]
+    last = pb.ModelEnsembling.Step(
+        model_name=averaging_name(spec.name),
+        model_version=-1,
+        input_map={scores_name(i): f"{member.name}_scores" for i, member in enumerate(spec.members)},
+        output_map={name: name for name, _ in OUTPUTS},
+    )
+    return pb.ModelConfig(
+        name=spec.name,
+        platform="ensemble",
+        max_batch_size=max_batch_size,
+        input=[_cascade_input(spec)],
+        output=_outputs(spec, labels=spec.labels is not None),
+        ensemble_scheduling=pb.ModelEnsembling(step=[*steps, last]),
+    )
+
+
+def averaging_config(spec: CascadeSpec, *, max_batch_size: int, dtypes: Sequence[str]) -> pb.ModelConfig:
+    """The configuration of an ensemble's last step.
+
+    Args:
+        spec: with exactly one stage.
+        max_batch_size: as the ensemble's.
+        dtypes: of each member's output, in plan order.
+    """
+    inputs = [
+        _input(TensorSpec(name=scores_name(i), dtype=dtype, dims=(spec.classes,)))
+        for i, dtype in enumerate(dtypes)
+    ]
+    config = pb.ModelConfig(
+        name=averaging_name(spec.name),
+        backend="onnxruntime",
+        max_batch_size=max_batch_size,
+        input=inputs,
+        output=_outputs(spec, labels=spec.labels is not None),
+        # On the CPU in every flavour: a few numbers per row are not worth a trip to the GPU.
+        instance_group=[_instances("cpu")],
+        dynamic_batching=pb.ModelDynamicBatching(),
+    )
+    config.parameters["intra_op_thread_count"].string_value = "1"
+    return config
+
+
+def averaging_name(ensemble: str) -> str:
+    """Name of the model that averages for an ensemble."""
+    return f"{ensemble}_mean"
+
+
+def scores_name(index: int) -> str:
+    """Name of the averaging model's input that takes a member's output."""
+    return f"scores_{index}"
+
+
+@contextmanager
+def _representable(what: str) -> Iterator[None]:
+    """Turns protobuf's refusal of a value, which a description could hold, into a RepositoryError."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        raise RepositoryError(f"{what} does not fit Triton's configuration ({error})") from error
+
+
+def _instances(device: str) -> pb.ModelInstanceGroup:
+    kind = pb.ModelInstanceGroup.KIND_GPU if device == "gpu" else pb.ModelInstanceGroup.KIND_CPU
+    return pb.ModelInstanceGroup(count=1, kind=kind)
+
+
+def _input(tensor: TensorSpec) -> pb.ModelInput:
+    return pb.ModelInput(name=tensor.name, data_type=triton_type(tensor.dtype), dims=tensor.dims)
+
+
+def _output(tensor: TensorSpec) -> pb.ModelOutput:
+    return pb.ModelOutput(name=tensor.name, data_type=triton_type(tensor.dtype), dims=tensor.dims)
+
+
+def _cascade_input(spec: CascadeSpec) -> pb.ModelInput:
+    return _input(TensorSpec(name=spec.input.name, dtype=spec.input.dtype, dims=spec.input.dims))
+
+
+def _outputs(spec: CascadeSpec, *, labels: bool) -> list[pb.ModelOutput]:
+    outputs = []
+    for name, dtype in OUTPUTS:
+        dims = (spec.classes,) if name == "probabilities" else (1,)
+        outputs.append(_output(TensorSpec(name=name, dtype=dtype, dims=dims)))
+    if labels:
+        outputs[0].label_filename = LABELS
+    return outputs
+
+
+def _warmup(tensor: TensorSpec, *, batch_size: int) -> pb.ModelWarmup:
+    zeros = pb.ModelWarmup.Input(data_type=triton_type(tensor.dtype), dims=tensor.dims, zero_data=True)
+    return pb.ModelWarmup(name=f"batch_{batch_size}", batch_size=batch_size, count=1, inputs={tensor.name: zeros})

@@ -1,0 +1,165 @@
+"""Reading and writing the files of a repository: whole or not at all, and only what is ours.
+
+Every OSError of this package is turned into a RepositoryError here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from orchestrator.errors import RepositoryError
+from orchestrator.repository.pbtxt import is_written_here, text_from_path
+
+# Lies at the top of a folder made by `--output`; Triton takes only folders there for models.
+MARK = ".rendered-by-committee"
+_BLOCK_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rendering:
+    """What a rendering did, as paths.
+
+    Args:
+        written: files whose content changed or is new.
+        unchanged: files that already were as they should be.
+        kept: files that belong to somebody else and were left alone.
+    """
+
+    written: tuple[Path, ...] = ()
+    unchanged: tuple[Path, ...] = ()
+    kept: tuple[Path, ...] = ()
+
+    def __add__(self, other: Rendering) -> Rendering:
+        """Both together."""
+        return Rendering(
+            written=self.written + other.written,
+            unchanged=self.unchanged + other.unchanged,
+            kept=self.kept + other.kept,
+        )
+
+
+@contextmanager
+def disk_errors(what: str) -> Iterator[None]:
+    """Turns an OSError of the block into a RepositoryError about `what`."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        where = error.filename or what
+        raise RepositoryError(what, got=f"{reason} ({where})", expected="a folder that can be used") from error
+
+
+def write_all(folder: Path, files: Mapping[str, bytes | str]) -> Rendering:
+    """Writes files in the order given, each one at once, leaving alone those that hold the same bytes already.
+
+    Unchanged files keep their time, so that a polling server does not load them again.
+
+    Args:
+        folder: they lie in.
+        files: path relative to the folder -> content.
+    """
+    written, unchanged = [], []
+    with disk_errors(f"writing {folder}"):
+        for name, content in files.items():
+            path = folder / name
+            data = content.encode() if isinstance(content, str) else content
+            if path.is_file() and path.read_bytes() == data:
+                unchanged.append(path)
+                continue
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _replace(path, data)
+            written.append(path)
+    return Rendering(written=tuple(written), unchanged=tuple(unchanged))
+
+
+def _replace(path: Path, data: bytes) -> None:
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        # mkstemp gives 0600, but the server in the container is another user.
+        Path(name).chmod(0o644)
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def may_replace(path: Path) -> bool:
+    """True where there is no config yet, or one that we wrote and nobody has edited since."""
+    return not path.exists() or is_written_here(text_from_path(path))
+
+
+def remove_folder(folder: Path) -> None:
+    """Removes a folder and what is in it."""
+    with disk_errors(f"removing {folder}"):
+        shutil.rmtree(folder)
+
+
+def remove_others(folder: Path, keep: set[str]) -> None:
+    """Removes the Python files of an older runtime that the present one no longer has."""
+    with disk_errors(f"cleaning {folder}"):
+        for path in folder.rglob("*.py"):
+            if path.relative_to(folder).as_posix() not in keep:
+                path.unlink()
+
+
+def copy_model(source: Path, target: Path) -> None:
+    """Copies a model folder; links are followed, so that the copy needs nothing outside itself."""
+    with disk_errors(f"copying {source}"):
+        try:
+            shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
+        except shutil.Error as error:
+            raise OSError(0, error.args[0][0][2], error.args[0][0][0]) from error
+
+
+@contextmanager
+def new_folder(target: Path) -> Iterator[Path]:
+    """A folder to build in that takes the target's place when the block ends, or goes away when it fails.
+
+    Args:
+        target: must not exist, be empty, or be an earlier folder made this way.
+
+    Raises:
+        RepositoryError: the target holds something else, or cannot be written.
+    """
+    if target.exists() and not (target / MARK).is_file() and (not target.is_dir() or any(target.iterdir())):
+        raise RepositoryError(
+            f"output {target}",
+            got="files that no rendering made",
+            expected="a new, empty or earlier rendered folder",
+            fix="name another folder",
+        )
+    target = target.resolve()
+    building = target.with_name(f".{target.name}.partial-{os.getpid()}")
+    old = target.with_name(f".{target.name}.old-{os.getpid()}")
+    with disk_errors(f"output {target}"):
+        building.mkdir(parents=True)
+    try:
+        yield building
+        with disk_errors(f"output {target}"):
+            (building / MARK).write_text("Made by `committee render --output`; the next one replaces it.\n")
+            if target.exists():
+                target.rename(old)
+            building.rename(target)
+    finally:
+        for leftover in (building, old):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+def sha256_of_path(path: Path) -> str:
+    """Hash of a file's bytes, read in blocks: models may be larger than memory."""
+    digest = hashlib.sha256()
+    with disk_errors(f"reading {path}"), path.open("rb") as file:
+        while block := file.read(_BLOCK_BYTES):
+            digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,215 @@
+"""Rendering: from a plan to the folders Triton serves.
+
+Rules of this file: everything is worked out before the first byte is written; a member's own config is never
+overwritten, nor any config that somebody has edited, unless forced.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from pathlib import Path
+
+from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig
+
+from orchestrator.errors import RepositoryError
+from orchestrator.repository.averaging import averaging_model
+from orchestrator.repository.configs import (
+    DEVICES,
+    LABELS,
+    averaging_config,
+    averaging_name,
+    cascade_config,
+    ensemble_config,
+    member_config,
+)
+from orchestrator.repository.files import (
+    Rendering,
+    may_replace,
+    remove_folder,
+    remove_others,
+    write_all,
+)
+from orchestrator.repository.on_disk import MANIFEST, PLAN, config_of, require_members, served_version
+from orchestrator.repository.pbtxt import CONFIG, text_from_config
+from orchestrator.repository.shim import RUNTIME, SHIM, runtime_files
+from orchestrator.spec import CascadeSpec, Stage, json_from_cascade, manifest_from_path
+
+
+def render(
+    spec: CascadeSpec,
+    repository: Path,
+    *,
+    standalone: bool = False,
+    version: int | None = None,
+    force: bool = False,
+) -> Rendering:
+    """Writes a cascade into a repository that holds its members.
+
+    Args:
+        spec: the cascade.
+        repository: a Triton model repository.
+        standalone: also put the runtime beside model.py, so that the folder works wherever numpy is.
+        version: folder to write; None means the newest there is, or 1.
+        force: overwrite a config that was not written here, or was edited since.
+
+    Raises:
+        RepositoryError: a member is missing, the name is taken by another model, or the disk refuses.
+    """
+    require_members(spec, repository)
+    folder = repository / spec.name
+    _require_ours([folder], force=force)
+    inside = str(_version_to_write(folder, version))
+    runtime = runtime_files() if standalone else {}
+    files: dict[str, bytes | str] = {f"{inside}/{RUNTIME}/{name}": data for name, data in runtime.items()}
+    files |= _labels_file(spec)
+    files[f"{inside}/{PLAN}"] = json_from_cascade(spec)
+    files[f"{inside}/model.py"] = SHIM
+    # Last, so that a folder whose rendering was cut short has no config, or one that `check` calls stale.
+    files[CONFIG] = text_from_config(cascade_config(spec))
+    done = _render_members(spec, repository) + write_all(folder, files)
+    beside = folder / inside / RUNTIME
+    if standalone:
+        remove_others(beside, set(runtime))
+    elif (beside / "bls").is_dir():
+        # The shim takes the nearest runtime: an old copy would win over the checkout's.
+        remove_folder(beside)
+    return done
+
+
+def render_ensemble(spec: CascadeSpec, repository: Path, *, force: bool = False) -> Rendering:
+    """Writes a single-stage spec as Triton's own ensemble, with a small ONNX model as its last step.
+
+    Args:
+        spec: with exactly one stage; see `ensemble_from_cascade`.
+        repository: a Triton model repository that holds its members.
+        force: overwrite configs that were not written here, or were edited since.
+
+    Raises:
+        RepositoryError: a member is missing or cannot take part, a name is taken, or the disk refuses.
+    """
+    require_members(spec, repository)
+    folder, mean = repository / spec.name, repository / averaging_name(spec.name)
+    _require_ours([folder, mean], force=force)
+    members = _render_members(spec, repository)
+    ensemble, averaging, dtypes = ensemble_configs(spec, repository)
+    model = averaging_model(spec, dtypes=dtypes)
+    labels = _labels_file(spec)
+    files: dict[str, bytes | str] = {"1/model.onnx": model.SerializeToString(deterministic=True)}
+    done = members + write_all(mean, {**files, **labels, CONFIG: text_from_config(averaging)})
+    # Triton wants a version folder even where nothing is in it, and git keeps no empty folders.
+    return done + write_all(folder, {"1/.gitkeep": b"", **labels, CONFIG: text_from_config(ensemble)})
+
+
+def ensemble_configs(spec: CascadeSpec, repository: Path) -> tuple[ModelConfig, ModelConfig, list[str]]:
+    """The configs of an ensemble and of its averaging model, and the dtypes of its members' outputs.
+
+    Raises:
+        RepositoryError: a member has no config, no such output, or no batch axis.
+    """
+    dtypes, limits = [], [spec.limits.max_batch_size]
+    for member in spec.members:
+        config = config_of(repository / member.name)
+        if config is None:
+            raise RepositoryError(
+                f"member {member.name}", got=f"no {CONFIG}", fix="an ensemble needs one: write it"
+            )
+        kinds = {output.name: output.data_type for output in config.output}
+        if member.output not in kinds:
+            known = ", ".join(kinds) or "none"
+            raise RepositoryError(
+                f"member {member.name}", got=f"outputs {known}", expected=f"an output {member.output}"
+            )
+        if config.max_batch_size < 1:
+            raise RepositoryError(f"member {member.name}", got="max_batch_size 0", expected="at least 1")
+        dtypes.append(DataType.Name(kinds[member.output]).removeprefix("TYPE_"))
+        limits.append(config.max_batch_size)
+    largest = min(limits)
+    averaging = averaging_config(spec, max_batch_size=largest, dtypes=dtypes)
+    return ensemble_config(spec, max_batch_size=largest), averaging, dtypes
+
+
+def ensemble_from_cascade(spec: CascadeSpec, name: str) -> CascadeSpec:
+    """The ensemble of all of a cascade's members, asked side by side.
+
+    Args:
+        spec: any cascade.
+        name: of the ensemble.
+
+    Raises:
+        RepositoryError: the cascade answers with its newest stage only, so all of it together is no ensemble.
+    """
+    if spec.combine == "last" and len(spec.stages) > 1:
+        raise RepositoryError(
+            f"cascade {spec.name}",
+            got='combine "last" over several stages, whose full ensemble is the last stage alone',
+            expected="mean_logit, mean_prob or vote",
+            fix="plan with another combine mode",
+        )
+    lenient = all(stage.on_failure == "answer" for stage in spec.stages)
+    stage = Stage(members=spec.members, on_failure="answer" if lenient else "error")
+    return dataclasses.replace(spec, name=name, stages=(stage,), fit=None)
+
+
+def render_member(folder: Path, *, force: bool = False) -> Rendering:
+    """Writes an exported member's configs from its manifest: config.pbtxt, and configs/gpu.pbtxt for GPUs.
+
+    `tritonserver --model-config-name=gpu` takes the second where there is one, so that one repository serves
+    both kinds of machine. A config that is not ours, or was edited, is kept.
+
+    Args:
+        folder: of the member.
+        force: overwrite it all the same.
+
+    Raises:
+        SpecError: the manifest is wrong.
+        RepositoryError: the model is of a kind we write no config for, or the disk refuses.
+    """
+    if not force and not may_replace(folder / CONFIG):
+        return Rendering(kept=(folder / CONFIG,))
+    manifest = manifest_from_path(folder / MANIFEST)
+    if manifest.name != folder.name:
+        raise RepositoryError(f"{folder / MANIFEST} name", got=manifest.name, expected=folder.name)
+    texts = {
+        device: text_from_config(member_config(manifest, device=device), source=MANIFEST) for device in DEVICES
+    }
+    files: dict[str, bytes | str] = {}
+    if texts["gpu"] != texts["cpu"] and (force or may_replace(folder / "configs" / "gpu.pbtxt")):
+        files["configs/gpu.pbtxt"] = texts["gpu"]
+    return write_all(folder, {**files, CONFIG: texts["cpu"]})
+
+
+def _require_ours(folders: Iterable[Path], *, force: bool) -> None:
+    for folder in folders:
+        if not force and not may_replace(folder / CONFIG):
+            raise RepositoryError(
+                f"{folder / CONFIG}",
+                got="a config that was not written here, or was edited since",
+                fix="choose another name, or overwrite it with --force",
+            )
+
+
+def _render_members(spec: CascadeSpec, repository: Path) -> Rendering:
+    done = Rendering()
+    for member in spec.members:
+        if (repository / member.name / MANIFEST).is_file():
+            done += render_member(repository / member.name)
+    return done
+
+
+def _version_to_write(folder: Path, version: int | None) -> int:
+    newest = served_version(folder)
+    if version is None:
+        return newest or 1
+    if version < 1 or (newest is not None and version < newest):
+        raise RepositoryError(
+            f"{folder} version",
+            got=version,
+            expected=f"at least {newest or 1}",
+            fix="Triton serves the highest, so a lower one would never be used",
+        )
+    return version
+
+
+def _labels_file(spec: CascadeSpec) -> dict[str, bytes | str]:
+    return {} if spec.labels is None else {LABELS: "".join(f"{label}\n" for label in spec.labels)}

@@ -1,0 +1,191 @@
+"""One model folder by itself: does its config say what its files are?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import onnx
+from onnx.external_data_helper import ExternalDataInfo, uses_external_data
+from tritonclient.grpc.model_config_pb2 import ModelConfig
+
+from orchestrator.errors import RepositoryError, SpecError
+from orchestrator.repository.files import sha256_of_path
+from orchestrator.repository.on_disk import MANIFEST, config_of, model_file, onnx_from_path, served_version
+from orchestrator.repository.pbtxt import config_from_path
+from orchestrator.repository.report import Findings
+from orchestrator.repository.tensors import Tensors, fits, tensors_from_config, tensors_from_graph
+from orchestrator.spec import Manifest, TensorSpec, manifest_from_path
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model folder as it was read; what could not be read is None and already among the faults."""
+
+    name: str
+    folder: Path
+    config: ModelConfig | None
+    file: Path | None
+    graph: onnx.GraphProto | None
+    manifest: Manifest | None
+
+    @cached_property
+    def sha256(self) -> str | None:
+        """Of the model file, if there is one."""
+        return sha256_of_path(self.file) if self.file is not None and self.file.is_file() else None
+
+    @property
+    def is_ensemble(self) -> bool:
+        """Whether Triton itself runs it, step by step."""
+        return self.config is not None and self.config.platform == "ensemble"
+
+    def tensors(self, side: str) -> Tensors | None:
+        """Inputs or outputs without the batch axis: the config's, else the graph's, else unknown.
+
+        Args:
+            side: "input" or "output".
+        """
+        entries = [] if self.config is None else getattr(self.config, side)
+        if entries:
+            return tensors_from_config(entries)
+        if self.graph is None:
+            return None
+        found = tensors_from_graph(self.graph)[side == "output"]
+        return {name: TensorSpec(name=name, dtype=one.dtype, dims=one.dims[1:]) for name, one in found.items()}
+
+
+def read_model(folder: Path, findings: Findings) -> Model:
+    """Reads a folder and adds everything that is wrong with it alone."""
+    name = folder.name
+    config = None
+    try:
+        config = config_of(folder)
+        if config is None:
+            text = "missing: Triton will guess names and shapes, and a batch limit of 4 for ONNX"
+            findings.note(name, "config.pbtxt", text)
+    except RepositoryError as error:
+        findings.fault(name, "config.pbtxt", error)
+    if config is not None and config.name not in ("", name):
+        findings.fault(name, "config.pbtxt name", f"got {config.name}, expected the folder's name {name}")
+    file = _file(folder, config, findings)
+    model = Model(name, folder, config, file, _graph(name, file, findings), _manifest(folder, findings))
+    _compare_graph(model, findings)
+    _compare_manifest(model, findings)
+    _compare_alternatives(model, findings)
+    return model
+
+
+def _file(folder: Path, config: ModelConfig | None, findings: Findings) -> Path | None:
+    name = folder.name
+    if served_version(folder, config) is None:
+        findings.fault(name, "version", "no version folder, expected one named by a number, such as 1")
+        return None
+    if config is not None and config.platform == "ensemble":
+        return None
+    file = model_file(folder, config)
+    if file is None and config is None:
+        findings.fault(
+            name, "model file", "none that any backend loads by itself, expected one in the version folder"
+        )
+    if file is not None and not file.is_file() and not file.is_dir():
+        findings.fault(name, "model file", f"{file.relative_to(folder)} is missing; export or build it")
+    return file
+
+
+def _graph(name: str, file: Path | None, findings: Findings) -> onnx.GraphProto | None:
+    if file is None or file.suffix != ".onnx" or not file.is_file():
+        return None
+    try:
+        graph = onnx_from_path(file).graph
+    except RepositoryError as error:
+        findings.fault(name, "model file", error)
+        return None
+    locations = {str(ExternalDataInfo(t).location) for t in graph.initializer if uses_external_data(t)}
+    for location in sorted(locations):
+        if not (file.parent / location).is_file():
+            findings.fault(name, "model file", f"{location}, which holds weights of {file.name}, is missing")
+    return graph
+
+
+def _manifest(folder: Path, findings: Findings) -> Manifest | None:
+    path = folder / MANIFEST
+    if not path.exists():
+        return None
+    try:
+        return manifest_from_path(path)
+    except SpecError as error:
+        findings.each(folder.name, {f"{MANIFEST} {field}": text for field, text in error.faults.items()})
+        return None
+
+
+def _compare_graph(model: Model, findings: Findings) -> None:
+    """The config against the ONNX file it describes."""
+    if model.config is None or model.graph is None:
+        return
+    batched = model.config.max_batch_size > 0
+    inputs, outputs = tensors_from_graph(model.graph)
+    stated = tensors_from_config(model.config.input)
+    for side, tensors, real in (
+        ("input", stated, inputs),
+        ("output", tensors_from_config(model.config.output), outputs),
+    ):
+        for tensor in tensors.values():
+            text = _unlike(tensor, real, batched=batched)
+            if text:
+                findings.fault(model.name, f"config.pbtxt {side} {tensor.name}", f"{text} as the ONNX file has it")
+    left_out = [name for name in inputs if stated and name not in stated]
+    if left_out:
+        findings.fault(model.name, "config.pbtxt input", f"lacks {', '.join(left_out)}, which the ONNX file needs")
+    fixed = [tensor for tensor in inputs.values() if batched and tensor.dims and tensor.dims[0] != -1]
+    for tensor in fixed:
+        text = f"batch axis fixed at {tensor.dims[0]}, expected a free one or max_batch_size 0; export again"
+        findings.fault(model.name, f"model file input {tensor.name}", text)
+
+
+def _unlike(tensor: TensorSpec, real: Tensors, *, batched: bool) -> str | None:
+    if tensor.name not in real:
+        return f"got {tensor.name}, expected one of {', '.join(real)}"
+    one = real[tensor.name]
+    if tensor.dtype != one.dtype:
+        return f"got {tensor.dtype}, expected {one.dtype}"
+    dims = one.dims[1:] if batched else one.dims
+    if not fits(tensor.dims, dims):
+        return f"got dims {list(tensor.dims)}, expected {list(dims)}"
+    return None
+
+
+def _compare_manifest(model: Model, findings: Findings) -> None:
+    manifest = model.manifest
+    if manifest is None:
+        return
+    if manifest.name != model.name:
+        findings.fault(model.name, f"{MANIFEST} name", f"got {manifest.name}, expected {model.name}")
+    file = model.folder / manifest.file
+    # The usual case, where the two are one, then hashes the file once.
+    digest = model.sha256 if file == model.file else sha256_of_path(file) if file.is_file() else None
+    if digest is None:
+        findings.fault(model.name, f"{MANIFEST} file", f"{manifest.file} is missing; export the member again")
+    elif digest != manifest.sha256:
+        text = f"{manifest.file} is another file than was exported (hash {digest[:12]}..., manifest "
+        findings.fault(
+            model.name, f"{MANIFEST} sha256", f"{text}{manifest.sha256[:12]}...); export the member again"
+        )
+    if manifest.random_weights:
+        findings.note(model.name, "weights", "random, never trained: its answers mean nothing")
+
+
+def _compare_alternatives(model: Model, findings: Findings) -> None:
+    """configs/<word>.pbtxt, taken with --model-config-name=<word>, must describe the same model."""
+    for path in sorted((model.folder / "configs").glob("*.pbtxt")):
+        field = f"configs/{path.name}"
+        try:
+            other = config_from_path(path)
+        except RepositoryError as error:
+            findings.fault(model.name, field, error)
+            continue
+        if model.config is None:
+            continue
+        for side in ("name", "max_batch_size", "input", "output"):
+            if getattr(other, side) != getattr(model.config, side):
+                findings.fault(model.name, f"{field} {side}", "differs from config.pbtxt; render the member again")

@@ -1,0 +1,164 @@
+"""What lies in a repository: its models, their versions, files and plans."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx
+from google.protobuf.message import DecodeError
+from tritonclient.grpc.model_config_pb2 import ModelConfig
+
+from orchestrator.errors import RepositoryError
+from orchestrator.repository.averaging import spec_from_averaging
+from orchestrator.repository.configs import averaging_name
+from orchestrator.repository.files import disk_errors
+from orchestrator.repository.pbtxt import CONFIG, config_from_path
+from orchestrator.spec import CascadeSpec, cascade_from_path
+
+PLAN = "cascade.json"
+MANIFEST = "manifest.json"
+# Triton backend, or the older platform word, -> the file it loads unless the config names another
+FILES = {
+    "onnxruntime": "model.onnx",
+    "onnxruntime_onnx": "model.onnx",
+    "tensorrt": "model.plan",
+    "tensorrt_plan": "model.plan",
+    "python": "model.py",
+    "pytorch": "model.pt",
+    "pytorch_libtorch": "model.pt",
+    "openvino": "model.xml",
+}
+
+
+def model_folders(repository: Path) -> dict[str, Path]:
+    """The models of a repository by name.
+
+    Raises:
+        RepositoryError: the folder is missing, no folder, not readable, or holds no model.
+    """
+    what = f"model repository {repository}"
+    if not repository.exists():
+        raise RepositoryError(f"{what} does not exist", fix="name an existing folder with --repository")
+    if not repository.is_dir():
+        raise RepositoryError(what, got="a file", expected="a folder with one folder per model")
+    with disk_errors(what):
+        folders = {path.name: path for path in sorted(repository.iterdir()) if path.is_dir()}
+    if not folders:
+        raise RepositoryError(f"{what} is empty", expected="one folder per model", fix="export or copy members")
+    return folders
+
+
+def require_members(spec: CascadeSpec, repository: Path) -> None:
+    """Raises RepositoryError naming every member the repository does not hold."""
+    folders = model_folders(repository)
+    missing = [member.name for member in spec.members if member.name not in folders]
+    if missing:
+        raise RepositoryError(
+            f"{spec.name}: members missing from {repository}",
+            got=", ".join(missing),
+            expected=f"members among {', '.join(folders)}",
+            fix="export or copy them there, or plan with others",
+        )
+
+
+def config_of(folder: Path) -> ModelConfig | None:
+    """The model's configuration, or None where it has none.
+
+    Raises:
+        RepositoryError: it is malformed.
+    """
+    path = folder / CONFIG
+    return config_from_path(path) if path.exists() else None
+
+
+def served_version(folder: Path, config: ModelConfig | None = None) -> int | None:
+    """The version Triton serves to requests that name none: the highest, among those the config allows."""
+    if not folder.is_dir():
+        return None
+    with disk_errors(f"model folder {folder}"):
+        # Triton skips folders whose name starts with 0 or is no number.
+        numbers = {int(p.name) for p in folder.iterdir() if p.is_dir() and p.name.isdecimal() and p.name[0] != "0"}
+    if config is not None and config.version_policy.specific.versions:
+        numbers &= set(config.version_policy.specific.versions)
+    return max(numbers, default=None)
+
+
+def model_file(folder: Path, config: ModelConfig | None) -> Path | None:
+    """The file the server loads, existing or not; None where that cannot be told.
+
+    Without a config, or with one that names no backend, the file that is there tells the backend.
+    """
+    version = served_version(folder, config)
+    if version is None:
+        return None
+    inside = folder / str(version)
+    word = "" if config is None else config.backend or config.platform
+    named = "" if config is None else config.default_model_filename or FILES.get(word, "")
+    if config is not None and config.cc_model_filenames:
+        # One engine per kind of GPU; which one is loaded is known on the serving machine only.
+        named = next(iter(sorted(config.cc_model_filenames.values())))
+    if named:
+        return inside / named
+    return None if word else next((inside / name for name in FILES.values() if (inside / name).exists()), None)
+
+
+def plan_path(folder: Path) -> Path | None:
+    """cascade.json of the served version, or of the only place it could be; None where this is no cascade."""
+    version = served_version(folder)
+    paths = [] if version is None else [folder / str(version) / PLAN]
+    paths += sorted(folder.glob(f"*/{PLAN}"), reverse=True)
+    return next((path for path in paths if path.is_file()), None)
+
+
+def onnx_from_path(path: Path) -> onnx.ModelProto:
+    """The graph of an ONNX file, without weights that lie in other files.
+
+    Raises:
+        RepositoryError: the file cannot be read as ONNX.
+    """
+    what = f"model file {path}"
+    with disk_errors(what):
+        try:
+            model = onnx.load(str(path), load_external_data=False)
+        except DecodeError as error:
+            raise RepositoryError(what, got="no ONNX model", fix="export it again") from error
+    if not model.graph.output:
+        # An empty or cut file can parse as a message with nothing in it.
+        raise RepositoryError(what, got="an ONNX model without outputs", fix="export it again")
+    return model
+
+
+def ensemble_spec(folders: dict[str, Path], name: str) -> CascadeSpec | None:
+    """The spec of an ensemble we rendered, as its averaging model carries it; None for any other model.
+
+    Raises:
+        RepositoryError: the averaging model cannot be read.
+        SpecError: what it carries cannot.
+    """
+    folder = folders.get(averaging_name(name))
+    if folder is None:
+        return None
+    path = model_file(folder, config_of(folder))
+    if path is None or path.suffix != ".onnx" or not path.is_file():
+        return None
+    return spec_from_averaging(onnx_from_path(path), subject=str(path))
+
+
+def plans_in(repository: Path) -> tuple[list[CascadeSpec], list[CascadeSpec]]:
+    """Every cascade and every rendered ensemble of a repository.
+
+    Raises:
+        RepositoryError: the repository or one of its models cannot be read.
+        SpecError: a plan is wrong.
+    """
+    folders = model_folders(repository)
+    cascades, ensembles = [], []
+    for name, folder in folders.items():
+        path = plan_path(folder)
+        if path is not None:
+            cascades.append(cascade_from_path(path))
+            continue
+        spec = ensemble_spec(folders, name)
+        if spec is not None:
+            ensembles.append(spec)
+    return cascades, ensembles

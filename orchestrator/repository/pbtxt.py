@@ -1,0 +1,114 @@
+"""config.pbtxt as text: the one writer and the one reader.
+
+Rules of this file: a configuration goes through the protobuf type, never through a string template; equal
+configurations give equal bytes; what is written says who wrote it and carries the hash of its own body, so
+that a later rendering can tell its own work from a file that somebody has edited since.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from google.protobuf import text_format
+from tritonclient.grpc.model_config_pb2 import ModelConfig
+
+from orchestrator.errors import RepositoryError
+
+CONFIG = "config.pbtxt"
+_BY = "# Written by committee; edit "
+_HASH = "# Hash of what follows: "
+
+
+def text_from_config(config: ModelConfig, *, source: str = "cascade.json") -> str:
+    """The text of config.pbtxt.
+
+    Args:
+        config: what to write.
+        source: the file a person edits instead, named in the first line.
+    """
+    body: str = text_format.MessageToString(config)
+    return f"{_BY}{source} and render again.\n{_HASH}{_hash(body)}\n{body}"
+
+
+def config_from_text(text: str, *, subject: str) -> ModelConfig:
+    """The configuration a text holds.
+
+    Args:
+        text: a whole config.pbtxt.
+        subject: what to call it in errors, usually its path.
+
+    Raises:
+        RepositoryError: the text is malformed or has a field Triton does not know, with the line.
+    """
+    config = ModelConfig()
+    try:
+        text_format.Parse(text, config)
+    except text_format.ParseError as error:
+        # The parser puts "line:column : " before its message; the line is all that helps a reader.
+        message = str(error).rpartition(" : ")[2]
+        line = error.GetLine()
+        place = "at its end" if line is None else f"at line {line}"
+        raise RepositoryError(
+            f"{subject} {place} is no model configuration of Triton's ({message.rstrip('.')})",
+            fix="correct that line",
+        ) from error
+    return config
+
+
+def config_from_path(path: Path) -> ModelConfig:
+    """The configuration a file holds.
+
+    Raises:
+        RepositoryError: the file is missing, not readable or malformed.
+    """
+    return config_from_text(text_from_path(path), subject=str(path))
+
+
+def text_from_path(path: Path) -> str:
+    """The text of a configuration file.
+
+    Raises:
+        RepositoryError: the file is missing, not readable or not UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise RepositoryError(f"{path} does not exist", fix="render the model, or write its config") from error
+    except UnicodeDecodeError as error:
+        raise RepositoryError(f"{path} is not UTF-8 text", fix="write it again") from error
+    except OSError as error:
+        raise RepositoryError(f"{path} cannot be read ({error.strerror})") from error
+
+
+def is_written_here(text: str) -> bool:
+    """True for a text that `text_from_config` wrote and nobody has changed since."""
+    first, _, rest = text.partition("\n")
+    second, _, body = rest.partition("\n")
+    return first.startswith(_BY) and second == f"{_HASH}{_hash(body)}"
+
+
+def differences(got: ModelConfig, expected: ModelConfig) -> dict[str, tuple[str, str]]:
+    """Top-level fields in which two configurations differ, each with both values as short text."""
+    texts = [_fields(config) for config in (got, expected)]
+    names = [field.name for field in ModelConfig.DESCRIPTOR.fields]
+    pairs = {name: (texts[0].get(name, "nothing"), texts[1].get(name, "nothing")) for name in names}
+    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+
+
+def _fields(config: ModelConfig) -> dict[str, str]:
+    found = {}
+    for field, _ in config.ListFields():
+        only: Any = ModelConfig()
+        # Copying one field at a time lets the text format print maps and repeated fields its own way.
+        only.MergeFrom(config)
+        for other, _ in config.ListFields():
+            if other.name != field.name:
+                only.ClearField(other.name)
+        found[field.name] = text_format.MessageToString(only, as_one_line=True)
+    return found
+
+
+def _hash(body: str) -> str:
+    return hashlib.sha256(body.encode()).hexdigest()

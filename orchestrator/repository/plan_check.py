@@ -1,0 +1,221 @@
+"""A plan against the members it names and the folder it is served from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from tritonclient.grpc.model_config_pb2 import ModelConfig
+
+from orchestrator.errors import RepositoryError
+from orchestrator.repository.configs import LABELS, cascade_config
+from orchestrator.repository.layout import ensemble_configs
+from orchestrator.repository.model_check import Model
+from orchestrator.repository.on_disk import served_version
+from orchestrator.repository.pbtxt import differences
+from orchestrator.repository.report import Findings
+from orchestrator.repository.shim import RUNTIME, SHIM, runtime_files
+from orchestrator.repository.tensors import Tensors, fits
+from orchestrator.spec import CascadeSpec, Manifest, Member
+
+# What a person may tune in a rendered config without changing what is served.
+TUNABLE = {
+    "dynamic_batching", "parameters", "optimization", "version_policy", "metric_tags", "model_metrics",
+}  # fmt: skip
+# The server runs an instance's calls to members on 32 threads unless told otherwise, and answers need some.
+MAX_CALLS_IN_FLIGHT = 30
+_AGAIN = "render again"
+
+
+def check_members(
+    spec: CascadeSpec, models: Mapping[str, Model], findings: Findings, *, known: Sequence[str]
+) -> None:
+    """Adds what does not fit between a plan and its members.
+
+    Args:
+        spec: the plan.
+        models: its members that exist, by name.
+        findings: where to add it.
+        known: models of the repository, for the message about a member that does not exist.
+    """
+    if spec.fit is not None and spec.fit.random_weights:
+        findings.note(spec.name, "fit", "made with members of random weights: its accuracy means nothing")
+    calls = sum(
+        len(stage.members) * (_workers(spec, index) if index else 1) for index, stage in enumerate(spec.stages)
+    )
+    if calls > MAX_CALLS_IN_FLIGHT:
+        text = f"up to {calls} calls to members at once; start the server with --backend-config=python,"
+        findings.note(spec.name, "limits workers_per_stage", f"{text}thread-pool-size={calls + 8}")
+    for member in spec.members:
+        field = f"member {member.name}"
+        model = models.get(member.name)
+        if model is None:
+            others = ", ".join(known) or "no other models"
+            findings.fault(
+                spec.name, field, f"no such model, the repository has {others}; export or copy it there"
+            )
+            continue
+        _Pair(spec, member, model, findings).check()
+
+
+def _workers(spec: CascadeSpec, stage: int) -> int:
+    return spec.limits.workers_per_stage or 1 + min(m.instances for m in spec.stages[stage].members)
+
+
+class _Pair:
+    """A plan's member and the model it names."""
+
+    def __init__(self, spec: CascadeSpec, member: Member, model: Model, findings: Findings) -> None:
+        self.spec, self.member, self.model = spec, member, model
+        self.findings = findings
+
+    def fault(self, text: str) -> None:
+        self.findings.fault(self.spec.name, f"member {self.member.name}", text)
+
+    def note(self, text: str) -> None:
+        self.findings.note(self.spec.name, f"member {self.member.name}", text)
+
+    def check(self) -> None:
+        if self.model.config is not None:
+            self._config(self.model.config)
+        elif not (self.model.folder / "config.pbtxt").exists():
+            self.fault("no config.pbtxt, expected one: what Triton guesses is not known here; write or render it")
+        inputs, outputs = self.model.tensors("input"), self.model.tensors("output")
+        if inputs is not None:
+            self._input(inputs)
+        if outputs is not None:
+            self._output(outputs)
+        if self.model.manifest is not None:
+            self._manifest(self.model.manifest)
+        planned, real = self.member.sha256, self.model.sha256
+        if planned is not None and real is not None and planned != real:
+            self.fault(
+                f"model file has hash {real[:12]}..., the thresholds were fitted on {planned[:12]}...; plan again"
+            )
+
+    def _config(self, config: ModelConfig) -> None:
+        if config.max_batch_size == 0:
+            self.fault("max_batch_size 0 in its config.pbtxt, expected a batch axis and at least 1")
+        elif self.member.max_batch_size > config.max_batch_size:
+            planned = f"max_batch_size {self.member.max_batch_size} in the plan"
+            self.fault(f"got {planned}, expected at most its config's {config.max_batch_size}")
+        if config.model_transaction_policy.decoupled:
+            self.fault("is decoupled, expected a model that answers each request once")
+        if config.HasField("sequence_batching"):
+            self.fault("keeps state over a sequence of requests, expected one that answers each row by itself")
+        count = sum(group.count for group in config.instance_group)
+        if count and count != self.member.instances:
+            self.note(
+                f"plan says {self.member.instances} instances, its config runs {count}: "
+                "workers are fitted to the plan's number"
+            )
+
+    def _input(self, inputs: Tensors) -> None:
+        name = self.member.input or self.spec.input.name
+        if name not in inputs:
+            self.fault(f"got input {name} in the plan, expected one of {', '.join(inputs)}")
+            return
+        others = [other for other in inputs if other != name]
+        if others:
+            self.fault(f"needs inputs {', '.join(others)} too, expected {name} alone")
+        got, wanted = inputs[name], self.spec.input
+        if got.dtype != wanted.dtype:
+            self.fault(f"input {name} is {got.dtype}, expected the plan's {wanted.dtype}")
+        if not fits(got.dims, wanted.dims):
+            self.fault(f"input {name} has dims {list(got.dims)}, expected the plan's {list(wanted.dims)}")
+        if name != wanted.name:
+            self.note(f"input is named {name}, the cascade's {wanted.name}: every batch is copied once more")
+
+    def _output(self, outputs: Tensors) -> None:
+        name = self.member.output
+        if name not in outputs:
+            self.fault(f"got output {name} in the plan, expected one of {', '.join(outputs)}")
+            return
+        got = outputs[name]
+        if got.dtype in ("FP16", "FP64"):
+            self.note(f"output {name} is {got.dtype}: every answer is converted to FP32")
+        elif got.dtype != "FP32":
+            self.fault(f"output {name} is {got.dtype}, expected FP32")
+        if not fits(got.dims, (self.spec.classes,)):
+            expected = f"[{self.spec.classes}], one score per class of the plan"
+            self.fault(f"output {name} has dims {list(got.dims)}, expected {expected}")
+
+    def _manifest(self, manifest: Manifest) -> None:
+        planned = self.member.output_kind
+        if manifest.output_kind != planned and manifest.output.name == self.member.output:
+            self.fault(f"got output_kind {planned} in the plan, expected {manifest.output_kind} of its manifest")
+        if None not in (manifest.labels, self.spec.labels) and manifest.labels != self.spec.labels:
+            self.fault("labels of the plan and of its manifest differ in text or order; plan again")
+        if self.spec.cost_unit == "MACs" and manifest.macs != self.member.cost:
+            self.note(f"costs {self.member.cost:g} MACs in the plan, {manifest.macs:g} in its manifest")
+
+
+def check_cascade_folder(spec: CascadeSpec, model: Model, plan: Path, findings: Findings) -> None:
+    """Adds where a cascade's folder is not what rendering its plan would give."""
+    if spec.name != model.name:
+        findings.fault(
+            model.name, "cascade.json name", f"got {spec.name}, expected the folder's name {model.name}"
+        )
+    served = served_version(model.folder, model.config)
+    if plan.parent.name != str(served):
+        text = f"lies in version {plan.parent.name}, but Triton serves version {served}"
+        findings.fault(model.name, "cascade.json", f"{text}; render it there")
+    try:
+        compare_configs(model, cascade_config(spec), findings)
+    except RepositoryError as error:
+        findings.fault(model.name, "cascade.json", error)
+    _check_labels(spec, model, findings)
+    script = plan.parent / "model.py"
+    if script.is_file() and script.read_bytes() != SHIM.encode():
+        text = "is not the file this version of committee writes"
+        findings.fault(model.name, "model.py", f"{text}; {_AGAIN}")
+    beside = plan.parent / RUNTIME
+    if beside.is_dir():
+        differing = [name for name, data in runtime_files().items() if _bytes(beside / name) != data]
+        if differing:
+            text = f"the runtime beside model.py differs from the installed one in {len(differing)} files"
+            findings.note(model.name, RUNTIME, f"{text}; {_AGAIN} with --standalone to bring it up to date")
+
+
+def check_ensemble_folder(
+    spec: CascadeSpec, model: Model, mean: Model, *, repository: Path, findings: Findings
+) -> None:
+    """Adds where an ensemble's two folders are not what rendering its spec would give."""
+    if spec.name != model.name:
+        findings.fault(mean.name, "plan name", f"got {spec.name}, expected {model.name}; {_AGAIN}")
+    try:
+        ensemble, averaging, _ = ensemble_configs(spec, repository)
+    except RepositoryError as error:
+        findings.fault(model.name, "members", error)
+        return
+    compare_configs(model, ensemble, findings)
+    compare_configs(mean, averaging, findings)
+    _check_labels(spec, model, findings)
+    _check_labels(spec, mean, findings)
+
+
+def compare_configs(model: Model, expected: ModelConfig, findings: Findings) -> None:
+    """Adds every field in which a config differs from what would be rendered."""
+    if model.config is None:
+        if not (model.folder / "config.pbtxt").exists():
+            findings.fault(model.name, "config.pbtxt", f"missing; {_AGAIN}")
+        return
+    for field, (got, wanted) in differences(model.config, expected).items():
+        add = findings.note if field in TUNABLE else findings.fault
+        hint = "tuned by hand, it seems" if field in TUNABLE else _AGAIN
+        add(model.name, f"config.pbtxt {field}", f"got {_short(got)}, expected {_short(wanted)}; {hint}")
+
+
+def _check_labels(spec: CascadeSpec, model: Model, findings: Findings) -> None:
+    if spec.labels is None:
+        return
+    if _bytes(model.folder / LABELS) != "".join(f"{label}\n" for label in spec.labels).encode():
+        findings.fault(model.name, LABELS, f"missing, or not the plan's labels; {_AGAIN}")
+
+
+def _bytes(path: Path) -> bytes | None:
+    return path.read_bytes() if path.is_file() else None
+
+
+def _short(text: str, limit: int = 160) -> str:
+    return text if len(text) <= limit else f"{text[:limit]}..."

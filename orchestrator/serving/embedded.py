@@ -1,0 +1,133 @@
+"""The embedded server on disk: its backend directory, its environment and its command line."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import shutil
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from orchestrator.serving.machine import Machine
+from orchestrator.serving.options import ServeOptions
+
+BACKENDS = Path(__file__).parent / "backends"
+# The repository API can make the server run any Python file (a load may carry one), so it asks for a header
+# whose value only this process and its child know.
+CONTROL_HEADER = "committee-control"
+_UNSAFE = re.compile(r"[^A-Za-z0-9_@%+=:,./-]")  # what a shell may read as more than a letter
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ports:
+    """The ports one server listens on, none of them 0."""
+
+    http: int
+    grpc: int
+    metrics: int
+
+
+def make_work_folder() -> Path:
+    """A new temporary folder whose path a shell takes as one word (see `shell_safe_repository`)."""
+    parent = tempfile.gettempdir()
+    return Path(tempfile.mkdtemp(prefix="committee-serve-", dir="/tmp" if _UNSAFE.search(parent) else parent))
+
+
+def make_backend_directory(machine: Machine, folder: Path) -> Path:
+    """Fills a folder with one sub-folder per backend and returns it.
+
+    Copies of 3 MB, made anew for every server: nothing to keep in step with the wheel and no cache that two
+    servers could race for. Links would not do, Triton refuses a library that lies outside its backend's folder.
+    """
+    assert machine.wheel is not None, "check_machine comes first"
+    assert machine.stub is not None, "check_machine comes first"
+    python = folder / "python"
+    python.mkdir(parents=True)
+    source = machine.wheel / "tritonserver" / "backends" / "python"
+    for path in (source / "libtriton_python.so", source / "triton_python_backend_utils.py", machine.stub):
+        shutil.copy(path, python)
+    for model in sorted(BACKENDS.glob("*/model.py")):
+        (folder / model.parent.name).mkdir()
+        shutil.copy(model, folder / model.parent.name)
+    return folder
+
+
+def shell_safe_repository(repository: Path, folder: Path) -> Path:
+    """A path to the repository that a shell takes as one word, by way of a link in the folder if need be.
+
+    The python backend starts each model's process through a shell and quotes nothing: with a space in the path
+    the process ends with "stol" and the server waits for it for ever.
+    """
+    path = repository.resolve()
+    if not _UNSAFE.search(str(path)):
+        return path
+    link = folder / "repository"
+    link.symlink_to(path, target_is_directory=True)
+    return link
+
+
+def environment_from(
+    machine: Machine, base: Mapping[str, str], *, repository: Path, hide_gpus: bool
+) -> dict[str, str]:
+    """The server's environment variables."""
+    assert machine.wheel is not None, "check_machine comes first"
+    environment = dict(base)
+    libraries = [machine.wheel.parent / "nvidia_pytriton.libs", machine.libpython, base.get("LD_LIBRARY_PATH")]
+    environment["LD_LIBRARY_PATH"] = os.pathsep.join(str(folder) for folder in libraries if folder)
+    # The stub takes its prefix, and with it site-packages, from the first python3 on PATH.
+    environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), base.get("PATH", os.defpath)])
+    for name in ("PYTHONHOME", "PYTHONSTARTUP"):
+        environment.pop(name, None)
+    # Prints of models reach the log when they happen, not when a buffer fills.
+    environment["PYTHONUNBUFFERED"] = "1"
+    # The stand-in for ONNX Runtime completes configurations from the model file, and is not told where that is.
+    environment["COMMITTEE_MODEL_REPOSITORY"] = str(repository)
+    if hide_gpus:
+        environment["CUDA_VISIBLE_DEVICES"] = "-1"
+    return environment
+
+
+def command_from(
+    machine: Machine,
+    options: ServeOptions,
+    *,
+    repository: Path,
+    ports: Ports,
+    backends: Path,
+    control_key: str,
+    shm_prefix: str,
+) -> list[str]:
+    """The server's command line.
+
+    Model control is "explicit" with every model loaded at start, because stopping needs it (see drain.py);
+    for everybody else it looks like "none": loading and unloading are refused.
+    """
+    assert machine.wheel is not None, "check_machine comes first"
+    python = {
+        "shm-default-byte-size": options.shm_bytes,
+        "shm-growth-byte-size": options.shm_bytes,
+        "thread-pool-size": options.bls_threads,
+        "shm-region-prefix-name": shm_prefix,
+    }
+    return [
+        str(machine.wheel / "tritonserver" / "bin" / "tritonserver"),
+        f"--model-repository={repository}",
+        f"--backend-directory={backends}",
+        "--model-control-mode=explicit",
+        "--load-model=*",
+        f"--http-restricted-api=model-repository:{CONTROL_HEADER}={control_key}",
+        f"--grpc-restricted-protocol=model-repository:{CONTROL_HEADER}={control_key}",
+        f"--http-address={options.host}",
+        f"--http-port={ports.http}",
+        f"--grpc-address={options.host}",
+        f"--grpc-port={ports.grpc}",
+        f"--metrics-address={options.host}",
+        f"--metrics-port={ports.metrics}",
+        f"--exit-timeout-secs={math.ceil(options.stop_timeout_s)}",
+        f"--log-verbose={options.log_verbose}",
+        *(f"--backend-config=python,{key}={value}" for key, value in python.items()),
+    ]

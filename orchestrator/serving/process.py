@@ -1,0 +1,259 @@
+"""One embedded server as an object: start, wait, stop.
+
+Everything it leaves behind (its folder, shared memory) carries a prefix of its own and goes when it stops.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+
+from orchestrator.errors import PortInUseError, ServingError
+from orchestrator.serving import log
+from orchestrator.serving.child import Child
+from orchestrator.serving.drain import RepositoryControl, drain, drain_waves
+from orchestrator.serving.embedded import (
+    Ports,
+    command_from,
+    environment_from,
+    make_backend_directory,
+    make_work_folder,
+    shell_safe_repository,
+)
+from orchestrator.serving.machine import SHM, Machine, check_machine, machine_here
+from orchestrator.serving.options import ServeOptions
+from orchestrator.serving.ports import choose_ports
+from orchestrator.serving.scan import ModelEntry, check_models, scan_repository
+
+_POLL_S = 0.05
+# For the way out once nothing is in flight; beyond it Triton waits for nothing but idle connections.
+_EXIT_S = 2.0
+
+
+class EmbeddedServer:
+    """A Triton process for one model repository; also a context manager that starts and stops it.
+
+    Args:
+        options: what to serve and where.
+        progress: told in words how starting and stopping goes.
+        machine: what to run on; None looks at this one.
+    """
+
+    def __init__(
+        self,
+        options: ServeOptions,
+        *,
+        progress: Callable[[str], None] | None = None,
+        machine: Machine | None = None,
+    ) -> None:
+        self.options = options
+        self.version = ""
+        self._progress = progress or (lambda _: None)
+        self._machine = machine
+        self._models: tuple[ModelEntry, ...] = ()
+        self._ports: Ports | None = None
+        self._child: Child | None = None
+        self._folder: Path | None = None
+        self._log_path: Path | None = None
+        self._control_key = secrets.token_hex(16)
+        self._shm_prefix = f"committee_{os.getpid()}_{secrets.token_hex(4)}_"
+
+    def __enter__(self) -> EmbeddedServer:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    @property
+    def http_address(self) -> str:
+        """host:port of the HTTP endpoint."""
+        return f"{self._reachable_host}:{self._known_ports.http}"
+
+    @property
+    def grpc_address(self) -> str:
+        """host:port of the gRPC endpoint."""
+        return f"{self._reachable_host}:{self._known_ports.grpc}"
+
+    @property
+    def metrics_address(self) -> str:
+        """host:port of the Prometheus endpoint."""
+        return f"{self._reachable_host}:{self._known_ports.metrics}"
+
+    @property
+    def pid(self) -> int:
+        """Process id of the server."""
+        return self._running.pid
+
+    @property
+    def log_path(self) -> Path | None:
+        """The server's log, None before it was started."""
+        return self._log_path
+
+    @property
+    def model_names(self) -> tuple[str, ...]:
+        """Names of the models served."""
+        return tuple(model.name for model in self._models)
+
+    def start(self) -> None:
+        """Starts the server and returns when every model is ready.
+
+        Raises:
+            RepositoryError: the repository cannot be served as it lies on disk.
+            PlatformError: this machine cannot run the server.
+            PortInUseError: a port is taken.
+            ServingError: the server ended or did not become ready in time; says why and where the log is.
+        """
+        if self._child is not None:
+            raise ServingError("embedded Triton was started already", fix="make another EmbeddedServer")
+        machine = self._machine or machine_here()
+        self._models = scan_repository(self.options.repository)
+        # Two instances a model is what Triton makes of a CPU model that does not say.
+        check_machine(machine, shm_needed_bytes=2 * len(self._models) * self.options.shm_bytes)
+        check_models(self._models, self.options.repository)
+        self._ports = choose_ports(self.options)
+        try:
+            self._child = self._spawn(machine)
+            self._wait_until_ready(self._child)
+        except BaseException:
+            # Ctrl-C while starting included.
+            self._kill()
+            self._clean(keep_log=True)
+            raise
+
+    def wait(self, timeout_s: float | None = None) -> int | None:
+        """The exit status once the server has ended by itself, None when the time passes first."""
+        self._running.wait(timeout_s)
+        return self._running.status
+
+    def stop(self) -> None:
+        """Lets the requests in flight finish, then ends the server; does nothing when it has ended already."""
+        if self._child is None or self._child.status is not None:
+            self._kill()
+            self._clean(keep_log=True)
+            return
+        deadline_s = time.monotonic() + self.options.stop_timeout_s
+        drained = False
+        try:
+            self._progress("answering requests in flight")
+            drained = self._drain(deadline_s)
+            self._progress("stopping Triton")
+            self._child.terminate()
+            self._child.wait(_EXIT_S)
+        finally:
+            # Also when a second Ctrl-C interrupts the wait.
+            self._kill()
+            self._clean(keep_log=not drained)
+
+    def _spawn(self, machine: Machine) -> Child:
+        self._folder = make_work_folder()
+        self._log_path = self.options.log_path or self._folder / "triton.log"
+        repository = shell_safe_repository(self.options.repository, self._folder)
+        command = command_from(
+            machine,
+            self.options,
+            repository=repository,
+            ports=self._known_ports,
+            backends=make_backend_directory(machine, self._folder / "backends"),
+            control_key=self._control_key,
+            shm_prefix=self._shm_prefix,
+        )
+        environment = environment_from(
+            machine, os.environ, repository=repository, hide_gpus=self.options.hide_gpus
+        )
+        try:
+            return Child(command, environment=environment, log_path=self._log_path)
+        except OSError as error:
+            raise ServingError("embedded Triton does not start", got=error) from error
+
+    def _wait_until_ready(self, child: Child) -> None:
+        deadline_s = time.monotonic() + self.options.startup_timeout_s
+        told = ""
+        while not self._is_ready():
+            loaded = log.loaded_models(self.log_path)
+            state = f"{len(loaded)} of {len(self._models)} models loaded"
+            if state != told:
+                self._progress(state)
+                told = state
+            if child.wait(_POLL_S):
+                raise self._start_error(child)
+            if time.monotonic() >= deadline_s:
+                missing = sorted(set(self.model_names) - loaded)
+                raise ServingError(
+                    f"embedded Triton was not ready after {self.options.startup_timeout_s:g} s",
+                    got=f"still loading {', '.join(missing)}" if missing else "all models loaded but no answer",
+                    fix=f"the whole log is {self.log_path}",
+                )
+        # The metrics port is bound last, and on any of the three it may be a stranger who answers.
+        if child.wait(_POLL_S):
+            raise self._start_error(child)
+
+    def _is_ready(self) -> bool:
+        connection = http.client.HTTPConnection(self._reachable_host, self._known_ports.http, timeout=5.0)
+        try:
+            connection.request("GET", "/v2/health/ready")
+            response = connection.getresponse()
+            response.read()
+            if response.status != 200:
+                return False
+            connection.request("GET", "/v2")
+            self.version = str(json.loads(connection.getresponse().read())["version"])
+        except (OSError, http.client.HTTPException, ValueError, KeyError):
+            return False
+        finally:
+            connection.close()
+        return True
+
+    def _start_error(self, child: Child) -> ServingError:
+        found = log.reasons(self.log_path)
+        taken = next((text for text in found if log.is_port_in_use(text)), None)
+        if taken is not None:
+            fix = "try again, or choose others with --http-port, --grpc-port and --metrics-port"
+            return PortInUseError("embedded Triton", got=taken, expected="free ports", fix=fix)
+        got = "; ".join(found) or f"exit status {child.status}"
+        return ServingError("embedded Triton did not start", got=got, fix=f"the whole log is {self.log_path}")
+
+    def _drain(self, deadline_s: float) -> bool:
+        control = RepositoryControl(host=self._reachable_host, port=self._known_ports.http, key=self._control_key)
+        # A server that no longer talks to us cannot be drained; SIGTERM comes next either way.
+        with contextlib.suppress(OSError, http.client.HTTPException, ServingError):
+            return drain(control, drain_waves(self._models), deadline_s=deadline_s)
+        return False
+
+    def _kill(self) -> None:
+        if self._child is not None:
+            self._child.kill()
+        for path in SHM.glob(f"{self._shm_prefix}*"):
+            path.unlink(missing_ok=True)
+
+    def _clean(self, *, keep_log: bool) -> None:
+        """Removes the work folder, but for the log where that is all there is left to look at."""
+        if self._folder is not None:
+            folder = self._folder / "backends" if keep_log and self.options.log_path is None else self._folder
+            shutil.rmtree(folder, ignore_errors=True)
+
+    @property
+    def _running(self) -> Child:
+        if self._child is None:
+            raise ServingError("embedded Triton was not started")
+        return self._child
+
+    @property
+    def _known_ports(self) -> Ports:
+        if self._ports is None:
+            raise ServingError("embedded Triton was not started")
+        return self._ports
+
+    @property
+    def _reachable_host(self) -> str:
+        return "127.0.0.1" if self.options.host == "0.0.0.0" else self.options.host

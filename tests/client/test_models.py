@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orchestrator.client.models import (
+    ModelInfo,
+    check_rows,
+    chunks,
+    input_tensor,
+    model_from_json,
+    scores_output,
+    wanted_outputs,
+)
+from orchestrator.errors import InputError, ServerFaultError
+
+
+def described(inputs: list[dict], outputs: list[dict], max_batch_size: object = 8) -> ModelInfo:
+    return model_from_json(
+        {"name": "m", "versions": ["1"], "platform": "p", "inputs": inputs, "outputs": outputs},
+        {"max_batch_size": max_batch_size},
+    )
+
+
+def tensor(name: str, *shape: object, datatype: str = "FP32") -> dict:
+    return {"name": name, "datatype": datatype, "shape": list(shape)}
+
+
+@given(st.integers(1, 500), st.integers(0, 64))
+def test_chunks_cover_every_row_once_in_order_within_the_limit(rows: int, limit: int) -> None:
+    parts = chunks(rows, limit)
+    assert [index for part in parts for index in range(part.start, part.stop)] == list(range(rows))
+    sizes = [part.stop - part.start for part in parts]
+    assert min(sizes) >= 1
+    if limit:
+        assert max(sizes) <= limit
+        assert len(parts) == -(-rows // limit)
+        assert len(parts) == 1 or max(sizes) <= -(-rows // len(parts))
+    else:
+        assert len(parts) == 1
+
+
+def test_whole_numbers_may_come_as_strings_and_a_limit_of_zero_may_be_left_out() -> None:
+    info = described([tensor("x", "-1", "3")], [tensor("y", "-1", "2")], "16")
+    assert (info.inputs[0].shape, info.max_batch_size) == ((-1, 3), 16)
+    assert model_from_json({"name": "m"}, {}).max_batch_size == 0
+
+
+def test_metadata_that_cannot_be_read_is_the_servers_fault() -> None:
+    with pytest.raises(ServerFaultError, match="metadata of model m"):
+        described([{"name": "x"}], [])
+
+
+def test_a_model_with_several_inputs_or_a_fixed_batch_is_refused() -> None:
+    with pytest.raises(InputError, match=r"2 inputs \(a, b\)"):
+        input_tensor(described([tensor("a", -1, 1), tensor("b", -1, 1)], []))
+    with pytest.raises(InputError, match="free batch axis"):
+        input_tensor(described([tensor("a", 4, 1)], [], 0))
+
+
+def test_scores_are_probabilities_or_the_only_floating_point_vector() -> None:
+    scores, label = tensor("s", -1, 3), tensor("l", -1, 1, datatype="INT64")
+    assert scores_output(described([], [label, scores])) == "s"
+    assert scores_output(described([], [scores, tensor("probabilities", -1, 3)])) == "probabilities"
+    for outputs in ([label], [scores, tensor("t", -1, 3)], [tensor("map", -1, 3, 3)], []):
+        with pytest.raises(InputError, match="model m"):
+            scores_output(described([], outputs))
+
+
+def test_outputs_are_named_in_the_request_only_where_there_are_others() -> None:
+    scores, features = tensor("s", -1, 3), tensor("features", -1, 3, 3)
+    assert wanted_outputs(described([], [scores])) is None
+    assert wanted_outputs(described([], [scores, features])) == ("s",)
+    whole = [tensor("probabilities", -1, 3), tensor("label", -1, 1, datatype="INT64")]
+    assert wanted_outputs(described([], whole)) is None
+    assert wanted_outputs(described([], [*whole, features])) == ("probabilities", "label")
+
+
+def test_a_free_size_takes_any_and_a_fixed_one_only_its_own() -> None:
+    info = described([tensor("x", -1, 3, -1)], [])
+    for width in (1, 7):
+        assert check_rows(info, np.zeros((2, 3, width), np.float32)).name == "x"
+    with pytest.raises(InputError, match=r"\[n, 3, any\]"):
+        check_rows(info, np.zeros((2, 4, 1), np.float32))
+
+
+def test_text_inputs_are_not_for_this_client() -> None:
+    with pytest.raises(InputError, match="numeric"):
+        check_rows(described([tensor("x", -1, 1, datatype="BYTES")], []), np.array([["a"]], object))

@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from orchestrator.client.over_http import HttpClient
+from orchestrator.errors import ServerFaultError, UnavailableError
+from tests.fakes.kserve import images
+
+
+@contextmanager
+def listening(answer: bytes) -> Iterator[tuple[str, Callable[[], int]]]:
+    """A port where every connection gets these bytes and is closed; and how many came."""
+    server = socket.create_server(("127.0.0.1", 0))
+    seen: list[int] = []
+
+    def serve() -> None:
+        while True:
+            try:
+                connection, _ = server.accept()
+            except OSError:
+                return
+            with connection:
+                connection.recv(65536)
+                seen.append(1)
+                connection.sendall(answer)
+
+    thread = threading.Thread(target=serve, daemon=True)
+    thread.start()
+    try:
+        yield f"127.0.0.1:{server.getsockname()[1]}", lambda: len(seen)
+    finally:
+        server.shutdown(socket.SHUT_RDWR)
+        server.close()
+        thread.join(5)
+
+
+def test_something_that_is_not_http_is_a_fault_and_not_tried_again() -> None:
+    with listening(b"\x00\x00\x12\x04\x00\x00") as (address, count), HttpClient(address, timeout_s=5) as client:
+        with pytest.raises(ServerFaultError, match="is this the gRPC port"):
+            client.infer("m", images([1]))
+        assert count() == 1
+        assert not client.ready()
+
+
+def test_a_page_instead_of_json_is_a_fault() -> None:
+    page = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n<html"
+    with (
+        listening(page) as (address, _),
+        HttpClient(address, timeout_s=5) as client,
+        pytest.raises(ServerFaultError, match="cannot be read"),
+    ):
+        client.infer("m", images([1]))
+
+
+def test_a_connection_closed_without_an_answer_is_unavailable() -> None:
+    with (
+        listening(b"") as (address, _),
+        HttpClient(address, timeout_s=5, retries=1) as client,
+        pytest.raises(UnavailableError, match="closed the connection"),
+    ):
+        client.infer("m", images([1]))

@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+import inspect
+from http import HTTPStatus
+
+import grpc
+import pytest
+from tritonclient.utils import InferenceServerException
+
+from orchestrator import errors
+from orchestrator.client.seam import OF_GRPC, error_from, leaf_from_status
+from orchestrator.errors import (
+    ClientError,
+    RefusedError,
+    ServerFaultError,
+    TimeLimitError,
+    UnavailableError,
+    UnknownModelError,
+)
+
+
+def from_triton(status: str | None, message: str = "no") -> ClientError:
+    return error_from(InferenceServerException(message, status), what="model m at h:1")
+
+
+def test_every_grpc_code_but_ok_has_its_own_entry() -> None:
+    assert set(OF_GRPC) == {code.name for code in grpc.StatusCode} - {"OK"}
+
+
+@pytest.mark.parametrize("code", [code for code in grpc.StatusCode if code is not grpc.StatusCode.OK])
+def test_every_grpc_code_becomes_a_leaf_with_the_servers_words(code: grpc.StatusCode) -> None:
+    error = from_triton(str(code), "out of paper")
+    assert type(error) is OF_GRPC[code.name]
+    assert "model m at h:1" in str(error)
+    assert "out of paper" in str(error)
+
+
+def test_only_unavailable_becomes_what_is_retried() -> None:
+    assert [name for name, leaf in OF_GRPC.items() if issubclass(leaf, UnavailableError)] == ["UNAVAILABLE"]
+
+
+@pytest.mark.parametrize("status", [status for status in HTTPStatus if status >= 400])
+def test_every_http_status_becomes_a_leaf(status: HTTPStatus) -> None:
+    error = from_triton(str(status.value))
+    assert type(error) is not ClientError
+    known = (UnavailableError, TimeLimitError)
+    fault = ServerFaultError if status >= 500 and status != 501 else RefusedError
+    assert isinstance(error, (fault, *known))
+
+
+@pytest.mark.parametrize(
+    ("grpc_code", "http_status"),
+    [
+        ("INVALID_ARGUMENT", 400),
+        ("NOT_FOUND", 404),
+        ("UNAVAILABLE", 503),
+        ("INTERNAL", 500),
+        ("UNIMPLEMENTED", 501),
+    ],
+)
+def test_a_mistake_is_the_same_leaf_over_either_protocol(grpc_code: str, http_status: int) -> None:
+    assert leaf_from_status(f"StatusCode.{grpc_code}") is leaf_from_status(str(http_status))
+
+
+@pytest.mark.parametrize(
+    ("error", "leaf"),
+    [
+        (ConnectionRefusedError(111, "Connection refused"), UnavailableError),
+        (ConnectionResetError("the server closed the connection"), UnavailableError),
+        (TimeoutError("timed out"), TimeLimitError),
+        (OSError(-2, "Name or service not known"), UnavailableError),
+        (ValueError("Expected HTTP/"), ServerFaultError),
+        (InferenceServerException("made up"), RefusedError),
+        (InferenceServerException("made up", "StatusCode.FROM_THE_FUTURE"), ServerFaultError),
+    ],
+)
+def test_failures_without_a_status_have_leaves_too(error: Exception, leaf: type[ClientError]) -> None:
+    assert type(error_from(error, what="m")) is leaf
+
+
+def test_no_leaf_of_the_client_is_unreachable() -> None:
+    leaves = {cls for _, cls in inspect.getmembers(errors, inspect.isclass) if issubclass(cls, ClientError)} - {
+        ClientError
+    }
+    assert leaves == {*OF_GRPC.values()}
+    assert UnknownModelError in leaves
+
+
+def test_a_traceback_from_the_server_is_cut_off_and_the_rest_is_one_line() -> None:
+    place = "\n\nAt:\n  /models/m/1/model.py(13): execute\n"
+    text = "[request id: <id_unknown>] Failed, message: ValueError: boom" + place
+    error = from_triton("StatusCode.INTERNAL", text)
+    assert str(error) == "model m at h:1: got Failed, message: ValueError: boom"
+    assert len(str(from_triton("500", "x" * 5000))) < 500

@@ -1,0 +1,109 @@
+"""The clients against the real server, over tiny ONNX models whose answers are known."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from orchestrator.errors import InputError, RefusedError, UnknownModelError
+from tests.client.asking import KINDS, client_of
+from tests.servers import running_server
+
+CLASSES = 4
+CONFIG = """backend: "onnxruntime"
+max_batch_size: 8
+input [{{ name: "x" data_type: TYPE_FP32 dims: [ {classes} ] }}]
+output [{outputs}]
+instance_group [{{ kind: KIND_CPU count: 1 }}]
+"""
+ANSWERS = {
+    "probabilities": ("FP32", TensorProto.FLOAT, CLASSES),
+    "label": ("INT64", TensorProto.INT64, 1),
+    "confidence": ("FP32", TensorProto.FLOAT, 1),
+}
+
+
+def write_model(folder: Path, nodes: list[onnx.NodeProto], outputs: dict[str, tuple[str, int, int]]) -> None:
+    """A model from x (n, 4) with the given outputs."""
+    values = [helper.make_tensor_value_info(name, kind, ["n", k]) for name, (_, kind, k) in outputs.items()]
+    graph = helper.make_graph(
+        nodes,
+        folder.name,
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", CLASSES])],
+        values,
+        initializer=[numpy_helper.from_array(np.array([1], np.int64), "axis")],
+    )
+    model = helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 18)])
+    (folder / "1").mkdir(parents=True)
+    onnx.save(model, folder / "1" / "model.onnx")
+    listed = ", ".join(f'{{ name: "{n}" data_type: TYPE_{d} dims: [ {k} ] }}' for n, (d, _, k) in outputs.items())
+    (folder / "config.pbtxt").write_text(CONFIG.format(classes=CLASSES, outputs=listed))
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    repository = tmp_path_factory.mktemp("repository")
+    logits = {"logits": ("FP32", TensorProto.FLOAT, CLASSES)}
+    write_model(repository / "same", [helper.make_node("Identity", ["x"], ["logits"])], logits)
+    nodes = [
+        helper.make_node("Softmax", ["x"], ["probabilities"], axis=1),
+        helper.make_node("ArgMax", ["x"], ["label"], axis=1, keepdims=1),
+        helper.make_node("ReduceMax", ["probabilities", "axis"], ["confidence"], keepdims=1),
+    ]
+    write_model(repository / "sure", nodes, ANSWERS)
+    with running_server(repository) as running:
+        yield running
+
+
+pytestmark = [pytest.mark.triton, pytest.mark.timeout(180), pytest.mark.parametrize("kind", KINDS)]
+
+
+def address_of(server: Any, kind: str) -> str:
+    return str(server.http_address if kind == "http" else server.grpc_address)
+
+
+def rows_of(count: int) -> np.ndarray:
+    return np.random.default_rng(0).normal(size=(count, CLASSES)).astype(np.float32)
+
+
+def test_answers_of_a_member_and_of_a_model_with_answers_agree(server: Any, kind: str) -> None:
+    rows = rows_of(37)
+    with client_of(kind, address_of(server, kind)) as client:
+        plain, sure = client.infer("same", rows), client.infer("sure", rows)
+        scores = client.ask("same", rows)
+    assert np.array_equal(scores, rows)
+    assert np.array_equal(plain.label, rows.argmax(axis=1))
+    assert np.array_equal(plain.label, sure.label)
+    assert plain.probabilities == pytest.approx(sure.probabilities, abs=1e-6)
+    assert plain.confidence == pytest.approx(sure.confidence, abs=1e-6)
+
+
+def test_metadata_and_readiness_are_read(server: Any, kind: str) -> None:
+    with client_of(kind, address_of(server, kind)) as client:
+        info = client.metadata("sure")
+        assert (info.max_batch_size, info.dims) == (8, (CLASSES,))
+        assert [tensor.name for tensor in info.outputs] == list(ANSWERS)
+        assert client.ready()
+        assert client.ready("sure")
+        assert not client.ready("nobody")
+
+
+def test_mistakes_become_the_leaves_they_become_with_the_fake(server: Any, kind: str) -> None:
+    with client_of(kind, address_of(server, kind)) as client:
+        with pytest.raises(UnknownModelError, match="nobody"):
+            client.infer("nobody", rows_of(1))
+        with pytest.raises(InputError, match="float64"):
+            client.infer("same", rows_of(1).astype(np.float64))
+        info = client.metadata("same")
+        # A limit larger than the server's: what a model loaded again with a smaller one looks like.
+        known = getattr(client, "_client", client)._known
+        known["same"] = type(info)(**{**vars(info), "max_batch_size": 64})
+        with pytest.raises(RefusedError, match="batch-size must be <= 8"):
+            client.infer("same", rows_of(20))
+        assert len(client.infer("same", rows_of(20))) == 20

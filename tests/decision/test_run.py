@@ -1,0 +1,226 @@
+"""Failures, deadlines, windows and order: one small case each."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from orchestrator.decision import (
+    ABSTAINED,
+    DEADLINE,
+    DEGRADED,
+    Arrivals,
+    CascadeRun,
+    Policy,
+    arrivals_from_policies,
+)
+from orchestrator.spec import CascadeSpec, InputSpec, Member, Stage
+
+SURE = [8.0, 0.0, 0.0]
+UNSURE = [0.1, 0.0, 0.0]
+
+
+def spec_of(*stages: Stage, **changes: object) -> CascadeSpec:
+    source = InputSpec(name="x", dtype="FP32", dims=(1,))
+    return CascadeSpec(name="made_up", input=source, classes=3, stages=stages, **changes)
+
+
+def stage(*names: str, threshold: float | None = None, **changes: object) -> Stage:
+    members = tuple(Member(name=name, output="logits", cost=1.0) for name in names)
+    return Stage(members=members, threshold=threshold, **changes)
+
+
+TWO = spec_of(stage("a", threshold=0.9), stage("b"))
+
+
+def arrive(rows: int, policy: Policy | None = None, *, token: int = 0, now_ns: int = 0) -> Arrivals:
+    return arrivals_from_policies(
+        [token], [rows], policies=[policy or Policy()], now_ns=[now_ns], default_deadline_us=1000
+    )
+
+
+def logits(*rows: list[float]) -> np.ndarray:
+    return np.array(rows, np.float32)
+
+
+@pytest.mark.parametrize("bad", [[np.nan, 0, 0], [np.inf, 0, 0], [-np.inf] * 3])
+def test_a_non_finite_row_fails_alone_and_names_the_member(bad: list[float]) -> None:
+    outcome = CascadeRun(TWO).admit(arrive(3), [logits(SURE, bad, SURE)])
+    assert outcome.answers.position.tolist() == [0, 2]
+    assert outcome.failures.row.tolist() == [1]
+    assert outcome.failures.member.tolist() == [0]
+    assert outcome.member_failures.tolist() == [1, 0]
+
+
+def test_minus_infinity_for_some_classes_is_a_legal_logit_even_where_members_exclude_each_other() -> None:
+    spec = spec_of(stage("a", "b"))
+    one, other = [5.0, -np.inf, -np.inf], [-np.inf, 5.0, -np.inf]
+    outcome = CascadeRun(spec).admit(arrive(1), [logits(one), logits(other)])
+    assert len(outcome.answers) == 1
+    assert np.isfinite(outcome.answers.probabilities).all()
+
+
+def test_a_failed_stage_0_with_on_failure_answer_is_skipped_and_the_next_stage_answers_degraded() -> None:
+    run = CascadeRun(spec_of(stage("a", threshold=0.9, on_failure="answer"), stage("b")))
+    outcome = run.admit(arrive(2), [None])
+    assert len(outcome.deferred) == 2
+    answers = run.feed(run.next(1, 8), [logits(SURE, UNSURE)]).answers
+    assert answers.status.tolist() == [DEGRADED, DEGRADED]
+    assert answers.exit_stage.tolist() == [1, 1]
+
+
+def test_a_failed_stage_0_capped_there_has_nothing_to_answer_with() -> None:
+    run = CascadeRun(spec_of(stage("a", threshold=0.9, on_failure="answer"), stage("b")))
+    outcome = run.admit(arrive(1, Policy(max_stage=0)), [None])
+    assert len(outcome.failures) == 1
+    assert len(outcome.answers) == 0
+
+
+@pytest.mark.parametrize("combine", ["mean_logit", "last"])
+def test_a_failed_last_stage_with_on_failure_answer_gives_the_answer_before_it(combine: str) -> None:
+    run = CascadeRun(spec_of(stage("a", threshold=0.9), stage("b", on_failure="answer"), combine=combine))
+    run.admit(arrive(1), [logits(UNSURE)])
+    answers = run.feed(run.next(1, 8), [None]).answers
+    assert (answers.exit_stage[0], answers.status[0], answers.label[0]) == (0, DEGRADED, 0)
+    assert answers.cost[0] == 2
+
+
+def test_one_surviving_member_of_a_stage_answers_for_it_and_is_marked() -> None:
+    run = CascadeRun(spec_of(stage("a", threshold=0.9), stage("b", "c", on_failure="answer")))
+    run.admit(arrive(1), [logits(UNSURE)])
+    answers = run.feed(run.next(1, 8), [None, logits([0, 0, 9])]).answers
+    assert (answers.exit_stage[0], answers.status[0], answers.label[0]) == (1, DEGRADED, 2)
+
+
+def test_one_failed_member_of_a_stage_fails_the_row_by_default() -> None:
+    run = CascadeRun(spec_of(stage("a", threshold=0.9), stage("b", "c")))
+    run.admit(arrive(1), [logits(UNSURE)])
+    outcome = run.feed(run.next(1, 8), [logits(SURE), None])
+    assert outcome.failures.member.tolist() == [2]
+    assert run.rows_in_table == 0
+
+
+def test_a_window_answers_hopeless_rows_with_the_abstain_bit_and_defers_only_the_middle() -> None:
+    run = CascadeRun(spec_of(stage("a", threshold=0.9, low=0.4), stage("b")))
+    outcome = run.admit(arrive(3), [logits(SURE, UNSURE, [1.0, 0, 0])])
+    assert outcome.answers.position.tolist() == [0, 1]
+    assert outcome.answers.status.tolist() == [0, ABSTAINED]
+    assert outcome.deferred.tolist() == [2]
+
+
+def test_the_shift_moves_the_threshold_but_not_the_low_end_of_a_window() -> None:
+    spec = spec_of(stage("a", threshold=0.9, low=0.4), stage("b"))
+    outcome = CascadeRun(spec).admit(arrive(2, Policy(threshold_shift=1.0)), [logits(SURE, UNSURE)])
+    assert outcome.answers.status.tolist() == [ABSTAINED]
+    assert outcome.deferred.tolist() == [0]
+
+
+def test_a_score_equal_to_the_threshold_exits() -> None:
+    exact = float(CascadeRun(spec_of(stage("a"))).admit(arrive(1), [logits([1, 0, 0])]).answers.confidence[0])
+    outcome = CascadeRun(spec_of(stage("a", threshold=exact), stage("b"))).admit(arrive(1), [logits([1, 0, 0])])
+    assert len(outcome.answers) == 1
+
+
+def test_expired_rows_answer_with_what_they_have_and_their_late_results_are_dropped() -> None:
+    run = CascadeRun(TWO)
+    run.admit(arrive(2, Policy(deadline_us=1)), [logits(UNSURE, UNSURE)])
+    asked = run.next(1, 1)
+    outcome = run.expire(1000)
+    assert outcome.answers.status.tolist() == [DEADLINE, DEADLINE]
+    # The row in flight pays for the member that still runs; the waiting one does not.
+    assert sorted(outcome.answers.cost.tolist()) == [1, 2]
+    late = run.feed(asked, [logits(SURE)])
+    assert len(late.answers) == 0
+    assert run.rows_in_table == 0
+    assert run.waiting(1) == 0
+
+
+def test_a_row_without_any_answer_at_its_deadline_is_a_failure() -> None:
+    run = CascadeRun(spec_of(stage("a", threshold=0.9, on_failure="answer"), stage("b")))
+    run.admit(arrive(1, Policy(deadline_us=1)), [None])
+    outcome = run.expire(1000)
+    assert len(outcome.answers) == 0
+    assert outcome.failures.member.tolist() == [-1]
+
+
+def test_a_deadline_beats_min_stage() -> None:
+    run = CascadeRun(TWO)
+    run.admit(arrive(1, Policy(deadline_us=1, min_stage=1)), [logits(SURE)])
+    assert run.expire(1000).answers.exit_stage.tolist() == [0]
+
+
+def test_the_most_urgent_rows_go_first_and_equals_go_by_age() -> None:
+    run = CascadeRun(TWO)
+    for token, (deadline_us, now_ns) in enumerate([(None, 0), (None, 10), (50, 20), (None, 5)]):
+        run.admit(arrive(1, Policy(deadline_us=deadline_us), token=token, now_ns=now_ns), [logits(UNSURE)])
+    order = [int(run.requests_of(run.next(1, 1))[0]) for _ in range(4)]
+    assert order == [2, 0, 3, 1]
+
+
+def test_dropping_a_request_frees_its_rows_and_leaves_the_others() -> None:
+    run = CascadeRun(TWO)
+    run.admit(arrive(3, token=1), [logits(UNSURE, UNSURE, UNSURE)])
+    run.admit(arrive(2, token=2), [logits(UNSURE, UNSURE)])
+    assert run.drop(np.array([1])) == 3
+    assert (run.waiting(1), run.rows_in_table) == (2, 2)
+
+
+@given(st.integers(0, 2**20))
+@settings(max_examples=60, deadline=None)
+def test_no_slot_is_lost_or_given_twice_under_any_mix_of_events(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    run = CascadeRun(spec_of(stage("a", threshold=0.9), stage("b", threshold=0.9), stage("c")), capacity_rows=2)
+    flying: list[tuple[int, np.ndarray]] = []
+    inside = 0
+    for step in range(60):
+        event = rng.integers(0, 5)
+        if event == 0:
+            rows = int(rng.integers(1, 6))
+            deadline = None if rng.random() < 0.5 else int(rng.integers(1, 60))
+            outcome = run.admit(
+                arrive(rows, Policy(deadline_us=deadline), token=step, now_ns=step * 1000),
+                [logits(*[SURE if rng.random() < 0.5 else UNSURE for _ in range(rows)])],
+            )
+            inside += len(outcome.deferred)
+        elif event == 1:
+            number = int(rng.integers(1, 3))
+            slots = run.next(number, int(rng.integers(1, 5)))
+            if len(slots):
+                flying.append((number, slots))
+        elif event == 2 and flying:
+            _, slots = flying.pop(int(rng.integers(0, len(flying))))
+            outcome = run.feed(slots, [logits(*[SURE if rng.random() < 0.5 else UNSURE for _ in slots])])
+            inside -= len(outcome.answers)
+        elif event == 3:
+            inside -= len(run.expire(step * 1000).answers)
+        else:
+            inside -= run.drop(np.array([int(rng.integers(0, 60))]))
+        in_flight = np.concatenate([slots for _, slots in flying]) if flying else np.zeros(0, int)
+        assert len(np.unique(in_flight)) == len(in_flight)
+        live = run.waiting(1) + run.waiting(2)
+        assert live <= inside <= run.rows_in_table
+    for _, slots in flying:
+        run.abandon(slots)
+    run.drop(np.arange(60))
+    assert run.rows_in_table == 0
+    assert sorted(run._free.tolist()) == list(range(run.capacity_rows))
+
+
+def test_vote_ties_go_to_the_larger_mean_probability() -> None:
+    spec = spec_of(stage("a", "b"), combine="vote")
+    outcome = CascadeRun(spec).admit(arrive(1), [logits([2, 0, 0]), logits([0, 5, 0])])
+    assert outcome.answers.label.tolist() == [1]
+    assert outcome.answers.probabilities[0].tolist() == [0.5, 0.5, 0]
+
+
+def test_equal_probabilities_go_to_the_lowest_class() -> None:
+    assert CascadeRun(spec_of(stage("a"))).admit(arrive(1), [logits([0, 3, 3])]).answers.label.tolist() == [1]
+
+
+def test_agreement_needs_two_members_in_stage_0() -> None:
+    with pytest.raises(Exception, match="at least two to agree"):
+        dataclasses.replace(TWO, score="agreement")

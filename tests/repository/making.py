@@ -1,0 +1,90 @@
+"""Tiny models and specs for the repository's tests."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from orchestrator.repository import render_member
+from orchestrator.spec import CascadeSpec, InputSpec, Limits, Manifest, Member, Stage, TensorSpec
+from orchestrator.spec.manifest import json_from_manifest
+
+CLASSES = 3
+DIMS = (4,)
+MAX_BATCH = 8
+
+
+def linear_model(seed: int, *, classes: int = CLASSES, batch: str | int = "n", **names: str) -> onnx.ModelProto:
+    """logits = x @ w, weights from the seed."""
+    weights = np.random.default_rng(seed).normal(size=(DIMS[0], classes)).astype(np.float32)
+    x, logits = names.get("input", "x"), names.get("output", "logits")
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", [x, "w"], [logits])],
+        "linear",
+        [helper.make_tensor_value_info(x, TensorProto.FLOAT, [batch, *DIMS])],
+        [helper.make_tensor_value_info(logits, TensorProto.FLOAT, [batch, classes])],
+        initializer=[numpy_helper.from_array(weights, "w")],
+    )
+    return helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 18)])
+
+
+def manifest_of(name: str, sha256: str, **changes: Any) -> Manifest:
+    manifest = Manifest(
+        name=name,
+        file="1/model.onnx",
+        sha256=sha256,
+        source="a test",
+        precision="fp32",
+        opset=18,
+        input=TensorSpec(name="x", dtype="FP32", dims=DIMS),
+        output=TensorSpec(name="logits", dtype="FP32", dims=(CLASSES,)),
+        output_kind="logits",
+        parameters=12,
+        macs=12.0,
+        macs_counter="by hand",
+        max_batch_size=MAX_BATCH,
+    )
+    return dataclasses.replace(manifest, **changes)
+
+
+def add_member(
+    repository: Path, name: str, *, seed: int = 0, model: onnx.ModelProto | None = None, **changes: Any
+) -> Member:
+    """A member on disk with manifest and config, and how a plan names it."""
+    folder = repository / name
+    (folder / "1").mkdir(parents=True)
+    data = (model or linear_model(seed)).SerializeToString()
+    (folder / "1" / "model.onnx").write_bytes(data)
+    digest = hashlib.sha256(data).hexdigest()
+    manifest = manifest_of(name, digest, **changes)
+    (folder / "manifest.json").write_text(json_from_manifest(manifest))
+    render_member(folder)
+    return Member(name=name, output="logits", cost=12.0, max_batch_size=MAX_BATCH, sha256=digest)
+
+
+def spec_of(*members: Member, name: str = "cascade", **changes: Any) -> CascadeSpec:
+    """One stage per member."""
+    stages = tuple(
+        Stage(members=(member,), threshold=None if index == len(members) - 1 else 0.75)
+        for index, member in enumerate(members)
+    )
+    spec = CascadeSpec(
+        name=name,
+        input=InputSpec(name="x", dtype="FP32", dims=DIMS),
+        classes=CLASSES,
+        labels=("ant", "bee", "cow"),
+        stages=stages,
+        limits=Limits(max_batch_size=32),
+    )
+    return dataclasses.replace(spec, **changes)
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder with its bytes."""
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}

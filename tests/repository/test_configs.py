@@ -1,0 +1,119 @@
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+from tritonclient.grpc import model_config_pb2 as pb
+
+from orchestrator.bls.tensors import OUTPUTS as SERVED
+from orchestrator.errors import RepositoryError
+from orchestrator.repository.configs import (
+    OUTPUTS,
+    averaging_config,
+    cascade_config,
+    ensemble_config,
+    member_config,
+    triton_type,
+)
+from orchestrator.spec import Member, Stage, TensorSpec
+from tests.repository.making import manifest_of, spec_of
+
+SPEC = spec_of(Member(name="small", output="logits"), Member(name="large", output="scores", input="pixels"))
+ONE_STAGE = dataclasses.replace(SPEC, stages=(Stage(members=SPEC.members),))
+KIND_CPU, KIND_GPU = pb.ModelInstanceGroup.KIND_CPU, pb.ModelInstanceGroup.KIND_GPU
+
+
+def test_a_cascade_is_one_python_instance_on_the_cpu_with_a_bounded_queue() -> None:
+    config = cascade_config(SPEC)
+    assert (config.name, config.backend, config.max_batch_size) == ("cascade", "python", 32)
+    assert [(group.kind, group.count) for group in config.instance_group] == [(KIND_CPU, 1)]
+    assert config.dynamic_batching.default_queue_policy.max_queue_size == SPEC.limits.max_deferred_rows
+    assert not config.response_cache.enable
+    assert not config.model_warmup
+    assert not config.model_transaction_policy.decoupled
+
+
+def test_a_cascade_serves_exactly_the_tensors_its_runtime_makes() -> None:
+    made = {name: dtype.__name__.upper().replace("FLOAT", "FP") for name, (dtype, _) in SERVED.items()}
+    assert dict(OUTPUTS) == made
+    config = cascade_config(SPEC)
+    assert {output.name: list(output.dims) for output in config.output} == {
+        name: [SPEC.classes] if vector else [1] for name, (_, vector) in SERVED.items()
+    }
+
+
+def test_labels_hang_on_the_probabilities_and_only_where_there_are_any() -> None:
+    assert [output.label_filename for output in cascade_config(SPEC).output] == ["labels.txt", *[""] * 5]
+    bare = cascade_config(dataclasses.replace(SPEC, labels=None))
+    assert not any(output.label_filename for output in bare.output)
+
+
+def test_a_member_config_says_what_its_manifest_says() -> None:
+    config = member_config(manifest_of("small", "0" * 64))
+    assert (config.name, config.backend, config.max_batch_size) == ("small", "onnxruntime", 8)
+    assert (config.input[0].name, config.input[0].data_type, list(config.input[0].dims)) == (
+        "x",
+        pb.TYPE_FP32,
+        [4],
+    )
+    assert (config.output[0].name, list(config.output[0].dims)) == ("logits", [3])
+    assert [(group.kind, group.count) for group in config.instance_group] == [(KIND_CPU, 1)]
+    assert config.parameters["intra_op_thread_count"].string_value == "1"
+    assert config.HasField("dynamic_batching")
+    assert not config.default_model_filename
+
+
+def test_the_gpu_flavour_differs_in_placement_warmup_and_threads_only() -> None:
+    cpu, gpu = (member_config(manifest_of("small", "0" * 64), device=device) for device in ("cpu", "gpu"))
+    assert [group.kind for group in gpu.instance_group] == [KIND_GPU]
+    assert [warm.batch_size for warm in gpu.model_warmup] == [1, 8]
+    assert list(gpu.model_warmup[0].inputs["x"].dims) == [4]
+    for config in (cpu, gpu):
+        for field in ("instance_group", "model_warmup", "parameters"):
+            config.ClearField(field)
+    assert cpu == gpu
+
+
+def test_a_tensorrt_engine_always_goes_to_the_gpu() -> None:
+    config = member_config(manifest_of("engine", "0" * 64, file="1/model.plan"))
+    assert config.backend == "tensorrt"
+    assert [group.kind for group in config.instance_group] == [KIND_GPU]
+    assert not config.parameters
+
+
+def test_an_unusual_file_name_is_told_to_the_backend() -> None:
+    assert member_config(manifest_of("m", "0" * 64, file="1/net.onnx")).default_model_filename == "net.onnx"
+
+
+def test_a_model_file_of_another_kind_is_refused_with_a_way_out() -> None:
+    with pytest.raises(RepositoryError, match=r"got model file 1/model\.pt, expected .* by hand"):
+        member_config(manifest_of("m", "0" * 64, file="1/model.pt"))
+
+
+def test_an_unknown_dtype_is_refused() -> None:
+    with pytest.raises(RepositoryError, match="got FLOAT, expected one of BOOL"):
+        triton_type("FLOAT")
+    assert triton_type("BYTES") == "TYPE_STRING"
+    manifest = manifest_of("m", "0" * 64, input=TensorSpec(name="x", dtype="INT3", dims=(1,)))
+    with pytest.raises(RepositoryError, match="got INT3"):
+        member_config(manifest)
+
+
+def test_an_ensemble_hands_each_member_its_own_input_name_and_all_outputs_to_the_mean() -> None:
+    config = ensemble_config(ONE_STAGE, max_batch_size=8)
+    assert (config.platform, config.backend, config.max_batch_size) == ("ensemble", "", 8)
+    *members, mean = config.ensemble_scheduling.step
+    assert [dict(step.input_map) for step in members] == [{"x": "x"}, {"pixels": "x"}]
+    assert [dict(step.output_map) for step in members] == [
+        {"logits": "small_scores"},
+        {"scores": "large_scores"},
+    ]
+    assert mean.model_name == "cascade_mean"
+    assert dict(mean.input_map) == {"scores_0": "small_scores", "scores_1": "large_scores"}
+    assert set(mean.output_map) == set(dict(OUTPUTS))
+
+
+def test_the_mean_takes_each_members_own_dtype() -> None:
+    config = averaging_config(ONE_STAGE, max_batch_size=8, dtypes=["FP32", "FP16"])
+    assert [entry.data_type for entry in config.input] == [pb.TYPE_FP32, pb.TYPE_FP16]
+    assert [list(entry.dims) for entry in config.input] == [[3], [3]]

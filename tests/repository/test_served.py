@@ -1,0 +1,163 @@
+"""Renderings on the real server: what Triton takes, and what it answers."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tritonclient.grpc as grpcclient
+
+from orchestrator.decision import Combiner, score_from_tally
+from orchestrator.repository import check, ensemble_from_cascade, plans_in, render, render_ensemble, render_output
+from orchestrator.serving.options import ServeOptions
+from orchestrator.spec import CascadeSpec, Stage, cascade_from_path
+from tests.repository.making import CLASSES, DIMS, add_member, linear_model, spec_of
+from tests.servers import running_server
+
+pytestmark = pytest.mark.triton
+OUTPUTS = ("probabilities", "label", "confidence", "exit_stage", "cost", "status")
+
+
+def rows(count: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=(count, *DIMS)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def moved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A standalone rendering of a cascade, an ensemble and a vote, moved away from everything it came from."""
+    repository = tmp_path_factory.mktemp("source") / "model_repository"
+    first, second = add_member(repository, "small", seed=1), add_member(repository, "large", seed=2)
+    other = add_member(
+        repository, "named", model=linear_model(3, input="pixels"), input=_renamed("pixels"), max_batch_size=6
+    )
+    spec = spec_of(first, dataclasses.replace(second, temperature=0.5))
+    named = dataclasses.replace(other, input="pixels", max_batch_size=6, weight=2.0)
+    render(spec, repository)
+    render_ensemble(ensemble_from_cascade(spec, "together"), repository)
+    stage = Stage(members=(*spec.members, named))
+    render_ensemble(dataclasses.replace(spec, name="votes", combine="vote", stages=(stage,)), repository)
+    output = tmp_path_factory.mktemp("made") / "out"
+    cascades, ensembles = plans_in(repository)
+    render_output(repository, output, cascades=cascades, ensembles=ensembles, standalone=True)
+    shutil.rmtree(repository)
+    place = tmp_path_factory.mktemp("place") / "elsewhere"
+    shutil.move(output, place)
+    assert check(place)
+    return place
+
+
+def _renamed(name: str) -> object:
+    from tests.repository.making import manifest_of  # the smallest way to a TensorSpec like the others
+
+    return dataclasses.replace(manifest_of("x", "0" * 64).input, name=name)
+
+
+@pytest.fixture(scope="module")
+def client(moved: Path) -> Iterator[grpcclient.InferenceServerClient]:
+    with running_server(moved) as server:
+        client = grpcclient.InferenceServerClient(server.grpc_address)
+        yield client
+        client.close()
+
+
+def ask(client: grpcclient.InferenceServerClient, name: str, x: np.ndarray) -> dict[str, np.ndarray]:
+    tensor = grpcclient.InferInput("x", list(x.shape), "FP32")
+    tensor.set_data_from_numpy(x)
+    result = client.infer(name, [tensor])
+    return {output: result.as_numpy(output) for output in OUTPUTS}
+
+
+def expected(spec: CascadeSpec, x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    seeds = {"small": 1, "large": 2, "named": 3}
+    outputs = []
+    for member in spec.members:
+        weights = np.random.default_rng(seeds[member.name]).normal(size=(DIMS[0], CLASSES)).astype(np.float32)
+        outputs.append(x @ weights)
+    combiner = Combiner(spec)
+    tally = combiner.empty(len(x))
+    combiner.add_stage(tally, 0, outputs)
+    p, label = combiner.distribution(tally)
+    return p, label, score_from_tally(spec.score, p, label, tally.tops, combiner.weights)
+
+
+def test_the_server_loads_every_model_of_a_rendering(client: grpcclient.InferenceServerClient) -> None:
+    ready = {m.name for m in client.get_model_repository_index().models if m.state == "READY"}
+    assert ready == {"small", "large", "named", "cascade", "together", "together_mean", "votes", "votes_mean"}
+
+
+@pytest.mark.parametrize("name", ["together", "votes"])
+def test_an_ensemble_answers_what_the_decision_core_does(
+    client: grpcclient.InferenceServerClient, moved: Path, name: str
+) -> None:
+    spec = next(one for one in plans_in(moved)[1] if one.name == name)
+    x = rows(6)
+    p, label, score = expected(spec, x)
+    got = ask(client, name, x)
+    np.testing.assert_allclose(got["probabilities"], p, atol=1e-6)
+    np.testing.assert_array_equal(got["label"][:, 0], label)
+    np.testing.assert_allclose(got["confidence"][:, 0], score, atol=1e-6)
+    assert (got["cost"] == np.float32(spec.worst_cost)).all()
+    assert (got["exit_stage"] == 0).all()
+    assert (got["status"] == 0).all()
+
+
+def test_a_cascade_that_stands_alone_answers(client: grpcclient.InferenceServerClient, moved: Path) -> None:
+    spec = cascade_from_path(moved / "cascade" / "1" / "cascade.json")
+    got = ask(client, "cascade", rows(20))
+    assert set(got["exit_stage"][:, 0]) == {0, 1}
+    early = got["exit_stage"][:, 0] == 0
+    threshold = spec.stages[0].threshold
+    assert threshold is not None
+    assert (got["confidence"][early, 0] >= threshold).all()
+    together = ask(client, "together", rows(20)[~early][:8])
+    np.testing.assert_allclose(got["probabilities"][~early][:8], together["probabilities"], atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["cascade", "together"])
+def test_classification_requests_get_the_labels(client: grpcclient.InferenceServerClient, name: str) -> None:
+    tensor = grpcclient.InferInput("x", [1, *DIMS], "FP32")
+    tensor.set_data_from_numpy(rows(1))
+    output = grpcclient.InferRequestedOutput("probabilities", class_count=2)
+    words = client.infer(name, [tensor], outputs=[output]).as_numpy("probabilities")
+    labels = [word.decode().split(":")[2] for word in words.reshape(-1)]
+    assert len(labels) == 2
+    assert set(labels) < {"ant", "bee", "cow"}
+
+
+def test_cascade_and_ensemble_look_alike_to_a_client(client: grpcclient.InferenceServerClient) -> None:
+    one, two = (client.get_model_metadata(name, as_json=True) for name in ("cascade", "together"))
+    assert one["inputs"] == two["inputs"]
+    assert one["outputs"] == two["outputs"]
+
+
+def test_the_served_config_is_the_rendered_one(client: grpcclient.InferenceServerClient, moved: Path) -> None:
+    config = client.get_model_config("cascade").config
+    assert config.max_batch_size == 32
+    assert [group.count for group in config.instance_group] == [1]
+    assert config.dynamic_batching.default_queue_policy.max_queue_size == 2048
+    assert not config.response_cache.enable
+
+
+def test_an_alternative_config_is_taken_where_there_is_one_and_the_usual_one_elsewhere(
+    tmp_path: Path, moved: Path
+) -> None:
+    place = tmp_path / "repository"
+    shutil.copytree(moved, place)
+    for folder in ("small", "large", "named"):
+        # A GPU is not to be had everywhere: the same file with its instances on the CPU shows what is read.
+        path = place / folder / "configs" / "gpu.pbtxt"
+        path.write_text(path.read_text().replace("KIND_GPU", "KIND_CPU"))
+    if "config_name" not in {field.name for field in dataclasses.fields(ServeOptions)}:
+        pytest.skip("the embedded server cannot be told which config to take")
+    with running_server(place, config_name="gpu") as server:
+        client = grpcclient.InferenceServerClient(server.grpc_address)
+        warmed = {
+            name: len(client.get_model_config(name).config.model_warmup)
+            for name in ("small", "cascade", "together")
+        }
+        client.close()
+    assert warmed == {"small": 2, "cascade": 0, "together": 0}

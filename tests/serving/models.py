@@ -1,0 +1,116 @@
+"""Tiny models and repositories for tests of the server, made in the test and never committed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from textwrap import dedent
+
+import onnx
+from onnx import TensorProto, helper
+
+BATCH = "rows"
+
+
+def scale_model(
+    *, factor: float = 2.0, dims: Sequence[int | str] = (BATCH, 3), element: int = TensorProto.FLOAT
+) -> onnx.ModelProto:
+    """x -> y = factor * x, any shape; row i of y depends on row i of x alone."""
+    node = helper.make_node("Mul", ["x", "factor"], ["y"])
+    constant = helper.make_tensor("factor", element, [], [factor])
+    return _model([node], [("x", element, dims)], [("y", element, dims)], [constant])
+
+
+def two_by_two_model() -> onnx.ModelProto:
+    """a, b float32 (n, 2) -> total = a + b float32 (n, 2), largest int64 (n,): the column of total's maximum."""
+    nodes = [
+        helper.make_node("Add", ["a", "b"], ["total"]),
+        helper.make_node("ArgMax", ["total"], ["largest"], axis=1, keepdims=1),
+    ]
+    inputs = [("a", TensorProto.FLOAT, (BATCH, 2)), ("b", TensorProto.FLOAT, (BATCH, 2))]
+    outputs = [("total", TensorProto.FLOAT, (BATCH, 2)), ("largest", TensorProto.INT64, (BATCH, 1))]
+    return _model(nodes, inputs, outputs, [])
+
+
+def whole_batch_model() -> onnx.ModelProto:
+    """x float32 (n, 3) -> rows int64 (n, 1): how many rows its batch had, told to every row of it."""
+    nodes = [
+        helper.make_node("Shape", ["x"], ["shape"]),
+        helper.make_node("Gather", ["shape", "zero"], ["count"], axis=0),
+        helper.make_node("Concat", ["count", "one"], ["column"], axis=0),
+        helper.make_node("Expand", ["count", "column"], ["rows"]),
+    ]
+    constants = [
+        helper.make_tensor("zero", TensorProto.INT64, [1], [0]),
+        helper.make_tensor("one", TensorProto.INT64, [1], [1]),
+    ]
+    outputs = [("rows", TensorProto.INT64, (BATCH, 1))]
+    return _model(nodes, [("x", TensorProto.FLOAT, (BATCH, 3))], outputs, constants)
+
+
+def lookup_model() -> onnx.ModelProto:
+    """index int64 (n, 1) -> y float32 (n, 1): fails at run time for an index outside 0..3."""
+    node = helper.make_node("Gather", ["table", "index"], ["y"], axis=0)
+    table = helper.make_tensor("table", TensorProto.FLOAT, [4], [0.0, 10.0, 20.0, 30.0])
+    inputs = [("index", TensorProto.INT64, (BATCH, 1))]
+    return _model([node], inputs, [("y", TensorProto.FLOAT, (BATCH, 1))], [table])
+
+
+def sum_model() -> onnx.ModelProto:
+    """x float32 (2, 3) -> y float32 (1,): a model without a batch axis."""
+    node = helper.make_node("ReduceSum", ["x"], ["flat"], keepdims=0)
+    shape = helper.make_node("Reshape", ["flat", "one"], ["y"])
+    one = helper.make_tensor("one", TensorProto.INT64, [1], [1])
+    return _model([node, shape], [("x", TensorProto.FLOAT, (2, 3))], [("y", TensorProto.FLOAT, (1,))], [one])
+
+
+def text_model() -> onnx.ModelProto:
+    """text string (n, 1) -> same string (n, 1)."""
+    node = helper.make_node("Identity", ["text"], ["same"])
+    side = (TensorProto.STRING, (BATCH, 1))
+    return _model([node], [("text", *side)], [("same", *side)], [])
+
+
+def first_row_model() -> onnx.ModelProto:
+    """x float32 (n, 3) -> y float32 (1, 3), the first row: claims a batch axis that is none."""
+    node = helper.make_node("Compress", ["x", "axis"], ["y"], axis=0)
+    axis = helper.make_tensor("axis", TensorProto.BOOL, [1], [True])
+    outputs = [("y", TensorProto.FLOAT, ("anything", 3))]
+    return _model([node], [("x", TensorProto.FLOAT, (BATCH, 3))], outputs, [axis])
+
+
+def add_onnx(repository: Path, name: str, model: onnx.ModelProto, *, config: str = "", version: int = 1) -> Path:
+    """Writes an ONNX model folder; config is the rest of config.pbtxt after the backend. Returns the folder."""
+    folder = repository / name
+    (folder / str(version)).mkdir(parents=True)
+    onnx.save(model, str(folder / str(version) / "model.onnx"))
+    (folder / "config.pbtxt").write_text(f'backend: "onnxruntime"\n{dedent(config)}')
+    return folder
+
+
+def add_python(repository: Path, name: str, code: str, *, config: str) -> Path:
+    """Writes a Python model folder; config is the rest of config.pbtxt after the backend. Returns the folder."""
+    folder = repository / name
+    (folder / "1").mkdir(parents=True)
+    (folder / "1" / "model.py").write_text(dedent(code))
+    (folder / "config.pbtxt").write_text(f'backend: "python"\n{dedent(config)}')
+    return folder
+
+
+def _model(
+    nodes: list[onnx.NodeProto],
+    inputs: list[tuple[str, int, Sequence[int | str]]],
+    outputs: list[tuple[str, int, Sequence[int | str]]],
+    constants: list[onnx.TensorProto],
+) -> onnx.ModelProto:
+    graph = helper.make_graph(
+        nodes,
+        "tiny",
+        [helper.make_tensor_value_info(name, element, list(dims)) for name, element, dims in inputs],
+        [helper.make_tensor_value_info(name, element, list(dims)) for name, element, dims in outputs],
+        constants,
+    )
+    # The oldest pair every supported ONNX Runtime reads.
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.checker.check_model(model)
+    return model

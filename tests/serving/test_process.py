@@ -1,0 +1,279 @@
+"""The embedded server as a whole: it starts, answers, says what is wrong, and stops without losing a request."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tritonclient.grpc as grpcclient
+from tritonclient.utils import InferenceServerException
+
+from orchestrator.errors import PortInUseError, RepositoryError, ServingError
+from orchestrator.serving.machine import SHM
+from orchestrator.serving.options import ServeOptions
+from orchestrator.serving.process import EmbeddedServer
+from tests.servers import running_server
+from tests.serving.models import add_onnx, add_python, scale_model
+
+pytestmark = pytest.mark.triton
+
+ONE_IN_ONE_OUT = """
+max_batch_size: 8
+input [{ name: "x" data_type: TYPE_FP32 dims: [3] }]
+output [{ name: "y" data_type: TYPE_FP32 dims: [3] }]
+instance_group [{ kind: KIND_CPU count: 1 }]
+"""
+# Doubles its input and takes its time over it.
+SLOW = """
+    import time
+    import triton_python_backend_utils as pb
+
+    class TritonPythonModel:
+        def execute(self, requests):
+            time.sleep(0.2)
+            arrays = [pb.get_input_tensor_by_name(request, "x").as_numpy() for request in requests]
+            return [pb.InferenceResponse([pb.Tensor("y", 2 * array)]) for array in arrays]
+"""
+# As a cascade does: execute returns at once, a thread asks `slow` three times in a row and answers late.
+LATE_CALLER = """
+    import threading
+    import triton_python_backend_utils as pb
+
+    class TritonPythonModel:
+        def execute(self, requests):
+            for request in requests:
+                array = pb.get_input_tensor_by_name(request, "x").as_numpy().copy()
+                threading.Thread(target=self.answer, args=(array, request.get_response_sender())).start()
+            return None
+
+        def answer(self, array, sender):
+            response = pb.InferenceResponse([], error=pb.TritonError("never asked"))
+            for _ in range(3):
+                inputs = [pb.Tensor("x", array)]
+                call = pb.InferenceRequest(model_name="slow", requested_output_names=["y"], inputs=inputs).exec()
+                if call.has_error():
+                    response = pb.InferenceResponse([], error=call.error())
+                    break
+                array = pb.get_output_tensor_by_name(call, "y").as_numpy().copy()
+                response = pb.InferenceResponse([pb.Tensor("y", array)])
+            sender.send(response, flags=pb.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+"""
+ENSEMBLE_OF_CALLER = """
+    platform: "ensemble"
+    max_batch_size: 8
+    input [{ name: "x" data_type: TYPE_FP32 dims: [3] }]
+    output [{ name: "y" data_type: TYPE_FP32 dims: [3] }]
+    ensemble_scheduling { step [
+      { model_name: "caller" model_version: -1
+        input_map { key: "x" value: "x" } output_map { key: "y" value: "inner" } },
+      { model_name: "double" model_version: -1
+        input_map { key: "x" value: "inner" } output_map { key: "y" value: "y" } }
+    ] }
+"""
+
+
+def ask(address: str, model: str, value: float) -> float:
+    """Sends one row of a value, returns the value of the answer."""
+    with grpcclient.InferenceServerClient(address) as client:
+        tensor = grpcclient.InferInput("x", [1, 3], "FP32")
+        tensor.set_data_from_numpy(np.full((1, 3), value, np.float32))
+        answer = client.infer(model, [tensor], client_timeout=30).as_numpy("y")
+    assert answer is not None
+    assert answer.shape == (1, 3)
+    return float(answer[0, 0])
+
+
+def add_ensemble(repository: Path, name: str, config: str) -> None:
+    (repository / name / "1").mkdir(parents=True)
+    (repository / name / "config.pbtxt").write_text(config)
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    folder = tmp_path / "a model repository"
+    add_onnx(folder, "double", scale_model(), config=ONE_IN_ONE_OUT)
+    return folder
+
+
+def test_a_started_server_answers_and_a_stopped_one_leaves_nothing_behind(repository: Path) -> None:
+    before = set(SHM.iterdir())
+    with running_server(repository) as server:
+        assert ask(server.grpc_address, "double", 4.0) == 8.0
+        assert server.version == "2.51.0"
+        assert server.model_names == ("double",)
+        log_path = server.log_path
+        pid = server.pid
+        assert log_path is not None
+        assert "successfully loaded 'double'" in log_path.read_text()
+        for address, path in ((server.http_address, "/v2"), (server.metrics_address, "/metrics")):
+            connection = http.client.HTTPConnection(address, timeout=5)
+            connection.request("GET", path)
+            assert connection.getresponse().status == 200
+            connection.close()
+    assert not log_path.parent.exists()
+    assert {path for path in set(SHM.iterdir()) - before if f"committee_{os.getpid()}_" in path.name} == set()
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
+@pytest.mark.parametrize(("model", "factor"), [("caller", 8.0), ("pipeline", 16.0)])
+def test_requests_in_flight_are_answered_while_stopping_even_those_whose_calls_come_later(
+    repository: Path, model: str, factor: float
+) -> None:
+    add_python(repository, "slow", SLOW, config=f"{ONE_IN_ONE_OUT}\ndynamic_batching {{}}")
+    add_python(repository, "caller", LATE_CALLER, config=ONE_IN_ONE_OUT)
+    add_ensemble(repository, "pipeline", ENSEMBLE_OF_CALLER)
+    with ThreadPoolExecutor(16) as pool, running_server(repository) as server:
+        futures = [pool.submit(ask, server.grpc_address, model, float(i)) for i in range(16)]
+        wait_until_called(server, "slow")
+        server.stop()
+        answers = [future.result(timeout=30) for future in futures]
+    assert answers == [factor * i for i in range(16)]
+
+
+def wait_until_called(server: EmbeddedServer, model: str) -> None:
+    with grpcclient.InferenceServerClient(server.grpc_address) as client:
+        deadline_s = time.monotonic() + 20
+        while client.get_inference_statistics(model).model_stats[0].execution_count == 0:
+            assert time.monotonic() < deadline_s, f"nobody called {model}"
+            time.sleep(0.01)
+
+
+def test_an_idle_http_connection_does_not_hold_up_stopping(repository: Path) -> None:
+    with running_server(repository) as server:
+        connection = http.client.HTTPConnection(server.http_address, timeout=5)
+        connection.request("GET", "/v2")
+        connection.getresponse().read()
+        began_s = time.monotonic()
+        server.stop()
+        took_s = time.monotonic() - began_s
+        connection.close()
+    assert took_s < 10, "the stop timeout is 15 s, and nothing was in flight"
+
+
+def test_a_request_that_outlasts_the_stop_timeout_is_given_up(repository: Path) -> None:
+    endless = SLOW.replace("0.2", "60")
+    add_python(repository, "slow", endless, config=ONE_IN_ONE_OUT)
+    with ThreadPoolExecutor(1) as pool, running_server(repository, stop_timeout_s=1.0) as server:
+        future = pool.submit(ask, server.grpc_address, "slow", 1.0)
+        time.sleep(0.5)
+        began_s = time.monotonic()
+        server.stop()
+        assert time.monotonic() - began_s < 8
+        with pytest.raises(InferenceServerException):
+            future.result(timeout=10)
+
+
+def test_stopping_twice_or_before_starting_is_harmless(repository: Path) -> None:
+    server = EmbeddedServer(ServeOptions(repository=repository, http_port=0, grpc_port=0, metrics_port=0))
+    server.stop()
+    server.start()
+    server.stop()
+    server.stop()
+
+
+def test_nobody_else_may_load_or_unload_models(repository: Path) -> None:
+    with running_server(repository) as server:
+        with grpcclient.InferenceServerClient(server.grpc_address) as client:
+            with pytest.raises(InferenceServerException, match="restricted"):
+                client.unload_model("double")
+            with pytest.raises(InferenceServerException, match="restricted"):
+                client.load_model("double", config="{}", files={"file:1/model.py": b"import os"})
+        assert ask(server.grpc_address, "double", 1.0) == 2.0
+
+
+def test_a_server_that_is_killed_is_noticed(repository: Path) -> None:
+    with running_server(repository) as server:
+        assert server.wait(0.1) is None
+        os.kill(server.pid, signal.SIGKILL)
+        assert server.wait(10) == -signal.SIGKILL
+
+
+def test_a_model_that_does_not_load_is_named_with_its_reason(repository: Path) -> None:
+    add_python(repository, "broken", "import no_such_module_at_all", config=ONE_IN_ONE_OUT)
+    with pytest.raises(ServingError) as caught, running_server(repository):
+        pass
+    text = str(caught.value)
+    assert "model broken: ModuleNotFoundError: No module named 'no_such_module_at_all'" in text
+    assert "double" not in text
+    log_path = Path(text.rpartition(" ")[2])
+    assert "no_such_module_at_all" in log_path.read_text()
+    assert "\n" not in text
+
+
+def test_a_model_that_loads_too_slowly_is_named(repository: Path) -> None:
+    sleeper = "import time\ntime.sleep(60)"
+    add_python(repository, "sleeper", sleeper, config=ONE_IN_ONE_OUT)
+    with pytest.raises(ServingError, match=r"not ready after 3 s.*still loading sleeper") as caught:
+        EmbeddedServer(free_options(repository, startup_timeout_s=3.0)).start()
+    assert "the whole log is" in str(caught.value)
+
+
+def free_options(repository: Path, **options: float) -> ServeOptions:
+    return ServeOptions(repository=repository, http_port=0, grpc_port=0, metrics_port=0, **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("field", ["http_port", "grpc_port", "metrics_port"])
+def test_a_port_in_use_is_named_with_its_flag(repository: Path, field: str) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen(1)
+        port = other.getsockname()[1]
+        flag = f"--{field.replace('_', '-')}"
+        with (
+            pytest.raises(PortInUseError, match=f"port {port} .*{flag}"),
+            running_server(repository, **{field: port}),
+        ):
+            pass
+
+
+def test_an_unservable_backend_is_refused_before_anything_starts(repository: Path) -> None:
+    add_onnx(repository, "engine", scale_model())
+    (repository / "engine" / "config.pbtxt").write_text('backend: "tensorrt"')
+    with pytest.raises(RepositoryError, match=r"model engine with backend tensorrt.*docker compose"):
+        EmbeddedServer(free_options(repository)).start()
+
+
+STARTER = """
+import sys, time
+from pathlib import Path
+from orchestrator.serving.options import ServeOptions
+from orchestrator.serving.process import EmbeddedServer
+
+server = EmbeddedServer(ServeOptions(repository=Path(sys.argv[1]), http_port=0, grpc_port=0, metrics_port=0))
+server.start()
+print(server.pid, flush=True)
+time.sleep(60)
+"""
+
+
+def test_the_server_ends_when_we_are_killed_without_a_chance_to_stop_it(repository: Path) -> None:
+    command = [sys.executable, "-c", STARTER, str(repository)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as starter:
+        assert starter.stdout is not None
+        pid = int(starter.stdout.readline())
+        starter.kill()
+    deadline_s = time.monotonic() + 20
+    while Path(f"/proc/{pid}").exists():
+        assert time.monotonic() < deadline_s, "the server outlived us"
+        time.sleep(0.1)
+
+
+def test_several_servers_run_side_by_side(repository: Path) -> None:
+    with ThreadPoolExecutor(2) as pool:
+        futures: list[Future[float]] = [pool.submit(serve_and_ask, repository) for _ in range(2)]
+        assert [future.result(timeout=60) for future in futures] == [6.0, 6.0]
+
+
+def serve_and_ask(repository: Path) -> float:
+    with running_server(repository) as server:
+        return ask(server.grpc_address, "double", 3.0)

@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from orchestrator.errors import SpecError
+from orchestrator.spec import (
+    CascadeSpec,
+    Fit,
+    InputSpec,
+    Member,
+    Preprocess,
+    Stage,
+    cascade_from_json,
+    cascade_from_path,
+    json_from_cascade,
+)
+
+SPEC = CascadeSpec(
+    name="made_up",
+    input=InputSpec(
+        name="image", dtype="UINT8", dims=(3, 8, 8), preprocess=Preprocess(mode="RGB", height_px=8, width_px=8)
+    ),
+    classes=3,
+    labels=("a", "b", "ü"),
+    stages=(
+        Stage(members=(Member(name="one", output="logits", cost=1.5),), threshold=0.7, low=0.1),
+        Stage(members=(Member(name="two", output="logits"), Member(name="three", output="p", weight=2.0))),
+    ),
+    fit=Fit(
+        data_sha256="0" * 64, rows=9, split="plan", target="t", accuracy=0.9,
+        accuracy_ci95=(0.8, 1.0), exit_share=(0.5, 0.5), mean_cost=2.0,
+    ),
+)  # fmt: skip
+TEXT = json_from_cascade(SPEC)
+
+
+def changed(**changes: object) -> str:
+    return json.dumps({**json.loads(TEXT), **changes})
+
+
+def with_stage(index: int, **changes: object) -> str:
+    document = json.loads(TEXT)
+    document["stages"][index].update(changes)
+    return json.dumps(document)
+
+
+def test_writing_and_reading_back_gives_the_same_cascade_and_the_same_bytes() -> None:
+    assert cascade_from_json(TEXT) == SPEC
+    assert json_from_cascade(cascade_from_json(TEXT)) == TEXT
+
+
+@pytest.mark.parametrize("cut", [0, 1, 10, 100, len(TEXT) - 3])
+def test_a_truncated_file_is_one_line_that_says_where_it_ends(cut: int) -> None:
+    with pytest.raises(SpecError) as caught:
+        cascade_from_json(TEXT[:cut])
+    assert "\n" not in str(caught.value)
+    assert "complete JSON document" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (changed(format=2), "format: got 2, expected 1"),
+        (changed(format=True), "format: got True"),
+        (with_stage(1, threshold=0.5), "got 2 thresholds for 2 stages, expected 1"),
+        (TEXT.replace("0.7", "NaN"), "got NaN, expected a finite number"),
+        (TEXT.replace("0.7", "Infinity"), "got Infinity"),
+        (TEXT.replace("0.7", '"high"'), "threshold: got 'high'"),
+        (with_stage(0, low=0.8), "expected less than the threshold"),
+        (with_stage(0, members=[]), "expected at least one"),
+        (with_stage(0, on_failure="shrug"), "expected one of error, answer"),
+        (changed(classes=1), "classes: got 1, expected a whole number of at least 2"),
+        (changed(labels=["a"]), "labels: got 1, expected 3"),
+        (changed(combine="median"), "expected one of mean_logit"),
+        (changed(name="../up"), "expected a model name"),
+        (changed(stages=[]), "stages: got none"),
+        (changed(surprise=1), "surprise: unknown field"),
+        (TEXT.replace('"two"', '"one"'), "one more than once"),
+        (TEXT.replace('"two"', '"made_up"'), "a cycle"),
+        (TEXT.replace('"weight": 2.0', '"weight": 0'), "weight: got 0"),
+        (changed(limits={"max_batch_size": 0}), "limits.max_batch_size: got 0"),
+        (changed(input="image"), "input: got str, expected an object"),
+        ("[1, 2]", "expected an object"),
+    ],
+)  # fmt: skip
+def test_each_fault_is_named_with_its_field(text: str, said: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        cascade_from_json(text)
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_every_fault_is_reported_at_once() -> None:
+    with pytest.raises(SpecError) as caught:
+        cascade_from_json(changed(surprise=1, input=3, stages=[{"members": [{"name": "x"}]}]))
+    assert set(caught.value.faults) == {"surprise", "input", "stages[0].members[0].output"}
+
+
+def test_a_missing_file_and_a_binary_file_are_one_line(tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match="does not exist"):
+        cascade_from_path(tmp_path / "cascade.json")
+    (tmp_path / "cascade.json").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(SpecError, match="not UTF-8"):
+        cascade_from_path(tmp_path / "cascade.json")
