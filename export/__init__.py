@@ -1,0 +1,1 @@
+"""Trained models into members: ONNX files with a manifest that proves what they are."""

@@ -1,0 +1,93 @@
+"""Putting a member into a model repository: model file, manifest and config, whole or not at all."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+import tempfile
+from pathlib import Path
+
+import onnx
+
+from export.cost import COUNTER, macs_per_row, parameters_of
+from export.parity import Parity
+from orchestrator.errors import SpecError
+from orchestrator.repository.layout import render_member
+from orchestrator.spec import Manifest, Preprocess, TensorSpec, manifest_from_path
+from orchestrator.spec.manifest import json_from_manifest
+
+MODEL_FILE = "1/model.onnx"
+
+
+def write_member(repository: Path, model: bytes, manifest: Manifest) -> Path:
+    """Writes a member's folder; the manifest comes last, so an interrupted write is never taken for a member.
+
+    Args:
+        repository: model repository.
+        model: serialised ONNX model.
+        manifest: of it.
+
+    Returns:
+        the member's folder.
+    """
+    folder = repository / manifest.name
+    (folder / "1").mkdir(parents=True, exist_ok=True)
+    _replace(folder / manifest.file, model)
+    _replace(folder / "manifest.json", json_from_manifest(manifest).encode())
+    render_member(folder)
+    return folder
+
+
+def manifest_of(
+    name: str,
+    model: onnx.ModelProto,
+    data: bytes,
+    *,
+    source: str,
+    input_spec: TensorSpec,
+    output_spec: TensorSpec,
+    parity: Parity,
+    training: dict[str, object],
+    labels: tuple[str, ...],
+    preprocess: Preprocess | None,
+    versions: dict[str, str],
+) -> Manifest:
+    """The manifest of an fp32 ONNX member with logits out."""
+    return Manifest(
+        name=name,
+        file=MODEL_FILE,
+        sha256=hashlib.sha256(data).hexdigest(),
+        source=source,
+        precision="fp32",
+        opset=next(part.version for part in model.opset_import if part.domain in ("", "ai.onnx")),
+        input=input_spec,
+        output=output_spec,
+        output_kind="logits",
+        parameters=parameters_of(model),
+        macs=macs_per_row(model),
+        macs_counter=COUNTER,
+        labels=labels,
+        preprocess=preprocess,
+        parity={**dataclasses.asdict(parity), "batches": list(parity.batches)},
+        training=dict(training),
+        versions=versions,
+    )
+
+
+def up_to_date(repository: Path, name: str, training: dict[str, object]) -> bool:
+    """Whether a member lies there already, made with the same settings and not touched since."""
+    try:
+        manifest = manifest_from_path(repository / name / "manifest.json")
+        data = (repository / name / manifest.file).read_bytes()
+    except (SpecError, OSError):
+        return False
+    return manifest.training == training and manifest.sha256 == hashlib.sha256(data).hexdigest()
+
+
+def _replace(path: Path, data: bytes) -> None:
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    with os.fdopen(handle, "wb") as stream:
+        stream.write(data)
+    Path(temporary).chmod(0o644)
+    Path(temporary).replace(path)

@@ -1,0 +1,87 @@
+"""The 1,797 scanned digits that ship with scikit-learn, in three disjoint splits fixed by row.
+
+The row ids of the splits lie in digits_splits.json beside this file and are read from there, so that a change in
+scikit-learn's shuffling can never move a row from one split to another.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from orchestrator.errors import DataError
+
+SPLITS_PATH = Path(__file__).with_name("digits_splits.json")
+SPLIT_SIZES = {"train": 800, "plan": 450, "test": 547}
+
+
+@dataclass(frozen=True, kw_only=True)
+class DigitsSplit:
+    """Rows of one split.
+
+    Args:
+        ids: int64 (n,), row numbers in scikit-learn's data set.
+        images: float32 (n, 1, 8, 8), values 0 to 16.
+        labels: int64 (n,), 0 to 9.
+    """
+
+    ids: npt.NDArray[np.int64]
+    images: npt.NDArray[np.float32]
+    labels: npt.NDArray[np.int64]
+
+
+@lru_cache(maxsize=1)
+def _all_digits() -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise DataError(
+            "digits", got="no scikit-learn", fix="install the demo's packages: pip install 'committee[demo]'"
+        ) from error
+    data = load_digits()
+    images = np.ascontiguousarray(data.images[:, None], np.float32)
+    return images, np.asarray(data.target, np.int64)
+
+
+def digits_split(name: str) -> DigitsSplit:
+    """The rows of a split, in ascending row number.
+
+    Raises:
+        DataError: there is no such split, or scikit-learn is not installed.
+    """
+    splits = json.loads(SPLITS_PATH.read_text(encoding="utf-8"))
+    if name not in splits:
+        raise DataError("digits split", got=repr(name), expected=f"one of {', '.join(splits)}")
+    images, labels = _all_digits()
+    ids = np.array(splits[name], np.int64)
+    return DigitsSplit(ids=ids, images=images[ids], labels=labels[ids])
+
+
+def digit_image(index: int) -> tuple[npt.NDArray[np.float32], int]:
+    """One digit by its row number, float32 (1, 8, 8), and its label.
+
+    Raises:
+        DataError: there is no such row, or scikit-learn is not installed.
+    """
+    images, labels = _all_digits()
+    if not 0 <= index < len(images):
+        raise DataError("digit", got=index, expected=f"a row number from 0 to {len(images) - 1}")
+    return images[index], int(labels[index])
+
+
+def fixed_splits() -> dict[str, list[int]]:
+    """The splits as they were first drawn: stratified, seed 0; only for making and checking the file."""
+    from sklearn.model_selection import train_test_split
+
+    labels = _all_digits()[1]
+    rows = np.arange(len(labels))
+    train, rest = train_test_split(rows, train_size=SPLIT_SIZES["train"], stratify=labels, random_state=0)
+    plan, test = train_test_split(
+        rest, train_size=SPLIT_SIZES["plan"], stratify=labels[rest], random_state=0
+    )
+    return {name: sorted(part.tolist()) for name, part in (("train", train), ("plan", plan), ("test", test))}

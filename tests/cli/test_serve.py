@@ -1,0 +1,150 @@
+"""`committee serve` as a person or a supervisor sees it: a process with output, signals and an exit code."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tritonclient.http as httpclient
+
+from tests.serving.models import add_onnx, add_python, scale_model
+
+FREE = ("--http-port", "0", "--grpc-port", "0", "--metrics-port", "0")
+CONFIG = """
+max_batch_size: 8
+input [{ name: "x" data_type: TYPE_FP32 dims: [3] }]
+output [{ name: "y" data_type: TYPE_FP32 dims: [3] }]
+instance_group [{ kind: KIND_CPU count: 1 }]
+"""
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    folder = tmp_path / "models"
+    add_onnx(folder, "double", scale_model(), config=CONFIG)
+    return folder
+
+
+@contextmanager
+def serving(*arguments: str) -> Iterator[subprocess.Popen[str]]:
+    """`committee serve` with these arguments; killed if the test leaves it running."""
+    command = [sys.executable, "-m", "orchestrator", "serve", *arguments]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def failure(*arguments: str) -> tuple[int, str]:
+    """Exit code and stderr of a run that is meant to fail by itself."""
+    with serving(*arguments) as process:
+        _, errors = process.communicate(timeout=60)
+    assert "Traceback" not in errors
+    return process.returncode, errors
+
+
+def read_ready(process: subprocess.Popen[str]) -> dict[str, str]:
+    assert process.stdout is not None
+    ready: dict[str, str] = json.loads(process.stdout.readline())
+    return ready
+
+
+def test_a_repository_that_is_not_there_is_one_line_and_exit_2(tmp_path: Path) -> None:
+    code, errors = failure("--repository", str(tmp_path / "nowhere"))
+    assert code == 2
+    assert errors.startswith(f"error: {tmp_path / 'nowhere'} does not exist")
+    assert errors.count("\n") == 1
+
+
+def test_wrong_options_are_all_named_in_one_line(repository: Path) -> None:
+    code, errors = failure("--repository", str(repository), "--http-port", "99999", "--host", "a b")
+    assert code == 2
+    assert "http_port" in errors
+    assert "host" in errors
+    assert errors.count("\n") == 1
+
+
+@pytest.mark.triton
+def test_a_port_in_use_is_one_line_and_exit_4(repository: Path) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen(1)
+        port = str(other.getsockname()[1])
+        code, errors = failure("--repository", str(repository), *FREE, "--grpc-port", port)
+    assert code == 4
+    assert f"port {port}" in errors
+    assert "--grpc-port" in errors
+    assert errors.count("\n") == 1
+
+
+@pytest.mark.triton
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_json_tells_where_and_a_signal_ends_it_cleanly(repository: Path, number: signal.Signals) -> None:
+    with serving("--repository", str(repository), *FREE, "--json") as process:
+        ready = read_ready(process)
+        assert set(ready) == {"grpc", "http", "metrics", "pid", "triton_version", "models", "log"}
+        assert ready["models"] == ["double"]
+        with httpclient.InferenceServerClient(ready["http"]) as client:
+            tensor = httpclient.InferInput("x", [1, 3], "FP32")
+            tensor.set_data_from_numpy(np.ones((1, 3), np.float32))
+            np.testing.assert_array_equal(client.infer("double", [tensor]).as_numpy("y"), np.full((1, 3), 2.0))
+        process.send_signal(number)
+        output, errors = process.communicate(timeout=30)
+    assert process.returncode == 0
+    assert output == ""
+    assert errors.strip().endswith("Triton stopped.")
+    assert not Path(f"/proc/{ready['pid']}").exists()
+
+
+@pytest.mark.triton
+def test_people_read_the_endpoints_and_how_to_stop(repository: Path) -> None:
+    with serving("--repository", str(repository), *FREE) as process:
+        assert process.stdout is not None
+        lines = [process.stdout.readline() for _ in range(7)]
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=30)
+    text = "".join(lines)
+    for part in ("double", "gRPC     127.0.0.1:", "http://127.0.0.1:", "/metrics", "docker compose", "Ctrl-C"):
+        assert part in text
+
+
+@pytest.mark.triton
+def test_ctrl_c_while_starting_ends_it_cleanly_too(repository: Path) -> None:
+    add_python(repository, "sleeper", "import time\ntime.sleep(60)", config=CONFIG)
+    with serving("--repository", str(repository), *FREE) as process:
+        time.sleep(3)
+        process.send_signal(signal.SIGINT)
+        output, errors = process.communicate(timeout=30)
+    assert process.returncode == 0
+    assert output == ""
+    assert "Traceback" not in errors
+
+
+@pytest.mark.triton
+def test_a_server_that_dies_is_one_line_and_exit_4(repository: Path) -> None:
+    with serving("--repository", str(repository), *FREE, "--json") as process:
+        os.kill(int(read_ready(process)["pid"]), signal.SIGKILL)
+        _, errors = process.communicate(timeout=30)
+    assert process.returncode == 4
+    assert errors.splitlines()[-1].startswith("error: embedded Triton ended by itself: got signal SIGKILL")
+
+
+@pytest.mark.triton
+def test_a_model_that_does_not_load_shows_its_part_of_the_log_and_exit_4(repository: Path) -> None:
+    add_python(repository, "broken", "import no_such_module_at_all", config=CONFIG)
+    code, errors = failure("--repository", str(repository), *FREE)
+    assert code == 4
+    *log, last = errors.splitlines()
+    assert last.startswith("error: embedded Triton did not start: got model broken: ModuleNotFoundError")
+    assert any("broken/1/model.py" in line for line in log)
