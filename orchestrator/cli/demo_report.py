@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.table import Table
 
 from orchestrator.cli.demo_routes import Measured, ReplayCheck
@@ -55,20 +56,22 @@ def table_from_report(report: dict[str, Any]) -> Table:
     """The table printed at the end."""
     settings = report["settings"]
     table = Table(
-        title=f"{report['rows_test']} test digits over gRPC, {settings['concurrency']} at a time, "
-        f"Triton {report['triton_version']}"
+        title=f"{report['rows_test']} test digits over gRPC, {settings['concurrency']} requests at a time, "
+        f"Triton {report['triton_version']}",
+        box=box.SIMPLE_HEAD,
     )
-    table.add_column("route")
-    for name in ("accuracy", "95 % interval", "MMACs/row", "exits per stage", "requests/s", "p50 ms", "p99 ms"):
-        table.add_column(name, justify="right")
+    # Narrow enough for a terminal of 80 columns, so nothing is cut where people look first.
+    table.add_column("route", no_wrap=True)
+    for name in ("accuracy", "95 % interval", "MMACs", "exits %", "req/s", "p50 ms", "p99 ms"):
+        table.add_column(name, justify="right", no_wrap=True)
     for route in report["routes"]:
         low, high = route["accuracy_ci95"]
-        exits = " / ".join(f"{100 * share:.1f} %" for share in route["exit_share"])
+        exits = "/".join(f"{100 * share:.0f}" for share in route["exit_share"])
         table.add_row(
             route["name"],
             f"{route['accuracy']:.4f}",
             f"{low:.4f}-{high:.4f}",
-            f"{route['mean_mmacs']:.4f}",
+            f"{route['mean_mmacs']:.3f}",
             exits if route["kind"] == "cascade" else "-",
             f"{route['requests_per_s']:.0f}",
             f"{route['p50_ms']:.2f}",

@@ -1,0 +1,1 @@
+"""Measuring what is served: every route of a repository under load, in one run."""
