@@ -16,6 +16,7 @@ from orchestrator.errors import CommitteeError
 from orchestrator.serving.options import ServeOptions
 from orchestrator.serving.process import EmbeddedServer
 from perf.bench import measure, routes_in
+from perf.readme import readme_with_report, report_from_path
 from perf.results import document_from_cells, table_from_cells, write_results
 
 app = typer.Typer(add_completion=False, no_args_is_help=True)
@@ -63,6 +64,19 @@ def run(
     else:
         Console().print(table_from_cells(cells))
         typer.echo(f"Written: {output / 'results.json'}")
+
+
+@app.command()
+def readme(
+    report: Annotated[Path, typer.Option(help="report.json of a demo run.")] = Path("docs/demo/report.json"),
+    path: Annotated[Path, typer.Option(help="README to write into.")] = Path("README.md"),
+) -> None:
+    """Write the demo's table into README.md from the committed report.
+
+    Example: committee demo --output docs/demo && python -m perf readme
+    """
+    path.write_text(readme_with_report(path.read_text(encoding="utf-8"), report_from_path(report)), encoding="utf-8")
+    typer.echo(f"Written: {path}")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,79 @@
+"""The README against what is really there: commands, links, and every printed number."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from orchestrator.decision import PARAMETERS
+from orchestrator.spec import cascade_from_path
+from perf.readme import BEGIN, END, block_from_report, readme_with_report
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+REPORT = json.loads((ROOT / "docs/demo/report.json").read_text(encoding="utf-8"))
+
+
+def commands() -> list[str]:
+    blocks = re.findall(r"```bash\n(.*?)```", README, re.S)
+    return [line.split("#")[0].strip() for block in blocks for line in block.splitlines() if line.strip()]
+
+
+def test_the_table_is_the_committed_report_to_the_letter() -> None:
+    assert block_from_report(REPORT) in README
+    assert readme_with_report(README, REPORT) == README
+
+
+def test_the_one_command_and_its_table_come_within_the_first_30_lines() -> None:
+    lines = README.splitlines()
+    assert "make demo" in lines[:12]
+    assert lines.index(BEGIN) < 20
+    assert lines.index(END) <= 40
+
+
+@pytest.mark.parametrize("target", sorted({c.split()[1] for c in commands() if c.startswith("make ")}))
+def test_every_make_target_exists(target: str) -> None:
+    assert re.search(rf"^{target}:.*## ", (ROOT / "Makefile").read_text(), re.M)
+
+
+@pytest.mark.parametrize("command", [c for c in commands() if "committee " in c or "-m export" in c])
+def test_every_command_and_option_exists(command: str) -> None:
+    words = command.removesuffix("&").split()
+    module = "export" if "export" in words else "orchestrator"
+    name = words[words.index("export") + 1] if module == "export" else words[1]
+    shown = subprocess.run(
+        [sys.executable, "-m", module, name, "--help"],
+        capture_output=True, text=True, cwd=ROOT, timeout=60, check=False, env={"COLUMNS": "200", "PATH": ""},
+    )  # fmt: skip
+    assert shown.returncode == 0, shown.stderr
+    for option in (word for word in words if word.startswith("-") and word != "-m"):
+        assert option in shown.stdout
+
+
+@pytest.mark.parametrize("link", re.findall(r"\]\((?!http)([^)#]+)\)", README))
+def test_every_link_leads_somewhere(link: str) -> None:
+    assert (ROOT / link).exists()
+
+
+def test_the_tables_of_parameters_and_tensors_are_complete() -> None:
+    for name in PARAMETERS:
+        assert f"`{name}`" in README
+    spec = cascade_from_path(ROOT / "model_repository/digits_cascade/1/cascade.json")
+    assert f"`{spec.input.name}` (in) | {spec.input.dtype}" in README
+    config = (ROOT / "model_repository/digits_cascade/config.pbtxt").read_text()
+    for name in re.findall(r'name: "([a-z_]+)"', config.split("output {", 1)[1].split("instance_group")[0]):
+        assert f"`{name}`" in README
+
+
+def test_the_committed_report_keeps_what_the_demo_promises() -> None:
+    routes = {route["name"]: route for route in REPORT["routes"]}
+    members = [route for route in routes.values() if route["kind"] == "member"]
+    cascade = routes["digits_cascade"]
+    assert REPORT["replay_mismatches"] == 0
+    assert cascade["mean_mmacs"] <= max(route["mean_mmacs"] for route in members) / 4
+    assert cascade["accuracy"] >= max(route["accuracy"] for route in members) - 0.005
