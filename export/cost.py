@@ -53,7 +53,9 @@ def _macs(node: onnx.NodeProto, shapes: dict[str, list[int]]) -> int:
     def shape(name: str) -> list[int]:
         found = shapes.get(name, [])
         if not found or any(size <= 0 for size in found):
-            raise ExportError(f"cost of {node.name or node.op_type}", got=f"{name} has no fixed shape", fix="infer it")
+            raise ExportError(
+                f"cost of {node.name or node.op_type}", got=f"{name} has no fixed shape", fix="infer it"
+            )
         return found
 
     if node.op_type == "Conv":

@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import torch
 
-from export.members import manifest_of, up_to_date, write_member
+from export.members import manifest_of, require_ours, up_to_date, write_member
 from export.networks import DIGITS, ConvNet
 from export.parity import parity_of
 from export.to_onnx import onnx_from_torch
@@ -29,7 +29,7 @@ def training_settings(name: str, seed: int) -> dict[str, object]:
 
 
 def export_digits(
-    repository: Path, *, seed: int = 0, force: bool = False, progress: Callable[[str], None] = lambda text: None
+    repository: Path, *, seed: int = 0, force: bool = False, progress: Callable[[str], None]
 ) -> dict[str, str]:
     """Trains and writes every digits member that is not there yet.
 
@@ -41,7 +41,12 @@ def export_digits(
 
     Returns:
         member name -> "trained" or "up to date".
+
+    Raises:
+        ExportError: the repository holds other models of these names.
+        RepositoryError: the repository cannot be written.
     """
+    require_ours(repository, DIGITS, force=force)
     done: dict[str, str] = {}
     rows = digits_split("train")
     for name in DIGITS:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import os
-import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 import onnx
 
 from export.cost import COUNTER, macs_per_row, parameters_of
 from export.parity import Parity
-from orchestrator.errors import SpecError
+from orchestrator.errors import ExportError, SpecError
+from orchestrator.repository.files import disk_errors, write_all
 from orchestrator.repository.layout import render_member
 from orchestrator.spec import Manifest, Preprocess, TensorSpec, manifest_from_path
 from orchestrator.spec.manifest import json_from_manifest
@@ -32,11 +32,37 @@ def write_member(repository: Path, model: bytes, manifest: Manifest) -> Path:
         the member's folder.
     """
     folder = repository / manifest.name
-    (folder / "1").mkdir(parents=True, exist_ok=True)
-    _replace(folder / manifest.file, model)
-    _replace(folder / "manifest.json", json_from_manifest(manifest).encode())
+    write_all(folder, {manifest.file: model, "manifest.json": json_from_manifest(manifest)})
     render_member(folder)
     return folder
+
+
+def require_ours(repository: Path, names: Iterable[str], *, force: bool) -> None:
+    """Refuses, before any work, to write over models that were not exported here.
+
+    Args:
+        repository: model repository to write into; made if it is not there.
+        names: members about to be written.
+        force: write over them all the same.
+
+    Raises:
+        ExportError: a folder of that name holds a model without a manifest.
+        RepositoryError: the repository cannot be written.
+    """
+    with disk_errors(f"repository {repository}"):
+        repository.mkdir(parents=True, exist_ok=True)
+        foreign = [
+            name
+            for name in names
+            if (repository / name / MODEL_FILE).exists() and not (repository / name / "manifest.json").exists()
+        ]
+    if foreign and not force:
+        raise ExportError(
+            f"repository {repository}",
+            got=f"models without a manifest: {', '.join(foreign)}",
+            expected="members exported here, or none",
+            fix="choose another --output, or write over them with --force",
+        )
 
 
 def manifest_of(
@@ -83,11 +109,3 @@ def up_to_date(repository: Path, name: str, training: dict[str, object]) -> bool
     except (SpecError, OSError):
         return False
     return manifest.training == training and manifest.sha256 == hashlib.sha256(data).hexdigest()
-
-
-def _replace(path: Path, data: bytes) -> None:
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    with os.fdopen(handle, "wb") as stream:
-        stream.write(data)
-    Path(temporary).chmod(0o644)
-    Path(temporary).replace(path)

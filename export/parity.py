@@ -1,4 +1,4 @@
-"""Does an exported model say what the original says? Names first, then shapes, then values; all faults together."""
+"""Does an exported model say what the original says? Names, then shapes, then values; all faults together."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from orchestrator.errors import ExportError
 
 BATCHES = (1, 2, 7, 33)
 MAX_ABS_ERROR = 1e-3
+MIN_ROWS = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +56,8 @@ def parity_of(
     Raises:
         ExportError: with every disagreement.
     """
+    if len(rows) < MIN_ROWS:
+        raise ExportError("parity", got=f"{len(rows)} rows", expected=f"at least {MIN_ROWS}")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])

@@ -44,7 +44,7 @@ def train(
     labels: npt.NDArray[np.int64],
     *,
     seed: int,
-    progress: Callable[[int], None] = lambda epoch: None,
+    progress: Callable[[int], None] | None = None,
 ) -> ConvNet:
     """A trained network in evaluation mode.
 
@@ -69,5 +69,6 @@ def train(
             loss.backward()
             optimiser.step()
             schedule.step()
-        progress(epoch + 1)
+        if progress is not None:
+            progress(epoch + 1)
     return model.eval()

@@ -75,7 +75,8 @@ def readme(
 
     Example: committee demo --output docs/demo && python -m perf readme
     """
-    path.write_text(readme_with_report(path.read_text(encoding="utf-8"), report_from_path(report)), encoding="utf-8")
+    text = readme_with_report(path.read_text(encoding="utf-8"), report_from_path(report))
+    path.write_text(text, encoding="utf-8")
     typer.echo(f"Written: {path}")
 
 

@@ -130,7 +130,7 @@ class CascadeModel:
             except InputError as error:
                 refused[index] = str(error)
         if refused:
-            self._counters.refused(len(refused))
+            self._counters.refused(sum(self._reader.count(requests[index]) for index in refused))
         return batch, refused
 
     def _read(self, request: Any, now_ns: int) -> Pending:

@@ -61,6 +61,12 @@ class Reader:
             self._refuse_non_finite(rows)
         return tensor, rows
 
+    def count(self, request: Any) -> int:
+        """Rows of a request, whatever is wrong with it; 0 where that cannot be told."""
+        tensor = self._pb.get_input_tensor_by_name(request, self._input.name)
+        shape = () if tensor is None else tensor.as_numpy().shape
+        return int(shape[0]) if shape else 0
+
     def _refuse_non_finite(self, rows: Rows) -> None:
         # Two reductions and no temporary: NaN wins a maximum, and each infinity is one of the extremes.
         if np.isfinite(rows.max()) and np.isfinite(rows.min()):

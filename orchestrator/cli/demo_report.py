@@ -56,13 +56,14 @@ def table_from_report(report: dict[str, Any]) -> Table:
     """The table printed at the end."""
     settings = report["settings"]
     table = Table(
-        title=f"{report['rows_test']} test digits over gRPC, {settings['concurrency']} requests at a time, "
+        title=f"{report['rows_test']} test digits over gRPC, {settings['concurrency']} at a time, "
         f"Triton {report['triton_version']}",
         box=box.SIMPLE_HEAD,
+        pad_edge=False,
     )
     # Narrow enough for a terminal of 80 columns, so nothing is cut where people look first.
     table.add_column("route", no_wrap=True)
-    for name in ("accuracy", "95 % interval", "MMACs", "exits %", "req/s", "p50 ms", "p99 ms"):
+    for name in ("accuracy", "95 % CI", "MMACs", "exits %", "req/s", "p50 ms", "p99 ms"):
         table.add_column(name, justify="right", no_wrap=True)
     for route in report["routes"]:
         low, high = route["accuracy_ci95"]
@@ -70,12 +71,12 @@ def table_from_report(report: dict[str, Any]) -> Table:
         table.add_row(
             route["name"],
             f"{route['accuracy']:.4f}",
-            f"{low:.4f}-{high:.4f}",
+            f"{low:.3f}-{high:.3f}",
             f"{route['mean_mmacs']:.3f}",
             exits if route["kind"] == "cascade" else "-",
             f"{route['requests_per_s']:.0f}",
-            f"{route['p50_ms']:.2f}",
-            f"{route['p99_ms']:.2f}",
+            f"{route['p50_ms']:.1f}",
+            f"{route['p99_ms']:.1f}",
             style="bold" if route["kind"] == "cascade" else None,
         )
     return table

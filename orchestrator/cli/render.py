@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Annotated
 
@@ -23,6 +24,9 @@ from orchestrator.repository import (
 )
 from orchestrator.repository import render as render_cascade
 from orchestrator.spec import CascadeSpec, cascade_from_path
+
+# More than a cascade has by itself; a runtime or a copied model is told by its number of files.
+LISTED_FILES = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +82,7 @@ def render(
         for spec in work.ensembles:
             done += render_ensemble(spec, repository, force=force)
     report = check(output or repository, work.names)
-    _show(done, report, as_json=as_json)
+    _show(done, report, root=output or repository, as_json=as_json)
     if not report:
         raise typer.Exit(1)
 
@@ -99,13 +103,15 @@ def _work(plans: list[Path], repository: Path, ensemble: str | None) -> _Work:
     return _Work(cascades=tuple(cascades), ensembles=tuple(ensembles))
 
 
-def _show(done: Rendering, report: CheckReport, *, as_json: bool) -> None:
+def _show(done: Rendering, report: CheckReport, *, root: Path, as_json: bool) -> None:
     if as_json:
         parts = {part: [str(path) for path in getattr(done, part)] for part in ("written", "unchanged", "kept")}
         typer.echo(json.dumps({**parts, "check": report.as_json()}, indent=2))
         return
-    for path in done.written:
-        typer.echo(f"wrote {path}")
+    for model, paths in groupby(done.written, key=lambda path: path.relative_to(root).parts[0]):
+        files = [path.relative_to(root / model).as_posix() for path in paths]
+        names = ", ".join(files) if len(files) <= LISTED_FILES else f"{len(files)} files"
+        typer.echo(f"wrote {root / model}: {names}")
     for path in done.kept:
         typer.echo(f"kept {path}: it was not written here, or was edited since")
     if done.unchanged:

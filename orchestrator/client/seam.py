@@ -63,6 +63,8 @@ FIXES: dict[Leaf, str] = {
     TimeLimitError: "allow more time, or send fewer rows at once",
     UnknownModelError: "check the name; a model that failed to load is named in the server's log",
 }
+# What a server says of a model it is just unloading or not ready to run, under codes that sound final.
+STOPPING = ("has no available versions", "Server not ready", "Server is stopping")
 # Longer texts are dumps, not messages.
 MAX_TEXT = 400
 
@@ -80,7 +82,10 @@ def error_from(error: BaseException, *, what: str) -> ClientError:
 
 def _leaf_and_text(error: BaseException) -> tuple[Leaf, str]:
     if isinstance(error, InferenceServerException):
-        return leaf_from_status(error.status()), _plain(error.message() or "an error without a message")
+        text = _plain(error.message() or "an error without a message")
+        if any(words in text for words in STOPPING):
+            return UnavailableError, text
+        return leaf_from_status(error.status()), text
     if isinstance(error, TimeoutError):
         return TimeLimitError, "no answer within the time limit"
     if isinstance(error, OSError):

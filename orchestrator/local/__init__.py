@@ -1,1 +1,1 @@
-"""Members and data on this machine: ONNX Runtime sessions in this process, and the digits that come with scikit-learn."""
+"""Members and data on this machine: ONNX Runtime sessions, and the digits that come with scikit-learn."""

@@ -71,7 +71,8 @@ def digit_image(index: int) -> tuple[npt.NDArray[np.float32], int]:
     images, labels = _all_digits()
     if not 0 <= index < len(images):
         raise DataError("digit", got=index, expected=f"a row number from 0 to {len(images) - 1}")
-    return images[index], int(labels[index])
+    # A copy, so that nobody writes into the rows that later calls get.
+    return images[index].copy(), int(labels[index])
 
 
 def fixed_splits() -> dict[str, list[int]]:
@@ -81,7 +82,5 @@ def fixed_splits() -> dict[str, list[int]]:
     labels = _all_digits()[1]
     rows = np.arange(len(labels))
     train, rest = train_test_split(rows, train_size=SPLIT_SIZES["train"], stratify=labels, random_state=0)
-    plan, test = train_test_split(
-        rest, train_size=SPLIT_SIZES["plan"], stratify=labels[rest], random_state=0
-    )
+    plan, test = train_test_split(rest, train_size=SPLIT_SIZES["plan"], stratify=labels[rest], random_state=0)
     return {name: sorted(part.tolist()) for name, part in (("train", train), ("plan", plan), ("test", test))}

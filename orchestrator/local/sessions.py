@@ -1,84 +1,174 @@
-"""Members asked in this process with ONNX Runtime, with the same `ask` as the network clients."""
+"""Members asked in this process with ONNX Runtime; `ask` is the same as on the network clients."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from orchestrator.errors import MemberError, RepositoryError
-from orchestrator.spec import Manifest, manifest_from_path
+from orchestrator.errors import InputError, MemberError, RepositoryError
+from orchestrator.spec import Manifest, TensorSpec, manifest_from_path
+from orchestrator.spec.cascade import INPUT_DTYPES
+
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class _Opened:
+    manifest: Manifest
+    session: Any
+    classes: int
 
 
 class LocalMembers:
-    """ONNX members of a model repository.
+    """Exported ONNX members of a model repository, opened together.
 
     Args:
-        repository: folder with `<member>/manifest.json` and the model file it names.
-        names: which members to open.
-        threads: intra-op threads per session.
+        repository: folder that holds `<member>/manifest.json` and the model file it names.
+        names: the members to open.
+        threads: intra-op threads of each session; one gives the same bits on every machine of a kind.
 
     Raises:
-        RepositoryError: a member or its file is missing, or ONNX Runtime cannot open it.
+        RepositoryError: a member or its model is missing, not the one the manifest describes, or not readable.
         SpecError: a manifest is wrong.
     """
 
     def __init__(self, repository: Path, names: Sequence[str], *, threads: int = 1) -> None:
-        self._manifests: dict[str, Manifest] = {}
-        self._sessions: dict[str, Any] = {}
-        for name in names:
-            if not (repository / name).is_dir():
-                raise RepositoryError(f"member {name}", got=f"no folder {repository / name}", fix="export it first")
-            manifest = manifest_from_path(repository / name / "manifest.json")
-            self._manifests[name] = manifest
-            self._sessions[name] = _session(repository / name / manifest.file, threads)
-
-    def manifest(self, name: str) -> Manifest:
-        """The member's manifest."""
-        return self._manifests[name]
-
-    def cost(self, name: str) -> float:
-        """MACs per row."""
-        return float(self._manifests[name].macs)
+        self._repository = repository
+        self._opened = {name: _opened(repository, name, threads) for name in names}
 
     def ask(self, name: str, rows: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
-        """What a member says of rows.
+        """Scores of a member as it gives them, asked in chunks of at most its batch limit.
 
         Args:
-            name: one of the names given.
-            rows: (n, *dims) in the member's input dtype.
+            name: an opened member.
+            rows: (n, *dims) in the member's dtype.
 
         Returns:
             float32 (n, k).
 
         Raises:
-            MemberError: the member failed.
+            RepositoryError: the member was not opened.
+            InputError: the rows do not fit, or there are none.
+            MemberError: ONNX Runtime failed, or gave something other than scores.
         """
-        manifest, session = self._manifests[name], self._sessions[name]
-        size = manifest.max_batch_size
-        try:
-            parts = [
-                session.run([manifest.output.name], {manifest.input.name: rows[start : start + size]})[0]
-                for start in range(0, len(rows), size)
-            ]
-        except Exception as error:  # ONNX Runtime raises a dozen types of its own
-            raise MemberError(f"member {name}", got=str(error)) from error
-        return np.concatenate(parts).astype(np.float32, copy=False)
+        member = self._member(name)
+        _check_rows(name, member.manifest.input, rows)
+        size = member.manifest.max_batch_size
+        return np.concatenate([_run(member, rows[start : start + size]) for start in range(0, len(rows), size)])
+
+    def cost(self, name: str) -> float:
+        """MACs per row."""
+        return float(self._member(name).manifest.macs)
+
+    def manifest(self, name: str) -> Manifest:
+        """What the export wrote down of the member."""
+        return self._member(name).manifest
+
+    def classes(self, name: str) -> int:
+        """Number of classes k."""
+        return self._member(name).classes
+
+    def _member(self, name: str) -> _Opened:
+        if name not in self._opened:
+            raise RepositoryError(
+                f"member {name}", got="not opened", expected=f"one of {', '.join(self._opened) or 'none'}"
+            )
+        return self._opened[name]
 
 
-def _session(path: Path, threads: int) -> Any:
+def _opened(repository: Path, name: str, threads: int) -> _Opened:
+    folder = repository / name
+    if not (folder / MANIFEST).is_file():
+        raise RepositoryError(
+            f"member {name}",
+            got=f"no {MANIFEST} in {folder}",
+            expected="an exported member",
+            fix="export it, or name the repository that holds it",
+        )
+    manifest = manifest_from_path(folder / MANIFEST)
+    session = _session(folder, manifest, threads)
+    _check_tensors(folder, manifest, session)
+    return _Opened(manifest, session, _classes(folder, manifest, session))
+
+
+def _session(folder: Path, manifest: Manifest, threads: int) -> Any:
     import onnxruntime
 
-    if not path.is_file():
-        raise RepositoryError(f"model file {path}", got="no such file", fix="export the member again")
+    path = folder / manifest.file
+    try:
+        model = path.read_bytes()
+    except OSError as error:
+        raise _broken(path, got=error.strerror, expected="the member's model") from error
+    # Answers of another file would be recorded, and planned on, under this manifest's name.
+    found = hashlib.sha256(model).hexdigest()
+    if found != manifest.sha256:
+        raise _broken(path, got=f"sha256 {found}", expected=f"{manifest.sha256} as in {MANIFEST}")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
     try:
-        return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # see above
-        raise RepositoryError(f"model file {path}", got=str(error), fix="export the member again") from error
+        # By path: a model may keep its weights in files beside itself.
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    # ONNX Runtime's exceptions share no base of their own.
+    except Exception as error:
+        raise _broken(path, got=error, expected="a model that ONNX Runtime opens") from error
+
+
+def _check_tensors(folder: Path, manifest: Manifest, session: Any) -> None:
+    inputs = [tensor.name for tensor in session.get_inputs()]
+    outputs = [tensor.name for tensor in session.get_outputs()]
+    if inputs != [manifest.input.name] or manifest.output.name not in outputs:
+        raise _broken(
+            folder / manifest.file,
+            got=f"inputs {', '.join(inputs)} and outputs {', '.join(outputs)}",
+            expected=f"{manifest.input.name} and {manifest.output.name} as in {MANIFEST}",
+        )
+
+
+def _classes(folder: Path, manifest: Manifest, session: Any) -> int:
+    shape = next(out.shape for out in session.get_outputs() if out.name == manifest.output.name)
+    size = manifest.output.dims[0] if len(manifest.output.dims) == 1 else 0
+    if len(shape) != 2 or size < 1 or (isinstance(shape[1], int) and shape[1] != size):
+        raise _broken(
+            folder / manifest.file,
+            got=f"output {manifest.output.name} of shape {shape}, in {MANIFEST} {list(manifest.output.dims)}",
+            expected="one score per class, the same number in both",
+        )
+    return size
+
+
+def _broken(path: Path, *, got: object, expected: str) -> RepositoryError:
+    return RepositoryError(f"model file {path}", got=got, expected=expected, fix="export the member again")
+
+
+def _check_rows(name: str, tensor: TensorSpec, rows: npt.NDArray[Any]) -> None:
+    what = f"input {tensor.name} of member {name}"
+    dtype = INPUT_DTYPES.get(tensor.dtype)
+    if str(rows.dtype) != dtype:
+        raise InputError(what, got=f"dtype {rows.dtype}", expected=f"{dtype} ({tensor.dtype})")
+    same_rank = rows.ndim == len(tensor.dims) + 1
+    sizes = zip(rows.shape[1:], tensor.dims, strict=False)
+    if not same_rank or any(want not in (-1, size) for size, want in sizes):
+        expected = ", ".join(["n", *(str(size) for size in tensor.dims)])
+        raise InputError(what, got=f"shape {list(rows.shape)}", expected=f"[{expected}]")
+    if len(rows) == 0:
+        raise InputError(what, got="no rows", expected="at least one")
+
+
+def _run(member: _Opened, rows: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+    manifest = member.manifest
+    what = f"member {manifest.name}"
+    try:
+        scores = member.session.run([manifest.output.name], {manifest.input.name: rows})[0]
+    except Exception as error:
+        raise MemberError(what, got=error, expected="scores") from error
+    if scores.shape != (len(rows), member.classes):
+        raise MemberError(what, got=f"scores of shape {scores.shape}", expected=(len(rows), member.classes))
+    return np.asarray(scores, np.float32)

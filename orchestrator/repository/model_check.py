@@ -15,8 +15,8 @@ from orchestrator.repository.files import sha256_of_path
 from orchestrator.repository.on_disk import MANIFEST, config_of, model_file, onnx_from_path, served_version
 from orchestrator.repository.pbtxt import config_from_path
 from orchestrator.repository.report import Findings
-from orchestrator.repository.tensors import Tensors, fits, tensors_from_config, tensors_from_graph
-from orchestrator.spec import Manifest, TensorSpec, manifest_from_path
+from orchestrator.repository.tensors import Tensor, Tensors, fits, tensors_from_config, tensors_from_graph
+from orchestrator.spec import Manifest, manifest_from_path
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Model:
         if self.graph is None:
             return None
         found = tensors_from_graph(self.graph)[side == "output"]
-        return {name: TensorSpec(name=name, dtype=one.dtype, dims=one.dims[1:]) for name, one in found.items()}
+        return {name: Tensor(name=name, dtype=one.dtype, dims=one.dims[1:]) for name, one in found.items()}
 
 
 def read_model(folder: Path, findings: Findings) -> Model:
@@ -133,7 +133,9 @@ def _compare_graph(model: Model, findings: Findings) -> None:
         for tensor in tensors.values():
             text = _unlike(tensor, real, batched=batched)
             if text:
-                findings.fault(model.name, f"config.pbtxt {side} {tensor.name}", f"{text} as the ONNX file has it")
+                findings.fault(
+                    model.name, f"config.pbtxt {side} {tensor.name}".rstrip(), f"{text} as the ONNX file has it"
+                )
     left_out = [name for name in inputs if stated and name not in stated]
     if left_out:
         findings.fault(model.name, "config.pbtxt input", f"lacks {', '.join(left_out)}, which the ONNX file needs")
@@ -143,9 +145,9 @@ def _compare_graph(model: Model, findings: Findings) -> None:
         findings.fault(model.name, f"model file input {tensor.name}", text)
 
 
-def _unlike(tensor: TensorSpec, real: Tensors, *, batched: bool) -> str | None:
+def _unlike(tensor: Tensor, real: Tensors, *, batched: bool) -> str | None:
     if tensor.name not in real:
-        return f"got {tensor.name}, expected one of {', '.join(real)}"
+        return f"got {tensor.name or 'no name'}, expected one of {', '.join(real)}"
     one = real[tensor.name]
     if tensor.dtype != one.dtype:
         return f"got {tensor.dtype}, expected {one.dtype}"
@@ -164,9 +166,9 @@ def _compare_manifest(model: Model, findings: Findings) -> None:
     file = model.folder / manifest.file
     # The usual case, where the two are one, then hashes the file once.
     digest = model.sha256 if file == model.file else sha256_of_path(file) if file.is_file() else None
-    if digest is None:
+    if digest is None and file != model.file:
         findings.fault(model.name, f"{MANIFEST} file", f"{manifest.file} is missing; export the member again")
-    elif digest != manifest.sha256:
+    elif digest is not None and digest != manifest.sha256:
         text = f"{manifest.file} is another file than was exported (hash {digest[:12]}..., manifest "
         findings.fault(
             model.name, f"{MANIFEST} sha256", f"{text}{manifest.sha256[:12]}...); export the member again"

@@ -6,15 +6,24 @@ An unknown size is -1. Shapes from a config have no batch axis, shapes from a gr
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import onnx
 from onnx import TensorProto
 from tritonclient.grpc.model_config_pb2 import DataType
 
-from orchestrator.spec import TensorSpec
 
-Tensors = dict[str, TensorSpec]
+@dataclass(frozen=True, kw_only=True)
+class Tensor:
+    """A tensor as a file states it, right or wrong: a damaged file may name it nothing at all."""
+
+    name: str
+    dtype: str
+    dims: tuple[int, ...]
+
+
+Tensors = dict[str, Tensor]
 _FROM_ONNX: dict[int, str] = {
     TensorProto.BOOL: "BOOL",
     TensorProto.UINT8: "UINT8",
@@ -39,7 +48,7 @@ def tensors_from_config(entries: Iterable[Any]) -> Tensors:
     for entry in entries:
         dtype = DataType.Name(entry.data_type).removeprefix("TYPE_")
         dims = entry.reshape.shape if entry.HasField("reshape") else entry.dims
-        found[entry.name] = TensorSpec(
+        found[entry.name] = Tensor(
             name=entry.name, dtype="BYTES" if dtype == "STRING" else dtype, dims=tuple(dims)
         )
     return found
@@ -58,7 +67,7 @@ def fits(got: Sequence[int], expected: Sequence[int]) -> bool:
     return len(got) == len(expected) and all(a == b or -1 in (a, b) for a, b in zip(got, expected, strict=True))
 
 
-def _tensor(value: onnx.ValueInfoProto) -> TensorSpec:
+def _tensor(value: onnx.ValueInfoProto) -> Tensor:
     kind = value.type.tensor_type
     dims = tuple(d.dim_value if d.HasField("dim_value") else -1 for d in kind.shape.dim)
-    return TensorSpec(name=str(value.name), dtype=_FROM_ONNX.get(kind.elem_type, "unknown"), dims=dims)
+    return Tensor(name=str(value.name), dtype=_FROM_ONNX.get(kind.elem_type, "unknown"), dims=dims)

@@ -17,7 +17,8 @@ from orchestrator.serving.options import ServeOptions
 
 BACKENDS = Path(__file__).parent / "backends"
 # The repository API can make the server run any Python file (a load may carry one), so it asks for a header
-# whose value only this process and its child know.
+# whose value is known to this process and its child. Users of the same machine can read it in the process
+# list; there is no other way to hand it over.
 CONTROL_HEADER = "committee-control"
 _UNSAFE = re.compile(r"[^A-Za-z0-9_@%+=:,./-]")  # what a shell may read as more than a letter
 

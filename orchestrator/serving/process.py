@@ -155,6 +155,11 @@ class EmbeddedServer:
             self._kill()
             self._clean(keep_log=not drained)
 
+    def kill(self) -> None:
+        """Ends the server at once; requests in flight are lost."""
+        self._kill()
+        self._clean(keep_log=False)
+
     def _spawn(self, machine: Machine) -> Child:
         self._folder = make_work_folder()
         self._log_path = self.options.log_path or self._folder / "triton.log"

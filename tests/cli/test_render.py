@@ -33,7 +33,8 @@ def run(repository: Path, *arguments: object) -> object:
 def test_a_plan_becomes_a_folder_and_is_checked(repository: Path, tmp_path: Path) -> None:
     result = run(repository, tmp_path / "cascade.json")
     assert result.exit_code == 0, result.output
-    assert f"wrote {repository / 'cascade' / '1' / 'model.py'}" in result.output.splitlines()
+    files = "labels.txt, 1/cascade.json, 1/model.py, config.pbtxt"
+    assert result.output.splitlines()[0] == f"wrote {repository / 'cascade'}: {files}"
     assert result.output.splitlines()[-1] == "3 models checked: no faults"
     again = run(repository, tmp_path / "cascade.json")
     assert "wrote" not in again.output
@@ -59,6 +60,8 @@ def test_without_plans_everything_the_repository_holds_is_rendered(repository: P
     }  # fmt: skip
     assert (output / "cascade" / "1" / "orchestrator" / "bls" / "model.py").is_file()
     assert check(output)
+    # One line per model, however many files the runtime has.
+    assert len(result.output.splitlines()) == 6
 
 
 def test_faults_of_what_was_rendered_exit_with_one(repository: Path, tmp_path: Path) -> None:

@@ -39,7 +39,11 @@ def repository(tmp_path: Path) -> Path:
 def serving(*arguments: str) -> Iterator[subprocess.Popen[str]]:
     """`committee serve` with these arguments; killed if the test leaves it running."""
     command = [sys.executable, "-m", "orchestrator", "serve", *arguments]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    # A server that fails keeps its log in the temporary folder, which goes with the test.
+    environment = {**os.environ, "TMPDIR": str(Path(arguments[1]).parent)}
+    with subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
         try:
             yield process
         finally:

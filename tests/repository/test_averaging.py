@@ -94,11 +94,11 @@ def from_decision_core(spec: CascadeSpec, outputs: list[np.ndarray]) -> dict[str
     return {"p": p, "label": label, "score": score, "bad": bad, "unanswered": unanswered}
 
 
-def clear_winner(spec: CascadeSpec, p: np.ndarray) -> np.ndarray:
-    """Rows where no rounding of 1e-6 can change which class comes first, exact ties included."""
+def clear_winner(spec: CascadeSpec, p: np.ndarray, tolerance: float) -> np.ndarray:
+    """Rows where rounding within the tolerance cannot change which class comes first."""
     two = np.sort(p, axis=1)[:, -2:]
     gap = two[:, 1] - two[:, 0]
-    return (gap > 2e-6) if spec.combine != "vote" else gap > -1
+    return (gap > 2 * tolerance) if spec.combine != "vote" else gap > -1
 
 
 @settings(max_examples=150, deadline=None)
@@ -108,14 +108,16 @@ def test_the_graph_computes_what_the_decision_core_computes(spec: CascadeSpec, s
     outputs = member_outputs(spec, rng, rows=24)
     if spoiled:
         spoil(outputs, rng)
+    # A probability of 0 stands for a logit of log(1e-30) / T: one unit in its last place is 1e-5 by itself.
+    tolerance = 2e-5 if spoiled else 1e-6
     expected = from_decision_core(spec, outputs)
     got = run(spec, outputs)
     lost = expected["unanswered"]
-    sure = ~lost & clear_winner(spec, np.nan_to_num(expected["p"]))
-    np.testing.assert_allclose(got["probabilities"][~lost], expected["p"][~lost], atol=1e-6)
+    sure = ~lost & clear_winner(spec, np.nan_to_num(expected["p"]), tolerance)
+    np.testing.assert_allclose(got["probabilities"][~lost], expected["p"][~lost], atol=tolerance)
     if spec.combine != "vote":
         np.testing.assert_array_equal(got["label"][sure, 0], expected["label"][sure])
-        np.testing.assert_allclose(got["confidence"][sure, 0], expected["score"][sure], atol=2e-6)
+        np.testing.assert_allclose(got["confidence"][sure, 0], expected["score"][sure], atol=2 * tolerance)
     np.testing.assert_array_equal(got["status"][:, 0], expected["bad"])
     assert (got["label"][lost] == -1).all()
     assert np.isnan(got["probabilities"][lost]).all()

@@ -225,6 +225,10 @@ FAULTS: dict[str, tuple[Spoil, str, str, tuple[str, ...]]] = {
         lambda r: edit(r / "small/config.pbtxt", "TYPE_FP32", "TYPE_FP16"),
         "small", "config.pbtxt input x", ("got FP16, expected FP32",),
     ),
+    "member input without a name": (
+        lambda r: edit(r / "small/config.pbtxt", 'name: "x"', 'name: ""'),
+        "small", "config.pbtxt input", ("expected one of x",),
+    ),
     "member output of integers": (
         lambda r: edit(r / "small/config.pbtxt", "TYPE_FP32\n  dims: 3", "TYPE_INT32\n  dims: 3"),
         "cascade", "member small", ("output logits is INT32, expected FP32",),
@@ -244,6 +248,10 @@ FAULTS: dict[str, tuple[Spoil, str, str, tuple[str, ...]]] = {
     "manifest of another member": (
         lambda r: edit(r / "small/manifest.json", '"name": "small"', '"name": "tiny"'),
         "small", "manifest.json name", ("got tiny, expected small",),
+    ),
+    "manifest of another file": (
+        lambda r: edit(r / "small/manifest.json", "1/model.onnx", "1/model.plan"),
+        "small", "manifest.json file", ("1/model.plan is missing",),
     ),
     "manifest with other labels": (
         lambda r: edit(r / "small/manifest.json", '"labels": null', '"labels": ["cow", "bee", "ant"]'),
@@ -439,7 +447,11 @@ def test_what_only_costs_time_or_deserves_a_look_is_a_note(tmp_path: Path) -> No
         exit_share=(0.5, 0.5), mean_cost=1.0, random_weights=True,
     )  # fmt: skip
     render(dataclasses.replace(spec, fit=fit), repository)
-    edit(repository / "cascade" / "config.pbtxt", "max_queue_size: 2048", "max_queue_size: 64")
+    edit(
+        repository / "cascade" / "config.pbtxt",
+        "dynamic_batching {",
+        "dynamic_batching {\n  preserve_ordering: true",
+    )
     report = check(repository)
     assert report, report.faults
     assert has(report, "random", "weights", "never trained", notes=True)

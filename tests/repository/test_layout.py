@@ -110,6 +110,19 @@ def test_a_member_with_neither_config_nor_manifest_is_left_alone(repository: Pat
     assert any("no config.pbtxt" in fault.text for fault in check(repository).faults)
 
 
+def test_an_ensemble_overwrites_neither_of_its_folders_if_it_is_another_model(
+    repository: Path, spec: CascadeSpec
+) -> None:
+    for name in ("together", "together_mean"):
+        theirs = add_member(repository, name)
+        (repository / theirs.name / "config.pbtxt").write_text('backend: "onnxruntime"\n')
+        before = snapshot(repository)
+        with pytest.raises(RepositoryError, match="choose another name"):
+            render_ensemble(ensemble_from_cascade(spec, "together"), repository)
+        assert snapshot(repository) == before
+        shutil.rmtree(repository / name)
+
+
 @pytest.mark.parametrize("spoilt", ['name: "cascade"\nbackend: "python"\n', None])
 def test_another_model_of_that_name_or_an_edited_config_is_not_overwritten(
     repository: Path, spec: CascadeSpec, spoilt: str | None

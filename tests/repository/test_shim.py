@@ -74,6 +74,17 @@ def test_a_rendering_in_a_checkout_uses_the_package_above_it(tmp_path: Path) -> 
     assert result.stdout.startswith(str(checkout / "orchestrator")), result.stderr
 
 
+def test_the_runtime_beside_the_shim_wins_over_one_above_it_and_over_an_installed_one(tmp_path: Path) -> None:
+    for place in (tmp_path, tmp_path / "installed"):
+        (place / "orchestrator" / "bls").mkdir(parents=True)
+        for name in ("__init__.py", "bls/__init__.py", "bls/model.py"):
+            (place / "orchestrator" / name).write_text("raise RuntimeError('the wrong runtime')\n")
+    repository = tmp_path / "repository"
+    render(spec_of(add_member(repository, "small")), repository, standalone=True)
+    result = load(repository / "cascade", tmp_path / "installed", numpy_alone(tmp_path))
+    assert result.stdout.startswith(str(repository / "cascade")), result.stderr
+
+
 def test_without_a_runtime_anywhere_the_error_says_what_to_do(tmp_path: Path) -> None:
     repository = tmp_path / "repository"
     render(spec_of(add_member(repository, "small")), repository)

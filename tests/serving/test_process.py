@@ -119,6 +119,7 @@ def test_a_started_server_answers_and_a_stopped_one_leaves_nothing_behind(reposi
             connection.request("GET", path)
             assert connection.getresponse().status == 200
             connection.close()
+        server.stop()
     assert not log_path.parent.exists()
     assert {path for path in set(SHM.iterdir()) - before if f"committee_{os.getpid()}_" in path.name} == set()
     with pytest.raises(ProcessLookupError):
@@ -191,6 +192,14 @@ def test_nobody_else_may_load_or_unload_models(repository: Path) -> None:
         assert ask(server.grpc_address, "double", 1.0) == 2.0
 
 
+def test_leaving_the_block_stops_the_server_in_order(repository: Path) -> None:
+    with EmbeddedServer(free_options(repository)) as server:
+        pid = server.pid
+        assert ask(server.grpc_address, "double", 1.0) == 2.0
+    assert server.wait(0) == 0
+    assert not Path(f"/proc/{pid}").exists()
+
+
 def test_a_server_that_is_killed_is_noticed(repository: Path) -> None:
     with running_server(repository) as server:
         assert server.wait(0.1) is None
@@ -198,27 +207,28 @@ def test_a_server_that_is_killed_is_noticed(repository: Path) -> None:
         assert server.wait(10) == -signal.SIGKILL
 
 
-def test_a_model_that_does_not_load_is_named_with_its_reason(repository: Path) -> None:
+def test_a_model_that_does_not_load_is_named_with_its_reason(repository: Path, tmp_path: Path) -> None:
     add_python(repository, "broken", "import no_such_module_at_all", config=ONE_IN_ONE_OUT)
-    with pytest.raises(ServingError) as caught, running_server(repository):
+    log_path = tmp_path / "triton.log"
+    with pytest.raises(ServingError) as caught, running_server(repository, log_path=log_path):
         pass
     text = str(caught.value)
     assert "model broken: ModuleNotFoundError: No module named 'no_such_module_at_all'" in text
     assert "double" not in text
-    log_path = Path(text.rpartition(" ")[2])
+    assert text.endswith(f"the whole log is {log_path}")
     assert "no_such_module_at_all" in log_path.read_text()
     assert "\n" not in text
 
 
-def test_a_model_that_loads_too_slowly_is_named(repository: Path) -> None:
+def test_a_model_that_loads_too_slowly_is_named(repository: Path, tmp_path: Path) -> None:
     sleeper = "import time\ntime.sleep(60)"
     add_python(repository, "sleeper", sleeper, config=ONE_IN_ONE_OUT)
     with pytest.raises(ServingError, match=r"not ready after 3 s.*still loading sleeper") as caught:
-        EmbeddedServer(free_options(repository, startup_timeout_s=3.0)).start()
+        EmbeddedServer(free_options(repository, startup_timeout_s=3.0, log_path=tmp_path / "log")).start()
     assert "the whole log is" in str(caught.value)
 
 
-def free_options(repository: Path, **options: float) -> ServeOptions:
+def free_options(repository: Path, **options: object) -> ServeOptions:
     return ServeOptions(repository=repository, http_port=0, grpc_port=0, metrics_port=0, **options)  # type: ignore[arg-type]
 
 
@@ -256,9 +266,10 @@ time.sleep(60)
 """
 
 
-def test_the_server_ends_when_we_are_killed_without_a_chance_to_stop_it(repository: Path) -> None:
+def test_the_server_ends_when_we_are_killed_without_a_chance_to_stop_it(repository: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-c", STARTER, str(repository)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as starter:
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}  # nobody is left to remove what it keeps there
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as starter:
         assert starter.stdout is not None
         pid = int(starter.stdout.readline())
         starter.kill()

@@ -295,6 +295,7 @@ def test_a_wrong_request_is_an_invalid_argument(
 
 
 def test_every_configuration_that_does_not_fit_is_named_with_its_reason(tmp_path: Path) -> None:
+    folder = tmp_path / "repository"
     wrong = {
         "other_name": (scale_model(), ROWS_OF_THREE.replace('"x"', '"image"')),
         "other_dtype": (scale_model(), ROWS_OF_THREE.replace("FP32", "FP64")),
@@ -306,11 +307,11 @@ def test_every_configuration_that_does_not_fit_is_named_with_its_reason(tmp_path
         "accelerator": (scale_model(), f"{ROWS_OF_THREE} {MAGIC}"),
     }
     for name, (model, config) in wrong.items():
-        add_onnx(tmp_path, name, model, config=config)
-    (add_onnx(tmp_path, "missing", scale_model(), config=ROWS_OF_THREE) / "1" / "model.onnx").unlink()
-    damaged = add_onnx(tmp_path, "damaged", scale_model(), config=ROWS_OF_THREE)
+        add_onnx(folder, name, model, config=config)
+    (add_onnx(folder, "missing", scale_model(), config=ROWS_OF_THREE) / "1" / "model.onnx").unlink()
+    damaged = add_onnx(folder, "damaged", scale_model(), config=ROWS_OF_THREE)
     (damaged / "1" / "model.onnx").write_bytes(b"\x08\x07no")
-    with pytest.raises(ServingError) as caught, running_server(tmp_path):
+    with pytest.raises(ServingError) as caught, running_server(folder, log_path=tmp_path / "log"):
         pass
     text = str(caught.value)
     for reason in (

@@ -102,8 +102,8 @@ class TritonPythonModel:
             return [response for request in requests for response in self.execute([request])]
 
     def _answers(self, requests):
-        asked = [request.requested_output_names() for request in requests]
-        wanted = [name for name in self._outputs if any(name in names for names in asked)]
+        asked = {name for request in requests for name in request.requested_output_names()}
+        wanted = [name for name in self._outputs if name in asked]
         arrays = [self._arrays(request) for request in requests]
         if len(requests) == 1:
             return [_response(wanted, self._session.run(wanted, arrays[0]))]
@@ -114,11 +114,9 @@ class TritonPythonModel:
             # Slices of an output without a row per input row would be other requests' answers.
             if value.shape[:1] != (ends[-1],):
                 raise RuntimeError(f"output {name} has shape {value.shape} for a batch of {ends[-1]} rows")
-        responses = []
-        for names, start, end in zip(asked, [0, *ends], ends, strict=False):
-            mine = [(name, value[start:end]) for name, value in zip(wanted, values, strict=True) if name in names]
-            responses.append(_response(*zip(*mine, strict=True)))
-        return responses
+        # Outputs a request did not ask for are dropped on the way to it.
+        bounds = zip([0, *ends], ends, strict=False)
+        return [_response(wanted, [value[start:end] for value in values]) for start, end in bounds]
 
     def _arrays(self, request):
         arrays = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}

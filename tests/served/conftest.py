@@ -1,0 +1,23 @@
+"""One server for all tests of this folder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from orchestrator.cli.record import records_of
+from orchestrator.cli.sources import rows_from_source
+from tests.served.lab import COMMITTED, ONNX_MEMBERS, Lab, build
+from tests.servers import running_server
+
+
+@pytest.fixture(scope="session")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    repository = tmp_path_factory.mktemp("lab") / "repository"
+    repository.mkdir()
+    specs = build(repository)
+    records = records_of(COMMITTED, list(ONNX_MEMBERS), "digits:test")
+    images = rows_from_source("digits:test").images
+    with running_server(repository) as server:
+        yield Lab(server=server, repository=repository, specs=specs, images=images, records=records)

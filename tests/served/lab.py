@@ -1,0 +1,204 @@
+"""One repository with a cascade for everything the served tests look at, and the answers to expect."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from orchestrator.bls.counters import FLUSH_INTERVAL_S
+from orchestrator.cli.demo_routes import NEAR_THRESHOLD, plan_of
+from orchestrator.decision import Answers, Policy
+from orchestrator.planner.records import Records
+from orchestrator.planner.replay import replay
+from orchestrator.repository import render
+from orchestrator.serving.process import EmbeddedServer
+from orchestrator.spec import CascadeSpec, Member, Stage
+from tests.serving.models import add_python
+
+COMMITTED = Path(__file__).resolve().parents[2] / "model_repository"
+ONNX_MEMBERS = ("digits_small", "digits_medium", "digits_large")
+# The corner of every scanned digit is blank, so a mark there tells a member what to do and changes no real row.
+BREAK, SPOIL = 16.0, 15.0
+
+# A member with one sure answer per row, the sum of its pixels modulo 10; it waits at a gate, a file.
+MEMBER = """
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+GATE = Path({gate!r})
+
+
+class TritonPythonModel:
+    def execute(self, requests):
+        until = time.monotonic() + 30
+        while not GATE.exists() and time.monotonic() < until:
+            time.sleep(0.002)
+        return [self.answer(request) for request in requests]
+
+    def answer(self, request):
+        rows = pb_utils.get_input_tensor_by_name(request, "image").as_numpy()
+        corner = rows[:, 0, 0, 0]
+        if (corner == {broken}).any():
+            return pb_utils.InferenceResponse(error=pb_utils.TritonError("out of order\\nsecond line"))
+        logits = np.zeros((len(rows), 10), np.float32)
+        logits[np.arange(len(rows)), rows.sum(axis=(1, 2, 3)).astype(int) % 10] = 200
+        logits[corner == {spoilt}] = np.nan
+        return pb_utils.InferenceResponse([pb_utils.Tensor("logits", logits)])
+"""
+CONFIG = """
+max_batch_size: 64
+input [{ name: "image" data_type: TYPE_FP32 dims: [1, 8, 8] }]
+output [{ name: "logits" data_type: TYPE_FP32 dims: [10] }]
+instance_group [{ kind: KIND_CPU count: 1 }]
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lab:
+    """A running server with its plans, test rows and recorded member outputs."""
+
+    server: EmbeddedServer
+    repository: Path
+    specs: dict[str, CascadeSpec]
+    images: npt.NDArray[np.float32]
+    records: Records
+
+    @contextmanager
+    def closed(self, member: str) -> Iterator[Path]:
+        """Keeps a member's gate shut; touching the file given opens it early."""
+        path = gate_of(self.repository, member)
+        path.unlink()
+        try:
+            yield path
+        finally:
+            path.touch()
+
+    def easy_and_hard(self) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
+        """Test rows the first member alone is sure of, and those it is not, none of them near its threshold."""
+        offline = Offline(self.specs["digits_cascade"], self.records)
+        clear = ~offline.near
+        first = offline.answers.exit_stage == 0
+        return np.flatnonzero(first & clear), np.flatnonzero(~first & clear)
+
+
+class Offline:
+    """What a plan answers by replay, for every recorded row.
+
+    Attributes:
+        answers: by row.
+        near: bool (n,), within 1e-5 of a threshold on the way: rounding may send it either way.
+    """
+
+    def __init__(self, spec: CascadeSpec, records: Records, policy: Policy | None = None) -> None:
+        self.answers: Answers = replay(spec, records, policy)
+        self.near = np.zeros(records.rows, np.bool_)
+        shift = 0.0 if policy is None else policy.threshold_shift
+        for stage, part in enumerate(spec.stages[:-1]):
+            if part.threshold is not None:
+                forced = replay(spec, records, Policy(min_stage=stage, max_stage=stage))
+                close = np.abs(forced.confidence - (part.threshold + shift)) < NEAR_THRESHOLD
+                self.near |= close & (self.answers.exit_stage >= stage)
+
+    def wrong(self, served: object, rows: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]:
+        """Those of the rows whose served answer is another, rows near a threshold aside."""
+        differs = np.zeros(len(rows), np.bool_)
+        for name in ("label", "exit_stage", "status", "cost"):
+            differs |= getattr(self.answers, name)[rows] != getattr(served, name)
+        for name in ("probabilities", "confidence"):
+            gap = np.abs(getattr(self.answers, name)[rows] - getattr(served, name))
+            differs |= (gap > 1e-4).reshape(len(rows), -1).any(axis=1)
+        return rows[differs & ~self.near[rows]]
+
+
+def gate_of(repository: Path, member: str) -> Path:
+    return repository.parent / f"{member}.open"
+
+
+def sure_labels(rows: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:
+    """What the members made here answer."""
+    labels: npt.NDArray[np.int64] = rows.sum(axis=(1, 2, 3)).astype(np.int64) % 10
+    return labels
+
+
+def build(repository: Path) -> dict[str, CascadeSpec]:
+    """Fills a repository and returns its cascades by name."""
+    for name in ONNX_MEMBERS:
+        shutil.copytree(COMMITTED / name, repository / name)
+    # The committed rendering itself, not a new one: it finds the runtime in the checkout.
+    (repository / "digits_cascade").symlink_to(COMMITTED / "digits_cascade")
+    for name in ("gated", "door", "moody", "lost"):
+        gate = gate_of(repository, name)
+        gate.touch()
+        code = MEMBER.format(gate=str(gate), broken=BREAK, spoilt=SPOIL)
+        add_python(repository, name, code, config=CONFIG)
+    base = plan_of(COMMITTED, "digits_cascade")
+    made = _cascades(base)
+    for spec in made:
+        render(spec, repository, standalone=True)
+    shutil.rmtree(repository / "lost")
+    return {spec.name: spec for spec in (base, *made)}
+
+
+def _cascades(base: CascadeSpec) -> list[CascadeSpec]:
+    small, medium, large = base.members
+    first = base.stages[0]
+
+    def cascade(name: str, *stages: Stage, **changes: Any) -> CascadeSpec:
+        return dataclasses.replace(base, name=name, stages=stages, fit=None, **changes)
+
+    def last(name: str, on_failure: str = "error") -> Stage:
+        return Stage(members=(Member(name=name, output="logits", cost=1e6),), on_failure=on_failure)
+
+    warm = dataclasses.replace(medium, weight=2.0, temperature=1.5)
+    pair = (small, warm)
+
+    def both(name: str, threshold: float, **changes: str) -> CascadeSpec:
+        return cascade(name, Stage(members=pair, threshold=threshold), Stage(members=(large,)), **changes)
+
+    door = dataclasses.replace(last("door"), threshold=0.5)
+    return [
+        cascade("gated_cascade", first, last("gated")),
+        cascade("door_cascade", door, Stage(members=(large,))),
+        cascade("moody_cascade", first, last("moody")),
+        cascade("lenient_cascade", first, last("moody", "answer")),
+        cascade("lost_cascade", first, last("lost")),
+        both("pair_mean_logit", 0.97, combine="mean_logit", score="max_prob"),
+        both("pair_mean_prob", 0.9, combine="mean_prob", score="top2_gap"),
+        both("pair_vote", 0.75, combine="vote", score="agreement"),
+        cascade("pair_last", first, Stage(members=(warm, large)), combine="last", score="neg_entropy"),
+    ]
+
+
+def metrics_of(server: EmbeddedServer, model: str) -> dict[str, float]:
+    """The committee's counters of one model, by name and label, e.g. "exits_total 0".
+
+    Waits first, since counters reach the server once a second.
+    """
+    time.sleep(FLUSH_INTERVAL_S + 0.3)
+    with urllib.request.urlopen(f"http://{server.metrics_address}/metrics", timeout=10) as answer:
+        lines = answer.read().decode().splitlines()
+    found: dict[str, float] = {}
+    for line in lines:
+        if not line.startswith("committee_"):
+            continue
+        name, rest = line.split("{", 1)
+        labels, value = rest.rsplit("} ", 1)
+        pairs = dict(part.split("=", 1) for part in labels.replace('"', "").split(","))
+        if pairs.pop("model") == model:
+            key = " ".join([name.removeprefix("committee_"), *pairs.values()])
+            found[key] = float(value)
+    return found

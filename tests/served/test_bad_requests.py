@@ -1,0 +1,145 @@
+"""A bad request gets one clear line and its own code, and harms nobody, least of all those in its batch."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import numpy as np
+import pytest
+import tritonclient.grpc as grpcclient
+from tritonclient.utils import InferenceServerException
+
+from tests.served.asking import ask, client_of, refusal
+from tests.served.lab import Lab, sure_labels
+
+pytestmark = [pytest.mark.triton, pytest.mark.timeout(90)]
+GOOD = np.zeros((1, 1, 8, 8), np.float32)
+BAD_PARAMETERS: list[dict[str, Any]] = [
+    {"speed": 1},
+    {"min_stage": -1},
+    {"max_stage": 2},
+    {"min_stage": 1, "max_stage": 0},
+    {"min_stage": "all"},
+    {"threshold_shift": 1.5},
+    {"deadline_us": 0},
+]
+
+
+def spoilt(value: float, rows: int = 3) -> np.ndarray[Any, np.dtype[np.float32]]:
+    array = np.zeros((rows, 1, 8, 8), np.float32)
+    array[rows - 1, 0, 4, 4] = value
+    return array
+
+
+@pytest.mark.parametrize("deferred", [False, True], ids=["all_sure", "some_deferred"])
+def test_bad_requests_in_one_batch_with_good_ones_fail_alone(lab: Lab, deferred: bool) -> None:
+    async def asked() -> None:
+        async with client_of(lab.server.grpc_address) as client:
+            before = await batches_of(client)
+            # While this one waits at the door, Triton gathers the others into one batch.
+            plug = asyncio.create_task(ask(client, "door_cascade", lab.images[:1]))
+            await asyncio.sleep(0.3)
+            good, bad = [], []
+            for index, parameters in enumerate(BAD_PARAMETERS):
+                rows = lab.images[5 * index : 5 * index + index % 3 + 1]
+                wish = {"min_stage": 1} if deferred and index % 2 else {}
+                good.append((rows, asyncio.create_task(ask(client, "door_cascade", rows, **wish))))
+                bad.append(asyncio.create_task(refusal(client, "door_cascade", rows, **parameters)))
+            for value in (np.nan, np.inf, -np.inf):
+                bad.append(asyncio.create_task(refusal(client, "door_cascade", spoilt(value))))
+            await asyncio.sleep(0.5)
+            gate.touch()
+            await plug
+            for index, (rows, answer) in enumerate(good):
+                found = await answer
+                assert found.label.tolist() == sure_labels(rows).tolist()
+                assert set(found.exit_stage.tolist()) == {1 if deferred and index % 2 else 0}
+            for code, _ in await asyncio.gather(*bad):
+                assert code == "INVALID_ARGUMENT"
+            after = await batches_of(client)
+        # All good rows reached the first member in one call: the bad ones were in that batch, not beside it.
+        merged = sum(len(rows) for rows, _ in good)
+        assert after.get(merged, 0) - before.get(merged, 0) == 1
+        assert sum(after.values()) - sum(before.values()) == 2
+
+    with lab.closed("door") as gate:
+        asyncio.run(asyncio.wait_for(asked(), 40))
+
+
+async def batches_of(client: Any) -> dict[int, int]:
+    """How many calls of each size the door has answered."""
+    told = await client.get_inference_statistics("door", as_json=True)
+    stats = told["model_stats"][0].get("batch_stats", [])
+    return {int(one["batch_size"]): int(one["compute_infer"]["count"]) for one in stats}
+
+
+def test_a_batch_of_bad_requests_alone_is_refused_too(lab: Lab) -> None:
+    async def asked() -> list[tuple[str, str]]:
+        async with client_of(lab.server.grpc_address) as client:
+            return await asyncio.gather(
+                *(refusal(client, "digits_cascade", GOOD, speed=number) for number in range(64))
+            )
+
+    for code, message in asyncio.run(asked()):
+        assert code == "INVALID_ARGUMENT"
+        for known in ("speed", "min_stage", "max_stage", "threshold_shift", "deadline_us"):
+            assert known in message
+
+
+def test_the_protocols_own_parameters_are_not_refused(lab: Lab) -> None:
+    tensor = grpcclient.InferInput("image", [1, 1, 8, 8], "FP32")
+    tensor.set_data_from_numpy(GOOD)
+    with grpcclient.InferenceServerClient(lab.server.grpc_address) as client:
+        result = client.infer("digits_cascade", [tensor], priority=1, timeout=20_000_000)
+    assert result.as_numpy("label").shape == (1, 1)
+
+
+def test_a_row_that_is_not_finite_is_named(lab: Lab) -> None:
+    async def asked() -> tuple[str, str]:
+        async with client_of(lab.server.grpc_address) as client:
+            return await refusal(client, "digits_cascade", spoilt(np.nan, rows=7))
+
+    code, message = asyncio.run(asked())
+    assert code == "INVALID_ARGUMENT"
+    assert "1 of 7 rows, first row 6" in message
+
+
+@pytest.mark.parametrize(
+    ("rows", "dtype", "model", "code", "says"),
+    [
+        (GOOD.astype(np.float64), "FP64", "digits_cascade", "INVALID_ARGUMENT", ("FP64", "FP32")),
+        (GOOD[0], "FP32", "digits_cascade", "INVALID_ARGUMENT", ("[1,8,8]", "[-1,1,8,8]")),
+        (GOOD[:, 0], "FP32", "digits_cascade", "INVALID_ARGUMENT", ("[1,8,8]", "[-1,1,8,8]")),
+        (np.zeros((1, 3, 8, 8), np.float32), "FP32", "digits_cascade", "INVALID_ARGUMENT", ("[1,3,8,8]",)),
+        (np.zeros((0, 1, 8, 8), np.float32), "FP32", "digits_cascade", "INVALID_ARGUMENT", ("image", "got 0")),
+        (np.zeros((257, 1, 8, 8), np.float32), "FP32", "digits_cascade", "INVALID_ARGUMENT", ("<= 256",)),
+        (GOOD, "FP32", "nobody", "NOT_FOUND", ("nobody",)),
+    ],
+    ids=["dtype", "rank", "no_channel_axis", "channels", "empty", "over_the_limit", "unknown_model"],
+)
+def test_what_does_not_fit_the_interface_is_one_clear_code(
+    lab: Lab, rows: Any, dtype: str, model: str, code: str, says: tuple[str, ...]
+) -> None:
+    tensor = grpcclient.InferInput("image", list(rows.shape), dtype)
+    tensor.set_data_from_numpy(rows)
+    with grpcclient.InferenceServerClient(lab.server.grpc_address) as client:
+        with pytest.raises(InferenceServerException) as caught:
+            client.infer(model, [tensor], client_timeout=20)
+        assert client.is_model_ready("digits_cascade")
+    assert str(caught.value.status()) == f"StatusCode.{code}"
+    message = str(caught.value.message())
+    assert "\n" not in message
+    for part in says:
+        assert part in message
+
+
+def test_an_input_of_another_name_is_refused_by_name(lab: Lab) -> None:
+    tensor = grpcclient.InferInput("picture", [1, 1, 8, 8], "FP32")
+    tensor.set_data_from_numpy(GOOD)
+    with (
+        grpcclient.InferenceServerClient(lab.server.grpc_address) as client,
+        pytest.raises(InferenceServerException, match="picture") as caught,
+    ):
+        client.infer("digits_cascade", [tensor], client_timeout=20)
+    assert str(caught.value.status()) == "StatusCode.INVALID_ARGUMENT"

@@ -1,0 +1,53 @@
+"""The committee's counters on the metrics port equal what was sent and answered."""
+
+from __future__ import annotations
+
+import asyncio
+
+import numpy as np
+import pytest
+
+from tests.served.asking import ask, client_of, refusal
+from tests.served.lab import BREAK, Lab, metrics_of
+
+pytestmark = [pytest.mark.triton, pytest.mark.timeout(90)]
+SMALL, LAST = 12160.0, 1e6
+
+
+def test_counters_equal_what_was_sent(lab: Lab) -> None:
+    easy, hard = lab.easy_and_hard()
+    broken = lab.images[hard[:3]].copy()
+    broken[:, 0, 0, 0] = BREAK
+
+    async def asked() -> None:
+        async with client_of(lab.server.grpc_address) as client:
+            for row in easy[:7]:
+                await ask(client, "moody_cascade", lab.images[[row]])
+            await ask(client, "moody_cascade", lab.images[np.concatenate([easy[:4], hard[:5]])])
+            await ask(client, "moody_cascade", lab.images[hard[:2]], max_stage=0)
+            await refusal(client, "moody_cascade", broken, min_stage=1)
+            await refusal(client, "moody_cascade", lab.images[:4] * np.nan)
+            await refusal(client, "moody_cascade", lab.images[:2], speed=1)
+
+    before = metrics_of(lab.server, "moody_cascade")
+    asyncio.run(asked())
+    after = metrics_of(lab.server, "moody_cascade")
+    counted = {key: after[key] - before[key] for key in after}
+    buckets = {key: counted.pop(key) for key in list(counted) if key.startswith("latency_us_bucket")}
+    assert counted.pop("latency_us_sum") > 0
+    assert counted == {
+        "rows_total": 7 + 9 + 2 + 3,
+        "exits_total 0": 7 + 4 + 2,
+        "exits_total 1": 5,
+        "deferred_total 0": 5 + 3,
+        "status_total degraded": 0,
+        "status_total deadline": 0,
+        "status_total abstained": 0,
+        "status_total capped": 2,
+        "member_failures_total digits_small": 0,
+        "member_failures_total moody": 3,
+        "failed_rows_total": 3 + 4 + 2,
+        "cost_total": 21 * SMALL + 8 * LAST,
+        "latency_us_count": 7 + 1 + 1 + 1,
+    }
+    assert buckets["latency_us_bucket +Inf"] == counted["latency_us_count"]
