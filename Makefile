@@ -48,7 +48,6 @@ members: setup ## Train the digits members again, plan on the plan split, render
 	$(BIN)/committee render build/digits_cascade.json --repository model_repository
 
 compose: $(VENV)/.demo ## Render model_repository/ for docker compose into build/compose
-	rm -rf build/compose/model_repository
 	$(BIN)/committee render --standalone --output build/compose/model_repository
 
 bench: setup ## Measure the routes under load

@@ -60,6 +60,7 @@ def table_from_report(report: dict[str, Any]) -> Table:
         f"Triton {report['triton_version']}",
         box=box.SIMPLE_HEAD,
         pad_edge=False,
+        padding=(0, 1, 0, 0),
     )
     # Narrow enough for a terminal of 80 columns, so nothing is cut where people look first.
     table.add_column("route", no_wrap=True)

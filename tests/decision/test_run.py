@@ -224,3 +224,35 @@ def test_equal_probabilities_go_to_the_lowest_class() -> None:
 def test_agreement_needs_two_members_in_stage_0() -> None:
     with pytest.raises(Exception, match="at least two to agree"):
         dataclasses.replace(TWO, score="agreement")
+
+
+def test_a_score_equal_to_the_low_end_abstains() -> None:
+    exact = float(CascadeRun(spec_of(stage("a"))).admit(arrive(1), [logits([1, 0, 0])]).answers.confidence[0])
+    outcome = CascadeRun(spec_of(stage("a", low=exact), stage("b"))).admit(arrive(1), [logits([1, 0, 0])])
+    assert outcome.answers.status.tolist() == [ABSTAINED]
+
+
+@pytest.mark.parametrize("combine", ["mean_logit", "mean_prob", "vote", "last"])
+def test_a_row_one_member_failed_on_is_weighed_by_the_other_member_alone(combine: str) -> None:
+    pair = spec_of(stage("a", "b", on_failure="answer"), combine=combine)
+    single = spec_of(stage("b"), combine=combine)
+    both = CascadeRun(pair).admit(arrive(2), [logits([np.nan, 0, 0], [1, 0, 0]), logits([0, 2, 1], [0, 2, 1])])
+    alone = CascadeRun(single).admit(arrive(1), [logits([0, 2, 1])])
+    assert np.array_equal(both.answers.probabilities[0], alone.answers.probabilities[0])
+    assert both.answers.status.tolist() == [DEGRADED, 0]
+
+
+@pytest.mark.parametrize("combine", ["mean_logit", "mean_prob", "vote", "last"])
+def test_a_silent_middle_stage_answers_at_once_with_exactly_the_answer_before_it(combine: str) -> None:
+    stages = (stage("a", threshold=0.99), stage("b", threshold=0.99, on_failure="answer"), stage("c"))
+    run = CascadeRun(spec_of(*stages, combine=combine, score="neg_entropy"))
+    before = CascadeRun(spec_of(stage("a"), combine=combine)).admit(arrive(1), [logits([0, 0.5, 0.1])])
+    run.admit(arrive(1), [logits([0, 0.5, 0.1])])
+    slots = run.next(1, 8)
+    if not len(slots):
+        assert combine == "vote"  # one vote is unanimous, so nothing is ever deferred
+        return
+    outcome = run.feed(slots, [None])
+    assert len(outcome.deferred) == 0
+    assert np.array_equal(outcome.answers.probabilities, before.answers.probabilities)
+    assert (outcome.answers.label[0], outcome.answers.exit_stage[0], outcome.answers.status[0]) == (1, 0, DEGRADED)

@@ -20,6 +20,14 @@ def test_a_member_is_asked_and_the_call_is_remembered() -> None:
     assert fake.asked == [("twice", 3)]
 
 
+def test_what_a_member_said_is_gone_with_its_response() -> None:
+    fake = FakeTriton({"same": lambda rows: rows})
+    answer = ask(fake, "same", np.ones((1, 2), np.float32))
+    view = answer.column("logits")
+    del answer
+    assert np.isnan(view).all()
+
+
 def test_an_exception_in_a_member_and_an_unknown_member_become_errors() -> None:
     def broken(rows: np.ndarray) -> np.ndarray:
         raise ValueError("out of paper")

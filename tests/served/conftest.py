@@ -16,8 +16,8 @@ from tests.servers import running_server
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     repository = tmp_path_factory.mktemp("lab") / "repository"
     repository.mkdir()
-    specs = build(repository)
     records = records_of(COMMITTED, list(ONNX_MEMBERS), "digits:test")
+    specs = build(repository, records)
     images = rows_from_source("digits:test").images
     with running_server(repository) as server:
         yield Lab(server=server, repository=repository, specs=specs, images=images, records=records)

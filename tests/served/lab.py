@@ -22,7 +22,7 @@ from orchestrator.planner.records import Records
 from orchestrator.planner.replay import replay
 from orchestrator.repository import render
 from orchestrator.serving.process import EmbeddedServer
-from orchestrator.spec import CascadeSpec, Member, Stage
+from orchestrator.spec import CascadeSpec, Member, Stage, manifest_from_path
 from tests.serving.models import add_python
 
 COMMITTED = Path(__file__).resolve().parents[2] / "model_repository"
@@ -87,9 +87,12 @@ class Lab:
         finally:
             path.touch()
 
-    def easy_and_hard(self) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
-        """Test rows the first member alone is sure of, and those it is not, none of them near its threshold."""
-        offline = Offline(self.specs["digits_cascade"], self.records)
+    def easy_and_hard(self, cascade: str = "three_stages") -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
+        """Test rows the first stage is sure of, and those it is not, none of them near a threshold.
+
+        Every cascade made here that begins with the smallest member alone has the same ones.
+        """
+        offline = Offline(self.specs[cascade], self.records)
         clear = ~offline.near
         first = offline.answers.exit_stage == 0
         return np.flatnonzero(first & clear), np.flatnonzero(~first & clear)
@@ -134,7 +137,7 @@ def sure_labels(rows: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:
     return labels
 
 
-def build(repository: Path) -> dict[str, CascadeSpec]:
+def build(repository: Path, records: Records) -> dict[str, CascadeSpec]:
     """Fills a repository and returns its cascades by name."""
     for name in ONNX_MEMBERS:
         shutil.copytree(COMMITTED / name, repository / name)
@@ -146,41 +149,72 @@ def build(repository: Path) -> dict[str, CascadeSpec]:
         code = MEMBER.format(gate=str(gate), broken=BREAK, spoilt=SPOIL)
         add_python(repository, name, code, config=CONFIG)
     base = plan_of(COMMITTED, "digits_cascade")
-    made = _cascades(base)
+    made = _cascades(base, records)
     for spec in made:
         render(spec, repository, standalone=True)
     shutil.rmtree(repository / "lost")
     return {spec.name: spec for spec in (base, *made)}
 
 
-def _cascades(base: CascadeSpec) -> list[CascadeSpec]:
-    small, medium, large = base.members
-    first = base.stages[0]
-
-    def cascade(name: str, *stages: Stage, **changes: Any) -> CascadeSpec:
-        return dataclasses.replace(base, name=name, stages=stages, fit=None, **changes)
-
-    def last(name: str, on_failure: str = "error") -> Stage:
-        return Stage(members=(Member(name=name, output="logits", cost=1e6),), on_failure=on_failure)
-
+def _cascades(base: CascadeSpec, records: Records) -> list[CascadeSpec]:
+    small, medium, large = (_onnx_member(name) for name in ONNX_MEMBERS)
     warm = dataclasses.replace(medium, weight=2.0, temperature=1.5)
     pair = (small, warm)
 
-    def both(name: str, threshold: float, **changes: str) -> CascadeSpec:
-        return cascade(name, Stage(members=pair, threshold=threshold), Stage(members=(large,)), **changes)
+    def cascade(name: str, *stages: tuple[Member, ...], combine: str, score: str) -> CascadeSpec:
+        made = tuple(Stage(members=members) for members in stages)
+        spec = dataclasses.replace(base, name=name, stages=made, combine=combine, score=score, fit=None)
+        return _with_thresholds(spec, records)
 
-    door = dataclasses.replace(last("door"), threshold=0.5)
+    plain = {"combine": "mean_logit", "score": "max_prob"}
+    three = cascade("three_stages", (small,), (medium,), (large,), **plain)
+
+    def ending(name: str, last: str, *, on_failure: str = "error") -> CascadeSpec:
+        stage = Stage(members=(_made_here(last),), on_failure=on_failure)
+        return dataclasses.replace(three, name=name, stages=(three.stages[0], stage))
+
+    door = Stage(members=(_made_here("door"),), threshold=0.5)
     return [
-        cascade("gated_cascade", first, last("gated")),
-        cascade("door_cascade", door, Stage(members=(large,))),
-        cascade("moody_cascade", first, last("moody")),
-        cascade("lenient_cascade", first, last("moody", "answer")),
-        cascade("lost_cascade", first, last("lost")),
-        both("pair_mean_logit", 0.97, combine="mean_logit", score="max_prob"),
-        both("pair_mean_prob", 0.9, combine="mean_prob", score="top2_gap"),
-        both("pair_vote", 0.75, combine="vote", score="agreement"),
-        cascade("pair_last", first, Stage(members=(warm, large)), combine="last", score="neg_entropy"),
+        three,
+        dataclasses.replace(three, name="door_cascade", stages=(door, Stage(members=(large,)))),
+        ending("gated_cascade", "gated"),
+        ending("moody_cascade", "moody"),
+        ending("lenient_cascade", "moody", on_failure="answer"),
+        ending("lost_cascade", "lost"),
+        cascade("pair_mean_logit", pair, (large,), combine="mean_logit", score="max_prob"),
+        cascade("pair_mean_prob", pair, (large,), combine="mean_prob", score="top2_gap"),
+        cascade("pair_vote", pair, (large,), combine="vote", score="agreement"),
+        cascade("pair_last", (small,), (warm, large), combine="last", score="neg_entropy"),
     ]
+
+
+def _made_here(name: str) -> Member:
+    return Member(name=name, output="logits", cost=1e6)
+
+
+def _onnx_member(name: str) -> Member:
+    manifest = manifest_from_path(COMMITTED / name / "manifest.json")
+    return Member(
+        name=name,
+        output=manifest.output.name,
+        cost=manifest.macs,
+        max_batch_size=manifest.max_batch_size,
+        sha256=manifest.sha256,
+    )
+
+
+def _with_thresholds(spec: CascadeSpec, records: Records) -> CascadeSpec:
+    """Thresholds that defer about a third of the rows at every stage, however well the members were trained."""
+    stages = list(spec.stages)
+    for number in range(len(stages) - 1):
+        scores = np.sort(replay(spec, records, Policy(min_stage=number, max_stage=number)).confidence)
+        place = len(scores) // 3
+        # A score that many rows share, as agreement's, must not become the threshold itself.
+        below = scores[scores < scores[place]]
+        low = below[-1] if len(below) else scores[0]
+        threshold = float((low + scores[scores > low][0]) / 2)
+        stages[number] = dataclasses.replace(stages[number], threshold=threshold)
+    return dataclasses.replace(spec, stages=tuple(stages))
 
 
 def metrics_of(server: EmbeddedServer, model: str) -> dict[str, float]:

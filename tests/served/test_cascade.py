@@ -58,12 +58,12 @@ def check(lab: Lab, model: str, batches: list[npt.NDArray[np.intp]], policy: Pol
 
 def test_single_rows_are_answered_as_in_the_replay(lab: Lab) -> None:
     offline = check(lab, "digits_cascade", [np.array([row]) for row in range(len(lab.images))])
-    assert len(np.unique(offline.answers.exit_stage)) == 3
+    assert len(np.unique(offline.answers.exit_stage)) > 1
 
 
-@pytest.mark.parametrize("seed", [0, 1])
-def test_random_batches_are_answered_as_in_the_replay(lab: Lab, seed: int) -> None:
-    check(lab, "digits_cascade", random_batches(len(lab.images), seed))
+@pytest.mark.parametrize("name", ["digits_cascade", "three_stages"])
+def test_random_batches_are_answered_as_in_the_replay(lab: Lab, name: str) -> None:
+    check(lab, name, random_batches(len(lab.images), 1))
 
 
 def test_a_batch_larger_than_every_member_takes_is_cut_and_put_together_again(lab: Lab) -> None:
@@ -79,15 +79,15 @@ def test_a_batch_larger_than_every_member_takes_is_cut_and_put_together_again(la
         Policy(max_stage=0),
         Policy(max_stage=1),
         Policy(min_stage=1, max_stage=1),
-        Policy(threshold_shift=0.005),
+        Policy(threshold_shift=0.1),
         Policy(threshold_shift=-0.25),
         Policy(threshold_shift=1.0),
     ],
     ids=str,
 )
 def test_request_parameters_act_as_in_the_replay(lab: Lab, policy: Policy) -> None:
-    offline = check(lab, "digits_cascade", random_batches(len(lab.images), 3), policy)
-    plain = Offline(lab.specs["digits_cascade"], lab.records)
+    offline = check(lab, "three_stages", random_batches(len(lab.images), 3), policy)
+    plain = Offline(lab.specs["three_stages"], lab.records)
     assert (offline.answers.exit_stage != plain.answers.exit_stage).any()
 
 
@@ -99,7 +99,7 @@ def test_members_asked_in_parallel_combine_as_in_the_replay(lab: Lab, name: str)
 
 
 def test_two_cascades_asked_at_once_answer_for_themselves_and_count_for_themselves(lab: Lab) -> None:
-    names = ("digits_cascade", "pair_mean_logit")
+    names = ("digits_cascade", "three_stages")
     before = {name: metrics_of(lab.server, name) for name in names}
 
     async def both() -> list[tuple[SimpleNamespace, npt.NDArray[np.intp]]]:
@@ -139,5 +139,5 @@ def test_10000_mixed_requests_of_16_clients_get_10000_right_answers(lab: Lab) ->
     after = metrics_of(lab.server, "digits_cascade")
     counted = {key: after[key] - before[key] for key in after}
     assert counted["latency_us_count"] == REQUESTS
-    assert sum(counted[f"exits_total {stage}"] for stage in range(3)) == sum(map(len, batches))
+    assert sum(value for key, value in counted.items() if key.startswith("exits_total")) == sum(map(len, batches))
     assert counted["failed_rows_total"] == 0

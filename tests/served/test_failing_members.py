@@ -33,7 +33,7 @@ def test_a_member_that_fails_is_named_as_unavailable_and_easy_requests_are_answe
     lab: Lab, model: str, mark: float, says: str
 ) -> None:
     easy, hard = lab.easy_and_hard()
-    labels = Offline(lab.specs["digits_cascade"], lab.records).answers.label
+    labels = Offline(lab.specs["three_stages"], lab.records).answers.label
 
     async def asked() -> None:
         async with client_of(lab.server.grpc_address) as client:

@@ -191,7 +191,7 @@ def test_only_the_outputs_asked_for_come_back(
     http: httpclient.InferenceServerClient,
     lab: Lab,
 ) -> None:
-    easy, hard = lab.easy_and_hard()
+    easy, hard = lab.easy_and_hard(MODEL)
     # An easy request is answered at once and a hard one later, by different code.
     for row in (easy[:1], hard[:1]):
         outputs = [grpcclient.InferRequestedOutput(name) for name in ("label", "cost")]
