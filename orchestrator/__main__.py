@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import signal
 import sys
+from types import FrameType
 
 from orchestrator.cli.app import run
 
 
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
 def main() -> None:
     """Runs the command line of this process and exits with its code."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        # The same way out as Ctrl-C, so that nothing half-written stays behind whatever asks us to end.
+        signal.signal(number, _interrupt)
     sys.exit(run())
 
 

@@ -109,6 +109,7 @@ def guarded(command: Callable[[], Any]) -> int:
             traceback.print_exc()
         return _code_of(error)
     except KeyboardInterrupt:
+        typer.echo("interrupted", err=True)
         return 130
     # typer hands an Exit back as the code it carries, and a finished command as whatever it returned.
     return code if isinstance(code, int) else 0

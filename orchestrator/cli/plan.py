@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Annotated
 
@@ -48,6 +49,8 @@ def plan(
 
     Example: committee plan build/plan.npz --name my_cascade --max-mean-cost-share 0.25 -o build/cascade.json
     """
+    if output.is_dir():
+        raise DataError(f"plan --output {output}", got="a folder", expected="a file, such as cascade.json")
     records = records_from_path(records_path)
     budget = _budget(records, max_mean_cost, max_mean_cost_share)
     base = _pool(records, repository, name=name, combine=combine, score=score)
@@ -73,9 +76,14 @@ def plan(
 
 
 def _budget(records: Records, cost: float | None, share: float | None) -> float:
-    if (cost is None) == (share is None):
-        raise DataError("plan", got="both or neither", expected="one of --max-mean-cost, --max-mean-cost-share")
-    return cost if cost is not None else float(share or 0) * max(records.cost.values())
+    options = {"--max-mean-cost": cost, "--max-mean-cost-share": share}
+    given = {name: value for name, value in options.items() if value is not None}
+    if len(given) != 1:
+        raise DataError("plan", got=" and ".join(given) or "no budget", expected=f"one of {', '.join(options)}")
+    name, value = next(iter(given.items()))
+    if not (math.isfinite(value) and value > 0):
+        raise DataError(f"plan {name}", got=f"{value:g}", expected="a finite number above 0")
+    return value if share is None else value * max(records.cost.values())
 
 
 def _pool(records: Records, repository: Path, *, name: str, combine: str, score: str) -> CascadeSpec:

@@ -17,6 +17,9 @@ from orchestrator.errors import InputError, ServerFaultError
 Rows = npt.NDArray[Any]
 STATUS_BITS = {DEGRADED: "degraded", DEADLINE: "deadline", ABSTAINED: "abstained", CAPPED: "capped"}
 
+# Parameters travel as int64.
+MAX_INTEGER = 2**63 - 1
+
 
 @dataclass(frozen=True, kw_only=True)
 class Answers:
@@ -51,10 +54,17 @@ def status_words(status: int) -> str:
 
 
 def parameters_from_policy(policy: Policy | None) -> dict[str, int | float]:
-    """Request parameters that differ from the server's defaults."""
+    """Request parameters that differ from the server's defaults.
+
+    Raises:
+        InputError: a whole number too large for the protocol.
+    """
     values = dataclasses.asdict(policy or Policy())
     defaults = dataclasses.asdict(Policy())
     wanted = {name: value for name, value in values.items() if value != defaults[name]}
+    for name, value in wanted.items():
+        if isinstance(value, int) and abs(value) > MAX_INTEGER:
+            raise InputError(f"request parameter {name}", got=value, expected="a whole number that fits 64 bits")
     return {name: float(value) if name == "threshold_shift" else int(value) for name, value in wanted.items()}
 
 

@@ -49,7 +49,9 @@ def image_from_bytes(data: bytes, *, what: str) -> Image:
             image.load()
             return ImageOps.exif_transpose(image)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(what, got=f"no picture that can be read ({error})", expected="PNG or JPEG") from error
+        # Pillow names the buffer it was given, which says nothing to anybody.
+        reason = str(error).split("<_io", 1)[0].strip()
+        raise DataError(what, got=f"no picture that can be read ({reason})", expected="PNG or JPEG") from error
 
 
 def row_from_image(image: Image, preprocess: Preprocess, *, dtype: str, dims: tuple[int, ...]) -> Rows:

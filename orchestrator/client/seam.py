@@ -60,11 +60,13 @@ OF_HTTP: dict[int, Leaf] = {
 
 FIXES: dict[Leaf, str] = {
     UnavailableError: "check that the server runs and listens at that address, or try again later",
-    TimeLimitError: "allow more time, or send fewer rows at once",
+    TimeLimitError: "allow more time (timeout, deadline_us), or send fewer rows at once",
     UnknownModelError: "check the name; a model that failed to load is named in the server's log",
 }
 # What a server says of a model it is just unloading or not ready to run, under codes that sound final.
 STOPPING = ("has no available versions", "Server not ready", "Server is stopping")
+# The request's own deadline_us, which asking again would only miss again under the same load.
+LATE = "deadline_us passed"
 # Longer texts are dumps, not messages.
 MAX_TEXT = 400
 
@@ -85,6 +87,8 @@ def _leaf_and_text(error: BaseException) -> tuple[Leaf, str]:
         text = _plain(error.message() or "an error without a message")
         if any(words in text for words in STOPPING):
             return UnavailableError, text
+        if LATE in text:
+            return TimeLimitError, text
         return leaf_from_status(error.status()), text
     if isinstance(error, TimeoutError):
         return TimeLimitError, "no answer within the time limit"

@@ -10,6 +10,8 @@ from orchestrator.errors import InputError
 
 # Longer would overflow nothing, but a day is past any client's patience and most likely a wrong unit.
 MAX_DEADLINE_US = 86_400_000_000
+# A caller's own words go back to it shortened.
+MAX_ECHO = 40
 PARAMETERS = {
     "min_stage": "no exit before this stage",
     "max_stage": "answer at this stage at the latest",
@@ -50,7 +52,8 @@ def policy_from_parameters(parameters: Mapping[str, object], stages: int) -> Pol
     values = {k: v for k, v in parameters.items() if k not in PROTOCOL and not k.startswith("triton_")}
     unknown = sorted(set(values) - set(PARAMETERS))
     if unknown:
-        raise InputError("request parameters", got=", ".join(unknown), expected=f"only {', '.join(PARAMETERS)}")
+        named = ", ".join(repr(name[:MAX_ECHO]) for name in unknown[:3])
+        raise InputError("request parameters", got=named, expected=f"only {', '.join(PARAMETERS)}")
     policy = Policy(
         min_stage=_integer(values, "min_stage", 0, high=stages - 1) or 0,
         max_stage=_integer(values, "max_stage", 0, high=stages - 1),

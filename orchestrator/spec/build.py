@@ -103,6 +103,9 @@ def json_from_text(text: str, subject: str) -> object:
         place = f"line {error.lineno} column {error.colno}"
         message = f"got JSON that ends or breaks at {place} ({error.msg}), expected one complete JSON document"
         raise SpecError(subject, {"document": message}) from error
+    except RecursionError as error:
+        message = "got JSON nested too deeply to read, expected a few levels"
+        raise SpecError(subject, {"document": message}) from error
 
 
 def text_of_file(path: Path, subject: str) -> str:

@@ -27,6 +27,17 @@ def _part(cls: type[Any], convert: Mapping[str, Any] | None = None) -> Any:
 _numbers = array_of(plain)
 _member = _part(Member)
 _stage = _part(Stage, {"members": array_of(_member)})
+
+
+def _stages(path: str, value: object, faults: Faults) -> Any:
+    """Stages; all but the last must say their threshold, for a forgotten one would silently never exit."""
+    if isinstance(value, list):
+        for index, part in enumerate(value[:-1]):
+            if isinstance(part, dict) and "threshold" not in part:
+                faults.add(f"{path}[{index}].threshold", "missing, expected a number, or null for never")
+    return array_of(_stage)(path, value, faults)
+
+
 _input = _part(InputSpec, {"dims": _numbers, "preprocess": _part(Preprocess)})
 _fit = _part(Fit, {"accuracy_ci95": _numbers, "exit_share": _numbers})
 _cascade = partial(
@@ -34,7 +45,7 @@ _cascade = partial(
     CascadeSpec,
     convert={
         "input": _input,
-        "stages": array_of(_stage),
+        "stages": _stages,
         "labels": _numbers,
         "limits": _part(Limits),
         "fit": _fit,

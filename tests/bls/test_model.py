@@ -62,6 +62,7 @@ def test_a_request_longer_than_a_members_limit_is_asked_in_chunks(tmp_path: Path
         ({"x": -np.full((1, 2 * K), np.inf, np.float32)}, {}, "NaN or infinity"),
         ({"y": np.zeros((1, 2 * K), np.float32)}, {}, "no such tensor"),
         ({"x": rows_of(EASY)}, {"treshold_shift": 0.1}, "expected only min_stage, max_stage"),
+        ({"x": rows_of(EASY)}, {"x" * 10_000: 1}, "got '" + "x" * 40 + "', expected only"),
         ({"x": rows_of(EASY)}, {"max_stage": 2}, "from 0 to 1"),
         ({"x": rows_of(EASY)}, {"min_stage": -1}, "from 0 to 1"),
         ({"x": rows_of(EASY)}, {"min_stage": 1, "max_stage": 0}, "at most max_stage 0"),

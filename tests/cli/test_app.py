@@ -115,9 +115,9 @@ def test_our_errors_are_one_line_with_their_own_code(
     assert one_line(capsys.readouterr().err) == f"error: {error}"
 
 
-def test_ctrl_c_is_130_and_quiet(capsys: pytest.CaptureFixture[str]) -> None:
+def test_ctrl_c_is_130_and_says_so_in_a_word(capsys: pytest.CaptureFixture[str]) -> None:
     assert guarded(raising(KeyboardInterrupt())) == 130
-    assert capsys.readouterr().err == ""
+    assert capsys.readouterr().err == "interrupted\n"
 
 
 def test_a_commands_own_exit_code_comes_through() -> None:

@@ -33,7 +33,6 @@ BREAK, SPOIL = 16.0, 15.0
 MEMBER = """
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import triton_python_backend_utils as pb_utils

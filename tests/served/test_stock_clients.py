@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+import time
 from collections.abc import Iterator
 
 import numpy as np
@@ -155,6 +156,7 @@ def test_statistics_count_every_request(
     rows: npt.NDArray[np.float32],
 ) -> None:
     def successes() -> int:
+        time.sleep(0.5)  # Triton counts a request after it has answered it
         return int(http.get_inference_statistics(MODEL)["model_stats"][0]["inference_stats"]["success"]["count"])
 
     before = successes()

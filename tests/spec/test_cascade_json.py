@@ -84,6 +84,8 @@ def test_a_truncated_file_is_one_line_that_says_where_it_ends(cut: int) -> None:
         (changed(limits={"max_batch_size": 0}), "limits.max_batch_size: got 0"),
         (changed(input="image"), "input: got str, expected an object"),
         ("[1, 2]", "expected an object"),
+        (TEXT.replace('"threshold": 0.7,', ""), "stages[0].threshold: missing"),
+        ('{"a":' * 100_000, "nested too deeply"),
     ],
 )  # fmt: skip
 def test_each_fault_is_named_with_its_field(text: str, said: str) -> None:
