@@ -30,6 +30,9 @@ def serve(
     stop_timeout_s: Annotated[float, typer.Option(help="Longest wait for requests in flight.")] = 30.0,
     log_path: Annotated[Path | None, typer.Option(help="Where to keep Triton's log.")] = None,
     log_verbose: Annotated[int, typer.Option(help="Triton's verbosity, 0 to 9.")] = 0,
+    config_name: Annotated[
+        str | None, typer.Option(help="Serve members with their configs/NAME.pbtxt; gpu for a CUDA machine.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one line of JSON when ready.")] = False,
 ) -> None:
     """Serve a model repository with the embedded Triton until Ctrl-C or SIGTERM.
@@ -46,6 +49,7 @@ def serve(
         stop_timeout_s=stop_timeout_s,
         log_path=log_path,
         log_verbose=log_verbose,
+        config_name=config_name,
     )
     for number in (signal.SIGTERM, signal.SIGHUP):
         # The same way out as Ctrl-C, whatever asks us to end.

@@ -120,6 +120,7 @@ def command_from(
         f"--backend-directory={backends}",
         "--model-control-mode=explicit",
         "--load-model=*",
+        *([] if options.config_name is None else [f"--model-config-name={options.config_name}"]),
         f"--http-restricted-api=model-repository:{CONTROL_HEADER}={control_key}",
         f"--grpc-restricted-protocol=model-repository:{CONTROL_HEADER}={control_key}",
         f"--http-address={options.host}",

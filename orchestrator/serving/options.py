@@ -27,6 +27,7 @@ class ServeOptions:
         log_path: file for the server's log; None keeps it in a temporary folder, which outlives a failure only.
         hide_gpus: start the server as if the machine had no GPU.
         shm_bytes: shared memory each Python model begins with, and the step it grows by.
+        config_name: members with a `configs/<name>.pbtxt` are served with it, "gpu" for the rendered GPU ones.
         bls_threads: calls plus late answers one Python model may have under way at a time.
     """
 
@@ -42,6 +43,7 @@ class ServeOptions:
     hide_gpus: bool = False
     shm_bytes: int = 4 * MIB
     bls_threads: int = 64
+    config_name: str | None = None
 
     def __post_init__(self) -> None:
         faults = Faults("serve options")
@@ -49,6 +51,8 @@ class ServeOptions:
         faults.check("host", _is_host(self.host), f"got {self.host!r}, expected an IPv4 address or a host name")
         for field in ("http_port", "grpc_port", "metrics_port"):
             faults.integer(field, getattr(self, field), low=0, high=65535)
+        if self.config_name is not None:
+            faults.name("config_name", self.config_name)
         self._check_ports_differ(faults)
         faults.positive("startup_timeout_s", self.startup_timeout_s)
         faults.positive("stop_timeout_s", self.stop_timeout_s)

@@ -92,3 +92,22 @@ def test_a_traceback_from_the_server_is_cut_off_and_the_rest_is_one_line() -> No
     error = from_triton("StatusCode.INTERNAL", text)
     assert str(error) == "model m at h:1: got Failed, message: ValueError: boom"
     assert len(str(from_triton("500", "x" * 5000))) < 500
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Request for unknown model: 'digits_cascade' has no available versions",
+        "Server not ready",
+        "Server is stopping, scheduler for model has stopped accepting new inference requests",
+    ],
+)
+def test_a_server_that_is_stopping_is_worth_asking_again_under_whatever_code(text: str) -> None:
+    error = InferenceServerException(text, status="StatusCode.NOT_FOUND")
+    assert isinstance(error_from(error, what="model m"), UnavailableError)
+
+
+def test_a_missed_deadline_is_not_worth_asking_again() -> None:
+    text = "deadline_us passed before any stage had answered"
+    error = InferenceServerException(text, status="StatusCode.UNAVAILABLE")
+    assert isinstance(error_from(error, what="model m"), TimeLimitError)

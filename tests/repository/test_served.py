@@ -13,7 +13,6 @@ import tritonclient.grpc as grpcclient
 
 from orchestrator.decision import Combiner, score_from_tally
 from orchestrator.repository import check, ensemble_from_cascade, plans_in, render, render_ensemble, render_output
-from orchestrator.serving.options import ServeOptions
 from orchestrator.spec import CascadeSpec, Stage, cascade_from_path
 from tests.repository.making import CLASSES, DIMS, add_member, linear_model, spec_of
 from tests.servers import running_server
@@ -151,8 +150,6 @@ def test_an_alternative_config_is_taken_where_there_is_one_and_the_usual_one_els
         # A GPU is not to be had everywhere: the same file with its instances on the CPU shows what is read.
         path = place / folder / "configs" / "gpu.pbtxt"
         path.write_text(path.read_text().replace("KIND_GPU", "KIND_CPU"))
-    if "config_name" not in {field.name for field in dataclasses.fields(ServeOptions)}:
-        pytest.skip("the embedded server cannot be told which config to take")
     with running_server(place, config_name="gpu") as server:
         client = grpcclient.InferenceServerClient(server.grpc_address)
         warmed = {
