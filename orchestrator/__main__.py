@@ -18,6 +18,8 @@ def main() -> None:
     for number in (signal.SIGTERM, signal.SIGHUP):
         # The same way out as Ctrl-C, so that nothing half-written stays behind whatever asks us to end.
         signal.signal(number, _interrupt)
+    # A shell starts background jobs with Ctrl-C ignored; `committee serve &` should still end by it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.exit(run())
 
 
