@@ -35,6 +35,14 @@ def test_only_deferred_rows_reach_the_later_stage_and_answers_keep_their_places(
     assert sum(n for name, n in fake.asked if name == "large") == 2
 
 
+def test_rows_that_exit_at_the_same_stage_are_not_mixed_up(tmp_path: Path) -> None:
+    easy = [np.roll(EASY[:K], shift).tolist() + [0] * K for shift in range(K)]
+    hard = [HARD[:K].tolist() + np.roll(HARD[K:], shift).tolist() for shift in range(K)]
+    with loaded(tmp_path, FakeTriton({"small": small, "large": large})) as model:
+        (answer,) = ask_all(model, [Request({"x": rows_of(*easy, *hard)})])
+    assert answer.column("label")[:, 0].tolist() == [0, 1, 2, 2, 0, 1]
+
+
 def test_a_single_request_is_forwarded_without_a_copy(tmp_path: Path) -> None:
     fake = FakeTriton({"small": small, "large": large})
     request = Request({"x": rows_of(EASY)})
@@ -60,6 +68,7 @@ def test_a_request_longer_than_a_members_limit_is_asked_in_chunks(tmp_path: Path
         ({"x": np.zeros((0, 2 * K), np.float32)}, {}, "empty batch"),
         ({"x": np.full((2, 2 * K), np.nan, np.float32)}, {}, "NaN or infinity in 2 of 2 rows"),
         ({"x": -np.full((1, 2 * K), np.inf, np.float32)}, {}, "NaN or infinity"),
+        ({"x": rows_of(EASY, [9, 0, -np.inf, 0, 9, 0])}, {}, "NaN or infinity in 1 of 2 rows, first row 1"),
         ({"y": np.zeros((1, 2 * K), np.float32)}, {}, "no such tensor"),
         ({"x": rows_of(EASY)}, {"treshold_shift": 0.1}, "expected only min_stage, max_stage"),
         ({"x": rows_of(EASY)}, {"x" * 10_000: 1}, "got '" + "x" * 40 + "', expected only"),
