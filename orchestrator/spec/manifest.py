@@ -15,6 +15,7 @@ from orchestrator.spec.cascade import OUTPUT_KINDS, Preprocess
 from orchestrator.spec.faults import Faults, is_number
 
 MANIFEST_FORMAT = 1
+PRECISIONS = ("fp32", "fp16", "int8")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +45,7 @@ class Manifest:
         file: model file relative to the member's folder, e.g. "1/model.onnx".
         sha256: of that file.
         source: where the model came from, in words a person can repeat.
-        precision: "fp32", "fp16" or "int8".
+        precision: one of PRECISIONS.
         opset: ONNX opset; None for other formats.
         input, output: tensor specs.
         output_kind: "logits" or "probabilities".
@@ -57,6 +58,14 @@ class Manifest:
         preprocess: how a client builds a row from an image file.
         parity: comparison with the framework: rows, batches, max_abs, max_rel, ...
         training: how it was trained, where we did it.
+        resolution_px: side of the square the network itself sees, where the graph resizes; else None.
+        preprocess_macs: multiply-accumulates per row of the resizing inside the graph; not part of `macs`.
+        in_graph: what the graph does to an image before the network, and how close that is to the model's own
+            image processor.
+        agreement: of a member of lower precision with its fp32 original: rows, same_top1, ...
+        engine: of a TensorRT engine: profiles, TensorRT version, compute capability, ...
+        options: what decided the file, so that a second export with the same ones has nothing to do.
+        data_files: files beside the model file that hold weights, path in the member's folder -> sha256.
         versions: of the packages that made it.
     """
 
@@ -79,13 +88,22 @@ class Manifest:
     parity: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
+    resolution_px: int | None = None
+    preprocess_macs: float = 0.0
+    in_graph: dict[str, Any] = field(default_factory=dict)
+    agreement: dict[str, Any] = field(default_factory=dict)
+    engine: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
+    data_files: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         faults = Faults(f"manifest {self.name}")
         faults.name("name", self.name)
         faults.text("file", self.file)
-        outside = isinstance(self.file, str) and (self.file.startswith("/") or ".." in Path(self.file).parts)
-        faults.check("file", not outside, f"got {self.file!r}, expected a path inside the member's folder")
+        for key, path in (("file", self.file), *(("data_files", path) for path in self.data_files)):
+            outside = isinstance(path, str) and (path.startswith("/") or ".." in Path(path).parts)
+            faults.check(key, not outside, f"got {path!r}, expected a path inside the member's folder")
+        faults.one_of("precision", self.precision, PRECISIONS)
         faults.one_of("output_kind", self.output_kind, OUTPUT_KINDS)
         faults.integer("parameters", self.parameters, low=0)
         good = is_number(self.macs) and math.isfinite(self.macs) and self.macs >= 0

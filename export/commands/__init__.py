@@ -1,0 +1,1 @@
+"""`python -m export`: one module per command."""
