@@ -6,7 +6,15 @@ import sys
 
 import typer
 
+from export.commands.cost import cost
 from export.commands.digits import digits
+from export.commands.fuse import fuse
+from export.commands.member import member
+from export.commands.onefile import onefile
+from export.commands.precision import precision
+from export.commands.show import show
+from export.commands.tensorrt import tensorrt
+from export.commands.zoo import zoo
 from orchestrator.errors import CommitteeError
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="Trained models into members.")
@@ -18,6 +26,14 @@ def main() -> None:
 
 
 app.command()(digits)
+app.command()(member)
+app.command()(onefile)
+app.command()(show)
+app.command()(tensorrt)
+app.command()(precision)
+app.command()(fuse)
+app.command("zoo")(zoo)
+app.command("cost")(cost)
 
 
 def run() -> int:

@@ -10,6 +10,7 @@ from pathlib import Path
 import onnx
 
 from export.cost import COUNTER, macs_per_row, parameters_of
+from export.packing import Packed
 from export.parity import Parity
 from orchestrator.errors import ExportError, SpecError
 from orchestrator.repository.files import disk_errors, write_all
@@ -33,6 +34,34 @@ def write_member(repository: Path, model: bytes, manifest: Manifest) -> Path:
     """
     folder = repository / manifest.name
     write_all(folder, {manifest.file: model, "manifest.json": json_from_manifest(manifest)})
+    render_member(folder)
+    return folder
+
+
+def store_member(repository: Path, stored: Packed, manifest: Manifest) -> Path:
+    """Moves a packed model to its place in a member's folder: weights, model, manifest, config, in that order.
+
+    An interruption leaves the old model with its own weights, or the new one without its manifest, which is not
+    taken for a member.
+
+    Args:
+        repository: model repository, on the same disk as the packed model.
+        stored: the model's files.
+        manifest: of it.
+
+    Returns:
+        the member's folder.
+    """
+    folder = repository / manifest.name
+    inside = (folder / manifest.file).parent
+    with disk_errors(f"writing {folder}"):
+        inside.mkdir(parents=True, exist_ok=True)
+        for name in (*stored.data_files, stored.path.name):
+            (stored.folder / name).replace(inside / name)
+        write_all(folder, {"manifest.json": json_from_manifest(manifest)})
+        for old in inside.glob("model-*.data"):
+            if old.name not in stored.data_files:
+                old.unlink()
     render_member(folder)
     return folder
 

@@ -11,14 +11,21 @@ from typing import Any
 import pytest
 import yaml
 
+from export.tensorrt_engine import in_image
+from export.tensorrt_engine.machine import MOUNTED, USER, compose_command
+from export.tensorrt_engine.options import EngineOptions
 from orchestrator.repository import check, plans_in, render_output
+from orchestrator.serving.scan import IMAGE
 
 ROOT = Path(__file__).parents[1]
 FILE = ROOT / "docker-compose.yml"
 REPOSITORY = ROOT / "model_repository"
 COMPOSE: dict[str, Any] = yaml.safe_load(FILE.read_text())
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
+# The services that listen; `engines` builds and ends.
+SERVERS = {name: service for name, service in SERVICES.items() if name != "engines"}
 each_service = pytest.mark.parametrize("service", SERVICES.values(), ids=SERVICES)
+each_server = pytest.mark.parametrize("service", SERVERS.values(), ids=SERVERS)
 
 
 def filled_in(text: str) -> str:
@@ -89,7 +96,7 @@ def test_one_release_is_named_everywhere() -> None:
             assert tags <= pinned, f"{path} names another image than docker-compose.yml"
 
 
-@each_service
+@each_server
 def test_the_repository_is_mounted_read_only_and_a_missing_one_is_an_error(service: dict[str, Any]) -> None:
     (volume,) = service["volumes"]
     assert volume["read_only"] is True
@@ -97,7 +104,7 @@ def test_the_repository_is_mounted_read_only_and_a_missing_one_is_an_error(servi
     assert volume["target"] == option(service, "model-repository")
 
 
-@each_service
+@each_server
 def test_it_is_shut_to_other_machines_and_runs_with_no_rights_it_does_not_need(service: dict[str, Any]) -> None:
     assert [port.split(":")[0] for port in service["ports"]] == ["127.0.0.1"] * 3
     assert [filled_in(port).split(":")[1:] for port in service["ports"]] == [
@@ -112,14 +119,14 @@ def test_it_is_shut_to_other_machines_and_runs_with_no_rights_it_does_not_need(s
     assert "privileged" not in service
 
 
-@each_service
+@each_server
 def test_requests_in_flight_have_time_to_finish(service: dict[str, Any]) -> None:
     exit_timeout = option(service, "exit-timeout-secs")
     assert exit_timeout is not None
     assert seconds(service["stop_grace_period"]) > int(exit_timeout)
 
 
-@each_service
+@each_server
 def test_shared_memory_holds_what_the_backend_takes_at_the_start(service: dict[str, Any]) -> None:
     assert service["shm_size"] == "1gb"
     taken = [int(word.rpartition("=")[2]) for word in service["command"] if "shm-default-byte-size" in word]
@@ -128,7 +135,7 @@ def test_shared_memory_holds_what_the_backend_takes_at_the_start(service: dict[s
     assert service["ulimits"] == {"memlock": -1, "stack": 67108864}
 
 
-@each_service
+@each_server
 def test_health_is_asked_of_the_server_and_the_command_is_python(service: dict[str, Any]) -> None:
     kind, *command = service["healthcheck"]["test"]
     assert kind == "CMD"
@@ -170,8 +177,55 @@ def test_what_is_mounted_holds_every_model_and_passes_the_check(tmp_path: Path) 
         assert path.stat().st_mode & 0o004, f"{path} cannot be read by the image's user"
     named = {
         word.partition("=")[2]
-        for service in SERVICES.values()
+        for service in SERVERS.values()
         for word in service["command"]
         if word.startswith("--load-model=")
     }
     assert named <= set(report.checked)
+
+
+def test_the_embedded_server_names_the_image_that_is_served() -> None:
+    assert {filled_in(service["image"]) for service in SERVICES.values()} == {IMAGE}
+
+
+def test_engines_are_built_on_a_gpu_into_the_checkouts_repository_and_nowhere_else() -> None:
+    engines = SERVICES["engines"]
+    assert engines["profiles"] == ["engines"]
+    assert engines["deploy"] == SERVICES["triton"]["deploy"]
+    assert engines["restart"] == "no"
+    assert engines["cap_drop"] == ["ALL"]
+    assert "no-new-privileges:true" in engines["security_opt"]
+    assert "ports" not in engines
+    code, models = engines["volumes"]
+    assert (code["source"], code["read_only"]) == (".", True)
+    assert engines["working_dir"] == code["target"]
+    assert "read_only" not in models
+    assert models["bind"]["create_host_path"] is False
+    assert Path(filled_in(models["source"])) == MOUNTED
+    assert Path(models["target"]) == Path(code["target"]) / MOUNTED
+    assert tuple(filled_in(engines["user"]).split(":")) == USER
+
+
+def test_engines_start_with_a_file_of_the_checkout_that_needs_no_package() -> None:
+    _, python, script = SERVICES["engines"]["entrypoint"]
+    assert python == "python3"
+    code = f"import runpy; runpy.run_path({str(ROOT / script)!r}, run_name='imported')"
+    # -I: no current folder and no variables, -S: no installed packages.
+    assert subprocess.run([sys.executable, "-I", "-S", "-c", code], check=False).returncode == 0
+    assert (ROOT / in_image.LOCK).is_file()
+
+
+def test_the_command_that_errors_name_sets_only_variables_the_file_has() -> None:
+    options = EngineOptions(precision="fp16")
+    command = compose_command(
+        "small", options, repository=Path("my models"), output=Path("my models"), name="small_trt", user="7:8"
+    )
+    variables = re.findall(r"(\w+)=", command)
+    assert variables == ["COMMITTEE_UID", "COMMITTEE_GID", "COMMITTEE_MODELS"]
+    assert all("${" + name + ":-" in FILE.read_text() for name in variables)
+    assert command.endswith(" docker compose run --rm engines small --min 1 --opt 16 --max 64 --precision fp16")
+    assert f"'{Path.cwd() / 'my models'}'" in command
+    usual = compose_command(
+        "small", options, repository=MOUNTED, output=MOUNTED, name="small_trt", user="1000:1000"
+    )
+    assert usual.startswith("docker compose run --rm engines small ")

@@ -15,7 +15,9 @@ from orchestrator.errors import ExportError
 def progress_on(first: str) -> Iterator[Callable[[str], None]]:
     """A spinner with the time on stderr; the block gets a function that says what is being done."""
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    console = Console(stderr=True)
+    # In a file or a pipe a spinner leaves nothing but an empty line.
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task(first)
         yield lambda text: progress.update(task, description=text)
 

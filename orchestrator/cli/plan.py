@@ -10,8 +10,9 @@ from typing import Annotated
 import typer
 
 from orchestrator.errors import DataError, InfeasibleError
+from orchestrator.planner.impose import impose
 from orchestrator.planner.intervals import clopper_pearson
-from orchestrator.planner.records import Records, records_from_path
+from orchestrator.planner.records import Records, random_members, records_from_path
 from orchestrator.planner.search import Infeasible, Point, search
 from orchestrator.spec import (
     COMBINES,
@@ -37,6 +38,13 @@ def plan(
     max_mean_cost_share: Annotated[
         float | None, typer.Option(help="The same as a share of the dearest member's cost.")
     ] = None,
+    impose_exits: Annotated[
+        str | None,
+        typer.Option(
+            help="For cost and speed work: shares of rows that exit at each stage but the last, such as 0.7,0.15; "
+            "the stages are the recorded members in their order. No accuracy is computed."
+        ),
+    ] = None,
     combine: Annotated[str, typer.Option(help=f"One of {', '.join(COMBINES)}.")] = "mean_logit",
     score: Annotated[str, typer.Option(help=f"One of {', '.join(SCORES)}.")] = "max_prob",
     max_stages: Annotated[int, typer.Option(min=1, max=4, help="Longest cascade looked at.")] = 4,
@@ -52,8 +60,42 @@ def plan(
     if output.is_dir():
         raise DataError(f"plan --output {output}", got="a folder", expected="a file, such as cascade.json")
     records = records_from_path(records_path)
-    budget = _budget(records, max_mean_cost, max_mean_cost_share)
     base = _pool(records, repository, name=name, combine=combine, score=score)
+    if impose_exits is not None:
+        if max_mean_cost is not None or max_mean_cost_share is not None:
+            raise DataError("plan", got="--impose-exits and a budget", expected="one of them")
+        found = impose(base, records, exit_share=_shares(impose_exits))
+        target = f"imposed exits {impose_exits}"
+    else:
+        budget = _budget(records, max_mean_cost, max_mean_cost_share)
+        found = _most_accurate(base, records, budget=budget, max_stages=max_stages)
+        target = f"most accurate with mean cost <= {budget:g}, ties to the dearer"
+    spec = dataclasses.replace(found.spec, fit=_fit(found, records, target=target))
+    output.parent.mkdir(parents=True, exist_ok=True)
+    text = json_from_cascade(spec)
+    output.write_text(text, encoding="utf-8")
+    if as_json:
+        typer.echo(text, nl=False)
+        return
+    stages = " -> ".join("+".join(member.name for member in stage.members) for stage in spec.stages)
+    if found.accuracy is None:
+        shares = ", ".join(f"{share:.1%}" for share in found.exit_share)
+        typer.echo(f"{output}: {stages}, exits {shares} imposed, mean cost {found.mean_cost:,.0f}; no accuracy")
+        return
+    typer.echo(
+        f"{output}: {stages}, accuracy {found.accuracy:.4f}, mean cost {found.mean_cost:,.0f} on the plan rows"
+    )
+
+
+def _most_accurate(base: CascadeSpec, records: Records, *, budget: float, max_stages: int) -> Point:
+    random = random_members(records)
+    if random:
+        raise DataError(
+            "plan",
+            got=f"members with random weights, {', '.join(random)}",
+            expected="trained ones: accuracy of random weights is no result",
+            fix="for cost and speed work use --impose-exits",
+        )
     found = search(base, records, max_mean_cost=budget, max_stages=max_stages)
     if isinstance(found, Infeasible):
         point = found.cheapest
@@ -62,17 +104,14 @@ def plan(
             got=f"max mean cost {budget:g}",
             expected=f"at least {point.mean_cost:g}, where accuracy is {point.accuracy:.4f}",
         )
-    spec = dataclasses.replace(found.spec, fit=_fit(found, records, budget=budget))
-    output.parent.mkdir(parents=True, exist_ok=True)
-    text = json_from_cascade(spec)
-    output.write_text(text, encoding="utf-8")
-    if as_json:
-        typer.echo(text, nl=False)
-        return
-    stages = " -> ".join("+".join(member.name for member in stage.members) for stage in spec.stages)
-    typer.echo(
-        f"{output}: {stages}, accuracy {found.accuracy:.4f}, mean cost {found.mean_cost:,.0f} on the plan rows"
-    )
+    return found
+
+
+def _shares(text: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError as error:
+        raise DataError("plan --impose-exits", got=text, expected="shares such as 0.7,0.15") from error
 
 
 def _budget(records: Records, cost: float | None, share: float | None) -> float:
@@ -95,6 +134,11 @@ def _pool(records: Records, repository: Path, *, name: str, combine: str, score:
         recorded = known.get(member, {}).get("sha256", manifest.sha256)
         if recorded != manifest.sha256:
             raise DataError(f"records of {member}", got="another model file", fix="record again")
+    # The records do not know it where outputs were computed elsewhere, the manifests always do.
+    for member, manifest in manifests.items():
+        if manifest.random_weights:
+            known.setdefault(member, {})["random_weights"] = True
+    records.meta["members"] = known
     return CascadeSpec(
         name=name,
         input=InputSpec(
@@ -119,16 +163,17 @@ def _member(manifest: Manifest) -> Member:
     )
 
 
-def _fit(point: Point, records: Records, *, budget: float) -> Fit:
-    hits = round(point.accuracy * records.rows)
+def _fit(point: Point, records: Records, *, target: str) -> Fit:
+    accuracy = point.accuracy
+    interval = None if accuracy is None else clopper_pearson(round(accuracy * records.rows), records.rows)
     return Fit(
         data_sha256=str(records.meta.get("data_sha256", "")),
         rows=records.rows,
         split=str(records.meta.get("data", "")),
-        target=f"most accurate with mean cost <= {budget:g}, ties to the dearer",
-        accuracy=point.accuracy,
-        accuracy_ci95=clopper_pearson(hits, records.rows),
+        target=target,
+        accuracy=accuracy,
+        accuracy_ci95=interval,
         exit_share=point.exit_share,
         mean_cost=point.mean_cost,
-        random_weights=any(m.get("random_weights") for m in records.meta.get("members", {}).values()),
+        random_weights=bool(random_members(records)),
     )

@@ -10,7 +10,7 @@ import typer
 
 from orchestrator.cli.sources import rows_from_source
 from orchestrator.local.sessions import LocalMembers
-from orchestrator.planner.records import Records, sha256_of_rows, write_records
+from orchestrator.planner.records import Records, random_members, sha256_of_rows, write_records
 
 
 def record(
@@ -30,6 +30,8 @@ def record(
     records = records_of(repository, members, data)
     write_records(records, output)
     typer.echo(f"{output}: {records.rows} rows, {records.classes} classes, {len(records.outputs)} members")
+    if random := random_members(records):
+        typer.echo(f"note: random weights in {', '.join(random)}: for cost and speed work, not for accuracy")
 
 
 def records_of(repository: Path, members: list[str], data: str) -> Records:

@@ -92,23 +92,33 @@ def _opened(repository: Path, name: str, threads: int) -> _Opened:
             fix="export it, or name the repository that holds it",
         )
     manifest = manifest_from_path(folder / MANIFEST)
+    _require_onnx(manifest)
     session = _session(folder, manifest, threads)
     _check_tensors(folder, manifest, session)
     return _Opened(manifest, session, _classes(folder, manifest, session))
+
+
+def _require_onnx(manifest: Manifest) -> None:
+    if not manifest.file.endswith(".plan"):
+        return
+    member = manifest.engine.get("member")
+    raise RepositoryError(
+        f"member {manifest.name}",
+        got=f"a TensorRT engine ({manifest.file}), which runs on its own GPU inside a server",
+        expected="an ONNX member",
+        fix=f"name {member}, the member it was built from" if member else "name the member it was built from",
+    )
 
 
 def _session(folder: Path, manifest: Manifest, threads: int) -> Any:
     import onnxruntime
 
     path = folder / manifest.file
-    try:
-        model = path.read_bytes()
-    except OSError as error:
-        raise _broken(path, got=error.strerror, expected="the member's model") from error
     # Answers of another file would be recorded, and planned on, under this manifest's name.
-    found = hashlib.sha256(model).hexdigest()
-    if found != manifest.sha256:
-        raise _broken(path, got=f"sha256 {found}", expected=f"{manifest.sha256} as in {MANIFEST}")
+    for name, digest in {manifest.file: manifest.sha256, **manifest.data_files}.items():
+        found = _sha256(folder / name)
+        if found != digest:
+            raise _broken(folder / name, got=f"sha256 {found}", expected=f"{digest} as in {MANIFEST}")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -119,6 +129,17 @@ def _session(folder: Path, manifest: Manifest, threads: int) -> Any:
     # ONNX Runtime's exceptions share no base of their own.
     except Exception as error:
         raise _broken(path, got=error, expected="a model that ONNX Runtime opens") from error
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    except OSError as error:
+        raise _broken(path, got=error.strerror, expected="the member's model") from error
+    return digest.hexdigest()
 
 
 def _check_tensors(folder: Path, manifest: Manifest, session: Any) -> None:

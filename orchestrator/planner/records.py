@@ -80,6 +80,12 @@ class Records:
         return int(next(iter(self.outputs.values())).shape[1])
 
 
+def random_members(records: Records) -> list[str]:
+    """Recorded members whose weights were never trained, by the records' meta."""
+    known = records.meta.get("members", {})
+    return [name for name in records.outputs if known.get(name, {}).get("random_weights")]
+
+
 def sha256_of_rows(rows: npt.NDArray[Any]) -> str:
     """Hash of an array's dtype, shape and bytes."""
     head = f"{rows.dtype.str}{rows.shape}".encode()

@@ -15,14 +15,11 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from orchestrator.decision import Combiner, score_from_tally
 from orchestrator.errors import DataError
+from orchestrator.planner.prefixes import middles, prefixes
 from orchestrator.planner.records import Records
 from orchestrator.planner.replay import replay
 from orchestrator.spec import CascadeSpec, Member, Stage
-
-# Kernel rounding moves scores by about 1e-6 with the batch size; a threshold this far from any score flips no row.
-MIN_GAP = 2e-5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,13 +28,13 @@ class Point:
 
     Args:
         spec: the plan.
-        accuracy: share of rows right.
+        accuracy: share of rows right; None where that was not asked.
         mean_cost: per row.
         exit_share: per stage.
     """
 
     spec: CascadeSpec
-    accuracy: float
+    accuracy: float | None
     mean_cost: float
     exit_share: tuple[float, ...]
 
@@ -91,7 +88,8 @@ def _tuples(
     base: CascadeSpec, records: Records, members: tuple[Member, ...], quantiles: int
 ) -> Iterator[tuple[tuple[float | None, ...], float, float]]:
     """Thresholds, accuracy and mean cost of every tuple of one chain."""
-    scores, right = _prefixes(base, records, members)
+    scores, labels = prefixes(base, records, members)
+    right = [label == records.labels for label in labels]
     grids = [(*_grid(score, quantiles), None) for score in scores[:-1]]
     costs = np.cumsum([member.cost for member in members])
     for thresholds in itertools.product(*grids):
@@ -107,35 +105,14 @@ def _tuples(
         yield thresholds, hits / records.rows, cost / records.rows
 
 
-def _prefixes(
-    base: CascadeSpec, records: Records, members: tuple[Member, ...]
-) -> tuple[list[npt.NDArray[np.float32]], list[npt.NDArray[np.bool_]]]:
-    """Per prefix of the chain: score float32 (n,) and whether its answer is right, bool (n,)."""
-    chain = dataclasses.replace(base, stages=tuple(Stage(members=(member,)) for member in members))
-    combiner = Combiner(chain)
-    tally = combiner.empty(records.rows)
-    scores, right = [], []
-    for stage, member in enumerate(members):
-        failed, _ = combiner.add_stage(tally, stage, [records.outputs[member.name]])
-        if failed is not None:
-            bad = int((failed >= 0).sum())
-            raise DataError(f"records of {member.name}", got=f"{bad} rows with NaN or infinity")
-        p, label = combiner.distribution(tally)
-        scores.append(score_from_tally(base.score, p, label, tally.tops, combiner.weights))
-        right.append(label == records.labels)
-    return scores, right
-
-
 def _grid(score: npt.NDArray[np.float32], quantiles: int) -> list[float]:
     """Thresholds in the middle of gaps between neighbouring scores, near the quantiles."""
-    ordered = np.unique(score.astype(np.float64))
-    gaps = np.flatnonzero(np.diff(ordered) >= MIN_GAP)
-    middles = (ordered[gaps] + ordered[gaps + 1]) / 2
-    if len(middles) == 0:
+    places = middles(score)
+    if len(places) == 0:
         return []
     wanted = np.quantile(score.astype(np.float64), np.linspace(0, 1, quantiles))
-    nearest = np.clip(np.searchsorted(middles, wanted), 0, len(middles) - 1)
-    return [float(np.float32(middle)) for middle in middles[np.unique(nearest)]]
+    nearest = np.clip(np.searchsorted(places, wanted), 0, len(places) - 1)
+    return [float(np.float32(place)) for place in places[np.unique(nearest)]]
 
 
 def _point(

@@ -84,7 +84,9 @@ def _member_config(manifest: Manifest, device: str) -> pb.ModelConfig:
         # Parallelism comes from instances and batches; ONNX Runtime's own threads fight over the cores.
         config.parameters["intra_op_thread_count"].string_value = "1"
     if device == "gpu" or backend == "tensorrt":
-        sizes = sorted({1, manifest.max_batch_size})
+        # No `cc_model_filenames`: engines are built where they are served, so a folder holds that of its own GPU;
+        # the manifest says which.
+        sizes = sorted({_smallest_batch(manifest), manifest.max_batch_size})
         config.model_warmup.extend(_warmup(manifest.input, batch_size=size) for size in sizes)
     return config
 
@@ -197,6 +199,13 @@ def _representable(what: str) -> Iterator[None]:
         yield
     except (TypeError, ValueError) as error:
         raise RepositoryError(f"{what} does not fit Triton's configuration ({error})") from error
+
+
+def _smallest_batch(manifest: Manifest) -> int:
+    """An engine refuses batches below its profile, in warming up as in serving."""
+    profile = manifest.engine.get("profile")
+    size = profile.get("min") if isinstance(profile, dict) else None
+    return size if isinstance(size, int) else 1
 
 
 def _instances(device: str) -> pb.ModelInstanceGroup:

@@ -71,6 +71,7 @@ def read_model(folder: Path, findings: Findings) -> Model:
     file = _file(folder, config, findings)
     model = Model(name, folder, config, file, _graph(name, file, findings), _manifest(folder, findings))
     _compare_graph(model, findings)
+    _compare_engine(model, findings)
     _compare_manifest(model, findings)
     _compare_alternatives(model, findings)
     return model
@@ -145,6 +146,27 @@ def _compare_graph(model: Model, findings: Findings) -> None:
         findings.fault(model.name, f"model file input {tensor.name}", text)
 
 
+def _compare_engine(model: Model, findings: Findings) -> None:
+    """The config against what the manifest says of an engine, which only its own GPU could open."""
+    config, manifest = model.config, model.manifest
+    if config is None or manifest is None or not manifest.engine:
+        return
+    for side, entries, real in (
+        ("input", config.input, manifest.input),
+        ("output", config.output, manifest.output),
+    ):
+        known = {real.name: Tensor(name=real.name, dtype=real.dtype, dims=real.dims)}
+        for tensor in tensors_from_config(entries).values():
+            text = _unlike(tensor, known, batched=False)
+            if text:
+                findings.fault(
+                    model.name, f"config.pbtxt {side} {tensor.name}".rstrip(), f"{text} as in {MANIFEST}"
+                )
+    if config.max_batch_size > manifest.max_batch_size:
+        text = f"got {config.max_batch_size}, expected at most the engine's {manifest.max_batch_size}"
+        findings.fault(model.name, "config.pbtxt max_batch_size", f"{text}; render the member again")
+
+
 def _unlike(tensor: Tensor, real: Tensors, *, batched: bool) -> str | None:
     if tensor.name not in real:
         return f"got {tensor.name or 'no name'}, expected one of {', '.join(real)}"
@@ -173,6 +195,11 @@ def _compare_manifest(model: Model, findings: Findings) -> None:
         findings.fault(
             model.name, f"{MANIFEST} sha256", f"{text}{manifest.sha256[:12]}...); export the member again"
         )
+    for name, expected in manifest.data_files.items():
+        path = model.folder / name
+        if path.is_file() and sha256_of_path(path) != expected:
+            text = f"{name} is another file than was exported; export the member again"
+            findings.fault(model.name, f"{MANIFEST} data_files", text)
     if manifest.random_weights:
         findings.note(model.name, "weights", "random, never trained: its answers mean nothing")
 

@@ -38,8 +38,15 @@ def check_members(
         findings: where to add it.
         known: models of the repository, for the message about a member that does not exist.
     """
-    if spec.fit is not None and spec.fit.random_weights:
-        findings.note(spec.name, "fit", "made with members of random weights: its accuracy means nothing")
+    random = any(m is not None and m.manifest is not None and m.manifest.random_weights for m in models.values())
+    if spec.fit is not None and (random or spec.fit.random_weights):
+        text = "made with members of random weights"
+        if spec.fit.accuracy is None:
+            findings.note(spec.name, "fit", f"{text}: for cost and speed work, not for accuracy")
+        else:
+            findings.fault(
+                spec.name, "fit accuracy", f"{text}: an accuracy of them is no result; plan with trained ones"
+            )
     calls = sum(
         len(stage.members) * (_workers(spec, index) if index else 1) for index, stage in enumerate(spec.stages)
     )

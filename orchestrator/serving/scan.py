@@ -15,6 +15,8 @@ from orchestrator.spec.faults import NAME
 
 SERVED = ("onnxruntime", "python")
 ENSEMBLE = "ensemble"
+# The same release as docker-compose.yml.
+IMAGE = "nvcr.io/nvidia/tritonserver:26.07-py3"
 # Triton picks the backend by the model file's name when the configuration does not say (core's
 # model_config_utils.cc); older configurations name a platform instead.
 _BY_FILE = {
@@ -100,7 +102,7 @@ def check_models(models: Iterable[ModelEntry], repository: Path) -> None:
             f"{repository}",
             got=", ".join(f"model {model.name} with backend {model.backend}" for model in lacking),
             expected=f"backends the embedded server has ({', '.join(SERVED)}, and ensembles)",
-            fix="serve them with `docker compose up`, the NVIDIA image has more backends",
+            fix=f"serve them with NVIDIA's image, {IMAGE}: make compose && docker compose up -d triton",
         )
 
 

@@ -16,6 +16,8 @@ from orchestrator.spec.faults import Faults, is_number
 
 MANIFEST_FORMAT = 1
 PRECISIONS = ("fp32", "fp16", "int8")
+# Facts without a type of their own: JSON objects.
+_OBJECTS = ("parity", "training", "versions", "in_graph", "agreement", "engine", "options", "data_files")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +102,11 @@ class Manifest:
         faults = Faults(f"manifest {self.name}")
         faults.name("name", self.name)
         faults.text("file", self.file)
-        for key, path in (("file", self.file), *(("data_files", path) for path in self.data_files)):
+        for key in _OBJECTS:
+            value = getattr(self, key)
+            faults.check(key, isinstance(value, dict), f"got {value!r}, expected an object")
+        beside = self.data_files if isinstance(self.data_files, dict) else {}
+        for key, path in (("file", self.file), *(("data_files", path) for path in beside)):
             outside = isinstance(path, str) and (path.startswith("/") or ".." in Path(path).parts)
             faults.check(key, not outside, f"got {path!r}, expected a path inside the member's folder")
         faults.one_of("precision", self.precision, PRECISIONS)

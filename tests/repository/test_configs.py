@@ -81,6 +81,24 @@ def test_a_tensorrt_engine_always_goes_to_the_gpu() -> None:
     assert config.backend == "tensorrt"
     assert [group.kind for group in config.instance_group] == [KIND_GPU]
     assert not config.parameters
+    # The GPU flavour is the same, so that --model-config-name=gpu changes nothing.
+    assert config == member_config(manifest_of("engine", "0" * 64, file="1/model.plan"), device="gpu")
+
+
+@pytest.mark.parametrize(
+    ("engine", "sizes"),
+    [({}, [1, 8]), ({"profile": {"min": 2, "opt": 4, "max": 8}}, [2, 8]), ({"profile": {"min": 8}}, [8])],
+)
+def test_a_tensorrt_engine_is_warmed_up_at_both_ends_of_its_profile(engine: dict, sizes: list[int]) -> None:
+    config = member_config(manifest_of("engine", "0" * 64, file="1/model.plan", engine=engine))
+    assert [warm.batch_size for warm in config.model_warmup] == sizes
+    assert not config.cc_model_filenames
+
+
+def test_engine_facts_that_somebody_damaged_are_passed_over() -> None:
+    for engine in ({"profile": 5}, {"profile": {"min": "two"}}):
+        config = member_config(manifest_of("engine", "0" * 64, file="1/model.plan", engine=engine))
+        assert [warm.batch_size for warm in config.model_warmup] == [1, 8]
 
 
 def test_an_unusual_file_name_is_told_to_the_backend() -> None:

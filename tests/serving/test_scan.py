@@ -114,6 +114,16 @@ def test_every_model_the_server_cannot_run_is_named(tmp_path: Path) -> None:
     with pytest.raises(RepositoryError, match=expected) as caught:
         check_models(scan_repository(tmp_path), tmp_path)
     assert "fine" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_engine_names_the_image_that_serves_it(tmp_path: Path) -> None:
+    add(tmp_path, "small_trt", 'backend: "tensorrt"', "1/model.plan")
+    expected = (
+        r"model small_trt with backend tensorrt, .*nvcr\.io/nvidia/tritonserver:.*docker compose up -d triton$"
+    )
+    with pytest.raises(RepositoryError, match=expected):
+        check_models(scan_repository(tmp_path), tmp_path)
 
 
 def test_a_model_that_brings_its_backend_along_is_left_to_triton(tmp_path: Path) -> None:

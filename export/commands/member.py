@@ -1,0 +1,153 @@
+"""`python -m export member`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from export.commands.console import needs, progress_on
+from orchestrator.errors import ExportError
+from orchestrator.spec import Manifest, manifest_from_path
+
+if TYPE_CHECKING:
+    pass
+
+PRECISIONS = ("fp32", "fp16", "int8")
+
+
+def member(
+    sources: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="SOURCE...",
+            help="hf:<hub id or folder>, timm:<name>, torchvision:<name>, torch:<module>:<callable>, onnx:<path>, "
+            "or a name of `python -m export zoo`.",
+            show_default=False,
+        ),
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Model repository to write into.")] = Path(
+        "model_repository"
+    ),
+    name: Annotated[str | None, typer.Option(help="Member name; one source and one resolution only.")] = None,
+    image_px: Annotated[
+        int | None,
+        typer.Option(
+            min=8,
+            help="Side of the uint8 images the committee takes; None: the largest any of these members needs.",
+        ),
+    ] = None,
+    resolution: Annotated[
+        list[int] | None,
+        typer.Option(min=8, help="Side the network sees; give it twice for two members of one network."),
+    ] = None,
+    precision: Annotated[
+        list[str] | None,
+        typer.Option(help="fp32, fp16 or int8, also several; fp16 and int8 are made from the fp32 member."),
+    ] = None,
+    calibrate: Annotated[
+        Path | None, typer.Option(help="Rows for int8: .npy, or .npz with images, as the member takes them.")
+    ] = None,
+    random_weights: Annotated[
+        bool, typer.Option("--random-weights", help="New weights, for cost and speed work only.")
+    ] = False,
+    seed: Annotated[int, typer.Option(help="Of random weights.")] = 0,
+    weights: Annotated[Path | None, typer.Option(help="State dict for torch: sources.")] = None,
+    mean: Annotated[str | None, typer.Option(help="Per channel, on a 0-1 scale: 0.485,0.456,0.406.")] = None,
+    std: Annotated[str | None, typer.Option(help="Per channel, on a 0-1 scale.")] = None,
+    dims: Annotated[str | None, typer.Option(help="Input of a torch: source without the batch: 3,32,32.")] = None,
+    output_name: Annotated[str | None, typer.Option(help="Output to take from an ONNX file with several.")] = None,
+    probabilities: Annotated[
+        bool, typer.Option("--probabilities", help="The model's output is probabilities, not logits.")
+    ] = False,
+    parity_rows: Annotated[int, typer.Option(min=8, help="Rows compared with the original.")] = 64,
+    max_batch_size: Annotated[int, typer.Option(min=1, help="Largest batch of the served member.")] = 64,
+    force: Annotated[bool, typer.Option(help="Export again even where the member is up to date.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print what was done as JSON.")] = False,
+) -> None:
+    """Export trained models as members of one committee: ONNX, image processing inside, proof in the manifest.
+
+    Examples:
+        python -m export member hf:google/efficientnet-b0 hf:microsoft/resnet-50 -o model_repository
+        python -m export member hf:./my_model --resolution 160 --resolution 224
+        python -m export member torch:my_package.nets:make --weights net.safetensors --dims 3,32,32
+    """
+    with needs("export member"):
+        from export.sources import Asked
+    asked = Asked(
+        random_weights=random_weights,
+        seed=seed,
+        weights=weights,
+        mean=_numbers("--mean", mean),
+        std=_numbers("--std", std),
+        dims=_dims(dims),
+        output_kind="probabilities" if probabilities else "logits",
+        output_name=output_name,
+    )
+    kinds = _precisions(precision)
+    start = time.monotonic()
+    with needs("export member"), progress_on("reading sources") as progress:
+        from export.committee import export_committee, plans_of
+
+        asked = dataclasses.replace(asked, progress=progress)
+        plans = plans_of(sources, asked, resolutions=resolution or [None], name=name, image_px=image_px)
+        plans = [dataclasses.replace(p, parity_rows=parity_rows, max_batch_size=max_batch_size) for p in plans]
+        done = export_committee(
+            output, plans, precisions=kinds, calibrate=calibrate, force=force, progress=progress
+        )
+    _say(output, done, seconds=time.monotonic() - start, as_json=as_json)
+
+
+def _say(output: Path, done: dict[str, str], *, seconds: float, as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps({"members": done, "seconds": round(seconds, 1)}))
+        return
+    for name, what in done.items():
+        manifest = manifest_from_path(output / name / "manifest.json")
+        typer.echo(f"{output / name}: {what}; {summary(manifest)}")
+
+
+def summary(manifest: Manifest) -> str:
+    """One line about a member."""
+    words = [f"{manifest.parameters / 1e6:.2f} M parameters", f"{manifest.macs / 1e9:.3f} GMACs a row"]
+    if "max_abs" in manifest.parity:
+        words.append(f"differs from the original by at most {manifest.parity['max_abs']:.1e}")
+    if manifest.agreement:
+        words.append(
+            f"same top-1 as fp32 on {manifest.agreement['same_top1']:.1%} of {manifest.agreement['rows']} rows"
+        )
+    if manifest.random_weights:
+        words.append("RANDOM WEIGHTS: its answers mean nothing")
+    return ", ".join(words)
+
+
+def _numbers(option: str, text: str | None) -> tuple[float, ...] | None:
+    return None if text is None else tuple(_parsed(option, text, float))
+
+
+def _dims(text: str | None) -> tuple[int, ...] | None:
+    if text is None:
+        return None
+    sizes = tuple(_parsed("--dims", text, int))
+    if any(size < 1 for size in sizes):
+        raise ExportError("--dims", got=text, expected="sizes of at least 1, such as 3,32,32")
+    return sizes
+
+
+def _parsed(option: str, text: str, kind: Callable[[str], float]) -> list:
+    try:
+        return [kind(part) for part in text.split(",")]
+    except ValueError as error:
+        raise ExportError(option, got=text, expected="numbers with commas between them") from error
+
+
+def _precisions(words: list[str] | None) -> list[str]:
+    wrong = [word for word in words or [] if word not in PRECISIONS]
+    if wrong:
+        raise ExportError("--precision", got=", ".join(wrong), expected=", ".join(PRECISIONS))
+    return list(dict.fromkeys(words or ["fp32"]))

@@ -1,0 +1,54 @@
+"""`python -m export onefile`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from export.commands.console import needs, progress_on
+
+
+def onefile(
+    cascade: Annotated[Path, typer.Argument(help="A cascade.json, or the folder of a rendered cascade.")],
+    repository: Annotated[
+        Path, typer.Option("--repository", "-r", help="Model repository with its members.")
+    ] = Path("model_repository"),
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Model repository to write into; else the same.")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the model; else <cascade>_onefile or _lead.")] = None,
+    stages: Annotated[
+        int | None,
+        typer.Option(min=1, help="Only that many leading stages, giving the raw outputs of their members."),
+    ] = None,
+    force: Annotated[bool, typer.Option(help="Write over a model that this command did not make.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print what was written as JSON.")] = False,
+) -> None:
+    """Write a whole cascade as one ONNX model, for any ONNX Runtime.
+
+    The graph skips the stages that no row of a batch needs, and asks later ones for the unsure rows only. Its
+    answers are the cascade's own. It takes no request parameters (min_stage, max_stage, threshold_shift,
+    deadline_us), and a row for which a member's output is no number gets label -1, NaN and status bit 1.
+
+    Example: python -m export onefile model_repository/digits_cascade/1/cascade.json --output build/onefile
+    """
+    with needs("export onefile"):
+        from export.onefile import write_onefile
+        from orchestrator.repository.on_disk import plan_path
+        from orchestrator.spec import cascade_from_path
+    path = cascade
+    if cascade.is_dir():
+        path = plan_path(cascade) or cascade / "1" / "cascade.json"
+    with progress_on(f"putting {path} into one graph"):
+        done = write_onefile(
+            cascade_from_path(path), repository, output=output, name=name, stages=stages, force=force
+        )
+    if as_json:
+        typer.echo(json.dumps({**dataclasses.asdict(done), "folder": str(done.folder)}))
+        return
+    what = f"{done.stages} stages, {', '.join(done.members)}, {done.size_bytes / 1e6:.1f} MB"
+    typer.echo(f"{done.folder}: {what if done.changed else f'up to date ({what})'}")

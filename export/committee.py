@@ -1,0 +1,119 @@
+"""Several members at once, so that they fit each other: one image size, one set of classes, one name each."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from export.derive import export_precision, require_sense
+from export.member import Plan, export_member
+from export.members import require_ours
+from export.sources import Asked, identify
+from orchestrator.errors import ExportError
+from orchestrator.spec import Manifest, manifest_from_path
+from orchestrator.spec.faults import NAME
+
+
+def plans_of(
+    sources: Sequence[str],
+    asked: Asked,
+    *,
+    resolutions: Sequence[int | None] = (None,),
+    name: str | None = None,
+    image_px: int | None = None,
+) -> list[Plan]:
+    """What every source at every resolution will be; nothing is read into memory yet.
+
+    Args:
+        sources: as given.
+        asked: the options that all share.
+        resolutions: sides the networks see; None for the one asked for, or their own.
+        name: of the only member.
+        image_px: side of the committee's images.
+
+    Raises:
+        ExportError: a source is not there, or two members would share a name.
+    """
+    if name is not None and len(sources) * len(resolutions) > 1:
+        raise ExportError("--name", got=f"{len(sources) * len(resolutions)} members", expected="one")
+    if name is not None and not NAME.match(name):
+        raise ExportError("--name", got=name, expected="letters, digits, '_', '.' and '-'")
+    plans = []
+    for text in sources:
+        for side in resolutions:
+            one = dataclasses.replace(asked, resolution_px=side or asked.resolution_px)
+            identity = identify(text, one)
+            made = f"{identity.name}_{side}" if len(resolutions) > 1 else identity.name
+            plans.append(
+                Plan(
+                    name=name or made,
+                    identity=identity,
+                    asked=one,
+                    image_px=None if image_px is None else (image_px, image_px),
+                )
+            )
+    names = [plan.name for plan in plans]
+    twice = sorted({word for word in names if names.count(word) > 1})
+    if twice:
+        raise ExportError(
+            "members",
+            got=f"{', '.join(twice)} twice",
+            expected="different names",
+            fix="export them one by one with --name",
+        )
+    return plans
+
+
+def export_committee(
+    repository: Path,
+    plans: Sequence[Plan],
+    *,
+    precisions: Sequence[str] = ("fp32",),
+    calibrate: Path | None = None,
+    force: bool,
+    progress: Callable[[str], None],
+) -> dict[str, str]:
+    """Exports members that shall work together.
+
+    Args:
+        repository: model repository to write into.
+        plans: of the members.
+        precisions: each gives a member of its own; the fp32 one, which the others are made from, is always there.
+        calibrate: rows for int8.
+        force: export again, also over models that were not exported here.
+        progress: told what is being done.
+
+    Returns:
+        member name -> "exported" or "up to date".
+
+    Raises:
+        ExportError: a member cannot be exported, or does not fit those before it; the ones before stay.
+        RepositoryError: the repository cannot be written.
+    """
+    require_ours(repository, [plan.name for plan in plans], force=force)
+    lower = [word for word in precisions if word != "fp32"]
+    for word in lower:
+        require_sense(plans[0].name, word, calibrate)
+    done: dict[str, str] = {}
+    first: Manifest | None = None
+    for plan in with_one_image_size(plans):
+        done[plan.name] = export_member(repository, plan, force=force, progress=progress, beside=first)
+        first = first or manifest_from_path(repository / plan.name / "manifest.json")
+        for word in lower:
+            name, what = export_precision(
+                repository, plan.name, to=word, calibrate=calibrate, force=force, progress=progress
+            )
+            done[name] = what
+    return done
+
+
+def with_one_image_size(plans: Sequence[Plan]) -> list[Plan]:
+    """The plans with the committee's image size filled in: the largest that any of them needs."""
+    if all(plan.image_px is not None for plan in plans):
+        return list(plans)
+    needed = [size for plan in plans if (size := plan.identity.image_px()) is not None]
+    if not needed:
+        return list(plans)
+    largest = (max(height for height, _ in needed), max(width for _, width in needed))
+    return [dataclasses.replace(plan, image_px=plan.image_px or largest) for plan in plans]

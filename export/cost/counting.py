@@ -1,0 +1,196 @@
+"""Multiply-accumulates of a whole graph, node by node, the graphs inside If, Loop and Scan included."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import onnx
+from onnx import inliner, numpy_helper
+
+from export.cost.outline import Path, graphs_of
+from export.cost.parameters import parameters_of
+from export.cost.rules import NodeView, Shape, is_preprocess, macs_of, operator_of
+from export.cost.shapes import Shapes, shapes_of
+from orchestrator.errors import ExportError
+
+LARGER_BRANCH = "of an If the larger branch counts: an upper bound"
+EARLY_END = "a Loop that may end early counts in full: an upper bound"
+
+
+@dataclass(frozen=True, kw_only=True)
+class NodeCost:
+    """Multiply-accumulates of one node, for all rows the graph was counted at."""
+
+    name: str
+    operator: str
+    macs: int
+    # Part of the image processing, not of the network.
+    preprocess: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class GraphCost:
+    """What a graph costs.
+
+    Args:
+        rows: batch the shapes were inferred at; totals are divided by it.
+        parameters: of the network.
+        nodes: every node that multiplies and accumulates; those of a graph inside another are named
+            "outer > inner".
+        notes: what the numbers assume, empty when they are exact.
+    """
+
+    rows: int
+    parameters: int
+    nodes: tuple[NodeCost, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def macs_per_row(self) -> int:
+        """Of the network."""
+        return self.per_row(node for node in self.nodes if not node.preprocess)
+
+    @property
+    def preprocess_macs_per_row(self) -> int:
+        """Of the image processing in front of it."""
+        return self.per_row(node for node in self.nodes if node.preprocess)
+
+    def per_row(self, nodes: Iterable[NodeCost]) -> int:
+        """Sum over some of the nodes, rounded up to whole multiply-accumulates per row."""
+        return -(-sum(node.macs for node in nodes) // self.rows)
+
+
+def cost_of(model: onnx.ModelProto, shapes: Mapping[str, Sequence[int]] | None = None) -> GraphCost:
+    """Counts a graph; its weights may be missing, their shapes suffice.
+
+    Args:
+        model: any; a free batch axis is taken as 1 and a fixed one as it is.
+        shapes: of inputs, batch first, where the model leaves more than the batch open.
+
+    Raises:
+        ExportError: a shape that matters cannot be inferred, or an operator's work is not known.
+    """
+    whole = inliner.inline_local_functions(model) if model.functions else model
+    found = shapes_of(whole, shapes or {})
+    counter = _Counter(found)
+    nodes = counter.count(whole.graph, (), {}, {})
+    return GraphCost(
+        rows=found.rows,
+        parameters=parameters_of(whole),
+        nodes=tuple(nodes),
+        notes=(*found.notes, *sorted(counter.notes)),
+    )
+
+
+def macs_per_row(model: onnx.ModelProto) -> int:
+    """Multiply-accumulates of the network, one row, image processing in the graph left out.
+
+    Args:
+        model: with a batch axis first in its input.
+
+    Raises:
+        ExportError: a shape that matters cannot be inferred, or an operator's work is not known.
+    """
+    return cost_of(model).macs_per_row
+
+
+def preprocess_macs_per_row(model: onnx.ModelProto) -> int:
+    """Multiply-accumulates of the image processing in front of the network ("preprocess/..."), one row.
+
+    Args:
+        model: with a batch axis first in its input.
+
+    Raises:
+        ExportError: a shape that matters cannot be inferred, or an operator's work is not known.
+    """
+    return cost_of(model).preprocess_macs_per_row
+
+
+class _Counter:
+    def __init__(self, shapes: Shapes) -> None:
+        self.notes: set[str] = set()
+        self._scopes = shapes.scopes
+
+    def count(
+        self,
+        graph: onnx.GraphProto,
+        path: Path,
+        outer: Mapping[str, Shape],
+        constants: Mapping[str, onnx.TensorProto],
+    ) -> list[NodeCost]:
+        """Nodes of a graph and of those inside it, each for as often as it runs."""
+        shapes = {**outer, **self._scopes[path]}
+        values = {**constants, **_constants(graph)}
+        found: list[NodeCost] = []
+        for node in graph.node:
+            name = node.name or f"{node.op_type} of {node.output[0] if node.output else '?'}"
+            view = NodeView(node, name, shapes)
+            inside = {
+                attribute: self.count(inner, key, shapes, values)
+                for attribute, key, inner in graphs_of(node, path)
+            }
+            if not inside:
+                preprocess = is_preprocess(node.name)
+                cost = NodeCost(name=name, operator=operator_of(node), macs=macs_of(view), preprocess=preprocess)
+                found += [cost] if cost.macs else []
+                continue
+            found += [
+                replace(cost, name=f"{name} > {cost.name}", macs=cost.macs * times)
+                for costs, times in self._runs(view, inside, values)
+                for cost in costs
+            ]
+        return found
+
+    def _runs(
+        self, view: NodeView, inside: Mapping[str, list[NodeCost]], constants: Mapping[str, onnx.TensorProto]
+    ) -> list[tuple[list[NodeCost], int]]:
+        """What a node with graphs inside runs, and how often."""
+        if not any(inside.values()):
+            return []
+        operator = view.node.op_type
+        if operator == "If":
+            branches = sorted(inside.values(), key=_total)
+            if _total(branches[0]) != _total(branches[-1]):
+                self.notes.add(LARGER_BRANCH)
+            return [(branches[-1], 1)]
+        if operator == "Scan":
+            first = len(view.node.input) - view.attribute("num_scan_inputs", 1)
+            axis = (view.attribute("scan_input_axes", None) or [0])[0]
+            return [(inside["body"], view.shape(first)[axis])]
+        trips = constants.get(view.node.input[0]) if operator == "Loop" else None
+        if trips is None:
+            raise ExportError(
+                f"cost of {view.subject}",
+                got=f"{operator} that runs an unknown number of times",
+                expected="a constant number",
+                fix="unroll it, or count its body alone",
+            )
+        if not _runs_to_the_end(view.attribute("body", None)):
+            self.notes.add(EARLY_END)
+        return [(inside["body"], int(numpy_helper.to_array(trips).item()))]
+
+
+def _total(costs: Iterable[NodeCost]) -> int:
+    return sum(cost.macs for cost in costs)
+
+
+def _runs_to_the_end(body: onnx.GraphProto) -> bool:
+    """Whether a loop's body hands its own condition on, or a constant one."""
+    made = {output: node for node in body.node for output in node.output}
+    name = body.output[0].name
+    while name in made and made[name].op_type == "Identity":
+        name = made[name].input[0]
+    constant = _constants(body)
+    if name in constant:
+        return bool(numpy_helper.to_array(constant[name]).item())
+    return name == body.input[1].name
+
+
+def _constants(graph: onnx.GraphProto) -> dict[str, onnx.TensorProto]:
+    found = {weight.name: weight for weight in graph.initializer}
+    for node in graph.node:
+        for part in node.attribute:
+            if node.op_type == "Constant" and part.name == "value":
+                found[node.output[0]] = part.t
+    return found

@@ -1,0 +1,276 @@
+"""Multiply-accumulates of one node, operator by operator; what is not known to be cheap is refused, never 0."""
+
+from __future__ import annotations
+
+import functools
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import onnx
+
+from export.cost.einsum import einsum_macs
+from export.preprocess import PREFIX
+from orchestrator.errors import ExportError
+
+Shape = tuple[int, ...]
+MICROSOFT = "com.microsoft::"
+# A member's own image processing; in a whole cascade as one graph its names stand behind the member's.
+_PREPROCESS = re.compile(rf"(member/[^/]+/)?{re.escape(PREFIX)}")
+
+
+@dataclass(frozen=True)
+class NodeView:
+    """One node with the shapes around it.
+
+    Args:
+        node: of the graph.
+        subject: its name, for messages.
+        shapes: of every value it can see that has a fixed one.
+    """
+
+    node: onnx.NodeProto
+    subject: str
+    shapes: Mapping[str, Shape]
+
+    def shape(self, index: int) -> Shape:
+        """Shape of an input."""
+        return self._shape(self.node.input[index])
+
+    def output(self, index: int = 0) -> Shape:
+        """Shape of an output."""
+        return self._shape(self.node.output[index])
+
+    def has(self, index: int) -> bool:
+        """Whether an optional input is there."""
+        return index < len(self.node.input) and bool(self.node.input[index])
+
+    def attribute(self, name: str, default: Any) -> Any:
+        """Value of an attribute."""
+        found = [part for part in self.node.attribute if part.name == name]
+        return onnx.helper.get_attribute_value(found[0]) if found else default
+
+    def _shape(self, name: str) -> Shape:
+        if name not in self.shapes:
+            raise ExportError(
+                f"cost of {self.subject}",
+                got=f"tensor {name} without a fixed shape",
+                expected="shapes that follow from the inputs' shapes",
+                fix="fix all axes but the batch with --shape INPUT=1,3,224,224, or count the graph before it was "
+                "optimised for one runtime",
+            )
+        return self.shapes[name]
+
+
+Rule = Callable[[NodeView], int]
+
+
+def operator_of(node: onnx.NodeProto) -> str:
+    """Operator with its domain, the standard domain left out."""
+    return node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}::{node.op_type}"
+
+
+def is_preprocess(name: str) -> bool:
+    """Whether a node or constant of that name is image processing in front of the network, not the network."""
+    return _PREPROCESS.match(name) is not None
+
+
+def macs_of(view: NodeView) -> int:
+    """Multiply-accumulates of a node without graphs inside.
+
+    Raises:
+        ExportError: its operator's work is not known, or a shape is missing.
+    """
+    operator = operator_of(view.node)
+    rule = RULES.get(operator)
+    if rule is not None:
+        return rule(view)
+    if is_light(view.node):
+        return 0
+    runtime_made = operator.startswith("com.m")
+    raise ExportError(
+        f"cost of {view.subject}",
+        got=f"operator {operator}",
+        expected="operators whose multiply-accumulates are known",
+        fix="count the graph before it was optimised for one runtime"
+        if runtime_made
+        else "count it in the framework it comes from",
+    )
+
+
+def is_light(node: onnx.NodeProto) -> bool:
+    """Whether an operator is known to do no products that are summed up."""
+    operator = operator_of(node)
+    if operator == node.op_type and node.op_type not in _HEAVY:
+        return operator in _LIGHT or _is_reviewed(operator)
+    return operator in _LIGHT
+
+
+@functools.cache
+def _is_reviewed(operator: str) -> bool:
+    return any(onnx.defs.has(operator, opset) for opset in range(1, _REVIEWED_OPSET + 1))
+
+
+def _convolution(weight: int) -> Rule:
+    # A weight is (out, in / groups, *kernel), so one output value takes size / out products.
+    return lambda view: math.prod(view.output()) * math.prod(view.shape(weight)[1:])
+
+
+def _transposed_convolution(view: NodeView) -> int:
+    return math.prod(view.shape(0)) * math.prod(view.shape(1)[1:])
+
+
+def _gemm(view: NodeView) -> int:
+    axis: int = 0 if view.attribute("transA", 0) else 1
+    return math.prod(view.output()) * view.shape(0)[axis]
+
+
+def _matmul(view: NodeView) -> int:
+    axis = -1
+    if view.attribute("transA", 0):
+        axis = 0 if view.attribute("transBatchA", 0) else -2
+    return math.prod(view.output()) * view.shape(0)[axis]
+
+
+def _einsum(view: NodeView) -> int:
+    shapes = [view.shape(index) for index in range(len(view.node.input))]
+    return einsum_macs(view.attribute("equation", b"").decode(), shapes, view.subject)
+
+
+def _attention(view: NodeView) -> int:
+    """The standard operator: q k^T, then times v; (n, heads, length, width) or (n, length, heads * width)."""
+    query, key, value = view.shape(0), view.shape(1), view.shape(2)
+    past = view.shape(4)[2] if view.has(4) else 0
+    if len(query) == 4:
+        return math.prod(query[:3]) * (key[2] + past) * (query[3] + value[3])
+    heads: int = view.attribute("q_num_heads", 1)
+    value_heads: int = view.attribute("kv_num_heads", 1)
+    widths = query[2] + heads * value[2] // value_heads
+    return query[0] * query[1] * (key[1] + past) * widths
+
+
+def _projected_attention(past_index: int) -> Rule:
+    """ONNX Runtime's Attention, which holds the projections to q, k and v too."""
+
+    def rule(view: NodeView) -> int:
+        (rows, length, _), weight = view.shape(0), view.shape(1)
+        sizes: list[int] = view.attribute("qkv_hidden_sizes", None) or [weight[1] // 3] * 3
+        past = view.shape(past_index)[3] if view.has(past_index) else 0
+        return rows * length * (math.prod(weight) + (length + past) * (sizes[0] + sizes[2]))
+
+    return rule
+
+
+def _multi_head_attention(view: NodeView) -> int:
+    query = view.shape(0)
+    past = view.shape(6)[2] if view.has(6) else 0
+    hidden = query[2] * query[4] if len(query) == 5 else query[2]
+    if not view.has(1):
+        length, values = query[1], hidden
+    else:
+        key = view.shape(1)
+        length = key[2] if len(key) == 4 else key[1]
+        value = view.shape(2) if view.has(2) else None
+        values = hidden if value is None else value[2] if len(value) == 3 else value[1] * value[3]
+    return query[0] * query[1] * (length + past) * (hidden + values)
+
+
+def _recurrent(view: NodeView) -> int:
+    """Every step multiplies the input by one matrix and the state by another, all gates and directions in them."""
+    return math.prod(view.shape(0)[:2]) * (math.prod(view.shape(1)) + math.prod(view.shape(2)))
+
+
+def _linear_model(view: NodeView) -> int:
+    rows = view.shape(0)[0] if len(view.shape(0)) > 1 else 1
+    return rows * len(view.attribute("coefficients", []))
+
+
+RULES: dict[str, Rule] = {
+    "Conv": _convolution(1),
+    "ConvInteger": _convolution(1),
+    "DeformConv": _convolution(1),
+    "QLinearConv": _convolution(3),
+    f"{MICROSOFT}QLinearConv": _convolution(3),
+    f"{MICROSOFT}FusedConv": _convolution(1),
+    f"{MICROSOFT}NhwcConv": _convolution(1),
+    f"{MICROSOFT}NhwcFusedConv": _convolution(1),
+    "ConvTranspose": _transposed_convolution,
+    "Gemm": _gemm,
+    f"{MICROSOFT}FusedGemm": _gemm,
+    f"{MICROSOFT}QGemm": _gemm,
+    "MatMul": _matmul,
+    "MatMulInteger": _matmul,
+    "QLinearMatMul": _matmul,
+    f"{MICROSOFT}FusedMatMul": _matmul,
+    f"{MICROSOFT}TransposeMatMul": _matmul,
+    f"{MICROSOFT}GemmFastGelu": _matmul,
+    f"{MICROSOFT}MatMulIntegerToFloat": _matmul,
+    f"{MICROSOFT}DynamicQuantizeMatMul": _matmul,
+    f"{MICROSOFT}MatMulInteger16": _matmul,
+    f"{MICROSOFT}MatMulNBits": _matmul,
+    f"{MICROSOFT}MatMulBnb4": _matmul,
+    "Einsum": _einsum,
+    "Attention": _attention,
+    f"{MICROSOFT}Attention": _projected_attention(4),
+    f"{MICROSOFT}QAttention": _projected_attention(8),
+    f"{MICROSOFT}MultiHeadAttention": _multi_head_attention,
+    "LSTM": _recurrent,
+    "GRU": _recurrent,
+    "RNN": _recurrent,
+    f"{MICROSOFT}DynamicQuantizeLSTM": _recurrent,
+    "ai.onnx.ml::LinearClassifier": _linear_model,
+    "ai.onnx.ml::LinearRegressor": _linear_model,
+}
+
+# Operators up to this opset were looked at; one that came later may be anything.
+_REVIEWED_OPSET = 28
+_HEAVY = frozenset(("CausalConvWithState", "DFT", "Det", "LinearAttention", "STFT", "ImageDecoder"))
+_LIGHT = frozenset(
+    (
+        # ONNX Runtime's own operators in the standard domain.
+        "SimplifiedLayerNormalization",
+        "MemcpyFromHost",
+        "MemcpyToHost",
+        *(
+            MICROSOFT + name
+            for name in (
+                *("BiasAdd", "BiasGelu", "BiasSoftmax", "BiasSplitGelu", "FastGelu", "Gelu", "QuickGelu"),
+                *("SkipLayerNormalization", "SkipSimplifiedLayerNormalization", "SkipGroupNorm", "GroupNorm"),
+                *(
+                    "EmbedLayerNormalization",
+                    "RotaryEmbedding",
+                    "QuantizeLinear",
+                    "DequantizeLinear",
+                    "MulInteger",
+                ),
+                *(
+                    "QLinearAdd",
+                    "QLinearMul",
+                    "QLinearConcat",
+                    "QLinearSigmoid",
+                    "QLinearLeakyRelu",
+                    "QLinearWhere",
+                ),
+                *("QLinearSoftmax", "QLinearAveragePool", "QLinearGlobalAveragePool", "QLinearReduceMean"),
+                *("NhwcMaxPool", "GridSample", "ExpandDims", "GatherND", "Pad", "Trilu", "Range", "Unique"),
+            )
+        ),
+        *(
+            f"ai.onnx.ml::{name}"
+            for name in (
+                *("ArrayFeatureExtractor", "Binarizer", "CastMap", "CategoryMapper", "DictVectorizer"),
+                *(
+                    "FeatureVectorizer",
+                    "Imputer",
+                    "LabelEncoder",
+                    "Normalizer",
+                    "OneHotEncoder",
+                    "Scaler",
+                    "ZipMap",
+                ),
+            )
+        ),
+    )
+)

@@ -1,0 +1,250 @@
+"""A member of lower precision from an fp32 one: converted, compared, and written with its own manifest."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnxruntime
+
+from export.half import rounding_from, tiny_weights_of
+from export.members import MODEL_FILE, store_member
+from export.packing import EXTERNAL_OVER_BYTES, packed
+from export.precision import Agreement, agreement_of, fp16_from, int8_from
+from export.reading import ReadMember, is_current, manifest_in, member_from_repository, require_free
+from export.rows import rows_from_path, varied_rows
+from orchestrator.errors import ExportError
+from orchestrator.repository.files import disk_errors, sha256_of_path
+from orchestrator.spec import Manifest
+
+COMMAND = "precision"
+PRECISIONS = ("fp16", "int8")
+FORMAT = 1
+# Rows made up to compare with where none are given, fewer where a pass takes long: 16 at 190 GMACs a row.
+MADE_UP_ROWS = (16, 256)
+_MADE_UP_MACS = 3e12
+# No more are compared: an interval hardly narrows beyond.
+_COMPARED_ROWS = 2048
+# More rows hardly move the least and greatest value seen, and each costs a pass through the network.
+CALIBRATION_ROWS = 512
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Rows:
+    """Rows given, or made up where there are none.
+
+    Args:
+        calibrate: (n, *dims), ranges are taken from them; empty for fp16.
+        compare: (n, *dims), others of the same, compared on.
+        source: where they come from, in words.
+    """
+
+    calibrate: npt.NDArray[Any]
+    compare: npt.NDArray[Any]
+    source: str
+
+
+def export_precision(
+    repository: Path,
+    member: str,
+    *,
+    to: str,
+    calibrate: Path | None = None,
+    output: Path | None = None,
+    name: str | None = None,
+    force: bool = False,
+    progress: Callable[[str], None] = lambda _: None,
+) -> tuple[str, str]:
+    """Makes a member of lower precision, unless it is there already.
+
+    Args:
+        repository: that holds the fp32 member.
+        member: its name.
+        to: "fp16" or "int8".
+        calibrate: rows as the member takes them, .npy or .npz; int8 needs them, and both are compared on them.
+        output: repository to write into; None for the same.
+        name: of the new member; None for the old one's with the precision behind it.
+        force: make it again, also over another exported member.
+        progress: told what is being done.
+
+    Returns:
+        the new member's name, and "exported" or "up to date".
+
+    Raises:
+        ExportError: the member cannot be converted, or the name is taken.
+        DataError: the rows cannot be used.
+        RepositoryError: a repository cannot be read or written.
+    """
+    target, new = output or repository, name or f"{member}_{to}"
+    require_sense(member, to, calibrate)
+    original = manifest_in(repository, member)
+    _require_fp32(original, to)
+    if target.resolve() == repository.resolve() and new == member:
+        raise ExportError("name of the new member", got=new, expected="another than the fp32 member's")
+    require_free(target, new, command=COMMAND, force=force)
+    options = options_of(original, to=to, calibrate=calibrate)
+    if not force and is_current(target / new, options):
+        return new, "up to date"
+    rows = rows_for(original, to=to, calibrate=calibrate)
+    progress(f"{new}: reading {member}")
+    read = member_from_repository(repository, member)
+    progress(f"{new}: converting")
+    model = fp16_from(read.model) if to == "fp16" else int8_from(read.model, rows.calibrate)
+    with disk_errors(f"repository {target}"):
+        target.mkdir(parents=True, exist_ok=True)
+    with packed(model, target) as stored:
+        progress(f"{new}: comparing with {member}")
+        stand_in, computed = _comparable(model, stored.path)
+        agreement = agreement_of(stand_in, repository / member / original.file, rows.compare)
+        manifest = derived_manifest(
+            read,
+            name=new,
+            to=to,
+            sha256=stored.sha256,
+            agreement=agreement,
+            rows=rows,
+            computed=computed,
+            options=options,
+        )
+        data_files = {f"1/{file}": digest for file, digest in stored.data_files.items()}
+        store_member(target, stored, dataclasses.replace(manifest, data_files=data_files))
+    return new, "exported"
+
+
+def derived_manifest(
+    read: ReadMember,
+    *,
+    name: str,
+    to: str,
+    sha256: str,
+    agreement: Agreement,
+    rows: Rows,
+    computed: str,
+    options: dict[str, Any],
+) -> Manifest:
+    """The new member's manifest: the fp32 one's, save for what the conversion changed.
+
+    Costs stay those of fp32: a multiplication is one whatever its width. What half precision rounds up to its
+    smallest value is noted with the agreement.
+    """
+    original = read.manifest
+    found: dict[str, Any] = {
+        "with": original.name,
+        "with_sha256": original.sha256,
+        **dataclasses.asdict(agreement),
+        "same_top1_ci95": list(agreement.same_top1_ci95),
+        "rows_from": rows.source,
+        "computed": computed,
+    }
+    if to == "fp16":
+        found["tiny_weights"] = tiny_weights_of(read.model)
+    else:
+        found["calibration_rows"] = len(rows.calibrate)
+    return dataclasses.replace(
+        original,
+        name=name,
+        file=MODEL_FILE,
+        sha256=sha256,
+        source=f"{original.source}; python -m export precision {original.name} --to {to}",
+        precision=to,
+        parity={
+            "against": f"{original.name} in fp32",
+            "rows": agreement.rows,
+            "max_abs": agreement.max_abs,
+            "mean_abs": agreement.mean_abs,
+            "same_top1": agreement.same_top1,
+        },
+        agreement=found,
+        options=options,
+        data_files={},
+        versions={**original.versions, "onnx": onnx.__version__, "onnxruntime": onnxruntime.__version__},
+    )
+
+
+def _comparable(model: onnx.ModelProto, stored: Path) -> tuple[bytes | Path, str]:
+    """What to compare in place of a stored model, and how that computes, in words."""
+    half = any(weight.data_type == onnx.TensorProto.FLOAT16 for weight in model.graph.initializer)
+    inside = any(part.HasField("g") or part.graphs for node in model.graph.node for part in node.attribute)
+    # In fp32 the weights take twice their room, and a graph in memory must stay below 2 GB.
+    if not half or inside or 2 * stored.stat().st_size > EXTERNAL_OVER_BYTES:
+        return stored, "as ONNX Runtime does on a CPU" + (", in fp32 between fp16 weights" if half else "")
+    return rounding_from(model).SerializeToString(), "rounded to fp16 after every operation, as a GPU does"
+
+
+def options_of(original: Manifest, *, to: str, calibrate: Path | None) -> dict[str, Any]:
+    """What decides the new member's file."""
+    return {
+        "command": COMMAND,
+        "format": FORMAT,
+        "from": original.name,
+        "from_sha256": original.sha256,
+        "to": to,
+        "rows_sha256": None if calibrate is None else sha256_of_path(_existing(calibrate)),
+    }
+
+
+def rows_for(original: Manifest, *, to: str, calibrate: Path | None) -> Rows:
+    """The rows to calibrate and to compare with.
+
+    Of a file of rows every fourth is kept for comparing, so that int8 is not judged on what it was fitted to.
+
+    Raises:
+        DataError: the file cannot be used.
+    """
+    if calibrate is None:
+        low, high = MADE_UP_ROWS
+        made = varied_rows(original.input, int(min(high, max(low, _MADE_UP_MACS // max(original.macs, 1)))))
+        return Rows(calibrate=made[:0], compare=made, source="made up")
+    rows = rows_from_path(calibrate, original.input)
+    digest = hashlib.sha256(np.ascontiguousarray(rows).tobytes()).hexdigest()
+    source = f"{calibrate.name} (rows of sha256 {digest[:12]})"
+    if to == "fp16":
+        return Rows(calibrate=rows[:0], compare=_spread(rows, _COMPARED_ROWS), source=source)
+    if len(rows) < 2:
+        raise ExportError(f"calibration rows of {calibrate}", got=f"{len(rows)} row", expected="at least 2")
+    kept = np.arange(len(rows)) % 4 == 1
+    return Rows(
+        calibrate=_spread(rows[~kept], CALIBRATION_ROWS),
+        compare=_spread(rows[kept], _COMPARED_ROWS),
+        source=f"every fourth of {source}",
+    )
+
+
+def _spread(rows: npt.NDArray[Any], limit: int) -> npt.NDArray[Any]:
+    """At most so many of the rows, from the first to the last."""
+    return rows[np.linspace(0, len(rows) - 1, min(len(rows), limit)).astype(np.intp)]
+
+
+def require_sense(member: str, to: str, calibrate: Path | None) -> None:
+    """Raises ExportError for a precision there is none of, or int8 without rows."""
+    if to not in PRECISIONS:
+        raise ExportError("--to", got=to, expected=" or ".join(PRECISIONS))
+    if to == "int8" and calibrate is None:
+        raise ExportError(
+            f"int8 of {member}",
+            got="no calibration rows",
+            expected="some hundred rows like those it will be asked",
+            fix="name a file of them with --calibrate rows.npy",
+        )
+
+
+def _require_fp32(original: Manifest, to: str) -> None:
+    if original.precision != "fp32":
+        raise ExportError(
+            f"{to} of {original.name}",
+            got=f"an {original.precision} member",
+            expected="an fp32 one",
+            fix=f"name {original.options.get('from') or 'the member it was made from'}",
+        )
+
+
+def _existing(path: Path) -> Path:
+    if not path.is_file():
+        raise ExportError(f"rows of {path}", got="no such file", expected="an .npy or .npz of rows")
+    return path

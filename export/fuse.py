@@ -1,0 +1,261 @@
+"""Members of an ensemble stage and their average as one member.
+
+The fused graph says what the decision core would make of the separate members: `mean_logit` gives the weighted
+mean of z / T as logits, `mean_prob` the weighted mean of softmax(z / T) as probabilities. Asked with weight = sum
+of the weights and temperature 1 it therefore takes the stage's place in a cascade: the core's running sums come
+out the same but for rounding. `vote` looks at the members one by one and has no such form.
+
+Every fused graph is compared with its members, through the decision core, before it is written.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnxruntime
+from onnx import TensorProto, helper
+
+from export.average import add_average
+from export.cost import preprocess_macs_per_row
+from export.fitting import common_of, require_fitting
+from export.graphs import full_check
+from export.members import MODEL_FILE, store_member
+from export.merge import Merger
+from export.packing import Packed, packed
+from export.parity import BATCHES, MIN_ROWS, session_of
+from export.reading import ReadMember, is_current, manifest_in, member_from_repository, require_free
+from export.rows import varied_rows
+from orchestrator.decision.combine import Combiner
+from orchestrator.errors import ExportError
+from orchestrator.repository.files import disk_errors
+from orchestrator.spec import CascadeSpec, InputSpec, Manifest, Member, Stage, TensorSpec
+
+COMMAND = "fuse"
+FORMAT = 1
+COMBINES = ("mean_logit", "mean_prob")
+# Rounding of one average taken in another order; anything above is a mistake.
+MAX_ABS_ERROR = 1e-5
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Fusion:
+    """What is to be fused.
+
+    Args:
+        name: of the fused member.
+        members: how each is asked, in plan order: name, weight and temperature count.
+        combine: one of COMBINES.
+    """
+
+    name: str
+    members: tuple[Member, ...]
+    combine: str
+
+    @property
+    def output(self) -> tuple[str, str]:
+        """Name and output_kind of what comes out."""
+        return ("logits", "logits") if self.combine == "mean_logit" else ("probabilities", "probabilities")
+
+
+def fuse(
+    repository: Path,
+    fusion: Fusion,
+    *,
+    output: Path | None = None,
+    force: bool = False,
+    progress: Callable[[str], None] = lambda _: None,
+) -> tuple[Manifest, str]:
+    """Makes a fused member, unless it is there already.
+
+    Args:
+        repository: that holds the members.
+        fusion: what to fuse.
+        output: repository to write into; None for the same.
+        force: make it again, also over another exported member.
+        progress: told what is being done.
+
+    Returns:
+        its manifest, and "fused" or "up to date".
+
+    Raises:
+        ExportError: the members do not fit each other, cannot be fused, or the name is taken.
+        RepositoryError: a repository cannot be read or written.
+        SpecError: a manifest, weight or temperature is wrong.
+    """
+    target = output or repository
+    _require_sense(fusion)
+    manifests = [manifest_in(repository, member.name) for member in fusion.members]
+    require_free(target, fusion.name, command=COMMAND, force=force)
+    options = options_of(fusion, manifests)
+    if not force and is_current(target / fusion.name, options):
+        return manifest_in(target, fusion.name), "up to date"
+    progress(f"{fusion.name}: reading {', '.join(member.name for member in fusion.members)}")
+    parts = [member_from_repository(repository, member.name) for member in fusion.members]
+    require_fitting(fusion.name, parts)
+    progress(f"{fusion.name}: fusing")
+    model = fused_model(fusion, parts)
+    with disk_errors(f"repository {target}"):
+        target.mkdir(parents=True, exist_ok=True)
+    with packed(model, target) as stored:
+        full_check(stored.path, f"fused {fusion.name}")
+        progress(f"{fusion.name}: comparing with its members")
+        parity = fused_parity(repository, fusion, manifests, stored.path)
+        manifest = _manifest(fusion, manifests, model, stored=stored, parity=parity, options=options)
+        store_member(target, stored, manifest)
+    return manifest, "fused"
+
+
+def fused_model(fusion: Fusion, parts: Sequence[ReadMember]) -> onnx.ModelProto:
+    """The members and their average as one graph.
+
+    Args:
+        fusion: what to fuse.
+        parts: its members in the same order, fitting each other.
+    """
+    graph = parts[0].model.graph
+    fed = {weight.name for weight in graph.initializer}
+    merger = Merger(next(value for value in graph.input if value.name not in fed))
+    scores = []
+    for member, part in zip(fusion.members, parts, strict=True):
+        asked = dataclasses.replace(member, output_kind=part.manifest.output_kind)
+        tensor = merger.add(member.name, part.model, output=part.manifest.output.name)
+        scores.append((asked, tensor, part.manifest.output.dtype))
+    name, _ = fusion.output
+    nodes, constants = add_average(scores, combine=fusion.combine, output=name)
+    merger.nodes.extend(nodes)
+    merger.constants.extend(constants)
+    batch = merger.source.type.tensor_type.shape.dim[0].dim_param or "batch"
+    classes = parts[0].manifest.output.dims[0]
+    made = helper.make_tensor_value_info(name, TensorProto.FLOAT, [batch, classes])
+    return merger.model(fusion.name, [made])
+
+
+def fused_parity(repository: Path, fusion: Fusion, manifests: Sequence[Manifest], fused: Path) -> dict[str, Any]:
+    """Compares a fused model with its members asked apart, both as the decision core sees them.
+
+    Raises:
+        ExportError: they differ by more than rounding.
+    """
+    rows = varied_rows(manifests[0].input, MIN_ROWS, seed=2)
+    outputs = [_answers(repository / manifest.name / manifest.file, rows, max(BATCHES)) for manifest in manifests]
+    asked = [
+        dataclasses.replace(member, output_kind=manifest.output_kind)
+        for member, manifest in zip(fusion.members, manifests, strict=True)
+    ]
+    expected, labels = _judged(fusion.combine, manifests[0].input, asked, outputs)
+    name, kind = fusion.output
+    alone = [Member(name=fusion.name, output=name, output_kind=kind)]
+    worst, same = 0.0, 1.0
+    for batch in BATCHES:
+        got, label = _judged(fusion.combine, manifests[0].input, alone, [_answers(fused, rows, batch)])
+        worst = max(worst, float(np.abs(got - expected).max()))
+        same = min(same, float((label == labels).mean()))
+    if not worst <= MAX_ABS_ERROR:
+        raise ExportError(
+            f"fused {fusion.name}",
+            got=f"probabilities that differ by {worst:g} from the members'",
+            expected=f"at most {MAX_ABS_ERROR:g}",
+            fix="a member computes in low precision or depends on the batch: fuse others",
+        )
+    return {
+        "against": "its members asked apart",
+        "rows": len(rows),
+        "batches": list(BATCHES),
+        "max_abs": worst,
+        "same_top1": same,
+    }
+
+
+def options_of(fusion: Fusion, manifests: Sequence[Manifest]) -> dict[str, Any]:
+    """What decides the fused file."""
+    return {
+        "command": COMMAND,
+        "format": FORMAT,
+        "combine": fusion.combine,
+        "members": [
+            {
+                "name": member.name,
+                "sha256": manifest.sha256,
+                "precision": manifest.precision,
+                "weight": member.weight,
+                "temperature": member.temperature,
+            }
+            for member, manifest in zip(fusion.members, manifests, strict=True)
+        ],
+    }
+
+
+def _require_sense(fusion: Fusion) -> None:
+    names = [member.name for member in fusion.members]
+    if len(names) < 2:
+        raise ExportError("fuse", got=", ".join(names) or "no member", expected="at least two members")
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ExportError("fuse", got=f"{', '.join(twice)} more than once", expected="each member once")
+    if fusion.combine not in COMBINES:
+        why = "; vote asks which class each member puts first" if fusion.combine == "vote" else ""
+        raise ExportError(
+            "--combine", got=fusion.combine, expected=f"{' or '.join(COMBINES)}, which are averages{why}"
+        )
+    if fusion.name in names:
+        raise ExportError("name of the fused member", got=fusion.name, expected="another than its members'")
+
+
+def _judged(
+    combine: str, source: TensorSpec, members: Sequence[Member], outputs: Sequence[npt.NDArray[Any]]
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
+    """What the decision core makes of one stage's outputs."""
+    spec = CascadeSpec(
+        name="one_stage",
+        input=InputSpec(name=source.name, dtype=source.dtype, dims=tuple(abs(size) for size in source.dims)),
+        classes=outputs[0].shape[1],
+        stages=(Stage(members=tuple(members)),),
+        combine=combine,
+    )
+    combiner = Combiner(spec)
+    tally = combiner.empty(len(outputs[0]))
+    combiner.add_stage(tally, 0, outputs)
+    return combiner.distribution(tally)
+
+
+def _answers(model: Path, rows: npt.NDArray[Any], batch: int) -> npt.NDArray[np.float32]:
+    session = session_of(model, f"model file {model}")
+    name = session.get_inputs()[0].name
+    starts = range(0, len(rows), batch)
+    return np.concatenate([session.run(None, {name: rows[i : i + batch]})[0] for i in starts])
+
+
+def _manifest(
+    fusion: Fusion,
+    manifests: Sequence[Manifest],
+    model: onnx.ModelProto,
+    *,
+    stored: Packed,
+    parity: dict[str, Any],
+    options: dict[str, Any],
+) -> Manifest:
+    name, kind = fusion.output
+    weighed = ", ".join(f"{m.name} x {m.weight:g} at T {m.temperature:g}" for m in fusion.members)
+    return Manifest(
+        name=fusion.name,
+        file=MODEL_FILE,
+        sha256=stored.sha256,
+        data_files={f"1/{file}": digest for file, digest in stored.data_files.items()},
+        source=f"python -m export fuse, {fusion.combine} of {weighed}",
+        opset=next(part.version for part in model.opset_import if part.domain in ("", "ai.onnx")),
+        input=manifests[0].input,
+        output=TensorSpec(name=name, dtype="FP32", dims=manifests[0].output.dims),
+        output_kind=kind,
+        # What the members share of it is there, and so counted, once.
+        preprocess_macs=preprocess_macs_per_row(model),
+        parity=parity,
+        options=options,
+        versions={"onnx": onnx.__version__, "onnxruntime": onnxruntime.__version__},
+        **common_of(manifests),
+    )

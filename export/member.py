@@ -1,0 +1,304 @@
+"""One trained model from any source into one member: network, image processing, proof, manifest."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+
+from export.cost import COUNTER, macs_per_row, parameters_of, preprocess_macs_per_row
+from export.members import MODEL_FILE, require_ours, store_member
+from export.packing import EXTERNAL_OVER_BYTES, Packed, packed
+from export.parity import MIN_ROWS, parity_of
+from export.rows import varied_rows
+from export.sources import Asked, Identity, Loaded
+from orchestrator.errors import ExportError, SpecError
+from orchestrator.repository.files import sha256_of_path
+from orchestrator.spec import Manifest, Preprocess, TensorSpec, manifest_from_path
+
+EXPORT_FORMAT = 1
+# Rows that a random network's statistics and scores are taken from.
+_SPREAD_ROWS = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What one member will be.
+
+    Args:
+        name: of the member.
+        identity: which weights.
+        asked: the options of its source.
+        image_px: (height, width) of the committee's images; None for the model's own size.
+        parity_rows: rows compared with the original.
+        max_batch_size: largest batch of the served model.
+        external_over_bytes: weights of more than that go into a file of their own.
+    """
+
+    name: str
+    identity: Identity
+    asked: Asked
+    image_px: tuple[int, int] | None = None
+    parity_rows: int = MIN_ROWS
+    max_batch_size: int = 64
+    external_over_bytes: int = EXTERNAL_OVER_BYTES
+
+    def options(self) -> dict[str, Any]:
+        """Everything that decides the member's files, as the manifest keeps it."""
+        asked = self.asked
+        return {
+            "format": EXPORT_FORMAT,
+            "source": self.identity.text,
+            "files": dict(self.identity.files),
+            "resolution_px": asked.resolution_px,
+            "image_px": list(self.image_px) if self.image_px else None,
+            "random_weights": asked.random_weights,
+            "seed": asked.seed,
+            "mean": list(asked.mean) if asked.mean else None,
+            "std": list(asked.std) if asked.std else None,
+            "dims": list(asked.dims) if asked.dims else None,
+            "output_kind": asked.output_kind,
+            "output_name": asked.output_name,
+            "parity_rows": self.parity_rows,
+            "max_batch_size": self.max_batch_size,
+        }
+
+
+def export_member(
+    repository: Path,
+    plan: Plan,
+    *,
+    force: bool,
+    progress: Callable[[str], None],
+    beside: Manifest | None = None,
+) -> str:
+    """Exports a member unless it is there already.
+
+    Args:
+        repository: model repository to write into.
+        plan: what to export.
+        force: export again, also over a model that was not exported here.
+        progress: told what is being done.
+        beside: another member of the same committee, whose classes it must share.
+
+    Returns:
+        "exported" or "up to date".
+
+    Raises:
+        ExportError: the source, the export or its proof failed; what was there before is untouched.
+        RepositoryError: the repository cannot be written.
+    """
+    require_ours(repository, [plan.name], force=force)
+    if not force and is_current(repository / plan.name, plan.options()):
+        return "up to date"
+    progress(f"{plan.name}: reading {plan.identity.text}")
+    loaded = plan.identity.load()
+    image_px = plan.image_px or (loaded.processing.image_px() if loaded.processing is not None else None)
+    if loaded.processing is not None:
+        from export.image_parity import in_the_same_order
+
+        loaded = in_the_same_order(loaded, varied_rows(_input(loaded, image_px), 4, seed=1))
+    spread = _spread(loaded, plan, image_px)
+    progress(f"{plan.name}: exporting to ONNX")
+    network = _network(loaded)
+    model = _with_images(network, loaded, image_px)
+    with packed(model, repository, over_bytes=plan.external_over_bytes) as stored:
+        manifest = _manifest(plan, loaded, model, stored, image_px, spread=spread, progress=progress)
+        if beside is not None:
+            require_same_classes(manifest, beside)
+        store_member(repository, stored, manifest)
+    return "exported"
+
+
+def require_same_classes(manifest: Manifest, other: Manifest) -> None:
+    """Raises ExportError where two members of one committee answer different questions."""
+    mine, others = manifest.output.dims[0], other.output.dims[0]
+    if mine != others:
+        raise ExportError(
+            f"{manifest.name} beside {other.name}",
+            got=f"{mine} classes",
+            expected=f"{others}, as members of one committee share their classes",
+            fix="export them in separate commands if they are not one committee",
+        )
+    if manifest.labels and other.labels and manifest.labels != other.labels:
+        place = next(i for i, (a, b) in enumerate(zip(manifest.labels, other.labels, strict=True)) if a != b)
+        raise ExportError(
+            f"{manifest.name} beside {other.name}",
+            got=f"class {place} called {manifest.labels[place]!r}",
+            expected=f"{other.labels[place]!r}, the same classes in the same order",
+        )
+
+
+def is_current(folder: Path, options: dict[str, Any]) -> bool:
+    """Whether the member there was made with these options and its files are still the ones that were written."""
+    try:
+        manifest = manifest_from_path(folder / "manifest.json")
+    except SpecError:
+        return False
+    files = {manifest.file: manifest.sha256, **manifest.data_files}
+    return manifest.options == options and all(
+        (folder / name).is_file() and sha256_of_path(folder / name) == digest for name, digest in files.items()
+    )
+
+
+def _input(loaded: Loaded, image_px: tuple[int, int] | None) -> TensorSpec:
+    if loaded.processing is None or image_px is None:
+        return TensorSpec(name="image", dtype=loaded.dtype, dims=loaded.dims)
+    return TensorSpec(name="image", dtype="UINT8", dims=(loaded.processing.channels, *image_px))
+
+
+def _spread(loaded: Loaded, plan: Plan, image_px: tuple[int, int] | None) -> dict[str, float]:
+    if not plan.asked.random_weights or loaded.network is None:
+        return {}
+    from export.random_weights import spread_scores
+
+    rows = varied_rows(_input(loaded, image_px), _SPREAD_ROWS, seed=plan.asked.seed)
+    if loaded.processing is not None:
+        from export.image_parity import pillow_processed
+
+        rows = pillow_processed(loaded.processing, rows)
+    return spread_scores(loaded.network, rows.astype(np.float32), seed=plan.asked.seed)
+
+
+def _network(loaded: Loaded) -> onnx.ModelProto:
+    if loaded.proto is not None:
+        return loaded.proto
+    import torch
+
+    from export.to_onnx import onnx_from_torch
+
+    assert loaded.network is not None
+    # Two different rows: constants would let the exporter believe that rows are alike.
+    example = torch.randn(2, *loaded.dims, generator=torch.Generator().manual_seed(0))
+    return onnx_from_torch(loaded.network, example)
+
+
+def _with_images(network: onnx.ModelProto, loaded: Loaded, image_px: tuple[int, int] | None) -> onnx.ModelProto:
+    if loaded.processing is None or image_px is None:
+        return network
+    from export.preprocess import with_preprocess
+
+    return with_preprocess(network, loaded.processing, height_px=image_px[0], width_px=image_px[1])
+
+
+def _manifest(
+    plan: Plan,
+    loaded: Loaded,
+    model: onnx.ModelProto,
+    stored: Packed,
+    image_px: tuple[int, int] | None,
+    *,
+    spread: dict[str, float],
+    progress: Callable[[str], None],
+) -> Manifest:
+    tensor = _input(loaded, image_px)
+    rows = varied_rows(tensor, plan.parity_rows, seed=1)
+    in_graph: dict[str, Any] = {}
+    if loaded.processing is not None and image_px is not None:
+        from export.image_parity import image_parity
+
+        progress(f"{plan.name}: comparing the image processing")
+        in_graph = image_parity(loaded, rows, height_px=image_px[0], width_px=image_px[1])
+    parity = parity_of(
+        stored.path,
+        _reference(loaded, tensor),
+        rows,
+        min_rows=min(MIN_ROWS, plan.parity_rows),
+        progress=lambda text: progress(f"{plan.name}: {text}"),
+    )
+    classes = _classes(model, plan.identity.text, loaded.labels)
+    side = loaded.dims[-1] if loaded.processing is not None else None
+    return Manifest(
+        name=plan.name,
+        file=MODEL_FILE,
+        sha256=stored.sha256,
+        data_files={f"1/{name}": digest for name, digest in stored.data_files.items()},
+        source=plan.identity.text,
+        precision="fp32",
+        opset=next(part.version for part in model.opset_import if part.domain in ("", "ai.onnx")),
+        input=tensor,
+        output=TensorSpec(name="logits", dtype=_output_dtype(model), dims=(classes,)),
+        output_kind=loaded.output_kind,
+        parameters=parameters_of(model),
+        macs=macs_per_row(model),
+        preprocess_macs=preprocess_macs_per_row(model),
+        macs_counter=COUNTER,
+        labels=loaded.labels,
+        max_batch_size=plan.max_batch_size,
+        random_weights=plan.asked.random_weights,
+        preprocess=_client_side(loaded, image_px),
+        parity={**dataclasses.asdict(parity), "batches": list(parity.batches)},
+        training={"random_top_probability": spread} if spread else {},
+        resolution_px=side,
+        in_graph=in_graph,
+        options=plan.options(),
+        versions={**loaded.versions, "onnx": onnx.__version__},
+    )
+
+
+def _reference(loaded: Loaded, tensor: TensorSpec) -> Callable[[npt.NDArray[Any]], npt.NDArray[np.float32]]:
+    """The original on the rows as the member takes them; images go through the graph's processing first.
+
+    Otherwise the one-level differences from the model's own processor, measured apart, would hide the network's.
+    """
+    network = loaded.reference or _torch_reference(loaded)
+    if loaded.processing is None:
+        return network
+    from export.image_parity import processor_of
+
+    processed = processor_of(loaded.processing, height_px=tensor.dims[1], width_px=tensor.dims[2])
+    return lambda rows: network(processed(rows))
+
+
+def _torch_reference(loaded: Loaded) -> Callable[[npt.NDArray[Any]], npt.NDArray[np.float32]]:
+    import torch
+
+    module = loaded.network
+    assert module is not None
+
+    def ask(rows: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+        with torch.inference_mode():
+            return module(torch.from_numpy(np.ascontiguousarray(rows))).float().numpy()
+
+    return ask
+
+
+def _classes(model: onnx.ModelProto, subject: str, labels: tuple[str, ...] | None) -> int:
+    dims = model.graph.output[0].type.tensor_type.shape.dim
+    if len(dims) != 2 or dims[1].dim_value < 2:
+        shape = [dim.dim_value or dim.dim_param or "?" for dim in dims]
+        raise ExportError(
+            f"{subject} output", got=f"shape {shape}", expected="[rows, classes] with at least 2 classes, fixed"
+        )
+    classes = int(dims[1].dim_value)
+    if labels is not None and len(labels) != classes:
+        raise ExportError(f"{subject} labels", got=f"{len(labels)} names", expected=f"{classes}, one per class")
+    return classes
+
+
+def _output_dtype(model: onnx.ModelProto) -> str:
+    kind = model.graph.output[0].type.tensor_type.elem_type
+    names = {onnx.TensorProto.FLOAT: "FP32", onnx.TensorProto.FLOAT16: "FP16", onnx.TensorProto.DOUBLE: "FP64"}
+    if kind not in names:
+        word = onnx.TensorProto.DataType.Name(kind)
+        raise ExportError("output", got=f"scores of type {word}", expected=" or ".join(names.values()))
+    return names[kind]
+
+
+def _client_side(loaded: Loaded, image_px: tuple[int, int] | None) -> Preprocess | None:
+    """What a client does to a picture of any size: decode it and bring it to the committee's size."""
+    if loaded.processing is None or image_px is None:
+        return None
+    keeps_shape = loaded.processing.shortest_px is not None
+    return Preprocess(
+        mode="RGB" if loaded.processing.channels == 3 else "L",
+        height_px=image_px[0],
+        width_px=image_px[1],
+        resize_px=min(image_px) if keeps_shape else None,
+    )

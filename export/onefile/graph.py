@@ -1,0 +1,197 @@
+"""A cascade as one graph: each later stage lies in a branch that runs for the rows that go on, or not at all.
+
+members of stage 0 -> decision -> rows that go on? -- none --> the answers
+                                       `-- some --> gather rows -> members of stage 1 -> decision -> ...
+                                                    scatter the answers of those rows over the others'
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper
+
+from export.onefile.deciding import Carried, Glance, Settled
+from export.onefile.members import Part
+from export.onefile.stages import settled_stage
+from orchestrator.repository.configs import OUTPUTS
+from orchestrator.repository.graph_pieces import ONNX_TYPES, Graph
+from orchestrator.spec import CascadeSpec
+
+# output name -> tensor of a graph
+Tensors = dict[str, str]
+_OUTERMOST = "stage/0/"
+
+
+def whole_graph(spec: CascadeSpec, parts: Mapping[str, Part]) -> onnx.GraphProto:
+    """The graph of a whole cascade, with the served interface.
+
+    Args:
+        spec: the cascade.
+        parts: its members by name, all at one opset.
+    """
+    return _Whole(spec, parts, len(spec.stages)).graph()
+
+
+def lead_graph(spec: CascadeSpec, parts: Mapping[str, Part], *, stages: int) -> onnx.GraphProto:
+    """The graph of the leading stages, which gives what each of their members said.
+
+    One float32 (n, k) per member, named by the member, NaN in rows that it was not asked for.
+
+    Args:
+        spec: the cascade.
+        parts: the members of those stages by name, all at one opset.
+        stages: how many.
+    """
+    return _Lead(spec, parts, stages).graph()
+
+
+class _Nested(ABC):
+    """Stages put one into the branch of another."""
+
+    def __init__(self, spec: CascadeSpec, parts: Mapping[str, Part], stages: int) -> None:
+        self.spec = spec
+        self.parts = parts
+        self.last = stages - 1
+
+    def graph(self) -> onnx.GraphProto:
+        g = Graph(_OUTERMOST)
+        source = self.spec.input
+        given = self._stage(g, 0, source.name, before=Carried())
+        for name, tensor in given.items():
+            if tensor != name:
+                g.op("Identity", tensor, name=name)
+        inputs = [helper.make_tensor_value_info(source.name, ONNX_TYPES[source.dtype], ["batch", *source.dims])]
+        return g.proto("onefile", inputs, [self._info(name, "batch") for name in given])
+
+    def _stage(self, g: Graph, stage: int, rows: str, *, before: Carried) -> Tensors:
+        """Adds a stage and all later ones; returns the outputs of this graph's rows."""
+        parts = [self.parts[member.name] for member in self.spec.stages[stage].members]
+        said = {part.member.name: part.put_into(g, rows) for part in parts}
+        return self._outputs(g, stage, rows, said=said, before=before)
+
+    @abstractmethod
+    def _outputs(self, g: Graph, stage: int, rows: str, *, said: Tensors, before: Carried) -> Tensors:
+        """This stage's outputs merged with those of the stages after it; `said` is what its members say."""
+
+    def _settled(self, g: Graph, stage: int, *, said: Tensors, before: Carried) -> Settled | Glance:
+        logits = [self.parts[name].logits(g, tensor) for name, tensor in said.items()]
+        return settled_stage(g, self.spec, stage=stage, logits=logits, before=before)
+
+    @abstractmethod
+    def _without(self, g: Graph, stage: int, settled: Settled | Glance) -> Tensors:
+        """In a branch, the outputs as they are without any later stage."""
+
+    @abstractmethod
+    def _names(self, after: int) -> list[str]:
+        """The outputs that stages after the given one have a say in."""
+
+    @abstractmethod
+    def _info(self, name: str, rows: str | None) -> onnx.ValueInfoProto:
+        """An output as a graph declares it."""
+
+    def _merged(self, g: Graph, stage: int, rows: str, *, settled: Settled | Glance) -> Tensors:
+        """The outputs, after a later stage has answered where it is asked."""
+        if isinstance(settled, Glance):
+            closer = Graph(f"stage/{stage}/closer/")
+            given = self._merged(closer, stage, rows, settled=settled.closer(closer))
+            infos = [self._info_of(name, tensor) for name, tensor in given.items()]
+            some_unsure = closer.proto(f"unsure_{stage}", [], infos)
+            return self._if(g, stage, settled.all_sure, yes=self._left(stage, settled), no=some_unsure)
+        assert settled.goes_on is not None
+        found = g.op("NonZero", settled.goes_on)
+        some = g.op("Cast", g.op("Size", found), to=TensorProto.BOOL)
+        asked = self._asked(stage, rows, settled, found)
+        return self._if(g, stage, some, yes=asked, no=self._left(stage, settled))
+
+    def _if(self, g: Graph, stage: int, condition: str, *, yes: onnx.GraphProto, no: onnx.GraphProto) -> Tensors:
+        names = self._names(stage)
+        given = {name: name if g.prefix == _OUTERMOST else f"{g.prefix}{name}" for name in names}
+        node = helper.make_node("If", [condition], list(given.values()), then_branch=yes, else_branch=no)
+        g.nodes.append(node)
+        return given
+
+    def _left(self, stage: int, settled: Settled | Glance) -> onnx.GraphProto:
+        """The branch in which no row goes on."""
+        g = Graph(f"stage/{stage}/{'sure' if isinstance(settled, Glance) else 'left'}/")
+        # An outer tensor cannot itself be what a branch gives.
+        kept = {name: g.op("Identity", value) for name, value in self._without(g, stage, settled).items()}
+        return g.proto(f"left_{stage}", [], [self._info_of(name, tensor) for name, tensor in kept.items()])
+
+    def _asked(self, stage: int, rows: str, settled: Settled, found: str) -> onnx.GraphProto:
+        """The branch in which some rows go on."""
+        g = Graph(f"stage/{stage + 1}/")
+        at = g.op("Gather", found, g.constant(0, np.int64), axis=0)
+        some = g.op("Gather", rows, at, axis=0)
+        inner = self._stage(g, stage + 1, some, before=settled.carried.rows(g, at))
+        under = self._without(g, stage, settled)
+        places = g.op("Unsqueeze", at, g.constant([1], np.int64))
+        given = {
+            name: g.op("ScatterND", under[name], places, inner[name], name=f"{g.prefix}all/{name}")
+            for name in inner
+        }
+        return g.proto(f"asked_{stage + 1}", [], [self._info_of(name, given[name]) for name in given])
+
+    def _info_of(self, name: str, tensor: str) -> onnx.ValueInfoProto:
+        """What a branch declares for the tensor that becomes an output."""
+        info = self._info(name, None)
+        info.name = tensor
+        return info
+
+
+class _Whole(_Nested):
+    """Every stage, with the answer as it is served."""
+
+    def _outputs(self, g: Graph, stage: int, rows: str, *, said: Tensors, before: Carried) -> Tensors:
+        settled = self._settled(g, stage, said=said, before=before)
+        if stage == self.last:
+            return self._without(g, stage, settled)
+        return self._merged(g, stage, rows, settled=settled)
+
+    def _without(self, g: Graph, stage: int, settled: Settled | Glance) -> Tensors:
+        # Sums in float32, stage after stage, as the decision core charges rows.
+        cost = np.float32(0)
+        for one in self.spec.stages[: stage + 1]:
+            cost = np.float32(cost + np.float32(one.cost))
+        answer = dict(settled.answer)
+        shape = g.op("Shape", answer["label"])
+        for name, value in (("exit_stage", np.int32(stage)), ("status", np.int32(0)), ("cost", cost)):
+            if name not in answer:
+                answer[name] = g.filled(shape, value)
+        return {name: answer[name] for name, _ in OUTPUTS}
+
+    def _names(self, after: int) -> list[str]:  # noqa: ARG002 - every stage has a say in all of them
+        return [name for name, _ in OUTPUTS]
+
+    def _info(self, name: str, rows: str | None) -> onnx.ValueInfoProto:
+        size = self.spec.classes if name == "probabilities" else 1
+        return helper.make_tensor_value_info(name, ONNX_TYPES[dict(OUTPUTS)[name]], [rows, size])
+
+
+class _Lead(_Nested):
+    """The leading stages, with what their members said."""
+
+    def _outputs(self, g: Graph, stage: int, rows: str, *, said: Tensors, before: Carried) -> Tensors:
+        own = {name: self._float(g, name, tensor) for name, tensor in said.items()}
+        if stage == self.last:
+            return own
+        settled = self._settled(g, stage, said=said, before=before)
+        return {**own, **self._merged(g, stage, rows, settled=settled)}
+
+    def _float(self, g: Graph, member: str, tensor: str) -> str:
+        return tensor if self.parts[member].dtype == "FP32" else g.op("Cast", tensor, to=TensorProto.FLOAT)
+
+    def _without(self, g: Graph, stage: int, settled: Settled | Glance) -> Tensors:
+        shape = g.op("Shape", settled.answer["probabilities"])
+        return {name: g.filled(shape, np.float32(math.nan)) for name in self._names(stage)}
+
+    def _names(self, after: int) -> list[str]:
+        later = self.spec.stages[after + 1 : self.last + 1]
+        return [member.name for one in later for member in one.members]
+
+    def _info(self, name: str, rows: str | None) -> onnx.ValueInfoProto:
+        return helper.make_tensor_value_info(name, TensorProto.FLOAT, [rows, self.spec.classes])

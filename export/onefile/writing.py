@@ -1,0 +1,201 @@
+"""From a plan to a model folder: the graph, its config and labels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+from onnx import helper
+
+from export.onefile.graph import lead_graph, whole_graph
+from export.onefile.members import at_opset, common_opsets, read_parts, weight_bytes
+from orchestrator.errors import ExportError
+from orchestrator.repository.configs import LABELS, OUTPUTS
+from orchestrator.repository.files import may_replace, write_all
+from orchestrator.repository.graph_pieces import IR_VERSION
+from orchestrator.repository.on_disk import onnx_from_path
+from orchestrator.repository.onefile_plan import (
+    PRODUCER,
+    OneFile,
+    answering,
+    metadata_from_onefile,
+    onefile_from_model,
+    onefile_name,
+)
+from orchestrator.repository.pbtxt import CONFIG, text_from_config
+from orchestrator.spec import CascadeSpec
+from orchestrator.spec.faults import NAME
+
+MODEL_FILE = "1/model.onnx"
+# One protobuf message holds less than 2 GiB; a little of it is left for nodes, names and the plan.
+MAX_BYTES = 2**31 - 2**24
+
+
+@dataclass(frozen=True, kw_only=True)
+class Written:
+    """A one-file model on disk.
+
+    Args:
+        name: Triton model name.
+        folder: where it is.
+        changed: False where all of it lay there already.
+        size_bytes: of the model file.
+        stages: how many stages are inside.
+        members: inside, in plan order.
+    """
+
+    name: str
+    folder: Path
+    changed: bool
+    size_bytes: int
+    stages: int
+    members: tuple[str, ...]
+
+
+def write_onefile(
+    spec: CascadeSpec,
+    repository: Path,
+    *,
+    output: Path | None = None,
+    name: str | None = None,
+    stages: int | None = None,
+    force: bool = False,
+) -> Written:
+    """Writes a cascade as one plain ONNX model into a repository.
+
+    Args:
+        spec: the cascade.
+        repository: holds its members.
+        output: repository to write into; None means the same.
+        name: of the model; None means the cascade's with "_onefile" or "_lead" behind it.
+        stages: None for the whole cascade, else how many leading stages, whose members' outputs it then gives.
+        force: write over a model or a config that is not ours.
+
+    Raises:
+        ExportError: the cascade cannot be one graph, or the name is taken.
+        RepositoryError: a member cannot be read, or the disk refuses.
+    """
+    _require_possible(spec, stages)
+    called = onefile_name(spec, stages) if name is None else name
+    folder = (output or repository) / called
+    _require_free(folder, spec, called, force=force)
+    model, onefile = onefile_model(spec, repository, stages=stages)
+    data = model.SerializeToString(deterministic=True)
+    files: dict[str, bytes | str] = {MODEL_FILE: data}
+    config = onefile.config(called)
+    if spec.labels is not None and stages is None:
+        files[LABELS] = "".join(f"{label}\n" for label in spec.labels)
+    # Last, so that a folder whose writing was cut short is not served.
+    done = write_all(folder, {**files, CONFIG: text_from_config(config)})
+    members = tuple(member.name for stage in onefile.covered for member in stage.members)
+    return Written(
+        name=called,
+        folder=folder,
+        changed=bool(done.written),
+        size_bytes=len(data),
+        stages=len(onefile.covered),
+        members=members,
+    )
+
+
+def onefile_model(
+    spec: CascadeSpec, repository: Path, *, stages: int | None = None
+) -> tuple[onnx.ModelProto, OneFile]:
+    """The model alone, and what it says of itself.
+
+    Args:
+        spec: the cascade.
+        repository: holds its members.
+        stages: None for the whole cascade, else how many leading stages.
+
+    Raises:
+        ExportError: the cascade cannot be one graph.
+        RepositoryError: a member cannot be read.
+    """
+    _require_possible(spec, stages)
+    wanted = [member for stage in spec.stages[:stages] for member in stage.members]
+    parts = read_parts(spec, wanted, repository=repository)
+    require_fits({name: weight_bytes(part) for name, part in parts.items()}, spec)
+    opsets = common_opsets(parts.values())
+    parts = {name: at_opset(part, opsets[""]) for name, part in parts.items()}
+    graph = whole_graph(spec, parts) if stages is None else lead_graph(spec, parts, stages=stages)
+    onefile = OneFile(
+        spec=answering(spec), stages=stages, sha256={name: part.sha256 for name, part in parts.items()}
+    )
+    model = helper.make_model(
+        graph,
+        producer_name=PRODUCER,
+        ir_version=max(IR_VERSION, *(part.model.ir_version for part in parts.values())),
+        opset_imports=[helper.make_opsetid(domain, version) for domain, version in sorted(opsets.items())],
+    )
+    helper.set_model_props(model, metadata_from_onefile(onefile))
+    _require_sound(model, spec)
+    return model, onefile
+
+
+def _require_possible(spec: CascadeSpec, stages: int | None) -> None:
+    if stages is not None and not 1 <= stages <= len(spec.stages):
+        raise ExportError("--stages", got=stages, expected=f"1 to {len(spec.stages)}, the stages of {spec.name}")
+    outputs = {name for name, _ in OUTPUTS} if stages is None else {member.name for member in spec.members}
+    if spec.input.name in outputs:
+        raise ExportError(
+            f"cascade {spec.name} input",
+            got=f"{spec.input.name}, which is an output too",
+            expected="another name: one graph cannot use it twice",
+            fix="export the members with another input name and plan again",
+        )
+
+
+def require_fits(sizes: Mapping[str, int], spec: CascadeSpec) -> None:
+    """Refuses what one ONNX file cannot hold, before it is put together.
+
+    Args:
+        sizes: member name -> bytes of its weights.
+        spec: the cascade.
+
+    Raises:
+        ExportError: they are too many.
+    """
+    total = sum(sizes.values())
+    if total > MAX_BYTES:
+        raise ExportError(
+            f"cascade {spec.name}",
+            got=f"{total / 1e9:.1f} GB of weights, most of them in {max(sizes, key=lambda name: sizes[name])}",
+            expected="less than 2 GB in one file",
+            fix="serve it by `committee serve`, or write the leading stages alone with --stages",
+        )
+
+
+def _require_sound(model: onnx.ModelProto, spec: CascadeSpec) -> None:
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    # Faults of the checker and of shape inference share no base of their own.
+    except Exception as error:
+        raise ExportError(
+            f"cascade {spec.name} as one graph", got=error, expected="a graph the ONNX checker accepts",
+            fix="check each member with `committee check`",
+        ) from error  # fmt: skip
+
+
+def _require_free(folder: Path, spec: CascadeSpec, name: str, *, force: bool) -> None:
+    """Refuses names of models that this command did not write."""
+    if NAME.match(name) is None:
+        raise ExportError("--name", got=repr(name), expected="a model name of letters, digits, '_', '.', '-'")
+    if name in (spec.name, *(member.name for member in spec.members)):
+        raise ExportError("--name", got=f"{name}, a model of the cascade itself", expected="a name of its own")
+    if force or not folder.exists():
+        return
+    file = folder / MODEL_FILE
+    theirs = [path for path in folder.glob("*/*") if path.is_file() and path != file]
+    if file.is_file():
+        ours = onefile_from_model(onnx_from_path(file), subject=str(file)) is not None
+        theirs += [] if ours else [file]
+    if theirs or not may_replace(folder / CONFIG):
+        raise ExportError(
+            f"model {folder}",
+            got="files that this command did not write, or that were edited since",
+            expected="no such model, or an earlier one of this command",
+            fix="choose another --name, or write over it with --force",
+        )

@@ -1,0 +1,98 @@
+"""An ONNX model as the files it is stored in: one, or a small one and its weights beside it.
+
+Protobuf cannot hold more than 2 GB, so larger models keep their weights in a file named by its content: an old
+model file goes on pointing at its own weights until the new one takes its place.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import onnx
+
+from orchestrator.errors import ExportError
+from orchestrator.repository.files import disk_errors, sha256_of_path
+
+MODEL = "model.onnx"
+# Below protobuf's limit with room for the graph itself.
+EXTERNAL_OVER_BYTES = 1_900_000_000
+# Left free on the disk after a model is written.
+_MARGIN_BYTES = 64 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Packed:
+    """A stored model.
+
+    Args:
+        folder: that holds the files.
+        sha256: of the model file.
+        data_files: name of each file of weights -> sha256.
+    """
+
+    folder: Path
+    sha256: str
+    data_files: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def path(self) -> Path:
+        """The model file."""
+        return self.folder / MODEL
+
+
+@contextmanager
+def packed(model: onnx.ModelProto, beside: Path, *, over_bytes: int = EXTERNAL_OVER_BYTES) -> Iterator[Packed]:
+    """The model in a temporary folder on the disk it is meant for; moved from there, or gone with the block.
+
+    Args:
+        model: its weights in memory; they stay there.
+        beside: an existing folder on that disk.
+        over_bytes: weights of more than that go into a file of their own.
+
+    Raises:
+        ExportError: the disk is too full.
+        RepositoryError: it cannot be written.
+    """
+    size = sum(len(weight.raw_data) for weight in model.graph.initializer)
+    free = shutil.disk_usage(beside).free
+    if free < size + _MARGIN_BYTES:
+        raise ExportError(
+            f"writing to {beside}",
+            got=f"{free >> 20} MiB free",
+            expected=f"{(size + _MARGIN_BYTES) >> 20} MiB",
+            fix="make room, or choose another --output",
+        )
+    with disk_errors(f"writing to {beside}"), TemporaryDirectory(prefix=".export-", dir=beside) as name:
+        folder = Path(name)
+        if size <= over_bytes:
+            data = model.SerializeToString(deterministic=True)
+            (folder / MODEL).write_bytes(data)
+            yield Packed(folder=folder, sha256=hashlib.sha256(data).hexdigest())
+            return
+        yield _with_weights_beside(model, folder)
+
+
+def _with_weights_beside(model: onnx.ModelProto, folder: Path) -> Packed:
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    onnx.save_model(
+        copy, str(folder / MODEL), save_as_external_data=True, all_tensors_to_one_file=True, location="weights",
+        size_threshold=1024,
+    )  # fmt: skip
+    digest = sha256_of_path(folder / "weights")
+    name = f"model-{digest[:12]}.data"
+    (folder / "weights").rename(folder / name)
+    small = onnx.load(str(folder / MODEL), load_external_data=False)
+    for weight in small.graph.initializer:
+        for entry in weight.external_data:
+            if entry.key == "location":
+                entry.value = name
+    data = small.SerializeToString(deterministic=True)
+    (folder / MODEL).write_bytes(data)
+    return Packed(folder=folder, sha256=hashlib.sha256(data).hexdigest(), data_files={name: digest})

@@ -1,0 +1,254 @@
+"""Image classifiers of transformers, from a local folder or from the hub."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from torch import nn
+
+from export.processing import Processing, processing_from_config
+from export.sources.base import Asked, Identity, Loaded, Rows, member_name
+from export.sources.hub import CONFIG, PROCESSOR, folder_of, hashes, weight_files
+from orchestrator.errors import ExportError
+
+# Its notes are about what it does instead of what is not installed, which is what is wanted here.
+transformers.logging.set_verbosity_error()
+transformers.logging.disable_progress_bar()
+
+
+class Logits(nn.Module):
+    """A transformers classifier as image in, logits out.
+
+    Args:
+        model: with `.logits` in what it returns.
+        interpolate: stretch the position encoding, for a resolution the model was not made for.
+    """
+
+    def __init__(self, model: nn.Module, *, interpolate: bool = False) -> None:
+        super().__init__()
+        self.model = model
+        self.extra = {"interpolate_pos_encoding": True} if interpolate else {}
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """Float32 (n, c, h, w) -> logits (n, k)."""
+        return self.model(pixel_values=image, **self.extra).logits
+
+
+def identify_hf(what: str, asked: Asked) -> Identity:
+    """Which weights `hf:<what>` means; hub files are fetched.
+
+    Raises:
+        ExportError: the folder lacks a file, or the hub cannot be asked.
+    """
+    subject = f"hf:{what}"
+    folder = folder_of(what, progress=asked.progress, with_weights=not asked.random_weights)
+    if not (folder / CONFIG).is_file():
+        raise ExportError(subject, got=f"no {CONFIG}", expected="a folder saved by transformers' save_pretrained")
+    files = [path for path in (folder / CONFIG, folder / PROCESSOR) if path.is_file()]
+    if not asked.random_weights:
+        files += weight_files(folder, subject)
+    return Identity(
+        text=subject,
+        name=member_name(what),
+        files=hashes(files),
+        load=lambda: _load(folder, subject, asked),
+        image_px=lambda: image_px_of(_processor(folder, subject), asked, subject=subject),
+    )
+
+
+def image_px_of(processor: Mapping[str, Any] | None, asked: Asked, *, subject: str) -> tuple[int, int] | None:
+    """(height, width) of the images a processor wants.
+
+    Raises:
+        ExportError: there is none, or it cannot be read.
+    """
+    return _processing(processor, asked, subject=subject, channels=_channels_of(processor)).image_px()
+
+
+def _channels_of(processor: Mapping[str, Any] | None) -> int:
+    mean = (processor or {}).get("image_mean", (0, 0, 0))
+    return len(mean) if isinstance(mean, list | tuple) else 3
+
+
+def _processing(processor: Mapping[str, Any] | None, asked: Asked, *, subject: str, channels: int) -> Processing:
+    by_hand = asked.processing(subject, channels=channels)
+    if by_hand is not None:
+        return by_hand
+    if processor is None:
+        raise ExportError(
+            subject,
+            got=f"no {PROCESSOR}",
+            expected="the model's image processing",
+            fix="copy it there, or give --mean, --std and --resolution",
+        )
+    processing = processing_from_config(processor, f"{subject} {PROCESSOR}", channels=channels)
+    side = asked.resolution_px
+    same = side is None or processing.network_px() == (side, side)
+    return processing if same or side is None else processing.at(side)
+
+
+def loaded_from(
+    model: nn.Module,
+    processor: Mapping[str, Any] | None,
+    asked: Asked,
+    *,
+    subject: str,
+) -> Loaded:
+    """A transformers classifier and its processor settings as something to export.
+
+    Args:
+        model: the classifier.
+        processor: the content of its preprocessor_config.json, None where there is none.
+        asked: the options.
+        subject: the source, for messages.
+
+    Raises:
+        ExportError: the image processing is unknown or cannot be put into a graph.
+    """
+    config = model.config
+    channels = int(getattr(config, "num_channels", 3))
+    own = _native_px(config)
+    processing = _processing(processor, asked, subject=subject, channels=channels)
+    measured: Callable[[Rows], Rows] | None = None
+    name = ""
+    if processor is not None and processing == processing_from_config(processor, subject, channels=channels):
+        measured, name = _own_processor(processor)
+    sides = processing.network_px()
+    if sides is None:
+        raise ExportError(
+            subject, got="a processor that does not resize", fix="give --mean, --std and --resolution"
+        )
+    takes = "interpolate_pos_encoding" in inspect.signature(model.forward).parameters
+    interpolate = takes and own is not None and own != sides
+    labels = config.id2label
+    return Loaded(
+        network=Logits(model, interpolate=interpolate).eval(),
+        dims=(channels, *sides),
+        processing=processing,
+        own_processor=measured,
+        own_processor_name=name,
+        labels=_labels(labels, int(config.num_labels)),
+        versions={"torch": torch.__version__, "transformers": transformers.__version__},
+    )
+
+
+def _load(folder: Path, subject: str, asked: Asked) -> Loaded:
+    processor = _processor(folder, subject)
+    config = _config(folder, subject)
+    if asked.random_weights:
+        model = transformers.AutoModelForImageClassification.from_config(config)
+    else:
+        model = _trained(folder, config, subject)
+    if int(config.num_labels) < 2:
+        raise ExportError(subject, got=f"{config.num_labels} class", expected="a classifier of at least 2")
+    return loaded_from(model.eval(), processor, asked, subject=subject)
+
+
+def _processor(folder: Path, subject: str) -> dict[str, Any] | None:
+    path = folder / PROCESSOR
+    return _json(path, subject) if path.is_file() else None
+
+
+def _config(folder: Path, subject: str) -> Any:
+    raw = _json(folder / CONFIG, subject)
+    if "auto_map" in raw:
+        raise ExportError(
+            subject,
+            got="a model that brings its own code",
+            expected="one that transformers knows",
+            fix="build it yourself and use torch:<module>:<callable>",
+        )
+    try:
+        config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        known = type(config) in transformers.AutoModelForImageClassification._model_mapping
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise ExportError(
+            f"{subject} {CONFIG}", got=_first_line(error), expected="a model transformers knows"
+        ) from error
+    if not known:
+        raise ExportError(subject, got=f"model type {config.model_type}", expected="an image classifier")
+    return config
+
+
+def _trained(folder: Path, config: Any, subject: str) -> nn.Module:
+    try:
+        model, info = transformers.AutoModelForImageClassification.from_pretrained(
+            folder,
+            config=config,
+            local_files_only=True,
+            trust_remote_code=False,
+            weights_only=True,
+            output_loading_info=True,
+            dtype=torch.float32,
+        )
+    # A damaged file fails inside safetensors, torch or pickle, which share no base.
+    except Exception as error:
+        raise ExportError(
+            subject,
+            got=f"weights that do not load ({_first_line(error)})",
+            expected="complete weights of this model",
+            fix="copy the folder again",
+        ) from error
+    absent = sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"])
+    if absent:
+        # transformers would fill them with random numbers and only warn.
+        shown = ", ".join(absent[:3]) + (f" and {len(absent) - 3} more" if len(absent) > 3 else "")
+        raise ExportError(
+            subject, got=f"weights without {shown}", expected="a trained image classifier, head included"
+        )
+    return model
+
+
+def _native_px(config: Any) -> tuple[int, int] | None:
+    size = getattr(config, "image_size", None)
+    if isinstance(size, int):
+        return size, size
+    return (int(size[0]), int(size[1])) if isinstance(size, list | tuple) and len(size) == 2 else None
+
+
+def _labels(id2label: Mapping[int, str] | None, classes: int) -> tuple[str, ...] | None:
+    """Class names, None where they are only the numbers that transformers makes up."""
+    names = tuple(str((id2label or {}).get(i, "")) for i in range(classes))
+    made_up = all(name in ("", f"LABEL_{i}") for i, name in enumerate(names))
+    return None if made_up or len(set(names)) != classes else names
+
+
+def _own_processor(settings: Mapping[str, Any]) -> tuple[Callable[[Rows], Rows] | None, str]:
+    """The processor that a settings file names, in its Pillow form, which needs no torchvision."""
+    word = str(settings.get("image_processor_type") or settings.get("feature_extractor_type") or "")
+    word = word.removesuffix("Fast").replace("FeatureExtractor", "ImageProcessor")
+    found = [(name, getattr(transformers, name)) for name in (f"{word}Pil", word) if hasattr(transformers, name)]
+    if not word or not found:
+        return None, ""
+    name, kind = found[0]
+    processor = kind(**{key: value for key, value in settings.items() if key != "image_processor_type"})
+    return lambda rows: _processed(processor, rows), f"transformers {name}"
+
+
+def _processed(processor: Any, rows: Rows) -> Rows:
+    images = [np.moveaxis(row, 0, -1) for row in rows]
+    out = processor(images=images, return_tensors="np", input_data_format="channels_last")
+    return np.asarray(out["pixel_values"], np.float32)
+
+
+def _json(path: Path, subject: str) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ExportError(
+            f"{subject} {path.name}", got=f"a file that cannot be read ({_first_line(error)})"
+        ) from error
+    if not isinstance(value, dict):
+        raise ExportError(f"{subject} {path.name}", got=type(value).__name__, expected="a JSON object")
+    return value
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

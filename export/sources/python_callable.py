@@ -1,0 +1,110 @@
+"""A network of the user's own: a function or class in a module of theirs that makes it."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import inspect
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from export.sources.base import Asked, Identity, Loaded, nearest
+from orchestrator.errors import ExportError
+from orchestrator.repository.files import sha256_of_path
+
+
+def identify_callable(what: str, asked: Asked) -> Identity:
+    """Which network `torch:<module>:<callable>` means; the module is imported, the callable not yet called.
+
+    Raises:
+        ExportError: the module or the callable is not there, or the input's dims are not known.
+    """
+    subject = f"torch:{what}"
+    module_name, colon, name = what.partition(":")
+    if not colon or not name:
+        raise ExportError(subject, got=what, expected="torch:<module>:<callable>")
+    try:
+        module = importlib.import_module(module_name)
+    # Whatever the user's module raises while it is imported.
+    except Exception as error:
+        raise ExportError(
+            subject,
+            got=f"a module that does not import ({type(error).__name__}: {error})",
+            fix="run from the folder that holds it, or set PYTHONPATH",
+        ) from error
+    make = getattr(module, name, None)
+    if not callable(make):
+        known = [word for word, value in vars(module).items() if callable(value) and not word.startswith("_")]
+        raise ExportError(subject, got=f"no callable {name}", fix=nearest(name, known))
+    if asked.dims is None and asked.mean is None:
+        raise ExportError(
+            subject, got="no input size", expected="--dims 3,32,32, or --mean, --std and --resolution"
+        )
+    files = {"code": _sha256_of_code(module), "seed": str(asked.seed)}
+    if asked.weights is not None:
+        if not asked.weights.is_file():
+            raise ExportError(f"{subject} --weights {asked.weights}", got="no such file")
+        files[asked.weights.name] = sha256_of_path(asked.weights)
+    return Identity(
+        text=subject,
+        name=name.lower(),
+        files=files,
+        load=lambda: _load(make, subject, asked),
+        image_px=asked.image_px,
+    )
+
+
+def _sha256_of_code(module: Any) -> str:
+    try:
+        return hashlib.sha256(inspect.getsource(module).encode()).hexdigest()
+    except (OSError, TypeError):
+        return ""
+
+
+def _load(make: Any, subject: str, asked: Asked) -> Loaded:
+    torch.manual_seed(asked.seed)
+    try:
+        network = make()
+    except Exception as error:
+        raise ExportError(
+            subject, got=f"{type(error).__name__}: {error}", expected="a call without arguments"
+        ) from error
+    if not isinstance(network, nn.Module):
+        raise ExportError(subject, got=type(network).__name__, expected="a torch.nn.Module")
+    if asked.weights is not None and not asked.random_weights:
+        _fill(network, asked.weights, subject)
+    channels = asked.dims[0] if asked.dims else len(asked.mean or (0, 0, 0))
+    processing = asked.processing(subject, channels=channels)
+    side = asked.resolution_px
+    dims = asked.dims if processing is None else (channels, side, side)
+    assert dims is not None
+    return Loaded(
+        network=network.eval(),
+        dims=tuple(int(size) for size in dims),
+        processing=processing,
+        output_kind=asked.output_kind,
+        versions={"torch": torch.__version__},
+    )
+
+
+def _fill(network: nn.Module, path: Path, subject: str) -> None:
+    """Loads a state dict without running code that the file may carry."""
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            state = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        network.load_state_dict(state)
+    # safetensors, pickle and torch each have their own errors for a damaged or foreign file.
+    except Exception as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise ExportError(
+            f"{subject} --weights {path}",
+            got=f"weights that do not load ({first})",
+            expected="a state dict of this network, as .safetensors or saved by torch.save",
+        ) from error

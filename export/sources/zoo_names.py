@@ -1,0 +1,49 @@
+"""The zoo's short names: the usual hub checkpoint of each, or its architecture with random weights."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import torch
+
+from export.sources.base import Asked, Identity, Loaded
+from export.sources.hf import identify_hf, image_px_of, loaded_from
+from export.zoo import ZooEntry, entry_from_name, network_of
+from orchestrator.errors import ExportError
+
+
+def identify_zoo(what: str, asked: Asked) -> Identity:
+    """Which weights a zoo name means.
+
+    Raises:
+        ExportError: there is no such name, or no checkpoint of it is known.
+    """
+    entry = entry_from_name(what)
+    asked = dataclasses.replace(asked, resolution_px=asked.resolution_px or entry.resolution_px)
+    if asked.random_weights:
+        settings = {
+            "config": entry.config().to_json_string(use_diff=True),
+            "processor": json.dumps(entry.processor),
+        }
+        return Identity(
+            text=f"zoo:{what}",
+            name=what,
+            files=settings,
+            load=lambda: _random(entry, asked),
+            image_px=lambda: image_px_of(entry.processor, asked, subject=f"zoo:{what}"),
+        )
+    if entry.hub_id is None:
+        raise ExportError(
+            f"zoo:{what}",
+            got="no published checkpoint known",
+            expected="hf:<folder> with its weights",
+            fix="or --random-weights for cost and speed work",
+        )
+    found = identify_hf(entry.hub_id, asked)
+    return dataclasses.replace(found, name=what)
+
+
+def _random(entry: ZooEntry, asked: Asked) -> Loaded:
+    torch.manual_seed(asked.seed)
+    return loaded_from(network_of(entry).eval(), entry.processor, asked, subject=f"zoo:{entry.name}")

@@ -1,0 +1,181 @@
+"""From an ONNX file to the bytes of an engine: parse, one profile, flags, timing cache, build.
+
+Every TensorRT object is handed in or made from the module that is; TensorRT says what went wrong through its
+logger and returns None or False, so the logger is kept and its errors become ours.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from export.tensorrt_engine.options import EngineOptions, Route
+from orchestrator.errors import ExportError
+from orchestrator.spec import TensorSpec
+
+_MIB = 1 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A built engine.
+
+    Args:
+        data: the serialised engine.
+        timing_cache: what was measured while building, for the next build.
+        build_s: time the build took.
+        cache_used: an earlier timing cache was taken.
+    """
+
+    data: bytes
+    timing_cache: bytes
+    build_s: float
+    cache_used: bool
+
+
+def logger_of(trt: Any) -> Any:
+    """A TensorRT logger that keeps errors instead of printing them."""
+
+    class Log(trt.ILogger):  # type: ignore[misc]  # the base exists only once the module is here
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self.errors: list[str] = []
+
+        def log(self, severity: Any, msg: str) -> None:
+            if severity in (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR):
+                self.errors.append(msg)
+
+    return Log()
+
+
+def made(what: str, log: Any, make: Callable[[], Any]) -> Any:
+    """What `make` gives, unless that is nothing; then TensorRT's own words as an error.
+
+    Raises:
+        ExportError: TensorRT returned nothing, or its bindings refused.
+    """
+    try:
+        result = make()
+    # pybind11 turns a factory's null into a TypeError, a failed check into a RuntimeError or ValueError.
+    except (TypeError, RuntimeError, ValueError) as error:
+        raise ExportError(what, got=_said(log, str(error))) from error
+    if result is None:
+        raise ExportError(what, got=_said(log, "nothing"))
+    return result
+
+
+def build_plan(
+    trt: Any,
+    path: Path,
+    *,
+    subject: str,
+    input_spec: TensorSpec,
+    options: EngineOptions,
+    route: Route,
+    timing_cache: bytes = b"",
+) -> Plan:
+    """Builds an engine.
+
+    Args:
+        trt: the tensorrt module.
+        path: of the ONNX file; weights in files beside it are found from there.
+        subject: what is built, for errors.
+        input_spec: the input the profile is for.
+        options: of the engine.
+        route: how its precision is reached.
+        timing_cache: of an earlier build on this GPU with this TensorRT.
+
+    Raises:
+        ExportError: the file cannot be parsed (every operator at fault is named) or built.
+    """
+    log = logger_of(trt)
+    builder = made(f"TensorRT's builder for {subject}", log, lambda: trt.Builder(log))
+    flags = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED) if route.strongly_typed else 0
+    network = made(f"network of {subject}", log, lambda: builder.create_network(flags))
+    # Held until the engine is built: the network's weights are the parser's.
+    parser = made(f"parser of {subject}", log, lambda: trt.OnnxParser(network, log))
+    if not parser.parse_from_file(str(path)):
+        raise _parse_error(parser, log, subject)
+    _require_batch_axis(network, input_spec, subject)
+    config = builder.create_builder_config()
+    _configure(trt, config, options, route)
+    _add_profile(builder, config, input_spec, options, log=log, subject=subject)
+    cache, used = _cache(config, timing_cache)
+    start = time.monotonic()
+    built = made(f"engine of {subject}", log, lambda: builder.build_serialized_network(network, config))
+    return Plan(
+        data=bytes(memoryview(built)),
+        timing_cache=bytes(memoryview(cache.serialize())),
+        build_s=time.monotonic() - start,
+        cache_used=used,
+    )
+
+
+def _parse_error(parser: Any, log: Any, subject: str) -> ExportError:
+    found = []
+    for index in range(parser.num_errors):
+        error = parser.get_error(index)
+        where = " ".join(word for word in (error.node_operator(), error.node_name()) if word)
+        found.append(f"{where or 'model'}: {error.desc()}")
+    return ExportError(
+        f"ONNX file of {subject}",
+        got="; ".join(found) or _said(log, "a file its parser refuses"),
+        expected="operators TensorRT has",
+        fix="export it with others, or serve the ONNX member itself",
+    )
+
+
+def _require_batch_axis(network: Any, input_spec: TensorSpec, subject: str) -> None:
+    shapes = {}
+    for index in range(network.num_inputs):
+        tensor = network.get_input(index)
+        shapes[str(tensor.name)] = tuple(tensor.shape)
+    if shapes != {input_spec.name: (-1, *input_spec.dims)}:
+        got = ", ".join(f"{name} {list(shape)}" for name, shape in shapes.items()) or "none"
+        raise ExportError(
+            f"inputs of {subject}", got=got, expected=f"{input_spec.name} {[-1, *input_spec.dims]}",
+            fix="export the member again with a free batch axis",
+        )  # fmt: skip
+
+
+def _configure(trt: Any, config: Any, options: EngineOptions, route: Route) -> None:
+    # On by default in TensorRT. Off here: it can move logits by 1e-3 and resized pixels by whole levels.
+    config.clear_flag(trt.BuilderFlag.TF32)
+    for flag in route.flags:
+        config.set_flag(getattr(trt.BuilderFlag, flag))
+    if options.workspace_mib is not None:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_mib * _MIB)
+
+
+def _add_profile(
+    builder: Any, config: Any, input_spec: TensorSpec, options: EngineOptions, *, log: Any, subject: str
+) -> None:
+    profile = builder.create_optimization_profile()
+    sizes = (options.min_rows, options.opt_rows, options.max_rows)
+    shapes = [(size, *input_spec.dims) for size in sizes]
+    what = f"profile {'/'.join(map(str, sizes))} of {subject}"
+    made(what, log, lambda: profile.set_shape(input_spec.name, *shapes) or True)
+    if config.add_optimization_profile(profile) < 0:
+        raise ExportError(what, got=_said(log, "a profile TensorRT refuses"))
+
+
+def _cache(config: Any, stored: bytes) -> tuple[Any, bool]:
+    """The timing cache of a build: the stored one, or an empty one where that is of another GPU or damaged."""
+    cache = None
+    try:
+        cache = config.create_timing_cache(stored)
+    except (TypeError, RuntimeError, ValueError):
+        stored = b""
+    if cache is not None and config.set_timing_cache(cache, ignore_mismatch=False):
+        return cache, bool(stored)
+    cache = config.create_timing_cache(b"")
+    config.set_timing_cache(cache, ignore_mismatch=False)
+    return cache, False
+
+
+def _said(log: Any, otherwise: str) -> str:
+    # One fault is often logged by several layers of TensorRT.
+    return "; ".join(dict.fromkeys(log.errors)) or otherwise

@@ -1,0 +1,242 @@
+"""An ONNX member as a TensorRT engine: the same file, built for this GPU, proven against ONNX Runtime, written.
+
+Rules of this file: whatever needs neither TensorRT nor a GPU is checked before either is looked for; nothing but
+the timing cache is written before the engine is proven; plan first, manifest after it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnxruntime
+
+from export.members import write_member
+from export.parity import Parity
+from export.reading import is_current, manifest_in, require_free
+from export.tensorrt_engine.build import Plan, build_plan
+from export.tensorrt_engine.compare import TOLERANCE, engine_parity
+from export.tensorrt_engine.machine import Machine, compose_command, this_machine
+from export.tensorrt_engine.options import EngineOptions, Route, precision_of, route_of
+from export.tensorrt_engine.run import Engine
+from orchestrator.errors import ExportError
+from orchestrator.repository.files import disk_errors, may_replace, sha256_of_path, write_all
+from orchestrator.repository.pbtxt import CONFIG
+from orchestrator.spec import Manifest
+
+COMMAND = "tensorrt"
+PLAN_FILE = "1/model.plan"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exported:
+    """What an export did.
+
+    Args:
+        folder: of the engine's model.
+        built: False where it was up to date.
+        manifest: of the engine.
+        notes: what its user should know, one line each.
+    """
+
+    folder: Path
+    built: bool
+    manifest: Manifest
+    notes: tuple[str, ...] = ()
+
+
+def export_engine(
+    member: str,
+    repository: Path,
+    *,
+    options: EngineOptions,
+    output: Path | None = None,
+    name: str | None = None,
+    force: bool = False,
+    progress: Callable[[str], None] = lambda _: None,
+    find_machine: Callable[..., Machine] = this_machine,
+) -> Exported:
+    """Builds, proves and writes the engine of a member.
+
+    Args:
+        member: an ONNX member of the repository.
+        repository: a model repository.
+        options: of the engine.
+        output: repository to write into; None: the member's own.
+        name: of the engine's model; None: `<member>_trt`.
+        force: build again what is up to date, and write over any model of that name.
+        progress: told what is being done.
+        find_machine: gives TensorRT and the GPU, or says what is missing.
+
+    Raises:
+        ExportError: the member cannot become this engine, or this machine cannot build it.
+        RepositoryError: a repository cannot be read or written.
+        SpecError: the member's manifest is wrong.
+    """
+    output, name = output or repository, name or f"{member}_trt"
+    source = _source(repository, member)
+    precision_of(member, source.precision, options.precision)
+    _require_free(output, name, source=repository / member, force=force)
+    fix = compose_command(member, options, repository=repository, output=output, name=name)
+    machine = find_machine(f"engine of {member}", fix=f"build it inside the serving image: {fix}")
+    route = route_of(machine.trt, member, source.precision, options)
+    deciding = _deciding(source, options, route, machine)
+    folder = output / name
+    if not force and is_current(folder, deciding):
+        return Exported(folder=folder, built=False, manifest=manifest_in(output, name))
+    cache = _cache_name(machine)
+    progress(f"{name}: building for {machine.gpu.name}")
+    plan = _built(repository / member / source.file, source, options, route, machine, cache=output / cache)
+    progress(f"{name}: comparing with ONNX Runtime")
+    parity = _proven(plan, repository / member / source.file, source, options, route, machine, progress=progress)
+    manifest = _manifest(source, name, plan, parity, options, route, machine, deciding=deciding, cache=cache)
+    write_member(output, plan.data, manifest)
+    return Exported(folder=folder, built=True, manifest=manifest, notes=_notes(folder, options))
+
+
+def _source(repository: Path, member: str) -> Manifest:
+    """The manifest of an ONNX member, its files being those it describes."""
+    manifest = manifest_in(repository, member)
+    if not manifest.file.endswith(".onnx"):
+        raise ExportError(
+            f"member {member}",
+            got=f"model file {manifest.file}",
+            expected="an ONNX member",
+            fix="name the ONNX member it was made from",
+        )
+    folder = repository / member
+    for file, digest in {manifest.file: manifest.sha256, **manifest.data_files}.items():
+        found = sha256_of_path(folder / file)
+        if found != digest:
+            raise ExportError(
+                f"model file {folder / file}",
+                got=f"sha256 {found[:12]}...",
+                expected=f"{digest[:12]}... as in its manifest",
+                fix="export the member again",
+            )
+    return manifest
+
+
+def _require_free(output: Path, name: str, *, source: Path, force: bool) -> None:
+    require_free(output, name, command=COMMAND, force=force)
+    if (output / name).resolve() == source.resolve():
+        # --force would replace the ONNX member by its own engine.
+        raise ExportError(f"engine of {name}", got="the member's own name", fix="choose another --name")
+
+
+def _deciding(source: Manifest, options: EngineOptions, route: Route, machine: Machine) -> dict[str, Any]:
+    """Everything that another run would have to share to give the same engine."""
+    return {
+        "command": COMMAND,
+        "member": source.name,
+        "sha256": source.sha256,
+        "data_files": dict(source.data_files),
+        **dataclasses.asdict(options),
+        "precision": route.precision,
+        "tensorrt": str(machine.trt.__version__),
+        "device": machine.gpu.name,
+        "compute_capability": machine.gpu.compute_capability,
+    }
+
+
+def _cache_name(machine: Machine) -> str:
+    """A hidden file at the top of the repository, where Triton looks at folders only; all engines share it."""
+    capability = machine.gpu.compute_capability.replace(".", "")
+    return f".tensorrt-timing-{machine.trt.__version__}-sm{capability}.cache"
+
+
+def _built(
+    path: Path, source: Manifest, options: EngineOptions, route: Route, machine: Machine, *, cache: Path
+) -> Plan:
+    with disk_errors(f"timing cache {cache}"):
+        stored = cache.read_bytes() if cache.is_file() else b""
+    plan = build_plan(
+        machine.trt,
+        path,
+        subject=source.name,
+        input_spec=source.input,
+        options=options,
+        route=route,
+        timing_cache=stored,
+    )
+    write_all(cache.parent, {cache.name: plan.timing_cache})
+    return plan
+
+
+def _proven(
+    plan: Plan,
+    path: Path,
+    source: Manifest,
+    options: EngineOptions,
+    route: Route,
+    machine: Machine,
+    *,
+    progress: Callable[[str], None],
+) -> Parity:
+    kind = "tf32" if route.precision == "fp32" and options.tf32 else route.precision
+    with Engine(machine, plan.data, subject=source.name, host_code=options.version_compatible) as engine:
+        return engine_parity(
+            engine, path, source, batches=options.batches, tolerance=TOLERANCE[kind], progress=progress
+        )
+
+
+def _manifest(
+    source: Manifest,
+    name: str,
+    plan: Plan,
+    parity: Parity,
+    options: EngineOptions,
+    route: Route,
+    machine: Machine,
+    *,
+    deciding: dict[str, Any],
+    cache: str,
+) -> Manifest:
+    engine = {
+        "member": source.name,
+        "profile": {"min": options.min_rows, "opt": options.opt_rows, "max": options.max_rows},
+        "tensorrt": str(machine.trt.__version__),
+        "compute_capability": machine.gpu.compute_capability,
+        "device": machine.gpu.name,
+        "cuda": machine.gpu.cuda_version,
+        "strongly_typed": route.strongly_typed,
+        "flags": list(route.flags),
+        "build_s": round(plan.build_s, 1),
+        "timing_cache": cache,
+        "timing_cache_used": plan.cache_used,
+    }
+    versions = {"onnx": onnx.__version__, "onnxruntime": onnxruntime.__version__}
+    return dataclasses.replace(
+        source,
+        name=name,
+        file=PLAN_FILE,
+        sha256=hashlib.sha256(plan.data).hexdigest(),
+        source=f"member {source.name} from {source.source}",
+        precision=route.precision,
+        opset=None,
+        max_batch_size=options.max_rows,
+        parity={**dataclasses.asdict(parity), "batches": list(parity.batches)},
+        engine=engine,
+        options=deciding,
+        data_files={},
+        versions={**versions, "tensorrt": str(machine.trt.__version__)},
+    )
+
+
+def _notes(folder: Path, options: EngineOptions) -> tuple[str, ...]:
+    notes = []
+    if not may_replace(folder / CONFIG):
+        notes.append(f"{CONFIG} was edited by hand and is kept; `committee check` says whether it still fits")
+    if options.min_rows > 1:
+        notes.append(
+            f"Triton fails requests of fewer than {options.min_rows} rows, and a cascade sends any number: "
+            "use --min 1 for it"
+        )
+    if options.version_compatible:
+        notes.append("serve it with --backend-config=tensorrt,version-compatible=true")
+    return tuple(notes)

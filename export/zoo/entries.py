@@ -1,0 +1,190 @@
+"""What the zoo holds: name, architecture, resolution and usual checkpoint of each network."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from export.zoo.processors import processor_of
+from orchestrator.errors import ExportError
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+CLASSES = 1000
+# What EfficientNet's stem and each of its seven stages do to the size, and how often a stage repeats at depth 1.
+_STRIDES = (1, 2, 2, 2, 1, 2, 1)
+_REPEATS = (1, 2, 2, 3, 3, 4, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ZooEntry:
+    """One network at one resolution.
+
+    Args:
+        name: short name.
+        family: of the architecture.
+        resolution_px: side of the square image it takes.
+        hub_id: the usual hub checkpoint; None where no checkpoint of that resolution is known there.
+        architecture: transformers class of the classifier.
+        settings: of its config, besides classes and image size.
+    """
+
+    name: str
+    family: str
+    resolution_px: int
+    hub_id: str | None
+    architecture: str
+    settings: Mapping[str, Any]
+
+    def config(self, resolution_px: int | None = None) -> PretrainedConfig:
+        """The config of a network with 1000 classes.
+
+        Args:
+            resolution_px: another than the entry's own.
+
+        Raises:
+            ExportError: the network cannot take that resolution.
+        """
+        import transformers
+
+        settings = dict(self.settings)
+        size = self._checked(self.resolution_px if resolution_px is None else resolution_px)
+        if self.family == "EfficientNet":
+            settings["depthwise_padding"] = same_padding_blocks(settings["depth_coefficient"], size)
+        if self.family != "ResNet":
+            settings["image_size"] = size
+        kind: Callable[..., PretrainedConfig] = getattr(transformers, f"{self.architecture}Config")
+        return kind(num_labels=CLASSES, **settings)
+
+    @property
+    def processor(self) -> dict[str, Any]:
+        """Settings of its image processor, as `preprocessor_config.json` has them."""
+        return processor_of(self.family, self.resolution_px)
+
+    def _checked(self, size: int) -> int:
+        multiple = {"ViT": self.settings.get("patch_size", 1), "EfficientNet": 2}.get(self.family, 1)
+        # Below 32 a feature map shrinks to nothing. EfficientNet's stem in transformers pads for even sizes only.
+        if size < 32 or size % multiple:
+            raise ExportError(
+                f"resolution of {self.name}",
+                got=f"{size} px",
+                expected=f"a multiple of {multiple}, at least 32 px",
+            )
+        return size
+
+
+def same_padding_blocks(depth: float, resolution_px: int) -> list[int]:
+    """Blocks of an EfficientNet whose stride-2 convolution meets an odd size: its config's `depthwise_padding`.
+
+    The original pads so that a stride of 2 makes ceil(size / 2). transformers fixes the padding at construction:
+    one pixel less on the top and left for even sizes, equal on all sides in the blocks listed. Without the list B7
+    at 600 px goes on with 37 instead of 38 pixels, and costs 6 % too little.
+
+    Args:
+        depth: depth coefficient.
+        resolution_px: side of the image.
+
+    Returns:
+        indices over all blocks, from 0.
+    """
+    size, block, found = -(-resolution_px // 2), 0, []
+    for stride, repeats in zip(_STRIDES, _REPEATS, strict=True):
+        if stride == 2:
+            if size % 2:
+                found.append(block)
+            size = -(-size // 2)
+        block += math.ceil(depth * repeats)
+    return found
+
+
+def entry_from_name(name: str) -> ZooEntry:
+    """The entry of that name.
+
+    Raises:
+        ExportError: there is none; the nearest names are suggested.
+    """
+    if name in ZOO:
+        return ZOO[name]
+    near = difflib.get_close_matches(name.lower().replace("-", "_"), ZOO, n=3, cutoff=0.5)
+    raise ExportError(
+        f"model {name}",
+        got="no such name in the zoo",
+        expected=f"one like {', '.join(near)}" if near else f"one of {', '.join(ZOO)}",
+        fix="`python -m export zoo` lists all",
+    )
+
+
+def _efficientnet(variant: int, side: int, *, width: float, depth: float, hidden: int, dropout: float) -> ZooEntry:
+    return ZooEntry(
+        name=f"efficientnet_b{variant}",
+        family="EfficientNet",
+        resolution_px=side,
+        hub_id=f"google/efficientnet-b{variant}",
+        architecture="EfficientNet",
+        settings={
+            "width_coefficient": width,
+            "depth_coefficient": depth,
+            "hidden_dim": hidden,
+            "dropout_rate": dropout,
+        },
+    )
+
+
+def _resnet(layers: int, *depths: int) -> ZooEntry:
+    return ZooEntry(
+        name=f"resnet{layers}",
+        family="ResNet",
+        resolution_px=224,
+        hub_id=f"microsoft/resnet-{layers}",
+        architecture="ResNet",
+        settings={"depths": list(depths)},
+    )
+
+
+def _mobilenet(name: str, side: int, width: float, hub_id: str | None) -> ZooEntry:
+    return ZooEntry(
+        name=name,
+        family="MobileNetV2",
+        resolution_px=side,
+        hub_id=hub_id,
+        architecture="MobileNetV2",
+        settings={"depth_multiplier": width},
+    )
+
+
+def _vit(letter: str, side: int) -> ZooEntry:
+    large = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096}
+    return ZooEntry(
+        name=f"vit_{letter}16_{side}",
+        family="ViT",
+        resolution_px=side,
+        hub_id=f"google/vit-{'large' if letter == 'l' else 'base'}-patch16-{side}",
+        architecture="ViT",
+        settings={"patch_size": 16, **(large if letter == "l" else {})},
+    )
+
+
+_ENTRIES = (
+    _efficientnet(0, 224, width=1.0, depth=1.0, hidden=1280, dropout=0.2),
+    _efficientnet(1, 240, width=1.0, depth=1.1, hidden=1280, dropout=0.2),
+    _efficientnet(2, 260, width=1.1, depth=1.2, hidden=1408, dropout=0.3),
+    _efficientnet(3, 300, width=1.2, depth=1.4, hidden=1536, dropout=0.3),
+    _efficientnet(4, 380, width=1.4, depth=1.8, hidden=1792, dropout=0.4),
+    _efficientnet(5, 456, width=1.6, depth=2.2, hidden=2048, dropout=0.4),
+    _efficientnet(6, 528, width=1.8, depth=2.6, hidden=2304, dropout=0.5),
+    _efficientnet(7, 600, width=2.0, depth=3.1, hidden=2560, dropout=0.5),
+    _resnet(50, 3, 4, 6, 3),
+    _resnet(101, 3, 4, 23, 3),
+    _resnet(152, 3, 8, 36, 3),
+    # The hub has width 1.0 trained at 224 px only; its MobileNets answer 1001 classes, the first one "background".
+    _mobilenet("mobilenet_v2_100_160", 160, 1.0, None),
+    _mobilenet("mobilenet_v2_100_192", 192, 1.0, None),
+    _mobilenet("mobilenet_v2_100_224", 224, 1.0, "google/mobilenet_v2_1.0_224"),
+    _mobilenet("mobilenet_v2_140_224", 224, 1.4, "google/mobilenet_v2_1.4_224"),
+    *(_vit(letter, side) for letter in "bl" for side in (224, 384)),
+)
+ZOO: dict[str, ZooEntry] = {entry.name: entry for entry in _ENTRIES}

@@ -1,0 +1,294 @@
+"""What one graph for a whole cascade costs beside its members run alone, in ONNX Runtime on this machine.
+
+Rules of this file: what is compared is timed in the same rounds, one after another, so that drift hits all alike;
+ratios are formed within a round, and the medians over rounds are given with their spread. Members alone are called
+one after another too, as a cascade does: called over and over by itself each would keep its weights in the cache.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime
+import typer
+from onnx import TensorProto, helper, numpy_helper
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from export.onefile import onefile_model
+from orchestrator.local.digits import digits_split
+from orchestrator.repository.on_disk import plan_path
+from orchestrator.spec import CascadeSpec, InputSpec, Member, Stage, cascade_from_path
+from perf.results import document_from_cells, write_results
+
+Rows = npt.NDArray[Any]
+MIXES = {"all easy": 0.0, "15 % hard": 0.15, "all hard": 1.0}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One batch of one mix.
+
+    Args:
+        cascade: its name.
+        rows: in the batch.
+        mix: which rows.
+        asked: rows of the batch that each stage is asked for.
+        onefile_us: time of one call, one figure per round.
+        members_us: of the members alone on the rows they are asked for, together, one figure per round.
+    """
+
+    cascade: str
+    rows: int
+    mix: str
+    asked: tuple[int, ...]
+    onefile_us: tuple[float, ...]
+    members_us: tuple[float, ...]
+
+    @property
+    def ratios(self) -> npt.NDArray[np.float64]:
+        """One graph over members, float64 (rounds,)."""
+        return np.divide(self.onefile_us, self.members_us, dtype=np.float64)
+
+    def as_json(self) -> dict[str, Any]:
+        """The case with its ratio, the ratio's spread over rounds (quartiles), and the difference."""
+        low, middle, high = np.percentile(self.ratios, [25, 50, 75])
+        extra = np.median(np.array(self.onefile_us) - np.array(self.members_us))
+        return {
+            **asdict(self),
+            "ratio": round(float(middle), 4),
+            "ratio_quartiles": [round(float(low), 4), round(float(high), 4)],
+            "extra_us": round(float(extra), 1),
+        }
+
+
+def measure_onefile(
+    spec: CascadeSpec,
+    repository: Path,
+    rows: Rows,
+    *,
+    batches: Sequence[int],
+    rounds: int,
+    progress: Callable[[str], None],
+    round_s: float = 0.15,
+) -> list[Case]:
+    """Times a cascade's one graph against its members alone.
+
+    Args:
+        spec: the cascade.
+        repository: holds its members.
+        rows: (n, *dims), some that exit at stage 0 and some that go to the last stage.
+        batches: rows per call.
+        rounds: timed rounds; one more before them warms up.
+        progress: told before each case.
+        round_s: how long each side is called over and over in one round, at least five times.
+    """
+    whole = _session(onefile_model(spec, repository)[0].SerializeToString())
+    members = {
+        member.name: _session((repository / member.name / "1" / "model.onnx").read_bytes())
+        for member in spec.members
+    }
+    source = spec.input.name
+    exits = whole.run(["exit_stage"], {source: rows})[0][:, 0]
+    easy, hard = rows[exits == 0], rows[exits == len(spec.stages) - 1]
+    cases = []
+    for size in batches:
+        for mix, share in MIXES.items():
+            if size == 1 and 0 < share < 1:
+                continue  # one row is easy or hard
+            progress(f"{spec.name}: {size} rows, {mix}")
+            batch = _batch(easy, hard, size=size, share=share)
+            left = whole.run(["exit_stage"], {source: batch})[0][:, 0]
+            parts = [batch[left >= stage] for stage in range(len(spec.stages))]
+            calls = [
+                _call(members[member.name], member.input or source, part)
+                for stage, part in zip(spec.stages, parts, strict=True)
+                for member in stage.members
+                if len(part)
+            ]
+            one, alone = _rounds(
+                _call(whole, source, batch), _one_after_another(calls), rounds=rounds, round_s=round_s
+            )
+            asked = tuple(len(part) for part in parts)
+            case = Case(cascade=spec.name, rows=size, mix=mix, asked=asked, onefile_us=one, members_us=alone)
+            cases.append(case)
+    return cases
+
+
+def _session(model: bytes) -> Any:
+    options = onnxruntime.SessionOptions()
+    # As the models are served: parallelism comes from instances.
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+def _batch(easy: Rows, hard: Rows, *, size: int, share: float) -> Rows:
+    count = round(share * size) if share in (0.0, 1.0) else max(1, round(share * size))
+    return np.concatenate([hard[np.arange(count) % len(hard)], easy[np.arange(size - count) % len(easy)]])
+
+
+def _call(session: Any, name: str, rows: Rows) -> Callable[[], object]:
+    feeds = {name: np.ascontiguousarray(rows)}
+    return lambda: session.run(None, feeds)
+
+
+def _one_after_another(calls: Sequence[Callable[[], object]]) -> Callable[[], object]:
+    def all_of_them() -> None:
+        for call in calls:
+            call()
+
+    return all_of_them
+
+
+def _rounds(
+    whole: Callable[[], object], members: Callable[[], object], *, rounds: int, round_s: float
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Microseconds per call, one of each per round; the first round warms up."""
+    one, alone = [], []
+    for number in range(rounds + 1):
+        if number % 2:  # whoever comes second finds the machine as the first left it, so they take turns
+            first, second = _time_us(whole, round_s), _time_us(members, round_s)
+        else:
+            second, first = _time_us(members, round_s), _time_us(whole, round_s)
+        one.append(first)
+        alone.append(second)
+    return tuple(one[1:]), tuple(alone[1:])
+
+
+def _time_us(call: Callable[[], object], round_s: float) -> float:
+    """Median of calls for a while, at least five, in time of the calling thread.
+
+    A session of one thread runs on the caller's, so this is the time a call takes on a core of its own; the clock
+    on the wall would also count waiting for a core that somebody else uses.
+    """
+    taken: list[int] = []
+    until = time.perf_counter_ns() + int(round_s * 1e9)
+    while len(taken) < 5 or time.perf_counter_ns() < until:
+        start = time.thread_time_ns()
+        call()
+        taken.append(time.thread_time_ns() - start)
+    return float(np.median(taken)) / 1000
+
+
+def random_cascade(repository: Path, *, widths: Sequence[int] = (48, 72)) -> tuple[CascadeSpec, Rows]:
+    """A cascade of convolutional networks with random weights, about 10 and 20 ms at 32 rows on one core.
+
+    Args:
+        repository: to write the members into.
+        widths: channels of each member's layers.
+
+    Returns:
+        the cascade, with the threshold at the median score, and 256 random rows.
+    """
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(256, 3, 32, 32)).astype(np.float32)
+    names = [f"cnn_{width}" for width in widths]
+    for name, width in zip(names, widths, strict=True):
+        path = repository / name / "1" / "model.onnx"
+        path.parent.mkdir(parents=True)
+        path.write_bytes(_cnn(width, rng))
+    said = _session((repository / names[0] / "1" / "model.onnx").read_bytes()).run(None, {"image": rows})[0]
+    scores = 1 / np.exp(said - said.max(axis=1, keepdims=True)).sum(axis=1)
+    stages = [Stage(members=(Member(name=name, output="logits"),)) for name in names]
+    stages[0] = Stage(members=stages[0].members, threshold=float(np.median(scores)))
+    source = InputSpec(name="image", dtype="FP32", dims=(3, 32, 32))
+    return CascadeSpec(name="random_cnns", input=source, classes=10, stages=tuple(stages)), rows
+
+
+def _cnn(width: int, rng: np.random.Generator) -> bytes:
+    sizes = [(width, 3), (width, width), (2 * width, width), (2 * width, 2 * width)]
+    nodes, weights, last = [], [], "image"
+    for index, (out, into) in enumerate(sizes):
+        kernel = rng.normal(size=(out, into, 3, 3)) * np.sqrt(2 / (9 * into))
+        weights.append(numpy_helper.from_array(kernel.astype(np.float32), f"w{index}"))
+        step = 1 if index % 2 else 2
+        made = [f"c{index}", f"r{index}"]
+        around = [1, 1, 1, 1]
+        nodes.append(helper.make_node("Conv", [last, f"w{index}"], [made[0]], pads=around, strides=[step, step]))
+        nodes.append(helper.make_node("Relu", [made[0]], [made[1]]))
+        last = made[1]
+    # Wide enough for probabilities to spread between sure and unsure.
+    head = rng.normal(size=(2 * width, 10)) * 4 / np.sqrt(width)
+    weights.append(numpy_helper.from_array(head.astype(np.float32), "head"))
+    nodes.append(helper.make_node("GlobalAveragePool", [last], ["pooled"]))
+    nodes.append(helper.make_node("Flatten", ["pooled"], ["flat"]))
+    nodes.append(helper.make_node("MatMul", ["flat", "head"], ["logits"]))
+    graph = helper.make_graph(
+        nodes,
+        "cnn",
+        [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["batch", 3, 32, 32])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 10])],
+        initializer=weights,
+    )
+    model = helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 18)])
+    return bytes(model.SerializeToString())
+
+
+def table_from_cases(cases: Sequence[Case]) -> Table:
+    """Medians over rounds, one line per case."""
+    table = Table(title="one graph against its members alone, medians over rounds")
+    columns = ("rows", "asked", "members us", "one graph us", "extra us", "ratio", "quartiles")
+    table.add_column("cascade")
+    table.add_column("mix", no_wrap=True)
+    for name in columns:
+        table.add_column(name, justify="right")
+    for case in cases:
+        value = case.as_json()
+        low, high = value["ratio_quartiles"]
+        table.add_row(
+            case.cascade, case.mix, str(case.rows), " + ".join(map(str, case.asked)),
+            f"{np.median(case.members_us):.1f}", f"{np.median(case.onefile_us):.1f}",
+            f"{value['extra_us']:.1f}", f"{value['ratio']:.3f}", f"{low:.3f}-{high:.3f}",
+        )  # fmt: skip
+    return table
+
+
+def onefile(
+    repository: Annotated[Path, typer.Option(help="Model repository with the digits cascade.")] = Path(
+        "model_repository"
+    ),
+    output: Annotated[Path, typer.Option(help="Folder for onefile.json.")] = Path("build/bench"),
+    rounds: Annotated[int, typer.Option(min=3, max=200, help="Timed rounds per case.")] = 15,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
+) -> None:
+    """Time whole cascades in one ONNX graph against their members alone.
+
+    Example: python -m perf onefile --rounds 15
+    """
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with (
+        Progress(*columns, console=Console(stderr=True), transient=True) as bar,
+        tempfile.TemporaryDirectory() as folder,
+    ):
+        task = bar.add_task("reading")
+
+        def say(text: str) -> None:
+            bar.update(task, description=text)
+
+        plan = plan_path(repository / "digits_cascade") or repository / "digits_cascade" / "1" / "cascade.json"
+        digits = cascade_from_path(plan)
+        images = digits_split("test").images
+        cases = measure_onefile(digits, repository, images, batches=(1, 32, 256), rounds=rounds, progress=say)
+        made, rows = random_cascade(Path(folder))
+        cases += measure_onefile(made, Path(folder), rows, batches=(1, 32), rounds=rounds, progress=say)
+    document = {
+        "machine": document_from_cells([], triton_version="none")["machine"],
+        "onnxruntime": onnxruntime.__version__,
+        "cases": [case.as_json() for case in cases],
+    }
+    write_results(document, output / "onefile.json")
+    if as_json:
+        typer.echo(json.dumps(document, indent=2))
+        return
+    Console().print(table_from_cases(cases))
+    typer.echo(f"Written: {output / 'onefile.json'}")

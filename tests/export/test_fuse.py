@@ -1,0 +1,399 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from onnx import TensorProto, helper, numpy_helper
+from typer.testing import CliRunner
+
+from export.__main__ import app
+from export.cost import preprocess_macs_per_row
+from export.fuse import Fusion, fuse, fused_model
+from export.preprocess import PREFIX
+from export.reading import ReadMember, member_from_repository
+from export.rows import varied_rows
+from orchestrator.decision.combine import Combiner
+from orchestrator.errors import CommitteeError, ExportError
+from orchestrator.local.digits import digits_split
+from orchestrator.local.sessions import LocalMembers
+from orchestrator.repository import check
+from orchestrator.repository.averaging import spec_from_averaging
+from orchestrator.spec import CascadeSpec, InputSpec, Member, Stage, TensorSpec, manifest_from_path
+from tests.export.small_networks import (
+    IMAGE_INPUT,
+    SCORES,
+    add_image_member,
+    answers,
+    image_model,
+)
+from tests.repository.making import add_member, linear_model, manifest_of, snapshot
+
+REPOSITORY = Path(__file__).parents[2] / "model_repository"
+DIGITS = ("digits_small", "digits_medium", "digits_large")
+MODES = pytest.mark.parametrize("combine", ["mean_logit", "mean_prob"])
+
+
+def selection(columns: list[int], *, width: int) -> onnx.ModelProto:
+    """A member that answers with some of its input's columns, so that a test chooses its scores."""
+    graph = helper.make_graph(
+        [helper.make_node("Gather", ["x", "columns"], ["logits"], axis=1)],
+        "selection",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", width])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["n", len(columns)])],
+        initializer=[numpy_helper.from_array(np.array(columns), "columns")],
+    )
+    return helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 18)])
+
+
+def judged(members: list[Member], combine: str, outputs: list[np.ndarray]) -> tuple[np.ndarray, ...]:
+    """Probabilities, labels and failures that the decision core finds."""
+    spec = CascadeSpec(
+        name="judged",
+        input=InputSpec(name="x", dtype="FP32", dims=(1,)),
+        classes=outputs[0].shape[1],
+        stages=(Stage(members=tuple(members)),),
+        combine=combine,
+    )
+    combiner = Combiner(spec)
+    tally = combiner.empty(len(outputs[0]))
+    failed, _ = combiner.add_stage(tally, 0, outputs)
+    bad = np.zeros(len(outputs[0]), bool) if failed is None else failed >= 0
+    return (*combiner.distribution(tally), bad)
+
+
+SCORE = st.one_of(
+    st.floats(-20, 20, width=32),
+    st.sampled_from([np.nan, np.inf, -np.inf, 0.0, 1e38, -1e38, 1e-38]).map(np.float32),
+)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.data())
+def test_the_fused_average_is_the_decision_cores_for_any_scores(data: st.DataObject) -> None:
+    count, classes = data.draw(st.integers(2, 4)), data.draw(st.integers(2, 4))
+    combine = data.draw(st.sampled_from(["mean_logit", "mean_prob"]))
+    width = count * classes
+    x = data.draw(hnp.arrays(np.float32, (5, width), elements=SCORE))
+    members = [
+        Member(
+            name=f"m{i}",
+            output="logits",
+            output_kind=data.draw(st.sampled_from(["logits", "probabilities"])),
+            temperature=data.draw(st.sampled_from([1.0, 0.5, 2.0])),
+            weight=data.draw(st.sampled_from([1.0, 0.25, 3.0])),
+        )
+        for i in range(count)
+    ]
+    parts, outputs = [], []
+    for i, member in enumerate(members):
+        columns = list(range(i * classes, (i + 1) * classes))
+        scores = np.abs(x[:, columns]) if member.output_kind == "probabilities" else x[:, columns]
+        x[:, columns] = scores
+        outputs.append(scores)
+        manifest = manifest_of(
+            member.name,
+            "0" * 64,
+            input=TensorSpec(name="x", dtype="FP32", dims=(width,)),
+            output=TensorSpec(name="logits", dtype="FP32", dims=(classes,)),
+            output_kind=member.output_kind,
+        )
+        parts.append(ReadMember(manifest, selection(columns, width=width)))
+    fusion = Fusion(name="both", members=tuple(members), combine=combine)
+    model = fused_model(fusion, parts)
+    onnx.checker.check_model(model, full_check=True)
+    name, kind = fusion.output
+    got = answers(model, x)
+    alone = [Member(name="both", output=name, output_kind=kind)]
+    p, label, bad = judged(members, combine, outputs)
+    p_fused, label_fused, bad_fused = judged(alone, combine, [got])
+    np.testing.assert_array_equal(bad_fused, bad)
+    np.testing.assert_allclose(p_fused[~bad], p[~bad], atol=1e-5)
+    two = np.sort(p, axis=1)[:, -2:]
+    clear = ~bad & (two[:, 1] - two[:, 0] > 2e-5)
+    np.testing.assert_array_equal(label_fused[clear], label[clear])
+
+
+def test_members_that_rule_out_different_classes_are_no_failure() -> None:
+    x = np.array([[-np.inf, 0, 0, -np.inf], [-np.inf, -np.inf, 0, 1]], np.float32)
+    source, made = (TensorSpec(name=n, dtype="FP32", dims=(k,)) for n, k in (("x", 4), ("logits", 2)))
+    columns = ([0, 1], [2, 3])
+    members = tuple(Member(name=f"m{i}", output="logits") for i in range(2))
+    parts = [
+        ReadMember(manifest_of(m.name, "0" * 64, input=source, output=made), selection(c, width=4))
+        for m, c in zip(members, columns, strict=True)
+    ]
+    got = answers(fused_model(Fusion(name="f", members=members, combine="mean_logit"), parts), x)
+    p, _, bad = judged([Member(name="f", output="logits")], "mean_logit", [got])
+    expected, _, bad_apart = judged(list(members), "mean_logit", [x[:, c] for c in columns])
+    np.testing.assert_array_equal(bad, [False, True])
+    np.testing.assert_array_equal(bad_apart, bad)
+    np.testing.assert_allclose(p[0], expected[0])
+
+
+@MODES
+def test_digits_fused_answer_as_the_members_do_apart(combine: str, tmp_path: Path) -> None:
+    members = tuple(
+        Member(name=name, output="logits", weight=weight, temperature=temperature)
+        for name, weight, temperature in zip(DIGITS, (1, 2, 0.5), (1, 1.5, 0.8), strict=True)
+    )
+    fusion = Fusion(name="digits_three", members=members, combine=combine)
+    manifest, what = fuse(REPOSITORY, fusion, output=tmp_path)
+    assert what == "fused"
+    rows = digits_split("test").images
+    apart = LocalMembers(REPOSITORY, DIGITS)
+    p, label, _ = judged(list(members), combine, [apart.ask(name, rows) for name in DIGITS])
+    fused = LocalMembers(tmp_path, ["digits_three"])
+    alone = [Member(name="x", output="y", output_kind=manifest.output_kind)]
+    p_fused, label_fused, _ = judged(alone, combine, [fused.ask("digits_three", rows)])
+    np.testing.assert_array_equal(label_fused, label)
+    assert np.abs(p_fused - p).max() <= 1e-5
+    manifests = [manifest_from_path(REPOSITORY / name / "manifest.json") for name in DIGITS]
+    assert manifest.macs == sum(m.macs for m in manifests)
+    assert manifest.parameters == sum(m.parameters for m in manifests)
+    assert manifest.labels == manifests[0].labels
+    assert manifest.preprocess == manifests[0].preprocess
+    assert (manifest.max_batch_size, manifest.opset, manifest.precision) == (64, 18, "fp32")
+    assert [member["sha256"] for member in manifest.options["members"]] == [m.sha256 for m in manifests]
+    assert manifest.parity["max_abs"] <= 1e-5
+    assert check(tmp_path)
+
+
+def test_a_fused_digits_ensemble_answers_as_the_committed_one() -> None:
+    averaging = onnx.load(REPOSITORY / "digits_ensemble_mean" / "1" / "model.onnx")
+    spec = spec_from_averaging(averaging, subject="digits_ensemble")
+    assert spec is not None
+    rows = digits_split("test").images
+    apart = LocalMembers(REPOSITORY, [member.name for member in spec.members])
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(averaging.SerializeToString(), providers=["CPUExecutionProvider"])
+    fed = {f"scores_{i}": apart.ask(member.name, rows) for i, member in enumerate(spec.members)}
+    p, label = session.run(["probabilities", "label"], fed)
+    fusion = Fusion(name="digits_fused", members=spec.members, combine=spec.combine)
+    model = fused_model(fusion, [member_from_repository(REPOSITORY, member.name) for member in spec.members])
+    alone = [Member(name="x", output="y", output_kind=fusion.output[1])]
+    p_fused, label_fused, _ = judged(alone, spec.combine, [answers(model, rows)])
+    np.testing.assert_array_equal(label_fused, label[:, 0])
+    assert np.abs(p_fused - p).max() <= 1e-5
+
+
+def fused_images(sides: list[int]) -> tuple[onnx.ModelProto, list[onnx.ModelProto]]:
+    models = [image_model(seed, side) for seed, side in enumerate(sides)]
+    manifests = [manifest_of(f"m{i}", "0" * 64, input=IMAGE_INPUT, output=SCORES) for i in range(len(sides))]
+    members = tuple(Member(name=m.name, output="logits", weight=1 + i) for i, m in enumerate(manifests))
+    fusion = Fusion(name="images", members=members, combine="mean_logit")
+    parts = [ReadMember(*pair) for pair in zip(manifests, models, strict=True)]
+    return fused_model(fusion, parts), models
+
+
+def preprocess_nodes(model: onnx.ModelProto) -> list[onnx.NodeProto]:
+    return [node for node in model.graph.node if node.name.startswith(PREFIX)]
+
+
+@pytest.mark.parametrize("sides", [[12, 12], [12, 16], [12, 16, 12], [24, 12], [24, 24]])
+def test_image_processing_is_shared_as_far_as_it_is_the_same(sides: list[int]) -> None:
+    fused, models = fused_images(sides)
+    onnx.checker.check_model(fused, full_check=True)
+    rows = varied_rows(IMAGE_INPUT, 9)
+    expected = sum((1 + i) * answers(model, rows) for i, model in enumerate(models)) / sum(
+        1 + i for i in range(len(models))
+    )
+    np.testing.assert_allclose(answers(fused, rows), expected, atol=1e-5)
+    apart = {side: len(preprocess_nodes(image_model(0, side))) for side in set(sides)}
+    # The cast is common to all of them, and nothing else to two that resize to different sizes.
+    assert len(preprocess_nodes(fused)) == sum(apart.values()) - (len(apart) - 1)
+    assert [node.op_type for node in preprocess_nodes(fused)].count("Cast") == 1
+    costs = {side: preprocess_macs_per_row(image_model(0, side)) for side in apart}
+    assert preprocess_macs_per_row(fused) == sum(costs.values())
+    names = [node.name for node in fused.graph.node]
+    assert len(set(names)) == len(names)
+    constants = [weight.name for weight in fused.graph.initializer]
+    assert len(set(constants)) == len(constants)
+
+
+def first_step(kind: str, constant: np.ndarray, **attributes: int) -> onnx.ModelProto:
+    """A member of one "preprocess/" node and nothing else, x (n, 3) -> (n, 3)."""
+    inputs = {"Concat": ["preprocess/one", "x"], "Cast": ["x"]}.get(kind, ["x", "preprocess/one"])
+    graph = helper.make_graph(
+        [
+            helper.make_node(kind, inputs, ["preprocess/image"], name="preprocess/image", **attributes),
+            helper.make_node("Cast", ["preprocess/image"], ["logits"], to=TensorProto.FLOAT),
+        ],
+        "small",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["n", 3])],
+        initializer=[numpy_helper.from_array(constant, "preprocess/one")],
+    )
+    return helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 18)])
+
+
+ONE = np.array([2.5, 1, 0], np.float32)
+ZERO = np.zeros(1, np.float32)
+
+
+@pytest.mark.parametrize(
+    ("models", "nodes", "constants"),
+    [
+        ((first_step("Add", ONE), first_step("Add", ONE)), 1, 1),
+        ((first_step("Add", ONE), first_step("Mul", ONE)), 2, 1),
+        ((first_step("Add", ONE), first_step("Add", ONE + 1)), 2, 2),
+        ((first_step("Add", ONE), first_step("Add", ONE[None])), 2, 2),
+        ((first_step("Add", ONE[:1]), first_step("Reshape", np.array([-1, 3]))), 2, 2),
+        ((first_step("Cast", ONE, to=TensorProto.INT32), first_step("Cast", ONE, to=TensorProto.FLOAT)), 2, 2),
+        ((first_step("Cast", ONE, to=TensorProto.INT32), first_step("Cast", ONE, to=TensorProto.INT32)), 1, 2),
+        ((first_step("Pow", ZERO), first_step("Pow", ZERO.view(np.int32))), 2, 2),
+    ],
+)
+def test_only_what_is_the_same_operation_on_the_same_values_is_shared(
+    models: tuple[onnx.ModelProto, ...], nodes: int, constants: int
+) -> None:
+    source, made = TensorSpec(name="x", dtype="FP32", dims=(3,)), TensorSpec(name="logits", dtype="FP32", dims=(3,))
+    parts = [
+        ReadMember(manifest_of(f"m{i}", "0" * 64, input=source, output=made), model)
+        for i, model in enumerate(models)
+    ]
+    members = tuple(Member(name=f"m{i}", output="logits") for i in range(2))
+    model = fused_model(Fusion(name="f", members=members, combine="mean_logit"), parts)
+    x = np.array([[1.25, 2.5, 3.75]], np.float32)
+    np.testing.assert_allclose(answers(model, x), sum(answers(one, x) for one in models) / 2)
+    assert len(preprocess_nodes(model)) == nodes
+    assert len([w for w in model.graph.initializer if "one" in w.name]) == constants
+    assert {node.name for node in preprocess_nodes(model)} <= {"preprocess/image", "preprocess/m1/image"}
+
+
+def test_image_members_become_one_member_on_disk(tmp_path: Path) -> None:
+    add_image_member(tmp_path, "a", seed=1, side=12, max_batch_size=16, random_weights=True)
+    add_image_member(tmp_path, "b", seed=2, side=16, max_batch_size=8)
+    members = (Member(name="a", output="logits"), Member(name="b", output="logits"))
+    manifest, _ = fuse(tmp_path, Fusion(name="both", members=members, combine="mean_prob"))
+    assert (manifest.max_batch_size, manifest.random_weights, manifest.resolution_px) == (8, True, None)
+    assert (manifest.output.name, manifest.output_kind) == ("probabilities", "probabilities")
+    rows = varied_rows(IMAGE_INPUT, 20)
+    together = LocalMembers(tmp_path, ["both"]).ask("both", rows)
+    np.testing.assert_allclose(together.sum(axis=1), 1, atol=1e-5)
+    apart = [preprocess_macs_per_row(image_model(0, side)) for side in (12, 16)]
+    assert manifest.preprocess_macs == sum(apart) > 0
+    # Fusing what is fused already works as well.
+    add_image_member(tmp_path, "c", seed=3, side=12)
+    more = (Member(name="both", output="probabilities", weight=2), Member(name="c", output="logits"))
+    again, _ = fuse(tmp_path, Fusion(name="three", members=more, combine="mean_prob"))
+    assert again.parity["max_abs"] <= 1e-5
+    model = onnx.load(tmp_path / "three" / "1" / "model.onnx")
+    assert [node.op_type for node in preprocess_nodes(model)].count("Cast") == 1
+
+
+def two(repository: Path, **changes: object) -> Fusion:
+    add_member(repository, "a", seed=1)
+    add_member(repository, "b", seed=2, **changes)
+    return Fusion(name="both", members=tuple(Member(name=n, output="logits") for n in "ab"), combine="mean_logit")
+
+
+def test_a_second_run_does_nothing_until_something_changes(tmp_path: Path) -> None:
+    fusion = two(tmp_path)
+    assert fuse(tmp_path, fusion)[1] == "fused"
+    before = snapshot(tmp_path)
+    assert fuse(tmp_path, fusion)[1] == "up to date"
+    assert fuse(tmp_path, fusion, force=True)[1] == "fused"
+    assert snapshot(tmp_path) == before
+    heavier = dataclasses.replace(
+        fusion, members=(fusion.members[0], dataclasses.replace(fusion.members[1], weight=2.0))
+    )
+    assert fuse(tmp_path, heavier)[1] == "fused"
+    shutil.rmtree(tmp_path / "b")
+    add_member(tmp_path, "b", seed=3)
+    assert fuse(tmp_path, heavier)[1] == "fused"
+
+
+def test_every_disagreement_of_the_members_is_named_at_once(tmp_path: Path) -> None:
+    model = linear_model(2, classes=4, input="pixels")
+    fusion = two(
+        tmp_path,
+        model=model,
+        input=TensorSpec(name="pixels", dtype="FP16", dims=(5,)),
+        output=TensorSpec(name="logits", dtype="INT32", dims=(4,)),
+    )
+    with pytest.raises(ExportError) as error:
+        fuse(tmp_path, fusion)
+    for word in ("input name (a x, b pixels)", "input dtype", "input dims", "classes (a [3], b [4])", "is INT32"):
+        assert word in str(error.value)
+    assert not (tmp_path / "both").exists()
+
+
+def test_labels_that_differ_are_shown(tmp_path: Path) -> None:
+    add_member(tmp_path, "a", labels=("ant", "bee", "cow"))
+    add_member(tmp_path, "b", labels=("ant", "cow", "bee"))
+    members = tuple(Member(name=n, output="logits") for n in "ab")
+    with pytest.raises(ExportError, match=r"label of class 1 \(a 'bee', b 'cow'\)"):
+        fuse(tmp_path, Fusion(name="both", members=members, combine="mean_logit"))
+
+
+def test_a_fused_model_that_is_wrong_is_never_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fusion = two(tmp_path)
+    real = fused_model
+    monkeypatch.setattr(
+        "export.fuse.fused_model",
+        lambda asked, parts: real(
+            dataclasses.replace(
+                asked, members=(asked.members[0], dataclasses.replace(asked.members[1], weight=1.01))
+            ),
+            parts,
+        ),
+    )
+    with pytest.raises(ExportError, match="probabilities that differ by"):
+        fuse(tmp_path, fusion)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
+
+
+def run(*arguments: object) -> str:
+    done = CliRunner().invoke(app, ["fuse", *map(str, arguments)])
+    if isinstance(done.exception, CommitteeError):
+        assert "\n" not in str(done.exception)
+        return str(done.exception)
+    assert done.exit_code == 0, done.output
+    return done.stdout
+
+
+def test_the_command_fuses_and_says_so(tmp_path: Path) -> None:
+    two(tmp_path)
+    asked = ("a", "b", "--combine", "mean_logit", "--weights", "1,2", "--name", "both", "--repository", tmp_path)
+    assert "both: fused;" in run(*asked)
+    assert json.loads(run(*asked, "--json"))["members"] == {"both": "up to date"}
+    assert "both: fused;" in run(*asked, "--output", tmp_path / "elsewhere")
+    options = manifest_from_path(tmp_path / "both" / "manifest.json").options
+    assert [member["weight"] for member in options["members"]] == [1, 2]
+
+
+def test_whatever_is_wrong_is_one_line_and_nothing_is_written(tmp_path: Path) -> None:
+    two(tmp_path)
+    (tmp_path / "foreign" / "1").mkdir(parents=True)
+    (tmp_path / "foreign" / "1" / "model.onnx").write_bytes(b"x")
+    add_member(tmp_path, "cut", seed=4)
+    path = tmp_path / "cut" / "1" / "model.onnx"
+    path.write_bytes(path.read_bytes()[:-9])
+    before = snapshot(tmp_path)
+    here = ("--repository", tmp_path)
+    mean = ("--combine", "mean_logit", *here)
+    assert "got vote, expected mean_logit or mean_prob" in run("a", "b", "--combine", "vote", "--name", "f", *here)
+    assert "one of a, b, cut" in run("a", "nobody", *mean, "--name", "f")
+    assert "expected at least two members" in run("a", *mean, "--name", "f")
+    assert "a more than once" in run("a", "a", *mean, "--name", "f")
+    assert "no --name" in run("a", "b", *mean)
+    assert "expected another than its members'" in run("a", "b", *mean, "--name", "a")
+    assert "not exported here" in run("a", "b", *mean, "--name", "foreign")
+    assert "a free name" in run("a", "b", *mean, "--name", "cut")
+    assert "got 1 numbers, expected 2" in run("a", "b", *mean, "--name", "f", "--weights", "1")
+    assert "numbers with commas" in run("a", "b", *mean, "--name", "f", "--temperatures", "1;2")
+    assert "weight: got -1.0" in run("a", "b", *mean, "--name", "f", "--weights=-1,1")
+    assert "temperature: got nan" in run("a", "b", *mean, "--name", "f", "--temperatures", "nan,1")
+    assert "as in manifest.json" in run("a", "cut", *mean, "--name", "f")
+    assert "either members or --plan" in run("a", "b", "--plan", "x.json", *here)
+    assert "either members or --plan" in run("a", "b", *mean, "--name", "f", "-o", "x.json")
+    assert snapshot(tmp_path) == before

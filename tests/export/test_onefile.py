@@ -1,0 +1,251 @@
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from onnx import TensorProto, helper, numpy_helper
+
+from export.onefile import onefile_model
+from orchestrator.local.digits import digits_split
+from orchestrator.local.sessions import LocalMembers
+from orchestrator.planner.records import Records
+from orchestrator.planner.replay import replay
+from orchestrator.spec import COMBINES, CascadeSpec, cascade_from_path
+from tests.export.sliced import (
+    answers_of,
+    cascade,
+    chosen_outputs,
+    core_answers,
+    model_of,
+    opened,
+    put,
+    put_slicing,
+    settled_by_rounding,
+    specs,
+    spoil,
+    with_thresholds,
+)
+
+REPOSITORY = Path(__file__).parents[2] / "model_repository"
+BATCHES = (1, 2, 7, 33, 256)
+ANY_PATH = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+def in_batches(spec: CascadeSpec, repository: Path, rows: np.ndarray) -> dict[str, np.ndarray]:
+    """Answers to rows sent in batches of every size there is to try."""
+    session = opened(onefile_model(spec, repository)[0])
+    ends = np.cumsum(BATCHES)
+    assert ends[-1] == len(rows)
+    parts = [answers_of(session, part) for part in np.split(rows, ends[:-1])]
+    joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    return {name: value if name == "probabilities" else value[:, 0] for name, value in joined.items()}
+
+
+@settings(ANY_PATH, max_examples=60)
+@given(spec=specs(), seed=st.integers(0, 2**32 - 1), low=st.booleans(), spoiled=st.booleans())
+def test_one_graph_answers_what_the_decision_core_answers(
+    tmp_path: Path, spec: CascadeSpec, seed: int, low: bool, spoiled: bool
+) -> None:
+    rng = np.random.default_rng(seed)
+    outputs = chosen_outputs(spec, rng, sum(BATCHES))
+    spec = with_thresholds(spec, outputs, rng=rng, low=low)
+    if spoiled:
+        spoil(outputs, rng)
+    put_slicing(tmp_path, spec)
+    # A probability of 0 stands for a logit of log(1e-30) / T: one unit in its last place is 1e-5 by itself.
+    tolerance = 5e-5 if spoiled else 1e-5
+    got = in_batches(spec, tmp_path, np.concatenate(outputs, axis=1))
+    core = core_answers(spec, outputs)
+    sure = ~settled_by_rounding(spec, outputs, tolerance)
+    lost = core.refused
+    assert got["label"].dtype == np.int64
+    for name in ("label", "status"):
+        np.testing.assert_array_equal(got[name][sure], core.answers[name][sure], err_msg=name)
+    for name in ("exit_stage", "cost"):
+        np.testing.assert_array_equal(got[name][sure & ~lost], core.answers[name][sure & ~lost], err_msg=name)
+    for name in ("probabilities", "confidence"):
+        np.testing.assert_allclose(got[name][sure], core.answers[name][sure], atol=tolerance, err_msg=name)
+
+
+def test_scores_exactly_at_the_threshold_or_at_the_low_end_exit(tmp_path: Path) -> None:
+    spec = cascade([1, 1], 4)
+    first = dataclasses.replace(spec.stages[0], threshold=0.5, low=0.25)
+    spec = dataclasses.replace(spec, stages=(first, spec.stages[1]))
+    put_slicing(tmp_path, spec)
+    no = -np.inf
+    said = np.array([[0, 0, no, no], [0, 0, 0, 0], [0, -1, -1, -1]], np.float32)
+    got = answers_of(opened(onefile_model(spec, tmp_path)[0]), np.concatenate([said, said], axis=1))
+    assert got["exit_stage"].ravel().tolist() == [0, 0, 1]
+    assert got["status"].ravel().tolist() == [0, 4, 0]
+    assert got["confidence"].ravel()[:2].tolist() == [0.5, 0.25]
+    # Alone, none of them is decided together with a row that is not at the threshold.
+    alone = answers_of(opened(onefile_model(spec, tmp_path)[0]), np.concatenate([said, said], axis=1)[:1])
+    assert (alone["exit_stage"].item(), alone["status"].item()) == (0, 0)
+
+
+@pytest.mark.parametrize("combine", COMBINES)
+@pytest.mark.parametrize("sizes", [[1, 1], [2, 2]])
+def test_equal_classes_go_to_the_lowest(tmp_path: Path, combine: str, sizes: list[int]) -> None:
+    spec = cascade(sizes, 3, combine=combine)
+    put_slicing(tmp_path, spec)
+    for row, stage in (([5, 5, 0], 0), ([0, 0, 0], 1)):
+        changed = dataclasses.replace(spec.stages[0], threshold=0.49)
+        session = opened(onefile_model(dataclasses.replace(spec, stages=(changed, spec.stages[1])), tmp_path)[0])
+        got = answers_of(session, np.tile(np.array([row], np.float32), sum(sizes)))
+        assert got["label"].item() == 0
+        assert got["exit_stage"].item() == (0 if combine == "vote" else stage)
+
+
+@pytest.mark.parametrize("combine", COMBINES)
+def test_classes_that_different_members_rule_out_leave_a_finite_answer(tmp_path: Path, combine: str) -> None:
+    spec = cascade([1, 1], 2, combine=combine)
+    spec = dataclasses.replace(spec, stages=(dataclasses.replace(spec.stages[0], threshold=None), spec.stages[1]))
+    put_slicing(tmp_path, spec)
+    outputs = [np.array([[0, -np.inf]], np.float32), np.array([[-np.inf, 0]], np.float32)]
+    got = answers_of(opened(onefile_model(spec, tmp_path)[0]), np.concatenate(outputs, axis=1))
+    expected = core_answers(spec, outputs).answers
+    assert got["label"].item() == expected["label"].item() != -1
+    np.testing.assert_allclose(got["probabilities"], expected["probabilities"], atol=1e-6)
+
+
+def exploding(classes: int, width: int) -> onnx.ModelProto:
+    """Answers only batches of exactly three rows; any other number is an error of the runtime."""
+    weights = [
+        numpy_helper.from_array(np.array([3, width], np.int64), "three"),
+        numpy_helper.from_array(np.ones((width, classes), np.float32), "w"),
+    ]
+    nodes = [
+        helper.make_node("Reshape", ["x", "three"], ["y"]),
+        helper.make_node("MatMul", ["y", "w"], ["logits"]),
+    ]
+    return model_of(nodes, weights, width=width, classes=classes)
+
+
+def test_a_stage_is_run_for_the_rows_that_need_it_and_not_at_all_where_none_does(tmp_path: Path) -> None:
+    spec = cascade([1, 1], 2)
+    put_slicing(tmp_path, spec)
+    put(tmp_path, "m1", exploding(2, 4))
+    session = opened(onefile_model(spec, tmp_path)[0])
+    sure, unsure = np.array([[9, 0, 1, 1]], np.float32), np.array([[0.1, 0, 2, 2]], np.float32)
+    nobody = answers_of(session, np.repeat(sure, 7, axis=0))
+    assert not nobody["exit_stage"].any()
+    three = answers_of(session, np.concatenate([sure, unsure, sure, unsure, unsure]))
+    assert three["exit_stage"].ravel().tolist() == [0, 1, 0, 1, 1]
+    with pytest.raises(Exception, match=r"[Rr]eshape"):
+        answers_of(session, np.concatenate([sure, unsure]))
+
+
+def test_the_weights_of_later_stages_lie_in_the_branch_that_uses_them() -> None:
+    """In the graph around it, ONNX Runtime neither packs nor fuses them."""
+    spec = cascade_from_path(REPOSITORY / "digits_cascade" / "1" / "cascade.json")
+    model, _ = onefile_model(spec, REPOSITORY)
+
+    def members_with_weights(graph: onnx.GraphProto) -> set[str]:
+        large = (weight for weight in graph.initializer if np.prod(weight.dims) > 50)
+        return {weight.name.split("/")[1] for weight in large}
+
+    def branches(graph: onnx.GraphProto) -> list[onnx.GraphProto]:
+        inner = [attribute.g for node in graph.node for attribute in node.attribute if attribute.HasField("g")]
+        return inner + [deeper for one in inner for deeper in branches(one)]
+
+    assert members_with_weights(model.graph) == {"digits_small"}
+    assert [found for one in branches(model.graph) if (found := members_with_weights(one))] == [{"digits_large"}]
+
+
+@pytest.fixture(scope="module")
+def digits_records() -> Records:
+    images = digits_split("test").images
+    names = ["digits_small", "digits_medium", "digits_large"]
+    members = LocalMembers(REPOSITORY, names)
+    return Records(
+        ids=np.arange(len(images)),
+        labels=None,
+        outputs={name: members.ask(name, images) for name in names},
+        cost={name: members.cost(name) for name in names},
+    )
+
+
+def test_the_digits_cascade_in_one_graph_is_its_replay_row_for_row(digits_records: Records) -> None:
+    spec = cascade_from_path(REPOSITORY / "digits_cascade" / "1" / "cascade.json")
+    expected = replay(spec, digits_records)
+    rows = digits_split("test").images
+    session = opened(onefile_model(spec, REPOSITORY)[0])
+    for batch in (1, 7, 256, len(rows)):
+        parts = [answers_of(session, rows[start : start + batch]) for start in range(0, len(rows), batch)]
+        got = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        stage0 = digits_records.outputs["digits_small"]
+        top = 1 / np.exp(stage0 - stage0.max(axis=1, keepdims=True)).sum(axis=1)
+        near = np.abs(top - spec.stages[0].threshold) <= 1e-5
+        assert near.sum() == 0
+        for name in ("label", "exit_stage", "cost", "status"):
+            differing = np.flatnonzero(got[name][:, 0] != getattr(expected, name))
+            assert differing.tolist() == [], name
+        np.testing.assert_allclose(got["probabilities"], expected.probabilities, atol=1e-5)
+        np.testing.assert_allclose(got["confidence"][:, 0], expected.confidence, atol=1e-5)
+
+
+def test_members_with_branches_halves_and_outputs_of_their_own_fit_in(tmp_path: Path) -> None:
+    """A member may hold an If, give fp16, name its input otherwise, and have outputs that nobody asks for."""
+    spec = cascade([1, 1], 2)
+    stages = [dataclasses.replace(spec.stages[0], threshold=None), spec.stages[1]]
+    odd = dataclasses.replace(stages[1].members[0], input="pixels")
+    stages[1] = dataclasses.replace(stages[1], members=(odd,))
+    spec = dataclasses.replace(spec, stages=tuple(stages))
+    put_slicing(tmp_path, spec)
+
+    def branch(name: str, factor: float) -> onnx.GraphProto:
+        by = numpy_helper.from_array(np.array(factor, np.float32), f"by_{name}")
+        node = helper.make_node("Mul", ["first", f"by_{name}"], [f"out_{name}"])
+        out = helper.make_tensor_value_info(f"out_{name}", TensorProto.FLOAT, None)
+        return helper.make_graph([node], name, [], [out], initializer=[by])
+
+    weights = [
+        numpy_helper.from_array(np.array(value, np.int64), name)
+        for name, value in {"start": [0], "stop": [2], "axis": [1]}.items()
+    ]
+    nodes = [
+        helper.make_node("Slice", ["pixels", "start", "stop", "axis"], ["first"]),
+        helper.make_node("ReduceMax", ["pixels"], ["peak"], keepdims=0),
+        helper.make_node("Cast", ["peak"], ["yes"], to=TensorProto.BOOL),
+        helper.make_node("If", ["yes"], ["z"], then_branch=branch("a", 2.0), else_branch=branch("b", 3.0)),
+        helper.make_node("Cast", ["z"], ["logits"], to=TensorProto.FLOAT16),
+        helper.make_node("Exp", ["pixels"], ["waste"], name="pixels"),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "odd",
+        [helper.make_tensor_value_info("pixels", TensorProto.FLOAT, ["n", 4])],
+        [
+            helper.make_tensor_value_info("logits", TensorProto.FLOAT16, ["n", 2]),
+            helper.make_tensor_value_info("waste", TensorProto.FLOAT, ["n", 4]),
+        ],
+        initializer=weights,
+    )
+    put(tmp_path, "m1", helper.make_model(graph, ir_version=9, opset_imports=[helper.make_opsetid("", 18)]))
+    x = np.array([[1, 3, 5, 5], [0, -1, 7, 7]], np.float32)
+    model, _ = onefile_model(spec, tmp_path)
+    got = answers_of(opened(model), x)
+    expected = core_answers(spec, [x[:, :2], 2 * x[:, :2]]).answers
+    np.testing.assert_allclose(got["probabilities"], expected["probabilities"], atol=1e-3)
+    assert "Exp" not in {node.op_type for node in model.graph.node}
+
+
+def test_an_older_opset_is_brought_to_the_one_of_the_others(tmp_path: Path) -> None:
+    spec = cascade([1, 1], 2)
+    put_slicing(tmp_path, spec)
+    weights = [numpy_helper.from_array(np.array([[1, 0], [0, 1], [0, 0], [0, 0]], np.float32), "w")]
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["y"]),
+        helper.make_node("ReduceSum", ["y"], ["s"], axes=[1], keepdims=1),
+        helper.make_node("Sub", ["y", "s"], ["logits"]),
+    ]
+    put(tmp_path, "m1", model_of(nodes, weights, width=4, classes=2, opset=11))
+    model, _ = onefile_model(spec, tmp_path)
+    assert [(one.domain, one.version) for one in model.opset_import] == [("", 18)]
+    got = answers_of(opened(model), np.array([[0.1, 0, 5, 5]], np.float32))
+    assert got["exit_stage"].item() == 1

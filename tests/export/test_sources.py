@@ -1,0 +1,306 @@
+"""Which weights a source means, and what is said when they cannot be had."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+
+from export.sources import Asked, identify
+from export.sources.base import member_name
+from export.sources.timm_models import identify_timm, processing_from_timm
+from export.sources.torchvision_models import identify_torchvision
+from orchestrator.errors import CommitteeError, ExportError
+from tests.export.small_models import save_convnext, save_vit
+
+
+@pytest.fixture(scope="module")
+def convnext(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_convnext(tmp_path_factory.mktemp("hf") / "Conv-Next.v1")
+
+
+def copy_of(folder: Path, to: Path) -> Path:
+    to.mkdir()
+    for file in folder.iterdir():
+        (to / file.name).write_bytes(file.read_bytes())
+    return to
+
+
+def refused(text: str, asked: Asked | None = None) -> str:
+    """The one line that comes instead of a model."""
+    with pytest.raises(CommitteeError) as caught:
+        identify(text, asked or Asked()).load()
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_folder_is_read_with_labels_processing_and_hashes(convnext: Path) -> None:
+    found = identify(f"hf:{convnext}", Asked())
+    assert found.name == "conv_next_v1"
+    assert set(found.files) == {"config.json", "preprocessor_config.json", "model.safetensors"}
+    assert found.image_px() == (54, 54)
+    loaded = found.load()
+    assert loaded.labels == tuple(f"thing {i}" for i in range(7))
+    assert loaded.dims == (3, 48, 48)
+    assert loaded.processing.crop_px == (48, 48)
+    assert loaded.network(torch.zeros(2, 3, 48, 48)).shape == (2, 7)
+
+
+def test_another_resolution_changes_what_the_network_sees_also_of_a_transformer(tmp_path: Path) -> None:
+    vit = save_vit(tmp_path / "vit")
+    loaded = identify(f"hf:{vit}", Asked(resolution_px=48)).load()
+    assert loaded.dims == (3, 48, 48)
+    assert loaded.network(torch.zeros(2, 3, 48, 48)).shape == (2, 7)
+
+
+def test_labels_that_transformers_made_up_are_none(tmp_path: Path) -> None:
+    assert identify(f"hf:{save_convnext(tmp_path / 'm', labels=False)}", Asked()).load().labels is None
+
+
+@pytest.mark.parametrize(
+    ("missing", "says"),
+    [
+        ("config.json", "no config.json"),
+        ("preprocessor_config.json", "no preprocessor_config.json, expected the model's image processing"),
+        ("model.safetensors", "no weights, only config.json, preprocessor_config.json"),
+    ],
+)
+def test_a_folder_that_lacks_a_file_says_which(convnext: Path, tmp_path: Path, missing: str, says: str) -> None:
+    folder = copy_of(convnext, tmp_path / "m")
+    (folder / missing).unlink()
+    assert says in refused(f"hf:{folder}")
+
+
+def test_by_hand_processing_makes_up_for_a_missing_processor(convnext: Path, tmp_path: Path) -> None:
+    folder = copy_of(convnext, tmp_path / "m")
+    (folder / "preprocessor_config.json").unlink()
+    asked = Asked(mean=(0.5,) * 3, std=(0.2,) * 3, resolution_px=40)
+    assert identify(f"hf:{folder}", asked).load().dims == (3, 40, 40)
+    assert "--mean, --std and --resolution" in refused(f"hf:{folder}", Asked(mean=(0.5,) * 3))
+
+
+def test_damaged_files_of_a_folder_are_one_line_each(convnext: Path, tmp_path: Path) -> None:
+    folder = copy_of(convnext, tmp_path / "m")
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    assert "weights that do not load" in refused(f"hf:{folder}")
+    weights.write_bytes(b"")
+    assert "weights that do not load" in refused(f"hf:{folder}")
+    (folder / "config.json").write_text("{")
+    assert "config.json: got a file that cannot be read" in refused(f"hf:{folder}")
+
+
+def test_a_model_without_its_head_is_not_filled_with_random_numbers(convnext: Path, tmp_path: Path) -> None:
+    import transformers
+
+    folder = copy_of(convnext, tmp_path / "m")
+    body = transformers.ConvNextForImageClassification.from_pretrained(folder).convnext
+    body.save_pretrained(folder)
+    config = json.loads((convnext / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config))
+    assert "weights without classifier" in refused(f"hf:{folder}")
+
+
+def test_a_model_that_brings_code_or_is_no_classifier_is_refused(convnext: Path, tmp_path: Path) -> None:
+    folder = copy_of(convnext, tmp_path / "m")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "auto_map": {"AutoModel": "evil.Model"}}))
+    (folder / "evil.py").write_text("raise SystemExit('code of the folder was run')")
+    assert "brings its own code" in refused(f"hf:{folder}")
+    (folder / "config.json").write_text(json.dumps({"model_type": "bert"}))
+    assert "expected an image classifier" in refused(f"hf:{folder}")
+    (folder / "config.json").write_text(json.dumps({"model_type": "no_such_model"}))
+    assert "config.json" in refused(f"hf:{folder}")
+
+
+def test_a_pickle_that_runs_code_is_not_run(convnext: Path, tmp_path: Path) -> None:
+    folder = copy_of(convnext, tmp_path / "m")
+    (folder / "model.safetensors").unlink()
+    mark = tmp_path / "was_run"
+
+    class Evil:
+        def __reduce__(self) -> tuple:
+            return (Path.touch, (mark,))
+
+    torch.save({"convnext.embeddings": Evil()}, folder / "pytorch_model.bin")
+    assert "weights that do not load" in refused(f"hf:{folder}")
+    assert not mark.exists()
+
+
+def test_without_a_network_a_hub_id_says_which_files_to_bring_and_how(monkeypatch: pytest.MonkeyPatch) -> None:
+    # A closed port of this machine: the real hub code runs, and is refused.
+    import huggingface_hub.constants as hub
+
+    monkeypatch.setattr(hub, "ENDPOINT", "http://127.0.0.1:9")
+    text = refused("hf:somebody/some-model")
+    assert "config.json, preprocessor_config.json and model.safetensors" in text
+    assert "hf download somebody/some-model" in text
+    assert "use hf:FOLDER" in text
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("hff:x", "did you mean hf?"),
+        ("magic:x", "known are hf"),
+        ("hf:", "nothing after the colon"),
+        ("hf:/no/such/folder", "no such folder"),
+        ("onnx:/no/such/file.onnx", "no such file"),
+        ("torch:only_a_module", "torch:<module>:<callable>"),
+        ("torch:no_such_module_here:f", "a module that does not import (ModuleNotFoundError"),
+        ("torch:tests.export.nets:smal", "did you mean small"),
+        ("torch:tests.export.nets:small", "--dims"),
+    ],
+)
+def test_a_wrong_source_is_one_line_that_says_what_to_do(text: str, says: str) -> None:
+    assert says in refused(text)
+
+
+def test_a_callable_is_called_and_filled_without_running_code(tmp_path: Path) -> None:
+    from tests.export import nets
+
+    state = nets.small().state_dict()
+    torch.save(state, tmp_path / "w.pt")
+    asked = Asked(dims=(3, 8, 8), weights=tmp_path / "w.pt")
+    loaded = identify("torch:tests.export.nets:small", asked).load()
+    assert loaded.processing is None
+    torch.testing.assert_close(loaded.network.state_dict()["2.weight"], state["2.weight"])
+    (tmp_path / "w.pt").write_bytes(b"no weights")
+    assert "weights that do not load" in refused("torch:tests.export.nets:small", asked)
+    assert "no such file" in refused(
+        "torch:tests.export.nets:small", Asked(dims=(3, 8, 8), weights=tmp_path / "none.pt")
+    )
+    assert "expected a torch.nn.Module" in refused("torch:tests.export.nets:no_module", Asked(dims=(3, 8, 8)))
+    assert "a call without arguments" in refused("torch:tests.export.nets:needs_more", Asked(dims=(3, 8, 8)))
+
+
+def linear(
+    path: Path, *, batch: int | str = "n", inputs: int = 1, outputs: int = 1, rank: int = 2, op: str = "Gemm"
+) -> Path:
+    """A linear classifier as an ONNX file, with whatever is wrong with it."""
+    weight = numpy_helper.from_array(np.ones((6, 4), np.float32), "w")
+    nodes = [helper.make_node(op, ["x", "w"], ["y"])]
+    if rank == 3:
+        nodes = [helper.make_node("MatMul", ["x", "w"], ["m"]), helper.make_node("Unsqueeze", ["m", "a"], ["y"])]
+    names = ["x", "extra"][:inputs]
+    shapes = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [batch, 6]) for name in names]
+    dims = [batch, 4] if rank == 2 else [batch, 4, 1]
+    ends = [helper.make_tensor_value_info("y", TensorProto.FLOAT, dims)]
+    if outputs == 2:
+        nodes.append(helper.make_node("Identity", ["y"], ["z"]))
+        ends.append(helper.make_tensor_value_info("z", TensorProto.FLOAT, dims))
+    axis = numpy_helper.from_array(np.array([2], np.int64), "a")
+    graph = helper.make_graph(nodes, "g", shapes, ends, initializer=[weight, axis])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), path)
+    return path
+
+
+def test_an_onnx_file_is_taken_under_the_names_that_all_members_share(tmp_path: Path) -> None:
+    loaded = identify(f"onnx:{linear(tmp_path / 'Net 1.onnx')}", Asked()).load()
+    assert [value.name for value in loaded.proto.graph.input] == ["image"]
+    assert [value.name for value in loaded.proto.graph.output] == ["logits"]
+    assert loaded.dims == (6,)
+    np.testing.assert_allclose(loaded.reference(np.ones((2, 6), np.float32)), 6)
+    assert member_name("onnx:/a/Net 1.onnx") == "net_1"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"batch": 3}, "a batch axis fixed at 3"),
+        ({"inputs": 2}, "2 inputs (x, extra)"),
+        ({"outputs": 2}, "choose with --output-name"),
+        ({"rank": 3}, "3 axes"),
+        ({"op": "NoSuchOperator"}, "not whole"),
+    ],
+)
+def test_an_onnx_file_that_cannot_be_a_member_says_why(tmp_path: Path, wrong: dict, says: str) -> None:
+    assert says in refused(f"onnx:{linear(tmp_path / 'm.onnx', **wrong)}")
+
+
+def test_one_of_several_outputs_can_be_chosen(tmp_path: Path) -> None:
+    path = linear(tmp_path / "m.onnx", outputs=2)
+    assert identify(f"onnx:{path}", Asked(output_name="z")).load().proto.graph.output[0].name == "logits"
+    assert "got w, expected y or z" in refused(f"onnx:{path}", Asked(output_name="w"))
+
+
+@pytest.mark.parametrize("cut", [0, 20, -30])
+def test_a_truncated_onnx_file_is_refused(tmp_path: Path, cut: int) -> None:
+    path = linear(tmp_path / "m.onnx")
+    path.write_bytes(path.read_bytes()[:cut])
+    refused(f"onnx:{path}")
+
+
+def test_weights_outside_the_models_folder_are_never_read(tmp_path: Path) -> None:
+    inside = tmp_path / "m"
+    inside.mkdir()
+    path = linear(inside / "m.onnx")
+    model = onnx.load(path)
+    onnx.save_model(model, path, save_as_external_data=True, location="w.data", size_threshold=0)
+    assert identify(f"onnx:{path}", Asked()).load().dims == (6,)
+    (inside / "w.data").rename(tmp_path / "w.data")
+    assert "no file w.data" in refused(f"onnx:{path}")
+    model = onnx.load(path, load_external_data=False)
+    for weight in model.graph.initializer:
+        for entry in weight.external_data:
+            entry.value = "../w.data" if entry.key == "location" else entry.value
+    path.write_bytes(model.SerializeToString())
+    assert "outside its folder" in refused(f"onnx:{path}")
+
+
+def test_timm_without_timm_and_torchvision_without_torchvision_say_what_to_install() -> None:
+    for kind in ("timm", "torchvision"):
+        try:
+            __import__(kind)
+        except (ImportError, RuntimeError):
+            assert f"pip install {kind}" in refused(f"{kind}:resnet50")
+
+
+def fake_timm() -> SimpleNamespace:
+    """The part of timm that is used, around a network of ours."""
+    from tests.export import nets
+
+    config = {"input_size": (3, 8, 8), "crop_pct": 0.8, "interpolation": "bicubic"}
+    config |= {"mean": (0.5,) * 3, "std": (0.2,) * 3}
+
+    def create_model(name: str, *, pretrained: bool) -> torch.nn.Module:
+        if pretrained:
+            raise OSError("no network")
+        network = nets.small()
+        network.pretrained_cfg = config
+        return network
+
+    data = SimpleNamespace(
+        resolve_data_config=lambda _, pretrained_cfg: pretrained_cfg,
+        create_transform=lambda **_: lambda image: torch.from_numpy(np.asarray(image)),
+    )
+    return SimpleNamespace(
+        __version__="0", is_model=lambda name: name == "small_net", list_models=lambda: ["small_net"],
+        create_model=create_model, data=data,
+    )  # fmt: skip
+
+
+def test_timm_models_bring_their_crop_share() -> None:
+    found = identify_timm("small_net", Asked(random_weights=True), timm=fake_timm())
+    loaded = found.load()
+    assert (loaded.processing.shortest_px, loaded.processing.crop_px) == (10, (8, 8))
+    assert processing_from_timm({"input_size": (3, 8, 8), "mean": (0,) * 3, "std": (1,) * 3}).shortest_px == 9
+    with pytest.raises(ExportError, match="did you mean small_net"):
+        identify_timm("small_nett", Asked(), timm=fake_timm())
+    with pytest.raises(ExportError, match="hf download timm/small_net"):
+        identify_timm("small_net", Asked(), timm=fake_timm()).load()
+
+
+def test_a_torchvision_model_brings_its_preset() -> None:
+    try:
+        __import__("torchvision.models")
+    except (ImportError, RuntimeError) as error:
+        pytest.skip(f"no torchvision that fits this torch: {error}")
+    loaded = identify_torchvision("resnet18", Asked(random_weights=True)).load()
+    assert loaded.processing.crop_px == (224, 224)

@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+
+from orchestrator.errors import SpecError
+from orchestrator.repository.onefile_plan import (
+    ONEFILE_KEY,
+    OneFile,
+    answering,
+    metadata_from_onefile,
+    onefile_from_metadata,
+    onefile_name,
+)
+from orchestrator.spec import CascadeSpec, Fit, Limits, Member
+from tests.repository.making import spec_of
+
+
+def plan() -> CascadeSpec:
+    return spec_of(Member(name="small", output="logits"), Member(name="large", output="logits"))
+
+
+def made(stages: int | None = None) -> OneFile:
+    return OneFile(spec=answering(plan()), stages=stages, sha256={"small": "1" * 64, "large": "2" * 64})
+
+
+@pytest.mark.parametrize("stages", [None, 1, 2])
+def test_what_is_written_into_the_metadata_is_read_back(stages: int | None) -> None:
+    assert onefile_from_metadata(metadata_from_onefile(made(stages)), subject="here") == made(stages)
+    assert onefile_from_metadata({"cascade": "{}"}, subject="here") is None
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"format": 1}', b"\xff"])
+def test_spoilt_metadata_is_a_spec_error_that_says_what_to_do(text: object) -> None:
+    with pytest.raises(SpecError, match="write it again with"):
+        onefile_from_metadata({ONEFILE_KEY: text}, subject="here")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"format": 2}, {"stages": 0}, {"stages": 3}, {"stages": True},
+        {"sha256": []}, {"sha256": {"small": 1}}, {"cascade": {}},
+    ],
+)  # fmt: skip
+def test_metadata_with_wrong_fields_is_a_spec_error(change: dict[str, object]) -> None:
+    value = {**json.loads(metadata_from_onefile(made())[ONEFILE_KEY]), **change}
+    with pytest.raises(SpecError, match="write it again with"):
+        onefile_from_metadata({ONEFILE_KEY: json.dumps(value)}, subject="here")
+
+
+def test_what_has_changed_since_is_named_and_what_changes_no_answer_is_not() -> None:
+    onefile, now = made(), plan()
+    hashes: dict[str, str | None] = dict(onefile.sha256)
+    assert onefile.outdated(now, hashes) == {}
+    assert onefile.outdated(None, {}) == {}
+    assert onefile.outdated(now, {"small": None}) == {}
+    stricter = dataclasses.replace(now.stages[0], threshold=0.5)
+    assert list(onefile.outdated(dataclasses.replace(now, stages=(stricter, now.stages[1])), hashes)) == ["plan"]
+    assert list(onefile.outdated(now, {**hashes, "large": "0" * 64})) == ["member large"]
+    fit = Fit(
+        data_sha256="",
+        rows=1,
+        split="",
+        target="",
+        accuracy=1.0,
+        accuracy_ci95=None,
+        exit_share=(1.0,),
+        mean_cost=1.0,
+    )
+    limits = Limits(max_batch_size=now.limits.max_batch_size, max_deferred_rows=7)
+    assert onefile.outdated(dataclasses.replace(now, fit=fit, limits=limits), hashes) == {}
+
+
+def test_the_config_of_a_lead_names_its_members_and_that_of_a_whole_the_served_outputs() -> None:
+    assert [one.name for one in made(1).config("lead").output] == ["small"]
+    assert [one.name for one in made(2).config("lead").output] == ["small", "large"]
+    whole = made().config("whole")
+    assert [one.name for one in whole.output][:2] == ["probabilities", "label"]
+    assert (whole.name, whole.backend, whole.max_batch_size) == ("whole", "onnxruntime", 32)
+
+
+def test_usual_names_say_whether_all_of_the_cascade_is_inside() -> None:
+    assert (onefile_name(plan()), onefile_name(plan(), 1)) == ("cascade_onefile", "cascade_lead")
