@@ -33,7 +33,7 @@ def require_fitting(name: str, parts: Sequence[ReadMember]) -> None:
 
 
 def _values_of_pictures(preprocess: Preprocess | None) -> str | None:
-    """What the numbers of a row mean, where it comes from a picture; how that is cropped matters to nobody here."""
+    """What the numbers of a row mean, where it comes from a picture; how it is cropped does not count."""
     if preprocess is None:
         return None
     p = preprocess

@@ -24,7 +24,7 @@ from orchestrator.spec import Manifest, Preprocess, TensorSpec, manifest_from_pa
 
 EXPORT_FORMAT = 1
 # Rows that a random network's statistics and scores are taken from.
-_SPREAD_ROWS = 16
+_SPREAD_ROWS = 20
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,6 +20,7 @@ from onnx import TensorProto
 
 from export.graphs import full_check, named_copy
 from export.half import half_from
+from export.packing import EXTERNAL_OVER_BYTES
 from export.parity import session_of
 from export.quantize import quantized
 from orchestrator.errors import ExportError
@@ -126,6 +127,14 @@ def int8_from(model: onnx.ModelProto, rows: npt.NDArray[Any]) -> onnx.ModelProto
 
 
 def _require_fp32(model: onnx.ModelProto, target: str) -> None:
+    size = sum(len(weight.raw_data) for weight in model.graph.initializer)
+    if size > EXTERNAL_OVER_BYTES:
+        raise ExportError(
+            f"{target} of this model",
+            got=f"{size / 1e9:.1f} GB of weights",
+            expected=f"at most {EXTERNAL_OVER_BYTES / 1e9:.1f} GB, which the tools can hold in one piece",
+            fix="convert it where it was trained and export that",
+        )
     lower = {TensorProto.FLOAT16, TensorProto.BFLOAT16}
     if any(weight.data_type in lower for weight in model.graph.initializer):
         raise ExportError(f"{target} of this model", got="half-precision weights", expected="an fp32 model")

@@ -140,7 +140,7 @@ def _processing(config: Mapping[str, Any], channels: int) -> Processing:
     return Processing(
         resize_px=resize,
         shortest_px=shortest,
-        filter=FILTERS[int(config.get("resample") if config.get("resample") is not None else 2)],
+        filter=FILTERS[2 if config.get("resample") is None else int(config["resample"])],
         crop_px=crop,
         scale=scale,
         offset=-1.0 if config.get("rescale_offset") else 0.0,

@@ -79,7 +79,8 @@ def _model(path: Path) -> onnx.ModelProto:
     try:
         with disk_errors(what):
             model = onnx.load(str(path))
-        onnx.checker.check_model(model)
+            # By path: the checker cannot take a model of more than 2 GB out of memory.
+            onnx.checker.check_model(str(path))
     # protobuf's DecodeError, the checker's ValidationError and numpy's ValueError share no base but this.
     except (ValueError, TypeError, onnx.checker.ValidationError, DecodeError) as error:
         first = str(error).strip().splitlines() or [type(error).__name__]

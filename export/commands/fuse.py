@@ -13,13 +13,12 @@ import typer
 
 from export.commands.console import needs, progress_on
 from orchestrator.errors import ExportError
-from orchestrator.repository.files import write_all
 from orchestrator.spec import Member, cascade_from_path, json_from_cascade, manifest_from_path
 
 
 def fuse(
     members: Annotated[
-        list[str] | None, typer.Argument(metavar="[MEMBER...]", help="At least two.", show_default=False)
+        list[str] | None, typer.Argument(metavar="MEMBER...", help="At least two.", show_default=False)
     ] = None,
     combine: Annotated[str | None, typer.Option(help="mean_logit or mean_prob.", show_default=False)] = None,
     weights: Annotated[str | None, typer.Option(help="One per member: 1,1,2. All 1 by default.")] = None,
@@ -98,6 +97,7 @@ class _Fuse:
     def plan(self, old: Path, new: Path | None, *, allow_whole_failure: bool) -> dict[str, Any]:
         """Fuses a plan's stages and writes the new plan."""
         from export.fuse_plan import fuse_plan
+        from orchestrator.repository.files import write_all
 
         spec = cascade_from_path(old)
         path = new or Path(f"{self.name or f'{spec.name}_fused'}.json")

@@ -5,8 +5,8 @@ form. Not counted, as is the custom for "MACs" of networks: biases, activations,
 resizing, and products of two tensors element by element.
 
 Why our own: onnx-tool (1.0, MIT, kept up) charges elementwise operators too, so a ReLU costs its size, knows no
-graphs inside If, Loop and Scan, and fails on LSTM; onnx-opcounter (2024, undocumented) runs the model to find its
-shapes and so needs all weights. Members are compared with PyTorch's FLOP counter, halved, and equal it exactly.
+graphs inside If, Loop and Scan, and fails on LSTM; onnx-opcounter (last release 2024) wants the weights at hand.
+Members are compared with PyTorch's FLOP counter, halved, and equal it exactly.
 
 Where counters differ: elementwise work and biases are in some and not in others; attention's two products escape
 counters that hook modules, where a fused kernel does them; padding, where an implementation rounds feature maps

@@ -142,6 +142,8 @@ def loaded_from(
 def _load(folder: Path, subject: str, asked: Asked) -> Loaded:
     processor = _processor(folder, subject)
     config = _config(folder, subject)
+    if asked.resolution_px is not None:
+        _pad_for(config, asked.resolution_px)
     if asked.random_weights:
         model = transformers.AutoModelForImageClassification.from_config(config)
     else:
@@ -149,6 +151,15 @@ def _load(folder: Path, subject: str, asked: Asked) -> Loaded:
     if int(config.num_labels) < 2:
         raise ExportError(subject, got=f"{config.num_labels} class", expected="a classifier of at least 2")
     return loaded_from(model.eval(), processor, asked, subject=subject)
+
+
+def _pad_for(config: Any, resolution_px: int) -> None:
+    """EfficientNet pads so that sizes halve, rounded up; which blocks need what depends on the resolution."""
+    from export.zoo.entries import REPEATS, STRIDES, same_padding_blocks
+
+    usual = (tuple(getattr(config, "num_block_repeats", ())), tuple(getattr(config, "strides", ())))
+    if config.model_type == "efficientnet" and usual == (REPEATS, STRIDES):
+        config.depthwise_padding = list(same_padding_blocks(config.depth_coefficient, resolution_px))
 
 
 def _processor(folder: Path, subject: str) -> dict[str, Any] | None:

@@ -23,7 +23,7 @@ def identify_zoo(what: str, asked: Asked) -> Identity:
     asked = dataclasses.replace(asked, resolution_px=asked.resolution_px or entry.resolution_px)
     if asked.random_weights:
         settings = {
-            "config": entry.config().to_json_string(use_diff=True),
+            "config": entry.config(asked.resolution_px).to_json_string(use_diff=True),
             "processor": json.dumps(entry.processor),
         }
         return Identity(
@@ -46,4 +46,5 @@ def identify_zoo(what: str, asked: Asked) -> Identity:
 
 def _random(entry: ZooEntry, asked: Asked) -> Loaded:
     torch.manual_seed(asked.seed)
-    return loaded_from(network_of(entry).eval(), entry.processor, asked, subject=f"zoo:{entry.name}")
+    network = network_of(entry, asked.resolution_px).eval()
+    return loaded_from(network, entry.processor, asked, subject=f"zoo:{entry.name}")

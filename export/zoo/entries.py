@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 CLASSES = 1000
 # What EfficientNet's stem and each of its seven stages do to the size, and how often a stage repeats at depth 1.
-_STRIDES = (1, 2, 2, 2, 1, 2, 1)
-_REPEATS = (1, 2, 2, 3, 3, 4, 1)
+STRIDES = (1, 2, 2, 2, 1, 2, 1)
+REPEATS = (1, 2, 2, 3, 3, 4, 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +92,7 @@ def same_padding_blocks(depth: float, resolution_px: int) -> list[int]:
         indices over all blocks, from 0.
     """
     size, block, found = -(-resolution_px // 2), 0, []
-    for stride, repeats in zip(_STRIDES, _REPEATS, strict=True):
+    for stride, repeats in zip(STRIDES, REPEATS, strict=True):
         if stride == 2:
             if size % 2:
                 found.append(block)

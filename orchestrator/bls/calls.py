@@ -22,10 +22,12 @@ class StageResult:
     Args:
         outputs: (n, k) per member in plan order, None for a member that failed.
         errors: by member's plan index, why it failed.
+        later: what a lead said for the stages after it, (n, k) per member, NaN for rows it did not ask there.
     """
 
     outputs: list[Rows | None]
     errors: dict[int, str]
+    later: tuple[list[Rows], ...] = ()
 
 
 class MemberCalls:
@@ -70,6 +72,29 @@ class MemberCalls:
                 outputs.append(answer)
         return StageResult(outputs, errors)
 
+    def ask_first(self, rows: Rows, tensor: Any | None = None) -> StageResult:
+        """Asks stage 0, by the lead where the plan has one; a lead that fails is stepped over.
+
+        Args:
+            rows: (n, *dims).
+            tensor: as for `ask`.
+        """
+        lead = self._spec.lead
+        if lead is None:
+            return self.ask(0, rows, tensor)
+        covered = self._spec.stages[: lead.stages]
+        names = [member.name for stage in covered for member in stage.members]
+        try:
+            said = self._ask_in_parts(lead.name, names, rows=rows, tensor=tensor, size=lead.max_batch_size)
+        except Exception:  # whatever it was, the members are there and say what is wrong
+            said = ""
+        expected = (len(rows), self._spec.classes)
+        if isinstance(said, str) or any(output.shape != expected for output in said):
+            return self.ask(0, rows, tensor)
+        each = iter(said)
+        first, *later = [[next(each) for _ in stage.members] for stage in covered]
+        return StageResult(list(first), {}, tuple(later))
+
     def close(self) -> None:
         """Ends the helper threads."""
         if self._pool is not None:
@@ -79,15 +104,18 @@ class MemberCalls:
         """The member's output (n, k), or why there is none."""
         where = f"stage {stage} member {member.name}"
         try:
-            parts = []
-            size = member.max_batch_size
-            for start in range(0, len(rows), size):
-                whole = start == 0 and len(rows) <= size
-                answer = self._exec(member, rows[start : start + size], tensor if whole else None)
-                if isinstance(answer, str):
-                    return f"{where}: {answer}"
-                parts.append(answer)
-            output = parts[0] if len(parts) == 1 else np.concatenate(parts)
+            name = member.input or self._spec.input.name
+            said = self._ask_in_parts(
+                member.name,
+                [member.output],
+                rows=rows,
+                tensor=tensor if name == self._spec.input.name else None,
+                size=member.max_batch_size,
+                input_name=name,
+            )
+            if isinstance(said, str):
+                return f"{where}: {said}"
+            (output,) = said
         except Exception as error:  # a caller waits: whatever broke must become its answer
             return f"{where}: {type(error).__name__} {error}"
         expected = (len(rows), self._spec.classes)
@@ -95,25 +123,47 @@ class MemberCalls:
             return f"{where}: output {member.output} has shape {list(output.shape)}, expected {list(expected)}"
         return output
 
-    def _exec(self, member: Member, rows: Rows, tensor: Any | None) -> Rows | str:
-        name = member.input or self._spec.input.name
-        if tensor is None or name != self._spec.input.name:
-            tensor = self._pb.Tensor(name, rows)
+    def _ask_in_parts(
+        self,
+        model: str,
+        outputs: Sequence[str],
+        *,
+        rows: Rows,
+        tensor: Any | None,
+        size: int,
+        input_name: str | None = None,
+    ) -> list[Rows] | str:
+        """The model's outputs for all rows, asked in parts of at most `size`, or why there are none."""
+        parts = []
+        for start in range(0, len(rows), size):
+            whole = start == 0 and len(rows) <= size
+            chunk = tensor if whole and tensor is not None else None
+            if chunk is None:
+                chunk = self._pb.Tensor(input_name or self._spec.input.name, rows[start : start + size])
+            answer = self._exec(model, outputs, chunk)
+            if isinstance(answer, str):
+                return answer
+            parts.append(answer)
+        return parts[0] if len(parts) == 1 else [np.concatenate(each) for each in zip(*parts, strict=True)]
+
+    def _exec(self, model: str, outputs: Sequence[str], tensor: Any) -> list[Rows] | str:
         request = self._pb.InferenceRequest(
-            model_name=member.name,
-            requested_output_names=[member.output],
+            model_name=model,
+            requested_output_names=list(outputs),
             inputs=[tensor],
             preferred_memory=self._cpu,
         )
         response = request.exec()
         if response.has_error():
             return " ".join(str(response.error().message()).split())
-        output = self._pb.get_output_tensor_by_name(response, member.output)
-        if output is None:
-            return f"answered without its output {member.output}"
-        # The view dies with the response, which frees its shared memory; the sums outlive it.
-        array: Rows = output.as_numpy().copy()
-        return array
+        arrays: list[Rows] = []
+        for name in outputs:
+            output = self._pb.get_output_tensor_by_name(response, name)
+            if output is None:
+                return f"answered without its output {name}"
+            # The view dies with the response, which frees its shared memory; the sums outlive it.
+            arrays.append(output.as_numpy().copy())
+        return arrays
 
 
 def merged(parts: Sequence[Rows]) -> Rows:

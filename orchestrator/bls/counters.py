@@ -95,6 +95,11 @@ class Counters:
                     count = int(outcome.member_failures[index])
                     self._add("committee_member_failures_total", count, member=self._members[index])
 
+    def deferred(self, rows: int, stage: int) -> None:
+        """Rows went on to what a lead had said of the next stage, without waiting for it."""
+        with self._lock:
+            self._add("committee_deferred_total", rows, stage=stage)
+
     def latencies(self, latency_us: npt.NDArray[np.float64]) -> None:
         """Requests were answered after so many microseconds."""
         if len(latency_us) == 0:

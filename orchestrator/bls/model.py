@@ -151,7 +151,7 @@ class CascadeModel:
         live = [batch[index] for index in here]
         rows = merged([inputs[index][1] for index in here])
         self._counters.taken_in(len(rows))
-        result = self._calls.ask(0, rows, inputs[here[0]][0] if len(here) == 1 else None)
+        result = self._calls.ask_first(rows, inputs[here[0]][0] if len(here) == 1 else None)
         arrivals = arrivals_from_policies(
             [one.token for one in live],
             [one.count for one in live],

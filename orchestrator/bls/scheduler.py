@@ -22,7 +22,7 @@ from orchestrator.bls.calls import MemberCalls, StageResult
 from orchestrator.bls.counters import Counters
 from orchestrator.bls.pending import CANCELLED, INTERNAL, UNAVAILABLE, Pending, Reply, spread
 from orchestrator.bls.tensors import Rows, Sheet
-from orchestrator.decision import Arrivals, CascadeRun, Failures, Outcome
+from orchestrator.decision import Arrivals, CascadeRun, Failures, Outcome, joined
 from orchestrator.spec import CascadeSpec
 
 # Asking the server whether a client went away costs about 90 us, so only requests this old are asked about.
@@ -137,16 +137,21 @@ class Scheduler:
         with self._lock:
             outcome = self._run.admit(arrivals, result.outputs)
             self._counters.asked(len(arrivals), self._spec.stages[0].cost)
-            if not len(outcome.deferred) and not len(outcome.failures):
-                self._counters.outcome(outcome)
-                return outcome, [one for one in batch if self._forget(one)], []
-            if len(outcome.slots):
-                self._keep_inputs(outcome.slots, rows[outcome.deferred])
+            followed = self._follow(outcome, result.later) if result.later else [outcome]
+            left = [one for one in followed if len(one.slots)]
+            if not left and not any(len(one.failures) for one in followed):
+                for one in followed:
+                    self._counters.outcome(one)
+                whole = outcome if len(followed) == 1 else joined(followed)
+                return whole, [one for one in batch if self._forget(one)], []
+            for one in left:
+                self._keep_inputs(one.slots, rows[one.deferred])
             gone = [one.token for one in batch if one.token not in self._known]
             if gone:
                 # Their deadline passed while stage 0 ran: nobody waits for their rows any more.
                 self._run.drop(np.array(gone))
-            return outcome, [], self._settle(outcome, result.errors)
+            replies = [reply for one in followed for reply in self._settle(one, result.errors)]
+            return outcome, [], replies
 
     def take_back(self, pending: Sequence[Pending]) -> list[Pending]:
         """Those of the requests nobody has answered yet; they are the caller's to answer now."""
@@ -203,6 +208,31 @@ class Scheduler:
                 self._log(f"committee: deadline clock: {type(error).__name__}: {error}")
 
     # -- under the lock ---------------------------------------------------------------------------
+
+    def _follow(self, first: Outcome, later: Sequence[Sequence[Rows]]) -> list[Outcome]:
+        """Settles deferred rows with what the lead has said of later stages already.
+
+        Returns:
+            the outcomes stage by stage; `row` and `deferred` count in the batch, and the slots of each are those
+            that still wait. Rows the lead did not ask at a stage wait for its workers as ever.
+        """
+        outcomes = [first]
+        for stage, said in enumerate(later, start=1):
+            before = outcomes[-1]
+            known = ~np.isnan(np.stack([output[before.deferred] for output in said])).any(axis=(0, 2))
+            if not known.any():
+                break
+            slots, places = before.slots[known], before.deferred[known]
+            before.slots, before.deferred = before.slots[~known], before.deferred[~known]
+            self._run.take(slots)
+            self._counters.asked(len(slots), self._spec.stages[stage].cost)
+            self._counters.deferred(len(slots), stage - 1)
+            outcome = self._run.feed(slots, [output[places] for output in said])
+            outcome.answers.row = places[outcome.answers.row]
+            outcome.failures.row = places[outcome.failures.row]
+            outcome.deferred = places[outcome.deferred]
+            outcomes.append(outcome)
+        return outcomes
 
     def _expire(self, now_ns: int) -> list[Reply]:
         late = [token for token, deadline in self._dated.items() if deadline <= now_ns]

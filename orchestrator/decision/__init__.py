@@ -15,6 +15,7 @@ from orchestrator.decision.rows import (
     Failures,
     Outcome,
     arrivals_from_policies,
+    joined,
 )
 from orchestrator.decision.run import CascadeRun
 from orchestrator.decision.scores import score_from_tally
@@ -34,6 +35,7 @@ __all__ = [
     "Policy",
     "Tally",
     "arrivals_from_policies",
+    "joined",
     "policy_from_parameters",
     "score_from_tally",
     "softmax",

@@ -202,3 +202,15 @@ class Outcome:
     slots: Index
     stage: int
     member_failures: I64 | None
+
+
+def joined(outcomes: Sequence[Outcome]) -> Outcome:
+    """Outcomes of one batch that leave nothing open as one, its answers in the batch's order."""
+    parts = [outcome.answers for outcome in outcomes]
+    columns = {
+        field.name: np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(Answers)
+    }
+    order = np.argsort(columns["row"])
+    answers = Answers(**{name: column[order] for name, column in columns.items()})
+    last = outcomes[-1]
+    return Outcome(answers, last.failures, last.deferred, last.slots, last.stage, None)

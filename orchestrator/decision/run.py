@@ -4,7 +4,7 @@ Rules of this file:
 - All state of a run lives in `CascadeRun`; no other module writes it. The caller holds a lock around every call.
 - A slot is FREE, WAITING (for its stage), ASKED (its stage's members are running) or DROPPED (answered or given
   up while they run; it becomes FREE when they return). No other transition exists:
-      admit: FREE -> WAITING        next: WAITING -> ASKED       feed: ASKED -> WAITING | FREE
+      admit: FREE -> WAITING        next, take: WAITING -> ASKED feed: ASKED -> WAITING | FREE
       expire, drop: WAITING -> FREE, ASKED -> DROPPED            feed: DROPPED -> FREE
 - Only rows that go on to a later stage are ever in the table: stage 0 is asked for whole batches by the caller,
   and its sure rows leave without having been stored.
@@ -121,10 +121,18 @@ class CascadeRun:
         if len(slots) > limit:
             urgency = np.lexsort((self._order[slots], self._lines.who.due_ns[slots]))
             slots = slots[urgency[:limit]]
-        self._state[slots] = ASKED
-        self._waiting[stage] -= len(slots)
-        self._lines.cost[slots] += self._costs[stage]
+        self._ask(slots, stage)
         return slots
+
+    def take(self, slots: Index) -> None:
+        """Takes given rows that wait for one stage, instead of the most urgent, and charges them for it.
+
+        Args:
+            slots: intp, all waiting for the same stage.
+        """
+        assert (self._state[slots] == WAITING).all()
+        assert (self._stage[slots] == self._stage[slots[0]]).all()
+        self._ask(slots, int(self._stage[slots[0]]))
 
     def feed(self, slots: Index, outputs: Sequence[Output]) -> Outcome:
         """Takes what a stage's members said of the rows `next` gave.
@@ -204,6 +212,11 @@ class CascadeRun:
         return Outcome(answers, failures, _NONE, _NONE, stage, None)
 
     # -- slots ------------------------------------------------------------------------------------
+
+    def _ask(self, slots: Index, stage: int) -> None:
+        self._state[slots] = ASKED
+        self._waiting[stage] -= len(slots)
+        self._lines.cost[slots] += self._costs[stage]
 
     def _wait(self, slots: Index, stage: int) -> None:
         self._state[slots] = WAITING

@@ -12,6 +12,7 @@ from orchestrator.repository.configs import averaging_name
 from orchestrator.repository.files import disk_errors
 from orchestrator.repository.model_check import Model, read_model
 from orchestrator.repository.on_disk import ensemble_spec, model_folders, plan_path
+from orchestrator.repository.onefile_check import check_lead, check_onefile
 from orchestrator.repository.plan_check import check_cascade_folder, check_ensemble_folder, check_members
 from orchestrator.repository.report import CheckReport, Findings
 from orchestrator.repository.shim import is_shim
@@ -72,6 +73,8 @@ class _Check:
             self._look_at_ensemble(model)
         elif is_shim(model.file):
             self.findings.fault(name, "cascade.json", "missing beside model.py; render the cascade again")
+        else:
+            check_onefile(model, self.folders, self.findings)
 
     def look_for_cycles(self) -> None:
         try:
@@ -94,11 +97,12 @@ class _Check:
             return None
 
     def _look_at_members(self, name: str, spec: CascadeSpec) -> None:
-        names = [member.name for member in spec.members]
-        self.needs[name] = names
-        present = [member for member in names if member in self.folders]
+        self.needs[name] = list(spec.models)
+        present = [model for model in spec.models if model in self.folders]
         models = {member: self._model(member) for member in present}
         check_members(spec, models, self.findings, known=[other for other in self.folders if other != name])
+        if spec.lead is not None:
+            check_lead(spec, models.get(spec.lead.name), self.findings)
         for member in present:
             self.look_at(member)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -29,6 +30,7 @@ class Model:
     file: Path | None
     graph: onnx.GraphProto | None
     manifest: Manifest | None
+    metadata: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
     def sha256(self) -> str | None:
@@ -69,7 +71,10 @@ def read_model(folder: Path, findings: Findings) -> Model:
     if config is not None and config.name not in ("", name):
         findings.fault(name, "config.pbtxt name", f"got {config.name}, expected the folder's name {name}")
     file = _file(folder, config, findings)
-    model = Model(name, folder, config, file, _graph(name, file, findings), _manifest(folder, findings))
+    proto = _proto(name, file, findings)
+    graph = None if proto is None else proto.graph
+    metadata = {} if proto is None else _metadata(proto)
+    model = Model(name, folder, config, file, graph, _manifest(folder, findings), metadata)
     _compare_graph(model, findings)
     _compare_engine(model, findings)
     _compare_manifest(model, findings)
@@ -94,19 +99,27 @@ def _file(folder: Path, config: ModelConfig | None, findings: Findings) -> Path 
     return file
 
 
-def _graph(name: str, file: Path | None, findings: Findings) -> onnx.GraphProto | None:
+def _proto(name: str, file: Path | None, findings: Findings) -> onnx.ModelProto | None:
     if file is None or file.suffix != ".onnx" or not file.is_file():
         return None
     try:
-        graph = onnx_from_path(file).graph
+        proto = onnx_from_path(file)
     except RepositoryError as error:
         findings.fault(name, "model file", error)
         return None
-    locations = {str(ExternalDataInfo(t).location) for t in graph.initializer if uses_external_data(t)}
+    locations = {str(ExternalDataInfo(t).location) for t in proto.graph.initializer if uses_external_data(t)}
     for location in sorted(locations):
         if not (file.parent / location).is_file():
             findings.fault(name, "model file", f"{location}, which holds weights of {file.name}, is missing")
-    return graph
+    return proto
+
+
+def _metadata(proto: onnx.ModelProto) -> dict[str, str]:
+    """What our own writers put into a model; nobody else's words are taken for them."""
+    if proto.producer_name != "committee":
+        return {}
+    # A damaged file can hold bytes that are no text, which protobuf hands over as bytes.
+    return {str(entry.key): str(entry.value) for entry in proto.metadata_props}
 
 
 def _manifest(folder: Path, findings: Findings) -> Manifest | None:

@@ -51,7 +51,7 @@ def model_folders(repository: Path) -> dict[str, Path]:
 def require_members(spec: CascadeSpec, repository: Path) -> None:
     """Raises RepositoryError naming every member the repository does not hold."""
     folders = model_folders(repository)
-    missing = [member.name for member in spec.members if member.name not in folders]
+    missing = [name for name in spec.models if name not in folders]
     if missing:
         raise RepositoryError(
             f"{spec.name}: members missing from {repository}",

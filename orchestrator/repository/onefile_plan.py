@@ -85,7 +85,7 @@ def onefile_name(spec: CascadeSpec, stages: int | None = None) -> str:
 
 def answering(spec: CascadeSpec) -> CascadeSpec:
     """A plan without what changes no answer: where its thresholds came from, and the runtime's own limits."""
-    return dataclasses.replace(spec, fit=None, limits=Limits(max_batch_size=spec.limits.max_batch_size))
+    return dataclasses.replace(spec, fit=None, lead=None, limits=Limits(max_batch_size=spec.limits.max_batch_size))
 
 
 def metadata_from_onefile(onefile: OneFile) -> dict[str, str]:

@@ -52,7 +52,7 @@ def render_output(
     plans, means = _all_needed(repository, cascades, ensembles)
     everything = {**plans, **means}
     order = _inner_first(everything)
-    copied = {member.name for spec in everything.values() for member in spec.members} - set(everything)
+    copied = {name for spec in everything.values() for name in spec.models} - set(everything)
     with new_folder(output) as building:
         for name in sorted(copied):
             copy_model(repository / name, building / name)
@@ -77,7 +77,7 @@ def _all_needed(
     while waiting:
         spec = waiting.pop()
         known = {*plans, *means, *map(averaging_name, means)}
-        names = [member.name for member in spec.members if member.name not in known]
+        names = [name for name in spec.models if name not in known]
         require_members(spec, repository)
         for name in names:
             path = plan_path(folders[name])

@@ -195,6 +195,32 @@ class Stage:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Lead:
+    """One model that asks the leading stages by itself, so that the first call covers them.
+
+    It gives what each of their members says, NaN for rows that an earlier stage was sure of; every decision is
+    still made from those outputs by the runtime. A row that needs a stage the lead did not ask (a request's
+    min_stage or threshold_shift), and every row where the lead fails, goes to the members themselves.
+
+    Args:
+        name: Triton model name; its input is the cascade's, its outputs are called as the members.
+        stages: how many leading stages it covers, at least 2.
+        max_batch_size: largest batch one call may carry.
+    """
+
+    name: str
+    stages: int
+    max_batch_size: int = 64
+
+    def __post_init__(self) -> None:
+        faults = Faults(f"lead {self.name}")
+        faults.name("name", self.name)
+        faults.integer("stages", self.stages, low=2)
+        faults.integer("max_batch_size", self.max_batch_size, low=1)
+        faults.close()
+
+
+@dataclass(frozen=True, kw_only=True)
 class Limits:
     """Bounds the runtime keeps.
 
@@ -267,6 +293,7 @@ class CascadeSpec:
     cost_unit: str = "MACs"
     limits: Limits = field(default_factory=Limits)
     fit: Fit | None = None
+    lead: Lead | None = None
 
     def __post_init__(self) -> None:
         faults = Faults(f"cascade {self.name}")
@@ -282,7 +309,21 @@ class CascadeSpec:
             good = isinstance(label, str) and not set(label) & set("\r\n")
             faults.check("labels", good, f"got {label!r}, expected text without line breaks")
         self._check_stages(faults)
+        if self.lead is not None:
+            self._check_lead(self.lead, faults)
         faults.close()
+
+    def _check_lead(self, lead: Lead, faults: Faults) -> None:
+        most = len(self.stages)
+        faults.check("lead", lead.stages <= most, f"got {lead.stages} stages, expected at most {most}")
+        own = [self.name, *(member.name for member in self.members)]
+        faults.check("lead", lead.name not in own, f"got {lead.name}, expected a model of its own")
+        given = [member.name for member in self.members if member.input not in (None, self.input.name)]
+        faults.check(
+            "lead",
+            not given,
+            f"got members with inputs of their own names ({', '.join(given)}), expected one input",
+        )
 
     def _check_stages(self, faults: Faults) -> None:
         if not self.stages:
@@ -307,6 +348,12 @@ class CascadeSpec:
     def members(self) -> tuple[Member, ...]:
         """All members in plan order."""
         return tuple(member for stage in self.stages for member in stage.members)
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """Names of all models it calls: the members, and the lead."""
+        names = tuple(member.name for member in self.members)
+        return names if self.lead is None else (*names, self.lead.name)
 
     @property
     def worst_cost(self) -> float:

@@ -11,7 +11,7 @@ from typing import Any
 
 from orchestrator.errors import SpecError
 from orchestrator.spec.build import array_of, build, json_from_text, plain, text_of_file
-from orchestrator.spec.cascade import FORMAT, CascadeSpec, Fit, InputSpec, Limits, Member, Preprocess, Stage
+from orchestrator.spec.cascade import FORMAT, CascadeSpec, Fit, InputSpec, Lead, Limits, Member, Preprocess, Stage
 from orchestrator.spec.faults import Faults
 
 
@@ -49,6 +49,7 @@ _cascade = partial(
         "labels": _numbers,
         "limits": _part(Limits),
         "fit": _fit,
+        "lead": _part(Lead),
     },
 )
 
@@ -89,4 +90,6 @@ def cascade_from_path(path: Path) -> CascadeSpec:
 def json_from_cascade(spec: CascadeSpec) -> str:
     """The text of cascade.json; equal specs give equal bytes, and reading it back gives an equal spec."""
     value = {"format": FORMAT, **dataclasses.asdict(spec)}
+    if spec.lead is None:
+        del value["lead"]
     return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"

@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from export.__main__ import app
-from export.derive import export_precision
+from export.derive import export_precision, rows_for
 from export.rows import varied_rows
 from orchestrator.errors import CommitteeError, DataError, ExportError
 from orchestrator.local.digits import digits_split
@@ -97,6 +97,15 @@ def test_without_rows_fp16_is_compared_on_made_up_ones(repository: Path) -> None
     made = manifest_from_path(repository / "digits_medium_fp16" / "manifest.json")
     assert (made.agreement["rows"], made.agreement["rows_from"]) == (256, "made up")
     assert "as a GPU does" in made.agreement["computed"]
+
+
+def test_heavy_members_are_compared_on_fewer_made_up_rows() -> None:
+    light = manifest_from_path(REPOSITORY / "digits_medium" / "manifest.json")
+    counts = [
+        len(rows_for(dataclasses.replace(light, macs=macs), to="fp16", calibrate=None).compare)
+        for macs in (0, 1e9, 3e10, 2e11)
+    ]
+    assert counts == [256, 256, 100, 16]
 
 
 def test_the_command_says_what_it_did(repository: Path, rows: Path) -> None:

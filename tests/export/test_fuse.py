@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import shutil
 from pathlib import Path
@@ -17,6 +18,8 @@ from typer.testing import CliRunner
 from export.__main__ import app
 from export.cost import preprocess_macs_per_row
 from export.fuse import Fusion, fuse, fused_model
+from export.members import store_member
+from export.packing import packed
 from export.preprocess import PREFIX
 from export.reading import ReadMember, member_from_repository
 from export.rows import varied_rows
@@ -26,7 +29,15 @@ from orchestrator.local.digits import digits_split
 from orchestrator.local.sessions import LocalMembers
 from orchestrator.repository import check
 from orchestrator.repository.averaging import spec_from_averaging
-from orchestrator.spec import CascadeSpec, InputSpec, Member, Stage, TensorSpec, manifest_from_path
+from orchestrator.spec import (
+    CascadeSpec,
+    InputSpec,
+    Member,
+    Preprocess,
+    Stage,
+    TensorSpec,
+    manifest_from_path,
+)
 from tests.export.small_networks import (
     IMAGE_INPUT,
     SCORES,
@@ -255,7 +266,10 @@ ZERO = np.zeros(1, np.float32)
 def test_only_what_is_the_same_operation_on_the_same_values_is_shared(
     models: tuple[onnx.ModelProto, ...], nodes: int, constants: int
 ) -> None:
-    source, made = TensorSpec(name="x", dtype="FP32", dims=(3,)), TensorSpec(name="logits", dtype="FP32", dims=(3,))
+    source, made = (
+        TensorSpec(name="x", dtype="FP32", dims=(3,)),
+        TensorSpec(name="logits", dtype="FP32", dims=(3,)),
+    )
     parts = [
         ReadMember(manifest_of(f"m{i}", "0" * 64, input=source, output=made), model)
         for i, model in enumerate(models)
@@ -312,6 +326,43 @@ def test_a_second_run_does_nothing_until_something_changes(tmp_path: Path) -> No
     assert fuse(tmp_path, heavier)[1] == "fused"
 
 
+def test_weights_may_lie_beside_the_model_before_and_after(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for seed, name in enumerate("ab"):
+        model = linear_model(seed)
+        weight = numpy_helper.from_array(np.tile(numpy_helper.to_array(model.graph.initializer[0]), (1, 200)), "w")
+        model.graph.initializer[0].CopyFrom(weight)
+        model.graph.output[0].type.tensor_type.shape.dim[1].dim_value = 600
+        (tmp_path / name).mkdir()
+        with packed(model, tmp_path / name, over_bytes=10) as stored:
+            assert stored.data_files
+            manifest = manifest_of(
+                name,
+                stored.sha256,
+                output=TensorSpec(name="logits", dtype="FP32", dims=(600,)),
+                data_files={f"1/{file}": digest for file, digest in stored.data_files.items()},
+            )
+            store_member(tmp_path, stored, manifest)
+    members = tuple(Member(name=n, output="logits") for n in "ab")
+    fusion = Fusion(name="both", members=members, combine="mean_logit")
+    monkeypatch.setattr("export.fuse.packed", functools.partial(packed, over_bytes=10))
+    manifest, _ = fuse(tmp_path, fusion)
+    assert len(manifest.data_files) == 1
+    rows = np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32)
+    apart = LocalMembers(tmp_path, ["a", "b", "both"])
+    mean = (apart.ask("a", rows) + apart.ask("b", rows)) / 2
+    np.testing.assert_allclose(apart.ask("both", rows), mean, atol=1e-5)
+    assert fuse(tmp_path, fusion)[1] == "up to date"
+    (weights,) = manifest.data_files
+    (tmp_path / "both" / weights).unlink()
+    assert fuse(tmp_path, fusion)[1] == "fused"
+    (source,) = manifest_from_path(tmp_path / "a" / "manifest.json").data_files
+    (tmp_path / "a" / source).write_bytes(b"cut")
+    with pytest.raises(ExportError, match=r"as in manifest\.json"):
+        fuse(tmp_path, fusion, force=True)
+
+
 def test_every_disagreement_of_the_members_is_named_at_once(tmp_path: Path) -> None:
     model = linear_model(2, classes=4, input="pixels")
     fusion = two(
@@ -333,6 +384,22 @@ def test_labels_that_differ_are_shown(tmp_path: Path) -> None:
     members = tuple(Member(name=n, output="logits") for n in "ab")
     with pytest.raises(ExportError, match=r"label of class 1 \(a 'bee', b 'cow'\)"):
         fuse(tmp_path, Fusion(name="both", members=members, combine="mean_logit"))
+
+
+def test_pictures_may_be_cropped_differently_but_not_mean_other_numbers(tmp_path: Path) -> None:
+    crop = Preprocess(mode="L", height_px=2, width_px=2, resize_px=3)
+    others = {
+        "same": dataclasses.replace(crop, resize_px=None),
+        "other": dataclasses.replace(crop, value_max=1.0, invert=True),
+    }
+    add_member(tmp_path, "a", seed=1, preprocess=crop)
+    for seed, (name, preprocess) in enumerate(others.items()):
+        add_member(tmp_path, name, seed=seed, preprocess=preprocess)
+    pair = [tuple(Member(name=n, output="logits") for n in ("a", other)) for other in others]
+    manifest, _ = fuse(tmp_path, Fusion(name="f", members=pair[0], combine="mean_logit"))
+    assert manifest.preprocess == crop
+    with pytest.raises(ExportError, match=r"a L CHW 0 to 255, other L CHW 0 to 1 inverted"):
+        fuse(tmp_path, Fusion(name="g", members=pair[1], combine="mean_logit"))
 
 
 def test_a_fused_model_that_is_wrong_is_never_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

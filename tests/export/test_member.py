@@ -156,8 +156,9 @@ def test_weights_over_the_limit_lie_beside_the_model_and_follow_it(tmp_path: Pat
 
 def test_a_disk_that_is_too_full_is_one_line_and_nothing_is_written(tmp_path: Path) -> None:
     free = shutil.disk_usage(tmp_path).free
+    writing = packed(_Heavy(free), tmp_path)
     with pytest.raises(ExportError, match="MiB free"):
-        packed(_Heavy(free), tmp_path).__enter__()
+        writing.__enter__()
     assert list(tmp_path.iterdir()) == []
 
 

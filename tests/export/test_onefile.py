@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -70,6 +71,39 @@ def test_one_graph_answers_what_the_decision_core_answers(
         np.testing.assert_array_equal(got[name][sure & ~lost], core.answers[name][sure & ~lost], err_msg=name)
     for name in ("probabilities", "confidence"):
         np.testing.assert_allclose(got[name][sure], core.answers[name][sure], atol=tolerance, err_msg=name)
+
+
+SAYINGS = [[9, 0, 0], [0.6, 0.3, 0], [0, 0.3, 0.4], [0, np.nan, 0], [np.inf, 0, 0], [-np.inf] * 3, [-np.inf, 1, 0]]
+
+
+@pytest.mark.parametrize("failing", [("error",) * 3, ("answer",) * 3, ("answer", "error", "answer")])
+@pytest.mark.parametrize("score", ["max_prob", "top2_gap", "neg_entropy"])
+@pytest.mark.parametrize("combine", COMBINES)
+@pytest.mark.parametrize("sizes", [[1, 1, 1], [2, 1]])
+def test_every_mixture_of_answers_that_are_no_numbers_goes_as_in_the_decision_core(
+    tmp_path: Path, sizes: list[int], combine: str, score: str, failing: tuple[str, ...]
+) -> None:
+    made = cascade(sizes, 3, combine=combine, score=score)
+    # A window that opens wider at the second stage: rows get there whose score so far lies in it.
+    exits = [{"threshold": 0.5, "low": 0.02}, {"threshold": 0.5, "low": 0.4}]
+    stages = [
+        dataclasses.replace(stage, on_failure=word, **({} if stage is made.stages[-1] else exit_))
+        for stage, word, exit_ in zip(made.stages, failing, [*exits, {}], strict=False)
+    ]
+    made = dataclasses.replace(made, stages=tuple(stages))
+    put_slicing(tmp_path, made)
+    rows = np.array(list(itertools.product(SAYINGS, repeat=3)), np.float32).reshape(-1, 9)
+    got = answers_of(opened(onefile_model(made, tmp_path)[0]), rows)
+    core = core_answers(made, [rows[:, start : start + 3] for start in (0, 3, 6)])
+    same = ~settled_by_rounding(made, [rows[:, start : start + 3] for start in (0, 3, 6)], 1e-5)
+    assert same.mean() > 0.6
+    for name in ("label", "status"):
+        np.testing.assert_array_equal(got[name][same, 0], core.answers[name][same], err_msg=name)
+    answered = same & ~core.refused
+    for name in ("exit_stage", "cost"):
+        np.testing.assert_array_equal(got[name][answered, 0], core.answers[name][answered], err_msg=name)
+    np.testing.assert_allclose(got["probabilities"][same], core.answers["probabilities"][same], atol=1e-5)
+    np.testing.assert_allclose(got["confidence"][same, 0], core.answers["confidence"][same], atol=1e-5)
 
 
 def test_scores_exactly_at_the_threshold_or_at_the_low_end_exit(tmp_path: Path) -> None:

@@ -205,6 +205,13 @@ def test_a_model_of_lower_precision_is_not_converted_again() -> None:
             int8_from(made, rows)
 
 
+def test_a_model_too_large_for_the_tools_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("export.precision.EXTERNAL_OVER_BYTES", 100)
+    for convert in (fp16_from, lambda model: int8_from(model, varied_rows(PLANES, 2))):
+        with pytest.raises(ExportError, match="GB of weights"):
+            convert(conv_network())
+
+
 def test_calibration_rows_must_be_numbers_and_something_must_be_quantised() -> None:
     rows = varied_rows(TOKENS, 4)
     rows[1] = np.nan

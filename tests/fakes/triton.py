@@ -10,7 +10,7 @@ from typing import Any
 import numpy.typing as npt
 
 Rows = npt.NDArray[Any]
-MemberFunction = Callable[[Rows], Rows]
+MemberFunction = Callable[[Rows], Rows | dict[str, Rows]]
 
 
 class TritonError:
@@ -127,8 +127,10 @@ class FakeTriton:
     """The module `triton_python_backend_utils` with members that are functions.
 
     Args:
-        members: model name -> function from rows (n, *dims) to its output; an exception becomes its error.
-        input_name, output_name: of every member.
+        members: model name -> function from rows (n, *dims) to its output, or to all of them by name; an
+            exception becomes its error.
+        input_name: of every member.
+        output_name: of members with one output.
     """
 
     TRITONSERVER_MEMORY_CPU = 0
@@ -141,6 +143,7 @@ class FakeTriton:
         self, members: Mapping[str, MemberFunction], *, input_name: str = "x", output_name: str = "logits"
     ) -> None:
         self.members = dict(members)
+        self.output_name = output_name
         self.asked: list[tuple[str, int]] = []
         self.forwarded: list[Tensor] = []
         self.log: list[str] = []
@@ -157,12 +160,11 @@ class FakeTriton:
                 inputs: list[Tensor],
                 preferred_memory: object,
             ) -> None:
-                self.model, self.inputs = model_name, inputs
-                assert requested_output_names == [output_name]
+                self.model, self.inputs, self.wanted = model_name, inputs, requested_output_names
                 assert inputs[0].name() == input_name
 
             def exec(self) -> InferenceResponse:
-                return fake._exec(self.model, self.inputs[0], output_name)
+                return fake._exec(self.model, self.inputs[0], self.wanted)
 
         class MetricFamily:
             COUNTER = 0
@@ -180,7 +182,7 @@ class FakeTriton:
 
         self.InferenceRequest, self.MetricFamily, self.Logger = InferenceRequest, MetricFamily, Logger
 
-    def _exec(self, model: str, tensor: Tensor, output_name: str) -> InferenceResponse:
+    def _exec(self, model: str, tensor: Tensor, wanted: list[str]) -> InferenceResponse:
         rows = tensor.as_numpy()
         with self._lock:
             self.asked.append((model, len(rows)))
@@ -190,7 +192,10 @@ class FakeTriton:
                 error=TritonError(f"Failed for execute the inference request. Model '{model}' is not ready.")
             )
         try:
-            return LentResponse([Tensor(output_name, self.members[model](rows).copy())])
+            said = self.members[model](rows)
+            outputs = said if isinstance(said, dict) else {self.output_name: said}
+            assert set(wanted) <= set(outputs), f"{model} has no output {wanted}"
+            return LentResponse([Tensor(name, outputs[name].copy()) for name in wanted])
         except Exception as error:
             return InferenceResponse(error=TritonError(str(error)))
 
