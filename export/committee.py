@@ -6,9 +6,9 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from export.derive import export_precision, require_sense
 from export.member import Plan, export_member
 from export.members import require_ours
+from export.precision.derive import export_precision, require_sense
 from export.sources import Asked, identify
 from orchestrator.errors import ExportError
 from orchestrator.spec import Manifest, manifest_from_path

@@ -101,7 +101,7 @@ def export_member(
     loaded = plan.identity.load()
     image_px = plan.image_px or (loaded.processing.image_px() if loaded.processing is not None else None)
     if loaded.processing is not None:
-        from export.image_parity import in_the_same_order
+        from export.images.parity import in_the_same_order
 
         loaded = in_the_same_order(loaded, varied_rows(_input(loaded, image_px), 4, seed=1))
     spread = _spread(loaded, plan, image_px)
@@ -160,7 +160,7 @@ def _spread(loaded: Loaded, plan: Plan, image_px: tuple[int, int] | None) -> dic
 
     rows = varied_rows(_input(loaded, image_px), _SPREAD_ROWS, seed=plan.asked.seed)
     if loaded.processing is not None:
-        from export.image_parity import pillow_processed
+        from export.images.parity import pillow_processed
 
         rows = pillow_processed(loaded.processing, rows)
     return spread_scores(loaded.network, rows.astype(np.float32), seed=plan.asked.seed)
@@ -182,7 +182,7 @@ def _network(loaded: Loaded) -> onnx.ModelProto:
 def _with_images(network: onnx.ModelProto, loaded: Loaded, image_px: tuple[int, int] | None) -> onnx.ModelProto:
     if loaded.processing is None or image_px is None:
         return network
-    from export.preprocess import with_preprocess
+    from export.images.preprocess import with_preprocess
 
     return with_preprocess(network, loaded.processing, height_px=image_px[0], width_px=image_px[1])
 
@@ -201,7 +201,7 @@ def _manifest(
     rows = varied_rows(tensor, plan.parity_rows, seed=1)
     in_graph: dict[str, Any] = {}
     if loaded.processing is not None and image_px is not None:
-        from export.image_parity import image_parity
+        from export.images.parity import image_parity
 
         progress(f"{plan.name}: comparing the image processing")
         in_graph = image_parity(loaded, rows, height_px=image_px[0], width_px=image_px[1])
@@ -250,7 +250,7 @@ def _reference(loaded: Loaded, tensor: TensorSpec) -> Callable[[npt.NDArray[Any]
     network = loaded.reference or _torch_reference(loaded)
     if loaded.processing is None:
         return network
-    from export.image_parity import processor_of
+    from export.images.parity import processor_of
 
     processed = processor_of(loaded.processing, height_px=tensor.dims[1], width_px=tensor.dims[2])
     return lambda rows: network(processed(rows))

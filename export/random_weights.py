@@ -1,9 +1,9 @@
 """Making a network with random weights answer like one: some rows surely, others not.
 
 For cost and speed work only. Freshly drawn networks give every row nearly the same scores, so no threshold splits
-them. Three mends: convolutions are drawn so that they keep the size of their signal (He et al. 2015; some libraries
-leave that to the training), batch normalisation gets the statistics its layers would have learnt, and the head is
-centred and scaled until the top probability spreads over 0.1 to 0.9.
+them. Three mends: convolutions are drawn so that they keep the size of their signal (He et al. 2015), which some
+libraries leave to the training; batch normalisation gets the statistics its layers would have learnt; and the head
+is centred and scaled until the top probability spreads over 0.1 to 0.9.
 """
 
 from __future__ import annotations

@@ -16,6 +16,7 @@ from orchestrator.errors import CommitteeError
 from orchestrator.serving.options import ServeOptions
 from orchestrator.serving.process import EmbeddedServer
 from perf.bench import measure, routes_in
+from perf.onefile import onefile
 from perf.readme import readme_with_report, report_from_path
 from perf.results import document_from_cells, table_from_cells, write_results
 
@@ -25,6 +26,9 @@ app = typer.Typer(add_completion=False, no_args_is_help=True)
 @app.callback()
 def main() -> None:
     """Measure what is served."""
+
+
+app.command()(onefile)
 
 
 @app.command()

@@ -10,6 +10,8 @@ from typing import Annotated
 import typer
 
 from export.commands.console import needs, progress_on
+from orchestrator.errors import ExportError
+from orchestrator.spec import Lead, cascade_from_path, json_from_cascade
 
 
 def onefile(
@@ -25,6 +27,13 @@ def onefile(
         int | None,
         typer.Option(min=1, help="Only that many leading stages, giving the raw outputs of their members."),
     ] = None,
+    plan_output: Annotated[
+        Path | None,
+        typer.Option(
+            "--plan-output",
+            help="With --stages: write the plan that uses them as its lead, for `committee render`.",
+        ),
+    ] = None,
     force: Annotated[bool, typer.Option(help="Write over a model that this command did not make.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print what was written as JSON.")] = False,
 ) -> None:
@@ -34,19 +43,29 @@ def onefile(
     answers are the cascade's own. It takes no request parameters (min_stage, max_stage, threshold_shift,
     deadline_us), and a row for which a member's output is no number gets label -1, NaN and status bit 1.
 
-    Example: python -m export onefile model_repository/digits_cascade/1/cascade.json --output build/onefile
+    With --stages the graph covers the leading stages only. As the lead of a cascade it answers their rows in one
+    call, and the cascade decides as ever.
+
+    Examples:
+        python -m export onefile model_repository/digits_cascade/1/cascade.json --output build/onefile
+        python -m export onefile cascade.json --stages 2 --plan-output with_lead.json
     """
     with needs("export onefile"):
         from export.onefile import write_onefile
+        from orchestrator.repository.files import write_all
         from orchestrator.repository.on_disk import plan_path
-        from orchestrator.spec import cascade_from_path
     path = cascade
     if cascade.is_dir():
         path = plan_path(cascade) or cascade / "1" / "cascade.json"
+    spec = cascade_from_path(path)
+    if plan_output is not None and (stages is None or stages < 2):
+        raise ExportError("--plan-output", got=f"--stages {stages}", expected="at least 2 leading stages")
     with progress_on(f"putting {path} into one graph"):
-        done = write_onefile(
-            cascade_from_path(path), repository, output=output, name=name, stages=stages, force=force
-        )
+        done = write_onefile(spec, repository, output=output, name=name, stages=stages, force=force)
+    if plan_output is not None and stages is not None:
+        lead = Lead(name=done.name, stages=stages, max_batch_size=spec.limits.max_batch_size)
+        text = json_from_cascade(dataclasses.replace(spec, lead=lead))
+        write_all(plan_output.parent, {plan_output.name: text})
     if as_json:
         typer.echo(json.dumps({**dataclasses.asdict(done), "folder": str(done.folder)}))
         return

@@ -45,7 +45,7 @@ def precision(
     """
     start = time.monotonic()
     with needs("export precision"), progress_on(f"{member} to {to}") as progress:
-        from export.derive import export_precision
+        from export.precision.derive import export_precision
 
         made, what = export_precision(
             repository,

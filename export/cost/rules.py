@@ -12,7 +12,7 @@ from typing import Any
 import onnx
 
 from export.cost.einsum import einsum_macs
-from export.preprocess import PREFIX
+from export.images.preprocess import PREFIX
 from orchestrator.errors import ExportError
 
 Shape = tuple[int, ...]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy.typing as npt
 
-from export.processing import Processing
+from export.images.processing import Processing
 from orchestrator.errors import ExportError
 
 if TYPE_CHECKING:

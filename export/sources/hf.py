@@ -13,7 +13,7 @@ import torch
 import transformers
 from torch import nn
 
-from export.processing import Processing, processing_from_config
+from export.images.processing import Processing, processing_from_config
 from export.sources.base import Asked, Identity, Loaded, Rows, member_name
 from export.sources.hub import CONFIG, PROCESSOR, folder_of, hashes, weight_files
 from orchestrator.errors import ExportError

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from export.processing import Processing
+from export.images.processing import Processing
 from export.sources.base import Asked, Identity, Loaded, Rows, member_name, nearest
 from orchestrator.errors import ExportError
 

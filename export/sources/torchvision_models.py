@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from export.processing import Processing
+from export.images.processing import Processing
 from export.sources.base import Asked, Identity, Loaded, member_name, nearest
 from export.sources.timm_models import transformed
 from orchestrator.errors import ExportError

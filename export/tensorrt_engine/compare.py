@@ -14,7 +14,7 @@ from export.rows import varied_rows
 from export.tensorrt_engine.run import Engine
 from orchestrator.errors import ExportError
 from orchestrator.spec import Manifest, TensorSpec
-from orchestrator.spec.cascade import INPUT_DTYPES
+from orchestrator.spec.inputs import INPUT_DTYPES
 
 # Largest difference allowed, as a share of the largest output (of 1 where outputs are smaller). fp32: both sum in
 # float32, in another order. fp16, TF32: 10 bits of mantissa, errors add up over layers. int8: both round to the

@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from orchestrator.bls.calls import MemberCalls, StageResult
 from orchestrator.bls.counters import Counters
+from orchestrator.bls.leading import follow
 from orchestrator.bls.pending import CANCELLED, INTERNAL, UNAVAILABLE, Pending, Reply, spread
 from orchestrator.bls.tensors import Rows, Sheet
 from orchestrator.decision import Arrivals, CascadeRun, Failures, Outcome, joined
@@ -137,7 +138,7 @@ class Scheduler:
         with self._lock:
             outcome = self._run.admit(arrivals, result.outputs)
             self._counters.asked(len(arrivals), self._spec.stages[0].cost)
-            followed = self._follow(outcome, result.later) if result.later else [outcome]
+            followed = follow(self._run, self._counters, outcome, later=result.later)
             left = [one for one in followed if len(one.slots)]
             if not left and not any(len(one.failures) for one in followed):
                 for one in followed:
@@ -208,31 +209,6 @@ class Scheduler:
                 self._log(f"committee: deadline clock: {type(error).__name__}: {error}")
 
     # -- under the lock ---------------------------------------------------------------------------
-
-    def _follow(self, first: Outcome, later: Sequence[Sequence[Rows]]) -> list[Outcome]:
-        """Settles deferred rows with what the lead has said of later stages already.
-
-        Returns:
-            the outcomes stage by stage; `row` and `deferred` count in the batch, and the slots of each are those
-            that still wait. Rows the lead did not ask at a stage wait for its workers as ever.
-        """
-        outcomes = [first]
-        for stage, said in enumerate(later, start=1):
-            before = outcomes[-1]
-            known = ~np.isnan(np.stack([output[before.deferred] for output in said])).any(axis=(0, 2))
-            if not known.any():
-                break
-            slots, places = before.slots[known], before.deferred[known]
-            before.slots, before.deferred = before.slots[~known], before.deferred[~known]
-            self._run.take(slots)
-            self._counters.asked(len(slots), self._spec.stages[stage].cost)
-            self._counters.deferred(len(slots), stage - 1)
-            outcome = self._run.feed(slots, [output[places] for output in said])
-            outcome.answers.row = places[outcome.answers.row]
-            outcome.failures.row = places[outcome.failures.row]
-            outcome.deferred = places[outcome.deferred]
-            outcomes.append(outcome)
-        return outcomes
 
     def _expire(self, now_ns: int) -> list[Reply]:
         late = [token for token, deadline in self._dated.items() if deadline <= now_ns]

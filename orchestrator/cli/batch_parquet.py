@@ -21,7 +21,7 @@ from orchestrator.cli.batch_rows import Block, Refused, StoredRows, checked_ids
 from orchestrator.cli.pictures import ReadPicture
 from orchestrator.client.models import ModelInfo, input_tensor
 from orchestrator.errors import DataError
-from orchestrator.spec.cascade import INPUT_DTYPES
+from orchestrator.spec.inputs import INPUT_DTYPES
 
 Rows = npt.NDArray[Any]
 NOT_ROWS = ("id", "ids", "label", "labels")

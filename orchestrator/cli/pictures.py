@@ -12,7 +12,7 @@ from orchestrator.client.images import row_from_bytes
 from orchestrator.client.models import TensorInfo
 from orchestrator.errors import InputError, RepositoryError
 from orchestrator.spec import CascadeSpec, Preprocess, cascade_from_path, manifest_from_path
-from orchestrator.spec.cascade import INPUT_DTYPES
+from orchestrator.spec.inputs import INPUT_DTYPES
 
 ReadPicture = Callable[[bytes, str], npt.NDArray[Any]]
 

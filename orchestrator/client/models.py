@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from orchestrator.errors import InputError, ServerFaultError
-from orchestrator.spec.cascade import INPUT_DTYPES
+from orchestrator.spec.inputs import INPUT_DTYPES
 
 # What a cascade answers with, and the dtype a client hands each part over in.
 ANSWER_OUTPUTS: dict[str, type[np.generic]] = {

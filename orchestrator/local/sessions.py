@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from orchestrator.errors import InputError, MemberError, RepositoryError
 from orchestrator.spec import Manifest, TensorSpec, manifest_from_path
-from orchestrator.spec.cascade import INPUT_DTYPES
+from orchestrator.spec.inputs import INPUT_DTYPES
 
 MANIFEST = "manifest.json"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -49,7 +50,7 @@ def check_lead(spec: CascadeSpec, model: Model | None, findings: Findings) -> No
         findings.fault(
             spec.name, field, "not the leading stages of a cascade, expected what onefile --stages writes"
         )
-    elif onefile.stages != lead.stages or onefile.spec != answering(spec):
+    elif onefile.stages != lead.stages or dataclasses.replace(onefile.spec, name=spec.name) != answering(spec):
         findings.fault(spec.name, field, "made from another plan; write it again with `python -m export onefile`")
     if model.config is not None and model.config.max_batch_size < lead.max_batch_size:
         text = f"takes {model.config.max_batch_size} rows a call, the plan says {lead.max_batch_size}"

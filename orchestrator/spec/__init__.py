@@ -6,14 +6,13 @@ from orchestrator.spec.cascade import (
     SCORES,
     CascadeSpec,
     Fit,
-    InputSpec,
     Lead,
     Limits,
     Member,
-    Preprocess,
     Stage,
 )
 from orchestrator.spec.cascade_json import cascade_from_json, cascade_from_path, json_from_cascade
+from orchestrator.spec.inputs import InputSpec, Preprocess
 from orchestrator.spec.manifest import Manifest, TensorSpec, manifest_from_path
 
 __all__ = [

@@ -67,14 +67,16 @@ def random_rows(seed: int, n: int) -> np.ndarray:
     return (np.random.default_rng(seed).normal(size=(n, 3 * K)) * 3).astype(np.float32)
 
 
-def answered(tmp_path: Path, server: FakeTriton, plan: CascadeSpec, parts: list[np.ndarray], **policy: float) -> list:
+def answered(
+    tmp_path: Path, server: FakeTriton, plan: CascadeSpec, parts: list[np.ndarray], **policy: float
+) -> list:
     with loaded(tmp_path, server, plan) as model:
         return ask_all(model, [Request({"x": rows}, parameters=policy) for rows in parts])
 
 
 POLICIES = st.sampled_from(
-    [{}, {"min_stage": 1}, {"max_stage": 0}, {"max_stage": 1}, {"threshold_shift": 0.15}, {"threshold_shift": -0.2},
-     {"min_stage": 2}]
+    [{}, {"min_stage": 1}, {"min_stage": 2}, {"max_stage": 0}, {"max_stage": 1}, {"threshold_shift": 0.15},
+     {"threshold_shift": -0.2}]
 )  # fmt: skip
 
 
@@ -148,7 +150,12 @@ def test_what_the_lead_settled_is_counted_as_if_the_members_had(tmp_path: Path) 
     for lead in (LEAD, None):
         server = fake()
         answered(tmp_path, server, spec(lead=lead), [rows_leaving_at(2, 0, 1, 1)])
-        names = ("committee_exits_total", "committee_deferred_total", "committee_cost_total", "committee_rows_total")
+        names = (
+            "committee_exits_total",
+            "committee_deferred_total",
+            "committee_cost_total",
+            "committee_rows_total",
+        )
         counted.append({key: m.value for key, m in server.metrics.items() if key[0] in names})
     assert counted[0] == counted[1]
     assert len(counted[0]) >= 6

@@ -9,8 +9,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from export.preprocess import with_preprocess
-from export.processing import Processing
+from export.images.preprocess import with_preprocess
+from export.images.processing import Processing
 from orchestrator.spec import Member, TensorSpec
 from tests.repository.making import add_member
 

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from export import member as member_module
 from export.__main__ import app, run
 from export.committee import export_committee, plans_of
-from export.image_parity import MAX_LEVELS
+from export.images.parity import MAX_LEVELS
 from export.member import is_current
 from export.packing import packed
 from export.parity import parity_of
@@ -184,9 +184,12 @@ def test_random_weights_are_marked_and_spread_over_the_thresholds(tmp_path: Path
     top = (p / p.sum(axis=1, keepdims=True)).max(axis=1)
     assert np.quantile(top, 0.1) < 0.4
     assert np.quantile(top, 0.9) > 0.6
-    with pytest.raises(ExportError, match="linear head"):
-        import torch
 
+
+def test_a_network_without_a_head_cannot_be_spread() -> None:
+    import torch
+
+    with pytest.raises(ExportError, match="linear head"):
         spread_scores(torch.nn.Flatten(), np.zeros((16, 3, 2, 2), np.float32))
 
 

@@ -10,7 +10,7 @@ import pytest
 from orchestrator.local.digits import digits_split
 from orchestrator.spec import cascade_from_path
 from perf.onefile import Case, measure_onefile, random_cascade
-from tests.export.sliced import cascade, put_slicing
+from tests.export.onefile.sliced import cascade, put_slicing
 
 REPOSITORY = Path(__file__).parents[2] / "model_repository"
 

@@ -18,7 +18,7 @@ from orchestrator.repository.pbtxt import (
     text_from_config,
 )
 from orchestrator.spec import CascadeSpec, InputSpec, Limits, Member, Stage
-from orchestrator.spec.cascade import INPUT_DTYPES
+from orchestrator.spec.inputs import INPUT_DTYPES
 from tests.repository.making import manifest_of, spec_of
 
 TWO = spec_of(Member(name="small", output="logits"), Member(name="large", output="scores", input="pixels"))

@@ -21,12 +21,12 @@ import onnx
 import onnxruntime
 from onnx import TensorProto, helper
 
-from export.average import add_average
 from export.cost import preprocess_macs_per_row
-from export.fitting import common_of, require_fitting
+from export.fusing.average import add_average
+from export.fusing.fitting import common_of, require_fitting
+from export.fusing.merge import Merger
 from export.graphs import full_check
 from export.members import MODEL_FILE, store_member
-from export.merge import Merger
 from export.packing import Packed, packed
 from export.parity import BATCHES, MIN_ROWS, session_of
 from export.reading import ReadMember, is_current, manifest_in, member_from_repository, require_free

@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from export.__main__ import app
-from export.derive import export_precision, rows_for
+from export.precision.derive import export_precision, rows_for
 from export.rows import varied_rows
 from orchestrator.errors import CommitteeError, DataError, ExportError
 from orchestrator.local.digits import digits_split
@@ -22,7 +22,7 @@ from orchestrator.spec.manifest import json_from_manifest
 from tests.export.small_networks import IMAGE_INPUT, add_image_member
 from tests.repository.making import add_member, snapshot
 
-REPOSITORY = Path(__file__).parents[2] / "model_repository"
+REPOSITORY = Path(__file__).parents[3] / "model_repository"
 
 
 @pytest.fixture

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
-from export.image_parity import MAX_LEVELS, in_the_same_order, pillow_processed, processor_of
-from export.preprocess import PREFIX, preprocess_only, resize_matrix, with_preprocess
-from export.processing import FILTERS, Processing, processing_from_config
+from export.images.parity import MAX_LEVELS, in_the_same_order, pillow_processed, processor_of
+from export.images.preprocess import PREFIX, preprocess_only, resize_matrix, with_preprocess
+from export.images.processing import FILTERS, Processing, processing_from_config
 from export.sources import Loaded
 from orchestrator.errors import ExportError
 

@@ -13,10 +13,10 @@ import numpy.typing as npt
 import onnx
 import onnxruntime
 
-from export.half import rounding_from, tiny_weights_of
 from export.members import MODEL_FILE, store_member
 from export.packing import EXTERNAL_OVER_BYTES, packed
-from export.precision import Agreement, agreement_of, fp16_from, int8_from
+from export.precision.convert import Agreement, agreement_of, fp16_from, int8_from
+from export.precision.half import rounding_from, tiny_weights_of
 from export.reading import ReadMember, is_current, manifest_in, member_from_repository, require_free
 from export.rows import rows_from_path, varied_rows
 from orchestrator.errors import ExportError

@@ -17,7 +17,7 @@ from orchestrator.local.sessions import LocalMembers
 from orchestrator.planner.records import Records
 from orchestrator.planner.replay import replay
 from orchestrator.spec import COMBINES, CascadeSpec, cascade_from_path
-from tests.export.sliced import (
+from tests.export.onefile.sliced import (
     answers_of,
     cascade,
     chosen_outputs,
@@ -32,7 +32,7 @@ from tests.export.sliced import (
     with_thresholds,
 )
 
-REPOSITORY = Path(__file__).parents[2] / "model_repository"
+REPOSITORY = Path(__file__).parents[3] / "model_repository"
 BATCHES = (1, 2, 7, 33, 256)
 ANY_PATH = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 

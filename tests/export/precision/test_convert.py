@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, numpy_helper
 
-from export.half import rounding_from, tiny_weights_of
-from export.precision import agreement_of, fp16_from, int8_from, wilson_ci95
-from export.preprocess import PREFIX
+from export.images.preprocess import PREFIX
+from export.precision.convert import agreement_of, fp16_from, int8_from, wilson_ci95
+from export.precision.half import rounding_from, tiny_weights_of
 from export.rows import varied_rows
 from orchestrator.errors import ExportError
 from orchestrator.local.digits import digits_split
@@ -28,7 +28,7 @@ from tests.export.small_networks import (
     with_output,
 )
 
-REPOSITORY = Path(__file__).parents[2] / "model_repository"
+REPOSITORY = Path(__file__).parents[3] / "model_repository"
 TOKENS = TensorSpec(name="image", dtype="FP32", dims=(6, 8))
 PLANES = TensorSpec(name="image", dtype="FP32", dims=(3, 12, 12))
 NETWORKS = {
@@ -206,7 +206,7 @@ def test_a_model_of_lower_precision_is_not_converted_again() -> None:
 
 
 def test_a_model_too_large_for_the_tools_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("export.precision.EXTERNAL_OVER_BYTES", 100)
+    monkeypatch.setattr("export.precision.convert.EXTERNAL_OVER_BYTES", 100)
     for convert in (fp16_from, lambda model: int8_from(model, varied_rows(PLANES, 2))):
         with pytest.raises(ExportError, match="GB of weights"):
             convert(conv_network())

@@ -13,7 +13,7 @@ from collections.abc import Hashable
 import onnx
 from onnx import helper, inliner, numpy_helper
 
-from export.preprocess import PREFIX
+from export.images.preprocess import PREFIX
 from orchestrator.errors import ExportError
 
 # What is added to the members' graphs begins with it; no member's own names do.

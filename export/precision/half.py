@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
 
 from export.graphs import full_check, named_copy, replace_nodes, sorted_nodes, without_lossy_casts
-from export.preprocess import PREFIX
+from export.images.preprocess import PREFIX
 from orchestrator.errors import ExportError
 
 LARGEST = 65504.0

@@ -19,10 +19,10 @@ import onnx
 from onnx import TensorProto
 
 from export.graphs import full_check, named_copy
-from export.half import half_from
 from export.packing import EXTERNAL_OVER_BYTES
 from export.parity import session_of
-from export.quantize import quantized
+from export.precision.half import half_from
+from export.precision.quantize import quantized
 from orchestrator.errors import ExportError
 
 _CHUNK = 32

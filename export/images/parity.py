@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
-from export.preprocess import IMAGE, preprocess_only
-from export.processing import Processing
+from export.images.preprocess import IMAGE, preprocess_only
+from export.images.processing import Processing
 from export.sources.base import Loaded
 from orchestrator.errors import ExportError
 

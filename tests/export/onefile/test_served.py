@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,13 +13,14 @@ import tritonclient.grpc as grpcclient
 from export.onefile import write_onefile
 from orchestrator.local.digits import digits_split
 from orchestrator.repository import check
+from orchestrator.repository.layout import render
 from orchestrator.repository.output import render_output
-from orchestrator.spec import cascade_from_path
-from tests.export.sliced import NAMES
+from orchestrator.spec import Lead, cascade_from_path
+from tests.export.onefile.sliced import NAMES
 from tests.servers import running_server
 
 pytestmark = pytest.mark.triton
-REPOSITORY = Path(__file__).parents[2] / "model_repository"
+REPOSITORY = Path(__file__).parents[3] / "model_repository"
 SPEC = cascade_from_path(REPOSITORY / "digits_cascade" / "1" / "cascade.json")
 
 
@@ -28,6 +30,8 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[grpcclient.Infe
     render_output(REPOSITORY, place, cascades=[SPEC])
     write_onefile(SPEC, place)
     write_onefile(SPEC, place, stages=2)
+    led = dataclasses.replace(SPEC, name="digits_led", lead=Lead(name="digits_cascade_lead", stages=2))
+    render(led, place)
     report = check(place)
     assert report, report.faults
     with running_server(place) as server:
@@ -81,3 +85,28 @@ def test_labels_come_with_the_classes_a_client_asks_for(client: grpcclient.Infer
     top = client.infer("digits_cascade_onefile", [tensor], outputs=[wanted]).as_numpy("probabilities")
     label = ask(client, "digits_cascade_onefile", rows, NAMES)["label"].item()
     assert top.ravel()[0].decode().split(":")[1:] == [str(label), SPEC.labels[label]]
+
+
+@pytest.mark.parametrize("parameters", [{}, {"min_stage": 1}, {"max_stage": 0}, {"threshold_shift": 0.1}])
+def test_a_cascade_with_a_lead_gives_the_same_answers(
+    client: grpcclient.InferenceServerClient, parameters: dict[str, float]
+) -> None:
+    rows = digits_split("test").images[:200]
+    tensor = grpcclient.InferInput("image", list(rows.shape), "FP32")
+    tensor.set_data_from_numpy(rows)
+    led, plain = (client.infer(name, [tensor], parameters=parameters) for name in ("digits_led", "digits_cascade"))
+    for name in ("label", "exit_stage", "cost", "status"):
+        np.testing.assert_array_equal(led.as_numpy(name), plain.as_numpy(name), err_msg=name)
+    np.testing.assert_allclose(led.as_numpy("probabilities"), plain.as_numpy("probabilities"), atol=1e-5)
+
+
+def test_a_lead_made_from_another_plan_is_a_fault(tmp_path: Path) -> None:
+    place = tmp_path / "repository"
+    render_output(REPOSITORY, place, cascades=[SPEC])
+    other = dataclasses.replace(
+        SPEC, stages=(dataclasses.replace(SPEC.stages[0], threshold=0.5), *SPEC.stages[1:])
+    )
+    write_onefile(other, place, stages=2)
+    render(dataclasses.replace(SPEC, lead=Lead(name="digits_cascade_lead", stages=2)), place)
+    texts = [fault.text for fault in check(place).faults]
+    assert any("made from another plan" in text for text in texts), texts

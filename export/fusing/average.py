@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto
 
-from export.merge import AVERAGE
+from export.fusing.merge import AVERAGE
 from orchestrator.repository.graph_pieces import Graph, cleaned, good_rows, raw_logits
 from orchestrator.spec import Member
 

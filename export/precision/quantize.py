@@ -35,7 +35,7 @@ from onnxruntime.quantization import (
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from export.graphs import named_copy
-from export.preprocess import PREFIX
+from export.images.preprocess import PREFIX
 from orchestrator.errors import ExportError
 
 _LAYERS = ("Conv", "Gemm", "MatMul")

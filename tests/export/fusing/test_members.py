@@ -17,10 +17,10 @@ from typer.testing import CliRunner
 
 from export.__main__ import app
 from export.cost import preprocess_macs_per_row
-from export.fuse import Fusion, fuse, fused_model
+from export.fusing.members import Fusion, fuse, fused_model
+from export.images.preprocess import PREFIX
 from export.members import store_member
 from export.packing import packed
-from export.preprocess import PREFIX
 from export.reading import ReadMember, member_from_repository
 from export.rows import varied_rows
 from orchestrator.decision.combine import Combiner
@@ -47,7 +47,7 @@ from tests.export.small_networks import (
 )
 from tests.repository.making import add_member, linear_model, manifest_of, snapshot
 
-REPOSITORY = Path(__file__).parents[2] / "model_repository"
+REPOSITORY = Path(__file__).parents[3] / "model_repository"
 DIGITS = ("digits_small", "digits_medium", "digits_large")
 MODES = pytest.mark.parametrize("combine", ["mean_logit", "mean_prob"])
 
@@ -346,7 +346,7 @@ def test_weights_may_lie_beside_the_model_before_and_after(
             store_member(tmp_path, stored, manifest)
     members = tuple(Member(name=n, output="logits") for n in "ab")
     fusion = Fusion(name="both", members=members, combine="mean_logit")
-    monkeypatch.setattr("export.fuse.packed", functools.partial(packed, over_bytes=10))
+    monkeypatch.setattr("export.fusing.members.packed", functools.partial(packed, over_bytes=10))
     manifest, _ = fuse(tmp_path, fusion)
     assert len(manifest.data_files) == 1
     rows = np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32)
@@ -406,7 +406,7 @@ def test_a_fused_model_that_is_wrong_is_never_written(tmp_path: Path, monkeypatc
     fusion = two(tmp_path)
     real = fused_model
     monkeypatch.setattr(
-        "export.fuse.fused_model",
+        "export.fusing.members.fused_model",
         lambda asked, parts: real(
             dataclasses.replace(
                 asked, members=(asked.members[0], dataclasses.replace(asked.members[1], weight=1.01))

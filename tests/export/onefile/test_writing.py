@@ -21,10 +21,10 @@ from orchestrator.repository import check, render
 from orchestrator.repository.onefile_plan import ONEFILE_KEY, answering, onefile_from_model
 from orchestrator.repository.pbtxt import config_from_path
 from orchestrator.spec import CascadeSpec, cascade_from_path
-from tests.export.sliced import cascade, model_of, put, put_slicing
+from tests.export.onefile.sliced import cascade, model_of, put, put_slicing
 from tests.repository.making import add_member, snapshot, spec_of
 
-REPOSITORY = Path(__file__).parents[2] / "model_repository"
+REPOSITORY = Path(__file__).parents[3] / "model_repository"
 DIGITS = REPOSITORY / "digits_cascade" / "1" / "cascade.json"
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from export.__main__ import app
-from export.fuse_plan import fuse_plan
+from export.fusing.plans import fuse_plan
 from orchestrator.decision import Answers
 from orchestrator.errors import CommitteeError, ExportError
 from orchestrator.local.digits import digits_split
@@ -34,7 +34,7 @@ from tests.export.small_networks import Builder
 from tests.repository.making import CLASSES, DIMS, add_member, snapshot, spec_of
 from tests.servers import running_server
 
-REPOSITORY = Path(__file__).parents[2] / "model_repository"
+REPOSITORY = Path(__file__).parents[3] / "model_repository"
 DIGITS = ("digits_small", "digits_medium", "digits_large")
 
 

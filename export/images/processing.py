@@ -1,7 +1,7 @@
 """A model's own image processing as plain numbers: resize, centre crop, scale, normalise.
 
 Every source of models describes it differently; this is the one form the graph is built from. What a description
-says and this form cannot is refused, and `export.preprocess` measures the rest against the model's own processor.
+says and this form cannot is refused; `export.images.parity` measures the rest against the model's own processor.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from export.onefile import onefile_model
 from orchestrator.spec import CascadeSpec
-from tests.export.sliced import (
+from tests.export.onefile.sliced import (
     cascade,
     chosen_outputs,
     core_answers,

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from export.fuse import Fusion, fuse
+from export.fusing.members import Fusion, fuse
 from export.reading import manifest_in
 from orchestrator.errors import ExportError
 from orchestrator.spec import CascadeSpec, Manifest, Member, Stage

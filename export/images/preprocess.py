@@ -20,7 +20,7 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from export.processing import Processing
+from export.images.processing import Processing
 from orchestrator.errors import ExportError
 
 PREFIX = "preprocess/"

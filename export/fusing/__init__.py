@@ -1,0 +1,1 @@
+"""Members merged into one graph: a stage with its average."""

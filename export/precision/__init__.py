@@ -1,0 +1,1 @@
+"""Members of lower precision, made from fp32 ones."""
