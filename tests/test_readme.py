@@ -19,8 +19,11 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 REPORT = json.loads((ROOT / "docs/demo/report.json").read_text(encoding="utf-8"))
 
 
+DOCS = {path: path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs").glob("*.md"))}
+
+
 def commands() -> list[str]:
-    blocks = re.findall(r"```bash\n(.*?)```", README, re.S)
+    blocks = [block for text in (README, *DOCS.values()) for block in re.findall(r"```bash\n(.*?)```", text, re.S)]
     return [line.split("#")[0].strip() for block in blocks for line in block.splitlines() if line.strip()]
 
 
@@ -53,6 +56,14 @@ def test_every_command_and_option_exists(command: str) -> None:
     assert shown.returncode == 0, shown.stderr
     for option in (word for word in words if word.startswith("-") and word != "-m"):
         assert option in shown.stdout
+
+
+@pytest.mark.parametrize(
+    ("page", "link"),
+    [(page, link) for page, text in DOCS.items() for link in re.findall(r"\]\((?!http)([^)#]+)\)", text)],
+)
+def test_every_link_of_the_docs_leads_somewhere(page: Path, link: str) -> None:
+    assert (page.parent / link).exists()
 
 
 @pytest.mark.parametrize("link", re.findall(r"\]\((?!http)([^)#]+)\)", README))
