@@ -47,7 +47,7 @@ def _one(rng: np.random.Generator, dims: tuple[int, ...]) -> npt.NDArray[np.floa
         coarse = rng.normal(size=(channels, grain, grain))
         picture += coarse[:, np.arange(height) * grain // height][:, :, np.arange(width) * grain // width]
     tint = rng.normal(scale=0.3, size=(channels, 1, 1))
-    return np.clip(picture / 3 * rng.uniform(0.2, 1.2) + tint + rng.normal(scale=0.3), -1, 1)
+    return np.clip(picture / 3 * rng.uniform(0.4, 1.0) + tint + rng.normal(scale=0.3), -1, 1)
 
 
 def rows_from_path(path: Path, tensor: TensorSpec) -> npt.NDArray[Any]:
