@@ -16,11 +16,11 @@ from export.cost import COUNTER, macs_per_row, parameters_of, preprocess_macs_pe
 from export.members import MODEL_FILE, require_ours, store_member
 from export.packing import EXTERNAL_OVER_BYTES, Packed, packed
 from export.parity import MIN_ROWS, parity_of
+from export.reading import is_current
 from export.rows import varied_rows
 from export.sources import Asked, Identity, Loaded
-from orchestrator.errors import ExportError, SpecError
-from orchestrator.repository.files import sha256_of_path
-from orchestrator.spec import Manifest, Preprocess, TensorSpec, manifest_from_path
+from orchestrator.errors import ExportError
+from orchestrator.spec import Manifest, Preprocess, TensorSpec
 
 EXPORT_FORMAT = 1
 # Rows that a random network's statistics and scores are taken from.
@@ -133,18 +133,6 @@ def require_same_classes(manifest: Manifest, other: Manifest) -> None:
             got=f"class {place} called {manifest.labels[place]!r}",
             expected=f"{other.labels[place]!r}, the same classes in the same order",
         )
-
-
-def is_current(folder: Path, options: dict[str, Any]) -> bool:
-    """Whether the member there was made with these options and its files are still the ones that were written."""
-    try:
-        manifest = manifest_from_path(folder / "manifest.json")
-    except SpecError:
-        return False
-    files = {manifest.file: manifest.sha256, **manifest.data_files}
-    return manifest.options == options and all(
-        (folder / name).is_file() and sha256_of_path(folder / name) == digest for name, digest in files.items()
-    )
 
 
 def _input(loaded: Loaded, image_px: tuple[int, int] | None) -> TensorSpec:

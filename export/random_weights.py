@@ -38,8 +38,8 @@ def spread_scores(network: nn.Module, images: np.ndarray[Any, Any], *, seed: int
     rows = torch.from_numpy(np.ascontiguousarray(images))
     torch.manual_seed(seed)
     for module in network.modules():
-        # Those with a bias stand outside batch normalisation, such as the gates of squeeze-and-excitation: drawn as
-        # wide they saturate, and doubling or halving in every block leaves one row of many with all the signal.
+        # Those with a bias stand outside batch normalisation, such as the gates of squeeze-and-excitation: drawn
+        # wide they saturate, and a gate that is open or shut in every block leaves one row with all the signal.
         if isinstance(module, nn.Conv2d) and module.bias is None:
             nn.init.kaiming_normal_(module.weight)
     _learn_statistics(network, rows)

@@ -16,10 +16,10 @@ from export import member as member_module
 from export.__main__ import app, run
 from export.committee import export_committee, plans_of
 from export.images.parity import MAX_LEVELS
-from export.member import is_current
 from export.packing import packed
 from export.parity import parity_of
 from export.random_weights import spread_scores
+from export.reading import is_current
 from export.rows import rows_from_path, varied_rows
 from export.sources import Asked
 from orchestrator.errors import CommitteeError, DataError, ExportError
