@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import signal
 import sys
+from types import FrameType
 
 import typer
 
@@ -36,8 +38,16 @@ app.command("zoo")(zoo)
 app.command("cost")(cost)
 
 
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
 def run() -> int:
     """Runs the command; an error a user can mend is one line."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        # The same way out as Ctrl-C, so that nothing half-written stays behind whatever asks us to end.
+        signal.signal(number, _interrupt)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         app()
     except CommitteeError as error:

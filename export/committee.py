@@ -6,11 +6,11 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from export.member import Plan, export_member
-from export.members import require_ours
+from export.member import Plan, export_member, require_same_classes
+from export.members import require_own
 from export.precision.derive import export_precision, require_sense
 from export.sources import Asked, identify
-from orchestrator.errors import ExportError
+from orchestrator.errors import CommitteeError, ExportError
 from orchestrator.spec import Manifest, manifest_from_path
 from orchestrator.spec.faults import NAME
 
@@ -91,21 +91,38 @@ def export_committee(
         ExportError: a member cannot be exported, or does not fit those before it; the ones before stay.
         RepositoryError: the repository cannot be written.
     """
-    require_ours(repository, [plan.name for plan in plans], force=force)
+    require_own(repository, {plan.name: plan.identity.text for plan in plans}, force=force)
     lower = [word for word in precisions if word != "fp32"]
     for word in lower:
         require_sense(plans[0].name, word, calibrate)
     done: dict[str, str] = {}
     first: Manifest | None = None
     for plan in with_one_image_size(plans):
-        done[plan.name] = export_member(repository, plan, force=force, progress=progress, beside=first)
-        first = first or manifest_from_path(repository / plan.name / "manifest.json")
-        for word in lower:
-            name, what = export_precision(
-                repository, plan.name, to=word, calibrate=calibrate, force=force, progress=progress
-            )
-            done[name] = what
+        try:
+            done[plan.name] = export_member(repository, plan, force=force, progress=progress, beside=first)
+            manifest = manifest_from_path(repository / plan.name / "manifest.json")
+            first = first or manifest
+            # Also one that was there already, from a committee of other classes.
+            require_same_classes(manifest, first)
+            for word in lower:
+                name, what = export_precision(
+                    repository, plan.name, to=word, calibrate=calibrate, force=force, progress=progress
+                )
+                done[name] = what
+        except CommitteeError as error:
+            raise _with_what_stays(error, done) from error
     return done
+
+
+def _with_what_stays(error: CommitteeError, done: dict[str, str]) -> CommitteeError:
+    """The error, with the members that were written before it."""
+    written = [name for name, what in done.items() if what != "up to date"]
+    if not written:
+        return error
+    fix = f"{error.fix}; " if error.fix else ""
+    return ExportError(
+        error.what, got=error.got, expected=error.expected, fix=f"{fix}exported before it: {', '.join(written)}"
+    )
 
 
 def with_one_image_size(plans: Sequence[Plan]) -> list[Plan]:

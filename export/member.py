@@ -13,7 +13,7 @@ import numpy.typing as npt
 import onnx
 
 from export.cost import COUNTER, macs_per_row, parameters_of, preprocess_macs_per_row
-from export.members import MODEL_FILE, require_ours, store_member
+from export.members import MODEL_FILE, require_own, store_member
 from export.packing import EXTERNAL_OVER_BYTES, Packed, packed
 from export.parity import MIN_ROWS, parity_of
 from export.reading import is_current
@@ -94,7 +94,7 @@ def export_member(
         ExportError: the source, the export or its proof failed; what was there before is untouched.
         RepositoryError: the repository cannot be written.
     """
-    require_ours(repository, [plan.name], force=force)
+    require_own(repository, {plan.name: plan.identity.text}, force=force)
     if not force and is_current(repository / plan.name, plan.options()):
         return "up to date"
     progress(f"{plan.name}: reading {plan.identity.text}")
@@ -159,11 +159,12 @@ def _network(loaded: Loaded) -> onnx.ModelProto:
         return loaded.proto
     import torch
 
-    from export.to_onnx import onnx_from_torch
+    from export.to_onnx import onnx_from_torch, require_answer
 
     assert loaded.network is not None
     # Two different rows: constants would let the exporter believe that rows are alike.
     example = torch.randn(2, *loaded.dims, generator=torch.Generator().manual_seed(0))
+    require_answer(loaded.network, example)
     return onnx_from_torch(loaded.network, example)
 
 
@@ -200,6 +201,8 @@ def _manifest(
         min_rows=min(MIN_ROWS, plan.parity_rows),
         progress=lambda text: progress(f"{plan.name}: {text}"),
     )
+    if loaded.output_kind == "probabilities":
+        _require_probabilities(_reference(loaded, tensor)(rows[:8]), plan.identity.text)
     classes = _classes(model, plan.identity.text, loaded.labels)
     side = loaded.dims[-1] if loaded.processing is not None else None
     return Manifest(
@@ -242,6 +245,18 @@ def _reference(loaded: Loaded, tensor: TensorSpec) -> Callable[[npt.NDArray[Any]
 
     processed = processor_of(loaded.processing, height_px=tensor.dims[1], width_px=tensor.dims[2])
     return lambda rows: network(processed(rows))
+
+
+def _require_probabilities(outputs: npt.NDArray[np.float32], subject: str) -> None:
+    low, high = float(outputs.min()), float(outputs.max())
+    sums = float(np.abs(outputs.astype(np.float64).sum(axis=1) - 1).max())
+    if low < 0 or high > 1 + 1e-3 or sums > 1e-2:
+        raise ExportError(
+            f"{subject} --probabilities",
+            got=f"outputs from {low:.3g} to {high:.3g} whose sums are off 1 by up to {sums:.2g}",
+            expected="values from 0 to 1 that add up to 1",
+            fix="leave --probabilities out, for logits",
+        )
 
 
 def _torch_reference(loaded: Loaded) -> Callable[[npt.NDArray[Any]], npt.NDArray[np.float32]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import onnx
@@ -92,6 +92,41 @@ def require_ours(repository: Path, names: Iterable[str], *, force: bool) -> None
             expected="members exported here, or none",
             fix="choose another --output, or write over them with --force",
         )
+
+
+def require_own(repository: Path, sources: Mapping[str, str], *, force: bool) -> None:
+    """Refuses, before any work, to write over a model that another source or somebody else made.
+
+    Args:
+        repository: model repository to write into; made if it is not there.
+        sources: member about to be written -> its source.
+        force: write over it all the same.
+
+    Raises:
+        ExportError: a folder of that name holds another model.
+        RepositoryError: the repository cannot be written.
+    """
+    with disk_errors(f"repository {repository}"):
+        repository.mkdir(parents=True, exist_ok=True)
+        taken = {} if force else {n: t for n, s in sources.items() if (t := _other(repository / n, s)) is not None}
+    if taken:
+        raise ExportError(
+            f"repository {repository}",
+            got=", ".join(f"{text} called {name}" for name, text in taken.items()),
+            expected="no such model, or an earlier export of the same source",
+            fix="choose another --name or --output, or write over it with --force",
+        )
+
+
+def _other(folder: Path, source: str) -> str | None:
+    """What lies in a member's folder instead of an export of that source, None where nothing does."""
+    if not folder.exists() or not any(path.is_file() for path in folder.rglob("*")):
+        return None
+    try:
+        manifest = manifest_from_path(folder / "manifest.json")
+    except SpecError:
+        return "a model that was not exported here"
+    return None if manifest.options.get("source") == source else f"a member from {manifest.source}"
 
 
 def manifest_of(

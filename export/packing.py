@@ -7,6 +7,7 @@ model file goes on pointing at its own weights until the new one takes its place
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,10 +21,15 @@ from orchestrator.errors import ExportError
 from orchestrator.repository.files import disk_errors, sha256_of_path
 
 MODEL = "model.onnx"
+# The highest opset that both ONNX Runtime of 2023 and TensorRT 10 read completely.
+OPSET = 18
+# Newer ONNX packages write a file version that older runtimes refuse to open.
+MAX_IR_VERSION = 10
 # Below protobuf's limit with room for the graph itself.
 EXTERNAL_OVER_BYTES = 1_900_000_000
 # Left free on the disk after a model is written.
 _MARGIN_BYTES = 64 << 20
+_WORK = ".committee-export-"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +53,45 @@ class Packed:
 
 
 @contextmanager
+def _work_folder(repository: Path) -> Iterator[Path]:
+    """A temporary folder on the repository's disk, beside it: a server takes folders inside for models.
+
+    Where the folder above is on another disk or cannot be written it lies inside after all. Folders of exports
+    that were killed are removed on the way.
+    """
+    above = repository.resolve().parent
+    beside = above if os.access(above, os.W_OK) and above.stat().st_dev == repository.stat().st_dev else repository
+    for old in beside.glob(f"{_WORK}*"):
+        owner = old.name.removeprefix(_WORK).partition("-")[0]
+        if owner.isdecimal() and not _runs(int(owner)):
+            shutil.rmtree(old, ignore_errors=True)
+    with TemporaryDirectory(prefix=f"{_WORK}{os.getpid()}-", dir=beside) as name:
+        yield Path(name)
+
+
+def _runs(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def require_room(folder: Path, size_bytes: int) -> None:
+    """Raises ExportError where a disk has no room for so many bytes, before anything is written."""
+    free = shutil.disk_usage(folder).free
+    if free < size_bytes + _MARGIN_BYTES:
+        raise ExportError(
+            f"writing to {folder}",
+            got=f"{free >> 20} MiB free",
+            expected=f"{(size_bytes + _MARGIN_BYTES) >> 20} MiB",
+            fix="make room, or choose another --output",
+        )
+
+
+@contextmanager
 def packed(model: onnx.ModelProto, beside: Path, *, over_bytes: int = EXTERNAL_OVER_BYTES) -> Iterator[Packed]:
     """The model in a temporary folder on the disk it is meant for; moved from there, or gone with the block.
 
@@ -60,16 +105,8 @@ def packed(model: onnx.ModelProto, beside: Path, *, over_bytes: int = EXTERNAL_O
         RepositoryError: it cannot be written.
     """
     size = sum(len(weight.raw_data) for weight in model.graph.initializer)
-    free = shutil.disk_usage(beside).free
-    if free < size + _MARGIN_BYTES:
-        raise ExportError(
-            f"writing to {beside}",
-            got=f"{free >> 20} MiB free",
-            expected=f"{(size + _MARGIN_BYTES) >> 20} MiB",
-            fix="make room, or choose another --output",
-        )
-    with disk_errors(f"writing to {beside}"), TemporaryDirectory(prefix=".export-", dir=beside) as name:
-        folder = Path(name)
+    require_room(beside, size)
+    with disk_errors(f"writing to {beside}"), _work_folder(beside) as folder:
         if size <= over_bytes:
             data = model.SerializeToString(deterministic=True)
             (folder / MODEL).write_bytes(data)

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
-from orchestrator.errors import ExportError
+from orchestrator.errors import CommitteeError, ExportError
 
 BATCHES = (1, 2, 7, 33)
 MAX_ABS_ERROR = 1e-3
@@ -70,7 +70,7 @@ def parity_of(
     if names != ([input_name], [output_name]):
         raise ExportError("parity", got=f"tensors {names}", expected=f"{[input_name]} and {[output_name]}")
     progress("comparing with the original")
-    expected = np.concatenate([reference(rows[i : i + _CHUNK]) for i in range(0, len(rows), _CHUNK)])
+    expected = _original(reference, rows)
     # Logits of tens are compared by their size, those around 1 as they are.
     allowed = MAX_ABS_ERROR * max(1.0, float(np.abs(expected).max()))
     faults, worst, same = [], 0.0, []
@@ -92,9 +92,32 @@ def parity_of(
         rows=len(rows),
         batches=batches,
         max_abs=worst,
-        max_rel=worst / float(np.abs(expected).max()),
+        # A head of zeros says 0 to everything, and then so must we.
+        max_rel=worst / (float(np.abs(expected).max()) or 1.0),
         same_top1=min(same),
     )
+
+
+def _original(
+    reference: Callable[[npt.NDArray[Any]], npt.NDArray[np.float32]], rows: npt.NDArray[Any]
+) -> npt.NDArray[np.float32]:
+    try:
+        expected = np.concatenate([reference(rows[i : i + _CHUNK]) for i in range(0, len(rows), _CHUNK)])
+    except CommitteeError:
+        raise
+    # Whatever the user's own model raises.
+    except Exception as error:
+        raise ExportError("the original", got=_first_line(error), expected="scores (rows, classes)") from error
+    if not np.isfinite(expected).all():
+        bad = int((~np.isfinite(expected)).any(axis=1).sum())
+        raise ExportError(
+            "the original", got=f"NaN or infinity on {bad} of {len(rows)} rows", expected="finite scores"
+        )
+    return expected
+
+
+def _first_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:300]}"
 
 
 def session_of(model: bytes | Path, subject: str = "ONNX Runtime") -> Any:

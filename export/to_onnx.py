@@ -11,13 +11,8 @@ import onnx
 import torch
 from torch import nn
 
-from export.packing import EXTERNAL_OVER_BYTES
+from export.packing import EXTERNAL_OVER_BYTES, MAX_IR_VERSION, OPSET
 from orchestrator.errors import ExportError
-
-# The highest opset that both ONNX Runtime of 2023 and TensorRT 10 read completely.
-OPSET = 18
-# Newer ONNX packages write a file version that older runtimes refuse to open.
-MAX_IR_VERSION = 10
 
 
 def onnx_from_torch(
@@ -53,6 +48,25 @@ def onnx_from_torch(
         strip_notes(proto)
         onnx.checker.check_model(str(path), full_check=True)
     return proto
+
+
+def require_answer(model: nn.Module, example: torch.Tensor) -> None:
+    """Raises ExportError where a network cannot take an input, or gives no scores; its own words are shorter."""
+    try:
+        with torch.inference_mode():
+            said = model(example)
+    # Whatever the network raises on an input it cannot take.
+    except Exception as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise ExportError(
+            "the network",
+            got=f"{type(error).__name__}: {first}",
+            expected=f"an answer to rows of {' x '.join(map(str, example.shape[1:]))}",
+            fix="choose another --resolution or --dims",
+        ) from error
+    if not isinstance(said, torch.Tensor) or said.ndim != 2 or len(said) != len(example):
+        got = f"shape {list(said.shape)}" if isinstance(said, torch.Tensor) else type(said).__name__
+        raise ExportError("the network's output", got=got, expected="one tensor (rows, classes)")
 
 
 def _bytes_of(model: nn.Module) -> int:

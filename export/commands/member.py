@@ -39,12 +39,13 @@ def member(
         int | None,
         typer.Option(
             min=8,
+            max=4096,
             help="Side of the uint8 images the committee takes; None: the largest any of these members needs.",
         ),
     ] = None,
     resolution: Annotated[
         list[int] | None,
-        typer.Option(min=8, help="Side the network sees; give it twice for two members of one network."),
+        typer.Option(min=8, max=4096, help="Side the network sees; give it twice for two members of one network."),
     ] = None,
     precision: Annotated[
         list[str] | None,

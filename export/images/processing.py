@@ -126,6 +126,9 @@ _BY_HAND = "give --mean, --std and --resolution by hand"
 
 def _processing(config: Mapping[str, Any], channels: int) -> Processing:
     resize, shortest, crop = _sizes(config)
+    for sides in (resize or (), (shortest,) if shortest is not None else (), crop or ()):
+        if any(side < 1 for side in sides):
+            raise ValueError(f"a size of {'x'.join(map(str, sides))}")
     std = _per_channel(config.get("image_std", 1.0), channels)
     mean = _per_channel(config.get("image_mean", 0.0), channels)
     kind = str(config.get("image_processor_type", ""))
@@ -157,6 +160,9 @@ def _sizes(config: Mapping[str, Any]) -> tuple[tuple[int, int] | None, int | Non
     if not config.get("do_resize", True):
         return None, None, crop
     size = config["size"]
+    if isinstance(size, int) and "ConvNext" in str(config.get("image_processor_type", "")):
+        # Old files of that processor mean the side after its crop.
+        size = {"shortest_edge": size}
     if isinstance(size, Mapping) and "shortest_edge" in size:
         edge = int(size["shortest_edge"])
         if size.get("longest_edge"):

@@ -11,9 +11,10 @@ from onnx import helper
 
 from export.onefile.graph import lead_graph, whole_graph
 from export.onefile.members import at_opset, common_opsets, read_parts, weight_bytes
+from export.packing import require_room
 from orchestrator.errors import ExportError
 from orchestrator.repository.configs import LABELS, OUTPUTS
-from orchestrator.repository.files import may_replace, write_all
+from orchestrator.repository.files import disk_errors, may_replace, write_all
 from orchestrator.repository.graph_pieces import IR_VERSION
 from orchestrator.repository.on_disk import onnx_from_path
 from orchestrator.repository.onefile_plan import (
@@ -84,6 +85,9 @@ def write_onefile(
     model, onefile = onefile_model(spec, repository, stages=stages)
     data = model.SerializeToString(deterministic=True)
     files: dict[str, bytes | str] = {MODEL_FILE: data}
+    with disk_errors(f"repository {output or repository}"):
+        (output or repository).mkdir(parents=True, exist_ok=True)
+        require_room(output or repository, len(data))
     config = onefile.config(called)
     if spec.labels is not None and stages is None:
         files[LABELS] = "".join(f"{label}\n" for label in spec.labels)

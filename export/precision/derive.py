@@ -208,6 +208,8 @@ def rows_for(original: Manifest, *, to: str, calibrate: Path | None) -> Rows:
         return Rows(calibrate=rows[:0], compare=_spread(rows, _COMPARED_ROWS), source=source)
     if len(rows) < 2:
         raise ExportError(f"calibration rows of {calibrate}", got=f"{len(rows)} row", expected="at least 2")
+    if (rows == rows[0]).all():
+        raise ExportError(f"calibration rows of {calibrate}", got="one row repeated", expected="rows that differ")
     kept = np.arange(len(rows)) % 4 == 1
     return Rows(
         calibrate=_spread(rows[~kept], CALIBRATION_ROWS),

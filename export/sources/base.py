@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -59,6 +60,9 @@ class Asked:
             raise ExportError(
                 subject, got="a part of the image processing", expected="--mean, --std and --resolution"
             )
+        if not all(map(math.isfinite, (*self.mean, *self.std))) or min(self.std, default=0) <= 0:
+            got = f"{self.mean} and {self.std}"
+            raise ExportError(f"{subject} --mean, --std", got=got, expected="finite numbers, deviations above 0")
         if not len(self.mean) == len(self.std) == channels:
             raise ExportError(subject, got=f"{len(self.mean)} means", expected=f"one per channel, {channels}")
         side = self.resolution_px

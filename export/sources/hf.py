@@ -12,6 +12,7 @@ import numpy as np
 import torch
 import transformers
 from torch import nn
+from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING_NAMES
 
 from export.images.processing import Processing, processing_from_config
 from export.sources.base import Asked, Identity, Loaded, Rows, member_name
@@ -164,7 +165,32 @@ def _pad_for(config: Any, resolution_px: int) -> None:
 
 def _processor(folder: Path, subject: str) -> dict[str, Any] | None:
     path = folder / PROCESSOR
-    return _json(path, subject) if path.is_file() else None
+    if not path.is_file():
+        return None
+    settings = _json(path, subject)
+    settings["image_processor_type"] = _kind_of(settings, folder, subject)
+    settings.pop("feature_extractor_type", None)
+    return settings
+
+
+def _kind_of(settings: Mapping[str, Any], folder: Path, subject: str) -> str:
+    """The class of an image processor: as its file says, by its old name, or as usual for the model."""
+    word = str(settings.get("image_processor_type") or settings.get("feature_extractor_type") or "")
+    word = word.removesuffix("Fast").removesuffix("Pil").replace("FeatureExtractor", "ImageProcessor")
+    if word:
+        return word
+    model_type = str(_json(folder / CONFIG, subject).get("model_type"))
+    usual = IMAGE_PROCESSOR_MAPPING_NAMES.get(model_type, {})
+    names = usual.values() if isinstance(usual, Mapping) else usual if isinstance(usual, tuple) else (usual,)
+    for name in names:
+        if name:
+            return str(name).removesuffix("Fast").removesuffix("Pil")
+    raise ExportError(
+        f"{subject} {PROCESSOR}",
+        got="no image_processor_type",
+        expected=f"the class of the processor, as transformers knows none for {model_type}",
+        fix="give --mean, --std and --resolution by hand",
+    )
 
 
 def _config(folder: Path, subject: str) -> Any:
@@ -233,8 +259,7 @@ def _labels(id2label: Mapping[int, str] | None, classes: int) -> tuple[str, ...]
 
 def _own_processor(settings: Mapping[str, Any]) -> tuple[Callable[[Rows], Rows] | None, str]:
     """The processor that a settings file names, in its Pillow form, which needs no torchvision."""
-    word = str(settings.get("image_processor_type") or settings.get("feature_extractor_type") or "")
-    word = word.removesuffix("Fast").replace("FeatureExtractor", "ImageProcessor")
+    word = str(settings.get("image_processor_type") or "")
     found = [(name, getattr(transformers, name)) for name in (f"{word}Pil", word) if hasattr(transformers, name)]
     if not word or not found:
         return None, ""

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import onnx
 from google.protobuf.message import DecodeError
-from onnx import TensorProto
+from onnx import TensorProto, version_converter
 from onnx.external_data_helper import ExternalDataInfo, load_external_data_for_model, uses_external_data
 
+from export.packing import MAX_IR_VERSION, OPSET
 from export.parity import session_of
 from export.sources.base import Asked, Identity, Loaded, Rows, member_name
 from orchestrator.errors import ExportError
@@ -37,7 +38,12 @@ def identify_onnx(what: str, asked: Asked) -> Identity:
     if not path.is_file():
         raise ExportError(subject, got="no such file", expected="an .onnx file")
     graph = _read(path, subject)
-    files = [path, *_external(graph, path, subject)]
+    try:
+        files = [path, *_external(graph, path, subject)]
+    except (ValueError, TypeError) as error:
+        raise ExportError(
+            subject, got=f"weights beside it that cannot be found ({error})", fix="copy or export it again"
+        ) from error
     with disk_errors(subject):
         hashes = {file.name: sha256_of_path(file) for file in files}
     # No processing is asked for here: `load` says so with everything else that is wrong.
@@ -104,6 +110,7 @@ def _load(path: Path, subject: str, asked: Asked) -> Loaded:
         raise ExportError(
             subject, got=f"a model that is not whole ({first})", fix="copy or export it again"
         ) from error
+    model = _at_pinned_opset(model, subject)
     dims, dtype = _input(model, subject)
     output = _output(model, subject, asked.output_name)
     _rename(model)
@@ -125,6 +132,29 @@ def _load(path: Path, subject: str, asked: Asked) -> Loaded:
         reference=_original(path, output, subject),
         versions={"producer": f"{model.producer_name} {model.producer_version}".strip()},
     )
+
+
+def _at_pinned_opset(model: onnx.ModelProto, subject: str) -> onnx.ModelProto:
+    """The model at the opset of all members; an older one that cannot be brought there stays, runtimes read it.
+
+    Raises:
+        ExportError: a newer one that cannot be brought there.
+    """
+    found = max((part.version for part in model.opset_import if part.domain in ("", "ai.onnx")), default=OPSET)
+    if found != OPSET:
+        try:
+            model = version_converter.convert_version(model, OPSET)
+        # Whatever the converter's C++ side raises, and models over 2 GB, which it cannot take.
+        except Exception as error:
+            if found > OPSET:
+                raise ExportError(
+                    subject,
+                    got=f"opset {found}, which cannot be brought to {OPSET}",
+                    expected=f"opset {OPSET} or less, which the pinned runtimes read",
+                    fix=f"export it again with opset {OPSET}",
+                ) from error
+    model.ir_version = min(model.ir_version, MAX_IR_VERSION)
+    return model
 
 
 def _input(model: onnx.ModelProto, subject: str) -> tuple[tuple[int, ...], str]:

@@ -68,7 +68,7 @@ def _load(make: Any, subject: str, asked: Asked) -> Loaded:
     torch.manual_seed(asked.seed)
     try:
         network = make()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ExportError(
             subject, got=f"{type(error).__name__}: {error}", expected="a call without arguments"
         ) from error

@@ -7,7 +7,7 @@ sum decides ties. Every piece adds its nodes to a `Graph` and returns the names 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -79,8 +79,21 @@ class Graph:
     def proto(
         self, name: str, inputs: Sequence[onnx.ValueInfoProto], outputs: Sequence[onnx.ValueInfoProto]
     ) -> onnx.GraphProto:
-        """All of it as a graph."""
-        return helper.make_graph(self.nodes, name, inputs, outputs, initializer=self.constants)
+        """All of it as a graph, without constants that nothing reads: runtimes warn of them."""
+        used = {value.name for value in outputs} | names_read(self.nodes)
+        constants = [one for one in self.constants if one.name in used]
+        return helper.make_graph(self.nodes, name, inputs, outputs, initializer=constants)
+
+
+def names_read(nodes: Iterable[onnx.NodeProto]) -> set[str]:
+    """Every tensor the nodes read, the graphs inside them too."""
+    found: set[str] = set()
+    for node in nodes:
+        found.update(node.input)
+        for attribute in node.attribute:
+            for graph in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
+                found |= names_read(graph.node) | {value.name for value in graph.output}
+    return found
 
 
 def output_infos(classes: int, rows: str = "n") -> list[onnx.ValueInfoProto]:

@@ -208,11 +208,19 @@ def _compare_manifest(model: Model, findings: Findings) -> None:
         findings.fault(
             model.name, f"{MANIFEST} sha256", f"{text}{manifest.sha256[:12]}...); export the member again"
         )
+    _compare_marks(model, manifest, findings)
+
+
+def _compare_marks(model: Model, manifest: Manifest, findings: Findings) -> None:
+    """Weights beside the model, and whether they were ever trained."""
     for name, expected in manifest.data_files.items():
         path = model.folder / name
         if path.is_file() and sha256_of_path(path) != expected:
             text = f"{name} is another file than was exported; export the member again"
             findings.fault(model.name, f"{MANIFEST} data_files", text)
+    if manifest.options.get("random_weights") and not manifest.random_weights:
+        text = "was exported with random weights, and says it was not; export the member again"
+        findings.fault(model.name, f"{MANIFEST} random_weights", text)
     if manifest.random_weights:
         findings.note(model.name, "weights", "random, never trained: its answers mean nothing")
 

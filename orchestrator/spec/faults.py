@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from orchestrator.errors import SpecError
 
 # A Triton model name becomes a folder and a metric label, so only characters safe in both pass.
-NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.\-]{0,127}$")
+NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.\-]{0,127}\Z")
 
 
 class Faults:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -40,3 +43,54 @@ class FixedBatch(nn.Module):
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """Logits (2, 4)."""
         return image.reshape(2, 4, -1).sum(dim=2)
+
+
+class Gives(nn.Module):
+    """Whatever it is told to make of an image."""
+
+    def __init__(self, make: Callable[[torch.Tensor], Any]) -> None:
+        super().__init__()
+        self.make = make
+
+    def forward(self, image: torch.Tensor) -> Any:
+        """What `make` gives."""
+        return self.make(image)
+
+
+def flat(image: torch.Tensor) -> torch.Tensor:
+    """The first five values of each row."""
+    return image.flatten(1)[:, :5]
+
+
+def gives_a_dict() -> nn.Module:
+    """Scores in a dict."""
+    return Gives(lambda image: {"logits": flat(image)})
+
+
+def gives_three_axes() -> nn.Module:
+    """Scores with an axis too many."""
+    return Gives(lambda image: flat(image).unsqueeze(2))
+
+
+def raises() -> nn.Module:
+    """Fails on every input."""
+
+    def fail(image: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("no")
+
+    return Gives(fail)
+
+
+def not_finite() -> nn.Module:
+    """Infinity for everything."""
+    return Gives(lambda image: flat(image) + float("inf"))
+
+
+def zeros() -> nn.Module:
+    """Zero for everything, as a head that was never trained may give."""
+    return Gives(lambda image: flat(image) * 0)
+
+
+def soft() -> nn.Module:
+    """Probabilities."""
+    return Gives(lambda image: flat(image).softmax(dim=1))

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -243,6 +246,88 @@ def test_varied_rows_differ_from_each_other_and_stay_the_same_for_a_seed() -> No
     np.testing.assert_array_equal(rows, varied_rows(tensor, 16))
 
 
+def test_nothing_that_a_server_would_take_for_a_model_appears_while_an_export_runs(tmp_path: Path) -> None:
+    repository = tmp_path / "repository"
+    seen: set[str] = set()
+
+    def look(_: str) -> None:
+        seen.update(path.name for path in repository.iterdir())
+
+    plans = plans_of([POOLED], BY_HAND, image_px=30)
+    export_committee(repository, plans, force=False, progress=look)
+    assert seen == set()
+    assert [path.name for path in tmp_path.iterdir()] == ["repository"]
+
+
+def test_what_a_killed_export_left_is_removed_by_the_next_one(tmp_path: Path) -> None:
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    (tmp_path / f".committee-export-{dead.pid}-x").mkdir()
+    mine = tmp_path / f".committee-export-{os.getpid()}-x"
+    mine.mkdir()
+    export_pooled(tmp_path / "repository")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [mine.name, "repository"]
+
+
+@pytest.mark.parametrize("file", ["1/model.plan", "2/model.onnx", "1/cascade.json", "config.pbtxt"])
+def test_a_model_of_somebody_else_is_never_written_into(tmp_path: Path, file: str) -> None:
+    theirs = tmp_path / "pooled" / file
+    theirs.parent.mkdir(parents=True)
+    theirs.write_text("theirs")
+    before = files_of(tmp_path)
+    with pytest.raises(ExportError, match="a model that was not exported here called pooled"):
+        export_pooled(tmp_path)
+    assert files_of(tmp_path) == before
+
+
+def test_a_member_of_another_source_is_replaced_by_force_only(tmp_path: Path) -> None:
+    export_pooled(tmp_path)
+    plans = plans_of([f"{POOLED}_to_five"], BY_HAND, name="pooled")
+    with pytest.raises(ExportError, match=r"a member from torch:tests\.export\.nets:pooled called pooled"):
+        export_committee(tmp_path, plans, force=False, progress=lambda _: None)
+    export_committee(tmp_path, plans, force=True, progress=lambda _: None)
+    assert manifest_from_path(tmp_path / "pooled/manifest.json").output.dims == (5,)
+
+
+def test_members_that_are_there_already_must_fit_each_other_too(tmp_path: Path) -> None:
+    for source in (POOLED, f"{POOLED}_to_five"):
+        export_committee(tmp_path, plans_of([source], BY_HAND), force=False, progress=lambda _: None)
+    plans = plans_of([POOLED, f"{POOLED}_to_five"], BY_HAND)
+    with pytest.raises(ExportError, match="got 5 classes, expected 7"):
+        export_committee(tmp_path, plans, force=False, progress=lambda _: None)
+
+
+def test_a_failure_says_which_members_were_exported_before_it(tmp_path: Path) -> None:
+    plans = plans_of([POOLED, f"{POOLED}_to_five"], BY_HAND)
+    with pytest.raises(ExportError, match=r"exported before it: pooled$"):
+        export_committee(tmp_path, plans, force=False, progress=lambda _: None)
+
+
+@pytest.mark.parametrize(
+    ("net", "says"),
+    [
+        ("gives_a_dict", "the network's output: got dict"),
+        ("gives_three_axes", "expected one tensor"),
+        ("raises", "the network: got RuntimeError: no"),
+        ("not_finite", "NaN or infinity on 64 of 64 rows"),
+    ],
+)
+def test_a_network_that_gives_no_scores_is_one_line(tmp_path: Path, net: str, says: str) -> None:
+    code, out = said("member", f"torch:tests.export.nets:{net}", "--dims", "3,8,8", "-o", str(tmp_path / "r"))
+    assert (code, out.count("\n")) == (2, 0)
+    assert says in out
+    assert not (tmp_path / "r" / net).exists()
+
+
+def test_a_head_of_zeros_is_exported_and_logits_are_not_taken_for_probabilities(tmp_path: Path) -> None:
+    words = ["--dims", "3,8,8", "-o", str(tmp_path)]
+    assert said("member", "torch:tests.export.nets:zeros", *words)[0] == 0
+    code, out = said("member", "torch:tests.export.nets:small", *words, "--probabilities")
+    assert code == 2
+    assert "expected values from 0 to 1 that add up to 1" in out
+    assert said("member", "torch:tests.export.nets:soft", *words, "--probabilities")[0] == 0
+
+
 # The command: what a person types and reads.
 
 
@@ -275,6 +360,9 @@ def test_the_command_exports_says_what_it_did_and_shows_it(models: Path, tmp_pat
         (["torch:tests.export.nets:small", "--dims", "3,8,8", "--precision", "fp12"], "--precision: got fp12"),
         (["hf:a", "hf:b", "--name", "x"], "--name: got 2 members"),
         (["torch:tests.export.nets:small", "--dims", "3,8,8", "--name", "no/slash"], "--name: got no/slash"),
+        (["torch:tests.export.nets:small", "--dims", "3,8,8", "--name", "line\n"], "--name: got line"),
+        (["torch:tests.export.nets:pooled", "--mean", "0,0,0", "--std", "1,0,1", "--resolution", "8"], "above 0"),
+        (["torch:tests.export.nets:pooled", "--mean", "0,nan,0", "--std", "1,1,1", "--resolution", "8"], "finite"),
         (["torch:tests.export.nets:small", "torch:tests.export.nets:small", "--dims", "3,8,8"], "small twice"),
     ],
 )

@@ -254,6 +254,62 @@ def test_weights_outside_the_models_folder_are_never_read(tmp_path: Path) -> Non
     assert "outside its folder" in refused(f"onnx:{path}")
 
 
+def test_a_batch_axis_that_is_free_in_name_only_is_one_line(tmp_path: Path) -> None:
+    from export.committee import export_committee, plans_of
+
+    nodes = [helper.make_node("Reshape", ["x", "shape"], ["y"])]
+    shape = numpy_helper.from_array(np.array([1, 6], np.int64), "shape")
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 6]) for name in ("x", "y")]
+    graph = helper.make_graph(nodes, "g", ends[:1], ends[1:], initializer=[shape])
+    path = tmp_path / "m.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), path)
+    with pytest.raises(ExportError, match="the original: got") as caught:
+        export_committee(tmp_path / "r", plans_of([f"onnx:{path}"], Asked()), force=False, progress=lambda _: None)
+    assert "\n" not in str(caught.value)
+
+
+def test_weights_at_a_negative_offset_are_one_line(tmp_path: Path) -> None:
+    path = linear(tmp_path / "m.onnx")
+    onnx.save_model(onnx.load(path), path, save_as_external_data=True, location="w.data", size_threshold=0)
+    model = onnx.load(path, load_external_data=False)
+    for entry in model.graph.initializer[0].external_data:
+        entry.value = "-8" if entry.key == "offset" else entry.value
+    path.write_bytes(model.SerializeToString())
+    refused(f"onnx:{path}")
+
+
+def test_files_of_other_opsets_come_to_the_one_of_all_members(tmp_path: Path) -> None:
+    path = linear(tmp_path / "m.onnx")
+    model = onnx.load(path)
+    for opset in (13, 21):
+        model.opset_import[0].version = opset
+        onnx.save(model, path)
+        assert identify(f"onnx:{path}", Asked()).load().proto.opset_import[0].version == 18
+
+
+def settings_of(folder: Path, **changes: object) -> None:
+    """Changes a folder's processor file; None takes a key out."""
+    file = folder / "preprocessor_config.json"
+    settings = {**json.loads(file.read_text()), **changes}
+    file.write_text(json.dumps({key: value for key, value in settings.items() if value is not None}))
+
+
+def test_a_processor_file_without_its_class_means_the_models_usual_one(convnext: Path, tmp_path: Path) -> None:
+    folder = copy_of(convnext, tmp_path / "m")
+    settings_of(folder, image_processor_type=None)
+    loaded = identify(f"hf:{folder}", Asked()).load()
+    assert loaded.own_processor_name == "transformers ConvNextImageProcessorPil"
+    assert loaded.processing == identify(f"hf:{convnext}", Asked()).load().processing
+
+
+def test_a_processor_file_of_years_ago_is_read(convnext: Path, tmp_path: Path) -> None:
+    folder = copy_of(convnext, tmp_path / "m")
+    settings_of(folder, image_processor_type=None, feature_extractor_type="ConvNextFeatureExtractor", size=48)
+    found = identify(f"hf:{folder}", Asked())
+    assert found.image_px() == (54, 54)
+    assert found.load().processing == identify(f"hf:{convnext}", Asked()).load().processing
+
+
 def test_timm_without_timm_and_torchvision_without_torchvision_say_what_to_install() -> None:
     for kind in ("timm", "torchvision"):
         try:
