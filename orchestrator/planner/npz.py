@@ -98,8 +98,6 @@ def npz_writer(path: Path) -> Iterator[NpzWriter]:
             writer = NpzWriter(stream)
             yield writer
             writer.close()
-            stream.flush()
-            os.fsync(stream.fileno())
         # mkstemp makes files for their owner alone; these are as public as any other output.
         temporary.chmod(0o666 & ~_umask())
         temporary.replace(path)
