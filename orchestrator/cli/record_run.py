@@ -20,8 +20,9 @@ from orchestrator.planner.records import named, unusable_rows
 from orchestrator.planner.shards import NO_DIGEST, Shard, Shards
 
 Scores = npt.NDArray[np.float32]
-# A part is written after so many bytes of scores or so many seconds: what a killed run loses at most.
-SHARD_BYTES, SHARD_S = 32 << 20, 3.0
+# A part is written after so many bytes of scores, so many seconds, or this share of the time spent so far: what a
+# killed run loses at most. The share keeps the parts of a run of hours down to a few hundred.
+SHARD_BYTES, SHARD_S, SHARD_SHARE = 32 << 20, 0.5, 0.02
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,6 +164,7 @@ class _Buffer:
     pieces: list[Answered] = field(default_factory=list)
     held_bytes: int = 0
     digest: bytes = NO_DIGEST
+    begun: float = field(default_factory=time.monotonic)
     since: float = field(default_factory=time.monotonic)
 
     def __post_init__(self) -> None:
@@ -173,7 +175,9 @@ class _Buffer:
             self.digest = hashlib.sha256(self.digest + one).digest()
         self.pieces.append(answered)
         self.held_bytes += sum(scores.nbytes for scores in answered.outputs.values())
-        if self.held_bytes >= SHARD_BYTES or time.monotonic() - self.since >= SHARD_S:
+        now = time.monotonic()
+        due_s = max(SHARD_S, SHARD_SHARE * (now - self.begun))
+        if self.held_bytes >= SHARD_BYTES or now - self.since >= due_s:
             self.flush()
 
     def flush(self) -> None:

@@ -17,7 +17,7 @@ from orchestrator.cli.sources_labels import Classes, labels_from_array
 from orchestrator.client.models import ModelInfo
 from orchestrator.errors import DataError
 from orchestrator.local.digits import digits_split
-from orchestrator.planner.npz import BROKEN
+from orchestrator.planner.npz import BROKEN, opened_npz
 from orchestrator.planner.records import check_ids, sha256_of_parts, sha256_of_rows
 
 # Bytes read at once while an array is hashed.
@@ -44,16 +44,14 @@ def array_source(path: Path, info: ModelInfo, *, classes: Classes) -> Source:
     """
     if path.suffix == ".npy":
         return _source(f"{path}", info, images=mapped_npy(path), ids=None, labels=None, classes=classes)
-    with _broken_as(path), np.load(path, allow_pickle=False) as stored:
-        if not isinstance(stored, np.lib.npyio.NpzFile):
-            raise DataError(f"{path}", got="a single array", expected="an archive", fix="name it .npy")
+    with opened_npz(path, what=f"{path}") as stored:
         name = rows_array_name(path, stored.files, None)
         ids, labels = (_first(stored, keys) for keys in (("ids", "id"), ("labels", "label")))
     with _broken_as(path, f" array {name}"), npz_member(path, name) as (_, shape, fortran, dtype):
         pass
     if fortran:
         # No row of it lies in one piece, so only this kind is held whole.
-        with _broken_as(path, f" array {name}"), np.load(path, allow_pickle=False) as stored:
+        with opened_npz(path, what=f"{path} array {name}") as stored:
             images = stored[name]
         return _source(f"{path}", info, images=images, ids=ids, labels=labels, classes=classes)
     return _streamed_source(
@@ -66,7 +64,7 @@ def _first(stored: Any, keys: tuple[str, ...]) -> Rows | None:
 
 
 @contextlib.contextmanager
-def _broken_as(path: Path, part: str = "") -> Iterator[None]:
+def _broken_as(path: Path, part: str) -> Iterator[None]:
     try:
         yield
     except BROKEN as error:

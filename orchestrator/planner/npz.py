@@ -114,18 +114,30 @@ def _umask() -> int:
     return mask
 
 
+@contextlib.contextmanager
+def opened_npz(path: Path, *, what: str, fix: str | None = None) -> Iterator[Any]:
+    """An archive of arrays, as numpy opens it; what goes wrong in the block is said of it too.
+
+    Raises:
+        DataError: it is no archive, a truncated one, or one of Python objects.
+    """
+    try:
+        stored = np.load(path, allow_pickle=False)
+        if not isinstance(stored, np.lib.npyio.NpzFile):
+            raise ValueError("a single array, not an archive")
+        with stored:
+            yield stored
+    except BROKEN as error:
+        raise DataError(
+            what, got=f"a file numpy cannot read ({error})", expected="a complete .npz", fix=fix
+        ) from error
+
+
 def arrays_from_path(path: Path, *, what: str) -> dict[str, Array]:
     """All arrays of an archive.
 
     Raises:
         DataError: it is no archive, a truncated one, or one of Python objects.
     """
-    try:
-        with np.load(path, allow_pickle=False) as stored:
-            if not isinstance(stored, np.lib.npyio.NpzFile):
-                raise ValueError("a single array, not an archive")
-            return {name: stored[name] for name in stored.files}
-    except BROKEN as error:
-        raise DataError(
-            what, got=f"a file numpy cannot read ({error})", expected="a complete .npz", fix="record again"
-        ) from error
+    with opened_npz(path, what=what, fix="record again") as stored:
+        return {name: stored[name] for name in stored.files}
