@@ -1,0 +1,1 @@
+"""The report of a plan: its numbers, pictures, and one page that needs nothing else."""
