@@ -196,8 +196,13 @@ def _local(names: Sequence[str], repository: Path, cost: Mapping[str, float]) ->
         cost=_costs(names, manifests, cost),
         asked=f"onnxruntime {onnxruntime.__version__}",
         ask=members.ask,
-        workers=len(os.sched_getaffinity(0)),
+        workers=_cores(),
     )
+
+
+def _cores() -> int:
+    # A container often has fewer than the machine; only Linux says so.
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _info(manifest: Manifest, classes: int) -> ModelInfo:

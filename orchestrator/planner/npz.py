@@ -79,6 +79,11 @@ class NpzWriter:
         """Writes the archive's table of contents."""
         self._archive.close()
 
+    def abandon(self) -> None:
+        """Ends an archive that will be thrown away; otherwise zipfile complains on stderr when it is collected."""
+        with contextlib.suppress(OSError, ValueError):
+            self._archive.close()
+
 
 @contextlib.contextmanager
 def npz_writer(path: Path) -> Iterator[NpzWriter]:
@@ -96,8 +101,11 @@ def npz_writer(path: Path) -> Iterator[NpzWriter]:
     try:
         with os.fdopen(handle, "wb") as stream:
             writer = NpzWriter(stream)
-            yield writer
-            writer.close()
+            try:
+                yield writer
+                writer.close()
+            finally:
+                writer.abandon()
         # mkstemp makes files for their owner alone; these are as public as any other output.
         temporary.chmod(0o666 & ~_umask())
         temporary.replace(path)

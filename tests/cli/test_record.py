@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +20,8 @@ from orchestrator.cli.record import records_of
 from orchestrator.local.sessions import LocalMembers
 from orchestrator.planner.records import Records, records_from_path
 from tests.cli.recording import NAMES, picture, png, rows_of, write_folder, write_member
+
+ROOT = Path(__file__).parents[2]
 
 
 class Recording:
@@ -313,6 +317,30 @@ def test_a_disk_without_room_is_refused_before_any_work(
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 100}))
     assert "free" in recording.record(data, code=2)
     assert "out.npz" not in recording.files()
+
+
+def test_a_disk_that_fills_up_is_one_line_and_leaves_nothing_half_written(recording: Recording) -> None:
+    data = npz(recording.folder / "d.npz", images=rows_of(5000))
+    words = [
+        "record",
+        "a",
+        "--data",
+        data,
+        "-o",
+        recording.folder / "out.npz",
+        "--repository",
+        recording.repository,
+    ]
+    # A limit on the size of files fails a write in the middle, as a full disk does.
+    limited = "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (30000, 30000)); "
+    code = limited + "from orchestrator.cli.app import run; sys.exit(run(sys.argv[1:]))"
+    done = subprocess.run(
+        [sys.executable, "-c", code, *map(str, words)], capture_output=True, text=True, check=False, cwd=ROOT
+    )
+    assert done.returncode == 2
+    assert "a write that failed" in done.stderr
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert recording.files() == {"repository", "d.npz"}
 
 
 def test_records_in_memory_are_those_of_the_file(recording: Recording) -> None:
