@@ -225,7 +225,11 @@ def _classes(report: Report, shown: Figures) -> str:
         f"Against {report.against.reference.name}, {worse} of {len(report.classes):,} classes lose and {better} "
         "gain by more than their intervals allow for; one class in twenty would do so by chance."
     )
-    which = "" if len(report.classes) <= CLASSES_DRAWN else f" The {CLASSES_DRAWN} that change most."
+    which = (
+        ""
+        if len(report.classes) <= CLASSES_DRAWN
+        else f" The {CLASSES_DRAWN // 2} that lose most and the {CLASSES_DRAWN // 2} that gain most."
+    )
     caption = f"Paired differences on the same rows, {_rows(report)}.{which}"
     details = f"<details><summary>All {len(report.classes):,} classes</summary>{classes_table(report)}</details>"
     return "\n".join([_paragraph(text), shown["classes"](caption), details])

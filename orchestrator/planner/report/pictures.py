@@ -37,39 +37,61 @@ class Picture:
     dark: bytes
 
 
-def pictures_from_report(report: Report) -> tuple[Picture, ...]:
+@dataclass(frozen=True, kw_only=True)
+class Sketch:
+    """A figure not drawn yet.
+
+    Args:
+        name, alt: as of the picture.
+        paint: draws it on a matplotlib figure.
+        height_in: of the figure.
+    """
+
+    name: str
+    alt: str
+    paint: Callable[[Any, Theme, Report], None]
+    height_in: float
+
+
+def sketches_from_report(report: Report) -> tuple[Sketch, ...]:
     """Every figure the report has numbers for."""
-    word, stages = report.measure.word, len(report.stages)
-    found = [
-        _both("frontier", f"{word} against mean cost", lambda f, t: _frontier(f, t, report), 5.2),
-        _both("exits", f"exit share, {word} and cost by stage", lambda f, t: _exits(f, t, report),
-              1.3 + 0.42 * stages),
-    ]  # fmt: skip
-    if report.trades:
-        found.append(
-            _both("thresholds", f"{word} and mean cost against each threshold",
-                  lambda f, t: _trades(f, t, report), 4.6)
-        )  # fmt: skip
-    found.append(
-        _both("confidence", "scores of good and bad answers by stage", lambda f, t: _confidence(f, t, report), 3.1)
+    word = report.measure.word
+    lines = math.ceil(len(report.reliability) / COLUMNS)
+    shown = min(len(report.classes), CLASSES_DRAWN)
+    heights = {
+        "frontier": 5.2, "exits": 1.3 + 0.42 * len(report.stages), "thresholds": 4.6, "confidence": 3.1,
+        "reliability": 0.4 + 2.6 * lines, "classes": 1.2 + 0.26 * shown,
+    }  # fmt: skip
+    known = (
+        ("frontier", f"{word} against mean cost", _frontier, True),
+        ("exits", f"exit share, {word} and cost by stage", _exits, True),
+        ("thresholds", f"{word} and mean cost against each threshold", _trades, bool(report.trades)),
+        ("confidence", "scores of good and bad answers by stage", _confidence, True),
+        ("reliability", "share right against confidence", _reliability, bool(report.reliability)),
+        ("classes", "accuracy per class, plan minus reference, and share deferred", _classes, shown > 0),
     )
-    if report.reliability:
-        height = 0.4 + 2.6 * math.ceil(len(report.reliability) / COLUMNS)
-        found.append(
-            _both("reliability", "share right against confidence", lambda f, t: _reliability(f, t, report), height)
-        )
-    if report.classes:
-        shown = min(len(report.classes), CLASSES_DRAWN)
-        found.append(
-            _both("classes", "accuracy per class, plan minus reference, and share deferred",
-                  lambda f, t: _classes(f, t, report), 1.2 + 0.26 * shown)
-        )  # fmt: skip
-    return tuple(found)
+    return tuple(
+        Sketch(name=name, alt=alt, paint=paint, height_in=heights[name])
+        for name, alt, paint, wanted in known
+        if wanted
+    )
 
 
-def _both(name: str, alt: str, paint: Callable[[Any, Theme], None], height_in: float) -> Picture:
-    light, dark = (drawn(paint, theme=theme, height_in=height_in) for theme in (LIGHT, DARK))
-    return Picture(name=name, alt=alt, light=light, dark=dark)
+def pictures_from_report(report: Report) -> tuple[Picture, ...]:
+    """Every figure, drawn; takes seconds.
+
+    Raises:
+        DataError: matplotlib is not installed.
+    """
+    return tuple(_both(sketch, report) for sketch in sketches_from_report(report))
+
+
+def _both(sketch: Sketch, report: Report) -> Picture:
+    light, dark = (
+        drawn(lambda figure, theme: sketch.paint(figure, theme, report), theme=theme, height_in=sketch.height_in)
+        for theme in (LIGHT, DARK)
+    )
+    return Picture(name=sketch.name, alt=sketch.alt, light=light, dark=dark)
 
 
 def _bar(share: Share) -> list[list[float]]:
@@ -111,7 +133,8 @@ def _frontier(figure: Any, theme: Theme, report: Report) -> None:
     axes.set_ylabel(f"{shortened(report.measure.word)}, %, with 95 % interval")
     axes.legend(loc="lower right")
     _plain_ticks(axes.xaxis)
-    write_names(axes, [_named(plan, theme.mark), *names])
+    line = [(one.mean_cost, 100 * one.quality.value) for one in points]
+    write_names(axes, [_named(plan, theme.mark), *names], line=line)
 
 
 def _named(one: Achieved, colour: str) -> Named:
@@ -203,7 +226,8 @@ def _confidence(figure: Any, theme: Theme, report: Report) -> None:
         axes.set_title(f"{_stage_name(report, found.stage, 16)}\n{rule}")
         axes.set_xlabel(report.spec.score)
     panels[0].set_yscale("symlog", linthresh=1)
-    panels[0].set_ylim(bottom=0)
+    # Room above for the legend.
+    panels[0].set_ylim(0, 12 * max(int(max(one.good.max(), one.bad.max())) for one in report.confidence))
     panels[0].yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     panels[0].set_ylabel("rows that come here (log scale)")
     panels[0].legend(loc="upper left")

@@ -50,7 +50,7 @@ def frame_of(report: Report) -> Frame | None:
     shares = [*report.good.mean(axis=1).tolist(), *(one.quality.value for one in drawn)]
     shares += [value for trade in report.trades for value in (trade.quality.min(), trade.quality.max())]
     space = 0.06 * (max(shares) - min(shares)) or 0.01
-    return Frame(start=start - room, end=end + room, low=min(shares) - space, high=max(shares) + space)
+    return Frame(start=start - room, end=end + room, low=min(shares) - 2 * space, high=max(shares) + space)
 
 
 def _drawn(report: Report) -> list[Achieved]:
@@ -119,7 +119,8 @@ def _rivals(frame: Frame, report: Report) -> list[str]:
         )
         parts.append(f'<circle class="{one.kind}" cx="{x:.1f}" cy="{y:.1f}" r="4"><title>{about}</title></circle>')
         if named and one.kind == "member":
-            side, step = ("end", -8) if x > (LEFT + RIGHT) / 2 else ("start", 8)
+            # Below and to the right there is no frontier.
+            side, step = ("end", 6) if x > RIGHT - 60 else ("start", 6)
             name = escape(shortened(one.name, 18))
-            parts.append(f'<text x="{x + step:.1f}" y="{y + 4:.1f}" text-anchor="{side}">{name}</text>')
+            parts.append(f'<text x="{x + step:.1f}" y="{y + 17:.1f}" text-anchor="{side}">{name}</text>')
     return parts

@@ -119,8 +119,9 @@ def provenance(report: Report) -> str:
         )
         parts.append(f"<p>{escape(text)}</p>")
     parts.append(
-        "<p>Intervals of shares are exact (Clopper-Pearson); those of differences are paired and normal, with "
-        "one pseudo-row each way; that of the mean cost is normal. None is corrected for being one of many.</p>"
+        "<p>Intervals of shares are exact (Clopper-Pearson); those of differences are paired and normal, "
+        "their variance padded a little so that none is certain; that of the mean cost is normal. None is "
+        "corrected for being one of many.</p>"
     )
     left = {key: value for key, value in report.certify.items() if key not in _SAID}
     if left:

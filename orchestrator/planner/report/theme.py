@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,21 +15,9 @@ WIDTH_IN = 10.6
 MARKERS = {"member": "o", "ensemble": "s", "cascade": "D"}
 # Where a name may stand beside its point, in points; the first place that is free is taken.
 _PLACES = (
-    (9, -4),
-    (-9, -4),
-    (9, 9),
-    (-9, 9),
-    (9, -16),
-    (-9, -16),
-    (0, 26),
-    (0, -34),
-    (9, 26),
-    (-9, 26),
-    (9, -34),
-    (-9, -34),
-    (-9, -52),
-    (-9, 44),
-)
+    (9, -16), (9, -4), (-9, 9), (-9, -4), (9, 9), (-9, -16), (0, 26), (0, -34),
+    (9, 26), (-9, 26), (9, -34), (-9, -34), (-9, -52), (-9, 44),
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,18 +127,21 @@ class Named:
     colour: str
 
 
-def write_names(axes: Any, points: Sequence[Named]) -> None:
-    """Writes names beside their points, where they hide neither each other nor a point.
+def write_names(axes: Any, points: Sequence[Named], *, line: Sequence[tuple[float, float]] = ()) -> None:
+    """Writes names beside their points, where they hide neither each other nor a point nor the line.
 
     Args:
         axes: with its limits set.
         points: the most important first.
+        line: corners of a line in steps, which go right before they go up.
     """
     figure = axes.figure
     figure.draw_without_rendering()
     renderer = figure.canvas.get_renderer()
     inside = axes.get_window_extent(renderer)
-    taken = [_bar_box(axes, one) for one in points]
+    taken = [_box(axes, (one.x, one.low), (one.x, one.high), room=4) for one in points]
+    for (x, y), (next_x, next_y) in itertools.pairwise(line):
+        taken += [_box(axes, (x, y), (next_x, y), room=1), _box(axes, (next_x, y), (next_x, next_y), room=1)]
     if (legend := axes.get_legend()) is not None:
         taken.append(legend.get_window_extent(renderer))
     for one in points:
@@ -173,8 +165,8 @@ def write_names(axes: Any, points: Sequence[Named]) -> None:
         taken.append(best[2])
 
 
-def _bar_box(axes: Any, point: Named) -> Any:
+def _box(axes: Any, start: tuple[float, float], end: tuple[float, float], *, room: float) -> Any:
     from matplotlib.transforms import Bbox
 
-    ends = axes.transData.transform([(point.x, point.low), (point.x, point.high)])
-    return Bbox(ends).padded(4)
+    (x0, y0), (x1, y1) = axes.transData.transform([start, end])
+    return Bbox.from_extents(min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1)).padded(room)

@@ -40,18 +40,26 @@ def write_report(
     Raises:
         DataError: the records do not fit the plan, matplotlib is missing, or the folder cannot be written to.
     """
+    _made(folder)
     report = report_from_records(spec, records, frontier=frontier, certify=certify, calibration=calibration)
     pictures = pictures_from_report(report)
     contents = {f"{picture.name}.png": picture.light for picture in pictures}
     # The page goes last: where it is, the rest is.
     contents["index.html"] = page_from_report(report, pictures).encode()
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         for name, content in contents.items():
             _replace(folder / name, content)
     except OSError as error:
         raise DataError(f"report {folder}", got=str(error), expected="a folder that can be written to") from error
     return folder / "index.html"
+
+
+def _made(folder: Path) -> None:
+    """Makes the folder first, so that nobody waits for pictures that cannot be written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"report {folder}", got=str(error), expected="a folder that can be written to") from error
 
 
 def _replace(path: Path, content: bytes) -> None:
