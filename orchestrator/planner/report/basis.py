@@ -105,7 +105,7 @@ def basis_from_records(spec: CascadeSpec, records: Records, *, certify: Mapping[
     members = members_from_records(spec, records)
     ensembles = ensembles_from_ladder(spec, records, ladder)
     truth = records.labels if why_not is None else None
-    asked = certify.get("reference", agreement.get("reference"))
+    asked = certify.get("reference") or agreement.get("reference")
     reference = reference_of(asked, members, ensembles, truth)
     if truth is not None:
         target, measure = truth, Measure(accuracy=True, word="accuracy", frontier=True)

@@ -19,6 +19,8 @@ from orchestrator.planner.report.words import cost_words, percent, shortened, th
 # More classes than this cannot be told apart on a screen; those that change most are kept.
 CLASSES_DRAWN = 24
 COLUMNS = 5
+# Letters of a name beside a point.
+NAME_LETTERS = 26
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,9 +141,12 @@ def _frontier(figure: Any, theme: Theme, report: Report) -> None:
 
 def _named(one: Achieved, colour: str) -> Named:
     low, high = one.quality.interval
+    name = one.name if len(one.name) <= NAME_LETTERS or one.kind != "ensemble" else one.name.split(" + ")[0]
+    more = one.name.count(" + ") if name != one.name else 0
+    text = f"{shortened(name, NAME_LETTERS - 8)} + {more} more" if more else shortened(name, NAME_LETTERS)
     return Named(
         x=one.mean_cost or 0.0, y=100 * one.quality.value, low=100 * low, high=100 * high,
-        text=shortened(one.name), colour=colour,
+        text=text, colour=colour,
     )  # fmt: skip
 
 

@@ -60,7 +60,8 @@ def _guarantee(report: Report) -> str:
     if facts.get("rows"):
         text += f" Judged on {facts['rows']:,} rows that had no say in the choice"
         if facts.get("losses") is not None and facts.get("gains") is not None:
-            text += f": {facts['losses']:,} lost, {facts['gains']:,} gained"
+            lost, gained = facts["losses"], facts["gains"]
+            text += f": {lost:,} lost, {gained:,} gained" if report.measure.accuracy else f": {lost:,} disagree"
         if isinstance(facts.get("bound"), int | float):
             text += f"; bound {facts['bound']:.4g}"
         text += f" ({facts['method']})." if facts.get("method") else "."
@@ -94,7 +95,7 @@ def cards(report: Report) -> str:
         )  # fmt: skip
         if other.mean_cost and mean > 0:
             found.append(
-                (f"cost against {other.name}", f"{times_words(other.mean_cost / mean)} times less",
+                (f"cost against {other.name}", times_words(other.mean_cost / mean),
                  [f"{cost_words(other.mean_cost, unit)} there"])
             )  # fmt: skip
     return f'<div class="cards">{"".join(_card(*one) for one in found)}</div>'

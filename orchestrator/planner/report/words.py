@@ -48,10 +48,14 @@ def threshold_words(threshold: float | None) -> str:
 
 
 def times_words(factor: float) -> str:
-    """How many times fewer."""
-    return f"{factor:.3g}" if factor < 100 else f"{factor:,.0f}"
+    """How many times less, or more."""
+    word, times = ("less", factor) if factor >= 1 else ("more", 1 / factor)
+    return f"{times:.3g} times {word}" if times < 100 else f"{times:,.0f} times {word}"
 
 
 def shortened(name: str, most: int = 40) -> str:
-    """A name that fits beside a point of a picture."""
-    return name if len(name) <= most else f"{name[: most - 1]}…"
+    """A name that fits; both ends stay, since relatives differ there."""
+    if len(name) <= most:
+        return name
+    tail = (most - 1) * 2 // 5
+    return f"{name[: most - 1 - tail]}…{name[-tail:]}"

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from orchestrator.errors import DataError
 from orchestrator.planner.intervals import clopper_pearson, paired_difference
 from orchestrator.planner.records import Records
 from orchestrator.planner.replay import replay
@@ -256,6 +257,17 @@ def test_members_are_left_out_of_costs_where_the_plan_counts_another_unit() -> N
     assert costs == {
         "tiny": 0.5, "small": None, "medium": None, "large": 0.5, "tiny + large": 1.0, "all 4 members": None,
     }  # fmt: skip
+
+
+def test_a_member_that_was_not_recorded_is_one_clear_line() -> None:
+    records = made_records()
+    without = dataclasses.replace(
+        records,
+        outputs={name: one for name, one in records.outputs.items() if name != "large"},
+        cost={name: one for name, one in records.cost.items() if name != "large"},
+    )
+    with pytest.raises(DataError, match="no outputs of large"):
+        report_from_records(made_plan(), without)
 
 
 def test_names_no_server_would_take_do_no_harm() -> None:
