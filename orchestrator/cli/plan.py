@@ -94,16 +94,18 @@ def plan(
         raise DataError(f"plan --output {output}", got="a folder", expected="a file, such as cascade.json")
     records = restricted(records_from_path(records_path), members)
     base, notes = pool_from_records(records, repository, name=name, cost=cost)
-    for note in notes:
-        typer.echo(f"note: {note}", err=True)
     budget = _budget(base, max_mean_cost, max_mean_cost_share)
+    options = Options(
+        combines=_words("--combine", combine, COMBINES),
+        scores=_words("--score", score, SCORES),
+        seed=seed,
+        calibrate=_words("--calibrate", calibrate, CALIBRATE)[0] == "auto",
+    )
     if impose_exits is not None:
         wishes = (min_accuracy, reference, epsilon, budget, max_worst_cost)
         if any(wish is not None for wish in wishes) or label_free:
             raise DataError("plan", got="--impose-exits and a goal", expected="one of them")
-        base = dataclasses.replace(
-            base, combine=_words("--combine", combine, COMBINES)[0], score=_words("--score", score, SCORES)[0]
-        )
+        base = dataclasses.replace(base, combine=options.combines[0], score=options.scores[0])
         imposed(base, records, impose_exits, output=output, as_json=as_json)
         return
     goal = Goal(
@@ -117,14 +119,10 @@ def plan(
         delta=delta,
         certify=certify,
     )
-    options = Options(
-        combines=_words("--combine", combine, COMBINES),
-        scores=_words("--score", score, SCORES),
-        seed=seed,
-        calibrate=_words("--calibrate", calibrate, CALIBRATE)[0] == "auto",
-    )
     found = plan_from_records(base, records, goal, options=options, progress=progress)
     _finish(found, output=output, as_json=as_json)
+    for note in notes:
+        typer.echo(f"note: {note}", err=True)
 
 
 def _finish(found: Planned | Infeasible, *, output: Path | None, as_json: bool) -> None:

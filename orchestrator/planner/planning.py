@@ -43,7 +43,7 @@ def plan_from_records(
     split = split_from_ids(records.ids, certify_share=share, seed=options.seed)
     trial = Trial(kept=False, reason="not asked for")
     if options.calibrate:
-        trial = try_temperatures(base, records, goal, split=split, options=options)
+        trial = try_temperatures(base, records, goal, split=split, options=options, progress=progress)
         base = trial.applied(base)
     modes = len({mode_of(combine) for combine in options.combines})
     with progress("combining members", modes * records.rows) as advance:

@@ -163,7 +163,7 @@ def table_from_records(
         advance(min(rows.stop, records.rows) - rows.start)
 
     # numpy lets go of the interpreter inside every pass, so threads share the work without copies of the records.
-    with ThreadPoolExecutor(workers or len(os.sched_getaffinity(0))) as crew:
+    with ThreadPoolExecutor(workers or _cores()) as crew:
         for _ in crew.map(work, jobs):
             pass
     return table
@@ -173,6 +173,12 @@ def _check(pool: Sequence[Member], records: Records) -> None:
     missing = [member.name for member in pool if member.name not in records.outputs]
     if missing:
         raise DataError("records", got=f"no outputs of {', '.join(missing)}", fix="record those members too")
+
+
+def _cores() -> int:
+    """Cores this process may use; not every system tells it from those there are."""
+    allowed = getattr(os, "sched_getaffinity", None)
+    return len(allowed(0)) if allowed is not None else os.cpu_count() or 1
 
 
 class _Filler:

@@ -13,6 +13,7 @@ import numpy as np
 from orchestrator.planner.calibrate import Scaling, scaling_of
 from orchestrator.planner.chains import chains_of, mean_cost, outcome_of, shares_of
 from orchestrator.planner.goal import ENSEMBLE, Goal, Options
+from orchestrator.planner.progress import Progress, silent
 from orchestrator.planner.records import Records
 from orchestrator.planner.search import RIGHT, search
 from orchestrator.planner.split import Split, records_of_rows, shuffled
@@ -66,7 +67,15 @@ def scaled(base: CascadeSpec, scalings: dict[str, Scaling]) -> CascadeSpec:
     return dataclasses.replace(base, stages=tuple(Stage(members=(member,)) for member in members))
 
 
-def try_temperatures(base: CascadeSpec, records: Records, goal: Goal, *, split: Split, options: Options) -> Trial:
+def try_temperatures(
+    base: CascadeSpec,
+    records: Records,
+    goal: Goal,
+    *,
+    split: Split,
+    options: Options,
+    progress: Progress = silent,
+) -> Trial:
     """Fits temperatures on each half of the search rows and compares plans with and without them on the other.
 
     Args:
@@ -75,6 +84,7 @@ def try_temperatures(base: CascadeSpec, records: Records, goal: Goal, *, split: 
         goal: what the plans are for.
         split: only the search part is looked at.
         options: combine modes, scores and seed.
+        progress: shows the work, one step per half.
     """
     if records.labels is None or goal.label_free:
         return Trial(kept=False, reason="no labels to fit temperatures on")
@@ -85,7 +95,11 @@ def try_temperatures(base: CascadeSpec, records: Records, goal: Goal, *, split: 
         return Trial(kept=False, reason=f"{len(split.search)} search rows, fewer than {2 * FEWEST}")
     order = shuffled(records.ids, split.search, seed=split.seed)
     one, other = (records_of_rows(records, np.sort(part[:MOST])) for part in (order[:half], order[half:]))
-    folds = [_fold(base, *parts, goal=goal, options=options) for parts in ((one, other), (other, one))]
+    folds = []
+    with progress("trying temperatures", 2) as advance:
+        for fit, check in ((one, other), (other, one)):
+            folds.append(_fold(base, fit, check, goal=goal, options=options))
+            advance(1)
     kept = all(_better(goal, fold) for fold in folds)
     said = ", ".join(f"{_said(fold.with_)} against {_said(fold.without)} without" for fold in folds)
     noun = "accuracy within the budget" if goal.has_budget else "mean cost of a plan that is good enough"

@@ -17,7 +17,7 @@ from orchestrator.planner.bounds import (
 
 RESAMPLES = 1000
 # Rates of losses and of gains, from rare to common, lopsided and even.
-RATES = [(0.0, 0.0), (0.001, 0.0), (0.02, 0.0), (0.02, 0.004), (0.02, 0.02), (0.1, 0.08), (0.3, 0.3)]
+RATES = [(0.0, 0.0), (0.001, 0.0), (0.02, 0.004), (0.02, 0.02), (0.3, 0.3)]
 
 
 def bounds_of(method: str, losses: float, gains: float, *, rows: int, delta: float) -> np.ndarray:
@@ -56,7 +56,7 @@ def test_losses_are_bounded_within_half_again_of_the_normal_approximation_at_500
     assert normal * 0.95 <= mean <= 1.5 * normal
 
 
-@pytest.mark.parametrize(("losses", "gains"), [(0.02, 0.01), (0.02, 0.02), (0.05, 0.04), (0.1, 0.08)])
+@pytest.mark.parametrize(("losses", "gains"), [(0.02, 0.01), (0.02, 0.02), (0.1, 0.08)])
 def test_with_gains_the_paired_bound_is_tighter_and_near_the_normal_approximation(
     losses: float, gains: float
 ) -> None:

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from orchestrator.planner.chains import Choice, chains_of, choice_from_chain, mean_cost, outcome_of, shares_of
-from orchestrator.planner.grid import thresholds_from_scores, ticks_from_costs
+from orchestrator.planner.frontier import Corner, Frontier
+from orchestrator.planner.grid import bins_from_scores, thresholds_from_scores, ticks_from_costs
 from orchestrator.planner.records import Records
 from orchestrator.planner.replay import replay
 from orchestrator.planner.result import spec_stages
@@ -168,3 +169,33 @@ def test_neighbours_that_never_exit_are_one_stage() -> None:
     assert choice_from_chain(chain, [None, 0.5, None]) == Choice(
         combine="vote", score="max_prob", stages=((0, 1), (2, 3)), thresholds=(0.5,)
     )
+
+
+def test_of_equal_cost_and_worst_cost_the_plan_with_fewer_members_is_taken() -> None:
+    # c says what a and b together say, and costs what both cost.
+    records = made_records(6, rows=80, members=2)
+    outputs = {**records.outputs, "c": (records.outputs["a"] + records.outputs["b"]) / np.float32(2)}
+    records = dataclasses.replace(records, outputs=outputs, cost={"a": 1.0, "b": 2.0, "c": 3.0})
+    table, found = searched(records, max_stages=1, worst=3.0)
+    best = found.frontiers[RIGHT][0]
+    assert [table.pool[place].name for place in best.choice.members] == ["c"]
+
+
+def test_of_tuples_that_do_the_same_the_most_careful_one_is_taken() -> None:
+    frontier = Frontier(10)
+    frontier.add(0, np.array([[4, 7], [7, 2]], np.int32), np.array([[1.0, 5.0], [5.0, 9.0]]))
+    assert frontier.corners() == [
+        Corner(chain=0, cell=2, right=7, ticks=5.0), Corner(chain=0, cell=0, right=4, ticks=1.0)
+    ]  # fmt: skip
+
+
+def test_a_score_at_the_threshold_exits_as_it_does_in_serving() -> None:
+    records = made_records(9, rows=50, members=2)
+    table = table_from_records(pool_of(records), records)
+    scores = table.score("mean_logit", "max_prob", asked=(0,), unit=(0,))
+    threshold = float(np.sort(scores)[20])
+    choice = Choice(combine="mean_logit", score="max_prob", stages=((0,), (1,)), thresholds=(threshold,))
+    done = replay(dataclasses.replace(pool_of(records), stages=spec_stages(choice, table.pool)), records)
+    assert np.array_equal(outcome_of(choice, table).stage, done.exit_stage)
+    assert (bins_from_scores(scores, np.array([threshold], np.float32)) == 1 - done.exit_stage).all()
+    assert (done.exit_stage == 0).sum() == 30
