@@ -173,7 +173,7 @@ def test_neighbours_that_never_exit_are_one_stage() -> None:
 
 def test_of_equal_cost_and_worst_cost_the_plan_with_fewer_members_is_taken() -> None:
     # c says what a and b together say, and costs what both cost.
-    records = made_records(6, rows=80, members=2)
+    records = made_records(1, rows=80, members=2)
     outputs = {**records.outputs, "c": (records.outputs["a"] + records.outputs["b"]) / np.float32(2)}
     records = dataclasses.replace(records, outputs=outputs, cost={"a": 1.0, "b": 2.0, "c": 3.0})
     table, found = searched(records, max_stages=1, worst=3.0)
