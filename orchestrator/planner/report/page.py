@@ -118,6 +118,10 @@ def _try(report: Report) -> str:
     which = "all" if count == report.rows else "an even draw from the"
     note = f"Recomputed from {which} {_rows(report)}"
     note += "." if count == report.rows else f": {count:,} rows travel in this page."
+    picture = svg_from_report(report)
+    legend = "Ring: the plan. Dot: the sliders. Circles: members and ensembles."
+    legend = f"{legend} Line: the frontier." if report.frontier else legend
+    legend = legend if picture else "No picture: a cost of 0 has no place on a logarithmic axis."
     word, sliders = report.measure.word, "\n".join(_slider(report, stage) for stage in range(report.ladder.last))
     exits = "\n".join(_exit(report, stage) for stage in range(len(report.stages)))
     bar = "".join(
@@ -138,8 +142,8 @@ def _try(report: Report) -> str:
 <div class="bar" aria-hidden="true">{bar}</div>
 <table><tbody>{exits}</tbody></table>
 </div>
-<div class="panel">{svg_from_report(report)}
-{_paragraph("Ring: the plan. Dot: the sliders. Circles: members and ensembles. Line: the frontier.", "soft")}
+<div class="panel">{picture}
+{_paragraph(legend, "soft")}
 </div>
 </div>
 """
