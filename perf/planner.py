@@ -8,6 +8,7 @@ import resource
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -118,14 +119,14 @@ def measured(size: Size) -> Run:
     with tempfile.TemporaryDirectory() as folder:
         path = str(Path(folder) / "records.npz")
         _in_a_process(_write, path, size)
-        facts: dict[str, Any] = _in_a_process(_plan, path, size)
+        facts: dict[str, Any] = _in_a_process(planned, path, size)
     return Run(size=size, **facts)
 
 
 def _in_a_process(function: Any, *arguments: Any) -> Any:
-    context = multiprocessing.get_context("spawn")
-    with context.Pool(1) as pool:
-        return pool.apply(function, arguments)
+    # Unlike a multiprocessing.Pool this one raises when the process dies, for want of memory for example.
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, *arguments).result()
 
 
 def _write(path: str, size: Size) -> None:
@@ -157,7 +158,8 @@ def made_records(size: Size, seed: int = 0) -> Records:
     )
 
 
-def _plan(path: str, size: Size) -> dict[str, Any]:
+def planned(path: str, size: Size) -> dict[str, Any]:
+    """Plans from a records file in this process; the facts of a `Run` but its size."""
     steps: dict[str, float] = {}
 
     @contextmanager
