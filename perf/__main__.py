@@ -17,6 +17,7 @@ from orchestrator.serving.options import ServeOptions
 from orchestrator.serving.process import EmbeddedServer
 from perf.bench import measure, routes_in
 from perf.onefile import onefile
+from perf.planner import planner
 from perf.readme import readme_with_report, report_from_path
 from perf.results import document_from_cells, table_from_cells, write_results
 
@@ -29,6 +30,7 @@ def main() -> None:
 
 
 app.command()(onefile)
+app.command()(planner)
 
 
 @app.command()

@@ -72,12 +72,12 @@ def parquet_rows(path: Path, info: ModelInfo, *, column: str | None, read_pictur
     schema = file.schema_arrow
     if file.metadata.num_rows == 0:
         raise DataError(f"{path}", got="no rows", expected="at least one")
-    name = _column_name(path, schema, column)
+    name = rows_column(path, schema, column)
     key = next((k for k in ("id", "ids") if k in schema.names), None)
     text_ids = key is not None and _is_text(schema.field(key).type)
     tensor = input_tensor(info)
     form = RowForm(dtype=np.dtype(INPUT_DTYPES.get(tensor.dtype, "float32")), dims=tensor.shape[1:])
-    read = _reader(path, schema.field(name), form, read_picture)
+    read = column_reader(path, schema.field(name), form, read_picture)
 
     def blocks(size: int) -> Iterator[Block]:
         columns = [name] if key is None else [key, name]
@@ -85,7 +85,7 @@ def parquet_rows(path: Path, info: ModelInfo, *, column: str | None, read_pictur
         try:
             for batch in file.iter_batches(batch_size=size, columns=columns):
                 count = batch.num_rows
-                ids = np.arange(start, start + count) if key is None else _ids(path, batch.column(key))
+                ids = np.arange(start, start + count) if key is None else column_ids(path, batch.column(key))
                 yield read(ids, batch.column(name))
                 start += count
         except (OSError, pa.ArrowException) as error:
@@ -94,7 +94,12 @@ def parquet_rows(path: Path, info: ModelInfo, *, column: str | None, read_pictur
     return StoredRows(total=file.metadata.num_rows, text_ids=text_ids, blocks=blocks)
 
 
-def _column_name(path: Path, schema: Any, column: str | None) -> str:
+def rows_column(path: Path, schema: Any, column: str | None) -> str:
+    """Which column holds the rows: the one asked for, one of the usual names, or the only one that may.
+
+    Raises:
+        DataError: there is none, or several.
+    """
     names = list(schema.names)
     if column is not None and column in names:
         return column
@@ -112,7 +117,12 @@ def _is_text(kind: Any) -> bool:
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 
-def _ids(path: Path, column: Any) -> Rows:
+def column_ids(path: Path, column: Any) -> Rows:
+    """Ids as int64 or text.
+
+    Raises:
+        DataError: nulls, or another kind.
+    """
     if column.null_count:
         raise DataError(f"{path} id", got=f"{column.null_count} nulls", expected="an id in every row")
     if _is_text(column.type):
@@ -120,11 +130,11 @@ def _ids(path: Path, column: Any) -> Rows:
     return checked_ids(path, np.asarray(column.to_numpy(zero_copy_only=False)), len(column))
 
 
-def _reader(path: Path, field: Any, form: RowForm, read_picture: ReadPicture) -> Any:
+def column_reader(path: Path, field: Any, form: RowForm, read_picture: ReadPicture) -> Any:
     """A function from ids and one batch of the column to a block."""
     kind = field.type
     if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
-        inner = _reader(path, kind.field("bytes"), form, read_picture)
+        inner = column_reader(path, kind.field("bytes"), form, read_picture)
         return lambda ids, column: inner(ids, column.field("bytes"))
     if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
         return lambda ids, column: block_of_bytes(ids, column.to_pylist(), form=form, read_picture=read_picture)

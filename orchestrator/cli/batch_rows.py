@@ -85,7 +85,7 @@ def stored_rows(path: Path, info: ModelInfo, *, column: str | None, read_picture
     if not path.is_file():
         raise DataError(f"{path}", got="no such file")
     if path.suffix == ".npy":
-        rows = _npy(path)
+        rows = mapped_npy(path)
         return _arrays(
             path, info, shape=rows.shape, dtype=rows.dtype, ids=None, parts=lambda size: _cut(rows, size)
         )
@@ -100,7 +100,12 @@ def stored_rows(path: Path, info: ModelInfo, *, column: str | None, read_picture
     )
 
 
-def _npy(path: Path) -> Rows:
+def mapped_npy(path: Path) -> Rows:
+    """An array file, mapped: only what is looked at is read.
+
+    Raises:
+        DataError: it is not one.
+    """
     try:
         # Mapped, not read: only the block being sent is in memory.
         array: Rows = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -116,9 +121,9 @@ def _npz(path: Path, info: ModelInfo, column: str | None) -> StoredRows:
         with np.load(path, allow_pickle=False) as stored:
             if not isinstance(stored, np.lib.npyio.NpzFile):
                 raise DataError(f"{path}", got="a single array", expected="an archive", fix="name it .npy")
-            name = _array_name(path, stored.files, column)
+            name = rows_array_name(path, stored.files, column)
             ids = next((stored[key] for key in ("ids", "id") if key in stored.files), None)
-        with _member(path, name) as (_, shape, fortran, dtype):
+        with npz_member(path, name) as (_, shape, fortran, dtype):
             pass
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise DataError(f"{path}", got=f"a file numpy cannot read ({error})") from error
@@ -134,7 +139,7 @@ def _npz(path: Path, info: ModelInfo, column: str | None) -> StoredRows:
 
 
 @contextlib.contextmanager
-def _member(path: Path, name: str) -> Iterator[tuple[IO[bytes], tuple[int, ...], bool, np.dtype[Any]]]:
+def npz_member(path: Path, name: str) -> Iterator[tuple[IO[bytes], tuple[int, ...], bool, np.dtype[Any]]]:
     """One array of an archive, open behind its header; and its shape, whether it is Fortran-ordered, its dtype."""
     with zipfile.ZipFile(path) as archive, archive.open(f"{name}.npy") as file:
         header: Any = np.lib.format
@@ -146,7 +151,7 @@ def _member(path: Path, name: str) -> Iterator[tuple[IO[bytes], tuple[int, ...],
 
 
 def _streamed(path: Path, name: str, size: int) -> Iterator[Rows]:
-    with _member(path, name) as (file, shape, _, dtype):
+    with npz_member(path, name) as (file, shape, _, dtype):
         row_bytes = math.prod(shape[1:]) * dtype.itemsize
         for start in range(0, shape[0], size):
             count = min(size, shape[0] - start)
@@ -159,7 +164,12 @@ def _cut(rows: Rows, size: int) -> Iterator[Rows]:
         yield np.ascontiguousarray(rows[start : start + size])
 
 
-def _array_name(path: Path, names: list[str], column: str | None) -> str:
+def rows_array_name(path: Path, names: list[str], column: str | None) -> str:
+    """Which array of an archive holds the rows: the one asked for, `images`, or the first that may.
+
+    Raises:
+        DataError: there is none.
+    """
     if column is not None and column not in names:
         raise DataError(f"{path}", got=f"arrays {', '.join(names) or 'none'}", expected=column)
     if column is not None:
@@ -182,7 +192,7 @@ def _arrays(
     if not shape or shape[0] == 0:
         raise DataError(f"{path}", got=f"shape {list(shape)}", expected="at least one row")
     total = shape[0]
-    _check_in_file(path, info, np.empty((1, *shape[1:]), dtype))
+    check_in_file(path, info, np.empty((1, *shape[1:]), dtype))
     known = np.arange(total) if ids is None else checked_ids(path, ids, total)
 
     def blocks(size: int) -> Iterator[Block]:
@@ -192,7 +202,12 @@ def _arrays(
     return StoredRows(total=total, text_ids=known.dtype.kind == "U", blocks=blocks)
 
 
-def _check_in_file(path: Path, info: ModelInfo, rows: Rows) -> None:
+def check_in_file(path: Path, info: ModelInfo, rows: Rows) -> None:
+    """Refuses rows of a file that a model cannot take.
+
+    Raises:
+        InputError: naming the file.
+    """
     try:
         check_rows(info, rows)
     except InputError as error:

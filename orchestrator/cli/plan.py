@@ -3,41 +3,75 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from orchestrator.cli.console import progress
+from orchestrator.cli.plan_impose import imposed
+from orchestrator.cli.plan_pool import pool_from_records, restricted
+from orchestrator.cli.plan_show import show_json, show_plan
 from orchestrator.errors import DataError, InfeasibleError
-from orchestrator.planner.impose import impose
-from orchestrator.planner.intervals import clopper_pearson
-from orchestrator.planner.records import Records, random_members, records_from_path
-from orchestrator.planner.search import Infeasible, Point, search
-from orchestrator.spec import (
-    COMBINES,
-    SCORES,
-    CascadeSpec,
-    Fit,
-    InputSpec,
-    Manifest,
-    Member,
-    Stage,
-    json_from_cascade,
-    manifest_from_path,
-)
+from orchestrator.planner.goal import Goal, Options
+from orchestrator.planner.planning import plan_from_records
+from orchestrator.planner.records import records_from_path
+from orchestrator.planner.result import Infeasible, Planned
+from orchestrator.spec import COMBINES, SCORES, CascadeSpec, json_from_cascade
+
+CALIBRATE = ("auto", "off")
 
 
 def plan(
     records_path: Annotated[Path, typer.Argument(metavar="RECORDS", help="Records made by `committee record`.")],
-    name: Annotated[str, typer.Option(help="Name of the cascade.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="cascade.json to write.")],
+    name: Annotated[str, typer.Option(help="Name of the cascade.")] = "cascade",
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="cascade.json to write.")] = None,
+    min_accuracy: Annotated[float | None, typer.Option(help="Cheapest plan with at least this accuracy.")] = None,
+    reference: Annotated[
+        str | None,
+        typer.Option(
+            help="Cheapest plan at most --epsilon worse than this member, or than `ensemble`: all of them."
+        ),
+    ] = None,
+    epsilon: Annotated[float | None, typer.Option(help="How much worse than the reference is still good.")] = None,
     max_mean_cost: Annotated[
-        float | None, typer.Option(help="Mean cost per row allowed, in the members' cost unit.")
+        float | None, typer.Option(help="Most accurate plan with at most this mean cost per row.")
     ] = None,
     max_mean_cost_share: Annotated[
         float | None, typer.Option(help="The same as a share of the dearest member's cost.")
     ] = None,
+    max_worst_cost: Annotated[
+        float | None, typer.Option(help="Most that any row may cost: the sum of the members' costs.")
+    ] = None,
+    max_stages: Annotated[int, typer.Option(help="Longest cascade looked at, 1 to 4.")] = 4,
+    label_free: Annotated[
+        bool,
+        typer.Option(
+            "--label-free",
+            help="Look at no labels: agreement with the reference (if none is named, the dearest member) counts.",
+        ),
+    ] = False,
+    certify: Annotated[
+        bool,
+        typer.Option(
+            "--certify/--no-certify",
+            help="Keep half of the rows to certify the plan, or choose on all rows and promise nothing.",
+        ),
+    ] = True,
+    delta: Annotated[float, typer.Option(help="Chance that the guarantee does not hold.")] = 0.05,
+    calibrate: Annotated[
+        str, typer.Option(help="auto: temperatures are kept where they make a better plan. off: none are tried.")
+    ] = "auto",
+    combine: Annotated[
+        str, typer.Option(help=f"Some of {', '.join(COMBINES)}, with commas, or all.")
+    ] = "mean_logit",
+    score: Annotated[str, typer.Option(help=f"Some of {', '.join(SCORES)}, with commas, or all.")] = "max_prob",
+    members: Annotated[str | None, typer.Option(help="Choose from these only, with commas.")] = None,
+    cost: Annotated[
+        Path | None,
+        typer.Option(help='Costs per row: {"cost": {"member": 1.5}, "unit": "ms"}. If none, the records\' own.'),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the split in rows that choose and rows that certify.")] = 0,
     impose_exits: Annotated[
         str | None,
         typer.Option(
@@ -45,135 +79,87 @@ def plan(
             "the stages are the recorded members in their order. No accuracy is computed."
         ),
     ] = None,
-    combine: Annotated[str, typer.Option(help=f"One of {', '.join(COMBINES)}.")] = "mean_logit",
-    score: Annotated[str, typer.Option(help=f"One of {', '.join(SCORES)}.")] = "max_prob",
-    max_stages: Annotated[int, typer.Option(min=1, max=4, help="Longest cascade looked at.")] = 4,
     repository: Annotated[Path, typer.Option(help="Model repository with the members' manifests.")] = Path(
         "model_repository"
     ),
-    as_json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print what was found as JSON.")] = False,
 ) -> None:
-    """Find the most accurate cascade within a mean cost and write it as cascade.json.
+    """Find the best committee for an accuracy or a budget, certify it, and write it as cascade.json.
 
-    Example: committee plan build/plan.npz --name my_cascade --max-mean-cost-share 0.25 -o build/cascade.json
+    Exit code 3 means that no plan does what was asked; --json then holds the best reachable one.
+
+    Example: committee plan build/plan.npz --reference big_model --epsilon 0.01 -o build/cascade.json
     """
-    if output.is_dir():
+    if output is not None and output.is_dir():
         raise DataError(f"plan --output {output}", got="a folder", expected="a file, such as cascade.json")
-    records = records_from_path(records_path)
-    base = _pool(records, repository, name=name, combine=combine, score=score)
+    records = restricted(records_from_path(records_path), members)
+    base, notes = pool_from_records(records, repository, name=name, cost=cost)
+    budget = _budget(base, max_mean_cost, max_mean_cost_share)
+    options = Options(
+        combines=_words("--combine", combine, COMBINES),
+        scores=_words("--score", score, SCORES),
+        seed=seed,
+        calibrate=_words("--calibrate", calibrate, CALIBRATE)[0] == "auto",
+    )
     if impose_exits is not None:
-        if max_mean_cost is not None or max_mean_cost_share is not None:
-            raise DataError("plan", got="--impose-exits and a budget", expected="one of them")
-        found = impose(base, records, exit_share=_shares(impose_exits))
-        target = f"imposed exits {impose_exits}"
-    else:
-        budget = _budget(records, max_mean_cost, max_mean_cost_share)
-        found = _most_accurate(base, records, budget=budget, max_stages=max_stages)
-        target = f"most accurate with mean cost <= {budget:g}, ties to the dearer"
-    spec = dataclasses.replace(found.spec, fit=_fit(found, records, target=target))
-    output.parent.mkdir(parents=True, exist_ok=True)
-    text = json_from_cascade(spec)
-    output.write_text(text, encoding="utf-8")
-    if as_json:
-        typer.echo(text, nl=False)
+        wishes = (min_accuracy, reference, epsilon, budget, max_worst_cost)
+        if any(wish is not None for wish in wishes) or label_free:
+            raise DataError("plan", got="--impose-exits and a goal", expected="one of them")
+        base = dataclasses.replace(base, combine=options.combines[0], score=options.scores[0])
+        imposed(base, records, impose_exits, output=output, as_json=as_json)
         return
-    stages = " -> ".join("+".join(member.name for member in stage.members) for stage in spec.stages)
-    if found.accuracy is None:
-        shares = ", ".join(f"{share:.1%}" for share in found.exit_share)
-        typer.echo(f"{output}: {stages}, exits {shares} imposed, mean cost {found.mean_cost:,.0f}; no accuracy")
-        return
-    typer.echo(
-        f"{output}: {stages}, accuracy {found.accuracy:.4f}, mean cost {found.mean_cost:,.0f} on the plan rows"
+    goal = Goal(
+        min_accuracy=min_accuracy,
+        reference=reference,
+        epsilon=epsilon,
+        max_mean_cost=budget,
+        max_worst_cost=max_worst_cost,
+        max_stages=max_stages,
+        label_free=label_free,
+        delta=delta,
+        certify=certify,
     )
+    found = plan_from_records(base, records, goal, options=options, progress=progress)
+    _finish(found, output=output, as_json=as_json)
+    for note in notes:
+        typer.echo(f"note: {note}", err=True)
 
 
-def _most_accurate(base: CascadeSpec, records: Records, *, budget: float, max_stages: int) -> Point:
-    random = random_members(records)
-    if random:
-        raise DataError(
-            "plan",
-            got=f"members with random weights, {', '.join(random)}",
-            expected="trained ones: accuracy of random weights is no result",
-            fix="for cost and speed work use --impose-exits",
-        )
-    found = search(base, records, max_mean_cost=budget, max_stages=max_stages)
+def _finish(found: Planned | Infeasible, *, output: Path | None, as_json: bool) -> None:
     if isinstance(found, Infeasible):
-        point = found.cheapest
-        raise InfeasibleError(
-            "plan",
-            got=f"max mean cost {budget:g}",
-            expected=f"at least {point.mean_cost:g}, where accuracy is {point.accuracy:.4f}",
+        if as_json:
+            show_json(found.best, feasible=False)
+        short = found.shortfall
+        raise InfeasibleError("plan", got=short.got, expected=short.expected, fix=short.fix)
+    if output is not None:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.write_text(json_from_cascade(found.spec), encoding="utf-8")
+    if as_json:
+        show_json(found, feasible=True)
+        return
+    show_plan(found)
+    if output is not None:
+        typer.echo(f"Written: {output}")
+
+
+def _words(option: str, text: str, known: tuple[str, ...]) -> tuple[str, ...]:
+    """The words of a list with commas, in the order of the known ones; `all` is all of them."""
+    words = [word.strip() for word in text.split(",") if word.strip()]
+    if words == ["all"] and option != "--calibrate":
+        return known
+    unknown = [word for word in words if word not in known]
+    if unknown or not words:
+        raise DataError(
+            f"plan {option}", got=", ".join(unknown) or "nothing", expected=f"some of {', '.join(known)}"
         )
-    return found
+    return tuple(word for word in known if word in words)
 
 
-def _shares(text: str) -> list[float]:
-    try:
-        return [float(part) for part in text.split(",")]
-    except ValueError as error:
-        raise DataError("plan --impose-exits", got=text, expected="shares such as 0.7,0.15") from error
-
-
-def _budget(records: Records, cost: float | None, share: float | None) -> float:
-    options = {"--max-mean-cost": cost, "--max-mean-cost-share": share}
-    given = {name: value for name, value in options.items() if value is not None}
-    if len(given) != 1:
-        raise DataError("plan", got=" and ".join(given) or "no budget", expected=f"one of {', '.join(options)}")
-    name, value = next(iter(given.items()))
-    if not (math.isfinite(value) and value > 0):
-        raise DataError(f"plan {name}", got=f"{value:g}", expected="a finite number above 0")
-    return value if share is None else value * max(records.cost.values())
-
-
-def _pool(records: Records, repository: Path, *, name: str, combine: str, score: str) -> CascadeSpec:
-    """A spec whose stages are all recorded members, one each: what the search chooses from."""
-    manifests = {member: manifest_from_path(repository / member / "manifest.json") for member in records.outputs}
-    first = next(iter(manifests.values()))
-    known = records.meta.get("members", {})
-    for member, manifest in manifests.items():
-        recorded = known.get(member, {}).get("sha256", manifest.sha256)
-        if recorded != manifest.sha256:
-            raise DataError(f"records of {member}", got="another model file", fix="record again")
-    # The records do not know it where outputs were computed elsewhere, the manifests always do.
-    for member, manifest in manifests.items():
-        if manifest.random_weights:
-            known.setdefault(member, {})["random_weights"] = True
-    records.meta["members"] = known
-    return CascadeSpec(
-        name=name,
-        input=InputSpec(
-            name=first.input.name, dtype=first.input.dtype, dims=first.input.dims, preprocess=first.preprocess
-        ),
-        classes=records.classes,
-        labels=first.labels,
-        combine=combine,
-        score=score,
-        stages=tuple(Stage(members=(_member(manifest),)) for manifest in manifests.values()),
-    )
-
-
-def _member(manifest: Manifest) -> Member:
-    return Member(
-        name=manifest.name,
-        output=manifest.output.name,
-        output_kind=manifest.output_kind,
-        cost=float(manifest.macs),
-        max_batch_size=manifest.max_batch_size,
-        sha256=manifest.sha256,
-    )
-
-
-def _fit(point: Point, records: Records, *, target: str) -> Fit:
-    accuracy = point.accuracy
-    interval = None if accuracy is None else clopper_pearson(round(accuracy * records.rows), records.rows)
-    return Fit(
-        data_sha256=str(records.meta.get("data_sha256", "")),
-        rows=records.rows,
-        split=str(records.meta.get("data", "")),
-        target=target,
-        accuracy=accuracy,
-        accuracy_ci95=interval,
-        exit_share=point.exit_share,
-        mean_cost=point.mean_cost,
-        random_weights=bool(random_members(records)),
-    )
+def _budget(base: CascadeSpec, cost: float | None, share: float | None) -> float | None:
+    if share is None:
+        return cost
+    if cost is not None:
+        raise DataError("plan", got="--max-mean-cost and --max-mean-cost-share", expected="one of them")
+    if not 0 < share < float("inf"):
+        raise DataError("plan --max-mean-cost-share", got=f"{share:g}", expected="a finite number above 0")
+    return share * max(member.cost for member in base.members)

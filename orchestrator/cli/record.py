@@ -2,55 +2,133 @@
 
 from __future__ import annotations
 
+import math
+import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import typer
 
-from orchestrator.cli.sources import rows_from_source
-from orchestrator.local.sessions import LocalMembers
-from orchestrator.planner.records import Records, random_members, sha256_of_rows, write_records
+from orchestrator.cli.console import print_json
+from orchestrator.cli.record_job import Wishes, meta_of, record_job, source_of
+from orchestrator.cli.record_members import opened_pool
+from orchestrator.cli.record_run import Task, answered_pieces, wanted_rows
+from orchestrator.errors import DataError
+from orchestrator.planner.records import Records
 
 
 def record(
-    members: Annotated[list[str], typer.Argument(help="Members to ask, by name.", show_default=False)],
     data: Annotated[
-        str, typer.Option(help="digits:train, digits:plan, digits:test, or an .npz with images and labels.")
+        str,
+        typer.Option(help="Folder with a sub-folder of pictures per class, .npz, .npy, .parquet, digits:SPLIT."),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Records file to write.")],
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="MEMBERS...", help="Members to ask.", show_default=False)
+    ] = None,
+    members: Annotated[
+        list[str] | None, typer.Option(help="The same, separated by commas.", show_default=False)
+    ] = None,
     repository: Annotated[Path, typer.Option(help="Model repository that holds the members.")] = Path(
         "model_repository"
     ),
+    url: Annotated[
+        str | None,
+        typer.Option(help="host:port of a Triton's gRPC endpoint that is asked instead of this process."),
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="At most so many rows, spread evenly over the data.")
+    ] = None,
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Leave out (and count) rows that cannot be read or answered.")
+    ] = False,
+    restart: Annotated[bool, typer.Option("--restart", help="Throw away an unfinished recording.")] = False,
+    by_order: Annotated[
+        bool,
+        typer.Option("--labels-by-order", help="Take sorted class names for the classes in order, not by name."),
+    ] = False,
+    cost: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=COST", help="Cost per row of a member; else its MACs.")
+    ] = None,
+    timeout_s: Annotated[float, typer.Option(min=0.001, help="Longest wait for a server's answer.")] = 60.0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
 ) -> None:
-    """Ask members about labelled rows in this process and write records.npz.
+    """Ask members about rows, in this process or on a Triton, and write what they said as records.
+
+    A run that was stopped goes on where it stopped when the same command is given again. The classes of a folder
+    are its sub-folders, matched with the members' labels by name. The file's format is in docs/records.md.
 
     Example: committee record digits_small digits_large --data digits:plan -o build/plan.npz
     """
-    records = records_of(repository, members, data)
-    write_records(records, output)
-    typer.echo(f"{output}: {records.rows} rows, {records.classes} classes, {len(records.outputs)} members")
-    if random := random_members(records):
-        typer.echo(f"note: random weights in {', '.join(random)}: for cost and speed work, not for accuracy")
+    wishes = Wishes(data=data, output=output, limit=limit, skip_bad=skip_bad, restart=restart, by_order=by_order)
+    _check_wishes(wishes)
+    # In this order, so that `--members a b c`, of which the option itself takes one word, means a, b, c.
+    asked = [*(name for text in members or [] for name in text.split(",") if name), *(names or [])]
+    start = time.perf_counter()
+    with opened_pool(asked, repository, url=url, cost=_costs(cost or []), timeout_s=timeout_s) as pool:
+        summary = record_job(pool, wishes)
+    summary["seconds"] = time.perf_counter() - start
+    if as_json:
+        print_json(summary)
+        return
+    _print(summary)
 
 
-def records_of(repository: Path, members: list[str], data: str) -> Records:
-    """Asks every member about every row of a source."""
-    rows = rows_from_source(data)
-    local = LocalMembers(repository, members)
-    outputs = {name: np.asarray(local.ask(name, rows.images), np.float32) for name in members}
-    manifests = {name: local.manifest(name) for name in members}
-    return Records(
-        ids=rows.ids,
-        labels=rows.labels,
-        outputs=outputs,
-        cost={name: float(manifest.macs) for name, manifest in manifests.items()},
-        meta={
-            "data": data,
-            "data_sha256": sha256_of_rows(rows.images),
-            "members": {
-                name: {"sha256": manifest.sha256, "random_weights": manifest.random_weights}
-                for name, manifest in manifests.items()
-            },
-        },
+def records_of(repository: Path, members: Sequence[str], data: str) -> Records:
+    """Asks every member about every row of a source, all in memory.
+
+    Raises:
+        CommitteeError: as the command does.
+    """
+    with opened_pool(members, repository) as pool:
+        source = source_of(pool, data, by_order=False)
+        wanted = wanted_rows(len(source.ids), None)
+        answered = list(answered_pieces(Task(source=source, pool=pool, wanted=wanted)))
+        outputs = {name: np.concatenate([one.outputs[name] for one in answered]) for name in pool.names}
+        return Records(
+            ids=source.ids,
+            labels=source.labels,
+            outputs=outputs,
+            cost=dict(pool.cost),
+            meta=meta_of(pool, source, data=data, sha256=source.data_sha256, skipped={}),
+        )
+
+
+def _check_wishes(wishes: Wishes) -> None:
+    output = wishes.output
+    if not wishes.data:
+        raise DataError(
+            "--data", got="nothing", expected="a folder of pictures, .npz, .npy, .parquet or digits:SPLIT"
+        )
+    if output.is_dir() or output.suffix != ".npz":
+        got = "a folder" if output.is_dir() else "another kind of file"
+        raise DataError(f"record --output {output}", got=got, expected="a file name ending in .npz")
+    if output.exists() and output.resolve() == Path(wishes.data).resolve():
+        raise DataError(f"record --output {output}", got="the data itself", expected="another file")
+
+
+def _costs(words: Sequence[str]) -> dict[str, float]:
+    costs = {}
+    for word in words:
+        name, _, text = word.partition("=")
+        try:
+            costs[name] = float(text)
+        except ValueError:
+            costs[name] = math.nan
+        if not name or not math.isfinite(costs[name]) or costs[name] < 0:
+            raise DataError("--cost", got=repr(word), expected="NAME=COST with a number of at least 0")
+    return costs
+
+
+def _print(summary: dict[str, Any]) -> None:
+    typer.echo(
+        f"{summary['output']}: {summary['rows']} rows, {summary['classes']} classes, "
+        f"{len(summary['members'])} members, {summary['seconds']:.1f} s"
     )
+    for name, member in summary["members"].items():
+        if member["accuracy"] is not None and not member["random_weights"]:
+            typer.echo(f"  {name}: accuracy {member['accuracy']:.4f}, cost {member['cost']:,.0f}")
+    for note in summary["notes"]:
+        typer.echo(f"note: {note}")

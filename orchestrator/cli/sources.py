@@ -1,8 +1,8 @@
-"""Labelled rows, from the sources that commands name on the command line."""
+"""Where rows come from: a source knows their ids and labels, and gives the rows themselves piece by piece."""
 
 from __future__ import annotations
 
-import zipfile
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,13 +10,20 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from orchestrator.cli.batch_rows import Refused
+from orchestrator.cli.pictures import ReadPicture
+from orchestrator.cli.sources_labels import Classes
+from orchestrator.client.models import ModelInfo
 from orchestrator.errors import DataError
 from orchestrator.local.digits import digits_split
+
+Rows = npt.NDArray[Any]
+Indices = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, kw_only=True)
 class LabelledRows:
-    """Rows to ask about.
+    """Rows that are all in memory.
 
     Args:
         ids: (n,).
@@ -29,35 +36,113 @@ class LabelledRows:
     labels: npt.NDArray[np.int64] | None
 
 
-def rows_from_source(source: str) -> LabelledRows:
-    """The rows a source names.
+@dataclass(frozen=True, kw_only=True)
+class Loaded:
+    """Rows of one piece, ready to be asked about.
 
     Args:
-        source: "digits:<split>" or the path of an `.npz` with images (n, *dims), labels and maybe ids.
+        positions: int64 (n,), which rows they are.
+        rows: (n, *dims).
+        refused: rows between them that cannot be read; their `id` is the position.
+        digests: hash of each readable row as it was stored, where the source is hashed as it is read.
+    """
+
+    positions: Indices
+    rows: Rows
+    refused: tuple[Refused, ...] = ()
+    digests: tuple[bytes, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Piece:
+    """Neighbouring positions, and how to get their rows; `load` may run in any thread.
+
+    Args:
+        first, stop: positions, stop excluded.
+        load: reads and decodes.
+    """
+
+    first: int
+    stop: int
+    load: Callable[[], Loaded]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """All rows of a data source.
+
+    Args:
+        name: as the user wrote it.
+        ids: (n,), unique; whole numbers or text.
+        labels: int64 (n,) in 0..k-1, None where the source has none.
+        labels_by: "name" or "order" where class names were turned into numbers, else None.
+        pieces: from the indices wanted, the position to begin at and the rows per piece to the pieces. Position p
+            is row wanted[p]; indices ascend.
+        identity: what must be equal for two readings to give the same rows.
+        data_sha256: hash of the data; None where it is hashed as it is read.
+        notes: what the user should know of how it was read.
+    """
+
+    name: str
+    ids: Rows
+    labels: npt.NDArray[np.int64] | None
+    pieces: Callable[[Indices, int, int], Iterator[Piece]]
+    identity: dict[str, str]
+    data_sha256: str | None
+    labels_by: str | None = None
+    notes: tuple[str, ...] = ()
+
+
+def rows_from_source(source: str) -> LabelledRows:
+    """The rows of "digits:<split>", at once.
 
     Raises:
-        DataError: the source is unknown, missing or not readable.
+        DataError: the source is another, or there is no such split.
     """
     kind, _, split = source.partition(":")
-    if kind == "digits":
-        digits = digits_split(split)
-        return LabelledRows(ids=digits.ids, images=digits.images, labels=digits.labels)
-    path = Path(source)
-    if path.suffix != ".npz":
-        raise DataError("data source", got=source, expected="digits:<split> or an .npz file")
+    if kind != "digits":
+        raise DataError("data source", got=source, expected="digits:<split>")
+    digits = digits_split(split)
+    return LabelledRows(ids=digits.ids, images=digits.images, labels=digits.labels)
+
+
+def source_from_text(text: str, info: ModelInfo, *, classes: Classes, read_picture: ReadPicture) -> Source:
+    """The source that a word of the command line names.
+
+    Args:
+        text: digits:<split>, a folder of pictures, or a .npz, .npy or .parquet file.
+        info: a model whose input the rows are for.
+        classes: that its labels are of.
+        read_picture: turns an encoded picture into one row.
+
+    Raises:
+        DataError: it is unknown, missing, broken, or does not fit together.
+        InputError: its rows do not fit the model.
+    """
+    # Each kind brings its own packages, so only the one needed is imported.
+    from orchestrator.cli import sources_arrays as arrays
+
+    path = Path(text)
+    if text.startswith("digits:"):
+        return arrays.digits_source(text, info, classes=classes)
+    if path.is_dir():
+        from orchestrator.cli.sources_folder import folder_source
+
+        return folder_source(path, classes=classes, read_picture=read_picture)
+    if path.suffix not in (".npz", ".npy", ".parquet"):
+        expected = "digits:<split>, a folder of pictures, or a .npz, .npy or .parquet file"
+        got = f"{text}, which is not there" if not path.exists() else text
+        raise DataError("data source", got=got, expected=expected)
     if not path.is_file():
         raise DataError(f"data source {path}", got="no such file")
-    try:
-        with np.load(path, allow_pickle=False) as stored:
-            arrays = {name: stored[name] for name in stored.files}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise DataError(f"data source {path}", got=f"a file numpy cannot read ({error})") from error
-    if "images" not in arrays:
-        raise DataError(f"data source {path}", got=", ".join(arrays) or "nothing", expected="an array images")
-    images = arrays["images"]
-    labels = arrays.get("labels")
-    return LabelledRows(
-        ids=arrays.get("ids", np.arange(len(images))),
-        images=images,
-        labels=None if labels is None else labels.astype(np.int64),
-    )
+    if path.suffix == ".parquet":
+        from orchestrator.cli.sources_parquet import parquet_source
+
+        return parquet_source(path, info, classes=classes, read_picture=read_picture)
+    return arrays.array_source(path, info, classes=classes)
+
+
+def spans(total: int, start: int, size: int) -> Iterator[tuple[int, int]]:
+    """First and stop of each piece from a position on."""
+    for first in range(start, total, size):
+        yield first, min(first + size, total)

@@ -1,22 +1,19 @@
 """Records: what every member said of every row, kept once so that planning never asks a model again.
 
-One `.npz`, readable and writable with numpy alone:
-    ids              (n,) any dtype, unique
+One `.npz`, readable and writable with numpy alone (docs/records.md):
+    ids              (n,) whole numbers or text, unique
     labels           int64 (n,), optional
     outputs/<member> float32 (n, k)
     cost/<member>    float64 (), cost per row
-    meta             () JSON text: split, data_sha256, members' sha256 and output_kind; may be {}
+    meta             () JSON text: data_sha256, the members' sha256 and output_kind, ...; may be {} or absent
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import os
-import tempfile
-import zipfile
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +22,11 @@ import numpy as np
 import numpy.typing as npt
 
 from orchestrator.errors import DataError
+from orchestrator.planner.npz import arrays_from_path, npz_writer
+
+Array = npt.NDArray[Any]
+# Rows named in an error before "..." stands for the rest.
+NAMED = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +36,7 @@ class Records:
     Args:
         ids: (n,), unique.
         labels: int64 (n,) in 0..k-1, None where nobody knows them.
-        outputs: member name -> float32 (n, k), as the member gave them.
+        outputs: member name -> float32 (n, k), as the member gave them; -inf only beside finite scores.
         cost: member name -> cost per row.
         meta: what else is known, as JSON values.
 
@@ -49,25 +51,21 @@ class Records:
     meta: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if not self.outputs:
-            raise DataError("records", got="no member outputs", expected="at least one outputs/<member>")
-        shapes = {name: array.shape for name, array in self.outputs.items()}
-        first = next(iter(shapes.values()))
-        if len(first) != 2 or any(shape != first for shape in shapes.values()):
-            raise DataError("records", got=f"outputs of shapes {shapes}", expected="one (rows, classes) for all")
-        if len(self.ids) != first[0] or (self.labels is not None and len(self.labels) != first[0]):
-            raise DataError(
-                "records", got=f"{len(self.ids)} ids", expected=f"{first[0]} ids and labels, one per row"
-            )
-        if len(np.unique(self.ids)) != len(self.ids):
-            raise DataError("records", got="an id more than once", expected="unique ids")
-        if self.labels is not None and len(self.labels):
-            low, high = int(self.labels.min()), int(self.labels.max())
-            if low < 0 or high >= first[1]:
-                raise DataError("records", got=f"labels from {low} to {high}", expected=f"0 to {first[1] - 1}")
-        missing = sorted(set(self.outputs) - set(self.cost))
-        if missing:
-            raise DataError("records", got=f"no cost of {', '.join(missing)}", expected="cost/<member> for each")
+        rows, classes = _common_shape(self.outputs)
+        check_ids("records", self.ids, rows)
+        if self.labels is not None:
+            check_labels("records", self.labels, rows=rows, classes=classes)
+        _check_costs(self.outputs, self.cost)
+        for name, scores in self.outputs.items():
+            bad = unusable_rows(scores)
+            if len(bad):
+                found = f"NaN, infinity or no finite score in {len(bad)} of {rows} rows"
+                raise DataError(
+                    f"records, outputs of {name}",
+                    got=f"{found}, id {named(self.ids[bad])}",
+                    expected="finite scores",
+                    fix="leave these rows out, or the member",
+                )
 
     @property
     def rows(self) -> int:
@@ -80,36 +78,116 @@ class Records:
         return int(next(iter(self.outputs.values())).shape[1])
 
 
+def unusable_rows(scores: Array) -> npt.NDArray[np.int64]:
+    """Which rows of float (n, k) hold NaN or +inf, or nothing but -inf; a single -inf is a score of 0."""
+    if not scores.size:
+        return np.zeros(0, np.int64)
+    # The largest score of a row is NaN, +inf or -inf in just these three cases, and needs no (n, k) of its own.
+    return np.flatnonzero(~np.isfinite(scores.max(axis=1)))
+
+
+def named(values: Array | Sequence[Any]) -> str:
+    """The first few of many, for an error."""
+    shown = ", ".join(str(value) for value in values[:NAMED])
+    return f"{shown}, ..." if len(values) > NAMED else shown
+
+
+def check_ids(what: str, ids: Array, rows: int) -> None:
+    """Refuses ids that are not one per row, or not unique.
+
+    Raises:
+        DataError: naming the ids at fault.
+    """
+    if ids.shape != (rows,):
+        raise DataError(what, got=f"{ids.size} ids of shape {list(ids.shape)}", expected=f"{rows}, one per row")
+    order = np.sort(ids)
+    twice = np.unique(order[1:][order[1:] == order[:-1]])
+    if len(twice):
+        raise DataError(what, got=f"an id more than once: {named(twice)}", expected="unique ids")
+
+
+def check_labels(what: str, labels: Array, *, rows: int, classes: int) -> None:
+    """Refuses labels that are not one class number per row.
+
+    Raises:
+        DataError: naming the fault.
+    """
+    if labels.shape != (rows,) or labels.dtype.kind not in "iu":
+        got = f"labels of dtype {labels.dtype}, shape {list(labels.shape)}"
+        raise DataError(what, got=got, expected=f"whole numbers [{rows}], one per row")
+    low, high = int(labels.min(initial=0)), int(labels.max(initial=0))
+    if low < 0 or high >= classes:
+        raise DataError(what, got=f"labels from {low} to {high}", expected=f"0 to {classes - 1}")
+
+
+def _common_shape(outputs: Mapping[str, Array]) -> tuple[int, int]:
+    if not outputs:
+        raise DataError("records", got="no member outputs", expected="at least one outputs/<member>")
+    shapes = {name: array.shape for name, array in outputs.items()}
+    first = next(iter(shapes.values()))
+    if len(first) != 2 or any(shape != first for shape in shapes.values()):
+        listed = ", ".join(f"{name} {list(shape)}" for name, shape in shapes.items())
+        raise DataError("records", got=f"outputs of shapes {listed}", expected="one (rows, classes) for all")
+    if first[0] < 1 or first[1] < 2:
+        raise DataError(
+            "records", got=f"outputs of shape {list(first)}", expected="rows, and at least two classes"
+        )
+    return first[0], first[1]
+
+
+def _check_costs(outputs: Mapping[str, Array], cost: Mapping[str, float]) -> None:
+    missing = sorted(set(outputs) - set(cost))
+    if missing:
+        raise DataError("records", got=f"no cost of {', '.join(missing)}", expected="cost/<member> for each")
+    strange = sorted(set(cost) - set(outputs))
+    if strange:
+        raise DataError(
+            "records", got=f"costs of {', '.join(strange)} without outputs", expected="outputs/<member>"
+        )
+    wrong = {name: value for name, value in cost.items() if not math.isfinite(value) or value < 0}
+    if wrong:
+        listed = ", ".join(f"{name} {value:g}" for name, value in wrong.items())
+        raise DataError("records", got=f"costs {listed}", expected="finite numbers of at least 0")
+
+
 def random_members(records: Records) -> list[str]:
     """Recorded members whose weights were never trained, by the records' meta."""
     known = records.meta.get("members", {})
     return [name for name in records.outputs if known.get(name, {}).get("random_weights")]
 
 
-def sha256_of_rows(rows: npt.NDArray[Any]) -> str:
+def sha256_of_rows(rows: Array) -> str:
     """Hash of an array's dtype, shape and bytes."""
-    head = f"{rows.dtype.str}{rows.shape}".encode()
-    return hashlib.sha256(head + np.ascontiguousarray(rows).tobytes()).hexdigest()
+    return sha256_of_parts(rows.dtype, rows.shape, parts=[rows])
+
+
+def sha256_of_parts(dtype: np.dtype[Any], shape: tuple[int, ...], *, parts: Iterable[Array]) -> str:
+    """The same of an array that comes in parts along its first axis."""
+    digest = hashlib.sha256(f"{dtype.str}{tuple(shape)}".encode())
+    for part in parts:
+        digest.update(np.ascontiguousarray(part).tobytes())
+    return digest.hexdigest()
+
+
+def text_from_meta(meta: Mapping[str, Any]) -> str:
+    """The JSON text of `meta`; equal values give equal bytes."""
+    return json.dumps(meta, ensure_ascii=False, sort_keys=True)
 
 
 def write_records(records: Records, path: Path) -> None:
-    """Writes one `.npz`, whole or not at all."""
-    arrays: dict[str, Any] = {"ids": records.ids, "meta": np.array(json.dumps(records.meta))}
-    if records.labels is not None:
-        arrays["labels"] = records.labels
-    for name, output in records.outputs.items():
-        arrays[f"outputs/{name}"] = output
-        arrays[f"cost/{name}"] = np.float64(records.cost[name])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            np.savez_compressed(stream, **arrays)
-        Path(temporary).replace(path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            Path(temporary).unlink()
-        raise
+    """Writes one `.npz`, whole or not at all, the same bytes for the same records.
+
+    Raises:
+        DataError: the place cannot be written to.
+    """
+    with npz_writer(path) as writer:
+        writer.add("ids", records.ids)
+        if records.labels is not None:
+            writer.add("labels", records.labels)
+        for name, output in records.outputs.items():
+            writer.add(f"outputs/{name}", output, packed=False)
+            writer.add(f"cost/{name}", np.float64(records.cost[name]))
+        writer.add("meta", np.array(text_from_meta(records.meta)))
 
 
 def records_from_path(path: Path) -> Records:
@@ -120,27 +198,51 @@ def records_from_path(path: Path) -> Records:
     """
     if not path.is_file():
         raise DataError(f"records {path}", got="no such file", fix="make it with `committee record`")
+    arrays = arrays_from_path(path, what=f"records {path}")
     try:
-        with np.load(path, allow_pickle=False) as stored:
-            arrays = {name: stored[name] for name in stored.files}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise DataError(
-            f"records {path}", got=f"a file numpy cannot read ({error})", expected="a complete .npz",
-            fix="record again",
-        ) from error  # fmt: skip
-    return _records_from_arrays(arrays, path)
+        return _records_from_arrays(arrays)
+    except DataError as error:
+        what = error.what.replace("records", f"records {path}", 1)
+        raise DataError(what, got=error.got, expected=error.expected, fix=error.fix) from error
 
 
-def _records_from_arrays(arrays: Mapping[str, npt.NDArray[Any]], path: Path) -> Records:
+def _records_from_arrays(arrays: Mapping[str, Array]) -> Records:
     if "ids" not in arrays:
-        raise DataError(f"records {path}", got="no ids", expected="ids, outputs/<member>, cost/<member>")
-    meta = json.loads(str(arrays["meta"])) if "meta" in arrays else {}
-    named = {name.partition("/")[2]: name for name in arrays if name.startswith("outputs/")}
+        raise DataError("records", got="no ids", expected="ids, outputs/<member>, cost/<member>")
     labels = arrays.get("labels")
+    if labels is not None and labels.dtype.kind not in "iu":
+        raise DataError("records", got=f"labels of dtype {labels.dtype}", expected="whole numbers")
     return Records(
         ids=arrays["ids"],
         labels=None if labels is None else labels.astype(np.int64),
-        outputs={member: np.asarray(arrays[name], np.float32) for member, name in named.items()},
-        cost={name[5:]: float(value) for name, value in arrays.items() if name.startswith("cost/")},
-        meta=meta,
+        outputs={name: _scores(name, array) for name, array in _under("outputs/", arrays).items()},
+        cost={name: _cost(name, array) for name, array in _under("cost/", arrays).items()},
+        meta=_meta(arrays.get("meta")),
     )
+
+
+def _under(prefix: str, arrays: Mapping[str, Array]) -> dict[str, Array]:
+    return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
+
+
+def _scores(name: str, array: Array) -> npt.NDArray[np.float32]:
+    if array.dtype.kind not in "fiu":
+        raise DataError(f"records, outputs of {name}", got=f"dtype {array.dtype}", expected="float32")
+    return np.asarray(array, np.float32)
+
+
+def _cost(name: str, array: Array) -> float:
+    if array.dtype.kind not in "fiu" or array.size != 1:
+        got = f"dtype {array.dtype}, shape {list(array.shape)}"
+        raise DataError(f"records, cost of {name}", got=got, expected="one number")
+    return float(array.reshape(()))
+
+
+def _meta(array: Array | None) -> dict[str, Any]:
+    try:
+        meta = {} if array is None else json.loads(str(array))
+    except ValueError as error:
+        raise DataError("records, meta", got=f"no JSON ({error})", expected="a JSON object") from error
+    if not isinstance(meta, dict):
+        raise DataError("records, meta", got=f"JSON {type(meta).__name__}", expected="a JSON object")
+    return meta

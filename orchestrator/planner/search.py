@@ -1,25 +1,36 @@
-"""Thresholds by exhaustive search on recorded outputs.
+"""Exhaustive search: every committee of a table, every tuple of thresholds on a grid that includes "never".
 
-Every subset of the pool in cost order, every tuple of thresholds on a quantile grid that includes "never". The
-running combination of a prefix does not depend on thresholds, so each prefix is scored once and each tuple is
-masks and sums over rows.
+The result is the exact optimum of that grid. It does not depend on the goal: a frontier holds the best plan for
+every accuracy and every budget at once, and ties go to the lower cost, then the lower worst cost, fewer members,
+and names.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from orchestrator.errors import DataError
-from orchestrator.planner.prefixes import middles, prefixes
-from orchestrator.planner.records import Records
-from orchestrator.planner.replay import replay
-from orchestrator.spec import CascadeSpec, Member, Stage
+from orchestrator.planner.chains import Chain, Choice, choice_from_chain
+from orchestrator.planner.frontier import Corner, Frontier
+from orchestrator.planner.goal import QUANTILES
+from orchestrator.planner.grid import (
+    Bins,
+    bins_from_scores,
+    thresholds_from_scores,
+    ticks_from_costs,
+    tuples_allowed,
+    tuples_of,
+)
+from orchestrator.planner.progress import Advance, unheard
+from orchestrator.planner.table import Labels, Table, Unit, mode_of
+from orchestrator.spec import CascadeSpec
+
+# label int32 (n,) -> bool (n,): which answers are of value.
+Value = Callable[[Labels], npt.NDArray[np.bool_]]
+RIGHT = "right"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,98 +51,139 @@ class Point:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Infeasible:
-    """No plan satisfies the constraint; the cheapest there is, for comparison."""
+class Found:
+    """One plan of a frontier.
 
-    cheapest: Point
+    Args:
+        choice: the plan.
+        right: rows of value, of those searched.
+        ticks: total cost in whole numbers; divide by `Searched.ticks_per_cost` and by rows.
+    """
+
+    choice: Choice
+    right: int
+    ticks: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Searched:
+    """Frontiers over the same plans.
+
+    Args:
+        frontiers: kind of value -> its frontier, most rows of value first.
+        rows: rows searched.
+        ticks_per_cost: whole numbers per unit of cost and row.
+    """
+
+    frontiers: dict[str, tuple[Found, ...]]
+    rows: int
+    ticks_per_cost: float
+
+    def mean_cost(self, found: Found) -> float:
+        """A plan's cost per row."""
+        return found.ticks / self.ticks_per_cost / self.rows
+
+    def within(self, frontier: Sequence[Found], *, max_mean_cost: float) -> Found | None:
+        """The plan with the most rows of value at that mean cost per row; None if all cost more."""
+        most = max_mean_cost * self.rows * self.ticks_per_cost * (1 + 1e-12)
+        return next((found for found in frontier if found.ticks <= most), None)
+
+    def reaching(self, frontier: Sequence[Found], *, right: float) -> Found | None:
+        """The cheapest plan with that many rows of value; None if none has."""
+        good = [found for found in frontier if found.right >= right - 1e-9 * self.rows]
+        return good[-1] if good else None
 
 
 def search(
-    base: CascadeSpec, records: Records, *, max_mean_cost: float, max_stages: int = 4, quantiles: int = 100
-) -> Point | Infeasible:
-    """The most accurate plan with mean cost at most `max_mean_cost`; ties go to the dearer.
+    table: Table,
+    chains: Sequence[Chain],
+    *,
+    values: Mapping[str, Value],
+    max_stages: int = 4,
+    quantiles: int = QUANTILES,
+    advance: Advance = unheard,
+) -> Searched:
+    """Frontiers of all chains and all their thresholds.
 
     Args:
-        base: gives name, input, classes, combine mode and score; its stages' members are the pool.
-        records: n labelled rows of every member.
-        max_mean_cost: per row, in the members' cost unit.
-        max_stages: longest cascade looked at.
+        table: n rows.
+        chains: as `chains_of` lists them; the first wins a tie.
+        values: kinds of value to find a frontier for, such as being right.
+        max_stages: longest cascade wanted.
         quantiles: thresholds tried per stage, besides "never".
-
-    Raises:
-        DataError: there are no labels.
+        advance: told how many chains are done.
     """
-    if records.labels is None:
-        raise DataError("records", got="no labels", expected="labels int64 (n,)", fix="record labelled data")
-    best: tuple[float, float] | None = None
-    chosen: tuple[tuple[Member, ...], tuple[float | None, ...]] | None = None
-    cheapest = None
-    for members in _chains(base.members, max_stages):
-        for thresholds, accuracy, cost in _tuples(base, records, members, quantiles):
-            if cheapest is None or cost < cheapest[0]:
-                cheapest = (cost, members, thresholds)
-            if cost <= max_mean_cost and (best is None or (accuracy, cost) > best):
-                best, chosen = (accuracy, cost), (members, thresholds)
-    if chosen is None:
-        assert cheapest is not None
-        return Infeasible(cheapest=_point(base, records, cheapest[1], cheapest[2]))
-    return _point(base, records, *chosen)
-
-
-def _chains(pool: Sequence[Member], longest: int) -> Iterator[tuple[Member, ...]]:
-    ordered = sorted(pool, key=lambda member: (member.cost, member.name))
-    for size in range(1, min(longest, len(ordered)) + 1):
-        yield from itertools.combinations(ordered, size)
-
-
-def _tuples(
-    base: CascadeSpec, records: Records, members: tuple[Member, ...], quantiles: int
-) -> Iterator[tuple[tuple[float | None, ...], float, float]]:
-    """Thresholds, accuracy and mean cost of every tuple of one chain."""
-    scores, labels = prefixes(base, records, members)
-    right = [label == records.labels for label in labels]
-    grids = [(*_grid(score, quantiles), None) for score in scores[:-1]]
-    costs = np.cumsum([member.cost for member in members])
-    for thresholds in itertools.product(*grids):
-        left = np.ones(records.rows, np.bool_)
-        hits, cost = 0, 0.0
-        for stage, threshold in enumerate((*thresholds, -np.inf)):
-            done = left if threshold is None else left & (scores[stage] >= np.float32(threshold))
-            if threshold is None:
-                continue
-            hits += int((done & right[stage]).sum())
-            cost += float(done.sum()) * float(costs[stage])
-            left = left & ~done
-        yield thresholds, hits / records.rows, cost / records.rows
-
-
-def _grid(score: npt.NDArray[np.float32], quantiles: int) -> list[float]:
-    """Thresholds in the middle of gaps between neighbouring scores, near the quantiles."""
-    places = middles(score)
-    if len(places) == 0:
-        return []
-    wanted = np.quantile(score.astype(np.float64), np.linspace(0, 1, quantiles))
-    nearest = np.clip(np.searchsorted(places, wanted), 0, len(places) - 1)
-    return [float(np.float32(place)) for place in places[np.unique(nearest)]]
-
-
-def _point(
-    base: CascadeSpec, records: Records, members: tuple[Member, ...], thresholds: Sequence[float | None]
-) -> Point:
-    """The plan of a chain, with neighbours that never exit collapsed into one parallel stage."""
-    stages: list[Stage] = []
-    held: tuple[Member, ...] = ()
-    for member, threshold in zip(members, (*thresholds, None), strict=True):
-        held = (*held, member)
-        if threshold is not None or member is members[-1]:
-            stages.append(Stage(members=held, threshold=threshold))
-            held = ()
-    spec = dataclasses.replace(base, stages=tuple(stages))
-    done = replay(spec, records)
-    share = np.bincount(done.exit_stage, minlength=len(stages)) / records.rows
-    return Point(
-        spec=spec,
-        accuracy=float((done.label == records.labels).mean()),
-        mean_cost=float(done.cost.astype(np.float64).mean()),
-        exit_share=tuple(float(value) for value in share),
+    scan = _Scan(table, values, quantiles=quantiles, max_stages=max_stages)
+    frontiers = {kind: Frontier(table.rows) for kind in values}
+    for number, chain in enumerate(chains):
+        totals, cost, allowed = scan.tuples(chain)
+        for kind, total in zip(values, totals, strict=True):
+            frontiers[kind].add(number, total, cost, allowed)
+        advance(1)
+    return Searched(
+        frontiers={
+            kind: tuple(scan.found(chains[corner.chain], corner) for corner in frontier.corners())
+            for kind, frontier in frontiers.items()
+        },
+        rows=table.rows,
+        ticks_per_cost=scan.scale,
     )
+
+
+class _Scan:
+    """Looks at one chain after another; keeps grids, bins and values of subsets that chains share."""
+
+    def __init__(self, table: Table, values: Mapping[str, Value], *, quantiles: int, max_stages: int) -> None:
+        self._table = table
+        self._values = values
+        self._quantiles = quantiles
+        self._max_stages = max_stages
+        self.ticks, self.scale = ticks_from_costs(table.costs, table.rows)
+        self._grids: dict[tuple[str, str, Unit, Unit], tuple[npt.NDArray[np.float32], Bins]] = {}
+        self._of_value: dict[tuple[str, str, Unit], npt.NDArray[np.int8]] = {}
+
+    def tuples(
+        self, chain: Chain
+    ) -> tuple[list[npt.NDArray[np.int32]], npt.NDArray[np.float64], npt.NDArray[np.bool_] | None]:
+        """Rows of value per kind, total cost, and which tuples are allowed; all (q_0 + 1, q_1 + 1, ...)."""
+        stages = range(len(chain.groups))
+        grids = [self._grid(chain, stage) for stage in stages[:-1]]
+        sizes = [len(thresholds) for thresholds, _ in grids]
+        totals, cost = tuples_of(
+            [bins for _, bins in grids],
+            sizes,
+            values=[
+                [self._value(kind, chain.combine, chain.unit(stage)) for stage in stages] for kind in self._values
+            ],
+            costs=[float(sum(self.ticks[place] for place in group)) for group in chain.groups],
+        )
+        allowed = tuples_allowed(sizes, max_stages=self._max_stages, may_never_exit=chain.may_never_exit)
+        return totals, cost, allowed
+
+    def found(self, chain: Chain, corner: Corner) -> Found:
+        """A corner with its thresholds spelled out."""
+        grids = [self._grid(chain, stage)[0] for stage in range(len(chain.groups) - 1)]
+        places = np.unravel_index(corner.cell, tuple(len(grid) + 1 for grid in grids)) if grids else ()
+        thresholds = [
+            None if place == len(grid) else float(grid[place]) for grid, place in zip(grids, places, strict=True)
+        ]
+        choice = choice_from_chain(chain, thresholds)
+        return Found(choice=choice, right=corner.right, ticks=corner.ticks)
+
+    def _grid(self, chain: Chain, stage: int) -> tuple[npt.NDArray[np.float32], Bins]:
+        if not chain.may_exit(stage):
+            return np.zeros(0, np.float32), np.zeros(self._table.rows, np.int16)
+        asked, unit = chain.asked(stage), chain.unit(stage)
+        # Only agreement looks at who else was asked.
+        key = (mode_of(chain.combine), chain.score, unit, asked if chain.score == "agreement" else unit)
+        if key not in self._grids:
+            score = self._table.score(chain.combine, chain.score, asked=asked, unit=unit)
+            thresholds = thresholds_from_scores(score, self._quantiles)
+            self._grids[key] = thresholds, bins_from_scores(score, thresholds)
+        return self._grids[key]
+
+    def _value(self, kind: str, combine: str, unit: Unit) -> npt.NDArray[np.int8]:
+        key = (kind, mode_of(combine), unit)
+        if key not in self._of_value:
+            self._of_value[key] = self._values[kind](self._table.label(combine, unit)).astype(np.int8)
+        return self._of_value[key]

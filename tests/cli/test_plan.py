@@ -1,43 +1,198 @@
 from __future__ import annotations
 
+import dataclasses
+import json
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from orchestrator.cli.app import run
-from orchestrator.spec import cascade_from_path
+from orchestrator.planner.records import records_from_path, write_records
+from orchestrator.planner.replay import replay
+from orchestrator.spec import cascade_from_json, cascade_from_path
+from tests.planner.made import made_records
 
 ROOT = Path(__file__).parents[2]
 MEMBERS = ["digits_small", "digits_medium", "digits_large"]
+REPOSITORY = str(ROOT / "model_repository")
+KEYS = ["feasible", "plan", "accuracy", "accuracy_lower", "mean_cost", "worst_cost", "exit_share", "frontier"]
+ROW = ["members", "stages", "thresholds", "combine", "score", "accuracy", "mean_cost", "worst_cost"]
 
 
 @pytest.fixture(scope="module")
-def records(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
     path = tmp_path_factory.mktemp("records") / "plan.npz"
-    repository = str(ROOT / "model_repository")
-    assert run(["record", *MEMBERS, "--data", "digits:plan", "-o", str(path), "--repository", repository]) == 0
+    assert run(["record", *MEMBERS, "--data", "digits:plan", "-o", str(path), "--repository", REPOSITORY]) == 0
     return path
 
 
-def plan(records: Path, output: Path, *options: str) -> int:
-    repository = str(ROOT / "model_repository")
-    return run(
-        ["plan", str(records), "--name", "digits_cascade", "-o", str(output), "--repository", repository, *options]
-    )
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Records written with numpy alone, of members that no repository knows."""
+    path = tmp_path_factory.mktemp("made") / "made.npz"
+    records = made_records(0, rows=1200, members=4)
+    outputs = {f"outputs/{name}": output for name, output in records.outputs.items()}
+    costs = {f"cost/{name}": np.float64(cost) for name, cost in records.cost.items()}
+    np.savez(path, ids=records.ids, labels=records.labels, meta="{}", **outputs, **costs)
+    return path
 
 
-def test_the_committed_plan_is_what_the_command_finds_on_the_plan_split(records: Path, tmp_path: Path) -> None:
-    assert plan(records, tmp_path / "cascade.json", "--max-mean-cost-share", "0.166666") == 0
-    found = cascade_from_path(tmp_path / "cascade.json")
-    assert found == cascade_from_path(ROOT / "model_repository/digits_cascade/1/cascade.json")
+def plan(records: Path, *options: str) -> int:
+    return run(["plan", str(records), "--repository", REPOSITORY, *options])
+
+
+def document(capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    return json.loads(capsys.readouterr().out)
+
+
+def test_the_digits_are_planned_within_a_sixth_of_the_large_members_cost(digits: Path, tmp_path: Path) -> None:
+    output = tmp_path / "cascade.json"
+    assert plan(digits, "--name", "digits_cascade", "--max-mean-cost-share", "0.166666", "-o", str(output)) == 0
+    found = cascade_from_path(output)
+    records = records_from_path(digits)
+    done = replay(found, records)
+    assert found.name == "digits_cascade"
+    assert found.fit is not None
     assert found.fit.split == "digits:plan"
+    assert found.fit.mean_cost <= 0.166666 * max(records.cost.values())
+    assert (done.label == records.labels).mean() >= 0.995
+    assert found.fit.extra["guarantee"]["rows"] == 225
+
+
+def test_the_digits_certify_two_points_at_ninety_percent(digits: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ("--reference", "digits_large", "--epsilon", "0.02", "--delta", "0.1", "--json")
+    assert plan(digits, *options) == 0
+    found = document(capsys)
+    facts = found["plan"]["fit"]["extra"]["guarantee"]
+    assert found["feasible"]
+    assert facts["bound"] <= 0.02
+    assert (facts["delta"], facts["epsilon"], facts["rows"]) == (0.1, 0.02, 225)
+    assert found["mean_cost"] < 1_495_552 / 50
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--min-accuracy", "0.75"),
+        ("--reference", "d", "--epsilon", "0.05"),
+        ("--reference", "ensemble", "--epsilon", "0.05"),
+        ("--max-mean-cost", "6"),
+        ("--max-mean-cost-share", "0.25", "--max-worst-cost", "14"),
+        ("--label-free", "--epsilon", "0.2"),
+        ("--max-mean-cost", "9", "--combine", "last", "--score", "all", "--max-stages", "2"),
+    ],
+    ids=" ".join,
+)
+def test_the_json_document_is_complete_and_its_plan_replays_to_its_numbers(
+    made: Path, capsys: pytest.CaptureFixture[str], options: tuple[str, ...]
+) -> None:
+    assert plan(made, *options, "--json", "--no-certify") == 0
+    found = document(capsys)
+    assert list(found) == KEYS
+    assert all(list(row) == ROW for row in found["frontier"])
+    assert found["feasible"] is True
+    assert found["accuracy_lower"] is None
+    spec, records = cascade_from_json(json.dumps(found["plan"])), records_from_path(made)
+    done = replay(spec, records)
+    assert done.cost.mean() == pytest.approx(found["mean_cost"], rel=1e-5)
+    assert spec.worst_cost == found["worst_cost"]
+    assert np.bincount(done.exit_stage, minlength=len(spec.stages)) / 1200 == pytest.approx(found["exit_share"])
+    if "--label-free" not in options:
+        assert (done.label == records.labels).mean() == pytest.approx(found["accuracy"])
+    accuracy, cost = zip(*((row["accuracy"], row["mean_cost"]) for row in found["frontier"]), strict=True)
+    assert list(accuracy) == sorted(accuracy, reverse=True)
+    assert list(cost) == sorted(cost, reverse=True)
+
+
+def test_the_same_command_prints_the_same_bytes(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    texts = []
+    for _ in range(2):
+        assert plan(made, "--reference", "d", "--epsilon", "0.05", "--json") == 0
+        texts.append(capsys.readouterr().out)
+    assert texts[0] == texts[1]
+
+
+def test_without_labels_agreement_is_certified(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bare = tmp_path / "bare.npz"
+    write_records(dataclasses.replace(records_from_path(made), labels=None), bare)
+    assert plan(bare, "--label-free", "--epsilon", "0.15", "--json") == 0
+    found = document(capsys)
+    fit = found["plan"]["fit"]
+    assert fit["accuracy"] is None
+    assert fit["extra"]["agreement"]["reference"] == "d"
+    assert "disagreement with d <= 0.15" in fit["extra"]["guarantee"]["statement"]
+    assert 1 - 0.15 <= found["accuracy_lower"] <= found["accuracy"] + 0.1
+
+
+def test_labels_do_not_change_a_label_free_plan(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    records = records_from_path(made)
+    write_records(dataclasses.replace(records, labels=np.zeros_like(records.labels)), tmp_path / "zero.npz")
+    texts = []
+    for path in (made, tmp_path / "zero.npz"):
+        assert plan(path, "--label-free", "--epsilon", "0.15", "--json") == 0
+        texts.append(capsys.readouterr().out)
+    assert texts[0] == texts[1]
+
+
+def test_costs_of_a_profile_replace_the_recorded_ones(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    profile = tmp_path / "profile.json"
+    profile.write_text(json.dumps({"cost": {"a": 0.4, "b": 9.5, "c": 1.1, "d": 2.0, "other": 1}, "unit": "ms"}))
+    assert plan(made, "--max-mean-cost", "2.5", "--cost", str(profile), "--json") == 0
+    found = document(capsys)
+    assert found["plan"]["cost_unit"] == "ms"
+    # b is the dearest now, so it can only come last, and within this budget not at all or for few rows.
+    costs = {member["name"]: member["cost"] for stage in found["plan"]["stages"] for member in stage["members"]}
+    assert list(costs.values()) == sorted(costs.values())
+    assert found["mean_cost"] <= 2.5
+
+
+def test_a_plan_of_unknown_members_says_what_is_missing_from_it(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert plan(made, "--max-mean-cost", "6", "-o", str(tmp_path / "c.json"), "--members", "a, c") == 0
+    said = capsys.readouterr()
+    assert "no manifest of a, c" in said.err
+    assert "Written:" in said.out
+    assert [m.name for m in cascade_from_path(tmp_path / "c.json").members] == ["a", "c"]
+
+
+def test_where_nothing_can_be_certified_it_says_how_many_more_rows_would_do(
+    digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "c.json"
+    options = ("--reference", "digits_large", "--epsilon", "0.005", "--json", "-o", str(output))
+    assert plan(digits, *options) == 3
+    said = capsys.readouterr()
+    found = json.loads(said.out)
+    assert "about 746 more rows would do" in said.err
+    assert said.err.count("\n") == 1
+    assert (list(found), found["feasible"]) == (KEYS, False)
+    assert found["plan"]["fit"]["extra"]["guarantee"]["certified"] is False
+    assert not output.exists()
+
+
+def test_where_nothing_cheaper_will_do_the_reference_stands_for_itself(
+    made: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert plan(made, "--members", "a,d", "--reference", "a", "--epsilon", "0", "--json") == 0
+    found = document(capsys)
+    assert found["frontier"][-1]["members"] == ["a"]
+    assert found["plan"]["fit"]["extra"]["guarantee"]["method"] == "identity"
 
 
 @pytest.mark.parametrize(
     ("options", "code", "said"),
     [
-        ((), 2, "got no budget"),
+        ((), 2, "got none, expected one of --min-accuracy, --reference, --max-mean-cost"),
         (
             ("--max-mean-cost", "1", "--max-mean-cost-share", "1"),
             2,
@@ -45,23 +200,73 @@ def test_the_committed_plan_is_what_the_command_finds_on_the_plan_split(records:
         ),
         (("--max-mean-cost-share", "nan"), 2, "--max-mean-cost-share: got nan"),
         (("--max-mean-cost", "-1"), 2, "--max-mean-cost: got -1"),
-        (("--max-mean-cost", "5"), 3, "expected at least 12160"),
+        (("--max-mean-cost", "0.5"), 3, "expected at least 1, where accuracy is"),
+        (("--max-mean-cost", "5", "--max-worst-cost", "0.5"), 3, "expected at least 1, the cheapest member's"),
+        (("--min-accuracy", "0.5", "--max-mean-cost", "5"), 2, "got --min-accuracy and --max-mean-cost"),
+        (("--min-accuracy", "1.5"), 2, "--min-accuracy: got 1.5"),
+        (("--min-accuracy", "1"), 3, "the best of all plans on the search part"),
+        (("--reference", "d"), 2, "--epsilon: got none"),
+        (("--reference", "nobody", "--epsilon", "0.1"), 2, "expected one of a, b, c, d, or ensemble"),
+        (("--min-accuracy", "0.5", "--epsilon", "0.1"), 2, "got 0.1 without --reference"),
+        (("--label-free", "--min-accuracy", "0.5"), 2, "got --min-accuracy and --label-free"),
+        (("--max-mean-cost", "5", "--delta", "1"), 2, "--delta: got 1"),
+        (("--max-mean-cost", "5", "--max-stages", "5"), 2, "--max-stages: got 5"),
+        (("--max-mean-cost", "5", "--combine", "sum"), 2, "--combine: got sum"),
+        (("--max-mean-cost", "5", "--score", "max_prob,x"), 2, "--score: got x"),
+        (("--max-mean-cost", "5", "--calibrate", "yes"), 2, "--calibrate: got yes"),
+        (("--max-mean-cost", "5", "--members", "a,z"), 2, "got no outputs of z"),
+        (("--max-mean-cost", "5", "--impose-exits", "0.5"), 2, "got --impose-exits and a goal"),
+        (("--max-mean-cost", "5", "--cost", "nowhere.json"), 2, "no such file"),
     ],
 )
-def test_a_budget_that_cannot_be_is_one_line(
-    records: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    options: tuple[str, ...],
-    code: int,
-    said: str,
+def test_wishes_that_cannot_be_are_one_line(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: tuple[str, ...], code: int, said: str
 ) -> None:
-    assert plan(records, tmp_path / "cascade.json", *options) == code
+    assert plan(made, *options, "-o", str(tmp_path / "cascade.json")) == code
     error = capsys.readouterr().err
     assert said in error
     assert error.count("\n") == 1
     assert not (tmp_path / "cascade.json").exists()
 
 
-def test_an_output_that_is_a_folder_is_refused(records: Path, tmp_path: Path) -> None:
-    assert plan(records, tmp_path, "--max-mean-cost", "1e6") == 2
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("{", "no JSON"),
+        ("[1]", "other JSON"),
+        ('{"cost": {"a": 1}, "unit": "ms"}', "no cost of b, c, d"),
+        ('{"cost": {"a": -1, "b": 1, "c": 1, "d": 1}, "unit": "ms"}', "-1 for a"),
+    ],
+)
+def test_cost_profiles_that_will_not_do_are_one_line(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, said: str
+) -> None:
+    (tmp_path / "p.json").write_text(text)
+    assert plan(made, "--max-mean-cost", "5", "--cost", str(tmp_path / "p.json")) == 2
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"labels": None}, "no labels"),
+        ({"meta": {"members": {"b": {"random_weights": True}}}}, "members with random weights, b"),
+        ({"meta": {"members": [1]}}, "members are no objects"),
+    ],
+)
+def test_records_that_cannot_be_planned_with_are_one_line(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], change: dict[str, Any], said: str
+) -> None:
+    write_records(dataclasses.replace(records_from_path(made), **change), tmp_path / "r.npz")
+    assert plan(tmp_path / "r.npz", "--max-mean-cost", "5") == 2
+    assert said in capsys.readouterr().err
+
+
+def test_too_few_rows_to_certify_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_records(made_records(0, rows=15), tmp_path / "r.npz")
+    assert plan(tmp_path / "r.npz", "--max-mean-cost", "5") == 2
+    assert "got 7 rows to search and 8 to certify, expected at least 10" in capsys.readouterr().err
+
+
+def test_an_output_that_is_a_folder_is_refused(made: Path, tmp_path: Path) -> None:
+    assert plan(made, "--max-mean-cost", "1e6", "-o", str(tmp_path)) == 2

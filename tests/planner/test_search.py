@@ -6,93 +6,196 @@ import itertools
 import numpy as np
 import pytest
 
-from orchestrator.errors import DataError
+from orchestrator.planner.chains import Choice, chains_of, choice_from_chain, mean_cost, outcome_of, shares_of
+from orchestrator.planner.frontier import Corner, Frontier
+from orchestrator.planner.grid import bins_from_scores, thresholds_from_scores, ticks_from_costs
 from orchestrator.planner.records import Records
 from orchestrator.planner.replay import replay
-from orchestrator.planner.search import Infeasible, Point, search
-from orchestrator.spec import CascadeSpec, InputSpec, Member, Stage
+from orchestrator.planner.result import spec_stages
+from orchestrator.planner.search import RIGHT, Searched, search
+from orchestrator.planner.table import table_from_records
+from orchestrator.spec import COMBINES, SCORES
+from tests.planner.made import COSTS, achieved, every_plan, made_records, pool_of
 
-COSTS = {"a": 1.0, "b": 3.0, "c": 10.0}
-
-
-def made_records(seed: int, rows: int = 40, classes: int = 3) -> Records:
-    rng = np.random.default_rng(seed)
-    labels = rng.integers(0, classes, rows)
-    outputs = {}
-    for strength, name in zip((1.0, 1.6, 2.5), COSTS, strict=True):
-        z = rng.normal(size=(rows, classes))
-        z[np.arange(rows), labels] += strength
-        outputs[name] = z.astype(np.float32)
-    return Records(ids=np.arange(rows), labels=labels, outputs=outputs, cost=COSTS)
+# Every combine mode with every score, a fresh pool each: 16 * 13 = 208 pools.
+POOLS = list(itertools.product(COMBINES, SCORES))
 
 
-def pool(**changes: object) -> CascadeSpec:
-    stages = tuple(Stage(members=(Member(name=n, output="logits", cost=c),)) for n, c in COSTS.items())
-    source = InputSpec(name="x", dtype="FP32", dims=(1,))
-    return CascadeSpec(name="made_up", input=source, classes=3, stages=stages, **changes)
+def searched(records, *, combines=("mean_logit",), scores=("max_prob",), quantiles=100, max_stages=4, worst=None):
+    table = table_from_records(pool_of(records), records, combines=combines, scores=scores)
+    chains = chains_of(table.pool, combines=combines, scores=scores, max_stages=max_stages, max_worst_cost=worst)
+    right = {RIGHT: lambda label: label == records.labels}
+    return table, search(table, chains, values=right, max_stages=max_stages, quantiles=quantiles)
 
 
-def brute_force(records: Records, budget: float) -> tuple[float, float]:
-    """Best (accuracy, cost) by replaying every plan whose thresholds lie between neighbouring scores."""
-    best = (-1.0, -1.0)
-    for size in (1, 2, 3):
-        for chain in itertools.combinations(pool().members, size):
-            ensemble = [
-                dataclasses.replace(pool(), stages=(Stage(members=chain[: i + 1]),)) for i in range(size - 1)
-            ]
-            grids = []
-            for spec in ensemble:
-                scores = np.unique(replay(spec, records).confidence.astype(np.float64))
-                grids.append([*(scores[:-1] + scores[1:]) / 2, None])
-            for thresholds in itertools.product(*grids):
-                stages = tuple(
-                    Stage(members=(member,), threshold=None if t is None else float(np.float32(t)))
-                    for member, t in zip(chain, (*thresholds, None), strict=True)
-                )
-                done = replay(dataclasses.replace(pool(), stages=stages), records)
-                cost = float(done.cost.astype(np.float64).mean())
-                if cost <= budget:
-                    best = max(best, (float((done.label == records.labels).mean()), cost))
-    return best
+def corners(found: Searched) -> list[tuple[int, float]]:
+    return [
+        (one.right, pytest.approx(one.ticks / found.ticks_per_cost / found.rows)) for one in found.frontiers[RIGHT]
+    ]
 
 
-@pytest.mark.parametrize("seed", range(6))
-def test_the_plan_is_the_best_of_all_plans_on_small_pools(seed: int) -> None:
-    records = made_records(seed, rows=12)
-    found = search(pool(), records, max_mean_cost=5.0, quantiles=400)
-    assert isinstance(found, Point)
-    accuracy, cost = brute_force(records, 5.0)
-    assert found.accuracy == pytest.approx(accuracy)
-    assert found.mean_cost == pytest.approx(cost, rel=1e-5)
+def best_of(points: list) -> list[tuple[int, float]]:
+    """Frontier of (right, cost) pairs, most right first."""
+    kept: list[tuple[int, float]] = []
+    for right, cost, _ in sorted(points, key=lambda point: (-point[0], point[1])):
+        if not kept or cost < kept[-1][1] - 1e-9:
+            kept.append((right, cost))
+    return kept
 
 
-@pytest.mark.parametrize("combine", ["mean_logit", "mean_prob", "vote", "last"])
-def test_what_the_plan_promises_is_what_replay_gives(combine: str) -> None:
-    records = made_records(7, rows=200)
-    found = search(pool(combine=combine), records, max_mean_cost=6.0)
-    assert isinstance(found, Point)
-    done = replay(found.spec, records)
-    assert (done.label == records.labels).mean() == found.accuracy
-    assert done.cost.mean() == pytest.approx(found.mean_cost)
-    assert found.mean_cost <= 6.0
+@pytest.mark.parametrize(("combine", "score"), POOLS)
+def test_the_frontier_is_that_of_all_plans_tried_one_by_one(combine: str, score: str) -> None:
+    for seed in range(13):
+        members = 4 if seed == 0 else 3
+        records = made_records(
+            1000 * POOLS.index((combine, score)) + seed, rows=9 + 3 * seed, members=members, classes=2 + seed % 4
+        )
+        quantiles, max_stages = (2, 4) if members == 4 else (2 + seed % 3, 1 + seed % 4)
+        table, found = searched(
+            records, combines=(combine,), scores=(score,), quantiles=quantiles, max_stages=max_stages
+        )
+        base = pool_of(records, combine=combine)
+        plans = every_plan(base, records, quantiles=quantiles, max_stages=max_stages, score=score)
+        points = achieved(plans, records, good=lambda label, records=records: label == records.labels)
+        assert corners(found) == best_of(points), f"seed {seed}"
+        assert table.rows == records.rows
+
+
+@pytest.mark.parametrize(
+    ("combine", "score"), [("mean_logit", "max_prob"), ("last", "agreement"), ("vote", "top2_gap")]
+)
+def test_random_search_on_the_same_grid_never_beats_a_larger_pool(combine: str, score: str) -> None:
+    costs = dict(zip("abcdef", (1.0, 2.0, 5.0, 9.0, 20.0, 31.0), strict=True))
+    records = made_records(5, rows=400, members=6, classes=5, costs=costs)
+    table, found = searched(records, combines=(combine,), scores=(score,), quantiles=30)
+    best = {one.right: one.ticks / found.ticks_per_cost / found.rows for one in found.frontiers[RIGHT]}
+    rng = np.random.default_rng(0)
+    chains = chains_of(table.pool, combines=(combine,), scores=(score,), max_stages=4)
+    for _ in range(800):
+        chain = chains[rng.integers(len(chains))]
+        thresholds = []
+        for stage in range(len(chain.groups) - 1):
+            never = [None] if chain.may_never_exit or not chain.may_exit(stage) else []
+            scores = table.score(combine, score, asked=chain.asked(stage), unit=chain.unit(stage))
+            grid = thresholds_from_scores(scores, 30) if chain.may_exit(stage) else []
+            thresholds.append(rng.choice(np.array([*grid, *never], object)))
+        choice = choice_from_chain(chain, thresholds)
+        outcome = outcome_of(choice, table)
+        right = int((outcome.label == records.labels).sum())
+        cost = mean_cost(choice, shares_of(outcome, len(choice.stages)), table.costs)
+        cheapest = min(least for many, least in best.items() if many >= right)
+        assert cheapest <= cost + 1e-9
+
+
+@pytest.mark.parametrize("combine", COMBINES)
+@pytest.mark.parametrize("score", SCORES)
+def test_every_plan_of_a_frontier_replays_to_the_same_answers_and_cost(combine: str, score: str) -> None:
+    records = made_records(7, rows=200, members=4)
+    table, found = searched(records, combines=(combine,), scores=(score,), quantiles=12)
+    for one in found.frontiers[RIGHT][:: max(1, len(found.frontiers[RIGHT]) // 6)]:
+        spec = dataclasses.replace(
+            pool_of(records), stages=spec_stages(one.choice, table.pool), combine=combine, score=score
+        )
+        done, outcome = replay(spec, records), outcome_of(one.choice, table)
+        assert np.array_equal(done.label, outcome.label)
+        assert np.array_equal(done.exit_stage, outcome.stage)
+        assert int((done.label == records.labels).sum()) == one.right
+        assert done.cost.mean() == pytest.approx(one.ticks / found.ticks_per_cost / found.rows, rel=1e-6)
 
 
 def test_thresholds_keep_their_distance_from_every_score() -> None:
-    records = made_records(3, rows=300)
-    found = search(pool(), records, max_mean_cost=6.0)
-    assert isinstance(found, Point)
-    first = dataclasses.replace(found.spec, stages=(dataclasses.replace(found.spec.stages[0], threshold=None),))
-    scores = replay(first, records).confidence
-    assert np.abs(scores - found.spec.stages[0].threshold).min() >= 0.9e-5
+    records = made_records(3, rows=3000)
+    table, found = searched(records)
+    for one in found.frontiers[RIGHT]:
+        asked: tuple[int, ...] = ()
+        for stage, threshold in zip(one.choice.stages, one.choice.thresholds, strict=False):
+            asked = (*asked, *stage)
+            scores = table.score("mean_logit", "max_prob", asked=asked, unit=asked)
+            assert np.abs(scores - np.float32(threshold)).min() >= 0.9e-5
 
 
-def test_a_budget_below_the_cheapest_member_is_a_value_that_names_the_cheapest_plan() -> None:
-    found = search(pool(), made_records(1), max_mean_cost=0.5)
-    assert isinstance(found, Infeasible)
-    assert found.cheapest.mean_cost == 1.0
+def test_ties_go_to_the_lower_worst_cost_then_fewer_members_then_names() -> None:
+    # Four members that say the same: whatever is added to one of them changes no answer.
+    same = made_records(1, rows=60, members=1).outputs["a"]
+    labels = made_records(1, rows=60, members=1).labels
+    outputs = dict.fromkeys(("d", "b", "c", "a"), same)
+    records = Records(ids=np.arange(60), labels=labels, outputs=outputs, cost=dict.fromkeys(outputs, 2.0))
+    table, found = searched(records)
+    (one,) = found.frontiers[RIGHT]
+    assert [table.pool[place].name for place in one.choice.members] == ["a"]
 
 
-def test_planning_without_labels_is_refused() -> None:
-    records = dataclasses.replace(made_records(1), labels=None)
-    with pytest.raises(DataError, match="no labels"):
-        search(pool(), records, max_mean_cost=5)
+def test_costs_that_are_no_whole_numbers_tie_exactly() -> None:
+    ticks, scale = ticks_from_costs([0.1, 0.2, 0.3], 50_000)
+    assert (ticks.tolist(), scale) == ([1, 2, 3], 10)
+    ticks, scale = ticks_from_costs([1 / 3, 2e11 / 7], 50_000)
+    assert np.array_equal(ticks, np.round(ticks))
+    assert ticks / scale == pytest.approx([1 / 3, 2e11 / 7], abs=1e-11 * 2e11)
+    assert ticks.sum() * 50_000 <= 2**53
+
+
+def test_the_same_records_in_another_order_give_the_same_frontier() -> None:
+    records = made_records(11, rows=300)
+    order = np.random.default_rng(0).permutation(300)
+    shuffled = dataclasses.replace(
+        records,
+        ids=records.ids[order],
+        labels=records.labels[order],
+        outputs={name: records.outputs[name][order] for name in ("c", "a", "b")},
+    )
+    assert searched(records)[1].frontiers == searched(shuffled)[1].frontiers
+
+
+def test_a_worst_cost_leaves_out_committees_that_can_exceed_it() -> None:
+    records = made_records(2, rows=300, members=4)
+    table, found = searched(records, worst=sum(list(COSTS.values())[:2]))
+    assert {place for one in found.frontiers[RIGHT] for place in one.choice.members} == {0, 1}
+    assert not chains_of(table.pool, combines=("last",), scores=("max_prob",), max_stages=4, max_worst_cost=0.5)
+
+
+@pytest.mark.parametrize("combine", ["mean_logit", "last"])
+def test_no_plan_has_more_stages_than_asked_but_may_have_more_members(combine: str) -> None:
+    records = made_records(2, rows=300, members=4)
+    _, found = searched(records, combines=(combine,), max_stages=2)
+    sizes = {(len(one.choice.stages), len(one.choice.members)) for one in found.frontiers[RIGHT]}
+    assert max(stages for stages, _ in sizes) == 2
+    assert max(members for _, members in sizes) > 2
+
+
+def test_neighbours_that_never_exit_are_one_stage() -> None:
+    chain = chains_of(
+        pool_of(made_records(0, members=4)).members, combines=("vote",), scores=("max_prob",), max_stages=4
+    )[-1]
+    assert choice_from_chain(chain, [None, 0.5, None]) == Choice(
+        combine="vote", score="max_prob", stages=((0, 1), (2, 3)), thresholds=(0.5,)
+    )
+
+
+def test_of_equal_cost_and_worst_cost_the_plan_with_fewer_members_is_taken() -> None:
+    # c says what a and b together say, and costs what both cost.
+    records = made_records(1, rows=80, members=2)
+    outputs = {**records.outputs, "c": (records.outputs["a"] + records.outputs["b"]) / np.float32(2)}
+    records = dataclasses.replace(records, outputs=outputs, cost={"a": 1.0, "b": 2.0, "c": 3.0})
+    table, found = searched(records, max_stages=1, worst=3.0)
+    best = found.frontiers[RIGHT][0]
+    assert [table.pool[place].name for place in best.choice.members] == ["c"]
+
+
+def test_of_tuples_that_do_the_same_the_most_careful_one_is_taken() -> None:
+    frontier = Frontier(10)
+    frontier.add(0, np.array([[4, 7], [7, 2]], np.int32), np.array([[1.0, 5.0], [5.0, 9.0]]))
+    assert frontier.corners() == [
+        Corner(chain=0, cell=2, right=7, ticks=5.0), Corner(chain=0, cell=0, right=4, ticks=1.0)
+    ]  # fmt: skip
+
+
+def test_a_score_at_the_threshold_exits_as_it_does_in_serving() -> None:
+    records = made_records(9, rows=50, members=2)
+    table = table_from_records(pool_of(records), records)
+    scores = table.score("mean_logit", "max_prob", asked=(0,), unit=(0,))
+    threshold = float(np.sort(scores)[20])
+    choice = Choice(combine="mean_logit", score="max_prob", stages=((0,), (1,)), thresholds=(threshold,))
+    done = replay(dataclasses.replace(pool_of(records), stages=spec_stages(choice, table.pool)), records)
+    assert np.array_equal(outcome_of(choice, table).stage, done.exit_stage)
+    assert (bins_from_scores(scores, np.array([threshold], np.float32)) == 1 - done.exit_stage).all()
+    assert (done.exit_stage == 0).sum() == 30

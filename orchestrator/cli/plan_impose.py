@@ -1,0 +1,56 @@
+"""`committee plan --impose-exits`: an exit mix for cost and speed work, whatever the answers are worth."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import typer
+
+from orchestrator.errors import DataError
+from orchestrator.planner.impose import impose
+from orchestrator.planner.records import Records, random_members
+from orchestrator.spec import CascadeSpec, Fit, json_from_cascade
+
+
+def imposed(base: CascadeSpec, records: Records, shares: str, *, output: Path | None, as_json: bool) -> None:
+    """Finds the thresholds that give the shares, writes the plan and shows it.
+
+    Args:
+        base: the chain: all recorded members, one per stage.
+        records: n rows of them.
+        shares: as given on the command line, such as 0.7,0.15.
+        output: cascade.json to write, if any.
+        as_json: print the cascade.json instead of a sentence.
+    """
+    found = impose(base, records, exit_share=_shares(shares))
+    fit = Fit(
+        data_sha256=str(records.meta.get("data_sha256", "")),
+        rows=records.rows,
+        split=str(records.meta.get("data", "")),
+        target=f"imposed exits {shares}",
+        accuracy=None,
+        accuracy_ci95=None,
+        exit_share=found.exit_share,
+        mean_cost=found.mean_cost,
+        random_weights=bool(random_members(records)),
+    )
+    spec = dataclasses.replace(found.spec, fit=fit)
+    text = json_from_cascade(spec)
+    if output is not None:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.write_text(text, encoding="utf-8")
+    if as_json:
+        typer.echo(text, nl=False)
+        return
+    stages = " -> ".join("+".join(member.name for member in stage.members) for stage in spec.stages)
+    got = ", ".join(f"{share:.1%}" for share in found.exit_share)
+    where = "" if output is None else f"{output}: "
+    typer.echo(f"{where}{stages}, exits {got} imposed, mean cost {found.mean_cost:,.0f}; no accuracy")
+
+
+def _shares(text: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError as error:
+        raise DataError("plan --impose-exits", got=text, expected="shares such as 0.7,0.15") from error

@@ -1,0 +1,139 @@
+"""The pool a plan chooses from: recorded members, with what their manifests know of them."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from orchestrator.errors import DataError
+from orchestrator.planner.costs import cost_profile_from_path
+from orchestrator.planner.records import Records
+from orchestrator.spec import CascadeSpec, InputSpec, Manifest, Member, Stage, manifest_from_path
+
+# Where neither manifest nor records say what a member takes in, the plan says so by this name.
+UNKNOWN_INPUT = InputSpec(name="input", dtype="FP32", dims=(1,))
+# Rows looked at to tell probabilities from logits.
+LOOKED_AT = 256
+
+
+def restricted(records: Records, members: str | None) -> Records:
+    """The records of the named members; all where nothing is named.
+
+    Raises:
+        DataError: a name is not recorded, or comes twice.
+    """
+    if members is None:
+        return records
+    names = [name.strip() for name in members.split(",") if name.strip()]
+    missing = [name for name in names if name not in records.outputs]
+    if missing or not names:
+        got = f"no outputs of {', '.join(missing)}" if missing else "no names"
+        raise DataError("plan --members", got=got, expected=f"some of {', '.join(records.outputs)}")
+    if len(set(names)) < len(names):
+        raise DataError("plan --members", got=members, expected="each member once")
+    return dataclasses.replace(
+        records,
+        outputs={name: records.outputs[name] for name in names},
+        cost={name: records.cost[name] for name in names},
+    )
+
+
+def pool_from_records(
+    records: Records, repository: Path, *, name: str, cost: Path | None
+) -> tuple[CascadeSpec, list[str]]:
+    """A spec whose stages are all recorded members, one each, and notes for whoever reads the plan.
+
+    Members without a manifest are taken as the records describe them: outputs may come from anywhere.
+
+    Args:
+        records: of the members to choose from.
+        repository: where manifests are looked for.
+        name: of the cascade.
+        cost: a cost profile; None takes the records' costs.
+    """
+    manifests = {
+        member: manifest_from_path(repository / member / "manifest.json")
+        for member in records.outputs
+        if (repository / member / "manifest.json").is_file()
+    }
+    known = _meta_of_members(records)
+    _same_files(manifests, known)
+    # The records do not know it where outputs were computed elsewhere, the manifests always do.
+    for member, manifest in manifests.items():
+        if manifest.random_weights:
+            known.setdefault(member, {})["random_weights"] = True
+    records.meta["members"] = known
+    costs, unit = _costs(records, cost)
+    members = tuple(
+        _member(member, manifests.get(member), known.get(member, {}), records, cost=costs[member])
+        for member in records.outputs
+    )
+    first = next(iter(manifests.values()), None)
+    spec = CascadeSpec(
+        name=name,
+        input=UNKNOWN_INPUT if first is None else _input(first),
+        classes=records.classes,
+        labels=None if first is None else first.labels,
+        cost_unit=unit,
+        stages=tuple(Stage(members=(member,)) for member in members),
+    )
+    missing = [member for member in records.outputs if member not in manifests]
+    notes = []
+    if missing:
+        notes.append(
+            f"no manifest of {', '.join(missing)} in {repository}: "
+            "fill in the plan's input and the members' outputs before you render it"
+        )
+    return spec, notes
+
+
+def _meta_of_members(records: Records) -> dict[str, dict[str, Any]]:
+    known = records.meta.get("members", {})
+    if not isinstance(known, dict) or any(not isinstance(facts, dict) for facts in known.values()):
+        raise DataError("records", got="meta whose members are no objects", expected='{"members": {name: {...}}}')
+    return known
+
+
+def _same_files(manifests: dict[str, Manifest], known: dict[str, dict[str, Any]]) -> None:
+    for member, manifest in manifests.items():
+        if known.get(member, {}).get("sha256", manifest.sha256) != manifest.sha256:
+            raise DataError(f"records of {member}", got="another model file", fix="record again")
+
+
+def _input(manifest: Manifest) -> InputSpec:
+    tensor = manifest.input
+    return InputSpec(name=tensor.name, dtype=tensor.dtype, dims=tensor.dims, preprocess=manifest.preprocess)
+
+
+def _costs(records: Records, path: Path | None) -> tuple[dict[str, float], str]:
+    if path is not None:
+        profile = cost_profile_from_path(path)
+        return profile.of(list(records.outputs), f"cost profile {path}"), profile.unit
+    return records.cost, str(records.meta.get("cost_unit", "MACs"))
+
+
+def _member(
+    name: str, manifest: Manifest | None, facts: dict[str, Any], records: Records, *, cost: float
+) -> Member:
+    if manifest is None:
+        kind = facts.get("output_kind") or _kind_seen(records, name)
+        return Member(name=name, output="output", output_kind=kind, cost=cost, sha256=facts.get("sha256"))
+    return Member(
+        name=name,
+        output=manifest.output.name,
+        output_kind=manifest.output_kind,
+        cost=cost,
+        max_batch_size=manifest.max_batch_size,
+        sha256=manifest.sha256,
+    )
+
+
+def _kind_seen(records: Records, name: str) -> str:
+    """Rows that are distributions are taken for probabilities: nobody's logits add up to 1."""
+    rows = records.outputs[name][:LOOKED_AT].astype(np.float64)
+    with np.errstate(invalid="ignore"):
+        good = bool((rows >= 0).all()) and bool((np.abs(rows.sum(axis=1) - 1) < 1e-3).all())
+    return "probabilities" if good else "logits"

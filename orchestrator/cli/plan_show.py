@@ -1,0 +1,95 @@
+"""How a plan is shown: a table and sentences for people, one document for programs."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import typer
+from rich import box
+from rich.table import Table
+
+from orchestrator.cli.console import print_json, stdout_console
+from orchestrator.planner.result import FrontierRow, Planned
+from orchestrator.spec import CascadeSpec, json_from_cascade
+
+# Lines of the frontier that fit on a screen beside the plan.
+SHOWN = 12
+
+
+def document_from_planned(plan: Planned, *, feasible: bool) -> dict[str, Any]:
+    """What --json prints; where nothing is feasible, of the best reachable plan."""
+    return {
+        "feasible": feasible,
+        "plan": json.loads(json_from_cascade(plan.spec)),
+        "accuracy": plan.accuracy,
+        "accuracy_lower": plan.accuracy_lower,
+        "mean_cost": plan.mean_cost,
+        "worst_cost": plan.worst_cost,
+        "exit_share": list(plan.exit_share),
+        "frontier": [dataclasses.asdict(row) for row in plan.frontier],
+    }
+
+
+def show_json(plan: Planned, *, feasible: bool) -> None:
+    """One document on stdout."""
+    print_json(document_from_planned(plan, feasible=feasible))
+
+
+def show_plan(plan: Planned) -> None:
+    """What was found, for people."""
+    spec = plan.spec
+    console = stdout_console()
+    console.print(_stages_table(plan))
+    noun = noun_of(spec)
+    lower = "" if plan.accuracy_lower is None else f", at least {plan.accuracy_lower:.4f} by the certify part"
+    typer.echo(
+        f"{noun} {plan.accuracy:.4f} on {_rows(spec)} search rows{lower}; "
+        f"mean cost {plan.mean_cost:,.6g} {spec.cost_unit}, worst {plan.worst_cost:,.6g}"
+    )
+    extra = {} if spec.fit is None else spec.fit.extra
+    guarantee = extra.get("guarantee")
+    if guarantee is not None:
+        typer.echo(
+            f"guarantee: {guarantee['statement']} "
+            f"({guarantee['losses']} losses on {guarantee['rows']} certify rows, {guarantee['method']})"
+        )
+    trial = extra.get("calibration", {})
+    typer.echo(f"temperatures {'kept' if trial.get('kept') else 'not used'}: {trial.get('reason')}")
+    console.print(_frontier_table(plan.frontier, noun))
+
+
+def noun_of(spec: CascadeSpec) -> str:
+    """What the accuracy of a plan is."""
+    extra = {} if spec.fit is None else spec.fit.extra
+    agreement = extra.get("agreement")
+    return "accuracy" if agreement is None else f"agreement with {agreement['reference']}"
+
+
+def _rows(spec: CascadeSpec) -> int:
+    return 0 if spec.fit is None else spec.fit.rows
+
+
+def _stages_table(plan: Planned) -> Table:
+    table = Table(title=f"{plan.spec.name}: {plan.spec.combine}, {plan.spec.score}", box=box.SIMPLE_HEAD)
+    for name in ("stage", "members", "exits at", "exit share", "cost"):
+        table.add_column(name, justify="left" if name == "members" else "right")
+    for place, (stage, share) in enumerate(zip(plan.spec.stages, plan.exit_share, strict=True)):
+        threshold = "always" if stage.threshold is None else f">= {stage.threshold:.6f}"
+        names = " + ".join(member.name for member in stage.members)
+        table.add_row(str(place), names, threshold, f"{share:.1%}", f"{stage.cost:,.6g}")
+    return table
+
+
+def _frontier_table(frontier: Sequence[FrontierRow], noun: str) -> Table:
+    """An even choice of the frontier."""
+    table = Table(title="plans nothing beats on the search part", box=box.SIMPLE_HEAD)
+    for name in (noun, "mean cost", "worst cost", "stages"):
+        table.add_column(name, justify="left" if name == "stages" else "right")
+    step = max(1, -(-len(frontier) // SHOWN))
+    for row in (*frontier[:-1:step], *frontier[-1:]):
+        stages = " -> ".join("+".join(stage) for stage in row.stages)
+        table.add_row(f"{row.accuracy:.4f}", f"{row.mean_cost:,.6g}", f"{row.worst_cost:,.6g}", stages)
+    return table

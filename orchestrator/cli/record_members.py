@@ -1,0 +1,283 @@
+"""The members that are recorded: opened in this process or served by Triton, asked in the same way."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from orchestrator.cli.pictures import ReadPicture
+from orchestrator.client.images import row_from_bytes
+from orchestrator.client.models import ModelInfo, TensorInfo, input_tensor, scores_output
+from orchestrator.errors import DataError, InputError
+from orchestrator.local.sessions import LocalMembers
+from orchestrator.spec import Manifest, Preprocess, manifest_from_path
+from orchestrator.spec.inputs import INPUT_DTYPES
+
+Rows = npt.NDArray[Any]
+# What one piece may take: memory of its rows, and work, so that an interrupt waits seconds and not minutes.
+PIECE_BYTES, PIECE_MACS, PIECE_ROWS = 8 << 20, 1e11, 256
+# A side for images of any size, only to guess how large they are.
+USUAL_PX = 224
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pool:
+    """Members that take the same rows and give scores of the same classes.
+
+    Args:
+        infos: member name -> its tensors.
+        manifests: what their exports wrote down, where that is at hand.
+        cost: member name -> cost per row.
+        asked: who answers: ONNX Runtime with its version, or a server's address.
+        ask: scores of a member, float32 (n, k), from rows (n, *dims); may be called from several threads.
+        workers: pieces asked about at once.
+    """
+
+    infos: Mapping[str, ModelInfo]
+    manifests: Mapping[str, Manifest]
+    cost: Mapping[str, float]
+    asked: str
+    ask: Callable[[str, Rows], npt.NDArray[np.float32]]
+    workers: int
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The members, in the order asked for."""
+        return tuple(self.infos)
+
+    @property
+    def info(self) -> ModelInfo:
+        """A member whose input stands for all."""
+        return next(iter(self.infos.values()))
+
+    @property
+    def classes(self) -> int:
+        """Number of classes k."""
+        return _classes(self.info)
+
+    def class_names(self) -> tuple[str, ...] | None:
+        """What the members call their classes, None where no manifest says.
+
+        Raises:
+            InputError: two members call them differently.
+        """
+        named = {name: manifest.labels for name, manifest in self.manifests.items() if manifest.labels}
+        if len(set(named.values())) > 1:
+            first, second = _two_unlike(named)
+            raise InputError(
+                "members",
+                got=f"other class names or another order of them in {second} than in {first}",
+                expected="members of the same classes",
+                fix="record them apart, or take the names out of the manifest that is wrong",
+            )
+        names = next(iter(named.values()), None)
+        if names is not None and len(names) != self.classes:
+            got = f"{len(names)} labels in the manifest"
+            raise InputError(f"member {next(iter(named))}", got=got, expected=f"{self.classes}, one per class")
+        return names
+
+    def about(self) -> dict[str, dict[str, Any]]:
+        """What records keep of each member."""
+        return {name: _about(self.infos[name], self.manifests.get(name)) for name in self.names}
+
+    def preprocess(self) -> Preprocess:
+        """How pictures become rows.
+
+        Raises:
+            InputError: no manifest says, or two say different things.
+        """
+        known = {name: manifest.preprocess for name, manifest in self.manifests.items() if manifest.preprocess}
+        if not known:
+            raise InputError(
+                f"pictures for {', '.join(self.names)}",
+                got="no `preprocess` section in any manifest.json",
+                fix="write one, name the repository with --repository, or use .npz rows",
+            )
+        if len(set(known.values())) > 1:
+            first, second = _two_unlike(known)
+            raise InputError("members", got=f"other rows from a picture for {second} than for {first}",
+                             expected="one `preprocess` for all")  # fmt: skip
+        return next(iter(known.values()))
+
+    def picture_reader(self) -> ReadPicture:
+        """A function from an encoded picture and its name to one row (*dims)."""
+        tensor = input_tensor(self.info)
+        dtype = INPUT_DTYPES.get(tensor.dtype, "float32")
+        known: list[Preprocess] = []
+
+        def read(data: bytes, what: str) -> Rows:
+            if not known:
+                known.append(self.preprocess())
+            return row_from_bytes(data, known[0], dtype=dtype, dims=tensor.shape[1:], what=what)
+
+        return read
+
+    def piece_rows(self) -> int:
+        """Rows to read and ask about at once; by the members alone, so that a resumed run cuts the data alike."""
+        tensor = input_tensor(self.info)
+        row_bytes = math.prod(USUAL_PX if size < 0 else size for size in tensor.shape[1:])
+        row_bytes *= np.dtype(INPUT_DTYPES.get(tensor.dtype, "float32")).itemsize
+        work = sum(self.manifests[name].macs for name in self.manifests)
+        rows = min(PIECE_ROWS, PIECE_BYTES // max(1, row_bytes), int(PIECE_MACS // max(1.0, work)))
+        # Whole batches of 64, the usual limit, waste none.
+        return max(1, rows - rows % 64 if rows > 64 else rows)
+
+
+@contextlib.contextmanager
+def opened_pool(
+    names: Sequence[str],
+    repository: Path,
+    *,
+    url: str | None = None,
+    cost: Mapping[str, float] | None = None,
+    timeout_s: float = 60.0,
+) -> Iterator[Pool]:
+    """Opens members, and closes what has to be closed.
+
+    Args:
+        names: the members.
+        repository: folder with their manifests.
+        url: host:port of a server's gRPC endpoint; None opens them here.
+        cost: cost per row of members that have no manifest, or instead of the manifest's MACs.
+        timeout_s: longest wait for one answer of the server.
+
+    Raises:
+        RepositoryError, ClientError: a member cannot be opened or reached.
+        InputError: they do not take the same rows, or not give the same classes.
+        DataError: a name twice, or a member without a cost.
+    """
+    twice = sorted({name for name in names if list(names).count(name) > 1})
+    if twice or not names:
+        got = f"{', '.join(twice)} more than once" if twice else "none"
+        raise DataError("members", got=got, expected="names of members, each once")
+    strange = sorted(set(cost or {}) - set(names))
+    if strange:
+        raise DataError("--cost", got=f"{', '.join(strange)}, not recorded", expected=f"one of {', '.join(names)}")
+    if url is None:
+        yield _checked(_local(names, repository, cost or {}))
+        return
+    # A fifth of a second to import, and not needed for members in this process.
+    from orchestrator.client.over_grpc import GrpcClient
+
+    with GrpcClient(url, timeout_s=timeout_s, retries=4) as client:
+        infos = {name: client.metadata(name) for name in names}
+        paths = {name: repository / name / "manifest.json" for name in names}
+        manifests = {name: manifest_from_path(path) for name, path in paths.items() if path.is_file()}
+        # One worker: the client keeps several parts of a piece in flight by itself.
+        yield _checked(
+            Pool(
+                infos=infos,
+                manifests=manifests,
+                cost=_costs(names, manifests, cost or {}),
+                asked=url,
+                ask=client.ask,
+                workers=1,
+            )
+        )
+
+
+def _local(names: Sequence[str], repository: Path, cost: Mapping[str, float]) -> Pool:
+    import onnxruntime
+
+    members = LocalMembers(repository, names)
+    manifests = {name: members.manifest(name) for name in names}
+    return Pool(
+        infos={name: _info(manifest, members.classes(name)) for name, manifest in manifests.items()},
+        manifests=manifests,
+        cost=_costs(names, manifests, cost),
+        asked=f"onnxruntime {onnxruntime.__version__}",
+        ask=members.ask,
+        workers=_cores(),
+    )
+
+
+def _cores() -> int:
+    # A container often has fewer than the machine; only Linux says so.
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _info(manifest: Manifest, classes: int) -> ModelInfo:
+    taken = TensorInfo(name=manifest.input.name, dtype=manifest.input.dtype, shape=(-1, *manifest.input.dims))
+    given = TensorInfo(name=manifest.output.name, dtype="FP32", shape=(-1, classes))
+    return ModelInfo(
+        name=manifest.name,
+        platform="onnxruntime",
+        versions=("1",),
+        max_batch_size=manifest.max_batch_size,
+        inputs=(taken,),
+        outputs=(given,),
+    )
+
+
+def _costs(
+    names: Sequence[str], manifests: Mapping[str, Manifest], given: Mapping[str, float]
+) -> dict[str, float]:
+    known = {name: float(manifest.macs) for name, manifest in manifests.items()} | dict(given)
+    missing = [name for name in names if name not in known]
+    if missing:
+        raise DataError(
+            f"cost of {', '.join(missing)}",
+            got="no manifest.json in the repository",
+            expected="the cost of every member",
+            fix=f"say it with --cost {missing[0]}=..., or name the repository with --repository",
+        )
+    return {name: known[name] for name in names}
+
+
+def _classes(info: ModelInfo) -> int:
+    output = scores_output(info)
+    return next(tensor.shape[-1] for tensor in info.outputs if tensor.name == output)
+
+
+def _checked(pool: Pool) -> Pool:
+    inputs = {name: _taken(info) for name, info in pool.infos.items()}
+    if len(set(inputs.values())) > 1:
+        first, second = _two_unlike(inputs)
+        got = f"{inputs[first]} for {first}, {inputs[second]} for {second}"
+        raise InputError("members", got=got, expected="members that take the same rows", fix="record them apart")
+    sizes = {name: _classes(info) for name, info in pool.infos.items()}
+    if len(set(sizes.values())) > 1:
+        first, second = _two_unlike(sizes)
+        got = f"{sizes[first]} classes of {first}, {sizes[second]} of {second}"
+        raise InputError("members", got=got, expected="members of the same classes")
+    if pool.classes < 2:
+        raise InputError(
+            f"member {pool.names[0]}", got=f"{pool.classes} classes", expected="a fixed number, 2 or more"
+        )
+    return pool
+
+
+def _taken(info: ModelInfo) -> str:
+    tensor = input_tensor(info)
+    return f"{tensor.dtype} {list(tensor.shape[1:])}"
+
+
+def _two_unlike(values: Mapping[str, Any]) -> tuple[str, str]:
+    first = next(iter(values))
+    return first, next(name for name, value in values.items() if value != values[first])
+
+
+def _about(info: ModelInfo, manifest: Manifest | None) -> dict[str, Any]:
+    if manifest is None:
+        # Without a manifest only the tensor's name tells, as it does for cascades.
+        kind = "probabilities" if scores_output(info) == "probabilities" else "logits"
+        return {"sha256": None, "output_kind": kind, "random_weights": False}
+    about = {
+        "sha256": manifest.sha256,
+        "output_kind": manifest.output_kind,
+        "random_weights": manifest.random_weights,
+    }
+    if manifest.data_files:
+        about["data_files"] = manifest.data_files
+    if manifest.preprocess is not None:
+        about["preprocess"] = dataclasses.asdict(manifest.preprocess)
+    return about

@@ -1,0 +1,168 @@
+"""The guarantee: a plan chosen on some rows is judged on others that had no say in it.
+
+Candidates come from the search part as a fixed sequence, the safest first and each next one cheaper. On the
+certify part they are tested one after another, each at the full level, until the first that fails; the last that
+passed is taken. If the first plan that is truly too bad stands at place j, taking it or a later one means that its
+own test passed, which happens with probability delta at most: no correction for the number of candidates is due
+(the fixed-sequence procedure; Westfall and Krishen, J. Statistical Planning and Inference 99, 2001).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from orchestrator.planner.bounds import BOUNDS, rate_at_least, rows_needed
+from orchestrator.planner.chains import Choice, outcome_of
+from orchestrator.planner.table import Table
+from orchestrator.planner.yardstick import Yardstick
+
+# Neighbours in a longer sequence differ by rows that nobody can tell from chance.
+LONGEST_SEQUENCE = 40
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tally:
+    """A plan against the yardstick on some rows.
+
+    Args:
+        rows: how many.
+        right: rows the plan gets right.
+        losses: rows the reference gets right and the plan wrong.
+        gains: the other way round.
+    """
+
+    rows: int
+    right: int
+    losses: int
+    gains: int
+
+
+def tally_of(choice: Choice, table: Table, yardstick: Yardstick) -> Tally:
+    """Counts of a plan on all rows of a table."""
+    right = yardstick.right(outcome_of(choice, table).label)
+    return Tally(
+        rows=table.rows,
+        right=int(right.sum()),
+        losses=int((yardstick.base_right & ~right).sum()),
+        gains=int((~yardstick.base_right & right).sum()),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """One plan of the sequence.
+
+    Args:
+        choice: the plan.
+        ticks: its total cost on the search part.
+        method: the bound that promises most for it, chosen before any certify row is looked at.
+        predicted: the bound expected on the certify part.
+    """
+
+    choice: Choice
+    ticks: float
+    method: str
+    predicted: float
+
+
+def candidate_from_tally(choice: Choice, ticks: float, tally: Tally, *, rows: int, delta: float) -> Candidate:
+    """A candidate with the bound that promises most, from its counts on the search part.
+
+    Args:
+        choice: the plan.
+        ticks: total cost on the search part.
+        tally: its counts there.
+        rows: rows of the certify part.
+        delta: level of each test.
+    """
+    scale = rows / tally.rows
+    losses, gains = math.ceil(tally.losses * scale), math.floor(tally.gains * scale)
+    # Equal promises go to the simpler bound: min takes the first.
+    predicted = {name: bound(losses, gains, rows, delta) for name, bound in BOUNDS.items()}
+    method = min(predicted, key=lambda name: predicted[name])
+    return Candidate(choice=choice, ticks=ticks, method=method, predicted=predicted[method])
+
+
+def sequence_of(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """The candidates nothing beats in both cost and promise, safest first; thinned evenly where they are many."""
+    kept: list[Candidate] = []
+    # A riskier plan is of use only where it is cheaper than all safer ones.
+    for candidate in sorted(candidates, key=lambda one: (one.predicted, one.ticks)):
+        if not kept or candidate.ticks < kept[-1].ticks:
+            kept.append(candidate)
+    if len(kept) <= LONGEST_SEQUENCE:
+        return kept
+    places = np.unique(np.linspace(0, len(kept) - 1, LONGEST_SEQUENCE).round().astype(int))
+    return [kept[place] for place in places]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Certificate:
+    """What the certify part says.
+
+    Args:
+        choice: the plan that is certified; the safest candidate where none is.
+        certified: whether the bound holds.
+        method: which bound.
+        bound: what is certified. Epsilon where a cheaper candidate failed: the plan's own bound, lower by a hair,
+            was then chosen for being below epsilon and does not hold by itself.
+        tally: the plan's counts on the certify part.
+        candidates: length of the sequence.
+        tested: how many were tested.
+        accuracy_lower: lower bound of the plan's accuracy that holds for all candidates at once.
+        rows_needed: rows of the certify part that would certify the safest candidate; None for no number.
+    """
+
+    choice: Choice
+    certified: bool
+    method: str
+    bound: float
+    tally: Tally
+    candidates: int
+    tested: int
+    accuracy_lower: float
+    rows_needed: int | None
+
+
+def certify(
+    sequence: Sequence[Candidate], table: Table, yardstick: Yardstick, *, epsilon: float, delta: float
+) -> Certificate:
+    """Goes down the sequence until the first candidate that fails.
+
+    Args:
+        sequence: at least one candidate, as `sequence_of` gives it.
+        table: the certify part.
+        yardstick: the same rows.
+        epsilon: what the bound of a plan must not exceed.
+        delta: probability, over the certify rows, that a plan worse than epsilon is taken.
+    """
+    tests: list[tuple[Candidate, Tally, float]] = []
+    for candidate in sequence:
+        tally = tally_of(candidate.choice, table, yardstick)
+        bound = BOUNDS[candidate.method](tally.losses, tally.gains, tally.rows, delta)
+        tests.append((candidate, tally, bound))
+        if bound > epsilon:
+            break
+    failed = tests[-1][2] > epsilon
+    passed = tests[:-1] if failed else tests
+    candidate, tally, bound = passed[-1] if passed else tests[0]
+    needed = None
+    if not passed:
+        needed = rows_needed(
+            candidate.method, losses=tally.losses, gains=tally.gains, rows=tally.rows, epsilon=epsilon, delta=delta
+        )
+    return Certificate(
+        choice=candidate.choice,
+        certified=bool(passed),
+        method=candidate.method,
+        bound=epsilon if failed and passed else bound,
+        tally=tally,
+        candidates=len(sequence),
+        tested=len(tests),
+        accuracy_lower=rate_at_least(tally.right, tally.rows, delta / len(sequence)),
+        rows_needed=needed,
+    )

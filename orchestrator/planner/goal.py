@@ -1,0 +1,156 @@
+"""What a plan is asked for, how sure of it one wants to be, and how to look for it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from orchestrator.planner.table import MOST_MEMBERS
+from orchestrator.spec.faults import Faults, is_number
+
+# The reference that is no single member: all members of the pool, combined.
+ENSEMBLE = "ensemble"
+
+# Thresholds tried per stage, besides "never".
+QUANTILES = 100
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """How to look for a plan.
+
+    Args:
+        combines: combine modes to look at; the first one makes the reference "ensemble".
+        scores: scores to look at.
+        quantiles: thresholds tried per stage, besides "never".
+        certify_share: part of the rows kept to certify.
+        seed: of the split.
+        calibrate: whether temperatures are tried.
+    """
+
+    combines: tuple[str, ...] = ("mean_logit",)
+    scores: tuple[str, ...] = ("max_prob",)
+    quantiles: int = QUANTILES
+    certify_share: float = 0.5
+    seed: int = 0
+    calibrate: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Goal:
+    """Exactly one of an accuracy, a reference or a budget, and what else has to hold.
+
+    Args:
+        min_accuracy: cheapest plan with at least this accuracy.
+        reference: cheapest plan that is at most `epsilon` less accurate than this member, or than "ensemble".
+        epsilon: how much worse than the reference is still good; with `label_free`, how often it may disagree.
+        max_mean_cost: most accurate plan with at most this mean cost per row.
+        max_worst_cost: largest cost a row may have: the sum of the members' costs.
+        max_stages: longest cascade looked at.
+        label_free: agreement with the reference stands in for being right; labels are not looked at.
+        delta: chance, over the rows drawn, that the guarantee does not hold.
+        certify: whether part of the rows is kept to certify the plan.
+
+    Raises:
+        SpecError: values out of range, or wishes that contradict each other, keyed by option.
+    """
+
+    min_accuracy: float | None = None
+    reference: str | None = None
+    epsilon: float | None = None
+    max_mean_cost: float | None = None
+    max_worst_cost: float | None = None
+    max_stages: int = MOST_MEMBERS
+    label_free: bool = False
+    delta: float = 0.05
+    certify: bool = True
+
+    def __post_init__(self) -> None:
+        faults = Faults("plan")
+        _share(faults, "--min-accuracy", self.min_accuracy, low_open=True)
+        _share(faults, "--epsilon", self.epsilon, low_open=False)
+        for name, value in (("--max-mean-cost", self.max_mean_cost), ("--max-worst-cost", self.max_worst_cost)):
+            if value is not None:
+                faults.positive(name, value)
+        good = is_number(self.delta) and 0 < self.delta < 1
+        faults.check("--delta", good, f"got {self.delta:g}, expected a number between 0 and 1")
+        faults.integer("--max-stages", self.max_stages, low=1, high=MOST_MEMBERS)
+        self._check_objective(faults)
+        faults.close()
+
+    def _check_objective(self, faults: Faults) -> None:
+        reference = self.reference is not None and (self.epsilon is not None or self.max_mean_cost is None)
+        if self.label_free and self.max_mean_cost is None:
+            reference = True
+        wishes = {
+            "--min-accuracy": self.min_accuracy is not None,
+            "--label-free" if self.label_free else "--reference": reference,
+            "--max-mean-cost": self.max_mean_cost is not None,
+        }
+        given = [name for name, asked in wishes.items() if asked]
+        if len(given) != 1:
+            got = " and ".join(given) or "none"
+            faults.add("objective", f"got {got}, expected one of {', '.join(wishes)}")
+            return
+        if self.min_accuracy is not None and self.label_free:
+            faults.add("--label-free", "got --min-accuracy too, expected --epsilon: without labels none is known")
+        if reference:
+            good = self.epsilon is not None
+            faults.check("--epsilon", good, f"got none, expected one with {given[0]}, such as 0.01")
+        elif self.epsilon is not None:
+            faults.add("--epsilon", f"got {self.epsilon:g} without --reference, expected both")
+        elif self.reference is not None and not self.label_free:
+            faults.add("--reference", f"got {self.reference} with {given[0]}, expected one of them")
+
+    @property
+    def is_relative(self) -> bool:
+        """Whether accuracy is compared with a reference's, so that gains make up for losses."""
+        return self.reference is not None and not self.label_free
+
+    @property
+    def has_budget(self) -> bool:
+        """Whether accuracy is maximised under a cost, rather than the other way round."""
+        return self.max_mean_cost is not None
+
+    @property
+    def allowed(self) -> float:
+        """How much worse than the yardstick a plan may be: 1 - min_accuracy, or epsilon."""
+        return 1 - self.min_accuracy if self.min_accuracy is not None else float(self.epsilon or 0)
+
+    @property
+    def noun(self) -> str:
+        """What is counted."""
+        return f"agreement with {self.reference}" if self.label_free else "accuracy"
+
+    @property
+    def sure(self) -> str:
+        """How every guarantee begins."""
+        return f"with probability at least {1 - self.delta:g} over the rows drawn,"
+
+    @property
+    def promise(self) -> str:
+        """What a plan has to keep to, besides costs."""
+        if self.min_accuracy is not None:
+            return f"accuracy >= {self.min_accuracy:g}"
+        if self.label_free:
+            return f"disagreement with {self.reference} <= {self.allowed:g}"
+        return f"accuracy >= that of {self.reference} - {self.allowed:g}"
+
+    @property
+    def text(self) -> str:
+        """The goal in words."""
+        if self.max_mean_cost is not None:
+            said = f"highest {self.noun} with mean cost <= {self.max_mean_cost:g}"
+        else:
+            said = f"lowest mean cost with {self.promise}"
+        if self.max_worst_cost is not None:
+            said += f", worst cost <= {self.max_worst_cost:g}"
+        return said if self.max_stages == MOST_MEMBERS else f"{said}, at most {self.max_stages} stages"
+
+
+def _share(faults: Faults, name: str, value: float | None, *, low_open: bool) -> None:
+    if value is None:
+        return
+    good = is_number(value) and math.isfinite(value) and 0 <= value <= 1 and not (low_open and value == 0)
+    low = "above 0" if low_open else "at least 0"
+    faults.check(name, good, f"got {value:g}, expected a number {low} and at most 1")

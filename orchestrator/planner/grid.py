@@ -1,0 +1,142 @@
+"""Right answers and cost of every tuple of thresholds of one chain, all at once.
+
+A row's score at a stage matters only through its *bin*: how many of the stage's thresholds it reaches. With
+V_i a row's value (1 right, 0 wrong) if it is answered at stage i, and "deferred by j_1..j_i" meaning that its
+first i bins are at most j_1..j_i, the rows' total value telescopes:
+
+    right(j) = sum V_0 + sum over i of the sum of (V_i - V_i-1) over the rows deferred by j_1..j_i
+    cost(j)  = n c_0   + sum over i of c_i times the number of rows deferred by j_1..j_i
+
+Each inner sum is a cumulative sum, along every axis, of a joint histogram of i bins. So 101 thresholds at each of
+three stages, a million tuples, cost one pass over the rows and a few over a million cells, exactly.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from orchestrator.planner.prefixes import middles
+
+Bins = npt.NDArray[np.int16]
+Counts = npt.NDArray[np.int32]
+# Whole numbers up to here are exact in float64.
+EXACT = float(1 << 53)
+
+
+def thresholds_from_scores(score: npt.NDArray[np.float32], quantiles: int) -> npt.NDArray[np.float32]:
+    """Thresholds near the quantiles of a score, each in the middle of a gap no score lies in.
+
+    Args:
+        score: float32 (n,).
+        quantiles: how many are wanted; fewer come back where gaps are few.
+
+    Returns:
+        float32 (q,), ascending.
+    """
+    places = middles(score)
+    if not len(places):
+        return np.zeros(0, np.float32)
+    wanted = np.quantile(score.astype(np.float64), np.linspace(0, 1, quantiles))
+    above = np.clip(np.searchsorted(places, wanted), 0, len(places) - 1)
+    below = np.maximum(above - 1, 0)
+    nearest = np.where(wanted - places[below] < places[above] - wanted, below, above)
+    found: npt.NDArray[np.float32] = places[np.unique(nearest)].astype(np.float32)
+    return found
+
+
+def bins_from_scores(score: npt.NDArray[np.float32], thresholds: npt.NDArray[np.float32]) -> Bins:
+    """How many thresholds each row reaches, int16 (n,): it exits at threshold j where j < bin."""
+    return np.searchsorted(thresholds, score, side="right").astype(np.int16)
+
+
+def ticks_from_costs(costs: Sequence[float], rows: int) -> tuple[npt.NDArray[np.float64], float]:
+    """Costs as whole numbers, so that sums over rows are exact and equal costs are equal.
+
+    Args:
+        costs: per member, finite and not negative.
+        rows: how many are added up at most.
+
+    Returns:
+        float64 (m,) of whole numbers, and ticks per unit of cost.
+    """
+    values = np.asarray(costs, np.float64)
+    total = float(values.sum()) * max(rows, 1)
+    for digits in range(10):
+        scale = 10.0**digits
+        if total * scale >= EXACT:
+            break
+        scaled = values * scale
+        if np.all(np.abs(scaled - np.round(scaled)) <= 1e-9 * np.maximum(scaled, 1e-3)):
+            return np.round(scaled), scale
+    # No short decimals: rounding to the finest ticks that fit changes a cost by less than float64 does in a sum.
+    scale = 1.0 if total == 0 else 2.0 ** math.floor(math.log2(EXACT / total))
+    return np.round(values * scale), scale
+
+
+def tuples_of(
+    bins: Sequence[Bins],
+    sizes: Sequence[int],
+    *,
+    values: Sequence[Sequence[npt.NDArray[np.int8]]],
+    costs: Sequence[float],
+) -> tuple[list[Counts], npt.NDArray[np.float64]]:
+    """Totals of every tuple of thresholds.
+
+    Args:
+        bins: int16 (n,) per group but the last.
+        sizes: thresholds per group but the last, q_i; index q_i stands for never.
+        values: per kind of value, int8 (n,) per group.
+        costs: per group, whole numbers.
+
+    Returns:
+        int32 (q_0 + 1, q_1 + 1, ...) per kind of value, and float64 of the same shape: total cost.
+    """
+    rows = len(values[0][0])
+    totals: list[Any] = [np.int32(value[0].sum(dtype=np.int64)) for value in values]
+    cost: Any = np.float64(rows * costs[0])
+    flat = np.zeros(rows, np.intp)
+    shape: tuple[int, ...] = ()
+    for place, (part, size) in enumerate(zip(bins, sizes, strict=True)):
+        shape = (*shape, size + 1)
+        flat = flat * (size + 1) + part
+        for kind, value in enumerate(values):
+            change = (value[place + 1] - value[place]).astype(np.float64)
+            moved = _below(np.bincount(flat, weights=change, minlength=math.prod(shape)), shape)
+            totals[kind] = totals[kind][..., None] + moved
+        deferred = _below(np.bincount(flat, minlength=math.prod(shape)), shape)
+        cost = cost[..., None] + deferred * np.float64(costs[place + 1])
+    return [np.asarray(total, np.int32) for total in totals], np.asarray(cost, np.float64)
+
+
+def _below(histogram: npt.NDArray[Any], shape: tuple[int, ...]) -> Counts:
+    """Cumulative sums along every axis, int32."""
+    cells = histogram.astype(np.int32).reshape(shape)
+    for axis in range(len(shape)):
+        np.cumsum(cells, axis=axis, out=cells)
+    return cells
+
+
+def tuples_allowed(sizes: Sequence[int], *, max_stages: int, may_never_exit: bool) -> npt.NDArray[np.bool_] | None:
+    """Which tuples make at most that many stages; None where all do.
+
+    Args:
+        sizes: thresholds per group but the last.
+        max_stages: longest cascade wanted.
+        may_never_exit: whether index q_i, never, is a choice.
+    """
+    groups = len(sizes) + 1
+    if may_never_exit and groups <= max_stages:
+        return None
+    finite = np.zeros(tuple(size + 1 for size in sizes), np.int8)
+    for axis, size in enumerate(sizes):
+        line = np.ones(size + 1, np.int8)
+        line[size] = 0
+        finite += line.reshape([-1 if other == axis else 1 for other in range(len(sizes))])
+    stages = finite + 1
+    good: npt.NDArray[np.bool_] = stages <= max_stages if may_never_exit else stages == groups
+    return good

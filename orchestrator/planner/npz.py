@@ -1,0 +1,151 @@
+"""`.npz` archives written array by array, whole or not at all, the same bytes for the same arrays."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import struct
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+
+from orchestrator.errors import DataError
+
+Array = npt.NDArray[Any]
+# What reading a broken archive raises; numpy lets the exceptions of zipfile and zlib through.
+BROKEN = (
+    ValueError,
+    OSError,
+    EOFError,
+    KeyError,
+    NotImplementedError,
+    struct.error,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+# The oldest time a zip can hold. The real one would make two archives of the same arrays differ.
+NO_TIME = (1980, 1, 1, 0, 0, 0)
+
+
+class NpzWriter:
+    """Adds arrays to an archive, large ones in parts; made by `npz_writer`."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._archive = zipfile.ZipFile(stream, "w", allowZip64=True)
+
+    def add(self, name: str, array: npt.ArrayLike, *, packed: bool = True) -> None:
+        """One array that is in memory."""
+        whole = np.asarray(array)
+        self.stream(name, whole.dtype, shape=whole.shape, parts=[whole], packed=packed)
+
+    def stream(
+        self,
+        name: str,
+        dtype: npt.DTypeLike,
+        *,
+        shape: tuple[int, ...],
+        parts: Iterable[Array],
+        packed: bool = False,
+    ) -> None:
+        """One array of a known shape, in parts along its first axis.
+
+        Args:
+            name: in the archive.
+            dtype: of the whole; parts are cast to it.
+            shape: of the whole.
+            parts: together as many numbers as the shape says.
+            packed: whether to deflate. Scores hardly shrink, and reading them back takes ten times as long.
+        """
+        entry = zipfile.ZipInfo(f"{name}.npy", date_time=NO_TIME)
+        entry.compress_type = zipfile.ZIP_DEFLATED if packed else zipfile.ZIP_STORED
+        # It says which system the file attributes are of, and would otherwise depend on the machine.
+        entry.create_system = 3
+        entry.external_attr = 0o644 << 16
+        form: Any = np.lib.format
+        header = {"descr": form.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": shape}
+        with self._archive.open(entry, "w", force_zip64=True) as file:
+            form.write_array_header_1_0(file, header)
+            for part in parts:
+                # tobytes() of a view would copy; the buffer of a contiguous array does not.
+                file.write(np.ascontiguousarray(part, dtype).data if part.size else b"")
+
+    def close(self) -> None:
+        """Writes the archive's table of contents."""
+        self._archive.close()
+
+    def abandon(self) -> None:
+        """Ends an archive that will be thrown away; otherwise zipfile complains on stderr when it is collected."""
+        with contextlib.suppress(OSError, ValueError):
+            self._archive.close()
+
+
+@contextlib.contextmanager
+def npz_writer(path: Path) -> Iterator[NpzWriter]:
+    """A writer whose archive appears at `path` when the block ends well, and nowhere when it does not.
+
+    Raises:
+        DataError: the folder cannot be written to, or the disk is full.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    except OSError as error:
+        raise DataError(f"{path}", got=f"a place that cannot be written to ({error.strerror})") from error
+    temporary = Path(name)
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            writer = NpzWriter(stream)
+            try:
+                yield writer
+                writer.close()
+            finally:
+                writer.abandon()
+        # mkstemp makes files for their owner alone; these are as public as any other output.
+        temporary.chmod(0o666 & ~_umask())
+        temporary.replace(path)
+    except OSError as error:
+        raise DataError(f"{path}", got=f"a write that failed ({error.strerror})", fix="make room") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    # The only way to read it is to set it.
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
+
+
+@contextlib.contextmanager
+def opened_npz(path: Path, *, what: str, fix: str | None = None) -> Iterator[Any]:
+    """An archive of arrays, as numpy opens it; what goes wrong in the block is said of it too.
+
+    Raises:
+        DataError: it is no archive, a truncated one, or one of Python objects.
+    """
+    try:
+        stored = np.load(path, allow_pickle=False)
+        if not isinstance(stored, np.lib.npyio.NpzFile):
+            raise ValueError("a single array, not an archive")
+        with stored:
+            yield stored
+    except BROKEN as error:
+        raise DataError(
+            what, got=f"a file numpy cannot read ({error})", expected="a complete .npz", fix=fix
+        ) from error
+
+
+def arrays_from_path(path: Path, *, what: str) -> dict[str, Array]:
+    """All arrays of an archive.
+
+    Raises:
+        DataError: it is no archive, a truncated one, or one of Python objects.
+    """
+    with opened_npz(path, what=what, fix="record again") as stored:
+        return {name: stored[name] for name in stored.files}

@@ -1,0 +1,72 @@
+"""Writes a report into a folder: the pages and the pictures by themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from orchestrator.errors import DataError
+from orchestrator.planner.records import Records
+from orchestrator.planner.report.data import report_from_records
+from orchestrator.planner.report.page import page_from_report
+from orchestrator.planner.report.pictures import pictures_from_report
+from orchestrator.spec import CascadeSpec
+
+
+def write_report(
+    folder: Path,
+    spec: CascadeSpec,
+    records: Records,
+    *,
+    frontier: Sequence[Mapping[str, Any]] = (),
+    certify: Mapping[str, Any] | None = None,
+    calibration: Mapping[str, Any] | None = None,
+) -> Path:
+    """Writes `index.html`, which needs no other file, and every picture as a PNG.
+
+    Args:
+        folder: made if it is not there; other files in it stay.
+        spec: the plan.
+        records: n rows of all its members, and of any others it is compared with; costs in the plan's unit.
+        frontier: rows as `committee plan --json` prints them.
+        certify: facts of the guarantee; None takes `guarantee` of the plan's `fit.extra`. `reference` in it names
+            the member, or "ensemble", that the plan is compared with.
+        calibration: facts of the temperatures; None takes `calibration` of the plan's `fit.extra`.
+
+    Returns:
+        path of the page.
+
+    Raises:
+        DataError: the records do not fit the plan, matplotlib is missing, or the folder cannot be written to.
+    """
+    _made(folder)
+    report = report_from_records(spec, records, frontier=frontier, certify=certify, calibration=calibration)
+    pictures = pictures_from_report(report)
+    contents = {f"{picture.name}.png": picture.light for picture in pictures}
+    # The page goes last: where it is, the rest is.
+    contents["index.html"] = page_from_report(report, pictures).encode()
+    try:
+        for name, content in contents.items():
+            _replace(folder / name, content)
+    except OSError as error:
+        raise DataError(f"report {folder}", got=str(error), expected="a folder that can be written to") from error
+    return folder / "index.html"
+
+
+def _made(folder: Path) -> None:
+    """Makes the folder first, so that nobody waits for pictures that cannot be written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"report {folder}", got=str(error), expected="a folder that can be written to") from error
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Writes a file whole or not at all."""
+    part = path.with_name(f".{path.name}.part")
+    try:
+        part.write_bytes(content)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)

@@ -1,0 +1,207 @@
+"""What planning gives back, and the cascade.json it becomes."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from orchestrator.planner.chains import Choice, outcome_of
+from orchestrator.planner.decide import Decision, Part, Shortfall
+from orchestrator.planner.goal import Goal
+from orchestrator.planner.intervals import clopper_pearson
+from orchestrator.planner.records import Records
+from orchestrator.planner.replay import replay
+from orchestrator.planner.search import RIGHT, Found, Searched
+from orchestrator.planner.split import Split, records_of_rows
+from orchestrator.planner.trial import Trial
+from orchestrator.spec import CascadeSpec, Fit, Member, Stage
+
+# More corners than this tell a reader nothing; the first and the last are always there.
+FRONTIER_ROWS = 200
+# The search and the served core are the same arithmetic; so many rows are replayed to see that they are.
+REPLAYED_ROWS = 4096
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrontierRow:
+    """One plan nothing beats in both accuracy and cost, on the search part.
+
+    Args:
+        members: names in plan order.
+        stages: the same by stage.
+        thresholds: one per stage but the last.
+        combine: combine mode.
+        score: score.
+        accuracy: share of rows right; of rows that agree with the reference where labels are not looked at.
+        mean_cost: per row.
+        worst_cost: of a row that goes through every stage.
+    """
+
+    members: tuple[str, ...]
+    stages: tuple[tuple[str, ...], ...]
+    thresholds: tuple[float, ...]
+    combine: str
+    score: str
+    accuracy: float
+    mean_cost: float
+    worst_cost: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Planned:
+    """A plan with what it achieves.
+
+    Args:
+        spec: the plan, with `fit` filled in.
+        accuracy: on the search part; agreement with the reference where labels are not looked at.
+        accuracy_lower: lower bound of it from the certify part; None where nothing was certified.
+        mean_cost: per row, on the search part.
+        exit_share: per stage, on the search part.
+        frontier: dearest first.
+    """
+
+    spec: CascadeSpec
+    accuracy: float
+    accuracy_lower: float | None
+    mean_cost: float
+    exit_share: tuple[float, ...]
+    frontier: tuple[FrontierRow, ...]
+
+    @property
+    def worst_cost(self) -> float:
+        """Cost of a row that goes through every stage."""
+        return self.spec.worst_cost
+
+
+@dataclass(frozen=True, kw_only=True)
+class Infeasible:
+    """No plan does what was asked.
+
+    Args:
+        best: the best reachable one.
+        shortfall: why.
+    """
+
+    best: Planned
+    shortfall: Shortfall
+
+
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """What a plan is made of, and with which rows.
+
+    Args:
+        base: gives everything a plan has besides stages.
+        records: all rows.
+        split: which of them were used for what.
+        trial: how the temperatures came about.
+        goal: what was asked.
+    """
+
+    base: CascadeSpec
+    records: Records
+    split: Split
+    trial: Trial
+    goal: Goal
+
+
+def planned_from_decision(decision: Decision, part: Part, origin: Origin) -> Planned | Infeasible:
+    """A plan, or the best reachable one, with its numbers on the search part.
+
+    Args:
+        decision: the choice and what is known of it.
+        part: the search part.
+        origin: what it was chosen from.
+    """
+    choice, table, base = decision.choice, part.table, origin.base
+    outcome = outcome_of(choice, table)
+    counts = np.bincount(outcome.stage, minlength=len(choice.stages))
+    share = tuple(float(count) / table.rows for count in counts)
+    right = int(part.yardstick.right(outcome.label).sum())
+    stages = spec_stages(choice, table.pool)
+    spent = np.cumsum([stage.cost for stage in stages])
+    mean_cost = float((counts * spent).sum()) / table.rows
+    spec = dataclasses.replace(
+        base, stages=stages, combine=choice.combine, score=choice.score, fit=None, lead=None
+    )
+    _check_by_replay(spec, outcome.label, origin)
+    known = not origin.goal.label_free
+    fit = Fit(
+        data_sha256=str(origin.records.meta.get("data_sha256", "")),
+        rows=table.rows,
+        split=str(origin.records.meta.get("data", "")),
+        target=origin.goal.text,
+        accuracy=right / table.rows if known else None,
+        accuracy_ci95=clopper_pearson(right, table.rows) if known else None,
+        exit_share=share,
+        mean_cost=mean_cost,
+        extra=_extra(decision, origin, agreement=right / table.rows),
+    )
+    planned = Planned(
+        spec=dataclasses.replace(spec, fit=fit),
+        accuracy=right / table.rows,
+        accuracy_lower=decision.accuracy_lower,
+        mean_cost=mean_cost,
+        exit_share=share,
+        frontier=frontier_rows(decision.searched, table.pool),
+    )
+    return planned if decision.shortfall is None else Infeasible(best=planned, shortfall=decision.shortfall)
+
+
+def spec_stages(choice: Choice, pool: Sequence[Member]) -> tuple[Stage, ...]:
+    """The stages of a choice as cascade.json has them."""
+    return tuple(
+        Stage(members=tuple(pool[place] for place in group), threshold=threshold)
+        for group, threshold in zip(choice.stages, (*choice.thresholds, None), strict=True)
+    )
+
+
+def frontier_rows(searched: Searched, pool: Sequence[Member]) -> tuple[FrontierRow, ...]:
+    """The frontier of being right, thinned evenly where it is long."""
+    frontier = searched.frontiers[RIGHT]
+    places = np.unique(np.linspace(0, len(frontier) - 1, FRONTIER_ROWS).round().astype(int)) if frontier else ()
+    return tuple(_row(frontier[place], searched, pool) for place in places)
+
+
+def _row(found: Found, searched: Searched, pool: Sequence[Member]) -> FrontierRow:
+    choice = found.choice
+    stages = tuple(tuple(pool[place].name for place in group) for group in choice.stages)
+    return FrontierRow(
+        members=tuple(name for stage in stages for name in stage),
+        stages=stages,
+        thresholds=choice.thresholds,
+        combine=choice.combine,
+        score=choice.score,
+        accuracy=found.right / searched.rows,
+        mean_cost=searched.mean_cost(found),
+        worst_cost=float(sum(pool[place].cost for place in choice.members)),
+    )
+
+
+def _extra(decision: Decision, origin: Origin, *, agreement: float) -> dict[str, Any]:
+    split = origin.split
+    extra: dict[str, Any] = {
+        "split": {
+            "by": "hash of id and seed",
+            "seed": split.seed,
+            "search_rows": len(split.search),
+            "certify_rows": len(split.certify),
+        },
+        "calibration": origin.trial.facts(),
+    }
+    if decision.guarantee is not None:
+        extra["guarantee"] = decision.guarantee
+    if origin.goal.label_free:
+        extra["agreement"] = {"reference": origin.goal.reference, "share": agreement}
+    return extra
+
+
+def _check_by_replay(spec: CascadeSpec, label: npt.NDArray[np.int32], origin: Origin) -> None:
+    few = origin.split.search[:REPLAYED_ROWS]
+    done = replay(spec, records_of_rows(origin.records, few, spec.members))
+    assert np.array_equal(done.label, label[: len(few)]), f"{spec.name}: replay answers otherwise than the search"

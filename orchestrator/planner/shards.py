@@ -1,0 +1,253 @@
+"""An unfinished recording: numbered parts in a folder beside the output, until they become one records file.
+
+`.<output>.parts/header.json` says what is being recorded; `<first>-<stop>.npz` holds what became of the positions
+first to stop - 1. Positions number the rows that were asked for, in order. Each part appears whole or not at all,
+so a process that is killed loses the rows since the last one and nothing else.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from orchestrator.errors import DataError
+from orchestrator.planner.npz import BROKEN, npz_writer
+from orchestrator.planner.records import text_from_meta
+
+HEADER = "header.json"
+LOCK = "lock"
+NO_DIGEST = b"\0" * 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shard:
+    """What became of some neighbouring positions.
+
+    Args:
+        first, stop: the positions, stop excluded.
+        kept: int64 (n,), those of them that have outputs.
+        outputs: member name -> float32 (n, k).
+        skipped: position -> why it has none.
+        digest: hash of all data read up to here, where the source is hashed as it is read.
+    """
+
+    first: int
+    stop: int
+    kept: npt.NDArray[np.int64]
+    outputs: Mapping[str, npt.NDArray[np.float32]]
+    skipped: Mapping[int, str] = field(default_factory=dict)
+    digest: bytes = NO_DIGEST
+
+
+class Shards:
+    """The parts of one recording, held by one process at a time.
+
+    Args:
+        output: the records file they will become.
+        header: what is being recorded, as JSON values; parts made under another header are not gone on with.
+        members: member names, in order.
+        restart: whether to throw away what lies there.
+
+    Raises:
+        DataError: another header, another process, or a place that cannot be written to.
+    """
+
+    def __init__(
+        self, output: Path, header: Mapping[str, Any], *, members: Sequence[str], restart: bool = False
+    ) -> None:
+        self.output = output
+        self.folder = output.with_name(f".{output.name}.parts")
+        self._members = tuple(members)
+        self._paths: list[Path] = []
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._lock = self._locked()
+        except OSError as error:
+            raise _unwritable(self.folder, error) from error
+        try:
+            self._begin(text_from_meta(header), restart=restart)
+        except OSError as error:
+            os.close(self._lock)
+            raise _unwritable(self.folder, error) from error
+        except DataError:
+            os.close(self._lock)
+            raise
+        self.resumed = self.done
+
+    @property
+    def done(self) -> int:
+        """Positions dealt with; the next shard begins here."""
+        return _span(self._paths[-1])[1] if self._paths else 0
+
+    def add(self, shard: Shard) -> None:
+        """Keeps what became of the next positions.
+
+        Raises:
+            DataError: the disk is full.
+        """
+        assert shard.first == self.done < shard.stop, "shards come in order and without gaps"
+        path = self.folder / f"{shard.first:012d}-{shard.stop:012d}.npz"
+        with npz_writer(path) as writer:
+            writer.add("kept", shard.kept, packed=False)
+            for name in self._members:
+                writer.add(f"outputs/{name}", shard.outputs[name], packed=False)
+            skipped = {str(position): reason for position, reason in shard.skipped.items()}
+            writer.add("skipped", np.array(text_from_meta(skipped)), packed=False)
+            writer.add("digest", np.frombuffer(shard.digest, np.uint8), packed=False)
+        self._paths.append(path)
+
+    def digest(self) -> bytes:
+        """That of the last shard."""
+        return self._digest_of(self._paths[-1]) if self._paths else NO_DIGEST
+
+    def kept(self) -> npt.NDArray[np.int64]:
+        """int64 (n,), positions that have outputs."""
+        parts = [self._array(path, "kept") for path in self._paths]
+        return np.concatenate([np.zeros(0, np.int64), *parts])
+
+    def skipped(self) -> dict[int, str]:
+        """Position -> why it has no outputs."""
+        found: dict[int, str] = {}
+        for path in self._paths:
+            found |= {int(k): v for k, v in json.loads(str(self._array(path, "skipped"))).items()}
+        return found
+
+    def outputs(self, name: str) -> Iterator[npt.NDArray[np.float32]]:
+        """A member's outputs part by part, float32 (n, k) in all."""
+        for path in self._paths:
+            yield self._array(path, f"outputs/{name}")
+
+    def write(
+        self,
+        *,
+        ids: npt.NDArray[Any],
+        labels: npt.NDArray[np.int64] | None,
+        classes: int,
+        cost: Mapping[str, float],
+        meta: Mapping[str, Any],
+    ) -> None:
+        """Writes the records file, one part in memory at a time; the parts stay until `remove`.
+
+        Args:
+            ids: (n,) of the kept rows.
+            labels: int64 (n,) of them.
+            classes: k.
+            cost: member name -> cost per row.
+            meta: JSON values.
+
+        Raises:
+            DataError: the disk is full.
+        """
+        with npz_writer(self.output) as writer:
+            writer.add("ids", ids)
+            if labels is not None:
+                writer.add("labels", labels)
+            for name in self._members:
+                shape = (len(ids), classes)
+                writer.stream(f"outputs/{name}", np.float32, shape=shape, parts=self.outputs(name))
+                writer.add(f"cost/{name}", np.float64(cost[name]))
+            writer.add("meta", np.array(text_from_meta(meta)))
+
+    def remove(self) -> None:
+        """Throws the parts away."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self._paths = []
+
+    def close(self) -> None:
+        """Lets another process have them; a folder without parts is not left behind."""
+        if not self._paths:
+            self.remove()
+        os.close(self._lock)
+
+    def _locked(self) -> int:
+        handle = os.open(self.folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(handle)
+            raise DataError(
+                f"{self.folder}", got="another process that records to it", fix="wait for it or choose another -o"
+            ) from error
+        return handle
+
+    def _begin(self, header: str, *, restart: bool) -> None:
+        path = self.folder / HEADER
+        known = path.read_text(encoding="utf-8") if path.is_file() else None
+        if restart or known is None:
+            for old in self.folder.glob("*.npz"):
+                old.unlink()
+        elif known != header:
+            raise DataError(
+                f"unfinished recording {self.folder}",
+                got=f"one that differs in {_difference(known, header)}",
+                expected="the same data and members",
+                fix="throw it away with --restart, or choose another -o",
+            )
+        for left in (*self.folder.glob(".*.part"), *self.output.parent.glob(f".{self.output.name}.*.part")):
+            # Of a process that was killed while it wrote; nobody else can be writing, we hold the lock.
+            left.unlink()
+        if restart or known is None:
+            temporary = path.with_suffix(".part")
+            temporary.write_text(header, encoding="utf-8")
+            temporary.replace(path)
+        self._paths = self._whole_parts()
+
+    def _whole_parts(self) -> list[Path]:
+        """Parts that follow on each other from position 0 and can be read; the others are asked for again."""
+        good: list[Path] = []
+        at = 0
+        for path in sorted(self.folder.glob("*.npz")):
+            if _span(path)[0] != at or not _is_whole(path):
+                path.unlink()
+                continue
+            good.append(path)
+            at = _span(path)[1]
+        return good
+
+    def _array(self, path: Path, name: str) -> npt.NDArray[Any]:
+        try:
+            with np.load(path, allow_pickle=False) as stored:
+                array: npt.NDArray[Any] = stored[name]
+        except BROKEN as error:
+            raise DataError(f"{path}", got=f"a part that cannot be read ({error})", fix="use --restart") from error
+        return array
+
+    def _digest_of(self, path: Path) -> bytes:
+        return self._array(path, "digest").tobytes()
+
+
+def _unwritable(folder: Path, error: OSError) -> DataError:
+    return DataError(f"{folder}", got=f"a place that cannot be written to ({error.strerror})")
+
+
+def _span(path: Path) -> tuple[int, int]:
+    first, _, stop = path.stem.partition("-")
+    return int(first), int(stop)
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip() is None
+    except BROKEN:
+        return False
+
+
+def _difference(known: str, header: str) -> str:
+    """The fields of two headers that differ, in words."""
+    try:
+        old, new = json.loads(known), json.loads(header)
+    except ValueError:
+        return "its header, which cannot be read"
+    keys = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
+    return ", ".join(keys).replace("_", " ") or "its header"

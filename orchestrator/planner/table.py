@@ -1,0 +1,230 @@
+"""What every subset of the pool would answer, row by row, if it were asked: computed once, searched many times.
+
+Rules of this file:
+- The running combination of a chain depends on the members asked so far and on nothing else, so one label and one
+  score per *subset in cost order* serve every chain and every tuple of thresholds. `last` looks at the newest
+  stage only, which is again a subset, combined like `mean_prob`.
+- Rows go through in chunks that fit a core's cache; of the (n, k) combinations only labels and scores stay.
+- The decision core does the arithmetic, member after member in plan order, so the bits are those of serving.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+import numpy.typing as npt
+
+from orchestrator.decision import Combiner, Tally, score_from_tally
+from orchestrator.decision.combine import scaled_logits
+from orchestrator.decision.scores import agreement
+from orchestrator.errors import DataError
+from orchestrator.planner.progress import Advance, unheard
+from orchestrator.planner.records import Records
+from orchestrator.spec import CascadeSpec, Member, Stage
+
+F32 = npt.NDArray[np.float32]
+Labels = npt.NDArray[np.int32]
+Unit = tuple[int, ...]
+
+# Committees larger than this are not looked at: the gain of a fifth member is small, the number of subsets is not.
+MOST_MEMBERS = 4
+# A chunk of combinations is about this large: it stays in a core's second-level cache between passes.
+CHUNK_BYTES = 1 << 19
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """Labels and scores of every subset, n rows.
+
+    Args:
+        pool: the members, in cost order; a unit is a tuple of places in it, ascending.
+        index: unit -> its line in the arrays below.
+        labels: mode -> int32 (units, n); modes are combine modes, with `last` kept as `mean_prob`.
+        scores: (mode, score) -> float32 (units, n); `agreement` is derived from `tops`.
+        tops: int32 (n, m), every member's own answer.
+    """
+
+    pool: tuple[Member, ...]
+    index: dict[Unit, int]
+    labels: dict[str, Labels]
+    scores: dict[tuple[str, str], F32]
+    tops: Labels
+
+    @property
+    def rows(self) -> int:
+        """Number of rows n."""
+        return len(self.tops)
+
+    @property
+    def costs(self) -> tuple[float, ...]:
+        """Cost per row of each member."""
+        return tuple(member.cost for member in self.pool)
+
+    def take(self, rows: npt.NDArray[np.intp]) -> Table:
+        """The same of some rows, which may repeat."""
+        return dataclasses.replace(
+            self,
+            labels={mode: part[:, rows] for mode, part in self.labels.items()},
+            scores={key: part[:, rows] for key, part in self.scores.items()},
+            tops=self.tops[rows],
+        )
+
+    def label(self, combine: str, unit: Unit) -> Labels:
+        """What the subset answers, int32 (n,)."""
+        labels: Labels = self.labels[mode_of(combine)][self.index[unit]]
+        return labels
+
+    def score(self, combine: str, score: str, *, asked: Unit, unit: Unit) -> F32:
+        """How sure that answer is, float32 (n,).
+
+        Args:
+            combine: a combine mode.
+            score: a score.
+            asked: all members asked so far.
+            unit: those whose combination it is: the newest stage for `last`, all asked otherwise.
+        """
+        if score != "agreement":
+            scores: F32 = self.scores[mode_of(combine), score][self.index[unit]]
+            return scores
+        weights = np.array([self.pool[place].weight for place in asked], np.float32)
+        return agreement(self.tops[:, asked], weights, self.label(combine, unit).astype(np.int64))
+
+
+def mode_of(combine: str) -> str:
+    """The mode whose arrays a combine mode reads."""
+    return "mean_prob" if combine == "last" else combine
+
+
+def in_cost_order(members: Sequence[Member]) -> tuple[Member, ...]:
+    """The pool as every plan asks it: cheapest first, then by name."""
+    return tuple(sorted(members, key=lambda member: (member.cost, member.name)))
+
+
+def units_of(members: int) -> list[Unit]:
+    """Every subset of up to four, small ones first."""
+    return [unit for size in range(1, MOST_MEMBERS + 1) for unit in combinations(range(members), size)]
+
+
+def chunk_rows(classes: int) -> int:
+    """Rows that one pass of work takes."""
+    return int(np.clip(CHUNK_BYTES // (4 * classes), 64, 4096))
+
+
+def table_from_records(
+    base: CascadeSpec,
+    records: Records,
+    *,
+    combines: Sequence[str] = ("mean_logit",),
+    scores: Sequence[str] = ("max_prob",),
+    advance: Advance = unheard,
+    workers: int | None = None,
+) -> Table:
+    """Asks every subset of the pool about every recorded row.
+
+    Args:
+        base: its members are the pool, with temperatures and weights.
+        records: n rows that hold every member of the pool.
+        combines: combine modes wanted.
+        scores: scores wanted.
+        advance: told how many rows are done, from any thread; n per mode in all.
+        workers: threads; None takes one per core this process may use.
+
+    Raises:
+        DataError: a member is missing from the records.
+    """
+    pool = in_cost_order(base.members)
+    _check(pool, records)
+    units = units_of(len(pool))
+    if len(pool) > MOST_MEMBERS:
+        units.append(tuple(range(len(pool))))
+    modes = sorted({mode_of(combine) for combine in combines})
+    wanted = [score for score in scores if score != "agreement"]
+    shape = (len(units), records.rows)
+    table = Table(
+        pool=pool,
+        index={unit: line for line, unit in enumerate(units)},
+        labels={mode: np.zeros(shape, np.int32) for mode in modes},
+        scores={(mode, score): np.zeros(shape, np.float32) for mode in modes for score in wanted},
+        tops=np.zeros((records.rows, len(pool)), np.int32),
+    )
+    step = chunk_rows(records.classes)
+    jobs = [(mode, slice(at, at + step)) for mode in modes for at in range(0, records.rows, step)]
+    fillers = {mode: _Filler(base, pool, table, mode=mode) for mode in modes}
+
+    def work(job: tuple[str, slice]) -> None:
+        mode, rows = job
+        fillers[mode].fill([records.outputs[member.name][rows] for member in pool], rows)
+        advance(min(rows.stop, records.rows) - rows.start)
+
+    # numpy lets go of the interpreter inside every pass, so threads share the work without copies of the records.
+    with ThreadPoolExecutor(workers or _cores()) as crew:
+        for _ in crew.map(work, jobs):
+            pass
+    return table
+
+
+def _check(pool: Sequence[Member], records: Records) -> None:
+    missing = [member.name for member in pool if member.name not in records.outputs]
+    if missing:
+        raise DataError("records", got=f"no outputs of {', '.join(missing)}", fix="record those members too")
+
+
+def _cores() -> int:
+    """Cores this process may use; not every system tells it from those there are."""
+    allowed = getattr(os, "sched_getaffinity", None)
+    return len(allowed(0)) if allowed is not None else os.cpu_count() or 1
+
+
+class _Filler:
+    """Fills one mode's lines of a table, chunk by chunk; holds nothing that changes, so threads may share it."""
+
+    def __init__(self, base: CascadeSpec, pool: tuple[Member, ...], table: Table, *, mode: str) -> None:
+        self._pool = pool
+        self._table = table
+        self._mode = mode
+        # Logits and temperatures are settled once per chunk, not once per subset: the same bits for less work.
+        ready = [dataclasses.replace(member, output_kind="logits", temperature=1.0) for member in pool]
+        chain = tuple(Stage(members=(member,)) for member in ready)
+        self._combiner = Combiner(
+            dataclasses.replace(base, stages=chain, combine=mode, score="max_prob", fit=None, lead=None)
+        )
+        self._scores = [score for kept, score in table.scores if kept == mode]
+
+    def fill(self, outputs: Sequence[F32], rows: slice) -> None:
+        """Every subset of one chunk; outputs are float32 (rows, k) per member."""
+        ready = [scaled_logits(member, raw)[0] for member, raw in zip(self._pool, outputs, strict=True)]
+        for place, z in enumerate(ready):
+            self._table.tops[rows, place] = np.argmax(z, axis=1)
+        self._grow(self._combiner.empty(len(ready[0])), (), ready=ready, rows=rows)
+        whole = tuple(range(len(ready)))
+        if len(whole) > MOST_MEMBERS:
+            tally = self._combiner.empty(len(ready[0]))
+            for place, z in enumerate(ready):
+                self._combiner.add_stage(tally, place, [z])
+            self._keep(tally, whole, rows)
+
+    def _grow(self, tally: Tally, unit: Unit, *, ready: Sequence[F32], rows: slice) -> None:
+        for place in range(unit[-1] + 1 if unit else 0, len(ready)):
+            child = Tally(
+                tally.total.copy(), tally.weight.copy(), None if tally.ties is None else tally.ties.copy(), None
+            )
+            self._combiner.add_stage(child, place, [ready[place]])
+            grown = (*unit, place)
+            self._keep(child, grown, rows)
+            if len(grown) < MOST_MEMBERS:
+                self._grow(child, grown, ready=ready, rows=rows)
+
+    def _keep(self, tally: Tally, unit: Unit, rows: slice) -> None:
+        p, label = self._combiner.distribution(tally)
+        line = self._table.index[unit]
+        self._table.labels[self._mode][line, rows] = label
+        for score in self._scores:
+            self._table.scores[self._mode, score][line, rows] = score_from_tally(
+                score, p, label, None, self._combiner.weights
+            )

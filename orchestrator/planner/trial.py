@@ -1,0 +1,194 @@
+"""Do temperatures help this committee? Plans with and without, from each half of the search part, on the other."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from orchestrator.planner.calibrate import Scaling, scaling_of
+from orchestrator.planner.chains import chains_of, mean_cost, outcome_of, shares_of
+from orchestrator.planner.goal import ENSEMBLE, Goal, Options
+from orchestrator.planner.progress import Progress, silent
+from orchestrator.planner.records import Records
+from orchestrator.planner.search import RIGHT, search
+from orchestrator.planner.split import Split, records_of_rows, shuffled
+from orchestrator.planner.table import table_from_records
+from orchestrator.planner.yardstick import rows_wanted, yardstick_of
+from orchestrator.spec import CascadeSpec, Stage
+
+# Fewer rows than this on either side would decide by luck; more would add minutes and no certainty.
+FEWEST, MOST = 200, 2000
+# A coarse grid will do to see a difference worth having.
+TRIAL_QUANTILES = 25
+# Cheaper by less than this is noise.
+WORTH = 0.01
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """What came of trying temperatures.
+
+    Args:
+        kept: whether the plan uses them.
+        reason: why, in words.
+        scalings: member name -> its temperature and calibration errors.
+        without, with_: what plans without and with temperatures achieved, per half that judged.
+    """
+
+    kept: bool
+    reason: str
+    scalings: dict[str, Scaling] = field(default_factory=dict)
+    without: tuple[float | None, ...] = ()
+    with_: tuple[float | None, ...] = ()
+
+    def applied(self, base: CascadeSpec) -> CascadeSpec:
+        """The pool with the temperatures, if they were kept."""
+        return scaled(base, self.scalings) if self.kept else base
+
+    def facts(self) -> dict[str, Any]:
+        """As JSON values."""
+        facts: dict[str, Any] = {"kept": self.kept, "reason": self.reason}
+        if self.scalings:
+            facts["members"] = {name: dataclasses.asdict(scaling) for name, scaling in self.scalings.items()}
+            facts["without"], facts["with"] = list(self.without), list(self.with_)
+        return facts
+
+
+def scaled(base: CascadeSpec, scalings: dict[str, Scaling]) -> CascadeSpec:
+    """The pool with other temperatures."""
+    members = (
+        dataclasses.replace(member, temperature=scalings[member.name].temperature) for member in base.members
+    )
+    return dataclasses.replace(base, stages=tuple(Stage(members=(member,)) for member in members))
+
+
+def try_temperatures(
+    base: CascadeSpec,
+    records: Records,
+    goal: Goal,
+    *,
+    split: Split,
+    options: Options,
+    progress: Progress = silent,
+) -> Trial:
+    """Fits temperatures on each half of the search rows and compares plans with and without them on the other.
+
+    Args:
+        base: its members are the pool.
+        records: n rows.
+        goal: what the plans are for.
+        split: only the search part is looked at.
+        options: combine modes, scores and seed.
+        progress: shows the work, one step per half.
+    """
+    if records.labels is None or goal.label_free:
+        return Trial(kept=False, reason="no labels to fit temperatures on")
+    if goal.reference == ENSEMBLE:
+        return Trial(kept=False, reason="temperatures would change the reference, an average of all members")
+    half = len(split.search) // 2
+    if half < FEWEST:
+        return Trial(kept=False, reason=f"{len(split.search)} search rows, fewer than {2 * FEWEST}")
+    order = shuffled(records.ids, split.search, seed=split.seed)
+    one, other = (records_of_rows(records, np.sort(part[:MOST])) for part in (order[:half], order[half:]))
+    folds = []
+    with progress("trying temperatures", 2) as advance:
+        for fit, check in ((one, other), (other, one)):
+            folds.append(_fold(base, fit, check, goal=goal, options=options))
+            advance(1)
+    kept = all(_better(goal, fold) for fold in folds)
+    said = ", ".join(f"{_said(fold.with_)} against {_said(fold.without)} without" for fold in folds)
+    noun = "accuracy within the budget" if goal.has_budget else "mean cost of a plan that is good enough"
+    return Trial(
+        kept=kept,
+        reason=f"{noun}, on each half of the search rows: {said}",
+        scalings=_pooled([fold.scalings for fold in folds]),
+        without=tuple(fold.without for fold in folds),
+        with_=tuple(fold.with_ for fold in folds),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Fold:
+    """What plans fitted on one half achieve on the other."""
+
+    scalings: dict[str, Scaling]
+    without: float | None
+    with_: float | None
+
+
+def _fold(base: CascadeSpec, fit: Records, check: Records, *, goal: Goal, options: Options) -> _Fold:
+    assert fit.labels is not None
+    assert check.labels is not None
+    scalings = {
+        member.name: scaling_of(
+            member, fit=(fit.outputs[member.name], fit.labels), check=(check.outputs[member.name], check.labels)
+        )
+        for member in base.members
+    }
+    without = _achieved(base, fit, check, goal=goal, options=options)
+    with_ = _achieved(scaled(base, scalings), fit, check, goal=goal, options=options)
+    return _Fold(scalings=scalings, without=without, with_=with_)
+
+
+def _pooled(folds: Sequence[dict[str, Scaling]]) -> dict[str, Scaling]:
+    """Per member the geometric mean of both halves' temperatures, and the mean of the errors they left."""
+    return {
+        name: Scaling(
+            temperature=float(f"{math.sqrt(math.prod(fold[name].temperature for fold in folds)):.4g}"),
+            ece_before=sum(fold[name].ece_before for fold in folds) / len(folds),
+            ece_after=sum(fold[name].ece_after for fold in folds) / len(folds),
+        )
+        for name in folds[0]
+    }
+
+
+def _better(goal: Goal, fold: _Fold) -> bool:
+    """Whether temperatures helped on one half; one lucky row is enough for that, hence two halves."""
+    if fold.with_ is None or fold.without is None:
+        return fold.with_ is not None
+    if goal.has_budget:
+        return fold.with_ > fold.without
+    return fold.with_ < fold.without * (1 - WORTH)
+
+
+def _said(value: float | None) -> str:
+    return "no plan" if value is None else f"{value:.6g}"
+
+
+def _achieved(base: CascadeSpec, fit: Records, check: Records, *, goal: Goal, options: Options) -> float | None:
+    """Best accuracy within the budget, or least cost that is good enough, of plans from `fit` seen on `check`."""
+    tables, sticks = [], []
+    for part in (fit, check):
+        table = table_from_records(base, part, combines=options.combines, scores=options.scores)
+        tables.append(table)
+        sticks.append(yardstick_of(goal, table, part, combine=options.combines[0]))
+    chains = chains_of(
+        tables[0].pool,
+        combines=options.combines,
+        scores=options.scores,
+        max_stages=goal.max_stages,
+        max_worst_cost=goal.max_worst_cost,
+    )
+    if not chains:
+        return None
+    quantiles = min(TRIAL_QUANTILES, options.quantiles)
+    searched = search(
+        tables[0], chains, values={RIGHT: sticks[0].right}, max_stages=goal.max_stages, quantiles=quantiles
+    )
+    wanted, seen, stick = rows_wanted(goal, sticks[1]), tables[1], sticks[1]
+    best: float | None = None
+    for found in searched.frontiers[RIGHT]:
+        outcome = outcome_of(found.choice, seen)
+        right = int(stick.right(outcome.label).sum())
+        cost = mean_cost(found.choice, shares_of(outcome, len(found.choice.stages)), seen.costs)
+        if goal.max_mean_cost is not None:
+            if cost <= goal.max_mean_cost and (best is None or right / seen.rows > best):
+                best = right / seen.rows
+        elif right >= wanted and (best is None or cost < best):
+            best = cost
+    return best

@@ -1,0 +1,207 @@
+"""How long planning takes and how much memory, on records made up at the size asked for."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import resource
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+from rich import box
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from orchestrator.errors import DataError
+from orchestrator.planner.goal import Goal, Options
+from orchestrator.planner.planning import plan_from_records
+from orchestrator.planner.progress import unheard
+from orchestrator.planner.records import Records, records_from_path, write_records
+from orchestrator.planner.result import Infeasible
+from orchestrator.spec import COMBINES, SCORES, CascadeSpec, InputSpec, Member, Stage
+
+# Each member costs three times the one before it: a family by compound scaling.
+COST_STEP = 3.0
+CHUNK_ROWS = 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """What one run plans with.
+
+    Args:
+        rows, classes, members: of the records.
+        modes: combine modes and scores looked at: "one" of each, or "all".
+    """
+
+    rows: int
+    classes: int
+    members: int
+    modes: str = "one"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """What one run took.
+
+    Args:
+        size: of the records.
+        seconds: of the whole, from the file on disk to the plan.
+        steps: the seconds of its parts.
+        peak_gib: most memory the process held, the records included.
+        mean_cost_share: mean cost of the plan as a share of the dearest member's.
+    """
+
+    size: Size
+    seconds: float
+    steps: dict[str, float]
+    peak_gib: float
+    mean_cost_share: float | None
+
+
+def planner(
+    rows: Annotated[int, typer.Option(min=100, help="Rows of the largest run.")] = 50_000,
+    classes: Annotated[int, typer.Option(min=2, help="Classes of the largest run.")] = 1_000,
+    members: Annotated[int, typer.Option(min=1, max=20, help="Members of the largest run.")] = 8,
+    growth: Annotated[bool, typer.Option(help="Also run with fewer rows, classes and members.")] = True,
+    modes: Annotated[str, typer.Option(help="one combine mode and score, all of them, or both runs.")] = "one",
+    output: Annotated[Path | None, typer.Option(help="Folder for planner.json.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
+) -> None:
+    """Measure `committee plan` on made-up records: seconds, memory, and how both grow.
+
+    Example: python -m perf planner --rows 10000 --classes 100 --no-growth
+    """
+    known = {"one": ("one",), "all": ("all",), "both": ("one", "all")}
+    if modes not in known:
+        raise DataError("perf planner --modes", got=modes, expected=" or ".join(known))
+    largest = Size(rows=rows, classes=classes, members=members)
+    sizes = [Size(**{**asdict(largest), "modes": mode}) for mode in known[modes]]
+    if growth:
+        sizes = [*smaller(largest), *sizes]
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task("planning")
+        runs = []
+        for size in sizes:
+            progress.update(task, description=f"{size.rows} rows, {size.classes} classes, {size.members} members")
+            runs.append(measured(size))
+    document = {"runs": [asdict(run) for run in runs]}
+    if output is not None:
+        output.mkdir(parents=True, exist_ok=True)
+        (output / "planner.json").write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    if as_json:
+        typer.echo(json.dumps(document, indent=2))
+        return
+    Console().print(table_from_runs(runs))
+
+
+def smaller(size: Size) -> list[Size]:
+    """The size with one number at a quarter and at a half."""
+    found = []
+    for name, least in (("rows", 100), ("classes", 2), ("members", 1)):
+        for part in (4, 2):
+            found.append(Size(**{**asdict(size), name: max(least, getattr(size, name) // part)}))
+    return found
+
+
+def measured(size: Size) -> Run:
+    """One run in a process of its own, so that its peak of memory is nobody else's."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = str(Path(folder) / "records.npz")
+        _in_a_process(_write, path, size)
+        facts: dict[str, Any] = _in_a_process(planned, path, size)
+    return Run(size=size, **facts)
+
+
+def _in_a_process(function: Any, *arguments: Any) -> Any:
+    # Unlike a multiprocessing.Pool this one raises when the process dies, for want of memory for example.
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, *arguments).result()
+
+
+def _write(path: str, size: Size) -> None:
+    write_records(made_records(size), Path(path))
+
+
+def made_records(size: Size, seed: int = 0) -> Records:
+    """Members that get better with their cost, on rows that are easy for all or hard for all."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, size.classes, size.rows)
+    easy = rng.random(size.rows, dtype=np.float32)
+    # The largest of k normal numbers grows with k; without it 1,000 classes would be hopeless and 10 too easy.
+    level = np.sqrt(2 * np.log(size.classes)) + 1
+    outputs = {}
+    for place in range(size.members):
+        output = np.empty((size.rows, size.classes), np.float32)
+        for at in range(0, size.rows, CHUNK_ROWS):
+            part = output[at : at + CHUNK_ROWS]
+            rng.standard_normal(out=part, dtype=np.float32)
+        lift = level * (0.6 + 0.1 * place) + 3 * easy + rng.normal(0, 0.5, size.rows)
+        output[np.arange(size.rows), labels] += lift.astype(np.float32)
+        output *= np.float32(2)
+        outputs[f"member_{place}"] = output
+    return Records(
+        ids=np.arange(size.rows),
+        labels=labels,
+        outputs=outputs,
+        cost={name: COST_STEP**place for place, name in enumerate(outputs)},
+    )
+
+
+def planned(path: str, size: Size) -> dict[str, Any]:
+    """Plans from a records file in this process; the facts of a `Run` but its size."""
+    steps: dict[str, float] = {}
+
+    @contextmanager
+    def timed(description: str, total: int) -> Iterator[Any]:
+        del total
+        begun = time.perf_counter()
+        yield unheard
+        steps[description] = time.perf_counter() - begun
+
+    begun = time.perf_counter()
+    with timed("reading", 1):
+        records = records_from_path(Path(path))
+    names = list(records.outputs)
+    base = CascadeSpec(
+        name="made_up",
+        input=InputSpec(name="input", dtype="FP32", dims=(1,)),
+        classes=records.classes,
+        stages=tuple(Stage(members=(Member(name=n, output="output", cost=records.cost[n]),)) for n in names),
+    )
+    options = Options(combines=COMBINES, scores=SCORES) if size.modes == "all" else Options()
+    goal = Goal(reference=names[-1], epsilon=0.01)
+    found = plan_from_records(base, records, goal, options=options, progress=timed)
+    seconds = time.perf_counter() - begun
+    plan = None if isinstance(found, Infeasible) else found
+    return {
+        "seconds": seconds,
+        "steps": {**steps, "the rest": seconds - sum(steps.values())},
+        "peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+        "mean_cost_share": None if plan is None else plan.mean_cost / max(records.cost.values()),
+    }
+
+
+def table_from_runs(runs: Sequence[Run]) -> Table:
+    """One line per run."""
+    table = Table(title="planning, from the file to the plan", box=box.SIMPLE_HEAD)
+    for name in ("rows", "classes", "members", "modes", "seconds", "GiB", "of that"):
+        table.add_column(
+            name, justify="left" if name in ("modes", "of that") else "right", no_wrap=name != "of that"
+        )
+    for run in runs:
+        size = run.size
+        steps = ", ".join(f"{name} {seconds:.1f}" for name, seconds in run.steps.items())
+        cells = (str(size.rows), str(size.classes), str(size.members), size.modes)
+        table.add_row(*cells, f"{run.seconds:.1f}", f"{run.peak_gib:.2f}", steps)
+    return table

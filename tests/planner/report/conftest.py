@@ -1,0 +1,19 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.planner.report.made import write_evil, write_made
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A report as it is written; drawing takes seconds, so there is one."""
+    return write_made(tmp_path_factory.mktemp("report") / "made" / "here").parent
+
+
+@pytest.fixture(scope="session")
+def evil(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with names that try to break out of their places."""
+    return write_evil(tmp_path_factory.mktemp("evil")).parent

@@ -1,0 +1,206 @@
+from __future__ import annotations
+
+import base64
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from orchestrator.errors import DataError
+from orchestrator.planner.records import Records
+from orchestrator.planner.report import write_report
+from orchestrator.planner.report.data import report_from_records
+from orchestrator.planner.report.live import MOST_ROWS, live_from_report, sampled_rows
+from orchestrator.planner.report.page import page_from_report
+from orchestrator.planner.report.pictures import Picture, sketches_from_report
+from orchestrator.planner.report.theme import LIGHT, drawn
+from orchestrator.planner.report.words import cost_words
+from orchestrator.spec import CascadeSpec
+from tests.planner.report.made import CALIBRATION, CERTIFY, FRONTIER, made_plan, made_records
+
+
+class Page(HTMLParser):
+    """Elements and text of a page; fails on anything left open."""
+
+    VOID = ("meta", "link", "img", "source", "input", "br", "circle", "line", "polyline")
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: list[str] = []
+        self._open: list[str] = []
+        self.feed(text)
+        self.close()
+        assert self._open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self._open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in self.VOID:
+            assert self._open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self._open and self._open[-1] not in ("script", "style"):
+            self.texts.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.texts).split())
+
+
+def undrawn(spec: CascadeSpec, records: Records, **facts: Any) -> str:
+    """A page with blanks for pictures, which take seconds to draw."""
+    report = report_from_records(spec, records, **facts)
+    blanks = [
+        Picture(name=sketch.name, alt=sketch.alt, light=b"light", dark=b"dark")
+        for sketch in sketches_from_report(report)
+    ]
+    return page_from_report(report, blanks)
+
+
+@pytest.fixture(scope="module")
+def text(folder: Path) -> str:
+    return (folder / "index.html").read_text(encoding="utf-8")
+
+
+def test_the_folder_holds_one_page_and_the_pictures(folder: Path) -> None:
+    names = {path.name for path in folder.iterdir()}
+    pictures = ("frontier", "exits", "thresholds", "confidence", "reliability", "classes")
+    assert names == {"index.html", *(f"{name}.png" for name in pictures)}
+    assert all((folder / f"{name}.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n" for name in pictures)
+
+
+def test_the_page_asks_nobody_for_anything(text: str) -> None:
+    # What is packed in base64 may look like anything.
+    bare = re.sub(r"data:image/png;base64,[\w+/=]+|<script type=\"application/json\".*?</script>", "", text)
+    assert len(bare) < 60_000
+    assert not re.search(r"https?:|url\(|@import|\bfetch\b|XMLHttpRequest|WebSocket|import\(", bare)
+    for tag, attributes in Page(text).elements:
+        for name in ("src", "href", "srcset", "action", "data"):
+            value = attributes.get(name)
+            assert value is None or value.startswith(("data:", "#")), (tag, name, value)
+    assert "default-src 'none'" in text
+
+
+def test_the_page_says_what_the_numbers_are_of(text: str) -> None:
+    said = Page(text).text
+    report = report_from_records(made_plan(), made_records(), certify=CERTIFY)
+    low, high = report.plan.quality.interval
+    assert f"{100 * report.plan.quality.value:.2f} %" in said
+    assert f"95 % interval {100 * low:.2f} to {100 * high:.2f} %" in said
+    assert "600 rows of made:test" in said
+    assert "accuracy >= that of large - 0.02" in said
+    assert "Judged on 200 rows that had no say in the choice: 3 lost, 1 gained; bound 0.0192" in said
+    assert "Temperatures are used: it helped." in said
+    assert "12.50 %" in said
+    assert "The 2 plans of the frontier" in said
+    assert "accuracy minus large" in said
+
+
+def test_every_slider_has_a_label_and_every_picture_words(text: str) -> None:
+    elements = Page(text).elements
+    sliders = [one["id"] for tag, one in elements if tag == "input" and one["type"] == "range"]
+    assert sliders == ["slider-0", "slider-1"]
+    labels = [one["for"] for tag, one in elements if tag == "label"]
+    assert labels == sliders
+    assert all(one.get("alt") for tag, one in elements if tag == "img")
+    assert all(one.get("aria-label") for tag, one in elements if tag == "input" and one["type"] == "number")
+
+
+def test_writing_twice_gives_equal_bytes(folder: Path) -> None:
+    report = report_from_records(
+        made_plan(), made_records(), frontier=FRONTIER, certify=CERTIFY, calibration=CALIBRATION
+    )
+    sketch = next(one for one in sketches_from_report(report) if one.name == "exits")
+    again = drawn(
+        lambda figure, theme: sketch.paint(figure, theme, report), theme=LIGHT, height_in=sketch.height_in
+    )
+    assert (folder / "exits.png").read_bytes() == again
+    pages = [undrawn(made_plan(), made_records(), frontier=FRONTIER, certify=CERTIFY) for _ in range(2)]
+    assert pages[0] == pages[1]
+
+
+def test_no_name_breaks_out_of_its_place(evil: Path) -> None:
+    page = Page((evil / "index.html").read_text(encoding="utf-8"))
+    tags = [tag for tag, _ in page.elements]
+    assert tags.count("script") == 2
+    assert tags.count("img") == 6
+    assert not any("onerror" in attributes for _, attributes in page.elements)
+    assert page.text.count("<script>window.pwned=1</script>") > 10
+
+
+@pytest.mark.parametrize("why", ["no labels", "random weights"])
+def test_without_accuracy_the_page_says_why_and_shows_none(why: str) -> None:
+    meta = (
+        {"data": "made:test", "members": {"small": {"random_weights": True}}} if why == "random weights" else None
+    )
+    records = made_records(labelled=why != "no labels", meta=meta)
+    said = Page(undrawn(made_plan(), records, frontier=FRONTIER)).text
+    reason = {"no labels": "the records hold no labels", "random weights": "the weights of small are random"}[why]
+    assert f"No accuracy is shown: {reason}" in said
+    assert len(re.findall("accuracy", said, re.IGNORECASE)) == 1
+    assert "the plan disagrees on" in said
+    report = report_from_records(made_plan(), records, frontier=FRONTIER)
+    assert not {"classes", "reliability"} & {sketch.name for sketch in sketches_from_report(report)}
+
+
+def test_a_plan_of_one_stage_has_no_sliders() -> None:
+    page = Page(undrawn(made_plan((("tiny", "small"),), ()), made_records()))
+    assert not [tag for tag, _ in page.elements if tag in ("input", "script")]
+    assert "answers every row" in page.text
+
+
+def decoded(text: str, dtype: str) -> Any:
+    return np.frombuffer(base64.b64decode(text), dtype)
+
+
+def test_the_rows_in_the_page_are_the_scores_and_flags_of_the_core() -> None:
+    report = report_from_records(made_plan(), made_records(rows=37))
+    live = json.loads(json.dumps(live_from_report(report)))
+    assert live["rows"] == 37
+    for stage, one in enumerate(live["stages"]):
+        flags = np.unpackbits(decoded(one["good"], "u1"), bitorder="little")[:37]
+        assert np.array_equal(flags, report.good[stage])
+        assert one["cost"] == report.ladder.cost[stage]
+        if stage < 2:
+            assert np.array_equal(decoded(one["score"], "<f4"), report.ladder.score[stage])
+            grid = decoded(one["grid"], "<f4")
+            assert grid[one["own"]] == np.float32(report.ladder.thresholds[stage])
+
+
+def test_of_many_rows_an_even_draw_travels_and_the_page_says_so() -> None:
+    records = made_records(rows=MOST_ROWS + 500, classes=2)
+    drawn = sampled_rows(records.rows)
+    assert len(drawn) == len(np.unique(drawn)) == MOST_ROWS
+    assert np.array_equal(drawn, sampled_rows(records.rows))
+    assert abs(drawn.mean() - records.rows / 2) < 200
+    said = Page(undrawn(made_plan(classes=2), records)).text
+    assert "an even draw from the 20,500 rows of made:test: 20,000 rows travel in this page" in said
+
+
+def test_a_place_that_cannot_be_written_to_is_one_clear_line(tmp_path: Path) -> None:
+    taken = tmp_path / "file"
+    taken.write_text("mine")
+    for folder in (taken, taken / "below"):
+        with pytest.raises(DataError, match="a folder that can be written to"):
+            write_report(folder, made_plan(), made_records())
+    assert taken.read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("cost", "words"),
+    [(0.0, "0 MACs"), (0.0042, "0.0042 MACs"), (999.0, "999 MACs"), (999.9, "1 k MACs"), (1.234e6, "1.23 M MACs"),
+     (None, "unknown")],
+)  # fmt: skip
+def test_costs_are_written_with_three_digits(cost: float | None, words: str) -> None:
+    assert cost_words(cost, "MACs") == words

@@ -1,0 +1,195 @@
+"""The guarantee against a known truth: a large population that samples are drawn from."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from orchestrator.planner.certify import (
+    LONGEST_SEQUENCE,
+    Candidate,
+    Tally,
+    candidate_from_tally,
+    certify,
+    sequence_of,
+    tally_of,
+)
+from orchestrator.planner.chains import Choice, chains_of
+from orchestrator.planner.decide import Part, decide
+from orchestrator.planner.goal import Goal, Options
+from orchestrator.planner.records import Records
+from orchestrator.planner.search import RIGHT, search
+from orchestrator.planner.table import Table, table_from_records
+from orchestrator.planner.yardstick import yardstick_of
+from tests.planner.made import made_records, pool_of
+
+RESAMPLES = 1000
+DELTA = 0.1
+MOST = DELTA + 3 * math.sqrt(DELTA * (1 - DELTA) / RESAMPLES)
+POPULATION = 60_000
+
+
+@dataclasses.dataclass
+class World:
+    """A population whose every answer is known."""
+
+    records: Records
+    table: Table
+
+    def part(self, goal: Goal) -> Part:
+        stick = yardstick_of(goal, self.table, self.records, combine="mean_logit")
+        return Part(table=self.table, yardstick=stick)
+
+
+@pytest.fixture(scope="module")
+def world() -> World:
+    records = made_records(0, rows=POPULATION, classes=4, members=3)
+    return World(records, table_from_records(pool_of(records), records))
+
+
+def simulate(
+    world: World, goal: Goal, *, rows: int, resamples: int = RESAMPLES, cheat: bool = False, quantiles: int = 12
+) -> tuple[float, float, float]:
+    """Over samples: share whose plan breaks the promise, share with a plan, and mean slack of the promise.
+
+    With `cheat` the rows that chose the plan also judge it.
+    """
+    rng = np.random.default_rng(1)
+    everything = world.part(goal)
+    broken, planned, slack = 0, 0, 0.0
+    known: dict[Choice, float] = {}
+    for _ in range(resamples):
+        drawn = everything.take(rng.integers(POPULATION, size=rows))
+        half = np.arange(rows // 2)
+        parts = drawn.take(half), drawn.take(half if cheat else half + rows // 2)
+        decision = decide(*parts, goal, Options(quantiles=quantiles))
+        if decision.shortfall is not None:
+            continue
+        if decision.choice not in known:
+            tally = tally_of(decision.choice, everything.table, everything.yardstick)
+            known[decision.choice] = (tally.losses - tally.gains) / tally.rows
+        planned += 1
+        broken += known[decision.choice] > goal.allowed
+        slack += goal.allowed - known[decision.choice]
+    return broken / resamples, planned / resamples, slack / max(planned, 1)
+
+
+GOALS = {
+    "reference": Goal(reference="c", epsilon=0.02, delta=DELTA),
+    "min_accuracy": Goal(min_accuracy=0.75, delta=DELTA),
+    "label_free": Goal(label_free=True, reference="c", epsilon=0.15, delta=DELTA),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("kind", GOALS)
+def test_over_1000_samples_plans_break_their_promise_no_more_often_than_delta(
+    world: World, kind: str, record_property: Callable[[str, object], None]
+) -> None:
+    broken, planned, slack = simulate(world, GOALS[kind], rows=1000, quantiles=40)
+    record_property("simulation", f"broken {broken:.3f}, planned {planned:.3f}, mean slack {slack:.4f}")
+    assert broken <= MOST
+    assert planned >= 0.4
+
+
+@pytest.mark.parametrize("kind", GOALS)
+def test_promises_hold_on_fewer_samples_too(world: World, kind: str) -> None:
+    broken, planned, _ = simulate(world, GOALS[kind], rows=1000, resamples=40)
+    assert broken <= DELTA + 3 * math.sqrt(DELTA * (1 - DELTA) / 40)
+    assert planned >= 0.4
+
+
+def sequence_in(world: World, goal: Goal) -> list[tuple[Choice, float]]:
+    """Plans of the population's frontier with what they truly lose, safest first."""
+    everything = world.part(goal)
+    chains = chains_of(world.table.pool, combines=("mean_logit",), scores=("max_prob",), max_stages=4)
+    found = search(everything.table, chains, values={RIGHT: everything.yardstick.right}, quantiles=8)
+    tallies = [(one.choice, tally_of(one.choice, *parts_of(everything))) for one in found.frontiers[RIGHT]]
+    losses = [(choice, (tally.losses - tally.gains) / tally.rows) for choice, tally in tallies]
+    return sorted(losses, key=lambda pair: pair[1])
+
+
+def parts_of(part: Part) -> tuple[Table, object]:
+    return part.table, part.yardstick
+
+
+@pytest.mark.parametrize("method", ["clopper_pearson_losses", "discordant_pairs"])
+def test_a_plan_a_hair_too_bad_is_certified_about_delta_of_1000_times(world: World, method: str) -> None:
+    # Absolute, so that there are no gains and losses alone are what the promise is about.
+    goal = Goal(min_accuracy=0.75, delta=DELTA) if method == "clopper_pearson_losses" else GOALS["reference"]
+    plans = sequence_in(world, goal)
+    place = next(
+        place for place, (_, loss) in enumerate(plans) if loss > (0.24 if goal.reference is None else 0.01)
+    )
+    epsilon = plans[place][1] - 1e-6
+    sequence = [
+        Candidate(choice=choice, ticks=-number, method=method, predicted=loss)
+        for number, (choice, loss) in enumerate(plans[place - 2 : place + 1])
+    ]
+    everything, rng, broken = world.part(goal), np.random.default_rng(2), 0
+    for _ in range(RESAMPLES):
+        drawn = everything.take(rng.integers(POPULATION, size=1500))
+        said = certify(sequence, drawn.table, drawn.yardstick, epsilon=epsilon, delta=DELTA)
+        broken += said.certified and said.choice == sequence[-1].choice
+    assert DELTA / 4 <= broken / RESAMPLES <= MOST
+
+
+def test_the_accuracy_that_is_promised_besides_holds_as_often(world: World) -> None:
+    everything, rng, broken = world.part(GOALS["reference"]), np.random.default_rng(3), 0
+    for _ in range(80):
+        drawn = everything.take(rng.integers(POPULATION, size=1000))
+        half = np.arange(500)
+        decision = decide(drawn.take(half), drawn.take(half + 500), GOALS["reference"], Options(quantiles=12))
+        tally = tally_of(decision.choice, *parts_of(everything))
+        broken += decision.shortfall is None and decision.accuracy_lower > tally.right / tally.rows
+    assert broken / 80 <= DELTA + 3 * math.sqrt(DELTA * (1 - DELTA) / 80)
+
+
+def test_the_sequence_gets_cheaper_and_riskier_and_keeps_both_ends_when_thinned() -> None:
+    rng = np.random.default_rng(0)
+    plans = [
+        Candidate(choice=Choice(combine="vote", score="max_prob", stages=((place,),), thresholds=()),
+                  ticks=float(cost), method="discordant_pairs", predicted=float(risk))
+        for place, (cost, risk) in enumerate(zip(np.linspace(9, 1, 500), np.sort(rng.random(500)), strict=True))
+    ]  # fmt: skip
+    dominated = dataclasses.replace(plans[3], predicted=0.99, ticks=8.0)
+    sequence = sequence_of([dominated, *plans])
+    assert len(sequence) == LONGEST_SEQUENCE
+    assert (sequence[0], sequence[-1]) == (plans[0], plans[-1])
+    assert dominated not in sequence
+    assert all(a.predicted <= b.predicted and a.ticks > b.ticks for a, b in itertools.pairwise(sequence))
+
+
+def test_the_bound_of_a_candidate_is_the_one_that_promises_most_on_the_search_part() -> None:
+    choice = Choice(combine="vote", score="max_prob", stages=((0,),), thresholds=())
+    even = Tally(rows=1000, right=900, losses=40, gains=40)
+    lopsided = Tally(rows=1000, right=900, losses=10, gains=0)
+    methods = [
+        candidate_from_tally(choice, 1.0, tally, rows=2000, delta=0.05).method for tally in (even, lopsided)
+    ]
+    assert methods == ["discordant_pairs", "clopper_pearson_losses"]
+
+
+def test_a_certified_bound_is_epsilon_where_a_cheaper_plan_failed_and_its_own_where_all_passed(
+    world: World,
+) -> None:
+    everything = world.part(GOALS["reference"])
+    plans = sequence_in(world, GOALS["reference"])
+    sequence = [
+        Candidate(choice=choice, ticks=-place, method="clopper_pearson_losses", predicted=loss)
+        for place, (choice, loss) in enumerate(plans)
+    ]
+    part = parts_of(everything)
+    stopped = certify(sequence, *part, epsilon=0.1, delta=DELTA)
+    passed = certify(sequence[:1], *part, epsilon=0.2, delta=DELTA)
+    failed = certify(sequence, *part, epsilon=1e-5, delta=DELTA)
+    assert (stopped.certified, stopped.bound) == (True, 0.1)
+    assert passed.certified
+    assert passed.bound < 0.2
+    assert (failed.certified, failed.choice, failed.rows_needed) == (False, plans[0][0], None)

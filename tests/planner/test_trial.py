@@ -1,0 +1,133 @@
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from orchestrator.decision import softmax
+from orchestrator.planner.calibrate import calibration_error, scaling_of, temperature_of
+from orchestrator.planner.goal import ENSEMBLE, Goal, Options
+from orchestrator.planner.planning import plan_from_records
+from orchestrator.planner.records import Records
+from orchestrator.planner.result import Planned
+from orchestrator.planner.split import split_from_ids
+from orchestrator.planner.trial import Trial, try_temperatures
+from orchestrator.spec import Member
+from tests.planner.made import made_records, pool_of
+
+
+def calibrated(seed: int, *, rows: int = 20_000, classes: int = 5) -> tuple[np.ndarray, np.ndarray]:
+    """Logits that tell the truth: labels are drawn from their softmax."""
+    rng = np.random.default_rng(seed)
+    z = (2 * rng.normal(size=(rows, classes))).astype(np.float32)
+    p = softmax(z).astype(np.float64).cumsum(axis=1)
+    return z, (p < rng.random((rows, 1)) * p[:, -1:]).sum(axis=1)
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.floats(0.2, 8.0))
+def test_the_temperature_that_spoiled_the_logits_is_found_again(spoiled: float) -> None:
+    z, labels = calibrated(3)
+    assert temperature_of((z * np.float32(spoiled)), labels) == pytest.approx(spoiled, rel=0.05)
+
+
+def test_scaling_mends_the_calibration_error_on_rows_it_was_not_fitted_on() -> None:
+    fit, check = calibrated(0), calibrated(1)
+    member = Member(name="m", output="o")
+    spoiled = [(z * np.float32(3), labels) for z, labels in (fit, check)]
+    found = scaling_of(member, fit=spoiled[0], check=spoiled[1])
+    assert found.ece_before > 0.1
+    assert found.ece_after < 0.02
+    assert calibration_error(softmax(check[0]), check[1]) == pytest.approx(found.ece_after, abs=0.01)
+
+
+def test_a_temperature_the_member_already_has_is_multiplied() -> None:
+    fit, check = calibrated(0), calibrated(1)
+    found = scaling_of(Member(name="m", output="o", temperature=2.0), fit=fit, check=check)
+    # Half as sharp as the truth already, so the whole temperature ends at 1.
+    assert found.temperature == pytest.approx(1.0, rel=0.05)
+
+
+def spoiled_records(*, rows: int = 6000) -> Records:
+    """The dear member is right more often, but a third as sharp as the cheap one that shouts it down."""
+    records = made_records(2, rows=rows, members=3, classes=6)
+    outputs = {
+        name: output * np.float32(scale)
+        for (name, output), scale in zip(records.outputs.items(), (8, 1, 0.1), strict=True)
+    }
+    return dataclasses.replace(records, outputs=outputs)
+
+
+def trial_of(records: Records, goal: Goal) -> Trial:
+    split = split_from_ids(records.ids, certify_share=0.5)
+    return try_temperatures(pool_of(records), records, goal, split=split, options=Options())
+
+
+@pytest.mark.parametrize(
+    "goal", [Goal(max_mean_cost=8.0), Goal(reference="c", epsilon=0.0)], ids=["budget", "cost"]
+)
+def test_temperatures_are_kept_where_they_make_a_better_plan(goal: Goal) -> None:
+    records = spoiled_records()
+    trial = trial_of(records, goal)
+    assert trial.kept, trial.reason
+    base, certified = pool_of(records), dataclasses.replace(goal, certify=False)
+    with_, without = (
+        plan_from_records(base, records, certified, options=Options(calibrate=calibrate))
+        for calibrate in (True, False)
+    )
+    assert isinstance(with_, Planned)
+    assert isinstance(without, Planned)
+    better = with_.accuracy > without.accuracy if goal.has_budget else with_.mean_cost < without.mean_cost
+    assert better
+    temperatures = {member.name: member.temperature for member in with_.spec.members}
+    assert temperatures == {name: trial_of_all(records, goal).scalings[name].temperature for name in temperatures}
+
+
+def trial_of_all(records: Records, goal: Goal) -> Trial:
+    split = split_from_ids(records.ids, certify_share=0.0)
+    return try_temperatures(pool_of(records), records, goal, split=split, options=Options())
+
+
+def test_temperatures_that_change_nothing_are_not_kept() -> None:
+    # All members are calibrated alike, so there is nothing to win.
+    z, labels = calibrated(0, rows=4000)
+    records = Records(ids=np.arange(4000), labels=labels, outputs={"a": z, "b": z}, cost={"a": 1.0, "b": 2.0})
+    trial = trial_of(records, Goal(max_mean_cost=1.5))
+    assert not trial.kept
+    assert all(0.9 < scaling.temperature < 1.1 for scaling in trial.scalings.values())
+
+
+@pytest.mark.parametrize(
+    ("rows", "goal", "said"),
+    [
+        (700, Goal(max_mean_cost=5), "350 search rows, fewer than 400"),
+        (900, Goal(label_free=True, reference="c", epsilon=0.1), "no labels"),
+        (900, Goal(reference=ENSEMBLE, epsilon=0.1), "would change the reference"),
+    ],
+)
+def test_where_temperatures_cannot_be_tried_the_reason_is_kept(rows: int, goal: Goal, said: str) -> None:
+    trial = trial_of(made_records(0, rows=rows), goal)
+    assert said in trial.facts()["reason"]
+    assert trial.facts()["kept"] is False
+
+
+def test_the_trial_looks_at_no_certify_row() -> None:
+    records = spoiled_records(rows=3000)
+    split = split_from_ids(records.ids, certify_share=0.5)
+    other = {name: output.copy() for name, output in records.outputs.items()}
+    for output in other.values():
+        output[split.certify] = 0
+    assert trial_of(records, Goal(max_mean_cost=8)) == trial_of(
+        dataclasses.replace(records, outputs=other), Goal(max_mean_cost=8)
+    )
+
+
+def test_one_lucky_half_is_not_enough() -> None:
+    trials = [trial_of(made_records(seed, rows=1000, classes=4), Goal(max_mean_cost=4.0)) for seed in range(8)]
+    better = [[w > wo for w, wo in zip(trial.with_, trial.without, strict=True)] for trial in trials]
+    assert [trial.kept for trial in trials] == [all(both) for both in better]
+    # Otherwise this would say nothing: some halves must disagree.
+    assert any(any(both) and not all(both) for both in better)
