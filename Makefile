@@ -41,11 +41,8 @@ check: setup ## Lint, types and layers
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-members: setup ## Train the digits members again, plan on the plan split, render
+members: setup ## Train the digits members again where they are not up to date
 	$(BIN)/python -m export digits
-	$(BIN)/committee record digits_small digits_medium digits_large --data digits:plan -o build/digits_plan.npz
-	$(BIN)/committee plan build/digits_plan.npz --name digits_cascade --max-mean-cost-share 0.16666 -o build/digits_cascade.json
-	$(BIN)/committee render build/digits_cascade.json --repository model_repository
 
 compose: $(VENV)/.demo ## Render model_repository/ for docker compose into build/compose
 	$(BIN)/committee render --standalone --output build/compose/model_repository

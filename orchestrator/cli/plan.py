@@ -15,7 +15,7 @@ from orchestrator.cli.plan_show import show_json, show_plan
 from orchestrator.errors import DataError, InfeasibleError
 from orchestrator.planner.goal import Goal, Options
 from orchestrator.planner.planning import plan_from_records
-from orchestrator.planner.records import records_from_path
+from orchestrator.planner.records import Records, records_from_path
 from orchestrator.planner.result import Infeasible, Planned
 from orchestrator.spec import COMBINES, SCORES, CascadeSpec, json_from_cascade
 
@@ -82,13 +82,17 @@ def plan(
     repository: Annotated[Path, typer.Option(help="Model repository with the members' manifests.")] = Path(
         "model_repository"
     ),
+    report: Annotated[
+        Path | None,
+        typer.Option(help="Folder for a report: one page to read and try thresholds on, and its pictures."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print what was found as JSON.")] = False,
 ) -> None:
     """Find the best committee for an accuracy or a budget, certify it, and write it as cascade.json.
 
     Exit code 3 means that no plan does what was asked; --json then holds the best reachable one.
 
-    Example: committee plan build/plan.npz --reference big_model --epsilon 0.01 -o build/cascade.json
+    Example: committee plan build/plan.npz --reference big_model --epsilon 0.01 --report build/report -o plan.json
     """
     if output is not None and output.is_dir():
         raise DataError(f"plan --output {output}", got="a folder", expected="a file, such as cascade.json")
@@ -102,6 +106,8 @@ def plan(
         calibrate=_words("--calibrate", calibrate, CALIBRATE)[0] == "auto",
     )
     if impose_exits is not None:
+        if report is not None:
+            raise DataError("plan", got="--impose-exits and --report", expected="one of them")
         wishes = (min_accuracy, reference, epsilon, budget, max_worst_cost)
         if any(wish is not None for wish in wishes) or label_free:
             raise DataError("plan", got="--impose-exits and a goal", expected="one of them")
@@ -120,9 +126,35 @@ def plan(
         certify=certify,
     )
     found = plan_from_records(base, records, goal, options=options, progress=progress)
+    if report is not None and isinstance(found, Planned):
+        _report(report, found, records, base=base, reference=reference)
     _finish(found, output=output, as_json=as_json)
+    if report is not None and not as_json:
+        typer.echo(f"Report: {report / 'index.html'}")
     for note in notes:
         typer.echo(f"note: {note}", err=True)
+
+
+def _report(folder: Path, found: Planned, records: Records, *, base: CascadeSpec, reference: str | None) -> None:
+    """Writes the report; costs are those that were planned with, whatever the records say."""
+    try:
+        from orchestrator.planner.report import write_report
+    except ImportError as error:
+        raise DataError(
+            "plan --report",
+            got=f"no package {error.name}",
+            expected="it installed",
+            fix="pip install committee[plan]",
+        ) from error
+    guarantee = found.spec.fit.extra.get("guarantee") if found.spec.fit is not None else None
+    certify = {**guarantee, "reference": reference} if guarantee is not None and reference is not None else None
+    write_report(
+        folder,
+        found.spec,
+        dataclasses.replace(records, cost={member.name: member.cost for member in base.members}),
+        frontier=[dataclasses.asdict(row) for row in found.frontier],
+        certify=certify,
+    )
 
 
 def _finish(found: Planned | Infeasible, *, output: Path | None, as_json: bool) -> None:
