@@ -73,23 +73,55 @@ def parity_of(
     expected = _original(reference, rows)
     # Logits of tens are compared by their size, those around 1 as they are.
     allowed = MAX_ABS_ERROR * max(1.0, float(np.abs(expected).max()))
+    return agreed(
+        lambda batch: _asked(session, rows, batch, output_name),
+        expected,
+        batches=tuple(dict.fromkeys(min(batch, len(rows)) for batch in BATCHES)),
+        allowed=allowed,
+        what="parity",
+        progress=lambda text: progress(f"comparing with the original, {text}"),
+    )
+
+
+def agreed(
+    ask: Callable[[int], npt.NDArray[np.float32]],
+    expected: npt.NDArray[np.float32],
+    *,
+    batches: tuple[int, ...],
+    allowed: float,
+    what: str,
+    progress: Callable[[str], None],
+) -> Parity:
+    """Asks for the same rows in every batch size and compares.
+
+    Args:
+        ask: batch size -> (n, k).
+        expected: float32 (n, k).
+        batches: sizes to ask in.
+        allowed: largest absolute difference.
+        what: the comparison, for messages.
+        progress: told what is being done.
+
+    Raises:
+        ExportError: with the disagreements of all batch sizes.
+    """
     faults, worst, same = [], 0.0, []
-    batches = tuple(dict.fromkeys(min(batch, len(rows)) for batch in BATCHES))
     for batch in batches:
-        progress(f"comparing with the original, {batch} rows at a time")
-        got = _asked(session, rows, batch, output_name)
+        progress(f"{batch} rows at a time")
+        got = ask(batch)
         if got.shape != expected.shape:
             faults.append(f"batch {batch}: shape {got.shape} for {expected.shape}")
             continue
         error = float(np.abs(got - expected).max())
         worst = max(worst, error)
         same.append(float((got.argmax(axis=1) == expected.argmax(axis=1)).mean()))
+        # NaN fails too.
         if not error <= allowed:
             faults.append(f"batch {batch}: differs by {error:g}")
     if faults:
-        raise ExportError("parity", got="; ".join(faults), expected=f"at most {allowed:g}")
+        raise ExportError(what, got="; ".join(faults), expected=f"at most {allowed:g}")
     return Parity(
-        rows=len(rows),
+        rows=len(expected),
         batches=batches,
         max_abs=worst,
         # A head of zeros says 0 to everything, and then so must we.

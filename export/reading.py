@@ -53,6 +53,18 @@ def member_from_repository(repository: Path, name: str) -> ReadMember:
         RepositoryError: the repository cannot be read.
         SpecError: the manifest is wrong.
     """
+    manifest = onnx_manifest(repository, name)
+    return ReadMember(manifest, _model(repository / name / manifest.file))
+
+
+def onnx_manifest(repository: Path, name: str) -> Manifest:
+    """The manifest of an ONNX member, its files being those it describes.
+
+    Raises:
+        ExportError: no such member, not an ONNX one, or not the described file.
+        RepositoryError: the repository cannot be read.
+        SpecError: the manifest is wrong.
+    """
     manifest = manifest_in(repository, name)
     folder = repository / name
     if not manifest.file.endswith(".onnx"):
@@ -71,7 +83,7 @@ def member_from_repository(repository: Path, name: str) -> ReadMember:
                 expected=f"{digest[:12]}... as in {MANIFEST}",
                 fix="export the member again",
             )
-    return ReadMember(manifest, _model(folder / manifest.file))
+    return manifest
 
 
 def _model(path: Path) -> onnx.ModelProto:

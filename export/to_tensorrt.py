@@ -18,14 +18,14 @@ import onnxruntime
 
 from export.members import write_member
 from export.parity import Parity
-from export.reading import is_current, manifest_in, require_free
+from export.reading import is_current, manifest_in, onnx_manifest, require_free
 from export.tensorrt_engine.build import Plan, build_plan
 from export.tensorrt_engine.compare import TOLERANCE, engine_parity
 from export.tensorrt_engine.machine import Machine, compose_command, this_machine
 from export.tensorrt_engine.options import EngineOptions, Route, precision_of, route_of
 from export.tensorrt_engine.run import Engine
 from orchestrator.errors import ExportError
-from orchestrator.repository.files import disk_errors, may_replace, sha256_of_path, write_all
+from orchestrator.repository.files import disk_errors, may_replace, write_all
 from orchestrator.repository.pbtxt import CONFIG
 from orchestrator.spec import Manifest
 
@@ -79,7 +79,7 @@ def export_engine(
         SpecError: the member's manifest is wrong.
     """
     output, name = output or repository, name or f"{member}_trt"
-    source = _source(repository, member)
+    source = onnx_manifest(repository, member)
     precision_of(member, source.precision, options.precision)
     _require_free(output, name, source=repository / member, force=force)
     fix = compose_command(member, options, repository=repository, output=output, name=name)
@@ -97,29 +97,6 @@ def export_engine(
     manifest = _manifest(source, name, plan, parity, options, route, machine, deciding=deciding, cache=cache)
     write_member(output, plan.data, manifest)
     return Exported(folder=folder, built=True, manifest=manifest, notes=_notes(folder, options))
-
-
-def _source(repository: Path, member: str) -> Manifest:
-    """The manifest of an ONNX member, its files being those it describes."""
-    manifest = manifest_in(repository, member)
-    if not manifest.file.endswith(".onnx"):
-        raise ExportError(
-            f"member {member}",
-            got=f"model file {manifest.file}",
-            expected="an ONNX member",
-            fix="name the ONNX member it was made from",
-        )
-    folder = repository / member
-    for file, digest in {manifest.file: manifest.sha256, **manifest.data_files}.items():
-        found = sha256_of_path(folder / file)
-        if found != digest:
-            raise ExportError(
-                f"model file {folder / file}",
-                got=f"sha256 {found[:12]}...",
-                expected=f"{digest[:12]}... as in its manifest",
-                fix="export the member again",
-            )
-    return manifest
 
 
 def _require_free(output: Path, name: str, *, source: Path, force: bool) -> None:

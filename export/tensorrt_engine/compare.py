@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from export.parity import MIN_ROWS, Parity, session_of
+from export.parity import MIN_ROWS, Parity, agreed, session_of
 from export.rows import varied_rows
 from export.tensorrt_engine.run import Engine
 from orchestrator.errors import ExportError
@@ -54,24 +54,13 @@ def engine_parity(
     progress("asking ONNX Runtime")
     expected = _reference(path, manifest, rows)
     scale = max(1.0, float(np.abs(expected).max()))
-    worst, same = 0.0, []
-    for batch in batches:
-        progress(f"comparing with ONNX Runtime, {batch} rows at a time")
-        got = _asked(engine, manifest, rows, batch)
-        if got.shape != expected.shape:
-            faults.append(f"batch {batch}: shape {got.shape} for {expected.shape}")
-            continue
-        error = float(np.abs(got - expected).max())
-        worst = max(worst, error)
-        same.append(float((got.argmax(axis=1) == expected.argmax(axis=1)).mean()))
-        # NaN fails too.
-        if not error <= tolerance * scale:
-            faults.append(f"batch {batch}: differs by {error:g}")
-    if faults:
-        raise ExportError(what, got="; ".join(faults), expected=f"at most {tolerance * scale:g}")
-    largest = float(np.abs(expected).max())
-    return Parity(
-        rows=len(rows), batches=batches, max_abs=worst, max_rel=worst / (largest or 1.0), same_top1=min(same)
+    return agreed(
+        lambda batch: _asked(engine, manifest, rows, batch),
+        expected,
+        batches=batches,
+        allowed=tolerance * scale,
+        what=what,
+        progress=lambda text: progress(f"comparing with ONNX Runtime, {text}"),
     )
 
 
