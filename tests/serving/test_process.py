@@ -44,12 +44,18 @@ SLOW = """
             return [pb.InferenceResponse([pb.Tensor("y", 2 * array)]) for array in arrays]
 """
 # As a cascade does: execute returns at once, a thread asks `slow` three times in a row and answers late.
+# Every request leaves a byte in the file `arrived`, so that a test knows when all of them are in flight.
 LATE_CALLER = """
+    import pathlib
     import threading
     import triton_python_backend_utils as pb
 
     class TritonPythonModel:
+        def initialize(self, args):
+            self.arrived = pathlib.Path(args["model_repository"], "arrived").open("ab", buffering=0)
+
         def execute(self, requests):
+            self.arrived.write(b"." * len(requests))
             for request in requests:
                 array = pb.get_input_tensor_by_name(request, "x").as_numpy().copy()
                 threading.Thread(target=self.answer, args=(array, request.get_response_sender())).start()
@@ -135,18 +141,17 @@ def test_requests_in_flight_are_answered_while_stopping_even_those_whose_calls_c
     add_ensemble(repository, "pipeline", ENSEMBLE_OF_CALLER)
     with ThreadPoolExecutor(16) as pool, running_server(repository) as server:
         futures = [pool.submit(ask, server.grpc_address, model, float(i)) for i in range(16)]
-        wait_until_called(server, "slow")
+        wait_until_arrived(repository / "caller" / "arrived", requests=16)
         server.stop()
         answers = [future.result(timeout=30) for future in futures]
     assert answers == [factor * i for i in range(16)]
 
 
-def wait_until_called(server: EmbeddedServer, model: str) -> None:
-    with grpcclient.InferenceServerClient(server.grpc_address) as client:
-        deadline_s = time.monotonic() + 20
-        while client.get_inference_statistics(model).model_stats[0].execution_count == 0:
-            assert time.monotonic() < deadline_s, f"nobody called {model}"
-            time.sleep(0.01)
+def wait_until_arrived(path: Path, *, requests: int) -> None:
+    deadline_s = time.monotonic() + 20
+    while (arrived := path.stat().st_size) < requests:
+        assert time.monotonic() < deadline_s, f"{arrived} of {requests} requests arrived"
+        time.sleep(0.01)
 
 
 def test_an_idle_http_connection_does_not_hold_up_stopping(repository: Path) -> None:
