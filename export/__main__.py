@@ -11,6 +11,7 @@ import typer
 from export.commands.cost import cost
 from export.commands.digits import digits
 from export.commands.fuse import fuse
+from export.commands.glyphs import glyphs, glyphs_data
 from export.commands.member import member
 from export.commands.onefile import onefile
 from export.commands.precision import precision
@@ -28,6 +29,8 @@ def main() -> None:
 
 
 app.command()(digits)
+app.command()(glyphs)
+app.command("glyphs-data")(glyphs_data)
 app.command()(member)
 app.command()(onefile)
 app.command()(show)

@@ -1,0 +1,56 @@
+"""`python -m export glyphs` and `glyphs-data`."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from export.commands.console import needs, progress_on
+
+REPOSITORY = Path("perf/glyphs/model_repository")
+
+
+def glyphs(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Model repository to write into.")] = REPOSITORY,
+    only: Annotated[list[str] | None, typer.Option(help="A member to make, may be repeated.")] = None,
+    rows: Annotated[int | None, typer.Option(help="Train on so many rows only, for a try.", min=128)] = None,
+    force: Annotated[bool, typer.Option(help="Train again even where a member is up to date.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print what was done as JSON.")] = False,
+) -> None:
+    """Train the family of networks on pictures of letters and digits drawn here, and export it.
+
+    All of it takes about an hour on two cores; the members are committed, so nobody has to.
+
+    Example: python -m export glyphs --only glyphs_b0_s0 --output build/glyphs_try
+    """
+    with needs("export glyphs"):
+        from export.glyphs.exporting import export_glyphs
+    start = time.monotonic()
+    with progress_on("glyphs") as progress:
+        done = export_glyphs(output, only=only or (), rows=rows, force=force, progress=progress)
+    if as_json:
+        typer.echo(json.dumps({"members": done, "seconds": round(time.monotonic() - start, 1)}))
+        return
+    for name, what in done.items():
+        typer.echo(f"{output / name}: {what}")
+
+
+def glyphs_data(
+    part: Annotated[str, typer.Option(help="train, plan or test.")] = "plan",
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Where; build/glyphs/<part>.npz.")] = None,
+    rows: Annotated[int | None, typer.Option(help="The first so many rows; all if left out.", min=1)] = None,
+) -> None:
+    """Draw a part of the glyphs into one .npz with ids, images and labels, which `committee record` reads.
+
+    Example: python -m export glyphs-data --part plan --rows 2000
+    """
+    with needs("export glyphs-data"):
+        from export.glyphs.storing import store_part
+    path = output if output is not None else Path("build/glyphs") / f"{part}.npz"
+    with progress_on("glyphs") as progress:
+        count = store_part(path, part, rows=rows, progress=progress)
+    typer.echo(f"{path}: {count:,} rows")

@@ -1,0 +1,144 @@
+"""One picture of one character: shape, distortion, light, occlusion, blur and noise, all from one generator.
+
+Every picture has a difficulty between 0 and 1, and every distortion reaches as far as the difficulty lets it: most
+pictures are easy to read and a tail is hard, as in data that people photograph.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageDraw, ImageFilter, ImageFont
+
+SIDE_PX = 32
+# The fonts that ship with matplotlib and hold every letter and digit at its usual place.
+FONTS = (
+    "DejaVuSans",
+    "DejaVuSans-Bold",
+    "DejaVuSans-Oblique",
+    "DejaVuSans-BoldOblique",
+    "DejaVuSansMono",
+    "DejaVuSansMono-Bold",
+    "DejaVuSansMono-Oblique",
+    "DejaVuSansMono-BoldOblique",
+    "DejaVuSerif",
+    "DejaVuSerif-Bold",
+    "DejaVuSerif-Italic",
+    "DejaVuSerif-BoldItalic",
+    "STIXGeneral",
+    "STIXGeneralBol",
+    "STIXGeneralItalic",
+    "STIXGeneralBolIta",
+    "cmr10",
+    "cmb10",
+    "cmss10",
+    "cmtt10",
+    "cmti10",
+)
+# Drawn large once and shrunk with the distortion, so that every picture is antialiased.
+_MASTER_PX = 96
+_DOUBLE_PX = 2 * SIDE_PX
+# Of Beta(a, b): mean 0.29, and one picture in twelve above 0.6.
+_DIFFICULTY = (1.1, 2.7)
+
+
+@functools.cache
+def master(character: str, font: str) -> Image.Image:
+    """The undistorted shape, white on black, two thirds of the picture long; mode L, 96 x 96 pixels."""
+    path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / f"{font}.ttf"
+    # The basic layout engine: the other one is a library that not every machine has.
+    face = ImageFont.truetype(str(path), 200, layout_engine=ImageFont.Layout.BASIC)
+    left, top, right, bottom = face.getbbox(character)
+    shape = Image.new("L", (math.ceil(right - left) + 4, math.ceil(bottom - top) + 4))
+    ImageDraw.Draw(shape).text((2 - left, 2 - top), character, fill=255, font=face)
+    inside = shape.getbbox()
+    assert inside is not None, f"{font} has no {character}"
+    shape = shape.crop(inside)
+    factor = _MASTER_PX * 2 / 3 / max(shape.size)
+    size = (max(1, round(shape.width * factor)), max(1, round(shape.height * factor)))
+    canvas = Image.new("L", (_MASTER_PX, _MASTER_PX))
+    small = shape.resize(size, Image.Resampling.LANCZOS)
+    canvas.paste(small, ((_MASTER_PX - size[0]) // 2, (_MASTER_PX - size[1]) // 2))
+    return canvas
+
+
+def draw(character: str, font: str, *, rng: np.random.Generator) -> npt.NDArray[np.uint8]:
+    """One picture, uint8 (32, 32).
+
+    Args:
+        character: what it shows.
+        font: one of FONTS.
+        rng: of every distortion.
+    """
+    hard = float(rng.beta(*_DIFFICULTY))
+    shape = _distorted(master(character, font), hard, rng)
+    ink, paper = _light(hard, rng)
+    levels = paper + (ink - paper) * shape
+    levels = _uneven(levels, hard, rng)
+    levels = _occluded(levels, hard, rng)
+    levels = _blurred(levels, hard, rng)
+    levels += rng.normal(0, 1, levels.shape) * (2 + 52 * hard * rng.random())
+    return np.clip(np.rint(levels), 0, 255).astype(np.uint8)
+
+
+def _distorted(shape: Image.Image, hard: float, rng: np.random.Generator) -> npt.NDArray[np.float64]:
+    """Rotated, scaled, sheared, shifted; float64 (32, 32) of ink from 0 to 1."""
+
+    def reach(most: float) -> float:
+        return float(rng.uniform(-most, most)) * (0.2 + 0.8 * hard)
+
+    angle, shear = math.radians(reach(40)), reach(0.35)
+    size = 1.05 - (0.1 + 0.5 * hard) * rng.random()
+    wide, high = size * math.exp(reach(0.25)), size * math.exp(reach(0.25))
+    cos, sin = math.cos(angle), math.sin(angle)
+    # From picture to master: PIL asks where each pixel comes from.
+    a, b = cos / wide, (sin + shear * cos) / wide
+    d, e = -sin / high, (cos - shear * sin) / high
+    ratio = _MASTER_PX / _DOUBLE_PX
+    a, b, d, e = (value * ratio for value in (a, b, d, e))
+    centre_x, centre_y = _DOUBLE_PX / 2 + 2 * reach(5), _DOUBLE_PX / 2 + 2 * reach(5)
+    c = _MASTER_PX / 2 - a * centre_x - b * centre_y
+    f = _MASTER_PX / 2 - d * centre_x - e * centre_y
+    moved = shape.transform(
+        (_DOUBLE_PX, _DOUBLE_PX), Image.Transform.AFFINE, (a, b, c, d, e, f), Image.Resampling.BILINEAR
+    )
+    return np.asarray(moved.reduce(2), np.float64) / 255
+
+
+def _light(hard: float, rng: np.random.Generator) -> tuple[float, float]:
+    """Levels of ink and paper, either of them the brighter one."""
+    contrast = 255 * (1 - (0.15 + 0.8 * hard) * rng.random())
+    low = rng.uniform(0, 255 - contrast)
+    return (low, low + contrast) if rng.random() < 0.5 else (low + contrast, low)
+
+
+def _uneven(levels: npt.NDArray[np.float64], hard: float, rng: np.random.Generator) -> npt.NDArray[np.float64]:
+    """Light that falls off to one side."""
+    angle, depth = rng.uniform(0, 2 * math.pi), 90 * hard * rng.random()
+    ramp = np.linspace(-0.5, 0.5, SIDE_PX)
+    return levels + depth * (math.cos(angle) * ramp[None, :] + math.sin(angle) * ramp[:, None])
+
+
+def _occluded(levels: npt.NDArray[np.float64], hard: float, rng: np.random.Generator) -> npt.NDArray[np.float64]:
+    """Bars and patches of one level in front of the character."""
+    for _ in range(rng.binomial(3, 0.75 * hard)):
+        level = rng.uniform(0, 255)
+        height, width = rng.integers(2, 5 + round(9 * hard), 2)
+        if rng.random() < 0.4:
+            height, width = (2, SIDE_PX) if rng.random() < 0.5 else (SIDE_PX, 2)
+        top, left = rng.integers(0, SIDE_PX - height + 1), rng.integers(0, SIDE_PX - width + 1)
+        levels[top : top + height, left : left + width] = level
+    return levels
+
+
+def _blurred(levels: npt.NDArray[np.float64], hard: float, rng: np.random.Generator) -> npt.NDArray[np.float64]:
+    sigma = 2.0 * hard * rng.random()
+    if sigma < 0.2:
+        return levels
+    picture = Image.fromarray(np.clip(levels, 0, 255).astype(np.uint8))
+    return np.asarray(picture.filter(ImageFilter.GaussianBlur(sigma)), np.float64)

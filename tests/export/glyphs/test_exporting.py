@@ -1,0 +1,147 @@
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+torch = pytest.importorskip("torch", reason="training needs the export extra: make setup")
+# ruff: noqa: E402 - nothing below can be imported without torch
+
+from export.cost import macs_per_row, parameters_of, preprocess_macs_per_row
+from export.glyphs import exporting
+from export.glyphs.data import CLASSES, glyphs_part
+from export.glyphs.exporting import export_glyphs, glyphs_members, processing
+from export.glyphs.networks import FAMILY, GlyphsNet, ResidualNet
+from export.glyphs.training import augmented, train
+from export.images.parity import processor_of
+from export.parity import session_of
+from orchestrator.errors import ExportError
+from orchestrator.spec import manifest_from_path
+
+REPOSITORY = Path(__file__).parents[3] / "perf" / "glyphs" / "model_repository"
+NAMES = [member.name for member in glyphs_members()]
+TINY = GlyphsNet(resolution_px=16, width=2, blocks=1, epochs=1)
+
+
+def quiet(_: str) -> None:
+    pass
+
+
+@pytest.mark.parametrize("member", glyphs_members(), ids=NAMES)
+def test_committed_members_are_what_their_manifests_say(member: exporting.GlyphsMember) -> None:
+    manifest = manifest_from_path(REPOSITORY / member.name / "manifest.json")
+    data = (REPOSITORY / member.name / manifest.file).read_bytes()
+    model = onnx.load_from_string(data)
+    assert hashlib.sha256(data).hexdigest() == manifest.sha256
+    assert (macs_per_row(model), preprocess_macs_per_row(model)) == (manifest.macs, manifest.preprocess_macs)
+    assert parameters_of(model) == manifest.parameters
+    assert manifest.training == member.settings()
+    assert manifest.resolution_px == member.resolution_px
+    assert manifest.labels == CLASSES
+    assert manifest.parity["rows"] >= 64
+    assert not model.metadata_props
+
+
+def test_the_family_spans_a_hundredfold_cost_and_stays_small() -> None:
+    manifests = [manifest_from_path(REPOSITORY / name / "manifest.json") for name in NAMES]
+    costs = [m.macs + m.preprocess_macs for m in manifests]
+    assert len(FAMILY) >= 5
+    assert max(costs) >= 100 * min(costs)
+    assert sum((REPOSITORY / m.name / m.file).stat().st_size for m in manifests) < 14_000_000
+
+
+def test_the_self_cascade_is_one_network_at_two_resolutions() -> None:
+    low, high = (onnx.load(REPOSITORY / f"glyphs_self_{word}" / "1" / "model.onnx") for word in ("low", "high"))
+
+    def weights(model: onnx.ModelProto) -> set[str]:
+        return {
+            hashlib.sha256(onnx.numpy_helper.to_array(w).tobytes()).hexdigest()
+            for w in model.graph.initializer
+            if not w.name.startswith("preprocess/") and onnx.numpy_helper.to_array(w).size > 100
+        }
+
+    assert weights(low) == weights(high)
+    assert len(weights(low)) > 5
+
+
+def test_committed_members_read_pictures_they_were_not_trained_on() -> None:
+    """A guard against a broken file, not a result: those are in docs/reproduce.md."""
+    part = glyphs_part("plan", rows=200)
+    for name in ("glyphs_b0_s0", "glyphs_b5_s1"):
+        session = session_of(REPOSITORY / name / "1" / "model.onnx")
+        (logits,) = session.run(None, {"image": part.images})
+        assert np.mean(np.asarray(logits).argmax(axis=1) == part.labels) > 0.7
+
+
+def test_training_draws_the_train_part_alone_and_a_second_run_does_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[str] = []
+
+    def watched(part: str, *, rows: int | None = None, progress: Callable[[int, int], None] | None = None):
+        drawn.append(part)
+        return glyphs_part(part, rows=rows, progress=progress)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(exporting, "glyphs_part", watched)
+    monkeypatch.setattr(exporting, "FAMILY", {"glyphs_b0": TINY})
+    first = export_glyphs(tmp_path, only=["glyphs_b0_s1"], rows=256, progress=quiet)
+    assert first["glyphs_b0_s1"].startswith("trained")
+    assert drawn == ["train"]
+    assert export_glyphs(tmp_path, only=["glyphs_b0_s1"], rows=256, progress=quiet) == {
+        "glyphs_b0_s1": "up to date"
+    }
+    assert drawn == ["train"]
+    manifest = manifest_from_path(tmp_path / "glyphs_b0_s1" / "manifest.json")
+    assert manifest.options["data_sha256"] == glyphs_part("train", rows=256).sha256()
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others() -> None:
+    images = {16: torch.randn(256, 1, 16, 16, generator=torch.Generator().manual_seed(1)).numpy()}
+    labels = np.arange(256) % len(CLASSES)
+    one, two, other = (train(TINY, images, labels, seed=seed).state_dict() for seed in (3, 3, 4))
+    assert all(torch.equal(one[key], two[key]) for key in one)
+    assert any(not torch.equal(one[key], other[key]) for key in one)
+
+
+def test_a_network_of_two_resolutions_is_trained_on_both() -> None:
+    from dataclasses import replace
+
+    labels = np.arange(256) % len(CLASSES)
+    images = {
+        side: np.random.default_rng(side).normal(size=(256, 1, side, side)).astype(np.float32) for side in (16, 12)
+    }
+    size = replace(TINY, also_px=(12,))
+    both = train(size, images, labels, seed=0).state_dict()
+    again = train(size, images | {12: -2 * images[12]}, labels, seed=0).state_dict()
+    assert any(not torch.equal(both[key], again[key]) for key in both)
+
+
+def test_augmentation_keeps_the_range_moves_pictures_and_inverts_half_of_them() -> None:
+    images = torch.rand(400, 1, 16, 16, generator=torch.Generator().manual_seed(0)) * 0.5 + 0.25
+    moved = augmented(images, torch.Generator().manual_seed(0))
+    assert moved.shape == images.shape
+    assert float(moved.abs().max()) <= 0.75 + 1e-6
+    inverted = float((moved.mean(dim=(1, 2, 3)) < 0).float().mean())
+    assert 0.4 < inverted < 0.6
+
+
+def test_the_graph_sees_what_training_saw() -> None:
+    part = glyphs_part("train", rows=8)
+    process = processor_of(processing(20), height_px=32, width_px=32)
+    seen = process(part.images)
+    assert seen.shape == (8, 1, 20, 20)
+    assert -1 <= seen.min() < -0.3
+    assert 0.3 < seen.max() <= 1
+    model = ResidualNet(FAMILY["glyphs_b1"]).eval()
+    with torch.inference_mode():
+        assert model(torch.from_numpy(seen)).shape == (8, len(CLASSES))
+
+
+def test_an_unknown_member_is_one_line_and_writes_nothing(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="some of glyphs_b0_s0"):
+        export_glyphs(tmp_path / "new", only=["glyphs_b9"], progress=quiet)
+    assert not (tmp_path / "new").exists()
