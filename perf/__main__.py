@@ -19,6 +19,7 @@ from perf.bench import measure, routes_in
 from perf.onefile import onefile
 from perf.planner import planner
 from perf.readme import readme_with_report, report_from_path
+from perf.reproduce.command import reproduce
 from perf.results import document_from_cells, table_from_cells, write_results
 
 app = typer.Typer(add_completion=False, no_args_is_help=True)
@@ -31,6 +32,7 @@ def main() -> None:
 
 app.command()(onefile)
 app.command()(planner)
+app.command()(reproduce)
 
 
 @app.command()
