@@ -1,17 +1,26 @@
-"""Every route of the digits repository at several concurrencies, interleaved in rounds."""
+"""Every route of a repository at several concurrencies, interleaved in rounds."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
+from orchestrator.cli.pictures import picture_reader
+from orchestrator.cli.sources import source_from_text
+from orchestrator.cli.sources_labels import Classes
 from orchestrator.client.load import LoadResult, closed_loop
-from orchestrator.client.over_grpc import AsyncGrpcClient
-from orchestrator.local.digits import digits_split
+from orchestrator.client.models import input_tensor
+from orchestrator.client.over_grpc import AsyncGrpcClient, GrpcClient
+from orchestrator.errors import DataError
 from perf.results import Cell
+
+# Different rows in a pass at most; each is held in memory, and a photograph of 600 pixels takes a megabyte.
+DIFFERENT_ROWS = 256
 
 
 def routes_in(repository: Path) -> list[str]:
@@ -20,13 +29,41 @@ def routes_in(repository: Path) -> list[str]:
     return [name for name in names if not name.endswith("_mean")]
 
 
+def rows_for(address: str, route: str, *, data: str, repository: Path, requests: int) -> npt.NDArray[Any]:
+    """Rows to send, a number of different ones over and over.
+
+    Args:
+        address: of the gRPC endpoint.
+        route: a model; all others must take the same rows.
+        data: as for `committee record`; labels are not looked at.
+        repository: that says how pictures become rows.
+        requests: rows to give.
+
+    Raises:
+        CommitteeError: the data cannot be read, or does not fit the model.
+    """
+    with GrpcClient(address) as client:
+        info = client.metadata(route)
+    reader = picture_reader(repository, route, input_tensor(info))
+    # Any number of classes is fine, since nobody asks which one a row is of.
+    classes = Classes(count=sys.maxsize, by_order=True)
+    source = source_from_text(data, info, classes=classes, read_picture=reader)
+    count = min(requests, DIFFERENT_ROWS, len(source.ids))
+    wanted = np.arange(count) * len(source.ids) // count
+    loaded = [piece.load() for piece in source.pieces(wanted, 0, count)]
+    rows = np.concatenate([one.rows for one in loaded if len(one.positions)] or [np.zeros(0)])
+    if not len(rows):
+        raise DataError(f"data {data}", got="no row that can be read", expected="at least one")
+    return rows[np.arange(requests) % len(rows)]
+
+
 async def measure(
     address: str,
     routes: Sequence[str],
     *,
+    rows: npt.NDArray[Any],
     concurrencies: Sequence[int],
     rounds: int,
-    requests: int,
     progress: Callable[[str], None],
 ) -> list[Cell]:
     """One cell per route and concurrency; each round visits every cell once, so drift hits all alike.
@@ -34,13 +71,11 @@ async def measure(
     Args:
         address: of the gRPC endpoint.
         routes: model names.
+        rows: (n, *dims), one request each in every pass.
         concurrencies: requests in flight.
         rounds: timed passes per cell.
-        requests: per pass; digits of the test split, over and over.
         progress: told before each pass.
     """
-    images = digits_split("test").images
-    rows = images[np.arange(requests) % len(images)]
     passes: dict[tuple[str, int], list[LoadResult]] = {}
     async with AsyncGrpcClient(address) as client:
         for number in range(rounds + 1):

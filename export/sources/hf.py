@@ -251,10 +251,14 @@ def _native_px(config: Any) -> tuple[int, int] | None:
 
 
 def _labels(id2label: Mapping[int, str] | None, classes: int) -> tuple[str, ...] | None:
-    """Class names, None where they are only the numbers that transformers makes up."""
+    """Class names, None where one is missing or they are only the numbers that transformers makes up.
+
+    Two classes may share a name, as the two cranes of ImageNet do: without the names, a folder of classes in any
+    other order would be taken for the model's.
+    """
     names = tuple(str((id2label or {}).get(i, "")) for i in range(classes))
     made_up = all(name in ("", f"LABEL_{i}") for i, name in enumerate(names))
-    return None if made_up or len(set(names)) != classes else names
+    return None if made_up or not all(names) else names
 
 
 def _own_processor(settings: Mapping[str, Any]) -> tuple[Callable[[Rows], Rows] | None, str]:

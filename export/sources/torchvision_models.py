@@ -73,7 +73,7 @@ def _load(models: Any, what: str, weights: Any, asked: Asked) -> Loaded:
         processing=processing,
         own_processor=(lambda rows: transformed(transform, rows)) if own else None,
         own_processor_name="torchvision transforms" if own else "",
-        labels=tuple(weights.meta["categories"]) if len(set(weights.meta["categories"])) == 1000 else None,
+        labels=tuple(weights.meta["categories"]) or None,
         versions={"torch": torch.__version__},
     )
 

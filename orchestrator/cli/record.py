@@ -49,6 +49,13 @@ def record(
         bool,
         typer.Option("--labels-by-order", help="Take sorted class names for the classes in order, not by name."),
     ] = False,
+    class_map: Annotated[
+        Path | None,
+        typer.Option(
+            help="Text file with what the data calls each class, a line per class in the members' order, such as "
+            "ImageNet's LOC_synset_mapping.txt."
+        ),
+    ] = None,
     cost: Annotated[
         list[str] | None, typer.Option(metavar="NAME=COST", help="Cost per row of a member; else its MACs.")
     ] = None,
@@ -58,11 +65,20 @@ def record(
     """Ask members about rows, in this process or on a Triton, and write what they said as records.
 
     A run that was stopped goes on where it stopped when the same command is given again. The classes of a folder
-    are its sub-folders, matched with the members' labels by name. The file's format is in docs/records.md.
+    are its sub-folders, matched with the members' labels by name, or as --class-map says. The file's format is in
+    docs/records.md.
 
     Example: committee record digits_small digits_large --data digits:plan -o build/plan.npz
     """
-    wishes = Wishes(data=data, output=output, limit=limit, skip_bad=skip_bad, restart=restart, by_order=by_order)
+    wishes = Wishes(
+        data=data,
+        output=output,
+        limit=limit,
+        skip_bad=skip_bad,
+        restart=restart,
+        by_order=by_order,
+        class_map=class_map,
+    )
     _check_wishes(wishes)
     # In this order, so that `--members a b c`, of which the option itself takes one word, means a, b, c.
     asked = [*(name for text in members or [] for name in text.split(",") if name), *(names or [])]
@@ -83,7 +99,7 @@ def records_of(repository: Path, members: Sequence[str], data: str) -> Records:
         CommitteeError: as the command does.
     """
     with opened_pool(members, repository) as pool:
-        source = source_of(pool, data, by_order=False)
+        source = source_of(pool, data)
         wanted = wanted_rows(len(source.ids), None)
         answered = list(answered_pieces(Task(source=source, pool=pool, wanted=wanted)))
         outputs = {name: np.concatenate([one.outputs[name] for one in answered]) for name in pool.names}
@@ -98,6 +114,8 @@ def records_of(repository: Path, members: Sequence[str], data: str) -> Records:
 
 def _check_wishes(wishes: Wishes) -> None:
     output = wishes.output
+    if wishes.by_order and wishes.class_map is not None:
+        raise DataError("record", got="--class-map and --labels-by-order", expected="one of them")
     if not wishes.data:
         raise DataError(
             "--data", got="nothing", expected="a folder of pictures, .npz, .npy, .parquet or digits:SPLIT"

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import typer
 
+from orchestrator.cli.class_map import class_map_from_path
 from orchestrator.cli.console import progress
 from orchestrator.cli.record_members import Pool
 from orchestrator.cli.record_run import Task, record_into, wanted_rows
@@ -23,6 +24,8 @@ from orchestrator.errors import CommitteeError, DataError, SpecError
 from orchestrator.planner.records import named, sha256_of_rows
 from orchestrator.planner.shards import NO_DIGEST, Shards
 
+# Members no better than this many times guessing, on so many rows, have labels of another order or no training.
+NEAR_CHANCE, CHANCE_ROWS = 2.0, 50
 # Rows that are named one by one in the records' meta; there may be a million.
 SKIPPED_LISTED = 1000
 
@@ -38,6 +41,7 @@ class Wishes:
         skip_bad: leave out rows that cannot be used.
         restart: throw away an unfinished recording.
         by_order: take sorted class names for the classes in order.
+        class_map: file that says what the data calls each class.
     """
 
     data: str
@@ -46,19 +50,28 @@ class Wishes:
     skip_bad: bool = False
     restart: bool = False
     by_order: bool = False
+    class_map: Path | None = None
 
 
 class _Terminated(KeyboardInterrupt):
     """SIGTERM, handled like Ctrl-C but with its own exit code."""
 
 
-def source_of(pool: Pool, data: str, *, by_order: bool) -> Source:
+def source_of(pool: Pool, data: str, *, by_order: bool = False, class_map: Path | None = None) -> Source:
     """The source that the pool is to be asked about.
+
+    Args:
+        pool: the members.
+        data: as written on the command line.
+        by_order: take sorted class names for the classes in order.
+        class_map: file that says what the data calls each class.
 
     Raises:
         CommitteeError: it cannot be used, or not with these members.
     """
-    classes = Classes(count=pool.classes, names=pool.class_names(), by_order=by_order)
+    names = pool.class_names()
+    mapped = None if class_map is None else class_map_from_path(class_map, count=pool.classes, known=names)
+    classes = Classes(count=pool.classes, names=names, by_order=by_order, mapped=mapped)
     return source_from_text(data, pool.info, classes=classes, read_picture=pool.picture_reader())
 
 
@@ -69,7 +82,7 @@ def record_job(pool: Pool, wishes: Wishes) -> dict[str, Any]:
         CommitteeError: anything about the data, the members or the disk; what is settled is kept.
         Exit: it was interrupted.
     """
-    source = source_of(pool, wishes.data, by_order=wishes.by_order)
+    source = source_of(pool, wishes.data, by_order=wishes.by_order, class_map=wishes.class_map)
     wanted = wanted_rows(len(source.ids), wishes.limit)
     _check_disk(wishes.output, pool, rows=len(wanted))
     task = Task(source=source, pool=pool, wanted=wanted, skip_bad=wishes.skip_bad)
@@ -180,26 +193,27 @@ def _finished(shards: Shards, task: Task, wishes: Wishes, *, digest: bytes) -> d
     if wishes.limit is not None:
         meta["limit"] = wishes.limit
     shards.write(ids=source.ids[rows], labels=labels, classes=pool.classes, cost=pool.cost, meta=meta)
+    members = {
+        name: {
+            "cost": pool.cost[name],
+            "accuracy": None if labels is None else _accuracy(shards, name, labels),
+            "random_weights": about["random_weights"],
+            "sha256": about["sha256"],
+        }
+        for name, about in pool.about().items()
+    }
     return {
         "output": str(wishes.output),
         "rows": len(rows),
         "classes": pool.classes,
         "labelled": labels is not None,
-        "members": {
-            name: {
-                "cost": pool.cost[name],
-                "accuracy": None if labels is None else _accuracy(shards, name, labels),
-                "random_weights": about["random_weights"],
-                "sha256": about["sha256"],
-            }
-            for name, about in pool.about().items()
-        },
+        "members": members,
         "asked": pool.asked,
         "data_sha256": sha256,
         "resumed_rows": shards.resumed,
         "skipped_rows": len(skipped),
         "skipped": dict(list(skipped.items())[:SKIPPED_LISTED]),
-        "notes": [*source.notes, *_notes(pool, skipped)],
+        "notes": [*source.notes, *_notes(pool, skipped), *_near_chance(members, len(rows), pool.classes)],
     }
 
 
@@ -209,6 +223,17 @@ def _accuracy(shards: Shards, name: str, labels: np.ndarray[Any, np.dtype[np.int
         right += int((scores.argmax(axis=1) == labels[at : at + len(scores)]).sum())
         at += len(scores)
     return right / len(labels)
+
+
+def _near_chance(members: dict[str, dict[str, Any]], rows: int, classes: int) -> list[str]:
+    """What to say where the labels seem to be in another order than the members' classes."""
+    known = [one["accuracy"] for one in members.values() if not one["random_weights"]]
+    if None in known or not known or rows < CHANCE_ROWS or max(known) > NEAR_CHANCE / classes:
+        return []
+    return [
+        f"the best member has accuracy {max(known):.4f}, and guessing {1 / classes:.4f}: "
+        "are the labels in the order of the members' classes?"
+    ]
 
 
 def _notes(pool: Pool, skipped: dict[str, str]) -> list[str]:

@@ -75,7 +75,7 @@ class Source:
         name: as the user wrote it.
         ids: (n,), unique; whole numbers or text.
         labels: int64 (n,) in 0..k-1, None where the source has none.
-        labels_by: "name" or "order" where class names were turned into numbers, else None.
+        labels_by: "map", "name" or "order" where class names were turned into numbers, else None.
         pieces: from the indices wanted, the position to begin at and the rows per piece to the pieces. Position p
             is row wanted[p]; indices ascend.
         identity: what must be equal for two readings to give the same rows.

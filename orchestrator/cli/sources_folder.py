@@ -82,6 +82,8 @@ def folder_source(root: Path, *, classes: Classes, read_picture: ReadPicture) ->
         if folders:
             labels, by, note = _labelled(listing, folders, classes)
             notes += [note] if note else []
+        elif classes.mapped is not None:
+            raise DataError(f"folder {root}", got="a class map, and no sub-folders", expected="one per class")
         else:
             listing.add_direct()
             labels, by = None, None

@@ -22,11 +22,13 @@ class Classes:
         count: k.
         names: in order, None where no manifest has them.
         by_order: take the sorted names of a data source for the classes in order, whatever the members say.
+        mapped: what a data source calls the classes, in the members' order; None where nobody says. It goes first.
     """
 
     count: int
     names: tuple[str, ...] | None = None
     by_order: bool = False
+    mapped: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +37,7 @@ class Numbering:
 
     Args:
         numbers: name -> class.
-        by: "name" or "order".
+        by: "map", "name" or "order".
         note: what the user should check, if anything.
     """
 
@@ -50,6 +52,8 @@ def numbering_of(what: str, names: Sequence[str], classes: Classes) -> Numbering
     Raises:
         DataError: a name the members do not have, or another number of names than classes.
     """
+    if classes.mapped is not None:
+        return _by_map(what, names, classes.mapped)
     if classes.names is not None and not classes.by_order:
         return _by_name(what, names, classes.names)
     if len(names) > classes.count or (len(names) != classes.count and not classes.by_order):
@@ -65,6 +69,18 @@ def numbering_of(what: str, names: Sequence[str], classes: Classes) -> Numbering
     return Numbering(numbers={name: number for number, name in enumerate(names)}, by="order", note=note)
 
 
+def _by_map(what: str, names: Sequence[str], mapped: Sequence[str]) -> Numbering:
+    place = {name: number for number, name in enumerate(mapped)}
+    strange = [name for name in names if name not in place]
+    if strange:
+        raise DataError(
+            what,
+            got=f"{len(strange)} of {len(names)} classes that the class map does not have: {named(strange)}",
+            expected=f"names such as {named(mapped)}",
+        )
+    return Numbering(numbers={name: place[name] for name in names}, by="map")
+
+
 def _by_name(what: str, names: Sequence[str], known: Sequence[str]) -> Numbering:
     strange = [name for name in names if name not in set(known)]
     if strange:
@@ -72,13 +88,13 @@ def _by_name(what: str, names: Sequence[str], known: Sequence[str]) -> Numbering
             what,
             got=f"{len(strange)} of {len(names)} classes that no member has: {named(strange)}",
             expected=f"the members' names, such as {named(known)}",
-            fix="rename them, or take the sorted names in order with --labels-by-order",
+            fix="say which is which with --class-map, or take the sorted names in order with --labels-by-order",
         )
     count = Counter(known)
     unclear = [name for name in names if count[name] > 1]
     if unclear:
         got = f"names that several classes of the members have: {named(unclear)}"
-        raise DataError(what, got=got, expected="one class per name", fix="use --labels-by-order")
+        raise DataError(what, got=got, expected="one class per name", fix="say which is which with --class-map")
     place = {name: number for number, name in enumerate(known)}
     return Numbering(numbers={name: place[name] for name in names}, by="name")
 
@@ -89,7 +105,7 @@ class Labels:
 
     Args:
         numbers: int64 (n,) in 0..k-1, None where there are none.
-        by: "name" or "order" where they were names, else None.
+        by: "map", "name" or "order" where they were names, else None.
         notes: what the user should check.
     """
 

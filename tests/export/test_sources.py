@@ -63,6 +63,14 @@ def test_labels_that_transformers_made_up_are_none(tmp_path: Path) -> None:
     assert identify(f"hf:{save_convnext(tmp_path / 'm', labels=False)}", Asked()).load().labels is None
 
 
+def test_labels_of_which_two_are_alike_are_kept_as_published(convnext: Path, tmp_path: Path) -> None:
+    folder = copy_of(convnext, tmp_path / "m")
+    config = json.loads((folder / "config.json").read_text())
+    config["id2label"]["5"] = "thing 2"
+    (folder / "config.json").write_text(json.dumps(config))
+    assert identify(f"hf:{folder}", Asked()).load().labels[5] == "thing 2"
+
+
 @pytest.mark.parametrize(
     ("missing", "says"),
     [

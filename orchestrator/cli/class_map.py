@@ -1,0 +1,70 @@
+"""A file that says what a data set calls the members' classes, such as ImageNet's n01440764 for a tench.
+
+One line per class, in the order of the members' scores: the name in the data set and, after a blank, what the
+class is. Kaggle's LOC_synset_mapping.txt has this form. A name with blanks in it has a tab behind it. The words
+are only compared with what the members call their classes: a line that speaks of another class than the one it
+stands for means another order.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from orchestrator.errors import DataError
+from orchestrator.planner.records import named
+
+
+def class_map_from_path(path: Path, *, count: int, known: Sequence[str] | None) -> tuple[str, ...]:
+    """Names of the classes in a data set, in the members' order.
+
+    Args:
+        path: the file.
+        count: classes of the members.
+        known: what the members call them, None where no manifest says.
+
+    Raises:
+        DataError: it cannot be read, has another number of classes, a name twice, or another order.
+    """
+    what = f"class map {path}"
+    parts = [_parts(line) for line in _text(path, what).splitlines() if line.strip()]
+    if len(parts) != count:
+        raise DataError(
+            what, got=f"{len(parts)} lines", expected=f"{count}, one per class of the members, in order"
+        )
+    names = [name for name, _ in parts]
+    twice = [name for name, times in Counter(names).items() if times > 1]
+    if twice:
+        raise DataError(what, got=f"more than one line for {named(twice)}", expected="every name once")
+    _check_order(what, [words for _, words in parts], known or ())
+    return tuple(names)
+
+
+def _parts(line: str) -> tuple[str, str]:
+    name, tab, words = line.partition("\t")
+    if not tab:
+        name, _, words = line.strip().partition(" ")
+    return name.strip(), words.strip()
+
+
+def _text(path: Path, what: str) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise DataError(what, got=f"a file that cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise DataError(what, got="a file that is no text", expected="a name per line, in UTF-8") from error
+
+
+def _check_order(what: str, words: Sequence[str], known: Sequence[str]) -> None:
+    """Refuses a line that says what the members say of another class; other spellings are nobody's business."""
+    anywhere = set(known)
+    for number, (said, name) in enumerate(zip(words, known, strict=False)):
+        if said != name and said in anywhere:
+            raise DataError(
+                what,
+                got=f"{said!r} on line {number + 1}",
+                expected=f"{name!r}, which is what the members call class {number}",
+                fix="bring the lines into the members' order",
+            )

@@ -1,0 +1,169 @@
+"""What a finished plan does to rows that had no say in it, beside the members alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from orchestrator.errors import DataError
+from orchestrator.planner.intervals import clopper_pearson, paired_difference
+from orchestrator.planner.records import Records, random_members
+from orchestrator.planner.replay import replay
+from orchestrator.spec import CascadeSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class Route:
+    """One way to an answer, on n rows.
+
+    Args:
+        name: of the cascade or member.
+        right: how many rows it gets right.
+        accuracy: share of them.
+        accuracy_ci95: exact interval.
+        mean_cost: per row; None where the records count in another unit than the plan.
+        exit_share: per stage; one for a member.
+    """
+
+    name: str
+    right: int
+    accuracy: float
+    accuracy_ci95: tuple[float, float]
+    mean_cost: float | None
+    exit_share: tuple[float, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """A plan on rows, against a reference.
+
+    Args:
+        rows: how many.
+        cascade: the plan.
+        members: every recorded member alone, by cost.
+        reference: the member it is compared with.
+        difference: accuracy of the cascade minus the reference's.
+        difference_ci95: paired interval.
+        losses: rows the reference gets right and the cascade wrong.
+        gains: the other way round.
+        cost_factor: mean cost of the reference over the cascade's.
+        rows_of_the_plan: True where the plan was chosen on these very rows, so that its numbers flatter it.
+    """
+
+    rows: int
+    cascade: Route
+    members: tuple[Route, ...]
+    reference: str
+    difference: float
+    difference_ci95: tuple[float, float]
+    losses: int
+    gains: int
+    cost_factor: float | None
+    rows_of_the_plan: bool
+
+
+def evaluate(spec: CascadeSpec, records: Records, *, reference: str | None = None) -> Evaluation:
+    """Replays a plan over labelled records.
+
+    Args:
+        spec: the plan.
+        records: n rows of all its members, and of others to compare with.
+        reference: a recorded member; None takes the most accurate one.
+
+    Raises:
+        DataError: no labels, no such member, other model files, or random weights.
+    """
+    labels = _checked_labels(spec, records)
+    costs = _costs(spec, records)
+    right = {name: scores.argmax(axis=1) == labels for name, scores in records.outputs.items()}
+    members = [_route(name, hits, costs.get(name)) for name, hits in right.items()]
+    members.sort(key=lambda one: (records.cost[one.name], one.name))
+    best = max(members, key=lambda one: (one.right, -records.cost[one.name]))
+    beside = next(one for one in members if one.name == (reference or best.name))
+    cascade, hits = _cascade(spec, records, labels)
+    difference, interval = paired_difference(hits, right[beside.name])
+    return Evaluation(
+        rows=records.rows,
+        cascade=cascade,
+        members=tuple(members),
+        reference=beside.name,
+        difference=difference,
+        difference_ci95=interval,
+        losses=int((right[beside.name] & ~hits).sum()),
+        gains=int((hits & ~right[beside.name]).sum()),
+        cost_factor=beside.mean_cost / cascade.mean_cost if beside.mean_cost and cascade.mean_cost else None,
+        rows_of_the_plan=_same_rows(spec, records),
+    )
+
+
+def check_reference(records: Records, reference: str | None) -> None:
+    """Refuses a reference that is no recorded member.
+
+    Raises:
+        DataError: naming those that are.
+    """
+    if reference is not None and reference not in records.outputs:
+        raise DataError(
+            "--reference", got=f"{reference}, not recorded", expected=f"one of {', '.join(records.outputs)}"
+        )
+
+
+def _checked_labels(spec: CascadeSpec, records: Records) -> npt.NDArray[np.int64]:
+    random = random_members(records)
+    if random:
+        raise DataError("evaluate", got=f"random weights in {', '.join(random)}", expected="trained members")
+    if records.labels is None:
+        raise DataError("records", got="no labels", expected="a class per row, to tell right from wrong")
+    known = records.meta.get("members", {})
+    for member in spec.members:
+        recorded = known.get(member.name, {}).get("sha256")
+        if None not in (recorded, member.sha256) and recorded != member.sha256:
+            raise DataError(
+                f"records of {member.name}", got="another model file than the plan's", fix="record or plan again"
+            )
+    return records.labels
+
+
+def _costs(spec: CascadeSpec, records: Records) -> dict[str, float]:
+    """Cost per row in the plan's unit; a member outside the plan has one only where the units are the same."""
+    same = spec.cost_unit == records.meta.get("cost_unit", "MACs")
+    return {**(records.cost if same else {}), **{member.name: member.cost for member in spec.members}}
+
+
+def _route(name: str, right: npt.NDArray[np.bool_], cost: float | None) -> Route:
+    hits, rows = int(right.sum()), len(right)
+    return Route(
+        name=name,
+        right=hits,
+        accuracy=hits / rows,
+        accuracy_ci95=clopper_pearson(hits, rows),
+        mean_cost=cost,
+        exit_share=(1.0,),
+    )
+
+
+def _cascade(
+    spec: CascadeSpec, records: Records, labels: npt.NDArray[np.int64]
+) -> tuple[Route, npt.NDArray[np.bool_]]:
+    answers = replay(spec, records)
+    right = answers.label == labels
+    counts = np.bincount(answers.exit_stage, minlength=len(spec.stages))
+    # In float64: the runtime's own sums are float32, good for seven digits.
+    spent = np.cumsum([stage.cost for stage in spec.stages])
+    hits = int(right.sum())
+    route = Route(
+        name=spec.name,
+        right=hits,
+        accuracy=hits / records.rows,
+        accuracy_ci95=clopper_pearson(hits, records.rows),
+        mean_cost=float((counts * spent).sum()) / records.rows,
+        exit_share=tuple(float(count) / records.rows for count in counts),
+    )
+    return route, right
+
+
+def _same_rows(spec: CascadeSpec, records: Records) -> bool:
+    chosen_on = "" if spec.fit is None else spec.fit.data_sha256
+    return bool(chosen_on) and chosen_on == records.meta.get("data_sha256")

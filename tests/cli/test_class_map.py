@@ -1,0 +1,114 @@
+"""`committee record --class-map`: a data set's own class names, in the members' order, or one line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from orchestrator.cli.app import run
+from orchestrator.cli.class_map import class_map_from_path
+from orchestrator.errors import DataError
+from orchestrator.planner.records import records_from_path
+from tests.cli.recording import picture, png, write_folder, write_member
+
+FOREIGN = ("n03", "n01", "n02")  # cat, dog, owl
+
+
+def record(folder: Path, *options: str, members: str = "a") -> int:
+    words = ["record", "--members", members, "--data", str(folder / "pictures"), "-o", str(folder / "out.npz")]
+    return run([*words, "--repository", str(folder / "repository"), *options])
+
+
+def mapped(folder: Path, text: str) -> Path:
+    path = folder / "map.txt"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_folders_get_the_class_of_their_line_whatever_their_order_and_also_in_part(tmp_path: Path) -> None:
+    write_member(tmp_path / "repository", "a")
+    write_member(tmp_path / "repository", "nameless", labels=None)
+    write_folder(tmp_path / "pictures", names=("n01", "n03"), each=2)
+    path = mapped(tmp_path, "n03 cat\nn01 dog, of any kind\n\nn02\n")
+    for members in ("a", "nameless"):
+        assert record(tmp_path, "--class-map", str(path), members=members) == 0
+        found = records_from_path(tmp_path / "out.npz")
+        assert found.labels.tolist() == [1, 1, 0, 0]
+        assert found.meta["labels_by"] == "map"
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("n03\nn01\n", "got 2 lines, expected 3, one per class of the members, in order"),
+        ("n03\nn01\nn03\n", "got more than one line for n03"),
+        ("n03 dog\nn01 cat\nn02 owl\n", "got 'dog' on line 1, expected 'cat', which is what the members call"),
+        ("n03\nn01\nn04\n", "1 of 3 classes that the class map does not have: n02, expected names such as n03"),
+    ],
+)
+def test_a_map_that_does_not_fit_is_one_line_before_anything_is_asked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, says: str
+) -> None:
+    write_member(tmp_path / "repository", "a")
+    write_folder(tmp_path / "pictures", names=FOREIGN, each=1)
+    assert record(tmp_path, "--class-map", str(mapped(tmp_path, text))) == 2
+    said = capsys.readouterr().err
+    assert says in said
+    assert said.count("\n") == 1
+    assert not (tmp_path / "out.npz").exists()
+
+
+def test_a_map_that_is_missing_or_no_text_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="cannot be read"):
+        class_map_from_path(tmp_path / "none.txt", count=3, known=None)
+    (tmp_path / "map.txt").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(DataError, match="no text"):
+        class_map_from_path(tmp_path / "map.txt", count=3, known=None)
+
+
+def test_a_name_with_blanks_ends_at_the_tab(tmp_path: Path) -> None:
+    path = mapped(tmp_path, "\ufeffgreat white shark\tcat\r\ntench dog\nowl\n")
+    assert class_map_from_path(path, count=3, known=("cat", "dog", "owl")) == ("great white shark", "tench", "owl")
+
+
+def test_two_classes_of_one_name_are_told_apart_by_a_map_only(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_member(tmp_path / "repository", "a", labels=("crane", "dog", "crane"))
+    write_folder(tmp_path / "pictures", names=("crane", "dog"), each=1)
+    assert record(tmp_path) == 2
+    assert "say which is which with --class-map" in capsys.readouterr().err
+    path = mapped(tmp_path, "x crane\ndog dog\ncrane crane\n")
+    assert record(tmp_path, "--class-map", str(path)) == 0
+    assert records_from_path(tmp_path / "out.npz").labels.tolist() == [2, 1]
+
+
+@pytest.mark.parametrize("flat", [True, False])
+def test_a_map_without_class_folders_or_beside_an_order_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], flat: bool
+) -> None:
+    write_member(tmp_path / "repository", "a")
+    write_folder(tmp_path / "pictures", names=() if flat else FOREIGN, each=1)
+    (tmp_path / "pictures").mkdir(exist_ok=True)
+    if flat:
+        (tmp_path / "pictures/one.png").write_bytes(png(picture(0)))
+    path = mapped(tmp_path, "n03\nn01\nn02\n")
+    assert record(tmp_path, "--class-map", str(path), *([] if flat else ["--labels-by-order"])) == 2
+    assert ("no sub-folders" if flat else "expected one of them") in capsys.readouterr().err
+
+
+def test_a_recording_no_better_than_guessing_asks_about_the_order(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_member(tmp_path / "repository", "a", labels=None, classes=20)
+    write_folder(tmp_path / "pictures", names=tuple(f"n{number:02d}" for number in range(20)), each=5)
+    assert record(tmp_path) == 0
+    assert "are the labels in the order of the members' classes?" in capsys.readouterr().out
+    # The answers themselves as labels: no question.
+    found = records_from_path(tmp_path / "out.npz").outputs["a"].argmax(1)
+    rows = np.stack([picture(seed).transpose(2, 0, 1) for seed in range(100)])
+    np.savez(tmp_path / "rows.npz", images=rows, labels=found)
+    assert record(tmp_path, "--data", str(tmp_path / "rows.npz"), "--restart") == 0
+    assert "are the labels" not in capsys.readouterr().out

@@ -1,0 +1,142 @@
+"""docs/imagenet.md: its commands run as they stand, on a few pictures and small stand-ins for the models."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGE = (ROOT / "docs/imagenet.md").read_text(encoding="utf-8")
+STEPS, OTHERS = PAGE.split("## Other families")
+# The only lines a reader is told to change.
+VARIABLES = ("VAL", "CLASSES", "WORK", "EPSILON", "REQUESTS", "HTTP", "GRPC", "MEMBERS")
+
+
+def blocks(text: str) -> list[str]:
+    return re.findall(r"```bash\n(.*?)```", text, re.S)
+
+
+def assigned(block: str) -> list[str]:
+    return re.findall(r"^([A-Z]+)=", block, re.M)
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+class Reader:
+    """Somebody in a folder with ImageNet, the hub's models and the checkout's programs."""
+
+    def __init__(self, folder: Path) -> None:
+        from tests.imagenet_stand_ins import write_class_map, write_pictures
+
+        self.folder = folder
+        # Thirty a class: enough to certify something, few enough to take seconds.
+        write_pictures(folder / "data/val", each=30)
+        write_pictures(folder / "data/train", each=20, seed=1)
+        write_class_map(folder / "data/map.txt")
+        self.changes = {
+            "VAL": "data/val", "CLASSES": "data/map.txt", "EPSILON": "0.25", "REQUESTS": "40",
+            "HTTP": str(free_port()), "GRPC": str(free_port()),
+        }  # fmt: skip
+        programs = folder / ".venv/bin"
+        programs.mkdir(parents=True)
+        for name, words in (("python", ""), ("committee", "-m orchestrator ")):
+            (programs / name).write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} {words}"$@"\n')
+            (programs / name).chmod(0o755)
+        # For a machine without curl; PATH has the real one first.
+        (folder / "bin").mkdir()
+        (folder / "bin/curl").write_text(
+            f"#!/bin/sh\nfor url; do :; done\nexec {shlex.quote(sys.executable)} -c "
+            "'import sys, urllib.request; urllib.request.urlopen(sys.argv[1])' \"$url\" 2>/dev/null\n"
+        )
+        (folder / "bin/curl").chmod(0o755)
+
+    def run(self, commands: list[str], *, timeout_s: float) -> str:
+        """Runs the page's first block with the changes, then the commands; gives what they and bash print."""
+        lines = [re.sub(r"^([A-Z]+)=\S+", self._changed, line) for line in blocks(PAGE)[0].splitlines()]
+        script = "\n".join(["set -euo pipefail", *lines, "set -v", *commands])
+        environment = {
+            "PATH": f"{os.environ['PATH']}:{self.folder / 'bin'}",
+            "HOME": str(self.folder),
+            "PYTHONPATH": str(ROOT),
+            "HF_HUB_OFFLINE": "1",
+        }
+        log = self.folder / "log.txt"
+        # Not a pipe: the server would hold it open after a command that failed.
+        with log.open("w") as out:
+            process = subprocess.Popen(
+                ["bash", "-c", script], cwd=self.folder, env=environment, start_new_session=True,
+                stdout=out, stderr=subprocess.STDOUT,
+            )  # fmt: skip
+        try:
+            process.wait(timeout=timeout_s)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+        shown = log.read_text()
+        sys.stdout.write(shown)
+        assert process.returncode == 0, shown
+        return shown
+
+    def _changed(self, line: re.Match[str]) -> str:
+        name = line[1]
+        return f"{name}={self.changes[name]}" if name in self.changes else line[0]
+
+
+@pytest.fixture
+def reader(tmp_path: Path) -> Reader:
+    return Reader(tmp_path)
+
+
+def test_only_the_first_block_holds_what_a_reader_changes() -> None:
+    assert tuple(assigned(blocks(PAGE)[0])) == VARIABLES
+    assert [name for block in blocks(PAGE)[1:] for name in assigned(block)] == ["SERVER", "PICTURES"]
+    used = set(re.findall(r"\$\{?([A-Z]+)", "".join(blocks(PAGE))))
+    assert used == {*VARIABLES, "SERVER", "PICTURES"}
+
+
+@pytest.mark.export
+@pytest.mark.triton
+@pytest.mark.timeout(400)
+def test_every_step_runs_from_the_weights_to_the_load_test(reader: Reader) -> None:
+    from tests.imagenet_stand_ins import LABELS, hub_ids, save_efficientnet
+
+    for place, name in enumerate(hub_ids("".join(blocks(STEPS)))):
+        save_efficientnet(
+            reader.folder / name,
+            side_px=16 + 2 * place,
+            width=4 + 2 * place,
+            pictures=reader.folder / "data/train",
+        )
+    shown = reader.run(blocks(STEPS)[1:], timeout_s=360)
+    work = reader.folder / "build/imagenet"
+    assert "note" not in shown.replace("notes", "")
+    plan = json.loads((work / "imagenet.json").read_text())
+    assert plan["labels"] == list(LABELS.values())
+    assert "guarantee" in plan["fit"]["extra"]
+    assert (work / "report/index.html").is_file()
+    assert json.loads((work / "load/results.json").read_text())["cells"][0]["route"] == "imagenet"
+
+
+@pytest.mark.export
+@pytest.mark.timeout(300)
+def test_other_families_are_exported_and_recorded(reader: Reader) -> None:
+    from tests.imagenet_stand_ins import hub_ids, save_resnet, save_vit
+
+    for place, name in enumerate(hub_ids("".join(blocks(OTHERS)))):
+        save = save_vit if "vit" in name else save_resnet
+        save(reader.folder / name, side_px=24 + 8 * (place % 2))
+    reader.run(blocks(OTHERS), timeout_s=280)
