@@ -80,7 +80,7 @@ POLICIES = st.sampled_from(
 )  # fmt: skip
 
 
-@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seed=st.integers(0, 2**31), sizes=st.lists(st.integers(1, 20), min_size=1, max_size=4), policy=POLICIES)
 def test_every_answer_is_the_one_without_a_lead(tmp_path: Path, seed: int, sizes: list[int], policy: dict) -> None:
     parts = [random_rows(seed + i, n) for i, n in enumerate(sizes)]

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -31,7 +31,6 @@ def plan(combine: str, score: str, thresholds: list[float | None], low: float | 
     )
 
 
-@settings(max_examples=60, deadline=None)
 @given(
     logits=hnp.arrays(np.float32, (4, 6, 4), elements=st.floats(-4, 4, width=16)),
     combine=st.sampled_from(COMBINES),

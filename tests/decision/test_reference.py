@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from orchestrator.decision import ABSTAINED, softmax
@@ -85,7 +85,6 @@ def plain_answer(case: Case, row: int) -> tuple[int, int, list[float], float, bo
     st.sampled_from(SCORES),
     st.booleans(),
 )
-@settings(max_examples=200, deadline=None)
 def test_the_core_agrees_with_the_plain_reading(
     seed: int, sizes: list[int], combine: str, score: str, low: bool
 ) -> None:
@@ -111,7 +110,6 @@ def test_the_core_agrees_with_the_plain_reading(
 
 
 @given(st.integers(0, 2**20), st.integers(1, 5), st.integers(2, 8))
-@settings(max_examples=50, deadline=None)
 def test_softmax_of_mean_logits_is_the_renormalised_geometric_mean(seed: int, members: int, classes: int) -> None:
     z = np.random.default_rng(seed).normal(size=(members, classes)).astype(np.float32) * 3
     direct = softmax(z.mean(axis=0, keepdims=True))[0]

@@ -6,7 +6,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.decision import (
@@ -170,7 +170,6 @@ def test_dropping_a_request_frees_its_rows_and_leaves_the_others() -> None:
 
 
 @given(st.integers(0, 2**20))
-@settings(max_examples=60, deadline=None)
 def test_no_slot_is_lost_or_given_twice_under_any_mix_of_events(seed: int) -> None:
     rng = np.random.default_rng(seed)
     run = CascadeRun(spec_of(stage("a", threshold=0.9), stage("b", threshold=0.9), stage("c")), capacity_rows=2)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.decision import CAPPED, Policy
@@ -34,7 +34,6 @@ def cases(draw: st.DrawFn, *, combine: str | None = None, stage_sizes: list[int]
 
 
 @given(cases())
-@settings(max_examples=150, deadline=None)
 def test_every_row_is_answered_once_and_each_stage_gets_exactly_the_rows_deferred_before_it(case: Case) -> None:
     done = answer_all(case)
     assert sorted(done.position.tolist()) == list(range(case.rows))
@@ -46,7 +45,6 @@ def test_every_row_is_answered_once_and_each_stage_gets_exactly_the_rows_deferre
 
 
 @given(cases(), st.integers(0, 2**20))
-@settings(max_examples=150, deadline=None)
 def test_splitting_merging_and_reordering_batches_changes_no_bit_of_an_answer(case: Case, seed: int) -> None:
     rng = np.random.default_rng(seed)
     whole = answer_all(case)
@@ -59,7 +57,6 @@ def test_splitting_merging_and_reordering_batches_changes_no_bit_of_an_answer(ca
 
 
 @given(cases())
-@settings(max_examples=80, deadline=None)
 def test_thresholds_of_zero_or_less_use_stage_0_only(case: Case) -> None:
     done = answer_all(with_thresholds(case, 0.0))
     assert set(done.exit_stage.tolist()) == {0}
@@ -67,7 +64,6 @@ def test_thresholds_of_zero_or_less_use_stage_0_only(case: Case) -> None:
 
 
 @given(cases(combine=None))
-@settings(max_examples=150, deadline=None)
 def test_a_stage_that_never_exits_plus_its_successor_is_one_ensemble_stage(case: Case) -> None:
     if case.spec.combine == "last":
         return
@@ -80,7 +76,6 @@ def test_a_stage_that_never_exits_plus_its_successor_is_one_ensemble_stage(case:
 
 
 @given(cases())
-@settings(max_examples=100, deadline=None)
 def test_cost_is_the_sum_over_the_stages_a_row_went_through_and_never_above_all_of_them(case: Case) -> None:
     done = answer_all(case)
     sums = np.cumsum([np.float32(stage.cost) for stage in case.spec.stages], dtype=np.float32)
@@ -89,7 +84,6 @@ def test_cost_is_the_sum_over_the_stages_a_row_went_through_and_never_above_all_
 
 
 @given(cases())
-@settings(max_examples=100, deadline=None)
 def test_probabilities_are_a_distribution_and_the_score_lies_between_0_and_1(case: Case) -> None:
     done = answer_all(case)
     assert np.allclose(done.probabilities.sum(axis=1), 1, atol=1e-5)
@@ -99,7 +93,6 @@ def test_probabilities_are_a_distribution_and_the_score_lies_between_0_and_1(cas
 
 
 @given(cases(), st.data())
-@settings(max_examples=100, deadline=None)
 def test_min_and_max_stage_bound_where_a_row_exits_and_only_true_caps_are_marked(
     case: Case, data: st.DataObject
 ) -> None:
@@ -116,7 +109,6 @@ def test_min_and_max_stage_bound_where_a_row_exits_and_only_true_caps_are_marked
 
 
 @given(cases(), st.floats(0, 1), st.floats(0, 1))
-@settings(max_examples=80, deadline=None)
 def test_a_stricter_shift_never_lets_a_row_exit_earlier(case: Case, one: float, two: float) -> None:
     if any(stage.low is not None for stage in case.spec.stages):
         return

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import onnxruntime
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.decision import Combiner, score_from_tally
@@ -101,7 +101,6 @@ def clear_winner(spec: CascadeSpec, p: np.ndarray, tolerance: float) -> np.ndarr
     return (gap > 2 * tolerance) if spec.combine != "vote" else gap > -1
 
 
-@settings(max_examples=150, deadline=None)
 @given(spec=specs(), seed=st.integers(0, 2**32 - 1), spoiled=st.booleans())
 def test_the_graph_computes_what_the_decision_core_computes(spec: CascadeSpec, seed: int, spoiled: bool) -> None:
     rng = np.random.default_rng(seed)
@@ -126,7 +125,6 @@ def test_the_graph_computes_what_the_decision_core_computes(spec: CascadeSpec, s
     assert (got["exit_stage"] == 0).all()
 
 
-@settings(max_examples=100, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), members=st.integers(2, 6))
 def test_votes_that_tie_go_where_the_decision_core_sends_them(seed: int, members: int) -> None:
     rng = np.random.default_rng(seed)

@@ -4,7 +4,7 @@ import contextlib
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tritonclient.grpc import model_config_pb2 as pb
 
@@ -42,7 +42,6 @@ def specs(draw: st.DrawFn) -> CascadeSpec:
     )
 
 
-@settings(max_examples=100, deadline=None)
 @given(spec=specs())
 def test_what_is_written_reads_back_equal_and_the_same_bytes_twice(spec: CascadeSpec) -> None:
     for config in (cascade_config(spec), ensemble_config(spec, max_batch_size=4)):
@@ -119,7 +118,6 @@ def test_a_text_cut_anywhere_reads_or_is_a_repository_error() -> None:
     assert refused > len(text) / 2
 
 
-@settings(max_examples=200, deadline=None)
 @given(garbage=st.text(max_size=60) | st.from_regex(r'name: ?["{\[]+[a-z"}\]: ]*'))
 def test_garbage_is_a_repository_error_and_nothing_else(garbage: str) -> None:
     with contextlib.suppress(RepositoryError):

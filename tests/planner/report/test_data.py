@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.errors import DataError
@@ -44,7 +44,6 @@ def fit(**changes: Any) -> Fit:
     return Fit(**values | changes)
 
 
-@settings(max_examples=40, deadline=None)
 @given(
     seed=st.integers(0, 2**16),
     combine=st.sampled_from(COMBINES),

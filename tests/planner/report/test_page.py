@@ -20,7 +20,7 @@ from orchestrator.planner.report.pictures import Picture, sketches_from_report
 from orchestrator.planner.report.theme import LIGHT, drawn
 from orchestrator.planner.report.words import cost_words
 from orchestrator.spec import CascadeSpec
-from tests.planner.report.made import CALIBRATION, CERTIFY, FRONTIER, made_plan, made_records
+from tests.planner.report.made import CALIBRATION, CERTIFY, FRONTIER, evil_report, made_plan, made_records
 
 
 class Page(HTMLParser):
@@ -130,8 +130,18 @@ def test_writing_twice_gives_equal_bytes(folder: Path) -> None:
     assert pages[0] == pages[1]
 
 
-def test_no_name_breaks_out_of_its_place(evil: Path) -> None:
-    page = Page((evil / "index.html").read_text(encoding="utf-8"))
+@pytest.mark.slow
+def test_pictures_are_drawn_whatever_the_names(evil: Path) -> None:
+    assert len(list(evil.glob("*.png"))) == 6
+    assert_unbroken(Page((evil / "index.html").read_text(encoding="utf-8")))
+
+
+def test_no_name_breaks_out_of_its_place() -> None:
+    spec, records, facts = evil_report()
+    assert_unbroken(Page(undrawn(spec, records, **facts)))
+
+
+def assert_unbroken(page: Page) -> None:
     tags = [tag for tag, _ in page.elements]
     assert tags.count("script") == 2
     assert tags.count("img") == 6
