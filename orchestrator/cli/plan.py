@@ -30,7 +30,8 @@ def plan(
     reference: Annotated[
         str | None,
         typer.Option(
-            help="Cheapest plan at most --epsilon worse than this member, or than `ensemble`: all of them."
+            help="Cheapest plan at most --epsilon worse than this member, or than `ensemble`: all of them. "
+            "With a budget: the most accurate plan within it, held to the same."
         ),
     ] = None,
     epsilon: Annotated[float | None, typer.Option(help="How much worse than the reference is still good.")] = None,

@@ -109,14 +109,14 @@ def decide(
     if not chains:
         return _too_dear(table, goal, options)
     values = {RIGHT: chosen_on.yardstick.right}
-    if goal.certify and goal.is_relative:
+    if goal.certify and goal.is_relative and not goal.has_budget:
         values[KEPT] = chosen_on.yardstick.kept
     with progress("searching thresholds", len(chains)) as advance:
         searched = search(
             table, chains, values=values, max_stages=goal.max_stages, quantiles=options.quantiles, advance=advance
         )
     if goal.has_budget:
-        return _within_budget(searched, judged_on, goal)
+        return _within_budget(searched, chosen_on, judged_on, goal)
     return _cheapest(searched, chosen_on, judged_on, goal)
 
 
@@ -128,8 +128,8 @@ def _too_dear(table: Table, goal: Goal, options: Options) -> Decision:
     return Decision(choice=choice, searched=nothing, shortfall=shortfall)
 
 
-def _within_budget(searched: Searched, judged_on: Part, goal: Goal) -> Decision:
-    """The most accurate plan within a mean cost, with a bound of its accuracy."""
+def _within_budget(searched: Searched, chosen_on: Part, judged_on: Part, goal: Goal) -> Decision:
+    """The most accurate plan within a mean cost, with a bound of its accuracy or of what it loses."""
     frontier, budget = searched.frontiers[RIGHT], goal.max_mean_cost
     assert budget is not None
     found = searched.within(frontier, max_mean_cost=budget)
@@ -140,9 +140,24 @@ def _within_budget(searched: Searched, judged_on: Part, goal: Goal) -> Decision:
         )
         shortfall = Shortfall(got=f"max mean cost {budget:g}", expected=expected)
         return Decision(choice=least.choice, searched=searched, shortfall=shortfall)
+    if goal.has_promise:
+        wanted = rows_wanted(goal, chosen_on.yardstick)
+        if found.right < wanted - 1e-9 * searched.rows:
+            shortfall = Shortfall(
+                got=f"{goal.noun} {found.right / searched.rows:.6g}, the best with mean cost <= {budget:g}",
+                expected=f"at least {wanted / searched.rows:.6g} on the search part: {goal.promise}",
+                fix="allow a higher mean cost or a larger epsilon",
+            )
+            return Decision(choice=found.choice, searched=searched, shortfall=shortfall)
+        return _promised(found, searched, chosen_on, judged_on, goal)
     if not goal.certify:
         return Decision(choice=found.choice, searched=searched)
-    tally = tally_of(found.choice, judged_on.table, judged_on.yardstick)
+    return _bounded(found.choice, searched, judged_on, goal)
+
+
+def _bounded(choice: Choice, searched: Searched, judged_on: Part, goal: Goal) -> Decision:
+    """A plan that promises nothing, with what the certify part says its accuracy is at least."""
+    tally = tally_of(choice, judged_on.table, judged_on.yardstick)
     lower = rate_at_least(tally.right, tally.rows, goal.delta)
     facts = {
         "statement": f"{goal.sure} {goal.noun} >= {lower:.6g}",
@@ -154,7 +169,7 @@ def _within_budget(searched: Searched, judged_on: Part, goal: Goal) -> Decision:
         "method": "clopper_pearson_losses",
         "bound": 1 - lower,
     }
-    return Decision(choice=found.choice, searched=searched, accuracy_lower=lower, guarantee=facts)
+    return Decision(choice=choice, searched=searched, accuracy_lower=lower, guarantee=facts)
 
 
 def _cheapest(searched: Searched, chosen_on: Part, judged_on: Part, goal: Goal) -> Decision:
@@ -169,17 +184,24 @@ def _cheapest(searched: Searched, chosen_on: Part, judged_on: Part, goal: Goal) 
             expected=f"at most {best.right / searched.rows:.6g}, the best of all plans on the search part",
         )
         return Decision(choice=best.choice, searched=searched, shortfall=shortfall)
+    return _promised(found, searched, chosen_on, judged_on, goal)
+
+
+def _promised(found: Found, searched: Searched, chosen_on: Part, judged_on: Part, goal: Goal) -> Decision:
+    """A plan that is good enough on the search part, certified where that is asked for."""
     if not goal.certify:
         return Decision(choice=found.choice, searched=searched)
     if [chosen_on.table.pool[place].name for place in found.choice.members] == [goal.reference]:
         return _itself(found.choice, searched, judged_on, goal)
-    candidates = _candidates(searched, found, chosen_on, goal, wanted=wanted, rows=judged_on.table.rows)
-    said = certify(
-        sequence_of(candidates), judged_on.table, judged_on.yardstick, epsilon=goal.allowed, delta=goal.delta
-    )
-    return _from_certificate(
-        said, searched, goal, certify_share=judged_on.table.rows / (searched.rows + judged_on.table.rows)
-    )
+    rows = judged_on.table.rows
+    if goal.has_budget:
+        # One plan, settled before the certify part is looked at: a sequence of one.
+        tally = tally_of(found.choice, chosen_on.table, chosen_on.yardstick)
+        sequence = [candidate_from_tally(found.choice, found.ticks, tally, rows=rows, delta=goal.delta)]
+    else:
+        sequence = sequence_of(_candidates(searched, found, chosen_on, goal, rows=rows))
+    said = certify(sequence, judged_on.table, judged_on.yardstick, epsilon=goal.allowed, delta=goal.delta)
+    return _from_certificate(said, searched, goal, certify_share=rows / (searched.rows + rows))
 
 
 def _itself(choice: Choice, searched: Searched, judged_on: Part, goal: Goal) -> Decision:
@@ -190,11 +212,10 @@ def _itself(choice: Choice, searched: Searched, judged_on: Part, goal: Goal) -> 
     return Decision(choice=choice, searched=searched, accuracy_lower=lower, guarantee=facts)
 
 
-def _candidates(
-    searched: Searched, cheapest: Found, chosen_on: Part, goal: Goal, *, wanted: float, rows: int
-) -> list[Candidate]:
+def _candidates(searched: Searched, cheapest: Found, chosen_on: Part, goal: Goal, *, rows: int) -> list[Candidate]:
     """Plans good enough on the search part, with the bounds they promise on `rows` certify rows."""
     found: dict[Choice, Found] = {}
+    wanted = rows_wanted(goal, chosen_on.yardstick)
     most = _reference_ticks(searched, chosen_on.table, goal)
     for frontier in searched.frontiers.values():
         good = [one for one in frontier if one.ticks < most]
@@ -246,7 +267,7 @@ def _uncertified(said: Certificate, goal: Goal, *, certify_share: float) -> Shor
         more = math.ceil((said.rows_needed - tally.rows) / certify_share)
         fix = f"about {more} more rows would do if they are like these"
     return Shortfall(
-        got=f"{seen} by the safest plan, so a bound of {said.bound:.4g}",
+        got=f"{seen} by the {'best' if goal.has_budget else 'safest'} plan, so a bound of {said.bound:.4g}",
         expected=f"at most {goal.allowed:.4g} with probability {1 - goal.delta:g}",
         fix=fix,
         more_rows=more,

@@ -40,11 +40,15 @@ class Options:
 class Goal:
     """Exactly one of an accuracy, a reference or a budget, and what else has to hold.
 
+    A budget may come with a reference and an epsilon: the most accurate plan within it is then certified to be at
+    most that much worse, or refused.
+
     Args:
         min_accuracy: cheapest plan with at least this accuracy.
         reference: cheapest plan that is at most `epsilon` less accurate than this member, or than "ensemble".
         epsilon: how much worse than the reference is still good; with `label_free`, how often it may disagree.
-        max_mean_cost: most accurate plan with at most this mean cost per row.
+        max_mean_cost: most accurate plan with at most this mean cost per row; with `epsilon` also held to the
+            reference.
         max_worst_cost: largest cost a row may have: the sum of the members' costs.
         max_stages: longest cascade looked at.
         label_free: agreement with the reference stands in for being right; labels are not looked at.
@@ -79,9 +83,7 @@ class Goal:
         faults.close()
 
     def _check_objective(self, faults: Faults) -> None:
-        reference = self.reference is not None and (self.epsilon is not None or self.max_mean_cost is None)
-        if self.label_free and self.max_mean_cost is None:
-            reference = True
+        reference = not self.has_budget and (self.reference is not None or self.label_free)
         wishes = {
             "--min-accuracy": self.min_accuracy is not None,
             "--label-free" if self.label_free else "--reference": reference,
@@ -97,10 +99,10 @@ class Goal:
         if reference:
             good = self.epsilon is not None
             faults.check("--epsilon", good, f"got none, expected one with {given[0]}, such as 0.01")
-        elif self.epsilon is not None:
+        elif self.epsilon is not None and self.reference is None and not (self.label_free and self.has_budget):
             faults.add("--epsilon", f"got {self.epsilon:g} without --reference, expected both")
-        elif self.reference is not None and not self.label_free:
-            faults.add("--reference", f"got {self.reference} with {given[0]}, expected one of them")
+        elif self.reference is not None and self.epsilon is None and not self.label_free:
+            faults.add("--reference", f"got {self.reference} without --epsilon, expected both, or neither")
 
     @property
     def is_relative(self) -> bool:
@@ -111,6 +113,11 @@ class Goal:
     def has_budget(self) -> bool:
         """Whether accuracy is maximised under a cost, rather than the other way round."""
         return self.max_mean_cost is not None
+
+    @property
+    def has_promise(self) -> bool:
+        """Whether a plan has to keep to more than costs."""
+        return self.min_accuracy is not None or self.epsilon is not None
 
     @property
     def allowed(self) -> float:
@@ -141,6 +148,7 @@ class Goal:
         """The goal in words."""
         if self.max_mean_cost is not None:
             said = f"highest {self.noun} with mean cost <= {self.max_mean_cost:g}"
+            said += f" and {self.promise}" if self.has_promise else ""
         else:
             said = f"lowest mean cost with {self.promise}"
         if self.max_worst_cost is not None:

@@ -83,6 +83,7 @@ GOALS = {
     "reference": Goal(reference="c", epsilon=0.02, delta=DELTA),
     "min_accuracy": Goal(min_accuracy=0.75, delta=DELTA),
     "label_free": Goal(label_free=True, reference="c", epsilon=0.15, delta=DELTA),
+    "budget": Goal(max_mean_cost=8.0, reference="c", epsilon=0.05, delta=DELTA),
 }
 
 
