@@ -9,8 +9,8 @@ from pathlib import Path
 from orchestrator.errors import DataError
 from orchestrator.planner.texts import value_from_json
 
-# Far beyond any unit, and within what sums over rows and members can hold.
-LEAST, MOST = 1e-100, 1e100
+# Far beyond any unit; the core and the served `cost` are float32, and so are their sums.
+LEAST, MOST = 1e-30, 1e30
 COSTS = f"0, or numbers from {LEAST:g} to {MOST:g}"
 # Letters of a wrong cost that an error shows.
 SHOWN = 40
