@@ -58,10 +58,7 @@ def pool_from_records(
     Raises:
         DataError: members that no plan can name, outputs that are not what they are said to be.
     """
-    unnameable = [repr(member[:SHOWN]) for member in records.outputs if NAME.match(member) is None]
-    if unnameable:
-        got = f"members named {', '.join(unnameable)}"
-        raise DataError("records", got=got, expected="up to 128 letters, digits, '_', '.', '-'")
+    _check_names(records)
     manifests = {
         member: manifest_from_path(repository / member / "manifest.json")
         for member in records.outputs
@@ -99,6 +96,13 @@ def pool_from_records(
             "fill in the plan's input and the members' outputs before you render it"
         )
     return spec, notes
+
+
+def _check_names(records: Records) -> None:
+    bad = [repr(name[:SHOWN]) for name in records.outputs if NAME.match(name) is None]
+    if bad:
+        got = f"members named {', '.join(bad)}"
+        raise DataError("records", got=got, expected="up to 128 letters, digits, '_', '.', '-'")
 
 
 def _meta_of_members(records: Records) -> dict[str, dict[str, Any]]:

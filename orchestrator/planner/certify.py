@@ -1,4 +1,4 @@
-"""The guarantee: a plan chosen on some rows is judged on others that had no say in it.
+"""The guarantee: plans found on some rows are judged on others, which only decide how far down a fixed list to go.
 
 Candidates come from the search part as a fixed sequence, the safest first and each next one cheaper. On the
 certify part they are tested one after another, each at the full level, until the first that fails; the last that
