@@ -52,7 +52,9 @@ def test_a_plan_takes_the_place_of_an_older_one_at_once(tmp_path: Path, goal: st
 
 
 @pytest.mark.parametrize("goal", GOALS)
-def test_an_output_below_a_file_or_that_is_a_folder_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], goal: str) -> None:
+def test_an_output_below_a_file_or_that_is_a_folder_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], goal: str
+) -> None:
     records = write_made(tmp_path / "r.npz")
     for output in (records / "c.json", records / "deep" / "c.json"):
         assert plan(records, *GOALS[goal], "-o", output) == 2
