@@ -1,33 +1,11 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from orchestrator.planner.progress import Advance
 from orchestrator.planner.report import write_report
-from tests.planner.report.made import made_plan, made_records
-
-
-class Told:
-    """Progress that is interrupted before it begins, or hears every step."""
-
-    def __init__(self, *, interrupts: bool) -> None:
-        self.interrupts = interrupts
-        self.total = self.steps = 0
-
-    @contextmanager
-    def progress(self, description: str, total: int) -> Iterator[Advance]:
-        assert description == "drawing the report"
-        if self.interrupts:
-            raise KeyboardInterrupt
-        self.total = total
-        yield self.add
-
-    def add(self, steps: int) -> None:
-        self.steps += steps
+from tests.planner.report.made import Told, made_plan, made_records
 
 
 def test_an_interrupt_while_drawing_leaves_no_folder_that_was_not_there(tmp_path: Path) -> None:
@@ -43,10 +21,5 @@ def test_an_interrupt_while_drawing_leaves_no_folder_that_was_not_there(tmp_path
     }  # fmt: skip
 
 
-def test_every_picture_is_a_step_of_the_progress(tmp_path: Path) -> None:
-    told = Told(interrupts=False)
-    # One stage and no labels leave the fewest pictures to draw.
-    write_report(
-        tmp_path, made_plan((("tiny",),), ()), made_records(rows=60, labelled=False), progress=told.progress
-    )
-    assert told.steps == told.total == len(list(tmp_path.glob("*.png"))) > 0
+def test_every_picture_is_a_step_of_the_progress(folder: Path, told: Told) -> None:
+    assert told.steps == told.total == len(list(folder.glob("*.png"))) > 0
