@@ -21,7 +21,7 @@ from orchestrator.cli.sources import Source, source_from_text
 from orchestrator.cli.sources_labels import Classes
 from orchestrator.errors import CommitteeError, DataError, SpecError
 from orchestrator.planner.records import named, sha256_of_rows
-from orchestrator.planner.shards import NO_DIGEST, Shards
+from orchestrator.planner.shards import NO_DIGEST, RESTART, Shards
 
 # Rows that are named one by one in the records' meta; there may be a million.
 SKIPPED_LISTED = 1000
@@ -123,7 +123,9 @@ def _ended_well(shards: Shards, total: int) -> Iterator[None]:
     except SpecError:
         raise
     except CommitteeError as error:
-        fix = "; ".join(text for text in (error.fix, _kept(shards, total)) if text)
+        # What only --restart can mend is not kept.
+        kept = "" if error.fix == RESTART else _kept(shards, total)
+        fix = "; ".join(text for text in (error.fix, kept) if text)
         raise type(error)(error.what, got=error.got, expected=error.expected, fix=fix or None) from error
 
 

@@ -20,7 +20,7 @@ MOST_ROWS = 10**9
 
 def rate_at_most(hits: int, rows: int, delta: float) -> float:
     """Upper Clopper-Pearson bound of a rate: the rate is above it with probability at most delta."""
-    return 1.0 if hits >= rows else float(beta.ppf(1 - delta, hits + 1, rows - hits))
+    return 1.0 if hits >= rows else float(beta.isf(delta, hits + 1, rows - hits))
 
 
 def rate_at_least(hits: int, rows: int, delta: float) -> float:
@@ -80,3 +80,12 @@ def rows_needed(method: str, *, losses: int, gains: int, rows: int, epsilon: flo
         middle = (low + high) // 2
         low, high = (low, middle) if good(middle) else (middle, high)
     return high
+
+
+def fewest_rows(*, losses: int, gains: int, rows: int, epsilon: float, delta: float) -> int | None:
+    """The same by whichever bound gets there first: with more rows, the next plan may be judged by another one."""
+    needed = [
+        rows_needed(method, losses=losses, gains=gains, rows=rows, epsilon=epsilon, delta=delta)
+        for method in BOUNDS
+    ]
+    return min((count for count in needed if count is not None), default=None)

@@ -40,11 +40,15 @@ class Options:
 class Goal:
     """Exactly one of an accuracy, a reference or a budget, and what else has to hold.
 
+    A budget may come with a reference and an epsilon: the most accurate plan within it is then certified to be at
+    most that much worse, or refused.
+
     Args:
         min_accuracy: cheapest plan with at least this accuracy.
         reference: cheapest plan that is at most `epsilon` less accurate than this member, or than "ensemble".
         epsilon: how much worse than the reference is still good; with `label_free`, how often it may disagree.
-        max_mean_cost: most accurate plan with at most this mean cost per row.
+        max_mean_cost: most accurate plan with at most this mean cost per row; with `epsilon` also held to the
+            reference.
         max_worst_cost: largest cost a row may have: the sum of the members' costs.
         max_stages: longest cascade looked at.
         label_free: agreement with the reference stands in for being right; labels are not looked at.
@@ -79,9 +83,7 @@ class Goal:
         faults.close()
 
     def _check_objective(self, faults: Faults) -> None:
-        reference = self.reference is not None and (self.epsilon is not None or self.max_mean_cost is None)
-        if self.label_free and self.max_mean_cost is None:
-            reference = True
+        reference = not self.has_budget and (self.reference is not None or self.label_free)
         wishes = {
             "--min-accuracy": self.min_accuracy is not None,
             "--label-free" if self.label_free else "--reference": reference,
@@ -97,10 +99,10 @@ class Goal:
         if reference:
             good = self.epsilon is not None
             faults.check("--epsilon", good, f"got none, expected one with {given[0]}, such as 0.01")
-        elif self.epsilon is not None:
+        elif self.epsilon is not None and self.reference is None and not (self.label_free and self.has_budget):
             faults.add("--epsilon", f"got {self.epsilon:g} without --reference, expected both")
-        elif self.reference is not None and not self.label_free:
-            faults.add("--reference", f"got {self.reference} with {given[0]}, expected one of them")
+        elif self.reference is not None and self.epsilon is None and not self.label_free:
+            faults.add("--reference", f"got {self.reference} without --epsilon, expected both, or neither")
 
     @property
     def is_relative(self) -> bool:
@@ -113,6 +115,11 @@ class Goal:
         return self.max_mean_cost is not None
 
     @property
+    def has_promise(self) -> bool:
+        """Whether a plan has to keep to more than costs."""
+        return self.min_accuracy is not None or self.epsilon is not None
+
+    @property
     def allowed(self) -> float:
         """How much worse than the yardstick a plan may be: 1 - min_accuracy, or epsilon."""
         return 1 - self.min_accuracy if self.min_accuracy is not None else float(self.epsilon or 0)
@@ -121,6 +128,13 @@ class Goal:
     def noun(self) -> str:
         """What is counted."""
         return f"agreement with {self.reference}" if self.label_free else "accuracy"
+
+    @property
+    def counted(self) -> str:
+        """What is the matter with the rows that count against a plan."""
+        if self.label_free:
+            return "in disagreement"
+        return "lost" if self.reference is not None else "wrong"
 
     @property
     def sure(self) -> str:
@@ -140,11 +154,12 @@ class Goal:
     def text(self) -> str:
         """The goal in words."""
         if self.max_mean_cost is not None:
-            said = f"highest {self.noun} with mean cost <= {self.max_mean_cost:g}"
+            said = f"highest {self.noun} with mean cost <= {_number(self.max_mean_cost)}"
+            said += f" and {self.promise}" if self.has_promise else ""
         else:
             said = f"lowest mean cost with {self.promise}"
         if self.max_worst_cost is not None:
-            said += f", worst cost <= {self.max_worst_cost:g}"
+            said += f", worst cost <= {_number(self.max_worst_cost)}"
         return said if self.max_stages == MOST_MEMBERS else f"{said}, at most {self.max_stages} stages"
 
 
@@ -154,3 +169,8 @@ def _share(faults: Faults, name: str, value: float | None, *, low_open: bool) ->
     good = is_number(value) and math.isfinite(value) and 0 <= value <= 1 and not (low_open and value == 0)
     low = "above 0" if low_open else "at least 0"
     faults.check(name, good, f"got {value:g}, expected a number {low} and at most 1")
+
+
+def _number(value: float) -> str:
+    """A cost; millions without an exponent, as people ask for them."""
+    return f"{value:.0f}" if 1e6 <= value < 1e15 else f"{value:g}"

@@ -10,6 +10,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+from orchestrator.planner.bounds import rows_needed
 from orchestrator.planner.certify import (
     LONGEST_SEQUENCE,
     Candidate,
@@ -83,6 +84,7 @@ GOALS = {
     "reference": Goal(reference="c", epsilon=0.02, delta=DELTA),
     "min_accuracy": Goal(min_accuracy=0.75, delta=DELTA),
     "label_free": Goal(label_free=True, reference="c", epsilon=0.15, delta=DELTA),
+    "budget": Goal(max_mean_cost=8.0, reference="c", epsilon=0.05, delta=DELTA),
 }
 
 
@@ -192,4 +194,23 @@ def test_a_certified_bound_is_epsilon_where_a_cheaper_plan_failed_and_its_own_wh
     assert (stopped.certified, stopped.bound) == (True, 0.1)
     assert passed.certified
     assert passed.bound < 0.2
-    assert (failed.certified, failed.choice, failed.rows_needed) == (False, plans[0][0], None)
+    assert (failed.certified, failed.choice) == (False, plans[0][0])
+    tally = failed.tally
+    by_itself = rows_needed(
+        failed.method, losses=tally.losses, gains=tally.gains, rows=tally.rows, epsilon=1e-5, delta=DELTA
+    )
+    # Losses alone never get there; with gains, more rows do.
+    assert by_itself is None
+    assert failed.rows_needed is not None
+
+
+def test_a_plan_in_reserve_costs_the_others_a_part_of_what_is_promised_of_accuracy(world: World) -> None:
+    everything = world.part(GOALS["reference"])
+    choice = sequence_in(world, GOALS["reference"])[0][0]
+    sequence = [Candidate(choice=choice, ticks=0, method="clopper_pearson_losses", predicted=0.0)]
+    few = everything.take(np.arange(500))
+    lower = [
+        certify(sequence, *parts_of(few), epsilon=0.5, delta=DELTA, spare=spare).accuracy_lower
+        for spare in (False, True)
+    ]
+    assert lower[1] == certify(sequence, *parts_of(few), epsilon=0.5, delta=DELTA / 2).accuracy_lower < lower[0]

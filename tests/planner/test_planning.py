@@ -25,7 +25,9 @@ GOALS = {
     "label_free_ensemble": Goal(label_free=True, reference=ENSEMBLE, epsilon=0.1, certify=False),
     "budget": Goal(max_mean_cost=4.0, certify=False),
     "budget_worst": Goal(max_mean_cost=6.0, max_worst_cost=11.0, max_stages=2, certify=False),
+    "budget_reference": Goal(max_mean_cost=4.0, reference="c", epsilon=0.1, certify=False),
     "budget_label_free": Goal(max_mean_cost=5.0, label_free=True, reference="b", certify=False),
+    "budget_label_free_epsilon": Goal(max_mean_cost=7.0, label_free=True, epsilon=0.2, certify=False),
 }
 
 
@@ -43,11 +45,13 @@ def best_by_hand(goal: Goal, records: Records) -> tuple[int, float] | None:
     plans = every_plan(pool_of(records), records, quantiles=QUANTILES, max_stages=goal.max_stages)
     allowed = (p for p in plans if goal.max_worst_cost is None or p.worst_cost <= goal.max_worst_cost)
     points = achieved(allowed, records, good=lambda label: label == target)
-    if goal.has_budget:
-        good = [(-right, cost) for right, cost, _ in points if cost <= goal.max_mean_cost + 1e-9]
-        return (-min(good)[0], min(good)[1]) if good else None
     base = records.rows if goal.reference is None or goal.label_free else int((truth == records.labels).sum())
     wanted = base - goal.allowed * records.rows - 1e-9
+    if goal.has_budget:
+        good = [(-right, cost) for right, cost, _ in points if cost <= goal.max_mean_cost + 1e-9]
+        if not good or (goal.epsilon is not None and -min(good)[0] < wanted):
+            return None
+        return -min(good)[0], min(good)[1]
     good = [(cost, -right) for right, cost, _ in points if right >= wanted]
     return (-min(good)[1], min(good)[0]) if good else None
 
@@ -120,8 +124,9 @@ def _spoiled(records: Records) -> Records:
         ({"min_accuracy": 0.9, "reference": "c"}, "--min-accuracy and --reference"),
         ({"min_accuracy": 0.9, "reference": "c", "epsilon": 0.1}, "--min-accuracy and --reference"),
         ({"min_accuracy": 0.9, "epsilon": 0.1}, "--epsilon"),
-        ({"max_mean_cost": 1.0, "reference": "c"}, "--reference"),
-        ({"max_mean_cost": 1.0, "epsilon": 0.1, "label_free": True}, "--epsilon"),
+        ({"max_mean_cost": 1.0, "reference": "c"}, "--reference: got c without --epsilon"),
+        ({"max_mean_cost": 1.0, "epsilon": 0.1}, "--epsilon: got 0.1 without --reference"),
+        ({"max_mean_cost": 1.0, "min_accuracy": 0.9, "epsilon": 0.1, "reference": "c"}, "objective"),
         ({"label_free": True}, "--epsilon"),
         ({"label_free": True, "min_accuracy": 0.9}, "--min-accuracy and --label-free"),
         ({"max_mean_cost": float("nan")}, "--max-mean-cost"),

@@ -246,10 +246,10 @@ def test_the_command_writes_says_so_and_says_when_there_was_nothing_to_do(tmp_pa
     arguments = ["onefile", str(DIGITS), "--repository", str(REPOSITORY), "--output", str(tmp_path)]
     first = CliRunner().invoke(app, arguments)
     assert first.exit_code == 0, first.output
-    assert "digits_cascade_onefile: 2 stages, digits_small, digits_large" in first.stdout.replace("\n", "")
+    assert "digits_cascade_onefile: 3 stages, digits_small, digits_medium, digits_large" in " ".join(first.stdout.split())
     second = CliRunner().invoke(app, [*arguments, "--json"])
     value = json.loads(second.stdout)
-    assert (value["name"], value["changed"], value["stages"]) == ("digits_cascade_onefile", False, 2)
+    assert (value["name"], value["changed"], value["stages"]) == ("digits_cascade_onefile", False, 3)
     lead = CliRunner().invoke(app, [*arguments, "--stages", "1"])
     assert (tmp_path / "digits_cascade_lead" / "1" / "model.onnx").is_file(), lead.output
 
