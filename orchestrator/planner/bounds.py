@@ -42,11 +42,15 @@ def discordant_pairs(losses: int, gains: int, rows: int, delta: float) -> float:
     bounds, each wrong with its part of delta. Tighter than `losses_only` once gains are about as frequent as
     losses.
     """
-    pairs = losses + gains
-    share = rate_at_most(losses, pairs, delta * (1 - RATE_PART)) if pairs else 1.0
-    tilt = 2 * share - 1
+    tilt = tilt_at_most(losses, gains, delta)
     # A negative product would need a lower bound of q, and its share of delta; 0 is all that anybody asks for.
-    return rate_at_most(pairs, rows, delta * RATE_PART) * tilt if tilt > 0 else 0.0
+    return rate_at_most(losses + gains, rows, delta * RATE_PART) * tilt if tilt > 0 else 0.0
+
+
+def tilt_at_most(losses: int, gains: int, delta: float) -> float:
+    """Upper bound of 2 t - 1, from -1 to 1: below 0, gains outweigh losses for sure."""
+    pairs = losses + gains
+    return 2 * rate_at_most(losses, pairs, delta * (1 - RATE_PART)) - 1 if pairs else 1.0
 
 
 Bound = Callable[[int, int, int, float], float]

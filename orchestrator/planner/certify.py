@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from orchestrator.planner.bounds import BOUNDS, fewest_rows, rate_at_least
+from orchestrator.planner.bounds import BOUNDS, fewest_rows, rate_at_least, tilt_at_most
 from orchestrator.planner.chains import Choice, outcome_of
 from orchestrator.planner.table import Table
 from orchestrator.planner.yardstick import Yardstick
@@ -61,12 +61,14 @@ class Candidate:
         ticks: its total cost on the search part.
         method: the bound that promises most for it, chosen before any certify row is looked at.
         predicted: the bound expected on the certify part.
+        risk: what orders candidates: the same, and among those at 0 how little gains outweigh losses.
     """
 
     choice: Choice
     ticks: float
     method: str
     predicted: float
+    risk: float
 
 
 def candidate_from_tally(choice: Choice, ticks: float, tally: Tally, *, rows: int, delta: float) -> Candidate:
@@ -84,14 +86,16 @@ def candidate_from_tally(choice: Choice, ticks: float, tally: Tally, *, rows: in
     # Equal promises go to the simpler bound: min takes the first.
     predicted = {name: bound(losses, gains, rows, delta) for name, bound in BOUNDS.items()}
     method = min(predicted, key=lambda name: predicted[name])
-    return Candidate(choice=choice, ticks=ticks, method=method, predicted=predicted[method])
+    # Bounds end at 0; without the tilt the cheapest of all plans there would pass for the safest.
+    risk = predicted[method] or min(tilt_at_most(losses, gains, delta), 0.0)
+    return Candidate(choice=choice, ticks=ticks, method=method, predicted=predicted[method], risk=risk)
 
 
 def sequence_of(candidates: Sequence[Candidate]) -> list[Candidate]:
     """The candidates nothing beats in both cost and promise, safest first; thinned evenly where they are many."""
     kept: list[Candidate] = []
     # A riskier plan is of use only where it is cheaper than all safer ones.
-    for candidate in sorted(candidates, key=lambda one: (one.predicted, one.ticks)):
+    for candidate in sorted(candidates, key=lambda one: (one.risk, one.ticks)):
         if not kept or candidate.ticks < kept[-1].ticks:
             kept.append(candidate)
     if len(kept) <= LONGEST_SEQUENCE:
