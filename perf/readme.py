@@ -40,9 +40,10 @@ def block_from_claims(results: dict[str, Any]) -> str:
     exits = " / ".join(f"{100 * share:.1f}" for share in one["exit_share"])
     text = f"""On {one["n"]:,} test pictures a cascade of {len(one["stages"])} stages takes
         **{headline["macs_factor"]:.2f} times fewer MACs** (95 % interval {low:.2f} to {high:.2f}) than the most
-        accurate single model ({other["mean_cost"] / 1e6:.1f} million), at {100 * headline["difference"]:+.2f} points
-        of accuracy (paired, {less:+.2f} to {more:+.2f}). Measured in ONNX Runtime it is {fast["32"]:.2f} times as
-        fast in batches of 32 and {fast["1"]:.2f} times in batches of 1. Its stages answer {exits} % of the rows."""
+        accurate single model ({other["mean_cost"] / 1e6:.1f} million),
+        at {100 * headline["difference"]:+.2f} points of accuracy (paired, {less:+.2f} to {more:+.2f}).
+        Measured in ONNX Runtime it is {fast["32"]:.2f} times as fast in batches of 32
+        and {fast["1"]:.2f} times in batches of 1. Its stages answer {exits} % of the rows."""
     return "\n".join(
         [CLAIMS_BEGIN, textwrap.fill(" ".join(text.split()), CLAIMS_WIDTH, break_on_hyphens=False), END]
     )
