@@ -20,7 +20,7 @@ from orchestrator.serving.process import EmbeddedServer
 from perf.bench import measure, routes_in, rows_for
 from perf.onefile import onefile
 from perf.planner import planner
-from perf.readme import readme_with_report, report_from_path
+from perf.readme import readme_with_claims, readme_with_report, report_from_path
 from perf.reproduce.command import reproduce
 from perf.results import document_from_cells, table_from_cells, write_results
 
@@ -105,13 +105,17 @@ def _server(repository: Path, url: str | None) -> Iterator[tuple[str, str]]:
 @app.command()
 def readme(
     report: Annotated[Path, typer.Option(help="report.json of a demo run.")] = Path("docs/demo/report.json"),
+    claims: Annotated[Path, typer.Option(help="results.json of `python -m perf reproduce`.")] = Path(
+        "docs/reproduce/results.json"
+    ),
     path: Annotated[Path, typer.Option(help="README to write into.")] = Path("README.md"),
 ) -> None:
-    """Write the demo's table into README.md from the committed report.
+    """Write the demo's table and the headline about the paper's claims into README.md.
 
     Example: committee demo --output docs/demo && python -m perf readme
     """
     text = readme_with_report(path.read_text(encoding="utf-8"), report_from_path(report))
+    text = readme_with_claims(text, report_from_path(claims))
     path.write_text(text, encoding="utf-8")
     typer.echo(f"Written: {path}")
 

@@ -14,7 +14,15 @@ import typer
 
 from orchestrator.decision import PARAMETERS
 from orchestrator.spec import cascade_from_path
-from perf.readme import BEGIN, END, block_from_report, readme_with_report
+from perf.readme import (
+    BEGIN,
+    END,
+    block_from_claims,
+    block_from_report,
+    readme_with_claims,
+    readme_with_report,
+    report_from_path,
+)
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -32,6 +40,12 @@ def commands() -> list[str]:
 def test_the_table_is_the_committed_report_to_the_letter() -> None:
     assert block_from_report(REPORT) in README
     assert readme_with_report(README, REPORT) == README
+
+
+def test_the_headline_is_that_of_the_committed_results_to_the_letter() -> None:
+    results = report_from_path(ROOT / "docs" / "reproduce" / "results.json")
+    assert block_from_claims(results) in README
+    assert readme_with_claims(README, results) == README
 
 
 def test_the_one_command_and_its_table_come_within_the_first_30_lines() -> None:

@@ -9,15 +9,17 @@ from typing import Annotated
 import typer
 
 from orchestrator.cli.console import progress
-from orchestrator.cli.plan_impose import imposed
+from orchestrator.cli.plan_impose import check_alone, imposed
 from orchestrator.cli.plan_pool import pool_from_records, restricted
 from orchestrator.cli.plan_show import show_json, show_plan
+from orchestrator.cli.plan_write import check_output, write_plan, write_plan_report
 from orchestrator.errors import DataError, InfeasibleError
 from orchestrator.planner.goal import Goal, Options
 from orchestrator.planner.planning import plan_from_records
-from orchestrator.planner.records import Records, records_from_path
+from orchestrator.planner.records import records_from_path
 from orchestrator.planner.result import Infeasible, Planned
-from orchestrator.spec import COMBINES, SCORES, CascadeSpec, json_from_cascade
+from orchestrator.planner.table import MOST_MEMBERS
+from orchestrator.spec import COMBINES, SCORES, CascadeSpec
 
 CALIBRATE = ("auto", "off")
 
@@ -30,8 +32,9 @@ def plan(
     reference: Annotated[
         str | None,
         typer.Option(
-            help="Cheapest plan at most --epsilon worse than this member, or than `ensemble`: all of them. "
-            "With a budget: the most accurate plan within it, held to the same."
+            help="Cheapest plan at most --epsilon worse than this member, or than `ensemble`: all of them, in the "
+            f"mode of --combine that comes first in {', '.join(COMBINES)}. With a budget: the most accurate plan "
+            "within it, held to the same."
         ),
     ] = None,
     epsilon: Annotated[float | None, typer.Option(help="How much worse than the reference is still good.")] = None,
@@ -44,7 +47,9 @@ def plan(
     max_worst_cost: Annotated[
         float | None, typer.Option(help="Most that any row may cost: the sum of the members' costs.")
     ] = None,
-    max_stages: Annotated[int, typer.Option(help="Longest cascade looked at, 1 to 4.")] = 4,
+    max_stages: Annotated[
+        int | None, typer.Option(help="Longest cascade looked at, 1 to 4; 4 if none is given.", show_default=False)
+    ] = None,
     label_free: Annotated[
         bool,
         typer.Option(
@@ -95,8 +100,9 @@ def plan(
 
     Example: committee plan build/plan.npz --reference big_model --epsilon 0.01 --report build/report -o plan.json
     """
-    if output is not None and output.is_dir():
-        raise DataError(f"plan --output {output}", got="a folder", expected="a file, such as cascade.json")
+    check_output(output, inputs=[records_path, cost])
+    if calibrate not in CALIBRATE:
+        raise DataError("plan --calibrate", got=calibrate, expected=" or ".join(CALIBRATE))
     records = restricted(records_from_path(records_path), members)
     base, notes = pool_from_records(records, repository, name=name, cost=cost)
     budget = _budget(base, max_mean_cost, max_mean_cost_share)
@@ -104,14 +110,11 @@ def plan(
         combines=_words("--combine", combine, COMBINES),
         scores=_words("--score", score, SCORES),
         seed=seed,
-        calibrate=_words("--calibrate", calibrate, CALIBRATE)[0] == "auto",
+        calibrate=calibrate == "auto",
     )
     if impose_exits is not None:
-        if report is not None:
-            raise DataError("plan", got="--impose-exits and --report", expected="one of them")
-        wishes = (min_accuracy, reference, epsilon, budget, max_worst_cost)
-        if any(wish is not None for wish in wishes) or label_free:
-            raise DataError("plan", got="--impose-exits and a goal", expected="one of them")
+        wishes = (min_accuracy, reference, epsilon, budget, max_worst_cost, max_stages, label_free or None)
+        check_alone(wishes, report=report)
         base = dataclasses.replace(base, combine=options.combines[0], score=options.scores[0])
         imposed(base, records, impose_exits, output=output, as_json=as_json)
         return
@@ -121,54 +124,33 @@ def plan(
         epsilon=epsilon,
         max_mean_cost=budget,
         max_worst_cost=max_worst_cost,
-        max_stages=max_stages,
+        max_stages=MOST_MEMBERS if max_stages is None else max_stages,
         label_free=label_free,
         delta=delta,
         certify=certify,
     )
     found = plan_from_records(base, records, goal, options=options, progress=progress)
     if report is not None and isinstance(found, Planned):
-        _report(report, found, records, base=base, reference=reference)
-    _finish(found, output=output, as_json=as_json)
+        write_plan_report(report, found, records)
+    _finish(found, output=output, report=report, as_json=as_json)
     if report is not None and not as_json:
         typer.echo(f"Report: {report / 'index.html'}")
     for note in notes:
         typer.echo(f"note: {note}", err=True)
 
 
-def _report(folder: Path, found: Planned, records: Records, *, base: CascadeSpec, reference: str | None) -> None:
-    """Writes the report; costs are those that were planned with, whatever the records say."""
-    try:
-        from orchestrator.planner.report import write_report
-    except ImportError as error:
-        raise DataError(
-            "plan --report",
-            got=f"no package {error.name}",
-            expected="it installed",
-            fix="pip install committee[plan]",
-        ) from error
-    guarantee = found.spec.fit.extra.get("guarantee") if found.spec.fit is not None else None
-    certify = {**guarantee, "reference": reference} if guarantee is not None and reference is not None else None
-    write_report(
-        folder,
-        found.spec,
-        dataclasses.replace(records, cost={member.name: member.cost for member in base.members}),
-        frontier=[dataclasses.asdict(row) for row in found.frontier],
-        certify=certify,
-    )
-
-
-def _finish(found: Planned | Infeasible, *, output: Path | None, as_json: bool) -> None:
+def _finish(found: Planned | Infeasible, *, output: Path | None, report: Path | None, as_json: bool) -> None:
     if isinstance(found, Infeasible):
         if as_json:
-            show_json(found.best, feasible=False)
+            show_json(found)
         short = found.shortfall
-        raise InfeasibleError("plan", got=short.got, expected=short.expected, fix=short.fix)
+        left = None if report is None else "no report was written"
+        fix = "; ".join(text for text in (short.fix, left) if text is not None)
+        raise InfeasibleError("plan", got=short.got, expected=short.expected, fix=fix or None)
     if output is not None:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(json_from_cascade(found.spec), encoding="utf-8")
+        write_plan(output, found.spec)
     if as_json:
-        show_json(found, feasible=True)
+        show_json(found)
         return
     show_plan(found)
     if output is not None:
@@ -178,7 +160,7 @@ def _finish(found: Planned | Infeasible, *, output: Path | None, as_json: bool) 
 def _words(option: str, text: str, known: tuple[str, ...]) -> tuple[str, ...]:
     """The words of a list with commas, in the order of the known ones; `all` is all of them."""
     words = [word.strip() for word in text.split(",") if word.strip()]
-    if words == ["all"] and option != "--calibrate":
+    if words == ["all"]:
         return known
     unknown = [word for word in words if word not in known]
     if unknown or not words:

@@ -3,14 +3,32 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 import typer
 
+from orchestrator.cli.plan_write import write_plan
 from orchestrator.errors import DataError
 from orchestrator.planner.impose import impose
 from orchestrator.planner.records import Records, random_members
 from orchestrator.spec import CascadeSpec, Fit, json_from_cascade
+
+
+def check_alone(wishes: Sequence[object], *, report: Path | None) -> None:
+    """Refuses what has no meaning beside an imposed exit mix.
+
+    Args:
+        wishes: options of a goal; None where one is not given.
+        report: folder for a report, if any.
+
+    Raises:
+        DataError: one of them is given.
+    """
+    if report is not None:
+        raise DataError("plan", got="--impose-exits and --report", expected="one of them")
+    if any(wish is not None for wish in wishes):
+        raise DataError("plan", got="--impose-exits and a goal", expected="one of them")
 
 
 def imposed(base: CascadeSpec, records: Records, shares: str, *, output: Path | None, as_json: bool) -> None:
@@ -36,12 +54,10 @@ def imposed(base: CascadeSpec, records: Records, shares: str, *, output: Path | 
         random_weights=bool(random_members(records)),
     )
     spec = dataclasses.replace(found.spec, fit=fit)
-    text = json_from_cascade(spec)
     if output is not None:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(text, encoding="utf-8")
+        write_plan(output, spec)
     if as_json:
-        typer.echo(text, nl=False)
+        typer.echo(json_from_cascade(spec), nl=False)
         return
     stages = " -> ".join("+".join(member.name for member in stage.members) for stage in spec.stages)
     got = ", ".join(f"{share:.1%}" for share in found.exit_share)

@@ -6,17 +6,18 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from orchestrator.errors import DataError
 from orchestrator.planner.costs import cost_profile_from_path
+from orchestrator.planner.kinds import check_probabilities, kind_seen
 from orchestrator.planner.records import Records
 from orchestrator.spec import CascadeSpec, InputSpec, Manifest, Member, Stage, manifest_from_path
+from orchestrator.spec.faults import NAME
 
 # Where neither manifest nor records say what a member takes in, the plan says so by this name.
 UNKNOWN_INPUT = InputSpec(name="input", dtype="FP32", dims=(1,))
-# Rows looked at to tell probabilities from logits.
-LOOKED_AT = 256
+
+# Letters of a name no plan can have that an error shows.
+SHOWN = 40
 
 
 def restricted(records: Records, members: str | None) -> Records:
@@ -53,7 +54,11 @@ def pool_from_records(
         repository: where manifests are looked for.
         name: of the cascade.
         cost: a cost profile; None takes the records' costs.
+
+    Raises:
+        DataError: members that no plan can name, outputs that are not what they are said to be.
     """
+    _check_names(records)
     manifests = {
         member: manifest_from_path(repository / member / "manifest.json")
         for member in records.outputs
@@ -71,6 +76,9 @@ def pool_from_records(
         _member(member, manifests.get(member), known.get(member, {}), records, cost=costs[member])
         for member in records.outputs
     )
+    for one in members:
+        if one.output_kind == "probabilities":
+            check_probabilities(one.name, records.outputs[one.name], records.ids)
     first = next(iter(manifests.values()), None)
     spec = CascadeSpec(
         name=name,
@@ -88,6 +96,13 @@ def pool_from_records(
             "fill in the plan's input and the members' outputs before you render it"
         )
     return spec, notes
+
+
+def _check_names(records: Records) -> None:
+    bad = [repr(name[:SHOWN]) for name in records.outputs if NAME.match(name) is None]
+    if bad:
+        got = f"members named {', '.join(bad)}"
+        raise DataError("records", got=got, expected="up to 128 letters, digits, '_', '.', '-'")
 
 
 def _meta_of_members(records: Records) -> dict[str, dict[str, Any]]:
@@ -119,7 +134,7 @@ def _member(
     name: str, manifest: Manifest | None, facts: dict[str, Any], records: Records, *, cost: float
 ) -> Member:
     if manifest is None:
-        kind = facts.get("output_kind") or _kind_seen(records, name)
+        kind = facts.get("output_kind") or kind_seen(records.outputs[name])
         return Member(name=name, output="output", output_kind=kind, cost=cost, sha256=facts.get("sha256"))
     return Member(
         name=name,
@@ -129,11 +144,3 @@ def _member(
         max_batch_size=manifest.max_batch_size,
         sha256=manifest.sha256,
     )
-
-
-def _kind_seen(records: Records, name: str) -> str:
-    """Rows that are distributions are taken for probabilities: nobody's logits add up to 1."""
-    rows = records.outputs[name][:LOOKED_AT].astype(np.float64)
-    with np.errstate(invalid="ignore"):
-        good = bool((rows >= 0).all()) and bool((np.abs(rows.sum(axis=1) - 1) < 1e-3).all())
-    return "probabilities" if good else "logits"

@@ -12,17 +12,23 @@ from rich import box
 from rich.table import Table
 
 from orchestrator.cli.console import print_json, stdout_console
-from orchestrator.planner.result import FrontierRow, Planned
+from orchestrator.planner.result import FrontierRow, Infeasible, Planned
 from orchestrator.spec import CascadeSpec, json_from_cascade
 
 # Lines of the frontier that fit on a screen beside the plan.
 SHOWN = 12
 
 
-def document_from_planned(plan: Planned, *, feasible: bool) -> dict[str, Any]:
-    """What --json prints; where nothing is feasible, of the best reachable plan."""
+def document_from_found(found: Planned | Infeasible) -> dict[str, Any]:
+    """What --json prints; where nothing is feasible, of the best reachable plan.
+
+    `reason` says why no plan does what was asked, or why none but the reference itself; `more_rows` is how many
+    more rows would change that, null where no number is known.
+    """
+    plan = found.best if isinstance(found, Infeasible) else found
+    short = found.shortfall if isinstance(found, Infeasible) else found.instead
     return {
-        "feasible": feasible,
+        "feasible": isinstance(found, Planned),
         "plan": json.loads(json_from_cascade(plan.spec)),
         "accuracy": plan.accuracy,
         "accuracy_lower": plan.accuracy_lower,
@@ -30,12 +36,14 @@ def document_from_planned(plan: Planned, *, feasible: bool) -> dict[str, Any]:
         "worst_cost": plan.worst_cost,
         "exit_share": list(plan.exit_share),
         "frontier": [dataclasses.asdict(row) for row in plan.frontier],
+        "reason": None if short is None else {"got": short.got, "expected": short.expected, "fix": short.fix},
+        "more_rows": None if short is None else short.more_rows,
     }
 
 
-def show_json(plan: Planned, *, feasible: bool) -> None:
+def show_json(found: Planned | Infeasible) -> None:
     """One document on stdout."""
-    print_json(document_from_planned(plan, feasible=feasible))
+    print_json(document_from_found(found))
 
 
 def show_plan(plan: Planned) -> None:
@@ -54,8 +62,11 @@ def show_plan(plan: Planned) -> None:
     if guarantee is not None:
         typer.echo(
             f"guarantee: {guarantee['statement']} "
-            f"({guarantee['losses']} losses on {guarantee['rows']} certify rows, {guarantee['method']})"
+            f"({guarantee['losses']} of {guarantee['rows']} certify rows {guarantee['counted']}, "
+            f"{guarantee['method']})"
         )
+    if plan.instead is not None:
+        typer.echo(f"note: no plan but the reference itself could be certified: {plan.instead.text}")
     trial = extra.get("calibration", {})
     typer.echo(f"temperatures {'kept' if trial.get('kept') else 'not used'}: {trial.get('reason')}")
     console.print(_frontier_table(plan.frontier, noun))

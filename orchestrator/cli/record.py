@@ -16,6 +16,7 @@ from orchestrator.cli.record_job import Wishes, meta_of, record_job, source_of
 from orchestrator.cli.record_members import opened_pool
 from orchestrator.cli.record_run import Task, answered_pieces, wanted_rows
 from orchestrator.errors import DataError
+from orchestrator.planner.costs import COSTS, is_cost
 from orchestrator.planner.records import Records
 
 
@@ -135,8 +136,8 @@ def _costs(words: Sequence[str]) -> dict[str, float]:
             costs[name] = float(text)
         except ValueError:
             costs[name] = math.nan
-        if not name or not math.isfinite(costs[name]) or costs[name] < 0:
-            raise DataError("--cost", got=repr(word), expected="NAME=COST with a number of at least 0")
+        if not name or not is_cost(costs[name]):
+            raise DataError("--cost", got=repr(word), expected=f"NAME=COST with {COSTS}")
     return costs
 
 
@@ -147,6 +148,11 @@ def _print(summary: dict[str, Any]) -> None:
     )
     for name, member in summary["members"].items():
         if member["accuracy"] is not None and not member["random_weights"]:
-            typer.echo(f"  {name}: accuracy {member['accuracy']:.4f}, cost {member['cost']:,.0f}")
+            typer.echo(f"  {name}: accuracy {member['accuracy']:.4f}, cost {_number(member['cost'])}")
     for note in summary["notes"]:
         typer.echo(f"note: {note}")
+
+
+def _number(cost: float) -> str:
+    """Whole MACs with commas; what is small or huge in few digits."""
+    return f"{cost:,.0f}" if 1000 <= cost < 1e15 else f"{cost:g}"

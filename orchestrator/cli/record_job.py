@@ -22,7 +22,7 @@ from orchestrator.cli.sources import Source, source_from_text
 from orchestrator.cli.sources_labels import Classes
 from orchestrator.errors import CommitteeError, DataError, SpecError
 from orchestrator.planner.records import named, sha256_of_rows
-from orchestrator.planner.shards import NO_DIGEST, Shards
+from orchestrator.planner.shards import NO_DIGEST, RESTART, Shards
 
 # Members no better than this many times guessing, on so many rows, have labels of another order or no training.
 NEAR_CHANCE, CHANCE_ROWS = 2.0, 50
@@ -136,7 +136,9 @@ def _ended_well(shards: Shards, total: int) -> Iterator[None]:
     except SpecError:
         raise
     except CommitteeError as error:
-        fix = "; ".join(text for text in (error.fix, _kept(shards, total)) if text)
+        # What only --restart can mend is not kept.
+        kept = "" if error.fix == RESTART else _kept(shards, total)
+        fix = "; ".join(text for text in (error.fix, kept) if text)
         raise type(error)(error.what, got=error.got, expected=error.expected, fix=fix or None) from error
 
 

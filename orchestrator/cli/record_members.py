@@ -19,7 +19,9 @@ from orchestrator.client.images import row_from_bytes
 from orchestrator.client.models import ModelInfo, TensorInfo, input_tensor, scores_output
 from orchestrator.errors import DataError, InputError
 from orchestrator.local.sessions import LocalMembers
+from orchestrator.planner.goal import ENSEMBLE
 from orchestrator.spec import Manifest, Preprocess, manifest_from_path
+from orchestrator.spec.faults import NAME
 from orchestrator.spec.inputs import INPUT_DTYPES
 
 Rows = npt.NDArray[Any]
@@ -153,12 +155,9 @@ def opened_pool(
     Raises:
         RepositoryError, ClientError: a member cannot be opened or reached.
         InputError: they do not take the same rows, or not give the same classes.
-        DataError: a name twice, or a member without a cost.
+        DataError: a name twice, one that no plan can have, or a member without a cost.
     """
-    twice = sorted({name for name in names if list(names).count(name) > 1})
-    if twice or not names:
-        got = f"{', '.join(twice)} more than once" if twice else "none"
-        raise DataError("members", got=got, expected="names of members, each once")
+    _check_names(names)
     strange = sorted(set(cost or {}) - set(names))
     if strange:
         raise DataError("--cost", got=f"{', '.join(strange)}, not recorded", expected=f"one of {', '.join(names)}")
@@ -183,6 +182,19 @@ def opened_pool(
                 workers=1,
             )
         )
+
+
+def _check_names(names: Sequence[str]) -> None:
+    twice = sorted({name for name in names if list(names).count(name) > 1})
+    if twice or not names:
+        got = f"{', '.join(twice)} more than once" if twice else "none"
+        raise DataError("members", got=got, expected="names of members, each once")
+    bad = [name for name in names if NAME.match(name) is None]
+    if bad:
+        expected = "names of members, up to 128 letters, digits, '_', '.', '-'"
+        raise DataError("members", got=", ".join(map(repr, bad)), expected=expected)
+    if ENSEMBLE in names:
+        raise DataError("members", got=ENSEMBLE, expected="another name: to a plan this one means all members")
 
 
 def _local(names: Sequence[str], repository: Path, cost: Mapping[str, float]) -> Pool:

@@ -20,7 +20,7 @@ MOST_ROWS = 10**9
 
 def rate_at_most(hits: int, rows: int, delta: float) -> float:
     """Upper Clopper-Pearson bound of a rate: the rate is above it with probability at most delta."""
-    return 1.0 if hits >= rows else float(beta.ppf(1 - delta, hits + 1, rows - hits))
+    return 1.0 if hits >= rows else float(beta.isf(delta, hits + 1, rows - hits))
 
 
 def rate_at_least(hits: int, rows: int, delta: float) -> float:
@@ -42,11 +42,15 @@ def discordant_pairs(losses: int, gains: int, rows: int, delta: float) -> float:
     bounds, each wrong with its part of delta. Tighter than `losses_only` once gains are about as frequent as
     losses.
     """
-    pairs = losses + gains
-    share = rate_at_most(losses, pairs, delta * (1 - RATE_PART)) if pairs else 1.0
-    tilt = 2 * share - 1
+    tilt = tilt_at_most(losses, gains, delta)
     # A negative product would need a lower bound of q, and its share of delta; 0 is all that anybody asks for.
-    return rate_at_most(pairs, rows, delta * RATE_PART) * tilt if tilt > 0 else 0.0
+    return rate_at_most(losses + gains, rows, delta * RATE_PART) * tilt if tilt > 0 else 0.0
+
+
+def tilt_at_most(losses: int, gains: int, delta: float) -> float:
+    """Upper bound of 2 t - 1, from -1 to 1: below 0, gains outweigh losses for sure."""
+    pairs = losses + gains
+    return 2 * rate_at_most(losses, pairs, delta * (1 - RATE_PART)) - 1 if pairs else 1.0
 
 
 Bound = Callable[[int, int, int, float], float]
@@ -80,3 +84,12 @@ def rows_needed(method: str, *, losses: int, gains: int, rows: int, epsilon: flo
         middle = (low + high) // 2
         low, high = (low, middle) if good(middle) else (middle, high)
     return high
+
+
+def fewest_rows(*, losses: int, gains: int, rows: int, epsilon: float, delta: float) -> int | None:
+    """The same by whichever bound gets there first: with more rows, the next plan may be judged by another one."""
+    needed = [
+        rows_needed(method, losses=losses, gains=gains, rows=rows, epsilon=epsilon, delta=delta)
+        for method in BOUNDS
+    ]
+    return min((count for count in needed if count is not None), default=None)

@@ -1,4 +1,4 @@
-"""The guarantee: a plan chosen on some rows is judged on others that had no say in it.
+"""The guarantee: plans found on some rows are judged on others, which only decide how far down a fixed list to go.
 
 Candidates come from the search part as a fixed sequence, the safest first and each next one cheaper. On the
 certify part they are tested one after another, each at the full level, until the first that fails; the last that
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from orchestrator.planner.bounds import BOUNDS, rate_at_least, rows_needed
+from orchestrator.planner.bounds import BOUNDS, fewest_rows, rate_at_least, tilt_at_most
 from orchestrator.planner.chains import Choice, outcome_of
 from orchestrator.planner.table import Table
 from orchestrator.planner.yardstick import Yardstick
@@ -61,12 +61,14 @@ class Candidate:
         ticks: its total cost on the search part.
         method: the bound that promises most for it, chosen before any certify row is looked at.
         predicted: the bound expected on the certify part.
+        risk: what orders candidates: the same, and among those at 0 how little gains outweigh losses.
     """
 
     choice: Choice
     ticks: float
     method: str
     predicted: float
+    risk: float
 
 
 def candidate_from_tally(choice: Choice, ticks: float, tally: Tally, *, rows: int, delta: float) -> Candidate:
@@ -84,14 +86,16 @@ def candidate_from_tally(choice: Choice, ticks: float, tally: Tally, *, rows: in
     # Equal promises go to the simpler bound: min takes the first.
     predicted = {name: bound(losses, gains, rows, delta) for name, bound in BOUNDS.items()}
     method = min(predicted, key=lambda name: predicted[name])
-    return Candidate(choice=choice, ticks=ticks, method=method, predicted=predicted[method])
+    # Bounds end at 0; without the tilt the cheapest of all plans there would pass for the safest.
+    risk = predicted[method] or min(tilt_at_most(losses, gains, delta), 0.0)
+    return Candidate(choice=choice, ticks=ticks, method=method, predicted=predicted[method], risk=risk)
 
 
 def sequence_of(candidates: Sequence[Candidate]) -> list[Candidate]:
     """The candidates nothing beats in both cost and promise, safest first; thinned evenly where they are many."""
     kept: list[Candidate] = []
     # A riskier plan is of use only where it is cheaper than all safer ones.
-    for candidate in sorted(candidates, key=lambda one: (one.predicted, one.ticks)):
+    for candidate in sorted(candidates, key=lambda one: (one.risk, one.ticks)):
         if not kept or candidate.ticks < kept[-1].ticks:
             kept.append(candidate)
     if len(kept) <= LONGEST_SEQUENCE:
@@ -129,7 +133,13 @@ class Certificate:
 
 
 def certify(
-    sequence: Sequence[Candidate], table: Table, yardstick: Yardstick, *, epsilon: float, delta: float
+    sequence: Sequence[Candidate],
+    table: Table,
+    yardstick: Yardstick,
+    *,
+    epsilon: float,
+    delta: float,
+    spare: bool = False,
 ) -> Certificate:
     """Goes down the sequence until the first candidate that fails.
 
@@ -139,6 +149,7 @@ def certify(
         yardstick: the same rows.
         epsilon: what the bound of a plan must not exceed.
         delta: probability, over the certify rows, that a plan worse than epsilon is taken.
+        spare: whether one more plan, safe by itself, is taken where none of these is certified.
     """
     tests: list[tuple[Candidate, Tally, float]] = []
     for candidate in sequence:
@@ -152,9 +163,7 @@ def certify(
     candidate, tally, bound = passed[-1] if passed else tests[0]
     needed = None
     if not passed:
-        needed = rows_needed(
-            candidate.method, losses=tally.losses, gains=tally.gains, rows=tally.rows, epsilon=epsilon, delta=delta
-        )
+        needed = fewest_rows(losses=tally.losses, gains=tally.gains, rows=tally.rows, epsilon=epsilon, delta=delta)
     return Certificate(
         choice=candidate.choice,
         certified=bool(passed),
@@ -163,6 +172,6 @@ def certify(
         tally=tally,
         candidates=len(sequence),
         tested=len(tests),
-        accuracy_lower=rate_at_least(tally.right, tally.rows, delta / len(sequence)),
+        accuracy_lower=rate_at_least(tally.right, tally.rows, delta / (len(sequence) + spare)),
         rows_needed=needed,
     )

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.errors import DataError
+from orchestrator.planner.texts import value_from_json
 
+# Far beyond any unit; the core and the served `cost` are float32, and so are their sums.
+LEAST, MOST = 1e-30, 1e30
+COSTS = f"0, or numbers from {LEAST:g} to {MOST:g}"
+# Letters of a wrong cost that an error shows.
+SHOWN = 40
 _EXAMPLE = '{"cost": {"member": 1.5}, "unit": "ms"}'
 
 
@@ -45,7 +49,7 @@ def cost_profile_from_path(path: Path) -> CostProfile:
     """
     subject = f"cost profile {path}"
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = value_from_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise DataError(subject, got="no such file") from error
     except (OSError, ValueError) as error:
@@ -54,14 +58,14 @@ def cost_profile_from_path(path: Path) -> CostProfile:
     unit = value.get("unit") if isinstance(value, dict) else None
     if not isinstance(cost, dict) or not cost or not isinstance(unit, str) or not unit:
         raise DataError(subject, got="other JSON", expected=_EXAMPLE)
-    bad = [name for name, number in cost.items() if not _is_cost(number)]
+    bad = [name for name, number in cost.items() if not is_cost(number)]
     if bad:
-        got = ", ".join(f"{cost[name]!r} for {name}" for name in bad)
-        raise DataError(subject, got=got, expected="finite numbers of at least 0")
+        got = ", ".join(f"{repr(cost[name])[:SHOWN]} for {name}" for name in bad)
+        raise DataError(subject, got=got, expected=COSTS)
     return CostProfile(cost={name: float(number) for name, number in cost.items()}, unit=unit)
 
 
-def _is_cost(number: object) -> bool:
-    return (
-        isinstance(number, int | float) and not isinstance(number, bool) and math.isfinite(number) and number >= 0
-    )
+def is_cost(number: object) -> bool:
+    """Whether a number may be what a row costs; see COSTS."""
+    good = isinstance(number, int | float) and not isinstance(number, bool)
+    return good and (number == 0 or LEAST <= number <= MOST)  # type: ignore[operator]

@@ -24,9 +24,10 @@ from orchestrator.planner.certify import (
 from orchestrator.planner.chains import Choice, chains_of
 from orchestrator.planner.goal import ENSEMBLE, Goal, Options
 from orchestrator.planner.progress import Progress, silent
+from orchestrator.planner.promise import Shortfall, facts_of, tested_facts, uncertified
 from orchestrator.planner.search import RIGHT, Found, Searched, search
 from orchestrator.planner.table import Table
-from orchestrator.planner.yardstick import Yardstick, rows_wanted
+from orchestrator.planner.yardstick import Yardstick, is_reference, reference_alone, rows_wanted
 
 KEPT = "kept"
 # Of the candidates for certification, so many per frontier are judged on the search part.
@@ -51,23 +52,6 @@ class Part:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shortfall:
-    """Why no plan does what was asked.
-
-    Args:
-        got: what was asked or seen.
-        expected: what would do.
-        fix: what to do next.
-        more_rows: how many more rows, of both parts together, would certify the best plan; None for no number.
-    """
-
-    got: str
-    expected: str
-    fix: str | None = None
-    more_rows: int | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
 class Decision:
     """One plan and what is known of it.
 
@@ -77,6 +61,7 @@ class Decision:
         accuracy_lower: lower bound of its accuracy (of its agreement, where labels are not looked at).
         guarantee: facts of the certificate as JSON values; None where nothing was certified.
         shortfall: why the goal is not met; None where it is.
+        instead: why the reference itself had to be taken; None where another plan was certified, or nothing was.
     """
 
     choice: Choice
@@ -84,6 +69,7 @@ class Decision:
     accuracy_lower: float | None = None
     guarantee: dict[str, Any] | None = None
     shortfall: Shortfall | None = None
+    instead: Shortfall | None = None
 
 
 def decide(
@@ -116,8 +102,8 @@ def decide(
             table, chains, values=values, max_stages=goal.max_stages, quantiles=options.quantiles, advance=advance
         )
     if goal.has_budget:
-        return _within_budget(searched, chosen_on, judged_on, goal)
-    return _cheapest(searched, chosen_on, judged_on, goal)
+        return _within_budget(searched, chosen_on, judged_on, goal, options)
+    return _cheapest(searched, chosen_on, judged_on, goal, options)
 
 
 def _too_dear(table: Table, goal: Goal, options: Options) -> Decision:
@@ -128,7 +114,7 @@ def _too_dear(table: Table, goal: Goal, options: Options) -> Decision:
     return Decision(choice=choice, searched=nothing, shortfall=shortfall)
 
 
-def _within_budget(searched: Searched, chosen_on: Part, judged_on: Part, goal: Goal) -> Decision:
+def _within_budget(searched: Searched, chosen_on: Part, judged_on: Part, goal: Goal, options: Options) -> Decision:
     """The most accurate plan within a mean cost, with a bound of its accuracy or of what it loses."""
     frontier, budget = searched.frontiers[RIGHT], goal.max_mean_cost
     assert budget is not None
@@ -149,7 +135,7 @@ def _within_budget(searched: Searched, chosen_on: Part, judged_on: Part, goal: G
                 fix="allow a higher mean cost or a larger epsilon",
             )
             return Decision(choice=found.choice, searched=searched, shortfall=shortfall)
-        return _promised(found, searched, chosen_on, judged_on, goal)
+        return _promised(found, searched, chosen_on, judged_on, goal, options)
     if not goal.certify:
         return Decision(choice=found.choice, searched=searched)
     return _bounded(found.choice, searched, judged_on, goal)
@@ -166,13 +152,14 @@ def _bounded(choice: Choice, searched: Searched, judged_on: Part, goal: Goal) ->
         "rows": tally.rows,
         "losses": tally.losses,
         "gains": tally.gains,
+        "counted": goal.counted,
         "method": "clopper_pearson_losses",
         "bound": 1 - lower,
     }
     return Decision(choice=choice, searched=searched, accuracy_lower=lower, guarantee=facts)
 
 
-def _cheapest(searched: Searched, chosen_on: Part, judged_on: Part, goal: Goal) -> Decision:
+def _cheapest(searched: Searched, chosen_on: Part, judged_on: Part, goal: Goal, options: Options) -> Decision:
     """The cheapest plan that is good enough, by the search part alone or certified."""
     frontier = searched.frontiers[RIGHT]
     wanted = rows_wanted(goal, chosen_on.yardstick)
@@ -184,14 +171,17 @@ def _cheapest(searched: Searched, chosen_on: Part, judged_on: Part, goal: Goal) 
             expected=f"at most {best.right / searched.rows:.6g}, the best of all plans on the search part",
         )
         return Decision(choice=best.choice, searched=searched, shortfall=shortfall)
-    return _promised(found, searched, chosen_on, judged_on, goal)
+    return _promised(found, searched, chosen_on, judged_on, goal, options)
 
 
-def _promised(found: Found, searched: Searched, chosen_on: Part, judged_on: Part, goal: Goal) -> Decision:
+def _promised(
+    found: Found, searched: Searched, chosen_on: Part, judged_on: Part, goal: Goal, options: Options
+) -> Decision:
     """A plan that is good enough on the search part, certified where that is asked for."""
     if not goal.certify:
         return Decision(choice=found.choice, searched=searched)
-    if [chosen_on.table.pool[place].name for place in found.choice.members] == [goal.reference]:
+    pool = chosen_on.table.pool
+    if is_reference(found.choice, goal, pool, combine=options.combines[0]):
         return _itself(found.choice, searched, judged_on, goal)
     rows = judged_on.table.rows
     if goal.has_budget:
@@ -200,16 +190,50 @@ def _promised(found: Found, searched: Searched, chosen_on: Part, judged_on: Part
         sequence = [candidate_from_tally(found.choice, found.ticks, tally, rows=rows, delta=goal.delta)]
     else:
         sequence = sequence_of(_candidates(searched, found, chosen_on, goal, rows=rows))
-    said = certify(sequence, judged_on.table, judged_on.yardstick, epsilon=goal.allowed, delta=goal.delta)
-    return _from_certificate(said, searched, goal, certify_share=rows / (searched.rows + rows))
+    itself = reference_alone(goal, pool, options)
+    said = certify(
+        sequence,
+        judged_on.table,
+        judged_on.yardstick,
+        epsilon=goal.allowed,
+        delta=goal.delta,
+        spare=itself is not None,
+    )
+    certify_share = rows / (searched.rows + rows)
+    if itself is not None and not said.certified:
+        return _itself(itself, searched, judged_on, goal, said=said, certify_share=certify_share)
+    return _from_certificate(said, searched, goal, certify_share=certify_share)
 
 
-def _itself(choice: Choice, searched: Searched, judged_on: Part, goal: Goal) -> Decision:
-    """Nothing cheaper is good enough, and the reference is never worse than itself."""
+def _itself(
+    choice: Choice,
+    searched: Searched,
+    judged_on: Part,
+    goal: Goal,
+    *,
+    said: Certificate | None = None,
+    certify_share: float = 0.5,
+) -> Decision:
+    """The reference, which is never worse than itself.
+
+    Args:
+        choice: the reference as a plan.
+        searched: frontiers of the search part.
+        judged_on: the certify part.
+        goal: what is wanted.
+        said: of the other plans, none of which could be certified; None where the search found none to try.
+        certify_share: part of all rows that certify.
+    """
     tally = tally_of(choice, judged_on.table, judged_on.yardstick)
-    facts = _facts(goal, method="identity", bound=0.0, rows=tally.rows, losses=0, gains=0)
-    lower = 1.0 if goal.label_free else rate_at_least(tally.right, tally.rows, goal.delta)
-    return Decision(choice=choice, searched=searched, accuracy_lower=lower, guarantee=facts)
+    facts = facts_of(goal, method="identity", bound=0.0, rows=tally.rows, losses=0, gains=0)
+    instead = None
+    if said is not None:
+        instead = uncertified(said, goal, certify_share=certify_share)
+        facts |= tested_facts(said) | {"more_rows": instead.more_rows}
+    # The others had their say before it: the level is shared with them.
+    delta = goal.delta / (1 if said is None else said.candidates + 1)
+    lower = 1.0 if goal.label_free else rate_at_least(tally.right, tally.rows, delta)
+    return Decision(choice=choice, searched=searched, accuracy_lower=lower, guarantee=facts, instead=instead)
 
 
 def _candidates(searched: Searched, cheapest: Found, chosen_on: Part, goal: Goal, *, rows: int) -> list[Candidate]:
@@ -242,46 +266,14 @@ def _reference_ticks(searched: Searched, table: Table, goal: Goal) -> float:
 
 def _from_certificate(said: Certificate, searched: Searched, goal: Goal, *, certify_share: float) -> Decision:
     tally = said.tally
-    facts = _facts(
+    facts = facts_of(
         goal, method=said.method, bound=said.bound, rows=tally.rows, losses=tally.losses, gains=tally.gains
     )
-    facts |= {"candidates": said.candidates, "tested": said.tested, "certified": said.certified}
+    facts |= tested_facts(said) | {"certified": said.certified}
     return Decision(
         choice=said.choice,
         searched=searched,
         accuracy_lower=said.accuracy_lower if goal.is_relative else 1 - said.bound,
         guarantee=facts,
-        shortfall=None if said.certified else _uncertified(said, goal, certify_share=certify_share),
+        shortfall=None if said.certified else uncertified(said, goal, certify_share=certify_share),
     )
-
-
-def _uncertified(said: Certificate, goal: Goal, *, certify_share: float) -> Shortfall:
-    tally = said.tally
-    counted = "wrong" if goal.min_accuracy is not None else "in disagreement" if goal.label_free else "lost"
-    seen = f"{tally.losses} of {tally.rows} certify rows {counted}"
-    if goal.is_relative:
-        seen += f" and {tally.gains} won"
-    more = None
-    fix = "no number of rows would do at this rate: ask for less"
-    if said.rows_needed is not None:
-        more = math.ceil((said.rows_needed - tally.rows) / certify_share)
-        fix = f"about {more} more rows would do if they are like these"
-    return Shortfall(
-        got=f"{seen} by the {'best' if goal.has_budget else 'safest'} plan, so a bound of {said.bound:.4g}",
-        expected=f"at most {goal.allowed:.4g} with probability {1 - goal.delta:g}",
-        fix=fix,
-        more_rows=more,
-    )
-
-
-def _facts(goal: Goal, *, method: str, bound: float, rows: int, losses: int, gains: int) -> dict[str, Any]:
-    return {
-        "statement": f"{goal.sure} {goal.promise}",
-        "delta": goal.delta,
-        "epsilon": goal.allowed,
-        "rows": rows,
-        "losses": losses,
-        "gains": gains,
-        "method": method,
-        "bound": bound,
-    }

@@ -130,6 +130,13 @@ class Goal:
         return f"agreement with {self.reference}" if self.label_free else "accuracy"
 
     @property
+    def counted(self) -> str:
+        """What is the matter with the rows that count against a plan."""
+        if self.label_free:
+            return "in disagreement"
+        return "lost" if self.reference is not None else "wrong"
+
+    @property
     def sure(self) -> str:
         """How every guarantee begins."""
         return f"with probability at least {1 - self.delta:g} over the rows drawn,"
@@ -147,12 +154,12 @@ class Goal:
     def text(self) -> str:
         """The goal in words."""
         if self.max_mean_cost is not None:
-            said = f"highest {self.noun} with mean cost <= {self.max_mean_cost:g}"
+            said = f"highest {self.noun} with mean cost <= {_number(self.max_mean_cost)}"
             said += f" and {self.promise}" if self.has_promise else ""
         else:
             said = f"lowest mean cost with {self.promise}"
         if self.max_worst_cost is not None:
-            said += f", worst cost <= {self.max_worst_cost:g}"
+            said += f", worst cost <= {_number(self.max_worst_cost)}"
         return said if self.max_stages == MOST_MEMBERS else f"{said}, at most {self.max_stages} stages"
 
 
@@ -162,3 +169,8 @@ def _share(faults: Faults, name: str, value: float | None, *, low_open: bool) ->
     good = is_number(value) and math.isfinite(value) and 0 <= value <= 1 and not (low_open and value == 0)
     low = "above 0" if low_open else "at least 0"
     faults.check(name, good, f"got {value:g}, expected a number {low} and at most 1")
+
+
+def _number(value: float) -> str:
+    """A cost; millions without an exponent, as people ask for them."""
+    return f"{value:.0f}" if 1e6 <= value < 1e15 else f"{value:g}"

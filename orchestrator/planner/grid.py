@@ -71,7 +71,8 @@ def ticks_from_costs(costs: Sequence[float], rows: int) -> tuple[npt.NDArray[np.
         if total * scale >= EXACT:
             break
         scaled = values * scale
-        if np.all(np.abs(scaled - np.round(scaled)) <= 1e-9 * np.maximum(scaled, 1e-3)):
+        # Relative, so that nothing but 0 becomes 0.
+        if np.all(np.abs(scaled - np.round(scaled)) <= 1e-9 * scaled):
             return np.round(scaled), scale
     # No short decimals: rounding to the finest ticks that fit changes a cost by less than float64 does in a sum.
     scale = 1.0 if total == 0 else 2.0 ** math.floor(math.log2(EXACT / total))

@@ -6,9 +6,10 @@ import contextlib
 import os
 import struct
 import tempfile
+import tokenize
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -18,14 +19,18 @@ import numpy.typing as npt
 from orchestrator.errors import DataError
 
 Array = npt.NDArray[Any]
-# What reading a broken archive raises; numpy lets the exceptions of zipfile and zlib through.
+# What reading a broken archive raises; numpy lets exceptions of zipfile, zlib and tokenize through. RuntimeError
+# says it is encrypted; MemoryError and OverflowError come of a header with a shape nothing could have.
 BROKEN = (
     ValueError,
     OSError,
     EOFError,
     KeyError,
-    NotImplementedError,
+    MemoryError,
+    OverflowError,
+    RuntimeError,
     struct.error,
+    tokenize.TokenError,
     zipfile.BadZipFile,
     zlib.error,
 )
@@ -141,11 +146,21 @@ def opened_npz(path: Path, *, what: str, fix: str | None = None) -> Iterator[Any
         ) from error
 
 
-def arrays_from_path(path: Path, *, what: str) -> dict[str, Array]:
-    """All arrays of an archive.
+def arrays_from_path(path: Path, *, what: str, wanted: Callable[[str], bool]) -> dict[str, Array]:
+    """Arrays of an archive.
+
+    Args:
+        path: of the archive.
+        what: it is, for errors.
+        wanted: whether an array of that name is read; the others may be of any size.
 
     Raises:
         DataError: it is no archive, a truncated one, or one of Python objects.
     """
     with opened_npz(path, what=what, fix="record again") as stored:
-        return {name: stored[name] for name in stored.files}
+        arrays = {name: stored[name] for name in stored.files if wanted(name)}
+        # Of an entry that is no array, numpy gives the bytes.
+        strange = [name for name, array in arrays.items() if not isinstance(array, np.ndarray)]
+        if strange:
+            raise ValueError(f"{', '.join(strange)}: no array")
+    return arrays

@@ -53,13 +53,20 @@ def plan_from_records(
     everything = Part(table=table, yardstick=yardstick_of(goal, table, records, combine=options.combines[0]))
     chosen_on, judged_on = everything.take(split.search), everything.take(split.certify)
     decision = decide(chosen_on, judged_on, goal, options, progress=progress)
-    origin = Origin(base=base, records=records, split=split, trial=trial, goal=goal)
+    origin = Origin(base=base, records=records, split=split, trial=trial, goal=goal, combine=options.combines[0])
     return planned_from_decision(decision, chosen_on, origin)
 
 
 def _checked(goal: Goal, base: CascadeSpec, records: Records) -> Goal:
     """The goal with its reference settled."""
     names = [member.name for member in in_cost_order(base.members)]
+    if ENSEMBLE in names:
+        raise DataError(
+            "plan",
+            got=f"a member named {ENSEMBLE}",
+            expected="another name: this one means all members together",
+            fix="rename it, or leave it out with --members",
+        )
     random = [name for name in random_members(records) if name in names]
     if random:
         raise DataError(

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +21,9 @@ import numpy as np
 import numpy.typing as npt
 
 from orchestrator.errors import DataError
+from orchestrator.planner.costs import COSTS, is_cost
 from orchestrator.planner.npz import arrays_from_path, npz_writer
+from orchestrator.planner.texts import value_from_json
 
 Array = npt.NDArray[Any]
 # Rows named in an error before "..." stands for the rest.
@@ -93,17 +94,32 @@ def named(values: Array | Sequence[Any]) -> str:
 
 
 def check_ids(what: str, ids: Array, rows: int) -> None:
-    """Refuses ids that are not one per row, or not unique.
+    """Refuses ids that are not one per row, neither whole numbers nor text, or not unique.
 
     Raises:
         DataError: naming the ids at fault.
     """
     if ids.shape != (rows,):
         raise DataError(what, got=f"{ids.size} ids of shape {list(ids.shape)}", expected=f"{rows}, one per row")
+    if ids.dtype.kind not in "iuUS":
+        raise DataError(what, got=f"ids of dtype {ids.dtype}", expected="whole numbers or text")
+    broken = [text for text in (ids.tolist() if ids.dtype.kind == "U" else ()) if not _is_text(text)]
+    if broken:
+        got = f"ids that are no text: {named([ascii(text) for text in broken])}"
+        raise DataError(what, got=got, expected="Unicode", fix="rename them")
     order = np.sort(ids)
     twice = np.unique(order[1:][order[1:] == order[:-1]])
     if len(twice):
         raise DataError(what, got=f"an id more than once: {named(twice)}", expected="unique ids")
+
+
+def _is_text(text: str) -> bool:
+    """Whether it holds no half of a character, as a file name that is no UTF-8 does."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def check_labels(what: str, labels: Array, *, rows: int, classes: int) -> None:
@@ -144,10 +160,10 @@ def _check_costs(outputs: Mapping[str, Array], cost: Mapping[str, float]) -> Non
         raise DataError(
             "records", got=f"costs of {', '.join(strange)} without outputs", expected="outputs/<member>"
         )
-    wrong = {name: value for name, value in cost.items() if not math.isfinite(value) or value < 0}
+    wrong = {name: value for name, value in cost.items() if not is_cost(value)}
     if wrong:
         listed = ", ".join(f"{name} {value:g}" for name, value in wrong.items())
-        raise DataError("records", got=f"costs {listed}", expected="finite numbers of at least 0")
+        raise DataError("records", got=f"costs {listed}", expected=COSTS)
 
 
 def random_members(records: Records) -> list[str]:
@@ -198,12 +214,16 @@ def records_from_path(path: Path) -> Records:
     """
     if not path.is_file():
         raise DataError(f"records {path}", got="no such file", fix="make it with `committee record`")
-    arrays = arrays_from_path(path, what=f"records {path}")
+    arrays = arrays_from_path(path, what=f"records {path}", wanted=_is_ours)
     try:
         return _records_from_arrays(arrays)
     except DataError as error:
         what = error.what.replace("records", f"records {path}", 1)
         raise DataError(what, got=error.got, expected=error.expected, fix=error.fix) from error
+
+
+def _is_ours(name: str) -> bool:
+    return name in ("ids", "labels", "meta") or name.startswith(("outputs/", "cost/"))
 
 
 def _records_from_arrays(arrays: Mapping[str, Array]) -> Records:
@@ -228,7 +248,9 @@ def _under(prefix: str, arrays: Mapping[str, Array]) -> dict[str, Array]:
 def _scores(name: str, array: Array) -> npt.NDArray[np.float32]:
     if array.dtype.kind not in "fiu":
         raise DataError(f"records, outputs of {name}", got=f"dtype {array.dtype}", expected="float32")
-    return np.asarray(array, np.float32)
+    # What is too large becomes infinity, which is refused by name.
+    with np.errstate(over="ignore"):
+        return np.asarray(array, np.float32)
 
 
 def _cost(name: str, array: Array) -> float:
@@ -240,7 +262,7 @@ def _cost(name: str, array: Array) -> float:
 
 def _meta(array: Array | None) -> dict[str, Any]:
     try:
-        meta = {} if array is None else json.loads(str(array))
+        meta = {} if array is None else value_from_json(str(array))
     except ValueError as error:
         raise DataError("records, meta", got=f"no JSON ({error})", expected="a JSON object") from error
     if not isinstance(meta, dict):

@@ -11,9 +11,10 @@ import numpy as np
 import numpy.typing as npt
 
 from orchestrator.planner.chains import Choice, outcome_of
-from orchestrator.planner.decide import Decision, Part, Shortfall
+from orchestrator.planner.decide import Decision, Part
 from orchestrator.planner.goal import Goal
 from orchestrator.planner.intervals import clopper_pearson
+from orchestrator.planner.promise import Shortfall
 from orchestrator.planner.records import Records
 from orchestrator.planner.replay import replay
 from orchestrator.planner.search import RIGHT, Found, Searched
@@ -63,6 +64,8 @@ class Planned:
         mean_cost: per row, on the search part.
         exit_share: per stage, on the search part.
         frontier: dearest first.
+        pool: all members that were chosen from, with the temperatures and costs that were planned with.
+        instead: why the reference itself had to be taken; None where it had not.
     """
 
     spec: CascadeSpec
@@ -71,6 +74,8 @@ class Planned:
     mean_cost: float
     exit_share: tuple[float, ...]
     frontier: tuple[FrontierRow, ...]
+    pool: tuple[Member, ...]
+    instead: Shortfall | None = None
 
     @property
     def worst_cost(self) -> float:
@@ -101,6 +106,7 @@ class Origin:
         split: which of them were used for what.
         trial: how the temperatures came about.
         goal: what was asked.
+        combine: mode of the reference "ensemble".
     """
 
     base: CascadeSpec
@@ -108,6 +114,7 @@ class Origin:
     split: Split
     trial: Trial
     goal: Goal
+    combine: str
 
 
 def planned_from_decision(decision: Decision, part: Part, origin: Origin) -> Planned | Infeasible:
@@ -149,6 +156,8 @@ def planned_from_decision(decision: Decision, part: Part, origin: Origin) -> Pla
         mean_cost=mean_cost,
         exit_share=share,
         frontier=frontier_rows(decision.searched, table.pool),
+        pool=table.pool,
+        instead=decision.instead,
     )
     return planned if decision.shortfall is None else Infeasible(best=planned, shortfall=decision.shortfall)
 
@@ -194,6 +203,8 @@ def _extra(decision: Decision, origin: Origin, *, agreement: float) -> dict[str,
         },
         "calibration": origin.trial.facts(),
     }
+    if origin.goal.reference is not None:
+        extra["reference"] = {"name": origin.goal.reference, "combine": origin.combine}
     if decision.guarantee is not None:
         extra["guarantee"] = decision.guarantee
     if origin.goal.label_free:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 import shutil
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,8 +24,12 @@ import numpy.typing as npt
 from orchestrator.errors import DataError
 from orchestrator.planner.npz import BROKEN, npz_writer
 from orchestrator.planner.records import text_from_meta
+from orchestrator.planner.texts import value_from_json
 
 HEADER = "header.json"
+# What parts are called; other files are not ours.
+PART = re.compile(r"\d{12,}-\d{12,}\Z")
+RESTART = "use --restart"
 LOCK = "lock"
 NO_DIGEST = b"\0" * 32
 
@@ -182,9 +187,10 @@ class Shards:
 
     def _begin(self, header: str, *, restart: bool) -> None:
         path = self.folder / HEADER
-        known = path.read_text(encoding="utf-8") if path.is_file() else None
+        # As bytes that are no text they would differ from any header, which is all that counts.
+        known = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else None
         if restart or known is None:
-            for old in self.folder.glob("*.npz"):
+            for old in self._parts():
                 old.unlink()
         elif known != header:
             raise DataError(
@@ -206,7 +212,7 @@ class Shards:
         """Parts that follow on each other from position 0 and can be read; the others are asked for again."""
         good: list[Path] = []
         at = 0
-        for path in sorted(self.folder.glob("*.npz")):
+        for path in self._parts():
             if _span(path)[0] != at or not _is_whole(path):
                 path.unlink()
                 continue
@@ -214,12 +220,15 @@ class Shards:
             at = _span(path)[1]
         return good
 
+    def _parts(self) -> list[Path]:
+        return sorted(path for path in self.folder.glob("*.npz") if PART.match(path.stem))
+
     def _array(self, path: Path, name: str) -> npt.NDArray[Any]:
         try:
             with np.load(path, allow_pickle=False) as stored:
                 array: npt.NDArray[Any] = stored[name]
         except BROKEN as error:
-            raise DataError(f"{path}", got=f"a part that cannot be read ({error})", fix="use --restart") from error
+            raise DataError(f"{path}", got=f"a part that cannot be read ({error})", fix=RESTART) from error
         return array
 
     def _digest_of(self, path: Path) -> bytes:
@@ -246,8 +255,10 @@ def _is_whole(path: Path) -> bool:
 def _difference(known: str, header: str) -> str:
     """The fields of two headers that differ, in words."""
     try:
-        old, new = json.loads(known), json.loads(header)
+        old, new = value_from_json(known), json.loads(header)
     except ValueError:
+        old = None
+    if not isinstance(old, dict):
         return "its header, which cannot be read"
     keys = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
     return ", ".join(keys).replace("_", " ") or "its header"

@@ -25,7 +25,8 @@ class Split:
 
     Args:
         search: intp, ascending: thresholds are chosen on them.
-        certify: intp, ascending: nothing is chosen on them; empty where nothing is certified.
+        certify: intp, ascending: the search never sees them; they only say how far down its list of plans to
+            go. Empty where nothing is certified.
         seed: what made them.
     """
 
@@ -54,7 +55,8 @@ def split_from_ids(ids: npt.NDArray[Any], *, certify_share: float, seed: int = 0
     if len(ids) - kept < FEWEST_ROWS or (certify_share > 0 and kept < FEWEST_ROWS):
         parts = f"{len(ids) - kept} rows to search" + (f" and {kept} to certify" if certify_share > 0 else "")
         fix = "record more rows" + (" or use --no-certify" if certify_share > 0 else "")
-        raise DataError("records", got=parts, expected=f"at least {FEWEST_ROWS} of each", fix=fix)
+        least = f"at least {FEWEST_ROWS}" + (" of each" if certify_share > 0 else "")
+        raise DataError("records", got=parts, expected=least, fix=fix)
     order = np.argsort(_hashes(ids, seed), kind="stable")
     return Split(search=np.sort(order[kept:]), certify=np.sort(order[:kept]), seed=seed)
 

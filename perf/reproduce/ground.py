@@ -152,7 +152,9 @@ def certified(ground: Ground, reference: str, *, epsilon: float) -> Certified:
         return Certified(plan=None, note=f"none certified: {decision.shortfall.got}")
     plan = ground.plan_of(decision.choice)
     if plan.members == (reference,):
-        return Certified(plan=None, note="nothing cheaper is good enough on the rows that propose")
+        refused = decision.instead
+        note = "nothing cheaper is good enough on the rows that propose" if refused is None else refused.got
+        return Certified(plan=None, note=note if refused is None else f"none certified: {note}")
     return Certified(plan=plan, guarantee=decision.guarantee)
 
 

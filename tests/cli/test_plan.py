@@ -24,6 +24,7 @@ MAKEFILE_GOAL = re.search(r"committee plan \S+ (.*?) -o", (ROOT / "Makefile").re
     1
 ].split()
 KEYS = ["feasible", "plan", "accuracy", "accuracy_lower", "mean_cost", "worst_cost", "exit_share", "frontier"]
+KEYS += ["reason", "more_rows"]
 ROW = ["members", "stages", "thresholds", "combine", "score", "accuracy", "mean_cost", "worst_cost"]
 
 
@@ -190,13 +191,16 @@ def test_where_nothing_can_be_certified_it_says_how_many_more_rows_would_do(
     digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "c.json"
-    options = ("--reference", "digits_large", "--epsilon", "0.005", "--json", "-o", str(output))
-    assert plan(digits, *options) == 3
+    # The large member itself is not allowed, or it would stand in.
+    options = ("--reference", "digits_large", "--epsilon", "0.005", "--max-worst-cost", "70000", "--json")
+    assert plan(digits, *options, "-o", str(output), "--report", str(tmp_path / "report")) == 3
     said = capsys.readouterr()
     found = json.loads(said.out)
-    assert "about 746 more rows would do" in said.err
+    assert "about 746 more rows would do if they are like these; no report was written" in said.err
     assert said.err.count("\n") == 1
-    assert (list(found), found["feasible"]) == (KEYS, False)
+    assert (list(found), found["feasible"], found["more_rows"]) == (KEYS, False, 746)
+    assert all(found["reason"][key] in said.err for key in ("got", "expected", "fix"))
+    assert not (tmp_path / "report").exists()
     assert found["plan"]["fit"]["extra"]["guarantee"]["certified"] is False
     assert not output.exists()
 
@@ -237,9 +241,11 @@ def test_where_nothing_cheaper_will_do_the_reference_stands_for_itself(
         (("--max-mean-cost", "5", "--max-stages", "5"), 2, "--max-stages: got 5"),
         (("--max-mean-cost", "5", "--combine", "sum"), 2, "--combine: got sum"),
         (("--max-mean-cost", "5", "--score", "max_prob,x"), 2, "--score: got x"),
-        (("--max-mean-cost", "5", "--calibrate", "yes"), 2, "--calibrate: got yes"),
+        (("--max-mean-cost", "5", "--calibrate", "yes"), 2, "--calibrate: got yes, expected auto or off"),
+        (("--max-mean-cost", "5", "--calibrate", "auto,off"), 2, "--calibrate: got auto,off"),
         (("--max-mean-cost", "5", "--members", "a,z"), 2, "got no outputs of z"),
         (("--max-mean-cost", "5", "--impose-exits", "0.5"), 2, "got --impose-exits and a goal"),
+        (("--max-stages", "2", "--impose-exits", "0.5,0.2,0.1"), 2, "got --impose-exits and a goal"),
         (("--max-mean-cost", "5", "--cost", "nowhere.json"), 2, "no such file"),
     ],
 )
@@ -290,7 +296,3 @@ def test_too_few_rows_to_certify_are_one_line(tmp_path: Path, capsys: pytest.Cap
     write_records(made_records(0, rows=15), tmp_path / "r.npz")
     assert plan(tmp_path / "r.npz", "--max-mean-cost", "5") == 2
     assert "got 7 rows to search and 8 to certify, expected at least 10" in capsys.readouterr().err
-
-
-def test_an_output_that_is_a_folder_is_refused(made: Path, tmp_path: Path) -> None:
-    assert plan(made, "--max-mean-cost", "1e6", "-o", str(tmp_path)) == 2

@@ -9,6 +9,7 @@ from scipy.stats import binomtest, norm
 from orchestrator.planner.bounds import (
     BOUNDS,
     discordant_pairs,
+    fewest_rows,
     losses_only,
     rate_at_least,
     rate_at_most,
@@ -88,3 +89,17 @@ def test_the_rows_needed_are_the_fewest_that_do(losses: int) -> None:
 
 def test_no_number_of_rows_mends_a_rate_that_is_too_high() -> None:
     assert rows_needed("clopper_pearson_losses", losses=5, gains=0, rows=100, epsilon=0.05, delta=0.1) is None
+
+
+def test_rows_by_another_bound_count_where_the_plans_own_never_gets_there() -> None:
+    given = {"losses": 20, "gains": 20, "rows": 1000, "epsilon": 0.01, "delta": 0.05}
+    alone = [rows_needed(method, **given) for method in BOUNDS]
+    assert alone[0] is None
+    assert fewest_rows(**given) == alone[1] > 1000
+    assert fewest_rows(losses=50, gains=0, rows=1000, epsilon=0.01, delta=0.05) is None
+
+
+@pytest.mark.parametrize("delta", [1e-15, 1e-17, 1e-40])
+def test_a_delta_too_small_to_be_taken_from_one_still_bounds(delta: float) -> None:
+    assert rate_at_most(0, 1000, delta) == pytest.approx(1 - delta ** (1 / 1000), rel=1e-6)
+    assert fewest_rows(losses=0, gains=0, rows=100, epsilon=0.1, delta=delta) is not None

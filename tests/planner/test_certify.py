@@ -10,6 +10,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+from orchestrator.planner.bounds import rows_needed
 from orchestrator.planner.certify import (
     LONGEST_SEQUENCE,
     Candidate,
@@ -137,7 +138,7 @@ def test_a_plan_a_hair_too_bad_is_certified_about_as_often_as_delta(
     )
     epsilon = plans[place][1] - 1e-6
     sequence = [
-        Candidate(choice=choice, ticks=-number, method=method, predicted=loss)
+        Candidate(choice=choice, ticks=-number, method=method, predicted=loss, risk=loss)
         for number, (choice, loss) in enumerate(plans[place - 2 : place + 1])
     ]
     everything, rng, broken = world.part(goal), np.random.default_rng(2), 0
@@ -163,10 +164,10 @@ def test_the_sequence_gets_cheaper_and_riskier_and_keeps_both_ends_when_thinned(
     rng = np.random.default_rng(0)
     plans = [
         Candidate(choice=Choice(combine="vote", score="max_prob", stages=((place,),), thresholds=()),
-                  ticks=float(cost), method="discordant_pairs", predicted=float(risk))
+                  ticks=float(cost), method="discordant_pairs", predicted=float(risk), risk=float(risk))
         for place, (cost, risk) in enumerate(zip(np.linspace(9, 1, 500), np.sort(rng.random(500)), strict=True))
     ]  # fmt: skip
-    dominated = dataclasses.replace(plans[3], predicted=0.99, ticks=8.0)
+    dominated = dataclasses.replace(plans[3], predicted=0.99, risk=0.99, ticks=8.0)
     sequence = sequence_of([dominated, *plans])
     assert len(sequence) == LONGEST_SEQUENCE
     assert (sequence[0], sequence[-1]) == (plans[0], plans[-1])
@@ -184,13 +185,25 @@ def test_the_bound_of_a_candidate_is_the_one_that_promises_most_on_the_search_pa
     assert methods == ["discordant_pairs", "clopper_pearson_losses"]
 
 
+def test_of_plans_whose_bound_is_0_the_one_that_gains_most_comes_first_and_the_cheapest_last() -> None:
+    choice = Choice(combine="vote", score="max_prob", stages=((0,),), thresholds=())
+    plans = [
+        candidate_from_tally(
+            choice, ticks, Tally(rows=1000, right=900, losses=10, gains=gains), rows=1000, delta=0.05
+        )
+        for ticks, gains in ((3.0, 60), (2.0, 45), (1.0, 30))
+    ]
+    assert [plan.predicted for plan in plans] == [0.0, 0.0, 0.0]
+    assert [plan.ticks for plan in sequence_of(plans[::-1])] == [3.0, 2.0, 1.0]
+
+
 def test_a_certified_bound_is_epsilon_where_a_cheaper_plan_failed_and_its_own_where_all_passed(
     world: World,
 ) -> None:
     everything = world.part(GOALS["reference"])
     plans = sequence_in(world, GOALS["reference"])
     sequence = [
-        Candidate(choice=choice, ticks=-place, method="clopper_pearson_losses", predicted=loss)
+        Candidate(choice=choice, ticks=-place, method="clopper_pearson_losses", predicted=loss, risk=loss)
         for place, (choice, loss) in enumerate(plans)
     ]
     part = parts_of(everything)
@@ -200,4 +213,23 @@ def test_a_certified_bound_is_epsilon_where_a_cheaper_plan_failed_and_its_own_wh
     assert (stopped.certified, stopped.bound) == (True, 0.1)
     assert passed.certified
     assert passed.bound < 0.2
-    assert (failed.certified, failed.choice, failed.rows_needed) == (False, plans[0][0], None)
+    assert (failed.certified, failed.choice) == (False, plans[0][0])
+    tally = failed.tally
+    by_itself = rows_needed(
+        failed.method, losses=tally.losses, gains=tally.gains, rows=tally.rows, epsilon=1e-5, delta=DELTA
+    )
+    # Losses alone never get there; with gains, more rows do.
+    assert by_itself is None
+    assert failed.rows_needed is not None
+
+
+def test_a_plan_in_reserve_costs_the_others_a_part_of_what_is_promised_of_accuracy(world: World) -> None:
+    everything = world.part(GOALS["reference"])
+    choice = sequence_in(world, GOALS["reference"])[0][0]
+    sequence = [Candidate(choice=choice, ticks=0, method="clopper_pearson_losses", predicted=0.0, risk=0.0)]
+    few = everything.take(np.arange(500))
+    lower = [
+        certify(sequence, *parts_of(few), epsilon=0.5, delta=DELTA, spare=spare).accuracy_lower
+        for spare in (False, True)
+    ]
+    assert lower[1] == certify(sequence, *parts_of(few), epsilon=0.5, delta=DELTA / 2).accuracy_lower < lower[0]

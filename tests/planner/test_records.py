@@ -39,12 +39,18 @@ def test_records_read_back_as_written_with_numpy_alone(tmp_path: Path) -> None:
         ({"outputs": {"m": np.zeros((3, 2)), "n": np.zeros((2, 2))}, "cost": {"m": 1, "n": 1}}, "one \\(rows"),
         ({"ids": np.array([0, 1, 1])}, "more than once"),
         ({"ids": np.arange(2)}, "2 ids"),
+        ({"ids": np.array([np.nan] * 3)}, "ids of dtype float64"),
+        ({"ids": np.array([1j, 2j, 3j])}, "ids of dtype complex128"),
+        ({"ids": np.arange(3).astype("datetime64[D]")}, "ids of dtype datetime64"),
+        ({"ids": np.array([(1,), (2,), (3,)], [("a", int)])}, "ids of dtype"),
+        ({"ids": np.array(["a", "b\ud800", "c"])}, r"no text: 'b\\ud800'"),
         ({"labels": np.array([0, 1, 2])}, "labels from 0 to 2"),
         ({"labels": np.array([-1, 1, 1])}, "labels from -1"),
         ({"cost": {}}, "no cost of m"),
         ({"cost": {"m": 1.0, "x": 2.0}}, "costs of x without outputs"),
         ({"cost": {"m": float("nan")}}, "costs m nan"),
         ({"cost": {"m": -1.0}}, "costs m -1"),
+        ({"cost": {"m": 1e307}}, "costs m 1e\\+307, expected 0, or numbers from 1e-30 to 1e\\+30"),
         ({"labels": np.zeros(3)}, "dtype float64"),
         ({"labels": np.zeros((3, 1), int)}, "shape \\[3, 1\\]"),
         ({"outputs": {"m": np.zeros((3, 1), np.float32)}}, "at least two classes"),
@@ -101,12 +107,16 @@ def test_equal_records_are_equal_bytes_and_text_ids_survive(tmp_path: Path) -> N
     assert records_from_path(tmp_path / "one.npz").ids.tolist() == ["a/1.png", "b/ä.png", "c"]
 
 
+@pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize(
     ("arrays", "said"),
     [
         ({"labels": np.zeros(3)}, "labels of dtype float64"),
         ({"meta": np.array("{")}, "meta: got no JSON"),
         ({"meta": np.array("[1]")}, "meta: got JSON list"),
+        ({"meta": np.array("[" * 100_000)}, "meta: got no JSON .nested too deep"),
+        ({"meta": np.array('{"data": "\\ud800"}')}, "meta: got no JSON .*surrogates"),
+        ({"outputs/m": np.full((3, 2), 1e300)}, "outputs of m: got NaN, infinity"),
         ({"cost/m": np.zeros(2)}, "cost of m"),
         ({"outputs/m": np.array([["x", "y"]] * 3)}, "outputs of m: got dtype"),
         ({"outputs/n": np.zeros((2, 2))}, "outputs of shapes"),

@@ -65,9 +65,25 @@ def test_another_header_is_refused_naming_what_differs_and_keeps_the_parts(tmp_p
     with pytest.raises(DataError, match="another process"):
         Shards(tmp_path / "r.npz", {"data": "x", "limit": None}, members=["m"])
     again.close()
-    (shards.folder / "header.json").write_text("{")
-    with pytest.raises(DataError, match="cannot be read"):
-        Shards(tmp_path / "r.npz", {"data": "x"}, members=["m"])
+    for data in (b"{", b"[1]", b"\xff\xfe", b"[" * 100_000):
+        (shards.folder / "header.json").write_bytes(data)
+        with pytest.raises(DataError, match="cannot be read"):
+            Shards(tmp_path / "r.npz", {"data": "x"}, members=["m"])
+
+
+def test_files_that_are_no_parts_are_left_alone(tmp_path: Path) -> None:
+    shards = Shards(tmp_path / "r.npz", {}, members=["m"])
+    shards.add(shard(0, 5))
+    shards.close()
+    (shards.folder / "zzz.npz").write_bytes(b"mine")
+    (shards.folder / "1-2-3.npz").write_bytes(b"mine")
+    for restart in (False, True):
+        again = Shards(tmp_path / "r.npz", {}, members=["m"], restart=restart)
+        assert again.done == (0 if restart else 5)
+        assert (again.folder / "zzz.npz").read_bytes() == b"mine"
+        # Without parts of its own, closing it would throw the folder away.
+        again.add(shard(again.done, again.done + 1))
+        again.close()
 
 
 def test_parts_after_a_broken_one_are_not_trusted(tmp_path: Path) -> None:

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from orchestrator.planner.goal import ENSEMBLE
 from orchestrator.planner.records import Records, random_members
 from orchestrator.planner.report.ladder import I64, Bools, Ladder, ladder_from_plan, picked
 from orchestrator.planner.report.rivals import (
     Rival,
     ensembles_from_ladder,
+    everybody,
     members_from_records,
+    pool_of,
     reference_of,
 )
 from orchestrator.planner.report.shares import Share, share_of
-from orchestrator.spec import CascadeSpec
+from orchestrator.spec import CascadeSpec, Member
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,23 +93,35 @@ class Basis:
         )
 
 
-def basis_from_records(spec: CascadeSpec, records: Records, *, certify: Mapping[str, Any]) -> Basis:
+def basis_from_records(
+    spec: CascadeSpec, records: Records, *, certify: Mapping[str, Any], planned: Sequence[Member] = ()
+) -> Basis:
     """Replays the plan and everything it is compared with.
 
     Args:
-        spec: the plan.
+        spec: the plan; `reference` of its `fit.extra` is what it is compared with.
         records: n rows of its members and others.
-        certify: facts of the guarantee; `reference` names a member or "ensemble".
+        certify: facts of the guarantee; `reference` in them comes first, a member or "ensemble".
+        planned: members the plan was chosen from.
     """
-    agreement = {} if spec.fit is None else spec.fit.extra.get("agreement", {})
+    extra: Mapping[str, Any] = {} if spec.fit is None else spec.fit.extra
+    agreement = extra.get("agreement", {})
     label_free = bool(agreement) or bool(certify.get("label_free"))
     why_not = _why_no_accuracy(spec, records, label_free=label_free)
     ladder = ladder_from_plan(spec, records)
-    members = members_from_records(spec, records)
-    ensembles = ensembles_from_ladder(spec, records, ladder)
+    pool = pool_of(spec, records, planned)
+    members = members_from_records(spec, records, pool)
+    ensembles = ensembles_from_ladder(spec, records, ladder, pool=pool)
     truth = records.labels if why_not is None else None
-    asked = certify.get("reference") or agreement.get("reference")
-    reference = reference_of(asked, members, ensembles, truth)
+    known = extra.get("reference", {})
+    asked = certify.get("reference") or known.get("name") or agreement.get("reference")
+    reference = reference_of(asked, members, truth)
+    if asked == ENSEMBLE:
+        whole = everybody(spec, records, pool, combine=known.get("combine", spec.combine))
+        # One of the plan's own stages may be all of them already.
+        same = [one for one in ensembles if one.members == whole.members and (one.label == whole.label).all()]
+        reference = next(iter(same), whole)
+        ensembles = ensembles if same or whole.members == 1 else (*ensembles, whole)
     if truth is not None:
         target, measure = truth, Measure(accuracy=True, word="accuracy", frontier=True)
     elif reference is not None:

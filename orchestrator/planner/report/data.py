@@ -26,7 +26,7 @@ from orchestrator.planner.report.ladder import Bools, Ladder, picked
 from orchestrator.planner.report.rivals import FrontierPoint, point_from_row
 from orchestrator.planner.report.shares import Share, share_of
 from orchestrator.planner.split import split_from_ids
-from orchestrator.spec import CascadeSpec
+from orchestrator.spec import CascadeSpec, Member
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +81,7 @@ class Report:
         plan: what the plan achieves on all rows.
         mean_cost_ci95: normal interval of its mean cost.
         worst_cost: of a row that goes through every stage.
-        unseen: the same quality on rows that had no say in the choice; None where none are known.
+        kept: the same quality on the rows kept to certify; None where none are known.
         stages: one per stage.
         rivals: members and ensembles on the same rows.
         frontier: plans of the search, on the rows of the search.
@@ -102,7 +102,7 @@ class Report:
     plan: Achieved
     mean_cost_ci95: tuple[float, float]
     worst_cost: float
-    unseen: Share | None
+    kept: Share | None
     stages: tuple[StageFacts, ...]
     rivals: tuple[Achieved, ...]
     frontier: tuple[FrontierPoint, ...]
@@ -121,6 +121,12 @@ class Report:
         """Rows the plan and the frontier were chosen on, as far as the plan says."""
         return self.rows if self.spec.fit is None else self.spec.fit.rows
 
+    @property
+    def sifted(self) -> bool:
+        """Whether the rows kept to certify chose from a list of plans, by which they flatter the one chosen."""
+        instead = self.certify.get("method") == "identity" and "tested" in self.certify
+        return instead or self.certify.get("candidates", 1) > 1
+
 
 def report_from_records(
     spec: CascadeSpec,
@@ -129,6 +135,7 @@ def report_from_records(
     frontier: Sequence[Mapping[str, Any]] = (),
     certify: Mapping[str, Any] | None = None,
     calibration: Mapping[str, Any] | None = None,
+    pool: Sequence[Member] = (),
 ) -> Report:
     """All numbers of a report.
 
@@ -139,13 +146,14 @@ def report_from_records(
         certify: facts of the guarantee; None takes those of the plan's `fit`. `reference` in it names a member
             or "ensemble".
         calibration: facts of the temperatures; None takes those of the plan's `fit`.
+        pool: members the plan was chosen from, with the temperatures it was chosen with.
 
     Raises:
         DataError: the records do not fit the plan.
     """
     extra: Mapping[str, Any] = {} if spec.fit is None else spec.fit.extra
     certify = extra.get("guarantee", {}) if certify is None else certify
-    basis = basis_from_records(spec, records, certify=certify)
+    basis = basis_from_records(spec, records, certify=certify, planned=pool)
     ladder, at, done = basis.ladder, basis.at, basis.done
     spent = ladder.cost[at]
     mean, reach = float(spent.mean()), 1.96 * float(spent.std()) / math.sqrt(records.rows)
@@ -157,7 +165,7 @@ def report_from_records(
         plan=Achieved(name=spec.name, kind="cascade", quality=share_of(done), mean_cost=mean),
         mean_cost_ci95=(mean - reach, mean + reach),
         worst_cost=spec.worst_cost,
-        unseen=_unseen(spec, records, done),
+        kept=_kept(spec, records, done),
         stages=_stages(spec, basis),
         rivals=basis.achieved(),
         frontier=_frontier(frontier, spec, basis),
@@ -173,7 +181,7 @@ def report_from_records(
     )
 
 
-def _unseen(spec: CascadeSpec, records: Records, done: Bools) -> Share | None:
+def _kept(spec: CascadeSpec, records: Records, done: Bools) -> Share | None:
     """The rows kept to certify, where the plan says how they were drawn from these very records."""
     fit = spec.fit
     split = {} if fit is None else fit.extra.get("split", {})

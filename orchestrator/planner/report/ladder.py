@@ -123,13 +123,16 @@ def ladder_from_plan(spec: CascadeSpec, records: Records) -> Ladder:
     )
 
 
-def together(spec: CascadeSpec, records: Records, members: Mapping[str, Member]) -> Ladder:
-    """Members asked about every row at once, combined as the plan combines; a ladder of one stage.
+def together(
+    spec: CascadeSpec, records: Records, members: Mapping[str, Member], *, combine: str | None = None
+) -> Ladder:
+    """Members asked about every row at once; a ladder of one stage.
 
     Args:
         spec: gives combine mode and classes.
         records: n rows of the members.
         members: by their names in the records; at least one.
+        combine: combine mode; None for the plan's.
     """
     # Records made elsewhere may hold names that no server would take, so members go by number here.
     named = [dataclasses.replace(member, name=f"m{place}") for place, member in enumerate(members.values())]
@@ -139,7 +142,7 @@ def together(spec: CascadeSpec, records: Records, members: Mapping[str, Member])
         cost={one.name: one.cost for one in named},
     )
     # A single member has the same answer in every mode, but its only vote would always be unanimous.
-    combine = spec.combine if len(named) > 1 else "mean_prob"
+    combine = combine or spec.combine if len(named) > 1 else "mean_prob"
     stage = Stage(members=tuple(named))
     alone = CascadeSpec(name="together", input=spec.input, classes=spec.classes, stages=(stage,), combine=combine)
     return ladder_from_plan(alone, part)

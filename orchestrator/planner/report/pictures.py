@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from orchestrator.planner.progress import Advance, unheard
 from orchestrator.planner.report.basis import Achieved
 from orchestrator.planner.report.curves import ClassFacts, Trade
 from orchestrator.planner.report.data import Report
@@ -79,20 +80,21 @@ def sketches_from_report(report: Report) -> tuple[Sketch, ...]:
     )
 
 
-def pictures_from_report(report: Report) -> tuple[Picture, ...]:
-    """Every figure, drawn; takes seconds.
+def pictures_from_report(report: Report, *, advance: Advance = unheard) -> tuple[Picture, ...]:
+    """Every figure, drawn; takes seconds, and tells of each figure.
 
     Raises:
         DataError: matplotlib is not installed.
     """
-    return tuple(_both(sketch, report) for sketch in sketches_from_report(report))
+    return tuple(_both(sketch, report, advance) for sketch in sketches_from_report(report))
 
 
-def _both(sketch: Sketch, report: Report) -> Picture:
+def _both(sketch: Sketch, report: Report, advance: Advance) -> Picture:
     light, dark = (
         drawn(lambda figure, theme: sketch.paint(figure, theme, report), theme=theme, height_in=sketch.height_in)
         for theme in (LIGHT, DARK)
     )
+    advance(1)
     return Picture(name=sketch.name, alt=sketch.alt, light=light, dark=dark)
 
 

@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
+from orchestrator.planner.kinds import kind_seen
 from orchestrator.planner.records import Records
 from orchestrator.planner.report.ladder import F32, I64, Ladder, together
 from orchestrator.planner.report.shares import Share
+from orchestrator.planner.table import mode_of
 from orchestrator.spec import CascadeSpec, Member
 
-# The reference that is no single member: all members of the pool, combined.
-ENSEMBLE = "ensemble"
 ARROW = " → "
 
 
@@ -63,17 +63,28 @@ class FrontierPoint:
     worst_cost: float
 
 
-def pool_of(spec: CascadeSpec, records: Records) -> dict[str, Member]:
-    """All recorded members by name, cheapest first; those of the plan as the plan has them."""
+def pool_of(spec: CascadeSpec, records: Records, planned: Sequence[Member] = ()) -> dict[str, Member]:
+    """All recorded members by name, cheapest first.
+
+    Args:
+        spec: its members are as the plan has them.
+        records: of these and others.
+        planned: members the plan was chosen from, with kinds and temperatures. What one that is not among them
+            gives out, the records' meta says, or else its numbers.
+    """
+    known = {member.name: member for member in (*planned, *spec.members)}
+    return {
+        name: known[name] if name in known else _unplanned(name, records)
+        for name in sorted(records.outputs, key=lambda name: (records.cost[name], name))
+    }
+
+
+def _unplanned(name: str, records: Records) -> Member:
     known = records.meta.get("members", {})
-    planned = {member.name: member for member in spec.members}
-    pool = {}
-    for name in sorted(records.outputs, key=lambda name: (records.cost[name], name)):
-        about = known.get(name, {}) if isinstance(known, dict) else {}
-        kind = "probabilities" if about.get("output_kind") == "probabilities" else "logits"
-        other = Member(name="other", output="output", output_kind=kind, cost=records.cost[name])
-        pool[name] = planned.get(name, other)
-    return pool
+    about = known.get(name, {}) if isinstance(known, dict) else {}
+    kind = about.get("output_kind") or kind_seen(records.outputs[name])
+    kind = "probabilities" if kind == "probabilities" else "logits"
+    return Member(name="other", output="output", output_kind=kind, cost=records.cost[name])
 
 
 def same_unit(spec: CascadeSpec, records: Records) -> bool:
@@ -81,19 +92,21 @@ def same_unit(spec: CascadeSpec, records: Records) -> bool:
     return all(math.isclose(member.cost, records.cost[member.name], rel_tol=1e-6) for member in spec.members)
 
 
-def members_from_records(spec: CascadeSpec, records: Records) -> tuple[Rival, ...]:
-    """Every recorded member by itself."""
+def members_from_records(spec: CascadeSpec, records: Records, pool: Mapping[str, Member]) -> tuple[Rival, ...]:
+    """Every member of the pool by itself."""
     comparable, own = same_unit(spec, records), {member.name for member in spec.members}
     found = []
-    for name, member in pool_of(spec, records).items():
+    for name, member in pool.items():
         alone = together(spec, records, {name: member})
         cost = member.cost if comparable or name in own else None
         found.append(Rival(name=name, members=1, cost=cost, label=alone.label[0], sure=alone.sure[0]))
     return tuple(found)
 
 
-def ensembles_from_ladder(spec: CascadeSpec, records: Records, ladder: Ladder) -> tuple[Rival, ...]:
-    """The plan cut after each stage, every row going that far; and all recorded members together."""
+def ensembles_from_ladder(
+    spec: CascadeSpec, records: Records, ladder: Ladder, *, pool: Mapping[str, Member]
+) -> tuple[Rival, ...]:
+    """The plan cut after each stage, every row going that far; and all members of the pool together."""
     found, asked = [], 0
     for stage in range(len(spec.stages)):
         asked += len(spec.stages[stage].members)
@@ -104,37 +117,35 @@ def ensembles_from_ladder(spec: CascadeSpec, records: Records, ladder: Ladder) -
             name, cost = " + ".join(names), float(sum(one.cost for one in spec.members if one.name in names))
             label, sure = ladder.label[stage], ladder.sure[stage]
             found.append(Rival(name=name, members=several, cost=cost, label=label, sure=sure))
-    pool = pool_of(spec, records)
     if len(pool) > max([one.members for one in found], default=1):
-        everybody = together(spec, records, pool)
-        found.append(
-            Rival(
-                name=f"all {len(pool)} members",
-                members=len(pool),
-                cost=float(everybody.cost[0]) if same_unit(spec, records) else None,
-                label=everybody.label[0],
-                sure=everybody.sure[0],
-            )
-        )
+        found.append(everybody(spec, records, pool, combine=spec.combine))
     return tuple(found)
 
 
-def reference_of(
-    name: str | None, members: Sequence[Rival], ensembles: Sequence[Rival], truth: I64 | None
-) -> Rival | None:
-    """What the plan is measured against: the one asked for, else the most accurate member.
+def everybody(spec: CascadeSpec, records: Records, pool: Mapping[str, Member], *, combine: str) -> Rival:
+    """All members of the pool together, in a combine mode that need not be the plan's."""
+    answered = together(spec, records, pool, combine=combine)
+    how = "" if mode_of(combine) == mode_of(spec.combine) else f" by {combine}"
+    return Rival(
+        name=f"all {len(pool)} members{how}",
+        members=len(pool),
+        cost=float(sum(member.cost for member in pool.values())) if same_unit(spec, records) else None,
+        label=answered.label[0],
+        sure=answered.sure[0],
+    )
+
+
+def reference_of(name: str | None, members: Sequence[Rival], truth: I64 | None) -> Rival | None:
+    """What the plan is measured against: the member asked for, else the most accurate one.
 
     Args:
-        name: a member, "ensemble", or None.
+        name: a member, or None.
         members: all single members.
-        ensembles: all ensembles.
         truth: int64 (n,), the true classes if they may be used.
 
     Returns:
         None where nothing was asked for and accuracy is not known.
     """
-    if name == ENSEMBLE and ensembles:
-        return max(ensembles, key=lambda one: one.members)
     for one in members:
         if one.name == name:
             return one

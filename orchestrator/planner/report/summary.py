@@ -17,7 +17,7 @@ from orchestrator.planner.report.words import (
 )
 
 # Facts of the guarantee that the sentence already says.
-_SAID = ("statement", "certified", "rows", "losses", "gains", "bound", "method", "delta")
+_SAID = ("statement", "certified", "rows", "losses", "gains", "counted", "bound", "method", "delta")
 
 
 def opening(report: Report) -> str:
@@ -58,15 +58,30 @@ def _guarantee(report: Report) -> str:
     said = str(facts.get("statement", "")).strip() or "what was asked holds"
     text = f"Guarantee: {said}." if holds else f"Not certified: {said}."
     if facts.get("rows"):
-        text += f" Judged on {facts['rows']:,} rows that had no say in the choice"
+        text += f" Judged on {facts['rows']:,} rows {_say(report)}"
         if facts.get("losses") is not None and facts.get("gains") is not None:
-            lost, gained = facts["losses"], facts["gains"]
-            text += f": {lost:,} lost, {gained:,} gained" if report.measure.accuracy else f": {lost:,} disagree"
+            text += f": {_counts(report)}"
         if isinstance(facts.get("bound"), int | float):
             text += f"; bound {facts['bound']:.4g}"
         text += f" ({facts['method']})." if facts.get("method") else "."
+    if facts.get("method") == "identity" and "tested" in facts:
+        text += " No other plan could be certified: this is the reference itself."
     mark = "" if holds else ' class="warning"'
     return f"<p{mark}>{escape(text)}</p>"
+
+
+def _say(report: Report) -> str:
+    """What the rows kept to certify had to do with the choice."""
+    if report.sifted:
+        return "kept to certify, which only decide how far down a fixed list of plans to go"
+    return "that had no say in the choice"
+
+
+def _counts(report: Report) -> str:
+    facts = report.certify
+    counted = facts.get("counted") or ("lost" if report.measure.accuracy else "in disagreement")
+    said = f"{facts['losses']:,} {counted}"
+    return f"{said}, {facts['gains']:,} gained" if counted == "lost" else said
 
 
 def cards(report: Report) -> str:
@@ -80,10 +95,13 @@ def cards(report: Report) -> str:
          [f"95 % interval {cost_words(low, unit)} to {cost_words(high, unit)}",
           f"worst row {cost_words(report.worst_cost, unit)}"]),
     ]  # fmt: skip
-    if report.unseen is not None:
-        found[0][2].append(
-            f"{percent(report.unseen.value, 2)} on the {report.unseen.rows:,} without a say in the plan"
-        )
+    if report.kept is not None:
+        which = "kept to certify" if report.sifted else "without a say in the plan"
+        found[0][2].append(f"{percent(report.kept.value, 2)} on the {report.kept.rows:,} {which}")
+    fit = report.spec.fit
+    if fit is not None and fit.rows != report.rows:
+        # A budget is kept on these rows alone.
+        found[1][2].append(f"{cost_words(fit.mean_cost, unit)} on the {fit.rows:,} it was chosen on")
     against = report.against
     if against is not None:
         other = against.reference
@@ -114,17 +132,16 @@ def provenance(report: Report) -> str:
         text += f" Thresholds were chosen on {fit.rows:,} rows of {fit.split or 'unnamed data'}."
         text += " Where those rows are among these, the plan looks a little better here than it is."
     parts.append(f"<p>{escape(text)}</p>")
-    if report.unseen is not None:
-        text = (
-            f"On the rows that had no say in the choice, {report.measure.word} is {share_words(report.unseen, 2)}."
-        )
+    if report.kept is not None:
+        text = f"On the rows {_say(report)}, {report.measure.word} is {share_words(report.kept, 2)}."
+        text += " Having chosen a plan by them makes it look a little better there too." if report.sifted else ""
         parts.append(f"<p>{escape(text)}</p>")
     parts.append(
         "<p>Intervals of shares are exact (Clopper-Pearson); those of differences are paired and normal, "
         "their variance padded a little so that none is certain; that of the mean cost is normal. None is "
         "corrected for being one of many.</p>"
     )
-    left = {key: value for key, value in report.certify.items() if key not in _SAID}
+    left = {key: value for key, value in report.certify.items() if key not in _SAID and value is not None}
     if left:
         parts.append(f"<details><summary>More of the guarantee</summary>{facts_table(left)}</details>")
     return "\n".join(parts)

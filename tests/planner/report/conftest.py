@@ -4,13 +4,19 @@ from pathlib import Path
 
 import pytest
 
-from tests.planner.report.made import write_evil, write_made
+from tests.planner.report.made import Told, write_evil, write_made
 
 
 @pytest.fixture(scope="session")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def told() -> Told:
+    """What that report told of its progress."""
+    return Told(interrupts=False)
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory, told: Told) -> Path:
     """A report as it is written; drawing takes seconds, so there is one."""
-    return write_made(tmp_path_factory.mktemp("report") / "made" / "here").parent
+    return write_made(tmp_path_factory.mktemp("report") / "made" / "here", told).parent
 
 
 @pytest.fixture(scope="session")

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from orchestrator.planner.progress import Advance
 from orchestrator.planner.records import Records
 from orchestrator.planner.report import write_report
 from orchestrator.spec import CascadeSpec, Fit, InputSpec, Member, Stage
@@ -78,11 +81,31 @@ CALIBRATION = {
 }  # fmt: skip
 
 
-def write_made(folder: Path) -> Path:
+class Told:
+    """Progress that is interrupted before it begins, or hears every step."""
+
+    def __init__(self, *, interrupts: bool) -> None:
+        self.interrupts = interrupts
+        self.total = self.steps = 0
+
+    @contextmanager
+    def progress(self, description: str, total: int) -> Iterator[Advance]:
+        assert description == "drawing the report"
+        if self.interrupts:
+            raise KeyboardInterrupt
+        self.total = total
+        yield self.add
+
+    def add(self, steps: int) -> None:
+        self.steps += steps
+
+
+def write_made(folder: Path, told: Told) -> Path:
     """A report with everything in it."""
     return write_report(
-        folder, made_plan(), made_records(), frontier=FRONTIER, certify=CERTIFY, calibration=CALIBRATION
-    )
+        folder, made_plan(), made_records(), frontier=FRONTIER, certify=CERTIFY, calibration=CALIBRATION,
+        progress=told.progress,
+    )  # fmt: skip
 
 
 def evil_report() -> tuple[CascadeSpec, Records, dict[str, Any]]:

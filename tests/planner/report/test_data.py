@@ -239,10 +239,10 @@ def test_rows_that_had_no_say_are_found_again() -> None:
     report = report_from_records(made_plan(fit=fit(extra={"split": split})), made_records())
     rows = split_from_ids(np.arange(600), certify_share=200 / 600, seed=7).certify
     done = replay(report.spec, made_records())
-    assert report.unseen is not None
-    assert (report.unseen.hits, report.unseen.rows) == ((done.label == made_records().labels)[rows].sum(), 200)
+    assert report.kept is not None
+    assert (report.kept.hits, report.kept.rows) == ((done.label == made_records().labels)[rows].sum(), 200)
     elsewhere = made_records(meta={"data_sha256": "e" * 64})
-    assert report_from_records(made_plan(fit=fit(extra={"split": split})), elsewhere).unseen is None
+    assert report_from_records(made_plan(fit=fit(extra={"split": split})), elsewhere).kept is None
 
 
 def test_members_are_left_out_of_costs_where_the_plan_counts_another_unit() -> None:

@@ -1,0 +1,45 @@
+"""Whether scores are logits or probabilities, where nobody says, and whether they are what somebody says."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from orchestrator.errors import DataError
+from orchestrator.planner.records import named
+
+# Rows looked at to tell probabilities from logits.
+LOOKED_AT = 256
+# Rounding may take a probability this far below 0.
+SLACK = 1e-6
+
+
+def kind_seen(scores: npt.NDArray[np.float32]) -> str:
+    """Rows of float32 (n, k) that are distributions are taken for probabilities: nobody's logits add up to 1."""
+    rows = scores[:LOOKED_AT].astype(np.float64)
+    with np.errstate(invalid="ignore"):
+        good = bool((rows >= 0).all()) and bool((np.abs(rows.sum(axis=1) - 1) < 1e-3).all())
+    return "probabilities" if good else "logits"
+
+
+def check_probabilities(name: str, scores: npt.NDArray[np.float32], ids: npt.NDArray[Any]) -> None:
+    """Refuses probabilities that cannot be any.
+
+    Args:
+        name: of the member.
+        scores: float32 (n, k).
+        ids: (n,), to name rows with.
+
+    Raises:
+        DataError: a row has a number below 0, or nothing above it.
+    """
+    bad = np.flatnonzero((scores.min(axis=1) < -SLACK) | (scores.max(axis=1) <= 0))
+    if len(bad):
+        raise DataError(
+            f"records, outputs of {name}",
+            got=f"numbers below 0, or nothing above it, in {len(bad)} of {len(scores)} rows, id {named(ids[bad])}",
+            expected="probabilities, as its output_kind says",
+            fix='say "logits" in its manifest, or in the meta of the records',
+        )

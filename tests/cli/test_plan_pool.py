@@ -1,0 +1,46 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.cli.planning import plan, write_made
+from tests.planner.made import made_records
+
+SCORES = made_records(0, rows=300).outputs["a"]
+
+
+@pytest.mark.parametrize("name", ["m" * 250, "../a", "a b", "\N{GREEK SMALL LETTER ALPHA}"])
+@pytest.mark.parametrize(
+    "goal", [("--max-mean-cost", "6"), ("--impose-exits", "0.5,0.2,0.1")], ids=["plan", "impose"]
+)
+def test_names_no_plan_can_have_are_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, goal: tuple[str, ...]
+) -> None:
+    records = write_made(tmp_path / "r.npz", **{f"outputs/{name}": SCORES, f"cost/{name}": np.float64(5)})
+    assert plan(records, *goal) == 2
+    error = capsys.readouterr().err
+    assert f"records: got members named {name[:40]!r}, expected up to 128 letters" in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("scores", [SCORES, np.zeros_like(SCORES)], ids=["negative", "zero"])
+def test_outputs_that_are_not_the_probabilities_they_are_said_to_be_are_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], scores: np.ndarray
+) -> None:
+    meta = np.array(json.dumps({"members": {"a": {"output_kind": "probabilities"}}}))
+    records = write_made(tmp_path / "r.npz", meta=meta, **{"outputs/a": scores})
+    assert plan(records, "--max-mean-cost", "6") == 2
+    error = capsys.readouterr().err
+    assert "outputs of a: got numbers below 0, or nothing above it, in" in error
+    assert error.count("\n") == 1
+
+
+def test_a_member_called_ensemble_is_refused_by_plan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    records = write_made(tmp_path / "r.npz", **{"outputs/ensemble": SCORES, "cost/ensemble": np.float64(5)})
+    for goal in (("--reference", "ensemble", "--epsilon", "0.3"), ("--max-mean-cost", "6")):
+        assert plan(records, *goal) == 2
+        assert "leave it out with --members" in capsys.readouterr().err
+    assert plan(records, "--reference", "ensemble", "--epsilon", "0.3", "--members", "a,b,c") == 0
