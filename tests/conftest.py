@@ -1,10 +1,25 @@
-"""How hard the property tests try: `quick` always, `thorough` from tests/test_properties.py in the slow tier."""
+"""What holds for every test: how hard the properties try, and that no file waits for the disk.
+
+`quick` is the profile of every tier; tests/test_properties.py, of the slow tier, tries them all with `thorough`.
+"""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+
+import pytest
 from hypothesis import settings
 
 # No deadlines: a slow machine is no fault of the code.
 settings.register_profile("quick", max_examples=50, deadline=None)
 settings.register_profile("thorough", max_examples=500, deadline=None)
 settings.load_profile("quick")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_waiting_for_the_disk() -> Iterator[None]:
+    """What fsync is for, a power cut, is nothing a test can see; hundreds of renderings wait for it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda _: None)
+        yield

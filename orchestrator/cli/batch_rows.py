@@ -118,9 +118,11 @@ def mapped_npy(path: Path) -> Rows:
 
 def _npz(path: Path, info: ModelInfo, column: str | None) -> StoredRows:
     try:
-        with np.load(path, allow_pickle=False) as stored:
-            if not isinstance(stored, np.lib.npyio.NpzFile):
-                raise DataError(f"{path}", got="a single array", expected="an archive", fix="name it .npy")
+        archive = np.load(path, allow_pickle=False)
+        # numpy goes by what is in a file, not by its name; an array cannot be entered as an archive can.
+        if not isinstance(archive, np.lib.npyio.NpzFile):
+            raise DataError(f"{path}", got="a single array", expected="an archive", fix="name it .npy")
+        with archive as stored:
             name = rows_array_name(path, stored.files, column)
             ids = next((stored[key] for key in ("ids", "id") if key in stored.files), None)
         with npz_member(path, name) as (_, shape, fortran, dtype):

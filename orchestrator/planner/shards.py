@@ -102,14 +102,18 @@ class Shards:
         """
         assert shard.first == self.done < shard.stop, "shards come in order and without gaps"
         path = self.folder / f"{shard.first:012d}-{shard.stop:012d}.npz"
-        with npz_writer(path) as writer:
-            writer.add("kept", shard.kept, packed=False)
-            for name in self._members:
-                writer.add(f"outputs/{name}", shard.outputs[name], packed=False)
-            skipped = {str(position): reason for position, reason in shard.skipped.items()}
-            writer.add("skipped", np.array(text_from_meta(skipped)), packed=False)
-            writer.add("digest", np.frombuffer(shard.digest, np.uint8), packed=False)
-        self._paths.append(path)
+        try:
+            with npz_writer(path) as writer:
+                writer.add("kept", shard.kept, packed=False)
+                for name in self._members:
+                    writer.add(f"outputs/{name}", shard.outputs[name], packed=False)
+                skipped = {str(position): reason for position, reason in shard.skipped.items()}
+                writer.add("skipped", np.array(text_from_meta(skipped)), packed=False)
+                writer.add("digest", np.frombuffer(shard.digest, np.uint8), packed=False)
+        finally:
+            # A signal may come between the part's appearing and the next line; what is there is kept.
+            if path.is_file():
+                self._paths.append(path)
 
     def digest(self) -> bytes:
         """That of the last shard."""

@@ -124,10 +124,15 @@ def test_people_read_the_endpoints_and_how_to_stop(repository: Path) -> None:
 
 
 @pytest.mark.triton
-def test_ctrl_c_while_starting_ends_it_cleanly_too(repository: Path) -> None:
-    add_python(repository, "sleeper", "import time\ntime.sleep(60)", config=CONFIG)
+def test_ctrl_c_while_starting_ends_it_cleanly_too(repository: Path, tmp_path: Path) -> None:
+    loading = tmp_path / "loading"
+    code = f"import time\nopen({str(loading)!r}, 'w').close()\ntime.sleep(60)"
+    add_python(repository, "sleeper", code, config=CONFIG)
     with serving("--repository", str(repository), *FREE) as process:
-        time.sleep(3)
+        deadline_s = time.monotonic() + 30
+        while not loading.exists():
+            assert time.monotonic() < deadline_s, "the model never began to load"
+            time.sleep(0.01)
         process.send_signal(signal.SIGINT)
         output, errors = process.communicate(timeout=30)
     assert process.returncode == 0

@@ -70,7 +70,8 @@ def test_a_cancelled_request_is_cancelled_and_not_translated() -> None:
             await client.metadata("digits_small")
             fake.delay_s = 1
             task = asyncio.create_task(client.infer("digits_small", images([1])))
-            await asyncio.sleep(0.1)
+            while not fake.calls:
+                await asyncio.sleep(0.005)
             task.cancel()
             await task
 

@@ -18,3 +18,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if HERE in item.path.parents:
             item.add_marker(pytest.mark.export)
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two small networks as transformers stores them."""
+    # Here, because this file is read for the other tiers too, and PyTorch takes seconds to import.
+    from tests.export.small_models import save_convnext, save_vit
+
+    folder = tmp_path_factory.mktemp("models")
+    save_convnext(folder / "cheap", size_px=32)
+    save_vit(folder / "dear")
+    return folder

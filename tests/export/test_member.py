@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import shutil
 import subprocess
@@ -13,34 +12,23 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import pytest
-from typer.testing import CliRunner
 
 from export import member as member_module
-from export.__main__ import app, run
 from export.committee import export_committee, plans_of
 from export.images.parity import MAX_LEVELS
 from export.packing import packed
 from export.parity import parity_of
 from export.random_weights import spread_scores
 from export.reading import is_current
-from export.rows import rows_from_path, varied_rows
+from export.rows import varied_rows
 from export.sources import Asked
-from orchestrator.errors import CommitteeError, DataError, ExportError
+from orchestrator.errors import CommitteeError, ExportError
 from orchestrator.local.sessions import LocalMembers
 from orchestrator.spec import TensorSpec, manifest_from_path
-from tests.export.small_models import save_convnext, save_vit
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("models")
-    save_convnext(folder / "cheap", size_px=32)
-    save_vit(folder / "dear")
-    return folder
-
 
 # A network small enough to export in half a second, behind an image processing given by hand.
 POOLED = "torch:tests.export.nets:pooled"
+
 BY_HAND = Asked(mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.4), resolution_px=24)
 
 
@@ -224,28 +212,6 @@ def test_parity_reports_every_disagreement_at_once(repository: Path) -> None:
         parity_of(path, off, rows, input_name="pixels")
 
 
-def test_rows_of_a_file_must_fit(tmp_path: Path) -> None:
-    tensor = TensorSpec(name="image", dtype="UINT8", dims=(3, 4, 4))
-    rows = varied_rows(tensor, 5)
-    np.save(tmp_path / "a.npy", rows)
-    np.savez(tmp_path / "a.npz", images=rows, labels=np.zeros(5))
-    np.testing.assert_array_equal(rows_from_path(tmp_path / "a.npy", tensor), rows)
-    np.testing.assert_array_equal(rows_from_path(tmp_path / "a.npz", tensor), rows)
-    np.save(tmp_path / "b.npy", rows.astype(np.float32))
-    (tmp_path / "c.npy").write_bytes(b"\x93NUMPY")
-    for name, says in (("b.npy", "float32"), ("c.npy", "cannot read"), ("d.npy", "no such file")):
-        with pytest.raises(DataError, match=says):
-            rows_from_path(tmp_path / name, tensor)
-
-
-def test_varied_rows_differ_from_each_other_and_stay_the_same_for_a_seed() -> None:
-    tensor = TensorSpec(name="image", dtype="UINT8", dims=(3, 24, 24))
-    rows = varied_rows(tensor, 16)
-    assert len({row.tobytes() for row in rows}) == 16
-    assert np.ptp(rows.mean(axis=(1, 2, 3))) > 40
-    np.testing.assert_array_equal(rows, varied_rows(tensor, 16))
-
-
 def test_nothing_that_a_server_would_take_for_a_model_appears_while_an_export_runs(tmp_path: Path) -> None:
     repository = tmp_path / "repository"
     seen: set[str] = set()
@@ -301,102 +267,3 @@ def test_a_failure_says_which_members_were_exported_before_it(tmp_path: Path) ->
     plans = plans_of([POOLED, f"{POOLED}_to_five"], BY_HAND)
     with pytest.raises(ExportError, match=r"exported before it: pooled$"):
         export_committee(tmp_path, plans, force=False, progress=lambda _: None)
-
-
-@pytest.mark.parametrize(
-    ("net", "says"),
-    [
-        ("gives_a_dict", "the network's output: got dict"),
-        ("gives_three_axes", "expected one tensor"),
-        ("raises", "the network: got RuntimeError: no"),
-        ("not_finite", "NaN or infinity on 64 of 64 rows"),
-    ],
-)
-def test_a_network_that_gives_no_scores_is_one_line(tmp_path: Path, net: str, says: str) -> None:
-    code, out = said("member", f"torch:tests.export.nets:{net}", "--dims", "3,8,8", "-o", str(tmp_path / "r"))
-    assert (code, out.count("\n")) == (2, 0)
-    assert says in out
-    assert not (tmp_path / "r" / net).exists()
-
-
-def test_a_head_of_zeros_is_exported_and_logits_are_not_taken_for_probabilities(tmp_path: Path) -> None:
-    words = ["--dims", "3,8,8", "-o", str(tmp_path)]
-    assert said("member", "torch:tests.export.nets:zeros", *words)[0] == 0
-    code, out = said("member", "torch:tests.export.nets:small", *words, "--probabilities")
-    assert code == 2
-    assert "expected values from 0 to 1 that add up to 1" in out
-    assert said("member", "torch:tests.export.nets:soft", *words, "--probabilities")[0] == 0
-
-
-# The command: what a person types and reads.
-
-
-def said(*words: str) -> tuple[int, str]:
-    result = CliRunner().invoke(app, list(words))
-    if isinstance(result.exception, CommitteeError):
-        return result.exception.exit_code, f"error: {result.exception}"
-    return result.exit_code, result.output
-
-
-def test_the_command_exports_says_what_it_did_and_shows_it(models: Path, tmp_path: Path) -> None:
-    words = ["member", f"hf:{models / 'cheap'}", "-o", str(tmp_path), "--name", "one", "--json"]
-    code, out = said(*words)
-    assert code == 0, out
-    assert json.loads(out)["members"] == {"one": "exported"}
-    assert json.loads(said(*words)[1])["members"] == {"one": "up to date"}
-    code, out = said("show", "one", "--repository", str(tmp_path))
-    assert code == 0
-    for word in ("hf:", "MACs per row", "centre crop 32x32", "parity", "ConvNextImageProcessorPil"):
-        assert word in out
-    assert json.loads(said("show", str(tmp_path / "one"), "--json")[1])["name"] == "one"
-    assert "got no manifest" in said("show", "two", "--repository", str(tmp_path))[1]
-
-
-@pytest.mark.parametrize(
-    ("words", "says"),
-    [
-        (["torch:tests.export.nets:small", "--dims", "3,x"], "--dims: got 3,x"),
-        (["torch:tests.export.nets:small", "--dims", "3,0,8"], "at least 1"),
-        (["torch:tests.export.nets:small", "--dims", "3,8,8", "--precision", "fp12"], "--precision: got fp12"),
-        (["hf:a", "hf:b", "--name", "x"], "--name: got 2 members"),
-        (["torch:tests.export.nets:small", "--dims", "3,8,8", "--name", "no/slash"], "--name: got no/slash"),
-        (["torch:tests.export.nets:small", "--dims", "3,8,8", "--name", "line\n"], "--name: got line"),
-        (["torch:tests.export.nets:pooled", "--mean", "0,0,0", "--std", "1,0,1", "--resolution", "8"], "above 0"),
-        (["torch:tests.export.nets:pooled", "--mean", "0,nan,0", "--std", "1,1,1", "--resolution", "8"], "finite"),
-        (["torch:tests.export.nets:small", "torch:tests.export.nets:small", "--dims", "3,8,8"], "small twice"),
-    ],
-)
-def test_wrong_options_are_one_line(words: list[str], says: str, tmp_path: Path) -> None:
-    code, out = said("member", *words, "-o", str(tmp_path / "r"))
-    assert code == 2
-    assert says in out
-    assert "Traceback" not in out
-
-
-def test_a_float_network_is_taken_as_it_is(tmp_path: Path) -> None:
-    code, out = said("member", "torch:tests.export.nets:small", "--dims", "3,8,8", "-o", str(tmp_path))
-    assert code == 0, out
-    manifest = manifest_from_path(tmp_path / "small/manifest.json")
-    assert manifest.input == TensorSpec(name="image", dtype="FP32", dims=(3, 8, 8))
-    assert manifest.in_graph == {}
-    assert manifest.output.dims == (5,)
-    # The same network as a file of somebody's, taken in again, and once more behind an image processing by hand.
-    file = tmp_path / "small/1/model.onnx"
-    assert said("member", f"onnx:{file}", "--name", "again", "-o", str(tmp_path))[0] == 0
-    code, out = said(
-        "member", f"onnx:{file}", "--name", "bytes", "-o", str(tmp_path), "--mean", "0.5,0.5,0.5", "--std",
-        "0.2,0.2,0.2", "--resolution", "8", "--image-px", "12",
-    )  # fmt: skip
-    assert code == 0, out
-    again, seen = (manifest_from_path(tmp_path / name / "manifest.json") for name in ("again", "bytes"))
-    assert again.macs == seen.macs == manifest.macs
-    assert seen.input.dtype == "UINT8"
-    assert seen.input.dims == (3, 12, 12)
-
-
-def test_run_prints_one_line_and_gives_the_exit_code(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr("sys.argv", ["export", "member", "magic:x"])
-    assert run() == 2
-    assert capsys.readouterr().err.count("\n") == 1

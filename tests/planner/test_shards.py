@@ -71,6 +71,22 @@ def test_another_header_is_refused_naming_what_differs_and_keeps_the_parts(tmp_p
             Shards(tmp_path / "r.npz", {"data": "x"}, members=["m"])
 
 
+def test_a_part_that_a_signal_lets_appear_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shards = Shards(tmp_path / "r.npz", {}, members=["m"])
+    replace = Path.replace
+
+    def interrupted(self: Path, target: Path) -> Path:
+        replace(self, target)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        shards.add(shard(0, 5))
+    monkeypatch.undo()
+    assert shards.done == 5
+    shards.close()
+
+
 def test_files_that_are_no_parts_are_left_alone(tmp_path: Path) -> None:
     shards = Shards(tmp_path / "r.npz", {}, members=["m"])
     shards.add(shard(0, 5))

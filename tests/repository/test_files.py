@@ -40,8 +40,13 @@ def test_other_users_can_read_what_is_written(tmp_path: Path) -> None:
     assert (tmp_path / "a").stat().st_mode & 0o777 == 0o644
 
 
-def test_a_writer_killed_at_any_time_leaves_whole_files(tmp_path: Path) -> None:
-    for delay_s in (0.0, 0.003, 0.011, 0.02):
+@pytest.mark.parametrize(
+    "delays_s",
+    [(0.003,), pytest.param((0.0, 0.001, 0.005, 0.011, 0.02, 0.05), marks=pytest.mark.slow)],
+    ids=["once", "often"],
+)
+def test_a_writer_killed_at_any_time_leaves_whole_files(tmp_path: Path, delays_s: tuple[float, ...]) -> None:
+    for delay_s in delays_s:
         child = subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path)], stdout=subprocess.PIPE, text=True)
         assert child.stdout is not None
         assert child.stdout.readline() == "ready\n"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from types import SimpleNamespace
 from typing import Any
@@ -31,6 +33,14 @@ async def ask(
     result = await client.infer(model, [tensor], parameters=parameters or None, client_timeout=40.0)
     outputs = {output.name: result.as_numpy(output.name) for output in result.get_response().outputs}
     return SimpleNamespace(**{k: v if v.shape[1] > 1 else v[:, 0] for k, v in outputs.items()})
+
+
+async def until(condition: Callable[[], bool], what: str) -> None:
+    """Waits for something to have happened; other tasks go on meanwhile."""
+    deadline_s = time.monotonic() + 20
+    while not await asyncio.to_thread(condition):
+        assert time.monotonic() < deadline_s, f"{what}: it never came"
+        await asyncio.sleep(0.02)
 
 
 async def refusal(

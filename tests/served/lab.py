@@ -6,7 +6,7 @@ import dataclasses
 import shutil
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,11 +38,17 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 GATE = Path({gate!r})
+# A byte for every row that came while the gate was shut, so that a test knows when they are here.
+ARRIVED = GATE.with_suffix(".arrived")
 
 
 class TritonPythonModel:
     def execute(self, requests):
         until = time.monotonic() + 30
+        if not GATE.exists():
+            rows = sum(len(pb_utils.get_input_tensor_by_name(request, "image").as_numpy()) for request in requests)
+            with ARRIVED.open("ab") as file:
+                file.write(b"." * rows)
         while not GATE.exists() and time.monotonic() < until:
             time.sleep(0.002)
         return [self.answer(request) for request in requests]
@@ -79,11 +85,16 @@ class Lab:
     def closed(self, member: str) -> Iterator[Path]:
         """Keeps a member's gate shut; touching the file given opens it early."""
         path = gate_of(self.repository, member)
+        path.with_suffix(".arrived").write_bytes(b"")
         path.unlink()
         try:
             yield path
         finally:
             path.touch()
+
+    def arrived(self, member: str) -> int:
+        """Rows that have come to a member since its gate was shut."""
+        return gate_of(self.repository, member).with_suffix(".arrived").stat().st_size
 
     def easy_and_hard(self, cascade: str = "three_stages") -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
         """Test rows the first stage is sure of, and those it is not, none of them near a threshold.
@@ -215,22 +226,45 @@ def _with_thresholds(spec: CascadeSpec, records: Records) -> CascadeSpec:
     return dataclasses.replace(spec, stages=tuple(stages))
 
 
-def metrics_of(server: EmbeddedServer, model: str) -> dict[str, float]:
-    """The committee's counters of one model, by name and label, e.g. "exits_total 0".
+def metrics_of(
+    server: EmbeddedServer, model: str, *, until: Callable[[dict[str, float]], bool] = lambda _: True
+) -> dict[str, float]:
+    """The committee's counters of one model, once the condition holds and nothing has changed for a while.
 
-    Waits first, since counters reach the server once a second.
+    Counters reach the server once a second, so what is still to come shows within that time.
     """
-    time.sleep(FLUSH_INTERVAL_S + 0.3)
+    seen, since_s = counters_of(server, model), time.monotonic()
+    deadline_s = since_s + 20
+    while time.monotonic() < since_s + 1.5 * FLUSH_INTERVAL_S or not until(seen):
+        assert time.monotonic() < deadline_s, seen
+        time.sleep(0.1)
+        now = counters_of(server, model)
+        if now != seen:
+            seen, since_s = now, time.monotonic()
+    return seen
+
+
+def counters_of(server: EmbeddedServer, model: str) -> dict[str, float]:
+    """The counters of one cascade as the server has them now, by name and label, e.g. "exits_total 0"."""
+    found: dict[str, float] = {}
+    for name, labels, value in _metrics(server):
+        if name.startswith("committee_") and labels.pop("model") == model:
+            found[" ".join([name.removeprefix("committee_"), *labels.values()])] = value
+    return found
+
+
+def pending_of(server: EmbeddedServer, model: str) -> float:
+    """Requests that wait in Triton's queue for a model."""
+    name = "nv_inference_pending_request_count"
+    return sum(value for got, labels, value in _metrics(server) if got == name and labels["model"] == model)
+
+
+def _metrics(server: EmbeddedServer) -> Iterator[tuple[str, dict[str, str], float]]:
     with urllib.request.urlopen(f"http://{server.metrics_address}/metrics", timeout=10) as answer:
         lines = answer.read().decode().splitlines()
-    found: dict[str, float] = {}
     for line in lines:
-        if not line.startswith("committee_"):
+        if line.startswith("#") or "{" not in line:
             continue
         name, rest = line.split("{", 1)
         labels, value = rest.rsplit("} ", 1)
-        pairs = dict(part.split("=", 1) for part in labels.replace('"', "").split(","))
-        if pairs.pop("model") == model:
-            key = " ".join([name.removeprefix("committee_"), *pairs.values()])
-            found[key] = float(value)
-    return found
+        yield name, dict(part.split("=", 1) for part in labels.replace('"', "").split(",")), float(value)

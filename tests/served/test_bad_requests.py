@@ -10,8 +10,8 @@ import pytest
 import tritonclient.grpc as grpcclient
 from tritonclient.utils import InferenceServerException
 
-from tests.served.asking import ask, client_of, refusal
-from tests.served.lab import Lab, sure_labels
+from tests.served.asking import ask, client_of, refusal, until
+from tests.served.lab import Lab, pending_of, sure_labels
 
 pytestmark = [pytest.mark.triton, pytest.mark.timeout(90)]
 GOOD = np.zeros((1, 1, 8, 8), np.float32)
@@ -37,9 +37,10 @@ def test_bad_requests_in_one_batch_with_good_ones_fail_alone(lab: Lab, deferred:
     async def asked() -> None:
         async with client_of(lab.server.grpc_address) as client:
             before = await batches_of(client)
+            waiting = len(BAD_PARAMETERS) * 2 + 3
             # While this one waits at the door, Triton gathers the others into one batch.
             plug = asyncio.create_task(ask(client, "door_cascade", lab.images[:1]))
-            await asyncio.sleep(0.3)
+            await until(lambda: lab.arrived("door") == 1, "the first request at the door")
             good, bad = [], []
             for index, parameters in enumerate(BAD_PARAMETERS):
                 rows = lab.images[5 * index : 5 * index + index % 3 + 1]
@@ -48,7 +49,7 @@ def test_bad_requests_in_one_batch_with_good_ones_fail_alone(lab: Lab, deferred:
                 bad.append(asyncio.create_task(refusal(client, "door_cascade", rows, **parameters)))
             for value in (np.nan, np.inf, -np.inf):
                 bad.append(asyncio.create_task(refusal(client, "door_cascade", spoilt(value))))
-            await asyncio.sleep(0.5)
+            await until(lambda: pending_of(lab.server, "door_cascade") == waiting, "the others in the queue")
             gate.touch()
             await plug
             for index, (rows, answer) in enumerate(good):
@@ -57,7 +58,7 @@ def test_bad_requests_in_one_batch_with_good_ones_fail_alone(lab: Lab, deferred:
                 assert set(found.exit_stage.tolist()) == {1 if deferred and index % 2 else 0}
             for code, _ in await asyncio.gather(*bad):
                 assert code == "INVALID_ARGUMENT"
-            after = await batches_of(client)
+            after = await batches_of(client, at_least=sum(before.values()) + 2)
         # All good rows reached the first member in one call: the bad ones were in that batch, not beside it.
         merged = sum(len(rows) for rows, _ in good)
         assert after.get(merged, 0) - before.get(merged, 0) == 1
@@ -67,12 +68,21 @@ def test_bad_requests_in_one_batch_with_good_ones_fail_alone(lab: Lab, deferred:
         asyncio.run(asyncio.wait_for(asked(), 40))
 
 
-async def batches_of(client: Any) -> dict[int, int]:
-    """How many calls of each size the door has answered."""
-    await asyncio.sleep(0.5)  # Triton counts a call after it has answered it
-    told = await client.get_inference_statistics("door", as_json=True)
-    stats = told["model_stats"][0].get("batch_stats", [])
-    return {int(one["batch_size"]): int(one["compute_infer"]["count"]) for one in stats}
+async def batches_of(client: Any, *, at_least: int = 0) -> dict[int, int]:
+    """How many calls of each size the door has answered, once they are so many and stay so for a while.
+
+    Triton counts a call after it has answered it.
+    """
+    seen: dict[int, int] | None = None
+    for _ in range(100):
+        told = await client.get_inference_statistics("door", as_json=True)
+        stats = told["model_stats"][0].get("batch_stats", [])
+        now = {int(one["batch_size"]): int(one["compute_infer"]["count"]) for one in stats}
+        if now == seen and sum(now.values()) >= at_least:
+            return now
+        seen = now
+        await asyncio.sleep(0.3)
+    raise AssertionError(f"got {seen}, expected {at_least} calls")
 
 
 def test_a_batch_of_bad_requests_alone_is_refused_too(lab: Lab) -> None:

@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from tests.served.asking import ask, client_of, refusal
-from tests.served.lab import BREAK, SPOIL, Lab, Offline, sure_labels
+from tests.served.asking import ask, client_of, refusal, until
+from tests.served.lab import BREAK, SPOIL, Lab, Offline, counters_of, metrics_of, sure_labels
 
 pytestmark = [pytest.mark.triton, pytest.mark.timeout(90)]
 
@@ -70,8 +70,13 @@ def test_a_row_with_an_output_of_nan_fails_alone_among_those_asked_with_it(lab: 
     async def asked() -> None:
         async with client_of(lab.server.grpc_address) as client:
             # Two batches may be at the member already; what is sent after them shares a pool and then a batch.
+            before = metrics_of(lab.server, "moody_cascade")["deferred_total 0"]
+
+            def deferred(rows: int) -> bool:
+                return counters_of(lab.server, "moody_cascade")["deferred_total 0"] >= before + rows
+
             plugs = [asyncio.create_task(ask(client, "moody_cascade", lab.images[[row]])) for row in hard[:4]]
-            await asyncio.sleep(0.3)
+            await until(lambda: deferred(4), "the first rows at the member")
             fine = [asyncio.create_task(ask(client, "moody_cascade", lab.images[[row]])) for row in hard[4:14]]
             bad = [
                 asyncio.create_task(
@@ -79,7 +84,7 @@ def test_a_row_with_an_output_of_nan_fails_alone_among_those_asked_with_it(lab: 
                 )
                 for row in hard[14:18]
             ]
-            await asyncio.sleep(0.5)
+            await until(lambda: deferred(18), "all rows in the pool")
             gate.touch()
             await asyncio.gather(*plugs)
             found = [int(one.label[0]) for one in await asyncio.gather(*fine)]

@@ -155,14 +155,22 @@ def test_statistics_count_every_request(
     http: httpclient.InferenceServerClient,
     rows: npt.NDArray[np.float32],
 ) -> None:
-    def successes() -> int:
-        time.sleep(0.5)  # Triton counts a request after it has answered it
-        return int(http.get_inference_statistics(MODEL)["model_stats"][0]["inference_stats"]["success"]["count"])
+    def successes(at_least: int = 0) -> int:
+        """Their number once it is so large and stays: Triton counts a request after it has answered it."""
+        seen, deadline_s = -1, time.monotonic() + 20
+        while time.monotonic() < deadline_s:
+            stats = http.get_inference_statistics(MODEL)["model_stats"][0]["inference_stats"]
+            now = int(stats["success"]["count"])
+            if now == seen >= at_least:
+                break
+            seen = now
+            time.sleep(0.3)
+        return now
 
     before = successes()
     for _ in range(3):
         grpc.infer(MODEL, grpc_inputs(rows))
-    assert successes() == before + 3
+    assert successes(before + 3) == before + 3
     told = grpc.get_inference_statistics(MODEL, as_json=True)["model_stats"][0]
     assert int(told["inference_stats"]["success"]["count"]) == before + 3
 

@@ -8,8 +8,8 @@ import time
 import numpy as np
 import pytest
 
-from tests.served.asking import ask, client_of, refusal
-from tests.served.lab import Lab, Offline, sure_labels
+from tests.served.asking import ask, client_of, refusal, until
+from tests.served.lab import Lab, Offline, counters_of, metrics_of, sure_labels
 
 pytestmark = [pytest.mark.triton, pytest.mark.timeout(90)]
 MODEL = "gated_cascade"
@@ -31,15 +31,17 @@ def test_an_easy_request_sent_after_a_hard_one_is_answered_first_for_16_clients(
                     assert answer.label.tolist() == sure_labels(lab.images[[row]]).tolist()
 
             late = asyncio.create_task(timed("hard", hard[number]))
-            await asyncio.sleep(0.2)
             await sent.wait()
             await timed("easy", easy[number])
             await late
 
     async def everybody() -> None:
         sent = asyncio.Event()
+        before = metrics_of(lab.server, MODEL)["deferred_total 0"]
         clients = [asyncio.create_task(client(number, sent)) for number in range(CLIENTS)]
-        await asyncio.sleep(1.0)
+        await until(
+            lambda: counters_of(lab.server, MODEL)["deferred_total 0"] == before + CLIENTS, "hard rows deferred"
+        )
         assert finished == []
         sent.set()
         while len(finished) < CLIENTS and not any(one.done() for one in clients):

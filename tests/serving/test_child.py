@@ -105,14 +105,16 @@ def test_it_ends_when_our_process_is_killed(log_path: Path) -> None:
     from pathlib import Path
     from orchestrator.serving.child import Child
 
-    child = Child([sys.executable, "-c", "import time; time.sleep(60)"], environment=dict(os.environ), log_path=Path({str(log_path)!r}))
+    code = "import time; print('up', flush=True); time.sleep(60)"
+    child = Child([sys.executable, "-c", code], environment=dict(os.environ), log_path=Path({str(log_path)!r}))
     print(child.pid, flush=True)
     time.sleep(60)
-    """  # noqa: E501 - one statement
+    """
     with subprocess.Popen([sys.executable, "-c", textwrap.dedent(code)], stdout=subprocess.PIPE, text=True) as us:
         assert us.stdout is not None
         pid = int(us.stdout.readline())
-        time.sleep(0.5)  # the launcher needs a moment before the kernel knows
+        # Once the program runs, the launcher before it has told the kernel.
+        wait_for(lambda: log_path.exists() and log_path.read_text() == "up\n")
         assert alive(pid)
         us.kill()
     wait_for(lambda: not alive(pid))

@@ -149,7 +149,7 @@ def test_requests_in_flight_are_answered_while_stopping_even_those_whose_calls_c
 
 def wait_until_arrived(path: Path, *, requests: int) -> None:
     deadline_s = time.monotonic() + 20
-    while (arrived := path.stat().st_size) < requests:
+    while (arrived := path.stat().st_size if path.exists() else 0) < requests:
         assert time.monotonic() < deadline_s, f"{arrived} of {requests} requests arrived"
         time.sleep(0.01)
 
@@ -167,11 +167,12 @@ def test_an_idle_http_connection_does_not_hold_up_stopping(repository: Path) -> 
 
 
 def test_a_request_that_outlasts_the_stop_timeout_is_given_up(repository: Path) -> None:
-    endless = SLOW.replace("0.2", "60")
+    arrived = repository / "slow" / "arrived"
+    endless = SLOW.replace("time.sleep(0.2)", f"open({str(arrived)!r}, 'w').write('.'); time.sleep(60)")
     add_python(repository, "slow", endless, config=ONE_IN_ONE_OUT)
     with ThreadPoolExecutor(1) as pool, running_server(repository, stop_timeout_s=1.0) as server:
         future = pool.submit(ask, server.grpc_address, "slow", 1.0)
-        time.sleep(0.5)
+        wait_until_arrived(arrived, requests=1)
         began_s = time.monotonic()
         server.stop()
         assert time.monotonic() - began_s < 8

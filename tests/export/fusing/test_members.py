@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import shutil
 from pathlib import Path
 
@@ -13,42 +12,31 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from onnx import TensorProto, helper, numpy_helper
-from typer.testing import CliRunner
 
-from export.__main__ import app
-from export.cost import preprocess_macs_per_row
 from export.fusing.members import Fusion, fuse, fused_model
-from export.images.preprocess import PREFIX
 from export.members import store_member
 from export.packing import packed
 from export.reading import ReadMember, member_from_repository
-from export.rows import varied_rows
-from orchestrator.decision.combine import Combiner
-from orchestrator.errors import CommitteeError, ExportError
+from orchestrator.errors import ExportError
 from orchestrator.local.digits import digits_split
 from orchestrator.local.sessions import LocalMembers
 from orchestrator.repository import check
 from orchestrator.repository.averaging import spec_from_averaging
 from orchestrator.spec import (
-    CascadeSpec,
-    InputSpec,
     Member,
-    Preprocess,
-    Stage,
     TensorSpec,
     manifest_from_path,
 )
+from tests.export.fusing.parts import judged, two
 from tests.export.small_networks import (
-    IMAGE_INPUT,
-    SCORES,
-    add_image_member,
     answers,
-    image_model,
 )
 from tests.repository.making import add_member, linear_model, manifest_of, snapshot
 
 REPOSITORY = Path(__file__).parents[3] / "model_repository"
+
 DIGITS = ("digits_small", "digits_medium", "digits_large")
+
 MODES = pytest.mark.parametrize("combine", ["mean_logit", "mean_prob"])
 
 
@@ -62,22 +50,6 @@ def selection(columns: list[int], *, width: int) -> onnx.ModelProto:
         initializer=[numpy_helper.from_array(np.array(columns), "columns")],
     )
     return helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 18)])
-
-
-def judged(members: list[Member], combine: str, outputs: list[np.ndarray]) -> tuple[np.ndarray, ...]:
-    """Probabilities, labels and failures that the decision core finds."""
-    spec = CascadeSpec(
-        name="judged",
-        input=InputSpec(name="x", dtype="FP32", dims=(1,)),
-        classes=outputs[0].shape[1],
-        stages=(Stage(members=tuple(members)),),
-        combine=combine,
-    )
-    combiner = Combiner(spec)
-    tally = combiner.empty(len(outputs[0]))
-    failed, _ = combiner.add_stage(tally, 0, outputs)
-    bad = np.zeros(len(outputs[0]), bool) if failed is None else failed >= 0
-    return (*combiner.distribution(tally), bad)
 
 
 SCORE = st.one_of(
@@ -196,120 +168,6 @@ def test_a_fused_digits_ensemble_answers_as_the_committed_one() -> None:
     assert np.abs(p_fused - p).max() <= 1e-5
 
 
-def fused_images(sides: list[int]) -> tuple[onnx.ModelProto, list[onnx.ModelProto]]:
-    models = [image_model(seed, side) for seed, side in enumerate(sides)]
-    manifests = [manifest_of(f"m{i}", "0" * 64, input=IMAGE_INPUT, output=SCORES) for i in range(len(sides))]
-    members = tuple(Member(name=m.name, output="logits", weight=1 + i) for i, m in enumerate(manifests))
-    fusion = Fusion(name="images", members=members, combine="mean_logit")
-    parts = [ReadMember(*pair) for pair in zip(manifests, models, strict=True)]
-    return fused_model(fusion, parts), models
-
-
-def preprocess_nodes(model: onnx.ModelProto) -> list[onnx.NodeProto]:
-    return [node for node in model.graph.node if node.name.startswith(PREFIX)]
-
-
-@pytest.mark.parametrize("sides", [[12, 12], [12, 16], [12, 16, 12], [24, 12], [24, 24]])
-def test_image_processing_is_shared_as_far_as_it_is_the_same(sides: list[int]) -> None:
-    fused, models = fused_images(sides)
-    onnx.checker.check_model(fused, full_check=True)
-    rows = varied_rows(IMAGE_INPUT, 9)
-    expected = sum((1 + i) * answers(model, rows) for i, model in enumerate(models)) / sum(
-        1 + i for i in range(len(models))
-    )
-    np.testing.assert_allclose(answers(fused, rows), expected, atol=1e-5)
-    apart = {side: len(preprocess_nodes(image_model(0, side))) for side in set(sides)}
-    # The cast is common to all of them, and nothing else to two that resize to different sizes.
-    assert len(preprocess_nodes(fused)) == sum(apart.values()) - (len(apart) - 1)
-    assert [node.op_type for node in preprocess_nodes(fused)].count("Cast") == 1
-    costs = {side: preprocess_macs_per_row(image_model(0, side)) for side in apart}
-    assert preprocess_macs_per_row(fused) == sum(costs.values())
-    names = [node.name for node in fused.graph.node]
-    assert len(set(names)) == len(names)
-    constants = [weight.name for weight in fused.graph.initializer]
-    assert len(set(constants)) == len(constants)
-
-
-def first_step(kind: str, constant: np.ndarray, **attributes: int) -> onnx.ModelProto:
-    """A member of one "preprocess/" node and nothing else, x (n, 3) -> (n, 3)."""
-    inputs = {"Concat": ["preprocess/one", "x"], "Cast": ["x"]}.get(kind, ["x", "preprocess/one"])
-    graph = helper.make_graph(
-        [
-            helper.make_node(kind, inputs, ["preprocess/image"], name="preprocess/image", **attributes),
-            helper.make_node("Cast", ["preprocess/image"], ["logits"], to=TensorProto.FLOAT),
-        ],
-        "small",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3])],
-        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["n", 3])],
-        initializer=[numpy_helper.from_array(constant, "preprocess/one")],
-    )
-    return helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 18)])
-
-
-ONE = np.array([2.5, 1, 0], np.float32)
-ZERO = np.zeros(1, np.float32)
-
-
-@pytest.mark.parametrize(
-    ("models", "nodes", "constants"),
-    [
-        ((first_step("Add", ONE), first_step("Add", ONE)), 1, 1),
-        ((first_step("Add", ONE), first_step("Mul", ONE)), 2, 1),
-        ((first_step("Add", ONE), first_step("Add", ONE + 1)), 2, 2),
-        ((first_step("Add", ONE), first_step("Add", ONE[None])), 2, 2),
-        ((first_step("Add", ONE[:1]), first_step("Reshape", np.array([-1, 3]))), 2, 2),
-        ((first_step("Cast", ONE, to=TensorProto.INT32), first_step("Cast", ONE, to=TensorProto.FLOAT)), 2, 2),
-        ((first_step("Cast", ONE, to=TensorProto.INT32), first_step("Cast", ONE, to=TensorProto.INT32)), 1, 2),
-        ((first_step("Pow", ZERO), first_step("Pow", ZERO.view(np.int32))), 2, 2),
-    ],
-)
-def test_only_what_is_the_same_operation_on_the_same_values_is_shared(
-    models: tuple[onnx.ModelProto, ...], nodes: int, constants: int
-) -> None:
-    source, made = (
-        TensorSpec(name="x", dtype="FP32", dims=(3,)),
-        TensorSpec(name="logits", dtype="FP32", dims=(3,)),
-    )
-    parts = [
-        ReadMember(manifest_of(f"m{i}", "0" * 64, input=source, output=made), model)
-        for i, model in enumerate(models)
-    ]
-    members = tuple(Member(name=f"m{i}", output="logits") for i in range(2))
-    model = fused_model(Fusion(name="f", members=members, combine="mean_logit"), parts)
-    x = np.array([[1.25, 2.5, 3.75]], np.float32)
-    np.testing.assert_allclose(answers(model, x), sum(answers(one, x) for one in models) / 2)
-    assert len(preprocess_nodes(model)) == nodes
-    assert len([w for w in model.graph.initializer if "one" in w.name]) == constants
-    assert {node.name for node in preprocess_nodes(model)} <= {"preprocess/image", "preprocess/m1/image"}
-
-
-def test_image_members_become_one_member_on_disk(tmp_path: Path) -> None:
-    add_image_member(tmp_path, "a", seed=1, side=12, max_batch_size=16, random_weights=True)
-    add_image_member(tmp_path, "b", seed=2, side=16, max_batch_size=8)
-    members = (Member(name="a", output="logits"), Member(name="b", output="logits"))
-    manifest, _ = fuse(tmp_path, Fusion(name="both", members=members, combine="mean_prob"))
-    assert (manifest.max_batch_size, manifest.random_weights, manifest.resolution_px) == (8, True, None)
-    assert (manifest.output.name, manifest.output_kind) == ("probabilities", "probabilities")
-    rows = varied_rows(IMAGE_INPUT, 20)
-    together = LocalMembers(tmp_path, ["both"]).ask("both", rows)
-    np.testing.assert_allclose(together.sum(axis=1), 1, atol=1e-5)
-    apart = [preprocess_macs_per_row(image_model(0, side)) for side in (12, 16)]
-    assert manifest.preprocess_macs == sum(apart) > 0
-    # Fusing what is fused already works as well.
-    add_image_member(tmp_path, "c", seed=3, side=12)
-    more = (Member(name="both", output="probabilities", weight=2), Member(name="c", output="logits"))
-    again, _ = fuse(tmp_path, Fusion(name="three", members=more, combine="mean_prob"))
-    assert again.parity["max_abs"] <= 1e-5
-    model = onnx.load(tmp_path / "three" / "1" / "model.onnx")
-    assert [node.op_type for node in preprocess_nodes(model)].count("Cast") == 1
-
-
-def two(repository: Path, **changes: object) -> Fusion:
-    add_member(repository, "a", seed=1)
-    add_member(repository, "b", seed=2, **changes)
-    return Fusion(name="both", members=tuple(Member(name=n, output="logits") for n in "ab"), combine="mean_logit")
-
-
 def test_a_second_run_does_nothing_until_something_changes(tmp_path: Path) -> None:
     fusion = two(tmp_path)
     assert fuse(tmp_path, fusion)[1] == "fused"
@@ -361,106 +219,3 @@ def test_weights_may_lie_beside_the_model_before_and_after(
     (tmp_path / "a" / source).write_bytes(b"cut")
     with pytest.raises(ExportError, match=r"as in manifest\.json"):
         fuse(tmp_path, fusion, force=True)
-
-
-def test_every_disagreement_of_the_members_is_named_at_once(tmp_path: Path) -> None:
-    model = linear_model(2, classes=4, input="pixels")
-    fusion = two(
-        tmp_path,
-        model=model,
-        input=TensorSpec(name="pixels", dtype="FP16", dims=(5,)),
-        output=TensorSpec(name="logits", dtype="INT32", dims=(4,)),
-    )
-    with pytest.raises(ExportError) as error:
-        fuse(tmp_path, fusion)
-    for word in ("input name (a x, b pixels)", "input dtype", "input dims", "classes (a [3], b [4])", "is INT32"):
-        assert word in str(error.value)
-    assert not (tmp_path / "both").exists()
-
-
-def test_labels_that_differ_are_shown(tmp_path: Path) -> None:
-    add_member(tmp_path, "a", labels=("ant", "bee", "cow"))
-    add_member(tmp_path, "b", labels=("ant", "cow", "bee"))
-    members = tuple(Member(name=n, output="logits") for n in "ab")
-    with pytest.raises(ExportError, match=r"label of class 1 \(a 'bee', b 'cow'\)"):
-        fuse(tmp_path, Fusion(name="both", members=members, combine="mean_logit"))
-
-
-def test_pictures_may_be_cropped_differently_but_not_mean_other_numbers(tmp_path: Path) -> None:
-    crop = Preprocess(mode="L", height_px=2, width_px=2, resize_px=3)
-    others = {
-        "same": dataclasses.replace(crop, resize_px=None),
-        "other": dataclasses.replace(crop, value_max=1.0, invert=True),
-    }
-    add_member(tmp_path, "a", seed=1, preprocess=crop)
-    for seed, (name, preprocess) in enumerate(others.items()):
-        add_member(tmp_path, name, seed=seed, preprocess=preprocess)
-    pair = [tuple(Member(name=n, output="logits") for n in ("a", other)) for other in others]
-    manifest, _ = fuse(tmp_path, Fusion(name="f", members=pair[0], combine="mean_logit"))
-    assert manifest.preprocess == crop
-    with pytest.raises(ExportError, match=r"a L CHW 0 to 255, other L CHW 0 to 1 inverted"):
-        fuse(tmp_path, Fusion(name="g", members=pair[1], combine="mean_logit"))
-
-
-def test_a_fused_model_that_is_wrong_is_never_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fusion = two(tmp_path)
-    real = fused_model
-    monkeypatch.setattr(
-        "export.fusing.members.fused_model",
-        lambda asked, parts: real(
-            dataclasses.replace(
-                asked, members=(asked.members[0], dataclasses.replace(asked.members[1], weight=1.01))
-            ),
-            parts,
-        ),
-    )
-    with pytest.raises(ExportError, match="probabilities that differ by"):
-        fuse(tmp_path, fusion)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
-
-
-def run(*arguments: object) -> str:
-    done = CliRunner().invoke(app, ["fuse", *map(str, arguments)])
-    if isinstance(done.exception, CommitteeError):
-        assert "\n" not in str(done.exception)
-        return str(done.exception)
-    assert done.exit_code == 0, done.output
-    return done.stdout
-
-
-def test_the_command_fuses_and_says_so(tmp_path: Path) -> None:
-    two(tmp_path)
-    asked = ("a", "b", "--combine", "mean_logit", "--weights", "1,2", "--name", "both", "--repository", tmp_path)
-    assert "both: fused;" in run(*asked)
-    assert json.loads(run(*asked, "--json"))["members"] == {"both": "up to date"}
-    assert "both: fused;" in run(*asked, "--output", tmp_path / "elsewhere")
-    options = manifest_from_path(tmp_path / "both" / "manifest.json").options
-    assert [member["weight"] for member in options["members"]] == [1, 2]
-
-
-def test_whatever_is_wrong_is_one_line_and_nothing_is_written(tmp_path: Path) -> None:
-    two(tmp_path)
-    (tmp_path / "foreign" / "1").mkdir(parents=True)
-    (tmp_path / "foreign" / "1" / "model.onnx").write_bytes(b"x")
-    add_member(tmp_path, "cut", seed=4)
-    path = tmp_path / "cut" / "1" / "model.onnx"
-    path.write_bytes(path.read_bytes()[:-9])
-    before = snapshot(tmp_path)
-    here = ("--repository", tmp_path)
-    mean = ("--combine", "mean_logit", *here)
-    assert "got vote, expected mean_logit or mean_prob" in run("a", "b", "--combine", "vote", "--name", "f", *here)
-    assert "one of a, b, cut" in run("a", "nobody", *mean, "--name", "f")
-    assert "expected at least two members" in run("a", *mean, "--name", "f")
-    assert "a more than once" in run("a", "a", *mean, "--name", "f")
-    assert "no --name" in run("a", "b", *mean)
-    assert "expected another than its members'" in run("a", "b", *mean, "--name", "a")
-    assert "not exported here" in run("a", "b", *mean, "--name", "foreign")
-    assert "a free name" in run("a", "b", *mean, "--name", "cut")
-    assert "got 1 numbers, expected 2" in run("a", "b", *mean, "--name", "f", "--weights", "1")
-    assert "numbers with commas" in run("a", "b", *mean, "--name", "f", "--temperatures", "1;2")
-    assert "weight: got -1.0" in run("a", "b", *mean, "--name", "f", "--weights=-1,1")
-    assert "temperature: got nan" in run("a", "b", *mean, "--name", "f", "--temperatures", "nan,1")
-    assert "as in manifest.json" in run("a", "cut", *mean, "--name", "f")
-    assert "either members or --plan" in run("a", "b", "--plan", "x.json", *here)
-    assert "either members or --plan" in run("a", "b", *mean, "--name", "f", "-o", "x.json")
-    assert snapshot(tmp_path) == before

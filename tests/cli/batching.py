@@ -1,0 +1,88 @@
+"""`committee batch` against a fake server, in a folder of its own."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from orchestrator.cli.app import run
+from tests.cli.digits import fake_server, write_plan
+from tests.fakes.kserve import FakeKServe
+from tests.fakes.kserve_fronts import GrpcFront
+
+KEYS = np.arange(100) % 30
+
+
+@dataclass
+class Batching:
+    """The command against a fake server, in a folder of its own."""
+
+    fake: FakeKServe
+    front: GrpcFront
+    folder: Path
+    capsys: pytest.CaptureFixture[str]
+
+    def batch(
+        self,
+        source: str,
+        output: str = "out.npz",
+        *arguments: object,
+        code: int = 0,
+        model: str = "digits_cascade",
+    ) -> str:
+        """Runs the command; gives what it printed, to stderr where it failed."""
+        words = ["batch", str(self.folder / source), str(self.folder / output), "--model", model]
+        words += ["--url", self.front.address, "--repository", str(self.folder / "repository")]
+        assert run([*words, *map(str, arguments)]) == code, self.capsys.readouterr()
+        captured = self.capsys.readouterr()
+        if code:
+            assert captured.err.count("\n") == 1, captured.err
+        return captured.err if code else captured.out
+
+    def save(self, name: str = "in.npz", **arrays: Any) -> None:
+        np.savez(self.folder / name, **arrays)
+
+    def parquet(self, name: str = "in.parquet", **columns: Any) -> None:
+        pq.write_table(pa.table(columns), self.folder / name, row_group_size=17)
+
+    def answers(self, name: str = "out.npz") -> dict[str, list]:
+        path = self.folder / name
+        if path.suffix == ".parquet":
+            return pq.read_table(path).to_pydict()
+        with np.load(path) as stored:
+            return {key: stored[key].tolist() for key in stored.files}
+
+    def refused(self, name: str = "out.refused.jsonl") -> dict[object, str]:
+        lines = (self.folder / name).read_text().splitlines()
+        return {one["id"]: one["reason"] for one in map(json.loads, lines)}
+
+    def files(self) -> set[str]:
+        return {path.name for path in self.folder.iterdir()}
+
+
+@contextmanager
+def batching_in(folder: Path, capsys: pytest.CaptureFixture[str]) -> Iterator[Batching]:
+    """The fake server up, and a repository with its plan in the folder."""
+    fake = fake_server(max_batch_size=64)
+    write_plan(folder / "repository")
+    with GrpcFront(fake) as front:
+        yield Batching(fake, front, folder, capsys)
+
+
+def encoded(key: int, kind: str = "PNG") -> bytes:
+    pixels = np.zeros((8, 8), np.uint8)
+    pixels[0, 0] = int(np.ceil(key / 16 * 255))
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, kind)
+    return buffer.getvalue()

@@ -1,0 +1,111 @@
+"""What branches, loops, scans and functions cost."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from export.cost import cost_of, macs_per_row
+from orchestrator.errors import ExportError
+from tests.export.cost.graphs import model, node, value, weight
+
+
+def branch(name: str, width: int) -> onnx.GraphProto:
+    return helper.make_graph(
+        [node("MatMul", ["x", f"{name}w"], [f"{name}h"]), node("Relu", [f"{name}h"], [f"{name}y"])],
+        name,
+        [],
+        [value(f"{name}y", None)],
+        [weight(f"{name}w", 4, width)],
+    )
+
+
+def test_an_if_costs_its_larger_branch_and_says_so() -> None:
+    either = node("If", ["c"], ["y"], then_branch=branch("t", 3), else_branch=branch("e", 5))
+    counted = cost_of(model([either], {"x": ["n", 4]}, [numpy_helper.from_array(np.array(True), "c")]))
+    assert counted.macs_per_row == 20
+    assert any("upper bound" in note for note in counted.notes)
+    assert counted.parameters == 12 + 20
+    same = node("If", ["c"], ["y"], then_branch=branch("t", 3), else_branch=branch("e", 3))
+    assert not cost_of(model([same], {"x": ["n", 4]}, [numpy_helper.from_array(np.array(True), "c")])).notes
+
+
+def looping(*, early: bool = False, work: str = "MatMul") -> Any:
+    ends = node("Greater", ["i", "limit"], ["go2"]) if early else node("Identity", ["go"], ["go2"])
+    body = helper.make_graph(
+        [node(work, ["h", "w"], ["h2"]), ends],
+        "body",
+        [value("i", [], TensorProto.INT64), value("go", [], TensorProto.BOOL), value("h", None)],
+        [value("go2", None, TensorProto.BOOL), value("h2", None)],
+        [numpy_helper.from_array(np.array(3), "limit")],
+    )
+    return node("Loop", ["trips", "", "x"], ["z"], body=body, name="again")
+
+
+def test_a_loop_costs_its_body_times_its_trips_and_what_follows_knows_its_shape() -> None:
+    weights = [weight("w", 4, 4), numpy_helper.from_array(np.array(6), "trips")]
+    nodes = [looping(), node("MatMul", ["z", "w"], ["y"])]
+    counted = cost_of(model(nodes, {"x": ["n", 4]}, weights))
+    assert (counted.macs_per_row, counted.notes) == (7 * 16, ())
+    early = cost_of(model([looping(early=True), nodes[1]], {"x": ["n", 4]}, weights))
+    assert early.macs_per_row == 7 * 16
+    assert any("end early" in note for note in early.notes)
+
+
+def test_a_loop_of_unknown_length_is_refused_unless_its_body_is_free() -> None:
+    graph = model([looping()], {"x": ["n", 4]}, [weight("w", 4, 4)], outputs=["z"])
+    graph.graph.input.append(value("trips", [], TensorProto.INT64))
+    with pytest.raises(ExportError, match="cost of again: got Loop that runs an unknown number of times"):
+        macs_per_row(graph)
+    free = model([looping(work="Mul")], {"x": ["n", 4]}, [weight("w", 4)], outputs=["z"])
+    free.graph.input.append(value("trips", [], TensorProto.INT64))
+    assert macs_per_row(free) == 0
+
+
+def test_a_scan_costs_its_body_times_the_steps() -> None:
+    body = helper.make_graph(
+        [node("MatMul", ["step", "w"], ["p"]), node("Add", ["p", "s"], ["s2"]), node("Identity", ["s2"], ["o"])],
+        "body",
+        [value("s", None), value("step", None)],
+        [value("s2", None), value("o", None)],
+    )
+    scan = node("Scan", ["s0", "x"], ["last", "y"], body=body, num_scan_inputs=1)
+    graph = model([scan], {"x": [7, 1, 4]}, [weight("w", 4, 5), weight("s0", 1, 5)])
+    assert cost_of(graph).nodes[0].macs == 7 * 20
+
+
+def test_rows_chosen_while_running_count_as_all_rows() -> None:
+    nodes = [
+        node("ReduceMax", ["x", "one"], ["m"], keepdims=0),
+        node("Less", ["m", "half"], ["unsure"]),
+        node("NonZero", ["unsure"], ["where"]),
+        node("Squeeze", ["where", "zero"], ["rows"]),
+        node("Gather", ["x", "rows"], ["some"]),
+        node("MatMul", ["some", "w"], ["y"]),
+    ]
+    weights = [
+        weight("w", 4, 5),
+        numpy_helper.from_array(np.array([1]), "one"),
+        numpy_helper.from_array(np.array([0]), "zero"),
+        numpy_helper.from_array(np.float32(0.5), "half"),
+    ]
+    counted = cost_of(model(nodes, {"x": ["n", 4]}, weights))
+    assert counted.macs_per_row == 20
+    assert any("upper bound" in note for note in counted.notes)
+
+
+def test_a_function_costs_what_is_inside() -> None:
+    inside = helper.make_function(
+        "com.me",
+        "Dense",
+        ["a", "b"],
+        ["c"],
+        [node("MatMul", ["a", "b"], ["d"]), node("Relu", ["d"], ["c"])],
+        [helper.make_opsetid("", 18)],
+    )
+    call = node("Dense", ["x", "w"], ["y"], domain="com.me")
+    assert macs_per_row(model([call], {"x": ["n", 4]}, [weight("w", 4, 5)], functions=[inside])) == 20

@@ -1,0 +1,194 @@
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx import TensorProto
+
+from export.cost import cost_of, macs_per_row, parameters_of
+from orchestrator.errors import ExportError
+from tests.export.cost.graphs import MICROSOFT, model, node, weight
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    size=st.integers(5, 12),
+    kernel=st.integers(1, 5),
+    stride=st.integers(1, 3),
+    pad=st.integers(0, 2),
+    groups=st.integers(1, 3),
+    wide=st.integers(1, 3),
+)
+def test_a_convolution_costs_outputs_times_inputs_of_its_group_times_kernel(
+    size: int, kernel: int, stride: int, pad: int, groups: int, wide: int
+) -> None:
+    channels, made = groups * wide, groups * 2
+    graph = model(
+        [node("Conv", ["x", "w", "b"], ["y"], strides=[stride] * 2, pads=[pad] * 4, group=groups)],
+        {"x": ["n", channels, size, size]},
+        [weight("w", made, wide, kernel, kernel), weight("b", made)],
+    )
+    side = (size + 2 * pad - kernel) // stride + 1
+    assert macs_per_row(graph) == side * side * made * wide * kernel * kernel
+    assert parameters_of(graph) == made * wide * kernel * kernel + made
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    batch=st.lists(st.integers(1, 4), max_size=2), m=st.integers(1, 6), k=st.integers(1, 6), n=st.integers(1, 6)
+)
+def test_a_matrix_product_costs_the_three_sizes_and_the_batch(batch: list[int], m: int, k: int, n: int) -> None:
+    graph = model([node("MatMul", ["x", "w"], ["y"])], {"x": [1, *batch, m, k]}, [weight("w", k, n)])
+    assert macs_per_row(graph) == math.prod(batch) * m * k * n
+    flipped = model([node("Gemm", ["x", "w"], ["y"], transA=1, transB=1)], {"x": [k, m]}, [weight("w", n, k)])
+    assert cost_of(flipped).nodes[0].macs == m * k * n
+
+
+Q = TensorProto.UINT8
+
+SINGLE: dict[str, tuple[Any, dict[str, Any], list[Any], int, dict[str, Any]]] = {
+    "ConvTranspose": (
+        node("ConvTranspose", ["x", "w"], ["y"], strides=[2, 2]),
+        {"x": [1, 3, 5, 5]},
+        [weight("w", 3, 4, 2, 2)],
+        3 * 25 * 4 * 4,
+        {},
+    ),
+    "ConvInteger": (
+        node("ConvInteger", ["x", "w"], ["y"]),
+        {"x": [1, 2, 6, 6]},
+        [weight("w", 3, 2, 3, 3, kind=np.int8)],
+        3 * 16 * 18,
+        {"kind": Q},
+    ),
+    "MatMulInteger": (
+        node("MatMulInteger", ["x", "w"], ["y"]),
+        {"x": [1, 4, 6]},
+        [weight("w", 6, 5, kind=np.uint8)],
+        4 * 6 * 5,
+        {"kind": Q},
+    ),
+    "vector": (node("MatMul", ["x", "w"], ["y"]), {"x": [1, 6]}, [weight("w", 6)], 6, {}),
+    "LSTM": (
+        node("LSTM", ["x", "w", "r"], ["y"], hidden_size=4, direction="bidirectional"),
+        {"x": [7, "n", 3]},
+        [weight("w", 2, 16, 3), weight("r", 2, 16, 4)],
+        7 * 2 * 16 * (3 + 4),
+        {},
+    ),
+    "GRU": (
+        node("GRU", ["x", "w", "r"], ["y"], hidden_size=4),
+        {"x": [7, "n", 3]},
+        [weight("w", 1, 12, 3), weight("r", 1, 12, 4)],
+        7 * 12 * (3 + 4),
+        {},
+    ),
+    "attention, four axes": (
+        node("Attention", ["x", "k", "v"], ["y"]),
+        {"x": [1, 2, 5, 8], "k": [1, 2, 9, 8], "v": [1, 2, 9, 6]},
+        [],
+        2 * 5 * 9 * (8 + 6),
+        {"opset": 23},
+    ),
+    "attention, three axes, shared heads": (
+        node("Attention", ["x", "k", "v"], ["y"], q_num_heads=4, kv_num_heads=2),
+        {"x": [1, 5, 32], "k": [1, 9, 16], "v": [1, 9, 12]},
+        [],
+        5 * 9 * (32 + 4 * 6),
+        {"opset": 23},
+    ),
+    "attention with projections": (
+        node("Attention", ["x", "w", "b"], ["y"], domain=MICROSOFT, num_heads=2),
+        {"x": [1, 5, 8]},
+        [weight("w", 8, 24), weight("b", 24)],
+        5 * 8 * 24 + 5 * 5 * (8 + 8),
+        {},
+    ),
+    "attention without projections": (
+        node("MultiHeadAttention", ["x", "k", "v"], ["y"], domain=MICROSOFT, num_heads=2),
+        {"x": [1, 5, 8], "k": [1, 9, 8], "v": [1, 9, 6]},
+        [],
+        5 * 9 * (8 + 6),
+        {},
+    ),
+    "transposed product": (
+        node("FusedMatMul", ["x", "w"], ["y"], domain=MICROSOFT, transA=1, transB=1),
+        {"x": [1, 6, 4]},
+        [weight("w", 5, 6)],
+        4 * 6 * 5,
+        {},
+    ),
+    "packed weights": (
+        node("MatMulNBits", ["x", "w", "s"], ["y"], domain=MICROSOFT, K=32, N=7, bits=4, block_size=32),
+        {"x": [1, 3, 32]},
+        [weight("w", 7, 1, 16, kind=np.uint8), weight("s", 7)],
+        3 * 32 * 7,
+        {},
+    ),
+    "linear classifier": (
+        node(
+            "LinearClassifier",
+            ["x"],
+            ["l", "y"],
+            domain="ai.onnx.ml",
+            coefficients=[0.5] * 12,
+            intercepts=[0.0] * 3,
+            classlabels_ints=[0, 1, 2],
+        ),
+        {"x": [1, 4]},
+        [],
+        12,
+        {},
+    ),
+}
+
+
+@pytest.mark.parametrize("case", list(SINGLE))
+def test_an_operator_costs_what_its_definition_says(case: str) -> None:
+    only, inputs, weights, want, more = SINGLE[case]
+    # What follows must have found the operator's output shape, or the last product is refused.
+    assert cost_of(model([only], inputs, weights, **more)).macs_per_row == want
+
+
+def test_shapes_go_on_behind_operators_of_onnx_runtime() -> None:
+    graph = model(
+        [
+            node("Attention", ["x", "w", "b"], ["a"], domain=MICROSOFT, num_heads=2),
+            node(
+                "SkipLayerNormalization", ["a", "x", "gamma"], ["n", "", "", "sum"], domain=MICROSOFT, epsilon=1e-5
+            ),
+            node("BiasGelu", ["n", "gamma"], ["g"], domain=MICROSOFT),
+            node("FusedMatMul", ["g", "sum"], ["p"], domain=MICROSOFT, transB=1),
+            node("MatMul", ["p", "x"], ["y"]),
+        ],
+        {"x": ["n", 5, 8]},
+        [weight("w", 8, 24), weight("b", 24), weight("gamma", 8)],
+    )
+    assert macs_per_row(graph) == (5 * 8 * 24 + 5 * 5 * 16) + 5 * 5 * 8 + 5 * 5 * 8
+
+
+@pytest.mark.parametrize("operator", ["Relu", "Softmax", "LayerNormalization", "GlobalAveragePool", "Mul", "Add"])
+def test_what_sums_no_products_is_free(operator: str) -> None:
+    inputs = {"Mul": ["x", "x"], "Add": ["x", "x"], "LayerNormalization": ["x", "s"]}.get(operator, ["x"])
+    assert macs_per_row(model([node(operator, inputs, ["y"])], {"x": [1, 3, 4, 4]}, [weight("s", 4)])) == 0
+
+
+@pytest.mark.parametrize(
+    ("operator", "domain"),
+    [
+        ("Mystery", "com.me"),
+        ("Mystery", ""),
+        ("DFT", ""),
+        ("Det", ""),
+        ("TreeEnsembleRegressor", "ai.onnx.ml"),
+        ("MoE", MICROSOFT),
+    ],
+)
+def test_work_that_is_not_known_is_refused_and_never_free(operator: str, domain: str) -> None:
+    graph = model([node(operator, ["x"], ["y"], domain=domain, name="odd")], {"x": ["n", 4]})
+    with pytest.raises(ExportError, match=f"cost of odd: got operator .*{operator}"):
+        macs_per_row(graph)

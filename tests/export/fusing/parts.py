@@ -1,0 +1,45 @@
+"""What the tests of fusing share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+
+from export.fusing.members import Fusion
+from export.images.preprocess import PREFIX
+from orchestrator.decision.combine import Combiner
+from orchestrator.spec import (
+    CascadeSpec,
+    InputSpec,
+    Member,
+    Stage,
+)
+from tests.repository.making import add_member
+
+
+def judged(members: list[Member], combine: str, outputs: list[np.ndarray]) -> tuple[np.ndarray, ...]:
+    """Probabilities, labels and failures that the decision core finds."""
+    spec = CascadeSpec(
+        name="judged",
+        input=InputSpec(name="x", dtype="FP32", dims=(1,)),
+        classes=outputs[0].shape[1],
+        stages=(Stage(members=tuple(members)),),
+        combine=combine,
+    )
+    combiner = Combiner(spec)
+    tally = combiner.empty(len(outputs[0]))
+    failed, _ = combiner.add_stage(tally, 0, outputs)
+    bad = np.zeros(len(outputs[0]), bool) if failed is None else failed >= 0
+    return (*combiner.distribution(tally), bad)
+
+
+def preprocess_nodes(model: onnx.ModelProto) -> list[onnx.NodeProto]:
+    return [node for node in model.graph.node if node.name.startswith(PREFIX)]
+
+
+def two(repository: Path, **changes: object) -> Fusion:
+    add_member(repository, "a", seed=1)
+    add_member(repository, "b", seed=2, **changes)
+    return Fusion(name="both", members=tuple(Member(name=n, output="logits") for n in "ab"), combine="mean_logit")
