@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
-import json
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from orchestrator.errors import CommitteeError
-from orchestrator.serving.options import ServeOptions
-from orchestrator.serving.process import EmbeddedServer
-from perf.bench import measure, routes_in
+from orchestrator.cli.app import guarded
+from perf.bench.command import leak, run
 from perf.onefile import onefile
 from perf.planner import planner
 from perf.readme import readme_with_report, report_from_path
-from perf.results import document_from_cells, table_from_cells, write_results
 
-app = typer.Typer(add_completion=False, no_args_is_help=True)
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 
 
 @app.callback()
@@ -29,47 +23,10 @@ def main() -> None:
     """Measure what is served."""
 
 
+app.command()(run)
+app.command()(leak)
 app.command()(onefile)
 app.command()(planner)
-
-
-@app.command()
-def run(
-    repository: Annotated[Path, typer.Option(help="Model repository to serve.")] = Path("model_repository"),
-    output: Annotated[Path, typer.Option(help="Folder for results.json.")] = Path("build/bench"),
-    rounds: Annotated[int, typer.Option(min=1, max=100, help="Timed passes per cell.")] = 3,
-    requests: Annotated[int, typer.Option(min=10, help="Requests per pass.")] = 1000,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
-) -> None:
-    """Serve a digits repository and measure every route at 1, 4, 16 and 64 requests in flight.
-
-    Example: python -m perf run --rounds 5
-    """
-    console = Console(stderr=True)
-    with (
-        Progress(
-            SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), console=console
-        ) as progress,
-        EmbeddedServer(ServeOptions(repository=repository, http_port=0, grpc_port=0, metrics_port=0)) as server,
-    ):
-        task = progress.add_task("warming up")
-        cells = asyncio.run(
-            measure(
-                server.grpc_address,
-                routes_in(repository),
-                concurrencies=(1, 4, 16, 64),
-                rounds=rounds,
-                requests=requests,
-                progress=lambda text: progress.update(task, description=text),
-            )
-        )
-        document = document_from_cells(cells, triton_version=server.version)
-    write_results(document, output / "results.json")
-    if as_json:
-        typer.echo(json.dumps(document, indent=2))
-    else:
-        Console().print(table_from_cells(cells))
-        typer.echo(f"Written: {output / 'results.json'}")
 
 
 @app.command()
@@ -87,8 +44,6 @@ def readme(
 
 
 if __name__ == "__main__":
-    try:
-        app()
-    except CommitteeError as error:
-        typer.echo(f"error: {error}", err=True)
-        sys.exit(error.exit_code)
+    # gRPC's core otherwise tells users about every connection that ends.
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+    sys.exit(guarded(lambda: app(prog_name="python -m perf", standalone_mode=False)))

@@ -74,6 +74,8 @@ class BenchRepository:
         sync_client: opens a cascade driven by blocking calls: address -> context of an AskSync, to be called
             from any number of threads.
         asyncio_client: the same from one event loop.
+        predicted_speedup: rows/s of the cascade over its largest member's, as its plan predicts from measured
+            milliseconds per row; None where no plan does.
     """
 
     folder: Path
@@ -82,6 +84,7 @@ class BenchRepository:
     input_name: str = "image"
     sync_client: Callable[[str], AbstractContextManager[AskSync]] | None = None
     asyncio_client: Callable[[str], AbstractAsyncContextManager[AskAsync]] | None = None
+    predicted_speedup: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
