@@ -10,6 +10,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from perf.results import cpu_name
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -18,7 +20,7 @@ class BenchMachine:
     """Where and with what a run was made.
 
     Args:
-        cpu: name of the processor.
+        cpu: name of the processor and how many there are.
         cores: this process may use.
         memory_gib: in all.
         platform: kernel and C library.
@@ -51,9 +53,9 @@ class BenchMachine:
     def words(self) -> str:
         """One sentence."""
         return (
-            f"{self.cpu}, {self.cores} cores, {self.memory_gib:.0f} GiB, {self.platform}, Python {self.python}, "
-            f"Triton {self.triton}, onnxruntime {self.onnxruntime}, perf_analyzer {self.perf_analyzer}"
-            + (f", commit {self.commit}" if self.commit else "")
+            f"{self.cpu} (cores used: {self.cores}), {self.memory_gib:.0f} GiB, {self.platform}, "
+            f"Python {self.python}, Triton {self.triton}, onnxruntime {self.onnxruntime}, "
+            f"perf_analyzer {self.perf_analyzer}" + (f", commit {self.commit}" if self.commit else "")
         )
 
 
@@ -66,7 +68,7 @@ def bench_machine(*, triton: str, perf_analyzer: str, load_average: float) -> Be
         load_average: taken before the run began.
     """
     return BenchMachine(
-        cpu=_cpu_name(),
+        cpu=cpu_name(),
         cores=cores_here(),
         memory_gib=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30,
         platform=platform.platform(),
@@ -87,15 +89,6 @@ def cores_here() -> int:
 def load_average_now() -> float:
     """Of the last minute."""
     return os.getloadavg()[0]
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
 
 
 def _commit() -> str:

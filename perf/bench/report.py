@@ -137,7 +137,7 @@ def table_from_verdicts(verdicts: Sequence[Verdict]) -> Table:
 def table_from_summaries(summaries: Sequence[Summary]) -> Table:
     """The cells for the console, in short."""
     table = Table(
-        title="medians over rounds; load: c in flight or p % of a capacity, b rows a request, d % to the last stage",
+        title="medians over rounds; load: c in flight or p % of a capacity, b rows each, d % to the last stage",
         box=box.SIMPLE_HEAD,
     )
     table.add_column("route", no_wrap=True)

@@ -13,6 +13,7 @@ from typing import Any
 from perf.bench.machine import BenchMachine
 from perf.bench.summary import Summary
 from perf.bench.verdict import Verdict
+from perf.results import write_results as write_document
 
 LATENCIES = tuple(f"{part}p{percent}_ms" for part in ("", "easy_", "hard_") for percent in (50, 95, 99))
 
@@ -108,9 +109,8 @@ def _rounded(value: Any) -> Any:
 
 def write_results(results: Results, folder: Path) -> list[Path]:
     """Writes results.json, results.csv and verdict.json and returns their paths."""
-    folder.mkdir(parents=True, exist_ok=True)
     document, verdict, table = folder / "results.json", folder / "verdict.json", folder / "results.csv"
-    document.write_text(json.dumps(results.as_json(), indent=2) + "\n", encoding="utf-8")
+    write_document(results.as_json(), document)
     verdict.write_text(json.dumps([one.as_json() for one in results.verdicts], indent=2) + "\n", encoding="utf-8")
     rows = [row_from_summary(one) for one in results.summaries]
     with table.open("w", newline="", encoding="utf-8") as file:

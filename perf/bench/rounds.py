@@ -101,7 +101,8 @@ class Rounds:
         measure: takes a window.
         journal: where records go; what it holds already is not measured again.
         rounds: windows per cell.
-        budget_s: from now; once it is spent no window is taken a second time.
+        end_s: by the clock; no window is taken a second time where that would end a run later.
+        window_s: what one window takes, about.
         progress: told what is measured.
         clock: seconds, monotonic.
     """
@@ -112,7 +113,8 @@ class Rounds:
         journal: Journal,
         *,
         rounds: int,
-        budget_s: float,
+        end_s: float,
+        window_s: float,
         progress: Callable[[str], None] = lambda _: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -122,7 +124,8 @@ class Rounds:
         self._progress = progress
         self._clock = clock
         self._start = clock()
-        self._end = self._start + budget_s
+        self._end_s = end_s
+        self._window_s = window_s
         self._failures: dict[str, str] = {}
         self._done = 0
         self._total = 0
@@ -180,7 +183,9 @@ class Rounds:
         return record
 
     def _has_time(self) -> bool:
-        return self._clock() < self._end
+        """Whether a further window leaves time for those that every cell must have."""
+        needed = self._total - self._done + 1
+        return self._clock() + needed * self._window_s <= self._end_s
 
     def _words(self, cell: Cell, number: int, why: str) -> str:
         left_s = seconds_left(self._done - 1, self._total, self._clock() - self._start)

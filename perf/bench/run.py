@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from fnmatch import fnmatch
 from pathlib import Path
 
 from orchestrator import __version__
@@ -28,6 +29,7 @@ from perf.load.analyzer_binary import AnalyzerBinary, find_analyzer
 
 Progress = Callable[[str], None]
 _WARM_S = 1.0
+_BETWEEN_S = 1.0  # perf_analyzer starting, its file being read
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,9 +42,10 @@ class RunOptions:
         output: folder for everything the run writes.
         seconds: of each window.
         rounds: windows per cell.
-        budget_s: of the whole run; once it is spent no window is taken a second time.
+        budget_s: of the whole run; no window is taken a second time where that would pass it.
         seed: of the rows.
         resume: go on with the records an interrupted run left.
+        only: a pattern as the shell has them; cells whose "route/load" does not match are left out.
     """
 
     full: bool
@@ -53,6 +56,7 @@ class RunOptions:
     budget_s: float
     seed: int = 0
     resume: bool = False
+    only: str = "*"
 
     @property
     def kind(self) -> str:
@@ -88,8 +92,14 @@ def run_bench(options: RunOptions, *, command: str, progress: Progress) -> Resul
     analyzer = find_analyzer()
     found = _Found()
     for name in options.scenarios:
-        left_s = options.budget_s - (time.monotonic() - start_s)
-        _run_scenario(tools_of(name), options, analyzer=analyzer, found=found, budget_s=left_s, progress=progress)
+        _run_scenario(
+            tools_of(name),
+            options,
+            analyzer=analyzer,
+            found=found,
+            end_s=start_s + options.budget_s,
+            progress=progress,
+        )
     return Results(
         kind=options.kind,
         command=command,
@@ -115,12 +125,16 @@ def _run_scenario(
     *,
     analyzer: AnalyzerBinary,
     found: _Found,
-    budget_s: float,
+    end_s: float,
     progress: Progress,
 ) -> None:
     scenario = tools.scenario
     with serving(tools, options.output, analyzer=analyzer, seed=options.seed, progress=progress) as served:
-        cells = cells_of(served.repository, full=options.full)
+        cells = [
+            cell
+            for cell in cells_of(served.repository, full=options.full)
+            if fnmatch(f"{cell.route}/{cell.load}", options.only)
+        ]
         journal = Journal(
             options.output / f"{options.kind}-{scenario.name}.jsonl",
             {
@@ -146,7 +160,14 @@ def _run_scenario(
                 _require_alive(served, cell, error)
                 raise
 
-        rounds = Rounds(take, journal, rounds=options.rounds, budget_s=budget_s, progress=progress)
+        rounds = Rounds(
+            take,
+            journal,
+            rounds=options.rounds,
+            end_s=end_s,
+            window_s=options.seconds + _BETWEEN_S,
+            progress=progress,
+        )
         outcome = rounds.run(cells)
         found.summaries += summaries_of(
             outcome.cells, journal, routes=served.repository.routes, cores=cores_here()

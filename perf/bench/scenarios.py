@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from orchestrator.errors import DataError
 from perf.bench.cells import Cell, full_cells, largest_cells, quick_cells
-from perf.bench.digits import DIGITS, digits_repository, digits_rows
+from perf.routes import SCENARIOS, render_bench_repository, rows_for
 from perf.routes.spec import BenchRepository, BenchRows, Scenario
 
 # Held against its largest member only; its exit mix is imposed, or its plan is what is being tested.
 LARGEST_ONLY = ("efficientnet", "glyphs")
-NAMES = ("three_cnn", *LARGEST_ONLY, DIGITS.name)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,24 +36,20 @@ def tools_of(name: str) -> Tools:
     Raises:
         DataError: there is none of that name.
     """
-    if name == DIGITS.name:
-        return Tools(scenario=DIGITS, render=lambda _: digits_repository(), rows_for=digits_rows)
-    # Late, because rendering members brings packages in that the digits do without.
-    routes: Any = importlib.import_module("perf.routes")
-    known = routes.SCENARIOS
-    if name not in known:
-        raise DataError("scenario", got=repr(name), expected=f"one of {', '.join([*known, DIGITS.name])}")
-    scenario = known[name]
+    if name not in SCENARIOS:
+        raise DataError("scenario", got=repr(name), expected=f"one of {', '.join(SCENARIOS)}")
+    scenario = SCENARIOS[name]
     return Tools(
         scenario=scenario,
-        render=lambda folder: routes.render_bench_repository(folder, scenario=scenario),
-        rows_for=routes.rows_for,
+        render=lambda folder: render_bench_repository(folder, scenario=scenario),
+        rows_for=rows_for,
     )
 
 
 def default_scenarios(*, full: bool) -> tuple[str, ...]:
     """Those a run measures unless told otherwise."""
-    return ("three_cnn", *LARGEST_ONLY) if full else ("three_cnn",)
+    wanted = ("three_cnn", *LARGEST_ONLY) if full else ("three_cnn",)
+    return tuple(name for name in wanted if name in SCENARIOS)
 
 
 def cells_of(repository: BenchRepository, *, full: bool) -> list[Cell]:

@@ -48,14 +48,20 @@ def command_from(load: AnalyzerLoad, binary: Path, *, export: Path) -> list[str]
     """The command line.
 
     `-s 999` calls any window stable: our own rounds judge that, and three measurements in a row are one window.
+
+    One thread sends everything, asynchronously. With more, as in its synchronous mode, every thread walks the
+    file from its first row in steps of the number of threads: at 16 in flight all sixteen ask for the same rows at
+    the same time, and a sixteenth of the file is all a window ever sees.
     """
-    if load.rate is None:
-        how = ["--sync", "--concurrency-range", str(load.concurrency)]
-    else:
+    if load.rate is not None:
         how = ["--async", "--request-rate-range", f"{load.rate:.3f}", "--request-distribution", "poisson"]
+    elif load.concurrency == 1:
+        how = ["--sync", "--concurrency-range", "1"]
+    else:
+        how = ["--async", "--concurrency-range", str(load.concurrency)]
     return [
         str(binary), "-m", load.model, "-i", "grpc", "-u", load.address,
-        "--input-data", str(load.input_data), "-b", str(load.batch), *how,
+        "--input-data", str(load.input_data), "-b", str(load.batch), *how, "--max-threads", "1",
         "-p", str(math.ceil(1000 * load.seconds / TRIALS / STRETCH)), "-s", "999", "-r", str(TRIALS),
         "--percentile", "99", "--profile-export-file", str(export),
         *(["--bls-composing-models", ",".join(load.composing)] if load.composing else []),

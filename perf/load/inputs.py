@@ -14,8 +14,8 @@ import numpy.typing as npt
 def next_prime(number: int) -> int:
     """The smallest prime that is not below a number.
 
-    A file with a prime row count falls into step with no concurrency: otherwise each of perf_analyzer's threads
-    walks a part of the file of its own, over and over, and the exit mix drifts from that of the rows.
+    A file with a prime row count falls into step with no concurrency and no batch: otherwise the same rows would
+    meet in the same batches over and over.
     """
     candidate = max(number, 2)
     while any(candidate % divisor == 0 for divisor in range(2, int(candidate**0.5) + 1)):
