@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -19,6 +20,9 @@ from perf.load.closed import closed_tasks, closed_threads
 from perf.load.open import PoissonLoad, run_poisson, send_asked
 from perf.load.window import Window
 from perf.routes.spec import Route
+
+_IDLE_S = 1.0
+_IDLE_WAIT_S = 60.0
 
 
 def measure(
@@ -45,6 +49,8 @@ def measure(
         window = _send(cell, route, served, inputs=inputs, seconds=seconds, seed=round_number)
         after, used_s = served.statistics.counts(), cpu_s(served.processes) - used_s
     counted = counted_between(before, after)
+    if window.failed:
+        _wait_until_idle(served)
     # All that was answered, the parts the window leaves out included, is what the processor time was spent on.
     entry = route.model or route.members[0]
     rows = counted[entry].rows if entry in counted else window.requests * cell.batch
@@ -86,6 +92,7 @@ def _send(cell: Cell, route: Route, served: Served, *, inputs: InputFile, second
             seconds=seconds,
             seed=seed,
             batch=cell.batch,
+            drain_s=seconds,
         )
         return run_poisson(load, inputs.rows.rows, input_name=served.repository.input_name)
     return run_analyzer(
@@ -122,6 +129,18 @@ async def _send_by_asyncio(cell: Cell, served: Served, *, inputs: InputFile, sec
         if cell.sender == "poisson":
             return await send_asked(ask, rows, rate=_rate(cell), seconds=seconds, seed=seed, batch=cell.batch)
         return await closed_tasks(ask, rows, concurrency=cell.concurrency or 1, batch=cell.batch, seconds=seconds)
+
+
+def _wait_until_idle(served: Served) -> None:
+    """What an overloaded route still has in its queue must not be the next window's load."""
+    end_s = time.monotonic() + _IDLE_WAIT_S
+    last = served.statistics.counts()
+    while time.monotonic() < end_s:
+        time.sleep(_IDLE_S)
+        now = served.statistics.counts()
+        if now == last:
+            return
+        last = now
 
 
 def _rate(cell: Cell) -> float:
