@@ -118,10 +118,10 @@ def full_cells(scenario: str, *, members: int, routes: Collection[str]) -> list[
 
     cells = [
         *closed([*alone, *rivals, *clients, "ensemble", "onefile", "committee"]),
-        *closed([*alone, *rivals[1:], "committee"], 64),
+        *closed([largest, *rivals[1:], "committee"], 64),
         *closed([largest, "pass_through", "tutorial", "committee"], 1),
         *closed(["tutorial", "committee"], 4),
-        *closed([largest, *rivals[1:], "onefile", "committee"], batch=8),
+        *closed([*alone, *rivals[1:], "onefile", "committee"], batch=8),
         *closed(["pass_through", "tutorial", "committee"], deferral=0.0),
         *closed(["tutorial", "committee"], deferral=0.05),
         *closed(["tutorial", "committee"], deferral=0.3),

@@ -26,7 +26,7 @@ OUTPUT = Path("build/bench")
 REPORT = Path("perf/RESULTS.md")
 QUICK_S, FULL_S = 10.0, 18.0
 QUICK_BUDGET_S, FULL_BUDGET_S = 570.0, 4800.0
-_FILE_WIDTH = 120  # of tables that go to a file or a pipe
+_FILE_WIDTH = 140  # of tables that go to a file or a pipe
 
 
 def run(
@@ -35,7 +35,10 @@ def run(
         list[str] | None, typer.Option(help="Members to measure on: three_cnn, efficientnet, glyphs or digits.")
     ] = None,
     output: Annotated[Path, typer.Option(help="Folder for results, records and plots.")] = OUTPUT,
-    report: Annotated[Path, typer.Option(help="Markdown report to write.")] = REPORT,
+    report: Annotated[
+        Path | None,
+        typer.Option(help="Report to write; perf/RESULTS.md, of a partial run RESULTS.md in --output."),
+    ] = None,
     rounds: Annotated[int, typer.Option(min=1, max=100, help="Windows per cell.")] = 3,
     seconds: Annotated[
         float | None, typer.Option(min=1, max=600, help="Of each window; 10, with --full 18.")
@@ -60,9 +63,13 @@ def run(
         resume=resume,
         only=only,
     )
-    with _progress() as tell:
-        results = run_bench(options, command=_command(options), progress=tell)
-    written = [*write_results(results, output), *write_report(results, report)]
+    try:
+        with _progress() as tell:
+            results = run_bench(options, command=_command(options), progress=tell)
+    except KeyboardInterrupt as error:
+        typer.echo(f"interrupted; {_command(options)} --output {output} --resume goes on where it was", err=True)
+        raise typer.Exit(130) from error
+    written = [*write_results(results, output), *write_report(results, report or _report_path(options))]
     if as_json:
         typer.echo(json.dumps(results.as_json(), indent=2))
     else:
@@ -130,6 +137,13 @@ def _show(results: Results, written: list[Path]) -> None:
     for key, text in results.failures.items():
         console.print(f"not measured: {key}: {text}", soft_wrap=True, markup=False)
     console.print(f"Written: {', '.join(str(path) for path in written)}", soft_wrap=True)
+
+
+def _report_path(options: RunOptions) -> Path:
+    """A run that leaves something out must not replace the report of one that did not."""
+    usual = (default_scenarios(full=options.full), FULL_S if options.full else QUICK_S, 3, "*")
+    whole = (options.scenarios, options.seconds, options.rounds, options.only) == usual
+    return REPORT if whole else options.output / REPORT.name
 
 
 def _command(options: RunOptions) -> str:

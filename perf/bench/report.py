@@ -102,16 +102,19 @@ def _cells(one: Summary) -> list[str]:
 
 def notes_of(one: Summary) -> str:
     """What a reader must know before using a cell's figures."""
-    notes = []
-    if one.unstable:
-        notes.append("unstable")
-    if one.reach_is_off:
-        notes.append("exit mix off by over 1 point")
-    if one.failed:
-        notes.append(f"{one.failed} requests failed")
+    notes = _flags(one)
     if one.lag_ms is not None:
-        notes.append(f"send lag p50 {one.lag_ms[0]:.2f} ms, p99 {one.lag_ms[1]:.2f} ms")
+        notes.append(f"send lag p50 {_number(one.lag_ms[0])}, p99 {_number(one.lag_ms[1])}")
     return ", ".join(notes)
+
+
+def _flags(one: Summary) -> list[str]:
+    found = {
+        "unstable": one.unstable,
+        "exit mix off by over 1 point": one.reach_is_off,
+        f"{one.failed} requests failed": bool(one.failed),
+    }
+    return [text for text, applies in found.items() if applies]
 
 
 def _number(value: float | None) -> str:
@@ -142,9 +145,9 @@ def table_from_summaries(summaries: Sequence[Summary]) -> Table:
     )
     table.add_column("route", no_wrap=True)
     table.add_column("load", no_wrap=True)
-    for name in ("req/s", "spread", "p50", "p99", "easy p50", "hard p99", "of bound"):
+    for name in ("req/s", "spread", "p50", "p99", "easy p50", "hard p99", "of bound", "lag p99"):
         table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("notes")
+    table.add_column("notes", min_width=12)
     for one in summaries:
         efficiency = "" if one.efficiency is None else f"{100 * one.efficiency:.0f} %"
         table.add_row(
@@ -154,6 +157,7 @@ def table_from_summaries(summaries: Sequence[Summary]) -> Table:
             f"{100 * one.spread:.0f} %",
             *(_number(one.latency_ms.get(name)) for name in ("p50_ms", "p99_ms", "easy_p50_ms", "hard_p99_ms")),
             efficiency,
-            notes_of(one),
+            "" if one.lag_ms is None else _number(one.lag_ms[1]),
+            ", ".join(_flags(one)),
         )
     return table

@@ -141,6 +141,9 @@ class Rounds:
         self._total = self._rounds * len(cells)
         self._all_rounds(closed)
         opened = with_rates(others, closed, self._journal)
+        for cell in others:
+            if not with_rates([cell], closed, self._journal):
+                self._failures[cell.key] = f"its rate is a share of what {cell.of_route} can do: not measured"
         self._all_rounds(opened)
         measured = tuple(cell for cell in (*closed, *opened) if self._journal.of(cell.key))
         return Outcome(cells=measured, failures=self._failures)
@@ -172,15 +175,18 @@ class Rounds:
     def _take(self, cell: Cell, number: int, *, attempt: int, why: str) -> Record | None:
         if cell.key in self._failures:
             return None
-        self._progress(self._words(cell, number, why))
-        try:
-            record = self._measure(cell, round_number=number, attempt=attempt, why=why)
-        except (ClientError, DataError) as error:
-            # One rival that fails must not cost the other cells' hour.
-            self._failures[cell.key] = str(error)
-            return None
-        self._journal.add(record)
-        return record
+        # A load that fails may be sent once more; a rival that fails again must not cost the others their hour.
+        for text in (self._words(cell, number, why), self._words(cell, number, "it failed")):
+            self._progress(text)
+            try:
+                record = self._measure(cell, round_number=number, attempt=attempt, why=why)
+            except (ClientError, DataError) as error:
+                failure = str(error)
+                continue
+            self._journal.add(record)
+            return record
+        self._failures[cell.key] = failure
+        return None
 
     def _has_time(self) -> bool:
         """Whether a further window leaves time for those that every cell must have."""

@@ -10,7 +10,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from orchestrator import __version__
-from orchestrator.errors import CommitteeError, ServingError
+from orchestrator.errors import CommitteeError, InputError, ServingError
 from orchestrator.serving.options import ServeOptions
 from orchestrator.serving.process import EmbeddedServer
 from perf.bench.cells import Cell
@@ -19,7 +19,7 @@ from perf.bench.machine import bench_machine, cores_here, load_average_now
 from perf.bench.measure import measure
 from perf.bench.record import Journal, Record
 from perf.bench.results import Results
-from perf.bench.rounds import Rounds
+from perf.bench.rounds import Measure, Rounds
 from perf.bench.scenarios import Tools, cells_of, tools_of
 from perf.bench.served import Inputs, Served
 from perf.bench.server_probe import Statistics
@@ -100,6 +100,8 @@ def run_bench(options: RunOptions, *, command: str, progress: Progress) -> Resul
             end_s=start_s + options.budget_s,
             progress=progress,
         )
+    if not found.titles:
+        raise InputError("--only", got=repr(options.only), expected="a pattern of cells, such as 'committee/c16*'")
     return Results(
         kind=options.kind,
         command=command,
@@ -135,40 +137,18 @@ def _run_scenario(
             for cell in cells_of(served.repository, full=options.full)
             if fnmatch(f"{cell.route}/{cell.load}", options.only)
         ]
-        journal = Journal(
-            options.output / f"{options.kind}-{scenario.name}.jsonl",
-            {
-                "committee": __version__,
-                "triton": served.server.version,
-                "scenario": scenario.name,
-                "members": scenario.members,
-                "cells": [cell.key for cell in cells],
-                "seconds": options.seconds,
-                "rounds": options.rounds,
-                "seed": options.seed,
-            },
-            resume=options.resume,
-        )
+        if not cells:
+            return
+        journal = _journal(cells, served, options)
         _warm(cells, served, progress)
-
-        def take(cell: Cell, *, round_number: int, attempt: int, why: str) -> Record:
-            try:
-                return measure(
-                    cell, served, round_number=round_number, seconds=options.seconds, attempt=attempt, why=why
-                )
-            except CommitteeError as error:
-                _require_alive(served, cell, error)
-                raise
-
-        rounds = Rounds(
-            take,
+        outcome = Rounds(
+            _measure_in(served, options.seconds),
             journal,
             rounds=options.rounds,
             end_s=end_s,
             window_s=options.seconds + _BETWEEN_S,
             progress=progress,
-        )
-        outcome = rounds.run(cells)
+        ).run(cells)
         found.summaries += summaries_of(
             outcome.cells, journal, routes=served.repository.routes, cores=cores_here()
         )
@@ -178,6 +158,35 @@ def _run_scenario(
     imposed = " (exit mix imposed on members that did not earn it)" if scenario.imposed else ""
     found.titles[scenario.name] = scenario.title + imposed
     found.members[scenario.name] = len(scenario.members)
+
+
+def _journal(cells: list[Cell], served: Served, options: RunOptions) -> Journal:
+    scenario = served.repository.scenario
+    return Journal(
+        options.output / f"{options.kind}-{scenario.name}.jsonl",
+        {
+            "committee": __version__,
+            "triton": served.server.version,
+            "scenario": scenario.name,
+            "members": scenario.members,
+            "cells": [cell.key for cell in cells],
+            "seconds": options.seconds,
+            "rounds": options.rounds,
+            "seed": options.seed,
+        },
+        resume=options.resume,
+    )
+
+
+def _measure_in(served: Served, seconds: float) -> Measure:
+    def take(cell: Cell, *, round_number: int, attempt: int, why: str) -> Record:
+        try:
+            return measure(cell, served, round_number=round_number, seconds=seconds, attempt=attempt, why=why)
+        except CommitteeError as error:
+            _require_alive(served, cell, error)
+            raise
+
+    return take
 
 
 @contextmanager

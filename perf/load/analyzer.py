@@ -47,7 +47,8 @@ class AnalyzerLoad:
 def command_from(load: AnalyzerLoad, binary: Path, *, export: Path) -> list[str]:
     """The command line.
 
-    `-s 999` calls any window stable: our own rounds judge that, and three measurements in a row are one window.
+    A threshold of 99,999 % calls any window stable: our own rounds judge that, and three measurements in a row
+    are one window.
 
     One thread sends everything, asynchronously. With more, as in its synchronous mode, every thread walks the
     file from its first row in steps of the number of threads: at 16 in flight all sixteen ask for the same rows at
@@ -62,7 +63,7 @@ def command_from(load: AnalyzerLoad, binary: Path, *, export: Path) -> list[str]
     return [
         str(binary), "-m", load.model, "-i", "grpc", "-u", load.address,
         "--input-data", str(load.input_data), "-b", str(load.batch), *how, "--max-threads", "1",
-        "-p", str(math.ceil(1000 * load.seconds / TRIALS / STRETCH)), "-s", "999", "-r", str(TRIALS),
+        "-p", str(math.ceil(1000 * load.seconds / TRIALS / STRETCH)), "-s", "99999", "-r", str(TRIALS),
         "--percentile", "99", "--profile-export-file", str(export),
         *(["--bls-composing-models", ",".join(load.composing)] if load.composing else []),
     ]  # fmt: skip

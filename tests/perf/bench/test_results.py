@@ -73,7 +73,7 @@ def test_the_report_names_machine_command_targets_cells_and_what_is_wrong_with_t
     text = report_from_results(results_of(), pictures=["plots/a.png"])
     for words in (
         "`python -m perf run`", MACHINE.words, "form, concurrency 16 | at least 1.6 | 2 | yes |",
-        "unstable, exit mix off by over 1 point, 3 requests failed", "send lag p50 0.10 ms", "80 % (large)",
+        "unstable, exit mix off by over 1 point, 3 requests failed", "send lag p50 0.1, p99 2", "80 % (large)",
         "`three_cnn/onefile/c16`: no such model", "![a](plots/a.png)",
     ):  # fmt: skip
         assert words in text

@@ -113,7 +113,10 @@ def test_poisson_rates_are_shares_of_what_the_closed_loops_showed(journal: Journ
 
 
 def test_a_rate_of_what_was_not_measured_cannot_be_sent(journal: Journal) -> None:
-    assert with_rates([poisson("committee", "tutorial")], [closed("committee")], journal) == []
+    cell = poisson("committee", "tutorial")
+    assert with_rates([cell], [closed("committee")], journal) == []
+    outcome = rounds_of(Fake(), journal).run([cell, closed("committee")])
+    assert list(outcome.failures) == [cell.key]
 
 
 def test_a_rival_that_fails_does_not_cost_the_others_their_run(journal: Journal) -> None:
@@ -126,7 +129,20 @@ def test_a_rival_that_fails_does_not_cost_the_others_their_run(journal: Journal)
     outcome = rounds_of(fake, journal).run([closed("a"), closed("b")])
     assert [cell.route for cell in outcome.cells] == ["b"]
     assert outcome.failures == {closed("a").key: "perf_analyzer on a: got no"}
-    assert [route for route, _, _ in fake.taken].count("a") == 1
+    # Once more at once, and then never again.
+    assert [route for route, _, _ in fake.taken] == ["a", "a", "b", "b", "b"]
+
+
+def test_a_load_that_fails_once_is_sent_again(journal: Journal) -> None:
+    failures = iter([True])
+
+    def figures(*_: object) -> dict[str, Any]:
+        if next(failures, False):
+            raise ServerFaultError("perf_analyzer on a", got="no")
+        return {}
+
+    outcome = rounds_of(Fake(figures), journal).run([closed("a")])
+    assert (outcome.failures, len(journal.of(closed("a").key))) == ({}, 3)
 
 
 def test_a_server_that_is_gone_ends_the_run(journal: Journal) -> None:

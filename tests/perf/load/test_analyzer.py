@@ -19,7 +19,7 @@ def after(words: list[str], name: str) -> str:
 
 def test_three_stretched_measurements_make_one_window_of_the_length_asked_for() -> None:
     words = command_from(LOAD, Path("pa"), export=Path("e.json"))
-    assert (after(words, "-s"), after(words, "-r")) == ("999", "3")
+    assert (after(words, "-s"), after(words, "-r")) == ("99999", "3")
     assert int(after(words, "-p")) * TRIALS * STRETCH == pytest.approx(9000, rel=0.001)
     assert (after(words, "-i"), after(words, "-b"), after(words, "--concurrency-range")) == ("grpc", "8", "16")
 
