@@ -19,20 +19,10 @@ def test_files_hold_fewer_rows_where_rows_are_large() -> None:
 
 @pytest.mark.triton
 @pytest.mark.timeout(300)
-def test_a_quick_run_of_one_second_windows_leaves_results_verdict_and_report(tmp_path: Path) -> None:
-    words = [
-        "run",
-        "--scenario",
-        "digits",
-        "--seconds",
-        "1",
-        "--rounds",
-        "1",
-        "--only",
-        "[cm]*",
-        "--output",
-        str(tmp_path),
-    ]
+def test_a_quick_run_of_short_windows_leaves_results_verdict_and_report(tmp_path: Path) -> None:
+    # A second is too short for perf_analyzer's three measurements where the machine is busy.
+    load = ["--seconds", "2", "--rounds", "1", "--only", "*/[cp][18]*"]
+    words = ["run", "--scenario", "digits", *load, "--output", str(tmp_path)]
     result = CliRunner().invoke(app, [*words, "--report", str(tmp_path / "RESULTS.md")], catch_exceptions=False)
     assert result.exit_code == 0, result.output
     document = json.loads((tmp_path / "results.json").read_text())
@@ -41,15 +31,14 @@ def test_a_quick_run_of_one_second_windows_leaves_results_verdict_and_report(tmp
     assert ours["requests_per_s"] > 50
     assert 0 < ours["easy_p50_ms"] < ours["hard_p99_ms"]
     assert float(ours["reach"].split()[1]) == pytest.approx(0.15, abs=0.05)
-    assert cells["committee", "closed", 1.0, 64]["reach"] == "1.0000 1.0000"
-    assert 0 < ours["efficiency"] < 1.5
+    assert 0 < ours["efficiency"] < 1.5  # of the processor: no member was measured
     assert ours["cpu_ms_per_request"] > 0
     assert ours["resident_mib"] > 50
     open_loop = cells["committee", "poisson", 0.15, None]
     assert open_loop["requests_per_s"] == pytest.approx(open_loop["rate"], rel=0.5)
     assert open_loop["send_lag_p50_ms"] >= 0
     assert len(json.loads((tmp_path / "verdict.json").read_text())) == 12
-    assert "Poisson, 80 % of committee" in (tmp_path / "RESULTS.md").read_text()
+    assert "Poisson, 80 % of tutorial" in (tmp_path / "RESULTS.md").read_text()
 
     again = CliRunner().invoke(app, [*words, "--seed", "1", "--resume"])
     assert isinstance(again.exception, DataError)
