@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from orchestrator.bls.calls import MemberCalls, StageResult
 from orchestrator.bls.counters import Counters
+from orchestrator.bls.gearbox import Gearbox
 from orchestrator.bls.leading import follow
 from orchestrator.bls.pending import CANCELLED, INTERNAL, UNAVAILABLE, Pending, Reply, spread
 from orchestrator.bls.tensors import Rows, Sheet
@@ -57,6 +58,8 @@ class Scheduler:
         self._send = send
         self._log = log
         self._run = CascadeRun(spec)
+        self._gearbox = Gearbox(spec.gears)
+        self._since_ns: npt.NDArray[np.int64] = np.zeros(0, np.int64)  # by slot: when it was deferred last
         self._known: dict[int, Pending] = {}
         self._dated: dict[int, int] = {}  # token -> deadline_ns of requests that named one
         self._inputs: npt.NDArray[Any] = np.zeros((0, *spec.input.dims), spec.input.numpy_dtype)
@@ -120,6 +123,14 @@ class Scheduler:
             while self._run.rows_in_table and self._run.rows_in_table + rows > bound and not self._stopping:
                 self._room.wait(timeout=1.0)
 
+    @property
+    def gear(self) -> int:
+        """The gear rows that arrive now are judged by."""
+        with self._lock:
+            if not self._run.rows_in_table:
+                self._feel(0)
+            return self._gearbox.gear
+
     def admit(
         self, batch: Sequence[Pending], arrivals: Arrivals, *, rows: Rows, result: StageResult
     ) -> tuple[Outcome, list[Pending], list[Reply]]:
@@ -147,6 +158,7 @@ class Scheduler:
                 return whole, [one for one in batch if self._forget(one)], []
             for one in left:
                 self._keep_inputs(one.slots, rows[one.deferred])
+                self._stamp(one.slots)
             gone = [one.token for one in batch if one.token not in self._known]
             if gone:
                 # Their deadline passed while stage 0 ran: nobody waits for their rows any more.
@@ -187,6 +199,8 @@ class Scheduler:
                 self._work[stage].wait()
             slots = self._run.next(stage, limit)
             self._counters.asked(len(slots), self._spec.stages[stage].cost)
+            if self._spec.gears is not None:
+                self._feel(time.monotonic_ns() - int(self._since_ns[slots].min()))
             aged = self._aged(self._run.requests_of(slots))
             return slots, self._inputs[slots], aged
 
@@ -237,6 +251,7 @@ class Scheduler:
             if self._forget(pending) and pending.sheet is not None:
                 replies.append(Reply(pending, pending.sheet.columns))
         if len(outcome.slots):
+            self._stamp(outcome.slots)
             following = outcome.stage + 1
             self._work[following].notify_all()
         self._room.notify_all()
@@ -281,6 +296,21 @@ class Scheduler:
             grown[: len(self._inputs)] = self._inputs
             self._inputs = grown
         self._inputs[slots] = rows
+
+    def _stamp(self, slots: npt.NDArray[np.intp]) -> None:
+        """Notes when rows began to wait, where gears ask for it."""
+        if self._spec.gears is None:
+            return
+        if self._run.capacity_rows > len(self._since_ns):
+            grown = np.zeros(self._run.capacity_rows, np.int64)
+            grown[: len(self._since_ns)] = self._since_ns
+            self._since_ns = grown
+        self._since_ns[slots] = time.monotonic_ns()
+
+    def _feel(self, wait_ns: int) -> None:
+        step = self._gearbox.felt(wait_ns, time.monotonic_ns())
+        if step:
+            self._counters.shifted(self._gearbox.gear, step)
 
     def _aged(self, tokens: npt.NDArray[np.int64]) -> list[Pending]:
         oldest = time.monotonic_ns() - CANCEL_CHECK_AGE_NS
