@@ -12,12 +12,19 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from orchestrator.decision import ABSTAINED, CAPPED, DEADLINE, DEGRADED, Outcome
+from orchestrator.decision import ABSTAINED, CAPPED, DEADLINE, DEGRADED, GEARED, Outcome
 from orchestrator.spec import CascadeSpec
 
 FLUSH_INTERVAL_S = 1.0
+GEAR = "committee_gear"
 LATENCY_BUCKETS_US = (250, 500, 1000, 2500, 5000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000, 1_000_000)
-STATUS_NAMES = {"degraded": DEGRADED, "deadline": DEADLINE, "abstained": ABSTAINED, "capped": CAPPED}
+STATUS_NAMES = {
+    "degraded": DEGRADED,
+    "deadline": DEADLINE,
+    "abstained": ABSTAINED,
+    "capped": CAPPED,
+    "geared": GEARED,
+}
 
 Key = tuple[str, tuple[tuple[str, str], ...]]
 HELP = {
@@ -28,6 +35,8 @@ HELP = {
     "committee_member_failures_total": "Rows a member failed on.",
     "committee_failed_rows_total": "Rows whose request was answered with an error by the runtime.",
     "committee_cost_total": "Cost of every member asked, in the plan's cost unit.",
+    "committee_gear": "Gear that arriving rows are judged by, 0 for the plan's own thresholds.",
+    "committee_gear_shifts_total": "Shifts to a cheaper gear and back to a dearer one, by direction.",
     "committee_latency_us_bucket": "Requests answered within le microseconds.",
     "committee_latency_us_sum": "Microseconds from arrival to answer, summed over requests.",
     "committee_latency_us_count": "Requests answered.",
@@ -45,7 +54,11 @@ class Counters:
         self._members = [member.name for member in spec.members]
         self._lock = threading.Lock()
         self._sums: dict[Key, float] = {}
-        # Every series exists from the start: a counter that appears late loses its first increase.
+        self._gear = None if spec.gears is None else 0.0
+        self._begin(spec)
+
+    def _begin(self, spec: CascadeSpec) -> None:
+        """Every series exists from the start: a counter that appears late loses its first increase."""
         for stage in range(len(spec.stages)):
             self._add("committee_exits_total", 0, stage=stage)
             if stage < len(spec.stages) - 1:
@@ -56,6 +69,8 @@ class Counters:
             self._add("committee_member_failures_total", 0, member=member)
         for name in ("rows_total", "failed_rows_total", "cost_total", "latency_us_sum", "latency_us_count"):
             self._add(f"committee_{name}", 0)
+        for direction in () if spec.gears is None else ("cheaper", "dearer"):
+            self._add("committee_gear_shifts_total", 0, direction=direction)
         for le in (*LATENCY_BUCKETS_US, "+Inf"):
             self._add("committee_latency_us_bucket", 0, le=le)
 
@@ -100,6 +115,18 @@ class Counters:
         with self._lock:
             self._add("committee_deferred_total", rows, stage=stage)
 
+    def shifted(self, gear: int, step: int) -> None:
+        """The gear changed by a step, to the one given."""
+        with self._lock:
+            self._gear = float(gear)
+            self._add("committee_gear_shifts_total", abs(step), direction="cheaper" if step > 0 else "dearer")
+
+    @property
+    def gear(self) -> float | None:
+        """The current gear; None for a plan without gears."""
+        with self._lock:
+            return self._gear
+
     def latencies(self, latency_us: npt.NDArray[np.float64]) -> None:
         """Requests were answered after so many microseconds."""
         if len(latency_us) == 0:
@@ -137,6 +164,7 @@ class MetricsFlusher:
         self._model = model
         self._families: dict[str, Any] = {}
         self._metrics: dict[Key, Any] = {}
+        self._gear: Any = None
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._loop, name="committee-metrics", daemon=True)
 
@@ -163,12 +191,17 @@ class MetricsFlusher:
                 metric = self._metrics[key] = self._register(key)
             if value:
                 metric.increment(value)
+        gear = self._counters.gear
+        if gear is not None:
+            if self._gear is None:
+                self._gear = self._register((GEAR, ()), self._pb.MetricFamily.GAUGE)
+            self._gear.set(gear)
 
-    def _register(self, key: Key) -> Any:
+    def _register(self, key: Key, kind: Any = None) -> Any:
         name, labels = key
         if name not in self._families:
             # Families must outlive their metrics, so both are kept for the life of the model.
-            kind = self._pb.MetricFamily.COUNTER
+            kind = self._pb.MetricFamily.COUNTER if kind is None else kind
             self._families[name] = self._pb.MetricFamily(name=name, description=HELP[name], kind=kind)
         return self._families[name].Metric(labels={"model": self._model, **dict(labels)})
 

@@ -62,6 +62,7 @@ class CascadeModel:
             self._verify_hashes(spec, folder.parent)
         self.spec = spec
         self._tokens = itertools.count()
+        self._gear_count = 1 if spec.gears is None else 1 + len(spec.gears.cheaper)
         self._reader = Reader(self._pb, spec)
         self._counters = Counters(spec)
         self._calls = MemberCalls(self._pb, spec)
@@ -136,7 +137,7 @@ class CascadeModel:
     def _read(self, request: Any, now_ns: int) -> Pending:
         text = request.parameters()
         parameters = json.loads(text) if text else {}
-        policy = policy_from_parameters(parameters, len(self.spec.stages))
+        policy = policy_from_parameters(parameters, len(self.spec.stages), self._gear_count)
         tensor, rows = self._reader.read(request)
         wanted = tuple(request.requested_output_names()) or tuple(OUTPUTS)
         return Pending(next(self._tokens), request, tensor, rows, policy, now_ns, wanted, len(rows), len(rows))
@@ -158,6 +159,7 @@ class CascadeModel:
             policies=[one.policy for one in live],
             now_ns=[one.arrived_ns for one in live],
             default_deadline_us=self.spec.limits.default_deadline_us,
+            gear=self._scheduler.gear if self.spec.gears is not None else 0,
         )
         return self._scheduler.admit(live, arrivals, rows=rows, result=result)
 

@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from orchestrator.bls.calls import MemberCalls, StageResult
 from orchestrator.bls.counters import Counters
+from orchestrator.bls.gearbox import Gearbox
 from orchestrator.bls.leading import follow
 from orchestrator.bls.pending import CANCELLED, INTERNAL, UNAVAILABLE, Pending, Reply, spread
 from orchestrator.bls.tensors import Rows, Sheet
@@ -57,6 +58,7 @@ class Scheduler:
         self._send = send
         self._log = log
         self._run = CascadeRun(spec)
+        self._gearbox = Gearbox(spec.gears)
         self._known: dict[int, Pending] = {}
         self._dated: dict[int, int] = {}  # token -> deadline_ns of requests that named one
         self._inputs: npt.NDArray[Any] = np.zeros((0, *spec.input.dims), spec.input.numpy_dtype)
@@ -120,6 +122,14 @@ class Scheduler:
             while self._run.rows_in_table and self._run.rows_in_table + rows > bound and not self._stopping:
                 self._room.wait(timeout=1.0)
 
+    @property
+    def gear(self) -> int:
+        """The gear rows that arrive now are judged by."""
+        with self._lock:
+            if not self._run.rows_in_table:
+                self._shift(self._gearbox.felt(0, time.monotonic_ns()))
+            return self._gearbox.gear
+
     def admit(
         self, batch: Sequence[Pending], arrivals: Arrivals, *, rows: Rows, result: StageResult
     ) -> tuple[Outcome, list[Pending], list[Reply]]:
@@ -147,6 +157,7 @@ class Scheduler:
                 return whole, [one for one in batch if self._forget(one)], []
             for one in left:
                 self._keep_inputs(one.slots, rows[one.deferred])
+                self._defer(one.slots)
             gone = [one.token for one in batch if one.token not in self._known]
             if gone:
                 # Their deadline passed while stage 0 ran: nobody waits for their rows any more.
@@ -187,6 +198,7 @@ class Scheduler:
                 self._work[stage].wait()
             slots = self._run.next(stage, limit)
             self._counters.asked(len(slots), self._spec.stages[stage].cost)
+            self._shift(self._gearbox.taken(slots, time.monotonic_ns()))
             aged = self._aged(self._run.requests_of(slots))
             return slots, self._inputs[slots], aged
 
@@ -237,6 +249,7 @@ class Scheduler:
             if self._forget(pending) and pending.sheet is not None:
                 replies.append(Reply(pending, pending.sheet.columns))
         if len(outcome.slots):
+            self._defer(outcome.slots)
             following = outcome.stage + 1
             self._work[following].notify_all()
         self._room.notify_all()
@@ -281,6 +294,13 @@ class Scheduler:
             grown[: len(self._inputs)] = self._inputs
             self._inputs = grown
         self._inputs[slots] = rows
+
+    def _defer(self, slots: npt.NDArray[np.intp]) -> None:
+        self._gearbox.deferred(slots, capacity_rows=self._run.capacity_rows, now_ns=time.monotonic_ns())
+
+    def _shift(self, step: int) -> None:
+        if step:
+            self._counters.shifted(self._gearbox.gear, step)
 
     def _aged(self, tokens: npt.NDArray[np.int64]) -> list[Pending]:
         oldest = time.monotonic_ns() - CANCEL_CHECK_AGE_NS

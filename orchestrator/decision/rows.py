@@ -11,13 +11,14 @@ import numpy.typing as npt
 
 from orchestrator.decision.combine import F32, I32, Tally
 from orchestrator.decision.policy import Policy
-from orchestrator.decision.rules import ABSTAINED, CAPPED, DEADLINE, DEGRADED
+from orchestrator.decision.rules import ABSTAINED, CAPPED, DEADLINE, DEGRADED, GEARED
 
 __all__ = [
     "ABSTAINED",
     "CAPPED",
     "DEADLINE",
     "DEGRADED",
+    "GEARED",
     "NO_DEADLINE_NS",
     "Answers",
     "Arrivals",
@@ -41,6 +42,7 @@ class Arrivals:
         position: int64 (n,), the row's place in its request.
         min_stage, max_stage: int32 (n,).
         shift: float32 (n,).
+        gear: int32 (n,), whose thresholds judge the row; 0 for the plan's own.
         deadline_ns: int64 (n,) on the caller's monotonic clock, NO_DEADLINE_NS for none.
         due_ns: int64 (n,), what later stages are ordered by.
     """
@@ -50,6 +52,7 @@ class Arrivals:
     min_stage: I32
     max_stage: I32
     shift: F32
+    gear: I32
     deadline_ns: I64
     due_ns: I64
 
@@ -64,6 +67,7 @@ def arrivals_from_policies(
     policies: Sequence[Policy],
     now_ns: Sequence[int],
     default_deadline_us: int,
+    gear: int = 0,
 ) -> Arrivals:
     """Arrivals of several requests, in order.
 
@@ -73,6 +77,7 @@ def arrivals_from_policies(
         policies: one per request.
         now_ns: when each request arrived.
         default_deadline_us: what orders a request that named no deadline.
+        gear: of requests that named none.
     """
     each = np.asarray(counts)
     late = [
@@ -95,6 +100,7 @@ def arrivals_from_policies(
         min_stage=column([p.min_stage for p in policies], np.int32),
         max_stage=column([far if p.max_stage is None else p.max_stage for p in policies], np.int32),
         shift=column([p.threshold_shift for p in policies], np.float32),
+        gear=column([gear if p.gear is None else p.gear for p in policies], np.int32),
         deadline_ns=column(late, np.int64),
         due_ns=column(due, np.int64),
     )
