@@ -9,6 +9,7 @@ import numpy as np
 
 from orchestrator.bls.tensors import Sheet, response_tensors
 from orchestrator.decision import Answers, Policy
+from orchestrator.spec import CascadeSpec
 
 INVALID, UNAVAILABLE, INTERNAL, CANCELLED = "INVALID_ARG", "UNAVAILABLE", "INTERNAL", "CANCELLED"
 
@@ -57,6 +58,23 @@ class Reply:
     columns: dict[str, Any] | None
     message: str = ""
     code: str = ""
+
+
+def reason_of(spec: CascadeSpec, index: int, errors: dict[int, str]) -> str:
+    """Why a row has no answer.
+
+    Args:
+        spec: the cascade.
+        index: the member that failed, in plan order; -1 where none had spoken by the deadline.
+        errors: what members said, by the same index.
+    """
+    if index < 0:
+        return "deadline_us passed before any stage had answered"
+    if index in errors:
+        return f"{errors[index]}; try again"
+    member = spec.members[index]
+    stage = next(number for number, part in enumerate(spec.stages) if member in part.members)
+    return f"stage {stage} member {member.name}: output holds NaN, infinity or no finite class score"
 
 
 def response_from_reply(pb_utils: Any, reply: Reply) -> Any:
