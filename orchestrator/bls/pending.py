@@ -86,6 +86,14 @@ def response_from_reply(pb_utils: Any, reply: Reply) -> Any:
     )
 
 
+def safe_response(pb_utils: Any, reply: Reply) -> Any:
+    """The same, or an error where it cannot be built: the client must hear something."""
+    try:
+        return response_from_reply(pb_utils, reply)
+    except Exception as error:  # whatever the server's classes raise
+        return error_response(pb_utils, f"answer could not be built: {error}", INTERNAL)
+
+
 def error_response(pb_utils: Any, message: str, code: str) -> Any:
     """A response that carries an error code (by its name in TritonError)."""
     number = getattr(pb_utils.TritonError, code, pb_utils.TritonError.INTERNAL)
@@ -98,10 +106,7 @@ def send(pb_utils: Any, reply: Reply) -> None:
     Never raises for a client that went away: there is nobody left to tell.
     """
     pending = reply.pending
-    try:
-        response = response_from_reply(pb_utils, reply)
-    except Exception as error:  # the answer could not be built: the client must still hear something
-        response = error_response(pb_utils, f"answer could not be built: {error}", INTERNAL)
+    response = safe_response(pb_utils, reply)
     try:
         # The server makes the sender with the request, so asking for it here costs nothing before it is needed.
         sender = pending.request.get_response_sender()

@@ -321,6 +321,6 @@ class Scheduler:
         now = time.monotonic_ns()
         if replies:
             taken = [now - reply.pending.arrived_ns for reply in replies]
-            self._counters.latencies(np.array(taken, np.float64) / 1000)
+            self._counters.latencies(taken)
         for reply in replies:
             self._send(reply)
