@@ -50,7 +50,7 @@ members: setup ## Train the digits members where they are not up to date, plan a
 compose: $(VENV)/.demo ## Render model_repository/ for docker compose into build/compose
 	$(BIN)/committee render --standalone --output build/compose/model_repository
 
-bench: setup ## Measure the routes under load
+bench: setup ## Measure every route side by side in ten minutes and write perf/RESULTS.md
 	$(BIN)/python -m perf run
 
 clean: ## Remove everything that was made here

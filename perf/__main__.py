@@ -2,29 +2,22 @@
 
 from __future__ import annotations
 
-import asyncio
-import json
+import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from orchestrator.errors import CommitteeError, RepositoryError
-from orchestrator.serving.options import ServeOptions
-from orchestrator.serving.process import EmbeddedServer
-from perf.bench import measure, routes_in, rows_for
+from orchestrator.cli.app import guarded
+from perf.bench.command import leak, run
+from perf.live.command import live
 from perf.onefile import onefile
 from perf.planner import planner
 from perf.readme import readme_with_claims, readme_with_report, report_from_path
 from perf.reproduce.command import reproduce
-from perf.results import document_from_cells, table_from_cells, write_results
 
-app = typer.Typer(add_completion=False, no_args_is_help=True)
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 
 
 @app.callback()
@@ -32,74 +25,12 @@ def main() -> None:
     """Measure what is served."""
 
 
+app.command()(run)
+app.command()(leak)
 app.command()(onefile)
 app.command()(planner)
+app.command()(live)
 app.command()(reproduce)
-
-
-@app.command()
-def run(
-    repository: Annotated[Path, typer.Option(help="Model repository to serve.")] = Path("model_repository"),
-    model: Annotated[
-        list[str] | None, typer.Option(help="Models to measure, once for each; all if none.", show_default=False)
-    ] = None,
-    data: Annotated[
-        str, typer.Option(help="What to send: a folder of pictures, .npz, .npy, .parquet, or digits:SPLIT.")
-    ] = "digits:test",
-    url: Annotated[
-        str | None, typer.Option(help="host:port of a Triton's gRPC endpoint; None starts the embedded one.")
-    ] = None,
-    output: Annotated[Path, typer.Option(help="Folder for results.json.")] = Path("build/bench"),
-    rounds: Annotated[int, typer.Option(min=1, max=100, help="Timed passes per cell.")] = 3,
-    requests: Annotated[int, typer.Option(min=10, help="Requests per pass.")] = 1000,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
-) -> None:
-    """Measure routes at 1, 4, 16 and 64 requests in flight, on a server started here or one that runs.
-
-    Examples:
-        python -m perf run --rounds 5
-        python -m perf run --url 127.0.0.1:8001 --model digits_cascade --model digits_large
-    """
-    console = Console(stderr=True)
-    with (
-        Progress(
-            SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), console=console
-        ) as progress,
-        _server(repository, url) as (address, version),
-    ):
-        task = progress.add_task("reading rows")
-        routes = model or routes_in(repository)
-        if not routes:
-            raise RepositoryError(f"model repository {repository}", got="no models", fix="name them with --model")
-        rows = rows_for(address, routes[0], data=data, repository=repository, requests=requests)
-        cells = asyncio.run(
-            measure(
-                address,
-                routes,
-                rows=rows,
-                concurrencies=(1, 4, 16, 64),
-                rounds=rounds,
-                progress=lambda text: progress.update(task, description=text),
-            )
-        )
-        document = document_from_cells(cells, triton_version=version)
-    write_results(document, output / "results.json")
-    if as_json:
-        typer.echo(json.dumps(document, indent=2))
-    else:
-        Console().print(table_from_cells(cells))
-        typer.echo(f"Written: {output / 'results.json'}")
-
-
-@contextmanager
-def _server(repository: Path, url: str | None) -> Iterator[tuple[str, str]]:
-    """Address and version of the server that is asked."""
-    if url is not None:
-        yield url, f"at {url}"
-        return
-    options = ServeOptions(repository=repository, http_port=0, grpc_port=0, metrics_port=0)
-    with EmbeddedServer(options) as server:
-        yield server.grpc_address, server.version
 
 
 @app.command()
@@ -121,8 +52,6 @@ def readme(
 
 
 if __name__ == "__main__":
-    try:
-        app()
-    except CommitteeError as error:
-        typer.echo(f"error: {error}", err=True)
-        sys.exit(error.exit_code)
+    # gRPC's core otherwise tells users about every connection that ends.
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+    sys.exit(guarded(lambda: app(prog_name="python -m perf", standalone_mode=False)))

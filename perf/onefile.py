@@ -28,7 +28,7 @@ from export.onefile import onefile_model
 from orchestrator.local.digits import digits_split
 from orchestrator.repository.on_disk import plan_path
 from orchestrator.spec import CascadeSpec, InputSpec, Member, Stage, cascade_from_path
-from perf.results import document_from_cells, write_results
+from perf.results import machine_here, write_results
 
 Rows = npt.NDArray[Any]
 MIXES = {"all easy": 0.0, "15 % hard": 0.15, "all hard": 1.0}
@@ -282,7 +282,7 @@ def onefile(
         made, rows = random_cascade(Path(folder))
         cases += measure_onefile(made, Path(folder), rows, batches=(1, 32), rounds=rounds, progress=say)
     document = {
-        "machine": document_from_cells([], triton_version="none")["machine"],
+        "machine": machine_here(),
         "onnxruntime": onnxruntime.__version__,
         "cases": [case.as_json() for case in cases],
     }

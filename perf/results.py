@@ -1,80 +1,29 @@
-"""Results of a bench run: one row per route and load, with medians and spread over the rounds."""
+"""What every measurement's file of results needs: the machine it was made on, and one way to be written."""
 
 from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from rich import box
-from rich.table import Table
+
+def machine_here() -> dict[str, str]:
+    """The machine in a few words, for results."""
+    return {"platform": platform.platform(), "cpu": cpu_name(), "python": platform.python_version()}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Cell:
-    """One route at one concurrency.
-
-    Args:
-        route: model name.
-        concurrency: requests in flight.
-        requests_per_s: one figure per round.
-        p50_ms: one figure per round.
-        p99_ms: one figure per round.
-    """
-
-    route: str
-    concurrency: int
-    requests_per_s: tuple[float, ...]
-    p50_ms: tuple[float, ...]
-    p99_ms: tuple[float, ...]
-
-    @property
-    def spread(self) -> float:
-        """(max - min) / median of requests/s over the rounds: how far to trust the cell."""
-        return float((max(self.requests_per_s) - min(self.requests_per_s)) / np.median(self.requests_per_s))
-
-
-def document_from_cells(cells: Sequence[Cell], *, triton_version: str) -> dict[str, Any]:
-    """What is written to results.json."""
-    return {
-        "machine": {"platform": platform.platform(), "cpu": _cpu_name(), "python": platform.python_version()},
-        "triton_version": triton_version,
-        "cells": [{**asdict(cell), "spread": cell.spread} for cell in cells],
-    }
-
-
-def write_results(document: dict[str, Any], path: Path) -> None:
-    """Writes results.json."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
-
-
-def table_from_cells(cells: Sequence[Cell]) -> Table:
-    """Medians, one line per route and concurrency."""
-    table = Table(title="medians over rounds; spread is (max - min) / median of req/s", box=box.SIMPLE_HEAD)
-    table.add_column("route", no_wrap=True)
-    for name in ("in flight", "req/s", "spread", "p50 ms", "p99 ms"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for cell in cells:
-        table.add_row(
-            cell.route,
-            str(cell.concurrency),
-            f"{np.median(cell.requests_per_s):.0f}",
-            f"{100 * cell.spread:.0f} %",
-            f"{np.median(cell.p50_ms):.2f}",
-            f"{np.median(cell.p99_ms):.2f}",
-        )
-    return table
-
-
-def _cpu_name() -> str:
+def cpu_name() -> str:
+    """The processor's own name, as often as there are of it."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         return platform.processor()
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return f"{names[0]} x {len(names)}" if names else platform.processor()
+
+
+def write_results(document: dict[str, Any], path: Path) -> None:
+    """Writes a document as JSON."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")

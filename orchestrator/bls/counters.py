@@ -7,17 +7,26 @@ nothing is reported per row or per request. Triton's own figures for the cascade
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from orchestrator.decision import ABSTAINED, CAPPED, DEADLINE, DEGRADED, Outcome
+from orchestrator.decision import ABSTAINED, CAPPED, DEADLINE, DEGRADED, GEARED, Outcome
 from orchestrator.spec import CascadeSpec
 
 FLUSH_INTERVAL_S = 1.0
+GEAR = "committee_gear"
+# Latencies held between two flushes; beyond that they are sorted into their buckets at once.
+MAX_UNSORTED = 100_000
 LATENCY_BUCKETS_US = (250, 500, 1000, 2500, 5000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000, 1_000_000)
-STATUS_NAMES = {"degraded": DEGRADED, "deadline": DEADLINE, "abstained": ABSTAINED, "capped": CAPPED}
+STATUS_NAMES = {
+    "degraded": DEGRADED,
+    "deadline": DEADLINE,
+    "abstained": ABSTAINED,
+    "capped": CAPPED,
+    "geared": GEARED,
+}
 
 Key = tuple[str, tuple[tuple[str, str], ...]]
 HELP = {
@@ -28,6 +37,8 @@ HELP = {
     "committee_member_failures_total": "Rows a member failed on.",
     "committee_failed_rows_total": "Rows whose request was answered with an error by the runtime.",
     "committee_cost_total": "Cost of every member asked, in the plan's cost unit.",
+    "committee_gear": "Gear that arriving rows are judged by, 0 for the plan's own thresholds.",
+    "committee_gear_shifts_total": "Shifts to a cheaper gear and back to a dearer one, by direction.",
     "committee_latency_us_bucket": "Requests answered within le microseconds.",
     "committee_latency_us_sum": "Microseconds from arrival to answer, summed over requests.",
     "committee_latency_us_count": "Requests answered.",
@@ -45,7 +56,20 @@ class Counters:
         self._members = [member.name for member in spec.members]
         self._lock = threading.Lock()
         self._sums: dict[Key, float] = {}
-        # Every series exists from the start: a counter that appears late loses its first increase.
+        self._taken_ns: list[int] = []
+        # Spelled out once: making a key for every batch took longer than counting.
+        stages = range(len(spec.stages))
+        self._cost_key: Key = ("committee_cost_total", ())
+        self._rows_key: Key = ("committee_rows_total", ())
+        self._exit_keys: list[Key] = [("committee_exits_total", (("stage", str(stage)),)) for stage in stages]
+        self._deferred_keys: list[Key] = [
+            ("committee_deferred_total", (("stage", str(stage)),)) for stage in stages
+        ]
+        self._gear = None if spec.gears is None else 0.0
+        self._begin(spec)
+
+    def _begin(self, spec: CascadeSpec) -> None:
+        """Every series exists from the start: a counter that appears late loses its first increase."""
         for stage in range(len(spec.stages)):
             self._add("committee_exits_total", 0, stage=stage)
             if stage < len(spec.stages) - 1:
@@ -56,6 +80,8 @@ class Counters:
             self._add("committee_member_failures_total", 0, member=member)
         for name in ("rows_total", "failed_rows_total", "cost_total", "latency_us_sum", "latency_us_count"):
             self._add(f"committee_{name}", 0)
+        for direction in () if spec.gears is None else ("cheaper", "dearer"):
+            self._add("committee_gear_shifts_total", 0, direction=direction)
         for le in (*LATENCY_BUCKETS_US, "+Inf"):
             self._add("committee_latency_us_bucket", 0, le=le)
 
@@ -66,12 +92,12 @@ class Counters:
     def asked(self, rows: int, cost: float) -> None:
         """Members of a stage were asked for rows, at a cost each."""
         with self._lock:
-            self._add("committee_cost_total", rows * cost)
+            self._sums[self._cost_key] += rows * cost
 
     def taken_in(self, rows: int) -> None:
         """Rows arrived."""
         with self._lock:
-            self._add("committee_rows_total", rows)
+            self._sums[self._rows_key] += rows
 
     def refused(self, rows: int) -> None:
         """Rows whose request got an error."""
@@ -82,11 +108,11 @@ class Counters:
         """One batch was decided."""
         answers = outcome.answers
         with self._lock:
-            for stage, count in enumerate(np.bincount(answers.exit_stage)):
+            for stage, count in enumerate(np.bincount(answers.exit_stage).tolist()):
                 if count:
-                    self._add("committee_exits_total", int(count), stage=stage)
+                    self._sums[self._exit_keys[stage]] += count
             if len(outcome.deferred):
-                self._add("committee_deferred_total", len(outcome.deferred), stage=outcome.stage)
+                self._sums[self._deferred_keys[outcome.stage]] += len(outcome.deferred)
             if answers.status.any():
                 for name, bit in STATUS_NAMES.items():
                     self._add("committee_status_total", int(((answers.status & bit) != 0).sum()), status=name)
@@ -100,22 +126,41 @@ class Counters:
         with self._lock:
             self._add("committee_deferred_total", rows, stage=stage)
 
-    def latencies(self, latency_us: npt.NDArray[np.float64]) -> None:
-        """Requests were answered after so many microseconds."""
-        if len(latency_us) == 0:
-            return
+    def shifted(self, gear: int, step: int) -> None:
+        """The gear changed by a step, to the one given."""
         with self._lock:
-            self._add("committee_latency_us_sum", float(latency_us.sum()))
-            self._add("committee_latency_us_count", len(latency_us))
-            self._add("committee_latency_us_bucket", len(latency_us), le="+Inf")
-            for le in LATENCY_BUCKETS_US:
-                within = int((latency_us <= le).sum())
-                if within:
-                    self._add("committee_latency_us_bucket", within, le=le)
+            self._gear = float(gear)
+            self._add("committee_gear_shifts_total", abs(step), direction="cheaper" if step > 0 else "dearer")
+
+    @property
+    def gear(self) -> float | None:
+        """The current gear; None for a plan without gears."""
+        with self._lock:
+            return self._gear
+
+    def latencies(self, taken_ns: Sequence[int]) -> None:
+        """Requests were answered after so many nanoseconds; they are put into buckets off the path."""
+        with self._lock:
+            self._taken_ns.extend(taken_ns)
+            if len(self._taken_ns) > MAX_UNSORTED:
+                self._sort_latencies()
+
+    def _sort_latencies(self) -> None:
+        taken_us = np.array(self._taken_ns, np.float64) / 1000
+        self._taken_ns.clear()
+        if not len(taken_us):
+            return
+        self._add("committee_latency_us_sum", float(taken_us.sum()))
+        self._add("committee_latency_us_count", len(taken_us))
+        self._add("committee_latency_us_bucket", len(taken_us), le="+Inf")
+        within = np.searchsorted(np.sort(taken_us), LATENCY_BUCKETS_US, side="right")
+        for le, count in zip(LATENCY_BUCKETS_US, within.tolist(), strict=True):
+            self._add("committee_latency_us_bucket", count, le=le)
 
     def drain(self) -> dict[Key, float]:
         """Everything counted since the last call."""
         with self._lock:
+            self._sort_latencies()
             counted = dict(self._sums)
             for key in self._sums:
                 self._sums[key] = 0.0
@@ -137,6 +182,7 @@ class MetricsFlusher:
         self._model = model
         self._families: dict[str, Any] = {}
         self._metrics: dict[Key, Any] = {}
+        self._gear: Any = None
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._loop, name="committee-metrics", daemon=True)
 
@@ -163,12 +209,17 @@ class MetricsFlusher:
                 metric = self._metrics[key] = self._register(key)
             if value:
                 metric.increment(value)
+        gear = self._counters.gear
+        if gear is not None:
+            if self._gear is None:
+                self._gear = self._register((GEAR, ()), self._pb.MetricFamily.GAUGE)
+            self._gear.set(gear)
 
-    def _register(self, key: Key) -> Any:
+    def _register(self, key: Key, kind: Any = None) -> Any:
         name, labels = key
         if name not in self._families:
             # Families must outlive their metrics, so both are kept for the life of the model.
-            kind = self._pb.MetricFamily.COUNTER
+            kind = self._pb.MetricFamily.COUNTER if kind is None else kind
             self._families[name] = self._pb.MetricFamily(name=name, description=HELP[name], kind=kind)
         return self._families[name].Metric(labels={"model": self._model, **dict(labels)})
 

@@ -20,7 +20,7 @@ from orchestrator.bls.pending import (
     Pending,
     Reply,
     error_response,
-    response_from_reply,
+    safe_response,
     send,
 )
 from orchestrator.bls.scheduler import Scheduler
@@ -62,6 +62,7 @@ class CascadeModel:
             self._verify_hashes(spec, folder.parent)
         self.spec = spec
         self._tokens = itertools.count()
+        self._gear_count = 1 if spec.gears is None else 1 + len(spec.gears.cheaper)
         self._reader = Reader(self._pb, spec)
         self._counters = Counters(spec)
         self._calls = MemberCalls(self._pb, spec)
@@ -74,8 +75,8 @@ class CascadeModel:
     def execute(self, requests: Sequence[Any]) -> list[Any] | None:
         """Answers what stage 0 is sure of and pools the rest.
 
-        Returns the plain list when every request is decided by then (senders cost a quarter of the throughput
-        there), None when answers are sent by sender, now or later.
+        Returns the answers that are decided by then, with None for requests that get theirs by sender, later; the
+        server takes both kinds in one list. An answer by sender is a message of its own between the processes.
         """
         arrived_ns = time.monotonic_ns()
         batch, refused = self._read_all(requests, arrived_ns)
@@ -91,16 +92,10 @@ class CascadeModel:
             text = f"cascade failed: {type(error).__name__}: {error}"
             left = self._scheduler.take_back(batch)
             outcome, claimed, replies = None, [], [Reply(one, None, text, INTERNAL) for one in left]
-        if outcome is not None and len(claimed) == len(batch):
-            return self._plain_list(requests, claimed, refused=refused, outcome=outcome)
         if outcome is not None and claimed:
             replies = [*replies, *self._replies(claimed, outcome)]
-        for reply in replies:
-            self._send(reply)
-        for index, text in refused.items():
-            self._send_refusal(requests[index], text)
         self._count_latencies([reply.pending for reply in replies])
-        return None
+        return self._listed(len(requests), batch, replies=replies, refused=refused)
 
     def is_ready(self) -> bool:
         """Whether every member is; the server asks from 26.03 on."""
@@ -136,7 +131,7 @@ class CascadeModel:
     def _read(self, request: Any, now_ns: int) -> Pending:
         text = request.parameters()
         parameters = json.loads(text) if text else {}
-        policy = policy_from_parameters(parameters, len(self.spec.stages))
+        policy = policy_from_parameters(parameters, len(self.spec.stages), self._gear_count)
         tensor, rows = self._reader.read(request)
         wanted = tuple(request.requested_output_names()) or tuple(OUTPUTS)
         return Pending(next(self._tokens), request, tensor, rows, policy, now_ns, wanted, len(rows), len(rows))
@@ -158,27 +153,32 @@ class CascadeModel:
             policies=[one.policy for one in live],
             now_ns=[one.arrived_ns for one in live],
             default_deadline_us=self.spec.limits.default_deadline_us,
+            gear=self._scheduler.gear if self.spec.gears is not None else 0,
         )
         return self._scheduler.admit(live, arrivals, rows=rows, result=result)
 
-    def _plain_list(
-        self, requests: Sequence[Any], claimed: list[Pending], *, refused: dict[int, str], outcome: Outcome
-    ) -> list[Any]:
-        replies = iter(self._replies(claimed, outcome))
-        self._count_latencies(claimed)
-        return [
-            self._refusal(refused[index]) if index in refused else response_from_reply(self._pb, next(replies))
-            for index in range(len(requests))
-        ]
+    def _listed(
+        self, count: int, batch: list[Pending], *, replies: list[Reply], refused: dict[int, str]
+    ) -> list[Any] | None:
+        """What goes back with the batch, in its order: None for a request whose answer comes by sender."""
+        listed: list[Any] = [None] * count
+        for index, text in refused.items():
+            listed[index] = self._refusal(text)
+        places = [index for index in range(count) if index not in refused]
+        place_of = {one.token: place for one, place in zip(batch, places, strict=True)}
+        for reply in replies:
+            listed[place_of[reply.pending.token]] = safe_response(self._pb, reply)
+        return None if all(response is None for response in listed) else listed
 
     def _replies(self, claimed: list[Pending], outcome: Outcome) -> list[Reply]:
         """Replies of claimed requests, as slices of the outcome: nothing is copied per request."""
         replies = []
         tokens = outcome.answers.request
         starts = np.searchsorted(tokens, [one.token for one in claimed])
+        columns = list(columns_of(outcome.answers).items())
         for one, start in zip(claimed, starts.tolist(), strict=True):
-            part = slice(start, start + one.count)
-            replies.append(Reply(one, columns_of(outcome.answers, part)))
+            end = start + one.count
+            replies.append(Reply(one, {name: column[start:end] for name, column in columns}))
         return replies
 
     # -- small things -----------------------------------------------------------------------------
@@ -189,14 +189,9 @@ class CascadeModel:
     def _refusal(self, text: str) -> Any:
         return error_response(self._pb, text, INVALID)
 
-    def _send_refusal(self, request: Any, text: str) -> None:
-        flag = self._pb.TRITONSERVER_RESPONSE_COMPLETE_FINAL
-        request.get_response_sender().send(self._refusal(text), flags=flag)
-
     def _count_latencies(self, answered: Sequence[Pending]) -> None:
         now = time.monotonic_ns()
-        taken = np.array([now - one.arrived_ns for one in answered], np.float64)
-        self._counters.latencies(taken / 1000)
+        self._counters.latencies([now - one.arrived_ns for one in answered])
 
     def _start_metrics(self, name: str) -> MetricsFlusher | None:
         flusher = MetricsFlusher(self._pb, self._counters, model=name)

@@ -9,6 +9,7 @@ import numpy as np
 
 from orchestrator.bls.tensors import Sheet, response_tensors
 from orchestrator.decision import Answers, Policy
+from orchestrator.spec import CascadeSpec
 
 INVALID, UNAVAILABLE, INTERNAL, CANCELLED = "INVALID_ARG", "UNAVAILABLE", "INTERNAL", "CANCELLED"
 
@@ -59,6 +60,23 @@ class Reply:
     code: str = ""
 
 
+def reason_of(spec: CascadeSpec, index: int, errors: dict[int, str]) -> str:
+    """Why a row has no answer.
+
+    Args:
+        spec: the cascade.
+        index: the member that failed, in plan order; -1 where none had spoken by the deadline.
+        errors: what members said, by the same index.
+    """
+    if index < 0:
+        return "deadline_us passed before any stage had answered"
+    if index in errors:
+        return f"{errors[index]}; try again"
+    member = spec.members[index]
+    stage = next(number for number, part in enumerate(spec.stages) if member in part.members)
+    return f"stage {stage} member {member.name}: output holds NaN, infinity or no finite class score"
+
+
 def response_from_reply(pb_utils: Any, reply: Reply) -> Any:
     """The server's response object of a reply."""
     if reply.columns is None:
@@ -66,6 +84,14 @@ def response_from_reply(pb_utils: Any, reply: Reply) -> Any:
     return pb_utils.InferenceResponse(
         output_tensors=response_tensors(pb_utils, reply.columns, reply.pending.wanted)
     )
+
+
+def safe_response(pb_utils: Any, reply: Reply) -> Any:
+    """The same, or an error where it cannot be built: the client must hear something."""
+    try:
+        return response_from_reply(pb_utils, reply)
+    except Exception as error:  # whatever the server's classes raise
+        return error_response(pb_utils, f"answer could not be built: {error}", INTERNAL)
 
 
 def error_response(pb_utils: Any, message: str, code: str) -> Any:
@@ -80,10 +106,7 @@ def send(pb_utils: Any, reply: Reply) -> None:
     Never raises for a client that went away: there is nobody left to tell.
     """
     pending = reply.pending
-    try:
-        response = response_from_reply(pb_utils, reply)
-    except Exception as error:  # the answer could not be built: the client must still hear something
-        response = error_response(pb_utils, f"answer could not be built: {error}", INTERNAL)
+    response = safe_response(pb_utils, reply)
     try:
         # The server makes the sender with the request, so asking for it here costs nothing before it is needed.
         sender = pending.request.get_response_sender()

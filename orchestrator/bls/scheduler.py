@@ -13,15 +13,16 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from orchestrator.bls.calls import MemberCalls, StageResult
 from orchestrator.bls.counters import Counters
+from orchestrator.bls.gearbox import Gearbox
+from orchestrator.bls.kept import KeptInputs
 from orchestrator.bls.leading import follow
-from orchestrator.bls.pending import CANCELLED, INTERNAL, UNAVAILABLE, Pending, Reply, spread
+from orchestrator.bls.pending import CANCELLED, INTERNAL, UNAVAILABLE, Pending, Reply, reason_of, spread
 from orchestrator.bls.tensors import Rows, Sheet
 from orchestrator.decision import Arrivals, CascadeRun, Failures, Outcome, joined
 from orchestrator.spec import CascadeSpec
@@ -57,9 +58,10 @@ class Scheduler:
         self._send = send
         self._log = log
         self._run = CascadeRun(spec)
+        self._gearbox = Gearbox(spec.gears)
         self._known: dict[int, Pending] = {}
         self._dated: dict[int, int] = {}  # token -> deadline_ns of requests that named one
-        self._inputs: npt.NDArray[Any] = np.zeros((0, *spec.input.dims), spec.input.numpy_dtype)
+        self._inputs = KeptInputs(spec.input)
         self._lock = threading.Lock()
         self._work = [threading.Condition(self._lock) for _ in spec.stages]
         self._room = threading.Condition(self._lock)
@@ -120,6 +122,14 @@ class Scheduler:
             while self._run.rows_in_table and self._run.rows_in_table + rows > bound and not self._stopping:
                 self._room.wait(timeout=1.0)
 
+    @property
+    def gear(self) -> int:
+        """The gear rows that arrive now are judged by."""
+        with self._lock:
+            if not self._run.rows_in_table:
+                self._shift(self._gearbox.felt(0, time.monotonic_ns()))
+            return self._gearbox.gear
+
     def admit(
         self, batch: Sequence[Pending], arrivals: Arrivals, *, rows: Rows, result: StageResult
     ) -> tuple[Outcome, list[Pending], list[Reply]]:
@@ -146,7 +156,8 @@ class Scheduler:
                 whole = outcome if len(followed) == 1 else joined(followed)
                 return whole, [one for one in batch if self._forget(one)], []
             for one in left:
-                self._keep_inputs(one.slots, rows[one.deferred])
+                self._inputs.put(one.slots, rows[one.deferred], capacity_rows=self._run.capacity_rows)
+                self._defer(one.slots)
             gone = [one.token for one in batch if one.token not in self._known]
             if gone:
                 # Their deadline passed while stage 0 ran: nobody waits for their rows any more.
@@ -187,8 +198,9 @@ class Scheduler:
                 self._work[stage].wait()
             slots = self._run.next(stage, limit)
             self._counters.asked(len(slots), self._spec.stages[stage].cost)
+            self._shift(self._gearbox.taken(slots, time.monotonic_ns()))
             aged = self._aged(self._run.requests_of(slots))
-            return slots, self._inputs[slots], aged
+            return slots, self._inputs.take(slots), aged
 
     def _watch_deadlines(self) -> None:
         """The clock: answers rows whose time is up, wherever they are."""
@@ -237,6 +249,7 @@ class Scheduler:
             if self._forget(pending) and pending.sheet is not None:
                 replies.append(Reply(pending, pending.sheet.columns))
         if len(outcome.slots):
+            self._defer(outcome.slots)
             following = outcome.stage + 1
             self._work[following].notify_all()
         self._room.notify_all()
@@ -250,19 +263,8 @@ class Scheduler:
                 continue
             index = int(failures.member[failures.request == token][0])
             self._run.drop(np.array([token]))
-            replies.append(self._refuse(pending, self._reason(index, errors), UNAVAILABLE))
+            replies.append(self._refuse(pending, reason_of(self._spec, index, errors), UNAVAILABLE))
         return replies
-
-    def _reason(self, index: int, errors: dict[int, str]) -> str:
-        if index < 0:
-            return "deadline_us passed before any stage had answered"
-        if index in errors:
-            return f"{errors[index]}; try again"
-        stage = next(
-            number for number, part in enumerate(self._spec.stages) if self._spec.members[index] in part.members
-        )
-        name = self._spec.members[index].name
-        return f"stage {stage} member {name}: output holds NaN, infinity or no finite class score"
 
     def _refuse(self, pending: Pending, message: str, code: str) -> Reply:
         self._counters.refused(pending.count)
@@ -275,12 +277,12 @@ class Scheduler:
         pending.answered = self._known.pop(pending.token, None) is not None
         return pending.answered
 
-    def _keep_inputs(self, slots: npt.NDArray[np.intp], rows: Rows) -> None:
-        if self._run.capacity_rows > len(self._inputs):
-            grown = np.zeros((self._run.capacity_rows, *self._spec.input.dims), self._inputs.dtype)
-            grown[: len(self._inputs)] = self._inputs
-            self._inputs = grown
-        self._inputs[slots] = rows
+    def _defer(self, slots: npt.NDArray[np.intp]) -> None:
+        self._gearbox.deferred(slots, capacity_rows=self._run.capacity_rows, now_ns=time.monotonic_ns())
+
+    def _shift(self, step: int) -> None:
+        if step:
+            self._counters.shifted(self._gearbox.gear, step)
 
     def _aged(self, tokens: npt.NDArray[np.int64]) -> list[Pending]:
         oldest = time.monotonic_ns() - CANCEL_CHECK_AGE_NS
@@ -319,6 +321,6 @@ class Scheduler:
         now = time.monotonic_ns()
         if replies:
             taken = [now - reply.pending.arrived_ns for reply in replies]
-            self._counters.latencies(np.array(taken, np.float64) / 1000)
+            self._counters.latencies(taken)
         for reply in replies:
             self._send(reply)

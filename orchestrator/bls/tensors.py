@@ -108,11 +108,11 @@ def response_tensors(pb_utils: Any, columns: dict[str, npt.NDArray[Any]], wanted
     return [pb_utils.Tensor(name, column) for name, column in columns.items() if name in names]
 
 
-def columns_of(answers: Any, part: slice) -> dict[str, npt.NDArray[Any]]:
-    """The answers of one request as views, where they lie together and in order."""
+def columns_of(answers: Any) -> dict[str, npt.NDArray[Any]]:
+    """The answers of a batch as columns, of which each request gets a slice."""
     columns = {}
     for name, (dtype, wide) in OUTPUTS.items():
-        values = getattr(answers, name)[part]
+        values = getattr(answers, name)
         if values.dtype != dtype:
             values = values.astype(dtype)
         columns[name] = values if wide else values[:, None]

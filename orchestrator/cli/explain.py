@@ -63,10 +63,12 @@ def explain_rows(
     combiner, rule = Combiner(spec), ExitRule(spec)
     rows = len(next(iter(outputs_by_member.values())))
     last = rule.last if wish.max_stage is None else wish.max_stage
+    gear = wish.gear or 0
     limits: dict[str, Any] = {
         "min_stage": np.full(rows, wish.min_stage, np.int32),
         "max_stage": np.full(rows, last, np.int32),
         "shift": np.full(rows, wish.threshold_shift, np.float32),
+        "gear": np.full(rows, gear, np.int32),
     }
     tally = combiner.empty(rows)
     reached = np.ones(rows, np.bool_)
@@ -76,7 +78,9 @@ def explain_rows(
         p, label = combiner.distribution(tally)
         score = score_from_tally(spec.score, p, label, tally.tops, combiner.weights)
         exits, _ = rule.decide(stage, score, **limits)
-        shifted = None if part.threshold is None else float(rule.thresholds[stage] + limits["shift"][0])
+        shifted = None
+        if stage < rule.last and np.isfinite(rule.thresholds[gear, stage]):
+            shifted = float(rule.thresholds[gear, stage] + limits["shift"][0])
         columns.append(
             [
                 StageExplanation(

@@ -54,6 +54,9 @@ def infer(
     max_stage: Annotated[int | None, typer.Option(help="Answer at this stage at the latest.")] = None,
     threshold_shift: Annotated[float, typer.Option(help="Added to every threshold; positive is stricter.")] = 0.0,
     deadline_us: Annotated[int | None, typer.Option(help="Answer with what is known by then.")] = None,
+    gear: Annotated[
+        int | None, typer.Option(help="Judge by this gear's thresholds, 0 for the plan's own, whatever the load.")
+    ] = None,
     timeout_s: Annotated[float, typer.Option(min=0.001, help="Longest wait for one answer.")] = 30.0,
     explain: Annotated[
         bool, typer.Option("--explain", help="Also show what every stage makes of each row.")
@@ -71,7 +74,11 @@ def infer(
     Example: committee infer --model digits_cascade digit:3 digit:1500 --explain
     """
     policy = Policy(
-        min_stage=min_stage, max_stage=max_stage, threshold_shift=threshold_shift, deadline_us=deadline_us
+        min_stage=min_stage,
+        max_stage=max_stage,
+        threshold_shift=threshold_shift,
+        deadline_us=deadline_us,
+        gear=gear,
     )
     spec = _plan(repository, model) if explain else None
     with _client(url, http=http, timeout_s=timeout_s) as client:

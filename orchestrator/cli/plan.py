@@ -72,6 +72,12 @@ def plan(
         str, typer.Option(help=f"Some of {', '.join(COMBINES)}, with commas, or all.")
     ] = "mean_logit",
     score: Annotated[str, typer.Option(help=f"Some of {', '.join(SCORES)}, with commas, or all.")] = "max_prob",
+    gears: Annotated[
+        int,
+        typer.Option(
+            min=0, max=8, help="Cheaper thresholds to shift to while more comes in than the plan can serve."
+        ),
+    ] = 0,
     members: Annotated[str | None, typer.Option(help="Choose from these only, with commas.")] = None,
     cost: Annotated[
         Path | None,
@@ -111,6 +117,7 @@ def plan(
         scores=_words("--score", score, SCORES),
         seed=seed,
         calibrate=calibrate == "auto",
+        gears=gears,
     )
     if impose_exits is not None:
         wishes = (min_accuracy, reference, epsilon, budget, max_worst_cost, max_stages, label_free or None)

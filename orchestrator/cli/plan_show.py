@@ -13,7 +13,7 @@ from rich.table import Table
 
 from orchestrator.cli.console import print_json, stdout_console
 from orchestrator.planner.result import FrontierRow, Infeasible, Planned
-from orchestrator.spec import CascadeSpec, json_from_cascade
+from orchestrator.spec import CascadeSpec, Gear, Gears, json_from_cascade
 
 # Lines of the frontier that fit on a screen beside the plan.
 SHOWN = 12
@@ -69,6 +69,8 @@ def show_plan(plan: Planned) -> None:
         typer.echo(f"note: no plan but the reference itself could be certified: {plan.instead.text}")
     trial = extra.get("calibration", {})
     typer.echo(f"temperatures {'kept' if trial.get('kept') else 'not used'}: {trial.get('reason')}")
+    if spec.gears is not None:
+        console.print(_gears_table(plan, spec.gears))
     console.print(_frontier_table(plan.frontier, noun))
 
 
@@ -91,6 +93,27 @@ def _stages_table(plan: Planned) -> Table:
         threshold = "always" if stage.threshold is None else f">= {stage.threshold:.6f}"
         names = " + ".join(member.name for member in stage.members)
         table.add_row(str(place), names, threshold, f"{share:.1%}", f"{stage.cost:,.6g}")
+    return table
+
+
+def _gears_table(plan: Planned, gears: Gears) -> Table:
+    table = Table(title="gears", box=box.SIMPLE_HEAD)
+    for name in ("gear", "exits at", "accuracy", "mean cost", "exit shares"):
+        table.add_column(name, justify="right")
+    own = Gear(
+        thresholds=tuple(stage.threshold for stage in plan.spec.stages[:-1]),
+        mean_cost=plan.mean_cost,
+        accuracy=plan.accuracy if gears.cheaper[0].accuracy is not None else None,
+        exit_share=plan.exit_share,
+    )
+    for number, gear in enumerate((own, *gears.cheaper)):
+        table.add_row(
+            str(number),
+            ", ".join("never" if t is None else f"{t:.6f}" for t in gear.thresholds),
+            "-" if gear.accuracy is None else f"{gear.accuracy:.4f}",
+            f"{gear.mean_cost:,.6g}",
+            " ".join(f"{share:.1%}" for share in gear.exit_share),
+        )
     return table
 
 

@@ -11,11 +11,17 @@ import numpy as np
 import numpy.typing as npt
 
 from orchestrator.client.models import ANSWER_OUTPUTS, ModelInfo, scores_output
-from orchestrator.decision import ABSTAINED, CAPPED, DEADLINE, DEGRADED, Policy, softmax
+from orchestrator.decision import ABSTAINED, CAPPED, DEADLINE, DEGRADED, GEARED, Policy, softmax
 from orchestrator.errors import InputError, ServerFaultError
 
 Rows = npt.NDArray[Any]
-STATUS_BITS = {DEGRADED: "degraded", DEADLINE: "deadline", ABSTAINED: "abstained", CAPPED: "capped"}
+STATUS_BITS = {
+    DEGRADED: "degraded",
+    DEADLINE: "deadline",
+    ABSTAINED: "abstained",
+    CAPPED: "capped",
+    GEARED: "cheaper gear",
+}
 
 # Parameters travel as int64.
 MAX_INTEGER = 2**63 - 1

@@ -91,6 +91,11 @@ def scaled_logits(member: Member, raw: npt.NDArray[np.generic]) -> tuple[F32, Bo
         float32 (n, k) with 0 in bad rows, and bool (n,) of good rows or None where all are good.
     """
     z = np.ascontiguousarray(raw, dtype=np.float32)
+    if member.output_kind == "logits" and member.temperature == 1.0:
+        # The usual case in two reductions: NaN and infinity fail these comparisons.
+        low, high = np.minimum.reduce(z, axis=None), np.maximum.reduce(z, axis=None)
+        if low >= -LOGIT_BOUND and high <= LOGIT_BOUND:
+            return z, None
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
         if member.output_kind == "probabilities":
             z = np.log(np.maximum(z, PROBABILITY_FLOOR))

@@ -17,6 +17,7 @@ PARAMETERS = {
     "max_stage": "answer at this stage at the latest",
     "threshold_shift": "added to every finite threshold, -1 to 1, positive is stricter",
     "deadline_us": "microseconds from arrival until the best answer so far is due",
+    "gear": "judge by this gear's thresholds whatever the load, 0 for the plan's own",
 }
 # The protocol's own request parameters: they say nothing about the decision and are not ours to refuse.
 PROTOCOL = frozenset(
@@ -32,17 +33,19 @@ class Policy:
     max_stage: int | None = None
     threshold_shift: float = 0.0
     deadline_us: int | None = None
+    gear: int | None = None
 
 
 DEFAULT = Policy()
 
 
-def policy_from_parameters(parameters: Mapping[str, object], stages: int) -> Policy:
+def policy_from_parameters(parameters: Mapping[str, object], stages: int, gears: int = 1) -> Policy:
     """The policy a request asks for.
 
     Args:
         parameters: as the request carries them.
         stages: number of stages of the cascade.
+        gears: number of its gears, the plan's own thresholds among them.
 
     Raises:
         InputError: an unknown parameter, or a value of the wrong type or out of range.
@@ -59,6 +62,7 @@ def policy_from_parameters(parameters: Mapping[str, object], stages: int) -> Pol
         max_stage=_integer(values, "max_stage", 0, high=stages - 1),
         threshold_shift=_shift(values),
         deadline_us=_integer(values, "deadline_us", 1, high=MAX_DEADLINE_US),
+        gear=_integer(values, "gear", 0, high=gears - 1),
     )
     if policy.max_stage is not None and policy.min_stage > policy.max_stage:
         raise InputError(

@@ -10,14 +10,15 @@ import numpy as np
 import numpy.typing as npt
 
 from orchestrator.decision.combine import F32, I32, Tally
-from orchestrator.decision.policy import Policy
-from orchestrator.decision.rules import ABSTAINED, CAPPED, DEADLINE, DEGRADED
+from orchestrator.decision.policy import DEFAULT, Policy
+from orchestrator.decision.rules import ABSTAINED, CAPPED, DEADLINE, DEGRADED, GEARED
 
 __all__ = [
     "ABSTAINED",
     "CAPPED",
     "DEADLINE",
     "DEGRADED",
+    "GEARED",
     "NO_DEADLINE_NS",
     "Answers",
     "Arrivals",
@@ -29,6 +30,7 @@ __all__ = [
 
 I64 = npt.NDArray[np.int64]
 Index = npt.NDArray[np.intp]
+_FAR = np.iinfo(np.int32).max
 NO_DEADLINE_NS = int(np.iinfo(np.int64).max)
 
 
@@ -41,6 +43,7 @@ class Arrivals:
         position: int64 (n,), the row's place in its request.
         min_stage, max_stage: int32 (n,).
         shift: float32 (n,).
+        gear: int32 (n,), whose thresholds judge the row; 0 for the plan's own.
         deadline_ns: int64 (n,) on the caller's monotonic clock, NO_DEADLINE_NS for none.
         due_ns: int64 (n,), what later stages are ordered by.
     """
@@ -50,6 +53,7 @@ class Arrivals:
     min_stage: I32
     max_stage: I32
     shift: F32
+    gear: I32
     deadline_ns: I64
     due_ns: I64
 
@@ -64,6 +68,7 @@ def arrivals_from_policies(
     policies: Sequence[Policy],
     now_ns: Sequence[int],
     default_deadline_us: int,
+    gear: int = 0,
 ) -> Arrivals:
     """Arrivals of several requests, in order.
 
@@ -73,7 +78,10 @@ def arrivals_from_policies(
         policies: one per request.
         now_ns: when each request arrived.
         default_deadline_us: what orders a request that named no deadline.
+        gear: of requests that named none.
     """
+    if all(policy is DEFAULT for policy in policies):
+        return _plain_arrivals(tokens, counts, now_ns=now_ns, default_deadline_us=default_deadline_us, gear=gear)
     each = np.asarray(counts)
     late = [
         NO_DEADLINE_NS if p.deadline_us is None else at + p.deadline_us * 1000
@@ -83,7 +91,6 @@ def arrivals_from_policies(
         at + default_deadline_us * 1000 if p.deadline_us is None else end
         for p, at, end in zip(policies, now_ns, late, strict=True)
     ]
-    far = np.iinfo(np.int32).max
 
     def column(values: Sequence[float], dtype: type) -> npt.NDArray[Any]:
         return np.repeat(np.array(values, dtype), each)
@@ -93,10 +100,38 @@ def arrivals_from_policies(
         request=column(tokens, np.int64),
         position=position,
         min_stage=column([p.min_stage for p in policies], np.int32),
-        max_stage=column([far if p.max_stage is None else p.max_stage for p in policies], np.int32),
+        max_stage=column([_FAR if p.max_stage is None else p.max_stage for p in policies], np.int32),
         shift=column([p.threshold_shift for p in policies], np.float32),
+        gear=column([gear if p.gear is None else p.gear for p in policies], np.int32),
         deadline_ns=column(late, np.int64),
         due_ns=column(due, np.int64),
+    )
+
+
+def _plain_arrivals(
+    tokens: Sequence[int], counts: Sequence[int], *, now_ns: Sequence[int], default_deadline_us: int, gear: int
+) -> Arrivals:
+    """Arrivals of requests without parameters, which most are."""
+    rows = sum(counts)
+    request = np.array(tokens, np.int64)
+    due = np.array(now_ns, np.int64) + default_deadline_us * 1000
+    position = np.zeros(rows, np.int64)
+    if rows > len(tokens):
+        each = np.array(counts)
+        request, due = request.repeat(each), due.repeat(each)
+        position = np.arange(rows) - (each.cumsum() - each).repeat(each)
+    max_stage, deadline = np.empty(rows, np.int32), np.empty(rows, np.int64)
+    max_stage.fill(_FAR)
+    deadline.fill(NO_DEADLINE_NS)
+    return Arrivals(
+        request=request,
+        position=position,
+        min_stage=np.zeros(rows, np.int32),
+        max_stage=max_stage,
+        shift=np.zeros(rows, np.float32),
+        gear=np.full(rows, gear, np.int32),
+        deadline_ns=deadline,
+        due_ns=due,
     )
 
 

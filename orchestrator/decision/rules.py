@@ -16,6 +16,7 @@ DEGRADED = 1
 DEADLINE = 2
 ABSTAINED = 4
 CAPPED = 8
+GEARED = 16
 
 
 class ExitRule:
@@ -28,10 +29,17 @@ class ExitRule:
     def __init__(self, spec: CascadeSpec) -> None:
         never = np.float32(np.inf)
         self.last = len(spec.stages) - 1
-        self.thresholds = [never if s.threshold is None else np.float32(s.threshold) for s in spec.stages]
+        own = tuple(stage.threshold for stage in spec.stages[:-1])
+        cheaper = () if spec.gears is None else tuple(gear.thresholds for gear in spec.gears.cheaper)
+        # float32 (gears, s - 1)
+        self.thresholds: F32 = np.array(
+            [[never if t is None else np.float32(t) for t in vector] for vector in (own, *cheaper)], np.float32
+        )
         self.lows = [None if s.low is None else np.float32(s.low) for s in spec.stages]
 
-    def decide(self, stage: int, score: F32, *, min_stage: I32, max_stage: I32, shift: F32) -> tuple[Bools, I32]:
+    def decide(
+        self, stage: int, score: F32, *, min_stage: I32, max_stage: I32, shift: F32, gear: I32 | None = None
+    ) -> tuple[Bools, I32]:
         """Which rows exit here.
 
         Args:
@@ -40,6 +48,7 @@ class ExitRule:
             min_stage: int32 (n,), no exit before it.
             max_stage: int32 (n,), answered there at the latest.
             shift: float32 (n,), added to a finite threshold; positive is stricter. Never added to `low`.
+            gear: int32 (n,), whose thresholds; None for the plan's own.
 
         Returns:
             bool (n,) of exits and int32 (n,) of status bits earned by exiting.
@@ -48,7 +57,8 @@ class ExitRule:
         if stage == self.last:
             return np.ones(rows, np.bool_), np.zeros(rows, np.int32)
         # inf + shift stays inf, so "never" needs no special case.
-        sure = score >= self.thresholds[stage] + shift
+        own = score >= self.thresholds[0, stage] + shift
+        sure = own if gear is None else score >= self.thresholds[gear, stage] + shift
         low = self.lows[stage]
         doubtful: Bools | None = None if low is None else (score <= low) & ~sure
         wants: npt.NDArray[np.bool_] = sure if doubtful is None else sure | doubtful
@@ -57,4 +67,8 @@ class ExitRule:
         status = np.int32(CAPPED) * capped.astype(np.int32)
         if doubtful is not None:
             status |= np.int32(ABSTAINED) * (doubtful & wants)
+        if gear is not None:
+            # Only where the plan's own thresholds would have gone on.
+            hasty = wants & ~own if doubtful is None else wants & ~own & ~doubtful
+            status |= np.int32(GEARED) * hasty
         return wants | capped, status

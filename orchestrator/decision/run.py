@@ -261,4 +261,4 @@ class CascadeRun:
         self._free = np.concatenate((self._free, np.arange(size, rows)))
 
 
-_TYPES: dict[str, type] = {"min_stage": np.int32, "max_stage": np.int32, "shift": np.float32}
+_TYPES: dict[str, type] = {"min_stage": np.int32, "max_stage": np.int32, "shift": np.float32, "gear": np.int32}

@@ -60,6 +60,7 @@ class Judge:
         self.combiner = Combiner(spec)
         self.rule = ExitRule(spec)
         self._score = spec.score
+        self._geared = spec.gears is not None
         self._members = len(spec.members)
         self._answer_on_failure = [stage.on_failure == "answer" for stage in spec.stages]
 
@@ -85,7 +86,13 @@ class Judge:
         verdict = self.verdict(lines)
         who = lines.who
         exits, status = self.rule.decide(
-            stage, verdict.score, min_stage=who.min_stage, max_stage=who.max_stage, shift=who.shift
+            stage,
+            verdict.score,
+            min_stage=who.min_stage,
+            max_stage=who.max_stage,
+            shift=who.shift,
+            # A plan without gears, the usual one, pays nothing for them.
+            gear=who.gear if self._geared else None,
         )
         if failed is None or silent is None:
             lines.answered[:] = stage

@@ -26,6 +26,7 @@ class Options:
         certify_share: part of the rows kept to certify.
         seed: of the split.
         calibrate: whether temperatures are tried.
+        gears: cheaper threshold vectors wanted beside the plan's own, for overload.
     """
 
     combines: tuple[str, ...] = ("mean_logit",)
@@ -34,6 +35,7 @@ class Options:
     certify_share: float = 0.5
     seed: int = 0
     calibrate: bool = True
+    gears: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 
 from orchestrator.errors import DataError
+from orchestrator.planner.chains import Choice
 from orchestrator.planner.decide import Part, decide
+from orchestrator.planner.gears import gears_of
 from orchestrator.planner.goal import ENSEMBLE, Goal, Options
 from orchestrator.planner.progress import Progress, silent
 from orchestrator.planner.records import Records, random_members
@@ -14,7 +16,7 @@ from orchestrator.planner.split import split_from_ids
 from orchestrator.planner.table import in_cost_order, mode_of, table_from_records
 from orchestrator.planner.trial import Trial, try_temperatures
 from orchestrator.planner.yardstick import yardstick_of
-from orchestrator.spec import CascadeSpec
+from orchestrator.spec import CascadeSpec, Gears
 
 
 def plan_from_records(
@@ -54,7 +56,20 @@ def plan_from_records(
     chosen_on, judged_on = everything.take(split.search), everything.take(split.certify)
     decision = decide(chosen_on, judged_on, goal, options, progress=progress)
     origin = Origin(base=base, records=records, split=split, trial=trial, goal=goal, combine=options.combines[0])
-    return planned_from_decision(decision, chosen_on, origin)
+    found = planned_from_decision(decision, chosen_on, origin)
+    if isinstance(found, Infeasible):
+        return found
+    return _geared(found, decision.choice, chosen_on, options, labelled=not goal.label_free)
+
+
+def _geared(planned: Planned, choice: Choice, part: Part, options: Options, *, labelled: bool) -> Planned:
+    """The plan with its cheaper gears, where some are wanted and there are any."""
+    cheaper = gears_of(choice, part, count=options.gears, quantiles=options.quantiles)
+    if not cheaper:
+        return planned
+    if not labelled:
+        cheaper = tuple(dataclasses.replace(gear, accuracy=None) for gear in cheaper)
+    return dataclasses.replace(planned, spec=dataclasses.replace(planned.spec, gears=Gears(cheaper=cheaper)))
 
 
 def _checked(goal: Goal, base: CascadeSpec, records: Records) -> Goal:

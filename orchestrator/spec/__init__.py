@@ -12,6 +12,7 @@ from orchestrator.spec.cascade import (
     Stage,
 )
 from orchestrator.spec.cascade_json import cascade_from_json, cascade_from_path, json_from_cascade
+from orchestrator.spec.gears import Gear, Gears
 from orchestrator.spec.inputs import InputSpec, Preprocess
 from orchestrator.spec.manifest import Manifest, TensorSpec, manifest_from_path
 
@@ -21,6 +22,8 @@ __all__ = [
     "SCORES",
     "CascadeSpec",
     "Fit",
+    "Gear",
+    "Gears",
     "InputSpec",
     "Lead",
     "Limits",

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from orchestrator.spec.faults import Faults, is_number
+from orchestrator.spec.gears import Gears
 from orchestrator.spec.inputs import InputSpec
 
 FORMAT = 1
@@ -208,6 +209,7 @@ class CascadeSpec:
     limits: Limits = field(default_factory=Limits)
     fit: Fit | None = None
     lead: Lead | None = None
+    gears: Gears | None = None
 
     def __post_init__(self) -> None:
         faults = Faults(f"cascade {self.name}")
@@ -225,6 +227,9 @@ class CascadeSpec:
         self._check_stages(faults)
         if self.lead is not None:
             self._check_lead(self.lead, faults)
+        for gear in self.gears.cheaper if self.gears is not None else ():
+            got, expected = len(gear.thresholds), len(self.stages) - 1
+            faults.check("gears", got == expected, f"got {got} thresholds in a gear, expected {expected}")
         faults.close()
 
     def _check_lead(self, lead: Lead, faults: Faults) -> None:

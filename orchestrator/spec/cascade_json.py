@@ -13,6 +13,7 @@ from orchestrator.errors import SpecError
 from orchestrator.spec.build import array_of, build, json_from_text, plain, text_of_file
 from orchestrator.spec.cascade import FORMAT, CascadeSpec, Fit, Lead, Limits, Member, Stage
 from orchestrator.spec.faults import Faults
+from orchestrator.spec.gears import Gear, Gears
 from orchestrator.spec.inputs import InputSpec, Preprocess
 
 
@@ -41,6 +42,7 @@ def _stages(path: str, value: object, faults: Faults) -> Any:
 
 _input = _part(InputSpec, {"dims": _numbers, "preprocess": _part(Preprocess)})
 _fit = _part(Fit, {"accuracy_ci95": _numbers, "exit_share": _numbers})
+_gear = _part(Gear, {"thresholds": _numbers, "exit_share": _numbers})
 _cascade = partial(
     build,
     CascadeSpec,
@@ -51,6 +53,7 @@ _cascade = partial(
         "limits": _part(Limits),
         "fit": _fit,
         "lead": _part(Lead),
+        "gears": _part(Gears, {"cheaper": array_of(_gear)}),
     },
 )
 
@@ -91,6 +94,7 @@ def cascade_from_path(path: Path) -> CascadeSpec:
 def json_from_cascade(spec: CascadeSpec) -> str:
     """The text of cascade.json; equal specs give equal bytes, and reading it back gives an equal spec."""
     value = {"format": FORMAT, **dataclasses.asdict(spec)}
-    if spec.lead is None:
-        del value["lead"]
+    for name in ("lead", "gears"):
+        if value[name] is None:
+            del value[name]
     return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"

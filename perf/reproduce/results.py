@@ -20,7 +20,7 @@ from perf.reproduce.choose import HEADLINE
 from perf.reproduce.judge import judged
 from perf.reproduce.parts import TestPart
 from perf.reproduce.timing import Load, spread_of, timed
-from perf.results import document_from_cells
+from perf.results import machine_here
 
 RESULTS = "results.json"
 FORMAT = 1
@@ -161,6 +161,6 @@ def _factor(above: Sequence[float], below: Sequence[float]) -> dict[str, float]:
 
 
 def _machine() -> dict[str, Any]:
-    known: dict[str, Any] = document_from_cells([], triton_version="")["machine"]
+    known: dict[str, Any] = machine_here()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {**known, "cores": cores, "onnxruntime": onnxruntime.__version__, "numpy": np.__version__}

@@ -67,10 +67,16 @@ def rows_of(*kinds: np.ndarray) -> np.ndarray:
 
 def ask_all(model: CascadeModel, requests: list[Request], timeout_s: float = 10) -> list[InferenceResponse]:
     """Executes the requests as one batch and waits for every response, listed or sent."""
-    listed = model.execute(requests)
+    listed = model.execute(requests) or [None] * len(requests)
+    assert len(listed) == len(requests)
+    return [wait_for(request, response, timeout_s) for request, response in zip(requests, listed, strict=True)]
+
+
+def wait_for(request: Request, listed: InferenceResponse | None, timeout_s: float = 10) -> InferenceResponse:
+    """The one response of a request, listed or sent."""
     if listed is not None:
-        assert all(request.sender.response is None for request in requests)
+        assert request.sender.response is None, "a request was answered twice"
         return listed
-    for request in requests:
-        assert request.sender.done.wait(timeout_s), "a request was never answered"
-    return [request.sender.response for request in requests]
+    assert request.sender.done.wait(timeout_s), "a request was never answered"
+    assert request.sender.response is not None
+    return request.sender.response

@@ -122,6 +122,9 @@ class Metric:
             raise ValueError("a counter cannot decrease")
         self.value += value
 
+    def set(self, value: float) -> None:
+        self.value = value
+
 
 class FakeTriton:
     """The module `triton_python_backend_utils` with members that are functions.
@@ -167,11 +170,11 @@ class FakeTriton:
                 return fake._exec(self.model, self.inputs[0], self.wanted)
 
         class MetricFamily:
-            COUNTER = 0
+            COUNTER, GAUGE = 0, 1
 
             def __init__(self, *, name: str, description: str, kind: int) -> None:
                 assert description
-                assert kind == MetricFamily.COUNTER
+                assert kind in (MetricFamily.COUNTER, MetricFamily.GAUGE)
                 self.name = name
 
             def Metric(self, labels: Mapping[str, str]) -> Metric:  # noqa: N802 - the server's own spelling

@@ -1,39 +1,22 @@
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 
 import numpy as np
-import pytest
 
 from orchestrator.client.load import closed_loop
-from perf.bench import routes_in
-from perf.results import Cell, document_from_cells, table_from_cells, write_results
-
-CELL = Cell(route="r", concurrency=4, requests_per_s=(90.0, 100.0, 120.0), p50_ms=(1.0,), p99_ms=(2.0,))
-
-
-def test_spread_is_the_range_over_the_median() -> None:
-    assert CELL.spread == pytest.approx(0.3)
+from perf.results import machine_here, write_results
 
 
 def test_results_name_the_machine_and_read_back(tmp_path: Path) -> None:
-    write_results(document_from_cells([CELL], triton_version="v"), tmp_path / "b" / "results.json")
+    write_results({"machine": machine_here()}, tmp_path / "b" / "results.json")
     document = json.loads((tmp_path / "b" / "results.json").read_text())
     assert document["machine"]["cpu"]
-    assert document["cells"][0]["route"] == "r"
-    assert table_from_cells([CELL]).row_count == 1
-
-
-def test_averaging_steps_are_not_routes() -> None:
-    names = routes_in(Path(__file__).parents[2] / "model_repository")
-    assert "digits_cascade" in names
-    assert "digits_ensemble_mean" not in names
 
 
 def test_a_closed_loop_asks_every_row_once_and_keeps_order() -> None:
-    import asyncio
-
     inside, most = 0, 0
 
     async def ask(row: np.ndarray) -> int:

@@ -21,7 +21,7 @@ from orchestrator.planner.records import Records
 from orchestrator.planner.replay import replay
 from orchestrator.repository import render
 from orchestrator.serving.process import EmbeddedServer
-from orchestrator.spec import CascadeSpec, Member, Stage, manifest_from_path
+from orchestrator.spec import CascadeSpec, Gear, Gears, Member, Stage, manifest_from_path
 from tests.serving.models import add_python
 
 COMMITTED = Path(__file__).resolve().parents[2] / "model_repository"
@@ -190,11 +190,25 @@ def _cascades(base: CascadeSpec, records: Records) -> list[CascadeSpec]:
         ending("moody_cascade", "moody"),
         ending("lenient_cascade", "moody", on_failure="answer"),
         ending("lost_cascade", "lost"),
+        dataclasses.replace(three, name="geared_cascade", gears=_gears(three)),
+        dataclasses.replace(ending("geared_gated", "gated"), gears=_gears(three, stages=2, impatient=True)),
         cascade("pair_mean_logit", pair, (large,), combine="mean_logit", score="max_prob"),
         cascade("pair_mean_prob", pair, (large,), combine="mean_prob", score="top2_gap"),
         cascade("pair_vote", pair, (large,), combine="vote", score="agreement"),
         cascade("pair_last", (small,), (warm, large), combine="last", score="neg_entropy"),
     ]
+
+
+def _gears(three: CascadeSpec, *, stages: int = 3, impatient: bool = False) -> Gears:
+    """One gear at half the thresholds and one that asks stage 0 only; impatient ones shift at the first wait."""
+    half = tuple(0.5 * (stage.threshold or 0) for stage in three.stages[: stages - 1])
+    cheaper = (
+        Gear(thresholds=half, mean_cost=2.0),
+        Gear(thresholds=(0.0,) * (stages - 1), mean_cost=1.0),
+    )
+    if not impatient:
+        return Gears(cheaper=cheaper)
+    return Gears(cheaper=cheaper, raise_wait_us=100_000, lower_wait_us=50_000, raise_after_us=0, lower_after_us=0)
 
 
 def _made_here(name: str) -> Member:

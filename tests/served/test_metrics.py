@@ -45,6 +45,7 @@ def test_counters_equal_what_was_sent(lab: Lab) -> None:
         "status_total deadline": 0,
         "status_total abstained": 0,
         "status_total capped": 2,
+        "status_total geared": 0,
         "member_failures_total digits_small": 0,
         "member_failures_total moody": 3,
         "failed_rows_total": 3 + 4 + 2,

@@ -1,4 +1,4 @@
-"""Every route of a repository at several concurrencies, interleaved in rounds."""
+"""Models of a server at several concurrencies, interleaved in rounds."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from orchestrator.client.load import LoadResult, closed_loop
 from orchestrator.client.models import input_tensor
 from orchestrator.client.over_grpc import AsyncGrpcClient, GrpcClient
 from orchestrator.errors import DataError
-from perf.results import Cell
+from perf.live.results import Cell
 
 # Different rows in a pass at most; each is held in memory, and a photograph of 600 pixels takes a megabyte.
 DIFFERENT_ROWS = 256

@@ -1,0 +1,82 @@
+"""Which gear new rows are judged by: shifted by how long deferred rows wait, with hysteresis.
+
+The wait of a row from its deferral until a worker takes it is the queue itself, in the unit that clients feel; no
+rate has to be estimated. Two limits with a gap between them, each to be kept up for a while, keep gears from
+swinging. Times come from the caller; one lock guards every call.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from orchestrator.spec.gears import Gears
+
+Slots = npt.NDArray[np.intp]
+_HIGH, _LOW = "high", "low"
+
+
+class Gearbox:
+    """The current gear and why it stays or goes.
+
+    Args:
+        gears: of the plan; None for a plan without, whose gear is always 0.
+    """
+
+    def __init__(self, gears: Gears | None) -> None:
+        self._gears = gears
+        self._last = 0 if gears is None else len(gears.cheaper)
+        self._side: str | None = None
+        self._since_ns = 0
+        self._deferred_ns: npt.NDArray[np.int64] = np.zeros(0, np.int64)  # by slot: when it was deferred last
+        self.gear = 0
+
+    def deferred(self, slots: Slots, *, capacity_rows: int, now_ns: int) -> None:
+        """Rows began to wait.
+
+        Args:
+            slots: intp (n,), where they are in the table.
+            capacity_rows: slots there are.
+            now_ns: on the caller's monotonic clock.
+        """
+        if self._gears is None:
+            return
+        if capacity_rows > len(self._deferred_ns):
+            grown = np.zeros(capacity_rows, np.int64)
+            grown[: len(self._deferred_ns)] = self._deferred_ns
+            self._deferred_ns = grown
+        self._deferred_ns[slots] = now_ns
+
+    def taken(self, slots: Slots, now_ns: int) -> int:
+        """Rows need wait no longer, intp (n,); returns as `felt`."""
+        return 0 if self._gears is None else self.felt(now_ns - int(self._deferred_ns[slots].min()), now_ns)
+
+    def felt(self, wait_ns: int, now_ns: int) -> int:
+        """Rows were taken that had waited that long, or none waits (0).
+
+        Args:
+            wait_ns: the longest wait among them.
+            now_ns: on the caller's monotonic clock.
+
+        Returns:
+            by how many gears it shifted: 1 to a cheaper one, -1 back, 0 not at all.
+        """
+        gears = self._gears
+        if gears is None:
+            return 0
+        wait_us = wait_ns // 1000
+        side = _HIGH if wait_us >= gears.raise_wait_us else _LOW if wait_us <= gears.lower_wait_us else None
+        if side != self._side:
+            self._side, self._since_ns = side, now_ns
+        held_us = (now_ns - self._since_ns) // 1000
+        if side == _HIGH and self.gear < self._last and held_us >= gears.raise_after_us:
+            return self._shift(1, now_ns)
+        if side == _LOW and self.gear > 0 and held_us >= gears.lower_after_us:
+            return self._shift(-1, now_ns)
+        return 0
+
+    def _shift(self, step: int, now_ns: int) -> int:
+        # The next step has to earn its own time: what this one does is not felt at once.
+        self.gear += step
+        self._since_ns = now_ns
+        return step

@@ -1,0 +1,79 @@
+"""Gears: cheaper threshold vectors of the same plan, for when more comes in than it can serve.
+
+Gear 0 is the plan's own thresholds; gear 1 and on are cheaper and less accurate, in that order. Which one is used
+follows from how long deferred rows wait; every row is judged by one gear from its arrival to its answer.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from itertools import pairwise
+
+from orchestrator.spec.faults import Faults, is_number
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gear:
+    """One cheaper setting of the plan.
+
+    Args:
+        thresholds: one per stage but the last; None never exits.
+        mean_cost: per row, where the plan was fitted.
+        accuracy: share of those rows right; None where labels were not looked at.
+        exit_share: share of those rows answered at each stage.
+    """
+
+    thresholds: tuple[float | None, ...]
+    mean_cost: float
+    accuracy: float | None = None
+    exit_share: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        faults = Faults("gear")
+        for threshold in self.thresholds:
+            good = threshold is None or (is_number(threshold) and math.isfinite(threshold))
+            faults.check("thresholds", good, f"got {threshold!r}, expected a finite number, or null for never")
+        good = is_number(self.mean_cost) and math.isfinite(self.mean_cost) and self.mean_cost >= 0
+        faults.check("mean_cost", good, f"got {self.mean_cost!r}, expected a finite number of at least 0")
+        if self.accuracy is not None:
+            good = is_number(self.accuracy) and 0 <= self.accuracy <= 1
+            faults.check("accuracy", good, f"got {self.accuracy!r}, expected a number from 0 to 1")
+        faults.close()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gears:
+    """The cheaper gears and when to shift.
+
+    Args:
+        cheaper: gear 1 and on, each cheaper than the one before.
+        raise_wait_us: deferred rows that wait at least this long for their next stage ask for a cheaper gear.
+        lower_wait_us: rows that wait no longer than this let a dearer one return; less than `raise_wait_us`.
+        raise_after_us: how long the first must hold without a break.
+        lower_after_us: how long the second must; the longer of the two, so that gears do not swing.
+    """
+
+    cheaper: tuple[Gear, ...]
+    raise_wait_us: int = 50_000
+    lower_wait_us: int = 10_000
+    raise_after_us: int = 100_000
+    lower_after_us: int = 1_000_000
+
+    def __post_init__(self) -> None:
+        faults = Faults("gears")
+        faults.check("cheaper", len(self.cheaper) > 0, "got none, expected at least one")
+        names = ("raise_wait_us", "lower_wait_us", "raise_after_us", "lower_after_us")
+        for name in names:
+            faults.integer(name, getattr(self, name), low=0)
+        if not faults.found:
+            gap = self.lower_wait_us < self.raise_wait_us
+            faults.check(
+                "lower_wait_us",
+                gap,
+                f"got {self.lower_wait_us}, expected less than raise_wait_us {self.raise_wait_us}",
+            )
+            costs = [gear.mean_cost for gear in self.cheaper]
+            falling = all(after < before for before, after in pairwise(costs))
+            faults.check("cheaper", falling, f"got mean costs {costs}, expected each below the one before")
+        faults.close()

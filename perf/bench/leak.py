@@ -1,0 +1,146 @@
+"""Whether the server grows under load: memory after many requests against memory after a warm-up."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from perf.bench.cells import BASE_DEFERRAL
+from perf.bench.served import Served
+from perf.bench.server_probe import Memory, memory_of
+from perf.load.analyzer import AnalyzerLoad, run_analyzer
+
+# Loads take turns, so that one size of batch cannot hide growth at another.
+CONCURRENCIES = (16, 64, 4)
+WARM_SHARE = 0.05
+_SETTLE_S = 1.0
+_LOOKS = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Leak:
+    """What a server held after the warm-up and at the end.
+
+    Args:
+        model: that was asked.
+        warm_requests: answered before the first look.
+        requests: answered in all.
+        seconds: it took.
+        warm: held after the warm-up.
+        end: held at the end.
+        trace: (requests, resident bytes, shared bytes) after each window.
+    """
+
+    model: str
+    warm_requests: int
+    requests: int
+    seconds: float
+    warm: Memory
+    end: Memory
+    trace: Sequence[tuple[int, int, int]]
+
+    @property
+    def resident_percent(self) -> float:
+        """Growth of resident memory."""
+        return _growth_percent(self.warm.resident_bytes, self.end.resident_bytes)
+
+    @property
+    def shm_percent(self) -> float:
+        """Growth of shared memory."""
+        return _growth_percent(self.warm.shm_bytes, self.end.shm_bytes)
+
+    def write(self, path: Path) -> None:
+        """Writes leak.json."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        document = {**asdict(self), "resident_percent": self.resident_percent, "shm_percent": self.shm_percent}
+        path.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+
+
+def leak_percent_from(path: Path) -> float | None:
+    """The larger growth in a leak.json, None where there is no such file."""
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        return max(float(document["resident_percent"]), float(document["shm_percent"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def measure_leak(
+    served: Served, *, route: str, requests: int, window_s: float, progress: Callable[[str], None]
+) -> Leak:
+    """Sends requests until enough were answered, and looks at the server's memory in between.
+
+    Args:
+        served: what is asked; all of the server's processes count.
+        route: name of a route with a model.
+        requests: at least so many.
+        window_s: of each load.
+        progress: told how far it is.
+
+    Raises:
+        CommitteeError: a load failed.
+    """
+    model = served.repository.routes[route].model
+    assert model is not None, "a leak is looked for in a model"
+    start_s, first = time.monotonic(), _rows(served, model)
+    warm: Memory | None = None
+    warm_requests = turn = done = 0
+    trace: list[tuple[int, int, int]] = []
+    # Each concurrency must have had its turn before the first look.
+    while done < requests or warm is None:
+        progress(f"{done:,} of {requests:,} requests")
+        _load(served, model, turn, window_s)
+        turn, done = turn + 1, _rows(served, model) - first
+        now = _settled(served)
+        trace.append((done, now.resident_bytes, now.shm_bytes))
+        if warm is None and turn >= len(CONCURRENCIES) and done >= WARM_SHARE * requests:
+            warm, warm_requests = now, done
+            requests = max(requests, done + 1)  # something must follow the warm-up
+    return Leak(
+        model=model,
+        warm_requests=warm_requests,
+        requests=done,
+        seconds=time.monotonic() - start_s,
+        warm=warm,
+        end=_settled(served),
+        trace=trace,
+    )
+
+
+def _load(served: Served, model: str, turn: int, window_s: float) -> None:
+    run_analyzer(
+        served.analyzer,
+        AnalyzerLoad(
+            model=model,
+            address=served.address,
+            input_data=served.inputs.at(BASE_DEFERRAL).path,
+            concurrency=CONCURRENCIES[turn % len(CONCURRENCIES)],
+            seconds=window_s,
+        ),
+    )
+
+
+def _rows(served: Served, model: str) -> int:
+    counts = served.statistics.counts()
+    return counts[model].rows if model in counts else 0
+
+
+def _settled(served: Served) -> Memory:
+    """The median of a few looks once the last answers are out."""
+    looks = []
+    for _ in range(_LOOKS):
+        time.sleep(_SETTLE_S / _LOOKS)
+        looks.append(memory_of(served.processes))
+    return Memory(
+        resident_bytes=int(np.median([one.resident_bytes for one in looks])),
+        shm_bytes=int(np.median([one.shm_bytes for one in looks])),
+    )
+
+
+def _growth_percent(before: int, after: int) -> float:
+    return 100 * (after / before - 1) if before else 0.0

@@ -1,0 +1,106 @@
+"""The machine a run was made on, as results name it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import subprocess
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from perf.results import cpu_name
+
+ROOT = Path(__file__).parents[2]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchMachine:
+    """Where and with what a run was made.
+
+    Args:
+        cpu: name of the processor and how many there are.
+        cores: this process may use.
+        memory_gib: in all.
+        platform: kernel and C library.
+        python, triton, onnxruntime, perf_analyzer: versions.
+        commit: of the checkout, with a mark when files differ from it; empty outside of one.
+        load_average: of the minute before the run began; other work makes figures worthless.
+    """
+
+    cpu: str
+    cores: int
+    memory_gib: float
+    platform: str
+    python: str
+    triton: str
+    onnxruntime: str
+    perf_analyzer: str
+    commit: str
+    load_average: float
+
+    def as_json(self) -> dict[str, Any]:
+        """As results.json holds it."""
+        return asdict(self)
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether something else was running."""
+        return self.load_average > 0.25 * self.cores
+
+    @property
+    def words(self) -> str:
+        """One sentence."""
+        return (
+            f"{self.cpu} (cores used: {self.cores}), {self.memory_gib:.0f} GiB, {self.platform}, "
+            f"Python {self.python}, Triton {self.triton}, onnxruntime {self.onnxruntime}, "
+            f"perf_analyzer {self.perf_analyzer}" + (f", commit {self.commit}" if self.commit else "")
+        )
+
+
+def bench_machine(*, triton: str, perf_analyzer: str, load_average: float) -> BenchMachine:
+    """The machine this runs on.
+
+    Args:
+        triton: version the server gives.
+        perf_analyzer: version of the program.
+        load_average: taken before the run began.
+    """
+    return BenchMachine(
+        cpu=cpu_name(),
+        cores=cores_here(),
+        memory_gib=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30,
+        platform=platform.platform(),
+        python=platform.python_version(),
+        triton=triton,
+        onnxruntime=importlib.metadata.version("onnxruntime"),
+        perf_analyzer=perf_analyzer,
+        commit=_commit(),
+        load_average=load_average,
+    )
+
+
+def cores_here() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def load_average_now() -> float:
+    """Of the last minute."""
+    return os.getloadavg()[0]
+
+
+def _commit() -> str:
+    try:
+        done = subprocess.run(
+            ["git", "describe", "--always", "--dirty"],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""

@@ -1,0 +1,246 @@
+"""A whole run: scenarios one after another, each with a server of its own, then results."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from fnmatch import fnmatch
+from pathlib import Path
+
+from orchestrator import __version__
+from orchestrator.errors import CommitteeError, InputError, ServingError
+from orchestrator.serving.options import ServeOptions
+from orchestrator.serving.process import EmbeddedServer
+from perf.bench.cells import Cell
+from perf.bench.leak import leak_percent_from
+from perf.bench.machine import bench_machine, cores_here, load_average_now
+from perf.bench.measure import measure
+from perf.bench.record import Journal, Record
+from perf.bench.results import Results
+from perf.bench.rounds import Measure, Rounds
+from perf.bench.scenarios import Tools, cells_of, tools_of
+from perf.bench.served import Inputs, Served
+from perf.bench.server_probe import Statistics
+from perf.bench.summary import Summary, summaries_of
+from perf.bench.verdict import verdicts
+from perf.load.analyzer_binary import AnalyzerBinary, find_analyzer
+
+Progress = Callable[[str], None]
+_WARM_S = 1.0
+_BETWEEN_S = 1.0  # perf_analyzer starting, its file being read
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """What a person may choose.
+
+    Args:
+        full: one factor at a time around the base load instead of the twelve cells of the quick run.
+        scenarios: names, in order.
+        output: folder for everything the run writes.
+        seconds: of each window.
+        rounds: windows per cell.
+        budget_s: of the whole run; no window is taken a second time where that would pass it.
+        seed: of the rows.
+        resume: go on with the records an interrupted run left.
+        only: a pattern as the shell has them; cells whose "route/load" does not match are left out.
+    """
+
+    full: bool
+    scenarios: tuple[str, ...]
+    output: Path
+    seconds: float
+    rounds: int
+    budget_s: float
+    seed: int = 0
+    resume: bool = False
+    only: str = "*"
+
+    @property
+    def kind(self) -> str:
+        """The kind of run: "quick" or "full"."""
+        return "full" if self.full else "quick"
+
+
+@dataclass
+class _Found:
+    """What scenarios add up to."""
+
+    triton: str = ""
+    titles: dict[str, str] = field(default_factory=dict)
+    summaries: list[Summary] = field(default_factory=list)
+    failures: dict[str, str] = field(default_factory=dict)
+    members: dict[str, int] = field(default_factory=dict)
+    predicted_speedup: float | None = None
+
+
+def run_bench(options: RunOptions, *, command: str, progress: Progress) -> Results:
+    """Measures everything and returns the results; records are on disk as they come.
+
+    Args:
+        options: of the run.
+        command: what a person typed, for the results.
+        progress: told what happens.
+
+    Raises:
+        CommitteeError: the run cannot go on.
+    """
+    load_average, start_s = load_average_now(), time.monotonic()
+    progress("looking for perf_analyzer")
+    analyzer = find_analyzer()
+    found = _Found()
+    for name in options.scenarios:
+        _run_scenario(
+            tools_of(name),
+            options,
+            analyzer=analyzer,
+            found=found,
+            end_s=start_s + options.budget_s,
+            progress=progress,
+        )
+    if not found.titles:
+        raise InputError("--only", got=repr(options.only), expected="a pattern of cells, such as 'committee/c16*'")
+    return Results(
+        kind=options.kind,
+        command=command,
+        machine=bench_machine(triton=found.triton, perf_analyzer=analyzer.version, load_average=load_average),
+        seconds=options.seconds,
+        rounds=options.rounds,
+        minutes=(time.monotonic() - start_s) / 60,
+        scenarios=found.titles,
+        summaries=found.summaries,
+        verdicts=verdicts(
+            found.summaries,
+            members=found.members.get("three_cnn", 3),
+            predicted_speedup=found.predicted_speedup,
+            leak_percent=leak_percent_from(options.output / "leak.json"),
+        ),
+        failures=found.failures,
+    )
+
+
+def _run_scenario(
+    tools: Tools,
+    options: RunOptions,
+    *,
+    analyzer: AnalyzerBinary,
+    found: _Found,
+    end_s: float,
+    progress: Progress,
+) -> None:
+    scenario = tools.scenario
+    with serving(tools, options.output, analyzer=analyzer, seed=options.seed, progress=progress) as served:
+        cells = [
+            cell
+            for cell in cells_of(served.repository, full=options.full)
+            if fnmatch(f"{cell.route}/{cell.load}", options.only)
+        ]
+        if not cells:
+            return
+        journal = _journal(cells, served, options)
+        _warm(cells, served, progress)
+        outcome = Rounds(
+            _measure_in(served, options.seconds),
+            journal,
+            rounds=options.rounds,
+            end_s=end_s,
+            window_s=options.seconds + _BETWEEN_S,
+            progress=progress,
+        ).run(cells)
+        found.summaries += summaries_of(
+            outcome.cells, journal, routes=served.repository.routes, cores=cores_here()
+        )
+        found.triton = served.server.version
+        found.predicted_speedup = served.repository.predicted_speedup or found.predicted_speedup
+    found.failures |= outcome.failures
+    imposed = " (exit mix imposed on members that did not earn it)" if scenario.imposed else ""
+    found.titles[scenario.name] = scenario.title + imposed
+    found.members[scenario.name] = len(scenario.members)
+
+
+def _journal(cells: list[Cell], served: Served, options: RunOptions) -> Journal:
+    scenario = served.repository.scenario
+    return Journal(
+        options.output / f"{options.kind}-{scenario.name}.jsonl",
+        {
+            "committee": __version__,
+            "triton": served.server.version,
+            "scenario": scenario.name,
+            "members": scenario.members,
+            "cells": [cell.key for cell in cells],
+            "seconds": options.seconds,
+            "rounds": options.rounds,
+            "seed": options.seed,
+        },
+        resume=options.resume,
+    )
+
+
+def _measure_in(served: Served, seconds: float) -> Measure:
+    def take(cell: Cell, *, round_number: int, attempt: int, why: str) -> Record:
+        try:
+            return measure(cell, served, round_number=round_number, seconds=seconds, attempt=attempt, why=why)
+        except CommitteeError as error:
+            _require_alive(served, cell, error)
+            raise
+
+    return take
+
+
+@contextmanager
+def serving(
+    tools: Tools, output: Path, *, analyzer: AnalyzerBinary, seed: int, progress: Progress
+) -> Iterator[Served]:
+    """A scenario's repository, rendered and served while the block runs.
+
+    Args:
+        tools: of the scenario.
+        output: folder; the repository and input files go into sub-folders.
+        analyzer: that sends closed loops.
+        seed: of the rows.
+        progress: told what happens.
+
+    Raises:
+        CommitteeError: it cannot be rendered or served.
+    """
+    scenario = tools.scenario
+    progress(f"rendering the routes of {scenario.name}")
+    repository = tools.render(output / "repositories" / scenario.name)
+    options = ServeOptions(
+        repository=repository.folder, http_port=0, grpc_port=0, metrics_port=0, startup_timeout_s=300.0
+    )
+    with EmbeddedServer(options, progress=progress) as server:
+        statistics = Statistics(server.grpc_address)
+        try:
+            yield Served(
+                repository=repository,
+                server=server,
+                statistics=statistics,
+                analyzer=analyzer,
+                inputs=Inputs(
+                    scenario, tools.rows_for, folder=output / "inputs", input_name=repository.input_name, seed=seed
+                ),
+            )
+        finally:
+            statistics.close()
+
+
+def _warm(cells: list[Cell], served: Served, progress: Progress) -> None:
+    """A short load on each route: first calls allocate memory and open sessions."""
+    for route in dict.fromkeys(cell.route for cell in cells if cell.route in served.repository.routes):
+        progress(f"warming up {route}")
+        cell = Cell(scenario=served.repository.scenario.name, route=route, concurrency=4)
+        try:
+            measure(cell, served, round_number=0, seconds=_WARM_S)
+        except CommitteeError as error:
+            # Its own cells will fail and be reported as failed.
+            _require_alive(served, cell, error)
+
+
+def _require_alive(served: Served, cell: Cell, error: CommitteeError) -> None:
+    if served.server.wait(0) is not None:
+        raise ServingError(
+            f"embedded Triton ended during {cell.key}", got=error, fix=f"its log is {served.server.log_path}"
+        ) from error

@@ -1,0 +1,61 @@
+"""Which scenarios there are, what makes their repositories and rows, and which cells they get."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from orchestrator.errors import DataError
+from perf.bench.cells import Cell, full_cells, largest_cells, quick_cells
+from perf.routes import SCENARIOS, render_bench_repository, rows_for
+from perf.routes.spec import BenchRepository, BenchRows, Scenario
+
+# Held against its largest member only; its exit mix is imposed, or its plan is what is being tested.
+LARGEST_ONLY = ("efficientnet", "glyphs")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tools:
+    """What makes one scenario.
+
+    Args:
+        scenario: its members.
+        render: writes its repository into a folder.
+        rows_for: makes its rows.
+    """
+
+    scenario: Scenario
+    render: Callable[[Path], BenchRepository]
+    rows_for: Callable[..., BenchRows]
+
+
+def tools_of(name: str) -> Tools:
+    """A scenario by name.
+
+    Raises:
+        DataError: there is none of that name.
+    """
+    if name not in SCENARIOS:
+        raise DataError("scenario", got=repr(name), expected=f"one of {', '.join(SCENARIOS)}")
+    scenario = SCENARIOS[name]
+    return Tools(
+        scenario=scenario,
+        render=lambda folder: render_bench_repository(folder, scenario=scenario),
+        rows_for=rows_for,
+    )
+
+
+def default_scenarios(*, full: bool) -> tuple[str, ...]:
+    """Those a run measures unless told otherwise."""
+    wanted = ("three_cnn", *LARGEST_ONLY) if full else ("three_cnn",)
+    return tuple(name for name in wanted if name in SCENARIOS)
+
+
+def cells_of(repository: BenchRepository, *, full: bool) -> list[Cell]:
+    """The cells of a scenario whose routes its repository holds."""
+    scenario = repository.scenario
+    make = full_cells if full else quick_cells
+    if scenario.name in LARGEST_ONLY:
+        make = largest_cells
+    return make(scenario.name, members=len(scenario.members), routes=repository.routes)

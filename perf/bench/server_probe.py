@@ -1,0 +1,240 @@
+"""What a window cost the server: processor time, memory, and rows and calls per member."""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import tritonclient.grpc as triton
+
+from orchestrator.client.seam import FOREIGN, error_from
+from orchestrator.serving.machine import SHM
+
+PROC = Path("/proc")
+_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+_STUB = "triton_python_backend_stub"
+# The last but one argument of a stub: model, then the numbers of its group and of the instance in it.
+_INSTANCE = re.compile(r"^(?P<model>.+)_\d+_\d+$")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Process:
+    """One process of a server.
+
+    Args:
+        pid: its number.
+        model: the Triton model it runs; None is the server itself.
+        shm: name of its shared memory, None where it has none of its own.
+    """
+
+    pid: int
+    model: str | None
+    shm: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memory:
+    """What some processes hold.
+
+    Args:
+        resident_bytes: private and file pages of each, shared memory not among them.
+        shm_bytes: pages of their shared memory that exist.
+    """
+
+    resident_bytes: int
+    shm_bytes: int
+
+    @property
+    def total_bytes(self) -> int:
+        """Both."""
+        return self.resident_bytes + self.shm_bytes
+
+
+def server_processes(pid: int) -> list[Process]:
+    """The server and every Python model's process: all that share its session.
+
+    Args:
+        pid: of the server, which leads its session.
+    """
+    found = []
+    for folder in PROC.iterdir():
+        if folder.name.isdigit() and _session(folder) == pid:
+            found.append(_process(folder))
+    return sorted(found, key=lambda one: one.pid)
+
+
+def cpu_s(processes: Collection[Process]) -> float:
+    """Processor seconds they have used so far, in user and kernel mode."""
+    total = 0
+    for process in processes:
+        fields = _stat(PROC / str(process.pid))
+        total += int(fields[11]) + int(fields[12]) if fields else 0
+    return total / _TICKS_PER_S
+
+
+def memory_of(processes: Collection[Process], models: Collection[str] | None = None) -> Memory:
+    """What the server and the processes of some models hold now.
+
+    Args:
+        processes: of the server.
+        models: whose processes count besides the server itself; None counts all.
+    """
+    chosen = [one for one in processes if models is None or one.model is None or one.model in models]
+    return Memory(
+        resident_bytes=sum(_resident_bytes(PROC / str(one.pid)) for one in chosen),
+        shm_bytes=sum(_file_bytes(SHM / name) for name in {one.shm for one in chosen} if name),
+    )
+
+
+class PeakMemory:
+    """Watches the memory of a server while a block runs.
+
+    Args:
+        processes: of the server.
+        models: as `memory_of`.
+        interval_s: between two looks.
+    """
+
+    def __init__(
+        self, processes: Collection[Process], models: Collection[str] | None = None, *, interval_s: float = 0.5
+    ) -> None:
+        self._processes = processes
+        self._models = models
+        self._interval_s = interval_s
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="peak-memory", daemon=True)
+        self.peak = Memory(resident_bytes=0, shm_bytes=0)
+
+    def __enter__(self) -> PeakMemory:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        self._thread.join()
+        self._look()
+
+    def _watch(self) -> None:
+        while not self._stop.wait(self._interval_s):
+            self._look()
+
+    def _look(self) -> None:
+        now = memory_of(self._processes, self._models)
+        if now.total_bytes > self.peak.total_bytes:
+            self.peak = now
+
+
+@dataclass(frozen=True, kw_only=True)
+class Counts:
+    """What Triton counted for one model so far.
+
+    Args:
+        rows: answered.
+        calls: batches they came in.
+    """
+
+    rows: int
+    calls: int
+
+
+class Statistics:
+    """Triton's statistics, read over gRPC.
+
+    Args:
+        address: host:port of the gRPC endpoint.
+    """
+
+    def __init__(self, address: str) -> None:
+        self._address = address
+        self._client = triton.InferenceServerClient(address)
+
+    def close(self) -> None:
+        """Ends the connection."""
+        self._client.close()
+
+    def counts(self) -> dict[str, Counts]:
+        """By model.
+
+        Raises:
+            ClientError: the server does not answer.
+        """
+        found = self._asked(lambda: self._client.get_inference_statistics(as_json=True))
+        return {
+            str(one["name"]): Counts(
+                rows=int(one.get("inference_count", 0)), calls=int(one.get("execution_count", 0))
+            )
+            for one in found["model_stats"]
+        }
+
+    def models_behind(self, model: str) -> tuple[str, ...]:
+        """A model and, of a native ensemble, its steps.
+
+        Raises:
+            ClientError: the server does not answer or does not have it.
+        """
+        config = self._asked(lambda: self._client.get_model_config(model, as_json=True))["config"]
+        steps = config.get("ensemble_scheduling", {}).get("step", [])
+        return (model, *(str(step["model_name"]) for step in steps))
+
+    def _asked(self, call: Any) -> Any:
+        try:
+            return call()
+        except FOREIGN as error:
+            raise error_from(error, what=f"server {self._address}") from error
+
+
+def counted_between(before: Mapping[str, Counts], after: Mapping[str, Counts]) -> dict[str, Counts]:
+    """What was counted in between, models that were asked only."""
+    none = Counts(rows=0, calls=0)
+    return {
+        name: Counts(rows=now.rows - before.get(name, none).rows, calls=now.calls - before.get(name, none).calls)
+        for name, now in after.items()
+        if now.rows > before.get(name, none).rows
+    }
+
+
+def _stat(folder: Path) -> list[str]:
+    """The fields after the name, which may itself hold spaces and brackets; empty for a process that is gone."""
+    try:
+        return (folder / "stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+    except OSError:
+        return []
+
+
+def _session(folder: Path) -> int | None:
+    fields = _stat(folder)
+    return int(fields[3]) if fields else None
+
+
+def _process(folder: Path) -> Process:
+    try:
+        words = (folder / "cmdline").read_bytes().decode("utf-8", "replace").rstrip("\0").split("\0")
+    except OSError:
+        words = []
+    match = _INSTANCE.match(words[-2]) if words and Path(words[0]).name == _STUB and len(words) > 3 else None
+    return Process(pid=int(folder.name), model=match["model"] if match else None, shm=words[2] if match else None)
+
+
+def _resident_bytes(folder: Path) -> int:
+    """Resident pages less the shared ones (shared memory), which would count once per process."""
+    try:
+        lines = (folder / "status").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return 0
+    wanted = ("RssAnon:", "RssFile:")
+    return sum(1024 * int(line.split()[1]) for line in lines if line.startswith(wanted))
+
+
+def _file_bytes(path: Path) -> int:
+    try:
+        return path.stat().st_blocks * 512
+    except OSError:
+        return 0

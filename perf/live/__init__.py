@@ -1,0 +1,1 @@
+"""Any models of a server under load, without rivals, bounds or verdicts: those are perf/bench."""

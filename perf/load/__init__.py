@@ -1,0 +1,1 @@
+"""Loads: what sends requests, and what it measured."""

@@ -1,0 +1,128 @@
+"""Poisson loads on a Triton model or on a client-driven route, as windows."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from orchestrator.errors import DataError, ServerFaultError
+from perf.load.poisson import OpenLoop, Send, open_loop, poisson_arrivals
+from perf.load.raw_grpc import RawClient, Refusal, outputs_from_bytes, request_bytes
+from perf.load.window import Window, exits_of
+
+# The first moments of a load meet an empty server; they are sent and not counted.
+WARM_S = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class PoissonLoad:
+    """What to send.
+
+    Args:
+        model: Triton name.
+        address: host:port of the gRPC endpoint.
+        rate: requests per second.
+        seconds: of the window, a second of warm-up besides.
+        seed: of the moments.
+        batch: rows per request.
+        parameters: of every request.
+        drain_s: how long late answers are waited for.
+    """
+
+    model: str
+    address: str
+    rate: float
+    seconds: float
+    seed: int
+    batch: int = 1
+    parameters: Mapping[str, int] | None = None
+    drain_s: float = 30.0
+
+
+def run_poisson(load: PoissonLoad, rows: npt.NDArray[Any], *, input_name: str) -> Window:
+    """Sends the load and returns what was measured.
+
+    Args:
+        load: what to send.
+        rows: (n, *dims), asked for one after another, round and round.
+        input_name: of the tensor.
+
+    Raises:
+        ServerFaultError: every request failed.
+    """
+    done = asyncio.run(send_poisson(load, rows, input_name=input_name))
+    return window_from_open_loop(done, batch=load.batch, stages=[_stages(answer) for answer in done.answers])
+
+
+async def send_poisson(load: PoissonLoad, rows: npt.NDArray[Any], *, input_name: str) -> OpenLoop:
+    """Sends the load; answers are bytes or a `Refusal`."""
+    messages = request_bytes(load.model, rows, input_name=input_name, batch=load.batch, parameters=load.parameters)
+    due_s = poisson_arrivals(load.rate, seconds=load.seconds + WARM_S, seed=load.seed)
+    async with RawClient(load.address) as client:
+        return await open_loop(
+            lambda index: client.send(messages[index * load.batch % len(messages)]), due_s, drain_s=load.drain_s
+        )
+
+
+async def send_asked(
+    ask: Any, rows: npt.NDArray[Any], *, rate: float, seconds: float, seed: int, batch: int = 1
+) -> Window:
+    """The same for a route that a client drives: `ask` takes rows and returns their exit stages."""
+    twice = np.concatenate([rows, rows[: batch - 1]]) if batch > 1 else rows
+
+    def send(index: int) -> Any:
+        start = index * batch % len(rows)
+        return ask(twice[start : start + batch])
+
+    sender: Send = send
+    done = await open_loop(sender, poisson_arrivals(rate, seconds=seconds + WARM_S, seed=seed))
+    return window_from_open_loop(done, batch=batch, stages=done.answers)
+
+
+def window_from_open_loop(
+    done: OpenLoop, *, batch: int, stages: Sequence[npt.NDArray[np.int32] | Refusal | None]
+) -> Window:
+    """The requests that were due after the warm-up, as a window.
+
+    Args:
+        done: everything sent.
+        batch: rows per request.
+        stages: per request: exit stages, or a `Refusal`; None where no answer came or it has no stages.
+
+    Raises:
+        ServerFaultError: no request was answered well.
+        DataError: nothing was sent after the warm-up.
+    """
+    counted = np.flatnonzero(done.due_s >= WARM_S)
+    if not len(counted):
+        raise DataError("Poisson load", got="no request after the warm-up", fix="take a longer window")
+    good = [i for i in counted if not np.isnan(done.done_s[i]) and not isinstance(stages[i], Refusal)]
+    if not good:
+        refusal = next((one for one in done.answers if isinstance(one, Refusal)), None)
+        raise ServerFaultError("Poisson load", got=refusal.text if refusal else "no answer in time")
+    known = [stages[i] for i in good]
+    deferred, exits = (None, None)
+    if all(one is not None for one in known):
+        deferred, exits = exits_of(np.array(known, np.int32).reshape(len(good), batch))
+    return Window(
+        latency_ms=done.latency_ms[good],
+        deferred=deferred,
+        exits=exits,
+        # Until the last answer: at more than the capacity the queue outlives the arrivals.
+        seconds=float(max(done.done_s[good].max(), done.due_s[-1]) - WARM_S),
+        batch=batch,
+        failed=len(counted) - len(good),
+        lag_ms=done.lag_ms[counted],
+    )
+
+
+def _stages(answer: Any) -> Any:
+    if answer is None or isinstance(answer, Refusal):
+        return answer
+    found = outputs_from_bytes(answer, ("exit_stage",))
+    return found["exit_stage"].ravel() if found else None

@@ -1,0 +1,82 @@
+"""The cascade driven by a client: every member is an ordinary request over gRPC.
+
+Nothing of it runs in the server, and every stage is a round trip of the client's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import tritonclient.grpc as triton
+import tritonclient.grpc.aio as triton_aio
+
+from orchestrator.client.seam import FOREIGN, error_from
+from perf.routes.rivals.deciding import Batch, Plan
+from perf.routes.spec import AskAsync, AskSync, Rows
+
+TIMEOUT_S = 60.0
+
+
+@contextmanager
+def sync_client(address: str, *, plan: Plan, dtype: str) -> Iterator[AskSync]:
+    """A cascade driven by blocking calls, from any number of threads over one channel.
+
+    Args:
+        address: host:port of the gRPC endpoint.
+        plan: the cascade.
+        dtype: Triton dtype of the input.
+
+    Yields:
+        rows (n, *dims) -> int32 (n,) exit stages.
+    """
+    with triton.InferenceServerClient(address) as client:
+
+        def ask(rows: Rows) -> npt.NDArray[np.int32]:
+            batch = Batch(plan, len(rows))
+            for member in plan.members:
+                try:
+                    result = client.infer(**_request(plan, member, rows, batch=batch, dtype=dtype))
+                except FOREIGN as error:
+                    raise error_from(error, what=f"model {member} at {address}") from error
+                batch.add(result.as_numpy(plan.output))
+                if not len(batch.open):
+                    break
+            return _stages(batch)
+
+        yield ask
+
+
+@asynccontextmanager
+async def asyncio_client(address: str, *, plan: Plan, dtype: str) -> AsyncIterator[AskAsync]:
+    """As `sync_client`, from one event loop."""
+    async with triton_aio.InferenceServerClient(address) as client:
+
+        async def ask(rows: Rows) -> npt.NDArray[np.int32]:
+            batch = Batch(plan, len(rows))
+            for member in plan.members:
+                try:
+                    result = await client.infer(**_request(plan, member, rows, batch=batch, dtype=dtype))
+                except FOREIGN as error:
+                    raise error_from(error, what=f"model {member} at {address}") from error
+                batch.add(result.as_numpy(plan.output))
+                if not len(batch.open):
+                    break
+            return _stages(batch)
+
+        yield ask
+
+
+def _request(plan: Plan, member: str, rows: Rows, *, batch: Batch, dtype: str) -> dict[str, Any]:
+    part = rows if len(batch.open) == len(rows) else rows[batch.open]
+    tensor = triton.InferInput(plan.input, list(part.shape), dtype)
+    tensor.set_data_from_numpy(part)
+    return {"model_name": member, "inputs": [tensor], "client_timeout": TIMEOUT_S}
+
+
+def _stages(batch: Batch) -> npt.NDArray[np.int32]:
+    stages: npt.NDArray[np.int32] = batch.answers["exit_stage"][:, 0]
+    return stages

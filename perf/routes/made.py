@@ -1,0 +1,168 @@
+"""A scenario's members, plan and rows with known exits, made once and kept.
+
+Making them takes half a minute for the small networks and minutes for the large ones, so they lie in a folder
+named after what made them: other code or another ONNX Runtime makes them anew.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime
+
+from orchestrator.decision import Combiner, score_from_tally
+from orchestrator.errors import DataError
+from orchestrator.local.sessions import LocalMembers
+from orchestrator.repository.files import new_folder
+from orchestrator.spec import CascadeSpec, cascade_from_path, json_from_cascade
+from perf.routes.recipe import Recipe, chunks_of
+from perf.routes.spec import BenchRows, Rows
+
+CACHE = Path(__file__).parents[2] / "build" / "bench" / "members"
+# The score of a row moves by about 1e-6 with the batch it is in; rows this near a threshold are not used at all.
+MARGIN = 1e-4
+_CODE = Path(__file__).parent
+_PLAN, _EXITS = "cascade.json", "exits.npz"
+
+Ask = Callable[[str, Rows], npt.NDArray[np.float32]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Made:
+    """A scenario on disk.
+
+    Args:
+        recipe: what made it.
+        repository: holds the members.
+        spec: the cascade of them.
+        exit_stage: int32 (pool,), where the cascade answers each row.
+        margin: float32 (pool,), how near the row came to a threshold.
+    """
+
+    recipe: Recipe
+    repository: Path
+    spec: CascadeSpec
+    exit_stage: npt.NDArray[np.int32]
+    margin: npt.NDArray[np.float32]
+
+    def rows_for(self, *, reach: Sequence[float], rows: int, seed: int) -> BenchRows:
+        """Rows with exactly the asked mix of exits, as near as whole rows come to it, in random order.
+
+        Rows come twice only where the pool has too few of a kind.
+
+        Args:
+            reach: share of rows that get to each stage, 1.0 first.
+            rows: how many; a prime, because a file of them then falls into step with no number of clients.
+            seed: of the choice and the order.
+
+        Raises:
+            DataError: the arguments make no sense, or no row of the pool exits at a stage that is asked for.
+        """
+        self._check(reach, rows)
+        reaching = [round(share * rows) for share in reach]
+        counts = -np.diff([*reaching, 0])
+        rng = np.random.default_rng(seed)
+        chosen = [self._some(stage, int(count), rng) for stage, count in enumerate(counts)]
+        numbers = rng.permutation(np.concatenate(chosen))
+        return BenchRows(rows=self.recipe.rows_at(numbers.tolist()), exit_stage=self.exit_stage[numbers])
+
+    def _some(self, stage: int, count: int, rng: np.random.Generator) -> npt.NDArray[np.intp]:
+        there = rng.permutation(np.flatnonzero((self.exit_stage == stage) & (self.margin >= MARGIN)))
+        if count and not len(there):
+            raise DataError(
+                f"rows of {self.recipe.scenario.name}", got=f"none that exits at stage {stage}", expected=count
+            )
+        return np.resize(there, count)
+
+    def _check(self, reach: Sequence[float], rows: int) -> None:
+        stages = len(self.spec.stages)
+        falling = all(one >= other for one, other in itertools.pairwise(reach))
+        if len(reach) != stages or reach[0] != 1 or not falling or reach[-1] < 0:
+            given = ", ".join(f"{share:g}" for share in reach)
+            raise DataError("reach", got=given, expected=f"{stages} shares, 1 first, none above the one before")
+        if rows < 2 or any(rows % divisor == 0 for divisor in range(2, int(rows**0.5) + 1)):
+            raise DataError("rows", got=rows, expected="a prime number of rows")
+
+
+def made(recipe: Recipe, cache: Path = CACHE) -> Made:
+    """The scenario, made where it is not there yet.
+
+    Args:
+        recipe: how.
+        cache: folder that keeps what was made.
+
+    Raises:
+        CommitteeError: a member cannot be made, or the disk refuses.
+    """
+    return _made(recipe, cache)
+
+
+@lru_cache(maxsize=4)
+def _made(recipe: Recipe, cache: Path) -> Made:
+    folder = cache / f"{recipe.scenario.name}-{_key(recipe)}"
+    if not (folder / _EXITS).is_file():
+        cache.mkdir(parents=True, exist_ok=True)
+        with new_folder(folder) as building:
+            repository = building / "repository"
+            spec = recipe.make(repository)
+            exit_stage, margin = exits_of(spec, LocalMembers(repository, _names(spec)).ask, recipe)
+            (building / _PLAN).write_text(json_from_cascade(spec), encoding="utf-8")
+            np.savez(building / _EXITS, exit_stage=exit_stage, margin=margin)
+    with np.load(folder / _EXITS) as stored:
+        exit_stage, margin = stored["exit_stage"], stored["margin"]
+    return Made(
+        recipe=recipe,
+        repository=folder / "repository",
+        spec=cascade_from_path(folder / _PLAN),
+        exit_stage=exit_stage,
+        margin=margin,
+    )
+
+
+def exits_of(spec: CascadeSpec, ask: Ask, recipe: Recipe) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
+    """Where each row of the pool exits, int32 (pool,), and its margin, float32 (pool,).
+
+    The last stage is not asked: whoever gets there exits there.
+    """
+    parts = [_exits_of_rows(spec, ask, recipe.rows_at(numbers)) for numbers in chunks_of(recipe.pool)]
+    return np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts])
+
+
+def _exits_of_rows(
+    spec: CascadeSpec, ask: Ask, rows: Rows
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
+    combiner = Combiner(spec)
+    exit_stage = np.full(len(rows), len(spec.stages) - 1, np.int32)
+    margin = np.full(len(rows), np.inf, np.float32)
+    left, tally = np.arange(len(rows)), combiner.empty(len(rows))
+    for number, stage in enumerate(spec.stages[:-1]):
+        if not len(left):
+            break
+        combiner.add_stage(tally, number, [ask(member.name, rows[left]) for member in stage.members])
+        p, label = combiner.distribution(tally)
+        score = score_from_tally(spec.score, p, label, tally.tops, combiner.weights)
+        threshold = np.float32(np.inf if stage.threshold is None else stage.threshold)
+        margin[left] = np.minimum(margin[left], np.abs(score - threshold))
+        sure = score >= threshold
+        exit_stage[left[sure]] = number
+        tally, left = tally.take(np.flatnonzero(~sure)), left[~sure]
+    return exit_stage, margin
+
+
+def _names(spec: CascadeSpec) -> list[str]:
+    return [member.name for member in spec.members]
+
+
+def _key(recipe: Recipe) -> str:
+    """What the members and exits depend on, in short."""
+    digest = hashlib.sha256(f"{onnxruntime.__version__} {recipe.pool} {recipe.settings}".encode())
+    for path in sorted([*_CODE.glob("recipes/*.py"), _CODE / "recipe.py", _CODE / "made.py"]):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]

@@ -1,0 +1,103 @@
+"""How a scenario's members and rows come about."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from orchestrator.local.sessions import LocalMembers
+from orchestrator.planner.impose import impose
+from orchestrator.planner.records import Records
+from orchestrator.spec import CascadeSpec, InputSpec, Member, Stage
+from perf.routes.spec import Rows, Scenario
+
+# Sessions run a chunk at a time, so that a pool of large rows never lies in memory as a whole.
+CHUNK_ROWS = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """What makes one scenario; everything follows from fixed seeds.
+
+    Args:
+        scenario: its members.
+        pool: rows there are to choose from.
+        make: writes the members into a repository and gives the cascade of them, one member per stage.
+        rows_at: rows by number, 0..pool - 1, (n, *dims).
+        settings: what else decides the members and the plan, as text.
+        predicted_speedup: as in BenchRepository.
+    """
+
+    scenario: Scenario
+    pool: int
+    make: Callable[[Path], CascadeSpec]
+    rows_at: Callable[[Sequence[int]], Rows]
+    settings: str = ""
+    predicted_speedup: float | None = None
+
+
+def chunks_of(pool: int) -> Iterator[range]:
+    """The numbers 0..pool - 1, a chunk at a time."""
+    return (range(start, min(start + CHUNK_ROWS, pool)) for start in range(0, pool, CHUNK_ROWS))
+
+
+def imposed_cascade(
+    repository: Path,
+    members: Sequence[str],
+    rows_at: Callable[[Sequence[int]], Rows],
+    *,
+    name: str,
+    recorded: int,
+    exit_share: Sequence[float],
+) -> CascadeSpec:
+    """A cascade of members with random weights that lets given shares of rows exit.
+
+    Args:
+        repository: holds the members.
+        members: in stage order.
+        rows_at: gives rows by number.
+        name: of the cascade.
+        recorded: how many rows the thresholds are taken from.
+        exit_share: share of them that exits at each stage but the last.
+    """
+    local = LocalMembers(repository, members)
+    manifests = [local.manifest(member) for member in members]
+    stages = tuple(
+        Stage(
+            members=(
+                Member(
+                    name=manifest.name,
+                    output=manifest.output.name,
+                    output_kind=manifest.output_kind,
+                    cost=float(manifest.macs),
+                    max_batch_size=manifest.max_batch_size,
+                    sha256=manifest.sha256,
+                ),
+            )
+        )
+        for manifest in manifests
+    )
+    source = manifests[0].input
+    base = CascadeSpec(
+        name=name,
+        input=InputSpec(name=source.name, dtype=source.dtype, dims=source.dims),
+        classes=local.classes(members[0]),
+        # A chain has thresholds in all stages but the last; impose fills them in.
+        stages=stages,
+    )
+    said: dict[str, list[Rows]] = {member: [] for member in members}
+    for numbers in chunks_of(recorded):
+        rows = rows_at(numbers)
+        for member in members:
+            said[member].append(local.ask(member, rows))
+    records = Records(
+        ids=np.arange(recorded),
+        labels=None,
+        outputs={member: np.concatenate(parts) for member, parts in said.items()},
+        cost={member: local.cost(member) for member in members},
+        meta={"members": {member: {"random_weights": True} for member in members}},
+    )
+    return impose(base, records, exit_share=exit_share).spec

@@ -1,0 +1,1 @@
+"""The scenarios' members, made from scratch; nothing but these generators is committed."""

@@ -1,0 +1,208 @@
+"""Three plain convolutional networks with random weights, about 0.15, 2 and 12 ms per row on one core.
+
+Random weights are given a head whose top probability spreads over the rows, so that thresholds can impose any
+exit mix. What the networks answer means nothing; what they cost does.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnxruntime
+from onnx import TensorProto, helper, numpy_helper
+
+from export.cost import COUNTER, macs_per_row, parameters_of
+from export.members import MODEL_FILE, write_member
+from export.rows import varied_rows
+from orchestrator.decision import softmax
+from orchestrator.spec import CascadeSpec, Manifest, TensorSpec
+from perf.routes.recipe import Recipe, imposed_cascade
+from perf.routes.spec import Rows, Scenario
+
+CLASSES = 10
+IMAGE = TensorSpec(name="image", dtype="FP32", dims=(3, 32, 32))
+OPSET, IR_VERSION = 18, 10
+# 70 % of the rows exit at the first member, 15 % at the second.
+EXIT_SHARE = (0.70, 0.15)
+_HEAD_ROWS = 512
+_ROWS_SEED = 20_000_000
+# Where the middle row's top probability lies once the head is scaled.
+_MEDIAN_TOP = 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Network:
+    """One network: 3x3 convolutions with ReLU, global average pooling, a linear head.
+
+    Args:
+        name: of the member.
+        layers: channels and stride of each convolution.
+        seed: of its weights.
+    """
+
+    name: str
+    layers: tuple[tuple[int, int], ...]
+    seed: int
+
+
+# Sizes by measurement: ONNX Runtime does about 52 million multiply-accumulates per ms on one core of the machine
+# they were chosen on, whatever the batch.
+NETWORKS = (
+    Network(name="cnn_small", layers=((24, 1), (56, 2), (64, 2), (64, 1)), seed=1),
+    Network(name="cnn_medium", layers=((64, 1), (120, 2), (120, 1), (240, 2), (240, 1)), seed=2),
+    Network(
+        name="cnn_large",
+        layers=((112, 1), (232, 2), (232, 1), (232, 1), (464, 2), (464, 1), (464, 1)),
+        seed=3,
+    ),
+)
+
+
+def three_cnn(networks: Sequence[Network] = NETWORKS, *, pool: int = 8192, recorded: int = 1024) -> Recipe:
+    """The scenario.
+
+    Args:
+        networks: in stage order; smaller ones make a quick test.
+        pool: rows to choose from; 997 that all reach the last stage have to be among them.
+        recorded: rows the thresholds are taken from.
+    """
+    scenario = Scenario(
+        name="three_cnn",
+        title="three CNNs of 0.15, 2 and 12 ms per row, random weights",
+        members=tuple(network.name for network in networks),
+        imposed=True,
+    )
+    return Recipe(
+        scenario=scenario,
+        pool=pool,
+        make=partial(_make, networks=networks, recorded=recorded),
+        rows_at=rows_at,
+        settings=repr((networks, recorded)),
+    )
+
+
+def rows_at(numbers: Sequence[int]) -> Rows:
+    """Rows by number, float32 (n, 3, 32, 32)."""
+    return np.concatenate([varied_rows(IMAGE, 1, seed=_ROWS_SEED + number) for number in numbers])
+
+
+def _make(repository: Path, *, networks: Sequence[Network], recorded: int) -> CascadeSpec:
+    for network in networks:
+        model = network_model(network)
+        data = model.SerializeToString(deterministic=True)
+        write_member(repository, data, _manifest(network, model, data))
+    names = [network.name for network in networks]
+    return imposed_cascade(repository, names, rows_at, name="committee", recorded=recorded, exit_share=EXIT_SHARE)
+
+
+def network_model(network: Network) -> onnx.ModelProto:
+    """The network with a head that answers like a trained one: some rows surely, others not."""
+    rng = np.random.default_rng(network.seed)
+    body = _Body(network, rng)
+    # Negative numbers, so that no row of the pool is among those the head is fitted on.
+    rows = np.concatenate([varied_rows(IMAGE, 1, seed=_ROWS_SEED - 1 - index) for index in range(_HEAD_ROWS)])
+    session = onnxruntime.InferenceSession(
+        body.model().SerializeToString(), _options(), providers=["CPUExecutionProvider"]
+    )
+    pooled = np.concatenate([session.run(None, {IMAGE.name: part})[0] for part in np.split(rows, 8)])
+    return body.model(head=_head(pooled.astype(np.float64), rng))
+
+
+def _head(
+    pooled: npt.NDArray[np.float64], rng: np.random.Generator
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """Weights (c, k) and bias (k,) from what reaches the head, float64 (n, c)."""
+    centre, width = pooled.mean(axis=0), pooled.std(axis=0) + 1e-6
+    weights = rng.normal(size=(pooled.shape[1], CLASSES)) / width[:, None]
+    logits = (pooled - centre) @ weights
+    low, high = 0.0, 1.0
+    while _median_top(logits * high) < _MEDIAN_TOP:
+        high *= 2
+    for _ in range(30):
+        middle = (low + high) / 2
+        low, high = (middle, high) if _median_top(logits * middle) < _MEDIAN_TOP else (low, middle)
+    weights *= high
+    return weights.astype(np.float32), (-centre @ weights).astype(np.float32)
+
+
+def _median_top(logits: npt.NDArray[np.float64]) -> float:
+    return float(np.median(softmax(logits.astype(np.float32)).max(axis=1)))
+
+
+class _Body:
+    """The convolutions of a network."""
+
+    def __init__(self, network: Network, rng: np.random.Generator) -> None:
+        self.nodes: list[Any] = []
+        self.weights: list[Any] = []
+        self.name = network.name
+        last, into = IMAGE.name, IMAGE.dims[0]
+        for index, (channels, stride) in enumerate(network.layers):
+            kernel = rng.normal(size=(channels, into, 3, 3)) * np.sqrt(2 / (9 * into))
+            self.weights.append(numpy_helper.from_array(kernel.astype(np.float32), f"kernel_{index}"))
+            conv, relu = f"conv_{index}", f"relu_{index}"
+            self.nodes.append(
+                helper.make_node(
+                    "Conv", [last, f"kernel_{index}"], [conv], pads=[1, 1, 1, 1], strides=[stride, stride]
+                )
+            )
+            self.nodes.append(helper.make_node("Relu", [conv], [relu]))
+            last, into = relu, channels
+        self.nodes.append(helper.make_node("GlobalAveragePool", [last], ["pooled"]))
+        self.nodes.append(helper.make_node("Flatten", ["pooled"], ["features"]))
+        self.channels = into
+
+    def model(
+        self, head: tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]] | None = None
+    ) -> onnx.ModelProto:
+        """With a head, or ending in what would reach it."""
+        nodes, weights, result, size = list(self.nodes), list(self.weights), "features", self.channels
+        if head is not None:
+            for name, value in zip(("head", "bias"), head, strict=True):
+                weights.append(numpy_helper.from_array(value, name))
+            nodes.append(helper.make_node("Gemm", ["features", "head", "bias"], ["logits"]))
+            result, size = "logits", CLASSES
+        graph = helper.make_graph(
+            nodes,
+            self.name,
+            [helper.make_tensor_value_info(IMAGE.name, TensorProto.FLOAT, ["batch", *IMAGE.dims])],
+            [helper.make_tensor_value_info(result, TensorProto.FLOAT, ["batch", size])],
+            initializer=weights,
+        )
+        opsets = [helper.make_opsetid("", OPSET)]
+        model: onnx.ModelProto = helper.make_model(graph, ir_version=IR_VERSION, opset_imports=opsets)
+        return model
+
+
+def _manifest(network: Network, model: onnx.ModelProto, data: bytes) -> Manifest:
+    return Manifest(
+        name=network.name,
+        file=MODEL_FILE,
+        sha256=hashlib.sha256(data).hexdigest(),
+        source=f"random convolutional network of the bench, seed {network.seed}",
+        precision="fp32",
+        opset=OPSET,
+        input=IMAGE,
+        output=TensorSpec(name="logits", dtype="FP32", dims=(CLASSES,)),
+        output_kind="logits",
+        parameters=parameters_of(model),
+        macs=macs_per_row(model),
+        macs_counter=COUNTER,
+        random_weights=True,
+        versions={"onnx": onnx.__version__},
+    )
+
+
+def _options() -> Any:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    return options

@@ -1,0 +1,116 @@
+"""One Triton repository with a scenario's members and every route's model."""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import partial
+from pathlib import Path
+
+from tritonclient.grpc.model_config_pb2 import ModelConfig
+
+from export.onefile import write_onefile
+from orchestrator.repository import ensemble_from_cascade, render, render_ensemble, text_from_config
+from orchestrator.repository.configs import cascade_config
+from orchestrator.repository.files import copy_model, new_folder, write_all
+from orchestrator.spec import CascadeSpec
+from perf.routes.clients import asyncio_client, sync_client
+from perf.routes.made import Made
+from perf.routes.rivals.deciding import Plan, plan_from_parameters
+from perf.routes.spec import BenchRepository, Route
+from perf.routes.table import CONCATENATE, PLAIN_ONLY, routes_of
+
+RIVALS = Path(__file__).parent / "rivals"
+_HELPER = "deciding.py"
+# Folder under rivals/ -> routes rendered from it.
+_MODELS = {"pass_through": ("pass_through",), "tutorial": ("tutorial",), "concatenate": tuple(CONCATENATE)}
+
+
+def render_made(made: Made, folder: Path) -> BenchRepository:
+    """Writes everything into a folder, in the place of what was rendered there before.
+
+    Args:
+        made: the scenario on disk.
+        folder: to render into.
+
+    Raises:
+        CommitteeError: the folder holds something else, or the disk refuses.
+    """
+    spec, scenario = made.spec, made.recipe.scenario
+    routes = routes_of(scenario)
+    plain = is_plain(spec)
+    if not plain:
+        routes = {name: route for name, route in routes.items() if name not in PLAIN_ONLY}
+    with new_folder(folder) as building:
+        for member in scenario.members:
+            copy_model(made.repository / member, building / member)
+        # Standalone: what is measured is the runtime of this checkout, wherever the folder lies.
+        render(dataclasses.replace(spec, name="committee"), building, standalone=True)
+        render_ensemble(ensemble_from_cascade(spec, "ensemble"), building)
+        write_onefile(spec, building, name="onefile")
+        if plain:
+            _render_rivals(spec, routes, building)
+    plan = plan_from_parameters(parameters_of(spec), input_name=spec.input.name) if plain else None
+    return BenchRepository(
+        folder=folder,
+        scenario=scenario,
+        routes=routes,
+        input_name=spec.input.name,
+        sync_client=None if plan is None else partial(sync_client, plan=plan, dtype=spec.input.dtype),
+        asyncio_client=None if plan is None else partial(asyncio_client, plan=plan, dtype=spec.input.dtype),
+        predicted_speedup=made.recipe.predicted_speedup,
+    )
+
+
+def is_plain(spec: CascadeSpec) -> bool:
+    """Whether a plan decides in the one way the rivals' code knows."""
+    members = all(
+        (member.temperature, member.weight, member.output_kind) == (1.0, 1.0, "logits")
+        and member.input in (None, spec.input.name)
+        and member.output == spec.members[0].output
+        for member in spec.members
+    )
+    single = all(len(stage.members) == 1 and stage.low is None for stage in spec.stages)
+    finite = all(stage.threshold is not None for stage in spec.stages[:-1])
+    return members and single and finite and (spec.combine, spec.score) == ("mean_logit", "max_prob")
+
+
+def parameters_of(spec: CascadeSpec) -> dict[str, str]:
+    """A plain plan as a rival's config.pbtxt carries it."""
+    return {
+        "members": ",".join(member.name for member in spec.members),
+        # Nine digits give every float32 back exactly.
+        "thresholds": ",".join(f"{stage.threshold:.9g}" for stage in spec.stages[:-1]),
+        "costs": ",".join(f"{stage.cost!r}" for stage in spec.stages),
+        "output": spec.members[0].output,
+    }
+
+
+def rival_config(spec: CascadeSpec, route: Route) -> ModelConfig:
+    """The cascade's own configuration, with the rival's instances and the plan as parameters."""
+    config = cascade_config(spec)
+    config.name = route.name
+    # Triton splits no batch, and unlike Committee these hand theirs to the members as it is.
+    config.max_batch_size = min(member.max_batch_size for member in spec.members)
+    config.instance_group[0].count = route.instances
+    # Class names are looked up for clients that ask for them; nobody here does.
+    for output in config.output:
+        output.label_filename = ""
+    for key, text in parameters_of(spec).items():
+        config.parameters[key].string_value = text
+    return config
+
+
+def _render_rivals(spec: CascadeSpec, routes: dict[str, Route], repository: Path) -> None:
+    helper = (RIVALS / _HELPER).read_bytes()
+    for source, names in _MODELS.items():
+        for name in names:
+            config = text_from_config(rival_config(spec, routes[name]), source=f"perf/routes/rivals/{source}")
+            files: dict[str, bytes | str] = {
+                "1/model.py": (RIVALS / source / "model.py").read_bytes(),
+                f"1/{_HELPER}": helper,
+                "config.pbtxt": config,
+            }
+            write_all(repository / name, files)
+
+
+__all__ = ["Plan", "is_plain", "parameters_of", "render_made", "rival_config"]

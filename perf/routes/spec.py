@@ -1,0 +1,104 @@
+"""What the bench and its routes say to each other.
+
+A scenario names members; a repository rendered for it holds them and every route's models; rows for it carry
+the stage at which a cascade will answer them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+Rows = npt.NDArray[Any]
+# One request: rows (n, *dims) in, int32 (n,) exit stages out.
+AskSync = Callable[[Rows], npt.NDArray[np.int32]]
+AskAsync = Callable[[Rows], Awaitable[npt.NDArray[np.int32]]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scenario:
+    """Members to compare routes on.
+
+    Args:
+        name: short, a file name.
+        title: for people, in tables.
+        members: Triton names in stage order, the dearest last.
+        imposed: the exit mix is imposed on members that did not earn it, and every table must say so.
+    """
+
+    name: Literal["three_cnn", "efficientnet", "glyphs", "digits"]
+    title: str
+    members: tuple[str, ...]
+    imposed: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Route:
+    """One way to get an answer.
+
+    Args:
+        name: key in results, the same in every scenario.
+        title: for people.
+        model: Triton model a load asks; None where the client drives the cascade itself.
+        client: which client drives it, None where a model does.
+        members: Triton names of the members it asks, in stage order. A route that is no cascade asks all of them
+            for every row.
+        cascade: its answers carry `exit_stage`, and only rows that reach a stage are asked there.
+        instances: processes of the orchestrator, 0 where there is none.
+    """
+
+    name: str
+    title: str
+    model: str | None
+    client: Literal["sync", "asyncio"] | None = None
+    members: tuple[str, ...] = ()
+    cascade: bool = False
+    instances: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchRepository:
+    """One rendered model repository.
+
+    Args:
+        folder: of the repository.
+        scenario: whose members it holds.
+        routes: by name, those this scenario has, with the scenario's own model and member names.
+        input_name: of every member and every route.
+        sync_client: opens a cascade driven by blocking calls: address -> context of an AskSync, to be called
+            from any number of threads.
+        asyncio_client: the same from one event loop.
+        predicted_speedup: rows/s of the cascade over its largest member's, as its plan predicts from measured
+            milliseconds per row; None where no plan does.
+    """
+
+    folder: Path
+    scenario: Scenario
+    routes: Mapping[str, Route]
+    input_name: str = "image"
+    sync_client: Callable[[str], AbstractContextManager[AskSync]] | None = None
+    asyncio_client: Callable[[str], AbstractAsyncContextManager[AskAsync]] | None = None
+    predicted_speedup: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchRows:
+    """Rows whose exits are known.
+
+    Args:
+        rows: (n, *dims) in the input's dtype.
+        exit_stage: int32 (n,), where a cascade of the scenario answers them.
+    """
+
+    rows: Rows
+    exit_stage: npt.NDArray[np.int32] = field(repr=False)
+
+    def reach(self, stages: int) -> tuple[float, ...]:
+        """Share of rows that get to each stage, 1.0 first."""
+        return tuple(float((self.exit_stage >= stage).mean()) for stage in range(stages))

@@ -1,0 +1,76 @@
+"""The routes of a scenario: one table, read by the renderer and by whoever measures."""
+
+from __future__ import annotations
+
+from perf.routes.spec import Route, Scenario
+
+CONCATENATE = {"concatenate_1": 1, "concatenate_4": 4}
+# Routes whose code knows one way to decide: mean of logits, top probability, one member per stage.
+PLAIN_ONLY = ("pass_through", "tutorial", *CONCATENATE, "client_sync", "client_asyncio")
+
+
+def routes_of(scenario: Scenario) -> dict[str, Route]:
+    """Every route by name.
+
+    Args:
+        scenario: whose members they ask.
+    """
+    members = scenario.members
+    alone = [
+        Route(name=f"member_{index}", title=_alone(index, scenario), model=name, members=(name,))
+        for index, name in enumerate(members)
+    ]
+    rivals = [
+        Route(
+            name="pass_through",
+            title="BLS pass-through to the first member",
+            model="pass_through",
+            members=members[:1],
+            instances=1,
+        ),
+        Route(
+            name="tutorial",
+            title="BLS, one call per request in a loop",
+            model="tutorial",
+            members=members,
+            cascade=True,
+            instances=1,
+        ),
+        *(
+            Route(
+                name=name,
+                title=f"BLS, batch concatenated, {count} instance{'s' if count > 1 else ''}",
+                model=name,
+                members=members,
+                cascade=True,
+                instances=count,
+            )
+            for name, count in CONCATENATE.items()
+        ),
+        Route(
+            name="client_sync",
+            title="client-side cascade, threads",
+            model=None,
+            client="sync",
+            members=members,
+            cascade=True,
+        ),
+        Route(
+            name="client_asyncio",
+            title="client-side cascade, asyncio",
+            model=None,
+            client="asyncio",
+            members=members,
+            cascade=True,
+        ),
+        Route(name="ensemble", title="native ensemble of all members", model="ensemble", members=members),
+        # It asks no member: they are inside, so what they can do elsewhere does not bound it.
+        Route(name="onefile", title="whole cascade in one ONNX graph", model="onefile", cascade=True),
+        Route(name="committee", title="Committee", model="committee", members=members, cascade=True, instances=1),
+    ]
+    return {route.name: route for route in (*alone, *rivals)}
+
+
+def _alone(index: int, scenario: Scenario) -> str:
+    largest = index == len(scenario.members) - 1
+    return f"{scenario.members[index]} alone{', the largest' if largest else ''}"

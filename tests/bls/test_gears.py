@@ -1,0 +1,175 @@
+"""Gears: who judges a row, when the gear shifts, and what is said of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orchestrator.bls.gearbox import Gearbox
+from orchestrator.decision import GEARED, CascadeRun, Policy, arrivals_from_policies
+from orchestrator.errors import SpecError
+from orchestrator.spec import CascadeSpec, Gear, Gears, cascade_from_json, json_from_cascade
+from tests.bls.loading import HARD, ask_all, large, loaded, rows_of, small, two_stages
+from tests.fakes.triton import FakeTriton, Request
+
+MS = 1_000_000
+GEARS = Gears(
+    cheaper=(Gear(thresholds=(0.5,), mean_cost=4.0), Gear(thresholds=(0.0,), mean_cost=1.0)),
+    raise_wait_us=50_000,
+    lower_wait_us=10_000,
+    raise_after_us=100_000,
+    lower_after_us=1_000_000,
+)
+
+
+def geared(**changes: object) -> CascadeSpec:
+    return two_stages(gears=dataclasses.replace(GEARS, **changes))
+
+
+def admit(spec: CascadeSpec, rows: np.ndarray, *, gear: int, policy: Policy | None = None):
+    arrivals = arrivals_from_policies(
+        [0], [len(rows)], policies=[policy or Policy()], now_ns=[0], default_deadline_us=1000, gear=gear
+    )
+    return CascadeRun(spec).admit(arrivals, [rows])
+
+
+def logits(top: float) -> np.ndarray:
+    """One row whose most likely of three classes has that probability."""
+    return np.log(np.array([[top, (1 - top) / 2, (1 - top) / 2]], np.float32))
+
+
+@pytest.mark.parametrize(("gear", "exits", "status"), [(0, 0, 0), (1, 1, GEARED), (2, 1, GEARED)])
+def test_a_row_the_plan_would_pass_on_exits_in_a_cheaper_gear_and_says_so(
+    gear: int, exits: int, status: int
+) -> None:
+    outcome = admit(geared(), logits(0.7), gear=gear)
+    assert len(outcome.answers) == exits
+    assert outcome.answers.status.tolist() == [status] * exits
+
+
+def test_a_row_the_plan_is_sure_of_carries_no_bit_in_any_gear() -> None:
+    for gear in range(3):
+        outcome = admit(geared(), logits(0.95), gear=gear)
+        assert outcome.answers.status.tolist() == [0]
+
+
+def test_a_request_may_name_its_gear_whatever_the_load() -> None:
+    assert len(admit(geared(), logits(0.7), gear=2, policy=Policy(gear=0)).answers) == 0
+    assert len(admit(geared(), logits(0.7), gear=0, policy=Policy(gear=1)).answers) == 1
+
+
+def test_min_stage_is_kept_in_every_gear() -> None:
+    assert len(admit(geared(), logits(0.99), gear=2, policy=Policy(min_stage=1)).answers) == 0
+
+
+def test_gears_survive_the_file_and_a_plan_without_them_does_not_mention_them() -> None:
+    assert cascade_from_json(json_from_cascade(geared())) == geared()
+    assert '"gears"' not in json_from_cascade(two_stages())
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: Gears(cheaper=()), "at least one"),
+        (lambda: dataclasses.replace(GEARS, lower_wait_us=50_000), "less than raise_wait_us"),
+        (lambda: dataclasses.replace(GEARS, cheaper=GEARS.cheaper[::-1]), "each below the one before"),
+        (lambda: Gear(thresholds=(float("nan"),), mean_cost=1.0), "finite number, or null"),
+        (lambda: two_stages(gears=Gears(cheaper=(Gear(thresholds=(), mean_cost=1.0),))), "expected 1"),
+    ],
+)
+def test_gears_that_make_no_sense_are_refused(make, words: str) -> None:
+    with pytest.raises(SpecError, match=words):
+        make()
+
+
+def test_the_gear_shifts_only_after_the_wait_has_lasted_and_comes_back_slower() -> None:
+    box = Gearbox(GEARS)
+    assert [box.felt(60 * MS, t * MS) for t in (0, 50, 99)] == [0, 0, 0]
+    assert box.felt(60 * MS, 100 * MS) == 1
+    # The next step needs its own hundred milliseconds.
+    assert [box.felt(60 * MS, t * MS) for t in (150, 199)] == [0, 0]
+    assert box.felt(60 * MS, 200 * MS) == 1
+    assert box.felt(60 * MS, 900 * MS) == 0, "there is no cheaper one"
+    assert [box.felt(5 * MS, t * MS) for t in (1000, 1999)] == [0, 0]
+    assert box.felt(5 * MS, 2000 * MS) == -1
+    assert box.felt(5 * MS, 2500 * MS) == 0
+    assert box.felt(5 * MS, 3000 * MS) == -1
+    assert box.gear == 0
+
+
+def test_a_break_starts_the_time_again_and_between_the_limits_nothing_moves() -> None:
+    box = Gearbox(GEARS)
+    box.felt(60 * MS, 0)
+    box.felt(20 * MS, 90 * MS)
+    assert box.felt(60 * MS, 100 * MS) == 0
+    assert box.felt(60 * MS, 200 * MS) == 1
+    assert all(box.felt(30 * MS, t * MS) == 0 for t in range(300, 9000, 100))
+    assert box.gear == 1
+
+
+@given(st.lists(st.tuples(st.integers(0, 200), st.integers(0, 2000)), max_size=60))
+def test_gears_stay_in_range_move_one_at_a_time_and_never_twice_within_their_time(
+    felt: list[tuple[int, int]],
+) -> None:
+    box, now_ms, shifts = Gearbox(GEARS), 0, []
+    for wait_ms, pause_ms in felt:
+        now_ms += pause_ms
+        before = box.gear
+        step = box.felt(wait_ms * MS, now_ms * MS)
+        assert box.gear == before + step
+        assert 0 <= box.gear <= 2
+        if step:
+            shifts.append((now_ms, step))
+    for (early, _), (late, step) in pairwise(shifts):
+        assert late - early >= (100 if step > 0 else 1000)
+
+
+def test_a_plan_without_gears_has_none_to_name() -> None:
+    assert Gearbox(None).felt(10**12, 0) == 0
+
+
+def test_a_queue_that_stands_shifts_the_served_gear_and_an_empty_one_brings_it_back(tmp_path: Path) -> None:
+    free = threading.Event()
+
+    def slow(rows: np.ndarray) -> np.ndarray:
+        free.wait(10)
+        return large(rows)
+
+    fake = FakeTriton({"small": small, "large": slow})
+    spec = geared(raise_wait_us=2_000, lower_wait_us=1_000, raise_after_us=0, lower_after_us=0)
+    one = np.concatenate([np.log(np.array([0.7, 0.2, 0.1])), HARD[3:]]).astype(np.float32)
+    with loaded(tmp_path, fake, spec) as model:
+        waiting = [Request({"x": rows_of(one)}) for _ in range(12)]
+        for request in waiting:
+            assert model.execute([request]) is None
+        threading.Event().wait(0.02)
+        free.set()
+        for request in waiting:
+            assert request.sender.done.wait(10)
+        shifted = model._scheduler._gearbox.gear
+        assert shifted > 0
+        model._counters.drain()
+        # Nothing waits any more: the next rows find the plan's own thresholds again, a step per look.
+        for _ in range(shifted):
+            (answer,) = ask_all(model, [Request({"x": rows_of(one)})])
+        assert answer.column("exit_stage").tolist() == [[1]]
+        assert model._scheduler.gear == 0
+        model._flusher.flush()
+        assert fake.metrics[("committee_gear", (("model", "cascade"),))].value == 0.0
+
+
+def test_the_gear_and_its_shifts_are_metrics(tmp_path: Path) -> None:
+    fake = FakeTriton({"small": small, "large": large})
+    with loaded(tmp_path, fake, geared()) as model:
+        model._counters.shifted(1, 1)
+        model._flusher.flush()
+        key = (("direction", "cheaper"), ("model", "cascade"))
+        assert fake.metrics[("committee_gear_shifts_total", key)].value == 1
+        assert fake.metrics[("committee_gear", (("model", "cascade"),))].value == 1.0

@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+import pytest
+
+from perf.bench.summary import Summary
+from perf.bench.verdict import Verdict, verdicts
+from tests.perf.bench.made import summary
+
+EASY = "easy_p50_ms"
+
+
+def whole_run() -> list[Summary]:
+    """Everything the targets ask for; ours is twice as fast as the tutorial form, and so on."""
+    return [
+        summary("committee", concurrency=16, requests_per_s=400, latency_ms={EASY: 5.0}),
+        summary("tutorial", concurrency=16, requests_per_s=200, latency_ms={EASY: 50.0}),
+        summary("committee", concurrency=64, requests_per_s=500, bound=520.0),
+        summary("tutorial", concurrency=64, requests_per_s=250),
+        summary("committee", share=0.8, of_route="tutorial", latency_ms={"p99_ms": 40.0}),
+        summary("tutorial", share=0.8, of_route="tutorial", latency_ms={"p99_ms": 100.0}),
+        summary("committee", share=0.8, of_route="concatenate_4", latency_ms={"p99_ms": 80.0}),
+        summary("concatenate_4", share=0.8, of_route="concatenate_4", latency_ms={"p99_ms": 100.0}),
+        summary("committee", concurrency=1, latency_ms={EASY: 0.9}),
+        summary("pass_through", concurrency=1, latency_ms={"p50_ms": 0.8}),
+        summary("committee", deferral=0.0, requests_per_s=4000),
+        summary("pass_through", deferral=0.0, requests_per_s=4400),
+        summary("committee", concurrency=64, deferral=1.0, requests_per_s=78),
+        summary("member_2", concurrency=64, requests_per_s=84),
+        summary("member_2", concurrency=16, requests_per_s=80),
+        summary("committee", scenario="glyphs", batch=32, requests_per_s=30),
+        summary("member_3", scenario="glyphs", batch=32, requests_per_s=10),
+    ]
+
+
+def found(**changes: float | None) -> dict[str, Verdict]:
+    given = {"predicted_speedup": 4.0, "leak_percent": 0.5, **changes}
+    return {one.target: one for one in verdicts(whole_run(), members=3, **given)}
+
+
+def test_every_target_is_a_ratio_of_what_was_measured() -> None:
+    measured = [one.measured for one in found().values()]
+    assert measured == pytest.approx(
+        [2.0, 2.0, 0.1, 0.4, 0.8, 500 / 520, 0.9 / 0.8, 4000 / 4400, 78 / 84, 500 / 84, 3 / 4, 0.5]
+    )
+
+
+def test_targets_are_met_or_not_by_their_own_sense() -> None:
+    assert [one.met for one in found().values()] == [True] * 4 + [False] + [True] * 7
+    assert next(reversed(found(leak_percent=2.1).values())).met is False
+
+
+def test_the_note_holds_what_the_bound_would_have_allowed() -> None:
+    note = found()["requests/s against the tutorial form, concurrency 64"].note
+    assert note == f"0.9 x bound / tutorial is {0.9 * 520 / 250:.2f}"
+
+
+def test_the_fastest_mix_is_not_held_against_the_largest_member() -> None:
+    """At 0 % deferral the committee is ten times as fast; the target is about 15 %."""
+    assert found()["requests/s against the largest member alone, three CNNs"].measured == pytest.approx(500 / 84)
+
+
+def test_what_was_not_measured_is_neither_met_nor_missed() -> None:
+    empty = verdicts([], members=3, predicted_speedup=None, leak_percent=None)
+    assert len(empty) == 12
+    assert {one.met for one in empty} == {None}
+    assert set(empty[0].as_json()) == {"target", "needed", "measured", "met"}
+    assert empty[0].as_json()["met"] is None

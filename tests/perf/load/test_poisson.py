@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+import asyncio
+import time
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orchestrator.errors import DataError, ServerFaultError
+from perf.load.open import WARM_S, window_from_open_loop
+from perf.load.poisson import OpenLoop, open_loop, poisson_arrivals
+from perf.load.raw_grpc import Refusal
+
+
+@given(st.floats(0.5, 300), st.floats(0.1, 20), st.integers(0, 1000))
+def test_arrivals_ascend_within_the_window_and_follow_from_the_seed(
+    rate: float, seconds: float, seed: int
+) -> None:
+    found = poisson_arrivals(rate, seconds=seconds, seed=seed)
+    assert (np.diff(found) >= 0).all()
+    assert ((found >= 0) & (found < seconds)).all()
+    np.testing.assert_array_equal(found, poisson_arrivals(rate, seconds=seconds, seed=seed))
+
+
+def test_arrivals_are_poisson() -> None:
+    gaps = np.diff(poisson_arrivals(100, seconds=200, seed=3))
+    assert gaps.mean() == pytest.approx(0.01, rel=0.03)
+    # Exponential gaps have a standard deviation equal to their mean.
+    assert gaps.std() == pytest.approx(gaps.mean(), rel=0.05)
+
+
+@pytest.mark.parametrize(("rate", "seconds"), [(0.0, 1.0), (1.0, 0.0), (float("nan"), 1.0), (-1.0, 1.0)])
+def test_a_rate_or_time_of_nothing_is_refused(rate: float, seconds: float) -> None:
+    with pytest.raises(DataError, match="above 0"):
+        poisson_arrivals(rate, seconds=seconds, seed=0)
+
+
+def test_a_slow_server_does_not_thin_out_the_load() -> None:
+    """Each answer takes longer than the gap between requests; in a closed loop the last would leave late."""
+
+    async def send(index: int) -> int:
+        await asyncio.sleep(0.15)
+        return index
+
+    due_s = np.arange(30) * 0.01
+    done = asyncio.run(open_loop(send, due_s))
+    assert done.answers == list(range(30))
+    assert np.median(done.lag_ms) < 20
+    assert (done.lag_ms >= 0).all()
+    assert (done.latency_ms >= 150).all()
+
+
+def test_latency_counts_from_the_moment_a_request_was_due() -> None:
+    """The loop is held up for 100 ms: nothing of that may disappear from the latencies."""
+
+    async def send(index: int) -> None:
+        if index == 0:
+            time.sleep(0.1)
+
+    done = asyncio.run(open_loop(send, np.array([0.0, 0.01])))
+    assert done.latency_ms[1] >= 85
+    assert done.lag_ms[1] >= 85
+
+
+def test_what_is_not_answered_in_time_counts_as_unanswered() -> None:
+    async def send(index: int) -> int:
+        await asyncio.sleep(60 if index == 1 else 0)
+        return index
+
+    done = asyncio.run(open_loop(send, np.array([0.0, 0.001, 0.002]), drain_s=0.2))
+    assert done.answers == [0, None, 2]
+    assert np.isnan(done.done_s).tolist() == [False, True, False]
+
+
+def test_a_fault_of_the_client_is_not_taken_for_a_slow_server() -> None:
+    async def send(index: int) -> None:
+        raise RuntimeError("broken")
+
+    with pytest.raises(RuntimeError, match="broken"):
+        asyncio.run(open_loop(send, np.array([0.0])))
+
+
+def test_no_arrivals_are_no_load() -> None:
+    assert asyncio.run(open_loop(lambda index: asyncio.sleep(0), np.zeros(0))).answers == []
+
+
+def loop_of(due_s: list[float], latency_s: list[float], answers: list[object]) -> OpenLoop:
+    due = np.array(due_s)
+    return OpenLoop(due_s=due, sent_s=due + 0.001, done_s=due + np.array(latency_s), answers=answers)
+
+
+def test_a_window_leaves_out_the_warm_up_and_counts_refusals_as_failed() -> None:
+    refusal = Refusal(code="UNAVAILABLE", text="full")
+    stages = [np.array([0]), np.array([1]), refusal, None, np.array([0])]
+    done = loop_of(
+        [0.1, WARM_S, WARM_S + 1, WARM_S + 2, WARM_S + 3], [9.0, 0.5, 0.1, float("nan"), 1.0], list(stages)
+    )
+    window = window_from_open_loop(done, batch=1, stages=stages)
+    assert window.latency_ms == pytest.approx([500, 1000])
+    assert window.failed == 2
+    assert window.deferred is not None
+    assert window.deferred.tolist() == [True, False]
+    assert window.seconds == pytest.approx(4.0)
+    assert window.lag_ms is not None
+    assert len(window.lag_ms) == 4
+
+
+def test_a_window_of_refusals_says_what_the_server_says() -> None:
+    refusal = Refusal(code="NOT_FOUND", text="unknown model")
+    done = loop_of([WARM_S], [0.1], [refusal])
+    with pytest.raises(ServerFaultError, match="unknown model"):
+        window_from_open_loop(done, batch=1, stages=[refusal])

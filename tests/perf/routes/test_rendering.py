@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from google.protobuf.json_format import MessageToDict
+
+from orchestrator.errors import RepositoryError
+from orchestrator.repository import check, config_from_path
+from perf.routes import RECIPES, ROUTES, SCENARIOS
+from perf.routes.made import Made
+from perf.routes.rendering import render_made
+from perf.routes.spec import BenchRepository
+
+# The targets are about these.
+JUDGED = {
+    "member_0", "member_1", "member_2", "pass_through", "tutorial", "concatenate_1", "concatenate_4",
+    "client_sync", "client_asyncio", "ensemble", "onefile", "committee",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def rendered(tiny: Made, tmp_path_factory: pytest.TempPathFactory) -> BenchRepository:
+    return render_made(tiny, tmp_path_factory.mktemp("rendered") / "repository")
+
+
+def test_every_route_the_targets_name_is_there() -> None:
+    assert set(ROUTES) == JUDGED
+    assert {"three_cnn", "efficientnet", "digits"} <= set(SCENARIOS)
+    assert [name for name, scenario in SCENARIOS.items() if scenario.imposed] == ["three_cnn", "efficientnet"]
+    assert {name: recipe.scenario for name, recipe in RECIPES.items()} == SCENARIOS
+
+
+def test_the_repository_is_sound(rendered: BenchRepository) -> None:
+    report = check(rendered.folder)
+    assert report, report.faults
+    models = {route.model for route in rendered.routes.values() if route.model is not None}
+    assert models <= {path.name for path in rendered.folder.iterdir()}
+
+
+def test_rivals_differ_from_committee_in_name_batch_limit_instances_and_plan_alone(
+    rendered: BenchRepository,
+) -> None:
+    ours = MessageToDict(config_from_path(rendered.folder / "committee" / "config.pbtxt"))
+    for name, count in {"pass_through": 1, "tutorial": 1, "concatenate_1": 1, "concatenate_4": 4}.items():
+        theirs = MessageToDict(config_from_path(rendered.folder / name / "config.pbtxt"))
+        assert theirs.pop("instanceGroup") == [{"kind": "KIND_CPU", "count": count}]
+        assert theirs.pop("maxBatchSize") == 64
+        assert set(theirs.pop("parameters")) == {"members", "thresholds", "costs", "output"}
+        expected = {**ours, "name": name}
+        del expected["instanceGroup"], expected["maxBatchSize"]
+        assert theirs == expected
+        assert rendered.routes[name].instances == count
+
+
+def test_every_model_that_computes_runs_one_thread_in_one_instance_without_a_queue_delay(
+    rendered: BenchRepository,
+) -> None:
+    for name in (*rendered.scenario.members, "onefile", "ensemble_mean"):
+        config = config_from_path(rendered.folder / name / "config.pbtxt")
+        assert [group.count for group in config.instance_group] == [1], name
+        assert config.parameters["intra_op_thread_count"].string_value == "1", name
+        assert config.HasField("dynamic_batching"), name
+        assert config.dynamic_batching.max_queue_delay_microseconds == 0, name
+
+
+def test_rendering_replaces_an_earlier_one_and_nothing_else(tiny: Made, tmp_path: Path) -> None:
+    folder = tmp_path / "repository"
+    render_made(tiny, folder)
+    (folder / "tutorial" / "1" / "model.py").write_text("")
+    render_made(tiny, folder)
+    assert (folder / "tutorial" / "1" / "model.py").read_text()
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "thesis.txt").write_text("years of work")
+    with pytest.raises(RepositoryError, match="other"):
+        render_made(tiny, other)
+    assert [path.name for path in other.iterdir()] == ["thesis.txt"]

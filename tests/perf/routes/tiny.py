@@ -1,0 +1,13 @@
+"""The three CNNs of the bench, much smaller."""
+
+from __future__ import annotations
+
+from perf.routes.recipe import Recipe
+from perf.routes.recipes.three_cnn import Network, three_cnn
+
+NETWORKS = (
+    Network(name="cnn_small", layers=((4, 2), (8, 2)), seed=1),
+    Network(name="cnn_medium", layers=((8, 2), (16, 2)), seed=2),
+    Network(name="cnn_large", layers=((16, 2), (24, 2)), seed=3),
+)
+TINY: Recipe = three_cnn(NETWORKS, pool=768, recorded=128)
