@@ -29,6 +29,12 @@ class StageResult:
     errors: dict[int, str]
     later: tuple[list[Rows], ...] = ()
 
+    def take(self, index: npt.NDArray[np.intp]) -> StageResult:
+        """The given rows, copied."""
+        outputs = [None if output is None else output[index] for output in self.outputs]
+        later = tuple([output[index] for output in stage] for stage in self.later)
+        return StageResult(outputs, self.errors, later)
+
 
 class MemberCalls:
     """Calls members; used from many threads at once.
@@ -56,12 +62,16 @@ class MemberCalls:
             tensor: the server's tensor behind `rows`, forwarded without a copy where name and size allow.
         """
         members = self._spec.stages[stage].members
-        if self._pool is None or len(members) == 1:
-            said = [self._ask_member(stage, member, rows, tensor) for member in members]
-        else:
-            # The calling thread asks the first member itself: one hand-over fewer.
-            others = [self._pool.submit(self._ask_member, stage, m, rows, tensor) for m in members[1:]]
-            said = [self._ask_member(stage, members[0], rows, tensor), *(f.result() for f in others)]
+        if len(members) == 1:
+            (member,) = members
+            answer = self._ask_member(stage, member, rows, tensor)
+            if isinstance(answer, str):
+                return StageResult([None], {int(self._first[stage]): answer})
+            return StageResult([answer], {})
+        assert self._pool is not None, "made where a stage has several members"
+        # The calling thread asks the first member itself: one hand-over fewer.
+        others = [self._pool.submit(self._ask_member, stage, m, rows, tensor) for m in members[1:]]
+        said = [self._ask_member(stage, members[0], rows, tensor), *(f.result() for f in others)]
         outputs: list[Rows | None] = []
         errors: dict[int, str] = {}
         for index, answer in enumerate(said):
@@ -102,7 +112,6 @@ class MemberCalls:
 
     def _ask_member(self, stage: int, member: Member, rows: Rows, tensor: Any | None) -> Rows | str:
         """The member's output (n, k), or why there is none."""
-        where = f"stage {stage} member {member.name}"
         try:
             name = member.input or self._spec.input.name
             said = self._ask_in_parts(
@@ -114,13 +123,14 @@ class MemberCalls:
                 input_name=name,
             )
             if isinstance(said, str):
-                return f"{where}: {said}"
+                return f"stage {stage} member {member.name}: {said}"
             (output,) = said
         except Exception as error:  # a caller waits: whatever broke must become its answer
-            return f"{where}: {type(error).__name__} {error}"
+            return f"stage {stage} member {member.name}: {type(error).__name__} {error}"
         expected = (len(rows), self._spec.classes)
         if output.shape != expected:
-            return f"{where}: output {member.output} has shape {list(output.shape)}, expected {list(expected)}"
+            wrong = f"output {member.output} has shape {list(output.shape)}, expected {list(expected)}"
+            return f"stage {stage} member {member.name}: {wrong}"
         return output
 
     def _ask_in_parts(
@@ -134,12 +144,11 @@ class MemberCalls:
         input_name: str | None = None,
     ) -> list[Rows] | str:
         """The model's outputs for all rows, asked in parts of at most `size`, or why there are none."""
+        if tensor is not None and len(rows) <= size:
+            return self._exec(model, outputs, tensor)
         parts = []
         for start in range(0, len(rows), size):
-            whole = start == 0 and len(rows) <= size
-            chunk = tensor if whole and tensor is not None else None
-            if chunk is None:
-                chunk = self._pb.Tensor(input_name or self._spec.input.name, rows[start : start + size])
+            chunk = self._pb.Tensor(input_name or self._spec.input.name, rows[start : start + size])
             answer = self._exec(model, outputs, chunk)
             if isinstance(answer, str):
                 return answer

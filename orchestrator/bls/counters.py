@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from orchestrator.decision import ABSTAINED, CAPPED, DEADLINE, DEGRADED, GEARED, Outcome
 from orchestrator.spec import CascadeSpec
@@ -94,10 +95,18 @@ class Counters:
         with self._lock:
             self._sums[self._cost_key] += rows * cost
 
-    def taken_in(self, rows: int) -> None:
-        """Rows arrived."""
+    def arrived(self, rows: int, cost: float) -> None:
+        """Rows arrived, and stage 0 was asked for them at a cost each."""
         with self._lock:
             self._sums[self._rows_key] += rows
+            self._sums[self._cost_key] += rows * cost
+
+    def at_once(self, rows: int, statuses: npt.NDArray[np.int32] | None) -> None:
+        """Rows were answered from what stage 0 said; statuses int32 (n,), None where all are 0."""
+        with self._lock:
+            self._sums[self._exit_keys[0]] += rows
+            if statuses is not None:
+                self._statuses(statuses)
 
     def refused(self, rows: int) -> None:
         """Rows whose request got an error."""
@@ -114,12 +123,15 @@ class Counters:
             if len(outcome.deferred):
                 self._sums[self._deferred_keys[outcome.stage]] += len(outcome.deferred)
             if answers.status.any():
-                for name, bit in STATUS_NAMES.items():
-                    self._add("committee_status_total", int(((answers.status & bit) != 0).sum()), status=name)
+                self._statuses(answers.status)
             if outcome.member_failures is not None:
                 for index in np.flatnonzero(outcome.member_failures):
                     count = int(outcome.member_failures[index])
                     self._add("committee_member_failures_total", count, member=self._members[index])
+
+    def _statuses(self, statuses: npt.NDArray[np.int32]) -> None:
+        for name, bit in STATUS_NAMES.items():
+            self._add("committee_status_total", int(((statuses & bit) != 0).sum()), status=name)
 
     def deferred(self, rows: int, stage: int) -> None:
         """Rows went on to what a lead had said of the next stage, without waiting for it."""

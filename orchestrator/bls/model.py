@@ -14,6 +14,7 @@ import numpy as np
 
 from orchestrator.bls.calls import MemberCalls, merged
 from orchestrator.bls.counters import Counters, MetricsFlusher
+from orchestrator.bls.first import FirstStage
 from orchestrator.bls.pending import (
     INTERNAL,
     INVALID,
@@ -24,12 +25,14 @@ from orchestrator.bls.pending import (
     send,
 )
 from orchestrator.bls.scheduler import Scheduler
-from orchestrator.bls.tensors import OUTPUTS, Reader, Rows, columns_of
-from orchestrator.decision import Outcome, arrivals_from_policies, policy_from_parameters
+from orchestrator.bls.tensors import OUTPUTS, Reader, Rows
+from orchestrator.decision import DEFAULT, policy_from_parameters
 from orchestrator.errors import InputError, SpecError
 from orchestrator.spec import CascadeSpec, cascade_from_path
 
 MODEL_FILES = ("model.onnx", "model.plan")
+ALL_OUTPUTS = frozenset(OUTPUTS)
+NO_ROWS: Rows = np.zeros(0)
 
 
 def cascade_model(pb_utils: Any) -> type[CascadeModel]:
@@ -69,6 +72,9 @@ class CascadeModel:
         self._scheduler = Scheduler(
             spec, self._calls, counters=self._counters, send=self._send, log=self._pb.Logger.log_error
         )
+        self._first = FirstStage(
+            self._pb, spec, calls=self._calls, scheduler=self._scheduler, counters=self._counters
+        )
         self._flusher = self._start_metrics(args["model_name"])
         self._scheduler.start()
 
@@ -78,24 +84,21 @@ class CascadeModel:
         Returns the answers that are decided by then, with None for requests that get theirs by sender, later; the
         server takes both kinds in one list. An answer by sender is a message of its own between the processes.
         """
-        arrived_ns = time.monotonic_ns()
-        batch, refused = self._read_all(requests, arrived_ns)
-        if not batch:
-            return [self._refusal(refused[index]) for index in range(len(requests))]
-        # Taken before anything can be answered: an answer lets go of its request's input.
-        inputs = [(one.tensor, one.rows) for one in batch]
-        try:
-            self._scheduler.expect(batch)
-            outcome, claimed, replies = self._first_stage(batch, inputs)
-        except Exception as error:  # raising would fail every request, also those answered already
-            self._pb.Logger.log_error(f"committee: {type(error).__name__}: {error}")
-            text = f"cascade failed: {type(error).__name__}: {error}"
-            left = self._scheduler.take_back(batch)
-            outcome, claimed, replies = None, [], [Reply(one, None, text, INTERNAL) for one in left]
-        if outcome is not None and claimed:
-            replies = [*replies, *self._replies(claimed, outcome)]
-        self._count_latencies([reply.pending for reply in replies])
-        return self._listed(len(requests), batch, replies=replies, refused=refused)
+        listed: list[Any] = [None] * len(requests)
+        batch, rows = self._read_all(requests, listed)
+        replies: list[Reply] = []
+        if batch:
+            try:
+                replies = self._first.answer(batch, rows, listed=listed)
+            except Exception as error:  # raising would fail every request, also those answered already
+                self._pb.Logger.log_error(f"committee: {type(error).__name__}: {error}")
+                text = f"cascade failed: {type(error).__name__}: {error}"
+                replies = [Reply(one, None, text, INTERNAL) for one in self._scheduler.claim(batch)]
+        for reply in replies:
+            listed[reply.pending.place] = safe_response(self._pb, reply)
+        now_ns = time.monotonic_ns()
+        self._counters.latencies([now_ns - one.arrived_ns for one in batch if listed[one.place] is not None])
+        return listed if any(response is not None for response in listed) else None
 
     def is_ready(self) -> bool:
         """Whether every member is; the server asks from 26.03 on."""
@@ -115,83 +118,47 @@ class CascadeModel:
 
     # -- steps of execute -------------------------------------------------------------------------
 
-    def _read_all(self, requests: Sequence[Any], now_ns: int) -> tuple[list[Pending], dict[int, str]]:
-        """Valid requests, and why the others are refused, by index: a bad one never harms its neighbours."""
+    def _read_all(self, requests: Sequence[Any], listed: list[Any]) -> tuple[list[Pending], Rows]:
+        """Valid requests and all their rows; refusals go into the list: a bad one never harms its neighbours."""
+        now_ns = time.monotonic_ns()
         batch: list[Pending] = []
-        refused: dict[int, str] = {}
-        for index, request in enumerate(requests):
+        for place, request in enumerate(requests):
             try:
-                batch.append(self._read(request, now_ns))
+                batch.append(self._read(request, place, now_ns=now_ns))
             except InputError as error:
-                refused[index] = str(error)
-        if refused:
-            self._counters.refused(sum(self._reader.count(requests[index]) for index in refused))
-        return batch, refused
+                listed[place] = self._refusal(request, error)
+        rows = merged([one.rows for one in batch]) if batch else NO_ROWS
+        if not batch or self._reader.is_finite(rows):
+            return batch, rows
+        good = []
+        for one in batch:
+            try:
+                self._reader.require_finite(one.rows)
+                good.append(one)
+            except InputError as error:
+                listed[one.place] = self._refusal(one.request, error)
+        return good, merged([one.rows for one in good]) if good else NO_ROWS
 
-    def _read(self, request: Any, now_ns: int) -> Pending:
+    def _read(self, request: Any, place: int, *, now_ns: int) -> Pending:
         text = request.parameters()
-        parameters = json.loads(text) if text else {}
-        policy = policy_from_parameters(parameters, len(self.spec.stages), self._gear_count)
+        policy = DEFAULT
+        if text and text != "{}":
+            policy = policy_from_parameters(json.loads(text), len(self.spec.stages), self._gear_count)
         tensor, rows = self._reader.read(request)
-        wanted = tuple(request.requested_output_names()) or tuple(OUTPUTS)
-        return Pending(next(self._tokens), request, tensor, rows, policy, now_ns, wanted, len(rows), len(rows))
-
-    def _first_stage(
-        self, batch: list[Pending], inputs: list[tuple[Any, Rows]]
-    ) -> tuple[Outcome | None, list[Pending], list[Reply]]:
-        self._scheduler.wait_at_door(sum(one.count for one in batch))
-        here = [index for index, one in enumerate(batch) if not one.answered]
-        if not here:
-            return None, [], []
-        live = [batch[index] for index in here]
-        rows = merged([inputs[index][1] for index in here])
-        self._counters.taken_in(len(rows))
-        result = self._calls.ask_first(rows, inputs[here[0]][0] if len(here) == 1 else None)
-        arrivals = arrivals_from_policies(
-            [one.token for one in live],
-            [one.count for one in live],
-            policies=[one.policy for one in live],
-            now_ns=[one.arrived_ns for one in live],
-            default_deadline_us=self.spec.limits.default_deadline_us,
-            gear=self._scheduler.gear if self.spec.gears is not None else 0,
-        )
-        return self._scheduler.admit(live, arrivals, rows=rows, result=result)
-
-    def _listed(
-        self, count: int, batch: list[Pending], *, replies: list[Reply], refused: dict[int, str]
-    ) -> list[Any] | None:
-        """What goes back with the batch, in its order: None for a request whose answer comes by sender."""
-        listed: list[Any] = [None] * count
-        for index, text in refused.items():
-            listed[index] = self._refusal(text)
-        places = [index for index in range(count) if index not in refused]
-        place_of = {one.token: place for one, place in zip(batch, places, strict=True)}
-        for reply in replies:
-            listed[place_of[reply.pending.token]] = safe_response(self._pb, reply)
-        return None if all(response is None for response in listed) else listed
-
-    def _replies(self, claimed: list[Pending], outcome: Outcome) -> list[Reply]:
-        """Replies of claimed requests, as slices of the outcome: nothing is copied per request."""
-        replies = []
-        tokens = outcome.answers.request
-        starts = np.searchsorted(tokens, [one.token for one in claimed])
-        columns = list(columns_of(outcome.answers).items())
-        for one, start in zip(claimed, starts.tolist(), strict=True):
-            end = start + one.count
-            replies.append(Reply(one, {name: column[start:end] for name, column in columns}))
-        return replies
+        names = request.requested_output_names()
+        # Nearly every request wants all, and one set for them is cheaper than one each.
+        wanted = ALL_OUTPUTS if len(names) in (0, len(ALL_OUTPUTS)) else frozenset(names)
+        count = len(rows)
+        return Pending(next(self._tokens), place, request, tensor, rows, policy, now_ns, wanted, count, count)
 
     # -- small things -----------------------------------------------------------------------------
 
     def _send(self, reply: Reply) -> None:
         send(self._pb, reply)
 
-    def _refusal(self, text: str) -> Any:
-        return error_response(self._pb, text, INVALID)
-
-    def _count_latencies(self, answered: Sequence[Pending]) -> None:
-        now = time.monotonic_ns()
-        self._counters.latencies([now - one.arrived_ns for one in answered])
+    def _refusal(self, request: Any, error: InputError) -> Any:
+        self._counters.refused(self._reader.count(request))
+        return error_response(self._pb, str(error), INVALID)
 
     def _start_metrics(self, name: str) -> MetricsFlusher | None:
         flusher = MetricsFlusher(self._pb, self._counters, model=name)

@@ -20,6 +20,7 @@ class Pending:
 
     Args:
         token: unique while the model is loaded.
+        place: which of the requests it came with.
         request: the server's request.
         tensor, rows: its input, valid until it is answered.
         policy: what it asked for.
@@ -32,12 +33,13 @@ class Pending:
     """
 
     token: int
+    place: int
     request: Any
     tensor: Any
     rows: Any
     policy: Policy
     arrived_ns: int
-    wanted: tuple[str, ...]
+    wanted: frozenset[str]
     count: int
     left: int
     sheet: Sheet | None = None

@@ -2,7 +2,7 @@
 
 Rules of this file:
 - One lock guards the run, the requests and the inputs. Members are asked and answers are sent outside it.
-- A request leaves `_known` in the same locked step that decides its answer; whoever removed it sends it. So every
+- A request leaves the books in the same locked step that decides its answer; whoever removed it sends it. So every
   request is answered exactly once, whatever else happens to its rows.
 - A thread never dies: an error of ours in its loop is answered to the requests it held, and the loop goes on.
 - Rows in the table are bounded by the door (`wait_at_door`); nothing else here grows.
@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import numpy.typing as npt
 
+from orchestrator.bls.books import Books
 from orchestrator.bls.calls import MemberCalls, StageResult
 from orchestrator.bls.counters import Counters
 from orchestrator.bls.gearbox import Gearbox
@@ -24,7 +25,7 @@ from orchestrator.bls.kept import KeptInputs
 from orchestrator.bls.leading import follow
 from orchestrator.bls.pending import CANCELLED, INTERNAL, UNAVAILABLE, Pending, Reply, reason_of, spread
 from orchestrator.bls.tensors import Rows, Sheet
-from orchestrator.decision import Arrivals, CascadeRun, Failures, Outcome, joined
+from orchestrator.decision import Arrivals, CascadeRun, Failures, Look, Outcome, Sure
 from orchestrator.spec import CascadeSpec
 
 # Asking the server whether a client went away costs about 90 us, so only requests this old are asked about.
@@ -59,8 +60,7 @@ class Scheduler:
         self._log = log
         self._run = CascadeRun(spec)
         self._gearbox = Gearbox(spec.gears)
-        self._known: dict[int, Pending] = {}
-        self._dated: dict[int, int] = {}  # token -> deadline_ns of requests that named one
+        self._books = Books()
         self._inputs = KeptInputs(spec.input)
         self._lock = threading.Lock()
         self._work = [threading.Condition(self._lock) for _ in spec.stages]
@@ -91,12 +91,12 @@ class Scheduler:
         """Lets deferred rows finish, answers what is left with an error, and ends the threads."""
         until = time.monotonic() + timeout_s
         with self._lock:
-            while self._known and time.monotonic() < until:
+            while self._books.known and time.monotonic() < until:
                 self._room.wait(timeout=0.05)
             self._stopping = True
             replies = [
                 self._refuse(pending, "the server is stopping; try again", UNAVAILABLE)
-                for pending in list(self._known.values())
+                for pending in list(self._books.known.values())
             ]
             for condition in (*self._work, self._clock, self._room):
                 condition.notify_all()
@@ -107,13 +107,11 @@ class Scheduler:
     # -- called from execute ----------------------------------------------------------------------
 
     def expect(self, pending: Sequence[Pending]) -> None:
-        """Registers requests before stage 0 is asked, so that a deadline can answer them meanwhile."""
+        """Registers requests with a deadline before stage 0 is asked, so that it can answer them meanwhile."""
         with self._lock:
             for one in pending:
-                self._known[one.token] = one
-                if one.deadline_ns is not None:
-                    self._dated[one.token] = one.deadline_ns
-                    self._clock.notify()
+                self._books.register(one)
+            self._clock.notify()
 
     def wait_at_door(self, rows: int) -> None:
         """Blocks while the table could not take `rows` more; a larger batch enters when it is empty."""
@@ -130,45 +128,53 @@ class Scheduler:
                 self._shift(self._gearbox.felt(0, time.monotonic_ns()))
             return self._gearbox.gear
 
+    def look(self, rows: int, result: StageResult) -> Look:
+        """What stage 0 said of n rows; needs no lock."""
+        return self._run.look(rows, result.outputs)
+
+    def sure(self, look: Look, gear: int) -> Sure:
+        """The answers that rows without wishes of their own get from it; needs no lock."""
+        return self._run.sure(look, gear)
+
     def admit(
-        self, batch: Sequence[Pending], arrivals: Arrivals, *, rows: Rows, result: StageResult
-    ) -> tuple[Outcome, list[Pending], list[Reply]]:
-        """Decides stage 0 for a merged batch and pools what is unsure.
+        self, batch: Sequence[Pending], arrivals: Arrivals, *, rows: Rows, look: Look, result: StageResult
+    ) -> list[Reply]:
+        """Decides stage 0 for requests that need the table, and pools what is unsure.
 
         Args:
             batch: the requests, in the order of the rows.
             arrivals: n rows.
             rows: (n, *dims), their inputs; only those of deferred rows are copied.
-            result: what stage 0 said.
+            look: what stage 0 said of them.
+            result: the same, as its members said it.
 
         Returns:
-            the outcome; requests to be answered from it by the caller, all of them where nothing was deferred
-            and nothing failed and else none; and replies for requests that are decided by now.
+            replies for requests that are decided by now.
         """
         with self._lock:
-            outcome = self._run.admit(arrivals, result.outputs)
-            self._counters.asked(len(arrivals), self._spec.stages[0].cost)
+            # Of one with a deadline that is known no more, that deadline passed while stage 0 ran.
+            gone = [one.token for one in batch if one.answered]
+            for one in batch:
+                if not one.answered:
+                    self._books.register(one)
+            outcome = self._run.enter(arrivals, look)
             followed = follow(self._run, self._counters, outcome, later=result.later)
-            left = [one for one in followed if len(one.slots)]
-            if not left and not any(len(one.failures) for one in followed):
-                for one in followed:
-                    self._counters.outcome(one)
-                whole = outcome if len(followed) == 1 else joined(followed)
-                return whole, [one for one in batch if self._forget(one)], []
-            for one in left:
-                self._inputs.put(one.slots, rows[one.deferred], capacity_rows=self._run.capacity_rows)
-                self._defer(one.slots)
-            gone = [one.token for one in batch if one.token not in self._known]
+            for part in followed:
+                if len(part.slots):
+                    kept = rows[part.deferred]
+                    self._inputs.put(part.slots, kept, capacity_rows=self._run.capacity_rows)
             if gone:
-                # Their deadline passed while stage 0 ran: nobody waits for their rows any more.
                 self._run.drop(np.array(gone))
-            replies = [reply for one in followed for reply in self._settle(one, result.errors)]
-            return outcome, [], replies
+            return [reply for part in followed for reply in self._settle(part, result.errors)]
 
-    def take_back(self, pending: Sequence[Pending]) -> list[Pending]:
-        """Those of the requests nobody has answered yet; they are the caller's to answer now."""
+    def claim(self, pending: Sequence[Pending]) -> list[Pending]:
+        """Those of the requests that nobody has answered yet; they are the caller's to answer now."""
         with self._lock:
-            return [one for one in pending if self._forget(one)]
+            left = [one for one in pending if not one.answered]
+            for one in left:
+                self._books.forget(one)
+                one.answered = True
+        return left
 
     # -- threads ----------------------------------------------------------------------------------
 
@@ -199,7 +205,8 @@ class Scheduler:
             slots = self._run.next(stage, limit)
             self._counters.asked(len(slots), self._spec.stages[stage].cost)
             self._shift(self._gearbox.taken(slots, time.monotonic_ns()))
-            aged = self._aged(self._run.requests_of(slots))
+            tokens = np.unique(self._run.requests_of(slots)).tolist()
+            aged = self._books.older_than(time.monotonic_ns() - CANCEL_CHECK_AGE_NS, tokens)
             return slots, self._inputs.take(slots), aged
 
     def _watch_deadlines(self) -> None:
@@ -210,7 +217,7 @@ class Scheduler:
                     if self._stopping:
                         return
                     now = time.monotonic_ns()
-                    soonest = min(self._dated.values(), default=None)
+                    soonest = self._books.soonest_ns
                     if soonest is None or soonest > now:
                         wait_s = None if soonest is None else (soonest - now) / 1e9
                         self._clock.wait(timeout=wait_s)
@@ -223,12 +230,11 @@ class Scheduler:
     # -- under the lock ---------------------------------------------------------------------------
 
     def _expire(self, now_ns: int) -> list[Reply]:
-        late = [token for token, deadline in self._dated.items() if deadline <= now_ns]
+        late = self._books.take_late(now_ns)
         replies = self._settle(self._run.expire(now_ns), {})
         for token in late:
             # What is known still has rows without any answer, or waits for stage 0.
-            self._dated.pop(token, None)
-            pending = self._known.get(token)
+            pending = self._books.known.get(token)
             if pending is not None:
                 self._run.drop(np.array([token]))
                 replies.append(
@@ -241,12 +247,12 @@ class Scheduler:
         self._counters.outcome(outcome)
         touched = np.concatenate((self._run.requests_of(outcome.slots), outcome.answers.request))
         for token in np.unique(touched).tolist():
-            pending = self._known.get(token)
+            pending = self._books.known.get(token)
             if pending is not None and pending.sheet is None:
                 pending.sheet = Sheet(pending.count, self._spec.classes)
         replies = self._fail(outcome.failures, errors)
-        for pending in spread(outcome.answers, self._known):
-            if self._forget(pending) and pending.sheet is not None:
+        for pending in spread(outcome.answers, self._books.known):
+            if self._books.forget(pending) and pending.sheet is not None:
                 replies.append(Reply(pending, pending.sheet.columns))
         if len(outcome.slots):
             self._defer(outcome.slots)
@@ -258,7 +264,7 @@ class Scheduler:
     def _fail(self, failures: Failures, errors: dict[int, str]) -> list[Reply]:
         replies = []
         for token in np.unique(failures.request).tolist():
-            pending = self._known.get(token)
+            pending = self._books.known.get(token)
             if pending is None:
                 continue
             index = int(failures.member[failures.request == token][0])
@@ -268,14 +274,8 @@ class Scheduler:
 
     def _refuse(self, pending: Pending, message: str, code: str) -> Reply:
         self._counters.refused(pending.count)
-        self._forget(pending)
+        self._books.forget(pending)
         return Reply(pending, None, message, code)
-
-    def _forget(self, pending: Pending) -> bool:
-        """Takes a request out of the books; False where somebody already did."""
-        self._dated.pop(pending.token, None)
-        pending.answered = self._known.pop(pending.token, None) is not None
-        return pending.answered
 
     def _defer(self, slots: npt.NDArray[np.intp]) -> None:
         self._gearbox.deferred(slots, capacity_rows=self._run.capacity_rows, now_ns=time.monotonic_ns())
@@ -283,11 +283,6 @@ class Scheduler:
     def _shift(self, step: int) -> None:
         if step:
             self._counters.shifted(self._gearbox.gear, step)
-
-    def _aged(self, tokens: npt.NDArray[np.int64]) -> list[Pending]:
-        oldest = time.monotonic_ns() - CANCEL_CHECK_AGE_NS
-        found = (self._known.get(token) for token in np.unique(tokens).tolist())
-        return [one for one in found if one is not None and one.arrived_ns < oldest]
 
     # -- outside the lock -------------------------------------------------------------------------
 
@@ -297,7 +292,7 @@ class Scheduler:
             if request is None or not request.is_cancelled():
                 continue
             with self._lock:
-                if pending.token not in self._known:
+                if pending.token not in self._books.known:
                     continue
                 self._run.drop(np.array([pending.token]))
                 reply = self._refuse(pending, "the client cancelled the request", CANCELLED)
@@ -312,7 +307,7 @@ class Scheduler:
             tokens = np.unique(self._run.requests_of(slots))
             self._run.drop(tokens)
             self._run.abandon(slots)
-            held = [self._known[token] for token in tokens.tolist() if token in self._known]
+            held = [self._books.known[token] for token in tokens.tolist() if token in self._books.known]
             replies = [self._refuse(pending, f"cascade failed: {text}", INTERNAL) for pending in held]
             self._room.notify_all()
         self._send_all(replies)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -57,8 +58,6 @@ class Reader:
             raise InputError(f"input {name}", got=f"shape {list(rows.shape)}", expected=expected)
         if len(rows) == 0:
             raise InputError(f"input {name}", got="an empty batch", expected="at least one row")
-        if self._guard:
-            self._refuse_non_finite(rows)
         return tensor, rows
 
     def count(self, request: Any) -> int:
@@ -67,9 +66,20 @@ class Reader:
         shape = () if tensor is None else tensor.as_numpy().shape
         return int(shape[0]) if shape else 0
 
-    def _refuse_non_finite(self, rows: Rows) -> None:
+    def is_finite(self, rows: Rows) -> bool:
+        """Whether rows (n, *dims) hold nothing that is to be refused; one look at a merged batch is enough."""
         # Two reductions and no temporary: NaN wins a maximum, and each infinity is one of the extremes.
-        if np.isfinite(rows.max()) and np.isfinite(rows.min()):
+        return not self._guard or (
+            math.isfinite(np.maximum.reduce(rows, axis=None)) and math.isfinite(np.minimum.reduce(rows, axis=None))
+        )
+
+    def require_finite(self, rows: Rows) -> None:
+        """Names the rows (n, *dims) that are not.
+
+        Raises:
+            InputError: there are some.
+        """
+        if self.is_finite(rows):
             return
         bad = np.flatnonzero(~np.isfinite(rows.reshape(len(rows), -1)).all(axis=1))
         raise InputError(
@@ -102,18 +112,6 @@ class Sheet:
             column[position] = values if values.ndim == 2 else values[:, None]
 
 
-def response_tensors(pb_utils: Any, columns: dict[str, npt.NDArray[Any]], wanted: Iterable[str]) -> list[Any]:
+def response_tensors(pb_utils: Any, columns: dict[str, npt.NDArray[Any]], wanted: Collection[str]) -> list[Any]:
     """Tensors of the outputs a request wants; columns are (n, k) or (n, 1) and contiguous."""
-    names = set(wanted)
-    return [pb_utils.Tensor(name, column) for name, column in columns.items() if name in names]
-
-
-def columns_of(answers: Any) -> dict[str, npt.NDArray[Any]]:
-    """The answers of a batch as columns, of which each request gets a slice."""
-    columns = {}
-    for name, (dtype, wide) in OUTPUTS.items():
-        values = getattr(answers, name)
-        if values.dtype != dtype:
-            values = values.astype(dtype)
-        columns[name] = values if wide else values[:, None]
-    return columns
+    return [pb_utils.Tensor(name, column) for name, column in columns.items() if name in wanted]

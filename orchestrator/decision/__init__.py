@@ -4,7 +4,7 @@ Pure: fed arrays, answers arrays; no I/O, no threads, no Triton. Server and plan
 """
 
 from orchestrator.decision.combine import Combiner, Tally, softmax
-from orchestrator.decision.policy import PARAMETERS, Policy, policy_from_parameters
+from orchestrator.decision.policy import DEFAULT, PARAMETERS, Policy, policy_from_parameters
 from orchestrator.decision.rows import (
     ABSTAINED,
     CAPPED,
@@ -15,16 +15,18 @@ from orchestrator.decision.rows import (
     Arrivals,
     Failures,
     Outcome,
+    Sure,
     arrivals_from_policies,
-    joined,
 )
 from orchestrator.decision.run import CascadeRun
 from orchestrator.decision.scores import score_from_tally
+from orchestrator.decision.settle import Look
 
 __all__ = [
     "ABSTAINED",
     "CAPPED",
     "DEADLINE",
+    "DEFAULT",
     "DEGRADED",
     "GEARED",
     "PARAMETERS",
@@ -33,11 +35,12 @@ __all__ = [
     "CascadeRun",
     "Combiner",
     "Failures",
+    "Look",
     "Outcome",
     "Policy",
+    "Sure",
     "Tally",
     "arrivals_from_policies",
-    "joined",
     "policy_from_parameters",
     "score_from_tally",
     "softmax",

@@ -124,6 +124,10 @@ class Combiner:
         self.members = spec.members
         self.weights = np.array([member.weight for member in self.members], np.float32)
         self._tops = spec.score == "agreement"
+        # Summed in plan order, as rows sum theirs.
+        self.first_weight = np.float32(0)
+        for weight in self.weights[: len(spec.stages[0].members)]:
+            self.first_weight += weight
         starts = np.cumsum([0, *(len(stage.members) for stage in spec.stages)])
         self.stage_members = [range(starts[i], starts[i + 1]) for i in range(len(spec.stages))]
 
@@ -136,6 +140,39 @@ class Combiner:
             np.zeros((rows, self.classes), np.float32) if vote else None,
             np.full((rows, len(self.members)), -1, np.int32) if self._tops else None,
         )
+
+    def begin(
+        self, rows: int, outputs: Sequence[npt.NDArray[np.generic] | None]
+    ) -> tuple[Tally, tuple[I32 | None, Bools | None]]:
+        """The tally of rows of which stage 0 has just spoken.
+
+        Args:
+            rows: n.
+            outputs: (n, k) per member of stage 0 in plan order, None for a member that failed altogether.
+
+        Returns:
+            the tally, and what `add_stage` returns.
+        """
+        if self.mode == "mean_logit" and not self._tops:
+            said = [
+                (None, None) if raw is None else scaled_logits(self.members[index], raw)
+                for index, raw in zip(self.stage_members[0], outputs, strict=True)
+            ]
+            if all(z is not None and good is None for z, good in said):
+                return self._summed([z for z, _ in said if z is not None]), (None, None)
+        tally = self.empty(rows)
+        return tally, self.add_stage(tally, 0, outputs)
+
+    def _summed(self, parts: Sequence[F32]) -> Tally:
+        """The sum of stage 0's logits; the first part may stand for it, since nobody else holds it."""
+        own = self.weights[: len(parts)]
+        weighted = [part if weight == 1 else part * weight for part, weight in zip(parts, own, strict=True)]
+        total = weighted[0]
+        for part in weighted[1:]:
+            total = total + part
+        weight = np.empty(len(total), np.float32)
+        weight.fill(self.first_weight)
+        return Tally(total, weight, None, None)
 
     def add_stage(
         self, tally: Tally, stage: int, outputs: Sequence[npt.NDArray[np.generic] | None]
@@ -195,16 +232,20 @@ class Combiner:
             tally.total += part
         tally.weight += weight if good is None else weight * good
 
-    def distribution(self, tally: Tally) -> tuple[F32, npt.NDArray[np.int64]]:
+    def distribution(self, tally: Tally, *, alone: bool = False) -> tuple[F32, npt.NDArray[np.int64]]:
         """The combined probabilities and label of every row.
 
         Args:
             tally: n rows, each with at least one member's answer.
+            alone: every row's weight is exactly 1, as after a first member that failed nowhere: nothing to divide.
 
         Returns:
             float32 (n, k) and int64 (n,); equal probabilities go to the lowest class, votes that tie to the
             class with the larger mean probability.
         """
+        if self.mode == "mean_logit" and alone:
+            p = softmax(tally.total)
+            return p, p.argmax(axis=1)
         # A row without any answer gets the uniform distribution here; whoever asked knows to ignore it.
         p = tally.total / np.maximum(tally.weight, np.float32(1e-30))[:, None]
         if self.mode == "mean_logit":
@@ -212,5 +253,5 @@ class Combiner:
         elif self.mode == "vote" and tally.ties is not None:
             most = np.maximum.reduce(tally.total, axis=1)
             tied = np.where(tally.total == most[:, None], tally.ties, np.float32(-1))
-            return p, np.argmax(tied, axis=1)
-        return p, np.argmax(p, axis=1)
+            return p, tied.argmax(axis=1)
+        return p, p.argmax(axis=1)

@@ -35,6 +35,13 @@ class Policy:
     deadline_us: int | None = None
     gear: int | None = None
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether rows are judged as the plan has it; a deadline does not change how."""
+        return self is DEFAULT or (
+            self.min_stage == 0 and self.max_stage is None and self.threshold_shift == 0 and self.gear is None
+        )
+
 
 DEFAULT = Policy()
 

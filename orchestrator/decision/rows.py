@@ -25,6 +25,7 @@ __all__ = [
     "Failures",
     "Lines",
     "Outcome",
+    "Sure",
     "arrivals_from_policies",
 ]
 
@@ -201,6 +202,30 @@ class Answers:
 
 
 @dataclass(slots=True)
+class Sure:
+    """The answers rows get at stage 0 if they come without wishes of their own.
+
+    Args:
+        exits: bool (n,), whether they do; the other columns say nothing of rows that do not.
+        probabilities: float32 (n, k).
+        label: int64 (n,).
+        confidence: float32 (n,).
+        status: int32 (n,), None where it is 0 for all.
+        cost: of each.
+    """
+
+    exits: npt.NDArray[np.bool_]
+    probabilities: F32
+    label: I64
+    confidence: F32
+    status: I32 | None
+    cost: np.float32
+
+    def __len__(self) -> int:
+        return len(self.exits)
+
+
+@dataclass(slots=True)
 class Failures:
     """Rows that cannot be answered.
 
@@ -237,15 +262,3 @@ class Outcome:
     slots: Index
     stage: int
     member_failures: I64 | None
-
-
-def joined(outcomes: Sequence[Outcome]) -> Outcome:
-    """Outcomes of one batch that leave nothing open as one, its answers in the batch's order."""
-    parts = [outcome.answers for outcome in outcomes]
-    columns = {
-        field.name: np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(Answers)
-    }
-    order = np.argsort(columns["row"])
-    answers = Answers(**{name: column[order] for name, column in columns.items()})
-    last = outcomes[-1]
-    return Outcome(answers, last.failures, last.deferred, last.slots, last.stage, None)

@@ -37,6 +37,31 @@ class ExitRule:
         )
         self.lows = [None if s.low is None else np.float32(s.low) for s in spec.stages]
 
+    def decide_plain(self, score: F32, gear: int) -> tuple[Bools, I32 | None]:
+        """Which rows without wishes of their own exit at stage 0.
+
+        Args:
+            score: float32 (n,).
+            gear: whose thresholds.
+
+        Returns:
+            as `decide`, to the bit; None for status bits that are all 0.
+        """
+        if self.last == 0:
+            return np.ones(len(score), np.bool_), None
+        wants: Bools = score >= self.thresholds[gear, 0]
+        low = self.lows[0]
+        if not gear and low is None:
+            return wants, None
+        status = np.zeros(len(score), np.int32)
+        if gear:
+            status[wants & (score < self.thresholds[0, 0])] = GEARED
+        if low is not None:
+            doubtful = (score <= low) & ~wants
+            status[doubtful] = ABSTAINED
+            wants = wants | doubtful
+        return wants, status
+
     def decide(
         self, stage: int, score: F32, *, min_stage: I32, max_stage: I32, shift: F32, gear: I32 | None = None
     ) -> tuple[Bools, I32]:

@@ -20,9 +20,9 @@ from dataclasses import fields
 import numpy as np
 import numpy.typing as npt
 
-from orchestrator.decision.rows import Arrivals, Failures, Index, Lines, Outcome
+from orchestrator.decision.rows import Arrivals, Failures, Index, Lines, Outcome, Sure
 from orchestrator.decision.rules import DEADLINE
-from orchestrator.decision.settle import Judge, Output
+from orchestrator.decision.settle import Judge, Look, Output, Settled
 from orchestrator.spec import CascadeSpec
 
 FREE, WAITING, ASKED, DROPPED = 0, 1, 2, 3
@@ -83,12 +83,41 @@ class CascadeRun:
 
     # -- events -----------------------------------------------------------------------------------
 
+    def look(self, rows: int, outputs: Sequence[Output]) -> Look:
+        """What stage 0 said of n rows; changes nothing and needs no lock.
+
+        Args:
+            rows: n.
+            outputs: (n, k) per member of stage 0 in plan order, None for a member that failed.
+        """
+        return self._judge.look(rows, outputs)
+
+    def sure(self, look: Look, gear: int = 0) -> Sure:
+        """The answers rows get at stage 0 if they have no wishes of their own; needs no lock.
+
+        Args:
+            look: what stage 0 said of them.
+            gear: whose thresholds.
+        """
+        exits, status = self._judge.sure(look, gear)
+        said = look.verdict
+        return Sure(exits, said.p, said.label, said.score, status, self._costs[0])
+
     def admit(self, arrivals: Arrivals, outputs: Sequence[Output]) -> Outcome:
+        """Takes in rows with what the members of stage 0 said of them; `look` and `enter` in one.
+
+        Args:
+            arrivals: n rows.
+            outputs: as for `look`.
+        """
+        return self.enter(arrivals, self.look(len(arrivals), outputs))
+
+    def enter(self, arrivals: Arrivals, look: Look) -> Outcome:
         """Takes in rows with what stage 0 said of them.
 
         Args:
             arrivals: n rows.
-            outputs: (n, k) per member of stage 0 in plan order, None for a member that failed.
+            look: what stage 0 said of them.
 
         Returns:
             the rows that are done; the deferred ones now wait in the table.
@@ -99,9 +128,9 @@ class CascadeRun:
             np.full(rows, self._costs[0], np.float32),
             np.zeros(rows, np.int32),
             np.full(rows, -1, np.int32),
-            self._judge.combiner.empty(rows),
+            look.tally,
         )
-        outcome, on = self._settle(lines, 0, outputs=outputs, row=np.arange(rows))
+        outcome, on = self._outcome(lines, 0, settled=self._judge.decide(lines, 0, look), row=np.arange(rows))
         if len(on):
             slots = self._claim(len(on))
             self._lines.put(slots, lines.take(on))
@@ -153,7 +182,8 @@ class CascadeRun:
         if not len(live):
             return self._nothing(stage)
         lines = self._lines.take(live)
-        outcome, on = self._settle(lines, stage, outputs=outputs, row=kept)
+        settled = self._judge.settle(lines, stage, outputs)
+        outcome, on = self._outcome(lines, stage, settled=settled, row=kept)
         outcome.slots = live[on]
         self._release(np.delete(live, on))
         if len(on):
@@ -192,18 +222,16 @@ class CascadeRun:
 
     # -- deciding ---------------------------------------------------------------------------------
 
-    def _settle(self, lines: Lines, stage: int, *, outputs: Sequence[Output], row: Index) -> tuple[Outcome, Index]:
+    def _outcome(self, lines: Lines, stage: int, *, settled: Settled, row: Index) -> tuple[Outcome, Index]:
         """The outcome of a stage, and which lines (by place) go on; `row` names the lines to the caller."""
-        settled = self._judge.settle(lines, stage, outputs)
         dead, exits = settled.dead, settled.exits
         done = np.flatnonzero(exits)
         lost = np.flatnonzero(dead) if settled.failed is not None else _NONE
         on = _NONE if len(done) + len(lost) == len(lines) else np.flatnonzero(~exits & ~dead)
         members = _NO_MEMBERS if settled.failed is None else settled.failed[lost]
         failures = Failures(row[lost], lines.who.request[lost], members)
-        counts = None if settled.failed is None else self._judge.count_failures(outputs, stage, settled.failed)
         answers = self._judge.answers(lines, done, row=row, verdict=settled.verdict)
-        return Outcome(answers, failures, row[on], _NONE, stage, counts), on
+        return Outcome(answers, failures, row[on], _NONE, stage, settled.member_failures), on
 
     def _nothing(self, stage: int) -> Outcome:
         lines = self._blank(0)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from orchestrator.decision.combine import F32, I32, Bools, Combiner
+from orchestrator.decision.combine import F32, I32, Bools, Combiner, Tally
 from orchestrator.decision.rows import I64, Answers, Index, Lines
 from orchestrator.decision.rules import DEGRADED, ExitRule
 from orchestrator.decision.scores import score_from_tally
@@ -33,6 +33,34 @@ class Verdict:
 
 
 @dataclass(slots=True)
+class Look:
+    """What stage 0 said of rows, before anything about the rows themselves is known.
+
+    Args:
+        tally: n rows.
+        failed, silent: as `Combiner.add_stage` returns them.
+        verdict: the combined answers.
+        member_failures: int64 (m,), rows each member failed on; None where none did.
+    """
+
+    tally: Tally
+    failed: I32 | None
+    silent: Bools | None
+    verdict: Verdict
+    member_failures: I64 | None
+
+    def __len__(self) -> int:
+        return len(self.verdict.score)
+
+    def take(self, index: Index) -> Look:
+        """The given rows, copied; only of rows nobody failed on."""
+        assert self.failed is None
+        verdict = self.verdict
+        part = Verdict(verdict.p[index], verdict.label[index], verdict.score[index])
+        return Look(self.tally.take(index), None, None, part, None)
+
+
+@dataclass(slots=True)
 class Settled:
     """What became of lines at a stage.
 
@@ -41,12 +69,14 @@ class Settled:
         dead: bool (n,), failed; never also in `exits`.
         failed: int32 (n,), plan index of the first member that failed for the row or -1; None if none did.
         verdict: the combined answers.
+        member_failures: as in `Look`.
     """
 
     exits: Bools
     dead: Bools
     failed: I32 | None
     verdict: Verdict
+    member_failures: I64 | None
 
 
 class Judge:
@@ -66,24 +96,71 @@ class Judge:
 
     def verdict(self, lines: Lines) -> Verdict:
         """The combined answer of every line so far."""
-        p, label = self.combiner.distribution(lines.tally)
-        score = score_from_tally(self._score, p, label, lines.tally.tops, self.combiner.weights)
+        return self._verdict(lines.tally)
+
+    def _look(
+        self, tally: Tally, stage: int, *, outputs: Sequence[Output], hurt: tuple[I32 | None, Bools | None]
+    ) -> Look:
+        failed, silent = hurt
+        counts = None if failed is None else self._count_failures(outputs, stage, failed)
+        alone = stage == 0 and failed is None and self.combiner.first_weight == 1
+        return Look(tally, failed, silent, self._verdict(tally, alone=alone), counts)
+
+    def _verdict(self, tally: Tally, *, alone: bool = False) -> Verdict:
+        p, label = self.combiner.distribution(tally, alone=alone)
+        score = score_from_tally(self._score, p, label, tally.tops, self.combiner.weights)
         return Verdict(p, label, score)
+
+    def look(self, rows: int, outputs: Sequence[Output]) -> Look:
+        """What stage 0 said of n rows.
+
+        Args:
+            rows: n.
+            outputs: (n, k) per member of stage 0 in plan order, None for a member that failed.
+        """
+        tally, hurt = self.combiner.begin(rows, outputs)
+        return self._look(tally, 0, outputs=outputs, hurt=hurt)
+
+    def sure(self, look: Look, gear: int) -> tuple[Bools, I32 | None]:
+        """Which rows exit at stage 0 if they come without wishes of their own.
+
+        The same rule as `settle`, without a column per wish.
+
+        Args:
+            look: of n rows; where a member failed, none is sure.
+            gear: whose thresholds.
+
+        Returns:
+            bool (n,) of exits and int32 (n,) of status bits earned by exiting, None where nobody earned one.
+        """
+        if look.failed is not None:
+            return np.zeros(len(look), np.bool_), None
+        return self.rule.decide_plain(look.verdict.score, gear)
 
     def settle(self, lines: Lines, stage: int, outputs: Sequence[Output]) -> Settled:
         """Adds a stage's outputs to the lines and decides for each.
+
+        Args:
+            lines: n rows, changed in place (tally, answered, status).
+            stage: the stage that was asked, not the first.
+            outputs: (n, k) per member of the stage in plan order, None for a member that failed.
+        """
+        hurt = self.combiner.add_stage(lines.tally, stage, outputs)
+        return self.decide(lines, stage, self._look(lines.tally, stage, outputs=outputs, hurt=hurt))
+
+    def decide(self, lines: Lines, stage: int, look: Look) -> Settled:
+        """Decides for each line what becomes of it.
 
         With on_failure "error" a member's failure is the end of the row. With "answer", a stage of which some
         members spoke decides as usual; where all were silent the stages before it answer, and a row that has
         nothing yet goes on to the next stage if it may.
 
         Args:
-            lines: n rows, changed in place (tally, answered, status).
+            lines: n rows, changed in place (answered, status).
             stage: the stage that was asked.
-            outputs: (n, k) per member of the stage in plan order, None for a member that failed.
+            look: what it said, the lines' own tally in it.
         """
-        failed, silent = self.combiner.add_stage(lines.tally, stage, outputs)
-        verdict = self.verdict(lines)
+        failed, silent, verdict = look.failed, look.silent, look.verdict
         who = lines.who
         exits, status = self.rule.decide(
             stage,
@@ -97,7 +174,7 @@ class Judge:
         if failed is None or silent is None:
             lines.answered[:] = stage
             lines.status |= status
-            return Settled(exits, np.zeros(len(lines), np.bool_), None, verdict)
+            return Settled(exits, np.zeros(len(lines), np.bool_), None, verdict, None)
         hurt = failed >= 0
         empty = lines.tally.weight <= 0
         if self._answer_on_failure[stage]:
@@ -110,7 +187,7 @@ class Judge:
         # A silent stage has no say: neither its threshold nor the cap gave the answer.
         lines.status |= np.where(silent, np.int32(0), status)
         exits = np.where(silent, ~empty, exits) & ~dead
-        return Settled(exits, dead, failed, verdict)
+        return Settled(exits, dead, failed, verdict, look.member_failures)
 
     def answers(self, lines: Lines, done: Index, *, row: Index, verdict: Verdict) -> Answers:
         """The answers of the lines `done`; `row` (n,) names all lines to the caller."""
@@ -127,8 +204,7 @@ class Judge:
             lines.status[pick],
         )
 
-    def count_failures(self, outputs: Sequence[Output], stage: int, failed: I32) -> I64:
-        """Rows each member failed on, int64 (m,)."""
+    def _count_failures(self, outputs: Sequence[Output], stage: int, failed: I32) -> I64:
         counts = np.bincount(failed[failed >= 0], minlength=self._members).astype(np.int64)
         for index, output in zip(self.combiner.stage_members[stage], outputs, strict=True):
             if output is None:

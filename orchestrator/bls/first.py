@@ -1,0 +1,121 @@
+"""The first stage, asked for all rows of a batch at once: sure requests are answered, the rest is pooled."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from orchestrator.bls.calls import MemberCalls, StageResult, merged
+from orchestrator.bls.counters import Counters
+from orchestrator.bls.direct import DirectAnswers, decided, starts_of
+from orchestrator.bls.pending import Pending, Reply
+from orchestrator.bls.scheduler import Scheduler
+from orchestrator.bls.tensors import Rows
+from orchestrator.decision import Look, Sure, arrivals_from_policies
+from orchestrator.spec import CascadeSpec
+
+
+class FirstStage:
+    """Takes batches in; called from one thread only.
+
+    Args:
+        pb_utils: the server's Python module.
+        spec: the cascade.
+        calls: asks members.
+        scheduler: takes what is unsure.
+        counters: counts what happens.
+    """
+
+    def __init__(
+        self, pb_utils: Any, spec: CascadeSpec, *, calls: MemberCalls, scheduler: Scheduler, counters: Counters
+    ) -> None:
+        self._spec = spec
+        self._calls = calls
+        self._scheduler = scheduler
+        self._counters = counters
+        self._direct = DirectAnswers(pb_utils, spec)
+
+    def answer(self, batch: Sequence[Pending], rows: Rows, *, listed: list[Any]) -> list[Reply]:
+        """Asks stage 0 and puts the answers it is sure of into the list.
+
+        Args:
+            batch: valid requests.
+            rows: (n, *dims), theirs, in order.
+            listed: what goes back to the server, by the requests' places.
+
+        Returns:
+            replies for other requests that are decided by now.
+        """
+        # Taken before anything can be answered: an answer lets go of its request's input.
+        inputs = [(one.tensor, one.rows) for one in batch]
+        dated = [one for one in batch if one.deadline_ns is not None]
+        if dated:
+            self._scheduler.expect(dated)
+        self._scheduler.wait_at_door(len(rows))
+        live = [index for index, one in enumerate(batch) if not one.answered]
+        if not live:
+            return []
+        if len(live) < len(batch):
+            batch, inputs = [batch[index] for index in live], [inputs[index] for index in live]
+            rows = merged([part for _, part in inputs])
+        self._counters.arrived(len(rows), self._spec.stages[0].cost)
+        result = self._calls.ask_first(rows, inputs[0][0] if len(batch) == 1 else None)
+        return self._decide(batch, rows, result=result, listed=listed)
+
+    def _decide(
+        self, batch: Sequence[Pending], rows: Rows, *, result: StageResult, listed: list[Any]
+    ) -> list[Reply]:
+        look = self._scheduler.look(len(rows), result)
+        gear = self._scheduler.gear if self._spec.gears is not None else 0
+        sure = self._scheduler.sure(look, gear)
+        starts = starts_of(batch)
+        mine = decided(batch, sure.exits, starts)
+        replies = [] if all(mine) else self._admit(batch, rows, look=look, result=result, mine=mine, gear=gear)
+        # Claimed last: were anything to fail before, these would still be there to be told.
+        places = [(one, start) for one, start, own in zip(batch, starts, mine, strict=True) if own]
+        places = self._unclaimed(places)
+        for (one, _), response in zip(places, self._direct.responses(sure, places), strict=True):
+            listed[one.place] = response
+        self._count(sure, places)
+        return replies
+
+    def _unclaimed(self, places: list[tuple[Pending, int]]) -> list[tuple[Pending, int]]:
+        """Those that are ours to answer: not the ones whose deadline answered them meanwhile."""
+        claimed = self._scheduler.claim([one for one, _ in places])
+        if len(claimed) == len(places):
+            return places
+        tokens = {one.token for one in claimed}
+        return [(one, start) for one, start in places if one.token in tokens]
+
+    def _count(self, sure: Sure, places: Sequence[tuple[Pending, int]]) -> None:
+        status = None
+        if sure.status is not None and places:
+            status = np.concatenate([sure.status[start : start + one.count] for one, start in places])
+        self._counters.at_once(sum(one.count for one, _ in places), status)
+
+    def _admit(
+        self,
+        batch: Sequence[Pending],
+        rows: Rows,
+        *,
+        look: Look,
+        result: StageResult,
+        mine: Sequence[bool],
+        gear: int,
+    ) -> list[Reply]:
+        """Hands the requests that are not decided to the table."""
+        unsure = [one for one, own in zip(batch, mine, strict=True) if not own]
+        if len(unsure) < len(batch):
+            pick = np.flatnonzero(np.repeat(~np.array(mine), [one.count for one in batch]))
+            rows, look, result = rows[pick], look.take(pick), result.take(pick)
+        arrivals = arrivals_from_policies(
+            [one.token for one in unsure],
+            [one.count for one in unsure],
+            policies=[one.policy for one in unsure],
+            now_ns=[one.arrived_ns for one in unsure],
+            default_deadline_us=self._spec.limits.default_deadline_us,
+            gear=gear,
+        )
+        return self._scheduler.admit(unsure, arrivals, rows=rows, look=look, result=result)

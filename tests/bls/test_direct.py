@@ -1,0 +1,108 @@
+"""Requests that stage 0 is sure of, among others that need the table."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from orchestrator.decision import CAPPED, GEARED
+from orchestrator.spec import Gear, Gears
+from tests.bls.loading import EASY, HARD, K, ask_all, large, loaded, rows_of, small, two_stages
+from tests.fakes.triton import FakeTriton, Request
+
+
+def members() -> FakeTriton:
+    return FakeTriton({"small": small, "large": large})
+
+
+def test_a_request_that_forbids_the_first_stage_is_passed_on_beside_sure_neighbours(tmp_path: Path) -> None:
+    requests = [
+        Request({"x": rows_of(EASY)}),
+        Request({"x": rows_of(EASY, EASY)}, parameters={"min_stage": 1}),
+        Request({"x": rows_of(HARD)}),
+        Request({"x": rows_of(EASY)}, parameters={"max_stage": 0}),
+    ]
+    with loaded(tmp_path, members()) as model:
+        answers = ask_all(model, requests)
+    assert [answer.column("exit_stage")[:, 0].tolist() for answer in answers] == [[0], [1, 1], [1], [0]]
+    assert [answer.column("label")[:, 0].tolist() for answer in answers] == [[0], [1, 1], [2], [0]]
+
+
+def test_a_stricter_request_is_not_answered_by_the_plans_own_threshold(tmp_path: Path) -> None:
+    with loaded(tmp_path, members()) as model:
+        sure, strict = ask_all(
+            model,
+            [Request({"x": rows_of(EASY)}), Request({"x": rows_of(EASY)}, parameters={"threshold_shift": 0.5})],
+        )
+    assert sure.column("exit_stage")[0, 0] == 0
+    assert strict.column("exit_stage")[0, 0] == 1
+
+
+def test_requests_of_several_sizes_get_their_own_rows(tmp_path: Path) -> None:
+    kinds = [np.concatenate((np.roll(EASY[:K], shift), EASY[K:])) for shift in range(K)]
+    requests = [Request({"x": rows_of(*kinds[: 1 + index % K])}) for index in range(7)]
+    requests.insert(3, Request({"x": rows_of(EASY, HARD)}))
+    with loaded(tmp_path, members()) as model:
+        answers = ask_all(model, requests)
+    del answers[3]
+    for index, answer in enumerate(answers):
+        assert answer.column("label")[:, 0].tolist() == list(range(1 + index % K))
+        assert answer.column("cost")[:, 0].tolist() == [1] * (1 + index % K)
+
+
+def test_answers_that_share_their_constant_outputs_are_each_whole(tmp_path: Path) -> None:
+    with loaded(tmp_path, members()) as model:
+        first = ask_all(model, [Request({"x": rows_of(EASY)})])[0]
+        held = {name: first.column(name).copy() for name in ("exit_stage", "cost", "status", "label")}
+        for _ in range(3):
+            ask_all(model, [Request({"x": rows_of(HARD)}), Request({"x": rows_of(EASY)})])
+        for name, column in held.items():
+            assert first.column(name).tobytes() == column.tobytes(), name
+
+
+def test_a_request_answered_at_its_deadline_while_stage_0_runs_is_not_answered_again(tmp_path: Path) -> None:
+    leave = threading.Event()
+
+    def slow(rows: np.ndarray) -> np.ndarray:
+        assert leave.wait(10)
+        return small(rows)
+
+    fake = FakeTriton({"small": slow, "large": large})
+    dated = Request({"x": rows_of(EASY)}, parameters={"deadline_us": 1000})
+    plain = Request({"x": rows_of(EASY)})
+    with loaded(tmp_path, fake) as model:
+        threading.Thread(target=lambda: dated.sender.done.wait(10) and leave.set(), daemon=True).start()
+        listed = model.execute([dated, plain])
+    assert listed is not None
+    assert listed[0] is None
+    assert dated.sender.response is not None
+    assert dated.sender.response.has_error()
+    assert listed[1].column("label").tolist() == [[0]]
+
+
+def test_a_deadline_alone_does_not_send_a_sure_request_through_the_table(tmp_path: Path) -> None:
+    with loaded(tmp_path, members()) as model:
+        request = Request({"x": rows_of(EASY)}, parameters={"deadline_us": 10_000_000})
+        listed = model.execute([request])
+    assert listed is not None
+    assert listed[0].column("status").tolist() == [[0]]
+
+
+@pytest.mark.parametrize(("gear", "status"), [(0, 0), (1, GEARED)])
+def test_a_cheaper_gear_marks_what_it_answers_at_once(tmp_path: Path, gear: int, status: int) -> None:
+    spec = two_stages(gears=Gears(cheaper=(Gear(thresholds=(0.3,), mean_cost=2.0),)))
+    with loaded(tmp_path, members(), spec) as model:
+        model._scheduler._gearbox.gear = gear  # stands for a shift under load
+        model._scheduler._gearbox.felt = lambda *_: 0
+        answers = ask_all(model, [Request({"x": rows_of(EASY)}), Request({"x": rows_of(HARD)})])
+    assert [int(answer.column("status")[0, 0]) for answer in answers] == [0, status]
+    assert [int(answer.column("exit_stage")[0, 0]) for answer in answers] == [0, 1 - gear]
+
+
+def test_a_cap_is_marked_where_the_row_would_have_gone_on(tmp_path: Path) -> None:
+    with loaded(tmp_path, members()) as model:
+        (answer,) = ask_all(model, [Request({"x": rows_of(EASY, HARD)}, parameters={"max_stage": 0})])
+    assert answer.column("status")[:, 0].tolist() == [0, CAPPED]
