@@ -61,7 +61,8 @@ def _headline(line: dict[str, Any]) -> str:
 
 def _no_headline(line: dict[str, Any]) -> str:
     return f"""On {line["other"]["n"]:,} test pictures there is no headline: {line["note"]}, against the
-        single model that is most accurate there ({line["other"]["mean_cost"] / 1e6:.1f} million MACs)."""
+        single model that is most accurate on the pictures plans are chosen on
+        ({line["other"]["mean_cost"] / 1e6:.1f} million MACs)."""
 
 
 def _beside_test_best(headline: dict[str, Any], line: dict[str, Any]) -> str:

@@ -104,7 +104,7 @@ def _note_ignored(info: ModelInfo, policy: Policy) -> None:
     """A server drops request parameters of models that have no use for them without a word."""
     ignored = parameters_from_policy(policy)
     if ignored and all(output.name != "exit_stage" for output in info.outputs):
-        typer.echo(f"note: {info.name} has no stages, so {', '.join(ignored)} is ignored", err=True)
+        typer.echo(f"note: {info.name} has no stages and ignores {', '.join(ignored)}", err=True)
 
 
 def _client(url: str | None, *, http: bool, timeout_s: float) -> SyncClient:

@@ -133,7 +133,7 @@ def test_parameters_that_a_member_has_no_use_for_are_one_note(asking: Asking, sa
     words = ["infer", str(saved(images([4]))), "--url", asking.grpc, "--repository", str(asking.repository)]
     words += ["--max-stage", "1", "--deadline-us", "900000", "--model"]
     assert run([*words, "digits_small"]) == 0
-    note = "note: digits_small has no stages, so max_stage, deadline_us is ignored\n"
+    note = "note: digits_small has no stages and ignores max_stage, deadline_us\n"
     assert asking.capsys.readouterr().err == note
     assert run([*words, "digits_cascade"]) == 0
     assert asking.capsys.readouterr().err == ""
