@@ -14,7 +14,7 @@ from perf.bench.command import leak, run
 from perf.live.command import live
 from perf.onefile import onefile
 from perf.planner import planner
-from perf.readme import readme_with_claims, readme_with_report, report_from_path
+from perf.readme import write_readme
 from perf.reproduce.command import reproduce
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
@@ -45,9 +45,7 @@ def readme(
 
     Example: committee demo --output docs/demo && python -m perf readme
     """
-    text = readme_with_report(path.read_text(encoding="utf-8"), report_from_path(report))
-    text = readme_with_claims(text, report_from_path(claims))
-    path.write_text(text, encoding="utf-8")
+    write_readme(path, report=report, claims=claims)
     typer.echo(f"Written: {path}")
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import textwrap
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +14,15 @@ from rich.console import Console
 
 from orchestrator.cli.demo_report import sentences_from_report, table_from_report
 from orchestrator.errors import DataError
+from perf.reproduce.choices import HEADLINE
+from perf.reproduce.results import WRITTEN_BY, results_from_path
 
 BEGIN = "<!-- begin: python -m perf readme -->"
 CLAIMS_BEGIN = "<!-- begin: python -m perf readme, claims -->"
 END = "<!-- end -->"
 WIDTH = 88
 CLAIMS_WIDTH = 120
+_DEMO = "make it with `committee demo`"
 
 
 def block_from_report(report: dict[str, Any]) -> str:
@@ -32,21 +37,44 @@ def block_from_report(report: dict[str, Any]) -> str:
 
 def block_from_claims(results: dict[str, Any]) -> str:
     """The README's block about the paper's claims, from the results of `python -m perf reproduce`."""
-    headline = results["claims"]["headline"][0]
-    one, other = headline["one"], headline["other"]
-    low, high = headline["macs_factor_ci95"]
-    less, more = (100 * value for value in headline["difference_ci95"])
-    fast = {size: headline["time_factor"][size]["median"] for size in ("32", "1")}
-    exits = " / ".join(f"{100 * share:.1f}" for share in one["exit_share"])
-    text = f"""On {one["n"]:,} test pictures a cascade of {len(one["stages"])} stages takes
-        **{headline["macs_factor"]:.2f} times fewer MACs** (95 % interval {low:.2f} to {high:.2f}) than the most
-        accurate single model ({other["mean_cost"] / 1e6:.1f} million),
-        at {100 * headline["difference"]:+.2f} points of accuracy (paired, {less:+.2f} to {more:+.2f}).
-        Measured in ONNX Runtime it is {fast["32"]:.2f} times as fast in batches of 32
-        and {fast["1"]:.2f} times in batches of 1. Its stages answer {exits} % of the rows."""
+    headline = results["claims"][HEADLINE][0]
+    text = _headline(headline) if headline["one"] is not None else _no_headline(headline)
+    if results["against_test_best"] is not None:
+        text += _beside_test_best(headline, results["against_test_best"])
     return "\n".join(
         [CLAIMS_BEGIN, textwrap.fill(" ".join(text.split()), CLAIMS_WIDTH, break_on_hyphens=False), END]
     )
+
+
+def _headline(line: dict[str, Any]) -> str:
+    one, other = line["one"], line["other"]
+    low, high = line["macs_factor_ci95"]
+    fast = {size: line["time_factor"][size]["median"] for size in ("32", "1")}
+    exits = " / ".join(f"{100 * share:.1f}" for share in one["exit_share"])
+    return f"""On {one["n"]:,} test pictures a cascade of {len(one["stages"])} stages takes
+        **{line["macs_factor"]:.2f} times fewer MACs** (95 % interval {low:.2f} to {high:.2f}) than the
+        single model that is most accurate on the pictures plans are chosen on
+        ({other["mean_cost"] / 1e6:.1f} million), at {_difference(line)}.
+        Measured in ONNX Runtime it is {fast["32"]:.2f} times as fast in batches of 32
+        and {fast["1"]:.2f} times in batches of 1. Its stages answer {exits} % of the rows."""
+
+
+def _no_headline(line: dict[str, Any]) -> str:
+    return f"""On {line["other"]["n"]:,} test pictures there is no headline: {line["note"]}, against the
+        single model that is most accurate on the pictures plans are chosen on
+        ({line["other"]["mean_cost"] / 1e6:.1f} million MACs)."""
+
+
+def _beside_test_best(headline: dict[str, Any], line: dict[str, Any]) -> str:
+    if line["other"]["stages"] == headline["other"]["stages"]:
+        return " That single model is the most accurate one on the test pictures too."
+    return f""" Against the single model that turns out most accurate on the test pictures themselves it takes
+        {line["macs_factor"]:.2f} times fewer MACs, at {_difference(line)}."""
+
+
+def _difference(line: dict[str, Any]) -> str:
+    low, high = (100 * value for value in line["difference_ci95"])
+    return f"{100 * line['difference']:+.2f} points of accuracy (paired, {low:+.2f} to {high:+.2f})"
 
 
 def readme_with_report(readme: str, report: dict[str, Any]) -> str:
@@ -76,15 +104,48 @@ def _replaced(readme: str, first: str, block: str) -> str:
 
 
 def report_from_path(path: Path) -> dict[str, Any]:
-    """The report of a demo run, or the results of reproducing the claims.
+    """The report of a demo run.
 
     Raises:
-        DataError: the file is missing or is not JSON.
+        DataError: the file is missing or holds something else.
     """
     try:
         report: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise DataError(
-            f"report {path}", got=str(error), fix="make it with `committee demo`, or `python -m perf reproduce`"
-        ) from error
+        raise DataError(f"report {path}", got=str(error), fix=_DEMO) from error
     return report
+
+
+def write_readme(path: Path, *, report: Path, claims: Path) -> None:
+    """Puts both blocks into a README; it is left alone where one of them cannot be made.
+
+    Args:
+        path: of the README.
+        report: report.json of a demo run.
+        claims: results.json of `python -m perf reproduce`.
+
+    Raises:
+        DataError: a file is missing or holds something else, or the README cannot be written.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise DataError(f"README {path}", got=error, expected=f"text with {BEGIN} and {END}") from error
+    with _holding(f"report {report}", fix=_DEMO):
+        text = readme_with_report(text, report_from_path(report))
+    with _holding(f"results {claims}", fix=WRITTEN_BY):
+        text = readme_with_claims(text, results_from_path(claims))
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise DataError(f"README {path}", got=f"a file that cannot be written ({error.strerror})") from error
+
+
+@contextmanager
+def _holding(what: str, *, fix: str) -> Iterator[None]:
+    """JSON of another shape shows where it is read: a missing key, or a value of another kind."""
+    try:
+        yield
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError, StopIteration) as error:
+        got = f"other JSON ({type(error).__name__}: {error})"
+        raise DataError(what, got=got, expected="all that its command writes", fix=fix) from error

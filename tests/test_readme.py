@@ -21,8 +21,8 @@ from perf.readme import (
     block_from_report,
     readme_with_claims,
     readme_with_report,
-    report_from_path,
 )
+from perf.reproduce.results import results_from_path
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -43,7 +43,7 @@ def test_the_table_is_the_committed_report_to_the_letter() -> None:
 
 
 def test_the_headline_is_that_of_the_committed_results_to_the_letter() -> None:
-    results = report_from_path(ROOT / "docs" / "reproduce" / "results.json")
+    results = results_from_path(ROOT / "docs" / "reproduce" / "results.json")
     assert block_from_claims(results) in README
     assert readme_with_claims(README, results) == README
 

@@ -10,12 +10,20 @@ from typing import Annotated
 import typer
 
 from export.commands.console import needs, progress_on
+from orchestrator.errors import ExportError
 
 REPOSITORY = Path("perf/glyphs/model_repository")
+# Of members that were trained on some of the rows, apart from the committed ones.
+TRY = Path("build/glyphs_try")
 
 
 def glyphs(
-    output: Annotated[Path, typer.Option("--output", "-o", help="Model repository to write into.")] = REPOSITORY,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", help=f"Model repository to write into; {REPOSITORY}, or {TRY} with --rows."
+        ),
+    ] = None,
     only: Annotated[list[str] | None, typer.Option(help="A member to make, may be repeated.")] = None,
     rows: Annotated[int | None, typer.Option(help="Train on so many rows only, for a try.", min=128)] = None,
     force: Annotated[bool, typer.Option(help="Train again even where a member is up to date.")] = False,
@@ -25,18 +33,21 @@ def glyphs(
 
     All of it takes about an hour on two cores; the members are committed, so nobody has to.
 
-    Example: python -m export glyphs --only glyphs_b0_s0 --output build/glyphs_try
+    Example: python -m export glyphs --only glyphs_b0_s0 --rows 2000
     """
     with needs("export glyphs"):
         from export.glyphs.exporting import export_glyphs
     start = time.monotonic()
+    folder = output or (REPOSITORY if rows is None else TRY)
     with progress_on("glyphs") as progress:
-        done = export_glyphs(output, only=only or (), rows=rows, force=force, progress=progress)
+        done = export_glyphs(folder, only=only or (), rows=rows, force=force, progress=progress)
     if as_json:
-        typer.echo(json.dumps({"members": done, "seconds": round(time.monotonic() - start, 1)}))
+        typer.echo(
+            json.dumps({"members": done, "repository": str(folder), "seconds": round(time.monotonic() - start, 1)})
+        )
         return
     for name, what in done.items():
-        typer.echo(f"{output / name}: {what}")
+        typer.echo(f"{folder / name}: {what}")
 
 
 def glyphs_data(
@@ -51,6 +62,9 @@ def glyphs_data(
     with needs("export glyphs-data"):
         from export.glyphs.storing import store_part
     path = output if output is not None else Path("build/glyphs") / f"{part}.npz"
+    if path.is_dir() or path.suffix != ".npz":
+        got = "a folder" if path.is_dir() else "another kind of file"
+        raise ExportError(f"glyphs-data --output {path}", got=got, expected="a file name ending in .npz")
     with progress_on("glyphs") as progress:
         count = store_part(path, part, rows=rows, progress=progress)
     typer.echo(f"{path}: {count:,} rows")

@@ -17,7 +17,7 @@ import PIL
 import torch
 
 from export.cost import preprocess_macs_per_row
-from export.glyphs.data import CLASSES, SEED, GlyphsPart, glyphs_part
+from export.glyphs.data import CLASSES, PARTS, SEED, GlyphsPart, glyphs_part
 from export.glyphs.drawing import SIDE_PX
 from export.glyphs.networks import FAMILY, FAMILY_SEEDS, SELF, GlyphsNet, ResidualNet
 from export.glyphs.training import train
@@ -27,10 +27,11 @@ from export.images.processing import Processing
 from export.members import manifest_of, require_ours, up_to_date, write_member
 from export.parity import parity_of
 from export.to_onnx import onnx_from_torch
-from orchestrator.errors import ExportError
-from orchestrator.spec import Manifest, Preprocess, TensorSpec
+from orchestrator.errors import ExportError, SpecError
+from orchestrator.spec import Manifest, Preprocess, TensorSpec, manifest_from_path
 
 PREPROCESS = Preprocess(mode="L", height_px=SIDE_PX, width_px=SIDE_PX)
+ALL_ROWS = PARTS["train"][1]
 _CHUNK_ROWS = 2_000
 _PARITY_ROWS = 128
 
@@ -56,7 +57,7 @@ class GlyphsMember:
     def settings(self) -> dict[str, object]:
         """What decides its weights, as the manifest keeps it."""
         size = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self.size).items()}
-        return {"data": f"glyphs:train, seed {SEED}", "rows": 60_000, "seed": self.seed, **size}
+        return {"data": f"glyphs:train, seed {SEED}", "rows": ALL_ROWS, "seed": self.seed, **size}
 
 
 def glyphs_members() -> tuple[GlyphsMember, ...]:
@@ -98,18 +99,21 @@ def export_glyphs(
         repository: model repository to write into.
         only: names of members; all where it is empty.
         rows: train on the first so many rows only, for a try.
-        force: train again even where a member is up to date.
+        force: train again even where a member is up to date, or was trained on other rows.
         progress: told what is being done.
 
     Returns:
         member name -> "trained in <n> s" or "up to date".
 
     Raises:
-        ExportError: no such member, or the repository holds other models of these names.
+        ExportError: no such member, or the repository holds other models of these names or members trained on
+            another number of rows.
         RepositoryError: the repository cannot be written.
     """
     wanted = _wanted(tuple(only))
     require_ours(repository, [member.name for member in wanted], force=force)
+    if not force:
+        _require_same_rows(repository, [member.name for member in wanted], rows or ALL_ROWS)
     done: dict[str, str] = {}
     data = _TrainData(rows, progress)
     trained: dict[str, ResidualNet] = {}
@@ -125,6 +129,27 @@ def export_glyphs(
         _write(repository, member, trained[member.trained_as], data, settings)
         done[member.name] = f"trained in {time.monotonic() - begun_s:.0f} s"
     return done
+
+
+def _require_same_rows(repository: Path, names: Iterable[str], rows: int) -> None:
+    """Refuses, before any work, to put a try in the place of a member of all rows, or the other way round."""
+    others = {name: known for name in names if (known := _rows_of(repository / name)) not in (None, rows)}
+    if others:
+        raise ExportError(
+            f"repository {repository}",
+            got=", ".join(f"{name} trained on {known:,} rows" for name, known in others.items()),
+            expected=f"no such member, or one of {rows:,} rows",
+            fix="choose another --output, or write over it with --force",
+        )
+
+
+def _rows_of(folder: Path) -> int | None:
+    """On how many rows the member there was trained, None where nothing says."""
+    try:
+        rows = manifest_from_path(folder / "manifest.json").training.get("rows")
+    except SpecError:
+        return None
+    return rows if isinstance(rows, int) else None
 
 
 def _wanted(only: tuple[str, ...]) -> list[GlyphsMember]:

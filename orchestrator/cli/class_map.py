@@ -25,7 +25,8 @@ def class_map_from_path(path: Path, *, count: int, known: Sequence[str] | None) 
         known: what the members call them, None where no manifest says.
 
     Raises:
-        DataError: it cannot be read, has another number of classes, a name twice, or another order.
+        DataError: it cannot be read, has another number of classes, a line without a name, a name twice, or
+            another order.
     """
     what = f"class map {path}"
     parts = [_parts(line) for line in _text(path, what).splitlines() if line.strip()]
@@ -34,6 +35,9 @@ def class_map_from_path(path: Path, *, count: int, known: Sequence[str] | None) 
             what, got=f"{len(parts)} lines", expected=f"{count}, one per class of the members, in order"
         )
     names = [name for name, _ in parts]
+    nameless = [words for name, words in parts if not name]
+    if nameless:
+        raise DataError(what, got=f"no name before {nameless[0]!r}", expected="a name, then a tab and the words")
     twice = [name for name, times in Counter(names).items() if times > 1]
     if twice:
         raise DataError(what, got=f"more than one line for {named(twice)}", expected="every name once")

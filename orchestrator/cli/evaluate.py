@@ -56,7 +56,8 @@ def _show(found: Evaluation, spec: CascadeSpec) -> None:
         f"{found.gains} gains, {found.losses} losses){cheaper}"
     )
     if found.rows_of_the_plan:
-        typer.echo("note: the plan was chosen on these rows, so its numbers flatter it; evaluate it on others")
+        note = "the plan was chosen on these rows or some of them, so its numbers flatter it"
+        typer.echo(f"note: {note}; evaluate it on others")
 
 
 def _cells(route: Route) -> tuple[str, ...]:

@@ -16,8 +16,8 @@ from orchestrator.cli.console import print_json, progress, stdout_console
 from orchestrator.cli.explain import StageExplanation, explain_rows
 from orchestrator.cli.infer_rows import NamedRow, rows_from_sources
 from orchestrator.cli.pictures import cascade_in, labels_in, picture_reader
-from orchestrator.client.base import Answers, status_words
-from orchestrator.client.models import input_tensor
+from orchestrator.client.base import Answers, parameters_from_policy, status_words
+from orchestrator.client.models import ModelInfo, input_tensor
 from orchestrator.client.sync import SyncClient
 from orchestrator.decision import Policy
 from orchestrator.errors import ClientError, RepositoryError
@@ -83,6 +83,7 @@ def infer(
     spec = _plan(repository, model) if explain else None
     with _client(url, http=http, timeout_s=timeout_s) as client:
         info = client.metadata(model)
+        _note_ignored(info, policy)
         rows = rows_from_sources(sources, info, picture_reader(repository, model, input_tensor(info)))
         with progress(f"asking {model}", len(rows)) as advance:
             asked = []
@@ -97,6 +98,13 @@ def infer(
     console.print(answers_table(asked, labels, title=model))
     if spec is not None:
         console.print(stages_table(asked, labels))
+
+
+def _note_ignored(info: ModelInfo, policy: Policy) -> None:
+    """A server drops request parameters of models that have no use for them without a word."""
+    ignored = parameters_from_policy(policy)
+    if ignored and all(output.name != "exit_stage" for output in info.outputs):
+        typer.echo(f"note: {info.name} has no stages and ignores {', '.join(ignored)}", err=True)
 
 
 def _client(url: str | None, *, http: bool, timeout_s: float) -> SyncClient:

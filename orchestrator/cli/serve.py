@@ -12,7 +12,8 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from orchestrator.errors import ServingError
+from orchestrator.errors import RepositoryError, ServingError
+from orchestrator.repository import check_plans
 from orchestrator.serving import log
 from orchestrator.serving.options import ServeOptions
 from orchestrator.serving.process import EmbeddedServer
@@ -51,6 +52,7 @@ def serve(
         log_verbose=log_verbose,
         config_name=config_name,
     )
+    _check_plans(repository)
     for number in (signal.SIGTERM, signal.SIGHUP):
         # The same way out as Ctrl-C, whatever asks us to end.
         signal.signal(number, _interrupt)
@@ -67,6 +69,23 @@ def serve(
         finally:
             server.stop()
     people.print("Triton stopped.")
+
+
+def _check_plans(repository: Path) -> None:
+    """Refuses at once a plan that the server could not load after some seconds of starting.
+
+    A missing, empty or closed repository is left to the server's own words.
+    """
+    try:
+        folders = [path for path in repository.iterdir() if path.is_dir()]
+    except OSError:
+        return
+    if not folders:
+        return
+    report = check_plans(repository)
+    if not report:
+        got = "; ".join(f"{fault.model} {fault.field}: {fault.text}" for fault in report.faults)
+        raise RepositoryError(f"model repository {repository}", got=got, fix="see committee check")
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> None:

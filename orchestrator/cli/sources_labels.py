@@ -118,8 +118,12 @@ def labels_from_array(what: str, labels: npt.NDArray[Any] | None, *, rows: int, 
     """Labels as class numbers, from numbers or names.
 
     Raises:
-        DataError: they are neither, not one per row, or of classes that the members do not have.
+        DataError: they are neither, not one per row, of classes that the members do not have, or no names although
+            a class map is given.
     """
+    if classes.mapped is not None and (labels is None or labels.dtype.kind not in "US"):
+        got = "no labels" if labels is None else f"labels of type {labels.dtype}"
+        raise DataError(what, got=got, expected="class names, which --class-map says", fix="leave out --class-map")
     if labels is None:
         return Labels(notes=("no labels: recorded without them",))
     if labels.dtype.kind not in "US" or labels.shape != (rows,):

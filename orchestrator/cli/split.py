@@ -10,7 +10,7 @@ import typer
 from orchestrator.cli.console import print_json
 from orchestrator.errors import DataError
 from orchestrator.planner.part import parts_from_records
-from orchestrator.planner.records import records_from_path, write_records
+from orchestrator.planner.records import records_from_path, write_all_records
 
 
 def split(
@@ -34,8 +34,8 @@ def split(
         if path.is_dir() or path.suffix != ".npz":
             raise DataError(f"split {path}", got="no records file", expected="a file name ending in .npz")
     parts = parts_from_records(records_from_path(records_path), share=share, seed=seed)
+    write_all_records(dict(zip((output, rest), parts, strict=True)))
     for part, path in zip(parts, (output, rest), strict=True):
-        write_records(part, path)
         if not as_json:
             typer.echo(f"{path}: {part.rows} rows")
     if as_json:

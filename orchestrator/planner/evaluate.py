@@ -49,7 +49,8 @@ class Evaluation:
         losses: rows the reference gets right and the cascade wrong.
         gains: the other way round.
         cost_factor: mean cost of the reference over the cascade's.
-        rows_of_the_plan: True where the plan was chosen on these very rows, so that its numbers flatter it.
+        rows_of_the_plan: True where the plan was chosen on these rows or on some of them, as far as the records
+            tell, so that its numbers flatter it.
     """
 
     rows: int
@@ -165,5 +166,15 @@ def _cascade(
 
 
 def _same_rows(spec: CascadeSpec, records: Records) -> bool:
-    chosen_on = "" if spec.fit is None else spec.fit.data_sha256
-    return bool(chosen_on) and chosen_on == records.meta.get("data_sha256")
+    """Whether the plan has seen some of the rows: the same recording, a part of it, or what it is a part of.
+
+    Two parts of one recording share rows unless one cut made both.
+    """
+    if spec.fit is None or not spec.fit.data_sha256:
+        return False
+    chosen_on, here = spec.fit.data_sha256, records.meta.get("data_sha256")
+    ours, theirs = records.meta.get("part") or {}, spec.fit.extra.get("part") or {}
+    if chosen_on in (here, ours.get("data_sha256")) or (theirs and theirs.get("data_sha256") == here):
+        return True
+    siblings = bool(ours) and bool(theirs) and ours.get("data_sha256") == theirs.get("data_sha256")
+    return siblings and any(ours.get(key) != theirs.get(key) for key in ("share", "seed"))

@@ -28,7 +28,7 @@ def paired_difference(
 ) -> tuple[float, tuple[float, float]]:
     """Mean of one - other over the same rows, with a normal interval of the paired differences.
 
-    The variance gets one pseudo-row in each direction, so that identical columns do not claim certainty
+    The variance gets half a row in each direction, one in all, so that identical columns do not claim certainty
     (the idea of Agresti and Min, Statistics in Medicine 24, 2005).
 
     Args:

@@ -10,6 +10,7 @@ One `.npz`, readable and writable with numpy alone (docs/records.md):
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,7 +23,7 @@ import numpy.typing as npt
 
 from orchestrator.errors import DataError
 from orchestrator.planner.costs import COSTS, is_cost
-from orchestrator.planner.npz import arrays_from_path, npz_writer
+from orchestrator.planner.npz import NpzWriter, arrays_from_path, npz_writer
 from orchestrator.planner.texts import value_from_json
 
 Array = npt.NDArray[Any]
@@ -196,14 +197,30 @@ def write_records(records: Records, path: Path) -> None:
     Raises:
         DataError: the place cannot be written to.
     """
-    with npz_writer(path) as writer:
-        writer.add("ids", records.ids)
-        if records.labels is not None:
-            writer.add("labels", records.labels)
-        for name, output in records.outputs.items():
-            writer.add(f"outputs/{name}", output, packed=False)
-            writer.add(f"cost/{name}", np.float64(records.cost[name]))
-        writer.add("meta", np.array(text_from_meta(records.meta)))
+    write_all_records({path: records})
+
+
+def write_all_records(files: Mapping[Path, Records]) -> None:
+    """Writes several `.npz`; a place or a disk that will not do shows before the first one appears.
+
+    Raises:
+        DataError: a place cannot be written to, or the disk is full.
+    """
+    with contextlib.ExitStack() as stack:
+        # All are open before any is filled, and appear when the last one is.
+        writers = [stack.enter_context(npz_writer(path)) for path in files]
+        for writer, records in zip(writers, files.values(), strict=True):
+            _fill(writer, records)
+
+
+def _fill(writer: NpzWriter, records: Records) -> None:
+    writer.add("ids", records.ids)
+    if records.labels is not None:
+        writer.add("labels", records.labels)
+    for name, output in records.outputs.items():
+        writer.add(f"outputs/{name}", output, packed=False)
+        writer.add(f"cost/{name}", np.float64(records.cost[name]))
+    writer.add("meta", np.array(text_from_meta(records.meta)))
 
 
 def records_from_path(path: Path) -> Records:

@@ -203,6 +203,9 @@ def _extra(decision: Decision, origin: Origin, *, agreement: float) -> dict[str,
         },
         "calibration": origin.trial.facts(),
     }
+    if "part" in origin.records.meta:
+        # Of which recording the rows are, so that `evaluate` knows the rest of it from the whole.
+        extra["part"] = origin.records.meta["part"]
     if origin.goal.reference is not None:
         extra["reference"] = {"name": origin.goal.reference, "combine": origin.combine}
     if decision.guarantee is not None:

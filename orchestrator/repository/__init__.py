@@ -1,6 +1,6 @@
 """Model repositories: rendering plans into them and checking what lies there."""
 
-from orchestrator.repository.check import check
+from orchestrator.repository.check import check, check_plans
 from orchestrator.repository.files import Rendering
 from orchestrator.repository.layout import (
     ensemble_from_cascade,
@@ -18,6 +18,7 @@ __all__ = [
     "Fault",
     "Rendering",
     "check",
+    "check_plans",
     "config_from_path",
     "ensemble_from_cascade",
     "model_folders",

@@ -43,6 +43,21 @@ def check(repository: Path, names: Sequence[str] | None = None) -> CheckReport:
     )
 
 
+def check_plans(repository: Path) -> CheckReport:
+    """The part of `check` that takes no time: whether every cascade.json can be read.
+
+    Raises:
+        RepositoryError: the repository itself is missing, empty or not readable.
+    """
+    folders = model_folders(repository)
+    run = _Check(repository, folders)
+    with disk_errors(f"model repository {repository}"):
+        plans = {name: plan for name, folder in folders.items() if (plan := plan_path(folder)) is not None}
+        for name, plan in plans.items():
+            run.spec(name, plan)
+    return CheckReport(repository=repository, checked=tuple(plans), faults=tuple(run.findings.faults), notes=())
+
+
 class _Check:
     """One run: every model is read once, whoever asks for it."""
 
@@ -65,7 +80,7 @@ class _Check:
         model = self._model(name)
         plan = plan_path(self.folders[name])
         if plan is not None:
-            spec = self._spec(name, plan)
+            spec = self.spec(name, plan)
             if spec is not None:
                 check_cascade_folder(spec, model, plan, self.findings)
                 self._look_at_members(name, spec)
@@ -88,7 +103,7 @@ class _Check:
             self._models[name] = read_model(self.folders[name], self.findings)
         return self._models[name]
 
-    def _spec(self, name: str, plan: Path) -> CascadeSpec | None:
+    def spec(self, name: str, plan: Path) -> CascadeSpec | None:
         try:
             return cascade_from_path(plan)
         except SpecError as error:

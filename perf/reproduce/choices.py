@@ -17,6 +17,8 @@ from orchestrator.spec import CascadeSpec, Stage
 
 FORMAT = 1
 CHOICES = "choices.json"
+# Key of the claim that the headline is made of; its first line is the plan.
+HEADLINE = "headline"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +104,11 @@ class Choices:
     comparisons: tuple[Comparison, ...]
     picture: dict[str, tuple[ChosenPlan, ...]]
     rehearsal: tuple[dict[str, Any], ...] = ()
+
+    @property
+    def headline(self) -> ChosenPlan | None:
+        """The headline plan; None where no plan was ahead by the margin."""
+        return next((line.one for line in self.comparisons if line.claim == HEADLINE), None)
 
 
 def write_choices(choices: Choices, folder: Path) -> Path:

@@ -16,7 +16,7 @@ import numpy as np
 from orchestrator.planner.progress import Progress
 from orchestrator.planner.search import RIGHT, Searched
 from orchestrator.spec import COMBINES, SCORES
-from perf.reproduce.choices import Choices, ChosenPlan, Comparison, short
+from perf.reproduce.choices import HEADLINE, Choices, ChosenPlan, Comparison, short
 from perf.reproduce.family import Family, family_from_names
 from perf.reproduce.ground import (
     DELTA,
@@ -35,7 +35,6 @@ from perf.reproduce.parts import PlanPart
 from perf.reproduce.rehearsal import rehearse
 from perf.reproduce.verdicts import NO_MARGIN
 
-HEADLINE = "headline"
 NONE_AHEAD = "no cheaper plan is ahead by the margin on the plan part"
 NONE_LEVEL = "none is as accurate on the plan part"
 # Points of each kind in the figure; more would hide each other.

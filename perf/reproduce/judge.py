@@ -17,7 +17,7 @@ import numpy.typing as npt
 from orchestrator.planner.bounds import discordant_pairs
 from orchestrator.planner.intervals import clopper_pearson, paired_difference
 from orchestrator.planner.replay import replay
-from perf.reproduce.choices import Choices, ChosenPlan, Comparison
+from perf.reproduce.choices import HEADLINE, Choices, ChosenPlan, Comparison
 from perf.reproduce.ground import DELTA
 from perf.reproduce.parts import TestPart
 
@@ -101,6 +101,9 @@ class Judge:
             return line
         one, other = self.seen(comparison.one), self.seen(comparison.other)
         difference, interval = paired_difference(one.right, other.right)
+        if _same(comparison.one, comparison.other):
+            # With itself there is nothing to be unsure of.
+            interval = (0.0, 0.0)
         factor, factor_interval = ratio_of_means(other.cost, one.cost)
         gains, losses = int((one.right & ~other.right).sum()), int((other.right & ~one.right).sum())
         facts = self.facts(comparison.one)
@@ -118,6 +121,12 @@ class Judge:
         return line
 
 
+def _same(one: ChosenPlan, other: ChosenPlan) -> bool:
+    """Whether two plans ask the same and decide alike, whatever is known of them."""
+    keys = ("stages", "thresholds", "combine", "score")
+    return all(getattr(one, key) == getattr(other, key) for key in keys)
+
+
 def judged(choices: Choices, part: TestPart, *, say: Callable[[str], None]) -> dict[str, Any]:
     """All tables and the figure's points, as JSON values."""
     judge = Judge(part)
@@ -125,10 +134,27 @@ def judged(choices: Choices, part: TestPart, *, say: Callable[[str], None]) -> d
     claims: dict[str, list[dict[str, Any]]] = {}
     for comparison in choices.comparisons:
         claims.setdefault(comparison.claim, []).append(judge.line(comparison))
+    hardest = against_test_best(choices, judge)
     return {
         "claims": claims,
+        "against_test_best": None if hardest is None else judge.line(hardest),
         "picture": {kind: [judge.facts(plan) for plan in plans] for kind, plans in choices.picture.items()},
     }
+
+
+def against_test_best(choices: Choices, judge: Judge) -> Comparison | None:
+    """The headline plan against the single model that is most accurate on the test part.
+
+    Nobody could have known that one beforehand and no plan is chosen by it: it only shows how much of the headline
+    is the luck of the model that was most accurate on the plan part.
+
+    Returns:
+        None where there is no headline plan.
+    """
+    if choices.headline is None:
+        return None
+    best = max(choices.picture["single"], key=lambda one: (int(judge.seen(one).right.sum()), -one.mean_cost))
+    return Comparison(claim=HEADLINE, label="the most accurate on the test part", one=choices.headline, other=best)
 
 
 def ratio_of_means(above: F64, below: F64) -> tuple[float, tuple[float, float]]:

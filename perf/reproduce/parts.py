@@ -131,13 +131,24 @@ class Recorder:
         drawn = self.draw(part, self.rows)
         with opened_pool(self.names, self.repository) as pool:
             path = self.cache / f"{part}-{_key(pool, drawn)}.records.npz"
-            if not path.is_file():
+            known = self._known(path)
+            if known is None:
                 self.say(f"{part} part: asking {len(self.names)} members about {len(drawn.ids):,} rows")
                 rows = self.cache / f"{part}-{drawn.sha256()[:12]}.npz"
                 _write_rows(rows, drawn)
                 record_job(pool, Wishes(data=str(rows), output=path, by_order=True))
                 rows.unlink()
-        return drawn, records_from_path(path)
+        return drawn, known or records_from_path(path)
+
+    def _known(self, path: Path) -> Records | None:
+        """An earlier recording; None where there is none that can be read."""
+        if not path.is_file():
+            return None
+        try:
+            return records_from_path(path)
+        except DataError as error:
+            self.say(f"recording again: {error}")
+            return None
 
 
 def _key(pool: Pool, drawn: Drawn) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import DataError
-from perf.reproduce.choose import HEADLINE
+from perf.reproduce.choices import HEADLINE
 
 # kind -> colour, marker, words; told apart without colour too.
 LOOKS = {

@@ -43,6 +43,7 @@ def test_folders_get_the_class_of_their_line_whatever_their_order_and_also_in_pa
     ("text", "says"),
     [
         ("n03\nn01\n", "got 2 lines, expected 3, one per class of the members, in order"),
+        ("n03 cat\n\tdog\nn02 owl\n", "got no name before 'dog', expected a name, then a tab and the words"),
         ("n03\nn01\nn03\n", "got more than one line for n03"),
         ("n03 dog\nn01 cat\nn02 owl\n", "got 'dog' on line 1, expected 'cat', which is what the members call"),
         ("n03\nn01\nn04\n", "1 of 3 classes that the class map does not have: n02, expected names such as n03"),
@@ -97,6 +98,19 @@ def test_a_map_without_class_folders_or_beside_an_order_is_refused(
     path = mapped(tmp_path, "n03\nn01\nn02\n")
     assert record(tmp_path, "--class-map", str(path), *([] if flat else ["--labels-by-order"])) == 2
     assert ("no sub-folders" if flat else "expected one of them") in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("labels", "got"), [([0, 1], "labels of type int64"), (None, "no labels")])
+def test_a_map_for_rows_whose_labels_are_no_names_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], labels: list[int] | None, got: str
+) -> None:
+    write_member(tmp_path / "repository", "a")
+    rows = np.stack([picture(seed).transpose(2, 0, 1) for seed in range(2)])
+    np.savez(tmp_path / "rows.npz", images=rows, **({} if labels is None else {"labels": np.array(labels)}))
+    path = mapped(tmp_path, "n03\nn01\nn02\n")
+    assert record(tmp_path, "--data", str(tmp_path / "rows.npz"), "--class-map", str(path)) == 2
+    assert f"got {got}, expected class names, which --class-map says; leave out" in capsys.readouterr().err
+    assert not (tmp_path / "out.npz").exists()
 
 
 def test_a_recording_no_better_than_guessing_asks_about_the_order(

@@ -98,6 +98,16 @@ def test_a_split_that_cannot_be_made_is_one_line(
     assert {path.name for path in whole.parent.iterdir()} == {"whole.npz"}
 
 
+def test_a_second_part_that_cannot_be_written_leaves_no_first_one(
+    whole: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (whole.parent / "file").write_text("")
+    rest = whole.parent / "file/rest.npz"
+    assert run(["split", str(whole), "-o", str(whole.with_name("plan.npz")), "--rest", str(rest)]) == 2
+    assert "a place that cannot be written to" in said(capsys)
+    assert {path.name for path in whole.parent.iterdir()} == {"whole.npz", "file"}
+
+
 def test_an_evaluation_is_the_replay_beside_the_members(
     parts: tuple[Path, Path], plan: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -123,11 +133,29 @@ def test_rows_of_the_plan_itself_are_called_that(
     parts: tuple[Path, Path], plan: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(["evaluate", str(plan), str(parts[0])]) == 0
-    assert "the plan was chosen on these rows" in capsys.readouterr().out
+    assert "the plan was chosen on these rows or some of them" in capsys.readouterr().out
     assert run(["evaluate", str(plan), str(parts[1])]) == 0
     shown = capsys.readouterr().out
     assert "the plan was chosen" not in shown
     assert "cascade minus c:" in shown
+
+
+def test_a_plan_knows_rows_it_has_seen_in_the_whole_in_a_part_and_in_another_cut(
+    whole: Path, parts: tuple[Path, Path], plan: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def noted(plan_path: Path, records: Path) -> bool:
+        capsys.readouterr()
+        assert run(["evaluate", str(plan_path), str(records), "--json"]) == 0
+        return bool(json.loads(capsys.readouterr().out)["rows_of_the_plan"])
+
+    of_whole, other, rest = (whole.with_name(name) for name in ("whole.json", "other.npz", "other_rest.npz"))
+    words = ["plan", str(whole), "--max-mean-cost-share", "0.5", "--no-certify", "-o", str(of_whole)]
+    assert run(words) == 0
+    assert run(["split", str(whole), "-o", str(other), "--rest", str(rest), "--seed", "1"]) == 0
+    assert noted(plan, whole)
+    assert noted(plan, rest)
+    assert noted(of_whole, parts[1])
+    assert not noted(plan, parts[1])
 
 
 def test_costs_of_another_unit_are_left_out(

@@ -129,6 +129,16 @@ def test_a_member_can_be_asked_like_a_cascade(asking: Asking, saved: Callable[..
     assert "label_name" not in row
 
 
+def test_parameters_that_a_member_has_no_use_for_are_one_note(asking: Asking, saved: Callable[..., Path]) -> None:
+    words = ["infer", str(saved(images([4]))), "--url", asking.grpc, "--repository", str(asking.repository)]
+    words += ["--max-stage", "1", "--deadline-us", "900000", "--model"]
+    assert run([*words, "digits_small"]) == 0
+    note = "note: digits_small has no stages and ignores max_stage, deadline_us\n"
+    assert asking.capsys.readouterr().err == note
+    assert run([*words, "digits_cascade"]) == 0
+    assert asking.capsys.readouterr().err == ""
+
+
 def test_explain_shows_every_stage_and_where_the_row_leaves(asking: Asking, saved: Callable[..., Path]) -> None:
     (row,) = asking.rows(saved(images([14])), "--explain")
     stages = row["stages"]

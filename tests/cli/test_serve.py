@@ -71,6 +71,18 @@ def test_a_repository_that_is_not_there_is_one_line_and_exit_2(tmp_path: Path) -
     assert errors.count("\n") == 1
 
 
+def test_a_plan_that_cannot_be_read_is_one_line_before_any_server_starts(repository: Path) -> None:
+    (repository / "cascade/1").mkdir(parents=True)
+    (repository / "cascade/1/cascade.json").write_text('{"format": 1, ')
+    # Nothing that starts has its log in this folder.
+    code, errors = failure("--repository", str(repository), *FREE)
+    assert code == 2
+    assert errors.count("\n") == 1
+    assert "cascade cascade.json" in errors
+    assert errors.endswith("see committee check\n")
+    assert [path.name for path in repository.parent.iterdir()] == ["models"]
+
+
 def test_wrong_options_are_all_named_in_one_line(repository: Path) -> None:
     code, errors = failure("--repository", str(repository), "--http-port", "99999", "--host", "a b")
     assert code == 2

@@ -5,7 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
+from export.__main__ import app
 from export.glyphs.data import CLASSES, GROUPS, PARTS, glyphs_part
 from export.glyphs.drawing import FONTS, draw, master
 from export.glyphs.storing import store_part
@@ -72,6 +74,15 @@ def test_a_part_that_is_not_there_is_one_line(tmp_path: Path, part: str, rows: i
     with pytest.raises(ExportError, match=words):
         store_part(tmp_path / "a.npz", part, rows=rows, progress=lambda text: None)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("name", "got"), [("plan", "another kind of file"), ("a.npz", "a folder")])
+def test_a_part_goes_to_an_npz_file_only(tmp_path: Path, name: str, got: str) -> None:
+    (tmp_path / "a.npz").mkdir()
+    result = CliRunner().invoke(app, ["glyphs-data", "--rows", "1", "-o", str(tmp_path / name)])
+    assert isinstance(result.exception, ExportError)
+    assert f"got {got}, expected a file name ending in .npz" in str(result.exception)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.npz"]
 
 
 def test_a_stored_part_is_what_was_drawn(tmp_path: Path) -> None:

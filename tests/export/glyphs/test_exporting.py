@@ -1,16 +1,23 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import onnx
+import PIL
 import pytest
 
 torch = pytest.importorskip("torch", reason="training needs the export extra: make setup")
 # ruff: noqa: E402 - nothing below can be imported without torch
 
+from typer.testing import CliRunner
+
+from export.__main__ import app
+from export.commands import glyphs as commands
 from export.cost import macs_per_row, parameters_of, preprocess_macs_per_row
 from export.glyphs import exporting
 from export.glyphs.data import CLASSES, glyphs_part
@@ -44,6 +51,15 @@ def test_committed_members_are_what_their_manifests_say(member: exporting.Glyphs
     assert manifest.labels == CLASSES
     assert manifest.parity["rows"] >= 64
     assert not model.metadata_props
+
+
+@pytest.mark.slow
+def test_the_train_part_drawn_here_is_the_one_that_the_members_were_trained_on() -> None:
+    """Another Pillow draws other pictures: the manifests name theirs."""
+    manifests = [manifest_from_path(REPOSITORY / name / "manifest.json") for name in NAMES]
+    if PIL.__version__ not in {one.versions["pillow"] for one in manifests}:
+        pytest.skip(f"Pillow {PIL.__version__} is not the one that drew them")
+    assert {one.options["data_sha256"] for one in manifests} == {glyphs_part("train").sha256()}
 
 
 def test_the_family_spans_a_hundredfold_cost_and_stays_small() -> None:
@@ -97,6 +113,33 @@ def test_training_draws_the_train_part_alone_and_a_second_run_does_nothing(
     assert drawn == ["train"]
     manifest = manifest_from_path(tmp_path / "glyphs_b0_s1" / "manifest.json")
     assert manifest.options["data_sha256"] == glyphs_part("train", rows=256).sha256()
+
+
+def test_a_try_never_takes_the_place_of_a_committed_member(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder in (commands.REPOSITORY, commands.TRY):
+        shutil.copytree(REPOSITORY / "glyphs_b0_s1", folder / "glyphs_b0_s1")
+    tried = commands.TRY / "glyphs_b0_s1/manifest.json"
+    document = json.loads(tried.read_text())
+    document["training"]["rows"] = 128
+    tried.write_text(json.dumps(document))
+    words = ["glyphs", "--only", "glyphs_b0_s1"]
+    # Where nothing is named, a try looks in the folder of tries, and all rows in the committed one.
+    assert CliRunner().invoke(app, [*words, "--rows", "128"]).stdout == f"{tried.parent}: up to date\n"
+    assert CliRunner().invoke(app, words).stdout == f"{commands.REPOSITORY}/glyphs_b0_s1: up to date\n"
+    for more, known, wanted in (
+        (["--rows", "128", "-o", str(commands.REPOSITORY)], "60,000", "128"),
+        (["--rows", "256"], "128", "256"),
+        (["-o", str(commands.TRY)], "128", "60,000"),
+    ):
+        error = CliRunner().invoke(app, [*words, *more]).exception
+        assert isinstance(error, ExportError)
+        assert (
+            f"got glyphs_b0_s1 trained on {known} rows, expected no such member, or one of {wanted} rows"
+            in str(error)
+        )
 
 
 def test_the_same_seed_gives_the_same_weights_and_another_seed_others() -> None:

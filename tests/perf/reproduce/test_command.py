@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,13 @@ import pytest
 from typer.testing import CliRunner
 
 from orchestrator.errors import DataError, RepositoryError
+from orchestrator.spec import manifest_from_path
 from perf.__main__ import app
 from perf.reproduce import tables
 from perf.reproduce.choices import CHOICES, choices_from_path
-from perf.reproduce.command import Effort, run
+from perf.reproduce.command import Effort, named_folder, require_writable, run
 from perf.reproduce.document import md_from_results
-from perf.reproduce.family import MEMBERS
+from perf.reproduce.family import MEMBERS, REPOSITORY
 from perf.reproduce.parts import Recorder
 from perf.reproduce.results import RESULTS, results_from_path
 from perf.reproduce.sections import SECTIONS
@@ -28,7 +30,7 @@ SMALL = Effort(
 _NUMBER = re.compile(r"[-+]?\d+(?:\.\d+)?")
 
 
-def reproduced(root: Path, draw: Any = made.draw) -> Path:
+def reproduced(root: Path, draw: Any = made.draw, *, again: bool = False) -> Path:
     """Runs everything in a folder with tiny members; gives the folder of results."""
     if not (root / "repository").exists():
         made.write_members(root / "repository")
@@ -42,6 +44,7 @@ def reproduced(root: Path, draw: Any = made.draw) -> Path:
         cache=root / "cache",
         command="python -m perf reproduce",
         say=lambda text: None,
+        again=again,
     )
     return root / "docs/tiny"
 
@@ -95,6 +98,71 @@ def test_measured_times_stand_beside_the_claims_about_cascades(done: Path) -> No
         assert set(line["time_factor"]) == {"32", "1"}
         assert all(0 < one["min"] <= one["median"] <= one["max"] for one in line["time_factor"].values())
     assert {"cpu", "cores", "onnxruntime"} <= set(results["machine"])
+    assert set(results["drawn_with"]) == {"pillow", "matplotlib"}
+
+
+@pytest.fixture
+def copied(done: Path, tmp_path: Path) -> Path:
+    """All of it elsewhere, to be spoiled."""
+    shutil.copytree(done.parents[1], tmp_path / "root")
+    return tmp_path / "root/docs/tiny"
+
+
+def test_judging_again_gives_the_same_results_and_keeps_the_times(done: Path, copied: Path) -> None:
+    results = json.loads((done / RESULTS).read_text())
+    # Of an older format, which had no such line.
+    (copied / RESULTS).write_text(json.dumps({**results, "format": 1, "against_test_best": None}))
+    reproduced(copied.parents[1], again=True)
+    assert json.loads((copied / RESULTS).read_text()) == results
+    assert (copied / CHOICES).read_bytes() == (done / CHOICES).read_bytes()
+
+
+def test_judging_other_pictures_or_choices_again_is_one_line(copied: Path) -> None:
+    def other(part: str, rows: int | None) -> made.Pictures:
+        return made.draw(part, rows) if part == "plan" else made.pictures(99, rows or 250, 20_000)
+
+    before = (copied / RESULTS).read_bytes()
+    with pytest.raises(DataError, match=r"others than those of the earlier results; draw them with pillow \d"):
+        reproduced(copied.parents[1], other, again=True)
+    (copied / CHOICES).write_text((copied / CHOICES).read_text() + " ")
+    with pytest.raises(DataError, match="other choices than those of the results"):
+        reproduced(copied.parents[1], again=True)
+    assert (copied / RESULTS).read_bytes() == before
+
+
+def test_a_damaged_recording_is_made_again(copied: Path) -> None:
+    for path in (copied.parents[1] / "cache").iterdir():
+        path.write_bytes(b"PK")
+    before = json.loads((copied / RESULTS).read_text())
+    reproduced(copied.parents[1], again=True)
+    assert json.loads((copied / RESULTS).read_text()) == before
+
+
+def test_a_place_that_cannot_be_written_is_one_line_before_any_work(copied: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RepositoryError, match="results in"):
+        require_writable(tmp_path / "file/results")
+    with pytest.raises(RepositoryError, match="results in"):
+        require_writable(tmp_path / "file")
+    shutil.rmtree(copied)
+    copied.with_name("tiny.md").unlink()
+    copied.with_name("tiny.md").mkdir()
+
+    def nobody(part: str, rows: int | None) -> made.Pictures:
+        raise AssertionError("drawn before the place was looked at")
+
+    with pytest.raises(RepositoryError, match=r"tiny\.md: got a folder"):
+        reproduced(copied.parents[1], nobody)
+
+
+def test_the_folder_one_stands_in_has_a_name_and_the_root_has_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert named_folder(Path()) == named_folder(tmp_path) == tmp_path
+    assert named_folder(Path("docs/reproduce")) == Path("docs/reproduce")
+    with pytest.raises(DataError, match="root folder"):
+        named_folder(Path("/"))
 
 
 def test_changing_the_test_part_changes_no_choice(done: Path, tmp_path: Path) -> None:
@@ -182,6 +250,9 @@ def test_the_tables_read_back_hold_the_numbers_of_the_results(done: Path) -> Non
 def test_the_committed_document_holds_the_numbers_of_the_committed_results() -> None:
     results = results_from_path(DOCS / RESULTS)
     text = DOCS.with_name("reproduce.md").read_text()
+    # What it says of the pictures holds of those that the members were trained on, too.
+    manifests = [manifest_from_path(REPOSITORY / name / "manifest.json") for name in MEMBERS]
+    assert {one.versions["pillow"] for one in manifests} == {results["drawn_with"]["pillow"]}
     assert text == md_from_results(results, folder="reproduce")
     assert check_numbers(text, results) > 200
     choices = choices_from_path(DOCS / CHOICES)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -48,6 +50,35 @@ def test_a_line_without_a_plan_keeps_its_reason_and_what_it_was_held_against() -
     assert line["note"] == "nothing cheaper"
     assert line["other"]["n"] == 50
     assert found["picture"]["single"][0]["plan"] == "b2_s0"
+
+
+def test_a_plan_held_against_itself_has_no_interval() -> None:
+    itself = dataclasses.replace(SINGLE, accuracy=0.7)
+    line = Judge(judging_part(rows=50)).line(Comparison(claim="7", label="x", one=itself, other=SINGLE))
+    assert line["difference_ci95"] == [0.0, 0.0]
+    other = dataclasses.replace(CASCADE, thresholds=(1e9,))
+    line = Judge(judging_part(rows=50)).line(Comparison(claim="7", label="x", one=other, other=CASCADE))
+    assert line["difference_ci95"][0] < line["difference_ci95"][1]
+
+
+def test_the_headline_stands_beside_the_single_model_that_the_test_part_favours() -> None:
+    part = judging_part(rows=800)
+    singles = tuple(
+        ChosenPlan(stages=((name,),), mean_cost=part.records.cost[name]) for name in part.records.outputs
+    )
+    right = {
+        name: int((scores.argmax(1) == part.records.labels).sum()) for name, scores in part.records.outputs.items()
+    }
+    best = max(right, key=lambda name: right[name])
+    # The headline is held against another one, as it was on the plan part.
+    other = next(one for one in singles if one.members != (best,))
+    headline = Comparison(claim="headline", label="the headline plan", one=CASCADE, other=other)
+    choices = Choices(source={}, comparisons=(headline,), picture={"single": singles})
+    line = judged(choices, part, say=lambda text: None)["against_test_best"]
+    assert line["other"]["stages"] == [[best]]
+    assert line["other"]["right"] == right[best]
+    none = dataclasses.replace(choices, comparisons=(dataclasses.replace(headline, one=None),))
+    assert judged(none, part, say=lambda text: None)["against_test_best"] is None
 
 
 def test_a_ratio_of_costs_has_the_interval_of_the_bootstrap() -> None:

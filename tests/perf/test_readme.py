@@ -1,0 +1,81 @@
+"""`python -m perf readme`: both blocks, or one line and a README that is left alone."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator.errors import DataError
+from perf.readme import block_from_claims, write_readme
+from perf.reproduce.results import results_from_path
+
+ROOT = Path(__file__).parents[2]
+README, REPORT = ROOT / "README.md", ROOT / "docs/demo/report.json"
+CLAIMS = ROOT / "docs/reproduce/results.json"
+
+
+@pytest.fixture(scope="module")
+def results() -> dict[str, Any]:
+    return results_from_path(CLAIMS)
+
+
+def test_the_headline_says_on_which_pictures_the_single_model_is_the_most_accurate(
+    results: dict[str, Any],
+) -> None:
+    said = " ".join(block_from_claims(results).split())
+    assert "single model that is most accurate on the pictures plans are chosen on" in said
+    beside = results["against_test_best"]
+    assert f"at {100 * beside['difference']:+.2f} points" in said.partition("turns out most accurate")[2]
+    same = copy.deepcopy(results)
+    same["against_test_best"]["other"] = same["claims"]["headline"][0]["other"]
+    assert "is the most accurate one on the test pictures too" in " ".join(block_from_claims(same).split())
+
+
+def test_no_headline_is_said_as_plainly(results: dict[str, Any]) -> None:
+    none = copy.deepcopy(results)
+    none["claims"]["headline"][0] |= {"one": None, "note": "no cheaper plan is ahead"}
+    none["against_test_best"] = None
+    assert "there is no headline: no cheaper plan is ahead" in " ".join(block_from_claims(none).split())
+
+
+def without_claims(results: dict[str, Any]) -> str:
+    return json.dumps({**results, "claims": {}})
+
+
+@pytest.mark.parametrize(
+    ("spoiled", "text", "says"),
+    [
+        ("readme", None, "README .*No such file"),
+        ("readme", lambda _: "no blocks", "no markers"),
+        ("report", None, "report .*committee demo"),
+        ("report", lambda _: "[]", "other JSON .*committee demo"),
+        ("report", lambda _: "{}", "other JSON .KeyError.*committee demo"),
+        ("claims", None, "results .*perf reproduce"),
+        ("claims", lambda _: "{}", "expected an object with format .*perf reproduce"),
+        ("claims", without_claims, "other JSON .KeyError: 'headline'.*perf reproduce"),
+    ],
+)
+def test_what_cannot_be_written_is_one_line_and_the_readme_is_left_alone(
+    tmp_path: Path,
+    results: dict[str, Any],
+    spoiled: str,
+    text: Callable[[dict[str, Any]], str] | None,
+    says: str,
+) -> None:
+    paths = {"readme": README, "report": REPORT, "claims": CLAIMS}
+    for name, path in paths.items():
+        paths[name] = tmp_path / name
+        if name != spoiled:
+            paths[name].write_text(path.read_text())
+        elif text is not None:
+            paths[name].write_text(text(results))
+    before = paths["readme"].read_text() if paths["readme"].exists() else None
+    with pytest.raises(DataError, match=says) as caught:
+        write_readme(paths["readme"], report=paths["report"], claims=paths["claims"])
+    assert "\n" not in str(caught.value)
+    assert before is None or paths["readme"].read_text() == before
