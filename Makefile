@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check bench members compose clean
+.PHONY: help setup demo test check bench gpu members compose clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -52,6 +52,9 @@ compose: $(VENV)/.demo ## Render model_repository/ for docker compose into build
 
 bench: setup ## Measure every route side by side in ten minutes and write perf/RESULTS.md
 	$(BIN)/python -m perf run
+
+gpu: setup ## Measure cascades of large networks on an NVIDIA GPU and write perf/GPU.md (docs/gpu.md)
+	$(BIN)/python -m perf gpu
 
 clean: ## Remove everything that was made here
 	rm -rf $(VENV) build

@@ -11,6 +11,7 @@ import typer
 
 from orchestrator.cli.app import guarded
 from perf.bench.command import leak, run
+from perf.gpu.command import gpu
 from perf.live.command import live
 from perf.onefile import onefile
 from perf.planner import planner
@@ -30,6 +31,7 @@ app.command()(leak)
 app.command()(onefile)
 app.command()(planner)
 app.command()(live)
+app.command()(gpu)
 app.command()(reproduce)
 
 

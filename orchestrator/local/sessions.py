@@ -16,6 +16,7 @@ from orchestrator.spec import Manifest, TensorSpec, manifest_from_path
 from orchestrator.spec.inputs import INPUT_DTYPES
 
 MANIFEST = "manifest.json"
+CPU = ("CPUExecutionProvider",)
 
 
 @dataclass(frozen=True)
@@ -32,15 +33,18 @@ class LocalMembers:
         repository: folder that holds `<member>/manifest.json` and the model file it names.
         names: the members to open.
         threads: intra-op threads of each session; one gives the same bits on every machine of a kind.
+        providers: ONNX Runtime's, each a name or a name with options; the first has to work.
 
     Raises:
         RepositoryError: a member or its model is missing, not the one the manifest describes, or not readable.
         SpecError: a manifest is wrong.
     """
 
-    def __init__(self, repository: Path, names: Sequence[str], *, threads: int = 1) -> None:
+    def __init__(
+        self, repository: Path, names: Sequence[str], *, threads: int = 1, providers: Sequence[Any] = CPU
+    ) -> None:
         self._repository = repository
-        self._opened = {name: _opened(repository, name, threads) for name in names}
+        self._opened = {name: _opened(repository, name, threads, providers) for name in names}
 
     def ask(self, name: str, rows: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         """Scores of a member as it gives them, asked in chunks of at most its batch limit.
@@ -82,7 +86,7 @@ class LocalMembers:
         return self._opened[name]
 
 
-def _opened(repository: Path, name: str, threads: int) -> _Opened:
+def _opened(repository: Path, name: str, threads: int, providers: Sequence[Any]) -> _Opened:
     folder = repository / name
     if not (folder / MANIFEST).is_file():
         raise RepositoryError(
@@ -93,7 +97,7 @@ def _opened(repository: Path, name: str, threads: int) -> _Opened:
         )
     manifest = manifest_from_path(folder / MANIFEST)
     _require_onnx(manifest)
-    session = _session(folder, manifest, threads)
+    session = _session(folder, manifest, threads, providers)
     _check_tensors(folder, manifest, session)
     return _Opened(manifest, session, _classes(folder, manifest, session))
 
@@ -110,7 +114,7 @@ def _require_onnx(manifest: Manifest) -> None:
     )
 
 
-def _session(folder: Path, manifest: Manifest, threads: int) -> Any:
+def _session(folder: Path, manifest: Manifest, threads: int, providers: Sequence[Any]) -> Any:
     import onnxruntime
 
     path = folder / manifest.file
@@ -125,10 +129,15 @@ def _session(folder: Path, manifest: Manifest, threads: int) -> Any:
     options.log_severity_level = 3
     try:
         # By path: a model may keep its weights in files beside itself.
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(str(path), options, providers=list(providers))
     # ONNX Runtime's exceptions share no base of their own.
     except Exception as error:
         raise _broken(path, got=error, expected="a model that ONNX Runtime opens") from error
+    first = providers[0] if isinstance(providers[0], str) else providers[0][0]
+    # ONNX Runtime goes on without a provider whose libraries do not load.
+    if first not in session.get_providers():
+        raise MemberError(f"member {manifest.name}", got=", ".join(session.get_providers()), expected=first)
+    return session
 
 
 def _sha256(path: Path) -> str:

@@ -26,7 +26,7 @@ OUTPUT = Path("build/bench")
 REPORT = Path("perf/RESULTS.md")
 QUICK_S, FULL_S = 10.0, 18.0
 QUICK_BUDGET_S, FULL_BUDGET_S = 570.0, 4800.0
-_FILE_WIDTH = 140  # of tables that go to a file or a pipe
+FILE_WIDTH = 140  # of tables that go to a file or a pipe
 
 
 def run(
@@ -64,7 +64,7 @@ def run(
         only=only,
     )
     try:
-        with _progress() as tell:
+        with progress_shown() as tell:
             results = run_bench(options, command=_command(options), progress=tell)
     except KeyboardInterrupt as error:
         typer.echo(f"interrupted; {_command(options)} --output {output} --resume goes on where it was", err=True)
@@ -92,7 +92,7 @@ def leak(
     """
     tools = tools_of(scenario)
     with (
-        _progress() as tell,
+        progress_shown() as tell,
         serving(tools, output, analyzer=find_analyzer(), seed=0, progress=tell) as served,
     ):
         found = measure_leak(served, route=route, requests=requests, window_s=seconds, progress=tell)
@@ -126,7 +126,7 @@ def write_report(results: Results, path: Path) -> list[Path]:
 def _show(results: Results, written: list[Path]) -> None:
     console = Console()
     if not console.is_terminal:
-        console = Console(width=_FILE_WIDTH)
+        console = Console(width=FILE_WIDTH)
     if results.machine.is_busy:
         load = results.machine.load_average
         console.print(
@@ -159,7 +159,8 @@ def _command(options: RunOptions) -> str:
 
 
 @contextmanager
-def _progress() -> Iterator[Tell]:
+def progress_shown() -> Iterator[Tell]:
+    """A line on standard error that says what happens; yields what is told."""
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     # Redrawn seldom: what the spinner costs is taken from the load.
     console = Console(stderr=True)

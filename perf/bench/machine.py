@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import platform
 import subprocess
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+import onnxruntime
 
 from perf.results import cpu_name
 
@@ -74,7 +75,8 @@ def bench_machine(*, triton: str, perf_analyzer: str, load_average: float) -> Be
         platform=platform.platform(),
         python=platform.python_version(),
         triton=triton,
-        onnxruntime=importlib.metadata.version("onnxruntime"),
+        # Its distribution may be called onnxruntime-gpu.
+        onnxruntime=onnxruntime.__version__,
         perf_analyzer=perf_analyzer,
         commit=_commit(),
         load_average=load_average,

@@ -13,7 +13,7 @@ from perf.bench.summary import Summary
 from perf.bench.verdict import Verdict
 
 _MET = {True: "yes", False: "**no**", None: "not measured"}
-_GROUPS = {
+GROUPS = {
     "closed": "Closed loops",
     "poisson": "Poisson arrivals (our open-loop client; latency from the moment a request was due)",
     "analyzer_poisson": "Poisson arrivals by perf_analyzer, as a cross-check",
@@ -56,10 +56,10 @@ def report_from_results(results: Results, *, pictures: Iterable[str]) -> str:
     for name, title in results.scenarios.items():
         ours = [one for one in results.summaries if one.cell.scenario == name]
         lines += [f"## {title}", ""]
-        for sender, heading in _GROUPS.items():
+        for sender, heading in GROUPS.items():
             group = [one for one in ours if one.cell.sender == sender]
             if group:
-                lines += [f"### {heading}", "", *_cell_lines(group), ""]
+                lines += [f"### {heading}", "", *cell_lines(group), ""]
     if results.failures:
         lines += ["## Not measured", "", *(f"- `{key}`: {text}" for key, text in results.failures.items()), ""]
     shown = [f"![{Path(path).stem}]({path})" for path in pictures]
@@ -68,20 +68,22 @@ def report_from_results(results: Results, *, pictures: Iterable[str]) -> str:
 
 def _verdict_lines(verdicts: Sequence[Verdict]) -> list[str]:
     rows = [
-        f"| {one.target} | {one.sense} {one.needed:g} | {_number(one.measured)} | {_MET[one.met]} | {one.note} |"
+        f"| {one.target} | {one.sense} {one.needed:g} | {number_text(one.measured)} | {_MET[one.met]} | "
+        f"{one.note} |"
         for one in verdicts
     ]
     return ["| target | needed | measured | met | note |", "|---|---|---|---|---|", *rows]
 
 
-def _cell_lines(summaries: Sequence[Summary]) -> list[str]:
+def cell_lines(summaries: Sequence[Summary]) -> list[str]:
+    """A table of cells in markdown."""
     head = "| " + " | ".join(_COLUMNS) + " |"
     return [head, "|" + "---|" * len(_COLUMNS), *("| " + " | ".join(_cells(one)) + " |" for one in summaries)]
 
 
 def _cells(one: Summary) -> list[str]:
     milliseconds = [
-        _number(one.latency_ms.get(name))
+        number_text(one.latency_ms.get(name))
         for name in ("p50_ms", "p95_ms", "p99_ms", "easy_p50_ms", "easy_p99_ms", "hard_p50_ms", "hard_p99_ms")
     ]
     batches = ", ".join(f"{name} {value:.1f}" for name, value in one.mean_batch.items())
@@ -89,11 +91,11 @@ def _cells(one: Summary) -> list[str]:
     return [
         one.title,
         one.cell.words,
-        _number(one.requests_per_s),
+        number_text(one.requests_per_s),
         f"{100 * one.spread:.0f} %",
         *milliseconds,
         batches,
-        _number(1000 * one.cpu_s_per_request),
+        number_text(1000 * one.cpu_s_per_request),
         f"{(one.resident_bytes + one.shm_bytes) / 2**20:.0f}",
         bound,
         notes_of(one),
@@ -104,7 +106,7 @@ def notes_of(one: Summary) -> str:
     """What a reader must know before using a cell's figures."""
     notes = _flags(one)
     if one.lag_ms is not None:
-        notes.append(f"send lag p50 {_number(one.lag_ms[0])}, p99 {_number(one.lag_ms[1])}")
+        notes.append(f"send lag p50 {number_text(one.lag_ms[0])}, p99 {number_text(one.lag_ms[1])}")
     return ", ".join(notes)
 
 
@@ -117,7 +119,7 @@ def _flags(one: Summary) -> list[str]:
     return [text for text, applies in found.items() if applies]
 
 
-def _number(value: float | None) -> str:
+def number_text(value: float | None) -> str:
     """Three digits, without an exponent."""
     if value is None:
         return ""
@@ -133,7 +135,7 @@ def table_from_verdicts(verdicts: Sequence[Verdict]) -> Table:
     for one in verdicts:
         note = f"\n  {one.note}" if one.note else ""
         met = _MET[one.met].strip("*")
-        table.add_row(one.target + note, f"{one.sense} {one.needed:g}", _number(one.measured), met)
+        table.add_row(one.target + note, f"{one.sense} {one.needed:g}", number_text(one.measured), met)
     return table
 
 
@@ -153,11 +155,14 @@ def table_from_summaries(summaries: Sequence[Summary]) -> Table:
         table.add_row(
             one.cell.route,
             one.cell.load,
-            _number(one.requests_per_s),
+            number_text(one.requests_per_s),
             f"{100 * one.spread:.0f} %",
-            *(_number(one.latency_ms.get(name)) for name in ("p50_ms", "p99_ms", "easy_p50_ms", "hard_p99_ms")),
+            *(
+                number_text(one.latency_ms.get(name))
+                for name in ("p50_ms", "p99_ms", "easy_p50_ms", "hard_p99_ms")
+            ),
             efficiency,
-            "" if one.lag_ms is None else _number(one.lag_ms[1]),
+            "" if one.lag_ms is None else number_text(one.lag_ms[1]),
             ", ".join(_flags(one)),
         )
     return table

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from orchestrator import __version__
 from orchestrator.errors import CommitteeError, InputError, ServingError
@@ -65,8 +67,8 @@ class RunOptions:
 
 
 @dataclass
-class _Found:
-    """What scenarios add up to."""
+class Found:
+    """What scenarios add up to; `run_scenario` fills it."""
 
     triton: str = ""
     titles: dict[str, str] = field(default_factory=dict)
@@ -90,9 +92,9 @@ def run_bench(options: RunOptions, *, command: str, progress: Progress) -> Resul
     load_average, start_s = load_average_now(), time.monotonic()
     progress("looking for perf_analyzer")
     analyzer = find_analyzer()
-    found = _Found()
+    found = Found()
     for name in options.scenarios:
-        _run_scenario(
+        run_scenario(
             tools_of(name),
             options,
             analyzer=analyzer,
@@ -121,25 +123,38 @@ def run_bench(options: RunOptions, *, command: str, progress: Progress) -> Resul
     )
 
 
-def _run_scenario(
+def run_scenario(
     tools: Tools,
     options: RunOptions,
     *,
     analyzer: AnalyzerBinary,
-    found: _Found,
+    found: Found,
     end_s: float,
     progress: Progress,
 ) -> None:
+    """Serves one scenario, measures its cells and adds what was found.
+
+    Args:
+        tools: of the scenario.
+        options: of the run.
+        analyzer: that sends closed loops.
+        found: is added to.
+        end_s: by the monotonic clock; no window is taken a second time where that would end a run later.
+        progress: told what happens.
+
+    Raises:
+        CommitteeError: the run cannot go on.
+    """
     scenario = tools.scenario
     with serving(tools, options.output, analyzer=analyzer, seed=options.seed, progress=progress) as served:
         cells = [
             cell
-            for cell in cells_of(served.repository, full=options.full)
+            for cell in (tools.cells or partial(cells_of, full=options.full))(served.repository)
             if fnmatch(f"{cell.route}/{cell.load}", options.only)
         ]
         if not cells:
             return
-        journal = _journal(cells, served, options)
+        journal = _journal(cells, served, options, tools.settings)
         _warm(cells, served, progress)
         outcome = Rounds(
             _measure_in(served, options.seconds),
@@ -160,7 +175,7 @@ def _run_scenario(
     found.members[scenario.name] = len(scenario.members)
 
 
-def _journal(cells: list[Cell], served: Served, options: RunOptions) -> Journal:
+def _journal(cells: list[Cell], served: Served, options: RunOptions, settings: Mapping[str, Any]) -> Journal:
     scenario = served.repository.scenario
     return Journal(
         options.output / f"{options.kind}-{scenario.name}.jsonl",
@@ -173,6 +188,7 @@ def _journal(cells: list[Cell], served: Served, options: RunOptions) -> Journal:
             "seconds": options.seconds,
             "rounds": options.rounds,
             "seed": options.seed,
+            **settings,
         },
         resume=options.resume,
     )
@@ -209,7 +225,11 @@ def serving(
     progress(f"rendering the routes of {scenario.name}")
     repository = tools.render(output / "repositories" / scenario.name)
     options = ServeOptions(
-        repository=repository.folder, http_port=0, grpc_port=0, metrics_port=0, startup_timeout_s=300.0
+        repository=repository.folder,
+        http_port=0,
+        grpc_port=0,
+        metrics_port=0,
+        startup_timeout_s=tools.startup_timeout_s,
     )
     with EmbeddedServer(options, progress=progress) as server:
         statistics = Statistics(server.grpc_address)

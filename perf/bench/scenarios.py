@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from orchestrator.errors import DataError
 from perf.bench.cells import Cell, full_cells, largest_cells, quick_cells
@@ -23,11 +24,17 @@ class Tools:
         scenario: its members.
         render: writes its repository into a folder.
         rows_for: makes its rows.
+        cells: what is measured on it; None for those of the quick or the full run.
+        settings: what else a run that goes on must share.
+        startup_timeout_s: longest wait for its models to be ready.
     """
 
     scenario: Scenario
     render: Callable[[Path], BenchRepository]
     rows_for: Callable[..., BenchRows]
+    cells: Callable[[BenchRepository], list[Cell]] | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    startup_timeout_s: float = 300.0
 
 
 def tools_of(name: str) -> Tools:

@@ -19,15 +19,12 @@ import onnxruntime
 
 from orchestrator.decision import Combiner, score_from_tally
 from orchestrator.errors import DataError
-from orchestrator.local.sessions import LocalMembers
 from orchestrator.repository.files import new_folder
 from orchestrator.spec import CascadeSpec, cascade_from_path, json_from_cascade
 from perf.routes.recipe import Recipe, chunks_of
 from perf.routes.spec import BenchRows, Rows
 
 CACHE = Path(__file__).parents[2] / "build" / "bench" / "members"
-# The score of a row moves by about 1e-6 with the batch it is in; rows this near a threshold are not used at all.
-MARGIN = 1e-4
 _CODE = Path(__file__).parent
 _PLAN, _EXITS = "cascade.json", "exits.npz"
 
@@ -74,7 +71,7 @@ class Made:
         return BenchRows(rows=self.recipe.rows_at(numbers.tolist()), exit_stage=self.exit_stage[numbers])
 
     def _some(self, stage: int, count: int, rng: np.random.Generator) -> npt.NDArray[np.intp]:
-        there = rng.permutation(np.flatnonzero((self.exit_stage == stage) & (self.margin >= MARGIN)))
+        there = rng.permutation(np.flatnonzero((self.exit_stage == stage) & (self.margin >= self.recipe.margin)))
         if count and not len(there):
             raise DataError(
                 f"rows of {self.recipe.scenario.name}", got=f"none that exits at stage {stage}", expected=count
@@ -112,7 +109,7 @@ def _made(recipe: Recipe, cache: Path) -> Made:
         with new_folder(folder) as building:
             repository = building / "repository"
             spec = recipe.make(repository)
-            exit_stage, margin = exits_of(spec, LocalMembers(repository, _names(spec)).ask, recipe)
+            exit_stage, margin = exits_of(spec, recipe.open_members(repository, _names(spec)).ask, recipe)
             (building / _PLAN).write_text(json_from_cascade(spec), encoding="utf-8")
             np.savez(building / _EXITS, exit_stage=exit_stage, margin=margin)
     with np.load(folder / _EXITS) as stored:

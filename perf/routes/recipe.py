@@ -16,6 +16,8 @@ from perf.routes.spec import Rows, Scenario
 
 # Sessions run a chunk at a time, so that a pool of large rows never lies in memory as a whole.
 CHUNK_ROWS = 64
+# The score of a row moves by about 1e-6 with the batch it is in; rows this near a threshold are not used at all.
+MARGIN = 1e-4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +31,8 @@ class Recipe:
         rows_at: rows by number, 0..pool - 1, (n, *dims).
         settings: what else decides the members and the plan, as text.
         predicted_speedup: as in BenchRepository.
+        margin: rows whose score comes nearer to a threshold are not used.
+        open_members: opens members of a repository, to see where rows exit.
     """
 
     scenario: Scenario
@@ -37,6 +41,8 @@ class Recipe:
     rows_at: Callable[[Sequence[int]], Rows]
     settings: str = ""
     predicted_speedup: float | None = None
+    margin: float = MARGIN
+    open_members: Callable[[Path, Sequence[str]], LocalMembers] = LocalMembers
 
 
 def chunks_of(pool: int) -> Iterator[range]:
@@ -52,6 +58,7 @@ def imposed_cascade(
     name: str,
     recorded: int,
     exit_share: Sequence[float],
+    open_members: Callable[[Path, Sequence[str]], LocalMembers] = LocalMembers,
 ) -> CascadeSpec:
     """A cascade of members with random weights that lets given shares of rows exit.
 
@@ -62,8 +69,9 @@ def imposed_cascade(
         name: of the cascade.
         recorded: how many rows the thresholds are taken from.
         exit_share: share of them that exits at each stage but the last.
+        open_members: as in Recipe.
     """
-    local = LocalMembers(repository, members)
+    local = open_members(repository, members)
     manifests = [local.manifest(member) for member in members]
     stages = tuple(
         Stage(

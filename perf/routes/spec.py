@@ -32,7 +32,7 @@ class Scenario:
         imposed: the exit mix is imposed on members that did not earn it, and every table must say so.
     """
 
-    name: Literal["three_cnn", "efficientnet", "glyphs", "digits"]
+    name: str
     title: str
     members: tuple[str, ...]
     imposed: bool = False

@@ -13,7 +13,8 @@ from orchestrator.planner.records import Records
 from orchestrator.planner.replay import replay
 from orchestrator.spec import manifest_from_path
 from perf.bench.cells import reach_of
-from perf.routes.made import MARGIN, Made, made
+from perf.routes.made import Made, made
+from perf.routes.recipe import MARGIN
 from tests.perf.routes.tiny import TINY
 
 POOL = 400

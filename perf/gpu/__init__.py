@@ -1,0 +1,1 @@
+"""`python -m perf gpu`: cascades of large networks against the largest alone, on a GPU."""
