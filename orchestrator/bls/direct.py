@@ -19,7 +19,7 @@ from orchestrator.spec import CascadeSpec
 
 # Sizes of request whose constant outputs are kept.
 MAX_KEPT = 64
-Columns = list[tuple[str, npt.NDArray[Any]]]
+Own = list[tuple[str, npt.NDArray[Any]]]
 
 
 def starts_of(batch: Sequence[Pending]) -> list[int]:
@@ -61,7 +61,7 @@ class DirectAnswers:
             sure: the batch.
             requests: those it answers, each with where its rows begin.
         """
-        own: Columns = [
+        own: Own = [
             ("probabilities", sure.probabilities),
             ("label", sure.label[:, None]),
             ("confidence", sure.confidence[:, None]),
@@ -69,7 +69,7 @@ class DirectAnswers:
         status = None if sure.status is None else sure.status[:, None]
         return [self._response(one, start, own=own, status=status) for one, start in requests]
 
-    def _response(self, one: Pending, start: int, *, own: Columns, status: npt.NDArray[np.int32] | None) -> Any:
+    def _response(self, one: Pending, start: int, *, own: Own, status: npt.NDArray[np.int32] | None) -> Any:
         pb, end = self._pb, start + one.count
         try:
             tensors = [pb.Tensor(name, column[start:end]) for name, column in own if name in one.wanted]

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from orchestrator.bls.tensors import Sheet, response_tensors
+from orchestrator.bls.tensors import Columns, blank_sheet, columns_of, response_tensors
 from orchestrator.decision import Answers, Policy
 from orchestrator.spec import CascadeSpec
 
@@ -28,7 +28,7 @@ class Pending:
         wanted: output names to send.
         count: number of rows.
         left: rows without an answer.
-        sheet: answers so far, made when the first row is deferred.
+        sheet: answers so far, made where not all rows are answered at once.
         answered: True once an answer was decided on, whoever sends it.
     """
 
@@ -42,7 +42,7 @@ class Pending:
     wanted: frozenset[str]
     count: int
     left: int
-    sheet: Sheet | None = None
+    sheet: Columns | None = None
     answered: bool = False
 
     @property
@@ -57,7 +57,7 @@ class Reply:
     """An answer ready to be sent: columns, or an error."""
 
     pending: Pending
-    columns: dict[str, Any] | None
+    columns: Columns | None
     message: str = ""
     code: str = ""
 
@@ -119,25 +119,35 @@ def send(pb_utils: Any, reply: Reply) -> None:
     pending.request = pending.tensor = pending.rows = pending.sheet = None
 
 
-def spread(answers: Answers, known: dict[int, Pending]) -> list[Pending]:
-    """Writes answers into their requests' sheets; returns the requests that are complete.
+def spread(answers: Answers, known: dict[int, Pending]) -> list[tuple[Pending, Columns]]:
+    """Deals answers out to their requests; returns the requests that are complete, with their outputs.
 
-    Loops over requests, never over rows.
+    A request all of whose rows are among them, the usual one, gets slices; only of the others answers are kept in
+    a sheet until the last has come. Loops over requests, never over rows.
+
+    Args:
+        answers: of any requests, in any order.
+        known: requests that wait, by token.
     """
     if not len(answers):
         return []
-    order = np.argsort(answers.request, kind="stable")
-    tokens = answers.request[order]
-    starts = np.flatnonzero(np.diff(tokens, prepend=tokens[0] - 1))
-    ends = np.append(starts[1:], len(tokens))
+    order = np.lexsort((answers.position, answers.request))
+    tokens, position = answers.request[order], answers.position[order]
+    columns = {name: column[order] for name, column in columns_of(answers).items()}
+    starts = np.flatnonzero(np.diff(tokens, prepend=tokens[0] - 1)).tolist()
     complete = []
-    for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
+    for start, end in zip(starts, [*starts[1:], len(tokens)], strict=True):
         pending = known.get(int(tokens[start]))
-        if pending is None or pending.sheet is None:
+        if pending is None:
             continue
-        pick = order[start:end]
-        pending.sheet.fill(answers.position[pick], answers, pick)
+        part = {name: column[start:end] for name, column in columns.items()}
+        if end - start < pending.count:
+            if pending.sheet is None:
+                pending.sheet = blank_sheet(pending.count, columns)
+            for name, column in pending.sheet.items():
+                column[position[start:end]] = part[name]
+            part = pending.sheet
         pending.left -= end - start
         if pending.left == 0:
-            complete.append(pending)
+            complete.append((pending, part))
     return complete

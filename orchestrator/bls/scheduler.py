@@ -24,7 +24,7 @@ from orchestrator.bls.gearbox import Gearbox
 from orchestrator.bls.kept import KeptInputs
 from orchestrator.bls.leading import follow
 from orchestrator.bls.pending import CANCELLED, INTERNAL, UNAVAILABLE, Pending, Reply, reason_of, spread
-from orchestrator.bls.tensors import Rows, Sheet
+from orchestrator.bls.tensors import Rows
 from orchestrator.decision import Arrivals, CascadeRun, Failures, Look, Outcome, Sure
 from orchestrator.spec import CascadeSpec
 
@@ -245,15 +245,10 @@ class Scheduler:
     def _settle(self, outcome: Outcome, errors: dict[int, str]) -> list[Reply]:
         """Books an outcome and returns the replies it makes possible."""
         self._counters.outcome(outcome)
-        touched = np.concatenate((self._run.requests_of(outcome.slots), outcome.answers.request))
-        for token in np.unique(touched).tolist():
-            pending = self._books.known.get(token)
-            if pending is not None and pending.sheet is None:
-                pending.sheet = Sheet(pending.count, self._spec.classes)
-        replies = self._fail(outcome.failures, errors)
-        for pending in spread(outcome.answers, self._books.known):
-            if self._books.forget(pending) and pending.sheet is not None:
-                replies.append(Reply(pending, pending.sheet.columns))
+        replies = self._fail(outcome.failures, errors) if len(outcome.failures) else []
+        for pending, columns in spread(outcome.answers, self._books.known):
+            if self._books.forget(pending):
+                replies.append(Reply(pending, columns))
         if len(outcome.slots):
             self._defer(outcome.slots)
             following = outcome.stage + 1

@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from orchestrator.decision import Answers
 from orchestrator.errors import InputError
 from orchestrator.spec import CascadeSpec
 
 Rows = npt.NDArray[Any]
+Columns = dict[str, npt.NDArray[Any]]
 # Output name -> numpy dtype and whether one row is a vector of k classes or a single value.
 OUTPUTS: dict[str, tuple[type, bool]] = {
     "probabilities": (np.float32, True),
@@ -90,28 +92,22 @@ class Reader:
         )
 
 
-class Sheet:
-    """The answers of one request, filled in as its rows are decided.
-
-    Args:
-        rows: number of rows.
-        classes: number of classes.
-    """
-
-    __slots__ = ("columns",)
-
-    def __init__(self, rows: int, classes: int) -> None:
-        self.columns: dict[str, npt.NDArray[Any]] = {
-            name: np.empty((rows, classes if wide else 1), dtype) for name, (dtype, wide) in OUTPUTS.items()
-        }
-
-    def fill(self, position: npt.NDArray[np.int64], answers: Any, pick: slice | npt.NDArray[np.intp]) -> None:
-        """Copies the picked answers to their places."""
-        for name, column in self.columns.items():
-            values = getattr(answers, name)[pick]
-            column[position] = values if values.ndim == 2 else values[:, None]
+def columns_of(answers: Answers) -> Columns:
+    """Every output of answers, (n, k) or (n, 1)."""
+    columns = {}
+    for name, (dtype, wide) in OUTPUTS.items():
+        values = getattr(answers, name)
+        if values.dtype != dtype:
+            values = values.astype(dtype)
+        columns[name] = values if wide else values[:, None]
+    return columns
 
 
-def response_tensors(pb_utils: Any, columns: dict[str, npt.NDArray[Any]], wanted: Collection[str]) -> list[Any]:
+def blank_sheet(rows: int, like: Columns) -> Columns:
+    """Outputs of so many rows, to be filled in, shaped as others."""
+    return {name: np.empty((rows, column.shape[1]), column.dtype) for name, column in like.items()}
+
+
+def response_tensors(pb_utils: Any, columns: Columns, wanted: Collection[str]) -> list[Any]:
     """Tensors of the outputs a request wants; columns are (n, k) or (n, 1) and contiguous."""
     return [pb_utils.Tensor(name, column) for name, column in columns.items() if name in wanted]
