@@ -13,6 +13,7 @@ from orchestrator.cli.app import guarded
 from perf.bench.command import leak, run
 from perf.gpu.command import gpu
 from perf.live.command import live
+from perf.load.command import analyzer, inputs
 from perf.onefile import onefile
 from perf.planner import planner
 from perf.readme import write_readme
@@ -31,6 +32,8 @@ app.command()(leak)
 app.command()(onefile)
 app.command()(planner)
 app.command()(live)
+app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(analyzer)
+app.command()(inputs)
 app.command()(gpu)
 app.command()(reproduce)
 
