@@ -15,6 +15,7 @@ from perf.gpu.command import gpu
 from perf.live.command import live
 from perf.load.command import analyzer, inputs
 from perf.onefile import onefile
+from perf.overload.command import overload
 from perf.planner import planner
 from perf.readme import write_readme
 from perf.reproduce.command import reproduce
@@ -32,6 +33,7 @@ app.command()(leak)
 app.command()(onefile)
 app.command()(planner)
 app.command()(live)
+app.command()(overload)
 app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(analyzer)
 app.command()(inputs)
 app.command()(gpu)
