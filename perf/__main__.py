@@ -13,7 +13,9 @@ from orchestrator.cli.app import guarded
 from perf.bench.command import leak, run
 from perf.gpu.command import gpu
 from perf.live.command import live
+from perf.load.command import analyzer, inputs
 from perf.onefile import onefile
+from perf.overload.command import overload
 from perf.planner import planner
 from perf.readme import write_readme
 from perf.reproduce.command import reproduce
@@ -31,6 +33,9 @@ app.command()(leak)
 app.command()(onefile)
 app.command()(planner)
 app.command()(live)
+app.command()(overload)
+app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(analyzer)
+app.command()(inputs)
 app.command()(gpu)
 app.command()(reproduce)
 

@@ -89,6 +89,9 @@ def test_every_command_and_option_exists(command: str) -> None:
     words = command.removesuffix("&").split()
     program = program_of(command)
     name = words[words.index(program) + 1] if "-m" in words else words[1]
+    if name == "analyzer":
+        # What follows is perf_analyzer's; a test of its own runs it.
+        words = words[: words.index(name) + 1]
     assert {word for word in words[2:] if word.startswith("-") and word != "-m"} <= options_of(program, name)
 
 

@@ -30,6 +30,7 @@ class Cell:
         rate: requests per second, known once `of_route` was measured.
         batch: rows per request.
         deferral: share of rows that reach the last stage.
+        earned: rows come as they are, and the plan alone decides how many reach it.
     """
 
     scenario: str
@@ -41,6 +42,7 @@ class Cell:
     rate: float | None = None
     batch: int = 1
     deferral: float = BASE_DEFERRAL
+    earned: bool = False
 
     @property
     def load(self) -> str:
@@ -50,7 +52,8 @@ class Cell:
         else:
             mark = "p" if self.sender == "poisson" else "pa-p"
             how = f"{mark}{100 * (self.share or 0):.0f}-{self.of_route}"
-        return f"{how}-b{self.batch}-d{100 * self.deferral:.0f}"
+        mix = "earned" if self.earned else f"d{100 * self.deferral:.0f}"
+        return f"{how}-b{self.batch}-{mix}"
 
     @property
     def key(self) -> str:
@@ -66,7 +69,8 @@ class Cell:
             rate = "" if self.rate is None else f" ({self.rate:.0f}/s)"
             by = ", perf_analyzer" if self.sender == "analyzer_poisson" else ""
             how = f"Poisson, {100 * (self.share or 0):.0f} % of {self.of_route}{rate}{by}"
-        return f"{how}, batch {self.batch}, {100 * self.deferral:.0f} % to the last stage"
+        mix = "the plan's own exits" if self.earned else f"{100 * self.deferral:.0f} % to the last stage"
+        return f"{how}, batch {self.batch}, {mix}"
 
 
 def reach_of(deferral: float, stages: int) -> tuple[float, ...]:
@@ -139,11 +143,15 @@ def full_cells(scenario: str, *, members: int, routes: Collection[str]) -> list[
     return _there(cells, routes)
 
 
-def largest_cells(scenario: str, *, members: int, routes: Collection[str]) -> list[Cell]:
+def largest_cells(scenario: str, *, members: int, routes: Collection[str], earned: bool = False) -> list[Cell]:
     """The few cells of a scenario that is only held against its largest member."""
-    batch = 32 if scenario == "glyphs" else 1
+    # 16 requests of 32 rows keep 512 rows on the way, more than all stages take in at once: nobody waits for work.
+    batch = 32 if earned else 1
     names = (f"member_{members - 1}", "committee")
-    cells = [Cell(scenario=scenario, route=name, concurrency=BASE_CONCURRENCY, batch=batch) for name in names]
+    cells = [
+        Cell(scenario=scenario, route=name, concurrency=BASE_CONCURRENCY, batch=batch, earned=earned)
+        for name in names
+    ]
     return _there(cells, routes)
 
 

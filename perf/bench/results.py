@@ -75,7 +75,7 @@ def row_from_summary(one: Summary) -> dict[str, Any]:
         "share_of_capacity": cell.share,
         "of_route": cell.of_route,
         "batch": cell.batch,
-        "deferral": cell.deferral,
+        "deferral": None if cell.earned else cell.deferral,
         "rounds": one.rounds,
         "repeated": one.repeated,
         "unstable": one.unstable,

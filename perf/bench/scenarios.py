@@ -62,7 +62,8 @@ def default_scenarios(*, full: bool) -> tuple[str, ...]:
 def cells_of(repository: BenchRepository, *, full: bool) -> list[Cell]:
     """The cells of a scenario whose routes its repository holds."""
     scenario = repository.scenario
-    make = full_cells if full else quick_cells
+    members = len(scenario.members)
     if scenario.name in LARGEST_ONLY:
-        make = largest_cells
-    return make(scenario.name, members=len(scenario.members), routes=repository.routes)
+        return largest_cells(scenario.name, members=members, routes=repository.routes, earned=scenario.earned)
+    make = full_cells if full else quick_cells
+    return make(scenario.name, members=members, routes=repository.routes)

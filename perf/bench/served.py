@@ -66,7 +66,7 @@ class Inputs:
         self._made: dict[float, InputFile] = {}
 
     def at(self, deferral: float) -> InputFile:
-        """The rows of which a share reaches the last stage.
+        """The rows of which a share reaches the last stage; of an earned mix, always the same ones.
 
         Raises:
             DataError: the rows that were made do not have that share.
@@ -77,7 +77,7 @@ class Inputs:
 
     def _make(self, deferral: float) -> InputFile:
         stages = len(self._scenario.members)
-        wanted = reach_of(deferral, stages)
+        wanted = None if self._scenario.earned else reach_of(deferral, stages)
         few = self._rows_for(self._scenario, reach=wanted, rows=FEWEST_ROWS, seed=self._seed)
         count = rows_in_file(few.rows[0].nbytes)
         rows = few
@@ -85,13 +85,16 @@ class Inputs:
             rows = self._rows_for(self._scenario, reach=wanted, rows=count, seed=self._seed)
         reach = rows.reach(stages)
         # Whole rows cannot hit every share.
-        if max(abs(one - other) for one, other in zip(reach, wanted, strict=True)) > 1 / len(rows.rows):
+        if wanted is not None and max(
+            abs(one - other) for one, other in zip(reach, wanted, strict=True)
+        ) > 1 / len(rows.rows):
             raise DataError(
                 f"rows of {self._scenario.name}",
                 got=f"reach {[round(one, 3) for one in reach]}",
                 expected=[round(one, 3) for one in wanted],
             )
-        path = self._folder / f"{self._scenario.name}-d{100 * deferral:.0f}.json"
+        mix = "earned" if wanted is None else f"d{100 * deferral:.0f}"
+        path = self._folder / f"{self._scenario.name}-{mix}.json"
         write_input_data(path, rows.rows, input_name=self._input_name)
         return InputFile(rows=rows, path=path.resolve(), reach=reach)
 

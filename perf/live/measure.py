@@ -42,19 +42,36 @@ def rows_for(address: str, route: str, *, data: str, repository: Path, requests:
     Raises:
         CommitteeError: the data cannot be read, or does not fit the model.
     """
+    rows = different_rows(address, route, data=data, repository=repository, at_most=min(requests, DIFFERENT_ROWS))
+    return rows[np.arange(requests) % len(rows)]
+
+
+def different_rows(address: str, route: str, *, data: str, repository: Path, at_most: int) -> npt.NDArray[Any]:
+    """Rows of data, evenly taken from all of it.
+
+    Args:
+        address: of the gRPC endpoint.
+        route: a model.
+        data: as for `committee record`; labels are not looked at.
+        repository: that says how pictures become rows.
+        at_most: rows to give.
+
+    Raises:
+        CommitteeError: the data cannot be read, or does not fit the model.
+    """
     with GrpcClient(address) as client:
         info = client.metadata(route)
     reader = picture_reader(repository, route, input_tensor(info))
     # Any number of classes is fine, since nobody asks which one a row is of.
     classes = Classes(count=sys.maxsize, by_order=True)
     source = source_from_text(data, info, classes=classes, read_picture=reader)
-    count = min(requests, DIFFERENT_ROWS, len(source.ids))
+    count = min(at_most, len(source.ids))
     wanted = np.arange(count) * len(source.ids) // count
     loaded = [piece.load() for piece in source.pieces(wanted, 0, count)]
     rows = np.concatenate([one.rows for one in loaded if len(one.positions)] or [np.zeros(0)])
     if not len(rows):
         raise DataError(f"data {data}", got="no row that can be read", expected="at least one")
-    return rows[np.arange(requests) % len(rows)]
+    return rows
 
 
 async def measure(

@@ -32,19 +32,22 @@ def render_bench_repository(folder: Path, *, scenario: Scenario) -> BenchReposit
     return render_made(_made(scenario), folder)
 
 
-def rows_for(scenario: Scenario, *, reach: Sequence[float], rows: int, seed: int) -> BenchRows:
-    """Rows with exactly the asked mix of exits.
+def rows_for(scenario: Scenario, *, reach: Sequence[float] | None, rows: int, seed: int) -> BenchRows:
+    """Rows with exactly the asked mix of exits, or as they come.
 
     Args:
         scenario: one of SCENARIOS.
-        reach: share of rows that get to each stage, 1.0 first.
+        reach: share of rows that get to each stage, 1.0 first; None for rows as they come.
         rows: how many, a prime.
         seed: of the choice and the order.
 
     Raises:
         CommitteeError: the members cannot be made, or their rows have no such mix.
     """
-    return _made(scenario).rows_for(reach=reach, rows=rows, seed=seed)
+    there = _made(scenario)
+    if reach is None:
+        return there.rows_as_they_come(rows=rows, seed=seed)
+    return there.rows_for(reach=reach, rows=rows, seed=seed)
 
 
 def _made(scenario: Scenario) -> Made:

@@ -70,6 +70,28 @@ class Made:
         numbers = rng.permutation(np.concatenate(chosen))
         return BenchRows(rows=self.recipe.rows_at(numbers.tolist()), exit_stage=self.exit_stage[numbers])
 
+    def rows_as_they_come(self, *, rows: int, seed: int) -> BenchRows:
+        """Rows drawn by chance, whatever their exits, but none so near a threshold that it might go either way.
+
+        Args:
+            rows: how many, a prime, no more than there are.
+            seed: of the draw.
+
+        Raises:
+            DataError: there are fewer.
+        """
+        require_prime(rows)
+        there = np.flatnonzero(self.margin >= self.recipe.margin)
+        if len(there) < rows:
+            raise DataError(f"rows of {self.recipe.scenario.name}", got=len(there), expected=f"at least {rows}")
+        numbers = np.random.default_rng(seed).permutation(there)[:rows]
+        return BenchRows(rows=self.recipe.rows_at(numbers.tolist()), exit_stage=self.exit_stage[numbers])
+
+    @property
+    def reach(self) -> tuple[float, ...]:
+        """Share of the pool that gets to each stage, 1.0 first."""
+        return tuple(float((self.exit_stage >= stage).mean()) for stage in range(len(self.spec.stages)))
+
     def _some(self, stage: int, count: int, rng: np.random.Generator) -> npt.NDArray[np.intp]:
         there = rng.permutation(np.flatnonzero((self.exit_stage == stage) & (self.margin >= self.recipe.margin)))
         if count and not len(there):
@@ -84,8 +106,17 @@ class Made:
         if len(reach) != stages or reach[0] != 1 or not falling or reach[-1] < 0:
             given = ", ".join(f"{share:g}" for share in reach)
             raise DataError("reach", got=given, expected=f"{stages} shares, 1 first, none above the one before")
-        if rows < 2 or any(rows % divisor == 0 for divisor in range(2, int(rows**0.5) + 1)):
-            raise DataError("rows", got=rows, expected="a prime number of rows")
+        require_prime(rows)
+
+
+def require_prime(rows: int) -> None:
+    """Refuses a number of rows that could fall into step with a number of clients.
+
+    Raises:
+        DataError: it is not prime.
+    """
+    if rows < 2 or any(rows % divisor == 0 for divisor in range(2, int(rows**0.5) + 1)):
+        raise DataError("rows", got=rows, expected="a prime number of rows")
 
 
 def made(recipe: Recipe, cache: Path = CACHE) -> Made:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
@@ -20,6 +21,13 @@ CHUNK_ROWS = 64
 MARGIN = 1e-4
 
 
+class Predict(Protocol):
+    """Measures what a plan promises."""
+
+    def __call__(self, repository: Path, spec: CascadeSpec, *, reach: Sequence[float], rows: Rows) -> float:
+        """Rows/s of the cascade over its largest member's."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """What makes one scenario; everything follows from fixed seeds.
@@ -30,7 +38,7 @@ class Recipe:
         make: writes the members into a repository and gives the cascade of them, one member per stage.
         rows_at: rows by number, 0..pool - 1, (n, *dims).
         settings: what else decides the members and the plan, as text.
-        predicted_speedup: as in BenchRepository.
+        predict: gives BenchRepository's predicted_speedup; None for members whose plan promises nothing.
         margin: rows whose score comes nearer to a threshold are not used.
         open_members: opens members of a repository, to see where rows exit.
     """
@@ -40,7 +48,7 @@ class Recipe:
     make: Callable[[Path], CascadeSpec]
     rows_at: Callable[[Sequence[int]], Rows]
     settings: str = ""
-    predicted_speedup: float | None = None
+    predict: Predict | None = None
     margin: float = MARGIN
     open_members: Callable[[Path, Sequence[str]], LocalMembers] = LocalMembers
 

@@ -21,6 +21,7 @@ from perf.routes.table import CONCATENATE, PLAIN_ONLY, routes_of
 
 RIVALS = Path(__file__).parent / "rivals"
 _HELPER = "deciding.py"
+_TIMED_ROWS = 256
 # Folder under rivals/ -> routes rendered from it.
 _MODELS = {"pass_through": ("pass_through",), "tutorial": ("tutorial",), "concatenate": tuple(CONCATENATE)}
 
@@ -57,8 +58,16 @@ def render_made(made: Made, folder: Path) -> BenchRepository:
         input_name=spec.input.name,
         sync_client=None if plan is None else partial(sync_client, plan=plan, dtype=spec.input.dtype),
         asyncio_client=None if plan is None else partial(asyncio_client, plan=plan, dtype=spec.input.dtype),
-        predicted_speedup=made.recipe.predicted_speedup,
+        predicted_speedup=_predicted(made),
     )
+
+
+def _predicted(made: Made) -> float | None:
+    predict = made.recipe.predict
+    if predict is None:
+        return None
+    rows = made.recipe.rows_at(range(min(made.recipe.pool, _TIMED_ROWS)))
+    return predict(made.repository, made.spec, reach=made.reach, rows=rows)
 
 
 def is_plain(spec: CascadeSpec) -> bool:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from perf.routes.recipe import Recipe
 from perf.routes.recipes.efficientnet import efficientnet
+from perf.routes.recipes.glyphs import glyphs
 from perf.routes.recipes.planned import digits
 from perf.routes.recipes.three_cnn import three_cnn
 
 # A scenario of a trained committee with a plan of its own is one call of `recipes.planned.planned`.
-RECIPES: dict[str, Recipe] = {recipe.scenario.name: recipe for recipe in (three_cnn(), efficientnet(), digits())}
+RECIPES: dict[str, Recipe] = {
+    recipe.scenario.name: recipe for recipe in (three_cnn(), efficientnet(), digits(), *glyphs())
+}

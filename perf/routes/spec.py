@@ -30,12 +30,14 @@ class Scenario:
         title: for people, in tables.
         members: Triton names in stage order, the dearest last.
         imposed: the exit mix is imposed on members that did not earn it, and every table must say so.
+        earned: rows come as they are, so that the exit mix is what the plan makes of them.
     """
 
     name: str
     title: str
     members: tuple[str, ...]
     imposed: bool = False
+    earned: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ import numpy as np
 from orchestrator.local.digits import digits_split
 from orchestrator.repository.files import copy_model
 from orchestrator.spec import CascadeSpec, cascade_from_path, json_from_cascade
-from perf.routes.recipe import Recipe
+from perf.routes.recipe import Predict, Recipe
 from perf.routes.spec import Rows, Scenario
 
 _DIGITS = 997
@@ -24,25 +24,27 @@ def planned(
     name: Literal["digits", "glyphs"],
     title: str,
     *,
-    plan: Path,
+    spec: CascadeSpec,
     members: Path,
     pool: int,
     rows: Callable[[], Rows],
-    predicted_speedup: float | None = None,
+    earned: bool = False,
+    predict: Predict | None = None,
 ) -> Recipe:
     """A scenario of a plan.
 
     Args:
         name: of the scenario.
         title: for people.
-        plan: a cascade.json.
+        spec: the plan.
         members: model repository that holds them.
         pool: how many rows there are to choose from.
         rows: all of them, (n, *dims), the same at every call.
-        predicted_speedup: as in BenchRepository.
+        earned: as in Scenario.
+        predict: as in Recipe.
     """
-    spec = cascade_from_path(plan)
-    scenario = Scenario(name=name, title=title, members=tuple(member.name for member in spec.members))
+    names = tuple(member.name for member in spec.members)
+    scenario = Scenario(name=name, title=title, members=names, earned=earned)
     return Recipe(
         scenario=scenario,
         pool=pool,
@@ -50,7 +52,7 @@ def planned(
         rows_at=lambda numbers: rows()[np.asarray(numbers)],
         # It names the members' hashes too.
         settings=json_from_cascade(spec),
-        predicted_speedup=predicted_speedup,
+        predict=predict,
     )
 
 
@@ -59,7 +61,7 @@ def digits() -> Recipe:
     return planned(
         "digits",
         "digits 8x8, trained members",
-        plan=COMMITTED / "digits_cascade" / "1" / "cascade.json",
+        spec=cascade_from_path(COMMITTED / "digits_cascade" / "1" / "cascade.json"),
         members=COMMITTED,
         pool=_DIGITS,
         rows=_digits,

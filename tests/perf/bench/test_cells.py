@@ -11,7 +11,7 @@ def test_a_quick_run_has_twelve_cells_and_a_full_one_sixty_at_most() -> None:
     full = [
         *full_cells("three_cnn", members=3, routes=ROUTES),
         *largest_cells("efficientnet", members=2, routes=ROUTES),
-        *largest_cells("glyphs", members=6, routes=[*ROUTES, "member_5"]),
+        *largest_cells("glyphs", members=4, routes=[*ROUTES, "member_3"], earned=True),
     ]
     assert len(quick) == MAX_QUICK_CELLS
     assert len(full) <= MAX_FULL_CELLS
@@ -35,6 +35,14 @@ def test_cells_of_routes_that_do_not_exist_are_left_out() -> None:
         cells = make("digits", members=2, routes=("member_0", "member_1", "committee"))
         assert {cell.route for cell in cells} == {"member_0", "member_1", "committee"}
         assert {cell.of_route for cell in cells} == {None, "committee"}
+
+
+def test_an_earned_mix_is_asked_in_large_requests_and_never_called_fifteen_percent() -> None:
+    cells = largest_cells("glyphs", members=4, routes=[*ROUTES, "member_3"], earned=True)
+    assert [(cell.route, cell.batch) for cell in cells] == [("member_3", 32), ("committee", 32)]
+    for cell in cells:
+        assert "%" not in cell.words
+        assert cell.key.endswith("b32-earned")
 
 
 @pytest.mark.parametrize("stages", [1, 2, 3, 4])

@@ -47,6 +47,27 @@ def test_a_quick_run_of_short_windows_leaves_results_verdict_and_report(tmp_path
 
 @pytest.mark.triton
 @pytest.mark.timeout(300)
+def test_the_glyphs_are_asked_in_large_requests_at_their_own_exits_and_held_against_their_promise(
+    tmp_path: Path,
+) -> None:
+    words = ["run", "--scenario", "glyphs", "--rounds", "1", "--seconds", "3", "--output", str(tmp_path)]
+    result = CliRunner().invoke(app, words, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    cells = {one["route"]: one for one in json.loads((tmp_path / "results.json").read_text())["cells"]}
+    ours, largest = cells["committee"], cells["member_3"]
+    assert ours["batch"] == largest["batch"] == 32
+    assert ours["deferral"] is None
+    reach = [float(share) for share in ours["reach"].split()]
+    # The plan was chosen to let most rows go early; what goes on is its own doing.
+    assert 1 == reach[0] > reach[1] > reach[-1] > 0
+    verdicts = json.loads((tmp_path / "verdict.json").read_text())
+    (glyphs,) = [one for one in verdicts if one["target"].startswith("glyphs")]
+    assert glyphs["measured"] > 0.2
+    assert ours["requests_per_s"] > largest["requests_per_s"]
+
+
+@pytest.mark.triton
+@pytest.mark.timeout(300)
 def test_a_short_leak_run_says_how_far_memory_grew(tmp_path: Path) -> None:
     words = ["leak", "--scenario", "digits", "--requests", "1000", "--seconds", "1", "--output", str(tmp_path)]
     result = CliRunner().invoke(app, words, catch_exceptions=False)

@@ -113,3 +113,20 @@ def test_what_was_made_is_kept_and_other_settings_are_made_anew(tiny: Made) -> N
     other = made(dataclasses.replace(TINY, pool=70, settings="other"), cache)
     assert other.repository != tiny.repository
     assert len(other.exit_stage) == 70
+
+
+def test_rows_that_come_as_they_are_have_the_pools_own_mix_and_none_near_a_threshold(tiny: Made) -> None:
+    rng = np.random.default_rng(0)
+    exits = rng.choice([0, 1, 2], POOL, p=[0.7, 0.2, 0.1]).astype(np.int32)
+    margin = np.where(np.arange(POOL) % 10 == 0, 0, 1).astype(np.float32)
+    source = numbered(exits, margin, tiny)
+    got = source.rows_as_they_come(rows=359, seed=1)
+    numbers = got.rows[:, 0].astype(int)
+    assert len(np.unique(numbers)) == 359
+    assert (numbers % 10 != 0).all()
+    np.testing.assert_array_equal(exits[numbers], got.exit_stage)
+    np.testing.assert_allclose(got.reach(3), source.reach, atol=0.05)
+    with pytest.raises(DataError, match="at least 367"):
+        source.rows_as_they_come(rows=367, seed=1)
+    with pytest.raises(DataError, match="prime"):
+        source.rows_as_they_come(rows=300, seed=1)

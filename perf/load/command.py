@@ -1,0 +1,113 @@
+"""`python -m perf analyzer` and `python -m perf inputs`: perf_analyzer and its files for loads of one's own."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import numpy.typing as npt
+import typer
+
+from orchestrator.client.over_grpc import GrpcClient
+from orchestrator.errors import DataError
+from perf.live.measure import different_rows
+from perf.load.analyzer_binary import find_analyzer
+from perf.load.inputs import next_prime, write_input_data
+
+# perf_analyzer reads the whole file before it begins.
+MOST_ROWS = 997
+
+
+def analyzer(context: typer.Context) -> None:
+    """Run a perf_analyzer that works here, fetched the first time; without arguments print its path.
+
+    PERF_ANALYZER names another one. Everything after the word goes to it as it is.
+
+    Example: python -m perf analyzer -m digits_cascade -i grpc -u 127.0.0.1:8001 --input-data build/rows.json
+    """
+    binary = find_analyzer()
+    if not context.args:
+        typer.echo(str(binary.path))
+        return
+    # In our place, so that signals, output and exit status are its own.
+    os.execve(binary.path, [str(binary.path), *context.args], dict(binary.environment))
+
+
+def inputs(
+    url: Annotated[str, typer.Option(help="host:port of the gRPC endpoint of a Triton that serves the model.")],
+    model: Annotated[str, typer.Option(help="The cascade; it is asked once about every row.")],
+    data: Annotated[
+        str, typer.Option(help="Rows: a folder of pictures, .npz, .npy, .parquet, or digits:SPLIT.")
+    ] = "digits:test",
+    hard: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="Share of rows that stage 0 passes on; as they come if not given."),
+    ] = None,
+    rows: Annotated[
+        int, typer.Option(min=2, max=MOST_ROWS, help="At most so many; a prime is taken.")
+    ] = MOST_ROWS,
+    seed: Annotated[int, typer.Option(min=0, help="Of choice and order.")] = 0,
+    output: Annotated[Path, typer.Option("-o", "--output", help="File to write.")] = Path("build/rows.json"),
+    repository: Annotated[Path, typer.Option(help="Model repository that says how pictures become rows.")] = Path(
+        "model_repository"
+    ),
+    as_json: Annotated[bool, typer.Option("--json", help="Print what was written as JSON.")] = False,
+) -> None:
+    """Write an --input-data file for perf_analyzer with a known share of hard rows.
+
+    Example: python -m perf inputs --url 127.0.0.1:8001 --model digits_cascade --hard 0.15
+    """
+    there = different_rows(url, model, data=data, repository=repository, at_most=rows)
+    with GrpcClient(url) as client:
+        input_name = client.metadata(model).inputs[0].name
+        is_hard = client.infer(model, there).exit_stage > 0
+    chosen = chosen_rows(is_hard, hard=hard, rows=next_prime_below(len(there)), seed=seed)
+    write_input_data(output, there[chosen], input_name=input_name)
+    facts = {
+        "path": str(output),
+        "rows": len(chosen),
+        "hard_share": float(is_hard[chosen].mean()),
+        "input": input_name,
+    }
+    if as_json:
+        typer.echo(json.dumps(facts))
+    else:
+        typer.echo(f"Written: {output}, {len(chosen)} rows, {100 * facts['hard_share']:.1f} % of them hard")
+
+
+def next_prime_below(number: int) -> int:
+    """The largest prime that is not above a number of at least 2."""
+    return next(candidate for candidate in range(number, 1, -1) if next_prime(candidate) == candidate)
+
+
+def chosen_rows(
+    is_hard: npt.NDArray[np.bool_], *, hard: float | None, rows: int, seed: int
+) -> npt.NDArray[np.intp]:
+    """Which rows go into a file, intp (rows,), in random order.
+
+    Rows come twice only where there are too few of a kind.
+
+    Args:
+        is_hard: bool (n,).
+        hard: share of hard rows wanted; None takes rows as they are.
+        rows: how many.
+        seed: of choice and order.
+
+    Raises:
+        DataError: there is no row of a kind that is wanted.
+    """
+    rng = np.random.default_rng(seed)
+    if hard is None:
+        return rng.permutation(len(is_hard))[:rows]
+    wanted = {True: round(hard * rows), False: rows - round(hard * rows)}
+    parts = []
+    for kind, count in wanted.items():
+        there = rng.permutation(np.flatnonzero(is_hard == kind))
+        if count and not len(there):
+            word = "hard" if kind else "easy"
+            raise DataError("--data", got=f"no {word} row among {len(is_hard)}", expected=f"{count} of them")
+        parts.append(np.resize(there, count))
+    return rng.permutation(np.concatenate(parts))

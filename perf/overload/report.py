@@ -1,0 +1,125 @@
+"""OVERLOAD.md, overload.json and the picture of a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from perf.bench.machine import BenchMachine
+from perf.overload.ground import EPSILON, REFERENCE, Ground
+from perf.overload.run import VARIANTS, Load, Measured
+from perf.overload.score import medians, rounds_json
+
+_HEAD = (
+    "| load | variant | in time | good | answered | accuracy | p50 ms | p99 ms | cut short | geared | exits |",
+    "|---|---|---|---|---|---|---|---|---|---|---|",
+)
+
+
+def document_from(measured: Measured, ground: Ground, load: Load, *, machine: BenchMachine) -> dict[str, Any]:
+    """Everything as JSON."""
+    return {
+        "format": 1,
+        "machine": machine.as_json(),
+        "plan": {
+            "members": [member.name for member in ground.spec.members],
+            "thresholds": [stage.threshold for stage in ground.spec.stages[:-1]],
+            "gears": [list(gear.thresholds) for gear in ground.spec.gears.cheaper] if ground.spec.gears else [],
+        },
+        "load": {
+            "rows_per_request": load.batch,
+            "rounds": load.rounds,
+            "seconds": load.seconds,
+            "capacity_per_s": measured.capacity_per_s,
+            "unloaded_ms": measured.unloaded_ms,
+            "deadline_ms": measured.deadline_ms,
+            "most_in_flight": measured.most_in_flight,
+        },
+        "results": [
+            {"factor": factor, "variant": name, **medians(scores), "rounds": rounds_json(scores)}
+            for (factor, name), scores in measured.scores.items()
+        ],
+    }
+
+
+def report_from(
+    measured: Measured, ground: Ground, load: Load, *, machine: BenchMachine, picture: str | None
+) -> str:
+    """The report for people."""
+    members = ", then ".join(member.name for member in ground.spec.members)
+    busy = "**The machine was busy when the run began: do not trust the figures below.**"
+    paragraphs = [
+        "# Overload",
+        "Written by `python -m perf overload`; running it again replaces this file.",
+        f"Machine: {machine.words}.",
+        *([busy] if machine.is_busy else []),
+        f"The cheapest plan on {REFERENCE} minus {EPSILON:g}, chosen on plan rows: {members}. Requests of "
+        f"{load.batch} rows of the glyphs' test part, {load.rounds} rounds of {load.seconds:g} s, variants in "
+        "turns, Poisson arrivals at the same moments for all variants of a round. Capacity with the plan's own "
+        f"thresholds and no deadline: {measured.capacity_per_s:.0f} requests/s. Every request has "
+        f"{measured.deadline_ms:.0f} ms ({load.deadline_factor:g} times the unloaded median of "
+        f"{measured.unloaded_ms:.1f} ms) from the moment it is due until the client has its answer; four fifths "
+        "of it are its `deadline_us`. Turning away is what a gateway in front does: while "
+        f"{measured.most_in_flight} requests are under way, others are refused.",
+        "In time, good and answered are shares of all that was sent: requests answered within the deadline, "
+        "rows answered in time and rightly, requests answered at all. Medians over rounds, in brackets the "
+        "smallest and the largest.",
+    ]
+    lines = ["\n\n".join(paragraphs), "", *_HEAD]
+    lines += [_line(measured, factor, name) for factor, name in measured.scores]
+    if picture is not None:
+        lines += ["", f"![overload]({picture})"]
+    return "\n".join([*lines, ""])
+
+
+def _line(measured: Measured, factor: float, name: str) -> str:
+    found = medians(measured.scores[factor, name])
+    title = next(variant.title for variant in VARIANTS if variant.name == name)
+    exits = "/".join(f"{100 * share:.0f}" for share in found["exits"])
+    cells = [
+        f"{factor:g} x capacity",
+        title,
+        _share(found["in_time"]),
+        _share(found["good"]),
+        _share(found["answered"]),
+        _share(found["accuracy"], digits=2),
+        _ms(found["p50_ms"]),
+        _ms(found["p99_ms"]),
+        _share(found["cut"]),
+        _share(found["geared"]),
+        exits,
+    ]
+    return "| " + " | ".join(cells) + " |"
+
+
+def _share(figure: dict[str, float], *, digits: int = 1) -> str:
+    low, high = 100 * figure["min"], 100 * figure["max"]
+    return f"{100 * figure['median']:.{digits}f} % ({low:.{digits}f} to {high:.{digits}f})"
+
+
+def _ms(figure: dict[str, float] | None) -> str:
+    return "" if figure is None else f"{figure['median']:.1f}"
+
+
+def draw(measured: Measured, path: Path) -> None:
+    """Good rows of all rows sent, by load and variant."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    factors = sorted({factor for factor, _ in measured.scores})
+    figure, axes = plt.subplots(figsize=(8.0, 4.8), layout="constrained")
+    for variant, colour in zip(VARIANTS, ("#c44e52", "#4c72b0", "#8c8c8c"), strict=True):
+        found = [medians(measured.scores[factor, variant.name])["good"] for factor in factors]
+        middle = [100 * one["median"] for one in found]
+        low = [100 * (one["median"] - one["min"]) for one in found]
+        high = [100 * (one["max"] - one["median"]) for one in found]
+        axes.errorbar(factors, middle, yerr=[low, high], marker="o", capsize=3, color=colour, label=variant.title)
+    axes.set_xlabel("arrivals over capacity")
+    axes.set_ylabel("rows answered in time and right, % of those sent")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120, metadata={"Software": None})
+    plt.close(figure)

@@ -1,0 +1,39 @@
+"""The glyphs scenario: the committed plan, and what its members' times promise."""
+
+from __future__ import annotations
+
+import pytest
+
+from orchestrator.local.digits import digits_split
+from orchestrator.spec import cascade_from_path
+from perf.reproduce.choices import choices_from_path
+from perf.routes.predicted import predicted_speedup
+from perf.routes.recipes.glyphs import CHOSEN, MEMBERS, glyphs
+from perf.routes.recipes.planned import COMMITTED
+from perf.routes.scenarios import RECIPES
+
+
+def test_it_is_the_plan_that_was_chosen_against_the_largest_member() -> None:
+    (recipe,) = glyphs()
+    headline = choices_from_path(CHOSEN).comparisons[0]
+    assert headline.one is not None
+    assert recipe.scenario.members == headline.one.members
+    assert recipe.scenario.members[-1] == headline.other.members[0]
+    assert recipe.scenario.earned
+    assert not recipe.scenario.imposed
+    assert all((MEMBERS / name / "manifest.json").is_file() for name in recipe.scenario.members)
+    assert RECIPES["glyphs"].scenario == recipe.scenario
+
+
+def test_a_promise_is_what_the_largest_takes_over_what_the_plan_takes() -> None:
+    spec = cascade_from_path(COMMITTED / "digits_cascade" / "1" / "cascade.json")
+    rows = digits_split("plan").images[:128]
+    stages = len(spec.stages)
+    alone = predicted_speedup(COMMITTED, spec, reach=(1.0,) + (0.0,) * (stages - 1), rows=rows)
+    all_the_way = predicted_speedup(COMMITTED, spec, reach=(1.0,) * stages, rows=rows)
+    assert alone > 1 > all_the_way
+
+
+def test_without_a_chosen_plan_there_is_no_scenario(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("perf.routes.recipes.glyphs.CHOSEN", CHOSEN.with_name("nowhere.json"))
+    assert glyphs() == []
