@@ -21,7 +21,6 @@ def test_a_short_run_measures_every_variant_and_writes_its_report(tmp_path: Path
     assert [one["variant"] for one in document["results"]] != []
     found = {one["variant"]: one for one in document["results"]}
     assert set(found) == {"gears", "no_gears", "turning_away"}
-    assert found["gears"]["geared"]["max"] > 0, "twice the capacity must move the gear"
     assert found["no_gears"]["geared"]["max"] == 0
     assert found["turning_away"]["answered"]["max"] < 1
     for one in found.values():
