@@ -19,7 +19,7 @@ _LEGEND = (
     "In time, good and answered are shares of all that was sent: requests answered within the deadline, rows "
     "answered in time and rightly, requests answered at all. Accuracy is of answered rows, late or not. Medians "
     "over rounds, in brackets the smallest and the largest. Shifts are those to a cheaper gear and back, over all "
-    "rounds. Queue is the mean wait in Triton until the cascade is called, which neither deadlines nor gears see; "
+    "rounds. Queue is the mean wait in Triton until the cascade is called, before `deadline_us` begins to count; "
     "lag is the 99th percentile of how late our own client sent."
 )
 
