@@ -12,11 +12,11 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from orchestrator.repository.files import write_all
 from perf.bench.machine import bench_machine, load_average_now
-from perf.overload.ground import make_ground
+from perf.overload.ground import DIGITS, GLYPHS, make_ground
 from perf.overload.report import document_from, draw, report_from
 from perf.overload.run import Load, run_overload
 
-OUTPUT = Path("build/overload")
+OUTPUT = Path("build/bench")
 PICTURE = "overload.png"
 
 
@@ -26,24 +26,32 @@ def overload(
         "perf/OVERLOAD.md"
     ),
     factor: Annotated[
-        list[float] | None, typer.Option(help="Arrivals over capacity, once for each; 0.5, 1 and 2 if none.")
+        list[float] | None,
+        typer.Option("--rate-factor", help="Arrivals over capacity, once for each rate; 2 if none."),
     ] = None,
-    batch: Annotated[int, typer.Option(min=1, max=64, help="Rows per request.")] = 8,
+    batch: Annotated[int, typer.Option(min=1, max=64, help="Rows per request.")] = 32,
     rounds: Annotated[int, typer.Option(min=1, max=20, help="Of every variant at every rate.")] = 3,
-    seconds: Annotated[float, typer.Option(min=2, max=120, help="Of each load.")] = 8.0,
+    seconds: Annotated[float, typer.Option(min=2, max=120, help="Of each load.")] = 10.0,
     deadline: Annotated[float, typer.Option(min=1, help="The deadline in unloaded medians.")] = 10.0,
+    raise_wait_ms: Annotated[
+        float | None,
+        typer.Option(
+            "--raise-wait", min=0.1, help="Milliseconds deferred rows wait when a cheaper gear is due; 50 if none."
+        ),
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Digits in place of glyphs, one round of 2 s.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
 ) -> None:
     """Measure a cascade at more than its capacity: with gears, without, and turning requests away.
 
-    Example: python -m perf overload --factor 2 --rounds 5
+    Example: python -m perf overload --rate-factor 1 --rate-factor 2
     """
     load_average = load_average_now()
     load = Load(
         batch=batch,
-        factors=tuple(factor or (0.5, 1.0, 2.0)),
-        rounds=rounds,
-        seconds=seconds,
+        factors=tuple(factor or (2.0,)),
+        rounds=1 if quick else rounds,
+        seconds=2.0 if quick else seconds,
         deadline_factor=deadline,
     )
     with Progress(
@@ -54,7 +62,13 @@ def overload(
         def say(text: str) -> None:
             progress.update(task, description=text)
 
-        ground = make_ground(output / "model_repository", cache=output / "recordings", say=say)
+        ground = make_ground(
+            output / "overload" / "model_repository",
+            source=DIGITS if quick else GLYPHS,
+            cache=output / "overload" / "recordings",
+            say=say,
+            raise_wait_us=None if raise_wait_ms is None else int(1000 * raise_wait_ms),
+        )
         measured = run_overload(ground, load, say=say)
     machine = bench_machine(triton=measured.triton, perf_analyzer="not used", load_average=load_average)
     document = document_from(measured, ground, load, machine=machine)

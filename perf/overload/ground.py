@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,25 +13,85 @@ import numpy as np
 import numpy.typing as npt
 
 from orchestrator.errors import DataError
+from orchestrator.local.digits import digits_split
 from orchestrator.planner.goal import Goal, Options
 from orchestrator.planner.planning import plan_from_records
 from orchestrator.planner.result import Planned
 from orchestrator.repository import render
 from orchestrator.repository.files import copy_model, new_folder
-from orchestrator.spec import CascadeSpec
+from orchestrator.spec import CascadeSpec, Gears
 from perf.reproduce.family import REPOSITORY, require_members
-from perf.reproduce.parts import Recorder
+from perf.reproduce.parts import Draw, Drawn, Recorder
 
-MEMBERS = ("glyphs_b1_s1", "glyphs_b3_s1", "glyphs_b5_s1")
-REFERENCE = MEMBERS[-1]
 EPSILON = 0.005
 GEARS = 3
 PLAN_ROWS = 4000
-# A prime, so that requests of any size meet other neighbours in every pass.
-TEST_ROWS = 2003
 GEARED, PLAIN = "geared", "plain"
+# Waits of gears keep the proportion of the defaults: 50 ms asks for a cheaper gear, 10 ms lets a dearer one back.
+_LOWER_SHARE = 0.2
 
 Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Members and the data they were trained for.
+
+    Args:
+        name: of the data.
+        repository: that holds the members.
+        members: their names, the largest last: plans are held against it.
+        test_rows: sent; a prime, so that requests of any size meet other neighbours in every pass.
+        draw: makes the rows of a part, at most so many.
+    """
+
+    name: str
+    repository: Path
+    members: tuple[str, ...]
+    test_rows: int
+    draw: Draw
+
+    @property
+    def reference(self) -> str:
+        """The largest member."""
+        return self.members[-1]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Digits:
+    ids: npt.NDArray[np.int64]
+    images: npt.NDArray[Any]
+    labels: npt.NDArray[np.int64]
+
+    def sha256(self) -> str:
+        return hashlib.sha256(self.images.tobytes() + self.labels.tobytes()).hexdigest()
+
+
+def _draw_glyphs(part: str, rows: int | None) -> Drawn:
+    from export.glyphs.data import glyphs_part
+
+    return glyphs_part("plan" if part == "plan" else "test", rows=rows)
+
+
+def _draw_digits(part: str, rows: int | None) -> Drawn:
+    split = digits_split(part)
+    return _Digits(ids=split.ids[:rows], images=split.images[:rows], labels=split.labels[:rows])
+
+
+GLYPHS = Source(
+    name="glyphs",
+    repository=REPOSITORY,
+    members=("glyphs_b1_s1", "glyphs_b3_s1", "glyphs_b5_s1"),
+    test_rows=2003,
+    draw=_draw_glyphs,
+)
+DIGITS = Source(
+    name="digits",
+    repository=Path("model_repository"),
+    members=("digits_small", "digits_medium", "digits_large"),
+    test_rows=547,
+    draw=_draw_digits,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,36 +99,40 @@ class Ground:
     """Everything that is served and sent.
 
     Args:
+        source: whose members and rows.
         folder: model repository with the members, the plan with gears and the same without.
         spec: the plan, its gears in it.
         images: (n, *dims), rows of the test part.
         labels: int64 (n,).
     """
 
+    source: Source
     folder: Path
     spec: CascadeSpec
     images: npt.NDArray[Any]
     labels: npt.NDArray[np.int64]
 
 
-def make_ground(folder: Path, *, cache: Path, say: Say) -> Ground:
+def make_ground(
+    folder: Path, *, source: Source, cache: Path, say: Say, raise_wait_us: int | None = None
+) -> Ground:
     """Records, plans and renders; recordings are kept in `cache` between runs.
 
     Args:
         folder: model repository to write.
+        source: members and rows.
         cache: for recordings.
         say: told what is done.
+        raise_wait_us: wait of deferred rows that asks for a cheaper gear; None keeps the default.
 
     Raises:
         CommitteeError: members are missing, or no plan has gears.
     """
-    from export.glyphs.data import glyphs_part
-
-    require_members(REPOSITORY, MEMBERS)
+    require_members(source.repository, source.members)
     recorder = Recorder(
-        repository=REPOSITORY,
-        names=MEMBERS,
-        draw=lambda part, rows: glyphs_part("plan" if part == "plan" else "test", rows=rows),
+        repository=source.repository,
+        names=source.members,
+        draw=source.draw,
         rows=PLAN_ROWS,
         cache=cache,
         say=say,
@@ -77,17 +142,23 @@ def make_ground(folder: Path, *, cache: Path, say: Say) -> Ground:
     found = plan_from_records(
         part.base,
         part.records,
-        Goal(reference=REFERENCE, epsilon=EPSILON, certify=False),
+        Goal(reference=source.reference, epsilon=EPSILON, certify=False),
         options=Options(gears=GEARS, calibrate=False),
     )
     if not isinstance(found, Planned) or found.spec.gears is None:
         raise DataError("overload", got="a plan without gears", expected="stages whose thresholds can be lowered")
-    spec = dataclasses.replace(found.spec, lead=None)
+    spec = dataclasses.replace(found.spec, lead=None, gears=_with_wait(found.spec.gears, raise_wait_us))
     say("rendering")
     with new_folder(folder) as building:
         for member in spec.members:
-            copy_model(REPOSITORY / member.name, building / member.name)
+            copy_model(source.repository / member.name, building / member.name)
         render(dataclasses.replace(spec, name=GEARED), building, standalone=True)
         render(dataclasses.replace(spec, name=PLAIN, gears=None), building, standalone=True)
-    test = glyphs_part("test", rows=TEST_ROWS)
-    return Ground(folder=folder, spec=spec, images=test.images, labels=test.labels)
+    test = source.draw("test", source.test_rows)
+    return Ground(source=source, folder=folder, spec=spec, images=test.images, labels=test.labels)
+
+
+def _with_wait(gears: Gears, raise_wait_us: int | None) -> Gears:
+    if raise_wait_us is None:
+        return gears
+    return dataclasses.replace(gears, raise_wait_us=raise_wait_us, lower_wait_us=int(_LOWER_SHARE * raise_wait_us))

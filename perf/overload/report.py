@@ -6,13 +6,21 @@ from pathlib import Path
 from typing import Any
 
 from perf.bench.machine import BenchMachine
-from perf.overload.ground import EPSILON, REFERENCE, Ground
-from perf.overload.run import VARIANTS, Load, Measured
+from perf.overload.ground import EPSILON, Ground
+from perf.overload.run import SERVER_SHARE, VARIANTS, Load, Measured
 from perf.overload.score import medians, rounds_json
 
-_HEAD = (
-    "| load | variant | in time | good | answered | accuracy | p50 ms | p99 ms | cut short | geared | exits |",
-    "|---|---|---|---|---|---|---|---|---|---|---|",
+_COLUMNS = (
+    "load", "variant", "in time", "good", "answered", "accuracy", "p50 ms", "p99 ms", "cut short", "geared",
+    "shifts", "queue ms", "lag ms", "exits",
+)  # fmt: skip
+_HEAD = ("| " + " | ".join(_COLUMNS) + " |", "|" + "---|" * len(_COLUMNS))
+_LEGEND = (
+    "In time, good and answered are shares of all that was sent: requests answered within the deadline, rows "
+    "answered in time and rightly, requests answered at all. Accuracy is of answered rows, late or not. Medians "
+    "over rounds, in brackets the smallest and the largest. Shifts are those to a cheaper gear and back, over all "
+    "rounds. Queue is the mean wait in Triton until the cascade is called, before `deadline_us` begins to count; "
+    "lag is the 99th percentile of how late our own client sent."
 )
 
 
@@ -22,8 +30,10 @@ def document_from(measured: Measured, ground: Ground, load: Load, *, machine: Be
         "format": 1,
         "machine": machine.as_json(),
         "plan": {
+            "data": ground.source.name,
             "members": [member.name for member in ground.spec.members],
             "thresholds": [stage.threshold for stage in ground.spec.stages[:-1]],
+            "raise_wait_us": ground.spec.gears.raise_wait_us if ground.spec.gears else None,
             "gears": [list(gear.thresholds) for gear in ground.spec.gears.cheaper] if ground.spec.gears else [],
         },
         "load": {
@@ -31,6 +41,7 @@ def document_from(measured: Measured, ground: Ground, load: Load, *, machine: Be
             "rounds": load.rounds,
             "seconds": load.seconds,
             "capacity_per_s": measured.capacity_per_s,
+            "cheapest_gear_per_s": measured.cheapest_per_s,
             "unloaded_ms": measured.unloaded_ms,
             "deadline_ms": measured.deadline_ms,
             "most_in_flight": measured.most_in_flight,
@@ -46,30 +57,52 @@ def report_from(
     measured: Measured, ground: Ground, load: Load, *, machine: BenchMachine, picture: str | None
 ) -> str:
     """The report for people."""
-    members = ", then ".join(member.name for member in ground.spec.members)
     busy = "**The machine was busy when the run began: do not trust the figures below.**"
     paragraphs = [
         "# Overload",
         "Written by `python -m perf overload`; running it again replaces this file.",
         f"Machine: {machine.words}.",
         *([busy] if machine.is_busy else []),
-        f"The cheapest plan on {REFERENCE} minus {EPSILON:g}, chosen on plan rows: {members}. Requests of "
-        f"{load.batch} rows of the glyphs' test part, {load.rounds} rounds of {load.seconds:g} s, variants in "
-        "turns, Poisson arrivals at the same moments for all variants of a round. Capacity with the plan's own "
-        f"thresholds and no deadline: {measured.capacity_per_s:.0f} requests/s. Every request has "
-        f"{measured.deadline_ms:.0f} ms ({load.deadline_factor:g} times the unloaded median of "
-        f"{measured.unloaded_ms:.1f} ms) from the moment it is due until the client has its answer; four fifths "
-        "of it are its `deadline_us`. Turning away is what a gateway in front does: while "
-        f"{measured.most_in_flight} requests are under way, others are refused.",
-        "In time, good and answered are shares of all that was sent: requests answered within the deadline, "
-        "rows answered in time and rightly, requests answered at all. Medians over rounds, in brackets the "
-        "smallest and the largest.",
+        _plan_words(ground, load),
+        _capacity_words(measured, ground, load),
+        _LEGEND,
     ]
     lines = ["\n\n".join(paragraphs), "", *_HEAD]
     lines += [_line(measured, factor, name) for factor, name in measured.scores]
     if picture is not None:
         lines += ["", f"![overload]({picture})"]
     return "\n".join([*lines, ""])
+
+
+def _plan_words(ground: Ground, load: Load) -> str:
+    members = ", then ".join(member.name for member in ground.spec.members)
+    return (
+        f"The cheapest plan on {ground.source.reference} minus {EPSILON:g}, chosen on plan rows: {members}. "
+        f"Requests of {load.batch} rows of the test part of {ground.source.name}, {load.rounds} rounds of "
+        f"{load.seconds:g} s, variants in turns, Poisson arrivals at the same moments for all variants of a round."
+    )
+
+
+def _capacity_words(measured: Measured, ground: Ground, load: Load) -> str:
+    return (
+        "Capacity with the plan's own thresholds and no deadline: "
+        f"{measured.capacity_per_s:.0f} requests/s; with every request in the cheapest gear "
+        f"{measured.cheapest_per_s:.0f}, which bounds what gears can do. Every request has "
+        f"{measured.deadline_ms:.0f} ms ({load.deadline_factor:g} times the unloaded median of "
+        f"{measured.unloaded_ms:.1f} ms) from the moment it is due until the client has its answer; four fifths "
+        f"of it are its `deadline_us`. {_gears_words(ground, measured)}Turning away is what a gateway in front "
+        f"does: while {measured.most_in_flight} requests are under way, others are refused."
+    )
+
+
+def _gears_words(ground: Ground, measured: Measured) -> str:
+    """How long deferred rows wait before the gear shifts, and whether any can wait that long."""
+    if ground.spec.gears is None:
+        return ""
+    wait_ms = ground.spec.gears.raise_wait_us / 1000
+    never = wait_ms >= SERVER_SHARE * measured.deadline_ms
+    unseen = ", longer than the deadline lets any row wait, so that none can" if never else ""
+    return f"A cheaper gear is due when deferred rows have waited {wait_ms:g} ms{unseen}. "
 
 
 def _line(measured: Measured, factor: float, name: str) -> str:
@@ -87,6 +120,9 @@ def _line(measured: Measured, factor: float, name: str) -> str:
         _ms(found["p99_ms"]),
         _share(found["cut"]),
         _share(found["geared"]),
+        "{} + {}".format(*found["shifts"]),
+        _ms(found["queue_ms"]),
+        _ms(found["lag_p99_ms"]),
         exits,
     ]
     return "| " + " | ".join(cells) + " |"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -12,11 +13,12 @@ from orchestrator.serving.process import EmbeddedServer
 from perf.overload.ground import GEARED, PLAIN, Ground
 from perf.overload.score import Score, score_of
 from perf.overload.send import Sent, closed_loop, poisson
+from perf.overload.watch import SETTLE_S, pressure_between, read
 
 Say = Callable[[str], None]
 _CAPACITY_IN_FLIGHT = 32
 # What the way to the server and back may take of a client's deadline.
-_SERVER_SHARE = 0.8
+SERVER_SHARE = 0.8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +73,7 @@ class Measured:
     Args:
         triton: its version.
         capacity_per_s: requests/s without deadlines, with the plan's own thresholds.
+        cheapest_per_s: the same in the cheapest gear: the most that gears can make of it.
         unloaded_ms: median with one request in flight.
         deadline_ms: the client's.
         most_in_flight: what turning away admits.
@@ -79,6 +82,7 @@ class Measured:
 
     triton: str
     capacity_per_s: float
+    cheapest_per_s: float
     unloaded_ms: float
     deadline_ms: float
     most_in_flight: int
@@ -107,12 +111,15 @@ def run_overload(ground: Ground, load: Load, *, say: Say) -> Measured:
                 turn = number % len(VARIANTS)
                 for variant in (*VARIANTS[turn:], *VARIANTS[:turn]):
                     say(f"round {number} of {load.rounds}: {factor:g} x capacity, {variant.title}")
+                    before = read(server.metrics_address, variant.model)
                     sent = asyncio.run(
                         _sent(
                             ground, load, found, server.grpc_address, variant=variant, factor=factor, number=number
                         )
                     )
-                    score = score_of(sent, deadline_ms=found.deadline_ms)
+                    time.sleep(SETTLE_S)
+                    pressure = pressure_between(before, read(server.metrics_address, variant.model))
+                    score = score_of(sent, deadline_ms=found.deadline_ms, pressure=pressure)
                     found.scores.setdefault((factor, variant.name), []).append(score)
     return found
 
@@ -123,14 +130,22 @@ async def _capacity(ground: Ground, load: Load, address: str, *, triton: str, sa
     for model in (GEARED, PLAIN):
         await loop(model, ground.images, concurrency=4, seconds=1.0)
     capacity, _ = await loop(PLAIN, ground.images, concurrency=_CAPACITY_IN_FLIGHT, seconds=load.seconds)
+    cheapest, _ = await loop(
+        GEARED,
+        ground.images,
+        concurrency=_CAPACITY_IN_FLIGHT,
+        seconds=load.seconds / 2,
+        gear=len(ground.spec.gears.cheaper) if ground.spec.gears else 0,
+    )
     _, unloaded_ms = await loop(PLAIN, ground.images, concurrency=1, seconds=load.seconds / 2)
     deadline_ms = load.deadline_factor * unloaded_ms
     return Measured(
         triton=triton,
         capacity_per_s=capacity,
+        cheapest_per_s=cheapest,
         unloaded_ms=unloaded_ms,
         deadline_ms=deadline_ms,
-        most_in_flight=max(1, int(_SERVER_SHARE * capacity * deadline_ms / 1000)),
+        most_in_flight=max(1, int(SERVER_SHARE * capacity * deadline_ms / 1000)),
     )
 
 
@@ -155,6 +170,6 @@ async def _sent(
         seconds=load.seconds,
         # The same moments for every variant of a round.
         seed=load.seed + number,
-        deadline_us=int(1000 * _SERVER_SHARE * found.deadline_ms),
+        deadline_us=int(1000 * SERVER_SHARE * found.deadline_ms),
         most_in_flight=found.most_in_flight if variant.turns_away else None,
     )

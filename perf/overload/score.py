@@ -11,6 +11,11 @@ import numpy.typing as npt
 
 from orchestrator.decision import DEADLINE, GEARED
 from perf.overload.send import Sent
+from perf.overload.watch import Pressure
+
+FIGURES = (
+    "in_time", "answered", "accuracy", "good", "p50_ms", "p99_ms", "cut", "geared", "lag_p99_ms", "queue_ms",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +31,10 @@ class Score:
         cut: of answered rows, those that had to be answered at their deadline.
         geared: of answered rows, those a cheaper gear let out.
         exits: of answered rows, by stage.
+        status: answered rows by the bits they carry, 0 for none.
+        lag_p99_ms: how late our own client sent; a large one makes the figures worthless.
+        queue_ms: mean wait in Triton's queue in front of the cascade, of requests that were served.
+        shifts: of the gear, to a cheaper one and back.
     """
 
     in_time: float
@@ -37,14 +46,19 @@ class Score:
     cut: float
     geared: float
     exits: tuple[float, ...]
+    status: dict[int, int]
+    lag_p99_ms: float | None
+    queue_ms: float | None
+    shifts: tuple[int, int]
 
 
-def score_of(sent: Sent, *, deadline_ms: float) -> Score:
+def score_of(sent: Sent, *, deadline_ms: float, pressure: Pressure) -> Score:
     """The score of a round.
 
     Args:
         sent: what was sent.
         deadline_ms: the client's.
+        pressure: what the server counted meanwhile.
     """
     in_time = sent.answered & (np.nan_to_num(sent.latency_ms, nan=np.inf) <= deadline_ms)
     rows = max(1, int(sent.answered.sum()) * sent.batch)
@@ -59,6 +73,10 @@ def score_of(sent: Sent, *, deadline_ms: float) -> Score:
         cut=_with_bit(sent, DEADLINE) / rows,
         geared=_with_bit(sent, GEARED) / rows,
         exits=tuple((sent.exits / rows).tolist()),
+        status=dict(sent.status),
+        lag_p99_ms=_percentile(sent.lag_ms[~np.isnan(sent.lag_ms)], 99),
+        queue_ms=pressure.queue_ms,
+        shifts=(pressure.cheaper, pressure.dearer),
     )
 
 
@@ -71,13 +89,14 @@ def _with_bit(sent: Sent, bit: int) -> int:
 
 
 def medians(scores: Sequence[Score]) -> dict[str, Any]:
-    """Each figure as its median over rounds, with the smallest and the largest."""
+    """Each figure as its median over rounds, with the smallest and the largest; shifts of all rounds together."""
     found: dict[str, Any] = {}
-    for name in ("in_time", "answered", "accuracy", "good", "p50_ms", "p99_ms", "cut", "geared"):
+    for name in FIGURES:
         values = [value for score in scores if (value := getattr(score, name)) is not None]
         found[name] = (
             {"median": float(np.median(values)), "min": min(values), "max": max(values)} if values else None
         )
+    found["shifts"] = [sum(score.shifts[way] for score in scores) for way in range(2)]
     stages = max(len(score.exits) for score in scores)
     padded = [(*score.exits, *([0.0] * (stages - len(score.exits)))) for score in scores]
     found["exits"] = np.median(np.array(padded), axis=0).tolist()

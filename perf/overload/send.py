@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from orchestrator.errors import ServerFaultError
-from perf.load.poisson import open_loop, poisson_arrivals
+from perf.load.poisson import OpenLoop, open_loop, poisson_arrivals
 from perf.load.raw_grpc import RawClient, Refusal, outputs_from_bytes, request_bytes
 
 _WARM_S = 1.0
@@ -28,6 +28,7 @@ class Sent:
 
     Args:
         latency_ms: float64 (n,), from due to answered; NaN where no answer came.
+        lag_ms: float64 (n,), from due to sent: what our own client is behind.
         right: int64 (n,), rows answered with their label; 0 where no answer came.
         answered: bool (n,), an answer came, in time or not.
         exits: int64 (s,), rows by the stage that answered.
@@ -36,6 +37,7 @@ class Sent:
     """
 
     latency_ms: npt.NDArray[np.float64] = field(repr=False)
+    lag_ms: npt.NDArray[np.float64] = field(repr=False)
     right: npt.NDArray[np.int64] = field(repr=False)
     answered: npt.NDArray[np.bool_] = field(repr=False)
     exits: npt.NDArray[np.int64]
@@ -44,14 +46,33 @@ class Sent:
 
 
 async def closed_loop(
-    address: str, model: str, rows: Rows, *, input_name: str, batch: int, concurrency: int, seconds: float
+    address: str,
+    model: str,
+    rows: Rows,
+    *,
+    input_name: str,
+    batch: int,
+    concurrency: int,
+    seconds: float,
+    gear: int | None = None,
 ) -> tuple[float, float]:
     """Requests/s and median latency in ms with so many requests always in flight.
+
+    Args:
+        address: of the gRPC endpoint.
+        model: Triton name.
+        rows: (n, *dims), round and round.
+        input_name: of the tensor.
+        batch: rows per request.
+        concurrency: requests in flight.
+        seconds: of the loop.
+        gear: the request parameter; None leaves it to the server.
 
     Raises:
         ServerFaultError: a request failed.
     """
-    messages = request_bytes(model, rows, input_name=input_name, batch=batch)
+    parameters = None if gear is None else {"gear": gear}
+    messages = request_bytes(model, rows, input_name=input_name, batch=batch, parameters=parameters)
     taken: list[float] = []
     turn = 0
     async with RawClient(address) as client:
@@ -120,30 +141,30 @@ async def poisson(
 
         done = await open_loop(send, poisson_arrivals(rate, seconds=seconds + _WARM_S, seed=seed))
     counted = np.flatnonzero(done.due_s >= _WARM_S)
-    return _sent(counted, done.latency_ms, done.answers, labels=labels, batch=batch)
+    return _sent(counted, done, labels=labels, batch=batch)
 
 
 def _sent(
     counted: npt.NDArray[np.intp],
-    latency_ms: npt.NDArray[np.float64],
-    answers: list[Any],
+    done: OpenLoop,
     *,
     labels: npt.NDArray[np.int64],
     batch: int,
 ) -> Sent:
-    answered = np.array([isinstance(answers[index], bytes) for index in counted], np.bool_)
+    answered = np.array([isinstance(done.answers[index], bytes) for index in counted], np.bool_)
     right = np.zeros(len(counted), np.int64)
     stages, bits = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
     for place in np.flatnonzero(answered):
         index = int(counted[place])
-        said = outputs_from_bytes(answers[index], _OUTPUTS)
+        said = outputs_from_bytes(done.answers[index], _OUTPUTS)
         wanted = labels[(index * batch + np.arange(batch)) % len(labels)]
         right[place] = int((said["label"].ravel() == wanted).sum())
         stages.append(said["exit_stage"].ravel().astype(np.int64))
         bits.append(said["status"].ravel().astype(np.int64))
     status, count = np.unique(np.concatenate(bits), return_counts=True)
     return Sent(
-        latency_ms=np.where(answered, latency_ms[counted], np.nan),
+        latency_ms=np.where(answered, done.latency_ms[counted], np.nan),
+        lag_ms=done.lag_ms[counted],
         right=right,
         answered=answered,
         exits=np.bincount(np.concatenate(stages)),

@@ -5,13 +5,21 @@ import math
 import numpy as np
 
 from orchestrator.decision import DEADLINE, GEARED
-from perf.overload.score import medians, score_of
+from perf.load.poisson import OpenLoop
+from perf.overload.score import Score, medians
+from perf.overload.score import score_of as _score_of
 from perf.overload.send import TURNED_AWAY, Sent, _sent
+from perf.overload.watch import Pressure
+
+
+def score_of(sent: Sent, *, deadline_ms: float) -> Score:
+    return _score_of(sent, deadline_ms=deadline_ms, pressure=Pressure(queue_ms=7.0, cheaper=2, dearer=1))
 
 
 def sent(**changes: object) -> Sent:
     given = {
         "latency_ms": np.array([10.0, 90.0, 120.0, math.nan]),
+        "lag_ms": np.array([0.1, 0.1, 0.2, math.nan]),
         "right": np.array([4, 3, 4, 0]),
         "answered": np.array([True, True, True, False]),
         "exits": np.array([9, 3]),
@@ -57,6 +65,14 @@ def test_rounds_of_unequal_depth_are_summed_stage_by_stage() -> None:
 
 
 def test_refusals_are_no_answers() -> None:
-    found = _sent(np.arange(2), np.array([1.0, 2.0]), [TURNED_AWAY, None], labels=np.zeros(3, np.int64), batch=2)
+    times = np.array([0.001, 0.002])
+    done = OpenLoop(due_s=np.zeros(2), sent_s=times, done_s=times, answers=[TURNED_AWAY, None])
+    found = _sent(np.arange(2), done, labels=np.zeros(3, np.int64), batch=2)
     assert not found.answered.any()
     assert np.isnan(found.latency_ms).all()
+
+
+def test_shifts_add_up_over_rounds_and_waits_are_medians() -> None:
+    found = medians([score_of(sent(), deadline_ms=100.0)] * 3)
+    assert found["shifts"] == [6, 3]
+    assert found["queue_ms"] == {"median": 7.0, "min": 7.0, "max": 7.0}

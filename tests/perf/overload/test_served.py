@@ -14,8 +14,8 @@ from perf.__main__ import app
 @pytest.mark.triton
 def test_a_short_run_measures_every_variant_and_writes_its_report(tmp_path: Path) -> None:
     report = tmp_path / "docs" / "OVERLOAD.md"
-    command = ["overload", "--output", str(tmp_path / "out"), "--report", str(report), "--factor", "2"]
-    done = CliRunner().invoke(app, [*command, "--rounds", "1", "--seconds", "2", "--json"], catch_exceptions=False)
+    command = ["overload", "--quick", "--output", str(tmp_path / "out"), "--report", str(report), "--json"]
+    done = CliRunner().invoke(app, command, catch_exceptions=False)
     assert done.exit_code == 0, done.output
     document = json.loads((tmp_path / "out" / "overload.json").read_text())
     assert [one["variant"] for one in document["results"]] != []
