@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 BASE_CONCURRENCY = 16
+EARNED_CONCURRENCY = 64
 BASE_DEFERRAL = 0.15
 MAX_QUICK_CELLS = 12
 MAX_FULL_CELLS = 60
@@ -69,7 +70,7 @@ class Cell:
             rate = "" if self.rate is None else f" ({self.rate:.0f}/s)"
             by = ", perf_analyzer" if self.sender == "analyzer_poisson" else ""
             how = f"Poisson, {100 * (self.share or 0):.0f} % of {self.of_route}{rate}{by}"
-        mix = "the plan's own exits" if self.earned else f"{100 * self.deferral:.0f} % to the last stage"
+        mix = "earned mix" if self.earned else f"{100 * self.deferral:.0f} % to the last stage"
         return f"{how}, batch {self.batch}, {mix}"
 
 
@@ -145,12 +146,13 @@ def full_cells(scenario: str, *, members: int, routes: Collection[str]) -> list[
 
 def largest_cells(scenario: str, *, members: int, routes: Collection[str], earned: bool = False) -> list[Cell]:
     """The few cells of a scenario that is only held against its largest member."""
-    # 16 requests of 32 rows keep 512 rows on the way, more than all stages take in at once: nobody waits for work.
-    batch = 32 if earned else 1
+    # Most requests of 32 rows hold one that goes far, and wait for it. With 16 of them the first stage ran short
+    # of rows (batches of 55 where 64 fit) while the largest member alone had enough; 64 fill both, and 128 changed
+    # nothing.
+    batch, concurrency = (32, EARNED_CONCURRENCY) if earned else (1, BASE_CONCURRENCY)
     names = (f"member_{members - 1}", "committee")
     cells = [
-        Cell(scenario=scenario, route=name, concurrency=BASE_CONCURRENCY, batch=batch, earned=earned)
-        for name in names
+        Cell(scenario=scenario, route=name, concurrency=concurrency, batch=batch, earned=earned) for name in names
     ]
     return _there(cells, routes)
 

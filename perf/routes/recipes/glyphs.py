@@ -15,7 +15,7 @@ from perf.routes.spec import Rows
 _PERF = Path(__file__).parents[2]
 MEMBERS = _PERF / "glyphs" / "model_repository"
 CHOSEN = _PERF.parent / "docs" / "reproduce" / CHOICES
-# Enough for every file of rows to be another draw, and drawn in a second.
+# Drawn in a second; a file of rows holds nearly all of them (perf/bench/served.py).
 POOL = 3001
 
 

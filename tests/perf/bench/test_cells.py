@@ -41,7 +41,7 @@ def test_an_earned_mix_is_asked_in_large_requests_and_never_called_fifteen_perce
     cells = largest_cells("glyphs", members=4, routes=[*ROUTES, "member_3"], earned=True)
     assert [(cell.route, cell.batch) for cell in cells] == [("member_3", 32), ("committee", 32)]
     for cell in cells:
-        assert "%" not in cell.words
+        assert cell.words == "64 in flight, batch 32, earned mix"
         assert cell.key.endswith("b32-earned")
 
 

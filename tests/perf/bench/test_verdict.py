@@ -54,6 +54,14 @@ def test_the_note_holds_what_the_bound_would_have_allowed() -> None:
     assert note == f"0.9 x bound / tutorial is {0.9 * 520 / 250:.2f}"
 
 
+def test_the_glyphs_note_says_what_is_left_without_idle_cores() -> None:
+    target = "glyphs at request batch 32: speed-up over the largest member, share of what the plan predicts"
+    note = found()[target].note
+    assert note.startswith("3.00x, predicted 4.00x; earned mix; ")
+    # Both made-up routes spend the same.
+    assert note.endswith("processor time per request it is 1.00x, 0.25 of what is predicted")
+
+
 def test_the_fastest_mix_is_not_held_against_the_largest_member() -> None:
     """At 0 % deferral the committee is ten times as fast; the target is about 15 %."""
     assert found()["requests/s against the largest member alone, three CNNs"].measured == pytest.approx(500 / 84)

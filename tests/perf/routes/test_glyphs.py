@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import time
+
+import numpy as np
+import numpy.typing as npt
 import pytest
 
 from orchestrator.local.digits import digits_split
+from orchestrator.local.sessions import LocalMembers
 from orchestrator.spec import cascade_from_path
 from perf.reproduce.choices import choices_from_path
 from perf.routes.predicted import predicted_speedup
 from perf.routes.recipes.glyphs import CHOSEN, MEMBERS, glyphs
 from perf.routes.recipes.planned import COMMITTED
 from perf.routes.scenarios import RECIPES
+from perf.routes.spec import Rows
 
 
 def test_it_is_the_plan_that_was_chosen_against_the_largest_member() -> None:
@@ -37,3 +43,19 @@ def test_a_promise_is_what_the_largest_takes_over_what_the_plan_takes() -> None:
 def test_without_a_chosen_plan_there_is_no_scenario(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("perf.routes.recipes.glyphs.CHOSEN", CHOSEN.with_name("nowhere.json"))
     assert glyphs() == []
+
+
+def test_a_promise_does_not_move_with_other_work_on_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = cascade_from_path(COMMITTED / "digits_cascade" / "1" / "cascade.json")
+    rows = digits_split("plan").images[:64]
+    last, ask = spec.members[-1].name, LocalMembers.ask
+
+    def held_up(self: LocalMembers, name: str, batch: Rows) -> npt.NDArray[np.float32]:
+        if name == last:
+            time.sleep(0.005)
+        return ask(self, name, batch)
+
+    reach = (1.0,) * len(spec.stages)
+    monkeypatch.setattr(LocalMembers, "ask", held_up)
+    # The last member among those asked for every row: waiting, were it counted, would make it nearly all there is.
+    assert predicted_speedup(COMMITTED, spec, reach=reach, rows=rows) < 0.9
