@@ -29,12 +29,6 @@ class StageResult:
     errors: dict[int, str]
     later: tuple[list[Rows], ...] = ()
 
-    def take(self, index: npt.NDArray[np.intp]) -> StageResult:
-        """The given rows, copied."""
-        outputs = [None if output is None else output[index] for output in self.outputs]
-        later = tuple([output[index] for output in stage] for stage in self.later)
-        return StageResult(outputs, self.errors, later)
-
 
 class MemberCalls:
     """Calls members; used from many threads at once.

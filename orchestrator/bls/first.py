@@ -37,16 +37,16 @@ class FirstStage:
         self._counters = counters
         self._direct = DirectAnswers(pb_utils, spec)
 
-    def answer(self, batch: Sequence[Pending], rows: Rows, *, listed: list[Any]) -> list[Reply]:
-        """Asks stage 0 and puts the answers it is sure of into the list.
+    def answer(self, batch: Sequence[Pending], rows: Rows, *, listed: list[Any], replies: list[Reply]) -> None:
+        """Asks stage 0 and answers what is decided by then; the rest is pooled.
+
+        What it decides is in one of the lists the moment it is decided, so that an error later on loses nothing.
 
         Args:
             batch: valid requests.
             rows: (n, *dims), theirs, in order.
-            listed: what goes back to the server, by the requests' places.
-
-        Returns:
-            replies for other requests that are decided by now.
+            listed: what goes back to the server, by the requests' places; gets the answers stage 0 is sure of.
+            replies: gets those of other requests.
         """
         # Taken before anything can be answered: an answer lets go of its request's input.
         inputs = [(one.tensor, one.rows) for one in batch]
@@ -56,38 +56,34 @@ class FirstStage:
         self._scheduler.wait_at_door(len(rows))
         live = [index for index, one in enumerate(batch) if not one.answered]
         if not live:
-            return []
+            return
         if len(live) < len(batch):
             batch, inputs = [batch[index] for index in live], [inputs[index] for index in live]
             rows = merged([part for _, part in inputs])
         self._counters.arrived(len(rows), self._spec.stages[0].cost)
         result = self._calls.ask_first(rows, inputs[0][0] if len(batch) == 1 else None)
-        return self._decide(batch, rows, result=result, listed=listed)
-
-    def _decide(
-        self, batch: Sequence[Pending], rows: Rows, *, result: StageResult, listed: list[Any]
-    ) -> list[Reply]:
         look = self._scheduler.look(len(rows), result)
         gear = self._scheduler.gear if self._spec.gears is not None else 0
         sure = self._scheduler.sure(look, gear)
         starts = starts_of(batch)
         mine = decided(batch, sure.exits, starts)
-        replies = [] if all(mine) else self._admit(batch, rows, look=look, result=result, mine=mine, gear=gear)
-        # Claimed last: were anything to fail before, these would still be there to be told.
-        places = [(one, start) for one, start, own in zip(batch, starts, mine, strict=True) if own]
-        places = self._unclaimed(places)
-        for (one, _), response in zip(places, self._direct.responses(sure, places), strict=True):
-            listed[one.place] = response
-        self._count(sure, places)
-        return replies
+        if not all(mine):
+            replies += self._admit(batch, rows, look=look, result=result, mine=mine, gear=gear)
+        self._answer_at_once(
+            [(one, start) for one, start, own in zip(batch, starts, mine, strict=True) if own], sure, listed
+        )
 
-    def _unclaimed(self, places: list[tuple[Pending, int]]) -> list[tuple[Pending, int]]:
-        """Those that are ours to answer: not the ones whose deadline answered them meanwhile."""
-        claimed = self._scheduler.claim([one for one, _ in places])
-        if len(claimed) == len(places):
-            return places
-        tokens = {one.token for one in claimed}
-        return [(one, start) for one, start in places if one.token in tokens]
+    def _answer_at_once(self, places: list[tuple[Pending, int]], sure: Sure, listed: list[Any]) -> None:
+        """Puts the answers of requests, each with where its rows begin, into the list."""
+        responses = self._direct.responses(sure, places)
+        # Not those whose deadline answered them meanwhile.
+        claimed = {one.token for one in self._scheduler.claim([one for one, _ in places])}
+        ours = []
+        for (one, start), response in zip(places, responses, strict=True):
+            if one.token in claimed:
+                listed[one.place] = response
+                ours.append((one, start))
+        self._count(sure, ours)
 
     def _count(self, sure: Sure, places: Sequence[tuple[Pending, int]]) -> None:
         status = None
@@ -107,9 +103,10 @@ class FirstStage:
     ) -> list[Reply]:
         """Hands the requests that are not decided to the table."""
         unsure = [one for one, own in zip(batch, mine, strict=True) if not own]
+        later: Sequence[Sequence[Rows]] = result.later
         if len(unsure) < len(batch):
             pick = np.flatnonzero(np.repeat(~np.array(mine), [one.count for one in batch]))
-            rows, look, result = rows[pick], look.take(pick), result.take(pick)
+            rows, look, later = rows[pick], look.take(pick), [[said[pick] for said in part] for part in later]
         arrivals = arrivals_from_policies(
             [one.token for one in unsure],
             [one.count for one in unsure],
@@ -118,4 +115,4 @@ class FirstStage:
             default_deadline_us=self._spec.limits.default_deadline_us,
             gear=gear,
         )
-        return self._scheduler.admit(unsure, arrivals, rows=rows, look=look, result=result)
+        return self._scheduler.admit(unsure, arrivals, rows=rows, look=look, later=later, errors=result.errors)

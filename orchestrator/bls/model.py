@@ -89,11 +89,11 @@ class CascadeModel:
         replies: list[Reply] = []
         if batch:
             try:
-                replies = self._first.answer(batch, rows, listed=listed)
+                self._first.answer(batch, rows, listed=listed, replies=replies)
             except Exception as error:  # raising would fail every request, also those answered already
                 self._pb.Logger.log_error(f"committee: {type(error).__name__}: {error}")
                 text = f"cascade failed: {type(error).__name__}: {error}"
-                replies = [Reply(one, None, text, INTERNAL) for one in self._scheduler.claim(batch)]
+                replies += [Reply(one, None, text, INTERNAL) for one in self._scheduler.claim(batch)]
         for reply in replies:
             listed[reply.pending.place] = safe_response(self._pb, reply)
         now_ns = time.monotonic_ns()

@@ -137,7 +137,14 @@ class Scheduler:
         return self._run.sure(look, gear)
 
     def admit(
-        self, batch: Sequence[Pending], arrivals: Arrivals, *, rows: Rows, look: Look, result: StageResult
+        self,
+        batch: Sequence[Pending],
+        arrivals: Arrivals,
+        *,
+        rows: Rows,
+        look: Look,
+        later: Sequence[Sequence[Rows]],
+        errors: dict[int, str],
     ) -> list[Reply]:
         """Decides stage 0 for requests that need the table, and pools what is unsure.
 
@@ -146,7 +153,8 @@ class Scheduler:
             arrivals: n rows.
             rows: (n, *dims), their inputs; only those of deferred rows are copied.
             look: what stage 0 said of them.
-            result: the same, as its members said it.
+            later: what a lead said of the stages after it, as in `StageResult`.
+            errors: why members of stage 0 failed, as in `StageResult`.
 
         Returns:
             replies for requests that are decided by now.
@@ -158,14 +166,14 @@ class Scheduler:
                 if not one.answered:
                     self._books.register(one)
             outcome = self._run.enter(arrivals, look)
-            followed = follow(self._run, self._counters, outcome, later=result.later)
+            followed = follow(self._run, self._counters, outcome, later=later)
             for part in followed:
                 if len(part.slots):
                     kept = rows[part.deferred]
                     self._inputs.put(part.slots, kept, capacity_rows=self._run.capacity_rows)
             if gone:
                 self._run.drop(np.array(gone))
-            return [reply for part in followed for reply in self._settle(part, result.errors)]
+            return [reply for part in followed for reply in self._settle(part, errors)]
 
     def claim(self, pending: Sequence[Pending]) -> list[Pending]:
         """Those of the requests that nobody has answered yet; they are the caller's to answer now."""

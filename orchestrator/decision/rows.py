@@ -211,7 +211,6 @@ class Sure:
         label: int64 (n,).
         confidence: float32 (n,).
         status: int32 (n,), None where it is 0 for all.
-        cost: of each.
     """
 
     exits: npt.NDArray[np.bool_]
@@ -219,7 +218,6 @@ class Sure:
     label: I64
     confidence: F32
     status: I32 | None
-    cost: np.float32
 
     def __len__(self) -> int:
         return len(self.exits)

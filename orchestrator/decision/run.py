@@ -101,7 +101,7 @@ class CascadeRun:
         """
         exits, status = self._judge.sure(look, gear)
         said = look.verdict
-        return Sure(exits, said.p, said.label, said.score, status, self._costs[0])
+        return Sure(exits, said.p, said.label, said.score, status)
 
     def admit(self, arrivals: Arrivals, outputs: Sequence[Output]) -> Outcome:
         """Takes in rows with what the members of stage 0 said of them; `look` and `enter` in one.

@@ -106,3 +106,23 @@ def test_a_cap_is_marked_where_the_row_would_have_gone_on(tmp_path: Path) -> Non
     with loaded(tmp_path, members()) as model:
         (answer,) = ask_all(model, [Request({"x": rows_of(EASY, HARD)}, parameters={"max_stage": 0})])
     assert answer.column("status")[:, 0].tolist() == [0, CAPPED]
+
+
+def test_a_fault_of_our_own_after_others_were_decided_loses_no_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("made up")
+
+    requests = [
+        Request({"x": rows_of(EASY)}),
+        Request({"x": rows_of(HARD)}, parameters={"max_stage": 0}),
+        Request({"x": rows_of(HARD)}),
+    ]
+    with loaded(tmp_path, members()) as model:
+        monkeypatch.setattr(model._first._direct, "responses", broken)
+        sure, decided, deferred = ask_all(model, requests)
+    # Who was not decided by then is told; who was keeps the answer.
+    assert "made up" in sure.error().message()
+    assert "made up" in deferred.error().message()
+    assert decided.column("status").tolist() == [[CAPPED]]
