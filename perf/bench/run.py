@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
@@ -26,7 +26,7 @@ from perf.bench.scenarios import Tools, cells_of, tools_of
 from perf.bench.served import Inputs, Served
 from perf.bench.server_probe import Statistics
 from perf.bench.summary import Summary, summaries_of
-from perf.bench.verdict import verdicts
+from perf.bench.verdict import Verdict, verdicts
 from perf.load.analyzer_binary import AnalyzerBinary, find_analyzer
 
 Progress = Callable[[str], None]
@@ -78,6 +78,61 @@ class Found:
     predicted_speedup: float | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class Begun:
+    """What a run begins with.
+
+    Args:
+        analyzer: that sends closed loops.
+        load_average: of the machine, before the run.
+        start_s: on the monotonic clock.
+    """
+
+    analyzer: AnalyzerBinary
+    load_average: float
+    start_s: float
+
+
+def begin(progress: Progress) -> Begun:
+    """Looks at the machine and finds perf_analyzer.
+
+    Raises:
+        ServingError: there is no perf_analyzer that starts.
+    """
+    load_average, start_s = load_average_now(), time.monotonic()
+    progress("looking for perf_analyzer")
+    return Begun(analyzer=find_analyzer(), load_average=load_average, start_s=start_s)
+
+
+def results_from(
+    found: Found, options: RunOptions, begun: Begun, *, kind: str, command: str, verdicts: Sequence[Verdict]
+) -> Results:
+    """What scenarios added up to, as results of a run that ends now.
+
+    Args:
+        found: of all scenarios.
+        options: of the run.
+        begun: how it began.
+        kind: of run.
+        command: what a person typed.
+        verdicts: on targets.
+    """
+    return Results(
+        kind=kind,
+        command=command,
+        machine=bench_machine(
+            triton=found.triton, perf_analyzer=begun.analyzer.version, load_average=begun.load_average
+        ),
+        seconds=options.seconds,
+        rounds=options.rounds,
+        minutes=(time.monotonic() - begun.start_s) / 60,
+        scenarios=found.titles,
+        summaries=found.summaries,
+        verdicts=verdicts,
+        failures=found.failures,
+    )
+
+
 def run_bench(options: RunOptions, *, command: str, progress: Progress) -> Results:
     """Measures everything and returns the results; records are on disk as they come.
 
@@ -89,38 +144,25 @@ def run_bench(options: RunOptions, *, command: str, progress: Progress) -> Resul
     Raises:
         CommitteeError: the run cannot go on.
     """
-    load_average, start_s = load_average_now(), time.monotonic()
-    progress("looking for perf_analyzer")
-    analyzer = find_analyzer()
-    found = Found()
+    begun, found = begin(progress), Found()
     for name in options.scenarios:
         run_scenario(
             tools_of(name),
             options,
-            analyzer=analyzer,
+            analyzer=begun.analyzer,
             found=found,
-            end_s=start_s + options.budget_s,
+            end_s=begun.start_s + options.budget_s,
             progress=progress,
         )
     if not found.titles:
         raise InputError("--only", got=repr(options.only), expected="a pattern of cells, such as 'committee/c16*'")
-    return Results(
-        kind=options.kind,
-        command=command,
-        machine=bench_machine(triton=found.triton, perf_analyzer=analyzer.version, load_average=load_average),
-        seconds=options.seconds,
-        rounds=options.rounds,
-        minutes=(time.monotonic() - start_s) / 60,
-        scenarios=found.titles,
-        summaries=found.summaries,
-        verdicts=verdicts(
-            found.summaries,
-            members=found.members.get("three_cnn", 3),
-            predicted_speedup=found.predicted_speedup,
-            leak_percent=leak_percent_from(options.output / "leak.json"),
-        ),
-        failures=found.failures,
+    judged = verdicts(
+        found.summaries,
+        members=found.members.get("three_cnn", 3),
+        predicted_speedup=found.predicted_speedup,
+        leak_percent=leak_percent_from(options.output / "leak.json"),
     )
+    return results_from(found, options, begun, kind=options.kind, command=command, verdicts=judged)
 
 
 def run_scenario(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -12,17 +11,14 @@ from pathlib import Path
 
 from orchestrator import __version__
 from perf.bench.cells import Cell
-from perf.bench.machine import bench_machine, load_average_now
 from perf.bench.record import Journal
-from perf.bench.results import Results
-from perf.bench.run import Found, RunOptions, run_scenario
+from perf.bench.run import Found, RunOptions, begin, results_from, run_scenario
 from perf.gpu.compare import Comparison, Loads, cells_from, comparison_of
 from perf.gpu.device import Device
 from perf.gpu.families import Cascade, Family
 from perf.gpu.members import Setting, export_family, image_of, manifest_of, rows_at, tools_from
 from perf.gpu.pure import best_rows_per_s, measure_alone
 from perf.gpu.results import Alone, GpuResults
-from perf.load.analyzer_binary import AnalyzerBinary, find_analyzer
 from perf.routes.spec import BenchRepository
 
 Progress = Callable[[str], None]
@@ -95,10 +91,8 @@ def run_gpu(options: GpuOptions, *, command: str, progress: Progress) -> GpuResu
     Raises:
         CommitteeError: the run cannot go on.
     """
-    load_average, start_s = load_average_now(), time.monotonic()
-    progress("looking for perf_analyzer")
-    analyzer = find_analyzer()
-    found, alone, comparisons = Found(), [], []
+    begun, found = begin(progress), Found()
+    alone, comparisons = [], []
     for family in options.families:
         exported = export_family(family, options.setting, progress=progress)
         journal = _measure_alone(family, exported, options, found, progress=progress)
@@ -111,13 +105,15 @@ def run_gpu(options: GpuOptions, *, command: str, progress: Progress) -> GpuResu
                 settings=options.marks,
                 startup_timeout_s=_STARTUP_S[options.setting.provider],
             )
-            run_scenario(tools, options.bench, analyzer=analyzer, found=found, end_s=math.inf, progress=progress)
+            run_scenario(
+                tools, options.bench, analyzer=begun.analyzer, found=found, end_s=math.inf, progress=progress
+            )
         comparisons += _comparisons(family, exported, options, found, journal)
     return GpuResults(
         device=options.device,
         precision=options.setting.precision,
         small=options.small,
-        bench=_bench(options, command, found, analyzer, load_average=load_average, start_s=start_s),
+        bench=results_from(found, options.bench, begun, kind="gpu", command=command, verdicts=()),
         alone=alone,
         comparisons=comparisons,
     )
@@ -179,29 +175,6 @@ def _comparisons(
         )
         for cascade in family.cascades
     ]
-
-
-def _bench(
-    options: GpuOptions,
-    command: str,
-    found: Found,
-    analyzer: AnalyzerBinary,
-    *,
-    load_average: float,
-    start_s: float,
-) -> Results:
-    return Results(
-        kind="gpu",
-        command=command,
-        machine=bench_machine(triton=found.triton, perf_analyzer=analyzer.version, load_average=load_average),
-        seconds=options.seconds,
-        rounds=options.rounds,
-        minutes=(time.monotonic() - start_s) / 60,
-        scenarios=found.titles,
-        summaries=found.summaries,
-        verdicts=(),
-        failures=found.failures,
-    )
 
 
 def windows_of(families: Sequence[Family], loads: Loads) -> tuple[int, int]:
