@@ -66,16 +66,12 @@ def inputs(
         is_hard = client.infer(model, there).exit_stage > 0
     chosen = chosen_rows(is_hard, hard=hard, rows=next_prime_below(len(there)), seed=seed)
     write_input_data(output, there[chosen], input_name=input_name)
-    facts = {
-        "path": str(output),
-        "rows": len(chosen),
-        "hard_share": float(is_hard[chosen].mean()),
-        "input": input_name,
-    }
+    share = float(is_hard[chosen].mean())
     if as_json:
+        facts = {"path": str(output), "rows": len(chosen), "hard_share": share, "input": input_name}
         typer.echo(json.dumps(facts))
     else:
-        typer.echo(f"Written: {output}, {len(chosen)} rows, {100 * facts['hard_share']:.1f} % of them hard")
+        typer.echo(f"Written: {output}, {len(chosen)} rows, {100 * share:.1f} % of them hard")
 
 
 def next_prime_below(number: int) -> int:

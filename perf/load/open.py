@@ -32,6 +32,8 @@ class PoissonLoad:
         batch: rows per request.
         parameters: of every request.
         drain_s: how long late answers are waited for.
+        most_in_flight: what is due while so many are under way is turned away at once, as a gateway would; None
+            for no bound.
     """
 
     model: str
@@ -42,6 +44,10 @@ class PoissonLoad:
     batch: int = 1
     parameters: Mapping[str, int] | None = None
     drain_s: float = 30.0
+    most_in_flight: int | None = None
+
+
+TURNED_AWAY = Refusal(code="TURNED_AWAY", text="as many requests in flight as are let through")
 
 
 def run_poisson(load: PoissonLoad, rows: npt.NDArray[Any], *, input_name: str) -> Window:
@@ -63,10 +69,20 @@ async def send_poisson(load: PoissonLoad, rows: npt.NDArray[Any], *, input_name:
     """Sends the load; answers are bytes or a `Refusal`."""
     messages = request_bytes(load.model, rows, input_name=input_name, batch=load.batch, parameters=load.parameters)
     due_s = poisson_arrivals(load.rate, seconds=load.seconds + WARM_S, seed=load.seed)
+    in_flight = 0
     async with RawClient(load.address) as client:
-        return await open_loop(
-            lambda index: client.send(messages[index * load.batch % len(messages)]), due_s, drain_s=load.drain_s
-        )
+
+        async def send(index: int) -> bytes | Refusal:
+            nonlocal in_flight
+            if load.most_in_flight is not None and in_flight >= load.most_in_flight:
+                return TURNED_AWAY
+            in_flight += 1
+            try:
+                return await client.send(messages[index * load.batch % len(messages)])
+            finally:
+                in_flight -= 1
+
+        return await open_loop(send, due_s, drain_s=load.drain_s)
 
 
 async def send_asked(

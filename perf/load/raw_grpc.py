@@ -53,16 +53,19 @@ def request_bytes(
     """
     twice = np.concatenate([rows, rows[: batch - 1]]) if batch > 1 else rows
     return [
-        _message(model, np.ascontiguousarray(twice[start : start + batch]), input_name, parameters or {})
+        message_from_rows(model, twice[start : start + batch], input_name=input_name, parameters=parameters)
         for start in range(len(rows))
     ]
 
 
-def _message(model: str, rows: npt.NDArray[Any], input_name: str, parameters: Mapping[str, int]) -> bytes:
+def message_from_rows(
+    model: str, rows: npt.NDArray[Any], *, input_name: str, parameters: Mapping[str, int] | None = None
+) -> bytes:
+    """One message with all the rows (n, *dims); arguments as for `request_bytes`."""
     request = service_pb2.ModelInferRequest(model_name=model)
     request.inputs.add(name=input_name, datatype=np_to_triton_dtype(rows.dtype), shape=rows.shape)
-    request.raw_input_contents.append(rows.tobytes())
-    for name, value in parameters.items():
+    request.raw_input_contents.append(np.ascontiguousarray(rows).tobytes())
+    for name, value in (parameters or {}).items():
         request.parameters[name].int64_param = value
     return bytes(request.SerializeToString())
 

@@ -8,11 +8,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
+import numpy as np
+
 from orchestrator.serving.options import ServeOptions
 from orchestrator.serving.process import EmbeddedServer
+from perf.load.open import PoissonLoad
 from perf.overload.ground import GEARED, PLAIN, Ground
 from perf.overload.score import Score, score_of
-from perf.overload.send import Sent, closed_loop, poisson
+from perf.overload.send import Sent, poisson, saturated
 from perf.overload.watch import SETTLE_S, pressure_between, read
 
 Say = Callable[[str], None]
@@ -126,23 +129,24 @@ def run_overload(ground: Ground, load: Load, *, say: Say) -> Measured:
 
 async def _capacity(ground: Ground, load: Load, address: str, *, triton: str, say: Say) -> Measured:
     say("measuring the capacity")
-    loop = partial(closed_loop, address, input_name=ground.spec.input.name, batch=load.batch)
+    loop = partial(saturated, address, input_name=ground.spec.input.name, batch=load.batch)
     for model in (GEARED, PLAIN):
         await loop(model, ground.images, concurrency=4, seconds=1.0)
-    capacity, _ = await loop(PLAIN, ground.images, concurrency=_CAPACITY_IN_FLIGHT, seconds=load.seconds)
-    cheapest, _ = await loop(
+    full = await loop(PLAIN, ground.images, concurrency=_CAPACITY_IN_FLIGHT, seconds=load.seconds)
+    cheapest = await loop(
         GEARED,
         ground.images,
         concurrency=_CAPACITY_IN_FLIGHT,
         seconds=load.seconds / 2,
         gear=len(ground.spec.gears.cheaper) if ground.spec.gears else 0,
     )
-    _, unloaded_ms = await loop(PLAIN, ground.images, concurrency=1, seconds=load.seconds / 2)
+    alone = await loop(PLAIN, ground.images, concurrency=1, seconds=load.seconds / 2)
+    capacity, unloaded_ms = full.requests_per_s, float(np.median(alone.latency_ms))
     deadline_ms = load.deadline_factor * unloaded_ms
     return Measured(
         triton=triton,
         capacity_per_s=capacity,
-        cheapest_per_s=cheapest,
+        cheapest_per_s=cheapest.requests_per_s,
         unloaded_ms=unloaded_ms,
         deadline_ms=deadline_ms,
         most_in_flight=max(1, int(SERVER_SHARE * capacity * deadline_ms / 1000)),
@@ -160,16 +164,18 @@ async def _sent(
     number: int,
 ) -> Sent:
     return await poisson(
-        address,
-        variant.model,
+        PoissonLoad(
+            model=variant.model,
+            address=address,
+            rate=factor * found.capacity_per_s,
+            seconds=load.seconds,
+            # The same moments for every variant of a round.
+            seed=load.seed + number,
+            batch=load.batch,
+            parameters={"deadline_us": int(1000 * SERVER_SHARE * found.deadline_ms)},
+            most_in_flight=found.most_in_flight if variant.turns_away else None,
+        ),
         ground.images,
         ground.labels,
         input_name=ground.spec.input.name,
-        batch=load.batch,
-        rate=factor * found.capacity_per_s,
-        seconds=load.seconds,
-        # The same moments for every variant of a round.
-        seed=load.seed + number,
-        deadline_us=int(1000 * SERVER_SHARE * found.deadline_ms),
-        most_in_flight=found.most_in_flight if variant.turns_away else None,
     )

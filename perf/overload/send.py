@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,12 +10,13 @@ import numpy as np
 import numpy.typing as npt
 
 from orchestrator.errors import ServerFaultError
-from perf.load.poisson import OpenLoop, open_loop, poisson_arrivals
-from perf.load.raw_grpc import RawClient, Refusal, outputs_from_bytes, request_bytes
+from perf.load.closed import closed_tasks
+from perf.load.open import WARM_S, PoissonLoad, send_poisson
+from perf.load.poisson import OpenLoop
+from perf.load.raw_grpc import RawClient, Refusal, message_from_rows, outputs_from_bytes
+from perf.load.window import Window
 
-_WARM_S = 1.0
 _OUTPUTS = ("label", "exit_stage", "status")
-TURNED_AWAY = Refusal(code="TURNED_AWAY", text="too many requests in flight")
 
 Rows = npt.NDArray[Any]
 
@@ -45,7 +44,7 @@ class Sent:
     batch: int
 
 
-async def closed_loop(
+async def saturated(
     address: str,
     model: str,
     rows: Rows,
@@ -55,8 +54,8 @@ async def closed_loop(
     concurrency: int,
     seconds: float,
     gear: int | None = None,
-) -> tuple[float, float]:
-    """Requests/s and median latency in ms with so many requests always in flight.
+) -> Window:
+    """A closed loop with so many requests always in flight.
 
     Args:
         address: of the gRPC endpoint.
@@ -72,85 +71,42 @@ async def closed_loop(
         ServerFaultError: a request failed.
     """
     parameters = None if gear is None else {"gear": gear}
-    messages = request_bytes(model, rows, input_name=input_name, batch=batch, parameters=parameters)
-    taken: list[float] = []
-    turn = 0
     async with RawClient(address) as client:
-        begun = time.perf_counter()
 
-        async def work() -> None:
-            nonlocal turn
-            while time.perf_counter() < begun + seconds:
-                message = messages[turn * batch % len(messages)]
-                turn += 1
-                start = time.perf_counter()
-                answer = await client.send(message)
-                if isinstance(answer, Refusal):
-                    raise ServerFaultError(f"model {model}", got=answer.text)
-                taken.append(time.perf_counter() - start)
+        async def ask(part: Rows) -> npt.NDArray[np.int32]:
+            answer = await client.send(
+                message_from_rows(model, part, input_name=input_name, parameters=parameters)
+            )
+            if isinstance(answer, Refusal):
+                raise ServerFaultError(f"model {model}", got=answer.text)
+            stages: npt.NDArray[np.int32] = outputs_from_bytes(answer, ("exit_stage",))["exit_stage"].ravel()
+            return stages
 
-        await asyncio.gather(*(work() for _ in range(concurrency)))
-        passed = time.perf_counter() - begun
-    return len(taken) / passed, 1000 * float(np.median(taken))
+        return await closed_tasks(ask, rows, concurrency=concurrency, batch=batch, seconds=seconds)
 
 
-async def poisson(
-    address: str,
-    model: str,
-    rows: Rows,
-    labels: npt.NDArray[np.int64],
-    *,
-    input_name: str,
-    batch: int,
-    rate: float,
-    seconds: float,
-    seed: int,
-    deadline_us: int,
-    most_in_flight: int | None = None,
-) -> Sent:
-    """Sends requests at random moments, each with a deadline.
+async def poisson(load: PoissonLoad, rows: Rows, labels: npt.NDArray[np.int64], *, input_name: str) -> Sent:
+    """Sends requests at random moments and compares the answers with the labels.
 
     Args:
-        address: of the gRPC endpoint.
-        model: Triton name.
+        load: what to send.
         rows: (n, *dims), round and round.
         labels: int64 (n,).
         input_name: of the tensor.
-        batch: rows per request.
-        rate: requests per second.
-        seconds: of the load, a second of warm-up besides.
-        seed: of the moments.
-        deadline_us: the request parameter.
-        most_in_flight: what comes while so many are under way is turned away at once; None for no bound.
     """
-    messages = request_bytes(
-        model, rows, input_name=input_name, batch=batch, parameters={"deadline_us": deadline_us}
-    )
-    in_flight = 0
-    async with RawClient(address) as client:
-
-        async def send(index: int) -> bytes | Refusal:
-            nonlocal in_flight
-            if most_in_flight is not None and in_flight >= most_in_flight:
-                return TURNED_AWAY
-            in_flight += 1
-            try:
-                return await client.send(messages[index * batch % len(messages)])
-            finally:
-                in_flight -= 1
-
-        done = await open_loop(send, poisson_arrivals(rate, seconds=seconds + _WARM_S, seed=seed))
-    counted = np.flatnonzero(done.due_s >= _WARM_S)
-    return _sent(counted, done, labels=labels, batch=batch)
+    done = await send_poisson(load, rows, input_name=input_name)
+    return sent_from_open_loop(done, labels=labels, batch=load.batch)
 
 
-def _sent(
-    counted: npt.NDArray[np.intp],
-    done: OpenLoop,
-    *,
-    labels: npt.NDArray[np.int64],
-    batch: int,
-) -> Sent:
+def sent_from_open_loop(done: OpenLoop, *, labels: npt.NDArray[np.int64], batch: int) -> Sent:
+    """The requests that were due after the warm-up.
+
+    Args:
+        done: everything sent; answers are bytes or a `Refusal`.
+        labels: int64 (n,), of the rows that were sent round and round.
+        batch: rows per request.
+    """
+    counted = np.flatnonzero(done.due_s >= WARM_S)
     answered = np.array([isinstance(done.answers[index], bytes) for index in counted], np.bool_)
     right = np.zeros(len(counted), np.int64)
     stages, bits = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]

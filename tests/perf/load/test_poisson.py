@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.errors import DataError, ServerFaultError
-from perf.load.open import WARM_S, window_from_open_loop
+from perf.load.open import TURNED_AWAY, WARM_S, PoissonLoad, send_poisson, window_from_open_loop
 from perf.load.poisson import OpenLoop, open_loop, poisson_arrivals
 from perf.load.raw_grpc import Refusal
 
@@ -112,3 +112,38 @@ def test_a_window_of_refusals_says_what_the_server_says() -> None:
     done = loop_of([WARM_S], [0.1], [refusal])
     with pytest.raises(ServerFaultError, match="unknown model"):
         window_from_open_loop(done, batch=1, stages=[refusal])
+
+
+class _SlowServer:
+    """Takes a tenth of a second for each message and remembers how many it held at once."""
+
+    def __init__(self, _: str) -> None:
+        self.held = 0
+        _SlowServer.most = 0
+
+    async def __aenter__(self) -> _SlowServer:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        pass
+
+    async def send(self, _: bytes) -> bytes:
+        self.held += 1
+        _SlowServer.most = max(_SlowServer.most, self.held)
+        await asyncio.sleep(0.1)
+        self.held -= 1
+        return b""
+
+
+@pytest.mark.parametrize("bound", [1, 3, None])
+def test_what_is_due_beyond_the_bound_is_turned_away_and_the_rest_is_sent(
+    bound: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("perf.load.open.RawClient", _SlowServer)
+    load = PoissonLoad(model="m", address="a", rate=100, seconds=0.3 - WARM_S, seed=0, most_in_flight=bound)
+    rows = np.zeros((3, 2), np.float32)
+    done = asyncio.run(send_poisson(load, rows, input_name="x"))
+    refused = sum(answer is TURNED_AWAY for answer in done.answers)
+    assert refused + done.answers.count(b"") == len(done.answers)
+    assert (refused > 0) == (bound is not None)
+    assert bound is None or _SlowServer.most == bound

@@ -5,10 +5,11 @@ import math
 import numpy as np
 
 from orchestrator.decision import DEADLINE, GEARED
+from perf.load.open import TURNED_AWAY, WARM_S
 from perf.load.poisson import OpenLoop
 from perf.overload.score import Score, medians
 from perf.overload.score import score_of as _score_of
-from perf.overload.send import TURNED_AWAY, Sent, _sent
+from perf.overload.send import Sent, sent_from_open_loop
 from perf.overload.watch import Pressure
 
 
@@ -66,8 +67,9 @@ def test_rounds_of_unequal_depth_are_summed_stage_by_stage() -> None:
 
 def test_refusals_are_no_answers() -> None:
     times = np.array([0.001, 0.002])
-    done = OpenLoop(due_s=np.zeros(2), sent_s=times, done_s=times, answers=[TURNED_AWAY, None])
-    found = _sent(np.arange(2), done, labels=np.zeros(3, np.int64), batch=2)
+    done = OpenLoop(due_s=np.full(2, WARM_S), sent_s=times, done_s=times, answers=[TURNED_AWAY, None])
+    found = sent_from_open_loop(done, labels=np.zeros(3, np.int64), batch=2)
+    assert len(found.answered) == 2
     assert not found.answered.any()
     assert np.isnan(found.latency_ms).all()
 

@@ -3,27 +3,50 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
 from perf.__main__ import app
 
+pytestmark = pytest.mark.triton
 
-@pytest.mark.triton
-def test_a_short_run_measures_every_variant_and_writes_its_report(tmp_path: Path) -> None:
-    report = tmp_path / "docs" / "OVERLOAD.md"
-    command = ["overload", "--quick", "--output", str(tmp_path / "out"), "--report", str(report), "--json"]
+
+@dataclass(frozen=True)
+class Short:
+    """What a short run left."""
+
+    folder: Path
+    report: Path
+    found: dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def short(tmp_path_factory: pytest.TempPathFactory) -> Short:
+    folder = tmp_path_factory.mktemp("overload")
+    report = folder / "docs" / "OVERLOAD.md"
+    command = ["overload", "--quick", "--output", str(folder / "out"), "--report", str(report), "--json"]
     done = CliRunner().invoke(app, command, catch_exceptions=False)
     assert done.exit_code == 0, done.output
-    document = json.loads((tmp_path / "out" / "overload.json").read_text())
-    assert [one["variant"] for one in document["results"]] != []
-    found = {one["variant"]: one for one in document["results"]}
-    assert set(found) == {"gears", "no_gears", "turning_away"}
-    assert found["no_gears"]["geared"]["max"] == 0
-    assert found["turning_away"]["answered"]["max"] < 1
-    for one in found.values():
+    document = json.loads((folder / "out" / "overload.json").read_text())
+    return Short(folder=folder, report=report, found={one["variant"]: one for one in document["results"]})
+
+
+def test_a_short_run_measures_every_variant_and_writes_its_report(short: Short) -> None:
+    assert set(short.found) == {"gears", "no_gears", "turning_away"}
+    assert short.found["no_gears"]["geared"]["max"] == 0
+    assert short.found["turning_away"]["answered"]["max"] < 1
+    for one in short.found.values():
         assert 0.5 < one["accuracy"]["median"] <= 1
-    assert "| 2 x capacity | gears |" in report.read_text()
-    assert (report.parent / "plots" / "overload.png").is_file()
+    assert "| 2 x capacity | gears |" in short.report.read_text()
+    assert (short.report.parent / "plots" / "overload.png").is_file()
+
+
+@pytest.mark.xfail(
+    reason="requests wait in front of the cascade, where the gearbox does not see them", strict=False
+)
+def test_twice_the_capacity_moves_the_gear(short: Short) -> None:
+    assert short.found["gears"]["geared"]["max"] > 0
