@@ -13,7 +13,7 @@ from orchestrator.cli.app import guarded
 from perf.bench.command import leak, run
 from perf.gpu.command import gpu
 from perf.live.command import live
-from perf.load.command import analyzer, inputs
+from perf.load.command import analyzer, inputs, tritonserver
 from perf.onefile import onefile
 from perf.overload.command import overload
 from perf.planner import planner
@@ -34,7 +34,10 @@ app.command()(onefile)
 app.command()(planner)
 app.command()(live)
 app.command()(overload)
-app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(analyzer)
+# Options behind these names are the other program's.
+_HANDED_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
+app.command(context_settings=_HANDED_ON)(analyzer)
+app.command(context_settings=_HANDED_ON)(tritonserver)
 app.command()(inputs)
 app.command()(gpu)
 app.command()(reproduce)

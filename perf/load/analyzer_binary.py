@@ -39,20 +39,27 @@ class AnalyzerBinary:
         path: the program.
         environment: variables it runs with.
         version: what it says of itself.
+        libraries: folder its environment names for it; None for the user's own program.
     """
 
     path: Path
     environment: Mapping[str, str] = field(repr=False)
     version: str
+    libraries: Path | None = None
 
 
 Fetch = Callable[[Path], Path]
 
 
+def cache_base(environment: Mapping[str, str]) -> Path:
+    """Where things that were fetched or made once are kept between runs."""
+    base = environment.get("XDG_CACHE_HOME") or str(Path(environment.get("HOME", "~")).expanduser() / ".cache")
+    return Path(base) / "committee"
+
+
 def cache_folder(environment: Mapping[str, str]) -> Path:
     """Where the fetched program is kept between runs."""
-    base = environment.get("XDG_CACHE_HOME") or str(Path(environment.get("HOME", "~")).expanduser() / ".cache")
-    return Path(base) / "committee" / f"perf_analyzer-{VERSION}"
+    return cache_base(environment) / f"perf_analyzer-{VERSION}"
 
 
 def find_analyzer(environment: Mapping[str, str] | None = None, *, fetch: Fetch | None = None) -> AnalyzerBinary:
@@ -76,7 +83,7 @@ def find_analyzer(environment: Mapping[str, str] | None = None, *, fetch: Fetch 
     libraries = _linked_libraries(folder, _wheel_libraries())
     known = variables.get("LD_LIBRARY_PATH")
     variables["LD_LIBRARY_PATH"] = os.pathsep.join([str(libraries), *([known] if known else [])])
-    return _checked(path, variables)
+    return _checked(path, variables, libraries=libraries)
 
 
 def _own_path(text: str) -> Path:
@@ -156,7 +163,7 @@ def _linked_libraries(folder: Path, source: Path) -> Path:
     return links
 
 
-def _checked(path: Path, environment: Mapping[str, str]) -> AnalyzerBinary:
+def _checked(path: Path, environment: Mapping[str, str], *, libraries: Path | None = None) -> AnalyzerBinary:
     try:
         done = subprocess.run(
             [str(path), "--version"],
@@ -173,9 +180,8 @@ def _checked(path: Path, environment: Mapping[str, str]) -> AnalyzerBinary:
     if done.returncode or "Version" not in words[:-1]:
         text = next((line for line in said.splitlines() if line.strip()), "no output")
         raise ServingError(f"{path} does not start", got=text, fix=_OWN)
-    return AnalyzerBinary(
-        path=path, environment=environment, version=words[words.index("Version") + 1].rstrip(",")
-    )
+    version = words[words.index("Version") + 1].rstrip(",")
+    return AnalyzerBinary(path=path, environment=environment, version=version, libraries=libraries)
 
 
 def _sha256(path: Path) -> str:

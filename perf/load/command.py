@@ -1,4 +1,4 @@
-"""`python -m perf analyzer` and `python -m perf inputs`: perf_analyzer and its files for loads of one's own."""
+"""`python -m perf analyzer`, `tritonserver` and `inputs`: what load tests with NVIDIA's own tools need."""
 
 from __future__ import annotations
 
@@ -13,27 +13,46 @@ import typer
 
 from orchestrator.client.over_grpc import GrpcClient
 from orchestrator.errors import DataError
+from orchestrator.serving.machine import machine_here
 from perf.live.measure import different_rows
 from perf.load.analyzer_binary import find_analyzer
 from perf.load.inputs import next_prime, write_input_data
+from perf.load.programs import analyzer_program, server_program
 
 # perf_analyzer reads the whole file before it begins.
 MOST_ROWS = 997
 
 
-def analyzer(context: typer.Context) -> None:
+_Words = Annotated[list[str] | None, typer.Argument(help="Run it with these.", metavar="ARGS", show_default=False)]
+
+
+def analyzer(arguments: _Words = None) -> None:
     """Run a perf_analyzer that works here, fetched the first time; without arguments print its path.
 
     PERF_ANALYZER names another one. Everything after the word goes to it as it is.
 
     Example: python -m perf analyzer -m digits_cascade -i grpc -u 127.0.0.1:8001 --input-data build/rows.json
     """
-    binary = find_analyzer()
-    if not context.args:
-        typer.echo(str(binary.path))
+    _print_or_become(analyzer_program(find_analyzer()), arguments)
+
+
+def tritonserver(arguments: _Words = None) -> None:
+    """Run the embedded tritonserver with Triton's own options; without arguments print its path.
+
+    For tools that start a server themselves, or load and unload models: unlike that of `committee serve`, its
+    repository API is open to whoever reaches the port.
+
+    Example: python -m perf tritonserver --model-repository model_repository --model-control-mode explicit
+    """
+    _print_or_become(server_program(machine_here()), arguments)
+
+
+def _print_or_become(program: Path, arguments: list[str] | None) -> None:
+    if not arguments:
+        typer.echo(str(program))
         return
     # In our place, so that signals, output and exit status are its own.
-    os.execve(binary.path, [str(binary.path), *context.args], dict(binary.environment))
+    os.execv(program, [str(program), *arguments])
 
 
 def inputs(
