@@ -146,7 +146,8 @@ def test_a_queue_that_stands_shifts_the_served_gear_and_an_empty_one_brings_it_b
     spec = geared(raise_wait_us=2_000, lower_wait_us=1_000, raise_after_us=0, lower_after_us=0)
     one = np.concatenate([np.log(np.array([0.7, 0.2, 0.1])), HARD[3:]]).astype(np.float32)
     with loaded(tmp_path, fake, spec) as model:
-        waiting = [Request({"x": rows_of(one)}) for _ in range(12)]
+        # They name gear 0, so that all of them wait although the first few may shift it.
+        waiting = [Request({"x": rows_of(one)}, parameters={"gear": 0}) for _ in range(12)]
         for request in waiting:
             assert model.execute([request]) is None
         threading.Event().wait(0.02)
