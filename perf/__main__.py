@@ -49,13 +49,16 @@ def readme(
     claims: Annotated[Path, typer.Option(help="results.json of `python -m perf reproduce`.")] = Path(
         "docs/reproduce/results.json"
     ),
+    targets: Annotated[Path, typer.Option(help="verdict.json of `python -m perf run`.")] = Path(
+        "perf/verdict.json"
+    ),
     path: Annotated[Path, typer.Option(help="README to write into.")] = Path("README.md"),
 ) -> None:
-    """Write the demo's table and the headline about the paper's claims into README.md.
+    """Write the demo's table, the headline about the paper's claims and the speed targets into README.md.
 
     Example: committee demo --output docs/demo && python -m perf readme
     """
-    write_readme(path, report=report, claims=claims)
+    write_readme(path, report=report, claims=claims, targets=targets)
     typer.echo(f"Written: {path}")
 
 

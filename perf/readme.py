@@ -19,10 +19,12 @@ from perf.reproduce.results import WRITTEN_BY, results_from_path
 
 BEGIN = "<!-- begin: python -m perf readme -->"
 CLAIMS_BEGIN = "<!-- begin: python -m perf readme, claims -->"
+TARGETS_BEGIN = "<!-- begin: python -m perf readme, targets -->"
 END = "<!-- end -->"
 WIDTH = 88
 CLAIMS_WIDTH = 120
 _DEMO = "make it with `committee demo`"
+_BENCH = "make it with `python -m perf run --full`"
 
 
 def block_from_report(report: dict[str, Any]) -> str:
@@ -103,6 +105,36 @@ def _replaced(readme: str, first: str, block: str) -> str:
     return head + block + tail
 
 
+def block_from_targets(verdicts: list[dict[str, Any]]) -> str:
+    """The README's block about speed, from the verdict.json of a bench."""
+    lines = ["| ratio within one run | needed | measured | met |", "|---|---|---|---|"]
+    for one in verdicts:
+        measured = "not measured" if one["measured"] is None else f"{one['measured']:.3g}"
+        met = {True: "yes", False: "**no**", None: ""}[one["met"]]
+        lines.append(f"| {one['target']} | {one['needed']:g} | {measured} | {met} |")
+    return "\n".join([TARGETS_BEGIN, *lines, END])
+
+
+def readme_with_targets(text: str, verdicts: list[dict[str, Any]]) -> str:
+    """The README with the block about speed replaced; arguments as for `readme_with_report`."""
+    return _replaced(text, TARGETS_BEGIN, block_from_targets(verdicts))
+
+
+def verdicts_from_path(path: Path) -> list[dict[str, Any]]:
+    """The verdicts of a bench.
+
+    Raises:
+        DataError: the file is missing or holds something else.
+    """
+    try:
+        verdicts: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"verdicts {path}", got=str(error), fix=_BENCH) from error
+    if not isinstance(verdicts, list) or not verdicts:
+        raise DataError(f"verdicts {path}", got="no list of targets", expected="that of a bench", fix=_BENCH)
+    return verdicts
+
+
 def report_from_path(path: Path) -> dict[str, Any]:
     """The report of a demo run.
 
@@ -116,13 +148,14 @@ def report_from_path(path: Path) -> dict[str, Any]:
     return report
 
 
-def write_readme(path: Path, *, report: Path, claims: Path) -> None:
-    """Puts both blocks into a README; it is left alone where one of them cannot be made.
+def write_readme(path: Path, *, report: Path, claims: Path, targets: Path) -> None:
+    """Puts all blocks into a README; it is left alone where one of them cannot be made.
 
     Args:
         path: of the README.
         report: report.json of a demo run.
         claims: results.json of `python -m perf reproduce`.
+        targets: verdict.json of `python -m perf run`.
 
     Raises:
         DataError: a file is missing or holds something else, or the README cannot be written.
@@ -135,6 +168,8 @@ def write_readme(path: Path, *, report: Path, claims: Path) -> None:
         text = readme_with_report(text, report_from_path(report))
     with _holding(f"results {claims}", fix=WRITTEN_BY):
         text = readme_with_claims(text, results_from_path(claims))
+    with _holding(f"verdicts {targets}", fix=_BENCH):
+        text = readme_with_targets(text, verdicts_from_path(targets))
     try:
         path.write_text(text, encoding="utf-8")
     except OSError as error:

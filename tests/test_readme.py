@@ -21,6 +21,8 @@ from perf.readme import (
     block_from_report,
     readme_with_claims,
     readme_with_report,
+    readme_with_targets,
+    verdicts_from_path,
 )
 from perf.reproduce.results import results_from_path
 
@@ -46,6 +48,17 @@ def test_the_headline_is_that_of_the_committed_results_to_the_letter() -> None:
     results = results_from_path(ROOT / "docs" / "reproduce" / "results.json")
     assert block_from_claims(results) in README
     assert readme_with_claims(README, results) == README
+
+
+def test_the_speed_targets_are_those_of_the_committed_bench_to_the_letter() -> None:
+    verdicts = verdicts_from_path(ROOT / "perf" / "verdict.json")
+    assert readme_with_targets(README, verdicts) == README
+    results = (ROOT / "perf" / "RESULTS.md").read_text(encoding="utf-8")
+    for one in verdicts:
+        # Both come from one run, or one of them was written by hand.
+        words = one["target"].rpartition(" (")[0]
+        row = next(line for line in results.splitlines() if line.startswith(f"| {words} |"))
+        assert row.split(" | ")[3] == {True: "yes", False: "**no**", None: "not measured"}[one["met"]]
 
 
 def test_the_one_command_and_its_table_come_within_the_first_30_lines() -> None:

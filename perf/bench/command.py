@@ -16,7 +16,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from perf.bench.leak import measure_leak
 from perf.bench.plots import draw_plots
 from perf.bench.report import report_from_results, table_from_summaries, table_from_verdicts
-from perf.bench.results import Results, write_results
+from perf.bench.results import Results, write_results, write_verdicts
 from perf.bench.run import Progress as Tell
 from perf.bench.run import RunOptions, run_bench, serving
 from perf.bench.scenarios import default_scenarios, tools_of
@@ -111,7 +111,7 @@ def leak(
 
 
 def write_report(results: Results, path: Path) -> list[Path]:
-    """Writes the report and, in a folder beside it, its plots; returns their paths."""
+    """Writes the report, verdict.json beside it for the README, and its plots in a folder; returns their paths."""
     path.parent.mkdir(parents=True, exist_ok=True)
     plots = [
         picture
@@ -120,7 +120,9 @@ def write_report(results: Results, path: Path) -> list[Path]:
     ]
     text = report_from_results(results, pictures=[f"plots/{one.name}" for one in plots])
     path.write_text(text, encoding="utf-8")
-    return [path, *plots]
+    verdict = path.with_name("verdict.json")
+    write_verdicts(results, verdict)
+    return [path, verdict, *plots]
 
 
 def _show(results: Results, written: list[Path]) -> None:

@@ -111,10 +111,15 @@ def write_results(results: Results, folder: Path) -> list[Path]:
     """Writes results.json, results.csv and verdict.json and returns their paths."""
     document, verdict, table = folder / "results.json", folder / "verdict.json", folder / "results.csv"
     write_document(results.as_json(), document)
-    verdict.write_text(json.dumps([one.as_json() for one in results.verdicts], indent=2) + "\n", encoding="utf-8")
+    write_verdicts(results, verdict)
     rows = [row_from_summary(one) for one in results.summaries]
     with table.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]) if rows else ["scenario"], lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
     return [document, table, verdict]
+
+
+def write_verdicts(results: Results, path: Path) -> None:
+    """Writes verdict.json: target, needed, measured and met of each."""
+    path.write_text(json.dumps([one.as_json() for one in results.verdicts], indent=2) + "\n", encoding="utf-8")

@@ -17,6 +17,7 @@ from perf.reproduce.results import results_from_path
 ROOT = Path(__file__).parents[2]
 README, REPORT = ROOT / "README.md", ROOT / "docs/demo/report.json"
 CLAIMS = ROOT / "docs/reproduce/results.json"
+TARGETS = ROOT / "perf/verdict.json"
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +58,9 @@ def without_claims(results: dict[str, Any]) -> str:
         ("report", lambda _: "{}", "other JSON .KeyError.*committee demo"),
         ("claims", None, "results .*perf reproduce"),
         ("claims", lambda _: "{}", "expected an object with format .*perf reproduce"),
+        ("targets", None, "verdicts .*perf run --full"),
+        ("targets", lambda _: "{}", "no list of targets.*perf run --full"),
+        ("targets", lambda _: '[{"target": "x"}]', "other JSON .KeyError.*perf run --full"),
         ("claims", without_claims, "other JSON .KeyError: 'headline'.*perf reproduce"),
     ],
 )
@@ -67,7 +71,7 @@ def test_what_cannot_be_written_is_one_line_and_the_readme_is_left_alone(
     text: Callable[[dict[str, Any]], str] | None,
     says: str,
 ) -> None:
-    paths = {"readme": README, "report": REPORT, "claims": CLAIMS}
+    paths = {"readme": README, "report": REPORT, "claims": CLAIMS, "targets": TARGETS}
     for name, path in paths.items():
         paths[name] = tmp_path / name
         if name != spoiled:
@@ -76,6 +80,6 @@ def test_what_cannot_be_written_is_one_line_and_the_readme_is_left_alone(
             paths[name].write_text(text(results))
     before = paths["readme"].read_text() if paths["readme"].exists() else None
     with pytest.raises(DataError, match=says) as caught:
-        write_readme(paths["readme"], report=paths["report"], claims=paths["claims"])
+        write_readme(paths["readme"], report=paths["report"], claims=paths["claims"], targets=paths["targets"])
     assert "\n" not in str(caught.value)
     assert before is None or paths["readme"].read_text() == before
