@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,7 +11,8 @@ import numpy as np
 from orchestrator.bls.calls import MemberCalls, StageResult, merged
 from orchestrator.bls.counters import Counters
 from orchestrator.bls.direct import DirectAnswers, decided, starts_of
-from orchestrator.bls.pending import Pending, Reply
+from orchestrator.bls.entrance import Entrance
+from orchestrator.bls.pending import LATE, UNAVAILABLE, Pending, Reply
 from orchestrator.bls.scheduler import Scheduler
 from orchestrator.bls.tensors import Rows
 from orchestrator.decision import Look, Sure, arrivals_from_policies
@@ -36,6 +38,7 @@ class FirstStage:
         self._scheduler = scheduler
         self._counters = counters
         self._direct = DirectAnswers(pb_utils, spec)
+        self._entrance = Entrance(spec.limits.max_batch_size)
 
     def answer(self, batch: Sequence[Pending], rows: Rows, *, listed: list[Any], replies: list[Reply]) -> None:
         """Asks stage 0 and answers what is decided by then; the rest is pooled.
@@ -50,18 +53,24 @@ class FirstStage:
         """
         # Taken before anything can be answered: an answer lets go of its request's input.
         inputs = [(one.tensor, one.rows) for one in batch]
-        dated = [one for one in batch if one.deadline_ns is not None]
+        replies += self._turn_away(batch)
+        dated = [one for one in batch if one.deadline_ns is not None and not one.answered]
         if dated:
             self._scheduler.expect(dated)
         self._scheduler.wait_at_door(len(rows))
         live = [index for index, one in enumerate(batch) if not one.answered]
         if not live:
+            self._entrance.done(time.monotonic_ns())
             return
         if len(live) < len(batch):
             batch, inputs = [batch[index] for index in live], [inputs[index] for index in live]
             rows = merged([part for _, part in inputs])
         self._counters.arrived(len(rows), self._spec.stages[0].cost)
+        start_ns = time.monotonic_ns()
         result = self._calls.ask_first(rows, inputs[0][0] if len(batch) == 1 else None)
+        end_ns = time.monotonic_ns()
+        self._entrance.took(end_ns - start_ns)
+        self._entrance.done(end_ns)
         look = self._scheduler.look(len(rows), result)
         gear = self._scheduler.gear if self._spec.gears is not None else 0
         sure = self._scheduler.sure(look, gear)
@@ -72,6 +81,18 @@ class FirstStage:
         self._answer_at_once(
             [(one, start) for one, start, own in zip(batch, starts, mine, strict=True) if own], sure, listed
         )
+
+    def _turn_away(self, batch: Sequence[Pending]) -> list[Reply]:
+        """Looks at the queue in front; refuses requests that came too late to be answered in time."""
+        now_ns = time.monotonic_ns()
+        stands = self._entrance.queue_stands(batch, now_ns=now_ns)
+        if self._spec.gears is not None:
+            self._scheduler.came(stands=stands)
+        late = self._entrance.too_late(batch, stands=stands, now_ns=now_ns)
+        for one in late:
+            one.answered = True  # nobody else knows of it yet
+            self._counters.refused(one.count)
+        return [Reply(one, None, LATE, UNAVAILABLE) for one in late]
 
     def _answer_at_once(self, places: list[tuple[Pending, int]], sure: Sure, listed: list[Any]) -> None:
         """Puts the answers of requests, each with where its rows begin, into the list."""

@@ -1,8 +1,10 @@
-"""Which gear new rows are judged by: shifted by how long deferred rows wait, with hysteresis.
+"""Which gear new rows are judged by: shifted by how long rows wait, with hysteresis.
 
 The wait of a row from its deferral until a worker takes it is the queue itself, in the unit that clients feel; no
-rate has to be estimated. Two limits with a gap between them, each to be kept up for a while, keep gears from
-swinging. Times come from the caller; one lock guards every call.
+rate has to be estimated. Of the server's queue in front no more is known than that batches come full; where every
+one does, it has stood for as long as that goes on, and that time counts as the wait. Two limits with a gap between
+them, each to be kept up for a while, keep gears from swinging. Times come from the caller; one lock guards every
+call.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ class Gearbox:
         self._side: str | None = None
         self._since_ns = 0
         self._deferred_ns: npt.NDArray[np.int64] = np.zeros(0, np.int64)  # by slot: when it was deferred last
+        self._stands_since_ns: int | None = None  # a queue has stood in front since then
         self.gear = 0
 
     def deferred(self, slots: Slots, *, capacity_rows: int, now_ns: int) -> None:
@@ -51,6 +54,23 @@ class Gearbox:
         """Rows need wait no longer, intp (n,); returns as `felt`."""
         return 0 if self._gears is None else self.felt(now_ns - int(self._deferred_ns[slots].min()), now_ns)
 
+    def came(self, *, stands: bool, now_ns: int) -> int:
+        """A batch came in from the server's queue.
+
+        Args:
+            stands: more waited behind it.
+            now_ns: on the caller's monotonic clock.
+
+        Returns:
+            as `felt`.
+        """
+        if not stands:
+            self._stands_since_ns = None
+            return 0
+        if self._stands_since_ns is None:
+            self._stands_since_ns = now_ns
+        return self.felt(0, now_ns)
+
     def felt(self, wait_ns: int, now_ns: int) -> int:
         """Rows were taken that had waited that long, or none waits (0).
 
@@ -64,7 +84,8 @@ class Gearbox:
         gears = self._gears
         if gears is None:
             return 0
-        wait_us = wait_ns // 1000
+        front_ns = 0 if self._stands_since_ns is None else now_ns - self._stands_since_ns
+        wait_us = max(wait_ns, front_ns) // 1000
         side = _HIGH if wait_us >= gears.raise_wait_us else _LOW if wait_us <= gears.lower_wait_us else None
         if side != self._side:
             self._side, self._since_ns = side, now_ns

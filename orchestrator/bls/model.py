@@ -143,7 +143,9 @@ class CascadeModel:
         text = request.parameters()
         policy = DEFAULT
         if text and text != "{}":
-            policy = policy_from_parameters(json.loads(text), len(self.spec.stages), self._gear_count)
+            policy = policy_from_parameters(
+                json.loads(text), len(self.spec.stages), self._gear_count, now_us=time.time_ns() // 1000
+            )
         tensor, rows = self._reader.read(request)
         names = request.requested_output_names()
         # Nearly every request wants all, and one set for them is cheaper than one each.

@@ -12,6 +12,7 @@ from orchestrator.decision import Answers, Policy
 from orchestrator.spec import CascadeSpec
 
 INVALID, UNAVAILABLE, INTERNAL, CANCELLED = "INVALID_ARG", "UNAVAILABLE", "INTERNAL", "CANCELLED"
+LATE = "deadline passed before any stage had answered"
 
 
 @dataclass(slots=True)
@@ -71,7 +72,7 @@ def reason_of(spec: CascadeSpec, index: int, errors: dict[int, str]) -> str:
         errors: what members said, by the same index.
     """
     if index < 0:
-        return "deadline_us passed before any stage had answered"
+        return LATE
     if index in errors:
         return f"{errors[index]}; try again"
     member = spec.members[index]

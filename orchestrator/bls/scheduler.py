@@ -23,7 +23,7 @@ from orchestrator.bls.counters import Counters
 from orchestrator.bls.gearbox import Gearbox
 from orchestrator.bls.kept import KeptInputs
 from orchestrator.bls.leading import follow
-from orchestrator.bls.pending import CANCELLED, INTERNAL, UNAVAILABLE, Pending, Reply, reason_of, spread
+from orchestrator.bls.pending import CANCELLED, INTERNAL, LATE, UNAVAILABLE, Pending, Reply, reason_of, spread
 from orchestrator.bls.tensors import Rows
 from orchestrator.decision import Arrivals, CascadeRun, Failures, Look, Outcome, Sure
 from orchestrator.spec import CascadeSpec
@@ -119,6 +119,11 @@ class Scheduler:
         with self._lock:
             while self._run.rows_in_table and self._run.rows_in_table + rows > bound and not self._stopping:
                 self._room.wait(timeout=1.0)
+
+    def came(self, *, stands: bool) -> None:
+        """A batch came in; a queue that stands behind it moves the gear."""
+        with self._lock:
+            self._shift(self._gearbox.came(stands=stands, now_ns=time.monotonic_ns()))
 
     @property
     def gear(self) -> int:
@@ -245,9 +250,7 @@ class Scheduler:
             pending = self._books.known.get(token)
             if pending is not None:
                 self._run.drop(np.array([token]))
-                replies.append(
-                    self._refuse(pending, "deadline_us passed before any stage had answered", UNAVAILABLE)
-                )
+                replies.append(self._refuse(pending, LATE, UNAVAILABLE))
         return replies
 
     def _settle(self, outcome: Outcome, errors: dict[int, str]) -> list[Reply]:

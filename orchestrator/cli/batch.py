@@ -9,8 +9,9 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Annotated
+from typing import IO, Annotated, Any
 
+import numpy.typing as npt
 import typer
 
 from orchestrator.cli.batch_rows import StoredRows, stored_rows
@@ -18,8 +19,10 @@ from orchestrator.cli.batch_run import Settled, settled_blocks
 from orchestrator.cli.batch_write import AnswerFile, answer_file, refused_line, refused_path, whole_file
 from orchestrator.cli.console import print_json, progress, stdout_console
 from orchestrator.cli.pictures import picture_reader
+from orchestrator.client.base import Answers
 from orchestrator.client.models import input_tensor
 from orchestrator.client.over_grpc import AsyncGrpcClient
+from orchestrator.decision import Policy
 from orchestrator.errors import ClientError, DataError
 
 
@@ -71,6 +74,27 @@ class Tally:
         return self.answered + self.refused
 
 
+class OwnThresholds:
+    """A client whose cascades judge by the plan's own thresholds, whatever gear the load calls for.
+
+    Args:
+        client: that asks.
+        is_cascade: whether the model takes request parameters.
+    """
+
+    def __init__(self, client: AsyncGrpcClient, *, is_cascade: bool) -> None:
+        self._client = client
+        self._policy = Policy(gear=0) if is_cascade else None
+
+    async def infer(self, model: str, rows: npt.NDArray[Any]) -> Answers:
+        """Answers of rows."""
+        return await self._client.infer(model, rows, policy=self._policy)
+
+    async def ready(self, model: str | None = None) -> bool:
+        """Whether the server and the model would answer now."""
+        return await self._client.ready(model)
+
+
 def batch(
     source: Annotated[Path, typer.Argument(metavar="IN", help="Rows: .npy, .npz or .parquet.")],
     output: Annotated[Path, typer.Argument(metavar="OUT", help="Answers: .parquet or .npz.")],
@@ -94,7 +118,8 @@ def batch(
 
     OUT gets id, label, confidence, exit_stage, cost and status. Rows that are refused, by the server or because
     they cannot be read, go to OUT's name with .refused.jsonl (id, reason) and do not stop the job. OUT appears
-    only when the job is finished.
+    only when the job is finished. A plan with gears judges by its own thresholds: a job is not to get other
+    answers because of the load it makes itself.
 
     Example: committee batch --model digits_cascade digits.npz answers.parquet --in-flight 16
     """
@@ -136,9 +161,10 @@ async def _run(job: Job) -> Tally:
         reader = picture_reader(job.repository, job.model, input_tensor(info))
         rows = stored_rows(job.source, info, column=job.column, read_picture=reader)
         tally = Tally(total=rows.total)
+        is_cascade = any(tensor.name == "exit_stage" for tensor in info.outputs)
         try:
             with progress(f"asking {job.model}", rows.total) as advance:
-                await _push(job, client, rows, tally=tally, advance=advance)
+                await _push(job, client, rows, is_cascade=is_cascade, tally=tally, advance=advance)
         except ClientError as error:
             what = f"batch stopped after {tally.done} of {tally.total} rows, nothing written: {error.what}"
             raise type(error)(what, got=error.got, fix=error.fix) from error
@@ -146,12 +172,19 @@ async def _run(job: Job) -> Tally:
 
 
 async def _push(
-    job: Job, client: AsyncGrpcClient, rows: StoredRows, *, tally: Tally, advance: Callable[[int], None]
+    job: Job,
+    client: AsyncGrpcClient,
+    rows: StoredRows,
+    *,
+    is_cascade: bool,
+    tally: Tally,
+    advance: Callable[[int], None],
 ) -> None:
     side = refused_path(job.output)
     with whole_file(side) as side_part, whole_file(job.output) as output_part:
         answers = answer_file(job.output, output_part, text_ids=rows.text_ids)
-        blocks = settled_blocks(client, job.model, rows.blocks(job.request_rows), in_flight=job.in_flight)
+        asked = OwnThresholds(client, is_cascade=is_cascade)
+        blocks = settled_blocks(asked, job.model, rows.blocks(job.request_rows), in_flight=job.in_flight)
         with side_part.open("w", encoding="utf-8") as refused:
             async with contextlib.aclosing(blocks):
                 async for settled in blocks:

@@ -65,8 +65,8 @@ FIXES: dict[Leaf, str] = {
 }
 # What a server says of a model it is just unloading or not ready to run, under codes that sound final.
 STOPPING = ("has no available versions", "Server not ready", "Server is stopping")
-# The request's own deadline_us, which asking again would only miss again under the same load.
-LATE = "deadline_us passed"
+# The request's own deadline, which asking again would only miss again under the same load.
+LATE = "deadline passed"
 # Longer texts are dumps, not messages.
 MAX_TEXT = 400
 

@@ -10,6 +10,8 @@ from orchestrator.errors import InputError
 
 # Longer would overflow nothing, but a day is past any client's patience and most likely a wrong unit.
 MAX_DEADLINE_US = 86_400_000_000
+# What the protocol can carry.
+_MAX_INTEGER = 2**63 - 1
 # A caller's own words go back to it shortened.
 MAX_ECHO = 40
 PARAMETERS = {
@@ -17,6 +19,7 @@ PARAMETERS = {
     "max_stage": "answer at this stage at the latest",
     "threshold_shift": "added to every finite threshold, -1 to 1, positive is stricter",
     "deadline_us": "microseconds from arrival until the best answer so far is due",
+    "deadline_at_us": "the same as a point in Unix time, in microseconds; the wait in front of the cascade counts",
     "gear": "judge by this gear's thresholds whatever the load, 0 for the plan's own",
 }
 # The protocol's own request parameters: they say nothing about the decision and are not ours to refuse.
@@ -27,12 +30,23 @@ PROTOCOL = frozenset(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Policy:
-    """One request's wishes; they apply to all of its rows."""
+    """One request's wishes; they apply to all of its rows.
+
+    Args:
+        min_stage: no exit before it.
+        max_stage: answered there at the latest; None for no such wish.
+        threshold_shift: added to every finite threshold.
+        deadline_us: microseconds from arrival until an answer is due, None for no deadline; of a request read with
+            a `deadline_at_us` the smaller of both, zero or less where it came too late.
+        deadline_at_us: the same in Unix time, so that the wait in front of the cascade counts.
+        gear: whose thresholds judge; None leaves it to the load.
+    """
 
     min_stage: int = 0
     max_stage: int | None = None
     threshold_shift: float = 0.0
     deadline_us: int | None = None
+    deadline_at_us: int | None = None
     gear: int | None = None
 
     @property
@@ -46,13 +60,16 @@ class Policy:
 DEFAULT = Policy()
 
 
-def policy_from_parameters(parameters: Mapping[str, object], stages: int, gears: int = 1) -> Policy:
+def policy_from_parameters(
+    parameters: Mapping[str, object], stages: int, gears: int = 1, *, now_us: int
+) -> Policy:
     """The policy a request asks for.
 
     Args:
         parameters: as the request carries them.
         stages: number of stages of the cascade.
         gears: number of its gears, the plan's own thresholds among them.
+        now_us: Unix time of its arrival in microseconds, which turns `deadline_at_us` into time left.
 
     Raises:
         InputError: an unknown parameter, or a value of the wrong type or out of range.
@@ -68,9 +85,12 @@ def policy_from_parameters(parameters: Mapping[str, object], stages: int, gears:
         min_stage=_integer(values, "min_stage", 0, high=stages - 1) or 0,
         max_stage=_integer(values, "max_stage", 0, high=stages - 1),
         threshold_shift=_shift(values),
-        deadline_us=_integer(values, "deadline_us", 1, high=MAX_DEADLINE_US),
-        gear=_integer(values, "gear", 0, high=gears - 1),
+        deadline_us=_deadline(values, now_us),
+        deadline_at_us=_integer(values, "deadline_at_us", 0),
+        gear=_gear(values, gears),
     )
+    if policy == DEFAULT:
+        return DEFAULT
     if policy.max_stage is not None and policy.min_stage > policy.max_stage:
         raise InputError(
             "request parameter min_stage",
@@ -80,7 +100,7 @@ def policy_from_parameters(parameters: Mapping[str, object], stages: int, gears:
     return policy
 
 
-def _integer(values: Mapping[str, object], name: str, low: int, *, high: int) -> int | None:
+def _integer(values: Mapping[str, object], name: str, low: int, *, high: int = _MAX_INTEGER) -> int | None:
     value = values.get(name)
     if value is None:
         return None
@@ -89,6 +109,28 @@ def _integer(values: Mapping[str, object], name: str, low: int, *, high: int) ->
             f"request parameter {name}", got=repr(value), expected=f"a whole number from {low} to {high}"
         )
     return value
+
+
+def _gear(values: Mapping[str, object], gears: int) -> int | None:
+    """The gear asked for; a cascade that has the plan's own alone is in it anyway."""
+    gear = _integer(values, "gear", 0, high=gears - 1)
+    return gear if gears > 1 else None
+
+
+def _deadline(values: Mapping[str, object], now_us: int) -> int | None:
+    """Microseconds left, the smaller of both kinds; zero or less where the point in time has passed."""
+    left_us = _integer(values, "deadline_us", 1, high=MAX_DEADLINE_US)
+    at_us = _integer(values, "deadline_at_us", 0)
+    if at_us is None:
+        return left_us
+    if abs(at_us - now_us) > MAX_DEADLINE_US:
+        # Seconds or milliseconds in place of microseconds, or clocks that have nothing to do with each other.
+        raise InputError(
+            "request parameter deadline_at_us",
+            got=at_us,
+            expected=f"Unix time in microseconds within a day of the server's clock, which says {now_us}",
+        )
+    return at_us - now_us if left_us is None else min(left_us, at_us - now_us)
 
 
 def _shift(values: Mapping[str, object]) -> float:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+import tritonclient.grpc as triton
+from tritonclient.utils import np_to_triton_dtype
 
 from perf.bench.cells import BASE_DEFERRAL
 from perf.bench.served import Served
@@ -34,6 +36,7 @@ class Leak:
         warm: held after the warm-up.
         end: held at the end.
         trace: (requests, resident bytes, shared bytes) after each window.
+        grown_bytes: how far the processes of each model grew, `server` for the server's own.
     """
 
     model: str
@@ -43,6 +46,7 @@ class Leak:
     warm: Memory
     end: Memory
     trace: Sequence[tuple[int, int, int]]
+    grown_bytes: Mapping[str, int]
 
     @property
     def resident_percent(self) -> float:
@@ -88,7 +92,9 @@ def measure_leak(
     model = served.repository.routes[route].model
     assert model is not None, "a leak is looked for in a model"
     start_s, first = time.monotonic(), _rows(served, model)
+    _ask_for_most(served, served.models_of(served.repository.routes[route]))
     warm: Memory | None = None
+    each: Mapping[str, int] = {}
     warm_requests = turn = done = 0
     trace: list[tuple[int, int, int]] = []
     # Each concurrency must have had its turn before the first look.
@@ -99,7 +105,7 @@ def measure_leak(
         now = _settled(served)
         trace.append((done, now.resident_bytes, now.shm_bytes))
         if warm is None and turn >= len(CONCURRENCIES) and done >= WARM_SHARE * requests:
-            warm, warm_requests = now, done
+            warm, warm_requests, each = now, done, _by_model(served)
             requests = max(requests, done + 1)  # something must follow the warm-up
     return Leak(
         model=model,
@@ -109,7 +115,33 @@ def measure_leak(
         warm=warm,
         end=_settled(served),
         trace=trace,
+        grown_bytes={name: held - each[name] for name, held in _by_model(served).items()},
     )
+
+
+def _ask_for_most(served: Served, models: Sequence[str]) -> None:
+    """Asks each model for as many rows as it takes at once.
+
+    A member's memory grows when a batch is larger than all before. Loads make such a batch by chance, maybe late,
+    and it would be taken for a leak.
+    """
+    rows = served.inputs.at(BASE_DEFERRAL).rows.rows
+    with triton.InferenceServerClient(served.address) as client:
+        for name in models:
+            most = client.get_model_config(name).config.max_batch_size
+            batch = np.ascontiguousarray(np.resize(rows, (most, *rows.shape[1:])))
+            tensor = triton.InferInput(served.repository.input_name, batch.shape, np_to_triton_dtype(batch.dtype))
+            tensor.set_data_from_numpy(batch)
+            client.infer(name, [tensor])
+
+
+def _by_model(served: Served) -> dict[str, int]:
+    """Resident bytes of all processes of each model, and of the server."""
+    held: dict[str, int] = {}
+    for process in served.processes:
+        name = process.model or "server"
+        held[name] = held.get(name, 0) + memory_of([process]).resident_bytes
+    return held
 
 
 def _load(served: Served, model: str, turn: int, window_s: float) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from orchestrator.errors import DataError, ServerFaultError
-from perf.load.poisson import OpenLoop, Send, open_loop, poisson_arrivals
-from perf.load.raw_grpc import RawClient, Refusal, outputs_from_bytes, request_bytes
+from perf.load.poisson import HEAD_START_S, OpenLoop, Send, open_loop, poisson_arrivals
+from perf.load.raw_grpc import RawClient, Refusal, outputs_from_bytes, request_bytes, with_parameter
 from perf.load.window import Window, exits_of
 
 # The first moments of a load meet an empty server; they are sent and not counted.
@@ -30,7 +31,9 @@ class PoissonLoad:
         seconds: of the window, a second of warm-up besides.
         seed: of the moments.
         batch: rows per request.
-        parameters: of every request.
+        deadline_us: what every request has from the moment it is due, None for no deadline.
+        from_arrival: the deadline begins to count in the cascade, as `deadline_us`; else it is sent as the point
+            in time, `deadline_at_us`.
         drain_s: how long late answers are waited for.
         most_in_flight: what is due while so many are under way is turned away at once, as a gateway would; None
             for no bound.
@@ -42,7 +45,8 @@ class PoissonLoad:
     seconds: float
     seed: int
     batch: int = 1
-    parameters: Mapping[str, int] | None = None
+    deadline_us: int | None = None
+    from_arrival: bool = False
     drain_s: float = 30.0
     most_in_flight: int | None = None
 
@@ -67,10 +71,11 @@ def run_poisson(load: PoissonLoad, rows: npt.NDArray[Any], *, input_name: str) -
 
 async def send_poisson(load: PoissonLoad, rows: npt.NDArray[Any], *, input_name: str) -> OpenLoop:
     """Sends the load; answers are bytes or a `Refusal`."""
-    messages = request_bytes(load.model, rows, input_name=input_name, batch=load.batch, parameters=load.parameters)
+    messages = request_bytes(load.model, rows, input_name=input_name, batch=load.batch)
     due_s = poisson_arrivals(load.rate, seconds=load.seconds + WARM_S, seed=load.seed)
     in_flight = 0
     async with RawClient(load.address) as client:
+        start_us = time.time_ns() // 1000 + int(1e6 * HEAD_START_S)
 
         async def send(index: int) -> bytes | Refusal:
             nonlocal in_flight
@@ -78,11 +83,21 @@ async def send_poisson(load: PoissonLoad, rows: npt.NDArray[Any], *, input_name:
                 return TURNED_AWAY
             in_flight += 1
             try:
-                return await client.send(messages[index * load.batch % len(messages)])
+                message = messages[index * load.batch % len(messages)]
+                if load.deadline_us is not None:
+                    at_us = start_us + int(1e6 * due_s[index]) + load.deadline_us
+                    message = with_parameter(message, *_deadline(load, at_us))
+                return await client.send(message)
             finally:
                 in_flight -= 1
 
         return await open_loop(send, due_s, drain_s=load.drain_s)
+
+
+def _deadline(load: PoissonLoad, at_us: int) -> tuple[str, int]:
+    """The request parameter for an answer that is due at a point in Unix time."""
+    assert load.deadline_us is not None
+    return ("deadline_us", load.deadline_us) if load.from_arrival else ("deadline_at_us", at_us)
 
 
 async def send_asked(

@@ -22,7 +22,8 @@ from orchestrator.errors import DataError
 Send = Callable[[int], Awaitable[Any]]
 # A thread that wakes to send may wait this long for the interpreter; Python's own 5 ms would be latency.
 _SWITCH_S = 0.0002
-_HEAD_START_S = 0.05
+# Between the call and the first moment.
+HEAD_START_S = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +95,7 @@ class _Sender:
         self._due_s = due_s
         self._loop = loop
         self._all_sent = asyncio.Event()
-        self._start = time.perf_counter() + _HEAD_START_S
+        self._start = time.perf_counter() + HEAD_START_S
         self.sent_s = np.full(len(due_s), np.nan)
         self.done_s = np.full(len(due_s), np.nan)
         self.answers: list[Any] = [None] * len(due_s)

@@ -70,6 +70,20 @@ def message_from_rows(
     return bytes(request.SerializeToString())
 
 
+def with_parameter(message: bytes, name: str, value: int) -> bytes:
+    """The same message with one parameter more.
+
+    Args:
+        message: from `request_bytes`.
+        name: of the parameter.
+        value: a whole number.
+    """
+    # Messages strung together are read as one, and entries of their maps add up: the tensor is not encoded anew.
+    more = service_pb2.ModelInferRequest()
+    more.parameters[name].int64_param = value
+    return message + bytes(more.SerializeToString())
+
+
 def outputs_from_bytes(answer: bytes, names: Sequence[str] | None = None) -> dict[str, npt.NDArray[Any]]:
     """The tensors of an answer by name, those asked for.
 

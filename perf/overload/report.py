@@ -19,7 +19,7 @@ _LEGEND = (
     "In time, good and answered are shares of all that was sent: requests answered within the deadline, rows "
     "answered in time and rightly, requests answered at all. Accuracy is of answered rows, late or not. Medians "
     "over rounds, in brackets the smallest and the largest. Shifts are those to a cheaper gear and back, over all "
-    "rounds. Queue is the mean wait in Triton until the cascade is called, before `deadline_us` begins to count; "
+    "rounds. Queue is the mean wait in Triton until the cascade is called; "
     "lag is the 99th percentile of how late our own client sent."
 )
 
@@ -68,7 +68,8 @@ def report_from(
         _LEGEND,
     ]
     lines = ["\n\n".join(paragraphs), "", *_HEAD]
-    lines += [_line(measured, factor, name) for factor, name in measured.scores]
+    factors = dict.fromkeys(factor for factor, _ in measured.scores)
+    lines += [_line(measured, factor, variant.name) for factor in factors for variant in VARIANTS]
     if picture is not None:
         lines += ["", f"![overload]({picture})"]
     return "\n".join([*lines, ""])
@@ -89,9 +90,11 @@ def _capacity_words(measured: Measured, ground: Ground, load: Load) -> str:
         f"{measured.capacity_per_s:.0f} requests/s; with every request in the cheapest gear "
         f"{measured.cheapest_per_s:.0f}, which bounds what gears can do. Every request has "
         f"{measured.deadline_ms:.0f} ms ({load.deadline_factor:g} times the unloaded median of "
-        f"{measured.unloaded_ms:.1f} ms) from the moment it is due until the client has its answer; four fifths "
-        f"of it are its `deadline_us`. {_gears_words(ground, measured)}Turning away is what a gateway in front "
-        f"does: while {measured.most_in_flight} requests are under way, others are refused."
+        f"{measured.unloaded_ms:.1f} ms) from the moment it is due until the client has its answer; after four "
+        "fifths of it the server's answer is due, as `deadline_at_us`, so that the wait in front of the cascade "
+        "counts; with `deadline_us`, which begins to count in the cascade, it does not. "
+        f"{_gears_words(ground, measured)}Turning away is what a gateway in front does: while "
+        f"{measured.most_in_flight} requests are under way, others are refused."
     )
 
 
@@ -101,8 +104,11 @@ def _gears_words(ground: Ground, measured: Measured) -> str:
         return ""
     wait_ms = ground.spec.gears.raise_wait_us / 1000
     never = wait_ms >= SERVER_SHARE * measured.deadline_ms
-    unseen = ", longer than the deadline lets any row wait, so that none can" if never else ""
-    return f"A cheaper gear is due when deferred rows have waited {wait_ms:g} ms{unseen}. "
+    unseen = " (the deadline ends their wait before)" if never else ""
+    return (
+        f"A cheaper gear is due when deferred rows have waited {wait_ms:g} ms{unseen}, or batches have come full "
+        "from Triton's queue for that long. "
+    )
 
 
 def _line(measured: Measured, factor: float, name: str) -> str:
@@ -146,12 +152,20 @@ def draw(measured: Measured, path: Path) -> None:
 
     factors = sorted({factor for factor, _ in measured.scores})
     figure, axes = plt.subplots(figsize=(8.0, 4.8), layout="constrained")
-    for variant, colour in zip(VARIANTS, ("#c44e52", "#4c72b0", "#8c8c8c"), strict=True):
+    for variant, colour in zip(VARIANTS, ("#c44e52", "#4c72b0", "#dd8452", "#8c8c8c", "#55a868"), strict=True):
         found = [medians(measured.scores[factor, variant.name])["good"] for factor in factors]
         middle = [100 * one["median"] for one in found]
         low = [100 * (one["median"] - one["min"]) for one in found]
         high = [100 * (one["max"] - one["median"]) for one in found]
-        axes.errorbar(factors, middle, yerr=[low, high], marker="o", capsize=3, color=colour, label=variant.title)
+        axes.errorbar(
+            factors,
+            middle,
+            yerr=[low, high],
+            marker="o",
+            capsize=3,
+            color=colour,
+            label=variant.title.replace("`", ""),
+        )
     axes.set_xlabel("arrivals over capacity")
     axes.set_ylabel("rows answered in time and right, % of those sent")
     axes.grid(alpha=0.3)

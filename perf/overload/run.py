@@ -32,19 +32,23 @@ class Variant:
         name: short.
         title: for people.
         model: Triton name.
+        from_arrival: deadlines begin to count in the cascade, so that it sees nothing of the wait in front.
         turns_away: requests beyond what can be served within the deadline are refused before they are sent.
     """
 
     name: str
     title: str
     model: str
+    from_arrival: bool = False
     turns_away: bool = False
 
 
 VARIANTS = (
     Variant(name="gears", title="gears", model=GEARED),
     Variant(name="no_gears", title="no gears", model=PLAIN),
+    Variant(name="gears_turning_away", title="gears, turning away", model=GEARED, turns_away=True),
     Variant(name="turning_away", title="no gears, turning away", model=PLAIN, turns_away=True),
+    Variant(name="from_arrival", title="no gears, `deadline_us`", model=PLAIN, from_arrival=True),
 )
 
 
@@ -172,7 +176,8 @@ async def _sent(
             # The same moments for every variant of a round.
             seed=load.seed + number,
             batch=load.batch,
-            parameters={"deadline_us": int(1000 * SERVER_SHARE * found.deadline_ms)},
+            deadline_us=int(1000 * SERVER_SHARE * found.deadline_ms),
+            from_arrival=variant.from_arrival,
             most_in_flight=found.most_in_flight if variant.turns_away else None,
         ),
         ground.images,

@@ -16,7 +16,7 @@ from orchestrator.bls.gearbox import Gearbox
 from orchestrator.decision import GEARED, CascadeRun, Policy, arrivals_from_policies
 from orchestrator.errors import SpecError
 from orchestrator.spec import CascadeSpec, Gear, Gears, cascade_from_json, json_from_cascade
-from tests.bls.loading import HARD, ask_all, large, loaded, rows_of, small, two_stages
+from tests.bls.loading import EASY, HARD, ask_all, large, loaded, rows_of, small, two_stages
 from tests.fakes.triton import FakeTriton, Request
 
 MS = 1_000_000
@@ -174,3 +174,32 @@ def test_the_gear_and_its_shifts_are_metrics(tmp_path: Path) -> None:
         key = (("direction", "cheaper"), ("model", "cascade"))
         assert fake.metrics[("committee_gear_shifts_total", key)].value == 1
         assert fake.metrics[("committee_gear", (("model", "cascade"),))].value == 1.0
+
+
+def test_a_queue_that_stands_in_front_shifts_although_no_deferred_row_waits() -> None:
+    box = Gearbox(GEARS)
+    assert sum(box.came(stands=True, now_ns=at * MS) for at in range(0, 400, 10)) == 2
+    # Deferred rows that are taken at once do not hide the queue in front.
+    assert box.felt(0, 5000 * MS) == 0
+    # A batch with room ends it.
+    assert box.came(stands=False, now_ns=5001 * MS) == 0
+    box.felt(0, 5002 * MS)
+    assert box.felt(0, 6100 * MS) == -1
+
+
+def test_a_queue_that_stands_now_and_then_does_not_shift() -> None:
+    box = Gearbox(GEARS)
+    assert not any(box.came(stands=at % 40 != 0, now_ns=at * MS) for at in range(0, 4000, 10))
+
+
+def test_a_queue_in_front_of_the_cascade_shifts_to_a_cheaper_gear(tmp_path: Path) -> None:
+    spec = geared(raise_wait_us=1, lower_wait_us=0, raise_after_us=0)
+    with loaded(tmp_path, FakeTriton({"small": small, "large": large}), spec) as model:
+
+        def send(requests: int) -> int:
+            # All leave at stage 0, so no deferred row waits.
+            model.execute([Request({"x": rows_of(EASY)}) for _ in range(requests)])
+            return model._scheduler.gear
+
+        assert [send(spec.limits.max_batch_size - 1) for _ in range(3)] == [0, 0, 0]
+        assert [send(spec.limits.max_batch_size) for _ in range(3)][-1] > 0

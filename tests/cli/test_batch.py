@@ -74,6 +74,16 @@ def test_types_in_parquet_are_those_of_the_interface(job: Batching) -> None:
     assert [str(field.type) for field in schema] == ["string", "int64", "float", "int32", "float", "int32"]
 
 
+@pytest.mark.parametrize(("model", "parameters"), [("digits_cascade", {"gear": 0}), ("digits_large", {})])
+def test_a_cascade_is_asked_for_its_own_thresholds_and_a_member_for_nothing(
+    job: Batching, model: str, parameters: dict[str, int]
+) -> None:
+    job.save(images=images(KEYS))
+    job.batch("in.npz", model=model)
+    assert len(job.fake.calls) > 1
+    assert all(call.parameters == parameters for call in job.fake.calls)
+
+
 def test_the_summary_can_be_json(job: Batching) -> None:
     job.save(images=images([1, 2]))
     document = json.loads(job.batch("in.npz", "out.npz", "--json"))

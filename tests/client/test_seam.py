@@ -108,6 +108,6 @@ def test_a_server_that_is_stopping_is_worth_asking_again_under_whatever_code(tex
 
 
 def test_a_missed_deadline_is_not_worth_asking_again() -> None:
-    text = "deadline_us passed before any stage had answered"
+    text = "deadline passed before any stage had answered"
     error = InferenceServerException(text, status="StatusCode.UNAVAILABLE")
     assert isinstance(error_from(error, what="model m"), TimeLimitError)

@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from orchestrator.decision import PARAMETERS
+
 Rows = np.ndarray
 Parameters = Mapping[str, Any]
 DTYPES = {"FP32": np.float32, "FP16": np.float16, "FP64": np.float64, "INT64": np.int64, "INT32": np.int32}
@@ -206,7 +208,7 @@ def cascade_answer(rows: Rows, parameters: Parameters) -> dict[str, Rows]:
             "INVALID_ARGUMENT",
             f"input image: got NaN or infinity in {len(bad)} of {len(rows)} rows, first {bad[0]}",
         )
-    unknown = set(parameters) - {"min_stage", "max_stage", "threshold_shift", "deadline_us"}
+    unknown = set(parameters) - set(PARAMETERS)
     if unknown:
         raise CodedError("INVALID_ARGUMENT", f"request parameters: got {', '.join(sorted(unknown))}")
     keys = rows[:, 0, 0, 0].astype(int)

@@ -104,6 +104,7 @@ def test_a_short_leak_run_says_how_far_memory_grew(tmp_path: Path) -> None:
     document = json.loads((tmp_path / "leak.json").read_text())
     assert document["requests"] >= 1000 > document["warm_requests"] * 0
     assert document["warm_requests"] < document["requests"]
+    assert {"server", "digits_small", "digits_large"} <= set(document["grown_bytes"])
     assert leak_percent_from(tmp_path / "leak.json") == max(document["resident_percent"], document["shm_percent"])
 
 

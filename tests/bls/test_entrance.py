@@ -1,0 +1,124 @@
+"""Requests that queued in front of the cascade until their deadline had passed, or as good as."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orchestrator.bls.entrance import Entrance
+from orchestrator.bls.pending import Pending
+from orchestrator.decision import Policy, policy_from_parameters
+from orchestrator.errors import InputError
+from tests.bls.loading import EASY, HARD, ask_all, large, loaded, rows_of, small
+from tests.fakes.triton import FakeTriton, Request, TritonError
+
+MS = 1_000_000
+NOW_US = 1_800_000_000_000_000
+DAY_US = 86_400_000_000
+
+
+def now_us() -> int:
+    return time.time_ns() // 1000
+
+
+def pending(rows: int, policy: Policy, *, arrived_ns: int = 0) -> Pending:
+    return Pending(0, 0, None, None, None, policy, arrived_ns, frozenset(), rows, rows)
+
+
+def dated(left_us: int) -> Policy:
+    return Policy(deadline_us=left_us, deadline_at_us=NOW_US + left_us)
+
+
+@given(left=st.integers(-DAY_US, DAY_US), relative=st.none() | st.integers(1, DAY_US))
+def test_the_earlier_of_both_deadlines_counts(left: int, relative: int | None) -> None:
+    wishes = {"deadline_at_us": NOW_US + left} | ({} if relative is None else {"deadline_us": relative})
+    policy = policy_from_parameters(wishes, 2, now_us=NOW_US)
+    assert policy.deadline_us == (left if relative is None else min(left, relative))
+    assert policy.deadline_at_us == NOW_US + left
+
+
+@pytest.mark.parametrize("at", [NOW_US // 1000, NOW_US // 1_000_000, NOW_US * 1000, NOW_US + 2 * DAY_US])
+def test_another_unit_is_refused_and_told_what_the_server_s_clock_says(at: int) -> None:
+    with pytest.raises(InputError, match=f"Unix time in microseconds within a day .* says {NOW_US}"):
+        policy_from_parameters({"deadline_at_us": at}, 2, now_us=NOW_US)
+
+
+@pytest.mark.parametrize("at", [True, "soon", 1.5, -1])
+def test_what_is_no_point_in_time_is_refused(at: object) -> None:
+    with pytest.raises(InputError, match="deadline_at_us"):
+        policy_from_parameters({"deadline_at_us": at}, 2, now_us=NOW_US)
+
+
+def test_a_request_that_came_too_late_is_refused_without_asking_anybody(tmp_path: Path) -> None:
+    asked: list[int] = []
+
+    def counting(rows: np.ndarray) -> np.ndarray:
+        asked.append(len(rows))
+        return small(rows)
+
+    fake = FakeTriton({"small": counting, "large": large})
+    late = Request({"x": rows_of(HARD, EASY)}, parameters={"deadline_at_us": now_us() - 1})
+    early = Request({"x": rows_of(HARD)}, parameters={"deadline_at_us": now_us() + 30_000_000})
+    with loaded(tmp_path, fake) as model:
+        refused, answered, alone = ask_all(model, [late, early, Request({"x": rows_of(EASY)})])
+        assert asked == [2]
+        (again,) = ask_all(model, [Request({"x": rows_of(EASY)}, parameters={"deadline_at_us": now_us() - 1})])
+    assert asked == [2]
+    for one in (refused, again):
+        assert one.error().code() == TritonError.UNAVAILABLE
+        assert one.error().message().startswith("deadline passed")
+    assert answered.column("label").tolist() == [[2]]
+    assert not alone.has_error()
+    assert fake.total("committee_failed_rows_total") == 3
+
+
+def test_a_point_in_time_cuts_short_what_waits_for_a_later_stage(tmp_path: Path) -> None:
+    def slow(rows: np.ndarray) -> np.ndarray:
+        time.sleep(0.5)
+        return large(rows)
+
+    with loaded(tmp_path, FakeTriton({"small": small, "large": slow})) as model:
+        request = Request({"x": rows_of(HARD)}, parameters={"deadline_at_us": now_us() + 100_000})
+        (answer,) = ask_all(model, [request])
+    assert answer.column("exit_stage").tolist() == [[0]]
+    assert answer.column("status").tolist() == [[2]]
+
+
+def test_where_a_queue_stands_what_can_hardly_be_answered_in_time_is_not_tried() -> None:
+    entrance = Entrance(64)
+    batch = [pending(8, dated(left_us)) for left_us in (-1, 15_000, 25_000)]
+    assert entrance.too_late(batch, stands=True, now_ns=0) == batch[:1]
+    entrance.took(10 * MS)
+    assert entrance.too_late(batch, stands=False, now_ns=0) == batch[:1]
+    assert entrance.too_late(batch, stands=True, now_ns=0) == batch[:2]
+
+
+def test_a_deadline_that_begins_to_count_here_never_came_late() -> None:
+    entrance = Entrance(64)
+    entrance.took(10 * MS)
+    assert not entrance.too_late([pending(8, Policy(deadline_us=1))], stands=True, now_ns=0)
+
+
+@pytest.mark.parametrize(
+    ("counts", "idle_ms", "stands"),
+    [
+        ([8] * 8, 1, True),
+        ([8] * 7, 1, False),
+        ([1] * 64, 1, True),
+        ([50, 15], 1, True),
+        ([64], 1, False),
+        ([8] * 8, 1000, False),
+    ],
+)
+def test_a_queue_stands_where_a_batch_of_several_requests_comes_at_once_and_has_no_room_left(
+    counts: list[int], idle_ms: int, stands: bool
+) -> None:
+    entrance, batch = Entrance(64), [pending(count, Policy()) for count in counts]
+    assert not entrance.queue_stands(batch, now_ns=0)
+    entrance.done(5 * MS)
+    assert entrance.queue_stands(batch, now_ns=(5 + idle_ms) * MS) is stands
