@@ -53,10 +53,11 @@ class FirstStage:
         """
         # Taken before anything can be answered: an answer lets go of its request's input.
         inputs = [(one.tensor, one.rows) for one in batch]
-        replies += self._turn_away(batch)
-        dated = [one for one in batch if one.deadline_ns is not None and not one.answered]
+        dated = [one for one in batch if one.policy.deadline_us is not None]
+        if dated or self._spec.gears is not None:
+            replies += self._turn_away(batch)
         if dated:
-            self._scheduler.expect(dated)
+            self._scheduler.expect([one for one in dated if not one.answered])
         self._scheduler.wait_at_door(len(rows))
         live = [index for index, one in enumerate(batch) if not one.answered]
         if not live:
