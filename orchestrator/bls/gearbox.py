@@ -69,7 +69,9 @@ class Gearbox:
             return 0
         if self._stands_since_ns is None:
             self._stands_since_ns = now_ns
-        return self.felt(0, now_ns)
+        # One that has only begun to stand says nothing: deferred rows may have waited for long by then.
+        stood_us = (now_ns - self._stands_since_ns) // 1000
+        return self.felt(0, now_ns) if self._gears and stood_us >= self._gears.raise_wait_us else 0
 
     def felt(self, wait_ns: int, now_ns: int) -> int:
         """Rows were taken that had waited that long, or none waits (0).

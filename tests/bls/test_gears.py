@@ -187,6 +187,13 @@ def test_a_queue_that_stands_in_front_shifts_although_no_deferred_row_waits() ->
     assert box.felt(0, 6100 * MS) == -1
 
 
+def test_a_queue_that_begins_to_stand_does_not_hide_deferred_rows_that_wait() -> None:
+    box = Gearbox(GEARS)
+    assert box.felt(60 * MS, 0) == 0
+    assert box.came(stands=True, now_ns=90 * MS) == 0
+    assert box.felt(60 * MS, 100 * MS) == 1
+
+
 def test_a_queue_that_stands_now_and_then_does_not_shift() -> None:
     box = Gearbox(GEARS)
     assert not any(box.came(stands=at % 40 != 0, now_ns=at * MS) for at in range(0, 4000, 10))
