@@ -107,11 +107,12 @@ def _replaced(readme: str, first: str, block: str) -> str:
 
 def block_from_targets(verdicts: list[dict[str, Any]]) -> str:
     """The README's block about speed, from the verdict.json of a bench."""
-    lines = ["| ratio within one run | needed | measured | met |", "|---|---|---|---|"]
+    lines = ["| ratio within one run | needed | measured | met | note |", "|---|---|---|---|---|"]
     for one in verdicts:
         measured = "not measured" if one["measured"] is None else f"{one['measured']:.3g}"
-        met = {True: "yes", False: "**no**", None: ""}[one["met"]]
-        lines.append(f"| {one['target']} | {one['needed']:g} | {measured} | {met} |")
+        unknown = "" if one["measured"] is None else "not judged"
+        met = {True: "yes", False: "**no**", None: unknown}[one["met"]]
+        lines.append(f"| {one['target']} | {one['needed']:g} | {measured} | {met} | {one.get('note', '')} |")
     return "\n".join([TARGETS_BEGIN, *lines, END])
 
 

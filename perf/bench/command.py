@@ -63,11 +63,12 @@ def run(
         resume=resume,
         only=only,
     )
+    command = _command(options, report=report)
     try:
         with progress_shown() as tell:
-            results = run_bench(options, command=_command(options), progress=tell)
+            results = run_bench(options, command=command, progress=tell)
     except KeyboardInterrupt as error:
-        typer.echo(f"interrupted; {_command(options)} --output {output} --resume goes on where it was", err=True)
+        typer.echo(f"interrupted; {command} --resume goes on where it was", err=True)
         raise typer.Exit(130) from error
     written = [*write_results(results, output), *write_report(results, report or _report_path(options))]
     if as_json:
@@ -105,7 +106,8 @@ def leak(
         f"{found.requests:,} requests to {found.model}, {found.warm_requests:,} of them warm-up: resident memory "
         f"{found.resident_percent:+.2f} % ({found.warm.resident_bytes / 2**20:.1f} to "
         f"{found.end.resident_bytes / 2**20:.1f} MiB), shared memory {found.shm_percent:+.2f} % "
-        f"({found.warm.shm_bytes / 2**20:.1f} to {found.end.shm_bytes / 2**20:.1f} MiB)"
+        f"({found.warm.shm_bytes / 2**20:.1f} to {found.end.shm_bytes / 2**20:.1f} MiB), its own process "
+        f"{found.own_percent:+.2f} %"
     )
     typer.echo(f"Written: {path}")
 
@@ -148,7 +150,7 @@ def _report_path(options: RunOptions) -> Path:
     return REPORT if whole else options.output / REPORT.name
 
 
-def _command(options: RunOptions) -> str:
+def _command(options: RunOptions, *, report: Path | None = None) -> str:
     """What repeats the run."""
     words = ["python", "-m", "perf", "run", *(["--full"] if options.full else [])]
     if options.scenarios != default_scenarios(full=options.full):
@@ -157,6 +159,8 @@ def _command(options: RunOptions) -> str:
         words += ["--seconds", f"{options.seconds:g}"]
     words += [] if options.rounds == 3 else ["--rounds", str(options.rounds)]
     words += [] if options.only == "*" else ["--only", options.only]
+    words += [] if options.output == OUTPUT else ["--output", str(options.output)]
+    words += [] if report is None else ["--report", str(report)]
     return shlex.join([*words, *(["--seed", str(options.seed)] if options.seed else [])])
 
 

@@ -13,6 +13,7 @@ import tritonclient.grpc as triton
 from tritonclient.utils import np_to_triton_dtype
 
 from perf.bench.cells import BASE_DEFERRAL
+from perf.bench.machine import commit_here
 from perf.bench.served import Served
 from perf.bench.server_probe import Memory, memory_of
 from perf.load.analyzer import AnalyzerLoad, run_analyzer
@@ -29,23 +30,30 @@ class Leak:
     """What a server held after the warm-up and at the end.
 
     Args:
-        model: that was asked.
+        scenario, route: what was asked.
+        model: of that route.
+        commit: of the checkout, empty outside of one.
         warm_requests: answered before the first look.
         requests: answered in all.
         seconds: it took.
         warm: held after the warm-up.
         end: held at the end.
         trace: (requests, resident bytes, shared bytes) after each window.
-        grown_bytes: how far the processes of each model grew, `server` for the server's own.
+        warm_bytes: resident after the warm-up in the processes of each model, `server` for the server's own.
+        grown_bytes: how far they grew.
     """
 
+    scenario: str
+    route: str
     model: str
+    commit: str
     warm_requests: int
     requests: int
     seconds: float
     warm: Memory
     end: Memory
     trace: Sequence[tuple[int, int, int]]
+    warm_bytes: Mapping[str, int]
     grown_bytes: Mapping[str, int]
 
     @property
@@ -58,20 +66,18 @@ class Leak:
         """Growth of shared memory."""
         return _growth_percent(self.warm.shm_bytes, self.end.shm_bytes)
 
+    @property
+    def own_percent(self) -> float:
+        """Growth of the model's own processes, which all others together could hide."""
+        before = self.warm_bytes.get(self.model, 0)
+        return _growth_percent(before, before + self.grown_bytes.get(self.model, 0))
+
     def write(self, path: Path) -> None:
         """Writes leak.json."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        document = {**asdict(self), "resident_percent": self.resident_percent, "shm_percent": self.shm_percent}
+        percents = {name: getattr(self, name) for name in ("resident_percent", "shm_percent", "own_percent")}
+        document = {**asdict(self), **percents}
         path.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
-
-
-def leak_percent_from(path: Path) -> float | None:
-    """The larger growth in a leak.json, None where there is no such file."""
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-        return max(float(document["resident_percent"]), float(document["shm_percent"]))
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
 
 
 def measure_leak(
@@ -108,13 +114,17 @@ def measure_leak(
             warm, warm_requests, each = now, done, _by_model(served)
             requests = max(requests, done + 1)  # something must follow the warm-up
     return Leak(
+        scenario=served.repository.scenario.name,
+        route=route,
         model=model,
+        commit=commit_here(),
         warm_requests=warm_requests,
         requests=done,
         seconds=time.monotonic() - start_s,
         warm=warm,
         end=_settled(served),
         trace=trace,
+        warm_bytes=each,
         grown_bytes={name: held - each[name] for name, held in _by_model(served).items()},
     )
 

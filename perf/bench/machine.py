@@ -78,7 +78,7 @@ def bench_machine(*, triton: str, perf_analyzer: str, load_average: float) -> Be
         # Its distribution may be called onnxruntime-gpu.
         onnxruntime=onnxruntime.__version__,
         perf_analyzer=perf_analyzer,
-        commit=_commit(),
+        commit=commit_here(),
         load_average=load_average,
     )
 
@@ -93,7 +93,8 @@ def load_average_now() -> float:
     return os.getloadavg()[0]
 
 
-def _commit() -> str:
+def commit_here() -> str:
+    """Of the checkout, with a mark when files differ from it; empty outside of one."""
     try:
         done = subprocess.run(
             ["git", "describe", "--always", "--dirty"],

@@ -9,7 +9,7 @@ from rich import box
 from rich.table import Table
 
 from perf.bench.results import Results
-from perf.bench.summary import Summary
+from perf.bench.summary import Summary, flags_of
 from perf.bench.verdict import Verdict
 
 _MET = {True: "yes", False: "**no**", None: "not measured"}
@@ -68,11 +68,16 @@ def report_from_results(results: Results, *, pictures: Iterable[str]) -> str:
 
 def _verdict_lines(verdicts: Sequence[Verdict]) -> list[str]:
     rows = [
-        f"| {one.target} | {one.sense} {one.needed:g} | {number_text(one.measured)} | {_MET[one.met]} | "
-        f"{one.note} |"
+        f"| {one.target} | {one.sense} {one.needed:g} | {number_text(one.measured)} | {met_text(one)} | "
+        f"{one.remarks} |"
         for one in verdicts
     ]
     return ["| target | needed | measured | met | note |", "|---|---|---|---|---|", *rows]
+
+
+def met_text(one: Verdict) -> str:
+    """Whether a target is met, in a word or two."""
+    return "not judged" if one.met is None and one.measured is not None else _MET[one.met]
 
 
 def cell_lines(summaries: Sequence[Summary]) -> list[str]:
@@ -104,19 +109,10 @@ def _cells(one: Summary) -> list[str]:
 
 def notes_of(one: Summary) -> str:
     """What a reader must know before using a cell's figures."""
-    notes = _flags(one)
+    notes = flags_of(one)
     if one.lag_ms is not None:
         notes.append(f"send lag p50 {number_text(one.lag_ms[0])}, p99 {number_text(one.lag_ms[1])}")
     return ", ".join(notes)
-
-
-def _flags(one: Summary) -> list[str]:
-    found = {
-        "unstable": one.unstable,
-        "exit mix off by over 1 point": one.reach_is_off,
-        f"{one.failed} requests failed": bool(one.failed),
-    }
-    return [text for text, applies in found.items() if applies]
 
 
 def number_text(value: float | None) -> str:
@@ -133,8 +129,8 @@ def table_from_verdicts(verdicts: Sequence[Verdict]) -> Table:
     for name in ("needed", "measured", "met"):
         table.add_column(name, justify="right", no_wrap=True)
     for one in verdicts:
-        note = f"\n  {one.note}" if one.note else ""
-        met = _MET[one.met].strip("*")
+        note = f"\n  {one.remarks}" if one.remarks else ""
+        met = met_text(one).strip("*")
         table.add_row(one.target + note, f"{one.sense} {one.needed:g}", number_text(one.measured), met)
     return table
 
@@ -163,6 +159,6 @@ def table_from_summaries(summaries: Sequence[Summary]) -> Table:
             ),
             efficiency,
             "" if one.lag_ms is None else number_text(one.lag_ms[1]),
-            ", ".join(_flags(one)),
+            ", ".join(flags_of(one)),
         )
     return table

@@ -46,6 +46,14 @@ class Results:
     verdicts: Sequence[Verdict]
     failures: dict[str, str] = field(default_factory=dict)
 
+    def targets_as_json(self) -> list[dict[str, Any]]:
+        """As verdict.json holds them; those of a busy machine say so."""
+        rows = [one.as_json() for one in self.verdicts]
+        if self.machine.is_busy:
+            for row in rows:
+                row["note"] = "; ".join(["the machine was busy, do not trust this", *filter(None, [row["note"]])])
+        return rows
+
     def as_json(self) -> dict[str, Any]:
         """As results.json holds it."""
         return {
@@ -57,7 +65,7 @@ class Results:
             "minutes": round(self.minutes, 2),
             "scenarios": self.scenarios,
             "cells": [row_from_summary(one) for one in self.summaries],
-            "targets": [{**one.as_json(), "note": one.note} for one in self.verdicts],
+            "targets": self.targets_as_json(),
             "failures": self.failures,
         }
 
@@ -121,5 +129,5 @@ def write_results(results: Results, folder: Path) -> list[Path]:
 
 
 def write_verdicts(results: Results, path: Path) -> None:
-    """Writes verdict.json: target, needed, measured and met of each."""
-    path.write_text(json.dumps([one.as_json() for one in results.verdicts], indent=2) + "\n", encoding="utf-8")
+    """Writes verdict.json: target, needed, measured, met and note of each."""
+    path.write_text(json.dumps(results.targets_as_json(), indent=2) + "\n", encoding="utf-8")

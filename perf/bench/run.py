@@ -16,7 +16,7 @@ from orchestrator.errors import CommitteeError, InputError, ServingError
 from orchestrator.serving.options import ServeOptions
 from orchestrator.serving.process import EmbeddedServer
 from perf.bench.cells import Cell
-from perf.bench.leak import leak_percent_from
+from perf.bench.leak_file import growth_from
 from perf.bench.machine import bench_machine, cores_here, load_average_now
 from perf.bench.measure import measure
 from perf.bench.record import Journal, Record
@@ -160,7 +160,7 @@ def run_bench(options: RunOptions, *, command: str, progress: Progress) -> Resul
         found.summaries,
         members=found.members.get("three_cnn", 3),
         predicted_speedup=found.predicted_speedup,
-        leak_percent=leak_percent_from(options.output / "leak.json"),
+        leak=growth_from(options.output / "leak.json"),
     )
     return results_from(found, options, begun, kind=options.kind, command=command, verdicts=judged)
 

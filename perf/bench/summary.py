@@ -65,6 +65,16 @@ class Summary:
         return None if self.bound is None else self.requests_per_s / self.bound.requests_per_s
 
 
+def flags_of(one: Summary) -> list[str]:
+    """What is wrong with a cell, in words."""
+    found = {
+        "unstable": one.unstable,
+        "exit mix off by over 1 point": one.reach_is_off,
+        f"{one.failed} requests failed": bool(one.failed),
+    }
+    return [text for text, applies in found.items() if applies]
+
+
 def summaries_of(
     cells: Sequence[Cell], journal: Journal, *, routes: Mapping[str, Route], cores: int
 ) -> list[Summary]:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from perf.bench.cells import BASE_DEFERRAL
-from perf.bench.summary import Summary
+from perf.bench.leak_file import Growth
+from perf.bench.summary import Summary, flags_of
 
 Ratio = Callable[["Measured"], "float | None"]
 
@@ -22,6 +23,7 @@ class Verdict:
         sense: whether the ratio must be at least or at most that.
         measured: the ratio, None where the run did not measure it.
         note: what else a reader needs.
+        cells: the ratio is made of, None where one was not measured.
     """
 
     target: str
@@ -29,11 +31,22 @@ class Verdict:
     sense: Literal["at least", "at most"]
     measured: float | None
     note: str = ""
+    cells: Sequence[Summary | None] = ()
+
+    @property
+    def remarks(self) -> str:
+        """The note, and what is wrong with the cells the ratio is made of."""
+        found = [self.note] if self.note else []
+        for one in self.cells:
+            found += [] if one is None else [f"{one.cell.route}: {flag}" for flag in flags_of(one)]
+        return "; ".join(found)
 
     @property
     def met(self) -> bool | None:
-        """None where it was not measured."""
-        if self.measured is None:
+        """None where it was not measured, or a cell lost requests or answered another mix of rows."""
+        if self.measured is None or any(
+            one is not None and (one.failed or one.reach_is_off) for one in self.cells
+        ):
             return None
         return self.measured >= self.needed if self.sense == "at least" else self.measured <= self.needed
 
@@ -44,6 +57,7 @@ class Verdict:
             "needed": self.needed,
             "measured": None if self.measured is None else round(self.measured, 4),
             "met": self.met,
+            "note": self.remarks,
         }
 
 
@@ -81,16 +95,16 @@ class Measured:
                 return one.cell.of_route
         return None
 
-    def best(self, route: str, *, scenario: str = "three_cnn", batch: int | None = None) -> float | None:
-        """The most rows/s a route reached in a closed loop with the base mix."""
-        rates = [
-            one.rows_per_s
+    def best(self, route: str, *, scenario: str = "three_cnn", batch: int | None = None) -> Summary | None:
+        """The closed loop with the base mix in which a route reached the most rows/s."""
+        cells = [
+            one
             for one in self._summaries
             if (one.cell.scenario, one.cell.route, one.cell.sender) == (scenario, route, "closed")
             and batch in (None, one.cell.batch)
             and one.cell.deferral == BASE_DEFERRAL
         ]
-        return max(rates, default=None)
+        return max(cells, key=lambda one: one.rows_per_s, default=None)
 
     def last_member(self, scenario: str) -> str:
         """The route of a scenario's last member."""
@@ -107,12 +121,24 @@ def _rate(one: Summary | None) -> float | None:
     return None if one is None else one.requests_per_s
 
 
+def _rows_rate(one: Summary | None) -> float | None:
+    return None if one is None else one.rows_per_s
+
+
+def _saved(ours: Summary | None, theirs: Summary | None) -> str:
+    """The same ratio without the core that a route with one call under way leaves idle."""
+    if ours is None or theirs is None or not ours.cpu_s_per_request:
+        return ""
+    saved = theirs.cpu_s_per_request / ours.cpu_s_per_request
+    return f"by the server's processor time per request {saved:.2f}"
+
+
 def _latency(one: Summary | None, name: str) -> float | None:
     return None if one is None else one.latency_ms.get(name)
 
 
 def verdicts(
-    summaries: Sequence[Summary], *, members: int, predicted_speedup: float | None, leak_percent: float | None
+    summaries: Sequence[Summary], *, members: int, predicted_speedup: float | None, leak: Growth | None
 ) -> list[Verdict]:
     """Every target with what was measured.
 
@@ -120,7 +146,7 @@ def verdicts(
         summaries: of all scenarios.
         members: of the three-CNN scenario.
         predicted_speedup: what the glyphs plan promises against its largest member, None where not known.
-        leak_percent: the larger growth of resident and shared memory, None where not measured.
+        leak: what `perf leak` found, None where not measured.
     """
     measured = Measured(summaries)
     largest = f"member_{members - 1}"
@@ -133,7 +159,8 @@ def verdicts(
             target="perf leak: growth of resident and shared memory after warm-up, percent",
             needed=2.0,
             sense="at most",
-            measured=leak_percent,
+            measured=None if leak is None else leak.percent,
+            note="" if leak is None else leak.note,
         ),
     ]
 
@@ -143,23 +170,29 @@ def _against_tutorial(measured: Measured) -> list[Verdict]:
     for concurrency in (16, 64):
         ours, theirs = (measured.find(route, concurrency=concurrency) for route in ("committee", "tutorial"))
         possible = ratio(ours.bound.requests_per_s, _rate(theirs)) if ours and ours.bound else None
+        notes = [
+            "" if possible is None else f"0.9 x bound / tutorial is {0.9 * possible:.2f}",
+            _saved(ours, theirs),
+        ]
         found.append(
             Verdict(
                 target=f"requests/s against the tutorial form, concurrency {concurrency}",
                 needed=1.6,
                 sense="at least",
                 measured=ratio(_rate(ours), _rate(theirs)),
-                note="" if possible is None else f"0.9 x bound / tutorial is {0.9 * possible:.2f}",
+                note="; ".join(note for note in notes if note),
+                cells=(ours, theirs),
             )
         )
-    easy = [_latency(measured.find(route, concurrency=16), "easy_p50_ms") for route in ("committee", "tutorial")]
+    at_16 = [measured.find(route, concurrency=16) for route in ("committee", "tutorial")]
     return [
         *found,
         Verdict(
             target="p50 of easy rows against the tutorial form, concurrency 16",
             needed=0.1,
             sense="at most",
-            measured=ratio(*easy),
+            measured=ratio(*(_latency(one, "easy_p50_ms") for one in at_16)),
+            cells=at_16,
         ),
     ]
 
@@ -179,6 +212,7 @@ def _tails(measured: Measured) -> list[Verdict]:
                 sense="at most",
                 measured=ratio(_latency(ours, "p99_ms"), _latency(theirs, "p99_ms")),
                 note="" if best is None or rival != best else f"the better one is {best}",
+                cells=(ours, theirs),
             )
         )
     return found
@@ -186,15 +220,12 @@ def _tails(measured: Measured) -> list[Verdict]:
 
 def _against_bound(measured: Measured, largest: str) -> list[Verdict]:
     at_64 = measured.find("committee", concurrency=64)
-    ones = [
-        _latency(measured.find(route, concurrency=1), name)
-        for route, name in (("committee", "easy_p50_ms"), ("pass_through", "p50_ms"))
-    ]
-    none = [_rate(measured.find(route, concurrency=16, deferral=0.0)) for route in ("committee", "pass_through")]
-    every = max(
-        (_rate(measured.find("committee", concurrency=number, deferral=1.0)) or 0.0 for number in (16, 64)),
-        default=0.0,
-    )
+    alone = [measured.find(route, concurrency=1) for route in ("committee", "pass_through")]
+    ones = [_latency(one, name) for one, name in zip(alone, ("easy_p50_ms", "p50_ms"), strict=True)]
+    easy = [measured.find(route, concurrency=16, deferral=0.0) for route in ("committee", "pass_through")]
+    hard = [measured.find("committee", concurrency=number, deferral=1.0) for number in (16, 64)]
+    every = max((one for one in hard if one is not None), key=lambda one: one.requests_per_s, default=None)
+    last = measured.best(largest, batch=1)
     return [
         Verdict(
             target="requests/s against the bound, concurrency 64",
@@ -202,40 +233,45 @@ def _against_bound(measured: Measured, largest: str) -> list[Verdict]:
             sense="at least",
             measured=None if at_64 is None else at_64.efficiency,
             note="" if at_64 is None or at_64.bound is None else f"the bound is set by {at_64.bound.by}",
+            cells=(at_64,),
         ),
         Verdict(
             target="easy-row p50 at concurrency 1 against the BLS pass-through",
             needed=1.15,
             sense="at most",
             measured=ratio(*ones),
+            cells=alone,
         ),
         Verdict(
             target="0 % deferral: requests/s against the BLS pass-through, concurrency 16",
             needed=0.90,
             sense="at least",
-            measured=ratio(*none),
+            measured=ratio(*(_rate(one) for one in easy)),
+            cells=easy,
         ),
         Verdict(
             target="100 % deferral: rows/s against the last member alone",
             needed=0.90,
             sense="at least",
-            measured=ratio(every or None, measured.best(largest, batch=1)),
+            measured=ratio(_rate(every), _rows_rate(last)),
+            cells=(every, last),
         ),
     ]
 
 
 def _against_largest(measured: Measured, largest: str, predicted: float | None) -> list[Verdict]:
+    cnn = [measured.best(route, batch=1) for route in ("committee", largest)]
     last = measured.last_member("glyphs")
-    glyphs = ratio(
-        measured.best("committee", scenario="glyphs", batch=32),
-        measured.best(last, scenario="glyphs", batch=32),
-    )
+    both = [measured.best(route, scenario="glyphs", batch=32) for route in ("committee", last)]
+    glyphs = ratio(*(_rows_rate(one) for one in both))
     return [
         Verdict(
             target="requests/s against the largest member alone, three CNNs",
             needed=5.5,
             sense="at least",
-            measured=ratio(measured.best("committee", batch=1), measured.best(largest, batch=1)),
+            measured=ratio(*(_rows_rate(one) for one in cnn)),
+            note=_saved(*cnn),
+            cells=cnn,
         ),
         Verdict(
             target="glyphs at request batch 32: speed-up over the largest member, share of what the plan predicts",
@@ -243,6 +279,7 @@ def _against_largest(measured: Measured, largest: str, predicted: float | None) 
             sense="at least",
             measured=ratio(glyphs, predicted),
             note="" if predicted is None or glyphs is None else _glyphs_note(measured, last, glyphs, predicted),
+            cells=both,
         ),
     ]
 

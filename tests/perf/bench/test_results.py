@@ -37,7 +37,7 @@ def results_of(**changes: object) -> Results:
         "minutes": 7.0,
         "scenarios": {"three_cnn": "Three CNNs"},
         "summaries": summaries,
-        "verdicts": verdicts(summaries, members=3, predicted_speedup=None, leak_percent=None),
+        "verdicts": verdicts(summaries, members=3, predicted_speedup=None, leak=None),
         "failures": {"three_cnn/onefile/c16": "no such model"},
         **changes,
     }
@@ -65,14 +65,21 @@ def test_files_hold_no_figure_that_json_does_not_know(tmp_path: Path) -> None:
     for name in ("results.json", "verdict.json"):
         json.loads((tmp_path / name).read_text(), parse_constant=refuse)
     assert {tuple(one) for one in json.loads((tmp_path / "verdict.json").read_text())} == {
-        ("target", "needed", "measured", "met")
+        ("target", "needed", "measured", "met", "note")
     }
+
+
+def test_the_targets_of_a_busy_machine_say_so(tmp_path: Path) -> None:
+    busy = replace(MACHINE, load_average=float(MACHINE.cores))
+    write_results(results_of(machine=busy), tmp_path)
+    notes = [one["note"] for one in json.loads((tmp_path / "verdict.json").read_text())]
+    assert all(note.startswith("the machine was busy") for note in notes)
 
 
 def test_the_report_names_machine_command_targets_cells_and_what_is_wrong_with_them() -> None:
     text = report_from_results(results_of(), pictures=["plots/a.png"])
     for words in (
-        "`python -m perf run`", MACHINE.words, "form, concurrency 16 | at least 1.6 | 2 | yes |",
+        "`python -m perf run`", MACHINE.words, "form, concurrency 16 | at least 1.6 | 2 | not judged |",
         "unstable, exit mix off by over 1 point, 3 requests failed", "send lag p50 0.1, p99 2", "80 % (large)",
         "`three_cnn/onefile/c16`: no such model", "![a](plots/a.png)",
     ):  # fmt: skip

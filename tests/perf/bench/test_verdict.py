@@ -1,7 +1,13 @@
 from __future__ import annotations
 
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
 import pytest
 
+from perf.bench.leak_file import Growth, growth_from
 from perf.bench.summary import Summary
 from perf.bench.verdict import Verdict, verdicts
 from tests.perf.bench.made import summary
@@ -32,8 +38,8 @@ def whole_run() -> list[Summary]:
     ]
 
 
-def found(**changes: float | None) -> dict[str, Verdict]:
-    given = {"predicted_speedup": 4.0, "leak_percent": 0.5, **changes}
+def found(**changes: Any) -> dict[str, Verdict]:
+    given = {"predicted_speedup": 4.0, "leak": Growth(percent=0.5, note="little"), **changes}
     return {one.target: one for one in verdicts(whole_run(), members=3, **given)}
 
 
@@ -46,12 +52,69 @@ def test_every_target_is_a_ratio_of_what_was_measured() -> None:
 
 def test_targets_are_met_or_not_by_their_own_sense() -> None:
     assert [one.met for one in found().values()] == [True] * 4 + [False] + [True] * 7
-    assert next(reversed(found(leak_percent=2.1).values())).met is False
+    assert next(reversed(found(leak=Growth(percent=2.1, note="")).values())).met is False
 
 
 def test_the_note_holds_what_the_bound_would_have_allowed() -> None:
     note = found()["requests/s against the tutorial form, concurrency 64"].note
-    assert note == f"0.9 x bound / tutorial is {0.9 * 520 / 250:.2f}"
+    # Both made-up routes spend the same.
+    assert note == (
+        f"0.9 x bound / tutorial is {0.9 * 520 / 250:.2f}; by the server's processor time per request 1.00"
+    )
+
+
+@pytest.mark.parametrize(
+    ("flag", "met", "words"),
+    [
+        ({"failed": 3}, None, "tutorial: 3 requests failed"),
+        ({"reach_is_off": True}, None, "tutorial: exit mix off by over 1 point"),
+        ({"unstable": True}, True, "tutorial: unstable"),
+    ],
+)
+def test_a_ratio_of_flagged_cells_says_so_and_one_of_lost_requests_or_another_mix_is_not_judged(
+    flag: dict[str, Any], met: bool | None, words: str
+) -> None:
+    cells = [
+        dataclasses.replace(one, **flag) if (one.cell.route, one.cell.concurrency) == ("tutorial", 64) else one
+        for one in whole_run()
+    ]
+    judged = verdicts(cells, members=3, predicted_speedup=None, leak=None)
+    changed = [one for one in judged if words in one.remarks]
+    assert [one.target for one in changed] == ["requests/s against the tutorial form, concurrency 64"]
+    assert changed[0].met is met
+    assert words in changed[0].as_json()["note"]
+
+
+def leak_document(**changes: Any) -> dict[str, Any]:
+    return {
+        "scenario": "three_cnn",
+        "route": "committee",
+        "commit": "abc",
+        "requests": 200_000,
+        "resident_percent": 0.4,
+        "shm_percent": 0.1,
+        "own_percent": 1.5,
+        **changes,
+    }
+
+
+def test_the_leak_target_counts_the_cascades_own_process_too(tmp_path: Path) -> None:
+    path = tmp_path / "leak.json"
+    path.write_text(json.dumps(leak_document()))
+    assert growth_from(path) == Growth(
+        percent=1.5,
+        note="resident +0.40 %, shared +0.10 %, the cascade's own process +1.50 %; 200,000 requests, commit abc",
+    )
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"route": "tutorial"}, {"scenario": "digits"}, {"requests": 199_999}, {"own_percent": None}, {"route": 5}],
+)
+def test_a_leak_run_of_something_else_is_no_figure_of_the_target(tmp_path: Path, changes: dict[str, Any]) -> None:
+    path = tmp_path / "leak.json"
+    path.write_text(json.dumps(leak_document(**changes)))
+    assert growth_from(path) is None
 
 
 def test_the_glyphs_note_says_what_is_left_without_idle_cores() -> None:
@@ -68,8 +131,8 @@ def test_the_fastest_mix_is_not_held_against_the_largest_member() -> None:
 
 
 def test_what_was_not_measured_is_neither_met_nor_missed() -> None:
-    empty = verdicts([], members=3, predicted_speedup=None, leak_percent=None)
+    empty = verdicts([], members=3, predicted_speedup=None, leak=None)
     assert len(empty) == 12
     assert {one.met for one in empty} == {None}
-    assert set(empty[0].as_json()) == {"target", "needed", "measured", "met"}
+    assert set(empty[0].as_json()) == {"target", "needed", "measured", "met", "note"}
     assert empty[0].as_json()["met"] is None
