@@ -30,6 +30,15 @@ class StageResult:
     later: tuple[list[Rows], ...] = ()
 
 
+def workers_of(spec: CascadeSpec, stage: int) -> int:
+    """How many workers ask a later stage at once.
+
+    Where the plan does not say, one batch waits at the member while another runs, so that it never idles between
+    two calls.
+    """
+    return spec.limits.workers_per_stage or 1 + min(member.instances for member in spec.stages[stage].members)
+
+
 class MemberCalls:
     """Calls members; used from many threads at once.
 

@@ -25,7 +25,8 @@ class Entrance:
 
     def __init__(self, limit_rows: int) -> None:
         self._limit_rows = limit_rows
-        self._stage_0_ns = 0.0
+        self._stage_0_ns: float | None = None
+        self._is_warm = False
         self._done_ns: int | None = None
 
     def queue_stands(self, batch: Sequence[Pending], *, now_ns: int) -> bool:
@@ -43,21 +44,15 @@ class Entrance:
         """Requests not worth asking stage 0 for: the time would be lost to those behind them.
 
         That is those whose deadline has passed; where a queue stands, also those stage 0 can hardly answer in
-        time. Only a deadline that is a point in time says so. One that begins to count here never came late.
+        time. Only a deadline that is a point in time says so; one that begins to count here never came late.
 
         Args:
             batch: as it came in.
             stands: what `queue_stands` said of it.
             now_ns: on the monotonic clock.
         """
-        least_ns = TIMES_STAGE_0 * self._stage_0_ns if stands else 0.0
-        return [
-            one
-            for one in batch
-            if one.policy.deadline_at_us is not None
-            and one.deadline_ns is not None
-            and one.deadline_ns - now_ns <= least_ns
-        ]
+        least_ns = TIMES_STAGE_0 * (self._stage_0_ns or 0.0) if stands else 0.0
+        return [one for one in batch if (left_ns := left_of(one, now_ns)) is not None and left_ns <= least_ns]
 
     def done(self, now_ns: int) -> None:
         """A batch is through stage 0, or all of it was refused."""
@@ -65,5 +60,16 @@ class Entrance:
 
     def took(self, took_ns: int) -> None:
         """Stage 0 took that long for a batch."""
-        share = _SMOOTHING if self._stage_0_ns else 1.0
-        self._stage_0_ns += share * (took_ns - self._stage_0_ns)
+        if not self._is_warm:
+            # The first call opens sessions and allocates memory, and says nothing of those after it.
+            self._is_warm = True
+        elif self._stage_0_ns is None:
+            self._stage_0_ns = took_ns
+        else:
+            self._stage_0_ns += _SMOOTHING * (took_ns - self._stage_0_ns)
+
+
+def left_of(one: Pending, now_ns: int) -> int | None:
+    """Nanoseconds until the point in time by which a request is due, None without one; 0 or less: it is over."""
+    left_us = one.policy.left_us
+    return None if left_us is None else one.arrived_ns + left_us * 1000 - now_ns

@@ -11,8 +11,8 @@ import numpy as np
 from orchestrator.bls.calls import MemberCalls, StageResult, merged
 from orchestrator.bls.counters import Counters
 from orchestrator.bls.direct import DirectAnswers, decided, starts_of
-from orchestrator.bls.entrance import Entrance
-from orchestrator.bls.pending import LATE, UNAVAILABLE, Pending, Reply
+from orchestrator.bls.entrance import Entrance, left_of
+from orchestrator.bls.pending import HOPELESS, LATE, UNAVAILABLE, Pending, Reply
 from orchestrator.bls.scheduler import Scheduler
 from orchestrator.bls.tensors import Rows
 from orchestrator.decision import Look, Sure, arrivals_from_policies
@@ -93,7 +93,11 @@ class FirstStage:
         for one in late:
             one.answered = True  # nobody else knows of it yet
             self._counters.refused(one.count)
-        return [Reply(one, None, LATE, UNAVAILABLE) for one in late]
+        over = [(left_of(one, now_ns) or 0) <= 0 for one in late]
+        return [
+            Reply(one, None, LATE if is_over else HOPELESS, UNAVAILABLE)
+            for one, is_over in zip(late, over, strict=True)
+        ]
 
     def _answer_at_once(self, places: list[tuple[Pending, int]], sure: Sure, listed: list[Any]) -> None:
         """Puts the answers of requests, each with where its rows begin, into the list."""

@@ -15,6 +15,9 @@ import numpy.typing as npt
 from orchestrator.spec.gears import Gears
 
 Slots = npt.NDArray[np.intp]
+LOOK_S = 0.25  # how often a quiet server looks whether a dearer gear is due
+# How long nothing must happen before a quiet server takes a step back, where hysteresis asks for less.
+_LEAST_QUIET_NS = 1_000_000_000
 _HIGH, _LOW = "high", "low"
 
 
@@ -32,6 +35,8 @@ class Gearbox:
         self._since_ns = 0
         self._deferred_ns: npt.NDArray[np.int64] = np.zeros(0, np.int64)  # by slot: when it was deferred last
         self._stands_since_ns: int | None = None  # a queue has stood in front since then
+        self._inside = False  # a batch came in and is not through stage 0
+        self._heard_ns = 0  # when anything happened last
         self.gear = 0
 
     def deferred(self, slots: Slots, *, capacity_rows: int, now_ns: int) -> None:
@@ -64,6 +69,7 @@ class Gearbox:
         Returns:
             as `felt`.
         """
+        self._inside, self._heard_ns = True, now_ns
         if not stands:
             self._stands_since_ns = None
             return 0
@@ -72,6 +78,25 @@ class Gearbox:
         # One that has only begun to stand says nothing: deferred rows may have waited for long by then.
         stood_us = (now_ns - self._stands_since_ns) // 1000
         return self.felt(0, now_ns) if self._gears and stood_us >= self._gears.raise_wait_us else 0
+
+    def left(self, now_ns: int) -> None:
+        """What came in is through stage 0, or was refused."""
+        self._inside, self._heard_ns = False, now_ns
+
+    def quiet(self, now_ns: int) -> int:
+        """A look while no row waits; where nothing has happened for a while, a dearer gear is due.
+
+        Otherwise the gear of a burst would judge whoever comes next, however much later.
+
+        Returns:
+            as `felt`.
+        """
+        if self._gears is None or self.gear == 0 or self._inside:
+            return 0
+        if now_ns - self._heard_ns < max(_LEAST_QUIET_NS, 1000 * self._gears.lower_after_us):
+            return 0
+        self._heard_ns, self._side, self._stands_since_ns = now_ns, None, None
+        return self._shift(-1, now_ns)
 
     def felt(self, wait_ns: int, now_ns: int) -> int:
         """Rows were taken that had waited that long, or none waits (0).
@@ -86,6 +111,7 @@ class Gearbox:
         gears = self._gears
         if gears is None:
             return 0
+        self._heard_ns = now_ns
         front_ns = 0 if self._stands_since_ns is None else now_ns - self._stands_since_ns
         wait_us = max(wait_ns, front_ns) // 1000
         side = _HIGH if wait_us >= gears.raise_wait_us else _LOW if wait_us <= gears.lower_wait_us else None

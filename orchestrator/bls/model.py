@@ -94,6 +94,8 @@ class CascadeModel:
                 self._pb.Logger.log_error(f"committee: {type(error).__name__}: {error}")
                 text = f"cascade failed: {type(error).__name__}: {error}"
                 replies += [Reply(one, None, text, INTERNAL) for one in self._scheduler.claim(batch)]
+            if self.spec.gears is not None:
+                self._scheduler.left()
         for reply in replies:
             listed[reply.pending.place] = safe_response(self._pb, reply)
         now_ns = time.monotonic_ns()

@@ -13,6 +13,7 @@ from orchestrator.spec import CascadeSpec
 
 INVALID, UNAVAILABLE, INTERNAL, CANCELLED = "INVALID_ARG", "UNAVAILABLE", "INTERNAL", "CANCELLED"
 LATE = "deadline passed before any stage had answered"
+HOPELESS = "deadline too near: the queue is so long that no stage can answer by then"
 
 
 @dataclass(slots=True)

@@ -15,12 +15,11 @@ import time
 from collections.abc import Callable, Sequence
 
 import numpy as np
-import numpy.typing as npt
 
-from orchestrator.bls.books import Books
-from orchestrator.bls.calls import MemberCalls, StageResult
+from orchestrator.bls.books import NOBODY, Books, Tokens
+from orchestrator.bls.calls import MemberCalls, StageResult, workers_of
 from orchestrator.bls.counters import Counters
-from orchestrator.bls.gearbox import Gearbox
+from orchestrator.bls.gearbox import LOOK_S, Gearbox, Slots
 from orchestrator.bls.kept import KeptInputs
 from orchestrator.bls.leading import follow
 from orchestrator.bls.pending import CANCELLED, INTERNAL, LATE, UNAVAILABLE, Pending, Reply, reason_of, spread
@@ -72,15 +71,10 @@ class Scheduler:
     def _make_threads(self) -> list[threading.Thread]:
         threads = [threading.Thread(target=self._watch_deadlines, name="committee-clock", daemon=True)]
         for stage in range(1, len(self._spec.stages)):
-            for index in range(self._workers(stage)):
+            for index in range(workers_of(self._spec, stage)):
                 name = f"committee-stage{stage}-{index}"
                 threads.append(threading.Thread(target=self._drain, args=(stage,), name=name, daemon=True))
         return threads
-
-    def _workers(self, stage: int) -> int:
-        # One batch waits at the member while another runs, so that it never idles between two calls.
-        named = self._spec.limits.workers_per_stage
-        return named or 1 + min(member.instances for member in self._spec.stages[stage].members)
 
     def start(self) -> None:
         """Starts the threads."""
@@ -124,6 +118,11 @@ class Scheduler:
         """A batch came in; a queue that stands behind it moves the gear."""
         with self._lock:
             self._shift(self._gearbox.came(stands=stands, now_ns=time.monotonic_ns()))
+
+    def left(self) -> None:
+        """The batch that came in is through stage 0; only where the plan has gears."""
+        with self._lock:
+            self._gearbox.left(time.monotonic_ns())
 
     @property
     def gear(self) -> int:
@@ -195,21 +194,23 @@ class Scheduler:
         """A worker of a later stage."""
         limit = min(member.max_batch_size for member in self._spec.stages[stage].members)
         while True:
-            slots = None
+            slots, tokens = None, NOBODY
             try:
                 taken = self._next_batch(stage, limit)
                 if taken is None:
                     return
-                slots, rows, aged = taken
+                slots, tokens, rows, aged = taken
                 self._drop_cancelled(aged)
                 result = self._calls.ask(stage, rows)
                 with self._lock:
-                    replies = self._settle(self._run.feed(slots, result.outputs), result.errors)
+                    outcome = self._run.feed(slots, result.outputs)
+                    slots = None  # free: another request may have them before an error is dealt with
+                    replies = self._settle(outcome, result.errors)
                 self._send_all(replies)
             except Exception as error:  # our own fault: the rows held must still be answered
-                self._give_up(slots, error)
+                self._give_up(slots, tokens, error)
 
-    def _next_batch(self, stage: int, limit: int) -> tuple[npt.NDArray[np.intp], Rows, list[Pending]] | None:
+    def _next_batch(self, stage: int, limit: int) -> tuple[Slots, Tokens, Rows, list[Pending]] | None:
         with self._lock:
             while not self._run.waiting(stage):
                 if self._stopping:
@@ -218,9 +219,9 @@ class Scheduler:
             slots = self._run.next(stage, limit)
             self._counters.asked(len(slots), self._spec.stages[stage].cost)
             self._shift(self._gearbox.taken(slots, time.monotonic_ns()))
-            tokens = np.unique(self._run.requests_of(slots)).tolist()
-            aged = self._books.older_than(time.monotonic_ns() - CANCEL_CHECK_AGE_NS, tokens)
-            return slots, self._inputs.take(slots), aged
+            tokens = np.unique(self._run.requests_of(slots))
+            aged = self._books.older_than(time.monotonic_ns() - CANCEL_CHECK_AGE_NS, tokens.tolist())
+            return slots, tokens, self._inputs.take(slots), aged
 
     def _watch_deadlines(self) -> None:
         """The clock: answers rows whose time is up, wherever they are."""
@@ -230,10 +231,13 @@ class Scheduler:
                     if self._stopping:
                         return
                     now = time.monotonic_ns()
+                    if not self._run.rows_in_table:
+                        self._shift(self._gearbox.quiet(now))
                     soonest = self._books.soonest_ns
                     if soonest is None or soonest > now:
-                        wait_s = None if soonest is None else (soonest - now) / 1e9
-                        self._clock.wait(timeout=wait_s)
+                        waits_s = [] if soonest is None else [(soonest - now) / 1e9]
+                        waits_s += [LOOK_S] if self._gearbox.gear else []
+                        self._clock.wait(timeout=min(waits_s, default=None))
                         continue
                     replies = self._expire(now)
                 self._send_all(replies)
@@ -261,7 +265,8 @@ class Scheduler:
             if self._books.forget(pending):
                 replies.append(Reply(pending, columns))
         if len(outcome.slots):
-            self._defer(outcome.slots)
+            now_ns = time.monotonic_ns()
+            self._gearbox.deferred(outcome.slots, capacity_rows=self._run.capacity_rows, now_ns=now_ns)
             following = outcome.stage + 1
             self._work[following].notify_all()
         self._room.notify_all()
@@ -283,12 +288,10 @@ class Scheduler:
         self._books.forget(pending)
         return Reply(pending, None, message, code)
 
-    def _defer(self, slots: npt.NDArray[np.intp]) -> None:
-        self._gearbox.deferred(slots, capacity_rows=self._run.capacity_rows, now_ns=time.monotonic_ns())
-
     def _shift(self, step: int) -> None:
         if step:
             self._counters.shifted(self._gearbox.gear, step)
+            self._clock.notify()
 
     # -- outside the lock -------------------------------------------------------------------------
 
@@ -304,15 +307,13 @@ class Scheduler:
                 reply = self._refuse(pending, "the client cancelled the request", CANCELLED)
             self._send_all([reply])
 
-    def _give_up(self, slots: npt.NDArray[np.intp] | None, error: Exception) -> None:
+    def _give_up(self, slots: Slots | None, tokens: Tokens, error: Exception) -> None:
         text = f"{type(error).__name__}: {error}"
         self._log(f"committee: worker: {text}")
-        if slots is None:
-            return
         with self._lock:
-            tokens = np.unique(self._run.requests_of(slots))
             self._run.drop(tokens)
-            self._run.abandon(slots)
+            if slots is not None:
+                self._run.abandon(slots)
             held = [self._books.known[token] for token in tokens.tolist() if token in self._books.known]
             replies = [self._refuse(pending, f"cascade failed: {text}", INTERNAL) for pending in held]
             self._room.notify_all()

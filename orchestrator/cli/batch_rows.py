@@ -16,6 +16,7 @@ import numpy.typing as npt
 from orchestrator.cli.pictures import ReadPicture
 from orchestrator.client.models import ModelInfo, check_rows
 from orchestrator.errors import DataError, InputError
+from orchestrator.planner.npz import BROKEN
 
 Rows = npt.NDArray[Any]
 NOT_ROWS = ("ids", "id", "labels", "label")
@@ -127,14 +128,14 @@ def _npz(path: Path, info: ModelInfo, column: str | None) -> StoredRows:
             ids = next((stored[key] for key in ("ids", "id") if key in stored.files), None)
         with npz_member(path, name) as (_, shape, fortran, dtype):
             pass
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except BROKEN as error:
         raise DataError(f"{path}", got=f"a file numpy cannot read ({error})") from error
 
     def parts(size: int) -> Iterator[Rows]:
         try:
             # A Fortran-ordered array has no row in one piece, so only that kind is read whole.
             yield from _cut(np.load(path)[name], size) if fortran else _streamed(path, name, size)
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        except BROKEN as error:
             raise DataError(f"{path} array {name}", got=f"broken data ({error})") from error
 
     return _arrays(path, info, shape=shape, dtype=dtype, ids=ids, parts=parts)
@@ -229,5 +230,8 @@ def checked_ids(path: Path, ids: Rows, total: int) -> Rows:
     if ids.dtype.kind in "iu" and ids.dtype != np.uint64:
         return ids.astype(np.int64)
     if ids.dtype.kind in "US":
-        return ids.astype(np.str_)
+        try:
+            return ids.astype(np.str_)
+        except UnicodeDecodeError as error:
+            raise DataError(f"{path} ids", got=f"bytes that are not ASCII ({error})", expected="text") from error
     raise DataError(f"{path} ids", got=f"dtype {ids.dtype}", expected="whole numbers or text")

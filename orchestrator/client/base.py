@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from orchestrator.client.models import ANSWER_OUTPUTS, ModelInfo, scores_output
-from orchestrator.decision import ABSTAINED, CAPPED, DEADLINE, DEGRADED, GEARED, Policy, softmax
+from orchestrator.decision import ABSTAINED, CAPPED, DEADLINE, DEGRADED, GEARED, PARAMETERS, Policy, softmax
 from orchestrator.errors import InputError, ServerFaultError
 
 Rows = npt.NDArray[Any]
@@ -67,7 +67,8 @@ def parameters_from_policy(policy: Policy | None) -> dict[str, int | float]:
     """
     values = dataclasses.asdict(policy or Policy())
     defaults = dataclasses.asdict(Policy())
-    wanted = {name: value for name, value in values.items() if value != defaults[name]}
+    # `left_us` is what the server makes of a deadline.
+    wanted = {name: value for name, value in values.items() if name in PARAMETERS and value != defaults[name]}
     for name, value in wanted.items():
         if isinstance(value, int) and abs(value) > MAX_INTEGER:
             raise InputError(f"request parameter {name}", got=value, expected="a whole number that fits 64 bits")

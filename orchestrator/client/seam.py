@@ -66,7 +66,7 @@ FIXES: dict[Leaf, str] = {
 # What a server says of a model it is just unloading or not ready to run, under codes that sound final.
 STOPPING = ("has no available versions", "Server not ready", "Server is stopping")
 # The request's own deadline, which asking again would only miss again under the same load.
-LATE = "deadline passed"
+LATE = ("deadline passed", "deadline too near")
 # Longer texts are dumps, not messages.
 MAX_TEXT = 400
 
@@ -87,7 +87,7 @@ def _leaf_and_text(error: BaseException) -> tuple[Leaf, str]:
         text = _plain(error.message() or "an error without a message")
         if any(words in text for words in STOPPING):
             return UnavailableError, text
-        if LATE in text:
+        if any(words in text for words in LATE):
             return TimeLimitError, text
         return leaf_from_status(error.status()), text
     if isinstance(error, TimeoutError):

@@ -39,6 +39,7 @@ class Policy:
         deadline_us: microseconds from arrival until an answer is due, None for no deadline; of a request read with
             a `deadline_at_us` the smaller of both, zero or less where it came too late.
         deadline_at_us: the same in Unix time, so that the wait in front of the cascade counts.
+        left_us: microseconds from arrival until `deadline_at_us`, None without one.
         gear: whose thresholds judge; None leaves it to the load.
     """
 
@@ -47,6 +48,7 @@ class Policy:
     threshold_shift: float = 0.0
     deadline_us: int | None = None
     deadline_at_us: int | None = None
+    left_us: int | None = None
     gear: int | None = None
 
     @property
@@ -81,12 +83,15 @@ def policy_from_parameters(
     if unknown:
         named = ", ".join(repr(name[:MAX_ECHO]) for name in unknown[:3])
         raise InputError("request parameters", got=named, expected=f"only {', '.join(PARAMETERS)}")
+    within_us = _integer(values, "deadline_us", 1, high=MAX_DEADLINE_US)
+    left_us = _left(values, now_us)
     policy = Policy(
         min_stage=_integer(values, "min_stage", 0, high=stages - 1) or 0,
         max_stage=_integer(values, "max_stage", 0, high=stages - 1),
         threshold_shift=_shift(values),
-        deadline_us=_deadline(values, now_us),
+        deadline_us=min((us for us in (within_us, left_us) if us is not None), default=None),
         deadline_at_us=_integer(values, "deadline_at_us", 0),
+        left_us=left_us,
         gear=_gear(values, gears),
     )
     if policy == DEFAULT:
@@ -106,7 +111,9 @@ def _integer(values: Mapping[str, object], name: str, low: int, *, high: int = _
         return None
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
         raise InputError(
-            f"request parameter {name}", got=repr(value), expected=f"a whole number from {low} to {high}"
+            f"request parameter {name}",
+            got=repr(value)[:MAX_ECHO],
+            expected=f"a whole number from {low} to {high}",
         )
     return value
 
@@ -117,12 +124,11 @@ def _gear(values: Mapping[str, object], gears: int) -> int | None:
     return gear if gears > 1 else None
 
 
-def _deadline(values: Mapping[str, object], now_us: int) -> int | None:
-    """Microseconds left, the smaller of both kinds; zero or less where the point in time has passed."""
-    left_us = _integer(values, "deadline_us", 1, high=MAX_DEADLINE_US)
+def _left(values: Mapping[str, object], now_us: int) -> int | None:
+    """Microseconds until `deadline_at_us`; zero or less where it has passed."""
     at_us = _integer(values, "deadline_at_us", 0)
     if at_us is None:
-        return left_us
+        return None
     if abs(at_us - now_us) > MAX_DEADLINE_US:
         # Seconds or milliseconds in place of microseconds, or clocks that have nothing to do with each other.
         raise InputError(
@@ -130,7 +136,7 @@ def _deadline(values: Mapping[str, object], now_us: int) -> int | None:
             got=at_us,
             expected=f"Unix time in microseconds within a day of the server's clock, which says {now_us}",
         )
-    return at_us - now_us if left_us is None else min(left_us, at_us - now_us)
+    return at_us - now_us
 
 
 def _shift(values: Mapping[str, object]) -> float:
@@ -145,7 +151,7 @@ def _shift(values: Mapping[str, object]) -> float:
     if not good:
         raise InputError(
             "request parameter threshold_shift",
-            got=repr(values["threshold_shift"]),
+            got=repr(values["threshold_shift"])[:MAX_ECHO],
             expected="a number from -1 to 1, positive is stricter",
         )
     return float(value)  # type: ignore[arg-type]

@@ -57,7 +57,8 @@ class ExitRule:
         if gear:
             status[wants & (score < self.thresholds[0, 0])] = GEARED
         if low is not None:
-            doubtful = (score <= low) & ~wants
+            # A cheaper gear does not make a hopeless row a sure one: whoever waits for the bit gets it.
+            doubtful = (score <= low) & (score < self.thresholds[0, 0])
             status[doubtful] = ABSTAINED
             wants = wants | doubtful
         return wants, status
@@ -85,7 +86,7 @@ class ExitRule:
         own = score >= self.thresholds[0, stage] + shift
         sure = own if gear is None else score >= self.thresholds[gear, stage] + shift
         low = self.lows[stage]
-        doubtful: Bools | None = None if low is None else (score <= low) & ~sure
+        doubtful: Bools | None = None if low is None else (score <= low) & ~own
         wants: npt.NDArray[np.bool_] = sure if doubtful is None else sure | doubtful
         wants = wants & (min_stage <= stage)
         capped = (max_stage <= stage) & ~wants

@@ -31,7 +31,7 @@ def pending(rows: int, policy: Policy, *, arrived_ns: int = 0) -> Pending:
 
 
 def dated(left_us: int) -> Policy:
-    return Policy(deadline_us=left_us, deadline_at_us=NOW_US + left_us)
+    return policy_from_parameters({"deadline_at_us": NOW_US + left_us}, 2, now_us=NOW_US)
 
 
 @given(left=st.integers(-DAY_US, DAY_US), relative=st.none() | st.integers(1, DAY_US))
@@ -40,6 +40,7 @@ def test_the_earlier_of_both_deadlines_counts(left: int, relative: int | None) -
     policy = policy_from_parameters(wishes, 2, now_us=NOW_US)
     assert policy.deadline_us == (left if relative is None else min(left, relative))
     assert policy.deadline_at_us == NOW_US + left
+    assert policy.left_us == left
 
 
 @pytest.mark.parametrize("at", [NOW_US // 1000, NOW_US // 1_000_000, NOW_US * 1000, NOW_US + 2 * DAY_US])
@@ -93,6 +94,8 @@ def test_where_a_queue_stands_what_can_hardly_be_answered_in_time_is_not_tried()
     entrance = Entrance(64)
     batch = [pending(8, dated(left_us)) for left_us in (-1, 15_000, 25_000)]
     assert entrance.too_late(batch, stands=True, now_ns=0) == batch[:1]
+    entrance.took(5000 * MS)  # the first call opens sessions, and is nobody's measure
+    assert entrance.too_late(batch, stands=True, now_ns=0) == batch[:1]
     entrance.took(10 * MS)
     assert entrance.too_late(batch, stands=False, now_ns=0) == batch[:1]
     assert entrance.too_late(batch, stands=True, now_ns=0) == batch[:2]
@@ -100,8 +103,32 @@ def test_where_a_queue_stands_what_can_hardly_be_answered_in_time_is_not_tried()
 
 def test_a_deadline_that_begins_to_count_here_never_came_late() -> None:
     entrance = Entrance(64)
-    entrance.took(10 * MS)
-    assert not entrance.too_late([pending(8, Policy(deadline_us=1))], stands=True, now_ns=0)
+    for _ in range(2):
+        entrance.took(10 * MS)
+    both = {"deadline_us": 1, "deadline_at_us": NOW_US + 30_000_000}
+    for policy in (Policy(deadline_us=1), policy_from_parameters(both, 2, now_us=NOW_US)):
+        assert policy.deadline_us == 1
+        assert not entrance.too_late([pending(8, policy)], stands=True, now_ns=0)
+
+
+def test_who_still_has_time_is_told_that_it_is_not_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("orchestrator.bls.entrance.MOST_IDLE_NS", 60_000 * MS)  # however slow this machine is
+
+    def slow(rows: np.ndarray) -> np.ndarray:
+        time.sleep(0.1)
+        return small(rows)
+
+    fake = FakeTriton({"small": slow, "large": large})
+    with loaded(tmp_path, fake) as model:
+        most = model.spec.limits.max_batch_size
+        for _ in range(2):
+            ask_all(model, [Request({"x": rows_of(EASY)}) for _ in range(most)])
+        undated = [Request({"x": rows_of(EASY)}) for _ in range(most - 1)]
+        near = Request({"x": rows_of(EASY)}, parameters={"deadline_at_us": now_us() + 150_000})
+        refused, *others = ask_all(model, [near, *undated])
+    assert refused.error().code() == TritonError.UNAVAILABLE
+    assert refused.error().message().startswith("deadline too near")
+    assert not any(one.has_error() for one in others)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import threading
+import time
 from itertools import pairwise
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.bls.gearbox import Gearbox
-from orchestrator.decision import GEARED, CascadeRun, Policy, arrivals_from_policies
+from orchestrator.decision import ABSTAINED, GEARED, CascadeRun, Policy, arrivals_from_policies
 from orchestrator.errors import SpecError
 from orchestrator.spec import CascadeSpec, Gear, Gears, cascade_from_json, json_from_cascade
 from tests.bls.loading import EASY, HARD, ask_all, large, loaded, rows_of, small, two_stages
@@ -192,6 +193,43 @@ def test_a_queue_that_begins_to_stand_does_not_hide_deferred_rows_that_wait() ->
     assert box.felt(60 * MS, 0) == 0
     assert box.came(stands=True, now_ns=90 * MS) == 0
     assert box.felt(60 * MS, 100 * MS) == 1
+
+
+def test_a_quiet_server_takes_a_step_back_at_a_time_and_one_at_work_none() -> None:
+    box = Gearbox(GEARS)
+    assert sum(box.came(stands=True, now_ns=at * MS) for at in range(0, 400, 10)) == 2
+    # The last batch is still at stage 0, however long that takes.
+    assert [box.quiet(at * MS) for at in (1000, 60_000)] == [0, 0]
+    box.left(61_000 * MS)
+    assert [box.quiet(at * MS) for at in (61_999, 62_000, 62_500, 63_000, 99_000)] == [0, -1, 0, -1, 0]
+    assert box.gear == 0
+    # The queue of then stands no more.
+    assert box.felt(0, 99_001 * MS) == 0
+
+
+def test_the_gear_of_a_burst_comes_back_although_nobody_asks_again(tmp_path: Path) -> None:
+    fake = FakeTriton({"small": small, "large": large})
+    with loaded(tmp_path, fake, geared(raise_wait_us=1, lower_wait_us=0, raise_after_us=0)) as model:
+        for _ in range(4):
+            model.execute([Request({"x": rows_of(EASY)}) for _ in range(model.spec.limits.max_batch_size)])
+        assert model._scheduler._gearbox.gear > 0
+        until = time.monotonic() + 20
+        while model._scheduler._gearbox.gear and time.monotonic() < until:
+            time.sleep(0.05)
+        assert model._scheduler._gearbox.gear == 0
+        model._flusher.flush()
+        assert fake.metrics[("committee_gear", (("model", "cascade"),))].value == 0.0
+
+
+def test_a_hopeless_row_abstains_in_every_gear() -> None:
+    stages = two_stages().stages
+    spec = geared()
+    spec = dataclasses.replace(spec, stages=(dataclasses.replace(stages[0], low=0.45), *stages[1:]))
+    for gear in range(3):
+        outcome = admit(spec, logits(0.4), gear=gear)
+        assert outcome.answers.status.tolist() == [ABSTAINED]
+        sure = CascadeRun(spec).sure(CascadeRun(spec).look(1, [logits(0.4)]), gear)
+        assert sure.exits.tolist() == [True]
 
 
 def test_a_queue_that_stands_now_and_then_does_not_shift() -> None:
