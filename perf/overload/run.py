@@ -16,7 +16,7 @@ from perf.load.open import PoissonLoad
 from perf.overload.ground import GEARED, PLAIN, Ground
 from perf.overload.score import Score, score_of
 from perf.overload.send import Sent, poisson, saturated
-from perf.overload.watch import SETTLE_S, pressure_between, read
+from perf.overload.watch import SETTLE_S, at_rest, pressure_between, read
 
 Say = Callable[[str], None]
 _CAPACITY_IN_FLIGHT = 32
@@ -118,7 +118,7 @@ def run_overload(ground: Ground, load: Load, *, say: Say) -> Measured:
                 turn = number % len(VARIANTS)
                 for variant in (*VARIANTS[turn:], *VARIANTS[:turn]):
                     say(f"round {number} of {load.rounds}: {factor:g} x capacity, {variant.title}")
-                    before = read(server.metrics_address, variant.model)
+                    before = at_rest(server.metrics_address, variant.model)
                     sent = asyncio.run(
                         _sent(
                             ground, load, found, server.grpc_address, variant=variant, factor=factor, number=number

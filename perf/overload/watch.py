@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 import urllib.error
 import urllib.request
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from orchestrator.errors import ServerFaultError
 
 # The runtime hands its counters to the server once in an interval; a reading later than that has them all.
 SETTLE_S = 1.5 * FLUSH_INTERVAL_S
+REST_TIMEOUT_S = 120.0
 _TIMEOUT_S = 10.0
 _LINE = re.compile(r"^(?P<name>[a-z_]+)\{(?P<labels>[^}]*)\} (?P<value>\S+)$")
 _LABEL = re.compile(r'(\w+)="([^"]*)"')
@@ -25,12 +27,14 @@ class Reading:
         served: requests answered without an error.
         queue_us: microseconds they waited until the cascade was called with them, summed.
         cheaper, dearer: shifts of the gear.
+        gear: the one new rows are judged by.
     """
 
     served: int
     queue_us: int
     cheaper: int
     dearer: int
+    gear: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +86,32 @@ def reading_from_text(text: str, model: str) -> Reading:
         queue_us=count("nv_inference_queue_duration_us"),
         cheaper=count("committee_gear_shifts_total", "cheaper"),
         dearer=count("committee_gear_shifts_total", "dearer"),
+        gear=count("committee_gear"),
     )
+
+
+def at_rest(address: str, model: str, *, timeout_s: float = REST_TIMEOUT_S) -> Reading:
+    """Waits until nothing is counted any more and the gear is the plan's own; returns the counters then.
+
+    What one load leaves, a queue or a cheaper gear, must not be the next one's.
+
+    Args:
+        address: host:port of the metrics endpoint.
+        model: Triton name.
+        timeout_s: for how long.
+
+    Raises:
+        ServerFaultError: the endpoint does not answer, or there is no rest by then.
+    """
+    until_s = time.monotonic() + timeout_s
+    last = read(address, model)
+    while time.monotonic() < until_s:
+        time.sleep(SETTLE_S)
+        now = read(address, model)
+        if now == last and now.gear == 0:
+            return now
+        last = now
+    raise ServerFaultError(f"{model} after a load", got=last, expected=f"an idle server within {timeout_s:g} s")
 
 
 def pressure_between(before: Reading, after: Reading) -> Pressure:

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -149,6 +150,8 @@ def test_pictures_without_a_plan_that_says_how_are_one_line(job: Batching) -> No
         ("in.npz", "no/out.npz", "no such folder"),
         ("in.npz", "in.npz", "the input itself"),
         ("pickled.npz", "out.npz", "cannot read"),
+        ("bare.npz", "out.npz", "cannot read"),
+        ("ids.npz", "out.npz", "bytes that are not ASCII"),
         ("array.npz", "out.npz", "got a single array, expected an archive; name it .npy"),
         ("archive.npy", "out.npz", "got an archive, expected one array; name it .npz"),
     ],
@@ -159,6 +162,9 @@ def test_files_that_are_missing_or_broken_are_one_line(job: Batching, source: st
         (job.folder / name).write_bytes(b"nothing of the kind")
     (job.folder / "cut.npz").write_bytes((job.folder / "in.npz").read_bytes()[:-40])
     job.save("pickled.npz", images=np.array([{}], object))
+    job.save("ids.npz", images=images([1]), ids=np.array([b"\xff"]))
+    with zipfile.ZipFile(job.folder / "bare.npz", "w") as archive:
+        archive.writestr("images", b"no array")
     with (job.folder / "array.npz").open("wb") as file:
         np.save(file, images([1]))
     (job.folder / "archive.npy").write_bytes((job.folder / "in.npz").read_bytes())
@@ -171,6 +177,17 @@ def test_data_that_breaks_off_in_the_middle_is_one_line_and_leaves_nothing(job: 
     job.save(images=images(np.arange(300)))
     raw = bytearray((job.folder / "in.npz").read_bytes())
     raw[len(raw) // 2] ^= 255
+    (job.folder / "in.npz").write_bytes(raw)
+    before = job.files()
+    assert "broken data" in job.batch("in.npz", code=2)
+    assert job.files() == before
+
+
+def test_an_archive_whose_deflated_data_are_broken_is_one_line_and_leaves_nothing(job: Batching) -> None:
+    noise = np.random.default_rng(5).normal(size=(300, 1, 8, 8)).astype(np.float32)
+    np.savez_compressed(job.folder / "in.npz", images=noise)
+    raw = bytearray((job.folder / "in.npz").read_bytes())
+    raw[len(raw) // 2 : len(raw) // 2 + 64] = b"\xff" * 64
     (job.folder / "in.npz").write_bytes(raw)
     before = job.files()
     assert "broken data" in job.batch("in.npz", code=2)

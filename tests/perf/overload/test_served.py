@@ -48,3 +48,5 @@ def test_a_short_run_measures_every_variant_and_writes_its_report(short: Short) 
 
 def test_twice_the_capacity_moves_the_gear(short: Short) -> None:
     assert short.found["gears"]["geared"]["max"] > 0
+    # It began in the plan's own gear.
+    assert short.found["gears"]["shifts"][0] > 0
