@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import subprocess
@@ -14,6 +15,7 @@ import onnxruntime
 from perf.results import cpu_name
 
 ROOT = Path(__file__).parents[2]
+_MEASURED = ("orchestrator", "perf/routes", "perf/load")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +83,16 @@ def bench_machine(*, triton: str, perf_analyzer: str, load_average: float) -> Be
         commit=commit_here(),
         load_average=load_average,
     )
+
+
+def code_hash(root: Path = ROOT) -> str:
+    """Of the runtime and of the rivals, so that one run never mixes two versions of what it measures."""
+    digest = hashlib.sha256()
+    for folder in _MEASURED:
+        for path in sorted((root / folder).rglob("*.py")):
+            digest.update(f"{path.relative_to(root).as_posix()}\n".encode())
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def cores_here() -> int:

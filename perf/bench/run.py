@@ -17,7 +17,7 @@ from orchestrator.serving.options import ServeOptions
 from orchestrator.serving.process import EmbeddedServer
 from perf.bench.cells import Cell
 from perf.bench.leak_file import growth_from
-from perf.bench.machine import bench_machine, cores_here, load_average_now
+from perf.bench.machine import bench_machine, code_hash, cores_here, load_average_now
 from perf.bench.measure import measure
 from perf.bench.record import Journal, Record
 from perf.bench.results import Results
@@ -223,6 +223,7 @@ def _journal(cells: list[Cell], served: Served, options: RunOptions, settings: M
         options.output / f"{options.kind}-{scenario.name}.jsonl",
         {
             "committee": __version__,
+            "code": code_hash(),
             "triton": served.server.version,
             "scenario": scenario.name,
             "members": scenario.members,

@@ -9,7 +9,7 @@ import pytest
 
 from perf.bench.cells import Cell
 from perf.bench.command import write_report
-from perf.bench.machine import bench_machine
+from perf.bench.machine import bench_machine, code_hash
 from perf.bench.record import Journal
 from perf.bench.report import report_from_results, table_from_summaries, table_from_verdicts
 from perf.bench.results import Results, write_results
@@ -138,3 +138,14 @@ def test_summaries_take_medians_and_the_best_rate_of_each_member(tmp_path: Path)
     assert ours.bound.members_requests_per_s == pytest.approx(80 / 0.15)
     assert (ours.bound.by, ours.bound.requests_per_s) == ("processor", pytest.approx(500))
     assert ours.efficiency == pytest.approx(0.9)
+
+
+def test_a_changed_runtime_is_other_code_and_a_changed_document_is_not(tmp_path: Path) -> None:
+    model = tmp_path / "orchestrator" / "bls" / "model.py"
+    model.parent.mkdir(parents=True)
+    model.write_text("one")
+    before = code_hash(tmp_path)
+    (tmp_path / "README.md").write_text("news")
+    assert code_hash(tmp_path) == before
+    model.write_text("two")
+    assert code_hash(tmp_path) != before
