@@ -19,8 +19,8 @@ _LEGEND = (
     "In time, good and answered are shares of all that was sent: requests answered within the deadline, rows "
     "answered in time and rightly, requests answered at all. Accuracy is of answered rows, late or not. Medians "
     "over rounds, in brackets the smallest and the largest. Each load begins on an idle server in the plan's own "
-    "gear. Shifts are those to a cheaper gear and back, over all rounds. Queue is the mean wait in Triton until the cascade is called; "
-    "lag is the 99th percentile of how late our own client sent."
+    "gear. Shifts are those to a cheaper gear and back, over all rounds. Queue is the mean wait in "
+    "Triton until the cascade is called; lag is the 99th percentile of how late our own client sent."
 )
 
 
