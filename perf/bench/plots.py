@@ -13,6 +13,7 @@ from perf.bench.summary import Summary
 COLOURS = {
     "committee": "#c44e52",
     "tutorial": "#4c72b0",
+    "tutorial_4": "#86a3d1",
     "concatenate_1": "#8172b3",
     "concatenate_4": "#937860",
     "pass_through": "#8c8c8c",

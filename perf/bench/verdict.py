@@ -170,8 +170,10 @@ def _against_tutorial(measured: Measured) -> list[Verdict]:
     for concurrency in (16, 64):
         ours, theirs = (measured.find(route, concurrency=concurrency) for route in ("committee", "tutorial"))
         possible = ratio(ours.bound.requests_per_s, _rate(theirs)) if ours and ours.bound else None
+        several = ratio(_rate(ours), _rate(measured.find("tutorial_4", concurrency=concurrency)))
         notes = [
             "" if possible is None else f"0.9 x bound / tutorial is {0.9 * possible:.2f}",
+            "" if several is None else f"against 4 instances of it {several:.2f}",
             _saved(ours, theirs),
         ]
         found.append(
@@ -261,6 +263,8 @@ def _against_bound(measured: Measured, largest: str) -> list[Verdict]:
 
 def _against_largest(measured: Measured, largest: str, predicted: float | None) -> list[Verdict]:
     cnn = [measured.best(route, batch=1) for route in ("committee", largest)]
+    two = ratio(_rows_rate(cnn[0]), _rows_rate(measured.best("largest_2", batch=1)))
+    notes = ["" if two is None else f"against 2 instances of it {two:.2f}", _saved(*cnn)]
     last = measured.last_member("glyphs")
     both = [measured.best(route, scenario="glyphs", batch=32) for route in ("committee", last)]
     glyphs = ratio(*(_rows_rate(one) for one in both))
@@ -270,7 +274,7 @@ def _against_largest(measured: Measured, largest: str, predicted: float | None) 
             needed=5.5,
             sense="at least",
             measured=ratio(*(_rows_rate(one) for one in cnn)),
-            note=_saved(*cnn),
+            note="; ".join(note for note in notes if note),
             cells=cnn,
         ),
         Verdict(

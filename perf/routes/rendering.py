@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from functools import partial
 from pathlib import Path
 
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from export.onefile import write_onefile
-from orchestrator.repository import ensemble_from_cascade, render, render_ensemble, text_from_config
+from orchestrator.repository import (
+    config_from_path,
+    ensemble_from_cascade,
+    render,
+    render_ensemble,
+    text_from_config,
+)
 from orchestrator.repository.configs import cascade_config
 from orchestrator.repository.files import copy_model, new_folder, write_all
 from orchestrator.spec import CascadeSpec
@@ -17,13 +24,13 @@ from perf.routes.clients import asyncio_client, sync_client
 from perf.routes.made import Made
 from perf.routes.rivals.deciding import Plan, plan_from_parameters
 from perf.routes.spec import BenchRepository, Route
-from perf.routes.table import CONCATENATE, PLAIN_ONLY, routes_of
+from perf.routes.table import CONCATENATE, LARGEST, LARGEST_INSTANCES, PLAIN_ONLY, TUTORIAL, routes_of
 
 RIVALS = Path(__file__).parent / "rivals"
 _HELPER = "deciding.py"
 _TIMED_ROWS = 256
 # Folder under rivals/ -> routes rendered from it.
-_MODELS = {"pass_through": ("pass_through",), "tutorial": ("tutorial",), "concatenate": tuple(CONCATENATE)}
+_MODELS = {"pass_through": ("pass_through",), "tutorial": tuple(TUTORIAL), "concatenate": tuple(CONCATENATE)}
 
 
 def render_made(made: Made, folder: Path) -> BenchRepository:
@@ -44,6 +51,7 @@ def render_made(made: Made, folder: Path) -> BenchRepository:
     with new_folder(folder) as building:
         for member in scenario.members:
             copy_model(made.repository / member, building / member)
+        _render_largest(building, scenario.members[-1])
         # Standalone: what is measured is the runtime of this checkout, wherever the folder lies.
         render(dataclasses.replace(spec, name="committee"), building, standalone=True)
         render_ensemble(ensemble_from_cascade(spec, "ensemble"), building)
@@ -107,6 +115,19 @@ def rival_config(spec: CascadeSpec, route: Route) -> ModelConfig:
     for key, text in parameters_of(spec).items():
         config.parameters[key].string_value = text
     return config
+
+
+def _render_largest(repository: Path, member: str) -> None:
+    """The largest member once more, with an instance per core."""
+    copy_model(repository / member, repository / LARGEST)
+    # They are of the member by its own name.
+    (repository / LARGEST / "manifest.json").unlink(missing_ok=True)
+    shutil.rmtree(repository / LARGEST / "configs", ignore_errors=True)
+    path = repository / LARGEST / "config.pbtxt"
+    config = config_from_path(path)
+    config.name = LARGEST
+    config.instance_group[0].count = LARGEST_INSTANCES
+    path.write_text(text_from_config(config, source=f"{member} with more instances"), encoding="utf-8")
 
 
 def _render_rivals(spec: CascadeSpec, routes: dict[str, Route], repository: Path) -> None:

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from perf.routes.spec import Route, Scenario
 
+# Processes of each form: one process runs one member at a time, so a form is measured with several too.
+TUTORIAL = {"tutorial": 1, "tutorial_4": 4}
 CONCATENATE = {"concatenate_1": 1, "concatenate_4": 4}
+# The largest member with as many instances as the machine of the targets has cores.
+LARGEST, LARGEST_INSTANCES = "largest_2", 2
 # Routes whose code knows one way to decide: mean of logits, top probability, one member per stage.
-PLAIN_ONLY = ("pass_through", "tutorial", *CONCATENATE, "client_sync", "client_asyncio")
+PLAIN_ONLY = ("pass_through", *TUTORIAL, *CONCATENATE, "client_sync", "client_asyncio")
 
 
 def routes_of(scenario: Scenario) -> dict[str, Route]:
@@ -20,6 +24,8 @@ def routes_of(scenario: Scenario) -> dict[str, Route]:
         Route(name=f"member_{index}", title=_alone(index, scenario), model=name, members=(name,))
         for index, name in enumerate(members)
     ]
+    # What one instance can do does not bound it.
+    alone.append(Route(name=LARGEST, title=f"{members[-1]} alone, {LARGEST_INSTANCES} instances", model=LARGEST))
     rivals = [
         Route(
             name="pass_through",
@@ -28,13 +34,16 @@ def routes_of(scenario: Scenario) -> dict[str, Route]:
             members=members[:1],
             instances=1,
         ),
-        Route(
-            name="tutorial",
-            title="BLS, one call per request in a loop",
-            model="tutorial",
-            members=members,
-            cascade=True,
-            instances=1,
+        *(
+            Route(
+                name=name,
+                title="BLS, one call per request in a loop" + (f", {count} instances" if count > 1 else ""),
+                model=name,
+                members=members,
+                cascade=True,
+                instances=count,
+            )
+            for name, count in TUTORIAL.items()
         ),
         *(
             Route(

@@ -11,8 +11,8 @@ from perf.bench.summary import Summary
 
 MEMBERS = ("small", "middle", "large")
 ROUTES = (
-    "member_0", "member_1", "member_2", "pass_through", "tutorial", "concatenate_1", "concatenate_4",
-    "client_sync", "client_asyncio", "ensemble", "onefile", "committee",
+    "member_0", "member_1", "member_2", "largest_2", "pass_through", "tutorial", "tutorial_4", "concatenate_1",
+    "concatenate_4", "client_sync", "client_asyncio", "ensemble", "onefile", "committee",
 )  # fmt: skip
 
 

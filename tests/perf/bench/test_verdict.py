@@ -85,6 +85,21 @@ def test_a_ratio_of_flagged_cells_says_so_and_one_of_lost_requests_or_another_mi
     assert words in changed[0].as_json()["note"]
 
 
+def test_rivals_with_more_instances_are_named_beside_those_with_one() -> None:
+    more = [
+        summary("tutorial_4", concurrency=64, requests_per_s=400),
+        summary("largest_2", concurrency=64, requests_per_s=125),
+    ]
+    found = {
+        one.target: one.note
+        for one in verdicts([*whole_run(), *more], members=3, predicted_speedup=None, leak=None)
+    }
+    assert "against 4 instances of it 1.25" in found["requests/s against the tutorial form, concurrency 64"]
+    assert found["requests/s against the largest member alone, three CNNs"].startswith(
+        "against 2 instances of it 4.00"
+    )
+
+
 def leak_document(**changes: Any) -> dict[str, Any]:
     return {
         "scenario": "three_cnn",

@@ -14,9 +14,12 @@ from perf.routes.spec import BenchRepository
 
 # The targets are about these.
 JUDGED = {
-    "member_0", "member_1", "member_2", "pass_through", "tutorial", "concatenate_1", "concatenate_4",
-    "client_sync", "client_asyncio", "ensemble", "onefile", "committee",
+    "member_0", "member_1", "member_2", "largest_2", "pass_through", "tutorial", "tutorial_4", "concatenate_1",
+    "concatenate_4", "client_sync", "client_asyncio", "ensemble", "onefile", "committee",
 }  # fmt: skip
+
+
+INSTANCES = {"pass_through": 1, "tutorial": 1, "tutorial_4": 4, "concatenate_1": 1, "concatenate_4": 4}
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +45,7 @@ def test_rivals_differ_from_committee_in_name_batch_limit_instances_and_plan_alo
     rendered: BenchRepository,
 ) -> None:
     ours = MessageToDict(config_from_path(rendered.folder / "committee" / "config.pbtxt"))
-    for name, count in {"pass_through": 1, "tutorial": 1, "concatenate_1": 1, "concatenate_4": 4}.items():
+    for name, count in INSTANCES.items():
         theirs = MessageToDict(config_from_path(rendered.folder / name / "config.pbtxt"))
         assert theirs.pop("instanceGroup") == [{"kind": "KIND_CPU", "count": count}]
         assert theirs.pop("maxBatchSize") == 64
@@ -51,6 +54,17 @@ def test_rivals_differ_from_committee_in_name_batch_limit_instances_and_plan_alo
         del expected["instanceGroup"], expected["maxBatchSize"]
         assert theirs == expected
         assert rendered.routes[name].instances == count
+
+
+def test_the_largest_with_an_instance_per_core_is_otherwise_the_largest(rendered: BenchRepository) -> None:
+    name = rendered.scenario.members[-1]
+    one, two = (
+        MessageToDict(config_from_path(rendered.folder / each / "config.pbtxt")) for each in (name, "largest_2")
+    )
+    assert two.pop("instanceGroup") == [{**one.pop("instanceGroup")[0], "count": 2}]
+    assert two == {**one, "name": "largest_2"}
+    files = [(rendered.folder / each / "1" / "model.onnx").read_bytes() for each in (name, "largest_2")]
+    assert files[0] == files[1]
 
 
 def test_every_model_that_computes_runs_one_thread_in_one_instance_without_a_queue_delay(

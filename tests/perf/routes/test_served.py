@@ -82,7 +82,9 @@ def require_equal(got: dict[str, np.ndarray], expected: Answers, names: tuple[st
     np.testing.assert_allclose(got["confidence"][:, 0], expected.confidence, atol=1e-5)
 
 
-@pytest.mark.parametrize("route", ["tutorial", "concatenate_1", "concatenate_4", "onefile", "committee"])
+@pytest.mark.parametrize(
+    "route", ["tutorial", "tutorial_4", "concatenate_1", "concatenate_4", "onefile", "committee"]
+)
 def test_a_cascade_answers_as_its_replay(bench: Bench, route: str) -> None:
     expected = replay(bench.made.spec, bench.records)
     np.testing.assert_array_equal(expected.exit_stage, bench.rows.exit_stage)
