@@ -28,6 +28,7 @@ CACHE = Path(__file__).parents[2] / "build" / "bench" / "members"
 _CODE = Path(__file__).parent
 _PLAN, _EXITS = "cascade.json", "exits.npz"
 
+BLOCK_ROWS = 200
 Ask = Callable[[str, Rows], npt.NDArray[np.float32]]
 
 
@@ -50,9 +51,10 @@ class Made:
     margin: npt.NDArray[np.float32]
 
     def rows_for(self, *, reach: Sequence[float], rows: int, seed: int) -> BenchRows:
-        """Rows with exactly the asked mix of exits, as near as whole rows come to it, in random order.
+        """Rows with exactly the asked mix of exits, as near as whole rows come to it.
 
-        Rows come twice only where the pool has too few of a kind.
+        They are in random order within blocks of about `BLOCK_ROWS`, each of one mix, so that a load that ends
+        anywhere in the file has had that mix too. Rows come twice only where the pool has too few of a kind.
 
         Args:
             reach: share of rows that get to each stage, 1.0 first.
@@ -67,7 +69,9 @@ class Made:
         counts = -np.diff([*reaching, 0])
         rng = np.random.default_rng(seed)
         chosen = [self._some(stage, int(count), rng) for stage, count in enumerate(counts)]
-        numbers = rng.permutation(np.concatenate(chosen))
+        blocks = max(1, round(rows / BLOCK_ROWS))
+        block = np.concatenate([np.arange(len(part)) * blocks // max(1, len(part)) for part in chosen])
+        numbers = np.concatenate(chosen)[np.lexsort((rng.random(rows), block))]
         return BenchRows(rows=self.recipe.rows_at(numbers.tolist()), exit_stage=self.exit_stage[numbers])
 
     def rows_as_they_come(self, *, rows: int, seed: int) -> BenchRows:

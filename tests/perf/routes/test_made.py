@@ -48,6 +48,16 @@ def test_rows_have_exactly_the_asked_mix(tiny: Made, seed: int, count: int, shar
     np.testing.assert_array_equal(again.rows, got.rows)
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_a_load_that_ends_within_the_file_has_had_the_same_mix(tiny: Made, seed: int) -> None:
+    stages = tiny.rows_for(reach=(1.0, 0.3, 0.15), rows=1999, seed=seed).exit_stage
+    for stage, share in ((1, 0.3), (2, 0.15)):
+        reached = np.cumsum(stages >= stage) / np.arange(1, 2000)
+        assert np.abs(reached[1200:] - share).max() < 0.01
+        # But hard rows do not come at fixed distances.
+        assert len(np.unique(np.diff(np.flatnonzero(stages >= stage)))) > 5
+
+
 def test_rows_come_twice_only_where_the_pool_is_short(tiny: Made) -> None:
     source = numbered(np.repeat([0, 1, 2], [380, 10, 10]).astype(np.int32), np.ones(POOL, np.float32), tiny)
     got = source.rows_for(reach=(1, 0.1, 0.1), rows=101, seed=0)
