@@ -3,11 +3,13 @@ from __future__ import annotations
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from orchestrator.decision import CAPPED, DEADLINE, DEGRADED
+from orchestrator.bls.pending import Reply
+from orchestrator.decision import CAPPED, DEADLINE, DEGRADED, Outcome
 from orchestrator.errors import SpecError
 from orchestrator.spec import Member, Stage
 from tests.bls.loading import EASY, HARD, K, ask_all, large, loaded, rows_of, small, two_stages, wait_for
@@ -265,6 +267,42 @@ def test_a_fault_of_our_own_in_a_worker_is_answered_and_the_worker_lives_on(tmp_
         assert model._scheduler._run.rows_in_table == 0
     assert broken.error().code() == TritonError.INTERNAL
     assert "\n" not in broken.error().message()
+    assert fine.column("label")[0, 0] == 2
+
+
+def test_a_fault_after_rows_left_the_table_does_not_touch_who_took_their_slots(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate, asked = threading.Event(), threading.Event()
+
+    def slow(rows: np.ndarray) -> np.ndarray:
+        if asked.is_set():
+            gate.wait(10)
+        asked.set()
+        return large(rows)
+
+    with loaded(tmp_path, FakeTriton({"small": small, "large": slow})) as model:
+        scheduler = model._scheduler
+        settle, give_up = scheduler._settle, scheduler._give_up
+        first, second = (Request({"x": rows_of(HARD)}) for _ in range(2))
+
+        def failing(outcome: Outcome, errors: dict[int, str]) -> list[Reply]:
+            if outcome.stage == 1 and asked.is_set() and not gate.is_set():
+                raise RuntimeError("a fault after the rows were fed")
+            return settle(outcome, errors)
+
+        def late(*arguments: Any) -> None:
+            # Between the fault and its handling another request takes the slot that has become free.
+            assert model.execute([second]) is None
+            give_up(*arguments)
+            gate.set()
+
+        monkeypatch.setattr(scheduler, "_settle", failing)
+        monkeypatch.setattr(scheduler, "_give_up", late)
+        assert model.execute([first]) is None
+        broken, fine = wait_for(first, None), wait_for(second, None)
+        assert scheduler._run.rows_in_table == 0
+    assert broken.error().code() == TritonError.INTERNAL
     assert fine.column("label")[0, 0] == 2
 
 
