@@ -200,11 +200,11 @@ def _cascades(base: CascadeSpec, records: Records) -> list[CascadeSpec]:
 
 
 def _gears(three: CascadeSpec, *, stages: int = 3, impatient: bool = False) -> Gears:
-    """One gear at half the thresholds and one that asks stage 0 only; impatient ones shift at the first wait."""
-    half = tuple(0.5 * (stage.threshold or 0) for stage in three.stages[: stages - 1])
-    cheaper = (
-        Gear(thresholds=half, mean_cost=2.0),
-        Gear(thresholds=(0.0,) * (stages - 1), mean_cost=1.0),
+    """Gears from half the thresholds down to stage 0 alone; impatient ones are more and shift at the first wait."""
+    own = [stage.threshold or 0 for stage in three.stages[: stages - 1]]
+    shares = (0.5, 0.4, 0.3, 0.2, 0.1, 0.0) if impatient else (0.5, 0.0)
+    cheaper = tuple(
+        Gear(thresholds=tuple(share * threshold for threshold in own), mean_cost=1.0 + share) for share in shares
     )
     if not impatient:
         return Gears(cheaper=cheaper)
