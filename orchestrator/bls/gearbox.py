@@ -1,10 +1,11 @@
 """Which gear new rows are judged by: shifted by how long rows wait, with hysteresis.
 
-The wait of a row from its deferral until a worker takes it is the queue itself, in the unit that clients feel; no
-rate has to be estimated. Of the server's queue in front no more is known than that batches come full; where every
-one does, it has stood for as long as that goes on, and that time counts as the wait. Two limits with a gap between
-them, each to be kept up for a while, keep gears from swinging. Times come from the caller; one lock guards every
-call.
+The wait of a row from its deferral until a worker takes it is the queue itself, in the unit that clients feel;
+no rate has to be estimated. The longest counts, at whichever stage: a quick worker says nothing of another
+stage's queue, and rows with a deadline, which are taken first, nothing of those without. Of the server's queue
+in front no more is known than that batches come full; where every one does, it has stood for as long as that
+goes on, and that time counts as the wait. Two limits with a gap between them, each to be kept up for a while,
+keep gears from swinging. Times come from the caller; one lock guards every call.
 """
 
 from __future__ import annotations
@@ -35,6 +36,9 @@ class Gearbox:
         self._since_ns = 0
         self._deferred_ns: npt.NDArray[np.int64] = np.zeros(0, np.int64)  # by slot: when it was deferred last
         self._stands_since_ns: int | None = None  # a queue has stood in front since then
+        self._taken: dict[
+            int, tuple[int, int]
+        ] = {}  # by stage: when rows were taken last, and how long they had waited
         self._inside = False  # a batch came in and is not through stage 0
         self._heard_ns = 0  # when anything happened last
         self.gear = 0
@@ -55,9 +59,30 @@ class Gearbox:
             self._deferred_ns = grown
         self._deferred_ns[slots] = now_ns
 
-    def taken(self, slots: Slots, now_ns: int) -> int:
-        """Rows need wait no longer, intp (n,); returns as `felt`."""
-        return 0 if self._gears is None else self.felt(now_ns - int(self._deferred_ns[slots].min()), now_ns)
+    def taken(self, slots: Slots, *, stage: int, waiting: Slots, now_ns: int) -> int:
+        """Rows need wait no longer.
+
+        Args:
+            slots: intp (n,), theirs.
+            stage: that they waited for.
+            waiting: intp (m,), rows that still wait, for whatever stage.
+            now_ns: on the caller's monotonic clock.
+
+        Returns:
+            as `felt`.
+        """
+        if self._gears is None:
+            return 0
+        self._taken[stage] = (now_ns, self._age_ns(slots, now_ns))
+        return self.felt(self._age_ns(waiting, now_ns), now_ns)
+
+    def empty(self, now_ns: int) -> int:
+        """No deferred row is anywhere; returns as `felt`."""
+        self._taken.clear()
+        return self.felt(0, now_ns)
+
+    def _age_ns(self, slots: Slots, now_ns: int) -> int:
+        return now_ns - int(self._deferred_ns[slots].min()) if len(slots) else 0
 
     def came(self, *, stands: bool, now_ns: int) -> int:
         """A batch came in from the server's queue.
@@ -96,13 +121,14 @@ class Gearbox:
         if now_ns - self._heard_ns < max(_LEAST_QUIET_NS, 1000 * self._gears.lower_after_us):
             return 0
         self._heard_ns, self._side, self._stands_since_ns = now_ns, None, None
+        self._taken.clear()
         return self._shift(-1, now_ns)
 
     def felt(self, wait_ns: int, now_ns: int) -> int:
-        """Rows were taken that had waited that long, or none waits (0).
+        """The longest that a row has waited so far; 0: none waits.
 
         Args:
-            wait_ns: the longest wait among them.
+            wait_ns: that wait.
             now_ns: on the caller's monotonic clock.
 
         Returns:
@@ -113,7 +139,9 @@ class Gearbox:
             return 0
         self._heard_ns = now_ns
         front_ns = 0 if self._stands_since_ns is None else now_ns - self._stands_since_ns
-        wait_us = max(wait_ns, front_ns) // 1000
+        # What a stage took last speaks for it until about the next time: with a queue, that is one such wait away.
+        recent_ns = max((wait for at_ns, wait in self._taken.values() if now_ns - at_ns <= 2 * wait), default=0)
+        wait_us = max(wait_ns, front_ns, recent_ns) // 1000
         side = _HIGH if wait_us >= gears.raise_wait_us else _LOW if wait_us <= gears.lower_wait_us else None
         if side != self._side:
             self._side, self._since_ns = side, now_ns

@@ -129,6 +129,14 @@ class CascadeModel:
                 batch.append(self._read(request, place, now_ns=now_ns))
             except InputError as error:
                 listed[place] = self._refusal(request, error)
+            except (
+                Exception
+            ) as error:  # what the server's module raises of a request, such as text that is no UTF-8
+                self._pb.Logger.log_error(f"committee: a request: {type(error).__name__}: {error}")
+                fault = InputError(
+                    "request", got=f"what cannot be read ({type(error).__name__})", expected="UTF-8"
+                )
+                listed[place] = self._refusal(request, fault)
         rows = merged([one.rows for one in batch]) if batch else NO_ROWS
         if not batch or self._reader.is_finite(rows):
             return batch, rows

@@ -129,7 +129,7 @@ class Scheduler:
         """The gear rows that arrive now are judged by."""
         with self._lock:
             if not self._run.rows_in_table:
-                self._shift(self._gearbox.felt(0, time.monotonic_ns()))
+                self._shift(self._gearbox.empty(time.monotonic_ns()))
             return self._gearbox.gear
 
     def look(self, rows: int, result: StageResult) -> Look:
@@ -218,7 +218,9 @@ class Scheduler:
                 self._work[stage].wait()
             slots = self._run.next(stage, limit)
             self._counters.asked(len(slots), self._spec.stages[stage].cost)
-            self._shift(self._gearbox.taken(slots, time.monotonic_ns()))
+            if self._spec.gears is not None:
+                waiting, now_ns = self._run.waiting_slots(), time.monotonic_ns()
+                self._shift(self._gearbox.taken(slots, stage=stage, waiting=waiting, now_ns=now_ns))
             tokens = np.unique(self._run.requests_of(slots))
             aged = self._books.older_than(time.monotonic_ns() - CANCEL_CHECK_AGE_NS, tokens.tolist())
             return slots, tokens, self._inputs.take(slots), aged

@@ -64,8 +64,11 @@ class Reader:
 
     def count(self, request: Any) -> int:
         """Rows of a request, whatever is wrong with it; 0 where that cannot be told."""
-        tensor = self._pb.get_input_tensor_by_name(request, self._input.name)
-        shape = () if tensor is None else tensor.as_numpy().shape
+        try:
+            tensor = self._pb.get_input_tensor_by_name(request, self._input.name)
+            shape = () if tensor is None else tensor.as_numpy().shape
+        except Exception:  # a tensor of text, say, that is no UTF-8
+            return 0
         return int(shape[0]) if shape else 0
 
     def is_finite(self, rows: Rows) -> bool:

@@ -74,6 +74,10 @@ class CascadeRun:
         """Rows that wait for a stage."""
         return int(self._waiting[stage])
 
+    def waiting_slots(self) -> Index:
+        """Slots of all rows that wait for any stage, intp (n,)."""
+        return np.flatnonzero(self._state == WAITING)
+
     def next_deadline_ns(self) -> int | None:
         """The earliest deadline of a row still unanswered, or None."""
         open_rows = (self._state == WAITING) | (self._state == ASKED)

@@ -195,6 +195,37 @@ def test_a_queue_that_begins_to_stand_does_not_hide_deferred_rows_that_wait() ->
     assert box.felt(60 * MS, 100 * MS) == 1
 
 
+NOBODY, ONE, TWO = (np.array(slots, np.intp) for slots in ([], [0], [1]))
+
+
+def test_a_quick_stage_does_not_hide_the_queue_of_a_slow_one() -> None:
+    box = Gearbox(GEARS)
+    steps = []
+    for at in range(0, 1000, 10):
+        # Stage 1 takes its row after a millisecond; stage 2 takes one every 200 ms.
+        box.deferred(ONE, capacity_rows=2, now_ns=at * MS)
+        if at % 200 == 0:
+            steps.append(box.taken(TWO, stage=2, waiting=NOBODY, now_ns=(at + 1) * MS) if at else 0)
+            box.deferred(TWO, capacity_rows=2, now_ns=at * MS + 1)
+        steps.append(box.taken(ONE, stage=1, waiting=TWO, now_ns=(at + 1) * MS))
+    assert sum(steps) == 2
+    # That stage was last asked long ago, and nobody waits for it.
+    for at in range(2000, 5000, 10):
+        box.deferred(ONE, capacity_rows=2, now_ns=at * MS)
+        steps.append(box.taken(ONE, stage=1, waiting=NOBODY, now_ns=(at + 1) * MS))
+    assert box.gear == 0
+
+
+def test_rows_with_a_deadline_do_not_hide_those_without() -> None:
+    box = Gearbox(GEARS)
+    box.deferred(TWO, capacity_rows=2, now_ns=0)
+    steps = []
+    for at in range(0, 300, 10):
+        box.deferred(ONE, capacity_rows=2, now_ns=at * MS)
+        steps.append(box.taken(ONE, stage=1, waiting=TWO, now_ns=(at + 1) * MS))
+    assert sum(steps) == 2
+
+
 def test_a_quiet_server_takes_a_step_back_at_a_time_and_one_at_work_none() -> None:
     box = Gearbox(GEARS)
     assert sum(box.came(stands=True, now_ns=at * MS) for at in range(0, 400, 10)) == 2

@@ -102,6 +102,21 @@ def test_a_bad_request_is_refused_alone_in_easy_and_in_hard_company(
         assert "\n" not in answers[1].error().message()
 
 
+def test_a_request_the_server_cannot_decode_is_refused_alone(tmp_path: Path) -> None:
+    class Garbled(Request):
+        def parameters(self) -> str:
+            raise UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte")
+
+    with loaded(tmp_path, FakeTriton({"small": small, "large": large})) as model:
+        requests = [Request({"x": rows_of(EASY)}), Garbled({"x": rows_of(EASY)}), Request({"x": rows_of(HARD)})]
+        first, bad, last = ask_all(model, requests)
+    assert bad.error().code() == TritonError.INVALID_ARG
+    assert "UTF-8" in bad.error().message()
+    assert "/" not in bad.error().message(), "paths are nobody's business"
+    assert not first.has_error()
+    assert not last.has_error()
+
+
 def test_a_failing_later_member_fails_only_requests_with_deferred_rows_and_names_stage_and_member(
     tmp_path: Path,
 ) -> None:

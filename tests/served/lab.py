@@ -200,7 +200,7 @@ def _cascades(base: CascadeSpec, records: Records) -> list[CascadeSpec]:
 
 
 def _gears(three: CascadeSpec, *, stages: int = 3, impatient: bool = False) -> Gears:
-    """Gears from half the thresholds down to stage 0 alone; impatient ones are more and shift at the first wait."""
+    """Gears from half the thresholds down to stage 0 alone; impatient ones shift at the first wait."""
     own = [stage.threshold or 0 for stage in three.stages[: stages - 1]]
     shares = (0.5, 0.4, 0.3, 0.2, 0.1, 0.0) if impatient else (0.5, 0.0)
     cheaper = tuple(
