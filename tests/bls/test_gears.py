@@ -216,6 +216,18 @@ def test_a_quick_stage_does_not_hide_the_queue_of_a_slow_one() -> None:
     assert box.gear == 0
 
 
+def test_a_queue_that_every_take_empties_is_a_queue_until_the_next_take() -> None:
+    box = Gearbox(GEARS)
+    steps = []
+    for at in range(0, 600, 10):
+        box.deferred(ONE, capacity_rows=2, now_ns=at * MS)
+        if at % 120 == 0:
+            steps.append(box.taken(TWO, stage=2, waiting=NOBODY, now_ns=at * MS) if at else 0)
+            box.deferred(TWO, capacity_rows=2, now_ns=(at + 5) * MS)
+        steps.append(box.taken(ONE, stage=1, waiting=TWO, now_ns=(at + 6) * MS))
+    assert sum(steps) == 2
+
+
 def test_rows_with_a_deadline_do_not_hide_those_without() -> None:
     box = Gearbox(GEARS)
     box.deferred(TWO, capacity_rows=2, now_ns=0)
