@@ -129,9 +129,8 @@ class CascadeModel:
                 batch.append(self._read(request, place, now_ns=now_ns))
             except InputError as error:
                 listed[place] = self._refusal(request, error)
-            except (
-                Exception
-            ) as error:  # what the server's module raises of a request, such as text that is no UTF-8
+            except Exception as error:
+                # Of text that is no UTF-8, say; raising it would fail the whole batch, and the server would keep it.
                 self._pb.Logger.log_error(f"committee: a request: {type(error).__name__}: {error}")
                 fault = InputError(
                     "request", got=f"what cannot be read ({type(error).__name__})", expected="UTF-8"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import urllib.error
+import urllib.request
 from typing import Any
 
 import numpy as np
@@ -32,12 +34,27 @@ def spoilt(value: float, rows: int = 3) -> np.ndarray[Any, np.dtype[np.float32]]
     return array
 
 
+def post(lab: Lab, parameters: bytes) -> tuple[int, str]:
+    """Asks over HTTP with parameters as they stand, which no client would send; returns what was said."""
+    zeros = b", ".join([b"0"] * 64)
+    tensor = b'{"name": "image", "shape": [1, 1, 8, 8], "datatype": "FP32", "data": [' + zeros + b"]}"
+    request = urllib.request.Request(
+        f"http://{lab.server.http_address}/v2/models/door_cascade/infer",
+        data=b'{"inputs": [' + tensor + b'], "parameters": ' + parameters + b"}",
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
+
+
 @pytest.mark.parametrize("deferred", [False, True], ids=["all_sure", "some_deferred"])
 def test_bad_requests_in_one_batch_with_good_ones_fail_alone(lab: Lab, deferred: bool) -> None:
     async def asked() -> None:
         async with client_of(lab.server.grpc_address) as client:
             before = await batches_of(client)
-            waiting = len(BAD_PARAMETERS) * 2 + 3
+            waiting = len(BAD_PARAMETERS) * 2 + 4
             # While this one waits at the door, Triton gathers the others into one batch.
             plug = asyncio.create_task(ask(client, "door_cascade", lab.images[:1]))
             await until(lambda: lab.arrived("door") == 1, "the first request at the door")
@@ -49,9 +66,14 @@ def test_bad_requests_in_one_batch_with_good_ones_fail_alone(lab: Lab, deferred:
                 bad.append(asyncio.create_task(refusal(client, "door_cascade", rows, **parameters)))
             for value in (np.nan, np.inf, -np.inf):
                 bad.append(asyncio.create_task(refusal(client, "door_cascade", spoilt(value))))
+            garbled = asyncio.create_task(asyncio.to_thread(post, lab, b'{"gear": "\xff\xfe"}'))
             await until(lambda: pending_of(lab.server, "door_cascade") == waiting, "the others in the queue")
             gate.touch()
             await plug
+            status, said = await garbled
+            assert status == 400
+            assert "UTF-8" in said
+            assert ".py" not in said
             for index, (rows, answer) in enumerate(good):
                 found = await answer
                 assert found.label.tolist() == sure_labels(rows).tolist()
