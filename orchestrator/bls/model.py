@@ -130,7 +130,7 @@ class CascadeModel:
             except InputError as error:
                 listed[place] = self._refusal(request, error)
             except Exception as error:
-                # Of text that is no UTF-8, say; raising it would fail the whole batch, and the server would keep it.
+                # Of text that is no UTF-8, say; raising would fail the whole batch, and the server would keep it.
                 self._pb.Logger.log_error(f"committee: a request: {type(error).__name__}: {error}")
                 fault = InputError(
                     "request", got=f"what cannot be read ({type(error).__name__})", expected="UTF-8"
