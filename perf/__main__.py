@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -65,4 +66,6 @@ def readme(
 if __name__ == "__main__":
     # gRPC's core otherwise tells users about every connection that ends.
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+    # Servers end and what can be resumed says so, whichever of the two signals it is.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.exit(guarded(lambda: app(prog_name="python -m perf", standalone_mode=False)))

@@ -192,17 +192,23 @@ def _arrays(
     ids: Rows | None,
     parts: Callable[[int], Iterator[Rows]],
 ) -> StoredRows:
-    if not shape or shape[0] == 0:
+    if not shape or shape[0] == 0 or min(shape) < 0:
         raise DataError(f"{path}", got=f"shape {list(shape)}", expected="at least one row")
     total = shape[0]
-    check_in_file(path, info, np.empty((1, *shape[1:]), dtype))
-    known = np.arange(total) if ids is None else checked_ids(path, ids, total)
+    try:
+        # One row of it, without the memory: a header may say anything.
+        row = np.broadcast_to(np.zeros((), dtype), (1, *shape[1:]))
+    except (ValueError, OverflowError) as error:
+        raise DataError(f"{path}", got=f"shape {list(shape)}", expected="one that can be") from error
+    check_in_file(path, info, row)
+    known = None if ids is None else checked_ids(path, ids, total)
 
     def blocks(size: int) -> Iterator[Block]:
         for number, rows in enumerate(parts(size)):
-            yield Block(ids=known[number * size : number * size + len(rows)], rows=rows)
+            start, end = number * size, number * size + len(rows)
+            yield Block(ids=np.arange(start, end) if known is None else known[start:end], rows=rows)
 
-    return StoredRows(total=total, text_ids=known.dtype.kind == "U", blocks=blocks)
+    return StoredRows(total=total, text_ids=known is not None and known.dtype.kind == "U", blocks=blocks)
 
 
 def check_in_file(path: Path, info: ModelInfo, rows: Rows) -> None:

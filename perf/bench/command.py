@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from perf.bench.leak import measure_leak
+from perf.bench.leak import measure_leak, model_of
 from perf.bench.plots import draw_plots
 from perf.bench.report import report_from_results, table_from_summaries, table_from_verdicts
 from perf.bench.results import Results, write_results, write_verdicts
@@ -21,6 +21,7 @@ from perf.bench.run import Progress as Tell
 from perf.bench.run import RunOptions, run_bench, serving
 from perf.bench.scenarios import default_scenarios, tools_of
 from perf.load.analyzer_binary import find_analyzer
+from perf.routes.table import routes_of
 
 OUTPUT = Path("build/bench")
 REPORT = Path("perf/RESULTS.md")
@@ -92,6 +93,7 @@ def leak(
     Example: python -m perf leak --requests 50000
     """
     tools = tools_of(scenario)
+    model_of(routes_of(tools.scenario), route)  # before anything is started
     with (
         progress_shown() as tell,
         serving(tools, output, analyzer=find_analyzer(), seed=0, progress=tell) as served,

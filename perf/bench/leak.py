@@ -12,11 +12,13 @@ import numpy as np
 import tritonclient.grpc as triton
 from tritonclient.utils import np_to_triton_dtype
 
+from orchestrator.errors import InputError
 from perf.bench.cells import BASE_DEFERRAL
 from perf.bench.machine import commit_here
 from perf.bench.served import Served
 from perf.bench.server_probe import Memory, memory_of
 from perf.load.analyzer import AnalyzerLoad, run_analyzer
+from perf.routes.spec import Route
 
 # Loads take turns, so that one size of batch cannot hide growth at another.
 CONCURRENCIES = (16, 64, 4)
@@ -80,6 +82,18 @@ class Leak:
         path.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
 
 
+def model_of(routes: Mapping[str, Route], name: str) -> str:
+    """The model of a route.
+
+    Raises:
+        InputError: there is no such route, or its client drives it.
+    """
+    found = {each: route.model for each, route in routes.items() if route.model is not None}
+    if name not in found:
+        raise InputError("--route", got=repr(name), expected=f"one of {', '.join(found)}")
+    return found[name]
+
+
 def measure_leak(
     served: Served, *, route: str, requests: int, window_s: float, progress: Callable[[str], None]
 ) -> Leak:
@@ -93,10 +107,9 @@ def measure_leak(
         progress: told how far it is.
 
     Raises:
-        CommitteeError: a load failed.
+        CommitteeError: a load failed, or there is no such route.
     """
-    model = served.repository.routes[route].model
-    assert model is not None, "a leak is looked for in a model"
+    model = model_of(served.repository.routes, route)
     start_s, first = time.monotonic(), _rows(served, model)
     _ask_for_most(served, served.models_of(served.repository.routes[route]))
     warm: Memory | None = None

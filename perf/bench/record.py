@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -108,10 +109,14 @@ class Journal:
 
     def _read(self) -> list[Record]:
         try:
-            head, *lines = self._path.read_text(encoding="utf-8").splitlines()
-            settings = json.loads(head)
+            text = self._path.read_text(encoding="utf-8")
             # An interrupted run may have been cut off within its last line.
-            records = [record_from_json(json.loads(line)) for line in lines if line.endswith("}")]
+            whole = text[: text.rfind("\n") + 1]
+            head, *lines = whole.splitlines()
+            settings = json.loads(head)
+            if not isinstance(settings, dict):
+                raise ValueError(f"its first line is {head[:40]}")
+            records = [record_from_json(json.loads(line)) for line in lines]
         except (OSError, ValueError, TypeError) as error:
             raise DataError(f"journal {self._path}", got=error, fix="start afresh without --resume") from error
         differing = sorted(
@@ -124,6 +129,9 @@ class Journal:
                 expected="this run's",
                 fix="start afresh without --resume",
             )
+        if whole != text:
+            # What comes next must not be written onto the rest of a line.
+            os.truncate(self._path, len(whole.encode()))
         return records
 
 

@@ -144,10 +144,11 @@ def run_bench(options: RunOptions, *, command: str, progress: Progress) -> Resul
     Raises:
         CommitteeError: the run cannot go on.
     """
+    scenarios = [tools_of(name) for name in options.scenarios]
     begun, found = begin(progress), Found()
-    for name in options.scenarios:
+    for tools in scenarios:
         run_scenario(
-            tools_of(name),
+            tools,
             options,
             analyzer=begun.analyzer,
             found=found,

@@ -17,14 +17,23 @@ from perf.overload.report import document_from, draw, report_from
 from perf.overload.run import Load, run_overload
 
 OUTPUT = Path("build/bench")
+REPORT = Path("perf/OVERLOAD.md")
 PICTURE = "overload.png"
+
+
+def report_path(named: Path | None, *, output: Path, quick: bool) -> Path:
+    """Where the report goes: a quick look must not replace that of a whole run."""
+    return named or (output / REPORT.name if quick else REPORT)
 
 
 def overload(
     output: Annotated[Path, typer.Option(help="Folder for recordings, results and the repository.")] = OUTPUT,
-    report: Annotated[Path, typer.Option(help="Report to write; its picture goes into plots/ beside it.")] = Path(
-        "perf/OVERLOAD.md"
-    ),
+    report: Annotated[
+        Path | None,
+        typer.Option(
+            help="Report to write, its picture in plots/ beside it; perf/OVERLOAD.md, with --quick in --output."
+        ),
+    ] = None,
     factor: Annotated[
         list[float] | None,
         typer.Option("--rate-factor", help="Arrivals over capacity, once for each rate; 2 if none."),
@@ -47,6 +56,7 @@ def overload(
     Example: python -m perf overload --rate-factor 1 --rate-factor 2
     """
     load_average = load_average_now()
+    report = report_path(report, output=output, quick=quick)
     load = Load(
         batch=batch,
         factors=tuple(factor or (2.0,)),

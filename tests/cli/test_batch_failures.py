@@ -8,6 +8,7 @@ import sys
 import threading
 import zipfile
 from collections.abc import Iterator
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -151,6 +152,8 @@ def test_pictures_without_a_plan_that_says_how_are_one_line(job: Batching) -> No
         ("in.npz", "in.npz", "the input itself"),
         ("pickled.npz", "out.npz", "cannot read"),
         ("bare.npz", "out.npz", "cannot read"),
+        ("endless.npz", "out.npz", "broken data"),
+        ("negative.npz", "out.npz", "got shape [-1, 1, 8, 8]"),
         ("ids.npz", "out.npz", "bytes that are not ASCII"),
         ("array.npz", "out.npz", "got a single array, expected an archive; name it .npy"),
         ("archive.npy", "out.npz", "got an archive, expected one array; name it .npz"),
@@ -163,6 +166,14 @@ def test_files_that_are_missing_or_broken_are_one_line(job: Batching, source: st
     (job.folder / "cut.npz").write_bytes((job.folder / "in.npz").read_bytes()[:-40])
     job.save("pickled.npz", images=np.array([{}], object))
     job.save("ids.npz", images=images([1]), ids=np.array([b"\xff"]))
+    # Headers that say more than there is.
+    for name, rows in (("endless.npz", 10**12), ("negative.npz", -1)):
+        header = BytesIO()
+        np.lib.format.write_array_header_1_0(
+            header, {"descr": "<f4", "fortran_order": False, "shape": (rows, 1, 8, 8)}
+        )
+        with zipfile.ZipFile(job.folder / name, "w") as archive:
+            archive.writestr("images.npy", header.getvalue() + bytes(256))
     with zipfile.ZipFile(job.folder / "bare.npz", "w") as archive:
         archive.writestr("images", b"no array")
     with (job.folder / "array.npz").open("wb") as file:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from orchestrator.errors import DataError
+from orchestrator.errors import CommitteeError, DataError
 from perf.__main__ import app
 from perf.bench.cells import BASE_DEFERRAL
 from perf.bench.leak_file import growth_from
@@ -120,6 +120,26 @@ def test_no_leak_run_is_no_figure(tmp_path: Path) -> None:
 def test_a_full_run_measures_the_glyphs_too() -> None:
     assert default_scenarios(full=True) == ("three_cnn", "efficientnet", "glyphs")
     assert default_scenarios(full=False) == ("three_cnn",)
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["run", "--scenario", "digits", "--scenario", "nope"], "got 'nope', expected one of three_cnn"),
+        (["leak", "--scenario", "digits", "--route", "nope"], "got 'nope', expected one of member_0"),
+        (
+            ["leak", "--scenario", "digits", "--route", "client_sync"],
+            "got 'client_sync', expected one of member_0",
+        ),
+    ],
+)
+def test_what_does_not_exist_is_said_before_anything_is_started(
+    tmp_path: Path, words: list[str], text: str
+) -> None:
+    result = CliRunner().invoke(app, [*words, "--output", str(tmp_path)])
+    assert isinstance(result.exception, CommitteeError)
+    assert text in str(result.exception)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_unknown_scenario_is_answered_with_the_known_ones() -> None:

@@ -23,6 +23,11 @@ def test_records_survive_an_interruption_within_a_line(tmp_path: Path) -> None:
     whole = path.read_bytes()
     path.write_bytes(whole[:-20])
     assert Journal(path, {"seed": 1}, resume=True).records == kept[:1]
+    for cut in (20, 1):
+        path.write_bytes(whole[:-cut])
+        resumed = Journal(path, {"seed": 1}, resume=True)
+        resumed.add(kept[1])
+        assert Journal(path, {"seed": 1}, resume=True).records == kept
     path.write_bytes(whole)
     assert Journal(path, {"seed": 1}, resume=True).records == kept
 
@@ -36,7 +41,7 @@ def test_another_runs_records_are_refused_by_what_differs(tmp_path: Path) -> Non
 
 def test_a_file_that_is_no_journal_gives_one_line(tmp_path: Path) -> None:
     path = tmp_path / "j.jsonl"
-    for text in ("", "nonsense\n", '{"seed": 1}\n{"key": 3}\n'):
+    for text in ("", "nonsense\n", "[]\n", '{"seed": 1}\n{"key": 3}\n'):
         path.write_text(text)
         with pytest.raises(DataError, match="without --resume"):
             Journal(path, {"seed": 1}, resume=True)

@@ -11,6 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from perf.__main__ import app
+from perf.overload.command import report_path
 from perf.overload.run import VARIANTS
 
 pytestmark = pytest.mark.triton
@@ -44,6 +45,12 @@ def test_a_short_run_measures_every_variant_and_writes_its_report(short: Short) 
         assert 0.5 < one["accuracy"]["median"] <= 1
     assert "| 2 x capacity | gears |" in short.report.read_text()
     assert (short.report.parent / "plots" / "overload.png").is_file()
+
+
+def test_a_quick_look_leaves_the_report_of_a_whole_run_alone(tmp_path: Path) -> None:
+    assert report_path(None, output=tmp_path, quick=True) == tmp_path / "OVERLOAD.md"
+    assert report_path(None, output=tmp_path, quick=False) == Path("perf/OVERLOAD.md")
+    assert report_path(Path("mine.md"), output=tmp_path, quick=True) == Path("mine.md")
 
 
 def test_twice_the_capacity_moves_the_gear(short: Short) -> None:
