@@ -134,9 +134,9 @@ def _show(results: Results, written: list[Path]) -> None:
     if not console.is_terminal:
         console = Console(width=FILE_WIDTH)
     if results.machine.is_busy:
-        load = results.machine.load_average
+        used = results.machine.cores_in_use
         console.print(
-            f"The machine was busy when the run began (load average {load:.1f}); do not trust the figures."
+            f"The machine was busy when the run began ({used:.1f} processors in use); do not trust the figures."
         )
     console.print(table_from_summaries(results.summaries))
     console.print(table_from_verdicts(results.verdicts))

@@ -6,6 +6,7 @@ import hashlib
 import os
 import platform
 import subprocess
+import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ class BenchMachine:
         platform: kernel and C library.
         python, triton, onnxruntime, perf_analyzer: versions.
         commit: of the checkout, with a mark when files differ from it; empty outside of one.
-        load_average: of the minute before the run began; other work makes figures worthless.
+        cores_in_use: by other work when the run began, which makes figures worthless.
     """
 
     cpu: str
@@ -41,7 +42,7 @@ class BenchMachine:
     onnxruntime: str
     perf_analyzer: str
     commit: str
-    load_average: float
+    cores_in_use: float
 
     def as_json(self) -> dict[str, Any]:
         """As results.json holds it."""
@@ -50,7 +51,7 @@ class BenchMachine:
     @property
     def is_busy(self) -> bool:
         """Whether something else was running."""
-        return self.load_average > 0.25 * self.cores
+        return self.cores_in_use > 0.125 * self.cores
 
     @property
     def words(self) -> str:
@@ -62,13 +63,13 @@ class BenchMachine:
         )
 
 
-def bench_machine(*, triton: str, perf_analyzer: str, load_average: float) -> BenchMachine:
+def bench_machine(*, triton: str, perf_analyzer: str, cores_in_use: float) -> BenchMachine:
     """The machine this runs on.
 
     Args:
         triton: version the server gives.
         perf_analyzer: version of the program.
-        load_average: taken before the run began.
+        cores_in_use: taken before the run began.
     """
     return BenchMachine(
         cpu=cpu_name(),
@@ -81,7 +82,7 @@ def bench_machine(*, triton: str, perf_analyzer: str, load_average: float) -> Be
         onnxruntime=onnxruntime.__version__,
         perf_analyzer=perf_analyzer,
         commit=commit_here(),
-        load_average=load_average,
+        cores_in_use=cores_in_use,
     )
 
 
@@ -100,9 +101,25 @@ def cores_here() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def load_average_now() -> float:
-    """Of the last minute."""
-    return os.getloadavg()[0]
+def cores_in_use_now(seconds: float = 2.0) -> float:
+    """Processors that anything on this machine keeps busy while nothing of ours runs.
+
+    Looked at for a moment: a load average still holds what ended a minute ago.
+
+    Args:
+        seconds: how long to look.
+    """
+    before, start_s = _busy_s(), time.monotonic()
+    time.sleep(seconds)
+    return max(0.0, (_busy_s() - before) / (time.monotonic() - start_s))
+
+
+def _busy_s() -> float:
+    """Seconds all processors together have spent on anything but waiting, since the machine started."""
+    with open("/proc/stat", encoding="ascii") as file:
+        ticks = [int(word) for word in file.readline().split()[1:]]
+    # user nice system idle iowait irq softirq steal; what guests use is in user already.
+    return (sum(ticks[:8]) - ticks[3] - ticks[4]) / os.sysconf("SC_CLK_TCK")
 
 
 def commit_here() -> str:

@@ -17,7 +17,7 @@ from orchestrator.serving.options import ServeOptions
 from orchestrator.serving.process import EmbeddedServer
 from perf.bench.cells import Cell
 from perf.bench.leak_file import growth_from
-from perf.bench.machine import bench_machine, code_hash, cores_here, load_average_now
+from perf.bench.machine import bench_machine, code_hash, cores_here, cores_in_use_now
 from perf.bench.measure import measure
 from perf.bench.record import Journal, Record
 from perf.bench.results import Results
@@ -84,12 +84,12 @@ class Begun:
 
     Args:
         analyzer: that sends closed loops.
-        load_average: of the machine, before the run.
+        cores_in_use: by other work, before the run.
         start_s: on the monotonic clock.
     """
 
     analyzer: AnalyzerBinary
-    load_average: float
+    cores_in_use: float
     start_s: float
 
 
@@ -99,9 +99,9 @@ def begin(progress: Progress) -> Begun:
     Raises:
         ServingError: there is no perf_analyzer that starts.
     """
-    load_average, start_s = load_average_now(), time.monotonic()
+    cores_in_use, start_s = cores_in_use_now(), time.monotonic()
     progress("looking for perf_analyzer")
-    return Begun(analyzer=find_analyzer(), load_average=load_average, start_s=start_s)
+    return Begun(analyzer=find_analyzer(), cores_in_use=cores_in_use, start_s=start_s)
 
 
 def results_from(
@@ -121,7 +121,7 @@ def results_from(
         kind=kind,
         command=command,
         machine=bench_machine(
-            triton=found.triton, perf_analyzer=begun.analyzer.version, load_average=begun.load_average
+            triton=found.triton, perf_analyzer=begun.analyzer.version, cores_in_use=begun.cores_in_use
         ),
         seconds=options.seconds,
         rounds=options.rounds,

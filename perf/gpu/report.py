@@ -48,7 +48,10 @@ def report_from_results(results: GpuResults, *, pictures: Iterable[str]) -> str:
     if results.small:
         lines += [_SMALL, ""]
     if bench.machine.is_busy:
-        lines += [f"**The machine was busy when the run began (load {bench.machine.load_average:.1f}).**", ""]
+        lines += [
+            f"**The machine was busy when the run began ({bench.machine.cores_in_use:.1f} processors in use).**",
+            "",
+        ]
     lines += ["## Speed-ups over the largest network alone", "", *_comparison_lines(results.comparisons), ""]
     lines += [*_paper_lines(results.comparisons), ""]
     lines += ["## Each network alone, rows/s in this process", "", *_alone_lines(results.alone), ""]

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from orchestrator.repository.files import write_all
-from perf.bench.machine import bench_machine, load_average_now
+from perf.bench.machine import bench_machine, cores_in_use_now
 from perf.overload.ground import DIGITS, GLYPHS, make_ground
 from perf.overload.report import document_from, draw, report_from
 from perf.overload.run import Load, run_overload
@@ -55,7 +55,7 @@ def overload(
 
     Example: python -m perf overload --rate-factor 1 --rate-factor 2
     """
-    load_average = load_average_now()
+    cores_in_use = cores_in_use_now()
     report = report_path(report, output=output, quick=quick)
     load = Load(
         batch=batch,
@@ -80,7 +80,7 @@ def overload(
             raise_wait_us=None if raise_wait_ms is None else int(1000 * raise_wait_ms),
         )
         measured = run_overload(ground, load, say=say)
-    machine = bench_machine(triton=measured.triton, perf_analyzer="not used", load_average=load_average)
+    machine = bench_machine(triton=measured.triton, perf_analyzer="not used", cores_in_use=cores_in_use)
     document = document_from(measured, ground, load, machine=machine)
     write_all(output, {"overload.json": json.dumps(document, indent=2, allow_nan=False) + "\n"})
     draw(measured, report.parent / "plots" / PICTURE)

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import csv
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +11,7 @@ import pytest
 
 from perf.bench.cells import Cell
 from perf.bench.command import write_report
-from perf.bench.machine import bench_machine, code_hash
+from perf.bench.machine import bench_machine, code_hash, cores_in_use_now
 from perf.bench.record import Journal
 from perf.bench.report import report_from_results, table_from_summaries, table_from_verdicts
 from perf.bench.results import Results, write_results
@@ -18,7 +20,7 @@ from perf.bench.verdict import verdicts
 from perf.routes.spec import Route
 from tests.perf.bench.made import MEMBERS, record, summary
 
-MACHINE = bench_machine(triton="2.51.0", perf_analyzer="2.45.0", load_average=0.1)
+MACHINE = bench_machine(triton="2.51.0", perf_analyzer="2.45.0", cores_in_use=0.1)
 
 
 def results_of(**changes: object) -> Results:
@@ -70,7 +72,7 @@ def test_files_hold_no_figure_that_json_does_not_know(tmp_path: Path) -> None:
 
 
 def test_the_targets_of_a_busy_machine_say_so(tmp_path: Path) -> None:
-    busy = replace(MACHINE, load_average=float(MACHINE.cores))
+    busy = replace(MACHINE, cores_in_use=float(MACHINE.cores))
     write_results(results_of(machine=busy), tmp_path)
     notes = [one["note"] for one in json.loads((tmp_path / "verdict.json").read_text())]
     assert all(note.startswith("the machine was busy") for note in notes)
@@ -88,7 +90,7 @@ def test_the_report_names_machine_command_targets_cells_and_what_is_wrong_with_t
 
 
 def test_a_busy_machine_is_confessed() -> None:
-    busy = replace(MACHINE, load_average=3.0)
+    busy = replace(MACHINE, cores_in_use=3.0)
     assert "The machine was busy" in report_from_results(results_of(machine=busy), pictures=[])
 
 
@@ -149,3 +151,11 @@ def test_a_changed_runtime_is_other_code_and_a_changed_document_is_not(tmp_path:
     assert code_hash(tmp_path) == before
     model.write_text("two")
     assert code_hash(tmp_path) != before
+
+
+def test_a_busy_processor_is_seen_at_once() -> None:
+    with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as busy:
+        try:
+            assert cores_in_use_now(0.5) > 0.3
+        finally:
+            busy.kill()
