@@ -116,8 +116,8 @@ def cores_in_use_now(seconds: float = 2.0) -> float:
 
 def _busy_s() -> float:
     """Seconds all processors together have spent on anything but waiting, since the machine started."""
-    with open("/proc/stat", encoding="ascii") as file:
-        ticks = [int(word) for word in file.readline().split()[1:]]
+    line = Path("/proc/stat").read_text(encoding="ascii").partition("\n")[0]
+    ticks = [int(word) for word in line.split()[1:]]
     # user nice system idle iowait irq softirq steal; what guests use is in user already.
     return (sum(ticks[:8]) - ticks[3] - ticks[4]) / os.sysconf("SC_CLK_TCK")
 
