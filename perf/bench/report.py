@@ -48,8 +48,8 @@ def report_from_results(results: Results, *, pictures: Iterable[str]) -> str:
     ]
     if results.machine.is_busy:
         lines += [
-            f"**The machine was busy when the run began ({results.machine.cores_in_use:.1f} processors in use): do "
-            "not trust the figures below.**",
+            f"**The machine was busy when the run began ({results.machine.cores_in_use:.1f} processors in use): "
+            "do not trust the figures below.**",
             "",
         ]
     lines += ["## Targets", "", *_verdict_lines(results.verdicts), ""]
