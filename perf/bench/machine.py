@@ -30,6 +30,7 @@ class BenchMachine:
         platform: kernel and C library.
         python, triton, onnxruntime, perf_analyzer: versions.
         commit: of the checkout, with a mark when files differ from it; empty outside of one.
+        priority: of the run, which its server has too; 0 is the usual one, and less changes how batches form.
         cores_in_use: by other work when the run began, which makes figures worthless.
     """
 
@@ -43,6 +44,7 @@ class BenchMachine:
     perf_analyzer: str
     commit: str
     cores_in_use: float
+    priority: int = 0
 
     def as_json(self) -> dict[str, Any]:
         """As results.json holds it."""
@@ -59,7 +61,9 @@ class BenchMachine:
         return (
             f"{self.cpu} (cores used: {self.cores}), {self.memory_gib:.0f} GiB, {self.platform}, "
             f"Python {self.python}, Triton {self.triton}, onnxruntime {self.onnxruntime}, "
-            f"perf_analyzer {self.perf_analyzer}" + (f", commit {self.commit}" if self.commit else "")
+            f"perf_analyzer {self.perf_analyzer}"
+            + (f", commit {self.commit}" if self.commit else "")
+            + (f", priority {self.priority} (nice)" if self.priority else "")
         )
 
 
@@ -83,6 +87,7 @@ def bench_machine(*, triton: str, perf_analyzer: str, cores_in_use: float) -> Be
         perf_analyzer=perf_analyzer,
         commit=commit_here(),
         cores_in_use=cores_in_use,
+        priority=os.getpriority(os.PRIO_PROCESS, 0),
     )
 
 

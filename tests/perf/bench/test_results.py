@@ -71,6 +71,11 @@ def test_files_hold_no_figure_that_json_does_not_know(tmp_path: Path) -> None:
     }
 
 
+def test_a_priority_other_than_the_usual_one_is_named() -> None:
+    assert "priority" not in replace(MACHINE, priority=0).words
+    assert replace(MACHINE, priority=-15).words.endswith("priority -15 (nice)")
+
+
 def test_the_targets_of_a_busy_machine_say_so(tmp_path: Path) -> None:
     busy = replace(MACHINE, cores_in_use=float(MACHINE.cores))
     write_results(results_of(machine=busy), tmp_path)
