@@ -129,13 +129,12 @@ class CascadeModel:
                 batch.append(self._read(request, place, now_ns=now_ns))
             except InputError as error:
                 listed[place] = self._refusal(request, error)
-            except Exception as error:
-                # Of text that is no UTF-8, say; raising would fail the whole batch, and the server would keep it.
-                self._pb.Logger.log_error(f"committee: a request: {type(error).__name__}: {error}")
-                fault = InputError(
-                    "request", got=f"what cannot be read ({type(error).__name__})", expected="UTF-8"
-                )
-                listed[place] = self._refusal(request, fault)
+            except UnicodeDecodeError:
+                listed[place] = self._refusal(request, InputError("request", got="bytes that are not UTF-8"))
+            except Exception as error:  # raising would fail the whole batch, and the server would keep it
+                text = f"cascade failed: {type(error).__name__}: {error}"
+                self._pb.Logger.log_error(f"committee: {text}")
+                listed[place] = self._refusal(request, text, INTERNAL)
         rows = merged([one.rows for one in batch]) if batch else NO_ROWS
         if not batch or self._reader.is_finite(rows):
             return batch, rows
@@ -167,9 +166,9 @@ class CascadeModel:
     def _send(self, reply: Reply) -> None:
         send(self._pb, reply)
 
-    def _refusal(self, request: Any, error: InputError) -> Any:
+    def _refusal(self, request: Any, error: InputError | str, code: str = INVALID) -> Any:
         self._counters.refused(self._reader.count(request))
-        return error_response(self._pb, str(error), INVALID)
+        return error_response(self._pb, str(error), code)
 
     def _start_metrics(self, name: str) -> MetricsFlusher | None:
         flusher = MetricsFlusher(self._pb, self._counters, model=name)

@@ -84,13 +84,14 @@ def policy_from_parameters(
         named = ", ".join(repr(name[:MAX_ECHO]) for name in unknown[:3])
         raise InputError("request parameters", got=named, expected=f"only {', '.join(PARAMETERS)}")
     within_us = _integer(values, "deadline_us", 1, high=MAX_DEADLINE_US)
-    left_us = _left(values, now_us)
+    at_us = _integer(values, "deadline_at_us", 0)
+    left_us = None if at_us is None else _left(at_us, now_us)
     policy = Policy(
         min_stage=_integer(values, "min_stage", 0, high=stages - 1) or 0,
         max_stage=_integer(values, "max_stage", 0, high=stages - 1),
         threshold_shift=_shift(values),
         deadline_us=min((us for us in (within_us, left_us) if us is not None), default=None),
-        deadline_at_us=_integer(values, "deadline_at_us", 0),
+        deadline_at_us=at_us,
         left_us=left_us,
         gear=_gear(values, gears),
     )
@@ -124,11 +125,8 @@ def _gear(values: Mapping[str, object], gears: int) -> int | None:
     return gear if gears > 1 else None
 
 
-def _left(values: Mapping[str, object], now_us: int) -> int | None:
+def _left(at_us: int, now_us: int) -> int:
     """Microseconds until `deadline_at_us`; zero or less where it has passed."""
-    at_us = _integer(values, "deadline_at_us", 0)
-    if at_us is None:
-        return None
     if abs(at_us - now_us) > MAX_DEADLINE_US:
         # Seconds or milliseconds in place of microseconds, or clocks that have nothing to do with each other.
         raise InputError(

@@ -122,8 +122,7 @@ def full_cells(scenario: str, *, members: int, routes: Collection[str]) -> list[
         return [replace(cell, **changes) for cell in base]  # type: ignore[arg-type]  # numbers of either kind
 
     cells = [
-        *closed([*alone, *rivals, *clients, "ensemble", "onefile", "committee"]),
-        *closed(["tutorial_4"]),
+        *closed([*alone, *rivals, "tutorial_4", *clients, "ensemble", "onefile", "committee"]),
         *closed([largest, "largest_2", *rivals[1:], "tutorial_4", "committee"], 64),
         *closed([largest, "pass_through", "tutorial", "committee"], 1),
         *closed(["tutorial", "committee"], 4),

@@ -198,44 +198,34 @@ def test_a_queue_that_begins_to_stand_does_not_hide_deferred_rows_that_wait() ->
 NOBODY, ONE, TWO = (np.array(slots, np.intp) for slots in ([], [0], [1]))
 
 
-def test_a_quick_stage_does_not_hide_the_queue_of_a_slow_one() -> None:
-    box = Gearbox(GEARS)
-    steps = []
-    for at in range(0, 1000, 10):
-        # Stage 1 takes its row after a millisecond; stage 2 takes one every 200 ms.
+def shifts_of(box: Gearbox, times_ms: range, *, slow_every_ms: int | None) -> int:
+    """Stage 1 takes its row a millisecond after it came, every 10 ms; stage 2 at its own pace, or never."""
+    shifts = 0
+    for at in times_ms:
         box.deferred(ONE, capacity_rows=2, now_ns=at * MS)
-        if at % 200 == 0:
-            steps.append(box.taken(TWO, stage=2, waiting=NOBODY, now_ns=(at + 1) * MS) if at else 0)
-            box.deferred(TWO, capacity_rows=2, now_ns=at * MS + 1)
-        steps.append(box.taken(ONE, stage=1, waiting=TWO, now_ns=(at + 1) * MS))
-    assert sum(steps) == 2
-    # That stage was last asked long ago, and nobody waits for it.
-    for at in range(2000, 5000, 10):
-        box.deferred(ONE, capacity_rows=2, now_ns=at * MS)
-        steps.append(box.taken(ONE, stage=1, waiting=NOBODY, now_ns=(at + 1) * MS))
-    assert box.gear == 0
+        if slow_every_ms is not None and at % slow_every_ms == 0:
+            shifts += box.taken(TWO, stage=2, waiting=NOBODY, now_ns=at * MS)
+            box.deferred(TWO, capacity_rows=2, now_ns=at * MS)
+        shifts += box.taken(ONE, stage=1, waiting=TWO, now_ns=(at + 1) * MS)
+    return shifts
 
 
-def test_a_queue_that_every_take_empties_is_a_queue_until_the_next_take() -> None:
-    box = Gearbox(GEARS)
-    steps = []
-    for at in range(0, 600, 10):
-        box.deferred(ONE, capacity_rows=2, now_ns=at * MS)
-        if at % 120 == 0:
-            steps.append(box.taken(TWO, stage=2, waiting=NOBODY, now_ns=at * MS) if at else 0)
-            box.deferred(TWO, capacity_rows=2, now_ns=(at + 5) * MS)
-        steps.append(box.taken(ONE, stage=1, waiting=TWO, now_ns=(at + 6) * MS))
-    assert sum(steps) == 2
-
-
-def test_rows_with_a_deadline_do_not_hide_those_without() -> None:
+# At 90 ms a row at stage 2 waits over the limit for less than the time a shift asks for, and is then taken.
+@pytest.mark.parametrize("slow_every_ms", [90, 200, None])
+def test_a_quick_stage_does_not_hide_rows_that_wait_longer_than_its_own(slow_every_ms: int | None) -> None:
     box = Gearbox(GEARS)
     box.deferred(TWO, capacity_rows=2, now_ns=0)
-    steps = []
-    for at in range(0, 300, 10):
+    assert shifts_of(box, range(0, 1000, 10), slow_every_ms=slow_every_ms) == 2
+
+
+def test_a_stage_that_was_asked_long_ago_has_no_say() -> None:
+    box = Gearbox(GEARS)
+    box.deferred(TWO, capacity_rows=2, now_ns=0)
+    shifts_of(box, range(0, 1000, 10), slow_every_ms=200)
+    for at in range(2000, 5000, 10):
         box.deferred(ONE, capacity_rows=2, now_ns=at * MS)
-        steps.append(box.taken(ONE, stage=1, waiting=TWO, now_ns=(at + 1) * MS))
-    assert sum(steps) == 2
+        box.taken(ONE, stage=1, waiting=NOBODY, now_ns=(at + 1) * MS)
+    assert box.gear == 0
 
 
 def test_a_quiet_server_takes_a_step_back_at_a_time_and_one_at_work_none() -> None:

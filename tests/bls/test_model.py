@@ -3,13 +3,11 @@ from __future__ import annotations
 import threading
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
-from orchestrator.bls.pending import Reply
-from orchestrator.decision import CAPPED, DEADLINE, DEGRADED, Outcome
+from orchestrator.decision import CAPPED, DEADLINE, DEGRADED
 from orchestrator.errors import SpecError
 from orchestrator.spec import Member, Stage
 from tests.bls.loading import EASY, HARD, K, ask_all, large, loaded, rows_of, small, two_stages, wait_for
@@ -100,21 +98,6 @@ def test_a_bad_request_is_refused_alone_in_easy_and_in_hard_company(
         assert answers[1].error().code() == TritonError.INVALID_ARG
         assert said in answers[1].error().message()
         assert "\n" not in answers[1].error().message()
-
-
-def test_a_request_the_server_cannot_decode_is_refused_alone(tmp_path: Path) -> None:
-    class Garbled(Request):
-        def parameters(self) -> str:
-            raise UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte")
-
-    with loaded(tmp_path, FakeTriton({"small": small, "large": large})) as model:
-        requests = [Request({"x": rows_of(EASY)}), Garbled({"x": rows_of(EASY)}), Request({"x": rows_of(HARD)})]
-        first, bad, last = ask_all(model, requests)
-    assert bad.error().code() == TritonError.INVALID_ARG
-    assert "UTF-8" in bad.error().message()
-    assert "/" not in bad.error().message(), "paths are nobody's business"
-    assert not first.has_error()
-    assert not last.has_error()
 
 
 def test_a_failing_later_member_fails_only_requests_with_deferred_rows_and_names_stage_and_member(
@@ -266,59 +249,6 @@ def test_members_of_one_stage_are_asked_in_parallel(tmp_path: Path) -> None:
     with loaded(tmp_path, FakeTriton({"one": meet, "two": meet}), spec) as model:
         (answer,) = ask_all(model, [Request({"x": rows_of(EASY)})])
     assert answer.column("label")[0, 0] == 0
-
-
-def test_a_fault_of_our_own_in_a_worker_is_answered_and_the_worker_lives_on(tmp_path: Path) -> None:
-    wrong = [True]
-
-    def odd(rows: np.ndarray) -> np.ndarray:
-        # Text instead of numbers passes the shape check and breaks the arithmetic behind it.
-        return np.full((len(rows), K), "x") if wrong[0] else rows[:, K:]
-
-    with loaded(tmp_path, FakeTriton({"small": small, "large": odd})) as model:
-        (broken,) = ask_all(model, [Request({"x": rows_of(HARD)})])
-        wrong[0] = False
-        (fine,) = ask_all(model, [Request({"x": rows_of(HARD)})])
-        assert model._scheduler._run.rows_in_table == 0
-    assert broken.error().code() == TritonError.INTERNAL
-    assert "\n" not in broken.error().message()
-    assert fine.column("label")[0, 0] == 2
-
-
-def test_a_fault_after_rows_left_the_table_does_not_touch_who_took_their_slots(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    gate, asked = threading.Event(), threading.Event()
-
-    def slow(rows: np.ndarray) -> np.ndarray:
-        if asked.is_set():
-            gate.wait(10)
-        asked.set()
-        return large(rows)
-
-    with loaded(tmp_path, FakeTriton({"small": small, "large": slow})) as model:
-        scheduler = model._scheduler
-        settle, give_up = scheduler._settle, scheduler._give_up
-        first, second = (Request({"x": rows_of(HARD)}) for _ in range(2))
-
-        def failing(outcome: Outcome, errors: dict[int, str]) -> list[Reply]:
-            if outcome.stage == 1 and asked.is_set() and not gate.is_set():
-                raise RuntimeError("a fault after the rows were fed")
-            return settle(outcome, errors)
-
-        def late(*arguments: Any) -> None:
-            # Between the fault and its handling another request takes the slot that has become free.
-            assert model.execute([second]) is None
-            give_up(*arguments)
-            gate.set()
-
-        monkeypatch.setattr(scheduler, "_settle", failing)
-        monkeypatch.setattr(scheduler, "_give_up", late)
-        assert model.execute([first]) is None
-        broken, fine = wait_for(first, None), wait_for(second, None)
-        assert scheduler._run.rows_in_table == 0
-    assert broken.error().code() == TritonError.INTERNAL
-    assert fine.column("label")[0, 0] == 2
 
 
 def test_unloading_waits_for_deferred_rows(tmp_path: Path) -> None:
