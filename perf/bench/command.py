@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from perf.bench.leak import measure_leak, model_of
+from perf.bench.leak_file import REQUESTS, ROUTE, SCENARIO
 from perf.bench.plots import draw_plots
 from perf.bench.report import report_from_results, table_from_summaries, table_from_verdicts
 from perf.bench.results import Results, write_results, write_verdicts
@@ -81,9 +82,9 @@ def run(
 
 
 def leak(
-    requests: Annotated[int, typer.Option(min=1000, help="To send.")] = 200_000,
-    scenario: Annotated[str, typer.Option(help="Members to measure on.")] = "three_cnn",
-    route: Annotated[str, typer.Option(help="Route to ask.")] = "committee",
+    requests: Annotated[int, typer.Option(min=1000, help="To send.")] = REQUESTS,
+    scenario: Annotated[str, typer.Option(help="Members to measure on.")] = SCENARIO,
+    route: Annotated[str, typer.Option(help="Route to ask.")] = ROUTE,
     output: Annotated[Path, typer.Option(help="Folder for leak.json.")] = OUTPUT,
     seconds: Annotated[float, typer.Option(min=1, max=600, help="Of each load.")] = 15.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print leak.json.")] = False,

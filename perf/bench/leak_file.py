@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+# The run the target asks for, and what the command does unless told otherwise.
 ROUTE, SCENARIO, REQUESTS = "committee", "three_cnn", 200_000
 
 
