@@ -36,9 +36,8 @@ class Gearbox:
         self._since_ns = 0
         self._deferred_ns: npt.NDArray[np.int64] = np.zeros(0, np.int64)  # by slot: when it was deferred last
         self._stands_since_ns: int | None = None  # a queue has stood in front since then
-        self._taken: dict[
-            int, tuple[int, int]
-        ] = {}  # by stage: when rows were taken last, and how long they had waited
+        # By stage: when rows were taken last, and how long they had waited.
+        self._taken: dict[int, tuple[int, int]] = {}
         self._inside = False  # a batch came in and is not through stage 0
         self._heard_ns = 0  # when anything happened last
         self.gear = 0
