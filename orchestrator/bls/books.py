@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
-import numpy as np
-import numpy.typing as npt
+from collections.abc import Iterable, Set
 
 from orchestrator.bls.pending import Pending
 
-Tokens = npt.NDArray[np.int64]
-NOBODY: Tokens = np.zeros(0, np.int64)
+Tokens = Set[int]
+NOBODY: Tokens = frozenset()
 
 
 class Books:

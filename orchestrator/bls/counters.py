@@ -117,13 +117,14 @@ class Counters:
         """One batch was decided."""
         answers = outcome.answers
         with self._lock:
-            for stage, count in enumerate(np.bincount(answers.exit_stage).tolist()):
-                if count:
-                    self._sums[self._exit_keys[stage]] += count
+            if len(answers):
+                for stage, count in enumerate(np.bincount(answers.exit_stage).tolist()):
+                    if count:
+                        self._sums[self._exit_keys[stage]] += count
+                if answers.status.any():
+                    self._statuses(answers.status)
             if len(outcome.deferred):
                 self._sums[self._deferred_keys[outcome.stage]] += len(outcome.deferred)
-            if answers.status.any():
-                self._statuses(answers.status)
             if outcome.member_failures is not None:
                 for index in np.flatnonzero(outcome.member_failures):
                     count = int(outcome.member_failures[index])

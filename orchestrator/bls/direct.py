@@ -14,11 +14,14 @@ import numpy as np
 import numpy.typing as npt
 
 from orchestrator.bls.pending import INTERNAL, Pending, error_response
+from orchestrator.bls.tensors import OUTPUTS
 from orchestrator.decision import Sure
 from orchestrator.spec import CascadeSpec
 
 # Sizes of request whose constant outputs are kept.
 MAX_KEPT = 64
+# Outputs that are the same in all of them, unless a status bit was earned; that one comes last.
+CONSTANT = ("exit_stage", "cost", "status")
 Own = list[tuple[str, npt.NDArray[Any]]]
 
 
@@ -52,7 +55,7 @@ class DirectAnswers:
     def __init__(self, pb_utils: Any, spec: CascadeSpec) -> None:
         self._pb = pb_utils
         self._cost = np.float32(spec.stages[0].cost)
-        self._kept: dict[int, list[tuple[str, Any]]] = {}
+        self._kept: dict[int, list[Any]] = {}
 
     def responses(self, sure: Sure, requests: Sequence[tuple[Pending, int]]) -> list[Any]:
         """A response for each request.
@@ -72,25 +75,25 @@ class DirectAnswers:
     def _response(self, one: Pending, start: int, *, own: Own, status: npt.NDArray[np.int32] | None) -> Any:
         pb, end = self._pb, start + one.count
         try:
-            tensors = [pb.Tensor(name, column[start:end]) for name, column in own if name in one.wanted]
             constant = self._constant(one.count)
             if status is not None:
-                constant = [*constant[:-1], ("status", pb.Tensor("status", status[start:end]))]
-            tensors += [tensor for name, tensor in constant if name in one.wanted]
+                constant = [*constant[:-1], pb.Tensor("status", status[start:end])]
+            if len(one.wanted) == len(OUTPUTS):
+                tensors = [pb.Tensor(name, column[start:end]) for name, column in own]
+                return pb.InferenceResponse(output_tensors=tensors + constant)
+            tensors = [pb.Tensor(name, column[start:end]) for name, column in own if name in one.wanted]
+            tensors += [said for name, said in zip(CONSTANT, constant, strict=True) if name in one.wanted]
             return pb.InferenceResponse(output_tensors=tensors)
         except Exception as error:  # whatever the server's classes raise: the client must hear something
             return error_response(pb, f"answer could not be built: {error}", INTERNAL)
 
-    def _constant(self, count: int) -> list[tuple[str, Any]]:
+    def _constant(self, count: int) -> list[Any]:
         """The outputs that say the same in every such answer of so many rows, to be read only."""
         kept = self._kept.get(count)
         if kept is None:
-            pb = self._pb
-            kept = [
-                ("exit_stage", pb.Tensor("exit_stage", np.zeros((count, 1), np.int32))),
-                ("cost", pb.Tensor("cost", np.full((count, 1), self._cost))),
-                ("status", pb.Tensor("status", np.zeros((count, 1), np.int32))),
-            ]
+            zeros = np.zeros((count, 1), np.int32)
+            columns = (zeros, np.full((count, 1), self._cost), zeros.copy())
+            kept = [self._pb.Tensor(name, column) for name, column in zip(CONSTANT, columns, strict=True)]
             if count <= MAX_KEPT:
                 self._kept[count] = kept
         return kept

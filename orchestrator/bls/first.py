@@ -15,7 +15,7 @@ from orchestrator.bls.entrance import Entrance, left_of
 from orchestrator.bls.pending import HOPELESS, LATE, UNAVAILABLE, Pending, Reply
 from orchestrator.bls.scheduler import Scheduler
 from orchestrator.bls.tensors import Rows
-from orchestrator.decision import Look, Sure, arrivals_from_policies
+from orchestrator.decision import Judge, Look, Sure, arrivals_from_policies
 from orchestrator.spec import CascadeSpec
 
 
@@ -38,6 +38,8 @@ class FirstStage:
         self._scheduler = scheduler
         self._counters = counters
         self._direct = DirectAnswers(pb_utils, spec)
+        self._judge = Judge(spec)
+        self._geared = spec.gears is not None
         self._entrance = Entrance(spec.limits.max_batch_size)
 
     def answer(self, batch: Sequence[Pending], rows: Rows, *, listed: list[Any], replies: list[Reply]) -> None:
@@ -51,43 +53,53 @@ class FirstStage:
             listed: what goes back to the server, by the requests' places; gets the answers stage 0 is sure of.
             replies: gets those of other requests.
         """
-        # Taken before anything can be answered: an answer lets go of its request's input.
-        inputs = [(one.tensor, one.rows) for one in batch]
+        # The server's own tensor, of a lone request, is forwarded without a copy.
+        tensor = batch[0].tensor if len(batch) == 1 else None
         dated = [one for one in batch if one.policy.deadline_us is not None]
-        if dated or self._spec.gears is not None:
-            replies += self._turn_away(batch)
-        if dated:
-            self._scheduler.expect([one for one in dated if not one.answered])
-        self._scheduler.wait_at_door(len(rows))
-        live = [index for index, one in enumerate(batch) if not one.answered]
-        if not live:
+        if dated or self._geared:
+            batch, rows, tensor = self._let_in(batch, rows, dated=dated, replies=replies)
+        else:
+            self._scheduler.wait_at_door(len(rows))
+        if not batch:
             self._entrance.done(time.monotonic_ns())
             return
-        if len(live) < len(batch):
-            batch, inputs = [batch[index] for index in live], [inputs[index] for index in live]
-            rows = merged([part for _, part in inputs])
         self._counters.arrived(len(rows), self._spec.stages[0].cost)
         start_ns = time.monotonic_ns()
-        result = self._calls.ask_first(rows, inputs[0][0] if len(batch) == 1 else None)
+        result = self._calls.ask_first(rows, tensor)
         end_ns = time.monotonic_ns()
         self._entrance.took(end_ns - start_ns)
         self._entrance.done(end_ns)
-        look = self._scheduler.look(len(rows), result)
-        gear = self._scheduler.gear if self._spec.gears is not None else 0
-        sure = self._scheduler.sure(look, gear)
+        look = self._judge.look(len(rows), result.outputs)
+        gear = self._scheduler.gear if self._geared else 0
+        sure = self._judge.sure(look, gear)
         starts = starts_of(batch)
         mine = decided(batch, sure.exits, starts)
         if not all(mine):
             replies += self._admit(batch, rows, look=look, result=result, mine=mine, gear=gear)
-        self._answer_at_once(
-            [(one, start) for one, start, own in zip(batch, starts, mine, strict=True) if own], sure, listed
-        )
+        places = [(one, start) for one, start, own in zip(batch, starts, mine, strict=True) if own]
+        self._answer_at_once(places, sure, listed, known=bool(dated))
+
+    def _let_in(
+        self, batch: Sequence[Pending], rows: Rows, *, dated: Sequence[Pending], replies: list[Reply]
+    ) -> tuple[Sequence[Pending], Rows, Any]:
+        """Requests, rows and tensor left of a batch at the door, where deadlines or gears are to be minded."""
+        # Taken before anything can be answered: an answer lets go of its request's input.
+        inputs = [(one.tensor, one.rows) for one in batch]
+        replies += self._turn_away(batch)
+        if dated:
+            self._scheduler.expect([one for one in dated if not one.answered])
+        self._scheduler.wait_at_door(len(rows))
+        live = [index for index, one in enumerate(batch) if not one.answered]
+        if 0 < len(live) < len(batch):
+            rows = merged([inputs[index][1] for index in live])
+        tensor = inputs[live[0]][0] if len(live) == 1 else None
+        return [batch[index] for index in live], rows, tensor
 
     def _turn_away(self, batch: Sequence[Pending]) -> list[Reply]:
         """Looks at the queue in front; refuses requests that came too late to be answered in time."""
         now_ns = time.monotonic_ns()
         stands = self._entrance.queue_stands(batch, now_ns=now_ns)
-        if self._spec.gears is not None:
+        if self._geared:
             self._scheduler.came(stands=stands)
         late = self._entrance.too_late(batch, stands=stands, now_ns=now_ns)
         for one in late:
@@ -99,23 +111,31 @@ class FirstStage:
             for one, is_over in zip(late, over, strict=True)
         ]
 
-    def _answer_at_once(self, places: list[tuple[Pending, int]], sure: Sure, listed: list[Any]) -> None:
-        """Puts the answers of requests, each with where its rows begin, into the list."""
-        responses = self._direct.responses(sure, places)
-        # Not those whose deadline answered them meanwhile.
-        claimed = {one.token for one in self._scheduler.claim([one for one, _ in places])}
-        ours = []
-        for (one, start), response in zip(places, responses, strict=True):
-            if one.token in claimed:
-                listed[one.place] = response
-                ours.append((one, start))
-        self._count(sure, ours)
+    def _answer_at_once(
+        self, places: list[tuple[Pending, int]], sure: Sure, listed: list[Any], *, known: bool
+    ) -> None:
+        """Puts the answers of requests, each with where its rows begin, into the list.
 
-    def _count(self, sure: Sure, places: Sequence[tuple[Pending, int]]) -> None:
+        Args:
+            places: the requests.
+            sure: their batch.
+            listed: gets the answers.
+            known: whether anybody else may know of some of them and answer them, at a deadline.
+        """
+        responses = self._direct.responses(sure, places)
+        if known:
+            claimed = {one.token for one in self._scheduler.claim([one for one, _ in places])}
+            kept = [(at, said) for at, said in zip(places, responses, strict=True) if at[0].token in claimed]
+            places, responses = [at for at, _ in kept], [said for _, said in kept]
+        rows = 0
+        for (one, _), response in zip(places, responses, strict=True):
+            one.answered = True
+            listed[one.place] = response
+            rows += one.count
         status = None
         if sure.status is not None and places:
             status = np.concatenate([sure.status[start : start + one.count] for one, start in places])
-        self._counters.at_once(sum(one.count for one, _ in places), status)
+        self._counters.at_once(rows, status)
 
     def _admit(
         self,

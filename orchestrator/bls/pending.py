@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from orchestrator.bls.tensors import Columns, blank_sheet, columns_of, response_tensors
 from orchestrator.decision import Answers, Policy
@@ -133,10 +134,8 @@ def spread(answers: Answers, known: dict[int, Pending]) -> list[tuple[Pending, C
     """
     if not len(answers):
         return []
-    order = np.lexsort((answers.position, answers.request))
-    tokens, position = answers.request[order], answers.position[order]
-    columns = {name: column[order] for name, column in columns_of(answers).items()}
-    starts = np.flatnonzero(np.diff(tokens, prepend=tokens[0] - 1)).tolist()
+    tokens, position, columns = _in_order(answers)
+    starts = [0, *(1 + (tokens[1:] != tokens[:-1]).nonzero()[0]).tolist()]
     complete = []
     for start, end in zip(starts, [*starts[1:], len(tokens)], strict=True):
         pending = known.get(int(tokens[start]))
@@ -153,3 +152,12 @@ def spread(answers: Answers, known: dict[int, Pending]) -> list[tuple[Pending, C
         if pending.left == 0:
             complete.append((pending, part))
     return complete
+
+
+def _in_order(answers: Answers) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], Columns]:
+    """Tokens, positions and outputs of answers, those of a request together and in its own order."""
+    if len(answers) == 1:
+        return answers.request, answers.position, columns_of(answers)
+    order = np.lexsort((answers.position, answers.request))
+    columns = {name: column[order] for name, column in columns_of(answers).items()}
+    return answers.request[order], answers.position[order], columns

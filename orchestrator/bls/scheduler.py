@@ -17,14 +17,14 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from orchestrator.bls.books import NOBODY, Books, Tokens
-from orchestrator.bls.calls import MemberCalls, StageResult, workers_of
+from orchestrator.bls.calls import MemberCalls, workers_of
 from orchestrator.bls.counters import Counters
 from orchestrator.bls.gearbox import LOOK_S, Gearbox, Slots
 from orchestrator.bls.kept import KeptInputs
 from orchestrator.bls.leading import follow
 from orchestrator.bls.pending import CANCELLED, INTERNAL, LATE, UNAVAILABLE, Pending, Reply, reason_of, spread
 from orchestrator.bls.tensors import Rows
-from orchestrator.decision import Arrivals, CascadeRun, Failures, Look, Outcome, Sure
+from orchestrator.decision import Arrivals, CascadeRun, Failures, Look, Outcome
 from orchestrator.spec import CascadeSpec
 
 # Asking the server whether a client went away costs about 90 us, so only requests this old are asked about.
@@ -110,6 +110,9 @@ class Scheduler:
     def wait_at_door(self, rows: int) -> None:
         """Blocks while the table could not take `rows` more; a larger batch enters when it is empty."""
         bound = self._spec.limits.max_deferred_rows
+        # Without the lock, because rows come in through this thread alone: behind its back they only get fewer.
+        if self._run.rows_in_table + rows <= bound:
+            return
         with self._lock:
             while self._run.rows_in_table and self._run.rows_in_table + rows > bound and not self._stopping:
                 self._room.wait(timeout=1.0)
@@ -131,14 +134,6 @@ class Scheduler:
             if not self._run.rows_in_table:
                 self._shift(self._gearbox.empty(time.monotonic_ns()))
             return self._gearbox.gear
-
-    def look(self, rows: int, result: StageResult) -> Look:
-        """What stage 0 said of n rows; needs no lock."""
-        return self._run.look(rows, result.outputs)
-
-    def sure(self, look: Look, gear: int) -> Sure:
-        """The answers that rows without wishes of their own get from it; needs no lock."""
-        return self._run.sure(look, gear)
 
     def admit(
         self,
@@ -217,12 +212,15 @@ class Scheduler:
                     return None
                 self._work[stage].wait()
             slots = self._run.next(stage, limit)
+            if self._run.waiting(stage):
+                # One worker is woken at a time; it wakes the next while there is something left to do.
+                self._work[stage].notify()
             self._counters.asked(len(slots), self._spec.stages[stage].cost)
             if self._spec.gears is not None:
                 waiting, now_ns = self._run.waiting_slots(), time.monotonic_ns()
                 self._shift(self._gearbox.taken(slots, stage=stage, waiting=waiting, now_ns=now_ns))
-            tokens = np.unique(self._run.requests_of(slots))
-            aged = self._books.older_than(time.monotonic_ns() - CANCEL_CHECK_AGE_NS, tokens.tolist())
+            tokens = set(self._run.requests_of(slots).tolist())
+            aged = self._books.older_than(time.monotonic_ns() - CANCEL_CHECK_AGE_NS, tokens)
             return slots, tokens, self._inputs.take(slots), aged
 
     def _watch_deadlines(self) -> None:
@@ -270,7 +268,7 @@ class Scheduler:
             now_ns = time.monotonic_ns()
             self._gearbox.deferred(outcome.slots, capacity_rows=self._run.capacity_rows, now_ns=now_ns)
             following = outcome.stage + 1
-            self._work[following].notify_all()
+            self._work[following].notify()
         self._room.notify_all()
         return replies
 
@@ -313,10 +311,10 @@ class Scheduler:
         text = f"{type(error).__name__}: {error}"
         self._log(f"committee: worker: {text}")
         with self._lock:
-            self._run.drop(tokens)
+            self._run.drop(np.array(list(tokens), np.int64))
             if slots is not None:
                 self._run.abandon(slots)
-            held = [self._books.known[token] for token in tokens.tolist() if token in self._books.known]
+            held = [self._books.known[token] for token in tokens if token in self._books.known]
             replies = [self._refuse(pending, f"cascade failed: {text}", INTERNAL) for pending in held]
             self._room.notify_all()
         self._send_all(replies)

@@ -20,7 +20,7 @@ from orchestrator.decision.rows import (
 )
 from orchestrator.decision.run import CascadeRun
 from orchestrator.decision.scores import score_from_tally
-from orchestrator.decision.settle import Look
+from orchestrator.decision.settle import Judge, Look
 
 __all__ = [
     "ABSTAINED",
@@ -35,6 +35,7 @@ __all__ = [
     "CascadeRun",
     "Combiner",
     "Failures",
+    "Judge",
     "Look",
     "Outcome",
     "Policy",

@@ -24,6 +24,8 @@ PROBABILITY_FLOOR = np.float32(1e-30)
 # A logit of -inf is a legal "never this class", but two members with different ones would sum to a row of
 # -inf and then NaN. Clipping keeps every sum finite and changes no softmax value above 1e-45.
 LOGIT_BOUND = np.float32(1e30)
+# Batches of so many rows share one column of weights.
+MAX_WEIGHTS_KEPT = 256
 
 
 @dataclass(slots=True)
@@ -77,6 +79,27 @@ def softmax(z: F32, peak: F32 | None = None) -> F32:
     return p
 
 
+def usual_logits(member: Member, raw: npt.NDArray[np.generic]) -> tuple[F32, F32] | None:
+    """What `scaled_logits` gives where nothing needs to be done: finite logits as they are, with their row maxima.
+
+    Args:
+        member: whose output it is.
+        raw: (n, k) as the model gave it.
+
+    Returns:
+        float32 (n, k) and float32 (n,); None where there is something to be done.
+    """
+    if member.output_kind != "logits" or member.temperature != 1.0:
+        return None
+    z = np.ascontiguousarray(raw, dtype=np.float32)
+    peak = np.maximum.reduce(z, axis=1)
+    high = peak[0] if len(peak) == 1 else np.maximum.reduce(peak)
+    # NaN and infinity fail these comparisons.
+    if np.minimum.reduce(z, axis=None) >= -LOGIT_BOUND and high <= LOGIT_BOUND:
+        return z, peak
+    return None
+
+
 def scaled_logits(member: Member, raw: npt.NDArray[np.generic]) -> tuple[F32, Bools | None]:
     """A member's output as logits over its temperature, and which rows are not numbers.
 
@@ -90,12 +113,10 @@ def scaled_logits(member: Member, raw: npt.NDArray[np.generic]) -> tuple[F32, Bo
     Returns:
         float32 (n, k) with 0 in bad rows, and bool (n,) of good rows or None where all are good.
     """
+    usual = usual_logits(member, raw)
+    if usual is not None:
+        return usual[0], None
     z = np.ascontiguousarray(raw, dtype=np.float32)
-    if member.output_kind == "logits" and member.temperature == 1.0:
-        # The usual case in two reductions: NaN and infinity fail these comparisons.
-        low, high = np.minimum.reduce(z, axis=None), np.maximum.reduce(z, axis=None)
-        if low >= -LOGIT_BOUND and high <= LOGIT_BOUND:
-            return z, None
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
         if member.output_kind == "probabilities":
             z = np.log(np.maximum(z, PROBABILITY_FLOOR))
@@ -128,6 +149,10 @@ class Combiner:
         self.first_weight = np.float32(0)
         for weight in self.weights[: len(spec.stages[0].members)]:
             self.first_weight += weight
+        self._weights_kept = np.full(MAX_WEIGHTS_KEPT, self.first_weight, np.float32)
+        self._weights_kept.flags.writeable = False
+        # One member of weight 1: what it says is the sum.
+        self._lone = len(spec.stages[0].members) == 1 and self.first_weight == 1
         starts = np.cumsum([0, *(len(stage.members) for stage in spec.stages)])
         self.stage_members = [range(starts[i], starts[i + 1]) for i in range(len(spec.stages))]
 
@@ -143,7 +168,7 @@ class Combiner:
 
     def begin(
         self, rows: int, outputs: Sequence[npt.NDArray[np.generic] | None]
-    ) -> tuple[Tally, tuple[I32 | None, Bools | None]]:
+    ) -> tuple[Tally, tuple[I32 | None, Bools | None], F32 | None]:
         """The tally of rows of which stage 0 has just spoken.
 
         Args:
@@ -151,17 +176,21 @@ class Combiner:
             outputs: (n, k) per member of stage 0 in plan order, None for a member that failed altogether.
 
         Returns:
-            the tally, and what `add_stage` returns.
+            the tally, what `add_stage` returns, and float32 (n,) row maxima of its total where they are known.
         """
         if self.mode == "mean_logit" and not self._tops:
+            if self._lone and outputs[0] is not None:
+                usual = usual_logits(self.members[0], outputs[0])
+                if usual is not None:
+                    return Tally(usual[0], self._weight_of(rows), None, None), (None, None), usual[1]
             said = [
                 (None, None) if raw is None else scaled_logits(self.members[index], raw)
                 for index, raw in zip(self.stage_members[0], outputs, strict=True)
             ]
             if all(z is not None and good is None for z, good in said):
-                return self._summed([z for z, _ in said if z is not None]), (None, None)
+                return self._summed([z for z, _ in said if z is not None]), (None, None), None
         tally = self.empty(rows)
-        return tally, self.add_stage(tally, 0, outputs)
+        return tally, self.add_stage(tally, 0, outputs), None
 
     def _summed(self, parts: Sequence[F32]) -> Tally:
         """The sum of stage 0's logits; the first part may stand for it, since nobody else holds it."""
@@ -170,9 +199,13 @@ class Combiner:
         total = weighted[0]
         for part in weighted[1:]:
             total = total + part
-        weight = np.empty(len(total), np.float32)
-        weight.fill(self.first_weight)
-        return Tally(total, weight, None, None)
+        return Tally(total, self._weight_of(len(total)), None, None)
+
+    def _weight_of(self, rows: int) -> F32:
+        """The weight behind rows of which all of stage 0 has spoken; to be read only."""
+        if rows > len(self._weights_kept):
+            return np.full(rows, self.first_weight, np.float32)
+        return self._weights_kept[:rows]
 
     def add_stage(
         self, tally: Tally, stage: int, outputs: Sequence[npt.NDArray[np.generic] | None]
@@ -232,19 +265,22 @@ class Combiner:
             tally.total += part
         tally.weight += weight if good is None else weight * good
 
-    def distribution(self, tally: Tally, *, alone: bool = False) -> tuple[F32, npt.NDArray[np.int64]]:
+    def distribution(
+        self, tally: Tally, *, alone: bool = False, peak: F32 | None = None
+    ) -> tuple[F32, npt.NDArray[np.int64]]:
         """The combined probabilities and label of every row.
 
         Args:
             tally: n rows, each with at least one member's answer.
             alone: every row's weight is exactly 1, as after a first member that failed nowhere: nothing to divide.
+            peak: float32 (n,), row maxima of the total; used with `alone` only.
 
         Returns:
             float32 (n, k) and int64 (n,); equal probabilities go to the lowest class, votes that tie to the
             class with the larger mean probability.
         """
         if self.mode == "mean_logit" and alone:
-            p = softmax(tally.total)
+            p = softmax(tally.total, peak)
             return p, p.argmax(axis=1)
         # A row without any answer gets the uniform distribution here; whoever asked knows to ignore it.
         p = tally.total / np.maximum(tally.weight, np.float32(1e-30))[:, None]

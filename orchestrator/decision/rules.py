@@ -35,6 +35,8 @@ class ExitRule:
         self.thresholds: F32 = np.array(
             [[never if t is None else np.float32(t) for t in vector] for vector in (own, *cheaper)], np.float32
         )
+        # Of stage 0 by gear; an index of two dimensions costs as much as the comparison.
+        self._first = list(self.thresholds[:, 0]) if self.last else []
         self.lows = [None if s.low is None else np.float32(s.low) for s in spec.stages]
 
     def decide_plain(self, score: F32, gear: int) -> tuple[Bools, I32 | None]:
@@ -49,7 +51,7 @@ class ExitRule:
         """
         if self.last == 0:
             return np.ones(len(score), np.bool_), None
-        wants: Bools = score >= self.thresholds[gear, 0]
+        wants: Bools = score >= self._first[gear]
         low = self.lows[0]
         if not gear and low is None:
             return wants, None

@@ -103,9 +103,7 @@ class CascadeRun:
             look: what stage 0 said of them.
             gear: whose thresholds.
         """
-        exits, status = self._judge.sure(look, gear)
-        said = look.verdict
-        return Sure(exits, said.p, said.label, said.score, status)
+        return self._judge.sure(look, gear)
 
     def admit(self, arrivals: Arrivals, outputs: Sequence[Output]) -> Outcome:
         """Takes in rows with what the members of stage 0 said of them; `look` and `enter` in one.
@@ -137,7 +135,7 @@ class CascadeRun:
         outcome, on = self._outcome(lines, 0, settled=self._judge.decide(lines, 0, look), row=np.arange(rows))
         if len(on):
             slots = self._claim(len(on))
-            self._lines.put(slots, lines.take(on))
+            self._lines.put(slots, lines.take(on) if len(on) < rows else lines)
             self._order[slots] = self._sequence + np.arange(len(slots))
             self._sequence += len(slots)
             self._wait(slots, 1)
@@ -150,7 +148,7 @@ class CascadeRun:
         Returns:
             intp, their slots; empty when none wait.
         """
-        slots = np.flatnonzero((self._state == WAITING) & (self._stage == stage))
+        slots: Index = ((self._state == WAITING) & (self._stage == stage)).nonzero()[0]
         if len(slots) > limit:
             urgency = np.lexsort((self._order[slots], self._lines.who.due_ns[slots]))
             slots = slots[urgency[:limit]]
@@ -178,7 +176,7 @@ class CascadeRun:
             the rows that are done; rows dropped meanwhile are in none of its parts.
         """
         stage = int(self._stage[slots[0]])
-        kept = np.flatnonzero(self._state[slots] == ASKED)
+        kept: Index = (self._state[slots] == ASKED).nonzero()[0]
         if len(kept) < len(slots):
             self._release(slots[self._state[slots] == DROPPED])
             outputs = [None if output is None else output[kept] for output in outputs]
@@ -188,11 +186,15 @@ class CascadeRun:
         lines = self._lines.take(live)
         settled = self._judge.settle(lines, stage, outputs)
         outcome, on = self._outcome(lines, stage, settled=settled, row=kept)
+        if not len(on):
+            self._release(live)
+            return outcome
         outcome.slots = live[on]
-        self._release(np.delete(live, on))
-        if len(on):
-            self._lines.put(outcome.slots, lines.take(on))
-            self._wait(outcome.slots, stage + 1)
+        if len(on) < len(live):
+            self._release(live[settled.exits | settled.dead])
+            lines = lines.take(on)
+        self._lines.put(outcome.slots, lines)
+        self._wait(outcome.slots, stage + 1)
         return outcome
 
     def abandon(self, slots: Index) -> None:
@@ -229,9 +231,9 @@ class CascadeRun:
     def _outcome(self, lines: Lines, stage: int, *, settled: Settled, row: Index) -> tuple[Outcome, Index]:
         """The outcome of a stage, and which lines (by place) go on; `row` names the lines to the caller."""
         dead, exits = settled.dead, settled.exits
-        done = np.flatnonzero(exits)
-        lost = np.flatnonzero(dead) if settled.failed is not None else _NONE
-        on = _NONE if len(done) + len(lost) == len(lines) else np.flatnonzero(~exits & ~dead)
+        done: Index = exits.nonzero()[0]
+        lost: Index = dead.nonzero()[0] if settled.failed is not None else _NONE
+        on: Index = _NONE if len(done) + len(lost) == len(lines) else (~(exits | dead)).nonzero()[0]
         members = _NO_MEMBERS if settled.failed is None else settled.failed[lost]
         failures = Failures(row[lost], lines.who.request[lost], members)
         answers = self._judge.answers(lines, done, row=row, verdict=settled.verdict)

@@ -14,7 +14,9 @@ Labels = npt.NDArray[np.int64]
 
 def max_prob(p: F32, label: Labels) -> F32:
     """Probability of the answer; float32 (n,) from float32 (n, k)."""
-    score: F32 = p[np.arange(len(p)), label]
+    del label
+    # The answer is a class of the largest probability, in every combine mode, so that one reduction finds it.
+    score: F32 = np.maximum.reduce(p, axis=1)
     return score
 
 

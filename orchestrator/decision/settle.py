@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from orchestrator.decision.combine import F32, I32, Bools, Combiner, Tally
-from orchestrator.decision.rows import I64, Answers, Index, Lines
+from orchestrator.decision.rows import I64, Answers, Index, Lines, Sure
 from orchestrator.decision.rules import DEGRADED, ExitRule
 from orchestrator.decision.scores import score_from_tally
 from orchestrator.spec import CascadeSpec
@@ -99,15 +99,21 @@ class Judge:
         return self._verdict(lines.tally)
 
     def _look(
-        self, tally: Tally, stage: int, *, outputs: Sequence[Output], hurt: tuple[I32 | None, Bools | None]
+        self,
+        tally: Tally,
+        stage: int,
+        *,
+        outputs: Sequence[Output],
+        hurt: tuple[I32 | None, Bools | None],
+        peak: F32 | None = None,
     ) -> Look:
         failed, silent = hurt
         counts = None if failed is None else self._count_failures(outputs, stage, failed)
         alone = stage == 0 and failed is None and self.combiner.first_weight == 1
-        return Look(tally, failed, silent, self._verdict(tally, alone=alone), counts)
+        return Look(tally, failed, silent, self._verdict(tally, alone=alone, peak=peak), counts)
 
-    def _verdict(self, tally: Tally, *, alone: bool = False) -> Verdict:
-        p, label = self.combiner.distribution(tally, alone=alone)
+    def _verdict(self, tally: Tally, *, alone: bool = False, peak: F32 | None = None) -> Verdict:
+        p, label = self.combiner.distribution(tally, alone=alone, peak=peak)
         score = score_from_tally(self._score, p, label, tally.tops, self.combiner.weights)
         return Verdict(p, label, score)
 
@@ -118,24 +124,23 @@ class Judge:
             rows: n.
             outputs: (n, k) per member of stage 0 in plan order, None for a member that failed.
         """
-        tally, hurt = self.combiner.begin(rows, outputs)
-        return self._look(tally, 0, outputs=outputs, hurt=hurt)
+        tally, hurt, peak = self.combiner.begin(rows, outputs)
+        return self._look(tally, 0, outputs=outputs, hurt=hurt, peak=peak)
 
-    def sure(self, look: Look, gear: int) -> tuple[Bools, I32 | None]:
-        """Which rows exit at stage 0 if they come without wishes of their own.
+    def sure(self, look: Look, gear: int = 0) -> Sure:
+        """The answers rows get at stage 0 if they come without wishes of their own.
 
         The same rule as `settle`, without a column per wish.
 
         Args:
             look: of n rows; where a member failed, none is sure.
             gear: whose thresholds.
-
-        Returns:
-            bool (n,) of exits and int32 (n,) of status bits earned by exiting, None where nobody earned one.
         """
+        said = look.verdict
         if look.failed is not None:
-            return np.zeros(len(look), np.bool_), None
-        return self.rule.decide_plain(look.verdict.score, gear)
+            return Sure(np.zeros(len(look), np.bool_), said.p, said.label, said.score, None)
+        exits, status = self.rule.decide_plain(said.score, gear)
+        return Sure(exits, said.p, said.label, said.score, status)
 
     def settle(self, lines: Lines, stage: int, outputs: Sequence[Output]) -> Settled:
         """Adds a stage's outputs to the lines and decides for each.

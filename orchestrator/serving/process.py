@@ -11,6 +11,7 @@ import json
 import os
 import secrets
 import shutil
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -36,6 +37,9 @@ from orchestrator.serving.scan import ModelEntry, check_models, scan_repository
 _POLL_S = 0.05
 # For the way out once nothing is in flight; beyond it Triton waits for nothing but idle connections.
 _EXIT_S = 2.0
+# Starting many Python models at once, Triton 24.10 now and then aborts over a lock of its own (`lock_exception`).
+_CRASHES = (-signal.SIGABRT, -signal.SIGSEGV)
+_ATTEMPTS = 2
 
 
 class EmbeddedServer:
@@ -122,14 +126,19 @@ class EmbeddedServer:
         check_machine(machine, shm_needed_bytes=2 * len(self._models) * self.options.shm_bytes)
         check_models(self._models, self.options.repository)
         self._ports = choose_ports(self.options)
-        try:
-            self._child = self._spawn(machine)
-            self._wait_until_ready(self._child)
-        except BaseException:
-            # Ctrl-C while starting included.
-            self._kill()
-            self._clean(keep_log=True)
-            raise
+        for attempt in range(1, _ATTEMPTS + 1):
+            try:
+                self._child = self._spawn(machine)
+                self._wait_until_ready(self._child)
+                return
+            except BaseException:
+                # Ctrl-C while starting included.
+                again = attempt < _ATTEMPTS and self._crashed
+                self._kill()
+                self._clean(keep_log=not again)
+                if not again:
+                    raise
+            self._progress("Triton crashed while starting; starting it once more")
 
     def wait(self, timeout_s: float | None = None) -> int | None:
         """The exit status once the server has ended by itself, None when the time passes first."""
@@ -246,6 +255,10 @@ class EmbeddedServer:
         if self._folder is not None:
             folder = self._folder / "backends" if keep_log and self.options.log_path is None else self._folder
             shutil.rmtree(folder, ignore_errors=True)
+
+    @property
+    def _crashed(self) -> bool:
+        return self._child is not None and self._child.status in _CRASHES
 
     @property
     def _running(self) -> Child:

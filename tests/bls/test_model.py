@@ -9,7 +9,7 @@ import pytest
 
 from orchestrator.decision import CAPPED, DEADLINE, DEGRADED
 from orchestrator.errors import SpecError
-from orchestrator.spec import Member, Stage
+from orchestrator.spec import Limits, Member, Stage
 from tests.bls.loading import EASY, HARD, K, ask_all, large, loaded, rows_of, small, two_stages, wait_for
 from tests.fakes.triton import FakeTriton, Request, TritonError
 
@@ -331,3 +331,19 @@ def test_mixed_requests_from_many_threads_are_each_answered_once_and_right(tmp_p
         assert model._scheduler._run.rows_in_table == 0
     assert min(sent) >= 50
     assert right == sent
+
+
+def test_idle_workers_of_a_stage_share_what_is_more_than_one_batch(tmp_path: Path) -> None:
+    both = threading.Barrier(2, timeout=10)
+
+    def together(rows: np.ndarray) -> np.ndarray:
+        both.wait()
+        return large(rows)
+
+    fake = FakeTriton({"small": small, "large": together})
+    spec = two_stages(limits=Limits(max_batch_size=64, max_deferred_rows=16, workers_per_stage=2))
+    with loaded(tmp_path, fake, spec) as model:
+        (answer,) = ask_all(model, [Request({"x": rows_of(*[HARD] * 8)})])
+    assert answer.error() is None
+    assert answer.column("exit_stage")[:, 0].tolist() == [1] * 8
+    assert [rows for name, rows in fake.asked if name == "large"] == [4, 4]

@@ -81,7 +81,7 @@ def test_a_first_stage_is_summed_as_any_other(case: tuple[CascadeSpec, list[np.n
     spec, outputs, _ = case
     rows = len(outputs[0])
     combiner = Combiner(spec)
-    tally, hurt = combiner.begin(rows, outputs)
+    tally, hurt, _ = combiner.begin(rows, outputs)
     long = combiner.empty(rows)
     long_hurt = combiner.add_stage(long, 0, outputs)
     for field in fields(tally):

@@ -213,6 +213,41 @@ def test_a_server_that_is_killed_is_noticed(repository: Path) -> None:
         assert server.wait(10) == -signal.SIGKILL
 
 
+# Ends the server that loads it, as a fault of the server's own would, while the file beside it has bytes to eat.
+CRASHER = """
+    import os, pathlib, signal, time
+
+    class TritonPythonModel:
+        def initialize(self, args):
+            crashes = pathlib.Path(args["model_repository"], "crashes")
+            left = crashes.read_bytes()
+            if left:
+                crashes.write_bytes(left[1:])
+                os.kill(os.getppid(), signal.SIGABRT)
+                time.sleep(60)
+"""
+
+
+def test_a_server_that_crashes_while_starting_is_started_once_more(repository: Path) -> None:
+    add_python(repository, "crasher", CRASHER, config=ONE_IN_ONE_OUT)
+    (repository / "crasher" / "crashes").write_bytes(b".")
+    told: list[str] = []
+    with EmbeddedServer(free_options(repository), progress=told.append) as server:
+        assert ask(server.grpc_address, "double", 3.0) == 6.0
+    assert [text for text in told if "crashed" in text] == ["Triton crashed while starting; starting it once more"]
+    assert (repository / "crasher" / "crashes").read_bytes() == b""
+
+
+def test_a_server_that_crashes_each_time_is_given_up_after_two(repository: Path, tmp_path: Path) -> None:
+    add_python(repository, "crasher", CRASHER, config=ONE_IN_ONE_OUT)
+    (repository / "crasher" / "crashes").write_bytes(b"...")
+    log_path = tmp_path / "triton.log"
+    with pytest.raises(ServingError, match=r"did not start: got exit status -6; the whole log is"):
+        EmbeddedServer(free_options(repository, log_path=log_path)).start()
+    assert (repository / "crasher" / "crashes").read_bytes() == b"."
+    assert log_path.is_file()
+
+
 def test_a_model_that_does_not_load_is_named_with_its_reason(repository: Path, tmp_path: Path) -> None:
     add_python(repository, "broken", "import no_such_module_at_all", config=ONE_IN_ONE_OUT)
     log_path = tmp_path / "triton.log"
