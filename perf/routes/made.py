@@ -133,7 +133,13 @@ def made(recipe: Recipe, cache: Path = CACHE) -> Made:
     Raises:
         CommitteeError: a member cannot be made, or the disk refuses.
     """
-    return _made(recipe, cache)
+    return _made(recipe if recipe.fitted is None else _fitted(recipe, cache), cache)
+
+
+@lru_cache(maxsize=4)
+def _fitted(recipe: Recipe, cache: Path) -> Recipe:
+    assert recipe.fitted is not None
+    return recipe.fitted(cache)
 
 
 @lru_cache(maxsize=4)

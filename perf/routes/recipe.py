@@ -41,6 +41,8 @@ class Recipe:
         predict: gives BenchRepository's predicted_speedup; None for members whose plan promises nothing.
         margin: rows whose score comes nearer to a threshold are not used.
         open_members: opens members of a repository, to see where rows exit.
+        fitted: gives the recipe that is used instead, its members sized to this machine; told the folder that
+            keeps what is made. None for members that are what they are.
     """
 
     scenario: Scenario
@@ -51,6 +53,7 @@ class Recipe:
     predict: Predict | None = None
     margin: float = MARGIN
     open_members: Callable[[Path, Sequence[str]], LocalMembers] = LocalMembers
+    fitted: Callable[[Path], Recipe] | None = None
 
 
 def chunks_of(pool: int) -> Iterator[range]:

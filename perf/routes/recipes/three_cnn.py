@@ -1,4 +1,4 @@
-"""Three plain convolutional networks with random weights, about 0.15, 2 and 12 ms per row on one core.
+"""Three plain convolutional networks with random weights, sized to about 0.15, 2 and 12 ms per row on one core.
 
 Random weights are given a head whose top probability spreads over the rows, so that thresholds can impose any
 exit mix. What the networks answer means nothing; what they cost does.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from export.rows import varied_rows
 from orchestrator.decision import softmax
 from orchestrator.spec import CascadeSpec, Manifest, TensorSpec
 from perf.routes.recipe import Recipe, imposed_cascade
+from perf.routes.recipes.sizing import kept_factor, ms_per_row, widened
 from perf.routes.spec import Rows, Scenario
 
 CLASSES = 10
@@ -36,6 +37,7 @@ _HEAD_ROWS = 512
 _ROWS_SEED = 20_000_000
 # Where the middle row's top probability lies once the head is scaled.
 _MEDIAN_TOP = 0.5
+_LARGEST_MS = 12.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,8 +55,8 @@ class Network:
     seed: int
 
 
-# Sizes by measurement: ONNX Runtime does about 52 million multiply-accumulates per ms on one core of the machine
-# they were chosen on, whatever the batch.
+# Sizes by measurement: on the machine they were chosen on, ONNX Runtime does about 52 million multiply-accumulates
+# per ms on one core, whatever the batch. On others they are made wider or narrower, to take as long there.
 NETWORKS = (
     Network(name="cnn_small", layers=((24, 1), (56, 2), (64, 2), (64, 1)), seed=1),
     Network(name="cnn_medium", layers=((64, 1), (120, 2), (120, 1), (240, 2), (240, 1)), seed=2),
@@ -76,7 +78,7 @@ def three_cnn(networks: Sequence[Network] = NETWORKS, *, pool: int = 8192, recor
     """
     scenario = Scenario(
         name="three_cnn",
-        title="three CNNs of 0.15, 2 and 12 ms per row, random weights",
+        title="three CNNs of about 0.15, 2 and 12 ms per row, random weights",
         members=tuple(network.name for network in networks),
         imposed=True,
     )
@@ -86,6 +88,27 @@ def three_cnn(networks: Sequence[Network] = NETWORKS, *, pool: int = 8192, recor
         make=partial(_make, networks=networks, recorded=recorded),
         rows_at=rows_at,
         settings=repr((networks, recorded)),
+    )
+
+
+def sized_three_cnn() -> Recipe:
+    """The scenario with networks as wide as this machine needs; it is measured when they are made."""
+    return replace(three_cnn(), fitted=_fitted)
+
+
+def _fitted(cache: Path) -> Recipe:
+    factor = kept_factor(cache / "three_cnn-size.json", _largest_ms, wanted_ms=_LARGEST_MS)
+    networks = [
+        replace(one, layers=tuple((widened(channels, factor), stride) for channels, stride in one.layers))
+        for one in NETWORKS
+    ]
+    return three_cnn(NETWORKS if factor == 1 else tuple(networks))
+
+
+def _largest_ms() -> float:
+    body = _Body(NETWORKS[-1], np.random.default_rng(NETWORKS[-1].seed)).model()
+    return ms_per_row(
+        onnxruntime.InferenceSession(body.SerializeToString(), _options(), providers=["CPUExecutionProvider"])
     )
 
 
