@@ -20,7 +20,7 @@ from dataclasses import fields
 import numpy as np
 import numpy.typing as npt
 
-from orchestrator.decision.rows import Arrivals, Failures, Index, Lines, Outcome, Sure
+from orchestrator.decision.rows import Arrivals, Failures, Index, Lines, Outcome
 from orchestrator.decision.rules import DEADLINE
 from orchestrator.decision.settle import Judge, Look, Output, Settled
 from orchestrator.spec import CascadeSpec
@@ -95,15 +95,6 @@ class CascadeRun:
             outputs: (n, k) per member of stage 0 in plan order, None for a member that failed.
         """
         return self._judge.look(rows, outputs)
-
-    def sure(self, look: Look, gear: int = 0) -> Sure:
-        """The answers rows get at stage 0 if they have no wishes of their own; needs no lock.
-
-        Args:
-            look: what stage 0 said of them.
-            gear: whose thresholds.
-        """
-        return self._judge.sure(look, gear)
 
     def admit(self, arrivals: Arrivals, outputs: Sequence[Output]) -> Outcome:
         """Takes in rows with what the members of stage 0 said of them; `look` and `enter` in one.

@@ -131,9 +131,9 @@ class EmbeddedServer:
                 self._child = self._spawn(machine)
                 self._wait_until_ready(self._child)
                 return
-            except BaseException:
-                # Ctrl-C while starting included.
-                again = attempt < _ATTEMPTS and self._crashed
+            except BaseException as error:
+                # Ctrl-C while starting included, which is never the reason to try again.
+                again = attempt < _ATTEMPTS and isinstance(error, ServingError) and self._crashed
                 self._kill()
                 self._clean(keep_log=not again)
                 if not again:

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.bls.gearbox import Gearbox
-from orchestrator.decision import ABSTAINED, GEARED, CascadeRun, Policy, arrivals_from_policies
+from orchestrator.decision import ABSTAINED, GEARED, CascadeRun, Judge, Policy, arrivals_from_policies
 from orchestrator.errors import SpecError
 from orchestrator.spec import CascadeSpec, Gear, Gears, cascade_from_json, json_from_cascade
 from tests.bls.loading import EASY, HARD, ask_all, large, loaded, rows_of, small, two_stages
@@ -261,7 +261,7 @@ def test_a_hopeless_row_abstains_in_every_gear() -> None:
     for gear in range(3):
         outcome = admit(spec, logits(0.4), gear=gear)
         assert outcome.answers.status.tolist() == [ABSTAINED]
-        sure = CascadeRun(spec).sure(CascadeRun(spec).look(1, [logits(0.4)]), gear)
+        sure = Judge(spec).sure(Judge(spec).look(1, [logits(0.4)]), gear)
         assert sure.exits.tolist() == [True]
 
 
