@@ -1,0 +1,112 @@
+"""Facts about Triton that several packages need: its releases, and which versions of a model it serves.
+
+Values in, values out: no protobuf and no files, so that the code inside the server can use it too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+# What a release lacks is a reason for code elsewhere; the release itself is written here only.
+IS_READY_SINCE = "26.03"  # a Python model's own is_ready() is asked
+QUEUE_POLICY_SINCE = "26.08"  # the dynamic batcher no longer loses wake-ups under a queue policy
+PINNED = "26.11"  # what docker-compose.yml runs
+EMBEDDED = "24.10"  # what nvidia-pytriton carries
+
+
+@dataclass(frozen=True, kw_only=True)
+class Runtime:
+    """What one version of ONNX Runtime reads; both limits were found by opening models in its wheel.
+
+    Args:
+        version: of ONNX Runtime.
+        ir_version: highest ONNX file version.
+        opset: highest released operator set of the default domain.
+    """
+
+    version: str
+    ir_version: int
+    opset: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Release:
+    """One Triton release.
+
+    Args:
+        name: year and month, "26.07".
+        onnxruntime: version inside NVIDIA's image; None where no public source says it.
+    """
+
+    name: str
+    onnxruntime: str | None
+
+
+# From the `ort_version` of build.py at each release branch of triton-inference-server/server; 26.09 from its
+# pull request 8966. What 26.10 and 26.11 carry stands in no source that could be read in November 2026.
+_ONNXRUNTIME = {
+    "1.19.2": ("24.10", "24.11"),
+    "1.20.1": ("24.12", "25.01", "25.02"),
+    "1.21.0": ("25.03", "25.04"),
+    "1.22.0": ("25.05", "25.06", "25.07"),
+    "1.23.0": ("25.08", "25.09"),
+    "1.23.1": ("25.10",),
+    "1.23.2": ("25.11", "25.12", "26.01"),
+    "1.24.1": ("26.02",),
+    "1.24.2": ("26.03",),
+    "1.24.4": ("26.04", "26.05", "26.06"),
+    "1.27.0": ("26.07",),
+    "1.28.0": ("26.08",),
+    "1.30.0": ("26.09",),
+    None: ("26.10", "26.11"),
+}
+# ONNX Runtime minor version -> (highest IR version, highest opset)
+_READS = {
+    "1.19": (10, 21),
+    "1.20": (10, 21),
+    "1.21": (10, 22),
+    "1.22": (10, 22),
+    "1.23": (11, 23),
+    "1.24": (13, 25),
+    "1.27": (13, 26),
+    "1.28": (13, 26),
+    "1.29": (13, 26),
+    "1.30": (13, 26),
+    "1.31": (13, 26),
+    "1.32": (14, 28),
+}
+
+RELEASES = {
+    name: Release(name=name, onnxruntime=version) for version, names in _ONNXRUNTIME.items() for name in names
+}
+
+
+def runtime_of(version: str) -> Runtime | None:
+    """What a version of ONNX Runtime reads; None for one that was not tried."""
+    limits = _READS.get(".".join(version.split(".")[:2]))
+    return None if limits is None else Runtime(version=version, ir_version=limits[0], opset=limits[1])
+
+
+def image_runtimes() -> tuple[str, ...]:
+    """ONNX Runtime versions inside the images that are known, oldest first."""
+    return tuple(version for version in _ONNXRUNTIME if version is not None)
+
+
+def served_versions(policy: Mapping[str, Any], present: Iterable[int]) -> tuple[int, ...]:
+    """The versions of a model that Triton loads, ascending; a request without a version gets the last one.
+
+    Args:
+        policy: `version_policy` of its configuration as JSON has it: {"latest": {"num_versions": 1}}, {"all": {}}
+            or {"specific": {"versions": [1]}}; empty means the newest alone.
+        present: numbers of its version folders.
+    """
+    numbers = sorted(set(present))
+    if "all" in policy:
+        return tuple(numbers)
+    if "specific" in policy:
+        wanted = {int(number) for number in policy["specific"].get("versions", ())}
+        return tuple(number for number in numbers if number in wanted)
+    count = int(policy.get("latest", {}).get("num_versions", 1))
+    return tuple(numbers[-count:]) if count > 0 else ()
