@@ -15,14 +15,17 @@ import onnx
 from export.cost import COUNTER, macs_per_row, parameters_of, preprocess_macs_per_row
 from export.members import MODEL_FILE, require_own, store_member
 from export.packing import EXTERNAL_OVER_BYTES, Packed, packed
-from export.parity import MIN_ROWS, parity_of
+from export.parity import MIN_ROWS, allowed_of, original_scores, parity_of
+from export.precision.overflow import processor_flags_of
 from export.reading import is_current
 from export.rows import varied_rows
+from export.runtimes import PROVEN_ROWS, portable, proofs_of, require_proven
+from export.runtimes.wheels import installed_version
 from export.sources import Asked, Identity, Loaded
 from orchestrator.errors import ExportError
 from orchestrator.spec import Manifest, Preprocess, TensorSpec
 
-EXPORT_FORMAT = 1
+EXPORT_FORMAT = 2
 # Rows that a random network's statistics and scores are taken from.
 _SPREAD_ROWS = 20
 
@@ -39,6 +42,7 @@ class Plan:
         parity_rows: rows compared with the original.
         max_batch_size: largest batch of the served model.
         external_over_bytes: weights of more than that go into a file of their own.
+        runtimes: versions of ONNX Runtime that it is proven on, besides the installed one.
     """
 
     name: str
@@ -48,6 +52,7 @@ class Plan:
     parity_rows: int = MIN_ROWS
     max_batch_size: int = 64
     external_over_bytes: int = EXTERNAL_OVER_BYTES
+    runtimes: tuple[str, ...] = ()
 
     def options(self) -> dict[str, Any]:
         """Everything that decides the member's files, as the manifest keeps it."""
@@ -67,6 +72,7 @@ class Plan:
             "output_name": asked.output_name,
             "parity_rows": self.parity_rows,
             "max_batch_size": self.max_batch_size,
+            "runtimes": list(self.runtimes),
         }
 
 
@@ -106,7 +112,7 @@ def export_member(
         loaded = in_the_same_order(loaded, varied_rows(_input(loaded, image_px), 4, seed=1))
     spread = _spread(loaded, plan, image_px)
     progress(f"{plan.name}: exporting to ONNX")
-    network = _network(loaded)
+    network = portable(_network(loaded))
     model = _with_images(network, loaded, image_px)
     with packed(model, repository, over_bytes=plan.external_over_bytes) as stored:
         manifest = _manifest(plan, loaded, model, stored, image_px, spread=spread, progress=progress)
@@ -201,6 +207,7 @@ def _manifest(
         min_rows=min(MIN_ROWS, plan.parity_rows),
         progress=lambda text: progress(f"{plan.name}: {text}"),
     )
+    runtimes = _proven(plan, stored, rows, _reference(loaded, tensor), progress=progress)
     if loaded.output_kind == "probabilities":
         _require_probabilities(_reference(loaded, tensor)(rows[:8]), plan.identity.text)
     classes = _classes(model, plan.identity.text, loaded.labels)
@@ -229,8 +236,35 @@ def _manifest(
         resolution_px=side,
         in_graph=in_graph,
         options=plan.options(),
-        versions={**loaded.versions, "onnx": onnx.__version__},
+        versions={**loaded.versions, "onnx": onnx.__version__, "onnxruntime": installed_version()},
+        processor_flags=processor_flags_of(model),
+        runtimes=runtimes,
     )
+
+
+def _proven(
+    plan: Plan,
+    stored: Packed,
+    rows: npt.NDArray[Any],
+    reference: Callable[[npt.NDArray[Any]], npt.NDArray[np.float32]],
+    *,
+    progress: Callable[[str], None],
+) -> dict[str, Any]:
+    """What the manifest keeps of other versions of ONNX Runtime; a graph that differs in one is refused."""
+    if not plan.runtimes:
+        return {}
+    few = rows[:PROVEN_ROWS]
+    expected = original_scores(reference, few)
+    proofs = proofs_of(
+        stored.path,
+        few,
+        expected,
+        versions=plan.runtimes,
+        allowed=allowed_of(expected),
+        progress=lambda text: progress(f"{plan.name}: {text}"),
+    )
+    require_proven(plan.identity.text, proofs)
+    return {version: proof.as_json() for version, proof in proofs.items()}
 
 
 def _reference(loaded: Loaded, tensor: TensorSpec) -> Callable[[npt.NDArray[Any]], npt.NDArray[np.float32]]:

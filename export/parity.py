@@ -70,14 +70,12 @@ def parity_of(
     if names != ([input_name], [output_name]):
         raise ExportError("parity", got=f"tensors {names}", expected=f"{[input_name]} and {[output_name]}")
     progress("comparing with the original")
-    expected = _original(reference, rows)
-    # Logits of tens are compared by their size, those around 1 as they are.
-    allowed = MAX_ABS_ERROR * max(1.0, float(np.abs(expected).max()))
+    expected = original_scores(reference, rows)
     return agreed(
         lambda batch: _asked(session, rows, batch, output_name),
         expected,
         batches=tuple(dict.fromkeys(min(batch, len(rows)) for batch in BATCHES)),
-        allowed=allowed,
+        allowed=allowed_of(expected),
         what="parity",
         progress=lambda text: progress(f"comparing with the original, {text}"),
     )
@@ -130,9 +128,19 @@ def agreed(
     )
 
 
-def _original(
+def allowed_of(expected: npt.NDArray[np.float32]) -> float:
+    """Largest difference from these scores: tens are compared by their size, scores around 1 as they are."""
+    return MAX_ABS_ERROR * max(1.0, float(np.abs(expected).max()))
+
+
+def original_scores(
     reference: Callable[[npt.NDArray[Any]], npt.NDArray[np.float32]], rows: npt.NDArray[Any]
 ) -> npt.NDArray[np.float32]:
+    """What the original says of rows (n, *dims), asked in chunks: float32 (n, k).
+
+    Raises:
+        ExportError: it fails, or gives NaN or infinity.
+    """
     try:
         expected = np.concatenate([reference(rows[i : i + _CHUNK]) for i in range(0, len(rows), _CHUNK)])
     except CommitteeError:

@@ -201,6 +201,8 @@ def _manifest(
         engine=engine,
         options=deciding,
         data_files={},
+        processor_flags=(),
+        runtimes={},
         versions={**versions, "tensorrt": str(machine.trt.__version__)},
     )
 

@@ -1,4 +1,4 @@
-"""What holds for every test: how hard the properties try, and that no file waits for the disk.
+"""What holds for every test: its processor, how hard the properties try, and that no file waits for the disk.
 
 `quick` is the profile of every tier; tests/test_properties.py, of the slow tier, tries them all with `thorough`.
 """
@@ -6,15 +6,24 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 
 import pytest
 from hypothesis import settings
 
+from orchestrator.spec.processor import instruction_sets, processor_flags
+
 # No deadlines: a slow machine is no fault of the code.
 settings.register_profile("quick", max_examples=50, deadline=None)
 settings.register_profile("thorough", max_examples=500, deadline=None)
 settings.load_profile("quick")
+
+
+def pytest_report_header() -> str:
+    """Which instructions quantised members ran on, for their answers may depend on it."""
+    emulated = "emulated without VNNI too" if shutil.which("qemu-x86_64") else "no qemu-x86_64 to emulate others"
+    return f"instruction sets: {' '.join(instruction_sets(processor_flags())) or 'unknown'}; {emulated}"
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -68,6 +68,13 @@ def member(
     ] = False,
     parity_rows: Annotated[int, typer.Option(min=8, help="Rows compared with the original.")] = 64,
     max_batch_size: Annotated[int, typer.Option(min=1, help="Largest batch of the served member.")] = 64,
+    runtimes: Annotated[
+        str,
+        typer.Option(
+            help="ONNX Runtimes to prove it on besides the installed one: images (the oldest and the newest in a "
+            "Triton image), all, none, or versions and Triton releases such as 1.19.2,26.07."
+        ),
+    ] = "images",
     force: Annotated[bool, typer.Option(help="Export again even where the member is up to date.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print what was done as JSON.")] = False,
 ) -> None:
@@ -79,6 +86,7 @@ def member(
         python -m export member torch:my_package.nets:make --weights net.safetensors --dims 3,32,32
     """
     with needs("export member"):
+        from export.runtimes import runtimes_from_text
         from export.sources import Asked
     asked = Asked(
         random_weights=random_weights,
@@ -91,13 +99,15 @@ def member(
         output_name=output_name,
     )
     kinds = _precisions(precision)
+    proven_on = runtimes_from_text(runtimes)
     start = time.monotonic()
     with needs("export member"), progress_on("reading sources") as progress:
         from export.committee import export_committee, plans_of
 
         asked = dataclasses.replace(asked, progress=progress)
         plans = plans_of(sources, asked, resolutions=resolution or [None], name=name, image_px=image_px)
-        plans = [dataclasses.replace(p, parity_rows=parity_rows, max_batch_size=max_batch_size) for p in plans]
+        settings = {"parity_rows": parity_rows, "max_batch_size": max_batch_size, "runtimes": proven_on}
+        plans = [dataclasses.replace(plan, **settings) for plan in plans]
         done = export_committee(
             output, plans, precisions=kinds, calibrate=calibrate, force=force, progress=progress
         )
@@ -118,6 +128,12 @@ def summary(manifest: Manifest) -> str:
     words = [f"{manifest.parameters / 1e6:.2f} M parameters", f"{manifest.macs / 1e9:.3f} GMACs a row"]
     if "max_abs" in manifest.parity:
         words.append(f"differs from the original by at most {manifest.parity['max_abs']:.1e}")
+    proven = [version for version, proof in manifest.runtimes.items() if "not_proven" not in proof]
+    if proven:
+        words.append(f"the same on ONNX Runtime {' and '.join(proven)}")
+    for version, proof in manifest.runtimes.items():
+        if "not_proven" in proof:
+            words.append(f"not proven on ONNX Runtime {version} ({proof['not_proven']})")
     if manifest.agreement:
         words.append(
             f"same top-1 as fp32 on {manifest.agreement['same_top1']:.1%} of {manifest.agreement['rows']} rows"

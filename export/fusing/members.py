@@ -29,6 +29,7 @@ from export.graphs import full_check
 from export.members import MODEL_FILE, store_member
 from export.packing import Packed, packed
 from export.parity import BATCHES, MIN_ROWS, session_of
+from export.precision.overflow import processor_flags_of
 from export.reading import ReadMember, is_current, manifest_in, member_from_repository, require_free
 from export.rows import varied_rows
 from orchestrator.decision.combine import Combiner
@@ -257,5 +258,6 @@ def _manifest(
         parity=parity,
         options=options,
         versions={"onnx": onnx.__version__, "onnxruntime": onnxruntime.__version__},
+        processor_flags=processor_flags_of(model),
         **common_of(manifests),
     )

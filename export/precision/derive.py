@@ -17,6 +17,7 @@ from export.members import MODEL_FILE, store_member
 from export.packing import EXTERNAL_OVER_BYTES, packed
 from export.precision.convert import Agreement, agreement_of, fp16_from, int8_from
 from export.precision.half import rounding_from, tiny_weights_of
+from export.precision.overflow import processor_flags_of
 from export.reading import ReadMember, is_current, manifest_in, member_from_repository, require_free
 from export.rows import rows_from_path, varied_rows
 from orchestrator.errors import ExportError
@@ -25,7 +26,7 @@ from orchestrator.spec import Manifest
 
 COMMAND = "precision"
 PRECISIONS = ("fp16", "int8")
-FORMAT = 1
+FORMAT = 2
 # Rows made up to compare with where none are given, fewer where a pass takes long: 16 at 190 GMACs a row.
 MADE_UP_ROWS = (16, 256)
 _MADE_UP_MACS = 3e12
@@ -111,6 +112,7 @@ def export_precision(
             rows=rows,
             computed=computed,
             options=options,
+            flags=processor_flags_of(model),
         )
         data_files = {f"1/{file}": digest for file, digest in stored.data_files.items()}
         store_member(target, stored, dataclasses.replace(manifest, data_files=data_files))
@@ -127,6 +129,7 @@ def derived_manifest(
     rows: Rows,
     computed: str,
     options: dict[str, Any],
+    flags: tuple[str, ...],
 ) -> Manifest:
     """The new member's manifest: the fp32 one's, save for what the conversion changed.
 
@@ -163,6 +166,8 @@ def derived_manifest(
         agreement=found,
         options=options,
         data_files={},
+        processor_flags=flags,
+        runtimes={},
         versions={**original.versions, "onnx": onnx.__version__, "onnxruntime": onnxruntime.__version__},
     )
 

@@ -9,6 +9,10 @@ same digits, 200 rows to calibrate, mean absolute difference of the logits on 99
 - What leaves a convolution is quantised though it costs a little (digits_large 0.0177 without): ONNX Runtime has
   no int8 convolution otherwise, and digits_large then takes 4.6 ms instead of 0.8 for 64 rows.
 - Ranges are the least and greatest value seen: percentiles and entropy gave the same within 6 %.
+- Weights have seven bits (`reduce_range`), so that every processor gives the same answers: with eight, sums of two
+  products overflow 16 bits on x86 without VNNI (orchestrator/spec/processor.py). What that costs stands in
+  docs/export.md, measured by `python -m perf int8`. uint8 for weights and activations is exact there as well, but
+  TensorRT takes signed ones only.
 - Biases stay fp32: TensorRT's parser refuses int32 ones. Zero points are 0 for the same reason.
 
 Top-1 as fp32 on those rows: transformer 99.9 %, digits_small 99.8 %, digits_medium and digits_large 100 %.
@@ -68,6 +72,7 @@ def quantized(model: onnx.ModelProto, rows: npt.NDArray[Any]) -> onnx.ModelProto
                 nodes_to_quantize=layers,
                 nodes_to_exclude=others,
                 per_channel=True,
+                reduce_range=True,
                 activation_type=QuantType.QInt8,
                 weight_type=QuantType.QInt8,
                 calibrate_method=CalibrationMethod.MinMax,

@@ -17,15 +17,20 @@ from orchestrator.repository import check as check_repository
 def check(
     names: Annotated[list[str] | None, typer.Argument(metavar="[NAME]...", help="Models; all if none.")] = None,
     repository: Annotated[Path, typer.Option(help="Model repository to look at.")] = Path("model_repository"),
+    triton: Annotated[
+        str | None, typer.Option(metavar="YY.MM", help="Also compare with what this Triton image carries.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
     """Compare plans, configs, model files and manifests, and list every fault at once.
 
     Exits with 1 when there are faults; notes alone do not count.
 
-    Example: committee check digits_cascade --repository model_repository
+    Examples:
+        committee check digits_cascade --repository model_repository
+        committee check --triton 26.11
     """
-    report = check_repository(repository, names or None)
+    report = check_repository(repository, names or None, triton=triton)
     if as_json:
         typer.echo(json.dumps(report.as_json(), indent=2))
     else:

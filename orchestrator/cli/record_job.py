@@ -23,6 +23,7 @@ from orchestrator.cli.sources_labels import Classes
 from orchestrator.errors import CommitteeError, DataError, SpecError
 from orchestrator.planner.records import named, sha256_of_rows
 from orchestrator.planner.shards import NO_DIGEST, RESTART, Shards
+from orchestrator.spec.processor import DOT_PRODUCT_FLAGS, lacks_flags, processor_flags
 
 # Members no better than this many times guessing, on so many rows, have labels of another order or no training.
 NEAR_CHANCE, CHANCE_ROWS = 2.0, 50
@@ -248,6 +249,13 @@ def _notes(pool: Pool, skipped: dict[str, str]) -> list[str]:
         notes.append(
             f"no manifest of {', '.join(unknown)}: no hash, and outputs taken as their tensor's name says"
         )
+    here = processor_flags()
+    differing = [name for name, one in pool.manifests.items() if lacks_flags(one.processor_flags, here)]
+    if differing and pool.made_with:
+        notes.append(
+            f"{', '.join(differing)} answers here otherwise than it was exported, for this processor has none of "
+            f"{', '.join(DOT_PRODUCT_FLAGS)}: record it where it will be served, or quantise it to seven bits"
+        )
     if skipped:
         notes.append(f"{len(skipped)} rows skipped, listed in meta: {named(list(skipped))}")
     return notes
@@ -266,6 +274,8 @@ def meta_of(
         "skipped_rows": len(skipped),
         "skipped": dict(list(skipped.items())[:SKIPPED_LISTED]),
     }
+    if pool.made_with:
+        meta["recorded_with"] = dict(pool.made_with)
     if data.startswith("digits:"):
         meta["split"] = data.partition(":")[2]
     if (names := pool.class_names()) is not None:

@@ -23,6 +23,7 @@ from orchestrator.planner.goal import ENSEMBLE
 from orchestrator.spec import Manifest, Preprocess, manifest_from_path
 from orchestrator.spec.faults import NAME
 from orchestrator.spec.inputs import INPUT_DTYPES
+from orchestrator.spec.processor import instruction_sets, processor_flags
 
 Rows = npt.NDArray[Any]
 # What one piece may take: memory of its rows, and work, so that an interrupt waits seconds and not minutes.
@@ -40,6 +41,7 @@ class Pool:
         manifests: what their exports wrote down, where that is at hand.
         cost: member name -> cost per row.
         asked: who answers: ONNX Runtime with its version, or a server's address.
+        made_with: the ONNX Runtime and the instruction sets that compute the scores; empty where a server does.
         ask: scores of a member, float32 (n, k), from rows (n, *dims); may be called from several threads.
         workers: pieces asked about at once.
     """
@@ -48,6 +50,7 @@ class Pool:
     manifests: Mapping[str, Manifest]
     cost: Mapping[str, float]
     asked: str
+    made_with: Mapping[str, Any]
     ask: Callable[[str, Rows], npt.NDArray[np.float32]]
     workers: int
 
@@ -178,6 +181,7 @@ def opened_pool(
                 manifests=manifests,
                 cost=_costs(names, manifests, cost or {}),
                 asked=url,
+                made_with={},
                 ask=client.ask,
                 workers=1,
             )
@@ -207,6 +211,10 @@ def _local(names: Sequence[str], repository: Path, cost: Mapping[str, float]) ->
         manifests=manifests,
         cost=_costs(names, manifests, cost),
         asked=f"onnxruntime {onnxruntime.__version__}",
+        made_with={
+            "onnxruntime": onnxruntime.__version__,
+            "instruction_sets": list(instruction_sets(processor_flags())),
+        },
         ask=members.ask,
         workers=_cores(),
     )
@@ -288,6 +296,8 @@ def _about(info: ModelInfo, manifest: Manifest | None) -> dict[str, Any]:
         "output_kind": manifest.output_kind,
         "random_weights": manifest.random_weights,
     }
+    if manifest.processor_flags:
+        about["processor_flags"] = list(manifest.processor_flags)
     if manifest.data_files:
         about["data_files"] = manifest.data_files
     if manifest.preprocess is not None:

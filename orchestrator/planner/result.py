@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -206,6 +206,9 @@ def _extra(decision: Decision, origin: Origin, *, agreement: float) -> dict[str,
     if "part" in origin.records.meta:
         # Of which recording the rows are, so that `evaluate` knows the rest of it from the whole.
         extra["part"] = origin.records.meta["part"]
+    recorded_with = _recorded_with(origin.records.meta)
+    if recorded_with:
+        extra["recorded_with"] = recorded_with
     if origin.goal.reference is not None:
         extra["reference"] = {"name": origin.goal.reference, "combine": origin.combine}
     if decision.guarantee is not None:
@@ -213,6 +216,14 @@ def _extra(decision: Decision, origin: Origin, *, agreement: float) -> dict[str,
     if origin.goal.label_free:
         extra["agreement"] = {"reference": origin.goal.reference, "share": agreement}
     return extra
+
+
+def _recorded_with(meta: Mapping[str, Any]) -> dict[str, Any]:
+    """On what the scores were computed, and which members need flags of a processor to give them again."""
+    found = dict(meta.get("recorded_with", {}))
+    members = meta.get("members", {})
+    flags = {name: one["processor_flags"] for name, one in members.items() if one.get("processor_flags")}
+    return {**found, "processor_flags": flags} if flags else found
 
 
 def _check_by_replay(spec: CascadeSpec, label: npt.NDArray[np.int32], origin: Origin) -> None:

@@ -14,27 +14,32 @@ from orchestrator.repository.model_check import Model, read_model
 from orchestrator.repository.on_disk import ensemble_spec, model_folders, plan_path
 from orchestrator.repository.onefile_check import check_lead, check_onefile
 from orchestrator.repository.plan_check import check_cascade_folder, check_ensemble_folder, check_members
+from orchestrator.repository.release_check import check_release, release_from_name
 from orchestrator.repository.report import CheckReport, Findings
 from orchestrator.repository.shim import is_shim
 from orchestrator.spec import CascadeSpec, cascade_from_path
 
 
-def check(repository: Path, names: Sequence[str] | None = None) -> CheckReport:
+def check(repository: Path, names: Sequence[str] | None = None, *, triton: str | None = None) -> CheckReport:
     """Looks at models, and at the members they depend on.
 
     Args:
         repository: a Triton model repository.
         names: models to look at; None means all.
+        triton: a release, "26.07", whose image is to serve them; None looks at no image.
 
     Raises:
-        RepositoryError: the repository itself is missing, empty or not readable.
+        RepositoryError: the repository itself is missing, empty or not readable, or there is no such release.
     """
+    release = None if triton is None else release_from_name(triton)
     folders = model_folders(repository)
     run = _Check(repository, folders)
     with disk_errors(f"model repository {repository}"):
         for name in folders if names is None else names:
             run.look_at(name)
         run.look_for_cycles()
+        if release is not None:
+            check_release(release, run.models, run.plans, run.findings)
     return CheckReport(
         repository=repository,
         checked=tuple(sorted(run.seen & set(folders))),
@@ -67,7 +72,8 @@ class _Check:
         self.findings = Findings()
         self.seen: set[str] = set()
         self.needs: dict[str, list[str]] = {}
-        self._models: dict[str, Model] = {}
+        self.models: dict[str, Model] = {}
+        self.plans: dict[str, CascadeSpec] = {}
 
     def look_at(self, name: str) -> None:
         if name in self.seen:
@@ -82,6 +88,7 @@ class _Check:
         if plan is not None:
             spec = self.spec(name, plan)
             if spec is not None:
+                self.plans[name] = spec
                 check_cascade_folder(spec, model, plan, self.findings)
                 self._look_at_members(name, spec)
         elif model.is_ensemble:
@@ -99,9 +106,9 @@ class _Check:
             self.findings.fault(path[0], "members", f"a cycle, {' -> '.join(path)}: none of them can answer")
 
     def _model(self, name: str) -> Model:
-        if name not in self._models:
-            self._models[name] = read_model(self.folders[name], self.findings)
-        return self._models[name]
+        if name not in self.models:
+            self.models[name] = read_model(self.folders[name], self.findings)
+        return self.models[name]
 
     def spec(self, name: str, plan: Path) -> CascadeSpec | None:
         try:

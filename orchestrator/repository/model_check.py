@@ -31,6 +31,8 @@ class Model:
     graph: onnx.GraphProto | None
     manifest: Manifest | None
     metadata: Mapping[str, str] = field(default_factory=dict)
+    ir_version: int | None = None
+    opset: int | None = None
 
     @cached_property
     def sha256(self) -> str | None:
@@ -74,7 +76,17 @@ def read_model(folder: Path, findings: Findings) -> Model:
     proto = _proto(name, file, findings)
     graph = None if proto is None else proto.graph
     metadata = {} if proto is None else _metadata(proto)
-    model = Model(name, folder, config, file, graph, _manifest(folder, findings), metadata)
+    model = Model(
+        name,
+        folder,
+        config,
+        file,
+        graph,
+        _manifest(folder, findings),
+        metadata,
+        ir_version=None if proto is None else proto.ir_version,
+        opset=None if proto is None else _opset(proto),
+    )
     _compare_graph(model, findings)
     _compare_engine(model, findings)
     _compare_manifest(model, findings)
@@ -112,6 +124,11 @@ def _proto(name: str, file: Path | None, findings: Findings) -> onnx.ModelProto 
         if not (file.parent / location).is_file():
             findings.fault(name, "model file", f"{location}, which holds weights of {file.name}, is missing")
     return proto
+
+
+def _opset(proto: onnx.ModelProto) -> int | None:
+    """Of the standard operators; None for a model that uses none."""
+    return max((part.version for part in proto.opset_import if part.domain in ("", "ai.onnx")), default=None)
 
 
 def _metadata(proto: onnx.ModelProto) -> dict[str, str]:

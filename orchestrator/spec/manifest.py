@@ -18,7 +18,17 @@ from orchestrator.spec.inputs import Preprocess
 MANIFEST_FORMAT = 1
 PRECISIONS = ("fp32", "fp16", "int8")
 # Facts without a type of their own: JSON objects.
-_OBJECTS = ("parity", "training", "versions", "in_graph", "agreement", "engine", "options", "data_files")
+_OBJECTS = (
+    "parity",
+    "training",
+    "versions",
+    "in_graph",
+    "agreement",
+    "engine",
+    "options",
+    "data_files",
+    "runtimes",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +80,10 @@ class Manifest:
         options: what decided the file, so that a second export with the same ones has nothing to do.
         data_files: files beside the model file that hold weights, path in the member's folder -> sha256.
         versions: of the packages that made it.
+        processor_flags: of which a processor needs one to give the answers that were compared (Linux's names);
+            empty where every processor gives them.
+        runtimes: what came of other versions of ONNX Runtime: version -> {"max_abs": ...} where the graph was
+            proven there, {"not_proven": why} where it could not be tried.
     """
 
     name: str
@@ -98,6 +112,8 @@ class Manifest:
     engine: dict[str, Any] = field(default_factory=dict)
     options: dict[str, Any] = field(default_factory=dict)
     data_files: dict[str, str] = field(default_factory=dict)
+    processor_flags: tuple[str, ...] = ()
+    runtimes: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         faults = Faults(f"manifest {self.name}")
@@ -140,7 +156,9 @@ def manifest_from_path(path: Path) -> Manifest:
         message = f"expected an object with format {MANIFEST_FORMAT}"
         raise SpecError(str(path), {"format": message}, fix="export the member again")
     faults = Faults(str(path))
-    convert = {"input": _tensor, "output": _tensor, "preprocess": _preprocess, "labels": array_of(plain)}
+    words = array_of(plain)
+    convert: dict[str, Any] = {"input": _tensor, "output": _tensor, "preprocess": _preprocess}
+    convert |= {"labels": words, "processor_flags": words}
     manifest = build(Manifest, "", value, faults, convert)
     faults.close()
     if manifest is None:

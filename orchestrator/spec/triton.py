@@ -94,6 +94,11 @@ def image_runtimes() -> tuple[str, ...]:
     return tuple(version for version in _ONNXRUNTIME if version is not None)
 
 
+def releases_with(version: str) -> tuple[str, ...]:
+    """Names of the releases whose image carries that version of ONNX Runtime, oldest first."""
+    return tuple(name for name, release in RELEASES.items() if release.onnxruntime == version)
+
+
 def served_versions(policy: Mapping[str, Any], present: Iterable[int]) -> tuple[int, ...]:
     """The versions of a model that Triton loads, ascending; a request without a version gets the last one.
 

@@ -1,0 +1,126 @@
+"""Does a graph say in other ONNX Runtimes what its original says?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from export.runtimes.asking import Question, answers_apart
+from export.runtimes.wheels import runtime_folder
+from orchestrator.errors import ExportError
+from orchestrator.spec.triton import releases_with
+
+# Fewer than parity takes in the installed runtime: a kernel that is wrong is wrong on most rows, and each version
+# costs a pass through the network.
+PROVEN_ROWS = 16
+_BATCHES = (1, 7, 16)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Proof:
+    """What came of one version of ONNX Runtime.
+
+    Args:
+        version: of ONNX Runtime.
+        max_abs: largest difference of an output from the original's; None where nothing could be compared.
+        fault: why the graph does not answer there, or how far off it is; None where it is proven or untried.
+        not_proven: why it could not be tried; None where it was.
+    """
+
+    version: str
+    max_abs: float | None = None
+    fault: str | None = None
+    not_proven: str | None = None
+
+    @property
+    def holds(self) -> bool:
+        """Whether the graph was tried and says the same."""
+        return self.fault is None and self.not_proven is None
+
+    def as_json(self) -> dict[str, Any]:
+        """As a manifest keeps it."""
+        known = {"max_abs": self.max_abs, "fault": self.fault, "not_proven": self.not_proven}
+        return {name: value for name, value in known.items() if value is not None}
+
+
+def proofs_of(
+    model: Path,
+    rows: npt.NDArray[Any],
+    expected: npt.NDArray[np.float32],
+    *,
+    versions: Sequence[str],
+    allowed: float,
+    progress: Callable[[str], None] = lambda _: None,
+) -> dict[str, Proof]:
+    """Asks a model about the same rows in each version; versions that cannot be had are said, not raised.
+
+    Args:
+        model: path of the ONNX file.
+        rows: (n, *dims); the first 16 are asked about, in batches of 1, 7 and 16.
+        expected: float32 (n, k), what the original says of them.
+        versions: of ONNX Runtime.
+        allowed: largest absolute difference.
+        progress: told what is being done.
+    """
+    rows, expected = rows[:PROVEN_ROWS], expected[:PROVEN_ROWS]
+    batches = tuple(dict.fromkeys(min(batch, len(rows)) for batch in _BATCHES))
+    question = Question(model=model, rows=rows, batches=batches)
+    found = {}
+    for version in versions:
+        progress(f"proving on ONNX Runtime {version}")
+        try:
+            folder = runtime_folder(version)
+        except ExportError as error:
+            found[version] = Proof(version=version, not_proven=str(error))
+            continue
+        (said,) = answers_apart([question], folder=folder)
+        found[version] = _compared(version, said, expected, allowed)
+    return found
+
+
+def _compared(
+    version: str, said: Mapping[int, npt.NDArray[Any]] | str, expected: npt.NDArray[np.float32], allowed: float
+) -> Proof:
+    if isinstance(said, str):
+        return Proof(version=version, fault=said)
+    for batch, output in said.items():
+        if output.shape != expected.shape:
+            fault = f"shape {list(output.shape)} for {list(expected.shape)} in batches of {batch}"
+            return Proof(version=version, fault=fault)
+    # NaN stays NaN through max, and compares as too far.
+    worst = float(max(np.abs(np.asarray(output, np.float32) - expected).max() for output in said.values()))
+    return Proof(
+        version=version,
+        max_abs=worst if np.isfinite(worst) else None,
+        fault=None if worst <= allowed else f"differs by up to {worst:.3g}",
+    )
+
+
+def require_proven(subject: str, proofs: Mapping[str, Proof]) -> None:
+    """Refuses a graph that says something else in one of the runtimes; those that were not tried pass.
+
+    Raises:
+        ExportError: naming each, and the Triton releases that carry it.
+    """
+    wrong = [proof for proof in proofs.values() if proof.fault is not None]
+    if not wrong:
+        return
+    said = "; ".join(f"ONNX Runtime {one.version}{_carried_by(one.version)}: {one.fault}" for one in wrong)
+    others = ",".join(version for version, proof in proofs.items() if proof.holds) or "none"
+    raise ExportError(
+        f"{subject} on the runtimes that serve it",
+        got=said,
+        expected="what the original says, in each of them",
+        fix=f"serve with a release that runs it right and prove it on those alone (--runtimes {others}), "
+        "or export it again without that operator",
+    )
+
+
+def _carried_by(version: str) -> str:
+    names = releases_with(version)
+    return f" (in Triton {', '.join(names)})" if names else ""

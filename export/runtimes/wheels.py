@@ -1,0 +1,110 @@
+"""Other versions of ONNX Runtime than the installed one, unpacked once into a cache that all projects share."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from orchestrator.errors import ExportError
+
+CACHE_VARIABLE = "COMMITTEE_CACHE"
+PACKAGES = ("onnxruntime", "onnxruntime-gpu")
+# pip's own patience with an index that does not answer is minutes.
+_PIP_OPTIONS = ("--no-deps", "--only-binary=:all:", "--retries", "1", "--timeout", "20", "--quiet")
+_FETCH_TIMEOUT_S = 600
+
+
+def installed_version() -> str:
+    """Of the ONNX Runtime this environment has; empty where it has none."""
+    for package in PACKAGES:
+        try:
+            return version(package)
+        except PackageNotFoundError:
+            continue
+    return ""
+
+
+def cache_folder() -> Path:
+    """Where unpacked wheels are kept: $COMMITTEE_CACHE, else the user's cache folder."""
+    own = os.environ.get(CACHE_VARIABLE)
+    if own:
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "committee"
+
+
+def runtime_folder(wanted: str) -> Path | None:
+    """The folder to put first on a process's path for that version; None for the installed one.
+
+    Args:
+        wanted: version of ONNX Runtime.
+
+    Raises:
+        ExportError: there is no wheel of it for this Python, or it cannot be fetched or kept.
+    """
+    if wanted == installed_version():
+        return None
+    tag = f"cp{sys.version_info.major}{sys.version_info.minor}"
+    folder = cache_folder() / "onnxruntime" / f"{wanted}-{tag}"
+    if (folder / "onnxruntime").is_dir():
+        return folder
+    what = f"ONNX Runtime {wanted}"
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".fetching-", dir=folder.parent) as name:
+            _unpack(_fetched(wanted, Path(name), what), Path(name) / "unpacked", what)
+            _move(Path(name) / "unpacked", folder)
+    except OSError as error:
+        reason = f"{error.strerror or error} ({error.filename or folder})"
+        fix = f"make room, or name another folder with {CACHE_VARIABLE}"
+        raise ExportError(what, got=reason, expected="a cache that can be written", fix=fix) from error
+    return folder
+
+
+def _fetched(wanted: str, folder: Path, what: str) -> Path:
+    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download", *_PIP_OPTIONS]
+    try:
+        done = subprocess.run(
+            [*command, "--dest", str(folder), f"onnxruntime=={wanted}"],
+            capture_output=True,
+            text=True,
+            timeout=_FETCH_TIMEOUT_S,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise ExportError(
+            what, got=f"no wheel after {_FETCH_TIMEOUT_S} s", expected="one from the index"
+        ) from error
+    wheel = next(folder.glob("onnxruntime-*.whl"), None)
+    if done.returncode or wheel is None:
+        errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
+        raise ExportError(
+            what,
+            got=(errors or done.stderr.strip().splitlines() or ["no wheel"])[-1][:200],
+            expected=f"a wheel for Python {sys.version_info.major}.{sys.version_info.minor} that pip can fetch",
+            fix=f"unpack one into {cache_folder() / 'onnxruntime'}, or choose others with --runtimes",
+        )
+    return wheel
+
+
+def _unpack(wheel: Path, folder: Path, what: str) -> None:
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            archive.extractall(folder)
+    except zipfile.BadZipFile as error:
+        raise ExportError(what, got=f"a damaged wheel ({error})", expected="a whole one") from error
+
+
+def _move(made: Path, folder: Path) -> None:
+    """Puts the unpacked wheel in place; another process may have done so meanwhile, with the same content."""
+    try:
+        made.rename(folder)
+    except OSError:
+        if not (folder / "onnxruntime").is_dir():
+            raise
+        shutil.rmtree(made, ignore_errors=True)

@@ -1,0 +1,103 @@
+"""A repository against the ONNX Runtime inside one Triton image."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+
+from orchestrator.errors import RepositoryError
+from orchestrator.repository.model_check import Model
+from orchestrator.repository.report import Findings
+from orchestrator.spec import CascadeSpec
+from orchestrator.spec.triton import RELEASES, Release, runtime_of
+
+
+def release_from_name(name: str) -> Release:
+    """The release of that name.
+
+    Raises:
+        RepositoryError: nothing is known of it.
+    """
+    if name in RELEASES:
+        return RELEASES[name]
+    near = difflib.get_close_matches(name, RELEASES, n=2, cutoff=0.5)
+    first, *_, last = RELEASES
+    raise RepositoryError(
+        "--triton",
+        got=repr(name),
+        expected=f"a release from {first} to {last}",
+        fix=f"did you mean {' or '.join(near)}?" if near else None,
+    )
+
+
+def check_release(
+    release: Release, models: Mapping[str, Model], plans: Mapping[str, CascadeSpec], findings: Findings
+) -> None:
+    """Adds where a model or a plan meets another ONNX Runtime in a release's image than it was made with.
+
+    Args:
+        release: whose image is to serve.
+        models: those that were read, by name.
+        plans: cascades among them, by name.
+        findings: where to add it.
+    """
+    version = release.onnxruntime
+    graphs = {name: model for name, model in models.items() if model.graph is not None}
+    if version is None:
+        text = "no public source names the ONNX Runtime of its image: nothing was compared with it"
+        for name in graphs:
+            findings.note(name, f"Triton {release.name}", text)
+        return
+    for model in graphs.values():
+        _check_graph(model, release, version, findings)
+    for name, spec in plans.items():
+        _check_records(name, spec, models, release, findings)
+
+
+def _check_graph(model: Model, release: Release, version: str, findings: Findings) -> None:
+    where = f"ONNX Runtime {version} of Triton {release.name}"
+    reads = runtime_of(version)
+    limits = () if reads is None else (("IR version", model.ir_version, reads.ir_version),
+                                       ("opset", model.opset, reads.opset))  # fmt: skip
+    for word, found, most in limits:
+        if found is not None and found > most:
+            fix = "export it again, or serve it with a newer release"
+            findings.fault(model.name, f"model file {word}", f"got {found}, {where} reads up to {most}; {fix}")
+    manifest = model.manifest
+    if manifest is None:
+        findings.note(model.name, f"Triton {release.name}", f"no manifest says that it was proven on {where}")
+        return
+    if not _is_proven(model, version):
+        why = manifest.runtimes.get(version, {}).get("not_proven")
+        text = f"not proven on {where}" + (f" ({why})" if why else "")
+        findings.note(
+            model.name, f"Triton {release.name}", f"{text}; export it again with --runtimes {release.name}"
+        )
+
+
+def _is_proven(model: Model, version: str) -> bool:
+    manifest = model.manifest
+    if manifest is None:
+        return False
+    proof = manifest.runtimes.get(version)
+    if manifest.versions.get("onnxruntime") == version:
+        return True
+    return isinstance(proof, dict) and not {"fault", "not_proven"} & set(proof)
+
+
+def _check_records(
+    name: str, spec: CascadeSpec, models: Mapping[str, Model], release: Release, findings: Findings
+) -> None:
+    """Thresholds were fitted to scores of one runtime; in another they may lie elsewhere."""
+    recorded = {} if spec.fit is None else spec.fit.extra.get("recorded_with", {})
+    known = recorded.get("onnxruntime") if isinstance(recorded, dict) else None
+    if known is None or release.onnxruntime in (None, known):
+        return
+    unproven = [
+        member.name
+        for member in spec.members
+        if member.name in models and not _is_proven(models[member.name], str(release.onnxruntime))
+    ]
+    told = f"{', '.join(unproven)} not proven there" if unproven else "its members are proven there"
+    text = f"recorded with ONNX Runtime {known}, served by {release.onnxruntime}: {told}"
+    findings.note(name, f"Triton {release.name}", text)

@@ -1,0 +1,52 @@
+"""What this processor can do that decides which answers a quantised model gives.
+
+On x86 without dot-product instructions (VNNI), ONNX Runtime adds the products of two pairs of bytes in 16 bits,
+and a sum over 32,767 stays there: eight-bit weights times eight-bit activations then come out wrong, silently.
+Seven-bit weights (-64 to 64) cannot reach that sum: 2 x 255 x 64 = 32,640.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterable
+from pathlib import Path
+
+# Linux's names of what multiplies bytes into 32-bit sums at once; one of them is enough.
+DOT_PRODUCT_FLAGS = ("avx512_vnni", "avx_vnni", "amx_int8")
+# The largest weight whose products with bytes fit 16 bits in pairs, on any processor.
+LARGEST_SAFE_WEIGHT = 64
+_X86 = ("x86_64", "AMD64", "i686")
+# What decides which kernels ONNX Runtime takes, as far as answers may differ by it.
+_DECIDING_FLAGS = ("sse4_1", "avx", "avx2", "fma", "avx512f", *DOT_PRODUCT_FLAGS, "asimd", "asimddp", "i8mm")
+
+
+def processor_flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
+    """All flags Linux gives of the first processor; empty where it does not say."""
+    try:
+        text = cpuinfo.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return frozenset()
+    for line in text.splitlines():
+        name, _, words = line.partition(":")
+        if name.strip() in ("flags", "Features"):
+            return frozenset(words.split())
+    return frozenset()
+
+
+def instruction_sets(flags: Iterable[str]) -> tuple[str, ...]:
+    """Those of a processor's flags by which answers may differ, in a fixed order."""
+    known = frozenset(flags)
+    return tuple(flag for flag in _DECIDING_FLAGS if flag in known)
+
+
+def lacks_flags(needed: Iterable[str], flags: Iterable[str], *, machine: str | None = None) -> bool:
+    """Whether a processor has none of the flags of which a member needs one.
+
+    Args:
+        needed: flags of which one is enough, a manifest's `processor_flags`; empty needs none.
+        flags: the processor's; empty where they are not known, which lacks nothing.
+        machine: its architecture as `platform.machine()` says; the flags are x86's, and others add exactly.
+    """
+    wanted, known = frozenset(needed), frozenset(flags)
+    is_x86 = (platform.machine() if machine is None else machine) in _X86
+    return bool(wanted) and bool(known) and is_x86 and not wanted & known

@@ -1,0 +1,159 @@
+"""Which quantised layers need a processor with dot-product instructions, and that ours need none."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from onnx import TensorProto, helper, numpy_helper
+
+from export.precision.convert import int8_from
+from export.precision.overflow import overflowing_layers, processor_flags_of
+from export.rows import varied_rows
+from export.runtimes.asking import Question, answers_apart
+from orchestrator.spec.processor import DOT_PRODUCT_FLAGS, LARGEST_SAFE_WEIGHT
+from tests.export.precision.test_convert import NETWORKS, REPOSITORY
+from tests.export.small_networks import answers
+
+EMULATOR = shutil.which("qemu-x86_64")
+
+
+def pair_sums(data: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """What vpmaddubsw gives: bytes times signed bytes, added in pairs, kept within 16 bits."""
+    products = data.astype(np.int32) * weights.astype(np.int32)
+    return np.clip(products.reshape(-1, 2).sum(axis=1), -32768, 32767)
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 255), st.integers(-LARGEST_SAFE_WEIGHT, LARGEST_SAFE_WEIGHT)), min_size=2)
+)
+def test_seven_bit_weights_never_reach_the_end_of_16_bits(pairs: list[tuple[int, int]]) -> None:
+    data, weights = np.array(pairs[: len(pairs) // 2 * 2], np.int32).T
+    assert np.array_equal(pair_sums(data, weights), (data * weights).reshape(-1, 2).sum(axis=1))
+
+
+def test_eight_bit_weights_do() -> None:
+    data, weights = np.array([255, 255]), np.array([127, 127])
+    assert pair_sums(data, weights)[0] == 32767 != (data * weights).sum()
+    assert pair_sums(data, np.array([65, 65]))[0] == 32767
+
+
+def eight_bit(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A seven-bit model as it would be with eight: weights times two, their scales halved."""
+    made = onnx.ModelProto()
+    made.CopyFrom(model)
+    weights = {weight.name: weight for weight in made.graph.initializer}
+    for node in made.graph.node:
+        tensor = weights.get(node.input[0]) if node.op_type == "DequantizeLinear" else None
+        if tensor is not None and tensor.data_type == TensorProto.INT8:
+            scale = weights[node.input[1]]
+            doubled = np.clip(numpy_helper.to_array(tensor).astype(np.int16) * 2, -127, 127).astype(np.int8)
+            tensor.CopyFrom(numpy_helper.from_array(doubled, tensor.name))
+            halved = (numpy_helper.to_array(scale) / 2).astype(np.float32)
+            scale.CopyFrom(numpy_helper.from_array(halved, scale.name))
+    return made
+
+
+@pytest.mark.parametrize("name", list(NETWORKS))
+def test_our_int8_needs_no_instruction_set_and_with_eight_bits_it_would(name: str) -> None:
+    make, tensor = NETWORKS[name]
+    made = int8_from(make(), varied_rows(tensor, 32, seed=3))
+    assert processor_flags_of(made) == ()
+    assert processor_flags_of(eight_bit(made)) == DOT_PRODUCT_FLAGS
+    assert processor_flags_of(make()) == ()
+
+
+def quantised_layer(weight: np.ndarray, *, data_too: bool = True, inside: bool = False) -> onnx.ModelProto:
+    """x, in bytes or not, times a weight in bytes; on request inside the branch of an If."""
+    constants = [
+        numpy_helper.from_array(np.float32(0.1), "scale"),
+        numpy_helper.from_array(np.array(0, weight.dtype), "zero"),
+        numpy_helper.from_array(np.int8(0), "data_zero"),
+        numpy_helper.from_array(weight, "bytes"),
+    ]
+    nodes = [helper.make_node("DequantizeLinear", ["bytes", "scale", "zero"], ["weight"])]
+    data = "x"
+    if data_too:
+        nodes.append(helper.make_node("QuantizeLinear", ["x", "scale", "data_zero"], ["q"]))
+        nodes.append(helper.make_node("DequantizeLinear", ["q", "scale", "data_zero"], ["data"]))
+        data = "data"
+    nodes.append(helper.make_node("MatMul", [data, "weight"], ["y"], name="dense"))
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", weight.shape[0]])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", weight.shape[1]])
+    graph = helper.make_graph(nodes, "layer", [x], [y], initializer=constants)
+    if inside:
+        branch = helper.make_graph(nodes, "branch", [], [y], initializer=constants)
+        true = numpy_helper.from_array(np.array(True), "yes")
+        node = helper.make_node("If", ["yes"], ["y"], then_branch=branch, else_branch=branch)
+        graph = helper.make_graph([node], "outer", [x], [y], initializer=[true])
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+
+
+WIDE, NARROW = np.full((4, 3), -128, np.int8), np.full((4, 3), -64, np.int8)
+
+
+@pytest.mark.parametrize(
+    ("model", "found"),
+    [
+        (quantised_layer(WIDE), ("dense",)),
+        (quantised_layer(NARROW), ()),
+        (quantised_layer(np.full((4, 3), 255, np.uint8)), ()),
+        (quantised_layer(WIDE, data_too=False), ()),
+        (quantised_layer(WIDE, inside=True), ("dense", "dense")),
+    ],
+    ids=["signed and wide", "seven bits", "unsigned", "weights alone", "inside a branch"],
+)
+def test_a_layer_overflows_by_its_weights_where_data_are_bytes_too(model: onnx.ModelProto, found: Any) -> None:
+    assert overflowing_layers(model) == found
+
+
+def test_operators_on_bytes_are_looked_at_by_their_weights() -> None:
+    def integer_product(weight: np.ndarray) -> onnx.ModelProto:
+        nodes = [
+            helper.make_node("DynamicQuantizeLinear", ["x"], ["q", "scale", "zero"]),
+            helper.make_node("MatMulInteger", ["q", "bytes"], ["y"], name="product"),
+        ]
+        x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 4])
+        y = helper.make_tensor_value_info("y", TensorProto.INT32, ["n", 3])
+        graph = helper.make_graph(nodes, "g", [x], [y], initializer=[numpy_helper.from_array(weight, "bytes")])
+        return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+
+    assert overflowing_layers(integer_product(WIDE)) == ("product",)
+    assert overflowing_layers(integer_product(NARROW)) == ()
+
+
+@pytest.mark.skipif(EMULATOR is None, reason="no qemu-x86_64 (apt-get install qemu-user): no processor to emulate")
+def test_on_a_processor_without_dot_products_our_int8_answers_as_here_and_eight_bits_do_not(
+    tmp_path: Path,
+) -> None:
+    """QEMU's processor has AVX2 and neither VNNI nor AVX-512; ONNX Runtime takes its kernels by that."""
+    made: dict[str, tuple[onnx.ModelProto, np.ndarray]] = {}
+    for name in ("convolutions", "image"):
+        make, tensor = NETWORKS[name]
+        rows = varied_rows(tensor, 48, seed=3)
+        made[name] = int8_from(make(), rows[:32]), rows[:16]
+    digits = onnx.load(str(REPOSITORY / "digits_medium/1/model.onnx"))
+    rows = np.random.default_rng(0).uniform(0, 16, (64, 1, 8, 8)).astype(np.float32)
+    made["digits"] = int8_from(digits, rows), rows[:16]
+    questions, here = [], []
+    for name, (model, asked) in made.items():
+        for bits, one in (("seven", model), ("eight", eight_bit(model))):
+            path = tmp_path / f"{name}_{bits}.onnx"
+            path.write_bytes(one.SerializeToString())
+            questions.append(Question(model=path, rows=asked, batches=(16,)))
+            here.append(answers(one, asked))
+    assert EMULATOR is not None
+    there = answers_apart(questions, prefix=[EMULATOR, "-cpu", "max"])
+    errors = {}
+    for question, mine, theirs in zip(questions, here, there, strict=True):
+        assert not isinstance(theirs, str), theirs
+        errors[question.model.stem] = float(np.abs(theirs[16] - mine).max())
+    # A value halfway between two bytes may be rounded to either.
+    assert all(error < 0.05 for name, error in errors.items() if name.endswith("seven")), errors
+    assert any(error > 0.5 for name, error in errors.items() if name.endswith("eight")), errors

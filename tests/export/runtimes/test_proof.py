@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from export.runtimes import proof as proving
+from export.runtimes.asking import Question, answers_apart
+from export.runtimes.proof import Proof, proofs_of, require_proven
+from export.runtimes.wheels import installed_version
+from orchestrator.errors import ExportError
+from orchestrator.spec import manifest_from_path
+from orchestrator.spec.triton import image_runtimes
+from tests.export.small_networks import answers, conv_network
+from tests.export.test_member_command import said
+
+ROWS = np.random.default_rng(0).normal(size=(20, 3, 12, 12)).astype(np.float32)
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(conv_network().SerializeToString())
+    return path
+
+
+def test_a_process_of_its_own_says_the_same_in_every_batch_size(model: Path) -> None:
+    (said,) = answers_apart([Question(model=model, rows=ROWS, batches=(1, 7))])
+    assert not isinstance(said, str)
+    assert all(np.allclose(output, answers(conv_network(), ROWS), atol=1e-5) for output in said.values())
+    assert list(said) == [1, 7]
+
+
+def test_what_does_not_open_or_kills_its_process_is_a_line_and_the_others_are_answered(
+    model: Path, tmp_path: Path
+) -> None:
+    broken = tmp_path / "broken.onnx"
+    broken.write_bytes(b"no model")
+    first, second = answers_apart([Question(model=path, rows=ROWS, batches=(4,)) for path in (broken, model)])
+    assert isinstance(first, str)
+    assert "\n" not in first
+    assert not isinstance(second, str)
+    (dead,) = answers_apart([Question(model=model, rows=ROWS, batches=(4,))], prefix=["false"])
+    assert dead == "its process ended with status 1 (no message)"
+    (absent,) = answers_apart([Question(model=model, rows=ROWS, batches=(4,))], prefix=["/no/such/emulator"])
+    assert "its process failed" in str(absent)
+
+
+def test_a_graph_that_differs_in_one_runtime_is_refused_and_the_releases_are_named(model: Path) -> None:
+    expected = answers(conv_network(), ROWS)
+    here = installed_version()
+    good = proofs_of(model, ROWS, expected, versions=[here], allowed=1e-3)
+    assert good[here].holds
+    require_proven("m", good)
+    bad = proofs_of(model, ROWS, expected + 1, versions=[here], allowed=1e-3)
+    assert bad[here].fault == "differs by up to 1"
+    wrong = Proof(version="1.19.2", fault="differs by up to 311")
+    with pytest.raises(ExportError) as caught:
+        require_proven("m", {"1.19.2": wrong, "1.30.0": Proof(version="1.30.0", max_abs=0.0)})
+    assert "ONNX Runtime 1.19.2 (in Triton 24.10, 24.11): differs by up to 311" in str(caught.value)
+    assert "--runtimes 1.30.0" in str(caught.value)
+
+
+def test_what_is_no_number_there_does_not_hold(model: Path) -> None:
+    proofs = proofs_of(
+        model, ROWS, np.full((20, 5), np.nan, np.float32), versions=[installed_version()], allowed=1
+    )
+    (one,) = proofs.values()
+    assert not one.holds
+    assert one.max_abs is None
+    json.dumps(one.as_json(), allow_nan=False)
+
+
+def test_a_member_is_proven_on_the_runtimes_of_the_images_and_its_manifest_says_so(tmp_path: Path) -> None:
+    words = ["--dims", "3,8,8", "-o", str(tmp_path), "--parity-rows", "8"]
+    assert said("member", "torch:tests.export.nets:small", *words)[0] == 0
+    manifest = manifest_from_path(tmp_path / "small/manifest.json")
+    oldest, newest = image_runtimes()[0], image_runtimes()[-1]
+    assert list(manifest.runtimes) == [oldest, newest]
+    assert manifest.versions["onnxruntime"] == installed_version()
+    for proof in manifest.runtimes.values():
+        if "not_proven" in proof:
+            pytest.skip(proof["not_proven"])
+        assert proof["max_abs"] < 1e-3
+
+
+def test_a_member_that_another_runtime_answers_otherwise_is_not_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def otherwise(questions: list[Question], **_: object) -> list[Mapping[int, np.ndarray]]:
+        return [{16: np.zeros((8, 5), np.float32)} for _ in questions]
+
+    monkeypatch.setattr(proving, "answers_apart", otherwise)
+    monkeypatch.setattr(proving, "runtime_folder", lambda version: None)
+    words = ["--dims", "3,8,8", "-o", str(tmp_path), "--parity-rows", "8", "--runtimes", "24.10"]
+    code, out = said("member", "torch:tests.export.nets:small", *words)
+    assert code == 2
+    assert "ONNX Runtime 1.19.2 (in Triton 24.10, 24.11)" in out
+    assert out.count("\n") == 0
+    assert not (tmp_path / "small").exists()
+
+
+def test_a_runtime_that_cannot_be_had_is_said_and_noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COMMITTEE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/")
+    words = ["--dims", "3,8,8", "-o", str(tmp_path / "r"), "--parity-rows", "8", "--runtimes", "1.0.99"]
+    code, out = said("member", "torch:tests.export.nets:small", *words)
+    assert code == 0, out
+    assert "not proven on ONNX Runtime 1.0.99" in out
+    assert "not_proven" in manifest_from_path(tmp_path / "r/small/manifest.json").runtimes["1.0.99"]

@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from export.runtimes import wheels
+from export.runtimes.wheels import CACHE_VARIABLE, installed_version, runtime_folder
+from orchestrator.errors import ExportError
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
+
+
+def test_the_installed_version_needs_no_folder() -> None:
+    assert runtime_folder(installed_version()) is None
+
+
+def test_a_version_nobody_has_is_one_line_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/")
+    monkeypatch.setenv("PIP_RETRIES", "0")
+    with pytest.raises(ExportError) as caught:
+        runtime_folder("1.0.99")
+    assert "ONNX Runtime 1.0.99: got" in str(caught.value)
+    assert "--runtimes" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert list((tmp_path / "cache" / "onnxruntime").iterdir()) == []
+
+
+def test_a_wheel_is_unpacked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fetched = []
+
+    def fetch(wanted: str, folder: Path, what: str) -> Path:
+        fetched.append(wanted)
+        path = folder / f"onnxruntime-{wanted}-cp311.whl"
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("onnxruntime/__init__.py", f"__version__ = {wanted!r}\n")
+        return path
+
+    monkeypatch.setattr(wheels, "_fetched", fetch)
+    first, second = runtime_folder("1.2.3"), runtime_folder("1.2.3")
+    assert first == second
+    assert first is not None
+    assert (first / "onnxruntime/__init__.py").read_text() == "__version__ = '1.2.3'\n"
+    assert fetched == ["1.2.3"]
+    assert [path.name for path in first.parent.iterdir()] == [first.name]
+
+
+def test_a_damaged_wheel_and_a_cache_that_is_a_file_are_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fetch(wanted: str, folder: Path, what: str) -> Path:
+        (folder / "onnxruntime.whl").write_bytes(b"half of it")
+        return folder / "onnxruntime.whl"
+
+    monkeypatch.setattr(wheels, "_fetched", fetch)
+    with pytest.raises(ExportError, match="a damaged wheel"):
+        runtime_folder("1.2.3")
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "file"))
+    with pytest.raises(ExportError, match=r"name another folder with COMMITTEE_CACHE"):
+        runtime_folder("1.2.3")
