@@ -12,6 +12,7 @@ from typing import Any
 
 from rich.console import Console
 
+from export.blocks import END, text_with_block
 from orchestrator.cli.demo_report import sentences_from_report, table_from_report
 from orchestrator.errors import DataError
 from perf.reproduce.choices import HEADLINE
@@ -20,7 +21,6 @@ from perf.reproduce.results import WRITTEN_BY, results_from_path
 BEGIN = "<!-- begin: python -m perf readme -->"
 CLAIMS_BEGIN = "<!-- begin: python -m perf readme, claims -->"
 TARGETS_BEGIN = "<!-- begin: python -m perf readme, targets -->"
-END = "<!-- end -->"
 WIDTH = 88
 CLAIMS_WIDTH = 120
 _DEMO = "make it with `committee demo`"
@@ -98,11 +98,7 @@ def readme_with_claims(readme: str, results: dict[str, Any]) -> str:
 
 
 def _replaced(readme: str, first: str, block: str) -> str:
-    head, begin, rest = readme.partition(first)
-    _, end, tail = rest.partition(END)
-    if not begin or not end:
-        raise DataError("README.md", got="no markers", expected=f"{first} and {END}")
-    return head + block + tail
+    return text_with_block(readme, first, block, subject="README.md")
 
 
 def block_from_targets(verdicts: list[dict[str, Any]]) -> str:
