@@ -13,6 +13,7 @@ import typer
 from orchestrator.cli.app import guarded
 from perf.bench.command import leak, run
 from perf.gpu.command import gpu
+from perf.int8 import int8
 from perf.live.command import live
 from perf.load.command import analyzer, inputs, tritonserver
 from perf.onefile import onefile
@@ -33,6 +34,7 @@ app.command()(run)
 app.command()(leak)
 app.command()(onefile)
 app.command()(planner)
+app.command()(int8)
 app.command()(live)
 app.command()(overload)
 # Options behind these names are the other program's.

@@ -22,7 +22,7 @@ from export.graphs import full_check, named_copy
 from export.packing import EXTERNAL_OVER_BYTES
 from export.parity import session_of
 from export.precision.half import half_from
-from export.precision.quantize import quantized
+from export.precision.quantize import WEIGHT_BITS, quantized
 from orchestrator.errors import ExportError
 
 _CHUNK = 32
@@ -108,12 +108,15 @@ def fp16_from(model: onnx.ModelProto) -> onnx.ModelProto:
     return half_from(model)
 
 
-def int8_from(model: onnx.ModelProto, rows: npt.NDArray[Any]) -> onnx.ModelProto:
+def int8_from(
+    model: onnx.ModelProto, rows: npt.NDArray[Any], *, weight_bits: int = WEIGHT_BITS
+) -> onnx.ModelProto:
     """The model with its convolutions and dense layers in int8 (symmetric QDQ, weights per channel).
 
     Args:
         model: an fp32 model, weights loaded; left as it is.
         rows: (n, *dims), rows like those it will be asked; ranges of activations are taken from them.
+        weight_bits: 7, which every processor adds up exactly, or 8 to measure what the one bit costs.
 
     Raises:
         ExportError: it is not fp32, has nothing to quantise, or the rows do not run.
@@ -121,7 +124,7 @@ def int8_from(model: onnx.ModelProto, rows: npt.NDArray[Any]) -> onnx.ModelProto
     _require_fp32(model, "int8")
     if rows.dtype.kind == "f" and not np.isfinite(rows).all():
         raise ExportError("calibration rows", got="NaN or infinity", expected="finite values")
-    made = quantized(named_copy(model), rows)
+    made = quantized(named_copy(model), rows, weight_bits=weight_bits)
     full_check(made, "int8")
     return made
 

@@ -44,14 +44,18 @@ from orchestrator.errors import ExportError
 
 _LAYERS = ("Conv", "Gemm", "MatMul")
 _CHUNK = 16
+WEIGHT_BITS = 7
 
 
-def quantized(model: onnx.ModelProto, rows: npt.NDArray[Any]) -> onnx.ModelProto:
+def quantized(
+    model: onnx.ModelProto, rows: npt.NDArray[Any], *, weight_bits: int = WEIGHT_BITS
+) -> onnx.ModelProto:
     """The model with its layers between QuantizeLinear and DequantizeLinear.
 
     Args:
         model: fp32, with named nodes.
         rows: (n, *dims), to take the ranges from.
+        weight_bits: 7, or 8 to measure what the one bit costs.
 
     Raises:
         ExportError: there is nothing to quantise, or the rows do not run.
@@ -72,7 +76,7 @@ def quantized(model: onnx.ModelProto, rows: npt.NDArray[Any]) -> onnx.ModelProto
                 nodes_to_quantize=layers,
                 nodes_to_exclude=others,
                 per_channel=True,
-                reduce_range=True,
+                reduce_range=weight_bits < 8,
                 activation_type=QuantType.QInt8,
                 weight_type=QuantType.QInt8,
                 calibrate_method=CalibrationMethod.MinMax,

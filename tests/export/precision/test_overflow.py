@@ -17,6 +17,7 @@ from export.precision.convert import int8_from
 from export.precision.overflow import overflowing_layers, processor_flags_of
 from export.rows import varied_rows
 from export.runtimes.asking import Question, answers_apart
+from orchestrator.local.digits import digits_split
 from orchestrator.spec.processor import DOT_PRODUCT_FLAGS, LARGEST_SAFE_WEIGHT
 from tests.export.precision.test_convert import NETWORKS, REPOSITORY
 from tests.export.small_networks import answers
@@ -44,28 +45,12 @@ def test_eight_bit_weights_do() -> None:
     assert pair_sums(data, np.array([65, 65]))[0] == 32767
 
 
-def eight_bit(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A seven-bit model as it would be with eight: weights times two, their scales halved."""
-    made = onnx.ModelProto()
-    made.CopyFrom(model)
-    weights = {weight.name: weight for weight in made.graph.initializer}
-    for node in made.graph.node:
-        tensor = weights.get(node.input[0]) if node.op_type == "DequantizeLinear" else None
-        if tensor is not None and tensor.data_type == TensorProto.INT8:
-            scale = weights[node.input[1]]
-            doubled = np.clip(numpy_helper.to_array(tensor).astype(np.int16) * 2, -127, 127).astype(np.int8)
-            tensor.CopyFrom(numpy_helper.from_array(doubled, tensor.name))
-            halved = (numpy_helper.to_array(scale) / 2).astype(np.float32)
-            scale.CopyFrom(numpy_helper.from_array(halved, scale.name))
-    return made
-
-
 @pytest.mark.parametrize("name", list(NETWORKS))
 def test_our_int8_needs_no_instruction_set_and_with_eight_bits_it_would(name: str) -> None:
     make, tensor = NETWORKS[name]
-    made = int8_from(make(), varied_rows(tensor, 32, seed=3))
-    assert processor_flags_of(made) == ()
-    assert processor_flags_of(eight_bit(made)) == DOT_PRODUCT_FLAGS
+    rows = varied_rows(tensor, 32, seed=3)
+    assert processor_flags_of(int8_from(make(), rows)) == ()
+    assert processor_flags_of(int8_from(make(), rows, weight_bits=8)) == DOT_PRODUCT_FLAGS
     assert processor_flags_of(make()) == ()
 
 
@@ -133,21 +118,17 @@ def test_on_a_processor_without_dot_products_our_int8_answers_as_here_and_eight_
     tmp_path: Path,
 ) -> None:
     """QEMU's processor has AVX2 and neither VNNI nor AVX-512; ONNX Runtime takes its kernels by that."""
-    made: dict[str, tuple[onnx.ModelProto, np.ndarray]] = {}
-    for name in ("convolutions", "image"):
-        make, tensor = NETWORKS[name]
-        rows = varied_rows(tensor, 48, seed=3)
-        made[name] = int8_from(make(), rows[:32]), rows[:16]
+    models = {name: (make(), varied_rows(tensor, 48, seed=3)) for name, (make, tensor) in NETWORKS.items()}
     digits = onnx.load(str(REPOSITORY / "digits_medium/1/model.onnx"))
-    rows = np.random.default_rng(0).uniform(0, 16, (64, 1, 8, 8)).astype(np.float32)
-    made["digits"] = int8_from(digits, rows), rows[:16]
+    models["digits"] = digits, digits_split("train").images[:64].astype(np.float32)
     questions, here = [], []
-    for name, (model, asked) in made.items():
-        for bits, one in (("seven", model), ("eight", eight_bit(model))):
+    for name, (model, rows) in models.items():
+        for bits in (7, 8):
+            made = int8_from(model, rows[:32], weight_bits=bits)
             path = tmp_path / f"{name}_{bits}.onnx"
-            path.write_bytes(one.SerializeToString())
-            questions.append(Question(model=path, rows=asked, batches=(16,)))
-            here.append(answers(one, asked))
+            path.write_bytes(made.SerializeToString())
+            questions.append(Question(model=path, rows=rows[32:48], batches=(16,)))
+            here.append(answers(made, rows[32:48]))
     assert EMULATOR is not None
     there = answers_apart(questions, prefix=[EMULATOR, "-cpu", "max"])
     errors = {}
@@ -155,5 +136,5 @@ def test_on_a_processor_without_dot_products_our_int8_answers_as_here_and_eight_
         assert not isinstance(theirs, str), theirs
         errors[question.model.stem] = float(np.abs(theirs[16] - mine).max())
     # A value halfway between two bytes may be rounded to either.
-    assert all(error < 0.05 for name, error in errors.items() if name.endswith("seven")), errors
-    assert any(error > 0.5 for name, error in errors.items() if name.endswith("eight")), errors
+    assert all(error < 0.05 for name, error in errors.items() if name.endswith("_7")), errors
+    assert any(error > 0.5 for name, error in errors.items() if name.endswith("_8")), errors

@@ -1,0 +1,164 @@
+"""What int8 costs the digits members in accuracy: with seven and eight bits for weights, on two processors."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import typer
+
+from export.blocks import END, write_block
+from export.precision.convert import int8_from
+from export.runtimes.asking import Question, answers_apart
+from export.runtimes.wheels import installed_version
+from orchestrator.errors import DataError
+from orchestrator.local.digits import digits_split
+from orchestrator.planner.intervals import clopper_pearson
+from perf.results import cpu_name
+
+BEGIN = "<!-- begin: python -m perf int8 -->"
+MEMBERS = ("digits_small", "digits_medium", "digits_large")
+CALIBRATION_ROWS = 200
+# Of a processor with AVX2 and no dot products; its name in QEMU is "all that the emulator has".
+EMULATED = ("-cpu", "max")
+_BATCH = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class Int8Row:
+    """One form of one member on the test digits.
+
+    Args:
+        member: its name.
+        form: "fp32", "int8, 7-bit weights" or "int8, 8-bit weights".
+        processor: "this one", or "emulated, without VNNI".
+        rows: test rows.
+        right: of them answered right.
+        accuracy_ci95: 95 % interval (Clopper-Pearson).
+        mean_abs: mean absolute difference of a logit from the fp32 member's on this processor.
+    """
+
+    member: str
+    form: str
+    processor: str
+    rows: int
+    right: int
+    accuracy_ci95: tuple[float, float]
+    mean_abs: float
+
+
+def int8(
+    repository: Annotated[Path, typer.Option(help="Holds the digits members.")] = Path("model_repository"),
+    docs: Annotated[Path, typer.Option(help="Document that gets the table.")] = Path("docs/export.md"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print the rows as JSON, and write nothing.")] = False,
+) -> None:
+    """Quantise the digits members with seven and eight bits for weights, and write what they get right into docs.
+
+    Ranges are taken from 200 training digits, accuracies are of the test digits. Where qemu-x86_64 is installed
+    each is run on an emulated processor without VNNI too.
+
+    Example: python -m perf int8 --json
+    """
+    rows = rows_of(repository)
+    if as_json:
+        typer.echo(json.dumps([asdict(row) for row in rows]))
+        return
+    write_block(docs, BEGIN, block_from_rows(rows))
+    typer.echo(f"Written: {docs}")
+
+
+def rows_of(repository: Path, members: Sequence[str] = MEMBERS) -> list[Int8Row]:
+    """Quantises members and asks every form on every processor at hand.
+
+    Raises:
+        DataError: a member is missing, or a form does not answer.
+    """
+    calibrate = digits_split("train").images[:CALIBRATION_ROWS].astype(np.float32)
+    test = digits_split("test")
+    images = test.images.astype(np.float32)
+    emulator = shutil.which("qemu-x86_64")
+    processors: dict[str, list[str]] = {"this one": []}
+    if emulator is not None:
+        processors["emulated, without VNNI"] = [emulator, *EMULATED]
+    with tempfile.TemporaryDirectory(prefix="committee-int8-") as folder:
+        paths = {name: _forms(repository, name, calibrate, Path(folder)) for name in members}
+        questions = [
+            Question(model=path, rows=images, batches=(_BATCH,))
+            for forms in paths.values()
+            for path in forms.values()
+        ]
+        found = []
+        for processor, prefix in processors.items():
+            said = [_scores(one) for one in answers_apart(questions, prefix=prefix)]
+            by_path = {question.model: scores for question, scores in zip(questions, said, strict=True)}
+            for name, forms in paths.items():
+                scores = {form: by_path[path] for form, path in forms.items()}
+                found += _rows(name, processor, scores, test.labels)
+    return found
+
+
+def _forms(repository: Path, name: str, calibrate: npt.NDArray[Any], folder: Path) -> dict[str, Path]:
+    source = repository / name / "1/model.onnx"
+    if not source.is_file():
+        raise DataError(f"member {name}", got=f"no {source}", fix="make it with `make members`")
+    model = onnx.load(str(source))
+    paths = {"fp32": source}
+    for bits in (7, 8):
+        path = folder / f"{name}_{bits}.onnx"
+        path.write_bytes(int8_from(model, calibrate, weight_bits=bits).SerializeToString())
+        paths[f"int8, {bits}-bit weights"] = path
+    return paths
+
+
+def _scores(said: Mapping[int, npt.NDArray[Any]] | str) -> npt.NDArray[Any]:
+    if isinstance(said, str):
+        raise DataError("a quantised member", got=said, expected="scores")
+    return said[_BATCH]
+
+
+def _rows(
+    name: str, processor: str, scores: Mapping[str, npt.NDArray[Any]], labels: npt.NDArray[np.int64]
+) -> list[Int8Row]:
+    found = []
+    for form, said in scores.items():
+        right = int((said.argmax(axis=1) == labels).sum())
+        found.append(
+            Int8Row(
+                member=name,
+                form=form,
+                processor=processor,
+                rows=len(labels),
+                right=right,
+                accuracy_ci95=clopper_pearson(right, len(labels)),
+                mean_abs=float(np.abs(said - scores["fp32"]).mean()),
+            )
+        )
+    return found
+
+
+def block_from_rows(rows: Sequence[Int8Row]) -> str:
+    """The table as Markdown, marks included."""
+    processors = list(dict.fromkeys(row.processor for row in rows))
+    lines = [
+        f"{rows[0].rows} test digits, ONNX Runtime {installed_version()}, {cpu_name()}:",
+        "",
+        f"| member | form | {' | '.join(f'accuracy, processor {word}' for word in processors)} |",
+        f"|---|---|{'---|' * len(processors)}",
+    ]
+    for member, form in dict.fromkeys((row.member, row.form) for row in rows):
+        cells = [_cell(row) for row in rows if (row.member, row.form) == (member, form)]
+        lines.append(f"| {member} | {form} | {' | '.join(cells)} |")
+    return "\n".join([BEGIN, *lines, END])
+
+
+def _cell(row: Int8Row) -> str:
+    low, high = row.accuracy_ci95
+    return f"{row.right / row.rows:.4f} ({low:.3f}-{high:.3f}), logits off by {row.mean_abs:.3f}"
