@@ -15,11 +15,11 @@ import onnx
 from export.cost import COUNTER, macs_per_row, parameters_of, preprocess_macs_per_row
 from export.members import MODEL_FILE, require_own, store_member
 from export.packing import EXTERNAL_OVER_BYTES, Packed, packed
-from export.parity import MIN_ROWS, allowed_of, original_scores, parity_of
+from export.parity import MIN_ROWS, parity_of
 from export.precision.overflow import processor_flags_of
 from export.reading import is_current
 from export.rows import varied_rows
-from export.runtimes import PROVEN_ROWS, portable, proofs_of, require_proven
+from export.runtimes import portable, proven
 from export.runtimes.wheels import installed_version
 from export.sources import Asked, Identity, Loaded
 from orchestrator.errors import ExportError
@@ -207,7 +207,14 @@ def _manifest(
         min_rows=min(MIN_ROWS, plan.parity_rows),
         progress=lambda text: progress(f"{plan.name}: {text}"),
     )
-    runtimes = _proven(plan, stored, rows, _reference(loaded, tensor), progress=progress)
+    proofs = proven(
+        plan.identity.text,
+        stored.path,
+        _reference(loaded, tensor),
+        rows,
+        versions=plan.runtimes,
+        progress=lambda text: progress(f"{plan.name}: {text}"),
+    )
     if loaded.output_kind == "probabilities":
         _require_probabilities(_reference(loaded, tensor)(rows[:8]), plan.identity.text)
     classes = _classes(model, plan.identity.text, loaded.labels)
@@ -238,33 +245,8 @@ def _manifest(
         options=plan.options(),
         versions={**loaded.versions, "onnx": onnx.__version__, "onnxruntime": installed_version()},
         processor_flags=processor_flags_of(model),
-        runtimes=runtimes,
+        runtimes={version: proof.as_json() for version, proof in proofs.items()},
     )
-
-
-def _proven(
-    plan: Plan,
-    stored: Packed,
-    rows: npt.NDArray[Any],
-    reference: Callable[[npt.NDArray[Any]], npt.NDArray[np.float32]],
-    *,
-    progress: Callable[[str], None],
-) -> dict[str, Any]:
-    """What the manifest keeps of other versions of ONNX Runtime; a graph that differs in one is refused."""
-    if not plan.runtimes:
-        return {}
-    few = rows[:PROVEN_ROWS]
-    expected = original_scores(reference, few)
-    proofs = proofs_of(
-        stored.path,
-        few,
-        expected,
-        versions=plan.runtimes,
-        allowed=allowed_of(expected),
-        progress=lambda text: progress(f"{plan.name}: {text}"),
-    )
-    require_proven(plan.identity.text, proofs)
-    return {version: proof.as_json() for version, proof in proofs.items()}
 
 
 def _reference(loaded: Loaded, tensor: TensorSpec) -> Callable[[npt.NDArray[Any]], npt.NDArray[np.float32]]:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from export.parity import allowed_of, original_scores
 from export.runtimes.asking import Question, answers_apart
 from export.runtimes.wheels import runtime_folder
 from orchestrator.errors import ExportError
@@ -46,6 +47,36 @@ class Proof:
         """As a manifest keeps it."""
         known = {"max_abs": self.max_abs, "fault": self.fault, "not_proven": self.not_proven}
         return {name: value for name, value in known.items() if value is not None}
+
+
+def proven(
+    subject: str,
+    model: Path,
+    reference: Callable[[npt.NDArray[Any]], npt.NDArray[np.float32]],
+    rows: npt.NDArray[Any],
+    *,
+    versions: Sequence[str],
+    progress: Callable[[str], None] = lambda _: None,
+) -> dict[str, Proof]:
+    """Compares a model with its original in each version; refuses it where one of them differs.
+
+    Args:
+        subject: where the model comes from, for messages.
+        model: path of the ONNX file.
+        reference: (n, *dims) -> float32 (n, k), the original.
+        rows: (n, *dims); the first 16 are asked about.
+        versions: of ONNX Runtime.
+        progress: told what is being done.
+
+    Raises:
+        ExportError: the original fails, or the model says something else in one of the versions.
+    """
+    if not versions:
+        return {}
+    expected = original_scores(reference, rows[:PROVEN_ROWS])
+    proofs = proofs_of(model, rows, expected, versions=versions, allowed=allowed_of(expected), progress=progress)
+    require_proven(subject, proofs)
+    return proofs
 
 
 def proofs_of(

@@ -26,9 +26,7 @@ def check(
 
     Exits with 1 when there are faults; notes alone do not count.
 
-    Examples:
-        committee check digits_cascade --repository model_repository
-        committee check --triton 26.11
+    Example: committee check digits_cascade --repository model_repository --triton 26.09
     """
     report = check_repository(repository, names or None, triton=triton)
     if as_json:

@@ -18,6 +18,7 @@ from orchestrator.repository.pbtxt import config_from_path
 from orchestrator.repository.report import Findings
 from orchestrator.repository.tensors import Tensor, Tensors, fits, tensors_from_config, tensors_from_graph
 from orchestrator.spec import Manifest, manifest_from_path
+from orchestrator.spec.processor import lacks_flags, processor_flags
 
 
 @dataclass(frozen=True)
@@ -238,6 +239,10 @@ def _compare_marks(model: Model, manifest: Manifest, findings: Findings) -> None
     if manifest.options.get("random_weights") and not manifest.random_weights:
         text = "was exported with random weights, and says it was not; export the member again"
         findings.fault(model.name, f"{MANIFEST} random_weights", text)
+    if manifest.processor_flags:
+        here = "has none of them" if lacks_flags(manifest.processor_flags, processor_flags()) else "has one"
+        text = f"serve it on processors with one of {', '.join(manifest.processor_flags)}; this one {here}"
+        findings.note(model.name, "eight-bit weights", f"others add their products up wrong: {text}")
     if manifest.random_weights:
         findings.note(model.name, "weights", "random, never trained: its answers mean nothing")
 

@@ -53,7 +53,15 @@ class Watched:
         info = ModelInfo(
             name="m", platform="", versions=("1",), max_batch_size=64, inputs=(taken,), outputs=(given,)
         )
-        pool = Pool(infos={"m": info}, manifests={}, cost={"m": 1.0}, asked="here", ask=self.ask, workers=WORKERS)
+        pool = Pool(
+            infos={"m": info},
+            manifests={},
+            cost={"m": 1.0},
+            asked="here",
+            made_with={},
+            ask=self.ask,
+            workers=WORKERS,
+        )
         source = Source(
             name="made up", ids=np.arange(ROWS), labels=None, pieces=self.pieces, identity={}, data_sha256="0"
         )

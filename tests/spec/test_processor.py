@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from orchestrator.spec.processor import DOT_PRODUCT_FLAGS, instruction_sets, lacks_flags, processor_flags
+
+X86 = "processor\t: 0\nmodel name\t: some CPU\nflags\t\t: fpu sse4_1 avx avx2 fma avx512_vnni\n\nprocessor\t: 1\n"
+ARM = "processor\t: 0\nFeatures\t: fp asimd asimddp\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        (X86, ("sse4_1", "avx", "avx2", "fma", "avx512_vnni")),
+        (ARM, ("asimd", "asimddp")),
+        ("nothing of the kind\n", ()),
+        ("", ()),
+    ],
+)
+def test_flags_are_read_as_linux_writes_them(tmp_path: Path, text: str, found: tuple[str, ...]) -> None:
+    path = tmp_path / "cpuinfo"
+    path.write_text(text)
+    assert instruction_sets(processor_flags(path)) == found
+
+
+def test_a_system_without_cpuinfo_says_nothing(tmp_path: Path) -> None:
+    assert processor_flags(tmp_path / "none") == frozenset()
+
+
+@pytest.mark.parametrize(
+    ("needed", "flags", "machine", "lacks"),
+    [
+        (DOT_PRODUCT_FLAGS, ("avx2",), "x86_64", True),
+        (DOT_PRODUCT_FLAGS, ("avx2", "avx_vnni"), "x86_64", False),
+        (DOT_PRODUCT_FLAGS, ("asimd",), "aarch64", False),
+        (DOT_PRODUCT_FLAGS, (), "x86_64", False),
+        ((), ("avx2",), "x86_64", False),
+    ],
+)
+def test_a_processor_lacks_what_a_member_needs_only_where_that_is_known(
+    needed: tuple[str, ...], flags: tuple[str, ...], machine: str, lacks: bool
+) -> None:
+    assert lacks_flags(needed, flags, machine=machine) is lacks
