@@ -65,6 +65,8 @@ class Plan:
             "dims": list(asked.dims) if asked.dims else None,
             "output_kind": asked.output_kind,
             "output_name": asked.output_name,
+            # Only where it is asked for, so that members of earlier exports stay current.
+            **({"keep_opset": True} if asked.keep_opset else {}),
             "parity_rows": self.parity_rows,
             "max_batch_size": self.max_batch_size,
         }
@@ -228,6 +230,7 @@ def _manifest(
         training={"random_top_probability": spread} if spread else {},
         resolution_px=side,
         in_graph=in_graph,
+        original=dict(loaded.original),
         options=plan.options(),
         versions={**loaded.versions, "onnx": onnx.__version__},
     )

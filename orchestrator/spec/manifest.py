@@ -18,7 +18,17 @@ from orchestrator.spec.inputs import Preprocess
 MANIFEST_FORMAT = 1
 PRECISIONS = ("fp32", "fp16", "int8")
 # Facts without a type of their own: JSON objects.
-_OBJECTS = ("parity", "training", "versions", "in_graph", "agreement", "engine", "options", "data_files")
+_OBJECTS = (
+    "parity",
+    "training",
+    "versions",
+    "in_graph",
+    "agreement",
+    "engine",
+    "options",
+    "data_files",
+    "original",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +80,7 @@ class Manifest:
         options: what decided the file, so that a second export with the same ones has nothing to do.
         data_files: files beside the model file that hold weights, path in the member's folder -> sha256.
         versions: of the packages that made it.
+        original: of a member from an ONNX file: the file's version, opsets and tensor names, and what was changed.
     """
 
     name: str
@@ -98,6 +109,7 @@ class Manifest:
     engine: dict[str, Any] = field(default_factory=dict)
     options: dict[str, Any] = field(default_factory=dict)
     data_files: dict[str, str] = field(default_factory=dict)
+    original: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         faults = Faults(f"manifest {self.name}")
