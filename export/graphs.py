@@ -73,8 +73,9 @@ def rename_tensors(
 ) -> None:
     """Renames tensors of a graph wherever they are made, read or described, in the graphs inside it too.
 
-    A graph inside that has a tensor of its own under an old name means that one, which keeps its name. What else
-    has a new or reserved name, at any depth, gets another one, so that no name comes to mean two tensors.
+    A graph inside that has a tensor of its own under a name of the graph around it means its own. That one, and
+    whatever else has a new or reserved name, gets another one, at any depth: no name means two tensors then, which
+    not every tool would tell apart.
 
     Args:
         graph: changed in place.
@@ -83,7 +84,7 @@ def rename_tensors(
         reserved_prefixes: no tensor and no node may have a name that begins so afterwards, unless it is in `new`.
     """
     known = {name for inner in (graph, *all_graphs(graph.node)) for name in (*_own_names(inner), *_read(inner))}
-    _Renaming({*new.values(), *reserved}, reserved_prefixes, known).rename(graph, {}, new)
+    _Renaming({*new.values(), *reserved}, reserved_prefixes, known).rename(graph, {}, new, set())
 
 
 def _own_names(graph: onnx.GraphProto) -> set[str]:
@@ -104,10 +105,13 @@ class _Renaming:
     prefixes: tuple[str, ...]
     known: set[str]
 
-    def rename(self, graph: onnx.GraphProto, outer: Mapping[str, str], new: Mapping[str, str]) -> None:
+    def rename(
+        self, graph: onnx.GraphProto, outer: Mapping[str, str], new: Mapping[str, str], visible: set[str]
+    ) -> None:
+        """Renames in a graph: `outer` holds for the graphs around it, whose names are `visible`, `new` for it."""
         own = _own_names(graph)
         table = {old: name for old, name in outer.items() if old not in own}
-        table |= {name: self._free(name) for name in sorted(own) if self._is_reserved(name)}
+        table |= {name: self._free(name) for name in sorted(own) if self._is_reserved(name) or name in visible}
         table |= new
         for value in (*graph.input, *graph.output, *graph.value_info, *graph.initializer):
             value.name = table.get(value.name, value.name)
@@ -123,7 +127,7 @@ class _Renaming:
             if node.name.startswith(self.prefixes):
                 node.name = self._free(node.name)
             for inner in graphs_inside(node):
-                self.rename(inner, table, {})
+                self.rename(inner, table, {}, visible | own)
 
     def _is_reserved(self, name: str) -> bool:
         return name in self.reserved or name.startswith(self.prefixes)
@@ -210,13 +214,11 @@ def sorted_nodes(graph: onnx.GraphProto) -> None:
 
 
 def names_read(node: onnx.NodeProto) -> set[str]:
-    """Tensors a node reads, through the graphs inside it too."""
+    """Tensors a node reads, through the graphs inside it too, but not those that are made there."""
     names = set(node.input)
-    for attribute in node.attribute:
-        for graph in (attribute.g, *attribute.graphs):
-            names.update(value.name for value in graph.output)
-            for inner in graph.node:
-                names |= names_read(inner)
+    for graph in graphs_inside(node):
+        inside = {value.name for value in graph.output}.union(*map(names_read, graph.node))
+        names |= inside - _own_names(graph)
     return names
 
 

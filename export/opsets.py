@@ -26,7 +26,6 @@ _OLDEST = runtime_of(image_runtimes()[0])
 assert _OLDEST is not None
 # The highest opset that the ONNX Runtime of every supported Triton release reads.
 MAX_OPSET = _OLDEST.opset
-_CONDITION = "forced/condition"
 
 
 @dataclass(frozen=True)
@@ -195,13 +194,18 @@ def _forced(model: onnx.ModelProto, value: bool) -> onnx.ModelProto:
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     for scope in (copy.graph, *copy.functions):
-        graphs = [scope, *all_graphs(scope.node)]
-        conditional = [node for graph in graphs for node in graph.node if node.op_type == "If"]
+        inner = list(all_graphs(scope.node))
+        nodes = [node for graph in (scope, *inner) for node in graph.node]
+        names = {name for node in nodes for name in (*node.input, *node.output)}
+        names |= {one.name for graph in inner for one in graph.input} | {one.name for one in copy.graph.input}
+        # Longer than any other, so that it is nobody else's.
+        condition = "c" * (1 + max(map(len, names), default=0))
+        conditional = [node for node in nodes if node.op_type == "If"]
         for node in conditional:
-            node.input[0] = _CONDITION
+            node.input[0] = condition
         if conditional:
-            constant = numpy_helper.from_array(np.array(value), _CONDITION)
-            scope.node.insert(0, helper.make_node("Constant", [], [_CONDITION], value=constant))
+            constant = numpy_helper.from_array(np.array(value), condition)
+            scope.node.insert(0, helper.make_node("Constant", [], [condition], value=constant))
     return copy
 
 

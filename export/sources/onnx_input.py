@@ -109,8 +109,7 @@ def input_of(model: onnx.ModelProto, asked: Asked, subject: str) -> FileInput:
     name, what = inputs[0].name, f"{subject} input {inputs[0].name}"
     dtype = _dtype(inputs[0].type, what)
     declared = _declared(inputs[0].type.tensor_type, asked, what)
-    layout = _Layout.of(declared, asked)
-    dims = layout.filled(declared, asked, what)
+    dims = _Layout.of(declared, asked).filled(declared, asked, what)
     if asked.mean is None and asked.std is None:
         return FileInput(name=name, dtype=dtype, dims=dims)
     if dtype not in _FLOATS or len(dims) != 3:
@@ -120,7 +119,13 @@ def input_of(model: onnx.ModelProto, asked: Asked, subject: str) -> FileInput:
             expected="FP32 (channels, height, width) behind --mean and --std",
             fix="leave them out: the file takes its rows as they are" if dtype not in _FLOATS else None,
         )
-    return FileInput(name=name, dtype=dtype, dims=dims, behind_processing=True, channels_last=layout.channels == 2)
+    return FileInput(
+        name=name,
+        dtype=dtype,
+        dims=dims,
+        behind_processing=True,
+        channels_last=_Layout.of(dims, asked).channels == 2,
+    )
 
 
 def _dtype(kind: onnx.TypeProto, what: str) -> str:
