@@ -6,8 +6,9 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import onnx
-from onnx import TensorProto, inliner
+from onnx import TensorProto, inliner, numpy_helper
 
 from orchestrator.errors import ExportError
 
@@ -141,8 +142,25 @@ class _Renaming:
         return found
 
 
+def make_dense(graph: onnx.GraphProto) -> int:
+    """Stores sparse weights densely, as runtimes do on loading and most tools want it; returns how many."""
+    count = 0
+    for one in (graph, *all_graphs(graph.node)):
+        for sparse in one.sparse_initializer:
+            values, indices = numpy_helper.to_array(sparse.values), numpy_helper.to_array(sparse.indices)
+            dense = np.zeros(tuple(sparse.dims), values.dtype)
+            # Places in the flattened weight, or one row of coordinates per value.
+            dense.flat[indices if indices.ndim == 1 else np.ravel_multi_index(tuple(indices.T), dense.shape)] = (
+                values
+            )
+            one.initializer.append(numpy_helper.from_array(dense, sparse.values.name))
+            count += 1
+        del one.sparse_initializer[:]
+    return count
+
+
 def keep_needed(graph: onnx.GraphProto) -> None:
-    """Drops nodes and weights that no output of the graph depends on; the nodes must be in order."""
+    """Drops nodes and dense weights that no output of the graph depends on; the nodes must be in order."""
     wanted = {value.name for value in graph.output}
     kept = []
     for node in reversed(graph.node):
@@ -154,9 +172,6 @@ def keep_needed(graph: onnx.GraphProto) -> None:
     for index in reversed(range(len(graph.initializer))):
         if graph.initializer[index].name not in wanted:
             del graph.initializer[index]
-    for index in reversed(range(len(graph.sparse_initializer))):
-        if graph.sparse_initializer[index].values.name not in wanted:
-            del graph.sparse_initializer[index]
 
 
 def named_copy(model: onnx.ModelProto) -> onnx.ModelProto:

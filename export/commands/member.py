@@ -75,6 +75,10 @@ def member(
         bool,
         typer.Option("--keep-opset", help="Take an ONNX file whose opset only newer Triton releases read."),
     ] = False,
+    macs: Annotated[
+        float | None,
+        typer.Option(min=0, help="Multiply-accumulates of one row, where they cannot be counted, as of trees."),
+    ] = None,
     probabilities: Annotated[
         bool, typer.Option("--probabilities", help="The model's output is probabilities, not logits.")
     ] = False,
@@ -102,6 +106,7 @@ def member(
         output_kind="probabilities" if probabilities else "logits",
         output_name=output_name,
         keep_opset=keep_opset,
+        macs=macs,
     )
     kinds = _precisions(precision)
     start = time.monotonic()

@@ -35,6 +35,7 @@ class Asked:
         output_kind: "logits" or "probabilities", what the model gives.
         output_name: the output to take from an ONNX file with several, or a tensor inside it.
         keep_opset: take an ONNX file whose opset not every supported runtime reads.
+        macs: multiply-accumulates of one row, where they cannot be counted; None counts them.
         progress: told what is being done.
     """
 
@@ -48,6 +49,7 @@ class Asked:
     output_kind: str = "logits"
     output_name: str | None = None
     keep_opset: bool = False
+    macs: float | None = None
     progress: Callable[[str], None] = field(default=lambda _: None, compare=False)
 
     def processing(self, subject: str, *, channels: int = 3) -> Processing | None:

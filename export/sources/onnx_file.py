@@ -17,6 +17,7 @@ from export.graphs import (
     all_nodes,
     all_tensors,
     keep_needed,
+    make_dense,
     rename_tensors,
     sorted_nodes,
 )
@@ -237,6 +238,7 @@ def _as_member(
     del model.graph.input[:]
     model.graph.input.extend(given)
     declare_output(model.graph, output.name, answer)
+    dense = make_dense(model.graph)
     keep_needed(model.graph)
     with_one_import(model)
     brought = brought_to_common_opset(model, source.file_rows(rows), subject=subject, keep_opset=asked.keep_opset)
@@ -251,4 +253,5 @@ def _as_member(
     adapt_output(graph, inside[output.name], answer)
     # Requests are forwarded without a copy where all members use the same names.
     rename_tensors(graph, {graph.input[0].name: INPUT, graph.output[0].name: OUTPUT})
-    return brought.model, [*brought.changes, *source.changes(), *output.changes(answer)]
+    changes = [f"{dense} sparse weight{'s' * (dense > 1)} made dense"] if dense else []
+    return brought.model, [*changes, *brought.changes, *source.changes(), *output.changes(answer)]

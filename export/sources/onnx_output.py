@@ -17,6 +17,7 @@ from orchestrator.errors import ExportError
 
 _FLOATS = {"tensor(float16)": "FP16", "tensor(float)": "FP32", "tensor(double)": "FP64"}
 _WORDS = {**_FLOATS, "tensor(bfloat16)": "BF16", "tensor(bool)": "BOOL", "tensor(string)": "STRING"}
+_ANOTHER = "name another output, or a tensor inside the graph, with --output-name"
 _ML = "ai.onnx.ml"
 # Words in the names of outputs that hold scores.
 _LIKELY = ("logit", "prob", "score", "class", "output")
@@ -99,12 +100,10 @@ def require_scores(answer: Any, *, rows: int, subject: str, name: str) -> None:
     expected = "2 axes, rows and classes"
     if not isinstance(answer, np.ndarray) or answer.dtype.kind != "f":
         got = answer.dtype.name if isinstance(answer, np.ndarray) else f"a {type(answer).__name__}"
-        raise ExportError(what, got=got, expected="scores, a float tensor", fix="choose with --output-name")
+        raise ExportError(what, got=got, expected="scores, a float tensor", fix=_ANOTHER)
     if answer.ndim < 2 or (answer.ndim > 2 and sum(size != 1 for size in answer.shape[1:]) != 1):
         shape = _shown(("n", *answer.shape[1:]))
-        raise ExportError(
-            what, got=f"{answer.ndim} axes, {shape}", expected=expected, fix="choose with --output-name"
-        )
+        raise ExportError(what, got=f"{answer.ndim} axes, {shape}", expected=expected, fix=_ANOTHER)
     if len(answer) != rows:
         raise ExportError(
             what, got=f"shape {list(answer.shape)} for {rows} rows", expected="a row of scores per row"
@@ -164,7 +163,7 @@ def _kind(word: str) -> str:
 def _without_scores(kind: str) -> str:
     if "map" in kind:
         return "convert it again without maps (zipmap off), or name a tensor inside the graph with --output-name"
-    return "name a tensor inside the graph that holds scores with --output-name"
+    return _ANOTHER
 
 
 def _shown(shape: Iterable[Any]) -> str:

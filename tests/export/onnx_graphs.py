@@ -84,8 +84,11 @@ class Drawn:
         return output
 
     def inner(self) -> str:
-        """A name inside: of its own, or one that the outer graph makes later or never."""
-        return self.draw(st.sampled_from([f"i{len(self.names)}", *(n for n in NAMES if n not in self.names)]))
+        """A name inside, which the outer graph does not make."""
+        spare = [name for name in NAMES if name not in self.names]
+        name = self.draw(st.sampled_from([f"i{len(self.names)}", *spare]))
+        self.names.append(name)
+        return name
 
 
 def plain(d: Drawn) -> None:
