@@ -111,9 +111,8 @@ class _Renaming:
     ) -> None:
         """Renames in a graph: `outer` holds for the graphs around it, whose names are `visible`, `new` for it."""
         own = _own_names(graph)
-        table = {old: name for old, name in outer.items() if old not in own}
-        table |= {name: self._free(name) for name in sorted(own) if self._is_reserved(name) or name in visible}
-        table |= new
+        moved = {name: self._free(name) for name in sorted(own) if self._is_reserved(name) or name in visible}
+        table = {**outer, **moved, **new}
         for value in (*graph.input, *graph.output, *graph.value_info, *graph.initializer):
             value.name = table.get(value.name, value.name)
         for sparse in graph.sparse_initializer:

@@ -1,4 +1,4 @@
-"""ONNX files from elsewhere, kind by kind: exported with equal outputs, or refused for the true reason."""
+"""Graphs of ONNX files from elsewhere: exported with equal outputs, or refused for the true reason."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import pytest
 import tritonclient.grpc as grpcclient
-from onnx import TensorProto, helper, version_converter
+from onnx import helper, version_converter
 
 import export.member as member_module
 from export.committee import export_committee, plans_of
@@ -19,66 +19,26 @@ from export.fusing.members import Fusion, fuse
 from export.opsets import MAX_OPSET
 from export.precision.derive import export_precision
 from export.sources import Asked
-from orchestrator.errors import CommitteeError
 from orchestrator.local.sessions import LocalMembers
 from orchestrator.repository import check
-from orchestrator.spec import Manifest, Member, manifest_from_path
+from orchestrator.spec import Member, manifest_from_path
+from tests.export.foreign_files import (
+    BY_HAND,
+    MULTIPLY,
+    RNG,
+    ROWS,
+    WEIGHT,
+    X,
+    Y,
+    asked_member,
+    convolution,
+    exported,
+    file_of,
+    refused,
+)
 from tests.export.onnx_graphs import BOOL, FLOAT, INT64, array, node, value
 from tests.export.small_networks import answers
 from tests.servers import running_server
-
-RNG = np.random.default_rng(0)
-WEIGHT = RNG.normal(size=(6, 4)).astype(np.float32)
-KERNEL = RNG.normal(size=(4, 3, 3, 3)).astype(np.float32)
-BY_HAND = Asked(mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.25), resolution_px=12)
-ROWS = RNG.normal(size=(7, 6)).astype(np.float32)
-X, Y = value("x", ["n", 6]), value("y", ["n", 4])
-MULTIPLY = node("MatMul", ["x", "w"], ["y"])
-
-
-def file_of(
-    folder: Path,
-    nodes: list[onnx.NodeProto],
-    ends: tuple[list[Any], list[Any]] = ([X], [Y]),
-    weights: dict[str, Any] | None = None,
-    *,
-    opset: int = 18,
-    ir: int = 10,
-    functions: tuple[onnx.FunctionProto, ...] = (),
-) -> Path:
-    """A file with whatever stands in it."""
-    arrays = [array(one, name) for name, one in ({"w": WEIGHT} | (weights or {})).items()]
-    graph = helper.make_graph(nodes, "g", *ends, initializer=arrays)
-    imports = [helper.make_opsetid(*one) for one in (("", opset), ("ai.onnx.ml", 3), ("mine", 1))]
-    model = helper.make_model(graph, opset_imports=imports, ir_version=ir, functions=list(functions))
-    path = folder / "m.onnx"
-    path.write_bytes(model.SerializeToString())
-    return path
-
-
-def exported(path: Path, asked: Asked | None = None) -> Manifest:
-    """The member that `python -m export member onnx:FILE` makes in the file's folder."""
-    export_committee(
-        path.parent, plans_of([f"onnx:{path}"], asked or Asked()), force=True, progress=lambda _: None
-    )
-    manifest = manifest_from_path(path.parent / "m/manifest.json")
-    model = onnx.load(path.parent / "m" / manifest.file)
-    assert [one.name for one in (*model.graph.input, *model.graph.output)] == ["image", "logits"]
-    assert manifest.opset == model.opset_import[0].version
-    return manifest
-
-
-def refused(path: Path, asked: Asked | None = None) -> str:
-    """The one line that comes instead, with nothing written."""
-    with pytest.raises(CommitteeError) as caught:
-        exported(path, asked)
-    assert "\n" not in str(caught.value)
-    assert not (path.parent / "m").exists()
-    return str(caught.value)
-
-
-def asked_member(path: Path, rows: np.ndarray) -> np.ndarray:
-    return answers(path.parent / "m/1/model.onnx", rows)
 
 
 def branch(name: str, *kinds: str, read: str = "x") -> onnx.GraphProto:
@@ -111,6 +71,26 @@ def test_a_branch_that_reads_the_input_goes_behind_an_image_processing(tmp_path:
     exported(path, BY_HAND)
     white = np.full((1, 3, 12, 12), 255, np.uint8)
     np.testing.assert_allclose(asked_member(path, white), [[2.5, 2, 2.8]], rtol=1e-5)
+
+
+def test_a_weight_of_a_branch_may_have_the_name_of_an_outer_one_of_another_type(tmp_path: Path) -> None:
+    one = branch("a", "Relu")
+    one.initializer.append(array(2 * WEIGHT, "w"))
+    nodes = [*choosing(one, branch("b", read="x")), node("Add", ["y", "w2"], ["z"])]
+    other = helper.make_graph([node("Tanh", ["x"], ["o"])], "o", [], [value("o", ["n", 6])])
+    other.node[0].output[0] = "c6"
+    other.node.append(node("MatMul", ["c6", "c7"], ["o"]))
+    other.initializer.append(array(WEIGHT, "c7"))
+    other.output[0].type.tensor_type.shape.dim[1].dim_value = 4
+    nodes[0] = node("If", ["c"], ["y"], then_branch=one, else_branch=other)
+    path = file_of(
+        tmp_path,
+        nodes,
+        ([X], [value("z", ["n", 4])]),
+        {"c": np.array(True), "w": np.array([3]), "w2": np.float32(1)},
+    )
+    assert exported(path).macs == 24
+    np.testing.assert_allclose(asked_member(path, ROWS), np.maximum(ROWS @ (2 * WEIGHT), 0) + 1, rtol=1e-5)
 
 
 def test_loops_and_scans_may_shadow_outer_names(tmp_path: Path) -> None:
@@ -196,168 +176,6 @@ def test_a_conversion_that_spoils_a_branch_no_row_takes_is_not_kept(
     assert (manifest.opset, manifest.original["changes"]) == (17, [])
 
 
-def convolution(folder: Path, dims: list[Any] | None, *, kind: int = FLOAT, nhwc: bool = False) -> Path:
-    """Four classes from pictures of any size, as (n, 4, 1, 1)."""
-    nodes = [node("Cast", ["x"], ["f"], to=FLOAT)] if kind != FLOAT else []
-    last = "f" if nodes else "x"
-    if nhwc:
-        nodes.append(node("Transpose", [last], ["t"], perm=[0, 3, 1, 2]))
-        last = "t"
-    nodes += [node("Conv", [last, "k"], ["c"]), node("GlobalAveragePool", ["c"], ["y"])]
-    return file_of(folder, nodes, ([value("x", dims, kind)], [value("y", ["n", 4, 1, 1])]), {"k": KERNEL})
-
-
-@pytest.mark.parametrize(
-    ("dims", "asked", "becomes"),
-    [
-        (["n", 3, "h", "w"], Asked(resolution_px=12), (3, 12, 12)),
-        (["n", 3, "h", None], Asked(resolution_px=12), (3, 12, 12)),
-        (["n", "c", "h", "w"], Asked(dims=(3, 12, 14)), (3, 12, 14)),
-        (["n", "c", "h", "w"], BY_HAND, (3, 12, 12)),
-        ([-1, 3, -1, -1], BY_HAND, (3, 12, 12)),
-        (None, Asked(dims=(3, 12, 12)), (3, 12, 12)),
-    ],
-)
-def test_free_sizes_are_taken_from_the_options(tmp_path: Path, dims: Any, asked: Asked, becomes: Any) -> None:
-    path = convolution(tmp_path, dims)
-    manifest = exported(path, asked)
-    assert manifest.input.dims == becomes
-    assert manifest.output.dims == (4,)
-    if asked.mean is None:
-        rows = RNG.normal(size=(3, *becomes)).astype(np.float32)
-        np.testing.assert_allclose(asked_member(path, rows), answers(path, rows)[:, :, 0, 0], atol=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("dims", "asked", "says"),
-    [
-        (
-            ["n", 3, "h", "w"],
-            Asked(),
-            "got dims [3, free, free] after the batch axis, expected fixed sizes; give --r",
-        ),
-        (
-            ["n", "c", 12, 12],
-            Asked(),
-            "got dims [free, 12, 12] after the batch axis, expected fixed sizes; give --d",
-        ),
-        (
-            ["n", 3, 12, 12],
-            Asked(resolution_px=16),
-            "--resolution: got [16, 16], expected what the file takes, [3, 12",
-        ),
-        (
-            ["n", 3, "h", "w"],
-            Asked(dims=(1, 12, 12)),
-            "--dims: got [1, 12, 12], expected what the file takes, [3, fr",
-        ),
-        (None, Asked(resolution_px=12), "got no shape"),
-        ([1, 3, 12, 12], BY_HAND, "a batch axis fixed at 1"),
-        (
-            ["n", 3, 12, 12],
-            dataclasses.replace(BY_HAND, mean=(0.5,), std=(0.2,)),
-            "got 1 means, expected one per c",
-        ),
-    ],
-)
-def test_sizes_that_are_missing_or_contradict_are_named(
-    tmp_path: Path, dims: Any, asked: Asked, says: str
-) -> None:
-    assert says in refused(convolution(tmp_path, dims), asked)
-
-
-@pytest.mark.parametrize("sides", [[12, 12], ["h", "w"]])
-def test_channels_last_are_transposed_behind_an_image_processing_and_kept_without(
-    tmp_path: Path, sides: list[Any]
-) -> None:
-    path = convolution(tmp_path, ["n", *sides, 3], nhwc=True)
-    manifest = exported(path, BY_HAND)
-    assert (manifest.input.dtype, manifest.input.dims) == ("UINT8", (3, 12, 12))
-    assert (
-        "channels first made channels last, as the file takes [12, 12, 3] (NHWC)" in manifest.original["changes"]
-    )
-    last = asked_member(path, np.arange(2 * 3 * 144, dtype=np.uint8).reshape(2, 3, 12, 12))
-    assert exported(path, Asked(resolution_px=12)).input.dims == (12, 12, 3)
-    exported(convolution(tmp_path, ["n", 3, *sides]), BY_HAND)
-    first = asked_member(path, np.arange(2 * 3 * 144, dtype=np.uint8).reshape(2, 3, 12, 12))
-    np.testing.assert_allclose(last, first, atol=1e-5)
-
-
-def test_bytes_are_not_normalised_twice_and_half_floats_are_cast(tmp_path: Path) -> None:
-    text = refused(convolution(tmp_path, ["n", 3, 12, 12], kind=TensorProto.UINT8), BY_HAND)
-    assert "got UINT8 [3, 12, 12], expected FP32" in text
-    assert "leave them out" in text
-    manifest = exported(convolution(tmp_path, ["n", 3, 12, 12], kind=TensorProto.FLOAT16), BY_HAND)
-    assert "input cast from FP32 to FP16" in manifest.original["changes"]
-
-
-def classifier(folder: Path) -> Path:
-    """What skl2onnx makes of a linear model: a label, and a map of probabilities per row."""
-    words = ["cat", "dog", "fox"]
-    scores = {"coefficients": RNG.normal(size=18).tolist(), "intercepts": [0.0] * 3, "post_transform": "SOFTMAX"}
-    nodes = [
-        node("LinearClassifier", ["x"], ["label", "s"], domain="ai.onnx.ml", classlabels_strings=words, **scores),
-        node("ZipMap", ["s"], ["probs"], domain="ai.onnx.ml", classlabels_strings=words),
-    ]
-    kind = helper.make_map_type_proto(TensorProto.STRING, helper.make_tensor_type_proto(FLOAT, []))
-    maps = helper.make_value_info("probs", helper.make_sequence_type_proto(kind))
-    return file_of(folder, nodes, ([X], [value("label", ["n"], TensorProto.STRING), maps]))
-
-
-def test_maps_are_taken_as_the_tensor_they_are_made_of_with_its_class_names(tmp_path: Path) -> None:
-    path = classifier(tmp_path)
-    text = refused(path)
-    assert "got outputs label (STRING [n]), probs (a sequence of maps), expected one" in text
-    assert "most likely --output-name probs" in text
-    assert "got STRING, expected scores" in refused(path, Asked(output_name="label"))
-    manifest = exported(path, Asked(output_name="probs", output_kind="probabilities"))
-    assert manifest.labels == ("cat", "dog", "fox")
-    assert manifest.original["opsets"] == {"ai.onnx.ml": 3}
-    expected = [list(row.values()) for row in answers(path, ROWS, "probs")]
-    np.testing.assert_allclose(asked_member(path, ROWS), expected, atol=1e-6)
-    assert manifest.macs == 18
-
-
-def test_a_tensor_inside_can_be_named_and_what_it_does_not_need_is_left_out(tmp_path: Path) -> None:
-    nodes = [
-        MULTIPLY,
-        node("SequenceConstruct", ["y"], ["s"]),
-        node("MatMul", ["x", "v"], ["other"]),
-        node("ArgMax", ["other"], ["label"], axis=1),
-    ]
-    several = helper.make_value_info(
-        "s", helper.make_sequence_type_proto(helper.make_tensor_type_proto(FLOAT, None))
-    )
-    path = file_of(
-        tmp_path, nodes, ([X], [several, value("label", None, INT64)]), {"v": np.ones((6, 9), np.float32)}
-    )
-    assert "got a sequence of tensors, expected scores" in refused(path, Asked(output_name="s"))
-    assert "got INT64, expected scores" in refused(path, Asked(output_name="label"))
-    assert "got w, expected s or label" in refused(path, Asked(output_name="w"))
-    manifest = exported(path, Asked(output_name="y"))
-    assert (manifest.macs, manifest.parameters) == (24, 24)
-    np.testing.assert_allclose(asked_member(path, ROWS), ROWS @ WEIGHT, atol=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("nodes", "outputs", "says"),
-    [
-        ([node("ReduceMax", ["x", "one"], ["y"], keepdims=0)], value("y", ["n"]), "output y: got 1 axes, [n]"),
-        ([node("Unsqueeze", ["x", "one"], ["u"]), node("Concat", ["u", "u"], ["y"], axis=1)],
-         value("y", ["n", 2, 6]), "output y: got 3 axes, [n, 2, 6]"),
-        ([MULTIPLY], value("w", [6, 4]), "output w: got shape [6, 4] for 8 rows"),
-        ([node("RandomNormalLike", ["x"], ["y"])], value("y", ["n", 6]), "other scores each time it is asked"),
-        ([node("CumSum", ["x", "zero"], ["y"])], value("y", ["n", 6]), "other scores for a row alone than in a"),
-        ([node("Custom", ["x"], ["y"], domain="mine")], Y, "mine:Custom(-1) is not a registered function/op"),
-    ],
-)  # fmt: skip
-def test_what_is_no_table_of_scores_is_refused_for_its_own_reason(
-    tmp_path: Path, nodes: list[Any], outputs: Any, says: str
-) -> None:
-    weights = {"one": np.array([1]), "zero": np.array(0)}
-    assert says in refused(file_of(tmp_path, nodes, ([X], [outputs]), weights))
-
-
 def test_files_that_only_onnx_runtime_takes_are_put_in_order(tmp_path: Path) -> None:
     nodes = [node("Relu", ["m"], ["y"]), node("MatMul", ["x", "w"], ["m"])]
     wrong = value("m", ["n", 5])
@@ -400,7 +218,8 @@ def test_names_of_image_processing_are_the_files_own_unless_it_was_a_member(tmp_
     ends = [value("logits", ["n", 6])], [value("image", ["n", 4])]
     manifest = exported(file_of(tmp_path, nodes, ends, {"preprocess/w": WEIGHT}))
     assert (manifest.macs, manifest.preprocess_macs, manifest.parameters) == (24, 0, 24)
-    seen = exported(convolution(tmp_path, ["n", 3, 24, 24]), dataclasses.replace(BY_HAND, resolution_px=24))
+    seen = exported(convolution(tmp_path, ["n", 3, 12, 12]), BY_HAND, image_px=30)
+    assert seen.preprocess_macs > 0
     (tmp_path / "again").mkdir()
     member = tmp_path / "again/m.onnx"
     (tmp_path / "m/1/model.onnx").rename(member)
