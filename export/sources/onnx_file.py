@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 from google.protobuf.message import DecodeError
 from onnx.external_data_helper import ExternalDataInfo, load_external_data_for_model, uses_external_data
 
@@ -18,6 +19,7 @@ from export.graphs import (
     all_tensors,
     keep_needed,
     make_dense,
+    opset_of,
     rename_tensors,
     sorted_nodes,
 )
@@ -31,10 +33,11 @@ from export.sources.onnx_output import FileOutput, adapt_output, declare_output,
 from orchestrator.errors import ExportError
 from orchestrator.repository.files import disk_errors, sha256_of_path
 from orchestrator.spec import TensorSpec
+from orchestrator.spec.triton import runtime_of
 
 INPUT, OUTPUT = "image", "logits"
 # Rows that show what a file answers, and that a conversion is judged on; parity takes more.
-_ROWS = 8
+_ROWS = 4
 
 
 def identify_onnx(what: str, asked: Asked) -> Identity:
@@ -141,6 +144,7 @@ def _whole(path: Path, subject: str) -> tuple[onnx.ModelProto, Any]:
     try:
         session = session_of(path, subject)
     except ExportError as error:
+        _require_known(model, subject)
         if fault is None:
             raise
         raise ExportError(
@@ -152,6 +156,18 @@ def _whole(path: Path, subject: str) -> tuple[onnx.ModelProto, Any]:
         for graph in (model.graph, *all_graphs(model.graph.node)):
             del graph.value_info[:]
     return model, session
+
+
+def _require_known(model: onnx.ModelProto, subject: str) -> None:
+    """Raises ExportError where a file is newer than the ONNX Runtime that is installed."""
+    runtime, opset = runtime_of(onnxruntime.__version__), opset_of(model) or 0
+    if runtime is not None and (model.ir_version > runtime.ir_version or opset > runtime.opset):
+        raise ExportError(
+            subject,
+            got=f"file version {model.ir_version} and opset {opset}",
+            expected=f"at most {runtime.ir_version} and {runtime.opset}, as ONNX Runtime {runtime.version} reads",
+            fix="export it again with opset 18",
+        )
 
 
 def _serialised(model: onnx.ModelProto, subject: str) -> bytes:

@@ -154,10 +154,9 @@ def _kind(word: str) -> str:
     """ONNX Runtime's word for a type, "seq(map(int64,tensor(float)))", in words."""
     if word.startswith("tensor("):
         return _WORDS.get(word, word[7:-1].upper())
-    for start, text in (("seq(map", "a sequence of maps"), ("seq", "a sequence of tensors"), ("map", "a map")):
-        if word.startswith(start):
-            return text
-    return word.replace("optional", "an optional value of ")
+    starts = {"seq(map": "a sequence of maps", "seq": "a sequence of tensors", "map": "a map"}
+    starts |= {"optional": "an optional value", "sparse": "a sparse tensor"}
+    return next((text for start, text in starts.items() if word.startswith(start)), word)
 
 
 def _without_scores(kind: str) -> str:

@@ -22,6 +22,7 @@ from export.sources import Asked
 from orchestrator.local.sessions import LocalMembers
 from orchestrator.repository import check
 from orchestrator.spec import Member, manifest_from_path
+from orchestrator.spec.triton import EMBEDDED, releases_that_read
 from tests.export.foreign_files import (
     BY_HAND,
     MULTIPLY,
@@ -74,23 +75,11 @@ def test_a_branch_that_reads_the_input_goes_behind_an_image_processing(tmp_path:
 
 
 def test_a_weight_of_a_branch_may_have_the_name_of_an_outer_one_of_another_type(tmp_path: Path) -> None:
-    one = branch("a", "Relu")
-    one.initializer.append(array(2 * WEIGHT, "w"))
-    nodes = [*choosing(one, branch("b", read="x")), node("Add", ["y", "w2"], ["z"])]
-    other = helper.make_graph([node("Tanh", ["x"], ["o"])], "o", [], [value("o", ["n", 6])])
-    other.node[0].output[0] = "c6"
-    other.node.append(node("MatMul", ["c6", "c7"], ["o"]))
-    other.initializer.append(array(WEIGHT, "c7"))
-    other.output[0].type.tensor_type.shape.dim[1].dim_value = 4
-    nodes[0] = node("If", ["c"], ["y"], then_branch=one, else_branch=other)
-    path = file_of(
-        tmp_path,
-        nodes,
-        ([X], [value("z", ["n", 4])]),
-        {"c": np.array(True), "w": np.array([3]), "w2": np.float32(1)},
-    )
+    nodes = [node("MatMul", ["x", "c"], ["a"]), node("Relu", ["a"], ["a2"])]
+    one = helper.make_graph(nodes, "one", [], [value("a2", None)], initializer=[array(2 * WEIGHT, "c")])
+    path = file_of(tmp_path, choosing(one, branch("b", "Tanh")), weights={"c": np.array(True)})
     assert exported(path).macs == 24
-    np.testing.assert_allclose(asked_member(path, ROWS), np.maximum(ROWS @ (2 * WEIGHT), 0) + 1, rtol=1e-5)
+    np.testing.assert_allclose(asked_member(path, ROWS), np.maximum(ROWS @ (2 * WEIGHT), 0), atol=1e-5)
 
 
 def test_loops_and_scans_may_shadow_outer_names(tmp_path: Path) -> None:
@@ -155,6 +144,14 @@ def test_an_opset_that_old_runtimes_do_not_read_is_kept_only_on_request(tmp_path
     assert f"got opset 24, which cannot be brought to {MAX_OPSET} (No Previous Version of Swish" in text
     assert "--keep-opset: Triton 26.02, 26.03" in text
     assert exported(path, Asked(keep_opset=True)).opset == 24
+    assert releases_that_read(ir_version=10, opset=MAX_OPSET)[0] == EMBEDDED
+    assert releases_that_read(ir_version=14, opset=28) == ()
+
+
+@pytest.mark.parametrize(("opset", "ir"), [(99, 10), (18, 99)])
+def test_a_file_newer_than_the_installed_runtime_says_what_that_reads(tmp_path: Path, opset: int, ir: int) -> None:
+    text = refused(file_of(tmp_path, [MULTIPLY], opset=opset, ir=ir))
+    assert f"got file version {ir} and opset {opset}, expected at most" in text
 
 
 def test_a_conversion_that_spoils_a_branch_no_row_takes_is_not_kept(
