@@ -2,12 +2,175 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import onnx
-from onnx import TensorProto, inliner
+from onnx import TensorProto, inliner, numpy_helper
 
 from orchestrator.errors import ExportError
+
+# The standard operators have both names.
+DEFAULT_DOMAINS = ("", "ai.onnx")
+
+
+def opset_of(model: onnx.ModelProto) -> int | None:
+    """Opset of the standard operators; None where the model names none."""
+    return max((part.version for part in model.opset_import if part.domain in DEFAULT_DOMAINS), default=None)
+
+
+def graphs_inside(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
+    """Graphs that a node holds itself: branches of an If, bodies of Loop and Scan."""
+    for attribute in node.attribute:
+        if attribute.HasField("g"):
+            yield attribute.g
+        yield from attribute.graphs
+
+
+def all_graphs(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.GraphProto]:
+    """Graphs inside nodes, at any depth."""
+    for node in nodes:
+        for graph in graphs_inside(node):
+            yield graph
+            yield from all_graphs(graph.node)
+
+
+def all_nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
+    """Nodes of the graph, of the graphs inside it and of the model's functions, at any depth."""
+    outer = [*model.graph.node, *(node for function in model.functions for node in function.node)]
+    yield from outer
+    for graph in all_graphs(outer):
+        yield from graph.node
+
+
+def all_tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    """Everything that holds numbers: weights, dense or sparse, and attributes, at any depth."""
+    outer = [*model.graph.node, *(node for function in model.functions for node in function.node)]
+    sparse = []
+    for graph in (model.graph, *all_graphs(outer)):
+        yield from graph.initializer
+        sparse += graph.sparse_initializer
+    for node in all_nodes(model):
+        for attribute in node.attribute:
+            yield from (attribute.t, *attribute.tensors)
+            sparse += [attribute.sparse_tensor, *attribute.sparse_tensors]
+    for one in sparse:
+        yield from (one.values, one.indices)
+
+
+def fed_names(graph: onnx.GraphProto) -> set[str]:
+    """Names of a graph's weights; an input of such a name need not be given."""
+    return {one.name for one in graph.initializer} | {one.values.name for one in graph.sparse_initializer}
+
+
+def rename_tensors(
+    graph: onnx.GraphProto,
+    new: Mapping[str, str],
+    *,
+    reserved: Collection[str] = (),
+    reserved_prefixes: tuple[str, ...] = (),
+) -> None:
+    """Renames tensors of a graph wherever they are made, read or described, in the graphs inside it too.
+
+    A graph inside that has a tensor of its own under a name of the graph around it means its own. That one, and
+    whatever else has a new or reserved name, gets another one, at any depth: no name means two tensors then, which
+    not every tool would tell apart.
+
+    Args:
+        graph: changed in place.
+        new: name of a tensor of this graph -> its new name.
+        reserved: names that nothing may have afterwards, unless they are in `new`.
+        reserved_prefixes: no tensor and no node may have a name that begins so afterwards, unless it is in `new`.
+    """
+    known = {name for inner in (graph, *all_graphs(graph.node)) for name in (*_own_names(inner), *_read(inner))}
+    _Renaming({*new.values(), *reserved}, reserved_prefixes, known).rename(graph, {}, new, set())
+
+
+def _own_names(graph: onnx.GraphProto) -> set[str]:
+    """Tensors that a graph brings in or makes itself."""
+    made = {name for node in graph.node for name in node.output if name}
+    return made | {value.name for value in graph.input} | fed_names(graph)
+
+
+def _read(graph: onnx.GraphProto) -> set[str]:
+    return {name for node in graph.node for name in node.input}
+
+
+@dataclass
+class _Renaming:
+    """One renaming on its way through a graph and those inside it."""
+
+    reserved: set[str]
+    prefixes: tuple[str, ...]
+    known: set[str]
+
+    def rename(
+        self, graph: onnx.GraphProto, outer: Mapping[str, str], new: Mapping[str, str], visible: set[str]
+    ) -> None:
+        """Renames in a graph: `outer` holds for the graphs around it, whose names are `visible`, `new` for it."""
+        own = _own_names(graph)
+        moved = {name: self._free(name) for name in sorted(own) if self._is_reserved(name) or name in visible}
+        table = {**outer, **moved, **new}
+        for value in (*graph.input, *graph.output, *graph.value_info, *graph.initializer):
+            value.name = table.get(value.name, value.name)
+        for sparse in graph.sparse_initializer:
+            sparse.values.name = table.get(sparse.values.name, sparse.values.name)
+        for note in graph.quantization_annotation:
+            note.tensor_name = table.get(note.tensor_name, note.tensor_name)
+            for entry in note.quant_parameter_tensor_names:
+                entry.value = table.get(entry.value, entry.value)
+        for node in graph.node:
+            node.input[:] = [table.get(name, name) for name in node.input]
+            node.output[:] = [table.get(name, name) for name in node.output]
+            if node.name.startswith(self.prefixes):
+                node.name = self._free(node.name)
+            for inner in graphs_inside(node):
+                self.rename(inner, table, {}, visible | own)
+
+    def _is_reserved(self, name: str) -> bool:
+        return name in self.reserved or name.startswith(self.prefixes)
+
+    def _free(self, name: str) -> str:
+        found, count = f"inner/{name}", 1
+        while found in self.known or found in self.reserved:
+            count += 1
+            found = f"inner_{count}/{name}"
+        self.known.add(found)
+        return found
+
+
+def make_dense(graph: onnx.GraphProto) -> int:
+    """Stores sparse weights densely, as runtimes do on loading and most tools want it; returns how many."""
+    count = 0
+    for one in (graph, *all_graphs(graph.node)):
+        for sparse in one.sparse_initializer:
+            values, indices = numpy_helper.to_array(sparse.values), numpy_helper.to_array(sparse.indices)
+            dense = np.zeros(tuple(sparse.dims), values.dtype)
+            # Places in the flattened weight, or one row of coordinates per value.
+            dense.flat[indices if indices.ndim == 1 else np.ravel_multi_index(tuple(indices.T), dense.shape)] = (
+                values
+            )
+            one.initializer.append(numpy_helper.from_array(dense, sparse.values.name))
+            count += 1
+        del one.sparse_initializer[:]
+    return count
+
+
+def keep_needed(graph: onnx.GraphProto) -> None:
+    """Drops nodes and dense weights that no output of the graph depends on; the nodes must be in order."""
+    wanted = {value.name for value in graph.output}
+    kept = []
+    for node in reversed(graph.node):
+        if wanted & set(node.output):
+            wanted |= names_read(node)
+            kept.append(node)
+    replace_nodes(graph, kept[::-1])
+    # One by one and in place: weights may be gigabytes.
+    for index in reversed(range(len(graph.initializer))):
+        if graph.initializer[index].name not in wanted:
+            del graph.initializer[index]
 
 
 def named_copy(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -65,13 +228,11 @@ def sorted_nodes(graph: onnx.GraphProto) -> None:
 
 
 def names_read(node: onnx.NodeProto) -> set[str]:
-    """Tensors a node reads, through the graphs inside it too."""
+    """Tensors a node reads, through the graphs inside it too, but not those that are made there."""
     names = set(node.input)
-    for attribute in node.attribute:
-        for graph in (attribute.g, *attribute.graphs):
-            names.update(value.name for value in graph.output)
-            for inner in graph.node:
-                names |= names_read(inner)
+    for graph in graphs_inside(node):
+        inside = {value.name for value in graph.output}.union(*map(names_read, graph.node))
+        names |= inside - _own_names(graph)
     return names
 
 

@@ -70,6 +70,9 @@ class Plan:
             "dims": list(asked.dims) if asked.dims else None,
             "output_kind": asked.output_kind,
             "output_name": asked.output_name,
+            # Only where it is asked for, so that members of earlier exports stay current.
+            **({"keep_opset": True} if asked.keep_opset else {}),
+            **({"macs": asked.macs} if asked.macs is not None else {}),
             "parity_rows": self.parity_rows,
             "max_batch_size": self.max_batch_size,
             "runtimes": list(self.runtimes),
@@ -218,6 +221,7 @@ def _manifest(
     if loaded.output_kind == "probabilities":
         _require_probabilities(_reference(loaded, tensor)(rows[:8]), plan.identity.text)
     classes = _classes(model, plan.identity.text, loaded.labels)
+    macs, preprocess_macs, counter = _cost(model, loaded, image_px, given=plan.asked.macs)
     side = loaded.dims[-1] if loaded.processing is not None else None
     return Manifest(
         name=plan.name,
@@ -231,9 +235,9 @@ def _manifest(
         output=TensorSpec(name="logits", dtype=_output_dtype(model), dims=(classes,)),
         output_kind=loaded.output_kind,
         parameters=parameters_of(model),
-        macs=macs_per_row(model),
-        preprocess_macs=preprocess_macs_per_row(model),
-        macs_counter=COUNTER,
+        macs=macs,
+        preprocess_macs=preprocess_macs,
+        macs_counter=counter,
         labels=loaded.labels,
         max_batch_size=plan.max_batch_size,
         random_weights=plan.asked.random_weights,
@@ -242,11 +246,30 @@ def _manifest(
         training={"random_top_probability": spread} if spread else {},
         resolution_px=side,
         in_graph=in_graph,
+        original=dict(loaded.original),
         options=plan.options(),
         versions={**loaded.versions, "onnx": onnx.__version__, "onnxruntime": installed_version()},
         processor_flags=processor_flags_of(model),
         runtimes={version: proof.as_json() for version, proof in proofs.items()},
     )
+
+
+def _cost(
+    model: onnx.ModelProto, loaded: Loaded, image_px: tuple[int, int] | None, *, given: float | None
+) -> tuple[float, float, str]:
+    """MACs of the network and of the image processing, one row, and who counted the first."""
+    if given is not None:
+        if loaded.processing is None or image_px is None:
+            return given, 0.0, "given with --macs"
+        from export.images.preprocess import preprocess_only
+
+        alone = preprocess_only(loaded.processing, height_px=image_px[0], width_px=image_px[1])
+        return given, preprocess_macs_per_row(alone), "given with --macs"
+    try:
+        return macs_per_row(model), preprocess_macs_per_row(model), COUNTER
+    except ExportError as error:
+        fix = "give the multiply-accumulates of one row with --macs"
+        raise ExportError(error.what, got=error.got, expected=error.expected, fix=fix) from error
 
 
 def _reference(loaded: Loaded, tensor: TensorSpec) -> Callable[[npt.NDArray[Any]], npt.NDArray[np.float32]]:

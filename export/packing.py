@@ -17,6 +17,7 @@ from tempfile import TemporaryDirectory
 
 import onnx
 
+from export.graphs import all_tensors
 from orchestrator.errors import ExportError
 from orchestrator.repository.files import disk_errors, sha256_of_path
 
@@ -104,7 +105,7 @@ def packed(model: onnx.ModelProto, beside: Path, *, over_bytes: int = EXTERNAL_O
         ExportError: the disk is too full.
         RepositoryError: it cannot be written.
     """
-    size = sum(len(weight.raw_data) for weight in model.graph.initializer)
+    size = sum(len(weight.raw_data) for weight in all_tensors(model))
     require_room(beside, size)
     with disk_errors(f"writing to {beside}"), _work_folder(beside) as folder:
         if size <= over_bytes:
@@ -126,7 +127,7 @@ def _with_weights_beside(model: onnx.ModelProto, folder: Path) -> Packed:
     name = f"model-{digest[:12]}.data"
     (folder / "weights").rename(folder / name)
     small = onnx.load(str(folder / MODEL), load_external_data=False)
-    for weight in small.graph.initializer:
+    for weight in all_tensors(small):
         for entry in weight.external_data:
             if entry.key == "location":
                 entry.value = name

@@ -168,7 +168,8 @@ def session_of(model: bytes | Path, subject: str = "ONNX Runtime") -> Any:
     """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = os.cpu_count() or 1
-    options.log_severity_level = 3
+    # What it would log as an error comes as an exception.
+    options.log_severity_level = 4
     try:
         source = model if isinstance(model, bytes) else str(model)
         return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])

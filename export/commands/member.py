@@ -61,8 +61,24 @@ def member(
     weights: Annotated[Path | None, typer.Option(help="State dict for torch: sources.")] = None,
     mean: Annotated[str | None, typer.Option(help="Per channel, on a 0-1 scale: 0.485,0.456,0.406.")] = None,
     std: Annotated[str | None, typer.Option(help="Per channel, on a 0-1 scale.")] = None,
-    dims: Annotated[str | None, typer.Option(help="Input of a torch: source without the batch: 3,32,32.")] = None,
-    output_name: Annotated[str | None, typer.Option(help="Output to take from an ONNX file with several.")] = None,
+    dims: Annotated[
+        str | None,
+        typer.Option(
+            help="Dims of a row without the batch, for torch: sources and free axes of ONNX files: 3,32,32."
+        ),
+    ] = None,
+    output_name: Annotated[
+        str | None,
+        typer.Option(help="Output to take from an ONNX file with several; also a tensor inside its graph."),
+    ] = None,
+    keep_opset: Annotated[
+        bool,
+        typer.Option("--keep-opset", help="Take an ONNX file whose opset only newer Triton releases read."),
+    ] = False,
+    macs: Annotated[
+        float | None,
+        typer.Option(min=0, help="Multiply-accumulates of one row, where they cannot be counted, as of trees."),
+    ] = None,
     probabilities: Annotated[
         bool, typer.Option("--probabilities", help="The model's output is probabilities, not logits.")
     ] = False,
@@ -97,6 +113,8 @@ def member(
         dims=_dims(dims),
         output_kind="probabilities" if probabilities else "logits",
         output_name=output_name,
+        keep_opset=keep_opset,
+        macs=macs,
     )
     kinds = _precisions(precision)
     proven_on = runtimes_from_text(runtimes)
@@ -138,6 +156,7 @@ def summary(manifest: Manifest) -> str:
         words.append(
             f"same top-1 as fp32 on {manifest.agreement['same_top1']:.1%} of {manifest.agreement['rows']} rows"
         )
+    words += manifest.original.get("changes", [])
     if manifest.random_weights:
         words.append("RANDOM WEIGHTS: its answers mean nothing")
     return ", ".join(words)

@@ -187,6 +187,13 @@ def _linear_model(view: NodeView) -> int:
     return rows * len(view.attribute("coefficients", []))
 
 
+def _support_vectors(view: NodeView) -> int:
+    """The products of a row with the support vectors, or with one vector per class where the kernel is linear."""
+    rows = view.shape(0)[0] if len(view.shape(0)) > 1 else 1
+    vectors: list[float] = view.attribute("support_vectors", [])
+    return rows * (len(vectors) or len(view.attribute("coefficients", [])))
+
+
 RULES: dict[str, Rule] = {
     "Conv": _convolution(1),
     "ConvInteger": _convolution(1),
@@ -222,6 +229,8 @@ RULES: dict[str, Rule] = {
     f"{MICROSOFT}DynamicQuantizeLSTM": _recurrent,
     "ai.onnx.ml::LinearClassifier": _linear_model,
     "ai.onnx.ml::LinearRegressor": _linear_model,
+    "ai.onnx.ml::SVMClassifier": _support_vectors,
+    "ai.onnx.ml::SVMRegressor": _support_vectors,
 }
 
 # Operators up to this opset were looked at; one that came later may be anything.

@@ -20,6 +20,7 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from export.graphs import full_check, opset_of, rename_tensors
 from export.images.processing import Processing
 from orchestrator.errors import ExportError
 
@@ -29,6 +30,8 @@ IMAGE = f"{PREFIX}image"
 # is worth a call. Bicubic 600 -> 224 pixels, one image on one thread of ONNX Runtime: 6.8 ms in one piece, 2.5 in
 # blocks of 64, 1.6 in blocks of 16.
 BLOCK = 16
+# The bounds of a Clip are inputs since then.
+_MIN_OPSET = 11
 
 
 def resize_matrix(size_in: int, size_out: int, filter_name: str) -> npt.NDArray[np.float32]:
@@ -68,7 +71,8 @@ def with_preprocess(
         input_name: name of its uint8 input (n, channels, height_px, width_px).
 
     Raises:
-        ExportError: the processing does not end at the size the network takes.
+        ExportError: the processing does not end at the size the network takes, or the network is too old for it or
+            no valid model.
     """
     old = network.graph.input[0]
     batch = old.type.tensor_type.shape.dim[0]
@@ -77,12 +81,17 @@ def with_preprocess(
     want = [dim.dim_value for dim in old.type.tensor_type.shape.dim[2:]]
     if any(a and a != b for a, b in zip(want, sides, strict=True)):
         raise ExportError("preprocessing", got=f"{sides[0]}x{sides[1]} pixels", expected=f"{want[0]}x{want[1]}")
+    opset = opset_of(network)
+    if opset is not None and opset < _MIN_OPSET:
+        raise ExportError(
+            "image processing in the graph",
+            got=f"a network of opset {opset}",
+            expected=f"{_MIN_OPSET} or more",
+            fix="export it again with opset 18",
+        )
     merged = onnx.ModelProto()
     merged.CopyFrom(network)
-    for node in merged.graph.node:
-        for index, name in enumerate(node.input):
-            if name == old.name:
-                node.input[index] = IMAGE
+    rename_tensors(merged.graph, {old.name: IMAGE}, reserved={input_name}, reserved_prefixes=(PREFIX,))
     new = helper.make_tensor_value_info(
         input_name, TensorProto.UINT8, [batch.dim_param or "batch", processing.channels, height_px, width_px]
     )
@@ -92,7 +101,7 @@ def with_preprocess(
     del merged.graph.node[:]
     merged.graph.node.extend(nodes)
     merged.graph.initializer.extend(graph.constants)
-    onnx.checker.check_model(merged, full_check=True)
+    full_check(merged, "image processing and network as one")
     return merged
 
 

@@ -31,9 +31,11 @@ class Asked:
         seed: of them.
         weights: file with the weights of a `torch:` model.
         mean, std: per channel on a 0-1 scale, where the source does not say.
-        dims: input (channels, height, width) or other dims, where the source does not say.
+        dims: input (channels, height, width) or other dims, where the source does not say or leaves them free.
         output_kind: "logits" or "probabilities", what the model gives.
-        output_name: the output to take from an ONNX file with several.
+        output_name: the output to take from an ONNX file with several, or a tensor inside it.
+        keep_opset: take an ONNX file whose opset not every supported runtime reads.
+        macs: multiply-accumulates of one row, where they cannot be counted; None counts them.
         progress: told what is being done.
     """
 
@@ -46,6 +48,8 @@ class Asked:
     dims: tuple[int, ...] | None = None
     output_kind: str = "logits"
     output_name: str | None = None
+    keep_opset: bool = False
+    macs: float | None = None
     progress: Callable[[str], None] = field(default=lambda _: None, compare=False)
 
     def processing(self, subject: str, *, channels: int = 3) -> Processing | None:
@@ -109,6 +113,7 @@ class Loaded:
         output_kind: "logits" or "probabilities".
         reference: the original, (n, *dims) -> (n, k), where it is not the torch module.
         versions: of the packages it came through.
+        original: of an ONNX source: its file version, opsets and tensor names, and what was changed, in words.
     """
 
     network: nn.Module | None = None
@@ -122,6 +127,7 @@ class Loaded:
     output_kind: str = "logits"
     reference: Callable[[Rows], Rows] | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
+    original: Mapping[str, Any] = field(default_factory=dict)
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

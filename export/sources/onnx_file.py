@@ -1,31 +1,43 @@
-"""An ONNX file that somebody already has."""
+"""An ONNX file that somebody already has: brought to the form of a member, the original kept to compare with."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import onnx
+import onnxruntime
 from google.protobuf.message import DecodeError
-from onnx import TensorProto, version_converter
 from onnx.external_data_helper import ExternalDataInfo, load_external_data_for_model, uses_external_data
 
-from export.packing import MAX_IR_VERSION, OPSET
-from export.parity import session_of
+from export.graphs import (
+    DEFAULT_DOMAINS,
+    all_graphs,
+    all_nodes,
+    all_tensors,
+    keep_needed,
+    make_dense,
+    opset_of,
+    rename_tensors,
+    sorted_nodes,
+)
+from export.images.preprocess import IMAGE, PREFIX
+from export.opsets import brought_to_common_opset, with_one_import
+from export.parity import MAX_ABS_ERROR, session_of
+from export.rows import varied_rows
 from export.sources.base import Asked, Identity, Loaded, Rows, member_name
+from export.sources.onnx_input import ADDED, FileInput, input_of
+from export.sources.onnx_output import FileOutput, adapt_output, declare_output, output_of, require_scores
 from orchestrator.errors import ExportError
 from orchestrator.repository.files import disk_errors, sha256_of_path
+from orchestrator.spec import TensorSpec
+from orchestrator.spec.triton import runtime_of
 
-_TYPES = {
-    TensorProto.FLOAT: "FP32",
-    TensorProto.FLOAT16: "FP16",
-    TensorProto.DOUBLE: "FP64",
-    TensorProto.UINT8: "UINT8",
-    TensorProto.INT8: "INT8",
-    TensorProto.INT32: "INT32",
-    TensorProto.INT64: "INT64",
-}
 INPUT, OUTPUT = "image", "logits"
+# Rows that show what a file answers, and that a conversion is judged on; parity takes more.
+_ROWS = 4
 
 
 def identify_onnx(what: str, asked: Asked) -> Identity:
@@ -74,7 +86,7 @@ def _external(model: onnx.ModelProto, path: Path, subject: str) -> list[Path]:
     folder = path.parent.resolve()
     files = []
     for location in sorted(
-        {str(ExternalDataInfo(t).location) for t in _tensors(model.graph) if uses_external_data(t)}
+        {str(ExternalDataInfo(t).location) for t in all_tensors(model) if uses_external_data(t)}
     ):
         file = (path.parent / location).resolve()
         if Path(location).is_absolute() or not file.is_relative_to(folder):
@@ -89,141 +101,173 @@ def _external(model: onnx.ModelProto, path: Path, subject: str) -> list[Path]:
     return files
 
 
-def _tensors(graph: onnx.GraphProto) -> list[onnx.TensorProto]:
-    found = list(graph.initializer)
-    for node in graph.node:
-        for attribute in node.attribute:
-            found += [attribute.t] if attribute.HasField("t") else []
-            found += _tensors(attribute.g) if attribute.HasField("g") else []
-    return found
-
-
 def _load(path: Path, subject: str, asked: Asked) -> Loaded:
+    if asked.random_weights:
+        raise ExportError(subject, got="--random-weights", expected="the weights of the file", fix="leave it out")
+    model, session = _whole(path, subject)
+    output = output_of(model, session.get_outputs(), asked.output_name, subject)
+    source = input_of(model, asked, subject)
+    dims = source.member_dims
+    processing = asked.processing(subject, channels=dims[0] if len(dims) == 3 else 3)
+    declare_output(model.graph, output.name)
+    if output.name not in [one.name for one in session.get_outputs()]:
+        session = session_of(_serialised(model, subject), subject)
+    rows = varied_rows(TensorSpec(name=INPUT, dtype=source.member_dtype, dims=dims), _ROWS, seed=3)
+    ask = _original(session, source, output)
+    answer = _answer(ask, rows, subject=subject, name=output.name)
+    found = _facts(model, source, output)
+    brought, changes = _as_member(model, source, output, rows=rows, answer=answer, subject=subject, asked=asked)
+    return Loaded(
+        proto=brought,
+        dims=dims,
+        dtype=source.member_dtype,
+        processing=processing,
+        labels=output.labels,
+        output_kind=asked.output_kind,
+        reference=lambda rows: ask(rows).reshape(len(rows), -1),
+        versions={"producer": f"{model.producer_name} {model.producer_version}".strip()},
+        original={**found, "changes": changes},
+    )
+
+
+def _whole(path: Path, subject: str) -> tuple[onnx.ModelProto, Any]:
+    """The model with its weights, and a session of the file as it came."""
     model = _read(path, subject)
+    fault = None
     try:
         load_external_data_for_model(model, str(path.parent))
         # By path, so that models over 2 GB, which protobuf cannot serialise, are checked too.
         onnx.checker.check_model(str(path), full_check=True)
     # The checker's and the shape inference's errors, a file cut short, and onnx's own refusals.
     except Exception as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        fault = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    try:
+        session = session_of(path, subject)
+    except ExportError as error:
+        _require_known(model, subject)
+        if fault is None:
+            raise
         raise ExportError(
-            subject, got=f"a model that is not whole ({first})", fix="copy or export it again"
+            subject, got=f"a model that is not whole ({fault})", fix="copy or export it again"
         ) from error
-    model = _at_pinned_opset(model, subject)
-    dims, dtype = _input(model, subject)
-    output = _output(model, subject, asked.output_name)
-    _rename(model)
-    processing = asked.processing(subject, channels=dims[0] if len(dims) == 3 else 3)
-    if processing is not None and (len(dims) != 3 or dtype != "FP32"):
+    if fault is not None:
+        # ONNX Runtime is less strict: it takes nodes in any order, and overlooks what a file says of its shapes.
+        sorted_nodes(model.graph)
+        for graph in (model.graph, *all_graphs(model.graph.node)):
+            del graph.value_info[:]
+    return model, session
+
+
+def _require_known(model: onnx.ModelProto, subject: str) -> None:
+    """Raises ExportError where a file is newer than the ONNX Runtime that is installed."""
+    runtime, opset = runtime_of(onnxruntime.__version__), opset_of(model) or 0
+    if runtime is not None and (model.ir_version > runtime.ir_version or opset > runtime.opset):
         raise ExportError(
             subject,
-            got=f"input {dtype} {list(dims)}",
-            expected="FP32 (channels, height, width) behind --mean and --std",
+            got=f"file version {model.ir_version} and opset {opset}",
+            expected=f"at most {runtime.ir_version} and {runtime.opset}, as ONNX Runtime {runtime.version} reads",
+            fix="export it again with opset 18",
         )
-    if asked.random_weights:
-        raise ExportError(subject, got="--random-weights", expected="the weights of the file", fix="leave it out")
-    return Loaded(
-        proto=model,
-        dims=dims,
-        dtype=dtype,
-        processing=processing,
-        output_kind=asked.output_kind,
-        reference=_original(path, output, subject),
-        versions={"producer": f"{model.producer_name} {model.producer_version}".strip()},
-    )
 
 
-def _at_pinned_opset(model: onnx.ModelProto, subject: str) -> onnx.ModelProto:
-    """The model at the opset of all members; an older one that cannot be brought there stays, runtimes read it.
+def _serialised(model: onnx.ModelProto, subject: str) -> bytes:
+    try:
+        return model.SerializeToString()
+    # Protobuf's error for more than 2 GB differs by version.
+    except Exception as error:
+        raise ExportError(
+            subject, got="a tensor inside a model over 2 GB as output", expected="one of the file's own outputs"
+        ) from error
+
+
+def _original(session: Any, source: FileInput, output: FileOutput) -> Callable[[Rows], Rows]:
+    """The file as it came, under its own names, asked with the member's rows."""
+    return lambda rows: session.run([output.name], {source.name: source.file_rows(rows)})[0]
+
+
+def _answer(ask: Callable[[Rows], Rows], rows: Rows, *, subject: str, name: str) -> Rows:
+    """What the file gives for some rows, (n, ...).
 
     Raises:
-        ExportError: a newer one that cannot be brought there.
+        ExportError: nothing, no scores, or other scores from time to time or from batch to batch.
     """
-    found = max((part.version for part in model.opset_import if part.domain in ("", "ai.onnx")), default=OPSET)
-    if found != OPSET:
-        try:
-            model = version_converter.convert_version(model, OPSET)
-        # Whatever the converter's C++ side raises, and models over 2 GB, which it cannot take.
-        except Exception as error:
-            if found > OPSET:
-                raise ExportError(
-                    subject,
-                    got=f"opset {found}, which cannot be brought to {OPSET}",
-                    expected=f"opset {OPSET} or less, which the pinned runtimes read",
-                    fix=f"export it again with opset {OPSET}",
-                ) from error
-    model.ir_version = min(model.ir_version, MAX_IR_VERSION)
-    return model
-
-
-def _input(model: onnx.ModelProto, subject: str) -> tuple[tuple[int, ...], str]:
-    weights = {tensor.name for tensor in model.graph.initializer}
-    inputs = [value for value in model.graph.input if value.name not in weights]
-    if len(inputs) != 1:
-        names = ", ".join(value.name for value in inputs) or "none"
-        raise ExportError(subject, got=f"{len(inputs)} inputs ({names})", expected="one")
-    kind = inputs[0].type.tensor_type
-    sizes = [dim.dim_value if dim.HasField("dim_value") else -1 for dim in kind.shape.dim]
-    what = f"{subject} input {inputs[0].name}"
-    if kind.elem_type not in _TYPES:
-        raise ExportError(what, got=TensorProto.DataType.Name(kind.elem_type), expected=", ".join(_TYPES.values()))
-    if len(sizes) < 2:
-        raise ExportError(what, got=f"shape {sizes}", expected="a batch axis first, then the dims of a row")
-    if sizes[0] >= 0:
+    what = f"{subject}, the original"
+    try:
+        answer, again = ask(rows), ask(rows)
+        require_scores(answer, rows=len(rows), subject=subject, name=name)
+        alone = np.concatenate([ask(row[None]) for row in rows])
+    except ExportError:
+        raise
+    # ONNX Runtime's exceptions share no base of their own.
+    except Exception as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+        got = f"{first} on made-up rows {rows.dtype} {['n', *rows.shape[1:]]}"
+        raise ExportError(what, got=got, expected="scores (rows, classes)") from error
+    if not _close(again, answer):
         raise ExportError(
-            what,
-            got=f"a batch axis fixed at {sizes[0]}",
-            expected="a free one",
-            fix="export it again with a dynamic first axis",
-        )
-    if any(size < 1 for size in sizes[1:]):
-        raise ExportError(what, got=f"dims {sizes[1:]}", expected="fixed sizes after the batch axis")
-    kept = [value for value in model.graph.input if value.name == inputs[0].name]
+            what, got="other scores each time it is asked", expected="the same for the same rows",
+            fix="export it again without operators that draw random numbers",
+        )  # fmt: skip
+    if not _close(alone, answer):
+        raise ExportError(
+            what, got="other scores for a row alone than in a batch", expected="the same in any batch",
+            fix="export it again so that no operator works across the batch axis",
+        )  # fmt: skip
+    return answer
+
+
+def _close(got: Rows, expected: Rows) -> bool:
+    if got.shape != expected.shape:
+        return False
+    largest = float(np.abs(expected[np.isfinite(expected)]).max(initial=0))
+    allowed = MAX_ABS_ERROR * max(1.0, largest)
+    return bool(np.allclose(got, expected, rtol=0, atol=allowed, equal_nan=True))
+
+
+def _facts(model: onnx.ModelProto, source: FileInput, output: FileOutput) -> dict[str, Any]:
+    """What a file was before anything was done to it."""
+    used = {node.domain for node in all_nodes(model)}
+    return {
+        "ir_version": model.ir_version,
+        "opsets": {
+            "ai.onnx" if part.domain in DEFAULT_DOMAINS else part.domain: part.version
+            for part in model.opset_import
+            if part.domain in used
+        },
+        "input": source.name,
+        "output": output.asked,
+    }
+
+
+def _as_member(
+    model: onnx.ModelProto,
+    source: FileInput,
+    output: FileOutput,
+    *,
+    rows: Rows,
+    answer: Rows,
+    subject: str,
+    asked: Asked,
+) -> tuple[onnx.ModelProto, list[str]]:
+    """The network with the tensors that all members share, and what was changed, in words."""
+    given = [value for value in model.graph.input if value.name == source.name]
     del model.graph.input[:]
-    model.graph.input.extend(kept)
-    return tuple(sizes[1:]), _TYPES[kind.elem_type]
-
-
-def _output(model: onnx.ModelProto, subject: str, wanted: str | None) -> str:
-    names = [value.name for value in model.graph.output]
-    if wanted is None and len(names) > 1:
-        raise ExportError(
-            subject, got=f"outputs {', '.join(names)}", expected="one", fix="choose with --output-name"
-        )
-    if wanted is not None and wanted not in names:
-        raise ExportError(f"{subject} --output-name", got=wanted, expected=" or ".join(names))
-    kept = [value for value in model.graph.output if value.name == (wanted or names[0])]
-    rank = len(kept[0].type.tensor_type.shape.dim)
-    if rank != 2:
-        raise ExportError(f"{subject} output {kept[0].name}", got=f"{rank} axes", expected="2, rows and classes")
-    del model.graph.output[:]
-    model.graph.output.extend(kept)
-    return str(kept[0].name)
-
-
-def _original(path: Path, output: str, subject: str) -> Callable[[Rows], Rows]:
-    """The file as it came, under its own names, before anything was done to it."""
-    session = session_of(path, subject)
-    return lambda rows: session.run([output], {session.get_inputs()[0].name: rows})[0]
-
-
-def _rename(model: onnx.ModelProto) -> None:
-    """Gives input and output the names that all members share, so that requests are forwarded without a copy."""
-    new = {model.graph.input[0].name: INPUT, model.graph.output[0].name: OUTPUT}
-    taken = {name for node in model.graph.node for name in (*node.input, *node.output)} - set(new)
-    for name in taken & set(new.values()):
-        new[name] = f"{name}_inner"
-    _rename_in(model.graph, new)
-    for value in (*model.graph.input, *model.graph.output, *model.graph.value_info, *model.graph.initializer):
-        value.name = new.get(value.name, value.name)
-
-
-def _rename_in(graph: onnx.GraphProto, new: dict[str, str]) -> None:
-    for node in graph.node:
-        for names in (node.input, node.output):
-            for index, name in enumerate(names):
-                names[index] = new.get(name, name)
-        for attribute in node.attribute:
-            if attribute.HasField("g"):
-                _rename_in(attribute.g, new)
+    model.graph.input.extend(given)
+    declare_output(model.graph, output.name, answer)
+    dense = make_dense(model.graph)
+    keep_needed(model.graph)
+    with_one_import(model)
+    brought = brought_to_common_opset(model, source.file_rows(rows), subject=subject, keep_opset=asked.keep_opset)
+    graph = brought.model.graph
+    # A member that comes back as a file has our image processing already; anybody else's names only look so.
+    ours = source.dtype == "UINT8" and any(IMAGE in node.output for node in graph.node)
+    inside = {source.name: f"{ADDED}file_input", output.name: f"{ADDED}file_output"}
+    rename_tensors(
+        graph, inside, reserved={INPUT, OUTPUT}, reserved_prefixes=(ADDED,) if ours else (ADDED, PREFIX)
+    )
+    source.adapt(graph, inside[source.name])
+    adapt_output(graph, inside[output.name], answer)
+    # Requests are forwarded without a copy where all members use the same names.
+    rename_tensors(graph, {graph.input[0].name: INPUT, graph.output[0].name: OUTPUT})
+    changes = [f"{dense} sparse weight{'s' * (dense > 1)} made dense"] if dense else []
+    return brought.model, [*changes, *brought.changes, *source.changes(), *output.changes(answer)]

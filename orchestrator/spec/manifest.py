@@ -28,6 +28,7 @@ _OBJECTS = (
     "options",
     "data_files",
     "runtimes",
+    "original",
 )
 
 
@@ -84,6 +85,7 @@ class Manifest:
             empty where every processor gives them.
         runtimes: what came of other versions of ONNX Runtime: version -> {"max_abs": ...} where the graph was
             proven there, {"not_proven": why} where it could not be tried.
+        original: of a member from an ONNX file: the file's version, opsets and tensor names, and what was changed.
     """
 
     name: str
@@ -114,6 +116,7 @@ class Manifest:
     data_files: dict[str, str] = field(default_factory=dict)
     processor_flags: tuple[str, ...] = ()
     runtimes: dict[str, Any] = field(default_factory=dict)
+    original: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         faults = Faults(f"manifest {self.name}")

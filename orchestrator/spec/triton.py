@@ -99,6 +99,21 @@ def releases_with(version: str) -> tuple[str, ...]:
     return tuple(name for name, release in RELEASES.items() if release.onnxruntime == version)
 
 
+def releases_that_read(*, ir_version: int, opset: int) -> tuple[str, ...]:
+    """Releases whose ONNX Runtime is known to read such a file, oldest first.
+
+    Args:
+        ir_version: ONNX file version.
+        opset: of the default domain.
+    """
+    found = []
+    for release in sorted(RELEASES.values(), key=lambda one: one.name):
+        runtime = None if release.onnxruntime is None else runtime_of(release.onnxruntime)
+        if runtime is not None and runtime.ir_version >= ir_version and runtime.opset >= opset:
+            found.append(release.name)
+    return tuple(found)
+
+
 def served_versions(policy: Mapping[str, Any], present: Iterable[int]) -> tuple[int, ...]:
     """The versions of a model that Triton loads, ascending; a request without a version gets the last one.
 

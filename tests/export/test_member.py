@@ -162,8 +162,11 @@ class _Heavy:
 
         class Graph:
             initializer = (Raw,)
+            sparse_initializer = ()
+            node = ()
 
         self.graph = Graph
+        self.functions = ()
 
 
 def test_random_weights_are_marked_and_spread_over_the_thresholds(tmp_path: Path) -> None:

@@ -195,10 +195,14 @@ def linear(
     weight = numpy_helper.from_array(np.ones((6, 4), np.float32), "w")
     nodes = [helper.make_node(op, ["x", "w"], ["y"])]
     if rank == 3:
-        nodes = [helper.make_node("MatMul", ["x", "w"], ["m"]), helper.make_node("Unsqueeze", ["m", "a"], ["y"])]
+        nodes = [
+            helper.make_node("MatMul", ["x", "w"], ["m"]),
+            helper.make_node("Unsqueeze", ["m", "a"], ["u"]),
+            helper.make_node("Concat", ["u", "u"], ["y"], axis=2),
+        ]
     names = ["x", "extra"][:inputs]
     shapes = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [batch, 6]) for name in names]
-    dims = [batch, 4] if rank == 2 else [batch, 4, 1]
+    dims = [batch, 4] if rank == 2 else [batch, 4, 2]
     ends = [helper.make_tensor_value_info("y", TensorProto.FLOAT, dims)]
     if outputs == 2:
         nodes.append(helper.make_node("Identity", ["y"], ["z"]))

@@ -1,0 +1,215 @@
+"""Bringing an ONNX model to the opset of all members, without changing what it answers.
+
+The converter and the inliner of the onnx package are not trusted: what they make is kept only where it answers as
+the model did, every branch of an If included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import helper, inliner, numpy_helper, version_converter
+
+from export.graphs import DEFAULT_DOMAINS, all_graphs, all_nodes, opset_of
+from export.packing import MAX_IR_VERSION, OPSET
+from export.parity import MAX_ABS_ERROR, session_of
+from orchestrator.errors import ExportError
+from orchestrator.spec.triton import image_runtimes, releases_that_read, runtime_of
+
+# Below it every weight has to be among the inputs (3), and there are no functions (7).
+MIN_IR_VERSION = 8
+_OLDEST = runtime_of(image_runtimes()[0])
+assert _OLDEST is not None
+# The highest opset that the ONNX Runtime of every supported Triton release reads.
+MAX_OPSET = _OLDEST.opset
+
+
+@dataclass(frozen=True)
+class Brought:
+    """A model in a form that members have.
+
+    Args:
+        model: it.
+        changes: what was changed, in words.
+    """
+
+    model: onnx.ModelProto
+    changes: tuple[str, ...]
+
+
+def with_one_import(model: onnx.ModelProto) -> None:
+    """Gives the standard operators their usual domain, imported once, and the file a version in our limits."""
+    opset = opset_of(model) or OPSET
+    others = [
+        helper.make_opsetid(o.domain, o.version) for o in model.opset_import if o.domain not in DEFAULT_DOMAINS
+    ]
+    del model.opset_import[:]
+    model.opset_import.extend([helper.make_opsetid("", opset), *others])
+    for node in all_nodes(model):
+        node.domain = "" if node.domain in DEFAULT_DOMAINS else node.domain
+    model.ir_version = max(MIN_IR_VERSION, min(model.ir_version, MAX_IR_VERSION))
+
+
+def brought_to_common_opset(
+    model: onnx.ModelProto, rows: npt.NDArray[np.generic], *, subject: str, keep_opset: bool = False
+) -> Brought:
+    """The model without functions of its own and at the opset of all members, as far as that can be proven.
+
+    What cannot be brought there stays at its own opset, which every supported runtime reads up to MAX_OPSET.
+
+    Args:
+        model: one input, one output (n, ...); left as it is.
+        rows: (n, *dims) to compare on.
+        subject: the source, for messages.
+        keep_opset: keep an opset above MAX_OPSET too.
+
+    Raises:
+        ExportError: its opset is above MAX_OPSET and it cannot be brought down.
+    """
+    found = opset_of(model) or OPSET
+    if found == OPSET and not model.functions:
+        return Brought(model, ())
+    same, reasons = _Same(model, rows), []
+    for opset in _targets(found, keep_opset=keep_opset):
+        if opset == found and not model.functions:
+            return Brought(model, ())
+        try:
+            made = at_opset(_inlined(model), opset)
+            if same(made):
+                return Brought(made, _changes(model, found, opset))
+            reasons.append("answers change")
+        # What the C++ sides of converter and inliner threw, and models over 2 GB, which they cannot take.
+        except Exception as error:
+            reasons.append(_first_line(error))
+    if found <= MAX_OPSET or keep_opset:
+        return Brought(model, ())
+    raise ExportError(
+        subject,
+        got=f"opset {found}, which cannot be brought to {MAX_OPSET} ({reasons[-1]})",
+        expected=f"opset {MAX_OPSET} or less, which the ONNX Runtime of every supported Triton release reads",
+        fix=f"export it again with opset {OPSET}, or keep it with --keep-opset: {_who_reads(model)}",
+    )
+
+
+def at_opset(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
+    """The model with its standard operators at an opset.
+
+    Raises:
+        Exception: whatever the converter's C++ side raises.
+    """
+    return model if opset_of(model) == opset else version_converter.convert_version(model, opset)
+
+
+def _targets(found: int, *, keep_opset: bool) -> Iterator[int]:
+    yield OPSET
+    if found > OPSET:
+        yield min(found, MAX_OPSET)
+    if found < OPSET or (found > MAX_OPSET and keep_opset):
+        yield found
+
+
+def _who_reads(model: onnx.ModelProto) -> str:
+    opset = opset_of(model) or OPSET
+    releases = releases_that_read(ir_version=model.ir_version, opset=opset)
+    return f"Triton {', '.join(releases)} can read it" if releases else "no Triton release is known to read it"
+
+
+def _changes(model: onnx.ModelProto, found: int, opset: int) -> tuple[str, ...]:
+    words = []
+    if model.functions:
+        words.append(f"{len(model.functions)} local function{'s' * (len(model.functions) > 1)} inlined")
+    if found != opset:
+        words.append(f"opset {found} brought to {opset}")
+    return tuple(words)
+
+
+def _inlined(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with the bodies of its functions in place of their calls."""
+    if not model.functions:
+        return model
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    versions = {part.domain: part.version for part in copy.opset_import}
+    for function in copy.functions:
+        # ONNX Runtime reads a body at the model's opset, and the inliner wants them to be equal.
+        for part in function.opset_import:
+            part.version = versions.get(part.domain, part.version)
+    made = inliner.inline_local_functions(copy)
+    if made.functions:
+        raise ValueError("functions that cannot be inlined")
+    seen: set[str] = set()
+    for node in all_nodes(made):
+        # A function that is called twice brings the names of its nodes twice; nodes without one are allowed.
+        node.name = "" if node.name in seen else node.name
+        seen.add(node.name)
+    domains = {node.domain for node in all_nodes(made)} | {""}
+    kept = [part for part in made.opset_import if part.domain in domains]
+    imports = [helper.make_opsetid(part.domain, part.version) for part in kept]
+    del made.opset_import[:]
+    made.opset_import.extend(imports)
+    return made
+
+
+class _Same:
+    """Whether a model answers as the original on some rows, whichever branch its Ifs take."""
+
+    def __init__(self, model: onnx.ModelProto, rows: npt.NDArray[np.generic]) -> None:
+        self._rows = rows
+        self._original = model
+        self._expected: list[npt.NDArray[np.generic]] | None = None
+
+    def __call__(self, model: onnx.ModelProto) -> bool:
+        if self._expected is None:
+            self._expected = [_answers(one, self._rows) for one in _each_branch(self._original)]
+        got = [_answers(one, self._rows) for one in _each_branch(model)]
+        return len(got) == len(self._expected) and all(map(_equal, got, self._expected))
+
+
+def _answers(model: onnx.ModelProto, rows: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
+    session = session_of(model.SerializeToString())
+    answer: npt.NDArray[np.generic] = session.run(None, {session.get_inputs()[0].name: rows})[0]
+    return answer
+
+
+def _equal(got: npt.NDArray[np.generic], expected: npt.NDArray[np.generic]) -> bool:
+    if got.shape != expected.shape or got.dtype != expected.dtype:
+        return False
+    finite = expected[np.isfinite(expected)]
+    allowed = MAX_ABS_ERROR * max(1.0, float(np.abs(finite).max(initial=0)))
+    return bool(np.allclose(got, expected, rtol=0, atol=allowed, equal_nan=True))
+
+
+def _each_branch(model: onnx.ModelProto) -> Iterator[onnx.ModelProto]:
+    """The model as it is, and where it has an If also with every condition held to true, and to false."""
+    yield model
+    if any(node.op_type == "If" for node in all_nodes(model)):
+        yield from (_forced(model, value) for value in (True, False))
+
+
+def _forced(model: onnx.ModelProto, value: bool) -> onnx.ModelProto:
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    for scope in (copy.graph, *copy.functions):
+        inner = list(all_graphs(scope.node))
+        nodes = [node for graph in (scope, *inner) for node in graph.node]
+        names = {name for node in nodes for name in (*node.input, *node.output)}
+        names |= {one.name for graph in inner for one in graph.input} | {one.name for one in copy.graph.input}
+        # Longer than any other, so that it is nobody else's.
+        condition = "c" * (1 + max(map(len, names), default=0))
+        conditional = [node for node in nodes if node.op_type == "If"]
+        for node in conditional:
+            node.input[0] = condition
+        if conditional:
+            constant = numpy_helper.from_array(np.array(value), condition)
+            scope.node.insert(0, helper.make_node("Constant", [], [condition], value=constant))
+    return copy
+
+
+def _first_line(error: BaseException) -> str:
+    first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    # Without the place in the C++ sources.
+    return first.rpartition("` failed: ")[2][:200]

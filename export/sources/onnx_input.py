@@ -1,0 +1,219 @@
+"""What rows an ONNX file takes, and how a member's rows become those."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper
+
+from export.graphs import fed_names
+from export.sources.base import Asked, Rows
+from orchestrator.errors import ExportError
+
+TYPES = {
+    TensorProto.FLOAT: "FP32",
+    TensorProto.FLOAT16: "FP16",
+    TensorProto.DOUBLE: "FP64",
+    TensorProto.UINT8: "UINT8",
+    TensorProto.INT8: "INT8",
+    TensorProto.INT32: "INT32",
+    TensorProto.INT64: "INT64",
+}
+# Names of the nodes that join a member's tensors to the file's begin with it.
+ADDED = "adapted/"
+BATCH = "batch"
+_FLOATS = {"FP32": np.float32, "FP16": np.float16, "FP64": np.float64}
+# Numbers of channels that pictures have; what tells where they are when nobody says it.
+_CHANNELS = (1, 3, 4)
+_TO_LAST = (0, 2, 3, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileInput:
+    """The one input of a file.
+
+    Args:
+        name: in the file.
+        dtype: Triton's word for its type.
+        dims: of one row in the file's own layout, all fixed.
+        behind_processing: whether the exporter puts an image processing in front.
+        channels_last: whether the file takes [H, W, channels] where the member takes [channels, H, W].
+    """
+
+    name: str
+    dtype: str
+    dims: tuple[int, ...]
+    behind_processing: bool = False
+    channels_last: bool = False
+
+    @property
+    def member_dims(self) -> tuple[int, ...]:
+        """Dims of a row as the network of the member takes it."""
+        return (self.dims[2], *self.dims[:2]) if self.channels_last else self.dims
+
+    @property
+    def member_dtype(self) -> str:
+        """Dtype of such a row; what comes out of an image processing is FP32."""
+        return "FP32" if self.behind_processing else self.dtype
+
+    def file_rows(self, rows: Rows) -> Rows:
+        """Rows (n, *member_dims) as the file takes them."""
+        if self.behind_processing:
+            rows = rows.astype(_FLOATS[self.dtype], copy=False)
+        return np.ascontiguousarray(rows.transpose(_TO_LAST)) if self.channels_last else rows
+
+    def changes(self) -> list[str]:
+        """What `adapt` does, in words."""
+        words = ["input cast from FP32 to " + self.dtype] if self.dtype != self.member_dtype else []
+        if self.channels_last:
+            words.append(f"channels first made channels last, as the file takes {list(self.dims)} (NHWC)")
+        return words
+
+    def adapt(self, graph: onnx.GraphProto, name: str) -> None:
+        """Makes the graph take the member's rows, of fixed dims, instead of the file's.
+
+        Args:
+            graph: changed in place; no name in it begins with ADDED but this one.
+            name: of the file's input by now.
+        """
+        steps = [("Transpose", {"perm": _TO_LAST})] if self.channels_last else []
+        if self.dtype != self.member_dtype:
+            onnx_type = next(key for key, word in TYPES.items() if word == self.dtype)
+            steps.insert(0, ("Cast", {"to": onnx_type}))
+        names = [f"{ADDED}input_{index}" for index in range(len(steps))] + [name]
+        nodes = [
+            helper.make_node(kind, [source], [target], name=source, **attributes)
+            for (kind, attributes), source, target in zip(steps, names, names[1:], strict=False)
+        ]
+        for node in reversed(nodes):
+            graph.node.insert(0, node)
+        kind = next(key for key, word in TYPES.items() if word == self.member_dtype)
+        del graph.input[:]
+        graph.input.append(helper.make_tensor_value_info(names[0], kind, [BATCH, *self.member_dims]))
+
+
+def input_of(model: onnx.ModelProto, asked: Asked, subject: str) -> FileInput:
+    """The input of a file, its free dims filled with what was asked for.
+
+    Raises:
+        ExportError: it cannot be a member's input.
+    """
+    fed = fed_names(model.graph)
+    inputs = [value for value in model.graph.input if value.name not in fed]
+    if len(inputs) != 1:
+        names = ", ".join(value.name for value in inputs) or "none"
+        raise ExportError(subject, got=f"{len(inputs)} inputs ({names})", expected="one")
+    name, what = inputs[0].name, f"{subject} input {inputs[0].name}"
+    dtype = _dtype(inputs[0].type, what)
+    declared = _declared(inputs[0].type.tensor_type, asked, what)
+    dims = _Layout.of(declared, asked).filled(declared, asked, what)
+    if asked.mean is None and asked.std is None:
+        return FileInput(name=name, dtype=dtype, dims=dims)
+    if dtype not in _FLOATS or len(dims) != 3:
+        raise ExportError(
+            what,
+            got=f"{dtype} {list(dims)}",
+            expected="FP32 (channels, height, width) behind --mean and --std",
+            fix="leave them out: the file takes its rows as they are" if dtype not in _FLOATS else None,
+        )
+    return FileInput(
+        name=name,
+        dtype=dtype,
+        dims=dims,
+        behind_processing=True,
+        channels_last=_Layout.of(dims, asked).channels == 2,
+    )
+
+
+def _dtype(kind: onnx.TypeProto, what: str) -> str:
+    if not kind.HasField("tensor_type"):
+        word = (kind.WhichOneof("value") or "value without a type").removesuffix("_type").replace("_", " ")
+        raise ExportError(what, got=f"a {word}", expected=f"a tensor of {', '.join(TYPES.values())}")
+    if kind.tensor_type.elem_type not in TYPES:
+        word = TensorProto.DataType.Name(kind.tensor_type.elem_type)
+        raise ExportError(what, got=word, expected=", ".join(TYPES.values()))
+    return TYPES[kind.tensor_type.elem_type]
+
+
+def _declared(tensor: onnx.TypeProto.Tensor, asked: Asked, what: str) -> tuple[int, ...]:
+    """Dims of a row as the file has them, -1 where it leaves them free."""
+    if not tensor.HasField("shape"):
+        if asked.dims is None:
+            fix = "give the dims of a row with --dims, as in --dims 3,224,224"
+            raise ExportError(what, got="no shape", expected="a batch axis first, then the dims of a row", fix=fix)
+        return (-1,) * len(asked.dims)
+    # Some exporters write -1 for a free size.
+    sizes = [dim.dim_value if dim.HasField("dim_value") and dim.dim_value >= 0 else -1 for dim in tensor.shape.dim]
+    if len(sizes) < 2:
+        raise ExportError(what, got=f"shape {sizes}", expected="a batch axis first, then the dims of a row")
+    if sizes[0] >= 0:
+        raise ExportError(
+            what,
+            got=f"a batch axis fixed at {sizes[0]}",
+            expected="a free one",
+            fix="export it again with a dynamic first axis",
+        )
+    if 0 in sizes:
+        raise ExportError(what, got=f"dims {sizes[1:]}", expected="sizes of at least 1")
+    return tuple(sizes[1:])
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """Where a row has its channels and sides, None where it is no picture."""
+
+    channels: int | None
+
+    @classmethod
+    def of(cls, dims: Sequence[int], asked: Asked) -> _Layout:
+        """Channels first, unless the means say last, or only the last axis can be them."""
+        if len(dims) != 3:
+            return cls(None)
+        given = asked.mean or asked.std
+        if given is not None and len(given) in (dims[0], dims[2]):
+            return cls(0 if len(given) == dims[0] else 2)
+        return cls(2 if dims[2] in _CHANNELS and dims[0] not in _CHANNELS else 0)
+
+    @property
+    def sides(self) -> tuple[int, int]:
+        return (1, 2) if self.channels == 0 else (0, 1)
+
+    def filled(self, dims: tuple[int, ...], asked: Asked, what: str) -> tuple[int, ...]:
+        """The dims, free ones as asked for.
+
+        Raises:
+            ExportError: one stays free, or something else than the file's was asked for.
+        """
+        for option, given in self._given(dims, asked, what):
+            pairs = list(zip(dims, given, strict=False))
+            if len(given) != len(dims) or any(-1 not in pair and pair[0] != pair[1] for pair in pairs):
+                shown = [size for size in given if size != -1] if option == "--resolution" else list(given)
+                raise ExportError(f"{what} {option}", got=shown, expected=f"what the file takes, {_shown(dims)}")
+            dims = tuple(max(pair) for pair in pairs)
+        if -1 in dims:
+            sides_only = self.channels is not None and dims[self.channels] != -1
+            fix = "give --resolution or --dims" if sides_only else "give --dims, as in --dims 3,224,224"
+            raise ExportError(
+                what, got=f"dims {_shown(dims)} after the batch axis", expected="fixed sizes", fix=fix
+            )
+        return dims
+
+    def _given(self, dims: tuple[int, ...], asked: Asked, what: str) -> list[tuple[str, tuple[int, ...]]]:
+        found = [("--dims", asked.dims)] if asked.dims is not None else []
+        if asked.resolution_px is not None:
+            if self.channels is None:
+                expected = f"none, as the file takes no picture but {_shown(dims)}"
+                raise ExportError(f"{what} --resolution", got=asked.resolution_px, expected=expected)
+            sides = [asked.resolution_px if axis in self.sides else -1 for axis in range(3)]
+            found.append(("--resolution", tuple(sides)))
+        given = asked.mean or asked.std
+        if given is not None and self.channels is not None and dims[self.channels] == -1:
+            found.append(("--mean", tuple(len(given) if axis == self.channels else -1 for axis in range(3))))
+        return found
+
+
+def _shown(dims: Sequence[int]) -> str:
+    return f"[{', '.join('free' if size == -1 else str(size) for size in dims)}]"
