@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from export.commands.console import needs, progress_on
+from export.precision import MIN_AGREEMENT_HELP
 from orchestrator.errors import ExportError
 from orchestrator.spec import Manifest, manifest_from_path
+from orchestrator.spec.output_kind import OUTPUT_KINDS
 
 if TYPE_CHECKING:
     pass
@@ -63,9 +65,17 @@ def member(
     std: Annotated[str | None, typer.Option(help="Per channel, on a 0-1 scale.")] = None,
     dims: Annotated[str | None, typer.Option(help="Input of a torch: source without the batch: 3,32,32.")] = None,
     output_name: Annotated[str | None, typer.Option(help="Output to take from an ONNX file with several.")] = None,
+    output_kind: Annotated[
+        str,
+        typer.Option(
+            help="logits, probabilities, or auto: found in the graph and in its values. It is an error to name "
+            "the one that these speak against."
+        ),
+    ] = "auto",
     probabilities: Annotated[
-        bool, typer.Option("--probabilities", help="The model's output is probabilities, not logits.")
+        bool, typer.Option("--probabilities", help="The same as --output-kind probabilities.")
     ] = False,
+    min_agreement: Annotated[float | None, typer.Option(min=0, max=1, help=MIN_AGREEMENT_HELP)] = None,
     parity_rows: Annotated[int, typer.Option(min=8, help="Rows compared with the original.")] = 64,
     max_batch_size: Annotated[int, typer.Option(min=1, help="Largest batch of the served member.")] = 64,
     force: Annotated[bool, typer.Option(help="Export again even where the member is up to date.")] = False,
@@ -87,7 +97,7 @@ def member(
         mean=_numbers("--mean", mean),
         std=_numbers("--std", std),
         dims=_dims(dims),
-        output_kind="probabilities" if probabilities else "logits",
+        output_kind=_output_kind(output_kind, probabilities=probabilities),
         output_name=output_name,
     )
     kinds = _precisions(precision)
@@ -99,7 +109,13 @@ def member(
         plans = plans_of(sources, asked, resolutions=resolution or [None], name=name, image_px=image_px)
         plans = [dataclasses.replace(p, parity_rows=parity_rows, max_batch_size=max_batch_size) for p in plans]
         done = export_committee(
-            output, plans, precisions=kinds, calibrate=calibrate, force=force, progress=progress
+            output,
+            plans,
+            precisions=kinds,
+            calibrate=calibrate,
+            min_agreement=min_agreement,
+            force=force,
+            progress=progress,
         )
     _say(output, done, seconds=time.monotonic() - start, as_json=as_json)
 
@@ -115,7 +131,11 @@ def _say(output: Path, done: dict[str, str], *, seconds: float, as_json: bool) -
 
 def summary(manifest: Manifest) -> str:
     """One line about a member."""
-    words = [f"{manifest.parameters / 1e6:.2f} M parameters", f"{manifest.macs / 1e9:.3f} GMACs a row"]
+    words = [
+        f"{manifest.parameters / 1e6:.2f} M parameters",
+        f"{manifest.macs / 1e9:.3f} GMACs a row",
+        f"gives {manifest.output_kind}",
+    ]
     if "max_abs" in manifest.parity:
         words.append(f"differs from the original by at most {manifest.parity['max_abs']:.1e}")
     if manifest.agreement:
@@ -125,6 +145,15 @@ def summary(manifest: Manifest) -> str:
     if manifest.random_weights:
         words.append("RANDOM WEIGHTS: its answers mean nothing")
     return ", ".join(words)
+
+
+def _output_kind(word: str, *, probabilities: bool) -> str:
+    choices = ("auto", *OUTPUT_KINDS)
+    if word not in choices:
+        raise ExportError("--output-kind", got=word, expected=" or ".join(choices))
+    if probabilities and word == "logits":
+        raise ExportError("--probabilities", got="--output-kind logits beside it", expected="one of them")
+    return "probabilities" if probabilities else word
 
 
 def _numbers(option: str, text: str | None) -> tuple[float, ...] | None:

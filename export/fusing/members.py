@@ -29,7 +29,14 @@ from export.graphs import full_check
 from export.members import MODEL_FILE, store_member
 from export.packing import Packed, packed
 from export.parity import BATCHES, MIN_ROWS, session_of
-from export.reading import ReadMember, is_current, manifest_in, member_from_repository, require_free
+from export.reading import (
+    ReadMember,
+    is_current,
+    manifest_in,
+    member_from_repository,
+    of_output_kind,
+    require_free,
+)
 from export.rows import varied_rows
 from orchestrator.decision.combine import Combiner
 from orchestrator.errors import ExportError
@@ -185,6 +192,7 @@ def options_of(fusion: Fusion, manifests: Sequence[Manifest]) -> dict[str, Any]:
                 "precision": manifest.precision,
                 "weight": member.weight,
                 "temperature": member.temperature,
+                **of_output_kind(manifest),
             }
             for member, manifest in zip(fusion.members, manifests, strict=True)
         ],

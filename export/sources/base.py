@@ -32,7 +32,7 @@ class Asked:
         weights: file with the weights of a `torch:` model.
         mean, std: per channel on a 0-1 scale, where the source does not say.
         dims: input (channels, height, width) or other dims, where the source does not say.
-        output_kind: "logits" or "probabilities", what the model gives.
+        output_kind: "logits" or "probabilities", what the model gives; "auto" where the export finds out.
         output_name: the output to take from an ONNX file with several.
         progress: told what is being done.
     """
@@ -44,7 +44,7 @@ class Asked:
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     dims: tuple[int, ...] | None = None
-    output_kind: str = "logits"
+    output_kind: str = "auto"
     output_name: str | None = None
     progress: Callable[[str], None] = field(default=lambda _: None, compare=False)
 
@@ -106,7 +106,6 @@ class Loaded:
         own_processor: the model's own image processor, uint8 (n, c, H, W) -> float32 (n, c, h, w).
         own_processor_name: what it is.
         labels: class names in order, if known.
-        output_kind: "logits" or "probabilities".
         reference: the original, (n, *dims) -> (n, k), where it is not the torch module.
         versions: of the packages it came through.
     """
@@ -119,7 +118,6 @@ class Loaded:
     own_processor: Callable[[Rows], Rows] | None = None
     own_processor_name: str = ""
     labels: tuple[str, ...] | None = None
-    output_kind: str = "logits"
     reference: Callable[[Rows], Rows] | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
 

@@ -128,7 +128,6 @@ def _load(path: Path, subject: str, asked: Asked) -> Loaded:
         dims=dims,
         dtype=dtype,
         processing=processing,
-        output_kind=asked.output_kind,
         reference=_original(path, output, subject),
         versions={"producer": f"{model.producer_name} {model.producer_version}".strip()},
     )

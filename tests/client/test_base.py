@@ -8,6 +8,7 @@ from hypothesis.extra import numpy as hnp
 
 from orchestrator.client.base import (
     Answers,
+    OutputKinds,
     answers_from_outputs,
     host_and_port,
     joined,
@@ -35,9 +36,13 @@ def model(**outputs: tuple[str, tuple[int, ...]]) -> ModelInfo:
 LOGITS = model(logits=("FP32", (3,)))
 
 
+def answered(info: ModelInfo, outputs: dict[str, np.ndarray], *, rows: int) -> Answers:
+    return answers_from_outputs(info, [(outputs, rows)], OutputKinds())
+
+
 @given(hnp.arrays(np.float32, (5, 3), elements=st.floats(-50, 50, width=32)))
 def test_logits_become_a_distribution_whose_top_is_the_label(logits: np.ndarray) -> None:
-    answers = answers_from_outputs(LOGITS, {"logits": logits}, rows=5)
+    answers = answered(LOGITS, {"logits": logits}, rows=5)
     assert answers.probabilities.sum(axis=1) == pytest.approx(1, abs=1e-5)
     assert np.array_equal(answers.label, logits.argmax(axis=1))
     assert np.array_equal(answers.confidence, answers.probabilities.max(axis=1))
@@ -46,7 +51,7 @@ def test_logits_become_a_distribution_whose_top_is_the_label(logits: np.ndarray)
 @pytest.mark.parametrize("bad", [[np.nan, 0, 0], [np.inf, 0, 0], [-np.inf] * 3])
 def test_a_row_that_is_not_finite_has_no_label_and_harms_no_other(bad: list[float]) -> None:
     logits = np.array([[0, 2, 0], bad, [-np.inf, 0, 1]], np.float32)
-    answers = answers_from_outputs(LOGITS, {"logits": logits}, rows=3)
+    answers = answered(LOGITS, {"logits": logits}, rows=3)
     assert answers.label.tolist() == [1, -1, 2]
     assert answers.status.tolist() == [0, 1, 0]
     assert np.isnan(answers.confidence).tolist() == [False, True, False]
@@ -56,7 +61,7 @@ def test_a_row_that_is_not_finite_has_no_label_and_harms_no_other(bad: list[floa
 def test_probabilities_are_taken_as_they_are_and_missing_columns_follow_from_them() -> None:
     info = model(probabilities=("FP32", (3,)))
     p = np.array([[0.2, 0.5, 0.3]], np.float32)
-    answers = answers_from_outputs(info, {"probabilities": p}, rows=1)
+    answers = answered(info, {"probabilities": p}, rows=1)
     assert np.array_equal(answers.probabilities, p)
     assert (answers.label[0], answers.confidence[0]) == (1, np.float32(0.5))
 
@@ -68,14 +73,14 @@ def test_columns_a_model_gives_win_over_those_that_follow_from_its_scores() -> N
         "label": np.array([[1]]),
         "confidence": np.array([[0.25]], np.float32),
     }
-    answers = answers_from_outputs(info, outputs, rows=1)
+    answers = answered(info, outputs, rows=1)
     assert (answers.label[0], answers.confidence[0]) == (1, np.float32(0.25))
 
 
 @pytest.mark.parametrize("outputs", [{}, {"logits": np.zeros((2, 3), np.float32)}, {"logits": np.zeros(1)}])
 def test_a_response_of_another_size_is_the_servers_fault(outputs: dict[str, np.ndarray]) -> None:
     with pytest.raises(ServerFaultError, match="model m"):
-        answers_from_outputs(LOGITS, outputs, rows=1)
+        answered(LOGITS, outputs, rows=1)
 
 
 def test_only_what_differs_from_the_default_is_sent_and_as_plain_numbers() -> None:
@@ -89,7 +94,7 @@ def test_only_what_differs_from_the_default_is_sent_and_as_plain_numbers() -> No
 @given(st.lists(st.integers(1, 4), min_size=1, max_size=5))
 def test_joining_parts_keeps_every_row_in_order(sizes: list[int]) -> None:
     count = sum(sizes)
-    whole = answers_from_outputs(LOGITS, {"logits": np.eye(3, dtype=np.float32)[np.arange(count) % 3]}, rows=count)
+    whole = answered(LOGITS, {"logits": np.eye(3, dtype=np.float32)[np.arange(count) % 3]}, rows=count)
     ends = np.cumsum(sizes)
     names = list(Answers.__dataclass_fields__)
     parts = [
