@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -16,7 +18,7 @@ from orchestrator.client.base import (
     status_words,
 )
 from orchestrator.client.models import ModelInfo, TensorInfo
-from orchestrator.decision import Policy
+from orchestrator.decision import Policy, softmax
 from orchestrator.errors import ServerFaultError
 
 
@@ -64,6 +66,52 @@ def test_probabilities_are_taken_as_they_are_and_missing_columns_follow_from_the
     answers = answered(info, {"probabilities": p}, rows=1)
     assert np.array_equal(answers.probabilities, p)
     assert (answers.label[0], answers.confidence[0]) == (1, np.float32(0.5))
+
+
+P = np.array([[0.2, 0.5, 0.3], [0.1, 0.8, 0.1]], np.float32)
+
+
+@pytest.mark.parametrize("name", ["logits", "probabilities", "scores"])
+@pytest.mark.parametrize("kind", ["logits", "probabilities"])
+def test_the_kind_of_scores_comes_from_the_configuration_whatever_the_tensor_is_called(
+    name: str, kind: str
+) -> None:
+    info = dataclasses.replace(model(**{name: ("FP32", (3,))}), output_kind=kind)
+    answers = answered(info, {name: P}, rows=2)
+    assert answers.confidence == pytest.approx(
+        P.max(axis=1) if kind == "probabilities" else softmax(P).max(axis=1)
+    )
+
+
+@pytest.mark.parametrize("name", ["logits", "probabilities", "scores"])
+def test_the_kind_of_scores_comes_from_the_values_where_nobody_says_it(name: str) -> None:
+    info = model(**{name: ("FP32", (3,))})
+    assert answered(info, {name: P}, rows=2).confidence == pytest.approx([0.5, 0.8])
+    assert answered(info, {name: 3 * P}, rows=2).confidence == pytest.approx(softmax(3 * P).max(axis=1))
+
+
+def test_rows_asked_one_by_one_are_judged_by_all_that_were_seen() -> None:
+    kinds, chance = OutputKinds(), np.array([[0.2, 0.3, 0.5]], np.float32)
+    answers_from_outputs(LOGITS, [({"logits": np.array([[4, 0, 0]], np.float32)}, 1)], kinds)
+    answers = answers_from_outputs(LOGITS, [({"logits": chance}, 1)], kinds)
+    assert answers.confidence == pytest.approx(softmax(chance).max(axis=1))
+    kinds.forget("m")
+    assert answers_from_outputs(LOGITS, [({"logits": chance}, 1)], kinds).confidence == pytest.approx([0.5])
+
+
+def test_a_note_says_how_scores_were_taken_where_the_configuration_does_not_or_is_wrong() -> None:
+    def note(output_kind: str | None, scores: np.ndarray) -> str | None:
+        info, kinds = dataclasses.replace(LOGITS, output_kind=output_kind), OutputKinds()
+        answers_from_outputs(info, [({"logits": scores}, len(scores))], kinds)
+        return kinds.note(info)
+
+    many = softmax(np.random.default_rng(0).normal(0, 3, (30, 3)).astype(np.float32))
+    assert note("probabilities", many) is None
+    assert note("logits", 9 * many) is None
+    assert "taken for probabilities by their values" in str(note(None, many))
+    assert "no logits as parameter output_kind of its configuration says" in str(note("logits", many))
+    assert "no probabilities as" in str(note("probabilities", 9 * many))
+    assert "or neither, as sigmoids" in str(note(None, many**2))
 
 
 def test_columns_a_model_gives_win_over_those_that_follow_from_its_scores() -> None:
