@@ -15,6 +15,7 @@ from export.commands.glyphs import glyphs, glyphs_data
 from export.commands.member import member
 from export.commands.onefile import onefile
 from export.commands.precision import precision
+from export.commands.prove import prove
 from export.commands.show import show
 from export.commands.tensorrt import tensorrt
 from export.commands.zoo import zoo
@@ -36,6 +37,7 @@ app.command()(onefile)
 app.command()(show)
 app.command()(tensorrt)
 app.command()(precision)
+app.command()(prove)
 app.command()(fuse)
 app.command("zoo")(zoo)
 app.command("cost")(cost)

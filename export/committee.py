@@ -71,6 +71,7 @@ def export_committee(
     *,
     precisions: Sequence[str] = ("fp32",),
     calibrate: Path | None = None,
+    min_agreement: float | None = None,
     force: bool,
     progress: Callable[[str], None],
 ) -> dict[str, str]:
@@ -81,6 +82,7 @@ def export_committee(
         plans: of the members.
         precisions: each gives a member of its own; the fp32 one, which the others are made from, is always there.
         calibrate: rows for int8.
+        min_agreement: see `export_precision`.
         force: export again, also over models that were not exported here.
         progress: told what is being done.
 
@@ -106,7 +108,13 @@ def export_committee(
             require_same_classes(manifest, first)
             for word in lower:
                 name, what = export_precision(
-                    repository, plan.name, to=word, calibrate=calibrate, force=force, progress=progress
+                    repository,
+                    plan.name,
+                    to=word,
+                    calibrate=calibrate,
+                    min_agreement=min_agreement,
+                    force=force,
+                    progress=progress,
                 )
                 done[name] = what
         except CommitteeError as error:

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 
 from export.cost import COUNTER, macs_per_row, parameters_of, preprocess_macs_per_row
 from export.members import MODEL_FILE, require_own, store_member
+from export.original import original_of
+from export.output_kind import Watched, output_kind_of
 from export.packing import EXTERNAL_OVER_BYTES, Packed, packed
 from export.parity import MIN_ROWS, parity_of
 from export.precision.overflow import processor_flags_of
@@ -24,6 +25,7 @@ from export.runtimes.wheels import installed_version
 from export.sources import Asked, Identity, Loaded
 from orchestrator.errors import ExportError
 from orchestrator.spec import Manifest, Preprocess, TensorSpec
+from orchestrator.spec.output_kind import EXCLUSIVE
 
 EXPORT_FORMAT = 2
 # Rows that a random network's statistics and scores are taken from.
@@ -203,24 +205,24 @@ def _manifest(
 
         progress(f"{plan.name}: comparing the image processing")
         in_graph = image_parity(loaded, rows, height_px=image_px[0], width_px=image_px[1])
+    classes = _classes(model, plan.identity.text, loaded.labels)
+    original = Watched(original_of(loaded, tensor))
     parity = parity_of(
         stored.path,
-        _reference(loaded, tensor),
+        original,
         rows,
         min_rows=min(MIN_ROWS, plan.parity_rows),
         progress=lambda text: progress(f"{plan.name}: {text}"),
     )
+    kind = output_kind_of(model, original.evidence, asked=plan.asked.output_kind, subject=plan.identity.text)
     proofs = proven(
         plan.identity.text,
         stored.path,
-        _reference(loaded, tensor),
+        original_of(loaded, tensor),
         rows,
         versions=plan.runtimes,
         progress=lambda text: progress(f"{plan.name}: {text}"),
     )
-    if loaded.output_kind == "probabilities":
-        _require_probabilities(_reference(loaded, tensor)(rows[:8]), plan.identity.text)
-    classes = _classes(model, plan.identity.text, loaded.labels)
     macs, preprocess_macs, counter = _cost(model, loaded, image_px, given=plan.asked.macs)
     side = loaded.dims[-1] if loaded.processing is not None else None
     return Manifest(
@@ -233,7 +235,7 @@ def _manifest(
         opset=next(part.version for part in model.opset_import if part.domain in ("", "ai.onnx")),
         input=tensor,
         output=TensorSpec(name="logits", dtype=_output_dtype(model), dims=(classes,)),
-        output_kind=loaded.output_kind,
+        output_kind=kind,
         parameters=parameters_of(model),
         macs=macs,
         preprocess_macs=preprocess_macs,
@@ -272,47 +274,15 @@ def _cost(
         raise ExportError(error.what, got=error.got, expected=error.expected, fix=fix) from error
 
 
-def _reference(loaded: Loaded, tensor: TensorSpec) -> Callable[[npt.NDArray[Any]], npt.NDArray[np.float32]]:
-    """The original on the rows as the member takes them; images go through the graph's processing first.
-
-    Otherwise the one-level differences from the model's own processor, measured apart, would hide the network's.
-    """
-    network = loaded.reference or _torch_reference(loaded)
-    if loaded.processing is None:
-        return network
-    from export.images.parity import processor_of
-
-    processed = processor_of(loaded.processing, height_px=tensor.dims[1], width_px=tensor.dims[2])
-    return lambda rows: network(processed(rows))
-
-
-def _require_probabilities(outputs: npt.NDArray[np.float32], subject: str) -> None:
-    low, high = float(outputs.min()), float(outputs.max())
-    sums = float(np.abs(outputs.astype(np.float64).sum(axis=1) - 1).max())
-    if low < 0 or high > 1 + 1e-3 or sums > 1e-2:
-        raise ExportError(
-            f"{subject} --probabilities",
-            got=f"outputs from {low:.3g} to {high:.3g} whose sums are off 1 by up to {sums:.2g}",
-            expected="values from 0 to 1 that add up to 1",
-            fix="leave --probabilities out, for logits",
-        )
-
-
-def _torch_reference(loaded: Loaded) -> Callable[[npt.NDArray[Any]], npt.NDArray[np.float32]]:
-    import torch
-
-    module = loaded.network
-    assert module is not None
-
-    def ask(rows: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
-        with torch.inference_mode():
-            return module(torch.from_numpy(np.ascontiguousarray(rows))).float().numpy()
-
-    return ask
-
-
 def _classes(model: onnx.ModelProto, subject: str, labels: tuple[str, ...] | None) -> int:
     dims = model.graph.output[0].type.tensor_type.shape.dim
+    if len(dims) == 2 and dims[1].dim_value == 1:
+        raise ExportError(
+            f"{subject} output",
+            got="one column, a yes-or-no score or a regression",
+            expected=f"a column per class, at least 2: {EXCLUSIVE}",
+            fix="export two columns, such as the logits 0 and x of a yes-or-no score x",
+        )
     if len(dims) != 2 or dims[1].dim_value < 2:
         shape = [dim.dim_value or dim.dim_param or "?" for dim in dims]
         raise ExportError(

@@ -116,6 +116,14 @@ def is_current(folder: Path, options: dict[str, Any]) -> bool:
     )
 
 
+def of_output_kind(manifest: Manifest) -> dict[str, str]:
+    """What a member made of this one keeps of its output kind among its options.
+
+    The same file may be found to give another kind than an earlier export said.
+    """
+    return {} if manifest.output_kind == "logits" else {"output_kind": manifest.output_kind}
+
+
 def require_free(repository: Path, name: str, *, command: str, force: bool) -> None:
     """Refuses to write over a model that this command did not make.
 

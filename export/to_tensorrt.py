@@ -18,7 +18,7 @@ import onnxruntime
 
 from export.members import write_member
 from export.parity import Parity
-from export.reading import is_current, manifest_in, onnx_manifest, require_free
+from export.reading import is_current, manifest_in, of_output_kind, onnx_manifest, require_free
 from export.tensorrt_engine.build import Plan, build_plan
 from export.tensorrt_engine.compare import TOLERANCE, engine_parity
 from export.tensorrt_engine.machine import Machine, compose_command, this_machine
@@ -113,6 +113,7 @@ def _deciding(source: Manifest, options: EngineOptions, route: Route, machine: M
         "member": source.name,
         "sha256": source.sha256,
         "data_files": dict(source.data_files),
+        **of_output_kind(source),
         **dataclasses.asdict(options),
         "precision": route.precision,
         "tensorrt": str(machine.trt.__version__),

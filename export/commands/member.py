@@ -12,8 +12,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from export.commands.console import needs, progress_on
+from export.precision import MIN_AGREEMENT_HELP
+from export.runtimes.choice import DEFAULT_RUNTIMES, RUNTIMES_HELP, runtimes_from_text
 from orchestrator.errors import ExportError
 from orchestrator.spec import Manifest, manifest_from_path
+from orchestrator.spec.output_kind import OUTPUT_KINDS
 
 if TYPE_CHECKING:
     pass
@@ -79,18 +82,20 @@ def member(
         float | None,
         typer.Option(min=0, help="Multiply-accumulates of one row, where they cannot be counted, as of trees."),
     ] = None,
-    probabilities: Annotated[
-        bool, typer.Option("--probabilities", help="The model's output is probabilities, not logits.")
-    ] = False,
-    parity_rows: Annotated[int, typer.Option(min=8, help="Rows compared with the original.")] = 64,
-    max_batch_size: Annotated[int, typer.Option(min=1, help="Largest batch of the served member.")] = 64,
-    runtimes: Annotated[
+    output_kind: Annotated[
         str,
         typer.Option(
-            help="ONNX Runtimes to prove it on besides the installed one: images (the oldest and the newest in a "
-            "Triton image), all, none, or versions and Triton releases such as 1.19.2,26.07."
+            help="logits, probabilities, or auto: found in the graph and in its values. It is an error to name "
+            "the one that these speak against."
         ),
-    ] = "images",
+    ] = "auto",
+    probabilities: Annotated[
+        bool, typer.Option("--probabilities", help="The same as --output-kind probabilities.")
+    ] = False,
+    min_agreement: Annotated[float | None, typer.Option(min=0, max=1, help=MIN_AGREEMENT_HELP)] = None,
+    parity_rows: Annotated[int, typer.Option(min=8, help="Rows compared with the original.")] = 64,
+    max_batch_size: Annotated[int, typer.Option(min=1, help="Largest batch of the served member.")] = 64,
+    runtimes: Annotated[str, typer.Option(help=RUNTIMES_HELP)] = DEFAULT_RUNTIMES,
     force: Annotated[bool, typer.Option(help="Export again even where the member is up to date.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print what was done as JSON.")] = False,
 ) -> None:
@@ -102,7 +107,6 @@ def member(
         python -m export member torch:my_package.nets:make --weights net.safetensors --dims 3,32,32
     """
     with needs("export member"):
-        from export.runtimes import runtimes_from_text
         from export.sources import Asked
     asked = Asked(
         random_weights=random_weights,
@@ -111,7 +115,7 @@ def member(
         mean=_numbers("--mean", mean),
         std=_numbers("--std", std),
         dims=_dims(dims),
-        output_kind="probabilities" if probabilities else "logits",
+        output_kind=_output_kind(output_kind, probabilities=probabilities),
         output_name=output_name,
         keep_opset=keep_opset,
         macs=macs,
@@ -127,7 +131,13 @@ def member(
         settings = {"parity_rows": parity_rows, "max_batch_size": max_batch_size, "runtimes": proven_on}
         plans = [dataclasses.replace(plan, **settings) for plan in plans]
         done = export_committee(
-            output, plans, precisions=kinds, calibrate=calibrate, force=force, progress=progress
+            output,
+            plans,
+            precisions=kinds,
+            calibrate=calibrate,
+            min_agreement=min_agreement,
+            force=force,
+            progress=progress,
         )
     _say(output, done, seconds=time.monotonic() - start, as_json=as_json)
 
@@ -141,17 +151,24 @@ def _say(output: Path, done: dict[str, str], *, seconds: float, as_json: bool) -
         typer.echo(f"{output / name}: {what}; {summary(manifest)}")
 
 
+def runtimes_said(manifest: Manifest) -> list[str]:
+    """On which other versions of ONNX Runtime a member was proven, and on which it could not be, in words."""
+    proven = [version for version, proof in manifest.runtimes.items() if "not_proven" not in proof]
+    said = [f"the same on ONNX Runtime {' and '.join(proven)}"] if proven else []
+    untried = {version: one["not_proven"] for version, one in manifest.runtimes.items() if "not_proven" in one}
+    return said + [f"not proven on ONNX Runtime {version} ({why})" for version, why in untried.items()]
+
+
 def summary(manifest: Manifest) -> str:
     """One line about a member."""
-    words = [f"{manifest.parameters / 1e6:.2f} M parameters", f"{manifest.macs / 1e9:.3f} GMACs a row"]
+    words = [
+        f"{manifest.parameters / 1e6:.2f} M parameters",
+        f"{manifest.macs / 1e9:.3f} GMACs a row",
+        f"gives {manifest.output_kind}",
+    ]
     if "max_abs" in manifest.parity:
         words.append(f"differs from the original by at most {manifest.parity['max_abs']:.1e}")
-    proven = [version for version, proof in manifest.runtimes.items() if "not_proven" not in proof]
-    if proven:
-        words.append(f"the same on ONNX Runtime {' and '.join(proven)}")
-    for version, proof in manifest.runtimes.items():
-        if "not_proven" in proof:
-            words.append(f"not proven on ONNX Runtime {version} ({proof['not_proven']})")
+    words += runtimes_said(manifest)
     if manifest.agreement:
         words.append(
             f"same top-1 as fp32 on {manifest.agreement['same_top1']:.1%} of {manifest.agreement['rows']} rows"
@@ -160,6 +177,15 @@ def summary(manifest: Manifest) -> str:
     if manifest.random_weights:
         words.append("RANDOM WEIGHTS: its answers mean nothing")
     return ", ".join(words)
+
+
+def _output_kind(word: str, *, probabilities: bool) -> str:
+    choices = ("auto", *OUTPUT_KINDS)
+    if word not in choices:
+        raise ExportError("--output-kind", got=word, expected=" or ".join(choices))
+    if probabilities and word == "logits":
+        raise ExportError("--probabilities", got="--output-kind logits beside it", expected="one of them")
+    return "probabilities" if probabilities else word
 
 
 def _numbers(option: str, text: str | None) -> tuple[float, ...] | None:

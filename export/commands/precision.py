@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from export.commands.console import needs, progress_on
+from export.precision import MIN_AGREEMENT_HELP
 from orchestrator.spec import Manifest, manifest_from_path
 
 
@@ -29,6 +30,7 @@ def precision(
     name: Annotated[
         str | None, typer.Option(help="Of the new member; MEMBER_fp16 or MEMBER_int8 by default.")
     ] = None,
+    min_agreement: Annotated[float | None, typer.Option(min=0, max=1, help=MIN_AGREEMENT_HELP)] = None,
     force: Annotated[bool, typer.Option(help="Make it again, also over another exported member.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print what was done as JSON.")] = False,
 ) -> None:
@@ -54,6 +56,7 @@ def precision(
             calibrate=calibrate,
             output=output,
             name=name,
+            min_agreement=min_agreement,
             force=force,
             progress=progress,
         )

@@ -30,8 +30,16 @@ from export.members import MODEL_FILE, store_member
 from export.packing import Packed, packed
 from export.parity import BATCHES, MIN_ROWS, session_of
 from export.precision.overflow import processor_flags_of
-from export.reading import ReadMember, is_current, manifest_in, member_from_repository, require_free
+from export.reading import (
+    ReadMember,
+    is_current,
+    manifest_in,
+    member_from_repository,
+    of_output_kind,
+    require_free,
+)
 from export.rows import varied_rows
+from export.runtimes.members import proven_as_here
 from orchestrator.decision.combine import Combiner
 from orchestrator.errors import ExportError
 from orchestrator.repository.files import disk_errors
@@ -107,7 +115,18 @@ def fuse(
         full_check(stored.path, f"fused {fusion.name}")
         progress(f"{fusion.name}: comparing with its members")
         parity = fused_parity(repository, fusion, manifests, stored.path)
-        manifest = _manifest(fusion, manifests, model, stored=stored, parity=parity, options=options)
+        rows = varied_rows(manifests[0].input, MIN_ROWS, seed=2)
+        proofs = proven_as_here(
+            f"fused {fusion.name}",
+            stored.path,
+            rows,
+            versions=tuple(dict.fromkeys(version for one in manifests for version in one.runtimes)),
+            progress=lambda text: progress(f"{fusion.name}: {text}"),
+        )
+        manifest = dataclasses.replace(
+            _manifest(fusion, manifests, model, stored=stored, parity=parity, options=options),
+            runtimes={version: proof.as_json() for version, proof in proofs.items()},
+        )
         store_member(target, stored, manifest)
     return manifest, "fused"
 
@@ -186,6 +205,7 @@ def options_of(fusion: Fusion, manifests: Sequence[Manifest]) -> dict[str, Any]:
                 "precision": manifest.precision,
                 "weight": member.weight,
                 "temperature": member.temperature,
+                **of_output_kind(manifest),
             }
             for member, manifest in zip(fusion.members, manifests, strict=True)
         ],

@@ -15,11 +15,20 @@ import onnxruntime
 
 from export.members import MODEL_FILE, store_member
 from export.packing import EXTERNAL_OVER_BYTES, packed
+from export.precision import MIN_AGREEMENT
 from export.precision.convert import Agreement, agreement_of, fp16_from, int8_from
 from export.precision.half import rounding_from, tiny_weights_of
 from export.precision.overflow import processor_flags_of
-from export.reading import ReadMember, is_current, manifest_in, member_from_repository, require_free
+from export.reading import (
+    ReadMember,
+    is_current,
+    manifest_in,
+    member_from_repository,
+    of_output_kind,
+    require_free,
+)
 from export.rows import rows_from_path, varied_rows
+from export.runtimes.members import proven_as_here
 from orchestrator.errors import ExportError
 from orchestrator.repository.files import disk_errors, sha256_of_path
 from orchestrator.spec import Manifest
@@ -59,6 +68,7 @@ def export_precision(
     calibrate: Path | None = None,
     output: Path | None = None,
     name: str | None = None,
+    min_agreement: float | None = None,
     force: bool = False,
     progress: Callable[[str], None] = lambda _: None,
 ) -> tuple[str, str]:
@@ -71,6 +81,8 @@ def export_precision(
         calibrate: rows as the member takes them, .npy or .npz; int8 needs them, and both are compared on them.
         output: repository to write into; None for the same.
         name: of the new member; None for the old one's with the precision behind it.
+        min_agreement: smallest share of rows with the same top-1, 0 to 1; None for MIN_AGREEMENT, which random
+            weights are spared.
         force: make it again, also over another exported member.
         progress: told what is being done.
 
@@ -78,7 +90,8 @@ def export_precision(
         the new member's name, and "exported" or "up to date".
 
     Raises:
-        ExportError: the member cannot be converted, or the name is taken.
+        ExportError: the member cannot be converted, agrees too seldom with the fp32 one, or the name is taken;
+            what was there before is untouched.
         DataError: the rows cannot be used.
         RepositoryError: a repository cannot be read or written.
     """
@@ -90,7 +103,12 @@ def export_precision(
         raise ExportError("name of the new member", got=new, expected="another than the fp32 member's")
     require_free(target, new, command=COMMAND, force=force)
     options = options_of(original, to=to, calibrate=calibrate)
+    least = min_agreement
+    if least is None and not original.random_weights:
+        least = MIN_AGREEMENT
     if not force and is_current(target / new, options):
+        # It may have been made with a lower limit.
+        _require_agreement(manifest_in(target, new), least)
         return new, "up to date"
     rows = rows_for(original, to=to, calibrate=calibrate)
     progress(f"{new}: reading {member}")
@@ -114,9 +132,39 @@ def export_precision(
             options=options,
             flags=processor_flags_of(model),
         )
+        _require_agreement(manifest, least)
+        proofs = proven_as_here(
+            f"{to} of {member}",
+            stored.path,
+            rows.compare,
+            versions=tuple(original.runtimes),
+            least_allowed=agreement.max_abs,
+            progress=lambda text: progress(f"{new}: {text}"),
+        )
+        manifest = dataclasses.replace(
+            manifest, runtimes={version: proof.as_json() for version, proof in proofs.items()}
+        )
         data_files = {f"1/{file}": digest for file, digest in stored.data_files.items()}
         store_member(target, stored, dataclasses.replace(manifest, data_files=data_files))
     return new, "exported"
+
+
+def _require_agreement(made: Manifest, least: float | None) -> None:
+    """Refuses a member that answers too many rows otherwise than its fp32 original.
+
+    The share is compared as it was found: the lower end of its interval is below 0.9 on every comparison of less
+    than 35 rows, where all agree, and the upper end spares members that changed every eighth.
+    """
+    share, (low, high) = made.agreement["same_top1"], made.agreement["same_top1_ci95"]
+    if least is None or share >= least:
+        return
+    raise ExportError(
+        f"{made.precision} member {made.name}",
+        got=f"the same top-1 as {made.agreement['with']} on {share:.1%} of {made.agreement['rows']} rows "
+        f"(95 % interval {low:.1%} to {high:.1%}; {made.agreement['rows_from']})",
+        expected=f"at least {least:.1%}",
+        fix="calibrate on more rows like those it will be asked, keep it in fp32, or lower --min-agreement",
+    )
 
 
 def derived_manifest(
@@ -189,6 +237,7 @@ def options_of(original: Manifest, *, to: str, calibrate: Path | None) -> dict[s
         "format": FORMAT,
         "from": original.name,
         "from_sha256": original.sha256,
+        **of_output_kind(original),
         "to": to,
         "rows_sha256": None if calibrate is None else sha256_of_path(_existing(calibrate)),
     }

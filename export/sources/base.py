@@ -32,7 +32,7 @@ class Asked:
         weights: file with the weights of a `torch:` model.
         mean, std: per channel on a 0-1 scale, where the source does not say.
         dims: input (channels, height, width) or other dims, where the source does not say or leaves them free.
-        output_kind: "logits" or "probabilities", what the model gives.
+        output_kind: "logits" or "probabilities", what the model gives; "auto" where the export finds out.
         output_name: the output to take from an ONNX file with several, or a tensor inside it.
         keep_opset: take an ONNX file whose opset not every supported runtime reads.
         macs: multiply-accumulates of one row, where they cannot be counted; None counts them.
@@ -46,7 +46,7 @@ class Asked:
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     dims: tuple[int, ...] | None = None
-    output_kind: str = "logits"
+    output_kind: str = "auto"
     output_name: str | None = None
     keep_opset: bool = False
     macs: float | None = None
@@ -110,7 +110,6 @@ class Loaded:
         own_processor: the model's own image processor, uint8 (n, c, H, W) -> float32 (n, c, h, w).
         own_processor_name: what it is.
         labels: class names in order, if known.
-        output_kind: "logits" or "probabilities".
         reference: the original, (n, *dims) -> (n, k), where it is not the torch module.
         versions: of the packages it came through.
         original: of an ONNX source: its file version, opsets and tensor names, and what was changed, in words.
@@ -124,7 +123,6 @@ class Loaded:
     own_processor: Callable[[Rows], Rows] | None = None
     own_processor_name: str = ""
     labels: tuple[str, ...] | None = None
-    output_kind: str = "logits"
     reference: Callable[[Rows], Rows] | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
     original: Mapping[str, Any] = field(default_factory=dict)

@@ -18,6 +18,7 @@ from export.images.processing import Processing, processing_from_config
 from export.sources.base import Asked, Identity, Loaded, Rows, member_name
 from export.sources.hub import CONFIG, PROCESSOR, folder_of, hashes, weight_files
 from orchestrator.errors import ExportError
+from orchestrator.spec.output_kind import EXCLUSIVE
 
 # Its notes are about what it does instead of what is not installed, which is what is wanted here.
 transformers.logging.set_verbosity_error()
@@ -143,15 +144,33 @@ def loaded_from(
 def _load(folder: Path, subject: str, asked: Asked) -> Loaded:
     processor = _processor(folder, subject)
     config = _config(folder, subject)
+    _require_exclusive_classes(config, subject)
     if asked.resolution_px is not None:
         _pad_for(config, asked.resolution_px)
     if asked.random_weights:
         model = transformers.AutoModelForImageClassification.from_config(config)
     else:
         model = _trained(folder, config, subject)
-    if int(config.num_labels) < 2:
-        raise ExportError(subject, got=f"{config.num_labels} class", expected="a classifier of at least 2")
     return loaded_from(model.eval(), processor, asked, subject=subject)
+
+
+def _require_exclusive_classes(config: Any, subject: str) -> None:
+    """Refuses heads whose scores no softmax may be taken of, which the checkpoint alone knows."""
+    task = getattr(config, "problem_type", None)
+    if task not in (None, "single_label_classification"):
+        raise ExportError(
+            f"{subject} {CONFIG}",
+            got=f"problem_type {task}",
+            expected=f"single_label_classification, or none: {EXCLUSIVE}",
+            fix="train it for exclusive classes; correct problem_type there if it was",
+        )
+    if int(config.num_labels) < 2:
+        raise ExportError(
+            f"{subject} {CONFIG}",
+            got=f"{config.num_labels} class, a regression or a yes-or-no score",
+            expected=f"a classifier of at least 2: {EXCLUSIVE}",
+            fix="give a yes-or-no score x two columns, such as the logits 0 and x",
+        )
 
 
 def _pad_for(config: Any, resolution_px: int) -> None:

@@ -123,7 +123,6 @@ def _load(path: Path, subject: str, asked: Asked) -> Loaded:
         dtype=source.member_dtype,
         processing=processing,
         labels=output.labels,
-        output_kind=asked.output_kind,
         reference=lambda rows: ask(rows).reshape(len(rows), -1),
         versions={"producer": f"{model.producer_name} {model.producer_version}".strip()},
         original={**found, "changes": changes},

@@ -85,7 +85,6 @@ def _load(make: Any, subject: str, asked: Asked) -> Loaded:
         network=network.eval(),
         dims=tuple(int(size) for size in dims),
         processing=processing,
-        output_kind=asked.output_kind,
         versions={"torch": torch.__version__},
     )
 

@@ -61,12 +61,14 @@ class Tally:
         answered: rows with an answer.
         refused: rows without.
         first_reason: why the first of those has none.
+        note: on how the model's scores were taken.
     """
 
     total: int = 0
     answered: int = 0
     refused: int = 0
     first_reason: str = ""
+    note: str | None = None
 
     @property
     def done(self) -> int:
@@ -168,6 +170,7 @@ async def _run(job: Job) -> Tally:
         except ClientError as error:
             what = f"batch stopped after {tally.done} of {tally.total} rows, nothing written: {error.what}"
             raise type(error)(what, got=error.got, fix=error.fix) from error
+        tally.note = client.kinds.note(info)
     return tally
 
 
@@ -213,6 +216,8 @@ def _report(job: Job, tally: Tally, *, seconds: float, as_json: bool) -> None:
     side = refused_path(job.output)
     if not tally.answered:
         raise DataError(f"{job.source}", got=f"no row answered, {side} says why; the first: {tally.first_reason}")
+    if tally.note is not None:
+        typer.echo(f"note: {tally.note}", err=True)
     if as_json:
         print_json(
             {

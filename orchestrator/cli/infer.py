@@ -90,6 +90,7 @@ def infer(
             for named in rows:
                 asked.append(_ask(client, model, named, policy=policy, spec=spec))
                 advance(1)
+        _note_kind(client, info)
     labels = labels_in(repository, model)
     if as_json:
         print_json({"model": model, "rows": [_document(one, labels) for one in asked]})
@@ -105,6 +106,12 @@ def _note_ignored(info: ModelInfo, policy: Policy) -> None:
     ignored = parameters_from_policy(policy)
     if ignored and all(output.name != "exit_stage" for output in info.outputs):
         typer.echo(f"note: {info.name} has no stages and ignores {', '.join(ignored)}", err=True)
+
+
+def _note_kind(client: SyncClient, info: ModelInfo) -> None:
+    note = client.kinds.note(info)
+    if note is not None:
+        typer.echo(f"note: {note}", err=True)
 
 
 def _client(url: str | None, *, http: bool, timeout_s: float) -> SyncClient:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from orchestrator.planner.kinds import check_probabilities, kind_seen
 from orchestrator.planner.records import Records
 from orchestrator.spec import CascadeSpec, InputSpec, Manifest, Member, Stage, manifest_from_path
 from orchestrator.spec.faults import NAME
+from orchestrator.spec.output_kind import ScoreEvidence
 
 # Where neither manifest nor records say what a member takes in, the plan says so by this name.
 UNKNOWN_INPUT = InputSpec(name="input", dtype="FP32", dims=(1,))
@@ -89,13 +91,24 @@ def pool_from_records(
         stages=tuple(Stage(members=(member,)) for member in members),
     )
     missing = [member for member in records.outputs if member not in manifests]
-    notes = []
+    notes = _kind_notes(members, records)
     if missing:
         notes.append(
             f"no manifest of {', '.join(missing)} in {repository}: "
             "fill in the plan's input and the members' outputs before you render it"
         )
     return spec, notes
+
+
+def _kind_notes(members: Sequence[Member], records: Records) -> list[str]:
+    """What to say of scores that are said to be logits and do not look like it."""
+    notes = []
+    for one in members:
+        seen = ScoreEvidence().with_scores(records.outputs[one.name])
+        if one.output_kind == "logits" and seen.contradicts("logits"):
+            looks = "probabilities" if seen.adds_up else "sigmoids, which fit no cascade"
+            notes.append(f"{one.name} gives {seen}, and is said to give logits: they look like {looks}")
+    return notes
 
 
 def _check_names(records: Records) -> None:

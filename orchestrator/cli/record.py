@@ -13,6 +13,7 @@ import typer
 
 from orchestrator.cli.console import print_json
 from orchestrator.cli.record_job import Wishes, meta_of, record_job, source_of
+from orchestrator.cli.record_kinds import evidence_of
 from orchestrator.cli.record_members import opened_pool
 from orchestrator.cli.record_run import Task, answered_pieces, wanted_rows
 from orchestrator.errors import DataError
@@ -60,6 +61,14 @@ def record(
     cost: Annotated[
         list[str] | None, typer.Option(metavar="NAME=COST", help="Cost per row of a member; else its MACs.")
     ] = None,
+    output_kind: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=KIND",
+            help="logits or probabilities, for a member whose manifest or served configuration does not say (else "
+            "its values decide), or to confirm logits that look like something else.",
+        ),
+    ] = None,
     timeout_s: Annotated[float, typer.Option(min=0.001, help="Longest wait for a server's answer.")] = 60.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
 ) -> None:
@@ -84,7 +93,10 @@ def record(
     # In this order, so that `--members a b c`, of which the option itself takes one word, means a, b, c.
     asked = [*(name for text in members or [] for name in text.split(",") if name), *(names or [])]
     start = time.perf_counter()
-    with opened_pool(asked, repository, url=url, cost=_costs(cost or []), timeout_s=timeout_s) as pool:
+    opened = opened_pool(
+        asked, repository, url=url, cost=_costs(cost or []), kinds=output_kind or [], timeout_s=timeout_s
+    )
+    with opened as pool:
         summary = record_job(pool, wishes)
     summary["seconds"] = time.perf_counter() - start
     if as_json:
@@ -109,7 +121,14 @@ def records_of(repository: Path, members: Sequence[str], data: str) -> Records:
             labels=source.labels,
             outputs=outputs,
             cost=dict(pool.cost),
-            meta=meta_of(pool, source, data=data, sha256=source.data_sha256, skipped={}),
+            meta=meta_of(
+                pool,
+                source,
+                data=data,
+                sha256=source.data_sha256,
+                skipped={},
+                seen={name: evidence_of([scores]) for name, scores in outputs.items()},
+            ),
         )
 
 

@@ -16,6 +16,7 @@ import typer
 
 from orchestrator.cli.class_map import class_map_from_path
 from orchestrator.cli.console import progress
+from orchestrator.cli.record_kinds import evidence_of, kind_notes, kind_of
 from orchestrator.cli.record_members import Pool
 from orchestrator.cli.record_run import Task, record_into, wanted_rows
 from orchestrator.cli.sources import Source, source_from_text
@@ -23,6 +24,7 @@ from orchestrator.cli.sources_labels import Classes
 from orchestrator.errors import CommitteeError, DataError, SpecError
 from orchestrator.planner.records import named, sha256_of_rows
 from orchestrator.planner.shards import NO_DIGEST, RESTART, Shards
+from orchestrator.spec.output_kind import ScoreEvidence
 from orchestrator.spec.processor import DOT_PRODUCT_FLAGS, lacks_flags, processor_flags
 
 # Members no better than this many times guessing, on so many rows, have labels of another order or no training.
@@ -192,7 +194,8 @@ def _finished(shards: Shards, task: Task, wishes: Wishes, *, digest: bytes) -> d
     rows = task.wanted[kept]
     labels = None if source.labels is None else source.labels[rows]
     sha256 = source.data_sha256 or (digest.hex() if digest != NO_DIGEST else None)
-    meta = meta_of(pool, source, data=wishes.data, sha256=sha256, skipped=skipped)
+    seen = {name: evidence_of(shards.outputs(name)) for name in pool.names}
+    meta = meta_of(pool, source, data=wishes.data, sha256=sha256, skipped=skipped, seen=seen)
     if wishes.limit is not None:
         meta["limit"] = wishes.limit
     shards.write(ids=source.ids[rows], labels=labels, classes=pool.classes, cost=pool.cost, meta=meta)
@@ -216,7 +219,12 @@ def _finished(shards: Shards, task: Task, wishes: Wishes, *, digest: bytes) -> d
         "resumed_rows": shards.resumed,
         "skipped_rows": len(skipped),
         "skipped": dict(list(skipped.items())[:SKIPPED_LISTED]),
-        "notes": [*source.notes, *_notes(pool, skipped), *_near_chance(members, len(rows), pool.classes)],
+        "notes": [
+            *source.notes,
+            *_notes(pool, skipped),
+            *kind_notes(seen, pool.kinds),
+            *_near_chance(members, len(rows), pool.classes),
+        ],
     }
 
 
@@ -246,9 +254,7 @@ def _notes(pool: Pool, skipped: dict[str, str]) -> list[str]:
     if random:
         notes.append(f"random weights in {', '.join(random)}: for cost and speed work, not for accuracy")
     if unknown:
-        notes.append(
-            f"no manifest of {', '.join(unknown)}: no hash, and outputs taken as their tensor's name says"
-        )
+        notes.append(f"no manifest of {', '.join(unknown)}: no hash")
     here = processor_flags()
     differing = [name for name, one in pool.manifests.items() if lacks_flags(one.processor_flags, here)]
     if differing and pool.made_with:
@@ -262,13 +268,26 @@ def _notes(pool: Pool, skipped: dict[str, str]) -> list[str]:
 
 
 def meta_of(
-    pool: Pool, source: Source, *, data: str, sha256: str | None, skipped: dict[str, str]
+    pool: Pool,
+    source: Source,
+    *,
+    data: str,
+    sha256: str | None,
+    skipped: dict[str, str],
+    seen: dict[str, ScoreEvidence],
 ) -> dict[str, Any]:
-    """What records say of themselves: JSON values that are the same whenever the same is recorded."""
+    """What records say of themselves: JSON values that are the same whenever the same is recorded.
+
+    Raises:
+        DataError: a member's scores are not of the kind that is said of it.
+    """
+    members = {
+        name: {**one, "output_kind": kind_of(name, seen[name], pool.kinds)} for name, one in pool.about().items()
+    }
     meta: dict[str, Any] = {
         "data": data,
         "data_sha256": sha256,
-        "members": pool.about(),
+        "members": members,
         "asked": pool.asked,
         "labels_by": source.labels_by,
         "skipped_rows": len(skipped),

@@ -7,7 +7,7 @@ import dataclasses
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from orchestrator.cli.pictures import ReadPicture
+from orchestrator.cli.record_kinds import kinds_from_words, stated_kinds
 from orchestrator.client.images import row_from_bytes
 from orchestrator.client.models import ModelInfo, TensorInfo, input_tensor, scores_output
 from orchestrator.errors import DataError, InputError
@@ -23,6 +24,7 @@ from orchestrator.planner.goal import ENSEMBLE
 from orchestrator.spec import Manifest, Preprocess, manifest_from_path
 from orchestrator.spec.faults import NAME
 from orchestrator.spec.inputs import INPUT_DTYPES
+from orchestrator.spec.output_kind import EXCLUSIVE
 from orchestrator.spec.processor import instruction_sets, processor_flags
 
 Rows = npt.NDArray[Any]
@@ -44,6 +46,7 @@ class Pool:
         made_with: the ONNX Runtime and the instruction sets that compute the scores; empty where a server does.
         ask: scores of a member, float32 (n, k), from rows (n, *dims); may be called from several threads.
         workers: pieces asked about at once.
+        kinds: member name -> what its scores are and who says so, where anybody does.
     """
 
     infos: Mapping[str, ModelInfo]
@@ -53,6 +56,7 @@ class Pool:
     made_with: Mapping[str, Any]
     ask: Callable[[str, Rows], npt.NDArray[np.float32]]
     workers: int
+    kinds: Mapping[str, tuple[str, str]] = field(default_factory=dict)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -91,8 +95,8 @@ class Pool:
         return names
 
     def about(self) -> dict[str, dict[str, Any]]:
-        """What records keep of each member."""
-        return {name: _about(self.infos[name], self.manifests.get(name)) for name in self.names}
+        """What records keep of each member, but for the kind of its scores."""
+        return {name: _about(self.manifests.get(name)) for name in self.names}
 
     def preprocess(self) -> Preprocess:
         """How pictures become rows.
@@ -144,6 +148,7 @@ def opened_pool(
     *,
     url: str | None = None,
     cost: Mapping[str, float] | None = None,
+    kinds: Sequence[str] = (),
     timeout_s: float = 60.0,
 ) -> Iterator[Pool]:
     """Opens members, and closes what has to be closed.
@@ -153,19 +158,21 @@ def opened_pool(
         repository: folder with their manifests.
         url: host:port of a server's gRPC endpoint; None opens them here.
         cost: cost per row of members that have no manifest, or instead of the manifest's MACs.
+        kinds: NAME=KIND for members whose manifest or served configuration does not say what their scores are.
         timeout_s: longest wait for one answer of the server.
 
     Raises:
         RepositoryError, ClientError: a member cannot be opened or reached.
         InputError: they do not take the same rows, or not give the same classes.
-        DataError: a name twice, one that no plan can have, or a member without a cost.
+        DataError: a name twice, one that no plan can have, a member without a cost, or of two kinds of scores.
     """
     _check_names(names)
     strange = sorted(set(cost or {}) - set(names))
     if strange:
         raise DataError("--cost", got=f"{', '.join(strange)}, not recorded", expected=f"one of {', '.join(names)}")
+    named = kinds_from_words(kinds, names)
     if url is None:
-        yield _checked(_local(names, repository, cost or {}))
+        yield _checked(_local(names, repository, cost or {}), named)
         return
     # A fifth of a second to import, and not needed for members in this process.
     from orchestrator.client.over_grpc import GrpcClient
@@ -184,7 +191,8 @@ def opened_pool(
                 made_with={},
                 ask=client.ask,
                 workers=1,
-            )
+            ),
+            named,
         )
 
 
@@ -258,7 +266,7 @@ def _classes(info: ModelInfo) -> int:
     return next(tensor.shape[-1] for tensor in info.outputs if tensor.name == output)
 
 
-def _checked(pool: Pool) -> Pool:
+def _checked(pool: Pool, named: Mapping[str, str]) -> Pool:
     inputs = {name: _taken(info) for name, info in pool.infos.items()}
     if len(set(inputs.values())) > 1:
         first, second = _two_unlike(inputs)
@@ -271,9 +279,11 @@ def _checked(pool: Pool) -> Pool:
         raise InputError("members", got=got, expected="members of the same classes")
     if pool.classes < 2:
         raise InputError(
-            f"member {pool.names[0]}", got=f"{pool.classes} classes", expected="a fixed number, 2 or more"
+            f"member {pool.names[0]}",
+            got=f"{pool.classes} classes",
+            expected=f"a fixed number, 2 or more: {EXCLUSIVE}",
         )
-    return pool
+    return dataclasses.replace(pool, kinds=stated_kinds(pool.infos, pool.manifests, named))
 
 
 def _taken(info: ModelInfo) -> str:
@@ -286,16 +296,10 @@ def _two_unlike(values: Mapping[str, Any]) -> tuple[str, str]:
     return first, next(name for name, value in values.items() if value != values[first])
 
 
-def _about(info: ModelInfo, manifest: Manifest | None) -> dict[str, Any]:
+def _about(manifest: Manifest | None) -> dict[str, Any]:
     if manifest is None:
-        # Without a manifest only the tensor's name tells, as it does for cascades.
-        kind = "probabilities" if scores_output(info) == "probabilities" else "logits"
-        return {"sha256": None, "output_kind": kind, "random_weights": False}
-    about = {
-        "sha256": manifest.sha256,
-        "output_kind": manifest.output_kind,
-        "random_weights": manifest.random_weights,
-    }
+        return {"sha256": None, "random_weights": False}
+    about: dict[str, Any] = {"sha256": manifest.sha256, "random_weights": manifest.random_weights}
     if manifest.processor_flags:
         about["processor_flags"] = list(manifest.processor_flags)
     if manifest.data_files:

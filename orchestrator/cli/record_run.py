@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from orchestrator.cli.record_kinds import check_piece
 from orchestrator.cli.record_members import Pool
 from orchestrator.cli.sources import Indices, Loaded, Piece, Source
 from orchestrator.errors import DataError
@@ -131,6 +132,7 @@ def _asked(pool: Pool, name: str, loaded: Loaded) -> Scores:
     if scores.shape != (len(loaded.positions), pool.classes):
         expected = [len(loaded.positions), pool.classes]
         raise DataError(f"member {name}", got=f"scores of shape {list(scores.shape)}", expected=expected)
+    check_piece(name, scores, pool.kinds)
     return scores
 
 

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from orchestrator.client.models import ANSWER_OUTPUTS, ModelInfo, scores_output
 from orchestrator.decision import ABSTAINED, CAPPED, DEADLINE, DEGRADED, GEARED, PARAMETERS, Policy, softmax
 from orchestrator.errors import InputError, ServerFaultError
+from orchestrator.spec.output_kind import EXCLUSIVE, PARAMETER, ScoreEvidence
 
 Rows = npt.NDArray[Any]
 STATUS_BITS = {
@@ -75,31 +76,79 @@ def parameters_from_policy(policy: Policy | None) -> dict[str, int | float]:
     return {name: float(value) if name == "threshold_shift" else int(value) for name, value in wanted.items()}
 
 
-def answers_from_outputs(info: ModelInfo, outputs: Mapping[str, Rows], *, rows: int) -> Answers:
+class OutputKinds:
+    """What the scores of served models are: as their configurations say, else as the values seen so far show.
+
+    Rows that are asked about one by one are judged by all that were seen of the model, since few rows of logits
+    can be distributions by chance.
+    """
+
+    def __init__(self) -> None:
+        self._seen: dict[str, ScoreEvidence] = {}
+
+    def of(self, info: ModelInfo, scores: Sequence[npt.NDArray[np.float32]]) -> str:
+        """The kind of a model's scores after these, each float32 (n, k)."""
+        if info.answers_itself:
+            return "probabilities"
+        seen = self._seen.get(info.name, ScoreEvidence())
+        for part in scores:
+            seen = seen.with_scores(part)
+        self._seen[info.name] = seen
+        return info.output_kind or seen.kind
+
+    def forget(self, model: str) -> None:
+        """Starts anew for a model that may have been loaded again."""
+        self._seen.pop(model, None)
+
+    def note(self, info: ModelInfo) -> str | None:
+        """What a person should know of how a model's scores were taken; None where nothing is amiss."""
+        seen = self._seen.get(info.name)
+        if seen is None or not seen.rows:
+            return None
+        where = f"parameter {PARAMETER} of its configuration"
+        if info.output_kind is None:
+            doubt = f" or neither, as sigmoids: {EXCLUSIVE}" if seen.in_unit_interval and not seen.adds_up else ""
+            return f"{info.name} has no {where}: its scores are taken for {seen.kind} by their values{doubt}"
+        if seen.contradicts(info.output_kind):
+            return f"{info.name} gives {seen}, which are no {info.output_kind} as {where} says"
+        return None
+
+
+def answers_from_outputs(
+    info: ModelInfo, parts: Sequence[tuple[Mapping[str, Rows], int]], kinds: OutputKinds
+) -> Answers:
     """Answers from whatever a model puts out.
 
-    A cascade says everything. Of a plain member only the scores are there; they are taken for logits unless
-    the output is called "probabilities", since the protocol has no word for the difference.
+    A cascade says everything. Of a plain member only the scores are there.
 
     Args:
         info: the model that was asked.
-        outputs: by name, each with a batch axis.
-        rows: how many were asked about.
+        parts: per request its outputs by name, each with a batch axis, and how many rows were asked about.
+        kinds: what the client knows of its models' scores.
 
     Raises:
         ServerFaultError: an output is missing or has another number of rows.
     """
+    scores = [_scores(info, outputs, rows) for outputs, rows in parts]
+    logits = kinds.of(info, scores) == "logits"
+    answers = []
+    for (outputs, rows), part in zip(parts, scores, strict=True):
+        given = _from_scores(part, logits=logits)
+        for field, dtype in ANSWER_OUTPUTS.items():
+            if field in outputs and field != "probabilities":
+                given[field] = _flat(info, outputs, field, rows).astype(dtype, copy=False)
+        answers.append(Answers(**given))
+    return joined(answers)
+
+
+def _scores(info: ModelInfo, outputs: Mapping[str, Rows], rows: int) -> npt.NDArray[np.float32]:
     name = scores_output(info)
     scores = np.asarray(_column(info, outputs, name), np.float32)
     if scores.shape[:1] != (rows,) or scores.ndim != 2:
         raise ServerFaultError(
             f"model {info.name} output {name}", got=f"shape {list(scores.shape)}", expected=f"[{rows}, classes]"
         )
-    given = _from_scores(scores, logits=name != "probabilities")
-    for field, dtype in ANSWER_OUTPUTS.items():
-        if field in outputs and field != "probabilities":
-            given[field] = _flat(info, outputs, field, rows).astype(dtype, copy=False)
-    return Answers(**given)
+    return scores
 
 
 def _from_scores(scores: npt.NDArray[np.float32], *, logits: bool) -> dict[str, Rows]:

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from orchestrator.errors import InputError, ServerFaultError
 from orchestrator.spec.inputs import INPUT_DTYPES
+from orchestrator.spec.output_kind import OUTPUT_KINDS, PARAMETER
 
 # What a cascade answers with, and the dtype a client hands each part over in.
 ANSWER_OUTPUTS: dict[str, type[np.generic]] = {
@@ -50,6 +51,7 @@ class ModelInfo:
         versions: served ones.
         max_batch_size: most rows of one request; 0 where the model itself sets no limit.
         inputs, outputs: its tensors.
+        output_kind: "logits" or "probabilities", as a parameter of its configuration says; None where none does.
     """
 
     name: str
@@ -58,6 +60,12 @@ class ModelInfo:
     max_batch_size: int
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[TensorInfo, ...]
+    output_kind: str | None = None
+
+    @property
+    def answers_itself(self) -> bool:
+        """Whether it is a cascade or an ensemble of ours, which gives whole answers and not just scores."""
+        return {tensor.name for tensor in self.outputs} >= set(ANSWER_OUTPUTS)
 
     @property
     def dims(self) -> tuple[int, ...]:
@@ -80,11 +88,22 @@ def model_from_json(metadata: Mapping[str, Any], config: Mapping[str, Any]) -> M
             max_batch_size=int(config.get("max_batch_size", 0)),
             inputs=tuple(map(_tensor, metadata.get("inputs", ()))),
             outputs=tuple(map(_tensor, metadata.get("outputs", ()))),
+            output_kind=_output_kind(config),
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ServerFaultError(
             f"metadata of model {name}", got=f"a document that cannot be read ({error!r})"
         ) from error
+
+
+def _output_kind(config: Mapping[str, Any]) -> str | None:
+    value = config.get("parameters", {}).get(PARAMETER)
+    if value is None:
+        return None
+    kind = str(value["string_value"])
+    if kind not in OUTPUT_KINDS:
+        raise ValueError(f"parameter {PARAMETER} {kind!r}, not {' or '.join(OUTPUT_KINDS)}")
+    return kind
 
 
 def _tensor(value: Mapping[str, Any]) -> TensorInfo:

@@ -19,10 +19,10 @@ import tritonclient.grpc.aio as triton_aio
 
 from orchestrator.client.base import (
     Answers,
+    OutputKinds,
     Rows,
     answers_from_outputs,
     host_and_port,
-    joined,
     parameters_from_policy,
 )
 from orchestrator.client.models import (
@@ -148,6 +148,7 @@ class AsyncGrpcClient:
         self._in_flight = in_flight
         self._client: Any = None
         self._known: dict[str, ModelInfo] = {}
+        self.kinds = OutputKinds()
 
     async def __aenter__(self) -> Self:
         return self
@@ -196,7 +197,7 @@ class AsyncGrpcClient:
         info = await self.metadata(model)
         parameters = parameters_from_policy(policy)
         parts = await self._ask_parts(info, rows, wanted=wanted_outputs(info), parameters=parameters)
-        return joined([answers_from_outputs(info, outputs, rows=count) for outputs, count in parts])
+        return answers_from_outputs(info, parts, self.kinds)
 
     async def ask(self, name: str, rows: Rows) -> npt.NDArray[np.float32]:
         """As `SyncClient.ask`."""
@@ -247,6 +248,7 @@ class AsyncGrpcClient:
             ours = error_from(error, what=f"model {model} at {self.address}")
             if isinstance(ours, RefusedError):
                 self._known.pop(model, None)
+                self.kinds.forget(model)
             raise ours from error
 
     def _open(self) -> Any:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from orchestrator.client.base import Answers, Rows, answers_from_outputs, joined, parameters_from_policy
+from orchestrator.client.base import Answers, OutputKinds, Rows, answers_from_outputs, parameters_from_policy
 from orchestrator.client.models import (
     ModelInfo,
     TensorInfo,
@@ -87,6 +87,9 @@ class SyncClient:
         timeout_s: per request, retries included.
         retries: further attempts, on UNAVAILABLE only.
         in_flight: chunks of one oversize request under way at once.
+
+    Attributes:
+        kinds: what the scores of the models asked so far are.
     """
 
     def __init__(self, transport: Transport, *, timeout_s: float, retries: int, in_flight: int) -> None:
@@ -94,6 +97,7 @@ class SyncClient:
         self._patience = Patience(timeout_s=timeout_s, retries=retries)
         self._in_flight = in_flight
         self._known: dict[str, ModelInfo] = {}
+        self.kinds = OutputKinds()
 
     def __enter__(self) -> Self:
         return self
@@ -150,7 +154,7 @@ class SyncClient:
         parameters = parameters_from_policy(policy)
         wanted = wanted_outputs(info)
         parts = self._ask_parts(info, rows, wanted=wanted, parameters=parameters)
-        return joined([answers_from_outputs(info, outputs, rows=count) for outputs, count in parts])
+        return answers_from_outputs(info, parts, self.kinds)
 
     def ask(self, name: str, rows: Rows) -> npt.NDArray[np.float32]:
         """Scores of a member as it gives them, float32 (n, k).
@@ -207,4 +211,5 @@ class SyncClient:
             if isinstance(ours, RefusedError):
                 # The model may have been loaded again with another shape: look at it afresh next time.
                 self._known.pop(model, None)
+                self.kinds.forget(model)
             raise ours from error

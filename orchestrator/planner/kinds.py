@@ -9,19 +9,15 @@ import numpy.typing as npt
 
 from orchestrator.errors import DataError
 from orchestrator.planner.records import named
+from orchestrator.spec.output_kind import BELOW_0, ScoreEvidence
 
 # Rows looked at to tell probabilities from logits.
 LOOKED_AT = 256
-# Rounding may take a probability this far below 0.
-SLACK = 1e-6
 
 
 def kind_seen(scores: npt.NDArray[np.float32]) -> str:
-    """Rows of float32 (n, k) that are distributions are taken for probabilities: nobody's logits add up to 1."""
-    rows = scores[:LOOKED_AT].astype(np.float64)
-    with np.errstate(invalid="ignore"):
-        good = bool((rows >= 0).all()) and bool((np.abs(rows.sum(axis=1) - 1) < 1e-3).all())
-    return "probabilities" if good else "logits"
+    """What the values of the first rows of float32 (n, k) make of them."""
+    return ScoreEvidence().with_scores(scores[:LOOKED_AT]).kind
 
 
 def check_probabilities(name: str, scores: npt.NDArray[np.float32], ids: npt.NDArray[Any]) -> None:
@@ -35,7 +31,7 @@ def check_probabilities(name: str, scores: npt.NDArray[np.float32], ids: npt.NDA
     Raises:
         DataError: a row has a number below 0, or nothing above it.
     """
-    bad = np.flatnonzero((scores.min(axis=1) < -SLACK) | (scores.max(axis=1) <= 0))
+    bad = np.flatnonzero((scores.min(axis=1) < -BELOW_0) | (scores.max(axis=1) <= 0))
     if len(bad):
         raise DataError(
             f"records, outputs of {name}",

@@ -14,6 +14,7 @@ from tritonclient.grpc import model_config_pb2 as pb
 
 from orchestrator.errors import RepositoryError
 from orchestrator.spec import CascadeSpec, Manifest, TensorSpec
+from orchestrator.spec.output_kind import PARAMETER
 
 # file ending of a model -> Triton backend and the file name it looks for by itself
 BACKENDS = {".onnx": ("onnxruntime", "model.onnx"), ".plan": ("tensorrt", "model.plan")}
@@ -78,6 +79,8 @@ def _member_config(manifest: Manifest, device: str) -> pb.ModelConfig:
         instance_group=[_instances("gpu" if backend == "tensorrt" else device)],
         dynamic_batching=pb.ModelDynamicBatching(),
     )
+    # The protocol has no word for it, and clients and `record --url` must not guess.
+    config.parameters[PARAMETER].string_value = manifest.output_kind
     if file.name != usual_name:
         config.default_model_filename = file.name
     if device == "cpu" and backend == "onnxruntime":

@@ -13,11 +13,13 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from orchestrator.errors import RepositoryError, SpecError
 from orchestrator.repository.files import sha256_of_path
+from orchestrator.repository.graph_ending import LOGITS, SIGMOID, ending_of
 from orchestrator.repository.on_disk import MANIFEST, config_of, model_file, onnx_from_path, served_version
 from orchestrator.repository.pbtxt import config_from_path
 from orchestrator.repository.report import Findings
 from orchestrator.repository.tensors import Tensor, Tensors, fits, tensors_from_config, tensors_from_graph
 from orchestrator.spec import Manifest, manifest_from_path
+from orchestrator.spec.output_kind import PARAMETER
 from orchestrator.spec.processor import lacks_flags, processor_flags
 
 
@@ -227,6 +229,7 @@ def _compare_manifest(model: Model, findings: Findings) -> None:
             model.name, f"{MANIFEST} sha256", f"{text}{manifest.sha256[:12]}...); export the member again"
         )
     _compare_marks(model, manifest, findings)
+    _compare_output_kind(model, manifest, findings)
 
 
 def _compare_marks(model: Model, manifest: Manifest, findings: Findings) -> None:
@@ -247,6 +250,29 @@ def _compare_marks(model: Model, manifest: Manifest, findings: Findings) -> None
         findings.note(model.name, "weights", "random, never trained: its answers mean nothing")
 
 
+def _compare_output_kind(model: Model, manifest: Manifest, findings: Findings) -> None:
+    """Logits or probabilities: what the config tells clients, and what the graph's last operators say."""
+    stated, where = stated_kind(model.config), f"config.pbtxt parameter {PARAMETER}"
+    if model.config is not None and stated is None:
+        text = "missing: clients go by the values of the scores; render the member again"
+        findings.note(model.name, where, text)
+    elif stated is not None and stated != manifest.output_kind:
+        text = f"got {stated}, expected {manifest.output_kind} of its manifest; render the member again"
+        findings.fault(model.name, where, text)
+    ending = None if model.graph is None else ending_of(model.graph, manifest.output.name)
+    # The sigmoids of x and -x are a softmax of two classes.
+    fits = {LOGITS, manifest.output_kind} | ({SIGMOID} if manifest.output.dims == (2,) else set())
+    if ending is not None and ending[0] not in fits:
+        text = f"got {manifest.output_kind}, but the graph ends in {ending[1]}; export the member again"
+        findings.fault(model.name, f"{MANIFEST} output_kind", text)
+
+
+def stated_kind(config: ModelConfig | None) -> str | None:
+    """What a config says of its model's scores, right or wrong; None where it says nothing."""
+    found = config is not None and PARAMETER in config.parameters
+    return str(config.parameters[PARAMETER].string_value) if config is not None and found else None
+
+
 def _compare_alternatives(model: Model, findings: Findings) -> None:
     """configs/<word>.pbtxt, taken with --model-config-name=<word>, must describe the same model."""
     for path in sorted((model.folder / "configs").glob("*.pbtxt")):
@@ -261,3 +287,6 @@ def _compare_alternatives(model: Model, findings: Findings) -> None:
         for side in ("name", "max_batch_size", "input", "output"):
             if getattr(other, side) != getattr(model.config, side):
                 findings.fault(model.name, f"{field} {side}", "differs from config.pbtxt; render the member again")
+        if stated_kind(other) != stated_kind(model.config):
+            text = "differs from config.pbtxt; render the member again"
+            findings.fault(model.name, f"{field} parameter {PARAMETER}", text)

@@ -10,7 +10,7 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 from orchestrator.errors import RepositoryError
 from orchestrator.repository.configs import LABELS, cascade_config
 from orchestrator.repository.layout import ensemble_configs
-from orchestrator.repository.model_check import Model
+from orchestrator.repository.model_check import Model, stated_kind
 from orchestrator.repository.on_disk import served_version
 from orchestrator.repository.pbtxt import differences
 from orchestrator.repository.report import Findings
@@ -92,6 +92,7 @@ class _Pair:
             self._input(inputs)
         if outputs is not None:
             self._output(outputs)
+        self._output_kind()
         if self.model.manifest is not None:
             self._manifest(self.model.manifest)
         planned, real = self.member.sha256, self.model.sha256
@@ -147,10 +148,18 @@ class _Pair:
             expected = f"[{self.spec.classes}], one score per class of the plan"
             self.fault(f"output {name} has dims {list(got.dims)}, expected {expected}")
 
+    def _output_kind(self) -> None:
+        planned, manifest = self.member.output_kind, self.model.manifest
+        if manifest is None:
+            stated, where = stated_kind(self.model.config), "as its config.pbtxt says"
+        else:
+            stated, where = manifest.output_kind, "of its manifest"
+            if manifest.output.name != self.member.output:
+                return
+        if stated not in (None, planned):
+            self.fault(f"got output_kind {planned} in the plan, expected {stated} {where}")
+
     def _manifest(self, manifest: Manifest) -> None:
-        planned = self.member.output_kind
-        if manifest.output_kind != planned and manifest.output.name == self.member.output:
-            self.fault(f"got output_kind {planned} in the plan, expected {manifest.output_kind} of its manifest")
         if None not in (manifest.labels, self.spec.labels) and manifest.labels != self.spec.labels:
             self.fault("labels of the plan and of its manifest differ in text or order; plan again")
         if self.spec.cost_unit == "MACs" and manifest.macs != self.member.cost:

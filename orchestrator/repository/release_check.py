@@ -71,7 +71,9 @@ def _check_graph(model: Model, release: Release, version: str, findings: Finding
         why = manifest.runtimes.get(version, {}).get("not_proven")
         text = f"not proven on {where}" + (f" ({why})" if why else "")
         findings.note(
-            model.name, f"Triton {release.name}", f"{text}; export it again with --runtimes {release.name}"
+            model.name,
+            f"Triton {release.name}",
+            f"{text}; ask it there: python -m export prove {model.name} --runtimes {release.name}",
         )
 
 

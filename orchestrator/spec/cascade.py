@@ -12,11 +12,11 @@ from typing import Any
 from orchestrator.spec.faults import Faults, is_number
 from orchestrator.spec.gears import Gears
 from orchestrator.spec.inputs import InputSpec
+from orchestrator.spec.output_kind import OUTPUT_KINDS
 
 FORMAT = 1
 COMBINES = ("mean_logit", "mean_prob", "vote", "last")
 SCORES = ("max_prob", "top2_gap", "neg_entropy", "agreement")
-OUTPUT_KINDS = ("logits", "probabilities")
 ON_FAILURE = ("error", "answer")
 
 

@@ -55,7 +55,7 @@ def _scores(stage: int) -> object:
 
 def fake_server(**changes: object) -> FakeKServe:
     """The cascade and its members."""
-    members = [member(name, answer=_scores(stage)) for stage, name in enumerate(NAMES)]
+    members = [member(name, answer=_scores(stage), output_kind="logits") for stage, name in enumerate(NAMES)]
     return FakeKServe([cascade(**changes), *members])
 
 

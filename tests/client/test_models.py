@@ -89,3 +89,12 @@ def test_a_free_size_takes_any_and_a_fixed_one_only_its_own() -> None:
 def test_text_inputs_are_not_for_this_client() -> None:
     with pytest.raises(InputError, match="numeric"):
         check_rows(described([tensor("x", -1, 1, datatype="BYTES")], []), np.array([["a"]], object))
+
+
+def test_a_configuration_that_names_a_kind_of_scores_that_there_is_not_is_refused() -> None:
+    for value in ({"string_value": "scores"}, {}, "logits"):
+        with pytest.raises(ServerFaultError, match="model m"):
+            model_from_json({"name": "m"}, {"parameters": {"output_kind": value}})
+    found = model_from_json({"name": "m"}, {"parameters": {"output_kind": {"string_value": "logits"}}})
+    assert found.output_kind == "logits"
+    assert model_from_json({"name": "m"}, {"parameters": {"other": {"string_value": "1"}}}).output_kind is None

@@ -29,7 +29,13 @@ ANSWERS = {
 }
 
 
-def write_model(folder: Path, nodes: list[onnx.NodeProto], outputs: dict[str, tuple[str, int, int]]) -> None:
+def write_model(
+    folder: Path,
+    nodes: list[onnx.NodeProto],
+    outputs: dict[str, tuple[str, int, int]],
+    *,
+    output_kind: str | None = None,
+) -> None:
     """A model from x (n, 4) with the given outputs."""
     values = [helper.make_tensor_value_info(name, kind, ["n", k]) for name, (_, kind, k) in outputs.items()]
     graph = helper.make_graph(
@@ -43,7 +49,10 @@ def write_model(folder: Path, nodes: list[onnx.NodeProto], outputs: dict[str, tu
     (folder / "1").mkdir(parents=True)
     onnx.save(model, folder / "1" / "model.onnx")
     listed = ", ".join(f'{{ name: "{n}" data_type: TYPE_{d} dims: [ {k} ] }}' for n, (d, _, k) in outputs.items())
-    (folder / "config.pbtxt").write_text(CONFIG.format(classes=CLASSES, outputs=listed))
+    said = (
+        f'parameters {{ key: "output_kind" value {{ string_value: "{output_kind}" }} }}\n' if output_kind else ""
+    )
+    (folder / "config.pbtxt").write_text(CONFIG.format(classes=CLASSES, outputs=listed) + said)
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +66,14 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
         helper.make_node("ReduceMax", ["probabilities", "axis"], ["confidence"], keepdims=1),
     ]
     write_model(repository / "sure", nodes, ANSWERS)
+    # The names say the contrary of what the tensors hold, as a name may.
+    scores = {"logits": ("FP32", TensorProto.FLOAT, CLASSES)}
+    softmax = [helper.make_node("Softmax", ["x"], ["logits"], axis=1)]
+    for name, kind in (("stated", "probabilities"), ("silent", None)):
+        write_model(repository / name, softmax, scores, output_kind=kind)
+    named = {"probabilities": ("FP32", TensorProto.FLOAT, CLASSES)}
+    identity = [helper.make_node("Identity", ["x"], ["probabilities"])]
+    write_model(repository / "named", identity, named, output_kind="logits")
     with running_server(repository) as running:
         yield running
 
@@ -82,6 +99,18 @@ def test_answers_of_a_member_and_of_a_model_with_answers_agree(server: Any, kind
     assert np.array_equal(plain.label, sure.label)
     assert plain.probabilities == pytest.approx(sure.probabilities, abs=1e-6)
     assert plain.confidence == pytest.approx(sure.confidence, abs=1e-6)
+
+
+def test_the_kind_of_a_members_scores_is_learned_from_its_configuration_or_its_values(
+    server: Any, kind: str
+) -> None:
+    rows = rows_of(37)
+    with client_of(kind, address_of(server, kind)) as client:
+        expected = client.infer("sure", rows)
+        for name in ("stated", "silent", "named"):
+            assert client.infer(name, rows).confidence == pytest.approx(expected.confidence, abs=1e-6), name
+        kinds = [client.metadata(name).output_kind for name in ("stated", "silent", "named")]
+    assert kinds == ["probabilities", None, "logits"]
 
 
 def test_metadata_and_readiness_are_read(server: Any, kind: str) -> None:

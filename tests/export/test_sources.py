@@ -127,6 +127,27 @@ def test_a_model_that_brings_code_or_is_no_classifier_is_refused(convnext: Path,
     assert "config.json" in refused(f"hf:{folder}")
 
 
+@pytest.mark.parametrize("random_weights", [False, True])
+@pytest.mark.parametrize("task", ["multi_label_classification", "regression"])
+def test_a_checkpoint_whose_classes_do_not_exclude_each_other_is_refused_with_the_reason(
+    convnext: Path, tmp_path: Path, task: str, random_weights: bool
+) -> None:
+    folder = copy_of(convnext, tmp_path / "m")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "problem_type": task}))
+    text = refused(f"hf:{folder}", Asked(random_weights=random_weights))
+    assert f"got problem_type {task}" in text
+    assert "classes must exclude each other" in text
+    (folder / "config.json").write_text(json.dumps({**config, "problem_type": "single_label_classification"}))
+    assert identify(f"hf:{folder}", Asked(random_weights=random_weights)).load().labels is not None
+
+
+def test_a_checkpoint_of_one_class_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    text = refused(f"hf:{save_convnext(tmp_path / 'm', classes=1, labels=False)}")
+    assert "got 1 class, a regression or a yes-or-no score" in text
+    assert "give a yes-or-no score x two columns" in text
+
+
 def test_a_pickle_that_runs_code_is_not_run(convnext: Path, tmp_path: Path) -> None:
     folder = copy_of(convnext, tmp_path / "m")
     (folder / "model.safetensors").unlink()

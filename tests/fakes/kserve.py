@@ -46,6 +46,7 @@ class FakeModel:
     Args:
         answer: from rows (n, *dims) and the request's parameters to the outputs by name.
         max_batch_size: 0 for a model whose own first axis is the batch.
+        output_kind: what its configuration says of its scores.
     """
 
     name: str
@@ -54,6 +55,13 @@ class FakeModel:
     outputs: Sequence[Slot]
     max_batch_size: int = 8
     platform: str = "python"
+    output_kind: str | None = None
+
+    def config(self) -> dict[str, Any]:
+        config: dict[str, Any] = {"name": self.name, "max_batch_size": self.max_batch_size}
+        if self.output_kind is not None:
+            config["parameters"] = {"output_kind": {"string_value": self.output_kind}}
+        return config
 
     def metadata(self) -> dict[str, Any]:
         def tensors(slots: Sequence[Slot]) -> list[dict[str, Any]]:

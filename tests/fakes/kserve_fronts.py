@@ -43,8 +43,7 @@ class _Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):
     def ModelConfig(self, request: Any, context: Any) -> Any:  # noqa: N802
         with _codes(context):
             model = self.fake.model(request.name)
-            config = {"name": model.name, "max_batch_size": model.max_batch_size}
-            return ParseDict({"config": config}, service_pb2.ModelConfigResponse())
+            return ParseDict({"config": model.config()}, service_pb2.ModelConfigResponse())
 
     def ModelInfer(self, request: Any, context: Any) -> Any:  # noqa: N802
         with _codes(context):
@@ -163,8 +162,7 @@ class _Handler(BaseHTTPRequestHandler):
         if part == "/ready":
             return self._ready(self.fake.ready and name in [model.name for model in self.fake.models])
         if part == "/config":
-            config = {"name": name, "max_batch_size": self.fake.model(name).max_batch_size}
-            return json.dumps(config).encode(), {}
+            return json.dumps(self.fake.model(name).config()).encode(), {}
         return json.dumps(self.fake.describe(name)).encode(), {}
 
     def _ready(self, ready: bool) -> tuple[bytes, dict[str, str]]:

@@ -52,6 +52,14 @@ def small_model(repository: Path, model: onnx.ModelProto) -> None:
     (repository / "small" / "1" / "model.onnx").write_bytes(model.SerializeToString())
 
 
+def with_softmax(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with a softmax behind its output."""
+    (last,) = [node for node in model.graph.node if node.output[0] == "logits"]
+    last.output[0] = "inside"
+    model.graph.node.append(onnx.helper.make_node("Softmax", ["inside"], ["logits"], axis=1))
+    return model
+
+
 # every fault: how to bring it about, and where the report must show it
 FAULTS: dict[str, tuple[Spoil, str, str, tuple[str, ...]]] = {
     "plan cut short": (
@@ -133,6 +141,25 @@ FAULTS: dict[str, tuple[Spoil, str, str, tuple[str, ...]]] = {
     "plan with the other output kind": (
         lambda r: edit_plan(r, lambda v: v["stages"][0]["members"][0].update(output_kind="probabilities")),
         "cascade", "member small", ("output_kind probabilities", "expected logits"),
+    ),
+    "plan with another output kind than a config without manifest": (
+        lambda r: (
+            (r / "small/manifest.json").unlink(),
+            edit(r / "small/config.pbtxt", 'string_value: "logits"', 'string_value: "probabilities"'),
+        ),
+        "cascade", "member small", ("output_kind logits", "expected probabilities as its config.pbtxt says"),
+    ),
+    "config with the other output kind": (
+        lambda r: edit(r / "small/config.pbtxt", 'string_value: "logits"', 'string_value: "probabilities"'),
+        "small", "config.pbtxt parameter output_kind", ("got probabilities, expected logits of its manifest",),
+    ),
+    "alternative config with the other output kind": (
+        lambda r: edit(r / "small/configs/gpu.pbtxt", 'string_value: "logits"', 'string_value: "probabilities"'),
+        "small", "configs/gpu.pbtxt parameter output_kind", ("differs from config.pbtxt",),
+    ),
+    "softmax that the manifest does not know of": (
+        lambda r: small_model(r, with_softmax(linear_model(1))),
+        "small", "manifest.json output_kind", ("got logits, but the graph ends in Softmax",),
     ),
     "member weights changed": (
         lambda r: small_model(r, linear_model(7)),

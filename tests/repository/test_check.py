@@ -192,3 +192,10 @@ def test_an_equal_plan_written_by_other_hands_is_no_fault(repository: Path) -> N
     assert check(repository)
     path.write_text(json_from_cascade(spec_of(*_members(repository))))
     assert check(repository)
+
+
+def test_a_config_without_the_kind_of_scores_is_noted(repository: Path) -> None:
+    path = repository / "small/config.pbtxt"
+    path.write_text(path.read_text().replace('key: "output_kind"', 'key: "nothing"'))
+    report = check(repository)
+    assert has(report, "small", "config.pbtxt parameter output_kind", "render the member again", notes=True)

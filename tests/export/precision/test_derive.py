@@ -82,6 +82,59 @@ def test_a_second_run_does_nothing_until_something_changes(repository: Path, row
     assert snapshot(folder)["1/model.onnx"] != before["1/model.onnx"]
 
 
+@pytest.fixture
+def misleading(tmp_path: Path) -> Path:
+    """Rows of which those to calibrate on are glaring, and those to compare on are not."""
+    images = digits_split("train").images[:200].copy()
+    images[np.arange(len(images)) % 4 != 1] *= 200
+    np.save(tmp_path / "glaring.npy", images)
+    return tmp_path / "glaring.npy"
+
+
+@pytest.mark.parametrize("command", ["precision", "member"])
+def test_a_member_that_answers_otherwise_too_often_is_refused_and_not_written(
+    repository: Path, misleading: Path, command: str
+) -> None:
+    words = ["precision", "digits_medium", "--to", "int8", "--repository", str(repository)]
+    made = repository / "digits_medium_int8"
+    if command == "member":
+        file = repository / "digits_medium/1/model.onnx"
+        words = ["member", f"onnx:{file}", "--name", "again", "--precision", "int8", "-o", str(repository)]
+        made = repository / "again_int8"
+    words += ["--calibrate", str(misleading)]
+    result = CliRunner().invoke(app, words)
+    assert isinstance(result.exception, ExportError), result.output
+    assert "expected at least 90.0%" in str(result.exception)
+    assert "95 % interval" in str(result.exception)
+    assert not made.exists()
+    assert not list(repository.glob(".*/*"))
+    # What is asked for by name is made, and what is there is held to the limit of each run.
+    assert CliRunner().invoke(app, [*words, "--min-agreement", "0.01"]).exit_code == 0
+    assert manifest_from_path(made / "manifest.json").agreement["same_top1"] < 0.9
+    before = snapshot(made)
+    assert isinstance(CliRunner().invoke(app, words).exception, ExportError)
+    assert snapshot(made) == before
+
+
+def test_random_weights_are_held_to_a_limit_only_where_one_is_given(repository: Path, misleading: Path) -> None:
+    path = repository / "digits_medium/manifest.json"
+    path.write_text(json_from_manifest(dataclasses.replace(manifest_from_path(path), random_weights=True)))
+    assert export_precision(repository, "digits_medium", to="int8", calibrate=misleading)[1] == "exported"
+    with pytest.raises(ExportError, match=r"at least 90\.0%"):
+        export_precision(
+            repository, "digits_medium", to="int8", calibrate=misleading, min_agreement=0.9, force=True
+        )
+
+
+def test_a_member_is_made_again_when_its_original_is_found_to_give_another_kind(tmp_path: Path) -> None:
+    add_image_member(tmp_path, "net", random_weights=True)
+    assert export_precision(tmp_path, "net", to="fp16")[1] == "exported"
+    path = tmp_path / "net/manifest.json"
+    path.write_text(json_from_manifest(dataclasses.replace(manifest_from_path(path), output_kind="probabilities")))
+    assert export_precision(tmp_path, "net", to="fp16")[1] == "exported"
+    assert manifest_from_path(tmp_path / "net_fp16/manifest.json").output_kind == "probabilities"
+
+
 def test_random_weights_stay_marked_and_image_members_work(tmp_path: Path) -> None:
     add_image_member(tmp_path, "net", random_weights=True)
     np.savez(tmp_path / "rows.npz", images=varied_rows(IMAGE_INPUT, 16))

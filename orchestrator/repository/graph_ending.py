@@ -1,0 +1,158 @@
+"""What the last operators of an ONNX graph say of its scores: a softmax, sigmoids, or a layer without bounds.
+
+Only what is certain is said. A graph that ends in any other way (a branch, a function of somebody's, a sum of two
+softmaxes) says nothing, and the values of its scores have to.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import onnx
+
+PROBABILITIES, SIGMOID, LOGITS = "probabilities", "sigmoid", "logits"
+# Operators that hand on the values they get, in another shape or type.
+_SAME = {
+    "Cast", "CastLike", "DequantizeLinear", "Dropout", "Flatten", "Identity", "QuantizeLinear", "Reshape",
+    "Squeeze", "Transpose", "Unsqueeze",
+}  # fmt: skip
+# Those with weights of their own, whose outputs have no bounds.
+_LAYERS = {"Conv", "Gemm", "MatMul", "QLinearConv", "QLinearMatMul", "QGemm"}
+# Those that keep values without bounds unbounded; of a product or quotient, one side has to be constant.
+_UNBOUNDED = _LAYERS | {
+    "Add", "AveragePool", "BatchNormalization", "Concat", "Div", "Elu", "Gather", "GlobalAveragePool", "LeakyRelu",
+    "Mean", "Mul", "Neg", "PRelu", "ReduceMean", "ReduceSum", "Relu", "Selu", "Slice", "Softplus", "Sub", "Sum",
+}  # fmt: skip
+# Their other inputs are indices.
+_FIRST_ONLY = {"Gather", "ReduceMean", "ReduceSum", "Slice"}
+_PRODUCTS = _LAYERS | {"Div", "Mul"}
+_SOFTMAX = {"Softmax", "QLinearSoftmax"}
+_SIGMOIDS = {"Sigmoid", "HardSigmoid", "QLinearSigmoid"}
+_SUMS = {"ReduceSum", "ReduceL1"}
+
+
+def ending_of(graph: onnx.GraphProto, output: str) -> tuple[str, str] | None:
+    """What an output of a graph is, and the operator that says so.
+
+    Args:
+        graph: the weights may lie in other files.
+        output: name of the tensor.
+
+    Returns:
+        PROBABILITIES, SIGMOID or LOGITS (a layer with weights, or log-probabilities) and an operator's name; None
+        where the graph does not say.
+    """
+    ends = _Ends(graph)
+    node = ends.maker(output)
+    if node is None:
+        return None
+    bounded = ends.bounded(node)
+    if bounded is not None:
+        return bounded, node.op_type
+    if node.op_type == "LogSoftmax" or (node.op_type == "Log" and ends.is_of(node, PROBABILITIES)):
+        return LOGITS, node.op_type
+    return (LOGITS, node.op_type) if ends.is_layer(node) else None
+
+
+class _Ends:
+    """The graph, read from its outputs backwards."""
+
+    def __init__(self, graph: onnx.GraphProto) -> None:
+        self._graph = graph
+
+    @cached_property
+    def _makers(self) -> dict[str, onnx.NodeProto]:
+        return {name: node for node in self._graph.node for name in node.output}
+
+    @cached_property
+    def _constants(self) -> set[str]:
+        found = {weight.name for weight in self._graph.initializer}
+        found |= {weight.values.name for weight in self._graph.sparse_initializer}
+        for node in self._graph.node:
+            inside = any(part.HasField("g") or part.graphs for part in node.attribute)
+            if not inside and all(not name or name in found for name in node.input):
+                found.update(node.output)
+        return found
+
+    def maker(self, name: str) -> onnx.NodeProto | None:
+        """The node that makes a tensor's values, past those that hand them on; None for an input or weight."""
+        node = self._makers.get(name)
+        while node is not None and node.op_type in _SAME:
+            node = self._makers.get(node.input[0])
+        return node
+
+    def bounded(self, node: onnx.NodeProto) -> str | None:
+        """PROBABILITIES or SIGMOID where a node gives those, whole or taken apart, or logarithms of sigmoids."""
+        kind = node.op_type
+        if kind in _SOFTMAX or self._is_normalised(node):
+            return PROBABILITIES
+        if kind in _SIGMOIDS or self._is_logistic(node):
+            return SIGMOID
+        if kind == "Exp" and self._made_by(node, {"LogSoftmax"}):
+            return PROBABILITIES
+        return SIGMOID if kind == "Log" and self.is_of(node, SIGMOID) else None
+
+    def is_of(self, node: onnx.NodeProto, kind: str) -> bool:
+        """Whether a node's first input is of that kind."""
+        before = self.maker(node.input[0])
+        return before is not None and before.op_type != "Log" and self.bounded(before) == kind
+
+    def _made_by(self, node: onnx.NodeProto, kinds: set[str]) -> bool:
+        before = self.maker(node.input[0])
+        return before is not None and before.op_type in kinds
+
+    def _is_normalised(self, node: onnx.NodeProto) -> bool:
+        """Quotient of values and their sum, as a softmax taken apart ends."""
+        if node.op_type != "Div":
+            return False
+        over, under = self.maker(node.input[0]), self.maker(node.input[1])
+        if over is None or under is None or under.op_type not in _SUMS:
+            return False
+        summed = self.maker(under.input[0])
+        return summed is not None and summed.output[0] == over.output[0]
+
+    def _is_logistic(self, node: onnx.NodeProto) -> bool:
+        """1 / (1 + exp(-x)), a sigmoid taken apart."""
+        if node.op_type not in ("Div", "Reciprocal"):
+            return False
+        under = self.maker(node.input[-1])
+        if (
+            under is None
+            or under.op_type != "Add"
+            or (node.op_type == "Div" and not self._constant(node.input[0]))
+        ):
+            return False
+        parts = [self.maker(name) for name in under.input if not self._constant(name)]
+        return [part.op_type for part in parts if part is not None] == ["Exp"]
+
+    def _constant(self, name: str) -> bool:
+        return name in self._constants
+
+    def is_layer(self, node: onnx.NodeProto) -> bool:
+        """Whether every way back from a node meets a layer with weights before it meets anything with bounds.
+
+        The last layer's input may not be bounded either: a fixed mixture of softmaxes is still a distribution.
+        """
+        waiting, seen, found = [(node, 0)], set[tuple[str, int]](), False
+        while waiting:
+            one, layers = waiting.pop()
+            if layers > 1 or (one.output[0], layers) in seen:
+                continue
+            seen.add((one.output[0], layers))
+            unbounded = self._is_unbounded(one)
+            if self.bounded(one) is not None or not (unbounded or layers):
+                return False
+            if unbounded:
+                layers += one.op_type in _LAYERS
+                found = found or layers > 0
+                waiting += [(other, layers) for other in self._before(one)]
+        return found
+
+    def _before(self, node: onnx.NodeProto) -> list[onnx.NodeProto]:
+        names = node.input[:1] if node.op_type in _FIRST_ONLY else node.input
+        makers = (self.maker(name) for name in names if name and not self._constant(name))
+        return [maker for maker in makers if maker is not None]
+
+    def _is_unbounded(self, node: onnx.NodeProto) -> bool:
+        varying = [name for name in node.input if name and not self._constant(name)]
+        return node.op_type in _UNBOUNDED and (node.op_type not in _PRODUCTS or len(varying) == 1)

@@ -1,0 +1,137 @@
+"""Logits or probabilities: what the scores of a member are, as their values show.
+
+A cascade compares how sure its members are of one class among several that exclude each other. Each row of scores
+is therefore either a distribution ("probabilities") or what a softmax makes one of ("logits"; log-probabilities
+are logits, too). Outputs of independent sigmoids are neither.
+
+The evidence is a summary that grows row by row, so that a stream of rows, a client's answers and an export's
+comparison are judged by the same rules.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+OUTPUT_KINDS = ("logits", "probabilities")
+# Key of the parameter in a served model's configuration that says which of the two its output is.
+PARAMETER = "output_kind"
+# Half precision rounds a probability by up to 5e-4 of itself, bfloat16 by 4e-3; sums of a row are off by as much.
+MAX_SUM_ERROR = 1e-2
+# Rounding may take a probability this far below 0, or above 1.
+BELOW_0, ABOVE_1 = 1e-6, 1e-3
+# Fewer rows of logits can be distributions by chance.
+MIN_ROWS = 4
+# So many scores between 0 and 1 that reach this near to both ends come from something that cannot leave them.
+MIN_SCORES, FILLED_TO = 64, 0.01
+# Rows that differ by less, relative to their largest score, say no more than one row.
+SAME = 1e-4
+# Sums of distributions vary by rounding alone, those of weak logits as much as the logits.
+_SUMS_VARY = 0.1
+
+EXCLUSIVE = "a cascade compares how sure members are of one class, so classes must exclude each other"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreEvidence:
+    """What is known of a member's scores after some rows; rows that are not finite are left out.
+
+    Args:
+        rows: rows seen.
+        classes: scores per row.
+        low, high: smallest and largest score.
+        low_sum, high_sum: smallest and largest sum of a row.
+        spread: largest difference of a score from the first row's of its class.
+        first: float64 (k,), the first row; None before it.
+    """
+
+    rows: int = 0
+    classes: int = 0
+    low: float = np.inf
+    high: float = -np.inf
+    low_sum: float = np.inf
+    high_sum: float = -np.inf
+    spread: float = 0.0
+    first: npt.NDArray[np.float64] | None = dataclasses.field(default=None, compare=False)
+
+    def with_scores(self, scores: npt.NDArray[np.generic]) -> ScoreEvidence:
+        """The evidence after further rows.
+
+        Args:
+            scores: (n, k) in any floating-point type.
+        """
+        rows = np.asarray(scores, np.float64)
+        rows = rows[np.isfinite(rows).all(axis=1)]
+        if not rows.size:
+            return self
+        first = rows[0] if self.first is None else self.first
+        sums = rows.sum(axis=1)
+        return ScoreEvidence(
+            rows=self.rows + len(rows),
+            classes=rows.shape[1],
+            low=min(self.low, float(rows.min())),
+            high=max(self.high, float(rows.max())),
+            low_sum=min(self.low_sum, float(sums.min())),
+            high_sum=max(self.high_sum, float(sums.max())),
+            spread=max(self.spread, float(np.abs(rows - first).max())),
+            first=first,
+        )
+
+    @property
+    def varies(self) -> bool:
+        """Two rows differ by more than rounding."""
+        return self.spread > SAME * max(abs(self.low), abs(self.high)) if self.rows else False
+
+    @property
+    def sums_agree(self) -> bool:
+        """The rows have one sum, whatever it is, while their scores differ."""
+        return self.rows >= MIN_ROWS and self.varies and self.high_sum - self.low_sum <= _SUMS_VARY * self.spread
+
+    @property
+    def in_unit_interval(self) -> bool:
+        """Every score lies from 0 to 1."""
+        return self.rows > 0 and self.low >= -BELOW_0 and self.high <= 1 + ABOVE_1
+
+    @property
+    def adds_up(self) -> bool:
+        """Every row is a distribution."""
+        return self.in_unit_interval and abs(self.low_sum - 1) <= MAX_SUM_ERROR >= abs(self.high_sum - 1)
+
+    @property
+    def fills_unit_interval(self) -> bool:
+        """Scores from 0 to 1 that reach both ends and do not add up, as sigmoids of a trained network give."""
+        many = self.rows * self.classes >= MIN_SCORES
+        return many and self.in_unit_interval and not self.adds_up and self._reaches_both_ends
+
+    @property
+    def _reaches_both_ends(self) -> bool:
+        return self.low <= FILLED_TO and self.high >= 1 - FILLED_TO
+
+    @property
+    def kind(self) -> str:
+        """What the values alone make of the scores: one of OUTPUT_KINDS."""
+        return "probabilities" if self.adds_up else "logits"
+
+    def contradicts(self, kind: str) -> bool:
+        """Whether scores of that kind could not have, or would not have, these values.
+
+        Logits may have any values, so only several rows speak against them: distributions that differ, or scores
+        that fill the unit interval and never leave it.
+        """
+        if kind == "probabilities":
+            return self.rows > 0 and not self.adds_up
+        return (self.adds_up and self.sums_agree) or self.fills_unit_interval
+
+    def __str__(self) -> str:
+        return (
+            f"values from {self.low:.3g} to {self.high:.3g} in {self.rows} rows "
+            f"that add up to {_span(self.low_sum, self.high_sum)}"
+        )
+
+
+def _span(low: float, high: float) -> str:
+    texts = f"{low:.3g}", f"{high:.3g}"
+    return texts[0] if texts[0] == texts[1] else " to ".join(texts)
