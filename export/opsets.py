@@ -104,6 +104,15 @@ def at_opset(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
     return model if opset_of(model) == opset else version_converter.convert_version(model, opset)
 
 
+def agree(got: npt.NDArray[np.generic], expected: npt.NDArray[np.generic]) -> bool:
+    """Whether two answers to the same rows are the same but for rounding, NaN in the same places."""
+    if got.shape != expected.shape or got.dtype != expected.dtype:
+        return False
+    largest = float(np.abs(expected[np.isfinite(expected)]).max(initial=0))
+    allowed = MAX_ABS_ERROR * max(1.0, largest)
+    return bool(np.allclose(got, expected, rtol=0, atol=allowed, equal_nan=True))
+
+
 def _targets(found: int, *, keep_opset: bool) -> Iterator[int]:
     yield OPSET
     if found > OPSET:
@@ -166,21 +175,13 @@ class _Same:
         if self._expected is None:
             self._expected = [_answers(one, self._rows) for one in _each_branch(self._original)]
         got = [_answers(one, self._rows) for one in _each_branch(model)]
-        return len(got) == len(self._expected) and all(map(_equal, got, self._expected))
+        return len(got) == len(self._expected) and all(map(agree, got, self._expected))
 
 
 def _answers(model: onnx.ModelProto, rows: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
     session = session_of(model.SerializeToString())
     answer: npt.NDArray[np.generic] = session.run(None, {session.get_inputs()[0].name: rows})[0]
     return answer
-
-
-def _equal(got: npt.NDArray[np.generic], expected: npt.NDArray[np.generic]) -> bool:
-    if got.shape != expected.shape or got.dtype != expected.dtype:
-        return False
-    finite = expected[np.isfinite(expected)]
-    allowed = MAX_ABS_ERROR * max(1.0, float(np.abs(finite).max(initial=0)))
-    return bool(np.allclose(got, expected, rtol=0, atol=allowed, equal_nan=True))
 
 
 def _each_branch(model: onnx.ModelProto) -> Iterator[onnx.ModelProto]:
