@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import onnx
-from onnx import helper, inliner, numpy_helper, version_converter
+from onnx import helper, numpy_helper, version_converter
 
-from export.graphs import DEFAULT_DOMAINS, all_graphs, all_nodes, opset_of
+from export.graphs import DEFAULT_DOMAINS, all_graphs, all_nodes, inlined, opset_of
 from export.packing import MAX_IR_VERSION, OPSET
 from export.parity import MAX_ABS_ERROR, session_of
 from orchestrator.errors import ExportError
@@ -78,10 +78,13 @@ def brought_to_common_opset(
         if opset == found and not model.functions:
             return Brought(model, ())
         try:
-            made = at_opset(_inlined(model), opset)
-            if same(made):
+            made = at_opset(inlined(model), opset)
+            if made.functions:
+                reasons.append("functions that cannot be inlined")
+            elif same(made):
                 return Brought(made, _changes(model, found, opset))
-            reasons.append("answers change")
+            else:
+                reasons.append("answers change")
         # What the C++ sides of converter and inliner threw, and models over 2 GB, which they cannot take.
         except Exception as error:
             reasons.append(_first_line(error))
@@ -134,33 +137,6 @@ def _changes(model: onnx.ModelProto, found: int, opset: int) -> tuple[str, ...]:
     if found != opset:
         words.append(f"opset {found} brought to {opset}")
     return tuple(words)
-
-
-def _inlined(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The model with the bodies of its functions in place of their calls."""
-    if not model.functions:
-        return model
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    versions = {part.domain: part.version for part in copy.opset_import}
-    for function in copy.functions:
-        # ONNX Runtime reads a body at the model's opset, and the inliner wants them to be equal.
-        for part in function.opset_import:
-            part.version = versions.get(part.domain, part.version)
-    made = inliner.inline_local_functions(copy)
-    if made.functions:
-        raise ValueError("functions that cannot be inlined")
-    seen: set[str] = set()
-    for node in all_nodes(made):
-        # A function that is called twice brings the names of its nodes twice; nodes without one are allowed.
-        node.name = "" if node.name in seen else node.name
-        seen.add(node.name)
-    domains = {node.domain for node in all_nodes(made)} | {""}
-    kept = [part for part in made.opset_import if part.domain in domains]
-    imports = [helper.make_opsetid(part.domain, part.version) for part in kept]
-    del made.opset_import[:]
-    made.opset_import.extend(imports)
-    return made
 
 
 class _Same:
