@@ -173,13 +173,48 @@ def keep_needed(graph: onnx.GraphProto) -> None:
             del graph.initializer[index]
 
 
+def inlined(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with the bodies of its functions in place of their calls; itself where it has none.
+
+    Functions that the inliner cannot bring into the graph are left.
+
+    Raises:
+        ExportError: the inliner fails.
+    """
+    if not model.functions:
+        return model
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    versions = {part.domain: part.version for part in copy.opset_import}
+    for function in copy.functions:
+        # ONNX Runtime reads a body at the model's opset, and the inliner wants them to be equal.
+        for part in function.opset_import:
+            part.version = versions.get(part.domain, part.version)
+    try:
+        made = inliner.inline_local_functions(copy)
+    # Whatever its C++ side raises, and protobuf for models over 2 GB.
+    except Exception as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ExportError("local functions", got=first, expected="functions that can be inlined") from error
+    seen: set[str] = set()
+    for node in all_nodes(made):
+        # A function that is called twice brings the names of its nodes twice; nodes without one are allowed.
+        node.name = "" if node.name in seen else node.name
+        seen.add(node.name)
+    used = {node.domain for node in all_nodes(made)} | set(DEFAULT_DOMAINS)
+    for index in reversed(range(len(made.opset_import))):
+        if made.opset_import[index].domain not in used:
+            del made.opset_import[index]
+    return made
+
+
 def named_copy(model: onnx.ModelProto) -> onnx.ModelProto:
     """A copy in which every node has a name of its own, constants are initialisers, and functions are inlined.
 
     Converters address nodes by name, look for weights among initialisers, and know nothing of functions.
     """
     copy = onnx.ModelProto()
-    copy.CopyFrom(inliner.inline_local_functions(model) if model.functions else model)
+    copy.CopyFrom(inlined(model))
     graph = copy.graph
     nodes = [node for node in graph.node if not _moved_to_initializers(node, graph)]
     taken: set[str] = set()

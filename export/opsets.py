@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import onnx
-from onnx import helper, inliner, numpy_helper, version_converter
+from onnx import helper, numpy_helper, version_converter
 
-from export.graphs import DEFAULT_DOMAINS, all_graphs, all_nodes, opset_of
+from export.graphs import DEFAULT_DOMAINS, all_graphs, all_nodes, inlined, opset_of
 from export.packing import MAX_IR_VERSION, OPSET
 from export.parity import MAX_ABS_ERROR, session_of
 from orchestrator.errors import ExportError
@@ -78,10 +78,13 @@ def brought_to_common_opset(
         if opset == found and not model.functions:
             return Brought(model, ())
         try:
-            made = at_opset(_inlined(model), opset)
-            if same(made):
+            made = at_opset(inlined(model), opset)
+            if made.functions:
+                reasons.append("functions that cannot be inlined")
+            elif same(made):
                 return Brought(made, _changes(model, found, opset))
-            reasons.append("answers change")
+            else:
+                reasons.append("answers change")
         # What the C++ sides of converter and inliner threw, and models over 2 GB, which they cannot take.
         except Exception as error:
             reasons.append(_first_line(error))
@@ -102,6 +105,15 @@ def at_opset(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
         Exception: whatever the converter's C++ side raises.
     """
     return model if opset_of(model) == opset else version_converter.convert_version(model, opset)
+
+
+def agree(got: npt.NDArray[np.generic], expected: npt.NDArray[np.generic]) -> bool:
+    """Whether two answers to the same rows are the same but for rounding, NaN in the same places."""
+    if got.shape != expected.shape or got.dtype != expected.dtype:
+        return False
+    largest = float(np.abs(expected[np.isfinite(expected)]).max(initial=0))
+    allowed = MAX_ABS_ERROR * max(1.0, largest)
+    return bool(np.allclose(got, expected, rtol=0, atol=allowed, equal_nan=True))
 
 
 def _targets(found: int, *, keep_opset: bool) -> Iterator[int]:
@@ -127,33 +139,6 @@ def _changes(model: onnx.ModelProto, found: int, opset: int) -> tuple[str, ...]:
     return tuple(words)
 
 
-def _inlined(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The model with the bodies of its functions in place of their calls."""
-    if not model.functions:
-        return model
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    versions = {part.domain: part.version for part in copy.opset_import}
-    for function in copy.functions:
-        # ONNX Runtime reads a body at the model's opset, and the inliner wants them to be equal.
-        for part in function.opset_import:
-            part.version = versions.get(part.domain, part.version)
-    made = inliner.inline_local_functions(copy)
-    if made.functions:
-        raise ValueError("functions that cannot be inlined")
-    seen: set[str] = set()
-    for node in all_nodes(made):
-        # A function that is called twice brings the names of its nodes twice; nodes without one are allowed.
-        node.name = "" if node.name in seen else node.name
-        seen.add(node.name)
-    domains = {node.domain for node in all_nodes(made)} | {""}
-    kept = [part for part in made.opset_import if part.domain in domains]
-    imports = [helper.make_opsetid(part.domain, part.version) for part in kept]
-    del made.opset_import[:]
-    made.opset_import.extend(imports)
-    return made
-
-
 class _Same:
     """Whether a model answers as the original on some rows, whichever branch its Ifs take."""
 
@@ -166,21 +151,13 @@ class _Same:
         if self._expected is None:
             self._expected = [_answers(one, self._rows) for one in _each_branch(self._original)]
         got = [_answers(one, self._rows) for one in _each_branch(model)]
-        return len(got) == len(self._expected) and all(map(_equal, got, self._expected))
+        return len(got) == len(self._expected) and all(map(agree, got, self._expected))
 
 
 def _answers(model: onnx.ModelProto, rows: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
     session = session_of(model.SerializeToString())
     answer: npt.NDArray[np.generic] = session.run(None, {session.get_inputs()[0].name: rows})[0]
     return answer
-
-
-def _equal(got: npt.NDArray[np.generic], expected: npt.NDArray[np.generic]) -> bool:
-    if got.shape != expected.shape or got.dtype != expected.dtype:
-        return False
-    finite = expected[np.isfinite(expected)]
-    allowed = MAX_ABS_ERROR * max(1.0, float(np.abs(finite).max(initial=0)))
-    return bool(np.allclose(got, expected, rtol=0, atol=allowed, equal_nan=True))
 
 
 def _each_branch(model: onnx.ModelProto) -> Iterator[onnx.ModelProto]:

@@ -6,12 +6,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import onnx
-from onnx import inliner, numpy_helper
+from onnx import numpy_helper
 
 from export.cost.outline import Path, graphs_of
 from export.cost.parameters import parameters_of
 from export.cost.rules import NodeView, Shape, is_preprocess, macs_of, operator_of
 from export.cost.shapes import Shapes, shapes_of
+from export.graphs import inlined
 from orchestrator.errors import ExportError
 
 LARGER_BRANCH = "of an If the larger branch counts: an upper bound"
@@ -71,7 +72,7 @@ def cost_of(model: onnx.ModelProto, shapes: Mapping[str, Sequence[int]] | None =
     Raises:
         ExportError: a shape that matters cannot be inferred, or an operator's work is not known.
     """
-    whole = inliner.inline_local_functions(model) if model.functions else model
+    whole = inlined(model)
     found = shapes_of(whole, shapes or {})
     counter = _Counter(found)
     nodes = counter.count(whole.graph, (), {}, {})

@@ -11,8 +11,9 @@ from __future__ import annotations
 from collections.abc import Hashable
 
 import onnx
-from onnx import helper, inliner, numpy_helper
+from onnx import helper, numpy_helper
 
+from export.graphs import inlined
 from export.images.preprocess import PREFIX
 from orchestrator.errors import ExportError
 
@@ -51,8 +52,7 @@ class Merger:
         Raises:
             ExportError: a kind of graph that cannot be merged.
         """
-        if model.functions:
-            model = inliner.inline_local_functions(model)
+        model = inlined(model)
         graph = model.graph
         if graph.sparse_initializer:
             raise ExportError(f"member {member}", got="sparse weights", expected="dense ones")

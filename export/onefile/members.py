@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
-from onnx import inliner, version_converter
+from onnx import version_converter
 from onnx.external_data_helper import load_external_data_for_model
 
+from export.graphs import inlined
 from orchestrator.errors import ExportError
 from orchestrator.repository.files import sha256_of_path
 from orchestrator.repository.graph_pieces import OPSET, Graph, raw_logits
@@ -136,8 +137,7 @@ def _read(spec: CascadeSpec, member: Member, repository: Path) -> Part:
     model = onnx_from_path(path)
     try:
         load_external_data_for_model(model, str(path.parent))
-        if model.functions:
-            model = inliner.inline_local_functions(model)
+        model = inlined(model)
     # Files that lie outside the folder, are cut short or are not there: each has an exception of its own.
     except Exception as error:
         raise ExportError(

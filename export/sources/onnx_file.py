@@ -24,8 +24,8 @@ from export.graphs import (
     sorted_nodes,
 )
 from export.images.preprocess import IMAGE, PREFIX
-from export.opsets import brought_to_common_opset, with_one_import
-from export.parity import MAX_ABS_ERROR, session_of
+from export.opsets import agree, brought_to_common_opset, with_one_import
+from export.parity import session_of
 from export.rows import varied_rows
 from export.sources.base import Asked, Identity, Loaded, Rows, member_name
 from export.sources.onnx_input import ADDED, FileInput, input_of
@@ -132,29 +132,44 @@ def _load(path: Path, subject: str, asked: Asked) -> Loaded:
 def _whole(path: Path, subject: str) -> tuple[onnx.ModelProto, Any]:
     """The model with its weights, and a session of the file as it came."""
     model = _read(path, subject)
-    fault = None
     try:
         load_external_data_for_model(model, str(path.parent))
-        # By path, so that models over 2 GB, which protobuf cannot serialise, are checked too.
-        onnx.checker.check_model(str(path), full_check=True)
-    # The checker's and the shape inference's errors, a file cut short, and onnx's own refusals.
+    # A file of weights cut short, places in it that are none, and onnx's own refusals.
     except Exception as error:
-        fault = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise _not_whole(subject, _first_line(error)) from error
+    fault = _fault(path)
     try:
         session = session_of(path, subject)
     except ExportError as error:
         _require_known(model, subject)
         if fault is None:
             raise
-        raise ExportError(
-            subject, got=f"a model that is not whole ({fault})", fix="copy or export it again"
-        ) from error
+        raise _not_whole(subject, fault) from error
     if fault is not None:
         # ONNX Runtime is less strict: it takes nodes in any order, and overlooks what a file says of its shapes.
         sorted_nodes(model.graph)
         for graph in (model.graph, *all_graphs(model.graph.node)):
             del graph.value_info[:]
     return model, session
+
+
+def _fault(path: Path) -> str | None:
+    """What the ONNX checker says against a file, None where it is content."""
+    try:
+        # By path, so that models over 2 GB, which protobuf cannot serialise, are checked too.
+        onnx.checker.check_model(str(path), full_check=True)
+    # The checker's and the shape inference's errors share no base.
+    except Exception as error:
+        return _first_line(error)
+    return None
+
+
+def _not_whole(subject: str, fault: str) -> ExportError:
+    return ExportError(subject, got=f"a model that is not whole ({fault})", fix="copy or export it again")
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
 
 def _require_known(model: onnx.ModelProto, subject: str) -> None:
@@ -199,28 +214,19 @@ def _answer(ask: Callable[[Rows], Rows], rows: Rows, *, subject: str, name: str)
         raise
     # ONNX Runtime's exceptions share no base of their own.
     except Exception as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
-        got = f"{first} on made-up rows {rows.dtype} {['n', *rows.shape[1:]]}"
+        got = f"{_first_line(error)} on made-up rows {rows.dtype} {['n', *rows.shape[1:]]}"
         raise ExportError(what, got=got, expected="scores (rows, classes)") from error
-    if not _close(again, answer):
+    if not agree(again, answer):
         raise ExportError(
             what, got="other scores each time it is asked", expected="the same for the same rows",
             fix="export it again without operators that draw random numbers",
         )  # fmt: skip
-    if not _close(alone, answer):
+    if not agree(alone, answer):
         raise ExportError(
             what, got="other scores for a row alone than in a batch", expected="the same in any batch",
             fix="export it again so that no operator works across the batch axis",
         )  # fmt: skip
     return answer
-
-
-def _close(got: Rows, expected: Rows) -> bool:
-    if got.shape != expected.shape:
-        return False
-    largest = float(np.abs(expected[np.isfinite(expected)]).max(initial=0))
-    allowed = MAX_ABS_ERROR * max(1.0, largest)
-    return bool(np.allclose(got, expected, rtol=0, atol=allowed, equal_nan=True))
 
 
 def _facts(model: onnx.ModelProto, source: FileInput, output: FileOutput) -> dict[str, Any]:

@@ -66,10 +66,12 @@ class FileInput:
         return np.ascontiguousarray(rows.transpose(_TO_LAST)) if self.channels_last else rows
 
     def changes(self) -> list[str]:
-        """What `adapt` does, in words."""
+        """What `adapt` does, and what is left as no other member has it, in words."""
         words = ["input cast from FP32 to " + self.dtype] if self.dtype != self.member_dtype else []
         if self.channels_last:
             words.append(f"channels first made channels last, as the file takes {list(self.dims)} (NHWC)")
+        elif not self.behind_processing and _looks_channels_last(self.dims):
+            words.append(f"takes {list(self.dims)} as the file does, channels last (NHWC)")
         return words
 
     def adapt(self, graph: onnx.GraphProto, name: str) -> None:
@@ -93,6 +95,10 @@ class FileInput:
         kind = next(key for key, word in TYPES.items() if word == self.member_dtype)
         del graph.input[:]
         graph.input.append(helper.make_tensor_value_info(names[0], kind, [BATCH, *self.member_dims]))
+
+
+def _looks_channels_last(dims: Sequence[int]) -> bool:
+    return len(dims) == 3 and dims[2] in _CHANNELS and dims[0] not in _CHANNELS
 
 
 def input_of(model: onnx.ModelProto, asked: Asked, subject: str) -> FileInput:
@@ -175,7 +181,7 @@ class _Layout:
         given = asked.mean or asked.std
         if given is not None and len(given) in (dims[0], dims[2]):
             return cls(0 if len(given) == dims[0] else 2)
-        return cls(2 if dims[2] in _CHANNELS and dims[0] not in _CHANNELS else 0)
+        return cls(2 if _looks_channels_last(dims) else 0)
 
     @property
     def sides(self) -> tuple[int, int]:

@@ -99,7 +99,9 @@ def test_channels_last_are_transposed_behind_an_image_processing_and_kept_withou
         "channels first made channels last, as the file takes [12, 12, 3] (NHWC)" in manifest.original["changes"]
     )
     last = asked_member(path, np.arange(2 * 3 * 144, dtype=np.uint8).reshape(2, 3, 12, 12))
-    assert exported(path, Asked(resolution_px=12)).input.dims == (12, 12, 3)
+    as_it_is = exported(path, Asked(resolution_px=12))
+    assert as_it_is.input.dims == (12, 12, 3)
+    assert "takes [12, 12, 3] as the file does, channels last (NHWC)" in as_it_is.original["changes"]
     exported(convolution(tmp_path, ["n", 3, *sides]), BY_HAND)
     first = asked_member(path, np.arange(2 * 3 * 144, dtype=np.uint8).reshape(2, 3, 12, 12))
     np.testing.assert_allclose(last, first, atol=1e-5)
