@@ -19,7 +19,7 @@ def prove(
     repository: Annotated[Path, typer.Option(help="Model repository that holds them.")] = Path("model_repository"),
     as_json: Annotated[bool, typer.Option("--json", help="Print what was found as JSON.")] = False,
 ) -> None:
-    """Ask members in other versions of ONNX Runtime, compare with the installed one, and note it in their manifests.
+    """Ask members in other versions of ONNX Runtime, compare with the installed one, and note it in the manifests.
 
     A member that says something else in one of them is an error, and its manifest stays as it was.
 

@@ -11,8 +11,8 @@ from orchestrator.spec.triton import RELEASES, image_runtimes
 IMAGES, ALL, NONE = "images", "all", "none"
 DEFAULT_RUNTIMES = IMAGES
 RUNTIMES_HELP = (
-    "ONNX Runtimes to prove it on besides the installed one: images (the oldest and the newest in a Triton image), "
-    "all, none, or versions and Triton releases such as 1.19.2,26.07."
+    "ONNX Runtimes to prove it on besides the installed one: images (the oldest and the newest in a Triton "
+    "image), all, none, or versions and Triton releases such as 1.19.2,26.07."
 )
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
 _RELEASE = re.compile(r"\d\d\.\d\d")

@@ -1,4 +1,4 @@
-"""Members that lie in a repository already, proven on other runtimes: what the installed one says is the measure."""
+"""Members of a repository, proven on other runtimes: what the installed one says is the measure."""
 
 from __future__ import annotations
 
