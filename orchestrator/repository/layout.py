@@ -198,6 +198,7 @@ def _render_members(spec: CascadeSpec, repository: Path) -> Rendering:
 
 
 def _version_to_write(folder: Path, version: int | None) -> int:
+    # Without its config: the one that is rendered has no version policy, so Triton serves the highest.
     newest = served_version(folder)
     if version is None:
         return newest or 1
