@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from orchestrator.spec import CascadeSpec, Lead, Member
+from orchestrator.spec.triton import ANY_VERSION
 
 Rows = npt.NDArray[Any]
-ANY_VERSION = -1  # Triton's word for the newest one that is loaded
 
 
 @dataclass(slots=True)

@@ -62,6 +62,14 @@ def config_of(folder: Path) -> ModelConfig | None:
     return config_from_path(path) if path.exists() else None
 
 
+def readable_config(folder: Path) -> ModelConfig | None:
+    """The same, or None where it is malformed: what is wrong with it is said where it is looked at."""
+    try:
+        return config_of(folder)
+    except RepositoryError:
+        return None
+
+
 def versions_served(folder: Path, config: ModelConfig | None = None) -> tuple[int, ...]:
     """The versions that Triton serves of what lies there, ascending; see `served_versions`.
 
@@ -106,10 +114,7 @@ def model_file(folder: Path, config: ModelConfig | None, *, version: int | None 
 
 def plan_path(folder: Path) -> Path | None:
     """cascade.json of the served version, or of the only place it could be; None where this is no cascade."""
-    try:
-        version = served_version(folder, config_of(folder))
-    except RepositoryError:  # what is wrong with its config is said where that is looked at
-        version = served_version(folder)
+    version = served_version(folder, readable_config(folder))
     paths = [] if version is None else [folder / str(version) / PLAN]
     paths += sorted(folder.glob(f"*/{PLAN}"), reverse=True)
     return next((path for path in paths if path.is_file()), None)

@@ -11,10 +11,10 @@ from orchestrator.repository.configs import averaging_name
 from orchestrator.repository.files import Rendering, copy_model, new_folder
 from orchestrator.repository.layout import render, render_ensemble
 from orchestrator.repository.on_disk import (
-    config_of,
     ensemble_spec,
     model_folders,
     plan_path,
+    readable_config,
     require_members,
     served_version,
 )
@@ -61,7 +61,7 @@ def render_output(
             if name in means:
                 render_ensemble(means[name], building)
                 continue
-            version = served_version(repository / name, config_of(repository / name))
+            version = served_version(repository / name, readable_config(repository / name))
             render(plans[name], building, standalone=standalone, version=version)
         files = [path.relative_to(building) for path in sorted(building.rglob("*")) if path.is_file()]
     return Rendering(written=tuple(output / path for path in files))

@@ -91,6 +91,7 @@ MODEL_FILES = {
     "pytorch_libtorch": "model.pt",
     "openvino": "model.xml",
 }
+ANY_VERSION = -1  # as `model_version` of a request: the newest one that is loaded
 _VERSION = re.compile("[1-9][0-9]{0,17}")  # the name of a version folder
 
 RELEASES = {
