@@ -8,13 +8,20 @@ import pytest
 from PIL import Image
 
 from orchestrator.cli.pictures import labels_in, picture_reader, preprocess_in
-from orchestrator.client.models import TensorInfo
+from orchestrator.client.models import ModelInfo, TensorInfo
 from orchestrator.errors import InputError, RepositoryError, SpecError
 from orchestrator.spec import Manifest, TensorSpec
 from orchestrator.spec.manifest import json_from_manifest
 from tests.cli.digits import PREPROCESS, digit_spec, write_plan
 
-TENSOR = TensorInfo(name="image", dtype="FP32", shape=(-1, 1, 8, 8))
+INFO = ModelInfo(
+    name="digits_cascade",
+    platform="",
+    versions=("1",),
+    max_batch_size=8,
+    inputs=(TensorInfo(name="image", dtype="FP32", shape=(-1, 1, 8, 8)),),
+    outputs=(),
+)
 
 
 def write_member(repository: Path) -> None:
@@ -41,29 +48,29 @@ def write_member(repository: Path) -> None:
 def test_a_cascade_and_a_member_say_how_pictures_become_rows(tmp_path: Path) -> None:
     write_plan(tmp_path)
     write_member(tmp_path)
-    assert preprocess_in(tmp_path, "digits_cascade") == preprocess_in(tmp_path, "digits_small") == PREPROCESS
-    assert labels_in(tmp_path, "digits_cascade") == tuple(f"digit {k}" for k in range(10))
-    assert labels_in(tmp_path, "digits_small") == ("zero", "one")
-    assert labels_in(tmp_path, "nobody") is None
+    assert preprocess_in(tmp_path, "digits_cascade", 1) == preprocess_in(tmp_path, "digits_small", 1) == PREPROCESS
+    assert labels_in(tmp_path, "digits_cascade", 1) == tuple(f"digit {k}" for k in range(10))
+    assert labels_in(tmp_path, "digits_small", 1) == ("zero", "one")
+    assert labels_in(tmp_path, "nobody", 1) is None
 
 
 def test_a_repository_without_the_model_or_a_plan_without_the_section_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(RepositoryError, match="--repository"):
-        preprocess_in(tmp_path, "digits_cascade")
+        preprocess_in(tmp_path, "digits_cascade", 1)
     write_plan(tmp_path, digit_spec(preprocess=None))
     with pytest.raises(InputError, match="preprocess"):
-        preprocess_in(tmp_path, "digits_cascade")
+        preprocess_in(tmp_path, "digits_cascade", 1)
 
 
 def test_a_broken_plan_is_not_taken_for_a_missing_one(tmp_path: Path) -> None:
     path = write_plan(tmp_path) / "digits_cascade" / "1" / "cascade.json"
     path.write_text(path.read_text()[:50])
     with pytest.raises(SpecError, match=r"cascade\.json"):
-        preprocess_in(tmp_path, "digits_cascade")
+        preprocess_in(tmp_path, "digits_cascade", 1)
 
 
 def test_the_repository_is_read_once_and_only_when_there_is_a_picture(tmp_path: Path) -> None:
-    read = picture_reader(tmp_path, "digits_cascade", TENSOR)
+    read = picture_reader(tmp_path, INFO)
     write_plan(tmp_path)
     buffer = io.BytesIO()
     Image.fromarray(np.full((8, 8), 255, np.uint8)).save(buffer, "PNG")
