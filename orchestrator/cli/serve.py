@@ -16,7 +16,9 @@ from orchestrator.errors import RepositoryError, ServingError
 from orchestrator.repository import check_plans
 from orchestrator.serving import log
 from orchestrator.serving.options import ServeOptions
+from orchestrator.serving.planned import LOOK_S, CascadeWatch
 from orchestrator.serving.process import EmbeddedServer
+from orchestrator.spec.triton import EMBEDDED, IS_READY_SINCE
 
 _LOG_LINES = 15
 
@@ -101,12 +103,27 @@ def _start(server: EmbeddedServer, people: Console) -> None:
 
 
 def _wait(server: EmbeddedServer, people: Console) -> None:
-    status = server.wait()
+    status = _watched(server, people)
     _print_log(server, people)
     got = f"exit status {status}"
     if status is not None and status < 0:
         got = f"signal {signal.Signals(-status).name}"
     raise ServingError("embedded Triton ended by itself", got=got, fix=f"the whole log is {server.log_path}")
+
+
+def _watched(server: EmbeddedServer, people: Console) -> int | None:
+    """Waits for the server to end by itself, and meanwhile compares its cascades with their plans."""
+    if EMBEDDED >= IS_READY_SINCE:
+        # The server asks the cascades themselves.
+        return server.wait()
+
+    def tell(text: str) -> None:
+        people.print(text, highlight=False, soft_wrap=True, markup=False)
+
+    watch = CascadeWatch(server.options.repository, server.control, tell=tell)
+    while (status := server.wait(LOOK_S)) is None:
+        watch.look()
+    return status
 
 
 def _print_log(server: EmbeddedServer, people: Console) -> None:
