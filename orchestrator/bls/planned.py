@@ -21,6 +21,8 @@ from orchestrator.spec.planned_models import PlannedModel, planned_models
 LOOK_S = 0.5
 # A changed file that takes longer to read than this is taken for another until it is read.
 PATIENCE_S = 2.0
+# So long after a fault a member's answers are compared: a server may be loading what lay there before.
+COMPARE_S = 30.0
 # The same row gives the same scores but for rounding; other weights differ by more than this share of the largest.
 TOLERANCE = 1e-3
 NOT_LOOKED = "its members have not been looked at yet"
@@ -32,7 +34,7 @@ class PlannedMembers:
     """Whether a cascade may answer: its members are asked by version and compared with the plan.
 
     A file that is the planned one again does not mean that the server has loaded it again. So each verified member
-    is asked about one fixed row when all is well, and again before the cascade goes on after its file was another.
+    is asked about one fixed row when all is well, and again after it was another, before the cascade goes on.
 
     Args:
         pb_utils: the server's Python module.
@@ -58,6 +60,7 @@ class PlannedMembers:
         self._on_fault: Callable[[str], None] = lambda _: None
         self._lead_fault: str | None = None
         self._is_complete = False
+        self._compare_until_s: dict[str, float] = {}
         self._began_s = 0.0
         self._looking = threading.Lock()
         self._stop = threading.Event()
@@ -137,18 +140,28 @@ class PlannedMembers:
 
     def _wrong(self, model: PlannedModel) -> str | None:
         wrong = model.fault(self._ready, tick=self._tick)
-        if wrong is not None or not model.is_verified:
-            return wrong
+        if wrong is None and model.is_verified:
+            wrong = self._answers_differ(model)
+        if wrong is not None:
+            self._compare_until_s[model.name] = time.monotonic() + COMPARE_S
+        else:
+            model.was_changed = False
+        return wrong
+
+    def _answers_differ(self, model: PlannedModel) -> str | None:
+        """Whether the server answers from other weights than those that lie there; asked a while after a fault."""
         before = self._scores.get(model.name)
-        if before is None or model.was_changed:
-            now = self._asked(model)
-            if before is not None and now is None:
-                return "it does not answer"
-            if before is not None and not _same_scores(before, now):
-                return "its file is the planned one again, but the server answers from another; load it again"
+        if before is not None and time.monotonic() >= self._compare_until_s.get(model.name, 0.0):
+            return None
+        now = self._asked(model)
+        if before is None:
             self._scores[model.name] = now
-        model.was_changed = False
-        return None
+            return None
+        if now is None:
+            return "it does not answer"
+        if _same_scores(before, now):
+            return None
+        return "its file is the planned one, but the server answers from another; load it again"
 
     def _asked(self, model: PlannedModel) -> Scores | None:
         """Scores of one fixed row, None where the model gives none."""
@@ -215,8 +228,8 @@ def fixed_row(spec: InputSpec) -> Scores:
     return values.astype(dtype) if dtype.kind == "f" else (values * 100).astype(dtype)
 
 
-def _same_scores(before: Scores, now: Scores | None) -> bool:
-    if now is None or before.shape != now.shape:
+def _same_scores(before: Scores, now: Scores) -> bool:
+    if before.shape != now.shape:
         return False
     most = float(np.abs(before[np.isfinite(before)]).max(initial=0.0))
     return bool(np.allclose(before, now, rtol=0, atol=TOLERANCE * most, equal_nan=True))

@@ -215,7 +215,12 @@ def _finished(shards: Shards, task: Task, wishes: Wishes, *, digest: bytes) -> d
         "resumed_rows": shards.resumed,
         "skipped_rows": len(skipped),
         "skipped": dict(list(skipped.items())[:SKIPPED_LISTED]),
-        "notes": [*source.notes, *_notes(pool, skipped), *_near_chance(members, len(rows), pool.classes)],
+        "notes": [
+            *source.notes,
+            *pool.version_notes(),
+            *_notes(pool, skipped),
+            *_near_chance(members, len(rows), pool.classes),
+        ],
     }
 
 

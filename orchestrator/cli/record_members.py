@@ -7,7 +7,7 @@ import dataclasses
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from orchestrator.client.models import ModelInfo, TensorInfo, input_tensor, scor
 from orchestrator.errors import DataError, InputError
 from orchestrator.local.sessions import LocalMembers
 from orchestrator.planner.goal import ENSEMBLE
+from orchestrator.repository.on_disk import readable_config, served_version
 from orchestrator.spec import Manifest, Preprocess, manifest_from_path
 from orchestrator.spec.faults import NAME
 from orchestrator.spec.inputs import INPUT_DTYPES
@@ -42,6 +43,7 @@ class Pool:
         asked: who answers: ONNX Runtime with its version, or a server's address.
         ask: scores of a member, float32 (n, k), from rows (n, *dims); may be called from several threads.
         workers: pieces asked about at once.
+        served: member name -> the version that a server answers from, None where that is not known.
     """
 
     infos: Mapping[str, ModelInfo]
@@ -50,6 +52,16 @@ class Pool:
     asked: str
     ask: Callable[[str, Rows], npt.NDArray[np.float32]]
     workers: int
+    served: Mapping[str, int | None] = field(default_factory=dict)
+
+    def version_notes(self) -> list[str]:
+        """Where a manifest describes another version than is served, so that its hash is another file's."""
+        notes = []
+        for name, manifest in self.manifests.items():
+            described, served = manifest.file.partition("/")[0], self.served.get(name)
+            if served is not None and described != str(served):
+                notes.append(f"{name}: version {served} is served, its manifest.json describes {manifest.file}")
+        return notes
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -175,10 +187,12 @@ def opened_pool(
         yield _checked(
             Pool(
                 infos=infos,
+                served={name: info.version for name, info in infos.items()},
                 manifests=manifests,
                 cost=_costs(names, manifests, cost or {}),
                 asked=url,
-                ask=client.ask,
+                # By number: a version that is loaded meanwhile must not answer the second half.
+                ask=lambda name, rows: client.ask(name, rows, version=infos[name].version),
                 workers=1,
             )
         )
@@ -203,6 +217,7 @@ def _local(names: Sequence[str], repository: Path, cost: Mapping[str, float]) ->
     members = LocalMembers(repository, names)
     manifests = {name: members.manifest(name) for name in names}
     return Pool(
+        served={name: served_version(repository / name, readable_config(repository / name)) for name in names},
         infos={name: _info(manifest, members.classes(name)) for name, manifest in manifests.items()},
         manifests=manifests,
         cost=_costs(names, manifests, cost),
@@ -223,7 +238,7 @@ def _info(manifest: Manifest, classes: int) -> ModelInfo:
     return ModelInfo(
         name=manifest.name,
         platform="onnxruntime",
-        versions=("1",),
+        versions=(manifest.file.partition("/")[0],),
         max_batch_size=manifest.max_batch_size,
         inputs=(taken,),
         outputs=(given,),
