@@ -16,6 +16,7 @@ import pytest
 
 from orchestrator.bls import planned
 from orchestrator.bls.model import CascadeModel, cascade_model
+from orchestrator.bls.scheduler import Scheduler
 from orchestrator.decision import DEGRADED
 from orchestrator.errors import SpecError
 from orchestrator.spec import CascadeSpec, Lead, json_from_cascade
@@ -209,6 +210,27 @@ def test_rows_that_are_deferred_are_refused_when_a_member_changes(tmp_path: Path
         finally:
             gate.set()
         assert "member small is not as planned" in text_of(answer)
+
+
+def test_an_answer_that_is_ready_too_late_is_not_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # As if the request had come between the notice and its answer.
+    monkeypatch.setattr(Scheduler, "refuse_all", lambda *_: None)
+    gate, asked = threading.Event(), threading.Event()
+
+    def slow(rows: np.ndarray) -> np.ndarray:
+        if (rows == rows_of(HARD)[0]).all(axis=1).any():
+            asked.set()
+            gate.wait(10)
+        return large(rows)
+
+    with running(tmp_path, fake(large=slow), spec_with(version=1)) as model:
+        request = Request({"x": rows_of(HARD)})
+        listed = (model.execute([request]) or [None])[0]
+        assert asked.wait(5)
+        put(tmp_path, "small", OTHER)
+        until(model, refused)
+        gate.set()
+        assert "member small is not as planned" in text_of(wait_for(request, listed, timeout_s=5))
 
 
 def test_what_a_member_says_while_it_is_found_out_is_not_handed_on(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import io
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from PIL import Image
 from orchestrator.cli.pictures import labels_in, picture_reader, preprocess_in
 from orchestrator.client.models import ModelInfo, TensorInfo
 from orchestrator.errors import InputError, RepositoryError, SpecError
-from orchestrator.spec import Manifest, TensorSpec
+from orchestrator.spec import Manifest, TensorSpec, json_from_cascade
 from orchestrator.spec.manifest import json_from_manifest
 from tests.cli.digits import PREPROCESS, digit_spec, write_plan
 
@@ -77,3 +78,23 @@ def test_the_repository_is_read_once_and_only_when_there_is_a_picture(tmp_path: 
     assert read(buffer.getvalue(), "a").max() == 16
     (tmp_path / "digits_cascade" / "1" / "cascade.json").unlink()
     assert read(buffer.getvalue(), "b").shape == (1, 8, 8)
+
+
+def test_the_plan_of_the_version_that_is_served_is_read_and_no_other(tmp_path: Path) -> None:
+    write_plan(tmp_path)
+    folder = tmp_path / "digits_cascade"
+    (folder / "2").mkdir()
+    second = dataclasses.replace(digit_spec(), labels=tuple(f"number {k}" for k in range(10)))
+    (folder / "2" / "cascade.json").write_text(json_from_cascade(second))
+    for version, word in ((1, "digit"), (2, "number")):
+        labels = labels_in(tmp_path, "digits_cascade", version)
+        assert labels is not None
+        assert labels[0] == f"{word} 0"
+    assert labels_in(tmp_path, "digits_cascade", 3) is None
+
+
+@pytest.mark.parametrize(("versions", "newest"), [(("1", "10", "9"), 10), (("3",), 3), ((), None)])
+def test_requests_without_a_version_go_to_the_newest_that_is_served(
+    versions: tuple[str, ...], newest: int | None
+) -> None:
+    assert dataclasses.replace(INFO, versions=versions).version == newest
