@@ -94,8 +94,7 @@ class PlannedMembers:
     def begin(self) -> None:
         """Looks, and begins to look again and again; called from `execute`, when the server is up.
 
-        Earlier is no good: with 24.10, a question for readiness from a thread ends the process while the server
-        starts.
+        Earlier is no good: a question for readiness from a thread ends the process while Triton 24.10 starts.
         """
         self.look()
         if self._thread is None:
@@ -105,25 +104,19 @@ class PlannedMembers:
     def look(self) -> None:
         """Compares everything now."""
         with self._looking:
-            self._began_s = time.monotonic()
-            wrong = {model: text for model in self._members if (text := self._wrong(model)) is not None}
-            if self._lead is not None:
-                self._set_lead(self._wrong(self._lead))
-            self._take_versions()
-            self._is_complete = not wrong
-            texts = [
-                f"member {model.name} is not as planned: {text}"
-                for model, text in wrong.items()
-                if not model.is_left_to_stage
-            ]
-            self._set("; ".join(texts) or None)
+            self._set(self._found())
 
     @property
     def is_ready(self) -> bool:
-        """Whether every member was as planned, and there, when last looked at; looks where nobody has yet."""
-        if self.fault == NOT_LOOKED:
-            self.look()
-        return self.fault is None and self._is_complete
+        """Whether every member is as planned, and there, by the last look.
+
+        Before the first request it looks by itself: a server that asks may still be starting, no time to `begin`.
+        """
+        fault = self.fault
+        if self._thread is None:
+            with self._looking:
+                fault = self._found()
+        return fault is None and self._is_complete
 
     def stop(self) -> None:
         """Ends the thread."""
@@ -137,6 +130,21 @@ class PlannedMembers:
                 self.look()
             except Exception as error:  # the next look may go well
                 self._pb.Logger.log_error(f"committee: members: {type(error).__name__}: {error}")
+
+    def _found(self) -> str | None:
+        """What keeps the cascade from answering, None where nothing does."""
+        self._began_s, self._is_complete = time.monotonic(), True
+        wrong = {model: text for model in self._members if (text := self._wrong(model)) is not None}
+        if self._lead is not None:
+            self._set_lead(self._wrong(self._lead))
+        self._take_versions()
+        self._is_complete &= not wrong
+        texts = [
+            f"member {model.name} is not as planned: {text}"
+            for model, text in wrong.items()
+            if not model.is_left_to_stage
+        ]
+        return "; ".join(texts) or None
 
     def _wrong(self, model: PlannedModel) -> str | None:
         wrong = model.fault(self._ready, tick=self._tick)
@@ -174,7 +182,8 @@ class PlannedMembers:
     def _ready(self, name: str, version: int | None) -> bool:
         try:
             return bool(self._pb.is_model_ready(name, "" if version is None else str(version)))
-        except Exception:  # the server stops, or is of an age that cannot be asked: no news
+        except Exception:  # the server starts or stops: no news of the members, but not the time for requests
+            self._is_complete = False
             return True
 
     def _tick(self, path: Path) -> None:

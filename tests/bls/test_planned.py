@@ -151,6 +151,29 @@ def test_a_changed_file_stops_the_answers_and_the_planned_one_brings_them_back(t
     assert sum("answers again" in line for line in server.log) == 1
 
 
+def test_readiness_is_looked_at_anew_before_the_first_request_and_watched_from_then_on(tmp_path: Path) -> None:
+    with running(tmp_path, fake(), spec_with(version=1)) as model:
+        assert model.is_ready()
+        path = put(tmp_path, "small", OTHER)
+        assert not model.is_ready()
+        path.write_bytes(RIGHT)
+        assert model.is_ready()
+        assert answered(ask(model, EASY))
+        path.write_bytes(OTHER)
+        until(model, refused)
+
+
+def test_a_cascade_whose_members_cannot_be_asked_about_is_not_ready(tmp_path: Path) -> None:
+    server = fake()
+
+    def starting(name: str, version: str = "") -> bool:
+        raise RuntimeError("server not ready")
+
+    with running(tmp_path, server, spec_with(version=1)) as model:
+        server.is_model_ready = starting  # type: ignore[method-assign]
+        assert not model.is_ready()
+
+
 def test_a_touched_file_changes_nothing(tmp_path: Path) -> None:
     server = fake()
     with running(tmp_path, server, spec_with(version=1)) as model:
