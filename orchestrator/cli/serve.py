@@ -40,6 +40,8 @@ def serve(
 ) -> None:
     """Serve a model repository with the embedded Triton until Ctrl-C or SIGTERM.
 
+    A cascade whose member is no longer the one its plan names is unloaded until it is again.
+
     Example: committee serve --repository model_repository --grpc-port 9001
     """
     options = ServeOptions(
