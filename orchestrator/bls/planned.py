@@ -21,7 +21,7 @@ from orchestrator.spec.planned_models import PlannedModel, planned_models
 LOOK_S = 0.5
 # A changed file that takes longer to read than this is taken for another until it is read.
 PATIENCE_S = 2.0
-# So long after a fault a member's answers are compared: a server may be loading what lay there before.
+# So long after a fault or a new date a member's answers are compared: a server may load what lay there before.
 COMPARE_S = 30.0
 # The same row gives the same scores but for rounding; other weights differ by more than this share of the largest.
 TOLERANCE = 1e-3
@@ -61,6 +61,7 @@ class PlannedMembers:
         self._lead_fault: str | None = None
         self._is_complete = False
         self._compare_until_s: dict[str, float] = {}
+        self._reads: dict[str, int] = {}
         self._began_s = 0.0
         self._looking = threading.Lock()
         self._stop = threading.Event()
@@ -147,7 +148,11 @@ class PlannedMembers:
         return "; ".join(texts) or None
 
     def _wrong(self, model: PlannedModel) -> str | None:
-        wrong = model.fault(self._ready, tick=self._tick)
+        wrong, reads = model.fault(self._ready, tick=self._tick), self._reads.get(model.name)
+        if reads is not None and reads != model.reads:
+            # The bytes may be right again already, after the server has loaded others.
+            self._compare_until_s[model.name] = time.monotonic() + COMPARE_S
+        self._reads[model.name] = model.reads
         if wrong is None and model.is_verified:
             wrong = self._answers_differ(model)
         if wrong is not None:

@@ -50,9 +50,13 @@ class VersionFiles:
     Args:
         folder: of the version.
         expected: path in the folder -> sha256.
+
+    Attributes:
+        reads: how often a file was read, because it may have changed.
     """
 
     def __init__(self, folder: Path, expected: Mapping[str, str]) -> None:
+        self.reads = 0
         self._folder = folder
         self._expected = dict(expected)
         self._known: dict[str, tuple[tuple[int, ...], str]] = {}
@@ -78,6 +82,7 @@ class VersionFiles:
         known = self._known.get(name)
         if known is not None and known[0] == before:
             return known[1]
+        self.reads += 1
         digest = sha256_of_path(path, tick=tick)
         if _identity(path) != before:
             return None
@@ -143,6 +148,11 @@ class PlannedModel:
                 return None
             first = first or wrong
         return first or f"there is no version in {self._folder}"
+
+    @property
+    def reads(self) -> int:
+        """How often one of its files was read: more often than before, and it was written or put there anew."""
+        return sum(files.reads for files in self._files.values())
 
     @property
     def is_left_to_stage(self) -> bool:

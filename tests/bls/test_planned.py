@@ -213,6 +213,22 @@ def test_a_server_that_still_answers_from_the_other_file_is_not_believed(tmp_pat
         assert np.array_equal(until(model, answered).column("probabilities"), good)
 
 
+def test_a_file_that_was_another_between_two_looks_is_found_out_by_the_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(planned, "LOOK_S", 0.3)
+    loaded_weights = {"sign": 1.0}
+    server = fake(small=lambda rows: small(rows) * np.float32(loaded_weights["sign"]))
+    with running(tmp_path, server, spec_with(version=1)) as model:
+        assert answered(ask(model, EASY))
+        put(tmp_path, "small", OTHER)
+        loaded_weights["sign"] = -1.0
+        put(tmp_path, "small", RIGHT)
+        assert "answers from another" in text_of(until(model, refused))
+        loaded_weights["sign"] = 1.0
+        until(model, answered)
+
+
 def test_rows_that_are_deferred_are_refused_when_a_member_changes(tmp_path: Path) -> None:
     gate, asked = threading.Event(), threading.Event()
 
