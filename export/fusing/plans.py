@@ -16,6 +16,7 @@ from export.fusing.members import Fusion, fuse
 from export.reading import manifest_in
 from orchestrator.errors import ExportError
 from orchestrator.spec import CascadeSpec, Manifest, Member, Stage
+from orchestrator.spec.planned_models import data_files_of
 
 
 def fuse_plan(
@@ -84,6 +85,7 @@ def _fused_stage(stage: Stage, manifest: Manifest, input_name: str) -> Stage:
         cost=stage.cost,
         max_batch_size=manifest.max_batch_size,
         sha256=manifest.sha256,
+        data_files=data_files_of(manifest.data_files),
     )
     return dataclasses.replace(stage, members=(member,))
 

@@ -15,6 +15,7 @@ from orchestrator.errors import ExportError
 from orchestrator.repository.files import sha256_of_path
 from orchestrator.repository.graph_pieces import OPSET, Graph, raw_logits
 from orchestrator.repository.on_disk import config_of, model_file, onnx_from_path, plan_path
+from orchestrator.repository.pinning import planned_version
 from orchestrator.repository.tensors import fits, tensors_from_graph
 from orchestrator.spec import CascadeSpec, Member
 
@@ -125,7 +126,7 @@ def at_opset(part: Part, opset: int) -> Part:
 
 
 def _read(spec: CascadeSpec, member: Member, repository: Path) -> Part:
-    path = _onnx_file(repository / member.name)
+    path = _onnx_file(repository / member.name, member)
     digest = sha256_of_path(path)
     if member.sha256 is not None and digest != member.sha256:
         raise ExportError(
@@ -148,12 +149,12 @@ def _read(spec: CascadeSpec, member: Member, repository: Path) -> Part:
     return Part(member, model, digest, source, dtype)
 
 
-def _onnx_file(folder: Path) -> Path:
+def _onnx_file(folder: Path, member: Member) -> Path:
     what = f"member {folder.name}"
     if not folder.is_dir():
         raise ExportError(what, got=f"no folder {folder}", fix="name the repository that holds it: --repository")
     config = config_of(folder)
-    path = model_file(folder, config)
+    path = model_file(folder, config, version=planned_version(member, folder, config))
     kind = "" if config is None else config.backend or config.platform
     if plan_path(folder) is not None:
         kind = "a cascade itself"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from orchestrator.spec import CascadeSpec, Member
+from orchestrator.spec import CascadeSpec, Lead, Member
+from orchestrator.spec.triton import ANY_VERSION
 
 Rows = npt.NDArray[Any]
 
@@ -45,11 +46,22 @@ class MemberCalls:
     Args:
         pb_utils: the server's Python module.
         spec: the cascade.
+        versions: model name -> version to ask by number; for others the server chooses. May change at any time.
+        may_ask_lead: whether the plan's lead may be asked now.
     """
 
-    def __init__(self, pb_utils: Any, spec: CascadeSpec) -> None:
+    def __init__(
+        self,
+        pb_utils: Any,
+        spec: CascadeSpec,
+        *,
+        versions: Mapping[str, int],
+        may_ask_lead: Callable[[], bool] = lambda: True,
+    ) -> None:
         self._pb = pb_utils
         self._spec = spec
+        self._versions = versions
+        self._may_ask_lead = may_ask_lead
         self._cpu = pb_utils.PreferredMemory(pb_utils.TRITONSERVER_MEMORY_CPU, 0)
         self._first = np.cumsum([0, *(len(stage.members) for stage in spec.stages)])
         extra = max(len(stage.members) - 1 for stage in spec.stages)
@@ -93,10 +105,10 @@ class MemberCalls:
             tensor: as for `ask`.
         """
         lead = self._spec.lead
-        if lead is None:
+        if lead is None or not self._may_ask_lead():
             return self.ask(0, rows, tensor)
         covered = self._spec.stages[: lead.stages]
-        names = [member.name for stage in covered for member in stage.members]
+        names = _covered_members(self._spec, lead)
         try:
             said = self._ask_in_parts(lead.name, names, rows=rows, tensor=tensor, size=lead.max_batch_size)
         except Exception:  # whatever it was, the members are there and say what is wrong
@@ -107,6 +119,21 @@ class MemberCalls:
         each = iter(said)
         first, *later = [[next(each) for _ in stage.members] for stage in covered]
         return StageResult(list(first), {}, tuple(later))
+
+    def ask_about_row(self, model: str, row: Rows) -> Rows | str:
+        """What a member, or the lead, says of one row (1, *dims): float (1, k), or why it says nothing."""
+        spec, lead = self._spec, self._spec.lead
+        outputs, source = [], None
+        if lead is not None and model == lead.name:
+            outputs = _covered_members(spec, lead)
+        else:
+            member = next(member for member in spec.members if member.name == model)
+            outputs, source = [member.output], member.input
+        try:
+            said = self._ask_in_parts(model, outputs, rows=row, tensor=None, size=1, input_name=source)
+        except Exception as error:  # whatever the server's classes raise
+            return f"{type(error).__name__} {error}"
+        return said if isinstance(said, str) else np.concatenate(said, axis=-1)
 
     def close(self) -> None:
         """Ends the helper threads."""
@@ -161,6 +188,7 @@ class MemberCalls:
     def _exec(self, model: str, outputs: Sequence[str], tensor: Any) -> list[Rows] | str:
         request = self._pb.InferenceRequest(
             model_name=model,
+            model_version=self._versions.get(model, ANY_VERSION),
             requested_output_names=list(outputs),
             inputs=[tensor],
             preferred_memory=self._cpu,
@@ -176,6 +204,10 @@ class MemberCalls:
             # The view dies with the response, which frees its shared memory; the sums outlive it.
             arrays.append(output.as_numpy().copy())
         return arrays
+
+
+def _covered_members(spec: CascadeSpec, lead: Lead) -> list[str]:
+    return [member.name for stage in spec.stages[: lead.stages] for member in stage.members]
 
 
 def merged(parts: Sequence[Rows]) -> Rows:

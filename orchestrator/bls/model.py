@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
 import time
@@ -18,19 +17,21 @@ from orchestrator.bls.first import FirstStage
 from orchestrator.bls.pending import (
     INTERNAL,
     INVALID,
+    UNAVAILABLE,
     Pending,
     Reply,
     error_response,
     safe_response,
     send,
 )
+from orchestrator.bls.planned import NOT_LOOKED, PlannedMembers
 from orchestrator.bls.scheduler import Scheduler
 from orchestrator.bls.tensors import OUTPUTS, Reader, Rows
 from orchestrator.decision import DEFAULT, policy_from_parameters
 from orchestrator.errors import InputError, SpecError
-from orchestrator.spec import CascadeSpec, cascade_from_path
+from orchestrator.spec import cascade_from_path
+from orchestrator.spec.planned_models import verifies_hashes
 
-MODEL_FILES = ("model.onnx", "model.plan")
 ALL_OUTPUTS = frozenset(OUTPUTS)
 NO_ROWS: Rows = np.zeros(0)
 
@@ -60,21 +61,25 @@ class CascadeModel:
         if spec.name != args["model_name"]:
             message = f"got {spec.name}, expected the model's name {args['model_name']}"
             raise SpecError("cascade.json", {"name": message}, fix="render it again with `committee render`")
-        config = json.loads(args["model_config"])
-        if config.get("parameters", {}).get("verify_hashes", {}).get("string_value") != "no":
-            self._verify_hashes(spec, folder.parent)
+        verify = verifies_hashes(json.loads(args["model_config"]))
+        self._planned = PlannedMembers(self._pb, spec, folder.parent, verify_files=verify)
+        self._planned.load()
         self.spec = spec
         self._tokens = itertools.count()
         self._gear_count = 1 if spec.gears is None else 1 + len(spec.gears.cheaper)
         self._reader = Reader(self._pb, spec)
         self._counters = Counters(spec)
-        self._calls = MemberCalls(self._pb, spec)
+        planned = self._planned
+        self._calls = MemberCalls(
+            self._pb, spec, versions=planned.versions, may_ask_lead=lambda: planned.may_ask_lead
+        )
         self._scheduler = Scheduler(
             spec, self._calls, counters=self._counters, send=self._send, log=self._pb.Logger.log_error
         )
         self._first = FirstStage(
             self._pb, spec, calls=self._calls, scheduler=self._scheduler, counters=self._counters
         )
+        planned.bind(self._calls, on_fault=self._scheduler.refuse_all)
         self._flusher = self._start_metrics(args["model_name"])
         self._scheduler.start()
 
@@ -84,6 +89,8 @@ class CascadeModel:
         Returns the answers that are decided by then, with None for requests that get theirs by sender, later; the
         server takes both kinds in one list. An answer by sender is a message of its own between the processes.
         """
+        if self._planned.fault is not None and self._planned_fault() is not None:
+            return [self._refusal(request, *self._unavailable()) for request in requests]
         listed: list[Any] = [None] * len(requests)
         batch, rows = self._read_all(requests, listed)
         replies: list[Reply] = []
@@ -100,19 +107,20 @@ class CascadeModel:
             listed[reply.pending.place] = safe_response(self._pb, reply)
         now_ns = time.monotonic_ns()
         self._counters.latencies([now_ns - one.arrived_ns for one in batch if listed[one.place] is not None])
+        if self._planned.fault is not None:
+            # Noticed meanwhile: what the members have just said may be another member's.
+            listed = [None if one is None else error_response(self._pb, *self._unavailable()) for one in listed]
         return listed if any(response is not None for response in listed) else None
 
     def is_ready(self) -> bool:
-        """Whether every member is; the server asks from 26.03 on."""
-        try:
-            return all(self._pb.is_model_ready(member.name) for member in self.spec.members)
-        except Exception:  # asked before the server is up: then it is not ready
-            return False
+        """Whether every member is as planned; the server asks from 26.03 on, and gives it five seconds."""
+        return self._planned.is_ready
 
     def finalize(self) -> None:
         """Lets deferred rows finish and ends the threads."""
         if not hasattr(self, "_scheduler"):
             return
+        self._planned.stop()
         self._scheduler.stop()
         self._calls.close()
         if self._flusher is not None:
@@ -164,7 +172,18 @@ class CascadeModel:
     # -- small things -----------------------------------------------------------------------------
 
     def _send(self, reply: Reply) -> None:
+        if self._planned.fault is not None and reply.columns is not None:
+            reply = Reply(reply.pending, None, *self._unavailable())
         send(self._pb, reply)
+
+    def _planned_fault(self) -> str | None:
+        """Why no request is answered, after a first look where none was taken yet."""
+        if self._planned.fault == NOT_LOOKED:
+            self._planned.begin()
+        return self._planned.fault
+
+    def _unavailable(self) -> tuple[str, str]:
+        return self._planned.refusal(self._planned.fault or NOT_LOOKED), UNAVAILABLE
 
     def _refusal(self, request: Any, error: InputError | str, code: str = INVALID) -> Any:
         self._counters.refused(self._reader.count(request))
@@ -178,28 +197,3 @@ class CascadeModel:
             self._pb.Logger.log_warn(f"committee: no metrics: {error}")
             return None
         return flusher
-
-    def _verify_hashes(self, spec: CascadeSpec, repository: Path) -> None:
-        """Refuses members other than those the thresholds were fitted on, where their files can be seen."""
-        unseen, differ = [], {}
-        for member in spec.members:
-            path = _newest_model_file(repository / member.name)
-            if member.sha256 is None or path is None:
-                unseen.append(member.name)
-                continue
-            if hashlib.sha256(path.read_bytes()).hexdigest() != member.sha256:
-                differ[member.name] = f"{path} is not the file the thresholds were fitted on"
-        if unseen:
-            self._pb.Logger.log_info(f"committee: members not verified: {', '.join(unseen)}")
-        if differ:
-            fix = "plan again, or set the config parameter verify_hashes to no"
-            raise SpecError(f"cascade {spec.name}", differ, fix=fix)
-
-
-def _newest_model_file(folder: Path) -> Path | None:
-    """The file of the highest version, which is the one the server serves by default."""
-    if not folder.is_dir():
-        return None
-    versions = sorted((int(p.name) for p in folder.iterdir() if p.name.isdigit()), reverse=True)
-    files = (folder / str(version) / name for version in versions for name in MODEL_FILES)
-    return next((path for path in files if path.is_file()), None)

@@ -71,8 +71,7 @@ class Scheduler:
     def _make_threads(self) -> list[threading.Thread]:
         threads = [threading.Thread(target=self._watch_deadlines, name="committee-clock", daemon=True)]
         for stage in range(1, len(self._spec.stages)):
-            for index in range(workers_of(self._spec, stage)):
-                name = f"committee-stage{stage}-{index}"
+            for name in (f"committee-stage{stage}-{index}" for index in range(workers_of(self._spec, stage))):
                 threads.append(threading.Thread(target=self._drain, args=(stage,), name=name, daemon=True))
         return threads
 
@@ -88,15 +87,20 @@ class Scheduler:
             while self._books.known and time.monotonic() < until:
                 self._room.wait(timeout=0.05)
             self._stopping = True
-            replies = [
-                self._refuse(pending, "the server is stopping; try again", UNAVAILABLE)
-                for pending in list(self._books.known.values())
-            ]
             for condition in (*self._work, self._clock, self._room):
                 condition.notify_all()
-        self._send_all(replies)
+        self.refuse_all("the server is stopping; try again")
         for thread in self._threads:
             thread.join(timeout=5)
+
+    def refuse_all(self, message: str) -> None:
+        """Answers every request that waits with an error."""
+        with self._lock:
+            known = list(self._books.known.values())
+            self._run.drop(np.array([pending.token for pending in known], np.int64))
+            replies = [self._refuse(pending, message, UNAVAILABLE) for pending in known]
+            self._room.notify_all()
+        self._send_all(replies)
 
     # -- called from execute ----------------------------------------------------------------------
 
@@ -267,8 +271,7 @@ class Scheduler:
         if len(outcome.slots):
             now_ns = time.monotonic_ns()
             self._gearbox.deferred(outcome.slots, capacity_rows=self._run.capacity_rows, now_ns=now_ns)
-            following = outcome.stage + 1
-            self._work[following].notify()
+            self._work[outcome.stage + 1].notify()
         self._room.notify_all()
         return replies
 
@@ -322,7 +325,6 @@ class Scheduler:
     def _send_all(self, replies: list[Reply]) -> None:
         now = time.monotonic_ns()
         if replies:
-            taken = [now - reply.pending.arrived_ns for reply in replies]
-            self._counters.latencies(taken)
+            self._counters.latencies([now - reply.pending.arrived_ns for reply in replies])
         for reply in replies:
             self._send(reply)

@@ -20,7 +20,6 @@ from orchestrator.cli.batch_write import AnswerFile, answer_file, refused_line, 
 from orchestrator.cli.console import print_json, progress, stdout_console
 from orchestrator.cli.pictures import picture_reader
 from orchestrator.client.base import Answers
-from orchestrator.client.models import input_tensor
 from orchestrator.client.over_grpc import AsyncGrpcClient
 from orchestrator.decision import Policy
 from orchestrator.errors import ClientError, DataError
@@ -160,7 +159,7 @@ def _check_output(job: Job) -> None:
 async def _run(job: Job) -> Tally:
     async with AsyncGrpcClient(job.url, timeout_s=job.timeout_s, retries=4) as client:
         info = await client.metadata(job.model)
-        reader = picture_reader(job.repository, job.model, input_tensor(info))
+        reader = picture_reader(job.repository, info)
         rows = stored_rows(job.source, info, column=job.column, read_picture=reader)
         tally = Tally(total=rows.total)
         is_cascade = any(tensor.name == "exit_stage" for tensor in info.outputs)

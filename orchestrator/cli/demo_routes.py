@@ -18,6 +18,7 @@ from orchestrator.decision import Policy
 from orchestrator.errors import RepositoryError
 from orchestrator.planner.records import Records
 from orchestrator.planner.replay import replay
+from orchestrator.repository.on_disk import plan_path
 from orchestrator.spec import CascadeSpec, cascade_from_path
 
 # Rows this near to a threshold may fall on either side of it when a kernel rounds differently by batch size.
@@ -70,9 +71,10 @@ def plan_of(repository: Path, cascade: str) -> CascadeSpec:
     Raises:
         RepositoryError: there is no such cascade.
     """
-    path = repository / cascade / "1" / "cascade.json"
-    if not path.is_file():
-        raise RepositoryError(f"cascade {cascade}", got=f"no {path}", fix="render it with `committee render`")
+    path = plan_path(repository / cascade)
+    if path is None:
+        got = f"no cascade.json in {repository / cascade}"
+        raise RepositoryError(f"cascade {cascade}", got=got, fix="render it with `committee render`")
     return cascade_from_path(path)
 
 

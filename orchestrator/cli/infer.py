@@ -17,7 +17,7 @@ from orchestrator.cli.explain import StageExplanation, explain_rows
 from orchestrator.cli.infer_rows import NamedRow, rows_from_sources
 from orchestrator.cli.pictures import cascade_in, labels_in, picture_reader
 from orchestrator.client.base import Answers, parameters_from_policy, status_words
-from orchestrator.client.models import ModelInfo, input_tensor
+from orchestrator.client.models import ModelInfo
 from orchestrator.client.sync import SyncClient
 from orchestrator.decision import Policy
 from orchestrator.errors import ClientError, RepositoryError
@@ -80,18 +80,18 @@ def infer(
         deadline_us=deadline_us,
         gear=gear,
     )
-    spec = _plan(repository, model) if explain else None
     with _client(url, http=http, timeout_s=timeout_s) as client:
         info = client.metadata(model)
+        spec = _plan(repository, info) if explain else None
         _note_ignored(info, policy)
-        rows = rows_from_sources(sources, info, picture_reader(repository, model, input_tensor(info)))
+        rows = rows_from_sources(sources, info, picture_reader(repository, info))
         with progress(f"asking {model}", len(rows)) as advance:
             asked = []
             for named in rows:
                 asked.append(_ask(client, model, named, policy=policy, spec=spec))
                 advance(1)
         _note_kind(client, info)
-    labels = labels_in(repository, model)
+    labels = labels_in(repository, model, info.version)
     if as_json:
         print_json({"model": model, "rows": [_document(one, labels) for one in asked]})
         return
@@ -125,12 +125,12 @@ def _client(url: str | None, *, http: bool, timeout_s: float) -> SyncClient:
     return GrpcClient(url or GRPC_URL, timeout_s=timeout_s)
 
 
-def _plan(repository: Path, model: str) -> CascadeSpec:
-    spec = cascade_in(repository, model)
+def _plan(repository: Path, info: ModelInfo) -> CascadeSpec:
+    spec = cascade_in(repository, info.name, info.version)
     if spec is None:
         raise RepositoryError(
-            f"--explain of {model}",
-            got=f"no {repository / model / '1' / 'cascade.json'}",
+            f"--explain of {info.name}",
+            got=f"no {repository / info.name / str(info.version) / 'cascade.json'}, the version that is served",
             fix="name the repository with --repository; only cascades can be explained",
         )
     return spec
@@ -143,7 +143,7 @@ def _ask(client: SyncClient, model: str, named: NamedRow, *, policy: Policy, spe
         latency_ms = (time.perf_counter() - start) * 1000
         stages: list[StageExplanation] = []
         if spec is not None:
-            outputs = {member.name: client.ask(member.name, named.row) for member in spec.members}
+            outputs = {one.name: client.ask(one.name, named.row, version=one.version) for one in spec.members}
             stages = explain_rows(spec, outputs, policy=policy)
     except ClientError as error:
         # The server cannot know what the user calls this row.

@@ -9,7 +9,7 @@ from typing import Any
 import numpy.typing as npt
 
 from orchestrator.client.images import row_from_bytes
-from orchestrator.client.models import TensorInfo
+from orchestrator.client.models import ModelInfo, input_tensor
 from orchestrator.errors import InputError, RepositoryError
 from orchestrator.spec import CascadeSpec, Preprocess, cascade_from_path, manifest_from_path
 from orchestrator.spec.inputs import INPUT_DTYPES
@@ -17,38 +17,43 @@ from orchestrator.spec.inputs import INPUT_DTYPES
 ReadPicture = Callable[[bytes, str], npt.NDArray[Any]]
 
 
-def cascade_in(repository: Path, model: str) -> CascadeSpec | None:
+def cascade_in(repository: Path, model: str, version: int | None) -> CascadeSpec | None:
     """The plan of a model, or None where the repository has none for it.
+
+    Args:
+        repository: that the server serves, or a copy of it.
+        model: Triton model name.
+        version: the one the server says it serves.
 
     Raises:
         SpecError: it is there and cannot be used.
     """
-    path = repository / model / "1" / "cascade.json"
+    path = repository / model / str(version) / "cascade.json"
     return cascade_from_path(path) if path.is_file() else None
 
 
-def labels_in(repository: Path, model: str) -> tuple[str, ...] | None:
+def labels_in(repository: Path, model: str, version: int | None) -> tuple[str, ...] | None:
     """Class names of a cascade or member, or None where none are written down."""
-    spec = cascade_in(repository, model)
+    spec = cascade_in(repository, model, version)
     if spec is not None:
         return spec.labels
     path = repository / model / "manifest.json"
     return manifest_from_path(path).labels if path.is_file() else None
 
 
-def preprocess_in(repository: Path, model: str) -> Preprocess:
+def preprocess_in(repository: Path, model: str, version: int | None) -> Preprocess:
     """How pictures become rows of a model: from its cascade.json, or a member's manifest.json.
 
     Raises:
         RepositoryError: the repository has neither.
         InputError: it has, but nothing is said about pictures there.
     """
-    spec = cascade_in(repository, model)
+    spec = cascade_in(repository, model, version)
     manifest = repository / model / "manifest.json"
     if spec is None and not manifest.is_file():
         raise RepositoryError(
             f"pictures for model {model}",
-            got=f"neither 1/cascade.json nor manifest.json in {repository / model}",
+            got=f"neither {version}/cascade.json nor manifest.json in {repository / model}",
             fix="name the repository with --repository, or send rows as .npy",
         )
     found = manifest_from_path(manifest).preprocess if spec is None else spec.input.preprocess
@@ -61,17 +66,22 @@ def preprocess_in(repository: Path, model: str) -> Preprocess:
     return found
 
 
-def picture_reader(repository: Path, model: str, tensor: TensorInfo) -> ReadPicture:
+def picture_reader(repository: Path, info: ModelInfo) -> ReadPicture:
     """A function from an encoded picture and its name to one row (*dims); the repository is read when first used.
+
+    Args:
+        repository: that the server serves, or a copy of it.
+        info: the model as the server serves it.
 
     Raises:
         InputError, RepositoryError: see `preprocess_in`, when a picture is read.
     """
     known: list[Preprocess] = []
+    tensor = input_tensor(info)
 
     def read(data: bytes, what: str) -> npt.NDArray[Any]:
         if not known:
-            known.append(preprocess_in(repository, model))
+            known.append(preprocess_in(repository, info.name, info.version))
         dtype = INPUT_DTYPES.get(tensor.dtype, "float32")
         return row_from_bytes(data, known[0], dtype=dtype, dims=tensor.shape[1:], what=what)
 

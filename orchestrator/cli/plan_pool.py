@@ -14,6 +14,7 @@ from orchestrator.planner.records import Records
 from orchestrator.spec import CascadeSpec, InputSpec, Manifest, Member, Stage, manifest_from_path
 from orchestrator.spec.faults import NAME
 from orchestrator.spec.output_kind import ScoreEvidence
+from orchestrator.spec.planned_models import data_files_of
 
 # Where neither manifest nor records say what a member takes in, the plan says so by this name.
 UNKNOWN_INPUT = InputSpec(name="input", dtype="FP32", dims=(1,))
@@ -127,7 +128,9 @@ def _meta_of_members(records: Records) -> dict[str, dict[str, Any]]:
 
 def _same_files(manifests: dict[str, Manifest], known: dict[str, dict[str, Any]]) -> None:
     for member, manifest in manifests.items():
-        if known.get(member, {}).get("sha256", manifest.sha256) != manifest.sha256:
+        facts = known.get(member, {})
+        recorded = (facts.get("sha256", manifest.sha256), facts.get("data_files", manifest.data_files))
+        if recorded != (manifest.sha256, manifest.data_files):
             raise DataError(f"records of {member}", got="another model file", fix="record again")
 
 
@@ -148,7 +151,8 @@ def _member(
 ) -> Member:
     if manifest is None:
         kind = facts.get("output_kind") or kind_seen(records.outputs[name])
-        return Member(name=name, output="output", output_kind=kind, cost=cost, sha256=facts.get("sha256"))
+        sha256, beside = facts.get("sha256"), data_files_of(facts.get("data_files") or {})
+        return Member(name=name, output="output", output_kind=kind, cost=cost, sha256=sha256, data_files=beside)
     return Member(
         name=name,
         output=manifest.output.name,
@@ -156,4 +160,5 @@ def _member(
         cost=cost,
         max_batch_size=manifest.max_batch_size,
         sha256=manifest.sha256,
+        data_files=data_files_of(manifest.data_files),
     )

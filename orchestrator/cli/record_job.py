@@ -221,6 +221,7 @@ def _finished(shards: Shards, task: Task, wishes: Wishes, *, digest: bytes) -> d
         "skipped": dict(list(skipped.items())[:SKIPPED_LISTED]),
         "notes": [
             *source.notes,
+            *pool.version_notes(),
             *_notes(pool, skipped),
             *kind_notes(seen, pool.kinds),
             *_near_chance(members, len(rows), pool.classes),

@@ -21,6 +21,7 @@ from orchestrator.client.models import ModelInfo, TensorInfo, input_tensor, scor
 from orchestrator.errors import DataError, InputError
 from orchestrator.local.sessions import LocalMembers
 from orchestrator.planner.goal import ENSEMBLE
+from orchestrator.repository.on_disk import readable_config, served_version
 from orchestrator.spec import Manifest, Preprocess, manifest_from_path
 from orchestrator.spec.faults import NAME
 from orchestrator.spec.inputs import INPUT_DTYPES
@@ -47,6 +48,7 @@ class Pool:
         ask: scores of a member, float32 (n, k), from rows (n, *dims); may be called from several threads.
         workers: pieces asked about at once.
         kinds: member name -> what its scores are and who says so, where anybody does.
+        served: member name -> the version that a server answers from, None where that is not known.
     """
 
     infos: Mapping[str, ModelInfo]
@@ -57,6 +59,16 @@ class Pool:
     ask: Callable[[str, Rows], npt.NDArray[np.float32]]
     workers: int
     kinds: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    served: Mapping[str, int | None] = field(default_factory=dict)
+
+    def version_notes(self) -> list[str]:
+        """Where a manifest describes another version than is served, so that its hash is another file's."""
+        notes = []
+        for name, manifest in self.manifests.items():
+            described, served = manifest.file.partition("/")[0], self.served.get(name)
+            if served is not None and described != str(served):
+                notes.append(f"{name}: version {served} is served, its manifest.json describes {manifest.file}")
+        return notes
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -185,11 +197,13 @@ def opened_pool(
         yield _checked(
             Pool(
                 infos=infos,
+                served={name: info.version for name, info in infos.items()},
                 manifests=manifests,
                 cost=_costs(names, manifests, cost or {}),
                 asked=url,
                 made_with={},
-                ask=client.ask,
+                # By number: a version that is loaded meanwhile must not answer the second half.
+                ask=lambda name, rows: client.ask(name, rows, version=infos[name].version),
                 workers=1,
             ),
             named,
@@ -215,6 +229,7 @@ def _local(names: Sequence[str], repository: Path, cost: Mapping[str, float]) ->
     members = LocalMembers(repository, names)
     manifests = {name: members.manifest(name) for name in names}
     return Pool(
+        served={name: served_version(repository / name, readable_config(repository / name)) for name in names},
         infos={name: _info(manifest, members.classes(name)) for name, manifest in manifests.items()},
         manifests=manifests,
         cost=_costs(names, manifests, cost),
@@ -239,7 +254,7 @@ def _info(manifest: Manifest, classes: int) -> ModelInfo:
     return ModelInfo(
         name=manifest.name,
         platform="onnxruntime",
-        versions=("1",),
+        versions=(manifest.file.partition("/")[0],),
         max_batch_size=manifest.max_batch_size,
         inputs=(taken,),
         outputs=(given,),

@@ -66,6 +66,8 @@ def render(
 ) -> None:
     """Write a cascade, or an ensemble of its members, into a model repository, and check the result.
 
+    Members without a version in the plan get the one that is served now.
+
     Example: committee render build/cascade.json --repository model_repository
     """
     work = _work(plans or [], repository, ensemble)

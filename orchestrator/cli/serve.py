@@ -16,7 +16,9 @@ from orchestrator.errors import RepositoryError, ServingError
 from orchestrator.repository import check_plans
 from orchestrator.serving import log
 from orchestrator.serving.options import ServeOptions
+from orchestrator.serving.planned import LOOK_S, CascadeWatch
 from orchestrator.serving.process import EmbeddedServer
+from orchestrator.spec.triton import EMBEDDED, IS_READY_SINCE
 
 _LOG_LINES = 15
 
@@ -37,6 +39,8 @@ def serve(
     as_json: Annotated[bool, typer.Option("--json", help="Print one line of JSON when ready.")] = False,
 ) -> None:
     """Serve a model repository with the embedded Triton until Ctrl-C or SIGTERM.
+
+    A cascade whose member is no longer the one its plan names is unloaded until it is again.
 
     Example: committee serve --repository model_repository --grpc-port 9001
     """
@@ -101,12 +105,27 @@ def _start(server: EmbeddedServer, people: Console) -> None:
 
 
 def _wait(server: EmbeddedServer, people: Console) -> None:
-    status = server.wait()
+    status = _watched(server, people)
     _print_log(server, people)
     got = f"exit status {status}"
     if status is not None and status < 0:
         got = f"signal {signal.Signals(-status).name}"
     raise ServingError("embedded Triton ended by itself", got=got, fix=f"the whole log is {server.log_path}")
+
+
+def _watched(server: EmbeddedServer, people: Console) -> int | None:
+    """Waits for the server to end by itself, and meanwhile compares its cascades with their plans."""
+    if EMBEDDED >= IS_READY_SINCE:
+        # The server asks the cascades themselves.
+        return server.wait()
+
+    def tell(text: str) -> None:
+        people.print(text, highlight=False, soft_wrap=True, markup=False)
+
+    watch = CascadeWatch(server.options.repository, server.control, tell=tell)
+    while (status := server.wait(LOOK_S)) is None:
+        watch.look()
+    return status
 
 
 def _print_log(server: EmbeddedServer, people: Console) -> None:

@@ -68,6 +68,11 @@ class ModelInfo:
         return {tensor.name for tensor in self.outputs} >= set(ANSWER_OUTPUTS)
 
     @property
+    def version(self) -> int | None:
+        """The version that answers requests without one: the newest that is served; None where it is not said."""
+        return max((int(version) for version in self.versions if version.isdecimal()), default=None)
+
+    @property
     def dims(self) -> tuple[int, ...]:
         """Shape of one row of its single input, -1 where the size is free.
 

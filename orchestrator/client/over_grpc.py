@@ -75,8 +75,9 @@ class _GrpcTransport:
             return bool(self._client.is_server_ready(client_timeout=timeout_s))
         return bool(self._client.is_model_ready(model, client_timeout=timeout_s))
 
-    def metadata(self, model: str, *, timeout_s: float) -> dict[str, Any]:
-        return dict(self._client.get_model_metadata(model, as_json=True, client_timeout=timeout_s))
+    def metadata(self, model: str, *, version: str, timeout_s: float) -> dict[str, Any]:
+        limit = {"client_timeout": timeout_s}
+        return dict(self._client.get_model_metadata(model, model_version=version, as_json=True, **limit))
 
     def config(self, model: str, *, timeout_s: float) -> dict[str, Any]:
         return dict(self._client.get_model_config(model, as_json=True, client_timeout=timeout_s)["config"])
@@ -86,13 +87,14 @@ class _GrpcTransport:
         model: str,
         rows: Rows,
         *,
+        version: str,
         tensor: TensorInfo,
         wanted: Wanted,
         parameters: Parameters,
         timeout_s: float,
     ) -> Outputs:
         request = _request(model, rows, tensor=tensor, wanted=wanted, parameters=parameters, timeout_s=timeout_s)
-        return _outputs(self._client.infer(**request))
+        return _outputs(self._client.infer(model_version=version, **request))
 
     def in_order(self, action: Callable[[slice], T], parts: Sequence[slice], *, in_flight: int) -> list[T]:
         # The gRPC channel, unlike HTTP's, may be used by several threads.

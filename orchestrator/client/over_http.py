@@ -34,9 +34,9 @@ class _HttpTransport:
             return bool(_whole(self._client.is_server_ready))
         return bool(_whole(lambda: self._client.is_model_ready(model)))
 
-    def metadata(self, model: str, *, timeout_s: float) -> dict[str, Any]:
+    def metadata(self, model: str, *, version: str, timeout_s: float) -> dict[str, Any]:
         del timeout_s
-        return dict(_whole(lambda: self._client.get_model_metadata(model)))
+        return dict(_whole(lambda: self._client.get_model_metadata(model, model_version=version)))
 
     def config(self, model: str, *, timeout_s: float) -> dict[str, Any]:
         del timeout_s
@@ -47,6 +47,7 @@ class _HttpTransport:
         model: str,
         rows: Rows,
         *,
+        version: str,
         tensor: TensorInfo,
         wanted: Wanted,
         parameters: Parameters,
@@ -57,7 +58,9 @@ class _HttpTransport:
         sent.set_data_from_numpy(rows, binary_data=True)
         outputs = None if wanted is None else [triton.InferRequestedOutput(n, binary_data=True) for n in wanted]
         result = _whole(
-            lambda: self._client.infer(model, [sent], outputs=outputs, parameters=dict(parameters) or None)
+            lambda: self._client.infer(
+                model, [sent], model_version=version, outputs=outputs, parameters=dict(parameters) or None
+            )
         )
         return {output["name"]: result.as_numpy(output["name"]) for output in result.get_response()["outputs"]}
 

@@ -45,8 +45,8 @@ class Transport(Protocol):
         """Whether the server (and the model) is ready."""
         ...
 
-    def metadata(self, model: str, *, timeout_s: float) -> dict[str, Any]:
-        """The model's metadata as JSON values."""
+    def metadata(self, model: str, *, version: str, timeout_s: float) -> dict[str, Any]:
+        """The model's metadata as JSON values; an empty version leaves the choice to the server."""
         ...
 
     def config(self, model: str, *, timeout_s: float) -> dict[str, Any]:
@@ -58,12 +58,13 @@ class Transport(Protocol):
         model: str,
         rows: Rows,
         *,
+        version: str,
         tensor: TensorInfo,
         wanted: Wanted,
         parameters: Parameters,
         timeout_s: float,
     ) -> Outputs:
-        """The wanted outputs of one request."""
+        """The wanted outputs of one request; an empty version leaves the choice to the server."""
         ...
 
     def in_order(self, action: Callable[[slice], T], parts: Sequence[slice], *, in_flight: int) -> list[T]:
@@ -118,16 +119,24 @@ class SyncClient:
         except FOREIGN:
             return False
 
-    def metadata(self, model: str) -> ModelInfo:
+    def metadata(self, model: str, *, version: int | None = None) -> ModelInfo:
         """The model's tensors and batch limit, remembered until the server refuses a request for it.
+
+        Args:
+            model: Triton model name.
+            version: of it; None leaves the choice to the server.
 
         Raises:
             ClientError: see the leaves.
         """
-        info = self._known.get(model)
+        key = model if version is None else f"{model}/{version}"
+        info = self._known.get(key)
         if info is None:
-            described = self._call(model, lambda left_s: self._transport.metadata(model, timeout_s=left_s))
-            info = self._known[model] = model_from_json(described, self.config(model))
+            described = self._call(
+                model,
+                lambda left_s: self._transport.metadata(model, version=_version_text(version), timeout_s=left_s),
+            )
+            info = self._known[key] = model_from_json(described, self.config(model))
         return info
 
     def config(self, model: str) -> dict[str, Any]:
@@ -156,30 +165,38 @@ class SyncClient:
         parts = self._ask_parts(info, rows, wanted=wanted, parameters=parameters)
         return answers_from_outputs(info, parts, self.kinds)
 
-    def ask(self, name: str, rows: Rows) -> npt.NDArray[np.float32]:
+    def ask(self, name: str, rows: Rows, *, version: int | None = None) -> npt.NDArray[np.float32]:
         """Scores of a member as it gives them, float32 (n, k).
+
+        Args:
+            name: Triton model name.
+            rows: (n, *dims).
+            version: of it; None leaves the choice to the server.
 
         Raises:
             InputError: the rows do not fit, or the model has no single score output.
             ClientError: see the leaves.
         """
-        info = self.metadata(name)
+        info = self.metadata(name, version=version)
         output = scores_output(info)
-        parts = self._ask_parts(info, rows, wanted=(output,), parameters={})
+        parts = self._ask_parts(info, rows, wanted=(output,), parameters={}, version=version)
         return np.concatenate([np.asarray(outputs[output], np.float32) for outputs, _ in parts])
 
     def _ask_parts(
-        self, info: ModelInfo, rows: Rows, *, wanted: Wanted, parameters: Parameters
+        self, info: ModelInfo, rows: Rows, *, wanted: Wanted, parameters: Parameters, version: int | None = None
     ) -> list[tuple[Outputs, int]]:
         tensor = check_rows(info, rows)
+        fixed: dict[str, Any] = {
+            "version": _version_text(version),
+            "tensor": tensor,
+            "wanted": wanted,
+            "parameters": parameters,
+        }
 
         def ask(part: slice) -> tuple[Outputs, int]:
             chunk = rows[part]
             outputs = self._call(
-                info.name,
-                lambda left_s: self._transport.infer(
-                    info.name, chunk, tensor=tensor, wanted=wanted, parameters=parameters, timeout_s=left_s
-                ),
+                info.name, lambda left_s: self._transport.infer(info.name, chunk, timeout_s=left_s, **fixed)
             )
             return outputs, len(chunk)
 
@@ -210,6 +227,12 @@ class SyncClient:
             ours = error_from(error, what=f"model {model} at {self._transport.address}")
             if isinstance(ours, RefusedError):
                 # The model may have been loaded again with another shape: look at it afresh next time.
-                self._known.pop(model, None)
+                for key in [key for key in self._known if key.partition("/")[0] == model]:
+                    del self._known[key]
                 self.kinds.forget(model)
             raise ours from error
+
+
+def _version_text(version: int | None) -> str:
+    """As the protocol has it, where an empty text leaves the choice to the server."""
+    return "" if version is None else str(version)

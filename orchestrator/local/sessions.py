@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ import numpy.typing as npt
 from orchestrator.errors import InputError, MemberError, RepositoryError
 from orchestrator.spec import Manifest, TensorSpec, manifest_from_path
 from orchestrator.spec.inputs import INPUT_DTYPES
+from orchestrator.spec.planned_models import sha256_of_path
 
 MANIFEST = "manifest.json"
 CPU = ("CPUExecutionProvider",)
@@ -141,14 +141,10 @@ def _session(folder: Path, manifest: Manifest, threads: int, providers: Sequence
 
 
 def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
     try:
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
+        return sha256_of_path(path)
     except OSError as error:
         raise _broken(path, got=error.strerror, expected="the member's model") from error
-    return digest.hexdigest()
 
 
 def _check_tensors(folder: Path, manifest: Manifest, session: Any) -> None:

@@ -11,13 +11,19 @@ from orchestrator.errors import RepositoryError, SpecError
 from orchestrator.repository.configs import averaging_name
 from orchestrator.repository.files import disk_errors
 from orchestrator.repository.model_check import Model, read_model
-from orchestrator.repository.on_disk import ensemble_spec, model_folders, plan_path
+from orchestrator.repository.on_disk import ensemble_spec, model_folders, plan_path, readable_config
 from orchestrator.repository.onefile_check import check_lead, check_onefile
-from orchestrator.repository.plan_check import check_cascade_folder, check_ensemble_folder, check_members
+from orchestrator.repository.plan_check import (
+    check_cascade_folder,
+    check_ensemble_folder,
+    check_members,
+    unserved_version,
+    version_faults,
+)
 from orchestrator.repository.release_check import check_release, release_from_name
 from orchestrator.repository.report import CheckReport, Findings
 from orchestrator.repository.shim import is_shim
-from orchestrator.spec import CascadeSpec, cascade_from_path
+from orchestrator.spec import CascadeSpec, Lead, Member, cascade_from_path
 
 
 def check(repository: Path, names: Sequence[str] | None = None, *, triton: str | None = None) -> CheckReport:
@@ -49,7 +55,7 @@ def check(repository: Path, names: Sequence[str] | None = None, *, triton: str |
 
 
 def check_plans(repository: Path) -> CheckReport:
-    """The part of `check` that takes no time: whether every cascade.json can be read.
+    """The part of `check` that takes no time: whether plans can be read, and name versions that are served.
 
     Raises:
         RepositoryError: the repository itself is missing, empty or not readable.
@@ -59,7 +65,7 @@ def check_plans(repository: Path) -> CheckReport:
     with disk_errors(f"model repository {repository}"):
         plans = {name: plan for name, folder in folders.items() if (plan := plan_path(folder)) is not None}
         for name, plan in plans.items():
-            run.spec(name, plan)
+            run.look_at_versions(name, plan)
     return CheckReport(repository=repository, checked=tuple(plans), faults=tuple(run.findings.faults), notes=())
 
 
@@ -118,13 +124,27 @@ class _Check:
             self.findings.each(name, texts, fix=error.fix)
             return None
 
+    def look_at_versions(self, name: str, plan: Path) -> None:
+        """Adds where a plan asks for a version that is not served of a model that is there."""
+        spec = self.spec(name, plan)
+        models: list[Member | Lead] = [] if spec is None else [*spec.members]
+        if spec is not None and spec.lead is not None:
+            models.append(spec.lead)
+        for planned in models:
+            folder = self.folders.get(planned.name)
+            for text in () if folder is None else unserved_version(planned, folder, readable_config(folder)):
+                self.findings.fault(name, f"member {planned.name}", text)
+
     def _look_at_members(self, name: str, spec: CascadeSpec) -> None:
         self.needs[name] = list(spec.models)
         present = [model for model in spec.models if model in self.folders]
         models = {member: self._model(member) for member in present}
         check_members(spec, models, self.findings, known=[other for other in self.folders if other != name])
         if spec.lead is not None:
-            check_lead(spec, models.get(spec.lead.name), self.findings)
+            lead = models.get(spec.lead.name)
+            check_lead(spec, lead, self.findings)
+            for text in () if lead is None else version_faults(spec.lead, lead.folder, lead.config):
+                self.findings.fault(name, f"lead {spec.lead.name}", text)
         for member in present:
             self.look_at(member)
 

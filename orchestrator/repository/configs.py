@@ -15,11 +15,13 @@ from tritonclient.grpc import model_config_pb2 as pb
 from orchestrator.errors import RepositoryError
 from orchestrator.spec import CascadeSpec, Manifest, TensorSpec
 from orchestrator.spec.output_kind import PARAMETER
+from orchestrator.spec.triton import ANY_VERSION
 
 # file ending of a model -> Triton backend and the file name it looks for by itself
 BACKENDS = {".onnx": ("onnxruntime", "model.onnx"), ".plan": ("tensorrt", "model.plan")}
 DEVICES = ("cpu", "gpu")
 LABELS = "labels.txt"
+AVERAGING_VERSION = 1  # of the last step of an ensemble, which is written with it
 # The served interface of a cascade, and of an ensemble, which only fixes the last three.
 OUTPUTS = (
     ("probabilities", "FP32"),
@@ -137,7 +139,7 @@ def _ensemble_config(spec: CascadeSpec, max_batch_size: int) -> pb.ModelConfig:
     steps = [
         pb.ModelEnsembling.Step(
             model_name=member.name,
-            model_version=-1,
+            model_version=ANY_VERSION if member.version is None else member.version,
             input_map={member.input or spec.input.name: spec.input.name},
             output_map={member.output: f"{member.name}_scores"},
         )
@@ -145,7 +147,7 @@ def _ensemble_config(spec: CascadeSpec, max_batch_size: int) -> pb.ModelConfig:
     ]
     last = pb.ModelEnsembling.Step(
         model_name=averaging_name(spec.name),
-        model_version=-1,
+        model_version=AVERAGING_VERSION,
         input_map={scores_name(i): f"{member.name}_scores" for i, member in enumerate(spec.members)},
         output_map={name: name for name, _ in OUTPUTS},
     )

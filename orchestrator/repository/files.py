@@ -5,7 +5,6 @@ Every OSError of this package is turned into a RepositoryError here.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import tempfile
@@ -16,10 +15,10 @@ from pathlib import Path
 
 from orchestrator.errors import RepositoryError
 from orchestrator.repository.pbtxt import is_written_here, text_from_path
+from orchestrator.spec import planned_models
 
 # Lies at the top of a folder made by `--output`; Triton takes only folders there for models.
 MARK = ".rendered-by-committee"
-_BLOCK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,9 +156,10 @@ def new_folder(target: Path) -> Iterator[Path]:
 
 
 def sha256_of_path(path: Path) -> str:
-    """Hash of a file's bytes, read in blocks: models may be larger than memory."""
-    digest = hashlib.sha256()
-    with disk_errors(f"reading {path}"), path.open("rb") as file:
-        while block := file.read(_BLOCK_BYTES):
-            digest.update(block)
-    return digest.hexdigest()
+    """Hash of a file's bytes.
+
+    Raises:
+        RepositoryError: the file cannot be read.
+    """
+    with disk_errors(f"reading {path}"):
+        return planned_models.sha256_of_path(path)

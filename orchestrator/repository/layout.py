@@ -15,6 +15,7 @@ from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig
 from orchestrator.errors import RepositoryError
 from orchestrator.repository.averaging import averaging_model
 from orchestrator.repository.configs import (
+    AVERAGING_VERSION,
     DEVICES,
     LABELS,
     averaging_config,
@@ -32,6 +33,7 @@ from orchestrator.repository.files import (
 )
 from orchestrator.repository.on_disk import MANIFEST, PLAN, config_of, require_members, served_version
 from orchestrator.repository.pbtxt import CONFIG, text_from_config
+from orchestrator.repository.pinning import pinned_spec
 from orchestrator.repository.shim import RUNTIME, SHIM, runtime_files
 from orchestrator.spec import CascadeSpec, Stage, json_from_cascade, manifest_from_path
 
@@ -44,7 +46,7 @@ def render(
     version: int | None = None,
     force: bool = False,
 ) -> Rendering:
-    """Writes a cascade into a repository that holds its members.
+    """Writes a cascade into a repository that holds its members, with the version of each where it names none.
 
     Args:
         spec: the cascade.
@@ -63,7 +65,7 @@ def render(
     runtime = runtime_files() if standalone else {}
     files: dict[str, bytes | str] = {f"{inside}/{RUNTIME}/{name}": data for name, data in runtime.items()}
     files |= _labels_file(spec)
-    files[f"{inside}/{PLAN}"] = json_from_cascade(spec)
+    files[f"{inside}/{PLAN}"] = json_from_cascade(pinned_spec(spec, repository))
     files[f"{inside}/model.py"] = SHIM
     # Last, so that a folder whose rendering was cut short has no config, or one that `check` calls stale.
     files[CONFIG] = text_from_config(cascade_config(spec))
@@ -92,10 +94,13 @@ def render_ensemble(spec: CascadeSpec, repository: Path, *, force: bool = False)
     folder, mean = repository / spec.name, repository / averaging_name(spec.name)
     _require_ours([folder, mean], force=force)
     members = _render_members(spec, repository)
+    spec = pinned_spec(spec, repository)
     ensemble, averaging, dtypes = ensemble_configs(spec, repository)
     model = averaging_model(spec, dtypes=dtypes)
     labels = _labels_file(spec)
-    files: dict[str, bytes | str] = {"1/model.onnx": model.SerializeToString(deterministic=True)}
+    files: dict[str, bytes | str] = {
+        f"{AVERAGING_VERSION}/model.onnx": model.SerializeToString(deterministic=True)
+    }
     done = members + write_all(mean, {**files, **labels, CONFIG: text_from_config(averaging)})
     # Triton wants a version folder even where nothing is in it, and git keeps no empty folders.
     return done + write_all(folder, {"1/.gitkeep": b"", **labels, CONFIG: text_from_config(ensemble)})
@@ -198,6 +203,7 @@ def _render_members(spec: CascadeSpec, repository: Path) -> Rendering:
 
 
 def _version_to_write(folder: Path, version: int | None) -> int:
+    # Without its config: the one that is rendered has no version policy, so Triton serves the highest.
     newest = served_version(folder)
     if version is None:
         return newest or 1

@@ -228,6 +228,9 @@ def _compare_manifest(model: Model, findings: Findings) -> None:
         findings.fault(
             model.name, f"{MANIFEST} sha256", f"{text}{manifest.sha256[:12]}...); export the member again"
         )
+    if model.file is not None and model.file.parent != file.parent and model.file.is_file():
+        text = f"describes {manifest.file}, Triton serves {model.file.relative_to(model.folder)} by default"
+        findings.note(model.name, f"{MANIFEST} file", text)
     _compare_marks(model, manifest, findings)
     _compare_output_kind(model, manifest, findings)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import onnx
+from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import DecodeError
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
@@ -14,20 +15,10 @@ from orchestrator.repository.configs import averaging_name
 from orchestrator.repository.files import disk_errors
 from orchestrator.repository.pbtxt import CONFIG, config_from_path
 from orchestrator.spec import CascadeSpec, cascade_from_path
+from orchestrator.spec.triton import MODEL_FILES, served_versions, versions_in
 
 PLAN = "cascade.json"
 MANIFEST = "manifest.json"
-# Triton backend, or the older platform word, -> the file it loads unless the config names another
-FILES = {
-    "onnxruntime": "model.onnx",
-    "onnxruntime_onnx": "model.onnx",
-    "tensorrt": "model.plan",
-    "tensorrt_plan": "model.plan",
-    "python": "model.py",
-    "pytorch": "model.pt",
-    "pytorch_libtorch": "model.pt",
-    "openvino": "model.xml",
-}
 
 
 def model_folders(repository: Path) -> dict[str, Path]:
@@ -71,40 +62,59 @@ def config_of(folder: Path) -> ModelConfig | None:
     return config_from_path(path) if path.exists() else None
 
 
+def readable_config(folder: Path) -> ModelConfig | None:
+    """The same, or None where it is malformed: what is wrong with it is said where it is looked at."""
+    try:
+        return config_of(folder)
+    except RepositoryError:
+        return None
+
+
+def versions_served(folder: Path, config: ModelConfig | None = None) -> tuple[int, ...]:
+    """The versions that Triton serves of what lies there, ascending; see `served_versions`.
+
+    Raises:
+        RepositoryError: the folder cannot be read.
+    """
+    policy = {} if config is None else MessageToDict(config.version_policy, preserving_proto_field_name=True)
+    with disk_errors(f"model folder {folder}"):
+        return served_versions(policy, versions_in(folder))
+
+
 def served_version(folder: Path, config: ModelConfig | None = None) -> int | None:
     """The version Triton serves to requests that name none: the highest, among those the config allows."""
-    if not folder.is_dir():
-        return None
-    with disk_errors(f"model folder {folder}"):
-        # Triton skips folders whose name starts with 0 or is no number.
-        numbers = {int(p.name) for p in folder.iterdir() if p.is_dir() and p.name.isdecimal() and p.name[0] != "0"}
-    if config is not None and config.version_policy.specific.versions:
-        numbers &= set(config.version_policy.specific.versions)
-    return max(numbers, default=None)
+    return max(versions_served(folder, config), default=None)
 
 
-def model_file(folder: Path, config: ModelConfig | None) -> Path | None:
+def model_file(folder: Path, config: ModelConfig | None, *, version: int | None = None) -> Path | None:
     """The file the server loads, existing or not; None where that cannot be told.
 
     Without a config, or with one that names no backend, the file that is there tells the backend.
+
+    Args:
+        folder: of the model.
+        config: its configuration.
+        version: that is meant; None takes the one that requests without a version get.
     """
-    version = served_version(folder, config)
+    version = served_version(folder, config) if version is None else version
     if version is None:
         return None
     inside = folder / str(version)
     word = "" if config is None else config.backend or config.platform
-    named = "" if config is None else config.default_model_filename or FILES.get(word, "")
+    named = "" if config is None else config.default_model_filename or MODEL_FILES.get(word, "")
     if config is not None and config.cc_model_filenames:
         # One engine per kind of GPU; which one is loaded is known on the serving machine only.
         named = next(iter(sorted(config.cc_model_filenames.values())))
     if named:
         return inside / named
-    return None if word else next((inside / name for name in FILES.values() if (inside / name).exists()), None)
+    return (
+        None if word else next((inside / name for name in MODEL_FILES.values() if (inside / name).exists()), None)
+    )
 
 
 def plan_path(folder: Path) -> Path | None:
     """cascade.json of the served version, or of the only place it could be; None where this is no cascade."""
-    version = served_version(folder)
+    version = served_version(folder, readable_config(folder))
     paths = [] if version is None else [folder / str(version) / PLAN]
     paths += sorted(folder.glob(f"*/{PLAN}"), reverse=True)
     return next((path for path in paths if path.is_file()), None)

@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from orchestrator.errors import RepositoryError, SpecError
-from orchestrator.repository.model_check import Model, read_model
-from orchestrator.repository.on_disk import plan_path
+from orchestrator.repository.model_check import Model
+from orchestrator.repository.on_disk import plan_path, readable_config, served_version
 from orchestrator.repository.onefile_plan import OneFile, answering, onefile_from_metadata
+from orchestrator.repository.pinning import sha256_of_version
 from orchestrator.repository.report import Findings
 from orchestrator.spec import CascadeSpec, cascade_from_path
 
@@ -26,7 +27,8 @@ def check_onefile(model: Model, models: Mapping[str, Path], findings: Findings) 
     if onefile is None:
         return
     plan = _plan(models.get(onefile.spec.name))
-    hashes = {name: _sha256(models[name]) for name in onefile.sha256 if name in models}
+    versions = {} if plan is None else {member.name: member.version for member in plan.members}
+    hashes = {name: _sha256(models[name], versions.get(name)) for name in onefile.sha256 if name in models}
     for field, text in onefile.outdated(plan, hashes).items():
         findings.fault(model.name, f"one file {field}", text)
 
@@ -73,8 +75,10 @@ def _plan(folder: Path | None) -> CascadeSpec | None:
         return None  # named where the cascade itself is looked at
 
 
-def _sha256(folder: Path) -> str | None:
+def _sha256(folder: Path, version: int | None) -> str | None:
+    config = readable_config(folder)
     try:
-        return read_model(folder, Findings()).sha256
+        version = served_version(folder, config) if version is None else version
+        return None if version is None else sha256_of_version(folder, config, version)
     except RepositoryError:
         return None

@@ -84,8 +84,16 @@ def onefile_name(spec: CascadeSpec, stages: int | None = None) -> str:
 
 
 def answering(spec: CascadeSpec) -> CascadeSpec:
-    """A plan without what changes no answer: where its thresholds came from, and the runtime's own limits."""
-    return dataclasses.replace(spec, fit=None, lead=None, limits=Limits(max_batch_size=spec.limits.max_batch_size))
+    """A plan without what changes no answer: where thresholds came from and members lie, the runtime's limits."""
+    stages = tuple(
+        dataclasses.replace(
+            stage,
+            members=tuple(dataclasses.replace(one, version=None, data_files={}) for one in stage.members),
+        )
+        for stage in spec.stages
+    )
+    limits = Limits(max_batch_size=spec.limits.max_batch_size)
+    return dataclasses.replace(spec, stages=stages, fit=None, lead=None, limits=limits)
 
 
 def metadata_from_onefile(onefile: OneFile) -> dict[str, str]:

@@ -14,6 +14,7 @@ from orchestrator.repository.on_disk import (
     ensemble_spec,
     model_folders,
     plan_path,
+    readable_config,
     require_members,
     served_version,
 )
@@ -60,7 +61,7 @@ def render_output(
             if name in means:
                 render_ensemble(means[name], building)
                 continue
-            version = served_version(repository / name)
+            version = served_version(repository / name, readable_config(repository / name))
             render(plans[name], building, standalone=standalone, version=version)
         files = [path.relative_to(building) for path in sorted(building.rglob("*")) if path.is_file()]
     return Rendering(written=tuple(output / path for path in files))

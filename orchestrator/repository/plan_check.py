@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from orchestrator.errors import RepositoryError
 from orchestrator.repository.configs import LABELS, cascade_config
+from orchestrator.repository.files import sha256_of_path
 from orchestrator.repository.layout import ensemble_configs
 from orchestrator.repository.model_check import Model, stated_kind
-from orchestrator.repository.on_disk import served_version
+from orchestrator.repository.on_disk import served_version, versions_served
 from orchestrator.repository.pbtxt import differences
+from orchestrator.repository.pinning import planned_version, sha256_of_version
 from orchestrator.repository.report import Findings
 from orchestrator.repository.shim import RUNTIME, SHIM, runtime_files
 from orchestrator.repository.tensors import Tensors, fits
-from orchestrator.spec import CascadeSpec, Manifest, Member
+from orchestrator.spec import CascadeSpec, Lead, Manifest, Member
+from orchestrator.spec.triton import versions_in
 
 # What a person may tune in a rendered config without changing what is served.
 TUNABLE = {
@@ -95,11 +98,8 @@ class _Pair:
         self._output_kind()
         if self.model.manifest is not None:
             self._manifest(self.model.manifest)
-        planned, real = self.member.sha256, self.model.sha256
-        if planned is not None and real is not None and planned != real:
-            self.fault(
-                f"model file has hash {real[:12]}..., the thresholds were fitted on {planned[:12]}...; plan again"
-            )
+        for text in version_faults(self.member, self.model.folder, self.model.config):
+            self.fault(text)
 
     def _config(self, config: ModelConfig) -> None:
         if config.max_batch_size == 0:
@@ -164,6 +164,46 @@ class _Pair:
             self.fault("labels of the plan and of its manifest differ in text or order; plan again")
         if self.spec.cost_unit == "MACs" and manifest.macs != self.member.cost:
             self.note(f"costs {self.member.cost:g} MACs in the plan, {manifest.macs:g} in its manifest")
+
+
+def version_faults(planned: Member | Lead, folder: Path, config: ModelConfig | None) -> Iterator[str]:
+    """What is wrong with the version of a model that a plan means, and with its files.
+
+    Args:
+        planned: what the plan says of the model.
+        folder: of the model.
+        config: its configuration.
+
+    Raises:
+        RepositoryError: a file cannot be read.
+    """
+    yield from unserved_version(planned, folder, config)
+    version = planned_version(planned, folder, config)
+    found = None if version is None else sha256_of_version(folder, config, version)
+    expected = planned.sha256
+    if None not in (expected, found) and found != expected:
+        fitted = "made with the plan" if isinstance(planned, Lead) else "the thresholds were fitted on"
+        yield f"model file has hash {_hash(found)}, {fitted} {_hash(expected)}; plan again"
+    beside = planned.data_files if isinstance(planned, Member) else {}
+    for name, digest in beside.items():
+        path = folder / str(version) / name
+        if path.is_file() and sha256_of_path(path) != digest:
+            yield f"{name} of version {version} holds other weights than the thresholds were fitted on; plan again"
+
+
+def unserved_version(planned: Member | Lead, folder: Path, config: ModelConfig | None) -> Iterator[str]:
+    """Where a plan names a version that Triton does not serve of what lies there."""
+    served = versions_served(folder, config)
+    if planned.version is not None and planned.version not in served:
+        listed = ", ".join(map(str, served)) or "none"
+        there = planned.version in versions_in(folder)
+        why = "its version_policy leaves that one out" if there else "that one is not there"
+        fix = "let it be served, or render the plan without a version"
+        yield f"got version {planned.version} in the plan, Triton serves {listed}: {why}; {fix}"
+
+
+def _hash(digest: str | None) -> str:
+    return f"{(digest or '')[:12]}..."
 
 
 def check_cascade_folder(spec: CascadeSpec, model: Model, plan: Path, findings: Findings) -> None:

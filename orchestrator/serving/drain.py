@@ -27,6 +27,8 @@ from orchestrator.serving.embedded import CONTROL_HEADER
 from orchestrator.serving.scan import ENSEMBLE, ModelEntry
 
 _POLL_S = 0.05
+# Loading gigabytes takes minutes, and the answer comes when it is done.
+_LOAD_S = 600.0
 
 
 def drain_waves(models: Iterable[ModelEntry]) -> list[list[str]]:
@@ -59,19 +61,43 @@ class RepositoryControl:
     def unload(self, names: Iterable[str]) -> None:
         """Starts unloading; requests already accepted go on."""
         for name in names:
-            self._post(f"/v2/repository/models/{name}/unload")
+            self._ask("POST", f"/v2/repository/models/{name}/unload")
+
+    def load(self, name: str) -> None:
+        """Loads a model, again from its files where it is loaded already; returns when that is done.
+
+        Raises:
+            ServingError: it does not load.
+        """
+        self._ask("POST", f"/v2/repository/models/{name}/load", timeout_s=_LOAD_S)
+
+    def config(self, name: str) -> dict[str, Any]:
+        """The configuration a model is served with, as JSON values."""
+        return dict(self._ask("GET", f"/v2/models/{name}/config"))
+
+    def ready_versions(self) -> dict[str, frozenset[int]]:
+        """Numbers of the versions that would answer now, by model."""
+        found: dict[str, frozenset[int]] = {}
+        for model in self._index():
+            ready = {int(model["version"])} if model.get("state") == "READY" else set()
+            found[model["name"]] = found.get(model["name"], frozenset()) | ready
+        return found
 
     def states(self) -> dict[str, list[str]]:
         """Load states of every model's versions, e.g. READY or UNLOADING."""
         found: dict[str, list[str]] = {}
-        for model in self._post("/v2/repository/index"):
+        for model in self._index():
             found.setdefault(model["name"], []).append(model.get("state", "UNAVAILABLE"))
         return found
 
-    def _post(self, path: str) -> Any:
-        connection = http.client.HTTPConnection(self.host, self.port, timeout=self.timeout_s)
+    def _index(self) -> list[dict[str, str]]:
+        return list(self._ask("POST", "/v2/repository/index"))
+
+    def _ask(self, method: str, path: str, *, timeout_s: float | None = None) -> Any:
+        connection = http.client.HTTPConnection(self.host, self.port, timeout=timeout_s or self.timeout_s)
         try:
-            connection.request("POST", path, body="{}", headers={CONTROL_HEADER: self.key})
+            sent = "{}" if method == "POST" else None
+            connection.request(method, path, body=sent, headers={CONTROL_HEADER: self.key})
             response = connection.getresponse()
             body = response.read()
             if response.status != 200:

@@ -109,6 +109,11 @@ class EmbeddedServer:
         """Names of the models served."""
         return tuple(model.name for model in self._models)
 
+    @property
+    def control(self) -> RepositoryControl:
+        """Its repository API, which is closed to everybody else."""
+        return RepositoryControl(host=self._reachable_host, port=self._known_ports.http, key=self._control_key)
+
     def start(self) -> None:
         """Starts the server and returns when every model is ready.
 
@@ -238,10 +243,9 @@ class EmbeddedServer:
         return ServingError("embedded Triton did not start", got=got, fix=f"the whole log is {self.log_path}")
 
     def _drain(self, deadline_s: float) -> bool:
-        control = RepositoryControl(host=self._reachable_host, port=self._known_ports.http, key=self._control_key)
         # A server that no longer talks to us cannot be drained; SIGTERM comes next either way.
         with contextlib.suppress(OSError, http.client.HTTPException, ServingError):
-            return drain(control, drain_waves(self._models), deadline_s=deadline_s)
+            return drain(self.control, drain_waves(self._models), deadline_s=deadline_s)
         return False
 
     def _kill(self) -> None:

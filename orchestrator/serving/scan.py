@@ -12,6 +12,7 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from orchestrator.errors import RepositoryError
 from orchestrator.spec.faults import NAME
+from orchestrator.spec.triton import versions_in
 
 SERVED = ("onnxruntime", "python")
 ENSEMBLE = "ensemble"
@@ -134,7 +135,7 @@ def _config(path: Path) -> ModelConfig:
 
 def _backend_by_file(folder: Path, config: ModelConfig) -> str | None:
     names = [config.default_model_filename, *_BY_FILE] if config.default_model_filename else list(_BY_FILE)
-    versions = sorted(path for path in folder.iterdir() if path.is_dir() and path.name.isdigit())
+    versions = [folder / str(version) for version in versions_in(folder)]
     present = next((name for name in names if any((version / name).exists() for version in versions)), None)
     return None if present is None else _BY_FILE.get(present)
 

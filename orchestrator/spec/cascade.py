@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from pathlib import PurePosixPath
 from typing import Any
 
 from orchestrator.spec.faults import Faults, is_number
@@ -18,6 +19,8 @@ FORMAT = 1
 COMBINES = ("mean_logit", "mean_prob", "vote", "last")
 SCORES = ("max_prob", "top2_gap", "neg_entropy", "agreement")
 ON_FAILURE = ("error", "answer")
+# A Triton version is a signed 64-bit number.
+MAX_VERSION = 2**63 - 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +38,8 @@ class Member:
         max_batch_size: largest batch one call may carry.
         instances: how many calls the server runs at once for it; bounds the useful workers.
         sha256: of the model file the thresholds were fitted on; None skips that check.
+        version: of the Triton model that is asked, by number; None leaves the choice to the server.
+        data_files: files that hold weights beside the model file, path in its version folder -> sha256.
     """
 
     name: str
@@ -47,6 +52,8 @@ class Member:
     max_batch_size: int = 64
     instances: int = 1
     sha256: str | None = None
+    version: int | None = None
+    data_files: dict[str, str] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         faults = Faults(f"member {self.name}")
@@ -64,10 +71,25 @@ class Member:
         faults.check("cost", good, f"got {self.cost!r}, expected a finite number of at least 0")
         faults.integer("max_batch_size", self.max_batch_size, low=1)
         faults.integer("instances", self.instances, low=1)
-        if self.sha256 is not None:
-            good = isinstance(self.sha256, str) and len(self.sha256) == 64
-            faults.check("sha256", good, f"got {self.sha256!r}, expected 64 hexadecimal digits")
+        _check_file(faults, self.sha256, self.version)
+        _check_data_files(faults, self.data_files)
         faults.close()
+
+
+def _check_file(faults: Faults, sha256: object, version: object) -> None:
+    if sha256 is not None:
+        good = isinstance(sha256, str) and len(sha256) == 64
+        faults.check("sha256", good, f"got {sha256!r}, expected 64 hexadecimal digits")
+    if version is not None:
+        faults.integer("version", version, low=1, high=MAX_VERSION)
+
+
+def _check_data_files(faults: Faults, value: object) -> None:
+    if not isinstance(value, dict) or not all(isinstance(part, str) for pair in value.items() for part in pair):
+        faults.add("data_files", f"got {value!r}, expected an object of paths and hashes")
+        return
+    outside = [path for path in value if PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts]
+    faults.check("data_files", not outside, f"got {', '.join(outside)}, expected paths inside the version folder")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,17 +143,22 @@ class Lead:
         name: Triton model name; its input is the cascade's, its outputs are called as the members.
         stages: how many leading stages it covers, at least 2.
         max_batch_size: largest batch one call may carry.
+        sha256: of its model file; None skips that check.
+        version: of the Triton model that is asked, by number; None leaves the choice to the server.
     """
 
     name: str
     stages: int
     max_batch_size: int = 64
+    sha256: str | None = None
+    version: int | None = None
 
     def __post_init__(self) -> None:
         faults = Faults(f"lead {self.name}")
         faults.name("name", self.name)
         faults.integer("stages", self.stages, low=2)
         faults.integer("max_batch_size", self.max_batch_size, low=1)
+        _check_file(faults, self.sha256, self.version)
         faults.close()
 
 

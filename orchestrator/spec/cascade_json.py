@@ -97,4 +97,14 @@ def json_from_cascade(spec: CascadeSpec) -> str:
     for name in ("lead", "gears"):
         if value[name] is None:
             del value[name]
+    for member in (member for stage in value["stages"] for member in stage["members"]):
+        _leave_out(member, "version", "data_files")
+    _leave_out(value.get("lead", {}), "version", "sha256")
     return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _leave_out(value: dict[str, Any], *names: str) -> None:
+    """Fields younger than format 1 are written only where they say something: older readers refuse them."""
+    for name in names:
+        if name in value and not value[name]:
+            del value[name]

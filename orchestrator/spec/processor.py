@@ -8,8 +8,9 @@ Seven-bit weights (-64 to 64) cannot reach that sum: 2 x 255 x 64 = 32,640.
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 # Linux's names of what multiplies bytes into 32-bit sums at once; one of them is enough.
 DOT_PRODUCT_FLAGS = ("avx512_vnni", "avx_vnni", "amx_int8")
@@ -37,6 +38,25 @@ def instruction_sets(flags: Iterable[str]) -> tuple[str, ...]:
     """Those of a processor's flags by which answers may differ, in a fixed order."""
     known = frozenset(flags)
     return tuple(flag for flag in _DECIDING_FLAGS if flag in known)
+
+
+def members_lacking_flags(
+    extra: Mapping[str, Any], flags: Iterable[str], *, machine: str | None = None
+) -> list[str]:
+    """Members of a plan that a processor answers otherwise than they were recorded.
+
+    Args:
+        extra: the plan's `fit.extra`, whose "recorded_with" names the flags that members need.
+        flags: the processor's.
+        machine: its architecture, as for `lacks_flags`.
+    """
+    recorded = extra.get("recorded_with")
+    needed = recorded.get("processor_flags") if isinstance(recorded, dict) else None
+    pairs = needed.items() if isinstance(needed, dict) else ()
+    known = list(flags)
+    return [
+        name for name, wanted in pairs if isinstance(wanted, list) and lacks_flags(wanted, known, machine=machine)
+    ]
 
 
 def lacks_flags(needed: Iterable[str], flags: Iterable[str], *, machine: str | None = None) -> bool:

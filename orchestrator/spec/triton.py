@@ -1,12 +1,14 @@
 """Facts about Triton that several packages need: its releases, and which versions of a model it serves.
 
-Values in, values out: no protobuf and no files, so that the code inside the server can use it too.
+Values in, values out: no protobuf, so that the code inside the server can use it too.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 # What a release lacks is a reason for code elsewhere; the release itself is written here only.
@@ -78,6 +80,20 @@ _READS = {
     "1.32": (14, 28),
 }
 
+# Triton backend, or the older platform word, -> the file it loads unless the config names another
+MODEL_FILES = {
+    "onnxruntime": "model.onnx",
+    "onnxruntime_onnx": "model.onnx",
+    "tensorrt": "model.plan",
+    "tensorrt_plan": "model.plan",
+    "python": "model.py",
+    "pytorch": "model.pt",
+    "pytorch_libtorch": "model.pt",
+    "openvino": "model.xml",
+}
+ANY_VERSION = -1  # as `model_version` of a request: the newest one that is loaded
+_VERSION = re.compile("[1-9][0-9]{0,17}")  # the name of a version folder
+
 RELEASES = {
     name: Release(name=name, onnxruntime=version) for version, names in _ONNXRUNTIME.items() for name in names
 }
@@ -130,3 +146,17 @@ def served_versions(policy: Mapping[str, Any], present: Iterable[int]) -> tuple[
         return tuple(number for number in numbers if number in wanted)
     count = int(policy.get("latest", {}).get("num_versions", 1))
     return tuple(numbers[-count:]) if count > 0 else ()
+
+
+def versions_in(folder: Path) -> tuple[int, ...]:
+    """Numbers of a model's version folders, ascending; none where the folder is missing.
+
+    Triton passes over folders whose name begins with 0 or is no number.
+
+    Raises:
+        OSError: the folder cannot be read.
+    """
+    if not folder.is_dir():
+        return ()
+    names = (path.name for path in folder.iterdir() if path.is_dir())
+    return tuple(sorted(int(name) for name in names if _VERSION.fullmatch(name)))

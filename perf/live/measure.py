@@ -14,7 +14,6 @@ from orchestrator.cli.pictures import picture_reader
 from orchestrator.cli.sources import source_from_text
 from orchestrator.cli.sources_labels import Classes
 from orchestrator.client.load import LoadResult, closed_loop
-from orchestrator.client.models import input_tensor
 from orchestrator.client.over_grpc import AsyncGrpcClient, GrpcClient
 from orchestrator.errors import DataError
 from perf.live.results import Cell
@@ -61,7 +60,7 @@ def different_rows(address: str, route: str, *, data: str, repository: Path, at_
     """
     with GrpcClient(address) as client:
         info = client.metadata(route)
-    reader = picture_reader(repository, route, input_tensor(info))
+    reader = picture_reader(repository, info)
     # Any number of classes is fine, since nobody asks which one a row is of.
     classes = Classes(count=sys.maxsize, by_order=True)
     source = source_from_text(data, info, classes=classes, read_picture=reader)

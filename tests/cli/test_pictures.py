@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import io
 from pathlib import Path
 
@@ -8,13 +9,20 @@ import pytest
 from PIL import Image
 
 from orchestrator.cli.pictures import labels_in, picture_reader, preprocess_in
-from orchestrator.client.models import TensorInfo
+from orchestrator.client.models import ModelInfo, TensorInfo
 from orchestrator.errors import InputError, RepositoryError, SpecError
-from orchestrator.spec import Manifest, TensorSpec
+from orchestrator.spec import Manifest, TensorSpec, json_from_cascade
 from orchestrator.spec.manifest import json_from_manifest
 from tests.cli.digits import PREPROCESS, digit_spec, write_plan
 
-TENSOR = TensorInfo(name="image", dtype="FP32", shape=(-1, 1, 8, 8))
+INFO = ModelInfo(
+    name="digits_cascade",
+    platform="",
+    versions=("1",),
+    max_batch_size=8,
+    inputs=(TensorInfo(name="image", dtype="FP32", shape=(-1, 1, 8, 8)),),
+    outputs=(),
+)
 
 
 def write_member(repository: Path) -> None:
@@ -41,32 +49,52 @@ def write_member(repository: Path) -> None:
 def test_a_cascade_and_a_member_say_how_pictures_become_rows(tmp_path: Path) -> None:
     write_plan(tmp_path)
     write_member(tmp_path)
-    assert preprocess_in(tmp_path, "digits_cascade") == preprocess_in(tmp_path, "digits_small") == PREPROCESS
-    assert labels_in(tmp_path, "digits_cascade") == tuple(f"digit {k}" for k in range(10))
-    assert labels_in(tmp_path, "digits_small") == ("zero", "one")
-    assert labels_in(tmp_path, "nobody") is None
+    assert preprocess_in(tmp_path, "digits_cascade", 1) == preprocess_in(tmp_path, "digits_small", 1) == PREPROCESS
+    assert labels_in(tmp_path, "digits_cascade", 1) == tuple(f"digit {k}" for k in range(10))
+    assert labels_in(tmp_path, "digits_small", 1) == ("zero", "one")
+    assert labels_in(tmp_path, "nobody", 1) is None
 
 
 def test_a_repository_without_the_model_or_a_plan_without_the_section_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(RepositoryError, match="--repository"):
-        preprocess_in(tmp_path, "digits_cascade")
+        preprocess_in(tmp_path, "digits_cascade", 1)
     write_plan(tmp_path, digit_spec(preprocess=None))
     with pytest.raises(InputError, match="preprocess"):
-        preprocess_in(tmp_path, "digits_cascade")
+        preprocess_in(tmp_path, "digits_cascade", 1)
 
 
 def test_a_broken_plan_is_not_taken_for_a_missing_one(tmp_path: Path) -> None:
     path = write_plan(tmp_path) / "digits_cascade" / "1" / "cascade.json"
     path.write_text(path.read_text()[:50])
     with pytest.raises(SpecError, match=r"cascade\.json"):
-        preprocess_in(tmp_path, "digits_cascade")
+        preprocess_in(tmp_path, "digits_cascade", 1)
 
 
 def test_the_repository_is_read_once_and_only_when_there_is_a_picture(tmp_path: Path) -> None:
-    read = picture_reader(tmp_path, "digits_cascade", TENSOR)
+    read = picture_reader(tmp_path, INFO)
     write_plan(tmp_path)
     buffer = io.BytesIO()
     Image.fromarray(np.full((8, 8), 255, np.uint8)).save(buffer, "PNG")
     assert read(buffer.getvalue(), "a").max() == 16
     (tmp_path / "digits_cascade" / "1" / "cascade.json").unlink()
     assert read(buffer.getvalue(), "b").shape == (1, 8, 8)
+
+
+def test_the_plan_of_the_version_that_is_served_is_read_and_no_other(tmp_path: Path) -> None:
+    write_plan(tmp_path)
+    folder = tmp_path / "digits_cascade"
+    (folder / "2").mkdir()
+    second = dataclasses.replace(digit_spec(), labels=tuple(f"number {k}" for k in range(10)))
+    (folder / "2" / "cascade.json").write_text(json_from_cascade(second))
+    for version, word in ((1, "digit"), (2, "number")):
+        labels = labels_in(tmp_path, "digits_cascade", version)
+        assert labels is not None
+        assert labels[0] == f"{word} 0"
+    assert labels_in(tmp_path, "digits_cascade", 3) is None
+
+
+@pytest.mark.parametrize(("versions", "newest"), [(("1", "10", "9"), 10), (("3",), 3), ((), None)])
+def test_requests_without_a_version_go_to_the_newest_that_is_served(
+    versions: tuple[str, ...], newest: int | None
+) -> None:
+    assert dataclasses.replace(INFO, versions=versions).version == newest

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -169,3 +170,52 @@ def test_a_model_that_does_not_load_shows_its_part_of_the_log_and_exit_4(reposit
     *log, last = errors.splitlines()
     assert last.startswith("error: embedded Triton did not start: got model broken: ModuleNotFoundError")
     assert any("broken/1/model.py" in line for line in log)
+
+
+@pytest.mark.triton
+def test_a_cascade_goes_while_a_member_is_another_and_comes_back_with_it(tmp_path: Path) -> None:
+    models = tmp_path / "models"
+    for name in ("digits_cascade", "digits_small", "digits_medium", "digits_large"):
+        shutil.copytree(Path("model_repository") / name, models / name)
+    path = models / "digits_medium" / "1" / "model.onnx"
+    fitted = path.read_bytes()
+    with serving("--repository", str(models), *FREE, "--json") as process:
+        ready = read_ready(process)
+        with httpclient.InferenceServerClient(ready["http"]) as client:
+            assert client.is_model_ready("digits_cascade")
+            path.write_bytes((models / "digits_large" / "1" / "model.onnx").read_bytes())
+            wait_until(lambda: not client.is_model_ready("digits_cascade"))
+            path.write_bytes(fitted)
+            wait_until(lambda: client.is_model_ready("digits_cascade"))
+            assert client.is_model_ready("digits_medium")
+            path.unlink()
+            wait_until(lambda: not client.is_model_ready("digits_cascade"))
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate(timeout=30)
+    assert process.returncode == 0
+    said = [line for line in errors.splitlines() if line.startswith("digits_cascade is ")]
+    assert len(said) == 3
+    assert "unloaded until that is mended: member digits_medium is not as planned" in said[0]
+    assert "loaded again" in said[1]
+    assert "model.onnx is gone" in said[2]
+
+
+@pytest.mark.triton
+def test_a_plan_that_names_a_version_that_is_not_served_is_one_line_before_any_server_starts(
+    tmp_path: Path,
+) -> None:
+    models = tmp_path / "models"
+    for name in ("digits_cascade", "digits_small", "digits_medium", "digits_large"):
+        shutil.copytree(Path("model_repository") / name, models / name)
+    shutil.copytree(models / "digits_small" / "1", models / "digits_small" / "2")
+    code, errors = failure("--repository", str(models), *FREE)
+    assert code == 2
+    assert errors.count("\n") == 1
+    assert "member digits_small: got version 1 in the plan, Triton serves 2" in errors
+
+
+def wait_until(condition: Callable[[], bool], within_s: float = 5.0) -> None:
+    deadline_s = time.monotonic() + within_s
+    while not condition():
+        assert time.monotonic() < deadline_s, f"not within {within_s:g} s"
+        time.sleep(0.05)

@@ -155,7 +155,7 @@ class _Handler(BaseHTTPRequestHandler):
             return b"", {}
         if self.path == "/v2/health/ready":
             return self._ready(self.fake.ready)
-        match = re.fullmatch(r"/v2/models/([^/]+)(/ready|/config)?", self.path)
+        match = re.fullmatch(r"/v2/models/([^/]+)(?:/versions/1)?(/ready|/config)?", self.path)
         if match is None:
             raise CodedError("NOT_FOUND", "Not Found")
         name, part = match.groups()
@@ -172,7 +172,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _infer(self) -> tuple[bytes, dict[str, str]]:
         body = self.rfile.read(int(self.headers["Content-Length"]))
-        match = re.fullmatch(r"/v2/models/([^/]+)/infer", self.path)
+        match = re.fullmatch(r"/v2/models/([^/]+)(?:/versions/1)?/infer", self.path)
         if match is None:
             raise CodedError("NOT_FOUND", "Not Found")
         size = int(self.headers.get("Inference-Header-Content-Length", len(body)))

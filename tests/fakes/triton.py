@@ -148,6 +148,9 @@ class FakeTriton:
         self.members = dict(members)
         self.output_name = output_name
         self.asked: list[tuple[str, int]] = []
+        self.asked_versions: list[tuple[str, int]] = []
+        # model name -> versions that are loaded; models not named here have version 1.
+        self.versions: dict[str, set[int]] = {}
         self.forwarded: list[Tensor] = []
         self.log: list[str] = []
         self.metrics: dict[tuple[str, tuple[tuple[str, str], ...]], Metric] = {}
@@ -159,15 +162,17 @@ class FakeTriton:
                 self,
                 *,
                 model_name: str,
+                model_version: int = -1,
                 requested_output_names: list[str],
                 inputs: list[Tensor],
                 preferred_memory: object,
             ) -> None:
                 self.model, self.inputs, self.wanted = model_name, inputs, requested_output_names
+                self.version = model_version
                 assert inputs[0].name() == input_name
 
             def exec(self) -> InferenceResponse:
-                return fake._exec(self.model, self.inputs[0], self.wanted)
+                return fake._exec(self.model, self.version, self.inputs[0], self.wanted)
 
         class MetricFamily:
             COUNTER, GAUGE = 0, 1
@@ -185,12 +190,13 @@ class FakeTriton:
 
         self.InferenceRequest, self.MetricFamily, self.Logger = InferenceRequest, MetricFamily, Logger
 
-    def _exec(self, model: str, tensor: Tensor, wanted: list[str]) -> InferenceResponse:
+    def _exec(self, model: str, version: int, tensor: Tensor, wanted: list[str]) -> InferenceResponse:
         rows = tensor.as_numpy()
         with self._lock:
             self.asked.append((model, len(rows)))
+            self.asked_versions.append((model, version))
             self.forwarded.append(tensor)
-        if model not in self.members:
+        if not self.is_model_ready(model, "" if version < 0 else str(version)):
             return InferenceResponse(
                 error=TritonError(f"Failed for execute the inference request. Model '{model}' is not ready.")
             )
@@ -211,8 +217,9 @@ class FakeTriton:
     def get_output_tensor_by_name(self, response: InferenceResponse, name: str) -> Tensor | None:
         return next((t for t in response.output_tensors() if t.name() == name), None)
 
-    def is_model_ready(self, name: str) -> bool:
-        return name in self.members
+    def is_model_ready(self, name: str, version: str = "") -> bool:
+        loaded = self.versions.get(name, {1}) if name in self.members else set()
+        return bool(loaded) if not version else int(version) in loaded
 
     def total(self, name: str, **labels: str) -> float:
         """Sum of a counter over the series that carry these labels."""

@@ -10,6 +10,7 @@ import pytest
 from orchestrator.errors import RepositoryError, SpecError
 from orchestrator.repository import check, ensemble_from_cascade, render, render_ensemble, render_member
 from orchestrator.repository.pbtxt import config_from_path
+from orchestrator.repository.pinning import pinned_spec
 from orchestrator.spec import CascadeSpec, Member, Stage, cascade_from_path
 from tests.repository.making import add_member, linear_model, snapshot, spec_of
 
@@ -29,7 +30,7 @@ def test_a_cascade_is_a_config_labels_a_plan_and_a_shim(repository: Path, spec: 
     files = snapshot(repository / "cascade")
     assert set(files) == {"config.pbtxt", "labels.txt", "1/cascade.json", "1/model.py"}
     assert files["labels.txt"] == b"ant\nbee\ncow\n"
-    assert cascade_from_path(repository / "cascade" / "1" / "cascade.json") == spec
+    assert cascade_from_path(repository / "cascade" / "1" / "cascade.json") == pinned_spec(spec, repository)
     assert {path.name for path in done.written} == {"config.pbtxt", "labels.txt", "cascade.json", "model.py"}
     assert check(repository)
 

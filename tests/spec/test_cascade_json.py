@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from orchestrator.spec import (
     CascadeSpec,
     Fit,
     InputSpec,
+    Lead,
     Member,
     Preprocess,
     Stage,
@@ -107,3 +109,26 @@ def test_a_missing_file_and_a_binary_file_are_one_line(tmp_path: Path) -> None:
     (tmp_path / "cascade.json").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(SpecError, match="not UTF-8"):
         cascade_from_path(tmp_path / "cascade.json")
+
+
+def test_versions_and_files_beside_models_are_kept_and_left_out_where_there_are_none() -> None:
+    member = Member(name="one", output="logits", version=3, sha256="a" * 64, data_files={"w.data": "b" * 64})
+    stages = (Stage(members=(member,), threshold=0.7), SPEC.stages[1])
+    plan = dataclasses.replace(SPEC, stages=stages, lead=Lead(name="lead", stages=2, version=2, sha256="c" * 64))
+    assert cascade_from_json(json_from_cascade(plan)) == plan
+    for word in ("version", "data_files"):
+        assert f'"{word}"' not in TEXT
+    bare = json_from_cascade(dataclasses.replace(SPEC, lead=Lead(name="lead", stages=2)))
+    assert set(json.loads(bare)["lead"]) == {"name", "stages", "max_batch_size"}
+
+
+@pytest.mark.parametrize("version", [0, -1, 1.0, "1", True, 2**63])
+def test_a_version_is_a_number_that_a_folder_can_have(version: object) -> None:
+    with pytest.raises(SpecError, match=r"stages\[0\]\.members\[0\]\.version: got"):
+        cascade_from_json(with_stage(0, members=[{"name": "one", "output": "logits", "version": version}]))
+
+
+@pytest.mark.parametrize("files", [["a"], {"a": 1}, {"../a": "b"}, {"/a": "b"}, "a"])
+def test_files_beside_a_model_lie_in_its_folder(files: object) -> None:
+    with pytest.raises(SpecError, match=r"data_files: got"):
+        cascade_from_json(with_stage(0, members=[{"name": "one", "output": "logits", "data_files": files}]))

@@ -1,10 +1,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from orchestrator.spec.processor import DOT_PRODUCT_FLAGS, instruction_sets, lacks_flags, processor_flags
+from orchestrator.spec.processor import (
+    DOT_PRODUCT_FLAGS,
+    instruction_sets,
+    lacks_flags,
+    members_lacking_flags,
+    processor_flags,
+)
 
 X86 = "processor\t: 0\nmodel name\t: some CPU\nflags\t\t: fpu sse4_1 avx avx2 fma avx512_vnni\n\nprocessor\t: 1\n"
 ARM = "processor\t: 0\nFeatures\t: fp asimd asimddp\n"
@@ -43,3 +50,17 @@ def test_a_processor_lacks_what_a_member_needs_only_where_that_is_known(
     needed: tuple[str, ...], flags: tuple[str, ...], machine: str, lacks: bool
 ) -> None:
     assert lacks_flags(needed, flags, machine=machine) is lacks
+
+
+@pytest.mark.parametrize(
+    ("extra", "found"),
+    [
+        ({"recorded_with": {"processor_flags": {"a": ["avx_vnni"], "b": ["avx2"]}}}, ["a"]),
+        ({"recorded_with": {"onnxruntime": "1.31.1"}}, []),
+        ({}, []),
+        ({"recorded_with": "by hand"}, []),
+        ({"recorded_with": {"processor_flags": {"a": 7}}}, []),
+    ],
+)
+def test_a_plan_names_members_that_a_processor_answers_otherwise(extra: dict[str, Any], found: list[str]) -> None:
+    assert members_lacking_flags(extra, ("avx2",), machine="x86_64") == found

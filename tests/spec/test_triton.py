@@ -1,5 +1,14 @@
+"""What is known of Triton's releases, and which versions of a model it serves."""
+
 from __future__ import annotations
 
+from pathlib import Path
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orchestrator.repository.on_disk import versions_served
+from orchestrator.repository.pbtxt import config_from_text
 from orchestrator.spec.triton import (
     EMBEDDED,
     IS_READY_SINCE,
@@ -9,7 +18,62 @@ from orchestrator.spec.triton import (
     image_runtimes,
     releases_with,
     runtime_of,
+    served_versions,
+    versions_in,
 )
+
+PRESENT = st.sets(st.integers(1, 40), max_size=8)
+NUMBERS = st.lists(st.integers(1, 40), max_size=5)
+
+
+@given(PRESENT)
+def test_without_a_policy_the_newest_alone_is_served(present: set[int]) -> None:
+    assert served_versions({}, present) == tuple(sorted(present)[-1:])
+
+
+@given(PRESENT, st.integers(1, 10))
+def test_latest_serves_so_many_of_the_newest(present: set[int], count: int) -> None:
+    served = served_versions({"latest": {"num_versions": count}}, present)
+    assert served == tuple(sorted(present)[-count:])
+
+
+@given(PRESENT)
+def test_all_serves_all(present: set[int]) -> None:
+    assert served_versions({"all": {}}, present) == tuple(sorted(present))
+
+
+@given(PRESENT, NUMBERS)
+def test_specific_serves_those_named_that_are_there(present: set[int], named: list[int]) -> None:
+    served = served_versions({"specific": {"versions": named}}, present)
+    assert set(served) == present & set(named)
+    assert list(served) == sorted(served)
+
+
+@given(PRESENT, NUMBERS.filter(bool), st.integers(1, 10))
+def test_a_policy_in_config_pbtxt_says_the_same(
+    tmp_path_factory: object, present: set[int], named: list[int], count: int
+) -> None:
+    folder = tmp_path_factory.mktemp("model")  # type: ignore[attr-defined]
+    for number in present:
+        (folder / str(number)).mkdir()
+    listed = ", ".join(map(str, named))
+    policies = {
+        "": {},
+        "version_policy: { all {} }": {"all": {}},
+        f"version_policy {{ latest {{ num_versions: {count} }} }}": {"latest": {"num_versions": count}},
+        f"version_policy {{ specific {{ versions: [{listed}] }} }}": {"specific": {"versions": named}},
+    }
+    for text, policy in policies.items():
+        config = config_from_text(text, subject="config")
+        assert versions_served(folder, config) == served_versions(policy, present)
+
+
+def test_only_folders_named_by_a_number_are_versions(tmp_path: Path) -> None:
+    for name in ("1", "12", "03", "0", "configs", "-2", "2.5", "\u0663", "1a"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "7").write_text("a file")
+    assert versions_in(tmp_path) == (1, 12)
+    assert versions_in(tmp_path / "nowhere") == ()
 
 
 def test_what_a_release_can_do_is_said_of_releases_that_exist() -> None:

@@ -1,0 +1,123 @@
+"""Cascades of a running server against their plans: unloaded while a member is another, loaded again afterwards.
+
+The runtime inside the server answers UNAVAILABLE by itself in that time. A release that asks no Python model for
+its readiness would still call the cascade ready, so `committee serve` unloads it there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from orchestrator.errors import ServingError, SpecError
+from orchestrator.serving.drain import RepositoryControl
+from orchestrator.spec import CascadeSpec, cascade_from_path
+from orchestrator.spec.planned_models import PlannedModel, planned_models, verifies_hashes
+
+LOOK_S = 1.0
+# Loading what failed to load is tried again after so long, since every try may take gigabytes from the disk.
+_RETRY_S = 3.0
+Versions = Mapping[str, frozenset[int]]
+
+
+@dataclass
+class _Cascade:
+    """A cascade that was served with a plan.
+
+    Args:
+        spec: the plan.
+        members: of the plan, without its lead, whose place the members take.
+        is_unloaded: whether it was unloaded here.
+        to_load: members to be loaded again before it, because the server may run other files of them, or none.
+        retry_s: on the monotonic clock, when to try loading again.
+    """
+
+    spec: CascadeSpec
+    members: tuple[PlannedModel, ...]
+    is_unloaded: bool = False
+    to_load: set[str] = field(default_factory=set)
+    retry_s: float = 0.0
+
+
+class CascadeWatch:
+    """Looks at every cascade that is loaded, whenever it is told to.
+
+    Args:
+        repository: that is served.
+        control: the running server.
+        tell: told in one line of every cascade that goes or comes back.
+    """
+
+    def __init__(self, repository: Path, control: RepositoryControl, *, tell: Callable[[str], None]) -> None:
+        self._repository = repository
+        self._control = control
+        self._tell = tell
+        self._cascades: dict[str, _Cascade] | None = None
+
+    def look(self) -> None:
+        """Compares once; a server that does not answer is looked at the next time."""
+        with contextlib.suppress(OSError, http.client.HTTPException, ServingError):
+            if self._cascades is None:
+                found = {name: self._served(name, now) for name, now in self._control.ready_versions().items()}
+                self._cascades = {name: cascade for name, cascade in found.items() if cascade is not None}
+            for name in list(self._cascades):
+                self._look_at(name, self._cascades)
+
+    def _served(self, name: str, versions: frozenset[int]) -> _Cascade | None:
+        path = self._repository / name / str(max(versions, default=0)) / "cascade.json"
+        if not path.is_file():
+            return None
+        try:
+            spec = cascade_from_path(path)
+        except SpecError:  # changed since the server has read it
+            return None
+        verify = verifies_hashes(self._control.config(name))
+        models = planned_models(spec, self._repository, verify_files=verify)
+        return _Cascade(spec, models[: len(spec.members)])
+
+    def _look_at(self, name: str, cascades: dict[str, _Cascade]) -> None:
+        cascade = cascades[name]
+        if cascade.is_unloaded:
+            cascades[name] = self._brought_back(name, cascade)
+            return
+        loaded = self._control.ready_versions()
+        wrong = _faults(cascade, loaded) if loaded.get(name) else {}
+        if wrong:
+            self._control.unload([name])
+            cascade.is_unloaded = True
+            cascade.to_load = {one for one in wrong if one not in cascades}
+            texts = (f"member {one} is not as planned: {text}" for one, text in wrong.items())
+            self._tell(f"{name} is unloaded until that is mended: {'; '.join(texts)}")
+
+    def _brought_back(self, name: str, cascade: _Cascade) -> _Cascade:
+        """Loads a cascade again once all is as planned; members first that were not, from the files there now."""
+        if time.monotonic() < cascade.retry_s or any(member.fault() is not None for member in cascade.members):
+            return cascade
+        try:
+            for member in sorted(cascade.to_load):
+                self._control.load(member)
+                cascade.to_load.discard(member)
+            if _faults(cascade, self._control.ready_versions()):
+                return cascade
+            self._control.load(name)
+        except ServingError:
+            cascade.retry_s = time.monotonic() + _RETRY_S
+            return cascade
+        self._tell(f"{name} is loaded again: all its members are as planned")
+        cascade.is_unloaded = False
+        return self._served(name, self._control.ready_versions()[name]) or cascade
+
+
+def _faults(cascade: _Cascade, loaded: Versions) -> dict[str, str]:
+    """By member, what differs from the plan."""
+
+    def ready(name: str, version: int | None) -> bool:
+        there = loaded.get(name, frozenset())
+        return bool(there) if version is None else version in there
+
+    found = {member: member.fault(ready) for member in cascade.members}
+    return {one.name: text for one, text in found.items() if text is not None and not one.is_left_to_stage}

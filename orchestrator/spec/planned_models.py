@@ -1,0 +1,229 @@
+"""Whether the models that a plan names are still those it was made with: version, files and readiness.
+
+The runtime asks this inside the server, `committee serve` outside of it, so how to ask for readiness is handed in.
+Gigabytes are hashed at load, and again only when a file's times, size or inode change.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from orchestrator.errors import SpecError
+from orchestrator.spec.cascade import CascadeSpec, Lead, Member
+from orchestrator.spec.manifest import manifest_from_path
+from orchestrator.spec.triton import MODEL_FILES, versions_in
+
+# Name of a model and a version, None for any -> whether the server would answer for it now.
+Ready = Callable[[str, "int | None"], bool]
+# Called with a file's path for every block of it that is read.
+Tick = Callable[[Path], None]
+_BLOCK_BYTES = 1 << 20
+
+
+def sha256_of_path(path: Path, *, tick: Tick | None = None) -> str:
+    """Hash of a file's bytes, read in blocks: models may be larger than memory.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK_BYTES):
+            digest.update(block)
+            if tick is not None:
+                tick(path)
+    return digest.hexdigest()
+
+
+def verifies_hashes(config: Mapping[str, Any]) -> bool:
+    """Whether a cascade's configuration, as JSON, leaves the comparison of its members' files on."""
+    said = config.get("parameters", {}).get("verify_hashes", {}).get("string_value")
+    return str(said).strip().lower() != "no"
+
+
+class VersionFiles:
+    """The files of one version of a model, and the hashes they are expected to have.
+
+    Args:
+        folder: of the version.
+        expected: path in the folder -> sha256.
+
+    Attributes:
+        reads: how often a file was read, because it may have changed.
+    """
+
+    def __init__(self, folder: Path, expected: Mapping[str, str]) -> None:
+        self.reads = 0
+        self._folder = folder
+        self._expected = dict(expected)
+        self._known: dict[str, tuple[tuple[int, ...], str]] = {}
+
+    def fault(self, tick: Tick | None = None) -> str | None:
+        """What is wrong with the files, None where they are the expected ones."""
+        for name, expected in self._expected.items():
+            path = self._folder / name
+            try:
+                digest = self._digest(name, path, tick)
+            except FileNotFoundError:
+                return f"{path} is gone"
+            except OSError as error:
+                return f"{path} cannot be read ({error.strerror})"
+            if digest is None:
+                return f"{path} is being written"
+            if digest != expected:
+                return f"{path} is not the file the thresholds were fitted on"
+        return None
+
+    def _digest(self, name: str, path: Path, tick: Tick | None) -> str | None:
+        before = _identity(path)
+        known = self._known.get(name)
+        if known is not None and known[0] == before:
+            return known[1]
+        self.reads += 1
+        digest = sha256_of_path(path, tick=tick)
+        if _identity(path) != before:
+            return None
+        self._known[name] = (before, digest)
+        return digest
+
+
+class PlannedModel:
+    """A member, or the lead, as its plan names it, and the model of that name in the server.
+
+    Where the plan names no version, the newest one that is ready and has the planned file is taken, and kept as
+    long as it is so. That is asked of the server, not read from config.pbtxt: another configuration may be in use
+    (`--model-config-name`, or one that came with a load request).
+
+    Args:
+        planned: what the plan says of it.
+        repository: folder that holds the model's, which need not be visible from here.
+        verify_files: whether to compare its files with the plan's hashes.
+        may_fail: whether its stage answers without it.
+
+    Attributes:
+        name: Triton model name.
+        version: to ask by number; None leaves the choice to the server.
+        is_seen: whether its folder can be seen from here.
+        was_changed: its files were others at some time since this began, so the server may have loaded them.
+        is_missing: when last looked at, the server had no version of it ready.
+    """
+
+    def __init__(
+        self, planned: Member | Lead, repository: Path, *, verify_files: bool = True, may_fail: bool = False
+    ) -> None:
+        self.name = planned.name
+        self.version = planned.version
+        self.was_changed = False
+        self.is_missing = False
+        self._may_fail = may_fail
+        self._was_ready = False
+        self._pinned = planned.version is not None
+        self._folder = repository / planned.name
+        self.is_seen = self._folder.is_dir()
+        self._expected = self._expected_files(planned) if verify_files and self.is_seen else {}
+        self._files: dict[int, VersionFiles] = {}
+
+    @property
+    def is_verified(self) -> bool:
+        """Whether its files are compared with the plan's hashes."""
+        return bool(self._expected)
+
+    def fault(self, ready: Ready | None = None, *, tick: Tick | None = None) -> str | None:
+        """What differs from the plan now, None where nothing does and `version` is the one to ask.
+
+        Args:
+            ready: asks the server; None looks at the files alone, as before a server is up.
+            tick: told of every block that is read.
+        """
+        first = None
+        self.is_missing = ready is not None and not ready(self.name, None)
+        for version in self._candidates():
+            wrong = self._wrong(version, ready, tick)
+            if wrong is None:
+                self.version = version
+                self._was_ready |= ready is not None
+                return None
+            first = first or wrong
+        return first or f"there is no version in {self._folder}"
+
+    @property
+    def reads(self) -> int:
+        """How often one of its files was read: more often than before, and it was written or put there anew."""
+        return sum(files.reads for files in self._files.values())
+
+    @property
+    def is_left_to_stage(self) -> bool:
+        """Whether what is wrong is a member that is not there, which can give no wrong answer, and no change.
+
+        A member that was never there fails the requests that need it, as any failing member does.
+        """
+        return self.is_missing and not self.was_changed and (self._may_fail or not self._was_ready)
+
+    def _candidates(self) -> Iterator[int | None]:
+        if self._pinned or not self.is_verified:
+            yield self.version
+            return
+        if self.version is not None:
+            yield self.version
+        yield from (version for version in reversed(versions_in(self._folder)) if version != self.version)
+
+    def _wrong(self, version: int | None, ready: Ready | None, tick: Tick | None) -> str | None:
+        if version is not None and self.is_seen:
+            folder = self._folder / str(version)
+            if not folder.is_dir():
+                return f"its version {version} is gone from {self._folder}"
+            files = self._files.setdefault(version, VersionFiles(folder, self._expected))
+            wrong = files.fault(tick)
+            if wrong is not None:
+                self.was_changed |= version == self.version
+                return wrong
+        if ready is not None and not ready(self.name, version):
+            return "it is not ready" if version is None else f"its version {version} is not ready"
+        return None
+
+    def _expected_files(self, planned: Member | Lead) -> dict[str, str]:
+        """Path in the version folder -> sha256; none where the plan has no hash or the file's name is unknown."""
+        name, data_files = _exported_files(self._folder)
+        folders = [self._folder / str(version) for version in versions_in(self._folder)]
+        usual = (file for file in MODEL_FILES.values() for folder in folders if (folder / file).is_file())
+        name = name or next(usual, None)
+        if planned.sha256 is None or name is None:
+            return {}
+        # The plan's own come first: with weights beside it, a graph of other weights can be the same file.
+        beside = planned.data_files if isinstance(planned, Member) else {}
+        return {name: planned.sha256, **(beside or data_files)}
+
+
+def planned_models(spec: CascadeSpec, repository: Path, *, verify_files: bool = True) -> tuple[PlannedModel, ...]:
+    """The members of a plan in its order, then its lead where it has one."""
+    models = [
+        PlannedModel(member, repository, verify_files=verify_files, may_fail=stage.on_failure == "answer")
+        for stage in spec.stages
+        for member in stage.members
+    ]
+    if spec.lead is not None:
+        models.append(PlannedModel(spec.lead, repository, verify_files=verify_files))
+    return tuple(models)
+
+
+def data_files_of(data_files: Mapping[str, str]) -> dict[str, str]:
+    """A manifest's `data_files`, whose paths begin with the version folder, by their path inside it."""
+    return {PurePosixPath(*PurePosixPath(path).parts[1:]).as_posix(): said for path, said in data_files.items()}
+
+
+def _exported_files(folder: Path) -> tuple[str | None, dict[str, str]]:
+    """Name of the model file and hashes of its data files, as the member's manifest has them."""
+    try:
+        manifest = manifest_from_path(folder / "manifest.json")
+    except SpecError:  # `check` says what is wrong with it
+        return None, {}
+    return PurePosixPath(manifest.file).name, data_files_of(manifest.data_files)
+
+
+def _identity(path: Path) -> tuple[int, ...]:
+    """What changes whenever a file is written or put in another's place; the second time catches kept dates."""
+    stat = path.stat()
+    return stat.st_mtime_ns, stat.st_ctime_ns, stat.st_size, stat.st_ino, stat.st_dev

@@ -1,0 +1,346 @@
+"""Members that change while the cascade is loaded: no answer from them, and answers again afterwards."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from orchestrator.bls import planned
+from orchestrator.bls.model import CascadeModel, cascade_model
+from orchestrator.bls.scheduler import Scheduler
+from orchestrator.decision import DEGRADED
+from orchestrator.errors import SpecError
+from orchestrator.spec import CascadeSpec, Lead, json_from_cascade
+from tests.bls.loading import EASY, HARD, ask_all, large, rows_of, small, two_stages, wait_for
+from tests.fakes.triton import FakeTriton, InferenceResponse, Request, TritonError
+
+RIGHT, OTHER = b"the weights", b"others, alas"
+
+
+def sha(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+@pytest.fixture(autouse=True)
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planned, "LOOK_S", 0.01)
+
+
+def put(repository: Path, name: str, data: bytes = RIGHT, version: int = 1) -> Path:
+    path = repository / name / str(version) / "model.onnx"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+    return path
+
+
+def spec_with(*, on_failure: str = "error", **changes: object) -> CascadeSpec:
+    """Two stages whose members have a hash, and what else is said."""
+    base = two_stages()
+    stages = tuple(
+        dataclasses.replace(
+            stage,
+            members=tuple(dataclasses.replace(one, sha256=sha(RIGHT), **changes) for one in stage.members),
+            on_failure=on_failure if index else "error",
+        )
+        for index, stage in enumerate(base.stages)
+    )
+    return dataclasses.replace(base, stages=stages)
+
+
+def fake(**members: object) -> FakeTriton:
+    return FakeTriton({"small": small, "large": large, **members})
+
+
+@contextmanager
+def running(
+    repository: Path, server: FakeTriton, spec: CascadeSpec, config: dict | None = None
+) -> Iterator[CascadeModel]:
+    for one in spec.models:
+        if not (repository / one).exists():
+            put(repository, one)
+    folder = repository / spec.name / "1"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "cascade.json").write_text(json_from_cascade(spec))
+    model = cascade_model(server)()
+    arguments = {"model_repository": str(folder.parent), "model_version": "1", "model_name": spec.name}
+    model.initialize({**arguments, "model_config": json.dumps(config or {})})
+    try:
+        yield model
+    finally:
+        model.finalize()
+
+
+def ask(model: CascadeModel, *rows: np.ndarray) -> InferenceResponse:
+    return ask_all(model, [Request({"x": rows_of(*rows)})])[0]
+
+
+def text_of(answer: InferenceResponse) -> str:
+    error = answer.error()
+    assert error is not None
+    assert error.code() == TritonError.UNAVAILABLE
+    return error.message()
+
+
+def until(model: CascadeModel, good: Callable[[InferenceResponse], bool]) -> InferenceResponse:
+    deadline_s = time.monotonic() + 5
+    while not good(answer := ask(model, EASY)):
+        assert time.monotonic() < deadline_s, "it never came"
+    return answer
+
+
+def refused(answer: InferenceResponse) -> bool:
+    return answer.has_error()
+
+
+def answered(answer: InferenceResponse) -> bool:
+    return not answer.has_error()
+
+
+def test_every_member_is_asked_by_the_version_the_plan_names(tmp_path: Path) -> None:
+    server = fake()
+    server.versions = {"small": {1, 3}, "large": {2, 3}}
+    spec = spec_with(version=3)
+    for name in spec.models:
+        put(tmp_path, name, version=3)
+    with running(tmp_path, server, spec) as model:
+        assert answered(ask(model, HARD))
+    assert {version for _, version in server.asked_versions} == {3}
+
+
+def test_a_plan_without_versions_and_hashes_leaves_the_choice_to_the_server(tmp_path: Path) -> None:
+    server = fake()
+    with running(tmp_path, server, two_stages()) as model:
+        assert answered(ask(model, HARD))
+    assert {version for _, version in server.asked_versions} == {-1}
+
+
+def test_another_file_at_load_is_refused_and_verify_hashes_no_says_so(tmp_path: Path) -> None:
+    put(tmp_path, "small", OTHER)
+    with pytest.raises(SpecError, match=r"small.*not the file the thresholds were fitted on"):
+        running(tmp_path, fake(), spec_with(version=1)).__enter__()
+    server = fake()
+    config = {"parameters": {"verify_hashes": {"string_value": "no"}}}
+    with running(tmp_path, server, spec_with(version=1), config) as model:
+        assert answered(ask(model, EASY))
+    assert any("verify_hashes is no" in line for line in server.log)
+
+
+def test_a_changed_file_stops_the_answers_and_the_planned_one_brings_them_back(tmp_path: Path) -> None:
+    server = fake()
+    with running(tmp_path, server, spec_with(version=1)) as model:
+        assert answered(ask(model, EASY))
+        assert model.is_ready()
+        path = put(tmp_path, "large", OTHER)
+        message = text_of(until(model, refused))
+        assert "member large is not as planned" in message
+        assert "\n" not in message
+        assert not model.is_ready()
+        path.write_bytes(RIGHT)
+        until(model, answered)
+        assert model.is_ready()
+    assert sum("answers no request" in line for line in server.log) == 1
+    assert sum("answers again" in line for line in server.log) == 1
+
+
+def test_readiness_is_looked_at_anew_before_the_first_request_and_watched_from_then_on(tmp_path: Path) -> None:
+    with running(tmp_path, fake(), spec_with(version=1)) as model:
+        assert model.is_ready()
+        path = put(tmp_path, "small", OTHER)
+        assert not model.is_ready()
+        path.write_bytes(RIGHT)
+        assert model.is_ready()
+        assert answered(ask(model, EASY))
+        path.write_bytes(OTHER)
+        until(model, refused)
+
+
+def test_a_cascade_whose_members_cannot_be_asked_about_is_not_ready(tmp_path: Path) -> None:
+    server = fake()
+
+    def starting(name: str, version: str = "") -> bool:
+        raise RuntimeError("server not ready")
+
+    with running(tmp_path, server, spec_with(version=1)) as model:
+        server.is_model_ready = starting  # type: ignore[method-assign]
+        assert not model.is_ready()
+
+
+def test_a_touched_file_changes_nothing(tmp_path: Path) -> None:
+    server = fake()
+    with running(tmp_path, server, spec_with(version=1)) as model:
+        assert answered(ask(model, EASY))
+        put(tmp_path, "small", RIGHT)
+        for _ in range(20):
+            assert answered(ask(model, EASY))
+            time.sleep(0.005)
+    assert not any("answers no request" in line for line in server.log)
+
+
+def test_a_version_that_the_server_no_longer_has_ready_stops_the_answers(tmp_path: Path) -> None:
+    server = fake()
+    with running(tmp_path, server, spec_with(version=1)) as model:
+        assert answered(ask(model, EASY))
+        server.versions["large"] = {2}
+        assert "member large is not as planned: its version 1 is not ready" in text_of(until(model, refused))
+        server.versions["large"] = {1, 2}
+        until(model, answered)
+
+
+def test_a_server_that_still_answers_from_the_other_file_is_not_believed(tmp_path: Path) -> None:
+    loaded_weights = {"sign": 1.0}
+    server = fake(small=lambda rows: small(rows) * np.float32(loaded_weights["sign"]))
+    with running(tmp_path, server, spec_with(version=1)) as model:
+        good = ask(model, EASY).column("probabilities").copy()
+        path = put(tmp_path, "small", OTHER)
+        until(model, refused)
+        loaded_weights["sign"] = -1.0  # the server loads what lies there
+        path.write_bytes(RIGHT)
+        message = until(model, lambda one: "answers from another" in text_of(one))
+        assert "member small" in text_of(message)
+        for _ in range(20):
+            assert refused(ask(model, EASY))
+            time.sleep(0.005)
+        loaded_weights["sign"] = 1.0  # and now the planned one
+        assert np.array_equal(until(model, answered).column("probabilities"), good)
+
+
+def test_a_file_that_was_another_between_two_looks_is_found_out_by_the_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(planned, "LOOK_S", 0.3)
+    loaded_weights = {"sign": 1.0}
+    server = fake(small=lambda rows: small(rows) * np.float32(loaded_weights["sign"]))
+    with running(tmp_path, server, spec_with(version=1)) as model:
+        assert answered(ask(model, EASY))
+        put(tmp_path, "small", OTHER)
+        loaded_weights["sign"] = -1.0
+        put(tmp_path, "small", RIGHT)
+        assert "answers from another" in text_of(until(model, refused))
+        loaded_weights["sign"] = 1.0
+        until(model, answered)
+
+
+def test_rows_that_are_deferred_are_refused_when_a_member_changes(tmp_path: Path) -> None:
+    gate, asked = threading.Event(), threading.Event()
+
+    def slow(rows: np.ndarray) -> np.ndarray:
+        if (rows == rows_of(HARD)[0]).all(axis=1).any():
+            asked.set()
+            gate.wait(10)
+        return large(rows)
+
+    with running(tmp_path, fake(large=slow), spec_with(version=1)) as model:
+        request = Request({"x": rows_of(HARD)})
+        listed = (model.execute([request]) or [None])[0]
+        assert asked.wait(5)
+        put(tmp_path, "small", OTHER)
+        try:
+            # While its member is still being asked.
+            answer = wait_for(request, listed, timeout_s=5)
+        finally:
+            gate.set()
+        assert "member small is not as planned" in text_of(answer)
+
+
+def test_an_answer_that_is_ready_too_late_is_not_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # As if the request had come between the notice and its answer.
+    monkeypatch.setattr(Scheduler, "refuse_all", lambda *_: None)
+    gate, asked = threading.Event(), threading.Event()
+
+    def slow(rows: np.ndarray) -> np.ndarray:
+        if (rows == rows_of(HARD)[0]).all(axis=1).any():
+            asked.set()
+            gate.wait(10)
+        return large(rows)
+
+    with running(tmp_path, fake(large=slow), spec_with(version=1)) as model:
+        request = Request({"x": rows_of(HARD)})
+        listed = (model.execute([request]) or [None])[0]
+        assert asked.wait(5)
+        put(tmp_path, "small", OTHER)
+        until(model, refused)
+        gate.set()
+        assert "member small is not as planned" in text_of(wait_for(request, listed, timeout_s=5))
+
+
+def test_what_a_member_says_while_it_is_found_out_is_not_handed_on(tmp_path: Path) -> None:
+    holder: list[CascadeModel] = []
+
+    def found_out(rows: np.ndarray) -> np.ndarray:
+        if holder:
+            put(tmp_path, "small", OTHER)
+            deadline_s = time.monotonic() + 5
+            while holder[0].is_ready() and time.monotonic() < deadline_s:
+                time.sleep(0.005)
+        return small(rows)
+
+    with running(tmp_path, fake(small=found_out), spec_with(version=1)) as model:
+        assert answered(ask(model, EASY))
+        holder.append(model)
+        answer = ask(model, EASY)
+        holder.clear()
+        assert "member small is not as planned" in text_of(answer)
+
+
+def test_a_stage_that_answers_without_a_lost_member_goes_on_but_never_with_another(tmp_path: Path) -> None:
+    server = fake()
+    with running(tmp_path, server, spec_with(on_failure="answer", version=1)) as model:
+        assert answered(ask(model, HARD))
+        server.versions["large"] = set()
+        deadline_s = time.monotonic() + 5
+        while model.is_ready():
+            assert time.monotonic() < deadline_s, "it was never noticed"
+        assert int(ask(model, HARD).column("status")[0, 0]) & DEGRADED
+        put(tmp_path, "large", OTHER)
+        until(model, refused)
+
+
+def test_a_lead_that_is_another_is_stepped_over(tmp_path: Path) -> None:
+    def lead(rows: np.ndarray) -> dict[str, np.ndarray]:
+        return {"small": small(rows), "large": large(rows)}
+
+    server = fake(lead=lead)
+    plan = dataclasses.replace(
+        spec_with(version=1), lead=Lead(name="lead", stages=2, sha256=sha(RIGHT), version=1)
+    )
+    with running(tmp_path, server, plan) as model:
+        assert answered(ask(model, HARD))
+        assert ("lead", 1) in server.asked_versions
+        put(tmp_path, "lead", OTHER)
+        deadline_s = time.monotonic() + 5
+        while not any("its members are asked" in line for line in server.log):
+            assert time.monotonic() < deadline_s, server.log
+            time.sleep(0.005)
+        before = len([name for name, _ in server.asked if name == "lead"])
+        assert answered(ask(model, HARD))
+        assert len([name for name, _ in server.asked if name == "lead"]) == before
+        put(tmp_path, "lead", RIGHT)
+        while not any("is as planned again" in line for line in server.log):
+            assert time.monotonic() < deadline_s, server.log
+            time.sleep(0.005)
+        assert answered(ask(model, HARD))
+
+
+def test_members_that_cannot_be_seen_are_named_at_start(tmp_path: Path) -> None:
+    server = fake()
+    spec = spec_with(version=1)
+    folder = tmp_path / spec.name / "1"
+    folder.mkdir(parents=True)
+    (folder / "cascade.json").write_text(json_from_cascade(spec))
+    model = cascade_model(server)()
+    arguments = {"model_repository": str(folder.parent), "model_version": "1", "model_name": spec.name}
+    model.initialize({**arguments, "model_config": "{}"})
+    try:
+        assert answered(ask(model, EASY))
+    finally:
+        model.finalize()
+    assert any("small, large" in line and "readiness only" in line for line in server.log)
