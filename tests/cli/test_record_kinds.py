@@ -170,3 +170,10 @@ def test_a_cascade_is_recorded_as_what_it_answers(
         assert run([*words, str(recording.output), "--data", f"{recording.folder}/rows.npz"]) == 0
     assert records_from_path(recording.output).meta["members"]["digits_cascade"]["output_kind"] == "probabilities"
     assert "taken for" not in capsys.readouterr().out
+
+
+def test_a_recording_of_another_kind_ends_with_its_first_pieces(recording: Recording) -> None:
+    np.savez(recording.folder / "rows.npz", images=images(range(4000)))
+    with recording.served(logits, "probabilities") as front:
+        assert recording.record_from(front)[0] == 2
+        assert sum(len(call.rows) for call in front.fake.calls) < 2000
