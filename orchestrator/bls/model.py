@@ -68,7 +68,7 @@ class CascadeModel:
         self._gear_count = 1 if spec.gears is None else 1 + len(spec.gears.cheaper)
         self._reader = Reader(self._pb, spec)
         self._counters = Counters(spec)
-        self._calls = MemberCalls(self._pb, spec)
+        self._calls = MemberCalls(self._pb, spec, self._counters)
         self._scheduler = Scheduler(
             spec, self._calls, counters=self._counters, send=self._send, log=self._pb.Logger.log_error
         )
