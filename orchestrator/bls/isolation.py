@@ -106,7 +106,7 @@ def ask_in_pieces(
 
 
 def _room(rows: int) -> int:
-    """Further calls to a member that is alive, for parts of n rows: both halves at every level for each bad row."""
+    """Further calls to a member that is alive, for parts of n rows: both halves of every level per bad row."""
     return max(CALLS_TO_SILENT, BAD_ROWS_OF_ALIVE * 2 * (rows - 1).bit_length())
 
 

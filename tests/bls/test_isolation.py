@@ -1,4 +1,4 @@
-"""What a member refuses is asked again in halves, until the rows that break it stand alone or the room is used up."""
+"""What a member refuses is asked again in halves, until bad rows stand alone or the room is used up."""
 
 from __future__ import annotations
 
