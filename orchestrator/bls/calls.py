@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from orchestrator.bls.counters import Counters
-from orchestrator.bls.isolation import Owners, Refusal, Rows, ask_in_pieces
+from orchestrator.bls.isolation import Gate, Owners, Refusal, Rows, ask_in_pieces
 from orchestrator.spec import CascadeSpec, Member
 
 # By member's plan index and row of the batch, why the member failed for that row.
@@ -71,6 +71,8 @@ class MemberCalls:
         names = ("UNAVAILABLE", "NOT_FOUND", "UNSUPPORTED", "CANCELLED")
         self._final_codes = {getattr(error, name) for name in names if hasattr(error, name)}
         self._first = np.cumsum([0, *(len(stage.members) for stage in spec.stages)])
+        self._gates = [Gate() for _ in spec.members]
+        self._lead_gate = Gate()
         extra = max(len(stage.members) - 1 for stage in spec.stages)
         # Stage 0 and the workers of every later stage may fan out at the same time.
         self._pool = ThreadPoolExecutor(extra * 4, "committee-member") if extra else None
@@ -125,7 +127,7 @@ class MemberCalls:
             return Refusal(said.text, is_final=True) if isinstance(said, Refusal) else said
 
         try:
-            pieces = ask_in_pieces(call, len(rows), size=lead.max_batch_size)
+            pieces = ask_in_pieces(call, len(rows), size=lead.max_batch_size, gate=self._lead_gate)
             said = None if pieces.failed else pieces.outputs(len(rows))
         except Exception:  # whatever it was, the members can still be asked
             said = None
@@ -156,7 +158,8 @@ class MemberCalls:
             return said if isinstance(said, Refusal) else self._checked(member, said, end - start)
 
         try:
-            pieces = ask_in_pieces(call, len(rows), size=member.max_batch_size, owners=owners)
+            gate = self._gates[place]
+            pieces = ask_in_pieces(call, len(rows), size=member.max_batch_size, gate=gate, owners=owners)
             outputs = pieces.outputs(len(rows))
         except Exception as error:  # a caller waits: whatever broke must become its answer
             return None, {(place, EVERY_ROW): f"{subject}: {type(error).__name__} {error}"}
