@@ -11,6 +11,8 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import settings
 
+import orchestrator  # noqa: F401 - before a test imports ONNX Runtime, whose telemetry it turns off
+
 # No deadlines: a slow machine is no fault of the code.
 settings.register_profile("quick", max_examples=50, deadline=None)
 settings.register_profile("thorough", max_examples=500, deadline=None)

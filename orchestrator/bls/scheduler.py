@@ -281,9 +281,9 @@ class Scheduler:
             if pending is None:
                 continue
             place = int((failures.request == token).argmax())
-            index, row = int(failures.member[place]), int(failures.row[place])
+            reason = reason_of(self._spec, int(failures.member[place]), int(failures.row[place]), errors)
             self._run.drop(np.array([token]))
-            replies.append(self._refuse(pending, reason_of(self._spec, index, row, errors), UNAVAILABLE))
+            replies.append(self._refuse(pending, reason, UNAVAILABLE))
         return replies
 
     def _refuse(self, pending: Pending, message: str, code: str) -> Reply:
@@ -325,7 +325,6 @@ class Scheduler:
     def _send_all(self, replies: list[Reply]) -> None:
         now = time.monotonic_ns()
         if replies:
-            taken = [now - reply.pending.arrived_ns for reply in replies]
-            self._counters.latencies(taken)
+            self._counters.latencies([now - reply.pending.arrived_ns for reply in replies])
         for reply in replies:
             self._send(reply)

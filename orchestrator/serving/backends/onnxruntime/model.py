@@ -26,7 +26,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 import triton_python_backend_utils as pb_utils
-from session_settings import CPU, CUDA, asks_for_gpu, providers, refuse, run_options, session_options
+from session_settings import CPU, CUDA, SettingError, asks_for_gpu, providers, run_options, session_options
 
 DEFAULT_MAX_BATCH_SIZE = 4  # the C++ backend's, where a configuration leaves everything out
 _TRITON_FROM_ONNX = {
@@ -78,15 +78,18 @@ class TritonPythonModel:
         config = json.loads(args["model_config"])
         name = args["model_name"]
         file = _file(Path(args["model_repository"]) / args["model_version"], config)
-        session = _session(file, session_options(config), providers(config, args), name)
+        try:
+            session = _session(file, session_options(config), providers(config, args), name)
+            self._run_options = run_options(config)
+        except SettingError as error:
+            _refuse(name, error)
         # ONNX Runtime goes on without a provider whose libraries do not load.
         if CUDA not in session.get_providers() and asks_for_gpu(args):
-            refuse(name, f"KIND_GPU: CUDA does not work on device {args['model_instance_device_id']}")
+            _refuse(name, f"KIND_GPU: CUDA does not work on device {args['model_instance_device_id']}")
         initializers = session.get_overridable_initializers()
         _compare(name, "input", config, session.get_inputs(), initializers)
         _compare(name, "output", config, session.get_outputs())
         self._session = session
-        self._run_options = run_options(config)
         self._batched = config["max_batch_size"] > 0
         # All of them, whatever is asked for: as in the C++ backend.
         self._outputs = [output["name"] for output in config["output"]]
@@ -168,15 +171,19 @@ def _one_line(text):
     return " ".join(str(text).split())
 
 
+def _refuse(name, text):
+    raise pb_utils.TritonModelException(f"{name}: {text}")
+
+
 def _refuse_batching(name, value):
-    refuse(name, f"{value.name} has shape {_shape(value)}: with a fixed first axis max_batch_size must be 0")
+    _refuse(name, f"{value.name} has shape {_shape(value)}: with a fixed first axis max_batch_size must be 0")
 
 
 def _file(folder, config):
     path = folder / (config.get("default_model_filename") or "model.onnx")
     path = path / "model.onnx" if path.is_dir() else path
     if not path.is_file():
-        refuse(config["name"], f"{path} does not exist")
+        _refuse(config["name"], f"{path} does not exist")
     return path
 
 
@@ -185,7 +192,7 @@ def _file_for_completion(config):
     folder = Path(os.environ["COMMITTEE_MODEL_REPOSITORY"]) / config["name"]
     versions = [path for path in folder.iterdir() if path.name.isdigit() and path.is_dir()]
     if not versions:
-        refuse(config["name"], f"{folder} has no version folder such as 1/")
+        _refuse(config["name"], f"{folder} has no version folder such as 1/")
     return _file(max(versions, key=lambda path: int(path.name)), config)
 
 
@@ -193,12 +200,12 @@ def _session(path, options, providers, name):
     try:
         return ort.InferenceSession(str(path), options, providers=providers)
     except Exception as error:
-        return refuse(name, f"ONNX Runtime cannot load {path}: {_one_line(error)}")
+        return _refuse(name, f"ONNX Runtime cannot load {path}: {_one_line(error)}")
 
 
 def _data_type(value, name):
     if value.type not in _TRITON_FROM_ONNX:
-        refuse(name, f"tensor {value.name} is {value.type}, which a Python backend cannot pass on")
+        _refuse(name, f"tensor {value.name} is {value.type}, which a Python backend cannot pass on")
     return _TRITON_FROM_ONNX[value.type]
 
 
@@ -222,14 +229,14 @@ def _compare(name, side, config, values, initializers=()):
     known = {**required, **{value.name: value for value in initializers}}
     given = {tensor["name"]: tensor for tensor in config[side]}
     if set(given) - set(known) or (side == "input" and set(required) - set(given)):
-        refuse(name, f"config.pbtxt has {side}s {sorted(given)}, expected those of the file, {sorted(required)}")
+        _refuse(name, f"config.pbtxt has {side}s {sorted(given)}, expected those of the file, {sorted(required)}")
     for tensor_name, tensor in given.items():
         subject = f"{side} {tensor_name}"
         data_type = _data_type(known[tensor_name], name)
         if tensor["data_type"] != data_type:
-            refuse(name, f"{subject} is {tensor['data_type']} in config.pbtxt, {data_type} in the file")
+            _refuse(name, f"{subject} is {tensor['data_type']} in config.pbtxt, {data_type} in the file")
         if tensor.get("optional") and config["max_batch_size"] > 0:
-            refuse(name, f"{subject} is optional, which needs max_batch_size 0")
+            _refuse(name, f"{subject} is optional, which needs max_batch_size 0")
         _compare_shape(name, subject, tensor, known[tensor_name], config["max_batch_size"] > 0, side == "output")
 
 
@@ -237,7 +244,7 @@ def _compare_shape(name, subject, tensor, value, batched, exact):
     shape, dims = _shape(value), _dims(tensor)
     if not shape:
         if any(size != 1 for size in dims):
-            refuse(name, f"{subject} has dims {dims} by config.pbtxt, expected only 1 for a scalar of the file")
+            _refuse(name, f"{subject} has dims {dims} by config.pbtxt, expected only 1 for a scalar of the file")
         return
     if batched:
         dims = [-1, *dims]
@@ -246,4 +253,4 @@ def _compare_shape(name, subject, tensor, value, batched, exact):
     # What an input leaves free the configuration may fix; an output must say what the file says.
     agree = (size == real or (real == -1 and not exact) for size, real in zip(dims, shape, strict=False))
     if len(dims) != len(shape) or not all(agree):
-        refuse(name, f"{subject} has shape {dims} by config.pbtxt, {shape} in the file")
+        _refuse(name, f"{subject} has shape {dims} by config.pbtxt, {shape} in the file")

@@ -8,7 +8,6 @@ import re
 from pathlib import Path
 
 import onnxruntime as ort
-import triton_python_backend_utils as pb_utils
 
 CUDA = "CUDAExecutionProvider"
 CPU = "CPUExecutionProvider"
@@ -78,9 +77,8 @@ _TENSORRT = {
 _PRECISIONS = {"FP32": {}, "FP16": {"trt_fp16_enable": "True"}, "INT8": {"trt_int8_enable": "True"}}
 
 
-def refuse(name, text):
-    """Ends the loading of a model with one line."""
-    raise pb_utils.TritonModelException(f"{name}: {text}")
+class SettingError(Exception):
+    """A configuration that cannot be followed, in one line."""
 
 
 def session_options(config):
@@ -92,7 +90,7 @@ def session_options(config):
     options.enable_mem_pattern = _flag(config, "enable_mem_pattern", True)
     mode = _number(config, "execution_mode", 0)
     if mode not in (0, 1):
-        refuse(config["name"], f"parameter execution_mode: got {mode}, expected 0 or 1")
+        raise SettingError(f"parameter execution_mode: got {mode}, expected 0 or 1")
     if mode == 1:
         options.execution_mode = ort.ExecutionMode.ORT_PARALLEL
     level = int(config.get("optimization", {}).get("graph", {}).get("level", 0))
@@ -115,12 +113,12 @@ def run_options(config):
 def providers(config, args):
     """Execution providers for an instance, the CPU behind them all."""
     accelerators = config.get("optimization", {}).get("execution_accelerators", {})
-    behind = [*_on_cpu(accelerators.get("cpu_execution_accelerator", []), config), CPU]
+    behind = [*_on_cpu(accelerators.get("cpu_execution_accelerator", [])), CPU]
     if args["model_instance_kind"] != "GPU":
         return behind
     if CUDA not in ort.get_available_providers():
         if asks_for_gpu(args):
-            refuse(config["name"], "KIND_GPU: this onnxruntime has no CUDA; pip install onnxruntime-gpu instead")
+            raise SettingError("KIND_GPU: this onnxruntime has no CUDA; pip install onnxruntime-gpu instead")
         return behind
     if hasattr(ort, "preload_dlls"):
         ort.preload_dlls()  # CUDA and cuDNN from pip's nvidia packages lie where no loader looks
@@ -138,13 +136,11 @@ def asks_for_gpu(args):
     return "KIND_GPU" in re.sub(r"#.*", "", text)
 
 
-def _on_cpu(entries, config):
+def _on_cpu(entries):
     for entry in entries:
         if entry["name"] != "openvino":
-            refuse(
-                config["name"], f"unknown execution accelerator {entry['name']!r} for the CPU, expected openvino"
-            )
-        _require(OPENVINO, entry["name"], config)
+            raise SettingError(f"unknown execution accelerator {entry['name']!r} for the CPU, expected openvino")
+        _require(OPENVINO, entry["name"])
     return [(OPENVINO, {"device_type": "CPU"}) for _ in entries[:1]]
 
 
@@ -153,13 +149,13 @@ def _on_gpu(entries, config, device):
     for entry in entries:
         parameters = entry.get("parameters", {})
         if entry["name"] == "tensorrt":
-            _require(TENSORRT, entry["name"], config)
-            chosen.append((TENSORRT, {"device_id": device, **_tensorrt(parameters, config)}))
+            _require(TENSORRT, entry["name"])
+            chosen.append((TENSORRT, {"device_id": device, **_tensorrt(parameters)}))
         elif entry["name"] == "cuda":
             cuda.update({key: value for key, value in parameters.items() if value})
         else:
             text = f"unknown execution accelerator {entry['name']!r} for the GPU, expected cuda or tensorrt"
-            refuse(config["name"], text)
+            raise SettingError(text)
     if "parameters" in config:
         cuda["cudnn_conv_algo_search"] = _choice(config, "cudnn_conv_algo_search", _SEARCH)
         cuda["arena_extend_strategy"] = _choice(config, "arena_extend_strategy", _GROWTH)
@@ -168,30 +164,30 @@ def _on_gpu(entries, config, device):
     return [*chosen, (CUDA, {**cuda, "device_id": device})]
 
 
-def _tensorrt(parameters, config):
+def _tensorrt(parameters):
     options = {}
     for key, value in parameters.items():
         if key == "precision_mode":
             if value not in _PRECISIONS:
                 expected = ", ".join(_PRECISIONS)
-                refuse(config["name"], f"tensorrt precision_mode: got {value!r}, expected one of {expected}")
+                raise SettingError(f"tensorrt precision_mode: got {value!r}, expected one of {expected}")
             options.update(_PRECISIONS[value])
             continue
         if key not in _TENSORRT:
-            refuse(config["name"], f"unknown parameter {key!r} of the execution accelerator tensorrt")
+            raise SettingError(f"unknown parameter {key!r} of the execution accelerator tensorrt")
         kind, option = _TENSORRT[key]
         if kind == "flag":
             # Spelled as the Python API wants it.
-            value = str(_parsed_flag(config, key, value))
+            value = str(_parsed_flag(key, value))
         elif kind == "number":
-            _parsed_number(config, key, value)
+            _parsed_number(key, value)
         options[option] = value
     return options
 
 
-def _require(provider, name, config):
+def _require(provider, name):
     if provider not in ort.get_available_providers():
-        refuse(config["name"], f"this onnxruntime has no execution accelerator {name!r}")
+        raise SettingError(f"this onnxruntime has no execution accelerator {name!r}")
 
 
 def _text(config, key):
@@ -200,14 +196,14 @@ def _text(config, key):
 
 def _number(config, key, default):
     text = _text(config, key)
-    return default if text is None else _parsed_number(config, key, text)
+    return default if text is None else _parsed_number(key, text)
 
 
-def _parsed_number(config, key, text):
+def _parsed_number(key, text):
     # What C++'s stoi takes: a number, and whatever comes behind it.
     found = re.match(r"\s*([+-]?\d{1,20})", text)
     if found is None:
-        refuse(config["name"], f"parameter {key}: got {text!r}, expected a whole number")
+        raise SettingError(f"parameter {key}: got {text!r}, expected a whole number")
     return int(found[1])
 
 
@@ -215,16 +211,16 @@ def _choice(config, key, names):
     number = _number(config, key, 0)
     if number not in names:
         meanings = ", ".join(f"{value} ({name})" for value, name in names.items())
-        refuse(config["name"], f"parameter {key}: got {number}, expected one of {meanings}")
+        raise SettingError(f"parameter {key}: got {number}, expected one of {meanings}")
     return names[number]
 
 
 def _flag(config, key, default):
     text = _text(config, key)
-    return default if text is None else _parsed_flag(config, key, text)
+    return default if text is None else _parsed_flag(key, text)
 
 
-def _parsed_flag(config, key, text):
+def _parsed_flag(key, text):
     if text.lower() not in (*_TRUE, *_FALSE):
-        refuse(config["name"], f"parameter {key}: got {text!r}, expected true, on, 1, false, off or 0")
+        raise SettingError(f"parameter {key}: got {text!r}, expected true, on, 1, false, off or 0")
     return text.lower() in _TRUE
