@@ -70,7 +70,7 @@ class MemberCalls:
         # A server without one of these names never sends it.
         names = ("UNAVAILABLE", "NOT_FOUND", "UNSUPPORTED", "CANCELLED")
         self._final_codes = {getattr(error, name) for name in names if hasattr(error, name)}
-        self._first = np.cumsum([0, *(len(stage.members) for stage in spec.stages)])
+        self._first = np.cumsum([0, *(len(stage.members) for stage in spec.stages)]).tolist()
         self._gates = [Gate() for _ in spec.members]
         self._lead_gate = Gate()
         extra = max(len(stage.members) - 1 for stage in spec.stages)
@@ -92,19 +92,17 @@ class MemberCalls:
         if part.on_failure == "answer":
             owners = None  # there each row gets what it can
         if len(part.members) == 1:
-            said = [self._ask_member(stage, 0, rows, tensor=tensor, owners=owners)]
-        else:
-            assert self._pool is not None, "made where a stage has several members"
-            # The calling thread asks the first member itself: one hand-over fewer.
-            others = [
-                self._pool.submit(self._ask_member, stage, index, rows, tensor=tensor, owners=owners)
-                for index in range(1, len(part.members))
-            ]
-            first = self._ask_member(stage, 0, rows, tensor=tensor, owners=owners)
-            said = [first, *(future.result() for future in others)]
-        errors: Errors = {}
-        for _, failed in said:
-            errors.update(failed)
+            output, errors = self._ask_member(stage, 0, rows, tensor=tensor, owners=owners)
+            return StageResult([output], errors)
+        assert self._pool is not None, "made where a stage has several members"
+        # The calling thread asks the first member itself: one hand-over fewer.
+        others = [
+            self._pool.submit(self._ask_member, stage, index, rows, tensor=tensor, owners=owners)
+            for index in range(1, len(part.members))
+        ]
+        first = self._ask_member(stage, 0, rows, tensor=tensor, owners=owners)
+        said = [first, *(future.result() for future in others)]
+        errors = {key: text for _, failed in said for key, text in failed.items()}
         return StageResult([output for output, _ in said], errors)
 
     def ask_first(self, rows: Rows, tensor: Any | None = None, *, owners: Owners | None = None) -> StageResult:
@@ -148,24 +146,33 @@ class MemberCalls:
     ) -> tuple[Rows | None, Errors]:
         """The output (n, k) of a stage's member, NaN in rows it failed for, and why it failed for them."""
         member = self._spec.stages[stage].members[index]
-        place = int(self._first[stage]) + index
-        subject = f"stage {stage} member {member.name}"
+        place = self._first[stage] + index
         name = member.input or self._spec.input.name
         given = tensor if name == self._spec.input.name else None
+        gate = self._gates[place]
 
         def call(start: int, end: int) -> list[Rows] | Refusal:
             said = self._exec(member.name, [member.output], self._tensor(rows, start, end, given=given, name=name))
             return said if isinstance(said, Refusal) else self._checked(member, said, end - start)
 
         try:
-            gate = self._gates[place]
-            pieces = ask_in_pieces(call, len(rows), size=member.max_batch_size, gate=gate, owners=owners)
+            first = None
+            if len(rows) <= member.max_batch_size:
+                said = gate.pass_with(call, 0, len(rows))
+                if not isinstance(said, Refusal):
+                    return said[0], {}
+                first = said
+            size = member.max_batch_size
+            pieces = ask_in_pieces(call, len(rows), size=size, gate=gate, owners=owners, first=first)
             outputs = pieces.outputs(len(rows))
         except Exception as error:  # a caller waits: whatever broke must become its answer
-            return None, {(place, EVERY_ROW): f"{subject}: {type(error).__name__} {error}"}
+            text = f"stage {stage} member {member.name}: {type(error).__name__} {error}"
+            return None, {(place, EVERY_ROW): text}
         if pieces.further_calls:
             self._counters.asked_again(place, pieces.further_calls)
-        errors = {(place, row): f"{subject}: {text}" for row, text in pieces.failed.items()}
+        errors = {
+            (place, row): f"stage {stage} member {member.name}: {text}" for row, text in pieces.failed.items()
+        }
         return None if outputs is None else outputs[0], errors
 
     def _checked(self, member: Member, said: list[Rows], rows: int) -> list[Rows] | Refusal:

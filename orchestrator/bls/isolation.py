@@ -47,27 +47,36 @@ class Gate:
     """Lets the calls of one member run side by side, or one caller alone."""
 
     def __init__(self) -> None:
-        self._changed = threading.Condition(threading.Lock())
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
         self._inside = 0
         self._is_shut = False
 
     def enter(self) -> None:
         """Waits while the gate is shut; `leave` follows."""
-        with self._changed:
+        with self._lock:
             while self._is_shut:
                 self._changed.wait()
             self._inside += 1
 
     def leave(self) -> None:
         """Ends what `enter` began."""
-        with self._changed:
+        with self._lock:
             self._inside -= 1
             if self._is_shut:
                 self._changed.notify_all()
 
+    def pass_with(self, ask: Ask, start: int, end: int) -> list[Rows] | Refusal:
+        """One call between `enter` and `leave`."""
+        self.enter()
+        try:
+            return ask(start, end)
+        finally:
+            self.leave()
+
     def shut(self) -> None:
         """Waits until everybody has left and keeps them out; `open` follows."""
-        with self._changed:
+        with self._lock:
             while self._is_shut:
                 self._changed.wait()
             self._is_shut = True
@@ -76,7 +85,7 @@ class Gate:
 
     def open(self) -> None:
         """Ends what `shut` began."""
-        with self._changed:
+        with self._lock:
             self._is_shut = False
             self._changed.notify_all()
 
@@ -99,17 +108,15 @@ class Pieces:
     further_calls: int = 0
     is_over: bool = False
 
-    def ask(self, ask: Ask, start: int, end: int) -> bool:
-        """Asks for rows and notes what came of it; returns whether they were answered."""
-        said = ask(start, end)
+    def note(self, start: int, end: int, said: list[Rows] | Refusal) -> bool:
+        """Takes what was said of rows; returns whether they were answered."""
         if isinstance(said, Refusal):
             self.failed.update(dict.fromkeys(range(start, end), said.text))
             self.is_over |= said.is_final
             return False
         self.answered.append((start, end, said))
-        if self.failed:
-            for row in range(start, end):
-                self.failed.pop(row, None)
+        for row in range(start, end) if self.failed else ():
+            self.failed.pop(row, None)
         return True
 
     @property
@@ -135,7 +142,9 @@ class Pieces:
         return whole
 
 
-def ask_in_pieces(ask: Ask, rows: int, *, size: int, gate: Gate, owners: Owners | None = None) -> Pieces:
+def ask_in_pieces(
+    ask: Ask, rows: int, *, size: int, gate: Gate, owners: Owners | None = None, first: Refusal | None = None
+) -> Pieces:
     """Asks for rows in parts of a given size, and in halves for parts that are refused.
 
     Args:
@@ -145,23 +154,21 @@ def ask_in_pieces(ask: Ask, rows: int, *, size: int, gate: Gate, owners: Owners 
         gate: of the member that is asked.
         owners: int64 (n,), whose each row is, where rows of one owner fail together anyway; asked for only
             when something was refused.
+        first: what the first part was refused with, where it was asked for already.
     """
     depth = (min(size, rows) - 1).bit_length()
     # For a bad row both halves at every level, and the row itself once more at the end.
     pieces = Pieces(room=max(CALLS_TO_SILENT, BAD_ROWS_OF_ALIVE * (2 * depth + 1)))
     refused = []
-    gate.enter()
-    try:
-        for start in range(0, rows, size):
-            end = min(start + size, rows)
-            if not pieces.ask(ask, start, end):
-                refused.append((start, end))
-            if pieces.is_over:
-                text = pieces.failed[start]
-                pieces.failed.update(dict.fromkeys(range(end, rows), text))
-                return pieces
-    finally:
-        gate.leave()
+    for start in range(0, rows, size):
+        end = min(start + size, rows)
+        said: list[Rows] | Refusal = first if first and not start else gate.pass_with(ask, start, end)
+        if not pieces.note(start, end, said):
+            refused.append((start, end))
+        if pieces.is_over:
+            text = pieces.failed[start]
+            pieces.failed.update(dict.fromkeys(range(end, rows), text))
+            return pieces
     if refused:
         gate.shut()
         try:
@@ -179,7 +186,7 @@ def _isolate(ask: Ask, refused: list[tuple[int, int]], pieces: Pieces, owners: O
     while waiting and pieces.has_room:
         start, end = waiting.pop()
         pieces.further_calls += 1
-        if pieces.ask(ask, start, end):
+        if pieces.note(start, end, ask(start, end)):
             continue
         if _divides(start, end, whose):
             middle = (start + end) // 2
@@ -189,7 +196,7 @@ def _isolate(ask: Ask, refused: list[tuple[int, int]], pieces: Pieces, owners: O
     for start, end in bad if pieces.answered else ():
         if pieces.has_room:
             pieces.further_calls += 1
-            pieces.ask(ask, start, end)
+            pieces.note(start, end, ask(start, end))
 
 
 def _divides(start: int, end: int, whose: npt.NDArray[np.int64] | None) -> bool:
