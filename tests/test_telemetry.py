@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.servers import running_server
+from tests.serving.models import add_onnx, scale_model
+
 ROOT = Path(__file__).resolve().parents[1]
 OFF = "ORT_DISABLE_TELEMETRY"
 # What a user of the package does: a session, and a run of it.
@@ -41,6 +44,20 @@ def run(code: str, environment: Mapping[str, str]) -> str:
 def test_every_package_turns_it_off_before_onnx_runtime_is_imported(package: str, tmp_path: Path) -> None:
     run(RUNS_A_MODEL.format(package=package), clean_environment(tmp_path))
     assert list(tmp_path.rglob("*")) == [], "ONNX Runtime keeps something below the user's cache"
+
+
+@pytest.mark.triton
+def test_the_server_and_its_models_inherit_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = tmp_path / "cache"
+    for name in ("CI", "GITHUB_ACTIONS", "TF_BUILD"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+    monkeypatch.setenv("HOME", str(cache))
+    (tmp_path / "repository").mkdir()
+    add_onnx(tmp_path / "repository", "scale", scale_model())
+    with running_server(tmp_path / "repository"):
+        pass
+    assert not list(cache.rglob("*onnxruntime*"))
 
 
 def test_a_user_who_wants_it_is_obeyed(tmp_path: Path) -> None:

@@ -3,8 +3,8 @@
 A backend that runs a batch as one call fails all of it for one row, and Triton's ONNX Runtime backend does so. The
 member's own batcher merges the calls of several workers, too, so a call can fail for a row that was not in it.
 Therefore what is refused is asked again while no other worker asks that member: whole, then in halves, and in the
-end once more for what is still refused, since other cascades and clients go on. One bad row among n costs about
-2 log2(n) further calls. Their number is bounded:
+end twice more for what is still refused. Other cascades and clients go on meanwhile, so that a bad row of theirs
+fails one of ours rarely, not never. One bad row among n costs about 2 log2(n) further calls, and there is a bound:
 - While nothing was answered the member itself may be what is broken, and every further call is load on it: 31,
   which is all it takes to find every good one among 16 rows.
 - A member that has answered part of a batch is alive: room for eight bad rows.
@@ -25,6 +25,8 @@ Rows = npt.NDArray[Any]
 Owners = Callable[[], npt.NDArray[np.int64]]
 CALLS_TO_SILENT = 31
 BAD_ROWS_OF_ALIVE = 8
+# How often what cannot be divided is asked for again: a row of somebody else may have been in its batch.
+REPEATS = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,8 +159,8 @@ def ask_in_pieces(
         first: what the first part was refused with, where it was asked for already.
     """
     depth = (min(size, rows) - 1).bit_length()
-    # For a bad row both halves at every level, and the row itself once more at the end.
-    pieces = Pieces(room=max(CALLS_TO_SILENT, BAD_ROWS_OF_ALIVE * (2 * depth + 1)))
+    # For a bad row both halves at every level, and the row itself again at the end.
+    pieces = Pieces(room=max(CALLS_TO_SILENT, BAD_ROWS_OF_ALIVE * (2 * depth + REPEATS)))
     refused = []
     for start in range(0, rows, size):
         end = min(start + size, rows)
@@ -193,10 +195,11 @@ def _isolate(ask: Ask, refused: list[tuple[int, int]], pieces: Pieces, owners: O
             waiting += [(middle, end), (start, middle)]
         else:
             bad.append((start, end))
-    for start, end in bad if pieces.answered else ():
-        if pieces.has_room:
-            pieces.further_calls += 1
-            pieces.note(start, end, ask(start, end))
+    for _ in range(REPEATS):
+        for start, end in bad:
+            if start in pieces.failed and pieces.has_room:
+                pieces.further_calls += 1
+                pieces.note(start, end, ask(start, end))
 
 
 def _divides(start: int, end: int, whose: npt.NDArray[np.int64] | None) -> bool:
