@@ -12,6 +12,7 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import settings
 
+import orchestrator  # noqa: F401 - before a test imports ONNX Runtime, whose telemetry it turns off
 from orchestrator.spec.processor import instruction_sets, processor_flags
 
 # No deadlines: a slow machine is no fault of the code.

@@ -16,6 +16,7 @@ from export.tensorrt_engine.machine import MOUNTED, USER, compose_command
 from export.tensorrt_engine.options import EngineOptions
 from orchestrator.repository import check, plans_in, render_output
 from orchestrator.serving.scan import IMAGE
+from orchestrator.spec.triton import PINNED, RELEASES
 
 ROOT = Path(__file__).parents[1]
 FILE = ROOT / "docker-compose.yml"
@@ -81,15 +82,14 @@ def test_the_two_services_differ_in_the_gpu_alone() -> None:
 
 
 @each_service
-def test_it_is_nvidias_image_of_a_release_the_runtime_supports(service: dict[str, Any]) -> None:
-    match = re.fullmatch(r"nvcr\.io/nvidia/tritonserver:(\d\d\.\d\d)-py3", filled_in(service["image"]))
-    assert match
-    assert match[1] >= "26.07"
+def test_it_is_nvidias_image_of_the_pinned_release(service: dict[str, Any]) -> None:
+    assert filled_in(service["image"]) == f"nvcr.io/nvidia/tritonserver:{PINNED}-py3"
 
 
 def test_one_release_is_named_everywhere() -> None:
     pinned = set(re.findall(r"TRITON_VERSION:-([\d.]+)", FILE.read_text()))
-    assert len(pinned) == 1
+    assert pinned == {PINNED}
+    assert PINNED in RELEASES
     for path in (ROOT / "README.md", ROOT / "Makefile", *sorted((ROOT / "docs").glob("*.md"))):
         if path.is_file():
             tags = set(re.findall(r"(\d\d\.\d\d)-py3", path.read_text()))
@@ -117,6 +117,11 @@ def test_it_is_shut_to_other_machines_and_runs_with_no_rights_it_does_not_need(s
     assert service["cap_drop"] == ["ALL"]
     assert "no-new-privileges:true" in service["security_opt"]
     assert "privileged" not in service
+
+
+@each_server
+def test_no_telemetry_leaves_the_container(service: dict[str, Any]) -> None:
+    assert service["environment"]["ORT_DISABLE_TELEMETRY"] == "1"
 
 
 @each_server

@@ -8,12 +8,25 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from orchestrator.bls.counters import Counters
+from orchestrator.bls.isolation import Gate, Owners, Refusal, Rows, ask_in_pieces
 from orchestrator.spec import CascadeSpec, Lead, Member
 from orchestrator.spec.triton import ANY_VERSION
 
-Rows = npt.NDArray[Any]
+# By member's plan index and row of the batch, why the member failed for that row.
+Errors = dict[tuple[int, int], str]
+# What the server says of a model that nobody answers for. Before 25.04 all of it comes as INTERNAL, as a model's
+# own errors do, so that only the words tell them apart.
+_NOT_SERVING = (
+    "Request for unknown model",
+    "has no available versions",
+    "Stub process",
+    "Exceeds maximum queue size",
+    "Request timeout expired",
+)
+# The row under which an error of a whole batch stands.
+EVERY_ROW = -1
 
 
 @dataclass(slots=True)
@@ -21,13 +34,13 @@ class StageResult:
     """What a stage's members said.
 
     Args:
-        outputs: (n, k) per member in plan order, None for a member that failed.
-        errors: by member's plan index, why it failed.
+        outputs: (n, k) per member in plan order, NaN in rows it failed for; None for a member that failed for all.
+        errors: why members failed.
         later: what a lead said for the stages after it, (n, k) per member, NaN for rows it did not ask there.
     """
 
     outputs: list[Rows | None]
-    errors: dict[int, str]
+    errors: Errors
     later: tuple[list[Rows], ...] = ()
 
 
@@ -46,6 +59,7 @@ class MemberCalls:
     Args:
         pb_utils: the server's Python module.
         spec: the cascade.
+        counters: counts calls made to find the rows that break a batch.
         versions: model name -> version to ask by number; for others the server chooses. May change at any time.
         may_ask_lead: whether the plan's lead may be asked now.
     """
@@ -54,68 +68,83 @@ class MemberCalls:
         self,
         pb_utils: Any,
         spec: CascadeSpec,
+        counters: Counters,
         *,
         versions: Mapping[str, int],
         may_ask_lead: Callable[[], bool] = lambda: True,
     ) -> None:
         self._pb = pb_utils
         self._spec = spec
+        self._counters = counters
         self._versions = versions
         self._may_ask_lead = may_ask_lead
         self._cpu = pb_utils.PreferredMemory(pb_utils.TRITONSERVER_MEMORY_CPU, 0)
-        self._first = np.cumsum([0, *(len(stage.members) for stage in spec.stages)])
+        error = pb_utils.TritonError
+        # A server without one of these names never sends it.
+        names = ("UNAVAILABLE", "NOT_FOUND", "UNSUPPORTED", "CANCELLED")
+        self._final_codes = {getattr(error, name) for name in names if hasattr(error, name)}
+        self._first = np.cumsum([0, *(len(stage.members) for stage in spec.stages)]).tolist()
+        self._gates = [Gate() for _ in spec.members]
+        self._lead_gate = Gate()
         extra = max(len(stage.members) - 1 for stage in spec.stages)
         # Stage 0 and the workers of every later stage may fan out at the same time.
         self._pool = ThreadPoolExecutor(extra * 4, "committee-member") if extra else None
 
-    def ask(self, stage: int, rows: Rows, tensor: Any | None = None) -> StageResult:
-        """Asks every member of a stage.
+    def ask(
+        self, stage: int, rows: Rows, tensor: Any | None = None, *, owners: Owners | None = None
+    ) -> StageResult:
+        """Asks every member of a stage; what a member refuses is asked again in halves.
 
         Args:
             stage: which one.
             rows: (n, *dims).
             tensor: the server's tensor behind `rows`, forwarded without a copy where name and size allow.
+            owners: int64 (n,), whose request each row belongs to; one that fails fails with all its rows.
         """
-        members = self._spec.stages[stage].members
-        if len(members) == 1:
-            (member,) = members
-            answer = self._ask_member(stage, member, rows, tensor)
-            if isinstance(answer, str):
-                return StageResult([None], {int(self._first[stage]): answer})
-            return StageResult([answer], {})
+        part = self._spec.stages[stage]
+        if part.on_failure == "answer":
+            owners = None  # there each row gets what it can
+        if len(part.members) == 1:
+            output, errors = self._ask_member(stage, 0, rows, tensor=tensor, owners=owners)
+            return StageResult([output], errors)
         assert self._pool is not None, "made where a stage has several members"
         # The calling thread asks the first member itself: one hand-over fewer.
-        others = [self._pool.submit(self._ask_member, stage, m, rows, tensor) for m in members[1:]]
-        said = [self._ask_member(stage, members[0], rows, tensor), *(f.result() for f in others)]
-        outputs: list[Rows | None] = []
-        errors: dict[int, str] = {}
-        for index, answer in enumerate(said):
-            if isinstance(answer, str):
-                errors[int(self._first[stage]) + index] = answer
-                outputs.append(None)
-            else:
-                outputs.append(answer)
-        return StageResult(outputs, errors)
+        others = [
+            self._pool.submit(self._ask_member, stage, index, rows, tensor=tensor, owners=owners)
+            for index in range(1, len(part.members))
+        ]
+        first = self._ask_member(stage, 0, rows, tensor=tensor, owners=owners)
+        said = [first, *(future.result() for future in others)]
+        errors = {key: text for _, failed in said for key, text in failed.items()}
+        return StageResult([output for output, _ in said], errors)
 
-    def ask_first(self, rows: Rows, tensor: Any | None = None) -> StageResult:
+    def ask_first(self, rows: Rows, tensor: Any | None = None, *, owners: Owners | None = None) -> StageResult:
         """Asks stage 0, by the lead where the plan has one; a lead that fails is stepped over.
 
         Args:
             rows: (n, *dims).
             tensor: as for `ask`.
+            owners: as for `ask`.
         """
         lead = self._spec.lead
         if lead is None or not self._may_ask_lead():
-            return self.ask(0, rows, tensor)
+            return self.ask(0, rows, tensor, owners=owners)
         covered = self._spec.stages[: lead.stages]
         names = _covered_members(self._spec, lead)
+
+        def call(start: int, end: int) -> list[Rows] | Refusal:
+            said = self._exec(lead.name, names, self._tensor(rows, start, end, given=tensor))
+            # The members are there and say what is wrong, row by row.
+            return Refusal(said.text, is_final=True) if isinstance(said, Refusal) else said
+
         try:
-            said = self._ask_in_parts(lead.name, names, rows=rows, tensor=tensor, size=lead.max_batch_size)
-        except Exception:  # whatever it was, the members are there and say what is wrong
-            said = ""
+            pieces = ask_in_pieces(call, len(rows), size=lead.max_batch_size, gate=self._lead_gate)
+            said = None if pieces.failed else pieces.outputs(len(rows))
+        except Exception:  # whatever it was, the members can still be asked
+            said = None
         expected = (len(rows), self._spec.classes)
-        if isinstance(said, str) or any(output.shape != expected for output in said):
-            return self.ask(0, rows, tensor)
+        if said is None or any(output.shape != expected for output in said):
+            return self.ask(0, rows, tensor, owners=owners)
         each = iter(said)
         first, *later = [[next(each) for _ in stage.members] for stage in covered]
         return StageResult(list(first), {}, tuple(later))
@@ -123,69 +152,80 @@ class MemberCalls:
     def ask_about_row(self, model: str, row: Rows) -> Rows | str:
         """What a member, or the lead, says of one row (1, *dims): float (1, k), or why it says nothing."""
         spec, lead = self._spec, self._spec.lead
-        outputs, source = [], None
         if lead is not None and model == lead.name:
-            outputs = _covered_members(spec, lead)
+            outputs, source, gate = _covered_members(spec, lead), None, self._lead_gate
         else:
-            member = next(member for member in spec.members if member.name == model)
-            outputs, source = [member.output], member.input
+            place = [member.name for member in spec.members].index(model)
+            member = spec.members[place]
+            outputs, source, gate = [member.output], member.input, self._gates[place]
+
+        def call(start: int, end: int) -> list[Rows] | Refusal:
+            return self._exec(model, outputs, self._tensor(row, start, end, name=source))
+
         try:
-            said = self._ask_in_parts(model, outputs, rows=row, tensor=None, size=1, input_name=source)
+            # A bad row of a request may be in the member's batch too; asked in pieces, this one is not lost by it.
+            pieces = ask_in_pieces(call, len(row), size=len(row), gate=gate)
+            said = pieces.outputs(len(row))
         except Exception as error:  # whatever the server's classes raise
             return f"{type(error).__name__} {error}"
-        return said if isinstance(said, str) else np.concatenate(said, axis=-1)
+        return pieces.failed[0] if said is None else np.concatenate(said, axis=-1)
 
     def close(self) -> None:
         """Ends the helper threads."""
         if self._pool is not None:
             self._pool.shutdown(wait=False, cancel_futures=True)
 
-    def _ask_member(self, stage: int, member: Member, rows: Rows, tensor: Any | None) -> Rows | str:
-        """The member's output (n, k), or why there is none."""
+    def _ask_member(
+        self, stage: int, index: int, rows: Rows, *, tensor: Any | None, owners: Owners | None
+    ) -> tuple[Rows | None, Errors]:
+        """The output (n, k) of a stage's member, NaN in rows it failed for, and why it failed for them."""
+        member = self._spec.stages[stage].members[index]
+        place = self._first[stage] + index
+        name = member.input or self._spec.input.name
+        given = tensor if name == self._spec.input.name else None
+        gate = self._gates[place]
+
+        def call(start: int, end: int) -> list[Rows] | Refusal:
+            said = self._exec(member.name, [member.output], self._tensor(rows, start, end, given=given, name=name))
+            return said if isinstance(said, Refusal) else self._checked(member, said, end - start)
+
         try:
-            name = member.input or self._spec.input.name
-            said = self._ask_in_parts(
-                member.name,
-                [member.output],
-                rows=rows,
-                tensor=tensor if name == self._spec.input.name else None,
-                size=member.max_batch_size,
-                input_name=name,
-            )
-            if isinstance(said, str):
-                return f"stage {stage} member {member.name}: {said}"
-            (output,) = said
+            first = None
+            if len(rows) <= member.max_batch_size:
+                said = gate.pass_with(call, 0, len(rows))
+                if not isinstance(said, Refusal):
+                    return said[0], {}
+                first = said
+            size = member.max_batch_size
+            pieces = ask_in_pieces(call, len(rows), size=size, gate=gate, owners=owners, first=first)
+            outputs = pieces.outputs(len(rows))
         except Exception as error:  # a caller waits: whatever broke must become its answer
-            return f"stage {stage} member {member.name}: {type(error).__name__} {error}"
-        expected = (len(rows), self._spec.classes)
-        if output.shape != expected:
-            wrong = f"output {member.output} has shape {list(output.shape)}, expected {list(expected)}"
-            return f"stage {stage} member {member.name}: {wrong}"
-        return output
+            text = f"stage {stage} member {member.name}: {type(error).__name__} {error}"
+            return None, {(place, EVERY_ROW): text}
+        if pieces.further_calls:
+            self._counters.asked_again(place, pieces.further_calls)
+        errors = {
+            (place, row): f"stage {stage} member {member.name}: {text}" for row, text in pieces.failed.items()
+        }
+        return None if outputs is None else outputs[0], errors
 
-    def _ask_in_parts(
-        self,
-        model: str,
-        outputs: Sequence[str],
-        *,
-        rows: Rows,
-        tensor: Any | None,
-        size: int,
-        input_name: str | None = None,
-    ) -> list[Rows] | str:
-        """The model's outputs for all rows, asked in parts of at most `size`, or why there are none."""
-        if tensor is not None and len(rows) <= size:
-            return self._exec(model, outputs, tensor)
-        parts = []
-        for start in range(0, len(rows), size):
-            chunk = self._pb.Tensor(input_name or self._spec.input.name, rows[start : start + size])
-            answer = self._exec(model, outputs, chunk)
-            if isinstance(answer, str):
-                return answer
-            parts.append(answer)
-        return parts[0] if len(parts) == 1 else [np.concatenate(each) for each in zip(*parts, strict=True)]
+    def _checked(self, member: Member, said: list[Rows], rows: int) -> list[Rows] | Refusal:
+        """A member's output, if it has a row of class scores for every row."""
+        expected = (rows, self._spec.classes)
+        if said[0].shape == expected:
+            return said
+        wrong = f"output {member.output} has shape {list(said[0].shape)}, expected {list(expected)}"
+        return Refusal(wrong, is_final=True)
 
-    def _exec(self, model: str, outputs: Sequence[str], tensor: Any) -> list[Rows] | str:
+    def _tensor(
+        self, rows: Rows, start: int, end: int, *, given: Any | None = None, name: str | None = None
+    ) -> Any:
+        """The server's tensor of some of the rows; the given one where it has just those."""
+        if given is not None and end - start == len(rows):
+            return given
+        return self._pb.Tensor(name or self._spec.input.name, rows[start:end])
+
+    def _exec(self, model: str, outputs: Sequence[str], tensor: Any) -> list[Rows] | Refusal:
         request = self._pb.InferenceRequest(
             model_name=model,
             model_version=self._versions.get(model, ANY_VERSION),
@@ -195,15 +235,21 @@ class MemberCalls:
         )
         response = request.exec()
         if response.has_error():
-            return " ".join(str(response.error().message()).split())
+            return self._refusal(model, response.error())
         arrays: list[Rows] = []
         for name in outputs:
             output = self._pb.get_output_tensor_by_name(response, name)
             if output is None:
-                return f"answered without its output {name}"
+                return Refusal(f"answered without its output {name}", is_final=True)
             # The view dies with the response, which frees its shared memory; the sums outlive it.
             arrays.append(output.as_numpy().copy())
         return arrays
+
+    def _refusal(self, model: str, error: Any) -> Refusal:
+        """An error of a call; final where it speaks of the model and not of what it was asked."""
+        text = " ".join(str(error.message()).split())
+        absent = f"'{model}' is not ready" in text or any(words in text for words in _NOT_SERVING)
+        return Refusal(text, is_final=absent or error.code() in self._final_codes)
 
 
 def _covered_members(spec: CascadeSpec, lead: Lead) -> list[str]:

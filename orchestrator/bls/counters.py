@@ -36,6 +36,7 @@ HELP = {
     "committee_deferred_total": "Rows passed on, by the stage that was unsure.",
     "committee_status_total": "Rows answered with a status bit, by bit.",
     "committee_member_failures_total": "Rows a member failed on.",
+    "committee_asked_again_total": "Member calls made again for part of a batch, to find the rows that break it.",
     "committee_failed_rows_total": "Rows whose request was answered with an error by the runtime.",
     "committee_cost_total": "Cost of every member asked, in the plan's cost unit.",
     "committee_gear": "Gear that arriving rows are judged by, 0 for the plan's own thresholds.",
@@ -79,6 +80,7 @@ class Counters:
             self._add("committee_status_total", 0, status=name)
         for member in self._members:
             self._add("committee_member_failures_total", 0, member=member)
+            self._add("committee_asked_again_total", 0, member=member)
         for name in ("rows_total", "failed_rows_total", "cost_total", "latency_us_sum", "latency_us_count"):
             self._add(f"committee_{name}", 0)
         for direction in () if spec.gears is None else ("cheaper", "dearer"):
@@ -107,6 +109,11 @@ class Counters:
             self._sums[self._exit_keys[0]] += rows
             if statuses is not None:
                 self._statuses(statuses)
+
+    def asked_again(self, member: int, calls: int) -> None:
+        """A member, by its plan index, was asked again so often to find the rows that break its batch."""
+        with self._lock:
+            self._add("committee_asked_again_total", calls, member=self._members[member])
 
     def refused(self, rows: int) -> None:
         """Rows whose request got an error."""

@@ -32,6 +32,11 @@ def starts_of(batch: Sequence[Pending]) -> list[int]:
     return [0, *accumulate(one.count for one in batch)][:-1]
 
 
+def owners_of(batch: Sequence[Pending]) -> npt.NDArray[np.int64]:
+    """The token of every row's request in the merged batch, int64 (n,)."""
+    return np.repeat(np.array([one.token for one in batch]), [one.count for one in batch])
+
+
 def decided(batch: Sequence[Pending], exits: npt.NDArray[np.bool_], starts: Sequence[int]) -> list[bool]:
     """Of each request, whether stage 0 answers all of its rows and it asked for nothing that could change that.
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from orchestrator.bls.calls import MemberCalls, StageResult, merged
 from orchestrator.bls.counters import Counters
-from orchestrator.bls.direct import DirectAnswers, decided, starts_of
+from orchestrator.bls.direct import DirectAnswers, decided, owners_of, starts_of
 from orchestrator.bls.entrance import Entrance, left_of
 from orchestrator.bls.pending import HOPELESS, LATE, UNAVAILABLE, Pending, Reply
 from orchestrator.bls.scheduler import Scheduler
@@ -65,7 +65,7 @@ class FirstStage:
             return
         self._counters.arrived(len(rows), self._spec.stages[0].cost)
         start_ns = time.monotonic_ns()
-        result = self._calls.ask_first(rows, tensor)
+        result = self._calls.ask_first(rows, tensor, owners=lambda: owners_of(batch))
         end_ns = time.monotonic_ns()
         self._entrance.took(end_ns - start_ns)
         self._entrance.done(end_ns)

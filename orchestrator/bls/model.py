@@ -71,7 +71,7 @@ class CascadeModel:
         self._counters = Counters(spec)
         planned = self._planned
         self._calls = MemberCalls(
-            self._pb, spec, versions=planned.versions, may_ask_lead=lambda: planned.may_ask_lead
+            self._pb, spec, self._counters, versions=planned.versions, may_ask_lead=lambda: planned.may_ask_lead
         )
         self._scheduler = Scheduler(
             spec, self._calls, counters=self._counters, send=self._send, log=self._pb.Logger.log_error

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from orchestrator.bls.calls import EVERY_ROW, Errors
 from orchestrator.bls.tensors import Columns, blank_sheet, columns_of, response_tensors
 from orchestrator.decision import Answers, Policy
 from orchestrator.spec import CascadeSpec
@@ -65,18 +66,20 @@ class Reply:
     code: str = ""
 
 
-def reason_of(spec: CascadeSpec, index: int, errors: dict[int, str]) -> str:
+def reason_of(spec: CascadeSpec, index: int, row: int, errors: Errors) -> str:
     """Why a row has no answer.
 
     Args:
         spec: the cascade.
         index: the member that failed, in plan order; -1 where none had spoken by the deadline.
-        errors: what members said, by the same index.
+        row: the row, among those the member was asked for.
+        errors: why members failed.
     """
     if index < 0:
         return LATE
-    if index in errors:
-        return f"{errors[index]}; try again"
+    error = errors.get((index, row)) or errors.get((index, EVERY_ROW))
+    if error is not None:
+        return f"{error}; try again"
     member = spec.members[index]
     stage = next(number for number, part in enumerate(spec.stages) if member in part.members)
     return f"stage {stage} member {member.name}: output holds NaN, infinity or no finite class score"

@@ -237,13 +237,12 @@ class PlannedMembers:
             log.log_info(f"committee: members not verified: {', '.join(unknown)} (no hash in the plan)")
 
     def _say_what_this_processor_lacks(self) -> None:
-        lacking = members_lacking_flags({} if self._spec.fit is None else self._spec.fit.extra, processor_flags())
+        fit = self._spec.fit
+        lacking = [] if fit is None else members_lacking_flags(fit.extra, processor_flags())
         if lacking:
-            text = (
-                f"has none of {', '.join(DOT_PRODUCT_FLAGS)}, so on it {', '.join(lacking)} answers otherwise than"
-            )
+            text = f"this processor has none of {', '.join(DOT_PRODUCT_FLAGS)}, so on it {', '.join(lacking)}"
             self._pb.Logger.log_warn(
-                f"committee: this processor {text} it was recorded; on a GPU it does not matter"
+                f"committee: {text} answers otherwise than recorded; on a GPU it does not matter"
             )
 
 

@@ -17,9 +17,10 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from orchestrator.bls.books import NOBODY, Books, Tokens
-from orchestrator.bls.calls import MemberCalls, workers_of
+from orchestrator.bls.calls import Errors, MemberCalls, workers_of
 from orchestrator.bls.counters import Counters
 from orchestrator.bls.gearbox import LOOK_S, Gearbox, Slots
+from orchestrator.bls.isolation import Owners
 from orchestrator.bls.kept import KeptInputs
 from orchestrator.bls.leading import follow
 from orchestrator.bls.pending import CANCELLED, INTERNAL, LATE, UNAVAILABLE, Pending, Reply, reason_of, spread
@@ -147,7 +148,7 @@ class Scheduler:
         rows: Rows,
         look: Look,
         later: Sequence[Sequence[Rows]],
-        errors: dict[int, str],
+        errors: Errors,
     ) -> list[Reply]:
         """Decides stage 0 for requests that need the table, and pools what is unsure.
 
@@ -198,9 +199,9 @@ class Scheduler:
                 taken = self._next_batch(stage, limit)
                 if taken is None:
                     return
-                slots, tokens, rows, aged = taken
+                slots, owners, tokens, rows, aged = taken
                 self._drop_cancelled(aged)
-                result = self._calls.ask(stage, rows)
+                result = self._calls.ask(stage, rows, owners=owners)
                 with self._lock:
                     outcome = self._run.feed(slots, result.outputs)
                     slots = None  # free: another request may have them before an error is dealt with
@@ -209,7 +210,7 @@ class Scheduler:
             except Exception as error:  # our own fault: the rows held must still be answered
                 self._give_up(slots, tokens, error)
 
-    def _next_batch(self, stage: int, limit: int) -> tuple[Slots, Tokens, Rows, list[Pending]] | None:
+    def _next_batch(self, stage: int, limit: int) -> tuple[Slots, Owners, Tokens, Rows, list[Pending]] | None:
         with self._lock:
             while not self._run.waiting(stage):
                 if self._stopping:
@@ -223,9 +224,10 @@ class Scheduler:
             if self._spec.gears is not None:
                 waiting, now_ns = self._run.waiting_slots(), time.monotonic_ns()
                 self._shift(self._gearbox.taken(slots, stage=stage, waiting=waiting, now_ns=now_ns))
-            tokens = set(self._run.requests_of(slots).tolist())
+            owners = self._run.requests_of(slots)
+            tokens = set(owners.tolist())
             aged = self._books.older_than(time.monotonic_ns() - CANCEL_CHECK_AGE_NS, tokens)
-            return slots, tokens, self._inputs.take(slots), aged
+            return slots, lambda: owners, tokens, self._inputs.take(slots), aged
 
     def _watch_deadlines(self) -> None:
         """The clock: answers rows whose time is up, wherever they are."""
@@ -261,7 +263,7 @@ class Scheduler:
                 replies.append(self._refuse(pending, LATE, UNAVAILABLE))
         return replies
 
-    def _settle(self, outcome: Outcome, errors: dict[int, str]) -> list[Reply]:
+    def _settle(self, outcome: Outcome, errors: Errors) -> list[Reply]:
         """Books an outcome and returns the replies it makes possible."""
         self._counters.outcome(outcome)
         replies = self._fail(outcome.failures, errors) if len(outcome.failures) else []
@@ -275,15 +277,16 @@ class Scheduler:
         self._room.notify_all()
         return replies
 
-    def _fail(self, failures: Failures, errors: dict[int, str]) -> list[Reply]:
+    def _fail(self, failures: Failures, errors: Errors) -> list[Reply]:
         replies = []
         for token in np.unique(failures.request).tolist():
             pending = self._books.known.get(token)
             if pending is None:
                 continue
-            index = int(failures.member[failures.request == token][0])
+            place = int((failures.request == token).argmax())
+            reason = reason_of(self._spec, int(failures.member[place]), int(failures.row[place]), errors)
             self._run.drop(np.array([token]))
-            replies.append(self._refuse(pending, reason_of(self._spec, index, errors), UNAVAILABLE))
+            replies.append(self._refuse(pending, reason, UNAVAILABLE))
         return replies
 
     def _refuse(self, pending: Pending, message: str, code: str) -> Reply:

@@ -20,6 +20,7 @@ from orchestrator.spec.triton import ANY_VERSION
 # file ending of a model -> Triton backend and the file name it looks for by itself
 BACKENDS = {".onnx": ("onnxruntime", "model.onnx"), ".plan": ("tensorrt", "model.plan")}
 DEVICES = ("cpu", "gpu")
+HEURISTIC = "1"  # Triton's number for cuDNN's own choice of a convolution's algorithm, without timing them
 LABELS = "labels.txt"
 AVERAGING_VERSION = 1  # of the last step of an ensemble, which is written with it
 # The served interface of a cascade, and of an ensemble, which only fixes the last three.
@@ -51,8 +52,8 @@ def member_config(manifest: Manifest, *, device: str = "cpu") -> pb.ModelConfig:
 
     Args:
         manifest: what the export wrote down of it.
-        device: "cpu" or "gpu"; the GPU one also warms the model up, since the first batch of a size pays for
-            choosing kernels there.
+        device: "cpu" or "gpu". Both warm the model up with the smallest batch, so that no client pays for what a
+            session does in its first run; on a GPU with the largest as well, whose memory is taken then.
 
     Raises:
         RepositoryError: a model file of a kind no backend here reads, or an unknown dtype.
@@ -85,14 +86,22 @@ def _member_config(manifest: Manifest, device: str) -> pb.ModelConfig:
     config.parameters[PARAMETER].string_value = manifest.output_kind
     if file.name != usual_name:
         config.default_model_filename = file.name
-    if device == "cpu" and backend == "onnxruntime":
-        # Parallelism comes from instances and batches; ONNX Runtime's own threads fight over the cores.
+    on_gpu = device == "gpu" or backend == "tensorrt"
+    if backend == "onnxruntime":
+        # Parallelism comes from instances and batches; ONNX Runtime's own threads fight over the cores. On a GPU
+        # they have next to nothing to do, and the default is a pool as wide as the machine for every instance.
         config.parameters["intra_op_thread_count"].string_value = "1"
-    if device == "gpu" or backend == "tensorrt":
-        # No `cc_model_filenames`: engines are built where they are served, so a folder holds that of its own GPU;
-        # the manifest says which.
-        sizes = sorted({_smallest_batch(manifest), manifest.max_batch_size})
-        config.model_warmup.extend(_warmup(manifest.input, batch_size=size) for size in sizes)
+    if backend == "onnxruntime" and on_gpu:
+        # The default, EXHAUSTIVE, times every algorithm for every new shape, and under dynamic batching each batch
+        # size is a new shape: the first request of every size waits for it, and which algorithm wins, with it the
+        # last bits of answers, may differ from start to start. It stands here and not in an accelerator's entry
+        # because the backend overwrites the entry's as soon as there are parameters.
+        config.parameters["cudnn_conv_algo_search"].string_value = HEURISTIC
+    # No `cc_model_filenames`: engines are built where they are served, so a folder holds that of its own GPU;
+    # the manifest says which.
+    sizes = {_smallest_batch(manifest), manifest.max_batch_size} if on_gpu else {_smallest_batch(manifest)}
+    if -1 not in manifest.input.dims:  # Triton warms up with fixed shapes only
+        config.model_warmup.extend(_warmup(manifest.input, batch_size=size) for size in sorted(sizes))
     return config
 
 

@@ -17,7 +17,16 @@ from orchestrator.repository.graph_ending import LOGITS, SIGMOID, ending_of
 from orchestrator.repository.on_disk import MANIFEST, config_of, model_file, onnx_from_path, served_version
 from orchestrator.repository.pbtxt import config_from_path
 from orchestrator.repository.report import Findings
-from orchestrator.repository.tensors import Tensor, Tensors, fits, tensors_from_config, tensors_from_graph
+from orchestrator.repository.tensors import (
+    Agree,
+    Tensor,
+    Tensors,
+    equals,
+    fits,
+    may_be,
+    tensors_from_config,
+    tensors_from_graph,
+)
 from orchestrator.spec import Manifest, manifest_from_path
 from orchestrator.spec.output_kind import PARAMETER
 from orchestrator.spec.processor import lacks_flags, processor_flags
@@ -90,7 +99,7 @@ def read_model(folder: Path, findings: Findings) -> Model:
         ir_version=None if proto is None else proto.ir_version,
         opset=None if proto is None else _opset(proto),
     )
-    _compare_graph(model, findings)
+    _compare_graph(model, proto, findings)
     _compare_engine(model, findings)
     _compare_manifest(model, findings)
     _compare_alternatives(model, findings)
@@ -153,30 +162,53 @@ def _manifest(folder: Path, findings: Findings) -> Manifest | None:
         return None
 
 
-def _compare_graph(model: Model, findings: Findings) -> None:
+def _compare_graph(model: Model, proto: onnx.ModelProto | None, findings: Findings) -> None:
     """The config against the ONNX file it describes."""
-    if model.config is None or model.graph is None:
+    if model.config is None or proto is None:
         return
     batched = model.config.max_batch_size > 0
-    inputs, outputs = tensors_from_graph(model.graph)
+    inputs, outputs = tensors_from_graph(proto.graph)
     stated = tensors_from_config(model.config.input)
-    for side, tensors, real in (
-        ("input", stated, inputs),
-        ("output", tensors_from_config(model.config.output), outputs),
-    ):
-        for tensor in tensors.values():
-            text = _unlike(tensor, real, batched=batched)
-            if text:
-                findings.fault(
-                    model.name, f"config.pbtxt {side} {tensor.name}".rstrip(), f"{text} as the ONNX file has it"
-                )
+    stated_outputs = tensors_from_config(model.config.output)
+    if any(_unlike(tensor, outputs, batched=batched, agree=equals) for tensor in stated_outputs.values()):
+        outputs = _inferred_outputs(proto, outputs)
+    _compare_side(model.name, "input", stated, real=inputs, batched=batched, agree=may_be, findings=findings)
+    _compare_side(
+        model.name, "output", stated_outputs, real=outputs, batched=batched, agree=equals, findings=findings
+    )
     left_out = [name for name in inputs if stated and name not in stated]
     if left_out:
         findings.fault(model.name, "config.pbtxt input", f"lacks {', '.join(left_out)}, which the ONNX file needs")
-    fixed = [tensor for tensor in inputs.values() if batched and tensor.dims and tensor.dims[0] != -1]
-    for tensor in fixed:
-        text = f"batch axis fixed at {tensor.dims[0]}, expected a free one or max_batch_size 0; export again"
-        findings.fault(model.name, f"model file input {tensor.name}", text)
+    if batched:
+        served = {name: one for name, one in outputs.items() if not stated_outputs or name in stated_outputs}
+        _require_batch_axis(model.name, {"input": inputs, "output": served}, findings)
+
+
+def _compare_side(
+    name: str, side: str, stated: Tensors, *, real: Tensors, batched: bool, agree: Agree, findings: Findings
+) -> None:
+    for tensor in stated.values():
+        text = _unlike(tensor, real, batched=batched, agree=agree)
+        if text:
+            field = f"config.pbtxt {side} {tensor.name}".rstrip()
+            findings.fault(name, field, f"{text} as the ONNX file has it")
+
+
+def _require_batch_axis(name: str, sides: Mapping[str, Tensors], findings: Findings) -> None:
+    for side, tensors in sides.items():
+        for tensor in tensors.values():
+            if tensor.dims and tensor.dims[0] != -1:
+                axis = f"batch axis fixed at {tensor.dims[0]}"
+                text = f"{axis}, expected a free one or max_batch_size 0; export again"
+                findings.fault(name, f"model file {side} {tensor.name}", text)
+
+
+def _inferred_outputs(proto: onnx.ModelProto, outputs: Tensors) -> Tensors:
+    """The outputs with axes that the file leaves free but its operators fix, as ONNX Runtime sees them at load."""
+    try:
+        return tensors_from_graph(onnx.shape_inference.infer_shapes(proto).graph)[1]
+    except Exception:  # whatever it cannot follow, or a model above protobuf's 2 GB: what the file says stands
+        return outputs
 
 
 def _compare_engine(model: Model, findings: Findings) -> None:
@@ -190,7 +222,7 @@ def _compare_engine(model: Model, findings: Findings) -> None:
     ):
         known = {real.name: Tensor(name=real.name, dtype=real.dtype, dims=real.dims)}
         for tensor in tensors_from_config(entries).values():
-            text = _unlike(tensor, known, batched=False)
+            text = _unlike(tensor, known, batched=False, agree=fits)
             if text:
                 findings.fault(
                     model.name, f"config.pbtxt {side} {tensor.name}".rstrip(), f"{text} as in {MANIFEST}"
@@ -200,14 +232,16 @@ def _compare_engine(model: Model, findings: Findings) -> None:
         findings.fault(model.name, "config.pbtxt max_batch_size", f"{text}; render the member again")
 
 
-def _unlike(tensor: Tensor, real: Tensors, *, batched: bool) -> str | None:
+def _unlike(tensor: Tensor, real: Tensors, *, batched: bool, agree: Agree) -> str | None:
     if tensor.name not in real:
         return f"got {tensor.name or 'no name'}, expected one of {', '.join(real)}"
     one = real[tensor.name]
     if tensor.dtype != one.dtype:
         return f"got {tensor.dtype}, expected {one.dtype}"
     dims = one.dims[1:] if batched else one.dims
-    if not fits(tensor.dims, dims):
+    # A scalar is one number in a configuration, which cannot say "no axes".
+    good = agree(tensor.dims, dims) if one.dims else all(size == 1 for size in tensor.dims)
+    if not good:
         return f"got dims {list(tensor.dims)}, expected {list(dims)}"
     return None
 

@@ -5,7 +5,7 @@ An unknown size is -1. Shapes from a config have no batch axis, shapes from a gr
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,8 @@ class Tensor:
 
 
 Tensors = dict[str, Tensor]
+# (shape in a configuration, shape in a file) -> whether the one describes the other
+Agree = Callable[[Sequence[int], Sequence[int]], bool]
 _FROM_ONNX: dict[int, str] = {
     TensorProto.BOOL: "BOOL",
     TensorProto.UINT8: "UINT8",
@@ -65,6 +67,16 @@ def tensors_from_graph(graph: onnx.GraphProto) -> tuple[Tensors, Tensors]:
 def fits(got: Sequence[int], expected: Sequence[int]) -> bool:
     """True where two shapes can be the same, unknown sizes being any."""
     return len(got) == len(expected) and all(a == b or -1 in (a, b) for a, b in zip(got, expected, strict=True))
+
+
+def may_be(config: Sequence[int], graph: Sequence[int]) -> bool:
+    """True where Triton's ONNX Runtime backend takes an input: what the graph leaves free may be fixed."""
+    return len(config) == len(graph) and all(b in (a, -1) for a, b in zip(config, graph, strict=True))
+
+
+def equals(config: Sequence[int], graph: Sequence[int]) -> bool:
+    """True where that backend takes an output: what the graph leaves free stays free."""
+    return tuple(config) == tuple(graph)
 
 
 def _tensor(value: onnx.ValueInfoProto) -> Tensor:

@@ -51,9 +51,9 @@ def make_backend_directory(machine: Machine, folder: Path) -> Path:
     source = machine.wheel / "tritonserver" / "backends" / "python"
     for path in (source / "libtriton_python.so", source / "triton_python_backend_utils.py", machine.stub):
         shutil.copy(path, python)
-    for model in sorted(BACKENDS.glob("*/model.py")):
-        (folder / model.parent.name).mkdir()
-        shutil.copy(model, folder / model.parent.name)
+    for source in sorted(BACKENDS.glob("*/*.py")):
+        (folder / source.parent.name).mkdir(exist_ok=True)
+        shutil.copy(source, folder / source.parent.name)
     return folder
 
 

@@ -12,12 +12,12 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from orchestrator.errors import RepositoryError
 from orchestrator.spec.faults import NAME
-from orchestrator.spec.triton import versions_in
+from orchestrator.spec.triton import PINNED, versions_in
 
 SERVED = ("onnxruntime", "python")
 ENSEMBLE = "ensemble"
 # The same release as docker-compose.yml.
-IMAGE = "nvcr.io/nvidia/tritonserver:26.07-py3"
+IMAGE = f"nvcr.io/nvidia/tritonserver:{PINNED}-py3"
 # Triton picks the backend by the model file's name when the configuration does not say (core's
 # model_config_utils.cc); older configurations name a platform instead.
 _BY_FILE = {

@@ -14,7 +14,9 @@ from typing import Any
 # What a release lacks is a reason for code elsewhere; the release itself is written here only.
 IS_READY_SINCE = "26.03"  # a Python model's own is_ready() is asked
 QUEUE_POLICY_SINCE = "26.08"  # the dynamic batcher no longer loses wake-ups under a queue policy
-PINNED = "26.11"  # what docker-compose.yml runs
+# What docker-compose.yml runs: the first release whose dynamic batcher neither starves requests (26.08) nor uses a
+# queue after it was freed (26.11).
+PINNED = "26.11"
 EMBEDDED = "24.10"  # what nvidia-pytriton carries
 
 

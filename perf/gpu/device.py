@@ -107,12 +107,20 @@ def provider_list(provider: str, *, precision: str, cache: Path) -> list[tuple[s
 
 
 def tensorrt_options(precision: str, cache: Path) -> dict[str, str]:
-    """Engines and timings are kept: building them takes minutes per network."""
+    """What a session is given; engines and timings are kept, since building them takes minutes per network."""
+    return {"trt_fp16_enable": str(precision == "fp16"), **_caches(cache, "True")}
+
+
+def tensorrt_parameters(precision: str, cache: Path) -> dict[str, str]:
+    """The same under the names that Triton's ONNX Runtime backend has for them."""
+    return {"precision_mode": precision.upper(), **_caches(cache, "1")}
+
+
+def _caches(cache: Path, yes: str) -> dict[str, str]:
     return {
-        "trt_fp16_enable": str(int(precision == "fp16")),
-        "trt_engine_cache_enable": "1",
+        "trt_engine_cache_enable": yes,
         "trt_engine_cache_path": str(cache),
-        "trt_timing_cache_enable": "1",
+        "trt_timing_cache_enable": yes,
         "trt_timing_cache_path": str(cache),
     }
 

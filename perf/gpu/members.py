@@ -19,7 +19,7 @@ from orchestrator.repository.configs import member_config
 from orchestrator.repository.files import copy_model, new_folder, write_all
 from orchestrator.spec import CascadeSpec, Manifest, TensorSpec, manifest_from_path
 from perf.bench.scenarios import Tools
-from perf.gpu.device import CUDA_OPTIONS, tensorrt_options
+from perf.gpu.device import tensorrt_parameters
 from perf.gpu.families import Cascade, Family
 from perf.routes.made import Made, made
 from perf.routes.recipe import Recipe, imposed_cascade
@@ -192,13 +192,9 @@ def render_for(done: Made, folder: Path, setting: Setting) -> BenchRepository:
 def gpu_config(manifest: Manifest, setting: Setting) -> str:
     """The config.pbtxt of a member on the GPU."""
     config = member_config(manifest, device="gpu")
-    chosen = {"cuda": CUDA_OPTIONS}
     if setting.provider == "tensorrt":
-        chosen = {"tensorrt": tensorrt_options(setting.precision, setting.engines), **chosen}
-    for name, options in chosen.items():
-        # The embedded server's stand-in hands them to ONNX Runtime as they are.
-        one = config.optimization.execution_accelerators.gpu_execution_accelerator.add(name=name)
-        one.parameters.update(options)
+        one = config.optimization.execution_accelerators.gpu_execution_accelerator.add(name="tensorrt")
+        one.parameters.update(tensorrt_parameters(setting.precision, setting.engines))
     return text_from_config(config, source="perf/gpu/members.py")
 
 

@@ -48,6 +48,16 @@ def has(report: CheckReport, model: str, field: str, *words: str, notes: bool = 
     )
 
 
+def free_classes(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with a class axis that neither its output nor its operators fix."""
+    graph = model.graph
+    graph.node[0].output[0] = "before"
+    graph.node.append(onnx.helper.make_node("Shape", ["before"], ["shape"]))
+    graph.node.append(onnx.helper.make_node("Reshape", ["before", "shape"], ["logits"]))
+    graph.output[0].type.tensor_type.shape.dim[1].dim_param = "classes"
+    return model
+
+
 def small_model(repository: Path, model: onnx.ModelProto) -> None:
     (repository / "small" / "1" / "model.onnx").write_bytes(model.SerializeToString())
 
@@ -224,6 +234,18 @@ FAULTS: dict[str, tuple[Spoil, str, str, tuple[str, ...]]] = {
     "member graph with other classes": (
         lambda r: small_model(r, linear_model(1, classes=5)),
         "small", "config.pbtxt output logits", ("got dims [3], expected [5]",),
+    ),
+    "member graph with free classes": (
+        lambda r: small_model(r, free_classes(linear_model(1))),
+        "small", "config.pbtxt output logits", ("got dims [3], expected [-1]",),
+    ),
+    "member config with free classes": (
+        lambda r: edit(r / "small/config.pbtxt", "TYPE_FP32\n  dims: 3", "TYPE_FP32\n  dims: -1"),
+        "small", "config.pbtxt output logits", ("got dims [-1], expected [3]",),
+    ),
+    "member config with a free input": (
+        lambda r: edit(r / "small/config.pbtxt", "TYPE_FP32\n  dims: 4", "TYPE_FP32\n  dims: -1"),
+        "small", "config.pbtxt input x", ("got dims [-1], expected [4]",),
     ),
     "member graph of a fixed batch": (
         lambda r: small_model(r, linear_model(1, batch=1)),

@@ -7,6 +7,8 @@ import json
 import shutil
 from pathlib import Path
 
+import onnx
+import onnxruntime
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -97,3 +99,14 @@ def test_any_value_anywhere_in_a_plan_or_manifest_is_taken_or_is_a_fault(
     finally:
         shutil.rmtree(repository)
         shutil.copytree(made, repository)
+
+
+def test_classes_that_the_file_leaves_free_but_its_operators_fix_are_those_of_the_config(repository: Path) -> None:
+    path = repository / "small" / "1" / "model.onnx"
+    model = onnx.load(path)
+    model.graph.output[0].type.tensor_type.shape.dim[1].dim_param = "classes"
+    path.write_bytes(model.SerializeToString())
+    # ONNX Runtime infers the axis when it loads the file, and Triton compares with that.
+    assert onnxruntime.InferenceSession(path).get_outputs()[0].shape == ["n", 3]
+    report = check(repository)
+    assert not has(report, "small", "config.pbtxt output logits"), report.faults

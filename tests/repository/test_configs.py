@@ -65,16 +65,28 @@ def test_a_member_config_says_what_its_manifest_says() -> None:
     assert not config.default_model_filename
 
 
-def test_the_gpu_flavour_differs_in_placement_warmup_and_threads_only() -> None:
+def test_the_gpu_flavour_differs_in_placement_warmup_and_the_search_for_convolutions_only() -> None:
     cpu, gpu = (member_config(manifest_of("small", "0" * 64), device=device) for device in ("cpu", "gpu"))
     assert [group.kind for group in gpu.instance_group] == [KIND_GPU]
+    # The largest batch takes seconds of a large network on a CPU, and gains nothing there.
+    assert [warm.batch_size for warm in cpu.model_warmup] == [1]
     assert [warm.batch_size for warm in gpu.model_warmup] == [1, 8]
     assert list(gpu.model_warmup[0].inputs["x"].dims) == [4]
+    assert gpu.parameters.pop("cudnn_conv_algo_search").string_value == "1"
     for config in (cpu, gpu):
+        assert {key: value.string_value for key, value in config.parameters.items()} == {
+            "intra_op_thread_count": "1",
+            "output_kind": "logits",
+        }
         for field in ("instance_group", "model_warmup"):
             config.ClearField(field)
-        config.parameters.pop("intra_op_thread_count", None)
     assert cpu == gpu
+
+
+def test_a_member_whose_shape_is_not_fixed_is_not_warmed_up() -> None:
+    free = TensorSpec(name="x", dtype="FP32", dims=(3, -1, -1))
+    for device in ("cpu", "gpu"):
+        assert not member_config(manifest_of("small", "0" * 64, input=free), device=device).model_warmup
 
 
 def test_a_tensorrt_engine_always_goes_to_the_gpu() -> None:

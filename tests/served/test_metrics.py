@@ -7,6 +7,7 @@ import asyncio
 import numpy as np
 import pytest
 
+from orchestrator.bls.isolation import REPEATS
 from tests.served.asking import ask, client_of, refusal
 from tests.served.lab import BREAK, Lab, metrics_of
 
@@ -48,6 +49,9 @@ def test_counters_equal_what_was_sent(lab: Lab) -> None:
         "status_total geared": 0,
         "member_failures_total digits_small": 0,
         "member_failures_total moody": 3,
+        "asked_again_total digits_small": 0,
+        # All rows are of one request, so nothing is gained by halves of it.
+        "asked_again_total moody": 1 + REPEATS,
         "failed_rows_total": 3 + 4 + 2,
         "cost_total": 21 * first + 8 * last,
         "latency_us_count": 7 + 1 + 1 + 1,

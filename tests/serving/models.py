@@ -79,6 +79,30 @@ def first_row_model() -> onnx.ModelProto:
     return _model([node], [("x", TensorProto.FLOAT, (BATCH, 3))], outputs, [axis])
 
 
+def free_width_model() -> onnx.ModelProto:
+    """x float32 (n, 3) -> y float32 (n, width), the same three numbers: the file leaves their count open."""
+    nodes = [
+        helper.make_node("Shape", ["x"], ["shape"]),
+        helper.make_node("Reshape", ["x", "shape"], ["y"]),
+    ]
+    outputs = [("y", TensorProto.FLOAT, (BATCH, "width"))]
+    return _model(nodes, [("x", TensorProto.FLOAT, (BATCH, 3))], outputs, [])
+
+
+def column_model() -> onnx.ModelProto:
+    """x float32 (n, 3) -> y float32 (n,): its sums, one number per row and no second axis."""
+    node = helper.make_node("ReduceSum", ["x", "last"], ["y"], keepdims=0)
+    last = helper.make_tensor("last", TensorProto.INT64, [1], [1])
+    return _model([node], [("x", TensorProto.FLOAT, (BATCH, 3))], [("y", TensorProto.FLOAT, (BATCH,))], [last])
+
+
+def scalar_model() -> onnx.ModelProto:
+    """x, y float32 () -> total float32 (): no axes at all."""
+    node = helper.make_node("Add", ["x", "y"], ["total"])
+    side = (TensorProto.FLOAT, ())
+    return _model([node], [("x", *side), ("y", *side)], [("total", *side)], [])
+
+
 def add_onnx(repository: Path, name: str, model: onnx.ModelProto, *, config: str = "", version: int = 1) -> Path:
     """Writes an ONNX model folder; config is the rest of config.pbtxt after the backend. Returns the folder."""
     folder = repository / name

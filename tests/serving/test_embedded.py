@@ -54,6 +54,7 @@ def test_the_backend_directory_holds_python_and_the_stand_in_side_by_side(
         "python/triton_python_backend_utils.py",
         "python/triton_python_backend_stub",
         "onnxruntime/model.py",
+        "onnxruntime/session_settings.py",
     }
     assert os.access(folder / "python" / "triton_python_backend_stub", os.X_OK)
     # Triton refuses a library that lies outside its backend's folder, which is what a link to it does.

@@ -97,9 +97,9 @@ def test_the_real_onnxruntime_passes_on_a_cpu(tmp_path: Path) -> None:
 def test_tensorrt_keeps_its_engines_and_falls_back_to_cuda_operator_by_operator(tmp_path: Path) -> None:
     providers = provider_list("tensorrt", precision="fp16", cache=tmp_path)
     assert [name for name, _ in providers] == [TENSORRT, CUDA, CPU]
-    assert providers[0][1]["trt_fp16_enable"] == "1"
+    assert providers[0][1]["trt_fp16_enable"] == "True"
     assert providers[0][1]["trt_engine_cache_path"] == str(tmp_path)
-    assert provider_list("tensorrt", precision="fp32", cache=tmp_path)[0][1]["trt_fp16_enable"] == "0"
+    assert provider_list("tensorrt", precision="fp32", cache=tmp_path)[0][1]["trt_fp16_enable"] == "False"
 
 
 def test_the_command_refuses_before_it_makes_anything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

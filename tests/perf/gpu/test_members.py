@@ -7,6 +7,7 @@ import pytest
 from orchestrator.errors import MemberError
 from orchestrator.local import sessions
 from orchestrator.local.sessions import LocalMembers
+from orchestrator.repository.pbtxt import config_from_text
 from orchestrator.spec import Manifest, manifest_from_path
 from perf.gpu.device import CPU, CUDA
 from perf.gpu.members import Setting, gpu_config
@@ -27,17 +28,27 @@ def manifest() -> Manifest:
 def test_a_member_on_the_gpu_says_so_where_the_server_looks_first(manifest: Manifest, tmp_path: Path) -> None:
     text = gpu_config(manifest, setting("cuda", tmp_path))
     assert "KIND_GPU" in text
-    assert 'name: "cuda"' in text
     assert "cudnn_conv_algo_search" in text
     assert "tensorrt" not in text
 
 
-def test_tensorrt_comes_before_cuda_and_keeps_its_engines_in_the_output(
+def test_tensorrt_is_asked_for_by_tritons_names_and_keeps_its_engines_in_the_output(
     manifest: Manifest, tmp_path: Path
 ) -> None:
     text = gpu_config(manifest, setting("tensorrt", tmp_path))
-    assert text.index('name: "tensorrt"') < text.index('name: "cuda"')
-    assert str(tmp_path / "tensorrt") in text
+    (entry,) = config_from_text(
+        text, subject="a test"
+    ).optimization.execution_accelerators.gpu_execution_accelerator
+    cache = str(tmp_path / "tensorrt")
+    assert entry.name == "tensorrt"
+    # Names of Triton's backend; a session in this process has others.
+    assert dict(entry.parameters) == {
+        "precision_mode": "FP16",
+        "trt_engine_cache_enable": "1",
+        "trt_engine_cache_path": cache,
+        "trt_timing_cache_enable": "1",
+        "trt_timing_cache_path": cache,
+    }
 
 
 def test_a_member_is_named_after_its_precision(tmp_path: Path) -> None:

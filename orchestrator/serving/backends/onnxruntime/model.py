@@ -1,11 +1,21 @@
 """ONNX Runtime as a Python-based Triton backend: what every model with `backend: "onnxruntime"` runs in.
 
 The stock server in the wheel has no ONNX Runtime backend, so this one stands in for it: the same repository
-runs here and, unedited, behind the C++ backend of the NVIDIA image. It keeps that backend's meaning of the
-configuration and adds nothing. No state but the session, no Python per row.
+runs here and, unedited, behind the C++ backend of the NVIDIA image. What that one refuses is refused here, what
+it completes is completed, and a batch that fails there fails here. No state but the session, no Python per row.
 
-Different on purpose: intra-op threads default to 1, not to one per core. Every instance is a process here, and
-several pools as wide as the machine would only fight each other.
+What remains different:
+- `intra_op_thread_count` defaults to 1, not to one per core: every instance is a process here, and several pools
+  as wide as the machine would only fight each other.
+- Every input of the file must be in the configuration; there only their number is compared.
+- What a configuration leaves out is read from the newest version folder, whichever version is loaded.
+- Text that is no UTF-8 is refused, for its own request; there it passes as bytes.
+- Not offered: tensors of BF16, ragged batches, batch inputs and outputs, control inputs and states of sequences,
+  operators of other libraries (`model_operations`), and the backend's command line (`default-max-batch-size`, the
+  global thread pool).
+- Accelerators are those of the installed package: pip's has no OpenVINO and, without onnxruntime-gpu, no CUDA and
+  no TensorRT. Without CUDA an instance that Triton put on a GPU unasked runs on the CPU.
+- The ONNX Runtime is the installed one, not the image's, and every tensor is copied between two processes.
 """
 
 import json
@@ -16,6 +26,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 import triton_python_backend_utils as pb_utils
+from session_settings import CPU, CUDA, SettingError, asks_for_gpu, providers, run_options, session_options
 
 DEFAULT_MAX_BATCH_SIZE = 4  # the C++ backend's, where a configuration leaves everything out
 _TRITON_FROM_ONNX = {
@@ -33,16 +44,6 @@ _TRITON_FROM_ONNX = {
     "tensor(double)": "TYPE_FP64",
     "tensor(string)": "TYPE_STRING",
 }
-# Triton's numbers, not ONNX Runtime's: 0 (left out) is everything.
-_GRAPH_LEVELS = {
-    -1: ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
-    0: ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
-    1: ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
-    2: ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
-}
-_CUDA = "CUDAExecutionProvider"
-_CPU = "CPUExecutionProvider"
-_ACCELERATORS = {"tensorrt": "TensorrtExecutionProvider", "openvino": "OpenVINOExecutionProvider", "cuda": _CUDA}
 
 # Errors only: on a machine without a GPU every session would log a warning about the devices it lacks.
 ort.set_default_logger_severity(3)
@@ -59,84 +60,115 @@ class TritonPythonModel:
             return auto_complete_model_config
         options = ort.SessionOptions()
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-        session = _session(_file_for_completion(config), options, [_CPU], config["name"])
+        session = _session(_file_for_completion(config), options, [CPU], config["name"])
         sides = {"input": session.get_inputs(), "output": session.get_outputs()}
         fixed = [value for values in sides.values() for value in values if _shape(value)[:1] != [-1]]
         if config["max_batch_size"] > 0 and fixed:
             _refuse_batching(config["name"], fixed[0])
         if config["max_batch_size"] == 0 and not fixed:
             auto_complete_model_config.set_max_batch_size(DEFAULT_MAX_BATCH_SIZE)
-            if "sequence_batching" not in config:
-                auto_complete_model_config.set_dynamic_batching()
-        add = {"input": auto_complete_model_config.add_input, "output": auto_complete_model_config.add_output}
+        if config["max_batch_size"] > 1 and "sequence_batching" not in config:
+            auto_complete_model_config.set_dynamic_batching()
         for side in [side for side in sides if not config[side]]:
-            for value in sides[side]:
-                dims = _shape(value)[1 if config["max_batch_size"] > 0 else 0 :]
-                add[side]({"name": value.name, "data_type": _data_type(value, config["name"]), "dims": dims})
+            config[side] = [_completed(value, config) for value in sides[side]]
         return auto_complete_model_config
 
     def initialize(self, args):
         """Loads the session and compares it with the configuration, so that a mistake fails here, not later."""
         config = json.loads(args["model_config"])
-        self._name = args["model_name"]
+        name = args["model_name"]
         file = _file(Path(args["model_repository"]) / args["model_version"], config)
-        providers = _providers(config, args)
-        self._session = _session(file, _options(config), providers, self._name)
+        try:
+            session = _session(file, session_options(config), providers(config, args), name)
+            self._run_options = run_options(config)
+        except SettingError as error:
+            _refuse(name, error)
         # ONNX Runtime goes on without a provider whose libraries do not load.
-        if _CUDA not in self._session.get_providers() and _asks_for_gpu(args):
-            _refuse(self._name, f"KIND_GPU: CUDA does not work on device {args['model_instance_device_id']}")
-        _compare(self._name, "input", config, self._session.get_inputs())
-        _compare(self._name, "output", config, self._session.get_outputs())
-        self._inputs = [value.name for value in self._session.get_inputs()]
+        if CUDA not in session.get_providers() and asks_for_gpu(args):
+            _refuse(name, f"KIND_GPU: CUDA does not work on device {args['model_instance_device_id']}")
+        initializers = session.get_overridable_initializers()
+        _compare(name, "input", config, session.get_inputs(), initializers)
+        _compare(name, "output", config, session.get_outputs())
+        self._session = session
+        self._batched = config["max_batch_size"] > 0
+        # All of them, whatever is asked for: as in the C++ backend.
         self._outputs = [output["name"] for output in config["output"]]
-        self._texts = [value.name for value in self._session.get_inputs() if value.type == "tensor(string)"]
+        inputs = [*session.get_inputs(), *initializers]
+        self._texts = {value.name for value in inputs if value.type == "tensor(string)"}
+        self._scalars = {value.name for value in [*inputs, *session.get_outputs()] if not value.shape}
+        self._dims = {output["name"]: _dims(output) for output in config["output"]}
 
     def execute(self, requests):
-        """Answers a whole batch of requests from one run of the session."""
-        try:
-            return self._answers(requests)
-        except Exception as error:
-            if len(requests) == 1:
-                return [self._error(error)]
-            # One of them is at fault and its neighbours must not pay for it, so each gets a run of its own.
-            return [response for request in requests for response in self.execute([request])]
+        """Answers a whole batch of requests from one run of the session; where that fails, all of them fail."""
+        responses = [None] * len(requests)
+        arrays = {}
+        for place, request in enumerate(requests):
+            try:
+                arrays[place] = self._arrays(request)
+            except UnicodeDecodeError as error:
+                responses[place] = _error(f"text is not UTF-8: {error}", pb_utils.TritonError.INVALID_ARG)
+        if arrays:
+            try:
+                answers = self._answers(list(arrays.values()))
+            except Exception as error:
+                text = _as_backend_says(error)
+                answers = [
+                    _error(text, pb_utils.TritonError.INTERNAL) for _ in arrays
+                ]  # one object each, or it hangs
+            for place, answer in zip(arrays, answers, strict=True):
+                responses[place] = answer
+        return responses
 
-    def _answers(self, requests):
-        asked = {name for request in requests for name in request.requested_output_names()}
-        wanted = [name for name in self._outputs if name in asked]
-        arrays = [self._arrays(request) for request in requests]
-        if len(requests) == 1:
-            return [_response(wanted, self._session.run(wanted, arrays[0]))]
-        feeds = {name: np.concatenate([array[name] for array in arrays]) for name in self._inputs}
-        values = self._session.run(wanted, feeds)
-        ends = np.cumsum([len(array[self._inputs[0]]) for array in arrays]).tolist()
-        for name, value in zip(wanted, values, strict=True):
-            # Slices of an output without a row per input row would be other requests' answers.
-            if value.shape[:1] != (ends[-1],):
-                raise RuntimeError(f"output {name} has shape {value.shape} for a batch of {ends[-1]} rows")
-        # Outputs a request did not ask for are dropped on the way to it.
+    def _answers(self, arrays):
+        names = list(arrays[0])
+        feeds = arrays[0] if len(arrays) == 1 else {n: np.concatenate([a[n] for a in arrays]) for n in names}
+        feeds.update({name: feeds[name].reshape(()) for name in self._scalars & set(feeds)})
+        values = self._session.run(self._outputs, feeds, self._run_options)
+        for index, name in enumerate(self._outputs):
+            if name in self._scalars:
+                values[index] = values[index].reshape(self._dims[name])
+        if not self._batched:
+            return [_response(self._outputs, values)]
+        ends = np.cumsum([len(array[names[0]]) for array in arrays]).tolist()
         bounds = zip([0, *ends], ends, strict=False)
-        return [_response(wanted, [value[start:end] for value in values]) for start, end in bounds]
+        # Outputs a request did not ask for are dropped on the way to it.
+        return [self._part(values, start, end) for start, end in bounds]
+
+    def _part(self, values, start, end):
+        """The response to a request with these rows of the batch."""
+        for name, value in zip(self._outputs, values, strict=True):
+            if len(value) < end:
+                text = f"failed to split the output tensor '{name}' in responses: expected batch size of at least "
+                return _error(f"{text}{end} in model output, got {len(value)}", pb_utils.TritonError.UNSUPPORTED)
+        return _response(self._outputs, [value[start:end] for value in values])
 
     def _arrays(self, request):
         arrays = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
-        for name in self._texts:
-            texts = [text.decode("utf-8") for text in arrays[name].ravel()]
+        for name in self._texts & set(arrays):
+            # The C++ backend hands them over as C strings, which end at the first NUL.
+            texts = [text.split(b"\0")[0].decode("utf-8") for text in arrays[name].ravel()]
             arrays[name] = np.array(texts, dtype=np.object_).reshape(arrays[name].shape)
         return arrays
-
-    def _error(self, error):
-        # ONNX Runtime's exceptions say through their class whose fault it was.
-        callers = isinstance(error, ort.capi.onnxruntime_pybind11_state.InvalidArgument | UnicodeDecodeError)
-        code = pb_utils.TritonError.INVALID_ARG if callers else pb_utils.TritonError.INTERNAL
-        return pb_utils.InferenceResponse(
-            [], error=pb_utils.TritonError(f"{self._name}: {_one_line(error)}", code)
-        )
 
 
 def _response(names, values):
     tensors = [pb_utils.Tensor(name, value) for name, value in zip(names, values, strict=True)]
     return pb_utils.InferenceResponse(tensors)
+
+
+def _error(text, code):
+    return pb_utils.InferenceResponse([], error=pb_utils.TritonError(text, code))
+
+
+def _as_backend_says(error):
+    """An error of ONNX Runtime in the C++ backend's words: its number, then its message."""
+    text = _one_line(error)
+    found = re.match(r"\[ONNXRuntimeError\] : (\d+) : \w+ : (.*)", text)
+    return f"onnx runtime error {found[1]}: {found[2]}" if found else f"onnx runtime error: {text}"
+
+
+def _one_line(text):
+    return " ".join(str(text).split())
 
 
 def _refuse(name, text):
@@ -145,10 +177,6 @@ def _refuse(name, text):
 
 def _refuse_batching(name, value):
     _refuse(name, f"{value.name} has shape {_shape(value)}: with a fixed first axis max_batch_size must be 0")
-
-
-def _one_line(text):
-    return " ".join(str(text).split())
 
 
 def _file(folder, config):
@@ -175,62 +203,6 @@ def _session(path, options, providers, name):
         return _refuse(name, f"ONNX Runtime cannot load {path}: {_one_line(error)}")
 
 
-def _options(config):
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = int(_parameter(config, "intra_op_thread_count", "1", r"\d{1,4}"))
-    options.inter_op_num_threads = int(_parameter(config, "inter_op_thread_count", "0", r"\d{1,4}"))
-    options.enable_cpu_mem_arena = _parameter(config, "enable_mem_arena", "1", "0|1|true|false") in ("1", "true")
-    options.enable_mem_pattern = _parameter(config, "enable_mem_pattern", "1", "0|1|true|false") in ("1", "true")
-    if _parameter(config, "execution_mode", "0", "0|1") == "1":
-        options.execution_mode = ort.ExecutionMode.ORT_PARALLEL
-    level = int(config.get("optimization", {}).get("graph", {}).get("level", 0))
-    if level not in _GRAPH_LEVELS:
-        _refuse(config["name"], f"optimization graph level: got {level}, expected -1, 0, 1 or 2")
-    options.graph_optimization_level = _GRAPH_LEVELS[level]
-    return options
-
-
-def _parameter(config, key, default, pattern):
-    text = config.get("parameters", {}).get(key, {}).get("string_value", default).strip().lower()
-    if not re.fullmatch(pattern, text):
-        _refuse(config["name"], f"parameter {key}: got {text!r}, expected something like {default}")
-    return text
-
-
-def _providers(config, args):
-    accelerators = config.get("optimization", {}).get("execution_accelerators", {})
-    if args["model_instance_kind"] != "GPU":
-        return [*_accelerated(accelerators.get("cpu_execution_accelerator", []), config, {}), _CPU]
-    if _CUDA not in ort.get_available_providers():
-        if _asks_for_gpu(args):
-            _refuse(config["name"], "KIND_GPU: this onnxruntime has no CUDA; pip install onnxruntime-gpu instead")
-        return [_CPU]
-    if hasattr(ort, "preload_dlls"):
-        ort.preload_dlls()  # CUDA and cuDNN from pip's nvidia packages lie where no loader looks
-    device = {"device_id": args["model_instance_device_id"]}
-    chosen = _accelerated(accelerators.get("gpu_execution_accelerator", []), config, device)
-    if _CUDA not in [provider for provider, _ in chosen]:
-        chosen.append((_CUDA, device))
-    return [*chosen, _CPU]
-
-
-def _accelerated(entries, config, device):
-    chosen = []
-    for entry in entries:
-        provider = _ACCELERATORS.get(entry["name"])
-        if provider not in ort.get_available_providers():
-            _refuse(config["name"], f"this onnxruntime has no execution accelerator {entry['name']!r}")
-        chosen.append((provider, {**device, **entry.get("parameters", {})}))
-    return chosen
-
-
-def _asks_for_gpu(args):
-    # By now Triton has turned KIND_AUTO into the kind it chose; only the file still tells the two apart.
-    path = Path(args["model_repository"]) / "config.pbtxt"
-    text = path.read_text(encoding="utf-8") if args["model_instance_kind"] == "GPU" and path.is_file() else ""
-    return "KIND_GPU" in re.sub(r"#.*", "", text)
-
-
 def _data_type(value, name):
     if value.type not in _TRITON_FROM_ONNX:
         _refuse(name, f"tensor {value.name} is {value.type}, which a Python backend cannot pass on")
@@ -241,22 +213,44 @@ def _shape(value):
     return [size if isinstance(size, int) else -1 for size in value.shape]
 
 
-def _compare(name, side, config, values):
-    known = {value.name: value for value in values}
+def _completed(value, config):
+    dims = _shape(value)[1 if config["max_batch_size"] > 0 else 0 :]
+    entry = {"name": value.name, "data_type": _data_type(value, config["name"]), "dims": dims or [1]}
+    # A configuration cannot say "no axes", save by a reshape, which needs a batch axis to be left.
+    return {**entry, "reshape": {"shape": []}} if not dims and config["max_batch_size"] > 0 else entry
+
+
+def _dims(tensor):
+    return [int(size) for size in tensor.get("reshape", {}).get("shape", tensor["dims"])]
+
+
+def _compare(name, side, config, values, initializers=()):
+    required = {value.name: value for value in values}
+    known = {**required, **{value.name: value for value in initializers}}
     given = {tensor["name"]: tensor for tensor in config[side]}
-    if set(given) - set(known) or (side == "input" and set(known) - set(given)):
-        _refuse(name, f"config.pbtxt has {side}s {sorted(given)}, expected those of the file, {sorted(known)}")
+    if set(given) - set(known) or (side == "input" and set(required) - set(given)):
+        _refuse(name, f"config.pbtxt has {side}s {sorted(given)}, expected those of the file, {sorted(required)}")
     for tensor_name, tensor in given.items():
         subject = f"{side} {tensor_name}"
         data_type = _data_type(known[tensor_name], name)
         if tensor["data_type"] != data_type:
             _refuse(name, f"{subject} is {tensor['data_type']} in config.pbtxt, {data_type} in the file")
-        shape = _shape(known[tensor_name])
-        dims = [int(size) for size in tensor.get("reshape", {}).get("shape", tensor["dims"])]
-        if config["max_batch_size"] > 0:
-            dims = [-1, *dims]
-            if shape[:1] != [-1]:
-                _refuse_batching(name, known[tensor_name])
-        agree = (-1 in pair or len(set(pair)) == 1 for pair in zip(dims, shape, strict=False))
-        if len(dims) != len(shape) or not all(agree):
-            _refuse(name, f"{subject} has shape {dims} by config.pbtxt, {shape} in the file")
+        if tensor.get("optional") and config["max_batch_size"] > 0:
+            _refuse(name, f"{subject} is optional, which needs max_batch_size 0")
+        _compare_shape(name, subject, tensor, known[tensor_name], config["max_batch_size"] > 0, side == "output")
+
+
+def _compare_shape(name, subject, tensor, value, batched, exact):
+    shape, dims = _shape(value), _dims(tensor)
+    if not shape:
+        if any(size != 1 for size in dims):
+            _refuse(name, f"{subject} has dims {dims} by config.pbtxt, expected only 1 for a scalar of the file")
+        return
+    if batched:
+        dims = [-1, *dims]
+        if shape[0] != -1:
+            _refuse_batching(name, value)
+    # What an input leaves free the configuration may fix; an output must say what the file says.
+    agree = (size == real or (real == -1 and not exact) for size, real in zip(dims, shape, strict=False))
+    if len(dims) != len(shape) or not all(agree):
+        _refuse(name, f"{subject} has shape {dims} by config.pbtxt, {shape} in the file")
