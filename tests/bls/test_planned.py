@@ -19,7 +19,7 @@ from orchestrator.bls.model import CascadeModel, cascade_model
 from orchestrator.bls.scheduler import Scheduler
 from orchestrator.decision import DEGRADED
 from orchestrator.errors import SpecError
-from orchestrator.spec import CascadeSpec, Lead, json_from_cascade
+from orchestrator.spec import CascadeSpec, Fit, Lead, json_from_cascade
 from tests.bls.loading import EASY, HARD, ask_all, large, rows_of, small, two_stages, wait_for
 from tests.fakes.triton import FakeTriton, InferenceResponse, Request, TritonError
 
@@ -344,3 +344,27 @@ def test_members_that_cannot_be_seen_are_named_at_start(tmp_path: Path) -> None:
     finally:
         model.finalize()
     assert any("small, large" in line and "readiness only" in line for line in server.log)
+
+
+@pytest.mark.parametrize(("flags", "warns"), [({"avx2"}, True), ({"avx2", "avx_vnni"}, False)])
+def test_a_processor_that_answers_a_member_otherwise_than_recorded_is_said_at_load(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: set[str], warns: bool
+) -> None:
+    monkeypatch.setattr(planned, "processor_flags", lambda: frozenset(flags))
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    recorded = {"onnxruntime": "1.31.1", "processor_flags": {"small": ["avx512_vnni", "avx_vnni"]}}
+    fit = Fit(
+        data_sha256="",
+        rows=1,
+        split="",
+        target="",
+        accuracy=None,
+        accuracy_ci95=None,
+        exit_share=(0.5, 0.5),
+        mean_cost=1.0,
+        extra={"recorded_with": recorded},
+    )
+    server = fake()
+    with running(tmp_path, server, dataclasses.replace(spec_with(), fit=fit)):
+        said = [line for line in server.log if "so on it small answers otherwise than recorded" in line]
+    assert bool(said) is warns
