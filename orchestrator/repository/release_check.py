@@ -45,8 +45,7 @@ def check_release(
     graphs = {name: model for name, model in models.items() if model.graph is not None}
     if version is None:
         text = "no public source names the ONNX Runtime of its image: nothing was compared with it"
-        for name in graphs:
-            findings.note(name, f"Triton {release.name}", text)
+        findings.note("all", f"Triton {release.name}", text)
         return
     for model in graphs.values():
         _check_graph(model, release, version, findings)
