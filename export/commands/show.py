@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from export.commands.member import runtimes_said
 from orchestrator.errors import ExportError
 from orchestrator.spec import Manifest, manifest_from_path
 from orchestrator.spec.manifest import json_from_manifest
@@ -67,7 +68,14 @@ def _lines(m: Manifest) -> Iterator[tuple[str, str]]:
     yield "batch", f"up to {m.max_batch_size}"
     if m.in_graph:
         yield from _image_lines(m.in_graph)
-    for word in ("parity", "agreement", "engine", "training", "versions"):
+    if m.runtimes:
+        yield "runtimes", ", ".join(runtimes_said(m))
+    if m.processor_flags:
+        yield (
+            "processors",
+            f"with one of {', '.join(m.processor_flags)}; others add its eight-bit products up wrong",
+        )
+    for word in ("parity", "agreement", "original", "engine", "training", "versions"):
         if facts := getattr(m, word):
             yield word, _facts(facts)
 
