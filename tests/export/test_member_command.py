@@ -53,7 +53,14 @@ def test_the_command_exports_says_what_it_did_and_shows_it(models: Path, tmp_pat
     assert json.loads(said(*words)[1])["members"] == {"one": "up to date"}
     code, out = said("show", "one", "--repository", str(tmp_path))
     assert code == 0
-    words = ("hf:", "MACs per row", "centre crop 32x32", "parity", "ConvNextImageProcessorPil", "ONNX Runtime 1.19.2")
+    words = (
+        "hf:",
+        "MACs per row",
+        "centre crop 32x32",
+        "parity",
+        "ConvNextImageProcessorPil",
+        "ONNX Runtime 1.19.2",
+    )
     for word in words:
         assert word in out
     assert json.loads(said("show", str(tmp_path / "one"), "--json")[1])["name"] == "one"
