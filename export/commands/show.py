@@ -68,16 +68,19 @@ def _lines(m: Manifest) -> Iterator[tuple[str, str]]:
     yield "batch", f"up to {m.max_batch_size}"
     if m.in_graph:
         yield from _image_lines(m.in_graph)
-    if m.runtimes:
-        yield "runtimes", ", ".join(runtimes_said(m))
-    if m.processor_flags:
-        yield (
-            "processors",
-            f"with one of {', '.join(m.processor_flags)}; others add its eight-bit products up wrong",
-        )
+    yield from _where_lines(m)
     for word in ("parity", "agreement", "original", "engine", "training", "versions"):
         if facts := getattr(m, word):
             yield word, _facts(facts)
+
+
+def _where_lines(m: Manifest) -> Iterator[tuple[str, str]]:
+    """On which runtimes and processors the member answers as it was compared."""
+    if m.runtimes:
+        yield "runtimes", ", ".join(runtimes_said(m))
+    if m.processor_flags:
+        flags = ", ".join(m.processor_flags)
+        yield "processors", f"with one of {flags}; others add its eight-bit products up wrong"
 
 
 def _image_lines(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
