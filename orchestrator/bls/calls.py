@@ -18,13 +18,8 @@ from orchestrator.spec.triton import ANY_VERSION
 Errors = dict[tuple[int, int], str]
 # What the server says of a model that nobody answers for. Before 25.04 all of it comes as INTERNAL, as a model's
 # own errors do, so that only the words tell them apart.
-_NOT_SERVING = (
-    "Request for unknown model",
-    "has no available versions",
-    "Stub process",
-    "Exceeds maximum queue size",
-    "Request timeout expired",
-)
+_NOT_THERE = ("Request for unknown model", "has no available versions", "Stub process")
+_NOT_NOW = ("Exceeds maximum queue size", "Request timeout expired")
 # The row under which an error of a whole batch stands.
 EVERY_ROW = -1
 
@@ -149,8 +144,8 @@ class MemberCalls:
         first, *later = [[next(each) for _ in stage.members] for stage in covered]
         return StageResult(list(first), {}, tuple(later))
 
-    def ask_about_row(self, model: str, row: Rows) -> Rows | str:
-        """What a member, or the lead, says of one row (1, *dims): float (1, k), or why it says nothing."""
+    def ask_about_row(self, model: str, row: Rows, *, version: int | None) -> Rows | Refusal:
+        """What a version of a member, or of the lead, says of one row (1, *dims): float (1, k), or why nothing."""
         spec, lead = self._spec, self._spec.lead
         if lead is not None and model == lead.name:
             outputs, source, gate = _covered_members(spec, lead), None, self._lead_gate
@@ -160,15 +155,13 @@ class MemberCalls:
             outputs, source, gate = [member.output], member.input, self._gates[place]
 
         def call(start: int, end: int) -> list[Rows] | Refusal:
-            return self._exec(model, outputs, self._tensor(row, start, end, name=source))
+            return self._exec(model, outputs, self._tensor(row, start, end, name=source), version=version)
 
         try:
-            # A bad row of a request may be in the member's batch too; asked in pieces, this one is not lost by it.
-            pieces = ask_in_pieces(call, len(row), size=len(row), gate=gate)
-            said = pieces.outputs(len(row))
+            said = gate.pass_with(call, 0, len(row))
         except Exception as error:  # whatever the server's classes raise
-            return f"{type(error).__name__} {error}"
-        return pieces.failed[0] if said is None else np.concatenate(said, axis=-1)
+            return Refusal(f"{type(error).__name__} {error}")
+        return said if isinstance(said, Refusal) else np.concatenate(said, axis=-1)
 
     def close(self) -> None:
         """Ends the helper threads."""
@@ -225,10 +218,12 @@ class MemberCalls:
             return given
         return self._pb.Tensor(name or self._spec.input.name, rows[start:end])
 
-    def _exec(self, model: str, outputs: Sequence[str], tensor: Any) -> list[Rows] | Refusal:
+    def _exec(
+        self, model: str, outputs: Sequence[str], tensor: Any, *, version: int | None = None
+    ) -> list[Rows] | Refusal:
         request = self._pb.InferenceRequest(
             model_name=model,
-            model_version=self._versions.get(model, ANY_VERSION),
+            model_version=self._versions.get(model, ANY_VERSION) if version is None else version,
             requested_output_names=list(outputs),
             inputs=[tensor],
             preferred_memory=self._cpu,
@@ -248,8 +243,9 @@ class MemberCalls:
     def _refusal(self, model: str, error: Any) -> Refusal:
         """An error of a call; final where it speaks of the model and not of what it was asked."""
         text = " ".join(str(error.message()).split())
-        absent = f"'{model}' is not ready" in text or any(words in text for words in _NOT_SERVING)
-        return Refusal(text, is_final=absent or error.code() in self._final_codes)
+        absent = f"'{model}' is not ready" in text or any(words in text for words in _NOT_THERE)
+        later = any(words in text for words in _NOT_NOW) or error.code() in self._final_codes
+        return Refusal(text, is_final=absent or later, is_absent=absent)
 
 
 def _covered_members(spec: CascadeSpec, lead: Lead) -> list[str]:

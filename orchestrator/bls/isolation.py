@@ -36,10 +36,12 @@ class Refusal:
     Args:
         text: one line.
         is_final: whether any other rows would be refused as well, so that asking for fewer is of no use.
+        is_absent: whether the server has no such model or version, or it is dead.
     """
 
     text: str
     is_final: bool = False
+    is_absent: bool = False
 
 
 Ask = Callable[[int, int], list[Rows] | Refusal]

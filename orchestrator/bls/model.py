@@ -89,10 +89,11 @@ class CascadeModel:
         Returns the answers that are decided by then, with None for requests that get theirs by sender, later; the
         server takes both kinds in one list. An answer by sender is a message of its own between the processes.
         """
-        if self._planned.fault is not None and self._planned_fault() is not None:
-            return [self._refusal(request, *self._unavailable()) for request in requests]
         listed: list[Any] = [None] * len(requests)
-        batch, rows = self._read_all(requests, listed)
+        taken = self._take_in(requests, listed)
+        if taken is None:
+            return [self._refusal(request, *self._unavailable()) for request in requests]
+        batch, rows = taken
         replies: list[Reply] = []
         if batch:
             try:
@@ -127,6 +128,15 @@ class CascadeModel:
             self._flusher.stop()
 
     # -- steps of execute -------------------------------------------------------------------------
+
+    def _take_in(self, requests: Sequence[Any], listed: list[Any]) -> tuple[list[Pending], Rows] | None:
+        """Valid requests and all their rows, refusals in the list; None while the members are not as planned."""
+        if self._planned.fault not in (None, NOT_LOOKED):
+            return None
+        batch, rows = self._read_all(requests, listed)
+        if batch and self._planned.fault == NOT_LOOKED:
+            self._planned.begin(rows[:1])
+        return None if batch and self._planned.fault is not None else (batch, rows)
 
     def _read_all(self, requests: Sequence[Any], listed: list[Any]) -> tuple[list[Pending], Rows]:
         """Valid requests and all their rows; refusals go into the list: a bad one never harms its neighbours."""
@@ -175,12 +185,6 @@ class CascadeModel:
         if self._planned.fault is not None and reply.columns is not None:
             reply = Reply(reply.pending, None, *self._unavailable())
         send(self._pb, reply)
-
-    def _planned_fault(self) -> str | None:
-        """Why no request is answered, after a first look where none was taken yet."""
-        if self._planned.fault == NOT_LOOKED:
-            self._planned.begin()
-        return self._planned.fault
 
     def _unavailable(self) -> tuple[str, str]:
         return self._planned.refusal(self._planned.fault or NOT_LOOKED), UNAVAILABLE

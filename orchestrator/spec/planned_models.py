@@ -107,6 +107,7 @@ class PlannedModel:
         name: Triton model name.
         version: to ask by number; None leaves the choice to the server.
         is_seen: whether its folder can be seen from here.
+        has_hash: whether the plan says which file it was made with, and that counts.
         was_changed: its files were others at some time since this began, so the server may have loaded them.
         is_missing: when last looked at, the server had no version of it ready.
     """
@@ -123,6 +124,7 @@ class PlannedModel:
         self._pinned = planned.version is not None
         self._folder = repository / planned.name
         self.is_seen = self._folder.is_dir()
+        self.has_hash = planned.sha256 is not None and verify_files
         self._expected = self._expected_files(planned) if verify_files and self.is_seen else {}
         self._files: dict[int, VersionFiles] = {}
 
@@ -139,7 +141,7 @@ class PlannedModel:
             tick: told of every block that is read.
         """
         first = None
-        self.is_missing = ready is not None and not ready(self.name, None)
+        self.is_missing = False
         for version in self._candidates():
             wrong = self._wrong(version, ready, tick)
             if wrong is None:
@@ -147,6 +149,7 @@ class PlannedModel:
                 self._was_ready |= ready is not None
                 return None
             first = first or wrong
+        self.is_missing = ready is not None and not ready(self.name, None)
         return first or f"there is no version in {self._folder}"
 
     @property

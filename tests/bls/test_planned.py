@@ -32,7 +32,8 @@ def sha(data: bytes) -> str:
 
 @pytest.fixture(autouse=True)
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(planned, "LOOK_S", 0.01)
+    for name, seconds in (("LOOK_S", 0.01), ("PROBE_S", 0.05), ("HOLD_S", 0.1)):
+        monkeypatch.setattr(planned, name, seconds)
 
 
 def put(repository: Path, name: str, data: bytes = RIGHT, version: int = 1) -> Path:
@@ -343,7 +344,7 @@ def test_members_that_cannot_be_seen_are_named_at_start(tmp_path: Path) -> None:
         assert answered(ask(model, EASY))
     finally:
         model.finalize()
-    assert any("small, large" in line and "readiness only" in line for line in server.log)
+    assert any("small, large" in line and "their answers only" in line for line in server.log)
 
 
 @pytest.mark.parametrize(("flags", "warns"), [({"avx2"}, True), ({"avx2", "avx_vnni"}, False)])
