@@ -5,15 +5,12 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
 from orchestrator.bls.calls import MemberCalls
-from orchestrator.bls.isolation import Refusal
+from orchestrator.bls.isolation import Rows
+from orchestrator.bls.probes import MemberProbes
 from orchestrator.errors import SpecError
 from orchestrator.spec import CascadeSpec
 from orchestrator.spec.planned_models import PlannedModel, planned_models
@@ -21,9 +18,6 @@ from orchestrator.spec.processor import DOT_PRODUCT_FLAGS, members_lacking_flags
 
 # How often files are looked at.
 LOOK_S = 0.5
-# How often a member is asked about one row, so that whatever else is loaded in its place shows within 5 s; where a
-# row takes long it is asked less often, so that this stays a hundredth of a member's time.
-PROBE_S, PROBE_SHARE = 4.0, 0.01
 # A changed file that takes longer to read than this is taken for another until it is read.
 PATIENCE_S = 2.0
 # So long after a fault or a new date a member is asked at every look: a server may load what lay there before.
@@ -32,30 +26,7 @@ COMPARE_S = 30.0
 HOLD_S = 2.0
 # The first request waits so long for the first answers of the members, against which later ones are compared.
 FIRST_LOOK_S = 2.0
-# A member that refuses the row so often before it has answered it once is not asked about it any more.
-MOST_REFUSALS = 3
-# The same row gives the same scores but for rounding; other weights differ by more than this share of the largest.
-TOLERANCE = 1e-3
 NOT_LOOKED = "its members have not been looked at yet"
-
-Scores = npt.NDArray[Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Probe:
-    """What a model said of one row.
-
-    Args:
-        scores: (1, k); None where it refused the row, or was not asked yet.
-        is_absent: whether the server has no such version ready.
-        began_s: on the monotonic clock, when it was asked.
-        until_s: when it is asked again, unless something has changed.
-    """
-
-    scores: Scores | None = None
-    is_absent: bool = False
-    began_s: float = 0.0
-    until_s: float = 0.0
 
 
 class PlannedMembers:
@@ -87,10 +58,7 @@ class PlannedMembers:
         self._models = planned_models(spec, repository, verify_files=verify_files)
         self._members = self._models[: len(spec.members)]
         self._lead = self._models[-1] if spec.lead is not None else None
-        self._row: Scores | None = None
-        self._scores: dict[str, Scores] = {}
-        self._probes: dict[tuple[str, int | None], Probe] = {}
-        self._refusals: dict[str, int] = {}
+        self._probes: MemberProbes | None = None
         self._differs: dict[str, str | None] = {}
         self._wrong_at_s: dict[str, float] = {}
         self._hold_until_s = 0.0
@@ -102,9 +70,8 @@ class PlannedMembers:
         self._reads: dict[str, int] = {}
         self._began_s = 0.0
         self._looking = threading.Lock()
-        self._has_probed = threading.Event()
         self._stop = threading.Event()
-        self._threads: list[threading.Thread] = []
+        self._thread: threading.Thread | None = None
         self._verify_files = verify_files
 
     def load(self) -> None:
@@ -132,23 +99,20 @@ class PlannedMembers:
         """Whether the plan's lead is as planned; without it the members are asked."""
         return self._lead_fault is None
 
-    def begin(self, row: Scores) -> None:
+    def begin(self, row: Rows) -> None:
         """Looks, and begins to look again and again; called from `execute`, when the server is up.
 
         Args:
             row: (1, *dims), of the first request; members are asked about it now and then.
         """
-        if self._threads:
+        if self._probes is not None:
             return
-        self._row = row.copy()
-        # Two, so that a member that hangs keeps nobody from noticing that a file changes.
-        for name, work in (("committee-probes", self._probe_all), ("committee-members", self._loop)):
-            self._threads.append(threading.Thread(target=work, name=name, daemon=True))
-        for thread in self._threads:
-            thread.start()
-        # What the members say at first is what later answers are compared with.
-        self._has_probed.wait(FIRST_LOOK_S)
+        assert self._calls is not None, "bound before the first request"
+        self._probes = MemberProbes(self._pb, self._calls, row)
+        self._probes.begin([(model.name, model.version) for model in self._models if model.has_hash])
         self.look()
+        self._thread = threading.Thread(target=self._loop, name="committee-members", daemon=True)
+        self._thread.start()
 
     def look(self) -> None:
         """Compares everything now."""
@@ -162,7 +126,7 @@ class PlannedMembers:
         Before the first request it looks by itself: a server that asks may still be starting, no time to `begin`.
         """
         fault = self.fault
-        if not self._threads:
+        if self._probes is None:
             with self._looking:
                 fault = self._found()
         return fault is None and self._is_complete
@@ -170,8 +134,10 @@ class PlannedMembers:
     def stop(self) -> None:
         """Ends the thread."""
         self._stop.set()
-        for thread in self._threads:
-            thread.join(timeout=5)
+        if self._thread is not None:
+            self._thread.join(timeout=5)
+        if self._probes is not None:
+            self._probes.stop()
 
     def _loop(self) -> None:
         while not self._stop.wait(LOOK_S):
@@ -179,24 +145,6 @@ class PlannedMembers:
                 self.look()
             except Exception as error:  # the next look may go well
                 self._pb.Logger.log_error(f"committee: members: {type(error).__name__}: {error}")
-
-    def _probe_all(self) -> None:
-        """Asks every model about the row, whenever it is time for it."""
-        for model in self._models:
-            if model.has_hash:
-                self._probes.setdefault((model.name, model.version), Probe())
-        while not self._stop.is_set():
-            try:
-                self._probe_those_due()
-            except Exception as error:  # the next try may go well
-                self._pb.Logger.log_error(f"committee: members: {type(error).__name__}: {error}")
-            self._has_probed.set()
-            self._stop.wait(LOOK_S / 2)
-
-    def _probe_those_due(self) -> None:
-        for (name, version), known in list(self._probes.items()):
-            if time.monotonic() >= known.until_s and not self._stop.is_set():
-                self._probes[name, version] = self._asked(name, version)
 
     def _found(self) -> str | None:
         """What keeps the cascade from answering, None where nothing does."""
@@ -215,7 +163,7 @@ class PlannedMembers:
 
     def _wrong(self, model: PlannedModel) -> str | None:
         # Without a hash nothing is promised of a member; one that is gone fails the rows that need it.
-        ready = self._ready if model.has_hash or not self._threads else None
+        ready = self._ready if model.has_hash or self._probes is None else None
         wrong, reads = model.fault(ready, tick=self._tick), self._reads.get(model.name)
         if reads is not None and reads != model.reads:
             # The bytes may be right again already, after the server has loaded others.
@@ -223,8 +171,8 @@ class PlannedMembers:
         self._reads[model.name] = model.reads
         if wrong is not None:
             self._wrong_at_s[model.name] = time.monotonic()
-        elif model.has_hash and self._threads:
-            wrong = self._answers_differ(model)
+        elif model.has_hash and self._probes is not None:
+            wrong = self._answers_differ(model, self._probes)
         if wrong is not None:
             self._compare_until_s[model.name] = time.monotonic() + COMPARE_S
             if model.was_changed or self._differs.get(model.name) is not None:
@@ -233,51 +181,22 @@ class PlannedMembers:
             model.was_changed = False
         return wrong
 
-    def _answers_differ(self, model: PlannedModel) -> str | None:
+    def _answers_differ(self, model: PlannedModel, probes: MemberProbes) -> str | None:
         """Why a member's scores are not believed, None where they are those it gave at first."""
-        probe = self._probes.setdefault((model.name, model.version), Probe())
-        before = self._scores.get(model.name)
-        if before is not None and probe.began_s < self._wrong_at_s.get(model.name, 0.0):
+        if time.monotonic() < self._compare_until_s.get(model.name, 0.0):
+            probes.hurry(model.name, until_s=self._compare_until_s[model.name])
+        probe = probes.of(model.name, model.version)
+        if probes.has_first(model.name) and probe.began_s < self._wrong_at_s.get(model.name, 0.0):
             return "it has not answered since that was mended"
-        if probe.scores is None:  # refused, perhaps for another's row in its batch: no news
-            return self._differs.get(model.name)
-        if before is None:
-            self._scores[model.name] = probe.scores
-        elif _same_scores(before, probe.scores):
-            self._differs[model.name] = None
-        else:
-            self._differs[model.name] = "the server answers from another file than the planned one; load it again"
+        if probe.scores is not None:
+            text = "the server answers from another file than the planned one; load it again"
+            self._differs[model.name] = None if probes.are_first(model.name, probe.scores) else text
+        # A row that is refused, perhaps for another's in its batch, is no news.
         return self._differs.get(model.name)
 
-    def _asked(self, name: str, version: int | None) -> Probe:
-        """What a model says of the row now."""
-        assert self._calls is not None, "bound before the first request"
-        assert self._row is not None, "given with the first request"
-        began_s = time.monotonic()
-        said = self._calls.ask_about_row(name, self._row, version=version)
-        ended_s = time.monotonic()
-        until_s = ended_s + max(PROBE_S, (ended_s - began_s) / PROBE_SHARE)
-        if began_s < self._compare_until_s.get(name, 0.0):
-            until_s = ended_s
-        if not isinstance(said, Refusal):
-            return Probe(said, False, began_s, until_s)
-        if not said.is_absent and name not in self._scores:
-            self._refusals[name] = self._refusals.get(name, 0) + 1
-            if self._refusals[name] == MOST_REFUSALS:
-                until_s = float("inf")
-                text = (
-                    f"{name} refuses the first request's row, so that it is watched by its files only: {said.text}"
-                )
-                self._pb.Logger.log_warn(f"committee: {text}")
-        return Probe(None, said.is_absent, began_s, until_s)
-
     def _ready(self, name: str, version: int | None) -> bool:
-        if self._threads:
-            probe = self._probes.setdefault((name, version), Probe())
-            if probe.began_s:
-                return not probe.is_absent
-            # Not asked yet: what is known of another version of it.
-            return not any(one.is_absent for (other, _), one in list(self._probes.items()) if other == name)
+        if self._probes is not None:
+            return self._probes.is_there(name, version)
         try:
             return bool(self._pb.is_model_ready(name, "" if version is None else str(version)))
         except Exception:  # the server starts or stops: no news of the members, but not the time for requests
@@ -345,10 +264,3 @@ class PlannedMembers:
             self._pb.Logger.log_warn(
                 f"committee: {text} answers otherwise than recorded; on a GPU it does not matter"
             )
-
-
-def _same_scores(before: Scores, now: Scores) -> bool:
-    if before.shape != now.shape:
-        return False
-    most = float(np.abs(before[np.isfinite(before)]).max(initial=0.0))
-    return bool(np.allclose(before, now, rtol=0, atol=TOLERANCE * most, equal_nan=True))

@@ -279,14 +279,11 @@ class Scheduler:
 
     def _fail(self, failures: Failures, errors: Errors) -> list[Reply]:
         replies = []
-        for token in np.unique(failures.request).tolist():
-            pending = self._books.known.get(token)
-            if pending is None:
-                continue
+        for token in [one for one in np.unique(failures.request).tolist() if one in self._books.known]:
             place = int((failures.request == token).argmax())
             reason = reason_of(self._spec, int(failures.member[place]), int(failures.row[place]), errors)
             self._run.drop(np.array([token]))
-            replies.append(self._refuse(pending, reason, UNAVAILABLE))
+            replies.append(self._refuse(self._books.known[token], reason, UNAVAILABLE))
         return replies
 
     def _refuse(self, pending: Pending, message: str, code: str) -> Reply:
@@ -310,8 +307,8 @@ class Scheduler:
                 if pending.token not in self._books.known:
                     continue
                 self._run.drop(np.array([pending.token]))
-                reply = self._refuse(pending, "the client cancelled the request", CANCELLED)
-            self._send_all([reply])
+                replies = [self._refuse(pending, "the client cancelled the request", CANCELLED)]
+            self._send_all(replies)
 
     def _give_up(self, slots: Slots | None, tokens: Tokens, error: Exception) -> None:
         text = f"{type(error).__name__}: {error}"

@@ -17,6 +17,7 @@ from orchestrator.errors import ServingError, SpecError
 from orchestrator.serving.drain import RepositoryControl
 from orchestrator.spec import CascadeSpec, cascade_from_path
 from orchestrator.spec.planned_models import PlannedModel, planned_models, verifies_hashes
+from orchestrator.spec.triton import versions_in
 
 LOOK_S = 1.0
 # Loading what failed to load is tried again after so long, since every try may take gigabytes from the disk.
@@ -31,6 +32,7 @@ class _Cascade:
     Args:
         spec: the plan.
         members: of the plan, without its lead, whose place the members take.
+        verify: whether files are compared with the plan's hashes.
         is_unloaded: whether it was unloaded here.
         to_load: members to be loaded again before it, because the server may run other files of them, or none.
         retry_s: on the monotonic clock, when to try loading again.
@@ -38,6 +40,7 @@ class _Cascade:
 
     spec: CascadeSpec
     members: tuple[PlannedModel, ...]
+    verify: bool = True
     is_unloaded: bool = False
     to_load: set[str] = field(default_factory=set)
     retry_s: float = 0.0
@@ -64,6 +67,8 @@ class CascadeWatch:
             if self._cascades is None:
                 found = {name: self._served(name, now) for name, now in self._control.ready_versions().items()}
                 self._cascades = {name: cascade for name, cascade in found.items() if cascade is not None}
+                for name in (name for name, cascade in self._cascades.items() if not cascade.verify):
+                    self._tell(f"{name}: verify_hashes is no, so a member that is replaced is not noticed")
             for name in list(self._cascades):
                 self._look_at(name, self._cascades)
 
@@ -72,12 +77,21 @@ class CascadeWatch:
         if not path.is_file():
             return None
         try:
-            spec = cascade_from_path(path)
+            spec, verify = cascade_from_path(path), verifies_hashes(self._control.config(name))
         except SpecError:  # changed since the server has read it
             return None
-        verify = verifies_hashes(self._control.config(name))
-        models = planned_models(spec, self._repository, verify_files=verify)
-        return _Cascade(spec, models[: len(spec.members)])
+        return _Cascade(spec, self._members(spec, verify), verify)
+
+    def _members(self, spec: CascadeSpec, verify: bool) -> tuple[PlannedModel, ...]:
+        return planned_models(spec, self._repository, verify_files=verify)[: len(spec.members)]
+
+    def _read_again(self, name: str, cascade: _Cascade) -> None:
+        """Takes the plan that lies there now: to plan again is one way to mend what is wrong."""
+        folder = self._repository / name
+        with contextlib.suppress(SpecError):
+            spec = cascade_from_path(folder / str(max(versions_in(folder), default=0)) / "cascade.json")
+            if spec != cascade.spec:
+                cascade.spec, cascade.members = spec, self._members(spec, cascade.verify)
 
     def _look_at(self, name: str, cascades: dict[str, _Cascade]) -> None:
         cascade = cascades[name]
@@ -95,6 +109,7 @@ class CascadeWatch:
 
     def _brought_back(self, name: str, cascade: _Cascade) -> _Cascade:
         """Loads a cascade again once all is as planned; members first that were not, from the files there now."""
+        self._read_again(name, cascade)
         if time.monotonic() < cascade.retry_s or any(member.fault() is not None for member in cascade.members):
             return cascade
         try:

@@ -38,10 +38,19 @@ def sha256_of_path(path: Path, *, tick: Tick | None = None) -> str:
     return digest.hexdigest()
 
 
+_YES, _NO = ("", "yes", "true", "on", "1"), ("no", "false", "off", "0")
+
+
 def verifies_hashes(config: Mapping[str, Any]) -> bool:
-    """Whether a cascade's configuration, as JSON, leaves the comparison of its members' files on."""
-    said = config.get("parameters", {}).get("verify_hashes", {}).get("string_value")
-    return str(said).strip().lower() != "no"
+    """Whether a cascade's configuration, as JSON, leaves the comparison of its members with their hashes on.
+
+    Raises:
+        SpecError: the parameter `verify_hashes` is neither yes nor no.
+    """
+    said = str(config.get("parameters", {}).get("verify_hashes", {}).get("string_value", "")).strip().lower()
+    if said not in (*_YES, *_NO):
+        raise SpecError("config.pbtxt", {"verify_hashes": f"got {said!r}, expected yes or no"})
+    return said not in _NO
 
 
 class VersionFiles:

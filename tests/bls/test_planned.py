@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from orchestrator.bls import planned
+from orchestrator.bls import planned, probes
 from orchestrator.bls.model import CascadeModel, cascade_model
 from orchestrator.bls.scheduler import Scheduler
 from orchestrator.decision import DEGRADED
@@ -32,8 +32,10 @@ def sha(data: bytes) -> str:
 
 @pytest.fixture(autouse=True)
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, seconds in (("LOOK_S", 0.01), ("PROBE_S", 0.05), ("HOLD_S", 0.1)):
-        monkeypatch.setattr(planned, name, seconds)
+    for module, name, seconds in (
+        (planned, "LOOK_S", 0.01), (planned, "HOLD_S", 0.1), (probes, "PROBE_S", 0.05), (probes, "TURN_S", 0.01)
+    ):  # fmt: skip
+        monkeypatch.setattr(module, name, seconds)
 
 
 def put(repository: Path, name: str, data: bytes = RIGHT, version: int = 1) -> Path:
@@ -228,6 +230,52 @@ def test_a_file_that_was_another_between_two_looks_is_found_out_by_the_answers(
         assert "answers from another" in text_of(until(model, refused))
         loaded_weights["sign"] = 1.0
         until(model, answered)
+
+
+def test_a_member_that_answers_otherwise_is_noticed_though_no_file_has_changed(tmp_path: Path) -> None:
+    loaded_weights = {"sign": 1.0}
+    server = fake(large=lambda rows: large(rows) * np.float32(loaded_weights["sign"]))
+    with running(tmp_path, server, spec_with(version=1)) as model:
+        assert answered(ask(model, EASY))
+        loaded_weights["sign"] = -1.0  # by another config.pbtxt, or a load that ends late
+        assert "member large is not as planned: the server answers from another" in text_of(until(model, refused))
+        loaded_weights["sign"] = 1.0
+        until(model, answered)
+
+
+def test_a_member_that_hangs_holds_up_neither_easy_rows_nor_the_look_at_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(probes, "FIRST_TURN_S", 0.1)
+    gate = threading.Event()
+
+    def hanging(rows: np.ndarray) -> np.ndarray:
+        gate.wait(10)
+        return large(rows)
+
+    with running(tmp_path, fake(large=hanging), spec_with(version=1)) as model:
+        try:
+            assert answered(ask(model, EASY))
+            put(tmp_path, "small", OTHER)
+            assert "member small is not as planned" in text_of(until(model, refused))
+        finally:
+            gate.set()
+
+
+def test_a_member_that_refuses_the_row_is_asked_a_few_times_and_no_more(tmp_path: Path) -> None:
+    def picky(rows: np.ndarray) -> np.ndarray:
+        raise ValueError("not this one")
+
+    server = fake(large=picky)
+    with running(tmp_path, server, spec_with(version=1)) as model:
+        assert answered(ask(model, EASY))
+        deadline_s = time.monotonic() + 5
+        while not any("large refuses the first request's row" in line for line in server.log):
+            assert time.monotonic() < deadline_s
+            time.sleep(0.01)
+        time.sleep(0.2)
+        assert [name for name, _ in server.asked].count("large") == probes.MOST_REFUSALS
+        assert answered(ask(model, EASY))
 
 
 def test_rows_that_are_deferred_are_refused_when_a_member_changes(tmp_path: Path) -> None:
