@@ -16,8 +16,8 @@ import numpy as np
 from orchestrator.bls.calls import MemberCalls
 from orchestrator.bls.isolation import Refusal, Rows
 
-# How often a member is asked, so that whatever else is loaded in its place shows within 5 s; where a row takes long
-# it is asked less often, so that this stays a hundredth of its time. In a hurry it is asked at every turn.
+# How often a member is asked, so that whatever else is loaded in its place shows within 5 s; where a row takes
+# long it is asked less often, so that this stays a hundredth of its time. In a hurry it is asked at every turn.
 PROBE_S, PROBE_SHARE, TURN_S = 4.0, 0.01, 0.25
 # The first request waits so long for the first answers of the members, with which later ones are compared.
 FIRST_TURN_S = 2.0
