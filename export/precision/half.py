@@ -39,6 +39,7 @@ def half_from(model: onnx.ModelProto) -> onnx.ModelProto:
         op_block_list=[*DEFAULT_OP_BLOCK_LIST, *_FP32_OPERATORS],
         node_block_list=sorted(kept),
     )
+    _each_node_once(half.graph)
     without_lossy_casts(half.graph)
     _give_back_names(half.graph)
     # Casts are appended at the end, and shapes are noted with types of before.
@@ -46,6 +47,17 @@ def half_from(model: onnx.ModelProto) -> onnx.ModelProto:
     del half.graph.value_info[:]
     full_check(half, "fp16")
     return half
+
+
+def _each_node_once(graph: onnx.GraphProto) -> None:
+    """Drops the same cast made again: a weight that several fp32 nodes share is cast for each, under one name."""
+    made: set[str] = set()
+    nodes = []
+    for node in graph.node:
+        if not made.issuperset(node.output):
+            nodes.append(node)
+        made.update(node.output)
+    replace_nodes(graph, nodes)
 
 
 def rounding_from(half: onnx.ModelProto) -> onnx.ModelProto:

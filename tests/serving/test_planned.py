@@ -125,6 +125,20 @@ def test_it_goes_with_a_changed_member_and_comes_back_with_the_file_loaded_again
     assert control.done[-1] == "unload cascade"
 
 
+def test_a_plan_that_is_rendered_anew_for_the_changed_member_brings_the_cascade_back(
+    watch: CascadeWatch, control: Control, told: list[str], repository: Path
+) -> None:
+    put(repository, "small", OTHER)
+    watch.look()
+    path = repository / "cascade" / "1" / "cascade.json"
+    right, other = (hashlib.sha256(data).hexdigest() for data in (RIGHT, OTHER))
+    text = path.read_text()
+    path.write_text(text.replace(right, other, 1))
+    watch.look()
+    assert control.done == ["unload cascade", "load small", "load cascade"]
+    assert "cascade is loaded again" in told[-1]
+
+
 def test_a_member_that_is_unloaded_is_loaded_again_before_the_cascade(
     watch: CascadeWatch, control: Control, told: list[str]
 ) -> None:

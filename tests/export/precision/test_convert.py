@@ -266,3 +266,18 @@ def test_the_repositorys_copy_is_not_touched(tmp_path: Path) -> None:
     before = path.read_bytes()
     fp16_from(onnx.load(path))
     assert path.read_bytes() == before
+
+
+def test_a_weight_that_two_normalisations_share_is_cast_once() -> None:
+    b = Builder([6, 8])
+    scale, shift = b.weight(np.ones(8)), b.weight(np.zeros(8))
+    b.op("LayerNormalization", b.last, scale, shift, axis=-1)
+    b.op("MatMul", b.last, b.random(8, 8))
+    b.op("LayerNormalization", b.last, scale, shift, axis=-1)
+    b.op("ReduceMean", b.last, b.weight([1], np.int64), keepdims=0)
+    b.op("MatMul", b.last, b.random(8, 5))
+    model, rows = b.model(), varied_rows(TOKENS, 16)
+    made = fp16_from(model)
+    outputs = [output for node in made.graph.node for output in node.output]
+    assert len(outputs) == len(set(outputs))
+    assert np.abs(answers(made, rows) - answers(model, rows)).max() < 0.02
