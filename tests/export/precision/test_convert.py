@@ -273,6 +273,7 @@ def test_a_weight_that_two_normalisations_share_is_cast_once() -> None:
     scale, shift = b.weight(np.ones(8)), b.weight(np.zeros(8))
     b.op("LayerNormalization", b.last, scale, shift, axis=-1)
     b.op("MatMul", b.last, b.random(8, 8))
+    b.op("Mul", b.last, scale)  # in half precision, so that the weight itself is
     b.op("LayerNormalization", b.last, scale, shift, axis=-1)
     b.op("ReduceMean", b.last, b.weight([1], np.int64), keepdims=0)
     b.op("MatMul", b.last, b.random(8, 5))
