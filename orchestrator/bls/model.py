@@ -108,7 +108,7 @@ class CascadeModel:
             listed[reply.pending.place] = safe_response(self._pb, reply)
         now_ns = time.monotonic_ns()
         self._counters.latencies([now_ns - one.arrived_ns for one in batch if listed[one.place] is not None])
-        if self._planned.fault is not None:
+        if self._planned.fault not in (None, NOT_LOOKED):
             # Noticed meanwhile: what the members have just said may be another member's.
             listed = [None if one is None else error_response(self._pb, *self._unavailable()) for one in listed]
         return listed if any(response is not None for response in listed) else None
