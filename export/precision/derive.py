@@ -138,7 +138,7 @@ def export_precision(
             stored.path,
             rows.compare,
             versions=tuple(original.runtimes),
-            least_allowed=agreement.max_abs,
+            agreement=manifest.agreement,
             progress=lambda text: progress(f"{new}: {text}"),
         )
         manifest = dataclasses.replace(

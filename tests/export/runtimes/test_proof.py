@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 
 from export.runtimes import proof as proving
@@ -43,10 +45,82 @@ def test_what_does_not_open_or_kills_its_process_is_a_line_and_the_others_are_an
     assert isinstance(first, str)
     assert "\n" not in first
     assert not isinstance(second, str)
-    (dead,) = answers_apart([Question(model=model, rows=ROWS, batches=(4,))], prefix=["false"])
-    assert dead == "its process ended with status 1 (no message)"
-    (absent,) = answers_apart([Question(model=model, rows=ROWS, batches=(4,))], prefix=["/no/such/emulator"])
-    assert "its process failed" in str(absent)
+    for prefix, says in (
+        ("false", "its process ended with status 1"),
+        ("/no/such/emulator", "its process failed"),
+    ):
+        with pytest.raises(ExportError, match=says):
+            answers_apart([Question(model=model, rows=ROWS, batches=(4,))], prefix=[prefix])
+
+
+def in_folder(folder: Path, package: str | None) -> Path:
+    """A folder with that text as onnxruntime/__init__.py; without the package for None."""
+    (folder / "onnxruntime").mkdir(parents=True)
+    if package is not None:
+        (folder / "onnxruntime/__init__.py").write_text(package)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("package", "got"),
+    [
+        (None, f"version {installed_version()}"),
+        ("from onnxruntime.capi import nothing", "ModuleNotFoundError"),
+        ("__version__ = '1.2.3'", "version 1.2.3"),
+    ],
+    ids=["an empty folder", "half a copy", "another version"],
+)
+def test_a_folder_that_does_not_hold_the_wanted_version_proves_nothing(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: str | None, got: str
+) -> None:
+    folder = in_folder(tmp_path / "cache", package)
+    with pytest.raises(ExportError) as caught:
+        answers_apart([Question(model=model, rows=ROWS, batches=(4,))], folder=folder, wanted="1.19.2")
+    assert got in str(caught.value)
+    assert f"remove {folder} and run again" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    monkeypatch.setattr(proving, "runtime_folder", lambda version: folder)
+    proofs = proofs_of(model, ROWS, answers(conv_network(), ROWS), versions=["1.19.2"], allowed=1e-3)
+    assert proofs["1.19.2"].fault is None
+    assert got in str(proofs["1.19.2"].not_proven)
+
+
+def test_a_colon_in_the_cache_is_part_of_its_name(model: Path, tmp_path: Path) -> None:
+    installed = Path(onnxruntime.__file__).parent
+    folder = tmp_path / "a:b"
+    folder.mkdir()
+    # The installed package under another version: only this folder has it.
+    shutil.copytree(
+        installed, folder / "onnxruntime", ignore=lambda where, names: {"tools", "transformers"} & {*names}
+    )
+    init = folder / "onnxruntime/__init__.py"
+    init.write_text(init.read_text() + "\n__version__ = '1.2.3'\n")
+    question = Question(model=model, rows=ROWS, batches=(4,))
+    (said,) = answers_apart([question], folder=folder, wanted="1.2.3")
+    assert not isinstance(said, str)
+
+
+def test_a_batch_size_may_be_asked_about_fewer_rows(model: Path) -> None:
+    (said,) = answers_apart([Question(model=model, rows=ROWS, batches=(2, 7), rows_in={2: 5, 7: 99})])
+    assert not isinstance(said, str)
+    assert {batch: len(output) for batch, output in said.items()} == {2: 5, 7: 20}
+
+
+@pytest.mark.parametrize("bad", [1, 7, 20])
+def test_what_is_no_number_in_any_batch_size_does_not_hold(
+    model: Path, monkeypatch: pytest.MonkeyPatch, bad: int
+) -> None:
+    expected = answers(conv_network(), ROWS)
+
+    def spoilt(questions: list[Question], **_: object) -> list[dict[int, np.ndarray]]:
+        said = {batch: expected[: questions[0].rows_in[batch]].copy() for batch in questions[0].batches}
+        said[bad][-1, 0] = np.nan
+        return [said]
+
+    monkeypatch.setattr(proving, "answers_apart", spoilt)
+    (one,) = proofs_of(model, ROWS, expected, versions=[installed_version()], allowed=1e-3).values()
+    assert one.fault == "differs by up to nan"
+    assert one.max_abs is None
 
 
 def test_a_graph_that_differs_in_one_runtime_is_refused_and_the_releases_are_named(model: Path) -> None:
@@ -91,7 +165,7 @@ def test_a_member_that_another_runtime_answers_otherwise_is_not_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def otherwise(questions: list[Question], **_: object) -> list[Mapping[int, np.ndarray]]:
-        return [{16: np.zeros((8, 5), np.float32)} for _ in questions]
+        return [{8: np.zeros((8, 5), np.float32)} for _ in questions]
 
     monkeypatch.setattr(proving, "answers_apart", otherwise)
     monkeypatch.setattr(proving, "runtime_folder", lambda version: None)
