@@ -47,12 +47,26 @@ def proven_as_here(
     Raises:
         ExportError: it says something else in one of them.
     """
+    proofs = _proofs_as_here(subject, model, rows, versions=versions, agreement=agreement, progress=progress)
+    require_proven(subject, proofs)
+    return proofs
+
+
+def _proofs_as_here(
+    subject: str,
+    model: Path,
+    rows: npt.NDArray[Any],
+    *,
+    versions: Sequence[str],
+    agreement: Mapping[str, Any] | None,
+    progress: Callable[[str], None],
+) -> dict[str, Proof]:
     if not versions:
         return {}
     session, few = session_of(model, subject), rows[:PROVEN_ROWS]
     here = session.run(None, {session.get_inputs()[0].name: few})[0]
     least, costs = allowed_of(here), agreement or {}
-    proofs = proofs_of(
+    return proofs_of(
         model,
         few,
         here,
@@ -61,14 +75,12 @@ def proven_as_here(
         mean_allowed=max(least, _ROUNDING_SHARE * float(costs.get("mean_abs", 0.0))),
         progress=progress,
     )
-    require_proven(subject, proofs)
-    return proofs
 
 
 def prove_member(
     repository: Path, name: str, *, versions: Sequence[str], progress: Callable[[str], None] = lambda _: None
 ) -> Manifest:
-    """Proves a member on more versions and notes them in its manifest, beside those of before.
+    """Proves a member on more versions and notes what came of them in its manifest, beside those of before.
 
     Args:
         repository: that holds it.
@@ -77,13 +89,14 @@ def prove_member(
         progress: told what is being done.
 
     Raises:
-        ExportError: there is no such member, or it says something else in one of them; the manifest stays then.
+        ExportError: there is no such member, or it says something else in one of them; its manifest says so then.
         RepositoryError: the repository cannot be read or written.
         SpecError: the manifest is wrong.
     """
     manifest = onnx_manifest(repository, name)
-    proofs = proven_as_here(
-        f"member {name}",
+    subject = f"member {name}"
+    proofs = _proofs_as_here(
+        subject,
         repository / name / manifest.file,
         varied_rows(manifest.input, PROVEN_ROWS, seed=1),
         versions=versions,
@@ -94,5 +107,37 @@ def prove_member(
     proven = dataclasses.replace(
         manifest, runtimes=runtimes, versions={**manifest.versions, "onnxruntime": installed_version()}
     )
+    # Written before it is refused: an earlier claim must not outlive a later fault.
     write_all(repository / name, {MANIFEST: json_from_manifest(proven)})
+    require_proven(subject, proofs)
     return proven
+
+
+def prove_rest(
+    repository: Path, name: str, *, versions: Sequence[str], progress: Callable[[str], None] = lambda _: None
+) -> bool:
+    """Proves a member that is up to date on those versions only on which it is not proven yet.
+
+    Args:
+        repository: that holds it.
+        name: of an ONNX member.
+        versions: of ONNX Runtime.
+        progress: told what is being done.
+
+    Returns:
+        whether it is proven on one more.
+
+    Raises:
+        ExportError: it says something else in one of them; its manifest says so then.
+        RepositoryError: the repository cannot be read or written.
+    """
+    rest = [version for version in versions if not _is_proven(onnx_manifest(repository, name), version)]
+    if not rest:
+        return False
+    manifest = prove_member(repository, name, versions=rest, progress=progress)
+    return any(_is_proven(manifest, version) for version in rest)
+
+
+def _is_proven(manifest: Manifest, version: str) -> bool:
+    proof = manifest.runtimes.get(version)
+    return proof is not None and not {"fault", "not_proven"} & set(proof)

@@ -1,16 +1,20 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
 import pytest
 
+from export.commands.member import runtimes_said
 from export.runtimes import proof as proving
 from export.runtimes.asking import Question, answers_apart
+from export.runtimes.members import proven_as_here
 from export.runtimes.proof import Proof, proofs_of, require_proven
 from export.runtimes.wheels import installed_version
 from orchestrator.errors import ExportError
@@ -185,3 +189,88 @@ def test_a_runtime_that_cannot_be_had_is_said_and_noted(tmp_path: Path, monkeypa
     assert code == 0, out
     assert "not proven on ONNX Runtime 1.0.99" in out
     assert "not_proven" in manifest_from_path(tmp_path / "r/small/manifest.json").runtimes["1.0.99"]
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Path:
+    """A repository with one exported member, proven nowhere else."""
+    assert exported(tmp_path, "none")[0] == 0
+    return tmp_path
+
+
+def exported(repository: Path, runtimes: str) -> tuple[int, str]:
+    words = ["--dims", "3,8,8", "-o", str(repository), "--parity-rows", "8", "--runtimes", runtimes]
+    return said("member", "torch:tests.export.nets:small", *words)
+
+
+def runtimes_in(repository: Path) -> dict[str, Any]:
+    return manifest_from_path(repository / "small/manifest.json").runtimes
+
+
+def test_a_member_that_is_up_to_date_is_proven_where_it_is_not_yet(
+    small: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def nothing(version: str) -> None:
+        raise ExportError(f"ONNX Runtime {version}", got="no network", expected="a wheel")
+
+    with monkeypatch.context() as without:
+        without.setattr(proving, "runtime_folder", nothing)
+        code, out = exported(small, "1.19.2")
+    assert (code, "small: up to date" in out) == (0, True)
+    assert "not_proven" in runtimes_in(small)["1.19.2"]
+    digest = (small / "small/1/model.onnx").stat()
+    here = installed_version()
+    monkeypatch.setattr(proving, "runtime_folder", lambda version: None)
+    assert "small: proven; " in exported(small, f"1.19.2,{here}")[1]
+    assert set(runtimes_in(small)) == {"1.19.2", here}
+    assert all("max_abs" in proof for proof in runtimes_in(small).values())
+    assert (small / "small/1/model.onnx").stat() == digest
+    assert "small: up to date; " in exported(small, "1.19.2")[1]
+
+
+def test_a_later_fault_takes_the_place_of_an_earlier_claim(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = installed_version()
+    assert "small: proven; " in exported(small, here)[1]
+    monkeypatch.setattr(proving, "answers_apart", lambda *_, **__: ["its process ended with status -11"])
+    code, out = said("prove", "small", "--repository", str(small), "--runtimes", here)
+    assert code == 2
+    assert out.count("\n") == 0
+    assert runtimes_in(small) == {here: {"fault": "its process ended with status -11"}}
+    assert (
+        "wrong on ONNX Runtime"
+        in said("show", str(small))[1] + said("show", "small", "--repository", str(small))[1]
+    )
+
+
+@pytest.mark.parametrize(("shift", "holds"), [(0.02, True), (0.06, False)])
+def test_rounding_of_a_lower_precision_is_bounded_on_average(
+    model: Path, monkeypatch: pytest.MonkeyPatch, shift: float, holds: bool
+) -> None:
+    """All scores off by 0.06 lie within the 0.3 that int8 costs at most, and beyond half of the 0.1 on average."""
+    expected = answers(conv_network(), ROWS)
+
+    def shifted(questions: list[Question], **_: object) -> list[dict[int, np.ndarray]]:
+        return [{size: expected[: questions[0].rows_in[size]] + shift for size in questions[0].batches}]
+
+    monkeypatch.setattr(proving, "answers_apart", shifted)
+    asked = {"versions": [installed_version()], "agreement": {"max_abs": 0.3, "mean_abs": 0.1}}
+    if holds:
+        assert proven_as_here("m", model, ROWS, **asked)[installed_version()].holds
+        return
+    with pytest.raises(ExportError, match=r"differs by 0\.06 on average"):
+        proven_as_here("m", model, ROWS, **asked)
+
+
+def test_differences_are_said_as_numbers(small: Path) -> None:
+    manifest = dataclasses.replace(
+        manifest_from_path(small / "small/manifest.json"),
+        runtimes={
+            "1.19.2": {"max_abs": 2.3e-4},
+            "1.30.0": {"max_abs": 0},
+            "1.27.0": {"max_abs": 9, "fault": "off"},
+        },
+    )
+    assert runtimes_said(manifest) == [
+        "at most 2.3e-04 apart on ONNX Runtime 1.19.2, 0.0e+00 on 1.30.0",
+        "wrong on ONNX Runtime 1.27.0 (off)",
+    ]
