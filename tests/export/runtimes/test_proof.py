@@ -238,7 +238,7 @@ def test_a_later_fault_takes_the_place_of_an_earlier_claim(small: Path, monkeypa
     assert runtimes_in(small) == {here: {"fault": "its process ended with status -11"}}
     assert (
         "wrong on ONNX Runtime"
-        in said("show", str(small))[1] + said("show", "small", "--repository", str(small))[1]
+        in said("show", "small", "--repository", str(small))[1]
     )
 
 
