@@ -236,10 +236,7 @@ def test_a_later_fault_takes_the_place_of_an_earlier_claim(small: Path, monkeypa
     assert code == 2
     assert out.count("\n") == 0
     assert runtimes_in(small) == {here: {"fault": "its process ended with status -11"}}
-    assert (
-        "wrong on ONNX Runtime"
-        in said("show", "small", "--repository", str(small))[1]
-    )
+    assert "wrong on ONNX Runtime" in said("show", "small", "--repository", str(small))[1]
 
 
 @pytest.mark.parametrize(("shift", "holds"), [(0.02, True), (0.06, False)])
