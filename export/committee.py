@@ -87,7 +87,7 @@ def export_committee(
         progress: told what is being done.
 
     Returns:
-        member name -> "exported" or "up to date".
+        member name -> "exported", "proven" or "up to date".
 
     Raises:
         ExportError: a member cannot be exported, or does not fit those before it; the ones before stay.
@@ -124,7 +124,7 @@ def export_committee(
 
 def _with_what_stays(error: CommitteeError, done: dict[str, str]) -> CommitteeError:
     """The error, with the members that were written before it."""
-    written = [name for name, what in done.items() if what != "up to date"]
+    written = [name for name, what in done.items() if what == "exported"]
     if not written:
         return error
     fix = f"{error.fix}; " if error.fix else ""

@@ -21,6 +21,7 @@ from export.precision.overflow import processor_flags_of
 from export.reading import is_current
 from export.rows import varied_rows
 from export.runtimes import portable, proven
+from export.runtimes.members import prove_rest
 from export.runtimes.wheels import installed_version
 from export.sources import Asked, Identity, Loaded
 from orchestrator.errors import ExportError
@@ -57,7 +58,7 @@ class Plan:
     runtimes: tuple[str, ...] = ()
 
     def options(self) -> dict[str, Any]:
-        """Everything that decides the member's files, as the manifest keeps it."""
+        """Everything that decides the member's graph, as the manifest keeps it; runtimes only prove it."""
         asked = self.asked
         return {
             "format": EXPORT_FORMAT,
@@ -77,7 +78,6 @@ class Plan:
             **({"macs": asked.macs} if asked.macs is not None else {}),
             "parity_rows": self.parity_rows,
             "max_batch_size": self.max_batch_size,
-            "runtimes": list(self.runtimes),
         }
 
 
@@ -99,7 +99,8 @@ def export_member(
         beside: another member of the same committee, whose classes it must share.
 
     Returns:
-        "exported" or "up to date".
+        "exported", "up to date", or "proven" where it was up to date but not yet proven on all of the plan's
+        runtimes.
 
     Raises:
         ExportError: the source, the export or its proof failed; what was there before is untouched.
@@ -107,7 +108,13 @@ def export_member(
     """
     require_own(repository, {plan.name: plan.identity.text}, force=force)
     if not force and is_current(repository / plan.name, plan.options()):
-        return "up to date"
+        more = prove_rest(
+            repository,
+            plan.name,
+            versions=plan.runtimes,
+            progress=lambda text: progress(f"{plan.name}: {text}"),
+        )
+        return "proven" if more else "up to date"
     progress(f"{plan.name}: reading {plan.identity.text}")
     loaded = plan.identity.load()
     image_px = plan.image_px or (loaded.processing.image_px() if loaded.processing is not None else None)

@@ -85,7 +85,8 @@ def _kind_found(ending: str | None, evidence: ScoreEvidence) -> str:
 def _require_exclusive(
     ending: str | None, operator: str, evidence: ScoreEvidence, *, asked: str, subject: str
 ) -> None:
-    """Raises ExportError for sigmoids, and for shares that are none of a whole."""
+    """Raises ExportError for sigmoids, shares that are none of a whole, and probabilities in disguise."""
+    _require_upright(ending, evidence, asked=asked, subject=subject)
     if ending == SIGMOID and not _is_pair(evidence):
         raise ExportError(
             f"{subject} output",
@@ -115,6 +116,25 @@ def _require_exclusive(
             got=f"{evidence}, as sigmoids give",
             expected=f"rows that add up to 1, or logits: {EXCLUSIVE}",
             fix="say --output-kind logits if these are logits of exclusive classes all the same",
+        )
+
+
+def _require_upright(ending: str | None, evidence: ScoreEvidence, *, asked: str, subject: str) -> None:
+    """Raises ExportError for -log p, whose largest is the least likely class, and for images such as 2p - 1."""
+    if evidence.is_negative_log:
+        raise ExportError(
+            f"{subject} output",
+            got=f"{evidence}, negative log-probabilities: exp(-score) adds up to 1",
+            expected="logits, log-probabilities or probabilities, whose largest is the likeliest class",
+            fix="export it again without the last minus sign",
+        )
+    parts = evidence.low >= 0 and evidence.low_sum > 1
+    if ending is None and evidence.adds_up_otherwise and not parts and asked != LOGITS:
+        raise ExportError(
+            f"{subject} output",
+            got=f"{evidence}, as shifted or scaled probabilities do",
+            expected="rows that add up to 1, or logits",
+            fix="export the probabilities themselves, or say --output-kind logits if they are logits all the same",
         )
 
 

@@ -152,11 +152,20 @@ def _say(output: Path, done: dict[str, str], *, seconds: float, as_json: bool) -
 
 
 def runtimes_said(manifest: Manifest) -> list[str]:
-    """On which other versions of ONNX Runtime a member was proven, and on which it could not be, in words."""
-    proven = [version for version, proof in manifest.runtimes.items() if "not_proven" not in proof]
-    said = [f"the same on ONNX Runtime {' and '.join(proven)}"] if proven else []
-    untried = {version: one["not_proven"] for version, one in manifest.runtimes.items() if "not_proven" in one}
-    return said + [f"not proven on ONNX Runtime {version} ({why})" for version, why in untried.items()]
+    """How far scores are off on other versions of ONNX Runtime, and where a member is not proven, in words."""
+    apart = [
+        f"{proof['max_abs']:.1e} on {'' if index else 'ONNX Runtime '}{version}"
+        for index, (version, proof) in enumerate(_proven_on(manifest).items())
+    ]
+    said = [f"at most {', '.join(apart).replace(' on', ' apart on', 1)}"] if apart else []
+    for word, what in (("fault", "wrong"), ("not_proven", "not proven")):
+        whys = {version: one[word] for version, one in manifest.runtimes.items() if word in one}
+        said += [f"{what} on ONNX Runtime {version} ({why})" for version, why in whys.items()]
+    return said
+
+
+def _proven_on(manifest: Manifest) -> dict[str, dict[str, float]]:
+    return {version: one for version, one in manifest.runtimes.items() if not {"fault", "not_proven"} & set(one)}
 
 
 def summary(manifest: Manifest) -> str:

@@ -21,7 +21,7 @@ def prove(
 ) -> None:
     """Ask members in other versions of ONNX Runtime, compare with the installed one, and note it in the manifests.
 
-    A member that says something else in one of them is an error, and its manifest stays as it was.
+    A member that says something else in one of them is an error, which its manifest keeps as well.
 
     Examples:
         python -m export prove digits_small digits_large

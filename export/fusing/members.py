@@ -39,7 +39,7 @@ from export.reading import (
     require_free,
 )
 from export.rows import varied_rows
-from export.runtimes.members import proven_as_here
+from export.runtimes.members import prove_rest, proven_as_here
 from orchestrator.decision.combine import Combiner
 from orchestrator.errors import ExportError
 from orchestrator.repository.files import disk_errors
@@ -90,7 +90,8 @@ def fuse(
         progress: told what is being done.
 
     Returns:
-        its manifest, and "fused" or "up to date".
+        its manifest, and "fused", "up to date", or "proven" where it was up to date but not yet proven on all that
+        its members are.
 
     Raises:
         ExportError: the members do not fit each other, cannot be fused, or the name is taken.
@@ -102,8 +103,12 @@ def fuse(
     manifests = [manifest_in(repository, member.name) for member in fusion.members]
     require_free(target, fusion.name, command=COMMAND, force=force)
     options = options_of(fusion, manifests)
+    versions = tuple(dict.fromkeys(version for one in manifests for version in one.runtimes))
     if not force and is_current(target / fusion.name, options):
-        return manifest_in(target, fusion.name), "up to date"
+        more = prove_rest(
+            target, fusion.name, versions=versions, progress=lambda text: progress(f"{fusion.name}: {text}")
+        )
+        return manifest_in(target, fusion.name), "proven" if more else "up to date"
     progress(f"{fusion.name}: reading {', '.join(member.name for member in fusion.members)}")
     parts = [member_from_repository(repository, member.name) for member in fusion.members]
     require_fitting(fusion.name, parts)
@@ -120,7 +125,7 @@ def fuse(
             f"fused {fusion.name}",
             stored.path,
             rows,
-            versions=tuple(dict.fromkeys(version for one in manifests for version in one.runtimes)),
+            versions=versions,
             progress=lambda text: progress(f"{fusion.name}: {text}"),
         )
         manifest = dataclasses.replace(

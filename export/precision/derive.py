@@ -28,7 +28,7 @@ from export.reading import (
     require_free,
 )
 from export.rows import rows_from_path, varied_rows
-from export.runtimes.members import proven_as_here
+from export.runtimes.members import prove_rest, proven_as_here
 from orchestrator.errors import ExportError
 from orchestrator.repository.files import disk_errors, sha256_of_path
 from orchestrator.spec import Manifest
@@ -87,7 +87,8 @@ def export_precision(
         progress: told what is being done.
 
     Returns:
-        the new member's name, and "exported" or "up to date".
+        the new member's name, and "exported", "up to date", or "proven" where it was up to date but not yet proven
+        on all that the fp32 member is.
 
     Raises:
         ExportError: the member cannot be converted, agrees too seldom with the fp32 one, or the name is taken;
@@ -109,7 +110,13 @@ def export_precision(
     if not force and is_current(target / new, options):
         # It may have been made with a lower limit.
         _require_agreement(manifest_in(target, new), least)
-        return new, "up to date"
+        more = prove_rest(
+            target,
+            new,
+            versions=tuple(original.runtimes),
+            progress=lambda text: progress(f"{new}: {text}"),
+        )
+        return new, "proven" if more else "up to date"
     rows = rows_for(original, to=to, calibrate=calibrate)
     progress(f"{new}: reading {member}")
     read = member_from_repository(repository, member)
@@ -138,7 +145,7 @@ def export_precision(
             stored.path,
             rows.compare,
             versions=tuple(original.runtimes),
-            least_allowed=agreement.max_abs,
+            agreement=manifest.agreement,
             progress=lambda text: progress(f"{new}: {text}"),
         )
         manifest = dataclasses.replace(

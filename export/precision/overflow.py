@@ -1,18 +1,24 @@
-"""Layers of a quantised graph that come out differently on processors without dot-product instructions.
+"""What in a quantised graph comes out differently on processors without dot-product instructions.
 
 `orchestrator/spec/processor.py` says why. Which weights are safe was tried on forms of quantised members, QDQ
 and operators, static and dynamic, on an emulated x86 processor without VNNI: signed weights beyond 64 overflow,
 unsigned ones do not.
+
+ONNX Runtime moves DequantizeLinear and QuantizeLinear over what lies between them and a layer, and folds
+constants, in other ways in each version. So stored weights are not followed to their layer: they count as soon as
+the graph works on computed bytes anywhere.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx
 from onnx import TensorProto, numpy_helper
 
+from export.graphs import graphs_inside, inlined
 from orchestrator.spec.processor import DOT_PRODUCT_FLAGS, LARGEST_SAFE_WEIGHT
 
 # Layers between QuantizeLinear and DequantizeLinear: data first, weights second.
@@ -29,84 +35,165 @@ _BYTE_OPERATORS = {
     "QAttention": (1,),
     "DynamicQuantizeLSTM": (1, 2),
 }
-# What may stand between a layer and the DequantizeLinear of its weights.
-_SAME_VALUES = ("Transpose", "Reshape", "Squeeze", "Unsqueeze", "Identity", "Flatten")
+# Operators whose output holds values of their inputs, and zeros: what was dequantised still stands on its steps.
+# fmt: off
+_MOVING = (
+    "Transpose", "Reshape", "Squeeze", "Unsqueeze", "Identity", "Flatten", "MaxPool", "GlobalMaxPool",
+    "Slice", "Pad", "Dropout", "Expand", "Tile", "Concat", "Split", "Gather", "GatherElements", "GatherND",
+    "ScatterElements", "ScatterND", "Where", "Relu", "Clip", "Max", "Min", "ReduceMax", "ReduceMin",
+    "DepthToSpace", "SpaceToDepth", "Compress", "ReverseSequence", "TopK", "Trilu",
+)
+# fmt: on
+_BYTES = (TensorProto.INT8, TensorProto.UINT8)
 
 
 def processor_flags_of(model: onnx.ModelProto) -> tuple[str, ...]:
     """A manifest's `processor_flags`: of which a processor needs one to add up this graph's bytes exactly."""
-    return DOT_PRODUCT_FLAGS if overflowing_layers(model) else ()
+    return DOT_PRODUCT_FLAGS if overflowing_parts(model) else ()
 
 
-def overflowing_layers(model: onnx.ModelProto) -> tuple[str, ...]:
-    """Layers of which two products of bytes may not fit 16 bits, by name or else by operator.
+def overflowing_parts(model: onnx.ModelProto) -> tuple[str, ...]:
+    """What two products of bytes may not fit 16 bits because of: layers and stored weights.
 
     Args:
-        model: weights loaded; graphs inside nodes are looked at too.
+        model: weights loaded; graphs inside nodes and functions are looked at too.
+
+    Returns:
+        names of layers, else their operators, and of the tensors that weights are dequantised from.
     """
-    return tuple(found for graph in _graphs(model.graph) for found in _Graph(graph).overflowing())
+    walk = _Walk()
+    walk.graph((inlined(model) if model.functions else model).graph, {})
+    return tuple(dict.fromkeys([*walk.layers, *(walk.weights if walk.dequantises_computed else ())]))
 
 
-def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
-    yield graph
-    for node in graph.node:
-        for attribute in node.attribute:
-            for inner in (attribute.g, *attribute.graphs):
-                if inner.node:
-                    yield from _graphs(inner)
+@dataclass(frozen=True)
+class _Tensor:
+    """What is known of a tensor's values; the defaults are those of an unknown maker.
+
+    Args:
+        dtype: ONNX's number; 0 where it is not known.
+        stored: nothing but constants went into it.
+        wide: its bytes, or those it was dequantised from, may be signed and beyond the largest safe weight.
+        matrix: it has two axes or more, or may have: what has one is a bias or a scale.
+        dequantised: its floats are bytes times a scale.
+    """
+
+    dtype: int = 0
+    stored: bool = False
+    wide: bool = True
+    matrix: bool = True
+    dequantised: bool = False
 
 
-class _Graph:
-    def __init__(self, graph: onnx.GraphProto) -> None:
-        self._nodes = graph.node
-        self._makers = {output: node for node in graph.node for output in node.output}
-        self._constants = {weight.name: weight for weight in graph.initializer}
+class _Walk:
+    """One pass through a graph in the order of its nodes, inner graphs where their node stands."""
+
+    def __init__(self) -> None:
+        self.layers: list[str] = []
+        self.weights: list[str] = []
+        self.dequantises_computed = False
+
+    def graph(self, graph: onnx.GraphProto, outer: Mapping[str, _Tensor]) -> list[_Tensor]:
+        """Walks through a graph that sees the tensors around it, and gives its outputs."""
+        known = {**outer, **{weight.name: _constant(weight) for weight in graph.initializer}}
+        known |= {value.name: _input(value) for value in graph.input if value.name not in known}
         for node in graph.node:
-            if node.op_type == "Constant" and node.attribute and node.attribute[0].HasField("t"):
-                self._constants[node.output[0]] = node.attribute[0].t
+            given = [known.get(name, _Tensor()) for name in node.input if name]
+            by_place = [known.get(name, _Tensor()) for name in node.input]
+            self._look(node, by_place)
+            inner = list(self._inside(node, known, by_place))
+            made = replace(_united(inner), dtype=0) if inner else _made(node, given, by_place)
+            known |= dict.fromkeys(node.output, made)
+        return [known.get(value.name, _Tensor()) for value in graph.output]
 
-    def overflowing(self) -> list[str]:
-        return [
-            node.name or node.op_type
-            for node in self._nodes
-            if any(self._overflows(name) for name in self._byte_weights(node))
-        ]
+    def _inside(
+        self, node: onnx.NodeProto, known: Mapping[str, _Tensor], inputs: list[_Tensor]
+    ) -> Iterator[_Tensor]:
+        for graph in graphs_inside(node):
+            # Loop and Scan hand their inputs to the body's in the same order.
+            handed = dict(zip((value.name for value in graph.input), inputs, strict=False))
+            yield from self.graph(graph, {**known, **handed})
+            if handed:
+                # From the second round on, what began as a constant may be computed.
+                later = {name: replace(one, stored=False) for name, one in handed.items()}
+                yield from self.graph(graph, {**known, **later})
 
-    def _byte_weights(self, node: onnx.NodeProto) -> list[str]:
-        """Names of the bytes that a node multiplies its data by; none where it works on floats."""
+    def _look(self, node: onnx.NodeProto, inputs: list[_Tensor]) -> None:
+        """Notes a layer that overflows, and what is dequantised."""
+        if node.op_type == "DequantizeLinear":
+            data = inputs[0]
+            if data.stored and data.wide and data.matrix:
+                self.weights.append(node.input[0])
+            self.dequantises_computed |= not data.stored and data.dtype in (0, *_BYTES)
+            return
         if node.op_type in _BYTE_OPERATORS:
-            places = _BYTE_OPERATORS[node.op_type]
-            return [node.input[place] for place in places if place < len(node.input)]
-        if node.op_type not in _QDQ_LAYERS or len(node.input) < 2:
-            return []
-        # With weights alone quantised, the layer itself is computed in floats.
-        bytes_in = [self._quantised(name) for name in node.input[:2]]
-        return [] if bytes_in[0] is None or bytes_in[1] is None else [bytes_in[1]]
+            found = any(inputs[place].wide for place in _BYTE_OPERATORS[node.op_type] if place < len(inputs))
+        else:
+            # With weights alone quantised, the layer itself is computed in floats.
+            operands = inputs[:2] if node.op_type in _QDQ_LAYERS else []
+            found = len(operands) == 2 and all(one.dequantised for one in operands) and operands[1].wide
+        if found:
+            self.layers.append(node.name or node.op_type)
 
-    def _quantised(self, name: str) -> str | None:
-        """The bytes that a tensor was dequantised from, None where it was not."""
-        node = self._makers.get(name)
-        while node is not None and node.op_type in _SAME_VALUES:
-            node = self._makers.get(node.input[0])
-        return node.input[0] if node is not None and node.op_type == "DequantizeLinear" else None
 
-    def _overflows(self, name: str) -> bool:
-        tensor = self._constants.get(name)
-        if tensor is None:
-            return self._is_signed(name)
-        if tensor.data_type != TensorProto.INT8:
-            return False
+def _made(node: onnx.NodeProto, given: list[_Tensor], by_place: list[_Tensor]) -> _Tensor:
+    """What a node without inner graphs gives.
+
+    Args:
+        node: of any operator.
+        given: its inputs without those left out.
+        by_place: its inputs, those left out being unknown.
+    """
+    stored = all(one.stored for one in given)
+    if node.op_type == "Constant":
+        return next((_constant(part.t) for part in node.attribute if part.HasField("t")), _Tensor(stored=True))
+    if node.op_type == "DequantizeLinear":
+        return replace(by_place[0], dtype=0, dequantised=True)
+    if node.op_type == "QuantizeLinear":
+        # Values of weights that are quantised in the graph are not looked at: they are made to fill a byte.
+        dtype = _quantised_dtype(node, by_place)
+        return _Tensor(dtype=dtype, stored=stored, wide=_may_be_signed(dtype), matrix=by_place[0].matrix)
+    if node.op_type == "DynamicQuantizeLinear":
+        return _Tensor(dtype=TensorProto.UINT8, stored=stored, wide=False)
+    if node.op_type == "Cast":
+        dtype = next((part.i for part in node.attribute if part.name == "to"), 0)
+        kept = dtype not in _BYTES and by_place[0].dequantised
+        return replace(by_place[0], dtype=dtype, wide=by_place[0].wide if kept else _may_be_signed(dtype))
+    if node.op_type in _MOVING and given:
+        return _united(given)
+    return _Tensor(stored=stored)
+
+
+def _united(parts: list[_Tensor]) -> _Tensor:
+    """What holds values of several tensors; the first gives the type, the others may be sizes and places."""
+    return _Tensor(
+        dtype=parts[0].dtype,
+        stored=all(one.stored for one in parts),
+        wide=parts[0].wide or any(one.wide for one in parts if one.dequantised or one.dtype in _BYTES),
+        dequantised=any(one.dequantised for one in parts),
+    )
+
+
+def _constant(tensor: TensorProto) -> _Tensor:
+    wide = False
+    if tensor.data_type == TensorProto.INT8:
         # As int16, for the absolute value of -128 does not fit a byte.
         sizes = np.abs(numpy_helper.to_array(tensor).astype(np.int16))
-        return bool(sizes.size and sizes.max() > LARGEST_SAFE_WEIGHT)
+        wide = bool(sizes.size and sizes.max() > LARGEST_SAFE_WEIGHT)
+    return _Tensor(dtype=tensor.data_type, stored=True, wide=wide, matrix=len(tensor.dims) > 1)
 
-    def _is_signed(self, name: str) -> bool:
-        """Whether bytes that are computed, not stored, are signed ones; those of an unknown maker may be."""
-        node = self._makers.get(name)
-        if node is None or node.op_type != "QuantizeLinear":
-            return node is None or node.op_type != "DynamicQuantizeLinear"
-        zero = self._constants.get(node.input[2]) if len(node.input) > 2 else None
-        if zero is None:
-            dtype = next((part.i for part in node.attribute if part.name == "output_dtype"), TensorProto.UINT8)
-            return bool(dtype == TensorProto.INT8)
-        return bool(zero.data_type == TensorProto.INT8)
+
+def _input(value: onnx.ValueInfoProto) -> _Tensor:
+    dtype = value.type.tensor_type.elem_type
+    return _Tensor(dtype=dtype, wide=_may_be_signed(dtype))
+
+
+def _quantised_dtype(node: onnx.NodeProto, inputs: list[_Tensor]) -> int:
+    if len(inputs) > 2 and node.input[2]:
+        return inputs[2].dtype
+    named = (part.i for part in node.attribute if part.name == "output_dtype" and part.i)
+    return next(named, int(TensorProto.UINT8))
+
+
+def _may_be_signed(dtype: int) -> bool:
+    return dtype in (0, TensorProto.INT8)

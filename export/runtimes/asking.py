@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from orchestrator.errors import ExportError
 
 Array = npt.NDArray[Any]
 WORKER = Path(__file__).with_name("worker.py")
@@ -29,47 +30,68 @@ class Question:
         model: path of an ONNX file; files of weights lie beside it.
         rows: (n, *dims) in the dtype of its only input.
         batches: sizes they are sent in, one after another.
+        rows_in: batch size -> how many of the rows, from the first, are sent in it; all where it is not named.
     """
 
     model: Path
     rows: Array
     batches: tuple[int, ...]
+    rows_in: Mapping[int, int] = field(default_factory=dict)
 
 
 def answers_apart(
-    questions: Sequence[Question], *, folder: Path | None = None, prefix: Sequence[str] = ()
+    questions: Sequence[Question],
+    *,
+    folder: Path | None = None,
+    wanted: str | None = None,
+    prefix: Sequence[str] = (),
 ) -> list[dict[int, Array] | str]:
     """What models say in a process of its own.
 
     Args:
         questions: asked in this order.
         folder: of an unpacked ONNX Runtime; None for the installed one.
+        wanted: version of ONNX Runtime that must answer; None for whichever does.
         prefix: a command that runs the interpreter, such as an emulator of another processor.
 
     Returns:
         for each question, batch size -> the first output (n, k), or one line that says why there is none.
+
+    Raises:
+        ExportError: ONNX Runtime cannot be imported there, or is another version than wanted.
     """
     with tempfile.TemporaryDirectory(prefix="committee-runtime-") as name:
         cases = [_case(question, Path(name) / str(index)) for index, question in enumerate(questions)]
-        environment = dict(os.environ)
-        if folder is not None:
-            environment["PYTHONPATH"] = str(folder)
-        try:
-            done = subprocess.run(
-                [*prefix, sys.executable, str(WORKER)],
-                input=json.dumps(cases),
-                capture_output=True,
-                text=True,
-                env=environment,
-                timeout=_TIMEOUT_S,
-                check=False,
-            )
-        except (OSError, subprocess.TimeoutExpired) as error:
-            return [f"its process failed: {error}"] * len(questions)
-        lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-        why = f"its process ended with status {done.returncode} ({_last_line(done.stderr)})"
+        own = [] if folder is None else [str(folder.resolve())]
+        output, why = _run([*prefix, sys.executable, str(WORKER), *own], json.dumps(cases))
+        first, *lines = [json.loads(line) for line in output.splitlines() if line.startswith("{")] or [{}]
+        _require_version(first.get("version"), wanted, folder, why)
         faults = [line["fault"] for line in lines] + [why] * (len(cases) - len(lines))
         return [fault if fault is not None else _read(case) for case, fault in zip(cases, faults, strict=True)]
+
+
+def _run(command: Sequence[str], text: str) -> tuple[str, str]:
+    """What a process prints when it is given that text, and one line about how it ended."""
+    try:
+        done = subprocess.run(command, input=text, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False)
+    except subprocess.TimeoutExpired as error:
+        # Bytes, whatever was asked for.
+        return (error.stdout or b"").decode(errors="replace"), f"its process did not end within {_TIMEOUT_S:g} s"
+    except OSError as error:
+        return "", f"its process failed: {error}"
+    return done.stdout, f"its process ended with status {done.returncode} ({_last_line(done.stderr)})"
+
+
+def _require_version(found: str | None, wanted: str | None, folder: Path | None, why: str) -> None:
+    """Raises ExportError where another version answers than the one to be proven, or none does."""
+    if found is not None and wanted in (None, found):
+        return
+    raise ExportError(
+        f"ONNX Runtime {wanted or 'as installed'}",
+        got=why if found is None else f"version {found}",
+        expected=f"version {wanted}" if wanted else "one that can be imported",
+        fix="install it again" if folder is None else f"remove {folder} and run again",
+    )
 
 
 def _case(question: Question, into: Path) -> dict[str, Any]:
@@ -79,13 +101,16 @@ def _case(question: Question, into: Path) -> dict[str, Any]:
     return {
         "model": str(question.model.resolve()),
         "rows": str(rows),
-        "batches": list(question.batches),
+        "batches": [
+            [batch, min(question.rows_in.get(batch, len(question.rows)), len(question.rows))]
+            for batch in question.batches
+        ],
         "into": str(into),
     }
 
 
 def _read(case: dict[str, Any]) -> dict[int, Array]:
-    return {batch: np.load(Path(case["into"]) / f"{batch}.npy") for batch in case["batches"]}
+    return {batch: np.load(Path(case["into"]) / f"{batch}.npy") for batch, _ in case["batches"]}
 
 
 def _last_line(text: str) -> str:

@@ -12,40 +12,40 @@ IMAGES, ALL, NONE = "images", "all", "none"
 DEFAULT_RUNTIMES = IMAGES
 RUNTIMES_HELP = (
     "ONNX Runtimes to prove it on besides the installed one: images (the oldest and the newest in a Triton "
-    "image), all, none, or versions and Triton releases such as 1.19.2,26.07."
+    "image), all, none, or versions and Triton releases; also together: images,1.27.0,26.08."
 )
-_VERSION = re.compile(r"\d+\.\d+\.\d+")
-_RELEASE = re.compile(r"\d\d\.\d\d")
+_NUMBER = "(?:0|[1-9][0-9]*)"
+_VERSION = re.compile(rf"{_NUMBER}\.{_NUMBER}\.{_NUMBER}")
+_RELEASE = re.compile("[0-9]{2}[.][0-9]{2}")
 
 
 def runtimes_from_text(text: str) -> tuple[str, ...]:
     """Versions of ONNX Runtime, oldest first, each once.
 
     Args:
-        text: "images" (the oldest and the newest in a Triton image), "all" (every one in an image), "none", or
-            words with commas between them: versions of ONNX Runtime (1.19.2) and Triton releases (26.07).
+        text: "none", or words with commas between them: "images" (the oldest and the newest in a Triton image),
+            "all" (every one in an image), versions of ONNX Runtime (1.19.2) and Triton releases (26.07).
 
     Raises:
-        ExportError: a word is neither, or a release of which nobody says what it carries.
+        ExportError: a word is none of these, or a release of which nobody says what it carries.
     """
-    if text == NONE:
+    if text.strip() == NONE:
         return ()
-    known = image_runtimes()
-    if text == IMAGES:
-        return known[0], known[-1]
-    if text == ALL:
-        return known
-    found = {_version(word.strip()) for word in text.split(",")}
+    found = {version for word in text.split(",") for version in _versions(word.strip())}
     return tuple(sorted(found, key=lambda version: tuple(map(int, version.split(".")))))
 
 
-def _version(word: str) -> str:
+def _versions(word: str) -> tuple[str, ...]:
+    known = image_runtimes()
+    keywords = {IMAGES: (known[0], known[-1]), ALL: known}
+    if word in keywords:
+        return keywords[word]
     if _VERSION.fullmatch(word):
-        return word
+        return (word,)
     if word in RELEASES:
         version = RELEASES[word].onnxruntime
         if version is not None:
-            return version
+            return (version,)
         raise ExportError(
             f"runtime of Triton {word}",
             got="a release whose ONNX Runtime no public source names",
@@ -56,6 +56,6 @@ def _version(word: str) -> str:
     raise ExportError(
         "--runtimes",
         got=repr(word),
-        expected="images, all, none, or versions such as 1.19.2 and Triton releases such as 26.07",
+        expected="none, or images, all, versions such as 1.19.2 and Triton releases such as 26.07",
         fix=fix,
     )

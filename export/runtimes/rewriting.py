@@ -16,22 +16,27 @@ import onnx
 from onnx import helper, shape_inference
 
 from export.cost.outline import outline_of
+from export.graphs import all_graphs, all_nodes
 
 
 def portable(model: onnx.ModelProto) -> onnx.ModelProto:
     """The model with the rewritings above; itself where there is nothing to rewrite.
 
     Args:
-        model: weights loaded; it is left as it is.
+        model: weights loaded; it is left as it is. Graphs inside nodes and functions are rewritten too.
     """
-    if not any(_rounds_up(node) for node in model.graph.node):
+    if not any(_rounds_up(node) for node in all_nodes(model)):
         return model
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
-    shapes = _shapes(copy)
-    for node in copy.graph.node:
-        if _rounds_up(node):
-            _rewrite_pool(node, shapes.get(node.input[0], ())[2:])
+    # Inside nodes and functions names mean other tensors, and sizes are not inferred.
+    shapes, outer = _shapes(copy), list(copy.graph.node)
+    pools = [(node, shapes.get(node.input[0], ())) for node in outer if _rounds_up(node)]
+    bodies = [node for function in copy.functions for node in function.node]
+    inner = [*bodies, *(node for graph in all_graphs([*outer, *bodies]) for node in graph.node)]
+    pools += [(node, ()) for node in inner if _rounds_up(node)]
+    for node, sizes in pools:
+        _rewrite_pool(node, sizes[2:])
     return copy
 
 

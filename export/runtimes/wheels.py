@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -49,9 +48,8 @@ def runtime_folder(wanted: str) -> Path | None:
     """
     if wanted == installed_version():
         return None
-    tag = f"cp{sys.version_info.major}{sys.version_info.minor}"
-    folder = cache_folder() / "onnxruntime" / f"{wanted}-{tag}"
-    if (folder / "onnxruntime").is_dir():
+    folder = _folder_of(wanted)
+    if _is_whole(folder):
         return folder
     what = f"ONNX Runtime {wanted}"
     try:
@@ -64,6 +62,17 @@ def runtime_folder(wanted: str) -> Path | None:
         fix = f"make room, or name another folder with {CACHE_VARIABLE}"
         raise ExportError(what, got=reason, expected="a cache that can be written", fix=fix) from error
     return folder
+
+
+def _folder_of(wanted: str) -> Path:
+    tag = f"cp{sys.version_info.major}{sys.version_info.minor}"
+    return cache_folder() / "onnxruntime" / f"{wanted}-{tag}"
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether the package is there with its library: without either, Python would import the installed one."""
+    package = folder / "onnxruntime"
+    return (package / "__init__.py").is_file() and any((package / "capi").glob("*.so"))
 
 
 def _fetched(wanted: str, folder: Path, what: str) -> Path:
@@ -87,7 +96,7 @@ def _fetched(wanted: str, folder: Path, what: str) -> Path:
             what,
             got=(errors or done.stderr.strip().splitlines() or ["no wheel"])[-1][:200],
             expected=f"a wheel for Python {sys.version_info.major}.{sys.version_info.minor} that pip can fetch",
-            fix=f"unpack one into {cache_folder() / 'onnxruntime'}, or choose others with --runtimes",
+            fix=f"unpack one into {_folder_of(wanted)}, or choose others with --runtimes",
         )
     return wheel
 
@@ -98,13 +107,20 @@ def _unpack(wheel: Path, folder: Path, what: str) -> None:
             archive.extractall(folder)
     except zipfile.BadZipFile as error:
         raise ExportError(what, got=f"a damaged wheel ({error})", expected="a whole one") from error
+    if not _is_whole(folder):
+        raise ExportError(what, got=f"a damaged wheel ({wheel.name} without its library)", expected="a whole one")
 
 
 def _move(made: Path, folder: Path) -> None:
-    """Puts the unpacked wheel in place; another process may have done so meanwhile, with the same content."""
+    """Puts the unpacked wheel in place of what is no whole one.
+
+    Another process may have done so meanwhile, with the same content. What lay there leaves with the temporary
+    folder.
+    """
+    if not _is_whole(folder) and (folder.exists() or folder.is_symlink()):
+        folder.rename(made.with_name("replaced"))
     try:
         made.rename(folder)
     except OSError:
-        if not (folder / "onnxruntime").is_dir():
+        if not _is_whole(folder):
             raise
-        shutil.rmtree(made, ignore_errors=True)

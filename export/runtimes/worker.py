@@ -1,8 +1,10 @@
-"""A program of its own: answers of models in whatever ONNX Runtime stands first on its path.
+"""A program of its own: what models answer in the ONNX Runtime of a given folder.
 
-Started by file name, so it may import numpy and that ONNX Runtime only. Reads JSON from stdin, a list of
-{"model": path, "rows": path of .npy, "batches": [sizes], "into": folder}; writes <folder>/<batch>.npy, and one
-line of JSON for each: {"version": ..., "fault": null or one line}. A model that crashes it leaves no line.
+Started by file name, so it may import numpy and that ONNX Runtime only; without a folder it takes the installed
+one. Its first line of JSON is {"version": ...}, once ONNX Runtime is imported: where a folder lacks the package,
+Python takes the installed one, so whoever asks must compare. Reads JSON from stdin, a list of {"model": path,
+"rows": path of .npy, "batches": [[size, rows]], "into": folder}; writes <folder>/<size>.npy, and one line of JSON
+for each: {"fault": null or one line}. A model that crashes it leaves no line.
 """
 
 import json
@@ -10,11 +12,18 @@ import sys
 from pathlib import Path
 
 import numpy as np
+
+# As an argument and not in PYTHONPATH, which a colon in the folder's name would split.
+if len(sys.argv) > 1:
+    sys.path.insert(0, sys.argv[1])
+
+# After the path is set.
 import onnxruntime
 
 
 def main() -> None:
-    """Answers every case in turn."""
+    """Says which version this is, and answers every case in turn."""
+    _say({"version": onnxruntime.__version__})
     for case in json.load(sys.stdin):
         fault = None
         try:
@@ -22,8 +31,12 @@ def main() -> None:
         # ONNX Runtime's exceptions share no base of their own.
         except Exception as error:
             fault = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-        sys.stdout.write(json.dumps({"version": onnxruntime.__version__, "fault": fault}) + "\n")
-        sys.stdout.flush()
+        _say({"fault": fault})
+
+
+def _say(line: dict) -> None:
+    sys.stdout.write(json.dumps(line) + "\n")
+    sys.stdout.flush()
 
 
 def _answer(case: dict) -> None:
@@ -32,9 +45,9 @@ def _answer(case: dict) -> None:
     session = onnxruntime.InferenceSession(case["model"], options, providers=["CPUExecutionProvider"])
     rows = np.load(case["rows"])
     name = session.get_inputs()[0].name
-    for batch in case["batches"]:
-        starts = range(0, len(rows), batch)
-        parts = [session.run(None, {name: rows[start : start + batch]})[0] for start in starts]
+    for batch, count in case["batches"]:
+        starts = range(0, count, batch)
+        parts = [session.run(None, {name: rows[start : min(start + batch, count)]})[0] for start in starts]
         np.save(Path(case["into"]) / f"{batch}.npy", np.concatenate(parts))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,8 @@ from orchestrator.spec.triton import runtime_of
 INPUT, OUTPUT = "image", "logits"
 # Rows that show what a file answers, and that a conversion is judged on; parity takes more.
 _ROWS = 4
+# Dynamic quantisation: their scale is that of the largest value in the batch.
+_DYNAMIC = ("DynamicQuantizeLinear", "DynamicQuantizeMatMul", "DynamicQuantizeLSTM")
 
 
 def identify_onnx(what: str, asked: Asked) -> Identity:
@@ -114,7 +116,8 @@ def _load(path: Path, subject: str, asked: Asked) -> Loaded:
         session = session_of(_serialised(model, subject), subject)
     rows = varied_rows(TensorSpec(name=INPUT, dtype=source.member_dtype, dims=dims), _ROWS, seed=3)
     ask = _original(session, source, output)
-    answer = _answer(ask, rows, subject=subject, name=output.name)
+    dynamic = sorted({node.op_type for node in all_nodes(model)} & set(_DYNAMIC))
+    answer = _answer(ask, rows, subject=subject, name=output.name, dynamic=dynamic)
     found = _facts(model, source, output)
     brought, changes = _as_member(model, source, output, rows=rows, answer=answer, subject=subject, asked=asked)
     return Loaded(
@@ -199,8 +202,15 @@ def _original(session: Any, source: FileInput, output: FileOutput) -> Callable[[
     return lambda rows: session.run([output.name], {source.name: source.file_rows(rows)})[0]
 
 
-def _answer(ask: Callable[[Rows], Rows], rows: Rows, *, subject: str, name: str) -> Rows:
+def _answer(ask: Callable[[Rows], Rows], rows: Rows, *, subject: str, name: str, dynamic: Sequence[str]) -> Rows:
     """What the file gives for some rows, (n, ...).
+
+    Args:
+        ask: the file.
+        rows: that it takes.
+        subject: the file, for messages.
+        name: of its output.
+        dynamic: its operators that take one scale from all rows of a batch.
 
     Raises:
         ExportError: nothing, no scores, or other scores from time to time or from batch to batch.
@@ -221,6 +231,13 @@ def _answer(ask: Callable[[Rows], Rows], rows: Rows, *, subject: str, name: str)
             what, got="other scores each time it is asked", expected="the same for the same rows",
             fix="export it again without operators that draw random numbers",
         )  # fmt: skip
+    if not agree(alone, answer) and dynamic:
+        raise ExportError(
+            what,
+            got=f"other scores for a row alone than in a batch, which {' and '.join(dynamic)} scales as a whole",
+            expected="the same in any batch",
+            fix="quantise it statically: export its fp32 form, then `python -m export precision MEMBER --to int8`",
+        )
     if not agree(alone, answer):
         raise ExportError(
             what, got="other scores for a row alone than in a batch", expected="the same in any batch",

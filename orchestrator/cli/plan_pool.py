@@ -107,7 +107,7 @@ def _kind_notes(members: Sequence[Member], records: Records) -> list[str]:
     for one in members:
         seen = ScoreEvidence().with_scores(records.outputs[one.name])
         if one.output_kind == "logits" and seen.contradicts("logits"):
-            looks = "probabilities" if seen.adds_up else "sigmoids, which fit no cascade"
+            looks = "sigmoids, which fit no cascade" if seen.fills_unit_interval else seen.looks
             notes.append(f"{one.name} gives {seen}, and is said to give logits: they look like {looks}")
     return notes
 

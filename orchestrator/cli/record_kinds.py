@@ -115,8 +115,7 @@ def kind_of(name: str, seen: ScoreEvidence, stated: Mapping[str, tuple[str, str]
         fix = _MENDING[who]
     else:
         fix = f"{EXCLUSIVE}; if they are logits all the same, say {OPTION} {name}=logits"
-    looks = "distributions" if seen.adds_up else "sigmoids" if seen.fills_unit_interval else "no distributions"
-    raise DataError(f"member {name}", got=f"{seen}: {looks}", expected=said, fix=fix)
+    raise DataError(f"member {name}", got=f"{seen}: {seen.looks}", expected=said, fix=fix)
 
 
 def kind_notes(seen: Mapping[str, ScoreEvidence], stated: Mapping[str, tuple[str, str]]) -> list[str]:

@@ -31,6 +31,8 @@ _OBJECTS = (
     "original",
 )
 
+_PROOF = 'an object with "max_abs" (a finite number of at least 0), "not_proven" or "fault" (texts)'
+
 
 @dataclass(frozen=True, kw_only=True)
 class TensorSpec:
@@ -84,7 +86,8 @@ class Manifest:
         processor_flags: of which a processor needs one to give the answers that were compared (Linux's names);
             empty where every processor gives them.
         runtimes: what came of other versions of ONNX Runtime: version -> {"max_abs": ...} where the graph was
-            proven there, {"not_proven": why} where it could not be tried.
+            proven there, {"not_proven": why} where it could not be tried, {"fault": ...} where it answers
+            otherwise.
         original: of a member from an ONNX file: the file's version, opsets and tensor names, and what was changed.
     """
 
@@ -137,7 +140,22 @@ class Manifest:
         faults.integer("max_batch_size", self.max_batch_size, low=1)
         good = isinstance(self.sha256, str) and len(self.sha256) == 64
         faults.check("sha256", good, f"got {self.sha256!r}, expected 64 hexadecimal digits")
+        for index, flag in enumerate(self.processor_flags):
+            faults.text(f"processor_flags[{index}]", flag)
+        for version, proof in self.runtimes.items() if isinstance(self.runtimes, dict) else ():
+            faults.check(f"runtimes.{version}", _is_proof(proof), f"got {proof!r}, expected {_PROOF}")
         faults.close()
+
+
+def _is_proof(value: object) -> bool:
+    """Whether a value says what came of one version of ONNX Runtime."""
+    if not isinstance(value, dict):
+        return False
+    words = [value[key] for key in ("not_proven", "fault") if key in value]
+    numbers = [value["max_abs"]] if "max_abs" in value else []
+    good = all(isinstance(word, str) and word for word in words)
+    good = good and all(is_number(number) and math.isfinite(number) and number >= 0 for number in numbers)
+    return good and bool(words or numbers)
 
 
 def _tensor(path: str, value: object, faults: Faults) -> TensorSpec | None:

@@ -44,6 +44,7 @@ class ScoreEvidence:
         classes: scores per row.
         low, high: smallest and largest score.
         low_sum, high_sum: smallest and largest sum of a row.
+        low_exp_sum, high_exp_sum: smallest and largest sum of a row's exp(-score): 1 where scores are -log p.
         spread: largest difference of a score from the first row's of its class.
         first: float64 (k,), the first row; None before it.
     """
@@ -54,6 +55,8 @@ class ScoreEvidence:
     high: float = -np.inf
     low_sum: float = np.inf
     high_sum: float = -np.inf
+    low_exp_sum: float = np.inf
+    high_exp_sum: float = -np.inf
     spread: float = 0.0
     first: npt.NDArray[np.float64] | None = dataclasses.field(default=None, compare=False)
 
@@ -69,6 +72,8 @@ class ScoreEvidence:
             return self
         first = rows[0] if self.first is None else self.first
         sums = rows.sum(axis=1)
+        # Where a score is below -1, the sum is far from 1 anyway and must not overflow.
+        exp_sums = np.exp(np.minimum(-rows, 1.0)).sum(axis=1)
         return ScoreEvidence(
             rows=self.rows + len(rows),
             classes=rows.shape[1],
@@ -76,6 +81,8 @@ class ScoreEvidence:
             high=max(self.high, float(rows.max())),
             low_sum=min(self.low_sum, float(sums.min())),
             high_sum=max(self.high_sum, float(sums.max())),
+            low_exp_sum=min(self.low_exp_sum, float(exp_sums.min())),
+            high_exp_sum=max(self.high_exp_sum, float(exp_sums.max())),
             spread=max(self.spread, float(np.abs(rows - first).max())),
             first=first,
         )
@@ -107,6 +114,19 @@ class ScoreEvidence:
         return many and self.in_unit_interval and not self.adds_up and self._reaches_both_ends
 
     @property
+    def is_negative_log(self) -> bool:
+        """Every row holds -log p of a distribution: its largest score is of the least likely class."""
+        near = abs(self.low_exp_sum - 1) <= MAX_SUM_ERROR >= abs(self.high_exp_sum - 1)
+        return self.rows >= MIN_ROWS and self.varies and near
+
+    @property
+    def adds_up_otherwise(self) -> bool:
+        """The rows differ and have one sum, neither 0 nor 1, as 2p - 1 and other images of a softmax have."""
+        error = MAX_SUM_ERROR * max(1.0, abs(self.low), abs(self.high))
+        near = (max(abs(self.low_sum - one), abs(self.high_sum - one)) <= error for one in (0, 1))
+        return self.sums_agree and not any(near)
+
+    @property
     def _reaches_both_ends(self) -> bool:
         return self.low <= FILLED_TO and self.high >= 1 - FILLED_TO
 
@@ -118,12 +138,21 @@ class ScoreEvidence:
     def contradicts(self, kind: str) -> bool:
         """Whether scores of that kind could not have, or would not have, these values.
 
-        Logits may have any values, so only several rows speak against them: distributions that differ, or scores
-        that fill the unit interval and never leave it.
+        Logits may have any values, so only several rows speak against them: distributions that differ, their
+        negative logarithms, or scores that fill the unit interval and never leave it.
         """
         if kind == "probabilities":
             return self.rows > 0 and not self.adds_up
-        return (self.adds_up and self.sums_agree) or self.fills_unit_interval
+        return (self.adds_up and self.sums_agree) or self.fills_unit_interval or self.is_negative_log
+
+    @property
+    def looks(self) -> str:
+        """What scores that are not of the stated kind look like, for messages."""
+        if self.adds_up:
+            return "distributions"
+        if self.is_negative_log:
+            return "negative log-probabilities, whose largest is the least likely class"
+        return "sigmoids" if self.fills_unit_interval else "no distributions"
 
     def __str__(self) -> str:
         return (

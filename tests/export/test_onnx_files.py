@@ -101,6 +101,22 @@ def test_loops_and_scans_may_shadow_outer_names(tmp_path: Path) -> None:
     np.testing.assert_allclose(asked_member(path, ROWS), np.tanh(4 * ROWS) @ WEIGHT, rtol=1e-4, atol=1e-5)
 
 
+def test_a_scale_for_the_whole_batch_is_named_with_the_way_out(tmp_path: Path) -> None:
+    integers = np.random.default_rng(0).integers(-60, 60, (6, 4)).astype(np.int8)
+    nodes = [
+        node("DynamicQuantizeLinear", ["x"], ["q", "scale", "zero"]),
+        node("MatMulInteger", ["q", "bytes", "zero"], ["sums"]),
+        node("Cast", ["sums"], ["floats"], to=FLOAT),
+        node("Mul", ["floats", "scale"], ["y"]),
+    ]
+    line = refused(file_of(tmp_path, nodes, weights={"bytes": integers}))
+    assert "a row alone than in a batch, which DynamicQuantizeLinear scales as a whole" in line
+    assert "quantise it statically" in line
+    across = [node("ReduceMean", ["x"], ["m"], axes=[0], keepdims=1), node("Sub", ["x", "m"], ["d"])]
+    across += [node("MatMul", ["d", "w"], ["y"])]
+    assert "no operator works across the batch axis" in refused(file_of(tmp_path, across, opset=13))
+
+
 def test_functions_are_inlined_also_those_of_functions_and_of_another_opset(tmp_path: Path) -> None:
     def function(name: str, opset: int, *nodes: onnx.NodeProto) -> onnx.FunctionProto:
         imports = [helper.make_opsetid("", opset), helper.make_opsetid("mine", 1)]

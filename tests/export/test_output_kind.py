@@ -66,6 +66,11 @@ HEADS: dict[str, tuple[Callable[[Graph, str], str], int]] = {
     "sigmoid": (lambda g, z: g.op("Sigmoid", z), 5),
     "half_tanh": (half_tanh, 5),
     "percent": (lambda g, z: g.op("Mul", softmax(g, z), g.constant(100)), 5),
+    "negative_log": (lambda g, z: g.op("Neg", g.op("LogSoftmax", z, axis=1)), 5),
+    "negative_log_by_hand": (lambda g, z: g.op("Neg", g.op("Log", softmax(g, z))), 5),
+    "twice_less_one": (lambda g, z: g.op("Sub", g.op("Mul", softmax(g, z), g.constant(2)), g.constant(1)), 5),
+    "one_less": (lambda g, z: g.op("Sub", softmax(g, z), g.constant(1)), 5),
+    "centred": (lambda g, z: g.op("Sub", z, g.op("ReduceMean", z, g.constant([1], np.int64), keepdims=1)), 5),
     "one_column": (lambda g, z: g.op("Sigmoid", g.op("MatMul", z, g.constant(np.eye(5, 1)))), 1),
 }
 
@@ -104,6 +109,8 @@ def exported(name: str, folder: Path, *words: str) -> tuple[int, str]:
         ("prior", ["--probabilities"], "probabilities"),
         ("near_a_half", ["--probabilities"], "probabilities"),
         ("clipped", ["--output-kind", "logits"], "logits"),
+        ("centred", [], "logits"),
+        ("twice_less_one", ["--output-kind", "logits"], "logits"),
     ],
 )
 def test_the_kind_is_found_and_a_flag_that_says_the_same_changes_nothing(
@@ -127,6 +134,11 @@ def test_the_kind_is_found_and_a_flag_that_says_the_same_changes_nothing(
         ("half_tanh", [], "as sigmoids give"),
         ("clipped", [], "say --output-kind logits"),
         ("percent", [], "add up to 100, as percentages do"),
+        ("negative_log", [], "without the last minus sign"),
+        ("negative_log_by_hand", ["--output-kind", "logits"], "exp(-score) adds up to 1"),
+        ("twice_less_one", [], "as shifted or scaled probabilities do"),
+        ("twice_less_one", ["--probabilities"], "as shifted or scaled probabilities do"),
+        ("one_less", [], "say --output-kind logits if they are"),
         ("one_column", [], "export two columns"),
         ("logits", ["--output-kind", "scores"], "auto or logits or probabilities"),
         ("logits", ["--probabilities", "--output-kind", "logits"], "one of them"),

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
 import onnx
 import pytest
 
-from orchestrator.errors import RepositoryError
+from orchestrator.errors import RepositoryError, SpecError
 from orchestrator.repository import check, render
 from orchestrator.spec import Fit, manifest_from_path
 from orchestrator.spec.manifest import json_from_manifest
@@ -78,6 +79,43 @@ def test_a_file_newer_than_the_runtime_reads_is_a_fault(tmp_path: Path) -> None:
     assert any(
         "small model file opset: got 27" in text for text in texts(check(repository, triton="26.09"), "faults")
     )
+
+
+def test_a_recorded_fault_is_one_of_the_check_whatever_else_is_recorded(tmp_path: Path) -> None:
+    for number, made_with in enumerate(("1.31.1", "1.19.2")):
+        repository = tmp_path / str(number)
+        proof = {"1.19.2": {"max_abs": 3.0, "fault": "differs by up to 3"}}
+        add_member(repository, "small", runtimes=proof, versions={"onnxruntime": made_with})
+        report = check(repository, triton="24.10")
+        assert not report
+        (fault,) = texts(report, "faults")
+        assert "small Triton 24.10: wrong on ONNX Runtime 1.19.2 of Triton 24.10 (differs by up to 3)" in fault
+        assert check(repository, triton="26.07")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *(("runtimes", {"1.19.2": one}) for one in (
+            "1e-4", None, [], 3, {}, {"max_abs": "1"}, {"max_abs": -1}, {"max_abs": True}, {"fault": 1},
+            {"not_proven": ["no"]}, {"max_abs": 0, "fault": None},
+        )),
+        ("runtimes", []),
+        ("processor_flags", [1]),
+        ("processor_flags", [["avx_vnni"]]),
+        ("processor_flags", "avx_vnni"),
+    ],
+)  # fmt: skip
+def test_a_manifest_that_says_no_proof_is_a_fault_and_no_traceback(tmp_path: Path, key: str, value: Any) -> None:
+    add_member(tmp_path, "small")
+    path = tmp_path / "small/manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), key: value}))
+    with pytest.raises(SpecError, match=key):
+        manifest_from_path(path)
+    for release in (None, "24.10"):
+        report = check(tmp_path, triton=release)
+        assert not report
+        assert any(key in text for text in texts(report, "faults"))
 
 
 def test_a_release_nobody_knows_the_runtime_of_is_said_and_not_guessed(tmp_path: Path) -> None:

@@ -79,3 +79,21 @@ def test_rows_that_are_not_finite_are_left_out() -> None:
 
 def test_the_text_names_the_values() -> None:
     assert str(seen(np.array([[0.25, 0.75], [0.5, 0.5]]))) == "values from 0.25 to 0.75 in 2 rows that add up to 1"
+
+
+@given(seed=st.integers(0, 99), rows=st.integers(4, 40), k=st.integers(2, 20), scale=st.floats(0.1, 30))
+def test_only_negative_logs_of_distributions_are_taken_for_such(
+    seed: int, rows: int, k: int, scale: float
+) -> None:
+    logits = np.random.default_rng(seed).normal(size=(rows, k)) * scale
+    logs = logits - np.log(np.exp(logits - logits.max(axis=1, keepdims=True)).sum(axis=1, keepdims=True))
+    logs -= logits.max(axis=1, keepdims=True)
+    assert seen(-logs).is_negative_log
+    assert not seen(-logs).adds_up
+    for other in (logs, logits, np.exp(logs), -logits):
+        assert not seen(other).is_negative_log
+    affine = seen(2 * np.exp(logs) - 1)
+    assert affine.adds_up_otherwise == (k != 2 and k != 1)
+    assert not any(
+        seen(other).adds_up_otherwise for other in (np.exp(logs), logits - logits.mean(axis=1, keepdims=True))
+    )

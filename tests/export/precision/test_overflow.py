@@ -16,7 +16,7 @@ from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from export.precision.convert import int8_from
-from export.precision.overflow import overflowing_layers, processor_flags_of
+from export.precision.overflow import overflowing_parts, processor_flags_of
 from export.rows import varied_rows
 from export.runtimes.asking import Question, answers_apart
 from orchestrator.local.digits import digits_split
@@ -88,16 +88,112 @@ WIDE, NARROW = np.full((4, 3), -128, np.int8), np.full((4, 3), -64, np.int8)
 @pytest.mark.parametrize(
     ("model", "found"),
     [
-        (quantised_layer(WIDE), ("dense",)),
+        (quantised_layer(WIDE), ("dense", "bytes")),
         (quantised_layer(NARROW), ()),
         (quantised_layer(np.full((4, 3), 255, np.uint8)), ()),
         (quantised_layer(WIDE, data_too=False), ()),
-        (quantised_layer(WIDE, inside=True), ("dense", "dense")),
+        (quantised_layer(WIDE, inside=True), ("dense", "bytes")),
     ],
     ids=["signed and wide", "seven bits", "unsigned", "weights alone", "inside a branch"],
 )
 def test_a_layer_overflows_by_its_weights_where_data_are_bytes_too(model: onnx.ModelProto, found: Any) -> None:
-    assert overflowing_layers(model) == found
+    assert overflowing_parts(model) == found
+
+
+def image_layer(between: list[onnx.NodeProto], weight: np.ndarray, *, weight_too: bool = False) -> onnx.ModelProto:
+    """x in bytes, nodes from "data" to "moved" behind it, and a Conv with a weight in bytes."""
+    constants = [
+        numpy_helper.from_array(np.float32(0.1), "scale"),
+        numpy_helper.from_array(np.uint8(0), "data_zero"),
+        numpy_helper.from_array(np.int8(0), "zero"),
+        numpy_helper.from_array(weight, "bytes"),
+        numpy_helper.from_array(np.array([0]), "start"),
+        numpy_helper.from_array(np.array([3]), "end"),
+        numpy_helper.from_array(np.array([1, 1, 1, 1]), "ones"),
+        numpy_helper.from_array(np.array([0, 0, 1, 1, 0, 0, 1, 1]), "pads"),
+    ]
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "scale", "data_zero"], ["q"]),
+        helper.make_node("DequantizeLinear", ["q", "scale", "data_zero"], ["data"]),
+        *between,
+        helper.make_node("DequantizeLinear", ["bytes", "scale", "zero"], ["weight"]),
+        helper.make_node("Relu" if weight_too else "Identity", ["weight"], ["kernel"]),
+        helper.make_node("Conv", ["moved", "kernel"], ["y"], name="conv"),
+    ]
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 2, 6, 6])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
+    graph = helper.make_graph(nodes, "layer", [x], [y], initializer=constants)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+
+
+def chain(*steps: tuple[str, list[str], dict[str, Any]]) -> list[onnx.NodeProto]:
+    names = ["data", *[f"step{index}" for index in range(1, len(steps))], "moved"]
+    return [
+        helper.make_node(kind, [names[index], *more], [names[index + 1]], **settings)
+        for index, (kind, more, settings) in enumerate(steps)
+    ]
+
+
+BETWEEN = {
+    "MaxPool": chain(("MaxPool", [], {"kernel_shape": [2, 2]})),
+    "Slice": chain(("Slice", ["start", "end", "start"], {})),
+    "Pad": chain(("Pad", ["pads"], {})),
+    "Cast": chain(("Cast", [], {"to": TensorProto.FLOAT16}), ("Cast", [], {"to": TensorProto.FLOAT})),
+    "Dropout": chain(("Dropout", [], {})),
+    "Expand": chain(("Expand", ["ones"], {})),
+    "Sigmoid": chain(("Sigmoid", [], {})),
+    "AveragePool": chain(("AveragePool", [], {"kernel_shape": [2, 2]})),
+}
+
+
+@pytest.mark.parametrize("weight_too", [False, True])
+@pytest.mark.parametrize("name", list(BETWEEN))
+def test_whatever_stands_between_bytes_and_a_layer_its_weights_count(name: str, weight_too: bool) -> None:
+    wide = image_layer(BETWEEN[name], np.full((3, 2, 2, 2), 127, np.int8), weight_too=weight_too)
+    assert "bytes" in overflowing_parts(wide)
+    narrow = image_layer(BETWEEN[name], np.full((3, 2, 2, 2), 64, np.int8), weight_too=weight_too)
+    assert overflowing_parts(narrow) == ()
+
+
+def test_a_layer_inside_a_branch_finds_weights_and_data_of_the_graph_around_it() -> None:
+    for weight, found in ((WIDE, ("dense", "bytes")), (NARROW, ())):
+        model = quantised_layer(weight)
+        *outer, dense = model.graph.node
+        branch = helper.make_graph([dense], "branch", [], [model.graph.output[0]])
+        condition = numpy_helper.from_array(np.array(True), "yes")
+        node = helper.make_node("If", ["yes"], ["y"], then_branch=branch, else_branch=branch)
+        del model.graph.node[:]
+        model.graph.node.extend([*outer, node])
+        model.graph.initializer.append(condition)
+        assert overflowing_parts(model) == found
+
+
+def test_weights_that_are_quantised_in_the_graph_count_as_stored_ones() -> None:
+    model = quantised_layer(WIDE)
+    weight = next(one for one in model.graph.initializer if one.name == "bytes")
+    weight.CopyFrom(numpy_helper.from_array(np.ones((4, 3), np.float32), "floats"))
+    model.graph.node.insert(0, helper.make_node("QuantizeLinear", ["floats", "scale", "zero"], ["bytes"]))
+    assert "bytes" in overflowing_parts(model)
+    del model.graph.node[2:4]  # the data's own bytes
+    model.graph.node[2].input[0] = "x"
+    assert overflowing_parts(model) == ()
+
+
+@pytest.mark.parametrize(("zero", "found"), [(np.int8(0), ("product",)), (np.uint8(0), ())])
+def test_two_computed_operands_overflow_where_the_second_is_signed(zero: Any, found: Any) -> None:
+    constants = [numpy_helper.from_array(np.float32(0.1), "scale"), numpy_helper.from_array(zero, "zero")]
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "scale", "zero"], ["q"]),
+        helper.make_node("DequantizeLinear", ["q", "scale", "zero"], ["data"]),
+        helper.make_node("Transpose", ["data"], ["turned"], perm=[0, 2, 1]),
+        helper.make_node("Dropout", ["turned"], ["kept"]),
+        helper.make_node("MatMul", ["data", "kept"], ["y"], name="product"),
+    ]
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 4, 4])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 4, 4])
+    graph = helper.make_graph(nodes, "g", [x], [y], initializer=constants)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    assert overflowing_parts(model) == found
 
 
 def test_operators_on_bytes_are_looked_at_by_their_weights() -> None:
@@ -111,8 +207,8 @@ def test_operators_on_bytes_are_looked_at_by_their_weights() -> None:
         graph = helper.make_graph(nodes, "g", [x], [y], initializer=[numpy_helper.from_array(weight, "bytes")])
         return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
 
-    assert overflowing_layers(integer_product(WIDE)) == ("product",)
-    assert overflowing_layers(integer_product(NARROW)) == ()
+    assert overflowing_parts(integer_product(WIDE)) == ("product",)
+    assert overflowing_parts(integer_product(NARROW)) == ()
 
 
 def unsigned(model: onnx.ModelProto, rows: np.ndarray, folder: Path) -> onnx.ModelProto:

@@ -12,6 +12,8 @@ def test_words_become_versions_oldest_first_and_once() -> None:
     assert runtimes_from_text("images") == (known[0], known[-1])
     assert runtimes_from_text("all") == known
     assert runtimes_from_text("none") == ()
+    assert runtimes_from_text("images,1.27.0") == (known[0], "1.27.0", known[-1])
+    assert runtimes_from_text("1.9.0, all") == ("1.9.0", *known)
     assert runtimes_from_text("26.07, 1.9.0,1.19.2,24.10") == ("1.9.0", "1.19.2", "1.27.0")
 
 
@@ -23,6 +25,12 @@ def test_words_become_versions_oldest_first_and_once() -> None:
         ("newest", "got 'newest'"),
         ("", "got ''"),
         ("1.19", "got '1.19'"),
+        ("01.19.2", "got '01.19.2'"),
+        ("1.019.2", "got '1.019.2'"),
+        ("1.19.02", "got '1.19.02'"),
+        ("\u0661.19.2", "got '\u0661.19.2'"),
+        ("images,none", "got 'none'"),
+        ("images,", "got ''"),
     ],
 )
 def test_what_is_no_version_is_one_line(text: str, says: str) -> None:

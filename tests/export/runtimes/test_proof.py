@@ -1,14 +1,20 @@
 from __future__ import annotations
 
+import dataclasses
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 
+from export.commands.member import runtimes_said
 from export.runtimes import proof as proving
 from export.runtimes.asking import Question, answers_apart
+from export.runtimes.members import proven_as_here
 from export.runtimes.proof import Proof, proofs_of, require_proven
 from export.runtimes.wheels import installed_version
 from orchestrator.errors import ExportError
@@ -43,10 +49,82 @@ def test_what_does_not_open_or_kills_its_process_is_a_line_and_the_others_are_an
     assert isinstance(first, str)
     assert "\n" not in first
     assert not isinstance(second, str)
-    (dead,) = answers_apart([Question(model=model, rows=ROWS, batches=(4,))], prefix=["false"])
-    assert dead == "its process ended with status 1 (no message)"
-    (absent,) = answers_apart([Question(model=model, rows=ROWS, batches=(4,))], prefix=["/no/such/emulator"])
-    assert "its process failed" in str(absent)
+    for prefix, says in (
+        ("false", "its process ended with status 1"),
+        ("/no/such/emulator", "its process failed"),
+    ):
+        with pytest.raises(ExportError, match=says):
+            answers_apart([Question(model=model, rows=ROWS, batches=(4,))], prefix=[prefix])
+
+
+def in_folder(folder: Path, package: str | None) -> Path:
+    """A folder with that text as onnxruntime/__init__.py; without the package for None."""
+    (folder / "onnxruntime").mkdir(parents=True)
+    if package is not None:
+        (folder / "onnxruntime/__init__.py").write_text(package)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("package", "got"),
+    [
+        (None, f"version {installed_version()}"),
+        ("from onnxruntime.capi import nothing", "ModuleNotFoundError"),
+        ("__version__ = '1.2.3'", "version 1.2.3"),
+    ],
+    ids=["an empty folder", "half a copy", "another version"],
+)
+def test_a_folder_that_does_not_hold_the_wanted_version_proves_nothing(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: str | None, got: str
+) -> None:
+    folder = in_folder(tmp_path / "cache", package)
+    with pytest.raises(ExportError) as caught:
+        answers_apart([Question(model=model, rows=ROWS, batches=(4,))], folder=folder, wanted="1.19.2")
+    assert got in str(caught.value)
+    assert f"remove {folder} and run again" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    monkeypatch.setattr(proving, "runtime_folder", lambda version: folder)
+    proofs = proofs_of(model, ROWS, answers(conv_network(), ROWS), versions=["1.19.2"], allowed=1e-3)
+    assert proofs["1.19.2"].fault is None
+    assert got in str(proofs["1.19.2"].not_proven)
+
+
+def test_a_colon_in_the_cache_is_part_of_its_name(model: Path, tmp_path: Path) -> None:
+    installed = Path(onnxruntime.__file__).parent
+    folder = tmp_path / "a:b"
+    folder.mkdir()
+    # The installed package under another version: only this folder has it.
+    shutil.copytree(
+        installed, folder / "onnxruntime", ignore=lambda where, names: {"tools", "transformers"} & {*names}
+    )
+    init = folder / "onnxruntime/__init__.py"
+    init.write_text(init.read_text() + "\n__version__ = '1.2.3'\n")
+    question = Question(model=model, rows=ROWS, batches=(4,))
+    (said,) = answers_apart([question], folder=folder, wanted="1.2.3")
+    assert not isinstance(said, str)
+
+
+def test_a_batch_size_may_be_asked_about_fewer_rows(model: Path) -> None:
+    (said,) = answers_apart([Question(model=model, rows=ROWS, batches=(2, 7), rows_in={2: 5, 7: 99})])
+    assert not isinstance(said, str)
+    assert {batch: len(output) for batch, output in said.items()} == {2: 5, 7: 20}
+
+
+@pytest.mark.parametrize("bad", [1, 7, 20])
+def test_what_is_no_number_in_any_batch_size_does_not_hold(
+    model: Path, monkeypatch: pytest.MonkeyPatch, bad: int
+) -> None:
+    expected = answers(conv_network(), ROWS)
+
+    def spoilt(questions: list[Question], **_: object) -> list[dict[int, np.ndarray]]:
+        said = {batch: expected[: questions[0].rows_in[batch]].copy() for batch in questions[0].batches}
+        said[bad][-1, 0] = np.nan
+        return [said]
+
+    monkeypatch.setattr(proving, "answers_apart", spoilt)
+    (one,) = proofs_of(model, ROWS, expected, versions=[installed_version()], allowed=1e-3).values()
+    assert one.fault == "differs by up to nan"
+    assert one.max_abs is None
 
 
 def test_a_graph_that_differs_in_one_runtime_is_refused_and_the_releases_are_named(model: Path) -> None:
@@ -91,7 +169,7 @@ def test_a_member_that_another_runtime_answers_otherwise_is_not_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def otherwise(questions: list[Question], **_: object) -> list[Mapping[int, np.ndarray]]:
-        return [{16: np.zeros((8, 5), np.float32)} for _ in questions]
+        return [{8: np.zeros((8, 5), np.float32)} for _ in questions]
 
     monkeypatch.setattr(proving, "answers_apart", otherwise)
     monkeypatch.setattr(proving, "runtime_folder", lambda version: None)
@@ -111,3 +189,85 @@ def test_a_runtime_that_cannot_be_had_is_said_and_noted(tmp_path: Path, monkeypa
     assert code == 0, out
     assert "not proven on ONNX Runtime 1.0.99" in out
     assert "not_proven" in manifest_from_path(tmp_path / "r/small/manifest.json").runtimes["1.0.99"]
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Path:
+    """A repository with one exported member, proven nowhere else."""
+    assert exported(tmp_path, "none")[0] == 0
+    return tmp_path
+
+
+def exported(repository: Path, runtimes: str) -> tuple[int, str]:
+    words = ["--dims", "3,8,8", "-o", str(repository), "--parity-rows", "8", "--runtimes", runtimes]
+    return said("member", "torch:tests.export.nets:small", *words)
+
+
+def runtimes_in(repository: Path) -> dict[str, Any]:
+    return manifest_from_path(repository / "small/manifest.json").runtimes
+
+
+def test_a_member_that_is_up_to_date_is_proven_where_it_is_not_yet(
+    small: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def nothing(version: str) -> None:
+        raise ExportError(f"ONNX Runtime {version}", got="no network", expected="a wheel")
+
+    with monkeypatch.context() as without:
+        without.setattr(proving, "runtime_folder", nothing)
+        code, out = exported(small, "1.19.2")
+    assert (code, "small: up to date" in out) == (0, True)
+    assert "not_proven" in runtimes_in(small)["1.19.2"]
+    digest = (small / "small/1/model.onnx").stat()
+    here = installed_version()
+    monkeypatch.setattr(proving, "runtime_folder", lambda version: None)
+    assert "small: proven; " in exported(small, f"1.19.2,{here}")[1]
+    assert set(runtimes_in(small)) == {"1.19.2", here}
+    assert all("max_abs" in proof for proof in runtimes_in(small).values())
+    assert (small / "small/1/model.onnx").stat() == digest
+    assert "small: up to date; " in exported(small, "1.19.2")[1]
+
+
+def test_a_later_fault_takes_the_place_of_an_earlier_claim(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = installed_version()
+    assert "small: proven; " in exported(small, here)[1]
+    monkeypatch.setattr(proving, "answers_apart", lambda *_, **__: ["its process ended with status -11"])
+    code, out = said("prove", "small", "--repository", str(small), "--runtimes", here)
+    assert code == 2
+    assert out.count("\n") == 0
+    assert runtimes_in(small) == {here: {"fault": "its process ended with status -11"}}
+    assert "wrong on ONNX Runtime" in said("show", "small", "--repository", str(small))[1]
+
+
+@pytest.mark.parametrize(("shift", "holds"), [(0.02, True), (0.06, False)])
+def test_rounding_of_a_lower_precision_is_bounded_on_average(
+    model: Path, monkeypatch: pytest.MonkeyPatch, shift: float, holds: bool
+) -> None:
+    """All scores off by 0.06 lie within the 0.3 that int8 costs at most, and beyond half of the 0.1 on average."""
+    expected = answers(conv_network(), ROWS)
+
+    def shifted(questions: list[Question], **_: object) -> list[dict[int, np.ndarray]]:
+        return [{size: expected[: questions[0].rows_in[size]] + shift for size in questions[0].batches}]
+
+    monkeypatch.setattr(proving, "answers_apart", shifted)
+    asked = {"versions": [installed_version()], "agreement": {"max_abs": 0.3, "mean_abs": 0.1}}
+    if holds:
+        assert proven_as_here("m", model, ROWS, **asked)[installed_version()].holds
+        return
+    with pytest.raises(ExportError, match=r"differs by 0\.06 on average"):
+        proven_as_here("m", model, ROWS, **asked)
+
+
+def test_differences_are_said_as_numbers(small: Path) -> None:
+    manifest = dataclasses.replace(
+        manifest_from_path(small / "small/manifest.json"),
+        runtimes={
+            "1.19.2": {"max_abs": 2.3e-4},
+            "1.30.0": {"max_abs": 0},
+            "1.27.0": {"max_abs": 9, "fault": "off"},
+        },
+    )
+    assert runtimes_said(manifest) == [
+        "at most 2.3e-04 apart on ONNX Runtime 1.19.2, 0.0e+00 on 1.30.0",
+        "wrong on ONNX Runtime 1.27.0 (off)",
+    ]

@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from export.runtimes.asking import Question, answers_apart
 from export.runtimes.rewriting import portable
@@ -92,6 +92,29 @@ def test_of_a_map_of_unknown_size_only_the_padding_that_is_not_there_is_dropped(
     assert "ceil_mode" in kept
     assert "count_include_pad" not in kept
     assert padded == models[1]
+
+
+def test_a_pool_inside_a_branch_loses_the_padding_that_is_not_there() -> None:
+    for pad, kept in ((0, False), (1, True)):
+        model = pooled(7, 3, 3, pad, counts_padding=True)
+        (pool,) = model.graph.node
+        inner = helper.make_graph(
+            [helper.make_node("Transpose", ["x"], ["t"], perm=[0, 1, 3, 2]), pool],
+            "branch",
+            [],
+            [model.graph.output[0]],
+        )
+        node = helper.make_node("If", ["yes"], ["y"], then_branch=inner, else_branch=inner)
+        del model.graph.node[:]
+        model.graph.node.append(node)
+        model.graph.initializer.append(numpy_helper.from_array(np.array(True), "yes"))
+        rows = np.random.default_rng(0).normal(size=(3, 2, 7, 7)).astype(np.float32)
+        made = portable(model)
+        branches = [part.g for part in made.graph.node[0].attribute]
+        assert [{part.name for part in one.node[1].attribute} >= {"count_include_pad"} for one in branches] == [
+            kept
+        ] * 2
+        assert np.allclose(answer(made, rows), answer(model, rows), atol=1e-6)
 
 
 @pytest.mark.parametrize(("kernel", "stride"), [(1280, 1280), (2, 2), (3, 3)])

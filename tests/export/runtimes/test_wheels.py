@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sys
 import zipfile
 from pathlib import Path
 
@@ -28,6 +29,7 @@ def test_a_version_nobody_has_is_one_line_and_leaves_nothing(
         runtime_folder("1.0.99")
     assert "ONNX Runtime 1.0.99: got" in str(caught.value)
     assert "--runtimes" in str(caught.value)
+    assert f"onnxruntime/1.0.99-cp{sys.version_info.major}{sys.version_info.minor}," in str(caught.value)
     assert "\n" not in str(caught.value)
     assert list((tmp_path / "cache" / "onnxruntime").iterdir()) == []
 
@@ -40,6 +42,7 @@ def test_a_wheel_is_unpacked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         path = folder / f"onnxruntime-{wanted}-cp311.whl"
         with zipfile.ZipFile(path, "w") as archive:
             archive.writestr("onnxruntime/__init__.py", f"__version__ = {wanted!r}\n")
+            archive.writestr("onnxruntime/capi/library.so", b"")
         return path
 
     monkeypatch.setattr(wheels, "_fetched", fetch)
@@ -48,6 +51,12 @@ def test_a_wheel_is_unpacked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert first is not None
     assert (first / "onnxruntime/__init__.py").read_text() == "__version__ = '1.2.3'\n"
     assert fetched == ["1.2.3"]
+    assert [path.name for path in first.parent.iterdir()] == [first.name]
+    (first / "onnxruntime/capi/library.so").unlink()
+    (first / "onnxruntime/rubbish").write_text("")
+    assert runtime_folder("1.2.3") == first
+    assert fetched == ["1.2.3", "1.2.3"]
+    assert sorted(path.name for path in (first / "onnxruntime").iterdir()) == ["__init__.py", "capi"]
     assert [path.name for path in first.parent.iterdir()] == [first.name]
 
 
