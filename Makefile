@@ -32,8 +32,9 @@ setup: $(VENV)/.dev ## Make .venv with everything (training, tests, linters)
 demo: $(VENV)/.demo ## Serve the digits cascade and print every route side by side
 	$(BIN)/committee demo
 
-test: setup ## Run every test but the slow ones
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+test: setup ## Run every test but the slow ones, in as many processes as there are cores (four at most)
+	$(BIN)/python -m pytest -m "not slow and not gpu and not alone" -n auto --maxprocesses 4 --dist loadfile
+	$(BIN)/python -m pytest -m "alone and not slow and not gpu"
 
 check: setup ## Lint, types and layers
 	$(BIN)/ruff format --check .

@@ -14,7 +14,7 @@ from perf.__main__ import app
 from perf.overload.command import report_path
 from perf.overload.run import VARIANTS
 
-pytestmark = pytest.mark.triton
+pytestmark = [pytest.mark.triton, pytest.mark.alone]
 
 
 @dataclass(frozen=True)
