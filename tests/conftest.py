@@ -27,6 +27,16 @@ def pytest_report_header() -> str:
     return f"instruction sets: {' '.join(instruction_sets(processor_flags())) or 'unknown'}; {emulated}"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that start servers or export networks come first: of several processes none ends long after others."""
+
+    def is_quick(item: pytest.Item) -> bool:
+        return not any(item.get_closest_marker(name) for name in ("triton", "export"))
+
+    long = {item.path for item in items if not is_quick(item)}
+    items.sort(key=lambda item: item.path not in long)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def no_waiting_for_the_disk() -> Iterator[None]:
     """What fsync is for, a power cut, is nothing a test can see; hundreds of renderings wait for it."""

@@ -19,6 +19,7 @@ from orchestrator.errors import CommitteeError
 # name -> what `committee --help` says of it. The modules are imported only when their command is asked for: the
 # list is quick, and a missing optional package breaks no command but its own.
 COMMANDS = {
+    "build": "From your models and labelled rows to a certified cascade, in one go.",
     "serve": "Serve a model repository with the embedded Triton.",
     "infer": "Ask a served model about single rows, pictures or digits.",
     "batch": "Push a file of stored rows through a served model.",

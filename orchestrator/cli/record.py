@@ -46,7 +46,10 @@ def record(
     skip_bad: Annotated[
         bool, typer.Option("--skip-bad", help="Leave out (and count) rows that cannot be read or answered.")
     ] = False,
-    restart: Annotated[bool, typer.Option("--restart", help="Throw away an unfinished recording.")] = False,
+    restart: Annotated[
+        bool,
+        typer.Option("--restart", help="Throw away an unfinished recording, and record again what is up to date."),
+    ] = False,
     by_order: Annotated[
         bool,
         typer.Option("--labels-by-order", help="Take sorted class names for the classes in order, not by name."),
@@ -74,7 +77,8 @@ def record(
 ) -> None:
     """Ask members about rows, in this process or on a Triton, and write what they said as records.
 
-    A run that was stopped goes on where it stopped when the same command is given again. The classes of a folder
+    A run that was stopped goes on where it stopped when the same command is given again; a finished one has
+    nothing to do where members, data and options are the same. The classes of a folder
     are its sub-folders, matched with the members' labels by name, or as --class-map says. The file's format is in
     docs/records.md.
 
@@ -161,9 +165,10 @@ def _costs(words: Sequence[str]) -> dict[str, float]:
 
 
 def _print(summary: dict[str, Any]) -> None:
+    known = " (up to date, --restart records again)" if summary["up_to_date"] else ""
     typer.echo(
         f"{summary['output']}: {summary['rows']} rows, {summary['classes']} classes, "
-        f"{len(summary['members'])} members, {summary['seconds']:.1f} s"
+        f"{len(summary['members'])} members, {summary['seconds']:.1f} s{known}"
     )
     for name, member in summary["members"].items():
         if member["accuracy"] is not None and not member["random_weights"]:

@@ -6,16 +6,18 @@ import contextlib
 import shutil
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import typer
 
 from orchestrator.cli.class_map import class_map_from_path
 from orchestrator.cli.console import progress
+from orchestrator.cli.record_again import RECORDING, FinishedRecording, finished_recording, recording_fingerprint
 from orchestrator.cli.record_kinds import evidence_of, kind_notes, kind_of
 from orchestrator.cli.record_members import Pool
 from orchestrator.cli.record_run import Task, record_into, wanted_rows
@@ -90,10 +92,14 @@ def record_job(pool: Pool, wishes: Wishes) -> dict[str, Any]:
     _check_disk(wishes.output, pool, rows=len(wanted))
     task = Task(source=source, pool=pool, wanted=wanted, skip_bad=wishes.skip_bad)
     header = _header(task, wishes)
+    fingerprint = recording_fingerprint(header, pool, skip_bad=wishes.skip_bad)
+    finished = None if wishes.restart else finished_recording(wishes.output, fingerprint)
+    if finished is not None:
+        return _said_again(finished, task, wishes)
     shards = Shards(wishes.output, header, members=pool.names, restart=wishes.restart)
     with contextlib.closing(shards), _ended_well(shards, len(wanted)):
         digest = _settled(shards, task)
-        summary = _finished(shards, task, wishes, digest=digest)
+        summary = _finished(shards, task, wishes, digest=digest, fingerprint=fingerprint)
         shards.remove()
     return summary
 
@@ -182,7 +188,21 @@ def _check_disk(output: Path, pool: Pool, *, rows: int) -> None:
         )
 
 
-def _finished(shards: Shards, task: Task, wishes: Wishes, *, digest: bytes) -> dict[str, Any]:
+def _said_again(finished: FinishedRecording, task: Task, wishes: Wishes) -> dict[str, Any]:
+    """The summary of a file that holds what is asked for already."""
+    seen = {name: evidence_of(finished.outputs(name)) for name in task.pool.names}
+    labels = finished.labels()
+    accuracy = {
+        name: None if labels is None else _accuracy(finished.outputs(name), labels) for name in task.pool.names
+    }
+    summary = _summary(task, wishes, rows=finished.rows(), accuracy=accuracy, skipped=finished.meta["skipped"],
+                       sha256=finished.meta["data_sha256"], seen=seen)  # fmt: skip
+    return summary | {"skipped_rows": finished.meta["skipped_rows"], "up_to_date": True}
+
+
+def _finished(
+    shards: Shards, task: Task, wishes: Wishes, *, digest: bytes, fingerprint: str | None
+) -> dict[str, Any]:
     """Writes the records file and says what is in it."""
     source, pool = task.source, task.pool
     kept = shards.kept()
@@ -198,11 +218,29 @@ def _finished(shards: Shards, task: Task, wishes: Wishes, *, digest: bytes) -> d
     meta = meta_of(pool, source, data=wishes.data, sha256=sha256, skipped=skipped, seen=seen)
     if wishes.limit is not None:
         meta["limit"] = wishes.limit
+    if fingerprint is not None:
+        meta[RECORDING] = fingerprint
     shards.write(ids=source.ids[rows], labels=labels, classes=pool.classes, cost=pool.cost, meta=meta)
+    accuracy = {name: None if labels is None else _accuracy(shards.outputs(name), labels) for name in pool.names}
+    summary = _summary(task, wishes, rows=len(rows), accuracy=accuracy, skipped=skipped, sha256=sha256, seen=seen)
+    return summary | {"resumed_rows": shards.resumed}
+
+
+def _summary(
+    task: Task,
+    wishes: Wishes,
+    *,
+    rows: int,
+    accuracy: dict[str, float | None],
+    skipped: dict[str, str],
+    sha256: str | None,
+    seen: dict[str, ScoreEvidence],
+) -> dict[str, Any]:
+    source, pool = task.source, task.pool
     members = {
         name: {
             "cost": pool.cost[name],
-            "accuracy": None if labels is None else _accuracy(shards, name, labels),
+            "accuracy": accuracy[name],
             "random_weights": about["random_weights"],
             "sha256": about["sha256"],
         }
@@ -210,13 +248,14 @@ def _finished(shards: Shards, task: Task, wishes: Wishes, *, digest: bytes) -> d
     }
     return {
         "output": str(wishes.output),
-        "rows": len(rows),
+        "up_to_date": False,
+        "rows": rows,
         "classes": pool.classes,
-        "labelled": labels is not None,
+        "labelled": source.labels is not None,
         "members": members,
         "asked": pool.asked,
         "data_sha256": sha256,
-        "resumed_rows": shards.resumed,
+        "resumed_rows": 0,
         "skipped_rows": len(skipped),
         "skipped": dict(list(skipped.items())[:SKIPPED_LISTED]),
         "notes": [
@@ -224,14 +263,14 @@ def _finished(shards: Shards, task: Task, wishes: Wishes, *, digest: bytes) -> d
             *pool.version_notes(),
             *_notes(pool, skipped),
             *kind_notes(seen, pool.kinds),
-            *_near_chance(members, len(rows), pool.classes),
+            *_near_chance(members, rows, pool.classes),
         ],
     }
 
 
-def _accuracy(shards: Shards, name: str, labels: np.ndarray[Any, np.dtype[np.int64]]) -> float:
+def _accuracy(parts: Iterable[npt.NDArray[np.float32]], labels: npt.NDArray[np.int64]) -> float:
     right, at = 0, 0
-    for scores in shards.outputs(name):
+    for scores in parts:
         right += int((scores.argmax(axis=1) == labels[at : at + len(scores)]).sum())
         at += len(scores)
     return right / len(labels)

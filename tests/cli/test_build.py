@@ -1,0 +1,157 @@
+"""`committee build`: the commands a person would give, one after another, each going on where it stopped."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from orchestrator.cli.app import run
+from orchestrator.spec import cascade_from_path, manifest_from_path
+from tests.cli.recording import NAMES, write_folder, write_member
+
+ROOT = Path(__file__).parents[2]
+# Side that the float models see; the smallest an export takes.
+PX = 8
+
+
+def float_model(path: Path, *, seed: int, softmax: bool) -> None:
+    """A linear classifier of three classes that takes float32 pictures, as people's ONNX files are."""
+    weights = np.random.default_rng(seed).normal(size=(3 * PX * PX, 3)).astype(np.float32)
+    nodes = [
+        helper.make_node("Flatten", ["pixels"], ["flat"]),
+        helper.make_node("MatMul", ["flat", "weights"], ["raw"]),
+        helper.make_node("Softmax" if softmax else "Identity", ["raw"], ["scores"]),
+    ]
+    graph = helper.make_graph(
+        nodes, path.stem,
+        [helper.make_tensor_value_info("pixels", TensorProto.FLOAT, ["n", 3, PX, PX])],
+        [helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["n", 3])],
+        [numpy_helper.from_array(weights, "weights")],
+    )  # fmt: skip
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8), path)
+
+
+def built(folder: Path, *words: object) -> subprocess.CompletedProcess[str]:
+    """Runs `committee build` as a person would, in a folder."""
+    argv = [sys.executable, "-m", "orchestrator", "build", *map(str, words)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.run(argv, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture
+def ready(tmp_path: Path) -> Path:
+    """A folder with pictures of three classes and two members in `repository`, the second dearer."""
+    write_folder(tmp_path / "pictures", each=60, names=NAMES)
+    for seed, name in enumerate(("a", "b")):
+        write_member(tmp_path / "repository", name, seed=seed, macs=10 ** (seed + 2))
+    return tmp_path
+
+
+READY = ("a", "b", "--data", "pictures", "-o", "repository", "--epsilon", 0.9)
+
+
+@pytest.mark.export
+def test_two_onnx_files_and_pictures_become_a_cascade_that_the_printed_commands_make_too(tmp_path: Path) -> None:
+    write_folder(tmp_path / "pictures", each=60, names=NAMES)
+    float_model(tmp_path / "small.onnx", seed=1, softmax=False)
+    float_model(tmp_path / "large.onnx", seed=2, softmax=True)
+    words = ["small.onnx", "big=large.onnx", "--data", "pictures", "-o", "repository", "--epsilon", 0.9]
+    words += ["--mean", "0,0,0", "--std", "1,1,1", "--resolution", PX, "--labels-by-order", "--reference", "big"]
+    done = built(tmp_path, *words, "--json")
+    assert done.returncode == 0, done.stderr
+    document: dict[str, Any] = json.loads(done.stdout)
+    assert document["members"] == ["small", "big"]
+    assert [one["step"] for one in document["steps"]] == ["export", "export", "record", "plan", "render", "check"]
+    kinds = {
+        name: manifest_from_path(tmp_path / f"repository/{name}/manifest.json").output_kind
+        for name in ("small", "big")
+    }
+    assert kinds == {"small": "logits", "big": "probabilities"}
+    plan = tmp_path / "repository" / "cascade" / "1" / "cascade.json"
+    assert cascade_from_path(plan).name == "cascade"
+    assert (tmp_path / document["report"]).is_file()
+    first = plan.read_bytes()
+    for one in document["steps"]:
+        again = subprocess.run(
+            one["command"],
+            cwd=tmp_path,
+            shell=True,
+            executable="/bin/bash",
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert again.returncode == 0, again.stderr
+    assert plan.read_bytes() == first
+
+
+def test_the_same_command_again_repeats_no_question_and_a_shell_takes_what_is_printed(ready: Path) -> None:
+    (ready / "pictures").rename(ready / "my pictures")
+    words = [*("my pictures" if word == "pictures" else word for word in READY), "--work", "my work"]
+    first = built(ready, *words)
+    assert first.returncode == 0, first.stderr
+    assert "[1/4] record" in first.stderr
+    assert "[4/4] check" in first.stderr
+    assert "(up to date" not in first.stdout
+    assert first.stdout.splitlines()[-3].split() == ["Cascade:", "repository/cascade"]
+    commands = [line[2:] for line in first.stderr.splitlines() if line.startswith("$ ")]
+    assert shlex.split(commands[0])[-1] == "my work/records.npz"
+    assert subprocess.run(commands[-1], cwd=ready, shell=True, capture_output=True, check=False).returncode == 0
+    second = built(ready, *words)
+    assert second.returncode == 0
+    assert "(up to date, --restart records again)" in second.stdout
+
+
+def test_where_no_cascade_does_it_nothing_is_rendered_and_the_code_is_that_of_plan(ready: Path) -> None:
+    done = built(ready, *READY[:-2], "--min-accuracy", 0.999)
+    assert done.returncode == 3
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("error: build: step plan: got exit code 3")
+    assert not (ready / "repository" / "cascade").exists()
+
+
+def test_a_terminated_build_ends_its_step_and_goes_on_afterwards(ready: Path) -> None:
+    argv = [sys.executable, "-m", "orchestrator", "build", *map(str, READY)]
+    child = subprocess.Popen(argv, cwd=ready, env=os.environ | {"PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE,
+                             stdout=subprocess.DEVNULL, text=True)  # fmt: skip
+    assert child.stderr is not None
+    while "[1/4]" not in child.stderr.readline():
+        pass
+    time.sleep(0.2)
+    (step,) = Path(f"/proc/{child.pid}/task/{child.pid}/children").read_text().split()
+    child.send_signal(signal.SIGTERM)
+    child.communicate(timeout=60)
+    assert child.returncode in (130, 143)
+    assert not Path(f"/proc/{step}").exists()
+    assert built(ready, *READY).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["a"], "two or more"),
+        (["a", "not_there.onnx"], "no such file"),
+        (["a", "c=b"], "another name for a member of the repository"),
+        (["a", "a"], "a model more than once"),
+    ],
+)
+def test_what_cannot_be_built_is_said_in_one_line(
+    ready: Path, words: list[str], said: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ready)
+    assert run(["build", *words, "--data", "pictures", "-o", "repository"]) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
