@@ -122,7 +122,7 @@ class Pool:
                 f"pictures for {', '.join(self.names)}",
                 got="no `preprocess` section in any manifest.json",
                 fix="export them with --mean, --std and --resolution, so that they take pictures (0 and 1 where "
-                "they want values of 0 to 1); name the --repository of members exported elsewhere; or use .npz rows",
+                "they want values of 0 to 1); name the --repository of others; or use .npz rows",
             )
         if len(set(known.values())) > 1:
             first, second = _two_unlike(known)
