@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from orchestrator.errors import DataError, ServerFaultError
 from perf.load.poisson import HEAD_START_S, OpenLoop, Send, open_loop, poisson_arrivals
-from perf.load.raw_grpc import RawClient, Refusal, outputs_from_bytes, request_bytes, with_parameter
+from perf.load.raw_grpc import RawClient, FailedRequest, outputs_from_bytes, request_bytes, with_parameter
 from perf.load.window import Window, exits_of
 
 # The first moments of a load meet an empty server; they are sent and not counted.
@@ -51,7 +51,7 @@ class PoissonLoad:
     most_in_flight: int | None = None
 
 
-TURNED_AWAY = Refusal(code="TURNED_AWAY", text="as many requests in flight as are let through")
+TURNED_AWAY = FailedRequest(code="TURNED_AWAY", text="as many requests in flight as are let through")
 
 
 def run_poisson(load: PoissonLoad, rows: npt.NDArray[Any], *, input_name: str) -> Window:
@@ -70,14 +70,14 @@ def run_poisson(load: PoissonLoad, rows: npt.NDArray[Any], *, input_name: str) -
 
 
 async def send_poisson(load: PoissonLoad, rows: npt.NDArray[Any], *, input_name: str) -> OpenLoop:
-    """Sends the load; answers are bytes or a `Refusal`."""
+    """Sends the load; answers are bytes or a `FailedRequest`."""
     messages = request_bytes(load.model, rows, input_name=input_name, batch=load.batch)
     due_s = poisson_arrivals(load.rate, seconds=load.seconds + WARM_S, seed=load.seed)
     in_flight = 0
     async with RawClient(load.address) as client:
         start_us = time.time_ns() // 1000 + int(1e6 * HEAD_START_S)
 
-        async def send(index: int) -> bytes | Refusal:
+        async def send(index: int) -> bytes | FailedRequest:
             nonlocal in_flight
             if load.most_in_flight is not None and in_flight >= load.most_in_flight:
                 return TURNED_AWAY
@@ -116,14 +116,14 @@ async def send_asked(
 
 
 def window_from_open_loop(
-    done: OpenLoop, *, batch: int, stages: Sequence[npt.NDArray[np.int32] | Refusal | None]
+    done: OpenLoop, *, batch: int, stages: Sequence[npt.NDArray[np.int32] | FailedRequest | None]
 ) -> Window:
     """The requests that were due after the warm-up, as a window.
 
     Args:
         done: everything sent.
         batch: rows per request.
-        stages: per request: exit stages, or a `Refusal`; None where no answer came or it has no stages.
+        stages: per request: exit stages, or a `FailedRequest`; None where no answer came or it has no stages.
 
     Raises:
         ServerFaultError: no request was answered well.
@@ -132,9 +132,9 @@ def window_from_open_loop(
     counted = np.flatnonzero(done.due_s >= WARM_S)
     if not len(counted):
         raise DataError("Poisson load", got="no request after the warm-up", fix="take a longer window")
-    good = [i for i in counted if not np.isnan(done.done_s[i]) and not isinstance(stages[i], Refusal)]
+    good = [i for i in counted if not np.isnan(done.done_s[i]) and not isinstance(stages[i], FailedRequest)]
     if not good:
-        refusal = next((one for one in done.answers if isinstance(one, Refusal)), None)
+        refusal = next((one for one in done.answers if isinstance(one, FailedRequest)), None)
         raise ServerFaultError("Poisson load", got=refusal.text if refusal else "no answer in time")
     known = [stages[i] for i in good]
     deferred, exits = (None, None)
@@ -153,7 +153,7 @@ def window_from_open_loop(
 
 
 def _stages(answer: Any) -> Any:
-    if answer is None or isinstance(answer, Refusal):
+    if answer is None or isinstance(answer, FailedRequest):
         return answer
     found = outputs_from_bytes(answer, ("exit_stage",))
     return found["exit_stage"].ravel() if found else None

@@ -22,7 +22,7 @@ _OPTIONS = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_len
 
 
 @dataclass(frozen=True, kw_only=True)
-class Refusal:
+class FailedRequest:
     """An answer that is an error.
 
     Args:
@@ -117,10 +117,10 @@ class RawClient:
     async def __aexit__(self, *_: object) -> None:
         await self._channel.close()
 
-    async def send(self, message: bytes) -> bytes | Refusal:
+    async def send(self, message: bytes) -> bytes | FailedRequest:
         """The answer's bytes."""
         try:
             answer: bytes = await self._call(message)
         except grpc.aio.AioRpcError as error:
-            return Refusal(code=error.code().name, text=str(error.details()))
+            return FailedRequest(code=error.code().name, text=str(error.details()))
         return answer

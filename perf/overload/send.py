@@ -13,7 +13,7 @@ from orchestrator.errors import ServerFaultError
 from perf.load.closed import closed_tasks
 from perf.load.open import WARM_S, PoissonLoad, send_poisson
 from perf.load.poisson import OpenLoop
-from perf.load.raw_grpc import RawClient, Refusal, message_from_rows, outputs_from_bytes
+from perf.load.raw_grpc import RawClient, FailedRequest, message_from_rows, outputs_from_bytes
 from perf.load.window import Window
 
 _OUTPUTS = ("label", "exit_stage", "status")
@@ -77,7 +77,7 @@ async def saturated(
             answer = await client.send(
                 message_from_rows(model, part, input_name=input_name, parameters=parameters)
             )
-            if isinstance(answer, Refusal):
+            if isinstance(answer, FailedRequest):
                 raise ServerFaultError(f"model {model}", got=answer.text)
             stages: npt.NDArray[np.int32] = outputs_from_bytes(answer, ("exit_stage",))["exit_stage"].ravel()
             return stages
@@ -102,7 +102,7 @@ def sent_from_open_loop(done: OpenLoop, *, labels: npt.NDArray[np.int64], batch:
     """The requests that were due after the warm-up.
 
     Args:
-        done: everything sent; answers are bytes or a `Refusal`.
+        done: everything sent; answers are bytes or a `FailedRequest`.
         labels: int64 (n,), of the rows that were sent round and round.
         batch: rows per request.
     """

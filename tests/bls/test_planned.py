@@ -278,7 +278,14 @@ def test_a_member_that_refuses_the_row_is_asked_a_few_times_and_no_more(tmp_path
         assert answered(ask(model, EASY))
 
 
-def test_rows_that_are_deferred_are_refused_when_a_member_changes(tmp_path: Path) -> None:
+@contextmanager
+def changed_while_deferred(
+    folder: Path,
+) -> Iterator[tuple[CascadeModel, Callable[[], InferenceResponse], threading.Event]]:
+    """A hard row waits for the last member, which an event lets answer, while the first member is replaced.
+
+    Yields the model, a function that waits for the request's answer, and the event.
+    """
     gate, asked = threading.Event(), threading.Event()
 
     def slow(rows: np.ndarray) -> np.ndarray:
@@ -287,38 +294,30 @@ def test_rows_that_are_deferred_are_refused_when_a_member_changes(tmp_path: Path
             gate.wait(10)
         return large(rows)
 
-    with running(tmp_path, fake(large=slow), spec_with(version=1)) as model:
+    with running(folder, fake(large=slow), spec_with(version=1)) as model:
         request = Request({"x": rows_of(HARD)})
         listed = (model.execute([request]) or [None])[0]
         assert asked.wait(5)
-        put(tmp_path, "small", OTHER)
+        put(folder, "small", OTHER)
         try:
-            # While its member is still being asked.
-            answer = wait_for(request, listed, timeout_s=5)
+            yield model, lambda: wait_for(request, listed, timeout_s=5), gate
         finally:
             gate.set()
-        assert "member small is not as planned" in text_of(answer)
+
+
+def test_rows_that_are_deferred_are_refused_when_a_member_changes(tmp_path: Path) -> None:
+    with changed_while_deferred(tmp_path) as (_, answer, _):
+        # While its member is still being asked.
+        assert "member small is not as planned" in text_of(answer())
 
 
 def test_an_answer_that_is_ready_too_late_is_not_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # As if the request had come between the notice and its answer.
     monkeypatch.setattr(Scheduler, "refuse_all", lambda *_: None)
-    gate, asked = threading.Event(), threading.Event()
-
-    def slow(rows: np.ndarray) -> np.ndarray:
-        if (rows == rows_of(HARD)[0]).all(axis=1).any():
-            asked.set()
-            gate.wait(10)
-        return large(rows)
-
-    with running(tmp_path, fake(large=slow), spec_with(version=1)) as model:
-        request = Request({"x": rows_of(HARD)})
-        listed = (model.execute([request]) or [None])[0]
-        assert asked.wait(5)
-        put(tmp_path, "small", OTHER)
+    with changed_while_deferred(tmp_path) as (model, answer, gate):
         until(model, refused)
         gate.set()
-        assert "member small is not as planned" in text_of(wait_for(request, listed, timeout_s=5))
+        assert "member small is not as planned" in text_of(answer())
 
 
 def test_what_a_member_says_while_it_is_found_out_is_not_handed_on(tmp_path: Path) -> None:

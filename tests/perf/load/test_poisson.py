@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from orchestrator.errors import DataError, ServerFaultError
 from perf.load.open import TURNED_AWAY, WARM_S, PoissonLoad, send_poisson, window_from_open_loop
 from perf.load.poisson import OpenLoop, open_loop, poisson_arrivals
-from perf.load.raw_grpc import Refusal
+from perf.load.raw_grpc import FailedRequest
 
 
 @given(st.floats(0.5, 300), st.floats(0.1, 20), st.integers(0, 1000))
@@ -92,7 +92,7 @@ def loop_of(due_s: list[float], latency_s: list[float], answers: list[object]) -
 
 
 def test_a_window_leaves_out_the_warm_up_and_counts_refusals_as_failed() -> None:
-    refusal = Refusal(code="UNAVAILABLE", text="full")
+    refusal = FailedRequest(code="UNAVAILABLE", text="full")
     stages = [np.array([0]), np.array([1]), refusal, None, np.array([0])]
     done = loop_of(
         [0.1, WARM_S, WARM_S + 1, WARM_S + 2, WARM_S + 3], [9.0, 0.5, 0.1, float("nan"), 1.0], list(stages)
@@ -108,7 +108,7 @@ def test_a_window_leaves_out_the_warm_up_and_counts_refusals_as_failed() -> None
 
 
 def test_a_window_of_refusals_says_what_the_server_says() -> None:
-    refusal = Refusal(code="NOT_FOUND", text="unknown model")
+    refusal = FailedRequest(code="NOT_FOUND", text="unknown model")
     done = loop_of([WARM_S], [0.1], [refusal])
     with pytest.raises(ServerFaultError, match="unknown model"):
         window_from_open_loop(done, batch=1, stages=[refusal])
