@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from orchestrator.errors import DataError, ServerFaultError
 from perf.load.poisson import HEAD_START_S, OpenLoop, Send, open_loop, poisson_arrivals
-from perf.load.raw_grpc import RawClient, FailedRequest, outputs_from_bytes, request_bytes, with_parameter
+from perf.load.raw_grpc import FailedRequest, RawClient, outputs_from_bytes, request_bytes, with_parameter
 from perf.load.window import Window, exits_of
 
 # The first moments of a load meet an empty server; they are sent and not counted.

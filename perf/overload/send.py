@@ -13,7 +13,7 @@ from orchestrator.errors import ServerFaultError
 from perf.load.closed import closed_tasks
 from perf.load.open import WARM_S, PoissonLoad, send_poisson
 from perf.load.poisson import OpenLoop
-from perf.load.raw_grpc import RawClient, FailedRequest, message_from_rows, outputs_from_bytes
+from perf.load.raw_grpc import FailedRequest, RawClient, message_from_rows, outputs_from_bytes
 from perf.load.window import Window
 
 _OUTPUTS = ("label", "exit_stage", "status")
