@@ -98,7 +98,7 @@ class Pool:
                 "members",
                 got=f"other class names or another order of them in {second} than in {first}",
                 expected="members of the same classes",
-                fix="record them apart, or take the names out of the manifest that is wrong",
+                fix="correct the manifest that is wrong, or take the names out of it",
             )
         names = next(iter(named.values()), None)
         if names is not None and len(names) != self.classes:
@@ -286,7 +286,8 @@ def _checked(pool: Pool, named: Mapping[str, str]) -> Pool:
     if len(set(inputs.values())) > 1:
         first, second = _two_unlike(inputs)
         got = f"{inputs[first]} for {first}, {inputs[second]} for {second}"
-        raise InputError("members", got=got, expected="members that take the same rows", fix="record them apart")
+        raise InputError("members", got=got, expected="members that take the same rows",
+                         fix="record them apart, then join the files with `committee record --join`")  # fmt: skip
     sizes = {name: _classes(info) for name, info in pool.infos.items()}
     if len(set(sizes.values())) > 1:
         first, second = _two_unlike(sizes)
