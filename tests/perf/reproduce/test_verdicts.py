@@ -53,7 +53,7 @@ def test_worst_cases_without_the_margin_are_told_apart() -> None:
 
 def test_modes_are_held_against_the_first_line() -> None:
     text = same_target([line("mean_logit, max_prob", factor=1.0), line("x", factor=1.5), line("y", factor=1.05)])
-    assert text == "Beside the defaults, surely cheaper: x (1.50); surely dearer: none."
+    assert text == "Beside the defaults, surely cheaper: x (1.50 times fewer MACs); surely dearer: none."
 
 
 def test_stages_are_listed_by_target() -> None:
