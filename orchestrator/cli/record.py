@@ -92,17 +92,15 @@ def record(
     timeout_s: Annotated[float, typer.Option(min=0.001, help="Longest wait for a server's answer.")] = 60.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
 ) -> None:
-    """Ask members about rows, in this process or on a Triton, and write what they said as records.
+    """Ask members about rows, in this process or on a Triton, and write what they said; or join records.
 
     A run that was stopped goes on where it stopped when the same command is given again. The classes of a folder
     are its sub-folders, matched with the members' labels by name, or as --class-map says. The file's format is in
     docs/records.md.
 
-    Examples:
-        committee record digits_small digits_large --data digits:plan -o build/plan.npz
-        committee record --join build/small.npz build/large.npz -o build/both.npz
-
     Example: committee record digits_small digits_large --data digits:plan -o build/plan.npz
+
+    To join: committee record --join build/small.npz build/large.npz -o build/both.npz
     """
     if join:
         _show(joined_summary(context, names or [], output, skip_bad=skip_bad, by_id=by_id), as_json=as_json)

@@ -33,6 +33,7 @@ Rows = npt.NDArray[Any]
 PIECE_BYTES, PIECE_MACS, PIECE_ROWS = 8 << 20, 1e11, 256
 # A side for images of any size, only to guess how large they are.
 USUAL_PX = 224
+_APART = "record them apart, then join the files with `committee record --join`"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +127,7 @@ class Pool:
         if len(set(known.values())) > 1:
             first, second = _two_unlike(known)
             raise InputError("members", got=f"other rows from a picture for {second} than for {first}",
-                             expected="one `preprocess` for all")  # fmt: skip
+                             expected="one `preprocess` for all", fix=_APART)  # fmt: skip
         return next(iter(known.values()))
 
     def picture_reader(self) -> ReadPicture:
@@ -287,7 +288,7 @@ def _checked(pool: Pool, named: Mapping[str, str]) -> Pool:
         first, second = _two_unlike(inputs)
         got = f"{inputs[first]} for {first}, {inputs[second]} for {second}"
         raise InputError("members", got=got, expected="members that take the same rows",
-                         fix="record them apart, then join the files with `committee record --join`")  # fmt: skip
+                         fix=_APART)  # fmt: skip
     sizes = {name: _classes(info) for name, info in pool.infos.items()}
     if len(set(sizes.values())) > 1:
         first, second = _two_unlike(sizes)
