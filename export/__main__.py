@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import signal
 import sys
-from types import FrameType
 
 import typer
 
@@ -19,9 +17,9 @@ from export.commands.prove import prove
 from export.commands.show import show
 from export.commands.tensorrt import tensorrt
 from export.commands.zoo import zoo
-from orchestrator.errors import CommitteeError
+from orchestrator.commandline import interrupt_on_signals, new_program, run_program
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, help="Trained models into members.")
+app = new_program("export", "Trained models into members of a model repository.")
 
 
 @app.callback()
@@ -43,22 +41,10 @@ app.command("zoo")(zoo)
 app.command("cost")(cost)
 
 
-def _interrupt(_number: int, _frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
-
-
 def run() -> int:
-    """Runs the command; an error a user can mend is one line."""
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        # The same way out as Ctrl-C, so that nothing half-written stays behind whatever asks us to end.
-        signal.signal(number, _interrupt)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        app()
-    except CommitteeError as error:
-        typer.echo(f"error: {error}", err=True)
-        return error.exit_code
-    return 0
+    """Runs the command line of this process; an error a user can mend is one line."""
+    interrupt_on_signals()
+    return run_program(typer.main.get_command(app), "python -m export")
 
 
 if __name__ == "__main__":

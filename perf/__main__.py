@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from orchestrator.cli.app import guarded
+from orchestrator.commandline import HandsOn, interrupt_on_signals, new_program, run_program
 from perf.bench.command import leak, run
 from perf.gpu.command import gpu
 from perf.int8 import int8
@@ -22,7 +20,7 @@ from perf.planner import planner
 from perf.readme import write_readme
 from perf.reproduce.command import reproduce
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+app = new_program("perf", "Measure what is served.")
 
 
 @app.callback()
@@ -38,9 +36,8 @@ app.command()(int8)
 app.command()(live)
 app.command()(overload)
 # Options behind these names are the other program's.
-_HANDED_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
-app.command(context_settings=_HANDED_ON)(analyzer)
-app.command(context_settings=_HANDED_ON)(tritonserver)
+app.command(cls=HandsOn)(analyzer)
+app.command(cls=HandsOn)(tritonserver)
 app.command()(inputs)
 app.command()(gpu)
 app.command()(reproduce)
@@ -66,8 +63,6 @@ def readme(
 
 
 if __name__ == "__main__":
-    # gRPC's core otherwise tells users about every connection that ends.
-    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
-    # Servers end and what can be resumed says so, whichever of the two signals it is.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    sys.exit(guarded(lambda: app(prog_name="python -m perf", standalone_mode=False)))
+    # Servers end and what can be resumed says so, whichever signal it is.
+    interrupt_on_signals()
+    sys.exit(run_program(typer.main.get_command(app), "python -m perf"))

@@ -266,8 +266,9 @@ def onefile(
     Example: python -m perf onefile --rounds 15
     """
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    console = Console(stderr=True)
     with (
-        Progress(*columns, console=Console(stderr=True), transient=True) as bar,
+        Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar,
         tempfile.TemporaryDirectory() as folder,
     ):
         task = bar.add_task("reading")

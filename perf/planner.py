@@ -89,7 +89,8 @@ def planner(
     if growth:
         sizes = [*smaller(largest), *sizes]
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True)) as progress:
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         task = progress.add_task("planning")
         runs = []
         for size in sizes:

@@ -15,6 +15,7 @@ from rich.console import Console
 from export.blocks import END, text_with_block
 from orchestrator.cli.demo_report import sentences_from_report, table_from_report
 from orchestrator.errors import DataError
+from orchestrator.planner.report.words import times_between, times_words
 from perf.reproduce.choices import HEADLINE
 from perf.reproduce.results import WRITTEN_BY, results_from_path
 
@@ -50,11 +51,11 @@ def block_from_claims(results: dict[str, Any]) -> str:
 
 def _headline(line: dict[str, Any]) -> str:
     one, other = line["one"], line["other"]
-    low, high = line["macs_factor_ci95"]
+    fewer, between = _fewer(line)
     fast = {size: line["time_factor"][size]["median"] for size in ("32", "1")}
     exits = " / ".join(f"{100 * share:.1f}" for share in one["exit_share"])
     return f"""On {one["n"]:,} test pictures a cascade of {len(one["stages"])} stages takes
-        **{line["macs_factor"]:.2f} times fewer MACs** (95 % interval {low:.2f} to {high:.2f}) than the
+        **{fewer}** (95 % interval {between}) than the
         single model that is most accurate on the pictures plans are chosen on
         ({other["mean_cost"] / 1e6:.1f} million), at {_difference(line)}.
         Measured in ONNX Runtime it is {fast["32"]:.2f} times as fast in batches of 32
@@ -71,7 +72,16 @@ def _beside_test_best(headline: dict[str, Any], line: dict[str, Any]) -> str:
     if line["other"]["stages"] == headline["other"]["stages"]:
         return " That single model is the most accurate one on the test pictures too."
     return f""" Against the single model that turns out most accurate on the test pictures themselves it takes
-        {line["macs_factor"]:.2f} times fewer MACs, at {_difference(line)}."""
+        {_fewer(line)[0]}, at {_difference(line)}."""
+
+
+def _fewer(line: dict[str, Any]) -> tuple[str, str]:
+    """How many times fewer MACs, or more, and the interval."""
+    factor, interval = line["macs_factor"], line["macs_factor_ci95"]
+    return (
+        times_words(factor, noun="MACs", form=".2f"),
+        times_between(interval, factor, noun="MACs", form=".2f"),
+    )
 
 
 def _difference(line: dict[str, Any]) -> str:

@@ -44,7 +44,8 @@ def demo(
     spec = plan_of(repository, CASCADE)
     rows = rows_from_source("digits:test")
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    people = Console(stderr=True)
+    with Progress(*columns, console=people, transient=True, disable=not people.is_terminal) as progress:
         task = progress.add_task("replaying the plan offline")
         members = sorted(path.parent.name for path in repository.glob("*/manifest.json"))
         records = records_of(repository, members, "digits:test")

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from orchestrator.cli.demo_routes import Measured, ReplayCheck
 from orchestrator.planner.intervals import clopper_pearson, paired_difference
+from orchestrator.planner.report.words import times_words
 
 
 def report_from_routes(
@@ -91,9 +92,10 @@ def sentences_from_report(report: dict[str, Any]) -> list[str]:
     paired = report["cascade_minus_best_member"]
     low, high = paired["difference_ci95"]
     near = len(report["rows_near_a_threshold"])
+    factor = largest["mean_mmacs"] / cascade["mean_mmacs"]
+    spent = times_words(factor, noun="MACs per row", than=largest["name"])
     return [
-        f"The cascade spends {largest['mean_mmacs'] / cascade['mean_mmacs']:.1f}x fewer MACs per row than "
-        f"{largest['name']}; accuracy minus that of {paired['best_member']}, the best member: "
+        f"The cascade spends {spent}; accuracy minus that of {paired['best_member']}, the best member: "
         f"{paired['accuracy_difference']:+.4f} (95 % interval {low:+.4f} to {high:+.4f}).",
         f"Served against replayed offline: {report['replay_mismatches']} of {report['rows_test']} rows differ "
         f"in label or exit stage ({near} within 1e-5 of a threshold, listed apart).",

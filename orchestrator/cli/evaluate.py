@@ -1,63 +1,139 @@
-"""`committee evaluate`: a plan on records that had no say in it."""
+"""`committee evaluate`: plans on records that had no say in them."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich import box
 from rich.table import Table
 
 from orchestrator.cli.console import print_json, stdout_console
-from orchestrator.planner.evaluate import Evaluation, Route, check_reference
-from orchestrator.planner.evaluate import evaluate as evaluate_plan
+from orchestrator.planner.evaluate import Comparison, Evaluation, Route, check_reference, evaluate_plans
 from orchestrator.planner.records import records_from_path
+from orchestrator.planner.report.words import times_words
 from orchestrator.spec import CascadeSpec, cascade_from_path
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Evaluated:
+    """One plan with its numbers.
+
+    Args:
+        path: of its cascade.json.
+        label: what it is called beside the others.
+        spec: the plan.
+        found: what it does.
+        against: the first plan; None for that one itself.
+    """
+
+    path: Path
+    label: str
+    spec: CascadeSpec
+    found: Evaluation
+    against: Comparison | None
+
+
 def evaluate(
-    plan_path: Annotated[Path, typer.Argument(metavar="PLAN", help="cascade.json made by `committee plan`.")],
+    plan_paths: Annotated[
+        list[Path], typer.Argument(metavar="PLAN...", help="cascade.json of one plan or several.")
+    ],
     records_path: Annotated[Path, typer.Argument(metavar="RECORDS", help="Records of rows kept aside.")],
     reference: Annotated[
         str | None, typer.Option(help="Recorded member to compare with; the most accurate one if none is named.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the numbers as JSON.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the numbers as JSON; of several plans a list.")
+    ] = False,
 ) -> None:
-    """Replay a plan over recorded outputs: accuracy, cost and exits beside every member alone.
+    """Replay plans over recorded outputs: accuracy, cost and exits beside every member alone.
 
-    Nothing is chosen here, so on rows the plan has not seen the numbers are those to expect of it. No model is
-    asked: the answers are computed by the code that serves them.
+    Nothing is chosen here, so on rows a plan has not seen the numbers are those to expect of it. No model is
+    asked: the answers are computed by the code that serves them. Several plans are put side by side, and each is
+    compared with the first one row by row.
 
-    Example: committee evaluate build/cascade.json build/test.npz --reference big_model
+    Example: committee evaluate build/cascade.json build/other.json build/test.npz --reference big_model
     """
-    spec = cascade_from_path(plan_path)
+    specs = [cascade_from_path(path) for path in plan_paths]
     records = records_from_path(records_path)
     check_reference(records, reference)
-    found = evaluate_plan(spec, records, reference=reference)
+    labels = _labels(plan_paths, specs)
+    evaluated = [
+        _Evaluated(path=path, label=label, spec=spec, found=found, against=against)
+        for path, label, spec, (found, against) in zip(
+            plan_paths, labels, specs, evaluate_plans(specs, records, reference=reference), strict=True
+        )
+    ]
     if as_json:
-        print_json({**dataclasses.asdict(found), "cost_unit": spec.cost_unit})
+        alone = len(evaluated) == 1
+        print_json(_document(evaluated[0]) if alone else [_document_among(one) for one in evaluated])
         return
-    _show(found, spec)
+    _show(evaluated)
 
 
-def _show(found: Evaluation, spec: CascadeSpec) -> None:
-    table = Table(title=f"{found.rows} rows, costs in {spec.cost_unit} per row", box=box.SIMPLE_HEAD)
+def _labels(paths: Sequence[Path], specs: Sequence[CascadeSpec]) -> list[str]:
+    """Names of plans, with their paths where two are called the same."""
+    names = [spec.name for spec in specs]
+    return [
+        name if names.count(name) == 1 else f"{name} ({path})" for name, path in zip(names, paths, strict=True)
+    ]
+
+
+def _document(one: _Evaluated) -> dict[str, Any]:
+    return {**dataclasses.asdict(one.found), "cost_unit": one.spec.cost_unit}
+
+
+def _document_among(one: _Evaluated) -> dict[str, Any]:
+    against = None if one.against is None else dataclasses.asdict(one.against)
+    return {"plan": str(one.path), **_document(one), "against_first": against}
+
+
+def _show(evaluated: Sequence[_Evaluated]) -> None:
+    stdout_console().print(_table(evaluated))
+    for one in evaluated:
+        _say(one.label, one.found.reference, one.found)
+    for one in evaluated:
+        if one.against is not None:
+            _say(one.label, evaluated[0].label, one.against)
+    seen = [one.label for one in evaluated if one.found.rows_of_the_plan]
+    if seen:
+        alone = len(evaluated) == 1
+        which = "the plan was" if alone else f"{', '.join(seen)}:"
+        note = f"{which} chosen on these rows or some of them, so its numbers flatter it"
+        typer.echo(f"note: {note}; evaluate it on others")
+
+
+def _table(evaluated: Sequence[_Evaluated]) -> Table:
+    """Members, then plans, one line each."""
+    first = evaluated[0]
+    units = list(dict.fromkeys(one.spec.cost_unit for one in evaluated))
+    table = Table(title=f"{first.found.rows} rows, costs in {' or '.join(units)} per row", box=box.SIMPLE_HEAD)
     for name in ("", "accuracy", "95 % interval", "mean cost", "exits"):
         table.add_column(name, justify="left" if not name else "right")
-    for route in (*found.members, found.cascade):
+    # Costs in two units do not belong in one column.
+    for route in first.found.members if len(units) == 1 else _costless(first.found.members):
         table.add_row(*_cells(route))
-    stdout_console().print(table)
+    for one in evaluated:
+        unit = "" if len(units) == 1 else f" {one.spec.cost_unit}"
+        name, accuracy, interval, cost, exits = _cells(dataclasses.replace(one.found.cascade, name=one.label))
+        table.add_row(name, accuracy, interval, f"{cost}{unit}", exits)
+    return table
+
+
+def _costless(members: Sequence[Route]) -> list[Route]:
+    return [dataclasses.replace(route, mean_cost=None) for route in members]
+
+
+def _say(name: str, other: str, found: Evaluation | Comparison) -> None:
     low, high = found.difference_ci95
-    cheaper = "" if found.cost_factor is None else f"; it costs {found.cost_factor:.2f} times less"
+    costs = "" if found.cost_factor is None else f"; it costs {times_words(found.cost_factor)}"
     typer.echo(
-        f"{spec.name} minus {found.reference}: {found.difference:+.4f} (95 % interval {low:+.4f} to {high:+.4f}, "
-        f"{found.gains} gains, {found.losses} losses){cheaper}"
+        f"{name} minus {other}: {found.difference:+.4f} (95 % interval {low:+.4f} to {high:+.4f}, "
+        f"{found.gains} gains, {found.losses} losses){costs}"
     )
-    if found.rows_of_the_plan:
-        note = "the plan was chosen on these rows or some of them, so its numbers flatter it"
-        typer.echo(f"note: {note}; evaluate it on others")
 
 
 def _cells(route: Route) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ import typer
 
 from orchestrator.cli.console import print_json
 from orchestrator.cli.record_job import Wishes, meta_of, record_job, source_of
+from orchestrator.cli.record_join import joined_summary
 from orchestrator.cli.record_kinds import evidence_of
 from orchestrator.cli.record_members import opened_pool
 from orchestrator.cli.record_run import Task, answered_pieces, wanted_rows
@@ -22,14 +23,33 @@ from orchestrator.planner.records import Records
 
 
 def record(
-    data: Annotated[
-        str,
-        typer.Option(help="Folder with a sub-folder of pictures per class, .npz, .npy, .parquet, digits:SPLIT."),
-    ],
+    context: typer.Context,
     output: Annotated[Path, typer.Option("--output", "-o", help="Records file to write.")],
     names: Annotated[
-        list[str] | None, typer.Argument(metavar="MEMBERS...", help="Members to ask.", show_default=False)
+        list[str] | None,
+        typer.Argument(
+            metavar="MEMBERS...", help="Members to ask; with --join records files.", show_default=False
+        ),
     ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            help="Folder with a sub-folder of pictures per class, .npz, .npy, .parquet, digits:SPLIT.",
+            show_default=False,
+        ),
+    ] = None,
+    join: Annotated[
+        bool,
+        typer.Option(
+            "--join",
+            help="Ask nobody: join records files of other members over the same rows, or of other rows, by their "
+            "ids. With --skip-bad rows that a member lacks are left out.",
+        ),
+    ] = False,
+    by_id: Annotated[
+        bool,
+        typer.Option("--by-id", help="With --join: one id is one row even where the data are said to differ."),
+    ] = False,
     members: Annotated[
         list[str] | None, typer.Option(help="The same, separated by commas.", show_default=False)
     ] = None,
@@ -75,7 +95,7 @@ def record(
     timeout_s: Annotated[float, typer.Option(min=0.001, help="Longest wait for a server's answer.")] = 60.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
 ) -> None:
-    """Ask members about rows, in this process or on a Triton, and write what they said as records.
+    """Ask members about rows, in this process or on a Triton, and write what they said; or join records.
 
     A run that was stopped goes on where it stopped when the same command is given again; a finished one has
     nothing to do where members, data and options are the same. The classes of a folder
@@ -83,7 +103,15 @@ def record(
     docs/records.md.
 
     Example: committee record digits_small digits_large --data digits:plan -o build/plan.npz
+
+    To join: committee record --join build/small.npz build/large.npz -o build/both.npz
     """
+    if join:
+        _show(joined_summary(context, names or [], output, skip_bad=skip_bad, by_id=by_id), as_json=as_json)
+        return
+    if data is None or by_id:
+        got = "--by-id without --join" if by_id else "no --data"
+        raise DataError("record", got=got, expected="members and --data, or --join and records files")
     wishes = Wishes(
         data=data,
         output=output,
@@ -103,10 +131,7 @@ def record(
     with opened as pool:
         summary = record_job(pool, wishes)
     summary["seconds"] = time.perf_counter() - start
-    if as_json:
-        print_json(summary)
-        return
-    _print(summary)
+    _show(summary, as_json=as_json)
 
 
 def records_of(repository: Path, members: Sequence[str], data: str) -> Records:
@@ -164,8 +189,11 @@ def _costs(words: Sequence[str]) -> dict[str, float]:
     return costs
 
 
-def _print(summary: dict[str, Any]) -> None:
-    known = " (up to date, --restart records again)" if summary["up_to_date"] else ""
+def _show(summary: dict[str, Any], *, as_json: bool) -> None:
+    if as_json:
+        print_json(summary)
+        return
+    known = " (up to date, --restart records again)" if summary.get("up_to_date") else ""
     typer.echo(
         f"{summary['output']}: {summary['rows']} rows, {summary['classes']} classes, "
         f"{len(summary['members'])} members, {summary['seconds']:.1f} s{known}"

@@ -23,16 +23,15 @@ from orchestrator.cli.record_members import Pool
 from orchestrator.cli.record_run import Task, record_into, wanted_rows
 from orchestrator.cli.sources import Source, source_from_text
 from orchestrator.cli.sources_labels import Classes
+from orchestrator.commandline import interrupt, interrupted_from
 from orchestrator.errors import CommitteeError, DataError, SpecError
-from orchestrator.planner.records import named, sha256_of_rows
+from orchestrator.planner.records import SKIPPED_LISTED, named, sha256_of_rows
 from orchestrator.planner.shards import NO_DIGEST, RESTART, Shards
 from orchestrator.spec.output_kind import ScoreEvidence
 from orchestrator.spec.processor import DOT_PRODUCT_FLAGS, lacks_flags, processor_flags
 
 # Members no better than this many times guessing, on so many rows, have labels of another order or no training.
 NEAR_CHANCE, CHANCE_ROWS = 2.0, 50
-# Rows that are named one by one in the records' meta; there may be a million.
-SKIPPED_LISTED = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,10 +57,6 @@ class Wishes:
     class_map: Path | None = None
 
 
-class _Terminated(KeyboardInterrupt):
-    """SIGTERM, handled like Ctrl-C but with its own exit code."""
-
-
 def source_of(pool: Pool, data: str, *, by_order: bool = False, class_map: Path | None = None) -> Source:
     """The source that the pool is to be asked about.
 
@@ -85,7 +80,7 @@ def record_job(pool: Pool, wishes: Wishes) -> dict[str, Any]:
 
     Raises:
         CommitteeError: anything about the data, the members or the disk; what is settled is kept.
-        Exit: it was interrupted.
+        Interrupted: somebody ended it.
     """
     source = source_of(pool, wishes.data, by_order=wishes.by_order, class_map=wishes.class_map)
     wanted = wanted_rows(len(source.ids), wishes.limit)
@@ -139,9 +134,8 @@ def _ended_well(shards: Shards, total: int) -> Iterator[None]:
         with _terminable():
             yield
     except KeyboardInterrupt as stopped:
-        typer.echo(f"stopped: {_kept(shards, total) or 'no row was settled yet'}", err=True)
-        code = signal.SIGTERM if isinstance(stopped, _Terminated) else signal.SIGINT
-        raise typer.Exit(128 + code) from None
+        kept = _kept(shards, total) or "no row was settled yet"
+        raise interrupted_from(stopped, f"stopped: {kept}") from None
     except SpecError:
         raise
     except CommitteeError as error:
@@ -160,14 +154,10 @@ def _kept(shards: Shards, total: int) -> str:
 @contextlib.contextmanager
 def _terminable() -> Iterator[None]:
     """Makes SIGTERM an exception, so that what is settled is kept."""
-
-    def stop(*_: object) -> None:
-        raise _Terminated
-
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, stop)
+    before = signal.signal(signal.SIGTERM, interrupt)
     try:
         yield
     finally:

@@ -33,6 +33,7 @@ Rows = npt.NDArray[Any]
 PIECE_BYTES, PIECE_MACS, PIECE_ROWS = 8 << 20, 1e11, 256
 # A side for images of any size, only to guess how large they are.
 USUAL_PX = 224
+_APART = "record them apart, then join the files with `committee record --join`"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +99,7 @@ class Pool:
                 "members",
                 got=f"other class names or another order of them in {second} than in {first}",
                 expected="members of the same classes",
-                fix="record them apart, or take the names out of the manifest that is wrong",
+                fix="correct the manifest that is wrong, or take the names out of it",
             )
         names = next(iter(named.values()), None)
         if names is not None and len(names) != self.classes:
@@ -127,7 +128,7 @@ class Pool:
         if len(set(known.values())) > 1:
             first, second = _two_unlike(known)
             raise InputError("members", got=f"other rows from a picture for {second} than for {first}",
-                             expected="one `preprocess` for all")  # fmt: skip
+                             expected="one `preprocess` for all", fix=_APART)  # fmt: skip
         return next(iter(known.values()))
 
     def picture_reader(self) -> ReadPicture:
@@ -287,7 +288,8 @@ def _checked(pool: Pool, named: Mapping[str, str]) -> Pool:
     if len(set(inputs.values())) > 1:
         first, second = _two_unlike(inputs)
         got = f"{inputs[first]} for {first}, {inputs[second]} for {second}"
-        raise InputError("members", got=got, expected="members that take the same rows", fix="record them apart")
+        raise InputError("members", got=got, expected="members that take the same rows",
+                         fix=_APART)  # fmt: skip
     sizes = {name: _classes(info) for name, info in pool.infos.items()}
     if len(set(sizes.values())) > 1:
         first, second = _two_unlike(sizes)

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
+import shlex
 import signal
 from pathlib import Path
-from types import FrameType
 from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 
+from orchestrator.commandline import interrupt_on_signals
 from orchestrator.errors import RepositoryError, ServingError
 from orchestrator.repository import check_plans
 from orchestrator.serving import log
+from orchestrator.serving.hosts import is_loopback, network_host
 from orchestrator.serving.options import ServeOptions
 from orchestrator.serving.planned import LOOK_S, CascadeWatch
 from orchestrator.serving.process import EmbeddedServer
@@ -25,7 +27,9 @@ _LOG_LINES = 15
 
 def serve(
     repository: Annotated[Path, typer.Option(help="Model repository to serve.")] = Path("model_repository"),
-    host: Annotated[str, typer.Option(help="Address to bind; 0.0.0.0 serves other machines too.")] = "127.0.0.1",
+    host: Annotated[
+        str, typer.Option(help="Address to bind; 0.0.0.0 or :: lets other machines ask too.")
+    ] = "127.0.0.1",
     http_port: Annotated[int, typer.Option(help="HTTP port, 0 picks a free one.")] = 8000,
     grpc_port: Annotated[int, typer.Option(help="gRPC port, 0 picks a free one.")] = 8001,
     metrics_port: Annotated[int, typer.Option(help="Prometheus port, 0 picks a free one.")] = 8002,
@@ -57,16 +61,15 @@ def serve(
         config_name=config_name,
     )
     _check_plans(repository)
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        # The same way out as Ctrl-C, whatever asks us to end.
-        signal.signal(number, _interrupt)
+    # The same way out as Ctrl-C, whatever asks us to end.
+    interrupt_on_signals()
     people = Console(stderr=True)
     with people.status("starting Triton") as status:
         server = EmbeddedServer(options, progress=lambda text: status.update(f"Triton: {text}"))
         try:
             _start(server, people)
             status.stop()
-            _announce(server, as_json=as_json)
+            _announce(server, people, as_json=as_json)
             _wait(server, people)
         except KeyboardInterrupt:
             status.start()
@@ -90,10 +93,6 @@ def _check_plans(repository: Path) -> None:
     if not report:
         got = "; ".join(f"{fault.model} {fault.field}: {fault.text}" for fault in report.faults)
         raise RepositoryError(f"model repository {repository}", got=got, fix="see committee check")
-
-
-def _interrupt(_number: int, _frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
 
 
 def _start(server: EmbeddedServer, people: Console) -> None:
@@ -133,23 +132,42 @@ def _print_log(server: EmbeddedServer, people: Console) -> None:
         people.print(f"  [dim]{escape(line)}[/dim]", highlight=False, soft_wrap=True)
 
 
-def _announce(server: EmbeddedServer, *, as_json: bool) -> None:
+def _announce(server: EmbeddedServer, people: Console, *, as_json: bool) -> None:
+    host = network_host(server.options.host)
+    addresses = {endpoint: server.address(host, endpoint) for endpoint in ("grpc", "http", "metrics")}
     if as_json:
         ready = {
-            "grpc": server.grpc_address,
-            "http": server.http_address,
-            "metrics": server.metrics_address,
+            **addresses,
             "pid": server.pid,
             "triton_version": server.version,
             "models": list(server.model_names),
             "log": str(server.log_path),
         }
         typer.echo(json.dumps(ready))
-        return
-    typer.echo(f"Triton {server.version} is ready with {', '.join(server.model_names)}")
-    typer.echo(f"  gRPC     {server.grpc_address}")
-    typer.echo(f"  HTTP     http://{server.http_address}")
-    typer.echo(f"  metrics  http://{server.metrics_address}/metrics")
-    typer.echo(f"  log      {server.log_path}")
-    typer.echo("For development and first contact; `docker compose up` serves the same repository in production.")
-    typer.echo("Ctrl-C stops it.")
+    else:
+        typer.echo(f"Triton {server.version} is ready with {', '.join(server.model_names)}")
+        typer.echo(f"  gRPC     {addresses['grpc']}")
+        typer.echo(f"  HTTP     http://{addresses['http']}")
+        typer.echo(f"  metrics  http://{addresses['metrics']}/metrics")
+        typer.echo(f"  log      {server.log_path}")
+        typer.echo(production_words(server.options.repository))
+        typer.echo("Ctrl-C stops it.")
+    if not is_loopback(server.options.host):
+        people.print(network_warning(server.options.host), highlight=False, soft_wrap=True, markup=False)
+
+
+def network_warning(host: str) -> str:
+    """What follows from binding an address that others can reach."""
+    return (
+        f"warning: bound to {host}, so anybody on the network may ask these models and read the metrics: there is "
+        "no password and no encryption; put a firewall or a proxy in front, or use --host 127.0.0.1"
+    )
+
+
+def production_words(repository: Path) -> str:
+    """What serves this repository where it matters."""
+    first = "For development and first contact. In production NVIDIA's Triton image serves"
+    if not any(repository.glob("*/*/cascade.json")):
+        return f"{first} the same folder."
+    command = f"committee render --repository {shlex.quote(str(repository))} --standalone --output FOLDER"
+    return f"{first} what `{command}` writes."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,6 +10,7 @@ import numpy.typing as npt
 
 from orchestrator.errors import DataError
 from orchestrator.planner.intervals import clopper_pearson, paired_difference
+from orchestrator.planner.origin import has_seen
 from orchestrator.planner.records import Records, random_members
 from orchestrator.planner.replay import replay
 from orchestrator.spec import CascadeSpec
@@ -33,6 +35,27 @@ class Route:
     accuracy_ci95: tuple[float, float]
     mean_cost: float | None
     exit_share: tuple[float, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """One plan against another, row by row.
+
+    Args:
+        name: of the other plan.
+        difference: accuracy of this plan minus the other's.
+        difference_ci95: paired interval.
+        losses: rows the other gets right and this one wrong.
+        gains: the other way round.
+        cost_factor: mean cost of the other over this one's; None where they count in different units.
+    """
+
+    name: str
+    difference: float
+    difference_ci95: tuple[float, float]
+    losses: int
+    gains: int
+    cost_factor: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,24 +89,53 @@ class Evaluation:
 
 
 def evaluate(spec: CascadeSpec, records: Records, *, reference: str | None = None) -> Evaluation:
-    """Replays a plan over labelled records.
+    """Replays a plan over labelled records; see `evaluate_plans`."""
+    ((found, _),) = evaluate_plans([spec], records, reference=reference)
+    return found
+
+
+def evaluate_plans(
+    specs: Sequence[CascadeSpec], records: Records, *, reference: str | None = None
+) -> list[tuple[Evaluation, Comparison | None]]:
+    """Replays plans over the same labelled records.
 
     Args:
-        spec: the plan.
-        records: n rows of all its members, and of others to compare with.
+        specs: the plans.
+        records: n rows of all their members, and of others to compare with.
         reference: a recorded member; None takes the most accurate one.
+
+    Returns:
+        for each plan what it does, and how it compares with the first plan; None for the first.
 
     Raises:
         DataError: no labels, no such member, other model files, or random weights.
     """
-    labels = _checked_labels(spec, records)
-    costs = _costs(spec, records)
+    labels = _checked_labels(specs, records)
     right = {name: scores.argmax(axis=1) == labels for name, scores in records.outputs.items()}
-    members = [_route(name, hits, costs.get(name)) for name, hits in right.items()]
+    found: list[tuple[Evaluation, Comparison | None]] = []
+    first: tuple[CascadeSpec, Route, npt.NDArray[np.bool_]] | None = None
+    for spec in specs:
+        cascade, hits = _cascade(spec, records, labels)
+        against = None if first is None else _compared(spec, cascade, hits, *first)
+        first = first or (spec, cascade, hits)
+        found.append((_evaluation(spec, records, cascade, hits, right=right, reference=reference), against))
+    return found
+
+
+def _evaluation(
+    spec: CascadeSpec,
+    records: Records,
+    cascade: Route,
+    hits: npt.NDArray[np.bool_],
+    *,
+    right: dict[str, npt.NDArray[np.bool_]],
+    reference: str | None,
+) -> Evaluation:
+    costs = _costs(spec, records)
+    members = [_route(name, one, costs.get(name)) for name, one in right.items()]
     members.sort(key=lambda one: (records.cost[one.name], one.name))
     best = max(members, key=lambda one: (one.right, -records.cost[one.name]))
     beside = next(one for one in members if one.name == (reference or best.name))
-    cascade, hits = _cascade(spec, records, labels)
     difference, interval = paired_difference(hits, right[beside.name])
     return Evaluation(
         rows=records.rows,
@@ -94,9 +146,33 @@ def evaluate(spec: CascadeSpec, records: Records, *, reference: str | None = Non
         difference_ci95=interval,
         losses=int((right[beside.name] & ~hits).sum()),
         gains=int((hits & ~right[beside.name]).sum()),
-        cost_factor=beside.mean_cost / cascade.mean_cost if beside.mean_cost and cascade.mean_cost else None,
-        rows_of_the_plan=_same_rows(spec, records),
+        cost_factor=_factor(beside.mean_cost, cascade.mean_cost),
+        rows_of_the_plan=has_seen(spec, records),
     )
+
+
+def _compared(
+    spec: CascadeSpec,
+    cascade: Route,
+    hits: npt.NDArray[np.bool_],
+    other_spec: CascadeSpec,
+    other: Route,
+    other_hits: npt.NDArray[np.bool_],
+) -> Comparison:
+    difference, interval = paired_difference(hits, other_hits)
+    same_unit = spec.cost_unit == other_spec.cost_unit
+    return Comparison(
+        name=other.name,
+        difference=difference,
+        difference_ci95=interval,
+        losses=int((other_hits & ~hits).sum()),
+        gains=int((hits & ~other_hits).sum()),
+        cost_factor=_factor(other.mean_cost, cascade.mean_cost) if same_unit else None,
+    )
+
+
+def _factor(other: float | None, own: float | None) -> float | None:
+    return other / own if other and own else None
 
 
 def check_reference(records: Records, reference: str | None) -> None:
@@ -111,14 +187,14 @@ def check_reference(records: Records, reference: str | None) -> None:
         )
 
 
-def _checked_labels(spec: CascadeSpec, records: Records) -> npt.NDArray[np.int64]:
+def _checked_labels(specs: Sequence[CascadeSpec], records: Records) -> npt.NDArray[np.int64]:
     random = random_members(records)
     if random:
         raise DataError("evaluate", got=f"random weights in {', '.join(random)}", expected="trained members")
     if records.labels is None:
         raise DataError("records", got="no labels", expected="a class per row, to tell right from wrong")
     known = records.meta.get("members", {})
-    for member in spec.members:
+    for member in (member for spec in specs for member in spec.members):
         recorded = known.get(member.name, {}).get("sha256")
         if None not in (recorded, member.sha256) and recorded != member.sha256:
             raise DataError(
@@ -163,18 +239,3 @@ def _cascade(
         exit_share=tuple(float(count) / records.rows for count in counts),
     )
     return route, right
-
-
-def _same_rows(spec: CascadeSpec, records: Records) -> bool:
-    """Whether the plan has seen some of the rows: the same recording, a part of it, or what it is a part of.
-
-    Two parts of one recording share rows unless one cut made both.
-    """
-    if spec.fit is None or not spec.fit.data_sha256:
-        return False
-    chosen_on, here = spec.fit.data_sha256, records.meta.get("data_sha256")
-    ours, theirs = records.meta.get("part") or {}, spec.fit.extra.get("part") or {}
-    if chosen_on in (here, ours.get("data_sha256")) or (theirs and theirs.get("data_sha256") == here):
-        return True
-    siblings = bool(ours) and bool(theirs) and ours.get("data_sha256") == theirs.get("data_sha256")
-    return siblings and any(ours.get(key) != theirs.get(key) for key in ("share", "seed"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import struct
 import tempfile
 import tokenize
@@ -164,3 +165,36 @@ def arrays_from_path(path: Path, *, what: str, wanted: Callable[[str], bool]) ->
         if strange:
             raise ValueError(f"{', '.join(strange)}: no array")
     return arrays
+
+
+def shapes_from_path(path: Path, *, what: str, wanted: Callable[[str], bool]) -> dict[str, tuple[int, ...]]:
+    """Shapes of an archive's arrays, by their headers alone; arguments as for `arrays_from_path`.
+
+    Raises:
+        DataError: it is no archive, a truncated one, or one of Python objects.
+    """
+    form: Any = np.lib.format
+    shapes = {}
+    with opened_npz(path, what=what, fix="record again") as stored:
+        for name in filter(wanted, stored.files):
+            with stored.zip.open(f"{name}.npy") as file:
+                old = form.read_magic(file) == (1, 0)
+                shape, _, _ = (form.read_array_header_1_0 if old else form.read_array_header_2_0)(file)
+            shapes[name] = shape
+    return shapes
+
+
+def extract_array(path: Path, name: str, to: Path) -> None:
+    """Copies one array of an archive into a `.npy` file, block by block.
+
+    Raises:
+        DataError: the archive is broken.
+        OSError: the file cannot be written.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive, archive.open(f"{name}.npy") as file, to.open("wb") as out:
+            shutil.copyfileobj(file, out, 1 << 20)
+    except OSError:
+        raise
+    except BROKEN as error:
+        raise DataError(f"{path}", got=f"a file numpy cannot read ({error})", fix="record again") from error

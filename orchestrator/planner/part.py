@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from orchestrator.errors import DataError
+from orchestrator.planner.origin import JOINED, PART
 from orchestrator.planner.records import Records, sha256_of_rows
 from orchestrator.planner.split import FEWEST_ROWS, records_of_rows, split_from_ids
 
@@ -46,6 +47,8 @@ def _part(records: Records, rows: npt.NDArray[np.intp], facts: dict[str, Any]) -
     whole = records.meta.get("data_sha256")
     part = records_of_rows(records, rows)
     digest = hashlib.sha256(f"{whole}|{sha256_of_rows(part.ids)}".encode()).hexdigest()
-    return dataclasses.replace(
-        part, meta={**records.meta, "data_sha256": digest, "part": {**facts, "data_sha256": whole}}
-    )
+    meta = dict(records.meta)
+    # What was joined is in the whole; one part alone may have rows of one piece only.
+    joined = {JOINED: meta.pop(JOINED)} if JOINED in meta else {}
+    meta |= {"data_sha256": digest, PART: {**facts, "data_sha256": whole, **joined}}
+    return dataclasses.replace(part, meta=meta)

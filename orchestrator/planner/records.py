@@ -29,6 +29,8 @@ from orchestrator.planner.texts import value_from_json
 Array = npt.NDArray[Any]
 # Rows named in an error before "..." stands for the rest.
 NAMED = 5
+# Rows that were left out and are named one by one in `meta`; there may be a million.
+SKIPPED_LISTED = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -253,8 +255,8 @@ def _records_from_arrays(arrays: Mapping[str, Array]) -> Records:
         ids=arrays["ids"],
         labels=None if labels is None else labels.astype(np.int64),
         outputs={name: _scores(name, array) for name, array in _under("outputs/", arrays).items()},
-        cost={name: _cost(name, array) for name, array in _under("cost/", arrays).items()},
-        meta=_meta(arrays.get("meta")),
+        cost={name: cost_from_array(name, array) for name, array in _under("cost/", arrays).items()},
+        meta=meta_from_array(arrays.get("meta")),
     )
 
 
@@ -270,14 +272,24 @@ def _scores(name: str, array: Array) -> npt.NDArray[np.float32]:
         return np.asarray(array, np.float32)
 
 
-def _cost(name: str, array: Array) -> float:
+def cost_from_array(name: str, array: Array) -> float:
+    """A member's cost per row as a file holds it.
+
+    Raises:
+        DataError: no single number.
+    """
     if array.dtype.kind not in "fiu" or array.size != 1:
         got = f"dtype {array.dtype}, shape {list(array.shape)}"
         raise DataError(f"records, cost of {name}", got=got, expected="one number")
     return float(array.reshape(()))
 
 
-def _meta(array: Array | None) -> dict[str, Any]:
+def meta_from_array(array: Array | None) -> dict[str, Any]:
+    """What a file says of its records; nothing where it has no such array.
+
+    Raises:
+        DataError: no JSON object.
+    """
     try:
         meta = {} if array is None else value_from_json(str(array))
     except ValueError as error:

@@ -14,6 +14,7 @@ from orchestrator.planner.chains import Choice, outcome_of
 from orchestrator.planner.decide import Decision, Part
 from orchestrator.planner.goal import Goal
 from orchestrator.planner.intervals import clopper_pearson
+from orchestrator.planner.origin import kept_origin
 from orchestrator.planner.promise import Shortfall
 from orchestrator.planner.records import Records
 from orchestrator.planner.replay import replay
@@ -202,10 +203,9 @@ def _extra(decision: Decision, origin: Origin, *, agreement: float) -> dict[str,
             "certify_rows": len(split.certify),
         },
         "calibration": origin.trial.facts(),
+        # Of which recordings the rows are, so that `evaluate` knows the rest of one from the whole.
+        **kept_origin(origin.records.meta),
     }
-    if "part" in origin.records.meta:
-        # Of which recording the rows are, so that `evaluate` knows the rest of it from the whole.
-        extra["part"] = origin.records.meta["part"]
     recorded_with = _recorded_with(origin.records.meta)
     if recorded_with:
         extra["recorded_with"] = recorded_with

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from orchestrator.serving.hosts import bracketed, evhtp_host
 from orchestrator.serving.machine import Machine
 from orchestrator.serving.options import ServeOptions
 
@@ -123,11 +124,11 @@ def command_from(
         *([] if options.config_name is None else [f"--model-config-name={options.config_name}"]),
         f"--http-restricted-api=model-repository:{CONTROL_HEADER}={control_key}",
         f"--grpc-restricted-protocol=model-repository:{CONTROL_HEADER}={control_key}",
-        f"--http-address={options.host}",
+        f"--http-address={evhtp_host(options.host)}",
         f"--http-port={ports.http}",
-        f"--grpc-address={options.host}",
+        f"--grpc-address={bracketed(options.host)}",
         f"--grpc-port={ports.grpc}",
-        f"--metrics-address={options.host}",
+        f"--metrics-address={evhtp_host(options.host)}",
         f"--metrics-port={ports.metrics}",
         f"--exit-timeout-secs={math.ceil(options.stop_timeout_s)}",
         f"--log-verbose={options.log_verbose}",

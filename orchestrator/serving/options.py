@@ -48,7 +48,7 @@ class ServeOptions:
     def __post_init__(self) -> None:
         faults = Faults("serve options")
         faults.check("repository", isinstance(self.repository, Path), f"got {self.repository!r}, expected a path")
-        faults.check("host", _is_host(self.host), f"got {self.host!r}, expected an IPv4 address or a host name")
+        faults.check("host", _is_host(self.host), f"got {self.host!r}, expected an IP address or a host name")
         for field in ("http_port", "grpc_port", "metrics_port"):
             faults.integer(field, getattr(self, field), low=0, high=65535)
         if self.config_name is not None:
@@ -75,7 +75,8 @@ def _is_host(host: object) -> bool:
     if not isinstance(host, str):
         return False
     try:
-        return ipaddress.ip_address(host).version == 4
+        ipaddress.ip_address(host)
     except ValueError:
         # A dotted number that is no address (127.0.0.999) must not pass as a name.
         return _HOST_NAME.match(host) is not None and not host.replace(".", "").isdigit()
+    return True

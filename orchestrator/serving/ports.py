@@ -9,6 +9,7 @@ from contextlib import ExitStack
 
 from orchestrator.errors import PortInUseError, ServingError
 from orchestrator.serving.embedded import Ports
+from orchestrator.serving.hosts import family_of
 from orchestrator.serving.options import ServeOptions
 
 FIELDS = ("http", "grpc", "metrics")
@@ -32,7 +33,7 @@ def choose_ports(options: ServeOptions) -> Ports:
 
 
 def _hold(held: ExitStack, host: str, port: int, field: str) -> int:
-    probe = held.enter_context(socket.socket(socket.AF_INET, socket.SOCK_STREAM))
+    probe = held.enter_context(socket.socket(family_of(host), socket.SOCK_STREAM))
     # As the server does: a port whose last connections are still in TIME_WAIT is free.
     probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     candidates = [port] if port else random.sample(_FREE, 100)

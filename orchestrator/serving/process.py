@@ -29,6 +29,7 @@ from orchestrator.serving.embedded import (
     make_work_folder,
     shell_safe_repository,
 )
+from orchestrator.serving.hosts import bracketed, local_host
 from orchestrator.serving.machine import SHM, Machine, check_machine, machine_here
 from orchestrator.serving.options import ServeOptions
 from orchestrator.serving.ports import choose_ports
@@ -79,20 +80,24 @@ class EmbeddedServer:
     ) -> None:
         self.stop()
 
+    def address(self, host: str, endpoint: str) -> str:
+        """host:port of "http", "grpc" or "metrics", where whoever connects calls this machine `host`."""
+        return f"{bracketed(host)}:{getattr(self._known_ports, endpoint)}"
+
     @property
     def http_address(self) -> str:
-        """host:port of the HTTP endpoint."""
-        return f"{self._reachable_host}:{self._known_ports.http}"
+        """host:port of the HTTP endpoint, for this machine."""
+        return self.address(local_host(self.options.host), "http")
 
     @property
     def grpc_address(self) -> str:
-        """host:port of the gRPC endpoint."""
-        return f"{self._reachable_host}:{self._known_ports.grpc}"
+        """host:port of the gRPC endpoint, for this machine."""
+        return self.address(local_host(self.options.host), "grpc")
 
     @property
     def metrics_address(self) -> str:
-        """host:port of the Prometheus endpoint."""
-        return f"{self._reachable_host}:{self._known_ports.metrics}"
+        """host:port of the Prometheus endpoint, for this machine."""
+        return self.address(local_host(self.options.host), "metrics")
 
     @property
     def pid(self) -> int:
@@ -112,7 +117,9 @@ class EmbeddedServer:
     @property
     def control(self) -> RepositoryControl:
         """Its repository API, which is closed to everybody else."""
-        return RepositoryControl(host=self._reachable_host, port=self._known_ports.http, key=self._control_key)
+        return RepositoryControl(
+            host=local_host(self.options.host), port=self._known_ports.http, key=self._control_key
+        )
 
     def start(self) -> None:
         """Starts the server and returns when every model is ready.
@@ -218,7 +225,7 @@ class EmbeddedServer:
             raise self._start_error(child)
 
     def _is_ready(self) -> bool:
-        connection = http.client.HTTPConnection(self._reachable_host, self._known_ports.http, timeout=5.0)
+        connection = http.client.HTTPConnection(local_host(self.options.host), self._known_ports.http, timeout=5.0)
         try:
             connection.request("GET", "/v2/health/ready")
             response = connection.getresponse()
@@ -275,7 +282,3 @@ class EmbeddedServer:
         if self._ports is None:
             raise ServingError("embedded Triton was not started")
         return self._ports
-
-    @property
-    def _reachable_host(self) -> str:
-        return "127.0.0.1" if self.options.host == "0.0.0.0" else self.options.host

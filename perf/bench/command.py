@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from orchestrator.commandline import interrupted_from
 from perf.bench.leak import measure_leak, model_of
 from perf.bench.leak_file import REQUESTS, ROUTE, SCENARIO
 from perf.bench.plots import draw_plots
@@ -70,8 +71,7 @@ def run(
         with progress_shown() as tell:
             results = run_bench(options, command=command, progress=tell)
     except KeyboardInterrupt as error:
-        typer.echo(f"interrupted; {command} --resume goes on where it was", err=True)
-        raise typer.Exit(130) from error
+        raise interrupted_from(error, f"interrupted; {command} --resume goes on where it was") from error
     written = [*write_results(results, output), *write_report(results, report or _report_path(options))]
     if as_json:
         typer.echo(json.dumps(results.as_json(), indent=2))
@@ -173,6 +173,7 @@ def progress_shown() -> Iterator[Tell]:
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     # Redrawn seldom: what the spinner costs is taken from the load.
     console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, refresh_per_second=2) as progress:
+    shown = {"transient": True, "refresh_per_second": 2, "disable": not console.is_terminal}
+    with Progress(*columns, console=console, **shown) as progress:
         task = progress.add_task("starting")
         yield lambda text: progress.update(task, description=text)

@@ -12,6 +12,7 @@ import onnxruntime
 import typer
 from rich.console import Console
 
+from orchestrator.commandline import interrupted_from
 from orchestrator.repository.files import disk_errors
 from orchestrator.serving.machine import check_machine, machine_here
 from perf.bench.command import FILE_WIDTH, progress_shown
@@ -125,8 +126,8 @@ def gpu(
         with progress_shown() as tell:
             results = run_gpu(options, command=command, progress=tell)
     except KeyboardInterrupt as error:
-        typer.echo(f"interrupted; {command} --output {folder} --resume goes on where it was", err=True)
-        raise typer.Exit(130) from error
+        text = f"interrupted; {command} --output {folder} --resume goes on where it was"
+        raise interrupted_from(error, text) from error
     # A run that leaves something out must not replace the report of one that did not.
     whole = command == "python -m perf gpu"
     written = [

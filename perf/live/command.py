@@ -43,11 +43,10 @@ def live(
         python -m perf live --rounds 5
         python -m perf live --url 127.0.0.1:8001 --model digits_cascade --model digits_large
     """
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     console = Console(stderr=True)
     with (
-        Progress(
-            SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), console=console
-        ) as progress,
+        Progress(*columns, console=console, disable=not console.is_terminal) as progress,
         _server(repository, url) as (address, version),
     ):
         task = progress.add_task("reading rows")

@@ -25,7 +25,7 @@ from perf.reproduce.family import MEMBERS, REPOSITORY, require_members
 from perf.reproduce.parts import CACHE, Draw, Drawn, Recorder, TestPart
 from perf.reproduce.picture import draw_frontier
 from perf.reproduce.results import RESULTS, TIMED_FORMATS, Setting, results_from_path, results_of, write_results
-from perf.reproduce.tables import points, times
+from perf.reproduce.tables import fewer_macs, points, times
 from perf.reproduce.timing import Load
 
 _MEASURE = "measure everything: leave out --again"
@@ -265,7 +265,7 @@ def _summary(results: dict[str, Any]) -> list[str]:
     )
     return [
         f"glyphs, {line['one']['n']:,} test rows: {line['one']['plan']}",
-        f"  {times(line['macs_factor'])}x fewer MACs than {best}, measured {clock}",
+        f"  {fewer_macs(line['macs_factor'])} than {best}, measured {clock}",
         f"  accuracy difference {points(line['difference'])} points ({points(low)} to {points(high)})",
         *_beside_test_best(results["against_test_best"], best),
     ]
@@ -277,6 +277,6 @@ def _beside_test_best(line: dict[str, Any], best: str) -> list[str]:
         return []
     low, high = line["difference_ci95"]
     return [
-        f"  against {other['plan']}, the most accurate on the test part: {times(line['macs_factor'])}x fewer MACs,"
+        f"  against {other['plan']}, the most accurate on the test part: {fewer_macs(line['macs_factor'])},"
         f" {points(line['difference'])} points ({points(low)} to {points(high)})"
     ]

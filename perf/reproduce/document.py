@@ -6,10 +6,22 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any
 
+from orchestrator.planner.report.words import times_between
 from perf.reproduce import tables
 from perf.reproduce.choices import HEADLINE, short
 from perf.reproduce.sections import SECTIONS, Section
-from perf.reproduce.tables import mmacs, percent, plain_table, points, ranged, spread, table, times
+from perf.reproduce.tables import (
+    fewer_macs,
+    fewer_macs_ranged,
+    mmacs,
+    percent,
+    plain_table,
+    points,
+    ranged,
+    spread,
+    table,
+    times,
+)
 from perf.reproduce.verdicts import VERDICTS
 
 WIDTH = 115
@@ -73,11 +85,10 @@ def _headline(results: dict[str, Any]) -> str:
     text = f"The most accurate single model on the plan part is {best}."
     if plan["one"] is None:
         return "## Headline\n\n" + paragraph(f"{text} There is no headline: {plan['note']}.")
-    low, high = plan["macs_factor_ci95"]
-    full = times(plan["macs_factor_with_resizing"])
-    text += f""" The cascade **{plan["one"]["plan"]}** takes **{times(plan["macs_factor"])} times fewer MACs**
-        (95 % interval {times(low)} to {times(high)}; {full} with those of the resizing inside the graphs) and is
-        measured {_clocked(plan)}."""
+    factor, full = plan["macs_factor"], plan["macs_factor_with_resizing"]
+    between = times_between(plan["macs_factor_ci95"], factor, noun="MACs", form=".2f")
+    text += f""" The cascade **{plan["one"]["plan"]}** takes **{fewer_macs(factor)}** (95 % interval {between};
+        {fewer_macs(full)} with those of the resizing inside the graphs) and is measured {_clocked(plan)}."""
     return (
         "## Headline\n\n"
         + paragraph(text)
@@ -115,10 +126,9 @@ def _hardest(line: dict[str, Any], best: str) -> str:
     other = line["other"]
     if other["plan"] == best:
         return f"On the test part, too, {best} is the most accurate single model."
-    factor = ranged(line["macs_factor"], line["macs_factor_ci95"], times)
     return f"""On the test part {other["plan"]} is the most accurate single model, at
         {ranged(other["accuracy"], other["accuracy_ci95"], percent)} %. That was known only after every choice;
-        against it the cascade takes {factor} times fewer MACs and is measured {_clocked(line)}, and the paired
+        against it the cascade takes {fewer_macs_ranged(line)} and is measured {_clocked(line)}, and the paired
         difference is {ranged(line["difference"], line["difference_ci95"], points)} points."""
 
 
@@ -126,11 +136,10 @@ def _certified(line: dict[str, Any]) -> str:
     if line["one"] is None:
         return f"The planner's guarantee ({line['label']}): {line['note']}."
     promised = line["guarantee"]
-    factor = ranged(line["macs_factor"], line["macs_factor_ci95"], times)
     change = ranged(line["difference"], line["difference_ci95"], points)
     return f"""The planner's guarantee ({line["label"]}), for a plan of its own: {promised["statement"]}
         ({promised["losses"]} rows lost and {promised["gains"]} won of {promised["rows"]:,} that had no part in
-        proposing it). That plan, {line["one"]["plan"]}, takes {factor} times fewer MACs and differs by {change}
+        proposing it). That plan, {line["one"]["plan"]}, takes {fewer_macs_ranged(line)} and differs by {change}
         points on the test part."""
 
 
@@ -187,7 +196,7 @@ def _rehearsal(results: dict[str, Any]) -> str:
         "plans found",
         "mean difference, points",
         "less accurate",
-        "times fewer MACs",
+        "its MACs over the plan's",
     ]
     text = """Plan rows only: plans were chosen on a random 60 % of them and judged on the rest, against the most
         accurate single model. A plan that is just level where it was chosen is less accurate elsewhere; that is

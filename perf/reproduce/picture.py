@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import DataError
+from orchestrator.planner.report.words import times_words
 from perf.reproduce.choices import HEADLINE
 
 # kind -> colour, marker, words; told apart without colour too.
@@ -71,6 +72,6 @@ def _headline(axes: Any, results: dict[str, Any]) -> None:
     )
     axes.plot(*ends[0], "*", color="black", markersize=13, zorder=5, label="headline plan")
     axes.annotate(
-        f"{line['macs_factor']:.1f}x fewer MACs", ends[0], xytext=(-6, 12), textcoords="offset points",
-        ha="right", fontsize=10, fontweight="bold",
+        times_words(line["macs_factor"], noun="MACs", form=".1f"), ends[0], xytext=(-6, 12),
+        textcoords="offset points", ha="right", fontsize=10, fontweight="bold",
     )  # fmt: skip

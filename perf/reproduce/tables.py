@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from orchestrator.planner.report.words import times_between, times_words
+
 Line = dict[str, Any]
 Column = tuple[str, Callable[[Line], str]]
 NOTHING = "-"
@@ -23,6 +25,19 @@ def points(difference: float) -> str:
 def times(factor: float) -> str:
     """A ratio."""
     return f"{factor:.2f}"
+
+
+def fewer_macs(factor: float) -> str:
+    """How many times fewer MACs, or more, where the other's are `factor` times these."""
+    return times_words(factor, noun="MACs", form=".2f")
+
+
+def fewer_macs_ranged(line: Line) -> str:
+    """The same with its interval, of a line."""
+    factor, interval = line["macs_factor"], line["macs_factor_ci95"]
+    if interval[0] == interval[1]:
+        return fewer_macs(factor)
+    return f"{fewer_macs(factor)} ({times_between(interval, factor, noun='MACs', form='.2f')})"
 
 
 def mmacs(cost: float) -> str:
@@ -61,10 +76,10 @@ DIFFERENCE: Column = (
 )
 COST: Column = ("MMACs", lambda line: ranged(line["one"]["mean_cost"], line["one"]["mean_cost_ci95"], mmacs))
 FACTOR: Column = (
-    "times fewer MACs",
+    "its MACs over the plan's",
     lambda line: ranged(line["macs_factor"], line["macs_factor_ci95"], times),
 )
-WORST: Column = ("worst case, times fewer", lambda line: times(line["worst_cost_factor"]))
+WORST: Column = ("worst case, its MACs over the plan's", lambda line: times(line["worst_cost_factor"]))
 EXITS: Column = ("exits %", lambda line: " / ".join(f"{100 * share:.1f}" for share in line["one"]["exit_share"]))
 ROWS: Column = ("n", lambda line: f"{line['other']['n']:,}")
 

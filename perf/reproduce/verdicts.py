@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from perf.reproduce.tables import points, times
+from orchestrator.planner.report.words import times_between
+from perf.reproduce.tables import fewer_macs, points
 
 Line = dict[str, Any]
 NO_MARGIN = ", no margin"
@@ -33,8 +34,9 @@ def cascades(lines: Sequence[Line]) -> str:
     factors = [line["macs_factor"] for line in found]
     worse = [line for line in found if line["difference"] < 0]
     sure = [line for line in worse if line["difference_ci95"][1] < 0]
-    low, high, middle = (times(float(value)) for value in (min(factors), max(factors), np.median(factors)))
-    text += f": {low} to {high} times fewer MACs, median {middle}."
+    middle = float(np.median(factors))
+    between = times_between((min(factors), max(factors)), middle, noun="MACs", form=".2f")
+    text += f": {fewer_macs(middle)} in the median, {between} in all."
     text += f" Test accuracy is lower than the single model's for {len(worse)} of {len(found)}"
     text += f", surely (the interval is below 0) for {len(sure)}." if worse else "."
     for batch in found[0].get("time_factor", ()):
@@ -56,7 +58,7 @@ def worst_case(lines: Sequence[Line]) -> str:
     if level:
         text += f" Without the margin {len(level)} more: "
         text += "; ".join(
-            f"{line['label'].removesuffix(NO_MARGIN)} {times(line['macs_factor'])} times fewer MACs at"
+            f"{line['label'].removesuffix(NO_MARGIN)} {fewer_macs(line['macs_factor'])} at"
             f" {points(line['difference'])} points"
             for line in level
         )
@@ -67,7 +69,7 @@ def worst_case(lines: Sequence[Line]) -> str:
 def self_cascade(lines: Sequence[Line]) -> str:
     """Claim 5."""
     said = [
-        f"{line['label']}: {times(line['macs_factor'])} times fewer MACs, {points(line['difference'])} points"
+        f"{line['label']}: {fewer_macs(line['macs_factor'])}, {points(line['difference'])} points"
         for line in _with_plan(lines)
     ]
     return ("; ".join(said) or "No plan") + "."
@@ -75,7 +77,7 @@ def self_cascade(lines: Sequence[Line]) -> str:
 
 def same_target(lines: Sequence[Line]) -> str:
     """Claim 6, at the same accuracy."""
-    return _beside_default(lines, "macs_factor", 1.0, words=("cheaper", "dearer"), form=times)
+    return _beside_default(lines, "macs_factor", 1.0, words=("cheaper", "dearer"), form=fewer_macs)
 
 
 def same_cost(lines: Sequence[Line]) -> str:
@@ -88,11 +90,9 @@ def stages(lines: Sequence[Line]) -> str:
     said: dict[str, list[str]] = {}
     for line in lines:
         target, _, count = line["label"].partition(", ")
-        factor = NONE if line["one"] is None else times(line["macs_factor"])
+        factor = NONE if line["one"] is None else fewer_macs(line["macs_factor"])
         said.setdefault(target, []).append(f"{factor} with {count}")
-    return (
-        "Times fewer MACs: " + "; ".join(f"{target}: {', '.join(parts)}" for target, parts in said.items()) + "."
-    )
+    return "; ".join(f"{target}: {', '.join(parts)}" for target, parts in said.items()) + "."
 
 
 VERDICTS: dict[str, Callable[[Sequence[Line]], str]] = {

@@ -10,7 +10,8 @@ import pytest
 import typer
 
 from orchestrator import __version__
-from orchestrator.cli.app import COMMANDS, guarded, run
+from orchestrator.cli.app import COMMANDS, run
+from orchestrator.commandline import guarded
 from orchestrator.errors import CommitteeError, InfeasibleError, SpecError, UnavailableError
 
 ROOT = Path(__file__).parents[2]

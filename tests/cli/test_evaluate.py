@@ -212,3 +212,113 @@ def test_another_model_file_than_the_plans_is_refused(
     capsys.readouterr()
     assert run(["evaluate", str(plan), str(parts[1])]) == 2
     assert "another model file than the plan's" in said(capsys)
+
+
+@pytest.fixture
+def plans(parts: tuple[Path, Path], plan: Path) -> list[Path]:
+    """A cheap plan and a dear one."""
+    dear = plan.with_name("dear.json")
+    words = ["plan", str(parts[0]), "--max-mean-cost-share", "1", "--no-certify", "-o", str(dear)]
+    assert run([*words, "--name", "dear", "--members", "b,c"]) == 0
+    return [plan, dear]
+
+
+def test_what_costs_more_than_the_reference_is_said_to_cost_more(
+    parts: tuple[Path, Path], plan: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["evaluate", str(plan), str(parts[1]), "--reference", "a"]
+    capsys.readouterr()
+    assert run([*words, "--json"]) == 0
+    factor = json.loads(capsys.readouterr().out)["cost_factor"]
+    assert factor < 1
+    assert run(words) == 0
+    assert f"it costs {1 / factor:.3g} times more" in capsys.readouterr().out
+
+
+def test_several_plans_stand_side_by_side_and_are_compared_with_the_first(
+    parts: tuple[Path, Path], plans: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    capsys.readouterr()
+    assert run(["evaluate", *map(str, plans), str(parts[1]), "--json"]) == 0
+    first, second = json.loads(capsys.readouterr().out)
+    records = records_from_path(parts[1])
+    right = [replay(cascade_from_path(path), records).label == records.labels for path in plans]
+    assert [one["plan"] for one in (first, second)] == [str(path) for path in plans]
+    assert first["against_first"] is None
+    against = second["against_first"]
+    assert against["name"] == "cascade"
+    assert against["difference"] == pytest.approx(right[1].mean() - right[0].mean())
+    low, high = against["difference_ci95"]
+    assert low < against["difference"] < high
+    assert (against["losses"], against["gains"]) == ((right[0] & ~right[1]).sum(), (right[1] & ~right[0]).sum())
+    assert against["cost_factor"] == pytest.approx(first["cascade"]["mean_cost"] / second["cascade"]["mean_cost"])
+    # Each is what it is alone.
+    assert run(["evaluate", str(plans[1]), str(parts[1]), "--json"]) == 0
+    alone = json.loads(capsys.readouterr().out)
+    assert {key: second[key] for key in alone} == alone
+    assert run(["evaluate", *map(str, plans), str(parts[1])]) == 0
+    shown = capsys.readouterr().out
+    assert all(sum(line.split()[:1] == [name] for line in shown.splitlines()) for name in ("a", "b", "c"))
+    assert "dear minus cascade: " in shown
+    assert "cascade minus c: " in shown
+    assert "dear minus c: " in shown
+
+
+def test_plans_of_one_name_are_told_apart_by_their_paths(
+    parts: tuple[Path, Path], plan: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    twin = plan.with_name("twin.json")
+    twin.write_text(plan.read_text())
+    assert run(["evaluate", str(plan), str(twin), str(parts[0])]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert f"cascade ({twin}) minus cascade ({plan}): +0.0000" in shown
+    assert "it costs as much" in shown
+    assert f"note: cascade ({plan}), cascade ({twin}): chosen on these rows" in shown
+
+
+def test_plans_of_two_units_are_compared_by_accuracy_alone(
+    parts: tuple[Path, Path], plans: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    document = json.loads(plans[1].read_text())
+    document["cost_unit"] = "ms"
+    plans[1].write_text(json.dumps(document))
+    capsys.readouterr()
+    assert run(["evaluate", *map(str, plans), str(parts[1]), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)[1]["against_first"]["cost_factor"] is None
+    assert run(["evaluate", *map(str, plans), str(parts[1])]) == 0
+    shown = capsys.readouterr().out
+    assert "costs in MACs or ms per row" in shown
+    lines = {line.split()[0]: line for line in reversed(shown.splitlines()) if line.split()}
+    assert " ms " in lines["dear"]
+    assert " MACs " in lines["cascade"]
+    assert " - " in lines["a"]
+
+
+def test_joined_rows_are_known_to_a_plan_that_was_chosen_on_some_of_them(
+    whole: Path, parts: tuple[Path, Path], plan: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def noted(plan_path: Path, records: Path) -> bool:
+        capsys.readouterr()
+        assert run(["evaluate", str(plan_path), str(records), "--json"]) == 0
+        return bool(json.loads(capsys.readouterr().out)["rows_of_the_plan"])
+
+    other, joined, first, rest, of_joined = (
+        whole.with_name(name) for name in ("more.npz", "both.npz", "first.npz", "rest.npz", "joined.json")
+    )
+    made = made_records(3, rows=60, members=3)
+    more = dataclasses.replace(made, ids=made.ids + 1000, meta={"data_sha256": "cd", "data": "more"})
+    write_records(more, other)
+    assert run(["record", "--join", str(parts[0]), str(other), "-o", str(joined)]) == 0
+    assert noted(plan, joined)
+    words = ["--max-mean-cost-share", "0.5", "--no-certify", "-o", str(of_joined)]
+    assert run(["plan", str(joined), *words]) == 0
+    assert noted(of_joined, joined)
+    assert noted(of_joined, other)
+    assert noted(of_joined, whole)
+    assert not noted(of_joined, parts[1])
+    # A part of what was joined knows what it may have rows of, and its sibling for what it is.
+    assert run(["split", str(joined), "-o", str(first), "--rest", str(rest)]) == 0
+    assert run(["plan", str(first), *words]) == 0
+    assert noted(of_joined, other)
+    assert noted(plan, rest)
+    assert not noted(of_joined, rest)

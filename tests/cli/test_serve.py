@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import socket
@@ -16,8 +17,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tritonclient.grpc as grpcclient
 import tritonclient.http as httpclient
 
+from orchestrator.cli.app import run
+from orchestrator.cli.serve import production_words
+from orchestrator.serving.embedded import Ports
+from orchestrator.serving.hosts import bracketed, network_host
+from orchestrator.serving.process import EmbeddedServer
 from tests.serving.models import add_onnx, add_python, scale_model
 
 FREE = ("--http-port", "0", "--grpc-port", "0", "--metrics-port", "0")
@@ -125,15 +132,84 @@ def test_json_tells_where_and_a_signal_ends_it_cleanly(repository: Path, number:
 
 
 @pytest.mark.triton
-def test_people_read_the_endpoints_and_how_to_stop(repository: Path) -> None:
-    with serving("--repository", str(repository), *FREE) as process:
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_people_read_the_endpoints_and_how_to_stop(repository: Path, host: str) -> None:
+    if not can_bind(host):
+        pytest.skip(f"no {host} on this machine")
+    with serving("--repository", str(repository), *FREE, "--host", host) as process:
         assert process.stdout is not None
         lines = [process.stdout.readline() for _ in range(7)]
+        address = lines[1].split()[1]
+        with grpcclient.InferenceServerClient(address) as client:
+            assert client.is_server_ready()
         process.send_signal(signal.SIGINT)
-        process.communicate(timeout=30)
+        _, errors = process.communicate(timeout=30)
     text = "".join(lines)
-    for part in ("double", "gRPC     127.0.0.1:", "http://127.0.0.1:", "/metrics", "docker compose", "Ctrl-C"):
+    shown = f"[{host}]" if ":" in host else host
+    for part in ("double", f"gRPC     {shown}:", f"http://{shown}:", "/metrics", "Ctrl-C"):
         assert part in text
+    assert "warning" not in errors
+    assert process.returncode == 0
+
+
+def can_bind(host: str) -> bool:
+    try:
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+            probe.bind((host, 0))
+    except OSError:
+        return False
+    return True
+
+
+class NotStarted(EmbeddedServer):
+    """A server that nobody starts, so that none listens to the network: Ctrl-C comes as soon as it is awaited."""
+
+    def start(self) -> None:
+        self._ports = Ports(http=1, grpc=2, metrics=3)
+
+    def wait(self, timeout_s: float | None = None) -> int | None:
+        raise KeyboardInterrupt
+
+    @property
+    def pid(self) -> int:
+        return 1
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.1.2.3", "box.invalid"])
+@pytest.mark.parametrize("as_json", [False, True])
+def test_an_address_others_can_reach_is_named_with_a_warning(
+    repository: Path,
+    host: str,
+    as_json: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("orchestrator.cli.serve.EmbeddedServer", NotStarted)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    try:
+        words = ["serve", "--repository", str(repository), "--host", host, *(["--json"] if as_json else [])]
+        assert run(words) == 0
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    said = capsys.readouterr()
+    reached = bracketed(network_host(host))
+    assert json.loads(said.out)["grpc"] == f"{reached}:2" if as_json else f"gRPC     {reached}:2" in said.out
+    assert f"warning: bound to {host}, so anybody on the network may ask these models" in said.err
+    assert "--host 127.0.0.1" in said.err
+
+
+def test_what_serves_in_production_is_said_of_this_repository(tmp_path: Path) -> None:
+    plain = tmp_path / "plain"
+    add_onnx(plain, "double", scale_model(), config=CONFIG)
+    assert production_words(plain).endswith("NVIDIA's Triton image serves the same folder.")
+    mine = tmp_path / "my models"
+    for name in ("digits_cascade", "digits_small", "digits_medium", "digits_large"):
+        shutil.copytree(Path("model_repository") / name, mine / name)
+    words = shlex.split(production_words(mine).split("`")[1].replace("FOLDER", str(tmp_path / "out")))
+    assert words[0] == "committee"
+    assert run(words[1:]) == 0
+    assert (tmp_path / "out/digits_cascade/1/cascade.json").is_file()
 
 
 @pytest.mark.triton
@@ -159,7 +235,8 @@ def test_a_server_that_dies_is_one_line_and_exit_4(repository: Path) -> None:
         os.kill(int(read_ready(process)["pid"]), signal.SIGKILL)
         _, errors = process.communicate(timeout=30)
     assert process.returncode == 4
-    assert errors.splitlines()[-1].startswith("error: embedded Triton ended by itself: got signal SIGKILL")
+    error = json.loads(errors.splitlines()[-1])["error"]
+    assert error["message"].startswith("embedded Triton ended by itself: got signal SIGKILL")
 
 
 @pytest.mark.triton

@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 
+from orchestrator.cli.demo_report import sentences_from_report
 from orchestrator.errors import DataError
 from perf.readme import block_from_claims, write_readme
+from perf.reproduce.document import md_from_results
 from perf.reproduce.results import results_from_path
 
 ROOT = Path(__file__).parents[2]
@@ -35,6 +37,22 @@ def test_the_headline_says_on_which_pictures_the_single_model_is_the_most_accura
     same = copy.deepcopy(results)
     same["against_test_best"]["other"] = same["claims"]["headline"][0]["other"]
     assert "is the most accurate one on the test pictures too" in " ".join(block_from_claims(same).split())
+
+
+def test_more_macs_are_said_to_be_more(results: dict[str, Any]) -> None:
+    dear = copy.deepcopy(results)
+    dear["claims"]["headline"][0] |= {"macs_factor": 0.17, "macs_factor_ci95": [0.16, 0.2]}
+    dear["against_test_best"] |= {"macs_factor": 0.5}
+    said = " ".join(block_from_claims(dear).split())
+    assert "**5.88 times more MACs** (95 % interval 5.00 to 6.25)" in said
+    assert "it takes 2.00 times more MACs, at" in said
+    document = " ".join(md_from_results(dear, folder="reproduce").split())
+    assert "**5.88 times more MACs** (95 % interval 5.00 to 6.25; " in document
+    assert "0.17 times" not in document
+    report = json.loads(REPORT.read_text(encoding="utf-8"))
+    for route in report["routes"]:
+        route["mean_mmacs"] *= 100 if route["kind"] == "cascade" else 1
+    assert "The cascade spends 3.87 times more MACs per row than digits_large;" in sentences_from_report(report)[0]
 
 
 def test_no_headline_is_said_as_plainly(results: dict[str, Any]) -> None:

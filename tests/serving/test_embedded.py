@@ -80,6 +80,21 @@ def test_gpus_are_hidden_when_asked(machine: Machine) -> None:
     assert environment["CUDA_VISIBLE_DEVICES"] == "-1"
 
 
+@pytest.mark.parametrize("host", ["::", "::1", "fd00::7"])
+def test_the_command_writes_ipv6_addresses_as_each_endpoint_reads_them(machine: Machine, host: str) -> None:
+    command = command_from(
+        machine,
+        ServeOptions(repository=Path("models"), host=host),
+        repository=Path("/models"),
+        ports=Ports(http=1, grpc=2, metrics=3),
+        backends=Path("/b"),
+        control_key="secret",
+        shm_prefix="mine_",
+    )
+    wanted = {f"--http-address=ipv6:{host}", f"--grpc-address=[{host}]", f"--metrics-address=ipv6:{host}"}
+    assert wanted <= set(command)
+
+
 def test_the_command_binds_every_endpoint_to_the_host_and_restricts_model_control(machine: Machine) -> None:
     options = ServeOptions(repository=Path("models"), host="127.0.0.1", stop_timeout_s=2.5, shm_bytes=8 << 20)
     command = command_from(

@@ -35,12 +35,16 @@ def test_any_number_of_ports_may_be_left_to_chance() -> None:
     options(http_port=0, grpc_port=0, metrics_port=0)
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0", "10.1.2.3", "localhost", "gpu-box.example.org"])
+@pytest.mark.parametrize(
+    "host", ["127.0.0.1", "0.0.0.0", "10.1.2.3", "localhost", "gpu-box.example.org", "::1", "::"]
+)
 def test_a_host_is_an_address_or_a_name(host: str) -> None:
     assert options(host=host).host == host
 
 
-@pytest.mark.parametrize("host", ["", "127.0.0.999", "1.2.3", "::1", "a b", "-x", "http://here", "x;rm", None])
+@pytest.mark.parametrize(
+    "host", ["", "127.0.0.999", "1.2.3", "[::1]", "1::2::3", "a b", "-x", "http://here", "x;rm", None]
+)
 def test_anything_else_is_no_host(host: object) -> None:
     with pytest.raises(SpecError, match="host"):
         options(host=host)

@@ -47,10 +47,40 @@ def threshold_words(threshold: float | None) -> str:
     return "never" if threshold is None or math.isinf(threshold) else f"{threshold:.4f}"
 
 
-def times_words(factor: float) -> str:
-    """How many times less, or more."""
-    word, times = ("less", factor) if factor >= 1 else ("more", 1 / factor)
-    return f"{times:.3g} times {word}" if times < 100 else f"{times:,.0f} times {word}"
+def times_words(factor: float, *, noun: str = "", than: str = "", form: str = ".3g") -> str:
+    """How many times less, or more, such as "7.14 times more" and "5.88 times fewer MACs than large".
+
+    Args:
+        factor: the other's amount over this one's, above 0, so that more than 1 means less.
+        noun: what is counted; without one it is an amount.
+        than: whose the other amount is.
+        form: of the number.
+    """
+    times = max(factor, 1 / factor)
+    shown = f"{times:,.0f}" if times >= 100 else f"{times:{form}}"
+    if float(shown.replace(",", "")) == 1:
+        words = ("as many", noun) if noun else ("as much",)
+        return " ".join((*words, *(("as", than) if than else ())))
+    less = "fewer" if noun else "less"
+    words = (shown, "times", less if factor > 1 else "more", noun, *(("than", than) if than else ()))
+    return " ".join(word for word in words if word)
+
+
+def times_between(interval: tuple[float, float], factor: float, *, noun: str = "", form: str = ".3g") -> str:
+    """The interval of such a factor, numbers alone where both ends are on the factor's side.
+
+    Args:
+        interval: of the factor, above 0.
+        factor: that it is of.
+        noun: as for `times_words`.
+        form: of the numbers.
+    """
+    low, high = interval
+    if low >= 1 and factor >= 1:
+        return f"{low:{form}} to {high:{form}}"
+    if high <= 1 and factor <= 1:
+        return f"{1 / high:{form}} to {1 / low:{form}}"
+    return f"{times_words(low, noun=noun, form=form)} to {times_words(high, noun=noun, form=form)}"
 
 
 def shortened(name: str, most: int = 40) -> str:

@@ -35,7 +35,9 @@ def test_cascades_say_how_many_lost_accuracy_or_time() -> None:
     text = cascades(
         [NOBODY, line("a", -0.05, factor=4, time_factor=slow), line("b", 0.01, factor=2, time_factor=fast)]
     )
-    assert "2 of 3 single models have such a plan: 2.00 to 4.00 times fewer MACs, median 3.00" in text
+    assert (
+        "2 of 3 single models have such a plan: 3.00 times fewer MACs in the median, 2.00 to 4.00 in all" in text
+    )
     assert "lower than the single model's for 1 of 2, surely (the interval is below 0) for 1." in text
     assert "In batches of 32 1 of 2 take longer" in text
     assert cascades([NOBODY]) == "0 of 1 single models have such a plan."
@@ -51,12 +53,12 @@ def test_worst_cases_without_the_margin_are_told_apart() -> None:
 
 def test_modes_are_held_against_the_first_line() -> None:
     text = same_target([line("mean_logit, max_prob", factor=1.0), line("x", factor=1.5), line("y", factor=1.05)])
-    assert text == "Beside the defaults, surely cheaper: x (1.50); surely dearer: none."
+    assert text == "Beside the defaults, surely cheaper: x (1.50 times fewer MACs); surely dearer: none."
 
 
 def test_stages_are_listed_by_target() -> None:
     text = stages([line("b3, at most 2 stages", factor=2.0), line("b3, at most 3 stages", factor=3.0)])
-    assert text == "Times fewer MACs: b3: 2.00 with at most 2 stages, 3.00 with at most 3 stages."
+    assert text == "b3: 2.00 times fewer MACs with at most 2 stages, 3.00 times fewer MACs with at most 3 stages."
 
 
 def test_an_interval_without_width_is_not_printed() -> None:

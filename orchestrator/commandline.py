@@ -1,0 +1,279 @@
+"""What the three command lines share: exit codes, errors as one line or one JSON object, `-h`, signals."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable, Sequence
+from types import FrameType
+from typing import Any
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+from orchestrator.errors import CommitteeError, SpecError
+
+# docs/commands.md has the same table; a test holds the two together.
+EXIT_CODES = {
+    0: "done",
+    1: "a check or a target failed, or the disk or the program itself",
+    2: "a command line, file or value that cannot be used",
+    3: "no plan does what was asked",
+    4: "the embedded server cannot start, or ended",
+    5: "a request to a server failed",
+    129: "SIGHUP",
+    130: "Ctrl-C",
+    141: "the output was closed",
+    143: "SIGTERM",
+}
+EPILOG = "Exit codes: " + "; ".join(f"{code} {meaning}" for code, meaning in EXIT_CODES.items()) + "."
+HELP_OPTIONS = {"help_option_names": ["-h", "--help"]}
+JSON_OPTION = "--json"
+# top-level module -> the extra that brings it
+EXTRAS = {
+    "PIL": "demo",
+    "matplotlib": "demo",
+    "sklearn": "demo",
+    "scipy": "plan",
+    "pyarrow": "batch",
+    "pytriton": "serve",
+    "torch": "export",
+    "transformers": "export",
+    "onnxscript": "export",
+    "safetensors": "export",
+}
+# Both typer's own and click's exceptions, whichever the installed typer uses, have this base two steps up.
+UsageProblem: Any = typer.BadParameter.__mro__[2]
+
+
+class Interrupted(KeyboardInterrupt):
+    """Somebody asked the process to end.
+
+    Args:
+        text: what to say of it, in one line.
+        number: the signal that asked.
+    """
+
+    def __init__(self, text: str = "interrupted", *, number: int = signal.SIGINT) -> None:
+        super().__init__(text)
+        self.text = text
+        self.number = number
+
+    @property
+    def exit_code(self) -> int:
+        """As shells have it: 128 and the signal's number."""
+        return 128 + self.number
+
+
+def interrupted_from(stop: KeyboardInterrupt, text: str) -> Interrupted:
+    """The same interruption with other words."""
+    return Interrupted(text, number=stop.number if isinstance(stop, Interrupted) else signal.SIGINT)
+
+
+class Program(TyperGroup):
+    """The commands of one program; each has `-h`, and the exit codes below its help."""
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """The command of that name."""
+        command = super().get_command(ctx, cmd_name)
+        if command is not None:
+            command.epilog = command.epilog or EPILOG
+        return command
+
+    def invoke(self, ctx: Any) -> Any:
+        """Runs the command."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as stop:
+            # typer would make it an exit code and lose what is to be said.
+            raise _InterruptedError(stop) from stop
+
+
+class HandsOn(TyperCommand):
+    """A command whose options are another program's, but for a whole word `-h`."""
+
+    def __init__(self, *args: Any, **attributes: Any) -> None:
+        # As an option, -h would be found inside words such as -Hauthorization:... too.
+        settings = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": ["--help"]}
+        super().__init__(*args, **{**attributes, "context_settings": settings})
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Takes `-h` for `--help`."""
+        asked = _own_words(args)
+        return super().parse_args(ctx, ["--help" if word == "-h" else word for word in asked] + args[len(asked) :])
+
+
+class _InterruptedError(Exception):
+    """An interruption on its way through typer."""
+
+    def __init__(self, stop: KeyboardInterrupt) -> None:
+        super().__init__(str(stop))
+        self.stop = stop
+
+
+def new_program(name: str, text: str, *, completion: bool = False) -> typer.Typer:
+    """A program without commands.
+
+    Args:
+        name: as it is called.
+        text: for its help.
+        completion: whether a shell can complete it, which needs a name of its own.
+    """
+    return typer.Typer(
+        name=name,
+        cls=Program,
+        help=text,
+        epilog=EPILOG,
+        add_completion=completion,
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        context_settings=HELP_OPTIONS,
+    )
+
+
+def run_program(program: Any, name: str, arguments: Sequence[str] | None = None) -> int:
+    """Runs one command line and returns its exit code; nothing is raised but with COMMITTEE_DEBUG=1.
+
+    Args:
+        program: the group of commands.
+        name: of the program, for usage lines.
+        arguments: without the program's name; None takes them from the process.
+    """
+    # gRPC's core otherwise tells users about every connection that ends.
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+    args = list(sys.argv[1:] if arguments is None else arguments)
+    as_json = JSON_OPTION in _own_words(args)
+    return guarded(lambda: program(args=args, prog_name=name, standalone_mode=False), as_json=as_json)
+
+
+def interrupt_on_signals() -> None:
+    """Lets SIGTERM and SIGHUP end the process as Ctrl-C does, so that nothing half-written stays behind."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, interrupt)
+    # A shell starts background jobs with Ctrl-C ignored; `committee serve &` should still end by it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def interrupt(number: int, _frame: FrameType | None) -> None:
+    """A signal handler that raises `Interrupted`."""
+    raise Interrupted(number=number)
+
+
+def guarded(command: Callable[[], Any], *, as_json: bool = False) -> int:
+    """Calls a command; errors become one line on stderr and an exit code.
+
+    Args:
+        command: what to run.
+        as_json: whether that line is a JSON object.
+    """
+    try:
+        code = command()
+    except _InterruptedError as stopped:
+        return _interrupted(stopped.stop, as_json=as_json)
+    except Exception as error:
+        if os.environ.get("COMMITTEE_DEBUG") == "1":
+            traceback.print_exc()
+        return _code_of(error, as_json=as_json)
+    except KeyboardInterrupt as stop:
+        return _interrupted(stop, as_json=as_json)
+    # typer hands an Exit back as the code it carries, and a finished command as whatever it returned.
+    return code if isinstance(code, int) else 0
+
+
+def _own_words(args: Sequence[str]) -> list[str]:
+    """The words before `--`, behind which nothing is an option."""
+    return list(args[: args.index("--")] if "--" in args else args)
+
+
+def _interrupted(stop: KeyboardInterrupt, *, as_json: bool) -> int:
+    said = interrupted_from(stop, stop.text if isinstance(stop, Interrupted) else "interrupted")
+    _say(said.text, said.exit_code, kind="Interrupted", prefix="", as_json=as_json)
+    return said.exit_code
+
+
+def _code_of(error: Exception, *, as_json: bool) -> int:
+    if isinstance(error, typer.Abort):
+        return _interrupted(KeyboardInterrupt(), as_json=as_json)
+    if isinstance(error, BrokenPipeError):
+        # Whoever read our output has seen enough. Python would complain once more when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    if isinstance(error, UsageProblem):
+        return _usage(error, as_json=as_json)
+    kind = type(error).__name__
+    if isinstance(error, CommitteeError):
+        text, code = str(error), error.exit_code
+    elif isinstance(error, ImportError) and not (error.name or "").startswith("orchestrator"):
+        text, code = _unusable(error), 2
+    elif isinstance(error, OSError) and error.filename is not None:
+        # A full disk or a missing permission: the user's to mend, not ours.
+        text, code = f"{error.filename}: {error.strerror}", 1
+    else:
+        what = " ".join(f"{kind}: {error}".split())
+        text, code = f"{what}; this is a fault of committee itself, its traceback is in {_kept_traceback()}", 1
+    return _say(text, code, kind=kind, parts=_parts(error), as_json=as_json)
+
+
+def _parts(error: Exception) -> dict[str, Any]:
+    """What a program may want of an error beside its line."""
+    found: dict[str, Any] = {}
+    if isinstance(error, CommitteeError):
+        named = {"what": error.what, "got": error.got, "expected": error.expected, "fix": error.fix}
+        found = {key: " ".join(str(value).split()) for key, value in named.items() if value is not None}
+    if isinstance(error, SpecError):
+        found = {key: found[key] for key in ("fix",) if key in found} | {"faults": dict(error.faults)}
+    return found
+
+
+def _usage(error: Any, *, as_json: bool) -> int:
+    context = getattr(error, "ctx", None)
+    text = error.format_message()
+    if not text or "\n" in text:
+        # A command without arguments is answered with its help, which rich has printed by now and click has not.
+        if text:
+            typer.echo(text, err=True)
+        return int(error.exit_code)
+    hint = f"; see `{context.command_path} --help`" if context is not None else ""
+    return _say(f"{text.rstrip('.')}{hint}", int(error.exit_code), kind="UsageError", as_json=as_json)
+
+
+def _unusable(error: ImportError) -> str:
+    if not isinstance(error, ModuleNotFoundError):
+        # Installed, but it does not go with the other packages; its own words say with which.
+        return f"a Python package cannot be used: {' '.join(str(error).split())}"
+    module = (error.name or str(error)).split(".")[0]
+    extra = EXTRAS.get(module)
+    install = f'pip install "committee[{extra}]"' if extra else f"pip install {module}"
+    return f"this command needs the Python package {module}, which is not installed; {install}"
+
+
+def _kept_traceback() -> str:
+    # Names of files in it may be no text.
+    with tempfile.NamedTemporaryFile(
+        "w", prefix="committee-", suffix=".log", delete=False, encoding="utf-8", errors="backslashreplace"
+    ) as file:
+        traceback.print_exc(file=file)
+    return file.name
+
+
+def _say(
+    text: str,
+    code: int,
+    *,
+    kind: str,
+    parts: dict[str, Any] | None = None,
+    prefix: str = "error: ",
+    as_json: bool,
+) -> int:
+    """Prints the one line of an error, the last on stderr, and hands the code back."""
+    if as_json:
+        document = {"error": {"type": kind, "exit_code": code, "message": text, **(parts or {})}}
+        # ASCII escapes: file names may hold bytes that are no text, which no stream takes.
+        typer.echo(json.dumps(document), err=True)
+    else:
+        typer.echo(f"{prefix}{text}", err=True)
+    return code
