@@ -11,6 +11,7 @@ from orchestrator.errors import DataError
 from orchestrator.planner.costs import cost_profile_from_path
 from orchestrator.planner.kinds import check_probabilities, kind_seen
 from orchestrator.planner.records import Records
+from orchestrator.repository.class_names import class_names_of, common_names
 from orchestrator.spec import CascadeSpec, InputSpec, Manifest, Member, Stage, manifest_from_path
 from orchestrator.spec.faults import NAME
 from orchestrator.spec.output_kind import ScoreEvidence
@@ -87,7 +88,7 @@ def pool_from_records(
         name=name,
         input=UNKNOWN_INPUT if first is None else _input(first),
         classes=records.classes,
-        labels=None if first is None else first.labels,
+        labels=_class_names(records, repository),
         cost_unit=unit,
         stages=tuple(Stage(members=(member,)) for member in members),
     )
@@ -137,6 +138,21 @@ def _same_files(manifests: dict[str, Manifest], known: dict[str, dict[str, Any]]
 def _input(manifest: Manifest) -> InputSpec:
     tensor = manifest.input
     return InputSpec(name=tensor.name, dtype=tensor.dtype, dims=tensor.dims, preprocess=manifest.preprocess)
+
+
+def _class_names(records: Records, repository: Path) -> tuple[str, ...] | None:
+    """What the members call the classes now, else what they were called when the records were made."""
+    stated = {member: class_names_of(repository / member) for member in records.outputs}
+    names = common_names(stated, classes=records.classes)
+    recorded = records.meta.get("class_names")
+    if names is not None or recorded is None:
+        return names
+    if not isinstance(recorded, list) or len(recorded) != records.classes:
+        got = f"{len(recorded)} of them" if isinstance(recorded, list) else type(recorded).__name__
+        raise DataError(
+            "records, meta class_names", got=got, expected=f"a list of {records.classes}, one per class"
+        )
+    return tuple(recorded)
 
 
 def _costs(records: Records, path: Path | None) -> tuple[dict[str, float], str]:

@@ -58,6 +58,9 @@ def record(
             "ImageNet's LOC_synset_mapping.txt."
         ),
     ] = None,
+    first_label: Annotated[
+        int, typer.Option(help="Number of the first class in labels that are numbers; 1 for labels 1 to k.")
+    ] = 0,
     cost: Annotated[
         list[str] | None, typer.Option(metavar="NAME=COST", help="Cost per row of a member; else its MACs.")
     ] = None,
@@ -75,8 +78,8 @@ def record(
     """Ask members about rows, in this process or on a Triton, and write what they said as records.
 
     A run that was stopped goes on where it stopped when the same command is given again. The classes of a folder
-    are its sub-folders, matched with the members' labels by name, or as --class-map says. The file's format is in
-    docs/records.md.
+    are its sub-folders, matched with the members' class names (of manifest.json, or of a label file that
+    config.pbtxt names), or as --class-map says. The file's format is in docs/records.md.
 
     Example: committee record digits_small digits_large --data digits:plan -o build/plan.npz
     """
@@ -88,6 +91,7 @@ def record(
         restart=restart,
         by_order=by_order,
         class_map=class_map,
+        first_label=first_label,
     )
     _check_wishes(wishes)
     # In this order, so that `--members a b c`, of which the option itself takes one word, means a, b, c.

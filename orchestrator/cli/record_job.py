@@ -8,12 +8,13 @@ import signal
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import typer
 
+from orchestrator.cli.chance_notes import Labels, chance_notes
 from orchestrator.cli.class_map import class_map_from_path
 from orchestrator.cli.console import progress
 from orchestrator.cli.record_kinds import evidence_of, kind_notes, kind_of
@@ -27,8 +28,6 @@ from orchestrator.planner.shards import NO_DIGEST, RESTART, Shards
 from orchestrator.spec.output_kind import ScoreEvidence
 from orchestrator.spec.processor import DOT_PRODUCT_FLAGS, lacks_flags, processor_flags
 
-# Members no better than this many times guessing, on so many rows, have labels of another order or no training.
-NEAR_CHANCE, CHANCE_ROWS = 2.0, 50
 # Rows that are named one by one in the records' meta; there may be a million.
 SKIPPED_LISTED = 1000
 
@@ -45,6 +44,7 @@ class Wishes:
         restart: throw away an unfinished recording.
         by_order: take sorted class names for the classes in order.
         class_map: file that says what the data calls each class.
+        first_label: number of the first class in labels that are numbers.
     """
 
     data: str
@@ -54,13 +54,16 @@ class Wishes:
     restart: bool = False
     by_order: bool = False
     class_map: Path | None = None
+    first_label: int = 0
 
 
 class _Terminated(KeyboardInterrupt):
     """SIGTERM, handled like Ctrl-C but with its own exit code."""
 
 
-def source_of(pool: Pool, data: str, *, by_order: bool = False, class_map: Path | None = None) -> Source:
+def source_of(
+    pool: Pool, data: str, *, by_order: bool = False, class_map: Path | None = None, first_label: int = 0
+) -> Source:
     """The source that the pool is to be asked about.
 
     Args:
@@ -68,13 +71,14 @@ def source_of(pool: Pool, data: str, *, by_order: bool = False, class_map: Path 
         data: as written on the command line.
         by_order: take sorted class names for the classes in order.
         class_map: file that says what the data calls each class.
+        first_label: number of the first class in labels that are numbers.
 
     Raises:
         CommitteeError: it cannot be used, or not with these members.
     """
     names = pool.class_names()
     mapped = None if class_map is None else class_map_from_path(class_map, count=pool.classes, known=names)
-    classes = Classes(count=pool.classes, names=names, by_order=by_order, mapped=mapped)
+    classes = Classes(count=pool.classes, names=names, by_order=by_order, mapped=mapped, first=first_label)
     return source_from_text(data, pool.info, classes=classes, read_picture=pool.picture_reader())
 
 
@@ -85,7 +89,13 @@ def record_job(pool: Pool, wishes: Wishes) -> dict[str, Any]:
         CommitteeError: anything about the data, the members or the disk; what is settled is kept.
         Exit: it was interrupted.
     """
-    source = source_of(pool, wishes.data, by_order=wishes.by_order, class_map=wishes.class_map)
+    source = source_of(
+        pool,
+        wishes.data,
+        by_order=wishes.by_order,
+        class_map=wishes.class_map,
+        first_label=wishes.first_label,
+    )
     wanted = wanted_rows(len(source.ids), wishes.limit)
     _check_disk(wishes.output, pool, rows=len(wanted))
     task = Task(source=source, pool=pool, wanted=wanted, skip_bad=wishes.skip_bad)
@@ -199,10 +209,11 @@ def _finished(shards: Shards, task: Task, wishes: Wishes, *, digest: bytes) -> d
     if wishes.limit is not None:
         meta["limit"] = wishes.limit
     shards.write(ids=source.ids[rows], labels=labels, classes=pool.classes, cost=pool.cost, meta=meta)
+    right = {} if labels is None else {name: _right(shards, name, labels) for name in pool.names}
     members = {
         name: {
             "cost": pool.cost[name],
-            "accuracy": None if labels is None else _accuracy(shards, name, labels),
+            "accuracy": None if labels is None else right[name] / len(labels),
             "random_weights": about["random_weights"],
             "sha256": about["sha256"],
         }
@@ -224,28 +235,31 @@ def _finished(shards: Shards, task: Task, wishes: Wishes, *, digest: bytes) -> d
             *pool.version_notes(),
             *_notes(pool, skipped),
             *kind_notes(seen, pool.kinds),
-            *_near_chance(members, len(rows), pool.classes),
+            *_near_chance(shards, task, labels, right),
         ],
     }
 
 
-def _accuracy(shards: Shards, name: str, labels: np.ndarray[Any, np.dtype[np.int64]]) -> float:
+def _right(shards: Shards, name: str, labels: Labels) -> int:
+    """Rows that a member would get right if the labels were these."""
     right, at = 0, 0
     for scores in shards.outputs(name):
         right += int((scores.argmax(axis=1) == labels[at : at + len(scores)]).sum())
         at += len(scores)
-    return right / len(labels)
+    return right
 
 
-def _near_chance(members: dict[str, dict[str, Any]], rows: int, classes: int) -> list[str]:
-    """What to say where the labels seem to be in another order than the members' classes."""
-    known = [one["accuracy"] for one in members.values() if not one["random_weights"]]
-    if None in known or not known or rows < CHANCE_ROWS or max(known) > NEAR_CHANCE / classes:
+def _near_chance(shards: Shards, task: Task, labels: Labels | None, right: dict[str, int]) -> list[str]:
+    if labels is None:
         return []
-    return [
-        f"the best member has accuracy {max(known):.4f}, and guessing {1 / classes:.4f}: "
-        "are the labels in the order of the members' classes?"
-    ]
+    about = task.pool.about()
+    return chance_notes(
+        {name: hits for name, hits in right.items() if not about[name]["random_weights"]},
+        partial(_right, shards),
+        labels=labels,
+        classes=task.pool.classes,
+        labels_by=task.source.labels_by,
+    )
 
 
 def _notes(pool: Pool, skipped: dict[str, str]) -> list[str]:
@@ -298,6 +312,6 @@ def meta_of(
         meta["recorded_with"] = dict(pool.made_with)
     if data.startswith("digits:"):
         meta["split"] = data.partition(":")[2]
-    if (names := pool.class_names()) is not None:
+    if (names := source.class_names or pool.class_names()) is not None:
         meta["class_names"] = list(names)
     return meta

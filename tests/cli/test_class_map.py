@@ -71,7 +71,9 @@ def test_a_map_that_is_missing_or_no_text_is_one_line(tmp_path: Path) -> None:
 
 def test_a_name_with_blanks_ends_at_the_tab(tmp_path: Path) -> None:
     path = mapped(tmp_path, "\ufeffgreat white shark\tcat\r\ntench dog\nowl\n")
-    assert class_map_from_path(path, count=3, known=("cat", "dog", "owl")) == ("great white shark", "tench", "owl")
+    found = class_map_from_path(path, count=3, known=("cat", "dog", "owl"))
+    assert found.names == ("great white shark", "tench", "owl")
+    assert found.class_names == ("cat", "dog", "owl")
 
 
 def test_two_classes_of_one_name_are_told_apart_by_a_map_only(
