@@ -13,6 +13,7 @@ from orchestrator.planner.kinds import check_probabilities, kind_seen
 from orchestrator.planner.records import Records
 from orchestrator.repository.class_names import class_names_of, common_names
 from orchestrator.spec import CascadeSpec, InputSpec, Manifest, Member, Stage, manifest_from_path
+from orchestrator.spec.class_names import first_misplaced
 from orchestrator.spec.faults import NAME
 from orchestrator.spec.output_kind import ScoreEvidence
 from orchestrator.spec.planned_models import data_files_of
@@ -144,15 +145,28 @@ def _class_names(records: Records, repository: Path) -> tuple[str, ...] | None:
     """What the members call the classes now, else what they were called when the records were made."""
     stated = {member: class_names_of(repository / member) for member in records.outputs}
     names = common_names(stated, classes=records.classes)
-    recorded = records.meta.get("class_names")
-    if names is not None or recorded is None:
-        return names
-    if not isinstance(recorded, list) or len(recorded) != records.classes:
-        got = f"{len(recorded)} of them" if isinstance(recorded, list) else type(recorded).__name__
+    recorded = _recorded_names(records)
+    if names is None or recorded is None:
+        return recorded if names is None else names
+    place = first_misplaced(names, recorded)
+    if place is not None and records.meta.get("labels_by") == "name":
         raise DataError(
-            "records, meta class_names", got=got, expected=f"a list of {records.classes}, one per class"
+            "records",
+            got=f"labels that went by class names, {recorded[place]!r} for class {place}",
+            expected=f"{names[place]!r}, which the members call it now",
+            fix="correct the names of the members, or record again",
         )
-    return tuple(recorded)
+    return names
+
+
+def _recorded_names(records: Records) -> tuple[str, ...] | None:
+    names = records.meta.get("class_names")
+    if names is None:
+        return None
+    if not isinstance(names, list) or len(names) != records.classes or not all(isinstance(n, str) for n in names):
+        expected = f"a list of {records.classes} texts, one per class"
+        raise DataError("records, meta class_names", got=ascii(names)[:SHOWN], expected=expected)
+    return tuple(names)
 
 
 def _costs(records: Records, path: Path | None) -> tuple[dict[str, float], str]:
