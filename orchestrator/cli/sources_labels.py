@@ -72,11 +72,14 @@ def numbering_of(what: str, names: Sequence[str], classes: Classes) -> Numbering
 
 def _by_order(what: str, names: Sequence[str], classes: Classes) -> Numbering:
     if len(names) > classes.count or (len(names) != classes.count and not classes.by_order):
+        fix = "say which is which with --class-map"
         raise DataError(
             what,
             got=f"{len(names)} classes ({named(names)}), and nothing that names the members' classes",
             expected=f"{classes.count}",
-            fix=None if len(names) > classes.count else "take them for the first ones with --labels-by-order",
+            fix=None
+            if len(names) > classes.count
+            else f"{fix}, or take them for the first ones with --labels-by-order",
         )
     once: dict[str, str] = {}
     for name in names:
