@@ -33,7 +33,7 @@ def chance_notes(
         return []
     if len(near) < len(right):
         return [
-            f"{accuracy_text(right[name], rows, classes, interval)} of {name}, and others are better: "
+            f"{name}: {accuracy_text(right[name], rows, classes, interval)}, and others are better: "
             "are its classes in another order, or was it not trained?"
             for name, interval in near.items()
         ]
@@ -41,7 +41,7 @@ def chance_notes(
     text = accuracy_text(right[best], rows, classes, near[best])
     shifted = labels_by is None and labels.min() >= 1 and not near_chance(count(best, labels - 1), rows, classes)
     return [
-        f"{text} of the best member, {best}: are the labels in the order of the members' classes? "
+        f"the best member, {best}: {text}; are the labels in the order of the members' classes? "
         f"{order_hint(labels_by, one_based=shifted)}"
     ]
 
