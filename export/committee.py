@@ -6,7 +6,8 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from export.member import Plan, export_member, require_same_classes
+from export.labels import require_same_classes
+from export.member import Plan, export_member
 from export.members import require_own
 from export.precision.derive import export_precision, require_sense
 from export.sources import Asked, identify
@@ -87,7 +88,7 @@ def export_committee(
         progress: told what is being done.
 
     Returns:
-        member name -> "exported", "proven" or "up to date".
+        member name -> "exported", "proven", "named" or "up to date".
 
     Raises:
         ExportError: a member cannot be exported, or does not fit those before it; the ones before stay.

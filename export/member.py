@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 
 from export.cost import COUNTER, macs_per_row, parameters_of, preprocess_macs_per_row
+from export.labels import is_renamed, label_options, require_one_per_class, require_same_classes
 from export.members import MODEL_FILE, require_own, store_member
 from export.original import original_of
 from export.output_kind import Watched, output_kind_of
@@ -76,6 +77,7 @@ class Plan:
             # Only where it is asked for, so that members of earlier exports stay current.
             **({"keep_opset": True} if asked.keep_opset else {}),
             **({"macs": asked.macs} if asked.macs is not None else {}),
+            **label_options(asked.labels),
             "parity_rows": self.parity_rows,
             "max_batch_size": self.max_batch_size,
         }
@@ -99,14 +101,17 @@ def export_member(
         beside: another member of the same committee, whose classes it must share.
 
     Returns:
-        "exported", "up to date", or "proven" where it was up to date but not yet proven on all of the plan's
-        runtimes.
+        "exported", "up to date", "proven" where it was up to date but not yet proven on all of the plan's
+        runtimes, or "named" where only the names of its classes are others.
 
     Raises:
         ExportError: the source, the export or its proof failed; what was there before is untouched.
         RepositoryError: the repository cannot be written.
     """
     require_own(repository, {plan.name: plan.identity.text}, force=force)
+    renamed = not force and is_renamed(
+        repository, plan.name, plan.asked.labels, options=plan.options(), beside=beside
+    )
     if not force and is_current(repository / plan.name, plan.options()):
         more = prove_rest(
             repository,
@@ -114,9 +119,11 @@ def export_member(
             versions=plan.runtimes,
             progress=lambda text: progress(f"{plan.name}: {text}"),
         )
-        return "proven" if more else "up to date"
+        return "proven" if more else "named" if renamed else "up to date"
     progress(f"{plan.name}: reading {plan.identity.text}")
     loaded = plan.identity.load()
+    if plan.asked.labels is not None:
+        loaded = dataclasses.replace(loaded, labels=plan.asked.labels)
     image_px = plan.image_px or (loaded.processing.image_px() if loaded.processing is not None else None)
     if loaded.processing is not None:
         from export.images.parity import in_the_same_order
@@ -132,25 +139,6 @@ def export_member(
             require_same_classes(manifest, beside)
         store_member(repository, stored, manifest)
     return "exported"
-
-
-def require_same_classes(manifest: Manifest, other: Manifest) -> None:
-    """Raises ExportError where two members of one committee answer different questions."""
-    mine, others = manifest.output.dims[0], other.output.dims[0]
-    if mine != others:
-        raise ExportError(
-            f"{manifest.name} beside {other.name}",
-            got=f"{mine} classes",
-            expected=f"{others}, as members of one committee share their classes",
-            fix="export them in separate commands if they are not one committee",
-        )
-    if manifest.labels and other.labels and manifest.labels != other.labels:
-        place = next(i for i, (a, b) in enumerate(zip(manifest.labels, other.labels, strict=True)) if a != b)
-        raise ExportError(
-            f"{manifest.name} beside {other.name}",
-            got=f"class {place} called {manifest.labels[place]!r}",
-            expected=f"{other.labels[place]!r}, the same classes in the same order",
-        )
 
 
 def _input(loaded: Loaded, image_px: tuple[int, int] | None) -> TensorSpec:
@@ -296,8 +284,7 @@ def _classes(model: onnx.ModelProto, subject: str, labels: tuple[str, ...] | Non
             f"{subject} output", got=f"shape {shape}", expected="[rows, classes] with at least 2 classes, fixed"
         )
     classes = int(dims[1].dim_value)
-    if labels is not None and len(labels) != classes:
-        raise ExportError(f"{subject} labels", got=f"{len(labels)} names", expected=f"{classes}, one per class")
+    require_one_per_class(subject, labels, classes)
     return classes
 
 

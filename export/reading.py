@@ -104,14 +104,21 @@ def _model(path: Path) -> onnx.ModelProto:
     return model
 
 
-def is_current(folder: Path, options: dict[str, Any]) -> bool:
-    """Whether the member there was made with these options, and its files are untouched since."""
+def is_current(folder: Path, options: dict[str, Any], *, apart_from: str | None = None) -> bool:
+    """Whether the member there was made with these options, and its files are untouched since.
+
+    Args:
+        folder: of the member.
+        options: that decide its files.
+        apart_from: an option that may differ.
+    """
     try:
         manifest = manifest_from_path(folder / MANIFEST)
     except SpecError:
         return False
     files = {manifest.file: manifest.sha256, **manifest.data_files}
-    return manifest.options == options and all(
+    made_with, wanted = ({k: v for k, v in one.items() if k != apart_from} for one in (manifest.options, options))
+    return made_with == wanted and all(
         (folder / file).is_file() and sha256_of_path(folder / file) == digest for file, digest in files.items()
     )
 

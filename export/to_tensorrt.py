@@ -16,6 +16,7 @@ from typing import Any
 import onnx
 import onnxruntime
 
+from export.labels import renamed_classes
 from export.members import write_member
 from export.parity import Parity
 from export.reading import is_current, manifest_in, of_output_kind, onnx_manifest, require_free
@@ -88,6 +89,7 @@ def export_engine(
     deciding = _deciding(source, options, route, machine)
     folder = output / name
     if not force and is_current(folder, deciding):
+        renamed_classes(output, name, source.labels)
         return Exported(folder=folder, built=False, manifest=manifest_in(output, name))
     cache = _cache_name(machine)
     progress(f"{name}: building for {machine.gpu.name}")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from export.commands.console import needs, progress_on
+from export.labels import labels_from_path
 from export.precision import MIN_AGREEMENT_HELP
 from export.runtimes.choice import DEFAULT_RUNTIMES, RUNTIMES_HELP, runtimes_from_text
 from orchestrator.errors import ExportError
@@ -82,6 +83,13 @@ def member(
         float | None,
         typer.Option(min=0, help="Multiply-accumulates of one row, where they cannot be counted, as of trees."),
     ] = None,
+    labels: Annotated[
+        Path | None,
+        typer.Option(
+            help="Text file with the names of the classes, one a line, in the order of the scores; instead of the "
+            "source's own."
+        ),
+    ] = None,
     output_kind: Annotated[
         str,
         typer.Option(
@@ -119,6 +127,7 @@ def member(
         output_name=output_name,
         keep_opset=keep_opset,
         macs=macs,
+        labels=None if labels is None else labels_from_path(labels),
     )
     kinds = _precisions(precision)
     proven_on = runtimes_from_text(runtimes)

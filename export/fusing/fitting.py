@@ -8,6 +8,7 @@ from typing import Any
 from export.reading import ReadMember
 from orchestrator.errors import ExportError
 from orchestrator.spec import Manifest, Preprocess
+from orchestrator.spec.class_names import first_unlike
 from orchestrator.spec.manifest import PRECISIONS
 
 
@@ -49,11 +50,10 @@ def _label_faults(parts: Sequence[ReadMember]) -> list[str]:
     known = [part.manifest for part in parts if part.manifest.labels is not None]
     faults = []
     for other in known[1:]:
-        pairs = zip(known[0].labels or (), other.labels or (), strict=False)
-        for index, (a, b) in enumerate(pairs):
-            if a != b:
-                faults.append(f"label of class {index} ({known[0].name} {a!r}, {other.name} {b!r})")
-                break
+        one, two = known[0].labels or (), other.labels or ()
+        index = first_unlike(one, two)
+        if index is not None and index < min(len(one), len(two)):
+            faults.append(f"label of class {index} ({known[0].name} {one[index]!r}, {other.name} {two[index]!r})")
     return faults
 
 
@@ -79,13 +79,18 @@ def common_of(manifests: Sequence[Manifest]) -> dict[str, Any]:
         "parameters": sum(m.parameters for m in manifests),
         "macs": sum(m.macs for m in manifests),
         "macs_counter": " and ".join(dict.fromkeys(m.macs_counter for m in manifests)),
-        "labels": next((m.labels for m in manifests if m.labels is not None), None),
+        "labels": labels_of(manifests),
         "max_batch_size": min(m.max_batch_size for m in manifests),
         "random_weights": any(m.random_weights for m in manifests),
         "preprocess": next((m.preprocess for m in manifests if m.preprocess is not None), None),
         "resolution_px": first.resolution_px if _all_equal(m.resolution_px for m in manifests) else None,
         "in_graph": {m.name: m.in_graph for m in manifests if m.in_graph},
     }
+
+
+def labels_of(manifests: Sequence[Manifest]) -> tuple[str, ...] | None:
+    """What members that agree call their classes, None where none says."""
+    return next((m.labels for m in manifests if m.labels is not None), None)
 
 
 def _all_equal(values: Iterable[object]) -> bool:

@@ -23,9 +23,10 @@ from onnx import TensorProto, helper
 
 from export.cost import preprocess_macs_per_row
 from export.fusing.average import add_average
-from export.fusing.fitting import common_of, require_fitting
+from export.fusing.fitting import common_of, labels_of, require_fitting
 from export.fusing.merge import Merger
 from export.graphs import full_check
+from export.labels import renamed_classes
 from export.members import MODEL_FILE, store_member
 from export.packing import Packed, packed
 from export.parity import BATCHES, MIN_ROWS, session_of
@@ -90,8 +91,8 @@ def fuse(
         progress: told what is being done.
 
     Returns:
-        its manifest, and "fused", "up to date", or "proven" where it was up to date but not yet proven on all that
-        its members are.
+        its manifest, and "fused", "up to date", "proven" where it was up to date but not yet proven on all that
+        its members are, or "named" where only the names of its classes are others.
 
     Raises:
         ExportError: the members do not fit each other, cannot be fused, or the name is taken.
@@ -105,10 +106,12 @@ def fuse(
     options = options_of(fusion, manifests)
     versions = tuple(dict.fromkeys(version for one in manifests for version in one.runtimes))
     if not force and is_current(target / fusion.name, options):
+        renamed = renamed_classes(target, fusion.name, labels_of(manifests))
         more = prove_rest(
             target, fusion.name, versions=versions, progress=lambda text: progress(f"{fusion.name}: {text}")
         )
-        return manifest_in(target, fusion.name), "proven" if more else "up to date"
+        done = "proven" if more else "named" if renamed else "up to date"
+        return manifest_in(target, fusion.name), done
     progress(f"{fusion.name}: reading {', '.join(member.name for member in fusion.members)}")
     parts = [member_from_repository(repository, member.name) for member in fusion.members]
     require_fitting(fusion.name, parts)

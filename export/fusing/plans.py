@@ -16,6 +16,7 @@ from export.fusing.members import Fusion, fuse
 from export.reading import manifest_in
 from orchestrator.errors import ExportError
 from orchestrator.spec import CascadeSpec, Manifest, Member, Stage
+from orchestrator.spec.class_names import first_unlike
 from orchestrator.spec.planned_models import data_files_of
 
 
@@ -142,10 +143,6 @@ def _differences(spec: CascadeSpec, member: Member, manifest: Manifest) -> list[
     }
     if member.sha256 is not None:
         pairs["hash"] = (manifest.sha256[:12], member.sha256[:12])
-    if None not in (manifest.labels, spec.labels):
-        pairs["labels"] = (manifest.labels, spec.labels)
-    return [
-        f"{what} differs" if what == "labels" else f"{what} {found} for {planned}"
-        for what, (found, planned) in pairs.items()
-        if found != planned
-    ]
+    found = [f"{what} {found} for {planned}" for what, (found, planned) in pairs.items() if found != planned]
+    named = manifest.labels is not None and spec.labels is not None
+    return [*found, "labels differ"] if named and first_unlike(manifest.labels, spec.labels) is not None else found

@@ -13,6 +13,7 @@ from export.onefile.graph import lead_graph, whole_graph
 from export.onefile.members import at_opset, common_opsets, read_parts, weight_bytes
 from export.packing import require_room
 from orchestrator.errors import ExportError
+from orchestrator.repository.class_names import named_spec
 from orchestrator.repository.configs import LABELS, OUTPUTS
 from orchestrator.repository.files import disk_errors, may_replace, write_all
 from orchestrator.repository.graph_pieces import IR_VERSION
@@ -79,6 +80,7 @@ def write_onefile(
         RepositoryError: a member cannot be read, or the disk refuses.
     """
     _require_possible(spec, stages)
+    spec = named_spec(spec, repository)
     called = onefile_name(spec, stages) if name is None else name
     folder = (output or repository) / called
     _require_free(folder, spec, called, force=force)

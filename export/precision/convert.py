@@ -7,7 +7,6 @@ up to 255 and sums over them are more than half precision or a byte can hold exa
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,9 +23,9 @@ from export.parity import session_of
 from export.precision.half import half_from
 from export.precision.quantize import WEIGHT_BITS, quantized
 from orchestrator.errors import ExportError
+from orchestrator.spec.shares import wilson_ci95
 
 _CHUNK = 32
-_95_PERCENT = 1.959964
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,16 +77,6 @@ def agreement_of(model: bytes | Path, original: bytes | Path, rows: npt.NDArray[
         max_abs=float(difference.max()),
         mean_abs=float(difference.mean()),
     )
-
-
-def wilson_ci95(hits: int, rows: int) -> tuple[float, float]:
-    """95 % interval of a share, Wilson's: close to exact at shares near 1, and needs no scipy."""
-    share, z2 = hits / rows, _95_PERCENT**2
-    centre = share + z2 / (2 * rows)
-    reach = _95_PERCENT * math.sqrt(share * (1 - share) / rows + z2 / (4 * rows * rows))
-    scale = 1 + z2 / rows
-    # At shares of 0 and 1 a bound is the share itself, but for the last bit.
-    return min(share, max(0.0, (centre - reach) / scale)), max(share, min(1.0, (centre + reach) / scale))
 
 
 def fp16_from(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -13,6 +13,7 @@ import numpy.typing as npt
 import onnx
 import onnxruntime
 
+from export.labels import renamed_classes
 from export.members import MODEL_FILE, store_member
 from export.packing import EXTERNAL_OVER_BYTES, packed
 from export.precision import MIN_AGREEMENT
@@ -87,8 +88,8 @@ def export_precision(
         progress: told what is being done.
 
     Returns:
-        the new member's name, and "exported", "up to date", or "proven" where it was up to date but not yet proven
-        on all that the fp32 member is.
+        the new member's name, and "exported", "up to date", "proven" where it was up to date but not yet proven
+        on all that the fp32 member is, or "named" where only the names of its classes are others.
 
     Raises:
         ExportError: the member cannot be converted, agrees too seldom with the fp32 one, or the name is taken;
@@ -110,13 +111,14 @@ def export_precision(
     if not force and is_current(target / new, options):
         # It may have been made with a lower limit.
         _require_agreement(manifest_in(target, new), least)
+        renamed = renamed_classes(target, new, original.labels)
         more = prove_rest(
             target,
             new,
             versions=tuple(original.runtimes),
             progress=lambda text: progress(f"{new}: {text}"),
         )
-        return new, "proven" if more else "up to date"
+        return new, "proven" if more else "named" if renamed else "up to date"
     rows = rows_for(original, to=to, calibrate=calibrate)
     progress(f"{new}: reading {member}")
     read = member_from_repository(repository, member)

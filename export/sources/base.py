@@ -36,6 +36,7 @@ class Asked:
         output_name: the output to take from an ONNX file with several, or a tensor inside it.
         keep_opset: take an ONNX file whose opset not every supported runtime reads.
         macs: multiply-accumulates of one row, where they cannot be counted; None counts them.
+        labels: class names in the order of the scores; None for the source's own, if it has any.
         progress: told what is being done.
     """
 
@@ -50,6 +51,7 @@ class Asked:
     output_name: str | None = None
     keep_opset: bool = False
     macs: float | None = None
+    labels: tuple[str, ...] | None = None
     progress: Callable[[str], None] = field(default=lambda _: None, compare=False)
 
     def processing(self, subject: str, *, channels: int = 3) -> Processing | None:

@@ -209,10 +209,14 @@ def outcome_text(stage: StageExplanation) -> str:
 
 
 def label_text(label: int, labels: Sequence[str] | None) -> str:
-    """A class by its name where there is one; "-" for a row without an answer."""
+    """A class by its name where there is one, for a table; "-" for a row without an answer."""
+    return _escaped(_class_name(label, labels))
+
+
+def _class_name(label: int, labels: Sequence[str] | None) -> str:
     if label < 0:
         return "-"
-    return _escaped(labels[label]) if labels is not None and label < len(labels) else str(label)
+    return labels[label] if labels is not None and label < len(labels) else str(label)
 
 
 def _escaped(text: str) -> str:
@@ -224,7 +228,7 @@ def _document(one: Asked, labels: Sequence[str] | None) -> dict[str, Any]:
     answer = one.answer
     value: dict[str, Any] = {"row": one.named.name, "label": answer.label[0]}
     if labels is not None:
-        value["label_name"] = label_text(int(answer.label[0]), labels)
+        value["label_name"] = _class_name(int(answer.label[0]), labels)
     if one.named.truth is not None:
         value["true_label"] = one.named.truth
     value |= {

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from orchestrator.client.images import row_from_bytes
 from orchestrator.client.models import ModelInfo, input_tensor
 from orchestrator.errors import InputError, RepositoryError
+from orchestrator.repository.class_names import class_names_of
 from orchestrator.spec import CascadeSpec, Preprocess, cascade_from_path, manifest_from_path
 from orchestrator.spec.inputs import INPUT_DTYPES
 
@@ -33,12 +34,9 @@ def cascade_in(repository: Path, model: str, version: int | None) -> CascadeSpec
 
 
 def labels_in(repository: Path, model: str, version: int | None) -> tuple[str, ...] | None:
-    """Class names of a cascade or member, or None where none are written down."""
+    """Class names of a cascade, a member or any model with a label file, or None where none are written down."""
     spec = cascade_in(repository, model, version)
-    if spec is not None:
-        return spec.labels
-    path = repository / model / "manifest.json"
-    return manifest_from_path(path).labels if path.is_file() else None
+    return class_names_of(repository / model) if spec is None else spec.labels
 
 
 def preprocess_in(repository: Path, model: str, version: int | None) -> Preprocess:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from orchestrator.cli.console import progress
+from orchestrator.cli.plan_chance import notes_on_chance, refuse_near_chance
 from orchestrator.cli.plan_impose import check_alone, imposed
 from orchestrator.cli.plan_pool import pool_from_records, restricted
 from orchestrator.cli.plan_show import show_json, show_plan
@@ -83,6 +85,10 @@ def plan(
         Path | None,
         typer.Option(help='Costs per row: {"cost": {"member": 1.5}, "unit": "ms"}. If none, the records\' own.'),
     ] = None,
+    allow_near_chance: Annotated[
+        bool,
+        typer.Option("--allow-near-chance", help="Write a plan too whose accuracy is near that of guessing."),
+    ] = False,
     seed: Annotated[int, typer.Option(help="Of the split in rows that choose and rows that certify.")] = 0,
     impose_exits: Annotated[
         str | None,
@@ -102,6 +108,7 @@ def plan(
 ) -> None:
     """Find the best committee for an accuracy or a budget, certify it, and write it as cascade.json.
 
+    A plan that is near guessing is refused: most often the labels are in another order than the members' classes.
     Exit code 3 means that no plan does what was asked; --json then holds the best reachable one.
 
     Example: committee plan build/plan.npz --reference big_model --epsilon 0.01 --report build/report -o plan.json
@@ -137,19 +144,35 @@ def plan(
         certify=certify,
     )
     found = plan_from_records(base, records, goal, options=options, progress=progress)
+    on_chance = [] if label_free else notes_on_chance(records)
+    # Before anything is refused, which they often explain.
+    _echo_notes(on_chance)
+    if isinstance(found, Planned) and not (label_free or allow_near_chance):
+        refuse_near_chance(found, records)
     if report is not None and isinstance(found, Planned):
         write_plan_report(report, found, records)
-    _finish(found, output=output, report=report, as_json=as_json)
+    _finish(found, output=output, report=report, as_json=as_json, notes=[*on_chance, *notes])
     if report is not None and not as_json:
         typer.echo(f"Report: {report / 'index.html'}")
+    _echo_notes(notes)
+
+
+def _echo_notes(notes: Sequence[str]) -> None:
     for note in notes:
         typer.echo(f"note: {note}", err=True)
 
 
-def _finish(found: Planned | Infeasible, *, output: Path | None, report: Path | None, as_json: bool) -> None:
+def _finish(
+    found: Planned | Infeasible,
+    *,
+    output: Path | None,
+    report: Path | None,
+    as_json: bool,
+    notes: Sequence[str],
+) -> None:
     if isinstance(found, Infeasible):
         if as_json:
-            show_json(found)
+            show_json(found, notes=notes)
         short = found.shortfall
         left = None if report is None else "no report was written"
         fix = "; ".join(text for text in (short.fix, left) if text is not None)
@@ -157,7 +180,7 @@ def _finish(found: Planned | Infeasible, *, output: Path | None, report: Path | 
     if output is not None:
         write_plan(output, found.spec)
     if as_json:
-        show_json(found)
+        show_json(found, notes=notes)
         return
     show_plan(found)
     if output is not None:

@@ -11,7 +11,9 @@ from orchestrator.errors import DataError
 from orchestrator.planner.costs import cost_profile_from_path
 from orchestrator.planner.kinds import check_probabilities, kind_seen
 from orchestrator.planner.records import Records
+from orchestrator.repository.class_names import class_names_of, common_names
 from orchestrator.spec import CascadeSpec, InputSpec, Manifest, Member, Stage, manifest_from_path
+from orchestrator.spec.class_names import first_misplaced
 from orchestrator.spec.faults import NAME
 from orchestrator.spec.output_kind import ScoreEvidence
 from orchestrator.spec.planned_models import data_files_of
@@ -87,7 +89,7 @@ def pool_from_records(
         name=name,
         input=UNKNOWN_INPUT if first is None else _input(first),
         classes=records.classes,
-        labels=None if first is None else first.labels,
+        labels=_class_names(records, repository),
         cost_unit=unit,
         stages=tuple(Stage(members=(member,)) for member in members),
     )
@@ -137,6 +139,34 @@ def _same_files(manifests: dict[str, Manifest], known: dict[str, dict[str, Any]]
 def _input(manifest: Manifest) -> InputSpec:
     tensor = manifest.input
     return InputSpec(name=tensor.name, dtype=tensor.dtype, dims=tensor.dims, preprocess=manifest.preprocess)
+
+
+def _class_names(records: Records, repository: Path) -> tuple[str, ...] | None:
+    """What the members call the classes now, else what they were called when the records were made."""
+    stated = {member: class_names_of(repository / member) for member in records.outputs}
+    names = common_names(stated, classes=records.classes)
+    recorded = _recorded_names(records)
+    if names is None or recorded is None:
+        return recorded if names is None else names
+    place = first_misplaced(names, recorded)
+    if place is not None and records.meta.get("labels_by") == "name":
+        raise DataError(
+            "records",
+            got=f"labels that went by class names, {recorded[place]!r} for class {place}",
+            expected=f"{names[place]!r}, which the members call it now",
+            fix="correct the names of the members, or record again",
+        )
+    return names
+
+
+def _recorded_names(records: Records) -> tuple[str, ...] | None:
+    names = records.meta.get("class_names")
+    if names is None:
+        return None
+    if not isinstance(names, list) or len(names) != records.classes or not all(isinstance(n, str) for n in names):
+        expected = f"a list of {records.classes} texts, one per class"
+        raise DataError("records, meta class_names", got=ascii(names)[:SHOWN], expected=expected)
+    return tuple(names)
 
 
 def _costs(records: Records, path: Path | None) -> tuple[dict[str, float], str]:

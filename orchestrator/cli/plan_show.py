@@ -19,11 +19,11 @@ from orchestrator.spec import CascadeSpec, Gear, Gears, json_from_cascade
 SHOWN = 12
 
 
-def document_from_found(found: Planned | Infeasible) -> dict[str, Any]:
+def document_from_found(found: Planned | Infeasible, *, notes: Sequence[str] = ()) -> dict[str, Any]:
     """What --json prints; where nothing is feasible, of the best reachable plan.
 
     `reason` says why no plan does what was asked, or why none but the reference itself; `more_rows` is how many
-    more rows would change that, null where no number is known.
+    more rows would change that, null where no number is known. `notes` is what is said on stderr as well.
     """
     plan = found.best if isinstance(found, Infeasible) else found
     short = found.shortfall if isinstance(found, Infeasible) else found.instead
@@ -38,12 +38,13 @@ def document_from_found(found: Planned | Infeasible) -> dict[str, Any]:
         "frontier": [dataclasses.asdict(row) for row in plan.frontier],
         "reason": None if short is None else {"got": short.got, "expected": short.expected, "fix": short.fix},
         "more_rows": None if short is None else short.more_rows,
+        "notes": list(notes),
     }
 
 
-def show_json(found: Planned | Infeasible) -> None:
+def show_json(found: Planned | Infeasible, *, notes: Sequence[str] = ()) -> None:
     """One document on stdout."""
-    print_json(document_from_found(found))
+    print_json(document_from_found(found, notes=notes))
 
 
 def show_plan(plan: Planned) -> None:

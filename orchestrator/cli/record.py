@@ -12,11 +12,12 @@ import numpy as np
 import typer
 
 from orchestrator.cli.console import print_json
-from orchestrator.cli.record_job import Wishes, meta_of, record_job, source_of
+from orchestrator.cli.record_job import Wishes, record_job, source_of
 from orchestrator.cli.record_join import joined_summary
 from orchestrator.cli.record_kinds import evidence_of
 from orchestrator.cli.record_members import opened_pool
 from orchestrator.cli.record_run import Task, answered_pieces, wanted_rows
+from orchestrator.cli.record_summary import meta_of
 from orchestrator.errors import DataError
 from orchestrator.planner.costs import COSTS, is_cost
 from orchestrator.planner.records import Records
@@ -81,6 +82,9 @@ def record(
             "ImageNet's LOC_synset_mapping.txt."
         ),
     ] = None,
+    first_label: Annotated[
+        int, typer.Option(help="Number of the first class in labels that are numbers; 1 for labels 1 to k.")
+    ] = 0,
     cost: Annotated[
         list[str] | None, typer.Option(metavar="NAME=COST", help="Cost per row of a member; else its MACs.")
     ] = None,
@@ -98,9 +102,9 @@ def record(
     """Ask members about rows, in this process or on a Triton, and write what they said; or join records.
 
     A run that was stopped goes on where it stopped when the same command is given again; a finished one has
-    nothing to do where members, data and options are the same. The classes of a folder
-    are its sub-folders, matched with the members' labels by name, or as --class-map says. The file's format is in
-    docs/records.md.
+    nothing to do where members, data and options are the same. The classes of a folder are its sub-folders,
+    matched with the members' class names (of manifest.json, or of a label file that config.pbtxt names), or as
+    --class-map says. The file's format is in docs/records.md.
 
     Example: committee record digits_small digits_large --data digits:plan -o build/plan.npz
 
@@ -120,6 +124,7 @@ def record(
         restart=restart,
         by_order=by_order,
         class_map=class_map,
+        first_label=first_label,
     )
     _check_wishes(wishes)
     # In this order, so that `--members a b c`, of which the option itself takes one word, means a, b, c.

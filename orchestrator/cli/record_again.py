@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from orchestrator.cli.record_members import Pool
+from orchestrator.cli.record_summary import Recorded
 from orchestrator.planner.npz import BROKEN
 from orchestrator.planner.records import text_from_meta
 from orchestrator.planner.texts import value_from_json
@@ -20,40 +21,15 @@ from orchestrator.planner.texts import value_from_json
 RECORDING = "recording_sha256"
 
 
-@dataclass(frozen=True, kw_only=True)
-class FinishedRecording:
-    """A records file, read one array at a time: a member's outputs may take gigabytes.
-
-    Args:
-        path: of the file.
-        meta: its JSON values.
-    """
-
-    path: Path
-    meta: Mapping[str, Any]
-
-    def labels(self) -> npt.NDArray[np.int64] | None:
-        """int64 (n,), None where the rows have none."""
-        with np.load(self.path, allow_pickle=False) as stored:
-            return np.asarray(stored["labels"]) if "labels" in stored.files else None
-
-    def rows(self) -> int:
-        """Number of rows n."""
-        with np.load(self.path, allow_pickle=False) as stored:
-            return len(stored["ids"])
-
-    def outputs(self, name: str) -> Iterator[npt.NDArray[np.float32]]:
-        """A member's outputs, float32 (n, k), as one part."""
-        with np.load(self.path, allow_pickle=False) as stored:
-            yield stored[f"outputs/{name}"]
-
-
-def recording_fingerprint(header: Mapping[str, Any], pool: Pool, *, skip_bad: bool) -> str | None:
+def recording_fingerprint(
+    header: Mapping[str, Any], pool: Pool, *, class_names: tuple[str, ...] | None, skip_bad: bool
+) -> str | None:
     """Hash of everything that decides the records, or None where part of it is unknown.
 
     Args:
         header: what a resumed run must share with the one it resumes.
         pool: the members.
+        class_names: those the records will name.
         skip_bad: whether rows that cannot be used are left out.
 
     Returns:
@@ -66,21 +42,37 @@ def recording_fingerprint(header: Mapping[str, Any], pool: Pool, *, skip_bad: bo
         **header,
         "made_with": dict(pool.made_with),
         "kinds": {name: list(kind) for name, kind in pool.kinds.items()},
-        "class_names": pool.class_names(),
+        "class_names": class_names,
         "skip_bad": skip_bad,
     }
     return hashlib.sha256(text_from_meta(decides).encode()).hexdigest()
 
 
-def finished_recording(output: Path, fingerprint: str | None) -> FinishedRecording | None:
-    """The records file at `output` if it was made with that fingerprint; None where it must be recorded again."""
+def finished_recording(output: Path, fingerprint: str | None) -> Recorded | None:
+    """What the records file at `output` holds if it was made with that fingerprint, else None.
+
+    Outputs are read one member at a time, for they may take gigabytes.
+    """
     if fingerprint is None or not output.is_file():
         return None
     try:
         with np.load(output, allow_pickle=False) as stored:
             meta = value_from_json(str(stored["meta"]))
+            if not isinstance(meta, dict) or meta.get(RECORDING) != fingerprint:
+                return None
+            rows, labels = len(stored["ids"]), stored["labels"] if "labels" in stored.files else None
     except BROKEN:
         return None
-    if not isinstance(meta, dict) or meta.get(RECORDING) != fingerprint:
-        return None
-    return FinishedRecording(path=output, meta=meta)
+    return Recorded(
+        rows=rows,
+        labels=labels,
+        sha256=meta["data_sha256"],
+        skipped=meta["skipped"],
+        skipped_rows=meta["skipped_rows"],
+        outputs=partial(_outputs, output),
+    )
+
+
+def _outputs(path: Path, name: str) -> Iterator[npt.NDArray[np.float32]]:
+    with np.load(path, allow_pickle=False) as stored:
+        yield stored[f"outputs/{name}"]

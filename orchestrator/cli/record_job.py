@@ -6,32 +6,26 @@ import contextlib
 import shutil
 import signal
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import typer
 
 from orchestrator.cli.class_map import class_map_from_path
 from orchestrator.cli.console import progress
-from orchestrator.cli.record_again import RECORDING, FinishedRecording, finished_recording, recording_fingerprint
-from orchestrator.cli.record_kinds import evidence_of, kind_notes, kind_of
+from orchestrator.cli.record_again import RECORDING, finished_recording, recording_fingerprint
+from orchestrator.cli.record_kinds import evidence_of
 from orchestrator.cli.record_members import Pool
 from orchestrator.cli.record_run import Task, record_into, wanted_rows
+from orchestrator.cli.record_summary import Recorded, class_names_of, meta_of, summary_of
 from orchestrator.cli.sources import Source, source_from_text
 from orchestrator.cli.sources_labels import Classes
 from orchestrator.commandline import interrupt, interrupted_from
 from orchestrator.errors import CommitteeError, DataError, SpecError
-from orchestrator.planner.records import SKIPPED_LISTED, named, sha256_of_rows
+from orchestrator.planner.records import sha256_of_rows
 from orchestrator.planner.shards import NO_DIGEST, RESTART, Shards
-from orchestrator.spec.output_kind import ScoreEvidence
-from orchestrator.spec.processor import DOT_PRODUCT_FLAGS, lacks_flags, processor_flags
-
-# Members no better than this many times guessing, on so many rows, have labels of another order or no training.
-NEAR_CHANCE, CHANCE_ROWS = 2.0, 50
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,9 +49,12 @@ class Wishes:
     restart: bool = False
     by_order: bool = False
     class_map: Path | None = None
+    first_label: int = 0
 
 
-def source_of(pool: Pool, data: str, *, by_order: bool = False, class_map: Path | None = None) -> Source:
+def source_of(
+    pool: Pool, data: str, *, by_order: bool = False, class_map: Path | None = None, first_label: int = 0
+) -> Source:
     """The source that the pool is to be asked about.
 
     Args:
@@ -65,13 +62,14 @@ def source_of(pool: Pool, data: str, *, by_order: bool = False, class_map: Path 
         data: as written on the command line.
         by_order: take sorted class names for the classes in order.
         class_map: file that says what the data calls each class.
+        first_label: number of the first class in labels that are numbers.
 
     Raises:
         CommitteeError: it cannot be used, or not with these members.
     """
     names = pool.class_names()
     mapped = None if class_map is None else class_map_from_path(class_map, count=pool.classes, known=names)
-    classes = Classes(count=pool.classes, names=names, by_order=by_order, mapped=mapped)
+    classes = Classes(count=pool.classes, names=names, by_order=by_order, mapped=mapped, first=first_label)
     return source_from_text(data, pool.info, classes=classes, read_picture=pool.picture_reader())
 
 
@@ -82,15 +80,23 @@ def record_job(pool: Pool, wishes: Wishes) -> dict[str, Any]:
         CommitteeError: anything about the data, the members or the disk; what is settled is kept.
         Interrupted: somebody ended it.
     """
-    source = source_of(pool, wishes.data, by_order=wishes.by_order, class_map=wishes.class_map)
+    source = source_of(
+        pool,
+        wishes.data,
+        by_order=wishes.by_order,
+        class_map=wishes.class_map,
+        first_label=wishes.first_label,
+    )
     wanted = wanted_rows(len(source.ids), wishes.limit)
     _check_disk(wishes.output, pool, rows=len(wanted))
     task = Task(source=source, pool=pool, wanted=wanted, skip_bad=wishes.skip_bad)
     header = _header(task, wishes)
-    fingerprint = recording_fingerprint(header, pool, skip_bad=wishes.skip_bad)
+    names = class_names_of(source, pool)
+    fingerprint = recording_fingerprint(header, pool, class_names=names, skip_bad=wishes.skip_bad)
     finished = None if wishes.restart else finished_recording(wishes.output, fingerprint)
     if finished is not None:
-        return _said_again(finished, task, wishes)
+        seen = {name: evidence_of(finished.outputs(name)) for name in pool.names}
+        return summary_of(finished, pool, source, output=wishes.output, seen=seen) | {"up_to_date": True}
     shards = Shards(wishes.output, header, members=pool.names, restart=wishes.restart)
     with contextlib.closing(shards), _ended_well(shards, len(wanted)):
         digest = _settled(shards, task)
@@ -178,18 +184,6 @@ def _check_disk(output: Path, pool: Pool, *, rows: int) -> None:
         )
 
 
-def _said_again(finished: FinishedRecording, task: Task, wishes: Wishes) -> dict[str, Any]:
-    """The summary of a file that holds what is asked for already."""
-    seen = {name: evidence_of(finished.outputs(name)) for name in task.pool.names}
-    labels = finished.labels()
-    accuracy = {
-        name: None if labels is None else _accuracy(finished.outputs(name), labels) for name in task.pool.names
-    }
-    summary = _summary(task, wishes, rows=finished.rows(), accuracy=accuracy, skipped=finished.meta["skipped"],
-                       sha256=finished.meta["data_sha256"], seen=seen)  # fmt: skip
-    return summary | {"skipped_rows": finished.meta["skipped_rows"], "up_to_date": True}
-
-
 def _finished(
     shards: Shards, task: Task, wishes: Wishes, *, digest: bytes, fingerprint: str | None
 ) -> dict[str, Any]:
@@ -202,131 +196,20 @@ def _finished(
         shards.remove()
         raise DataError(f"data {wishes.data}", got=got)
     rows = task.wanted[kept]
-    labels = None if source.labels is None else source.labels[rows]
-    sha256 = source.data_sha256 or (digest.hex() if digest != NO_DIGEST else None)
+    recorded = Recorded(
+        rows=len(rows),
+        labels=None if source.labels is None else source.labels[rows],
+        sha256=source.data_sha256 or (digest.hex() if digest != NO_DIGEST else None),
+        skipped=skipped,
+        skipped_rows=len(skipped),
+        outputs=shards.outputs,
+    )
     seen = {name: evidence_of(shards.outputs(name)) for name in pool.names}
-    meta = meta_of(pool, source, data=wishes.data, sha256=sha256, skipped=skipped, seen=seen)
+    meta = meta_of(pool, source, data=wishes.data, sha256=recorded.sha256, skipped=skipped, seen=seen)
     if wishes.limit is not None:
         meta["limit"] = wishes.limit
     if fingerprint is not None:
         meta[RECORDING] = fingerprint
-    shards.write(ids=source.ids[rows], labels=labels, classes=pool.classes, cost=pool.cost, meta=meta)
-    accuracy = {name: None if labels is None else _accuracy(shards.outputs(name), labels) for name in pool.names}
-    summary = _summary(task, wishes, rows=len(rows), accuracy=accuracy, skipped=skipped, sha256=sha256, seen=seen)
+    shards.write(ids=source.ids[rows], labels=recorded.labels, classes=pool.classes, cost=pool.cost, meta=meta)
+    summary = summary_of(recorded, pool, source, output=wishes.output, seen=seen)
     return summary | {"resumed_rows": shards.resumed}
-
-
-def _summary(
-    task: Task,
-    wishes: Wishes,
-    *,
-    rows: int,
-    accuracy: dict[str, float | None],
-    skipped: dict[str, str],
-    sha256: str | None,
-    seen: dict[str, ScoreEvidence],
-) -> dict[str, Any]:
-    source, pool = task.source, task.pool
-    members = {
-        name: {
-            "cost": pool.cost[name],
-            "accuracy": accuracy[name],
-            "random_weights": about["random_weights"],
-            "sha256": about["sha256"],
-        }
-        for name, about in pool.about().items()
-    }
-    return {
-        "output": str(wishes.output),
-        "up_to_date": False,
-        "rows": rows,
-        "classes": pool.classes,
-        "labelled": source.labels is not None,
-        "members": members,
-        "asked": pool.asked,
-        "data_sha256": sha256,
-        "resumed_rows": 0,
-        "skipped_rows": len(skipped),
-        "skipped": dict(list(skipped.items())[:SKIPPED_LISTED]),
-        "notes": [
-            *source.notes,
-            *pool.version_notes(),
-            *_notes(pool, skipped),
-            *kind_notes(seen, pool.kinds),
-            *_near_chance(members, rows, pool.classes),
-        ],
-    }
-
-
-def _accuracy(parts: Iterable[npt.NDArray[np.float32]], labels: npt.NDArray[np.int64]) -> float:
-    right, at = 0, 0
-    for scores in parts:
-        right += int((scores.argmax(axis=1) == labels[at : at + len(scores)]).sum())
-        at += len(scores)
-    return right / len(labels)
-
-
-def _near_chance(members: dict[str, dict[str, Any]], rows: int, classes: int) -> list[str]:
-    """What to say where the labels seem to be in another order than the members' classes."""
-    known = [one["accuracy"] for one in members.values() if not one["random_weights"]]
-    if None in known or not known or rows < CHANCE_ROWS or max(known) > NEAR_CHANCE / classes:
-        return []
-    return [
-        f"the best member has accuracy {max(known):.4f}, and guessing {1 / classes:.4f}: "
-        "are the labels in the order of the members' classes?"
-    ]
-
-
-def _notes(pool: Pool, skipped: dict[str, str]) -> list[str]:
-    random = [name for name, manifest in pool.manifests.items() if manifest.random_weights]
-    unknown = [name for name in pool.names if name not in pool.manifests]
-    notes = []
-    if random:
-        notes.append(f"random weights in {', '.join(random)}: for cost and speed work, not for accuracy")
-    if unknown:
-        notes.append(f"no manifest of {', '.join(unknown)}: no hash")
-    here = processor_flags()
-    differing = [name for name, one in pool.manifests.items() if lacks_flags(one.processor_flags, here)]
-    if differing and pool.made_with:
-        notes.append(
-            f"{', '.join(differing)} answers here otherwise than it was exported, for this processor has none of "
-            f"{', '.join(DOT_PRODUCT_FLAGS)}: record it where it will be served, or quantise it to seven bits"
-        )
-    if skipped:
-        notes.append(f"{len(skipped)} rows skipped, listed in meta: {named(list(skipped))}")
-    return notes
-
-
-def meta_of(
-    pool: Pool,
-    source: Source,
-    *,
-    data: str,
-    sha256: str | None,
-    skipped: dict[str, str],
-    seen: dict[str, ScoreEvidence],
-) -> dict[str, Any]:
-    """What records say of themselves: JSON values that are the same whenever the same is recorded.
-
-    Raises:
-        DataError: a member's scores are not of the kind that is said of it.
-    """
-    members = {
-        name: {**one, "output_kind": kind_of(name, seen[name], pool.kinds)} for name, one in pool.about().items()
-    }
-    meta: dict[str, Any] = {
-        "data": data,
-        "data_sha256": sha256,
-        "members": members,
-        "asked": pool.asked,
-        "labels_by": source.labels_by,
-        "skipped_rows": len(skipped),
-        "skipped": dict(list(skipped.items())[:SKIPPED_LISTED]),
-    }
-    if pool.made_with:
-        meta["recorded_with"] = dict(pool.made_with)
-    if data.startswith("digits:"):
-        meta["split"] = data.partition(":")[2]
-    if (names := pool.class_names()) is not None:
-        meta["class_names"] = list(names)
-    return meta

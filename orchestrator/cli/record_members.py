@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from orchestrator.cli.pictures import ReadPicture
 from orchestrator.cli.record_kinds import kinds_from_words, stated_kinds
+from orchestrator.cli.record_names import names_in_label_files, names_of_members
 from orchestrator.client.images import row_from_bytes
 from orchestrator.client.models import ModelInfo, TensorInfo, input_tensor, scores_output
 from orchestrator.errors import DataError, InputError
@@ -50,6 +51,7 @@ class Pool:
         workers: pieces asked about at once.
         kinds: member name -> what its scores are and who says so, where anybody does.
         served: member name -> the version that a server answers from, None where that is not known.
+        label_files: member name -> class names by the label file that its configuration names.
     """
 
     infos: Mapping[str, ModelInfo]
@@ -61,6 +63,7 @@ class Pool:
     workers: int
     kinds: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     served: Mapping[str, int | None] = field(default_factory=dict)
+    label_files: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def version_notes(self) -> list[str]:
         """Where a manifest describes another version than is served, so that its hash is another file's."""
@@ -87,25 +90,13 @@ class Pool:
         return _classes(self.info)
 
     def class_names(self) -> tuple[str, ...] | None:
-        """What the members call their classes, None where no manifest says.
+        """What the members call their classes, None where neither a manifest nor a label file says.
 
         Raises:
-            InputError: two members call them differently.
+            InputError: two manifests call them differently.
         """
-        named = {name: manifest.labels for name, manifest in self.manifests.items() if manifest.labels}
-        if len(set(named.values())) > 1:
-            first, second = _two_unlike(named)
-            raise InputError(
-                "members",
-                got=f"other class names or another order of them in {second} than in {first}",
-                expected="members of the same classes",
-                fix="correct the manifest that is wrong, or take the names out of it",
-            )
-        names = next(iter(named.values()), None)
-        if names is not None and len(names) != self.classes:
-            got = f"{len(names)} labels in the manifest"
-            raise InputError(f"member {next(iter(named))}", got=got, expected=f"{self.classes}, one per class")
-        return names
+        stated = {name: manifest.labels for name, manifest in self.manifests.items() if manifest.labels}
+        return names_of_members(stated, self.label_files, classes=self.classes)
 
     def about(self) -> dict[str, dict[str, Any]]:
         """What records keep of each member, but for the kind of its scores."""
@@ -207,6 +198,7 @@ def opened_pool(
                 # By number: a version that is loaded meanwhile must not answer the second half.
                 ask=lambda name, rows: client.ask(name, rows, version=infos[name].version),
                 workers=1,
+                label_files=names_in_label_files(repository, dict.fromkeys(names)),
             ),
             named,
         )
@@ -242,6 +234,7 @@ def _local(names: Sequence[str], repository: Path, cost: Mapping[str, float]) ->
         },
         ask=members.ask,
         workers=_cores(),
+        label_files=names_in_label_files(repository, {name: one.output.name for name, one in manifests.items()}),
     )
 
 

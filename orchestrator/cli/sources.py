@@ -76,6 +76,7 @@ class Source:
         ids: (n,), unique; whole numbers or text.
         labels: int64 (n,) in 0..k-1, None where the source has none.
         labels_by: "map", "name" or "order" where class names were turned into numbers, else None.
+        class_names: what the classes are called, where the names that were turned into numbers tell; else None.
         pieces: from the indices wanted, the position to begin at and the rows per piece to the pieces. Position p
             is row wanted[p]; indices ascend.
         identity: what must be equal for two readings to give the same rows.
@@ -90,6 +91,7 @@ class Source:
     identity: dict[str, str]
     data_sha256: str | None
     labels_by: str | None = None
+    class_names: tuple[str, ...] | None = None
     notes: tuple[str, ...] = ()
 
 

@@ -186,6 +186,7 @@ def _described(name: str, ids: Rows, labels: Rows | None, *, classes: Classes, p
         ids=ids,
         labels=known.numbers,
         labels_by=known.by,
+        class_names=known.class_names,
         pieces=pieces,
         identity=identity,
         data_sha256=sha256,

@@ -9,12 +9,11 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from orchestrator.cli.batch_rows import Refused
 from orchestrator.cli.pictures import ReadPicture
 from orchestrator.cli.sources import Indices, Loaded, Piece, Source, spans
-from orchestrator.cli.sources_labels import Classes, numbering_of
+from orchestrator.cli.sources_labels import Classes, Labels, numbering_of
 from orchestrator.errors import DataError
 from orchestrator.planner.records import named
 
@@ -76,22 +75,14 @@ def folder_source(root: Path, *, classes: Classes, read_picture: ReadPicture) ->
         DataError: no pictures, an empty class folder, or classes that the members do not have.
     """
     listing = _Listing(root)
-    notes = []
     try:
         folders = sorted(path.name for path in root.iterdir() if path.is_dir() and path.name[0] != ".")
-        if folders:
-            labels, by, note = _labelled(listing, folders, classes)
-            notes += [note] if note else []
-        elif classes.mapped is not None:
-            raise DataError(f"folder {root}", got="a class map, and no sub-folders", expected="one per class")
-        else:
-            listing.add_direct()
-            labels, by = None, None
-            notes.append("no sub-folders, so no classes: recorded without labels")
+        known = _labelled(listing, folders, classes) if folders else _unlabelled(listing, classes)
     except OSError as error:
         raise DataError(f"folder {error.filename}", got=f"one that cannot be read ({error.strerror})") from error
     if not listing.names:
         raise DataError(f"folder {root}", got="no pictures", expected="a sub-folder of pictures per class")
+    notes = list(known.notes)
     if listing.left_out:
         count = len(listing.left_out)
         notes.append(f"{count} files are no pictures by their ending and left out: {named(listing.left_out)}")
@@ -105,8 +96,9 @@ def folder_source(root: Path, *, classes: Classes, read_picture: ReadPicture) ->
     return Source(
         name=f"{root}",
         ids=ids,
-        labels=labels,
-        labels_by=by,
+        labels=known.numbers,
+        labels_by=known.by,
+        class_names=known.class_names,
         pieces=pieces,
         identity={"listing_sha256": listing.sha256()},
         data_sha256=None,
@@ -114,9 +106,17 @@ def folder_source(root: Path, *, classes: Classes, read_picture: ReadPicture) ->
     )
 
 
-def _labelled(
-    listing: _Listing, folders: list[str], classes: Classes
-) -> tuple[npt.NDArray[np.int64], str, str | None]:
+def _unlabelled(listing: _Listing, classes: Classes) -> Labels:
+    what = f"folder {listing.root}"
+    if classes.mapped is not None:
+        raise DataError(what, got="a class map, and no sub-folders", expected="one per class")
+    if classes.first:
+        raise DataError(what, got="no labels", expected="numbers, which --first-label is for", fix="leave it out")
+    listing.add_direct()
+    return Labels(notes=("no sub-folders, so no classes: recorded without labels",))
+
+
+def _labelled(listing: _Listing, folders: list[str], classes: Classes) -> Labels:
     loose = [p.name for p in sorted(listing.root.iterdir()) if p.suffix.lower() in PICTURES and p.is_file()]
     if loose:
         got = f"pictures beside the class folders: {named(loose)}"
@@ -132,7 +132,12 @@ def _labelled(
         raise DataError(f"folder {listing.root}", got=got, fix="fill them, or remove them")
     numbering = numbering_of(f"folder {listing.root}", folders, classes)
     numbers = np.array([numbering.numbers[folder] for folder in folders], np.int64)
-    return np.repeat(numbers, counts), numbering.by, numbering.note
+    return Labels(
+        numbers=np.repeat(numbers, counts),
+        by=numbering.by,
+        class_names=numbering.class_names,
+        notes=(numbering.note,) if numbering.note else (),
+    )
 
 
 def _load(root: Path, names: list[str], first: int, read_picture: ReadPicture) -> Loaded:

@@ -60,6 +60,7 @@ def parquet_source(path: Path, info: ModelInfo, *, classes: Classes, read_pictur
         ids=known,
         labels=known_labels.numbers,
         labels_by=known_labels.by,
+        class_names=known_labels.class_names,
         pieces=pieces,
         identity={"file_sha256": sha256},
         data_sha256=sha256,

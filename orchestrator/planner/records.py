@@ -125,8 +125,24 @@ def _is_text(text: str) -> bool:
     return True
 
 
-def check_labels(what: str, labels: Array, *, rows: int, classes: int) -> None:
+def check_labels(
+    what: str,
+    labels: Array,
+    *,
+    rows: int,
+    classes: int,
+    first: int = 0,
+    mending: str = "subtract 1 from each",
+) -> None:
     """Refuses labels that are not one class number per row.
+
+    Args:
+        what: they are called in an error.
+        labels: to be (n,) whole numbers.
+        rows: n.
+        classes: k.
+        first: number of the first class; that of the last one is k - 1 more.
+        mending: what to do with labels from 1 to k where the first class is 0.
 
     Raises:
         DataError: naming the fault.
@@ -134,9 +150,17 @@ def check_labels(what: str, labels: Array, *, rows: int, classes: int) -> None:
     if labels.shape != (rows,) or labels.dtype.kind not in "iu":
         got = f"labels of dtype {labels.dtype}, shape {list(labels.shape)}"
         raise DataError(what, got=got, expected=f"whole numbers [{rows}], one per row")
-    low, high = int(labels.min(initial=0)), int(labels.max(initial=0))
-    if low < 0 or high >= classes:
-        raise DataError(what, got=f"labels from {low} to {high}", expected=f"0 to {classes - 1}")
+    if not rows:
+        return
+    low, high = int(labels.min()), int(labels.max())
+    if low < first or high >= first + classes:
+        one_based = first == 0 and low >= 1 and high == classes
+        raise DataError(
+            what,
+            got=f"labels from {low} to {high}",
+            expected=f"{first} to {first + classes - 1}",
+            fix=f"they look 1-based: {mending}" if one_based else None,
+        )
 
 
 def _common_shape(outputs: Mapping[str, Array]) -> tuple[int, int]:

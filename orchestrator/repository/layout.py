@@ -14,6 +14,7 @@ from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig
 
 from orchestrator.errors import RepositoryError
 from orchestrator.repository.averaging import averaging_model
+from orchestrator.repository.class_names import named_spec
 from orchestrator.repository.configs import (
     AVERAGING_VERSION,
     DEVICES,
@@ -48,6 +49,8 @@ def render(
 ) -> Rendering:
     """Writes a cascade into a repository that holds its members, with the version of each where it names none.
 
+    Its classes are called what its members call them now; see `named_spec`.
+
     Args:
         spec: the cascade.
         repository: a Triton model repository.
@@ -59,6 +62,7 @@ def render(
         RepositoryError: a member is missing, the name is taken by another model, or the disk refuses.
     """
     require_members(spec, repository)
+    spec = named_spec(spec, repository)
     folder = repository / spec.name
     _require_ours([folder], force=force)
     inside = str(_version_to_write(folder, version))
@@ -94,7 +98,7 @@ def render_ensemble(spec: CascadeSpec, repository: Path, *, force: bool = False)
     folder, mean = repository / spec.name, repository / averaging_name(spec.name)
     _require_ours([folder, mean], force=force)
     members = _render_members(spec, repository)
-    spec = pinned_spec(spec, repository)
+    spec = named_spec(pinned_spec(spec, repository), repository)
     ensemble, averaging, dtypes = ensemble_configs(spec, repository)
     model = averaging_model(spec, dtypes=dtypes)
     labels = _labels_file(spec)

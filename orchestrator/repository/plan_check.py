@@ -8,6 +8,7 @@ from pathlib import Path
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from orchestrator.errors import RepositoryError
+from orchestrator.repository.class_names import label_file_of, names_in_label_file
 from orchestrator.repository.configs import LABELS, cascade_config
 from orchestrator.repository.files import sha256_of_path
 from orchestrator.repository.layout import ensemble_configs
@@ -19,6 +20,7 @@ from orchestrator.repository.report import Findings
 from orchestrator.repository.shim import RUNTIME, SHIM, runtime_files
 from orchestrator.repository.tensors import Tensors, fits
 from orchestrator.spec import CascadeSpec, Lead, Manifest, Member
+from orchestrator.spec.class_names import first_misplaced, first_unlike
 from orchestrator.spec.triton import versions_in
 
 # What a person may tune in a rendered config without changing what is served.
@@ -96,6 +98,7 @@ class _Pair:
         if outputs is not None:
             self._output(outputs)
         self._output_kind()
+        self._class_names()
         if self.model.manifest is not None:
             self._manifest(self.model.manifest)
         for text in version_faults(self.member, self.model.folder, self.model.config):
@@ -159,9 +162,40 @@ class _Pair:
         if stated not in (None, planned):
             self.fault(f"got output_kind {planned} in the plan, expected {stated} {where}")
 
+    def _class_names(self) -> None:
+        manifest, said = self.model.manifest, "its manifest"
+        names = None if manifest is None else manifest.labels
+        if names is None:
+            path = label_file_of(self.model.folder, self.model.config, self.member.output)
+            if path is None:
+                return
+            said = path.name
+            try:
+                names = names_in_label_file(path)
+            except RepositoryError as error:
+                # Triton does not load a model without the file, and takes any bytes in it.
+                (self.note if path.is_file() else self.fault)(str(error))
+                return
+        self._compare_names(names, said, is_sure=said == "its manifest")
+
+    def _compare_names(self, names: Sequence[str], said: str, *, is_sure: bool) -> None:
+        """Holds a member's class names against the plan's; those of a label file may be spelt otherwise."""
+        planned = self.spec.labels
+        if len(names) != self.spec.classes:
+            text = f"{said} has {len(names)} class names, expected {self.spec.classes}: none of them is taken"
+            (self.fault if is_sure else self.note)(text)
+            return
+        if planned is None:
+            self.note(f"{said} names the classes, and the plan does not; {_AGAIN}")
+            return
+        moved = first_misplaced(names, planned)
+        place = first_unlike(names, planned) if is_sure and moved is None else moved
+        if place is not None:
+            text = f"labels differ: class {place} is {names[place]!r} in {said}, {planned[place]!r} in the plan"
+            fix = _AGAIN if moved is None else "correct the one in the wrong order, and plan again"
+            self.fault(f"{text}; {fix}")
+
     def _manifest(self, manifest: Manifest) -> None:
-        if None not in (manifest.labels, self.spec.labels) and manifest.labels != self.spec.labels:
-            self.fault("labels of the plan and of its manifest differ in text or order; plan again")
         if self.spec.cost_unit == "MACs" and manifest.macs != self.member.cost:
             self.note(f"costs {self.member.cost:g} MACs in the plan, {manifest.macs:g} in its manifest")
 

@@ -140,6 +140,10 @@ class Manifest:
         faults.integer("max_batch_size", self.max_batch_size, low=1)
         good = isinstance(self.sha256, str) and len(self.sha256) == 64
         faults.check("sha256", good, f"got {self.sha256!r}, expected 64 hexadecimal digits")
+        for label in self.labels or ():
+            # As a cascade's, which they become.
+            good = isinstance(label, str) and not set(label) & set("\r\n")
+            faults.check("labels", good, f"got {label!r}, expected text without line breaks")
         for index, flag in enumerate(self.processor_flags):
             faults.text(f"processor_flags[{index}]", flag)
         for version, proof in self.runtimes.items() if isinstance(self.runtimes, dict) else ():

@@ -28,10 +28,15 @@ def write_member(
     classes: int = 3,
     side: int = SIDE,
     fragile: bool = False,
+    even: bool = False,
     **changes: Any,
 ) -> None:
-    """A linear member of uint8 [3, side, side]; a fragile one gives NaN for black pictures."""
+    """A linear member of uint8 [3, side, side]; a fragile one gives NaN for black pictures.
+
+    An even one answers about as often with one class as with another.
+    """
     weights = np.random.default_rng(seed).normal(size=(3 * side * side, classes)).astype(np.float32)
+    weights -= weights.mean(axis=0) if even else 0
     nodes = [
         helper.make_node("Cast", ["image"], ["floats"], to=TensorProto.FLOAT),
         helper.make_node("Flatten", ["floats"], ["flat"]),

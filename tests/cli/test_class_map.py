@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -61,6 +62,47 @@ def test_a_map_that_does_not_fit_is_one_line_before_anything_is_asked(
     assert not (tmp_path / "out.npz").exists()
 
 
+def test_names_are_the_same_in_either_form_of_unicode(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    composed = ("caf\u00e9", "\u00fcber", "owl")
+    decomposed = tuple(unicodedata.normalize("NFD", name) for name in composed)
+    assert composed[:2] != decomposed[:2]
+    write_member(tmp_path / "repository", "a", labels=composed)
+    write_member(tmp_path / "repository", "b", labels=decomposed)
+    write_member(tmp_path / "repository", "nameless", labels=None)
+    write_folder(tmp_path / "pictures", names=decomposed, each=2)
+    # Sorted as folders: cafe with its accent apart, owl, u with its dots apart.
+    expected = [0, 0, 2, 2, 1, 1]
+    assert record(tmp_path, members="a,b") == 0
+    assert records_from_path(tmp_path / "out.npz").labels.tolist() == expected
+    path = mapped(tmp_path, "".join(f"{name}\tclass {name}\n" for name in composed))
+    assert record(tmp_path, "--class-map", str(path), members="nameless") == 0
+    assert records_from_path(tmp_path / "out.npz").labels.tolist() == expected
+    assert record(tmp_path, "--class-map", str(mapped(tmp_path, "x y\n\u00e9\n e\u0301\n"))) == 2
+    assert "more than one line for \u00e9" in capsys.readouterr().err
+
+
+def test_two_folders_that_are_one_name_are_one_class_by_name_and_refused_in_order(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_member(tmp_path / "repository", "a", labels=("\u00e9", "e", "x"))
+    write_member(tmp_path / "repository", "nameless", labels=None)
+    write_folder(tmp_path / "pictures", names=("\u00e9", "e\u0301", "x"), each=1)
+    assert record(tmp_path) == 0
+    assert sorted(records_from_path(tmp_path / "out.npz").labels.tolist()) == [0, 0, 2]
+    assert record(tmp_path, members="nameless") == 2
+    assert r"'e\u0301' and '\xe9', which is the same name written in two ways" in capsys.readouterr().err
+
+
+def test_a_name_that_almost_matches_is_shown_with_its_code_points(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_member(tmp_path / "repository", "a")
+    write_folder(tmp_path / "pictures", names=("cat\u200b", "Dog", "owl"), each=1)
+    assert record(tmp_path) == 2
+    error = capsys.readouterr().err
+    assert r"2 of 3 classes that no member has: Dog (nearest: dog), 'cat\u200b' (nearest: 'cat')" in error
+
+
 def test_a_map_that_is_missing_or_no_text_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="cannot be read"):
         class_map_from_path(tmp_path / "none.txt", count=3, known=None)
@@ -71,7 +113,9 @@ def test_a_map_that_is_missing_or_no_text_is_one_line(tmp_path: Path) -> None:
 
 def test_a_name_with_blanks_ends_at_the_tab(tmp_path: Path) -> None:
     path = mapped(tmp_path, "\ufeffgreat white shark\tcat\r\ntench dog\nowl\n")
-    assert class_map_from_path(path, count=3, known=("cat", "dog", "owl")) == ("great white shark", "tench", "owl")
+    found = class_map_from_path(path, count=3, known=("cat", "dog", "owl"))
+    assert found.names == ("great white shark", "tench", "owl")
+    assert found.class_names == ("cat", "dog", "owl")
 
 
 def test_two_classes_of_one_name_are_told_apart_by_a_map_only(

@@ -25,7 +25,7 @@ MAKEFILE_GOAL = re.search(r"committee plan \S+ (.*?) -o", (ROOT / "Makefile").re
     1
 ].split()
 KEYS = ["feasible", "plan", "accuracy", "accuracy_lower", "mean_cost", "worst_cost", "exit_share", "frontier"]
-KEYS += ["reason", "more_rows"]
+KEYS += ["reason", "more_rows", "notes"]
 ROW = ["members", "stages", "thresholds", "combine", "score", "accuracy", "mean_cost", "worst_cost"]
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from orchestrator.cli.app import run
 from tests.cli.planning import plan, write_made
 from tests.planner.made import made_records
 
@@ -44,3 +45,52 @@ def test_a_member_called_ensemble_is_refused_by_plan(tmp_path: Path, capsys: pyt
         assert plan(records, *goal) == 2
         assert "leave it out with --members" in capsys.readouterr().err
     assert plan(records, "--reference", "ensemble", "--epsilon", "0.3", "--members", "a,b,c") == 0
+
+
+def planned_labels(records: Path, *options: object) -> list[str] | None:
+    output = records.parent / "plan.json"
+    assert run(["plan", *map(str, (records, "--max-mean-cost", "6", "-o", output, *options))]) == 0
+    return json.loads(output.read_text())["labels"]
+
+
+def meta(**facts: object) -> np.ndarray:
+    return np.array(json.dumps(facts))
+
+
+def test_a_plan_calls_its_classes_what_members_do_else_what_the_records_do(tmp_path: Path) -> None:
+    records = write_made(tmp_path / "r.npz", meta=meta(class_names=["x", "y", "z"], labels_by="order"))
+    assert planned_labels(write_made(tmp_path / "bare.npz"), "--repository", tmp_path / "none") is None
+    assert planned_labels(records, "--repository", tmp_path / "none") == ["x", "y", "z"]
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b/config.pbtxt").write_text('output [{ name: "s", label_filename: "names.txt" }]')
+    (tmp_path / "b/names.txt").write_text("ant\nbee\ncow\n")
+    assert planned_labels(records, "--repository", tmp_path) == ["ant", "bee", "cow"]
+
+
+def test_labels_that_went_by_names_that_are_others_now_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b/config.pbtxt").write_text('output [{ name: "s", label_filename: "names.txt" }]')
+    (tmp_path / "b/names.txt").write_text("ant\ncow\nbee\n")
+    names = ["ant", "bee", "cow"]
+    for by in ("order", "map", None):
+        records = write_made(tmp_path / "r.npz", meta=meta(class_names=names, labels_by=by))
+        assert planned_labels(records, "--repository", tmp_path) == ["ant", "cow", "bee"]
+    capsys.readouterr()
+    records = write_made(tmp_path / "r.npz", meta=meta(class_names=names, labels_by="name"))
+    assert run(["plan", str(records), "--max-mean-cost", "6", "--repository", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert "labels that went by class names, 'bee' for class 1, expected 'cow', which the members call it" in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("names", [["x"], "xyz", {"x": 1}, [1, 2, 3], [["x"], "y", "z"], ["x\ny", "y", "z"]])
+def test_class_names_that_are_none_are_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], names: object
+) -> None:
+    records = write_made(tmp_path / "r.npz", meta=meta(class_names=names))
+    assert plan(records, "--max-mean-cost", "6") == 2
+    error = capsys.readouterr().err
+    assert "class_names: got" in error or "labels: got" in error
+    assert error.count("\n") == 1

@@ -246,7 +246,7 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "flipped npz": (lambda f: _flipped(npz(f / "d.npz", images=ROWS)), "numpy cannot read"),
     "parquet dtype": (lambda f: parquet(f / "d.parquet", image=["x"] * 3), "column image"),
     "parquet columns": (lambda f: parquet(f / "d.parquet", x=ENCODED, y=ENCODED), "columns x, y"),
-    "parquet label": (lambda f: parquet(f / "d.parquet", image=ENCODED, label=[9] * 12), "labels from 0 to 9"),
+    "parquet label": (lambda f: parquet(f / "d.parquet", image=ENCODED, label=[9] * 12), "labels from 9 to 9"),
     "parquet null": (lambda f: parquet(f / "d.parquet", image=ENCODED, label=[0, None] * 6), "6 nulls"),
     "parquet id": (lambda f: parquet(f / "d.parquet", image=ENCODED, id=["x"] * 12), "more than once: x"),
     "parquet picture": (lambda f: parquet(f / "d.parquet", image=[*ENCODED[:8], ENCODED[8][:40]]), "row 8 that"),

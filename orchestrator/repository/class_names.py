@@ -1,0 +1,97 @@
+"""What the models of a repository call their classes."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+
+from tritonclient.grpc.model_config_pb2 import ModelConfig
+
+from orchestrator.errors import RepositoryError, SpecError
+from orchestrator.repository.on_disk import MANIFEST, readable_config
+from orchestrator.spec import CascadeSpec, manifest_from_path
+from orchestrator.spec.class_names import first_misplaced, first_unlike, names_from_text
+
+Names = tuple[str, ...]
+
+
+def label_file_of(folder: Path, config: ModelConfig | None, output: str | None = None) -> Path | None:
+    """The file that a model's configuration names for its classes, which Triton looks for in the model's folder.
+
+    Args:
+        folder: of the model.
+        config: its configuration.
+        output: the output with the scores, whose file comes before another output's.
+    """
+    named = {} if config is None else {one.name: one.label_filename for one in config.output if one.label_filename}
+    files = {named[output]} if output in named else set(named.values())
+    return folder / files.pop() if len(files) == 1 else None
+
+
+def names_in_label_file(path: Path) -> Names:
+    """The class names of a label file.
+
+    Raises:
+        RepositoryError: it is missing, cannot be read, or is not UTF-8.
+    """
+    try:
+        return names_from_text(path.read_bytes().decode())
+    except UnicodeDecodeError as error:
+        raise RepositoryError(
+            f"label file {path}", got="text that is not UTF-8", fix="save it as UTF-8"
+        ) from error
+    except OSError as error:
+        raise RepositoryError(
+            f"label file {path}", got=f"a file that cannot be read ({error.strerror})"
+        ) from error
+
+
+def class_names_of(folder: Path, output: str | None = None) -> Names | None:
+    """What a model calls its classes: as its manifest says, else as the label file of its scores does.
+
+    What cannot be read says nothing here; `check` tells of it.
+
+    Args:
+        folder: of the model.
+        output: the output with the scores, where that is known.
+    """
+    with suppress(SpecError):
+        manifest = manifest_from_path(folder / MANIFEST) if (folder / MANIFEST).is_file() else None
+        if manifest is not None and manifest.labels is not None:
+            return manifest.labels
+    path = label_file_of(folder, readable_config(folder), output)
+    with suppress(RepositoryError):
+        return None if path is None else names_in_label_file(path)
+    return None
+
+
+def common_names(stated: Mapping[str, Names | None], *, classes: int) -> Names | None:
+    """The class names that all members with any agree on, in the first one's spelling.
+
+    Args:
+        stated: member -> what it calls its classes, None where nothing says.
+        classes: k; lists of another length name other classes and are passed over.
+
+    Returns:
+        None where no member has names, or two have different ones.
+    """
+    known = [names for names in stated.values() if names is not None and len(names) == classes]
+    if not known or any(first_unlike(known[0], other) is not None for other in known[1:]):
+        return None
+    return known[0]
+
+
+def named_spec(spec: CascadeSpec, repository: Path) -> CascadeSpec:
+    """The plan, its classes called what its members call them now.
+
+    The plan's own names stay where no member has any, where members contradict each other, and where these are the
+    plan's own in another order: rows may have been matched with classes by them, which `check` tells of.
+    """
+    stated = {one.name: class_names_of(repository / one.name, one.output) for one in spec.members}
+    names = common_names(stated, classes=spec.classes)
+    planned = spec.labels or ()
+    if names is None or first_unlike(names, planned) is None or first_misplaced(names, planned) is not None:
+        return spec
+    return dataclasses.replace(spec, labels=names)

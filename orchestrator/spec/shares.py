@@ -1,0 +1,22 @@
+"""Confidence intervals of shares that need the standard library alone; the exact ones are the planner's."""
+
+from __future__ import annotations
+
+import math
+
+_95_PERCENT = 1.959964
+
+
+def wilson_ci95(hits: int, rows: int) -> tuple[float, float]:
+    """95 % interval of a share, Wilson's: close to exact at shares near 1, and needs no scipy.
+
+    Args:
+        hits: successes.
+        rows: trials, at least 1.
+    """
+    share, z2 = hits / rows, _95_PERCENT**2
+    centre = share + z2 / (2 * rows)
+    reach = _95_PERCENT * math.sqrt(share * (1 - share) / rows + z2 / (4 * rows * rows))
+    scale = 1 + z2 / rows
+    # At shares of 0 and 1 a bound is the share itself, but for the last bit.
+    return min(share, max(0.0, (centre - reach) / scale)), max(share, min(1.0, (centre + reach) / scale))
