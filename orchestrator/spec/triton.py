@@ -93,6 +93,8 @@ MODEL_FILES = {
     "pytorch_libtorch": "model.pt",
     "openvino": "model.xml",
 }
+# What Triton gives an ONNX model whose configuration leaves its tensors out (--default-max-batch-size).
+COMPLETED_BATCH = 4
 ANY_VERSION = -1  # as `model_version` of a request: the newest one that is loaded
 _VERSION = re.compile("[1-9][0-9]{0,17}")  # the name of a version folder
 
@@ -130,6 +132,17 @@ def releases_that_read(*, ir_version: int, opset: int) -> tuple[str, ...]:
         if runtime is not None and runtime.ir_version >= ir_version and runtime.opset >= opset:
             found.append(release.name)
     return tuple(found)
+
+
+def stated_instances(config: Mapping[str, Any]) -> int | None:
+    """How many requests a model runs at once, None where its configuration leaves that to the server.
+
+    Args:
+        config: its configuration as JSON has it.
+    """
+    groups = config.get("instance_group", ())
+    counts = [int(group.get("count", 0)) * max(1, len(group.get("gpus", ()))) for group in groups]
+    return sum(counts) if counts and all(counts) else None
 
 
 def served_versions(policy: Mapping[str, Any], present: Iterable[int]) -> tuple[int, ...]:
