@@ -124,6 +124,7 @@ def plan(
         check_alone(wishes, report=report)
         base = dataclasses.replace(base, combine=options.combines[0], score=options.scores[0])
         imposed(base, records, impose_exits, output=output, as_json=as_json)
+        _say(notes)
         return
     goal = Goal(
         min_accuracy=min_accuracy,
@@ -142,6 +143,10 @@ def plan(
     _finish(found, output=output, report=report, as_json=as_json)
     if report is not None and not as_json:
         typer.echo(f"Report: {report / 'index.html'}")
+    _say(notes)
+
+
+def _say(notes: list[str]) -> None:
     for note in notes:
         typer.echo(f"note: {note}", err=True)
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from orchestrator.cli.plan_facts import member_facts, unknown_notes
+from orchestrator.cli.plan_facts import member_facts, serving_notes
 from orchestrator.errors import DataError
 from orchestrator.planner.costs import cost_profile_from_path
 from orchestrator.planner.kinds import check_probabilities, kind_seen
@@ -103,7 +103,7 @@ def pool_from_records(
         stages=tuple(Stage(members=(member,)) for member in members),
     )
     spec = adopted_spec(spec, facts)
-    return spec, _kind_notes(members, records) + unknown_notes(spec, facts, repository)
+    return spec, _kind_notes(members, records) + serving_notes(spec, facts, repository)
 
 
 def _kind_notes(members: Sequence[Member], records: Records) -> list[str]:

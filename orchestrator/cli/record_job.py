@@ -19,6 +19,7 @@ from orchestrator.cli.console import progress
 from orchestrator.cli.record_kinds import evidence_of, kind_notes, kind_of
 from orchestrator.cli.record_members import Pool
 from orchestrator.cli.record_run import Task, record_into, wanted_rows
+from orchestrator.cli.record_tensors import row_dims_noted
 from orchestrator.cli.sources import Source, source_from_text
 from orchestrator.cli.sources_labels import Classes
 from orchestrator.errors import CommitteeError, DataError, SpecError
@@ -196,6 +197,7 @@ def _finished(shards: Shards, task: Task, wishes: Wishes, *, digest: bytes) -> d
     sha256 = source.data_sha256 or (digest.hex() if digest != NO_DIGEST else None)
     seen = {name: evidence_of(shards.outputs(name)) for name in pool.names}
     meta = meta_of(pool, source, data=wishes.data, sha256=sha256, skipped=skipped, seen=seen)
+    meta["members"] = row_dims_noted(meta["members"], lambda: _row_dims(task, int(kept[0])))
     if wishes.limit is not None:
         meta["limit"] = wishes.limit
     shards.write(ids=source.ids[rows], labels=labels, classes=pool.classes, cost=pool.cost, meta=meta)
@@ -227,6 +229,12 @@ def _finished(shards: Shards, task: Task, wishes: Wishes, *, digest: bytes) -> d
             *_near_chance(members, len(rows), pool.classes),
         ],
     }
+
+
+def _row_dims(task: Task, position: int) -> list[int]:
+    """Shape of a row that was recorded."""
+    piece = next(iter(task.source.pieces(task.wanted, position, 1)))
+    return list(piece.load().rows.shape[1:])
 
 
 def _accuracy(shards: Shards, name: str, labels: np.ndarray[Any, np.dtype[np.int64]]) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +79,22 @@ def _scores(info: ModelInfo, manifest: Manifest | None, named: str | None) -> st
 
 def _served(info: ModelInfo) -> dict[str, tuple[str, tuple[int, ...]]]:
     return {tensor.name: (tensor.dtype, tensor.shape) for tensor in info.outputs}
+
+
+def row_dims_noted(
+    members: Mapping[str, dict[str, Any]], row_dims: Callable[[], list[int]]
+) -> dict[str, dict[str, Any]]:
+    """What records keep of members, with the rows' own shape where a member takes several.
+
+    Args:
+        members: what they keep of each.
+        row_dims: shape of a recorded row; asked only where it is needed.
+    """
+    noted = dict(members)
+    for name, about in members.items():
+        if -1 in about.get("input", {}).get("dims", ()):
+            noted[name] = {**about, "input": {**about["input"], "dims": row_dims()}}
+    return noted
 
 
 def _served_facts(info: ModelInfo) -> dict[str, Any]:

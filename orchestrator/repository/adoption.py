@@ -68,6 +68,25 @@ def adopted_spec(spec: CascadeSpec, facts: Mapping[str, MemberFacts]) -> Cascade
     return dataclasses.replace(spec, stages=stages)
 
 
+def require_known_input(spec: CascadeSpec, facts: Mapping[str, MemberFacts]) -> None:
+    """Refuses a plan that does not know its input where its members take rows of any shape.
+
+    Their configurations would agree with whatever stands there.
+
+    Raises:
+        RepositoryError: naming what they take.
+    """
+    taken = {name: tensor for name, one in facts.items() if (tensor := _only_input(one)) is not None}
+    if spec.input == UNKNOWN_INPUT and any(-1 in tensor.dims for tensor in taken.values()):
+        listed = ", ".join(f"{name} {one.name} {one.dtype}{list(one.dims)}" for name, one in taken.items())
+        raise RepositoryError(
+            f"plan {spec.name}, input",
+            got=f"members that take rows of any shape ({listed})",
+            expected="fixed dims in cascade.json",
+            fix='write them there, such as "input": {"name": "x", "dtype": "FP32", "dims": [4]}',
+        )
+
+
 def _input_of(known: Iterable[MemberFacts]) -> InputSpec:
     """The input of the first member whose rows have a fixed shape."""
     for facts in known:

@@ -13,7 +13,7 @@ from pathlib import Path
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from orchestrator.errors import RepositoryError
-from orchestrator.repository.adoption import adopted_spec, facts_of_member
+from orchestrator.repository.adoption import adopted_spec, facts_of_member, require_known_input
 from orchestrator.repository.averaging import averaging_model
 from orchestrator.repository.configs import (
     AVERAGING_VERSION,
@@ -204,7 +204,10 @@ def render_member(folder: Path, *, force: bool = False) -> Rendering:
 
 def _known_spec(spec: CascadeSpec, repository: Path) -> CascadeSpec:
     """The plan with what it does not know of its members, as their folders say."""
-    return adopted_spec(spec, {member.name: facts_of_member(repository / member.name) for member in spec.members})
+    facts = {member.name: facts_of_member(repository / member.name) for member in spec.members}
+    spec = adopted_spec(spec, facts)
+    require_known_input(spec, facts)
+    return spec
 
 
 def _require_ours(folders: Iterable[Path], *, force: bool) -> None:
