@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -20,6 +20,7 @@ from orchestrator.repository.files import (
 from orchestrator.repository.layout import render, render_ensemble
 from orchestrator.repository.on_disk import (
     ensemble_spec,
+    model_file,
     model_folders,
     plan_path,
     readable_config,
@@ -29,6 +30,7 @@ from orchestrator.repository.on_disk import (
 from orchestrator.repository.pbtxt import CONFIG, is_marked, text_from_path
 from orchestrator.repository.preview import previewed
 from orchestrator.spec import CascadeSpec, cascade_from_path
+from orchestrator.spec.triton import mentioned_models
 
 Plans = dict[str, CascadeSpec]
 
@@ -83,11 +85,10 @@ def previewed_output(
         )
     with disk_errors(f"output {output}"):
         check_output(output)
-    plans, means = _all_needed(repository, cascades, ensembles)
+    plans, means, copied = _all_needed(repository, cascades, ensembles)
     everything = {**plans, **means}
     order = _inner_first(everything)
-    called = {name for spec in everything.values() for name in spec.models} - set(everything)
-    with previewed(repository, written=_with_steps(repository, called), others=()) as preview:
+    with previewed(repository, written=copied, others=()) as preview:
         for name in (*everything, *map(averaging_name, means)):
             _take_edited_config(name, preview, sources=(output, repository))
         for name in order:
@@ -123,40 +124,46 @@ def _take_edited_config(name: str, preview: Path, *, sources: Iterable[Path]) ->
             return
 
 
-def _with_steps(repository: Path, names: Iterable[str]) -> set[str]:
-    """Models, and those that ensembles among them are made of."""
-    found: set[str] = set()
-    waiting = list(names)
-    while waiting:
-        name = waiting.pop()
-        if name in found:
-            continue
-        found.add(name)
-        config = readable_config(repository / name)
-        waiting += [] if config is None else [step.model_name for step in config.ensemble_scheduling.step]
-    return found
-
-
 def _all_needed(
     repository: Path, cascades: Iterable[CascadeSpec], ensembles: Iterable[CascadeSpec]
-) -> tuple[Plans, Plans]:
-    """The plans asked for and those of members that are cascades or ensembles themselves."""
+) -> tuple[Plans, Plans, set[str]]:
+    """The plans asked for, those of members that are cascades or ensembles of ours, and all models beside them."""
     folders = model_folders(repository)
-    plans = {spec.name: spec for spec in cascades}
-    means = {spec.name: spec for spec in ensembles}
-    waiting = [*plans.values(), *means.values()]
-    while waiting:
-        spec = waiting.pop()
-        known = {*plans, *means, *map(averaging_name, means)}
-        names = [name for name in spec.models if name not in known]
+    plans, means, copied = (
+        {spec.name: spec for spec in cascades},
+        {spec.name: spec for spec in ensembles},
+        set[str](),
+    )
+    waiting: list[str] = []
+    for spec in (*plans.values(), *means.values()):
         require_members(spec, repository)
-        for name in names:
-            path = plan_path(folders[name])
-            nested = cascade_from_path(path) if path else ensemble_spec(folders, name)
-            if nested is not None:
-                (plans if path else means)[name] = nested
-                waiting.append(nested)
-    return plans, means
+        waiting += spec.models
+    while waiting:
+        name = waiting.pop()
+        if name in {*plans, *means, *map(averaging_name, means), *copied}:
+            continue
+        path = plan_path(folders[name])
+        nested = cascade_from_path(path) if path else ensemble_spec(folders, name)
+        if nested is None:
+            copied.add(name)
+            waiting += _called_by(name, folders)
+            continue
+        (plans if path else means)[name] = nested
+        require_members(nested, repository)
+        waiting += nested.models
+    return plans, means, copied
+
+
+def _called_by(name: str, folders: Mapping[str, Path]) -> Sequence[str]:
+    """Models that an ensemble is made of, or that a Python model may call."""
+    config = readable_config(folders[name])
+    if config is not None and config.platform == "ensemble":
+        return [step.model_name for step in config.ensemble_scheduling.step if step.model_name in folders]
+    file = model_file(folders[name], config)
+    if file is None or file.suffix != ".py":
+        return ()
+    with disk_errors(f"model folder {folders[name]}"):
+        return mentioned_models(folders[name], [other for other in folders if other != name])
 
 
 def _inner_first(plans: Plans) -> list[str]:

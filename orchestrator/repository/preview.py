@@ -27,7 +27,9 @@ def previewed(repository: Path, *, written: Iterable[str], others: Iterable[str]
     Raises:
         RepositoryError: the disk refuses.
     """
-    with tempfile.TemporaryDirectory(prefix="committee-preview-") as name:
+    with disk_errors("a temporary folder, for which TMPDIR may name the place"):
+        scratch = tempfile.TemporaryDirectory(prefix="committee-preview-")
+    with scratch as name:
         preview = Path(name).resolve()
         with disk_errors(f"model repository {repository}"):
             changing = set(written)

@@ -175,3 +175,17 @@ def versions_in(folder: Path) -> tuple[int, ...]:
         return ()
     names = (path.name for path in folder.iterdir() if path.is_dir())
     return tuple(sorted(int(name) for name in names if _VERSION.fullmatch(name)))
+
+
+def mentioned_models(folder: Path, names: Iterable[str]) -> tuple[str, ...]:
+    """Those of some models that a model may call: the names that occur in its own text files.
+
+    Nothing declares whom a Python model calls, but it has to know its name from somewhere: its code, a
+    cascade.json, a parameter. A name that occurs for another reason costs an order or a copy nobody needs.
+
+    Raises:
+        OSError: a file cannot be read.
+    """
+    files = [path for ending in ("py", "json", "pbtxt") for path in folder.glob(f"**/*.{ending}")]
+    text = "\n".join(path.read_text(encoding="utf-8", errors="replace") for path in files if path.is_file())
+    return tuple(name for name in names if re.search(rf"(?<![\w.-]){re.escape(name)}(?![\w.-])", text))
