@@ -131,6 +131,7 @@ def plan(
         check_alone(wishes, report=report)
         base = dataclasses.replace(base, combine=options.combines[0], score=options.scores[0])
         imposed(base, records, impose_exits, output=output, as_json=as_json)
+        _echo_notes(notes)
         return
     goal = Goal(
         min_accuracy=min_accuracy,

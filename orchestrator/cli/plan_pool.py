@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from orchestrator.cli.plan_facts import member_facts, serving_notes
 from orchestrator.errors import DataError
 from orchestrator.planner.costs import cost_profile_from_path
 from orchestrator.planner.kinds import check_probabilities, kind_seen
 from orchestrator.planner.records import Records
+from orchestrator.repository.adoption import UNKNOWN_INPUT, UNKNOWN_OUTPUT, adopted_spec
 from orchestrator.repository.class_names import class_names_of, common_names
 from orchestrator.spec import CascadeSpec, InputSpec, Manifest, Member, Stage, manifest_from_path
 from orchestrator.spec.class_names import first_misplaced
@@ -18,9 +20,8 @@ from orchestrator.spec.faults import NAME
 from orchestrator.spec.output_kind import ScoreEvidence
 from orchestrator.spec.planned_models import data_files_of
 
-# Where neither manifest nor records say what a member takes in, the plan says so by this name.
-UNKNOWN_INPUT = InputSpec(name="input", dtype="FP32", dims=(1,))
-
+# Rows of one call of a member whose limit nobody says.
+USUAL_BATCH = 64
 # Letters of a name no plan can have that an error shows.
 SHOWN = 40
 
@@ -52,7 +53,8 @@ def pool_from_records(
 ) -> tuple[CascadeSpec, list[str]]:
     """A spec whose stages are all recorded members, one each, and notes for whoever reads the plan.
 
-    Members without a manifest are taken as the records describe them: outputs may come from anywhere.
+    Members without a manifest are taken as their configuration in the repository describes them, else as the
+    records do: outputs may come from anywhere.
 
     Args:
         records: of the members to choose from.
@@ -62,6 +64,7 @@ def pool_from_records(
 
     Raises:
         DataError: members that no plan can name, outputs that are not what they are said to be.
+        RepositoryError: a member's configuration cannot be read, or does not tell which output has the scores.
     """
     _check_names(records)
     manifests = {
@@ -77,8 +80,16 @@ def pool_from_records(
             known.setdefault(member, {})["random_weights"] = True
     records.meta["members"] = known
     costs, unit = _costs(records, cost)
+    facts = member_facts(records, repository, manifests, known)
     members = tuple(
-        _member(member, manifests.get(member), known.get(member, {}), records, cost=costs[member])
+        _member(
+            member,
+            manifests.get(member),
+            known.get(member, {}),
+            records,
+            cost=costs[member],
+            max_batch_size=facts[member].max_batch_size or USUAL_BATCH,
+        )
         for member in records.outputs
     )
     for one in members:
@@ -93,14 +104,8 @@ def pool_from_records(
         cost_unit=unit,
         stages=tuple(Stage(members=(member,)) for member in members),
     )
-    missing = [member for member in records.outputs if member not in manifests]
-    notes = _kind_notes(members, records)
-    if missing:
-        notes.append(
-            f"no manifest of {', '.join(missing)} in {repository}: "
-            "fill in the plan's input and the members' outputs before you render it"
-        )
-    return spec, notes
+    spec = adopted_spec(spec, facts)
+    return spec, _kind_notes(members, records) + serving_notes(spec, facts, repository)
 
 
 def _kind_notes(members: Sequence[Member], records: Records) -> list[str]:
@@ -177,18 +182,33 @@ def _costs(records: Records, path: Path | None) -> tuple[dict[str, float], str]:
 
 
 def _member(
-    name: str, manifest: Manifest | None, facts: dict[str, Any], records: Records, *, cost: float
+    name: str,
+    manifest: Manifest | None,
+    facts: dict[str, Any],
+    records: Records,
+    *,
+    cost: float,
+    max_batch_size: int,
 ) -> Member:
     if manifest is None:
         kind = facts.get("output_kind") or kind_seen(records.outputs[name])
         sha256, beside = facts.get("sha256"), data_files_of(facts.get("data_files") or {})
-        return Member(name=name, output="output", output_kind=kind, cost=cost, sha256=sha256, data_files=beside)
+        output = facts.get("output") or UNKNOWN_OUTPUT
+        return Member(
+            name=name,
+            output=output,
+            output_kind=kind,
+            cost=cost,
+            max_batch_size=max_batch_size,
+            sha256=sha256,
+            data_files=beside,
+        )
     return Member(
         name=name,
         output=manifest.output.name,
         output_kind=manifest.output_kind,
         cost=cost,
-        max_batch_size=manifest.max_batch_size,
+        max_batch_size=max_batch_size,
         sha256=manifest.sha256,
         data_files=data_files_of(manifest.data_files),
     )

@@ -96,6 +96,13 @@ def record(
             "its values decide), or to confirm logits that look like something else.",
         ),
     ] = None,
+    output_tensor: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=TENSOR",
+            help="Output with the scores, for a member of which several outputs may hold them.",
+        ),
+    ] = None,
     timeout_s: Annotated[float, typer.Option(min=0.001, help="Longest wait for a server's answer.")] = 60.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
 ) -> None:
@@ -131,7 +138,13 @@ def record(
     asked = [*(name for text in members or [] for name in text.split(",") if name), *(names or [])]
     start = time.perf_counter()
     opened = opened_pool(
-        asked, repository, url=url, cost=_costs(cost or []), kinds=output_kind or [], timeout_s=timeout_s
+        asked,
+        repository,
+        url=url,
+        cost=_costs(cost or []),
+        kinds=output_kind or [],
+        outputs=output_tensor or [],
+        timeout_s=timeout_s,
     )
     with opened as pool:
         summary = record_job(pool, wishes)

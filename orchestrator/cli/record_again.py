@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import json
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -15,10 +17,6 @@ from orchestrator.cli.record_members import Pool
 from orchestrator.cli.record_summary import Recorded
 from orchestrator.planner.npz import BROKEN
 from orchestrator.planner.records import text_from_meta
-from orchestrator.planner.texts import value_from_json
-
-# The key of the fingerprint in the records' meta.
-RECORDING = "recording_sha256"
 
 
 def recording_fingerprint(
@@ -48,18 +46,32 @@ def recording_fingerprint(
     return hashlib.sha256(text_from_meta(decides).encode()).hexdigest()
 
 
+def keep_fingerprint(output: Path, fingerprint: str | None) -> None:
+    """Notes beside a records file what it was recorded from; the file itself is the same whoever records the same.
+
+    Args:
+        output: the records file, finished.
+        fingerprint: of the recording; None forgets what was noted.
+    """
+    note = _note_of(output)
+    # Without the note the rows are recorded again, which harms nobody.
+    with contextlib.suppress(OSError):
+        note.unlink(missing_ok=True)
+        if fingerprint is not None:
+            note.write_text(json.dumps({"recording": fingerprint, "file": _state_of(output)}), encoding="utf-8")
+
+
 def finished_recording(output: Path, fingerprint: str | None) -> Recorded | None:
     """What the records file at `output` holds if it was made with that fingerprint, else None.
 
     Outputs are read one member at a time, for they may take gigabytes.
     """
-    if fingerprint is None or not output.is_file():
-        return None
     try:
+        noted = json.loads(_note_of(output).read_bytes())
+        if fingerprint is None or noted != {"recording": fingerprint, "file": _state_of(output)}:
+            return None
         with np.load(output, allow_pickle=False) as stored:
-            meta = value_from_json(str(stored["meta"]))
-            if not isinstance(meta, dict) or meta.get(RECORDING) != fingerprint:
-                return None
+            meta = json.loads(str(stored["meta"]))
             rows, labels = len(stored["ids"]), stored["labels"] if "labels" in stored.files else None
     except BROKEN:
         return None
@@ -76,3 +88,13 @@ def finished_recording(output: Path, fingerprint: str | None) -> Recorded | None
 def _outputs(path: Path, name: str) -> Iterator[npt.NDArray[np.float32]]:
     with np.load(path, allow_pickle=False) as stored:
         yield stored[f"outputs/{name}"]
+
+
+def _note_of(output: Path) -> Path:
+    return output.with_name(f".{output.name}.recording")
+
+
+def _state_of(output: Path) -> list[int]:
+    """What changes when anybody writes the file."""
+    stat = output.stat()
+    return [stat.st_size, stat.st_mtime_ns]

@@ -15,11 +15,12 @@ import typer
 
 from orchestrator.cli.class_map import class_map_from_path
 from orchestrator.cli.console import progress
-from orchestrator.cli.record_again import RECORDING, finished_recording, recording_fingerprint
+from orchestrator.cli.record_again import finished_recording, keep_fingerprint, recording_fingerprint
 from orchestrator.cli.record_kinds import evidence_of
 from orchestrator.cli.record_members import Pool
 from orchestrator.cli.record_run import Task, record_into, wanted_rows
 from orchestrator.cli.record_summary import Recorded, class_names_of, meta_of, summary_of
+from orchestrator.cli.record_tensors import row_dims_noted
 from orchestrator.cli.sources import Source, source_from_text
 from orchestrator.cli.sources_labels import Classes
 from orchestrator.commandline import interrupt, interrupted_from
@@ -206,10 +207,16 @@ def _finished(
     )
     seen = {name: evidence_of(shards.outputs(name)) for name in pool.names}
     meta = meta_of(pool, source, data=wishes.data, sha256=recorded.sha256, skipped=skipped, seen=seen)
+    meta["members"] = row_dims_noted(meta["members"], lambda: _row_dims(task, int(kept[0])))
     if wishes.limit is not None:
         meta["limit"] = wishes.limit
-    if fingerprint is not None:
-        meta[RECORDING] = fingerprint
     shards.write(ids=source.ids[rows], labels=recorded.labels, classes=pool.classes, cost=pool.cost, meta=meta)
+    keep_fingerprint(wishes.output, fingerprint)
     summary = summary_of(recorded, pool, source, output=wishes.output, seen=seen)
     return summary | {"resumed_rows": shards.resumed}
+
+
+def _row_dims(task: Task, position: int) -> list[int]:
+    """Shape of a row that was recorded."""
+    piece = next(iter(task.source.pieces(task.wanted, position, 1)))
+    return list(piece.load().rows.shape[1:])

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from orchestrator.cli.pictures import ReadPicture
 from orchestrator.cli.record_kinds import kinds_from_words, stated_kinds
 from orchestrator.cli.record_names import names_in_label_files, names_of_members
+from orchestrator.cli.record_tensors import about_member, require_exported, tensors_from_words, with_scores
 from orchestrator.client.images import row_from_bytes
 from orchestrator.client.models import ModelInfo, TensorInfo, input_tensor, scores_output
 from orchestrator.errors import DataError, InputError
@@ -100,7 +101,7 @@ class Pool:
 
     def about(self) -> dict[str, dict[str, Any]]:
         """What records keep of each member, but for the kind of its scores."""
-        return {name: _about(self.manifests.get(name)) for name in self.names}
+        return {name: about_member(self.manifests.get(name), self.infos[name]) for name in self.names}
 
     def preprocess(self) -> Preprocess:
         """How pictures become rows.
@@ -154,6 +155,7 @@ def opened_pool(
     url: str | None = None,
     cost: Mapping[str, float] | None = None,
     kinds: Sequence[str] = (),
+    outputs: Sequence[str] = (),
     timeout_s: float = 60.0,
 ) -> Iterator[Pool]:
     """Opens members, and closes what has to be closed.
@@ -164,6 +166,7 @@ def opened_pool(
         url: host:port of a server's gRPC endpoint; None opens them here.
         cost: cost per row of members that have no manifest, or instead of the manifest's MACs.
         kinds: NAME=KIND for members whose manifest or served configuration does not say what their scores are.
+        outputs: NAME=TENSOR for members of which several outputs may hold the scores.
         timeout_s: longest wait for one answer of the server.
 
     Raises:
@@ -176,16 +179,17 @@ def opened_pool(
     if strange:
         raise DataError("--cost", got=f"{', '.join(strange)}, not recorded", expected=f"one of {', '.join(names)}")
     named = kinds_from_words(kinds, names)
+    tensors = tensors_from_words(outputs, names)
     if url is None:
-        yield _checked(_local(names, repository, cost or {}), named)
+        yield _checked(_local(names, repository, cost or {}, tensors), named)
         return
     # A fifth of a second to import, and not needed for members in this process.
     from orchestrator.client.over_grpc import GrpcClient
 
     with GrpcClient(url, timeout_s=timeout_s, retries=4) as client:
-        infos = {name: client.metadata(name) for name in names}
         paths = {name: repository / name / "manifest.json" for name in names}
         manifests = {name: manifest_from_path(path) for name, path in paths.items() if path.is_file()}
+        infos = with_scores({name: client.metadata(name) for name in names}, manifests, tensors)
         # One worker: the client keeps several parts of a piece in flight by itself.
         yield _checked(
             Pool(
@@ -196,7 +200,9 @@ def opened_pool(
                 asked=url,
                 made_with={},
                 # By number: a version that is loaded meanwhile must not answer the second half.
-                ask=lambda name, rows: client.ask(name, rows, version=infos[name].version),
+                ask=lambda name, rows: client.ask(
+                    name, rows, version=infos[name].version, output=infos[name].scores
+                ),
                 workers=1,
                 label_files=names_in_label_files(repository, dict.fromkeys(names)),
             ),
@@ -217,14 +223,19 @@ def _check_names(names: Sequence[str]) -> None:
         raise DataError("members", got=ENSEMBLE, expected="another name: to a plan this one means all members")
 
 
-def _local(names: Sequence[str], repository: Path, cost: Mapping[str, float]) -> Pool:
+def _local(names: Sequence[str], repository: Path, cost: Mapping[str, float], tensors: Mapping[str, str]) -> Pool:
     import onnxruntime
 
+    require_exported(names, repository)
     members = LocalMembers(repository, names)
     manifests = {name: members.manifest(name) for name in names}
     return Pool(
         served={name: served_version(repository / name, readable_config(repository / name)) for name in names},
-        infos={name: _info(manifest, members.classes(name)) for name, manifest in manifests.items()},
+        infos=with_scores(
+            {name: _info(manifest, members.classes(name)) for name, manifest in manifests.items()},
+            manifests,
+            tensors,
+        ),
         manifests=manifests,
         cost=_costs(names, manifests, cost),
         asked=f"onnxruntime {onnxruntime.__version__}",
@@ -266,7 +277,8 @@ def _costs(
             f"cost of {', '.join(missing)}",
             got="no manifest.json in the repository",
             expected="the cost of every member",
-            fix=f"say it with --cost {missing[0]}=..., or name the repository with --repository",
+            fix=f"say it with {' '.join(f'--cost {name}=...' for name in missing)}, or name the repository "
+            "with --repository",
         )
     return {name: known[name] for name in names}
 
@@ -305,16 +317,3 @@ def _taken(info: ModelInfo) -> str:
 def _two_unlike(values: Mapping[str, Any]) -> tuple[str, str]:
     first = next(iter(values))
     return first, next(name for name, value in values.items() if value != values[first])
-
-
-def _about(manifest: Manifest | None) -> dict[str, Any]:
-    if manifest is None:
-        return {"sha256": None, "random_weights": False}
-    about: dict[str, Any] = {"sha256": manifest.sha256, "random_weights": manifest.random_weights}
-    if manifest.processor_flags:
-        about["processor_flags"] = list(manifest.processor_flags)
-    if manifest.data_files:
-        about["data_files"] = manifest.data_files
-    if manifest.preprocess is not None:
-        about["preprocess"] = dataclasses.asdict(manifest.preprocess)
-    return about

@@ -112,7 +112,11 @@ def _notes(pool: Pool, recorded: Recorded) -> list[str]:
     if random:
         notes.append(f"random weights in {', '.join(random)}: for cost and speed work, not for accuracy")
     if unknown:
-        notes.append(f"no manifest of {', '.join(unknown)}: no hash")
+        notes.append(f"no manifest of {', '.join(unknown)}: no hash, and the cost is what --cost says")
+    if unknown and pool.manifests:
+        notes.append(
+            f"costs of {', '.join(pool.manifests)} are MACs unless --cost says otherwise: give all in one unit"
+        )
     here = processor_flags()
     differing = [name for name, one in pool.manifests.items() if lacks_flags(one.processor_flags, here)]
     if differing and pool.made_with:
@@ -157,6 +161,9 @@ def meta_of(
         "skipped_rows": len(skipped),
         "skipped": dict(list(skipped.items())[:SKIPPED_LISTED]),
     }
+    if not pool.manifests:
+        # All of them from --cost, which names no unit.
+        meta["cost_unit"] = "cost units"
     if pool.made_with:
         meta["recorded_with"] = dict(pool.made_with)
     if data.startswith("digits:"):

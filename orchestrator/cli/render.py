@@ -16,13 +16,10 @@ from orchestrator.errors import RepositoryError
 from orchestrator.repository import (
     CheckReport,
     Rendering,
-    check,
     ensemble_from_cascade,
     plans_in,
-    render_ensemble,
-    render_output,
+    render_checked,
 )
-from orchestrator.repository import render as render_cascade
 from orchestrator.spec import CascadeSpec, cascade_from_path
 
 # More than a cascade has by itself; a runtime or a copied model is told by its number of files.
@@ -33,10 +30,6 @@ LISTED_FILES = 5
 class _Work:
     cascades: tuple[CascadeSpec, ...]
     ensembles: tuple[CascadeSpec, ...]
-
-    @property
-    def names(self) -> list[str]:
-        return [spec.name for spec in (*self.cascades, *self.ensembles)]
 
 
 def render(
@@ -51,7 +44,7 @@ def render(
         bool, typer.Option("--standalone", help="Put the runtime beside model.py: needs numpy and nothing else.")
     ] = False,
     output: Annotated[
-        Path | None, typer.Option(help="Render into this new folder, with copies of the members.")
+        Path | None, typer.Option(help="Render into this folder, with copies of the members.")
     ] = None,
     ensemble: Annotated[
         str | None, typer.Option(metavar="NAME", help="Render all members as Triton's own ensemble NAME instead.")
@@ -64,26 +57,26 @@ def render(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print what was done as JSON.")] = False,
 ) -> None:
-    """Write a cascade, or an ensemble of its members, into a model repository, and check the result.
+    """Check a cascade, or an ensemble of its members, and write it into a model repository.
 
-    Members without a version in the plan get the one that is served now.
+    Nothing is written where the check finds a fault. Members without a version in the plan get the one that is
+    served now. What you have set in a rendered config.pbtxt (version_policy, instance_group, dynamic_batching,
+    parameters, optimization) is kept; configs that members came with are never touched.
 
     Example: committee render build/cascade.json --repository model_repository
     """
     work = _work(plans or [], repository, ensemble)
-    if output is not None:
-        if model_version is not None or force:
-            raise RepositoryError("render --output", got="--model-version or --force", expected="neither with it")
-        done = render_output(
-            repository, output, cascades=work.cascades, ensembles=work.ensembles, standalone=standalone
-        )
-    else:
-        done = Rendering()
-        for spec in work.cascades:
-            done += render_cascade(spec, repository, standalone=standalone, version=model_version, force=force)
-        for spec in work.ensembles:
-            done += render_ensemble(spec, repository, force=force)
-    report = check(output or repository, work.names)
+    if output is not None and (model_version is not None or force):
+        raise RepositoryError("render --output", got="--model-version or --force", expected="neither with it")
+    done, report = render_checked(
+        repository,
+        cascades=work.cascades,
+        ensembles=work.ensembles,
+        output=output,
+        standalone=standalone,
+        version=model_version,
+        force=force,
+    )
     _show(done, report, root=output or repository, as_json=as_json)
     if not report:
         raise typer.Exit(1)
@@ -119,3 +112,5 @@ def _show(done: Rendering, report: CheckReport, *, root: Path, as_json: bool) ->
     if done.unchanged:
         typer.echo(f"{len(done.unchanged)} files already up to date")
     print_report(report, Console())
+    if not report:
+        typer.echo("nothing was written")

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from orchestrator.errors import InputError, ServerFaultError
 from orchestrator.spec.inputs import INPUT_DTYPES
 from orchestrator.spec.output_kind import OUTPUT_KINDS, PARAMETER
+from orchestrator.spec.triton import stated_instances
 
 # What a cascade answers with, and the dtype a client hands each part over in.
 ANSWER_OUTPUTS: dict[str, type[np.generic]] = {
@@ -52,6 +53,8 @@ class ModelInfo:
         max_batch_size: most rows of one request; 0 where the model itself sets no limit.
         inputs, outputs: its tensors.
         output_kind: "logits" or "probabilities", as a parameter of its configuration says; None where none does.
+        instances: how many requests it runs at once; None where its configuration does not say.
+        scores: name of the output that holds a score per class; None where that follows from the outputs.
     """
 
     name: str
@@ -61,6 +64,8 @@ class ModelInfo:
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[TensorInfo, ...]
     output_kind: str | None = None
+    instances: int | None = None
+    scores: str | None = None
 
     @property
     def answers_itself(self) -> bool:
@@ -91,14 +96,21 @@ def model_from_json(metadata: Mapping[str, Any], config: Mapping[str, Any]) -> M
             platform=str(metadata.get("platform", "")),
             versions=tuple(map(str, metadata.get("versions", ()))),
             max_batch_size=int(config.get("max_batch_size", 0)),
-            inputs=tuple(map(_tensor, metadata.get("inputs", ()))),
+            inputs=_required_inputs(tuple(map(_tensor, metadata.get("inputs", ()))), config),
             outputs=tuple(map(_tensor, metadata.get("outputs", ()))),
             output_kind=_output_kind(config),
+            instances=stated_instances(config),
         )
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ServerFaultError(
             f"metadata of model {name}", got=f"a document that cannot be read ({error!r})"
         ) from error
+
+
+def _required_inputs(inputs: tuple[TensorInfo, ...], config: Mapping[str, Any]) -> tuple[TensorInfo, ...]:
+    """Those that a request must have."""
+    optional = {str(one["name"]) for one in config.get("input", ()) if one.get("optional")}
+    return tuple(tensor for tensor in inputs if tensor.name not in optional)
 
 
 def _output_kind(config: Mapping[str, Any]) -> str | None:
@@ -136,18 +148,24 @@ def input_tensor(info: ModelInfo) -> TensorInfo:
 
 
 def scores_output(info: ModelInfo) -> str:
-    """The output that holds a score per class: "probabilities", or the only floating-point (n, k) one.
+    """The output that holds a score per class.
+
+    It is the one that was named, else "probabilities", else the only floating-point (n, k); of several, one with
+    a single column is no score per class.
 
     Raises:
         InputError: there is none, or several.
     """
-    floats = [t.name for t in info.outputs if t.dtype in FLOATS and len(t.shape) == 2]
-    if "probabilities" in floats:
+    if info.scores is not None:
+        return info.scores
+    floats = [t for t in info.outputs if t.dtype in FLOATS and len(t.shape) == 2]
+    names = [t.name for t in floats if len(floats) == 1 or t.shape[1] != 1]
+    if "probabilities" in names:
         return "probabilities"
-    if len(floats) != 1:
+    if len(names) != 1:
         listed = ", ".join(f"{t.name} {t.dtype}{list(t.shape)}" for t in info.outputs) or "none"
         raise InputError(f"model {info.name}", got=f"outputs {listed}", expected="one floating-point [n, classes]")
-    return floats[0]
+    return names[0]
 
 
 def wanted_outputs(info: ModelInfo) -> tuple[str, ...] | None:

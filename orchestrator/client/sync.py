@@ -165,20 +165,23 @@ class SyncClient:
         parts = self._ask_parts(info, rows, wanted=wanted, parameters=parameters)
         return answers_from_outputs(info, parts, self.kinds)
 
-    def ask(self, name: str, rows: Rows, *, version: int | None = None) -> npt.NDArray[np.float32]:
+    def ask(
+        self, name: str, rows: Rows, *, version: int | None = None, output: str | None = None
+    ) -> npt.NDArray[np.float32]:
         """Scores of a member as it gives them, float32 (n, k).
 
         Args:
             name: Triton model name.
             rows: (n, *dims).
             version: of it; None leaves the choice to the server.
+            output: tensor that holds them; None where the model has but one that can.
 
         Raises:
             InputError: the rows do not fit, or the model has no single score output.
             ClientError: see the leaves.
         """
         info = self.metadata(name, version=version)
-        output = scores_output(info)
+        output = output or scores_output(info)
         parts = self._ask_parts(info, rows, wanted=(output,), parameters={}, version=version)
         return np.concatenate([np.asarray(outputs[output], np.float32) for outputs, _ in parts])
 

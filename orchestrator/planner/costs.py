@@ -37,7 +37,10 @@ class CostProfile:
         """
         missing = [name for name in members if name not in self.cost]
         if missing:
-            raise DataError(subject, got=f"no cost of {', '.join(missing)}", expected="one for every member")
+            fix = f'add "{missing[0]}": NUMBER to its "cost"'
+            raise DataError(
+                subject, got=f"no cost of {', '.join(missing)}", expected="one for every member", fix=fix
+            )
         return {name: self.cost[name] for name in members}
 
 

@@ -1,6 +1,7 @@
 """Model repositories: rendering plans into them and checking what lies there."""
 
 from orchestrator.repository.check import check, check_plans
+from orchestrator.repository.checked import render_checked
 from orchestrator.repository.files import Rendering
 from orchestrator.repository.layout import (
     ensemble_from_cascade,
@@ -24,6 +25,7 @@ __all__ = [
     "model_folders",
     "plans_in",
     "render",
+    "render_checked",
     "render_ensemble",
     "render_member",
     "render_output",

@@ -176,8 +176,10 @@ class _Check:
                 fault(f"no such model, the repository has {', '.join(self.folders)}")
                 continue
             part = self._model(step.model_name)
-            for side, used in (("input", step.input_map), ("output", step.output_map)):
-                known = part.tensors(side)
+            facts = part.facts
+            for side, used, known in (
+                ("input", step.input_map, facts.inputs), ("output", step.output_map, facts.outputs)
+            ):  # fmt: skip
                 unknown = [] if known is None else sorted(set(used) - set(known))
                 if unknown:
                     fault(f"got {side} {', '.join(unknown)}, expected {', '.join(known or ())}")

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.errors import RepositoryError
+from orchestrator.files import contents_of, replaced_folder
 from orchestrator.repository.pbtxt import is_written_here, text_from_path
 from orchestrator.spec import planned_models
 
@@ -113,46 +114,53 @@ def remove_others(folder: Path, keep: set[str]) -> None:
 
 
 def copy_model(source: Path, target: Path) -> None:
-    """Copies a model folder; links are followed, so that the copy needs nothing outside itself."""
+    """Copies a model folder; links are followed, so that the copy needs nothing outside itself.
+
+    Files get the time of the copy: a polling server loads a model again only where a file is newer than before.
+    """
     with disk_errors(f"copying {source}"):
         try:
-            shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
+            ignored = shutil.ignore_patterns("__pycache__")
+            shutil.copytree(source, target, ignore=ignored, copy_function=shutil.copy)
         except shutil.Error as error:
             raise OSError(0, error.args[0][0][2], error.args[0][0][0]) from error
 
 
 @contextmanager
 def new_folder(target: Path) -> Iterator[Path]:
-    """A folder to build in that takes the target's place when the block ends, or goes away when it fails.
+    """A folder to build in whose contents become the target's when the block ends, or go away when it fails.
 
     Args:
-        target: must not exist, be empty, or be an earlier folder made this way.
+        target: must not exist, be empty, or be an earlier folder made this way; see `replaced_folder` for what
+            happens to it.
 
     Raises:
         RepositoryError: the target holds something else, or cannot be written.
     """
-    if target.exists() and not (target / MARK).is_file() and (not target.is_dir() or any(target.iterdir())):
+    what = f"output {target}"
+    with disk_errors(what):
+        check_output(target)
+        target = target.resolve()
+        with replaced_folder(target, first=MARK) as building:
+            yield building
+            (building / MARK).write_text("Made by `committee render --output`; the next one replaces it.\n")
+
+
+def check_output(target: Path) -> None:
+    """Refuses to replace what no rendering made.
+
+    Raises:
+        RepositoryError: the target is a file, or a folder with something else in it.
+    """
+    if not target.exists() or (target / MARK).is_file():
+        return
+    if not target.is_dir() or contents_of(target):
         raise RepositoryError(
             f"output {target}",
             got="files that no rendering made",
             expected="a new, empty or earlier rendered folder",
             fix="name another folder",
         )
-    target = target.resolve()
-    building = target.with_name(f".{target.name}.partial-{os.getpid()}")
-    old = target.with_name(f".{target.name}.old-{os.getpid()}")
-    with disk_errors(f"output {target}"):
-        building.mkdir(parents=True)
-    try:
-        yield building
-        with disk_errors(f"output {target}"):
-            (building / MARK).write_text("Made by `committee render --output`; the next one replaces it.\n")
-            if target.exists():
-                target.rename(old)
-            building.rename(target)
-    finally:
-        for leftover in (building, old):
-            shutil.rmtree(leftover, ignore_errors=True)
 
 
 def sha256_of_path(path: Path) -> str:

@@ -1,7 +1,7 @@
 """Rendering: from a plan to the folders Triton serves.
 
 Rules of this file: everything is worked out before the first byte is written; a member's own config is never
-overwritten, nor any config that somebody has edited, unless forced.
+overwritten, nor what a person may set and has set in a rendered one, unless forced.
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ import dataclasses
 from collections.abc import Iterable
 from pathlib import Path
 
-from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig
+from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from orchestrator.errors import RepositoryError
+from orchestrator.repository.adoption import adopted_spec, facts_of_member, require_known_input
 from orchestrator.repository.averaging import averaging_model
 from orchestrator.repository.class_names import named_spec
 from orchestrator.repository.configs import (
@@ -32,11 +33,21 @@ from orchestrator.repository.files import (
     remove_others,
     write_all,
 )
-from orchestrator.repository.on_disk import MANIFEST, PLAN, config_of, require_members, served_version
-from orchestrator.repository.pbtxt import CONFIG, text_from_config
+from orchestrator.repository.member_facts import facts_from_folder
+from orchestrator.repository.on_disk import (
+    MANIFEST,
+    PLAN,
+    plan_path,
+    policy_of,
+    require_members,
+    served_version,
+)
+from orchestrator.repository.pbtxt import CONFIG, config_from_text, is_marked, text_from_config, text_from_path
 from orchestrator.repository.pinning import pinned_spec
-from orchestrator.repository.shim import RUNTIME, SHIM, runtime_files
+from orchestrator.repository.shim import RUNTIME, SHIM, is_shim, runtime_files
+from orchestrator.repository.tuning import tuned_text
 from orchestrator.spec import CascadeSpec, Stage, json_from_cascade, manifest_from_path
+from orchestrator.spec.triton import served_versions, versions_in
 
 
 def render(
@@ -62,17 +73,18 @@ def render(
         RepositoryError: a member is missing, the name is taken by another model, or the disk refuses.
     """
     require_members(spec, repository)
-    spec = named_spec(spec, repository)
+    spec = _known_spec(named_spec(spec, repository), repository)
     folder = repository / spec.name
     _require_ours([folder], force=force)
-    inside = str(_version_to_write(folder, version))
+    text = _config_text(folder, cascade_config(spec), force=force)
+    inside = str(_version_to_write(folder, version, config_from_text(text, subject=str(folder / CONFIG))))
     runtime = runtime_files() if standalone else {}
     files: dict[str, bytes | str] = {f"{inside}/{RUNTIME}/{name}": data for name, data in runtime.items()}
     files |= _labels_file(spec)
     files[f"{inside}/{PLAN}"] = json_from_cascade(pinned_spec(spec, repository))
     files[f"{inside}/model.py"] = SHIM
     # Last, so that a folder whose rendering was cut short has no config, or one that `check` calls stale.
-    files[CONFIG] = text_from_config(cascade_config(spec))
+    files[CONFIG] = text
     done = _render_members(spec, repository) + write_all(folder, files)
     beside = folder / inside / RUNTIME
     if standalone:
@@ -95,19 +107,23 @@ def render_ensemble(spec: CascadeSpec, repository: Path, *, force: bool = False)
         RepositoryError: a member is missing or cannot take part, a name is taken, or the disk refuses.
     """
     require_members(spec, repository)
+    spec = _known_spec(spec, repository)
     folder, mean = repository / spec.name, repository / averaging_name(spec.name)
     _require_ours([folder, mean], force=force)
     members = _render_members(spec, repository)
     spec = named_spec(pinned_spec(spec, repository), repository)
     ensemble, averaging, dtypes = ensemble_configs(spec, repository)
+    config, mean_config = (
+        _config_text(place, one, force=force) for place, one in ((folder, ensemble), (mean, averaging))
+    )
     model = averaging_model(spec, dtypes=dtypes)
     labels = _labels_file(spec)
     files: dict[str, bytes | str] = {
         f"{AVERAGING_VERSION}/model.onnx": model.SerializeToString(deterministic=True)
     }
-    done = members + write_all(mean, {**files, **labels, CONFIG: text_from_config(averaging)})
+    done = members + write_all(mean, {**files, **labels, CONFIG: mean_config})
     # Triton wants a version folder even where nothing is in it, and git keeps no empty folders.
-    return done + write_all(folder, {"1/.gitkeep": b"", **labels, CONFIG: text_from_config(ensemble)})
+    return done + write_all(folder, {"1/.gitkeep": b"", **labels, CONFIG: config})
 
 
 def ensemble_configs(spec: CascadeSpec, repository: Path) -> tuple[ModelConfig, ModelConfig, list[str]]:
@@ -118,21 +134,22 @@ def ensemble_configs(spec: CascadeSpec, repository: Path) -> tuple[ModelConfig, 
     """
     dtypes, limits = [], [spec.limits.max_batch_size]
     for member in spec.members:
-        config = config_of(repository / member.name)
-        if config is None:
+        facts = facts_from_folder(repository / member.name)
+        if facts.outputs is None:
             raise RepositoryError(
-                f"member {member.name}", got=f"no {CONFIG}", fix="an ensemble needs one: write it"
+                f"member {member.name}",
+                got=f"no outputs in its {CONFIG}",
+                fix="an ensemble needs them: write them there",
             )
-        kinds = {output.name: output.data_type for output in config.output}
-        if member.output not in kinds:
-            known = ", ".join(kinds) or "none"
+        if member.output not in facts.outputs:
+            known = ", ".join(facts.outputs) or "none"
             raise RepositoryError(
                 f"member {member.name}", got=f"outputs {known}", expected=f"an output {member.output}"
             )
-        if config.max_batch_size < 1:
+        if not facts.max_batch_size:
             raise RepositoryError(f"member {member.name}", got="max_batch_size 0", expected="at least 1")
-        dtypes.append(DataType.Name(kinds[member.output]).removeprefix("TYPE_"))
-        limits.append(config.max_batch_size)
+        dtypes.append(facts.outputs[member.output].dtype)
+        limits.append(facts.max_batch_size)
     largest = min(limits)
     averaging = averaging_config(spec, max_batch_size=largest, dtypes=dtypes)
     return ensemble_config(spec, max_batch_size=largest), averaging, dtypes
@@ -188,14 +205,39 @@ def render_member(folder: Path, *, force: bool = False) -> Rendering:
     return write_all(folder, {**files, CONFIG: texts["cpu"]})
 
 
+def _known_spec(spec: CascadeSpec, repository: Path) -> CascadeSpec:
+    """The plan with what it does not know of its members, as their folders say."""
+    facts = {member.name: facts_of_member(repository / member.name) for member in spec.members}
+    spec = adopted_spec(spec, facts)
+    require_known_input(spec, facts)
+    return spec
+
+
 def _require_ours(folders: Iterable[Path], *, force: bool) -> None:
     for folder in folders:
-        if not force and not may_replace(folder / CONFIG):
-            raise RepositoryError(
-                f"{folder / CONFIG}",
-                got="a config that was not written here, or was edited since",
-                fix="choose another name, or overwrite it with --force",
-            )
+        path = folder / CONFIG
+        if force or may_replace(path) or is_marked(text_from_path(path)) or _is_rendered(folder):
+            continue
+        raise RepositoryError(
+            str(path),
+            got="a config that was not written here",
+            fix="choose another name, or overwrite it with --force",
+        )
+
+
+def _config_text(folder: Path, rendered: ModelConfig, *, force: bool) -> str:
+    """The text of a rendered model's config, with what a person has set in the one that lies there."""
+    path = folder / CONFIG
+    if force or may_replace(path):
+        return text_from_config(rendered)
+    # In a preview the config is a link, and a person edits what it leads to.
+    return tuned_text(text_from_path(path), rendered, path=path.readlink() if path.is_symlink() else path)
+
+
+def _is_rendered(folder: Path) -> bool:
+    """Whether a folder holds a rendered cascade, by its plan and the file that hands over to the runtime."""
+    plan = plan_path(folder)
+    return plan is not None and is_shim(plan.with_name("model.py"))
 
 
 def _render_members(spec: CascadeSpec, repository: Path) -> Rendering:
@@ -206,17 +248,18 @@ def _render_members(spec: CascadeSpec, repository: Path) -> Rendering:
     return done
 
 
-def _version_to_write(folder: Path, version: int | None) -> int:
-    # Without its config: the one that is rendered has no version policy, so Triton serves the highest.
-    newest = served_version(folder)
+def _version_to_write(folder: Path, version: int | None, config: ModelConfig) -> int:
+    """The version folder of a rendering: the served one, or the one asked for if it is to be served."""
     if version is None:
-        return newest or 1
-    if version < 1 or (newest is not None and version < newest):
+        return served_version(folder, config) or max(versions_in(folder), default=1)
+    policy, present = policy_of(config), versions_in(folder)
+    if version < 1 or version not in served_versions(policy, (*present, version)):
+        newest = max(present, default=1)
         raise RepositoryError(
             f"{folder} version",
             got=version,
-            expected=f"at least {newest or 1}",
-            fix="Triton serves the highest, so a lower one would never be used",
+            expected=f"one that the version_policy in its {CONFIG} serves" if policy else f"at least {newest}",
+            fix="change the policy" if policy else "Triton serves the highest, so a lower one would never be used",
         )
     return version
 

@@ -14,6 +14,7 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 from orchestrator.errors import RepositoryError, SpecError
 from orchestrator.repository.files import sha256_of_path
 from orchestrator.repository.graph_ending import LOGITS, SIGMOID, ending_of
+from orchestrator.repository.member_facts import MemberFacts, facts_of
 from orchestrator.repository.on_disk import MANIFEST, config_of, model_file, onnx_from_path, served_version
 from orchestrator.repository.pbtxt import config_from_path
 from orchestrator.repository.report import Findings
@@ -56,19 +57,10 @@ class Model:
         """Whether Triton itself runs it, step by step."""
         return self.config is not None and self.config.platform == "ensemble"
 
-    def tensors(self, side: str) -> Tensors | None:
-        """Inputs or outputs without the batch axis: the config's, else the graph's, else unknown.
-
-        Args:
-            side: "input" or "output".
-        """
-        entries = [] if self.config is None else getattr(self.config, side)
-        if entries:
-            return tensors_from_config(entries)
-        if self.graph is None:
-            return None
-        found = tensors_from_graph(self.graph)[side == "output"]
-        return {name: Tensor(name=name, dtype=one.dtype, dims=one.dims[1:]) for name, one in found.items()}
+    @cached_property
+    def facts(self) -> MemberFacts:
+        """How it is asked by others."""
+        return facts_of(self.config, self.graph)
 
 
 def read_model(folder: Path, findings: Findings) -> Model:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import onnx
 from google.protobuf.json_format import MessageToDict
@@ -70,15 +71,21 @@ def readable_config(folder: Path) -> ModelConfig | None:
         return None
 
 
+def policy_of(config: ModelConfig | None) -> dict[str, Any]:
+    """Its version policy as JSON values, see `served_versions`; empty where it has none."""
+    if config is None:
+        return {}
+    return dict(MessageToDict(config.version_policy, preserving_proto_field_name=True))
+
+
 def versions_served(folder: Path, config: ModelConfig | None = None) -> tuple[int, ...]:
     """The versions that Triton serves of what lies there, ascending; see `served_versions`.
 
     Raises:
         RepositoryError: the folder cannot be read.
     """
-    policy = {} if config is None else MessageToDict(config.version_policy, preserving_proto_field_name=True)
     with disk_errors(f"model folder {folder}"):
-        return served_versions(policy, versions_in(folder))
+        return served_versions(policy_of(config), versions_in(folder))
 
 
 def served_version(folder: Path, config: ModelConfig | None = None) -> int | None:

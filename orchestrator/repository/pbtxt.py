@@ -8,6 +8,8 @@ that a later rendering can tell its own work from a file that somebody has edite
 from __future__ import annotations
 
 import hashlib
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +21,29 @@ from orchestrator.errors import RepositoryError
 CONFIG = "config.pbtxt"
 _BY = "# Written by committee; edit "
 _HASH = "# Hash of what follows: "
+_QUOTED = re.compile(r"'(?:[^'\\]|\\.)*'" + r'|"(?:[^"\\]|\\.)*"')
 
 
-def text_from_config(config: ModelConfig, *, source: str = "cascade.json") -> str:
+def text_from_config(
+    config: ModelConfig,
+    *,
+    source: str = "cascade.json",
+    rendered: ModelConfig | None = None,
+    comments: Sequence[str] = (),
+) -> str:
     """The text of config.pbtxt.
 
     Args:
         config: what to write.
         source: the file a person edits instead, named in the first line.
+        rendered: without a person's settings, where `config` has some: its hash is the one that is written, so
+            that the text counts as edited.
+        comments: a person's own, each a line that begins with "#".
     """
     body: str = text_format.MessageToString(config)
-    return f"{_BY}{source} and render again.\n{_HASH}{_hash(body)}\n{body}"
+    digest = _hash(body if rendered is None else text_format.MessageToString(rendered))
+    own = "".join(f"{line}\n" for line in comments)
+    return f"{_BY}{source} and render again.\n{_HASH}{digest}\n{own}{body}"
 
 
 def config_from_text(text: str, *, subject: str) -> ModelConfig:
@@ -87,6 +101,34 @@ def is_written_here(text: str) -> bool:
     first, _, rest = text.partition("\n")
     second, _, body = rest.partition("\n")
     return first.startswith(_BY) and second == f"{_HASH}{_hash(body)}"
+
+
+def is_marked(text: str) -> bool:
+    """True for a text that began as one of `text_from_config`, whatever was changed since."""
+    return text.startswith(_BY)
+
+
+def is_hash_of(config: ModelConfig, text: str) -> bool:
+    """Whether a text says in its first lines that it was written with this configuration."""
+    body: str = text_format.MessageToString(config)
+    return f"{_HASH}{_hash(body)}" in text.splitlines()[:2]
+
+
+def comments_in(text: str) -> list[str]:
+    """The lines of comment in a text, without those that every written one begins with."""
+    lines = (line.strip() for line in text.splitlines())
+    return [line for line in lines if line.startswith("#") and not line.startswith((_BY, _HASH))]
+
+
+def line_of_field(text: str, field: str) -> int | None:
+    """The line, from 1, on which a text sets a field of the configuration itself; None where none does."""
+    depth = 0
+    for number, line in enumerate(text.splitlines(), start=1):
+        bare = _QUOTED.sub("", line).partition("#")[0]
+        if depth == 0 and re.search(rf"(?<!\w){field}\s*[:{{\[]", bare):
+            return number
+        depth += sum(map(bare.count, "{[<")) - sum(map(bare.count, "}]>"))
+    return None
 
 
 def differences(got: ModelConfig, expected: ModelConfig) -> dict[str, tuple[str, str]]:

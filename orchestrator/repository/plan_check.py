@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from tritonclient.grpc.model_config_pb2 import ModelConfig
+from tritonclient.grpc.model_config_pb2 import ModelConfig, ModelInstanceGroup
 
 from orchestrator.errors import RepositoryError
 from orchestrator.repository.class_names import label_file_of, names_in_label_file
 from orchestrator.repository.configs import LABELS, cascade_config
 from orchestrator.repository.files import sha256_of_path
 from orchestrator.repository.layout import ensemble_configs
+from orchestrator.repository.member_facts import MemberFacts
 from orchestrator.repository.model_check import Model, stated_kind
 from orchestrator.repository.on_disk import served_version, versions_served
 from orchestrator.repository.pbtxt import differences
@@ -19,14 +20,11 @@ from orchestrator.repository.pinning import planned_version, sha256_of_version
 from orchestrator.repository.report import Findings
 from orchestrator.repository.shim import RUNTIME, SHIM, runtime_files
 from orchestrator.repository.tensors import Tensors, fits
+from orchestrator.repository.tuning import TUNABLE
 from orchestrator.spec import CascadeSpec, Lead, Manifest, Member
 from orchestrator.spec.class_names import first_misplaced, first_unlike
 from orchestrator.spec.triton import versions_in
 
-# What a person may tune in a rendered config without changing what is served.
-TUNABLE = {
-    "dynamic_batching", "parameters", "optimization", "version_policy", "metric_tags", "model_metrics",
-}  # fmt: skip
 # The server runs an instance's calls to members on 32 threads unless told otherwise, and answers need some.
 MAX_CALLS_IN_FLIGHT = 30
 _AGAIN = "render again"
@@ -88,15 +86,21 @@ class _Pair:
         self.findings.note(self.spec.name, f"member {self.member.name}", text)
 
     def check(self) -> None:
+        facts = self.model.facts
         if self.model.config is not None:
             self._config(self.model.config)
         elif not (self.model.folder / "config.pbtxt").exists():
-            self.fault("no config.pbtxt, expected one: what Triton guesses is not known here; write or render it")
-        inputs, outputs = self.model.tensors("input"), self.model.tensors("output")
-        if inputs is not None:
-            self._input(inputs)
-        if outputs is not None:
-            self._output(outputs)
+            self._no_config(facts)
+        self._batches(facts.max_batch_size)
+        if facts.inputs is not None:
+            self._input(facts.inputs)
+        if facts.outputs is not None:
+            self._output(facts.outputs)
+        if facts.instances not in (None, self.member.instances):
+            self.note(
+                f"plan says {self.member.instances} instances, its config runs {facts.instances}: "
+                "workers are fitted to the plan's number"
+            )
         self._output_kind()
         self._class_names()
         if self.model.manifest is not None:
@@ -104,22 +108,23 @@ class _Pair:
         for text in version_faults(self.member, self.model.folder, self.model.config):
             self.fault(text)
 
-    def _config(self, config: ModelConfig) -> None:
-        if config.max_batch_size == 0:
-            self.fault("max_batch_size 0 in its config.pbtxt, expected a batch axis and at least 1")
-        elif self.member.max_batch_size > config.max_batch_size:
+    def _no_config(self, facts: MemberFacts) -> None:
+        """A config is needed only where nothing tells what Triton would make of its absence."""
+        if self.model.manifest is not None or facts.inputs is None:
+            self.fault("no config.pbtxt, expected one: what Triton guesses is not known here; write or render it")
+
+    def _batches(self, limit: int | None) -> None:
+        if limit == 0:
+            self.fault("takes no batches (max_batch_size 0), expected a batch axis and a limit of at least 1")
+        elif limit is not None and self.member.max_batch_size > limit:
             planned = f"max_batch_size {self.member.max_batch_size} in the plan"
-            self.fault(f"got {planned}, expected at most its config's {config.max_batch_size}")
+            self.fault(f"got {planned}, expected at most its config's {limit}")
+
+    def _config(self, config: ModelConfig) -> None:
         if config.model_transaction_policy.decoupled:
             self.fault("is decoupled, expected a model that answers each request once")
         if config.HasField("sequence_batching"):
             self.fault("keeps state over a sequence of requests, expected one that answers each row by itself")
-        count = sum(group.count for group in config.instance_group)
-        if count and count != self.member.instances:
-            self.note(
-                f"plan says {self.member.instances} instances, its config runs {count}: "
-                "workers are fitted to the plan's number"
-            )
 
     def _input(self, inputs: Tensors) -> None:
         name = self.member.input or self.spec.input.name
@@ -291,9 +296,15 @@ def compare_configs(model: Model, expected: ModelConfig, findings: Findings) -> 
             findings.fault(model.name, "config.pbtxt", f"missing; {_AGAIN}")
         return
     for field, (got, wanted) in differences(model.config, expected).items():
-        add = findings.note if field in TUNABLE else findings.fault
-        hint = "tuned by hand, it seems" if field in TUNABLE else _AGAIN
+        tuned = field in TUNABLE and not (field == "instance_group" and _is_on_gpu(model.config))
+        add = findings.note if tuned else findings.fault
+        hint = "tuned by hand, it seems" if tuned else _AGAIN
         add(model.name, f"config.pbtxt {field}", f"got {_short(got)}, expected {_short(wanted)}; {hint}")
+
+
+def _is_on_gpu(config: ModelConfig) -> bool:
+    """What is rendered has no use for a GPU, and takes memory on each."""
+    return any(group.kind == ModelInstanceGroup.KIND_GPU for group in config.instance_group)
 
 
 def _check_labels(spec: CascadeSpec, model: Model, findings: Findings) -> None:

@@ -46,14 +46,15 @@ _FROM_ONNX: dict[int, str] = {
 
 def tensors_from_config(entries: Iterable[Any]) -> Tensors:
     """The inputs or the outputs of a config, as the model itself sees them (after any reshape)."""
-    found = {}
-    for entry in entries:
-        dtype = DataType.Name(entry.data_type).removeprefix("TYPE_")
-        dims = entry.reshape.shape if entry.HasField("reshape") else entry.dims
-        found[entry.name] = Tensor(
-            name=entry.name, dtype="BYTES" if dtype == "STRING" else dtype, dims=tuple(dims)
-        )
-    return found
+    return {
+        entry.name: _stated(entry, entry.reshape.shape if entry.HasField("reshape") else entry.dims)
+        for entry in entries
+    }
+
+
+def served_tensors(entries: Iterable[Any]) -> Tensors:
+    """The same as clients and other models see them, before any reshape; optional inputs are left out."""
+    return {entry.name: _stated(entry, entry.dims) for entry in entries if not getattr(entry, "optional", False)}
 
 
 def tensors_from_graph(graph: onnx.GraphProto) -> tuple[Tensors, Tensors]:
@@ -77,6 +78,11 @@ def may_be(config: Sequence[int], graph: Sequence[int]) -> bool:
 def equals(config: Sequence[int], graph: Sequence[int]) -> bool:
     """True where that backend takes an output: what the graph leaves free stays free."""
     return tuple(config) == tuple(graph)
+
+
+def _stated(entry: Any, dims: Iterable[int]) -> Tensor:
+    dtype = DataType.Name(entry.data_type).removeprefix("TYPE_")
+    return Tensor(name=entry.name, dtype="BYTES" if dtype == "STRING" else dtype, dims=tuple(dims))
 
 
 def _tensor(value: onnx.ValueInfoProto) -> Tensor:

@@ -12,7 +12,7 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from orchestrator.errors import RepositoryError
 from orchestrator.spec.faults import NAME
-from orchestrator.spec.triton import PINNED, versions_in
+from orchestrator.spec.triton import PINNED, mentioned_models, versions_in
 
 SERVED = ("onnxruntime", "python")
 ENSEMBLE = "ensemble"
@@ -113,7 +113,7 @@ def _entry(folder: Path, names: list[str]) -> ModelEntry:
     backend = backend or _backend_by_file(folder, config)
     calls: tuple[str, ...] = ()
     if backend in ("python", ENSEMBLE):
-        calls = _mentioned(folder, [name for name in names if name != folder.name])
+        calls = mentioned_models(folder, [name for name in names if name != folder.name])
     own = bool(config.backend) and any(folder.glob(f"**/libtriton_{config.backend}.so"))
     return ModelEntry(name=folder.name, backend=backend, calls=calls, own_backend=own)
 
@@ -138,14 +138,3 @@ def _backend_by_file(folder: Path, config: ModelConfig) -> str | None:
     versions = [folder / str(version) for version in versions_in(folder)]
     present = next((name for name in names if any((version / name).exists() for version in versions)), None)
     return None if present is None else _BY_FILE.get(present)
-
-
-def _mentioned(folder: Path, names: list[str]) -> tuple[str, ...]:
-    """The names that occur in a model's own text files.
-
-    Nothing declares whom a Python model calls, but it has to know its name from somewhere: its code, a
-    cascade.json, a parameter. A name that occurs for another reason costs an order nobody needs, no more.
-    """
-    files = [path for ending in ("py", "json", "pbtxt") for path in folder.glob(f"**/*.{ending}")]
-    text = "\n".join(path.read_text(encoding="utf-8", errors="replace") for path in files if path.is_file())
-    return tuple(name for name in names if re.search(rf"(?<![\w.-]){re.escape(name)}(?![\w.-])", text))

@@ -93,6 +93,8 @@ MODEL_FILES = {
     "pytorch_libtorch": "model.pt",
     "openvino": "model.xml",
 }
+# What Triton gives an ONNX model whose configuration leaves its tensors out (--default-max-batch-size).
+COMPLETED_BATCH = 4
 ANY_VERSION = -1  # as `model_version` of a request: the newest one that is loaded
 _VERSION = re.compile("[1-9][0-9]{0,17}")  # the name of a version folder
 
@@ -132,6 +134,17 @@ def releases_that_read(*, ir_version: int, opset: int) -> tuple[str, ...]:
     return tuple(found)
 
 
+def stated_instances(config: Mapping[str, Any]) -> int | None:
+    """How many requests a model runs at once, None where its configuration leaves that to the server.
+
+    Args:
+        config: its configuration as JSON has it.
+    """
+    groups = config.get("instance_group", ())
+    counts = [int(group.get("count", 0)) * max(1, len(group.get("gpus", ()))) for group in groups]
+    return sum(counts) if counts and all(counts) else None
+
+
 def served_versions(policy: Mapping[str, Any], present: Iterable[int]) -> tuple[int, ...]:
     """The versions of a model that Triton loads, ascending; a request without a version gets the last one.
 
@@ -162,3 +175,17 @@ def versions_in(folder: Path) -> tuple[int, ...]:
         return ()
     names = (path.name for path in folder.iterdir() if path.is_dir())
     return tuple(sorted(int(name) for name in names if _VERSION.fullmatch(name)))
+
+
+def mentioned_models(folder: Path, names: Iterable[str]) -> tuple[str, ...]:
+    """Those of some models that a model may call: the names that occur in its own text files.
+
+    Nothing declares whom a Python model calls, but it has to know its name from somewhere: its code, a
+    cascade.json, a parameter. A name that occurs for another reason costs an order or a copy nobody needs.
+
+    Raises:
+        OSError: a file cannot be read.
+    """
+    files = [path for ending in ("py", "json", "pbtxt") for path in folder.glob(f"**/*.{ending}")]
+    text = "\n".join(path.read_text(encoding="utf-8", errors="replace") for path in files if path.is_file())
+    return tuple(name for name in names if re.search(rf"(?<![\w.-]){re.escape(name)}(?![\w.-])", text))

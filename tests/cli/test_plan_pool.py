@@ -47,6 +47,9 @@ def test_a_member_called_ensemble_is_refused_by_plan(tmp_path: Path, capsys: pyt
     assert plan(records, "--reference", "ensemble", "--epsilon", "0.3", "--members", "a,b,c") == 0
 
 
+LABELLED = 'output [{ name: "s", data_type: TYPE_FP32, dims: [3], label_filename: "names.txt" }]'
+
+
 def planned_labels(records: Path, *options: object) -> list[str] | None:
     output = records.parent / "plan.json"
     assert run(["plan", *map(str, (records, "--max-mean-cost", "6", "-o", output, *options))]) == 0
@@ -62,7 +65,7 @@ def test_a_plan_calls_its_classes_what_members_do_else_what_the_records_do(tmp_p
     assert planned_labels(write_made(tmp_path / "bare.npz"), "--repository", tmp_path / "none") is None
     assert planned_labels(records, "--repository", tmp_path / "none") == ["x", "y", "z"]
     (tmp_path / "b").mkdir()
-    (tmp_path / "b/config.pbtxt").write_text('output [{ name: "s", label_filename: "names.txt" }]')
+    (tmp_path / "b/config.pbtxt").write_text(LABELLED)
     (tmp_path / "b/names.txt").write_text("ant\nbee\ncow\n")
     assert planned_labels(records, "--repository", tmp_path) == ["ant", "bee", "cow"]
 
@@ -71,7 +74,7 @@ def test_labels_that_went_by_names_that_are_others_now_are_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "b").mkdir()
-    (tmp_path / "b/config.pbtxt").write_text('output [{ name: "s", label_filename: "names.txt" }]')
+    (tmp_path / "b/config.pbtxt").write_text(LABELLED)
     (tmp_path / "b/names.txt").write_text("ant\ncow\nbee\n")
     names = ["ant", "bee", "cow"]
     for by in ("order", "map", None):

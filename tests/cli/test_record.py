@@ -17,7 +17,6 @@ import pytest
 
 from orchestrator.cli.app import run
 from orchestrator.cli.record import records_of
-from orchestrator.cli.record_again import RECORDING
 from orchestrator.local.sessions import LocalMembers
 from orchestrator.planner.records import Records, records_from_path
 from tests.cli.recording import NAMES, picture, png, rows_of, write_folder, write_member
@@ -97,7 +96,8 @@ def test_folder_arrays_and_parquet_give_the_same_records(recording: Recording) -
         assert found.cost == {"a": 144.0, "b": 144.0}
         assert found.meta["members"]["a"]["output_kind"] == "logits"
         assert len(found.meta["data_sha256"]) == 64
-    assert not [name for name in recording.files() if name.startswith(".")]
+    # What it was recorded from, so that the same command again has nothing to do.
+    assert [name for name in recording.files() if name.startswith(".")] == [".out.npz.recording"]
 
 
 def test_rows_without_labels_are_recorded_without_them_and_a_note_says_so(recording: Recording) -> None:
@@ -348,8 +348,7 @@ def test_records_in_memory_are_those_of_the_file(recording: Recording) -> None:
     data = npz(recording.folder / "d.npz", images=rows_of(700), labels=np.arange(700) % 3)
     recording.record(data)
     held, stored = records_of(recording.repository, ["a", "b"], str(data)), recording.records()
-    # The file alone says what it was recorded for, so that the same command again has nothing to do.
-    assert held.meta == {key: value for key, value in stored.meta.items() if key != RECORDING}
+    assert held.meta == stored.meta
     for name in ("a", "b"):
         np.testing.assert_array_equal(held.outputs[name], stored.outputs[name])
 

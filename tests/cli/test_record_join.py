@@ -56,7 +56,7 @@ def test_members_recorded_apart_join_to_the_bytes_of_one_recording(files: Files)
     assert Path(files.path("joined")).read_bytes() == Path(together).read_bytes()
     assert "joined.npz: 36 rows, 3 classes, 2 members" in said
     assert "  a: accuracy " in said
-    words = ["--max-mean-cost-share", "1", "--repository", str(files.folder / "repository")]
+    words = ["--max-mean-cost-share", "1", "--allow-near-chance", "--repository", str(files.folder / "repository")]
     assert run(["plan", files.path("joined"), *words]) == 0
 
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -64,6 +66,9 @@ def test_scores_are_probabilities_or_the_only_floating_point_vector() -> None:
     scores, label = tensor("s", -1, 3), tensor("l", -1, 1, datatype="INT64")
     assert scores_output(described([], [label, scores])) == "s"
     assert scores_output(described([], [scores, tensor("probabilities", -1, 3)])) == "probabilities"
+    assert scores_output(described([], [tensor("margin", -1, 1), scores])) == "s"
+    assert scores_output(described([], [tensor("margin", -1, 1)])) == "margin"
+    assert scores_output(dataclasses.replace(described([], [scores, tensor("t", -1, 3)]), scores="t")) == "t"
     for outputs in ([label], [scores, tensor("t", -1, 3)], [tensor("map", -1, 3, 3)], []):
         with pytest.raises(InputError, match="model m"):
             scores_output(described([], outputs))

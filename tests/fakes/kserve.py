@@ -47,6 +47,7 @@ class FakeModel:
         answer: from rows (n, *dims) and the request's parameters to the outputs by name.
         max_batch_size: 0 for a model whose own first axis is the batch.
         output_kind: what its configuration says of its scores.
+        settings: more of its configuration, as JSON has it.
     """
 
     name: str
@@ -56,9 +57,10 @@ class FakeModel:
     max_batch_size: int = 8
     platform: str = "python"
     output_kind: str | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
     def config(self) -> dict[str, Any]:
-        config: dict[str, Any] = {"name": self.name, "max_batch_size": self.max_batch_size}
+        config: dict[str, Any] = {"name": self.name, "max_batch_size": self.max_batch_size, **self.settings}
         if self.output_kind is not None:
             config["parameters"] = {"output_kind": {"string_value": self.output_kind}}
         return config
@@ -145,7 +147,8 @@ class FakeKServe:
         return {name: np.ascontiguousarray(a) for name, a in answer.items() if not outputs or name in outputs}
 
     def _checked(self, model: FakeModel, tensors: Mapping[str, Rows], outputs: Sequence[str]) -> Rows:
-        known = {slot.name: slot for slot in model.inputs}
+        optional = {one["name"] for one in model.settings.get("input", ()) if one.get("optional")}
+        known = {slot.name: slot for slot in model.inputs if slot.name not in optional}
         _refuse_unknown("input", tensors, known, model=model)
         _refuse_unknown("output", outputs, [slot.name for slot in model.outputs], model=model)
         if len(tensors) != len(known):

@@ -108,6 +108,16 @@ def test_a_member_with_neither_config_nor_manifest_is_left_alone(repository: Pat
     before = snapshot(repository / "small")
     render(spec, repository)
     assert snapshot(repository / "small") == before
+    # Triton completes what an ONNX file leaves unsaid, with a batch limit of 4.
+    assert check(repository, ["cascade"])
+    assert [member.max_batch_size for member in plan_of(repository).members] == [4, 8]
+
+
+def test_a_member_that_nothing_describes_is_a_fault(repository: Path, spec: CascadeSpec) -> None:
+    for name in ("config.pbtxt", "manifest.json", "1/model.onnx"):
+        (repository / "small" / name).unlink()
+    (repository / "small" / "1" / "model.py").write_text("")
+    render(spec, repository)
     assert any("no config.pbtxt" in fault.text for fault in check(repository).faults)
 
 
@@ -124,19 +134,20 @@ def test_an_ensemble_overwrites_neither_of_its_folders_if_it_is_another_model(
         shutil.rmtree(repository / name)
 
 
-@pytest.mark.parametrize("spoilt", ['name: "cascade"\nbackend: "python"\n', None])
-def test_another_model_of_that_name_or_an_edited_config_is_not_overwritten(
-    repository: Path, spec: CascadeSpec, spoilt: str | None
-) -> None:
-    render(spec, repository)
+def test_another_model_of_that_name_is_not_overwritten(repository: Path, spec: CascadeSpec) -> None:
     path = repository / "cascade" / "config.pbtxt"
-    path.write_text(spoilt or path.read_text() + "# mine\n")
+    path.parent.mkdir()
+    path.write_text('name: "cascade"\nbackend: "python"\n')
     before = snapshot(repository)
     with pytest.raises(RepositoryError, match="choose another name, or overwrite it with --force"):
-        render(dataclasses.replace(spec, labels=None), repository)
+        render(spec, repository)
     assert snapshot(repository) == before
     render(spec, repository, force=True)
     assert check(repository)
+
+
+def plan_of(repository: Path) -> CascadeSpec:
+    return cascade_from_path(repository / "cascade" / "1" / "cascade.json")
 
 
 def test_a_manifest_of_another_member_is_refused(repository: Path, spec: CascadeSpec) -> None:
@@ -227,7 +238,7 @@ def test_all_members_of_a_cascade_make_its_ensemble(spec: CascadeSpec) -> None:
         (lambda folder: _rewrite(folder, "max_batch_size: 8", "max_batch_size: 0"), "got max_batch_size 0"),
         (lambda folder: _rewrite(folder, 'name: "logits"', 'name: "scores"'), "got outputs scores"),
         (lambda folder: _rewrite(folder, "TYPE_FP32\n  dims: 3", "TYPE_INT8\n  dims: 3"), "got INT8"),
-        (lambda folder: [(folder / n).unlink() for n in ("config.pbtxt", "manifest.json")], "got no config.pbtxt"),
+        (lambda folder: _bare_script(folder), "got no outputs in its config.pbtxt"),
     ],
 )
 def test_a_member_an_ensemble_cannot_use_is_refused_before_anything_is_written(
@@ -238,6 +249,12 @@ def test_a_member_an_ensemble_cannot_use_is_refused_before_anything_is_written(
     with pytest.raises(RepositoryError, match=message):
         render_ensemble(ensemble_from_cascade(spec, "together"), repository)
     assert snapshot(repository) == before
+
+
+def _bare_script(folder: Path) -> None:
+    for name in ("config.pbtxt", "manifest.json", "1/model.onnx"):
+        (folder / name).unlink()
+    (folder / "1" / "model.py").write_text("")
 
 
 def _rewrite(folder: Path, old: str, new: str) -> None:

@@ -97,3 +97,30 @@ def test_a_missing_member_leaves_no_folder_behind(repository: Path, spec: Cascad
     with pytest.raises(RepositoryError, match="got small"):
         render_output(repository, tmp_path / "out", cascades=[spec])
     assert [path.name for path in tmp_path.iterdir()] == ["model_repository"]
+
+
+def test_members_come_with_the_models_that_they_call(repository: Path, spec: CascadeSpec, tmp_path: Path) -> None:
+    """Steps of ensembles, what those call, and what a Python model's files name: also a cascade of ours."""
+    tensor = '{{ name: "{}" data_type: TYPE_FP32 dims: {} }}'
+    io = f"max_batch_size: 4 input {tensor.format('x', 4)} output {tensor.format('p', 3)}"
+    maps = 'model_version: -1 input_map { key: "x" value: "x" } output_map { key: "p" value: "p" }'
+
+    def step(name: str) -> str:
+        return f'platform: "ensemble" {io} ensemble_scheduling {{ step {{ model_name: "{name}" {maps} }} }}'
+
+    for name, config in (
+        ("pipe", step("inner_pipe")),
+        ("inner_pipe", step("script")),
+        ("script", f'backend: "python" {io} parameters {{ key: "asks" value {{ string_value: "cascade" }} }}'),
+    ):
+        (repository / name / "1").mkdir(parents=True)
+        (repository / name / "config.pbtxt").write_text(config)
+    (repository / "script" / "1" / "model.py").write_text('OTHER = "unrelated"\n')
+    outer = spec_of(Member(name="pipe", output="p", max_batch_size=4), name="outer", labels=None)
+    output = tmp_path / "out"
+    render_output(repository, output, cascades=[outer], standalone=True)
+    names = {path.name for path in output.iterdir() if path.is_dir()}
+    assert names == {"outer", "pipe", "inner_pipe", "script", "unrelated", "cascade", "small", "large"}
+    assert (output / "cascade" / "1" / "orchestrator").is_dir()
+    report = check(output)
+    assert report, report.faults

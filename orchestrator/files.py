@@ -1,0 +1,147 @@
+"""Folders that are replaced in steps which the next run can mend; every OSError passes."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+# What a file system puts at its own root: nobody's content, and often not even removable.
+NOT_CONTENT = frozenset({"lost+found"})
+_PARTIAL = "partial-"
+_BLOCK_BYTES = 1 << 20
+
+
+def contents_of(folder: Path) -> list[str]:
+    """Names of a folder's entries in order, without those of the file system and of unfinished replacements."""
+    names = sorted(path.name for path in folder.iterdir())
+    return [name for name in names if name not in NOT_CONTENT and not name.startswith(f".{_PARTIAL}")]
+
+
+@contextmanager
+def replaced_folder(target: Path, *, first: str | None = None) -> Iterator[Path]:
+    """A folder to build in, whose contents become those of the target when the block ends.
+
+    A target that exists stays the folder it is, since it may be a mount point, or be mounted into a container:
+    its entries are renamed, each old one away and the new one into its place at once. Entries that hold the same
+    bytes already are left alone, so that a polling server does not load them again. Where the block or a rename
+    fails, the target is as it was; a process that is killed between two renames leaves entries of both kinds,
+    each of them whole, and the next replacement completes them.
+
+    Args:
+        target: the folder; made if it is missing.
+        first: name of the entry that is put in before all others.
+
+    Raises:
+        OSError: the disk refuses.
+    """
+    _remove_leftovers(target)
+    place = _staging_place(target)
+    try:
+        building = place / "new"
+        building.mkdir()
+        yield building
+        if target.exists():
+            _take_contents(target, building, old=place / "old", first=first)
+        else:
+            building.rename(target)
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+
+
+def _staging_place(target: Path) -> Path:
+    """A new folder from which entries can be renamed into the target."""
+    beside = target.with_name(f".{target.name}.{_PARTIAL}{os.getpid()}")
+    if not target.exists():
+        beside.mkdir(parents=True)
+        return beside
+    with suppress(OSError):
+        beside.mkdir()
+        try:
+            _probe(beside, target)
+        except OSError:
+            beside.rmdir()
+            raise
+        return beside
+    # A mount point: renaming from outside is refused, even where both lie on the same disk.
+    inside = target / f".{_PARTIAL}{os.getpid()}"
+    inside.mkdir()
+    return inside
+
+
+def _probe(place: Path, target: Path) -> None:
+    """Raises OSError where a file of the one folder cannot be renamed into the other."""
+    probe = place / f".{_PARTIAL}probe"
+    probe.touch()
+    try:
+        probe = probe.rename(target / probe.name)
+    finally:
+        probe.unlink()
+
+
+def _remove_leftovers(target: Path) -> None:
+    """Removes what killed runs have left; what cannot be removed is in nobody's way."""
+    for folder, prefix in ((target.parent, f".{target.name}.{_PARTIAL}"), (target, f".{_PARTIAL}")):
+        with suppress(OSError):
+            for path in folder.iterdir():
+                if path.name.startswith(prefix) and _is_over(path.name.removeprefix(prefix)):
+                    shutil.rmtree(path, ignore_errors=True)
+
+
+def _is_over(process: str) -> bool:
+    # In a container every run may have the same number, so a folder of our own is an earlier run's.
+    if not process.isdecimal() or int(process) == os.getpid():
+        return process.isdecimal()
+    try:
+        os.kill(int(process), 0)
+    except ProcessLookupError:
+        return True
+    except (OSError, OverflowError):
+        return False
+    return False
+
+
+def _take_contents(target: Path, new: Path, *, old: Path, first: str | None) -> None:
+    """Renames entries until the target has those of the new folder; undoes all of it where one is refused."""
+    old.mkdir()
+    wanted = sorted(contents_of(new), key=lambda name: (name != first, name))
+    moves: list[tuple[Path, Path]] = []
+
+    def move(source: Path, place: Path) -> None:
+        source.rename(place)
+        moves.append((source, place))
+
+    changed = [name for name in wanted if not _same(target / name, new / name)]
+    try:
+        for name in changed:
+            if os.path.lexists(target / name):
+                move(target / name, old / name)
+            move(new / name, target / name)
+        # Last, so that whoever refers to them has gone before.
+        for name in set(contents_of(target)) - set(wanted):
+            move(target / name, old / name)
+    except BaseException:
+        for source, place in reversed(moves):
+            place.rename(source)
+        raise
+
+
+def _same(one: Path, other: Path) -> bool:
+    """Whether two entries hold the same names and bytes; a link is like nothing else."""
+    if one.is_symlink() or other.is_symlink() or not one.exists() or one.is_dir() != other.is_dir():
+        return False
+    if one.is_dir():
+        names = sorted(path.name for path in one.iterdir())
+        same = names == sorted(path.name for path in other.iterdir())
+        return same and all(_same(one / name, other / name) for name in names)
+    return one.stat().st_size == other.stat().st_size and _same_bytes(one, other)
+
+
+def _same_bytes(one: Path, other: Path) -> bool:
+    with one.open("rb") as first, other.open("rb") as second:
+        while block := first.read(_BLOCK_BYTES):
+            if second.read(_BLOCK_BYTES) != block:
+                return False
+        return not second.read(1)

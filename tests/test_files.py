@@ -1,0 +1,201 @@
+"""A folder's contents are replaced, and the folder stays what it is."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orchestrator.files import contents_of, replaced_folder
+from tests.repository.making import snapshot
+
+PROGRAM = """
+import os, signal, sys
+from pathlib import Path
+from orchestrator.files import replaced_folder
+
+renames = 0
+rename = Path.rename
+
+def dying(self, target):
+    global renames
+    renames += 1
+    if renames > int(sys.argv[2]):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return rename(self, target)
+
+with replaced_folder(Path(sys.argv[1]), first="mark") as building:
+    for name in ("mark", "a", "b", "c"):
+        (building / name).mkdir()
+        (building / name / "file").write_text(f"new {name}")
+    Path.rename = dying
+"""
+
+
+def fill(folder: Path, files: dict[str, str]) -> None:
+    for name, text in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+
+
+def replace(target: Path, files: dict[str, str]) -> None:
+    with replaced_folder(target, first="mark") as building:
+        fill(building, files)
+
+
+def texts(folder: Path) -> dict[str, str]:
+    return {name: data.decode() for name, data in snapshot(folder).items()}
+
+
+FILES = st.dictionaries(
+    st.sampled_from(["a/1", "a/2/x", "a/2/y", "b/1", "c", "mark"]), st.sampled_from(["", "one", "two"])
+)
+
+
+@given(first=FILES, second=FILES)
+def test_the_folder_stays_and_has_the_new_contents_and_what_is_equal_is_not_touched(
+    tmp_path_factory: pytest.TempPathFactory, first: dict[str, str], second: dict[str, str]
+) -> None:
+    target = tmp_path_factory.mktemp("swap") / "out"
+    replace(target, first)
+    inode = target.stat().st_ino
+    before = {path.name: path.stat().st_ino for path in target.iterdir()}
+    replace(target, second)
+    assert target.stat().st_ino == inode
+    assert texts(target) == second
+    after = {path.name: path.stat().st_ino for path in target.iterdir()}
+    for name in {*before, *after}:
+        old, new = ({k: v for k, v in side.items() if k.split("/")[0] == name} for side in (first, second))
+        assert (before.get(name) == after.get(name)) == (old == new), name
+    assert list(target.parent.iterdir()) == [target]
+
+
+def test_a_link_is_replaced_by_what_it_was_equal_to(tmp_path: Path) -> None:
+    fill(tmp_path, {"elsewhere": "text", "out/kept": "kept"})
+    (tmp_path / "out" / "a").symlink_to(tmp_path / "elsewhere")
+    replace(tmp_path / "out", {"a": "text", "kept": "kept"})
+    assert not (tmp_path / "out" / "a").is_symlink()
+    assert (tmp_path / "elsewhere").read_text() == "text"
+
+
+@pytest.mark.parametrize("fails_at", range(5))
+def test_a_rename_that_is_refused_leaves_everything_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails_at: int
+) -> None:
+    target = tmp_path / "out"
+    fill(target, {"a/file": "old a", "b/file": "old b", "gone": "old"})
+    before, calls, rename = texts(target), iter(range(100)), Path.rename
+
+    def failing(self: Path, place: Path) -> Path:
+        if self.name.endswith("probe") or next(calls) != fails_at:
+            return rename(self, place)
+        raise OSError(16, "Device or resource busy")
+
+    monkeypatch.setattr(Path, "rename", failing)
+    with pytest.raises(OSError, match="busy"):
+        replace(target, {"a/file": "new a", "b/file": "new b", "c": "new"})
+    assert texts(target) == before
+    assert list(tmp_path.iterdir()) == [target]
+
+
+@pytest.mark.parametrize("renames", range(8))
+def test_a_killed_run_leaves_whole_entries_and_the_next_one_completes_them(tmp_path: Path, renames: int) -> None:
+    target = tmp_path / "out"
+    fill(target, {"a/file": "old a", "b/file": "old b", "gone/file": "old gone"})
+    inode = target.stat().st_ino
+    done = subprocess.run([sys.executable, "-c", PROGRAM, str(target), str(renames)], check=False)
+    new = {f"{name}/file": f"new {name}" for name in ("mark", "a", "b", "c")}
+    # mark in; a away and in; b away and in; c in; gone away
+    assert done.returncode == (-signal.SIGKILL if renames < 7 else 0)
+    for name, text in texts(target).items():
+        assert text in (f"old {name.split('/')[0]}", f"new {name.split('/')[0]}")
+    assert ("mark/file" in texts(target)) == (renames > 0)
+    replace(target, new)
+    assert texts(target) == new
+    assert target.stat().st_ino == inode
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_what_a_running_process_has_begun_is_left_to_it(tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    begun = tmp_path / f".out.partial-{os.getppid()}"
+    fill(begun, {"new/a": "half"})
+    replace(target, {"a": "text"})
+    assert begun.is_dir()
+
+
+def test_the_lost_and_found_of_a_disk_is_nobodys_content(tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    (target / "lost+found").mkdir(parents=True)
+    assert contents_of(target) == []
+    replace(target, {"a": "text"})
+    assert (target / "lost+found").is_dir()
+
+
+def refuse_from_outside(monkeypatch: pytest.MonkeyPatch, target: Path) -> None:
+    """Renaming across the edge of the target fails, as it does at a mount point."""
+    rename = Path.rename
+
+    def guarded(self: Path, place: Path) -> Path:
+        if (target in self.parents) != (target in place.parents):
+            raise OSError(18, "Invalid cross-device link")
+        return rename(self, place)
+
+    monkeypatch.setattr(Path, "rename", guarded)
+
+
+@pytest.fixture
+def bind_mount(tmp_path: Path) -> Iterator[Path]:
+    """A folder that is mounted at another place; skips where that is not allowed."""
+    source, place = tmp_path / "source", tmp_path / "mounted"
+    for folder in (source, place):
+        folder.mkdir()
+    if subprocess.run(["mount", "--bind", source, place], capture_output=True, check=False).returncode:
+        pytest.skip("no right to mount")
+    yield place
+    subprocess.run(["umount", place], check=True)
+
+
+def _emulated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    target = tmp_path / "out"
+    target.mkdir()
+    refuse_from_outside(monkeypatch, target)
+    return target
+
+
+def test_where_nothing_can_be_renamed_in_from_outside_the_new_contents_are_made_inside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _check_replacing(_emulated(tmp_path, monkeypatch), lambda: None)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_mount_point_gets_new_contents(bind_mount: Path) -> None:
+    def check_source() -> None:
+        assert texts(bind_mount) == texts(bind_mount.with_name("source"))
+
+    _check_replacing(bind_mount, check_source)
+
+
+def test_a_folder_that_is_mounted_elsewhere_is_seen_there_with_its_new_contents(bind_mount: Path) -> None:
+    def check_mounted() -> None:
+        assert texts(bind_mount) == texts(bind_mount.with_name("source"))
+
+    _check_replacing(bind_mount.with_name("source"), check_mounted)
+
+
+def _check_replacing(target: Path, check: Callable[[], None]) -> None:
+    inode = target.stat().st_ino
+    for files in ({"a/1": "one", "b": "kept"}, {"a/1": "two", "b": "kept", "c/d/e": "new"}, {"c/d/e": "new"}):
+        replace(target, files)
+        assert texts(target) == files
+        assert target.stat().st_ino == inode
+        check()
