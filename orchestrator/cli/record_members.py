@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from orchestrator.cli.pictures import ReadPicture
 from orchestrator.cli.record_kinds import kinds_from_words, stated_kinds
+from orchestrator.client.endpoint import Endpoint
 from orchestrator.client.images import row_from_bytes
 from orchestrator.client.models import ModelInfo, TensorInfo, input_tensor, scores_output
 from orchestrator.errors import DataError, InputError
@@ -158,7 +159,7 @@ def opened_pool(
     names: Sequence[str],
     repository: Path,
     *,
-    url: str | None = None,
+    url: str | Endpoint | None = None,
     cost: Mapping[str, float] | None = None,
     kinds: Sequence[str] = (),
     timeout_s: float = 60.0,
@@ -168,7 +169,7 @@ def opened_pool(
     Args:
         names: the members.
         repository: folder with their manifests.
-        url: host:port of a server's gRPC endpoint; None opens them here.
+        url: a server's gRPC endpoint; None opens them here.
         cost: cost per row of members that have no manifest, or instead of the manifest's MACs.
         kinds: NAME=KIND for members whose manifest or served configuration does not say what their scores are.
         timeout_s: longest wait for one answer of the server.
@@ -200,7 +201,7 @@ def opened_pool(
                 served={name: info.version for name, info in infos.items()},
                 manifests=manifests,
                 cost=_costs(names, manifests, cost or {}),
-                asked=url,
+                asked=str(url),
                 made_with={},
                 # By number: a version that is loaded meanwhile must not answer the second half.
                 ask=lambda name, rows: client.ask(name, rows, version=infos[name].version),
