@@ -101,7 +101,11 @@ def with_tls_reason(error: ClientError, endpoint: Endpoint, *, over_grpc: bool) 
     if not may_be or not endpoint.port:
         return error
     fault = tls_fault(endpoint.host, endpoint.port, endpoint.tls, over_grpc=over_grpc)
-    return error if fault is None else TlsError(error.what, got=fault.got, fix=fault.fix)
+    if fault is None:
+        return error
+    # What is not certain is asked again like the error that it explains.
+    leaf = TlsError if fault.is_certain else type(error)
+    return leaf(error.what, got=fault.got, fix=fault.fix)
 
 
 def _leaf_and_text(error: BaseException) -> tuple[Leaf, str]:

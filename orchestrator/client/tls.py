@@ -77,10 +77,11 @@ class TlsFiles:
             InputError: as `check`.
         """
         try:
-            context = make(cadata=self.authorities().decode("ascii", "ignore"))
+            # Without any text `make` would trust the system, whatever was asked for.
+            context = make(cadata=self.authorities().decode("ascii", "ignore") or "none")
         except (ssl.SSLError, ValueError) as error:
             what = "the system's certificates" if self.ca is None else f"ca {self.ca}"
-            raise InputError(what, got="no certificate in it", expected="PEM certificates") from error
+            raise InputError(what, got="no certificate that can be read", expected="PEM certificates") from error
         if self.cert is not None and self.key is not None:
             self._load_pair(context)
         return context
@@ -136,10 +137,12 @@ class TlsFault:
     Args:
         got: what was found.
         fix: what to do.
+        is_certain: False where a server that is starting, behind a proxy that listens already, looks the same.
     """
 
     got: str
     fix: str
+    is_certain: bool = True
 
 
 def tls_fault(host: str, port: int, files: TlsFiles | None, *, over_grpc: bool) -> TlsFault | None:
@@ -184,19 +187,24 @@ def _fault_of_tls(connection: socket.socket, host: str, files: TlsFiles, *, over
     if over_grpc:
         context.set_alpn_protocols(["h2"])
     try:
-        with context.wrap_socket(connection, server_hostname=host) as wrapped:
-            if over_grpc and wrapped.selected_alpn_protocol() != "h2":
-                return TlsFault(
-                    got="a TLS server without HTTP/2, so without gRPC", fix="name its gRPC port, or ask over HTTP"
-                )
-            wrapped.settimeout(_REFUSAL_S)
-            with contextlib.suppress(TimeoutError):
-                wrapped.recv(1)
-            return None
+        wrapped = context.wrap_socket(connection, server_hostname=host)
     except ssl.SSLCertVerificationError as error:
         return _fault_of_certificate(error, host)
     except (ssl.SSLError, TimeoutError, ConnectionError) as error:
         return _fault_of_handshake(error, files)
+    with wrapped:
+        if over_grpc and wrapped.selected_alpn_protocol() != "h2":
+            return TlsFault(
+                got="a TLS server without HTTP/2, so without gRPC", fix="name its gRPC port, or ask over HTTP"
+            )
+        wrapped.settimeout(_REFUSAL_S)
+        try:
+            closed = not wrapped.recv(1)
+        except TimeoutError:
+            return None
+        except OSError as error:
+            return _refused(_reason(error), files)
+        return _refused("it closes the connection", files, is_certain=False) if closed else None
 
 
 def _fault_of_certificate(error: ssl.SSLCertVerificationError, host: str) -> TlsFault:
@@ -218,18 +226,25 @@ def _fault_of_certificate(error: ssl.SSLCertVerificationError, host: str) -> Tls
 
 
 def _fault_of_handshake(error: OSError, files: TlsFiles) -> TlsFault:
-    reason = str(getattr(error, "reason", None) or error)
-    if "ALERT" in reason and files.cert is not None:
-        return TlsFault(
-            got=f"a server that refuses the client certificate or the handshake ({reason})",
-            fix="give cert and key of an authority that it trusts",
-        )
+    reason = _reason(error)
     if "ALERT" in reason:
-        return TlsFault(
-            got=f"a server that breaks off the handshake ({reason})",
-            fix="give a client certificate with cert and key, if it asks for one",
-        )
+        return _refused(reason, files)
     return TlsFault(
         got=f"a server that does not speak TLS ({reason})",
         fix="write grpc:// (http:// for HTTP), or name the port that does",
+        # Only bytes that are no TLS prove it; a connection that ends does not.
+        is_certain=type(error) is ssl.SSLError,
     )
+
+
+def _refused(reason: str, files: TlsFiles, *, is_certain: bool = True) -> TlsFault:
+    got = f"a server that refuses the client certificate ({reason})"
+    fix = "give cert and key that an authority it trusts has issued"
+    if files.cert is None:
+        got = f"a server that refuses a client without certificate ({reason})"
+        fix = "give a client certificate with cert and key, which it seems to ask for"
+    return TlsFault(got=got, fix=fix, is_certain=is_certain)
+
+
+def _reason(error: OSError) -> str:
+    return str(getattr(error, "reason", None) or error)

@@ -125,9 +125,7 @@ def _unknown_error(unknown: Sequence[str], values: Mapping[str, object]) -> Inpu
     if nearest:
         fix = f"did you mean {nearest[0]}?"
     elif isinstance(values[unknown[0]], str):
-        fix = (
-            "a header that Triton forwards under such a name is passed over where the plan's header_pattern has it"
-        )
+        fix = "if it is a header that Triton forwards, name it in the plan's header_pattern"
     return InputError("request parameters", got=named, expected=f"only {', '.join(PARAMETERS)}", fix=fix)
 
 
