@@ -78,20 +78,31 @@ def made_certificates(folder: Path) -> Certificates:
 
 
 @contextmanager
-def tls_proxy(target: str, context: ssl.SSLContext) -> Iterator[str]:
-    """The address of a proxy that speaks TLS and hands on to host:port what it is sent.
+def tls_proxy(target: str, context: ssl.SSLContext, *, breaks_off: int = 0) -> Iterator[str]:
+    """The address of a proxy that speaks TLS and hands on what it is sent.
 
     Connections whose handshake fails are closed, as servers do.
+
+    Args:
+        target: host:port of what is behind.
+        context: the proxy's certificate.
+        breaks_off: so many connections are closed at once, as a port does whose server is still starting.
     """
+    left = breaks_off
     host, _, port = target.rpartition(":")
     listener = socket.create_server(("127.0.0.1", 0))
 
     def serve() -> None:
+        nonlocal left
         while True:
             try:
                 connection, _ = listener.accept()
             except OSError:
                 return
+            if left:
+                left -= 1
+                connection.close()
+                continue
             threading.Thread(target=handle, args=(connection,), daemon=True).start()
 
     def handle(connection: socket.socket) -> None:

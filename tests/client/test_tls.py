@@ -10,7 +10,7 @@ from orchestrator.client.endpoint import Endpoint, endpoint_from_address
 from orchestrator.errors import ClientError, RefusedError, TlsError, UnavailableError
 from tests.client.asking import KINDS, client_of, secured, served
 from tests.fakes.kserve import FakeKServe, cascade, images
-from tests.tls import Certificates, made_certificates
+from tests.tls import Certificates, made_certificates, tls_proxy
 
 pytestmark = pytest.mark.parametrize("kind", KINDS)
 
@@ -122,6 +122,19 @@ def test_nobody_at_an_address_with_tls_is_nobody(kind: str, made: Certificates) 
     error = refused(kind, endpoint(kind, "127.0.0.1:9", ca=made.ca))
     assert type(error) is UnavailableError
     assert "check that the server runs" in str(error)
+
+
+def test_a_port_that_breaks_connections_off_while_its_server_starts_is_asked_again(
+    kind: str, made: Certificates
+) -> None:
+    fake, context = FakeKServe([cascade()]), made.server.context()
+    context.set_alpn_protocols(["http/1.1"] if kind == "http" else ["h2"])
+    with (
+        served(kind, fake) as clear,
+        tls_proxy(clear, context, breaks_off=4) as address,
+        client_of(kind, endpoint(kind, address, ca=made.ca), timeout_s=20, retries=20) as client,
+    ):
+        assert client.infer("digits_cascade", images([7])).label.tolist() == [7]
 
 
 def test_headers_come_with_every_request(kind: str, made: Certificates) -> None:
