@@ -272,7 +272,10 @@ class AsyncGrpcClient:
         except FOREIGN as error:
             ours = error_from(error, what=f"model {model} at {self.endpoint}", endpoint=self.endpoint)
             if not self._was_answered:
-                ours = await asyncio.to_thread(with_tls_reason, ours, self.endpoint, over_grpc=True)
+                timeout_s = self._patience.timeout_s
+                ours = await asyncio.to_thread(
+                    with_tls_reason, ours, self.endpoint, over_grpc=True, timeout_s=timeout_s
+                )
             if isinstance(ours, RefusedError):
                 self._known.pop(model, None)
                 self.kinds.forget(model)

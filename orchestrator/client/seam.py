@@ -88,19 +88,20 @@ def error_from(error: BaseException, *, what: str, endpoint: Endpoint | None = N
     return leaf(what, got=text, fix=FIXES.get(leaf))
 
 
-def with_tls_reason(error: ClientError, endpoint: Endpoint, *, over_grpc: bool) -> ClientError:
+def with_tls_reason(error: ClientError, endpoint: Endpoint, *, over_grpc: bool, timeout_s: float) -> ClientError:
     """The error of a client that had no answer yet, or a better one where TLS is the reason.
 
     Args:
         error: of the request.
         endpoint: what was asked; one more connection may be made to it.
         over_grpc: whether the request was gRPC.
+        timeout_s: longest wait for that connection.
     """
     # Proxies answer HTTP in clear on a TLS port with 400 and such a sentence.
     may_be = isinstance(error, UnavailableError | TimeLimitError | ServerFaultError) or "HTTPS" in str(error.got)
     if not may_be or not endpoint.port:
         return error
-    fault = tls_fault(endpoint.host, endpoint.port, endpoint.tls, over_grpc=over_grpc)
+    fault = tls_fault(endpoint.host, endpoint.port, endpoint.tls, over_grpc=over_grpc, timeout_s=timeout_s)
     if fault is None:
         return error
     # What is not certain is asked again like the error that it explains.

@@ -230,7 +230,8 @@ class SyncClient:
         except FOREIGN as error:
             ours = error_from(error, what=f"model {model} at {endpoint}", endpoint=endpoint)
             if not self._was_answered:
-                ours = with_tls_reason(ours, endpoint, over_grpc=self._transport.over_grpc)
+                over_grpc, timeout_s = self._transport.over_grpc, self._patience.timeout_s
+                ours = with_tls_reason(ours, endpoint, over_grpc=over_grpc, timeout_s=timeout_s)
             if isinstance(ours, RefusedError):
                 # The model may have been loaded again with another shape: look at it afresh next time.
                 for key in [key for key in self._known if key.partition("/")[0] == model]:

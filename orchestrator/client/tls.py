@@ -145,7 +145,9 @@ class TlsFault:
     is_certain: bool = True
 
 
-def tls_fault(host: str, port: int, files: TlsFiles | None, *, over_grpc: bool) -> TlsFault | None:
+def tls_fault(
+    host: str, port: int, files: TlsFiles | None, *, over_grpc: bool, timeout_s: float
+) -> TlsFault | None:
     """Looks for what is wrong with a connection that failed, by making one; None where TLS is not the reason.
 
     The libraries' own errors say it differently in every version, or not at all.
@@ -155,9 +157,10 @@ def tls_fault(host: str, port: int, files: TlsFiles | None, *, over_grpc: bool) 
         port: its TCP port.
         files: certificates of the connection; None where it was made in clear.
         over_grpc: whether the server is to speak gRPC.
+        timeout_s: of the client; this takes no longer, and two seconds at most.
     """
     try:
-        with socket.create_connection((host, port), timeout=_PROBE_S) as connection:
+        with socket.create_connection((host, port), timeout=min(_PROBE_S, timeout_s)) as connection:
             if files is None:
                 return _fault_in_clear(connection)
             return _fault_of_tls(connection, host, files, over_grpc=over_grpc)
