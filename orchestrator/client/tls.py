@@ -159,11 +159,16 @@ def tls_fault(
         over_grpc: whether the server is to speak gRPC.
         timeout_s: of the client; this takes no longer, and two seconds at most.
     """
+    limit_s = min(_PROBE_S, timeout_s)
     try:
-        with socket.create_connection((host, port), timeout=min(_PROBE_S, timeout_s)) as connection:
+        with socket.create_connection((host, port), timeout=limit_s) as connection:
             if files is None:
                 return _fault_in_clear(connection)
-            return _fault_of_tls(connection, host, files, over_grpc=over_grpc)
+            fault = _fault_of_tls(connection, host, files, over_grpc=over_grpc)
+        if fault is not None and not fault.is_certain and not over_grpc:
+            with socket.create_connection((host, port), timeout=limit_s) as connection:
+                return _fault_of_http(connection, host, files) or fault
+        return fault
     except OSError:
         # Nobody is there, which the client's own error says.
         return None
@@ -208,6 +213,18 @@ def _fault_of_tls(connection: socket.socket, host: str, files: TlsFiles, *, over
         except OSError as error:
             return _refused(_reason(error), files)
         return _refused("it closes the connection", files, is_certain=False) if closed else None
+
+
+def _fault_of_http(connection: socket.socket, host: str, files: TlsFiles) -> TlsFault | None:
+    """Whether a server that would not speak HTTP/1.1 speaks HTTP/2, as gRPC's do."""
+    context: ssl.SSLContext = files.context()
+    context.set_alpn_protocols(["h2"])
+    with contextlib.suppress(OSError), context.wrap_socket(connection, server_hostname=host) as wrapped:
+        if wrapped.selected_alpn_protocol() == "h2":
+            return TlsFault(
+                got="a TLS server of gRPC, which speaks no HTTP/1.1", fix="write grpcs://, without http"
+            )
+    return None
 
 
 def _fault_of_certificate(error: ssl.SSLCertVerificationError, host: str) -> TlsFault:

@@ -1,4 +1,4 @@
-"""Which request parameters are headers that Triton forwards, and so no wish of the client's.
+"""Which request parameters are headers that Triton forwards, and so say nothing about the decision.
 
 With `--http-header-forward-pattern` or `--grpc-header-forward-pattern` the headers of a request arrive among its
 parameters, as strings, under names of any case.
@@ -18,7 +18,7 @@ link newrelic origin pragma priority range referer signature soapaction te timeo
 upgrade urgency via warning
 """
 ONE_WORD = frozenset(_ONE_WORD.split())
-# Names whose verdict is kept; clients could send others for ever.
+# Names that are looked at once; clients could send others for ever.
 _MAX_KEPT = 1024
 
 
@@ -34,7 +34,7 @@ class ForwardedHeaders:
     def __init__(self, own: Collection[str], pattern: str | None = None) -> None:
         self._own = frozenset(own)
         self._regex = None if pattern is None else header_regex(pattern)
-        self._verdicts: dict[str, bool] = {}
+        self._known: dict[str, bool] = {}
 
     def without(self, parameters: Mapping[str, object]) -> dict[str, object]:
         """The parameters that are no headers."""
@@ -44,14 +44,14 @@ class ForwardedHeaders:
         """Whether a parameter is a forwarded header; those are strings, whatever they mean."""
         if not isinstance(value, str):
             return False
-        verdict = self._verdicts.get(name)
-        if verdict is None:
-            verdict = self._judged(name)
-            if len(self._verdicts) < _MAX_KEPT and len(name) <= MAX_HEADER_NAME:
-                self._verdicts[name] = verdict
-        return verdict
+        known = self._known.get(name)
+        if known is None:
+            known = self._is_header_name(name)
+            if len(self._known) < _MAX_KEPT and len(name) <= MAX_HEADER_NAME:
+                self._known[name] = known
+        return known
 
-    def _judged(self, name: str) -> bool:
+    def _is_header_name(self, name: str) -> bool:
         if name in self._own:
             return False
         if self._regex is not None:

@@ -27,7 +27,7 @@ def header_pattern_fault(pattern: object) -> str | None:
     try:
         header_regex(pattern)
         ways = MAX_HEADER_NAME * _ways(_parser.parse(pattern))
-    except (re.error, OverflowError, RecursionError) as error:
+    except (re.error, ValueError, OverflowError, RecursionError) as error:
         return f"got {pattern!r}, expected a regular expression ({error})"
     if ways > _MAX_WAYS:
         return (

@@ -118,6 +118,14 @@ def test_a_server_with_tls_behind_an_address_in_clear_is_told_from_others(
     assert "speaks TLS, behind an address without it; write grpcs:// (https:// for HTTP)" in str(error)
 
 
+def test_the_port_of_the_other_protocol_is_told_from_others(kind: str, made: Certificates) -> None:
+    other = "grpc" if kind == "http" else "http"
+    with secured(other, FakeKServe([cascade()]), made.server) as address:
+        error = refused(kind, endpoint(kind, address, ca=made.ca))
+    assert isinstance(error, TlsError)
+    assert ("a TLS server of gRPC" if kind == "http" else "a TLS server without HTTP/2") in str(error)
+
+
 def test_nobody_at_an_address_with_tls_is_nobody(kind: str, made: Certificates) -> None:
     error = refused(kind, endpoint(kind, "127.0.0.1:9", ca=made.ca))
     assert type(error) is UnavailableError
