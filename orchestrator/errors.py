@@ -13,6 +13,7 @@ CommitteeError
 |   `-- PortInUseError   another process listens where the server should
 `-- ClientError          a request to a server failed
     |-- UnavailableError     nobody answered, or the server asked to retry
+    |-- TlsError             client and server do not agree on TLS: encryption, certificates, names
     |-- TimeLimitError       the client's own time limit passed
     |-- RefusedError         the server refused the request (caller's fault)
     |-- UnknownModelError    the server does not have that model
@@ -116,6 +117,10 @@ class ClientError(CommitteeError):
 
 class UnavailableError(ClientError):
     """Nobody answered, or the server asked to try again later."""
+
+
+class TlsError(ClientError):
+    """Client and server do not agree on TLS; trying again will not help."""
 
 
 class TimeLimitError(ClientError):

@@ -14,6 +14,7 @@ import numpy as np
 from orchestrator.bls.calls import MemberCalls, merged
 from orchestrator.bls.counters import Counters, MetricsFlusher
 from orchestrator.bls.first import FirstStage
+from orchestrator.bls.parameters import ParameterReader
 from orchestrator.bls.pending import (
     INTERNAL,
     INVALID,
@@ -27,7 +28,6 @@ from orchestrator.bls.pending import (
 from orchestrator.bls.planned import NOT_LOOKED, PlannedMembers
 from orchestrator.bls.scheduler import Scheduler
 from orchestrator.bls.tensors import OUTPUTS, Reader, Rows
-from orchestrator.decision import DEFAULT, policy_from_parameters
 from orchestrator.errors import InputError, SpecError
 from orchestrator.spec import cascade_from_path
 from orchestrator.spec.planned_models import verifies_hashes
@@ -66,7 +66,7 @@ class CascadeModel:
         self._planned.load()
         self.spec = spec
         self._tokens = itertools.count()
-        self._gear_count = 1 if spec.gears is None else 1 + len(spec.gears.cheaper)
+        self._parameters = ParameterReader(spec)
         self._reader = Reader(self._pb, spec)
         self._counters = Counters(spec)
         planned = self._planned
@@ -166,12 +166,7 @@ class CascadeModel:
         return good, merged([one.rows for one in good]) if good else NO_ROWS
 
     def _read(self, request: Any, place: int, *, now_ns: int) -> Pending:
-        text = request.parameters()
-        policy = DEFAULT
-        if text and text != "{}":
-            policy = policy_from_parameters(
-                json.loads(text), len(self.spec.stages), self._gear_count, now_us=time.time_ns() // 1000
-            )
+        policy = self._parameters.read(request)
         tensor, rows = self._reader.read(request)
         names = request.requested_output_names()
         # Nearly every request wants all, and one set for them is cheaper than one each.

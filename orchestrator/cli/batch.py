@@ -18,8 +18,10 @@ from orchestrator.cli.batch_rows import StoredRows, stored_rows
 from orchestrator.cli.batch_run import Settled, settled_blocks
 from orchestrator.cli.batch_write import AnswerFile, answer_file, refused_line, refused_path, whole_file
 from orchestrator.cli.console import print_json, progress, stdout_console
+from orchestrator.cli.endpoints import ADDRESS, Ca, Cert, Headers, Key, endpoint_from_options
 from orchestrator.cli.pictures import picture_reader
 from orchestrator.client.base import Answers
+from orchestrator.client.endpoint import Endpoint
 from orchestrator.client.over_grpc import AsyncGrpcClient
 from orchestrator.decision import Policy
 from orchestrator.errors import ClientError, DataError
@@ -32,7 +34,7 @@ class Job:
     Args:
         model: to ask.
         source, output: files.
-        url: host:port of the gRPC endpoint.
+        server: its gRPC endpoint.
         in_flight: requests under way at once.
         request_rows: rows per request.
         column: array or column with the rows; None for the usual one.
@@ -43,7 +45,7 @@ class Job:
     model: str
     source: Path
     output: Path
-    url: str
+    server: Endpoint
     in_flight: int
     request_rows: int
     column: str | None
@@ -100,7 +102,11 @@ def batch(
     source: Annotated[Path, typer.Argument(metavar="IN", help="Rows: .npy, .npz or .parquet.")],
     output: Annotated[Path, typer.Argument(metavar="OUT", help="Answers: .parquet or .npz.")],
     model: Annotated[str, typer.Option("--model", "-m", help="Cascade, ensemble or member to ask.")],
-    url: Annotated[str, typer.Option(help="host:port of the gRPC endpoint.")] = "127.0.0.1:8001",
+    url: Annotated[str, typer.Option(help=f"The gRPC endpoint: {ADDRESS}")] = "127.0.0.1:8001",
+    ca: Ca = None,
+    cert: Cert = None,
+    key: Key = None,
+    header: Headers = None,
     in_flight: Annotated[int, typer.Option(min=1, max=1024, help="Requests under way at once.")] = 8,
     request_rows: Annotated[int, typer.Option(min=1, help="Rows per request.")] = 32,
     column: Annotated[str | None, typer.Option(help="Array or column that holds the rows.")] = None,
@@ -128,7 +134,7 @@ def batch(
         model=model,
         source=source,
         output=output,
-        url=url,
+        server=endpoint_from_options(url, ca=ca, cert=cert, key=key, header=header),
         in_flight=in_flight,
         request_rows=request_rows,
         column=column,
@@ -157,7 +163,7 @@ def _check_output(job: Job) -> None:
 
 
 async def _run(job: Job) -> Tally:
-    async with AsyncGrpcClient(job.url, timeout_s=job.timeout_s, retries=4) as client:
+    async with AsyncGrpcClient(job.server, timeout_s=job.timeout_s, retries=4) as client:
         info = await client.metadata(job.model)
         reader = picture_reader(job.repository, info)
         rows = stored_rows(job.source, info, column=job.column, read_picture=reader)

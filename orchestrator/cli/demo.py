@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,8 +20,10 @@ from orchestrator.cli.demo_report import (
     write_report,
 )
 from orchestrator.cli.demo_routes import compare_with_replay, measure_routes, plan_of, routes_of
+from orchestrator.cli.endpoints import ADDRESS, Ca, Cert, Headers, Key, endpoint_from_options
 from orchestrator.cli.record import records_of
 from orchestrator.cli.sources import LabelledRows, rows_from_source
+from orchestrator.client.endpoint import Endpoint
 from orchestrator.planner.records import Records
 from orchestrator.serving.options import ServeOptions
 from orchestrator.serving.process import EmbeddedServer
@@ -30,7 +34,17 @@ ENSEMBLE = "digits_ensemble"
 
 
 def demo(
-    repository: Annotated[Path, typer.Option(help="Model repository to serve.")] = Path("model_repository"),
+    repository: Annotated[
+        Path, typer.Option(help="Model repository to serve; with --url the one that is served there.")
+    ] = Path("model_repository"),
+    url: Annotated[
+        str | None,
+        typer.Option(help=f"gRPC endpoint of a Triton that serves it already, {ADDRESS} None starts one."),
+    ] = None,
+    ca: Ca = None,
+    cert: Cert = None,
+    key: Key = None,
+    header: Headers = None,
     output: Annotated[Path, typer.Option(help="Folder for report.json and frontier.png.")] = Path("build/demo"),
     concurrency: Annotated[int, typer.Option(min=1, max=256, help="Requests in flight.")] = 16,
     rounds: Annotated[int, typer.Option(min=1, max=50, help="Timed passes over the test split per route.")] = 3,
@@ -41,6 +55,9 @@ def demo(
     Example: committee demo --concurrency 32
     """
     console = Console(stderr=as_json)
+    running = None
+    if url is not None:
+        running = endpoint_from_options(url, ca=ca, cert=cert, key=key, header=header)
     spec = plan_of(repository, CASCADE)
     rows = rows_from_source("digits:test")
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
@@ -54,6 +71,7 @@ def demo(
             records,
             rows=rows,
             repository=repository,
+            running=running,
             load={"concurrency": concurrency, "rounds": rounds},
             progress=lambda text: progress.update(task, description=text),
         )
@@ -67,22 +85,35 @@ def demo(
     console.print(f"Written: {output / 'report.json'}, {output / 'frontier.png'}", soft_wrap=True)
 
 
+@contextmanager
+def _server(
+    repository: Path, running: Endpoint | None, progress: Callable[[str], None]
+) -> Iterator[tuple[str | Endpoint, str]]:
+    """Address and version of the server that is asked."""
+    if running is not None:
+        yield running, f"at {running}"
+        return
+    progress("starting Triton")
+    options = ServeOptions(repository=repository, http_port=0, grpc_port=0, metrics_port=0)
+    with EmbeddedServer(options) as server:
+        yield server.grpc_address, server.version
+
+
 def _served_report(
     spec: CascadeSpec,
     records: Records,
     *,
     rows: LabelledRows,
     repository: Path,
+    running: Endpoint | None,
     load: dict[str, int],
-    progress: Any,
+    progress: Callable[[str], None],
 ) -> dict[str, Any]:
     routes = routes_of(spec, records.cost, ENSEMBLE)
-    progress("starting Triton")
-    options = ServeOptions(repository=repository, http_port=0, grpc_port=0, metrics_port=0)
-    with EmbeddedServer(options) as server:
+    with _server(repository, running, progress) as (address, version):
         measured = asyncio.run(
             measure_routes(
-                server.grpc_address,
+                address,
                 routes,
                 rows=rows,
                 stages=len(spec.stages),
@@ -91,6 +122,5 @@ def _served_report(
                 progress=progress,
             )
         )
-        version = server.version
     check = compare_with_replay(spec, records, next(m for m in measured if m.route.kind == "cascade"))
     return report_from_routes(measured, check, triton_version=version, settings=dict(load))

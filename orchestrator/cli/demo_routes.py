@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from orchestrator.cli.sources import LabelledRows
 from orchestrator.client.base import Answers
+from orchestrator.client.endpoint import Endpoint
 from orchestrator.client.load import LoadResult, closed_loop
 from orchestrator.client.over_grpc import AsyncGrpcClient
 from orchestrator.decision import Policy
@@ -89,7 +90,7 @@ def routes_of(spec: CascadeSpec, members: dict[str, float], ensemble: str) -> li
 
 
 async def measure_routes(
-    address: str,
+    address: str | Endpoint,
     routes: Sequence[Route],
     *,
     rows: LabelledRows,

@@ -13,10 +13,12 @@ import typer
 from rich.table import Table
 
 from orchestrator.cli.console import print_json, progress, stdout_console
+from orchestrator.cli.endpoints import Ca, Cert, Headers, Key, endpoint_from_options
 from orchestrator.cli.explain import StageExplanation, explain_rows
 from orchestrator.cli.infer_rows import NamedRow, rows_from_sources
 from orchestrator.cli.pictures import cascade_in, labels_in, picture_reader
 from orchestrator.client.base import Answers, parameters_from_policy, status_words
+from orchestrator.client.endpoint import Endpoint
 from orchestrator.client.models import ModelInfo
 from orchestrator.client.sync import SyncClient
 from orchestrator.decision import Policy
@@ -48,8 +50,19 @@ def infer(
         list[str], typer.Argument(metavar="ROW...", help="digit:INDEX, or .npy, .png and .jpg files.")
     ],
     model: Annotated[str, typer.Option("--model", "-m", help="Cascade, ensemble or member to ask.")],
-    url: Annotated[str | None, typer.Option(help=f"host:port; {GRPC_URL}, or {HTTP_URL} with --http.")] = None,
-    http: Annotated[bool, typer.Option("--http", help="Ask over HTTP instead of gRPC.")] = False,
+    url: Annotated[
+        str | None,
+        typer.Option(
+            help=f"host:port, or grpcs:// or https:// before it for TLS; {GRPC_URL}, or {HTTP_URL} with --http."
+        ),
+    ] = None,
+    http: Annotated[
+        bool, typer.Option("--http", help="Ask over HTTP instead of gRPC; http:// and https:// say it too.")
+    ] = False,
+    ca: Ca = None,
+    cert: Cert = None,
+    key: Key = None,
+    header: Headers = None,
     min_stage: Annotated[int, typer.Option(help="No exit before this stage.")] = 0,
     max_stage: Annotated[int | None, typer.Option(help="Answer at this stage at the latest.")] = None,
     threshold_shift: Annotated[float, typer.Option(help="Added to every threshold; positive is stricter.")] = 0.0,
@@ -80,7 +93,9 @@ def infer(
         deadline_us=deadline_us,
         gear=gear,
     )
-    with _client(url, http=http, timeout_s=timeout_s) as client:
+    address = url or (HTTP_URL if http else GRPC_URL)
+    endpoint = endpoint_from_options(address, ca=ca, cert=cert, key=key, header=header)
+    with _client(endpoint, http=http, timeout_s=timeout_s) as client:
         info = client.metadata(model)
         spec = _plan(repository, info) if explain else None
         _note_ignored(info, policy)
@@ -114,15 +129,15 @@ def _note_kind(client: SyncClient, info: ModelInfo) -> None:
         typer.echo(f"note: {note}", err=True)
 
 
-def _client(url: str | None, *, http: bool, timeout_s: float) -> SyncClient:
+def _client(endpoint: Endpoint, *, http: bool, timeout_s: float) -> SyncClient:
     # Each protocol's library takes a fifth of a second to import, so only the one needed is.
-    if http:
+    if http or endpoint.is_http:
         from orchestrator.client.over_http import HttpClient
 
-        return HttpClient(url or HTTP_URL, timeout_s=timeout_s)
+        return HttpClient(endpoint, timeout_s=timeout_s)
     from orchestrator.client.over_grpc import GrpcClient
 
-    return GrpcClient(url or GRPC_URL, timeout_s=timeout_s)
+    return GrpcClient(endpoint, timeout_s=timeout_s)
 
 
 def _plan(repository: Path, info: ModelInfo) -> CascadeSpec:

@@ -97,6 +97,13 @@ def plan(
             "the stages are the recorded members in their order. No accuracy is computed."
         ),
     ] = None,
+    header_pattern: Annotated[
+        str | None,
+        typer.Option(
+            help="Request parameters with such names are headers that Triton forwards, and passed over: a regular "
+            "expression, as its own options take it. If none: names with a dash, and registered ones of one word."
+        ),
+    ] = None,
     repository: Annotated[Path, typer.Option(help="Model repository with the members' manifests.")] = Path(
         "model_repository"
     ),
@@ -118,6 +125,7 @@ def plan(
         raise DataError("plan --calibrate", got=calibrate, expected=" or ".join(CALIBRATE))
     records = restricted(records_from_path(records_path), members)
     base, notes = pool_from_records(records, repository, name=name, cost=cost)
+    base = dataclasses.replace(base, header_pattern=header_pattern)
     budget = _budget(base, max_mean_cost, max_mean_cost_share)
     options = Options(
         combines=_words("--combine", combine, COMBINES),

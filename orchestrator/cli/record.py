@@ -12,6 +12,7 @@ import numpy as np
 import typer
 
 from orchestrator.cli.console import print_json
+from orchestrator.cli.endpoints import ADDRESS, Ca, Cert, Headers, Key, endpoint_from_options
 from orchestrator.cli.record_job import Wishes, record_job, source_of
 from orchestrator.cli.record_join import joined_summary
 from orchestrator.cli.record_kinds import evidence_of
@@ -59,8 +60,12 @@ def record(
     ),
     url: Annotated[
         str | None,
-        typer.Option(help="host:port of a Triton's gRPC endpoint that is asked instead of this process."),
+        typer.Option(help=f"gRPC endpoint of a Triton that is asked instead of this process: {ADDRESS}"),
     ] = None,
+    ca: Ca = None,
+    cert: Cert = None,
+    key: Key = None,
+    header: Headers = None,
     limit: Annotated[
         int | None, typer.Option(min=1, help="At most so many rows, spread evenly over the data.")
     ] = None,
@@ -137,10 +142,13 @@ def record(
     # In this order, so that `--members a b c`, of which the option itself takes one word, means a, b, c.
     asked = [*(name for text in members or [] for name in text.split(",") if name), *(names or [])]
     start = time.perf_counter()
+    server = None
+    if url is not None:
+        server = endpoint_from_options(url, ca=ca, cert=cert, key=key, header=header)
     opened = opened_pool(
         asked,
         repository,
-        url=url,
+        url=server,
         cost=_costs(cost or []),
         kinds=output_kind or [],
         outputs=output_tensor or [],

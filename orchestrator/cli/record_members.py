@@ -18,6 +18,7 @@ from orchestrator.cli.pictures import ReadPicture
 from orchestrator.cli.record_kinds import kinds_from_words, stated_kinds
 from orchestrator.cli.record_names import names_in_label_files, names_of_members
 from orchestrator.cli.record_tensors import about_member, require_exported, tensors_from_words, with_scores
+from orchestrator.client.endpoint import Endpoint
 from orchestrator.client.images import row_from_bytes
 from orchestrator.client.models import ModelInfo, TensorInfo, input_tensor, scores_output
 from orchestrator.errors import DataError, InputError
@@ -152,7 +153,7 @@ def opened_pool(
     names: Sequence[str],
     repository: Path,
     *,
-    url: str | None = None,
+    url: str | Endpoint | None = None,
     cost: Mapping[str, float] | None = None,
     kinds: Sequence[str] = (),
     outputs: Sequence[str] = (),
@@ -163,7 +164,7 @@ def opened_pool(
     Args:
         names: the members.
         repository: folder with their manifests.
-        url: host:port of a server's gRPC endpoint; None opens them here.
+        url: a server's gRPC endpoint; None opens them here.
         cost: cost per row of members that have no manifest, or instead of the manifest's MACs.
         kinds: NAME=KIND for members whose manifest or served configuration does not say what their scores are.
         outputs: NAME=TENSOR for members of which several outputs may hold the scores.
@@ -197,7 +198,7 @@ def opened_pool(
                 served={name: info.version for name, info in infos.items()},
                 manifests=manifests,
                 cost=_costs(names, manifests, cost or {}),
-                asked=url,
+                asked=str(url),
                 made_with={},
                 # By number: a version that is loaded meanwhile must not answer the second half.
                 ask=lambda name, rows: client.ask(

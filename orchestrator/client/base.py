@@ -1,4 +1,4 @@
-"""What every client gives back and takes, whatever carries it: answers, request parameters, addresses."""
+"""What every client gives back and takes, whatever carries it: answers and request parameters."""
 
 from __future__ import annotations
 
@@ -193,18 +193,3 @@ def joined(parts: Sequence[Answers]) -> Answers:
             for field in dataclasses.fields(Answers)
         }
     )
-
-
-def host_and_port(address: str) -> str:
-    """The "host:port" of an address, with a scheme taken off.
-
-    Raises:
-        InputError: it names no port.
-    """
-    if address.startswith("unix:"):
-        return address
-    bare = address.split("://", 1)[-1].rstrip("/")
-    host, _, port = bare.rpartition(":")
-    if not host or not port.isdigit() or not 0 < int(port) < 65536:
-        raise InputError("server address", got=repr(address), expected="host:port, as 127.0.0.1:8001")
-    return bare

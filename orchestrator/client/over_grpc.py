@@ -12,6 +12,7 @@ from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import grpc
 import numpy as np
 import numpy.typing as npt
 import tritonclient.grpc as triton
@@ -22,9 +23,9 @@ from orchestrator.client.base import (
     OutputKinds,
     Rows,
     answers_from_outputs,
-    host_and_port,
     parameters_from_policy,
 )
+from orchestrator.client.endpoint import Endpoint, endpoint_from_address
 from orchestrator.client.models import (
     ModelInfo,
     TensorInfo,
@@ -35,7 +36,7 @@ from orchestrator.client.models import (
     wanted_outputs,
 )
 from orchestrator.client.retries import Patience
-from orchestrator.client.seam import FOREIGN, error_from
+from orchestrator.client.seam import FOREIGN, error_from, with_tls_reason
 from orchestrator.client.sync import Outputs, Parameters, SyncClient, Wanted
 from orchestrator.decision import Policy
 from orchestrator.errors import RefusedError, UnavailableError
@@ -65,10 +66,26 @@ def _outputs(result: Any) -> Outputs:
     return {output.name: result.as_numpy(output.name) for output in result.get_response().outputs}
 
 
+def _opened(kind: Callable[..., Any], endpoint: Endpoint) -> Any:
+    """A client of tritonclient's, sync or asyncio, that connects and sends headers as the endpoint says."""
+    credentials = None
+    if endpoint.tls is not None:
+        # Without authorities gRPC takes a list of its own, not the system's.
+        authorities, pair = endpoint.tls.authorities(), endpoint.tls.client_pair()
+        cert, key = (None, None) if pair is None else pair
+        credentials = grpc.ssl_channel_credentials(authorities, private_key=key, certificate_chain=cert)
+    client = kind(endpoint.target, creds=credentials)
+    if endpoint.headers:
+        client.register_plugin(lambda request: request.headers.update(endpoint.headers))
+    return client
+
+
 class _GrpcTransport:
-    def __init__(self, address: str) -> None:
-        self.address = address
-        self._client = triton.InferenceServerClient(host_and_port(address))
+    over_grpc = True
+
+    def __init__(self, address: str | Endpoint) -> None:
+        self.endpoint = endpoint_from_address(address).for_grpc()
+        self._client = _opened(triton.InferenceServerClient, self.endpoint)
 
     def ready(self, model: str | None, *, timeout_s: float) -> bool:
         if model is None:
@@ -117,16 +134,19 @@ class GrpcClient(SyncClient):
     """Asks a server over gRPC; may be shared by threads.
 
     Args:
-        address: "host:port" of the gRPC endpoint.
+        address: of the gRPC endpoint: "host:port" in clear, "grpcs://host:port" with TLS, and see
+            `endpoint_from_address`, which takes certificates and headers too.
         timeout_s: per request, retries included.
         retries: further attempts, on UNAVAILABLE only.
         in_flight: parts of one oversize request under way at once.
 
     Raises:
-        InputError: the address names no port.
+        InputError: an address, a certificate or a header that cannot be used.
     """
 
-    def __init__(self, address: str, *, timeout_s: float = 30.0, retries: int = 3, in_flight: int = 4) -> None:
+    def __init__(
+        self, address: str | Endpoint, *, timeout_s: float = 30.0, retries: int = 3, in_flight: int = 4
+    ) -> None:
         super().__init__(_GrpcTransport(address), timeout_s=timeout_s, retries=retries, in_flight=in_flight)
 
 
@@ -134,18 +154,21 @@ class AsyncGrpcClient:
     """Asks a server over gRPC from one event loop.
 
     Args:
-        address: "host:port" of the gRPC endpoint.
+        address: of the gRPC endpoint: "host:port" in clear, "grpcs://host:port" with TLS, and see
+            `endpoint_from_address`, which takes certificates and headers too.
         timeout_s: per request, retries included.
         retries: further attempts, on UNAVAILABLE only.
         in_flight: parts of one oversize request under way at once.
 
     Raises:
-        InputError: the address names no port.
+        InputError: an address, a certificate or a header that cannot be used.
     """
 
-    def __init__(self, address: str, *, timeout_s: float = 30.0, retries: int = 3, in_flight: int = 4) -> None:
-        self.address = address
-        self._bare = host_and_port(address)
+    def __init__(
+        self, address: str | Endpoint, *, timeout_s: float = 30.0, retries: int = 3, in_flight: int = 4
+    ) -> None:
+        self.endpoint = endpoint_from_address(address).for_grpc()
+        self._was_answered = False
         self._patience = Patience(timeout_s=timeout_s, retries=retries)
         self._in_flight = in_flight
         self._client: Any = None
@@ -245,18 +268,25 @@ class AsyncGrpcClient:
 
     async def _translated(self, model: str, action: Callable[[float], Awaitable[T]], left_s: float) -> T:
         try:
-            return await action(left_s)
+            answer = await action(left_s)
         except FOREIGN as error:
-            ours = error_from(error, what=f"model {model} at {self.address}")
+            ours = error_from(error, what=f"model {model} at {self.endpoint}", endpoint=self.endpoint)
+            if not self._was_answered:
+                timeout_s = self._patience.timeout_s
+                ours = await asyncio.to_thread(
+                    with_tls_reason, ours, self.endpoint, over_grpc=True, timeout_s=timeout_s
+                )
             if isinstance(ours, RefusedError):
                 self._known.pop(model, None)
                 self.kinds.forget(model)
             raise ours from error
+        self._was_answered = True
+        return answer
 
     def _open(self) -> Any:
         # A channel belongs to the loop that runs when it is made, so it waits for the first request.
         if self._client is None:
-            self._client = triton_aio.InferenceServerClient(self._bare)
+            self._client = _opened(triton_aio.InferenceServerClient, self.endpoint)
         return self._client
 
 

@@ -6,10 +6,12 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import gevent.pool  # type: ignore[import-untyped]  # gevent ships no types
+import gevent.ssl  # type: ignore[import-untyped]
 import tritonclient.http as triton
 from geventhttpclient.response import HTTPConnectionClosed, HTTPParseError
 
-from orchestrator.client.base import Rows, host_and_port
+from orchestrator.client.base import Rows
+from orchestrator.client.endpoint import Endpoint, endpoint_from_address
 from orchestrator.client.models import TensorInfo
 from orchestrator.client.sync import Outputs, Parameters, SyncClient, Wanted
 
@@ -19,14 +21,22 @@ T = TypeVar("T")
 class _HttpTransport:
     """Time limits are on silence of the socket: they are fixed when the connection is made."""
 
-    def __init__(self, address: str, *, timeout_s: float, in_flight: int) -> None:
-        self.address = address
+    over_grpc = False
+
+    def __init__(self, address: str | Endpoint, *, timeout_s: float, in_flight: int) -> None:
+        self.endpoint = endpoint = endpoint_from_address(address).for_http()
+        tls = endpoint.tls
+        context = None if tls is None else tls.context(gevent.ssl.create_default_context)
         self._client = triton.InferenceServerClient(
-            host_and_port(address),
+            endpoint.target + endpoint.path,
             concurrency=in_flight,
             connection_timeout=timeout_s,
             network_timeout=timeout_s,
+            ssl=tls is not None,
+            ssl_context_factory=None if tls is None else lambda **_: context,
         )
+        if endpoint.headers:
+            self._client.register_plugin(lambda request: request.headers.update(endpoint.headers))
 
     def ready(self, model: str | None, *, timeout_s: float) -> bool:
         del timeout_s
@@ -89,15 +99,18 @@ class HttpClient(SyncClient):
     """Asks a server over HTTP; belongs to one thread.
 
     Args:
-        address: "host:port" of the HTTP endpoint.
+        address: of the HTTP endpoint: "host:port" in clear, "https://host:port" with TLS, and see
+            `endpoint_from_address`, which takes certificates and headers too.
         timeout_s: longest silence of the server within one attempt; no attempt begins after it.
         retries: further attempts, on 503 or a connection that failed.
         in_flight: parts of one oversize request under way at once.
 
     Raises:
-        InputError: the address names no port.
+        InputError: an address, a certificate or a header that cannot be used.
     """
 
-    def __init__(self, address: str, *, timeout_s: float = 30.0, retries: int = 3, in_flight: int = 4) -> None:
+    def __init__(
+        self, address: str | Endpoint, *, timeout_s: float = 30.0, retries: int = 3, in_flight: int = 4
+    ) -> None:
         transport = _HttpTransport(address, timeout_s=timeout_s, in_flight=in_flight)
         super().__init__(transport, timeout_s=timeout_s, retries=retries, in_flight=in_flight)

@@ -10,11 +10,14 @@ from http import HTTPStatus
 
 from tritonclient.utils import InferenceServerException
 
+from orchestrator.client.endpoint import Endpoint
+from orchestrator.client.tls import tls_fault
 from orchestrator.errors import (
     ClientError,
     RefusedError,
     ServerFaultError,
     TimeLimitError,
+    TlsError,
     UnavailableError,
     UnknownModelError,
 )
@@ -71,15 +74,39 @@ LATE = ("deadline passed", "deadline too near")
 MAX_TEXT = 400
 
 
-def error_from(error: BaseException, *, what: str) -> ClientError:
+def error_from(error: BaseException, *, what: str, endpoint: Endpoint | None = None) -> ClientError:
     """The leaf of our tree for an exception that came out of a request.
 
     Args:
         error: what was caught.
         what: subject of the message: which model at which address.
+        endpoint: what was asked, so that nothing secret of it is repeated.
     """
     leaf, text = _leaf_and_text(error)
+    if endpoint is not None:
+        text = endpoint.without_secrets(text)
     return leaf(what, got=text, fix=FIXES.get(leaf))
+
+
+def with_tls_reason(error: ClientError, endpoint: Endpoint, *, over_grpc: bool, timeout_s: float) -> ClientError:
+    """The error of a client that had no answer yet, or a better one where TLS is the reason.
+
+    Args:
+        error: of the request.
+        endpoint: what was asked; one more connection may be made to it.
+        over_grpc: whether the request was gRPC.
+        timeout_s: longest wait for that connection.
+    """
+    # Proxies answer HTTP in clear on a TLS port with 400 and such a sentence.
+    may_be = isinstance(error, UnavailableError | TimeLimitError | ServerFaultError) or "HTTPS" in str(error.got)
+    if not may_be or not endpoint.port:
+        return error
+    fault = tls_fault(endpoint.host, endpoint.port, endpoint.tls, over_grpc=over_grpc, timeout_s=timeout_s)
+    if fault is None:
+        return error
+    # What is not certain is asked again like the error that it explains.
+    leaf = TlsError if fault.is_certain else type(error)
+    return leaf(error.what, got=fault.got, fix=fault.fix)
 
 
 def _leaf_and_text(error: BaseException) -> tuple[Leaf, str]:

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from orchestrator.client.base import Answers, OutputKinds, Rows, answers_from_outputs, parameters_from_policy
+from orchestrator.client.endpoint import Endpoint
 from orchestrator.client.models import (
     ModelInfo,
     TensorInfo,
@@ -23,7 +24,7 @@ from orchestrator.client.models import (
     wanted_outputs,
 )
 from orchestrator.client.retries import Patience
-from orchestrator.client.seam import FOREIGN, error_from
+from orchestrator.client.seam import FOREIGN, error_from, with_tls_reason
 from orchestrator.decision import Policy
 from orchestrator.errors import RefusedError, UnavailableError
 
@@ -39,7 +40,8 @@ Outputs = dict[str, Rows]
 class Transport(Protocol):
     """One protocol's calls, with its own exceptions let through."""
 
-    address: str
+    endpoint: Endpoint
+    over_grpc: bool
 
     def ready(self, model: str | None, *, timeout_s: float) -> bool:
         """Whether the server (and the model) is ready."""
@@ -97,6 +99,7 @@ class SyncClient:
         self._transport = transport
         self._patience = Patience(timeout_s=timeout_s, retries=retries)
         self._in_flight = in_flight
+        self._was_answered = False
         self._known: dict[str, ModelInfo] = {}
         self.kinds = OutputKinds()
 
@@ -224,16 +227,22 @@ class SyncClient:
         raise AssertionError("unreachable: the loop ends by return or raise")
 
     def _translated(self, model: str, action: Callable[[float], T], left_s: float) -> T:
+        endpoint = self._transport.endpoint
         try:
-            return action(left_s)
+            answer = action(left_s)
         except FOREIGN as error:
-            ours = error_from(error, what=f"model {model} at {self._transport.address}")
+            ours = error_from(error, what=f"model {model} at {endpoint}", endpoint=endpoint)
+            if not self._was_answered:
+                over_grpc, timeout_s = self._transport.over_grpc, self._patience.timeout_s
+                ours = with_tls_reason(ours, endpoint, over_grpc=over_grpc, timeout_s=timeout_s)
             if isinstance(ours, RefusedError):
                 # The model may have been loaded again with another shape: look at it afresh next time.
                 for key in [key for key in self._known if key.partition("/")[0] == model]:
                     del self._known[key]
                 self.kinds.forget(model)
             raise ours from error
+        self._was_answered = True
+        return answer
 
 
 def _version_text(version: int | None) -> str:

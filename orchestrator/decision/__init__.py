@@ -4,6 +4,7 @@ Pure: fed arrays, answers arrays; no I/O, no threads, no Triton. Server and plan
 """
 
 from orchestrator.decision.combine import Combiner, Tally, softmax
+from orchestrator.decision.headers import ForwardedHeaders
 from orchestrator.decision.policy import DEFAULT, PARAMETERS, Policy, policy_from_parameters
 from orchestrator.decision.rows import (
     ABSTAINED,
@@ -35,6 +36,7 @@ __all__ = [
     "CascadeRun",
     "Combiner",
     "Failures",
+    "ForwardedHeaders",
     "Judge",
     "Look",
     "Outcome",

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from orchestrator.decision.headers import ForwardedHeaders
 from orchestrator.errors import InputError
 
 # Longer would overflow nothing, but a day is past any client's patience and most likely a wrong unit.
@@ -26,6 +28,7 @@ PARAMETERS = {
 PROTOCOL = frozenset(
     ("binary_data_output", "headers", "priority", "sequence_end", "sequence_id", "sequence_start", "timeout")
 )
+_HEADERS = ForwardedHeaders(PARAMETERS)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,7 +66,12 @@ DEFAULT = Policy()
 
 
 def policy_from_parameters(
-    parameters: Mapping[str, object], stages: int, gears: int = 1, *, now_us: int
+    parameters: Mapping[str, object],
+    stages: int,
+    gears: int = 1,
+    *,
+    now_us: int,
+    headers: ForwardedHeaders = _HEADERS,
 ) -> Policy:
     """The policy a request asks for.
 
@@ -72,17 +80,20 @@ def policy_from_parameters(
         stages: number of stages of the cascade.
         gears: number of its gears, the plan's own thresholds among them.
         now_us: Unix time of its arrival in microseconds, which turns `deadline_at_us` into time left.
+        headers: tells headers that Triton forwards as parameters, which say nothing about the decision.
 
     Raises:
         InputError: an unknown parameter, or a value of the wrong type or out of range.
     """
     if not parameters:
         return DEFAULT
-    values = {k: v for k, v in parameters.items() if k not in PROTOCOL and not k.startswith("triton_")}
+    values = headers.without(parameters)
+    if not values:
+        return DEFAULT
+    values = {k: v for k, v in values.items() if k not in PROTOCOL and not k.startswith("triton_")}
     unknown = sorted(set(values) - set(PARAMETERS))
     if unknown:
-        named = ", ".join(repr(name[:MAX_ECHO]) for name in unknown[:3])
-        raise InputError("request parameters", got=named, expected=f"only {', '.join(PARAMETERS)}")
+        raise _unknown_error(unknown, values)
     within_us = _integer(values, "deadline_us", 1, high=MAX_DEADLINE_US)
     at_us = _integer(values, "deadline_at_us", 0)
     left_us = None if at_us is None else _left(at_us, now_us)
@@ -104,6 +115,18 @@ def policy_from_parameters(
             expected=f"at most max_stage {policy.max_stage}",
         )
     return policy
+
+
+def _unknown_error(unknown: Sequence[str], values: Mapping[str, object]) -> InputError:
+    named = ", ".join(repr(name[:MAX_ECHO]) for name in unknown[:3])
+    first = unknown[0][:MAX_ECHO].lower().replace("-", "_")
+    nearest = difflib.get_close_matches(first, PARAMETERS, n=1)
+    fix = None
+    if nearest:
+        fix = f"did you mean {nearest[0]}?"
+    elif isinstance(values[unknown[0]], str):
+        fix = "if it is a header that Triton forwards, name it in the plan's header_pattern"
+    return InputError("request parameters", got=named, expected=f"only {', '.join(PARAMETERS)}", fix=fix)
 
 
 def _integer(values: Mapping[str, object], name: str, low: int, *, high: int = _MAX_INTEGER) -> int | None:

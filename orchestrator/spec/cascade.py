@@ -12,6 +12,7 @@ from typing import Any
 
 from orchestrator.spec.faults import Faults, is_number
 from orchestrator.spec.gears import Gears
+from orchestrator.spec.header_pattern import header_pattern_fault
 from orchestrator.spec.inputs import InputSpec
 from orchestrator.spec.output_kind import OUTPUT_KINDS
 
@@ -221,6 +222,11 @@ class Fit:
 class CascadeSpec:
     """One cascade (or ensemble: a single stage), complete.
 
+    Args:
+        header_pattern: which request parameters are headers that Triton forwards, and so passed over, as a regular
+            expression that is searched for in their names in any case; None for names with a dash and the
+            registered ones of one word.
+
     Raises:
         SpecError: with every fault at once.
     """
@@ -237,6 +243,7 @@ class CascadeSpec:
     fit: Fit | None = None
     lead: Lead | None = None
     gears: Gears | None = None
+    header_pattern: str | None = None
 
     def __post_init__(self) -> None:
         faults = Faults(f"cascade {self.name}")
@@ -257,6 +264,8 @@ class CascadeSpec:
         for gear in self.gears.cheaper if self.gears is not None else ():
             got, expected = len(gear.thresholds), len(self.stages) - 1
             faults.check("gears", got == expected, f"got {got} thresholds in a gear, expected {expected}")
+        fault = None if self.header_pattern is None else header_pattern_fault(self.header_pattern)
+        faults.check("header_pattern", fault is None, str(fault))
         faults.close()
 
     def _check_lead(self, lead: Lead, faults: Faults) -> None:

@@ -94,7 +94,7 @@ def cascade_from_path(path: Path) -> CascadeSpec:
 def json_from_cascade(spec: CascadeSpec) -> str:
     """The text of cascade.json; equal specs give equal bytes, and reading it back gives an equal spec."""
     value = {"format": FORMAT, **dataclasses.asdict(spec)}
-    for name in ("lead", "gears"):
+    for name in ("lead", "gears", "header_pattern"):
         if value[name] is None:
             del value[name]
     for member in (member for stage in value["stages"] for member in stage["members"]):

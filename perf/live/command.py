@@ -13,6 +13,8 @@ import typer
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from orchestrator.cli.endpoints import ADDRESS, Ca, Cert, Headers, Key, endpoint_from_options
+from orchestrator.client.endpoint import Endpoint
 from orchestrator.errors import RepositoryError
 from orchestrator.serving.options import ServeOptions
 from orchestrator.serving.process import EmbeddedServer
@@ -30,8 +32,12 @@ def live(
         str, typer.Option(help="What to send: a folder of pictures, .npz, .npy, .parquet, or digits:SPLIT.")
     ] = "digits:test",
     url: Annotated[
-        str | None, typer.Option(help="host:port of a Triton's gRPC endpoint; None starts the embedded one.")
+        str | None, typer.Option(help=f"gRPC endpoint of a Triton, {ADDRESS} None starts the embedded one.")
     ] = None,
+    ca: Ca = None,
+    cert: Cert = None,
+    key: Key = None,
+    header: Headers = None,
     output: Annotated[Path, typer.Option(help="Folder for results.json.")] = Path("build/live"),
     rounds: Annotated[int, typer.Option(min=1, max=100, help="Timed passes per cell.")] = 3,
     requests: Annotated[int, typer.Option(min=10, help="Requests per pass.")] = 1000,
@@ -45,9 +51,12 @@ def live(
     """
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     console = Console(stderr=True)
+    server = None
+    if url is not None:
+        server = endpoint_from_options(url, ca=ca, cert=cert, key=key, header=header)
     with (
         Progress(*columns, console=console, disable=not console.is_terminal) as progress,
-        _server(repository, url) as (address, version),
+        _server(repository, server) as (address, version),
     ):
         task = progress.add_task("reading rows")
         routes = model or routes_in(repository)
@@ -74,10 +83,10 @@ def live(
 
 
 @contextmanager
-def _server(repository: Path, url: str | None) -> Iterator[tuple[str, str]]:
+def _server(repository: Path, running: Endpoint | None) -> Iterator[tuple[str | Endpoint, str]]:
     """Address and version of the server that is asked."""
-    if url is not None:
-        yield url, f"at {url}"
+    if running is not None:
+        yield running, f"at {running}"
         return
     options = ServeOptions(repository=repository, http_port=0, grpc_port=0, metrics_port=0)
     with EmbeddedServer(options) as server:

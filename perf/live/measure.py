@@ -13,6 +13,7 @@ import numpy.typing as npt
 from orchestrator.cli.pictures import picture_reader
 from orchestrator.cli.sources import source_from_text
 from orchestrator.cli.sources_labels import Classes
+from orchestrator.client.endpoint import Endpoint
 from orchestrator.client.load import LoadResult, closed_loop
 from orchestrator.client.over_grpc import AsyncGrpcClient, GrpcClient
 from orchestrator.errors import DataError
@@ -28,7 +29,9 @@ def routes_in(repository: Path) -> list[str]:
     return [name for name in names if not name.endswith("_mean")]
 
 
-def rows_for(address: str, route: str, *, data: str, repository: Path, requests: int) -> npt.NDArray[Any]:
+def rows_for(
+    address: str | Endpoint, route: str, *, data: str, repository: Path, requests: int
+) -> npt.NDArray[Any]:
     """Rows to send, a number of different ones over and over.
 
     Args:
@@ -45,7 +48,9 @@ def rows_for(address: str, route: str, *, data: str, repository: Path, requests:
     return rows[np.arange(requests) % len(rows)]
 
 
-def different_rows(address: str, route: str, *, data: str, repository: Path, at_most: int) -> npt.NDArray[Any]:
+def different_rows(
+    address: str | Endpoint, route: str, *, data: str, repository: Path, at_most: int
+) -> npt.NDArray[Any]:
     """Rows of data, evenly taken from all of it.
 
     Args:
@@ -74,7 +79,7 @@ def different_rows(address: str, route: str, *, data: str, repository: Path, at_
 
 
 async def measure(
-    address: str,
+    address: str | Endpoint,
     routes: Sequence[str],
     *,
     rows: npt.NDArray[Any],

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import typer
 
+from orchestrator.cli.endpoints import ADDRESS, Ca, Cert, Headers, Key, endpoint_from_options
 from orchestrator.client.over_grpc import GrpcClient
 from orchestrator.errors import DataError
 from orchestrator.serving.machine import machine_here
@@ -56,7 +57,7 @@ def _print_or_become(program: Path, arguments: list[str] | None) -> None:
 
 
 def inputs(
-    url: Annotated[str, typer.Option(help="host:port of the gRPC endpoint of a Triton that serves the model.")],
+    url: Annotated[str, typer.Option(help=f"gRPC endpoint of a Triton that serves the model: {ADDRESS}")],
     model: Annotated[str, typer.Option(help="The cascade; it is asked once about every row.")],
     data: Annotated[
         str, typer.Option(help="Rows: a folder of pictures, .npz, .npy, .parquet, or digits:SPLIT.")
@@ -73,14 +74,19 @@ def inputs(
     repository: Annotated[Path, typer.Option(help="Model repository that says how pictures become rows.")] = Path(
         "model_repository"
     ),
+    ca: Ca = None,
+    cert: Cert = None,
+    key: Key = None,
+    header: Headers = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print what was written as JSON.")] = False,
 ) -> None:
     """Write an --input-data file for perf_analyzer with a known share of hard rows.
 
     Example: python -m perf inputs --url 127.0.0.1:8001 --model digits_cascade --hard 0.15
     """
-    there = different_rows(url, model, data=data, repository=repository, at_most=rows)
-    with GrpcClient(url) as client:
+    server = endpoint_from_options(url, ca=ca, cert=cert, key=key, header=header)
+    there = different_rows(server, model, data=data, repository=repository, at_most=rows)
+    with GrpcClient(server) as client:
         input_name = client.metadata(model).inputs[0].name
         is_hard = client.infer(model, there).exit_stage > 0
     chosen = chosen_rows(is_hard, hard=hard, rows=next_prime_below(len(there)), seed=seed)

@@ -75,3 +75,21 @@ def test_a_pipe_stays_a_pipe(tmp_path: Path) -> None:
     reader.join(timeout=10)
     assert cascade_from_json(read[0]).stages
     assert pipe.is_fifo()
+
+
+@pytest.mark.parametrize("goal", GOALS)
+def test_a_plan_keeps_the_pattern_of_headers(tmp_path: Path, goal: str) -> None:
+    records, output = write_made(tmp_path / "records.npz"), tmp_path / "cascade.json"
+    assert plan(records, *GOALS[goal], "--header-pattern", "x-.*", "-o", output) == 0
+    assert cascade_from_path(output).header_pattern == "x-.*"
+
+
+def test_a_pattern_that_is_none_is_refused_before_any_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    records, output = write_made(tmp_path / "records.npz"), tmp_path / "cascade.json"
+    assert plan(records, *GOALS["budget"], "--header-pattern", "(x", "-o", output) == 2
+    said = capsys.readouterr().err
+    assert "header_pattern: got '(x', expected a regular expression" in said
+    assert said.count("\n") == 1
+    assert not output.exists()

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
+
+import grpc
 
 from orchestrator.client.over_grpc import AsyncGrpcClient, GrpcClient
 from orchestrator.client.over_http import HttpClient
 from tests.fakes.kserve import FakeKServe
 from tests.fakes.kserve_fronts import GrpcFront, HttpFront
+from tests.tls import Pair, tls_proxy
 
 KINDS = ("grpc", "asyncio", "http")
 
@@ -47,3 +51,19 @@ def served(kind: str, fake: FakeKServe) -> Iterator[str]:
     """The address of a fake behind the front that a kind of client needs."""
     with (HttpFront if kind == "http" else GrpcFront)(fake) as front:
         yield front.address
+
+
+@contextmanager
+def secured(kind: str, fake: FakeKServe, pair: Pair, *, client_ca: Path | None = None) -> Iterator[str]:
+    """host:port of a fake that speaks TLS, and asks for certificates of clients where an authority is given."""
+    with ExitStack() as stack:
+        if kind == "http":
+            front = stack.enter_context(HttpFront(fake))
+            yield stack.enter_context(tls_proxy(front.address, pair.context(client_ca)))
+            return
+        credentials = grpc.ssl_server_credentials(
+            [(pair.key.read_bytes(), pair.cert.read_bytes())],
+            root_certificates=None if client_ca is None else client_ca.read_bytes(),
+            require_client_auth=client_ca is not None,
+        )
+        yield stack.enter_context(GrpcFront(fake, tls=credentials)).address

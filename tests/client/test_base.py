@@ -12,7 +12,6 @@ from orchestrator.client.base import (
     Answers,
     OutputKinds,
     answers_from_outputs,
-    host_and_port,
     joined,
     parameters_from_policy,
     status_words,
@@ -157,8 +156,3 @@ def test_status_bits_have_names() -> None:
     assert status_words(0) == ""
     assert status_words(1 | 8) == "degraded, capped"
     assert status_words(2 | 4) == "deadline, abstained"
-
-
-@pytest.mark.parametrize("address", ["h:1", "http://h:1/", "grpc://h:1", "https://h:1"])
-def test_a_scheme_is_taken_off_an_address(address: str) -> None:
-    assert host_and_port(address) == "h:1"

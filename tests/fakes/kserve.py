@@ -102,6 +102,7 @@ class FakeKServe:
     delay_s: float = 0.0
     ready: bool = True
     calls: list[Call] = field(default_factory=list)
+    headers: list[dict[str, str]] = field(default_factory=list)
     described: int = 0
     most_at_once: int = 0
 

@@ -47,6 +47,7 @@ class _Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):
 
     def ModelInfer(self, request: Any, context: Any) -> Any:  # noqa: N802
         with _codes(context):
+            self.fake.headers.append(dict(context.invocation_metadata()))
             tensors = {
                 slot.name: np.frombuffer(raw, DTYPES[slot.datatype]).reshape(tuple(slot.shape))
                 for slot, raw in zip(request.inputs, request.raw_input_contents, strict=True)
@@ -79,13 +80,17 @@ class GrpcFront:
     Args:
         fake: what is served.
         port: to come back on a known one.
+        tls: certificates to speak TLS with.
     """
 
-    def __init__(self, fake: FakeKServe, port: int = 0) -> None:
+    def __init__(self, fake: FakeKServe, port: int = 0, *, tls: grpc.ServerCredentials | None = None) -> None:
         self.fake = fake
         self._server = grpc.server(ThreadPoolExecutor(32), options=[("grpc.so_reuseport", 0)])
         service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(_Servicer(fake), self._server)
-        self.port = self._server.add_insecure_port(f"127.0.0.1:{port}")
+        place = f"127.0.0.1:{port}"
+        self.port = (
+            self._server.add_insecure_port(place) if tls is None else self._server.add_secure_port(place, tls)
+        )
         self.address = f"127.0.0.1:{self.port}"
 
     def __enter__(self) -> GrpcFront:
@@ -171,6 +176,7 @@ class _Handler(BaseHTTPRequestHandler):
         return b"", {}
 
     def _infer(self) -> tuple[bytes, dict[str, str]]:
+        self.fake.headers.append(dict(self.headers))
         body = self.rfile.read(int(self.headers["Content-Length"]))
         match = re.fullmatch(r"/v2/models/([^/]+)(?:/versions/1)?/infer", self.path)
         if match is None:

@@ -54,6 +54,16 @@ def test_writing_and_reading_back_gives_the_same_cascade_and_the_same_bytes() ->
     assert json_from_cascade(cascade_from_json(TEXT)) == TEXT
 
 
+def test_the_pattern_of_headers_is_kept_and_left_out_where_there_is_none() -> None:
+    assert "header_pattern" not in TEXT
+    text = json_from_cascade(dataclasses.replace(SPEC, header_pattern="x-.*|traceparent"))
+    assert cascade_from_json(text).header_pattern == "x-.*|traceparent"
+    assert json_from_cascade(cascade_from_json(text)) == text
+    for bad, said in (("(", "expected a regular expression"), ("(a+)+", "too long"), ("", "expected a regular")):
+        with pytest.raises(SpecError, match=f"header_pattern: got .*{said}"):
+            cascade_from_json(changed(header_pattern=bad))
+
+
 @pytest.mark.parametrize("cut", [0, 1, 10, 100, len(TEXT) - 3])
 def test_a_truncated_file_is_one_line_that_says_where_it_ends(cut: int) -> None:
     with pytest.raises(SpecError) as caught:
