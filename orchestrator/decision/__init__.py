@@ -6,11 +6,6 @@ Pure: fed arrays, answers arrays; no I/O, no threads, no Triton. Server and plan
 from orchestrator.decision.combine import Combiner, Tally, softmax
 from orchestrator.decision.policy import DEFAULT, PARAMETERS, Policy, policy_from_parameters
 from orchestrator.decision.rows import (
-    ABSTAINED,
-    CAPPED,
-    DEADLINE,
-    DEGRADED,
-    GEARED,
     Answers,
     Arrivals,
     Failures,
@@ -23,12 +18,7 @@ from orchestrator.decision.scores import score_from_tally
 from orchestrator.decision.settle import Judge, Look
 
 __all__ = [
-    "ABSTAINED",
-    "CAPPED",
-    "DEADLINE",
     "DEFAULT",
-    "DEGRADED",
-    "GEARED",
     "PARAMETERS",
     "Answers",
     "Arrivals",
