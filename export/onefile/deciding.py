@@ -11,9 +11,9 @@ from functools import cached_property
 import numpy as np
 from onnx import TensorProto
 
-from orchestrator.decision import ABSTAINED, DEGRADED
 from orchestrator.repository.graph_pieces import Graph, Verdicts, bounded
 from orchestrator.spec import CascadeSpec, Member
+from orchestrator.spec.answer import ABSTAINED, DEGRADED
 
 
 @dataclass(frozen=True)

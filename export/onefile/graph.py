@@ -18,9 +18,9 @@ from onnx import TensorProto, helper
 from export.onefile.deciding import Carried, Glance, Settled
 from export.onefile.members import Part
 from export.onefile.stages import settled_stage
-from orchestrator.repository.configs import OUTPUTS
 from orchestrator.repository.graph_pieces import ONNX_TYPES, Graph
 from orchestrator.spec import CascadeSpec
+from orchestrator.spec.answer import ANSWER_COLUMNS
 
 # output name -> tensor of a graph
 Tensors = dict[str, str]
@@ -162,14 +162,16 @@ class _Whole(_Nested):
         for name, value in (("exit_stage", np.int32(stage)), ("status", np.int32(0)), ("cost", cost)):
             if name not in answer:
                 answer[name] = g.filled(shape, value)
-        return {name: answer[name] for name, _ in OUTPUTS}
+        return {name: answer[name] for name in ANSWER_COLUMNS}
 
     def _names(self, after: int) -> list[str]:  # noqa: ARG002 - every stage has a say in all of them
-        return [name for name, _ in OUTPUTS]
+        return list(ANSWER_COLUMNS)
 
     def _info(self, name: str, rows: str | None) -> onnx.ValueInfoProto:
-        size = self.spec.classes if name == "probabilities" else 1
-        return helper.make_tensor_value_info(name, ONNX_TYPES[dict(OUTPUTS)[name]], [rows, size])
+        column = ANSWER_COLUMNS[name]
+        return helper.make_tensor_value_info(
+            name, ONNX_TYPES[column.triton_dtype], [rows, column.width(self.spec.classes)]
+        )
 
 
 class _Lead(_Nested):

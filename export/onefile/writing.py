@@ -14,7 +14,7 @@ from export.onefile.members import at_opset, common_opsets, read_parts, weight_b
 from export.packing import require_room
 from orchestrator.errors import ExportError
 from orchestrator.repository.class_names import named_spec
-from orchestrator.repository.configs import LABELS, OUTPUTS
+from orchestrator.repository.configs import LABELS
 from orchestrator.repository.files import disk_errors, may_replace, write_all
 from orchestrator.repository.graph_pieces import IR_VERSION
 from orchestrator.repository.on_disk import onnx_from_path
@@ -28,6 +28,7 @@ from orchestrator.repository.onefile_plan import (
 )
 from orchestrator.repository.pbtxt import CONFIG, text_from_config
 from orchestrator.spec import CascadeSpec
+from orchestrator.spec.answer import ANSWER_COLUMNS
 from orchestrator.spec.faults import NAME
 
 MODEL_FILE = "1/model.onnx"
@@ -144,7 +145,7 @@ def onefile_model(
 def _require_possible(spec: CascadeSpec, stages: int | None) -> None:
     if stages is not None and not 1 <= stages <= len(spec.stages):
         raise ExportError("--stages", got=stages, expected=f"1 to {len(spec.stages)}, the stages of {spec.name}")
-    outputs = {name for name, _ in OUTPUTS} if stages is None else {member.name for member in spec.members}
+    outputs = set(ANSWER_COLUMNS) if stages is None else {member.name for member in spec.members}
     if spec.input.name in outputs:
         raise ExportError(
             f"cascade {spec.name} input",

@@ -13,21 +13,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from orchestrator.decision import ABSTAINED, CAPPED, DEADLINE, DEGRADED, GEARED, Outcome
+from orchestrator.decision import Outcome
 from orchestrator.spec import CascadeSpec
+from orchestrator.spec.answer import STATUS_BITS
 
 FLUSH_INTERVAL_S = 1.0
 GEAR = "committee_gear"
 # Latencies held between two flushes; beyond that they are sorted into their buckets at once.
 MAX_UNSORTED = 100_000
 LATENCY_BUCKETS_US = (250, 500, 1000, 2500, 5000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000, 1_000_000)
-STATUS_NAMES = {
-    "degraded": DEGRADED,
-    "deadline": DEADLINE,
-    "abstained": ABSTAINED,
-    "capped": CAPPED,
-    "geared": GEARED,
-}
 
 Key = tuple[str, tuple[tuple[str, str], ...]]
 HELP = {
@@ -76,7 +70,7 @@ class Counters:
             self._add("committee_exits_total", 0, stage=stage)
             if stage < len(spec.stages) - 1:
                 self._add("committee_deferred_total", 0, stage=stage)
-        for name in STATUS_NAMES:
+        for name in STATUS_BITS.values():
             self._add("committee_status_total", 0, status=name)
         for member in self._members:
             self._add("committee_member_failures_total", 0, member=member)
@@ -138,7 +132,7 @@ class Counters:
                     self._add("committee_member_failures_total", count, member=self._members[index])
 
     def _statuses(self, statuses: npt.NDArray[np.int32]) -> None:
-        for name, bit in STATUS_NAMES.items():
+        for bit, name in STATUS_BITS.items():
             self._add("committee_status_total", int(((statuses & bit) != 0).sum()), status=name)
 
     def deferred(self, rows: int, stage: int) -> None:

@@ -14,9 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from orchestrator.bls.pending import INTERNAL, Pending, error_response
-from orchestrator.bls.tensors import OUTPUTS
 from orchestrator.decision import Sure
 from orchestrator.spec import CascadeSpec
+from orchestrator.spec.answer import ANSWER_COLUMNS
 
 # Sizes of request whose constant outputs are kept.
 MAX_KEPT = 64
@@ -83,7 +83,7 @@ class DirectAnswers:
             constant = self._constant(one.count)
             if status is not None:
                 constant = [*constant[:-1], pb.Tensor("status", status[start:end])]
-            if len(one.wanted) == len(OUTPUTS):
+            if len(one.wanted) == len(ANSWER_COLUMNS):
                 tensors = [pb.Tensor(name, column[start:end]) for name, column in own]
                 return pb.InferenceResponse(output_tensors=tensors + constant)
             tensors = [pb.Tensor(name, column[start:end]) for name, column in own if name in one.wanted]

@@ -27,12 +27,13 @@ from orchestrator.bls.pending import (
 )
 from orchestrator.bls.planned import NOT_LOOKED, PlannedMembers
 from orchestrator.bls.scheduler import Scheduler
-from orchestrator.bls.tensors import OUTPUTS, Reader, Rows
+from orchestrator.bls.tensors import Reader, Rows
 from orchestrator.errors import InputError, SpecError
 from orchestrator.spec import cascade_from_path
+from orchestrator.spec.answer import ANSWER_COLUMNS
 from orchestrator.spec.planned_models import verifies_hashes
 
-ALL_OUTPUTS = frozenset(OUTPUTS)
+ALL_OUTPUTS = frozenset(ANSWER_COLUMNS)
 NO_ROWS: Rows = np.zeros(0)
 
 

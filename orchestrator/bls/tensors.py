@@ -12,18 +12,10 @@ import numpy.typing as npt
 from orchestrator.decision import Answers
 from orchestrator.errors import InputError
 from orchestrator.spec import CascadeSpec
+from orchestrator.spec.answer import ANSWER_COLUMNS
 
 Rows = npt.NDArray[Any]
 Columns = dict[str, npt.NDArray[Any]]
-# Output name -> numpy dtype and whether one row is a vector of k classes or a single value.
-OUTPUTS: dict[str, tuple[type, bool]] = {
-    "probabilities": (np.float32, True),
-    "label": (np.int64, False),
-    "confidence": (np.float32, False),
-    "exit_stage": (np.int32, False),
-    "cost": (np.float32, False),
-    "status": (np.int32, False),
-}
 
 
 class Reader:
@@ -98,11 +90,11 @@ class Reader:
 def columns_of(answers: Answers) -> Columns:
     """Every output of answers, (n, k) or (n, 1)."""
     columns = {}
-    for name, (dtype, wide) in OUTPUTS.items():
+    for name, (_, dtype, is_vector) in ANSWER_COLUMNS.items():
         values = getattr(answers, name)
         if values.dtype != dtype:
             values = values.astype(dtype)
-        columns[name] = values if wide else values[:, None]
+        columns[name] = values if is_vector else values[:, None]
     return columns
 
 

@@ -15,11 +15,12 @@ import numpy.typing as npt
 from orchestrator.cli.batch_rows import Refused
 from orchestrator.client.base import Answers
 from orchestrator.errors import DataError
+from orchestrator.spec.answer import ANSWER_COLUMNS
 
 Rows = npt.NDArray[Any]
 # Rows gathered before a row group is written: large enough to compress, small enough to hold.
 ROW_GROUP = 65_536
-COLUMNS = ("label", "confidence", "exit_stage", "cost", "status")
+COLUMNS = {name: column for name, column in ANSWER_COLUMNS.items() if not column.is_vector}
 
 
 class AnswerFile(Protocol):
@@ -102,11 +103,7 @@ class _ParquetAnswers:
         self._pa = pa
         types = {
             "id": pa.string() if text_ids else pa.int64(),
-            "label": pa.int64(),
-            "confidence": pa.float32(),
-            "exit_stage": pa.int32(),
-            "cost": pa.float32(),
-            "status": pa.int32(),
+            **{name: pa.from_numpy_dtype(column.numpy_dtype) for name, column in COLUMNS.items()},
         }
         self._schema = pa.schema(list(types.items()))
         self._writer = pq.ParquetWriter(path, self._schema)

@@ -10,20 +10,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from orchestrator.client.models import ANSWER_OUTPUTS, ModelInfo, scores_output
-from orchestrator.decision import ABSTAINED, CAPPED, DEADLINE, DEGRADED, GEARED, PARAMETERS, Policy, softmax
+from orchestrator.client.models import ModelInfo, scores_output
+from orchestrator.decision import PARAMETERS, Policy, softmax
 from orchestrator.errors import InputError, ServerFaultError
+from orchestrator.spec.answer import ANSWER_COLUMNS, DEGRADED, STATUS_BITS
 from orchestrator.spec.output_kind import EXCLUSIVE, PARAMETER, ScoreEvidence
 
 Rows = npt.NDArray[Any]
-STATUS_BITS = {
-    DEGRADED: "degraded",
-    DEADLINE: "deadline",
-    ABSTAINED: "abstained",
-    CAPPED: "capped",
-    GEARED: "cheaper gear",
-}
-
 # Parameters travel as int64.
 MAX_INTEGER = 2**63 - 1
 
@@ -134,9 +127,9 @@ def answers_from_outputs(
     answers = []
     for (outputs, rows), part in zip(parts, scores, strict=True):
         given = _from_scores(part, logits=logits)
-        for field, dtype in ANSWER_OUTPUTS.items():
-            if field in outputs and field != "probabilities":
-                given[field] = _flat(info, outputs, field, rows).astype(dtype, copy=False)
+        for field, column in ANSWER_COLUMNS.items():
+            if field in outputs and not column.is_vector:
+                given[field] = _flat(info, outputs, field, rows).astype(column.numpy_dtype, copy=False)
         answers.append(Answers(**given))
     return joined(answers)
 

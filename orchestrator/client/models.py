@@ -11,19 +11,11 @@ import numpy as np
 import numpy.typing as npt
 
 from orchestrator.errors import InputError, ServerFaultError
+from orchestrator.spec.answer import ANSWER_COLUMNS
 from orchestrator.spec.inputs import INPUT_DTYPES
 from orchestrator.spec.output_kind import OUTPUT_KINDS, PARAMETER
 from orchestrator.spec.triton import stated_instances
 
-# What a cascade answers with, and the dtype a client hands each part over in.
-ANSWER_OUTPUTS: dict[str, type[np.generic]] = {
-    "probabilities": np.float32,
-    "label": np.int64,
-    "confidence": np.float32,
-    "exit_stage": np.int32,
-    "cost": np.float32,
-    "status": np.int32,
-}
 FLOATS = ("FP16", "FP32", "FP64")
 
 
@@ -70,7 +62,7 @@ class ModelInfo:
     @property
     def answers_itself(self) -> bool:
         """Whether it is a cascade or an ensemble of ours, which gives whole answers and not just scores."""
-        return {tensor.name for tensor in self.outputs} >= set(ANSWER_OUTPUTS)
+        return {tensor.name for tensor in self.outputs} >= set(ANSWER_COLUMNS)
 
     @property
     def version(self) -> int | None:
@@ -174,7 +166,7 @@ def wanted_outputs(info: ModelInfo) -> tuple[str, ...] | None:
     Asking for some by name costs bytes and time per request, so it is done only where others would be sent.
     """
     scores = scores_output(info)
-    rest = ANSWER_OUTPUTS if scores == "probabilities" else ()
+    rest = ANSWER_COLUMNS if scores == "probabilities" else ()
     wanted = tuple(t.name for t in info.outputs if t.name == scores or t.name in rest)
     return None if len(wanted) == len(info.outputs) else wanted
 

@@ -7,11 +7,6 @@ from orchestrator.decision.combine import Combiner, Tally, softmax
 from orchestrator.decision.headers import ForwardedHeaders
 from orchestrator.decision.policy import DEFAULT, PARAMETERS, Policy, policy_from_parameters
 from orchestrator.decision.rows import (
-    ABSTAINED,
-    CAPPED,
-    DEADLINE,
-    DEGRADED,
-    GEARED,
     Answers,
     Arrivals,
     Failures,
@@ -24,12 +19,7 @@ from orchestrator.decision.scores import score_from_tally
 from orchestrator.decision.settle import Judge, Look
 
 __all__ = [
-    "ABSTAINED",
-    "CAPPED",
-    "DEADLINE",
     "DEFAULT",
-    "DEGRADED",
-    "GEARED",
     "PARAMETERS",
     "Answers",
     "Arrivals",

@@ -11,14 +11,8 @@ import numpy.typing as npt
 
 from orchestrator.decision.combine import F32, I32, Tally
 from orchestrator.decision.policy import DEFAULT, Policy
-from orchestrator.decision.rules import ABSTAINED, CAPPED, DEADLINE, DEGRADED, GEARED
 
 __all__ = [
-    "ABSTAINED",
-    "CAPPED",
-    "DEADLINE",
-    "DEGRADED",
-    "GEARED",
     "NO_DEADLINE_NS",
     "Answers",
     "Arrivals",

@@ -10,13 +10,7 @@ import numpy.typing as npt
 
 from orchestrator.decision.combine import F32, I32, Bools
 from orchestrator.spec import CascadeSpec
-
-# Bits of the status output.
-DEGRADED = 1
-DEADLINE = 2
-ABSTAINED = 4
-CAPPED = 8
-GEARED = 16
+from orchestrator.spec.answer import ABSTAINED, CAPPED, GEARED
 
 
 class ExitRule:

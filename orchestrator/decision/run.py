@@ -21,9 +21,9 @@ import numpy as np
 import numpy.typing as npt
 
 from orchestrator.decision.rows import Arrivals, Failures, Index, Lines, Outcome
-from orchestrator.decision.rules import DEADLINE
 from orchestrator.decision.settle import Judge, Look, Output, Settled
 from orchestrator.spec import CascadeSpec
+from orchestrator.spec.answer import DEADLINE
 
 FREE, WAITING, ASKED, DROPPED = 0, 1, 2, 3
 _NO_MEMBERS = np.zeros(0, np.int32)

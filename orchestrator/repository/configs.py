@@ -14,6 +14,7 @@ from tritonclient.grpc import model_config_pb2 as pb
 
 from orchestrator.errors import RepositoryError
 from orchestrator.spec import CascadeSpec, Manifest, TensorSpec
+from orchestrator.spec.answer import ANSWER_COLUMNS
 from orchestrator.spec.output_kind import PARAMETER
 from orchestrator.spec.triton import ANY_VERSION
 
@@ -23,15 +24,6 @@ DEVICES = ("cpu", "gpu")
 HEURISTIC = "1"  # Triton's number for cuDNN's own choice of a convolution's algorithm, without timing them
 LABELS = "labels.txt"
 AVERAGING_VERSION = 1  # of the last step of an ensemble, which is written with it
-# The served interface of a cascade, and of an ensemble, which only fixes the last three.
-OUTPUTS = (
-    ("probabilities", "FP32"),
-    ("label", "INT64"),
-    ("confidence", "FP32"),
-    ("exit_stage", "INT32"),
-    ("cost", "FP32"),
-    ("status", "INT32"),
-)
 
 
 def triton_type(dtype: str) -> str:
@@ -158,7 +150,7 @@ def _ensemble_config(spec: CascadeSpec, max_batch_size: int) -> pb.ModelConfig:
         model_name=averaging_name(spec.name),
         model_version=AVERAGING_VERSION,
         input_map={scores_name(i): f"{member.name}_scores" for i, member in enumerate(spec.members)},
-        output_map={name: name for name, _ in OUTPUTS},
+        output_map={name: name for name in ANSWER_COLUMNS},
     )
     return pb.ModelConfig(
         name=spec.name,
@@ -241,9 +233,9 @@ def _cascade_input(spec: CascadeSpec) -> pb.ModelInput:
 
 def _outputs(spec: CascadeSpec, *, labels: bool) -> list[pb.ModelOutput]:
     outputs = []
-    for name, dtype in OUTPUTS:
-        dims = (spec.classes,) if name == "probabilities" else (1,)
-        outputs.append(_output(TensorSpec(name=name, dtype=dtype, dims=dims)))
+    for name, column in ANSWER_COLUMNS.items():
+        dims = (column.width(spec.classes),)
+        outputs.append(_output(TensorSpec(name=name, dtype=column.triton_dtype, dims=dims)))
     if labels:
         outputs[0].label_filename = LABELS
     return outputs

@@ -15,8 +15,8 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from orchestrator.repository.configs import OUTPUTS
 from orchestrator.spec import Member
+from orchestrator.spec.answer import ANSWER_COLUMNS
 
 OPSET = 18
 # What ONNX Runtime 1.18, the oldest in support, can read.
@@ -99,8 +99,8 @@ def names_read(nodes: Iterable[onnx.NodeProto]) -> set[str]:
 def output_infos(classes: int, rows: str = "n") -> list[onnx.ValueInfoProto]:
     """The outputs of the served interface, as a graph declares them."""
     return [
-        helper.make_tensor_value_info(name, ONNX_TYPES[dtype], [rows, classes if name == "probabilities" else 1])
-        for name, dtype in OUTPUTS
+        helper.make_tensor_value_info(name, ONNX_TYPES[column.triton_dtype], [rows, column.width(classes)])
+        for name, column in ANSWER_COLUMNS.items()
     ]
 
 

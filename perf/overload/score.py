@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from orchestrator.decision import DEADLINE, GEARED
+from orchestrator.spec.answer import DEADLINE, GEARED
 from perf.overload.send import Sent
 from perf.overload.watch import Pressure
 

@@ -10,14 +10,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from orchestrator.decision import DEGRADED
 from orchestrator.spec import CascadeSpec, Lead, Member, Stage
+from orchestrator.spec.answer import ANSWER_COLUMNS, DEGRADED
 from tests.bls.loading import EASY, HARD, K, ask_all, large, loaded, rows_of, small, two_stages
 from tests.fakes.triton import FakeTriton, InferenceResponse, Request
 
 # What a row holds where the member at that place cannot take it.
 BAD, SPOILT = -50.0, 4.0
-OUTPUTS = ("probabilities", "label", "confidence", "exit_stage", "cost", "status")
 
 
 def refusing(member: object, column: int) -> object:
@@ -93,7 +92,7 @@ def test_only_requests_with_a_bad_row_fail_and_the_others_get_the_same_bits(
             continue
         assert not response.has_error()
         ((alone,), _) = answers(tmp_path, spec, [rows])
-        for output in OUTPUTS:
+        for output in ANSWER_COLUMNS:
             np.testing.assert_array_equal(response.column(output), alone.column(output), err_msg=output)
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from orchestrator.decision import CAPPED, GEARED
 from orchestrator.spec import Gear, Gears
+from orchestrator.spec.answer import CAPPED, GEARED
 from tests.bls.loading import EASY, HARD, K, ask_all, large, loaded, rows_of, small, two_stages
 from tests.fakes.triton import FakeTriton, Request
 

@@ -14,9 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.bls.gearbox import Gearbox
-from orchestrator.decision import ABSTAINED, GEARED, CascadeRun, Judge, Policy, arrivals_from_policies
+from orchestrator.decision import CascadeRun, Judge, Policy, arrivals_from_policies
 from orchestrator.errors import SpecError
 from orchestrator.spec import CascadeSpec, Gear, Gears, cascade_from_json, json_from_cascade
+from orchestrator.spec.answer import ABSTAINED, GEARED
 from tests.bls.loading import EASY, HARD, ask_all, large, loaded, rows_of, small, two_stages
 from tests.fakes.triton import FakeTriton, Request
 

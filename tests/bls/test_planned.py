@@ -17,9 +17,9 @@ import pytest
 from orchestrator.bls import planned, probes
 from orchestrator.bls.model import CascadeModel, cascade_model
 from orchestrator.bls.scheduler import Scheduler
-from orchestrator.decision import DEGRADED
 from orchestrator.errors import SpecError
 from orchestrator.spec import CascadeSpec, Fit, Lead, json_from_cascade
+from orchestrator.spec.answer import DEGRADED
 from tests.bls.loading import EASY, HARD, ask_all, large, rows_of, small, two_stages, wait_for
 from tests.fakes.triton import FakeTriton, InferenceResponse, Request, TritonError
 

@@ -8,8 +8,9 @@ import numpy as np
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from orchestrator.decision import ABSTAINED, softmax
+from orchestrator.decision import softmax
 from orchestrator.spec import COMBINES, SCORES, CascadeSpec
+from orchestrator.spec.answer import ABSTAINED
 from tests.decision.driving import Case, answer_all, make_case
 
 

@@ -10,15 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.decision import (
-    ABSTAINED,
-    DEADLINE,
-    DEGRADED,
     Arrivals,
     CascadeRun,
     Policy,
     arrivals_from_policies,
 )
 from orchestrator.spec import CascadeSpec, InputSpec, Member, Stage
+from orchestrator.spec.answer import ABSTAINED, DEADLINE, DEGRADED
 
 SURE = [8.0, 0.0, 0.0]
 UNSURE = [0.1, 0.0, 0.0]

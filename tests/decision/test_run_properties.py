@@ -6,8 +6,9 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.decision import CAPPED, Policy
+from orchestrator.decision import Policy
 from orchestrator.spec import COMBINES, SCORES
+from orchestrator.spec.answer import CAPPED
 from tests.decision.driving import Case, answer_all, make_case, with_thresholds
 
 MODES = st.sampled_from(COMBINES)

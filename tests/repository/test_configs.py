@@ -4,11 +4,10 @@ import dataclasses
 
 import pytest
 from tritonclient.grpc import model_config_pb2 as pb
+from tritonclient.utils import np_to_triton_dtype
 
-from orchestrator.bls.tensors import OUTPUTS as SERVED
 from orchestrator.errors import RepositoryError
 from orchestrator.repository.configs import (
-    OUTPUTS,
     averaging_config,
     cascade_config,
     ensemble_config,
@@ -16,6 +15,7 @@ from orchestrator.repository.configs import (
     triton_type,
 )
 from orchestrator.spec import Member, Stage, TensorSpec
+from orchestrator.spec.answer import ANSWER_COLUMNS
 from tests.repository.making import manifest_of, spec_of
 
 SPEC = spec_of(Member(name="small", output="logits"), Member(name="large", output="scores", input="pixels"))
@@ -35,12 +35,12 @@ def test_a_cascade_is_one_python_instance_on_the_cpu_without_a_queue_policy() ->
     assert not config.model_transaction_policy.decoupled
 
 
-def test_a_cascade_serves_exactly_the_tensors_its_runtime_makes() -> None:
-    made = {name: dtype.__name__.upper().replace("FLOAT", "FP") for name, (dtype, _) in SERVED.items()}
-    assert dict(OUTPUTS) == made
+def test_a_cascade_serves_exactly_the_answer_columns() -> None:
     config = cascade_config(SPEC)
-    assert {output.name: list(output.dims) for output in config.output} == {
-        name: [SPEC.classes] if vector else [1] for name, (_, vector) in SERVED.items()
+    assert {output.name: (output.data_type, list(output.dims)) for output in config.output} == {
+        # By numpy's own dtype: the two names of a column's dtype mean the same.
+        name: (pb.DataType.Value(f"TYPE_{np_to_triton_dtype(column.numpy_dtype)}"), [column.width(SPEC.classes)])
+        for name, column in ANSWER_COLUMNS.items()
     }
 
 
@@ -143,7 +143,7 @@ def test_an_ensemble_hands_each_member_its_own_input_name_and_all_outputs_to_the
     ]
     assert mean.model_name == "cascade_mean"
     assert dict(mean.input_map) == {"scores_0": "small_scores", "scores_1": "large_scores"}
-    assert set(mean.output_map) == set(dict(OUTPUTS))
+    assert set(mean.output_map) == set(ANSWER_COLUMNS)
 
 
 def test_the_mean_takes_each_members_own_dtype() -> None:

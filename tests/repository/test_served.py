@@ -14,11 +14,11 @@ import tritonclient.grpc as grpcclient
 from orchestrator.decision import Combiner, score_from_tally
 from orchestrator.repository import check, ensemble_from_cascade, plans_in, render, render_ensemble, render_output
 from orchestrator.spec import CascadeSpec, Stage, cascade_from_path
+from orchestrator.spec.answer import ANSWER_COLUMNS
 from tests.repository.making import CLASSES, DIMS, add_member, linear_model, spec_of
 from tests.servers import running_server
 
 pytestmark = pytest.mark.triton
-OUTPUTS = ("probabilities", "label", "confidence", "exit_stage", "cost", "status")
 
 
 def rows(count: int, seed: int = 0) -> np.ndarray:
@@ -67,7 +67,7 @@ def ask(client: grpcclient.InferenceServerClient, name: str, x: np.ndarray) -> d
     tensor = grpcclient.InferInput("x", list(x.shape), "FP32")
     tensor.set_data_from_numpy(x)
     result = client.infer(name, [tensor])
-    return {output: result.as_numpy(output) for output in OUTPUTS}
+    return {output: result.as_numpy(output) for output in ANSWER_COLUMNS}
 
 
 def expected(spec: CascadeSpec, x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

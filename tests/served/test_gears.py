@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from tritonclient.grpc.aio import InferenceServerClient
 
-from orchestrator.decision import GEARED, Policy
+from orchestrator.decision import Policy
+from orchestrator.spec.answer import GEARED
 from tests.served.asking import ask, client_of, refusal
 from tests.served.lab import Lab, Offline, counters_of, metrics_of
 

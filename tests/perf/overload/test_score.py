@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from orchestrator.decision import DEADLINE, GEARED
+from orchestrator.spec.answer import DEADLINE, GEARED
 from perf.load.open import TURNED_AWAY, WARM_S
 from perf.load.poisson import OpenLoop
 from perf.overload.score import Score, medians
