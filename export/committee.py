@@ -27,7 +27,7 @@ def plans_of(
     """What every source at every resolution will be; nothing is read into memory yet.
 
     Args:
-        sources: as given.
+        sources: as given, SOURCE or NAME=SOURCE.
         asked: the options that all share.
         resolutions: sides the networks see; None for the one asked for, or their own.
         name: of the only member.
@@ -42,10 +42,12 @@ def plans_of(
         raise ExportError("--name", got=name, expected="letters, digits, '_', '.' and '-'")
     plans = []
     for text in sources:
+        own_name, source = _named_source(text)
         for side in resolutions:
             one = dataclasses.replace(asked, resolution_px=side or asked.resolution_px)
-            identity = identify(text, one)
-            made = f"{identity.name}_{side}" if len(resolutions) > 1 else identity.name
+            identity = identify(source, one)
+            made = own_name or identity.name
+            made = f"{made}_{side}" if len(resolutions) > 1 else made
             plans.append(
                 Plan(
                     name=name or made,
@@ -61,9 +63,15 @@ def plans_of(
             "members",
             got=f"{', '.join(twice)} twice",
             expected="different names",
-            fix="export them one by one with --name",
+            fix="name them: NAME=SOURCE",
         )
     return plans
+
+
+def _named_source(text: str) -> tuple[str | None, str]:
+    """The name that NAME=SOURCE gives, if it does, and the source."""
+    name, equals, source = text.partition("=")
+    return (name, source) if equals and NAME.match(name) is not None else (None, text)
 
 
 def export_committee(

@@ -175,6 +175,8 @@ def guarded(command: Callable[[], Any], *, as_json: bool = False) -> int:
     except _InterruptedError as stopped:
         return _interrupted(stopped.stop, as_json=as_json)
     except Exception as error:
+        if (stop := _interruption_behind(error)) is not None:
+            return _interrupted(stop, as_json=as_json)
         if os.environ.get("COMMITTEE_DEBUG") == "1":
             traceback.print_exc()
         return _code_of(error, as_json=as_json)
@@ -182,6 +184,14 @@ def guarded(command: Callable[[], Any], *, as_json: bool = False) -> int:
         return _interrupted(stop, as_json=as_json)
     # typer hands an Exit back as the code it carries, and a finished command as whatever it returned.
     return code if isinstance(code, int) else 0
+
+
+def _interruption_behind(error: BaseException) -> KeyboardInterrupt | None:
+    """The interruption that an error came of: packages that are imported meanwhile call themselves broken."""
+    before: BaseException | None = error
+    while before is not None and not isinstance(before, KeyboardInterrupt):
+        before = before.__cause__ or before.__context__
+    return before
 
 
 def _own_words(args: Sequence[str]) -> list[str]:

@@ -31,7 +31,7 @@ def member(
         typer.Argument(
             metavar="SOURCE...",
             help="hf:<hub id or folder>, timm:<name>, torchvision:<name>, torch:<module>:<callable>, onnx:<path>, "
-            "or a name of `python -m export zoo`.",
+            "or a name of `python -m export zoo`. NAME=SOURCE names the member.",
             show_default=False,
         ),
     ],

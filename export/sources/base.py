@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import unicodedata
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -142,5 +143,8 @@ def nearest(word: str, known: Iterable[str]) -> str:
 def member_name(text: str) -> str:
     """A Triton model name made of a source's last part."""
     last = text.rstrip("/").rpartition("/")[2].rpartition(":")[2]
-    word = "".join(c if c.isalnum() else "_" for c in last.removesuffix(".onnx").lower())
+    # Triton's names are ASCII: letters lose their accents, anything else becomes "_".
+    plain = unicodedata.normalize("NFKD", last.removesuffix(".onnx").lower())
+    plain = "".join(c for c in plain if not unicodedata.combining(c))
+    word = "".join(c if c.isascii() and c.isalnum() else "_" for c in plain)
     return word.strip("_") or "member"

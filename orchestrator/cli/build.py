@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from orchestrator.cli.build_steps import Steps, committee_program, export_program
 from orchestrator.cli.console import print_json
-from orchestrator.errors import DataError
-from orchestrator.spec import manifest_from_path
+from orchestrator.errors import CommitteeError, DataError
+from orchestrator.planner.goal import ENSEMBLE, Goal
+from orchestrator.repository.on_disk import MANIFEST
+from orchestrator.spec import CascadeSpec, cascade_from_path, manifest_from_path
 from orchestrator.spec.faults import NAME
 
 # What is asked of a plan where nobody says.
@@ -20,16 +24,43 @@ EPSILON = 0.01
 
 
 @dataclass(frozen=True, kw_only=True)
-class Origin:
-    """Where a member comes from.
+class _Model:
+    """One of the models given.
 
     Args:
-        source: what `export member` takes; None for a member that lies in the repository.
-        name: of the member; None leaves it to the export.
+        word: what `export member` is told, NAME=SOURCE or SOURCE; the name of a member that is there already.
+        is_member: whether it lies in the repository already.
     """
 
-    source: str | None
-    name: str | None
+    word: str
+    is_member: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Files:
+    """What the steps leave.
+
+    Args:
+        repository: members and cascade.
+        name: of the cascade.
+        work: folder of records, plan and report.
+    """
+
+    repository: Path
+    name: str
+    work: Path
+
+    @property
+    def records(self) -> Path:
+        return self.work / "records.npz"
+
+    @property
+    def plan(self) -> Path:
+        return self.work / "cascade.json"
+
+    @property
+    def report(self) -> Path:
+        return self.work / "report"
 
 
 def build(
@@ -80,6 +111,9 @@ def build(
     dims: Annotated[
         str | None, typer.Option(help="Dims of a row where a model leaves them free: 3,32,32.")
     ] = None,
+    labels: Annotated[
+        Path | None, typer.Option(help="Text file with the models' class names, a line each, in their order.")
+    ] = None,
     class_map: Annotated[
         Path | None, typer.Option(help="Text file: what the data calls each class, in the models' order.")
     ] = None,
@@ -101,109 +135,175 @@ def build(
 
     Example: committee build small.onnx large.onnx --data photos --epsilon 0.01 -o repository
     """
-    origins = [_origin(text, output) for text in models]
-    if len(origins) < 2:
-        raise DataError("build", got="one model", expected="two or more: a cascade asks a cheap one first")
-    if len(set(origins)) < len(origins):
-        raise DataError("build", got="a model more than once", expected="different models")
-    folder = Path("build") / name if work is None else work
-    records, plan, report = folder / "records.npz", folder / "cascade.json", folder / "report"
-    steps = Steps(total=_exports(origins) + 4, as_json=as_json)
-    export = {"--mean": mean, "--std": std, "--resolution": resolution, "--image-px": image_px, "--dims": dims}
-    members = _exported(steps, origins, output, options=_words(export))
-    program = committee_program()
-    recording = {"--class-map": class_map, "--labels-by-order": by_order, "--limit": limit, "--skip-bad": skip_bad}
-    words = ["record", *members, "--data", data, "--repository", str(output), *_words(recording)]
-    steps.run("record", "ask every member about every row", program, [*words, "-o", str(records)])
+    files = _Files(repository=output, name=name, work=Path("build") / name if work is None else work)
+    export = _words({"--mean": mean, "--std": std, "--resolution": resolution, "--image-px": image_px,
+                     "--dims": dims, "--labels": labels})  # fmt: skip
+    given = _models(models, output)
+    _check(given, files, data=data, export=export)
     if epsilon is None and min_accuracy is None and max_mean_cost_share is None:
         epsilon = EPSILON
-    if epsilon is not None and reference is None:
-        reference = _dearest(members, output)
-    goal = {"--reference": reference, "--epsilon": epsilon, "--min-accuracy": min_accuracy}
-    goal |= {"--max-mean-cost-share": max_mean_cost_share, "--delta": delta, "--gears": gears or None}
-    words = ["plan", str(records), "--name", name, *_words(goal), "--repository", str(output)]
-    steps.run("plan", "choose stages and thresholds on one half of the rows, certify them on the other", program,
-              [*words, "--report", str(report), "-o", str(plan)])  # fmt: skip
-    words = ["render", str(plan), "--repository", str(output), *_words({"--standalone": standalone})]
-    steps.run("render", "write the cascade beside its members", program, words)
-    steps.run("check", "look for whatever does not fit together", program, ["check", "--repository", str(output)])
-    serve = f"{program.shown} serve --repository {output}"
-    if as_json:
-        print_json({"repository": str(output), "cascade": name, "members": members, "records": str(records),
-                    "plan": str(plan), "report": str(report / "index.html"), "serve": serve,
-                    "steps": steps.done})  # fmt: skip
-        return
-    typer.echo(f"Cascade: {output / name}\nReport:  {report / 'index.html'}\nServe:   {serve}")
+    # Refused now rather than after hours of recording.
+    Goal(
+        min_accuracy=min_accuracy,
+        reference=reference or (None if epsilon is None else ENSEMBLE),
+        epsilon=epsilon,
+        max_mean_cost=max_mean_cost_share,
+        delta=delta,
+    )
+    goal = {"--min-accuracy": min_accuracy, "--epsilon": epsilon, "--max-mean-cost-share": max_mean_cost_share}
+    goal |= {"--delta": delta, "--gears": gears or None}
+    rows = {"--class-map": class_map, "--labels-by-order": by_order, "--limit": limit, "--skip-bad": skip_bad}
+    steps = Steps(total=4 + any(not one.is_member for one in given), as_json=as_json)
+    try:
+        members = _exported(steps, given, files, options=export)
+        _recorded(steps, members, files, options=["--data", data, *_words(rows)])
+        if epsilon is not None:
+            reference = reference or _dearest(members, output)
+        _planned(steps, files, options=_words({"--reference": reference, **goal}))
+        _rendered(steps, files, options=_words({"--standalone": standalone}))
+    except (CommitteeError, KeyboardInterrupt):
+        if as_json:
+            print_json({"steps": steps.done, "failed": steps.running})
+        raise
+    _finished(steps, files, members, as_json=as_json)
 
 
-def _origin(text: str, repository: Path) -> Origin:
+def _models(words: list[str], repository: Path) -> list[_Model]:
+    """The models as they were given.
+
+    Raises:
+        DataError: one that is none, or one alone.
+    """
+    if len(words) < 2:
+        raise DataError("build", got="one model", expected="two or more: a cascade asks a cheap one first")
+    models = [_model(word, repository) for word in words]
+    if len(set(models)) < len(models):
+        raise DataError("build", got="a model more than once", expected="different models")
+    return models
+
+
+def _model(text: str, repository: Path) -> _Model:
     name, equals, model = text.partition("=")
-    if not equals or Path(text).exists() or NAME.match(name) is None:
+    if not equals or Path(text).exists():
         name, model = "", text
-    path = Path(model)
-    if path.is_file():
-        return Origin(source=f"onnx:{model}", name=name or None)
-    if path.is_dir():
-        return Origin(source=f"hf:{model}", name=name or None)
-    if NAME.match(model) is not None and (repository / model / "manifest.json").is_file():
+    elif NAME.match(name) is None:
+        expected = "NAME=MODEL with letters, digits, '_', '.' and '-' in the name"
+        raise DataError(f"model {text!r}", got=f"the name {name!r}", expected=expected)
+    if (member := _member_of(model, repository)) is not None:
         if name:
-            raise DataError(f"model {text}", got="another name for a member of the repository", expected=model)
-        return Origin(source=None, name=model)
-    if ":" not in model and (path.suffix or "/" in model):
+            raise DataError(f"model {text}", got="another name for a member of the repository", expected=member)
+        return _Model(word=member, is_member=True)
+    source = _source(model, repository)
+    return _Model(word=f"{name}={source}" if name else source, is_member=False)
+
+
+def _member_of(model: str, repository: Path) -> str | None:
+    """The member of the repository that a name or a folder means."""
+    path = Path(model)
+    folder = path if path.is_dir() and path.resolve().parent == repository.resolve() else repository / model
+    is_name = NAME.match(folder.name) is not None and folder.parent.resolve() == repository.resolve()
+    return folder.name if is_name and not path.is_file() and (folder / MANIFEST).is_file() else None
+
+
+def _source(model: str, repository: Path) -> str:
+    """What `export member` calls a model: paths are told from names by what is there."""
+    path = Path(model)
+    if model and path.is_file():
+        return f"onnx:{os.path.normpath(model)}"
+    if model and path.is_dir():
+        if not (path / "config.json").is_file():
+            raise DataError(f"model {model}", got="a folder without config.json", expected="one of transformers")
+        return f"hf:{os.path.normpath(model)}"
+    if not model or (":" not in model and (path.suffix or "/" in model)):
         raise DataError(
-            f"model {model}",
+            f"model {model!r}",
             got="no such file",
             expected=f"an .onnx file, a folder, a source such as hf:ID, or a member of {repository}",
         )
-    return Origin(source=model, name=name or None)
+    return model
 
 
-def _exports(origins: list[Origin]) -> int:
-    """How many commands export them."""
-    return len(_named(origins)) + bool(_unnamed(origins))
+def _check(given: list[_Model], files: _Files, *, data: str, export: list[str]) -> None:
+    """Refuses, before any work, what a later step would refuse.
+
+    Raises:
+        DataError: naming the option.
+    """
+    if NAME.match(files.name) is None:
+        raise DataError("--name", got=repr(files.name), expected="letters, digits, '_', '.' and '-'")
+    taken = [one.word.partition("=")[0] for one in given if one.is_member or "=" in one.word]
+    if files.name in taken:
+        raise DataError("--name", got=f"{files.name}, a member", expected="another name for the cascade")
+    if ":" not in data and not Path(data).exists():
+        raise DataError(
+            "--data", got=f"{data}, which is not there", expected="a folder of pictures, .npz or .parquet"
+        )
+    if export and all(one.is_member for one in given):
+        raise DataError("build", got=f"{export[0]} and no model to export", expected="models, or members alone")
 
 
-def _named(origins: list[Origin]) -> list[Origin]:
-    return [one for one in origins if one.source is not None and one.name is not None]
-
-
-def _unnamed(origins: list[Origin]) -> list[Origin]:
-    return [one for one in origins if one.source is not None and one.name is None]
-
-
-def _exported(steps: Steps, origins: list[Origin], repository: Path, *, options: list[str]) -> list[str]:
+def _exported(steps: Steps, given: list[_Model], files: _Files, *, options: list[str]) -> list[str]:
     """Exports what is not in the repository, and gives the members' names in the order of the models."""
-    if not _exports(origins):
-        return [str(one.name) for one in origins]
-    program = export_program()
-    ending = ["-o", str(repository), *options]
-    made: list[str] = []
-    # Together, so that all take images of one size; one with a name of its own goes alone.
-    if together := _unnamed(origins):
-        sources = [str(one.source) for one in together]
-        result = steps.run("export", "make members of the models, and prove them", program,
-                           ["member", *sources, *ending], parsed=True)  # fmt: skip
-        made = list(result["members"])
-        _say_members(result["members"], repository)
-    for one in _named(origins):
-        words = ["member", str(one.source), "--name", str(one.name), *ending]
-        result = steps.run("export", f"make member {one.name}, and prove it", program, words, parsed=True)
-        _say_members(result["members"], repository)
-    names = iter(made)
-    return [one.name or next(names) for one in origins]
+    sources = [one.word for one in given if not one.is_member]
+    if not sources:
+        return [one.word for one in given]
+    # In one command, so that all take images of one size.
+    words = ["member", *sources, "-o", str(files.repository), *options]
+    result = steps.run(
+        "export", "make members of the models, and prove them", export_program(), words, parsed=True
+    )
+    for name, done in result["members"].items():
+        typer.echo(f"{files.repository / name}: {done}", err=True)
+    made = iter(result["members"])
+    return [one.word if one.is_member else next(made) for one in given]
 
 
-def _say_members(members: dict[str, str], repository: Path) -> None:
-    for name, what in members.items():
-        typer.echo(f"{repository / name}: {what}", err=True)
+def _recorded(steps: Steps, members: list[str], files: _Files, *, options: list[str]) -> None:
+    words = ["record", *members, "--repository", str(files.repository), *options, "-o", str(files.records)]
+    steps.run("record", "ask every member about every row", committee_program(), words)
+
+
+def _planned(steps: Steps, files: _Files, *, options: list[str]) -> None:
+    words = ["plan", str(files.records), "--name", files.name, *options, "--repository", str(files.repository)]
+    what = "choose stages and thresholds on one half of the rows, certify them on the other"
+    steps.run("plan", what, committee_program(), [*words, "--report", str(files.report), "-o", str(files.plan)])
+
+
+def _rendered(steps: Steps, files: _Files, *, options: list[str]) -> None:
+    where = ["--repository", str(files.repository)]
+    words = ["render", str(files.plan), *where, *options]
+    steps.run("render", "write the cascade beside its members", committee_program(), words)
+    steps.run("check", "look for whatever does not fit together", committee_program(), ["check", *where])
+
+
+def _finished(steps: Steps, files: _Files, members: list[str], *, as_json: bool) -> None:
+    serve = f"{committee_program().shown} serve --repository {shlex.quote(str(files.repository))}"
+    notes = _notes(cascade_from_path(files.plan))
+    page = files.report / "index.html"
+    if as_json:
+        print_json({"repository": str(files.repository), "cascade": files.name, "members": members,
+                    "records": str(files.records), "plan": str(files.plan), "report": str(page), "serve": serve,
+                    "notes": notes, "steps": steps.done, "failed": None})  # fmt: skip
+        return
+    typer.echo(f"Cascade: {files.repository / files.name}\nReport:  {page}\nServe:   {serve}")
+    for note in notes:
+        typer.echo(f"note: {note}", err=True)
+
+
+def _notes(spec: CascadeSpec) -> list[str]:
+    """What somebody who reads the last lines only has to know."""
+    if len(spec.stages) > 1:
+        return []
+    asked = " and ".join(member.name for member in spec.members)
+    return [f"no cascade does what was asked, so every row is answered by {asked}; the plan's lines above say why"]
 
 
 def _dearest(members: Iterable[str], repository: Path) -> str:
     """The member that costs most per row, by its manifest."""
-    return max(members, key=lambda name: manifest_from_path(repository / name / "manifest.json").macs)
+    return max(members, key=lambda name: manifest_from_path(repository / name / MANIFEST).macs)
 
 
-def _words(options: Mapping[str, object]) -> list[str]:
+def _words(options: Mapping[str, Any]) -> list[str]:
     """Options as words of a command line; those that nobody gave are left out."""
     words: list[str] = []
     for option, value in options.items():

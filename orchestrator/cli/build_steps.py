@@ -15,7 +15,8 @@ from typing import Any
 
 import typer
 
-from orchestrator.errors import CommitteeError, RepositoryError
+from orchestrator.commandline import interrupted_from
+from orchestrator.errors import CommitteeError, InfeasibleError, RepositoryError
 
 # A Ctrl-C of a terminal reaches the child too and it ends by itself; SIGTERM reaches this process alone.
 OWN_END_S = 5.0
@@ -43,10 +44,12 @@ class StepFailedError(CommitteeError):
 
     def __init__(self, step: str, code: int) -> None:
         self.exit_code = code
+        fix = "ask for something else" if code == InfeasibleError.exit_code else "mend it"
         super().__init__(
             f"build: step {step}",
             got=f"exit code {code}, for the reason above",
-            fix="give the same command again once it is mended: what is finished is not done twice",
+            fix=f"{fix}, or give its command by hand with other options of its own; then the same build goes on, "
+            "and what is finished is not done twice",
         )
 
 
@@ -96,11 +99,13 @@ class Steps:
         total: how many there will be.
         as_json: have every step print JSON, and keep it instead of showing it.
         done: a JSON object per finished step: step, command, seconds, result.
+        running: the step that runs, or that failed.
     """
 
     total: int
     as_json: bool = False
     done: list[dict[str, Any]] = field(default_factory=list)
+    running: str | None = None
 
     def run(self, step: str, what: str, program: Program, words: list[str], *, parsed: bool = False) -> Any:
         """Runs one step; progress and errors of its process go to stderr as they come.
@@ -117,18 +122,25 @@ class Steps:
 
         Raises:
             StepFailedError: it ended with another code than 0.
+            Interrupted: somebody ended this process; the step's has ended too.
         """
+        self.running = step
         quiet = parsed or self.as_json
         words = [*words, "--json"] if quiet else words
         command = f"{program.shown} {shlex.join(words)}"
         typer.secho(f"[{len(self.done) + 1}/{self.total}] {step}: {what}", err=True, bold=True)
         typer.echo(f"$ {command}", err=True)
         start = time.monotonic()
-        code, printed = _run((*program.argv, *words), program.environment, captured=quiet)
+        try:
+            code, printed = _run((*program.argv, *words), program.environment, captured=quiet)
+        except KeyboardInterrupt as stop:
+            text = f"build: stopped in step {step}; the same command goes on from there"
+            raise interrupted_from(stop, text) from None
         if code:
             raise StepFailedError(step, code if code > 0 else 128 - code)
         result = json.loads(printed) if quiet else None
         seconds = round(time.monotonic() - start, 1)
+        self.running = None
         self.done.append({"step": step, "command": command, "seconds": seconds, "result": result})
         return result
 

@@ -14,20 +14,19 @@ import numpy as np
 import numpy.typing as npt
 
 from orchestrator.cli.record_members import Pool
-from orchestrator.cli.record_summary import Recorded
+from orchestrator.cli.record_summary import Recorded, class_names_of
+from orchestrator.cli.sources import Source
 from orchestrator.planner.npz import BROKEN
 from orchestrator.planner.records import text_from_meta
 
 
-def recording_fingerprint(
-    header: Mapping[str, Any], pool: Pool, *, class_names: tuple[str, ...] | None, skip_bad: bool
-) -> str | None:
+def recording_fingerprint(header: Mapping[str, Any], pool: Pool, source: Source, *, skip_bad: bool) -> str | None:
     """Hash of everything that decides the records, or None where part of it is unknown.
 
     Args:
         header: what a resumed run must share with the one it resumes.
         pool: the members.
-        class_names: those the records will name.
+        source: of the rows.
         skip_bad: whether rows that cannot be used are left out.
 
     Returns:
@@ -40,7 +39,9 @@ def recording_fingerprint(
         **header,
         "made_with": dict(pool.made_with),
         "kinds": {name: list(kind) for name, kind in pool.kinds.items()},
-        "class_names": class_names,
+        "class_names": class_names_of(source, pool),
+        "labels_by": source.labels_by,
+        "data_state": source.state,
         "skip_bad": skip_bad,
     }
     return hashlib.sha256(text_from_meta(decides).encode()).hexdigest()

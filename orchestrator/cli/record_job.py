@@ -19,7 +19,7 @@ from orchestrator.cli.record_again import finished_recording, keep_fingerprint, 
 from orchestrator.cli.record_kinds import evidence_of
 from orchestrator.cli.record_members import Pool
 from orchestrator.cli.record_run import Task, record_into, wanted_rows
-from orchestrator.cli.record_summary import Recorded, class_names_of, meta_of, summary_of
+from orchestrator.cli.record_summary import Recorded, meta_of, summary_of
 from orchestrator.cli.record_tensors import row_dims_noted
 from orchestrator.cli.sources import Source, source_from_text
 from orchestrator.cli.sources_labels import Classes
@@ -89,15 +89,14 @@ def record_job(pool: Pool, wishes: Wishes) -> dict[str, Any]:
         first_label=wishes.first_label,
     )
     wanted = wanted_rows(len(source.ids), wishes.limit)
-    _check_disk(wishes.output, pool, rows=len(wanted))
     task = Task(source=source, pool=pool, wanted=wanted, skip_bad=wishes.skip_bad)
     header = _header(task, wishes)
-    names = class_names_of(source, pool)
-    fingerprint = recording_fingerprint(header, pool, class_names=names, skip_bad=wishes.skip_bad)
+    fingerprint = recording_fingerprint(header, pool, source, skip_bad=wishes.skip_bad)
     finished = None if wishes.restart else finished_recording(wishes.output, fingerprint)
     if finished is not None:
         seen = {name: evidence_of(finished.outputs(name)) for name in pool.names}
         return summary_of(finished, pool, source, output=wishes.output, seen=seen) | {"up_to_date": True}
+    _check_disk(wishes.output, pool, rows=len(wanted))
     shards = Shards(wishes.output, header, members=pool.names, restart=wishes.restart)
     with contextlib.closing(shards), _ended_well(shards, len(wanted)):
         digest = _settled(shards, task)
@@ -179,8 +178,8 @@ def _check_disk(output: Path, pool: Pool, *, rows: int) -> None:
     if need > free:
         raise DataError(
             f"record --output {output}",
-            got=f"{free / 1e9:.2f} GB free",
-            expected=f"{need / 1e9:.2f} GB for {rows} rows, {pool.classes} classes, {len(pool.names)} members",
+            got=f"{free / 1e6:,.1f} MB free",
+            expected=f"{need / 1e6:,.1f} MB for {rows} rows, {pool.classes} classes, {len(pool.names)} members",
             fix="make room, or record fewer rows with --limit",
         )
 

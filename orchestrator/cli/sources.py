@@ -80,6 +80,7 @@ class Source:
         pieces: from the indices wanted, the position to begin at and the rows per piece to the pieces. Position p
             is row wanted[p]; indices ascend.
         identity: what must be equal for two readings to give the same rows.
+        state: what changes whenever anybody writes to the data, where `identity` may miss that; else "".
         data_sha256: hash of the data; None where it is hashed as it is read.
         notes: what the user should know of how it was read.
     """
@@ -93,6 +94,7 @@ class Source:
     labels_by: str | None = None
     class_names: tuple[str, ...] | None = None
     notes: tuple[str, ...] = ()
+    state: str = ""
 
 
 def rows_from_source(source: str) -> LabelledRows:

@@ -28,6 +28,7 @@ class _Listing:
         self.names: list[str] = []
         self.left_out: list[str] = []
         self._digest = hashlib.sha256()
+        self._changes = hashlib.sha256()
 
     def walk(self, folder: str) -> int:
         """Adds the pictures below a sub-folder, sorted; gives their number."""
@@ -48,6 +49,10 @@ class _Listing:
         """The hash of the listing."""
         return self._digest.hexdigest()
 
+    def changes_sha256(self) -> str:
+        """The hash of the times at which the files were last changed, which nobody can set back."""
+        return self._changes.hexdigest()
+
     def _add(self, path: Path) -> None:
         if path.name.startswith("."):
             return
@@ -65,6 +70,7 @@ class _Listing:
             self._digest.update(encoded + b"\0-")
         else:
             self._digest.update(encoded + f"\0{stat.st_size} {stat.st_mtime_ns}\n".encode())
+            self._changes.update(f"{stat.st_ctime_ns}\n".encode())
         self.names.append(name)
 
 
@@ -103,6 +109,7 @@ def folder_source(root: Path, *, classes: Classes, read_picture: ReadPicture) ->
         identity={"listing_sha256": listing.sha256()},
         data_sha256=None,
         notes=tuple(notes),
+        state=listing.changes_sha256(),
     )
 
 

@@ -18,8 +18,10 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from orchestrator.cli.app import run
+from orchestrator.cli.build import _models
+from orchestrator.local.sessions import LocalMembers
 from orchestrator.spec import cascade_from_path, manifest_from_path
-from tests.cli.recording import NAMES, write_folder, write_member
+from tests.cli.recording import NAMES, png, rows_of, write_member
 
 ROOT = Path(__file__).parents[2]
 # Side that the float models see; the smallest an export takes.
@@ -27,8 +29,9 @@ PX = 8
 
 
 def float_model(path: Path, *, seed: int, softmax: bool) -> None:
-    """A linear classifier of three classes that takes float32 pictures, as people's ONNX files are."""
-    weights = np.random.default_rng(seed).normal(size=(3 * PX * PX, 3)).astype(np.float32)
+    """The stronger colour of float32 pictures, roughly: one of three classes, as people's ONNX files are."""
+    weights = np.random.default_rng(seed).normal(size=(3, PX * PX, 3))
+    weights = (weights + np.eye(3)[:, None]).reshape(-1, 3).astype(np.float32)
     nodes = [
         helper.make_node("Flatten", ["pixels"], ["flat"]),
         helper.make_node("MatMul", ["flat", "weights"], ["raw"]),
@@ -50,30 +53,43 @@ def built(folder: Path, *words: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(argv, cwd=folder, env=environment, capture_output=True, text=True, check=False)
 
 
+def coloured_pictures(root: Path, *, each: int) -> None:
+    """A folder per class, pictures of each a little stronger in one colour."""
+    rng = np.random.default_rng(0)
+    for index, name in enumerate(NAMES):
+        (root / name).mkdir(parents=True)
+        for number in range(each):
+            pixels = rng.integers(0, 200, (PX, PX, 3))
+            pixels[..., index] += 50
+            (root / name / f"{number:03d}.png").write_bytes(png(pixels.astype(np.uint8)))
+
+
 @pytest.fixture
 def ready(tmp_path: Path) -> Path:
-    """A folder with pictures of three classes and two members in `repository`, the second dearer."""
-    write_folder(tmp_path / "pictures", each=60, names=NAMES)
+    """Labelled rows and two members in `repository`, the second dearer and always right."""
     for seed, name in enumerate(("a", "b")):
         write_member(tmp_path / "repository", name, seed=seed, macs=10 ** (seed + 2))
+    images = rows_of(200)
+    labels = LocalMembers(tmp_path / "repository", ["b"]).ask("b", images).argmax(axis=1)
+    np.savez(tmp_path / "rows.npz", images=images, labels=labels)
     return tmp_path
 
 
-READY = ("a", "b", "--data", "pictures", "-o", "repository", "--epsilon", 0.9)
+READY = ("a", "b", "--data", "rows.npz", "-o", "repository", "--epsilon", 0.3)
 
 
 @pytest.mark.export
 def test_two_onnx_files_and_pictures_become_a_cascade_that_the_printed_commands_make_too(tmp_path: Path) -> None:
-    write_folder(tmp_path / "pictures", each=60, names=NAMES)
+    coloured_pictures(tmp_path / "pictures", each=60)
     float_model(tmp_path / "small.onnx", seed=1, softmax=False)
     float_model(tmp_path / "large.onnx", seed=2, softmax=True)
-    words = ["small.onnx", "big=large.onnx", "--data", "pictures", "-o", "repository", "--epsilon", 0.9]
+    words = ["small.onnx", "big=large.onnx", "--data", "pictures", "-o", "repository", "--epsilon", 0.3]
     words += ["--mean", "0,0,0", "--std", "1,1,1", "--resolution", PX, "--labels-by-order", "--reference", "big"]
     done = built(tmp_path, *words, "--json")
     assert done.returncode == 0, done.stderr
     document: dict[str, Any] = json.loads(done.stdout)
     assert document["members"] == ["small", "big"]
-    assert [one["step"] for one in document["steps"]] == ["export", "export", "record", "plan", "render", "check"]
+    assert [one["step"] for one in document["steps"]] == ["export", "record", "plan", "render", "check"]
     kinds = {
         name: manifest_from_path(tmp_path / f"repository/{name}/manifest.json").output_kind
         for name in ("small", "big")
@@ -98,8 +114,8 @@ def test_two_onnx_files_and_pictures_become_a_cascade_that_the_printed_commands_
 
 
 def test_the_same_command_again_repeats_no_question_and_a_shell_takes_what_is_printed(ready: Path) -> None:
-    (ready / "pictures").rename(ready / "my pictures")
-    words = [*("my pictures" if word == "pictures" else word for word in READY), "--work", "my work"]
+    (ready / "rows.npz").rename(ready / "my rows.npz")
+    words = [*("my rows.npz" if word == "rows.npz" else word for word in READY), "--work", "my work"]
     first = built(ready, *words)
     assert first.returncode == 0, first.stderr
     assert "[1/4] record" in first.stderr
@@ -115,11 +131,33 @@ def test_the_same_command_again_repeats_no_question_and_a_shell_takes_what_is_pr
 
 
 def test_where_no_cascade_does_it_nothing_is_rendered_and_the_code_is_that_of_plan(ready: Path) -> None:
-    done = built(ready, *READY[:-2], "--min-accuracy", 0.999)
+    done = built(ready, *READY[:-2], "--min-accuracy", 1)
     assert done.returncode == 3
     last = done.stderr.splitlines()[-1]
     assert last.startswith("error: build: step plan: got exit code 3")
+    assert "ask for something else" in last
     assert not (ready / "repository" / "cascade").exists()
+
+
+def test_a_failure_leaves_the_finished_steps_in_the_document(ready: Path) -> None:
+    (ready / "repository" / "cascade").mkdir()
+    (ready / "repository" / "cascade" / "config.pbtxt").write_text('name: "cascade"')
+    done = built(ready, *READY, "--json")
+    assert done.returncode == 2
+    document = json.loads(done.stdout)
+    assert [one["step"] for one in document["steps"]] == ["record", "plan"]
+    assert document["failed"] == "render"
+    assert json.loads(done.stderr.splitlines()[-1])["error"]["exit_code"] == 2
+
+
+def test_members_are_meant_by_name_or_by_folder(ready: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ready / "repository")
+    assert [one.word for one in _models(["a", "./b/"], Path())] == ["a", "b"]
+    monkeypatch.chdir(ready)
+    assert [one.word for one in _models(["a", "repository/b"], Path("repository"))] == ["a", "b"]
+    (ready / "tiny").mkdir()
+    (ready / "tiny" / "config.json").write_text("{}")
+    assert [one.word for one in _models(["x=tiny/", "a"], Path("repository"))] == ["x=hf:tiny", "a"]
 
 
 def test_a_terminated_build_ends_its_step_and_goes_on_afterwards(ready: Path) -> None:
@@ -132,8 +170,9 @@ def test_a_terminated_build_ends_its_step_and_goes_on_afterwards(ready: Path) ->
     time.sleep(0.2)
     (step,) = Path(f"/proc/{child.pid}/task/{child.pid}/children").read_text().split()
     child.send_signal(signal.SIGTERM)
-    child.communicate(timeout=60)
-    assert child.returncode in (130, 143)
+    said = child.communicate(timeout=60)[1]
+    assert said.splitlines()[-1] == "build: stopped in step record; the same command goes on from there"
+    assert child.returncode == 143
     assert not Path(f"/proc/{step}").exists()
     assert built(ready, *READY).returncode == 0
 
@@ -145,13 +184,23 @@ def test_a_terminated_build_ends_its_step_and_goes_on_afterwards(ready: Path) ->
         (["a", "not_there.onnx"], "no such file"),
         (["a", "c=b"], "another name for a member of the repository"),
         (["a", "a"], "a model more than once"),
+        (["a", ""], "no such file"),
+        (["a", "x y=b"], "the name 'x y'"),
+        (["a", "repository"], "a folder without config.json"),
+        (["a", "b", "--name", "a"], "a, a member"),
+        (["a", "b", "--name", "../x"], "--name: got '../x'"),
+        (["a", "b", "--delta", "2"], "--delta"),
+        (["a", "b", "--min-accuracy", "0.5", "--epsilon", "0.1"], "--min-accuracy"),
+        (["a", "b", "--mean", "0.5"], "--mean and no model to export"),
+        (["a", "b", "--data", "nowhere"], "nowhere, which is not there"),
     ],
 )
 def test_what_cannot_be_built_is_said_in_one_line(
     ready: Path, words: list[str], said: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(ready)
-    assert run(["build", *words, "--data", "pictures", "-o", "repository"]) == 2
+    assert run(["build", "--data", "rows.npz", "-o", "repository", *words]) == 2
+    assert {path.name for path in ready.iterdir()} == {"repository", "rows.npz"}
     error = capsys.readouterr().err
     assert said in error
     assert error.count("\n") == 1
