@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
+from orchestrator.cli.batch_rows import ColumnNames
 from orchestrator.cli.console import print_json
 from orchestrator.cli.record_job import Wishes, meta_of, record_job, source_of
 from orchestrator.cli.record_kinds import evidence_of
@@ -24,7 +25,10 @@ from orchestrator.planner.records import Records
 def record(
     data: Annotated[
         str,
-        typer.Option(help="Folder with a sub-folder of pictures per class, .npz, .npy, .parquet, digits:SPLIT."),
+        typer.Option(
+            help="Folder with a sub-folder of pictures per class, .npz, .npy, .parquet or a folder of them, "
+            "digits:SPLIT."
+        ),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Records file to write.")],
     names: Annotated[
@@ -47,6 +51,9 @@ def record(
         bool, typer.Option("--skip-bad", help="Leave out (and count) rows that cannot be read or answered.")
     ] = False,
     restart: Annotated[bool, typer.Option("--restart", help="Throw away an unfinished recording.")] = False,
+    column: Annotated[str | None, typer.Option(help="Array or column that holds the rows.")] = None,
+    id_column: Annotated[str | None, typer.Option(help="Array or column that holds the ids.")] = None,
+    label_column: Annotated[str | None, typer.Option(help="Array or column that holds the labels.")] = None,
     by_order: Annotated[
         bool,
         typer.Option("--labels-by-order", help="Take sorted class names for the classes in order, not by name."),
@@ -88,6 +95,7 @@ def record(
         restart=restart,
         by_order=by_order,
         class_map=class_map,
+        columns=ColumnNames(rows=column, ids=id_column, labels=label_column),
     )
     _check_wishes(wishes)
     # In this order, so that `--members a b c`, of which the option itself takes one word, means a, b, c.

@@ -7,13 +7,14 @@ import shutil
 import signal
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import typer
 
+from orchestrator.cli.batch_rows import ColumnNames
 from orchestrator.cli.class_map import class_map_from_path
 from orchestrator.cli.console import progress
 from orchestrator.cli.record_kinds import evidence_of, kind_notes, kind_of
@@ -45,6 +46,7 @@ class Wishes:
         restart: throw away an unfinished recording.
         by_order: take sorted class names for the classes in order.
         class_map: file that says what the data calls each class.
+        columns: which columns or arrays of the data are what.
     """
 
     data: str
@@ -54,13 +56,21 @@ class Wishes:
     restart: bool = False
     by_order: bool = False
     class_map: Path | None = None
+    columns: ColumnNames = field(default_factory=ColumnNames)
 
 
 class _Terminated(KeyboardInterrupt):
     """SIGTERM, handled like Ctrl-C but with its own exit code."""
 
 
-def source_of(pool: Pool, data: str, *, by_order: bool = False, class_map: Path | None = None) -> Source:
+def source_of(
+    pool: Pool,
+    data: str,
+    *,
+    by_order: bool = False,
+    class_map: Path | None = None,
+    columns: ColumnNames | None = None,
+) -> Source:
     """The source that the pool is to be asked about.
 
     Args:
@@ -68,6 +78,7 @@ def source_of(pool: Pool, data: str, *, by_order: bool = False, class_map: Path 
         data: as written on the command line.
         by_order: take sorted class names for the classes in order.
         class_map: file that says what the data calls each class.
+        columns: which columns or arrays of the data are what; None for the usual names.
 
     Raises:
         CommitteeError: it cannot be used, or not with these members.
@@ -75,7 +86,8 @@ def source_of(pool: Pool, data: str, *, by_order: bool = False, class_map: Path 
     names = pool.class_names()
     mapped = None if class_map is None else class_map_from_path(class_map, count=pool.classes, known=names)
     classes = Classes(count=pool.classes, names=names, by_order=by_order, mapped=mapped)
-    return source_from_text(data, pool.info, classes=classes, read_picture=pool.picture_reader())
+    reader = pool.picture_reader()
+    return source_from_text(data, pool.info, classes=classes, read_picture=reader, columns=columns)
 
 
 def record_job(pool: Pool, wishes: Wishes) -> dict[str, Any]:
@@ -85,7 +97,9 @@ def record_job(pool: Pool, wishes: Wishes) -> dict[str, Any]:
         CommitteeError: anything about the data, the members or the disk; what is settled is kept.
         Exit: it was interrupted.
     """
-    source = source_of(pool, wishes.data, by_order=wishes.by_order, class_map=wishes.class_map)
+    source = source_of(
+        pool, wishes.data, by_order=wishes.by_order, class_map=wishes.class_map, columns=wishes.columns
+    )
     wanted = wanted_rows(len(source.ids), wishes.limit)
     _check_disk(wishes.output, pool, rows=len(wanted))
     task = Task(source=source, pool=pool, wanted=wanted, skip_bad=wishes.skip_bad)

@@ -15,10 +15,9 @@ from orchestrator.cli.batch_rows import Refused
 from orchestrator.cli.pictures import ReadPicture
 from orchestrator.cli.sources import Indices, Loaded, Piece, Source, spans
 from orchestrator.cli.sources_labels import Classes, numbering_of
+from orchestrator.client.images import PICTURE_ENDINGS
 from orchestrator.errors import DataError
 from orchestrator.planner.records import named
-
-PICTURES = frozenset([".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"])
 
 
 class _Listing:
@@ -53,7 +52,7 @@ class _Listing:
         if path.name.startswith("."):
             return
         name = path.relative_to(self.root).as_posix()
-        if path.suffix.lower() not in PICTURES:
+        if path.suffix.lower() not in PICTURE_ENDINGS:
             self.left_out.append(name)
             return
         try:
@@ -117,7 +116,7 @@ def folder_source(root: Path, *, classes: Classes, read_picture: ReadPicture) ->
 def _labelled(
     listing: _Listing, folders: list[str], classes: Classes
 ) -> tuple[npt.NDArray[np.int64], str, str | None]:
-    loose = [p.name for p in sorted(listing.root.iterdir()) if p.suffix.lower() in PICTURES and p.is_file()]
+    loose = [p.name for p in sorted(listing.root.iterdir()) if p.suffix.lower() in PICTURE_ENDINGS and p.is_file()]
     if loose:
         got = f"pictures beside the class folders: {named(loose)}"
         raise DataError(f"folder {listing.root}", got=got, expected="every picture in a class folder")
