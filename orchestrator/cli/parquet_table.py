@@ -122,38 +122,45 @@ class ParquetTable:
         schema = pa.schema([pa.field(name, self.type_of(name)) for name in dict.fromkeys(names)])
         start = 0
         for part in self.parts:
-            for group, rows in enumerate(part.group_rows):
-                stop = start + rows
-                if wanted is None or np.searchsorted(wanted, start) < np.searchsorted(wanted, stop):
-                    yield from _group(part, group, schema, size=size, start=start, wanted=wanted)
-                start = stop
+            yield from _batches(part, schema, size=size, start=start, wanted=wanted)
+            start += part.rows
 
 
-def _group(part: Part, group: int, schema: Any, *, size: int, start: int, wanted: Any) -> Iterator[Any]:
+def _batches(part: Part, schema: Any, *, size: int, start: int, wanted: Any) -> Iterator[Any]:
+    """Record batches of one file, whose first row has the number `start`."""
+    ends = start + np.cumsum(part.group_rows)
+    spans = zip(range(len(ends)), (ends - part.group_rows).tolist(), ends.tolist(), strict=True)
+    groups = [(group, at) for group, at, end in spans if wanted is None or _any_within(wanted, at, end)]
     at = start
     try:
-        for batch in _stored(part, group, schema, size):
-            if wanted is None:
-                yield batch
-            else:
-                low, high = np.searchsorted(wanted, (at, at + batch.num_rows))
-                if low < high:
-                    yield batch.take(pa.array(wanted[low:high] - at))
-            at += batch.num_rows
+        with contextlib.ExitStack() as opened:
+            inside = [name for name in schema.names if name in part.schema.names]
+            file = opened.enter_context(_opened(part.path)) if groups and inside else None
+            for group, first in groups:
+                at = first
+                for batch in _stored(part, file, group, inside, schema=schema, size=size):
+                    if wanted is None:
+                        yield batch
+                    elif _any_within(wanted, at, at + batch.num_rows):
+                        low, high = np.searchsorted(wanted, (at, at + batch.num_rows))
+                        yield batch.take(pa.array(wanted[low:high] - at))
+                    at += batch.num_rows
     except FOREIGN as error:
         got = f"row {at} or one after it cannot be read ({error})"
         raise DataError(f"{part.path}", got=got) from error
 
 
-def _stored(part: Part, group: int, schema: Any, size: int) -> Iterator[Any]:
+def _any_within(wanted: npt.NDArray[np.int64], first: int, stop: int) -> bool:
+    return bool(np.searchsorted(wanted, first) < np.searchsorted(wanted, stop))
+
+
+def _stored(part: Part, file: Any, group: int, inside: list[str], *, schema: Any, size: int) -> Iterator[Any]:
     """Record batches of one row group, in the plain types of the whole table."""
-    inside = [name for name in schema.names if name in part.schema.names]
     if not inside:
         yield _filled(part, {}, schema, part.group_rows[group])
         return
-    with _opened(part.path) as file:
-        for batch in file.iter_batches(batch_size=size, row_groups=[group], columns=inside, use_threads=False):
-            yield _filled(part, dict(zip(batch.schema.names, batch.columns, strict=True)), schema, batch.num_rows)
+    for batch in file.iter_batches(batch_size=size, row_groups=[group], columns=inside, use_threads=False):
+        yield _filled(part, dict(zip(batch.schema.names, batch.columns, strict=True)), schema, batch.num_rows)
 
 
 def _filled(part: Part, columns: dict[str, Any], schema: Any, rows: int) -> Any:
@@ -247,6 +254,8 @@ def _readable(path: Path) -> Iterator[None]:
         yield
     except FOREIGN as error:
         raise DataError(f"{path}", got=f"a file pyarrow cannot read ({error})", expected="Parquet") from error
+    except UnicodeError as error:
+        raise DataError(f"{str(path)!a}", got="a name that is not UTF-8", fix="rename it") from error
 
 
 def left_out_note(table: ParquetTable) -> tuple[str, ...]:

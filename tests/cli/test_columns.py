@@ -73,7 +73,9 @@ def write(path: Path, *, group: int | None = 7, **columns: Any) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     # pyarrow cannot cut views into row groups.
     views = any("_view" in str(column.type) for column in columns.values() if isinstance(column, pa.Array))
-    pq.write_table(pa.table(columns), path, row_group_size=None if views else group)
+    # Opened here, since pyarrow does not take every name.
+    with path.open("wb") as file:
+        pq.write_table(pa.table(columns), file, row_group_size=None if views else group)
     return path
 
 
@@ -373,6 +375,11 @@ def test_files_of_a_folder_may_differ_in_types_and_in_columns(job: Batching) -> 
     assert "do not go together" in job.batch("data", "no.npz", code=2)
     (job.folder / "data" / "4.parquet").write_bytes(b"PAR1")
     assert "4.parquet: got a file pyarrow cannot read" in job.batch("data", "no.npz", code=2)
+
+
+def test_a_file_whose_name_is_no_text_is_one_line(job: Batching) -> None:
+    write(job.folder / "data" / "year=1" / "\udcff.parquet", image=[encoded(1)])
+    assert "rename it" in job.batch("data", "no.npz", code=2)
 
 
 def test_a_recording_of_another_column_is_none_to_go_on_with(
