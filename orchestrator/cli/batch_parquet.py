@@ -150,8 +150,7 @@ def rows_reader(
 def _column_reader(what: str, kind: Any, form: RowForm, read_picture: ReadPicture) -> Any:
     if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
         inner = _column_reader(what, kind.field("bytes").type, form, read_picture)
-        # Where the struct is null its fields need not be.
-        return lambda ids, column: inner(ids, pc.struct_field(column, "bytes"))
+        return lambda ids, column: inner(ids, column.field("bytes"))
     if pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind):
         return lambda ids, column: block_of_bytes(ids, column.to_pylist(), form=form, read_picture=read_picture)
     leaf = kind

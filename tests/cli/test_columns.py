@@ -191,9 +191,11 @@ def test_a_picture_that_breaks_its_decoder_is_refused_and_the_rest_answered(
     found = recorded(repository, repository.parent / "pictures", "--skip-bad")
     assert found.ids.tolist() == ["cat/a.jpg", "cat/c.jpg"]
     assert "no picture that can be read" in found.meta["skipped"]["cat/b.jpg"]
-    job.parquet(id=pa.array(["x", "y", "z"]), image=pa.array([encoded(4), BROKEN[kind], encoded(6)]))
-    job.batch("in.parquet")
+    pictures = pa.array([encoded(4), BROKEN[kind], encoded(6)])
+    job.parquet(id=pa.array(["x", "y", "z"]), image=pictures, place=pa.array([10, 11, 12]))
+    job.batch("in.parquet", "out.npz", "--keep-columns", "place")
     assert job.answers()["id"] == ["x", "z"]
+    assert job.answers()["place"] == [10, 12]
     assert job.answers()["label"] == [4, 6]
     assert "no picture that can be read" in job.refused()["y"]
 
