@@ -15,9 +15,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from orchestrator.cli import sources_parquet
 from orchestrator.cli.app import run
 from orchestrator.cli.parquet_table import parquet_table
-from orchestrator.cli.record_members import Pool
+from orchestrator.cli.record_job import source_of
+from orchestrator.cli.record_members import Pool, opened_pool
 from orchestrator.planner.records import Records, records_from_path
 from tests.cli.batching import Batching, batching_in, encoded
 from tests.cli.recording import NAMES, picture, png, write_member
@@ -410,6 +412,20 @@ def test_memory_does_not_grow_with_the_row_group(tmp_path: Path) -> None:
         assert len(held) >= rows / 32
         peaks.append(max(held) - before)
     assert peaks[1] < 1.5 * peaks[0] < 10e6, peaks
+
+
+def test_pieces_of_large_pictures_are_small_and_the_same_when_a_run_goes_on(
+    repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = write(repository.parent / "in.parquet", image=ENCODED)
+    row_bytes = parquet_table(data).row_bytes("image")
+    monkeypatch.setattr(sources_parquet, "PIECE_BYTES", 5 * row_bytes)
+    with opened_pool(["a"], repository) as pool:
+        source = source_of(pool, str(data))
+        wanted = np.arange(1, ROWS)
+        cuts = [(piece.first, piece.stop) for piece in source.pieces(wanted, 0, 256)]
+        assert cuts == [(0, 5), (5, 10), (10, 15), (15, 20), (20, 23)]
+        assert [(piece.first, piece.stop) for piece in source.pieces(wanted, 10, 256)] == cuts[2:]
 
 
 @settings(max_examples=60, deadline=None)

@@ -182,6 +182,15 @@ def test_sixteen_bits_are_scaled_whatever_the_file(kind: str) -> None:
     assert row(encoded(deep, kind), GREY)[0] == pytest.approx(RAMP, abs=1 / 255)
 
 
+def test_twelve_bits_in_a_tiff_are_scaled_from_twelve() -> None:
+    # Two pixels, 0 and 4095, in three bytes; by hand, since Pillow only reads such files.
+    tags = [(256, 2), (257, 1), (258, 12), (259, 1), (262, 1), (273, 8 + 2 + 8 * 12 + 4), (278, 1), (279, 3)]
+    entries = b"".join(struct.pack("<HHII", tag, 3, 1, value) for tag, value in tags)
+    data = b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4) + b"\x00\x0f\xff"
+    image = image_from_bytes(data, what="x")
+    assert np.asarray(image).tolist() == [[0, 255]]
+
+
 def test_white_that_is_zero_is_white_in_sixteen_bits_too() -> None:
     deep = Image.fromarray((RAMP * 65_535).astype(np.uint16))
     data = encoded(deep, "TIFF", tiffinfo={262: 0})
