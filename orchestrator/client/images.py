@@ -147,7 +147,8 @@ def _eight_bits(image: Image, tags: Any) -> Image:
     from PIL import Image
 
     low, high = _sample_range(image.mode, tags)
-    grey = (np.asarray(image).astype(np.float64) - low) * (255 / (high - low))
+    with np.errstate(all="ignore"):
+        grey = (np.asarray(image).astype(np.float64) - low) * (255 / (high - low))
     if not np.isfinite(grey).all():
         raise DataError("picture", got="NaN or infinity in it", expected="finite samples")
     levels = np.clip(np.rint(grey), 0, 255).astype(np.uint8)
@@ -176,7 +177,7 @@ def _sample_range(mode: str, tags: Any) -> tuple[float, float]:
         # PNG and PGM of 16 bits, which Pillow widens.
         return 0, 2**16 - 1
     low, high = (float(np.ravel(tags.get(tag, math.nan))[0]) for tag in (_LOWEST_SAMPLE, _HIGHEST_SAMPLE))
-    if not -math.inf < low < high < math.inf:
+    if not 0 < high - low < math.inf:
         kind = "floats" if mode == "F" else "signed or 32-bit whole numbers"
         raise DataError(
             "picture",

@@ -161,6 +161,7 @@ def test_floats_are_scaled_from_the_range_that_the_file_declares(low: float, hig
         float_tiff(RAMP, low=0),
         float_tiff(RAMP, low=1, high=1),
         float_tiff(RAMP, low=0, high=np.inf),
+        float_tiff(RAMP, low=-1.7e308, high=1.7e308),
         encoded(Image.fromarray((RAMP * 1e6).astype(np.int32)), "TIFF"),
     ],
 )
@@ -170,10 +171,13 @@ def test_floats_and_wide_numbers_without_a_range_are_refused_with_what_to_do(dat
     assert "save it with 8 or 16 bits" in text
 
 
-def test_floats_that_are_not_finite_are_refused() -> None:
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_floats_that_are_not_finite_are_refused_without_a_warning(value: float) -> None:
     pixels = RAMP.copy()
-    pixels[3, 3] = np.nan
-    assert "NaN" in refused(float_tiff(pixels, low=0, high=1), GREY)
+    pixels[3, 3] = value
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert "NaN" in refused(float_tiff(pixels, low=0, high=1), GREY)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF", "PPM"])
