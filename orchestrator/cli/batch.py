@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import importlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Annotated, Any
@@ -14,14 +14,23 @@ from typing import IO, Annotated, Any
 import numpy.typing as npt
 import typer
 
-from orchestrator.cli.batch_rows import StoredRows, stored_rows
+from orchestrator.cli.batch_arrays import array_rows
+from orchestrator.cli.batch_rows import ColumnNames, StoredRows, is_parquet
 from orchestrator.cli.batch_run import Settled, settled_blocks
-from orchestrator.cli.batch_write import AnswerFile, answer_file, refused_line, refused_path, whole_file
+from orchestrator.cli.batch_write import (
+    AnswerFile,
+    answer_file,
+    check_kept,
+    refused_line,
+    refused_path,
+    whole_file,
+)
 from orchestrator.cli.console import print_json, progress, stdout_console
 from orchestrator.cli.endpoints import ADDRESS, Ca, Cert, Headers, Key, endpoint_from_options
-from orchestrator.cli.pictures import picture_reader
+from orchestrator.cli.pictures import ReadPicture, picture_reader
 from orchestrator.client.base import Answers
 from orchestrator.client.endpoint import Endpoint
+from orchestrator.client.models import ModelInfo
 from orchestrator.client.over_grpc import AsyncGrpcClient
 from orchestrator.decision import Policy
 from orchestrator.errors import ClientError, DataError
@@ -37,7 +46,7 @@ class Job:
         server: its gRPC endpoint.
         in_flight: requests under way at once.
         request_rows: rows per request.
-        column: array or column with the rows; None for the usual one.
+        columns: which arrays or columns hold what, and which go into the answers.
         repository: where cascade.json says how pictures become rows.
         timeout_s: longest wait for one answer.
     """
@@ -48,7 +57,7 @@ class Job:
     server: Endpoint
     in_flight: int
     request_rows: int
-    column: str | None
+    columns: ColumnNames
     repository: Path
     timeout_s: float
 
@@ -99,7 +108,9 @@ class OwnThresholds:
 
 
 def batch(
-    source: Annotated[Path, typer.Argument(metavar="IN", help="Rows: .npy, .npz or .parquet.")],
+    source: Annotated[
+        Path, typer.Argument(metavar="IN", help="Rows: .npy, .npz, .parquet, or a folder of .parquet files.")
+    ],
     output: Annotated[Path, typer.Argument(metavar="OUT", help="Answers: .parquet or .npz.")],
     model: Annotated[str, typer.Option("--model", "-m", help="Cascade, ensemble or member to ask.")],
     url: Annotated[str, typer.Option(help=f"The gRPC endpoint: {ADDRESS}")] = "127.0.0.1:8001",
@@ -110,6 +121,11 @@ def batch(
     in_flight: Annotated[int, typer.Option(min=1, max=1024, help="Requests under way at once.")] = 8,
     request_rows: Annotated[int, typer.Option(min=1, help="Rows per request.")] = 32,
     column: Annotated[str | None, typer.Option(help="Array or column that holds the rows.")] = None,
+    id_column: Annotated[str | None, typer.Option(help="Array or column that holds the ids.")] = None,
+    keep_columns: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME,...", help="Arrays or columns to carry into the answers.", show_default=False),
+    ] = None,
     repository: Annotated[Path, typer.Option(help="Where cascade.json says how pictures become rows.")] = Path(
         "model_repository"
     ),
@@ -119,11 +135,13 @@ def batch(
     """Push stored rows through a served model; order is kept and memory stays small.
 
     IN is a .npy array (n, ...); a .npz with an array `images` (or one named by --column, else the first) and
-    maybe `ids`; or a .parquet with a column `image` (or --column) and maybe `id`. That column holds lists of
-    numbers (flat or nested), raw tensor bytes, or encoded pictures (bytes, or a struct with `bytes`), which go
-    through the `preprocess` section of cascade.json. Without ids rows are numbered from 0.
+    maybe `ids` (or --id-column); or a .parquet, or a folder of such files, with a column `image` (or --column) and
+    maybe `id` (or --id-column). The column holds lists of numbers (flat or nested), raw tensor bytes, or encoded
+    pictures (bytes, or a struct with `bytes`), which go through the `preprocess` section of cascade.json. Without
+    ids rows are numbered from 0.
 
-    OUT gets id, label, confidence, exit_stage, cost and status. Rows that are refused, by the server or because
+    OUT gets id, label, confidence, exit_stage, cost and status, and then the columns of --keep-columns, where one
+    called `label` becomes `input_label`, and so on. Rows that are refused, by the server or because
     they cannot be read, go to OUT's name with .refused.jsonl (id, reason) and do not stop the job. OUT appears
     only when the job is finished. A plan with gears judges by its own thresholds: a job is not to get other
     answers because of the load it makes itself.
@@ -137,7 +155,7 @@ def batch(
         server=endpoint_from_options(url, ca=ca, cert=cert, key=key, header=header),
         in_flight=in_flight,
         request_rows=request_rows,
-        column=column,
+        columns=ColumnNames(rows=column, ids=id_column, kept=_names(keep_columns or [])),
         repository=repository,
         timeout_s=timeout_s,
     )
@@ -146,6 +164,11 @@ def batch(
     tally = asyncio.run(_run(job))
     seconds = time.perf_counter() - start
     _report(job, tally, seconds=seconds, as_json=as_json)
+
+
+def _names(words: Sequence[str]) -> tuple[str, ...]:
+    """Names from options that may hold several, each once."""
+    return tuple(dict.fromkeys(name for word in words for name in word.split(",") if name))
 
 
 def _check_output(job: Job) -> None:
@@ -158,15 +181,44 @@ def _check_output(job: Job) -> None:
         raise DataError(f"{job.output}", got="no such folder", fix=f"make {job.output.parent} first")
     if job.output.is_dir() or job.output.resolve() == job.source.resolve():
         raise DataError(f"{job.output}", got="a folder or the input itself", expected="another file")
+    if job.source.is_dir() and job.source.resolve() in job.output.resolve().parents:
+        raise DataError(f"{job.output}", got="a file in the folder that is read", expected="another folder")
     if ".parquet" in (job.output.suffix, job.source.suffix):
         importlib.import_module("pyarrow")
+
+
+def stored_rows(path: Path, info: ModelInfo, *, columns: ColumnNames, read_picture: ReadPicture) -> StoredRows:
+    """The rows of a .npy, .npz or .parquet file, or a folder of the latter, checked as far as a header tells.
+
+    Args:
+        path: the file.
+        info: the model they are for.
+        columns: which arrays or columns are what.
+        read_picture: turns an encoded picture into one row.
+
+    Raises:
+        DataError: missing, unreadable, empty, or without such a column.
+        InputError: its rows do not fit the model.
+    """
+    if is_parquet(path):
+        from orchestrator.cli.batch_parquet import parquet_rows
+
+        return parquet_rows(path, info, columns=columns, read_picture=read_picture)
+    if not path.is_file():
+        raise DataError(f"{path}", got="a folder without .parquet files" if path.is_dir() else "no such file")
+    if path.suffix in (".npy", ".npz"):
+        return array_rows(path, info, columns=columns)
+    raise DataError(
+        f"{path}", got=f"a name ending in {path.suffix or 'nothing'}", expected=".npy, .npz or .parquet"
+    )
 
 
 async def _run(job: Job) -> Tally:
     async with AsyncGrpcClient(job.server, timeout_s=job.timeout_s, retries=4) as client:
         info = await client.metadata(job.model)
         reader = picture_reader(job.repository, info)
-        rows = stored_rows(job.source, info, column=job.column, read_picture=reader)
+        rows = stored_rows(job.source, info, columns=job.columns, read_picture=reader)
+        check_kept(rows, job.output)
         tally = Tally(total=rows.total)
         is_cascade = any(tensor.name == "exit_stage" for tensor in info.outputs)
         try:
@@ -208,9 +260,9 @@ async def _push(
 
 
 def _keep(settled: Settled, answers: AnswerFile, refused: IO[str], tally: Tally) -> None:
-    for ids, part in settled.answered:
-        answers.add(ids, part)
-        tally.answered += len(ids)
+    for part in settled.answered:
+        answers.add(part)
+        tally.answered += len(part.ids)
     for one in settled.refused:
         refused.write(refused_line(one))
         tally.refused += 1

@@ -1,12 +1,9 @@
-"""Rows out of a Parquet column: lists of numbers, raw tensors, or encoded pictures. Imported only for Parquet.
-
-Batches are read one at a time; pyarrow holds one row group, we hold one block.
-"""
+"""Rows out of a Parquet column: lists of numbers, raw tensors, or encoded pictures. Imported only for Parquet."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,19 +12,18 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from orchestrator.cli.batch_rows import Block, Refused, StoredRows, checked_ids
+from orchestrator.cli.batch_rows import ID_NAMES, NOT_ROWS, Block, ColumnNames, Refused, StoredRows, checked_ids
+from orchestrator.cli.parquet_table import ParquetTable, parquet_table
+from orchestrator.cli.parquet_types import is_text, words_or_numbers
 from orchestrator.cli.pictures import ReadPicture
+from orchestrator.client.images import is_picture
 from orchestrator.client.models import ModelInfo, input_tensor
 from orchestrator.errors import DataError
 from orchestrator.spec.inputs import INPUT_DTYPES
 
 Rows = npt.NDArray[Any]
-NOT_ROWS = ("id", "ids", "label", "labels")
 USUAL = ("image", "images", "rows", "row")
-# How PNG, JPEG, GIF and RIFF (WebP) files begin: a raw tensor would have to hold very odd numbers to look so.
-PICTURE_STARTS = (b"\x89PNG\r\n", b"\xff\xd8\xff", b"GIF8", b"RIFF")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,62 +55,68 @@ class RowForm:
         return math.prod(self.dims)
 
 
-def parquet_rows(path: Path, info: ModelInfo, *, column: str | None, read_picture: ReadPicture) -> StoredRows:
-    """The rows of a Parquet file.
+def parquet_rows(path: Path, info: ModelInfo, *, columns: ColumnNames, read_picture: ReadPicture) -> StoredRows:
+    """The rows of a Parquet file, or of a folder of them.
 
     Raises:
         DataError: unreadable, empty, or without usable columns.
     """
-    try:
-        file = pq.ParquetFile(path)
-    except (OSError, pa.ArrowException) as error:
-        raise DataError(f"{path}", got=f"a file pyarrow cannot read ({error})", expected="Parquet") from error
-    schema = file.schema_arrow
-    if file.metadata.num_rows == 0:
-        raise DataError(f"{path}", got="no rows", expected="at least one")
-    name = rows_column(path, schema, column)
-    key = next((k for k in ("id", "ids") if k in schema.names), None)
-    text_ids = key is not None and _is_text(schema.field(key).type)
-    tensor = input_tensor(info)
-    form = RowForm(dtype=np.dtype(INPUT_DTYPES.get(tensor.dtype, "float32")), dims=tensor.shape[1:])
-    read = column_reader(path, schema.field(name), form, read_picture)
+    table = parquet_table(path)
+    name = rows_column(table, columns)
+    key = named_column(table, columns.ids, usual=ID_NAMES, option="--id-column")
+    for one in columns.kept:
+        named_column(table, one, option="--keep-columns")
+    text_ids = key is not None and is_text(table.type_of(key))
+    read = rows_reader(table, name, info, read_picture)
 
     def blocks(size: int) -> Iterator[Block]:
-        columns = [name] if key is None else [key, name]
+        names = [name, *([] if key is None else [key]), *columns.kept]
         start = 0
-        try:
-            for batch in file.iter_batches(batch_size=size, columns=columns):
-                count = batch.num_rows
-                ids = np.arange(start, start + count) if key is None else column_ids(path, batch.column(key))
-                yield read(ids, batch.column(name))
-                start += count
-        except (OSError, pa.ArrowException) as error:
-            raise DataError(f"{path}", got=f"row {start} cannot be read ({error})") from error
+        for batch in table.batches(names, size=size):
+            stop = start + batch.num_rows
+            ids = np.arange(start, stop) if key is None else column_ids(path, batch.column(key))
+            block = read(batch.column(name))
+            kept = {one: batch.column(one).take(pa.array(block.ids)) for one in columns.kept}
+            refused = tuple(Refused(id=ids[one.id].item(), reason=one.reason) for one in block.refused)
+            yield Block(ids=ids[block.ids], rows=block.rows, refused=refused, kept=kept)
+            start = stop
 
-    return StoredRows(total=file.metadata.num_rows, text_ids=text_ids, blocks=blocks)
+    kept_types = {one: table.type_of(one) for one in columns.kept}
+    return StoredRows(total=table.rows, text_ids=text_ids, blocks=blocks, kept_types=kept_types)
 
 
-def rows_column(path: Path, schema: Any, column: str | None) -> str:
+def named_column(table: ParquetTable, name: str | None, *, usual: Sequence[str] = (), option: str) -> str | None:
+    """A column: the one asked for, else the first there is of the usual names.
+
+    Args:
+        table: that has it.
+        name: asked for.
+        usual: names to look for where none is asked for.
+        option: of the command line, that asks for one.
+
+    Raises:
+        DataError: the one asked for is not there.
+    """
+    names = table.schema.names
+    if name is not None and name not in names:
+        got = f"columns {', '.join(names) or 'none'}"
+        raise DataError(f"{table.path}", got=got, expected=name, fix=f"see {option}")
+    return name if name is not None else next((key for key in usual if key in names), None)
+
+
+def rows_column(table: ParquetTable, columns: ColumnNames) -> str:
     """Which column holds the rows: the one asked for, one of the usual names, or the only one that may.
 
     Raises:
         DataError: there is none, or several.
     """
-    names = list(schema.names)
-    if column is not None and column in names:
-        return column
-    usual = [name for name in USUAL if name in names]
-    others = [name for name in names if name not in NOT_ROWS]
-    if column is None and usual:
-        return usual[0]
-    if column is None and len(others) == 1:
-        return str(others[0])
-    expected = column or "a column image"
-    raise DataError(f"{path}", got=f"columns {', '.join(names) or 'none'}", expected=expected, fix="see --column")
-
-
-def _is_text(kind: Any) -> bool:
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+    if (name := named_column(table, columns.rows, usual=USUAL, option="--column")) is not None:
+        return name
+    others = [name for name in table.schema.names if name not in (*NOT_ROWS, *columns.named)]
+    if len(others) != 1:
+        got = f"columns {', '.join(table.schema.names) or 'none'}"
+        raise DataError(f"{table.path}", got=got, expected="a column image", fix="see --column")
+    return str(others[0])
 
 
 def column_ids(path: Path, column: Any) -> Rows:
@@ -123,20 +125,33 @@ def column_ids(path: Path, column: Any) -> Rows:
     Raises:
         DataError: nulls, or another kind.
     """
-    if column.null_count:
-        raise DataError(f"{path} id", got=f"{column.null_count} nulls", expected="an id in every row")
-    if _is_text(column.type):
-        return np.array(column.to_pylist(), np.str_)
-    return checked_ids(path, np.asarray(column.to_numpy(zero_copy_only=False)), len(column))
+    return checked_ids(path, words_or_numbers(f"{path} id", column, each="an id"), len(column))
 
 
-def column_reader(path: Path, field: Any, form: RowForm, read_picture: ReadPicture) -> Any:
-    """A function from ids and one batch of the column to a block."""
-    kind = field.type
+def rows_reader(
+    table: ParquetTable, name: str, info: ModelInfo, read_picture: ReadPicture
+) -> Callable[[Any], Block]:
+    """A function from one batch of a column to a block of rows for a model, whose ids are positions in the batch.
+
+    Raises:
+        DataError: the column holds nothing that could be rows.
+    """
+    tensor = input_tensor(info)
+    form = RowForm(dtype=np.dtype(INPUT_DTYPES.get(tensor.dtype, "float32")), dims=tensor.shape[1:])
+    read = _column_reader(f"{table.path} column {name}", table.type_of(name), form, read_picture)
+
+    def block_of(column: Any) -> Block:
+        block: Block = read(np.arange(len(column)), column)
+        return block
+
+    return block_of
+
+
+def _column_reader(what: str, kind: Any, form: RowForm, read_picture: ReadPicture) -> Any:
     if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
-        inner = column_reader(path, kind.field("bytes"), form, read_picture)
+        inner = _column_reader(what, kind.field("bytes").type, form, read_picture)
         return lambda ids, column: inner(ids, column.field("bytes"))
-    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind):
         return lambda ids, column: block_of_bytes(ids, column.to_pylist(), form=form, read_picture=read_picture)
     leaf = kind
     while _is_list(leaf):
@@ -144,7 +159,7 @@ def column_reader(path: Path, field: Any, form: RowForm, read_picture: ReadPictu
     numeric = pa.types.is_integer(leaf) or pa.types.is_floating(leaf)
     if not _is_list(kind) or not numeric or not np.can_cast(_numpy_dtype(leaf), form.dtype, "same_kind"):
         expected = f"lists of numbers for {form.dtype}, raw bytes, or pictures"
-        raise DataError(f"{path} column {field.name}", got=str(kind), expected=expected, fix="see --column")
+        raise DataError(what, got=str(kind), expected=expected, fix="see --column")
     return lambda ids, column: block_of_lists(ids, column, form=form)
 
 
@@ -175,7 +190,8 @@ def block_of_bytes(ids: Rows, values: list[bytes | None], *, form: RowForm, read
 def _row_of_bytes(value: bytes | None, form: RowForm, read_picture: ReadPicture) -> Rows:
     if value is None:
         raise DataError("row", got="null")
-    if value.startswith(PICTURE_STARTS):
+    tensor_bytes = None if -1 in form.dims else form.values * form.dtype.itemsize
+    if is_picture(value, tensor_bytes=tensor_bytes):
         return read_picture(value, "picture")
     if len(value) != form.values * form.dtype.itemsize:
         expected = f"{form.values} x {form.dtype} as raw bytes, or a picture"

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -37,19 +37,34 @@ class AsksBatches(Protocol):
         ...
 
 
+@dataclass(frozen=True, kw_only=True)
+class Answered:
+    """Rows with answers, in order.
+
+    Args:
+        ids: (n,).
+        answers: n of them.
+        kept: name -> column (n,) that goes with them.
+    """
+
+    ids: Rows
+    answers: Answers
+    kept: Mapping[str, Any]
+
+
 @dataclass
 class Settled:
     """What became of one block.
 
     Args:
         size: rows of the file it stands for.
-        answered: ids and answers, in order.
+        answered: rows with answers, in order.
         refused: rows without an answer.
         faults: failures so far that were not the rows'.
     """
 
     size: int
-    answered: list[tuple[Rows, Answers]] = field(default_factory=list)
+    answered: list[Answered] = field(default_factory=list)
     refused: list[Refused] = field(default_factory=list)
     faults: int = 0
 
@@ -106,16 +121,16 @@ async def settle(client: AsksBatches, model: str, block: Block) -> Settled:
     settled = Settled(size=block.size, refused=list(block.refused))
     if not len(block.ids):
         return settled
-    first = await _ask(client, model, block.ids, block.rows, settled=settled)
+    first = await _ask(client, model, block, settled=settled)
     if first is not None and not isinstance(first, RefusedError) and not settled.answered:
         raise first
     return settled
 
 
-async def _ask(client: AsksBatches, model: str, ids: Rows, rows: Rows, *, settled: Settled) -> ClientError | None:
+async def _ask(client: AsksBatches, model: str, block: Block, *, settled: Settled) -> ClientError | None:
     """Adds what became of the rows; returns the error of asking for all of them at once, if that failed."""
     try:
-        answers = await client.infer(model, rows)
+        answers = await client.infer(model, block.rows)
     except (UnknownModelError, TimeLimitError):
         raise
     except ClientError as error:
@@ -123,25 +138,26 @@ async def _ask(client: AsksBatches, model: str, ids: Rows, rows: Rows, *, settle
             settled.faults += 1
             if settled.hopeless() or not await client.ready(model):
                 raise
-        if len(ids) == 1:
-            settled.refused.append(Refused(id=ids[0].item(), reason=str(error.got or error)))
+        count = len(block.ids)
+        if count == 1:
+            settled.refused.append(Refused(id=block.ids[0].item(), reason=str(error.got or error)))
         else:
-            middle = len(ids) // 2
-            for part in (slice(0, middle), slice(middle, None)):
-                await _ask(client, model, ids[part], rows[part], settled=settled)
+            for half in np.split(np.arange(count), [count // 2]):
+                await _ask(client, model, block.picked(half), settled=settled)
         return error
-    _keep(ids, answers, settled)
+    _keep(block, answers, settled)
     return None
 
 
-def _keep(ids: Rows, answers: Answers, settled: Settled) -> None:
+def _keep(block: Block, answers: Answers, settled: Settled) -> None:
     """Adds answers; rows that a member or native ensemble had no finite output for are refused ones."""
     good = answers.label >= 0
-    for row_id in ids[~good]:
+    for row_id in block.ids[~good]:
         reason = "the model gave no finite output for it"
         settled.refused.append(Refused(id=row_id.item(), reason=reason))
-    if good.all():
-        settled.answered.append((ids, answers))
-    elif good.any():
+    if not good.all():
         columns = {name: np.asarray(column)[good] for name, column in vars(answers).items()}
-        settled.answered.append((ids[good], Answers(**columns)))
+        block, answers = block.picked(np.flatnonzero(good)), Answers(**columns)
+    if good.any():
+        # Not the rows: finished blocks wait for slower ones.
+        settled.answered.append(Answered(ids=block.ids, answers=answers, kept=block.kept))

@@ -47,7 +47,8 @@ class Asked:
 
 def infer(
     sources: Annotated[
-        list[str], typer.Argument(metavar="ROW...", help="digit:INDEX, or .npy, .png and .jpg files.")
+        list[str],
+        typer.Argument(metavar="ROW...", help="digit:INDEX, a .npy file, or a picture (.png, .jpg, ...)."),
     ],
     model: Annotated[str, typer.Option("--model", "-m", help="Cascade, ensemble or member to ask.")],
     url: Annotated[

@@ -11,10 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from orchestrator.cli.pictures import ReadPicture
+from orchestrator.client.images import PICTURE_ENDINGS
 from orchestrator.client.models import ModelInfo, check_rows, input_tensor
 from orchestrator.errors import DataError, InputError
-
-PICTURES = (".png", ".jpg", ".jpeg")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +35,7 @@ def rows_from_sources(sources: Sequence[str], info: ModelInfo, read_picture: Rea
     """The rows that words of the command line name, in order, checked against the model.
 
     Args:
-        sources: "digit:INDEX", or paths of .npy, .png and .jpg files.
+        sources: "digit:INDEX", or paths of .npy files and pictures.
         info: the model they are for.
         read_picture: turns an encoded picture into one row.
 
@@ -60,8 +59,9 @@ def _rows_from_source(source: str, info: ModelInfo, read_picture: ReadPicture) -
         return [_digit(source)]
     path = Path(source)
     suffix = path.suffix.lower()
-    if suffix not in (*PICTURES, ".npy"):
-        raise DataError(source, got="an unknown kind of row", expected="digit:INDEX, .npy, .png or .jpg")
+    if suffix not in (*PICTURE_ENDINGS, ".npy"):
+        expected = "digit:INDEX, .npy, .png or .jpg, or another kind of picture"
+        raise DataError(source, got="an unknown kind of row", expected=expected)
     if not path.is_file():
         raise DataError(source, got="no such file")
     if suffix == ".npy":

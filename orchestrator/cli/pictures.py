@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,14 @@ from orchestrator.spec import CascadeSpec, Preprocess, cascade_from_path, manife
 from orchestrator.spec.inputs import INPUT_DTYPES
 
 ReadPicture = Callable[[bytes, str], npt.NDArray[Any]]
+
+
+def quiet_pillow() -> None:
+    """Keeps Pillow's remarks on odd files off the terminal; what it cannot read is refused with its reason."""
+    warnings.filterwarnings("ignore", module=r"PIL\.")
+    logger = logging.getLogger("PIL")
+    if not logger.handlers:
+        logger.addHandler(logging.NullHandler())
 
 
 def cascade_in(repository: Path, model: str, version: int | None) -> CascadeSpec | None:
@@ -74,13 +85,24 @@ def picture_reader(repository: Path, info: ModelInfo) -> ReadPicture:
     Raises:
         InputError, RepositoryError: see `preprocess_in`, when a picture is read.
     """
+    return reader_for(info, partial(preprocess_in, repository, info.name, info.version))
+
+
+def reader_for(info: ModelInfo, preprocess: Callable[[], Preprocess]) -> ReadPicture:
+    """A function from an encoded picture and its name to one row (*dims).
+
+    Args:
+        info: the model that takes the rows.
+        preprocess: says how pictures become rows; called when the first one is read.
+    """
+    quiet_pillow()
     known: list[Preprocess] = []
     tensor = input_tensor(info)
+    dtype = INPUT_DTYPES.get(tensor.dtype, "float32")
 
     def read(data: bytes, what: str) -> npt.NDArray[Any]:
         if not known:
-            known.append(preprocess_in(repository, info.name, info.version))
-        dtype = INPUT_DTYPES.get(tensor.dtype, "float32")
+            known.append(preprocess())
         return row_from_bytes(data, known[0], dtype=dtype, dims=tensor.shape[1:], what=what)
 
     return read

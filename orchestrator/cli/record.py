@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
+from orchestrator.cli.batch_rows import ColumnNames
 from orchestrator.cli.console import print_json
 from orchestrator.cli.endpoints import ADDRESS, Ca, Cert, Headers, Key, endpoint_from_options
 from orchestrator.cli.record_job import Wishes, record_job, source_of
@@ -36,7 +37,8 @@ def record(
     data: Annotated[
         str | None,
         typer.Option(
-            help="Folder with a sub-folder of pictures per class, .npz, .npy, .parquet, digits:SPLIT.",
+            help="Folder with a sub-folder of pictures per class, .npz, .npy, .parquet or a folder of them, "
+            "digits:SPLIT.",
             show_default=False,
         ),
     ] = None,
@@ -76,6 +78,9 @@ def record(
         bool,
         typer.Option("--restart", help="Throw away an unfinished recording, and record again what is up to date."),
     ] = False,
+    column: Annotated[str | None, typer.Option(help="Array or column that holds the rows.")] = None,
+    id_column: Annotated[str | None, typer.Option(help="Array or column that holds the ids.")] = None,
+    label_column: Annotated[str | None, typer.Option(help="Array or column that holds the labels.")] = None,
     by_order: Annotated[
         bool,
         typer.Option("--labels-by-order", help="Take sorted class names for the classes in order, not by name."),
@@ -137,6 +142,7 @@ def record(
         by_order=by_order,
         class_map=class_map,
         first_label=first_label,
+        columns=ColumnNames(rows=column, ids=id_column, labels=label_column),
     )
     _check_wishes(wishes)
     # In this order, so that `--members a b c`, of which the option itself takes one word, means a, b, c.

@@ -7,12 +7,13 @@ import shutil
 import signal
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import typer
 
+from orchestrator.cli.batch_rows import ColumnNames
 from orchestrator.cli.class_map import class_map_from_path
 from orchestrator.cli.console import progress
 from orchestrator.cli.record_again import finished_recording, keep_fingerprint, recording_fingerprint
@@ -41,6 +42,7 @@ class Wishes:
         restart: throw away an unfinished recording.
         by_order: take sorted class names for the classes in order.
         class_map: file that says what the data calls each class.
+        columns: which columns or arrays of the data are what.
     """
 
     data: str
@@ -51,10 +53,17 @@ class Wishes:
     by_order: bool = False
     class_map: Path | None = None
     first_label: int = 0
+    columns: ColumnNames = field(default_factory=ColumnNames)
 
 
 def source_of(
-    pool: Pool, data: str, *, by_order: bool = False, class_map: Path | None = None, first_label: int = 0
+    pool: Pool,
+    data: str,
+    *,
+    by_order: bool = False,
+    class_map: Path | None = None,
+    first_label: int = 0,
+    columns: ColumnNames | None = None,
 ) -> Source:
     """The source that the pool is to be asked about.
 
@@ -64,6 +73,7 @@ def source_of(
         by_order: take sorted class names for the classes in order.
         class_map: file that says what the data calls each class.
         first_label: number of the first class in labels that are numbers.
+        columns: which columns or arrays of the data are what; None for the usual names.
 
     Raises:
         CommitteeError: it cannot be used, or not with these members.
@@ -71,7 +81,8 @@ def source_of(
     names = pool.class_names()
     mapped = None if class_map is None else class_map_from_path(class_map, count=pool.classes, known=names)
     classes = Classes(count=pool.classes, names=names, by_order=by_order, mapped=mapped, first=first_label)
-    return source_from_text(data, pool.info, classes=classes, read_picture=pool.picture_reader())
+    reader = pool.picture_reader()
+    return source_from_text(data, pool.info, classes=classes, read_picture=reader, columns=columns)
 
 
 def record_job(pool: Pool, wishes: Wishes) -> dict[str, Any]:
@@ -87,6 +98,7 @@ def record_job(pool: Pool, wishes: Wishes) -> dict[str, Any]:
         by_order=wishes.by_order,
         class_map=wishes.class_map,
         first_label=wishes.first_label,
+        columns=wishes.columns,
     )
     wanted = wanted_rows(len(source.ids), wishes.limit)
     task = Task(source=source, pool=pool, wanted=wanted, skip_bad=wishes.skip_bad)

@@ -14,12 +14,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from orchestrator.cli.pictures import ReadPicture
+from orchestrator.cli.pictures import ReadPicture, reader_for
 from orchestrator.cli.record_kinds import kinds_from_words, stated_kinds
 from orchestrator.cli.record_names import names_in_label_files, names_of_members
 from orchestrator.cli.record_tensors import about_member, require_exported, tensors_from_words, with_scores
 from orchestrator.client.endpoint import Endpoint
-from orchestrator.client.images import row_from_bytes
 from orchestrator.client.models import ModelInfo, TensorInfo, input_tensor, scores_output
 from orchestrator.errors import DataError, InputError
 from orchestrator.local.sessions import LocalMembers
@@ -126,16 +125,7 @@ class Pool:
 
     def picture_reader(self) -> ReadPicture:
         """A function from an encoded picture and its name to one row (*dims)."""
-        tensor = input_tensor(self.info)
-        dtype = INPUT_DTYPES.get(tensor.dtype, "float32")
-        known: list[Preprocess] = []
-
-        def read(data: bytes, what: str) -> Rows:
-            if not known:
-                known.append(self.preprocess())
-            return row_from_bytes(data, known[0], dtype=dtype, dims=tensor.shape[1:], what=what)
-
-        return read
+        return reader_for(self.info, self.preprocess)
 
     def piece_rows(self) -> int:
         """Rows to read and ask about at once; by the members alone, so that a resumed run cuts the data alike."""

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from orchestrator.cli.batch_rows import Refused
+from orchestrator.cli.batch_rows import ColumnNames, Refused, is_parquet
 from orchestrator.cli.pictures import ReadPicture
 from orchestrator.cli.sources_labels import Classes
 from orchestrator.client.models import ModelInfo
@@ -110,14 +110,22 @@ def rows_from_source(source: str) -> LabelledRows:
     return LabelledRows(ids=digits.ids, images=digits.images, labels=digits.labels)
 
 
-def source_from_text(text: str, info: ModelInfo, *, classes: Classes, read_picture: ReadPicture) -> Source:
+def source_from_text(
+    text: str,
+    info: ModelInfo,
+    *,
+    classes: Classes,
+    read_picture: ReadPicture,
+    columns: ColumnNames | None = None,
+) -> Source:
     """The source that a word of the command line names.
 
     Args:
-        text: digits:<split>, a folder of pictures, or a .npz, .npy or .parquet file.
+        text: digits:<split>, a folder of pictures or Parquet files, or a .npz, .npy or .parquet file.
         info: a model whose input the rows are for.
         classes: that its labels are of.
         read_picture: turns an encoded picture into one row.
+        columns: which of its columns or arrays are what; None for the usual names.
 
     Raises:
         DataError: it is unknown, missing, broken, or does not fit together.
@@ -127,23 +135,33 @@ def source_from_text(text: str, info: ModelInfo, *, classes: Classes, read_pictu
     from orchestrator.cli import sources_arrays as arrays
 
     path = Path(text)
-    if text.startswith("digits:"):
+    columns = columns or ColumnNames()
+    is_digits = text.startswith("digits:")
+    if not is_digits and is_parquet(path):
+        from orchestrator.cli.sources_parquet import parquet_source
+
+        return parquet_source(path, info, columns=columns, classes=classes, read_picture=read_picture)
+    if columns.named and (is_digits or path.is_dir()):
+        expected = f"a .npz or .parquet file with {columns.named[0]} in it"
+        raise DataError(f"data source {text}", got="data without columns", expected=expected)
+    if is_digits:
         return arrays.digits_source(text, info, classes=classes)
     if path.is_dir():
         from orchestrator.cli.sources_folder import folder_source
 
         return folder_source(path, classes=classes, read_picture=read_picture)
+    _check_file(text)
+    return arrays.array_source(path, info, columns=columns, classes=classes)
+
+
+def _check_file(text: str) -> None:
+    path = Path(text)
     if path.suffix not in (".npz", ".npy", ".parquet"):
-        expected = "digits:<split>, a folder of pictures, or a .npz, .npy or .parquet file"
+        expected = "digits:<split>, a folder of pictures or .parquet files, or a .npz, .npy or .parquet file"
         got = f"{text}, which is not there" if not path.exists() else text
         raise DataError("data source", got=got, expected=expected)
     if not path.is_file():
         raise DataError(f"data source {path}", got="no such file")
-    if path.suffix == ".parquet":
-        from orchestrator.cli.sources_parquet import parquet_source
-
-        return parquet_source(path, info, classes=classes, read_picture=read_picture)
-    return arrays.array_source(path, info, classes=classes)
 
 
 def spans(total: int, start: int, size: int) -> Iterator[tuple[int, int]]:

@@ -11,7 +11,15 @@ from typing import Any
 
 import numpy as np
 
-from orchestrator.cli.batch_rows import check_in_file, checked_ids, mapped_npy, npz_member, rows_array_name
+from orchestrator.cli.batch_arrays import (
+    check_in_file,
+    check_single_array,
+    mapped_npy,
+    named_array,
+    npz_member,
+    rows_array_name,
+)
+from orchestrator.cli.batch_rows import ID_NAMES, LABEL_NAMES, ColumnNames, checked_ids
 from orchestrator.cli.sources import Indices, Loaded, Piece, Rows, Source, spans
 from orchestrator.cli.sources_labels import Classes, labels_from_array
 from orchestrator.client.models import ModelInfo
@@ -35,7 +43,7 @@ def digits_source(text: str, info: ModelInfo, *, classes: Classes) -> Source:
     return _source(text, info, images=split.images, ids=split.ids, labels=split.labels, classes=classes)
 
 
-def array_source(path: Path, info: ModelInfo, *, classes: Classes) -> Source:
+def array_source(path: Path, info: ModelInfo, *, columns: ColumnNames, classes: Classes) -> Source:
     """The rows of a .npy array, or of a .npz with `images` and maybe `labels` and `ids`.
 
     Raises:
@@ -43,10 +51,12 @@ def array_source(path: Path, info: ModelInfo, *, classes: Classes) -> Source:
         InputError: its rows do not fit the model.
     """
     if path.suffix == ".npy":
+        check_single_array(path, columns)
         return _source(f"{path}", info, images=mapped_npy(path), ids=None, labels=None, classes=classes)
     with opened_npz(path, what=f"{path}") as stored:
-        name = rows_array_name(path, stored.files, None)
-        ids, labels = (_first(stored, keys) for keys in (("ids", "id"), ("labels", "label")))
+        name = rows_array_name(path, stored.files, columns.rows)
+        ids = named_array(path, stored, columns.ids, usual=ID_NAMES)
+        labels = named_array(path, stored, columns.labels, usual=LABEL_NAMES)
     with _broken_as(path, f" array {name}"), npz_member(path, name) as (_, shape, fortran, dtype):
         pass
     if fortran:
@@ -57,10 +67,6 @@ def array_source(path: Path, info: ModelInfo, *, classes: Classes) -> Source:
     return _streamed_source(
         path, info, name=name, shape=shape, dtype=dtype, ids=ids, labels=labels, classes=classes
     )
-
-
-def _first(stored: Any, keys: tuple[str, ...]) -> Rows | None:
-    return next((stored[key] for key in keys if key in stored.files), None)
 
 
 @contextlib.contextmanager

@@ -14,10 +14,9 @@ from orchestrator.cli.batch_rows import Refused
 from orchestrator.cli.pictures import ReadPicture
 from orchestrator.cli.sources import Indices, Loaded, Piece, Source, spans
 from orchestrator.cli.sources_labels import Classes, Labels, numbering_of
+from orchestrator.client.images import PICTURE_ENDINGS
 from orchestrator.errors import DataError
 from orchestrator.planner.records import named
-
-PICTURES = frozenset([".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"])
 
 
 class _Listing:
@@ -57,7 +56,7 @@ class _Listing:
         if path.name.startswith("."):
             return
         name = path.relative_to(self.root).as_posix()
-        if path.suffix.lower() not in PICTURES:
+        if path.suffix.lower() not in PICTURE_ENDINGS:
             self.left_out.append(name)
             return
         try:
@@ -124,7 +123,7 @@ def _unlabelled(listing: _Listing, classes: Classes) -> Labels:
 
 
 def _labelled(listing: _Listing, folders: list[str], classes: Classes) -> Labels:
-    loose = [p.name for p in sorted(listing.root.iterdir()) if p.suffix.lower() in PICTURES and p.is_file()]
+    loose = [p.name for p in sorted(listing.root.iterdir()) if p.suffix.lower() in PICTURE_ENDINGS and p.is_file()]
     if loose:
         got = f"pictures beside the class folders: {named(loose)}"
         raise DataError(f"folder {listing.root}", got=got, expected="every picture in a class folder")

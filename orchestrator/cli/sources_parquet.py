@@ -1,56 +1,60 @@
-"""Rows of a Parquet file with columns image, label and id. Imported only for Parquet."""
+"""Rows of Parquet files with columns image, label and id, or other names. Imported only for Parquet."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from orchestrator.cli.batch_parquet import RowForm, column_ids, column_reader, rows_column
+from orchestrator.cli.batch_parquet import (
+    column_ids,
+    named_column,
+    rows_column,
+    rows_reader,
+)
+from orchestrator.cli.batch_rows import ID_NAMES, LABEL_NAMES, Block, ColumnNames, Refused
+from orchestrator.cli.parquet_table import ParquetTable, left_out_note, parquet_table
+from orchestrator.cli.parquet_types import words_or_numbers
 from orchestrator.cli.pictures import ReadPicture
-from orchestrator.cli.sources import Indices, Loaded, Piece, Rows, Source
+from orchestrator.cli.sources import Indices, Loaded, Piece, Source
 from orchestrator.cli.sources_labels import Classes, labels_from_array
-from orchestrator.client.models import ModelInfo, input_tensor
+from orchestrator.client.models import ModelInfo
 from orchestrator.errors import DataError
 from orchestrator.planner.records import check_ids
-from orchestrator.spec.inputs import INPUT_DTYPES
 
-FOREIGN = (OSError, pa.ArrowException)
+# Several pieces wait for the members as they are stored, and pictures may be far larger than the rows they become.
+PIECE_BYTES = 8 << 20
 
 
-def parquet_source(path: Path, info: ModelInfo, *, classes: Classes, read_picture: ReadPicture) -> Source:
-    """The rows of a Parquet file: encoded pictures, raw tensors or lists of numbers.
+def parquet_source(
+    path: Path, info: ModelInfo, *, columns: ColumnNames, classes: Classes, read_picture: ReadPicture
+) -> Source:
+    """The rows of a Parquet file or a folder of them: encoded pictures, raw tensors or lists of numbers.
 
     Raises:
         DataError: broken, empty, or without usable columns.
     """
-    try:
-        file = pq.ParquetFile(path)
-        rows = file.metadata.num_rows
-        ids, labels = (_whole(file, keys) for keys in (("id", "ids"), ("label", "labels")))
-        sha256 = _sha256(path)
-    except FOREIGN as error:
-        raise DataError(f"{path}", got=f"a file pyarrow cannot read ({error})", expected="Parquet") from error
-    if rows == 0:
-        raise DataError(f"{path}", got="no rows", expected="at least one")
-    known = np.arange(rows) if ids is None else column_ids(path, ids)
-    check_ids(f"{path} ids", known, rows)
-    known_labels = labels_from_array(f"{path}", _numpy_labels(path, labels), rows=rows, classes=classes)
-    schema = file.schema_arrow
-    name = rows_column(path, schema, None)
-    tensor = input_tensor(info)
-    form = RowForm(dtype=np.dtype(INPUT_DTYPES.get(tensor.dtype, "float32")), dims=tensor.shape[1:])
-    read = column_reader(path, schema.field(name), form, read_picture)
+    table = parquet_table(path)
+    key = named_column(table, columns.ids, usual=ID_NAMES, option="--id-column")
+    known = np.arange(table.rows) if key is None else column_ids(path, table.whole(key))
+    check_ids(f"{path} ids", known, table.rows)
+    label = named_column(table, columns.labels, usual=LABEL_NAMES, option="--label-column")
+    labels = None if label is None else words_or_numbers(f"{path} label", table.whole(label), each="a label")
+    known_labels = labels_from_array(f"{path}", labels, rows=table.rows, classes=classes)
+    name = rows_column(table, columns)
+    read = rows_reader(table, name, info, read_picture)
+    sha256 = _sha256(table)
+    # By the data alone, so that a resumed run cuts them alike.
+    most_rows = max(1, PIECE_BYTES // max(1, table.row_bytes(name)))
 
     def pieces(wanted: Indices, start: int, size: int) -> Iterator[Piece]:
         first = start
-        for column in _columns(file, path, name, wanted[start:], size):
+        for column in _columns(table, name, wanted[start:], min(size, most_rows)):
             stop = first + len(column)
             yield Piece(first=first, stop=stop, load=partial(_load, read, column, first))
             first = stop
@@ -62,47 +66,37 @@ def parquet_source(path: Path, info: ModelInfo, *, classes: Classes, read_pictur
         labels_by=known_labels.by,
         class_names=known_labels.class_names,
         pieces=pieces,
-        identity={"file_sha256": sha256},
+        identity={"file_sha256": sha256, "columns": f"{name}, {key}"},
         data_sha256=sha256,
-        notes=known_labels.notes,
+        notes=(*known_labels.notes, *left_out_note(table)),
     )
 
 
-def _sha256(path: Path) -> str:
+def _sha256(table: ParquetTable) -> str:
+    """Hash of the one file, or of the names and hashes of several."""
+    hashes = [(part.path, _sha256_of_file(part.path)) for part in table.parts]
+    if not table.path.is_dir():
+        return hashes[0][1]
+    lines = "".join(f"{path.relative_to(table.path).as_posix()}\n{sha256}\n" for path, sha256 in hashes)
+    return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def _sha256_of_file(path: Path) -> str:
     digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 22):
-            digest.update(block)
+    try:
+        with path.open("rb") as file:
+            while block := file.read(1 << 22):
+                digest.update(block)
+    except OSError as error:
+        raise DataError(f"{path}", got=f"a file that cannot be read ({error.strerror})") from error
     return digest.hexdigest()
 
 
-def _whole(file: Any, keys: tuple[str, ...]) -> Any:
-    """One small column, or None where the file has none of these names."""
-    name = next((key for key in keys if key in file.schema_arrow.names), None)
-    if name is None:
-        return None
-    column = file.read(columns=[name]).column(name).combine_chunks()
-    # An older pyarrow leaves a chunked array of one chunk, or of none.
-    return column.chunk(0) if isinstance(column, pa.ChunkedArray) and column.num_chunks else column
-
-
-def _numpy_labels(path: Path, column: Any) -> Rows | None:
-    if column is None:
-        return None
-    if column.null_count:
-        raise DataError(f"{path} label", got=f"{column.null_count} nulls", expected="a label in every row")
-    if pa.types.is_dictionary(column.type):
-        column = column.dictionary_decode()
-    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
-        return np.array(column.to_pylist(), np.str_)
-    return np.asarray(column.to_numpy(zero_copy_only=False))
-
-
-def _columns(file: Any, path: Path, name: str, wanted: Indices, size: int) -> Iterator[Any]:
-    """The wanted rows of the column in order, `size` at a time; row groups without any are not read."""
+def _columns(table: ParquetTable, name: str, wanted: Indices, size: int) -> Iterator[Any]:
+    """The wanted rows of the column in order, `size` at a time."""
     held: list[Any] = []
-    for part in _chosen(file, path, name, wanted, size):
-        held.append(part)
+    for batch in table.batches([name], size=size, wanted=wanted):
+        held.append(batch.column(0))
         while sum(map(len, held)) >= size:
             joined = pa.concat_arrays(held)
             yield joined.slice(0, size)
@@ -111,23 +105,7 @@ def _columns(file: Any, path: Path, name: str, wanted: Indices, size: int) -> It
         yield pa.concat_arrays(rest)
 
 
-def _chosen(file: Any, path: Path, name: str, wanted: Indices, size: int) -> Iterator[Any]:
-    start = 0
-    for group in range(file.metadata.num_row_groups):
-        stop = start + file.metadata.row_group(group).num_rows
-        if np.searchsorted(wanted, start) < np.searchsorted(wanted, stop):
-            try:
-                for batch in file.iter_batches(batch_size=size, row_groups=[group], columns=[name]):
-                    low, high = np.searchsorted(wanted, (start, start + batch.num_rows))
-                    if low < high:
-                        yield batch.column(0).take(pa.array(wanted[low:high] - start))
-                    start += batch.num_rows
-            except FOREIGN as error:
-                raise DataError(f"{path}", got=f"row {start} or one after it is broken ({error})") from error
-        start = stop
-
-
-def _load(read: Any, column: Any, first: int) -> Loaded:
-    # The reader's ids are only handed through, so positions can stand in for them.
-    block = read(np.arange(first, first + len(column)), column)
-    return Loaded(positions=block.ids, rows=block.rows, refused=block.refused)
+def _load(read: Callable[[Any], Block], column: Any, first: int) -> Loaded:
+    block = read(column)
+    refused = tuple(Refused(id=first + int(one.id), reason=one.reason) for one in block.refused)
+    return Loaded(positions=first + block.ids, rows=block.rows, refused=refused)

@@ -1,8 +1,16 @@
-"""From a picture to one row, as the plan's `preprocess` section says. Needs Pillow, imported when used."""
+"""From a picture to one row, as the plan's `preprocess` section says. Needs Pillow, imported when used.
+
+Every picture of every command is decoded here, and whatever its decoder raises is that picture's refusal: Pillow's
+readers raise nearly anything on broken files (struct.error, TypeError, KeyError, MemoryError, ...).
+"""
 
 from __future__ import annotations
 
+import contextlib
 import io
+import math
+import re
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +23,31 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 Rows = npt.NDArray[Any]
+# Endings of the files that folders of pictures are searched for.
+PICTURE_ENDINGS = frozenset(
+    [".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".avif"]
+)
+# How such files begin, by more bytes than a raw tensor would have by chance.
+_SURE_START = re.compile(
+    rb"\x89PNG\r\n|\xff\xd8\xff|GIF8|RIFF....WEBP|II[*+]\0|MM\0[*+]|....ftyp"
+    rb"|BM.{4}\0{4}.{4}[\x0c\x28\x34\x38\x40\x6c\x7c]\0\0\0",
+    re.DOTALL,
+)
+# P5 and a size in text, as in .pgm; or a bitmap whose reserved bytes are in use.
+_LIKELY_START = re.compile(rb"P[1-7f]\s+[\d#W]|BM")
+# TIFF tags.
+_BITS_PER_SAMPLE, _PHOTOMETRIC, _LOWEST_SAMPLE, _HIGHEST_SAMPLE = 258, 262, 340, 341
+_WHITE_IS_ZERO = 0
+
+
+def is_picture(data: bytes, *, tensor_bytes: int | None) -> bool:
+    """Whether stored bytes are an encoded picture rather than a raw tensor, by how they begin.
+
+    Args:
+        data: the stored bytes.
+        tensor_bytes: size of a raw tensor; bytes of this size are one unless they surely are a picture.
+    """
+    return bool(_SURE_START.match(data) or (len(data) != tensor_bytes and _LIKELY_START.match(data)))
 
 
 def row_from_bytes(
@@ -33,38 +66,45 @@ def row_from_bytes(
         DataError: it is no picture.
         InputError: the row it makes does not have the model's shape.
     """
-    return row_from_image(image_from_bytes(data, what=what), preprocess, dtype=dtype, dims=dims)
+    image = image_from_bytes(data, what=what)
+    return row_from_image(image, preprocess, dtype=dtype, dims=dims, what=what)
 
 
 def image_from_bytes(data: bytes, *, what: str) -> Image:
-    """The decoded picture, turned upright where a camera noted how it was held.
+    """The decoded picture with 8 bits per sample, turned upright where a camera noted how it was held.
 
     Raises:
-        DataError: it is no picture, a broken one, or one of absurd size.
+        DataError: it is no picture, a broken one, one of absurd size, or one whose samples have no known range.
     """
     from PIL import Image, ImageOps
 
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            image.load()
-            return ImageOps.exif_transpose(image)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        # Pillow names the buffer it was given, which says nothing to anybody.
-        reason = str(error).split("<_io", 1)[0].strip()
-        raise DataError(what, got=f"no picture that can be read ({reason})", expected="PNG or JPEG") from error
+    with _refused_as(what), Image.open(io.BytesIO(data)) as image:
+        image.load()
+        return _eight_bits(ImageOps.exif_transpose(image), _tags(image))
 
 
-def row_from_image(image: Image, preprocess: Preprocess, *, dtype: str, dims: tuple[int, ...]) -> Rows:
+def row_from_image(
+    image: Image, preprocess: Preprocess, *, dtype: str, dims: tuple[int, ...], what: str = "picture"
+) -> Rows:
     """One row (*dims) from a picture.
 
     The order is: colours, resize (shorter side, then centre crop, where `resize_px` is given), inversion, value
     range, layout. Transparent parts are put on white, like the paper of a scan.
 
+    Args:
+        image: decoded, or opened by Pillow.
+        preprocess: what to do with it.
+        dtype: numpy name of the model's input dtype.
+        dims: shape of one row, -1 where the size is free.
+        what: names the picture in errors.
+
     Raises:
-        DataError: the crop is larger than the resized picture.
+        DataError: the crop is larger than the resized picture, or Pillow cannot convert the picture.
         InputError: the row does not have the model's shape.
     """
-    pixels = np.asarray(_resized(_coloured(image, preprocess.mode), preprocess), np.float32)
+    with _refused_as(what):
+        coloured = _coloured(_eight_bits(image, _tags(image)), preprocess.mode)
+        pixels = np.asarray(_resized(coloured, preprocess), np.float32)
     if preprocess.invert:
         pixels = 255 - pixels
     span = np.float32(preprocess.value_max - preprocess.value_min)
@@ -76,13 +116,81 @@ def row_from_image(image: Image, preprocess: Preprocess, *, dtype: str, dims: tu
     return np.ascontiguousarray(_typed(_shaped(values, dims), np.dtype(dtype)))
 
 
+@contextlib.contextmanager
+def _refused_as(what: str) -> Iterator[None]:
+    """Turns whatever a decoder raises into the refusal of that picture."""
+    try:
+        yield
+    except DataError as error:
+        raise DataError(what, got=error.got, expected=error.expected, fix=error.fix) from error
+    except Exception as error:
+        raise DataError(
+            what, got=f"no picture that can be read ({_reason(error)})", expected="PNG or JPEG"
+        ) from error
+
+
+def _reason(error: Exception) -> str:
+    # Pillow names the buffer it was given, which says nothing to anybody.
+    text = str(error).split("<_io", 1)[0].strip()
+    if text and isinstance(error, (OSError, SyntaxError, ValueError)):
+        return text
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def _eight_bits(image: Image, tags: Any) -> Image:
+    """The picture itself, or greys of more bits or floats scaled from their range to 0 to 255.
+
+    Pillow would clip such greys at 255 instead of scaling them: floats of 0 to 1 would be black.
+    """
+    if not image.mode.startswith(("I", "F")):
+        return image
+    from PIL import Image
+
+    low, high = _sample_range(image.mode, tags)
+    with np.errstate(all="ignore"):
+        grey = (np.asarray(image).astype(np.float64) - low) * (255 / (high - low))
+    if not np.isfinite(grey).all():
+        raise DataError("picture", got="NaN or infinity in it", expected="finite samples")
+    levels = np.clip(np.rint(grey), 0, 255).astype(np.uint8)
+    return Image.fromarray(255 - levels if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO else levels)
+
+
+def _tags(image: Image) -> Any:
+    """TIFF tags by number; none for pictures of other kinds."""
+    return getattr(image, "tag_v2", {})
+
+
+def _sample_range(mode: str, tags: Any) -> tuple[float, float]:
+    """Black and white of a picture of more than 8 bits.
+
+    Args:
+        mode: Pillow's word for its samples.
+        tags: TIFF tags by number; none for pictures of other kinds.
+
+    Raises:
+        DataError: neither its kind nor its tags say.
+    """
+    if mode.startswith("I;16"):
+        bits = int(np.ravel(tags.get(_BITS_PER_SAMPLE, 16))[0])
+        return 0, 2**bits - 1
+    if mode == "I" and not tags:
+        # PNG and PGM of 16 bits, which Pillow widens.
+        return 0, 2**16 - 1
+    low, high = (float(np.ravel(tags.get(tag, math.nan))[0]) for tag in (_LOWEST_SAMPLE, _HIGHEST_SAMPLE))
+    if not 0 < high - low < math.inf:
+        kind = "floats" if mode == "F" else "signed or 32-bit whole numbers"
+        raise DataError(
+            "picture",
+            got=f"{kind} as samples, and no range of them (TIFF tags SMinSampleValue and SMaxSampleValue)",
+            expected="8 or 16 bits per sample, or a range",
+            fix="save it with 8 or 16 bits",
+        )
+    return low, high
+
+
 def _coloured(image: Image, mode: str) -> Image:
     from PIL import Image
 
-    if image.mode.startswith("I"):
-        # Pillow would clip 16-bit greys at 255 instead of scaling them.
-        grey = np.asarray(image).astype(np.float64) / 257
-        image = Image.fromarray(np.clip(np.rint(grey), 0, 255).astype(np.uint8))
     if "A" in image.mode or "transparency" in image.info:
         ground = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(ground, image.convert("RGBA"))

@@ -11,6 +11,7 @@ from PIL import Image
 
 from orchestrator.cli.app import run
 from tests.cli.digits import digit_spec, fake_server, images, write_plan
+from tests.client.broken_pictures import BAD_EXIF
 from tests.fakes.kserve import FakeKServe
 from tests.fakes.kserve_fronts import GrpcFront, HttpFront
 
@@ -107,11 +108,12 @@ def test_the_policy_is_sent_and_a_capped_row_says_so(asking: Asking, saved: Call
     }
 
 
-def test_a_picture_goes_through_the_plans_preprocessing(asking: Asking, tmp_path: Path) -> None:
-    path = tmp_path / "seven.png"
+@pytest.mark.parametrize("ending", [".png", ".bmp", ".tif", ".webp", ".gif", ".pgm"])
+def test_a_picture_goes_through_the_plans_preprocessing(asking: Asking, tmp_path: Path, ending: str) -> None:
+    path = tmp_path / f"seven{ending}"
     pixels = np.zeros((8, 8), np.uint8)
     pixels[0, 0] = round(7 / 16 * 255) + 1
-    Image.fromarray(pixels).save(path)
+    Image.fromarray(pixels).save(path, **({"lossless": True} if ending == ".webp" else {}))
     (row,) = asking.rows(path)
     assert (row["row"], row["label"]) == (str(path), 7)
     assert asking.fake.calls[0].rows.shape == (1, 1, 8, 8)
@@ -198,6 +200,13 @@ def test_files_that_are_not_what_they_are_called_are_one_line(asking: Asking, tm
         path = tmp_path / name
         path.write_bytes(b"nothing of the kind")
         assert name in asking.infer(path, code=2)
+
+
+@pytest.mark.parametrize("kind", BAD_EXIF)
+def test_a_picture_that_breaks_its_decoder_is_one_line(asking: Asking, tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "sideways.jpg"
+    path.write_bytes(BAD_EXIF[kind])
+    assert "sideways.jpg: got no picture that can be read" in asking.infer(path, code=2)
 
 
 def test_a_refused_row_is_named_in_the_servers_words_and_is_5(asking: Asking, saved: Callable[..., Path]) -> None:

@@ -98,3 +98,14 @@ def test_requests_without_a_version_go_to_the_newest_that_is_served(
     versions: tuple[str, ...], newest: int | None
 ) -> None:
     assert dataclasses.replace(INFO, versions=versions).version == newest
+
+
+def test_pillows_remarks_on_odd_files_are_kept_from_the_terminal(
+    tmp_path: Path, recwarn: pytest.WarningsRecorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_plan(tmp_path)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50)
+    buffer = io.BytesIO()
+    Image.new("L", (8, 8)).save(buffer, "PNG")
+    assert picture_reader(tmp_path, INFO)(buffer.getvalue(), "a").shape == (1, 8, 8)
+    assert not recwarn.list

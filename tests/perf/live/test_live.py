@@ -5,9 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from perf.live.measure import routes_in
+from perf.live.measure import different_rows, routes_in
 from perf.live.results import Cell, document_from_cells, table_from_cells
 from perf.results import write_results
+from tests.cli.batching import encoded
+from tests.cli.digits import fake_server, write_plan
+from tests.client.broken_pictures import BAD_EXIF
+from tests.fakes.kserve_fronts import GrpcFront
 
 CELL = Cell(route="r", concurrency=4, requests_per_s=(90.0, 100.0, 120.0), p50_ms=(1.0,), p99_ms=(2.0,))
 
@@ -28,3 +32,14 @@ def test_averaging_steps_are_not_routes() -> None:
     names = routes_in(Path(__file__).parents[3] / "model_repository")
     assert "digits_cascade" in names
     assert "digits_ensemble_mean" not in names
+
+
+def test_pictures_that_break_their_decoder_are_left_out_of_the_rows(tmp_path: Path) -> None:
+    repository = write_plan(tmp_path / "repository")
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for name, data in (("a.png", encoded(4)), ("b.jpg", BAD_EXIF["text"]), ("c.png", encoded(6))):
+        (folder / name).write_bytes(data)
+    with GrpcFront(fake_server()) as front:
+        rows = different_rows(front.address, "digits_cascade", data=str(folder), repository=repository, at_most=3)
+    assert rows[:, 0, 0, 0].astype(int).tolist() == [4, 6]
