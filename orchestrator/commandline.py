@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 from typing import Any
 
@@ -84,13 +85,15 @@ class Program(TyperGroup):
             command.epilog = command.epilog or EPILOG
         return command
 
+    def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
+        """Reads the words before the command, which may print a help."""
+        with _past_typer():
+            return super().make_context(info_name, args, parent=parent, **extra)
+
     def invoke(self, ctx: Any) -> Any:
         """Runs the command."""
-        try:
+        with _past_typer():
             return super().invoke(ctx)
-        except KeyboardInterrupt as stop:
-            # typer would make it an exit code and lose what is to be said.
-            raise _InterruptedError(stop) from stop
 
 
 class HandsOn(TyperCommand):
@@ -107,12 +110,25 @@ class HandsOn(TyperCommand):
         return super().parse_args(ctx, ["--help" if word == "-h" else word for word in asked] + args[len(asked) :])
 
 
-class _InterruptedError(Exception):
-    """An interruption on its way through typer."""
+class _PastTyperError(Exception):
+    """Carries what typer would turn into an exit code of its own, without a word."""
 
-    def __init__(self, stop: KeyboardInterrupt) -> None:
-        super().__init__(str(stop))
-        self.stop = stop
+    def __init__(self, carried: KeyboardInterrupt | BrokenPipeError) -> None:
+        super().__init__(str(carried))
+        self.carried = carried
+
+
+@contextlib.contextmanager
+def _past_typer() -> Iterator[None]:
+    try:
+        yield
+    except (KeyboardInterrupt, BrokenPipeError) as error:
+        raise _PastTyperError(error) from error
+    except SystemExit as error:
+        # What rich makes of a pipe that nobody reads.
+        if isinstance(error.__context__, BrokenPipeError):
+            raise _PastTyperError(error.__context__) from error
+        raise
 
 
 def new_program(name: str, text: str, *, completion: bool = False) -> typer.Typer:
@@ -171,9 +187,7 @@ def guarded(command: Callable[[], Any], *, as_json: bool = False) -> int:
         as_json: whether that line is a JSON object.
     """
     try:
-        code = command()
-    except _InterruptedError as stopped:
-        return _interrupted(stopped.stop, as_json=as_json)
+        code = _unpacked(command)
     except Exception as error:
         if (stop := _interruption_behind(error)) is not None:
             return _interrupted(stop, as_json=as_json)
@@ -192,6 +206,13 @@ def _interruption_behind(error: BaseException) -> KeyboardInterrupt | None:
     while before is not None and not isinstance(before, KeyboardInterrupt):
         before = before.__cause__ or before.__context__
     return before
+
+
+def _unpacked(command: Callable[[], Any]) -> Any:
+    try:
+        return command()
+    except _PastTyperError as error:
+        raise error.carried from None
 
 
 def _own_words(args: Sequence[str]) -> list[str]:

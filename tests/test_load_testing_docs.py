@@ -33,7 +33,7 @@ PAGE = (ROOT / "docs/load-testing.md").read_text(encoding="utf-8")
 COMMANDS = [line for block in re.findall(r"```bash\n(.*?)```", PAGE, re.S) for line in block.splitlines() if line]
 
 
-def said_by(command: str, *, address: str, rows: Path) -> str:
+def said_by(command: str, *, address: str, rows: Path, code: int = 0) -> str:
     """What a command of the page prints; only addresses and the file's place are changed."""
     text = command.replace("127.0.0.1:8001", address).replace("build/rows.json", str(rows))
     words = shlex.split(text)
@@ -41,11 +41,12 @@ def said_by(command: str, *, address: str, rows: Path) -> str:
     done = subprocess.run(
         [sys.executable, *words[1:]], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
     )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stdout + (done.stderr if code else "")
 
 
 @pytest.mark.triton
+@pytest.mark.timeout(240)
 def test_perf_analyzer_measures_the_cascade_and_each_of_its_members(tmp_path: Path) -> None:
     serve, inputs, analyzer = COMMANDS[:3]
     assert serve.split()[:2] == ["committee", "serve"]
@@ -57,6 +58,10 @@ def test_perf_analyzer_measures_the_cascade_and_each_of_its_members(tmp_path: Pa
         steps = len(json.loads(rows.read_text())["data"])
         assert all(steps % divisor for divisor in range(2, steps))
         measured = said_by(analyzer, address=server.grpc_address, rows=rows)
+        said_by(inputs.replace("--hard 0.15", "--hard 0"), address=server.grpc_address, rows=rows)
+        never_asked = said_by(analyzer, address=server.grpc_address, rows=rows, code=99)
+    assert "failed to find the requested model version" in never_asked
+    assert "failed to find the requested model version" in " ".join(PAGE.split())
     assert "Throughput:" in measured
     for member in ("digits_small", "digits_medium", "digits_large"):
         # It prints the requests that each member answered in the window.

@@ -181,9 +181,10 @@ def test_a_package_that_does_not_go_with_the_others_is_one_line(capsys: pytest.C
     assert "cannot be used: pyarrow requires NumPy" in one_line(capsys.readouterr().err)
 
 
-def test_a_reader_that_leaves_early_is_no_error() -> None:
+@pytest.mark.parametrize("words", [["--help"], ["infer", "--help"], ["check"], ["check", "--json"]])
+def test_a_reader_that_leaves_early_is_no_error_but_has_its_exit_code(words: list[str]) -> None:
     pipe = subprocess.Popen(
-        [sys.executable, "-m", "orchestrator", "infer", "--help"],
+        [sys.executable, "-m", "orchestrator", *words],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         cwd=ROOT,
@@ -192,4 +193,4 @@ def test_a_reader_that_leaves_early_is_no_error() -> None:
     pipe.stdout.close()
     assert pipe.stderr is not None
     assert pipe.stderr.read() == b""
-    pipe.wait(30)
+    assert pipe.wait(30) == 141
