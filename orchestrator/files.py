@@ -37,7 +37,7 @@ def replaced_folder(target: Path, *, first: str | None = None) -> Iterator[Path]
     Raises:
         OSError: the disk refuses.
     """
-    _remove_leftovers(target)
+    recover_folder(target)
     place = _staging_place(target)
     try:
         building = place / "new"
@@ -81,13 +81,25 @@ def _probe(place: Path, target: Path) -> None:
         probe.unlink()
 
 
-def _remove_leftovers(target: Path) -> None:
-    """Removes what killed runs have left; what cannot be removed is in nobody's way."""
+def recover_folder(target: Path) -> None:
+    """Puts back entries that a killed replacement had taken away and not yet replaced, and removes its leftovers.
+
+    What cannot be moved or removed is in nobody's way.
+    """
     for folder, prefix in ((target.parent, f".{target.name}.{_PARTIAL}"), (target, f".{_PARTIAL}")):
         with suppress(OSError):
             for path in folder.iterdir():
                 if path.name.startswith(prefix) and _is_over(path.name.removeprefix(prefix)):
+                    _put_back(path / "old", target)
                     shutil.rmtree(path, ignore_errors=True)
+
+
+def _put_back(old: Path, target: Path) -> None:
+    if not old.is_dir():
+        return
+    for path in old.iterdir():
+        if not os.path.lexists(target / path.name):
+            path.rename(target / path.name)
 
 
 def _is_over(process: str) -> bool:

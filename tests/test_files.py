@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.files import contents_of, replaced_folder
+from orchestrator.files import contents_of, recover_folder, replaced_folder
 from tests.repository.making import snapshot
 
 PROGRAM = """
@@ -118,6 +118,9 @@ def test_a_killed_run_leaves_whole_entries_and_the_next_one_completes_them(tmp_p
     for name, text in texts(target).items():
         assert text in (f"old {name.split('/')[0]}", f"new {name.split('/')[0]}")
     assert ("mark/file" in texts(target)) == (renames > 0)
+    recover_folder(target)
+    assert {"a", "b"} <= set(contents_of(target))
+    assert list(tmp_path.iterdir()) == [target]
     replace(target, new)
     assert texts(target) == new
     assert target.stat().st_ino == inode

@@ -124,7 +124,9 @@ def _output(member: Member, facts: MemberFacts, *, classes: int) -> str:
         f"member {member.name}",
         got=f"outputs {listed or 'none'}",
         expected=f"one of {classes} floating-point scores",
-        fix=f"name it when recording: --output-tensor {member.name}=NAME" if found else None,
+        fix=f"name it when recording (--output-tensor {member.name}=NAME), or as its `output` in the records' meta"
+        if found
+        else None,
     )
 
 

@@ -13,7 +13,7 @@ from orchestrator.repository.layout import render, render_ensemble
 from orchestrator.repository.on_disk import MANIFEST, model_folders
 from orchestrator.repository.output import copy_preview, previewed_output
 from orchestrator.repository.pinning import pinned_spec
-from orchestrator.repository.preview import previewed, report_of_repository
+from orchestrator.repository.preview import previewed, report_of_rendering
 from orchestrator.repository.report import CheckReport
 from orchestrator.spec import CascadeSpec
 
@@ -53,7 +53,7 @@ def render_checked(
         with previewed_output(
             repository, output, cascades=cascades, ensembles=ensembles, standalone=standalone
         ) as preview:
-            report = report_of_repository(check(preview, names), preview, output)
+            report = report_of_rendering(check(preview, names), preview=preview, source=repository, target=output)
             return (copy_preview(preview, output) if report else Rendering()), report
     # Once for both renderings: to find a version may take reading gigabytes.
     cascades = [pinned_spec(spec, repository) for spec in cascades]
@@ -72,5 +72,5 @@ def render_checked(
     written = {*names, *(averaging_name(spec.name) for spec in ensembles), *exported}
     with previewed(repository, written=written, others=folders) as preview:
         render_all(preview)
-        report = report_of_repository(check(preview, names), preview, repository)
+        report = report_of_rendering(check(preview, names), preview=preview, source=repository, target=repository)
     return (render_all(repository) if report else Rendering()), report

@@ -37,9 +37,10 @@ class MemberFacts:
     instances: int | None
 
     def scores(self, classes: int) -> list[str]:
-        """Names of the outputs that may hold a score for each of k classes."""
-        outputs = (self.outputs or {}).values()
-        return [one.name for one in outputs if one.dtype in FLOATS and fits(one.dims, (classes,))]
+        """Names of the outputs that may hold a score for each of k classes; of free size only if no other does."""
+        floats = [one for one in (self.outputs or {}).values() if one.dtype in FLOATS]
+        exact = [one.name for one in floats if one.dims == (classes,)]
+        return exact or [one.name for one in floats if fits(one.dims, (classes,))]
 
 
 def facts_from_folder(folder: Path) -> MemberFacts:

@@ -8,6 +8,7 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 from orchestrator.errors import RepositoryError
+from orchestrator.files import recover_folder
 from orchestrator.repository.configs import averaging_name
 from orchestrator.repository.files import (
     Rendering,
@@ -84,6 +85,8 @@ def previewed_output(
             f"output {output}", got="a folder in, around or at the repository", expected="one beside it"
         )
     with disk_errors(f"output {output}"):
+        # What a killed run took away may be a config that somebody has edited.
+        recover_folder(output.resolve())
         check_output(output)
     plans, means, copied = _all_needed(repository, cascades, ensembles)
     everything = {**plans, **means}

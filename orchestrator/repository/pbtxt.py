@@ -120,13 +120,21 @@ def comments_in(text: str) -> list[str]:
     return [line for line in lines if line.startswith("#") and not line.startswith((_BY, _HASH))]
 
 
-def line_of_field(text: str, field: str) -> int | None:
-    """The line, from 1, on which a text sets a field of the configuration itself; None where none does."""
+def line_of_field(text: str, field: str, place: int = 0) -> int | None:
+    """The line, from 1, on which a text sets a field of the configuration itself; None where none does.
+
+    Args:
+        text: a whole config.pbtxt.
+        field: of the configuration.
+        place: how many lines that set it come before, for one that may be set several times.
+    """
     depth = 0
     for number, line in enumerate(text.splitlines(), start=1):
         bare = _QUOTED.sub("", line).partition("#")[0]
         if depth == 0 and re.search(rf"(?<!\w){field}\s*[:{{\[]", bare):
-            return number
+            if place == 0:
+                return number
+            place -= 1
         depth += sum(map(bare.count, "{[<")) - sum(map(bare.count, "}]>"))
     return None
 

@@ -62,15 +62,22 @@ def link_files(source: Path, target: Path, above: tuple[Path, ...] = ()) -> None
             (target / path.name).symlink_to(path)
 
 
-def report_of_repository(report: CheckReport, preview: Path, repository: Path) -> CheckReport:
-    """A preview's report in terms of the repository that it previews."""
+def report_of_rendering(report: CheckReport, *, preview: Path, source: Path, target: Path) -> CheckReport:
+    """A preview's report as one of the rendering that it previews.
+
+    Args:
+        report: of the preview.
+        preview: that was checked.
+        source: the repository whose files it links to, and which are wrong where one is.
+        target: where the rendering goes.
+    """
 
     def renamed(found: Iterable[Fault]) -> tuple[Fault, ...]:
-        old, new = str(preview), str(repository)
+        old, new = str(preview), str(source)
         return tuple(dataclasses.replace(fault, text=fault.text.replace(old, new)) for fault in found)
 
     return dataclasses.replace(
-        report, repository=repository, faults=renamed(report.faults), notes=renamed(report.notes)
+        report, repository=target, faults=renamed(report.faults), notes=renamed(report.notes)
     )
 
 

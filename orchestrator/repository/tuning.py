@@ -6,8 +6,12 @@ The plan decides what is served: names, tensors, the batch limit, the steps of a
 
 from __future__ import annotations
 
+import json
+from itertools import zip_longest
 from pathlib import Path
 
+from google.protobuf import text_format
+from google.protobuf.message import Message
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from orchestrator.errors import RepositoryError
@@ -69,20 +73,45 @@ def _require_owned_fields(edited: ModelConfig, rendered: ModelConfig, *, text: s
     wrong = differences(edited, rendered)
     if not wrong:
         return
-    lines = {field: line_of_field(text, field) for field in wrong}
-    got = "; ".join(
-        f"no {field}, expected {_short(expected)}"
-        if lines[field] is None
-        else f"line {lines[field]}: {_short(got)}, expected {_short(expected)}"
-        for field, (got, expected) in wrong.items()
-    )
     raise RepositoryError(
         str(path),
-        got=f"edits of what the plan decides: {got}",
-        fix="undo them and change the plan instead, or overwrite the config with --force; "
+        got="edits of what the plan decides: "
+        + "; ".join(_edit_of(field, edited, rendered, text=text) for field in wrong),
+        fix="undo them and change the plan instead, or overwrite the config with --force or by removing it; "
         f"{', '.join(sorted(TUNABLE))} are kept as edited",
     )
 
 
-def _short(text: str, limit: int = 80) -> str:
-    return text if len(text) <= limit else f"{text[:limit]}..."
+def _edit_of(field: str, edited: ModelConfig, rendered: ModelConfig, *, text: str) -> str:
+    """What is edited in a field: the line where it, or the first wrong one of several values, begins."""
+    pairs = list(zip_longest(_values(edited, field), _values(rendered, field)))
+    place = next(index for index, pair in enumerate(pairs) if pair[0] != pair[1])
+    line = line_of_field(text, field, place)
+    line = line_of_field(text, field) if line is None else line
+    got, expected = _shortened(pairs[place][0] or "nothing", pairs[place][1] or "nothing")
+    return f"no {field}, expected {expected}" if line is None else f"line {line}: {got}, expected {expected}"
+
+
+def _values(config: ModelConfig, field: str) -> list[str]:
+    """The values of a field as text: several of a repeated one, none of one that is not set."""
+    found: list[object] = [value for one, value in config.ListFields() if one.name == field]
+    if found and not isinstance(found[0], Message | str | int):
+        found = list(found[0])  # type: ignore[call-overload]
+    return [
+        f"{field} {{ {text_format.MessageToString(value, as_one_line=True)} }}"
+        if isinstance(value, Message)
+        else f"{field}: {json.dumps(value)}"
+        for value in found
+    ]
+
+
+def _shortened(one: str, other: str, limit: int = 120) -> tuple[str, str]:
+    """Two texts cut to where they differ."""
+    common = next((at for at, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), 0)
+    start = max(0, common - limit // 2) if max(len(one), len(other)) > limit else 0
+
+    def cut(text: str) -> str:
+        end = "..." if len(text) - start > limit else ""
+        return f"{'...' if start else ''}{text[start : start + limit]}{end}"
+
+    return cut(one), cut(other)

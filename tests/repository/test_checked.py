@@ -112,11 +112,15 @@ def test_errors_name_the_files_of_the_repository(repository: Path, spec: Cascade
     assert not list(scratch.iterdir())
 
 
-def test_a_fault_in_a_members_own_config_names_its_file(repository: Path, spec: CascadeSpec) -> None:
+@pytest.mark.parametrize("elsewhere", [True, False])
+def test_a_fault_in_a_members_own_config_names_its_file(
+    repository: Path, spec: CascadeSpec, tmp_path: Path, elsewhere: bool
+) -> None:
     (repository / "large" / "config.pbtxt").write_text("nonsense {")
-    _, report = render_checked(repository, cascades=[spec])
+    _, report = render_checked(repository, cascades=[spec], output=tmp_path / "out" if elsewhere else None)
     (text,) = [fault.text for fault in report.faults if fault.field == "config.pbtxt"]
     assert text.startswith(str(repository / "large" / "config.pbtxt"))
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("good", [True, False])

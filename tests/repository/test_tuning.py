@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -115,7 +117,12 @@ def test_a_copy_elsewhere_has_what_was_set_in_either_place(
         ('backend: "python"', 'backend: "ours"', ('backend: "ours"', 'expected backend: "python"')),
         ("max_batch_size: 32\n", "", ("no max_batch_size, expected max_batch_size: 32",)),
         ("dynamic_batching {\n}", "response_cache { enable: true }", ("response_cache", "expected nothing")),
-        ("dims: 4", "dims: 5", ("line 5: input", "dims: 5")),
+        ("dims: 4", "dims: 5", ("line 5: input {", "dims: 5 }, expected", "dims: 4 }")),
+        (
+            'name: "cost"',
+            'name: "price"',
+            ("line 31: output {", 'name: "price"', 'expected output { name: "cost"'),
+        ),
     ],
 )
 def test_an_edit_of_what_the_plan_decides_is_named_by_its_line_and_nothing_is_written(
@@ -205,3 +212,19 @@ def _text(config: ModelConfig) -> str:
 )
 def test_the_line_of_a_field_is_that_of_the_configuration_itself(text: str, line: int | None) -> None:
     assert line_of_field(text, "max_batch_size") == line
+
+
+def test_settings_in_a_folder_that_a_killed_rendering_took_away_are_not_lost(
+    repository: Path, spec: CascadeSpec, tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    render_output(repository, output, cascades=[spec])
+    tune(output / "cascade" / "config.pbtxt")
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    old = tmp_path / f".out.partial-{ended.pid}" / "old"
+    old.mkdir(parents=True)
+    (output / "cascade").rename(old / "cascade")
+    render_output(repository, output, cascades=[spec])
+    assert is_tuned(output / "cascade" / "config.pbtxt")
+    assert not old.exists()
