@@ -12,8 +12,8 @@ _FACTOR, _SHARE = 2.0, 0.1
 def near_chance(right: int, rows: int, classes: int) -> tuple[float, float] | None:
     """The 95 % interval of an accuracy that is near guessing, None for one that is not.
 
-    It is near where the interval ends below what counts as near, or, with few rows, where the accuracy is below that
-    and the interval reaches down to guessing.
+    It is near where the interval ends below what counts as near, or, with few rows, where the accuracy is below
+    that and the interval reaches down to guessing.
 
     Args:
         right: rows answered right.
