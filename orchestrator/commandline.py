@@ -203,9 +203,12 @@ def guarded(command: Callable[[], Any], *, as_json: bool = False) -> int:
 def _interruption_behind(error: BaseException) -> KeyboardInterrupt | None:
     """The interruption that an error came of: packages that are imported meanwhile call themselves broken."""
     before: BaseException | None = error
-    while before is not None and not isinstance(before, KeyboardInterrupt):
+    # An error that was carried past others may be its own context.
+    seen: list[BaseException] = []
+    while before is not None and before not in seen and not isinstance(before, KeyboardInterrupt):
+        seen.append(before)
         before = before.__cause__ or before.__context__
-    return before
+    return before if isinstance(before, KeyboardInterrupt) else None
 
 
 def _unpacked(command: Callable[[], Any]) -> Any:

@@ -50,7 +50,7 @@ def accuracy_text(right: int, rows: int, classes: int, interval: tuple[float, fl
     """An accuracy beside guessing, in words."""
     low, high = interval
     return (
-        f"accuracy {right / rows:.4f} on {rows} rows (95 % interval {low:.4f} to {high:.4f}) is near guessing "
+        f"accuracy {right / rows:.4f} on {rows} rows (95 % interval {low:.4f} to {high:.4f}), near guessing "
         f"({1 / classes:.4f})"
     )
 

@@ -100,11 +100,11 @@ def pool_from_records(
         name=name,
         input=UNKNOWN_INPUT if first is None else _input(first),
         classes=records.classes,
-        labels=_class_names(records, repository),
         cost_unit=unit,
         stages=tuple(Stage(members=(member,)) for member in members),
     )
     spec = adopted_spec(spec, facts)
+    spec = dataclasses.replace(spec, labels=_class_names(spec.members, records, repository))
     return spec, _kind_notes(members, records) + serving_notes(spec, facts, repository)
 
 
@@ -146,9 +146,9 @@ def _input(manifest: Manifest) -> InputSpec:
     return InputSpec(name=tensor.name, dtype=tensor.dtype, dims=tensor.dims, preprocess=manifest.preprocess)
 
 
-def _class_names(records: Records, repository: Path) -> tuple[str, ...] | None:
+def _class_names(members: Sequence[Member], records: Records, repository: Path) -> tuple[str, ...] | None:
     """What the members call the classes now, else what they were called when the records were made."""
-    stated = {member: class_names_of(repository / member) for member in records.outputs}
+    stated = {one.name: class_names_of(repository / one.name, one.output) for one in members}
     names = common_names(stated, classes=records.classes)
     recorded = _recorded_names(records)
     if names is None or recorded is None:

@@ -195,7 +195,7 @@ def opened_pool(
                     name, rows, version=infos[name].version, output=infos[name].scores
                 ),
                 workers=1,
-                label_files=names_in_label_files(repository, dict.fromkeys(names)),
+                label_files=names_in_label_files(repository, {name: info.scores for name, info in infos.items()}),
             ),
             named,
         )

@@ -12,8 +12,8 @@ _FACTOR, _SHARE = 2.0, 0.1
 def near_chance(right: int, rows: int, classes: int) -> tuple[float, float] | None:
     """The 95 % interval of an accuracy that is near guessing, None for one that is not.
 
-    It is near where the interval ends below what counts as near, or, with few rows, where it reaches down to
-    guessing and the accuracy is not nearer to always right.
+    It is near where the interval ends below what counts as near, or, with few rows, where the accuracy is below
+    that and the interval reaches down to guessing.
 
     Args:
         right: rows answered right.
@@ -23,5 +23,5 @@ def near_chance(right: int, rows: int, classes: int) -> tuple[float, float] | No
     guessing = 1 / classes
     near = min(_FACTOR * guessing, guessing + _SHARE * (1 - guessing))
     low, high = wilson_ci95(right, rows)
-    unsure = low <= guessing and right / rows <= (1 + guessing) / 2
+    unsure = low <= guessing and right / rows <= near
     return (low, high) if high <= near or unsure else None

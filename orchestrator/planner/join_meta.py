@@ -12,11 +12,15 @@ import numpy.typing as npt
 from orchestrator.errors import DataError
 from orchestrator.planner.origin import JOINED, kept_origin
 from orchestrator.planner.records import SKIPPED_LISTED
+from orchestrator.spec.class_names import first_unlike
 
 Named = tuple[str, Mapping[str, Any]]
 # Words for people: all of them, where they differ.
 _LISTED = ("data", "asked")
-_KINDS = {"members": dict, "recorded_with": dict, "skipped": dict, "skipped_rows": int, "part": dict, JOINED: list}
+_KINDS = {
+    "members": dict, "recorded_with": dict, "skipped": dict, "skipped_rows": int, "part": dict, JOINED: list,
+    "class_names": list,
+}  # fmt: skip
 
 
 def joined_meta(metas: Sequence[Named], *, kept: npt.NDArray[Any], left_out: npt.NDArray[Any]) -> dict[str, Any]:
@@ -61,9 +65,11 @@ def notes_of(metas: Iterable[Mapping[str, Any]]) -> list[str]:
 
 
 def _agreed(metas: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What all say, and say alike."""
+    """What all say, and say alike; names of classes, which are the same by now, also where some say nothing."""
     first = metas[0]
-    return {key: first[key] for key in first if all(key in one and one[key] == first[key] for one in metas)}
+    agreed = {key: first[key] for key in first if all(key in one and one[key] == first[key] for one in metas)}
+    names = next((one["class_names"] for one in metas if one.get("class_names")), None)
+    return agreed | ({} if names is None else {"class_names": names})
 
 
 def _distinct(values: Iterable[Any]) -> list[Any]:
@@ -92,9 +98,14 @@ def _check_one(metas: Sequence[Named]) -> None:
             raise DataError(f"records {path}", got=got, expected="one unit")
     named = [(path, meta["class_names"]) for path, meta in metas if meta.get("class_names")]
     for path, names in named[1:]:
-        if names != named[0][1]:
+        if not _same_names(names, named[0][1]):
             got = f"other class names or another order of them than in {named[0][0]}"
             raise DataError(f"records {path}", got=got, expected="members of the same classes")
+
+
+def _same_names(one: Sequence[Any], other: Sequence[Any]) -> bool:
+    texts = all(isinstance(name, str) for name in (*one, *other))
+    return first_unlike(one, other) is None if texts else one == other
 
 
 def _members(metas: Sequence[Named]) -> dict[str, Any]:

@@ -73,7 +73,7 @@ def render(
         RepositoryError: a member is missing, the name is taken by another model, or the disk refuses.
     """
     require_members(spec, repository)
-    spec = _known_spec(named_spec(spec, repository), repository)
+    spec = named_spec(_known_spec(spec, repository), repository)
     folder = repository / spec.name
     _require_ours([folder], force=force)
     text = _config_text(folder, cascade_config(spec), force=force)

@@ -25,7 +25,17 @@ def test_what_another_order_of_the_classes_gives_is_near(right: int, rows: int, 
 
 @pytest.mark.parametrize(
     ("right", "rows", "classes"),
-    [(300, 500, 2), (45, 50, 2), (200, 500, 3), (150, 500, 10), (15, 50, 10), (20, 1000, 1000), (3, 3, 2)],
+    [
+        (300, 500, 2),
+        (45, 50, 2),
+        (200, 500, 3),
+        (150, 500, 10),
+        (15, 50, 10),
+        (20, 1000, 1000),
+        (3, 3, 2),
+        (2, 4, 3),
+        (12, 20, 2),
+    ],
 )
 def test_weak_members_and_few_rows_that_are_all_right_are_not(right: int, rows: int, classes: int) -> None:
     assert near_chance(right, rows, classes) is None

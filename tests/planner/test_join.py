@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import tracemalloc
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -257,3 +258,18 @@ def test_scores_pass_through_memory_in_pieces(tmp_path: Path) -> None:
     tracemalloc.stop()
     # One member alone is 24 MB.
     assert peak_bytes < 18e6
+
+
+def test_class_names_stay_where_a_part_has_none_or_writes_them_in_the_other_form(tmp_path: Path) -> None:
+    made = made_records(0, rows=20, members=3)
+    names = ["caf\u00e9", "y", "z"]
+    other = [unicodedata.normalize("NFD", name) for name in names]
+    found = joined(
+        tmp_path,
+        part(made, members="a"),
+        part(made, members="b", meta={"class_names": names}),
+        part(made, members="c", meta={"class_names": other}),
+    )
+    assert found.meta["class_names"] == names
+    with pytest.raises(DataError, match="meta with other kinds of class_names"):
+        joined(tmp_path, part(made, members="a"), part(made, members="b", meta={"class_names": 3}))

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.repository import check, ensemble_from_cascade, render, render_ensemble, render_output
+from orchestrator.repository.adoption import UNKNOWN_OUTPUT
 from orchestrator.repository.class_names import class_names_of, common_names
 from orchestrator.repository.pbtxt import config_from_path
 from orchestrator.spec import CascadeSpec, cascade_from_path
@@ -172,3 +173,16 @@ def test_members_without_names_or_with_those_of_other_classes_leave_it_to_the_re
     assert common_names({"a": None, "b": ("x", "y"), "c": ("x",)}, classes=2) == ("x", "y")
     assert common_names({"a": ("x", "z"), "b": ("x", "y")}, classes=2) is None
     assert common_names({"a": None}, classes=2) is None
+
+
+def test_an_output_that_the_plan_does_not_know_is_found_before_its_label_file(
+    repository: Path, spec: CascadeSpec
+) -> None:
+    adopt(repository, "small", "ant\nbee\ncow\n")
+    path = repository / "small/config.pbtxt"
+    more = 'output [{ name: "kind", data_type: TYPE_FP32, dims: [2], label_filename: "kinds.txt" }]\n'
+    path.write_text(path.read_text() + more)
+    (repository / "small/kinds.txt").write_text("wild\ntame\n")
+    unknown = dataclasses.replace(spec.members[0], output=UNKNOWN_OUTPUT, sha256=None)
+    render(spec_of(unknown, spec.members[1], labels=None), repository)
+    assert served(repository)[1] == "ant\nbee\ncow\n"
