@@ -121,7 +121,9 @@ def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
             with tls_proxy(clear, made.server.context(made.ca)) as https:
                 yield Gateway(grpc=grpc, http=clear, https=https, made=made)
         finally:
-            server.kill()
+            # Killed, it would leave the processes of its Python models behind.
+            server.terminate()
+            server.wait(timeout=60)
 
 
 def wait_until_ready(address: str, log: Path) -> None:
