@@ -177,8 +177,11 @@ class _Check:
                 continue
             part = self._model(step.model_name)
             facts = part.facts
+            # An optional input may be given, too.
+            optional = [] if part.config is None else [one.name for one in part.config.input if one.optional]
+            inputs = None if facts.inputs is None else [*facts.inputs, *optional]
             for side, used, known in (
-                ("input", step.input_map, facts.inputs), ("output", step.output_map, facts.outputs)
+                ("input", step.input_map, inputs), ("output", step.output_map, facts.outputs)
             ):  # fmt: skip
                 unknown = [] if known is None else sorted(set(used) - set(known))
                 if unknown:

@@ -199,3 +199,23 @@ def test_a_config_without_the_kind_of_scores_is_noted(repository: Path) -> None:
     path.write_text(path.read_text().replace('key: "output_kind"', 'key: "nothing"'))
     report = check(repository)
     assert has(report, "small", "config.pbtxt parameter output_kind", "render the member again", notes=True)
+
+
+def test_a_step_of_an_ensemble_may_be_given_an_optional_input(repository: Path) -> None:
+    (repository / "script" / "1").mkdir(parents=True)
+    (repository / "script" / "1" / "model.py").write_text("")
+    given = [f'input {{ name: "{name}" data_type: TYPE_FP32 dims: 4 %s }}' for name in ("x", "seed")]
+    output = 'output { name: "p" data_type: TYPE_FP32 dims: 3 }'
+    config = f'backend: "python" max_batch_size: 8 {given[0] % ""} {given[1] % "optional: true"} {output}'
+    (repository / "script" / "config.pbtxt").write_text(config)
+    (repository / "pipe" / "1").mkdir(parents=True)
+    maps = "".join(f'input_map {{ key: "{name}" value: "{name}" }} ' for name in ("x", "seed"))
+    steps = (
+        f'ensemble_scheduling {{ step {{ model_name: "script" {maps} output_map {{ key: "p" value: "p" }} }} }}'
+    )
+    config = f'platform: "ensemble" max_batch_size: 8 {given[0] % ""} {given[1] % ""} {output} {steps}'
+    (repository / "pipe" / "config.pbtxt").write_text(config)
+    report = check(repository, ["pipe"])
+    assert report, report.faults
+    (repository / "pipe" / "config.pbtxt").write_text(config.replace('key: "seed"', 'key: "sead"'))
+    assert any("got input sead, expected x, seed" in fault.text for fault in check(repository, ["pipe"]).faults)
