@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from orchestrator.cli.app import guarded, run
+from orchestrator.commandline import guarded, run
 from perf.__main__ import app
 from tests.cli.digits import fake_server, images, write_plan
 from tests.client.asking import secured
