@@ -67,6 +67,14 @@ def test_the_command_exports_says_what_it_did_and_shows_it(models: Path, tmp_pat
     assert "got no manifest" in said("show", "two", "--repository", str(tmp_path))[1]
 
 
+def test_sources_may_have_names_of_their_own(tmp_path: Path) -> None:
+    net = "torch:tests.export.nets:small"
+    code, out = said("member", f"two={net}", net, f"one={net}", "--dims", "3,8,8", "-o", str(tmp_path), "--json")
+    assert code == 0, out
+    assert list(json.loads(out)["members"]) == ["two", "small", "one"]
+    assert "two twice" in said("member", f"two={net}", f"two={net}", "--dims", "3,8,8", "-o", str(tmp_path))[1]
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [

@@ -241,6 +241,11 @@ def test_an_onnx_file_is_taken_under_the_names_that_all_members_share(tmp_path: 
     assert loaded.dims == (6,)
     np.testing.assert_allclose(loaded.reference(np.ones((2, 6), np.float32)), 6)
     assert member_name("onnx:/a/Net 1.onnx") == "net_1"
+    assert (
+        member_name("onnx:kleine Gr\u00f6\u00dfe.onnx")
+        == member_name("onnx:kleine Gro\u0308\u00dfe.onnx")
+        == "kleine_gro_e"
+    )
 
 
 @pytest.mark.parametrize(
