@@ -9,7 +9,9 @@ import pytest
 from typer.testing import CliRunner
 
 from export.__main__ import app, run
-from orchestrator.errors import CommitteeError
+from export.committee import plans_of
+from export.sources import Asked
+from orchestrator.errors import CommitteeError, ExportError
 from orchestrator.spec import TensorSpec, manifest_from_path
 
 
@@ -67,12 +69,11 @@ def test_the_command_exports_says_what_it_did_and_shows_it(models: Path, tmp_pat
     assert "got no manifest" in said("show", "two", "--repository", str(tmp_path))[1]
 
 
-def test_sources_may_have_names_of_their_own(tmp_path: Path) -> None:
-    net = "torch:tests.export.nets:small"
-    code, out = said("member", f"two={net}", net, f"one={net}", "--dims", "3,8,8", "-o", str(tmp_path), "--json")
-    assert code == 0, out
-    assert list(json.loads(out)["members"]) == ["two", "small", "one"]
-    assert "two twice" in said("member", f"two={net}", f"two={net}", "--dims", "3,8,8", "-o", str(tmp_path))[1]
+def test_sources_may_have_names_of_their_own() -> None:
+    net, asked = "torch:tests.export.nets:small", Asked(dims=(3, 8, 8))
+    assert [one.name for one in plans_of([f"two={net}", net, f"one={net}"], asked)] == ["two", "small", "one"]
+    with pytest.raises(ExportError, match="two twice, expected different names; name them: NAME=SOURCE"):
+        plans_of([f"two={net}", f"two={net}"], asked)
 
 
 @pytest.mark.parametrize(
