@@ -34,6 +34,8 @@ EXIT_CODES = {
 EPILOG = "Exit codes: " + "; ".join(f"{code} {meaning}" for code, meaning in EXIT_CODES.items()) + "."
 HELP_OPTIONS = {"help_option_names": ["-h", "--help"]}
 JSON_OPTION = "--json"
+# Set in the environment, it keeps errors in words where --json is given.
+TEXT_ERRORS = "COMMITTEE_TEXT_ERRORS"
 # top-level module -> the extra that brings it
 EXTRAS = {
     "PIL": "demo",
@@ -162,7 +164,7 @@ def run_program(program: Any, name: str, arguments: Sequence[str] | None = None)
     # gRPC's core otherwise tells users about every connection that ends.
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     args = list(sys.argv[1:] if arguments is None else arguments)
-    as_json = JSON_OPTION in _own_words(args)
+    as_json = JSON_OPTION in _own_words(args) and not os.environ.get(TEXT_ERRORS)
     return guarded(lambda: program(args=args, prog_name=name, standalone_mode=False), as_json=as_json)
 
 

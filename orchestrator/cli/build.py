@@ -2,65 +2,26 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from orchestrator.cli.build_given import BuildFiles, GivenModel, check_given, check_members, models_from_words
 from orchestrator.cli.build_steps import Steps, committee_program, export_program
 from orchestrator.cli.console import print_json
 from orchestrator.errors import CommitteeError, DataError
 from orchestrator.planner.goal import ENSEMBLE, Goal
 from orchestrator.repository.on_disk import MANIFEST
 from orchestrator.spec import CascadeSpec, cascade_from_path, manifest_from_path
-from orchestrator.spec.faults import NAME
 
 # What is asked of a plan where nobody says.
 EPSILON = 0.01
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Model:
-    """One of the models given.
-
-    Args:
-        word: what `export member` is told, NAME=SOURCE or SOURCE; the name of a member that is there already.
-        is_member: whether it lies in the repository already.
-    """
-
-    word: str
-    is_member: bool
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Files:
-    """What the steps leave.
-
-    Args:
-        repository: members and cascade.
-        name: of the cascade.
-        work: folder of records, plan and report.
-    """
-
-    repository: Path
-    name: str
-    work: Path
-
-    @property
-    def records(self) -> Path:
-        return self.work / "records.npz"
-
-    @property
-    def plan(self) -> Path:
-        return self.work / "cascade.json"
-
-    @property
-    def report(self) -> Path:
-        return self.work / "report"
+StepArgs = Annotated[
+    str, typer.Option(metavar="WORDS", help="More options for that step, as one word.", show_default=False)
+]
 
 
 def build(
@@ -125,23 +86,35 @@ def build(
     standalone: Annotated[
         bool, typer.Option("--standalone", help="Put the runtime beside the cascade, as images of Triton need it.")
     ] = False,
+    export_args: StepArgs = "",
+    record_args: StepArgs = "",
+    plan_args: StepArgs = "",
+    render_args: StepArgs = "",
     as_json: Annotated[bool, typer.Option("--json", help="Print every step and its result as JSON.")] = False,
 ) -> None:
     """Export models, record what they say of labelled rows, plan and certify a cascade, render and check it.
 
-    Every step is a command of its own, printed before it runs: take one out, change it and go on by hand whenever
-    this command's options do not reach. After an interruption or a fault the same command goes on where it
+    Every step is a command of its own, printed before it runs; --plan-args "--gears 3" and the like give it more
+    options than this command has. After an interruption or a fault the same command goes on where it
     stopped. Exit codes are those of the step that failed; 3 means that no cascade does what was asked.
 
     Example: committee build small.onnx large.onnx --data photos --epsilon 0.01 -o repository
     """
-    files = _Files(repository=output, name=name, work=Path("build") / name if work is None else work)
+    files = BuildFiles(repository=output, name=name, work=Path("build") / name if work is None else work)
     export = _words({"--mean": mean, "--std": std, "--resolution": resolution, "--image-px": image_px,
                      "--dims": dims, "--labels": labels})  # fmt: skip
-    given = _models(models, output)
-    _check(given, files, data=data, export=export)
+    given = models_from_words(models, output)
+    more = {"export": _split("--export-args", export_args), "record": _split("--record-args", record_args),
+            "plan": _split("--plan-args", plan_args), "render": _split("--render-args", render_args)}  # fmt: skip
+    export += more["export"]
+    check_given(given, files, data=data, export=export)
+    for option, path in (("--labels", labels), ("--class-map", class_map)):
+        if path is not None and not path.is_file():
+            raise DataError(option, got=f"{path}, which is no file", expected="a text file")
     if epsilon is None and min_accuracy is None and max_mean_cost_share is None:
         epsilon = EPSILON
+    if min_accuracy is not None and (epsilon is not None or reference is not None):
+        raise DataError("--min-accuracy", got="--epsilon or --reference beside it", expected="one goal")
     # Refused now rather than after hours of recording.
     Goal(
         min_accuracy=min_accuracy,
@@ -156,11 +129,12 @@ def build(
     steps = Steps(total=4 + any(not one.is_member for one in given), as_json=as_json)
     try:
         members = _exported(steps, given, files, options=export)
-        _recorded(steps, members, files, options=["--data", data, *_words(rows)])
+        check_members(members, files, data=data, reference=reference)
+        _recorded(steps, members, files, options=["--data", data, *_words(rows), *more["record"]])
         if epsilon is not None:
             reference = reference or _dearest(members, output)
-        _planned(steps, files, options=_words({"--reference": reference, **goal}))
-        _rendered(steps, files, options=_words({"--standalone": standalone}))
+        _planned(steps, files, options=[*_words({"--reference": reference, **goal}), *more["plan"]])
+        _rendered(steps, files, options=[*_words({"--standalone": standalone}), *more["render"]])
     except (CommitteeError, KeyboardInterrupt):
         if as_json:
             print_json({"steps": steps.done, "failed": steps.running})
@@ -168,81 +142,7 @@ def build(
     _finished(steps, files, members, as_json=as_json)
 
 
-def _models(words: list[str], repository: Path) -> list[_Model]:
-    """The models as they were given.
-
-    Raises:
-        DataError: one that is none, or one alone.
-    """
-    if len(words) < 2:
-        raise DataError("build", got="one model", expected="two or more: a cascade asks a cheap one first")
-    models = [_model(word, repository) for word in words]
-    if len(set(models)) < len(models):
-        raise DataError("build", got="a model more than once", expected="different models")
-    return models
-
-
-def _model(text: str, repository: Path) -> _Model:
-    name, equals, model = text.partition("=")
-    if not equals or Path(text).exists():
-        name, model = "", text
-    elif NAME.match(name) is None:
-        expected = "NAME=MODEL with letters, digits, '_', '.' and '-' in the name"
-        raise DataError(f"model {text!r}", got=f"the name {name!r}", expected=expected)
-    if (member := _member_of(model, repository)) is not None:
-        if name:
-            raise DataError(f"model {text}", got="another name for a member of the repository", expected=member)
-        return _Model(word=member, is_member=True)
-    source = _source(model, repository)
-    return _Model(word=f"{name}={source}" if name else source, is_member=False)
-
-
-def _member_of(model: str, repository: Path) -> str | None:
-    """The member of the repository that a name or a folder means."""
-    path = Path(model)
-    folder = path if path.is_dir() and path.resolve().parent == repository.resolve() else repository / model
-    is_name = NAME.match(folder.name) is not None and folder.parent.resolve() == repository.resolve()
-    return folder.name if is_name and not path.is_file() and (folder / MANIFEST).is_file() else None
-
-
-def _source(model: str, repository: Path) -> str:
-    """What `export member` calls a model: paths are told from names by what is there."""
-    path = Path(model)
-    if model and path.is_file():
-        return f"onnx:{os.path.normpath(model)}"
-    if model and path.is_dir():
-        if not (path / "config.json").is_file():
-            raise DataError(f"model {model}", got="a folder without config.json", expected="one of transformers")
-        return f"hf:{os.path.normpath(model)}"
-    if not model or (":" not in model and (path.suffix or "/" in model)):
-        raise DataError(
-            f"model {model!r}",
-            got="no such file",
-            expected=f"an .onnx file, a folder, a source such as hf:ID, or a member of {repository}",
-        )
-    return model
-
-
-def _check(given: list[_Model], files: _Files, *, data: str, export: list[str]) -> None:
-    """Refuses, before any work, what a later step would refuse.
-
-    Raises:
-        DataError: naming the option.
-    """
-    if NAME.match(files.name) is None:
-        raise DataError("--name", got=repr(files.name), expected="letters, digits, '_', '.' and '-'")
-    taken = [one.word.partition("=")[0] for one in given if one.is_member or "=" in one.word]
-    if files.name in taken:
-        raise DataError("--name", got=f"{files.name}, a member", expected="another name for the cascade")
-    if ":" not in data and not Path(data).exists():
-        raise DataError(
-            "--data", got=f"{data}, which is not there", expected="a folder of pictures, .npz or .parquet"
-        )
-    if export and all(one.is_member for one in given):
-        raise DataError("build", got=f"{export[0]} and no model to export", expected="models, or members alone")
-
-
-def _exported(steps: Steps, given: list[_Model], files: _Files, *, options: list[str]) -> list[str]:
+def _exported(steps: Steps, given: list[GivenModel], files: BuildFiles, *, options: list[str]) -> list[str]:
     """Exports what is not in the repository, and gives the members' names in the order of the models."""
     sources = [one.word for one in given if not one.is_member]
     if not sources:
@@ -258,25 +158,25 @@ def _exported(steps: Steps, given: list[_Model], files: _Files, *, options: list
     return [one.word if one.is_member else next(made) for one in given]
 
 
-def _recorded(steps: Steps, members: list[str], files: _Files, *, options: list[str]) -> None:
+def _recorded(steps: Steps, members: list[str], files: BuildFiles, *, options: list[str]) -> None:
     words = ["record", *members, "--repository", str(files.repository), *options, "-o", str(files.records)]
     steps.run("record", "ask every member about every row", committee_program(), words)
 
 
-def _planned(steps: Steps, files: _Files, *, options: list[str]) -> None:
+def _planned(steps: Steps, files: BuildFiles, *, options: list[str]) -> None:
     words = ["plan", str(files.records), "--name", files.name, *options, "--repository", str(files.repository)]
     what = "choose stages and thresholds on one half of the rows, certify them on the other"
     steps.run("plan", what, committee_program(), [*words, "--report", str(files.report), "-o", str(files.plan)])
 
 
-def _rendered(steps: Steps, files: _Files, *, options: list[str]) -> None:
+def _rendered(steps: Steps, files: BuildFiles, *, options: list[str]) -> None:
     where = ["--repository", str(files.repository)]
     words = ["render", str(files.plan), *where, *options]
     steps.run("render", "write the cascade beside its members", committee_program(), words)
     steps.run("check", "look for whatever does not fit together", committee_program(), ["check", *where])
 
 
-def _finished(steps: Steps, files: _Files, members: list[str], *, as_json: bool) -> None:
+def _finished(steps: Steps, files: BuildFiles, members: list[str], *, as_json: bool) -> None:
     serve = f"{committee_program().shown} serve --repository {shlex.quote(str(files.repository))}"
     notes = _notes(cascade_from_path(files.plan))
     page = files.report / "index.html"
@@ -296,6 +196,13 @@ def _notes(spec: CascadeSpec) -> list[str]:
         return []
     asked = " and ".join(member.name for member in spec.members)
     return [f"no cascade does what was asked, so every row is answered by {asked}; the plan's lines above say why"]
+
+
+def _split(option: str, text: str) -> list[str]:
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise DataError(option, got=repr(text), expected="options as in a shell", fix=str(error)) from error
 
 
 def _dearest(members: Iterable[str], repository: Path) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 
 import typer
 
-from orchestrator.commandline import interrupted_from
+from orchestrator.commandline import TEXT_ERRORS, interrupted_from
 from orchestrator.errors import CommitteeError, InfeasibleError, RepositoryError
 
 # A Ctrl-C of a terminal reaches the child too and it ends by itself; SIGTERM reaches this process alone.
@@ -48,9 +48,12 @@ class StepFailedError(CommitteeError):
         super().__init__(
             f"build: step {step}",
             got=f"exit code {code}, for the reason above",
-            fix=f"{fix}, or give its command by hand with other options of its own; then the same build goes on, "
-            "and what is finished is not done twice",
+            fix=f"{fix} and build again, which does not repeat what is finished{_more_options(step)}",
         )
+
+
+def _more_options(step: str) -> str:
+    return "" if step == "check" else f"; options of that step go through --{step}-args"
 
 
 def committee_program() -> Program:
@@ -131,8 +134,10 @@ class Steps:
         typer.secho(f"[{len(self.done) + 1}/{self.total}] {step}: {what}", err=True, bold=True)
         typer.echo(f"$ {command}", err=True)
         start = time.monotonic()
+        # The names of members are read from JSON, but people read its errors.
+        environment = program.environment | ({} if self.as_json else {TEXT_ERRORS: "1"})
         try:
-            code, printed = _run((*program.argv, *words), program.environment, captured=quiet)
+            code, printed = _run((*program.argv, *words), environment, captured=quiet)
         except KeyboardInterrupt as stop:
             text = f"build: stopped in step {step}; the same command goes on from there"
             raise interrupted_from(stop, text) from None

@@ -101,7 +101,7 @@ def _show(evaluated: Sequence[_Evaluated]) -> None:
     seen = [one.label for one in evaluated if one.found.rows_of_the_plan]
     if seen:
         alone = len(evaluated) == 1
-        which = "the plan was" if alone else f"{', '.join(seen)}:"
+        which = "the plan was" if alone else f"each of {', '.join(seen)} was"
         note = f"{which} chosen on these rows or some of them, so its numbers flatter it"
         typer.echo(f"note: {note}; evaluate it on others")
 

@@ -94,7 +94,7 @@ def infer(
         deadline_us=deadline_us,
         gear=gear,
     )
-    address = url or (HTTP_URL if http else GRPC_URL)
+    address = (HTTP_URL if http else GRPC_URL) if url is None else url
     endpoint = endpoint_from_options(address, ca=ca, cert=cert, key=key, header=header)
     with _client(endpoint, http=http, timeout_s=timeout_s) as client:
         info = client.metadata(model)

@@ -70,6 +70,11 @@ FIXES: dict[Leaf, str] = {
 STOPPING = ("has no available versions", "Server not ready", "Server is stopping")
 # The request's own deadline, which asking again would only miss again under the same load.
 LATE = ("deadline passed", "deadline too near")
+# How tritonclient's texts begin where an HTTP answer is none of Triton's: it is empty, or it is a page.
+NOT_OF_TRITON = (
+    "client received an empty response",
+    "an exception occurred in the client while decoding the response",
+)
 # Longer texts are dumps, not messages.
 MAX_TEXT = 400
 
@@ -111,7 +116,9 @@ def with_tls_reason(error: ClientError, endpoint: Endpoint, *, over_grpc: bool, 
 
 def _leaf_and_text(error: BaseException) -> tuple[Leaf, str]:
     if isinstance(error, InferenceServerException):
-        text = _plain(error.message() or "an error without a message")
+        text = _plain(error.message() or "an error without a message").removesuffix(".")
+        if text.startswith(NOT_OF_TRITON) and str(error.status()).isdigit():
+            return leaf_from_status(error.status()), _gateway_text(int(error.status()))
         if any(words in text for words in STOPPING):
             return UnavailableError, text
         if any(words in text for words in LATE):
@@ -122,6 +129,15 @@ def _leaf_and_text(error: BaseException) -> tuple[Leaf, str]:
     if isinstance(error, OSError):
         return UnavailableError, _plain(error.strerror or str(error) or type(error).__name__)
     return ServerFaultError, _plain(f"an answer that cannot be read ({type(error).__name__}: {error})")
+
+
+def _gateway_text(status: int) -> str:
+    """What an HTTP status means that comes without an answer of Triton's."""
+    phrase = next((one.phrase for one in HTTPStatus if one == status), "")
+    text = " ".join(f"HTTP {status} {phrase}".split()) + " and no answer of Triton's, as a gateway gives it"
+    if status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
+        return f"{text}: it wants a header, such as Authorization"
+    return f"{text}: the address has moved" if 300 <= status < 400 else text
 
 
 def leaf_from_status(status: str | None) -> Leaf:

@@ -88,7 +88,7 @@ def join_records(paths: Sequence[Path], output: Path, *, skip_bad: bool = False,
         accuracy={} if labels is None else {name: hits / len(kept) for name, hits in right.items()},
         meta=meta,
         left_out=len(left_out),
-        notes=tuple(notes_of(file.meta for file in files)),
+        notes=(*([] if by_id else table.notes_on_data()), *notes_of(file.meta for file in files)),
     )
 
 
@@ -218,6 +218,19 @@ class _Table:
                         expected="the same rows",
                         fix="if one id means the same row in both all the same, say --by-id",
                     )
+
+    def notes_on_data(self) -> list[str]:
+        """What to say of files that share some rows while their data are said to differ."""
+        notes = []
+        for place, file in enumerate(self.files):
+            for before, other in enumerate(self.files[:place]):
+                shared = len(np.intersect1d(self.codes[place], self.codes[before]))
+                if shared and len({one.meta.get("data_sha256") for one in (file, other)} - {None}) > 1:
+                    notes.append(
+                        f"{other.path} and {file.path} share {shared} ids and were recorded from other data "
+                        "(data_sha256): that is so where one left rows out, and where an id means two rows"
+                    )
+        return notes
 
     def labels(self, kept: Codes) -> npt.NDArray[np.int64] | None:
         """int64 (n,) of the kept rows, None where no file has any."""

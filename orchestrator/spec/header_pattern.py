@@ -9,7 +9,7 @@ from typing import Any
 
 # Longer names are no headers that anybody forwards; the pattern is never tried on them.
 MAX_HEADER_NAME = 128
-# Names come from clients, and Python's matcher goes back and tries again: this keeps it to milliseconds a name.
+# Names come from clients, and Python's matcher goes back and tries again: this keeps most patterns to milliseconds.
 _MAX_WAYS = 2.0**23
 # `sre_parse` under another name from Python 3.11 on.
 _parser: Any = getattr(re, "_parser", None) or importlib.import_module("sre_parse")
@@ -43,14 +43,15 @@ def _ways(parsed: Any) -> float:
 
 
 def _ways_of(code: str, value: Any) -> float:
+    if code in ("ASSERT", "ASSERT_NOT", "GROUPREF", "GROUPREF_EXISTS"):
+        # Each is tried from every place, however long it is, and no header's name needs one.
+        return math.inf
     if code == "BRANCH":
         return math.fsum(_ways(branch) for branch in value[1])
-    if code in ("SUBPATTERN", "ASSERT", "ASSERT_NOT"):
+    if code == "SUBPATTERN":
         return _ways(value[-1])
     if code == "ATOMIC_GROUP":
         return _ways(value)
-    if code == "GROUPREF_EXISTS":
-        return math.fsum(_ways(branch) for branch in value[1:] if branch is not None)
     if code.endswith("REPEAT"):
         return _ways_of_repeat(*value)
     return 1

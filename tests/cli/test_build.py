@@ -18,7 +18,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from orchestrator.cli.app import run
-from orchestrator.cli.build import _models
+from orchestrator.cli.build_given import models_from_words
 from orchestrator.local.sessions import LocalMembers
 from orchestrator.spec import cascade_from_path, manifest_from_path
 from tests.cli.recording import NAMES, png, rows_of, write_member
@@ -84,7 +84,21 @@ def test_two_onnx_files_and_pictures_become_a_cascade_that_the_printed_commands_
     float_model(tmp_path / "small.onnx", seed=1, softmax=False)
     float_model(tmp_path / "large.onnx", seed=2, softmax=True)
     words = ["small.onnx", "big=large.onnx", "--data", "pictures", "-o", "repository", "--epsilon", 0.3]
-    words += ["--mean", "0,0,0", "--std", "1,1,1", "--resolution", PX, "--labels-by-order", "--reference", "big"]
+    blind = built(tmp_path, *words)
+    assert blind.returncode == 2
+    assert "pictures, and small, big that take numbers" in blind.stderr.splitlines()[-1]
+    words += [
+        "--mean",
+        "0,0,0",
+        "--std",
+        "1,1,1",
+        "--resolution",
+        PX,
+        "--labels-by-order",
+        "--reference",
+        "big",
+        "--plan-args=--header-pattern '^x-'",
+    ]
     done = built(tmp_path, *words, "--json")
     assert done.returncode == 0, done.stderr
     document: dict[str, Any] = json.loads(done.stdout)
@@ -96,7 +110,7 @@ def test_two_onnx_files_and_pictures_become_a_cascade_that_the_printed_commands_
     }
     assert kinds == {"small": "logits", "big": "probabilities"}
     plan = tmp_path / "repository" / "cascade" / "1" / "cascade.json"
-    assert cascade_from_path(plan).name == "cascade"
+    assert (cascade_from_path(plan).name, cascade_from_path(plan).header_pattern) == ("cascade", "^x-")
     assert (tmp_path / document["report"]).is_file()
     first = plan.read_bytes()
     for one in document["steps"]:
@@ -152,12 +166,12 @@ def test_a_failure_leaves_the_finished_steps_in_the_document(ready: Path) -> Non
 
 def test_members_are_meant_by_name_or_by_folder(ready: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ready / "repository")
-    assert [one.word for one in _models(["a", "./b/"], Path())] == ["a", "b"]
+    assert [one.word for one in models_from_words(["a", "./b/"], Path())] == ["a", "b"]
     monkeypatch.chdir(ready)
-    assert [one.word for one in _models(["a", "repository/b"], Path("repository"))] == ["a", "b"]
+    assert [one.word for one in models_from_words(["a", "repository/b"], Path("repository"))] == ["a", "b"]
     (ready / "tiny").mkdir()
     (ready / "tiny" / "config.json").write_text("{}")
-    assert [one.word for one in _models(["x=tiny/", "a"], Path("repository"))] == ["x=hf:tiny", "a"]
+    assert [one.word for one in models_from_words(["x=tiny/", "a"], Path("repository"))] == ["x=hf:tiny", "a"]
 
 
 def test_a_terminated_build_ends_its_step_and_goes_on_afterwards(ready: Path) -> None:
@@ -190,9 +204,15 @@ def test_a_terminated_build_ends_its_step_and_goes_on_afterwards(ready: Path) ->
         (["a", "b", "--name", "a"], "a, a member"),
         (["a", "b", "--name", "../x"], "--name: got '../x'"),
         (["a", "b", "--delta", "2"], "--delta"),
-        (["a", "b", "--min-accuracy", "0.5", "--epsilon", "0.1"], "--min-accuracy"),
+        (["a", "b", "--min-accuracy", "0.5", "--epsilon", "0.1"], "--min-accuracy: got --epsilon"),
         (["a", "b", "--mean", "0.5"], "--mean and no model to export"),
-        (["a", "b", "--data", "nowhere"], "nowhere, which is not there"),
+        (["a", "b", "--data", "nowhere"], "--data: got 'nowhere'"),
+        (["a", "b", "--data", "now:here"], "--data: got 'now:here'"),
+        (["a", "b", "--data", ""], "--data: got ''"),
+        (["a", "b", "--reference", "c"], "--reference: got c"),
+        (["a", "b", "--class-map", "none.txt"], "none.txt, which is no file"),
+        (["a", "b", "--work", "rows.npz"], "rows.npz, a file"),
+        (["a", "b", "--plan-args", "'"], "No closing quotation"),
     ],
 )
 def test_what_cannot_be_built_is_said_in_one_line(

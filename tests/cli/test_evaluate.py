@@ -273,7 +273,7 @@ def test_plans_of_one_name_are_told_apart_by_their_paths(
     shown = " ".join(capsys.readouterr().out.split())
     assert f"cascade ({twin}) minus cascade ({plan}): +0.0000" in shown
     assert "it costs as much" in shown
-    assert f"note: cascade ({plan}), cascade ({twin}): chosen on these rows" in shown
+    assert f"note: each of cascade ({plan}), cascade ({twin}) was chosen on these rows" in shown
 
 
 def test_plans_of_two_units_are_compared_by_accuracy_alone(

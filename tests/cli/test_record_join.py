@@ -67,7 +67,9 @@ def test_json_says_what_a_recording_says_and_what_was_left_out(files: Files) -> 
     found = records_from_path(Path(files.path("joined")))
     assert (summary["rows"], found.rows, summary["left_out_rows"]) == (18, 18, 18)
     assert summary["joined"] == [whole, fewer]
-    assert summary["notes"] == ["18 rows left out that not every member has"]
+    left_out, other_data = summary["notes"]
+    assert left_out == "18 rows left out that not every member has"
+    assert "share 18 ids and were recorded from other data" in other_data
     right = (found.outputs["b"].argmax(axis=1) == found.labels).mean()
     assert summary["members"]["b"]["accuracy"] == pytest.approx(right)
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import pytest
 
 from orchestrator.client.over_http import HttpClient
-from orchestrator.errors import ServerFaultError, UnavailableError
+from orchestrator.errors import ClientError, RefusedError, ServerFaultError, UnavailableError
 from tests.fakes.kserve import images
 
 
@@ -65,3 +65,26 @@ def test_a_connection_closed_without_an_answer_is_unavailable() -> None:
         pytest.raises(UnavailableError, match="closed the connection"),
     ):
         client.infer("m", images([1]))
+
+
+@pytest.mark.parametrize("body", ["", "<html><h1>sorry</h1></html>"], ids=["empty", "a page"])
+@pytest.mark.parametrize(
+    ("status", "says", "leaf"),
+    [
+        (401, "HTTP 401 Unauthorized and no answer of Triton's, as a gateway gives it: it wants a", RefusedError),
+        (302, "HTTP 302 Found and no answer of Triton's, as a gateway gives it: the address has", RefusedError),
+        (502, "HTTP 502 Bad Gateway and no answer of Triton's", UnavailableError),
+    ],
+)
+def test_what_a_gateway_answers_in_tritons_place_is_said_with_its_status(
+    status: int, says: str, leaf: type[ClientError], body: str
+) -> None:
+    answer = f"HTTP/1.1 {status} X\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n{body}"
+    with (
+        listening(answer.encode()) as (address, _),
+        HttpClient(address, retries=0) as client,
+        pytest.raises(leaf) as caught,
+    ):
+        client.metadata("m")
+    assert says in str(caught.value)
+    assert "html" not in str(caught.value)

@@ -32,7 +32,7 @@ from perf.load.programs import server_program
 from tests.served.lab import COMMITTED, ONNX_MEMBERS, Offline
 from tests.servers import running_server
 
-pytestmark = [pytest.mark.triton, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.triton, pytest.mark.alone, pytest.mark.timeout(120)]
 CASCADE = "digits_cascade"
 SMALL, MEDIUM, LARGE = ONNX_MEMBERS
 # What a person is promised: noticed, and mended, within so long.

@@ -65,7 +65,8 @@ def test_the_command_writes_choices_results_a_figure_and_a_document_and_leaves_n
     assert sorted(path.name for path in done.iterdir()) == [CHOICES, "frontier.png", RESULTS]
     assert (done / "frontier.png").read_bytes().startswith(b"\x89PNG")
     assert sorted(path.name for path in done.parent.iterdir()) == ["tiny", "tiny.md"]
-    assert all(path.name.endswith(".records.npz") for path in (done.parents[1] / "cache").iterdir())
+    kept = (".records.npz", ".records.npz.recording")
+    assert all(path.name.endswith(kept) for path in (done.parents[1] / "cache").iterdir())
 
 
 def test_every_claim_has_a_table_with_rows_estimates_and_intervals(done: Path) -> None:
