@@ -9,7 +9,7 @@ from typing import Any
 
 # Longer names are no headers that anybody forwards; the pattern is never tried on them.
 MAX_HEADER_NAME = 128
-# Names come from clients, and Python's matcher goes back and tries again: this keeps most patterns to milliseconds.
+# Names come from clients, and Python's matcher goes back and tries again; this keeps a name to milliseconds.
 _MAX_WAYS = 2.0**23
 # `sre_parse` under another name from Python 3.11 on.
 _parser: Any = getattr(re, "_parser", None) or importlib.import_module("sre_parse")

@@ -160,6 +160,8 @@ def test_what_is_no_regular_expression_is_refused(pattern: object) -> None:
         ".*.*.*.*x",
         "((a*)*)*",
         "(?:a{0,9}){0,9}b",
+        "x*x*(?=(?:x|y){50}!)",
+        r"(.*)(.*)\1\2$",
     ],
 )
 def test_patterns_that_could_take_for_ever_are_refused(pattern: str) -> None:
