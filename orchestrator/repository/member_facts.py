@@ -16,9 +16,8 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from orchestrator.repository.on_disk import config_of, model_file, onnx_from_path
 from orchestrator.repository.tensors import Tensor, Tensors, fits, served_tensors, tensors_from_graph
+from orchestrator.spec.output_kind import SCORE_DTYPES
 from orchestrator.spec.triton import COMPLETED_BATCH, stated_instances
-
-FLOATS = ("FP16", "FP32", "FP64")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +37,7 @@ class MemberFacts:
 
     def scores(self, classes: int) -> list[str]:
         """Names of the outputs that may hold a score for each of k classes; of free size only if no other does."""
-        floats = [one for one in (self.outputs or {}).values() if one.dtype in FLOATS]
+        floats = [one for one in (self.outputs or {}).values() if one.dtype in SCORE_DTYPES]
         exact = [one.name for one in floats if one.dims == (classes,)]
         return exact or [one.name for one in floats if fits(one.dims, (classes,))]
 
