@@ -72,13 +72,13 @@ def _scores(info: ModelInfo, manifest: Manifest | None, named: str | None) -> st
         if len(possible_scores(info)) != 1 and not info.answers_itself:
             raise no_single_scores(info, fix=f"name the one with the scores: {OPTION} {info.name}=TENSOR")
         return scores_output(info)
-    fitting = {name for name, (dtype, shape) in _served(info).items() if dtype in SCORE_DTYPES and len(shape) == 2}
-    if named not in fitting:
+    dtype, shape = _served(info).get(named, ("", ()))
+    if dtype not in SCORE_DTYPES or len(shape) != 2 or shape[1] < 2:
         listed = ", ".join(f"{name} {dtype}{list(shape)}" for name, (dtype, shape) in _served(info).items())
         raise DataError(
             f"{OPTION} {info.name}={named}",
             got=f"outputs {listed or 'none'}",
-            expected="a floating-point one of [n, classes]",
+            expected="a floating-point one of [n, classes], with a fixed number of classes, 2 or more",
         )
     return named
 

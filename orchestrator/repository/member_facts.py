@@ -37,9 +37,14 @@ class MemberFacts:
 
     def scores(self, classes: int) -> list[str]:
         """Names of the outputs that may hold a score for each of k classes; of free size only if no other does."""
-        floats = [one for one in (self.outputs or {}).values() if one.dtype in SCORE_DTYPES]
-        exact = [one.name for one in floats if one.dims == (classes,)]
-        return exact or [one.name for one in floats if fits(one.dims, (classes,))]
+        fitting = [one for one in (self.outputs or {}).values() if self.may_hold_scores(one.name, classes)]
+        exact = [one.name for one in fitting if one.dims == (classes,)]
+        return exact or [one.name for one in fitting]
+
+    def may_hold_scores(self, name: str, classes: int) -> bool:
+        """Whether there is an output of this name that may hold a score for each of k classes."""
+        one = (self.outputs or {}).get(name)
+        return one is not None and one.dtype in SCORE_DTYPES and fits(one.dims, (classes,))
 
 
 def facts_from_folder(folder: Path) -> MemberFacts:

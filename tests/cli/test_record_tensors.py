@@ -18,6 +18,7 @@ from tests.fakes.kserve_fronts import GrpcFront
 
 HEAD, OTHER, MARGIN = Slot("head", "FP32", (CLASSES,)), Slot("other", "FP32", (CLASSES,)), Slot("m", "FP32", (1,))
 TEXT, MAP = Slot("text", "INT64", (CLASSES,)), Slot("map", "FP32", (2, CLASSES))
+FREE = Slot("free", "FP32", (-1,))
 PROBABILITIES = Slot("probabilities", "FP32", (CLASSES,))
 
 
@@ -72,7 +73,12 @@ def test_the_output_that_is_named_or_the_only_one_that_can_be_is_recorded(
         ((HEAD, PROBABILITIES), (), "name the one with the scores: --output-tensor m=TENSOR"),
         ((HEAD, TEXT), ("--output-tensor", "m=text"), "expected a floating-point one of [n, classes]"),
         ((HEAD, MAP), ("--output-tensor", "m=map"), "expected a floating-point one of [n, classes]"),
-        ((HEAD, MARGIN), ("--output-tensor", "m=m"), "got 1 classes"),
+        (
+            (HEAD, MARGIN),
+            ("--output-tensor", "m=m"),
+            f"--output-tensor m=m: got outputs head FP32[-1, {CLASSES}], m ",
+        ),
+        ((HEAD, FREE), ("--output-tensor", "m=free"), "--output-tensor m=free: got outputs head FP32"),
         ((HEAD, OTHER), ("--output-tensor", "k=head"), "expected NAME=TENSOR with one of m"),
         ((HEAD, OTHER), ("--output-tensor", "head"), "expected NAME=TENSOR"),
         ((HEAD, OTHER), ("--output-tensor", "m=head", "--output-tensor", "m=other"), "each once"),
