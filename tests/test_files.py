@@ -171,6 +171,27 @@ def test_where_undoing_fails_the_rest_is_undone_and_nothing_is_deleted(
     assert list(tmp_path.iterdir()) == [target]
 
 
+def test_a_second_interrupt_while_the_first_one_is_undone_loses_no_entry(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "out"
+    fill(target, {"a/file": "old a", "gone/file": "old"})
+    rename, interrupts = Path.rename, iter([True, True])
+
+    def interrupted(self: Path, place: Path) -> Path:
+        if self.name == "gone" and self.parent.name == "old" and next(interrupts, False):
+            raise KeyboardInterrupt
+        renamed = rename(self, place)
+        if self.name == "gone" and next(interrupts, False):
+            raise KeyboardInterrupt
+        return renamed
+
+    monkeypatch.setattr(Path, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        replace(target, {"a/file": "new a"})
+    assert texts(target) == {"a/file": "new a", "gone/file": "old"}
+
+
 def test_what_was_removed_stays_removed_where_the_run_is_killed_as_it_cleans_up(tmp_path: Path) -> None:
     target = tmp_path / "out"
     fill(target, {"gone/file": "old"})
