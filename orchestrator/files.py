@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import shutil
 from collections.abc import Iterator
@@ -28,27 +30,73 @@ def replaced_folder(target: Path, *, first: str | None = None) -> Iterator[Path]
     its entries are renamed, each old one away and the new one into its place at once. Entries that hold the same
     bytes already are left alone, so that a polling server does not load them again. Where the block or a rename
     fails, the target is as it was; a process that is killed between two renames leaves entries of both kinds,
-    each of them whole, and the next replacement completes them.
+    each of them whole, and the next replacement completes them. What a failure took away and could not put back
+    stays in a hidden folder beside the target, or in it.
 
     Args:
         target: the folder; made if it is missing.
         first: name of the entry that is put in before all others.
 
     Raises:
+        BlockingIOError: another process replaces them at the moment.
         OSError: the disk refuses.
     """
-    recover_folder(target)
-    place = _staging_place(target)
+    with _locked(target):
+        _recover(target)
+        is_new = not target.exists()
+        place = _staging_place(target)
+        try:
+            building = place / "new"
+            building.mkdir()
+            yield building
+            if is_new:
+                _put_in_place(building, target)
+            else:
+                _take_contents(target, building, old=place / "old", first=first)
+                # From here on nothing is put back, whoever finds the folder.
+                (place / "old").rename(place / "done")
+        finally:
+            _put_back(place / "old", target)
+            if not _entries(place / "old"):
+                shutil.rmtree(place, ignore_errors=True)
+
+
+@contextmanager
+def _locked(target: Path) -> Iterator[None]:
+    """Keeps other processes from replacing a folder's contents, where it exists and its file system has locks.
+
+    The lock is on the folder itself: it needs no file, holds through every mount, and ends with its process.
+    """
+    if not target.is_dir():
+        yield
+        return
+    handle = os.open(target, os.O_RDONLY)
     try:
-        building = place / "new"
-        building.mkdir()
-        yield building
-        if target.exists():
-            _take_contents(target, building, old=place / "old", first=first)
-        else:
-            building.rename(target)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise _in_use(target) from None
+        except OSError:  # some network file systems
+            pass
+        yield
     finally:
-        shutil.rmtree(place, ignore_errors=True)
+        os.close(handle)
+
+
+def _in_use(target: Path) -> BlockingIOError:
+    return BlockingIOError(
+        errno.EWOULDBLOCK, "another process is writing there, try again when it is done", str(target)
+    )
+
+
+def _put_in_place(building: Path, target: Path) -> None:
+    """Makes a folder the target that did not exist."""
+    try:
+        building.rename(target)
+    except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            raise _in_use(target) from error
+        raise
 
 
 def _staging_place(target: Path) -> Path:
@@ -85,21 +133,35 @@ def recover_folder(target: Path) -> None:
     """Puts back entries that a killed replacement had taken away and not yet replaced, and removes its leftovers.
 
     What cannot be moved or removed is in nobody's way.
+
+    Raises:
+        BlockingIOError: another process replaces the contents at the moment.
     """
+    with _locked(target):
+        _recover(target)
+
+
+def _recover(target: Path) -> None:
     for folder, prefix in ((target.parent, f".{target.name}.{_PARTIAL}"), (target, f".{_PARTIAL}")):
         with suppress(OSError):
             for path in folder.iterdir():
                 if path.name.startswith(prefix) and _is_over(path.name.removeprefix(prefix)):
                     _put_back(path / "old", target)
-                    shutil.rmtree(path, ignore_errors=True)
+                    # Of an entry that was replaced already there are two, and the new one is in its place.
+                    if all(os.path.lexists(target / name) for name in _entries(path / "old")):
+                        shutil.rmtree(path, ignore_errors=True)
 
 
 def _put_back(old: Path, target: Path) -> None:
-    if not old.is_dir():
-        return
-    for path in old.iterdir():
-        if not os.path.lexists(target / path.name):
-            path.rename(target / path.name)
+    """Moves back what the target has no entry for, as far as it can be moved."""
+    for name in _entries(old):
+        if not os.path.lexists(target / name):
+            with suppress(OSError):
+                (old / name).rename(target / name)
+
+
+def _entries(folder: Path) -> list[str]:
+    return [path.name for path in folder.iterdir()] if folder.is_dir() else []
 
 
 def _is_over(process: str) -> bool:
@@ -122,8 +184,9 @@ def _take_contents(target: Path, new: Path, *, old: Path, first: str | None) -> 
     moves: list[tuple[Path, Path]] = []
 
     def move(source: Path, place: Path) -> None:
-        source.rename(place)
+        # Noted first: an interrupt may come when the rename is done and not yet returned from.
         moves.append((source, place))
+        source.rename(place)
 
     changed = [name for name in wanted if not _same(target / name, new / name)]
     try:
@@ -136,7 +199,10 @@ def _take_contents(target: Path, new: Path, *, old: Path, first: str | None) -> 
             move(target / name, old / name)
     except BaseException:
         for source, place in reversed(moves):
-            place.rename(source)
+            if not os.path.lexists(source):
+                # One that is refused must not keep the others from being undone.
+                with suppress(OSError):
+                    place.rename(source)
         raise
 
 

@@ -106,15 +106,15 @@ def test_a_rename_that_is_refused_leaves_everything_as_it_was(
     assert list(tmp_path.iterdir()) == [target]
 
 
-@pytest.mark.parametrize("renames", range(8))
+@pytest.mark.parametrize("renames", range(9))
 def test_a_killed_run_leaves_whole_entries_and_the_next_one_completes_them(tmp_path: Path, renames: int) -> None:
     target = tmp_path / "out"
     fill(target, {"a/file": "old a", "b/file": "old b", "gone/file": "old gone"})
     inode = target.stat().st_ino
     done = subprocess.run([sys.executable, "-c", PROGRAM, str(target), str(renames)], check=False)
     new = {f"{name}/file": f"new {name}" for name in ("mark", "a", "b", "c")}
-    # mark in; a away and in; b away and in; c in; gone away
-    assert done.returncode == (-signal.SIGKILL if renames < 7 else 0)
+    # mark in; a away and in; b away and in; c in; gone away; all done
+    assert done.returncode == (-signal.SIGKILL if renames < 8 else 0)
     for name, text in texts(target).items():
         assert text in (f"old {name.split('/')[0]}", f"new {name.split('/')[0]}")
     assert ("mark/file" in texts(target)) == (renames > 0)
@@ -124,6 +124,115 @@ def test_a_killed_run_leaves_whole_entries_and_the_next_one_completes_them(tmp_p
     replace(target, new)
     assert texts(target) == new
     assert target.stat().st_ino == inode
+    assert list(tmp_path.iterdir()) == [target]
+
+
+@pytest.mark.parametrize("name", ["mark", "a", "b", "c", "gone"])
+def test_an_interrupt_between_a_rename_and_what_follows_leaves_everything_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    target = tmp_path / "out"
+    fill(target, {"a/file": "old a", "b/file": "old b", "gone/file": "old"})
+    before, rename, interrupts = texts(target), Path.rename, iter([True])
+
+    def interrupted(self: Path, place: Path) -> Path:
+        renamed = rename(self, place)
+        if self.name == name and next(interrupts, False):
+            raise KeyboardInterrupt
+        return renamed
+
+    monkeypatch.setattr(Path, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        replace(target, {"mark": "", "a/file": "new a", "b/file": "new b", "c/file": "new"})
+    assert texts(target) == before
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_where_undoing_fails_the_rest_is_undone_and_nothing_is_deleted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "out"
+    fill(target, {"a/file": "old a", "b/file": "old b", "c/file": "old c"})
+    rename = Path.rename
+
+    def failing(self: Path, place: Path) -> Path:
+        # Entry c cannot be taken away, and b, once away, not be brought back.
+        if self == target / "c" or (self.name == "b" and self.parent.name == "old"):
+            raise OSError(16, "Device or resource busy")
+        return rename(self, place)
+
+    monkeypatch.setattr(Path, "rename", failing)
+    with pytest.raises(OSError, match="busy"):
+        replace(target, {"a/file": "new a", "b/file": "new b", "c/file": "new c"})
+    assert texts(target) == {"a/file": "old a", "c/file": "old c"}
+    monkeypatch.undo()
+    recover_folder(target)
+    assert texts(target) == {"a/file": "old a", "b/file": "old b", "c/file": "old c"}
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_a_second_interrupt_while_the_first_one_is_undone_loses_no_entry(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "out"
+    fill(target, {"a/file": "old a", "gone/file": "old"})
+    rename, interrupts = Path.rename, iter([True, True])
+
+    def interrupted(self: Path, place: Path) -> Path:
+        if self.name == "gone" and self.parent.name == "old" and next(interrupts, False):
+            raise KeyboardInterrupt
+        renamed = rename(self, place)
+        if self.name == "gone" and next(interrupts, False):
+            raise KeyboardInterrupt
+        return renamed
+
+    monkeypatch.setattr(Path, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        replace(target, {"a/file": "new a"})
+    assert texts(target) == {"a/file": "new a", "gone/file": "old"}
+
+
+def test_what_was_removed_stays_removed_where_the_run_is_killed_as_it_cleans_up(tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    fill(target, {"gone/file": "old"})
+    dying = "import os, shutil; shutil.rmtree = lambda *given, **named: os._exit(9)\n"
+    done = subprocess.run([sys.executable, "-c", dying + PROGRAM, str(target), "100"], check=False)
+    assert done.returncode == 9
+    assert len(list(tmp_path.iterdir())) == 2
+    recover_folder(target)
+    assert "gone" not in contents_of(target)
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_a_second_writer_is_refused_and_changes_nothing(tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    fill(target, {"a": "old"})
+    with replaced_folder(target) as building:
+        fill(building, {"a": "new"})
+        with pytest.raises(BlockingIOError, match="another process is writing there"):
+            replace(target, {"a": "other"})
+        with pytest.raises(BlockingIOError, match="another process is writing there"):
+            recover_folder(target)
+    assert texts(target) == {"a": "new"}
+    replace(target, {"a": "other"})
+    assert texts(target) == {"a": "other"}
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_of_two_that_make_a_new_folder_the_later_one_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "out"
+
+    def replace_late() -> None:
+        with replaced_folder(target) as building:
+            fill(building, {"a": "later"})
+            monkeypatch.setattr(os, "getpid", os.getppid)
+            replace(target, {"a": "earlier"})
+
+    with pytest.raises(BlockingIOError, match="another process is writing there"):
+        replace_late()
+    assert texts(target) == {"a": "earlier"}
     assert list(tmp_path.iterdir()) == [target]
 
 

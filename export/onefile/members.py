@@ -18,8 +18,8 @@ from orchestrator.repository.on_disk import config_of, model_file, onnx_from_pat
 from orchestrator.repository.pinning import planned_version
 from orchestrator.repository.tensors import fits, tensors_from_graph
 from orchestrator.spec import CascadeSpec, Member
+from orchestrator.spec.output_kind import SCORE_DTYPES
 
-FLOATS = ("FP16", "FP32", "FP64")
 _DEFAULT_DOMAINS = ("", "ai.onnx")
 
 
@@ -184,7 +184,7 @@ def _tensors(spec: CascadeSpec, member: Member, model: onnx.ModelProto) -> tuple
     scores = outputs.get(member.output)
     if scores is None:
         faults.append(f"outputs {', '.join(outputs)} without {member.output}")
-    elif scores.dtype not in FLOATS or not fits(scores.dims, (-1, spec.classes)):
+    elif scores.dtype not in SCORE_DTYPES or not fits(scores.dims, (-1, spec.classes)):
         faults.append(f"output {member.output} {scores.dtype} {list(scores.dims)} for {spec.classes} classes")
     if model.graph.sparse_initializer:
         faults.append("sparse weights, which cannot be moved into a branch")

@@ -159,7 +159,10 @@ def _ask(client: SyncClient, model: str, named: NamedRow, *, policy: Policy, spe
         latency_ms = (time.perf_counter() - start) * 1000
         stages: list[StageExplanation] = []
         if spec is not None:
-            outputs = {one.name: client.ask(one.name, named.row, version=one.version) for one in spec.members}
+            outputs = {
+                one.name: client.ask(one.name, named.row, version=one.version, output=one.output)
+                for one in spec.members
+            }
             stages = explain_rows(spec, outputs, policy=policy)
     except ClientError as error:
         # The server cannot know what the user calls this row.

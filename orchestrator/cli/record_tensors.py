@@ -7,9 +7,16 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from orchestrator.client.models import FLOATS, ModelInfo, input_tensor, scores_output
-from orchestrator.errors import DataError, InputError, RepositoryError
+from orchestrator.client.models import (
+    ModelInfo,
+    input_tensor,
+    no_single_scores,
+    possible_scores,
+    scores_output,
+)
+from orchestrator.errors import DataError, RepositoryError
 from orchestrator.spec import Manifest
+from orchestrator.spec.output_kind import SCORE_DTYPES
 
 OPTION = "--output-tensor"
 
@@ -61,18 +68,17 @@ def _scores(info: ModelInfo, manifest: Manifest | None, named: str | None) -> st
     if named is None and manifest is not None and manifest.output.name in _served(info):
         return manifest.output.name
     if named is None:
-        try:
-            return scores_output(info)
-        except InputError as error:
-            fix = f"name the one with the scores: {OPTION} {info.name}=TENSOR"
-            raise InputError(error.what, got=error.got, expected=error.expected, fix=fix) from error
-    fitting = {name for name, (dtype, shape) in _served(info).items() if dtype in FLOATS and len(shape) == 2}
-    if named not in fitting:
+        # Of a strange model, a name is no reason to take one output and not the other.
+        if len(possible_scores(info)) != 1 and not info.answers_itself:
+            raise no_single_scores(info, fix=f"name the one with the scores: {OPTION} {info.name}=TENSOR")
+        return scores_output(info)
+    dtype, shape = _served(info).get(named, ("", ()))
+    if dtype not in SCORE_DTYPES or len(shape) != 2 or shape[1] < 2:
         listed = ", ".join(f"{name} {dtype}{list(shape)}" for name, (dtype, shape) in _served(info).items())
         raise DataError(
             f"{OPTION} {info.name}={named}",
             got=f"outputs {listed or 'none'}",
-            expected="a floating-point one of [n, classes]",
+            expected="a floating-point one of [n, classes], with a fixed number of classes, 2 or more",
         )
     return named
 

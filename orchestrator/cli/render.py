@@ -61,7 +61,8 @@ def render(
 
     Nothing is written where the check finds a fault. Members without a version in the plan get the one that is
     served now. What you have set in a rendered config.pbtxt (version_policy, instance_group, dynamic_batching,
-    parameters, optimization) is kept; configs that members came with are never touched.
+    parameters, optimization, metric_tags, model_metrics, comments) is kept, an edit of another field is refused;
+    configs that members came with are never touched.
 
     Example: committee render build/cascade.json --repository model_repository
     """

@@ -13,10 +13,8 @@ import numpy.typing as npt
 from orchestrator.errors import InputError, ServerFaultError
 from orchestrator.spec.answer import ANSWER_COLUMNS
 from orchestrator.spec.inputs import INPUT_DTYPES
-from orchestrator.spec.output_kind import OUTPUT_KINDS, PARAMETER
+from orchestrator.spec.output_kind import OUTPUT_KINDS, PARAMETER, SCORE_DTYPES
 from orchestrator.spec.triton import stated_instances
-
-FLOATS = ("FP16", "FP32", "FP64")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,25 +137,39 @@ def input_tensor(info: ModelInfo) -> TensorInfo:
     return tensor
 
 
+def possible_scores(info: ModelInfo) -> list[str]:
+    """Names of the outputs that may hold a score per class: floating-point, (n, k).
+
+    Of several, one with a single column is no score per class.
+    """
+    floats = [t for t in info.outputs if t.dtype in SCORE_DTYPES and len(t.shape) == 2]
+    return [t.name for t in floats if len(floats) == 1 or t.shape[1] != 1]
+
+
 def scores_output(info: ModelInfo) -> str:
     """The output that holds a score per class.
 
-    It is the one that was named, else "probabilities", else the only floating-point (n, k); of several, one with
-    a single column is no score per class.
+    It is the one that was named, else "probabilities", else the only one that can be; see `possible_scores`.
 
     Raises:
         InputError: there is none, or several.
     """
     if info.scores is not None:
         return info.scores
-    floats = [t for t in info.outputs if t.dtype in FLOATS and len(t.shape) == 2]
-    names = [t.name for t in floats if len(floats) == 1 or t.shape[1] != 1]
+    names = possible_scores(info)
     if "probabilities" in names:
         return "probabilities"
     if len(names) != 1:
-        listed = ", ".join(f"{t.name} {t.dtype}{list(t.shape)}" for t in info.outputs) or "none"
-        raise InputError(f"model {info.name}", got=f"outputs {listed}", expected="one floating-point [n, classes]")
+        raise no_single_scores(info)
     return names[0]
+
+
+def no_single_scores(info: ModelInfo, *, fix: str | None = None) -> InputError:
+    """The error for a model of which no output, or several, may hold its scores."""
+    listed = ", ".join(f"{t.name} {t.dtype}{list(t.shape)}" for t in info.outputs) or "none"
+    return InputError(
+        f"model {info.name}", got=f"outputs {listed}", expected="one floating-point [n, classes]", fix=fix
+    )
 
 
 def wanted_outputs(info: ModelInfo) -> tuple[str, ...] | None:

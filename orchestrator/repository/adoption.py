@@ -114,7 +114,10 @@ def _adopted(member: Member, facts: MemberFacts, spec: CascadeSpec) -> Member:
 
 
 def _output(member: Member, facts: MemberFacts, *, classes: int) -> str:
-    if member.output != UNKNOWN_OUTPUT or facts.outputs is None or member.output in facts.outputs:
+    if member.output != UNKNOWN_OUTPUT or facts.outputs is None:
+        return member.output
+    # A model may have an output that is really called so.
+    if facts.may_hold_scores(member.output, classes):
         return member.output
     found = facts.scores(classes)
     if len(found) == 1:

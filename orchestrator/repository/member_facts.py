@@ -16,9 +16,8 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from orchestrator.repository.on_disk import config_of, model_file, onnx_from_path
 from orchestrator.repository.tensors import Tensor, Tensors, fits, served_tensors, tensors_from_graph
+from orchestrator.spec.output_kind import SCORE_DTYPES
 from orchestrator.spec.triton import COMPLETED_BATCH, stated_instances
-
-FLOATS = ("FP16", "FP32", "FP64")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,9 +37,14 @@ class MemberFacts:
 
     def scores(self, classes: int) -> list[str]:
         """Names of the outputs that may hold a score for each of k classes; of free size only if no other does."""
-        floats = [one for one in (self.outputs or {}).values() if one.dtype in FLOATS]
-        exact = [one.name for one in floats if one.dims == (classes,)]
-        return exact or [one.name for one in floats if fits(one.dims, (classes,))]
+        fitting = [one for one in (self.outputs or {}).values() if self.may_hold_scores(one.name, classes)]
+        exact = [one.name for one in fitting if one.dims == (classes,)]
+        return exact or [one.name for one in fitting]
+
+    def may_hold_scores(self, name: str, classes: int) -> bool:
+        """Whether there is an output of this name that may hold a score for each of k classes."""
+        one = (self.outputs or {}).get(name)
+        return one is not None and one.dtype in SCORE_DTYPES and fits(one.dims, (classes,))
 
 
 def facts_from_folder(folder: Path) -> MemberFacts:

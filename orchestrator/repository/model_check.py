@@ -8,14 +8,20 @@ from functools import cached_property
 from pathlib import Path
 
 import onnx
-from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from orchestrator.errors import RepositoryError, SpecError
 from orchestrator.repository.files import sha256_of_path
 from orchestrator.repository.graph_ending import LOGITS, SIGMOID, ending_of
 from orchestrator.repository.member_facts import MemberFacts, facts_of
-from orchestrator.repository.on_disk import MANIFEST, config_of, model_file, onnx_from_path, served_version
+from orchestrator.repository.on_disk import (
+    MANIFEST,
+    config_of,
+    external_files,
+    model_file,
+    onnx_from_path,
+    served_version,
+)
 from orchestrator.repository.pbtxt import config_from_path
 from orchestrator.repository.report import Findings
 from orchestrator.repository.tensors import (
@@ -123,8 +129,7 @@ def _proto(name: str, file: Path | None, findings: Findings) -> onnx.ModelProto 
     except RepositoryError as error:
         findings.fault(name, "model file", error)
         return None
-    locations = {str(ExternalDataInfo(t).location) for t in proto.graph.initializer if uses_external_data(t)}
-    for location in sorted(locations):
+    for location in sorted(external_files(proto)):
         if not (file.parent / location).is_file():
             findings.fault(name, "model file", f"{location}, which holds weights of {file.name}, is missing")
     return proto

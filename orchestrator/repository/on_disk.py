@@ -8,6 +8,7 @@ from typing import Any
 import onnx
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import DecodeError
+from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from orchestrator.errors import RepositoryError
@@ -143,6 +144,11 @@ def onnx_from_path(path: Path) -> onnx.ModelProto:
         # An empty or cut file can parse as a message with nothing in it.
         raise RepositoryError(what, got="an ONNX model without outputs", fix="export it again")
     return model
+
+
+def external_files(model: onnx.ModelProto) -> set[str]:
+    """Files that hold weights of an ONNX model, as paths from its own folder."""
+    return {str(ExternalDataInfo(t).location) for t in model.graph.initializer if uses_external_data(t)}
 
 
 def ensemble_spec(folders: dict[str, Path], name: str) -> CascadeSpec | None:

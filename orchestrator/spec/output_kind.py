@@ -17,6 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 OUTPUT_KINDS = ("logits", "probabilities")
+# Triton dtypes that scores may have; the runtime works in FP32.
+SCORE_DTYPES = ("FP16", "FP32", "FP64")
 # Key of the parameter in a served model's configuration that says which of the two its output is.
 PARAMETER = "output_kind"
 # Half precision rounds a probability by up to 5e-4 of itself, bfloat16 by 4e-3; sums of a row are off by as much.

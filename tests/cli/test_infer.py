@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from PIL import Image
 from orchestrator.cli.app import run
 from tests.cli.digits import digit_spec, fake_server, images, write_plan
 from tests.client.broken_pictures import BAD_EXIF
-from tests.fakes.kserve import FakeKServe
+from tests.fakes.kserve import CLASSES, FakeKServe, FakeModel, Slot
 from tests.fakes.kserve_fronts import GrpcFront, HttpFront
 
 
@@ -156,6 +157,23 @@ def test_explain_shows_every_stage_and_where_the_row_leaves(asking: Asking, save
     assert stages[1]["top"][0][0] == row["label"] == 4
     out = asking.infer(saved(images([14])), "--explain")
     assert [word in out for word in ("passes on", "answers", "not asked", "0.500000")] == [True] * 4
+
+
+def test_explain_asks_a_member_of_several_outputs_for_the_one_of_the_plan(
+    asking: Asking, saved: Callable[..., Path]
+) -> None:
+    def with_another(model: FakeModel) -> FakeModel:
+        def answer(rows: np.ndarray, parameters: object) -> dict[str, np.ndarray]:
+            given = model.answer(rows, parameters)
+            return {**given, "probabilities": np.full_like(given["logits"], 0.1)}
+
+        outputs = (*model.outputs, Slot("probabilities", "FP32", (CLASSES,)))
+        return dataclasses.replace(model, outputs=outputs, answer=answer)
+
+    expected = asking.rows(saved(images([14])), "--explain")[0]["stages"]
+    cascade, *members = asking.fake.models
+    asking.fake.models = [cascade, *map(with_another, members)]
+    assert asking.rows(saved(images([14])), "--explain")[0]["stages"] == expected
 
 
 def test_explain_needs_a_plan(asking: Asking, saved: Callable[..., Path]) -> None:

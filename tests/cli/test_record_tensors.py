@@ -11,12 +11,15 @@ import pytest
 
 from orchestrator.cli.app import run
 from orchestrator.planner.records import records_from_path
+from orchestrator.spec.answer import ANSWER_COLUMNS
 from tests.cli.recording import SIDE, rows_of, write_member
-from tests.fakes.kserve import CLASSES, FakeKServe, FakeModel, Slot, images
+from tests.fakes.kserve import CLASSES, DTYPES, FakeKServe, FakeModel, Slot, images
 from tests.fakes.kserve_fronts import GrpcFront
 
 HEAD, OTHER, MARGIN = Slot("head", "FP32", (CLASSES,)), Slot("other", "FP32", (CLASSES,)), Slot("m", "FP32", (1,))
 TEXT, MAP = Slot("text", "INT64", (CLASSES,)), Slot("map", "FP32", (2, CLASSES))
+FREE = Slot("free", "FP32", (-1,))
+PROBABILITIES = Slot("probabilities", "FP32", (CLASSES,))
 
 
 def model(*outputs: Slot, **changes: Any) -> FakeModel:
@@ -50,7 +53,7 @@ def record(tmp_path: Path, one: FakeModel, *words: str, costs: tuple[str, ...] =
         ((HEAD, MARGIN), (), HEAD),
         ((HEAD, OTHER), ("--output-tensor", "m=other"), OTHER),
         ((HEAD, OTHER, MARGIN, TEXT, MAP), ("--output-tensor", "m=head"), HEAD),
-        ((HEAD, Slot("probabilities", "FP32", (CLASSES,))), ("--output-tensor", "m=head"), HEAD),
+        ((HEAD, PROBABILITIES), ("--output-tensor", "m=head"), HEAD),
     ],
 )
 def test_the_output_that_is_named_or_the_only_one_that_can_be_is_recorded(
@@ -67,9 +70,15 @@ def test_the_output_that_is_named_or_the_only_one_that_can_be_is_recorded(
     [
         ((HEAD, OTHER), (), "name the one with the scores: --output-tensor m=TENSOR"),
         ((HEAD, OTHER), ("--output-tensor", "m=x"), "got outputs head FP32"),
+        ((HEAD, PROBABILITIES), (), "name the one with the scores: --output-tensor m=TENSOR"),
         ((HEAD, TEXT), ("--output-tensor", "m=text"), "expected a floating-point one of [n, classes]"),
         ((HEAD, MAP), ("--output-tensor", "m=map"), "expected a floating-point one of [n, classes]"),
-        ((HEAD, MARGIN), ("--output-tensor", "m=m"), "got 1 classes"),
+        (
+            (HEAD, MARGIN),
+            ("--output-tensor", "m=m"),
+            f"--output-tensor m=m: got outputs head FP32[-1, {CLASSES}], m ",
+        ),
+        ((HEAD, FREE), ("--output-tensor", "m=free"), "--output-tensor m=free: got outputs head FP32"),
         ((HEAD, OTHER), ("--output-tensor", "k=head"), "expected NAME=TENSOR with one of m"),
         ((HEAD, OTHER), ("--output-tensor", "head"), "expected NAME=TENSOR"),
         ((HEAD, OTHER), ("--output-tensor", "m=head", "--output-tensor", "m=other"), "each once"),
@@ -87,6 +96,18 @@ def test_an_output_that_cannot_be_it_is_one_line(
     assert said in error
     assert error.count("\n") == 1
     assert not (tmp_path / "out.npz").exists()
+
+
+def test_an_answer_with_all_its_columns_has_its_scores_in_the_probabilities(tmp_path: Path) -> None:
+    columns = [Slot(name, one.triton_dtype, (one.width(CLASSES),)) for name, one in ANSWER_COLUMNS.items()]
+
+    def answer(rows: np.ndarray, parameters: object) -> dict[str, np.ndarray]:
+        given = {one.name: np.zeros((len(rows), *one.dims), DTYPES[one.dtype]) for one in columns}
+        sure = np.eye(CLASSES, dtype=np.float32)[np.arange(len(rows)) % CLASSES]
+        return {**given, HEAD.name: scores(HEAD, len(rows)), "probabilities": sure}
+
+    assert record(tmp_path, model(*columns, HEAD, answer=answer)) == 0
+    assert records_from_path(tmp_path / "out.npz").meta["members"]["m"]["output"] == "probabilities"
 
 
 def test_records_keep_how_a_member_without_a_manifest_is_asked(tmp_path: Path) -> None:

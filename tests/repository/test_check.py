@@ -64,7 +64,9 @@ def test_what_only_costs_time_or_deserves_a_look_is_a_note(tmp_path: Path) -> No
     assert has(report, "cascade", "member random", "costs 5 MACs in the plan, 12", notes=True)
     assert has(report, "cascade", "member random", "plan says 3 instances, its config runs 1", notes=True)
     assert has(report, "cascade", "member other", "named pixels, the cascade's x", "copied", notes=True)
-    assert has(report, "cascade", "config.pbtxt dynamic_batching", "tuned by hand", notes=True)
+    assert has(
+        report, "cascade", "config.pbtxt dynamic_batching", "preserve_ordering", "render keeps it", notes=True
+    )
 
 
 def _renamed(name: str) -> object:

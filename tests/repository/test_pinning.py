@@ -7,14 +7,23 @@ import hashlib
 import shutil
 from pathlib import Path
 
+import onnx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.repository import check, check_plans, config_from_path, render, render_output
+from orchestrator.repository import (
+    check,
+    check_plans,
+    config_from_path,
+    render,
+    render_checked,
+    render_output,
+)
 from orchestrator.repository.on_disk import config_of, plan_path, plans_in, versions_served
 from orchestrator.repository.pinning import pinned_spec, planned_version
 from orchestrator.spec import CascadeSpec, Member, cascade_from_path
+from orchestrator.spec.planned_models import PlannedModel
 from tests.repository.making import add_member, linear_model, spec_of
 from tests.repository.spoiling import add, edit_plan, has
 
@@ -119,6 +128,55 @@ def test_render_writes_down_the_weights_beside_the_model_file(tmp_path: Path) ->
     (repository / "small" / "1" / "weights.bin").write_bytes(b"weights")
     render(spec_of(member, add_member(repository, "large", seed=2)), repository)
     assert served_plan(repository).members[0].data_files == {"weights.bin": digest}
+
+
+def adopted_plan(repository: Path) -> CascadeSpec:
+    """The served plan, with the small member as one that was not exported and whose file no records know."""
+    (repository / "small" / "manifest.json").unlink()
+    spec = served_plan(repository)
+    small = dataclasses.replace(spec.members[0], sha256=None, version=None)
+    return dataclasses.replace(
+        spec, stages=(dataclasses.replace(spec.stages[0], members=(small,)), *spec.stages[1:])
+    )
+
+
+def test_a_member_that_was_not_exported_gets_the_hash_of_its_file_and_another_one_is_noticed(
+    repository: Path,
+) -> None:
+    spec = adopted_plan(repository)
+    path = repository / "small" / "1" / "model.onnx"
+    render(spec, repository)
+    planned = served_plan(repository).members[0]
+    assert planned.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert check(repository, ["cascade"])
+    assert PlannedModel(planned, repository).fault() is None
+    path.write_bytes(linear_model(5).SerializeToString())
+    assert has(check(repository, ["cascade"]), "cascade", "member small", "hash", "plan again")
+    assert "not the file" in str(PlannedModel(planned, repository).fault())
+    _, report = render_checked(repository, cascades=[served_plan(repository)])
+    assert has(report, "cascade", "member small", "hash", "plan again")
+
+
+def test_weights_beside_the_file_of_a_member_that_was_not_exported_are_hashed_too(repository: Path) -> None:
+    spec = adopted_plan(repository)
+    path = repository / "small" / "1" / "model.onnx"
+    onnx.save(linear_model(0), path, save_as_external_data=True, location="weights.bin", size_threshold=0)
+    render(spec, repository)
+    digest = hashlib.sha256((path.parent / "weights.bin").read_bytes()).hexdigest()
+    assert served_plan(repository).members[0].data_files == {"weights.bin": digest}
+
+
+@pytest.mark.parametrize("file", ["1/model.py", "1/model.plan", "2/model.pt"])
+def test_a_member_that_may_be_another_file_gets_no_hash(repository: Path, file: str) -> None:
+    spec = adopted_plan(repository)
+    other = repository / "small" / file
+    other.parent.mkdir(exist_ok=True)
+    other.write_bytes(b"other")
+    if file == "1/model.py":
+        (repository / "small" / "1" / "model.onnx").unlink()
+        config = (repository / "small" / "config.pbtxt").read_text()
+        (repository / "small" / "config.pbtxt").write_text(config.replace('"onnxruntime"', '"python"'))
+    assert pinned_spec(spec, repository).members[0].sha256 is None
 
 
 def test_an_ensembles_steps_name_the_versions(repository: Path) -> None:

@@ -12,14 +12,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
+from orchestrator.cli.render import render as render_command
 from orchestrator.errors import RepositoryError
 from orchestrator.repository import check, ensemble_from_cascade, render, render_ensemble, render_output
 from orchestrator.repository.configs import cascade_config
 from orchestrator.repository.pbtxt import config_from_path, config_from_text, line_of_field, text_from_config
 from orchestrator.repository.tuning import TUNABLE, tuned_text
-from orchestrator.spec import CascadeSpec
+from orchestrator.spec import CascadeSpec, json_from_cascade
 from tests.repository.making import add_member, snapshot, spec_of
-from tests.repository.spoiling import add, edit
+from tests.repository.spoiling import add, edit, has
 
 POLICY = "version_policy { all { } }"
 DELAY = "max_queue_delay_microseconds: 500"
@@ -75,6 +76,34 @@ def test_settings_of_ones_own_survive_any_number_of_renderings_of_changing_plans
             f"config.pbtxt {field}"
             for field in ("instance_group", "dynamic_batching", "version_policy", "parameters")
         }
+
+
+def test_the_help_and_the_docs_list_all_that_is_kept() -> None:
+    root = Path(__file__).parents[2]
+    for text in (str(render_command.__doc__), (root / "docs" / "adopting.md").read_text()):
+        assert [field for field in sorted(TUNABLE) if field not in text] == []
+
+
+def test_the_check_says_of_an_edit_what_rendering_makes_of_it(repository: Path, spec: CascadeSpec) -> None:
+    render(spec, repository)
+    larger = dataclasses.replace(spec, limits=dataclasses.replace(spec.limits, max_batch_size=16))
+    path, plan = repository / "cascade" / "config.pbtxt", repository / "cascade" / "1" / "cascade.json"
+    add(path, POLICY)
+    plan.write_text(json_from_cascade(larger))
+    field = "config.pbtxt max_batch_size"
+    (fault,) = (one for one in check(repository, ["cascade"]).faults if one.field == field)
+    assert fault.text.endswith("; render again")
+    render(larger, repository)
+    report = check(repository, ["cascade"])
+    assert report, report.faults
+    assert has(report, "cascade", "config.pbtxt version_policy", "render keeps it", notes=True)
+    edit(path, "max_batch_size: 16", "max_batch_size: 64")
+    assert has(check(repository, ["cascade"]), "cascade", field, "undo it", "or remove the file and render again")
+    with pytest.raises(RepositoryError, match="edits of what the plan decides"):
+        render(larger, repository)
+    path.unlink()
+    render(larger, repository)
+    assert check(repository, ["cascade"])
 
 
 def test_both_configs_of_an_ensemble_keep_them(repository: Path, spec: CascadeSpec) -> None:
