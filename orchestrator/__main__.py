@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import sys
-
 from orchestrator.cli.app import run
-from orchestrator.commandline import interrupt_on_signals
+from orchestrator.commandline import end_process, interrupt_on_signals
 
 
 def main() -> None:
     """Runs the command line of this process and exits with its code."""
     interrupt_on_signals()
-    sys.exit(run())
+    end_process(run())
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from orchestrator.cli.class_map import ClassMap
 from orchestrator.cli.near_names import names_beside
 from orchestrator.errors import DataError
 from orchestrator.planner.records import check_labels, named
-from orchestrator.spec.class_names import normal_form
+from orchestrator.spec.class_names import in_order, normal_form
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +54,7 @@ class Numbering:
 
 
 def numbering_of(what: str, names: Sequence[str], classes: Classes) -> Numbering:
-    """Class numbers of the different class names in a data source, given sorted.
+    """Class numbers of the different class names in a data source.
 
     Raises:
         DataError: a name the members do not have, or another number of names than classes.
@@ -67,7 +67,7 @@ def numbering_of(what: str, names: Sequence[str], classes: Classes) -> Numbering
         return _by_map(what, names, classes.mapped, classes)
     if classes.names is not None and not classes.by_order:
         return _by_name(what, names, classes.names)
-    return _by_order(what, names, classes)
+    return _by_order(what, in_order(names), classes)
 
 
 def _by_order(what: str, names: Sequence[str], classes: Classes) -> Numbering:
