@@ -8,12 +8,10 @@ import os
 import signal
 import sys
 import tempfile
-import threading
-import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup
@@ -36,8 +34,6 @@ EXIT_CODES = {
 EPILOG = "Exit codes: " + "; ".join(f"{code} {meaning}" for code, meaning in EXIT_CODES.items()) + "."
 HELP_OPTIONS = {"help_option_names": ["-h", "--help"]}
 JSON_OPTION = "--json"
-# How long a finished command waits for threads of its own.
-THREADS_END_S = 2.0
 # top-level module -> the extra that brings it
 EXTRAS = {
     "PIL": "demo",
@@ -181,23 +177,6 @@ def interrupt_on_signals() -> None:
 def interrupt(number: int, _frame: FrameType | None) -> None:
     """A signal handler that raises `Interrupted`."""
     raise Interrupted(number=number)
-
-
-def end_process(code: int) -> NoReturn:
-    """Ends this process, also where one of its threads is in a call that never returns.
-
-    Python waits for such threads when it ends, and no signal ends that wait in one line.
-    """
-    end = time.monotonic() + THREADS_END_S
-    threads = [one for one in threading.enumerate() if one is not threading.current_thread() and not one.daemon]
-    for thread in threads:
-        thread.join(max(0.0, end - time.monotonic()))
-    if any(thread.is_alive() for thread in threads):
-        for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(OSError, ValueError):
-                stream.flush()
-        os._exit(code)
-    sys.exit(code)
 
 
 def guarded(command: Callable[[], Any], *, as_json: bool = False) -> int:

@@ -169,7 +169,8 @@ def batch(
 
 def _names(words: Sequence[str]) -> tuple[str, ...]:
     """Names from options that may hold several, each once."""
-    return tuple(dict.fromkeys(name for word in words for name in word.split(",") if name))
+    names = (name.strip() for word in words for name in word.split(","))
+    return tuple(dict.fromkeys(name for name in names if name))
 
 
 def _check_output(job: Job) -> None:

@@ -98,13 +98,14 @@ def answered_pieces(task: Task, *, start: int = 0) -> Generator[Answered, None, 
 
 
 def _answered(task: Task, piece: Piece) -> Answered:
-    loaded = piece.load()
-    skipped = {int(refused.id): refused.reason for refused in loaded.refused}
-    if skipped and not task.skip_bad:
-        reasons = list(skipped.values())
+    loaded, skipped = _labelled(task, piece.load())
+    refused = {int(one.id): one.reason for one in loaded.refused}
+    skipped |= refused
+    if refused and not task.skip_bad:
+        position, reason = next(iter(refused.items()))
         raise DataError(
             f"data {task.source.name}",
-            got=f"row {_id(task, next(iter(skipped)))} that cannot be read ({reasons[0]})",
+            got=f"row {_id(task, position)} that cannot be read ({reason})",
             fix="mend it, or leave such rows out with --skip-bad",
         )
     outputs = {name: _asked(task.pool, name, loaded) for name in task.pool.names}
@@ -128,6 +129,22 @@ def _answered(task: Task, piece: Piece) -> Answered:
         skipped=skipped,
         digests=tuple(one for one, kept in zip(loaded.digests, good, strict=False) if kept),
     )
+
+
+def _labelled(task: Task, loaded: Loaded) -> tuple[Loaded, dict[int, str]]:
+    """The rows that have labels, where the others have any; and why those without are left out."""
+    if task.source.labels is None:
+        return loaded, {}
+    has_label = task.source.labels[task.wanted[loaded.positions]] >= 0
+    if has_label.all():
+        return loaded, {}
+    kept = Loaded(
+        positions=loaded.positions[has_label],
+        rows=loaded.rows[has_label],
+        refused=loaded.refused,
+        digests=tuple(one for one, has in zip(loaded.digests, has_label, strict=False) if has),
+    )
+    return kept, {int(position): "no label" for position in loaded.positions[~has_label]}
 
 
 def _asked(pool: Pool, name: str, loaded: Loaded) -> Scores:

@@ -132,7 +132,7 @@ def check_labels(
     rows: int,
     classes: int,
     first: int = 0,
-    mending: str = "subtract 1 from each",
+    mending: str = "subtract {first} from each",
 ) -> None:
     """Refuses labels that are not one class number per row.
 
@@ -142,7 +142,7 @@ def check_labels(
         rows: n.
         classes: k.
         first: number of the first class; that of the last one is k - 1 more.
-        mending: what to do with labels from 1 to k where the first class is 0.
+        mending: what to do with labels that number the classes from another first one.
 
     Raises:
         DataError: naming the fault.
@@ -154,13 +154,21 @@ def check_labels(
         return
     low, high = int(labels.min()), int(labels.max())
     if low < first or high >= first + classes:
-        one_based = first == 0 and low >= 1 and high == classes
         raise DataError(
             what,
             got=f"labels from {low} to {high}",
             expected=f"{first} to {first + classes - 1}",
-            fix=f"they look 1-based: {mending}" if one_based else None,
+            fix=_other_first(low, high, classes=classes, mending=mending),
         )
+
+
+def _other_first(low: int, high: int, *, classes: int, mending: str) -> str | None:
+    """What to do where labels look like class numbers that begin elsewhere."""
+    if low >= 1 and high == classes:
+        low = 1
+    elif low < 0 or high - low != classes - 1:
+        return None
+    return f"they look {low}-based: {mending.format(first=low)}"
 
 
 def _common_shape(outputs: Mapping[str, Array]) -> tuple[int, int]:

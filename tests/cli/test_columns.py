@@ -252,7 +252,7 @@ def test_named_ids_and_kept_columns_go_with_their_rows(job: Batching, source: st
     rows[[3, 4, 17]] = np.nan
     job.save(images=rows, other=np.zeros(3), **columns)
     write(job.folder / "in.parquet", image=[row.tobytes() for row in rows], **columns)
-    words = ["--id-column", "key", "--keep-columns", "site,weight", "--keep-columns", "label,good,site"]
+    words = ["--id-column", "key", "--keep-columns", " site, weight", "--keep-columns", "label,good,site"]
     job.batch(source, output, "--request-rows", 8, *words)
     kept = [k for k in range(ROWS) if k not in (3, 4, 17)]
     answers = job.answers(output)
