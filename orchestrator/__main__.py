@@ -23,7 +23,7 @@ def main() -> None:
 
 
 def _end_process(code: int) -> NoReturn:
-    """Exits, also where a thread is in a call that never returns: Python would wait for it, whatever signals come."""
+    """Exits, also where a thread is in a call that never returns, for which Python would wait."""
     end = time.monotonic() + THREADS_END_S
     threads = [one for one in threading.enumerate() if one is not threading.current_thread() and not one.daemon]
     for thread in threads:

@@ -154,21 +154,14 @@ def check_labels(
         return
     low, high = int(labels.min()), int(labels.max())
     if low < first or high >= first + classes:
+        begin = 1 if low >= 1 and high == classes else low
+        is_shifted = low >= 0 and high - begin == classes - 1
         raise DataError(
             what,
             got=f"labels from {low} to {high}",
             expected=f"{first} to {first + classes - 1}",
-            fix=_other_first(low, high, classes=classes, mending=mending),
+            fix=f"they look {begin}-based: {mending.format(first=begin)}" if is_shifted else None,
         )
-
-
-def _other_first(low: int, high: int, *, classes: int, mending: str) -> str | None:
-    """What to do where labels look like class numbers that begin elsewhere."""
-    if low >= 1 and high == classes:
-        low = 1
-    elif low < 0 or high - low != classes - 1:
-        return None
-    return f"they look {low}-based: {mending.format(first=low)}"
 
 
 def _common_shape(outputs: Mapping[str, Array]) -> tuple[int, int]:
