@@ -1,4 +1,4 @@
-"""Folders that are replaced in steps which the next run can mend; every OSError passes."""
+"""Folders that are replaced in steps which the next run can mend, and kinds of files; every OSError passes."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import errno
 import fcntl
 import os
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -14,6 +15,22 @@ from pathlib import Path
 NOT_CONTENT = frozenset({"lost+found"})
 _PARTIAL = "partial-"
 _BLOCK_BYTES = 1 << 20
+_IRREGULAR = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+
+
+def irregular_kind(path: Path) -> str | None:
+    """What a path names where it is no regular file; to open a pipe or a device may wait for ever.
+
+    Raises:
+        OSError: there is nothing, or nothing that may be looked at.
+    """
+    return _IRREGULAR.get(stat.S_IFMT(path.stat().st_mode))
 
 
 def contents_of(folder: Path) -> list[str]:

@@ -34,6 +34,7 @@ from orchestrator.client.models import ModelInfo
 from orchestrator.client.over_grpc import AsyncGrpcClient
 from orchestrator.decision import Policy
 from orchestrator.errors import ClientError, DataError
+from orchestrator.files import irregular_kind
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,7 +169,8 @@ def batch(
 
 def _names(words: Sequence[str]) -> tuple[str, ...]:
     """Names from options that may hold several, each once."""
-    return tuple(dict.fromkeys(name for word in words for name in word.split(",") if name))
+    names = (name.strip() for word in words for name in word.split(","))
+    return tuple(dict.fromkeys(name for name in names if name))
 
 
 def _check_output(job: Job) -> None:
@@ -204,8 +206,11 @@ def stored_rows(path: Path, info: ModelInfo, *, columns: ColumnNames, read_pictu
         from orchestrator.cli.batch_parquet import parquet_rows
 
         return parquet_rows(path, info, columns=columns, read_picture=read_picture)
-    if not path.is_file():
-        raise DataError(f"{path}", got="a folder without .parquet files" if path.is_dir() else "no such file")
+    if not path.exists():
+        raise DataError(f"{path}", got="no such file")
+    if (kind := irregular_kind(path)) is not None:
+        got = "a folder without .parquet files" if path.is_dir() else kind
+        raise DataError(f"{path}", got=got, expected="a regular file")
     if path.suffix in (".npy", ".npz"):
         return array_rows(path, info, columns=columns)
     raise DataError(

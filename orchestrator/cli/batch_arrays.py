@@ -68,7 +68,7 @@ def _npz(path: Path, info: ModelInfo, columns: ColumnNames) -> StoredRows:
         if not isinstance(archive, np.lib.npyio.NpzFile):
             raise DataError(f"{path}", got="a single array", expected="an archive", fix="name it .npy")
         with archive as stored:
-            name = rows_array_name(path, stored.files, columns.rows)
+            name = rows_array_name(path, stored.files, columns)
             ids = named_array(path, stored, columns.ids, usual=ID_NAMES)
             kept = {key: named_array(path, stored, key) for key in columns.kept}
         with npz_member(path, name) as (_, shape, fortran, dtype):
@@ -124,17 +124,18 @@ def named_array(path: Path, stored: Any, name: str | None, *, usual: tuple[str, 
     return None if found is None else stored[found]
 
 
-def rows_array_name(path: Path, names: list[str], column: str | None) -> str:
+def rows_array_name(path: Path, names: list[str], columns: ColumnNames) -> str:
     """Which array of an archive holds the rows: the one asked for, `images`, or the first that may.
 
     Raises:
         DataError: there is none.
     """
+    column = columns.rows
     if column is not None and column not in names:
         raise DataError(f"{path}", got=f"arrays {', '.join(names) or 'none'}", expected=column)
     if column is not None:
         return column
-    candidates = [name for name in names if name not in NOT_ROWS]
+    candidates = [name for name in names if name not in (*NOT_ROWS, *columns.named)]
     if not candidates:
         raise DataError(f"{path}", got=f"arrays {', '.join(names) or 'none'}", expected="an array images")
     return "images" if "images" in candidates else candidates[0]

@@ -1,7 +1,8 @@
 """A file that says what a data set calls the members' classes, such as ImageNet's n01440764 for a tench.
 
 One line per class, in the order of the members' scores: the name in the data set and, after a blank, what the
-class is. Kaggle's LOC_synset_mapping.txt has this form. A name with blanks in it has a tab behind it. The words
+class is. Kaggle's LOC_synset_mapping.txt has this form. A name with blanks in it has a tab behind it, except where
+no line has a tab and all names of the data set are whole lines. The words
 are compared with what the members call their classes: a line that speaks of another class than the one it stands
 for means another order. Where members have no names, the words, or else the names, become those of the cascade.
 """
@@ -25,15 +26,38 @@ class ClassMap:
     Args:
         names: what the data set calls each.
         words: what each is, "" where the file does not say.
+        lines: each line as it stands, where none has a tab; else none.
     """
 
     names: tuple[str, ...]
     words: tuple[str, ...]
+    lines: tuple[str, ...] = ()
 
     @property
     def class_names(self) -> tuple[str, ...]:
         """Each class in words, by its name in the data set where there are none."""
         return tuple(words or name for name, words in zip(self.names, self.words, strict=True))
+
+    def places(self, what: str, names: Sequence[str]) -> tuple[ClassMap, dict[str, int]]:
+        """The map as a data set has it that uses these names, and the class of each by its normal form.
+
+        Raises:
+            DataError: two lines are of one name.
+        """
+        keys = [normal_form(line) for line in self.lines]
+        mapped = self if set(map(normal_form, names)) - set(keys) else ClassMap(self.lines, ("",) * len(keys))
+        twice = [name for name, times in Counter(map(normal_form, mapped.names)).items() if times > 1]
+        if twice:
+            got = f"a class map with more than one line for {named(twice)}"
+            raise DataError(what, got=got, expected="every name once", fix=self.advice)
+        return mapped, {normal_form(name): number for number, name in enumerate(mapped.names)}
+
+    @property
+    def advice(self) -> str | None:
+        """What to do with lines of which the names end elsewhere than was meant."""
+        if not any(set(line) & set(" ,;") for line in self.lines):
+            return None
+        return "put a tab behind every name in the map: without one a name ends at the first blank"
 
 
 def class_map_from_path(path: Path, *, count: int, known: Sequence[str] | None) -> ClassMap:
@@ -45,11 +69,11 @@ def class_map_from_path(path: Path, *, count: int, known: Sequence[str] | None) 
         known: what the members call them, None where nobody says.
 
     Raises:
-        DataError: it cannot be read, has another number of classes, a line without a name, a name twice, or
-            another order.
+        DataError: it cannot be read, has another number of classes, a line without a name, or another order.
     """
     what = f"class map {path}"
-    parts = [_parts(line) for line in _text(path, what).split("\n") if line.strip()]
+    lines = [line for line in _text(path, what).split("\n") if line.strip()]
+    parts = [_parts(line) for line in lines]
     if len(parts) != count:
         raise DataError(
             what, got=f"{len(parts)} lines", expected=f"{count}, one per class of the members, in order"
@@ -58,12 +82,11 @@ def class_map_from_path(path: Path, *, count: int, known: Sequence[str] | None) 
     nameless = [words for name, words in parts if not name]
     if nameless:
         raise DataError(what, got=f"no name before {nameless[0]!r}", expected="a name, then a tab and the words")
-    twice = [name for name, times in Counter(map(normal_form, names)).items() if times > 1]
-    if twice:
-        raise DataError(what, got=f"more than one line for {named(twice)}", expected="every name once")
     words = tuple(words for _, words in parts)
-    _check_order(what, words, known or ())
-    return ClassMap(tuple(names), words)
+    whole = () if any("\t" in line for line in lines) else tuple(line.strip() for line in lines)
+    are_known = {normal_form(line) for line in whole} <= {normal_form(name) for name in known or ()}
+    _check_order(what, whole if are_known else words, known or ())
+    return ClassMap(tuple(names), words, whole)
 
 
 def _parts(line: str) -> tuple[str, str]:

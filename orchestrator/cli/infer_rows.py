@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from orchestrator.cli.pictures import ReadPicture
+from orchestrator.cli.pictures import ReadPicture, picture_bytes
 from orchestrator.client.images import PICTURE_ENDINGS
 from orchestrator.client.models import ModelInfo, check_rows, input_tensor
 from orchestrator.errors import DataError, InputError
+from orchestrator.files import irregular_kind
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,15 +63,11 @@ def _rows_from_source(source: str, info: ModelInfo, read_picture: ReadPicture) -
     if suffix not in (*PICTURE_ENDINGS, ".npy"):
         expected = "digit:INDEX, .npy, .png or .jpg, or another kind of picture"
         raise DataError(source, got="an unknown kind of row", expected=expected)
-    if not path.is_file():
+    if not path.exists():
         raise DataError(source, got="no such file")
     if suffix == ".npy":
         return _array_rows(path, info)
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise DataError(source, got=f"a file that cannot be read ({error.strerror})") from error
-    return [NamedRow(name=source, row=read_picture(data, source)[None])]
+    return [NamedRow(name=source, row=read_picture(picture_bytes(path, source), source)[None])]
 
 
 def _digit(source: str) -> NamedRow:
@@ -85,6 +82,8 @@ def _digit(source: str) -> NamedRow:
 
 
 def _array_rows(path: Path, info: ModelInfo) -> list[NamedRow]:
+    if (kind := irregular_kind(path)) is not None:
+        raise DataError(f"{path}", got=kind, expected="a regular file")
     try:
         array = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:

@@ -22,7 +22,9 @@ import pyarrow.parquet as pq
 from orchestrator.cli.batch_rows import is_hidden
 from orchestrator.cli.parquet_types import FOREIGN, plain, plain_type
 from orchestrator.errors import DataError
+from orchestrator.files import irregular_kind
 from orchestrator.planner.records import named
+from orchestrator.spec.class_names import normal_form
 
 # Without a buffer pyarrow reads what a row group holds of a column in one piece.
 BUFFER_BYTES = 1 << 16
@@ -218,7 +220,7 @@ def _files(root: Path) -> tuple[list[Path], list[str]]:
                 files.append(Path(place, name))
             elif not is_hidden(name):
                 left_out.append(Path(place, name).relative_to(root).as_posix())
-    return sorted(files), left_out
+    return sorted(files, key=lambda file: ([normal_form(part) for part in file.parts], file)), left_out
 
 
 def _keys(root: Path, files: Sequence[Path]) -> dict[Path, Mapping[str, object]]:
@@ -240,6 +242,10 @@ def _keys(root: Path, files: Sequence[Path]) -> dict[Path, Mapping[str, object]]
 
 
 def _part(path: Path, keys: Mapping[str, object]) -> Part:
+    with _readable(path):
+        kind = irregular_kind(path)
+    if kind is not None:
+        raise DataError(f"{path}", got=kind, expected="a regular file")
     with _readable(path), _opened(path) as file:
         groups = (file.metadata.row_group(number).num_rows for number in range(file.metadata.num_row_groups))
         fields = [pa.field(field.name, plain_type(field.type)) for field in file.schema_arrow]

@@ -63,7 +63,7 @@ def words_or_numbers(what: str, column: Any, *, each: str) -> npt.NDArray[Any]:
         each: what every row must have, for errors.
 
     Raises:
-        DataError: nulls, bytes that are no text, or decimals beyond 64 bits.
+        DataError: nulls, bytes that are no text, decimals beyond 64 bits, or values that are neither.
     """
     if column.null_count:
         raise DataError(what, got=f"{column.null_count} nulls", expected=f"{each} in every row")
@@ -79,6 +79,8 @@ def words_or_numbers(what: str, column: Any, *, each: str) -> npt.NDArray[Any]:
             return np.array(column.to_pylist(), np.str_)
     except (*FOREIGN, UnicodeDecodeError) as error:
         raise DataError(what, got=f"{kind} ({error})", expected="whole numbers of 64 bits, or text") from error
+    if not (pa.types.is_integer(column.type) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)):
+        raise DataError(what, got=f"{kind}", expected=f"whole numbers or text, {each} in every row")
     return np.asarray(column.to_numpy(zero_copy_only=False))
 
 

@@ -13,12 +13,32 @@ import numpy.typing as npt
 
 from orchestrator.client.images import row_from_bytes
 from orchestrator.client.models import ModelInfo, input_tensor
-from orchestrator.errors import InputError, RepositoryError
+from orchestrator.errors import DataError, InputError, RepositoryError
+from orchestrator.files import irregular_kind
 from orchestrator.repository.class_names import class_names_of
 from orchestrator.spec import CascadeSpec, Preprocess, cascade_from_path, manifest_from_path
 from orchestrator.spec.inputs import INPUT_DTYPES
 
 ReadPicture = Callable[[bytes, str], npt.NDArray[Any]]
+
+
+def picture_bytes(path: Path, what: str) -> bytes:
+    """The content of a picture's file.
+
+    Args:
+        path: of the file.
+        what: names the picture in errors.
+
+    Raises:
+        DataError: it cannot be read, or is no regular file.
+    """
+    try:
+        kind = irregular_kind(path)
+        if kind is not None:
+            raise DataError(what, got=kind, expected="a regular file")
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(what, got=f"a file that cannot be read ({error.strerror})") from error
 
 
 def quiet_pillow() -> None:

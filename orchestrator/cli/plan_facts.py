@@ -15,7 +15,7 @@ from orchestrator.repository.tensors import Tensor, Tensors, fits
 from orchestrator.spec import CascadeSpec, Manifest, TensorSpec
 
 # Letters of a wrong value that an error shows.
-SHOWN = 80
+WRONG_VALUE_LETTERS = 80
 
 
 def member_facts(
@@ -62,7 +62,7 @@ def _recorded(name: str, said: Mapping[str, Any], *, classes: int) -> MemberFact
     output = said.get("output")
     if output is not None and (not isinstance(output, str) or not output):
         what = f"records, meta of {name}, output"
-        raise DataError(what, got=repr(output)[:SHOWN], expected="the name of a tensor")
+        raise DataError(what, got=repr(output)[:WRONG_VALUE_LETTERS], expected="the name of a tensor")
     return MemberFacts(
         inputs=_recorded_input(name, said.get("input")),
         outputs=None if output is None else {output: Tensor(name=output, dtype="FP32", dims=(classes,))},
@@ -79,7 +79,9 @@ def _recorded_input(name: str, value: object) -> dict[str, Tensor] | None:
         spec = TensorSpec(**{**fields, "dims": tuple(fields["dims"])})
     except (KeyError, TypeError, ValueError, SpecError) as error:
         expected = '{"name": "x", "dtype": "FP32", "dims": [4]}'
-        raise DataError(f"records, meta of {name}, input", got=repr(value)[:SHOWN], expected=expected) from error
+        raise DataError(
+            f"records, meta of {name}, input", got=repr(value)[:WRONG_VALUE_LETTERS], expected=expected
+        ) from error
     return {spec.name: Tensor(name=spec.name, dtype=spec.dtype, dims=spec.dims)}
 
 
@@ -87,7 +89,9 @@ def _recorded_count(name: str, field: str, said: Mapping[str, Any], *, low: int)
     value = said.get(field)
     if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < low):
         expected = f"a whole number of at least {low}"
-        raise DataError(f"records, meta of {name}, {field}", got=repr(value)[:SHOWN], expected=expected)
+        raise DataError(
+            f"records, meta of {name}, {field}", got=repr(value)[:WRONG_VALUE_LETTERS], expected=expected
+        )
     return value
 
 

@@ -23,7 +23,7 @@ from orchestrator.spec.planned_models import data_files_of
 # Rows of one call of a member whose limit nobody says.
 USUAL_BATCH = 64
 # Letters of a name no plan can have that an error shows.
-SHOWN = 40
+WRONG_NAME_LETTERS = 40
 
 
 def restricted(records: Records, members: str | None) -> Records:
@@ -120,7 +120,7 @@ def _kind_notes(members: Sequence[Member], records: Records) -> list[str]:
 
 
 def _check_names(records: Records) -> None:
-    bad = [repr(name[:SHOWN]) for name in records.outputs if NAME.match(name) is None]
+    bad = [repr(name[:WRONG_NAME_LETTERS]) for name in records.outputs if NAME.match(name) is None]
     if bad:
         got = f"members named {', '.join(bad)}"
         raise DataError("records", got=got, expected="up to 128 letters, digits, '_', '.', '-'")
@@ -170,7 +170,7 @@ def _recorded_names(records: Records) -> tuple[str, ...] | None:
         return None
     if not isinstance(names, list) or len(names) != records.classes or not all(isinstance(n, str) for n in names):
         expected = f"a list of {records.classes} texts, one per class"
-        raise DataError("records, meta class_names", got=ascii(names)[:SHOWN], expected=expected)
+        raise DataError("records, meta class_names", got=ascii(names)[:WRONG_NAME_LETTERS], expected=expected)
     return tuple(names)
 
 

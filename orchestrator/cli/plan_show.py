@@ -16,7 +16,7 @@ from orchestrator.planner.result import FrontierRow, Infeasible, Planned
 from orchestrator.spec import CascadeSpec, Gear, Gears, json_from_cascade
 
 # Lines of the frontier that fit on a screen beside the plan.
-SHOWN = 12
+FRONTIER_LINES = 12
 
 
 def document_from_found(found: Planned | Infeasible, *, notes: Sequence[str] = ()) -> dict[str, Any]:
@@ -123,7 +123,7 @@ def _frontier_table(frontier: Sequence[FrontierRow], noun: str) -> Table:
     table = Table(title="plans nothing beats on the search part", box=box.SIMPLE_HEAD)
     for name in (noun, "mean cost", "worst cost", "stages"):
         table.add_column(name, justify="left" if name == "stages" else "right")
-    step = max(1, -(-len(frontier) // SHOWN))
+    step = max(1, -(-len(frontier) // FRONTIER_LINES))
     for row in (*frontier[:-1:step], *frontier[-1:]):
         stages = " -> ".join("+".join(stage) for stage in row.stages)
         table.add_row(f"{row.accuracy:.4f}", f"{row.mean_cost:,.6g}", f"{row.worst_cost:,.6g}", stages)

@@ -146,7 +146,8 @@ def record(
     )
     _check_wishes(wishes)
     # In this order, so that `--members a b c`, of which the option itself takes one word, means a, b, c.
-    asked = [*(name for text in members or [] for name in text.split(",") if name), *(names or [])]
+    listed = (name.strip() for text in members or [] for name in text.split(","))
+    asked = [*filter(None, listed), *(names or [])]
     start = time.perf_counter()
     server = None
     if url is not None:

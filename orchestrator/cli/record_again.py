@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from orchestrator.cli.record_members import Pool
-from orchestrator.cli.record_summary import Recorded, class_names_of
+from orchestrator.cli.record_summary import Recorded, recorded_class_names
 from orchestrator.cli.sources import Source
 from orchestrator.planner.npz import BROKEN
 from orchestrator.planner.records import text_from_meta
@@ -39,7 +39,7 @@ def recording_fingerprint(header: Mapping[str, Any], pool: Pool, source: Source,
         **header,
         "made_with": dict(pool.made_with),
         "kinds": {name: list(kind) for name, kind in pool.kinds.items()},
-        "class_names": class_names_of(source, pool),
+        "class_names": recorded_class_names(source, pool),
         "labels_by": source.labels_by,
         "data_state": source.state,
         "skip_bad": skip_bad,

@@ -22,11 +22,11 @@ from orchestrator.cli.record_members import Pool
 from orchestrator.cli.record_run import Task, record_into, wanted_rows
 from orchestrator.cli.record_summary import Recorded, meta_of, summary_of
 from orchestrator.cli.record_tensors import row_dims_noted
-from orchestrator.cli.sources import Source, source_from_text
-from orchestrator.cli.sources_labels import Classes
+from orchestrator.cli.sources import Indices, Source, source_from_text
+from orchestrator.cli.sources_labels import UNLABELLED, Classes
 from orchestrator.commandline import interrupt, interrupted_from
 from orchestrator.errors import CommitteeError, DataError, SpecError
-from orchestrator.planner.records import sha256_of_rows
+from orchestrator.planner.records import named, sha256_of_rows
 from orchestrator.planner.shards import NO_DIGEST, RESTART, Shards
 
 
@@ -101,6 +101,8 @@ def record_job(pool: Pool, wishes: Wishes) -> dict[str, Any]:
         columns=wishes.columns,
     )
     wanted = wanted_rows(len(source.ids), wishes.limit)
+    if not wishes.skip_bad:
+        _check_labelled(source, wanted)
     task = Task(source=source, pool=pool, wanted=wanted, skip_bad=wishes.skip_bad)
     header = _header(task, wishes)
     fingerprint = recording_fingerprint(header, pool, source, skip_bad=wishes.skip_bad)
@@ -115,6 +117,21 @@ def record_job(pool: Pool, wishes: Wishes) -> dict[str, Any]:
         summary = _finished(shards, task, wishes, digest=digest, fingerprint=fingerprint)
         shards.remove()
     return summary
+
+
+def _check_labelled(source: Source, wanted: Indices) -> None:
+    """Refuses rows without labels beside others that have them."""
+    if source.labels is None:
+        return
+    without = wanted[source.labels[wanted] < 0]
+    if len(without):
+        raise DataError(
+            f"data {source.name}",
+            got=f"{len(without)} of {len(wanted)} rows without a label (null, NaN or {UNLABELLED}): "
+            f"{named(source.ids[without])}",
+            expected="a label in every row",
+            fix="leave such rows out with --skip-bad, or give them labels",
+        )
 
 
 def _header(task: Task, wishes: Wishes) -> dict[str, Any]:

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from orchestrator.cli.pictures import ReadPicture, reader_for
 from orchestrator.cli.record_kinds import kinds_from_words, stated_kinds
-from orchestrator.cli.record_names import names_in_label_files, names_of_members
+from orchestrator.cli.record_names import class_names_by_member, names_of_members
 from orchestrator.cli.record_tensors import about_member, require_exported, tensors_from_words, with_scores
 from orchestrator.client.endpoint import Endpoint
 from orchestrator.client.models import ModelInfo, TensorInfo, input_tensor, scores_output
@@ -195,7 +195,7 @@ def opened_pool(
                     name, rows, version=infos[name].version, output=infos[name].scores
                 ),
                 workers=1,
-                label_files=names_in_label_files(repository, {name: info.scores for name, info in infos.items()}),
+                label_files=class_names_by_member(repository, {name: info.scores for name, info in infos.items()}),
             ),
             named,
         )
@@ -236,7 +236,7 @@ def _local(names: Sequence[str], repository: Path, cost: Mapping[str, float], te
         },
         ask=members.ask,
         workers=_cores(),
-        label_files=names_in_label_files(repository, {name: one.output.name for name, one in manifests.items()}),
+        label_files=class_names_by_member(repository, {name: one.output.name for name, one in manifests.items()}),
     )
 
 

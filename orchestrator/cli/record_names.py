@@ -10,7 +10,7 @@ from orchestrator.repository.class_names import Names, class_names_of, common_na
 from orchestrator.spec.class_names import first_unlike
 
 
-def names_in_label_files(repository: Path, outputs: Mapping[str, str | None]) -> dict[str, Names]:
+def class_names_by_member(repository: Path, outputs: Mapping[str, str | None]) -> dict[str, Names]:
     """Class names of the members that have any.
 
     Args:

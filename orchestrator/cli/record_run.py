@@ -7,7 +7,7 @@ import hashlib
 import time
 from collections import deque
 from collections.abc import Callable, Generator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -24,6 +24,8 @@ Scores = npt.NDArray[np.float32]
 # A part is written after so many bytes of scores, so many seconds, or this share of the time spent so far: what a
 # killed run loses at most. The share keeps the parts of a run of hours down to a few hundred.
 SHARD_BYTES, SHARD_S, SHARD_SHARE = 32 << 20, 0.5, 0.02
+# How long a run that ends early waits for pieces that are being asked about.
+LAST_PIECES_S = 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,28 +80,32 @@ def answered_pieces(task: Task, *, start: int = 0) -> Generator[Answered, None, 
         MemberError, ClientError: a member failed.
     """
     waiting: deque[Future[Answered]] = deque()
-    with ThreadPoolExecutor(task.pool.workers) as executor:
-        try:
-            for piece in task.source.pieces(task.wanted, start, task.pool.piece_rows()):
-                waiting.append(executor.submit(_answered, task, piece))
-                # One more than can run, so that no worker waits for the reader.
-                if len(waiting) > task.pool.workers + 1:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            for future in waiting:
-                future.cancel()
+    executor = ThreadPoolExecutor(task.pool.workers)
+    try:
+        for piece in task.source.pieces(task.wanted, start, task.pool.piece_rows()):
+            waiting.append(executor.submit(_answered, task, piece))
+            # One more than can run, so that no worker waits for the reader.
+            if len(waiting) > task.pool.workers + 1:
+                yield waiting[0].result()
+                waiting.popleft()
+        while waiting:
+            yield waiting[0].result()
+            waiting.popleft()
+    finally:
+        executor.shutdown(wait=False, cancel_futures=True)
+        # A read from a mount that is gone never ends; what is settled is kept all the same.
+        wait([future for future in waiting if not future.cancelled()], timeout=LAST_PIECES_S)
 
 
 def _answered(task: Task, piece: Piece) -> Answered:
-    loaded = piece.load()
-    skipped = {int(refused.id): refused.reason for refused in loaded.refused}
-    if skipped and not task.skip_bad:
-        reasons = list(skipped.values())
+    loaded, skipped = _labelled(task, piece.load())
+    refused = {int(one.id): one.reason for one in loaded.refused}
+    skipped |= refused
+    if refused and not task.skip_bad:
+        position, reason = next(iter(refused.items()))
         raise DataError(
             f"data {task.source.name}",
-            got=f"row {_id(task, next(iter(skipped)))} that cannot be read ({reasons[0]})",
+            got=f"row {_id(task, position)} that cannot be read ({reason})",
             fix="mend it, or leave such rows out with --skip-bad",
         )
     outputs = {name: _asked(task.pool, name, loaded) for name in task.pool.names}
@@ -123,6 +129,22 @@ def _answered(task: Task, piece: Piece) -> Answered:
         skipped=skipped,
         digests=tuple(one for one, kept in zip(loaded.digests, good, strict=False) if kept),
     )
+
+
+def _labelled(task: Task, loaded: Loaded) -> tuple[Loaded, dict[int, str]]:
+    """The rows that have labels, where the others have any; and why those without are left out."""
+    if task.source.labels is None:
+        return loaded, {}
+    has_label = task.source.labels[task.wanted[loaded.positions]] >= 0
+    if has_label.all():
+        return loaded, {}
+    kept = Loaded(
+        positions=loaded.positions[has_label],
+        rows=loaded.rows[has_label],
+        refused=loaded.refused,
+        digests=tuple(one for one, has in zip(loaded.digests, has_label, strict=False) if has),
+    )
+    return kept, {int(position): "no label" for position in loaded.positions[~has_label]}
 
 
 def _asked(pool: Pool, name: str, loaded: Loaded) -> Scores:

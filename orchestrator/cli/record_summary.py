@@ -130,7 +130,7 @@ def _notes(pool: Pool, recorded: Recorded) -> list[str]:
     return notes
 
 
-def class_names_of(source: Source, pool: Pool) -> tuple[str, ...] | None:
+def recorded_class_names(source: Source, pool: Pool) -> tuple[str, ...] | None:
     """Class names in the order of the scores: those of a class map, else the members' own."""
     return source.class_names or pool.class_names()
 
@@ -168,6 +168,6 @@ def meta_of(
         meta["recorded_with"] = dict(pool.made_with)
     if data.startswith("digits:"):
         meta["split"] = data.partition(":")[2]
-    if (names := class_names_of(source, pool)) is not None:
+    if (names := recorded_class_names(source, pool)) is not None:
         meta["class_names"] = list(names)
     return meta

@@ -74,7 +74,7 @@ class Source:
     Args:
         name: as the user wrote it.
         ids: (n,), unique; whole numbers or text.
-        labels: int64 (n,) in 0..k-1, None where the source has none.
+        labels: int64 (n,) in 0..k-1, -1 in rows without one; None where the source has none.
         labels_by: "map", "name" or "order" where class names were turned into numbers, else None.
         class_names: what the classes are called, where the names that were turned into numbers tell; else None.
         pieces: from the indices wanted, the position to begin at and the rows per piece to the pieces. Position p

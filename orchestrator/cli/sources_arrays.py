@@ -54,7 +54,7 @@ def array_source(path: Path, info: ModelInfo, *, columns: ColumnNames, classes: 
         check_single_array(path, columns)
         return _source(f"{path}", info, images=mapped_npy(path), ids=None, labels=None, classes=classes)
     with opened_npz(path, what=f"{path}") as stored:
-        name = rows_array_name(path, stored.files, columns.rows)
+        name = rows_array_name(path, stored.files, columns)
         ids = named_array(path, stored, columns.ids, usual=ID_NAMES)
         labels = named_array(path, stored, columns.labels, usual=LABEL_NAMES)
     with _broken_as(path, f" array {name}"), npz_member(path, name) as (_, shape, fortran, dtype):

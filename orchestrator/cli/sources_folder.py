@@ -11,12 +11,13 @@ from pathlib import Path
 import numpy as np
 
 from orchestrator.cli.batch_rows import Refused
-from orchestrator.cli.pictures import ReadPicture
+from orchestrator.cli.pictures import ReadPicture, picture_bytes
 from orchestrator.cli.sources import Indices, Loaded, Piece, Source, spans
 from orchestrator.cli.sources_labels import Classes, Labels, numbering_of
 from orchestrator.client.images import PICTURE_ENDINGS
 from orchestrator.errors import DataError
 from orchestrator.planner.records import named
+from orchestrator.spec.class_names import in_order
 
 
 class _Listing:
@@ -33,16 +34,15 @@ class _Listing:
         """Adds the pictures below a sub-folder, sorted; gives their number."""
         before = len(self.names)
         for place, folders, files in os.walk(self.root / folder):
-            folders[:] = sorted(name for name in folders if not name.startswith("."))
-            for file in sorted(files):
+            folders[:] = in_order(name for name in folders if not name.startswith("."))
+            for file in in_order(files):
                 self._add(Path(place, file))
         return len(self.names) - before
 
     def add_direct(self) -> None:
         """Adds the pictures that lie in the root itself."""
-        for path in sorted(self.root.iterdir()):
-            if path.is_file():
-                self._add(path)
+        for name in in_order(path.name for path in self.root.iterdir() if not path.is_dir()):
+            self._add(self.root / name)
 
     def sha256(self) -> str:
         """The hash of the listing."""
@@ -81,7 +81,7 @@ def folder_source(root: Path, *, classes: Classes, read_picture: ReadPicture) ->
     """
     listing = _Listing(root)
     try:
-        folders = sorted(path.name for path in root.iterdir() if path.is_dir() and path.name[0] != ".")
+        folders = in_order(path.name for path in root.iterdir() if path.is_dir() and path.name[0] != ".")
         known = _labelled(listing, folders, classes) if folders else _unlabelled(listing, classes)
     except OSError as error:
         raise DataError(f"folder {error.filename}", got=f"one that cannot be read ({error.strerror})") from error
@@ -153,10 +153,8 @@ def _load(root: Path, names: list[str], first: int, read_picture: ReadPicture) -
     refused = []
     for position, name in enumerate(names, first):
         try:
-            data = (root / name).read_bytes()
+            data = picture_bytes(root / name, f"picture {name}")
             rows.append(read_picture(data, f"picture {name}"))
-        except OSError as error:
-            refused.append(Refused(id=position, reason=f"picture {name}: got {error.strerror}"))
         except DataError as error:
             refused.append(Refused(id=position, reason=str(error)))
         else:

@@ -14,7 +14,12 @@ from orchestrator.cli.class_map import ClassMap
 from orchestrator.cli.near_names import names_beside
 from orchestrator.errors import DataError
 from orchestrator.planner.records import check_labels, named
-from orchestrator.spec.class_names import normal_form
+from orchestrator.spec.class_names import in_order, normal_form
+
+# For labels that number the classes from another first one.
+_MENDING = "say so with --first-label {first}"
+# In labels that are numbers, as Hugging Face has it.
+UNLABELLED = -1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,32 +47,40 @@ class Numbering:
 
     Args:
         numbers: name -> class.
-        by: "map", "name" or "order".
+        by: "map", "name" or "order"; None where the names are numbers as text.
         class_names: what the classes are called, the members' own names first; None where some are not known.
         note: what the user should check, if anything.
     """
 
     numbers: dict[str, int]
-    by: str
+    by: str | None
     class_names: tuple[str, ...] | None = None
     note: str | None = None
 
 
 def numbering_of(what: str, names: Sequence[str], classes: Classes) -> Numbering:
-    """Class numbers of the different class names in a data source, given sorted.
+    """Class numbers of the different class names in a data source.
 
     Raises:
         DataError: a name the members do not have, or another number of names than classes.
     """
     if classes.first:
-        raise DataError(
-            what, got="class names", expected="numbers, which --first-label is for", fix="leave it out"
-        )
+        return _by_number(what, names, classes)
     if classes.mapped is not None:
         return _by_map(what, names, classes.mapped, classes)
     if classes.names is not None and not classes.by_order:
         return _by_name(what, names, classes.names)
-    return _by_order(what, names, classes)
+    return _by_order(what, in_order(names), classes)
+
+
+def _by_number(what: str, names: Sequence[str], classes: Classes) -> Numbering:
+    if not all(name.isdecimal() for name in names):
+        raise DataError(
+            what, got="class names", expected="numbers, which --first-label is for", fix="leave it out"
+        )
+    values = np.array([int(name) for name in names])
+    check_labels(what, values, rows=len(names), classes=classes.count, first=classes.first, mending=_MENDING)
+    return Numbering(numbers=dict(zip(names, (values - classes.first).tolist(), strict=True)), by=None)
 
 
 def _by_order(what: str, names: Sequence[str], classes: Classes) -> Numbering:
@@ -99,7 +112,7 @@ def _by_order(what: str, names: Sequence[str], classes: Classes) -> Numbering:
 
 
 def _by_map(what: str, names: Sequence[str], mapped: ClassMap, classes: Classes) -> Numbering:
-    place = {normal_form(name): number for number, name in enumerate(mapped.names)}
+    mapped, place = mapped.places(what, names)
     strange = [name for name in names if normal_form(name) not in place]
     if strange:
         raise DataError(
@@ -107,6 +120,7 @@ def _by_map(what: str, names: Sequence[str], mapped: ClassMap, classes: Classes)
             got=f"{len(strange)} of {len(names)} classes that the class map does not have: "
             f"{names_beside(strange, mapped.names)}",
             expected=f"names such as {named(mapped.names)}",
+            fix=mapped.advice,
         )
     return Numbering(
         numbers={name: place[normal_form(name)] for name in names},
@@ -138,7 +152,7 @@ class Labels:
     """Labels of a source.
 
     Args:
-        numbers: int64 (n,) in 0..k-1, None where there are none.
+        numbers: int64 (n,) in 0..k-1, `UNLABELLED` in rows that have none; None where no row has any.
         by: "map", "name" or "order" where they were names, else None.
         class_names: see `Numbering`.
         notes: what the user should check.
@@ -150,8 +164,22 @@ class Labels:
     notes: tuple[str, ...] = ()
 
 
-def labels_from_array(what: str, labels: npt.NDArray[Any] | None, *, rows: int, classes: Classes) -> Labels:
+def labels_from_array(
+    what: str,
+    labels: npt.NDArray[Any] | None,
+    *,
+    rows: int,
+    classes: Classes,
+    missing: npt.NDArray[np.bool_] | None = None,
+) -> Labels:
     """Labels as class numbers, from numbers or names.
+
+    Args:
+        what: names the source in errors.
+        labels: (n,) or, without the missing ones, fewer; whole numbers, also as floats, booleans or text.
+        rows: n.
+        classes: of the members.
+        missing: (n,), which rows have no label.
 
     Raises:
         DataError: they are neither, not one per row, of classes that the members do not have, or none or no names
@@ -164,18 +192,68 @@ def labels_from_array(what: str, labels: npt.NDArray[Any] | None, *, rows: int, 
         if classes.first:
             raise DataError(what, got="no labels", expected="numbers, which --first-label is for")
         return Labels(notes=("no labels: recorded without them",))
-    if labels.dtype.kind not in "US" or labels.shape != (rows,):
-        check_labels(
-            f"{what} labels",
-            labels,
-            rows=rows,
-            classes=classes.count,
-            first=classes.first,
-            mending="say so with --first-label 1",
-        )
-        return Labels(numbers=labels.astype(np.int64) - classes.first)
-    names, which = np.unique(labels.astype(np.str_), return_inverse=True)
+    if missing is None:
+        missing = np.zeros(rows, np.bool_)
+    if labels.dtype.kind in "US" and labels.shape == (rows - missing.sum(),):
+        return _of_names(what, labels.astype(np.str_), missing, classes)
+    return _of_numbers(what, labels, missing, classes)
+
+
+def _of_numbers(what: str, labels: npt.NDArray[Any], missing: npt.NDArray[np.bool_], classes: Classes) -> Labels:
+    values = _whole(f"{what} labels", labels)
+    absent = np.isnan(labels) if labels.dtype.kind == "f" else np.zeros(labels.shape, np.bool_)
+    if classes.first >= 0 and values.dtype.kind == "i":
+        absent |= values == UNLABELLED
+    known = values[~absent] if values.ndim == 1 else values
+    check_labels(
+        f"{what} labels",
+        known,
+        rows=len(missing) - int(missing.sum()) - int(absent.sum()),
+        classes=classes.count,
+        first=classes.first,
+        mending=_MENDING,
+    )
+    values = values.astype(np.int64) - classes.first
+    values[absent] = UNLABELLED
+    return Labels(numbers=_placed(what, values, missing))
+
+
+def _whole(what: str, labels: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Floats and booleans as whole numbers, NaN as `UNLABELLED`: pandas makes floats of what has gaps."""
+    if labels.dtype.kind == "b":
+        return labels.astype(np.int64)
+    if labels.dtype.kind != "f":
+        return labels
+    known = labels[~np.isnan(labels)]
+    broken = known[(known != np.rint(known)) | (np.abs(known) > 1 << 53)]
+    if len(broken):
+        got = f"{labels.dtype} such as {named(broken.ravel())}"
+        raise DataError(what, got=got, expected="whole numbers or class names")
+    return np.where(np.isnan(labels), UNLABELLED, labels).astype(np.int64)
+
+
+def _of_names(what: str, labels: npt.NDArray[np.str_], missing: npt.NDArray[np.bool_], classes: Classes) -> Labels:
+    names, which = np.unique(labels, return_inverse=True)
     numbering = numbering_of(f"{what} labels", names.tolist(), classes)
     numbers = np.array([numbering.numbers[name] for name in names.tolist()], np.int64)
     notes = (numbering.note,) if numbering.note else ()
-    return Labels(numbers=numbers[which], by=numbering.by, class_names=numbering.class_names, notes=notes)
+    return Labels(
+        numbers=_placed(what, numbers[which], missing),
+        by=numbering.by,
+        class_names=numbering.class_names,
+        notes=notes,
+    )
+
+
+def _placed(what: str, known: npt.NDArray[np.int64], missing: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
+    """Labels of all rows, `UNLABELLED` where they are missing."""
+    placed = np.full(len(missing), UNLABELLED, np.int64)
+    placed[~missing] = known
+    if (placed == UNLABELLED).all():
+        raise DataError(
+            f"{what} labels",
+            got=f"{UNLABELLED}, NaN or null in every row",
+            expected="labels",
+            fix="name another column with --label-column, or take the labels out to record without them",
+        )
+    return placed

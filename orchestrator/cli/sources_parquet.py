@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from orchestrator.cli.batch_parquet import (
@@ -21,7 +22,7 @@ from orchestrator.cli.batch_rows import ID_NAMES, LABEL_NAMES, Block, ColumnName
 from orchestrator.cli.parquet_table import ParquetTable, left_out_note, parquet_table
 from orchestrator.cli.parquet_types import words_or_numbers
 from orchestrator.cli.pictures import ReadPicture
-from orchestrator.cli.sources import Indices, Loaded, Piece, Source
+from orchestrator.cli.sources import Indices, Loaded, Piece, Rows, Source
 from orchestrator.cli.sources_labels import Classes, labels_from_array
 from orchestrator.client.models import ModelInfo
 from orchestrator.errors import DataError
@@ -44,8 +45,8 @@ def parquet_source(
     known = np.arange(table.rows) if key is None else column_ids(path, table.whole(key))
     check_ids(f"{path} ids", known, table.rows)
     label = named_column(table, columns.labels, usual=LABEL_NAMES, option="--label-column")
-    labels = None if label is None else words_or_numbers(f"{path} label", table.whole(label), each="a label")
-    known_labels = labels_from_array(f"{path}", labels, rows=table.rows, classes=classes)
+    labels, missing = (None, None) if label is None else _labels(f"{path} label", table.whole(label))
+    known_labels = labels_from_array(f"{path}", labels, rows=table.rows, classes=classes, missing=missing)
     name = rows_column(table, columns)
     read = rows_reader(table, name, info, read_picture)
     sha256 = _sha256(table)
@@ -70,6 +71,19 @@ def parquet_source(
         data_sha256=sha256,
         notes=(*known_labels.notes, *left_out_note(table)),
     )
+
+
+def _labels(what: str, column: Any) -> tuple[Rows, npt.NDArray[np.bool_]]:
+    """The labels that there are, and which rows (n,) have none."""
+    kind = column.type
+    if pa.types.is_nested(kind):
+        fix = "put the number of the class into a column of its own (of a one-hot list, the place of its 1)"
+        raise DataError(what, got=f"{kind}", expected="a whole number or a name in each row", fix=fix)
+    missing = np.asarray(column.is_null().to_numpy(zero_copy_only=False))
+    if missing.all():
+        # Their type says nothing.
+        return np.zeros(0, np.int64), missing
+    return words_or_numbers(what, column.drop_null(), each="a label"), missing
 
 
 def _sha256(table: ParquetTable) -> str:

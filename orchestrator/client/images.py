@@ -27,6 +27,12 @@ Rows = npt.NDArray[Any]
 PICTURE_ENDINGS = frozenset(
     [".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".avif"]
 )
+# Pillow's names of the formats that are read, whatever a file is called. EPS is not among them, since Pillow runs
+# Ghostscript for it, nor are containers and documents that are no pictures by themselves.
+_FORMATS = (
+    "PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM", "AVIF",
+    "JPEG2000", "DIB", "ICO", "QOI", "TGA", "PCX", "SGI", "PSD", "DDS",
+)  # fmt: skip
 # How such files begin, by more bytes than a raw tensor would have by chance.
 _SURE_START = re.compile(
     rb"\x89PNG\r\n|\xff\xd8\xff|GIF8|RIFF....WEBP|II[*+]\0|MM\0[*+]|....ftyp"
@@ -53,7 +59,7 @@ def is_picture(data: bytes, *, tensor_bytes: int | None) -> bool:
 def row_from_bytes(
     data: bytes, preprocess: Preprocess, *, dtype: str, dims: tuple[int, ...], what: str = "picture"
 ) -> Rows:
-    """One row from an encoded picture (PNG, JPEG or whatever else Pillow reads).
+    """One row from an encoded picture (PNG, JPEG or another format of `_FORMATS`).
 
     Args:
         data: the file's content.
@@ -76,11 +82,24 @@ def image_from_bytes(data: bytes, *, what: str) -> Image:
     Raises:
         DataError: it is no picture, a broken one, one of absurd size, or one whose samples have no known range.
     """
-    from PIL import Image, ImageOps
+    from PIL import Image
 
-    with _refused_as(what), Image.open(io.BytesIO(data)) as image:
+    # Older releases of Pillow do not have all of them.
+    Image.init()
+    formats = [name for name in _FORMATS if name in Image.OPEN]
+    with _refused_as(what), Image.open(io.BytesIO(data), formats=formats) as image:
         image.load()
-        return _eight_bits(ImageOps.exif_transpose(image), _tags(image))
+        return _eight_bits(_upright(image), _tags(image))
+
+
+def _upright(image: Image) -> Image:
+    from PIL import ImageOps
+
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception as error:
+        got = f"EXIF that cannot be read ({_reason(error)})"
+        raise DataError("picture", got=got, fix="save it without EXIF") from error
 
 
 def row_from_image(

@@ -13,7 +13,7 @@ from orchestrator.planner.texts import value_from_json
 LEAST, MOST = 1e-30, 1e30
 COSTS = f"0, or numbers from {LEAST:g} to {MOST:g}"
 # Letters of a wrong cost that an error shows.
-SHOWN = 40
+WRONG_COST_LETTERS = 40
 _EXAMPLE = '{"cost": {"member": 1.5}, "unit": "ms"}'
 
 
@@ -63,7 +63,7 @@ def cost_profile_from_path(path: Path) -> CostProfile:
         raise DataError(subject, got="other JSON", expected=_EXAMPLE)
     bad = [name for name, number in cost.items() if not is_cost(number)]
     if bad:
-        got = ", ".join(f"{repr(cost[name])[:SHOWN]} for {name}" for name in bad)
+        got = ", ".join(f"{repr(cost[name])[:WRONG_COST_LETTERS]} for {name}" for name in bad)
         raise DataError(subject, got=got, expected=COSTS)
     return CostProfile(cost={name: float(number) for name, number in cost.items()}, unit=unit)
 

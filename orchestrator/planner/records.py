@@ -132,7 +132,7 @@ def check_labels(
     rows: int,
     classes: int,
     first: int = 0,
-    mending: str = "subtract 1 from each",
+    mending: str = "subtract {first} from each",
 ) -> None:
     """Refuses labels that are not one class number per row.
 
@@ -142,7 +142,7 @@ def check_labels(
         rows: n.
         classes: k.
         first: number of the first class; that of the last one is k - 1 more.
-        mending: what to do with labels from 1 to k where the first class is 0.
+        mending: what to do with labels that number the classes from another first one.
 
     Raises:
         DataError: naming the fault.
@@ -154,12 +154,13 @@ def check_labels(
         return
     low, high = int(labels.min()), int(labels.max())
     if low < first or high >= first + classes:
-        one_based = first == 0 and low >= 1 and high == classes
+        begin = 1 if low >= 1 and high == classes else low
+        is_shifted = low >= 0 and high - begin == classes - 1
         raise DataError(
             what,
             got=f"labels from {low} to {high}",
             expected=f"{first} to {first + classes - 1}",
-            fix=f"they look 1-based: {mending}" if one_based else None,
+            fix=f"they look {begin}-based: {mending.format(first=begin)}" if is_shifted else None,
         )
 
 

@@ -7,12 +7,17 @@ code point or as two, and nobody can see which.
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 
 def normal_form(name: str) -> str:
     """The name as it is compared, Unicode's NFC."""
     return unicodedata.normalize("NFC", name)
+
+
+def in_order(names: Iterable[str]) -> list[str]:
+    """The names sorted as they are compared, so that the form they are stored in does not change their order."""
+    return sorted(names, key=lambda name: (normal_form(name), name))
 
 
 def names_from_text(text: str) -> tuple[str, ...]:

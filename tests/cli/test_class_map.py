@@ -45,7 +45,7 @@ def test_folders_get_the_class_of_their_line_whatever_their_order_and_also_in_pa
     [
         ("n03\nn01\n", "got 2 lines, expected 3, one per class of the members, in order"),
         ("n03 cat\n\tdog\nn02 owl\n", "got no name before 'dog', expected a name, then a tab and the words"),
-        ("n03\nn01\nn03\n", "got more than one line for n03"),
+        ("n03\nn01\nn03\n", "with more than one line for n03"),
         ("n03 dog\nn01 cat\nn02 owl\n", "got 'dog' on line 1, expected 'cat', which is what the members call"),
         ("n03\nn01\nn04\n", "1 of 3 classes that the class map does not have: n02, expected names such as n03"),
     ],
@@ -116,6 +116,31 @@ def test_a_name_with_blanks_ends_at_the_tab(tmp_path: Path) -> None:
     found = class_map_from_path(path, count=3, known=("cat", "dog", "owl"))
     assert found.names == ("great white shark", "tench", "owl")
     assert found.class_names == ("cat", "dog", "owl")
+
+
+def test_whole_lines_are_names_where_all_names_of_the_data_are_whole_lines(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_member(tmp_path / "repository", "a", labels=None)
+    write_folder(tmp_path / "pictures", names=("big cat", "big dog", "owl"), each=1)
+    assert record(tmp_path, "--class-map", str(mapped(tmp_path, "owl\nbig dog\nbig cat\n"))) == 0
+    found = records_from_path(tmp_path / "out.npz")
+    assert found.labels.tolist() == [2, 1, 0]
+    assert found.meta["class_names"] == ["owl", "big dog", "big cat"]
+    # A class that begins like another is no other class's word.
+    assert class_map_from_path(
+        mapped(tmp_path, "cat\nbig cat\nowl"), count=3, known=("cat", "big cat", "owl")
+    ).lines
+    capsys.readouterr()
+    for lines, said in (
+        ("owl\nbig dog x\nbig cat\n", "more than one line for big, expected every name once; put a tab"),
+        ("owl,an owl\nbig dog,a dog\nbig cat,a cat\n", "put a tab behind every name"),
+        ("owl,an owl\ndog,a dog\ncat,a cat\n", "put a tab behind every name"),
+    ):
+        assert record(tmp_path, "--class-map", str(mapped(tmp_path, lines)), "--restart") == 2
+        error = capsys.readouterr().err
+        assert said in error
+        assert error.count("\n") == 1
 
 
 def test_two_classes_of_one_name_are_told_apart_by_a_map_only(

@@ -192,14 +192,15 @@ def test_a_picture_that_breaks_its_decoder_is_refused_and_the_rest_answered(
     assert "cat/b.jpg" in refusal(repository, capsys, repository.parent / "pictures")
     found = recorded(repository, repository.parent / "pictures", "--skip-bad")
     assert found.ids.tolist() == ["cat/a.jpg", "cat/c.jpg"]
-    assert "no picture that can be read" in found.meta["skipped"]["cat/b.jpg"]
+    said = "no picture that can be read" if kind == "avif" else "EXIF that cannot be read"
+    assert said in found.meta["skipped"]["cat/b.jpg"]
     pictures = pa.array([encoded(4), BROKEN[kind], encoded(6)])
     job.parquet(id=pa.array(["x", "y", "z"]), image=pictures, place=pa.array([10, 11, 12]))
     job.batch("in.parquet", "out.npz", "--keep-columns", "place")
     assert job.answers()["id"] == ["x", "z"]
     assert job.answers()["place"] == [10, 12]
     assert job.answers()["label"] == [4, 6]
-    assert "no picture that can be read" in job.refused()["y"]
+    assert said in job.refused()["y"]
 
 
 def test_a_struct_that_is_null_is_a_row_that_is_null(job: Batching) -> None:
@@ -252,7 +253,7 @@ def test_named_ids_and_kept_columns_go_with_their_rows(job: Batching, source: st
     rows[[3, 4, 17]] = np.nan
     job.save(images=rows, other=np.zeros(3), **columns)
     write(job.folder / "in.parquet", image=[row.tobytes() for row in rows], **columns)
-    words = ["--id-column", "key", "--keep-columns", "site,weight", "--keep-columns", "label,good,site"]
+    words = ["--id-column", "key", "--keep-columns", " site, weight", "--keep-columns", "label,good,site"]
     job.batch(source, output, "--request-rows", 8, *words)
     kept = [k for k in range(ROWS) if k not in (3, 4, 17)]
     answers = job.answers(output)

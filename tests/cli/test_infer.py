@@ -224,7 +224,7 @@ def test_files_that_are_not_what_they_are_called_are_one_line(asking: Asking, tm
 def test_a_picture_that_breaks_its_decoder_is_one_line(asking: Asking, tmp_path: Path, kind: str) -> None:
     path = tmp_path / "sideways.jpg"
     path.write_bytes(BAD_EXIF[kind])
-    assert "sideways.jpg: got no picture that can be read" in asking.infer(path, code=2)
+    assert "sideways.jpg: got EXIF that cannot be read" in asking.infer(path, code=2)
 
 
 def test_a_refused_row_is_named_in_the_servers_words_and_is_5(asking: Asking, saved: Callable[..., Path]) -> None:

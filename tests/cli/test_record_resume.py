@@ -126,6 +126,35 @@ def test_a_stopped_run_goes_on_to_the_bytes_of_one_that_was_not(
     assert {path.name for path in job.folder.iterdir()} == {"pictures", "repository", "out.npz"}
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_a_run_whose_read_never_returns(tmp_path: Path, number: int) -> None:
+    write_folder(tmp_path / "pictures", each=1)
+    write_member(tmp_path / "repository", "a")
+    words = ["record", "a", "--data", "pictures", "-o", "out.npz", "--repository", "repository"]
+    # As from a mount that is gone.
+    code = (
+        "import sys, threading, orchestrator.cli.sources_folder as source\n"
+        "from orchestrator.__main__ import main\n"
+        "def read(path, what):\n    print('reading', flush=True)\n    threading.Event().wait()\n"
+        "source.picture_bytes = read\n"
+        f"sys.argv = {['committee', *words]}\nmain()\n"
+    )
+    child = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    with child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == "reading\n"
+        child.send_signal(number)
+        try:
+            error = child.communicate(timeout=20)[1]
+        finally:
+            child.kill()
+    assert child.returncode == 128 + number
+    assert error == "stopped: no row was settled yet\n"
+
+
 def test_a_bad_row_stops_and_the_same_command_with_skip_bad_goes_on(
     job: Job, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 import time
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from orchestrator.cli.record_members import Pool
-from orchestrator.cli.record_run import Task, answered_pieces, wanted_rows
+from orchestrator.cli.record_run import LAST_PIECES_S, Task, answered_pieces, wanted_rows
 from orchestrator.cli.sources import Indices, Loaded, Piece, Source, spans
 from orchestrator.client.models import ModelInfo, TensorInfo
 from orchestrator.errors import MemberError
@@ -99,3 +100,22 @@ def test_what_was_answered_before_a_fault_is_given_before_it_is_raised() -> None
 def test_wanted_rows_are_spread_evenly(rows: int, limit: int | None, wanted: int | list[int]) -> None:
     expected = list(range(wanted)) if isinstance(wanted, int) else wanted
     assert wanted_rows(rows, limit).tolist() == expected
+
+
+def test_a_fault_is_raised_although_another_piece_never_comes() -> None:
+    watched = Watched()
+    never = threading.Event()
+
+    def ask(name: str, rows: np.ndarray) -> np.ndarray:
+        if rows[0, 0] >= 256:
+            never.wait()
+        raise MemberError("member m", got="a fault")
+
+    task = watched.task()
+    task = dataclasses.replace(task, pool=dataclasses.replace(task.pool, ask=ask))
+    begun = time.monotonic()
+    with pytest.raises(MemberError, match="a fault"):
+        next(answered_pieces(task))
+    # Bounded, and not by the pieces that nobody has begun.
+    assert time.monotonic() - begun < 2 * LAST_PIECES_S
+    never.set()

@@ -86,7 +86,7 @@ def test_a_corrupted_picture_is_a_row_or_one_line(data: bytes) -> None:
 
 @pytest.mark.parametrize("kind", BAD_EXIF)
 def test_exif_of_wrong_types_refuses_the_picture(kind: str) -> None:
-    assert "no picture that can be read" in refused(BAD_EXIF[kind])
+    assert "EXIF that cannot be read" in refused(BAD_EXIF[kind])
 
 
 def test_a_broken_avif_is_refused() -> None:

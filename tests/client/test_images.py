@@ -8,11 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 
 from orchestrator.client.images import row_from_bytes, row_from_image
 from orchestrator.errors import DataError, InputError
 from orchestrator.spec import Preprocess
+from tests.client.broken_pictures import BAD_EXIF
 
 DIGIT = Preprocess(mode="L", height_px=8, width_px=8, value_min=0, value_max=16)
 PHOTO = Preprocess(mode="RGB", height_px=4, width_px=4, resize_px=4, value_min=-1, value_max=1)
@@ -115,3 +116,23 @@ def test_what_is_no_picture_is_one_line(data: bytes) -> None:
     with pytest.raises(DataError, match=r"a\.png") as caught:
         row_from_bytes(data, DIGIT, dtype="float32", dims=(1, 8, 8), what="a.png")
     assert "\n" not in str(caught.value)
+
+
+def test_postscript_named_like_a_picture_never_reaches_ghostscript(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[object] = []
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *words, **options: asked.append(words))
+    with pytest.raises(DataError, match="cannot identify"):
+        row_from_bytes(png(Image.new("L", (8, 8)), "EPS"), DIGIT, dtype="float32", dims=(1, 8, 8), what="a.png")
+    assert not asked
+
+
+@pytest.mark.parametrize("kind", ["JPEG2000", "TGA", "ICO", "PCX", "DDS"])
+def test_other_formats_of_pixels_are_read(kind: str) -> None:
+    data = png(Image.new("RGB", (8, 8), "white"), kind)
+    assert row_from_bytes(data, DIGIT, dtype="float32", dims=(1, 8, 8)).min() > 15
+
+
+@pytest.mark.parametrize("kind", BAD_EXIF)
+def test_broken_exif_is_said_to_be_that(kind: str) -> None:
+    with pytest.raises(DataError, match=r"a\.jpg: got EXIF that cannot be read \(.*\); save it without EXIF"):
+        row_from_bytes(BAD_EXIF[kind], DIGIT, dtype="float32", dims=(1, 8, 8), what="a.jpg")
