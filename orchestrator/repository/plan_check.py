@@ -10,17 +10,17 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig, ModelInstanceGroup
 from orchestrator.errors import RepositoryError
 from orchestrator.repository.class_names import label_file_of, names_in_label_file
 from orchestrator.repository.configs import LABELS, cascade_config
-from orchestrator.repository.files import may_replace, sha256_of_path
+from orchestrator.repository.files import sha256_of_path
 from orchestrator.repository.layout import ensemble_configs
 from orchestrator.repository.member_facts import MemberFacts
 from orchestrator.repository.model_check import Model, stated_kind
 from orchestrator.repository.on_disk import served_version, versions_served
-from orchestrator.repository.pbtxt import CONFIG, differences, text_from_path
+from orchestrator.repository.pbtxt import CONFIG, differences
 from orchestrator.repository.pinning import planned_version, sha256_of_version
 from orchestrator.repository.report import Findings
 from orchestrator.repository.shim import RUNTIME, SHIM, runtime_files
 from orchestrator.repository.tensors import Tensors, fits
-from orchestrator.repository.tuning import TUNABLE, tuned_text
+from orchestrator.repository.tuning import TUNABLE, is_refused
 from orchestrator.spec import CascadeSpec, Lead, Manifest, Member
 from orchestrator.spec.class_names import first_misplaced, first_unlike
 from orchestrator.spec.triton import versions_in
@@ -28,6 +28,7 @@ from orchestrator.spec.triton import versions_in
 # The server runs an instance's calls to members on 32 threads unless told otherwise, and answers need some.
 MAX_CALLS_IN_FLIGHT = 30
 _AGAIN = "render again"
+_UNDO = "edited by hand: undo it and change the plan instead, or remove the file and render again"
 
 
 def check_members(
@@ -303,18 +304,8 @@ def compare_configs(model: Model, expected: ModelConfig, findings: Findings) -> 
             findings.note(model.name, what, f"is {_short(got)}, not {_short(wanted)} as rendered; render keeps it")
             continue
         else:
-            hint = _hint(model.folder / CONFIG, expected)
+            hint = _UNDO if is_refused(model.folder / CONFIG, expected) else _AGAIN
         findings.fault(model.name, what, f"got {_short(got)}, expected {_short(wanted)}; {hint}")
-
-
-def _hint(path: Path, expected: ModelConfig) -> str:
-    """What to do about a config of which the plan decides a field: rendering refuses to undo a person's edit."""
-    try:
-        if not may_replace(path):
-            tuned_text(text_from_path(path), expected, path=path)
-    except RepositoryError:
-        return "edited by hand: undo it and change the plan instead, or remove the file and render again"
-    return _AGAIN
 
 
 def _is_on_gpu(config: ModelConfig) -> bool:

@@ -15,6 +15,7 @@ from google.protobuf.message import Message
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from orchestrator.errors import RepositoryError
+from orchestrator.repository.files import may_replace
 from orchestrator.repository.pbtxt import (
     comments_in,
     config_from_text,
@@ -22,6 +23,7 @@ from orchestrator.repository.pbtxt import (
     is_hash_of,
     line_of_field,
     text_from_config,
+    text_from_path,
 )
 
 # What a person may tune in a rendered config without changing what is served.
@@ -51,6 +53,16 @@ def tuned_text(text: str, rendered: ModelConfig, *, path: Path) -> str:
     if wanted == edited:
         return text
     return text_from_config(wanted, rendered=rendered, comments=comments_in(text))
+
+
+def is_refused(path: Path, rendered: ModelConfig) -> bool:
+    """Whether rendering refuses a config that lies there, because a person has edited what the plan decides."""
+    try:
+        if not may_replace(path):
+            tuned_text(text_from_path(path), rendered, path=path)
+    except RepositoryError:
+        return True
+    return False
 
 
 def _with_tuning(config: ModelConfig, *, tuning: ModelConfig) -> ModelConfig:
