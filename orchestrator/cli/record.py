@@ -72,7 +72,10 @@ def record(
         int | None, typer.Option(min=1, help="At most so many rows, spread evenly over the data.")
     ] = None,
     skip_bad: Annotated[
-        bool, typer.Option("--skip-bad", help="Leave out (and count) rows that cannot be read or answered.")
+        bool,
+        typer.Option(
+            "--skip-bad", help="Leave out (and count) rows that cannot be read or answered, or lack a label."
+        ),
     ] = False,
     restart: Annotated[
         bool,
@@ -93,7 +96,10 @@ def record(
         ),
     ] = None,
     first_label: Annotated[
-        int, typer.Option(help="Number of the first class in labels that are numbers; 1 for labels 1 to k.")
+        int,
+        typer.Option(
+            help="Number of the first class in labels that are numbers, also as text; 1 for labels 1 to k."
+        ),
     ] = 0,
     cost: Annotated[
         list[str] | None, typer.Option(metavar="NAME=COST", help="Cost per row of a member; else its MACs.")

@@ -185,6 +185,8 @@ def labels_from_array(
         DataError: they are neither, not one per row, of classes that the members do not have, or none or no names
             although an option speaks of them.
     """
+    if missing is not None:
+        _check_any(what, ~missing)
     if classes.mapped is not None and (labels is None or labels.dtype.kind not in "US"):
         got = "no labels" if labels is None else f"labels of type {labels.dtype}"
         raise DataError(what, got=got, expected="class names, which --class-map says", fix="leave out --class-map")
@@ -249,11 +251,15 @@ def _placed(what: str, known: npt.NDArray[np.int64], missing: npt.NDArray[np.boo
     """Labels of all rows, `UNLABELLED` where they are missing."""
     placed = np.full(len(missing), UNLABELLED, np.int64)
     placed[~missing] = known
-    if (placed == UNLABELLED).all():
+    _check_any(what, placed != UNLABELLED)
+    return placed
+
+
+def _check_any(what: str, labelled: npt.NDArray[np.bool_]) -> None:
+    if not labelled.any():
         raise DataError(
             f"{what} labels",
             got=f"{UNLABELLED}, NaN or null in every row",
             expected="labels",
             fix="name another column with --label-column, or take the labels out to record without them",
         )
-    return placed

@@ -13,7 +13,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from orchestrator.cli.app import run
+from orchestrator.cli.batch import stored_rows
+from orchestrator.cli.batch_rows import ColumnNames
+from orchestrator.cli.infer_rows import rows_from_sources
 from orchestrator.cli.pictures import picture_bytes
+from orchestrator.client.models import ModelInfo, TensorInfo
 from orchestrator.errors import DataError
 from orchestrator.planner.records import Records, records_from_path
 from tests.cli.recording import picture, png, rows_of, write_folder, write_member
@@ -80,6 +84,19 @@ def test_a_pipe_named_like_a_picture_is_refused_and_not_waited_for(
     assert list(found.meta["skipped"]) == [pipe.relative_to(data).as_posix()]
     with pytest.raises(DataError, match="got a pipe, expected a regular file"):
         picture_bytes(pipe, "picture")
+
+
+@pytest.mark.parametrize("ending", [".png", ".npy"])
+def test_a_pipe_is_no_row_to_ask_about(tmp_path: Path, ending: str) -> None:
+    os.mkfifo(tmp_path / f"pipe{ending}")
+    tensor = TensorInfo(name="x", dtype="FP32", shape=(-1, 2))
+    info = ModelInfo(name="m", platform="", versions=("1",), max_batch_size=8, inputs=(tensor,), outputs=())
+    for read in (
+        lambda path: rows_from_sources([str(path)], info, lambda data, what: np.zeros(2)),
+        lambda path: stored_rows(path, info, columns=ColumnNames(), read_picture=lambda data, what: np.zeros(2)),
+    ):
+        with pytest.raises(DataError, match="got a pipe, expected a regular file"):
+            read(tmp_path / f"pipe{ending}")
 
 
 @pytest.mark.parametrize("name", ["one.parquet", "many/one.parquet"])

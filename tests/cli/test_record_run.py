@@ -85,6 +85,7 @@ def test_what_was_answered_before_a_fault_is_given_before_it_is_raised() -> None
     watched = Watched()
     watched.fail_at = 5000
     stops = []
+    begun = time.monotonic()
 
     def take_all() -> None:
         for answered in answered_pieces(watched.task()):
@@ -94,6 +95,8 @@ def test_what_was_answered_before_a_fault_is_given_before_it_is_raised() -> None
         take_all()
     # The piece that holds row 5000 begins before it, and so is answered.
     assert stops[-1] == 5120
+    # Nobody waits for pieces that were cancelled.
+    assert time.monotonic() - begun < LAST_PIECES_S
 
 
 @pytest.mark.parametrize(("rows", "limit", "wanted"), [(5, None, 5), (5, 9, 5), (10, 3, [0, 3, 6]), (7, 7, 7)])
