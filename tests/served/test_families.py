@@ -1,4 +1,4 @@
-"""Every family of the zoo: exported, proven against the framework, and served from one uint8 input.
+"""Networks of the zoo: exported, proven against the framework, and served from one uint8 input.
 
 Random weights throughout: what is compared is that the served member says what the framework says, and that a
 cascade of them decides as its replay does. Nothing here is about accuracy.
@@ -28,8 +28,8 @@ from tests.export.small_models import save_convnext
 from tests.servers import running_server
 
 pytestmark = [pytest.mark.triton, pytest.mark.timeout(600)]
-# Two sizes of image, and what no smaller stand-in has; ResNet and ViT, which tests/test_imagenet_docs.py exports in
-# small, and the rest of the zoo are in `slow`.
+# Two sizes of image, and what no smaller stand-in has. The rest of the zoo is in `slow`; tests/test_imagenet_docs.py
+# exports a small ResNet and a small ViT.
 SMALL = ("efficientnet_b0", "mobilenet_v2_100_160", "efficientnet_b3")
 ROWS = 8
 

