@@ -28,8 +28,8 @@ from tests.export.small_models import save_convnext
 from tests.servers import running_server
 
 pytestmark = [pytest.mark.triton, pytest.mark.timeout(600)]
-# Two sizes of image, and what no smaller stand-in has. The rest of the zoo is in `slow`; a small ResNet and a small
-# ViT are exported by tests/test_imagenet_docs.py.
+# Two sizes of image, and what no smaller stand-in has. The rest of the zoo is in `slow`;
+# tests/test_imagenet_docs.py has a small ResNet and a small ViT.
 SMALL = ("efficientnet_b0", "mobilenet_v2_100_160", "efficientnet_b3")
 ROWS = 8
 
