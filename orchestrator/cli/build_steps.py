@@ -25,8 +25,8 @@ ASKED_END_S = 60.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Program:
-    """A program of Committee.
+class Launcher:
+    """How a program of Committee is started.
 
     Args:
         argv: what starts it.
@@ -56,14 +56,14 @@ def _more_options(step: str) -> str:
     return "" if step == "check" else f"; options of that step go through --{step}-args"
 
 
-def committee_program() -> Program:
+def committee_program() -> Launcher:
     """`committee`, by this interpreter."""
     script = Path(sys.executable).with_name("committee")
     shown = _short(script) if script.is_file() else f"{_short(Path(sys.executable))} -m orchestrator"
-    return Program(argv=(sys.executable, "-m", "orchestrator"), shown=shown)
+    return Launcher(argv=(sys.executable, "-m", "orchestrator"), shown=shown)
 
 
-def export_program() -> Program:
+def export_program() -> Launcher:
     """`python -m export`, by this interpreter; it lies in the checkout and not in the installed package.
 
     Raises:
@@ -79,9 +79,9 @@ def export_program() -> Program:
         )
     shown = f"{_short(Path(sys.executable))} -m export"
     if Path.cwd() == checkout:
-        return Program(argv=(sys.executable, "-m", "export"), shown=shown)
+        return Launcher(argv=(sys.executable, "-m", "export"), shown=shown)
     paths = os.pathsep.join(filter(None, (str(checkout), os.environ.get("PYTHONPATH"))))
-    return Program(
+    return Launcher(
         argv=(sys.executable, "-m", "export"),
         shown=f"PYTHONPATH={shlex.quote(str(checkout))} {shown}",
         environment={"PYTHONPATH": paths},
@@ -110,7 +110,7 @@ class Steps:
     done: list[dict[str, Any]] = field(default_factory=list)
     running: str | None = None
 
-    def run(self, step: str, what: str, program: Program, words: list[str], *, parsed: bool = False) -> Any:
+    def run(self, step: str, what: str, program: Launcher, words: list[str], *, parsed: bool = False) -> Any:
         """Runs one step; progress and errors of its process go to stderr as they come.
 
         Args:

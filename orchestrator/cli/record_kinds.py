@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,16 +29,35 @@ def kinds_from_words(words: Sequence[str], names: Sequence[str]) -> dict[str, st
     """The option's words, NAME=KIND, by member.
 
     Raises:
-        DataError: a word of another form, or a member that is not recorded.
+        DataError: see `words_by_member`.
     """
-    kinds = {}
+    form = f"NAME=KIND, {' or '.join(OUTPUT_KINDS)},"
+    return words_by_member(OPTION, words, names, form=form, fits=OUTPUT_KINDS.__contains__)
+
+
+def words_by_member(
+    option: str, words: Sequence[str], names: Sequence[str], *, form: str, fits: Callable[[str], bool]
+) -> dict[str, str]:
+    """What an option's words, NAME=VALUE, say of each member.
+
+    Args:
+        option: for messages.
+        words: as given.
+        names: the members that are recorded.
+        form: what a word should look like.
+        fits: whether a value can be used.
+
+    Raises:
+        DataError: a word of another form, a member that is not recorded, or one that is named twice.
+    """
+    found: dict[str, str] = {}
     for word in words:
-        name, _, kind = word.partition("=")
-        if name not in names or kind not in OUTPUT_KINDS:
-            expected = f"NAME=KIND, one of {', '.join(names)} and {' or '.join(OUTPUT_KINDS)}"
-            raise DataError(OPTION, got=repr(word), expected=expected)
-        kinds[name] = kind
-    return kinds
+        name, _, value = word.partition("=")
+        if name not in names or name in found or not fits(value):
+            expected = f"{form} with one of {', '.join(names)}, each once"
+            raise DataError(option, got=repr(word), expected=expected)
+        found[name] = value
+    return found
 
 
 def stated_kinds(

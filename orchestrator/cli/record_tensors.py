@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from orchestrator.cli.record_kinds import words_by_member
 from orchestrator.client.models import (
     ModelInfo,
     input_tensor,
@@ -25,16 +26,9 @@ def tensors_from_words(words: Sequence[str], names: Sequence[str]) -> dict[str, 
     """The option's words, NAME=TENSOR, by member.
 
     Raises:
-        DataError: a word of another form, a member that is not recorded, or one that is named twice.
+        DataError: see `words_by_member`.
     """
-    tensors: dict[str, str] = {}
-    for word in words:
-        name, _, tensor = word.partition("=")
-        if name not in names or not tensor or name in tensors:
-            expected = f"NAME=TENSOR with one of {', '.join(names)}, each once"
-            raise DataError(OPTION, got=repr(word), expected=expected)
-        tensors[name] = tensor
-    return tensors
+    return words_by_member(OPTION, words, names, form="NAME=TENSOR", fits=bool)
 
 
 def with_scores(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -140,14 +141,17 @@ def test_rows_of_the_plan_itself_are_called_that(
     assert "cascade minus c:" in shown
 
 
+def knows_its_rows(capsys: pytest.CaptureFixture[str], plan_path: Path, records: Path) -> bool:
+    """Whether evaluating a plan says that it was chosen on some of these rows."""
+    capsys.readouterr()
+    assert run(["evaluate", str(plan_path), str(records), "--json"]) == 0
+    return bool(json.loads(capsys.readouterr().out)["rows_of_the_plan"])
+
+
 def test_a_plan_knows_rows_it_has_seen_in_the_whole_in_a_part_and_in_another_cut(
     whole: Path, parts: tuple[Path, Path], plan: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def noted(plan_path: Path, records: Path) -> bool:
-        capsys.readouterr()
-        assert run(["evaluate", str(plan_path), str(records), "--json"]) == 0
-        return bool(json.loads(capsys.readouterr().out)["rows_of_the_plan"])
-
+    noted = partial(knows_its_rows, capsys)
     of_whole, other, rest = (whole.with_name(name) for name in ("whole.json", "other.npz", "other_rest.npz"))
     words = ["plan", str(whole), "--max-mean-cost-share", "0.5", "--no-certify", "-o", str(of_whole)]
     assert run(words) == 0
@@ -297,11 +301,7 @@ def test_plans_of_two_units_are_compared_by_accuracy_alone(
 def test_joined_rows_are_known_to_a_plan_that_was_chosen_on_some_of_them(
     whole: Path, parts: tuple[Path, Path], plan: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def noted(plan_path: Path, records: Path) -> bool:
-        capsys.readouterr()
-        assert run(["evaluate", str(plan_path), str(records), "--json"]) == 0
-        return bool(json.loads(capsys.readouterr().out)["rows_of_the_plan"])
-
+    noted = partial(knows_its_rows, capsys)
     other, joined, first, rest, of_joined = (
         whole.with_name(name) for name in ("more.npz", "both.npz", "first.npz", "rest.npz", "joined.json")
     )
