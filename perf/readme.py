@@ -15,7 +15,7 @@ from rich.console import Console
 from export.blocks import END, text_with_block
 from orchestrator.cli.demo_report import sentences_from_report, table_from_report
 from orchestrator.errors import DataError
-from orchestrator.planner.report.words import times_between, times_words
+from orchestrator.report.words import times_between, times_words
 from perf.reproduce.choices import HEADLINE
 from perf.reproduce.results import WRITTEN_BY, results_from_path
 

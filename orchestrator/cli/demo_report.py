@@ -12,7 +12,7 @@ from rich.table import Table
 
 from orchestrator.cli.demo_routes import Measured, ReplayCheck
 from orchestrator.planner.intervals import clopper_pearson, paired_difference
-from orchestrator.planner.report.words import times_words
+from orchestrator.report.words import times_words
 
 
 def report_from_routes(

@@ -62,7 +62,7 @@ def write_plan_report(folder: Path, found: Planned, records: Records) -> None:
         DataError: a package is missing, or the place cannot be written to.
     """
     try:
-        from orchestrator.planner.report import write_report
+        from orchestrator.report import write_report
     except ImportError as error:
         raise DataError(
             "plan --report",

@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any
 
-from orchestrator.planner.report.words import times_between
+from orchestrator.report.words import times_between
 from perf.reproduce import tables
 from perf.reproduce.choices import HEADLINE, short
 from perf.reproduce.sections import SECTIONS, Section

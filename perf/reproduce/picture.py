@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import DataError
-from orchestrator.planner.report.words import times_words
+from orchestrator.report.words import times_words
 from perf.reproduce.choices import HEADLINE
 
 # kind -> colour, marker, words; told apart without colour too.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from orchestrator.planner.report.words import times_between, times_words
+from orchestrator.report.words import times_between, times_words
 
 Line = dict[str, Any]
 Column = tuple[str, Callable[[Line], str]]

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from orchestrator.planner.report.words import times_between
+from orchestrator.report.words import times_between
 from perf.reproduce.tables import fewer_macs, points
 
 Line = dict[str, Any]

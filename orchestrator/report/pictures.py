@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 
 from orchestrator.planner.progress import Advance, unheard
-from orchestrator.planner.report.basis import Achieved
-from orchestrator.planner.report.curves import ClassFacts, Trade
-from orchestrator.planner.report.data import Report
-from orchestrator.planner.report.shares import Share
-from orchestrator.planner.report.theme import DARK, LIGHT, MARKERS, Named, Theme, drawn, write_names
-from orchestrator.planner.report.words import cost_words, percent, shortened, threshold_words
+from orchestrator.report.basis import Achieved
+from orchestrator.report.curves import ClassFacts, Trade
+from orchestrator.report.data import Report
+from orchestrator.report.shares import Share
+from orchestrator.report.theme import DARK, LIGHT, MARKERS, Named, Theme, drawn, write_names
+from orchestrator.report.words import cost_words, percent, shortened, threshold_words
 
 # More classes than this cannot be told apart on a screen; those that change most are kept.
 CLASSES_DRAWN = 24

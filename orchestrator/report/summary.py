@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from html import escape
 
-from orchestrator.planner.report.data import Report
-from orchestrator.planner.report.tables import facts_table
-from orchestrator.planner.report.words import (
+from orchestrator.report.data import Report
+from orchestrator.report.tables import facts_table
+from orchestrator.report.words import (
     between,
     cost_words,
     percent,

@@ -12,7 +12,7 @@ import numpy as np
 
 from orchestrator.planner.progress import Advance
 from orchestrator.planner.records import Records
-from orchestrator.planner.report import write_report
+from orchestrator.report import write_report
 from orchestrator.spec import CascadeSpec, Fit, InputSpec, Member, Stage
 
 COSTS = {"tiny": 1e5, "small": 8e5, "medium": 4e6, "large": 3e7}

@@ -13,11 +13,11 @@ import pytest
 from orchestrator.planner.intervals import clopper_pearson
 from orchestrator.planner.records import Records
 from orchestrator.planner.replay import replay
-from orchestrator.planner.report.ladder import ladder_from_plan
+from orchestrator.report.ladder import ladder_from_plan
 from orchestrator.spec import CascadeSpec
 from tests.chromium import Browser, browser, chromium_path
-from tests.planner.report.made import made_plan, made_records
-from tests.planner.report.test_page import undrawn
+from tests.report.made import made_plan, made_records
+from tests.report.test_page import undrawn
 
 pytestmark = [
     pytest.mark.browser,

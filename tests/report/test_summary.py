@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from orchestrator.planner.report.data import report_from_records
-from orchestrator.planner.report.summary import cards, opening, provenance
+from orchestrator.report.data import report_from_records
+from orchestrator.report.summary import cards, opening, provenance
 from orchestrator.spec import Fit
-from tests.planner.report.made import made_plan, made_records
+from tests.report.made import made_plan, made_records
 
 SPLIT = {"split": {"seed": 7, "search_rows": 400, "certify_rows": 200}}
 FACTS = {"statement": "so it is", "rows": 200, "losses": 43, "gains": 0, "method": "made up", "bound": 0.02}

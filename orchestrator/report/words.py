@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from orchestrator.planner.report.shares import Share
+from orchestrator.report.shares import Share
 
 _PREFIXES = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 

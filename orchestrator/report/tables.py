@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
-from orchestrator.planner.report.basis import Achieved
-from orchestrator.planner.report.data import Report
-from orchestrator.planner.report.pictures import class_name
-from orchestrator.planner.report.shares import Share
-from orchestrator.planner.report.words import between, cost_words, percent, signed, threshold_words
+from orchestrator.report.basis import Achieved
+from orchestrator.report.data import Report
+from orchestrator.report.pictures import class_name
+from orchestrator.report.shares import Share
+from orchestrator.report.words import between, cost_words, percent, signed, threshold_words
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,12 +13,12 @@ from orchestrator.errors import DataError
 from orchestrator.planner.intervals import clopper_pearson, paired_difference
 from orchestrator.planner.records import Records
 from orchestrator.planner.replay import replay
-from orchestrator.planner.report.curves import reliability_of, trade_of
-from orchestrator.planner.report.data import Report, report_from_records
-from orchestrator.planner.report.ladder import ladder_from_plan
 from orchestrator.planner.split import split_from_ids
+from orchestrator.report.curves import reliability_of, trade_of
+from orchestrator.report.data import Report, report_from_records
+from orchestrator.report.ladder import ladder_from_plan
 from orchestrator.spec import COMBINES, SCORES, CascadeSpec, Fit
-from tests.planner.report.made import COSTS, made_plan, made_records
+from tests.report.made import COSTS, made_plan, made_records
 
 
 def with_thresholds(spec: CascadeSpec, thresholds: tuple[float | None, ...]) -> CascadeSpec:

@@ -6,9 +6,9 @@ import math
 from dataclasses import dataclass
 from html import escape
 
-from orchestrator.planner.report.basis import Achieved
-from orchestrator.planner.report.data import Report
-from orchestrator.planner.report.words import cost_words, percent, shortened
+from orchestrator.report.basis import Achieved
+from orchestrator.report.data import Report
+from orchestrator.report.words import cost_words, percent, shortened
 
 WIDTH, HEIGHT = 416, 300
 LEFT, RIGHT, TOP, BOTTOM = 48, 404, 12, 264

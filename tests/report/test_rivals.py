@@ -12,11 +12,11 @@ from orchestrator.planner.goal import ENSEMBLE, Goal, Options
 from orchestrator.planner.planning import plan_from_records
 from orchestrator.planner.records import Records
 from orchestrator.planner.replay import replay
-from orchestrator.planner.report.data import Report, report_from_records
 from orchestrator.planner.result import Planned
+from orchestrator.report.data import Report, report_from_records
 from orchestrator.spec import CascadeSpec, Stage
 from tests.planner import made as plain
-from tests.planner.report.made import COSTS, made_plan, made_records, member
+from tests.report.made import COSTS, made_plan, made_records, member
 
 
 def spread(records: Records) -> Records:

@@ -10,9 +10,9 @@ from typing import Any
 from orchestrator.errors import DataError
 from orchestrator.planner.progress import Progress, silent
 from orchestrator.planner.records import Records
-from orchestrator.planner.report.data import report_from_records
-from orchestrator.planner.report.page import page_from_report
-from orchestrator.planner.report.pictures import pictures_from_report, sketches_from_report
+from orchestrator.report.data import report_from_records
+from orchestrator.report.page import page_from_report
+from orchestrator.report.pictures import pictures_from_report, sketches_from_report
 from orchestrator.spec import CascadeSpec, Member
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.planner.report.words import times_between, times_words
+from orchestrator.report.words import times_between, times_words
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,9 @@ import numpy as np
 
 from orchestrator.planner.intervals import paired_difference
 from orchestrator.planner.records import Records
-from orchestrator.planner.report.basis import Achieved, Basis, Measure, basis_from_records
-from orchestrator.planner.report.curves import (
+from orchestrator.planner.split import split_from_ids
+from orchestrator.report.basis import Achieved, Basis, Measure, basis_from_records
+from orchestrator.report.curves import (
     ClassFacts,
     Confidence,
     Reliability,
@@ -22,10 +23,9 @@ from orchestrator.planner.report.curves import (
     reliability_of,
     trade_of,
 )
-from orchestrator.planner.report.ladder import Bools, Ladder, picked
-from orchestrator.planner.report.rivals import FrontierPoint, point_from_row
-from orchestrator.planner.report.shares import Share, share_of
-from orchestrator.planner.split import split_from_ids
+from orchestrator.report.ladder import Bools, Ladder, picked
+from orchestrator.report.rivals import FrontierPoint, point_from_row
+from orchestrator.report.shares import Share, share_of
 from orchestrator.spec import CascadeSpec, Member
 
 

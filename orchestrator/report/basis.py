@@ -11,8 +11,8 @@ import numpy.typing as npt
 
 from orchestrator.planner.goal import ENSEMBLE
 from orchestrator.planner.records import Records, random_members
-from orchestrator.planner.report.ladder import I64, Bools, Ladder, ladder_from_plan, picked
-from orchestrator.planner.report.rivals import (
+from orchestrator.report.ladder import I64, Bools, Ladder, ladder_from_plan, picked
+from orchestrator.report.rivals import (
     Rival,
     ensembles_from_ladder,
     everybody,
@@ -20,7 +20,7 @@ from orchestrator.planner.report.rivals import (
     pool_of,
     reference_of,
 )
-from orchestrator.planner.report.shares import Share, share_of
+from orchestrator.report.shares import Share, share_of
 from orchestrator.spec import CascadeSpec, Member
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from orchestrator.planner.report.data import Report
+from orchestrator.report.data import Report
 
 # Beyond this many rows the page would grow by megabytes and the numbers by a digit nobody needs.
 MOST_ROWS = 20_000

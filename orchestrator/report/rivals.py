@@ -11,9 +11,9 @@ import numpy as np
 
 from orchestrator.planner.kinds import kind_seen
 from orchestrator.planner.records import Records
-from orchestrator.planner.report.ladder import F32, I64, Ladder, together
-from orchestrator.planner.report.shares import Share
 from orchestrator.planner.table import mode_of
+from orchestrator.report.ladder import F32, I64, Ladder, together
+from orchestrator.report.shares import Share
 from orchestrator.spec import CascadeSpec, Member
 
 ARROW = " → "

@@ -12,15 +12,15 @@ import pytest
 
 from orchestrator.errors import DataError
 from orchestrator.planner.records import Records
-from orchestrator.planner.report import write_report
-from orchestrator.planner.report.data import report_from_records
-from orchestrator.planner.report.live import MOST_ROWS, live_from_report, sampled_rows
-from orchestrator.planner.report.page import page_from_report
-from orchestrator.planner.report.pictures import Picture, sketches_from_report
-from orchestrator.planner.report.theme import LIGHT, drawn
-from orchestrator.planner.report.words import cost_words
+from orchestrator.report import write_report
+from orchestrator.report.data import report_from_records
+from orchestrator.report.live import MOST_ROWS, live_from_report, sampled_rows
+from orchestrator.report.page import page_from_report
+from orchestrator.report.pictures import Picture, sketches_from_report
+from orchestrator.report.theme import LIGHT, drawn
+from orchestrator.report.words import cost_words
 from orchestrator.spec import CascadeSpec
-from tests.planner.report.made import CALIBRATION, CERTIFY, FRONTIER, evil_report, made_plan, made_records
+from tests.report.made import CALIBRATION, CERTIFY, FRONTIER, evil_report, made_plan, made_records
 
 
 class Page(HTMLParser):

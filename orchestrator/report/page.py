@@ -8,19 +8,19 @@ from collections.abc import Callable, Sequence
 from html import escape
 from importlib.resources import files
 
-from orchestrator.planner.report.data import Report
-from orchestrator.planner.report.live import live_from_report, sampled_rows
-from orchestrator.planner.report.pictures import CLASSES_DRAWN, Picture
-from orchestrator.planner.report.plot import svg_from_report
-from orchestrator.planner.report.summary import cards, opening, provenance
-from orchestrator.planner.report.tables import (
+from orchestrator.report.data import Report
+from orchestrator.report.live import live_from_report, sampled_rows
+from orchestrator.report.pictures import CLASSES_DRAWN, Picture
+from orchestrator.report.plot import svg_from_report
+from orchestrator.report.summary import cards, opening, provenance
+from orchestrator.report.tables import (
     classes_table,
     frontier_table,
     rivals_table,
     stages_table,
     temperatures_table,
 )
-from orchestrator.planner.report.words import threshold_words
+from orchestrator.report.words import threshold_words
 
 # Nothing may be fetched, whatever a name in the data might try.
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
@@ -77,7 +77,7 @@ def page_from_report(report: Report, pictures: Sequence[Picture]) -> str:
 
 
 def _text_of(name: str) -> str:
-    return files("orchestrator.planner.report").joinpath(name).read_text(encoding="utf-8")
+    return files("orchestrator.report").joinpath(name).read_text(encoding="utf-8")
 
 
 def _script(report: Report) -> str:

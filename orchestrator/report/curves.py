@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from orchestrator.planner.intervals import paired_difference
-from orchestrator.planner.report.ladder import F32, F64, I64, Bools, Ladder, picked
-from orchestrator.planner.report.shares import Share, share_of
+from orchestrator.report.ladder import F32, F64, I64, Bools, Ladder, picked
+from orchestrator.report.shares import Share, share_of
 
 RELIABILITY_BINS = 15
 CONFIDENCE_BINS = 40
