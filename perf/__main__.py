@@ -10,15 +10,15 @@ import typer
 
 from orchestrator.commandline import HandsOn, interrupt_on_signals, new_program, run_program
 from perf.bench.command import leak, run
-from perf.gpu.command import gpu
-from perf.int8 import int8
 from perf.live.command import live
 from perf.load.command import analyzer, inputs, tritonserver
-from perf.onefile import onefile
 from perf.overload.command import overload
-from perf.planner import planner
 from perf.readme import write_readme
-from perf.reproduce.command import reproduce
+from perf.studies.gpu.command import gpu
+from perf.studies.int8 import int8
+from perf.studies.onefile import onefile
+from perf.studies.planner import planner
+from perf.studies.reproduce.command import reproduce
 
 app = new_program("perf", "Measure what is served.")
 

@@ -16,8 +16,8 @@ from export.blocks import END, text_with_block
 from orchestrator.cli.demo_report import sentences_from_report, table_from_report
 from orchestrator.errors import DataError
 from orchestrator.report.words import times_between, times_words
-from perf.reproduce.choices import HEADLINE
-from perf.reproduce.results import WRITTEN_BY, results_from_path
+from perf.studies.reproduce.choices import HEADLINE
+from perf.studies.reproduce.results import WRITTEN_BY, results_from_path
 
 BEGIN = "<!-- begin: python -m perf readme -->"
 CLAIMS_BEGIN = "<!-- begin: python -m perf readme, claims -->"

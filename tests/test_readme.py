@@ -24,7 +24,7 @@ from perf.readme import (
     readme_with_targets,
     verdicts_from_path,
 )
-from perf.reproduce.results import results_from_path
+from perf.studies.reproduce.results import results_from_path
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

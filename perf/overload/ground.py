@@ -20,8 +20,8 @@ from orchestrator.planner.result import Planned
 from orchestrator.repository import render
 from orchestrator.repository.files import copy_model, new_folder
 from orchestrator.spec import CascadeSpec, Gears
-from perf.reproduce.family import REPOSITORY, require_members
-from perf.reproduce.parts import Draw, Drawn, Recorder
+from perf.studies.reproduce.family import REPOSITORY, require_members
+from perf.studies.reproduce.parts import Draw, Drawn, Recorder
 
 EPSILON = 0.005
 GEARS = 3

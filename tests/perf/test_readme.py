@@ -13,8 +13,8 @@ import pytest
 from orchestrator.cli.demo_report import sentences_from_report
 from orchestrator.errors import DataError
 from perf.readme import block_from_claims, write_readme
-from perf.reproduce.document import md_from_results
-from perf.reproduce.results import results_from_path
+from perf.studies.reproduce.document import md_from_results
+from perf.studies.reproduce.results import results_from_path
 
 ROOT = Path(__file__).parents[2]
 README, REPORT = ROOT / "README.md", ROOT / "docs/demo/report.json"

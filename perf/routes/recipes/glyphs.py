@@ -6,11 +6,11 @@ from functools import lru_cache
 from pathlib import Path
 
 from orchestrator.spec import CascadeSpec, InputSpec, Member, Stage, manifest_from_path
-from perf.reproduce.choices import CHOICES, ChosenPlan, choices_from_path
 from perf.routes.predicted import predicted_speedup
 from perf.routes.recipe import Recipe
 from perf.routes.recipes.planned import planned
 from perf.routes.spec import Rows
+from perf.studies.reproduce.choices import CHOICES, ChosenPlan, choices_from_path
 
 _PERF = Path(__file__).parents[2]
 MEMBERS = _PERF / "glyphs" / "model_repository"

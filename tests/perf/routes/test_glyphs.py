@@ -11,12 +11,12 @@ import pytest
 from orchestrator.local.digits import digits_split
 from orchestrator.local.sessions import LocalMembers
 from orchestrator.spec import cascade_from_path
-from perf.reproduce.choices import choices_from_path
 from perf.routes.predicted import predicted_speedup
 from perf.routes.recipes.glyphs import CHOSEN, MEMBERS, glyphs
 from perf.routes.recipes.planned import COMMITTED
 from perf.routes.scenarios import RECIPES
 from perf.routes.spec import Rows
+from perf.studies.reproduce.choices import choices_from_path
 
 
 def test_it_is_the_plan_that_was_chosen_against_the_largest_member() -> None:

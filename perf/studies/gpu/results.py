@@ -1,0 +1,135 @@
+"""Results of a run as files: results.json, results.csv, plots and the report; no figure is typed by hand."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from perf.bench.plots import COLOURS
+from perf.bench.results import Results, row_from_summary
+from perf.results import write_results as write_document
+from perf.studies.gpu.compare import Comparison
+from perf.studies.gpu.device import Device
+
+
+@dataclass(frozen=True, kw_only=True)
+class Alone:
+    """What one network did by itself.
+
+    Args:
+        family: its family.
+        member: name.
+        rows_per_s: by batch size, median over rounds; sizes that could not be run are missing.
+    """
+
+    family: str
+    member: str
+    rows_per_s: dict[int, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GpuResults:
+    """Everything a run leaves.
+
+    Args:
+        device: it ran on.
+        precision: of the networks.
+        small: networks of a toy's size.
+        bench: the served cells.
+        alone: the networks by themselves.
+        comparisons: of each cascade with its baseline.
+    """
+
+    device: Device
+    precision: str
+    small: bool
+    bench: Results
+    alone: Sequence[Alone]
+    comparisons: Sequence[Comparison]
+
+    def as_json(self) -> dict[str, Any]:
+        """As results.json holds it."""
+        document = self.bench.as_json()
+        del document["targets"]
+        return {
+            **document,
+            "device": self.device.as_json(),
+            "precision": self.precision,
+            "small": self.small,
+            "alone": [asdict(one) for one in self.alone],
+            "comparisons": [one.as_json() for one in self.comparisons],
+        }
+
+
+def write_results(results: GpuResults, folder: Path) -> list[Path]:
+    """Writes results.json, results.csv (a row per served cell) and alone.csv, and returns their paths."""
+    document, cells, alone = (folder / name for name in ("results.json", "results.csv", "alone.csv"))
+    write_document(results.as_json(), document)
+    _write_csv(cells, [row_from_summary(one) for one in results.bench.summaries])
+    _write_csv(
+        alone,
+        [
+            {"family": one.family, "member": one.member, "batch": batch, "rows_per_s": round(rate, 2)}
+            for one in results.alone
+            for batch, rate in one.rows_per_s.items()
+        ],
+    )
+    return [document, cells, alone]
+
+
+def _write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]) if rows else ["nothing"], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def draw_plots(results: GpuResults, folder: Path) -> list[Path]:
+    """Draws speed-ups and what the networks do alone, and returns the files."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    folder.mkdir(parents=True, exist_ok=True)
+    pictures: dict[str, Callable[[Any, GpuResults], None]] = {"speedups": _speedups, "alone": _alone}
+    paths = []
+    for name, draw in pictures.items():
+        figure, axes = plt.subplots(figsize=(8.0, 4.8), layout="constrained")
+        draw(axes, results)
+        axes.grid(alpha=0.3)
+        paths.append(folder / f"gpu-{name}.png")
+        figure.savefig(paths[-1], dpi=120, metadata={"Software": None})
+        plt.close(figure)
+    return paths
+
+
+def _speedups(axes: Any, results: GpuResults) -> None:
+    """Measured online and offline beside what multiply-adds say."""
+    kinds = (
+        ("online, measured", "online_speedup", COLOURS["committee"]),
+        ("offline, measured", "offline_speedup", COLOURS["tutorial"]),
+        ("multiply-adds, arithmetic", "macs_speedup", COLOURS["pass_through"]),
+    )
+    places = range(len(results.comparisons))
+    for number, (label, field, colour) in enumerate(kinds):
+        values = [getattr(one, field) or 0.0 for one in results.comparisons]
+        axes.barh([place - 0.27 * (number - 1) for place in places], values, 0.25, color=colour, label=label)
+    axes.set_yticks(list(places), [one.cascade for one in results.comparisons])
+    axes.axvline(1, color="black", linewidth=0.8)
+    axes.set_xlabel("speed-up over the largest network alone; exit mix imposed, random weights")
+    axes.legend(fontsize=8)
+
+
+def _alone(axes: Any, results: GpuResults) -> None:
+    """Rows/s over the batch size."""
+    for one in results.alone:
+        axes.plot(list(one.rows_per_s), list(one.rows_per_s.values()), marker="o", label=one.member)
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    axes.set_xlabel("rows per batch, in this process")
+    axes.set_ylabel("rows/s, median over rounds (log scale)")
+    axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)

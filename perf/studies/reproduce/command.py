@@ -1,0 +1,289 @@
+"""`python -m perf reproduce`: choose on the plan part, write the choices, then open the test part and judge."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from export.commands.console import needs
+from orchestrator.cli.console import progress as bar
+from orchestrator.errors import DataError, RepositoryError
+from orchestrator.local.sessions import LocalMembers
+from orchestrator.planner.progress import Advance
+from orchestrator.repository.files import disk_errors, sha256_of_path, write_all
+from perf.studies.reproduce.choices import CHOICES, HEADLINE, choices_from_path, write_choices
+from perf.studies.reproduce.choose import choose
+from perf.studies.reproduce.document import md_from_results
+from perf.studies.reproduce.family import MEMBERS, REPOSITORY, require_members
+from perf.studies.reproduce.parts import CACHE, Draw, Drawn, Recorder, TestPart
+from perf.studies.reproduce.picture import draw_frontier
+from perf.studies.reproduce.results import (
+    RESULTS,
+    TIMED_FORMATS,
+    Setting,
+    results_from_path,
+    results_of,
+    write_results,
+)
+from perf.studies.reproduce.tables import fewer_macs, points, times
+from perf.studies.reproduce.timing import Load
+
+_MEASURE = "measure everything: leave out --again"
+DOCS, QUICK_DOCS = Path("docs/reproduce"), Path("build/reproduce")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Effort:
+    """How much is done.
+
+    Args:
+        rows: of each part; None takes all.
+        quantiles: thresholds tried per stage.
+        rehearsals: splits of the plan part on which the margin is tried.
+        loads: what is timed.
+    """
+
+    rows: int | None
+    quantiles: int
+    rehearsals: int
+    loads: tuple[Load, ...]
+
+
+FULL = Effort(
+    rows=None,
+    quantiles=100,
+    rehearsals=10,
+    loads=(Load(batch=32, rows=4096, rounds=7), Load(batch=1, rows=1024, rounds=7)),
+)
+QUICK = Effort(
+    rows=2000,
+    quantiles=20,
+    rehearsals=2,
+    loads=(Load(batch=32, rows=256, rounds=3), Load(batch=1, rows=64, rounds=3)),
+)
+
+
+def reproduce(
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", help="Folder of the results; the document lies beside it.  [docs/reproduce]"
+        ),
+    ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="A try with few rows and thresholds, written to build/reproduce.")
+    ] = False,
+    again: Annotated[
+        bool,
+        typer.Option(
+            "--again",
+            help="Judge the choices that lie in the folder once more, on the same pictures; nothing is chosen and "
+            "the measured times stay.",
+        ),
+    ] = False,
+    repository: Annotated[Path, typer.Option(help="Model repository that holds the glyphs members.")] = REPOSITORY,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
+) -> None:
+    """Check the paper's claims on glyphs, data of our own: tables with intervals, a figure, a headline.
+
+    Plans are chosen on the plan part and judged once on the test part. Takes some minutes; close other programs,
+    for times are measured too.
+
+    Example: python -m perf reproduce --quick
+    """
+    folder = named_folder(output or (QUICK_DOCS if quick else DOCS))
+    command = "python -m perf reproduce" + (" --quick" if quick else "")
+    with needs("perf reproduce"):
+        from export.glyphs.data import CLASSES
+    results = run(
+        folder,
+        effort=QUICK if quick else FULL,
+        repository=repository,
+        names=MEMBERS,
+        draw=draw_glyphs,
+        classes=CLASSES,
+        cache=CACHE,
+        command=command,
+        again=again,
+        say=lambda text: typer.echo(text, err=True),
+    )
+    if as_json:
+        typer.echo(json.dumps(results, indent=2, ensure_ascii=False))
+        return
+    for line in _summary(results):
+        typer.echo(line)
+    typer.echo(f"Written: {document_beside(folder)}, {folder}/")
+
+
+def document_beside(folder: Path) -> Path:
+    """Where the document of a folder of results lies."""
+    return folder.with_name(f"{folder.name}.md")
+
+
+def named_folder(folder: Path) -> Path:
+    """The folder by a name of its own, which the document beside it takes: "." has none.
+
+    Raises:
+        DataError: it is the root, with nothing beside it.
+    """
+    named = folder.resolve() if folder.name in ("", "..") else folder
+    if not named.name:
+        raise DataError(f"perf reproduce --output {folder}", got="the root folder", expected="one inside a folder")
+    return named
+
+
+def require_writable(folder: Path) -> None:
+    """Refuses, before any work, a place where results or the document beside them cannot be written.
+
+    Raises:
+        RepositoryError: naming the place.
+    """
+    document = document_beside(folder)
+    if document.is_dir():
+        raise RepositoryError(f"document {document}", got="a folder", expected="a file, or nothing yet")
+    for place in (folder, folder.parent):
+        with disk_errors(f"results in {place}"):
+            place.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=place):
+                pass
+
+
+def draw_glyphs(part: str, rows: int | None) -> Drawn:
+    """A part of the glyphs."""
+    from export.glyphs.data import glyphs_part
+
+    assert part in ("plan", "test")
+    return glyphs_part("plan" if part == "plan" else "test", rows=rows)
+
+
+def run(
+    folder: Path,
+    *,
+    effort: Effort,
+    repository: Path,
+    names: Sequence[str],
+    draw: Draw,
+    classes: Sequence[str],
+    cache: Path,
+    command: str,
+    say: Callable[[str], None],
+    again: bool = False,
+) -> dict[str, Any]:
+    """Everything the command does, with any members and any data.
+
+    Args:
+        folder: for choices.json, results.json and frontier.png; `<folder>.md` is written too.
+        effort: how much is done.
+        repository: holds the members.
+        names: of the members, called as `family.MEMBERS` are.
+        draw: makes a part.
+        classes: their names.
+        cache: folder for records.
+        command: that repeats it.
+        say: told what is being done.
+        again: judge the choices and keep the times that lie in the folder; rows and command are theirs too.
+
+    Raises:
+        CommitteeError: members are missing or do not fit, or a file cannot be written.
+    """
+    require_members(repository, names)
+    require_writable(folder)
+    kept = _kept(folder) if again else None
+    rows = effort.rows if kept is None else kept["test_part"]["rows"]
+    recorder = Recorder(repository=repository, names=names, draw=draw, rows=rows, cache=cache, say=say)
+    plan = recorder.plan_part()
+    choices = folder / CHOICES
+    if kept is None:
+        chosen = choose(plan, quantiles=effort.quantiles, rehearsals=effort.rehearsals, progress=_told(say))
+        write_choices(chosen, folder)
+        say(f"choices written to {choices}; the test part is opened now")
+    test = recorder.test_part(plan=plan, choices=choices)
+    if kept is not None:
+        command = kept["command"]
+        _check_same(kept, test, plan_sha256=plan.data_sha256)
+    setting = Setting(loads=effort.loads, command=command, classes=classes, kept=kept)
+    members = LocalMembers(repository, names, threads=1)
+    results = results_of(choices_from_path(choices), test, members=members, setting=setting, say=say)
+    results["choices_sha256"] = sha256_of_path(choices)
+    _write(results, folder)
+    return results
+
+
+def _kept(folder: Path) -> dict[str, Any]:
+    """Earlier results, with the choices they are of."""
+    kept = results_from_path(folder / RESULTS, formats=TIMED_FORMATS)
+    if sha256_of_path(folder / CHOICES) != kept["choices_sha256"]:
+        raise DataError(f"{folder / CHOICES}", got="other choices than those of the results", fix=_MEASURE)
+    return kept
+
+
+def _check_same(kept: dict[str, Any], test: TestPart, *, plan_sha256: str) -> None:
+    """Refuses pictures and members that the earlier results are not about."""
+    if (plan_sha256, test.data_sha256) != (kept["plan_part"]["data_sha256"], kept["test_part"]["data_sha256"]):
+        drawn = kept.get("drawn_with", {})
+        fix = "draw them with " + ", ".join(f"{name} {version}" for name, version in drawn.items())
+        raise DataError(
+            "pictures",
+            got="others than those of the earlier results",
+            fix=f"{fix}, or {_MEASURE}" if drawn else _MEASURE,
+        )
+    about = test.records.meta["members"]
+    changed = [
+        name for name, one in kept["plan_part"]["members"].items() if about[name]["sha256"] != one["sha256"]
+    ]
+    if changed:
+        raise DataError("members", got=f"other models than before: {', '.join(changed)}", fix=_MEASURE)
+
+
+def _write(results: dict[str, Any], folder: Path) -> None:
+    write_results(results, folder)
+    draw_frontier(results, folder / "frontier.png")
+    document = document_beside(folder)
+    write_all(document.parent, {document.name: md_from_results(results, folder=folder.name)})
+
+
+def _told(say: Callable[[str], None]) -> Callable[[str, int], Any]:
+    """A bar for people, and a line for files."""
+
+    @contextmanager
+    def progress(description: str, total: int) -> Iterator[Advance]:
+        say(f"plan part: {description}")
+        with bar(description, total) as advance:
+            yield advance
+
+    return progress
+
+
+def _summary(results: dict[str, Any]) -> list[str]:
+    line = results["claims"][HEADLINE][0]
+    best = results["plan_part"]["most_accurate"]
+    if line["one"] is None:
+        return [f"glyphs: no cheaper plan is ahead of {best} by the margin"]
+    low, high = line["difference_ci95"]
+    clock = ", ".join(
+        f"{times(one['median'])}x as fast at batch {batch}" for batch, one in line["time_factor"].items()
+    )
+    return [
+        f"glyphs, {line['one']['n']:,} test rows: {line['one']['plan']}",
+        f"  {fewer_macs(line['macs_factor'])} than {best}, measured {clock}",
+        f"  accuracy difference {points(line['difference'])} points ({points(low)} to {points(high)})",
+        *_beside_test_best(results["against_test_best"], best),
+    ]
+
+
+def _beside_test_best(line: dict[str, Any], best: str) -> list[str]:
+    other = line["other"]
+    if other["stages"] == [[best]]:
+        return []
+    low, high = line["difference_ci95"]
+    return [
+        f"  against {other['plan']}, the most accurate on the test part: {fewer_macs(line['macs_factor'])},"
+        f" {points(line['difference'])} points ({points(low)} to {points(high)})"
+    ]

@@ -1,0 +1,241 @@
+"""Where plans are looked for: every subset's answers on the plan part, and the rules that pick a plan.
+
+Rules of this file:
+- It is given a `PlanPart` and nothing else.
+- `no_worse` is the rule of every "at no lower accuracy": the cheapest plan nothing beats that is ahead of the
+  reference by `MARGIN_SE` standard errors of the paired difference. A plan that is merely level was lucky to be
+  chosen and loses about one of them on other rows (`rehearsal.py` shows it); the second is for the luck of the
+  test.
+- `certified` is the planner's own guarantee: one half of the rows proposes, the other confirms.
+- `reaching` and `within` are the optimum on all rows, with no margin: they serve to compare ways of planning with
+  each other, where the luck of a choice is the same for all.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from orchestrator.planner.chains import Choice, chains_of, mean_cost, outcome_of, shares_of
+from orchestrator.planner.decide import Part, decide
+from orchestrator.planner.goal import Goal, Options
+from orchestrator.planner.progress import Progress
+from orchestrator.planner.search import RIGHT, Found, Searched, search
+from orchestrator.planner.split import Split, split_from_ids
+from orchestrator.planner.table import Table, table_from_records
+from orchestrator.planner.yardstick import yardstick_of
+from perf.studies.reproduce.choices import ChosenPlan
+from perf.studies.reproduce.parts import PlanPart
+
+MARGIN_SE = 2.0
+# Of the planner's guarantees: with probability 0.95 at most half a point, or one point, is lost.
+DELTA, EPSILONS = 0.05, (0.005, 0.01)
+
+Bools = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ground:
+    """Answers of every subset of a pool on all rows of the plan part.
+
+    Args:
+        part: whose rows they are.
+        table: the answers.
+        truth: int32 (n,).
+        split: rows that propose and rows that confirm.
+        quantiles: thresholds tried per stage.
+        progress: shows searches.
+    """
+
+    part: PlanPart
+    table: Table
+    truth: npt.NDArray[np.int32]
+    split: Split
+    quantiles: int
+    progress: Progress
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The pool, cheapest first."""
+        return tuple(member.name for member in self.table.pool)
+
+    def plan_of(self, choice: Choice) -> ChosenPlan:
+        """A choice by the names of its members, with what it achieves on all rows."""
+        outcome = outcome_of(choice, self.table)
+        return ChosenPlan(
+            stages=tuple(tuple(self.names[place] for place in stage) for stage in choice.stages),
+            thresholds=choice.thresholds,
+            combine=choice.combine,
+            score=choice.score,
+            accuracy=float((outcome.label == self.truth).mean()),
+            mean_cost=mean_cost(choice, shares_of(outcome, len(choice.stages)), self.table.costs),
+        )
+
+    def right(self, name: str) -> Bools:
+        """Which rows a member gets right, bool (n,)."""
+        right: Bools = self.table.tops[:, self.names.index(name)] == self.truth
+        return right
+
+    def take(self, rows: npt.NDArray[np.intp]) -> Ground:
+        """The same of some rows; no guarantee can be asked of them."""
+        return dataclasses.replace(self, table=self.table.take(rows), truth=self.truth[rows])
+
+    def again(self, plan: ChosenPlan) -> ChosenPlan:
+        """A plan that was chosen elsewhere, with what it achieves on these rows."""
+        stages = tuple(tuple(self.names.index(name) for name in stage) for stage in plan.stages)
+        return self.plan_of(
+            Choice(combine=plan.combine, score=plan.score, stages=stages, thresholds=plan.thresholds)
+        )
+
+    def averaged(self, names: Sequence[str]) -> ChosenPlan:
+        """One member, or several that are always asked and averaged."""
+        places = tuple(sorted(self.names.index(name) for name in names))
+        return self.plan_of(Choice(combine="mean_logit", score="max_prob", stages=(places,), thresholds=()))
+
+
+def ground_of(
+    part: PlanPart,
+    names: Sequence[str],
+    *,
+    quantiles: int,
+    progress: Progress,
+    combine: str = "mean_logit",
+    scores: Sequence[str] = ("max_prob",),
+) -> Ground:
+    """Asks every subset of the named members about every plan row."""
+    records = part.records
+    kept = tuple(stage for stage in part.base.stages if stage.members[0].name in names)
+    base = dataclasses.replace(part.base, stages=kept)
+    with progress(f"combining members by {combine}", records.rows) as advance:
+        table = table_from_records(base, records, combines=(combine,), scores=tuple(scores), advance=advance)
+    assert records.labels is not None
+    return Ground(
+        part=part,
+        table=table,
+        truth=records.labels.astype(np.int32),
+        split=split_from_ids(records.ids, certify_share=0.5),
+        quantiles=quantiles,
+        progress=progress,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Certified:
+    """What came of asking for a guarantee.
+
+    Args:
+        plan: None where none could be certified, or none is cheaper.
+        note: why.
+        guarantee: facts of the certificate.
+    """
+
+    plan: ChosenPlan | None
+    note: str = ""
+    guarantee: dict[str, Any] | None = None
+
+
+def certified(ground: Ground, reference: str, *, epsilon: float) -> Certified:
+    """The cheapest plan that is certified to be at most `epsilon` less accurate than a member of the pool."""
+    goal = Goal(reference=reference, epsilon=epsilon, delta=DELTA)
+    options = Options(quantiles=ground.quantiles, calibrate=False)
+    stick = yardstick_of(goal, ground.table, ground.part.records, combine="mean_logit")
+    everything = Part(table=ground.table, yardstick=stick)
+    proposing, confirming = everything.take(ground.split.search), everything.take(ground.split.certify)
+    decision = decide(proposing, confirming, goal, options, progress=ground.progress)
+    if decision.shortfall is not None:
+        return Certified(plan=None, note=f"none certified: {decision.shortfall.got}")
+    plan = ground.plan_of(decision.choice)
+    if plan.members == (reference,):
+        refused = decision.instead
+        note = "nothing cheaper is good enough on the rows that propose" if refused is None else refused.got
+        return Certified(plan=None, note=note if refused is None else f"none certified: {note}")
+    return Certified(plan=plan, guarantee=decision.guarantee)
+
+
+def searched(
+    ground: Ground,
+    *,
+    combine: str = "mean_logit",
+    score: str = "max_prob",
+    max_stages: int = 4,
+    max_worst_cost: float | None = None,
+) -> Searched:
+    """The best plans of all rows for every accuracy and every cost."""
+    chains = chains_of(
+        ground.table.pool,
+        combines=(combine,),
+        scores=(score,),
+        max_stages=max_stages,
+        max_worst_cost=max_worst_cost,
+    )
+    with ground.progress(f"searching {combine}, {score}, stages <= {max_stages}", len(chains)) as advance:
+        return search(
+            ground.table,
+            chains,
+            values={RIGHT: lambda label: label == ground.truth},
+            max_stages=max_stages,
+            quantiles=ground.quantiles,
+            advance=advance,
+        )
+
+
+def no_worse(
+    ground: Ground, found: Searched, reference: Bools, *, below_cost: float, margin_se: float = MARGIN_SE
+) -> ChosenPlan | None:
+    """The cheapest plan nothing beats that is ahead of the reference by a margin; None where none is.
+
+    Args:
+        ground: of the rows.
+        found: plans to choose from.
+        reference: bool (n,), rows the reference gets right.
+        below_cost: what the reference costs; a plan that costs as much is of no use.
+        margin_se: standard errors of the paired difference.
+    """
+    level = int(reference.sum())
+    for one in reversed(found.frontiers[RIGHT]):
+        if one.right < level or found.mean_cost(one) >= below_cost * (1 - 1e-12):
+            continue
+        right = outcome_of(one.choice, ground.table).label == ground.truth
+        if standard_errors_ahead(right, reference) >= margin_se:
+            return ground.plan_of(one.choice)
+    return None
+
+
+def standard_errors_ahead(one: Bools, other: Bools) -> float:
+    """The mean of one - other over its standard error; 0 where they are equal row by row."""
+    change = one.astype(np.float64) - other
+    spread = float(change.std())
+    return float(change.mean()) * math.sqrt(len(change)) / spread if spread else 0.0
+
+
+def reaching(ground: Ground, found: Searched, *, accuracy: float) -> ChosenPlan | None:
+    """The cheapest plan with that accuracy on the plan part; None where none has it."""
+    return _plan(ground, found.reaching(found.frontiers[RIGHT], right=accuracy * found.rows))
+
+
+def within(ground: Ground, found: Searched, *, mean_cost: float) -> ChosenPlan | None:
+    """The most accurate plan with that mean cost on the plan part; None where all cost more."""
+    return _plan(ground, found.within(found.frontiers[RIGHT], max_mean_cost=mean_cost))
+
+
+def _plan(ground: Ground, found: Found | None) -> ChosenPlan | None:
+    return None if found is None else ground.plan_of(found.choice)
+
+
+def ensembles_of(ground: Ground) -> list[ChosenPlan]:
+    """The averages of two to four members nothing beats in accuracy and cost, cheapest first."""
+    units = [unit for unit in ground.table.index if 1 < len(unit) <= 4]
+    costs = [sum(ground.table.costs[place] for place in unit) for unit in units]
+    right = [int((ground.table.label("mean_logit", unit) == ground.truth).sum()) for unit in units]
+    kept, most = [], -1
+    for at in sorted(range(len(units)), key=lambda at: (costs[at], -right[at], units[at])):
+        if right[at] > most:
+            most = right[at]
+            kept.append(ground.averaged([ground.names[place] for place in units[at]]))
+    return kept
