@@ -30,11 +30,11 @@ from orchestrator.cli.endpoints import ADDRESS, Ca, Cert, Headers, Key, endpoint
 from orchestrator.cli.pictures import ReadPicture, picture_reader
 from orchestrator.client.base import Answers
 from orchestrator.client.endpoint import Endpoint
-from orchestrator.client.models import ModelInfo
 from orchestrator.client.over_grpc import AsyncGrpcClient
 from orchestrator.decision import Policy
 from orchestrator.errors import ClientError, DataError
 from orchestrator.files import irregular_kind
+from orchestrator.spec.served_model import ModelInfo
 
 
 @dataclass(frozen=True, kw_only=True)

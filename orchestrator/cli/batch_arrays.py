@@ -13,9 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from orchestrator.cli.batch_rows import ID_NAMES, NOT_ROWS, Block, ColumnNames, StoredRows, checked_ids
-from orchestrator.client.models import ModelInfo, check_rows
 from orchestrator.errors import DataError, InputError
 from orchestrator.planner.npz import BROKEN
+from orchestrator.spec.served_model import ModelInfo, check_rows
 
 Rows = npt.NDArray[Any]
 

@@ -18,9 +18,9 @@ from orchestrator.cli.parquet_table import ParquetTable, parquet_table
 from orchestrator.cli.parquet_types import is_text, words_or_numbers
 from orchestrator.cli.pictures import ReadPicture
 from orchestrator.client.images import is_picture
-from orchestrator.client.models import ModelInfo, input_tensor
 from orchestrator.errors import DataError
 from orchestrator.spec.inputs import INPUT_DTYPES
+from orchestrator.spec.served_model import ModelInfo, input_tensor
 
 Rows = npt.NDArray[Any]
 USUAL = ("image", "images", "rows", "row")

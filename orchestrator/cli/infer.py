@@ -19,11 +19,11 @@ from orchestrator.cli.infer_rows import NamedRow, rows_from_sources
 from orchestrator.cli.pictures import cascade_in, labels_in, picture_reader
 from orchestrator.client.base import Answers, parameters_from_policy, status_words
 from orchestrator.client.endpoint import Endpoint
-from orchestrator.client.models import ModelInfo
 from orchestrator.client.sync import SyncClient
 from orchestrator.decision import Policy
 from orchestrator.errors import ClientError, RepositoryError
 from orchestrator.spec import CascadeSpec
+from orchestrator.spec.served_model import ModelInfo
 
 GRPC_URL, HTTP_URL = "127.0.0.1:8001", "127.0.0.1:8000"
 

@@ -12,9 +12,9 @@ import numpy.typing as npt
 
 from orchestrator.cli.pictures import ReadPicture, picture_bytes
 from orchestrator.client.images import PICTURE_ENDINGS
-from orchestrator.client.models import ModelInfo, check_rows, input_tensor
 from orchestrator.errors import DataError, InputError
 from orchestrator.files import irregular_kind
+from orchestrator.spec.served_model import ModelInfo, check_rows, input_tensor
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,12 +12,12 @@ from typing import Any
 import numpy.typing as npt
 
 from orchestrator.client.images import row_from_bytes
-from orchestrator.client.models import ModelInfo, input_tensor
 from orchestrator.errors import DataError, InputError, RepositoryError
 from orchestrator.files import irregular_kind
 from orchestrator.repository.class_names import class_names_of
 from orchestrator.spec import CascadeSpec, Preprocess, cascade_from_path, manifest_from_path
 from orchestrator.spec.inputs import INPUT_DTYPES
+from orchestrator.spec.served_model import ModelInfo, input_tensor
 
 ReadPicture = Callable[[bytes, str], npt.NDArray[Any]]
 

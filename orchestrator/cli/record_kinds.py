@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from orchestrator.client.models import ModelInfo
 from orchestrator.errors import DataError
 from orchestrator.spec import Manifest
 from orchestrator.spec.output_kind import EXCLUSIVE, OUTPUT_KINDS, PARAMETER, ScoreEvidence
+from orchestrator.spec.served_model import ModelInfo
 
 Scores = npt.NDArray[np.float32]
 OPTION = "--output-kind"

@@ -19,7 +19,6 @@ from orchestrator.cli.record_kinds import kinds_from_words, stated_kinds
 from orchestrator.cli.record_names import class_names_by_member, names_of_members
 from orchestrator.cli.record_tensors import about_member, require_exported, tensors_from_words, with_scores
 from orchestrator.client.endpoint import Endpoint
-from orchestrator.client.models import ModelInfo, TensorInfo, input_tensor, scores_output
 from orchestrator.errors import DataError, InputError
 from orchestrator.local.sessions import LocalMembers
 from orchestrator.planner.goal import ENSEMBLE
@@ -29,6 +28,7 @@ from orchestrator.spec.faults import NAME
 from orchestrator.spec.inputs import INPUT_DTYPES
 from orchestrator.spec.output_kind import EXCLUSIVE
 from orchestrator.spec.processor import instruction_sets, processor_flags
+from orchestrator.spec.served_model import ModelInfo, TensorInfo, input_tensor, scores_output
 
 Rows = npt.NDArray[Any]
 # What one piece may take: memory of its rows, and work, so that an interrupt waits seconds and not minutes.

@@ -8,16 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.cli.record_kinds import words_by_member
-from orchestrator.client.models import (
+from orchestrator.errors import DataError, RepositoryError
+from orchestrator.spec import Manifest
+from orchestrator.spec.output_kind import SCORE_DTYPES
+from orchestrator.spec.served_model import (
     ModelInfo,
     input_tensor,
     no_single_scores,
     possible_scores,
     scores_output,
 )
-from orchestrator.errors import DataError, RepositoryError
-from orchestrator.spec import Manifest
-from orchestrator.spec.output_kind import SCORE_DTYPES
 
 OPTION = "--output-tensor"
 

@@ -13,9 +13,9 @@ import numpy.typing as npt
 from orchestrator.cli.batch_rows import ColumnNames, Refused, is_parquet
 from orchestrator.cli.pictures import ReadPicture
 from orchestrator.cli.sources_labels import Classes
-from orchestrator.client.models import ModelInfo
 from orchestrator.errors import DataError
 from orchestrator.local.digits import digits_split
+from orchestrator.spec.served_model import ModelInfo
 
 Rows = npt.NDArray[Any]
 Indices = npt.NDArray[np.int64]

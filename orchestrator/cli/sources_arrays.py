@@ -22,11 +22,11 @@ from orchestrator.cli.batch_arrays import (
 from orchestrator.cli.batch_rows import ID_NAMES, LABEL_NAMES, ColumnNames, checked_ids
 from orchestrator.cli.sources import Indices, Loaded, Piece, Rows, Source, spans
 from orchestrator.cli.sources_labels import Classes, labels_from_array
-from orchestrator.client.models import ModelInfo
 from orchestrator.errors import DataError
 from orchestrator.local.digits import digits_split
 from orchestrator.planner.npz import BROKEN, opened_npz
 from orchestrator.planner.records import check_ids, sha256_of_parts, sha256_of_rows
+from orchestrator.spec.served_model import ModelInfo
 
 # Bytes read at once while an array is hashed.
 BLOCK_BYTES = 1 << 22

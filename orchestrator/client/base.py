@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from orchestrator.client.models import ModelInfo, scores_output
 from orchestrator.decision import PARAMETERS, Policy, softmax
 from orchestrator.errors import InputError, ServerFaultError
 from orchestrator.spec.answer import ANSWER_COLUMNS, DEGRADED, STATUS_BITS
 from orchestrator.spec.output_kind import EXCLUSIVE, PARAMETER, ScoreEvidence
+from orchestrator.spec.served_model import ModelInfo, scores_output
 
 Rows = npt.NDArray[Any]
 # Parameters travel as int64.

@@ -26,7 +26,12 @@ from orchestrator.client.base import (
     parameters_from_policy,
 )
 from orchestrator.client.endpoint import Endpoint, endpoint_from_address
-from orchestrator.client.models import (
+from orchestrator.client.retries import Patience
+from orchestrator.client.seam import FOREIGN, error_from, with_tls_reason
+from orchestrator.client.sync import Outputs, Parameters, SyncClient, Wanted
+from orchestrator.decision import Policy
+from orchestrator.errors import RefusedError, UnavailableError
+from orchestrator.spec.served_model import (
     ModelInfo,
     TensorInfo,
     check_rows,
@@ -35,11 +40,6 @@ from orchestrator.client.models import (
     scores_output,
     wanted_outputs,
 )
-from orchestrator.client.retries import Patience
-from orchestrator.client.seam import FOREIGN, error_from, with_tls_reason
-from orchestrator.client.sync import Outputs, Parameters, SyncClient, Wanted
-from orchestrator.decision import Policy
-from orchestrator.errors import RefusedError, UnavailableError
 
 if TYPE_CHECKING:
     from typing_extensions import Self

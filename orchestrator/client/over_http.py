@@ -12,8 +12,8 @@ from geventhttpclient.response import HTTPConnectionClosed, HTTPParseError
 
 from orchestrator.client.base import Rows
 from orchestrator.client.endpoint import Endpoint, endpoint_from_address
-from orchestrator.client.models import TensorInfo
 from orchestrator.client.sync import Outputs, Parameters, SyncClient, Wanted
+from orchestrator.spec.served_model import TensorInfo
 
 T = TypeVar("T")
 

@@ -14,7 +14,11 @@ import numpy.typing as npt
 
 from orchestrator.client.base import Answers, OutputKinds, Rows, answers_from_outputs, parameters_from_policy
 from orchestrator.client.endpoint import Endpoint
-from orchestrator.client.models import (
+from orchestrator.client.retries import Patience
+from orchestrator.client.seam import FOREIGN, error_from, with_tls_reason
+from orchestrator.decision import Policy
+from orchestrator.errors import RefusedError, UnavailableError
+from orchestrator.spec.served_model import (
     ModelInfo,
     TensorInfo,
     check_rows,
@@ -23,10 +27,6 @@ from orchestrator.client.models import (
     scores_output,
     wanted_outputs,
 )
-from orchestrator.client.retries import Patience
-from orchestrator.client.seam import FOREIGN, error_from, with_tls_reason
-from orchestrator.decision import Policy
-from orchestrator.errors import RefusedError, UnavailableError
 
 if TYPE_CHECKING:
     from typing_extensions import Self

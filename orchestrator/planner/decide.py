@@ -23,11 +23,11 @@ from orchestrator.planner.certify import (
 )
 from orchestrator.planner.chains import Choice, chains_of
 from orchestrator.planner.goal import ENSEMBLE, Goal, Options
-from orchestrator.planner.progress import Progress, silent
 from orchestrator.planner.promise import Shortfall, facts_of, tested_facts, uncertified
 from orchestrator.planner.search import RIGHT, Found, Searched, search
 from orchestrator.planner.table import Table
 from orchestrator.planner.yardstick import Yardstick, is_reference, reference_alone, rows_wanted
+from orchestrator.progress import Progress, no_progress
 
 KEPT = "kept"
 # Of the candidates for certification, so many per frontier are judged on the search part.
@@ -73,7 +73,7 @@ class Decision:
 
 
 def decide(
-    chosen_on: Part, judged_on: Part, goal: Goal, options: Options, *, progress: Progress = silent
+    chosen_on: Part, judged_on: Part, goal: Goal, options: Options, *, progress: Progress = no_progress
 ) -> Decision:
     """The best plan for a goal.
 

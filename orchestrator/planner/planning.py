@@ -9,13 +9,13 @@ from orchestrator.planner.chains import Choice
 from orchestrator.planner.decide import Part, decide
 from orchestrator.planner.gears import gears_of
 from orchestrator.planner.goal import ENSEMBLE, Goal, Options
-from orchestrator.planner.progress import Progress, silent
 from orchestrator.planner.records import Records, random_members
 from orchestrator.planner.result import Infeasible, Origin, Planned, planned_from_decision
 from orchestrator.planner.split import split_from_ids
 from orchestrator.planner.table import in_cost_order, mode_of, table_from_records
 from orchestrator.planner.trial import Trial, try_temperatures
 from orchestrator.planner.yardstick import yardstick_of
+from orchestrator.progress import Progress, no_progress
 from orchestrator.spec import CascadeSpec, Gears
 
 
@@ -25,7 +25,7 @@ def plan_from_records(
     goal: Goal,
     *,
     options: Options | None = None,
-    progress: Progress = silent,
+    progress: Progress = no_progress,
 ) -> Planned | Infeasible:
     """The best plan for a goal, or the best reachable one where there is none.
 

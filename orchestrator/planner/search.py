@@ -24,8 +24,8 @@ from orchestrator.planner.grid import (
     tuples_allowed,
     tuples_of,
 )
-from orchestrator.planner.progress import Advance, unheard
 from orchestrator.planner.table import Labels, Table, Unit, mode_of
+from orchestrator.progress import Advance, no_advance
 from orchestrator.spec import CascadeSpec
 
 # label int32 (n,) -> bool (n,): which answers are of value.
@@ -101,7 +101,7 @@ def search(
     values: Mapping[str, Value],
     max_stages: int = 4,
     quantiles: int = QUANTILES,
-    advance: Advance = unheard,
+    advance: Advance = no_advance,
 ) -> Searched:
     """Frontiers of all chains and all their thresholds.
 

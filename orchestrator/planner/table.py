@@ -24,8 +24,8 @@ from orchestrator.decision import Combiner, Tally, score_from_tally
 from orchestrator.decision.combine import scaled_logits
 from orchestrator.decision.scores import agreement
 from orchestrator.errors import DataError
-from orchestrator.planner.progress import Advance, unheard
 from orchestrator.planner.records import Records
+from orchestrator.progress import Advance, no_advance
 from orchestrator.spec import CascadeSpec, Member, Stage
 
 F32 = npt.NDArray[np.float32]
@@ -122,7 +122,7 @@ def table_from_records(
     *,
     combines: Sequence[str] = ("mean_logit",),
     scores: Sequence[str] = ("max_prob",),
-    advance: Advance = unheard,
+    advance: Advance = no_advance,
     workers: int | None = None,
 ) -> Table:
     """Asks every subset of the pool about every recorded row.

@@ -13,12 +13,12 @@ import numpy as np
 from orchestrator.planner.calibrate import Scaling, scaling_of
 from orchestrator.planner.chains import chains_of, mean_cost, outcome_of, shares_of
 from orchestrator.planner.goal import ENSEMBLE, Goal, Options
-from orchestrator.planner.progress import Progress, silent
 from orchestrator.planner.records import Records
 from orchestrator.planner.search import RIGHT, search
 from orchestrator.planner.split import Split, records_of_rows, shuffled
 from orchestrator.planner.table import table_from_records
 from orchestrator.planner.yardstick import rows_wanted, yardstick_of
+from orchestrator.progress import Progress, no_progress
 from orchestrator.spec import CascadeSpec, Stage
 
 # Fewer rows than this on either side would decide by luck; more would add minutes and no certainty.
@@ -74,7 +74,7 @@ def try_temperatures(
     *,
     split: Split,
     options: Options,
-    progress: Progress = silent,
+    progress: Progress = no_progress,
 ) -> Trial:
     """Fits temperatures on each half of the search rows and compares plans with and without them on the other.
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from orchestrator.planner.progress import Advance, unheard
+from orchestrator.progress import Advance, no_advance
 from orchestrator.report.basis import Achieved
 from orchestrator.report.curves import ClassFacts, Trade
 from orchestrator.report.data import Report
@@ -80,7 +80,7 @@ def sketches_from_report(report: Report) -> tuple[Sketch, ...]:
     )
 
 
-def pictures_from_report(report: Report, *, advance: Advance = unheard) -> tuple[Picture, ...]:
+def pictures_from_report(report: Report, *, advance: Advance = no_advance) -> tuple[Picture, ...]:
     """Every figure, drawn; takes seconds, and tells of each figure.
 
     Raises:

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import DataError
-from orchestrator.planner.progress import Progress, silent
 from orchestrator.planner.records import Records
+from orchestrator.progress import Progress, no_progress
 from orchestrator.report.data import report_from_records
 from orchestrator.report.page import page_from_report
 from orchestrator.report.pictures import pictures_from_report, sketches_from_report
@@ -25,7 +25,7 @@ def write_report(
     certify: Mapping[str, Any] | None = None,
     calibration: Mapping[str, Any] | None = None,
     pool: Sequence[Member] = (),
-    progress: Progress = silent,
+    progress: Progress = no_progress,
 ) -> Path:
     """Writes `index.html`, which needs no other file, and every picture as a PNG.
 

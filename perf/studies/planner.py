@@ -24,9 +24,9 @@ from rich.table import Table
 from orchestrator.errors import DataError
 from orchestrator.planner.goal import Goal, Options
 from orchestrator.planner.planning import plan_from_records
-from orchestrator.planner.progress import unheard
 from orchestrator.planner.records import Records, records_from_path, write_records
 from orchestrator.planner.result import Infeasible
+from orchestrator.progress import no_advance
 from orchestrator.spec import COMBINES, SCORES, CascadeSpec, InputSpec, Member, Stage
 
 # Each member costs three times the one before it: a family by compound scaling.
@@ -167,7 +167,7 @@ def planned(path: str, size: Size) -> dict[str, Any]:
     def timed(description: str, total: int) -> Iterator[Any]:
         del total
         begun = time.perf_counter()
-        yield unheard
+        yield no_advance
         steps[description] = time.perf_counter() - begun
 
     begun = time.perf_counter()

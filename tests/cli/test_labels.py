@@ -17,9 +17,9 @@ from orchestrator.cli.batch import stored_rows
 from orchestrator.cli.batch_rows import ColumnNames
 from orchestrator.cli.infer_rows import rows_from_sources
 from orchestrator.cli.pictures import picture_bytes
-from orchestrator.client.models import ModelInfo, TensorInfo
 from orchestrator.errors import DataError
 from orchestrator.planner.records import Records, records_from_path
+from orchestrator.spec.served_model import ModelInfo, TensorInfo
 from tests.cli.recording import picture, png, rows_of, write_folder, write_member
 
 # Sorted by code points, the decomposed \u00e9 comes before "f", the composed one behind "z".

@@ -9,10 +9,10 @@ import pytest
 from PIL import Image
 
 from orchestrator.cli.pictures import labels_in, picture_reader, preprocess_in
-from orchestrator.client.models import ModelInfo, TensorInfo
 from orchestrator.errors import InputError, RepositoryError, SpecError
 from orchestrator.spec import Manifest, TensorSpec, json_from_cascade
 from orchestrator.spec.manifest import json_from_manifest
+from orchestrator.spec.served_model import ModelInfo, TensorInfo
 from tests.cli.digits import PREPROCESS, digit_spec, write_plan
 
 INFO = ModelInfo(

@@ -13,8 +13,8 @@ import pytest
 from orchestrator.cli.record_members import Pool
 from orchestrator.cli.record_run import LAST_PIECES_S, Task, answered_pieces, wanted_rows
 from orchestrator.cli.sources import Indices, Loaded, Piece, Source, spans
-from orchestrator.client.models import ModelInfo, TensorInfo
 from orchestrator.errors import MemberError
+from orchestrator.spec.served_model import ModelInfo, TensorInfo
 
 ROWS, WORKERS, ROW_VALUES = 60 * 256, 3, 64
 

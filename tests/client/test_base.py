@@ -16,9 +16,9 @@ from orchestrator.client.base import (
     parameters_from_policy,
     status_words,
 )
-from orchestrator.client.models import ModelInfo, TensorInfo
 from orchestrator.decision import Policy, softmax
 from orchestrator.errors import ServerFaultError
+from orchestrator.spec.served_model import ModelInfo, TensorInfo
 
 
 def model(**outputs: tuple[str, tuple[int, ...]]) -> ModelInfo:

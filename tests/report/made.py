@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from orchestrator.planner.progress import Advance
 from orchestrator.planner.records import Records
+from orchestrator.progress import Advance
 from orchestrator.report import write_report
 from orchestrator.spec import CascadeSpec, Fit, InputSpec, Member, Stage
 

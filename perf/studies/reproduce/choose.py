@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from orchestrator.planner.progress import Progress
 from orchestrator.planner.search import RIGHT, Searched
+from orchestrator.progress import Progress
 from orchestrator.spec import COMBINES, SCORES
 from perf.studies.reproduce.choices import HEADLINE, Choices, ChosenPlan, Comparison, short
 from perf.studies.reproduce.family import Family, family_from_names

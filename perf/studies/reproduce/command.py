@@ -16,7 +16,7 @@ from export.commands.console import needs
 from orchestrator.cli.console import progress as bar
 from orchestrator.errors import DataError, RepositoryError
 from orchestrator.local.sessions import LocalMembers
-from orchestrator.planner.progress import Advance
+from orchestrator.progress import Advance
 from orchestrator.repository.files import disk_errors, sha256_of_path, write_all
 from perf.studies.reproduce.choices import CHOICES, HEADLINE, choices_from_path, write_choices
 from perf.studies.reproduce.choose import choose

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from orchestrator.planner.progress import silent
 from orchestrator.planner.replay import replay
 from orchestrator.planner.search import RIGHT
+from orchestrator.progress import no_progress
 from perf.studies.reproduce import choices as choices_module
 from perf.studies.reproduce import choose as choose_module
 from perf.studies.reproduce import ground as ground_module
@@ -35,12 +35,12 @@ from tests.perf.studies.reproduce.made import plan_part
 @pytest.fixture(scope="module")
 def ground() -> Ground:
     part = plan_part()
-    return ground_of(part, list(part.records.outputs), quantiles=12, progress=silent)
+    return ground_of(part, list(part.records.outputs), quantiles=12, progress=no_progress)
 
 
 @pytest.fixture(scope="module")
 def chosen() -> Choices:
-    return choose(plan_part(rows=400, sizes=2), quantiles=5, rehearsals=1, progress=silent)
+    return choose(plan_part(rows=400, sizes=2), quantiles=5, rehearsals=1, progress=no_progress)
 
 
 @pytest.mark.parametrize("module", [choices_module, choose_module, ground_module, rehearsal_module])
@@ -53,7 +53,7 @@ def test_what_chooses_has_no_word_for_the_test_part(module: object) -> None:
 
 
 def test_the_same_plan_part_gives_the_same_bytes(chosen: Choices, tmp_path: Path) -> None:
-    again = choose(plan_part(rows=400, sizes=2), quantiles=5, rehearsals=1, progress=silent)
+    again = choose(plan_part(rows=400, sizes=2), quantiles=5, rehearsals=1, progress=no_progress)
     one, other = write_choices(chosen, tmp_path / "a"), write_choices(again, tmp_path / "b")
     assert one.read_bytes() == other.read_bytes()
     assert choices_from_path(one) == chosen

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.client.models import (
+from orchestrator.errors import InputError, ServerFaultError
+from orchestrator.spec.served_model import (
     ModelInfo,
     check_rows,
     chunks,
@@ -16,7 +17,6 @@ from orchestrator.client.models import (
     scores_output,
     wanted_outputs,
 )
-from orchestrator.errors import InputError, ServerFaultError
 
 
 def described(inputs: list[dict], outputs: list[dict], max_batch_size: object = 8) -> ModelInfo:
