@@ -14,7 +14,9 @@ import yaml
 from export.tensorrt_engine import in_image
 from export.tensorrt_engine.machine import MOUNTED, USER, compose_command
 from export.tensorrt_engine.options import EngineOptions
-from orchestrator.repository import check, plans_in, render_output
+from orchestrator.repository.check import check
+from orchestrator.repository.on_disk import plans_in
+from orchestrator.repository.output import render_output
 from orchestrator.serving.scan import IMAGE
 from orchestrator.spec.triton import PINNED, RELEASES
 

@@ -14,7 +14,7 @@ from rich.markup import escape
 
 from orchestrator.commandline import interrupt_on_signals
 from orchestrator.errors import RepositoryError, ServingError
-from orchestrator.repository import check_plans
+from orchestrator.repository.check import check_plans
 from orchestrator.serving import log
 from orchestrator.serving.hosts import is_loopback, network_host
 from orchestrator.serving.options import ServeOptions

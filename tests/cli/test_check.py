@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from orchestrator.cli.check import check
 from orchestrator.errors import RepositoryError
-from orchestrator.repository import render
+from orchestrator.repository.layout import render
 from tests.repository.making import add_member, spec_of
 
 RUNNER = CliRunner(env={"COLUMNS": "200", "NO_COLOR": "1"})

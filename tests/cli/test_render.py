@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from orchestrator.cli.render import render
 from orchestrator.errors import CommitteeError, RepositoryError, SpecError
-from orchestrator.repository import check
+from orchestrator.repository.check import check
 from orchestrator.spec import json_from_cascade
 from tests.repository.making import add_member, snapshot, spec_of
 

@@ -20,7 +20,7 @@ from export.opsets import MAX_OPSET
 from export.precision.derive import export_precision
 from export.sources import Asked
 from orchestrator.local.sessions import LocalMembers
-from orchestrator.repository import check
+from orchestrator.repository.check import check
 from orchestrator.spec import Member, manifest_from_path
 from orchestrator.spec.triton import EMBEDDED, releases_that_read
 from tests.export.foreign_files import (

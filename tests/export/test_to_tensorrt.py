@@ -20,7 +20,8 @@ from export.tensorrt_engine.options import EngineOptions
 from export.to_tensorrt import Exported, export_engine
 from orchestrator.errors import ExportError, RepositoryError
 from orchestrator.local.sessions import LocalMembers
-from orchestrator.repository import check, config_from_path
+from orchestrator.repository.check import check
+from orchestrator.repository.pbtxt import config_from_path
 from orchestrator.spec import TensorSpec, manifest_from_path
 from orchestrator.spec.manifest import json_from_manifest
 from tests.fakes.cuda import FakeCudaDriver

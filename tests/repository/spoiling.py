@@ -9,7 +9,8 @@ from pathlib import Path
 
 import onnx
 
-from orchestrator.repository import CheckReport, ensemble_from_cascade, render, render_ensemble
+from orchestrator.repository.layout import ensemble_from_cascade, render, render_ensemble
+from orchestrator.repository.report import CheckReport
 from orchestrator.spec import CascadeSpec
 from tests.repository.making import add_member, linear_model, spec_of
 

@@ -9,7 +9,9 @@ import onnx
 import pytest
 
 from orchestrator.errors import RepositoryError
-from orchestrator.repository import check, render, render_output
+from orchestrator.repository.check import check
+from orchestrator.repository.layout import render
+from orchestrator.repository.output import render_output
 from orchestrator.spec import Fit, Member, Stage, json_from_cascade
 from tests.repository.making import add_member, linear_model, spec_of
 from tests.repository.spoiling import Spoil, edit, has

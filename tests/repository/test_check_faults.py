@@ -14,7 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from orchestrator.errors import CommitteeError
-from orchestrator.repository import check, ensemble_from_cascade, render, render_ensemble, render_member
+from orchestrator.repository.check import check
+from orchestrator.repository.layout import ensemble_from_cascade, render, render_ensemble, render_member
 from orchestrator.spec import cascade_from_path
 from tests.repository.spoiling import FAULTS, TOGETHER, has
 

@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 
 from orchestrator.errors import RepositoryError
-from orchestrator.repository import check, ensemble_from_cascade, render, render_checked
+from orchestrator.repository.check import check
+from orchestrator.repository.checked import render_checked
+from orchestrator.repository.layout import ensemble_from_cascade, render
 from orchestrator.spec import CascadeSpec, Member
 from tests.repository.making import add_member, snapshot, spec_of
 from tests.repository.spoiling import edit

@@ -8,7 +8,8 @@ import onnx
 import pytest
 
 from orchestrator.errors import RepositoryError, SpecError
-from orchestrator.repository import check, ensemble_from_cascade, render, render_ensemble, render_member
+from orchestrator.repository.check import check
+from orchestrator.repository.layout import ensemble_from_cascade, render, render_ensemble, render_member
 from orchestrator.repository.pbtxt import config_from_path
 from orchestrator.repository.pinning import pinned_spec
 from orchestrator.spec import CascadeSpec, Member, Stage, cascade_from_path

@@ -6,7 +6,10 @@ from pathlib import Path
 import pytest
 
 from orchestrator.errors import RepositoryError
-from orchestrator.repository import check, ensemble_from_cascade, plans_in, render, render_ensemble, render_output
+from orchestrator.repository.check import check
+from orchestrator.repository.layout import ensemble_from_cascade, render, render_ensemble
+from orchestrator.repository.on_disk import plans_in
+from orchestrator.repository.output import render_output
 from orchestrator.spec import CascadeSpec, Member
 from tests.repository.making import add_member, snapshot, spec_of
 

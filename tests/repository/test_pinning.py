@@ -12,15 +12,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.repository import (
-    check,
-    check_plans,
-    config_from_path,
-    render,
-    render_checked,
-    render_output,
-)
+from orchestrator.repository.check import check, check_plans
+from orchestrator.repository.checked import render_checked
+from orchestrator.repository.layout import render
 from orchestrator.repository.on_disk import config_of, plan_path, plans_in, versions_served
+from orchestrator.repository.output import render_output
+from orchestrator.repository.pbtxt import config_from_path
 from orchestrator.repository.pinning import pinned_spec, planned_version
 from orchestrator.spec import CascadeSpec, Member, cascade_from_path
 from orchestrator.spec.planned_models import PlannedModel

@@ -11,7 +11,8 @@ import onnx
 import pytest
 
 from orchestrator.errors import RepositoryError, SpecError
-from orchestrator.repository import check, render
+from orchestrator.repository.check import check
+from orchestrator.repository.layout import render
 from orchestrator.spec import Fit, manifest_from_path
 from orchestrator.spec.manifest import json_from_manifest
 from tests.repository.making import add_member, linear_model, spec_of

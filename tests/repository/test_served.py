@@ -12,7 +12,10 @@ import pytest
 import tritonclient.grpc as grpcclient
 
 from orchestrator.decision import Combiner, score_from_tally
-from orchestrator.repository import check, ensemble_from_cascade, plans_in, render, render_ensemble, render_output
+from orchestrator.repository.check import check
+from orchestrator.repository.layout import ensemble_from_cascade, render, render_ensemble
+from orchestrator.repository.on_disk import plans_in
+from orchestrator.repository.output import render_output
 from orchestrator.spec import CascadeSpec, Stage, cascade_from_path
 from orchestrator.spec.answer import ANSWER_COLUMNS
 from tests.repository.making import CLASSES, DIMS, add_member, linear_model, spec_of

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from orchestrator.repository import render
+from orchestrator.repository.layout import render
 from orchestrator.repository.shim import SHIM, is_shim, runtime_files
 from tests.repository.making import add_member, spec_of
 

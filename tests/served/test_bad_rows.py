@@ -16,7 +16,7 @@ import tritonclient.grpc.aio as triton
 from onnx import TensorProto, helper
 from tritonclient.utils import InferenceServerException
 
-from orchestrator.repository import render
+from orchestrator.repository.layout import render
 from orchestrator.serving.process import EmbeddedServer
 from orchestrator.spec import CascadeSpec, InputSpec, Lead, Limits, Member, Stage
 from orchestrator.spec.answer import DEGRADED

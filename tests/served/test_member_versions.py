@@ -24,7 +24,8 @@ from orchestrator.cli.demo_routes import plan_of
 from orchestrator.cli.record import records_of
 from orchestrator.cli.sources import rows_from_source
 from orchestrator.errors import ServingError
-from orchestrator.repository import check, render
+from orchestrator.repository.check import check
+from orchestrator.repository.layout import render
 from orchestrator.serving.machine import machine_here
 from orchestrator.serving.options import ServeOptions
 from orchestrator.serving.ports import choose_ports

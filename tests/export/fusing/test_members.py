@@ -20,8 +20,8 @@ from export.reading import ReadMember, member_from_repository
 from orchestrator.errors import ExportError
 from orchestrator.local.digits import digits_split
 from orchestrator.local.sessions import LocalMembers
-from orchestrator.repository import check
 from orchestrator.repository.averaging import spec_from_averaging
+from orchestrator.repository.check import check
 from orchestrator.spec import (
     Member,
     TensorSpec,

@@ -19,7 +19,8 @@ from orchestrator.local.digits import digits_split
 from orchestrator.local.sessions import LocalMembers
 from orchestrator.planner.records import Records
 from orchestrator.planner.replay import replay
-from orchestrator.repository import check, render
+from orchestrator.repository.check import check
+from orchestrator.repository.layout import render
 from orchestrator.spec import (
     CascadeSpec,
     Fit,

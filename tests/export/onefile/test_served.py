@@ -12,7 +12,7 @@ import tritonclient.grpc as grpcclient
 
 from export.onefile import write_onefile
 from orchestrator.local.digits import digits_split
-from orchestrator.repository import check
+from orchestrator.repository.check import check
 from orchestrator.repository.layout import render
 from orchestrator.repository.output import render_output
 from orchestrator.spec import Lead, cascade_from_path

@@ -17,7 +17,8 @@ from export.__main__ import app
 from export.onefile import onefile_model, write_onefile
 from export.onefile.writing import require_fits
 from orchestrator.errors import CommitteeError, ExportError
-from orchestrator.repository import check, render
+from orchestrator.repository.check import check
+from orchestrator.repository.layout import render
 from orchestrator.repository.onefile_plan import ONEFILE_KEY, answering, onefile_from_model
 from orchestrator.repository.pbtxt import config_from_path
 from orchestrator.spec import CascadeSpec, cascade_from_path

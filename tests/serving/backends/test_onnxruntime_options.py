@@ -13,7 +13,7 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper
 
-from orchestrator.repository import check
+from orchestrator.repository.check import check
 from orchestrator.serving.embedded import BACKENDS
 from tests.serving.models import add_onnx
 
