@@ -10,8 +10,8 @@ from typing import Any
 from export.reading import is_current, manifest_in
 from orchestrator.errors import ExportError
 from orchestrator.repository.files import write_all
-from orchestrator.repository.layout import render_member
-from orchestrator.repository.on_disk import MANIFEST
+from orchestrator.repository.index import MANIFEST
+from orchestrator.repository.render import render_member
 from orchestrator.spec import Manifest
 from orchestrator.spec.class_names import first_unlike, names_from_text
 from orchestrator.spec.manifest import json_from_manifest

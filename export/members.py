@@ -14,7 +14,7 @@ from export.packing import Packed
 from export.parity import Parity
 from orchestrator.errors import ExportError, SpecError
 from orchestrator.repository.files import disk_errors, write_all
-from orchestrator.repository.layout import render_member
+from orchestrator.repository.render import render_member
 from orchestrator.spec import Manifest, Preprocess, TensorSpec, manifest_from_path
 from orchestrator.spec.manifest import json_from_manifest
 

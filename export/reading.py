@@ -11,7 +11,7 @@ from google.protobuf.message import DecodeError
 
 from orchestrator.errors import ExportError, SpecError
 from orchestrator.repository.files import disk_errors, sha256_of_path
-from orchestrator.repository.on_disk import model_folders
+from orchestrator.repository.index import model_folders
 from orchestrator.spec import Manifest, manifest_from_path
 from orchestrator.spec.faults import NAME
 

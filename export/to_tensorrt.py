@@ -26,8 +26,8 @@ from export.tensorrt_engine.machine import Machine, compose_command, this_machin
 from export.tensorrt_engine.options import EngineOptions, Route, precision_of, route_of
 from export.tensorrt_engine.run import Engine
 from orchestrator.errors import ExportError
+from orchestrator.pbtxt import CONFIG
 from orchestrator.repository.files import disk_errors, may_replace, write_all
-from orchestrator.repository.pbtxt import CONFIG
 from orchestrator.spec import Manifest
 
 COMMAND = "tensorrt"

@@ -47,7 +47,7 @@ def test_the_core_imports_the_standard_library_numpy_and_itself_only(path: Path)
 
 def test_the_allow_list_would_notice_a_stranger() -> None:
     assert not allowed("torch")
-    assert not allowed("orchestrator.client.base")
+    assert not allowed("orchestrator.client.answers")
     assert allowed("orchestrator.decision.run")
 
 

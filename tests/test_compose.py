@@ -15,7 +15,7 @@ from export.tensorrt_engine import in_image
 from export.tensorrt_engine.machine import MOUNTED, USER, compose_command
 from export.tensorrt_engine.options import EngineOptions
 from orchestrator.repository.check import check
-from orchestrator.repository.on_disk import plans_in
+from orchestrator.repository.index import plans_in
 from orchestrator.repository.output import render_output
 from orchestrator.serving.scan import IMAGE
 from orchestrator.spec.triton import PINNED, RELEASES

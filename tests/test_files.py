@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.files import contents_of, recover_folder, replaced_folder
-from tests.repository.making import snapshot
+from tests.repository.builders import snapshot
 
 PROGRAM = """
 import os, signal, sys

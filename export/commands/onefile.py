@@ -53,7 +53,7 @@ def onefile(
     with needs("export onefile"):
         from export.onefile import write_onefile
         from orchestrator.repository.files import write_all
-        from orchestrator.repository.on_disk import plan_path
+        from orchestrator.repository.index import plan_path
     path = cascade
     if cascade.is_dir():
         path = plan_path(cascade) or cascade / "1" / "cascade.json"

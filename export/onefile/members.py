@@ -14,7 +14,7 @@ from export.graphs import inlined
 from orchestrator.errors import ExportError
 from orchestrator.repository.files import sha256_of_path
 from orchestrator.repository.graph_pieces import OPSET, Graph, raw_logits
-from orchestrator.repository.on_disk import config_of, model_file, onnx_from_path, plan_path
+from orchestrator.repository.index import config_of, model_file, onnx_from_path, plan_path
 from orchestrator.repository.pinning import planned_version
 from orchestrator.repository.tensors import fits, tensors_from_graph
 from orchestrator.spec import CascadeSpec, Member

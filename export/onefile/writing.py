@@ -13,11 +13,12 @@ from export.onefile.graph import lead_graph, whole_graph
 from export.onefile.members import at_opset, common_opsets, read_parts, weight_bytes
 from export.packing import require_room
 from orchestrator.errors import ExportError
+from orchestrator.pbtxt import CONFIG, text_from_config
 from orchestrator.repository.class_names import named_spec
 from orchestrator.repository.configs import LABELS
 from orchestrator.repository.files import disk_errors, may_replace, write_all
 from orchestrator.repository.graph_pieces import IR_VERSION
-from orchestrator.repository.on_disk import onnx_from_path
+from orchestrator.repository.index import onnx_from_path
 from orchestrator.repository.onefile_plan import (
     PRODUCER,
     OneFile,
@@ -26,7 +27,6 @@ from orchestrator.repository.onefile_plan import (
     onefile_from_model,
     onefile_name,
 )
-from orchestrator.repository.pbtxt import CONFIG, text_from_config
 from orchestrator.spec import CascadeSpec
 from orchestrator.spec.answer import ANSWER_COLUMNS
 from orchestrator.spec.faults import NAME

@@ -28,7 +28,7 @@ from orchestrator.cli.batch_write import (
 from orchestrator.cli.console import print_json, progress, stdout_console
 from orchestrator.cli.endpoints import ADDRESS, Ca, Cert, Headers, Key, endpoint_from_options
 from orchestrator.cli.pictures import ReadPicture, picture_reader
-from orchestrator.client.base import Answers
+from orchestrator.client.answers import Answers
 from orchestrator.client.endpoint import Endpoint
 from orchestrator.client.over_grpc import AsyncGrpcClient
 from orchestrator.decision import Policy

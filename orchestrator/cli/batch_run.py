@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from orchestrator.cli.batch_rows import Block, Refused
-from orchestrator.client.base import Answers
+from orchestrator.client.answers import Answers
 from orchestrator.errors import ClientError, RefusedError, TimeLimitError, UnknownModelError
 
 Rows = npt.NDArray[Any]

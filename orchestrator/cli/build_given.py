@@ -8,7 +8,7 @@ from pathlib import Path
 
 from orchestrator.errors import DataError
 from orchestrator.planner.goal import ENSEMBLE
-from orchestrator.repository.on_disk import MANIFEST
+from orchestrator.repository.index import MANIFEST
 from orchestrator.spec import manifest_from_path
 from orchestrator.spec.faults import NAME
 

@@ -10,8 +10,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from orchestrator.repository.check import CheckReport
 from orchestrator.repository.check import check as check_repository
-from orchestrator.repository.report import CheckReport
 
 
 def check(

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from orchestrator.cli.sources import LabelledRows
-from orchestrator.client.base import Answers
+from orchestrator.client.answers import Answers
 from orchestrator.client.endpoint import Endpoint
 from orchestrator.client.load import LoadResult, closed_loop
 from orchestrator.client.over_grpc import AsyncGrpcClient
@@ -19,7 +19,7 @@ from orchestrator.decision import Policy
 from orchestrator.errors import RepositoryError
 from orchestrator.planner.records import Records
 from orchestrator.planner.replay import replay
-from orchestrator.repository.on_disk import plan_path
+from orchestrator.repository.index import plan_path
 from orchestrator.spec import CascadeSpec, cascade_from_path
 
 # Rows this near to a threshold may fall on either side of it when a kernel rounds differently by batch size.

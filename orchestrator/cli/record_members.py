@@ -22,7 +22,7 @@ from orchestrator.client.endpoint import Endpoint
 from orchestrator.errors import DataError, InputError
 from orchestrator.local.sessions import LocalMembers
 from orchestrator.planner.goal import ENSEMBLE
-from orchestrator.repository.on_disk import readable_config, served_version
+from orchestrator.repository.index import readable_config, served_version
 from orchestrator.spec import Manifest, Preprocess, manifest_from_path
 from orchestrator.spec.faults import NAME
 from orchestrator.spec.inputs import INPUT_DTYPES

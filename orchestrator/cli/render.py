@@ -13,11 +13,11 @@ from rich.console import Console
 
 from orchestrator.cli.check import print_report
 from orchestrator.errors import RepositoryError
+from orchestrator.repository.check import CheckReport
 from orchestrator.repository.checked import render_checked
 from orchestrator.repository.files import Rendering
-from orchestrator.repository.layout import ensemble_from_cascade
-from orchestrator.repository.on_disk import plans_in
-from orchestrator.repository.report import CheckReport
+from orchestrator.repository.index import plans_in
+from orchestrator.repository.render import ensemble_from_cascade
 from orchestrator.spec import CascadeSpec, cascade_from_path
 
 # More than a cascade has by itself; a runtime or a copied model is told by its number of files.

@@ -16,9 +16,9 @@ from orchestrator.commandline import interrupt_on_signals
 from orchestrator.errors import RepositoryError, ServingError
 from orchestrator.repository.check import check_plans
 from orchestrator.serving import log
+from orchestrator.serving.cascade_watch import LOOK_S, CascadeWatch
 from orchestrator.serving.hosts import is_loopback, network_host
 from orchestrator.serving.options import ServeOptions
-from orchestrator.serving.planned import LOOK_S, CascadeWatch
 from orchestrator.serving.process import EmbeddedServer
 from orchestrator.spec.triton import EMBEDDED, IS_READY_SINCE
 

@@ -18,7 +18,7 @@ import numpy.typing as npt
 import tritonclient.grpc as triton
 import tritonclient.grpc.aio as triton_aio
 
-from orchestrator.client.base import (
+from orchestrator.client.answers import (
     Answers,
     OutputKinds,
     Rows,
@@ -26,8 +26,8 @@ from orchestrator.client.base import (
     parameters_from_policy,
 )
 from orchestrator.client.endpoint import Endpoint, endpoint_from_address
+from orchestrator.client.error_mapping import FOREIGN, error_from, with_tls_reason
 from orchestrator.client.retries import Patience
-from orchestrator.client.seam import FOREIGN, error_from, with_tls_reason
 from orchestrator.client.sync import Outputs, Parameters, SyncClient, Wanted
 from orchestrator.decision import Policy
 from orchestrator.errors import RefusedError, UnavailableError

@@ -10,7 +10,7 @@ import gevent.ssl  # type: ignore[import-untyped]
 import tritonclient.http as triton
 from geventhttpclient.response import HTTPConnectionClosed, HTTPParseError
 
-from orchestrator.client.base import Rows
+from orchestrator.client.answers import Rows
 from orchestrator.client.endpoint import Endpoint, endpoint_from_address
 from orchestrator.client.sync import Outputs, Parameters, SyncClient, Wanted
 from orchestrator.spec.served_model import TensorInfo

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from orchestrator.client.base import Answers, OutputKinds, Rows, answers_from_outputs, parameters_from_policy
+from orchestrator.client.answers import Answers, OutputKinds, Rows, answers_from_outputs, parameters_from_policy
 from orchestrator.client.endpoint import Endpoint
+from orchestrator.client.error_mapping import FOREIGN, error_from, with_tls_reason
 from orchestrator.client.retries import Patience
-from orchestrator.client.seam import FOREIGN, error_from, with_tls_reason
 from orchestrator.decision import Policy
 from orchestrator.errors import RefusedError, UnavailableError
 from orchestrator.spec.served_model import (

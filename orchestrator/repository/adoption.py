@@ -11,8 +11,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from orchestrator.errors import RepositoryError
+from orchestrator.repository.index import MANIFEST
 from orchestrator.repository.member_facts import MemberFacts, facts_from_folder
-from orchestrator.repository.on_disk import MANIFEST
 from orchestrator.repository.tensors import Tensor
 from orchestrator.spec import CascadeSpec, InputSpec, Manifest, Member, TensorSpec, manifest_from_path
 from orchestrator.spec.inputs import INPUT_DTYPES

@@ -6,15 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from orchestrator.errors import RepositoryError
-from orchestrator.repository.check import check
+from orchestrator.repository.check import CheckReport, check
 from orchestrator.repository.configs import averaging_name
 from orchestrator.repository.files import Rendering
-from orchestrator.repository.layout import render, render_ensemble
-from orchestrator.repository.on_disk import MANIFEST, model_folders
+from orchestrator.repository.index import MANIFEST, model_folders
 from orchestrator.repository.output import copy_preview, previewed_output
 from orchestrator.repository.pinning import pinned_spec
 from orchestrator.repository.preview import previewed, report_of_rendering
-from orchestrator.repository.report import CheckReport
+from orchestrator.repository.render import render, render_ensemble
 from orchestrator.spec import CascadeSpec
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from orchestrator.errors import RepositoryError
 from orchestrator.files import contents_of, replaced_folder
-from orchestrator.repository.pbtxt import is_written_here, text_from_path
+from orchestrator.pbtxt import is_written_here, text_from_path
 from orchestrator.spec import planned_models
 
 # Lies at the top of a folder made by `--output`; Triton takes only folders there for models.

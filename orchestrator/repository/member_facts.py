@@ -14,7 +14,7 @@ import onnx
 from google.protobuf.json_format import MessageToDict
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
-from orchestrator.repository.on_disk import config_of, model_file, onnx_from_path
+from orchestrator.repository.index import config_of, model_file, onnx_from_path
 from orchestrator.repository.tensors import Tensor, Tensors, fits, served_tensors, tensors_from_graph
 from orchestrator.spec.output_kind import SCORE_DTYPES
 from orchestrator.spec.triton import COMPLETED_BATCH, stated_instances

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from orchestrator.errors import RepositoryError
 from orchestrator.files import recover_folder
+from orchestrator.pbtxt import CONFIG, is_marked, text_from_path
 from orchestrator.repository.configs import averaging_name
 from orchestrator.repository.files import (
     Rendering,
@@ -18,8 +19,7 @@ from orchestrator.repository.files import (
     may_replace,
     new_folder,
 )
-from orchestrator.repository.layout import render, render_ensemble
-from orchestrator.repository.on_disk import (
+from orchestrator.repository.index import (
     ensemble_spec,
     model_file,
     model_folders,
@@ -28,8 +28,8 @@ from orchestrator.repository.on_disk import (
     require_members,
     served_version,
 )
-from orchestrator.repository.pbtxt import CONFIG, is_marked, text_from_path
 from orchestrator.repository.preview import previewed
+from orchestrator.repository.render import render, render_ensemble
 from orchestrator.spec import CascadeSpec, cascade_from_path
 from orchestrator.spec.triton import mentioned_models
 

@@ -9,7 +9,7 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from orchestrator.errors import RepositoryError, SpecError
 from orchestrator.repository.files import sha256_of_path
-from orchestrator.repository.on_disk import (
+from orchestrator.repository.index import (
     MANIFEST,
     external_files,
     model_file,

@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from orchestrator.errors import CommitteeError, SpecError
+from orchestrator.repository.check import CheckReport, Fault
 from orchestrator.repository.files import disk_errors
-from orchestrator.repository.report import CheckReport, Fault
 
 
 @contextmanager

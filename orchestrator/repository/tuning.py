@@ -15,8 +15,7 @@ from google.protobuf.message import Message
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from orchestrator.errors import RepositoryError
-from orchestrator.repository.files import may_replace
-from orchestrator.repository.pbtxt import (
+from orchestrator.pbtxt import (
     comments_in,
     config_from_text,
     differences,
@@ -25,6 +24,7 @@ from orchestrator.repository.pbtxt import (
     text_from_config,
     text_from_path,
 )
+from orchestrator.repository.files import may_replace
 
 # What a person may tune in a rendered config without changing what is served.
 TUNABLE = frozenset({

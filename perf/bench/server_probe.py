@@ -13,7 +13,7 @@ from typing import Any
 
 import tritonclient.grpc as triton
 
-from orchestrator.client.seam import FOREIGN, error_from
+from orchestrator.client.error_mapping import FOREIGN, error_from
 from orchestrator.serving.machine import SHM
 
 PROC = Path("/proc")

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import tritonclient.grpc as triton
 import tritonclient.grpc.aio as triton_aio
 
-from orchestrator.client.seam import FOREIGN, error_from
+from orchestrator.client.error_mapping import FOREIGN, error_from
 from perf.routes.rivals.deciding import Batch, Plan
 from perf.routes.spec import AskAsync, AskSync, Rows
 

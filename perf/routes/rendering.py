@@ -10,10 +10,10 @@ from pathlib import Path
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from export.onefile import write_onefile
+from orchestrator.pbtxt import config_from_path, text_from_config
 from orchestrator.repository.configs import cascade_config
 from orchestrator.repository.files import copy_model, new_folder, write_all
-from orchestrator.repository.layout import ensemble_from_cascade, render, render_ensemble
-from orchestrator.repository.pbtxt import config_from_path, text_from_config
+from orchestrator.repository.render import ensemble_from_cascade, render, render_ensemble
 from orchestrator.spec import CascadeSpec
 from perf.routes.clients import asyncio_client, sync_client
 from perf.routes.made import Made

@@ -26,7 +26,7 @@ from rich.table import Table
 
 from export.onefile import onefile_model
 from orchestrator.local.digits import digits_split
-from orchestrator.repository.on_disk import plan_path
+from orchestrator.repository.index import plan_path
 from orchestrator.spec import CascadeSpec, InputSpec, Member, Stage, cascade_from_path
 from perf.results import machine_here, write_results
 

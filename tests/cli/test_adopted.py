@@ -13,7 +13,7 @@ from orchestrator.cli.app import run
 from orchestrator.client.over_grpc import GrpcClient
 from orchestrator.planner.records import records_from_path
 from orchestrator.spec import cascade_from_path
-from tests.repository.making import snapshot
+from tests.repository.builders import snapshot
 from tests.servers import running_server
 
 CLASSES, FEATURES, ROWS = 3, 4, 400

@@ -9,8 +9,8 @@ from typer.testing import CliRunner
 
 from orchestrator.cli.check import check
 from orchestrator.errors import RepositoryError
-from orchestrator.repository.layout import render
-from tests.repository.making import add_member, spec_of
+from orchestrator.repository.render import render
+from tests.repository.builders import add_member, spec_of
 
 RUNNER = CliRunner(env={"COLUMNS": "200", "NO_COLOR": "1"})
 APP = typer.Typer()

@@ -14,7 +14,7 @@ from orchestrator.repository.adoption import UNKNOWN_INPUT
 from orchestrator.repository.check import check
 from orchestrator.spec import CascadeSpec, cascade_from_path
 from tests.cli.planning import write_made
-from tests.repository.making import linear_model, snapshot
+from tests.repository.builders import linear_model, snapshot
 
 INPUT = 'input { name: "x" data_type: TYPE_FP32 dims: [ 4 ] }'
 OUTPUT = 'output { name: "logits" data_type: TYPE_FP32 dims: [ 3 ] }'

@@ -11,7 +11,7 @@ from orchestrator.cli.render import render
 from orchestrator.errors import CommitteeError, RepositoryError, SpecError
 from orchestrator.repository.check import check
 from orchestrator.spec import json_from_cascade
-from tests.repository.making import add_member, snapshot, spec_of
+from tests.repository.builders import add_member, snapshot, spec_of
 
 RUNNER = CliRunner(env={"COLUMNS": "200", "NO_COLOR": "1"})
 APP = typer.Typer()

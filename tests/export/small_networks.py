@@ -12,7 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 from export.images.preprocess import with_preprocess
 from export.images.processing import Processing
 from orchestrator.spec import Member, TensorSpec
-from tests.repository.making import add_member
+from tests.repository.builders import add_member
 
 CLASSES = 5
 IMAGE_PX = 24

@@ -16,7 +16,7 @@ from export.labels import labels_from_path, require_same_classes
 from export.precision.derive import export_precision
 from orchestrator.errors import CommitteeError, ExportError
 from orchestrator.repository.check import check
-from orchestrator.repository.layout import render
+from orchestrator.repository.render import render
 from orchestrator.spec import CascadeSpec, InputSpec, Manifest, Member, Stage, manifest_from_path
 from orchestrator.spec.manifest import json_from_manifest
 

@@ -20,13 +20,13 @@ from export.tensorrt_engine.options import EngineOptions
 from export.to_tensorrt import Exported, export_engine
 from orchestrator.errors import ExportError, RepositoryError
 from orchestrator.local.sessions import LocalMembers
+from orchestrator.pbtxt import config_from_path
 from orchestrator.repository.check import check
-from orchestrator.repository.pbtxt import config_from_path
 from orchestrator.spec import TensorSpec, manifest_from_path
 from orchestrator.spec.manifest import json_from_manifest
 from tests.fakes.cuda import FakeCudaDriver
 from tests.fakes.tensorrt import FakeTensorRT
-from tests.repository.making import add_member, linear_model, snapshot
+from tests.repository.builders import add_member, linear_model, snapshot
 
 ROOT = Path(__file__).parents[2]
 OPTIONS = EngineOptions(min_rows=1, opt_rows=4, max_rows=16)

@@ -8,7 +8,7 @@ import pytest
 
 from tests.fakes.tensorrt import FakeTensorRT
 from tests.fakes.tensorrt_signatures import RECORDED, installed, signatures_of
-from tests.repository.making import linear_model
+from tests.repository.builders import linear_model
 
 KNOWN: dict[str, dict[str, Any]] = json.loads(RECORDED.read_text())
 

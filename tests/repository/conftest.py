@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.repository.spoiling import build
+from tests.repository.faults import build
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ from orchestrator.repository.adoption import UNKNOWN_OUTPUT, adopted_spec
 from orchestrator.repository.member_facts import MemberFacts
 from orchestrator.repository.tensors import Tensor
 from orchestrator.spec import Member
-from tests.repository.making import CLASSES, DIMS, spec_of
+from tests.repository.builders import CLASSES, DIMS, spec_of
 
 K = (CLASSES,)
 

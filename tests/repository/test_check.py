@@ -10,11 +10,11 @@ import pytest
 
 from orchestrator.errors import RepositoryError
 from orchestrator.repository.check import check
-from orchestrator.repository.layout import render
 from orchestrator.repository.output import render_output
+from orchestrator.repository.render import render
 from orchestrator.spec import Fit, Member, Stage, json_from_cascade
-from tests.repository.making import add_member, linear_model, spec_of
-from tests.repository.spoiling import Spoil, edit, has
+from tests.repository.builders import add_member, linear_model, spec_of
+from tests.repository.faults import Spoil, edit, has
 
 
 def test_a_good_repository_passes_and_says_what_was_looked_at(repository: Path) -> None:
@@ -72,7 +72,7 @@ def test_what_only_costs_time_or_deserves_a_look_is_a_note(tmp_path: Path) -> No
 
 
 def _renamed(name: str) -> object:
-    from tests.repository.making import manifest_of  # the smallest way to a TensorSpec like the others
+    from tests.repository.builders import manifest_of  # the smallest way to a TensorSpec like the others
 
     return dataclasses.replace(manifest_of("x", "0" * 64).input, name=name)
 

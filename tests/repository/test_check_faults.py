@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 from orchestrator.errors import CommitteeError
 from orchestrator.repository.check import check
-from orchestrator.repository.layout import ensemble_from_cascade, render, render_ensemble, render_member
+from orchestrator.repository.render import ensemble_from_cascade, render, render_ensemble, render_member
 from orchestrator.spec import cascade_from_path
-from tests.repository.spoiling import FAULTS, TOGETHER, has
+from tests.repository.faults import FAULTS, TOGETHER, has
 
 
 @pytest.mark.parametrize("name", FAULTS)

@@ -13,10 +13,10 @@ import pytest
 from orchestrator.errors import RepositoryError
 from orchestrator.repository.check import check
 from orchestrator.repository.checked import render_checked
-from orchestrator.repository.layout import ensemble_from_cascade, render
+from orchestrator.repository.render import ensemble_from_cascade, render
 from orchestrator.spec import CascadeSpec, Member
-from tests.repository.making import add_member, snapshot, spec_of
-from tests.repository.spoiling import edit
+from tests.repository.builders import add_member, snapshot, spec_of
+from tests.repository.faults import edit
 
 WRONG = "0" * 64
 

@@ -16,7 +16,7 @@ from orchestrator.repository.configs import (
 )
 from orchestrator.spec import Member, Stage, TensorSpec
 from orchestrator.spec.answer import ANSWER_COLUMNS
-from tests.repository.making import manifest_of, spec_of
+from tests.repository.builders import manifest_of, spec_of
 
 SPEC = spec_of(Member(name="small", output="logits"), Member(name="large", output="scores", input="pixels"))
 ONE_STAGE = dataclasses.replace(SPEC, stages=(Stage(members=SPEC.members),))

@@ -11,7 +11,7 @@ import pytest
 
 from orchestrator.errors import RepositoryError
 from orchestrator.repository.files import MARK, copy_model, new_folder, sha256_of_path, write_all
-from tests.repository.making import snapshot
+from tests.repository.builders import snapshot
 
 WRITER = """
 import sys

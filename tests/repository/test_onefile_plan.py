@@ -15,7 +15,7 @@ from orchestrator.repository.onefile_plan import (
     onefile_name,
 )
 from orchestrator.spec import CascadeSpec, Fit, Limits, Member
-from tests.repository.making import spec_of
+from tests.repository.builders import spec_of
 
 
 def plan() -> CascadeSpec:

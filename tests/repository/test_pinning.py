@@ -12,17 +12,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from orchestrator.pbtxt import config_from_path
 from orchestrator.repository.check import check, check_plans
 from orchestrator.repository.checked import render_checked
-from orchestrator.repository.layout import render
-from orchestrator.repository.on_disk import config_of, plan_path, plans_in, versions_served
+from orchestrator.repository.index import config_of, plan_path, plans_in, versions_served
 from orchestrator.repository.output import render_output
-from orchestrator.repository.pbtxt import config_from_path
 from orchestrator.repository.pinning import pinned_spec, planned_version
+from orchestrator.repository.render import render
 from orchestrator.spec import CascadeSpec, Member, cascade_from_path
 from orchestrator.spec.planned_models import PlannedModel
-from tests.repository.making import add_member, linear_model, spec_of
-from tests.repository.spoiling import add, edit_plan, has
+from tests.repository.builders import add_member, linear_model, spec_of
+from tests.repository.faults import add, edit_plan, has
 
 ONE = "version_policy { specific { versions: [1] } }"
 TWO = "version_policy { specific { versions: [2] } }"

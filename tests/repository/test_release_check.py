@@ -12,10 +12,10 @@ import pytest
 
 from orchestrator.errors import RepositoryError, SpecError
 from orchestrator.repository.check import check
-from orchestrator.repository.layout import render
+from orchestrator.repository.render import render
 from orchestrator.spec import Fit, manifest_from_path
 from orchestrator.spec.manifest import json_from_manifest
-from tests.repository.making import add_member, linear_model, spec_of
+from tests.repository.builders import add_member, linear_model, spec_of
 
 
 def built(

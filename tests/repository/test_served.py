@@ -13,12 +13,12 @@ import tritonclient.grpc as grpcclient
 
 from orchestrator.decision import Combiner, score_from_tally
 from orchestrator.repository.check import check
-from orchestrator.repository.layout import ensemble_from_cascade, render, render_ensemble
-from orchestrator.repository.on_disk import plans_in
+from orchestrator.repository.index import plans_in
 from orchestrator.repository.output import render_output
+from orchestrator.repository.render import ensemble_from_cascade, render, render_ensemble
 from orchestrator.spec import CascadeSpec, Stage, cascade_from_path
 from orchestrator.spec.answer import ANSWER_COLUMNS
-from tests.repository.making import CLASSES, DIMS, add_member, linear_model, spec_of
+from tests.repository.builders import CLASSES, DIMS, add_member, linear_model, spec_of
 from tests.servers import running_server
 
 pytestmark = pytest.mark.triton
@@ -53,7 +53,7 @@ def moved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _renamed(name: str) -> object:
-    from tests.repository.making import manifest_of  # the smallest way to a TensorSpec like the others
+    from tests.repository.builders import manifest_of  # the smallest way to a TensorSpec like the others
 
     return dataclasses.replace(manifest_of("x", "0" * 64).input, name=name)
 

@@ -14,15 +14,15 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from orchestrator.cli.render import render as render_command
 from orchestrator.errors import RepositoryError
+from orchestrator.pbtxt import config_from_path, config_from_text, line_of_field, text_from_config
 from orchestrator.repository.check import check
 from orchestrator.repository.configs import cascade_config
-from orchestrator.repository.layout import ensemble_from_cascade, render, render_ensemble
 from orchestrator.repository.output import render_output
-from orchestrator.repository.pbtxt import config_from_path, config_from_text, line_of_field, text_from_config
+from orchestrator.repository.render import ensemble_from_cascade, render, render_ensemble
 from orchestrator.repository.tuning import TUNABLE, tuned_text
 from orchestrator.spec import CascadeSpec, json_from_cascade
-from tests.repository.making import add_member, snapshot, spec_of
-from tests.repository.spoiling import add, edit, has
+from tests.repository.builders import add_member, snapshot, spec_of
+from tests.repository.faults import add, edit, has
 
 POLICY = "version_policy { all { } }"
 DELAY = "max_queue_delay_microseconds: 500"

@@ -8,7 +8,7 @@ import pytest
 
 from orchestrator.cli.record import records_of
 from orchestrator.cli.sources import rows_from_source
-from tests.served.lab import COMMITTED, ONNX_MEMBERS, Lab, build
+from tests.served.fixtures import COMMITTED, ONNX_MEMBERS, Lab, build
 from tests.servers import running_server
 
 

@@ -13,7 +13,7 @@ import tritonclient.grpc as grpcclient
 from tritonclient.utils import InferenceServerException
 
 from tests.served.asking import ask, client_of, refusal, until
-from tests.served.lab import Lab, pending_of, sure_labels
+from tests.served.fixtures import Lab, pending_of, sure_labels
 
 pytestmark = [pytest.mark.triton, pytest.mark.timeout(90)]
 GOOD = np.zeros((1, 1, 8, 8), np.float32)

@@ -16,12 +16,12 @@ import tritonclient.grpc.aio as triton
 from onnx import TensorProto, helper
 from tritonclient.utils import InferenceServerException
 
-from orchestrator.repository.layout import render
+from orchestrator.repository.render import render
 from orchestrator.serving.process import EmbeddedServer
 from orchestrator.spec import CascadeSpec, InputSpec, Lead, Limits, Member, Stage
 from orchestrator.spec.answer import DEGRADED
 from tests.served.asking import ask, client_of
-from tests.served.lab import metrics_of
+from tests.served.fixtures import metrics_of
 from tests.servers import running_server
 from tests.serving.models import add_onnx
 

@@ -12,7 +12,7 @@ import pytest
 from orchestrator.client.over_grpc import AsyncGrpcClient
 from orchestrator.decision import Policy
 from tests.served.asking import ask, client_of, joined
-from tests.served.lab import Lab, Offline, metrics_of
+from tests.served.fixtures import Lab, Offline, metrics_of
 
 pytestmark = [pytest.mark.triton, pytest.mark.timeout(120)]
 CLIENTS = 16

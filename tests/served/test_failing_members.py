@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pytest
 
 from tests.served.asking import ask, client_of, refusal, until
-from tests.served.lab import BREAK, SPOIL, Lab, Offline, counters_of, metrics_of, sure_labels
+from tests.served.fixtures import BREAK, SPOIL, Lab, Offline, counters_of, metrics_of, sure_labels
 
 pytestmark = [pytest.mark.triton, pytest.mark.timeout(90)]
 

@@ -26,11 +26,11 @@ from orchestrator.cli.sources import rows_from_source
 from orchestrator.client.endpoint import Endpoint, endpoint_from_address
 from orchestrator.client.over_http import HttpClient
 from orchestrator.errors import ClientError
-from orchestrator.repository.layout import render
+from orchestrator.repository.render import render
 from orchestrator.serving.machine import machine_here
 from perf.load.programs import server_program
 from tests.client.asking import KINDS, client_of
-from tests.served.lab import COMMITTED
+from tests.served.fixtures import COMMITTED
 from tests.test_load_testing_docs import find_port
 from tests.tls import Certificates, made_certificates, tls_proxy
 

@@ -11,7 +11,7 @@ from tritonclient.grpc.aio import InferenceServerClient
 from orchestrator.decision import Policy
 from orchestrator.spec.answer import GEARED
 from tests.served.asking import ask, client_of, refusal
-from tests.served.lab import Lab, Offline, counters_of, metrics_of
+from tests.served.fixtures import Lab, Offline, counters_of, metrics_of
 
 pytestmark = [pytest.mark.triton, pytest.mark.timeout(90)]
 

@@ -25,12 +25,12 @@ from orchestrator.cli.record import records_of
 from orchestrator.cli.sources import rows_from_source
 from orchestrator.errors import ServingError
 from orchestrator.repository.check import check
-from orchestrator.repository.layout import render
+from orchestrator.repository.render import render
 from orchestrator.serving.machine import machine_here
 from orchestrator.serving.options import ServeOptions
 from orchestrator.serving.ports import choose_ports
 from perf.load.programs import server_program
-from tests.served.lab import COMMITTED, ONNX_MEMBERS, Offline
+from tests.served.fixtures import COMMITTED, ONNX_MEMBERS, Offline
 from tests.servers import running_server
 
 pytestmark = [pytest.mark.triton, pytest.mark.timeout(120)]

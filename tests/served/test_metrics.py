@@ -9,7 +9,7 @@ import pytest
 
 from orchestrator.bls.isolation import REPEATS
 from tests.served.asking import ask, client_of, refusal
-from tests.served.lab import BREAK, Lab, metrics_of
+from tests.served.fixtures import BREAK, Lab, metrics_of
 
 pytestmark = [pytest.mark.triton, pytest.mark.timeout(90)]
 

@@ -15,7 +15,7 @@ from tritonclient.utils import InferenceServerException
 
 from orchestrator.cli.demo_routes import plan_of
 from orchestrator.repository.output import render_output
-from tests.served.lab import COMMITTED
+from tests.served.fixtures import COMMITTED
 from tests.served.test_member_versions import polling
 
 pytestmark = [pytest.mark.triton, pytest.mark.timeout(90)]

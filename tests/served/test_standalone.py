@@ -15,7 +15,7 @@ import pytest
 
 from orchestrator.repository.output import render_output
 from tests.served.asking import ask, client_of, joined
-from tests.served.lab import COMMITTED, Lab, Offline
+from tests.served.fixtures import COMMITTED, Lab, Offline
 from tests.servers import running_server
 
 pytestmark = [pytest.mark.triton, pytest.mark.timeout(90)]

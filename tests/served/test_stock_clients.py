@@ -12,7 +12,7 @@ import pytest
 import tritonclient.grpc as grpcclient
 import tritonclient.http as httpclient
 
-from tests.served.lab import Lab, Offline
+from tests.served.fixtures import Lab, Offline
 
 pytestmark = [pytest.mark.triton, pytest.mark.timeout(120)]
 MODEL = "digits_cascade"

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests.served.asking import ask, client_of, refusal, until
-from tests.served.lab import Lab, Offline, counters_of, metrics_of, sure_labels
+from tests.served.fixtures import Lab, Offline, counters_of, metrics_of, sure_labels
 
 pytestmark = [pytest.mark.triton, pytest.mark.timeout(90)]
 MODEL = "gated_cascade"

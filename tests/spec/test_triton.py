@@ -7,8 +7,8 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.repository.on_disk import versions_served
-from orchestrator.repository.pbtxt import config_from_text
+from orchestrator.pbtxt import config_from_text
+from orchestrator.repository.index import versions_served
 from orchestrator.spec.triton import (
     EMBEDDED,
     IS_READY_SINCE,

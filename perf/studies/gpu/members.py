@@ -14,10 +14,10 @@ import numpy as np
 from export.commands.console import needs
 from export.rows import varied_rows
 from orchestrator.local.sessions import LocalMembers
+from orchestrator.pbtxt import text_from_config
 from orchestrator.repository.configs import member_config
 from orchestrator.repository.files import copy_model, new_folder, write_all
-from orchestrator.repository.layout import render
-from orchestrator.repository.pbtxt import text_from_config
+from orchestrator.repository.render import render
 from orchestrator.spec import CascadeSpec, Manifest, TensorSpec, manifest_from_path
 from perf.bench.scenarios import Tools
 from perf.routes.made import Made, made

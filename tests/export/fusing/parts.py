@@ -16,7 +16,7 @@ from orchestrator.spec import (
     Member,
     Stage,
 )
-from tests.repository.making import add_member
+from tests.repository.builders import add_member
 
 
 def judged(members: list[Member], combine: str, outputs: list[np.ndarray]) -> tuple[np.ndarray, ...]:

@@ -19,7 +19,7 @@ from orchestrator.spec import (
     manifest_from_path,
 )
 from tests.export.fusing.parts import two
-from tests.repository.making import add_member, linear_model, snapshot
+from tests.repository.builders import add_member, linear_model, snapshot
 
 
 def test_every_disagreement_of_the_members_is_named_at_once(tmp_path: Path) -> None:

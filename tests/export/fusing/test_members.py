@@ -31,7 +31,7 @@ from tests.export.fusing.parts import judged, two
 from tests.export.small_networks import (
     answers,
 )
-from tests.repository.making import add_member, linear_model, manifest_of, snapshot
+from tests.repository.builders import add_member, linear_model, manifest_of, snapshot
 
 REPOSITORY = Path(__file__).parents[3] / "model_repository"
 

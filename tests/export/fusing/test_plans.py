@@ -20,7 +20,7 @@ from orchestrator.local.sessions import LocalMembers
 from orchestrator.planner.records import Records
 from orchestrator.planner.replay import replay
 from orchestrator.repository.check import check
-from orchestrator.repository.layout import render
+from orchestrator.repository.render import render
 from orchestrator.spec import (
     CascadeSpec,
     Fit,
@@ -32,7 +32,7 @@ from orchestrator.spec import (
     manifest_from_path,
 )
 from tests.export.small_networks import Builder
-from tests.repository.making import CLASSES, DIMS, add_member, snapshot, spec_of
+from tests.repository.builders import CLASSES, DIMS, add_member, snapshot, spec_of
 from tests.servers import running_server
 
 REPOSITORY = Path(__file__).parents[3] / "model_repository"

@@ -26,7 +26,7 @@ from tests.export.small_networks import (
     answers,
     image_model,
 )
-from tests.repository.making import manifest_of
+from tests.repository.builders import manifest_of
 
 
 def fused_images(sides: list[int]) -> tuple[onnx.ModelProto, list[onnx.ModelProto]]:

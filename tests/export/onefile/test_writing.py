@@ -17,13 +17,13 @@ from export.__main__ import app
 from export.onefile import onefile_model, write_onefile
 from export.onefile.writing import require_fits
 from orchestrator.errors import CommitteeError, ExportError
+from orchestrator.pbtxt import config_from_path
 from orchestrator.repository.check import check
-from orchestrator.repository.layout import render
 from orchestrator.repository.onefile_plan import ONEFILE_KEY, answering, onefile_from_model
-from orchestrator.repository.pbtxt import config_from_path
+from orchestrator.repository.render import render
 from orchestrator.spec import CascadeSpec, cascade_from_path
 from tests.export.onefile.sliced import cascade, model_of, put, put_slicing
-from tests.repository.making import add_member, snapshot, spec_of
+from tests.repository.builders import add_member, snapshot, spec_of
 
 REPOSITORY = Path(__file__).parents[3] / "model_repository"
 DIGITS = REPOSITORY / "digits_cascade" / "1" / "cascade.json"

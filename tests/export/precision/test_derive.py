@@ -20,7 +20,7 @@ from orchestrator.repository.check import check
 from orchestrator.spec import manifest_from_path
 from orchestrator.spec.manifest import json_from_manifest
 from tests.export.small_networks import IMAGE_INPUT, add_image_member
-from tests.repository.making import add_member, snapshot
+from tests.repository.builders import add_member, snapshot
 
 REPOSITORY = Path(__file__).parents[3] / "model_repository"
 

@@ -6,8 +6,8 @@ import pytest
 from google.protobuf.json_format import MessageToDict
 
 from orchestrator.errors import RepositoryError
+from orchestrator.pbtxt import config_from_path
 from orchestrator.repository.check import check
-from orchestrator.repository.pbtxt import config_from_path
 from perf.routes import RECIPES, ROUTES, SCENARIOS
 from perf.routes.made import Made
 from perf.routes.rendering import render_made

@@ -7,7 +7,7 @@ import pytest
 from orchestrator.errors import MemberError
 from orchestrator.local import sessions
 from orchestrator.local.sessions import LocalMembers
-from orchestrator.repository.pbtxt import config_from_text
+from orchestrator.pbtxt import config_from_text
 from orchestrator.spec import Manifest, manifest_from_path
 from perf.routes.recipes.planned import COMMITTED
 from perf.studies.gpu.device import CPU, CUDA

@@ -11,10 +11,11 @@ import onnx
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from orchestrator.errors import RepositoryError, SpecError
+from orchestrator.pbtxt import config_from_path
+from orchestrator.repository.check.report import Findings
 from orchestrator.repository.files import sha256_of_path
 from orchestrator.repository.graph_ending import LOGITS, SIGMOID, ending_of
-from orchestrator.repository.member_facts import MemberFacts, facts_of
-from orchestrator.repository.on_disk import (
+from orchestrator.repository.index import (
     MANIFEST,
     config_of,
     external_files,
@@ -22,8 +23,7 @@ from orchestrator.repository.on_disk import (
     onnx_from_path,
     served_version,
 )
-from orchestrator.repository.pbtxt import config_from_path
-from orchestrator.repository.report import Findings
+from orchestrator.repository.member_facts import MemberFacts, facts_of
 from orchestrator.repository.tensors import (
     Agree,
     Tensor,

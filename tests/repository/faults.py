@@ -9,10 +9,10 @@ from pathlib import Path
 
 import onnx
 
-from orchestrator.repository.layout import ensemble_from_cascade, render, render_ensemble
-from orchestrator.repository.report import CheckReport
+from orchestrator.repository.check import CheckReport
+from orchestrator.repository.render import ensemble_from_cascade, render, render_ensemble
 from orchestrator.spec import CascadeSpec
-from tests.repository.making import add_member, linear_model, spec_of
+from tests.repository.builders import add_member, linear_model, spec_of
 
 Spoil = Callable[[Path], object]
 

@@ -6,8 +6,8 @@ import difflib
 from collections.abc import Mapping
 
 from orchestrator.errors import RepositoryError
-from orchestrator.repository.model_check import Model
-from orchestrator.repository.report import Findings
+from orchestrator.repository.check.models import Model
+from orchestrator.repository.check.report import Findings
 from orchestrator.spec import CascadeSpec
 from orchestrator.spec.triton import RELEASES, Release, runtime_of
 

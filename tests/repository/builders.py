@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from orchestrator.repository.layout import render_member
+from orchestrator.repository.render import render_member
 from orchestrator.spec import CascadeSpec, InputSpec, Limits, Manifest, Member, Stage, TensorSpec
 from orchestrator.spec.manifest import json_from_manifest
 

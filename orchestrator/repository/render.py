@@ -13,6 +13,7 @@ from pathlib import Path
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from orchestrator.errors import RepositoryError
+from orchestrator.pbtxt import CONFIG, config_from_text, is_marked, text_from_config, text_from_path
 from orchestrator.repository.adoption import adopted_spec, facts_of_member, require_known_input
 from orchestrator.repository.averaging import averaging_model
 from orchestrator.repository.class_names import named_spec
@@ -33,8 +34,7 @@ from orchestrator.repository.files import (
     remove_others,
     write_all,
 )
-from orchestrator.repository.member_facts import facts_from_folder
-from orchestrator.repository.on_disk import (
+from orchestrator.repository.index import (
     MANIFEST,
     PLAN,
     plan_path,
@@ -42,7 +42,7 @@ from orchestrator.repository.on_disk import (
     require_members,
     served_version,
 )
-from orchestrator.repository.pbtxt import CONFIG, config_from_text, is_marked, text_from_config, text_from_path
+from orchestrator.repository.member_facts import facts_from_folder
 from orchestrator.repository.pinning import pinned_spec
 from orchestrator.repository.shim import RUNTIME, SHIM, is_shim, runtime_files
 from orchestrator.repository.tuning import tuned_text

@@ -19,7 +19,7 @@ from orchestrator.cli.demo_routes import NEAR_THRESHOLD, plan_of
 from orchestrator.decision import Answers, Policy
 from orchestrator.planner.records import Records
 from orchestrator.planner.replay import replay
-from orchestrator.repository.layout import render
+from orchestrator.repository.render import render
 from orchestrator.serving.process import EmbeddedServer
 from orchestrator.spec import CascadeSpec, Gear, Gears, Member, Stage, manifest_from_path
 from tests.serving.models import add_python

@@ -8,7 +8,7 @@ import pytest
 from tritonclient.utils import InferenceServerException
 
 from orchestrator import errors
-from orchestrator.client.seam import OF_GRPC, error_from, leaf_from_status
+from orchestrator.client.error_mapping import OF_GRPC, error_from, leaf_from_status
 from orchestrator.errors import (
     ClientError,
     RefusedError,

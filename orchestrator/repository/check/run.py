@@ -8,20 +8,20 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 from orchestrator.errors import RepositoryError, SpecError
-from orchestrator.repository.configs import averaging_name
-from orchestrator.repository.files import disk_errors
-from orchestrator.repository.model_check import Model, read_model
-from orchestrator.repository.on_disk import ensemble_spec, model_folders, plan_path, readable_config
-from orchestrator.repository.onefile_check import check_lead, check_onefile
-from orchestrator.repository.plan_check import (
+from orchestrator.repository.check.folders import check_lead, check_onefile
+from orchestrator.repository.check.models import Model, read_model
+from orchestrator.repository.check.plans import (
     check_cascade_folder,
     check_ensemble_folder,
     check_members,
     unserved_version,
     version_faults,
 )
-from orchestrator.repository.release_check import check_release, release_from_name
-from orchestrator.repository.report import CheckReport, Findings
+from orchestrator.repository.check.release import check_release, release_from_name
+from orchestrator.repository.check.report import CheckReport, Findings
+from orchestrator.repository.configs import averaging_name
+from orchestrator.repository.files import disk_errors
+from orchestrator.repository.index import ensemble_spec, model_folders, plan_path, readable_config
 from orchestrator.repository.shim import is_shim
 from orchestrator.spec import CascadeSpec, Lead, Member, cascade_from_path
 

@@ -8,12 +8,12 @@ import onnx
 import pytest
 
 from orchestrator.errors import RepositoryError, SpecError
+from orchestrator.pbtxt import config_from_path
 from orchestrator.repository.check import check
-from orchestrator.repository.layout import ensemble_from_cascade, render, render_ensemble, render_member
-from orchestrator.repository.pbtxt import config_from_path
 from orchestrator.repository.pinning import pinned_spec
+from orchestrator.repository.render import ensemble_from_cascade, render, render_ensemble, render_member
 from orchestrator.spec import CascadeSpec, Member, Stage, cascade_from_path
-from tests.repository.making import add_member, linear_model, snapshot, spec_of
+from tests.repository.builders import add_member, linear_model, snapshot, spec_of
 
 
 @pytest.fixture
@@ -217,7 +217,7 @@ def test_an_ensemble_takes_members_of_half_precision(repository: Path, spec: Cas
 
 
 def _manifest_output() -> object:
-    from tests.repository.making import manifest_of  # the smallest way to a TensorSpec like the others
+    from tests.repository.builders import manifest_of  # the smallest way to a TensorSpec like the others
 
     return manifest_of("x", "0" * 64).output
 

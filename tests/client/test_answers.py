@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from orchestrator.client.base import (
+from orchestrator.client.answers import (
     Answers,
     OutputKinds,
     answers_from_outputs,
