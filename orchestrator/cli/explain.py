@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from orchestrator.decision import Combiner, Policy, score_from_tally
-from orchestrator.decision.rules import ExitRule
+from orchestrator.decision.exit_rule import ExitRule
 from orchestrator.spec import CascadeSpec
 
 TOP = 3

@@ -4,6 +4,7 @@ Pure: fed arrays, answers arrays; no I/O, no threads, no Triton. Server and plan
 """
 
 from orchestrator.decision.combine import Combiner, Tally, softmax
+from orchestrator.decision.evaluate import Judge, Look
 from orchestrator.decision.headers import ForwardedHeaders
 from orchestrator.decision.policy import DEFAULT, PARAMETERS, Policy, policy_from_parameters
 from orchestrator.decision.rows import (
@@ -16,7 +17,6 @@ from orchestrator.decision.rows import (
 )
 from orchestrator.decision.run import CascadeRun
 from orchestrator.decision.scores import score_from_tally
-from orchestrator.decision.settle import Judge, Look
 
 __all__ = [
     "DEFAULT",

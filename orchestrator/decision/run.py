@@ -20,8 +20,8 @@ from dataclasses import fields
 import numpy as np
 import numpy.typing as npt
 
+from orchestrator.decision.evaluate import Judge, Look, Output, Settled
 from orchestrator.decision.rows import Arrivals, Failures, Index, Lines, Outcome
-from orchestrator.decision.settle import Judge, Look, Output, Settled
 from orchestrator.spec import CascadeSpec
 from orchestrator.spec.answer import DEADLINE
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from orchestrator.spec import CascadeSpec, Lead, Member, Stage
 from orchestrator.spec.answer import ANSWER_COLUMNS, DEGRADED
-from tests.bls.loading import EASY, HARD, K, ask_all, large, loaded, rows_of, small, two_stages
+from tests.bls.fixtures import EASY, HARD, K, ask_all, large, loaded, rows_of, small, two_stages
 from tests.fakes.triton import FakeTriton, InferenceResponse, Request
 
 # What a row holds where the member at that place cannot take it.

@@ -10,7 +10,7 @@ import pytest
 
 from orchestrator.spec import Gear, Gears
 from orchestrator.spec.answer import CAPPED, GEARED
-from tests.bls.loading import EASY, HARD, K, ask_all, large, loaded, rows_of, small, two_stages
+from tests.bls.fixtures import EASY, HARD, K, ask_all, large, loaded, rows_of, small, two_stages
 from tests.fakes.triton import FakeTriton, Request
 
 

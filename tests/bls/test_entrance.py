@@ -14,7 +14,7 @@ from orchestrator.bls.entrance import Entrance
 from orchestrator.bls.pending import Pending
 from orchestrator.decision import Policy, policy_from_parameters
 from orchestrator.errors import InputError
-from tests.bls.loading import EASY, HARD, ask_all, large, loaded, rows_of, small
+from tests.bls.fixtures import EASY, HARD, ask_all, large, loaded, rows_of, small
 from tests.fakes.triton import FakeTriton, Request, TritonError
 
 MS = 1_000_000

@@ -11,7 +11,7 @@ import pytest
 
 from orchestrator.bls.pending import Reply
 from orchestrator.decision import Outcome
-from tests.bls.loading import EASY, HARD, K, ask_all, large, loaded, rows_of, small, wait_for
+from tests.bls.fixtures import EASY, HARD, K, ask_all, large, loaded, rows_of, small, wait_for
 from tests.fakes.triton import FakeTriton, Request, TritonError
 
 

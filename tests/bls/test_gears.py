@@ -18,7 +18,7 @@ from orchestrator.decision import CascadeRun, Judge, Policy, arrivals_from_polic
 from orchestrator.errors import SpecError
 from orchestrator.spec import CascadeSpec, Gear, Gears, cascade_from_json, json_from_cascade
 from orchestrator.spec.answer import ABSTAINED, GEARED
-from tests.bls.loading import EASY, HARD, ask_all, large, loaded, rows_of, small, two_stages
+from tests.bls.fixtures import EASY, HARD, ask_all, large, loaded, rows_of, small, two_stages
 from tests.fakes.triton import FakeTriton, Request
 
 MS = 1_000_000

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from orchestrator.errors import SpecError
 from orchestrator.spec import CascadeSpec, InputSpec, Lead, Member, Stage, cascade_from_json, json_from_cascade
-from tests.bls.loading import ask_all, loaded
+from tests.bls.fixtures import ask_all, loaded
 from tests.fakes.triton import FakeTriton, Request
 
 K = 3

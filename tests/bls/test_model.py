@@ -10,7 +10,7 @@ import pytest
 from orchestrator.errors import SpecError
 from orchestrator.spec import Limits, Member, Stage
 from orchestrator.spec.answer import CAPPED, DEADLINE, DEGRADED
-from tests.bls.loading import EASY, HARD, K, ask_all, large, loaded, rows_of, small, two_stages, wait_for
+from tests.bls.fixtures import EASY, HARD, K, ask_all, large, loaded, rows_of, small, two_stages, wait_for
 from tests.fakes.triton import FakeTriton, Request, TritonError
 
 

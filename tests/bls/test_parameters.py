@@ -11,7 +11,7 @@ import pytest
 from orchestrator.bls.parameters import ParameterReader
 from orchestrator.decision import DEFAULT, Policy
 from orchestrator.errors import InputError
-from tests.bls.loading import EASY, HARD, ask_all, large, loaded, rows_of, small, two_stages
+from tests.bls.fixtures import EASY, HARD, ask_all, large, loaded, rows_of, small, two_stages
 from tests.fakes.triton import FakeTriton, Request
 
 HEADERS = {"x-request-id": "7f", "traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"}

@@ -20,7 +20,7 @@ from orchestrator.bls.scheduler import Scheduler
 from orchestrator.errors import SpecError
 from orchestrator.spec import CascadeSpec, Fit, Lead, json_from_cascade
 from orchestrator.spec.answer import DEGRADED
-from tests.bls.loading import EASY, HARD, ask_all, large, rows_of, small, two_stages, wait_for
+from tests.bls.fixtures import EASY, HARD, ask_all, large, rows_of, small, two_stages, wait_for
 from tests.fakes.triton import FakeTriton, InferenceResponse, Request, TritonError
 
 RIGHT, OTHER = b"the weights", b"others, alas"

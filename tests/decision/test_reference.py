@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from orchestrator.decision import softmax
 from orchestrator.spec import COMBINES, SCORES, CascadeSpec
 from orchestrator.spec.answer import ABSTAINED
-from tests.decision.driving import Case, answer_all, make_case
+from tests.decision.builders import Case, answer_all, make_case
 
 
 def plain_softmax(z: list[float]) -> list[float]:

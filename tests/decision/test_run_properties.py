@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from orchestrator.decision import Policy
 from orchestrator.spec import COMBINES, SCORES
 from orchestrator.spec.answer import CAPPED
-from tests.decision.driving import Case, answer_all, make_case, with_thresholds
+from tests.decision.builders import Case, answer_all, make_case, with_thresholds
 
 MODES = st.sampled_from(COMBINES)
 

@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from orchestrator.decision.combine import F32, I32, Bools, Combiner, Tally
+from orchestrator.decision.exit_rule import ExitRule
 from orchestrator.decision.rows import I64, Answers, Index, Lines, Sure
-from orchestrator.decision.rules import ExitRule
 from orchestrator.decision.scores import score_from_tally
 from orchestrator.spec import CascadeSpec
 from orchestrator.spec.answer import DEGRADED
