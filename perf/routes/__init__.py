@@ -1,6 +1,6 @@
 """Routes: every way to get an answer from the same members, rendered side by side into one repository.
 
-The rivals' code is in `rivals/`, the members' generators in `recipes/`.
+The baselines' code is in `baselines/`, the members' generators in `recipes/`.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from orchestrator.errors import DataError
-from perf.routes.made import Made, made
 from perf.routes.rendering import render_made
+from perf.routes.scenario import Made, made
 from perf.routes.scenarios import RECIPES
 from perf.routes.spec import BenchRepository, BenchRows, Route, Scenario
 from perf.routes.table import routes_of

@@ -15,7 +15,7 @@ import tritonclient.grpc as triton
 import tritonclient.grpc.aio as triton_aio
 
 from orchestrator.client.error_mapping import FOREIGN, error_from
-from perf.routes.rivals.deciding import Batch, Plan
+from perf.routes.baselines.deciding import Batch, Plan
 from perf.routes.spec import AskAsync, AskSync, Rows
 
 TIMEOUT_S = 60.0

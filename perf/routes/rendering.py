@@ -15,16 +15,16 @@ from orchestrator.repository.configs import cascade_config
 from orchestrator.repository.files import copy_model, new_folder, write_all
 from orchestrator.repository.render import ensemble_from_cascade, render, render_ensemble
 from orchestrator.spec import CascadeSpec
+from perf.routes.baselines.deciding import Plan, plan_from_parameters
 from perf.routes.clients import asyncio_client, sync_client
-from perf.routes.made import Made
-from perf.routes.rivals.deciding import Plan, plan_from_parameters
+from perf.routes.scenario import Made
 from perf.routes.spec import BenchRepository, Route
 from perf.routes.table import CONCATENATE, LARGEST, LARGEST_INSTANCES, PLAIN_ONLY, TUTORIAL, routes_of
 
 RIVALS = Path(__file__).parent / "rivals"
 _HELPER = "deciding.py"
 _TIMED_ROWS = 256
-# Folder under rivals/ -> routes rendered from it.
+# Folder under baselines/ -> routes rendered from it.
 _MODELS = {"pass_through": ("pass_through",), "tutorial": tuple(TUTORIAL), "concatenate": tuple(CONCATENATE)}
 
 
@@ -129,7 +129,7 @@ def _render_rivals(spec: CascadeSpec, routes: dict[str, Route], repository: Path
     helper = (RIVALS / _HELPER).read_bytes()
     for source, names in _MODELS.items():
         for name in names:
-            config = text_from_config(rival_config(spec, routes[name]), source=f"perf/routes/rivals/{source}")
+            config = text_from_config(rival_config(spec, routes[name]), source=f"perf/routes/baselines/{source}")
             files: dict[str, bytes | str] = {
                 "1/model.py": (RIVALS / source / "model.py").read_bytes(),
                 f"1/{_HELPER}": helper,

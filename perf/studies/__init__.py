@@ -1,1 +1,1 @@
-"""What is measured: each study is a configuration, its measurement and its text."""
+"""The studies: each is a configuration of the harness, what it measures besides, and the text that reports it."""

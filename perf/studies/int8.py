@@ -22,7 +22,7 @@ from export.runtimes.wheels import installed_version
 from orchestrator.errors import DataError
 from orchestrator.local.digits import digits_split
 from orchestrator.planner.intervals import clopper_pearson
-from perf.results import cpu_name
+from perf.harness.machine import cpu_name
 
 BEGIN = "<!-- begin: python -m perf int8 -->"
 MEMBERS = ("digits_small", "digits_medium", "digits_large")

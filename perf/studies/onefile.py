@@ -28,7 +28,7 @@ from export.onefile import onefile_model
 from orchestrator.local.digits import digits_split
 from orchestrator.repository.index import plan_path
 from orchestrator.spec import CascadeSpec, InputSpec, Member, Stage, cascade_from_path
-from perf.results import machine_here, write_results
+from perf.harness.machine import machine_here, write_results
 
 Rows = npt.NDArray[Any]
 MIXES = {"all easy": 0.0, "15 % hard": 0.15, "all hard": 1.0}

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from orchestrator.client.load import closed_loop
-from perf.results import machine_here, write_results
+from perf.harness.machine import machine_here, write_results
 
 
 def test_results_name_the_machine_and_read_back(tmp_path: Path) -> None:

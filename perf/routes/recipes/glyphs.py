@@ -8,14 +8,14 @@ from pathlib import Path
 from orchestrator.spec import CascadeSpec, InputSpec, Member, Stage, manifest_from_path
 from perf.routes.predicted import predicted_speedup
 from perf.routes.recipe import Recipe
-from perf.routes.recipes.planned import planned
+from perf.routes.recipes.trained import planned
 from perf.routes.spec import Rows
 from perf.studies.reproduce.choices import CHOICES, ChosenPlan, choices_from_path
 
 _PERF = Path(__file__).parents[2]
 MEMBERS = _PERF / "glyphs" / "model_repository"
 CHOSEN = _PERF.parent / "docs" / "reproduce" / CHOICES
-# Drawn in a second; a file of rows holds nearly all of them (perf/bench/served.py).
+# Drawn in a second; a file of rows holds nearly all of them (perf/harness/served.py).
 POOL = 3001
 
 

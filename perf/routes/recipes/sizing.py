@@ -12,7 +12,7 @@ import numpy as np
 import onnxruntime
 
 from orchestrator.errors import DataError
-from perf.results import write_results
+from perf.harness.machine import write_results
 
 # Half steps, so that two looks at one machine nearly always agree.
 FACTORS = tuple(2.0 ** (half / 2) for half in range(-8, 9))

@@ -15,7 +15,7 @@ from rich.console import Console
 from orchestrator.commandline import interrupted_from
 from orchestrator.repository.files import disk_errors
 from orchestrator.serving.machine import check_machine, machine_here
-from perf.bench.command import FILE_WIDTH, progress_shown
+from perf.studies.bench.command import FILE_WIDTH, progress_shown
 from perf.studies.gpu.compare import Loads
 from perf.studies.gpu.device import chosen_provider, preflight, provider_list
 from perf.studies.gpu.families import FAMILIES, families_of

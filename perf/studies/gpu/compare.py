@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from perf.bench.cells import Cell
-from perf.bench.summary import Summary
-from perf.bench.verdict import ratio
+from perf.harness.cells import Cell
+from perf.harness.summary import Summary
+from perf.studies.bench.targets import ratio
 from perf.studies.gpu.families import Cascade, Family, speedup_of
 
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from orchestrator.errors import InputError
-from perf.bench.cells import reach_of
+from perf.harness.cells import reach_of
 
 ABSTRACT = "abstract of arXiv 2012.01988; unit and hardware not stated there"
 

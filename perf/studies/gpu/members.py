@@ -19,9 +19,9 @@ from orchestrator.repository.configs import member_config
 from orchestrator.repository.files import copy_model, new_folder, write_all
 from orchestrator.repository.render import render
 from orchestrator.spec import CascadeSpec, Manifest, TensorSpec, manifest_from_path
-from perf.bench.scenarios import Tools
-from perf.routes.made import Made, made
+from perf.harness.scenarios import Tools
 from perf.routes.recipe import Recipe, imposed_cascade
+from perf.routes.scenario import Made, made
 from perf.routes.spec import BenchRepository, BenchRows, Rows, Scenario
 from perf.routes.table import routes_of
 from perf.studies.gpu.device import tensorrt_parameters

@@ -12,7 +12,7 @@ import onnxruntime
 
 from orchestrator.errors import MemberError
 from orchestrator.spec import Manifest
-from perf.bench.record import Journal, Record
+from perf.harness.record import Journal, Record
 from perf.routes.spec import Rows
 from perf.studies.gpu.device import CPU
 from perf.studies.gpu.members import manifest_of

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from rich import box
 from rich.table import Table
 
-from perf.bench.report import cell_lines, number_text
+from perf.harness.report import cell_lines, number_text
 from perf.studies.gpu.compare import Comparison
 from perf.studies.gpu.families import ABSTRACT
 from perf.studies.gpu.results import Alone, GpuResults

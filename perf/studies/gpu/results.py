@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from perf.bench.plots import COLOURS
-from perf.bench.results import Results, row_from_summary
-from perf.results import write_results as write_document
+from perf.harness.machine import write_results as write_document
+from perf.harness.results import Results, row_from_summary
+from perf.studies.bench.plots import COLOURS
 from perf.studies.gpu.compare import Comparison
 from perf.studies.gpu.device import Device
 

@@ -10,9 +10,9 @@ from functools import partial
 from pathlib import Path
 
 from orchestrator import __version__
-from perf.bench.cells import Cell
-from perf.bench.record import Journal
-from perf.bench.run import Found, RunOptions, begin, results_from, run_scenario
+from perf.harness.cells import Cell
+from perf.harness.record import Journal
+from perf.harness.run import Found, RunOptions, begin, results_from, run_scenario
 from perf.routes.spec import BenchRepository
 from perf.studies.gpu.compare import Comparison, Loads, cells_from, comparison_of
 from perf.studies.gpu.device import Device

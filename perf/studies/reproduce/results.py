@@ -16,7 +16,7 @@ import onnxruntime
 from orchestrator.errors import DataError
 from orchestrator.local.sessions import LocalMembers
 from orchestrator.repository.files import write_all
-from perf.results import machine_here
+from perf.harness.machine import machine_here
 from perf.studies.reproduce.choices import HEADLINE, Choices, ChosenPlan, Comparison
 from perf.studies.reproduce.judge import judged
 from perf.studies.reproduce.parts import TestPart

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from perf.routes.made import Made, made
+from perf.routes.scenario import Made, made
 from tests.perf.routes.tiny import TINY
 
 

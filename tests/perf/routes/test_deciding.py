@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from orchestrator.planner.records import Records
 from orchestrator.planner.replay import replay
 from orchestrator.spec import CascadeSpec, InputSpec, Member, Stage
+from perf.routes.baselines.deciding import OUTPUTS, Batch, Plan, plan_from_parameters
 from perf.routes.rendering import is_plain, parameters_of
-from perf.routes.rivals.deciding import OUTPUTS, Batch, Plan, plan_from_parameters
 
 
 def cascade(thresholds: list[float]) -> CascadeSpec:

@@ -13,7 +13,7 @@ from orchestrator.local.sessions import LocalMembers
 from orchestrator.spec import cascade_from_path
 from perf.routes.predicted import predicted_speedup
 from perf.routes.recipes.glyphs import CHOSEN, MEMBERS, glyphs
-from perf.routes.recipes.planned import COMMITTED
+from perf.routes.recipes.trained import COMMITTED
 from perf.routes.scenarios import RECIPES
 from perf.routes.spec import Rows
 from perf.studies.reproduce.choices import choices_from_path

@@ -12,9 +12,9 @@ from orchestrator.local.sessions import LocalMembers
 from orchestrator.planner.records import Records
 from orchestrator.planner.replay import replay
 from orchestrator.spec import manifest_from_path
-from perf.bench.cells import reach_of
-from perf.routes.made import Made, made
+from perf.harness.cells import reach_of
 from perf.routes.recipe import MARGIN
+from perf.routes.scenario import Made, made
 from tests.perf.routes.tiny import TINY
 
 POOL = 400

@@ -9,8 +9,8 @@ from orchestrator.errors import RepositoryError
 from orchestrator.pbtxt import config_from_path
 from orchestrator.repository.check import check
 from perf.routes import RECIPES, ROUTES, SCENARIOS
-from perf.routes.made import Made
 from perf.routes.rendering import render_made
+from perf.routes.scenario import Made
 from perf.routes.spec import BenchRepository
 
 # The targets are about these.

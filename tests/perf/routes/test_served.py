@@ -17,9 +17,9 @@ from orchestrator.errors import ClientError
 from orchestrator.local.sessions import LocalMembers
 from orchestrator.planner.records import Records
 from orchestrator.planner.replay import replay
-from perf.routes.made import Made
+from perf.routes.baselines.deciding import OUTPUTS
 from perf.routes.rendering import render_made
-from perf.routes.rivals.deciding import OUTPUTS
+from perf.routes.scenario import Made
 from perf.routes.spec import BenchRepository, BenchRows
 from tests.servers import running_server
 

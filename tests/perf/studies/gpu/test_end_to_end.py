@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from orchestrator.errors import DataError
 from perf.__main__ import app
-from perf.bench.record import Record
+from perf.harness.record import Record
 
 
 @pytest.mark.triton

@@ -11,7 +11,7 @@ from perf.studies.gpu.compare import Loads, cells_from, comparison_of
 from perf.studies.gpu.families import EFFICIENTNET, FAMILIES, VIT, Cascade, Family, families_of, speedup_of
 from perf.studies.gpu.run import windows_of
 from perf.studies.gpu.small import small_families
-from tests.perf.bench.made import summary
+from tests.perf.harness.made import summary
 
 # As `python -m export zoo` prints them, 10^9 multiply-adds a row.
 GMAC = {

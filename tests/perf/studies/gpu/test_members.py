@@ -9,7 +9,7 @@ from orchestrator.local import sessions
 from orchestrator.local.sessions import LocalMembers
 from orchestrator.pbtxt import config_from_text
 from orchestrator.spec import Manifest, manifest_from_path
-from perf.routes.recipes.planned import COMMITTED
+from perf.routes.recipes.trained import COMMITTED
 from perf.studies.gpu.device import CPU, CUDA
 from perf.studies.gpu.members import Setting, gpu_config
 

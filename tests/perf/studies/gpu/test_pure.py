@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from perf.bench.record import Journal
-from perf.routes.recipes.planned import COMMITTED
+from perf.harness.record import Journal
+from perf.routes.recipes.trained import COMMITTED
 from perf.studies.gpu import pure
 from perf.studies.gpu.device import CPU
 from perf.studies.gpu.pure import best_rows_per_s, key_of, measure_alone

@@ -1,1 +1,0 @@
-"""The bench: every route on the same members, interleaved, against what the members themselves allow."""

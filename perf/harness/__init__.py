@@ -1,0 +1,1 @@
+"""What every study of `perf` is built on: cells, windows, rounds, results and reports."""
