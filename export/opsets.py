@@ -14,10 +14,10 @@ import numpy.typing as npt
 import onnx
 from onnx import helper, numpy_helper, version_converter
 
-from export.graphs import DEFAULT_DOMAINS, all_graphs, all_nodes, inlined, opset_of
 from export.packing import MAX_IR_VERSION, OPSET
 from export.parity import MAX_ABS_ERROR, session_of
 from orchestrator.errors import ExportError
+from orchestrator.graphs.editing import DEFAULT_DOMAINS, all_graphs, all_nodes, inlined, opset_of
 from orchestrator.spec.triton import image_runtimes, releases_that_read, runtime_of
 
 # Below it every weight has to be among the inputs (3), and there are no functions (7).

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import onnx
 
 from orchestrator.errors import ExportError
-from orchestrator.repository.graph_ending import LOGITS, PROBABILITIES, SIGMOID, ending_of
+from orchestrator.graphs.ending import LOGITS, PROBABILITIES, SIGMOID, ending_of
 from orchestrator.spec.output_kind import EXCLUSIVE, OUTPUT_KINDS, ScoreEvidence
 
 AUTO = "auto"

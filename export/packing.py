@@ -17,8 +17,8 @@ from tempfile import TemporaryDirectory
 
 import onnx
 
-from export.graphs import all_tensors
 from orchestrator.errors import ExportError
+from orchestrator.graphs.editing import all_tensors
 from orchestrator.repository.files import disk_errors, sha256_of_path
 
 MODEL = "model.onnx"

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
@@ -20,6 +21,10 @@ settings.register_profile("quick", max_examples=50, deadline=None)
 settings.register_profile("thorough", max_examples=500, deadline=None)
 settings.load_profile("quick")
 
+HERE = Path(__file__).parent
+# These need PyTorch, transformers or whole graphs, so they stay out of the tier that takes a minute.
+EXPORTING = tuple(HERE / place for place in ("export", "graphs/test_editing.py"))
+
 
 def pytest_report_header() -> str:
     """Which instructions quantised members ran on, for their answers may depend on it."""
@@ -27,8 +32,20 @@ def pytest_report_header() -> str:
     return f"instruction sets: {' '.join(instruction_sets(processor_flags())) or 'unknown'}; {emulated}"
 
 
+def is_exporting(path: Path) -> bool:
+    return any(place == path or place in path.parents for place in EXPORTING)
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    # To read these files only to deselect everything in them would import PyTorch, which takes seconds.
+    return True if is_exporting(collection_path) and "not export" in config.option.markexpr else None
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files that start servers or export networks come first: of several processes none ends long after others."""
+    for item in items:
+        if is_exporting(item.path):
+            item.add_marker(pytest.mark.export)
 
     def is_quick(item: pytest.Item) -> bool:
         return not any(item.get_closest_marker(name) for name in ("triton", "export"))

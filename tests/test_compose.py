@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import yaml
 
-from export.tensorrt_engine import in_image
-from export.tensorrt_engine.machine import MOUNTED, USER, compose_command
-from export.tensorrt_engine.options import EngineOptions
+from export.tensorrt import in_image
+from export.tensorrt.machine import MOUNTED, USER, compose_command
+from export.tensorrt.options import EngineOptions
 from orchestrator.repository.check import check
 from orchestrator.repository.index import plans_in
 from orchestrator.repository.output import render_output

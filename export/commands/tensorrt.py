@@ -46,8 +46,8 @@ def tensorrt(
     """
     with needs("export tensorrt"):
         from export.reading import manifest_in
-        from export.tensorrt_engine.options import EngineOptions
-        from export.to_tensorrt import export_engine
+        from export.tensorrt.member import export_engine
+        from export.tensorrt.options import EngineOptions
     start = time.monotonic()
     largest = manifest_in(repository, member).max_batch_size if max_rows is None else max_rows
     options = EngineOptions(

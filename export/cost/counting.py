@@ -12,8 +12,8 @@ from export.cost.outline import Path, graphs_of
 from export.cost.parameters import parameters_of
 from export.cost.rules import NodeView, Shape, is_preprocess, macs_of, operator_of
 from export.cost.shapes import Shapes, shapes_of
-from export.graphs import inlined
 from orchestrator.errors import ExportError
+from orchestrator.graphs.editing import inlined
 
 LARGER_BRANCH = "of an If the larger branch counts: an upper bound"
 EARLY_END = "a Loop that may end early counts in full: an upper bound"

@@ -14,7 +14,7 @@ import onnx
 from onnx import TensorProto
 
 from export.fusing.merge import AVERAGE
-from orchestrator.repository.graph_pieces import Graph, cleaned, good_rows, raw_logits
+from orchestrator.graphs.pieces import Graph, cleaned, good_rows, raw_logits
 from orchestrator.spec import Member
 
 

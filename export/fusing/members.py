@@ -25,7 +25,6 @@ from export.cost import preprocess_macs_per_row
 from export.fusing.average import add_average
 from export.fusing.fitting import common_of, labels_of, require_fitting
 from export.fusing.merge import Merger
-from export.graphs import full_check
 from export.labels import renamed_classes
 from export.members import MODEL_FILE, store_member
 from export.packing import Packed, packed
@@ -43,6 +42,7 @@ from export.rows import varied_rows
 from export.runtimes.members import prove_rest, proven_as_here
 from orchestrator.decision.combine import Combiner
 from orchestrator.errors import ExportError
+from orchestrator.graphs.editing import full_check
 from orchestrator.repository.files import disk_errors
 from orchestrator.spec import CascadeSpec, InputSpec, Manifest, Member, Stage, TensorSpec
 

@@ -13,9 +13,9 @@ from collections.abc import Hashable
 import onnx
 from onnx import helper, numpy_helper
 
-from export.graphs import inlined
 from export.images.preprocess import PREFIX
 from orchestrator.errors import ExportError
+from orchestrator.graphs.editing import inlined
 
 # What is added to the members' graphs begins with it; no member's own names do.
 AVERAGE = "average/"

@@ -20,9 +20,9 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from export.graphs import full_check, opset_of, rename_tensors
 from export.images.processing import Processing
 from orchestrator.errors import ExportError
+from orchestrator.graphs.editing import full_check, opset_of, rename_tensors
 
 PREFIX = "preprocess/"
 IMAGE = f"{PREFIX}image"

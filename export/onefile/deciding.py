@@ -11,7 +11,7 @@ from functools import cached_property
 import numpy as np
 from onnx import TensorProto
 
-from orchestrator.repository.graph_pieces import Graph, Verdicts, bounded
+from orchestrator.graphs.pieces import Graph, Verdicts, bounded
 from orchestrator.spec import CascadeSpec, Member
 from orchestrator.spec.answer import ABSTAINED, DEGRADED
 

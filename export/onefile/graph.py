@@ -18,7 +18,7 @@ from onnx import TensorProto, helper
 from export.onefile.deciding import Carried, Glance, Settled
 from export.onefile.members import Part
 from export.onefile.stages import settled_stage
-from orchestrator.repository.graph_pieces import ONNX_TYPES, Graph
+from orchestrator.graphs.pieces import ONNX_TYPES, Graph
 from orchestrator.spec import CascadeSpec
 from orchestrator.spec.answer import ANSWER_COLUMNS
 

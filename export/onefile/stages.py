@@ -14,7 +14,7 @@ import numpy as np
 from onnx import TensorProto, helper
 
 from export.onefile.deciding import Carried, Glance, Settled, StageNodes
-from orchestrator.repository.graph_pieces import Graph, cleaned, good_rows
+from orchestrator.graphs.pieces import Graph, cleaned, good_rows
 from orchestrator.spec import CascadeSpec
 
 

@@ -13,11 +13,11 @@ from export.onefile.graph import lead_graph, whole_graph
 from export.onefile.members import at_opset, common_opsets, read_parts, weight_bytes
 from export.packing import require_room
 from orchestrator.errors import ExportError
+from orchestrator.graphs.pieces import IR_VERSION
 from orchestrator.pbtxt import CONFIG, text_from_config
 from orchestrator.repository.class_names import named_spec
 from orchestrator.repository.configs import LABELS
 from orchestrator.repository.files import disk_errors, may_replace, write_all
-from orchestrator.repository.graph_pieces import IR_VERSION
 from orchestrator.repository.index import onnx_from_path
 from orchestrator.repository.onefile_plan import (
     PRODUCER,

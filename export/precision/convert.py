@@ -17,12 +17,12 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto
 
-from export.graphs import full_check, named_copy
 from export.packing import EXTERNAL_OVER_BYTES
 from export.parity import session_of
 from export.precision.half import half_from
 from export.precision.quantize import WEIGHT_BITS, quantized
 from orchestrator.errors import ExportError
+from orchestrator.graphs.editing import full_check, named_copy
 from orchestrator.spec.shares import wilson_ci95
 
 _CHUNK = 32

@@ -14,9 +14,9 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
 
-from export.graphs import full_check, named_copy, replace_nodes, sorted_nodes, without_lossy_casts
 from export.images.preprocess import PREFIX
 from orchestrator.errors import ExportError
+from orchestrator.graphs.editing import full_check, named_copy, replace_nodes, sorted_nodes, without_lossy_casts
 
 LARGEST = 65504.0
 SMALLEST = 2.0**-24

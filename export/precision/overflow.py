@@ -18,7 +18,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, numpy_helper
 
-from export.graphs import graphs_inside, inlined
+from orchestrator.graphs.editing import graphs_inside, inlined
 from orchestrator.spec.processor import DOT_PRODUCT_FLAGS, LARGEST_SAFE_WEIGHT
 
 # Layers between QuantizeLinear and DequantizeLinear: data first, weights second.

@@ -38,9 +38,9 @@ from onnxruntime.quantization import (
 )
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
-from export.graphs import named_copy
 from export.images.preprocess import PREFIX
 from orchestrator.errors import ExportError
+from orchestrator.graphs.editing import named_copy
 
 _LAYERS = ("Conv", "Gemm", "MatMul")
 _CHUNK = 16

@@ -16,7 +16,7 @@ import onnx
 from onnx import helper, shape_inference
 
 from export.cost.outline import outline_of
-from export.graphs import all_graphs, all_nodes
+from orchestrator.graphs.editing import all_graphs, all_nodes
 
 
 def portable(model: onnx.ModelProto) -> onnx.ModelProto:

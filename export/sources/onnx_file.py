@@ -12,7 +12,15 @@ import onnxruntime
 from google.protobuf.message import DecodeError
 from onnx.external_data_helper import ExternalDataInfo, load_external_data_for_model, uses_external_data
 
-from export.graphs import (
+from export.images.preprocess import IMAGE, PREFIX
+from export.opsets import agree, brought_to_common_opset, with_one_import
+from export.parity import session_of
+from export.rows import varied_rows
+from export.sources.base import Asked, Identity, Loaded, Rows, member_name
+from export.sources.onnx_input import ADDED, FileInput, input_of
+from export.sources.onnx_output import FileOutput, adapt_output, declare_output, output_of, require_scores
+from orchestrator.errors import ExportError
+from orchestrator.graphs.editing import (
     DEFAULT_DOMAINS,
     all_graphs,
     all_nodes,
@@ -23,14 +31,6 @@ from export.graphs import (
     rename_tensors,
     sorted_nodes,
 )
-from export.images.preprocess import IMAGE, PREFIX
-from export.opsets import agree, brought_to_common_opset, with_one_import
-from export.parity import session_of
-from export.rows import varied_rows
-from export.sources.base import Asked, Identity, Loaded, Rows, member_name
-from export.sources.onnx_input import ADDED, FileInput, input_of
-from export.sources.onnx_output import FileOutput, adapt_output, declare_output, output_of, require_scores
-from orchestrator.errors import ExportError
 from orchestrator.repository.files import disk_errors, sha256_of_path
 from orchestrator.spec import TensorSpec
 from orchestrator.spec.triton import runtime_of

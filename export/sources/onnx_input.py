@@ -9,9 +9,9 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from export.graphs import fed_names
 from export.sources.base import Asked, Rows
 from orchestrator.errors import ExportError
+from orchestrator.graphs.editing import fed_names
 
 TYPES = {
     TensorProto.FLOAT: "FP32",

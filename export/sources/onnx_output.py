@@ -10,10 +10,10 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from export.graphs import DEFAULT_DOMAINS
 from export.sources.base import Rows
 from export.sources.onnx_input import ADDED, BATCH
 from orchestrator.errors import ExportError
+from orchestrator.graphs.editing import DEFAULT_DOMAINS
 
 _FLOATS = {"tensor(float16)": "FP16", "tensor(float)": "FP32", "tensor(double)": "FP64"}
 _WORDS = {**_FLOATS, "tensor(bfloat16)": "BF16", "tensor(bool)": "BOOL", "tensor(string)": "STRING"}

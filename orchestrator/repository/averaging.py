@@ -17,8 +17,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from orchestrator.errors import RepositoryError, SpecError
-from orchestrator.repository.configs import averaging_name, scores_name
-from orchestrator.repository.graph_pieces import (
+from orchestrator.graphs.pieces import (
     IR_VERSION,
     ONNX_TYPES,
     OPSET,
@@ -29,6 +28,7 @@ from orchestrator.repository.graph_pieces import (
     output_infos,
     raw_logits,
 )
+from orchestrator.repository.configs import averaging_name, scores_name
 from orchestrator.spec import CascadeSpec, cascade_from_json, json_from_cascade
 
 PLAN_KEY = "cascade"

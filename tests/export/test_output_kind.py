@@ -10,8 +10,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
+from orchestrator.graphs.pieces import Graph
 from orchestrator.repository.check import check
-from orchestrator.repository.graph_pieces import Graph
 from orchestrator.spec import manifest_from_path
 from tests.export.test_member_command import said
 

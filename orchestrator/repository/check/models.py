@@ -11,10 +11,10 @@ import onnx
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from orchestrator.errors import RepositoryError, SpecError
+from orchestrator.graphs.ending import LOGITS, SIGMOID, ending_of
 from orchestrator.pbtxt import config_from_path
 from orchestrator.repository.check.report import Findings
 from orchestrator.repository.files import sha256_of_path
-from orchestrator.repository.graph_ending import LOGITS, SIGMOID, ending_of
 from orchestrator.repository.index import (
     MANIFEST,
     config_of,

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import helper
 
-from export.graphs import all_graphs, names_read, rename_tensors, sorted_nodes
 from export.images.preprocess import PREFIX, with_preprocess
 from export.images.processing import Processing
+from orchestrator.graphs.editing import all_graphs, names_read, rename_tensors, sorted_nodes
 from tests.export.onnx_graphs import BOOL, FEATURES, INT64, SIDE, Foreign, array, foreign, node, value
 from tests.export.small_networks import answers
 

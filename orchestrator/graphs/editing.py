@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,7 +48,7 @@ def all_nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
 def all_tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
     """Everything that holds numbers: weights, dense or sparse, and attributes, at any depth."""
     outer = [*model.graph.node, *(node for function in model.functions for node in function.node)]
-    sparse = []
+    sparse: list[onnx.SparseTensorProto] = []
     for graph in (model.graph, *all_graphs(outer)):
         yield from graph.initializer
         sparse += graph.sparse_initializer
@@ -113,14 +113,7 @@ class _Renaming:
         own = _own_names(graph)
         moved = {name: self._free(name) for name in sorted(own) if self._is_reserved(name) or name in visible}
         table = {**outer, **moved, **new}
-        for value in (*graph.input, *graph.output, *graph.value_info, *graph.initializer):
-            value.name = table.get(value.name, value.name)
-        for sparse in graph.sparse_initializer:
-            sparse.values.name = table.get(sparse.values.name, sparse.values.name)
-        for note in graph.quantization_annotation:
-            note.tensor_name = table.get(note.tensor_name, note.tensor_name)
-            for entry in note.quant_parameter_tensor_names:
-                entry.value = table.get(entry.value, entry.value)
+        _rename_values(graph, lambda name: table.get(name, name))
         for node in graph.node:
             node.input[:] = [table.get(name, name) for name in node.input]
             node.output[:] = [table.get(name, name) for name in node.output]
@@ -139,6 +132,18 @@ class _Renaming:
             found = f"inner_{count}/{name}"
         self.known.add(found)
         return found
+
+
+def _rename_values(graph: onnx.GraphProto, new: Callable[[str], str]) -> None:
+    """Renames tensors in all of a graph but its nodes: inputs, outputs, shapes, weights, annotations."""
+    for value in (*graph.input, *graph.output, *graph.value_info):
+        value.name = new(value.name)
+    for weight in (*graph.initializer, *(sparse.values for sparse in graph.sparse_initializer)):
+        weight.name = new(weight.name)
+    for note in graph.quantization_annotation:
+        note.tensor_name = new(note.tensor_name)
+        for entry in note.quant_parameter_tensor_names:
+            entry.value = new(entry.value)
 
 
 def make_dense(graph: onnx.GraphProto) -> int:

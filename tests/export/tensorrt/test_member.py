@@ -14,10 +14,10 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from tritonclient.grpc import model_config_pb2 as pb
 
-from export.tensorrt_engine.gpu import Gpu
-from export.tensorrt_engine.machine import Machine, this_machine
-from export.tensorrt_engine.options import EngineOptions
-from export.to_tensorrt import Exported, export_engine
+from export.tensorrt.gpu import Gpu
+from export.tensorrt.machine import Machine, this_machine
+from export.tensorrt.member import Exported, export_engine
+from export.tensorrt.options import EngineOptions
 from orchestrator.errors import ExportError, RepositoryError
 from orchestrator.local.sessions import LocalMembers
 from orchestrator.pbtxt import config_from_path
@@ -28,7 +28,7 @@ from tests.fakes.cuda import FakeCudaDriver
 from tests.fakes.tensorrt import FakeTensorRT
 from tests.repository.builders import add_member, linear_model, snapshot
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 OPTIONS = EngineOptions(min_rows=1, opt_rows=4, max_rows=16)
 
 

@@ -20,11 +20,11 @@ from export.labels import renamed_classes
 from export.members import write_member
 from export.parity import Parity
 from export.reading import is_current, manifest_in, of_output_kind, onnx_manifest, require_free
-from export.tensorrt_engine.build import Plan, build_plan
-from export.tensorrt_engine.compare import TOLERANCE, engine_parity
-from export.tensorrt_engine.machine import Machine, compose_command, this_machine
-from export.tensorrt_engine.options import EngineOptions, Route, precision_of, route_of
-from export.tensorrt_engine.run import Engine
+from export.tensorrt.build import Plan, build_plan
+from export.tensorrt.compare import TOLERANCE, engine_parity
+from export.tensorrt.machine import Machine, compose_command, this_machine
+from export.tensorrt.options import EngineOptions, Route, precision_of, route_of
+from export.tensorrt.run import Engine
 from orchestrator.errors import ExportError
 from orchestrator.pbtxt import CONFIG
 from orchestrator.repository.files import disk_errors, may_replace, write_all

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from export.tensorrt_engine.options import EngineOptions
+from export.tensorrt.options import EngineOptions
 from orchestrator.errors import SpecError
 
 SIZES = st.integers(min_value=1, max_value=300)

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from export.tensorrt_engine.machine import MOUNTED, compose_command, this_machine
-from export.tensorrt_engine.options import EngineOptions
+from export.tensorrt.machine import MOUNTED, compose_command, this_machine
+from export.tensorrt.options import EngineOptions
 from orchestrator.errors import ExportError
 
 TRT = SimpleNamespace(__version__="10.16.1.11")

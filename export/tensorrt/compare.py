@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from export.parity import MIN_ROWS, Parity, agreed, session_of
 from export.rows import varied_rows
-from export.tensorrt_engine.run import Engine
+from export.tensorrt.run import Engine
 from orchestrator.errors import ExportError
 from orchestrator.spec import Manifest, TensorSpec
 from orchestrator.spec.inputs import INPUT_DTYPES

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from export.tensorrt_engine.options import EngineOptions, Route
+from export.tensorrt.options import EngineOptions, Route
 from orchestrator.errors import ExportError
 from orchestrator.spec import TensorSpec
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from export.tensorrt_engine.in_image import PACKAGES, bindings_for, library_version
+from export.tensorrt.in_image import PACKAGES, bindings_for, library_version
 
 ROOT = Path(__file__).parents[3]
 
@@ -60,7 +60,7 @@ def test_the_container_gets_what_the_project_depends_on() -> None:
 def test_building_engines_needs_neither_torch_nor_transformers() -> None:
     code = (
         "import sys; sys.modules |= dict.fromkeys(['torch', 'transformers', 'sklearn', 'scipy', 'PIL'])\n"
-        "import export.__main__, export.to_tensorrt"
+        "import export.__main__, export.tensorrt.member"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

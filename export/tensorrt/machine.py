@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from export.tensorrt_engine.gpu import Gpu
-from export.tensorrt_engine.options import EngineOptions
+from export.tensorrt.gpu import Gpu
+from export.tensorrt.options import EngineOptions
 from orchestrator.errors import ExportError
 
 # The second is what NVIDIA's bindings alone are called: they load the TensorRT that is installed already.

@@ -9,8 +9,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from orchestrator.repository.graph_ending import LOGITS, PROBABILITIES, SIGMOID, ending_of
-from orchestrator.repository.graph_pieces import Graph
+from orchestrator.graphs.ending import LOGITS, PROBABILITIES, SIGMOID, ending_of
+from orchestrator.graphs.pieces import Graph
 
 
 def dense(g: Graph, x: str, size: int = 4) -> str:

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from export.tensorrt_engine.build import logger_of, made
-from export.tensorrt_engine.machine import Machine
+from export.tensorrt.build import logger_of, made
+from export.tensorrt.machine import Machine
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,0 @@
-"""TensorRT engines: options, the GPU, building, running, comparing. `export.to_tensorrt` puts them together.
-
-Nothing here imports the tensorrt package but `machine.py`; everything else is handed the module.
-"""
