@@ -19,7 +19,7 @@ from perf.load.analyzer import AnalyzerLoad, run_analyzer
 from perf.load.closed import closed_tasks, closed_threads
 from perf.load.open import PoissonLoad, run_poisson, send_asked
 from perf.load.window import Window
-from perf.routes.spec import Route
+from perf.routes.spec import BenchRoute
 
 _IDLE_S = 1.0
 _IDLE_WAIT_S = 60.0
@@ -80,7 +80,9 @@ def measure(
     )
 
 
-def _send(cell: Cell, route: Route, served: Served, *, inputs: InputFile, seconds: float, seed: int) -> Window:
+def _send(
+    cell: Cell, route: BenchRoute, served: Served, *, inputs: InputFile, seconds: float, seed: int
+) -> Window:
     if route.client is not None:
         return _send_by_client(cell, route, served, inputs=inputs, seconds=seconds, seed=seed)
     assert route.model is not None, "a route has a model or a client"
@@ -110,7 +112,7 @@ def _send(cell: Cell, route: Route, served: Served, *, inputs: InputFile, second
 
 
 def _send_by_client(
-    cell: Cell, route: Route, served: Served, *, inputs: InputFile, seconds: float, seed: int
+    cell: Cell, route: BenchRoute, served: Served, *, inputs: InputFile, seconds: float, seed: int
 ) -> Window:
     rows, repository = inputs.rows.rows, served.repository
     if route.client == "asyncio" and cell.sender != "analyzer_poisson":

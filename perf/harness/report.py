@@ -10,7 +10,7 @@ from rich.table import Table
 
 from perf.harness.results import Results
 from perf.harness.summary import Summary, flags_of
-from perf.studies.bench.targets import Verdict
+from perf.studies.bench.targets import TargetVerdict
 
 _MET = {True: "yes", False: "**no**", None: "not measured"}
 GROUPS = {
@@ -66,7 +66,7 @@ def report_from_results(results: Results, *, pictures: Iterable[str]) -> str:
     return "\n".join([*lines, *(["## Plots", "", *shown, ""] if shown else [])])
 
 
-def _verdict_lines(verdicts: Sequence[Verdict]) -> list[str]:
+def _verdict_lines(verdicts: Sequence[TargetVerdict]) -> list[str]:
     rows = [
         f"| {one.target} | {one.sense} {one.needed:g} | {number_text(one.measured)} | {met_text(one)} | "
         f"{one.remarks} |"
@@ -75,7 +75,7 @@ def _verdict_lines(verdicts: Sequence[Verdict]) -> list[str]:
     return ["| target | needed | measured | met | note |", "|---|---|---|---|---|", *rows]
 
 
-def met_text(one: Verdict) -> str:
+def met_text(one: TargetVerdict) -> str:
     """Whether a target is met, in a word or two."""
     return "not judged" if one.met is None and one.measured is not None else _MET[one.met]
 
@@ -122,7 +122,7 @@ def number_text(value: float | None) -> str:
     return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
-def table_from_verdicts(verdicts: Sequence[Verdict]) -> Table:
+def table_from_verdicts(verdicts: Sequence[TargetVerdict]) -> Table:
     """The targets for the console."""
     table = Table(title="targets", box=box.SIMPLE_HEAD)
     table.add_column("target")

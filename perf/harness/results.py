@@ -13,7 +13,7 @@ from typing import Any
 from perf.harness.machine import BenchMachine
 from perf.harness.machine import write_results as write_document
 from perf.harness.summary import Summary
-from perf.studies.bench.targets import Verdict
+from perf.studies.bench.targets import TargetVerdict
 
 LATENCIES = tuple(f"{part}p{percent}_ms" for part in ("", "easy_", "hard_") for percent in (50, 95, 99))
 
@@ -43,7 +43,7 @@ class Results:
     minutes: float
     scenarios: dict[str, str]
     summaries: Sequence[Summary]
-    verdicts: Sequence[Verdict]
+    verdicts: Sequence[TargetVerdict]
     failures: dict[str, str] = field(default_factory=dict)
 
     def targets_as_json(self) -> list[dict[str, Any]]:

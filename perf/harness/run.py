@@ -21,13 +21,13 @@ from perf.harness.measure import measure
 from perf.harness.record import Journal, Record
 from perf.harness.results import Results
 from perf.harness.rounds import Measure, Rounds
-from perf.harness.scenarios import Tools, cells_of, tools_of
+from perf.harness.scenarios import BenchTools, cells_of, tools_of
 from perf.harness.served import Inputs, Served
 from perf.harness.server_probe import Statistics
 from perf.harness.summary import Summary, summaries_of
 from perf.load.analyzer_binary import AnalyzerBinary, find_analyzer
 from perf.studies.bench.leak_file import growth_from
-from perf.studies.bench.targets import Verdict, verdicts
+from perf.studies.bench.targets import TargetVerdict, verdicts
 
 Progress = Callable[[str], None]
 _WARM_S = 1.0
@@ -79,7 +79,7 @@ class Found:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Begun:
+class RunContext:
     """What a run begins with.
 
     Args:
@@ -93,7 +93,7 @@ class Begun:
     start_s: float
 
 
-def begin(progress: Progress) -> Begun:
+def begin(progress: Progress) -> RunContext:
     """Looks at the machine and finds perf_analyzer.
 
     Raises:
@@ -101,11 +101,17 @@ def begin(progress: Progress) -> Begun:
     """
     cores_in_use, start_s = cores_in_use_now(), time.monotonic()
     progress("looking for perf_analyzer")
-    return Begun(analyzer=find_analyzer(), cores_in_use=cores_in_use, start_s=start_s)
+    return RunContext(analyzer=find_analyzer(), cores_in_use=cores_in_use, start_s=start_s)
 
 
 def results_from(
-    found: Found, options: RunOptions, begun: Begun, *, kind: str, command: str, verdicts: Sequence[Verdict]
+    found: Found,
+    options: RunOptions,
+    begun: RunContext,
+    *,
+    kind: str,
+    command: str,
+    verdicts: Sequence[TargetVerdict],
 ) -> Results:
     """What scenarios added up to, as results of a run that ends now.
 
@@ -167,7 +173,7 @@ def run_bench(options: RunOptions, *, command: str, progress: Progress) -> Resul
 
 
 def run_scenario(
-    tools: Tools,
+    tools: BenchTools,
     options: RunOptions,
     *,
     analyzer: AnalyzerBinary,
@@ -251,7 +257,7 @@ def _measure_in(served: Served, seconds: float) -> Measure:
 
 @contextmanager
 def serving(
-    tools: Tools, output: Path, *, analyzer: AnalyzerBinary, seed: int, progress: Progress
+    tools: BenchTools, output: Path, *, analyzer: AnalyzerBinary, seed: int, progress: Progress
 ) -> Iterator[Served]:
     """A scenario's repository, rendered and served while the block runs.
 

@@ -17,7 +17,7 @@ LARGEST_ONLY = ("efficientnet", "glyphs")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tools:
+class BenchTools:
     """What makes one scenario.
 
     Args:
@@ -37,7 +37,7 @@ class Tools:
     startup_timeout_s: float = 300.0
 
 
-def tools_of(name: str) -> Tools:
+def tools_of(name: str) -> BenchTools:
     """A scenario by name.
 
     Raises:
@@ -46,7 +46,7 @@ def tools_of(name: str) -> Tools:
     if name not in SCENARIOS:
         raise DataError("scenario", got=repr(name), expected=f"one of {', '.join(SCENARIOS)}")
     scenario = SCENARIOS[name]
-    return Tools(
+    return BenchTools(
         scenario=scenario,
         render=lambda folder: render_bench_repository(folder, scenario=scenario),
         rows_for=rows_for,

@@ -12,10 +12,10 @@ import numpy as np
 from orchestrator.errors import DataError
 from orchestrator.serving.process import EmbeddedServer
 from perf.harness.cells import reach_of
-from perf.harness.server_probe import Process, Statistics, server_processes
+from perf.harness.server_probe import ServerProcess, Statistics, server_processes
 from perf.load.analyzer_binary import AnalyzerBinary
 from perf.load.inputs import next_prime, write_input_data
-from perf.routes.spec import BenchRepository, BenchRows, Route, Scenario
+from perf.routes.spec import BenchRepository, BenchRoute, BenchRows, Scenario
 
 MOST_ROWS = 997
 FEWEST_ROWS = 101
@@ -119,7 +119,7 @@ class Served:
     statistics: Statistics
     analyzer: AnalyzerBinary
     inputs: Inputs
-    processes: list[Process] = field(default_factory=list)
+    processes: list[ServerProcess] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.processes.extend(server_processes(self.server.pid))
@@ -129,7 +129,7 @@ class Served:
         """host:port of the gRPC endpoint."""
         return self.server.grpc_address
 
-    def models_of(self, route: Route) -> tuple[str, ...]:
+    def models_of(self, route: BenchRoute) -> tuple[str, ...]:
         """Every Triton model that works for a route."""
         own = () if route.model is None else self.statistics.models_behind(route.model)
         return tuple(dict.fromkeys((*own, *route.members)))

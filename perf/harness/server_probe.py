@@ -24,7 +24,7 @@ _INSTANCE = re.compile(r"^(?P<model>.+)_\d+_\d+$")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Process:
+class ServerProcess:
     """One process of a server.
 
     Args:
@@ -56,7 +56,7 @@ class Memory:
         return self.resident_bytes + self.shm_bytes
 
 
-def server_processes(pid: int) -> list[Process]:
+def server_processes(pid: int) -> list[ServerProcess]:
     """The server and every Python model's process: all that share its session.
 
     Args:
@@ -69,7 +69,7 @@ def server_processes(pid: int) -> list[Process]:
     return sorted(found, key=lambda one: one.pid)
 
 
-def cpu_s(processes: Collection[Process]) -> float:
+def cpu_s(processes: Collection[ServerProcess]) -> float:
     """Processor seconds they have used so far, in user and kernel mode."""
     total = 0
     for process in processes:
@@ -78,7 +78,7 @@ def cpu_s(processes: Collection[Process]) -> float:
     return total / _TICKS_PER_S
 
 
-def memory_of(processes: Collection[Process], models: Collection[str] | None = None) -> Memory:
+def memory_of(processes: Collection[ServerProcess], models: Collection[str] | None = None) -> Memory:
     """What the server and the processes of some models hold now.
 
     Args:
@@ -102,7 +102,11 @@ class PeakMemory:
     """
 
     def __init__(
-        self, processes: Collection[Process], models: Collection[str] | None = None, *, interval_s: float = 0.5
+        self,
+        processes: Collection[ServerProcess],
+        models: Collection[str] | None = None,
+        *,
+        interval_s: float = 0.5,
     ) -> None:
         self._processes = processes
         self._models = models
@@ -214,13 +218,15 @@ def _session(folder: Path) -> int | None:
     return int(fields[3]) if fields else None
 
 
-def _process(folder: Path) -> Process:
+def _process(folder: Path) -> ServerProcess:
     try:
         words = (folder / "cmdline").read_bytes().decode("utf-8", "replace").rstrip("\0").split("\0")
     except OSError:
         words = []
     match = _INSTANCE.match(words[-2]) if words and Path(words[0]).name == _STUB and len(words) > 3 else None
-    return Process(pid=int(folder.name), model=match["model"] if match else None, shm=words[2] if match else None)
+    return ServerProcess(
+        pid=int(folder.name), model=match["model"] if match else None, shm=words[2] if match else None
+    )
 
 
 def _resident_bytes(folder: Path) -> int:

@@ -12,7 +12,7 @@ from perf.harness.bound import Bound, bound_of
 from perf.harness.cells import Cell
 from perf.harness.record import Journal, Record
 from perf.harness.rounds import is_unstable, spread_of
-from perf.routes.spec import Route
+from perf.routes.spec import BenchRoute
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +76,7 @@ def flags_of(one: Summary) -> list[str]:
 
 
 def summaries_of(
-    cells: Sequence[Cell], journal: Journal, *, routes: Mapping[str, Route], cores: int
+    cells: Sequence[Cell], journal: Journal, *, routes: Mapping[str, BenchRoute], cores: int
 ) -> list[Summary]:
     """One summary per cell of one scenario.
 
@@ -90,7 +90,7 @@ def summaries_of(
     return [_summary(cell, journal, routes[cell.route], capacity, cores) for cell in cells]
 
 
-def capacities(cells: Iterable[Cell], journal: Journal, routes: Mapping[str, Route]) -> dict[str, float]:
+def capacities(cells: Iterable[Cell], journal: Journal, routes: Mapping[str, BenchRoute]) -> dict[str, float]:
     """Rows/s of each member asked alone, by Triton name: the best of its closed loops."""
     found: dict[str, float] = {}
     for cell in cells:
@@ -101,7 +101,9 @@ def capacities(cells: Iterable[Cell], journal: Journal, routes: Mapping[str, Rou
     return found
 
 
-def _summary(cell: Cell, journal: Journal, route: Route, capacity: Mapping[str, float], cores: int) -> Summary:
+def _summary(
+    cell: Cell, journal: Journal, route: BenchRoute, capacity: Mapping[str, float], cores: int
+) -> Summary:
     records = journal.of(cell.key)
     reach = _medians([one.reach for one in records])
     cpu_s = _median(one.cpu_s_per_request for one in records)

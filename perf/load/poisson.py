@@ -75,7 +75,7 @@ async def open_loop(send: Send, due_s: npt.NDArray[np.float64], *, drain_s: floa
         due_s: float64 (n,), ascending, from now on.
         drain_s: how long to wait for answers after the last moment; what is then open counts as unanswered.
     """
-    sender = _Sender(send, due_s, asyncio.get_running_loop())
+    sender = PoissonSender(send, due_s, asyncio.get_running_loop())
     switch_s = sys.getswitchinterval()
     sys.setswitchinterval(_SWITCH_S)
     try:
@@ -87,8 +87,8 @@ async def open_loop(send: Send, due_s: npt.NDArray[np.float64], *, drain_s: floa
     return OpenLoop(due_s=due_s, sent_s=sender.sent_s, done_s=sender.done_s, answers=sender.answers)
 
 
-class _Sender:
-    """The books of one open loop; everything but `_pace` runs in the event loop."""
+class PoissonSender:
+    """Sends the requests of one open loop when they are due; all but `_pace` runs in the event loop."""
 
     def __init__(self, send: Send, due_s: npt.NDArray[np.float64], loop: asyncio.AbstractEventLoop) -> None:
         self._send = send
@@ -102,6 +102,7 @@ class _Sender:
         self.tasks: set[asyncio.Task[None]] = set()
 
     async def run(self, drain_s: float) -> None:
+        """Sends every request at its moment and waits at most `drain_s` after the last for answers."""
         if not len(self._due_s):
             return
         threading.Thread(target=self._pace, name="pacer", daemon=True).start()

@@ -9,14 +9,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from orchestrator.errors import DataError
-from perf.routes.rendering import render_made
-from perf.routes.scenario import Made, made
+from perf.routes.rendering import render_scenario
+from perf.routes.scenario import BenchScenario, bench_scenario
 from perf.routes.scenarios import RECIPES
-from perf.routes.spec import BenchRepository, BenchRows, Route, Scenario
+from perf.routes.spec import BenchRepository, BenchRoute, BenchRows, Scenario
 from perf.routes.table import routes_of
 
 SCENARIOS: dict[str, Scenario] = {name: recipe.scenario for name, recipe in RECIPES.items()}
-ROUTES: dict[str, Route] = routes_of(SCENARIOS["three_cnn"])
+ROUTES: dict[str, BenchRoute] = routes_of(SCENARIOS["three_cnn"])
 
 
 def render_bench_repository(folder: Path, *, scenario: Scenario) -> BenchRepository:
@@ -29,7 +29,7 @@ def render_bench_repository(folder: Path, *, scenario: Scenario) -> BenchReposit
     Raises:
         CommitteeError: the members cannot be made, or the folder holds something else.
     """
-    return render_made(_made(scenario), folder)
+    return render_scenario(_made(scenario), folder)
 
 
 def rows_for(scenario: Scenario, *, reach: Sequence[float] | None, rows: int, seed: int) -> BenchRows:
@@ -50,10 +50,10 @@ def rows_for(scenario: Scenario, *, reach: Sequence[float] | None, rows: int, se
     return there.rows_for(reach=reach, rows=rows, seed=seed)
 
 
-def _made(scenario: Scenario) -> Made:
+def _made(scenario: Scenario) -> BenchScenario:
     if scenario.name not in RECIPES:
         raise DataError("scenario", got=scenario.name, expected=f"one of {', '.join(RECIPES)}")
-    return made(RECIPES[scenario.name])
+    return bench_scenario(RECIPES[scenario.name])
 
 
 __all__ = ["RECIPES", "ROUTES", "SCENARIOS", "render_bench_repository", "rows_for"]

@@ -15,14 +15,14 @@ import tritonclient.grpc as triton
 import tritonclient.grpc.aio as triton_aio
 
 from orchestrator.client.error_mapping import FOREIGN, error_from
-from perf.routes.baselines.deciding import Batch, Plan
+from perf.routes.baselines.deciding import BaselinePlan, Batch
 from perf.routes.spec import AskAsync, AskSync, Rows
 
 TIMEOUT_S = 60.0
 
 
 @contextmanager
-def sync_client(address: str, *, plan: Plan, dtype: str) -> Iterator[AskSync]:
+def sync_client(address: str, *, plan: BaselinePlan, dtype: str) -> Iterator[AskSync]:
     """A cascade driven by blocking calls, from any number of threads over one channel.
 
     Args:
@@ -51,7 +51,7 @@ def sync_client(address: str, *, plan: Plan, dtype: str) -> Iterator[AskSync]:
 
 
 @asynccontextmanager
-async def asyncio_client(address: str, *, plan: Plan, dtype: str) -> AsyncIterator[AskAsync]:
+async def asyncio_client(address: str, *, plan: BaselinePlan, dtype: str) -> AsyncIterator[AskAsync]:
     """As `sync_client`, from one event loop."""
     async with triton_aio.InferenceServerClient(address) as client:
 
@@ -70,7 +70,7 @@ async def asyncio_client(address: str, *, plan: Plan, dtype: str) -> AsyncIterat
         yield ask
 
 
-def _request(plan: Plan, member: str, rows: Rows, *, batch: Batch, dtype: str) -> dict[str, Any]:
+def _request(plan: BaselinePlan, member: str, rows: Rows, *, batch: Batch, dtype: str) -> dict[str, Any]:
     part = rows if len(batch.open) == len(rows) else rows[batch.open]
     tensor = triton.InferInput(plan.input, list(part.shape), dtype)
     tensor.set_data_from_numpy(part)

@@ -15,10 +15,10 @@ from orchestrator.repository.configs import cascade_config
 from orchestrator.repository.files import copy_model, new_folder, write_all
 from orchestrator.repository.render import ensemble_from_cascade, render, render_ensemble
 from orchestrator.spec import CascadeSpec
-from perf.routes.baselines.deciding import Plan, plan_from_parameters
+from perf.routes.baselines.deciding import plan_from_parameters
 from perf.routes.clients import asyncio_client, sync_client
-from perf.routes.scenario import Made
-from perf.routes.spec import BenchRepository, Route
+from perf.routes.scenario import BenchScenario
+from perf.routes.spec import BenchRepository, BenchRoute
 from perf.routes.table import CONCATENATE, LARGEST, LARGEST_INSTANCES, PLAIN_ONLY, TUTORIAL, routes_of
 
 RIVALS = Path(__file__).parent / "rivals"
@@ -28,7 +28,7 @@ _TIMED_ROWS = 256
 _MODELS = {"pass_through": ("pass_through",), "tutorial": tuple(TUTORIAL), "concatenate": tuple(CONCATENATE)}
 
 
-def render_made(made: Made, folder: Path) -> BenchRepository:
+def render_scenario(made: BenchScenario, folder: Path) -> BenchRepository:
     """Writes everything into a folder, in the place of what was rendered there before.
 
     Args:
@@ -65,7 +65,7 @@ def render_made(made: Made, folder: Path) -> BenchRepository:
     )
 
 
-def _predicted(made: Made) -> float | None:
+def _predicted(made: BenchScenario) -> float | None:
     predict = made.recipe.predict
     if predict is None:
         return None
@@ -97,7 +97,7 @@ def parameters_of(spec: CascadeSpec) -> dict[str, str]:
     }
 
 
-def rival_config(spec: CascadeSpec, route: Route) -> ModelConfig:
+def baseline_config(spec: CascadeSpec, route: BenchRoute) -> ModelConfig:
     """The cascade's own configuration, with the rival's instances and the plan as parameters."""
     config = cascade_config(spec)
     config.name = route.name
@@ -125,17 +125,16 @@ def _render_largest(repository: Path, member: str) -> None:
     path.write_text(text_from_config(config, source=f"{member} with more instances"), encoding="utf-8")
 
 
-def _render_rivals(spec: CascadeSpec, routes: dict[str, Route], repository: Path) -> None:
+def _render_rivals(spec: CascadeSpec, routes: dict[str, BenchRoute], repository: Path) -> None:
     helper = (RIVALS / _HELPER).read_bytes()
     for source, names in _MODELS.items():
         for name in names:
-            config = text_from_config(rival_config(spec, routes[name]), source=f"perf/routes/baselines/{source}")
+            config = text_from_config(
+                baseline_config(spec, routes[name]), source=f"perf/routes/baselines/{source}"
+            )
             files: dict[str, bytes | str] = {
                 "1/model.py": (RIVALS / source / "model.py").read_bytes(),
                 f"1/{_HELPER}": helper,
                 "config.pbtxt": config,
             }
             write_all(repository / name, files)
-
-
-__all__ = ["Plan", "is_plain", "parameters_of", "render_made", "rival_config"]

@@ -33,7 +33,7 @@ Ask = Callable[[str, Rows], npt.NDArray[np.float32]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Made:
+class BenchScenario:
     """A scenario on disk.
 
     Args:
@@ -123,7 +123,7 @@ def require_prime(rows: int) -> None:
         raise DataError("rows", got=rows, expected="a prime number of rows")
 
 
-def made(recipe: Recipe, cache: Path = CACHE) -> Made:
+def bench_scenario(recipe: Recipe, cache: Path = CACHE) -> BenchScenario:
     """The scenario, made where it is not there yet.
 
     Args:
@@ -143,7 +143,7 @@ def _fitted(recipe: Recipe, cache: Path) -> Recipe:
 
 
 @lru_cache(maxsize=4)
-def _made(recipe: Recipe, cache: Path) -> Made:
+def _made(recipe: Recipe, cache: Path) -> BenchScenario:
     folder = cache / f"{recipe.scenario.name}-{_key(recipe)}"
     if not (folder / _EXITS).is_file():
         cache.mkdir(parents=True, exist_ok=True)
@@ -155,7 +155,7 @@ def _made(recipe: Recipe, cache: Path) -> Made:
             np.savez(building / _EXITS, exit_stage=exit_stage, margin=margin)
     with np.load(folder / _EXITS) as stored:
         exit_stage, margin = stored["exit_stage"], stored["margin"]
-    return Made(
+    return BenchScenario(
         recipe=recipe,
         repository=folder / "repository",
         spec=cascade_from_path(folder / _PLAN),

@@ -41,7 +41,7 @@ class Scenario:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Route:
+class BenchRoute:
     """One way to get an answer.
 
     Args:
@@ -82,7 +82,7 @@ class BenchRepository:
 
     folder: Path
     scenario: Scenario
-    routes: Mapping[str, Route]
+    routes: Mapping[str, BenchRoute]
     input_name: str = "image"
     sync_client: Callable[[str], AbstractContextManager[AskSync]] | None = None
     asyncio_client: Callable[[str], AbstractAsyncContextManager[AskAsync]] | None = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from perf.routes.spec import Route, Scenario
+from perf.routes.spec import BenchRoute, Scenario
 
 # Processes of each form: one process runs one member at a time, so a form is measured with several too.
 TUTORIAL = {"tutorial": 1, "tutorial_4": 4}
@@ -13,7 +13,7 @@ LARGEST, LARGEST_INSTANCES = "largest_2", 2
 PLAIN_ONLY = ("pass_through", *TUTORIAL, *CONCATENATE, "client_sync", "client_asyncio")
 
 
-def routes_of(scenario: Scenario) -> dict[str, Route]:
+def routes_of(scenario: Scenario) -> dict[str, BenchRoute]:
     """Every route by name.
 
     Args:
@@ -21,13 +21,15 @@ def routes_of(scenario: Scenario) -> dict[str, Route]:
     """
     members = scenario.members
     alone = [
-        Route(name=f"member_{index}", title=_alone(index, scenario), model=name, members=(name,))
+        BenchRoute(name=f"member_{index}", title=_alone(index, scenario), model=name, members=(name,))
         for index, name in enumerate(members)
     ]
     # What one instance can do does not bound it.
-    alone.append(Route(name=LARGEST, title=f"{members[-1]} alone, {LARGEST_INSTANCES} instances", model=LARGEST))
+    alone.append(
+        BenchRoute(name=LARGEST, title=f"{members[-1]} alone, {LARGEST_INSTANCES} instances", model=LARGEST)
+    )
     rivals = [
-        Route(
+        BenchRoute(
             name="pass_through",
             title="BLS pass-through to the first member",
             model="pass_through",
@@ -35,7 +37,7 @@ def routes_of(scenario: Scenario) -> dict[str, Route]:
             instances=1,
         ),
         *(
-            Route(
+            BenchRoute(
                 name=name,
                 title="BLS, one call per request in a loop" + (f", {count} instances" if count > 1 else ""),
                 model=name,
@@ -46,7 +48,7 @@ def routes_of(scenario: Scenario) -> dict[str, Route]:
             for name, count in TUTORIAL.items()
         ),
         *(
-            Route(
+            BenchRoute(
                 name=name,
                 title=f"BLS, batch concatenated, {count} instance{'s' if count > 1 else ''}",
                 model=name,
@@ -56,7 +58,7 @@ def routes_of(scenario: Scenario) -> dict[str, Route]:
             )
             for name, count in CONCATENATE.items()
         ),
-        Route(
+        BenchRoute(
             name="client_sync",
             title="client-side cascade, threads",
             model=None,
@@ -64,7 +66,7 @@ def routes_of(scenario: Scenario) -> dict[str, Route]:
             members=members,
             cascade=True,
         ),
-        Route(
+        BenchRoute(
             name="client_asyncio",
             title="client-side cascade, asyncio",
             model=None,
@@ -72,10 +74,12 @@ def routes_of(scenario: Scenario) -> dict[str, Route]:
             members=members,
             cascade=True,
         ),
-        Route(name="ensemble", title="native ensemble of all members", model="ensemble", members=members),
+        BenchRoute(name="ensemble", title="native ensemble of all members", model="ensemble", members=members),
         # It asks no member: they are inside, so what they can do elsewhere does not bound it.
-        Route(name="onefile", title="whole cascade in one ONNX graph", model="onefile", cascade=True),
-        Route(name="committee", title="Committee", model="committee", members=members, cascade=True, instances=1),
+        BenchRoute(name="onefile", title="whole cascade in one ONNX graph", model="onefile", cascade=True),
+        BenchRoute(
+            name="committee", title="Committee", model="committee", members=members, cascade=True, instances=1
+        ),
     ]
     return {route.name: route for route in (*alone, *rivals)}
 

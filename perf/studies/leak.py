@@ -18,7 +18,7 @@ from perf.harness.machine import commit_here
 from perf.harness.served import Served
 from perf.harness.server_probe import Memory, memory_of
 from perf.load.analyzer import AnalyzerLoad, run_analyzer
-from perf.routes.spec import Route
+from perf.routes.spec import BenchRoute
 
 # Loads take turns, so that one size of batch cannot hide growth at another.
 CONCURRENCIES = (16, 64, 4)
@@ -82,7 +82,7 @@ class Leak:
         path.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
 
 
-def model_of(routes: Mapping[str, Route], name: str) -> str:
+def model_of(routes: Mapping[str, BenchRoute], name: str) -> str:
     """The model of a route.
 
     Raises:

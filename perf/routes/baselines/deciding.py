@@ -26,7 +26,7 @@ OUTPUTS = {
 
 
 @dataclass(frozen=True)
-class Plan:
+class BaselinePlan:
     """Which members are asked, and when a row is sure.
 
     Args:
@@ -44,17 +44,17 @@ class Plan:
     costs: tuple[np.float32, ...]
 
 
-def plan_from_config(model_config: str) -> Plan:
+def plan_from_config(model_config: str) -> BaselinePlan:
     """The plan written into the parameters of a config.pbtxt, as Triton hands it to a model."""
     config = json.loads(model_config)
     texts = {name: value["string_value"] for name, value in config["parameters"].items()}
     return plan_from_parameters(texts, input_name=config["input"][0]["name"])
 
 
-def plan_from_parameters(texts: Mapping[str, str], *, input_name: str) -> Plan:
+def plan_from_parameters(texts: Mapping[str, str], *, input_name: str) -> BaselinePlan:
     """The plan of such parameters: members, thresholds and costs with commas between them, and output."""
     words = {name: text.split(",") if text else [] for name, text in texts.items()}
-    return Plan(
+    return BaselinePlan(
         input=input_name,
         output=texts["output"],
         members=tuple(words["members"]),
@@ -82,7 +82,7 @@ class Batch:
         rows: how many.
     """
 
-    def __init__(self, plan: Plan, rows: int) -> None:
+    def __init__(self, plan: BaselinePlan, rows: int) -> None:
         self.plan = plan
         self.open = np.arange(rows)
         self.answers: dict[str, npt.NDArray[Any]] = {}

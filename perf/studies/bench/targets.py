@@ -14,7 +14,7 @@ Ratio = Callable[["Measured"], "float | None"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Verdict:
+class TargetVerdict:
     """One target.
 
     Args:
@@ -139,7 +139,7 @@ def _latency(one: Summary | None, name: str) -> float | None:
 
 def verdicts(
     summaries: Sequence[Summary], *, members: int, predicted_speedup: float | None, leak: Growth | None
-) -> list[Verdict]:
+) -> list[TargetVerdict]:
     """Every target with what was measured.
 
     Args:
@@ -155,7 +155,7 @@ def verdicts(
         *_tails(measured),
         *_against_bound(measured, largest),
         *_against_largest(measured, largest, predicted_speedup),
-        Verdict(
+        TargetVerdict(
             target="perf leak: growth of resident and shared memory after warm-up, percent",
             needed=2.0,
             sense="at most",
@@ -165,7 +165,7 @@ def verdicts(
     ]
 
 
-def _against_tutorial(measured: Measured) -> list[Verdict]:
+def _against_tutorial(measured: Measured) -> list[TargetVerdict]:
     found = []
     for concurrency in (16, 64):
         ours, theirs = (measured.find(route, concurrency=concurrency) for route in ("committee", "tutorial"))
@@ -177,7 +177,7 @@ def _against_tutorial(measured: Measured) -> list[Verdict]:
             _saved(ours, theirs),
         ]
         found.append(
-            Verdict(
+            TargetVerdict(
                 target=f"requests/s against the tutorial form, concurrency {concurrency}",
                 needed=1.6,
                 sense="at least",
@@ -189,7 +189,7 @@ def _against_tutorial(measured: Measured) -> list[Verdict]:
     at_16 = [measured.find(route, concurrency=16) for route in ("committee", "tutorial")]
     return [
         *found,
-        Verdict(
+        TargetVerdict(
             target="p50 of easy rows against the tutorial form, concurrency 16",
             needed=0.1,
             sense="at most",
@@ -199,7 +199,7 @@ def _against_tutorial(measured: Measured) -> list[Verdict]:
     ]
 
 
-def _tails(measured: Measured) -> list[Verdict]:
+def _tails(measured: Measured) -> list[TargetVerdict]:
     best = measured.better_concatenate()
     found = []
     for title, rival, needed in (
@@ -208,7 +208,7 @@ def _tails(measured: Measured) -> list[Verdict]:
     ):
         ours, theirs = (measured.poisson(route, rival) for route in ("committee", rival))
         found.append(
-            Verdict(
+            TargetVerdict(
                 target=f"p99 of all rows at the same Poisson arrivals, 80 % of its capacity, against {title}",
                 needed=needed,
                 sense="at most",
@@ -220,7 +220,7 @@ def _tails(measured: Measured) -> list[Verdict]:
     return found
 
 
-def _against_bound(measured: Measured, largest: str) -> list[Verdict]:
+def _against_bound(measured: Measured, largest: str) -> list[TargetVerdict]:
     at_64 = measured.find("committee", concurrency=64)
     alone = [measured.find(route, concurrency=1) for route in ("committee", "pass_through")]
     ones = [_latency(one, name) for one, name in zip(alone, ("easy_p50_ms", "p50_ms"), strict=True)]
@@ -229,7 +229,7 @@ def _against_bound(measured: Measured, largest: str) -> list[Verdict]:
     every = max((one for one in hard if one is not None), key=lambda one: one.requests_per_s, default=None)
     last = measured.best(largest, batch=1)
     return [
-        Verdict(
+        TargetVerdict(
             target="requests/s against the bound, concurrency 64",
             needed=0.90,
             sense="at least",
@@ -237,21 +237,21 @@ def _against_bound(measured: Measured, largest: str) -> list[Verdict]:
             note="" if at_64 is None or at_64.bound is None else f"the bound is set by {at_64.bound.by}",
             cells=(at_64,),
         ),
-        Verdict(
+        TargetVerdict(
             target="easy-row p50 at concurrency 1 against the BLS pass-through",
             needed=1.15,
             sense="at most",
             measured=ratio(*ones),
             cells=alone,
         ),
-        Verdict(
+        TargetVerdict(
             target="0 % deferral: requests/s against the BLS pass-through, concurrency 16",
             needed=0.90,
             sense="at least",
             measured=ratio(*(_rate(one) for one in easy)),
             cells=easy,
         ),
-        Verdict(
+        TargetVerdict(
             target="100 % deferral: rows/s against the last member alone",
             needed=0.90,
             sense="at least",
@@ -261,7 +261,7 @@ def _against_bound(measured: Measured, largest: str) -> list[Verdict]:
     ]
 
 
-def _against_largest(measured: Measured, largest: str, predicted: float | None) -> list[Verdict]:
+def _against_largest(measured: Measured, largest: str, predicted: float | None) -> list[TargetVerdict]:
     cnn = [measured.best(route, batch=1) for route in ("committee", largest)]
     two = ratio(_rows_rate(cnn[0]), _rows_rate(measured.best("largest_2", batch=1)))
     notes = ["" if two is None else f"against 2 instances of it {two:.2f}", _saved(*cnn)]
@@ -269,7 +269,7 @@ def _against_largest(measured: Measured, largest: str, predicted: float | None) 
     both = [measured.best(route, scenario="glyphs", batch=32) for route in ("committee", last)]
     glyphs = ratio(*(_rows_rate(one) for one in both))
     return [
-        Verdict(
+        TargetVerdict(
             target="requests/s against the largest member alone, three CNNs",
             needed=5.5,
             sense="at least",
@@ -277,7 +277,7 @@ def _against_largest(measured: Measured, largest: str, predicted: float | None) 
             note="; ".join(note for note in notes if note),
             cells=cnn,
         ),
-        Verdict(
+        TargetVerdict(
             target="glyphs at request batch 32: speed-up over the largest member, share of what the plan predicts",
             needed=0.7,
             sense="at least",

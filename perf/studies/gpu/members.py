@@ -19,9 +19,9 @@ from orchestrator.repository.configs import member_config
 from orchestrator.repository.files import copy_model, new_folder, write_all
 from orchestrator.repository.render import render
 from orchestrator.spec import CascadeSpec, Manifest, TensorSpec, manifest_from_path
-from perf.harness.scenarios import Tools
+from perf.harness.scenarios import BenchTools
 from perf.routes.recipe import Recipe, imposed_cascade
-from perf.routes.scenario import Made, made
+from perf.routes.scenario import BenchScenario, bench_scenario
 from perf.routes.spec import BenchRepository, BenchRows, Rows, Scenario
 from perf.routes.table import routes_of
 from perf.studies.gpu.device import tensorrt_parameters
@@ -142,24 +142,26 @@ def recipe_of(cascade: Cascade, family: Family, setting: Setting, *, exported: P
     )
 
 
-def tools_from(cascade: Cascade, family: Family, setting: Setting, *, exported: Path, progress: Progress) -> Tools:
+def tools_from(
+    cascade: Cascade, family: Family, setting: Setting, *, exported: Path, progress: Progress
+) -> BenchTools:
     """The scenario of a cascade, made where it is not there yet; the caller adds the cells.
 
     Raises:
         CommitteeError: the members cannot be run.
     """
     progress(f"{cascade.name}: imposing the exit mix")
-    done = made(recipe_of(cascade, family, setting, exported=exported), setting.folder / "cascades")
+    done = bench_scenario(recipe_of(cascade, family, setting, exported=exported), setting.folder / "cascades")
 
     def rows_for(_: Scenario, *, reach: Sequence[float], rows: int, seed: int) -> BenchRows:
         return done.rows_for(reach=reach, rows=rows, seed=seed)
 
-    return Tools(
+    return BenchTools(
         scenario=done.recipe.scenario, render=lambda folder: render_for(done, folder, setting), rows_for=rows_for
     )
 
 
-def render_for(done: Made, folder: Path, setting: Setting) -> BenchRepository:
+def render_for(done: BenchScenario, folder: Path, setting: Setting) -> BenchRepository:
     """A repository of the members and their committee, the members on the device.
 
     The configuration for GPUs lies where Triton looks first, so that a member that finds none refuses to load.

@@ -12,9 +12,9 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from orchestrator.repository.files import write_all
 from perf.harness.machine import bench_machine, cores_in_use_now
-from perf.studies.overload.ground import DIGITS, GLYPHS, make_ground
+from perf.studies.overload.ground import DIGITS, GLYPHS, make_setup
 from perf.studies.overload.report import document_from, draw, report_from
-from perf.studies.overload.run import Load, run_overload
+from perf.studies.overload.run import OverloadLoad, run_overload
 
 OUTPUT = Path("build/bench")
 REPORT = Path("perf/OVERLOAD.md")
@@ -57,7 +57,7 @@ def overload(
     """
     cores_in_use = cores_in_use_now()
     report = report_path(report, output=output, quick=quick)
-    load = Load(
+    load = OverloadLoad(
         batch=batch,
         factors=tuple(factor or (2.0,)),
         rounds=1 if quick else rounds,
@@ -72,7 +72,7 @@ def overload(
         def say(text: str) -> None:
             progress.update(task, description=text)
 
-        ground = make_ground(
+        ground = make_setup(
             output / "overload" / "model_repository",
             source=DIGITS if quick else GLYPHS,
             cache=output / "overload" / "recordings",

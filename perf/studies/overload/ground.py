@@ -34,7 +34,7 @@ Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source:
+class OverloadSource:
     """Members and the data they were trained for.
 
     Args:
@@ -78,14 +78,14 @@ def _draw_digits(part: str, rows: int | None) -> Drawn:
     return _Digits(ids=split.ids[:rows], images=split.images[:rows], labels=split.labels[:rows])
 
 
-GLYPHS = Source(
+GLYPHS = OverloadSource(
     name="glyphs",
     repository=REPOSITORY,
     members=("glyphs_b1_s1", "glyphs_b3_s1", "glyphs_b5_s1"),
     test_rows=2003,
     draw=_draw_glyphs,
 )
-DIGITS = Source(
+DIGITS = OverloadSource(
     name="digits",
     repository=Path("model_repository"),
     members=("digits_small", "digits_medium", "digits_large"),
@@ -95,7 +95,7 @@ DIGITS = Source(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ground:
+class OverloadSetup:
     """Everything that is served and sent.
 
     Args:
@@ -106,16 +106,16 @@ class Ground:
         labels: int64 (n,).
     """
 
-    source: Source
+    source: OverloadSource
     folder: Path
     spec: CascadeSpec
     images: npt.NDArray[Any]
     labels: npt.NDArray[np.int64]
 
 
-def make_ground(
-    folder: Path, *, source: Source, cache: Path, say: Say, raise_wait_us: int | None = None
-) -> Ground:
+def make_setup(
+    folder: Path, *, source: OverloadSource, cache: Path, say: Say, raise_wait_us: int | None = None
+) -> OverloadSetup:
     """Records, plans and renders; recordings are kept in `cache` between runs.
 
     Args:
@@ -155,7 +155,7 @@ def make_ground(
         render(dataclasses.replace(spec, name=GEARED), building, standalone=True)
         render(dataclasses.replace(spec, name=PLAIN, gears=None), building, standalone=True)
     test = source.draw("test", source.test_rows)
-    return Ground(source=source, folder=folder, spec=spec, images=test.images, labels=test.labels)
+    return OverloadSetup(source=source, folder=folder, spec=spec, images=test.images, labels=test.labels)
 
 
 def _with_wait(gears: Gears, raise_wait_us: int | None) -> Gears:

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from perf.harness.machine import BenchMachine
-from perf.studies.overload.ground import EPSILON, Ground
-from perf.studies.overload.run import SERVER_SHARE, VARIANTS, Load, Measured
+from perf.studies.overload.ground import EPSILON, OverloadSetup
+from perf.studies.overload.run import SERVER_SHARE, VARIANTS, OverloadLoad, OverloadResult
 from perf.studies.overload.score import medians, rounds_json
 
 _COLUMNS = (
@@ -24,7 +24,9 @@ _LEGEND = (
 )
 
 
-def document_from(measured: Measured, ground: Ground, load: Load, *, machine: BenchMachine) -> dict[str, Any]:
+def document_from(
+    measured: OverloadResult, ground: OverloadSetup, load: OverloadLoad, *, machine: BenchMachine
+) -> dict[str, Any]:
     """Everything as JSON."""
     return {
         "format": 1,
@@ -54,7 +56,12 @@ def document_from(measured: Measured, ground: Ground, load: Load, *, machine: Be
 
 
 def report_from(
-    measured: Measured, ground: Ground, load: Load, *, machine: BenchMachine, picture: str | None
+    measured: OverloadResult,
+    ground: OverloadSetup,
+    load: OverloadLoad,
+    *,
+    machine: BenchMachine,
+    picture: str | None,
 ) -> str:
     """The report for people."""
     busy = "**The machine was busy when the run began: do not trust the figures below.**"
@@ -75,7 +82,7 @@ def report_from(
     return "\n".join([*lines, ""])
 
 
-def _plan_words(ground: Ground, load: Load) -> str:
+def _plan_words(ground: OverloadSetup, load: OverloadLoad) -> str:
     members = ", then ".join(member.name for member in ground.spec.members)
     return (
         f"The cheapest plan on {ground.source.reference} minus {EPSILON:g}, chosen on plan rows: {members}. "
@@ -84,7 +91,7 @@ def _plan_words(ground: Ground, load: Load) -> str:
     )
 
 
-def _capacity_words(measured: Measured, ground: Ground, load: Load) -> str:
+def _capacity_words(measured: OverloadResult, ground: OverloadSetup, load: OverloadLoad) -> str:
     return (
         "Capacity with the plan's own thresholds and no deadline: "
         f"{measured.capacity_per_s:.0f} requests/s; with every request in the cheapest gear "
@@ -98,7 +105,7 @@ def _capacity_words(measured: Measured, ground: Ground, load: Load) -> str:
     )
 
 
-def _gears_words(ground: Ground, measured: Measured) -> str:
+def _gears_words(ground: OverloadSetup, measured: OverloadResult) -> str:
     """How long deferred rows wait before the gear shifts, and whether any can wait that long."""
     if ground.spec.gears is None:
         return ""
@@ -111,7 +118,7 @@ def _gears_words(ground: Ground, measured: Measured) -> str:
     )
 
 
-def _line(measured: Measured, factor: float, name: str) -> str:
+def _line(measured: OverloadResult, factor: float, name: str) -> str:
     found = medians(measured.scores[factor, name])
     title = next(variant.title for variant in VARIANTS if variant.name == name)
     exits = "/".join(f"{100 * share:.0f}" for share in found["exits"])
@@ -143,7 +150,7 @@ def _ms(figure: dict[str, float] | None) -> str:
     return "" if figure is None else f"{figure['median']:.1f}"
 
 
-def draw(measured: Measured, path: Path) -> None:
+def draw(measured: OverloadResult, path: Path) -> None:
     """Good rows of all rows sent, by load and variant."""
     import matplotlib as mpl
 

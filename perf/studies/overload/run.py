@@ -13,7 +13,7 @@ import numpy as np
 from orchestrator.serving.options import ServeOptions
 from orchestrator.serving.process import EmbeddedServer
 from perf.load.open import PoissonLoad
-from perf.studies.overload.ground import GEARED, PLAIN, Ground
+from perf.studies.overload.ground import GEARED, PLAIN, OverloadSetup
 from perf.studies.overload.score import Score, score_of
 from perf.studies.overload.send import Sent, poisson, saturated
 from perf.studies.overload.watch import SETTLE_S, at_rest, pressure_between, read
@@ -53,7 +53,7 @@ VARIANTS = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Load:
+class OverloadLoad:
     """What is sent.
 
     Args:
@@ -74,7 +74,7 @@ class Load:
 
 
 @dataclass
-class Measured:
+class OverloadResult:
     """What a run found.
 
     Args:
@@ -96,7 +96,7 @@ class Measured:
     scores: dict[tuple[float, str], list[Score]] = field(default_factory=dict)
 
 
-def run_overload(ground: Ground, load: Load, *, say: Say) -> Measured:
+def run_overload(ground: OverloadSetup, load: OverloadLoad, *, say: Say) -> OverloadResult:
     """Serves and measures.
 
     Args:
@@ -131,7 +131,9 @@ def run_overload(ground: Ground, load: Load, *, say: Say) -> Measured:
     return found
 
 
-async def _capacity(ground: Ground, load: Load, address: str, *, triton: str, say: Say) -> Measured:
+async def _capacity(
+    ground: OverloadSetup, load: OverloadLoad, address: str, *, triton: str, say: Say
+) -> OverloadResult:
     say("measuring the capacity")
     loop = partial(saturated, address, input_name=ground.spec.input.name, batch=load.batch)
     for model in (GEARED, PLAIN):
@@ -147,7 +149,7 @@ async def _capacity(ground: Ground, load: Load, address: str, *, triton: str, sa
     alone = await loop(PLAIN, ground.images, concurrency=1, seconds=load.seconds / 2)
     capacity, unloaded_ms = full.requests_per_s, float(np.median(alone.latency_ms))
     deadline_ms = load.deadline_factor * unloaded_ms
-    return Measured(
+    return OverloadResult(
         triton=triton,
         capacity_per_s=capacity,
         cheapest_per_s=cheapest.requests_per_s,
@@ -158,9 +160,9 @@ async def _capacity(ground: Ground, load: Load, address: str, *, triton: str, sa
 
 
 async def _sent(
-    ground: Ground,
-    load: Load,
-    found: Measured,
+    ground: OverloadSetup,
+    load: OverloadLoad,
+    found: OverloadResult,
     address: str,
     *,
     variant: Variant,

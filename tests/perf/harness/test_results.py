@@ -15,7 +15,7 @@ from perf.harness.record import Journal
 from perf.harness.report import report_from_results, table_from_summaries, table_from_verdicts
 from perf.harness.results import Results, write_results
 from perf.harness.summary import summaries_of
-from perf.routes.spec import Route
+from perf.routes.spec import BenchRoute
 from perf.studies.bench.command import write_report
 from perf.studies.bench.targets import verdicts
 from tests.perf.harness.made import MEMBERS, record, summary
@@ -132,10 +132,10 @@ def test_summaries_take_medians_and_the_best_rate_of_each_member(tmp_path: Path)
             reach = (1.0, 0.3, 0.15) if cell.route == "committee" else None
             journal.add(record(cell, round_number=number, requests_per_s=rate * factor, reach=reach))
     routes = {
-        f"member_{i}": Route(name=f"member_{i}", title=name, model=name, members=(name,))
+        f"member_{i}": BenchRoute(name=f"member_{i}", title=name, model=name, members=(name,))
         for i, name in enumerate(MEMBERS)
     }
-    routes["committee"] = Route(name="committee", title="Committee", model="c", members=MEMBERS, cascade=True)
+    routes["committee"] = BenchRoute(name="committee", title="Committee", model="c", members=MEMBERS, cascade=True)
     ours = summaries_of(cells, journal, routes=routes, cores=2)[-1]
     assert ours.requests_per_s == 450.0
     assert ours.spread == pytest.approx(0.4)

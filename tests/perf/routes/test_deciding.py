@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from orchestrator.planner.records import Records
 from orchestrator.planner.replay import replay
 from orchestrator.spec import CascadeSpec, InputSpec, Member, Stage
-from perf.routes.baselines.deciding import OUTPUTS, Batch, Plan, plan_from_parameters
+from perf.routes.baselines.deciding import OUTPUTS, BaselinePlan, Batch, plan_from_parameters
 from perf.routes.rendering import is_plain, parameters_of
 
 
@@ -25,11 +25,11 @@ def cascade(thresholds: list[float]) -> CascadeSpec:
     return CascadeSpec(name="plain", input=source, classes=3, stages=tuple(stages))
 
 
-def plan_of(spec: CascadeSpec) -> Plan:
+def plan_of(spec: CascadeSpec) -> BaselinePlan:
     return plan_from_parameters(parameters_of(spec), input_name="image")
 
 
-def answered(plan: Plan, logits: list[np.ndarray]) -> dict[str, np.ndarray]:
+def answered(plan: BaselinePlan, logits: list[np.ndarray]) -> dict[str, np.ndarray]:
     batch = Batch(plan, len(logits[0]))
     for said in logits:
         batch.add(said[batch.open])

@@ -9,8 +9,8 @@ from orchestrator.errors import RepositoryError
 from orchestrator.pbtxt import config_from_path
 from orchestrator.repository.check import check
 from perf.routes import RECIPES, ROUTES, SCENARIOS
-from perf.routes.rendering import render_made
-from perf.routes.scenario import Made
+from perf.routes.rendering import render_scenario
+from perf.routes.scenario import BenchScenario
 from perf.routes.spec import BenchRepository
 
 # The targets are about these.
@@ -24,8 +24,8 @@ INSTANCES = {"pass_through": 1, "tutorial": 1, "tutorial_4": 4, "concatenate_1":
 
 
 @pytest.fixture(scope="module")
-def rendered(tiny: Made, tmp_path_factory: pytest.TempPathFactory) -> BenchRepository:
-    return render_made(tiny, tmp_path_factory.mktemp("rendered") / "repository")
+def rendered(tiny: BenchScenario, tmp_path_factory: pytest.TempPathFactory) -> BenchRepository:
+    return render_scenario(tiny, tmp_path_factory.mktemp("rendered") / "repository")
 
 
 def test_every_route_the_targets_name_is_there() -> None:
@@ -79,15 +79,15 @@ def test_every_model_that_computes_runs_one_thread_in_one_instance_without_a_que
         assert config.dynamic_batching.max_queue_delay_microseconds == 0, name
 
 
-def test_rendering_replaces_an_earlier_one_and_nothing_else(tiny: Made, tmp_path: Path) -> None:
+def test_rendering_replaces_an_earlier_one_and_nothing_else(tiny: BenchScenario, tmp_path: Path) -> None:
     folder = tmp_path / "repository"
-    render_made(tiny, folder)
+    render_scenario(tiny, folder)
     (folder / "tutorial" / "1" / "model.py").write_text("")
-    render_made(tiny, folder)
+    render_scenario(tiny, folder)
     assert (folder / "tutorial" / "1" / "model.py").read_text()
     other = tmp_path / "other"
     other.mkdir()
     (other / "thesis.txt").write_text("years of work")
     with pytest.raises(RepositoryError, match="other"):
-        render_made(tiny, other)
+        render_scenario(tiny, other)
     assert [path.name for path in other.iterdir()] == ["thesis.txt"]

@@ -18,8 +18,8 @@ from orchestrator.local.sessions import LocalMembers
 from orchestrator.planner.records import Records
 from orchestrator.planner.replay import replay
 from perf.routes.baselines.deciding import OUTPUTS
-from perf.routes.rendering import render_made
-from perf.routes.scenario import Made
+from perf.routes.rendering import render_scenario
+from perf.routes.scenario import BenchScenario
 from perf.routes.spec import BenchRepository, BenchRows
 from tests.servers import running_server
 
@@ -31,7 +31,7 @@ EXACT = ("label", "exit_stage", "cost", "status")
 class Bench:
     address: str
     repository: BenchRepository
-    made: Made
+    made: BenchScenario
     rows: BenchRows
     records: Records
 
@@ -57,8 +57,8 @@ class Bench:
 
 
 @pytest.fixture(scope="module")
-def bench(tiny: Made, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
-    repository = render_made(tiny, tmp_path_factory.mktemp("served") / "repository")
+def bench(tiny: BenchScenario, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
+    repository = render_scenario(tiny, tmp_path_factory.mktemp("served") / "repository")
     rows = tiny.rows_for(reach=(1, 0.4, 0.2), rows=401, seed=0)
     names = tiny.recipe.scenario.members
     local = LocalMembers(tiny.repository, names)

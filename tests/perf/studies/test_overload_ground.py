@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from perf.studies.overload.ground import DIGITS, GLYPHS, Source, make_ground
+from perf.studies.overload.ground import DIGITS, GLYPHS, OverloadSource, make_setup
 
 
 @pytest.mark.parametrize("source", [GLYPHS, DIGITS], ids=lambda source: source.name)
-def test_no_row_that_is_sent_was_planned_on(source: Source) -> None:
+def test_no_row_that_is_sent_was_planned_on(source: OverloadSource) -> None:
     plan, test = (source.draw(part, 50) for part in ("plan", "test"))
     assert len(plan.images) == len(test.labels) == 50
     assert not set(plan.ids.tolist()) & set(test.ids.tolist())
@@ -16,7 +16,7 @@ def test_no_row_that_is_sent_was_planned_on(source: Source) -> None:
 
 def test_digits_have_a_plan_with_gears_and_waits_follow_the_wish(tmp_path: Path) -> None:
     folder, cache = tmp_path / "models", tmp_path / "recordings"
-    ground = make_ground(folder, source=DIGITS, cache=cache, say=lambda _: None, raise_wait_us=5000)
+    ground = make_setup(folder, source=DIGITS, cache=cache, say=lambda _: None, raise_wait_us=5000)
     gears = ground.spec.gears
     assert gears is not None
     assert (gears.raise_wait_us, gears.lower_wait_us) == (5000, 1000)

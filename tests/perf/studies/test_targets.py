@@ -9,7 +9,7 @@ import pytest
 
 from perf.harness.summary import Summary
 from perf.studies.bench.leak_file import Growth, growth_from
-from perf.studies.bench.targets import Verdict, verdicts
+from perf.studies.bench.targets import TargetVerdict, verdicts
 from tests.perf.harness.made import summary
 
 EASY = "easy_p50_ms"
@@ -38,7 +38,7 @@ def whole_run() -> list[Summary]:
     ]
 
 
-def found(**changes: Any) -> dict[str, Verdict]:
+def found(**changes: Any) -> dict[str, TargetVerdict]:
     given = {"predicted_speedup": 4.0, "leak": Growth(percent=0.5, note="little"), **changes}
     return {one.target: one for one in verdicts(whole_run(), members=3, **given)}
 
