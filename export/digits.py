@@ -15,7 +15,7 @@ from export.networks import DIGITS, ConvNet
 from export.parity import parity_of
 from export.to_onnx import onnx_from_torch
 from export.training import train
-from orchestrator.local.digits import DigitsSplit, digits_split
+from orchestrator.rows.digits import DigitsSplit, digits_split
 from orchestrator.spec import Preprocess, TensorSpec
 
 # A scan's strokes are dark on light paper; the data set counts dark pixels, so pictures are inverted.

@@ -26,6 +26,16 @@ subject, got, expected, next step.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
+
+# Values that an error lists before "..." stands for the rest.
+LISTED = 5
+
+
+def first_few(values: Any) -> str:
+    """The first few values of a sequence or an array, for an error."""
+    shown = ", ".join(str(value) for value in values[:LISTED])
+    return f"{shown}, ..." if len(values) > LISTED else shown
 
 
 def _one_line(text: object) -> str:

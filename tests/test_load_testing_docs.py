@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.local.digits import digits_split
+from orchestrator.rows.digits import digits_split
 from orchestrator.serving.options import ServeOptions
 from orchestrator.serving.process import EmbeddedServer
 from orchestrator.spec import cascade_from_path

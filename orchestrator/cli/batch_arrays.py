@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from orchestrator.cli.batch_rows import ID_NAMES, NOT_ROWS, Block, ColumnNames, StoredRows, checked_ids
 from orchestrator.errors import DataError, InputError
-from orchestrator.planner.npz import BROKEN
+from orchestrator.rows.npz import BROKEN
 from orchestrator.spec.served_model import ModelInfo, check_rows
 
 Rows = npt.NDArray[Any]

@@ -17,8 +17,8 @@ from orchestrator.cli.batch_rows import ID_NAMES, NOT_ROWS, Block, ColumnNames, 
 from orchestrator.cli.parquet_table import ParquetTable, parquet_table
 from orchestrator.cli.parquet_types import is_text, words_or_numbers
 from orchestrator.cli.pictures import ReadPicture
-from orchestrator.client.images import is_picture
 from orchestrator.errors import DataError
+from orchestrator.rows.pictures import is_picture
 from orchestrator.spec.inputs import INPUT_DTYPES
 from orchestrator.spec.served_model import ModelInfo, input_tensor
 

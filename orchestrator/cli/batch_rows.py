@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from orchestrator.client.images import PICTURE_ENDINGS
 from orchestrator.errors import DataError
+from orchestrator.rows.pictures import PICTURE_ENDINGS
 
 Rows = npt.NDArray[Any]
 Indices = npt.NDArray[np.int64]

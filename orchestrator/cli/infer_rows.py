@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from orchestrator.cli.pictures import ReadPicture, picture_bytes
-from orchestrator.client.images import PICTURE_ENDINGS
 from orchestrator.errors import DataError, InputError
 from orchestrator.files import irregular_kind
+from orchestrator.rows.pictures import PICTURE_ENDINGS
 from orchestrator.spec.served_model import ModelInfo, check_rows, input_tensor
 
 
@@ -75,7 +75,7 @@ def _digit(source: str) -> NamedRow:
     if not text.isdecimal():
         raise DataError(source, got=repr(text), expected="a whole number, as in digit:12")
     # Only here, since it needs scikit-learn's scans.
-    from orchestrator.local.digits import digit_image
+    from orchestrator.rows.digits import digit_image
 
     image, label = digit_image(int(text))
     return NamedRow(name=source, row=np.asarray(image, np.float32)[None], truth=int(label))

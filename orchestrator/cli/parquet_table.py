@@ -21,9 +21,8 @@ import pyarrow.parquet as pq
 
 from orchestrator.cli.batch_rows import is_hidden
 from orchestrator.cli.parquet_types import FOREIGN, plain, plain_type
-from orchestrator.errors import DataError
+from orchestrator.errors import DataError, first_few
 from orchestrator.files import irregular_kind
-from orchestrator.planner.records import named
 from orchestrator.spec.class_names import normal_form
 
 # Without a buffer pyarrow reads what a row group holds of a column in one piece.
@@ -268,4 +267,6 @@ def left_out_note(table: ParquetTable) -> tuple[str, ...]:
     """What to say of files that were passed over."""
     if not table.left_out:
         return ()
-    return (f"{len(table.left_out)} files are no Parquet by their ending and left out: {named(table.left_out)}",)
+    return (
+        f"{len(table.left_out)} files are no Parquet by their ending and left out: {first_few(table.left_out)}",
+    )

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy.typing as npt
 
-from orchestrator.client.images import row_from_bytes
 from orchestrator.errors import DataError, InputError, RepositoryError
 from orchestrator.files import irregular_kind
 from orchestrator.repository.class_names import class_names_of
+from orchestrator.rows.pictures import row_from_bytes
 from orchestrator.spec import CascadeSpec, Preprocess, cascade_from_path, manifest_from_path
 from orchestrator.spec.inputs import INPUT_DTYPES
 from orchestrator.spec.served_model import ModelInfo, input_tensor

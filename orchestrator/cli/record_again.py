@@ -16,8 +16,8 @@ import numpy.typing as npt
 from orchestrator.cli.record_members import Pool
 from orchestrator.cli.record_summary import Recorded, recorded_class_names
 from orchestrator.cli.sources import Source
-from orchestrator.planner.npz import BROKEN
 from orchestrator.planner.records import text_from_meta
+from orchestrator.rows.npz import BROKEN
 
 
 def recording_fingerprint(header: Mapping[str, Any], pool: Pool, source: Source, *, skip_bad: bool) -> str | None:

@@ -14,7 +14,6 @@ from typing import Any
 import typer
 
 from orchestrator.cli.batch_rows import ColumnNames
-from orchestrator.cli.class_map import class_map_from_path
 from orchestrator.cli.console import progress
 from orchestrator.cli.record_again import finished_recording, keep_fingerprint, recording_fingerprint
 from orchestrator.cli.record_kinds import evidence_of
@@ -25,9 +24,10 @@ from orchestrator.cli.record_tensors import row_dims_noted
 from orchestrator.cli.sources import Indices, Source, source_from_text
 from orchestrator.cli.sources_labels import UNLABELLED, Classes
 from orchestrator.commandline import interrupt, interrupted_from
-from orchestrator.errors import CommitteeError, DataError, SpecError
-from orchestrator.planner.records import named, sha256_of_rows
+from orchestrator.errors import CommitteeError, DataError, SpecError, first_few
 from orchestrator.planner.shards import NO_DIGEST, RESTART, Shards
+from orchestrator.rows.class_map import class_map_from_path
+from orchestrator.rows.ids import sha256_of_array
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,7 +128,7 @@ def _check_labelled(source: Source, wanted: Indices) -> None:
         raise DataError(
             f"data {source.name}",
             got=f"{len(without)} of {len(wanted)} rows without a label (null, NaN or {UNLABELLED}): "
-            f"{named(source.ids[without])}",
+            f"{first_few(source.ids[without])}",
             expected="a label in every row",
             fix="leave such rows out with --skip-bad, or give them labels",
         )
@@ -141,7 +141,7 @@ def _header(task: Task, wishes: Wishes) -> dict[str, Any]:
         "format": 1,
         "data": wishes.data,
         "data_identity": source.identity,
-        "labels": None if source.labels is None else sha256_of_rows(source.labels),
+        "labels": None if source.labels is None else sha256_of_array(source.labels),
         "rows": len(source.ids),
         "limit": wishes.limit,
         "members": pool.about(),

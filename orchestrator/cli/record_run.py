@@ -16,8 +16,8 @@ import numpy.typing as npt
 from orchestrator.cli.record_kinds import check_piece
 from orchestrator.cli.record_members import Pool
 from orchestrator.cli.sources import Indices, Loaded, Piece, Source
-from orchestrator.errors import DataError
-from orchestrator.planner.records import named, unusable_rows
+from orchestrator.errors import DataError, first_few
+from orchestrator.planner.records import unusable_rows
 from orchestrator.planner.shards import NO_DIGEST, Shard, Shards
 
 Scores = npt.NDArray[np.float32]
@@ -115,7 +115,7 @@ def _answered(task: Task, piece: Piece) -> Answered:
             ids = [_id(task, position) for position in loaded.positions[bad].tolist()]
             raise DataError(
                 f"member {name}",
-                got=f"NaN, infinity or no finite score for rows {named(ids)}",
+                got=f"NaN, infinity or no finite score for rows {first_few(ids)}",
                 expected="finite scores",
                 fix="leave the member out, or such rows with --skip-bad",
             )

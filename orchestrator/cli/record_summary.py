@@ -14,7 +14,8 @@ from orchestrator.cli.chance_notes import Labels, chance_notes
 from orchestrator.cli.record_kinds import kind_notes, kind_of
 from orchestrator.cli.record_members import Pool
 from orchestrator.cli.sources import Source
-from orchestrator.planner.records import SKIPPED_LISTED, named
+from orchestrator.errors import first_few
+from orchestrator.planner.records import SKIPPED_LISTED
 from orchestrator.spec.output_kind import ScoreEvidence
 from orchestrator.spec.processor import DOT_PRODUCT_FLAGS, lacks_flags, processor_flags
 
@@ -125,7 +126,7 @@ def _notes(pool: Pool, recorded: Recorded) -> list[str]:
             f"{', '.join(DOT_PRODUCT_FLAGS)}: record it where it will be served, or quantise it to seven bits"
         )
     if recorded.skipped_rows:
-        listed = named(list(recorded.skipped))
+        listed = first_few(list(recorded.skipped))
         notes.append(f"{recorded.skipped_rows} rows skipped, listed in meta: {listed}")
     return notes
 

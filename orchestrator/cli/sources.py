@@ -14,7 +14,7 @@ from orchestrator.cli.batch_rows import ColumnNames, Refused, is_parquet
 from orchestrator.cli.pictures import ReadPicture
 from orchestrator.cli.sources_labels import Classes
 from orchestrator.errors import DataError
-from orchestrator.local.digits import digits_split
+from orchestrator.rows.digits import digits_split
 from orchestrator.spec.served_model import ModelInfo
 
 Rows = npt.NDArray[Any]

@@ -23,9 +23,9 @@ from orchestrator.cli.batch_rows import ID_NAMES, LABEL_NAMES, ColumnNames, chec
 from orchestrator.cli.sources import Indices, Loaded, Piece, Rows, Source, spans
 from orchestrator.cli.sources_labels import Classes, labels_from_array
 from orchestrator.errors import DataError
-from orchestrator.local.digits import digits_split
-from orchestrator.planner.npz import BROKEN, opened_npz
-from orchestrator.planner.records import check_ids, sha256_of_parts, sha256_of_rows
+from orchestrator.rows.digits import digits_split
+from orchestrator.rows.ids import check_ids, sha256_of_array, sha256_of_parts
+from orchestrator.rows.npz import BROKEN, opened_npz
 from orchestrator.spec.served_model import ModelInfo
 
 # Bytes read at once while an array is hashed.
@@ -98,7 +98,7 @@ def _source(
         parts = (images[first:stop] for first, stop in spans(len(images), 0, rows))
         sha256 = sha256_of_parts(images.dtype, images.shape, parts=parts)
     else:
-        sha256 = sha256_of_rows(images)
+        sha256 = sha256_of_array(images)
     return _described(name, known, labels, classes=classes, pieces=pieces, sha256=sha256)
 
 
@@ -184,9 +184,9 @@ def _checked(
 
 def _described(name: str, ids: Rows, labels: Rows | None, *, classes: Classes, pieces: Any, sha256: str) -> Source:
     known = labels_from_array(name, labels, rows=len(ids), classes=classes)
-    identity = {"rows_sha256": sha256, "ids_sha256": sha256_of_rows(ids)}
+    identity = {"rows_sha256": sha256, "ids_sha256": sha256_of_array(ids)}
     if known.numbers is not None:
-        identity["labels_sha256"] = sha256_of_rows(known.numbers)
+        identity["labels_sha256"] = sha256_of_array(known.numbers)
     return Source(
         name=name,
         ids=ids,

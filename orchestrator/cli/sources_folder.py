@@ -14,9 +14,8 @@ from orchestrator.cli.batch_rows import Refused
 from orchestrator.cli.pictures import ReadPicture, picture_bytes
 from orchestrator.cli.sources import Indices, Loaded, Piece, Source, spans
 from orchestrator.cli.sources_labels import Classes, Labels, numbering_of
-from orchestrator.client.images import PICTURE_ENDINGS
-from orchestrator.errors import DataError
-from orchestrator.planner.records import named
+from orchestrator.errors import DataError, first_few
+from orchestrator.rows.pictures import PICTURE_ENDINGS
 from orchestrator.spec.class_names import in_order
 
 
@@ -90,7 +89,7 @@ def folder_source(root: Path, *, classes: Classes, read_picture: ReadPicture) ->
     notes = list(known.notes)
     if listing.left_out:
         count = len(listing.left_out)
-        notes.append(f"{count} files are no pictures by their ending and left out: {named(listing.left_out)}")
+        notes.append(f"{count} files are no pictures by their ending and left out: {first_few(listing.left_out)}")
     ids = np.array(listing.names, np.str_)
 
     def pieces(wanted: Indices, start: int, size: int) -> Iterator[Piece]:
@@ -125,7 +124,7 @@ def _unlabelled(listing: _Listing, classes: Classes) -> Labels:
 def _labelled(listing: _Listing, folders: list[str], classes: Classes) -> Labels:
     loose = [p.name for p in sorted(listing.root.iterdir()) if p.suffix.lower() in PICTURE_ENDINGS and p.is_file()]
     if loose:
-        got = f"pictures beside the class folders: {named(loose)}"
+        got = f"pictures beside the class folders: {first_few(loose)}"
         raise DataError(f"folder {listing.root}", got=got, expected="every picture in a class folder")
     counts = [listing.walk(folder) for folder in folders]
     empty = [folder for folder, count in zip(folders, counts, strict=True) if not count]
@@ -134,7 +133,7 @@ def _labelled(listing: _Listing, folders: list[str], classes: Classes) -> Labels
             f"folder {listing.root}", got="no pictures in its sub-folders", expected="PNG or JPEG files"
         )
     if empty:
-        got = f"class folders without pictures: {named(empty)}"
+        got = f"class folders without pictures: {first_few(empty)}"
         raise DataError(f"folder {listing.root}", got=got, fix="fill them, or remove them")
     numbering = numbering_of(f"folder {listing.root}", folders, classes)
     numbers = np.array([numbering.numbers[folder] for folder in folders], np.int64)

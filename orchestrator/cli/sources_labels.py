@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from orchestrator.cli.class_map import ClassMap
-from orchestrator.cli.near_names import names_beside
-from orchestrator.errors import DataError
-from orchestrator.planner.records import check_labels, named
+from orchestrator.errors import DataError, first_few
+from orchestrator.rows.class_map import ClassMap
+from orchestrator.rows.ids import check_labels
+from orchestrator.rows.near_names import names_beside
 from orchestrator.spec.class_names import in_order, normal_form
 
 # For labels that number the classes from another first one.
@@ -88,7 +88,7 @@ def _by_order(what: str, names: Sequence[str], classes: Classes) -> Numbering:
         fix = "say which is which with --class-map"
         raise DataError(
             what,
-            got=f"{len(names)} classes ({named(names)}), and nothing that names the members' classes",
+            got=f"{len(names)} classes ({first_few(names)}), and nothing that names the members' classes",
             expected=f"{classes.count}",
             fix=None
             if len(names) > classes.count
@@ -119,7 +119,7 @@ def _by_map(what: str, names: Sequence[str], mapped: ClassMap, classes: Classes)
             what,
             got=f"{len(strange)} of {len(names)} classes that the class map does not have: "
             f"{names_beside(strange, mapped.names)}",
-            expected=f"names such as {named(mapped.names)}",
+            expected=f"names such as {first_few(mapped.names)}",
             fix=mapped.advice,
         )
     return Numbering(
@@ -136,13 +136,13 @@ def _by_name(what: str, names: Sequence[str], known: tuple[str, ...]) -> Numberi
         raise DataError(
             what,
             got=f"{len(strange)} of {len(names)} classes that no member has: {names_beside(strange, known)}",
-            expected=f"the members' names, such as {named(known)}",
+            expected=f"the members' names, such as {first_few(known)}",
             fix="say which is which with --class-map, or take the sorted names in order with --labels-by-order",
         )
     count = Counter(map(normal_form, known))
     unclear = [name for name in names if count[normal_form(name)] > 1]
     if unclear:
-        got = f"names that several classes of the members have: {named(unclear)}"
+        got = f"names that several classes of the members have: {first_few(unclear)}"
         raise DataError(what, got=got, expected="one class per name", fix="say which is which with --class-map")
     return Numbering(numbers={name: place[normal_form(name)] for name in names}, by="name", class_names=known)
 
@@ -229,7 +229,7 @@ def _whole(what: str, labels: npt.NDArray[Any]) -> npt.NDArray[Any]:
     known = labels[~np.isnan(labels)]
     broken = known[(known != np.rint(known)) | (np.abs(known) > 1 << 53)]
     if len(broken):
-        got = f"{labels.dtype} such as {named(broken.ravel())}"
+        got = f"{labels.dtype} such as {first_few(broken.ravel())}"
         raise DataError(what, got=got, expected="whole numbers or class names")
     return np.where(np.isnan(labels), UNLABELLED, labels).astype(np.int64)
 

@@ -25,7 +25,7 @@ from orchestrator.cli.pictures import ReadPicture
 from orchestrator.cli.sources import Indices, Loaded, Piece, Rows, Source
 from orchestrator.cli.sources_labels import Classes, labels_from_array
 from orchestrator.errors import DataError
-from orchestrator.planner.records import check_ids
+from orchestrator.rows.ids import check_ids
 from orchestrator.spec.served_model import ModelInfo
 
 # Several pieces wait for the members as they are stored, and pictures may be far larger than the rows they become.

@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from orchestrator.errors import DataError
+from orchestrator.errors import DataError, first_few
 from orchestrator.planner.join_meta import joined_meta, notes_of
-from orchestrator.planner.npz import NpzWriter, extract_array, npz_writer
-from orchestrator.planner.records import named, text_from_meta, unusable_rows
+from orchestrator.planner.records import text_from_meta, unusable_rows
 from orchestrator.planner.records_file import OUTPUTS, RecordsFile, file_from_path
+from orchestrator.rows.npz import NpzWriter, extract_array, npz_writer
 
 Array = npt.NDArray[Any]
 Codes = npt.NDArray[np.intp]
@@ -180,7 +180,7 @@ class _Table:
                 lacking = self.ids[count == 0]
                 raise DataError(
                     f"member {name}",
-                    got=f"no scores of {len(lacking)} of {len(self.ids)} rows, id {named(lacking)}",
+                    got=f"no scores of {len(lacking)} of {len(self.ids)} rows, id {first_few(lacking)}",
                     expected="every row with every member",
                     fix="record those too, or leave such rows out with --skip-bad",
                 )
@@ -200,7 +200,7 @@ class _Table:
         others = "" if self.ids.dtype.kind == "U" else "; rows numbered from 0 in each file need other ids"
         raise DataError(
             f"member {name}",
-            got=f"scores of {len(twice)} rows more than once, id {named(twice)}, in {named(paths)}",
+            got=f"scores of {len(twice)} rows more than once, id {first_few(twice)}, in {first_few(paths)}",
             expected="other rows, or other members, in each file",
             fix=f"leave one of them out{others}",
         )
@@ -251,7 +251,7 @@ class _Table:
             return None
         if (found < 0).any():
             without = self.ids[kept][found < 0]
-            got = f"no label of {len(without)} of {len(kept)} rows, id {named(without)}"
+            got = f"no label of {len(without)} of {len(kept)} rows, id {first_few(without)}"
             raise DataError("records to join", got=got, expected="a label in every row, or in none")
         return found
 
@@ -277,7 +277,7 @@ class _Table:
     def _check_finite(self, name: str, piece: npt.NDArray[np.float32], wanted: Codes) -> None:
         bad = unusable_rows(piece)
         if len(bad):
-            ids = named(self.ids[wanted[bad]])
+            ids = first_few(self.ids[wanted[bad]])
             got = f"NaN, infinity or no finite score, id {ids}"
             raise DataError(f"records, outputs of {name}", got=got, expected="finite scores")
 

@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from orchestrator.errors import DataError
-from orchestrator.planner.records import named
+from orchestrator.errors import DataError, first_few
 from orchestrator.spec.output_kind import BELOW_0, ScoreEvidence
 
 # Rows looked at to tell probabilities from logits.
@@ -35,7 +34,8 @@ def check_probabilities(name: str, scores: npt.NDArray[np.float32], ids: npt.NDA
     if len(bad):
         raise DataError(
             f"records, outputs of {name}",
-            got=f"numbers below 0, or nothing above it, in {len(bad)} of {len(scores)} rows, id {named(ids[bad])}",
+            got=f"numbers below 0, or nothing above it, in {len(bad)} of {len(scores)} rows, "
+            f"id {first_few(ids[bad])}",
             expected="probabilities, as its output_kind says",
             fix='say "logits" in its manifest, or in the meta of the records',
         )

@@ -11,8 +11,9 @@ import numpy.typing as npt
 
 from orchestrator.errors import DataError
 from orchestrator.planner.origin import JOINED, PART
-from orchestrator.planner.records import Records, sha256_of_rows
+from orchestrator.planner.records import Records
 from orchestrator.planner.split import FEWEST_ROWS, records_of_rows, split_from_ids
+from orchestrator.rows.ids import sha256_of_array
 
 
 def parts_from_records(records: Records, *, share: float, seed: int) -> tuple[Records, Records]:
@@ -46,7 +47,7 @@ def parts_from_records(records: Records, *, share: float, seed: int) -> tuple[Re
 def _part(records: Records, rows: npt.NDArray[np.intp], facts: dict[str, Any]) -> Records:
     whole = records.meta.get("data_sha256")
     part = records_of_rows(records, rows)
-    digest = hashlib.sha256(f"{whole}|{sha256_of_rows(part.ids)}".encode()).hexdigest()
+    digest = hashlib.sha256(f"{whole}|{sha256_of_array(part.ids)}".encode()).hexdigest()
     meta = dict(records.meta)
     # What was joined is in the whole; one part alone may have rows of one piece only.
     joined = {JOINED: meta.pop(JOINED)} if JOINED in meta else {}

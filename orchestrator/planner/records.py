@@ -11,9 +11,8 @@ One `.npz`, readable and writable with numpy alone (docs/records.md):
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,14 +20,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from orchestrator.errors import DataError
+from orchestrator.errors import DataError, first_few
 from orchestrator.planner.costs import COSTS, is_cost
-from orchestrator.planner.npz import NpzWriter, arrays_from_path, npz_writer
 from orchestrator.planner.texts import value_from_json
+from orchestrator.rows.ids import check_ids, check_labels
+from orchestrator.rows.npz import NpzWriter, arrays_from_path, npz_writer
 
 Array = npt.NDArray[Any]
-# Rows named in an error before "..." stands for the rest.
-NAMED = 5
 # Rows that were left out and are named one by one in `meta`; there may be a million.
 SKIPPED_LISTED = 1000
 
@@ -66,7 +64,7 @@ class Records:
                 found = f"NaN, infinity or no finite score in {len(bad)} of {rows} rows"
                 raise DataError(
                     f"records, outputs of {name}",
-                    got=f"{found}, id {named(self.ids[bad])}",
+                    got=f"{found}, id {first_few(self.ids[bad])}",
                     expected="finite scores",
                     fix="leave these rows out, or the member",
                 )
@@ -88,80 +86,6 @@ def unusable_rows(scores: Array) -> npt.NDArray[np.int64]:
         return np.zeros(0, np.int64)
     # The largest score of a row is NaN, +inf or -inf in just these three cases, and needs no (n, k) of its own.
     return np.flatnonzero(~np.isfinite(scores.max(axis=1)))
-
-
-def named(values: Array | Sequence[Any]) -> str:
-    """The first few of many, for an error."""
-    shown = ", ".join(str(value) for value in values[:NAMED])
-    return f"{shown}, ..." if len(values) > NAMED else shown
-
-
-def check_ids(what: str, ids: Array, rows: int) -> None:
-    """Refuses ids that are not one per row, neither whole numbers nor text, or not unique.
-
-    Raises:
-        DataError: naming the ids at fault.
-    """
-    if ids.shape != (rows,):
-        raise DataError(what, got=f"{ids.size} ids of shape {list(ids.shape)}", expected=f"{rows}, one per row")
-    if ids.dtype.kind not in "iuUS":
-        raise DataError(what, got=f"ids of dtype {ids.dtype}", expected="whole numbers or text")
-    broken = [text for text in (ids.tolist() if ids.dtype.kind == "U" else ()) if not _is_text(text)]
-    if broken:
-        got = f"ids that are no text: {named([ascii(text) for text in broken])}"
-        raise DataError(what, got=got, expected="Unicode", fix="rename them")
-    order = np.sort(ids)
-    twice = np.unique(order[1:][order[1:] == order[:-1]])
-    if len(twice):
-        raise DataError(what, got=f"an id more than once: {named(twice)}", expected="unique ids")
-
-
-def _is_text(text: str) -> bool:
-    """Whether it holds no half of a character, as a file name that is no UTF-8 does."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def check_labels(
-    what: str,
-    labels: Array,
-    *,
-    rows: int,
-    classes: int,
-    first: int = 0,
-    mending: str = "subtract {first} from each",
-) -> None:
-    """Refuses labels that are not one class number per row.
-
-    Args:
-        what: they are called in an error.
-        labels: to be (n,) whole numbers.
-        rows: n.
-        classes: k.
-        first: number of the first class; that of the last one is k - 1 more.
-        mending: what to do with labels that number the classes from another first one.
-
-    Raises:
-        DataError: naming the fault.
-    """
-    if labels.shape != (rows,) or labels.dtype.kind not in "iu":
-        got = f"labels of dtype {labels.dtype}, shape {list(labels.shape)}"
-        raise DataError(what, got=got, expected=f"whole numbers [{rows}], one per row")
-    if not rows:
-        return
-    low, high = int(labels.min()), int(labels.max())
-    if low < first or high >= first + classes:
-        begin = 1 if low >= 1 and high == classes else low
-        is_shifted = low >= 0 and high - begin == classes - 1
-        raise DataError(
-            what,
-            got=f"labels from {low} to {high}",
-            expected=f"{first} to {first + classes - 1}",
-            fix=f"they look {begin}-based: {mending.format(first=begin)}" if is_shifted else None,
-        )
 
 
 def _common_shape(outputs: Mapping[str, Array]) -> tuple[int, int]:
@@ -198,19 +122,6 @@ def random_members(records: Records) -> list[str]:
     """Recorded members whose weights were never trained, by the records' meta."""
     known = records.meta.get("members", {})
     return [name for name in records.outputs if known.get(name, {}).get("random_weights")]
-
-
-def sha256_of_rows(rows: Array) -> str:
-    """Hash of an array's dtype, shape and bytes."""
-    return sha256_of_parts(rows.dtype, rows.shape, parts=[rows])
-
-
-def sha256_of_parts(dtype: np.dtype[Any], shape: tuple[int, ...], *, parts: Iterable[Array]) -> str:
-    """The same of an array that comes in parts along its first axis."""
-    digest = hashlib.sha256(f"{dtype.str}{tuple(shape)}".encode())
-    for part in parts:
-        digest.update(np.ascontiguousarray(part).tobytes())
-    return digest.hexdigest()
 
 
 def text_from_meta(meta: Mapping[str, Any]) -> str:

@@ -9,16 +9,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from orchestrator.errors import DataError
+from orchestrator.errors import DataError, first_few
 from orchestrator.planner.costs import COSTS, is_cost
-from orchestrator.planner.npz import arrays_from_path, shapes_from_path
-from orchestrator.planner.records import (
-    check_ids,
-    check_labels,
-    cost_from_array,
-    meta_from_array,
-    named,
-)
+from orchestrator.planner.records import cost_from_array, meta_from_array
+from orchestrator.rows.ids import check_ids, check_labels
+from orchestrator.rows.npz import arrays_from_path, shapes_from_path
 
 Array = npt.NDArray[Any]
 OUTPUTS = "outputs/"
@@ -69,7 +64,7 @@ def file_from_path(path: Path) -> RecordsFile:
         raise DataError(what, got=f"{rows} ids and outputs of shapes {listed}", expected="(rows, classes) for all")
     if set(costs) != set(shapes):
         raise DataError(
-            what, got=f"costs of {named(list(costs))}", expected=f"one of each of {named(list(shapes))}"
+            what, got=f"costs of {first_few(list(costs))}", expected=f"one of each of {first_few(list(shapes))}"
         )
     check_ids(what, small["ids"], rows)
     labels = small.get("labels")

@@ -22,9 +22,9 @@ import numpy as np
 import numpy.typing as npt
 
 from orchestrator.errors import DataError
-from orchestrator.planner.npz import BROKEN, npz_writer
 from orchestrator.planner.records import text_from_meta
 from orchestrator.planner.texts import value_from_json
+from orchestrator.rows.npz import BROKEN, npz_writer
 
 HEADER = "header.json"
 # What parts are called; other files are not ours.

@@ -20,8 +20,8 @@ from export.precision.convert import int8_from
 from export.runtimes.asking import Question, answers_apart
 from export.runtimes.wheels import installed_version
 from orchestrator.errors import DataError
-from orchestrator.local.digits import digits_split
 from orchestrator.planner.intervals import clopper_pearson
+from orchestrator.rows.digits import digits_split
 from perf.harness.machine import cpu_name
 
 BEGIN = "<!-- begin: python -m perf int8 -->"

@@ -25,8 +25,8 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from export.onefile import onefile_model
-from orchestrator.local.digits import digits_split
 from orchestrator.repository.index import plan_path
+from orchestrator.rows.digits import digits_split
 from orchestrator.spec import CascadeSpec, InputSpec, Member, Stage, cascade_from_path
 from perf.harness.machine import machine_here, write_results
 

@@ -23,9 +23,9 @@ from orchestrator.cli.record_members import Pool, opened_pool
 from orchestrator.planner.records import Records, records_from_path
 from tests.cli.batching import Batching, batching_in, encoded
 from tests.cli.recording import NAMES, picture, png, write_member
-from tests.client.broken_pictures import BAD_EXIF, KINDS, broken_avif, noise
-from tests.client.broken_pictures import encoded as encoded_as
 from tests.fakes.kserve import images
+from tests.rows.broken_pictures import BAD_EXIF, KINDS, broken_avif, noise
+from tests.rows.broken_pictures import encoded as encoded_as
 
 ROWS = 24
 TEXTS = [f"row {k % 24:02d}" for k in range(ROWS)]

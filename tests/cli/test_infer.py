@@ -12,9 +12,9 @@ from PIL import Image
 
 from orchestrator.cli.app import run
 from tests.cli.digits import digit_spec, fake_server, images, write_plan
-from tests.client.broken_pictures import BAD_EXIF
 from tests.fakes.kserve import CLASSES, FakeKServe, FakeModel, Slot
 from tests.fakes.kserve_fronts import GrpcFront, HttpFront
+from tests.rows.broken_pictures import BAD_EXIF
 
 
 @dataclass

@@ -17,7 +17,7 @@ from export.parity import parity_of
 from export.to_onnx import MAX_IR_VERSION, OPSET, onnx_from_torch
 from export.training import augment, train
 from orchestrator.errors import ExportError, RepositoryError
-from orchestrator.local.digits import digits_split
+from orchestrator.rows.digits import digits_split
 from orchestrator.spec import manifest_from_path
 
 REPOSITORY = Path(__file__).parents[2] / "model_repository"

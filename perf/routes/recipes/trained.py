@@ -10,8 +10,8 @@ from typing import Literal
 
 import numpy as np
 
-from orchestrator.local.digits import digits_split
 from orchestrator.repository.files import copy_model
+from orchestrator.rows.digits import digits_split
 from orchestrator.spec import CascadeSpec, cascade_from_path, json_from_cascade
 from perf.routes.recipe import Predict, Recipe
 from perf.routes.spec import Rows, Scenario

@@ -13,12 +13,12 @@ import numpy as np
 import numpy.typing as npt
 
 from orchestrator.errors import DataError
-from orchestrator.local.digits import digits_split
 from orchestrator.planner.goal import Goal, Options
 from orchestrator.planner.planning import plan_from_records
 from orchestrator.planner.result import Planned
 from orchestrator.repository.files import copy_model, new_folder
 from orchestrator.repository.render import render
+from orchestrator.rows.digits import digits_split
 from orchestrator.spec import CascadeSpec, Gears
 from perf.studies.reproduce.family import REPOSITORY, require_members
 from perf.studies.reproduce.parts import Draw, Drawn, Recorder

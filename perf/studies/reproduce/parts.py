@@ -18,8 +18,8 @@ from orchestrator.cli.plan_pool import pool_from_records
 from orchestrator.cli.record_job import Wishes, record_job
 from orchestrator.cli.record_members import Pool, opened_pool
 from orchestrator.errors import DataError
-from orchestrator.planner.npz import npz_writer
 from orchestrator.planner.records import Records, records_from_path
+from orchestrator.rows.npz import npz_writer
 from orchestrator.spec import CascadeSpec
 
 Say = Callable[[str], None]

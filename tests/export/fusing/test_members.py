@@ -18,10 +18,10 @@ from export.members import store_member
 from export.packing import packed
 from export.reading import ReadMember, member_from_repository
 from orchestrator.errors import ExportError
-from orchestrator.local.digits import digits_split
 from orchestrator.local.sessions import LocalMembers
 from orchestrator.repository.averaging import spec_from_averaging
 from orchestrator.repository.check import check
+from orchestrator.rows.digits import digits_split
 from orchestrator.spec import (
     Member,
     TensorSpec,

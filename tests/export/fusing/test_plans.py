@@ -15,12 +15,12 @@ from export.__main__ import app
 from export.fusing.plans import fuse_plan
 from orchestrator.decision import Answers
 from orchestrator.errors import CommitteeError, ExportError
-from orchestrator.local.digits import digits_split
 from orchestrator.local.sessions import LocalMembers
 from orchestrator.planner.records import Records
 from orchestrator.planner.replay import replay
 from orchestrator.repository.check import check
 from orchestrator.repository.render import render
+from orchestrator.rows.digits import digits_split
 from orchestrator.spec import (
     CascadeSpec,
     Fit,

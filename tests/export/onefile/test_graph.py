@@ -13,10 +13,10 @@ from onnx import TensorProto, helper, numpy_helper
 
 from export.onefile import onefile_model
 from orchestrator.decision import Policy
-from orchestrator.local.digits import digits_split
 from orchestrator.local.sessions import LocalMembers
 from orchestrator.planner.records import Records
 from orchestrator.planner.replay import replay
+from orchestrator.rows.digits import digits_split
 from orchestrator.spec import COMBINES, CascadeSpec, cascade_from_path
 from tests.export.onefile.sliced import (
     answers_of,

@@ -11,10 +11,10 @@ import pytest
 import tritonclient.grpc as grpcclient
 
 from export.onefile import write_onefile
-from orchestrator.local.digits import digits_split
 from orchestrator.repository.check import check
 from orchestrator.repository.output import render_output
 from orchestrator.repository.render import render
+from orchestrator.rows.digits import digits_split
 from orchestrator.spec import Lead, cascade_from_path
 from tests.export.onefile.sliced import NAMES
 from tests.servers import running_server

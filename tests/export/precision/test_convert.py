@@ -16,7 +16,7 @@ from export.precision.convert import agreement_of, fp16_from, int8_from, wilson_
 from export.precision.half import rounding_from, tiny_weights_of
 from export.rows import varied_rows
 from orchestrator.errors import ExportError
-from orchestrator.local.digits import digits_split
+from orchestrator.rows.digits import digits_split
 from orchestrator.spec import TensorSpec
 from tests.export.small_networks import (
     IMAGE_INPUT,

@@ -14,9 +14,9 @@ from export.__main__ import app
 from export.precision.derive import export_precision, rows_for
 from export.rows import varied_rows
 from orchestrator.errors import CommitteeError, DataError, ExportError
-from orchestrator.local.digits import digits_split
 from orchestrator.local.sessions import LocalMembers
 from orchestrator.repository.check import check
+from orchestrator.rows.digits import digits_split
 from orchestrator.spec import manifest_from_path
 from orchestrator.spec.manifest import json_from_manifest
 from tests.export.small_networks import IMAGE_INPUT, add_image_member

@@ -19,7 +19,7 @@ from export.precision.convert import int8_from
 from export.precision.overflow import overflowing_parts, processor_flags_of
 from export.rows import varied_rows
 from export.runtimes.asking import Question, answers_apart
-from orchestrator.local.digits import digits_split
+from orchestrator.rows.digits import digits_split
 from orchestrator.spec.processor import DOT_PRODUCT_FLAGS, LARGEST_SAFE_WEIGHT
 from tests.export.precision.test_convert import NETWORKS, REPOSITORY
 from tests.export.small_networks import answers

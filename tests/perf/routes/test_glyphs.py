@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from orchestrator.local.digits import digits_split
 from orchestrator.local.sessions import LocalMembers
+from orchestrator.rows.digits import digits_split
 from orchestrator.spec import cascade_from_path
 from perf.routes.predicted import predicted_speedup
 from perf.routes.recipes.glyphs import CHOSEN, MEMBERS, glyphs

@@ -10,8 +10,8 @@ from perf.studies.live.measure import different_rows, routes_in
 from perf.studies.live.results import Cell, document_from_cells, table_from_cells
 from tests.cli.batching import encoded
 from tests.cli.digits import fake_server, write_plan
-from tests.client.broken_pictures import BAD_EXIF
 from tests.fakes.kserve_fronts import GrpcFront
+from tests.rows.broken_pictures import BAD_EXIF
 
 CELL = Cell(route="r", concurrency=4, requests_per_s=(90.0, 100.0, 120.0), p50_ms=(1.0,), p99_ms=(2.0,))
 

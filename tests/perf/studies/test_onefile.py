@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from orchestrator.local.digits import digits_split
+from orchestrator.rows.digits import digits_split
 from orchestrator.spec import cascade_from_path
 from perf.studies.onefile import Case, measure_onefile, random_cascade
 from tests.export.onefile.sliced import cascade, put_slicing

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from orchestrator.cli.app import run
-from orchestrator.cli.class_map import class_map_from_path
 from orchestrator.errors import DataError
 from orchestrator.planner.records import records_from_path
+from orchestrator.rows.class_map import class_map_from_path
 from tests.cli.recording import picture, png, write_folder, write_member
 
 FOREIGN = ("n03", "n01", "n02")  # cat, dog, owl

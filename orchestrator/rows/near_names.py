@@ -6,7 +6,7 @@ import unicodedata
 from collections.abc import Sequence
 from difflib import SequenceMatcher, get_close_matches
 
-from orchestrator.planner.records import NAMED
+from orchestrator.errors import LISTED
 
 # Names less alike than this are no misspellings of each other.
 _CUTOFF = 0.8
@@ -20,8 +20,8 @@ def names_beside(strange: Sequence[str], known: Sequence[str]) -> str:
     """
     # A key of several names stands for the first of them.
     keys = {_key(name): name for name in reversed(known)}
-    shown = ", ".join(_beside(name, keys) for name in strange[:NAMED])
-    return f"{shown}, ..." if len(strange) > NAMED else shown
+    shown = ", ".join(_beside(name, keys) for name in strange[:LISTED])
+    return f"{shown}, ..." if len(strange) > LISTED else shown
 
 
 def _beside(name: str, keys: dict[str, str]) -> str:

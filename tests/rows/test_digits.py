@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from orchestrator.errors import DataError
-from orchestrator.local.digits import SPLIT_SIZES, SPLITS_PATH, digit_image, digits_split, fixed_splits
+from orchestrator.rows.digits import SPLIT_SIZES, SPLITS_PATH, digit_image, digits_split, fixed_splits
 
 pytest.importorskip("sklearn", reason="the scans come with scikit-learn")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from orchestrator.cli.near_names import names_beside
+from orchestrator.rows.near_names import names_beside
 
 KNOWN = ("caf\xe9", "great white shark", "cat", "n01440764", "\u732b")
 

@@ -14,8 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from orchestrator.errors import DataError
-from orchestrator.planner.records import named
+from orchestrator.errors import DataError, first_few
 from orchestrator.spec.class_names import first_misplaced, normal_form
 
 
@@ -48,7 +47,7 @@ class ClassMap:
         mapped = self if set(map(normal_form, names)) - set(keys) else ClassMap(self.lines, ("",) * len(keys))
         twice = [name for name, times in Counter(map(normal_form, mapped.names)).items() if times > 1]
         if twice:
-            got = f"a class map with more than one line for {named(twice)}"
+            got = f"a class map with more than one line for {first_few(twice)}"
             raise DataError(what, got=got, expected="every name once", fix=self.advice)
         return mapped, {normal_form(name): number for number, name in enumerate(mapped.names)}
 

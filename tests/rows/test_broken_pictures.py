@@ -13,16 +13,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from orchestrator.client.images import (
+from orchestrator.errors import DataError
+from orchestrator.rows.pictures import (
     PICTURE_ENDINGS,
     image_from_bytes,
     is_picture,
     row_from_bytes,
     row_from_image,
 )
-from orchestrator.errors import DataError
 from orchestrator.spec import Preprocess
-from tests.client.broken_pictures import BAD_EXIF, KINDS, broken_avif, encoded, float_tiff, noise
+from tests.rows.broken_pictures import BAD_EXIF, KINDS, broken_avif, encoded, float_tiff, noise
 
 PHOTO = Preprocess(mode="RGB", height_px=8, width_px=8, resize_px=8)
 GREY = Preprocess(mode="L", height_px=8, width_px=8, value_min=0, value_max=1)

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import EpsImagePlugin, Image
 
-from orchestrator.client.images import row_from_bytes, row_from_image
 from orchestrator.errors import DataError, InputError
+from orchestrator.rows.pictures import row_from_bytes, row_from_image
 from orchestrator.spec import Preprocess
-from tests.client.broken_pictures import BAD_EXIF
+from tests.rows.broken_pictures import BAD_EXIF
 
 DIGIT = Preprocess(mode="L", height_px=8, width_px=8, value_min=0, value_max=16)
 PHOTO = Preprocess(mode="RGB", height_px=4, width_px=4, resize_px=4, value_min=-1, value_max=1)

@@ -1,0 +1,1 @@
+"""Stored rows of every kind, read in the same way for every command."""
