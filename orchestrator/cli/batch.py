@@ -28,7 +28,7 @@ from orchestrator.cli.batch_write import (
 from orchestrator.cli.console import print_json, progress, stdout_console
 from orchestrator.cli.endpoints import ADDRESS, Ca, Cert, Headers, Key, endpoint_from_options
 from orchestrator.cli.pictures import ReadPicture, picture_reader
-from orchestrator.client.answers import Answers
+from orchestrator.client.answers import ServedAnswers
 from orchestrator.client.endpoint import Endpoint
 from orchestrator.client.over_grpc import AsyncGrpcClient
 from orchestrator.decision import Policy
@@ -99,7 +99,7 @@ class OwnThresholds:
         self._client = client
         self._policy = Policy(gear=0) if is_cascade else None
 
-    async def infer(self, model: str, rows: npt.NDArray[Any]) -> Answers:
+    async def infer(self, model: str, rows: npt.NDArray[Any]) -> ServedAnswers:
         """Answers of rows."""
         return await self._client.infer(model, rows, policy=self._policy)
 

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from orchestrator.cli.batch_rows import Block, Refused
-from orchestrator.client.answers import Answers
+from orchestrator.client.answers import ServedAnswers
 from orchestrator.errors import ClientError, RefusedError, TimeLimitError, UnknownModelError
 
 Rows = npt.NDArray[Any]
@@ -28,7 +28,7 @@ AHEAD = 4
 class AsksBatches(Protocol):
     """The part of a client that a batch job uses."""
 
-    async def infer(self, model: str, rows: Rows) -> Answers:
+    async def infer(self, model: str, rows: Rows) -> ServedAnswers:
         """Answers of rows."""
         ...
 
@@ -48,7 +48,7 @@ class Answered:
     """
 
     ids: Rows
-    answers: Answers
+    answers: ServedAnswers
     kept: Mapping[str, Any]
 
 
@@ -149,7 +149,7 @@ async def _ask(client: AsksBatches, model: str, block: Block, *, settled: Settle
     return None
 
 
-def _keep(block: Block, answers: Answers, settled: Settled) -> None:
+def _keep(block: Block, answers: ServedAnswers, settled: Settled) -> None:
     """Adds answers; rows that a member or native ensemble had no finite output for are refused ones."""
     good = answers.label >= 0
     for row_id in block.ids[~good]:
@@ -157,7 +157,7 @@ def _keep(block: Block, answers: Answers, settled: Settled) -> None:
         settled.refused.append(Refused(id=row_id.item(), reason=reason))
     if not good.all():
         columns = {name: np.asarray(column)[good] for name, column in vars(answers).items()}
-        block, answers = block.picked(np.flatnonzero(good)), Answers(**columns)
+        block, answers = block.picked(np.flatnonzero(good)), ServedAnswers(**columns)
     if good.any():
         # Not the rows: finished blocks wait for slower ones.
         settled.answered.append(Answered(ids=block.ids, answers=answers, kept=block.kept))

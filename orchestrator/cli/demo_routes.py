@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from orchestrator.cli.sources import LabelledRows
-from orchestrator.client.answers import Answers
+from orchestrator.client.answers import ServedAnswers
 from orchestrator.client.endpoint import Endpoint
 from orchestrator.client.load import LoadResult, closed_loop
 from orchestrator.client.over_grpc import AsyncGrpcClient
@@ -116,7 +116,7 @@ async def measure_routes(
             for route in routes:
                 progress(f"{route.name}, round {number} of {rounds}" if number else f"{route.name}, warm-up")
 
-                async def ask(row: npt.NDArray[np.float32], name: str = route.name) -> Answers:
+                async def ask(row: npt.NDArray[np.float32], name: str = route.name) -> ServedAnswers:
                     return await client.infer(name, row)
 
                 passes[route.name].append(await closed_loop(ask, rows.images, concurrency=concurrency))
@@ -126,7 +126,7 @@ async def measure_routes(
 
 
 def _measured(route: Route, passes: list[LoadResult], rows: LabelledRows, stages: int) -> Measured:
-    answers: list[Answers] = passes[0].answers
+    answers: list[ServedAnswers] = passes[0].answers
     label = np.array([int(answer.label[0]) for answer in answers])
     exit_stage = np.array([int(answer.exit_stage[0]) for answer in answers], np.int32)
     cascade = route.kind == "cascade"

@@ -17,7 +17,7 @@ from orchestrator.cli.endpoints import Ca, Cert, Headers, Key, endpoint_from_opt
 from orchestrator.cli.explain import StageExplanation, explain_rows
 from orchestrator.cli.infer_rows import NamedRow, rows_from_sources
 from orchestrator.cli.pictures import cascade_in, labels_in, picture_reader
-from orchestrator.client.answers import Answers, parameters_from_policy, status_words
+from orchestrator.client.answers import ServedAnswers, parameters_from_policy, status_words
 from orchestrator.client.endpoint import Endpoint
 from orchestrator.client.sync import SyncClient
 from orchestrator.decision import Policy
@@ -40,7 +40,7 @@ class Asked:
     """
 
     named: NamedRow
-    answer: Answers
+    answer: ServedAnswers
     latency_ms: float
     stages: tuple[StageExplanation, ...] = ()
 

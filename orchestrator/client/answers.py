@@ -22,7 +22,7 @@ MAX_INTEGER = 2**63 - 1
 
 
 @dataclass(frozen=True, kw_only=True)
-class Answers:
+class ServedAnswers:
     """Answers of n rows, in the order they were asked.
 
     A row that a plain member or a native ensemble could not answer (its output was not finite) has label -1,
@@ -109,7 +109,7 @@ class OutputKinds:
 
 def answers_from_outputs(
     info: ModelInfo, parts: Sequence[tuple[Mapping[str, Rows], int]], kinds: OutputKinds
-) -> Answers:
+) -> ServedAnswers:
     """Answers from whatever a model puts out.
 
     A cascade says everything. Of a plain member only the scores are there.
@@ -130,7 +130,7 @@ def answers_from_outputs(
         for field, column in ANSWER_COLUMNS.items():
             if field in outputs and not column.is_vector:
                 given[field] = _flat(info, outputs, field, rows).astype(column.numpy_dtype, copy=False)
-        answers.append(Answers(**given))
+        answers.append(ServedAnswers(**given))
     return joined(answers)
 
 
@@ -176,13 +176,13 @@ def _column(info: ModelInfo, outputs: Mapping[str, Rows], name: str) -> Rows:
     return outputs[name]
 
 
-def joined(parts: Sequence[Answers]) -> Answers:
-    """One `Answers` of several, in order."""
+def joined(parts: Sequence[ServedAnswers]) -> ServedAnswers:
+    """One `ServedAnswers` of several, in order."""
     if len(parts) == 1:
         return parts[0]
-    return Answers(
+    return ServedAnswers(
         **{
             field.name: np.concatenate([getattr(part, field.name) for part in parts])
-            for field in dataclasses.fields(Answers)
+            for field in dataclasses.fields(ServedAnswers)
         }
     )

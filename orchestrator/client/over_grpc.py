@@ -19,15 +19,15 @@ import tritonclient.grpc as triton
 import tritonclient.grpc.aio as triton_aio
 
 from orchestrator.client.answers import (
-    Answers,
     OutputKinds,
     Rows,
+    ServedAnswers,
     answers_from_outputs,
     parameters_from_policy,
 )
 from orchestrator.client.endpoint import Endpoint, endpoint_from_address
 from orchestrator.client.error_mapping import FOREIGN, error_from, with_tls_reason
-from orchestrator.client.retries import Patience
+from orchestrator.client.retries import RetryPolicy
 from orchestrator.client.sync import Outputs, Parameters, SyncClient, Wanted
 from orchestrator.decision import Policy
 from orchestrator.errors import RefusedError, UnavailableError
@@ -169,7 +169,7 @@ class AsyncGrpcClient:
     ) -> None:
         self.endpoint = endpoint_from_address(address).for_grpc()
         self._was_answered = False
-        self._patience = Patience(timeout_s=timeout_s, retries=retries)
+        self._retry_policy = RetryPolicy(timeout_s=timeout_s, retries=retries)
         self._in_flight = in_flight
         self._client: Any = None
         self._known: dict[str, ModelInfo] = {}
@@ -191,7 +191,7 @@ class AsyncGrpcClient:
 
     async def ready(self, model: str | None = None) -> bool:
         """Whether the server (and the model) would answer now; False where nobody listens."""
-        limit = {"client_timeout": self._patience.timeout_s}
+        limit = {"client_timeout": self._retry_policy.timeout_s}
         try:
             if model is None:
                 return bool(await self._open().is_server_ready(**limit))
@@ -217,7 +217,7 @@ class AsyncGrpcClient:
         )
         return dict(answer["config"])
 
-    async def infer(self, model: str, rows: Rows, *, policy: Policy | None = None) -> Answers:
+    async def infer(self, model: str, rows: Rows, *, policy: Policy | None = None) -> ServedAnswers:
         """As `SyncClient.infer`."""
         info = await self.metadata(model)
         parameters = parameters_from_policy(policy)
@@ -257,10 +257,10 @@ class AsyncGrpcClient:
         for attempt in itertools.count():
             elapsed_s = time.monotonic() - start
             try:
-                return await self._translated(model, action, self._patience.timeout_s - elapsed_s)
+                return await self._translated(model, action, self._retry_policy.timeout_s - elapsed_s)
             except UnavailableError:
                 elapsed_s = time.monotonic() - start
-                pause_s = self._patience.delay_s(attempt, elapsed_s=elapsed_s, jitter=random.random())
+                pause_s = self._retry_policy.delay_s(attempt, elapsed_s=elapsed_s, jitter=random.random())
                 if pause_s is None:
                     raise
             await asyncio.sleep(pause_s)
@@ -272,7 +272,7 @@ class AsyncGrpcClient:
         except FOREIGN as error:
             ours = error_from(error, what=f"model {model} at {self.endpoint}", endpoint=self.endpoint)
             if not self._was_answered:
-                timeout_s = self._patience.timeout_s
+                timeout_s = self._retry_policy.timeout_s
                 ours = await asyncio.to_thread(
                     with_tls_reason, ours, self.endpoint, over_grpc=True, timeout_s=timeout_s
                 )

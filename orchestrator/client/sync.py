@@ -12,10 +12,16 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from orchestrator.client.answers import Answers, OutputKinds, Rows, answers_from_outputs, parameters_from_policy
+from orchestrator.client.answers import (
+    OutputKinds,
+    Rows,
+    ServedAnswers,
+    answers_from_outputs,
+    parameters_from_policy,
+)
 from orchestrator.client.endpoint import Endpoint
 from orchestrator.client.error_mapping import FOREIGN, error_from, with_tls_reason
-from orchestrator.client.retries import Patience
+from orchestrator.client.retries import RetryPolicy
 from orchestrator.decision import Policy
 from orchestrator.errors import RefusedError, UnavailableError
 from orchestrator.spec.served_model import (
@@ -97,7 +103,7 @@ class SyncClient:
 
     def __init__(self, transport: Transport, *, timeout_s: float, retries: int, in_flight: int) -> None:
         self._transport = transport
-        self._patience = Patience(timeout_s=timeout_s, retries=retries)
+        self._retry_policy = RetryPolicy(timeout_s=timeout_s, retries=retries)
         self._in_flight = in_flight
         self._was_answered = False
         self._known: dict[str, ModelInfo] = {}
@@ -118,7 +124,7 @@ class SyncClient:
     def ready(self, model: str | None = None) -> bool:
         """Whether the server (and the model) would answer now; False where nobody listens."""
         try:
-            return self._transport.ready(model, timeout_s=self._patience.timeout_s)
+            return self._transport.ready(model, timeout_s=self._retry_policy.timeout_s)
         except FOREIGN:
             return False
 
@@ -150,7 +156,7 @@ class SyncClient:
         """
         return self._call(model, lambda left_s: self._transport.config(model, timeout_s=left_s))
 
-    def infer(self, model: str, rows: Rows, *, policy: Policy | None = None) -> Answers:
+    def infer(self, model: str, rows: Rows, *, policy: Policy | None = None) -> ServedAnswers:
         """Answers of a cascade, an ensemble or a plain member.
 
         Args:
@@ -217,10 +223,10 @@ class SyncClient:
         for attempt in itertools.count():
             elapsed_s = time.monotonic() - start
             try:
-                return self._translated(model, action, self._patience.timeout_s - elapsed_s)
+                return self._translated(model, action, self._retry_policy.timeout_s - elapsed_s)
             except UnavailableError:
                 elapsed_s = time.monotonic() - start
-                pause_s = self._patience.delay_s(attempt, elapsed_s=elapsed_s, jitter=random.random())
+                pause_s = self._retry_policy.delay_s(attempt, elapsed_s=elapsed_s, jitter=random.random())
                 if pause_s is None:
                     raise
             self._transport.pause(pause_s)
@@ -233,7 +239,7 @@ class SyncClient:
         except FOREIGN as error:
             ours = error_from(error, what=f"model {model} at {endpoint}", endpoint=endpoint)
             if not self._was_answered:
-                over_grpc, timeout_s = self._transport.over_grpc, self._patience.timeout_s
+                over_grpc, timeout_s = self._transport.over_grpc, self._retry_policy.timeout_s
                 ours = with_tls_reason(ours, endpoint, over_grpc=over_grpc, timeout_s=timeout_s)
             if isinstance(ours, RefusedError):
                 # The model may have been loaded again with another shape: look at it afresh next time.

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.serving.hosts import bracketed, evhtp_host
-from orchestrator.serving.machine import Machine
+from orchestrator.serving.machine import ServingMachine
 from orchestrator.serving.options import ServeOptions
 
 BACKENDS = Path(__file__).parent / "backends"
@@ -39,7 +39,7 @@ def make_work_folder() -> Path:
     return Path(tempfile.mkdtemp(prefix="committee-serve-", dir="/tmp" if _UNSAFE.search(parent) else parent))
 
 
-def make_backend_directory(machine: Machine, folder: Path) -> Path:
+def make_backend_directory(machine: ServingMachine, folder: Path) -> Path:
     """Fills a folder with one sub-folder per backend and returns it.
 
     Copies of 3 MB, made anew for every server: nothing to keep in step with the wheel and no cache that two
@@ -73,7 +73,7 @@ def shell_safe_repository(repository: Path, folder: Path) -> Path:
 
 
 def environment_from(
-    machine: Machine, base: Mapping[str, str], *, repository: Path, hide_gpus: bool
+    machine: ServingMachine, base: Mapping[str, str], *, repository: Path, hide_gpus: bool
 ) -> dict[str, str]:
     """The server's environment variables."""
     assert machine.wheel is not None, "check_machine comes first"
@@ -94,7 +94,7 @@ def environment_from(
 
 
 def command_from(
-    machine: Machine,
+    machine: ServingMachine,
     options: ServeOptions,
     *,
     repository: Path,

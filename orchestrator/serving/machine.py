@@ -27,7 +27,7 @@ _LIBRARY_FOLDERS = ("/usr/local/lib", "/usr/lib/x86_64-linux-gnu", "/usr/lib64",
 
 
 @dataclass(frozen=True, kw_only=True)
-class Machine:
+class ServingMachine:
     """One machine as far as the embedded server cares.
 
     Args:
@@ -59,10 +59,10 @@ class Machine:
         return path if path.is_file() else None
 
 
-def machine_here() -> Machine:
+def machine_here() -> ServingMachine:
     """The machine this runs on."""
     python = sys.version_info[:2]
-    return Machine(
+    return ServingMachine(
         system=platform.system(),
         architecture=platform.machine(),
         glibc=_glibc(),
@@ -74,7 +74,7 @@ def machine_here() -> Machine:
     )
 
 
-def check_machine(machine: Machine, *, shm_needed_bytes: int = 0) -> None:
+def check_machine(machine: ServingMachine, *, shm_needed_bytes: int = 0) -> None:
     """Returns when the embedded server can run here.
 
     Args:
@@ -91,7 +91,7 @@ def check_machine(machine: Machine, *, shm_needed_bytes: int = 0) -> None:
     _check_shared_memory(machine, max(shm_needed_bytes, SHM_FLOOR_BYTES))
 
 
-def _check_platform(machine: Machine) -> None:
+def _check_platform(machine: ServingMachine) -> None:
     here = f"{machine.system} on {machine.architecture}"
     if machine.system != "Linux" or machine.architecture not in ("x86_64", "AMD64"):
         raise PlatformError("embedded Triton", got=here, expected="Linux on x86_64", fix=_COMPOSE)
@@ -101,7 +101,7 @@ def _check_platform(machine: Machine) -> None:
         raise PlatformError("embedded Triton", got=got, expected=expected, fix=_COMPOSE)
 
 
-def _check_packages(machine: Machine) -> None:
+def _check_packages(machine: ServingMachine) -> None:
     if machine.wheel is None:
         raise ServingError(
             "embedded Triton",
@@ -117,7 +117,7 @@ def _check_packages(machine: Machine) -> None:
         raise ServingError("embedded Triton", got=got, expected="numpy below 2", fix="pip install 'numpy<2'")
 
 
-def _check_interpreter(machine: Machine) -> None:
+def _check_interpreter(machine: ServingMachine) -> None:
     version = _dotted(machine.python)
     if machine.stub is None:
         folder = machine.wheel / "tritonserver" / "python_backend_stubs" if machine.wheel else None
@@ -133,7 +133,7 @@ def _check_interpreter(machine: Machine) -> None:
         )
 
 
-def _check_shared_memory(machine: Machine, needed_bytes: int) -> None:
+def _check_shared_memory(machine: ServingMachine, needed_bytes: int) -> None:
     free = machine.shm_free_bytes
     if free is None or free < needed_bytes:
         got = f"no {SHM}" if free is None else f"{free // MIB} MiB free in {SHM}"

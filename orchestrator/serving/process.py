@@ -30,7 +30,7 @@ from orchestrator.serving.embedded import (
     shell_safe_repository,
 )
 from orchestrator.serving.hosts import bracketed, local_host
-from orchestrator.serving.machine import SHM, Machine, check_machine, machine_here
+from orchestrator.serving.machine import SHM, ServingMachine, check_machine, machine_here
 from orchestrator.serving.options import ServeOptions
 from orchestrator.serving.ports import choose_ports
 from orchestrator.serving.scan import ModelEntry, check_models, scan_repository
@@ -57,7 +57,7 @@ class EmbeddedServer:
         options: ServeOptions,
         *,
         progress: Callable[[str], None] | None = None,
-        machine: Machine | None = None,
+        machine: ServingMachine | None = None,
     ) -> None:
         self.options = options
         self.version = ""
@@ -181,7 +181,7 @@ class EmbeddedServer:
         self._kill()
         self._clean(keep_log=False)
 
-    def _spawn(self, machine: Machine) -> Child:
+    def _spawn(self, machine: ServingMachine) -> Child:
         self._folder = make_work_folder()
         self._log_path = self.options.log_path or self._folder / "triton.log"
         repository = shell_safe_repository(self.options.repository, self._folder)

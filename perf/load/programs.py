@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from orchestrator.serving.embedded import BACKENDS, environment_from, make_backend_directory
-from orchestrator.serving.machine import Machine, check_machine
+from orchestrator.serving.machine import ServingMachine, check_machine
 from orchestrator.serving.options import ServeOptions
 from perf.load.analyzer_binary import AnalyzerBinary, cache_base
 
@@ -42,7 +42,7 @@ def analyzer_program(found: AnalyzerBinary) -> Path:
     return _written(folder / "perf_analyzer", text)
 
 
-def server_program(machine: Machine, environment: Mapping[str, str] | None = None) -> Path:
+def server_program(machine: ServingMachine, environment: Mapping[str, str] | None = None) -> Path:
     """A path that runs the embedded tritonserver with its backends, and takes Triton's own options.
 
     Unlike `committee serve` it leaves the repository API open, as tools that load and unload models need it. Any
@@ -77,7 +77,7 @@ def server_program(machine: Machine, environment: Mapping[str, str] | None = Non
     return _written(folder / "tritonserver", _script(words, variables=variables, first=_FIND_REPOSITORY))
 
 
-def _backends(machine: Machine, folder: Path) -> Path:
+def _backends(machine: ServingMachine, folder: Path) -> Path:
     """The backend directory, made once: a server that runs has its files open."""
     backends = folder / "backends"
     if not backends.is_dir():
@@ -95,7 +95,7 @@ def _backends(machine: Machine, folder: Path) -> Path:
     return backends
 
 
-def _key(machine: Machine) -> str:
+def _key(machine: ServingMachine) -> str:
     """Everything the program is made of, in short."""
     digest = hashlib.sha256(f"{machine.wheel} {machine.stub} {sys.executable}".encode())
     for path in sorted(BACKENDS.glob("*/model.py")):

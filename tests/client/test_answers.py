@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from orchestrator.client.answers import (
-    Answers,
     OutputKinds,
+    ServedAnswers,
     answers_from_outputs,
     joined,
     parameters_from_policy,
@@ -37,7 +37,7 @@ def model(**outputs: tuple[str, tuple[int, ...]]) -> ModelInfo:
 LOGITS = model(logits=("FP32", (3,)))
 
 
-def answered(info: ModelInfo, outputs: dict[str, np.ndarray], *, rows: int) -> Answers:
+def answered(info: ModelInfo, outputs: dict[str, np.ndarray], *, rows: int) -> ServedAnswers:
     return answers_from_outputs(info, [(outputs, rows)], OutputKinds())
 
 
@@ -143,9 +143,9 @@ def test_joining_parts_keeps_every_row_in_order(sizes: list[int]) -> None:
     count = sum(sizes)
     whole = answered(LOGITS, {"logits": np.eye(3, dtype=np.float32)[np.arange(count) % 3]}, rows=count)
     ends = np.cumsum(sizes)
-    names = list(Answers.__dataclass_fields__)
+    names = list(ServedAnswers.__dataclass_fields__)
     parts = [
-        Answers(**{n: getattr(whole, n)[end - size : end] for n in names})
+        ServedAnswers(**{n: getattr(whole, n)[end - size : end] for n in names})
         for size, end in zip(sizes, ends, strict=True)
     ]
     for name in names:

@@ -3,7 +3,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.client.retries import Patience
+from orchestrator.client.retries import RetryPolicy
 
 FRACTION = st.floats(0, 1, exclude_max=True)
 
@@ -12,7 +12,7 @@ FRACTION = st.floats(0, 1, exclude_max=True)
 def test_a_pause_is_within_its_bounds_and_before_the_time_limit(
     attempt: int, jitter: float, elapsed: float
 ) -> None:
-    patience = Patience(timeout_s=5, retries=8, first_delay_s=0.1, max_delay_s=1)
+    patience = RetryPolicy(timeout_s=5, retries=8, first_delay_s=0.1, max_delay_s=1)
     pause = patience.delay_s(attempt, elapsed_s=elapsed, jitter=jitter)
     if attempt >= 8:
         assert pause is None
@@ -25,7 +25,7 @@ def test_a_pause_is_within_its_bounds_and_before_the_time_limit(
 
 @given(st.integers(0, 6), FRACTION)
 def test_pauses_double_until_the_longest(attempt: int, jitter: float) -> None:
-    patience = Patience(timeout_s=1000, retries=100, first_delay_s=0.1, max_delay_s=1000)
+    patience = RetryPolicy(timeout_s=1000, retries=100, first_delay_s=0.1, max_delay_s=1000)
     now = patience.delay_s(attempt, elapsed_s=0, jitter=jitter)
     later = patience.delay_s(attempt + 1, elapsed_s=0, jitter=jitter)
     assert now is not None
@@ -34,4 +34,4 @@ def test_pauses_double_until_the_longest(attempt: int, jitter: float) -> None:
 
 
 def test_no_retries_means_no_second_attempt() -> None:
-    assert Patience(retries=0).delay_s(0, elapsed_s=0, jitter=0) is None
+    assert RetryPolicy(retries=0).delay_s(0, elapsed_s=0, jitter=0) is None

@@ -17,12 +17,12 @@ from orchestrator.serving.embedded import (
     make_work_folder,
     shell_safe_repository,
 )
-from orchestrator.serving.machine import Machine
+from orchestrator.serving.machine import ServingMachine
 from orchestrator.serving.options import ServeOptions
 
 
 @pytest.fixture
-def machine(tmp_path: Path) -> Machine:
+def machine(tmp_path: Path) -> ServingMachine:
     wheel = tmp_path / "site-packages" / "pytriton"
     python = wheel / "tritonserver" / "backends" / "python"
     stubs = wheel / "tritonserver" / "python_backend_stubs" / "3.11"
@@ -32,7 +32,7 @@ def machine(tmp_path: Path) -> Machine:
     (python / "triton_python_backend_utils.py").write_text("utils")
     (stubs / "triton_python_backend_stub").write_text("stub")
     (stubs / "triton_python_backend_stub").chmod(0o755)
-    return Machine(
+    return ServingMachine(
         system="Linux",
         architecture="x86_64",
         glibc=(2, 36),
@@ -45,7 +45,7 @@ def machine(tmp_path: Path) -> Machine:
 
 
 def test_the_backend_directory_holds_python_and_the_stand_in_side_by_side(
-    machine: Machine, tmp_path: Path
+    machine: ServingMachine, tmp_path: Path
 ) -> None:
     folder = make_backend_directory(machine, tmp_path / "backends")
     files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
@@ -61,7 +61,7 @@ def test_the_backend_directory_holds_python_and_the_stand_in_side_by_side(
     assert not any(path.is_symlink() for path in folder.rglob("*"))
 
 
-def test_the_environment_finds_the_wheels_libraries_and_this_interpreter_first(machine: Machine) -> None:
+def test_the_environment_finds_the_wheels_libraries_and_this_interpreter_first(machine: ServingMachine) -> None:
     base = {"PATH": "/usr/bin", "LD_LIBRARY_PATH": "/mine", "PYTHONHOME": "/elsewhere", "KEPT": "yes"}
     environment = environment_from(machine, base, repository=Path("/models"), hide_gpus=False)
     assert machine.wheel is not None
@@ -75,13 +75,13 @@ def test_the_environment_finds_the_wheels_libraries_and_this_interpreter_first(m
     assert base["PATH"] == "/usr/bin"
 
 
-def test_gpus_are_hidden_when_asked(machine: Machine) -> None:
+def test_gpus_are_hidden_when_asked(machine: ServingMachine) -> None:
     environment = environment_from(machine, {}, repository=Path("/models"), hide_gpus=True)
     assert environment["CUDA_VISIBLE_DEVICES"] == "-1"
 
 
 @pytest.mark.parametrize("host", ["::", "::1", "fd00::7"])
-def test_the_command_writes_ipv6_addresses_as_each_endpoint_reads_them(machine: Machine, host: str) -> None:
+def test_the_command_writes_ipv6_addresses_as_each_endpoint_reads_them(machine: ServingMachine, host: str) -> None:
     command = command_from(
         machine,
         ServeOptions(repository=Path("models"), host=host),
@@ -95,7 +95,7 @@ def test_the_command_writes_ipv6_addresses_as_each_endpoint_reads_them(machine: 
     assert wanted <= set(command)
 
 
-def test_the_command_binds_every_endpoint_to_the_host_and_restricts_model_control(machine: Machine) -> None:
+def test_the_command_binds_every_endpoint_to_the_host_and_restricts_model_control(machine: ServingMachine) -> None:
     options = ServeOptions(repository=Path("models"), host="127.0.0.1", stop_timeout_s=2.5, shm_bytes=8 << 20)
     command = command_from(
         machine,

@@ -13,7 +13,7 @@ from orchestrator.errors import PlatformError, ServingError
 from orchestrator.serving.machine import (
     GLIBC_FLOOR,
     SHM_FLOOR_BYTES,
-    Machine,
+    ServingMachine,
     check_machine,
     libpython_folder,
     machine_here,
@@ -22,13 +22,13 @@ from orchestrator.serving.options import MIB
 
 
 @pytest.fixture(scope="module")
-def good(tmp_path_factory: pytest.TempPathFactory) -> Machine:
+def good(tmp_path_factory: pytest.TempPathFactory) -> ServingMachine:
     wheel = tmp_path_factory.mktemp("wheel") / "pytriton"
     for version in ("3.8", "3.10", "3.11"):
         folder = wheel / "tritonserver" / "python_backend_stubs" / version
         folder.mkdir(parents=True)
         (folder / "triton_python_backend_stub").touch()
-    return Machine(
+    return ServingMachine(
         system="Linux",
         architecture="x86_64",
         glibc=(2, 36),
@@ -40,7 +40,7 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Machine:
     )
 
 
-def test_a_machine_with_everything_passes(good: Machine) -> None:
+def test_a_machine_with_everything_passes(good: ServingMachine) -> None:
     check_machine(good)
 
 
@@ -65,7 +65,7 @@ def test_a_machine_with_everything_passes(good: Machine) -> None:
     ],
 )
 def test_what_is_missing_is_said_in_one_line(
-    good: Machine, change: dict[str, object], kind: type[Exception], expected: str
+    good: ServingMachine, change: dict[str, object], kind: type[Exception], expected: str
 ) -> None:
     with pytest.raises(kind, match=expected) as caught:
         check_machine(dataclasses.replace(good, **change))  # type: ignore[arg-type]
@@ -74,7 +74,9 @@ def test_what_is_missing_is_said_in_one_line(
 
 
 @given(st.tuples(st.integers(2, 3), st.integers(0, 60)))
-def test_exactly_the_versions_of_glibc_from_the_floor_on_pass(good: Machine, version: tuple[int, int]) -> None:
+def test_exactly_the_versions_of_glibc_from_the_floor_on_pass(
+    good: ServingMachine, version: tuple[int, int]
+) -> None:
     machine = dataclasses.replace(good, glibc=version)
     if version >= GLIBC_FLOOR:
         check_machine(machine)
@@ -85,7 +87,7 @@ def test_exactly_the_versions_of_glibc_from_the_floor_on_pass(good: Machine, ver
 
 @given(free=st.integers(0, 4096), needed=st.integers(0, 4096))
 def test_shared_memory_must_hold_the_floor_and_what_the_models_begin_with(
-    good: Machine, free: int, needed: int
+    good: ServingMachine, free: int, needed: int
 ) -> None:
     machine = dataclasses.replace(good, shm_free_bytes=free * MIB)
     if free * MIB >= max(needed * MIB, SHM_FLOOR_BYTES):
