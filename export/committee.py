@@ -13,7 +13,7 @@ from export.precision.derive import export_precision, require_sense
 from export.sources import Asked, identify
 from orchestrator.errors import CommitteeError, ExportError
 from orchestrator.spec import Manifest, manifest_from_path
-from orchestrator.spec.faults import NAME
+from orchestrator.spec.validation import NAME
 
 
 def plans_of(

@@ -13,7 +13,7 @@ from orchestrator.errors import ExportError, SpecError
 from orchestrator.repository.files import disk_errors, sha256_of_path
 from orchestrator.repository.index import model_folders
 from orchestrator.spec import Manifest, manifest_from_path
-from orchestrator.spec.faults import NAME
+from orchestrator.spec.validation import NAME
 
 MANIFEST = "manifest.json"
 

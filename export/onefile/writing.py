@@ -29,7 +29,7 @@ from orchestrator.repository.onefile_plan import (
 )
 from orchestrator.spec import CascadeSpec
 from orchestrator.spec.answer import ANSWER_COLUMNS
-from orchestrator.spec.faults import NAME
+from orchestrator.spec.validation import NAME
 
 MODEL_FILE = "1/model.onnx"
 # One protobuf message holds less than 2 GiB; a little of it is left for nodes, names and the plan.

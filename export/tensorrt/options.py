@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.errors import ExportError
-from orchestrator.spec.faults import Faults
 from orchestrator.spec.manifest import PRECISIONS
+from orchestrator.spec.validation import Faults
 
 # Strongly typed networks come with TensorRT 10 in the form used here, and so do the tensor-by-name calls.
 OLDEST_MAJOR = 10

@@ -10,7 +10,7 @@ from orchestrator.errors import DataError
 from orchestrator.planner.goal import ENSEMBLE
 from orchestrator.repository.index import MANIFEST
 from orchestrator.spec import manifest_from_path
-from orchestrator.spec.faults import NAME
+from orchestrator.spec.validation import NAME
 
 # Endings of rows in one file.
 STORED = (".npz", ".npy", ".parquet")

@@ -16,9 +16,9 @@ from orchestrator.repository.adoption import UNKNOWN_INPUT, UNKNOWN_OUTPUT, adop
 from orchestrator.repository.class_names import class_names_of, common_names
 from orchestrator.spec import CascadeSpec, InputSpec, Manifest, Member, Stage, manifest_from_path
 from orchestrator.spec.class_names import first_misplaced
-from orchestrator.spec.faults import NAME
 from orchestrator.spec.output_kind import ScoreEvidence
 from orchestrator.spec.planned_models import data_files_of
+from orchestrator.spec.validation import NAME
 
 # Rows of one call of a member whose limit nobody says.
 USUAL_BATCH = 64

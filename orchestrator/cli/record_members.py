@@ -24,11 +24,11 @@ from orchestrator.local.sessions import LocalMembers
 from orchestrator.planner.goal import ENSEMBLE
 from orchestrator.repository.index import readable_config, served_version
 from orchestrator.spec import Manifest, Preprocess, manifest_from_path
-from orchestrator.spec.faults import NAME
 from orchestrator.spec.inputs import INPUT_DTYPES
 from orchestrator.spec.output_kind import EXCLUSIVE
 from orchestrator.spec.processor import instruction_sets, processor_flags
 from orchestrator.spec.served_model import ModelInfo, TensorInfo, input_tensor, scores_output
+from orchestrator.spec.validation import NAME
 
 Rows = npt.NDArray[Any]
 # What one piece may take: memory of its rows, and work, so that an interrupt waits seconds and not minutes.

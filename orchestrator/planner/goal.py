@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from orchestrator.planner.table import MOST_MEMBERS
-from orchestrator.spec.faults import Faults, is_number
+from orchestrator.spec.validation import Faults, is_number
 
 # The reference that is no single member: all members of the pool, combined.
 ENSEMBLE = "ensemble"

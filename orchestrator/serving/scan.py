@@ -11,8 +11,8 @@ from google.protobuf import text_format
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from orchestrator.errors import RepositoryError
-from orchestrator.spec.faults import NAME
 from orchestrator.spec.triton import PINNED, mentioned_models, versions_in
+from orchestrator.spec.validation import NAME
 
 SERVED = ("onnxruntime", "python")
 ENSEMBLE = "ensemble"

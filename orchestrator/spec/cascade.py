@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
 
-from orchestrator.spec.faults import Faults, is_number
 from orchestrator.spec.gears import Gears
 from orchestrator.spec.header_pattern import header_pattern_fault
 from orchestrator.spec.inputs import InputSpec
 from orchestrator.spec.output_kind import OUTPUT_KINDS
+from orchestrator.spec.validation import Faults, is_number
 
 FORMAT = 1
 COMBINES = ("mean_logit", "mean_prob", "vote", "last")

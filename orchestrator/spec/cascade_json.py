@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import SpecError
-from orchestrator.spec.build import array_of, build, json_from_text, plain, text_of_file
 from orchestrator.spec.cascade import FORMAT, CascadeSpec, Fit, Lead, Limits, Member, Stage
-from orchestrator.spec.faults import Faults
 from orchestrator.spec.gears import Gear, Gears
 from orchestrator.spec.inputs import InputSpec, Preprocess
+from orchestrator.spec.validation import Faults, array_of, build, json_from_text, plain, text_of_file
 
 
 def _part(cls: type[Any], convert: Mapping[str, Any] | None = None) -> Any:

@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 from itertools import pairwise
 
-from orchestrator.spec.faults import Faults, is_number
+from orchestrator.spec.validation import Faults, is_number
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from orchestrator.spec.faults import Faults, is_number
+from orchestrator.spec.validation import Faults, is_number
 
 NON_FINITE_INPUT = ("reject", "pass")
 # Triton's numeric dtypes that have a numpy twin (BF16 has none, BYTES would cost a parse per row).

@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import SpecError
-from orchestrator.spec.build import array_of, build, json_from_text, plain, text_of_file
-from orchestrator.spec.faults import Faults, is_number
 from orchestrator.spec.inputs import Preprocess
 from orchestrator.spec.output_kind import OUTPUT_KINDS
+from orchestrator.spec.validation import Faults, array_of, build, is_number, json_from_text, plain, text_of_file
 
 MANIFEST_FORMAT = 1
 PRECISIONS = ("fp32", "fp16", "int8")

@@ -173,7 +173,7 @@ def no_single_scores(info: ModelInfo, *, fix: str | None = None) -> InputError:
 
 
 def wanted_outputs(info: ModelInfo) -> tuple[str, ...] | None:
-    """The outputs an `Answers` is made from, or None for all the model has.
+    """The outputs a `ServedAnswers` is made from, or None for all the model has.
 
     Asking for some by name costs bytes and time per request, so it is done only where others would be sent.
     """
