@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from orchestrator.serving import log
+from orchestrator.serving.embedded import log_tail
 from orchestrator.serving.options import ServeOptions
 from orchestrator.serving.process import EmbeddedServer
 
@@ -35,7 +35,7 @@ def running_server(repository: Path, **options: Any) -> Iterator[EmbeddedServer]
     try:
         yield server
     except BaseException:
-        sys.stderr.write("\n".join(log.tail(server.log_path, 30)) + "\n")
+        sys.stderr.write("\n".join(log_tail(server.log_path, 30)) + "\n")
         raise
     finally:
         server.kill()

@@ -15,8 +15,8 @@ from export.tensorrt import in_image
 from export.tensorrt.machine import MOUNTED, USER, compose_command
 from export.tensorrt.options import EngineOptions
 from orchestrator.repository.check import check
+from orchestrator.repository.checked import render_output
 from orchestrator.repository.index import plans_in
-from orchestrator.repository.output import render_output
 from orchestrator.serving.scan import IMAGE
 from orchestrator.spec.triton import PINNED, RELEASES
 

@@ -13,10 +13,10 @@ from onnx.external_data_helper import load_external_data_for_model
 from orchestrator.errors import ExportError
 from orchestrator.graphs.editing import inlined
 from orchestrator.graphs.pieces import OPSET, Graph, raw_logits
+from orchestrator.repository.completion import planned_version
 from orchestrator.repository.files import sha256_of_path
 from orchestrator.repository.index import config_of, model_file, onnx_from_path, plan_path
-from orchestrator.repository.pinning import planned_version
-from orchestrator.repository.tensors import fits, tensors_from_graph
+from orchestrator.repository.member_facts import fits, tensors_from_graph
 from orchestrator.spec import CascadeSpec, Member
 from orchestrator.spec.output_kind import SCORE_DTYPES
 

@@ -9,9 +9,8 @@ from typing import Any
 
 from orchestrator.errors import DataError, SpecError
 from orchestrator.planner.records import Records
-from orchestrator.repository.adoption import UNKNOWN_INPUT, UNKNOWN_OUTPUT, facts_of_manifest
-from orchestrator.repository.member_facts import MemberFacts, facts_from_folder
-from orchestrator.repository.tensors import Tensor, Tensors, fits
+from orchestrator.repository.completion import UNKNOWN_INPUT, UNKNOWN_OUTPUT, facts_of_manifest
+from orchestrator.repository.member_facts import MemberFacts, Tensor, Tensors, facts_from_folder, fits
 from orchestrator.spec import CascadeSpec, Manifest, TensorSpec
 
 # Letters of a wrong value that an error shows.

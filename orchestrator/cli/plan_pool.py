@@ -12,8 +12,8 @@ from orchestrator.errors import DataError
 from orchestrator.planner.costs import cost_profile_from_path
 from orchestrator.planner.kinds import check_probabilities, kind_seen
 from orchestrator.planner.records import Records
-from orchestrator.repository.adoption import UNKNOWN_INPUT, UNKNOWN_OUTPUT, adopted_spec
 from orchestrator.repository.class_names import class_names_of, common_names
+from orchestrator.repository.completion import UNKNOWN_INPUT, UNKNOWN_OUTPUT, adopted_spec
 from orchestrator.spec import CascadeSpec, InputSpec, Manifest, Member, Stage, manifest_from_path
 from orchestrator.spec.class_names import first_misplaced
 from orchestrator.spec.output_kind import ScoreEvidence

@@ -15,9 +15,9 @@ from rich.markup import escape
 from orchestrator.commandline import interrupt_on_signals
 from orchestrator.errors import RepositoryError, ServingError
 from orchestrator.repository.check import check_plans
-from orchestrator.serving import log
+from orchestrator.serving.addresses import is_loopback, network_host
 from orchestrator.serving.cascade_watch import LOOK_S, CascadeWatch
-from orchestrator.serving.hosts import is_loopback, network_host
+from orchestrator.serving.embedded import log_tail
 from orchestrator.serving.options import ServeOptions
 from orchestrator.serving.process import EmbeddedServer
 from orchestrator.spec.triton import EMBEDDED, IS_READY_SINCE
@@ -128,7 +128,7 @@ def _watched(server: EmbeddedServer, people: Console) -> int | None:
 
 
 def _print_log(server: EmbeddedServer, people: Console) -> None:
-    for line in log.tail(server.log_path, _LOG_LINES):
+    for line in log_tail(server.log_path, _LOG_LINES):
         people.print(f"  [dim]{escape(line)}[/dim]", highlight=False, soft_wrap=True)
 
 

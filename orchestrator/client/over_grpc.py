@@ -26,8 +26,7 @@ from orchestrator.client.answers import (
     parameters_from_policy,
 )
 from orchestrator.client.endpoint import Endpoint, endpoint_from_address
-from orchestrator.client.error_mapping import FOREIGN, error_from, with_tls_reason
-from orchestrator.client.retries import RetryPolicy
+from orchestrator.client.error_mapping import FOREIGN, RetryPolicy, error_from, with_tls_reason
 from orchestrator.client.sync import Outputs, Parameters, SyncClient, Wanted
 from orchestrator.decision import Policy
 from orchestrator.errors import RefusedError, UnavailableError

@@ -20,8 +20,7 @@ from orchestrator.client.answers import (
     parameters_from_policy,
 )
 from orchestrator.client.endpoint import Endpoint
-from orchestrator.client.error_mapping import FOREIGN, error_from, with_tls_reason
-from orchestrator.client.retries import RetryPolicy
+from orchestrator.client.error_mapping import FOREIGN, RetryPolicy, error_from, with_tls_reason
 from orchestrator.decision import Policy
 from orchestrator.errors import RefusedError, UnavailableError
 from orchestrator.spec.served_model import (

@@ -1,20 +1,39 @@
-"""Rendering that changes nothing on disk unless what it would leave there passes the check."""
+"""Rendering into the repository or into a folder of its own, checked as a preview before anything is written.
+
+A preview is a temporary folder of links to the models, into which the plans are rendered.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
-from orchestrator.errors import RepositoryError
-from orchestrator.repository.check import CheckReport, check
+from orchestrator.errors import CommitteeError, RepositoryError, SpecError
+from orchestrator.files import recover_folder
+from orchestrator.pbtxt import CONFIG, is_marked, text_from_path
+from orchestrator.repository.check import CheckReport, Fault, check
+from orchestrator.repository.completion import pinned_spec
 from orchestrator.repository.configs import averaging_name
-from orchestrator.repository.files import Rendering
-from orchestrator.repository.index import MANIFEST, model_folders
-from orchestrator.repository.output import copy_preview, previewed_output
-from orchestrator.repository.pinning import pinned_spec
-from orchestrator.repository.preview import previewed, report_of_rendering
+from orchestrator.repository.files import Rendering, check_output, copy_model, disk_errors, may_replace, new_folder
+from orchestrator.repository.index import (
+    MANIFEST,
+    ensemble_spec,
+    model_file,
+    model_folders,
+    plan_path,
+    readable_config,
+    require_members,
+    served_version,
+)
 from orchestrator.repository.render import render, render_ensemble
-from orchestrator.spec import CascadeSpec
+from orchestrator.spec import CascadeSpec, cascade_from_path
+from orchestrator.spec.triton import mentioned_models
+
+Plans = dict[str, CascadeSpec]
 
 
 def render_checked(
@@ -73,3 +92,223 @@ def render_checked(
         render_all(preview)
         report = report_of_rendering(check(preview, names), preview=preview, source=repository, target=repository)
     return (render_all(repository) if report else Rendering()), report
+
+
+def render_output(
+    repository: Path,
+    output: Path,
+    *,
+    cascades: Sequence[CascadeSpec],
+    ensembles: Sequence[CascadeSpec] = (),
+    standalone: bool = False,
+) -> Rendering:
+    """Renders into a folder that holds copies of every model the plans need.
+
+    What is in the folder appears whole or not at all; see `new_folder`.
+
+    Args:
+        repository: where the members are.
+        output: the folder; the contents of an earlier one made this way are replaced, but for what a person has
+            set in the configs that were rendered there.
+        cascades: cascades to render.
+        ensembles: single-stage specs to render as native ensembles.
+        standalone: put the runtime beside every cascade.
+
+    Raises:
+        RepositoryError: a model is missing, the folder holds something else, or the disk refuses.
+    """
+    with previewed_output(
+        repository, output, cascades=cascades, ensembles=ensembles, standalone=standalone
+    ) as preview:
+        return copy_preview(preview, output)
+
+
+@contextmanager
+def previewed_output(
+    repository: Path,
+    output: Path,
+    *,
+    cascades: Sequence[CascadeSpec],
+    ensembles: Sequence[CascadeSpec],
+    standalone: bool,
+) -> Iterator[Path]:
+    """What `render_output` would write, with links in place of members' files.
+
+    Raises:
+        RepositoryError: as `render_output` does.
+    """
+    inner, outer = output.resolve(), repository.resolve()
+    if inner == outer or outer in inner.parents or inner in outer.parents:
+        raise RepositoryError(
+            f"output {output}", got="a folder in, around or at the repository", expected="one beside it"
+        )
+    with disk_errors(f"output {output}"):
+        # What a killed run took away may be a config that somebody has edited.
+        recover_folder(output.resolve())
+        check_output(output)
+    plans, means, copied = _all_needed(repository, cascades, ensembles)
+    everything = {**plans, **means}
+    order = _inner_first(everything)
+    with previewed(repository, written=copied, others=()) as preview:
+        for name in (*everything, *map(averaging_name, means)):
+            _take_edited_config(name, preview, sources=(output, repository))
+        for name in order:
+            if name in means:
+                render_ensemble(means[name], preview)
+                continue
+            version = served_version(repository / name, readable_config(repository / name))
+            render(plans[name], preview, standalone=standalone, version=version)
+        yield preview
+
+
+def copy_preview(preview: Path, output: Path) -> Rendering:
+    """Makes a previewed rendering the contents of a folder.
+
+    Raises:
+        RepositoryError: the folder holds something else, or the disk refuses.
+    """
+    with new_folder(output) as building:
+        for path in sorted(preview.iterdir()):
+            copy_model(path, building / path.name)
+        files = [path.relative_to(building) for path in sorted(building.rglob("*")) if path.is_file()]
+    return Rendering(written=tuple(output / path for path in files))
+
+
+def _take_edited_config(name: str, preview: Path, *, sources: Iterable[Path]) -> None:
+    """Links the rendered config that somebody has edited, where one did, so that their settings are kept."""
+    for source in sources:
+        path = source / name / CONFIG
+        if path.is_file() and not may_replace(path) and is_marked(text_from_path(path)):
+            with disk_errors(f"model folder {path.parent}"):
+                (preview / name).mkdir(exist_ok=True)
+                (preview / name / CONFIG).symlink_to(path.absolute())
+            return
+
+
+def _all_needed(
+    repository: Path, cascades: Iterable[CascadeSpec], ensembles: Iterable[CascadeSpec]
+) -> tuple[Plans, Plans, set[str]]:
+    """The plans asked for, those of members that are cascades or ensembles of ours, and all models beside them."""
+    folders = model_folders(repository)
+    plans, means, copied = (
+        {spec.name: spec for spec in cascades},
+        {spec.name: spec for spec in ensembles},
+        set[str](),
+    )
+    waiting: list[str] = []
+    for spec in (*plans.values(), *means.values()):
+        require_members(spec, repository)
+        waiting += spec.models
+    while waiting:
+        name = waiting.pop()
+        if name in {*plans, *means, *map(averaging_name, means), *copied}:
+            continue
+        path = plan_path(folders[name])
+        nested = cascade_from_path(path) if path else ensemble_spec(folders, name)
+        if nested is None:
+            copied.add(name)
+            waiting += _called_by(name, folders)
+            continue
+        (plans if path else means)[name] = nested
+        require_members(nested, repository)
+        waiting += nested.models
+    return plans, means, copied
+
+
+def _called_by(name: str, folders: Mapping[str, Path]) -> Sequence[str]:
+    """Models that an ensemble is made of, or that a Python model may call."""
+    config = readable_config(folders[name])
+    if config is not None and config.platform == "ensemble":
+        return [step.model_name for step in config.ensemble_scheduling.step if step.model_name in folders]
+    file = model_file(folders[name], config)
+    if file is None or file.suffix != ".py":
+        return ()
+    with disk_errors(f"model folder {folders[name]}"):
+        return mentioned_models(folders[name], [other for other in folders if other != name])
+
+
+def _inner_first(plans: Plans) -> list[str]:
+    """Names in an order that renders a plan after the plans among its members."""
+    graph = {name: {m.name for m in spec.members if m.name in plans} for name, spec in plans.items()}
+    try:
+        return list(TopologicalSorter(graph).static_order())
+    except CycleError as error:
+        path = " -> ".join(error.args[1])
+        raise RepositoryError("plans", got=f"a cycle, {path}", expected="members that end somewhere") from error
+
+
+@contextmanager
+def previewed(repository: Path, *, written: Iterable[str], others: Iterable[str]) -> Iterator[Path]:
+    """A folder of links to models of a repository, to render into and to check.
+
+    Errors that are raised in the block name the files of the repository that they are about.
+
+    Args:
+        repository: that is looked at.
+        written: models that may be written to: what is written replaces links and leaves the linked files alone.
+        others: further models, which are read only. Folders that are missing are left out.
+
+    Raises:
+        RepositoryError: the disk refuses.
+    """
+    with disk_errors("a temporary folder, for which TMPDIR may name the place"):
+        scratch = tempfile.TemporaryDirectory(prefix="committee-preview-")
+    with scratch as name:
+        preview = Path(name).resolve()
+        with disk_errors(f"model repository {repository}"):
+            changing = set(written)
+            for model in sorted({*changing, *others}):
+                folder = (repository / model).absolute()
+                if folder.is_dir() and model in changing:
+                    link_files(folder, preview / model)
+                elif folder.is_dir():
+                    (preview / model).symlink_to(folder)
+        try:
+            yield preview
+        except CommitteeError as error:
+            _rename_in_error(error, str(preview), str(repository))
+            raise
+
+
+def link_files(source: Path, target: Path, above: tuple[Path, ...] = ()) -> None:
+    """Makes a folder with the sub-folders of another one and links to its files.
+
+    Raises:
+        OSError: the disk refuses.
+    """
+    target.mkdir()
+    above = (*above, source.resolve())
+    for path in source.iterdir():
+        # A link to a folder above would never end; it stays a link.
+        if path.is_dir() and path.name != "__pycache__" and path.resolve() not in above:
+            link_files(path, target / path.name, above)
+        else:
+            (target / path.name).symlink_to(path)
+
+
+def report_of_rendering(report: CheckReport, *, preview: Path, source: Path, target: Path) -> CheckReport:
+    """A preview's report as one of the rendering that it previews.
+
+    Args:
+        report: of the preview.
+        preview: that was checked.
+        source: the repository whose files it links to, and which are wrong where one is.
+        target: where the rendering goes.
+    """
+
+    def renamed(found: Iterable[Fault]) -> tuple[Fault, ...]:
+        old, new = str(preview), str(source)
+        return tuple(dataclasses.replace(fault, text=fault.text.replace(old, new)) for fault in found)
+
+    return dataclasses.replace(
+        report, repository=target, faults=renamed(report.faults), notes=renamed(report.notes)
+    )
+
+
+def _rename_in_error(error: CommitteeError, old: str, new: str) -> None:
+    error.args = tuple(str(text).replace(old, new) for text in error.args)
+    for field in ("what", "got", "expected", "fix"):
+        value = getattr(error, field)
+        setattr(error, field, value if value is None else str(value).replace(old, new))
+    if isinstance(error, SpecError):
+        error.faults = {field: text.replace(old, new) for field, text in error.faults.items()}

@@ -14,9 +14,9 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from orchestrator.errors import RepositoryError
 from orchestrator.pbtxt import CONFIG, config_from_text, is_marked, text_from_config, text_from_path
-from orchestrator.repository.adoption import adopted_spec, facts_of_member, require_known_input
 from orchestrator.repository.averaging import averaging_model
 from orchestrator.repository.class_names import named_spec
+from orchestrator.repository.completion import adopted_spec, facts_of_member, pinned_spec, require_known_input
 from orchestrator.repository.configs import (
     AVERAGING_VERSION,
     DEVICES,
@@ -43,7 +43,6 @@ from orchestrator.repository.index import (
     served_version,
 )
 from orchestrator.repository.member_facts import facts_from_folder
-from orchestrator.repository.pinning import pinned_spec
 from orchestrator.repository.shim import RUNTIME, SHIM, is_shim, runtime_files
 from orchestrator.repository.tuning import tuned_text
 from orchestrator.spec import CascadeSpec, Stage, json_from_cascade, manifest_from_path

@@ -1,4 +1,4 @@
-"""The embedded server on disk: its backend directory, its environment and its command line."""
+"""The embedded server on disk: its backend directory, environment, command line, and what its log says."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
-from orchestrator.serving.hosts import bracketed, evhtp_host
+from orchestrator.serving.addresses import Ports, bracketed, evhtp_host
 from orchestrator.serving.machine import ServingMachine
 from orchestrator.serving.options import ServeOptions
 
@@ -22,15 +21,17 @@ BACKENDS = Path(__file__).parent / "backends"
 # list; there is no other way to hand it over.
 CONTROL_HEADER = "committee-control"
 _UNSAFE = re.compile(r"[^A-Za-z0-9_@%+=:,./-]")  # what a shell may read as more than a letter
-
-
-@dataclass(frozen=True, kw_only=True)
-class Ports:
-    """The ports one server listens on, none of them 0."""
-
-    http: int
-    grpc: int
-    metrics: int
+# Every machine without a GPU prints these, and they are never the reason.
+_HARMLESS = re.compile(r"cuda|nvml|dcgm|pinned", re.IGNORECASE)
+# Information (I1124 ...), tables, blank lines and what `reasons` tells better; what is left are warnings, errors
+# and what models print, Python's "Failed to initialize" with its frames among it.
+_CHATTER = re.compile(r"^(I\d{4} (?!.*Failed)|E\d{4} .*failed to load '|error: creating server|[|+]|\s*$)")
+_FAILED = re.compile(r"failed to load '(?P<model>[^']+)' version \d+: (?P<reason>.*)")
+_POLLED = re.compile(r"Poll failed for model directory '(?P<model>[^']+)': (?P<reason>.*)")
+_ERROR = re.compile(r'^E\d{4} \S+ +\d+ \S+\] *"?(?P<reason>.*)$')
+_LOADED = re.compile(r"successfully loaded '([^']+)'")
+# Triton's code and Python's exception stand before the sentence a person wants.
+_PREFIX = re.compile(r"^(Internal|Invalid argument|Unavailable|Not found|Unsupported|Unknown): ")
 
 
 def make_work_folder() -> Path:
@@ -134,3 +135,49 @@ def command_from(
         f"--log-verbose={options.log_verbose}",
         *(f"--backend-config=python,{key}={value}" for key, value in python.items()),
     ]
+
+
+def log_tail(path: Path | None, lines: int) -> list[str]:
+    """The last lines of a log that a person may want to see; empty when there is no log."""
+    kept = [line for line in _lines(path) if not _CHATTER.match(line) and not _HARMLESS.search(line)]
+    return kept[-lines:]
+
+
+def loaded_models(path: Path | None) -> set[str]:
+    """Names of the models that have loaded so far."""
+    return {name for line in _lines(path) for name in _LOADED.findall(line)}
+
+
+def failure_reasons(path: Path | None) -> list[str]:
+    """Why the server did not start, one text per model at fault; empty when the log does not say."""
+    found: dict[str, str] = {}
+    for pattern in (_POLLED, _FAILED):
+        for line in _lines(path):
+            match = pattern.search(line)
+            if match:
+                found.setdefault(
+                    match["model"], f"model {match['model']}: {_cleaned(match['reason'], match['model'])}"
+                )
+    if found:
+        return list(found.values())
+    errors = [match["reason"] for line in _lines(path) for match in [_ERROR.match(line)] if match]
+    return list(dict.fromkeys(_cleaned(error) for error in errors if not _HARMLESS.search(error)))
+
+
+def is_port_in_use(reason: str) -> bool:
+    """True when that reason is another process on one of the ports."""
+    return "already in use" in reason
+
+
+def _cleaned(reason: str, model: str = "") -> str:
+    # The log writes line ends of a message as \n; from "At:" on follows where in the code, which is in the log.
+    text = reason.split("\\n\\nAt:")[0].replace("\\n", " ").strip().strip('"').strip()
+    text = _PREFIX.sub("", text)
+    return text.removeprefix("TritonModelException: ").removeprefix(f"{model}: ")
+
+
+def _lines(path: Path | None) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").splitlines() if path else []
+    except OSError:
+        return []

@@ -18,21 +18,21 @@ from pathlib import Path
 from types import TracebackType
 
 from orchestrator.errors import PortInUseError, ServingError
-from orchestrator.serving import log
+from orchestrator.serving.addresses import Ports, bracketed, choose_ports, local_host
 from orchestrator.serving.child import Child
 from orchestrator.serving.drain import RepositoryControl, drain, drain_waves
 from orchestrator.serving.embedded import (
-    Ports,
     command_from,
     environment_from,
+    failure_reasons,
+    is_port_in_use,
+    loaded_models,
     make_backend_directory,
     make_work_folder,
     shell_safe_repository,
 )
-from orchestrator.serving.hosts import bracketed, local_host
 from orchestrator.serving.machine import SHM, ServingMachine, check_machine, machine_here
 from orchestrator.serving.options import ServeOptions
-from orchestrator.serving.ports import choose_ports
 from orchestrator.serving.scan import ModelEntry, check_models, scan_repository
 
 _POLL_S = 0.05
@@ -206,7 +206,7 @@ class EmbeddedServer:
         deadline_s = time.monotonic() + self.options.startup_timeout_s
         told = ""
         while not self._is_ready():
-            loaded = log.loaded_models(self.log_path)
+            loaded = loaded_models(self.log_path)
             state = f"{len(loaded)} of {len(self._models)} models loaded"
             if state != told:
                 self._progress(state)
@@ -241,8 +241,8 @@ class EmbeddedServer:
         return True
 
     def _start_error(self, child: Child) -> ServingError:
-        found = log.reasons(self.log_path)
-        taken = next((text for text in found if log.is_port_in_use(text)), None)
+        found = failure_reasons(self.log_path)
+        taken = next((text for text in found if is_port_in_use(text)), None)
         if taken is not None:
             fix = "try again, or choose others with --http-port, --grpc-port and --metrics-port"
             return PortInUseError("embedded Triton", got=taken, expected="free ports", fix=fix)

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from orchestrator.cli.app import run
-from orchestrator.repository.adoption import UNKNOWN_INPUT
 from orchestrator.repository.check import check
+from orchestrator.repository.completion import UNKNOWN_INPUT
 from orchestrator.spec import CascadeSpec, cascade_from_path
 from tests.cli.planning import write_made
 from tests.repository.builders import linear_model, snapshot

@@ -22,8 +22,7 @@ import tritonclient.http as httpclient
 
 from orchestrator.cli.app import run
 from orchestrator.cli.serve import production_words
-from orchestrator.serving.embedded import Ports
-from orchestrator.serving.hosts import bracketed, network_host
+from orchestrator.serving.addresses import Ports, bracketed, network_host
 from orchestrator.serving.process import EmbeddedServer
 from tests.serving.models import add_onnx, add_python, scale_model
 

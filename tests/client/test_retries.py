@@ -3,7 +3,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.client.retries import RetryPolicy
+from orchestrator.client.error_mapping import RetryPolicy
 
 FRACTION = st.floats(0, 1, exclude_max=True)
 

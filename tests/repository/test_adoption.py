@@ -5,9 +5,8 @@ from __future__ import annotations
 import pytest
 
 from orchestrator.errors import RepositoryError
-from orchestrator.repository.adoption import UNKNOWN_OUTPUT, adopted_spec
-from orchestrator.repository.member_facts import MemberFacts
-from orchestrator.repository.tensors import Tensor
+from orchestrator.repository.completion import UNKNOWN_OUTPUT, adopted_spec
+from orchestrator.repository.member_facts import MemberFacts, Tensor
 from orchestrator.spec import Member
 from tests.repository.builders import CLASSES, DIMS, spec_of
 

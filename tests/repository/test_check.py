@@ -10,7 +10,7 @@ import pytest
 
 from orchestrator.errors import RepositoryError
 from orchestrator.repository.check import check
-from orchestrator.repository.output import render_output
+from orchestrator.repository.checked import render_output
 from orchestrator.repository.render import render
 from orchestrator.spec import Fit, Member, Stage, json_from_cascade
 from tests.repository.builders import add_member, linear_model, spec_of

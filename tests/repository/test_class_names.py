@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from orchestrator.pbtxt import config_from_path
-from orchestrator.repository.adoption import UNKNOWN_OUTPUT
 from orchestrator.repository.check import check
+from orchestrator.repository.checked import render_output
 from orchestrator.repository.class_names import class_names_of, common_names
-from orchestrator.repository.output import render_output
+from orchestrator.repository.completion import UNKNOWN_OUTPUT
 from orchestrator.repository.render import ensemble_from_cascade, render, render_ensemble
 from orchestrator.spec import CascadeSpec, cascade_from_path
 from tests.repository.builders import add_member, snapshot, spec_of

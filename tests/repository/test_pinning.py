@@ -14,10 +14,9 @@ from hypothesis import strategies as st
 
 from orchestrator.pbtxt import config_from_path
 from orchestrator.repository.check import check, check_plans
-from orchestrator.repository.checked import render_checked
+from orchestrator.repository.checked import render_checked, render_output
+from orchestrator.repository.completion import pinned_spec, planned_version
 from orchestrator.repository.index import config_of, plan_path, plans_in, versions_served
-from orchestrator.repository.output import render_output
-from orchestrator.repository.pinning import pinned_spec, planned_version
 from orchestrator.repository.render import render
 from orchestrator.spec import CascadeSpec, Member, cascade_from_path
 from orchestrator.spec.planned_models import PlannedModel

@@ -13,8 +13,8 @@ import tritonclient.grpc as grpcclient
 
 from orchestrator.decision import Combiner, score_from_tally
 from orchestrator.repository.check import check
+from orchestrator.repository.checked import render_output
 from orchestrator.repository.index import plans_in
-from orchestrator.repository.output import render_output
 from orchestrator.repository.render import ensemble_from_cascade, render, render_ensemble
 from orchestrator.spec import CascadeSpec, Stage, cascade_from_path
 from orchestrator.spec.answer import ANSWER_COLUMNS

@@ -26,9 +26,9 @@ from orchestrator.cli.sources import rows_from_source
 from orchestrator.errors import ServingError
 from orchestrator.repository.check import check
 from orchestrator.repository.render import render
+from orchestrator.serving.addresses import choose_ports
 from orchestrator.serving.machine import machine_here
 from orchestrator.serving.options import ServeOptions
-from orchestrator.serving.ports import choose_ports
 from perf.load.programs import server_program
 from tests.served.fixtures import COMMITTED, ONNX_MEMBERS, Offline
 from tests.servers import running_server

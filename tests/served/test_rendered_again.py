@@ -14,7 +14,7 @@ import tritonclient.grpc as triton
 from tritonclient.utils import InferenceServerException
 
 from orchestrator.cli.demo_routes import plan_of
-from orchestrator.repository.output import render_output
+from orchestrator.repository.checked import render_output
 from tests.served.fixtures import COMMITTED
 from tests.served.test_member_versions import polling
 

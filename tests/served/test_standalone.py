@@ -13,7 +13,7 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from orchestrator.repository.output import render_output
+from orchestrator.repository.checked import render_output
 from tests.served.asking import ask, client_of, joined
 from tests.served.fixtures import COMMITTED, Lab, Offline
 from tests.servers import running_server

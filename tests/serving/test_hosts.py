@@ -7,7 +7,7 @@ import socket
 
 import pytest
 
-from orchestrator.serving.hosts import (
+from orchestrator.serving.addresses import (
     bracketed,
     evhtp_host,
     family_of,
@@ -60,7 +60,7 @@ def test_without_a_network_it_is_the_local_address(host: str, local: str, monkey
         def connect(self, address: object) -> None:
             raise OSError(101, "Network is unreachable")
 
-    monkeypatch.setattr("orchestrator.serving.hosts.socket.socket", Unconnected)
+    monkeypatch.setattr("orchestrator.serving.addresses.socket.socket", Unconnected)
     assert network_host(host) == local
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from orchestrator.errors import PortInUseError, ServingError
+from orchestrator.serving.addresses import choose_ports
 from orchestrator.serving.options import ServeOptions
-from orchestrator.serving.ports import choose_ports
 
 
 def options(**changes: object) -> ServeOptions:

@@ -9,9 +9,9 @@ from pathlib import Path
 from orchestrator.errors import RepositoryError, SpecError
 from orchestrator.repository.check.models import Model
 from orchestrator.repository.check.report import Findings
+from orchestrator.repository.completion import sha256_of_version
 from orchestrator.repository.index import plan_path, readable_config, served_version
 from orchestrator.repository.onefile_plan import OneFile, answering, onefile_from_metadata
-from orchestrator.repository.pinning import sha256_of_version
 from orchestrator.spec import CascadeSpec, cascade_from_path
 
 

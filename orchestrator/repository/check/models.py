@@ -23,12 +23,13 @@ from orchestrator.repository.index import (
     onnx_from_path,
     served_version,
 )
-from orchestrator.repository.member_facts import MemberFacts, facts_of
-from orchestrator.repository.tensors import (
+from orchestrator.repository.member_facts import (
     Agree,
+    MemberFacts,
     Tensor,
     Tensors,
     equals,
+    facts_of,
     fits,
     may_be,
     tensors_from_config,

@@ -12,14 +12,13 @@ from orchestrator.pbtxt import CONFIG, differences
 from orchestrator.repository.check.models import Model, stated_kind
 from orchestrator.repository.check.report import Findings
 from orchestrator.repository.class_names import label_file_of, names_in_label_file
+from orchestrator.repository.completion import planned_version, sha256_of_version
 from orchestrator.repository.configs import LABELS, cascade_config
 from orchestrator.repository.files import sha256_of_path
 from orchestrator.repository.index import served_version, versions_served
-from orchestrator.repository.member_facts import MemberFacts
-from orchestrator.repository.pinning import planned_version, sha256_of_version
+from orchestrator.repository.member_facts import MemberFacts, Tensors, fits
 from orchestrator.repository.render import ensemble_configs
 from orchestrator.repository.shim import RUNTIME, SHIM, runtime_files
-from orchestrator.repository.tensors import Tensors, fits
 from orchestrator.repository.tuning import TUNABLE, is_refused
 from orchestrator.spec import CascadeSpec, Lead, Manifest, Member
 from orchestrator.spec.class_names import first_misplaced, first_unlike

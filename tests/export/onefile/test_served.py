@@ -12,7 +12,7 @@ import tritonclient.grpc as grpcclient
 
 from export.onefile import write_onefile
 from orchestrator.repository.check import check
-from orchestrator.repository.output import render_output
+from orchestrator.repository.checked import render_output
 from orchestrator.repository.render import render
 from orchestrator.rows.digits import digits_split
 from orchestrator.spec import Lead, cascade_from_path

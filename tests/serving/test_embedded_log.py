@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.serving import log
+from orchestrator.serving.embedded import failure_reasons, is_port_in_use, loaded_models, log_tail
 
 # Lines of real logs, shortened.
 LOG = r"""
@@ -31,7 +31,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def test_each_model_at_fault_is_named_once_with_what_is_wrong_and_not_where(path: Path) -> None:
-    assert log.reasons(path) == [
+    assert failure_reasons(path) == [
         "model bad: ModuleNotFoundError: No module named 'x'",
         "model worse: two lines",
     ]
@@ -39,7 +39,7 @@ def test_each_model_at_fault_is_named_once_with_what_is_wrong_and_not_where(path
 
 def test_a_model_whose_folder_cannot_be_used_is_named(path: Path) -> None:
     path.write_text("E1124 21:57:25.1 15322 manager.cc:1] \"Poll failed for model directory 'odd': no version\"")
-    assert log.reasons(path) == ["model odd: no version"]
+    assert failure_reasons(path) == ["model odd: no version"]
 
 
 def test_without_a_model_at_fault_the_servers_own_errors_are_the_reason(path: Path) -> None:
@@ -47,26 +47,26 @@ def test_without_a_model_at_fault_the_servers_own_errors_are_the_reason(path: Pa
         'E1124 21:57:25.721043 15322 server.cc:241] "CudaDriverHelper has not been initialized."\n'
         "E1124 21:57:46.51 15378 main.cc:257] \"failed to start HTTP service: '127.0.0.1:1' already in use \"\n"
     )
-    assert log.reasons(path) == ["failed to start HTTP service: '127.0.0.1:1' already in use"]
-    assert log.is_port_in_use(log.reasons(path)[0])
+    assert failure_reasons(path) == ["failed to start HTTP service: '127.0.0.1:1' already in use"]
+    assert is_port_in_use(failure_reasons(path)[0])
 
 
 def test_the_tail_holds_what_models_print_and_leaves_the_chatter_out(path: Path) -> None:
     with path.open("a") as file:
         file.write("terminate called\n  what(): bad luck\n")
-    tail = log.tail(path, 10)
+    tail = log_tail(path, 10)
     assert tail[-2:] == ["terminate called", "  what(): bad luck"]
     assert "Failed to initialize" in tail[0]
     assert len(tail) == 3
-    assert log.tail(path, 1) == tail[-1:]
+    assert log_tail(path, 1) == tail[-1:]
 
 
 def test_loaded_models_are_those_that_said_so(path: Path) -> None:
-    assert log.loaded_models(path) == {"good"}
+    assert loaded_models(path) == {"good"}
 
 
 def test_no_log_says_nothing(tmp_path: Path) -> None:
     for path in (None, tmp_path / "nowhere"):
-        assert log.tail(path, 5) == []
-        assert log.reasons(path) == []
-        assert log.loaded_models(path) == set()
+        assert log_tail(path, 5) == []
+        assert failure_reasons(path) == []
+        assert loaded_models(path) == set()

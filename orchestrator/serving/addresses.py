@@ -1,19 +1,31 @@
-"""Ports for the server's three endpoints."""
+"""Where the embedded server listens: its ports, the addresses to bind, and what clients call them."""
 
 from __future__ import annotations
 
 import errno
+import ipaddress
 import random
 import socket
 from contextlib import ExitStack
+from dataclasses import dataclass
 
 from orchestrator.errors import PortInUseError, ServingError
-from orchestrator.serving.embedded import Ports
-from orchestrator.serving.hosts import family_of
 from orchestrator.serving.options import ServeOptions
 
 FIELDS = ("http", "grpc", "metrics")
 _FREE = range(20000, 32000)
+
+# Nothing is sent there: these are for documentation, and only the way to them is asked for.
+_ELSEWHERE = {socket.AF_INET: "198.51.100.1", socket.AF_INET6: "2001:db8::1"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ports:
+    """The ports one server listens on, none of them 0."""
+
+    http: int
+    grpc: int
+    metrics: int
 
 
 def choose_ports(options: ServeOptions) -> Ports:
@@ -61,3 +73,64 @@ def _error_from(error: OSError, host: str, port: int, field: str) -> ServingErro
         return ServingError(f"port {port} on {host}", got=error.strerror, expected="a port we may bind", fix=fix)
     fix = "use 127.0.0.1, 0.0.0.0 or an address of this machine with --host"
     return ServingError(f"host {host}", got=error.strerror or error, expected="an address to listen on", fix=fix)
+
+
+def family_of(host: str) -> socket.AddressFamily:
+    """IPv6 for such an address, IPv4 for other addresses and for names."""
+    return socket.AF_INET6 if ":" in host else socket.AF_INET
+
+
+def is_wildcard(host: str) -> bool:
+    """Whether it means every address of this machine, as 0.0.0.0 and :: do."""
+    address = _address(host)
+    return address is not None and address.is_unspecified
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can connect to it."""
+    address = _address(host)
+    if address is None:
+        try:
+            address = _address(socket.gethostbyname(host))
+        except OSError:
+            return False
+    return address is not None and address.is_loopback
+
+
+def local_host(host: str) -> str:
+    """The address that this machine connects to when a server binds `host`."""
+    if not is_wildcard(host):
+        return host
+    return "::1" if family_of(host) == socket.AF_INET6 else "127.0.0.1"
+
+
+def network_host(host: str) -> str:
+    """The address that other machines connect to when a server binds `host`; the local one without a network."""
+    if not is_wildcard(host):
+        return host
+    family = family_of(host)
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        try:
+            # Of a datagram socket this only chooses the interface that has the way out.
+            probe.connect((_ELSEWHERE[family], 9))
+            found = str(probe.getsockname()[0])
+        except OSError:
+            return local_host(host)
+    return local_host(host) if is_wildcard(found) else found
+
+
+def bracketed(host: str) -> str:
+    """A host as it stands before a colon and a port."""
+    return f"[{host}]" if family_of(host) == socket.AF_INET6 else host
+
+
+def evhtp_host(host: str) -> str:
+    """A host as Triton's HTTP and metrics endpoints take it."""
+    return f"ipv6:{host}" if family_of(host) == socket.AF_INET6 else host
+
+
+def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    try:
+        return ipaddress.ip_address(host)
+    except ValueError:
+        return None
