@@ -43,7 +43,7 @@ check: setup ## Lint, types and layers
 	$(BIN)/lint-imports
 
 members: setup ## Train the digits members where they are not up to date, plan and render their cascade
-	$(BIN)/python -m export digits
+	$(BIN)/python -m perf digits
 	$(BIN)/committee record digits_small digits_medium digits_large --data digits:plan -o build/digits_plan.npz
 	$(BIN)/committee plan build/digits_plan.npz --name digits_cascade --max-mean-cost-share 0.166666 --reference digits_large --epsilon 0.02 --delta 0.1 -o build/digits_cascade.json
 	$(BIN)/committee render build/digits_cascade.json

@@ -7,9 +7,7 @@ import sys
 import typer
 
 from export.commands.cost import cost
-from export.commands.digits import digits
 from export.commands.fuse import fuse
-from export.commands.glyphs import glyphs, glyphs_data
 from export.commands.member import member
 from export.commands.onefile import onefile
 from export.commands.precision import precision
@@ -17,7 +15,8 @@ from export.commands.prove import prove
 from export.commands.show import show
 from export.commands.tensorrt import tensorrt
 from export.commands.zoo import zoo
-from orchestrator.commandline import interrupt_on_signals, new_program, run_program
+from orchestrator.commandline import HandsOn, interrupt_on_signals, new_program, run_program
+from orchestrator.errors import ExportError
 
 app = new_program("export", "Trained models into members of a model repository.")
 
@@ -27,9 +26,19 @@ def main() -> None:
     """Trained models into members of a model repository."""
 
 
-app.command()(digits)
-app.command()(glyphs)
-app.command("glyphs-data")(glyphs_data)
+def moved(context: typer.Context) -> None:
+    """Says where a command has gone."""
+    raise ExportError(
+        f"export {context.info_name}",
+        got="a command that has moved",
+        fix=f"run `python -m perf {context.info_name}`",
+    )
+
+
+for name in ("digits", "glyphs", "glyphs-data"):
+    # The training of this project's own members; its options are read there.
+    app.command(name, cls=HandsOn, hidden=True, help=f"Moved to `python -m perf {name}`.")(moved)
+
 app.command()(member)
 app.command()(onefile)
 app.command()(show)

@@ -19,6 +19,7 @@ from perf.studies.onefile import onefile
 from perf.studies.overload.command import overload
 from perf.studies.planner import planner
 from perf.studies.reproduce.command import reproduce
+from perf.studies.training import digits, glyphs, glyphs_data
 
 app = new_program("perf", "Measure what is served.")
 
@@ -41,6 +42,9 @@ app.command(cls=HandsOn)(tritonserver)
 app.command()(inputs)
 app.command()(gpu)
 app.command()(reproduce)
+app.command()(digits)
+app.command()(glyphs)
+app.command("glyphs-data")(glyphs_data)
 
 
 @app.command()

@@ -23,7 +23,10 @@ settings.load_profile("quick")
 
 HERE = Path(__file__).parent
 # These need PyTorch, transformers or whole graphs, so they stay out of the tier that takes a minute.
-EXPORTING = tuple(HERE / place for place in ("export", "graphs/test_editing.py"))
+EXPORTING = tuple(
+    HERE / place
+    for place in ("export", "graphs/test_editing.py", "perf/studies/glyphs", "perf/studies/test_digits.py")
+)
 
 
 def pytest_report_header() -> str:

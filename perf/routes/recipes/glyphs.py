@@ -73,6 +73,6 @@ def _spec(plan: ChosenPlan) -> CascadeSpec:
 @lru_cache(maxsize=1)
 def _pictures() -> Rows:
     # Drawing takes libraries that no other scenario needs.
-    from export.glyphs.data import glyphs_part
+    from perf.studies.glyphs.data import glyphs_part
 
     return glyphs_part("test", rows=POOL).images

@@ -68,7 +68,7 @@ class _Digits:
 
 
 def _draw_glyphs(part: str, rows: int | None) -> Drawn:
-    from export.glyphs.data import glyphs_part
+    from perf.studies.glyphs.data import glyphs_part
 
     return glyphs_part("plan" if part == "plan" else "test", rows=rows)
 

@@ -101,7 +101,7 @@ def reproduce(
     folder = named_folder(output or (QUICK_DOCS if quick else DOCS))
     command = "python -m perf reproduce" + (" --quick" if quick else "")
     with needs("perf reproduce"):
-        from export.glyphs.data import CLASSES
+        from perf.studies.glyphs.data import CLASSES
     results = run(
         folder,
         effort=QUICK if quick else FULL,
@@ -157,7 +157,7 @@ def require_writable(folder: Path) -> None:
 
 def draw_glyphs(part: str, rows: int | None) -> Drawn:
     """A part of the glyphs."""
-    from export.glyphs.data import glyphs_part
+    from perf.studies.glyphs.data import glyphs_part
 
     assert part in ("plan", "test")
     return glyphs_part("plan" if part == "plan" else "test", rows=rows)

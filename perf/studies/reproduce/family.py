@@ -57,5 +57,5 @@ def require_members(repository: Path, names: Sequence[str]) -> None:
             f"members in {repository}",
             got=f"{len(missing)} of {len(names)} missing ({few})",
             expected="all of them",
-            fix="python -m export glyphs",
+            fix="python -m perf glyphs",
         )

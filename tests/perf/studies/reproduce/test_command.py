@@ -196,7 +196,7 @@ def test_a_test_part_before_the_choices_or_of_plan_rows_is_refused(done: Path) -
 def test_missing_members_are_one_line_with_the_command_that_makes_them(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["reproduce", "--repository", str(tmp_path)])
     assert isinstance(result.exception, RepositoryError)
-    assert "python -m export glyphs" in str(result.exception)
+    assert "python -m perf glyphs" in str(result.exception)
     assert f"{len(MEMBERS)} of {len(MEMBERS)} missing" in str(result.exception)
 
 

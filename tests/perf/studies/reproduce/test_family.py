@@ -14,6 +14,6 @@ def test_members_are_sorted_by_architecture_and_the_pair_stands_apart() -> None:
 
 @pytest.mark.export
 def test_the_members_are_those_that_the_export_makes() -> None:
-    from export.glyphs.exporting import glyphs_members
+    from perf.studies.glyphs.members import glyphs_members
 
     assert tuple(member.name for member in glyphs_members()) == MEMBERS

@@ -11,16 +11,14 @@ torch = pytest.importorskip("torch", reason="training needs the export extra: ma
 # ruff: noqa: E402 - nothing below can be imported without torch
 
 from export.cost import macs_per_row, parameters_of
-from export.digits import export_digits, training_settings
-from export.networks import DIGITS, Architecture, ConvNet
 from export.parity import parity_of
 from export.to_onnx import MAX_IR_VERSION, OPSET, onnx_from_torch
-from export.training import augment, train
 from orchestrator.errors import ExportError, RepositoryError
 from orchestrator.rows.digits import digits_split
 from orchestrator.spec import manifest_from_path
+from perf.studies.digits import DIGITS, Architecture, ConvNet, augment, export_digits, train, training_settings
 
-REPOSITORY = Path(__file__).parents[2] / "model_repository"
+REPOSITORY = Path(__file__).parents[3] / "model_repository"
 TINY = Architecture(channels=(2, 3), strides=(1, 2), hidden=0, epochs=1)
 
 
@@ -75,9 +73,9 @@ def test_training_never_reads_the_plan_or_the_test_split(monkeypatch: pytest.Mon
         asked.append(name)
         return digits_split(name)
 
-    monkeypatch.setattr("export.digits.digits_split", watched)
-    monkeypatch.setattr("export.digits.DIGITS", {"digits_small": TINY})
-    monkeypatch.setattr("export.digits.training_settings", lambda name, seed: {"seed": seed})
+    monkeypatch.setattr("perf.studies.digits.digits_split", watched)
+    monkeypatch.setattr("perf.studies.digits.DIGITS", {"digits_small": TINY})
+    monkeypatch.setattr("perf.studies.digits.training_settings", lambda name, seed: {"seed": seed})
     assert export_digits(tmp_path, progress=lambda text: None) == {"digits_small": "trained"}
     assert export_digits(tmp_path, progress=lambda text: None) == {"digits_small": "up to date"}
     assert set(asked) == {"train"}

@@ -17,10 +17,6 @@ import PIL
 import torch
 
 from export.cost import preprocess_macs_per_row
-from export.glyphs.data import CLASSES, PARTS, SEED, GlyphsPart, glyphs_part
-from export.glyphs.drawing import SIDE_PX
-from export.glyphs.networks import FAMILY, FAMILY_SEEDS, SELF, GlyphsNet, ResidualNet
-from export.glyphs.training import train
 from export.images.parity import processor_of
 from export.images.preprocess import with_preprocess
 from export.images.processing import Processing
@@ -29,6 +25,8 @@ from export.parity import parity_of
 from export.to_onnx import onnx_from_torch
 from orchestrator.errors import ExportError, SpecError
 from orchestrator.spec import Manifest, Preprocess, TensorSpec, manifest_from_path
+from perf.studies.glyphs.data import CLASSES, PARTS, SEED, SIDE_PX, GlyphsPart, glyphs_part
+from perf.studies.glyphs.networks import FAMILY, FAMILY_SEEDS, SELF, GlyphsNet, ResidualNet, train
 
 PREPROCESS = Preprocess(mode="L", height_px=SIDE_PX, width_px=SIDE_PX)
 ALL_ROWS = PARTS["train"][1]
@@ -222,7 +220,7 @@ def _write(
         member.name,
         proto,
         stored,
-        source="python -m export glyphs",
+        source="python -m perf glyphs",
         input_spec=TensorSpec(name="image", dtype="UINT8", dims=(1, SIDE_PX, SIDE_PX)),
         output_spec=TensorSpec(name="logits", dtype="FP32", dims=(len(CLASSES),)),
         parity=parity_of(stored, reference, data.part.images[:_PARITY_ROWS]),

@@ -16,20 +16,19 @@ torch = pytest.importorskip("torch", reason="training needs the export extra: ma
 
 from typer.testing import CliRunner
 
-from export.__main__ import app
-from export.commands import glyphs as commands
 from export.cost import macs_per_row, parameters_of, preprocess_macs_per_row
-from export.glyphs import exporting
-from export.glyphs.data import CLASSES, glyphs_part
-from export.glyphs.exporting import export_glyphs, glyphs_members, processing
-from export.glyphs.networks import FAMILY, GlyphsNet, ResidualNet
-from export.glyphs.training import augmented, train
 from export.images.parity import processor_of
 from export.parity import session_of
 from orchestrator.errors import ExportError
 from orchestrator.spec import manifest_from_path
+from perf.__main__ import app
+from perf.studies import training as commands
+from perf.studies.glyphs import members
+from perf.studies.glyphs.data import CLASSES, glyphs_part
+from perf.studies.glyphs.members import export_glyphs, glyphs_members, processing
+from perf.studies.glyphs.networks import FAMILY, GlyphsNet, ResidualNet, augmented, train
 
-REPOSITORY = Path(__file__).parents[3] / "perf" / "glyphs" / "model_repository"
+REPOSITORY = Path(__file__).parents[4] / "perf" / "glyphs" / "model_repository"
 NAMES = [member.name for member in glyphs_members()]
 TINY = GlyphsNet(resolution_px=16, width=2, blocks=1, epochs=1)
 
@@ -39,7 +38,7 @@ def quiet(_: str) -> None:
 
 
 @pytest.mark.parametrize("member", glyphs_members(), ids=NAMES)
-def test_committed_members_are_what_their_manifests_say(member: exporting.GlyphsMember) -> None:
+def test_committed_members_are_what_their_manifests_say(member: members.GlyphsMember) -> None:
     manifest = manifest_from_path(REPOSITORY / member.name / "manifest.json")
     data = (REPOSITORY / member.name / manifest.file).read_bytes()
     model = onnx.load_from_string(data)
@@ -102,8 +101,8 @@ def test_training_draws_the_train_part_alone_and_a_second_run_does_nothing(
         drawn.append(part)
         return glyphs_part(part, rows=rows, progress=progress)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(exporting, "glyphs_part", watched)
-    monkeypatch.setattr(exporting, "FAMILY", {"glyphs_b0": TINY})
+    monkeypatch.setattr(members, "glyphs_part", watched)
+    monkeypatch.setattr(members, "FAMILY", {"glyphs_b0": TINY})
     first = export_glyphs(tmp_path, only=["glyphs_b0_s1"], rows=256, progress=quiet)
     assert first["glyphs_b0_s1"].startswith("trained")
     assert drawn == ["train"]

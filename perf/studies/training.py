@@ -1,4 +1,4 @@
-"""`python -m export glyphs` and `glyphs-data`."""
+"""`python -m perf digits`, `glyphs` and `glyphs-data`: train the committed members, draw glyphs into a file."""
 
 from __future__ import annotations
 
@@ -12,9 +12,36 @@ import typer
 from export.commands.console import needs, progress_on
 from orchestrator.errors import ExportError
 
+# Imports inside the functions below load PyTorch, Pillow or matplotlib: optional, and seconds of start-up time.
+
 REPOSITORY = Path("perf/glyphs/model_repository")
-# Of members that were trained on some of the rows, apart from the committed ones.
+# Members that were trained on some of the rows go here, apart from the committed ones.
 TRY = Path("build/glyphs_try")
+
+
+def digits(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Model repository to write into.")] = Path(
+        "model_repository"
+    ),
+    seed: Annotated[int, typer.Option(help="Of weights, order and augmentation.")] = 0,
+    force: Annotated[bool, typer.Option(help="Train again even where a member is up to date.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print what was done as JSON.")] = False,
+) -> None:
+    """Train three small networks on the digits of scikit-learn and export them.
+
+    Example: python -m perf digits --output model_repository
+    """
+    with needs("perf digits"):
+        from perf.studies.digits import export_digits
+    start = time.monotonic()
+    with progress_on("reading digits") as progress:
+        done = export_digits(output, seed=seed, force=force, progress=progress)
+    seconds = round(time.monotonic() - start, 1)
+    if as_json:
+        typer.echo(json.dumps({"members": done, "seconds": seconds}))
+        return
+    for name, what in done.items():
+        typer.echo(f"{output / name}: {what}")
 
 
 def glyphs(
@@ -33,18 +60,17 @@ def glyphs(
 
     All of it takes about an hour on two cores; the members are committed, so nobody has to.
 
-    Example: python -m export glyphs --only glyphs_b0_s0 --rows 2000
+    Example: python -m perf glyphs --only glyphs_b0_s0 --rows 2000
     """
-    with needs("export glyphs"):
-        from export.glyphs.exporting import export_glyphs
+    with needs("perf glyphs"):
+        from perf.studies.glyphs.members import export_glyphs
     start = time.monotonic()
     folder = output or (REPOSITORY if rows is None else TRY)
     with progress_on("glyphs") as progress:
         done = export_glyphs(folder, only=only or (), rows=rows, force=force, progress=progress)
+    seconds = round(time.monotonic() - start, 1)
     if as_json:
-        typer.echo(
-            json.dumps({"members": done, "repository": str(folder), "seconds": round(time.monotonic() - start, 1)})
-        )
+        typer.echo(json.dumps({"members": done, "repository": str(folder), "seconds": seconds}))
         return
     for name, what in done.items():
         typer.echo(f"{folder / name}: {what}")
@@ -57,10 +83,10 @@ def glyphs_data(
 ) -> None:
     """Draw a part of the glyphs into one .npz with ids, images and labels, which `committee record` reads.
 
-    Example: python -m export glyphs-data --part plan --rows 2000
+    Example: python -m perf glyphs-data --part plan --rows 2000
     """
-    with needs("export glyphs-data"):
-        from export.glyphs.storing import store_part
+    with needs("perf glyphs-data"):
+        from perf.studies.glyphs.data import store_part
     path = output if output is not None else Path("build/glyphs") / f"{part}.npz"
     if path.is_dir() or path.suffix != ".npz":
         got = "a folder" if path.is_dir() else "another kind of file"

@@ -7,11 +7,9 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from export.__main__ import app
-from export.glyphs.data import CLASSES, GROUPS, PARTS, glyphs_part
-from export.glyphs.drawing import FONTS, draw, master
-from export.glyphs.storing import store_part
 from orchestrator.errors import ExportError
+from perf.__main__ import app
+from perf.studies.glyphs.data import CLASSES, FONTS, GROUPS, PARTS, draw, glyphs_part, master, store_part
 
 
 def test_parts_have_the_stated_sizes_and_share_no_picture() -> None:
