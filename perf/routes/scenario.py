@@ -201,6 +201,6 @@ def _names(spec: CascadeSpec) -> list[str]:
 def _key(recipe: Recipe) -> str:
     """What the members and exits depend on, in short."""
     digest = hashlib.sha256(f"{onnxruntime.__version__} {recipe.pool} {recipe.settings}".encode())
-    for path in sorted([*_CODE.glob("recipes/*.py"), _CODE / "recipe.py", _CODE / "made.py"]):
+    for path in sorted([*_CODE.glob("recipes/*.py"), _CODE / "recipe.py", Path(__file__)]):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:12]
