@@ -35,7 +35,7 @@ MIXES = {"all easy": 0.0, "15 % hard": 0.15, "all hard": 1.0}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Case:
+class OnefileCase:
     """One batch of one mix.
 
     Args:
@@ -80,7 +80,7 @@ def measure_onefile(
     rounds: int,
     progress: Callable[[str], None],
     round_s: float = 0.15,
-) -> list[Case]:
+) -> list[OnefileCase]:
     """Times a cascade's one graph against its members alone.
 
     Args:
@@ -119,7 +119,9 @@ def measure_onefile(
                 _call(whole, source, batch), _one_after_another(calls), rounds=rounds, round_s=round_s
             )
             asked = tuple(len(part) for part in parts)
-            case = Case(cascade=spec.name, rows=size, mix=mix, asked=asked, onefile_us=one, members_us=alone)
+            case = OnefileCase(
+                cascade=spec.name, rows=size, mix=mix, asked=asked, onefile_us=one, members_us=alone
+            )
             cases.append(case)
     return cases
 
@@ -234,7 +236,7 @@ def _cnn(width: int, rng: np.random.Generator) -> bytes:
     return bytes(model.SerializeToString())
 
 
-def table_from_cases(cases: Sequence[Case]) -> Table:
+def table_from_cases(cases: Sequence[OnefileCase]) -> Table:
     """Medians over rounds, one line per case."""
     table = Table(title="one graph against its members alone, medians over rounds")
     columns = ("rows", "asked", "members us", "one graph us", "extra us", "ratio", "quartiles")

@@ -35,7 +35,7 @@ CHUNK_ROWS = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
-class Size:
+class PlanningSize:
     """What one run plans with.
 
     Args:
@@ -50,7 +50,7 @@ class Size:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
+class PlanningRun:
     """What one run took.
 
     Args:
@@ -61,7 +61,7 @@ class Run:
         mean_cost_share: mean cost of the plan as a share of the dearest member's.
     """
 
-    size: Size
+    size: PlanningSize
     seconds: float
     steps: dict[str, float]
     peak_gib: float
@@ -84,8 +84,8 @@ def planner(
     known = {"one": ("one",), "all": ("all",), "both": ("one", "all")}
     if modes not in known:
         raise DataError("perf planner --modes", got=modes, expected=" or ".join(known))
-    largest = Size(rows=rows, classes=classes, members=members)
-    sizes = [Size(**{**asdict(largest), "modes": mode}) for mode in known[modes]]
+    largest = PlanningSize(rows=rows, classes=classes, members=members)
+    sizes = [PlanningSize(**{**asdict(largest), "modes": mode}) for mode in known[modes]]
     if growth:
         sizes = [*smaller(largest), *sizes]
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
@@ -106,22 +106,22 @@ def planner(
     Console().print(table_from_runs(runs))
 
 
-def smaller(size: Size) -> list[Size]:
+def smaller(size: PlanningSize) -> list[PlanningSize]:
     """The size with one number at a quarter and at a half."""
     found = []
     for name, least in (("rows", 100), ("classes", 2), ("members", 1)):
         for part in (4, 2):
-            found.append(Size(**{**asdict(size), name: max(least, getattr(size, name) // part)}))
+            found.append(PlanningSize(**{**asdict(size), name: max(least, getattr(size, name) // part)}))
     return found
 
 
-def measured(size: Size) -> Run:
+def measured(size: PlanningSize) -> PlanningRun:
     """One run in a process of its own, so that its peak of memory is nobody else's."""
     with tempfile.TemporaryDirectory() as folder:
         path = str(Path(folder) / "records.npz")
         _in_a_process(_write, path, size)
         facts: dict[str, Any] = _in_a_process(planned, path, size)
-    return Run(size=size, **facts)
+    return PlanningRun(size=size, **facts)
 
 
 def _in_a_process(function: Any, *arguments: Any) -> Any:
@@ -130,11 +130,11 @@ def _in_a_process(function: Any, *arguments: Any) -> Any:
         return pool.submit(function, *arguments).result()
 
 
-def _write(path: str, size: Size) -> None:
+def _write(path: str, size: PlanningSize) -> None:
     write_records(made_records(size), Path(path))
 
 
-def made_records(size: Size, seed: int = 0) -> Records:
+def made_records(size: PlanningSize, seed: int = 0) -> Records:
     """Members that get better with their cost, on rows that are easy for all or hard for all."""
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, size.classes, size.rows)
@@ -159,8 +159,8 @@ def made_records(size: Size, seed: int = 0) -> Records:
     )
 
 
-def planned(path: str, size: Size) -> dict[str, Any]:
-    """Plans from a records file in this process; the facts of a `Run` but its size."""
+def planned(path: str, size: PlanningSize) -> dict[str, Any]:
+    """Plans from a records file in this process; the facts of a `PlanningRun` but its size."""
     steps: dict[str, float] = {}
 
     @contextmanager
@@ -193,7 +193,7 @@ def planned(path: str, size: Size) -> dict[str, Any]:
     }
 
 
-def table_from_runs(runs: Sequence[Run]) -> Table:
+def table_from_runs(runs: Sequence[PlanningRun]) -> Table:
     """One line per run."""
     table = Table(title="planning, from the file to the plan", box=box.SIMPLE_HEAD)
     for name in ("rows", "classes", "members", "modes", "seconds", "GiB", "of that"):

@@ -16,10 +16,10 @@ from orchestrator.commandline import interrupted_from
 from orchestrator.repository.files import disk_errors
 from orchestrator.serving.machine import check_machine, machine_here
 from perf.studies.bench.command import FILE_WIDTH, progress_shown
-from perf.studies.gpu.compare import Loads
+from perf.studies.gpu.compare import GpuLoads
 from perf.studies.gpu.device import chosen_provider, preflight, provider_list
 from perf.studies.gpu.families import FAMILIES, families_of
-from perf.studies.gpu.members import Setting
+from perf.studies.gpu.members import GpuSetup
 from perf.studies.gpu.report import report_from_results, table_from_comparisons
 from perf.studies.gpu.results import GpuResults, draw_plots, write_results
 from perf.studies.gpu.run import GpuOptions, run_gpu, windows_of
@@ -27,8 +27,8 @@ from perf.studies.gpu.small import small_families
 
 OUTPUT, SMALL_OUTPUT = Path("build/gpu"), Path("build/gpu-small")
 REPORT = Path("perf/GPU.md")
-LOADS = Loads()
-SMALL_LOADS = Loads(offline=(4, 4), alone=(4, 8))
+LOADS = GpuLoads()
+SMALL_LOADS = GpuLoads(offline=(4, 4), alone=(4, 8))
 _POOL, _SMALL_POOL = 512, 192
 # Requests of 32 large images, eight in flight, on their way in and out of every model.
 SHM_BYTES = 4 * 2**30
@@ -102,7 +102,7 @@ def gpu(
     options = GpuOptions(
         families=families_of(family.value, small_families(folder / "sources") if small else FAMILIES),
         loads=SMALL_LOADS if small else LOADS,
-        setting=Setting(
+        setting=GpuSetup(
             folder=folder,
             provider=chosen,
             providers=providers,

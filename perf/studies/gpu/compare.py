@@ -9,11 +9,11 @@ from typing import Any
 from perf.harness.cells import Cell
 from perf.harness.summary import Summary
 from perf.studies.bench.targets import ratio
-from perf.studies.gpu.families import Cascade, Family, speedup_of
+from perf.studies.gpu.families import ImposedCascade, NetworkFamily, speedup_of
 
 
 @dataclass(frozen=True, kw_only=True)
-class Loads:
+class GpuLoads:
     """What is sent.
 
     Args:
@@ -28,7 +28,7 @@ class Loads:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Comparison:
+class CascadeSpeedup:
     """One cascade against the last of its members alone; a speed-up above 1 is the cascade's.
 
     Args:
@@ -65,7 +65,7 @@ class Comparison:
         return {**asdict(self), "exit_mix": "imposed", "weights": "random"}
 
 
-def cells_from(cascade: Cascade, loads: Loads) -> list[Cell]:
+def cells_from(cascade: ImposedCascade, loads: GpuLoads) -> list[Cell]:
     """Every member alone and the committee, online and offline.
 
     Args:
@@ -81,14 +81,14 @@ def cells_from(cascade: Cascade, loads: Loads) -> list[Cell]:
 
 
 def comparison_of(
-    cascade: Cascade,
-    family: Family,
+    cascade: ImposedCascade,
+    family: NetworkFamily,
     summaries: Sequence[Summary],
     *,
-    loads: Loads,
+    loads: GpuLoads,
     macs: Sequence[float],
     alone: Callable[[str], float | None],
-) -> Comparison:
+) -> CascadeSpeedup:
     """A cascade held against its last member.
 
     Args:
@@ -108,7 +108,7 @@ def comparison_of(
     rates = [alone(name) for name in cascade.members]
     seconds = [1 / rate for rate in rates if rate]
     ours, theirs = found["offline", "committee"], found["offline", last]
-    return Comparison(
+    return CascadeSpeedup(
         family=family.name,
         cascade=cascade.name,
         words=cascade.words,
@@ -134,7 +134,9 @@ def _rate(one: Summary | None) -> float | None:
     return None if one is None else one.rows_per_s
 
 
-def _find(summaries: Sequence[Summary], cascade: Cascade, route: str, load: tuple[int, int]) -> Summary | None:
+def _find(
+    summaries: Sequence[Summary], cascade: ImposedCascade, route: str, load: tuple[int, int]
+) -> Summary | None:
     for one in summaries:
         cell = one.cell
         if (cell.scenario, cell.route, cell.concurrency, cell.batch) == (cascade.name, route, *load):

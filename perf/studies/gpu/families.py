@@ -18,7 +18,7 @@ ABSTRACT = "abstract of arXiv 2012.01988; unit and hardware not stated there"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cascade:
+class ImposedCascade:
     """One cascade with an imposed mix.
 
     Args:
@@ -43,7 +43,7 @@ class Cascade:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Family:
+class NetworkFamily:
     """Networks of one kind at the image size of the largest.
 
     Args:
@@ -59,7 +59,7 @@ class Family:
     title: str
     sources: dict[str, str]
     image_px: int
-    cascades: tuple[Cascade, ...]
+    cascades: tuple[ImposedCascade, ...]
     paper_speedup: float | None = None
 
     @property
@@ -68,21 +68,21 @@ class Family:
         return list(self.sources)[-1]
 
 
-EFFICIENTNET = Family(
+EFFICIENTNET = NetworkFamily(
     name="efficientnet",
     title="EfficientNet",
     sources={f"efficientnet_b{number}": f"zoo:efficientnet_b{number}" for number in range(8)},
     image_px=600,
     cascades=(
-        Cascade(name="efficientnet_b0_b7", members=("efficientnet_b0", "efficientnet_b7"), deferral=0.175),
-        Cascade(name="efficientnet_b3_b7", members=("efficientnet_b3", "efficientnet_b7"), deferral=0.137),
-        Cascade(name="efficientnet_b4_b7", members=("efficientnet_b4", "efficientnet_b7"), deferral=0.069),
-        Cascade(
+        ImposedCascade(name="efficientnet_b0_b7", members=("efficientnet_b0", "efficientnet_b7"), deferral=0.175),
+        ImposedCascade(name="efficientnet_b3_b7", members=("efficientnet_b3", "efficientnet_b7"), deferral=0.137),
+        ImposedCascade(name="efficientnet_b4_b7", members=("efficientnet_b4", "efficientnet_b7"), deferral=0.069),
+        ImposedCascade(
             name="efficientnet_b1_b4_b7",
             members=("efficientnet_b1", "efficientnet_b4", "efficientnet_b7"),
             deferral=0.135,
         ),
-        Cascade(
+        ImposedCascade(
             name="efficientnet_b2_b5_b6_b7",
             members=("efficientnet_b2", "efficientnet_b5", "efficientnet_b6", "efficientnet_b7"),
             deferral=0.062,
@@ -90,22 +90,22 @@ EFFICIENTNET = Family(
     ),
     paper_speedup=5.4,
 )
-VIT = Family(
+VIT = NetworkFamily(
     name="vit",
     title="ViT",
     sources={name: f"zoo:{name}" for name in ("vit_b16_224", "vit_b16_384", "vit_l16_224", "vit_l16_384")},
     image_px=384,
     cascades=(
-        Cascade(name="vit_b224_l384", members=("vit_b16_224", "vit_l16_384"), deferral=0.343),
-        Cascade(name="vit_b384_l384", members=("vit_b16_384", "vit_l16_384"), deferral=0.144),
-        Cascade(name="vit_l224_l384", members=("vit_l16_224", "vit_l16_384"), deferral=0.113),
+        ImposedCascade(name="vit_b224_l384", members=("vit_b16_224", "vit_l16_384"), deferral=0.343),
+        ImposedCascade(name="vit_b384_l384", members=("vit_b16_384", "vit_l16_384"), deferral=0.144),
+        ImposedCascade(name="vit_l224_l384", members=("vit_l16_224", "vit_l16_384"), deferral=0.113),
     ),
     paper_speedup=2.3,
 )
 FAMILIES = {family.name: family for family in (EFFICIENTNET, VIT)}
 
 
-def families_of(name: str, families: dict[str, Family] = FAMILIES) -> tuple[Family, ...]:
+def families_of(name: str, families: dict[str, NetworkFamily] = FAMILIES) -> tuple[NetworkFamily, ...]:
     """The families of a name.
 
     Args:

@@ -25,7 +25,7 @@ from perf.routes.scenario import BenchScenario, bench_scenario
 from perf.routes.spec import BenchRepository, BenchRows, Rows, Scenario
 from perf.routes.table import routes_of
 from perf.studies.gpu.device import tensorrt_parameters
-from perf.studies.gpu.families import Cascade, Family
+from perf.studies.gpu.families import ImposedCascade, NetworkFamily
 
 Progress = Callable[[str], None]
 _ROWS_SEED = 40_000_000
@@ -38,7 +38,7 @@ _MAX_BATCH_SIZE = 64
 
 
 @dataclass(frozen=True, kw_only=True)
-class Setting:
+class GpuSetup:
     """What all families of a run share.
 
     Args:
@@ -71,7 +71,7 @@ class Setting:
         return LocalMembers(repository, names, providers=self.providers)
 
 
-def export_family(family: Family, setting: Setting, *, progress: Progress) -> Path:
+def export_family(family: NetworkFamily, setting: GpuSetup, *, progress: Progress) -> Path:
     """Exports a family's networks with random weights, those that are not there yet, and returns the repository.
 
     Raises:
@@ -94,7 +94,7 @@ def export_family(family: Family, setting: Setting, *, progress: Progress) -> Pa
     return repository
 
 
-def image_of(family: Family) -> TensorSpec:
+def image_of(family: NetworkFamily) -> TensorSpec:
     """What clients send."""
     return TensorSpec(name="image", dtype="UINT8", dims=(3, family.image_px, family.image_px))
 
@@ -104,7 +104,7 @@ def rows_at(image: TensorSpec, numbers: Sequence[int]) -> Rows:
     return np.concatenate([varied_rows(image, 1, seed=_ROWS_SEED + number) for number in numbers])
 
 
-def recipe_of(cascade: Cascade, family: Family, setting: Setting, *, exported: Path) -> Recipe:
+def recipe_of(cascade: ImposedCascade, family: NetworkFamily, setting: GpuSetup, *, exported: Path) -> Recipe:
     """How a cascade's plan and rows come about.
 
     Args:
@@ -143,7 +143,7 @@ def recipe_of(cascade: Cascade, family: Family, setting: Setting, *, exported: P
 
 
 def tools_from(
-    cascade: Cascade, family: Family, setting: Setting, *, exported: Path, progress: Progress
+    cascade: ImposedCascade, family: NetworkFamily, setting: GpuSetup, *, exported: Path, progress: Progress
 ) -> BenchTools:
     """The scenario of a cascade, made where it is not there yet; the caller adds the cells.
 
@@ -161,7 +161,7 @@ def tools_from(
     )
 
 
-def render_for(done: BenchScenario, folder: Path, setting: Setting) -> BenchRepository:
+def render_for(done: BenchScenario, folder: Path, setting: GpuSetup) -> BenchRepository:
     """A repository of the members and their committee, the members on the device.
 
     The configuration for GPUs lies where Triton looks first, so that a member that finds none refuses to load.
@@ -192,7 +192,7 @@ def render_for(done: BenchScenario, folder: Path, setting: Setting) -> BenchRepo
     )
 
 
-def gpu_config(manifest: Manifest, setting: Setting) -> str:
+def gpu_config(manifest: Manifest, setting: GpuSetup) -> str:
     """The config.pbtxt of a member on the GPU."""
     config = member_config(manifest, device="gpu")
     if setting.provider == "tensorrt":

@@ -8,9 +8,9 @@ from rich import box
 from rich.table import Table
 
 from perf.harness.report import cell_lines, number_text
-from perf.studies.gpu.compare import Comparison
+from perf.studies.gpu.compare import CascadeSpeedup
 from perf.studies.gpu.families import ABSTRACT
-from perf.studies.gpu.results import Alone, GpuResults
+from perf.studies.gpu.results import GpuResults, NetworkRates
 
 _MIX = (
     "The networks have the right architectures and random weights, and the exit mix is imposed: thresholds are "
@@ -63,7 +63,7 @@ def report_from_results(results: GpuResults, *, pictures: Iterable[str]) -> str:
     return "\n".join([*lines, "## Plots", "", *(f"![{path}]({path})" for path in pictures), ""])
 
 
-def _comparison_lines(comparisons: Sequence[Comparison]) -> list[str]:
+def _comparison_lines(comparisons: Sequence[CascadeSpeedup]) -> list[str]:
     head = (
         "cascade", "imposed reach", "measured reach", "online", "offline", "networks alone", "multiply-adds",
         "published, not ours", "online p50, ms", "online p99, ms", "offline rows/s",
@@ -92,7 +92,7 @@ def _comparison_lines(comparisons: Sequence[Comparison]) -> list[str]:
     return ["| " + " | ".join(head) + " |", "|" + "---|" * len(head), *rows]
 
 
-def _paper_lines(comparisons: Sequence[Comparison]) -> list[str]:
+def _paper_lines(comparisons: Sequence[CascadeSpeedup]) -> list[str]:
     lines = [
         "Online is the ratio of mean latencies, single rows one after another through the server; offline the "
         "ratio of rows/s with the server saturated. Networks alone is arithmetic with the rows/s of the next "
@@ -108,7 +108,7 @@ def _paper_lines(comparisons: Sequence[Comparison]) -> list[str]:
     return lines
 
 
-def _alone_lines(alone: Sequence[Alone]) -> list[str]:
+def _alone_lines(alone: Sequence[NetworkRates]) -> list[str]:
     batches = sorted({batch for one in alone for batch in one.rows_per_s})
     rows = [
         "| " + " | ".join([one.member, *(number_text(one.rows_per_s.get(batch)) for batch in batches)]) + " |"
@@ -118,7 +118,7 @@ def _alone_lines(alone: Sequence[Alone]) -> list[str]:
     return ["| " + " | ".join(head) + " |", "|" + "---|" * len(head), *rows]
 
 
-def table_from_comparisons(comparisons: Sequence[Comparison]) -> Table:
+def table_from_comparisons(comparisons: Sequence[CascadeSpeedup]) -> Table:
     """The speed-ups for the console."""
     table = Table(
         title="speed-up over the largest network alone; exit mix imposed, random weights", box=box.SIMPLE_HEAD

@@ -11,12 +11,12 @@ from typing import Any
 from perf.harness.machine import write_results as write_document
 from perf.harness.results import Results, row_from_summary
 from perf.studies.bench.plots import COLOURS
-from perf.studies.gpu.compare import Comparison
+from perf.studies.gpu.compare import CascadeSpeedup
 from perf.studies.gpu.device import Device
 
 
 @dataclass(frozen=True, kw_only=True)
-class Alone:
+class NetworkRates:
     """What one network did by itself.
 
     Args:
@@ -47,8 +47,8 @@ class GpuResults:
     precision: str
     small: bool
     bench: Results
-    alone: Sequence[Alone]
-    comparisons: Sequence[Comparison]
+    alone: Sequence[NetworkRates]
+    comparisons: Sequence[CascadeSpeedup]
 
     def as_json(self) -> dict[str, Any]:
         """As results.json holds it."""

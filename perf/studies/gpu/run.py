@@ -14,12 +14,12 @@ from perf.harness.cells import Cell
 from perf.harness.record import Journal
 from perf.harness.run import Found, RunOptions, begin, results_from, run_scenario
 from perf.routes.spec import BenchRepository
-from perf.studies.gpu.compare import Comparison, Loads, cells_from, comparison_of
+from perf.studies.gpu.compare import CascadeSpeedup, GpuLoads, cells_from, comparison_of
 from perf.studies.gpu.device import Device
-from perf.studies.gpu.families import Cascade, Family
-from perf.studies.gpu.members import Setting, export_family, image_of, manifest_of, rows_at, tools_from
+from perf.studies.gpu.families import ImposedCascade, NetworkFamily
+from perf.studies.gpu.members import GpuSetup, export_family, image_of, manifest_of, rows_at, tools_from
 from perf.studies.gpu.pure import best_rows_per_s, measure_alone
-from perf.studies.gpu.results import Alone, GpuResults
+from perf.studies.gpu.results import GpuResults, NetworkRates
 
 Progress = Callable[[str], None]
 # TensorRT builds an engine per network while the server starts; B7 alone can take a quarter of an hour.
@@ -43,9 +43,9 @@ class GpuOptions:
         small: networks of a toy's size.
     """
 
-    families: tuple[Family, ...]
-    loads: Loads
-    setting: Setting
+    families: tuple[NetworkFamily, ...]
+    loads: GpuLoads
+    setting: GpuSetup
     device: Device
     output: Path
     seconds: float
@@ -119,12 +119,12 @@ def run_gpu(options: GpuOptions, *, command: str, progress: Progress) -> GpuResu
     )
 
 
-def _cells(cascade: Cascade, loads: Loads, _: BenchRepository) -> list[Cell]:
+def _cells(cascade: ImposedCascade, loads: GpuLoads, _: BenchRepository) -> list[Cell]:
     return cells_from(cascade, loads)
 
 
 def _measure_alone(
-    family: Family, exported: Path, options: GpuOptions, found: Found, *, progress: Progress
+    family: NetworkFamily, exported: Path, options: GpuOptions, found: Found, *, progress: Progress
 ) -> Journal:
     journal = Journal(
         options.output / f"alone-{family.name}.jsonl",
@@ -146,7 +146,7 @@ def _measure_alone(
     return journal
 
 
-def alone_of(family: Family, options: GpuOptions, journal: Journal) -> list[Alone]:
+def alone_of(family: NetworkFamily, options: GpuOptions, journal: Journal) -> list[NetworkRates]:
     """What each network of a family did alone, by batch size."""
     found = []
     for name in family.sources:
@@ -156,13 +156,13 @@ def alone_of(family: Family, options: GpuOptions, journal: Journal) -> list[Alon
             for batch in options.loads.alone
             if (rate := best_rows_per_s(journal, member, [batch])) is not None
         }
-        found.append(Alone(family=family.name, member=member, rows_per_s=rates))
+        found.append(NetworkRates(family=family.name, member=member, rows_per_s=rates))
     return found
 
 
 def _comparisons(
-    family: Family, exported: Path, options: GpuOptions, found: Found, journal: Journal
-) -> list[Comparison]:
+    family: NetworkFamily, exported: Path, options: GpuOptions, found: Found, journal: Journal
+) -> list[CascadeSpeedup]:
     served, batches = options.setting.served, options.loads.alone
     return [
         comparison_of(
@@ -177,7 +177,7 @@ def _comparisons(
     ]
 
 
-def windows_of(families: Sequence[Family], loads: Loads) -> tuple[int, int]:
+def windows_of(families: Sequence[NetworkFamily], loads: GpuLoads) -> tuple[int, int]:
     """How many windows a round has: served ones, and those of networks alone."""
     served = sum(len(cells_from(cascade, loads)) for family in families for cascade in family.cascades)
     return served, sum(len(family.sources) * len(loads.alone) for family in families)

@@ -11,7 +11,7 @@ from typing import Any
 
 from export.zoo.processors import processor_of
 from orchestrator.repository.files import write_all
-from perf.studies.gpu.families import Cascade, Family
+from perf.studies.gpu.families import ImposedCascade, NetworkFamily
 
 _CLASSES = 10
 _PX = 64
@@ -26,7 +26,7 @@ _VITS: dict[str, dict[str, Any]] = {
 }
 
 
-def small_families(folder: Path) -> dict[str, Family]:
+def small_families(folder: Path) -> dict[str, NetworkFamily]:
     """The families by name; their sources are folders, written where they are not there yet.
 
     Args:
@@ -50,11 +50,11 @@ def small_families(folder: Path) -> dict[str, Family]:
                 "preprocessor_config.json": json.dumps(processor, indent=2),
             }
             write_all(folder / name, files)
-        families[kind] = Family(
+        families[kind] = NetworkFamily(
             name=kind,
             title=f"{title} of a toy's size",
             sources={name: f"hf:{(folder / name).resolve()}" for name in networks},
             image_px=_PX,
-            cascades=(Cascade(name=f"tiny_{kind}", members=tuple(networks), deferral=0.15),),
+            cascades=(ImposedCascade(name=f"tiny_{kind}", members=tuple(networks), deferral=0.15),),
         )
     return families

@@ -21,7 +21,7 @@ from orchestrator.repository.render import render
 from orchestrator.rows.digits import digits_split
 from orchestrator.spec import CascadeSpec, Gears
 from perf.studies.reproduce.family import REPOSITORY, require_members
-from perf.studies.reproduce.parts import Draw, Drawn, Recorder
+from perf.studies.reproduce.parts import DrawnPart, DrawPart, PartRecorder
 
 EPSILON = 0.005
 GEARS = 3
@@ -49,7 +49,7 @@ class OverloadSource:
     repository: Path
     members: tuple[str, ...]
     test_rows: int
-    draw: Draw
+    draw: DrawPart
 
     @property
     def reference(self) -> str:
@@ -67,13 +67,13 @@ class _Digits:
         return hashlib.sha256(self.images.tobytes() + self.labels.tobytes()).hexdigest()
 
 
-def _draw_glyphs(part: str, rows: int | None) -> Drawn:
+def _draw_glyphs(part: str, rows: int | None) -> DrawnPart:
     from perf.studies.glyphs.data import glyphs_part
 
     return glyphs_part("plan" if part == "plan" else "test", rows=rows)
 
 
-def _draw_digits(part: str, rows: int | None) -> Drawn:
+def _draw_digits(part: str, rows: int | None) -> DrawnPart:
     split = digits_split(part)
     return _Digits(ids=split.ids[:rows], images=split.images[:rows], labels=split.labels[:rows])
 
@@ -129,7 +129,7 @@ def make_setup(
         CommitteeError: members are missing, or no plan has gears.
     """
     require_members(source.repository, source.members)
-    recorder = Recorder(
+    recorder = PartRecorder(
         repository=source.repository,
         names=source.members,
         draw=source.draw,

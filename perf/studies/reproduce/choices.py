@@ -69,7 +69,7 @@ def short(name: str) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Comparison:
+class PlanComparison:
     """One line of a table: one plan against another.
 
     Args:
@@ -101,7 +101,7 @@ class Choices:
     """
 
     source: dict[str, Any]
-    comparisons: tuple[Comparison, ...]
+    comparisons: tuple[PlanComparison, ...]
     picture: dict[str, tuple[ChosenPlan, ...]]
     rehearsal: tuple[dict[str, Any], ...] = ()
 
@@ -138,9 +138,9 @@ def choices_from_path(path: Path) -> Choices:
         raise DataError(f"choices {path}", got=error, fix="python -m perf reproduce writes them") from error
 
 
-def _comparison(value: dict[str, Any]) -> Comparison:
+def _comparison(value: dict[str, Any]) -> PlanComparison:
     one = value["one"]
-    return Comparison(**{**value, "one": None if one is None else _plan(one), "other": _plan(value["other"])})
+    return PlanComparison(**{**value, "one": None if one is None else _plan(one), "other": _plan(value["other"])})
 
 
 def _plan(value: dict[str, Any]) -> ChosenPlan:

@@ -16,23 +16,23 @@ import numpy as np
 from orchestrator.planner.search import RIGHT, Searched
 from orchestrator.progress import Progress
 from orchestrator.spec import COMBINES, SCORES
-from perf.studies.reproduce.choices import HEADLINE, Choices, ChosenPlan, Comparison, short
-from perf.studies.reproduce.family import Family, family_from_names
-from perf.studies.reproduce.ground import (
+from perf.studies.reproduce.choices import HEADLINE, Choices, ChosenPlan, PlanComparison, short
+from perf.studies.reproduce.family import MemberGroups, family_from_names
+from perf.studies.reproduce.parts import PlanPart
+from perf.studies.reproduce.rehearsal import validate_margins
+from perf.studies.reproduce.search_space import (
     DELTA,
     EPSILONS,
     MARGIN_SE,
-    Ground,
+    SearchSpace,
+    best_at_cost,
     certified,
+    cheapest_at_accuracy,
     ensembles_of,
-    ground_of,
     no_worse,
-    reaching,
+    search_space_of,
     searched,
-    within,
 )
-from perf.studies.reproduce.parts import PlanPart
-from perf.studies.reproduce.rehearsal import rehearse
 from perf.studies.reproduce.verdicts import NO_MARGIN
 
 NONE_AHEAD = "no cheaper plan is ahead by the margin on the plan part"
@@ -54,60 +54,60 @@ def choose(part: PlanPart, *, quantiles: int, rehearsals: int, progress: Progres
     """
     names = list(part.records.outputs)
     family = family_from_names(names)
-    ground = ground_of(part, names, quantiles=quantiles, progress=progress)
-    singles = {name: ground.averaged([name]) for name in ground.names}
-    best = max(ground.names, key=lambda name: (singles[name].accuracy, -singles[name].mean_cost))
-    whole = searched(ground)
+    space = search_space_of(part, names, quantiles=quantiles, progress=progress)
+    singles = {name: space.averaged([name]) for name in space.names}
+    best = max(space.names, key=lambda name: (singles[name].accuracy, -singles[name].mean_cost))
+    whole = searched(space)
     comparisons = (
-        *_headline(ground, whole, singles[best]),
-        *_two_against_one(ground, family, singles),
-        *_ensembles(ground, singles),
-        *_cascades(ground, whole, singles),
-        *_worst_case(ground, singles),
-        *(_self_cascade(part, family, singles, like=ground) if family.pair else ()),
-        *_modes(part, ground, singles[best]),
-        *_stages(ground, singles, whole),
+        *_headline(space, whole, singles[best]),
+        *_two_against_one(space, family, singles),
+        *_ensembles(space, singles),
+        *_cascades(space, whole, singles),
+        *_worst_case(space, singles),
+        *(_self_cascade(part, family, singles, like=space) if family.pair else ()),
+        *_modes(part, space, singles[best]),
+        *_stages(space, singles, whole),
     )
     picture = {
         "single": tuple(singles.values()),
-        "ensemble": _thinned(ensembles_of(ground)),
-        "cascade": _thinned(_real_cascades(ground, whole)),
+        "ensemble": _thinned(ensembles_of(space)),
+        "cascade": _thinned(_real_cascades(space, whole)),
     }
     return Choices(
-        source=_source(part, ground, best),
+        source=_source(part, space, best),
         comparisons=comparisons,
         picture=picture,
-        rehearsal=tuple(rehearse(ground, best, splits=rehearsals)),
+        rehearsal=tuple(validate_margins(space, best, splits=rehearsals)),
     )
 
 
-def _source(part: PlanPart, ground: Ground, best: str) -> dict[str, Any]:
+def _source(part: PlanPart, space: SearchSpace, best: str) -> dict[str, Any]:
     known = part.records.meta["members"]
     return {
         "data": "glyphs",
         "part": "plan",
         "rows": part.records.rows,
-        "rows_propose": len(ground.split.search),
-        "rows_confirm": len(ground.split.certify),
+        "rows_propose": len(space.split.search),
+        "rows_confirm": len(space.split.certify),
         "data_sha256": part.data_sha256,
         "members": {
             member.name: {"sha256": known[member.name]["sha256"], "macs": member.cost}
-            for member in ground.table.pool
+            for member in space.table.pool
         },
         "most_accurate": best,
-        "quantiles": ground.quantiles,
+        "quantiles": space.quantiles,
         "margin_se": MARGIN_SE,
         "epsilons": list(EPSILONS),
         "delta": DELTA,
     }
 
 
-def _headline(ground: Ground, whole: Searched, single: ChosenPlan) -> Iterator[Comparison]:
+def _headline(space: SearchSpace, whole: Searched, single: ChosenPlan) -> Iterator[PlanComparison]:
     name = single.members[0]
-    yield _held_to(ground, whole, single, claim=HEADLINE, label="the headline plan")
+    yield _held_to(space, whole, single, claim=HEADLINE, label="the headline plan")
     for epsilon in EPSILONS:
-        found = certified(ground, name, epsilon=epsilon)
-        yield Comparison(
+        found = certified(space, name, epsilon=epsilon)
+        yield PlanComparison(
             claim=HEADLINE,
             label=f"epsilon {epsilon:g}",
             one=found.plan,
@@ -117,11 +117,11 @@ def _headline(ground: Ground, whole: Searched, single: ChosenPlan) -> Iterator[C
         )
 
 
-def _held_to(ground: Ground, found: Searched, single: ChosenPlan, *, claim: str, label: str) -> Comparison:
+def _held_to(space: SearchSpace, found: Searched, single: ChosenPlan, *, claim: str, label: str) -> PlanComparison:
     """A plan by the rule of "no lower accuracy" against a single model."""
-    reference = ground.right(single.members[0])
-    plan = no_worse(ground, found, reference, below_cost=single.mean_cost)
-    return Comparison(claim=claim, label=label, one=plan, other=single, note="" if plan else NONE_AHEAD)
+    reference = space.right(single.members[0])
+    plan = no_worse(space, found, reference, below_cost=single.mean_cost)
+    return PlanComparison(claim=claim, label=label, one=plan, other=single, note="" if plan else NONE_AHEAD)
 
 
 def _best(names: tuple[str, ...], singles: dict[str, ChosenPlan]) -> str:
@@ -136,7 +136,9 @@ def _best_by_cost(singles: dict[str, ChosenPlan]) -> list[str]:
     ]
 
 
-def _two_against_one(ground: Ground, family: Family, singles: dict[str, ChosenPlan]) -> Iterator[Comparison]:
+def _two_against_one(
+    space: SearchSpace, family: MemberGroups, singles: dict[str, ChosenPlan]
+) -> Iterator[PlanComparison]:
     best = [_best(size, singles) for size in family.sizes]
     for place in range(1, len(best)):
         bigger = singles[best[place]]
@@ -145,19 +147,19 @@ def _two_against_one(ground: Ground, family: Family, singles: dict[str, ChosenPl
             pairs.append(("two sizes", (best[place - 2], best[place - 1])))
         for kind, pair in pairs:
             if len(pair) == 2:
-                yield Comparison(
+                yield PlanComparison(
                     claim="1",
                     label=f"{kind} against {short(best[place])}",
-                    one=ground.averaged(pair),
+                    one=space.averaged(pair),
                     other=bigger,
                 )
 
 
-def _ensembles(ground: Ground, singles: dict[str, ChosenPlan]) -> Iterator[Comparison]:
-    best = ensembles_of(ground)
+def _ensembles(space: SearchSpace, singles: dict[str, ChosenPlan]) -> Iterator[PlanComparison]:
+    best = ensembles_of(space)
     for name in _best_by_cost(singles):
         affordable = [plan for plan in best if plan.mean_cost <= singles[name].mean_cost]
-        yield Comparison(
+        yield PlanComparison(
             claim="2",
             label=f"at the cost of {short(name)}",
             one=affordable[-1] if affordable else None,
@@ -166,29 +168,29 @@ def _ensembles(ground: Ground, singles: dict[str, ChosenPlan]) -> Iterator[Compa
         )
 
 
-def _cascades(ground: Ground, whole: Searched, singles: dict[str, ChosenPlan]) -> Iterator[Comparison]:
+def _cascades(space: SearchSpace, whole: Searched, singles: dict[str, ChosenPlan]) -> Iterator[PlanComparison]:
     for name, single in singles.items():
-        yield _held_to(ground, whole, single, claim="3", label=short(name))
+        yield _held_to(space, whole, single, claim="3", label=short(name))
 
 
-def _worst_case(ground: Ground, singles: dict[str, ChosenPlan]) -> Iterator[Comparison]:
+def _worst_case(space: SearchSpace, singles: dict[str, ChosenPlan]) -> Iterator[PlanComparison]:
     costs = sorted({single.mean_cost for single in singles.values()})
-    found = {cost: searched(ground, max_worst_cost=cost) for cost in costs}
+    found = {cost: searched(space, max_worst_cost=cost) for cost in costs}
     for name, single in singles.items():
-        line = _held_to(ground, found[single.mean_cost], single, claim="4", label=short(name))
+        line = _held_to(space, found[single.mean_cost], single, claim="4", label=short(name))
         yield line
         if line.one is None:
-            level = reaching(ground, found[single.mean_cost], accuracy=single.accuracy)
+            level = cheapest_at_accuracy(space, found[single.mean_cost], accuracy=single.accuracy)
             if level is not None and level.mean_cost < single.mean_cost:
-                yield Comparison(claim="4", label=f"{short(name)}{NO_MARGIN}", one=level, other=single)
+                yield PlanComparison(claim="4", label=f"{short(name)}{NO_MARGIN}", one=level, other=single)
 
 
 def _self_cascade(
-    part: PlanPart, family: Family, singles: dict[str, ChosenPlan], *, like: Ground
-) -> Iterator[Comparison]:
+    part: PlanPart, family: MemberGroups, singles: dict[str, ChosenPlan], *, like: SearchSpace
+) -> Iterator[PlanComparison]:
     high = singles[family.pair[1]]
     pair, last, others = (
-        ground_of(part, names, quantiles=like.quantiles, progress=like.progress, combine=combine)
+        search_space_of(part, names, quantiles=like.quantiles, progress=like.progress, combine=combine)
         for names, combine in (
             (family.pair, "mean_logit"),
             (family.pair, "last"),
@@ -198,55 +200,57 @@ def _self_cascade(
     both = searched(pair)
     ahead = _held_to(pair, both, high, claim="5", label="both averaged, with the margin")
     yield ahead
-    averaged = reaching(pair, both, accuracy=high.accuracy)
-    lastly = reaching(last, searched(last, combine="last"), accuracy=high.accuracy)
-    rivals = reaching(others, searched(others), accuracy=high.accuracy)
+    averaged = cheapest_at_accuracy(pair, both, accuracy=high.accuracy)
+    lastly = cheapest_at_accuracy(last, searched(last, combine="last"), accuracy=high.accuracy)
+    rivals = cheapest_at_accuracy(others, searched(others), accuracy=high.accuracy)
     for label, plan in (
         ("both averaged", averaged),
         ("the second answer alone", lastly),
         ("the family's cascade", rivals),
     ):
-        yield Comparison(claim="5", label=label, one=plan, other=high, note="" if plan else NONE_LEVEL)
+        yield PlanComparison(claim="5", label=label, one=plan, other=high, note="" if plan else NONE_LEVEL)
     if averaged is not None and rivals is not None:
-        yield Comparison(claim="5", label="both averaged against the family's cascade", one=averaged, other=rivals)
+        yield PlanComparison(
+            claim="5", label="both averaged against the family's cascade", one=averaged, other=rivals
+        )
 
 
-def _modes(part: PlanPart, like: Ground, target: ChosenPlan) -> Iterator[Comparison]:
+def _modes(part: PlanPart, like: SearchSpace, target: ChosenPlan) -> Iterator[PlanComparison]:
     """Every combine mode with every score; all are held against the planner's defaults."""
     names, scores = like.names, [score for score in SCORES if score != "agreement"]
     default: ChosenPlan | None = None
     for combine in COMBINES:
-        ground = ground_of(
+        space = search_space_of(
             part, names, quantiles=like.quantiles, progress=like.progress, combine=combine, scores=scores
         )
         for score in SCORES:
-            found = searched(ground, combine=combine, score=score)
-            plan = reaching(ground, found, accuracy=target.accuracy)
+            found = searched(space, combine=combine, score=score)
+            plan = cheapest_at_accuracy(space, found, accuracy=target.accuracy)
             # The first pair is the default one, mean_logit and max_prob.
             default = default or plan
             label = f"{combine}, {score}"
-            yield Comparison(
+            yield PlanComparison(
                 claim="6a", label=label, one=plan, other=default or target, note="" if plan else NONE_LEVEL
             )
             if default is not None:
-                same = within(ground, found, mean_cost=default.mean_cost)
-                yield Comparison(
+                same = best_at_cost(space, found, mean_cost=default.mean_cost)
+                yield PlanComparison(
                     claim="6b", label=label, one=same, other=default, note="" if same else "all cost more"
                 )
 
 
-def _stages(ground: Ground, singles: dict[str, ChosenPlan], whole: Searched) -> Iterator[Comparison]:
-    found = {stages: searched(ground, max_stages=stages) for stages in (1, 2, 3)} | {4: whole}
+def _stages(space: SearchSpace, singles: dict[str, ChosenPlan], whole: Searched) -> Iterator[PlanComparison]:
+    found = {stages: searched(space, max_stages=stages) for stages in (1, 2, 3)} | {4: whole}
     for name in _best_by_cost(singles)[-STAGE_TARGETS:]:
         for stages, frontier in found.items():
-            plan = reaching(ground, frontier, accuracy=singles[name].accuracy)
+            plan = cheapest_at_accuracy(space, frontier, accuracy=singles[name].accuracy)
             several = f"at most {stages} stages" if stages > 1 else "1 stage"
-            yield Comparison(claim="7", label=f"{short(name)}, {several}", one=plan, other=singles[name])
+            yield PlanComparison(claim="7", label=f"{short(name)}, {several}", one=plan, other=singles[name])
 
 
-def _real_cascades(ground: Ground, whole: Searched) -> list[ChosenPlan]:
+def _real_cascades(space: SearchSpace, whole: Searched) -> list[ChosenPlan]:
     found = [one.choice for one in whole.frontiers[RIGHT] if one.choice.thresholds]
-    return [ground.plan_of(choice) for choice in reversed(found)]
+    return [space.plan_of(choice) for choice in reversed(found)]
 
 
 def _thinned(plans: list[ChosenPlan]) -> tuple[ChosenPlan, ...]:

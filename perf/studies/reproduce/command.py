@@ -22,18 +22,18 @@ from perf.studies.reproduce.choices import CHOICES, HEADLINE, choices_from_path,
 from perf.studies.reproduce.choose import choose
 from perf.studies.reproduce.document import md_from_results
 from perf.studies.reproduce.family import MEMBERS, REPOSITORY, require_members
-from perf.studies.reproduce.parts import CACHE, Draw, Drawn, Recorder, TestPart
+from perf.studies.reproduce.parts import CACHE, DrawnPart, DrawPart, PartRecorder, TestPart
 from perf.studies.reproduce.picture import draw_frontier
 from perf.studies.reproduce.results import (
     RESULTS,
     TIMED_FORMATS,
-    Setting,
+    ResultOptions,
     results_from_path,
     results_of,
     write_results,
 )
 from perf.studies.reproduce.tables import fewer_macs, points, times
-from perf.studies.reproduce.timing import Load
+from perf.studies.reproduce.timing import TimingLoad
 
 _MEASURE = "measure everything: leave out --again"
 DOCS, QUICK_DOCS = Path("docs/reproduce"), Path("build/reproduce")
@@ -53,20 +53,20 @@ class Effort:
     rows: int | None
     quantiles: int
     rehearsals: int
-    loads: tuple[Load, ...]
+    loads: tuple[TimingLoad, ...]
 
 
 FULL = Effort(
     rows=None,
     quantiles=100,
     rehearsals=10,
-    loads=(Load(batch=32, rows=4096, rounds=7), Load(batch=1, rows=1024, rounds=7)),
+    loads=(TimingLoad(batch=32, rows=4096, rounds=7), TimingLoad(batch=1, rows=1024, rounds=7)),
 )
 QUICK = Effort(
     rows=2000,
     quantiles=20,
     rehearsals=2,
-    loads=(Load(batch=32, rows=256, rounds=3), Load(batch=1, rows=64, rounds=3)),
+    loads=(TimingLoad(batch=32, rows=256, rounds=3), TimingLoad(batch=1, rows=64, rounds=3)),
 )
 
 
@@ -155,7 +155,7 @@ def require_writable(folder: Path) -> None:
                 pass
 
 
-def draw_glyphs(part: str, rows: int | None) -> Drawn:
+def draw_glyphs(part: str, rows: int | None) -> DrawnPart:
     """A part of the glyphs."""
     from perf.studies.glyphs.data import glyphs_part
 
@@ -169,7 +169,7 @@ def run(
     effort: Effort,
     repository: Path,
     names: Sequence[str],
-    draw: Draw,
+    draw: DrawPart,
     classes: Sequence[str],
     cache: Path,
     command: str,
@@ -197,7 +197,7 @@ def run(
     require_writable(folder)
     kept = _kept(folder) if again else None
     rows = effort.rows if kept is None else kept["test_part"]["rows"]
-    recorder = Recorder(repository=repository, names=names, draw=draw, rows=rows, cache=cache, say=say)
+    recorder = PartRecorder(repository=repository, names=names, draw=draw, rows=rows, cache=cache, say=say)
     plan = recorder.plan_part()
     choices = folder / CHOICES
     if kept is None:
@@ -208,7 +208,7 @@ def run(
     if kept is not None:
         command = kept["command"]
         _check_same(kept, test, plan_sha256=plan.data_sha256)
-    setting = Setting(loads=effort.loads, command=command, classes=classes, kept=kept)
+    setting = ResultOptions(loads=effort.loads, command=command, classes=classes, kept=kept)
     members = LocalMembers(repository, names, threads=1)
     results = results_of(choices_from_path(choices), test, members=members, setting=setting, say=say)
     results["choices_sha256"] = sha256_of_path(choices)

@@ -9,7 +9,7 @@ from typing import Any
 from orchestrator.report.words import times_between
 from perf.studies.reproduce import tables
 from perf.studies.reproduce.choices import HEADLINE, short
-from perf.studies.reproduce.sections import SECTIONS, Section
+from perf.studies.reproduce.sections import SECTIONS, ClaimSection
 from perf.studies.reproduce.tables import (
     fewer_macs,
     fewer_macs_ranged,
@@ -227,7 +227,7 @@ def _members(results: dict[str, Any]) -> str:
     return "## Members\n\n" + plain_table(head, rows)
 
 
-def _section(section: Section, results: dict[str, Any]) -> str:
+def _section(section: ClaimSection, results: dict[str, Any]) -> str:
     lines: Sequence[dict[str, Any]] = results["claims"][section.claim]
     columns = list(section.columns)
     if any("time_factor" in line for line in lines):

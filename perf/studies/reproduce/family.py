@@ -16,7 +16,7 @@ _OF_FAMILY = re.compile(r"(?P<size>.+)_s\d+$")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Family:
+class MemberGroups:
     """Members sorted by what they are.
 
     Args:
@@ -33,7 +33,7 @@ class Family:
         return tuple(name for size in self.sizes for name in size)
 
 
-def family_from_names(names: Sequence[str]) -> Family:
+def family_from_names(names: Sequence[str]) -> MemberGroups:
     """Sorts members by their names, as `MEMBERS` has them."""
     sizes: dict[str, list[str]] = {}
     for name in sorted(names):
@@ -41,7 +41,7 @@ def family_from_names(names: Sequence[str]) -> Family:
         if found is not None:
             sizes.setdefault(found["size"], []).append(name)
     pair = tuple(name for end in ("_self_low", "_self_high") for name in names if name.endswith(end))
-    return Family(sizes=tuple(map(tuple, sizes.values())), pair=pair if len(pair) == 2 else ())
+    return MemberGroups(sizes=tuple(map(tuple, sizes.values())), pair=pair if len(pair) == 2 else ())
 
 
 def require_members(repository: Path, names: Sequence[str]) -> None:

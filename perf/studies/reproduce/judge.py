@@ -17,9 +17,9 @@ import numpy.typing as npt
 from orchestrator.planner.bounds import discordant_pairs
 from orchestrator.planner.intervals import clopper_pearson, paired_difference
 from orchestrator.planner.replay import replay
-from perf.studies.reproduce.choices import HEADLINE, Choices, ChosenPlan, Comparison
-from perf.studies.reproduce.ground import DELTA
+from perf.studies.reproduce.choices import HEADLINE, Choices, ChosenPlan, PlanComparison
 from perf.studies.reproduce.parts import TestPart
+from perf.studies.reproduce.search_space import DELTA
 
 # Two-sided 95 % of a normal distribution.
 REACH = 1.959963984540054
@@ -27,7 +27,7 @@ F64 = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Seen:
+class PlanOutcome:
     """One plan on the test part.
 
     Args:
@@ -41,7 +41,7 @@ class Seen:
     stage: npt.NDArray[np.int32]
 
 
-class Judge:
+class ChoiceEvaluator:
     """Replays plans, each one once.
 
     Args:
@@ -52,16 +52,16 @@ class Judge:
         assert part.records.labels is not None
         self._part = part
         self._truth = part.records.labels
-        self._seen: dict[ChosenPlan, Seen] = {}
+        self._seen: dict[ChosenPlan, PlanOutcome] = {}
 
-    def seen(self, plan: ChosenPlan) -> Seen:
+    def seen(self, plan: ChosenPlan) -> PlanOutcome:
         """What a plan does to every row."""
         if plan not in self._seen:
             spec = plan.spec_of(self._part.base)
             answers = replay(spec, self._part.records)
             # In float64: the runtime's own sums are float32, good for seven digits.
             spent = np.cumsum([stage.cost for stage in spec.stages])
-            self._seen[plan] = Seen(
+            self._seen[plan] = PlanOutcome(
                 right=answers.label == self._truth, cost=spent[answers.exit_stage], stage=answers.exit_stage
             )
         return self._seen[plan]
@@ -88,7 +88,7 @@ class Judge:
             "exit_share": (counts / rows).tolist(),
         }
 
-    def line(self, comparison: Comparison) -> dict[str, Any]:
+    def line(self, comparison: PlanComparison) -> dict[str, Any]:
         """A comparison and its numbers as JSON values."""
         line: dict[str, Any] = {
             "label": comparison.label,
@@ -129,7 +129,7 @@ def _same(one: ChosenPlan, other: ChosenPlan) -> bool:
 
 def judged(choices: Choices, part: TestPart, *, say: Callable[[str], None]) -> dict[str, Any]:
     """All tables and the figure's points, as JSON values."""
-    judge = Judge(part)
+    judge = ChoiceEvaluator(part)
     say(f"test part: judging {len(choices.comparisons)} comparisons")
     claims: dict[str, list[dict[str, Any]]] = {}
     for comparison in choices.comparisons:
@@ -142,7 +142,7 @@ def judged(choices: Choices, part: TestPart, *, say: Callable[[str], None]) -> d
     }
 
 
-def against_test_best(choices: Choices, judge: Judge) -> Comparison | None:
+def against_test_best(choices: Choices, judge: ChoiceEvaluator) -> PlanComparison | None:
     """The headline plan against the single model that is most accurate on the test part.
 
     Nobody could have known that one beforehand and no plan is chosen by it: it only shows how much of the headline
@@ -154,7 +154,9 @@ def against_test_best(choices: Choices, judge: Judge) -> Comparison | None:
     if choices.headline is None:
         return None
     best = max(choices.picture["single"], key=lambda one: (int(judge.seen(one).right.sum()), -one.mean_cost))
-    return Comparison(claim=HEADLINE, label="the most accurate on the test part", one=choices.headline, other=best)
+    return PlanComparison(
+        claim=HEADLINE, label="the most accurate on the test part", one=choices.headline, other=best
+    )
 
 
 def ratio_of_means(above: F64, below: F64) -> tuple[float, tuple[float, float]]:

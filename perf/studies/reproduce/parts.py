@@ -26,7 +26,7 @@ Say = Callable[[str], None]
 CACHE = Path("build/glyphs")
 
 
-class Drawn(Protocol):
+class DrawnPart(Protocol):
     """Rows of one part."""
 
     @property
@@ -46,7 +46,7 @@ class Drawn(Protocol):
 
 
 # part, rows at most -> its rows.
-Draw = Callable[[str, int | None], Drawn]
+DrawPart = Callable[[str, int | None], DrawnPart]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +85,7 @@ class TestPart:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recorder:
+class PartRecorder:
     """Records parts with the same members.
 
     Args:
@@ -99,7 +99,7 @@ class Recorder:
 
     repository: Path
     names: Sequence[str]
-    draw: Draw
+    draw: DrawPart
     rows: int | None
     cache: Path
     say: Say
@@ -126,7 +126,7 @@ class Recorder:
     def _base(self, records: Records) -> CascadeSpec:
         return pool_from_records(records, self.repository, name="glyphs", cost=None)[0]
 
-    def _recorded(self, part: str) -> tuple[Drawn, Records]:
+    def _recorded(self, part: str) -> tuple[DrawnPart, Records]:
         self.say(f"{part} part: drawing")
         drawn = self.draw(part, self.rows)
         with opened_pool(self.names, self.repository) as pool:
@@ -151,13 +151,13 @@ class Recorder:
             return None
 
 
-def _key(pool: Pool, drawn: Drawn) -> str:
+def _key(pool: Pool, drawn: DrawnPart) -> str:
     """Another member file, another cost or another row, and it is another recording."""
     known = [(name, about["sha256"], pool.cost[name]) for name, about in pool.about().items()]
     return hashlib.sha256(repr((drawn.sha256(), len(drawn.ids), known, pool.asked)).encode()).hexdigest()[:16]
 
 
-def _write_rows(path: Path, drawn: Drawn) -> None:
+def _write_rows(path: Path, drawn: DrawnPart) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with npz_writer(path) as writer:
         writer.add("ids", drawn.ids)

@@ -12,28 +12,28 @@ from typing import Any
 import numpy as np
 
 from perf.studies.reproduce.choices import ChosenPlan
-from perf.studies.reproduce.ground import Ground, no_worse, searched
+from perf.studies.reproduce.search_space import SearchSpace, no_worse, searched
 
 MARGINS_SE = (0.0, 1.0, 2.0, 3.0)
 CHOOSING_SHARE = 0.6
 SEED = 5
 
 
-def rehearse(ground: Ground, reference: str, *, splits: int) -> Iterator[dict[str, Any]]:
+def validate_margins(space: SearchSpace, reference: str, *, splits: int) -> Iterator[dict[str, Any]]:
     """What each margin comes to, as JSON values.
 
     Args:
-        ground: all plan rows.
+        space: all plan rows.
         reference: the member that plans are held to.
         splits: how many random ones.
     """
     seen: dict[float, list[tuple[float, float]]] = {margin: [] for margin in MARGINS_SE}
     for number in range(splits):
-        order = np.random.default_rng([SEED, number]).permutation(ground.table.rows)
+        order = np.random.default_rng([SEED, number]).permutation(space.table.rows)
         cut = round(CHOOSING_SHARE * len(order))
-        chosen_on, judged_on = (ground.take(np.sort(rows)) for rows in (order[:cut], order[cut:]))
+        chosen_on, judged_on = (space.take(np.sort(rows)) for rows in (order[:cut], order[cut:]))
         found, right = searched(chosen_on), chosen_on.right(reference)
-        cost = ground.table.costs[ground.names.index(reference)]
+        cost = space.table.costs[space.names.index(reference)]
         for margin in MARGINS_SE:
             plan = no_worse(chosen_on, found, right, below_cost=cost, margin_se=margin)
             if plan is not None:
@@ -50,7 +50,7 @@ def rehearse(ground: Ground, reference: str, *, splits: int) -> Iterator[dict[st
         }
 
 
-def _judged(ground: Ground, plan: ChosenPlan, reference: str, cost: float) -> tuple[float, float]:
-    """Difference of accuracy and how many times fewer MACs, on the rows of the ground."""
-    again = ground.again(plan)
-    return again.accuracy - float(ground.right(reference).mean()), cost / again.mean_cost
+def _judged(space: SearchSpace, plan: ChosenPlan, reference: str, cost: float) -> tuple[float, float]:
+    """Difference of accuracy and how many times fewer MACs, on the rows of the space."""
+    again = space.again(plan)
+    return again.accuracy - float(space.right(reference).mean()), cost / again.mean_cost

@@ -17,10 +17,10 @@ from orchestrator.errors import DataError
 from orchestrator.local.sessions import LocalMembers
 from orchestrator.repository.files import write_all
 from perf.harness.machine import machine_here
-from perf.studies.reproduce.choices import HEADLINE, Choices, ChosenPlan, Comparison
+from perf.studies.reproduce.choices import HEADLINE, Choices, ChosenPlan, PlanComparison
 from perf.studies.reproduce.judge import judged
 from perf.studies.reproduce.parts import TestPart
-from perf.studies.reproduce.timing import Load, spread_of, timed
+from perf.studies.reproduce.timing import TimingLoad, spread_of, timed
 
 RESULTS = "results.json"
 WRITTEN_BY = "python -m perf reproduce writes them"
@@ -37,7 +37,7 @@ Figures = Mapping[int, Mapping[ChosenPlan, Sequence[float]]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Setting:
+class ResultOptions:
     """How it is measured.
 
     Args:
@@ -47,14 +47,14 @@ class Setting:
         kept: earlier results of the same choices, whose times are taken; None measures them.
     """
 
-    loads: Sequence[Load]
+    loads: Sequence[TimingLoad]
     command: str
     classes: Sequence[str]
     kept: dict[str, Any] | None = None
 
 
 def results_of(
-    choices: Choices, part: TestPart, *, members: LocalMembers, setting: Setting, say: Say
+    choices: Choices, part: TestPart, *, members: LocalMembers, setting: ResultOptions, say: Say
 ) -> dict[str, Any]:
     """Judges and times the choices.
 
@@ -134,7 +134,7 @@ def _timing(
     found: dict[str, Any],
     *,
     members: LocalMembers,
-    setting: Setting,
+    setting: ResultOptions,
     say: Say,
 ) -> dict[str, Any]:
     """Times of single models and of the plans in `TIMED`; their factors are added to the lines of `found`."""
@@ -204,7 +204,7 @@ def figures_from_results(kept: dict[str, Any], plans: Sequence[ChosenPlan]) -> F
     }
 
 
-def _plans(lines: Iterable[Comparison]) -> list[ChosenPlan]:
+def _plans(lines: Iterable[PlanComparison]) -> list[ChosenPlan]:
     return [
         plan for line in lines if line.claim in TIMED and line.one is not None for plan in (line.one, line.other)
     ]

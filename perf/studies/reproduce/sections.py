@@ -12,7 +12,7 @@ _HEAD = (tables.LABEL, tables.ROWS, tables.PLAN)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Section:
+class ClaimSection:
     """One claim in the document.
 
     Args:
@@ -28,27 +28,27 @@ class Section:
 
 
 SECTIONS = (
-    Section(
+    ClaimSection(
         claim="1",
         title="1. Two averaged models against one bigger",
         text="""Two members whose logits are averaged, always both asked, against a bigger single model. Of a
         size's two seeds the one that is more accurate on the plan part stands for it.""",
         columns=(*_HEAD, *_VALUES),
     ),
-    Section(
+    ClaimSection(
         claim="2",
         title="2. Ensembles against single models over the range of costs",
         text="""For every cost at which there is a single model, the average of two to four members that costs no
         more and is most accurate on the plan part.""",
         columns=(*_HEAD, *_VALUES),
     ),
-    Section(
+    ClaimSection(
         claim="3",
         title="3. Cascades against every single model at no lower accuracy",
         text="""The rule with the margin. Any members may take part, the single model included.""",
         columns=(*_HEAD, tables.EXITS, *_VALUES),
     ),
-    Section(
+    ClaimSection(
         claim="4",
         title="4. The same with a bound on the worst case",
         text="""The rule with the margin, among plans whose members together cost no more than the single model: no
@@ -56,7 +56,7 @@ SECTIONS = (
         on the plan part, if there is one, stands in a line of its own.""",
         columns=(*_HEAD, tables.EXITS, *_VALUES, tables.WORST),
     ),
-    Section(
+    ClaimSection(
         claim="5",
         title="5. A self-cascade",
         text="""One network at two resolutions, the low one first, against the same network at the high resolution
@@ -65,21 +65,21 @@ SECTIONS = (
         of the family without them. The last line holds the self-cascade against the family's cascade.""",
         columns=(*_HEAD, tables.EXITS, *_VALUES),
     ),
-    Section(
+    ClaimSection(
         claim="6a",
         title="6a. Combine modes and scores at the same accuracy",
         text="""For each, the cheapest plan that is as accurate on the plan part as the most accurate single model.
         Difference and factor are against the first line, the planner's defaults.""",
         columns=(*_HEAD, tables.ACCURACY, tables.COST, tables.DIFFERENCE, tables.FACTOR),
     ),
-    Section(
+    ClaimSection(
         claim="6b",
         title="6b. Combine modes and scores at the same cost",
         text="""For each, the most accurate plan on the plan part that costs no more there than the first line's in
         the table above. Difference and factor are against it.""",
         columns=(*_HEAD, tables.ACCURACY, tables.COST, tables.DIFFERENCE, tables.FACTOR),
     ),
-    Section(
+    ClaimSection(
         claim="7",
         title="7. Two stages against three and four",
         text="""The cheapest plan that is as accurate on the plan part as the single model named, with at most so

@@ -30,7 +30,7 @@ WARM_UP_BATCHES = 4
 
 
 @dataclass(frozen=True, kw_only=True)
-class Load:
+class TimingLoad:
     """One way of asking.
 
     Args:
@@ -44,7 +44,7 @@ class Load:
     rounds: int
 
 
-class Loop:
+class PooledCascade:
     """One cascade, in this process.
 
     Args:
@@ -108,7 +108,7 @@ def timed(
     *,
     members: LocalMembers,
     images: Images,
-    load: Load,
+    load: TimingLoad,
     say: Callable[[str], None],
 ) -> dict[ChosenPlan, list[float]]:
     """Milliseconds per row of every plan, one figure per round.
@@ -140,7 +140,7 @@ def timed(
 def _way(plan: ChosenPlan, base: CascadeSpec, members: LocalMembers, batch: int) -> Callable[[Images], Labels]:
     if len(plan.members) == 1:
         return lambda rows: ask_single(members, plan.members[0], rows, batch=batch)
-    return Loop(plan.spec_of(base), members, batch=batch).answer
+    return PooledCascade(plan.spec_of(base), members, batch=batch).answer
 
 
 def spread_of(values: Sequence[float]) -> dict[str, float]:

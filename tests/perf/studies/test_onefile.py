@@ -9,14 +9,14 @@ import pytest
 
 from orchestrator.rows.digits import digits_split
 from orchestrator.spec import cascade_from_path
-from perf.studies.onefile import Case, measure_onefile, random_cascade
+from perf.studies.onefile import OnefileCase, measure_onefile, random_cascade
 from tests.export.onefile.sliced import cascade, put_slicing
 
 REPOSITORY = Path(__file__).parents[3] / "model_repository"
 
 
 def test_a_case_gives_its_ratio_within_rounds_with_quartiles_and_the_difference() -> None:
-    case = Case(
+    case = OnefileCase(
         cascade="c",
         rows=4,
         mix="all easy",

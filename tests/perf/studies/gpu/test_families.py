@@ -7,8 +7,16 @@ import pytest
 
 from export.zoo import ZOO
 from orchestrator.errors import InputError
-from perf.studies.gpu.compare import Loads, cells_from, comparison_of
-from perf.studies.gpu.families import EFFICIENTNET, FAMILIES, VIT, Cascade, Family, families_of, speedup_of
+from perf.studies.gpu.compare import GpuLoads, cells_from, comparison_of
+from perf.studies.gpu.families import (
+    EFFICIENTNET,
+    FAMILIES,
+    VIT,
+    ImposedCascade,
+    NetworkFamily,
+    families_of,
+    speedup_of,
+)
 from perf.studies.gpu.run import windows_of
 from perf.studies.gpu.small import small_families
 from tests.perf.harness.made import summary
@@ -23,7 +31,9 @@ CASCADES = [(family, cascade) for family in FAMILIES.values() for cascade in fam
 
 
 @pytest.mark.parametrize(("family", "cascade"), CASCADES, ids=lambda one: one.name)
-def test_the_imposed_mix_leaves_the_published_speedup_in_multiply_adds(family: Family, cascade: Cascade) -> None:
+def test_the_imposed_mix_leaves_the_published_speedup_in_multiply_adds(
+    family: NetworkFamily, cascade: ImposedCascade
+) -> None:
     assert speedup_of([GMAC[name] for name in cascade.members], cascade.reach) == pytest.approx(
         family.paper_speedup, rel=0.01
     )
@@ -31,7 +41,7 @@ def test_the_imposed_mix_leaves_the_published_speedup_in_multiply_adds(family: F
 
 @pytest.mark.parametrize(("family", "cascade"), CASCADES, ids=lambda one: one.name)
 def test_every_cascade_ends_in_the_baseline_and_gets_dearer_at_each_stage(
-    family: Family, cascade: Cascade
+    family: NetworkFamily, cascade: ImposedCascade
 ) -> None:
     assert cascade.members[-1] == family.baseline
     costs = [GMAC[name] for name in cascade.members]
@@ -67,7 +77,7 @@ def test_the_small_families_have_the_same_names_and_claim_nothing(tmp_path: Path
 
 
 def test_every_member_and_the_committee_are_sent_both_loads() -> None:
-    cascade, loads = EFFICIENTNET.cascades[3], Loads()
+    cascade, loads = EFFICIENTNET.cascades[3], GpuLoads()
     cells = cells_from(cascade, loads)
     routes = {"member_0", "member_1", "member_2", "committee"}
     assert {(one.route, one.concurrency, one.batch) for one in cells} == {
@@ -86,7 +96,7 @@ def test_speedups_are_the_cascades_rate_over_the_last_member_alone() -> None:
             latency_ms={"p50_ms": p50_ms, "p99_ms": 2 * p50_ms},
         )  # fmt: skip
 
-    loads = Loads()
+    loads = GpuLoads()
     summaries = [
         cell("member_1", loads.online, 10.0, 100.0), cell("committee", loads.online, 25.0, 30.0),
         cell("member_0", loads.online, 90.0, 11.0), cell("member_1", loads.offline, 1.0, 9.0),
@@ -104,5 +114,5 @@ def test_speedups_are_the_cascades_rate_over_the_last_member_alone() -> None:
 
 
 def test_what_was_not_measured_is_no_figure() -> None:
-    found = comparison_of(VIT.cascades[0], VIT, [], loads=Loads(), macs=[1.0, 2.0], alone=lambda _: None)
+    found = comparison_of(VIT.cascades[0], VIT, [], loads=GpuLoads(), macs=[1.0, 2.0], alone=lambda _: None)
     assert (found.online_speedup, found.offline_speedup, found.alone_speedup) == (None, None, None)

@@ -11,13 +11,13 @@ from orchestrator.pbtxt import config_from_text
 from orchestrator.spec import Manifest, manifest_from_path
 from perf.routes.recipes.trained import COMMITTED
 from perf.studies.gpu.device import CPU, CUDA
-from perf.studies.gpu.members import Setting, gpu_config
+from perf.studies.gpu.members import GpuSetup, gpu_config
 
 MEMBER = "digits_small"
 
 
-def setting(provider: str, folder: Path, precision: str = "fp16") -> Setting:
-    return Setting(folder=folder, provider=provider, providers=[], precision=precision, device="", pool=8)
+def setting(provider: str, folder: Path, precision: str = "fp16") -> GpuSetup:
+    return GpuSetup(folder=folder, provider=provider, providers=[], precision=precision, device="", pool=8)
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.errors import DataError
-from perf.studies.reproduce.choices import Choices, ChosenPlan, Comparison, choices_from_path, write_choices
+from perf.studies.reproduce.choices import Choices, ChosenPlan, PlanComparison, choices_from_path, write_choices
 from tests.perf.studies.reproduce.made import plan_part
 
 PLAN = ChosenPlan(
@@ -16,8 +16,8 @@ SINGLE = ChosenPlan(stages=(("glyphs_b2_s0",),))
 CHOICES = Choices(
     source={"rows": 3},
     comparisons=(
-        Comparison(claim="3", label="a", one=PLAN, other=SINGLE, guarantee={"delta": 0.05}),
-        Comparison(claim="3", label="b", one=None, other=SINGLE, note="nothing"),
+        PlanComparison(claim="3", label="a", one=PLAN, other=SINGLE, guarantee={"delta": 0.05}),
+        PlanComparison(claim="3", label="b", one=None, other=SINGLE, note="nothing"),
     ),
     picture={"single": (SINGLE,)},
     rehearsal=({"margin_se": 2.0},),

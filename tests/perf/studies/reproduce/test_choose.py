@@ -13,29 +13,29 @@ from orchestrator.planner.search import RIGHT
 from orchestrator.progress import no_progress
 from perf.studies.reproduce import choices as choices_module
 from perf.studies.reproduce import choose as choose_module
-from perf.studies.reproduce import ground as ground_module
 from perf.studies.reproduce import rehearsal as rehearsal_module
+from perf.studies.reproduce import search_space as search_space_module
 from perf.studies.reproduce.choices import Choices, choices_from_path, write_choices
 from perf.studies.reproduce.choose import choose
-from perf.studies.reproduce.ground import (
-    Ground,
+from perf.studies.reproduce.rehearsal import MARGINS_SE, validate_margins
+from perf.studies.reproduce.search_space import (
+    SearchSpace,
+    best_at_cost,
     certified,
+    cheapest_at_accuracy,
     ensembles_of,
-    ground_of,
     no_worse,
-    reaching,
+    search_space_of,
     searched,
     standard_errors_ahead,
-    within,
 )
-from perf.studies.reproduce.rehearsal import MARGINS_SE, rehearse
 from tests.perf.studies.reproduce.made import plan_part
 
 
 @pytest.fixture(scope="module")
-def ground() -> Ground:
+def space() -> SearchSpace:
     part = plan_part()
-    return ground_of(part, list(part.records.outputs), quantiles=12, progress=no_progress)
+    return search_space_of(part, list(part.records.outputs), quantiles=12, progress=no_progress)
 
 
 @pytest.fixture(scope="module")
@@ -43,13 +43,13 @@ def chosen() -> Choices:
     return choose(plan_part(rows=400, sizes=2), quantiles=5, rehearsals=1, progress=no_progress)
 
 
-@pytest.mark.parametrize("module", [choices_module, choose_module, ground_module, rehearsal_module])
+@pytest.mark.parametrize("module", [choices_module, choose_module, search_space_module, rehearsal_module])
 def test_what_chooses_has_no_word_for_the_test_part(module: object) -> None:
     path = Path(inspect.getfile(module))  # type: ignore[arg-type]
     tree = ast.parse(path.read_text())
     words = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
     words |= {alias.name for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for alias in node.names}
-    assert not words & {"TestPart", "Recorder", "glyphs_part", "draw_glyphs", "Judge"}
+    assert not words & {"TestPart", "PartRecorder", "glyphs_part", "draw_glyphs", "ChoiceEvaluator"}
 
 
 def test_the_same_plan_part_gives_the_same_bytes(chosen: Choices, tmp_path: Path) -> None:
@@ -65,16 +65,16 @@ def test_a_pool_without_a_pair_has_every_claim_but_the_self_cascade(chosen: Choi
     assert sum(one.claim == "6a" for one in chosen.comparisons) == 16
 
 
-def test_the_rule_with_the_margin_takes_the_cheapest_that_is_ahead_by_it(ground: Ground) -> None:
-    reference = ground.right("glyphs_b2_s0")
-    found = searched(ground)
-    plan = no_worse(ground, found, reference, below_cost=16.0)
+def test_the_rule_with_the_margin_takes_the_cheapest_that_is_ahead_by_it(space: SearchSpace) -> None:
+    reference = space.right("glyphs_b2_s0")
+    found = searched(space)
+    plan = no_worse(space, found, reference, below_cost=16.0)
     assert plan is not None
-    records = ground.part.records
+    records = space.part.records
     for one in reversed(found.frontiers[RIGHT]):
-        cheapest = ground.plan_of(one.choice)
+        cheapest = space.plan_of(one.choice)
         # By the replay and by hand, not by the functions that choose.
-        right = replay(cheapest.spec_of(ground.part.base), records).label == records.labels
+        right = replay(cheapest.spec_of(space.part.base), records).label == records.labels
         gains, losses = (right & ~reference).sum(), (~right & reference).sum()
         mean = (gains - losses) / len(right)
         if mean * len(right) >= 2 * np.sqrt(gains + losses - len(right) * mean**2) and gains > losses:
@@ -82,14 +82,16 @@ def test_the_rule_with_the_margin_takes_the_cheapest_that_is_ahead_by_it(ground:
     assert plan == cheapest
 
 
-def test_a_larger_margin_never_takes_a_cheaper_plan_and_no_plan_costs_what_it_replaces(ground: Ground) -> None:
-    reference, found = ground.right("glyphs_b2_s0"), searched(ground)
-    plans = [no_worse(ground, found, reference, below_cost=16.0, margin_se=margin) for margin in (0.0, 1.0, 2.0)]
+def test_a_larger_margin_never_takes_a_cheaper_plan_and_no_plan_costs_what_it_replaces(
+    space: SearchSpace,
+) -> None:
+    reference, found = space.right("glyphs_b2_s0"), searched(space)
+    plans = [no_worse(space, found, reference, below_cost=16.0, margin_se=margin) for margin in (0.0, 1.0, 2.0)]
     costs = [plan.mean_cost for plan in plans if plan is not None]
     assert len(costs) == 3
     assert costs == sorted(costs)
     assert costs[-1] < 16
-    assert no_worse(ground, found, reference, below_cost=costs[0], margin_se=0.0) is None
+    assert no_worse(space, found, reference, below_cost=costs[0], margin_se=0.0) is None
 
 
 def test_standard_errors_are_those_of_paired_differences() -> None:
@@ -100,9 +102,9 @@ def test_standard_errors_are_those_of_paired_differences() -> None:
     assert standard_errors_ahead(one, one) == 0.0
 
 
-def test_the_best_ensembles_are_those_of_all_subsets(ground: Ground) -> None:
-    records = ground.part.records
-    found = ensembles_of(ground)
+def test_the_best_ensembles_are_those_of_all_subsets(space: SearchSpace) -> None:
+    records = space.part.records
+    found = ensembles_of(space)
     assert [plan.mean_cost for plan in found] == sorted(plan.mean_cost for plan in found)
     for budget in (2.0, 5.0, 9.0, 25.0, 60.0):
         best = max(
@@ -115,32 +117,32 @@ def test_the_best_ensembles_are_those_of_all_subsets(ground: Ground) -> None:
         assert ours.accuracy == pytest.approx(best, abs=1e-9)
 
 
-def test_reaching_and_within_meet_what_they_are_asked_for(ground: Ground) -> None:
-    found = searched(ground)
-    target = ground.averaged(["glyphs_b2_s0"])
-    plan = reaching(ground, found, accuracy=target.accuracy)
+def test_reaching_and_within_meet_what_they_are_asked_for(space: SearchSpace) -> None:
+    found = searched(space)
+    target = space.averaged(["glyphs_b2_s0"])
+    plan = cheapest_at_accuracy(space, found, accuracy=target.accuracy)
     assert plan is not None
     assert plan.accuracy >= target.accuracy
     assert plan.mean_cost <= target.mean_cost
-    same = within(ground, found, mean_cost=plan.mean_cost)
+    same = best_at_cost(space, found, mean_cost=plan.mean_cost)
     assert same is not None
     assert same.accuracy >= plan.accuracy
-    assert reaching(ground, found, accuracy=1.0) is None
-    assert within(ground, found, mean_cost=0.5) is None
+    assert cheapest_at_accuracy(space, found, accuracy=1.0) is None
+    assert best_at_cost(space, found, mean_cost=0.5) is None
 
 
-def test_the_planners_guarantee_names_its_rows_and_a_cheaper_plan(ground: Ground) -> None:
-    said = certified(ground, "glyphs_b2_s0", epsilon=0.03)
+def test_the_planners_guarantee_names_its_rows_and_a_cheaper_plan(space: SearchSpace) -> None:
+    said = certified(space, "glyphs_b2_s0", epsilon=0.03)
     if said.plan is None:
         assert said.note
     else:
         assert said.plan.mean_cost < 16
         assert said.guarantee is not None
-        assert said.guarantee["rows"] == len(ground.split.certify)
+        assert said.guarantee["rows"] == len(space.split.certify)
 
 
-def test_a_rehearsal_judges_every_margin_on_rows_that_had_no_part_in_choosing(ground: Ground) -> None:
-    lines = list(rehearse(ground, "glyphs_b2_s0", splits=3))
+def test_a_rehearsal_judges_every_margin_on_rows_that_had_no_part_in_choosing(space: SearchSpace) -> None:
+    lines = list(validate_margins(space, "glyphs_b2_s0", splits=3))
     assert [line["margin_se"] for line in lines] == list(MARGINS_SE)
     assert all(0 <= line["lower"] <= line["plans"] <= 3 for line in lines)
     # What is just level where it was chosen is the cheapest, and no better elsewhere than what is ahead.

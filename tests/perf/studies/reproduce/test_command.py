@@ -17,15 +17,18 @@ from perf.studies.reproduce.choices import CHOICES, choices_from_path
 from perf.studies.reproduce.command import Effort, named_folder, require_writable, run
 from perf.studies.reproduce.document import md_from_results
 from perf.studies.reproduce.family import MEMBERS, REPOSITORY
-from perf.studies.reproduce.parts import Recorder
+from perf.studies.reproduce.parts import PartRecorder
 from perf.studies.reproduce.results import RESULTS, results_from_path
 from perf.studies.reproduce.sections import SECTIONS
-from perf.studies.reproduce.timing import Load
+from perf.studies.reproduce.timing import TimingLoad
 from tests.perf.studies.reproduce import made
 
 DOCS = Path(__file__).parents[4] / "docs/reproduce"
 SMALL = Effort(
-    rows=250, quantiles=5, rehearsals=1, loads=(Load(batch=32, rows=64, rounds=2), Load(batch=1, rows=4, rounds=2))
+    rows=250,
+    quantiles=5,
+    rehearsals=1,
+    loads=(TimingLoad(batch=32, rows=64, rounds=2), TimingLoad(batch=1, rows=4, rounds=2)),
 )
 _NUMBER = re.compile(r"[-+]?\d+(?:\.\d+)?")
 
@@ -180,8 +183,8 @@ def test_changing_the_test_part_changes_no_choice(done: Path, tmp_path: Path) ->
 def test_a_test_part_before_the_choices_or_of_plan_rows_is_refused(done: Path) -> None:
     root = done.parents[1]
 
-    def recorder(draw: Any) -> Recorder:
-        return Recorder(
+    def recorder(draw: Any) -> PartRecorder:
+        return PartRecorder(
             repository=root / "repository", names=tuple(made.MEMBERS), draw=draw, rows=SMALL.rows,
             cache=root / "cache", say=lambda text: None,
         )  # fmt: skip

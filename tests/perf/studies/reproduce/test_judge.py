@@ -5,8 +5,8 @@ import dataclasses
 import numpy as np
 import pytest
 
-from perf.studies.reproduce.choices import Choices, ChosenPlan, Comparison
-from perf.studies.reproduce.judge import Judge, judged, ratio_of_means
+from perf.studies.reproduce.choices import Choices, ChosenPlan, PlanComparison
+from perf.studies.reproduce.judge import ChoiceEvaluator, judged, ratio_of_means
 from tests.perf.studies.reproduce.made import judging_part
 
 CASCADE = ChosenPlan(stages=(("glyphs_b0_s0",), ("glyphs_b2_s0",)), thresholds=(0.9,))
@@ -22,7 +22,7 @@ def test_a_line_has_the_numbers_of_doing_it_by_hand() -> None:
     sure = (p.max(axis=1) / p.sum(axis=1)) >= 0.9
     right = np.where(sure, small.argmax(axis=1), (small + big).argmax(axis=1)) == records.labels
     alone = big.argmax(axis=1) == records.labels
-    line = Judge(part).line(Comparison(claim="3", label="x", one=CASCADE, other=SINGLE))
+    line = ChoiceEvaluator(part).line(PlanComparison(claim="3", label="x", one=CASCADE, other=SINGLE))
     assert line["one"]["right"] == right.sum()
     assert line["one"]["exit_share"] == pytest.approx([sure.mean(), 1 - sure.mean()])
     assert line["one"]["mean_cost"] == pytest.approx(1 + 16 * (1 - sure.mean()))
@@ -33,13 +33,15 @@ def test_a_line_has_the_numbers_of_doing_it_by_hand() -> None:
 
 
 def test_an_average_costs_its_sum_and_its_factor_has_no_interval() -> None:
-    line = Judge(judging_part(rows=100)).line(Comparison(claim="1", label="x", one=PAIR, other=SINGLE))
+    line = ChoiceEvaluator(judging_part(rows=100)).line(
+        PlanComparison(claim="1", label="x", one=PAIR, other=SINGLE)
+    )
     assert line["macs_factor"] == pytest.approx(2)
     assert line["macs_factor_ci95"] == [line["macs_factor"]] * 2
 
 
 def test_a_line_without_a_plan_keeps_its_reason_and_what_it_was_held_against() -> None:
-    empty = Comparison(claim="3", label="x", one=None, other=SINGLE, note="nothing cheaper")
+    empty = PlanComparison(claim="3", label="x", one=None, other=SINGLE, note="nothing cheaper")
     found = judged(
         Choices(source={}, comparisons=(empty,), picture={"single": (SINGLE,)}),
         judging_part(rows=50),
@@ -54,10 +56,14 @@ def test_a_line_without_a_plan_keeps_its_reason_and_what_it_was_held_against() -
 
 def test_a_plan_held_against_itself_has_no_interval() -> None:
     itself = dataclasses.replace(SINGLE, accuracy=0.7)
-    line = Judge(judging_part(rows=50)).line(Comparison(claim="7", label="x", one=itself, other=SINGLE))
+    line = ChoiceEvaluator(judging_part(rows=50)).line(
+        PlanComparison(claim="7", label="x", one=itself, other=SINGLE)
+    )
     assert line["difference_ci95"] == [0.0, 0.0]
     other = dataclasses.replace(CASCADE, thresholds=(1e9,))
-    line = Judge(judging_part(rows=50)).line(Comparison(claim="7", label="x", one=other, other=CASCADE))
+    line = ChoiceEvaluator(judging_part(rows=50)).line(
+        PlanComparison(claim="7", label="x", one=other, other=CASCADE)
+    )
     assert line["difference_ci95"][0] < line["difference_ci95"][1]
 
 
@@ -72,7 +78,7 @@ def test_the_headline_stands_beside_the_single_model_that_the_test_part_favours(
     best = max(right, key=lambda name: right[name])
     # The headline is held against another one, as it was on the plan part.
     other = next(one for one in singles if one.members != (best,))
-    headline = Comparison(claim="headline", label="the headline plan", one=CASCADE, other=other)
+    headline = PlanComparison(claim="headline", label="the headline plan", one=CASCADE, other=other)
     choices = Choices(source={}, comparisons=(headline,), picture={"single": singles})
     line = judged(choices, part, say=lambda text: None)["against_test_best"]
     assert line["other"]["stages"] == [[best]]

@@ -7,9 +7,9 @@ import pytest
 
 from orchestrator.local.sessions import LocalMembers
 from perf.studies.reproduce.choices import ChosenPlan
-from perf.studies.reproduce.judge import Judge
-from perf.studies.reproduce.parts import Recorder, TestPart
-from perf.studies.reproduce.timing import Load, Loop, ask_single, spread_of, timed
+from perf.studies.reproduce.judge import ChoiceEvaluator
+from perf.studies.reproduce.parts import PartRecorder, TestPart
+from perf.studies.reproduce.timing import PooledCascade, TimingLoad, ask_single, spread_of, timed
 from tests.perf.studies.reproduce import made
 
 CASCADES = (
@@ -25,7 +25,7 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> tuple[TestPart, LocalM
     root: Path = tmp_path_factory.mktemp("timing")
     names = tuple(made.MEMBERS)
     made.write_members(root / "repository")
-    recorder = Recorder(
+    recorder = PartRecorder(
         repository=root / "repository", names=names, draw=made.draw, rows=203, cache=root, say=lambda text: None
     )
     plan = recorder.plan_part()
@@ -40,16 +40,16 @@ def test_what_is_timed_answers_as_the_replay_that_is_judged(
     recorded: tuple[TestPart, LocalMembers], plan: ChosenPlan, batch: int
 ) -> None:
     part, members = recorded
-    label = Loop(plan.spec_of(part.base), members, batch=batch).answer(part.images)
+    label = PooledCascade(plan.spec_of(part.base), members, batch=batch).answer(part.images)
     assert label.min() >= 0
-    assert np.array_equal(label == part.records.labels, Judge(part).seen(plan).right)
+    assert np.array_equal(label == part.records.labels, ChoiceEvaluator(part).seen(plan).right)
 
 
 def test_a_row_that_waits_alone_at_the_end_is_asked_about(recorded: tuple[TestPart, LocalMembers]) -> None:
     part, members = recorded
-    last = int(np.flatnonzero(Judge(part).seen(CASCADES[0]).stage == 2)[0])
-    label = Loop(CASCADES[0].spec_of(part.base), members, batch=32).answer(part.images[last : last + 1])
-    assert (label == part.records.labels[last]) == Judge(part).seen(CASCADES[0]).right[last]
+    last = int(np.flatnonzero(ChoiceEvaluator(part).seen(CASCADES[0]).stage == 2)[0])
+    label = PooledCascade(CASCADES[0].spec_of(part.base), members, batch=32).answer(part.images[last : last + 1])
+    assert (label == part.records.labels[last]) == ChoiceEvaluator(part).seen(CASCADES[0]).right[last]
     assert label[0] >= 0
 
 
@@ -68,7 +68,7 @@ def test_every_plan_is_timed_once_per_round(recorded: tuple[TestPart, LocalMembe
         part.base,
         members=members,
         images=part.images,
-        load=Load(batch=32, rows=64, rounds=3),
+        load=TimingLoad(batch=32, rows=64, rounds=3),
         say=said.append,
     )
     assert list(figures) == [single, CASCADES[0]]

@@ -41,7 +41,7 @@ Bools = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ground:
+class SearchSpace:
     """Answers of every subset of a pool on all rows of the plan part.
 
     Args:
@@ -82,7 +82,7 @@ class Ground:
         right: Bools = self.table.tops[:, self.names.index(name)] == self.truth
         return right
 
-    def take(self, rows: npt.NDArray[np.intp]) -> Ground:
+    def take(self, rows: npt.NDArray[np.intp]) -> SearchSpace:
         """The same of some rows; no guarantee can be asked of them."""
         return dataclasses.replace(self, table=self.table.take(rows), truth=self.truth[rows])
 
@@ -99,7 +99,7 @@ class Ground:
         return self.plan_of(Choice(combine="mean_logit", score="max_prob", stages=(places,), thresholds=()))
 
 
-def ground_of(
+def search_space_of(
     part: PlanPart,
     names: Sequence[str],
     *,
@@ -107,7 +107,7 @@ def ground_of(
     progress: Progress,
     combine: str = "mean_logit",
     scores: Sequence[str] = ("max_prob",),
-) -> Ground:
+) -> SearchSpace:
     """Asks every subset of the named members about every plan row."""
     records = part.records
     kept = tuple(stage for stage in part.base.stages if stage.members[0].name in names)
@@ -115,7 +115,7 @@ def ground_of(
     with progress(f"combining members by {combine}", records.rows) as advance:
         table = table_from_records(base, records, combines=(combine,), scores=tuple(scores), advance=advance)
     assert records.labels is not None
-    return Ground(
+    return SearchSpace(
         part=part,
         table=table,
         truth=records.labels.astype(np.int32),
@@ -126,7 +126,7 @@ def ground_of(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Certified:
+class CertifiedPlan:
     """What came of asking for a guarantee.
 
     Args:
@@ -140,26 +140,26 @@ class Certified:
     guarantee: dict[str, Any] | None = None
 
 
-def certified(ground: Ground, reference: str, *, epsilon: float) -> Certified:
+def certified(space: SearchSpace, reference: str, *, epsilon: float) -> CertifiedPlan:
     """The cheapest plan that is certified to be at most `epsilon` less accurate than a member of the pool."""
     goal = Goal(reference=reference, epsilon=epsilon, delta=DELTA)
-    options = Options(quantiles=ground.quantiles, calibrate=False)
-    stick = yardstick_of(goal, ground.table, ground.part.records, combine="mean_logit")
-    everything = Part(table=ground.table, yardstick=stick)
-    proposing, confirming = everything.take(ground.split.search), everything.take(ground.split.certify)
-    decision = decide(proposing, confirming, goal, options, progress=ground.progress)
+    options = Options(quantiles=space.quantiles, calibrate=False)
+    stick = yardstick_of(goal, space.table, space.part.records, combine="mean_logit")
+    everything = Part(table=space.table, yardstick=stick)
+    proposing, confirming = everything.take(space.split.search), everything.take(space.split.certify)
+    decision = decide(proposing, confirming, goal, options, progress=space.progress)
     if decision.shortfall is not None:
-        return Certified(plan=None, note=f"none certified: {decision.shortfall.got}")
-    plan = ground.plan_of(decision.choice)
+        return CertifiedPlan(plan=None, note=f"none certified: {decision.shortfall.got}")
+    plan = space.plan_of(decision.choice)
     if plan.members == (reference,):
         refused = decision.instead
         note = "nothing cheaper is good enough on the rows that propose" if refused is None else refused.got
-        return Certified(plan=None, note=note if refused is None else f"none certified: {note}")
-    return Certified(plan=plan, guarantee=decision.guarantee)
+        return CertifiedPlan(plan=None, note=note if refused is None else f"none certified: {note}")
+    return CertifiedPlan(plan=plan, guarantee=decision.guarantee)
 
 
 def searched(
-    ground: Ground,
+    space: SearchSpace,
     *,
     combine: str = "mean_logit",
     score: str = "max_prob",
@@ -168,30 +168,30 @@ def searched(
 ) -> Searched:
     """The best plans of all rows for every accuracy and every cost."""
     chains = chains_of(
-        ground.table.pool,
+        space.table.pool,
         combines=(combine,),
         scores=(score,),
         max_stages=max_stages,
         max_worst_cost=max_worst_cost,
     )
-    with ground.progress(f"searching {combine}, {score}, stages <= {max_stages}", len(chains)) as advance:
+    with space.progress(f"searching {combine}, {score}, stages <= {max_stages}", len(chains)) as advance:
         return search(
-            ground.table,
+            space.table,
             chains,
-            values={RIGHT: lambda label: label == ground.truth},
+            values={RIGHT: lambda label: label == space.truth},
             max_stages=max_stages,
-            quantiles=ground.quantiles,
+            quantiles=space.quantiles,
             advance=advance,
         )
 
 
 def no_worse(
-    ground: Ground, found: Searched, reference: Bools, *, below_cost: float, margin_se: float = MARGIN_SE
+    space: SearchSpace, found: Searched, reference: Bools, *, below_cost: float, margin_se: float = MARGIN_SE
 ) -> ChosenPlan | None:
     """The cheapest plan nothing beats that is ahead of the reference by a margin; None where none is.
 
     Args:
-        ground: of the rows.
+        space: of the rows.
         found: plans to choose from.
         reference: bool (n,), rows the reference gets right.
         below_cost: what the reference costs; a plan that costs as much is of no use.
@@ -201,9 +201,9 @@ def no_worse(
     for one in reversed(found.frontiers[RIGHT]):
         if one.right < level or found.mean_cost(one) >= below_cost * (1 - 1e-12):
             continue
-        right = outcome_of(one.choice, ground.table).label == ground.truth
+        right = outcome_of(one.choice, space.table).label == space.truth
         if standard_errors_ahead(right, reference) >= margin_se:
-            return ground.plan_of(one.choice)
+            return space.plan_of(one.choice)
     return None
 
 
@@ -214,28 +214,28 @@ def standard_errors_ahead(one: Bools, other: Bools) -> float:
     return float(change.mean()) * math.sqrt(len(change)) / spread if spread else 0.0
 
 
-def reaching(ground: Ground, found: Searched, *, accuracy: float) -> ChosenPlan | None:
+def cheapest_at_accuracy(space: SearchSpace, found: Searched, *, accuracy: float) -> ChosenPlan | None:
     """The cheapest plan with that accuracy on the plan part; None where none has it."""
-    return _plan(ground, found.reaching(found.frontiers[RIGHT], right=accuracy * found.rows))
+    return _plan(space, found.reaching(found.frontiers[RIGHT], right=accuracy * found.rows))
 
 
-def within(ground: Ground, found: Searched, *, mean_cost: float) -> ChosenPlan | None:
+def best_at_cost(space: SearchSpace, found: Searched, *, mean_cost: float) -> ChosenPlan | None:
     """The most accurate plan with that mean cost on the plan part; None where all cost more."""
-    return _plan(ground, found.within(found.frontiers[RIGHT], max_mean_cost=mean_cost))
+    return _plan(space, found.within(found.frontiers[RIGHT], max_mean_cost=mean_cost))
 
 
-def _plan(ground: Ground, found: Found | None) -> ChosenPlan | None:
-    return None if found is None else ground.plan_of(found.choice)
+def _plan(space: SearchSpace, found: Found | None) -> ChosenPlan | None:
+    return None if found is None else space.plan_of(found.choice)
 
 
-def ensembles_of(ground: Ground) -> list[ChosenPlan]:
+def ensembles_of(space: SearchSpace) -> list[ChosenPlan]:
     """The averages of two to four members nothing beats in accuracy and cost, cheapest first."""
-    units = [unit for unit in ground.table.index if 1 < len(unit) <= 4]
-    costs = [sum(ground.table.costs[place] for place in unit) for unit in units]
-    right = [int((ground.table.label("mean_logit", unit) == ground.truth).sum()) for unit in units]
+    units = [unit for unit in space.table.index if 1 < len(unit) <= 4]
+    costs = [sum(space.table.costs[place] for place in unit) for unit in units]
+    right = [int((space.table.label("mean_logit", unit) == space.truth).sum()) for unit in units]
     kept, most = [], -1
     for at in sorted(range(len(units)), key=lambda at: (costs[at], -right[at], units[at])):
         if right[at] > most:
             most = right[at]
-            kept.append(ground.averaged([ground.names[place] for place in units[at]]))
+            kept.append(space.averaged([space.names[place] for place in units[at]]))
     return kept
