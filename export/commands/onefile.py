@@ -11,7 +11,7 @@ import typer
 
 from export.commands.console import needs, progress_on
 from orchestrator.errors import ExportError
-from orchestrator.spec import Lead, cascade_from_path, json_from_cascade
+from orchestrator.spec import FusedPrefix, cascade_from_path, json_from_cascade
 
 
 def onefile(
@@ -63,8 +63,8 @@ def onefile(
     with progress_on(f"putting {path} into one graph"):
         done = write_onefile(spec, repository, output=output, name=name, stages=stages, force=force)
     if plan_output is not None and stages is not None:
-        lead = Lead(name=done.name, stages=stages, max_batch_size=spec.limits.max_batch_size)
-        text = json_from_cascade(dataclasses.replace(spec, lead=lead))
+        lead = FusedPrefix(name=done.name, stages=stages, max_batch_size=spec.limits.max_batch_size)
+        text = json_from_cascade(dataclasses.replace(spec, fused_prefix=lead))
         write_all(plan_output.parent, {plan_output.name: text})
     if as_json:
         typer.echo(json.dumps({**dataclasses.asdict(done), "folder": str(done.folder)}))

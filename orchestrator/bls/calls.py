@@ -11,7 +11,7 @@ import numpy as np
 
 from orchestrator.bls.counters import Counters
 from orchestrator.bls.isolation import Gate, Owners, Refusal, Rows, ask_in_pieces
-from orchestrator.spec import CascadeSpec, Lead, Member
+from orchestrator.spec import CascadeSpec, FusedPrefix, Member
 from orchestrator.spec.triton import ANY_VERSION
 
 # By member's plan index and row of the batch, why the member failed for that row.
@@ -121,7 +121,7 @@ class MemberCalls:
             tensor: as for `ask`.
             owners: as for `ask`.
         """
-        lead = self._spec.lead
+        lead = self._spec.fused_prefix
         if lead is None or not self._may_ask_lead():
             return self.ask(0, rows, tensor, owners=owners)
         covered = self._spec.stages[: lead.stages]
@@ -146,7 +146,7 @@ class MemberCalls:
 
     def ask_about_row(self, model: str, row: Rows, *, version: int | None) -> Rows | Refusal:
         """What a version of a member, or of the lead, says of one row (1, *dims): float (1, k), or why nothing."""
-        spec, lead = self._spec, self._spec.lead
+        spec, lead = self._spec, self._spec.fused_prefix
         if lead is not None and model == lead.name:
             outputs, source, gate = _covered_members(spec, lead), None, self._lead_gate
         else:
@@ -248,7 +248,7 @@ class MemberCalls:
         return Refusal(text, is_final=absent or later, is_absent=absent)
 
 
-def _covered_members(spec: CascadeSpec, lead: Lead) -> list[str]:
+def _covered_members(spec: CascadeSpec, lead: FusedPrefix) -> list[str]:
     return [member.name for stage in spec.stages[: lead.stages] for member in stage.members]
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from orchestrator.decision import Outcome
+from orchestrator.decision import StageOutcome
 from orchestrator.spec import CascadeSpec
 from orchestrator.spec.answer import STATUS_BITS
 
@@ -114,7 +114,7 @@ class Counters:
         with self._lock:
             self._add("committee_failed_rows_total", rows)
 
-    def outcome(self, outcome: Outcome) -> None:
+    def outcome(self, outcome: StageOutcome) -> None:
         """One batch was decided."""
         answers = outcome.answers
         with self._lock:

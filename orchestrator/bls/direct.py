@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from orchestrator.bls.pending import INTERNAL, Pending, error_response
-from orchestrator.decision import Sure
+from orchestrator.decision import EarlyExit
 from orchestrator.spec import CascadeSpec
 from orchestrator.spec.answer import ANSWER_COLUMNS
 
@@ -62,7 +62,7 @@ class DirectAnswers:
         self._cost = np.float32(spec.stages[0].cost)
         self._kept: dict[int, list[Any]] = {}
 
-    def responses(self, sure: Sure, requests: Sequence[tuple[Pending, int]]) -> list[Any]:
+    def responses(self, sure: EarlyExit, requests: Sequence[tuple[Pending, int]]) -> list[Any]:
         """A response for each request.
 
         Args:

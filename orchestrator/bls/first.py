@@ -15,7 +15,7 @@ from orchestrator.bls.entrance import Entrance, left_of
 from orchestrator.bls.pending import HOPELESS, LATE, UNAVAILABLE, Pending, Reply
 from orchestrator.bls.scheduler import Scheduler
 from orchestrator.bls.tensors import Rows
-from orchestrator.decision import Judge, Look, Sure, arrivals_from_policies
+from orchestrator.decision import EarlyExit, Evaluator, Stage0Result, arrivals_from_policies
 from orchestrator.spec import CascadeSpec
 
 
@@ -38,7 +38,7 @@ class FirstStage:
         self._scheduler = scheduler
         self._counters = counters
         self._direct = DirectAnswers(pb_utils, spec)
-        self._judge = Judge(spec)
+        self._judge = Evaluator(spec)
         self._geared = spec.gears is not None
         self._entrance = Entrance(spec.limits.max_batch_size)
 
@@ -112,7 +112,7 @@ class FirstStage:
         ]
 
     def _answer_at_once(
-        self, places: list[tuple[Pending, int]], sure: Sure, listed: list[Any], *, known: bool
+        self, places: list[tuple[Pending, int]], sure: EarlyExit, listed: list[Any], *, known: bool
     ) -> None:
         """Puts the answers of requests, each with where its rows begin, into the list.
 
@@ -142,7 +142,7 @@ class FirstStage:
         batch: Sequence[Pending],
         rows: Rows,
         *,
-        look: Look,
+        look: Stage0Result,
         result: StageResult,
         mine: Sequence[bool],
         gear: int,

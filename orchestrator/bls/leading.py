@@ -8,12 +8,12 @@ import numpy as np
 
 from orchestrator.bls.counters import Counters
 from orchestrator.bls.tensors import Rows
-from orchestrator.decision import CascadeRun, Outcome
+from orchestrator.decision import CascadeRun, StageOutcome
 
 
 def follow(
-    run: CascadeRun, counters: Counters, first: Outcome, *, later: Sequence[Sequence[Rows]]
-) -> list[Outcome]:
+    run: CascadeRun, counters: Counters, first: StageOutcome, *, later: Sequence[Sequence[Rows]]
+) -> list[StageOutcome]:
     """Settles deferred rows with what the lead has said of later stages.
 
     Called under the lock that guards the run, before anybody is told of the deferred rows.

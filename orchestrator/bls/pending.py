@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from orchestrator.bls.calls import EVERY_ROW, Errors
 from orchestrator.bls.tensors import Columns, blank_sheet, columns_of, response_tensors
-from orchestrator.decision import Answers, Policy
+from orchestrator.decision import AnsweredRows, Policy
 from orchestrator.spec import CascadeSpec
 
 INVALID, UNAVAILABLE, INTERNAL, CANCELLED = "INVALID_ARG", "UNAVAILABLE", "INTERNAL", "CANCELLED"
@@ -125,7 +125,7 @@ def send(pb_utils: Any, reply: Reply) -> None:
     pending.request = pending.tensor = pending.rows = pending.sheet = None
 
 
-def spread(answers: Answers, known: dict[int, Pending]) -> list[tuple[Pending, Columns]]:
+def spread(answers: AnsweredRows, known: dict[int, Pending]) -> list[tuple[Pending, Columns]]:
     """Deals answers out to their requests; returns the requests that are complete, with their outputs.
 
     A request all of whose rows are among them, the usual one, gets slices; only of the others answers are kept in
@@ -157,7 +157,7 @@ def spread(answers: Answers, known: dict[int, Pending]) -> list[tuple[Pending, C
     return complete
 
 
-def _in_order(answers: Answers) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], Columns]:
+def _in_order(answers: AnsweredRows) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], Columns]:
     """Tokens, positions and outputs of answers, those of a request together and in its own order."""
     if len(answers) == 1:
         return answers.request, answers.position, columns_of(answers)

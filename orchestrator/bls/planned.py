@@ -57,7 +57,7 @@ class PlannedMembers:
         self._spec = spec
         self._models = planned_models(spec, repository, verify_files=verify_files)
         self._members = self._models[: len(spec.members)]
-        self._lead = self._models[-1] if spec.lead is not None else None
+        self._lead = self._models[-1] if spec.fused_prefix is not None else None
         self._probes: MemberProbes | None = None
         self._differs: dict[str, str | None] = {}
         self._wrong_at_s: dict[str, float] = {}
@@ -230,7 +230,7 @@ class PlannedMembers:
     def _set_lead(self, fault: str | None) -> None:
         before, self._lead_fault = self._lead_fault, fault
         if fault != before:
-            name = f"lead {self._spec.lead.name}" if self._spec.lead is not None else "lead"
+            name = f"lead {self._spec.fused_prefix.name}" if self._spec.fused_prefix is not None else "lead"
             said = "is as planned again" if fault is None else f"is not as planned, its members are asked: {fault}"
             self._pb.Logger.log_warn(f"committee: {name} {said}")
 

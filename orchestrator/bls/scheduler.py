@@ -25,7 +25,7 @@ from orchestrator.bls.kept import KeptInputs
 from orchestrator.bls.leading import follow
 from orchestrator.bls.pending import CANCELLED, INTERNAL, LATE, UNAVAILABLE, Pending, Reply, reason_of, spread
 from orchestrator.bls.tensors import Rows
-from orchestrator.decision import Arrivals, CascadeRun, Failures, Look, Outcome
+from orchestrator.decision import Arrivals, CascadeRun, FailedRows, Stage0Result, StageOutcome
 from orchestrator.spec import CascadeSpec
 
 # Asking the server whether a client went away costs about 90 us, so only requests this old are asked about.
@@ -146,7 +146,7 @@ class Scheduler:
         arrivals: Arrivals,
         *,
         rows: Rows,
-        look: Look,
+        look: Stage0Result,
         later: Sequence[Sequence[Rows]],
         errors: Errors,
     ) -> list[Reply]:
@@ -263,7 +263,7 @@ class Scheduler:
                 replies.append(self._refuse(pending, LATE, UNAVAILABLE))
         return replies
 
-    def _settle(self, outcome: Outcome, errors: Errors) -> list[Reply]:
+    def _settle(self, outcome: StageOutcome, errors: Errors) -> list[Reply]:
         """Books an outcome and returns the replies it makes possible."""
         self._counters.outcome(outcome)
         replies = self._fail(outcome.failures, errors) if len(outcome.failures) else []
@@ -277,7 +277,7 @@ class Scheduler:
         self._room.notify_all()
         return replies
 
-    def _fail(self, failures: Failures, errors: Errors) -> list[Reply]:
+    def _fail(self, failures: FailedRows, errors: Errors) -> list[Reply]:
         replies = []
         for token in [one for one in np.unique(failures.request).tolist() if one in self._books.known]:
             place = int((failures.request == token).argmax())

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from orchestrator.decision import Answers
+from orchestrator.decision import AnsweredRows
 from orchestrator.errors import InputError
 from orchestrator.spec import CascadeSpec
 from orchestrator.spec.answer import ANSWER_COLUMNS
@@ -87,7 +87,7 @@ class Reader:
         )
 
 
-def columns_of(answers: Answers) -> Columns:
+def columns_of(answers: AnsweredRows) -> Columns:
     """Every output of answers, (n, k) or (n, 1)."""
     columns = {}
     for name, (_, dtype, is_vector) in ANSWER_COLUMNS.items():

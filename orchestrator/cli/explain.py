@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from orchestrator.decision import Combiner, Policy, score_from_tally
+from orchestrator.decision import Combiner, Policy, confidence_score
 from orchestrator.decision.exit_rule import ExitRule
 from orchestrator.spec import CascadeSpec
 
@@ -76,7 +76,7 @@ def explain_rows(
     for stage, part in enumerate(spec.stages):
         combiner.add_stage(tally, stage, [outputs_by_member[member.name] for member in part.members])
         p, label = combiner.distribution(tally)
-        score = score_from_tally(spec.score, p, label, tally.tops, combiner.weights)
+        score = confidence_score(spec.score, p, label, tally.tops, combiner.weights)
         exits, _ = rule.decide(stage, score, **limits)
         shifted = None
         if stage < rule.last and np.isfinite(rule.thresholds[gear, stage]):

@@ -3,38 +3,38 @@
 Pure: fed arrays, answers arrays; no I/O, no threads, no Triton. Server and planner drive the same code.
 """
 
-from orchestrator.decision.combine import Combiner, Tally, softmax
-from orchestrator.decision.evaluate import Judge, Look
+from orchestrator.decision.combine import Accumulator, Combiner, softmax
+from orchestrator.decision.evaluate import Evaluator, Stage0Result
 from orchestrator.decision.headers import ForwardedHeaders
 from orchestrator.decision.policy import DEFAULT, PARAMETERS, Policy, policy_from_parameters
 from orchestrator.decision.rows import (
-    Answers,
+    AnsweredRows,
     Arrivals,
-    Failures,
-    Outcome,
-    Sure,
+    EarlyExit,
+    FailedRows,
+    StageOutcome,
     arrivals_from_policies,
 )
 from orchestrator.decision.run import CascadeRun
-from orchestrator.decision.scores import score_from_tally
+from orchestrator.decision.scores import confidence_score
 
 __all__ = [
     "DEFAULT",
     "PARAMETERS",
-    "Answers",
+    "Accumulator",
+    "AnsweredRows",
     "Arrivals",
     "CascadeRun",
     "Combiner",
-    "Failures",
+    "EarlyExit",
+    "Evaluator",
+    "FailedRows",
     "ForwardedHeaders",
-    "Judge",
-    "Look",
-    "Outcome",
     "Policy",
-    "Sure",
-    "Tally",
+    "Stage0Result",
+    "StageOutcome",
     "arrivals_from_policies",
+    "confidence_score",
     "policy_from_parameters",
-    "score_from_tally",
     "softmax",
 ]

@@ -29,7 +29,7 @@ MAX_WEIGHTS_KEPT = 256
 
 
 @dataclass(slots=True)
-class Tally:
+class Accumulator:
     """Sums over the members asked so far, one line per row.
 
     Args:
@@ -44,16 +44,16 @@ class Tally:
     ties: F32 | None
     tops: I32 | None
 
-    def take(self, index: npt.NDArray[np.intp]) -> Tally:
+    def take(self, index: npt.NDArray[np.intp]) -> Accumulator:
         """The given lines, copied."""
-        return Tally(
+        return Accumulator(
             self.total[index],
             self.weight[index],
             None if self.ties is None else self.ties[index],
             None if self.tops is None else self.tops[index],
         )
 
-    def put(self, index: npt.NDArray[np.intp], lines: Tally) -> None:
+    def put(self, index: npt.NDArray[np.intp], lines: Accumulator) -> None:
         """Overwrites the given lines."""
         self.total[index] = lines.total
         self.weight[index] = lines.weight
@@ -156,10 +156,10 @@ class Combiner:
         starts = np.cumsum([0, *(len(stage.members) for stage in spec.stages)])
         self.stage_members = [range(starts[i], starts[i + 1]) for i in range(len(spec.stages))]
 
-    def empty(self, rows: int) -> Tally:
+    def empty(self, rows: int) -> Accumulator:
         """A tally of rows nobody has been asked about."""
         vote = self.mode == "vote"
-        return Tally(
+        return Accumulator(
             np.zeros((rows, self.classes), np.float32),
             np.zeros(rows, np.float32),
             np.zeros((rows, self.classes), np.float32) if vote else None,
@@ -168,7 +168,7 @@ class Combiner:
 
     def begin(
         self, rows: int, outputs: Sequence[npt.NDArray[np.generic] | None]
-    ) -> tuple[Tally, tuple[I32 | None, Bools | None], F32 | None]:
+    ) -> tuple[Accumulator, tuple[I32 | None, Bools | None], F32 | None]:
         """The tally of rows of which stage 0 has just spoken.
 
         Args:
@@ -182,7 +182,7 @@ class Combiner:
             if self._lone and outputs[0] is not None:
                 usual = usual_logits(self.members[0], outputs[0])
                 if usual is not None:
-                    return Tally(usual[0], self._weight_of(rows), None, None), (None, None), usual[1]
+                    return Accumulator(usual[0], self._weight_of(rows), None, None), (None, None), usual[1]
             said = [
                 (None, None) if raw is None else scaled_logits(self.members[index], raw)
                 for index, raw in zip(self.stage_members[0], outputs, strict=True)
@@ -192,14 +192,14 @@ class Combiner:
         tally = self.empty(rows)
         return tally, self.add_stage(tally, 0, outputs), None
 
-    def _summed(self, parts: Sequence[F32]) -> Tally:
+    def _summed(self, parts: Sequence[F32]) -> Accumulator:
         """The sum of stage 0's logits; the first part may stand for it, since nobody else holds it."""
         own = self.weights[: len(parts)]
         weighted = [part if weight == 1 else part * weight for part, weight in zip(parts, own, strict=True)]
         total = weighted[0]
         for part in weighted[1:]:
             total = total + part
-        return Tally(total, self._weight_of(len(total)), None, None)
+        return Accumulator(total, self._weight_of(len(total)), None, None)
 
     def _weight_of(self, rows: int) -> F32:
         """The weight behind rows of which all of stage 0 has spoken; to be read only."""
@@ -208,7 +208,7 @@ class Combiner:
         return self._weights_kept[:rows]
 
     def add_stage(
-        self, tally: Tally, stage: int, outputs: Sequence[npt.NDArray[np.generic] | None]
+        self, tally: Accumulator, stage: int, outputs: Sequence[npt.NDArray[np.generic] | None]
     ) -> tuple[I32 | None, Bools | None]:
         """Adds the outputs of one whole stage, in plan order.
 
@@ -248,7 +248,7 @@ class Combiner:
             tally.weight[answered] = target.weight[answered]
         return (None, None) if clean else (failed, ~answered)
 
-    def _add(self, tally: Tally, index: int, z: F32, good: Bools | None) -> None:
+    def _add(self, tally: Accumulator, index: int, z: F32, good: Bools | None) -> None:
         weight = self.weights[index]
         if self.mode == "mean_logit":
             part = z if weight == 1 else z * weight
@@ -266,7 +266,7 @@ class Combiner:
         tally.weight += weight if good is None else weight * good
 
     def distribution(
-        self, tally: Tally, *, alone: bool = False, peak: F32 | None = None
+        self, tally: Accumulator, *, alone: bool = False, peak: F32 | None = None
     ) -> tuple[F32, npt.NDArray[np.int64]]:
         """The combined probabilities and label of every row.
 

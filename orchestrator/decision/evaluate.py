@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from orchestrator.decision.combine import F32, I32, Bools, Combiner, Tally
+from orchestrator.decision.combine import F32, I32, Accumulator, Bools, Combiner
 from orchestrator.decision.exit_rule import ExitRule
-from orchestrator.decision.rows import I64, Answers, Index, Lines, Sure
-from orchestrator.decision.scores import score_from_tally
+from orchestrator.decision.rows import I64, AnsweredRows, EarlyExit, Index, RowState
+from orchestrator.decision.scores import confidence_score
 from orchestrator.spec import CascadeSpec
 from orchestrator.spec.answer import DEGRADED
 
@@ -19,7 +19,7 @@ Output = npt.NDArray[np.generic] | None
 
 
 @dataclass(slots=True)
-class Verdict:
+class CombinedAnswer:
     """The combined answer of every line, whether it is given now or not.
 
     Args:
@@ -34,7 +34,7 @@ class Verdict:
 
 
 @dataclass(slots=True)
-class Look:
+class Stage0Result:
     """What stage 0 said of rows, before anything about the rows themselves is known.
 
     Args:
@@ -44,25 +44,25 @@ class Look:
         member_failures: int64 (m,), rows each member failed on; None where none did.
     """
 
-    tally: Tally
+    tally: Accumulator
     failed: I32 | None
     silent: Bools | None
-    verdict: Verdict
+    verdict: CombinedAnswer
     member_failures: I64 | None
 
     def __len__(self) -> int:
         return len(self.verdict.score)
 
-    def take(self, index: Index) -> Look:
+    def take(self, index: Index) -> Stage0Result:
         """The given rows, copied; only of rows nobody failed on."""
         assert self.failed is None
         verdict = self.verdict
-        part = Verdict(verdict.p[index], verdict.label[index], verdict.score[index])
-        return Look(self.tally.take(index), None, None, part, None)
+        part = CombinedAnswer(verdict.p[index], verdict.label[index], verdict.score[index])
+        return Stage0Result(self.tally.take(index), None, None, part, None)
 
 
 @dataclass(slots=True)
-class Settled:
+class StageDecision:
     """What became of lines at a stage.
 
     Args:
@@ -70,17 +70,17 @@ class Settled:
         dead: bool (n,), failed; never also in `exits`.
         failed: int32 (n,), plan index of the first member that failed for the row or -1; None if none did.
         verdict: the combined answers.
-        member_failures: as in `Look`.
+        member_failures: as in `Stage0Result`.
     """
 
     exits: Bools
     dead: Bools
     failed: I32 | None
-    verdict: Verdict
+    verdict: CombinedAnswer
     member_failures: I64 | None
 
 
-class Judge:
+class Evaluator:
     """Combine mode, score and exit rule of one plan, applied together.
 
     Args:
@@ -95,30 +95,30 @@ class Judge:
         self._members = len(spec.members)
         self._answer_on_failure = [stage.on_failure == "answer" for stage in spec.stages]
 
-    def verdict(self, lines: Lines) -> Verdict:
+    def verdict(self, lines: RowState) -> CombinedAnswer:
         """The combined answer of every line so far."""
         return self._verdict(lines.tally)
 
     def _look(
         self,
-        tally: Tally,
+        tally: Accumulator,
         stage: int,
         *,
         outputs: Sequence[Output],
         hurt: tuple[I32 | None, Bools | None],
         peak: F32 | None = None,
-    ) -> Look:
+    ) -> Stage0Result:
         failed, silent = hurt
         counts = None if failed is None else self._count_failures(outputs, stage, failed)
         alone = stage == 0 and failed is None and self.combiner.first_weight == 1
-        return Look(tally, failed, silent, self._verdict(tally, alone=alone, peak=peak), counts)
+        return Stage0Result(tally, failed, silent, self._verdict(tally, alone=alone, peak=peak), counts)
 
-    def _verdict(self, tally: Tally, *, alone: bool = False, peak: F32 | None = None) -> Verdict:
+    def _verdict(self, tally: Accumulator, *, alone: bool = False, peak: F32 | None = None) -> CombinedAnswer:
         p, label = self.combiner.distribution(tally, alone=alone, peak=peak)
-        score = score_from_tally(self._score, p, label, tally.tops, self.combiner.weights)
-        return Verdict(p, label, score)
+        score = confidence_score(self._score, p, label, tally.tops, self.combiner.weights)
+        return CombinedAnswer(p, label, score)
 
-    def look(self, rows: int, outputs: Sequence[Output]) -> Look:
+    def look(self, rows: int, outputs: Sequence[Output]) -> Stage0Result:
         """What stage 0 said of n rows.
 
         Args:
@@ -128,7 +128,7 @@ class Judge:
         tally, hurt, peak = self.combiner.begin(rows, outputs)
         return self._look(tally, 0, outputs=outputs, hurt=hurt, peak=peak)
 
-    def sure(self, look: Look, gear: int = 0) -> Sure:
+    def sure(self, look: Stage0Result, gear: int = 0) -> EarlyExit:
         """The answers rows get at stage 0 if they come without wishes of their own.
 
         The same rule as `settle`, without a column per wish.
@@ -139,11 +139,11 @@ class Judge:
         """
         said = look.verdict
         if look.failed is not None:
-            return Sure(np.zeros(len(look), np.bool_), said.p, said.label, said.score, None)
+            return EarlyExit(np.zeros(len(look), np.bool_), said.p, said.label, said.score, None)
         exits, status = self.rule.decide_plain(said.score, gear)
-        return Sure(exits, said.p, said.label, said.score, status)
+        return EarlyExit(exits, said.p, said.label, said.score, status)
 
-    def settle(self, lines: Lines, stage: int, outputs: Sequence[Output]) -> Settled:
+    def settle(self, lines: RowState, stage: int, outputs: Sequence[Output]) -> StageDecision:
         """Adds a stage's outputs to the lines and decides for each.
 
         Args:
@@ -154,7 +154,7 @@ class Judge:
         hurt = self.combiner.add_stage(lines.tally, stage, outputs)
         return self.decide(lines, stage, self._look(lines.tally, stage, outputs=outputs, hurt=hurt))
 
-    def decide(self, lines: Lines, stage: int, look: Look) -> Settled:
+    def decide(self, lines: RowState, stage: int, look: Stage0Result) -> StageDecision:
         """Decides for each line what becomes of it.
 
         With on_failure "error" a member's failure is the end of the row. With "answer", a stage of which some
@@ -180,7 +180,7 @@ class Judge:
         if failed is None or silent is None:
             lines.answered[:] = stage
             lines.status |= status
-            return Settled(exits, np.zeros(len(lines), np.bool_), None, verdict, None)
+            return StageDecision(exits, np.zeros(len(lines), np.bool_), None, verdict, None)
         hurt = failed >= 0
         empty = lines.tally.weight <= 0
         if self._answer_on_failure[stage]:
@@ -193,12 +193,12 @@ class Judge:
         # A silent stage has no say: neither its threshold nor the cap gave the answer.
         lines.status |= np.where(silent, np.int32(0), status)
         exits = np.where(silent, ~empty, exits) & ~dead
-        return Settled(exits, dead, failed, verdict, look.member_failures)
+        return StageDecision(exits, dead, failed, verdict, look.member_failures)
 
-    def answers(self, lines: Lines, done: Index, *, row: Index, verdict: Verdict) -> Answers:
+    def answers(self, lines: RowState, done: Index, *, row: Index, verdict: CombinedAnswer) -> AnsweredRows:
         """The answers of the lines `done`; `row` (n,) names all lines to the caller."""
         pick: Index | slice = slice(None) if len(done) == len(lines) else done
-        return Answers(
+        return AnsweredRows(
             row[pick],
             lines.who.request[pick],
             lines.who.position[pick],

@@ -9,17 +9,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from orchestrator.decision.combine import F32, I32, Tally
+from orchestrator.decision.combine import F32, I32, Accumulator
 from orchestrator.decision.policy import DEFAULT, Policy
 
 __all__ = [
     "NO_DEADLINE_NS",
-    "Answers",
+    "AnsweredRows",
     "Arrivals",
-    "Failures",
-    "Lines",
-    "Outcome",
-    "Sure",
+    "EarlyExit",
+    "FailedRows",
+    "RowState",
+    "StageOutcome",
     "arrivals_from_policies",
 ]
 
@@ -156,7 +156,7 @@ def _plain_arrivals(
 
 
 @dataclass(slots=True)
-class Lines:
+class RowState:
     """Rows with what has been found out about them; the table of a run is one of these.
 
     Args:
@@ -171,17 +171,17 @@ class Lines:
     cost: F32
     status: I32
     answered: I32
-    tally: Tally
+    tally: Accumulator
 
     def __len__(self) -> int:
         return len(self.cost)
 
-    def take(self, index: Index) -> Lines:
+    def take(self, index: Index) -> RowState:
         """The given lines, copied."""
         who = self.who.take(index)
-        return Lines(who, self.cost[index], self.status[index], self.answered[index], self.tally.take(index))
+        return RowState(who, self.cost[index], self.status[index], self.answered[index], self.tally.take(index))
 
-    def put(self, index: Index, lines: Lines) -> None:
+    def put(self, index: Index, lines: RowState) -> None:
         """Overwrites the given lines."""
         self.who.put(index, lines.who)
         self.cost[index] = lines.cost
@@ -191,7 +191,7 @@ class Lines:
 
 
 @dataclass(slots=True)
-class Answers:
+class AnsweredRows:
     """Rows that are done.
 
     Args:
@@ -220,7 +220,7 @@ class Answers:
 
 
 @dataclass(slots=True)
-class Sure:
+class EarlyExit:
     """The answers rows get at stage 0 if they come without wishes of their own.
 
     Args:
@@ -242,11 +242,11 @@ class Sure:
 
 
 @dataclass(slots=True)
-class Failures:
+class FailedRows:
     """Rows that cannot be answered.
 
     Args:
-        row: intp (n,), as in `Answers`.
+        row: intp (n,), as in `AnsweredRows`.
         request: int64 (n,).
         member: int32 (n,), plan index of the member that failed, -1 where nothing had come by the deadline.
     """
@@ -260,7 +260,7 @@ class Failures:
 
 
 @dataclass(slots=True)
-class Outcome:
+class StageOutcome:
     """What became of the rows of one call.
 
     Args:
@@ -272,8 +272,8 @@ class Outcome:
         member_failures: int64 (m,), rows each member failed on.
     """
 
-    answers: Answers
-    failures: Failures
+    answers: AnsweredRows
+    failures: FailedRows
     deferred: Index
     slots: Index
     stage: int

@@ -20,8 +20,8 @@ from dataclasses import fields
 import numpy as np
 import numpy.typing as npt
 
-from orchestrator.decision.evaluate import Judge, Look, Output, Settled
-from orchestrator.decision.rows import Arrivals, Failures, Index, Lines, Outcome
+from orchestrator.decision.evaluate import Evaluator, Output, Stage0Result, StageDecision
+from orchestrator.decision.rows import Arrivals, FailedRows, Index, RowState, StageOutcome
 from orchestrator.spec import CascadeSpec
 from orchestrator.spec.answer import DEADLINE
 
@@ -43,7 +43,7 @@ class CascadeRun:
 
     def __init__(self, spec: CascadeSpec, capacity_rows: int = 64) -> None:
         self.spec = spec
-        self._judge = Judge(spec)
+        self._judge = Evaluator(spec)
         self._costs = np.array([stage.cost for stage in spec.stages], np.float32)
         self._sequence = 0
         self._waiting = np.zeros(len(spec.stages) + 1, np.int64)
@@ -87,7 +87,7 @@ class CascadeRun:
 
     # -- events -----------------------------------------------------------------------------------
 
-    def look(self, rows: int, outputs: Sequence[Output]) -> Look:
+    def look(self, rows: int, outputs: Sequence[Output]) -> Stage0Result:
         """What stage 0 said of n rows; changes nothing and needs no lock.
 
         Args:
@@ -96,7 +96,7 @@ class CascadeRun:
         """
         return self._judge.look(rows, outputs)
 
-    def admit(self, arrivals: Arrivals, outputs: Sequence[Output]) -> Outcome:
+    def admit(self, arrivals: Arrivals, outputs: Sequence[Output]) -> StageOutcome:
         """Takes in rows with what the members of stage 0 said of them; `look` and `enter` in one.
 
         Args:
@@ -105,7 +105,7 @@ class CascadeRun:
         """
         return self.enter(arrivals, self.look(len(arrivals), outputs))
 
-    def enter(self, arrivals: Arrivals, look: Look) -> Outcome:
+    def enter(self, arrivals: Arrivals, look: Stage0Result) -> StageOutcome:
         """Takes in rows with what stage 0 said of them.
 
         Args:
@@ -116,7 +116,7 @@ class CascadeRun:
             the rows that are done; the deferred ones now wait in the table.
         """
         rows = len(arrivals)
-        lines = Lines(
+        lines = RowState(
             arrivals,
             np.full(rows, self._costs[0], np.float32),
             np.zeros(rows, np.int32),
@@ -156,7 +156,7 @@ class CascadeRun:
         assert (self._stage[slots] == self._stage[slots[0]]).all()
         self._ask(slots, int(self._stage[slots[0]]))
 
-    def feed(self, slots: Index, outputs: Sequence[Output]) -> Outcome:
+    def feed(self, slots: Index, outputs: Sequence[Output]) -> StageOutcome:
         """Takes what a stage's members said of the rows `next` gave.
 
         Args:
@@ -193,7 +193,7 @@ class CascadeRun:
         asked = (self._state[slots] == ASKED) | (self._state[slots] == DROPPED)
         self._release(slots[asked])
 
-    def expire(self, now_ns: int) -> Outcome:
+    def expire(self, now_ns: int) -> StageOutcome:
         """Answers every row whose deadline has come from its combination so far.
 
         Returns:
@@ -206,9 +206,9 @@ class CascadeRun:
         has = lines.tally.weight > 0
         answers = self._judge.answers(lines, np.flatnonzero(has), row=slots, verdict=self._judge.verdict(lines))
         lost = np.flatnonzero(~has)
-        failures = Failures(slots[lost], lines.who.request[lost], np.full(len(lost), -1, np.int32))
+        failures = FailedRows(slots[lost], lines.who.request[lost], np.full(len(lost), -1, np.int32))
         self._give_up(slots)
-        return Outcome(answers, failures, _NONE, _NONE, -1, None)
+        return StageOutcome(answers, failures, _NONE, _NONE, -1, None)
 
     def drop(self, requests: npt.NDArray[np.int64]) -> int:
         """Gives up every row of the given requests; returns how many there were."""
@@ -219,22 +219,24 @@ class CascadeRun:
 
     # -- deciding ---------------------------------------------------------------------------------
 
-    def _outcome(self, lines: Lines, stage: int, *, settled: Settled, row: Index) -> tuple[Outcome, Index]:
+    def _outcome(
+        self, lines: RowState, stage: int, *, settled: StageDecision, row: Index
+    ) -> tuple[StageOutcome, Index]:
         """The outcome of a stage, and which lines (by place) go on; `row` names the lines to the caller."""
         dead, exits = settled.dead, settled.exits
         done: Index = exits.nonzero()[0]
         lost: Index = dead.nonzero()[0] if settled.failed is not None else _NONE
         on: Index = _NONE if len(done) + len(lost) == len(lines) else (~(exits | dead)).nonzero()[0]
         members = _NO_MEMBERS if settled.failed is None else settled.failed[lost]
-        failures = Failures(row[lost], lines.who.request[lost], members)
+        failures = FailedRows(row[lost], lines.who.request[lost], members)
         answers = self._judge.answers(lines, done, row=row, verdict=settled.verdict)
-        return Outcome(answers, failures, row[on], _NONE, stage, settled.member_failures), on
+        return StageOutcome(answers, failures, row[on], _NONE, stage, settled.member_failures), on
 
-    def _nothing(self, stage: int) -> Outcome:
+    def _nothing(self, stage: int) -> StageOutcome:
         lines = self._blank(0)
         answers = self._judge.answers(lines, _NONE, row=_NONE, verdict=self._judge.verdict(lines))
-        failures = Failures(_NONE, lines.who.request, _NO_MEMBERS)
-        return Outcome(answers, failures, _NONE, _NONE, stage, None)
+        failures = FailedRows(_NONE, lines.who.request, _NO_MEMBERS)
+        return StageOutcome(answers, failures, _NONE, _NONE, stage, None)
 
     # -- slots ------------------------------------------------------------------------------------
 
@@ -266,8 +268,8 @@ class CascadeRun:
         self._state[slots] = FREE
         self._free = np.concatenate((self._free, slots))
 
-    def _blank(self, rows: int) -> Lines:
-        return Lines(
+    def _blank(self, rows: int) -> RowState:
+        return RowState(
             Arrivals(*(np.zeros(rows, _TYPES.get(field.name, np.int64)) for field in fields(Arrivals))),
             np.zeros(rows, np.float32),
             np.zeros(rows, np.int32),

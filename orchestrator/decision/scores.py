@@ -69,7 +69,7 @@ OF_PROBABILITIES: dict[str, Callable[[F32, Labels], F32]] = {
 }
 
 
-def score_from_tally(name: str, p: F32, label: Labels, tops: I32 | None, weights: F32) -> F32:
+def confidence_score(name: str, p: F32, label: Labels, tops: I32 | None, weights: F32) -> F32:
     """The plan's score of every row.
 
     Args:

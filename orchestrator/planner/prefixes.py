@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 import numpy.typing as npt
 
-from orchestrator.decision import Combiner, score_from_tally
+from orchestrator.decision import Combiner, confidence_score
 from orchestrator.errors import DataError
 from orchestrator.planner.records import Records
 from orchestrator.spec import CascadeSpec, Member, Stage
@@ -34,7 +34,7 @@ def prefixes(
             bad = int((failed >= 0).sum())
             raise DataError(f"records of {member.name}", got=f"{bad} rows with NaN or infinity")
         p, label = combiner.distribution(tally)
-        scores.append(score_from_tally(base.score, p, label, tally.tops, combiner.weights))
+        scores.append(confidence_score(base.score, p, label, tally.tops, combiner.weights))
         labels.append(label)
     return scores, labels
 

@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 import numpy.typing as npt
 
-from orchestrator.decision import Answers, CascadeRun, Policy, arrivals_from_policies
+from orchestrator.decision import AnsweredRows, CascadeRun, Policy, arrivals_from_policies
 from orchestrator.errors import DataError
 from orchestrator.planner.records import Records
 from orchestrator.spec import CascadeSpec
@@ -15,7 +15,7 @@ from orchestrator.spec import CascadeSpec
 CHUNK_ROWS = 4096
 
 
-def replay(spec: CascadeSpec, records: Records, policy: Policy | None = None) -> Answers:
+def replay(spec: CascadeSpec, records: Records, policy: Policy | None = None) -> AnsweredRows:
     """What the cascade answers, row by row in the records' order.
 
     Args:
@@ -40,15 +40,17 @@ def replay(spec: CascadeSpec, records: Records, policy: Policy | None = None) ->
     ]
     columns = {
         field.name: np.concatenate([getattr(part, field.name) for part in parts])
-        for field in dataclasses.fields(Answers)
+        for field in dataclasses.fields(AnsweredRows)
     }
     order = np.argsort(columns["position"])
-    done = Answers(**{name: column[order] for name, column in columns.items()})
+    done = AnsweredRows(**{name: column[order] for name, column in columns.items()})
     done.row = done.position.astype(np.intp)
     return done
 
 
-def _replay_chunk(spec: CascadeSpec, records: Records, index: npt.NDArray[np.intp], policy: Policy) -> Answers:
+def _replay_chunk(
+    spec: CascadeSpec, records: Records, index: npt.NDArray[np.intp], policy: Policy
+) -> AnsweredRows:
     run = CascadeRun(spec, capacity_rows=len(index))
     arrivals = arrivals_from_policies(
         [0], [len(index)], policies=[policy], now_ns=[0], default_deadline_us=spec.limits.default_deadline_us
@@ -70,6 +72,6 @@ def _replay_chunk(spec: CascadeSpec, records: Records, index: npt.NDArray[np.int
         raise DataError("records", got=f"{failed} rows with NaN or infinite outputs", expected="finite outputs")
     columns = {
         field.name: np.concatenate([getattr(part, field.name) for part in parts])
-        for field in dataclasses.fields(Answers)
+        for field in dataclasses.fields(AnsweredRows)
     }
-    return Answers(**columns)
+    return AnsweredRows(**columns)

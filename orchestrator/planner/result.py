@@ -135,7 +135,7 @@ def planned_from_decision(decision: Decision, part: Part, origin: Origin) -> Pla
     spent = np.cumsum([stage.cost for stage in stages])
     mean_cost = float((counts * spent).sum()) / table.rows
     spec = dataclasses.replace(
-        base, stages=stages, combine=choice.combine, score=choice.score, fit=None, lead=None
+        base, stages=stages, combine=choice.combine, score=choice.score, fit=None, fused_prefix=None
     )
     _check_by_replay(spec, outcome.label, origin)
     known = not origin.goal.label_free

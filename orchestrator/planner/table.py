@@ -20,7 +20,7 @@ from itertools import combinations
 import numpy as np
 import numpy.typing as npt
 
-from orchestrator.decision import Combiner, Tally, score_from_tally
+from orchestrator.decision import Accumulator, Combiner, confidence_score
 from orchestrator.decision.combine import scaled_logits
 from orchestrator.decision.scores import agreement
 from orchestrator.errors import DataError
@@ -192,7 +192,7 @@ class _Filler:
         ready = [dataclasses.replace(member, output_kind="logits", temperature=1.0) for member in pool]
         chain = tuple(Stage(members=(member,)) for member in ready)
         self._combiner = Combiner(
-            dataclasses.replace(base, stages=chain, combine=mode, score="max_prob", fit=None, lead=None)
+            dataclasses.replace(base, stages=chain, combine=mode, score="max_prob", fit=None, fused_prefix=None)
         )
         self._scores = [score for kept, score in table.scores if kept == mode]
 
@@ -209,9 +209,9 @@ class _Filler:
                 self._combiner.add_stage(tally, place, [z])
             self._keep(tally, whole, rows)
 
-    def _grow(self, tally: Tally, unit: Unit, *, ready: Sequence[F32], rows: slice) -> None:
+    def _grow(self, tally: Accumulator, unit: Unit, *, ready: Sequence[F32], rows: slice) -> None:
         for place in range(unit[-1] + 1 if unit else 0, len(ready)):
-            child = Tally(
+            child = Accumulator(
                 tally.total.copy(), tally.weight.copy(), None if tally.ties is None else tally.ties.copy(), None
             )
             self._combiner.add_stage(child, place, [ready[place]])
@@ -220,11 +220,11 @@ class _Filler:
             if len(grown) < MOST_MEMBERS:
                 self._grow(child, grown, ready=ready, rows=rows)
 
-    def _keep(self, tally: Tally, unit: Unit, rows: slice) -> None:
+    def _keep(self, tally: Accumulator, unit: Unit, rows: slice) -> None:
         p, label = self._combiner.distribution(tally)
         line = self._table.index[unit]
         self._table.labels[self._mode][line, rows] = label
         for score in self._scores:
-            self._table.scores[self._mode, score][line, rows] = score_from_tally(
+            self._table.scores[self._mode, score][line, rows] = confidence_score(
                 score, p, label, None, self._combiner.weights
             )

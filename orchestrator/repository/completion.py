@@ -23,7 +23,7 @@ from orchestrator.repository.index import (
     versions_served,
 )
 from orchestrator.repository.member_facts import MemberFacts, Tensor, facts_from_folder
-from orchestrator.spec import CascadeSpec, InputSpec, Lead, Manifest, Member, TensorSpec, manifest_from_path
+from orchestrator.spec import CascadeSpec, FusedPrefix, InputSpec, Manifest, Member, TensorSpec, manifest_from_path
 from orchestrator.spec.inputs import INPUT_DTYPES
 from orchestrator.spec.planned_models import data_files_of
 from orchestrator.spec.triton import MODEL_FILES, versions_in
@@ -148,7 +148,7 @@ def _tensor(spec: TensorSpec) -> Tensor:
     return Tensor(name=spec.name, dtype=spec.dtype, dims=spec.dims)
 
 
-def planned_version(planned: Member | Lead, folder: Path, config: ModelConfig | None) -> int | None:
+def planned_version(planned: Member | FusedPrefix, folder: Path, config: ModelConfig | None) -> int | None:
     """The version that a plan means: the one it names, else the newest served one with the planned file.
 
     Args:
@@ -194,7 +194,7 @@ def pinned_spec(spec: CascadeSpec, repository: Path) -> CascadeSpec:
         dataclasses.replace(stage, members=tuple(_pinned_member(one, repository) for one in stage.members))
         for stage in spec.stages
     )
-    return dataclasses.replace(spec, stages=stages, lead=_pinned_lead(spec.lead, repository))
+    return dataclasses.replace(spec, stages=stages, fused_prefix=_pinned_lead(spec.fused_prefix, repository))
 
 
 def _pinned_member(member: Member, repository: Path) -> Member:
@@ -209,7 +209,7 @@ def _pinned_member(member: Member, repository: Path) -> Member:
     return dataclasses.replace(member, version=version, sha256=sha256, data_files=data_files)
 
 
-def _pinned_lead(lead: Lead | None, repository: Path) -> Lead | None:
+def _pinned_lead(lead: FusedPrefix | None, repository: Path) -> FusedPrefix | None:
     if lead is None:
         return None
     folder = repository / lead.name

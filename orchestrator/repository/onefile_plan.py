@@ -93,7 +93,7 @@ def answering(spec: CascadeSpec) -> CascadeSpec:
         for stage in spec.stages
     )
     limits = Limits(max_batch_size=spec.limits.max_batch_size)
-    return dataclasses.replace(spec, stages=stages, fit=None, lead=None, limits=limits)
+    return dataclasses.replace(spec, stages=stages, fit=None, fused_prefix=None, limits=limits)
 
 
 def metadata_from_onefile(onefile: OneFile) -> dict[str, str]:

@@ -133,12 +133,12 @@ class Stage:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Lead:
-    """One model that asks the leading stages by itself, so that the first call covers them.
+class FusedPrefix:
+    """One model that runs the leading stages in one graph, so that the first call covers them.
 
-    It gives what each of their members says, NaN for rows that an earlier stage was sure of; every decision is
-    still made from those outputs by the runtime. A row that needs a stage the lead did not ask (a request's
-    min_stage or threshold_shift), and every row where the lead fails, goes to the members themselves.
+    It gives the output of each of their members, NaN for rows that an earlier stage was sure of; the runtime still
+    makes every decision from those outputs. A row that needs a stage the graph skipped for it (a request's
+    min_stage or threshold_shift), and every row of a call that failed, goes to the members themselves.
 
     Args:
         name: Triton model name; its input is the cascade's, its outputs are called as the members.
@@ -155,7 +155,7 @@ class Lead:
     version: int | None = None
 
     def __post_init__(self) -> None:
-        faults = Faults(f"lead {self.name}")
+        faults = Faults(f"fused prefix {self.name}")
         faults.name("name", self.name)
         faults.integer("stages", self.stages, low=2)
         faults.integer("max_batch_size", self.max_batch_size, low=1)
@@ -241,7 +241,7 @@ class CascadeSpec:
     cost_unit: str = "MACs"
     limits: Limits = field(default_factory=Limits)
     fit: Fit | None = None
-    lead: Lead | None = None
+    fused_prefix: FusedPrefix | None = field(default=None, metadata={"key": "lead"})
     gears: Gears | None = None
     header_pattern: str | None = None
 
@@ -259,8 +259,8 @@ class CascadeSpec:
             good = isinstance(label, str) and not set(label) & set("\r\n")
             faults.check("labels", good, f"got {label!r}, expected text without line breaks")
         self._check_stages(faults)
-        if self.lead is not None:
-            self._check_lead(self.lead, faults)
+        if self.fused_prefix is not None:
+            self._check_fused_prefix(self.fused_prefix, faults)
         for gear in self.gears.cheaper if self.gears is not None else ():
             got, expected = len(gear.thresholds), len(self.stages) - 1
             faults.check("gears", got == expected, f"got {got} thresholds in a gear, expected {expected}")
@@ -268,11 +268,11 @@ class CascadeSpec:
         faults.check("header_pattern", fault is None, str(fault))
         faults.close()
 
-    def _check_lead(self, lead: Lead, faults: Faults) -> None:
+    def _check_fused_prefix(self, prefix: FusedPrefix, faults: Faults) -> None:
         most = len(self.stages)
-        faults.check("lead", lead.stages <= most, f"got {lead.stages} stages, expected at most {most}")
+        faults.check("lead", prefix.stages <= most, f"got {prefix.stages} stages, expected at most {most}")
         own = [self.name, *(member.name for member in self.members)]
-        faults.check("lead", lead.name not in own, f"got {lead.name}, expected a model of its own")
+        faults.check("lead", prefix.name not in own, f"got {prefix.name}, expected a model of its own")
         given = [member.name for member in self.members if member.input not in (None, self.input.name)]
         faults.check(
             "lead",
@@ -306,9 +306,9 @@ class CascadeSpec:
 
     @property
     def models(self) -> tuple[str, ...]:
-        """Names of all models it calls: the members, and the lead."""
+        """Names of all models it calls: the members, and the fused prefix."""
         names = tuple(member.name for member in self.members)
-        return names if self.lead is None else (*names, self.lead.name)
+        return names if self.fused_prefix is None else (*names, self.fused_prefix.name)
 
     @property
     def worst_cost(self) -> float:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import SpecError
-from orchestrator.spec.cascade import FORMAT, CascadeSpec, Fit, Lead, Limits, Member, Stage
+from orchestrator.spec.cascade import FORMAT, CascadeSpec, Fit, FusedPrefix, Limits, Member, Stage
 from orchestrator.spec.gears import Gear, Gears
 from orchestrator.spec.inputs import InputSpec, Preprocess
 from orchestrator.spec.validation import Faults, array_of, build, json_from_text, plain, text_of_file
@@ -51,7 +51,7 @@ _cascade = partial(
         "labels": _numbers,
         "limits": _part(Limits),
         "fit": _fit,
-        "lead": _part(Lead),
+        "lead": _part(FusedPrefix),
         "gears": _part(Gears, {"cheaper": array_of(_gear)}),
     },
 )
@@ -92,7 +92,8 @@ def cascade_from_path(path: Path) -> CascadeSpec:
 
 def json_from_cascade(spec: CascadeSpec) -> str:
     """The text of cascade.json; equal specs give equal bytes, and reading it back gives an equal spec."""
-    value = {"format": FORMAT, **dataclasses.asdict(spec)}
+    keys = {field.name: field.metadata.get("key", field.name) for field in dataclasses.fields(spec)}
+    value = {"format": FORMAT, **{keys[name]: part for name, part in dataclasses.asdict(spec).items()}}
     for name in ("lead", "gears", "header_pattern"):
         if value[name] is None:
             del value[name]

@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from orchestrator.errors import SpecError
-from orchestrator.spec.cascade import CascadeSpec, Lead, Member
+from orchestrator.spec.cascade import CascadeSpec, FusedPrefix, Member
 from orchestrator.spec.manifest import manifest_from_path
 from orchestrator.spec.triton import MODEL_FILES, versions_in
 
@@ -122,7 +122,7 @@ class PlannedModel:
     """
 
     def __init__(
-        self, planned: Member | Lead, repository: Path, *, verify_files: bool = True, may_fail: bool = False
+        self, planned: Member | FusedPrefix, repository: Path, *, verify_files: bool = True, may_fail: bool = False
     ) -> None:
         self.name = planned.name
         self.version = planned.version
@@ -196,7 +196,7 @@ class PlannedModel:
             return "it is not ready" if version is None else f"its version {version} is not ready"
         return None
 
-    def _expected_files(self, planned: Member | Lead) -> dict[str, str]:
+    def _expected_files(self, planned: Member | FusedPrefix) -> dict[str, str]:
         """Path in the version folder -> sha256; none where the plan has no hash or the file's name is unknown."""
         name, data_files = _exported_files(self._folder)
         folders = [self._folder / str(version) for version in versions_in(self._folder)]
@@ -216,8 +216,8 @@ def planned_models(spec: CascadeSpec, repository: Path, *, verify_files: bool = 
         for stage in spec.stages
         for member in stage.members
     ]
-    if spec.lead is not None:
-        models.append(PlannedModel(spec.lead, repository, verify_files=verify_files))
+    if spec.fused_prefix is not None:
+        models.append(PlannedModel(spec.fused_prefix, repository, verify_files=verify_files))
     return tuple(models)
 
 

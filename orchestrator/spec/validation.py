@@ -90,10 +90,13 @@ def build(cls: type[T], path: str, value: object, faults: Faults, convert: dict[
         faults.add(path or "document", f"got {type(value).__name__}, expected an object")
         return None
     before = len(faults.found)
-    fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    # A field whose JSON key is another word names that key in its metadata.
+    fields = {field.metadata.get("key", field.name): field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
     _check_keys(fields, path, value, faults)
     known = {
-        key: convert[key](join(path, key), item, faults) if key in convert and item is not None else item
+        fields[key].name: convert[key](join(path, key), item, faults)
+        if key in convert and item is not None
+        else item
         for key, item in value.items()
         if key in fields
     }

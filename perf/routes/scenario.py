@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
-from orchestrator.decision import Combiner, score_from_tally
+from orchestrator.decision import Combiner, confidence_score
 from orchestrator.errors import DataError
 from orchestrator.repository.files import new_folder
 from orchestrator.spec import CascadeSpec, cascade_from_path, json_from_cascade
@@ -185,7 +185,7 @@ def _exits_of_rows(
             break
         combiner.add_stage(tally, number, [ask(member.name, rows[left]) for member in stage.members])
         p, label = combiner.distribution(tally)
-        score = score_from_tally(spec.score, p, label, tally.tops, combiner.weights)
+        score = confidence_score(spec.score, p, label, tally.tops, combiner.weights)
         threshold = np.float32(np.inf if stage.threshold is None else stage.threshold)
         margin[left] = np.minimum(margin[left], np.abs(score - threshold))
         sure = score >= threshold

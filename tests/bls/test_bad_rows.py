@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from orchestrator.spec import CascadeSpec, Lead, Member, Stage
+from orchestrator.spec import CascadeSpec, FusedPrefix, Member, Stage
 from orchestrator.spec.answer import ANSWER_COLUMNS, DEGRADED
 from tests.bls.fixtures import EASY, HARD, K, ask_all, large, loaded, rows_of, small, two_stages
 from tests.fakes.triton import FakeTriton, InferenceResponse, Request
@@ -69,7 +69,7 @@ SPECS = {
             two_stages().stages[1],
         ),
     ),
-    "a_lead": two_stages(lead=Lead(name="lead", stages=2, max_batch_size=16)),
+    "a_lead": two_stages(fused_prefix=FusedPrefix(name="lead", stages=2, max_batch_size=16)),
 }
 KINDS = {"easy": EASY, "hard": HARD, "bad": bad(EASY, 0), "bad_later": bad(HARD, K)}
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from orchestrator.bls.pending import Reply
-from orchestrator.decision import Outcome
+from orchestrator.decision import StageOutcome
 from tests.bls.fixtures import EASY, HARD, K, ask_all, large, loaded, rows_of, small, wait_for
 from tests.fakes.triton import FakeTriton, Request, TritonError
 
@@ -78,7 +78,7 @@ def test_a_fault_after_rows_left_the_table_does_not_touch_who_took_their_slots(
         settle, give_up = scheduler._settle, scheduler._give_up
         first, second = (Request({"x": rows_of(HARD)}) for _ in range(2))
 
-        def failing(outcome: Outcome, errors: dict[int, str]) -> list[Reply]:
+        def failing(outcome: StageOutcome, errors: dict[int, str]) -> list[Reply]:
             if outcome.stage == 1 and asked.is_set() and not gate.is_set():
                 raise RuntimeError("a fault after the rows were fed")
             return settle(outcome, errors)

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.bls.gearbox import Gearbox
-from orchestrator.decision import CascadeRun, Judge, Policy, arrivals_from_policies
+from orchestrator.decision import CascadeRun, Evaluator, Policy, arrivals_from_policies
 from orchestrator.errors import SpecError
 from orchestrator.spec import CascadeSpec, Gear, Gears, cascade_from_json, json_from_cascade
 from orchestrator.spec.answer import ABSTAINED, GEARED
@@ -262,7 +262,7 @@ def test_a_hopeless_row_abstains_in_every_gear() -> None:
     for gear in range(3):
         outcome = admit(spec, logits(0.4), gear=gear)
         assert outcome.answers.status.tolist() == [ABSTAINED]
-        sure = Judge(spec).sure(Judge(spec).look(1, [logits(0.4)]), gear)
+        sure = Evaluator(spec).sure(Evaluator(spec).look(1, [logits(0.4)]), gear)
         assert sure.exits.tolist() == [True]
 
 

@@ -11,20 +11,28 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from orchestrator.errors import SpecError
-from orchestrator.spec import CascadeSpec, InputSpec, Lead, Member, Stage, cascade_from_json, json_from_cascade
+from orchestrator.spec import (
+    CascadeSpec,
+    FusedPrefix,
+    InputSpec,
+    Member,
+    Stage,
+    cascade_from_json,
+    json_from_cascade,
+)
 from tests.bls.fixtures import ask_all, loaded
 from tests.fakes.triton import FakeTriton, Request
 
 K = 3
 NAMES = ("first", "second", "third")
-LEAD = Lead(name="lead", stages=2, max_batch_size=8)
+LEAD = FusedPrefix(name="lead", stages=2, max_batch_size=8)
 
 
 def member(name: str) -> Member:
     return Member(name=name, output="logits", cost=float(10 ** NAMES.index(name)), max_batch_size=8)
 
 
-def spec(lead: Lead | None = LEAD, **changes: object) -> CascadeSpec:
+def spec(fused_prefix: FusedPrefix | None = LEAD, **changes: object) -> CascadeSpec:
     """Three stages; a row holds what each of the three members says."""
     return dataclasses.replace(
         CascadeSpec(
@@ -37,7 +45,7 @@ def spec(lead: Lead | None = LEAD, **changes: object) -> CascadeSpec:
                 Stage(members=(member("second"),), threshold=0.9),
                 Stage(members=(member("third"),)),
             ),
-            lead=lead,
+            fused_prefix=fused_prefix,
         ),
         **changes,
     )
@@ -85,7 +93,7 @@ POLICIES = st.sampled_from(
 def test_every_answer_is_the_one_without_a_lead(tmp_path: Path, seed: int, sizes: list[int], policy: dict) -> None:
     parts = [random_rows(seed + i, n) for i, n in enumerate(sizes)]
     with_lead = answered(tmp_path, fake(), spec(), parts, **policy)
-    without = answered(tmp_path, fake(), spec(lead=None), parts, **policy)
+    without = answered(tmp_path, fake(), spec(fused_prefix=None), parts, **policy)
     for one, other in zip(with_lead, without, strict=True):
         for name in ("label", "exit_stage", "cost", "status", "confidence", "probabilities"):
             np.testing.assert_array_equal(one.column(name), other.column(name), err_msg=name)
@@ -149,7 +157,7 @@ def test_what_the_lead_settled_is_counted_as_if_the_members_had(tmp_path: Path) 
     counted = []
     for lead in (LEAD, None):
         server = fake()
-        answered(tmp_path, server, spec(lead=lead), [rows_leaving_at(2, 0, 1, 1)])
+        answered(tmp_path, server, spec(fused_prefix=lead), [rows_leaving_at(2, 0, 1, 1)])
         names = (
             "committee_exits_total",
             "committee_deferred_total",
@@ -163,12 +171,12 @@ def test_what_the_lead_settled_is_counted_as_if_the_members_had(tmp_path: Path) 
 
 def test_a_plan_with_a_lead_is_read_back_and_a_wrong_one_is_refused() -> None:
     assert cascade_from_json(json_from_cascade(spec())) == spec()
-    assert "lead" not in json_from_cascade(spec(lead=None))
+    assert "lead" not in json_from_cascade(spec(fused_prefix=None))
     for lead, says in (
-        (Lead(name="lead", stages=4), "got 4 stages, expected at most 3"),
-        (Lead(name="first", stages=2), "a model of its own"),
+        (FusedPrefix(name="lead", stages=4), "got 4 stages, expected at most 3"),
+        (FusedPrefix(name="first", stages=2), "a model of its own"),
     ):
         with pytest.raises(SpecError, match=says):
-            spec(lead=lead)
+            spec(fused_prefix=lead)
     with pytest.raises(SpecError, match="stages"):
-        Lead(name="lead", stages=1)
+        FusedPrefix(name="lead", stages=1)

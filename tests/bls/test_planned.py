@@ -18,7 +18,7 @@ from orchestrator.bls import planned, probes
 from orchestrator.bls.model import CascadeModel, cascade_model
 from orchestrator.bls.scheduler import Scheduler
 from orchestrator.errors import SpecError
-from orchestrator.spec import CascadeSpec, Fit, Lead, json_from_cascade
+from orchestrator.spec import CascadeSpec, Fit, FusedPrefix, json_from_cascade
 from orchestrator.spec.answer import DEGRADED
 from tests.bls.fixtures import EASY, HARD, ask_all, large, rows_of, small, two_stages, wait_for
 from tests.fakes.triton import FakeTriton, InferenceResponse, Request, TritonError
@@ -356,9 +356,9 @@ def test_a_lead_that_is_another_is_stepped_over(tmp_path: Path) -> None:
     def lead(rows: np.ndarray) -> dict[str, np.ndarray]:
         return {"small": small(rows), "large": large(rows)}
 
-    server = fake(lead=lead)
+    server = fake(fused_prefix=lead)
     plan = dataclasses.replace(
-        spec_with(version=1), lead=Lead(name="lead", stages=2, sha256=sha(RIGHT), version=1)
+        spec_with(version=1), fused_prefix=FusedPrefix(name="lead", stages=2, sha256=sha(RIGHT), version=1)
     )
     with running(tmp_path, server, plan) as model:
         assert answered(ask(model, HARD))

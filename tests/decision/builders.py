@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from orchestrator.decision import Answers, CascadeRun, Policy, arrivals_from_policies
+from orchestrator.decision import AnsweredRows, CascadeRun, Policy, arrivals_from_policies
 from orchestrator.spec import CascadeSpec, InputSpec, Member, Stage
 
 
@@ -115,7 +115,7 @@ def answer_all(
 ) -> Done:
     """Runs every row through, in the given batches, asking later stages for at most `limit` rows at a time."""
     run = CascadeRun(case.spec, capacity_rows=4)
-    parts: list[Answers] = []
+    parts: list[AnsweredRows] = []
     asked = [0] * len(case.spec.stages)
     source: dict[int, int] = {}
     for batch in batches or [np.arange(case.rows)]:

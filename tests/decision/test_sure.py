@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator.decision import DEFAULT, CascadeRun, Combiner, Judge, arrivals_from_policies
+from orchestrator.decision import DEFAULT, CascadeRun, Combiner, Evaluator, arrivals_from_policies
 from orchestrator.spec import CascadeSpec, Gear, Gears, InputSpec, Member, Stage
 
 GEARS = Gears(cheaper=(Gear(thresholds=(0.4,), mean_cost=1.0),))
@@ -60,7 +60,7 @@ def test_what_it_answers_at_once_is_what_the_table_would_have_answered(
     arrivals = arrivals_from_policies(
         [0], [rows], policies=[DEFAULT], now_ns=[0], default_deadline_us=1000, gear=gear
     )
-    judge = Judge(spec)
+    judge = Evaluator(spec)
     sure = judge.sure(judge.look(rows, outputs), gear)
     outcome = run.admit(arrivals, outputs)
     if len(outcome.failures):

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.decision import Combiner, score_from_tally
+from orchestrator.decision import Combiner, confidence_score
 from orchestrator.errors import RepositoryError, SpecError
 from orchestrator.repository.averaging import averaging_model, spec_from_averaging
 from orchestrator.spec import COMBINES, SCORES, CascadeSpec, InputSpec, Member, Stage
@@ -90,7 +90,7 @@ def from_decision_core(spec: CascadeSpec, outputs: list[np.ndarray]) -> dict[str
         unanswered = bad
     with np.errstate(invalid="ignore", divide="ignore"):
         p, label = combiner.distribution(tally)
-        score = score_from_tally(spec.score, p, label, tally.tops, combiner.weights)
+        score = confidence_score(spec.score, p, label, tally.tops, combiner.weights)
     return {"p": p, "label": label, "score": score, "bad": bad, "unanswered": unanswered}
 
 

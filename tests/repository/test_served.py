@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tritonclient.grpc as grpcclient
 
-from orchestrator.decision import Combiner, score_from_tally
+from orchestrator.decision import Combiner, confidence_score
 from orchestrator.repository.check import check
 from orchestrator.repository.checked import render_output
 from orchestrator.repository.index import plans_in
@@ -83,7 +83,7 @@ def expected(spec: CascadeSpec, x: np.ndarray) -> tuple[np.ndarray, np.ndarray, 
     tally = combiner.empty(len(x))
     combiner.add_stage(tally, 0, outputs)
     p, label = combiner.distribution(tally)
-    return p, label, score_from_tally(spec.score, p, label, tally.tops, combiner.weights)
+    return p, label, confidence_score(spec.score, p, label, tally.tops, combiner.weights)
 
 
 def test_the_server_loads_every_model_of_a_rendering(client: grpcclient.InferenceServerClient) -> None:

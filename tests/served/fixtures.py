@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from orchestrator.bls.counters import FLUSH_INTERVAL_S
 from orchestrator.cli.demo_routes import NEAR_THRESHOLD, plan_of
-from orchestrator.decision import Answers, Policy
+from orchestrator.decision import AnsweredRows, Policy
 from orchestrator.planner.records import Records
 from orchestrator.planner.replay import replay
 from orchestrator.repository.render import render
@@ -116,7 +116,7 @@ class Offline:
     """
 
     def __init__(self, spec: CascadeSpec, records: Records, policy: Policy | None = None) -> None:
-        self.answers: Answers = replay(spec, records, policy)
+        self.answers: AnsweredRows = replay(spec, records, policy)
         self.near = np.zeros(records.rows, np.bool_)
         shift = 0.0 if policy is None else policy.threshold_shift
         for stage, part in enumerate(spec.stages[:-1]):

@@ -18,7 +18,7 @@ from tritonclient.utils import InferenceServerException
 
 from orchestrator.repository.render import render
 from orchestrator.serving.process import EmbeddedServer
-from orchestrator.spec import CascadeSpec, InputSpec, Lead, Limits, Member, Stage
+from orchestrator.spec import CascadeSpec, FusedPrefix, InputSpec, Limits, Member, Stage
 from orchestrator.spec.answer import DEGRADED
 from tests.served.asking import ask, client_of
 from tests.served.fixtures import metrics_of
@@ -62,7 +62,7 @@ def model_of(**members: int) -> onnx.ModelProto:
 
 
 def spec_of(
-    name: str, *stages: tuple[str, ...], on_failure: str = "error", lead: Lead | None = None
+    name: str, *stages: tuple[str, ...], on_failure: str = "error", fused_prefix: FusedPrefix | None = None
 ) -> CascadeSpec:
     made = tuple(
         Stage(
@@ -78,7 +78,7 @@ def spec_of(
         classes=K,
         combine="last",
         stages=made,
-        lead=lead,
+        fused_prefix=fused_prefix,
         limits=Limits(max_batch_size=64),
     )
 
@@ -88,7 +88,9 @@ SPECS = {
     for spec in (
         spec_of("two_stages", ("first",), ("second",)),
         spec_of("pair", ("first", "twin"), ("second",)),
-        spec_of("leading", ("first",), ("second",), lead=Lead(name="both", stages=2, max_batch_size=16)),
+        spec_of(
+            "leading", ("first",), ("second",), fused_prefix=FusedPrefix(name="both", stages=2, max_batch_size=16)
+        ),
         spec_of("lenient", ("first",), ("second",), on_failure="answer"),
         spec_of("lost", ("first",), ("gone",)),
     )

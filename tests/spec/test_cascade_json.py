@@ -10,8 +10,8 @@ from orchestrator.errors import SpecError
 from orchestrator.spec import (
     CascadeSpec,
     Fit,
+    FusedPrefix,
     InputSpec,
-    Lead,
     Member,
     Preprocess,
     Stage,
@@ -124,11 +124,13 @@ def test_a_missing_file_and_a_binary_file_are_one_line(tmp_path: Path) -> None:
 def test_versions_and_files_beside_models_are_kept_and_left_out_where_there_are_none() -> None:
     member = Member(name="one", output="logits", version=3, sha256="a" * 64, data_files={"w.data": "b" * 64})
     stages = (Stage(members=(member,), threshold=0.7), SPEC.stages[1])
-    plan = dataclasses.replace(SPEC, stages=stages, lead=Lead(name="lead", stages=2, version=2, sha256="c" * 64))
+    plan = dataclasses.replace(
+        SPEC, stages=stages, fused_prefix=FusedPrefix(name="lead", stages=2, version=2, sha256="c" * 64)
+    )
     assert cascade_from_json(json_from_cascade(plan)) == plan
     for word in ("version", "data_files"):
         assert f'"{word}"' not in TEXT
-    bare = json_from_cascade(dataclasses.replace(SPEC, lead=Lead(name="lead", stages=2)))
+    bare = json_from_cascade(dataclasses.replace(SPEC, fused_prefix=FusedPrefix(name="lead", stages=2)))
     assert set(json.loads(bare)["lead"]) == {"name", "stages", "max_batch_size"}
 
 

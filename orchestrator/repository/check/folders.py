@@ -41,7 +41,7 @@ def check_lead(spec: CascadeSpec, model: Model | None, findings: Findings) -> No
         model: the lead's folder as it was read, None where there is none.
         findings: where to add it.
     """
-    lead = spec.lead
+    lead = spec.fused_prefix
     assert lead is not None
     field = f"lead {lead.name}"
     if model is None:

@@ -20,7 +20,7 @@ from orchestrator.repository.member_facts import MemberFacts, Tensors, fits
 from orchestrator.repository.render import ensemble_configs
 from orchestrator.repository.shim import RUNTIME, SHIM, runtime_files
 from orchestrator.repository.tuning import TUNABLE, is_refused
-from orchestrator.spec import CascadeSpec, Lead, Manifest, Member
+from orchestrator.spec import CascadeSpec, FusedPrefix, Manifest, Member
 from orchestrator.spec.class_names import first_misplaced, first_unlike
 from orchestrator.spec.triton import versions_in
 
@@ -205,7 +205,7 @@ class _Pair:
             self.note(f"costs {self.member.cost:g} MACs in the plan, {manifest.macs:g} in its manifest")
 
 
-def version_faults(planned: Member | Lead, folder: Path, config: ModelConfig | None) -> Iterator[str]:
+def version_faults(planned: Member | FusedPrefix, folder: Path, config: ModelConfig | None) -> Iterator[str]:
     """What is wrong with the version of a model that a plan means, and with its files.
 
     Args:
@@ -221,7 +221,7 @@ def version_faults(planned: Member | Lead, folder: Path, config: ModelConfig | N
     found = None if version is None else sha256_of_version(folder, config, version)
     expected = planned.sha256
     if None not in (expected, found) and found != expected:
-        fitted = "made with the plan" if isinstance(planned, Lead) else "the thresholds were fitted on"
+        fitted = "made with the plan" if isinstance(planned, FusedPrefix) else "the thresholds were fitted on"
         yield f"model file has hash {_hash(found)}, {fitted} {_hash(expected)}; plan again"
     beside = planned.data_files if isinstance(planned, Member) else {}
     for name, digest in beside.items():
@@ -230,7 +230,7 @@ def version_faults(planned: Member | Lead, folder: Path, config: ModelConfig | N
             yield f"{name} of version {version} holds other weights than the thresholds were fitted on; plan again"
 
 
-def unserved_version(planned: Member | Lead, folder: Path, config: ModelConfig | None) -> Iterator[str]:
+def unserved_version(planned: Member | FusedPrefix, folder: Path, config: ModelConfig | None) -> Iterator[str]:
     """Where a plan names a version that Triton does not serve of what lies there."""
     served = versions_served(folder, config)
     if planned.version is not None and planned.version not in served:

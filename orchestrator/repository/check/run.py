@@ -23,7 +23,7 @@ from orchestrator.repository.configs import averaging_name
 from orchestrator.repository.files import disk_errors
 from orchestrator.repository.index import ensemble_spec, model_folders, plan_path, readable_config
 from orchestrator.repository.shim import is_shim
-from orchestrator.spec import CascadeSpec, Lead, Member, cascade_from_path
+from orchestrator.spec import CascadeSpec, FusedPrefix, Member, cascade_from_path
 
 
 def check(repository: Path, names: Sequence[str] | None = None, *, triton: str | None = None) -> CheckReport:
@@ -127,9 +127,9 @@ class _Check:
     def look_at_versions(self, name: str, plan: Path) -> None:
         """Adds where a plan asks for a version that is not served of a model that is there."""
         spec = self.spec(name, plan)
-        models: list[Member | Lead] = [] if spec is None else [*spec.members]
-        if spec is not None and spec.lead is not None:
-            models.append(spec.lead)
+        models: list[Member | FusedPrefix] = [] if spec is None else [*spec.members]
+        if spec is not None and spec.fused_prefix is not None:
+            models.append(spec.fused_prefix)
         for planned in models:
             folder = self.folders.get(planned.name)
             for text in () if folder is None else unserved_version(planned, folder, readable_config(folder)):
@@ -140,11 +140,11 @@ class _Check:
         present = [model for model in spec.models if model in self.folders]
         models = {member: self._model(member) for member in present}
         check_members(spec, models, self.findings, known=[other for other in self.folders if other != name])
-        if spec.lead is not None:
-            lead = models.get(spec.lead.name)
+        if spec.fused_prefix is not None:
+            lead = models.get(spec.fused_prefix.name)
             check_lead(spec, lead, self.findings)
-            for text in () if lead is None else version_faults(spec.lead, lead.folder, lead.config):
-                self.findings.fault(name, f"lead {spec.lead.name}", text)
+            for text in () if lead is None else version_faults(spec.fused_prefix, lead.folder, lead.config):
+                self.findings.fault(name, f"lead {spec.fused_prefix.name}", text)
         for member in present:
             self.look_at(member)
 

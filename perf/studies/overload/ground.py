@@ -147,7 +147,7 @@ def make_setup(
     )
     if not isinstance(found, Planned) or found.spec.gears is None:
         raise DataError("overload", got="a plan without gears", expected="stages whose thresholds can be lowered")
-    spec = dataclasses.replace(found.spec, lead=None, gears=_with_wait(found.spec.gears, raise_wait_us))
+    spec = dataclasses.replace(found.spec, fused_prefix=None, gears=_with_wait(found.spec.gears, raise_wait_us))
     say("rendering")
     with new_folder(folder) as building:
         for member in spec.members:

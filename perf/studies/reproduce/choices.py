@@ -59,7 +59,7 @@ class ChosenPlan:
             for stage, threshold in zip(self.stages, (*self.thresholds, None), strict=True)
         )
         return dataclasses.replace(
-            base, stages=stages, combine=self.combine, score=self.score, fit=None, lead=None
+            base, stages=stages, combine=self.combine, score=self.score, fit=None, fused_prefix=None
         )
 
 

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from export.__main__ import app
 from export.fusing.plans import fuse_plan
-from orchestrator.decision import Answers
+from orchestrator.decision import AnsweredRows
 from orchestrator.errors import CommitteeError, ExportError
 from orchestrator.local.sessions import LocalMembers
 from orchestrator.planner.records import Records
@@ -49,7 +49,7 @@ def add_scoring(repository: Path, name: str, *, seed: int, kind: str, **changes:
     return dataclasses.replace(member, output_kind=kind, **changes)
 
 
-def replayed(spec: CascadeSpec, repository: Path, rows: np.ndarray) -> Answers:
+def replayed(spec: CascadeSpec, repository: Path, rows: np.ndarray) -> AnsweredRows:
     names = [member.name for member in spec.members]
     members = LocalMembers(repository, names)
     outputs = {name: members.ask(name, rows) for name in names}
@@ -57,7 +57,7 @@ def replayed(spec: CascadeSpec, repository: Path, rows: np.ndarray) -> Answers:
     return replay(spec, Records(ids=np.arange(len(rows)), labels=None, outputs=outputs, cost=costs))
 
 
-def assert_same_answers(old: Answers, new: Answers) -> None:
+def assert_same_answers(old: AnsweredRows, new: AnsweredRows) -> None:
     np.testing.assert_array_equal(new.label, old.label)
     np.testing.assert_array_equal(new.exit_stage, old.exit_stage)
     np.testing.assert_array_equal(new.cost, old.cost)

@@ -13,7 +13,7 @@ import onnxruntime
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from orchestrator.decision import CascadeRun, Combiner, Policy, arrivals_from_policies, score_from_tally
+from orchestrator.decision import CascadeRun, Combiner, Policy, arrivals_from_policies, confidence_score
 from orchestrator.spec import COMBINES, SCORES, CascadeSpec, InputSpec, Limits, Member, Stage
 
 NAMES = ("probabilities", "label", "confidence", "exit_stage", "cost", "status")
@@ -146,7 +146,7 @@ def seen_by_core(spec: CascadeSpec, outputs: list[np.ndarray]) -> list[Seen]:
         combiner.add_stage(tally, index, outputs[first : first + len(stage.members)])
         first += len(stage.members)
         p, label = combiner.distribution(tally)
-        score = score_from_tally(spec.score, p, label, tally.tops, combiner.weights)
+        score = confidence_score(spec.score, p, label, tally.tops, combiner.weights)
         ranked = p
         if spec.combine == "vote" and tally.ties is not None:
             most = tally.total.max(axis=1, keepdims=True)

@@ -15,7 +15,7 @@ from orchestrator.repository.check import check
 from orchestrator.repository.checked import render_output
 from orchestrator.repository.render import render
 from orchestrator.rows.digits import digits_split
-from orchestrator.spec import Lead, cascade_from_path
+from orchestrator.spec import FusedPrefix, cascade_from_path
 from tests.export.onefile.sliced import NAMES
 from tests.servers import running_server
 
@@ -30,7 +30,9 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[grpcclient.Infe
     render_output(REPOSITORY, place, cascades=[SPEC])
     write_onefile(SPEC, place)
     write_onefile(SPEC, place, stages=2)
-    led = dataclasses.replace(SPEC, name="digits_led", lead=Lead(name="digits_cascade_lead", stages=2))
+    led = dataclasses.replace(
+        SPEC, name="digits_led", fused_prefix=FusedPrefix(name="digits_cascade_lead", stages=2)
+    )
     render(led, place)
     report = check(place)
     assert report, report.faults
@@ -111,6 +113,6 @@ def test_a_lead_made_from_another_plan_is_a_fault(tmp_path: Path) -> None:
         SPEC, stages=(dataclasses.replace(SPEC.stages[0], threshold=0.5), *SPEC.stages[1:])
     )
     write_onefile(other, place, stages=2)
-    render(dataclasses.replace(SPEC, lead=Lead(name="digits_cascade_lead", stages=2)), place)
+    render(dataclasses.replace(SPEC, fused_prefix=FusedPrefix(name="digits_cascade_lead", stages=2)), place)
     texts = [fault.text for fault in check(place).faults]
     assert any("made from another plan" in text for text in texts), texts

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import tritonclient.grpc as triton
 
-from orchestrator.decision import Answers, Policy
+from orchestrator.decision import AnsweredRows, Policy
 from orchestrator.errors import ClientError
 from orchestrator.local.sessions import LocalMembers
 from orchestrator.planner.records import Records
@@ -72,7 +72,7 @@ def bench(tiny: BenchScenario, tmp_path_factory: pytest.TempPathFactory) -> Iter
         yield Bench(address=server.grpc_address, repository=repository, made=tiny, rows=rows, records=records)
 
 
-def require_equal(got: dict[str, np.ndarray], expected: Answers, names: tuple[str, ...] = EXACT) -> None:
+def require_equal(got: dict[str, np.ndarray], expected: AnsweredRows, names: tuple[str, ...] = EXACT) -> None:
     assert set(got) == set(OUTPUTS)
     for name, dtype in OUTPUTS.items():
         assert got[name].dtype == dtype, name
