@@ -17,10 +17,9 @@ from orchestrator.cli.plan_show import show_json, show_plan
 from orchestrator.cli.plan_write import check_output, write_plan, write_plan_report
 from orchestrator.errors import DataError, InfeasibleError
 from orchestrator.planner.goal import Goal, Options
-from orchestrator.planner.planning import plan_from_records
+from orchestrator.planner.plan import Infeasible, Planned, plan_from_records
 from orchestrator.planner.records import records_from_path
-from orchestrator.planner.result import Infeasible, Planned
-from orchestrator.planner.table import MOST_MEMBERS
+from orchestrator.planner.subset_table import MOST_MEMBERS
 from orchestrator.spec import COMBINES, SCORES, CascadeSpec
 
 CALIBRATE = ("auto", "off")

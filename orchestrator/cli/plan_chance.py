@@ -8,8 +8,8 @@ from __future__ import annotations
 from orchestrator.cli.chance_notes import Labels, accuracy_text, chance_notes, order_hint
 from orchestrator.errors import DataError
 from orchestrator.planner.chance import near_chance
+from orchestrator.planner.plan import Planned
 from orchestrator.planner.records import Records, random_members
-from orchestrator.planner.result import Planned
 
 
 def notes_on_chance(records: Records) -> list[str]:

@@ -12,7 +12,7 @@ from rich import box
 from rich.table import Table
 
 from orchestrator.cli.console import print_json, stdout_console
-from orchestrator.planner.result import FrontierRow, Infeasible, Planned
+from orchestrator.planner.plan import FrontierRow, Infeasible, Planned
 from orchestrator.spec import CascadeSpec, Gear, Gears, json_from_cascade
 
 # Lines of the frontier that fit on a screen beside the plan.

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from orchestrator.cli.console import progress
 from orchestrator.errors import DataError
+from orchestrator.planner.plan import Planned
 from orchestrator.planner.records import Records
-from orchestrator.planner.result import Planned
 from orchestrator.repository.files import write_all
 from orchestrator.spec import CascadeSpec, json_from_cascade
 

@@ -9,7 +9,7 @@ import typer
 
 from orchestrator.cli.console import print_json
 from orchestrator.errors import DataError
-from orchestrator.planner.part import parts_from_records
+from orchestrator.planner.dataset_split import parts_from_records
 from orchestrator.planner.records import records_from_path, write_all_records
 
 

@@ -12,21 +12,31 @@ from typing import Any
 
 import numpy as np
 
-from orchestrator.planner.bounds import rate_at_least
+from orchestrator.planner.candidates import Choice, chains_of
 from orchestrator.planner.certify import (
     Candidate,
     Certificate,
+    Shortfall,
     candidate_from_tally,
     certify,
+    facts_of,
     sequence_of,
     tally_of,
+    tested_facts,
+    uncertified,
 )
-from orchestrator.planner.chains import Choice, chains_of
-from orchestrator.planner.goal import ENSEMBLE, Goal, Options
-from orchestrator.planner.promise import Shortfall, facts_of, tested_facts, uncertified
+from orchestrator.planner.goal import (
+    ENSEMBLE,
+    Goal,
+    Options,
+    Yardstick,
+    is_reference,
+    reference_alone,
+    rows_wanted,
+)
+from orchestrator.planner.intervals import rate_at_least
 from orchestrator.planner.search import RIGHT, Found, Searched, search
-from orchestrator.planner.table import Table
-from orchestrator.planner.yardstick import Yardstick, is_reference, reference_alone, rows_wanted
+from orchestrator.planner.subset_table import Table
 from orchestrator.progress import Progress, no_progress
 
 KEPT = "kept"

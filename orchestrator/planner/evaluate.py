@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from orchestrator.errors import DataError
+from orchestrator.planner.dataset_split import has_seen
 from orchestrator.planner.intervals import clopper_pearson, paired_difference
-from orchestrator.planner.origin import has_seen
 from orchestrator.planner.records import Records, random_members
 from orchestrator.planner.replay import replay
 from orchestrator.spec import CascadeSpec

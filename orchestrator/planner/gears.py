@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from orchestrator.planner.chains import Chain, Choice, mean_cost, outcome_of, shares_of
+from orchestrator.planner.candidates import Chain, Choice, mean_cost, outcome_of, shares_of
 from orchestrator.planner.decide import Part
 from orchestrator.planner.goal import QUANTILES
 from orchestrator.planner.search import RIGHT, search

@@ -20,12 +20,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from orchestrator.planner.prefixes import middles
-
 Bins = npt.NDArray[np.int16]
 Counts = npt.NDArray[np.int32]
 # Whole numbers up to here are exact in float64.
 EXACT = float(1 << 53)
+# Kernel rounding moves scores by about 1e-6 with the batch size; a threshold this far from any score flips no row.
+MIN_GAP = 2e-5
 
 
 def thresholds_from_scores(score: npt.NDArray[np.float32], quantiles: int) -> npt.NDArray[np.float32]:
@@ -47,6 +47,13 @@ def thresholds_from_scores(score: npt.NDArray[np.float32], quantiles: int) -> np
     nearest = np.where(wanted - places[below] < places[above] - wanted, below, above)
     found: npt.NDArray[np.float32] = places[np.unique(nearest)].astype(np.float32)
     return found
+
+
+def middles(score: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+    """The middles of all gaps between neighbouring scores that are wide enough for a threshold, ascending."""
+    ordered = np.unique(score.astype(np.float64))
+    gaps = np.flatnonzero(np.diff(ordered) >= MIN_GAP)
+    return np.asarray((ordered[gaps] + ordered[gaps + 1]) / 2, np.float64)
 
 
 def bins_from_scores(score: npt.NDArray[np.float32], thresholds: npt.NDArray[np.float32]) -> Bins:

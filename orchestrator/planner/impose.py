@@ -12,12 +12,13 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from orchestrator.decision import Combiner, confidence_score
 from orchestrator.errors import DataError
-from orchestrator.planner.prefixes import middles, prefixes
+from orchestrator.planner.grid import middles
 from orchestrator.planner.records import Records
 from orchestrator.planner.replay import replay
 from orchestrator.planner.search import Point
-from orchestrator.spec import CascadeSpec, Stage
+from orchestrator.spec import CascadeSpec, Member, Stage
 
 
 def impose(base: CascadeSpec, records: Records, *, exit_share: Sequence[float]) -> Point:
@@ -72,3 +73,26 @@ def _threshold(score: npt.NDArray[np.float32], exits: int, name: str) -> float:
         )
     passing = len(score) - np.searchsorted(np.sort(score), places.astype(np.float32))
     return float(np.float32(places[np.argmin(np.abs(passing - exits))]))
+
+
+def prefixes(
+    base: CascadeSpec, records: Records, members: tuple[Member, ...]
+) -> tuple[list[npt.NDArray[np.float32]], list[npt.NDArray[np.int64]]]:
+    """Per prefix of the chain: score float32 (n,) and label int64 (n,).
+
+    Raises:
+        DataError: an output is not finite.
+    """
+    chain = dataclasses.replace(base, stages=tuple(Stage(members=(member,)) for member in members))
+    combiner = Combiner(chain)
+    tally = combiner.empty(records.rows)
+    scores, labels = [], []
+    for stage, member in enumerate(members):
+        failed, _ = combiner.add_stage(tally, stage, [records.outputs[member.name]])
+        if failed is not None:
+            bad = int((failed >= 0).sum())
+            raise DataError(f"records of {member.name}", got=f"{bad} rows with NaN or infinity")
+        p, label = combiner.distribution(tally)
+        scores.append(confidence_score(base.score, p, label, tally.tops, combiner.weights))
+        labels.append(label)
+    return scores, labels

@@ -1,8 +1,13 @@
-"""Confidence intervals of shares and of paired differences."""
+"""Confidence intervals of shares and paired differences, and upper bounds on how much worse a plan is.
+
+A *loss* is a row the reference gets right and the plan wrong, a *gain* the other way round. Rows are independent
+draws, so counts are binomial, and the bounds are exact for any number of rows.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
@@ -43,3 +48,87 @@ def paired_difference(
     spread = math.sqrt(max(up + down - (up - down) ** 2 / n, 0.0)) / n
     reach = float(norm.ppf(0.5 + level / 2)) * spread
     return difference, (difference - reach, difference + reach)
+
+
+# Of the confidence spent by `discordant_pairs`, the part that goes to the rate of disagreement: the other factor,
+# near a fair coin, is where rows are dear.
+RATE_PART = 0.1
+# Beyond this many rows the answer to "how many more" is "too many".
+MOST_ROWS = 10**9
+
+
+def rate_at_most(hits: int, rows: int, delta: float) -> float:
+    """Upper Clopper-Pearson bound of a rate: the rate is above it with probability at most delta."""
+    return 1.0 if hits >= rows else float(beta.isf(delta, hits + 1, rows - hits))
+
+
+def rate_at_least(hits: int, rows: int, delta: float) -> float:
+    """Lower Clopper-Pearson bound of a rate: the rate is below it with probability at most delta."""
+    return 0.0 if hits <= 0 else float(beta.ppf(delta, hits, rows - hits + 1))
+
+
+def losses_only(losses: int, gains: int, rows: int, delta: float) -> float:
+    """Bound of the loss rate, which bounds accuracy(reference) - accuracy(plan) since gains only help."""
+    del gains
+    return rate_at_most(losses, rows, delta)
+
+
+def discordant_pairs(losses: int, gains: int, rows: int, delta: float) -> float:
+    """Bound of accuracy(reference) - accuracy(plan) that lets gains count against losses.
+
+    With q the rate of rows where exactly one of both is right, and t the share of losses among those rows, the
+    difference is q (2 t - 1). Given their number, losses are binomial with t, so both factors have exact
+    bounds, each wrong with its part of delta. Tighter than `losses_only` once gains are about as frequent as
+    losses.
+    """
+    tilt = tilt_at_most(losses, gains, delta)
+    # A negative product would need a lower bound of q, and its share of delta; 0 is all that anybody asks for.
+    return rate_at_most(losses + gains, rows, delta * RATE_PART) * tilt if tilt > 0 else 0.0
+
+
+def tilt_at_most(losses: int, gains: int, delta: float) -> float:
+    """Upper bound of 2 t - 1, from -1 to 1: below 0, gains outweigh losses for sure."""
+    pairs = losses + gains
+    return 2 * rate_at_most(losses, pairs, delta * (1 - RATE_PART)) - 1 if pairs else 1.0
+
+
+Bound = Callable[[int, int, int, float], float]
+BOUNDS: dict[str, Bound] = {"clopper_pearson_losses": losses_only, "discordant_pairs": discordant_pairs}
+
+
+def rows_needed(method: str, *, losses: int, gains: int, rows: int, epsilon: float, delta: float) -> int | None:
+    """How many rows with the same shares of losses and gains would bring the bound to epsilon; None for never.
+
+    Args:
+        method: a key of BOUNDS.
+        losses: seen on `rows` rows.
+        gains: seen on `rows` rows.
+        rows: at least 1.
+        epsilon: what the bound has to reach.
+        delta: chance that the bound does not hold.
+    """
+    bound = BOUNDS[method]
+
+    def good(count: int) -> bool:
+        lost, won = math.ceil(losses * count / rows), math.floor(gains * count / rows)
+        return bound(lost, won, count, delta) <= epsilon
+
+    high = rows
+    while not good(high):
+        high *= 2
+        if high > MOST_ROWS:
+            return None
+    low = high // 2
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if good(middle) else (middle, high)
+    return high
+
+
+def fewest_rows(*, losses: int, gains: int, rows: int, epsilon: float, delta: float) -> int | None:
+    """The same by whichever bound gets there first: with more rows, the next plan may be judged by another one."""
+    needed = [
+        rows_needed(method, losses=losses, gains=gains, rows=rows, epsilon=epsilon, delta=delta)
+        for method in BOUNDS
+    ]
+    return min((count for count in needed if count is not None), default=None)

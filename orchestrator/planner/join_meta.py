@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from orchestrator.errors import DataError
-from orchestrator.planner.origin import JOINED, kept_origin
+from orchestrator.planner.dataset_split import JOINED, kept_origin
 from orchestrator.planner.records import SKIPPED_LISTED
 from orchestrator.spec.class_names import first_unlike
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from orchestrator.planner.dataset_split import split_from_ids
 from orchestrator.planner.intervals import paired_difference
 from orchestrator.planner.records import Records
-from orchestrator.planner.split import split_from_ids
 from orchestrator.report.basis import Achieved, Basis, Measure, basis_from_records
 from orchestrator.report.curves import (
     ClassFacts,

@@ -11,7 +11,7 @@ import numpy as np
 
 from orchestrator.planner.kinds import kind_seen
 from orchestrator.planner.records import Records
-from orchestrator.planner.table import mode_of
+from orchestrator.planner.subset_table import mode_of
 from orchestrator.report.ladder import F32, I64, Ladder, together
 from orchestrator.report.shares import Share
 from orchestrator.spec import CascadeSpec, Member

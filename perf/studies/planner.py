@@ -23,9 +23,8 @@ from rich.table import Table
 
 from orchestrator.errors import DataError
 from orchestrator.planner.goal import Goal, Options
-from orchestrator.planner.planning import plan_from_records
+from orchestrator.planner.plan import Infeasible, plan_from_records
 from orchestrator.planner.records import Records, records_from_path, write_records
-from orchestrator.planner.result import Infeasible
 from orchestrator.progress import no_advance
 from orchestrator.spec import COMBINES, SCORES, CascadeSpec, InputSpec, Member, Stage
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest, norm
 
-from orchestrator.planner.bounds import (
+from orchestrator.planner.intervals import (
     BOUNDS,
     discordant_pairs,
     fewest_rows,

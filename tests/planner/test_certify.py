@@ -10,7 +10,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from orchestrator.planner.bounds import rows_needed
+from orchestrator.planner.candidates import Choice, chains_of
 from orchestrator.planner.certify import (
     LONGEST_SEQUENCE,
     Candidate,
@@ -20,13 +20,12 @@ from orchestrator.planner.certify import (
     sequence_of,
     tally_of,
 )
-from orchestrator.planner.chains import Choice, chains_of
 from orchestrator.planner.decide import Part, decide
-from orchestrator.planner.goal import Goal, Options
+from orchestrator.planner.goal import Goal, Options, yardstick_of
+from orchestrator.planner.intervals import rows_needed
 from orchestrator.planner.records import Records
 from orchestrator.planner.search import RIGHT, search
-from orchestrator.planner.table import Table, table_from_records
-from orchestrator.planner.yardstick import yardstick_of
+from orchestrator.planner.subset_table import Table, table_from_records
 from tests.planner.made import made_records, pool_of
 
 RESAMPLES = 1000

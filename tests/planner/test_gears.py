@@ -10,9 +10,8 @@ import pytest
 
 from orchestrator.decision import Policy
 from orchestrator.planner.goal import Goal, Options
-from orchestrator.planner.planning import plan_from_records
+from orchestrator.planner.plan import Planned, plan_from_records
 from orchestrator.planner.replay import replay
-from orchestrator.planner.result import Planned
 from tests.planner.made import made_records, pool_of
 
 

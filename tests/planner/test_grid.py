@@ -8,8 +8,7 @@ from hypothesis import strategies as st
 from orchestrator.planner.costs import LEAST, MOST
 from orchestrator.planner.goal import Goal, Options
 from orchestrator.planner.grid import ticks_from_costs
-from orchestrator.planner.planning import plan_from_records
-from orchestrator.planner.result import Planned
+from orchestrator.planner.plan import Planned, plan_from_records
 from tests.planner.made import made_records, pool_of
 
 

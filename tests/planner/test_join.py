@@ -16,9 +16,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from orchestrator.errors import DataError
+from orchestrator.planner.dataset_split import records_of_rows
 from orchestrator.planner.join import join_records
 from orchestrator.planner.records import Records, records_from_path, write_records
-from orchestrator.planner.split import records_of_rows
 from tests.planner.made import made_records
 
 

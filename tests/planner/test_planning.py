@@ -6,12 +6,11 @@ import numpy as np
 import pytest
 
 from orchestrator.errors import SpecError
+from orchestrator.planner.dataset_split import split_from_ids
 from orchestrator.planner.goal import ENSEMBLE, Goal, Options
-from orchestrator.planner.planning import plan_from_records
+from orchestrator.planner.plan import Infeasible, Planned, plan_from_records
 from orchestrator.planner.records import Records
 from orchestrator.planner.replay import replay
-from orchestrator.planner.result import Infeasible, Planned
-from orchestrator.planner.split import split_from_ids
 from orchestrator.spec import Stage
 from tests.planner.made import achieved, every_plan, made_records, pool_of
 

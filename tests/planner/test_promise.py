@@ -8,8 +8,7 @@ import pytest
 
 from orchestrator.errors import DataError
 from orchestrator.planner.goal import ENSEMBLE, Goal, Options
-from orchestrator.planner.planning import plan_from_records
-from orchestrator.planner.result import Infeasible, Planned
+from orchestrator.planner.plan import Infeasible, Planned, plan_from_records
 from tests.planner.made import made_records, pool_of
 
 OPTIONS = Options(quantiles=8, calibrate=False)

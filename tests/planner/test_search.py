@@ -6,14 +6,13 @@ import itertools
 import numpy as np
 import pytest
 
-from orchestrator.planner.chains import Choice, chains_of, choice_from_chain, mean_cost, outcome_of, shares_of
-from orchestrator.planner.frontier import Corner, Frontier
+from orchestrator.planner.candidates import Choice, chains_of, choice_from_chain, mean_cost, outcome_of, shares_of
 from orchestrator.planner.grid import bins_from_scores, thresholds_from_scores, ticks_from_costs
+from orchestrator.planner.plan import spec_stages
 from orchestrator.planner.records import Records
 from orchestrator.planner.replay import replay
-from orchestrator.planner.result import spec_stages
-from orchestrator.planner.search import RIGHT, Searched, search
-from orchestrator.planner.table import table_from_records
+from orchestrator.planner.search import RIGHT, Corner, Frontier, Searched, search
+from orchestrator.planner.subset_table import table_from_records
 from orchestrator.spec import COMBINES, SCORES
 from tests.planner.made import COSTS, achieved, every_plan, made_records, pool_of
 

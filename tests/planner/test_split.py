@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from orchestrator.errors import DataError
-from orchestrator.planner.split import records_of_rows, shuffled, split_from_ids
+from orchestrator.planner.dataset_split import records_of_rows, shuffled, split_from_ids
 from tests.planner.made import made_records, pool_of
 
 

@@ -8,7 +8,7 @@ import pytest
 from orchestrator.errors import DataError
 from orchestrator.planner.records import Records
 from orchestrator.planner.replay import replay
-from orchestrator.planner.table import table_from_records, units_of
+from orchestrator.planner.subset_table import table_from_records, units_of
 from orchestrator.spec import COMBINES, CascadeSpec, Member, Stage
 from tests.planner.made import made_records, pool_of
 

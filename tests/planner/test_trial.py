@@ -8,13 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator.decision import softmax
-from orchestrator.planner.calibrate import calibration_error, scaling_of, temperature_of
+from orchestrator.planner.calibration import Trial, calibration_error, scaling_of, temperature_of, try_temperatures
+from orchestrator.planner.dataset_split import split_from_ids
 from orchestrator.planner.goal import ENSEMBLE, Goal, Options
-from orchestrator.planner.planning import plan_from_records
+from orchestrator.planner.plan import Planned, plan_from_records
 from orchestrator.planner.records import Records
-from orchestrator.planner.result import Planned
-from orchestrator.planner.split import split_from_ids
-from orchestrator.planner.trial import Trial, try_temperatures
 from orchestrator.spec import Member
 from tests.planner.made import made_records, pool_of
 

@@ -2,10 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from orchestrator.planner.chains import Choice
-from orchestrator.planner.goal import ENSEMBLE, Goal, Options
-from orchestrator.planner.table import in_cost_order
-from orchestrator.planner.yardstick import is_reference, reference_alone
+from orchestrator.planner.candidates import Choice
+from orchestrator.planner.goal import ENSEMBLE, Goal, Options, is_reference, reference_alone
+from orchestrator.planner.subset_table import in_cost_order
 from tests.planner.made import made_records, pool_of
 
 POOL = in_cost_order(pool_of(made_records(0, members=3)).members)

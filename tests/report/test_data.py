@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.errors import DataError
+from orchestrator.planner.dataset_split import split_from_ids
 from orchestrator.planner.intervals import clopper_pearson, paired_difference
 from orchestrator.planner.records import Records
 from orchestrator.planner.replay import replay
-from orchestrator.planner.split import split_from_ids
 from orchestrator.report.curves import reliability_of, trade_of
 from orchestrator.report.data import Report, report_from_records
 from orchestrator.report.ladder import ladder_from_plan

@@ -9,10 +9,9 @@ import pytest
 
 from orchestrator.decision.combine import softmax
 from orchestrator.planner.goal import ENSEMBLE, Goal, Options
-from orchestrator.planner.planning import plan_from_records
+from orchestrator.planner.plan import Planned, plan_from_records
 from orchestrator.planner.records import Records
 from orchestrator.planner.replay import replay
-from orchestrator.planner.result import Planned
 from orchestrator.report.data import Report, report_from_records
 from orchestrator.spec import CascadeSpec, Stage
 from tests.planner import made as plain

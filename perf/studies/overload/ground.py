@@ -14,8 +14,7 @@ import numpy.typing as npt
 
 from orchestrator.errors import DataError
 from orchestrator.planner.goal import Goal, Options
-from orchestrator.planner.planning import plan_from_records
-from orchestrator.planner.result import Planned
+from orchestrator.planner.plan import Planned, plan_from_records
 from orchestrator.repository.files import copy_model, new_folder
 from orchestrator.repository.render import render
 from orchestrator.rows.digits import digits_split

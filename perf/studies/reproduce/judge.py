@@ -14,8 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from orchestrator.planner.bounds import discordant_pairs
-from orchestrator.planner.intervals import clopper_pearson, paired_difference
+from orchestrator.planner.intervals import clopper_pearson, discordant_pairs, paired_difference
 from orchestrator.planner.replay import replay
 from perf.studies.reproduce.choices import HEADLINE, Choices, ChosenPlan, PlanComparison
 from perf.studies.reproduce.parts import TestPart

@@ -22,13 +22,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from orchestrator.planner.chains import Choice, chains_of, mean_cost, outcome_of, shares_of
+from orchestrator.planner.candidates import Choice, chains_of, mean_cost, outcome_of, shares_of
+from orchestrator.planner.dataset_split import Split, split_from_ids
 from orchestrator.planner.decide import Part, decide
-from orchestrator.planner.goal import Goal, Options
+from orchestrator.planner.goal import Goal, Options, yardstick_of
 from orchestrator.planner.search import RIGHT, Found, Searched, search
-from orchestrator.planner.split import Split, split_from_ids
-from orchestrator.planner.table import Table, table_from_records
-from orchestrator.planner.yardstick import yardstick_of
+from orchestrator.planner.subset_table import Table, table_from_records
 from orchestrator.progress import Progress
 from perf.studies.reproduce.choices import ChosenPlan
 from perf.studies.reproduce.parts import PlanPart

@@ -9,7 +9,7 @@ from itertools import combinations, pairwise
 import numpy as np
 import numpy.typing as npt
 
-from orchestrator.planner.table import MOST_MEMBERS, Table, Unit
+from orchestrator.planner.subset_table import MOST_MEMBERS, Table, Unit
 from orchestrator.spec import Member
 
 

@@ -1,0 +1,177 @@
+"""Which rows a plan is chosen on, and which ones only judge it."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from orchestrator.errors import DataError
+from orchestrator.planner.records import Records
+from orchestrator.rows.ids import sha256_of_array
+from orchestrator.spec import CascadeSpec, Member
+
+# With fewer rows on either side no threshold and no bound means anything.
+FEWEST_ROWS = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    """Two disjoint sets of rows.
+
+    Args:
+        search: intp, ascending: thresholds are chosen on them.
+        certify: intp, ascending: the search never sees them; they only say how far down its list of plans to
+            go. Empty where nothing is certified.
+        seed: what made them.
+    """
+
+    search: npt.NDArray[np.intp]
+    certify: npt.NDArray[np.intp]
+    seed: int
+
+    @property
+    def certify_share(self) -> float:
+        """Part of all rows that certify."""
+        return len(self.certify) / (len(self.search) + len(self.certify))
+
+
+def split_from_ids(ids: npt.NDArray[Any], *, certify_share: float, seed: int = 0) -> Split:
+    """Splits by a hash of ids and seed: the same rows come out whatever order they are in.
+
+    Args:
+        ids: (n,), unique.
+        certify_share: part of the rows kept to certify; 0 keeps none.
+        seed: another seed gives another split.
+
+    Raises:
+        DataError: a part is too small to be of use.
+    """
+    kept = round(certify_share * len(ids))
+    if len(ids) - kept < FEWEST_ROWS or (certify_share > 0 and kept < FEWEST_ROWS):
+        parts = f"{len(ids) - kept} rows to search" + (f" and {kept} to certify" if certify_share > 0 else "")
+        fix = "record more rows" + (" or use --no-certify" if certify_share > 0 else "")
+        least = f"at least {FEWEST_ROWS}" + (" of each" if certify_share > 0 else "")
+        raise DataError("records", got=parts, expected=least, fix=fix)
+    order = np.argsort(_hashes(ids, seed), kind="stable")
+    return Split(search=np.sort(order[kept:]), certify=np.sort(order[:kept]), seed=seed)
+
+
+def shuffled(ids: npt.NDArray[Any], rows: npt.NDArray[np.intp], *, seed: int) -> npt.NDArray[np.intp]:
+    """The given rows in an order that has nothing to do with the one they are in."""
+    order: npt.NDArray[np.intp] = rows[np.argsort(_hashes(ids[rows], -1 - seed), kind="stable")]
+    return order
+
+
+def _hashes(ids: npt.NDArray[Any], seed: int) -> npt.NDArray[np.uint64]:
+    salt = f"{seed}|"
+    digests = (hashlib.blake2b(f"{salt}{name}".encode(), digest_size=8).digest() for name in ids.tolist())
+    return np.frombuffer(b"".join(digests), np.uint64)
+
+
+def records_of_rows(
+    records: Records, rows: npt.NDArray[np.intp], members: Sequence[Member] | None = None
+) -> Records:
+    """Some rows of records, copied; of the given members only, if any are given."""
+    names = records.outputs if members is None else [member.name for member in members]
+    return dataclasses.replace(
+        records,
+        ids=records.ids[rows],
+        labels=None if records.labels is None else records.labels[rows],
+        outputs={name: records.outputs[name][rows] for name in names},
+        cost={name: records.cost[name] for name in names},
+    )
+
+
+def parts_from_records(records: Records, *, share: float, seed: int) -> tuple[Records, Records]:
+    """Two disjoint parts, by a hash of ids and seed, so that members recorded apart are cut alike.
+
+    Each part's `data_sha256` is its own, made of the whole's and its ids: a plan can tell the rows it was chosen
+    on from the others.
+
+    Args:
+        records: of n rows.
+        share: of the rows that go to the first part.
+        seed: another seed gives another cut.
+
+    Raises:
+        DataError: a part has too few rows to be of use.
+    """
+    first = round(share * records.rows)
+    if not FEWEST_ROWS <= first <= records.rows - FEWEST_ROWS:
+        raise DataError(
+            f"--share {share:g}",
+            got=f"parts of {first} and {records.rows - first} rows",
+            expected=f"at least {FEWEST_ROWS} rows in each",
+        )
+    split = split_from_ids(records.ids, certify_share=1 - first / records.rows, seed=seed)
+    return (
+        _part(records, split.search, {"part": "first", "share": share, "seed": seed}),
+        _part(records, split.certify, {"part": "rest", "share": share, "seed": seed}),
+    )
+
+
+def _part(records: Records, rows: npt.NDArray[np.intp], facts: dict[str, Any]) -> Records:
+    whole = records.meta.get("data_sha256")
+    part = records_of_rows(records, rows)
+    digest = hashlib.sha256(f"{whole}|{sha256_of_array(part.ids)}".encode()).hexdigest()
+    meta = dict(records.meta)
+    # What was joined is in the whole; one part alone may have rows of one piece only.
+    joined = {JOINED: meta.pop(JOINED)} if JOINED in meta else {}
+    meta |= {"data_sha256": digest, PART: {**facts, "data_sha256": whole, **joined}}
+    return dataclasses.replace(part, meta=meta)
+
+
+# What `meta` of records and `fit.extra` of plans keep of it.
+PART, JOINED = "part", "joined_rows"
+
+
+def kept_origin(meta: Mapping[str, Any]) -> dict[str, Any]:
+    """What a plan keeps of its records' origin beside their hash."""
+    return {key: meta[key] for key in (PART, JOINED) if key in meta}
+
+
+def has_seen(spec: CascadeSpec, records: Records) -> bool:
+    """Whether a plan was chosen on some of the rows, as far as hashes tell.
+
+    That is the same recording, a part of it, what it is a part of, or something joined with it. Two parts of one
+    recording share rows unless one cut made both.
+    """
+    if spec.fit is None or not spec.fit.data_sha256:
+        return False
+    theirs = {**kept_origin(spec.fit.extra), "data_sha256": spec.fit.data_sha256}
+    if _is_other_part(theirs, records.meta):
+        return False
+    return any(_share_rows(one, other) for one in _pieces(theirs) for other in _pieces(records.meta))
+
+
+def _is_other_part(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether both are of one cut of one recording, and not the same part."""
+    ours, theirs = one.get(PART) or {}, other.get(PART) or {}
+    whole = bool(ours) and ours.get("data_sha256") == theirs.get("data_sha256")
+    same_cut = all(ours.get(key) == theirs.get(key) for key in ("share", "seed"))
+    return whole and same_cut and one.get("data_sha256") != other.get("data_sha256")
+
+
+def _pieces(origin: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """The recording itself, and all that were joined into it or into what it is a part of."""
+    yield origin
+    for joined in (origin.get(JOINED), (origin.get(PART) or {}).get(JOINED)):
+        for piece in joined or ():
+            yield from _pieces(piece)
+
+
+def _share_rows(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    hashes = one.get("data_sha256"), other.get("data_sha256")
+    ours, theirs = one.get(PART) or {}, other.get(PART) or {}
+    if None in hashes:
+        return False
+    if hashes[0] in (hashes[1], theirs.get("data_sha256")) or ours.get("data_sha256") == hashes[1]:
+        return True
+    siblings = bool(ours) and bool(theirs) and ours.get("data_sha256") == theirs.get("data_sha256")
+    return siblings and any(ours.get(key) != theirs.get(key) for key in ("share", "seed"))
