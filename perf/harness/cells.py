@@ -98,7 +98,7 @@ def quick_cells(scenario: str, *, members: int, routes: Collection[str]) -> list
     cells += [
         Cell(scenario=scenario, route="committee", concurrency=64, deferral=1.0),
         *_poisson(scenario, ("tutorial", "committee"), share=0.8, of="tutorial"),
-        # Only where rivals are missing is there room for it.
+        # Only where baselines are missing is there room for it.
         *_poisson(scenario, ("committee",), share=0.8),
     ]
     return _there(cells, routes)[:MAX_QUICK_CELLS]
@@ -114,7 +114,7 @@ def full_cells(scenario: str, *, members: int, routes: Collection[str]) -> list[
     """
     alone = tuple(f"member_{index}" for index in range(members))
     largest = alone[-1]
-    rivals = ("pass_through", "tutorial", *CONCATENATE_FORMS)
+    baselines = ("pass_through", "tutorial", *CONCATENATE_FORMS)
     clients = ("client_sync", "client_asyncio")
 
     def closed(names: Iterable[str], concurrency: int = BASE_CONCURRENCY, **changes: float) -> list[Cell]:
@@ -122,8 +122,8 @@ def full_cells(scenario: str, *, members: int, routes: Collection[str]) -> list[
         return [replace(cell, **changes) for cell in base]  # type: ignore[arg-type]  # numbers of either kind
 
     cells = [
-        *closed([*alone, *rivals, "tutorial_4", *clients, "ensemble", "onefile", "committee"]),
-        *closed([largest, "largest_2", *rivals[1:], "tutorial_4", "committee"], 64),
+        *closed([*alone, *baselines, "tutorial_4", *clients, "ensemble", "onefile", "committee"]),
+        *closed([largest, "largest_2", *baselines[1:], "tutorial_4", "committee"], 64),
         *closed([largest, "pass_through", "tutorial", "committee"], 1),
         *closed(["tutorial", "committee"], 4),
         *closed([*alone, "tutorial", CONCATENATE_FORMS[1], "onefile", "committee"], batch=8),

@@ -91,7 +91,7 @@ def bench_machine(*, triton: str, perf_analyzer: str, cores_in_use: float) -> Be
 
 
 def code_hash(root: Path = ROOT) -> str:
-    """Of the runtime and of the rivals, so that one run never mixes two versions of what it measures."""
+    """Of the runtime and of the baselines, so that one run never mixes two versions of what it measures."""
     digest = hashlib.sha256()
     for folder in _MEASURED:
         for path in sorted((root / folder).rglob("*.py")):

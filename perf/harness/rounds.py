@@ -175,7 +175,7 @@ class Rounds:
     def _take(self, cell: Cell, number: int, *, attempt: int, why: str) -> Record | None:
         if cell.key in self._failures:
             return None
-        # A load that fails may be sent once more; a rival that fails again must not cost the others their hour.
+        # A load that fails may be sent once more; a baseline that fails again must not cost the others their hour.
         for text in (self._words(cell, number, why), self._words(cell, number, "it failed")):
             self._progress(text)
             try:

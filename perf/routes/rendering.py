@@ -21,7 +21,7 @@ from perf.routes.scenario import BenchScenario
 from perf.routes.spec import BenchRepository, BenchRoute
 from perf.routes.table import CONCATENATE, LARGEST, LARGEST_INSTANCES, PLAIN_ONLY, TUTORIAL, routes_of
 
-RIVALS = Path(__file__).parent / "rivals"
+BASELINES = Path(__file__).parent / "baselines"
 _HELPER = "deciding.py"
 _TIMED_ROWS = 256
 # Folder under baselines/ -> routes rendered from it.
@@ -52,7 +52,7 @@ def render_scenario(made: BenchScenario, folder: Path) -> BenchRepository:
         render_ensemble(ensemble_from_cascade(spec, "ensemble"), building)
         write_onefile(spec, building, name="onefile")
         if plain:
-            _render_rivals(spec, routes, building)
+            _render_baselines(spec, routes, building)
     plan = plan_from_parameters(parameters_of(spec), input_name=spec.input.name) if plain else None
     return BenchRepository(
         folder=folder,
@@ -74,7 +74,7 @@ def _predicted(made: BenchScenario) -> float | None:
 
 
 def is_plain(spec: CascadeSpec) -> bool:
-    """Whether a plan decides in the one way the rivals' code knows."""
+    """Whether a plan decides in the one way the baselines' code knows."""
     members = all(
         (member.temperature, member.weight, member.output_kind) == (1.0, 1.0, "logits")
         and member.input in (None, spec.input.name)
@@ -87,7 +87,7 @@ def is_plain(spec: CascadeSpec) -> bool:
 
 
 def parameters_of(spec: CascadeSpec) -> dict[str, str]:
-    """A plain plan as a rival's config.pbtxt carries it."""
+    """A plain plan as a baseline's config.pbtxt carries it."""
     return {
         "members": ",".join(member.name for member in spec.members),
         # Nine digits give every float32 back exactly.
@@ -98,7 +98,7 @@ def parameters_of(spec: CascadeSpec) -> dict[str, str]:
 
 
 def baseline_config(spec: CascadeSpec, route: BenchRoute) -> ModelConfig:
-    """The cascade's own configuration, with the rival's instances and the plan as parameters."""
+    """The cascade's own configuration, with the baseline's instances and the plan as parameters."""
     config = cascade_config(spec)
     config.name = route.name
     # Triton splits no batch, and unlike Committee these hand theirs to the members as it is.
@@ -125,15 +125,15 @@ def _render_largest(repository: Path, member: str) -> None:
     path.write_text(text_from_config(config, source=f"{member} with more instances"), encoding="utf-8")
 
 
-def _render_rivals(spec: CascadeSpec, routes: dict[str, BenchRoute], repository: Path) -> None:
-    helper = (RIVALS / _HELPER).read_bytes()
+def _render_baselines(spec: CascadeSpec, routes: dict[str, BenchRoute], repository: Path) -> None:
+    helper = (BASELINES / _HELPER).read_bytes()
     for source, names in _MODELS.items():
         for name in names:
             config = text_from_config(
                 baseline_config(spec, routes[name]), source=f"perf/routes/baselines/{source}"
             )
             files: dict[str, bytes | str] = {
-                "1/model.py": (RIVALS / source / "model.py").read_bytes(),
+                "1/model.py": (BASELINES / source / "model.py").read_bytes(),
                 f"1/{_HELPER}": helper,
                 "config.pbtxt": config,
             }

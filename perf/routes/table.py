@@ -28,7 +28,7 @@ def routes_of(scenario: Scenario) -> dict[str, BenchRoute]:
     alone.append(
         BenchRoute(name=LARGEST, title=f"{members[-1]} alone, {LARGEST_INSTANCES} instances", model=LARGEST)
     )
-    rivals = [
+    baselines = [
         BenchRoute(
             name="pass_through",
             title="BLS pass-through to the first member",
@@ -81,7 +81,7 @@ def routes_of(scenario: Scenario) -> dict[str, BenchRoute]:
             name="committee", title="Committee", model="committee", members=members, cascade=True, instances=1
         ),
     ]
-    return {route.name: route for route in (*alone, *rivals)}
+    return {route.name: route for route in (*alone, *baselines)}
 
 
 def _alone(index: int, scenario: Scenario) -> str:

@@ -202,18 +202,18 @@ def _against_tutorial(measured: Measured) -> list[TargetVerdict]:
 def _tails(measured: Measured) -> list[TargetVerdict]:
     best = measured.better_concatenate()
     found = []
-    for title, rival, needed in (
+    for title, baseline, needed in (
         ("the tutorial form", "tutorial", 0.5),
         ("the better of the concatenating forms", best, 0.7),
     ):
-        ours, theirs = (measured.poisson(route, rival) for route in ("committee", rival))
+        ours, theirs = (measured.poisson(route, baseline) for route in ("committee", baseline))
         found.append(
             TargetVerdict(
                 target=f"p99 of all rows at the same Poisson arrivals, 80 % of its capacity, against {title}",
                 needed=needed,
                 sense="at most",
                 measured=ratio(_latency(ours, "p99_ms"), _latency(theirs, "p99_ms")),
-                note="" if best is None or rival != best else f"the better one is {best}",
+                note="" if best is None or baseline != best else f"the better one is {best}",
                 cells=(ours, theirs),
             )
         )

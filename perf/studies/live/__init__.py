@@ -1,1 +1,1 @@
-"""Any models of a server under load, without rivals, bounds or verdicts: those are perf/bench."""
+"""Any models of a server under load, without baselines, bounds or verdicts: those are the study bench."""

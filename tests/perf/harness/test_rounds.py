@@ -119,7 +119,7 @@ def test_a_rate_of_what_was_not_measured_cannot_be_sent(journal: Journal) -> Non
     assert list(outcome.failures) == [cell.key]
 
 
-def test_a_rival_that_fails_does_not_cost_the_others_their_run(journal: Journal) -> None:
+def test_a_baseline_that_fails_does_not_cost_the_others_their_run(journal: Journal) -> None:
     def figures(cell: Cell, *_: int) -> dict[str, Any]:
         if cell.route == "a":
             raise ServerFaultError("perf_analyzer on a", got="no")

@@ -1,4 +1,4 @@
-"""The rivals decide as Committee does, to the bit, or comparing them would mean nothing."""
+"""The baselines decide as Committee does, to the bit, or comparing them would mean nothing."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_a_deferred_row_holds_on_to_nothing_of_a_members_response() -> None:
     ],
     ids=str,
 )
-def test_a_plan_the_rivals_do_not_know_is_told_apart(other: dict) -> None:
+def test_a_plan_the_baselines_do_not_know_is_told_apart(other: dict) -> None:
     assert is_plain(cascade([0.5]))
     assert not is_plain(dataclasses.replace(cascade([0.5]), **other))
 

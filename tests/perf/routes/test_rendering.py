@@ -42,7 +42,7 @@ def test_the_repository_is_sound(rendered: BenchRepository) -> None:
     assert models <= {path.name for path in rendered.folder.iterdir()}
 
 
-def test_rivals_differ_from_committee_in_name_batch_limit_instances_and_plan_alone(
+def test_baselines_differ_from_committee_in_name_batch_limit_instances_and_plan_alone(
     rendered: BenchRepository,
 ) -> None:
     ours = MessageToDict(config_from_path(rendered.folder / "committee" / "config.pbtxt"))

@@ -85,7 +85,7 @@ def test_a_ratio_of_flagged_cells_says_so_and_one_of_lost_requests_or_another_mi
     assert words in changed[0].as_json()["note"]
 
 
-def test_rivals_with_more_instances_are_named_beside_those_with_one() -> None:
+def test_baselines_with_more_instances_are_named_beside_those_with_one() -> None:
     more = [
         summary("tutorial_4", concurrency=64, requests_per_s=400),
         summary("largest_2", concurrency=64, requests_per_s=125),
