@@ -12,7 +12,13 @@ from rich import box
 from rich.table import Table
 
 from orchestrator.cli.console import print_json, stdout_console
-from orchestrator.planner.evaluate import Comparison, Evaluation, Route, check_reference, evaluate_plans
+from orchestrator.planner.evaluate import (
+    EvaluatedModel,
+    Evaluation,
+    PairedComparison,
+    check_reference,
+    evaluate_plans,
+)
 from orchestrator.planner.records import records_from_path
 from orchestrator.report.words import times_words
 from orchestrator.spec import CascadeSpec, cascade_from_path
@@ -34,7 +40,7 @@ class _Evaluated:
     label: str
     spec: CascadeSpec
     found: Evaluation
-    against: Comparison | None
+    against: PairedComparison | None
 
 
 def evaluate(
@@ -123,11 +129,11 @@ def _table(evaluated: Sequence[_Evaluated]) -> Table:
     return table
 
 
-def _costless(members: Sequence[Route]) -> list[Route]:
+def _costless(members: Sequence[EvaluatedModel]) -> list[EvaluatedModel]:
     return [dataclasses.replace(route, mean_cost=None) for route in members]
 
 
-def _say(name: str, other: str, found: Evaluation | Comparison) -> None:
+def _say(name: str, other: str, found: Evaluation | PairedComparison) -> None:
     low, high = found.difference_ci95
     costs = "" if found.cost_factor is None else f"; it costs {times_words(found.cost_factor)}"
     typer.echo(
@@ -136,7 +142,7 @@ def _say(name: str, other: str, found: Evaluation | Comparison) -> None:
     )
 
 
-def _cells(route: Route) -> tuple[str, ...]:
+def _cells(route: EvaluatedModel) -> tuple[str, ...]:
     low, high = route.accuracy_ci95
     cost = "-" if route.mean_cost is None else f"{route.mean_cost:,.6g}"
     exits = "/".join(f"{share:.1%}" for share in route.exit_share) if len(route.exit_share) > 1 else "-"

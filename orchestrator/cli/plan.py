@@ -16,8 +16,8 @@ from orchestrator.cli.plan_pool import pool_from_records, restricted
 from orchestrator.cli.plan_show import show_json, show_plan
 from orchestrator.cli.plan_write import check_output, write_plan, write_plan_report
 from orchestrator.errors import DataError, InfeasibleError
-from orchestrator.planner.goal import Goal, Options
-from orchestrator.planner.plan import Infeasible, Planned, plan_from_records
+from orchestrator.planner.goal import Goal, SearchOptions
+from orchestrator.planner.plan import Infeasible, PlanResult, plan_from_records
 from orchestrator.planner.records import records_from_path
 from orchestrator.planner.subset_table import MOST_MEMBERS
 from orchestrator.spec import COMBINES, SCORES, CascadeSpec
@@ -126,7 +126,7 @@ def plan(
     base, notes = pool_from_records(records, repository, name=name, cost=cost)
     base = dataclasses.replace(base, header_pattern=header_pattern)
     budget = _budget(base, max_mean_cost, max_mean_cost_share)
-    options = Options(
+    options = SearchOptions(
         combines=_words("--combine", combine, COMBINES),
         scores=_words("--score", score, SCORES),
         seed=seed,
@@ -155,9 +155,9 @@ def plan(
     on_chance = [] if label_free else notes_on_chance(records)
     # Before anything is refused, which they often explain.
     _echo_notes(on_chance)
-    if isinstance(found, Planned) and not (label_free or allow_near_chance):
+    if isinstance(found, PlanResult) and not (label_free or allow_near_chance):
         refuse_near_chance(found, records)
-    if report is not None and isinstance(found, Planned):
+    if report is not None and isinstance(found, PlanResult):
         write_plan_report(report, found, records)
     _finish(found, output=output, report=report, as_json=as_json, notes=[*on_chance, *notes])
     if report is not None and not as_json:
@@ -171,7 +171,7 @@ def _echo_notes(notes: Sequence[str]) -> None:
 
 
 def _finish(
-    found: Planned | Infeasible,
+    found: PlanResult | Infeasible,
     *,
     output: Path | None,
     report: Path | None,

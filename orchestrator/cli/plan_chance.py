@@ -8,7 +8,7 @@ from __future__ import annotations
 from orchestrator.cli.chance_notes import Labels, accuracy_text, chance_notes, order_hint
 from orchestrator.errors import DataError
 from orchestrator.planner.chance import near_chance
-from orchestrator.planner.plan import Planned
+from orchestrator.planner.plan import PlanResult
 from orchestrator.planner.records import Records, random_members
 
 
@@ -30,7 +30,7 @@ def notes_on_chance(records: Records) -> list[str]:
     )
 
 
-def refuse_near_chance(found: Planned, records: Records) -> None:
+def refuse_near_chance(found: PlanResult, records: Records) -> None:
     """Refuses a plan whose accuracy on the search part is near guessing.
 
     Raises:

@@ -12,14 +12,14 @@ from rich import box
 from rich.table import Table
 
 from orchestrator.cli.console import print_json, stdout_console
-from orchestrator.planner.plan import FrontierRow, Infeasible, Planned
+from orchestrator.planner.plan import FrontierRow, Infeasible, PlanResult
 from orchestrator.spec import CascadeSpec, Gear, Gears, json_from_cascade
 
 # Lines of the frontier that fit on a screen beside the plan.
 FRONTIER_LINES = 12
 
 
-def document_from_found(found: Planned | Infeasible, *, notes: Sequence[str] = ()) -> dict[str, Any]:
+def document_from_found(found: PlanResult | Infeasible, *, notes: Sequence[str] = ()) -> dict[str, Any]:
     """What --json prints; where nothing is feasible, of the best reachable plan.
 
     `reason` says why no plan does what was asked, or why none but the reference itself; `more_rows` is how many
@@ -28,7 +28,7 @@ def document_from_found(found: Planned | Infeasible, *, notes: Sequence[str] = (
     plan = found.best if isinstance(found, Infeasible) else found
     short = found.shortfall if isinstance(found, Infeasible) else found.instead
     return {
-        "feasible": isinstance(found, Planned),
+        "feasible": isinstance(found, PlanResult),
         "plan": json.loads(json_from_cascade(plan.spec)),
         "accuracy": plan.accuracy,
         "accuracy_lower": plan.accuracy_lower,
@@ -42,12 +42,12 @@ def document_from_found(found: Planned | Infeasible, *, notes: Sequence[str] = (
     }
 
 
-def show_json(found: Planned | Infeasible, *, notes: Sequence[str] = ()) -> None:
+def show_json(found: PlanResult | Infeasible, *, notes: Sequence[str] = ()) -> None:
     """One document on stdout."""
     print_json(document_from_found(found, notes=notes))
 
 
-def show_plan(plan: Planned) -> None:
+def show_plan(plan: PlanResult) -> None:
     """What was found, for people."""
     spec = plan.spec
     console = stdout_console()
@@ -86,7 +86,7 @@ def _rows(spec: CascadeSpec) -> int:
     return 0 if spec.fit is None else spec.fit.rows
 
 
-def _stages_table(plan: Planned) -> Table:
+def _stages_table(plan: PlanResult) -> Table:
     table = Table(title=f"{plan.spec.name}: {plan.spec.combine}, {plan.spec.score}", box=box.SIMPLE_HEAD)
     for name in ("stage", "members", "exits at", "exit share", "cost"):
         table.add_column(name, justify="left" if name == "members" else "right")
@@ -97,7 +97,7 @@ def _stages_table(plan: Planned) -> Table:
     return table
 
 
-def _gears_table(plan: Planned, gears: Gears) -> Table:
+def _gears_table(plan: PlanResult, gears: Gears) -> Table:
     table = Table(title="gears", box=box.SIMPLE_HEAD)
     for name in ("gear", "exits at", "accuracy", "mean cost", "exit shares"):
         table.add_column(name, justify="right")

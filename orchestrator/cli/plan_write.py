@@ -9,7 +9,7 @@ from pathlib import Path
 
 from orchestrator.cli.console import progress
 from orchestrator.errors import DataError
-from orchestrator.planner.plan import Planned
+from orchestrator.planner.plan import PlanResult
 from orchestrator.planner.records import Records
 from orchestrator.repository.files import write_all
 from orchestrator.spec import CascadeSpec, json_from_cascade
@@ -55,7 +55,7 @@ def write_plan(output: Path, spec: CascadeSpec) -> None:
     write_all(path.parent, {path.name: text})
 
 
-def write_plan_report(folder: Path, found: Planned, records: Records) -> None:
+def write_plan_report(folder: Path, found: PlanResult, records: Records) -> None:
     """Writes the report of a plan; costs are those that were planned with, whatever the records say.
 
     Raises:

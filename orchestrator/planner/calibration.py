@@ -18,9 +18,9 @@ from scipy.optimize import minimize_scalar
 
 from orchestrator.decision import softmax
 from orchestrator.decision.combine import scaled_logits
-from orchestrator.planner.candidates import chains_of, mean_cost, outcome_of, shares_of
-from orchestrator.planner.dataset_split import Split, records_of_rows, shuffled
-from orchestrator.planner.goal import ENSEMBLE, Goal, Options, rows_wanted, yardstick_of
+from orchestrator.planner.candidates import answers_of, exit_shares_of, mean_cost, orderings_of
+from orchestrator.planner.dataset_split import DatasetSplit, records_of_rows, shuffled
+from orchestrator.planner.goal import ENSEMBLE, Goal, SearchOptions, reference_of, rows_wanted
 from orchestrator.planner.records import Records
 from orchestrator.planner.search import RIGHT, search
 from orchestrator.planner.subset_table import table_from_records
@@ -35,7 +35,7 @@ LOWEST, HIGHEST = 0.05, 20.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scaling:
+class TemperatureFit:
     """One member's temperature.
 
     Args:
@@ -86,7 +86,7 @@ def calibration_error(p: F32, labels: Truth) -> float:
     return float(np.abs(gap).sum() / len(p))
 
 
-def scaling_of(member: Member, *, fit: tuple[F32, Truth], check: tuple[F32, Truth]) -> Scaling:
+def temperature_fit_of(member: Member, *, fit: tuple[F32, Truth], check: tuple[F32, Truth]) -> TemperatureFit:
     """A member's temperature, fitted on some rows and judged on others.
 
     Args:
@@ -97,7 +97,7 @@ def scaling_of(member: Member, *, fit: tuple[F32, Truth], check: tuple[F32, Trut
     z, _ = scaled_logits(member, fit[0])
     factor = temperature_of(z, fit[1])
     other, _ = scaled_logits(member, check[0])
-    return Scaling(
+    return TemperatureFit(
         temperature=float(np.clip(member.temperature * factor, 1e-3, 1e3)),
         ece_before=calibration_error(softmax(other), check[1]),
         ece_after=calibration_error(softmax(other / np.float32(factor)), check[1]),
@@ -113,7 +113,7 @@ WORTH = 0.01
 
 
 @dataclass(frozen=True, kw_only=True)
-class Trial:
+class CalibrationResult:
     """What came of trying temperatures.
 
     Args:
@@ -125,7 +125,7 @@ class Trial:
 
     kept: bool
     reason: str
-    scalings: dict[str, Scaling] = field(default_factory=dict)
+    scalings: dict[str, TemperatureFit] = field(default_factory=dict)
     without: tuple[float | None, ...] = ()
     with_: tuple[float | None, ...] = ()
 
@@ -142,7 +142,7 @@ class Trial:
         return facts
 
 
-def scaled(base: CascadeSpec, scalings: dict[str, Scaling]) -> CascadeSpec:
+def scaled(base: CascadeSpec, scalings: dict[str, TemperatureFit]) -> CascadeSpec:
     """The pool with other temperatures."""
     members = (
         dataclasses.replace(member, temperature=scalings[member.name].temperature) for member in base.members
@@ -150,15 +150,15 @@ def scaled(base: CascadeSpec, scalings: dict[str, Scaling]) -> CascadeSpec:
     return dataclasses.replace(base, stages=tuple(Stage(members=(member,)) for member in members))
 
 
-def try_temperatures(
+def calibrate(
     base: CascadeSpec,
     records: Records,
     goal: Goal,
     *,
-    split: Split,
-    options: Options,
+    split: DatasetSplit,
+    options: SearchOptions,
     progress: Progress = no_progress,
-) -> Trial:
+) -> CalibrationResult:
     """Fits temperatures on each half of the search rows and compares plans with and without them on the other.
 
     Args:
@@ -170,12 +170,14 @@ def try_temperatures(
         progress: shows the work, one step per half.
     """
     if records.labels is None or goal.label_free:
-        return Trial(kept=False, reason="no labels to fit temperatures on")
+        return CalibrationResult(kept=False, reason="no labels to fit temperatures on")
     if goal.reference == ENSEMBLE:
-        return Trial(kept=False, reason="temperatures would change the reference, an average of all members")
+        return CalibrationResult(
+            kept=False, reason="temperatures would change the reference, an average of all members"
+        )
     half = len(split.search) // 2
     if half < FEWEST:
-        return Trial(kept=False, reason=f"{len(split.search)} search rows, fewer than {2 * FEWEST}")
+        return CalibrationResult(kept=False, reason=f"{len(split.search)} search rows, fewer than {2 * FEWEST}")
     order = shuffled(records.ids, split.search, seed=split.seed)
     one, other = (records_of_rows(records, np.sort(part[:MOST])) for part in (order[:half], order[half:]))
     folds = []
@@ -186,7 +188,7 @@ def try_temperatures(
     kept = all(_better(goal, fold) for fold in folds)
     said = ", ".join(f"{_said(fold.with_)} against {_said(fold.without)} without" for fold in folds)
     noun = "accuracy within the budget" if goal.has_budget else "mean cost of a plan that is good enough"
-    return Trial(
+    return CalibrationResult(
         kept=kept,
         reason=f"{noun}, on each half of the search rows: {said}",
         scalings=_pooled([fold.scalings for fold in folds]),
@@ -199,16 +201,16 @@ def try_temperatures(
 class _Fold:
     """What plans fitted on one half achieve on the other."""
 
-    scalings: dict[str, Scaling]
+    scalings: dict[str, TemperatureFit]
     without: float | None
     with_: float | None
 
 
-def _fold(base: CascadeSpec, fit: Records, check: Records, *, goal: Goal, options: Options) -> _Fold:
+def _fold(base: CascadeSpec, fit: Records, check: Records, *, goal: Goal, options: SearchOptions) -> _Fold:
     assert fit.labels is not None
     assert check.labels is not None
     scalings = {
-        member.name: scaling_of(
+        member.name: temperature_fit_of(
             member, fit=(fit.outputs[member.name], fit.labels), check=(check.outputs[member.name], check.labels)
         )
         for member in base.members
@@ -218,10 +220,10 @@ def _fold(base: CascadeSpec, fit: Records, check: Records, *, goal: Goal, option
     return _Fold(scalings=scalings, without=without, with_=with_)
 
 
-def _pooled(folds: Sequence[dict[str, Scaling]]) -> dict[str, Scaling]:
+def _pooled(folds: Sequence[dict[str, TemperatureFit]]) -> dict[str, TemperatureFit]:
     """Per member the geometric mean of both halves' temperatures, and the mean of the errors they left."""
     return {
-        name: Scaling(
+        name: TemperatureFit(
             temperature=float(f"{math.sqrt(math.prod(fold[name].temperature for fold in folds)):.4g}"),
             ece_before=sum(fold[name].ece_before for fold in folds) / len(folds),
             ece_after=sum(fold[name].ece_after for fold in folds) / len(folds),
@@ -243,14 +245,16 @@ def _said(value: float | None) -> str:
     return "no plan" if value is None else f"{value:.6g}"
 
 
-def _achieved(base: CascadeSpec, fit: Records, check: Records, *, goal: Goal, options: Options) -> float | None:
+def _achieved(
+    base: CascadeSpec, fit: Records, check: Records, *, goal: Goal, options: SearchOptions
+) -> float | None:
     """Best accuracy within the budget, or least cost that is good enough, of plans from `fit` seen on `check`."""
     tables, sticks = [], []
     for part in (fit, check):
         table = table_from_records(base, part, combines=options.combines, scores=options.scores)
         tables.append(table)
-        sticks.append(yardstick_of(goal, table, part, combine=options.combines[0]))
-    chains = chains_of(
+        sticks.append(reference_of(goal, table, part, combine=options.combines[0]))
+    chains = orderings_of(
         tables[0].pool,
         combines=options.combines,
         scores=options.scores,
@@ -266,9 +270,9 @@ def _achieved(base: CascadeSpec, fit: Records, check: Records, *, goal: Goal, op
     wanted, seen, stick = rows_wanted(goal, sticks[1]), tables[1], sticks[1]
     best: float | None = None
     for found in searched.frontiers[RIGHT]:
-        outcome = outcome_of(found.choice, seen)
+        outcome = answers_of(found.choice, seen)
         right = int(stick.right(outcome.label).sum())
-        cost = mean_cost(found.choice, shares_of(outcome, len(found.choice.stages)), seen.costs)
+        cost = mean_cost(found.choice, exit_shares_of(outcome, len(found.choice.stages)), seen.costs)
         if goal.max_mean_cost is not None:
             if cost <= goal.max_mean_cost and (best is None or right / seen.rows > best):
                 best = right / seen.rows

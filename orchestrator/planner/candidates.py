@@ -9,12 +9,12 @@ from itertools import combinations, pairwise
 import numpy as np
 import numpy.typing as npt
 
-from orchestrator.planner.subset_table import MOST_MEMBERS, Table, Unit
+from orchestrator.planner.subset_table import MOST_MEMBERS, Subset, SubsetTable
 from orchestrator.spec import Member
 
 
 @dataclass(frozen=True, kw_only=True)
-class Chain:
+class Ordering:
     """Members asked one group after another, before anything is said of thresholds.
 
     Where the combination covers everything asked so far, a group that never exits and its successor are one
@@ -29,10 +29,10 @@ class Chain:
 
     combine: str
     score: str
-    groups: tuple[Unit, ...]
+    groups: tuple[Subset, ...]
 
     @property
-    def members(self) -> Unit:
+    def members(self) -> Subset:
         """Places of all members."""
         return tuple(place for group in self.groups for place in group)
 
@@ -41,11 +41,11 @@ class Chain:
         """Whether a group may have the threshold "never"."""
         return self.combine != "last"
 
-    def asked(self, stage: int) -> Unit:
+    def asked(self, stage: int) -> Subset:
         """All members asked when the group has answered."""
         return tuple(place for group in self.groups[: stage + 1] for place in group)
 
-    def unit(self, stage: int) -> Unit:
+    def unit(self, stage: int) -> Subset:
         """The members whose combination answers there."""
         return self.groups[stage] if self.combine == "last" else self.asked(stage)
 
@@ -55,7 +55,7 @@ class Chain:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Choice:
+class CandidatePlan:
     """One plan in terms of a pool: stages as they will be served, and a threshold for each but the last.
 
     Args:
@@ -67,22 +67,22 @@ class Choice:
 
     combine: str
     score: str
-    stages: tuple[Unit, ...]
+    stages: tuple[Subset, ...]
     thresholds: tuple[float, ...]
 
     @property
-    def members(self) -> Unit:
+    def members(self) -> Subset:
         """Places of all members."""
         return tuple(place for stage in self.stages for place in stage)
 
 
-def choice_from_chain(chain: Chain, thresholds: Sequence[float | None]) -> Choice:
+def candidate_from_ordering(chain: Ordering, thresholds: Sequence[float | None]) -> CandidatePlan:
     """The plan of a chain with one threshold per group but the last, None for never.
 
     Neighbours that never exit become one stage.
     """
-    stages: list[Unit] = []
-    held: Unit = ()
+    stages: list[Subset] = []
+    held: Subset = ()
     for group, threshold in zip(chain.groups[:-1], thresholds, strict=True):
         held = (*held, *group)
         if threshold is not None:
@@ -90,17 +90,17 @@ def choice_from_chain(chain: Chain, thresholds: Sequence[float | None]) -> Choic
             held = ()
     stages.append((*held, *chain.groups[-1]))
     kept = tuple(threshold for threshold in thresholds if threshold is not None)
-    return Choice(combine=chain.combine, score=chain.score, stages=tuple(stages), thresholds=kept)
+    return CandidatePlan(combine=chain.combine, score=chain.score, stages=tuple(stages), thresholds=kept)
 
 
-def chains_of(
+def orderings_of(
     pool: Sequence[Member],
     *,
     combines: Sequence[str],
     scores: Sequence[str],
     max_stages: int,
     max_worst_cost: float | None = None,
-) -> list[Chain]:
+) -> list[Ordering]:
     """All chains, those first that win a tie: by worst cost, number of members, names, then as modes are listed.
 
     Args:
@@ -122,7 +122,7 @@ def chains_of(
         key=lambda unit: (worst[unit], len(unit), [pool[place].name for place in unit]),
     )
     return [
-        Chain(combine=combine, score=score, groups=groups)
+        Ordering(combine=combine, score=score, groups=groups)
         for unit in kept
         for combine in combines
         for score in scores
@@ -131,7 +131,7 @@ def chains_of(
     ]
 
 
-def _groupings(unit: Unit, combine: str, max_stages: int) -> Iterator[tuple[Unit, ...]]:
+def _groupings(unit: Subset, combine: str, max_stages: int) -> Iterator[tuple[Subset, ...]]:
     if combine != "last":
         yield tuple((place,) for place in unit)
         return
@@ -142,7 +142,7 @@ def _groupings(unit: Unit, combine: str, max_stages: int) -> Iterator[tuple[Unit
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outcome:
+class TableAnswers:
     """What a plan does to every row.
 
     Args:
@@ -154,12 +154,12 @@ class Outcome:
     label: npt.NDArray[np.int32]
 
 
-def outcome_of(choice: Choice, table: Table) -> Outcome:
+def answers_of(choice: CandidatePlan, table: SubsetTable) -> TableAnswers:
     """Runs a plan over a table, with the exit rule of serving: score >= threshold, as float32."""
     stage = np.full(table.rows, len(choice.stages) - 1, np.intp)
     label = np.zeros(table.rows, np.int32)
     left = np.ones(table.rows, np.bool_)
-    asked: Unit = ()
+    asked: Subset = ()
     for place, group in enumerate(choice.stages):
         asked = (*asked, *group)
         unit = group if choice.combine == "last" else asked
@@ -170,16 +170,16 @@ def outcome_of(choice: Choice, table: Table) -> Outcome:
         stage[done] = place
         label[done] = table.label(choice.combine, unit)[done]
         left &= ~done
-    return Outcome(stage=stage, label=label)
+    return TableAnswers(stage=stage, label=label)
 
 
-def shares_of(outcome: Outcome, stages: int) -> tuple[float, ...]:
+def exit_shares_of(outcome: TableAnswers, stages: int) -> tuple[float, ...]:
     """Share of rows answered at each stage."""
     counts = np.bincount(outcome.stage, minlength=stages)
     return tuple(float(count) / len(outcome.stage) for count in counts)
 
 
-def mean_cost(choice: Choice, share: Sequence[float], costs: Sequence[float]) -> float:
+def mean_cost(choice: CandidatePlan, share: Sequence[float], costs: Sequence[float]) -> float:
     """Mean cost per row that follows from the exit shares."""
     total, spent = 0.0, 0.0
     for stage, part in zip(choice.stages, share, strict=True):

@@ -16,17 +16,17 @@ from typing import Any
 
 import numpy as np
 
-from orchestrator.planner.candidates import Choice, outcome_of
-from orchestrator.planner.goal import Goal, Yardstick
+from orchestrator.planner.candidates import CandidatePlan, answers_of
+from orchestrator.planner.goal import Goal, Reference
 from orchestrator.planner.intervals import BOUNDS, fewest_rows, rate_at_least, tilt_at_most
-from orchestrator.planner.subset_table import Table
+from orchestrator.planner.subset_table import SubsetTable
 
 # Neighbours in a longer sequence differ by rows that nobody can tell from chance.
 LONGEST_SEQUENCE = 40
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tally:
+class PairedCounts:
     """A plan against the yardstick on some rows.
 
     Args:
@@ -42,10 +42,10 @@ class Tally:
     gains: int
 
 
-def tally_of(choice: Choice, table: Table, yardstick: Yardstick) -> Tally:
+def counts_of(choice: CandidatePlan, table: SubsetTable, yardstick: Reference) -> PairedCounts:
     """Counts of a plan on all rows of a table."""
-    right = yardstick.right(outcome_of(choice, table).label)
-    return Tally(
+    right = yardstick.right(answers_of(choice, table).label)
+    return PairedCounts(
         rows=table.rows,
         right=int(right.sum()),
         losses=int((yardstick.base_right & ~right).sum()),
@@ -54,7 +54,7 @@ def tally_of(choice: Choice, table: Table, yardstick: Yardstick) -> Tally:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Candidate:
+class PlannedTest:
     """One plan of the sequence.
 
     Args:
@@ -65,14 +65,16 @@ class Candidate:
         risk: what orders candidates: the same, and among those at 0 how little gains outweigh losses.
     """
 
-    choice: Choice
+    choice: CandidatePlan
     ticks: float
     method: str
     predicted: float
     risk: float
 
 
-def candidate_from_tally(choice: Choice, ticks: float, tally: Tally, *, rows: int, delta: float) -> Candidate:
+def planned_test(
+    choice: CandidatePlan, ticks: float, tally: PairedCounts, *, rows: int, delta: float
+) -> PlannedTest:
     """A candidate with the bound that promises most, from its counts on the search part.
 
     Args:
@@ -89,12 +91,12 @@ def candidate_from_tally(choice: Choice, ticks: float, tally: Tally, *, rows: in
     method = min(predicted, key=lambda name: predicted[name])
     # Bounds end at 0; without the tilt the cheapest of all plans there would pass for the safest.
     risk = predicted[method] or min(tilt_at_most(losses, gains, delta), 0.0)
-    return Candidate(choice=choice, ticks=ticks, method=method, predicted=predicted[method], risk=risk)
+    return PlannedTest(choice=choice, ticks=ticks, method=method, predicted=predicted[method], risk=risk)
 
 
-def sequence_of(candidates: Sequence[Candidate]) -> list[Candidate]:
+def sequence_of(candidates: Sequence[PlannedTest]) -> list[PlannedTest]:
     """The candidates nothing beats in both cost and promise, safest first; thinned evenly where they are many."""
-    kept: list[Candidate] = []
+    kept: list[PlannedTest] = []
     # A riskier plan is of use only where it is cheaper than all safer ones.
     for candidate in sorted(candidates, key=lambda one: (one.risk, one.ticks)):
         if not kept or candidate.ticks < kept[-1].ticks:
@@ -122,11 +124,11 @@ class Certificate:
         rows_needed: rows of the certify part that would certify the safest candidate; None for no number.
     """
 
-    choice: Choice
+    choice: CandidatePlan
     certified: bool
     method: str
     bound: float
-    tally: Tally
+    tally: PairedCounts
     candidates: int
     tested: int
     accuracy_lower: float
@@ -134,9 +136,9 @@ class Certificate:
 
 
 def certify(
-    sequence: Sequence[Candidate],
-    table: Table,
-    yardstick: Yardstick,
+    sequence: Sequence[PlannedTest],
+    table: SubsetTable,
+    yardstick: Reference,
     *,
     epsilon: float,
     delta: float,
@@ -152,9 +154,9 @@ def certify(
         delta: probability, over the certify rows, that a plan worse than epsilon is taken.
         spare: whether one more plan, safe by itself, is taken where none of these is certified.
     """
-    tests: list[tuple[Candidate, Tally, float]] = []
+    tests: list[tuple[PlannedTest, PairedCounts, float]] = []
     for candidate in sequence:
-        tally = tally_of(candidate.choice, table, yardstick)
+        tally = counts_of(candidate.choice, table, yardstick)
         bound = BOUNDS[candidate.method](tally.losses, tally.gains, tally.rows, delta)
         tests.append((candidate, tally, bound))
         if bound > epsilon:
@@ -179,7 +181,7 @@ def certify(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shortfall:
+class UnmetConstraint:
     """Why no plan does what was asked.
 
     Args:
@@ -221,7 +223,7 @@ def tested_facts(said: Certificate) -> dict[str, Any]:
     return {"candidates": said.candidates, "tested": said.tested}
 
 
-def uncertified(said: Certificate, goal: Goal, *, certify_share: float) -> Shortfall:
+def uncertified(said: Certificate, goal: Goal, *, certify_share: float) -> UnmetConstraint:
     """What a plan that could not be certified falls short of.
 
     Args:
@@ -238,7 +240,7 @@ def uncertified(said: Certificate, goal: Goal, *, certify_share: float) -> Short
     if said.rows_needed is not None:
         more = math.ceil((said.rows_needed - tally.rows) / certify_share)
         fix = f"about {more} more rows would do if they are like these"
-    return Shortfall(
+    return UnmetConstraint(
         got=f"{seen} by the {'best' if goal.has_budget else 'safest'} plan, so a bound of {said.bound:.4g}",
         expected=f"at most {goal.allowed:.4g} with probability {1 - goal.delta:g}",
         fix=fix,

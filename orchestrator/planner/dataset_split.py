@@ -21,7 +21,7 @@ FEWEST_ROWS = 10
 
 
 @dataclass(frozen=True, kw_only=True)
-class Split:
+class DatasetSplit:
     """Two disjoint sets of rows.
 
     Args:
@@ -41,7 +41,7 @@ class Split:
         return len(self.certify) / (len(self.search) + len(self.certify))
 
 
-def split_from_ids(ids: npt.NDArray[Any], *, certify_share: float, seed: int = 0) -> Split:
+def split_from_ids(ids: npt.NDArray[Any], *, certify_share: float, seed: int = 0) -> DatasetSplit:
     """Splits by a hash of ids and seed: the same rows come out whatever order they are in.
 
     Args:
@@ -59,7 +59,7 @@ def split_from_ids(ids: npt.NDArray[Any], *, certify_share: float, seed: int = 0
         least = f"at least {FEWEST_ROWS}" + (" of each" if certify_share > 0 else "")
         raise DataError("records", got=parts, expected=least, fix=fix)
     order = np.argsort(_hashes(ids, seed), kind="stable")
-    return Split(search=np.sort(order[kept:]), certify=np.sort(order[:kept]), seed=seed)
+    return DatasetSplit(search=np.sort(order[kept:]), certify=np.sort(order[:kept]), seed=seed)
 
 
 def shuffled(ids: npt.NDArray[Any], rows: npt.NDArray[np.intp], *, seed: int) -> npt.NDArray[np.intp]:

@@ -12,31 +12,31 @@ from typing import Any
 
 import numpy as np
 
-from orchestrator.planner.candidates import Choice, chains_of
+from orchestrator.planner.candidates import CandidatePlan, orderings_of
 from orchestrator.planner.certify import (
-    Candidate,
     Certificate,
-    Shortfall,
-    candidate_from_tally,
+    PlannedTest,
+    UnmetConstraint,
     certify,
+    counts_of,
     facts_of,
+    planned_test,
     sequence_of,
-    tally_of,
     tested_facts,
     uncertified,
 )
 from orchestrator.planner.goal import (
     ENSEMBLE,
     Goal,
-    Options,
-    Yardstick,
+    Reference,
+    SearchOptions,
     is_reference,
     reference_alone,
     rows_wanted,
 )
 from orchestrator.planner.intervals import rate_at_least
-from orchestrator.planner.search import RIGHT, Found, Searched, search
-from orchestrator.planner.subset_table import Table
+from orchestrator.planner.search import RIGHT, Found, SearchResult, search
+from orchestrator.planner.subset_table import SubsetTable
 from orchestrator.progress import Progress, no_progress
 
 KEPT = "kept"
@@ -45,7 +45,7 @@ MOST_CANDIDATES = 150
 
 
 @dataclass(frozen=True, kw_only=True)
-class Part:
+class RowSet:
     """Rows and what they are measured against.
 
     Args:
@@ -53,12 +53,12 @@ class Part:
         yardstick: of the same rows.
     """
 
-    table: Table
-    yardstick: Yardstick
+    table: SubsetTable
+    yardstick: Reference
 
-    def take(self, rows: Any) -> Part:
+    def take(self, rows: Any) -> RowSet:
         """The same of some rows, intp (n,)."""
-        return Part(table=self.table.take(rows), yardstick=self.yardstick.take(rows))
+        return RowSet(table=self.table.take(rows), yardstick=self.yardstick.take(rows))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,16 +74,16 @@ class Decision:
         instead: why the reference itself had to be taken; None where another plan was certified, or nothing was.
     """
 
-    choice: Choice
-    searched: Searched
+    choice: CandidatePlan
+    searched: SearchResult
     accuracy_lower: float | None = None
     guarantee: dict[str, Any] | None = None
-    shortfall: Shortfall | None = None
-    instead: Shortfall | None = None
+    shortfall: UnmetConstraint | None = None
+    instead: UnmetConstraint | None = None
 
 
 def decide(
-    chosen_on: Part, judged_on: Part, goal: Goal, options: Options, *, progress: Progress = no_progress
+    chosen_on: RowSet, judged_on: RowSet, goal: Goal, options: SearchOptions, *, progress: Progress = no_progress
 ) -> Decision:
     """The best plan for a goal.
 
@@ -95,7 +95,7 @@ def decide(
         progress: shows the search.
     """
     table = chosen_on.table
-    chains = chains_of(
+    chains = orderings_of(
         table.pool,
         combines=options.combines,
         scores=options.scores,
@@ -116,15 +116,17 @@ def decide(
     return _cheapest(searched, chosen_on, judged_on, goal, options)
 
 
-def _too_dear(table: Table, goal: Goal, options: Options) -> Decision:
-    choice = Choice(combine=options.combines[0], score=options.scores[0], stages=((0,),), thresholds=())
-    nothing = Searched(frontiers={RIGHT: ()}, rows=table.rows, ticks_per_cost=1.0)
+def _too_dear(table: SubsetTable, goal: Goal, options: SearchOptions) -> Decision:
+    choice = CandidatePlan(combine=options.combines[0], score=options.scores[0], stages=((0,),), thresholds=())
+    nothing = SearchResult(frontiers={RIGHT: ()}, rows=table.rows, ticks_per_cost=1.0)
     least = f"at least {table.pool[0].cost:g}, the cheapest member's"
-    shortfall = Shortfall(got=f"max worst cost {goal.max_worst_cost:g}", expected=least)
+    shortfall = UnmetConstraint(got=f"max worst cost {goal.max_worst_cost:g}", expected=least)
     return Decision(choice=choice, searched=nothing, shortfall=shortfall)
 
 
-def _within_budget(searched: Searched, chosen_on: Part, judged_on: Part, goal: Goal, options: Options) -> Decision:
+def _within_budget(
+    searched: SearchResult, chosen_on: RowSet, judged_on: RowSet, goal: Goal, options: SearchOptions
+) -> Decision:
     """The most accurate plan within a mean cost, with a bound of its accuracy or of what it loses."""
     frontier, budget = searched.frontiers[RIGHT], goal.max_mean_cost
     assert budget is not None
@@ -134,12 +136,12 @@ def _within_budget(searched: Searched, chosen_on: Part, judged_on: Part, goal: G
         expected = (
             f"at least {searched.mean_cost(least):g}, where {goal.noun} is {least.right / searched.rows:.4f}"
         )
-        shortfall = Shortfall(got=f"max mean cost {budget:g}", expected=expected)
+        shortfall = UnmetConstraint(got=f"max mean cost {budget:g}", expected=expected)
         return Decision(choice=least.choice, searched=searched, shortfall=shortfall)
     if goal.has_promise:
         wanted = rows_wanted(goal, chosen_on.yardstick)
         if found.right < wanted - 1e-9 * searched.rows:
-            shortfall = Shortfall(
+            shortfall = UnmetConstraint(
                 got=f"{goal.noun} {found.right / searched.rows:.6g}, the best with mean cost <= {budget:g}",
                 expected=f"at least {wanted / searched.rows:.6g} on the search part: {goal.promise}",
                 fix="allow a higher mean cost or a larger epsilon",
@@ -151,9 +153,9 @@ def _within_budget(searched: Searched, chosen_on: Part, judged_on: Part, goal: G
     return _bounded(found.choice, searched, judged_on, goal)
 
 
-def _bounded(choice: Choice, searched: Searched, judged_on: Part, goal: Goal) -> Decision:
+def _bounded(choice: CandidatePlan, searched: SearchResult, judged_on: RowSet, goal: Goal) -> Decision:
     """A plan that promises nothing, with what the certify part says its accuracy is at least."""
-    tally = tally_of(choice, judged_on.table, judged_on.yardstick)
+    tally = counts_of(choice, judged_on.table, judged_on.yardstick)
     lower = rate_at_least(tally.right, tally.rows, goal.delta)
     facts = {
         "statement": f"{goal.sure} {goal.noun} >= {lower:.6g}",
@@ -169,14 +171,16 @@ def _bounded(choice: Choice, searched: Searched, judged_on: Part, goal: Goal) ->
     return Decision(choice=choice, searched=searched, accuracy_lower=lower, guarantee=facts)
 
 
-def _cheapest(searched: Searched, chosen_on: Part, judged_on: Part, goal: Goal, options: Options) -> Decision:
+def _cheapest(
+    searched: SearchResult, chosen_on: RowSet, judged_on: RowSet, goal: Goal, options: SearchOptions
+) -> Decision:
     """The cheapest plan that is good enough, by the search part alone or certified."""
     frontier = searched.frontiers[RIGHT]
     wanted = rows_wanted(goal, chosen_on.yardstick)
     found = searched.reaching(frontier, right=wanted)
     if found is None:
         best = frontier[0]
-        shortfall = Shortfall(
+        shortfall = UnmetConstraint(
             got=f"{goal.noun} >= {wanted / searched.rows:.6g} asked",
             expected=f"at most {best.right / searched.rows:.6g}, the best of all plans on the search part",
         )
@@ -185,7 +189,7 @@ def _cheapest(searched: Searched, chosen_on: Part, judged_on: Part, goal: Goal, 
 
 
 def _promised(
-    found: Found, searched: Searched, chosen_on: Part, judged_on: Part, goal: Goal, options: Options
+    found: Found, searched: SearchResult, chosen_on: RowSet, judged_on: RowSet, goal: Goal, options: SearchOptions
 ) -> Decision:
     """A plan that is good enough on the search part, certified where that is asked for."""
     if not goal.certify:
@@ -196,8 +200,8 @@ def _promised(
     rows = judged_on.table.rows
     if goal.has_budget:
         # One plan, settled before the certify part is looked at: a sequence of one.
-        tally = tally_of(found.choice, chosen_on.table, chosen_on.yardstick)
-        sequence = [candidate_from_tally(found.choice, found.ticks, tally, rows=rows, delta=goal.delta)]
+        tally = counts_of(found.choice, chosen_on.table, chosen_on.yardstick)
+        sequence = [planned_test(found.choice, found.ticks, tally, rows=rows, delta=goal.delta)]
     else:
         sequence = sequence_of(_candidates(searched, found, chosen_on, goal, rows=rows))
     itself = reference_alone(goal, pool, options)
@@ -216,9 +220,9 @@ def _promised(
 
 
 def _itself(
-    choice: Choice,
-    searched: Searched,
-    judged_on: Part,
+    choice: CandidatePlan,
+    searched: SearchResult,
+    judged_on: RowSet,
     goal: Goal,
     *,
     said: Certificate | None = None,
@@ -234,7 +238,7 @@ def _itself(
         said: of the other plans, none of which could be certified; None where the search found none to try.
         certify_share: part of all rows that certify.
     """
-    tally = tally_of(choice, judged_on.table, judged_on.yardstick)
+    tally = counts_of(choice, judged_on.table, judged_on.yardstick)
     facts = facts_of(goal, method="identity", bound=0.0, rows=tally.rows, losses=0, gains=0)
     instead = None
     if said is not None:
@@ -246,9 +250,11 @@ def _itself(
     return Decision(choice=choice, searched=searched, accuracy_lower=lower, guarantee=facts, instead=instead)
 
 
-def _candidates(searched: Searched, cheapest: Found, chosen_on: Part, goal: Goal, *, rows: int) -> list[Candidate]:
+def _candidates(
+    searched: SearchResult, cheapest: Found, chosen_on: RowSet, goal: Goal, *, rows: int
+) -> list[PlannedTest]:
     """Plans good enough on the search part, with the bounds they promise on `rows` certify rows."""
-    found: dict[Choice, Found] = {}
+    found: dict[CandidatePlan, Found] = {}
     wanted = rows_wanted(goal, chosen_on.yardstick)
     most = _reference_ticks(searched, chosen_on.table, goal)
     for frontier in searched.frontiers.values():
@@ -256,15 +262,15 @@ def _candidates(searched: Searched, cheapest: Found, chosen_on: Part, goal: Goal
         places = np.unique(np.linspace(0, len(good) - 1, MOST_CANDIDATES).round().astype(int)) if good else ()
         found |= {good[place].choice: good[place] for place in places}
     found[cheapest.choice] = cheapest
-    tallies = {choice: tally_of(choice, chosen_on.table, chosen_on.yardstick) for choice in found}
+    tallies = {choice: counts_of(choice, chosen_on.table, chosen_on.yardstick) for choice in found}
     return [
-        candidate_from_tally(choice, one.ticks, tallies[choice], rows=rows, delta=goal.delta)
+        planned_test(choice, one.ticks, tallies[choice], rows=rows, delta=goal.delta)
         for choice, one in found.items()
         if tallies[choice].right >= wanted - 1e-9 * searched.rows
     ]
 
 
-def _reference_ticks(searched: Searched, table: Table, goal: Goal) -> float:
+def _reference_ticks(searched: SearchResult, table: SubsetTable, goal: Goal) -> float:
     """What the reference costs: a plan that is dearer need not stand in for it, unless it is not allowed."""
     if goal.reference in (None, ENSEMBLE):
         return math.inf
@@ -274,7 +280,7 @@ def _reference_ticks(searched: Searched, table: Table, goal: Goal) -> float:
     return cost * (1 - 1e-12) * searched.rows * searched.ticks_per_cost
 
 
-def _from_certificate(said: Certificate, searched: Searched, goal: Goal, *, certify_share: float) -> Decision:
+def _from_certificate(said: Certificate, searched: SearchResult, goal: Goal, *, certify_share: float) -> Decision:
     tally = said.tally
     facts = facts_of(
         goal, method=said.method, bound=said.bound, rows=tally.rows, losses=tally.losses, gains=tally.gains

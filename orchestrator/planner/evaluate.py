@@ -17,7 +17,7 @@ from orchestrator.spec import CascadeSpec
 
 
 @dataclass(frozen=True, kw_only=True)
-class Route:
+class EvaluatedModel:
     """One way to an answer, on n rows.
 
     Args:
@@ -38,7 +38,7 @@ class Route:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Comparison:
+class PairedComparison:
     """One plan against another, row by row.
 
     Args:
@@ -77,8 +77,8 @@ class Evaluation:
     """
 
     rows: int
-    cascade: Route
-    members: tuple[Route, ...]
+    cascade: EvaluatedModel
+    members: tuple[EvaluatedModel, ...]
     reference: str
     difference: float
     difference_ci95: tuple[float, float]
@@ -96,7 +96,7 @@ def evaluate(spec: CascadeSpec, records: Records, *, reference: str | None = Non
 
 def evaluate_plans(
     specs: Sequence[CascadeSpec], records: Records, *, reference: str | None = None
-) -> list[tuple[Evaluation, Comparison | None]]:
+) -> list[tuple[Evaluation, PairedComparison | None]]:
     """Replays plans over the same labelled records.
 
     Args:
@@ -112,8 +112,8 @@ def evaluate_plans(
     """
     labels = _checked_labels(specs, records)
     right = {name: scores.argmax(axis=1) == labels for name, scores in records.outputs.items()}
-    found: list[tuple[Evaluation, Comparison | None]] = []
-    first: tuple[CascadeSpec, Route, npt.NDArray[np.bool_]] | None = None
+    found: list[tuple[Evaluation, PairedComparison | None]] = []
+    first: tuple[CascadeSpec, EvaluatedModel, npt.NDArray[np.bool_]] | None = None
     for spec in specs:
         cascade, hits = _cascade(spec, records, labels)
         against = None if first is None else _compared(spec, cascade, hits, *first)
@@ -125,7 +125,7 @@ def evaluate_plans(
 def _evaluation(
     spec: CascadeSpec,
     records: Records,
-    cascade: Route,
+    cascade: EvaluatedModel,
     hits: npt.NDArray[np.bool_],
     *,
     right: dict[str, npt.NDArray[np.bool_]],
@@ -153,15 +153,15 @@ def _evaluation(
 
 def _compared(
     spec: CascadeSpec,
-    cascade: Route,
+    cascade: EvaluatedModel,
     hits: npt.NDArray[np.bool_],
     other_spec: CascadeSpec,
-    other: Route,
+    other: EvaluatedModel,
     other_hits: npt.NDArray[np.bool_],
-) -> Comparison:
+) -> PairedComparison:
     difference, interval = paired_difference(hits, other_hits)
     same_unit = spec.cost_unit == other_spec.cost_unit
-    return Comparison(
+    return PairedComparison(
         name=other.name,
         difference=difference,
         difference_ci95=interval,
@@ -209,9 +209,9 @@ def _costs(spec: CascadeSpec, records: Records) -> dict[str, float]:
     return {**(records.cost if same else {}), **{member.name: member.cost for member in spec.members}}
 
 
-def _route(name: str, right: npt.NDArray[np.bool_], cost: float | None) -> Route:
+def _route(name: str, right: npt.NDArray[np.bool_], cost: float | None) -> EvaluatedModel:
     hits, rows = int(right.sum()), len(right)
-    return Route(
+    return EvaluatedModel(
         name=name,
         right=hits,
         accuracy=hits / rows,
@@ -223,14 +223,14 @@ def _route(name: str, right: npt.NDArray[np.bool_], cost: float | None) -> Route
 
 def _cascade(
     spec: CascadeSpec, records: Records, labels: npt.NDArray[np.int64]
-) -> tuple[Route, npt.NDArray[np.bool_]]:
+) -> tuple[EvaluatedModel, npt.NDArray[np.bool_]]:
     answers = replay(spec, records)
     right = answers.label == labels
     counts = np.bincount(answers.exit_stage, minlength=len(spec.stages))
     # In float64: the runtime's own sums are float32, good for seven digits.
     spent = np.cumsum([stage.cost for stage in spec.stages])
     hits = int(right.sum())
-    route = Route(
+    route = EvaluatedModel(
         name=spec.name,
         right=hits,
         accuracy=hits / records.rows,

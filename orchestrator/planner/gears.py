@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 
-from orchestrator.planner.candidates import Chain, Choice, mean_cost, outcome_of, shares_of
-from orchestrator.planner.decide import Part
+from orchestrator.planner.candidates import CandidatePlan, Ordering, answers_of, exit_shares_of, mean_cost
+from orchestrator.planner.decide import RowSet
 from orchestrator.planner.goal import QUANTILES
 from orchestrator.planner.search import RIGHT, search
 from orchestrator.spec.gears import Gear
 
 
-def gears_of(choice: Choice, part: Part, *, count: int, quantiles: int = QUANTILES) -> tuple[Gear, ...]:
+def gears_of(choice: CandidatePlan, part: RowSet, *, count: int, quantiles: int = QUANTILES) -> tuple[Gear, ...]:
     """Up to `count` gears below the plan, evenly spaced in mean cost between it and asking stage 0 only.
 
     Each is the most accurate tuple of thresholds on the grid at its cost, found as the plan was. A grid with few
@@ -25,7 +25,7 @@ def gears_of(choice: Choice, part: Part, *, count: int, quantiles: int = QUANTIL
     """
     if len(choice.stages) < 2 or count < 1:
         return ()
-    chain = Chain(combine=choice.combine, score=choice.score, groups=choice.stages)
+    chain = Ordering(combine=choice.combine, score=choice.score, groups=choice.stages)
     searched = search(
         part.table,
         [chain],
@@ -52,9 +52,9 @@ def gears_of(choice: Choice, part: Part, *, count: int, quantiles: int = QUANTIL
     return tuple(gears)
 
 
-def _gear(choice: Choice, part: Part) -> Gear:
-    outcome = outcome_of(choice, part.table)
-    share = shares_of(outcome, len(choice.stages))
+def _gear(choice: CandidatePlan, part: RowSet) -> Gear:
+    outcome = answers_of(choice, part.table)
+    share = exit_shares_of(outcome, len(choice.stages))
     return Gear(
         thresholds=choice.thresholds,
         mean_cost=mean_cost(choice, share, part.table.costs),

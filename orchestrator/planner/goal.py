@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from orchestrator.planner.candidates import Choice
+from orchestrator.planner.candidates import CandidatePlan
 from orchestrator.planner.records import Records
-from orchestrator.planner.subset_table import MOST_MEMBERS, Labels, Table, Unit, mode_of
+from orchestrator.planner.subset_table import MOST_MEMBERS, Labels, Subset, SubsetTable, mode_of
 from orchestrator.spec import Member
 from orchestrator.spec.validation import Faults, is_number
 
@@ -23,7 +23,7 @@ QUANTILES = 100
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class SearchOptions:
     """How to look for a plan.
 
     Args:
@@ -186,7 +186,7 @@ def _number(value: float) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Yardstick:
+class Reference:
     """What plans are measured against, row by row.
 
     Args:
@@ -197,9 +197,9 @@ class Yardstick:
     target: Labels
     base_right: npt.NDArray[np.bool_]
 
-    def take(self, rows: npt.NDArray[np.intp]) -> Yardstick:
+    def take(self, rows: npt.NDArray[np.intp]) -> Reference:
         """The same of some rows."""
-        return Yardstick(target=self.target[rows], base_right=self.base_right[rows])
+        return Reference(target=self.target[rows], base_right=self.base_right[rows])
 
     def right(self, label: Labels) -> npt.NDArray[np.bool_]:
         """Which answers are right."""
@@ -212,22 +212,22 @@ class Yardstick:
         return kept
 
 
-def yardstick_of(goal: Goal, table: Table, records: Records, *, combine: str) -> Yardstick:
+def reference_of(goal: Goal, table: SubsetTable, records: Records, *, combine: str) -> Reference:
     """What being right means for a goal, and which rows the reference gets right."""
     everything = np.ones(table.rows, np.bool_)
     if goal.reference is None:
         assert records.labels is not None
-        return Yardstick(target=records.labels.astype(np.int32), base_right=everything)
+        return Reference(target=records.labels.astype(np.int32), base_right=everything)
     # As the plan that asks nobody else answers: two classes a rounding apart may be equal in its probabilities.
     answer = table.label(combine, _places(goal.reference, table.pool))
     if goal.label_free:
-        return Yardstick(target=answer, base_right=everything)
+        return Reference(target=answer, base_right=everything)
     assert records.labels is not None
     target = records.labels.astype(np.int32)
-    return Yardstick(target=target, base_right=answer == target)
+    return Reference(target=target, base_right=answer == target)
 
 
-def rows_wanted(goal: Goal, yardstick: Yardstick) -> float:
+def rows_wanted(goal: Goal, yardstick: Reference) -> float:
     """How many rows have to be right, by the goal's constraint on them."""
     rows = len(yardstick.target)
     if goal.min_accuracy is not None:
@@ -235,14 +235,14 @@ def rows_wanted(goal: Goal, yardstick: Yardstick) -> float:
     return float(yardstick.base_right.sum()) - (goal.epsilon or 0.0) * rows
 
 
-def _places(reference: str, pool: Sequence[Member]) -> Unit:
+def _places(reference: str, pool: Sequence[Member]) -> Subset:
     """Which members of the pool the reference is."""
     if reference == ENSEMBLE:
         return tuple(range(len(pool)))
     return ([member.name for member in pool].index(reference),)
 
 
-def is_reference(choice: Choice, goal: Goal, pool: Sequence[Member], *, combine: str) -> bool:
+def is_reference(choice: CandidatePlan, goal: Goal, pool: Sequence[Member], *, combine: str) -> bool:
     """Whether a plan is the reference itself.
 
     Args:
@@ -256,7 +256,7 @@ def is_reference(choice: Choice, goal: Goal, pool: Sequence[Member], *, combine:
     return len(choice.members) == 1 or mode_of(choice.combine) == mode_of(combine)
 
 
-def reference_alone(goal: Goal, pool: Sequence[Member], options: Options) -> Choice | None:
+def reference_alone(goal: Goal, pool: Sequence[Member], options: SearchOptions) -> CandidatePlan | None:
     """The reference as a plan; None where there is none, or it costs more than is allowed."""
     if goal.reference is None:
         return None
@@ -265,4 +265,4 @@ def reference_alone(goal: Goal, pool: Sequence[Member], options: Options) -> Cho
     limits = (limit for limit in (goal.max_worst_cost, goal.max_mean_cost) if limit is not None)
     if len(places) > MOST_MEMBERS or any(cost > limit * (1 + 1e-12) for limit in limits):
         return None
-    return Choice(combine=options.combines[0], score=options.scores[0], stages=(places,), thresholds=())
+    return CandidatePlan(combine=options.combines[0], score=options.scores[0], stages=(places,), thresholds=())

@@ -11,17 +11,17 @@ import numpy as np
 import numpy.typing as npt
 
 from orchestrator.errors import DataError
-from orchestrator.planner.calibration import Trial, try_temperatures
-from orchestrator.planner.candidates import Choice, outcome_of
-from orchestrator.planner.certify import Shortfall
-from orchestrator.planner.dataset_split import Split, kept_origin, records_of_rows, split_from_ids
-from orchestrator.planner.decide import Decision, Part, decide
+from orchestrator.planner.calibration import CalibrationResult, calibrate
+from orchestrator.planner.candidates import CandidatePlan, answers_of
+from orchestrator.planner.certify import UnmetConstraint
+from orchestrator.planner.dataset_split import DatasetSplit, kept_origin, records_of_rows, split_from_ids
+from orchestrator.planner.decide import Decision, RowSet, decide
 from orchestrator.planner.gears import gears_of
-from orchestrator.planner.goal import ENSEMBLE, Goal, Options, yardstick_of
+from orchestrator.planner.goal import ENSEMBLE, Goal, SearchOptions, reference_of
 from orchestrator.planner.intervals import clopper_pearson
 from orchestrator.planner.records import Records, random_members
 from orchestrator.planner.replay import replay
-from orchestrator.planner.search import RIGHT, Found, Searched
+from orchestrator.planner.search import RIGHT, Found, SearchResult
 from orchestrator.planner.subset_table import in_cost_order, mode_of, table_from_records
 from orchestrator.progress import Progress, no_progress
 from orchestrator.spec import CascadeSpec, Fit, Gears, Member, Stage
@@ -32,9 +32,9 @@ def plan_from_records(
     records: Records,
     goal: Goal,
     *,
-    options: Options | None = None,
+    options: SearchOptions | None = None,
     progress: Progress = no_progress,
-) -> Planned | Infeasible:
+) -> PlanResult | Infeasible:
     """The best plan for a goal, or the best reachable one where there is none.
 
     Args:
@@ -47,30 +47,32 @@ def plan_from_records(
     Raises:
         DataError: records that cannot be planned with for this goal.
     """
-    options = options or Options()
+    options = options or SearchOptions()
     goal = _checked(goal, base, records)
     share = options.certify_share if goal.certify else 0.0
     split = split_from_ids(records.ids, certify_share=share, seed=options.seed)
-    trial = Trial(kept=False, reason="not asked for")
+    trial = CalibrationResult(kept=False, reason="not asked for")
     if options.calibrate:
-        trial = try_temperatures(base, records, goal, split=split, options=options, progress=progress)
+        trial = calibrate(base, records, goal, split=split, options=options, progress=progress)
         base = trial.applied(base)
     modes = len({mode_of(combine) for combine in options.combines})
     with progress("combining members", modes * records.rows) as advance:
         table = table_from_records(
             base, records, combines=options.combines, scores=options.scores, advance=advance
         )
-    everything = Part(table=table, yardstick=yardstick_of(goal, table, records, combine=options.combines[0]))
+    everything = RowSet(table=table, yardstick=reference_of(goal, table, records, combine=options.combines[0]))
     chosen_on, judged_on = everything.take(split.search), everything.take(split.certify)
     decision = decide(chosen_on, judged_on, goal, options, progress=progress)
     origin = Origin(base=base, records=records, split=split, trial=trial, goal=goal, combine=options.combines[0])
-    found = planned_from_decision(decision, chosen_on, origin)
+    found = result_from_decision(decision, chosen_on, origin)
     if isinstance(found, Infeasible):
         return found
     return _geared(found, decision.choice, chosen_on, options, labelled=not goal.label_free)
 
 
-def _geared(planned: Planned, choice: Choice, part: Part, options: Options, *, labelled: bool) -> Planned:
+def _geared(
+    planned: PlanResult, choice: CandidatePlan, part: RowSet, options: SearchOptions, *, labelled: bool
+) -> PlanResult:
     """The plan with its cheaper gears, where some are wanted and there are any."""
     cheaper = gears_of(choice, part, count=options.gears, quantiles=options.quantiles)
     if not cheaper:
@@ -142,7 +144,7 @@ class FrontierRow:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Planned:
+class PlanResult:
     """A plan with what it achieves.
 
     Args:
@@ -163,7 +165,7 @@ class Planned:
     exit_share: tuple[float, ...]
     frontier: tuple[FrontierRow, ...]
     pool: tuple[Member, ...]
-    instead: Shortfall | None = None
+    instead: UnmetConstraint | None = None
 
     @property
     def worst_cost(self) -> float:
@@ -180,8 +182,8 @@ class Infeasible:
         shortfall: why.
     """
 
-    best: Planned
-    shortfall: Shortfall
+    best: PlanResult
+    shortfall: UnmetConstraint
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,13 +201,13 @@ class Origin:
 
     base: CascadeSpec
     records: Records
-    split: Split
-    trial: Trial
+    split: DatasetSplit
+    trial: CalibrationResult
     goal: Goal
     combine: str
 
 
-def planned_from_decision(decision: Decision, part: Part, origin: Origin) -> Planned | Infeasible:
+def result_from_decision(decision: Decision, part: RowSet, origin: Origin) -> PlanResult | Infeasible:
     """A plan, or the best reachable one, with its numbers on the search part.
 
     Args:
@@ -214,7 +216,7 @@ def planned_from_decision(decision: Decision, part: Part, origin: Origin) -> Pla
         origin: what it was chosen from.
     """
     choice, table, base = decision.choice, part.table, origin.base
-    outcome = outcome_of(choice, table)
+    outcome = answers_of(choice, table)
     counts = np.bincount(outcome.stage, minlength=len(choice.stages))
     share = tuple(float(count) / table.rows for count in counts)
     right = int(part.yardstick.right(outcome.label).sum())
@@ -237,7 +239,7 @@ def planned_from_decision(decision: Decision, part: Part, origin: Origin) -> Pla
         mean_cost=mean_cost,
         extra=_extra(decision, origin, agreement=right / table.rows),
     )
-    planned = Planned(
+    planned = PlanResult(
         spec=dataclasses.replace(spec, fit=fit),
         accuracy=right / table.rows,
         accuracy_lower=decision.accuracy_lower,
@@ -250,7 +252,7 @@ def planned_from_decision(decision: Decision, part: Part, origin: Origin) -> Pla
     return planned if decision.shortfall is None else Infeasible(best=planned, shortfall=decision.shortfall)
 
 
-def spec_stages(choice: Choice, pool: Sequence[Member]) -> tuple[Stage, ...]:
+def spec_stages(choice: CandidatePlan, pool: Sequence[Member]) -> tuple[Stage, ...]:
     """The stages of a choice as cascade.json has them."""
     return tuple(
         Stage(members=tuple(pool[place] for place in group), threshold=threshold)
@@ -258,14 +260,14 @@ def spec_stages(choice: Choice, pool: Sequence[Member]) -> tuple[Stage, ...]:
     )
 
 
-def frontier_rows(searched: Searched, pool: Sequence[Member]) -> tuple[FrontierRow, ...]:
+def frontier_rows(searched: SearchResult, pool: Sequence[Member]) -> tuple[FrontierRow, ...]:
     """The frontier of being right, thinned evenly where it is long."""
     frontier = searched.frontiers[RIGHT]
     places = np.unique(np.linspace(0, len(frontier) - 1, FRONTIER_ROWS).round().astype(int)) if frontier else ()
     return tuple(_row(frontier[place], searched, pool) for place in places)
 
 
-def _row(found: Found, searched: Searched, pool: Sequence[Member]) -> FrontierRow:
+def _row(found: Found, searched: SearchResult, pool: Sequence[Member]) -> FrontierRow:
     choice = found.choice
     stages = tuple(tuple(pool[place].name for place in group) for group in choice.stages)
     return FrontierRow(

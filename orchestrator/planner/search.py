@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from orchestrator.planner.candidates import Chain, Choice, choice_from_chain
+from orchestrator.planner.candidates import CandidatePlan, Ordering, candidate_from_ordering
 from orchestrator.planner.goal import QUANTILES
 from orchestrator.planner.grid import (
     Bins,
@@ -23,7 +23,7 @@ from orchestrator.planner.grid import (
     tuples_allowed,
     tuples_of,
 )
-from orchestrator.planner.subset_table import Labels, Table, Unit, mode_of
+from orchestrator.planner.subset_table import Labels, Subset, SubsetTable, mode_of
 from orchestrator.progress import Advance, no_advance
 from orchestrator.spec import CascadeSpec
 
@@ -59,13 +59,13 @@ class Found:
         ticks: total cost in whole numbers; divide by `Searched.ticks_per_cost` and by rows.
     """
 
-    choice: Choice
+    choice: CandidatePlan
     right: int
     ticks: float
 
 
 @dataclass(frozen=True, kw_only=True)
-class Searched:
+class SearchResult:
     """Frontiers over the same plans.
 
     Args:
@@ -94,14 +94,14 @@ class Searched:
 
 
 def search(
-    table: Table,
-    chains: Sequence[Chain],
+    table: SubsetTable,
+    chains: Sequence[Ordering],
     *,
     values: Mapping[str, Value],
     max_stages: int = 4,
     quantiles: int = QUANTILES,
     advance: Advance = no_advance,
-) -> Searched:
+) -> SearchResult:
     """Frontiers of all chains and all their thresholds.
 
     Args:
@@ -119,7 +119,7 @@ def search(
         for kind, total in zip(values, totals, strict=True):
             frontiers[kind].add(number, total, cost, allowed)
         advance(1)
-    return Searched(
+    return SearchResult(
         frontiers={
             kind: tuple(scan.found(chains[corner.chain], corner) for corner in frontier.corners())
             for kind, frontier in frontiers.items()
@@ -132,17 +132,19 @@ def search(
 class _Scan:
     """Looks at one chain after another; keeps grids, bins and values of subsets that chains share."""
 
-    def __init__(self, table: Table, values: Mapping[str, Value], *, quantiles: int, max_stages: int) -> None:
+    def __init__(
+        self, table: SubsetTable, values: Mapping[str, Value], *, quantiles: int, max_stages: int
+    ) -> None:
         self._table = table
         self._values = values
         self._quantiles = quantiles
         self._max_stages = max_stages
         self.ticks, self.scale = ticks_from_costs(table.costs, table.rows)
-        self._grids: dict[tuple[str, str, Unit, Unit], tuple[npt.NDArray[np.float32], Bins]] = {}
-        self._of_value: dict[tuple[str, str, Unit], npt.NDArray[np.int8]] = {}
+        self._grids: dict[tuple[str, str, Subset, Subset], tuple[npt.NDArray[np.float32], Bins]] = {}
+        self._of_value: dict[tuple[str, str, Subset], npt.NDArray[np.int8]] = {}
 
     def tuples(
-        self, chain: Chain
+        self, chain: Ordering
     ) -> tuple[list[npt.NDArray[np.int32]], npt.NDArray[np.float64], npt.NDArray[np.bool_] | None]:
         """Rows of value per kind, total cost, and which tuples are allowed; all (q_0 + 1, q_1 + 1, ...)."""
         stages = range(len(chain.groups))
@@ -159,17 +161,17 @@ class _Scan:
         allowed = tuples_allowed(sizes, max_stages=self._max_stages, may_never_exit=chain.may_never_exit)
         return totals, cost, allowed
 
-    def found(self, chain: Chain, corner: Corner) -> Found:
+    def found(self, chain: Ordering, corner: Corner) -> Found:
         """A corner with its thresholds spelled out."""
         grids = [self._grid(chain, stage)[0] for stage in range(len(chain.groups) - 1)]
         places = np.unravel_index(corner.cell, tuple(len(grid) + 1 for grid in grids)) if grids else ()
         thresholds = [
             None if place == len(grid) else float(grid[place]) for grid, place in zip(grids, places, strict=True)
         ]
-        choice = choice_from_chain(chain, thresholds)
+        choice = candidate_from_ordering(chain, thresholds)
         return Found(choice=choice, right=corner.right, ticks=corner.ticks)
 
-    def _grid(self, chain: Chain, stage: int) -> tuple[npt.NDArray[np.float32], Bins]:
+    def _grid(self, chain: Ordering, stage: int) -> tuple[npt.NDArray[np.float32], Bins]:
         if not chain.may_exit(stage):
             return np.zeros(0, np.float32), np.zeros(self._table.rows, np.int16)
         asked, unit = chain.asked(stage), chain.unit(stage)
@@ -181,7 +183,7 @@ class _Scan:
             self._grids[key] = thresholds, bins_from_scores(score, thresholds)
         return self._grids[key]
 
-    def _value(self, kind: str, combine: str, unit: Unit) -> npt.NDArray[np.int8]:
+    def _value(self, kind: str, combine: str, unit: Subset) -> npt.NDArray[np.int8]:
         key = (kind, mode_of(combine), unit)
         if key not in self._of_value:
             self._of_value[key] = self._values[kind](self._table.label(combine, unit)).astype(np.int8)

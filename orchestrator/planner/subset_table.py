@@ -30,7 +30,7 @@ from orchestrator.spec import CascadeSpec, Member, Stage
 
 F32 = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.int32]
-Unit = tuple[int, ...]
+Subset = tuple[int, ...]
 
 # Committees larger than this are not looked at: the gain of a fifth member is small, the number of subsets is not.
 MOST_MEMBERS = 4
@@ -39,7 +39,7 @@ CHUNK_BYTES = 1 << 19
 
 
 @dataclass(frozen=True, kw_only=True)
-class Table:
+class SubsetTable:
     """Labels and scores of every subset, n rows.
 
     Args:
@@ -51,7 +51,7 @@ class Table:
     """
 
     pool: tuple[Member, ...]
-    index: dict[Unit, int]
+    index: dict[Subset, int]
     labels: dict[str, Labels]
     scores: dict[tuple[str, str], F32]
     tops: Labels
@@ -66,7 +66,7 @@ class Table:
         """Cost per row of each member."""
         return tuple(member.cost for member in self.pool)
 
-    def take(self, rows: npt.NDArray[np.intp]) -> Table:
+    def take(self, rows: npt.NDArray[np.intp]) -> SubsetTable:
         """The same of some rows, which may repeat."""
         return dataclasses.replace(
             self,
@@ -75,12 +75,12 @@ class Table:
             tops=self.tops[rows],
         )
 
-    def label(self, combine: str, unit: Unit) -> Labels:
+    def label(self, combine: str, unit: Subset) -> Labels:
         """What the subset answers, int32 (n,)."""
         labels: Labels = self.labels[mode_of(combine)][self.index[unit]]
         return labels
 
-    def score(self, combine: str, score: str, *, asked: Unit, unit: Unit) -> F32:
+    def score(self, combine: str, score: str, *, asked: Subset, unit: Subset) -> F32:
         """How sure that answer is, float32 (n,).
 
         Args:
@@ -106,7 +106,7 @@ def in_cost_order(members: Sequence[Member]) -> tuple[Member, ...]:
     return tuple(sorted(members, key=lambda member: (member.cost, member.name)))
 
 
-def units_of(members: int) -> list[Unit]:
+def subsets_of(members: int) -> list[Subset]:
     """Every subset of up to four, small ones first."""
     return [unit for size in range(1, MOST_MEMBERS + 1) for unit in combinations(range(members), size)]
 
@@ -124,7 +124,7 @@ def table_from_records(
     scores: Sequence[str] = ("max_prob",),
     advance: Advance = no_advance,
     workers: int | None = None,
-) -> Table:
+) -> SubsetTable:
     """Asks every subset of the pool about every recorded row.
 
     Args:
@@ -140,13 +140,13 @@ def table_from_records(
     """
     pool = in_cost_order(base.members)
     _check(pool, records)
-    units = units_of(len(pool))
+    units = subsets_of(len(pool))
     if len(pool) > MOST_MEMBERS:
         units.append(tuple(range(len(pool))))
     modes = sorted({mode_of(combine) for combine in combines})
     wanted = [score for score in scores if score != "agreement"]
     shape = (len(units), records.rows)
-    table = Table(
+    table = SubsetTable(
         pool=pool,
         index={unit: line for line, unit in enumerate(units)},
         labels={mode: np.zeros(shape, np.int32) for mode in modes},
@@ -184,7 +184,7 @@ def _cores() -> int:
 class _Filler:
     """Fills one mode's lines of a table, chunk by chunk; holds nothing that changes, so threads may share it."""
 
-    def __init__(self, base: CascadeSpec, pool: tuple[Member, ...], table: Table, *, mode: str) -> None:
+    def __init__(self, base: CascadeSpec, pool: tuple[Member, ...], table: SubsetTable, *, mode: str) -> None:
         self._pool = pool
         self._table = table
         self._mode = mode
@@ -209,7 +209,7 @@ class _Filler:
                 self._combiner.add_stage(tally, place, [z])
             self._keep(tally, whole, rows)
 
-    def _grow(self, tally: Accumulator, unit: Unit, *, ready: Sequence[F32], rows: slice) -> None:
+    def _grow(self, tally: Accumulator, unit: Subset, *, ready: Sequence[F32], rows: slice) -> None:
         for place in range(unit[-1] + 1 if unit else 0, len(ready)):
             child = Accumulator(
                 tally.total.copy(), tally.weight.copy(), None if tally.ties is None else tally.ties.copy(), None
@@ -220,7 +220,7 @@ class _Filler:
             if len(grown) < MOST_MEMBERS:
                 self._grow(child, grown, ready=ready, rows=rows)
 
-    def _keep(self, tally: Accumulator, unit: Unit, rows: slice) -> None:
+    def _keep(self, tally: Accumulator, unit: Subset, rows: slice) -> None:
         p, label = self._combiner.distribution(tally)
         line = self._table.index[unit]
         self._table.labels[self._mode][line, rows] = label

@@ -22,7 +22,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from orchestrator.errors import DataError
-from orchestrator.planner.goal import Goal, Options
+from orchestrator.planner.goal import Goal, SearchOptions
 from orchestrator.planner.plan import Infeasible, plan_from_records
 from orchestrator.planner.records import Records, records_from_path, write_records
 from orchestrator.progress import no_advance
@@ -179,7 +179,7 @@ def planned(path: str, size: PlanningSize) -> dict[str, Any]:
         classes=records.classes,
         stages=tuple(Stage(members=(Member(name=n, output="output", cost=records.cost[n]),)) for n in names),
     )
-    options = Options(combines=COMBINES, scores=SCORES) if size.modes == "all" else Options()
+    options = SearchOptions(combines=COMBINES, scores=SCORES) if size.modes == "all" else SearchOptions()
     goal = Goal(reference=names[-1], epsilon=0.01)
     found = plan_from_records(base, records, goal, options=options, progress=timed)
     seconds = time.perf_counter() - begun

@@ -10,22 +10,22 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from orchestrator.planner.candidates import Choice, chains_of
+from orchestrator.planner.candidates import CandidatePlan, orderings_of
 from orchestrator.planner.certify import (
     LONGEST_SEQUENCE,
-    Candidate,
-    Tally,
-    candidate_from_tally,
+    PairedCounts,
+    PlannedTest,
     certify,
+    counts_of,
+    planned_test,
     sequence_of,
-    tally_of,
 )
-from orchestrator.planner.decide import Part, decide
-from orchestrator.planner.goal import Goal, Options, yardstick_of
+from orchestrator.planner.decide import RowSet, decide
+from orchestrator.planner.goal import Goal, SearchOptions, reference_of
 from orchestrator.planner.intervals import rows_needed
 from orchestrator.planner.records import Records
 from orchestrator.planner.search import RIGHT, search
-from orchestrator.planner.subset_table import Table, table_from_records
+from orchestrator.planner.subset_table import SubsetTable, table_from_records
 from tests.planner.made import made_records, pool_of
 
 RESAMPLES = 1000
@@ -43,11 +43,11 @@ class World:
     """A population whose every answer is known."""
 
     records: Records
-    table: Table
+    table: SubsetTable
 
-    def part(self, goal: Goal) -> Part:
-        stick = yardstick_of(goal, self.table, self.records, combine="mean_logit")
-        return Part(table=self.table, yardstick=stick)
+    def part(self, goal: Goal) -> RowSet:
+        stick = reference_of(goal, self.table, self.records, combine="mean_logit")
+        return RowSet(table=self.table, yardstick=stick)
 
 
 @pytest.fixture(scope="module")
@@ -66,16 +66,16 @@ def simulate(
     rng = np.random.default_rng(1)
     everything = world.part(goal)
     broken, planned, slack = 0, 0, 0.0
-    known: dict[Choice, float] = {}
+    known: dict[CandidatePlan, float] = {}
     for _ in range(resamples):
         drawn = everything.take(rng.integers(POPULATION, size=rows))
         half = np.arange(rows // 2)
         parts = drawn.take(half), drawn.take(half if cheat else half + rows // 2)
-        decision = decide(*parts, goal, Options(quantiles=quantiles))
+        decision = decide(*parts, goal, SearchOptions(quantiles=quantiles))
         if decision.shortfall is not None:
             continue
         if decision.choice not in known:
-            tally = tally_of(decision.choice, everything.table, everything.yardstick)
+            tally = counts_of(decision.choice, everything.table, everything.yardstick)
             known[decision.choice] = (tally.losses - tally.gains) / tally.rows
         planned += 1
         broken += known[decision.choice] > goal.allowed
@@ -110,17 +110,17 @@ def test_promises_hold_on_fewer_samples_too(world: World, kind: str) -> None:
     assert planned >= 0.4
 
 
-def sequence_in(world: World, goal: Goal) -> list[tuple[Choice, float]]:
+def sequence_in(world: World, goal: Goal) -> list[tuple[CandidatePlan, float]]:
     """Plans of the population's frontier with what they truly lose, safest first."""
     everything = world.part(goal)
-    chains = chains_of(world.table.pool, combines=("mean_logit",), scores=("max_prob",), max_stages=4)
+    chains = orderings_of(world.table.pool, combines=("mean_logit",), scores=("max_prob",), max_stages=4)
     found = search(everything.table, chains, values={RIGHT: everything.yardstick.right}, quantiles=8)
-    tallies = [(one.choice, tally_of(one.choice, *parts_of(everything))) for one in found.frontiers[RIGHT]]
+    tallies = [(one.choice, counts_of(one.choice, *parts_of(everything))) for one in found.frontiers[RIGHT]]
     losses = [(choice, (tally.losses - tally.gains) / tally.rows) for choice, tally in tallies]
     return sorted(losses, key=lambda pair: pair[1])
 
 
-def parts_of(part: Part) -> tuple[Table, object]:
+def parts_of(part: RowSet) -> tuple[SubsetTable, object]:
     return part.table, part.yardstick
 
 
@@ -137,7 +137,7 @@ def test_a_plan_a_hair_too_bad_is_certified_about_as_often_as_delta(
     )
     epsilon = plans[place][1] - 1e-6
     sequence = [
-        Candidate(choice=choice, ticks=-number, method=method, predicted=loss, risk=loss)
+        PlannedTest(choice=choice, ticks=-number, method=method, predicted=loss, risk=loss)
         for number, (choice, loss) in enumerate(plans[place - 2 : place + 1])
     ]
     everything, rng, broken = world.part(goal), np.random.default_rng(2), 0
@@ -153,8 +153,10 @@ def test_the_accuracy_that_is_promised_besides_holds_as_often(world: World) -> N
     for _ in range(80):
         drawn = everything.take(rng.integers(POPULATION, size=1000))
         half = np.arange(500)
-        decision = decide(drawn.take(half), drawn.take(half + 500), GOALS["reference"], Options(quantiles=12))
-        tally = tally_of(decision.choice, *parts_of(everything))
+        decision = decide(
+            drawn.take(half), drawn.take(half + 500), GOALS["reference"], SearchOptions(quantiles=12)
+        )
+        tally = counts_of(decision.choice, *parts_of(everything))
         broken += decision.shortfall is None and decision.accuracy_lower > tally.right / tally.rows
     assert broken / 80 <= most(80)
 
@@ -162,7 +164,7 @@ def test_the_accuracy_that_is_promised_besides_holds_as_often(world: World) -> N
 def test_the_sequence_gets_cheaper_and_riskier_and_keeps_both_ends_when_thinned() -> None:
     rng = np.random.default_rng(0)
     plans = [
-        Candidate(choice=Choice(combine="vote", score="max_prob", stages=((place,),), thresholds=()),
+        PlannedTest(choice=CandidatePlan(combine="vote", score="max_prob", stages=((place,),), thresholds=()),
                   ticks=float(cost), method="discordant_pairs", predicted=float(risk), risk=float(risk))
         for place, (cost, risk) in enumerate(zip(np.linspace(9, 1, 500), np.sort(rng.random(500)), strict=True))
     ]  # fmt: skip
@@ -175,20 +177,18 @@ def test_the_sequence_gets_cheaper_and_riskier_and_keeps_both_ends_when_thinned(
 
 
 def test_the_bound_of_a_candidate_is_the_one_that_promises_most_on_the_search_part() -> None:
-    choice = Choice(combine="vote", score="max_prob", stages=((0,),), thresholds=())
-    even = Tally(rows=1000, right=900, losses=40, gains=40)
-    lopsided = Tally(rows=1000, right=900, losses=10, gains=0)
-    methods = [
-        candidate_from_tally(choice, 1.0, tally, rows=2000, delta=0.05).method for tally in (even, lopsided)
-    ]
+    choice = CandidatePlan(combine="vote", score="max_prob", stages=((0,),), thresholds=())
+    even = PairedCounts(rows=1000, right=900, losses=40, gains=40)
+    lopsided = PairedCounts(rows=1000, right=900, losses=10, gains=0)
+    methods = [planned_test(choice, 1.0, tally, rows=2000, delta=0.05).method for tally in (even, lopsided)]
     assert methods == ["discordant_pairs", "clopper_pearson_losses"]
 
 
 def test_of_plans_whose_bound_is_0_the_one_that_gains_most_comes_first_and_the_cheapest_last() -> None:
-    choice = Choice(combine="vote", score="max_prob", stages=((0,),), thresholds=())
+    choice = CandidatePlan(combine="vote", score="max_prob", stages=((0,),), thresholds=())
     plans = [
-        candidate_from_tally(
-            choice, ticks, Tally(rows=1000, right=900, losses=10, gains=gains), rows=1000, delta=0.05
+        planned_test(
+            choice, ticks, PairedCounts(rows=1000, right=900, losses=10, gains=gains), rows=1000, delta=0.05
         )
         for ticks, gains in ((3.0, 60), (2.0, 45), (1.0, 30))
     ]
@@ -202,7 +202,7 @@ def test_a_certified_bound_is_epsilon_where_a_cheaper_plan_failed_and_its_own_wh
     everything = world.part(GOALS["reference"])
     plans = sequence_in(world, GOALS["reference"])
     sequence = [
-        Candidate(choice=choice, ticks=-place, method="clopper_pearson_losses", predicted=loss, risk=loss)
+        PlannedTest(choice=choice, ticks=-place, method="clopper_pearson_losses", predicted=loss, risk=loss)
         for place, (choice, loss) in enumerate(plans)
     ]
     part = parts_of(everything)
@@ -225,7 +225,7 @@ def test_a_certified_bound_is_epsilon_where_a_cheaper_plan_failed_and_its_own_wh
 def test_a_plan_in_reserve_costs_the_others_a_part_of_what_is_promised_of_accuracy(world: World) -> None:
     everything = world.part(GOALS["reference"])
     choice = sequence_in(world, GOALS["reference"])[0][0]
-    sequence = [Candidate(choice=choice, ticks=0, method="clopper_pearson_losses", predicted=0.0, risk=0.0)]
+    sequence = [PlannedTest(choice=choice, ticks=0, method="clopper_pearson_losses", predicted=0.0, risk=0.0)]
     few = everything.take(np.arange(500))
     lower = [
         certify(sequence, *parts_of(few), epsilon=0.5, delta=DELTA, spare=spare).accuracy_lower

@@ -9,18 +9,18 @@ import numpy as np
 import pytest
 
 from orchestrator.decision import Policy
-from orchestrator.planner.goal import Goal, Options
-from orchestrator.planner.plan import Planned, plan_from_records
+from orchestrator.planner.goal import Goal, SearchOptions
+from orchestrator.planner.plan import PlanResult, plan_from_records
 from orchestrator.planner.replay import replay
 from tests.planner.made import made_records, pool_of
 
 
-def planned(seed: int, *, gears: int = 3, members: int = 3) -> tuple[Planned, object]:
+def planned(seed: int, *, gears: int = 3, members: int = 3) -> tuple[PlanResult, object]:
     records = made_records(seed, rows=600, members=members)
     goal = Goal(min_accuracy=0.6, certify=False)
     goal = dataclasses.replace(goal, min_accuracy=None, max_mean_cost=6.0)
-    found = plan_from_records(pool_of(records), records, goal, options=Options(gears=gears, calibrate=False))
-    assert isinstance(found, Planned)
+    found = plan_from_records(pool_of(records), records, goal, options=SearchOptions(gears=gears, calibrate=False))
+    assert isinstance(found, PlanResult)
     return found, records
 
 
@@ -55,6 +55,6 @@ def test_none_are_made_unless_asked_for_nor_where_there_is_one_stage() -> None:
     assert planned(0, gears=0)[0].spec.gears is None
     records = made_records(0, rows=200, members=1)
     goal = Goal(max_mean_cost=5.0, certify=False)
-    found = plan_from_records(pool_of(records), records, goal, options=Options(gears=3, calibrate=False))
-    assert isinstance(found, Planned)
+    found = plan_from_records(pool_of(records), records, goal, options=SearchOptions(gears=3, calibrate=False))
+    assert isinstance(found, PlanResult)
     assert found.spec.gears is None

@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator.planner.costs import LEAST, MOST
-from orchestrator.planner.goal import Goal, Options
+from orchestrator.planner.goal import Goal, SearchOptions
 from orchestrator.planner.grid import ticks_from_costs
-from orchestrator.planner.plan import Planned, plan_from_records
+from orchestrator.planner.plan import PlanResult, plan_from_records
 from tests.planner.made import made_records, pool_of
 
 
@@ -36,7 +36,7 @@ def test_a_budget_is_kept_in_any_unit(unit: float) -> None:
         pool_of(records),
         records,
         Goal(max_mean_cost=2.5 * unit, certify=False),
-        options=Options(quantiles=4, calibrate=False),
+        options=SearchOptions(quantiles=4, calibrate=False),
     )
-    assert isinstance(found, Planned)
+    assert isinstance(found, PlanResult)
     assert unit < found.mean_cost <= 2.5 * unit

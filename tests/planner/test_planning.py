@@ -7,15 +7,15 @@ import pytest
 
 from orchestrator.errors import SpecError
 from orchestrator.planner.dataset_split import split_from_ids
-from orchestrator.planner.goal import ENSEMBLE, Goal, Options
-from orchestrator.planner.plan import Infeasible, Planned, plan_from_records
+from orchestrator.planner.goal import ENSEMBLE, Goal, SearchOptions
+from orchestrator.planner.plan import Infeasible, PlanResult, plan_from_records
 from orchestrator.planner.records import Records
 from orchestrator.planner.replay import replay
 from orchestrator.spec import Stage
 from tests.planner.made import achieved, every_plan, made_records, pool_of
 
 QUANTILES = 4
-OPTIONS = Options(quantiles=QUANTILES, calibrate=False)
+OPTIONS = SearchOptions(quantiles=QUANTILES, calibrate=False)
 GOALS = {
     "min_accuracy": Goal(min_accuracy=0.6, certify=False),
     "reference": Goal(reference="c", epsilon=0.05, certify=False),
@@ -66,7 +66,7 @@ def test_the_plan_for_a_goal_is_the_best_of_all_plans_tried_one_by_one(kind: str
         if best is None:
             assert isinstance(found, Infeasible)
             continue
-        assert isinstance(found, Planned)
+        assert isinstance(found, PlanResult)
         assert found.accuracy * records.rows == pytest.approx(best[0])
         assert found.mean_cost == pytest.approx(best[1])
         assert found.spec.fit is not None
@@ -77,7 +77,7 @@ def test_the_plan_for_a_goal_is_the_best_of_all_plans_tried_one_by_one(kind: str
 def test_a_certified_plan_says_on_which_rows_it_was_chosen_and_judged() -> None:
     records = made_records(0, rows=2000, members=3)
     found = plan_from_records(pool_of(records), records, Goal(reference="c", epsilon=0.04, delta=0.1))
-    assert isinstance(found, Planned)
+    assert isinstance(found, PlanResult)
     assert found.spec.fit is not None
     extra = found.spec.fit.extra
     assert extra["split"] == {
@@ -97,12 +97,14 @@ def test_a_certified_plan_says_on_which_rows_it_was_chosen_and_judged() -> None:
 def test_labels_of_certify_rows_have_no_say_in_the_search() -> None:
     records = made_records(0, rows=1000, members=3)
     goal = Goal(max_mean_cost=6.0)
-    one = plan_from_records(pool_of(records), records, goal, options=Options(calibrate=False))
-    assert isinstance(one, Planned)
+    one = plan_from_records(pool_of(records), records, goal, options=SearchOptions(calibrate=False))
+    assert isinstance(one, PlanResult)
     split_rows = one.spec.fit.extra["split"]["certify_rows"]
     assert split_rows == 500
-    from_split = plan_from_records(pool_of(records), _spoiled(records), goal, options=Options(calibrate=False))
-    assert isinstance(from_split, Planned)
+    from_split = plan_from_records(
+        pool_of(records), _spoiled(records), goal, options=SearchOptions(calibrate=False)
+    )
+    assert isinstance(from_split, PlanResult)
     assert from_split.spec.stages == one.spec.stages
     assert from_split.accuracy == one.accuracy
     assert from_split.accuracy_lower < one.accuracy_lower

@@ -7,14 +7,14 @@ import dataclasses
 import pytest
 
 from orchestrator.errors import DataError
-from orchestrator.planner.goal import ENSEMBLE, Goal, Options
-from orchestrator.planner.plan import Infeasible, Planned, plan_from_records
+from orchestrator.planner.goal import ENSEMBLE, Goal, SearchOptions
+from orchestrator.planner.plan import Infeasible, PlanResult, plan_from_records
 from tests.planner.made import made_records, pool_of
 
-OPTIONS = Options(quantiles=8, calibrate=False)
+OPTIONS = SearchOptions(quantiles=8, calibrate=False)
 
 
-def planned(goal: Goal, *, seed: int = 0) -> Planned | Infeasible:
+def planned(goal: Goal, *, seed: int = 0) -> PlanResult | Infeasible:
     records = made_records(seed, rows=400, members=3)
     return plan_from_records(pool_of(records), records, goal, options=OPTIONS)
 
@@ -27,7 +27,7 @@ def test_a_larger_epsilon_never_finds_less(reference: str, label_free: bool) -> 
         costs = []
         for epsilon in (0.0, 0.0001, 0.01, 0.05, 0.12, 0.2, 0.3):
             found = planned(Goal(reference=reference, epsilon=epsilon, label_free=label_free), seed=seed)
-            assert isinstance(found, Planned), (seed, epsilon)
+            assert isinstance(found, PlanResult), (seed, epsilon)
             costs.append(found.mean_cost)
             instead += found.instead is not None
         assert costs == sorted(costs, reverse=True)
@@ -36,7 +36,7 @@ def test_a_larger_epsilon_never_finds_less(reference: str, label_free: bool) -> 
 
 def test_the_reference_stands_in_with_what_it_would_take_to_certify_another_plan() -> None:
     found = planned(Goal(reference="c", epsilon=0.02, delta=0.1))
-    assert isinstance(found, Planned)
+    assert isinstance(found, PlanResult)
     facts = found.spec.fit.extra["guarantee"]
     assert [member.name for member in found.spec.members] == ["c"]
     assert (facts["method"], facts["bound"], facts["losses"], facts["gains"]) == ("identity", 0.0, 0, 0)
@@ -70,7 +70,7 @@ def test_plans_without_a_reference_count_wrong_rows_and_not_losses() -> None:
     for word, goals in counted.items():
         for goal in goals:
             found = planned(goal)
-            assert isinstance(found, Planned)
+            assert isinstance(found, PlanResult)
             assert found.spec.fit.extra["guarantee"]["counted"] == word
             assert ("reference" in found.spec.fit.extra) == (word != "wrong")
 
@@ -83,5 +83,5 @@ def test_the_pool_that_was_planned_with_comes_with_the_plan() -> None:
     found = plan_from_records(
         dataclasses.replace(base, stages=stages), records, Goal(max_mean_cost=1.0), options=OPTIONS
     )
-    assert isinstance(found, Planned)
+    assert isinstance(found, PlanResult)
     assert [(member.name, member.temperature) for member in found.pool] == [("a", 1.0), ("b", 1.5), ("c", 1.0)]

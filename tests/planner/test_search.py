@@ -6,12 +6,19 @@ import itertools
 import numpy as np
 import pytest
 
-from orchestrator.planner.candidates import Choice, chains_of, choice_from_chain, mean_cost, outcome_of, shares_of
+from orchestrator.planner.candidates import (
+    CandidatePlan,
+    answers_of,
+    candidate_from_ordering,
+    exit_shares_of,
+    mean_cost,
+    orderings_of,
+)
 from orchestrator.planner.grid import bins_from_scores, thresholds_from_scores, ticks_from_costs
 from orchestrator.planner.plan import spec_stages
 from orchestrator.planner.records import Records
 from orchestrator.planner.replay import replay
-from orchestrator.planner.search import RIGHT, Corner, Frontier, Searched, search
+from orchestrator.planner.search import RIGHT, Corner, Frontier, SearchResult, search
 from orchestrator.planner.subset_table import table_from_records
 from orchestrator.spec import COMBINES, SCORES
 from tests.planner.made import COSTS, achieved, every_plan, made_records, pool_of
@@ -22,12 +29,14 @@ POOLS = list(itertools.product(COMBINES, SCORES))
 
 def searched(records, *, combines=("mean_logit",), scores=("max_prob",), quantiles=100, max_stages=4, worst=None):
     table = table_from_records(pool_of(records), records, combines=combines, scores=scores)
-    chains = chains_of(table.pool, combines=combines, scores=scores, max_stages=max_stages, max_worst_cost=worst)
+    chains = orderings_of(
+        table.pool, combines=combines, scores=scores, max_stages=max_stages, max_worst_cost=worst
+    )
     right = {RIGHT: lambda label: label == records.labels}
     return table, search(table, chains, values=right, max_stages=max_stages, quantiles=quantiles)
 
 
-def corners(found: Searched) -> list[tuple[int, float]]:
+def corners(found: SearchResult) -> list[tuple[int, float]]:
     return [
         (one.right, pytest.approx(one.ticks / found.ticks_per_cost / found.rows)) for one in found.frontiers[RIGHT]
     ]
@@ -69,7 +78,7 @@ def test_random_search_on_the_same_grid_never_beats_a_larger_pool(combine: str, 
     table, found = searched(records, combines=(combine,), scores=(score,), quantiles=30)
     best = {one.right: one.ticks / found.ticks_per_cost / found.rows for one in found.frontiers[RIGHT]}
     rng = np.random.default_rng(0)
-    chains = chains_of(table.pool, combines=(combine,), scores=(score,), max_stages=4)
+    chains = orderings_of(table.pool, combines=(combine,), scores=(score,), max_stages=4)
     for _ in range(800):
         chain = chains[rng.integers(len(chains))]
         thresholds = []
@@ -78,10 +87,10 @@ def test_random_search_on_the_same_grid_never_beats_a_larger_pool(combine: str, 
             scores = table.score(combine, score, asked=chain.asked(stage), unit=chain.unit(stage))
             grid = thresholds_from_scores(scores, 30) if chain.may_exit(stage) else []
             thresholds.append(rng.choice(np.array([*grid, *never], object)))
-        choice = choice_from_chain(chain, thresholds)
-        outcome = outcome_of(choice, table)
+        choice = candidate_from_ordering(chain, thresholds)
+        outcome = answers_of(choice, table)
         right = int((outcome.label == records.labels).sum())
-        cost = mean_cost(choice, shares_of(outcome, len(choice.stages)), table.costs)
+        cost = mean_cost(choice, exit_shares_of(outcome, len(choice.stages)), table.costs)
         cheapest = min(least for many, least in best.items() if many >= right)
         assert cheapest <= cost + 1e-9
 
@@ -95,7 +104,7 @@ def test_every_plan_of_a_frontier_replays_to_the_same_answers_and_cost(combine: 
         spec = dataclasses.replace(
             pool_of(records), stages=spec_stages(one.choice, table.pool), combine=combine, score=score
         )
-        done, outcome = replay(spec, records), outcome_of(one.choice, table)
+        done, outcome = replay(spec, records), answers_of(one.choice, table)
         assert np.array_equal(done.label, outcome.label)
         assert np.array_equal(done.exit_stage, outcome.stage)
         assert int((done.label == records.labels).sum()) == one.right
@@ -149,7 +158,7 @@ def test_a_worst_cost_leaves_out_committees_that_can_exceed_it() -> None:
     records = made_records(2, rows=300, members=4)
     table, found = searched(records, worst=sum(list(COSTS.values())[:2]))
     assert {place for one in found.frontiers[RIGHT] for place in one.choice.members} == {0, 1}
-    assert not chains_of(table.pool, combines=("last",), scores=("max_prob",), max_stages=4, max_worst_cost=0.5)
+    assert not orderings_of(table.pool, combines=("last",), scores=("max_prob",), max_stages=4, max_worst_cost=0.5)
 
 
 @pytest.mark.parametrize("combine", ["mean_logit", "last"])
@@ -162,10 +171,10 @@ def test_no_plan_has_more_stages_than_asked_but_may_have_more_members(combine: s
 
 
 def test_neighbours_that_never_exit_are_one_stage() -> None:
-    chain = chains_of(
+    chain = orderings_of(
         pool_of(made_records(0, members=4)).members, combines=("vote",), scores=("max_prob",), max_stages=4
     )[-1]
-    assert choice_from_chain(chain, [None, 0.5, None]) == Choice(
+    assert candidate_from_ordering(chain, [None, 0.5, None]) == CandidatePlan(
         combine="vote", score="max_prob", stages=((0, 1), (2, 3)), thresholds=(0.5,)
     )
 
@@ -193,8 +202,8 @@ def test_a_score_at_the_threshold_exits_as_it_does_in_serving() -> None:
     table = table_from_records(pool_of(records), records)
     scores = table.score("mean_logit", "max_prob", asked=(0,), unit=(0,))
     threshold = float(np.sort(scores)[20])
-    choice = Choice(combine="mean_logit", score="max_prob", stages=((0,), (1,)), thresholds=(threshold,))
+    choice = CandidatePlan(combine="mean_logit", score="max_prob", stages=((0,), (1,)), thresholds=(threshold,))
     done = replay(dataclasses.replace(pool_of(records), stages=spec_stages(choice, table.pool)), records)
-    assert np.array_equal(outcome_of(choice, table).stage, done.exit_stage)
+    assert np.array_equal(answers_of(choice, table).stage, done.exit_stage)
     assert (bins_from_scores(scores, np.array([threshold], np.float32)) == 1 - done.exit_stage).all()
     assert (done.exit_stage == 0).sum() == 30

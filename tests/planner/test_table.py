@@ -8,7 +8,7 @@ import pytest
 from orchestrator.errors import DataError
 from orchestrator.planner.records import Records
 from orchestrator.planner.replay import replay
-from orchestrator.planner.subset_table import table_from_records, units_of
+from orchestrator.planner.subset_table import subsets_of, table_from_records
 from orchestrator.spec import COMBINES, CascadeSpec, Member, Stage
 from tests.planner.made import made_records, pool_of
 
@@ -32,7 +32,7 @@ def test_every_subset_gets_the_bits_that_replay_of_it_as_one_stage_gets(combine:
     records.outputs["c"] = raw / raw.sum(axis=1, keepdims=True)
     base = unusual_pool(records)
     table = table_from_records(base, records, combines=(combine,), scores=(*SCORES, "agreement"), workers=3)
-    for unit in units_of(4)[::3]:
+    for unit in subsets_of(4)[::3]:
         stage = Stage(members=tuple(table.pool[place] for place in unit))
         for score in (*SCORES, "agreement") if len(unit) > 1 else SCORES:
             spec = dataclasses.replace(base, stages=(stage,), combine=combine, score=score)

@@ -8,10 +8,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator.decision import softmax
-from orchestrator.planner.calibration import Trial, calibration_error, scaling_of, temperature_of, try_temperatures
+from orchestrator.planner.calibration import (
+    CalibrationResult,
+    calibrate,
+    calibration_error,
+    temperature_fit_of,
+    temperature_of,
+)
 from orchestrator.planner.dataset_split import split_from_ids
-from orchestrator.planner.goal import ENSEMBLE, Goal, Options
-from orchestrator.planner.plan import Planned, plan_from_records
+from orchestrator.planner.goal import ENSEMBLE, Goal, SearchOptions
+from orchestrator.planner.plan import PlanResult, plan_from_records
 from orchestrator.planner.records import Records
 from orchestrator.spec import Member
 from tests.planner.made import made_records, pool_of
@@ -36,7 +42,7 @@ def test_scaling_mends_the_calibration_error_on_rows_it_was_not_fitted_on() -> N
     fit, check = calibrated(0), calibrated(1)
     member = Member(name="m", output="o")
     spoiled = [(z * np.float32(3), labels) for z, labels in (fit, check)]
-    found = scaling_of(member, fit=spoiled[0], check=spoiled[1])
+    found = temperature_fit_of(member, fit=spoiled[0], check=spoiled[1])
     assert found.ece_before > 0.1
     assert found.ece_after < 0.02
     assert calibration_error(softmax(check[0]), check[1]) == pytest.approx(found.ece_after, abs=0.01)
@@ -44,7 +50,7 @@ def test_scaling_mends_the_calibration_error_on_rows_it_was_not_fitted_on() -> N
 
 def test_a_temperature_the_member_already_has_is_multiplied() -> None:
     fit, check = calibrated(0), calibrated(1)
-    found = scaling_of(Member(name="m", output="o", temperature=2.0), fit=fit, check=check)
+    found = temperature_fit_of(Member(name="m", output="o", temperature=2.0), fit=fit, check=check)
     # Half as sharp as the truth already, so the whole temperature ends at 1.
     assert found.temperature == pytest.approx(1.0, rel=0.05)
 
@@ -59,9 +65,9 @@ def spoiled_records(*, rows: int = 6000) -> Records:
     return dataclasses.replace(records, outputs=outputs)
 
 
-def trial_of(records: Records, goal: Goal) -> Trial:
+def trial_of(records: Records, goal: Goal) -> CalibrationResult:
     split = split_from_ids(records.ids, certify_share=0.5)
-    return try_temperatures(pool_of(records), records, goal, split=split, options=Options())
+    return calibrate(pool_of(records), records, goal, split=split, options=SearchOptions())
 
 
 @pytest.mark.parametrize(
@@ -73,20 +79,20 @@ def test_temperatures_are_kept_where_they_make_a_better_plan(goal: Goal) -> None
     assert trial.kept, trial.reason
     base, certified = pool_of(records), dataclasses.replace(goal, certify=False)
     with_, without = (
-        plan_from_records(base, records, certified, options=Options(calibrate=calibrate))
+        plan_from_records(base, records, certified, options=SearchOptions(calibrate=calibrate))
         for calibrate in (True, False)
     )
-    assert isinstance(with_, Planned)
-    assert isinstance(without, Planned)
+    assert isinstance(with_, PlanResult)
+    assert isinstance(without, PlanResult)
     better = with_.accuracy > without.accuracy if goal.has_budget else with_.mean_cost < without.mean_cost
     assert better
     temperatures = {member.name: member.temperature for member in with_.spec.members}
     assert temperatures == {name: trial_of_all(records, goal).scalings[name].temperature for name in temperatures}
 
 
-def trial_of_all(records: Records, goal: Goal) -> Trial:
+def trial_of_all(records: Records, goal: Goal) -> CalibrationResult:
     split = split_from_ids(records.ids, certify_share=0.0)
-    return try_temperatures(pool_of(records), records, goal, split=split, options=Options())
+    return calibrate(pool_of(records), records, goal, split=split, options=SearchOptions())
 
 
 def test_temperatures_that_change_nothing_are_not_kept() -> None:

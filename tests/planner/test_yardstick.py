@@ -2,17 +2,17 @@ from __future__ import annotations
 
 import pytest
 
-from orchestrator.planner.candidates import Choice
-from orchestrator.planner.goal import ENSEMBLE, Goal, Options, is_reference, reference_alone
+from orchestrator.planner.candidates import CandidatePlan
+from orchestrator.planner.goal import ENSEMBLE, Goal, SearchOptions, is_reference, reference_alone
 from orchestrator.planner.subset_table import in_cost_order
 from tests.planner.made import made_records, pool_of
 
 POOL = in_cost_order(pool_of(made_records(0, members=3)).members)
-BY_VOTE = Options(combines=("vote", "last"), scores=("top2_gap",))
+BY_VOTE = SearchOptions(combines=("vote", "last"), scores=("top2_gap",))
 
 
-def choice(*stages: tuple[int, ...], combine: str = "vote") -> Choice:
-    return Choice(combine=combine, score="top2_gap", stages=stages, thresholds=(0.5,) * (len(stages) - 1))
+def choice(*stages: tuple[int, ...], combine: str = "vote") -> CandidatePlan:
+    return CandidatePlan(combine=combine, score="top2_gap", stages=stages, thresholds=(0.5,) * (len(stages) - 1))
 
 
 @pytest.mark.parametrize(("reference", "places"), [("a", (0,)), ("c", (2,)), (ENSEMBLE, (0, 1, 2))])
@@ -51,4 +51,4 @@ def test_a_member_that_is_called_ensemble_is_never_taken_for_the_reference() -> 
     ],
 )
 def test_a_reference_that_costs_too_much_does_not_stand_in(goal: Goal, stands: bool) -> None:
-    assert (reference_alone(goal, POOL, Options()) is not None) == stands
+    assert (reference_alone(goal, POOL, SearchOptions()) is not None) == stands

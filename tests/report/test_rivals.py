@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from orchestrator.decision.combine import softmax
-from orchestrator.planner.goal import ENSEMBLE, Goal, Options
-from orchestrator.planner.plan import Planned, plan_from_records
+from orchestrator.planner.goal import ENSEMBLE, Goal, SearchOptions
+from orchestrator.planner.plan import PlanResult, plan_from_records
 from orchestrator.planner.records import Records
 from orchestrator.planner.replay import replay
 from orchestrator.report.data import Report, report_from_records
@@ -38,7 +38,7 @@ def together(base: CascadeSpec, records: Records, *, combine: str) -> np.ndarray
 
 
 def reported(found: object, records: Records) -> Report:
-    assert isinstance(found, Planned)
+    assert isinstance(found, PlanResult)
     return report_from_records(found.spec, records, pool=found.pool)
 
 
@@ -72,7 +72,7 @@ def test_temperatures_of_members_outside_the_plan_count() -> None:
 def test_the_reference_that_was_asked_for_is_the_one_on_the_page(certify: bool) -> None:
     records = plain.made_records(0, rows=300, members=3)
     goal = Goal(reference="b", epsilon=0.3, certify=certify)
-    found = plan_from_records(plain.pool_of(records), records, goal, options=Options(quantiles=4))
+    found = plan_from_records(plain.pool_of(records), records, goal, options=SearchOptions(quantiles=4))
     report = reported(found, records)
     assert report.against is not None
     assert report.against.reference.name == "b"
@@ -95,8 +95,8 @@ def test_the_ensemble_on_the_page_is_combined_as_the_planner_combined_it(
     records = spread(plain.made_records(3, rows=300, members=4))
     base = plain.pool_of(records)
     goal = Goal(reference=ENSEMBLE, epsilon=0.3, label_free=label_free)
-    found = plan_from_records(base, records, goal, options=Options(combines=combines, quantiles=4))
-    assert isinstance(found, Planned)
+    found = plan_from_records(base, records, goal, options=SearchOptions(combines=combines, quantiles=4))
+    assert isinstance(found, PlanResult)
     # As if the search had taken the other mode.
     found = dataclasses.replace(found, spec=dataclasses.replace(found.spec, combine=combines[-1]))
     report = reported(found, records)

@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from orchestrator.errors import DataError
-from orchestrator.planner.goal import Goal, Options
-from orchestrator.planner.plan import Planned, plan_from_records
+from orchestrator.planner.goal import Goal, SearchOptions
+from orchestrator.planner.plan import PlanResult, plan_from_records
 from orchestrator.repository.files import copy_model, new_folder
 from orchestrator.repository.render import render
 from orchestrator.rows.digits import digits_split
@@ -142,9 +142,9 @@ def make_setup(
         part.base,
         part.records,
         Goal(reference=source.reference, epsilon=EPSILON, certify=False),
-        options=Options(gears=GEARS, calibrate=False),
+        options=SearchOptions(gears=GEARS, calibrate=False),
     )
-    if not isinstance(found, Planned) or found.spec.gears is None:
+    if not isinstance(found, PlanResult) or found.spec.gears is None:
         raise DataError("overload", got="a plan without gears", expected="stages whose thresholds can be lowered")
     spec = dataclasses.replace(found.spec, fused_prefix=None, gears=_with_wait(found.spec.gears, raise_wait_us))
     say("rendering")

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from orchestrator.planner.search import RIGHT, Searched
+from orchestrator.planner.search import RIGHT, SearchResult
 from orchestrator.progress import Progress
 from orchestrator.spec import COMBINES, SCORES
 from perf.studies.reproduce.choices import HEADLINE, Choices, ChosenPlan, PlanComparison, short
@@ -102,7 +102,7 @@ def _source(part: PlanPart, space: SearchSpace, best: str) -> dict[str, Any]:
     }
 
 
-def _headline(space: SearchSpace, whole: Searched, single: ChosenPlan) -> Iterator[PlanComparison]:
+def _headline(space: SearchSpace, whole: SearchResult, single: ChosenPlan) -> Iterator[PlanComparison]:
     name = single.members[0]
     yield _held_to(space, whole, single, claim=HEADLINE, label="the headline plan")
     for epsilon in EPSILONS:
@@ -117,7 +117,9 @@ def _headline(space: SearchSpace, whole: Searched, single: ChosenPlan) -> Iterat
         )
 
 
-def _held_to(space: SearchSpace, found: Searched, single: ChosenPlan, *, claim: str, label: str) -> PlanComparison:
+def _held_to(
+    space: SearchSpace, found: SearchResult, single: ChosenPlan, *, claim: str, label: str
+) -> PlanComparison:
     """A plan by the rule of "no lower accuracy" against a single model."""
     reference = space.right(single.members[0])
     plan = no_worse(space, found, reference, below_cost=single.mean_cost)
@@ -168,7 +170,7 @@ def _ensembles(space: SearchSpace, singles: dict[str, ChosenPlan]) -> Iterator[P
         )
 
 
-def _cascades(space: SearchSpace, whole: Searched, singles: dict[str, ChosenPlan]) -> Iterator[PlanComparison]:
+def _cascades(space: SearchSpace, whole: SearchResult, singles: dict[str, ChosenPlan]) -> Iterator[PlanComparison]:
     for name, single in singles.items():
         yield _held_to(space, whole, single, claim="3", label=short(name))
 
@@ -239,7 +241,7 @@ def _modes(part: PlanPart, like: SearchSpace, target: ChosenPlan) -> Iterator[Pl
                 )
 
 
-def _stages(space: SearchSpace, singles: dict[str, ChosenPlan], whole: Searched) -> Iterator[PlanComparison]:
+def _stages(space: SearchSpace, singles: dict[str, ChosenPlan], whole: SearchResult) -> Iterator[PlanComparison]:
     found = {stages: searched(space, max_stages=stages) for stages in (1, 2, 3)} | {4: whole}
     for name in _best_by_cost(singles)[-STAGE_TARGETS:]:
         for stages, frontier in found.items():
@@ -248,7 +250,7 @@ def _stages(space: SearchSpace, singles: dict[str, ChosenPlan], whole: Searched)
             yield PlanComparison(claim="7", label=f"{short(name)}, {several}", one=plan, other=singles[name])
 
 
-def _real_cascades(space: SearchSpace, whole: Searched) -> list[ChosenPlan]:
+def _real_cascades(space: SearchSpace, whole: SearchResult) -> list[ChosenPlan]:
     found = [one.choice for one in whole.frontiers[RIGHT] if one.choice.thresholds]
     return [space.plan_of(choice) for choice in reversed(found)]
 

@@ -22,12 +22,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from orchestrator.planner.candidates import Choice, chains_of, mean_cost, outcome_of, shares_of
-from orchestrator.planner.dataset_split import Split, split_from_ids
-from orchestrator.planner.decide import Part, decide
-from orchestrator.planner.goal import Goal, Options, yardstick_of
-from orchestrator.planner.search import RIGHT, Found, Searched, search
-from orchestrator.planner.subset_table import Table, table_from_records
+from orchestrator.planner.candidates import CandidatePlan, answers_of, exit_shares_of, mean_cost, orderings_of
+from orchestrator.planner.dataset_split import DatasetSplit, split_from_ids
+from orchestrator.planner.decide import RowSet, decide
+from orchestrator.planner.goal import Goal, SearchOptions, reference_of
+from orchestrator.planner.search import RIGHT, Found, SearchResult, search
+from orchestrator.planner.subset_table import SubsetTable, table_from_records
 from orchestrator.progress import Progress
 from perf.studies.reproduce.choices import ChosenPlan
 from perf.studies.reproduce.parts import PlanPart
@@ -53,9 +53,9 @@ class SearchSpace:
     """
 
     part: PlanPart
-    table: Table
+    table: SubsetTable
     truth: npt.NDArray[np.int32]
-    split: Split
+    split: DatasetSplit
     quantiles: int
     progress: Progress
 
@@ -64,16 +64,16 @@ class SearchSpace:
         """The pool, cheapest first."""
         return tuple(member.name for member in self.table.pool)
 
-    def plan_of(self, choice: Choice) -> ChosenPlan:
+    def plan_of(self, choice: CandidatePlan) -> ChosenPlan:
         """A choice by the names of its members, with what it achieves on all rows."""
-        outcome = outcome_of(choice, self.table)
+        outcome = answers_of(choice, self.table)
         return ChosenPlan(
             stages=tuple(tuple(self.names[place] for place in stage) for stage in choice.stages),
             thresholds=choice.thresholds,
             combine=choice.combine,
             score=choice.score,
             accuracy=float((outcome.label == self.truth).mean()),
-            mean_cost=mean_cost(choice, shares_of(outcome, len(choice.stages)), self.table.costs),
+            mean_cost=mean_cost(choice, exit_shares_of(outcome, len(choice.stages)), self.table.costs),
         )
 
     def right(self, name: str) -> Bools:
@@ -89,13 +89,13 @@ class SearchSpace:
         """A plan that was chosen elsewhere, with what it achieves on these rows."""
         stages = tuple(tuple(self.names.index(name) for name in stage) for stage in plan.stages)
         return self.plan_of(
-            Choice(combine=plan.combine, score=plan.score, stages=stages, thresholds=plan.thresholds)
+            CandidatePlan(combine=plan.combine, score=plan.score, stages=stages, thresholds=plan.thresholds)
         )
 
     def averaged(self, names: Sequence[str]) -> ChosenPlan:
         """One member, or several that are always asked and averaged."""
         places = tuple(sorted(self.names.index(name) for name in names))
-        return self.plan_of(Choice(combine="mean_logit", score="max_prob", stages=(places,), thresholds=()))
+        return self.plan_of(CandidatePlan(combine="mean_logit", score="max_prob", stages=(places,), thresholds=()))
 
 
 def search_space_of(
@@ -142,9 +142,9 @@ class CertifiedPlan:
 def certified(space: SearchSpace, reference: str, *, epsilon: float) -> CertifiedPlan:
     """The cheapest plan that is certified to be at most `epsilon` less accurate than a member of the pool."""
     goal = Goal(reference=reference, epsilon=epsilon, delta=DELTA)
-    options = Options(quantiles=space.quantiles, calibrate=False)
-    stick = yardstick_of(goal, space.table, space.part.records, combine="mean_logit")
-    everything = Part(table=space.table, yardstick=stick)
+    options = SearchOptions(quantiles=space.quantiles, calibrate=False)
+    stick = reference_of(goal, space.table, space.part.records, combine="mean_logit")
+    everything = RowSet(table=space.table, yardstick=stick)
     proposing, confirming = everything.take(space.split.search), everything.take(space.split.certify)
     decision = decide(proposing, confirming, goal, options, progress=space.progress)
     if decision.shortfall is not None:
@@ -164,9 +164,9 @@ def searched(
     score: str = "max_prob",
     max_stages: int = 4,
     max_worst_cost: float | None = None,
-) -> Searched:
+) -> SearchResult:
     """The best plans of all rows for every accuracy and every cost."""
-    chains = chains_of(
+    chains = orderings_of(
         space.table.pool,
         combines=(combine,),
         scores=(score,),
@@ -185,7 +185,7 @@ def searched(
 
 
 def no_worse(
-    space: SearchSpace, found: Searched, reference: Bools, *, below_cost: float, margin_se: float = MARGIN_SE
+    space: SearchSpace, found: SearchResult, reference: Bools, *, below_cost: float, margin_se: float = MARGIN_SE
 ) -> ChosenPlan | None:
     """The cheapest plan nothing beats that is ahead of the reference by a margin; None where none is.
 
@@ -200,7 +200,7 @@ def no_worse(
     for one in reversed(found.frontiers[RIGHT]):
         if one.right < level or found.mean_cost(one) >= below_cost * (1 - 1e-12):
             continue
-        right = outcome_of(one.choice, space.table).label == space.truth
+        right = answers_of(one.choice, space.table).label == space.truth
         if standard_errors_ahead(right, reference) >= margin_se:
             return space.plan_of(one.choice)
     return None
@@ -213,12 +213,12 @@ def standard_errors_ahead(one: Bools, other: Bools) -> float:
     return float(change.mean()) * math.sqrt(len(change)) / spread if spread else 0.0
 
 
-def cheapest_at_accuracy(space: SearchSpace, found: Searched, *, accuracy: float) -> ChosenPlan | None:
+def cheapest_at_accuracy(space: SearchSpace, found: SearchResult, *, accuracy: float) -> ChosenPlan | None:
     """The cheapest plan with that accuracy on the plan part; None where none has it."""
     return _plan(space, found.reaching(found.frontiers[RIGHT], right=accuracy * found.rows))
 
 
-def best_at_cost(space: SearchSpace, found: Searched, *, mean_cost: float) -> ChosenPlan | None:
+def best_at_cost(space: SearchSpace, found: SearchResult, *, mean_cost: float) -> ChosenPlan | None:
     """The most accurate plan with that mean cost on the plan part; None where all cost more."""
     return _plan(space, found.within(found.frontiers[RIGHT], max_mean_cost=mean_cost))
 
