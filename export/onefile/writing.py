@@ -8,18 +8,13 @@ from pathlib import Path
 
 import onnx
 from onnx import helper
+from tritonclient.grpc import model_config_pb2 as pb
 
 from export.onefile.graph import lead_graph, whole_graph
 from export.onefile.members import at_opset, common_opsets, read_parts, weight_bytes
 from export.packing import require_room
 from orchestrator.errors import ExportError
-from orchestrator.graphs.pieces import IR_VERSION
-from orchestrator.pbtxt import CONFIG, text_from_config
-from orchestrator.repository.class_names import named_spec
-from orchestrator.repository.configs import LABELS
-from orchestrator.repository.files import disk_errors, may_replace, write_all
-from orchestrator.repository.index import onnx_from_path
-from orchestrator.repository.onefile_plan import (
+from orchestrator.graphs.onefile import (
     PRODUCER,
     OneFile,
     answering,
@@ -27,6 +22,12 @@ from orchestrator.repository.onefile_plan import (
     onefile_from_model,
     onefile_name,
 )
+from orchestrator.graphs.pieces import IR_VERSION
+from orchestrator.pbtxt import CONFIG, text_from_config
+from orchestrator.repository.class_names import named_spec
+from orchestrator.repository.configs import LABELS, cascade_config, triton_type
+from orchestrator.repository.files import disk_errors, may_replace, write_all
+from orchestrator.repository.index import onnx_from_path
 from orchestrator.spec import CascadeSpec
 from orchestrator.spec.answer import ANSWER_COLUMNS
 from orchestrator.spec.validation import NAME
@@ -91,7 +92,7 @@ def write_onefile(
     with disk_errors(f"repository {output or repository}"):
         (output or repository).mkdir(parents=True, exist_ok=True)
         require_room(output or repository, len(data))
-    config = onefile.config(called)
+    config = onefile_config(onefile, called)
     if spec.labels is not None and stages is None:
         files[LABELS] = "".join(f"{label}\n" for label in spec.labels)
     # Last, so that a folder whose writing was cut short is not served.
@@ -140,6 +141,21 @@ def onefile_model(
     helper.set_model_props(model, metadata_from_onefile(onefile))
     _require_sound(model, spec)
     return model, onefile
+
+
+def onefile_config(onefile: OneFile, name: str) -> pb.ModelConfig:
+    """The configuration that serves it: a plain ONNX model with the cascade's input and batch limit."""
+    config = cascade_config(onefile.spec)
+    config.name, config.backend = name, "onnxruntime"
+    # Beside a cascade it takes turns with other models; ONNX Runtime's own threads would fight over the cores.
+    config.parameters["intra_op_thread_count"].string_value = "1"
+    if onefile.stages is not None:
+        del config.output[:]
+        for member in (member for stage in onefile.covered for member in stage.members):
+            config.output.append(
+                pb.ModelOutput(name=member.name, data_type=triton_type("FP32"), dims=[onefile.spec.classes])
+            )
+    return config
 
 
 def _require_possible(spec: CascadeSpec, stages: int | None) -> None:

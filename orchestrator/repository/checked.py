@@ -14,10 +14,10 @@ from pathlib import Path
 
 from orchestrator.errors import CommitteeError, RepositoryError, SpecError
 from orchestrator.files import recover_folder
+from orchestrator.graphs.averaging import averaging_name
 from orchestrator.pbtxt import CONFIG, is_marked, text_from_path
 from orchestrator.repository.check import CheckReport, Fault, check
 from orchestrator.repository.completion import pinned_spec
-from orchestrator.repository.configs import averaging_name
 from orchestrator.repository.files import Rendering, check_output, copy_model, disk_errors, may_replace, new_folder
 from orchestrator.repository.index import (
     MANIFEST,

@@ -13,6 +13,7 @@ from pathlib import PurePosixPath
 from tritonclient.grpc import model_config_pb2 as pb
 
 from orchestrator.errors import RepositoryError
+from orchestrator.graphs.averaging import averaging_name, scores_name
 from orchestrator.spec import CascadeSpec, Manifest, TensorSpec
 from orchestrator.spec.answer import ANSWER_COLUMNS
 from orchestrator.spec.output_kind import PARAMETER
@@ -186,16 +187,6 @@ def averaging_config(spec: CascadeSpec, *, max_batch_size: int, dtypes: Sequence
     )
     config.parameters["intra_op_thread_count"].string_value = "1"
     return config
-
-
-def averaging_name(ensemble: str) -> str:
-    """Name of the model that averages for an ensemble."""
-    return f"{ensemble}_mean"
-
-
-def scores_name(index: int) -> str:
-    """Name of the averaging model's input that takes a member's output."""
-    return f"scores_{index}"
 
 
 @contextmanager

@@ -12,9 +12,8 @@ from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from orchestrator.errors import RepositoryError
+from orchestrator.graphs.averaging import averaging_name, spec_from_averaging
 from orchestrator.pbtxt import CONFIG, config_from_path
-from orchestrator.repository.averaging import spec_from_averaging
-from orchestrator.repository.configs import averaging_name
 from orchestrator.repository.files import disk_errors
 from orchestrator.spec import CascadeSpec, cascade_from_path
 from orchestrator.spec.triton import MODEL_FILES, served_versions, versions_in

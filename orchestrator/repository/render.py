@@ -13,8 +13,8 @@ from pathlib import Path
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from orchestrator.errors import RepositoryError
+from orchestrator.graphs.averaging import averaging_model, averaging_name
 from orchestrator.pbtxt import CONFIG, config_from_text, is_marked, text_from_config, text_from_path
-from orchestrator.repository.averaging import averaging_model
 from orchestrator.repository.class_names import named_spec
 from orchestrator.repository.completion import adopted_spec, facts_of_member, pinned_spec, require_known_input
 from orchestrator.repository.configs import (
@@ -22,7 +22,6 @@ from orchestrator.repository.configs import (
     DEVICES,
     LABELS,
     averaging_config,
-    averaging_name,
     cascade_config,
     ensemble_config,
     member_config,

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from orchestrator.errors import RepositoryError, SpecError
+from orchestrator.graphs.onefile import OneFile, answering, onefile_from_metadata
 from orchestrator.repository.check.models import Model
 from orchestrator.repository.check.report import Findings
 from orchestrator.repository.completion import sha256_of_version
 from orchestrator.repository.index import plan_path, readable_config, served_version
-from orchestrator.repository.onefile_plan import OneFile, answering, onefile_from_metadata
 from orchestrator.spec import CascadeSpec, cascade_from_path
 
 

@@ -8,6 +8,7 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 from orchestrator.errors import RepositoryError, SpecError
+from orchestrator.graphs.averaging import averaging_name
 from orchestrator.repository.check.folders import check_lead, check_onefile
 from orchestrator.repository.check.models import Model, read_model
 from orchestrator.repository.check.plans import (
@@ -19,7 +20,6 @@ from orchestrator.repository.check.plans import (
 )
 from orchestrator.repository.check.release import check_release, release_from_name
 from orchestrator.repository.check.report import CheckReport, Findings
-from orchestrator.repository.configs import averaging_name
 from orchestrator.repository.files import disk_errors
 from orchestrator.repository.index import ensemble_spec, model_folders, plan_path, readable_config
 from orchestrator.repository.shim import is_shim

@@ -18,8 +18,8 @@ from export.members import store_member
 from export.packing import packed
 from export.reading import ReadMember, member_from_repository
 from orchestrator.errors import ExportError
+from orchestrator.graphs.averaging import spec_from_averaging
 from orchestrator.local.sessions import LocalMembers
-from orchestrator.repository.averaging import spec_from_averaging
 from orchestrator.repository.check import check
 from orchestrator.rows.digits import digits_split
 from orchestrator.spec import (

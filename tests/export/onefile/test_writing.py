@@ -15,14 +15,15 @@ from typer.testing import CliRunner
 
 from export.__main__ import app
 from export.onefile import onefile_model, write_onefile
-from export.onefile.writing import require_fits
+from export.onefile.writing import onefile_config, require_fits
 from orchestrator.errors import CommitteeError, ExportError
+from orchestrator.graphs.onefile import ONEFILE_KEY, answering, onefile_from_model
 from orchestrator.pbtxt import config_from_path
 from orchestrator.repository.check import check
-from orchestrator.repository.onefile_plan import ONEFILE_KEY, answering, onefile_from_model
 from orchestrator.repository.render import render
 from orchestrator.spec import CascadeSpec, cascade_from_path
 from tests.export.onefile.sliced import cascade, model_of, put, put_slicing
+from tests.graphs.test_onefile import made
 from tests.repository.builders import add_member, snapshot, spec_of
 
 REPOSITORY = Path(__file__).parents[3] / "model_repository"
@@ -265,3 +266,11 @@ def test_the_command_takes_the_folder_of_a_rendered_cascade(tmp_path: Path) -> N
     assert ONEFILE_KEY in {
         p.key for p in onnx.load(tmp_path / "digits_cascade_onefile/1/model.onnx").metadata_props
     }
+
+
+def test_the_config_of_a_lead_names_its_members_and_that_of_a_whole_the_served_outputs() -> None:
+    assert [one.name for one in onefile_config(made(1), "lead").output] == ["small"]
+    assert [one.name for one in onefile_config(made(2), "lead").output] == ["small", "large"]
+    whole = onefile_config(made(), "whole")
+    assert [one.name for one in whole.output][:2] == ["probabilities", "label"]
+    assert (whole.name, whole.backend, whole.max_batch_size) == ("whole", "onnxruntime", 32)

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from orchestrator.errors import SpecError
-from orchestrator.repository.onefile_plan import (
+from orchestrator.graphs.onefile import (
     ONEFILE_KEY,
     OneFile,
     answering,
@@ -72,14 +72,6 @@ def test_what_has_changed_since_is_named_and_what_changes_no_answer_is_not() -> 
     )
     limits = Limits(max_batch_size=now.limits.max_batch_size, max_deferred_rows=7)
     assert onefile.outdated(dataclasses.replace(now, fit=fit, limits=limits), hashes) == {}
-
-
-def test_the_config_of_a_lead_names_its_members_and_that_of_a_whole_the_served_outputs() -> None:
-    assert [one.name for one in made(1).config("lead").output] == ["small"]
-    assert [one.name for one in made(2).config("lead").output] == ["small", "large"]
-    whole = made().config("whole")
-    assert [one.name for one in whole.output][:2] == ["probabilities", "label"]
-    assert (whole.name, whole.backend, whole.max_batch_size) == ("whole", "onnxruntime", 32)
 
 
 def test_usual_names_say_whether_all_of_the_cascade_is_inside() -> None:

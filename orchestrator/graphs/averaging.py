@@ -28,10 +28,19 @@ from orchestrator.graphs.pieces import (
     output_infos,
     raw_logits,
 )
-from orchestrator.repository.configs import averaging_name, scores_name
 from orchestrator.spec import CascadeSpec, cascade_from_json, json_from_cascade
 
 PLAN_KEY = "cascade"
+
+
+def averaging_name(ensemble: str) -> str:
+    """Name of the model that averages for an ensemble."""
+    return f"{ensemble}_mean"
+
+
+def scores_name(index: int) -> str:
+    """Name of the averaging model's input that takes a member's output."""
+    return f"scores_{index}"
 
 
 def averaging_model(spec: CascadeSpec, *, dtypes: Sequence[str] | None = None) -> onnx.ModelProto:

@@ -12,10 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import onnx
-from tritonclient.grpc import model_config_pb2 as pb
 
 from orchestrator.errors import SpecError
-from orchestrator.repository.configs import cascade_config, triton_type
 from orchestrator.spec import CascadeSpec, Limits, Stage, cascade_from_json, json_from_cascade
 
 ONEFILE_KEY = "onefile"
@@ -41,22 +39,6 @@ class OneFile:
     def covered(self) -> tuple[Stage, ...]:
         """The stages inside."""
         return self.spec.stages[: self.stages]
-
-    def config(self, name: str) -> pb.ModelConfig:
-        """The configuration it is served with: a plain ONNX model with the cascade's input and batch limit."""
-        config = cascade_config(self.spec)
-        config.name, config.backend = name, "onnxruntime"
-        # Beside a cascade it takes turns with other models; ONNX Runtime's own threads would fight over the cores.
-        config.parameters["intra_op_thread_count"].string_value = "1"
-        if self.stages is not None:
-            del config.output[:]
-            for stage in self.covered:
-                for member in stage.members:
-                    dtype = triton_type("FP32")
-                    config.output.append(
-                        pb.ModelOutput(name=member.name, data_type=dtype, dims=[self.spec.classes])
-                    )
-        return config
 
     def outdated(self, plan: CascadeSpec | None, hashes: Mapping[str, str | None]) -> dict[str, str]:
         """What has changed since it was written, keyed by field; empty where nothing has.
