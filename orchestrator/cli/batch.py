@@ -14,10 +14,8 @@ from typing import IO, Annotated, Any
 import numpy.typing as npt
 import typer
 
-from orchestrator.cli.batch_arrays import array_rows
-from orchestrator.cli.batch_rows import ColumnNames, StoredRows, is_parquet
-from orchestrator.cli.batch_run import Settled, settled_blocks
-from orchestrator.cli.batch_write import (
+from orchestrator.batch.run import Settled, settled_blocks
+from orchestrator.batch.write import (
     AnswerFile,
     answer_file,
     check_kept,
@@ -27,13 +25,16 @@ from orchestrator.cli.batch_write import (
 )
 from orchestrator.cli.console import print_json, progress, stdout_console
 from orchestrator.cli.endpoints import ADDRESS, Ca, Cert, Headers, Key, endpoint_from_options
-from orchestrator.cli.pictures import ReadPicture, picture_reader
+from orchestrator.cli.pictures import picture_reader
 from orchestrator.client.answers import ServedAnswers
 from orchestrator.client.endpoint import Endpoint
 from orchestrator.client.over_grpc import AsyncGrpcClient
 from orchestrator.decision import Policy
 from orchestrator.errors import ClientError, DataError
 from orchestrator.files import irregular_kind
+from orchestrator.rows.batch_arrays import array_rows
+from orchestrator.rows.pictures import ReadPicture
+from orchestrator.rows.stored import ColumnNames, StoredRows, is_parquet
 from orchestrator.spec.served_model import ModelInfo
 
 
@@ -203,7 +204,7 @@ def stored_rows(path: Path, info: ModelInfo, *, columns: ColumnNames, read_pictu
         InputError: its rows do not fit the model.
     """
     if is_parquet(path):
-        from orchestrator.cli.batch_parquet import parquet_rows
+        from orchestrator.rows.batch_parquet import parquet_rows
 
         return parquet_rows(path, info, columns=columns, read_picture=read_picture)
     if not path.exists():

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from orchestrator.cli.sources import LabelledRows
 from orchestrator.client.answers import ServedAnswers
 from orchestrator.client.endpoint import Endpoint
 from orchestrator.client.load import LoadResult, closed_loop
@@ -20,6 +19,7 @@ from orchestrator.errors import RepositoryError
 from orchestrator.planner.records import Records
 from orchestrator.planner.replay import replay
 from orchestrator.repository.index import plan_path
+from orchestrator.rows.sources import LabelledRows
 from orchestrator.spec import CascadeSpec, cascade_from_path
 
 # Rows this near to a threshold may fall on either side of it when a kernel rounds differently by batch size.

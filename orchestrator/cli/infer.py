@@ -14,7 +14,6 @@ from rich.table import Table
 
 from orchestrator.cli.console import print_json, progress, stdout_console
 from orchestrator.cli.endpoints import Ca, Cert, Headers, Key, endpoint_from_options
-from orchestrator.cli.infer_rows import NamedRow, rows_from_sources
 from orchestrator.cli.pictures import cascade_in, labels_in, picture_reader
 from orchestrator.client.answers import ServedAnswers, parameters_from_policy, status_words
 from orchestrator.client.endpoint import Endpoint
@@ -22,6 +21,7 @@ from orchestrator.client.sync import SyncClient
 from orchestrator.decision import Policy
 from orchestrator.errors import ClientError, RepositoryError
 from orchestrator.planner.explain import StageExplanation, explain_rows
+from orchestrator.rows.named import NamedRow, rows_from_sources
 from orchestrator.spec import CascadeSpec
 from orchestrator.spec.served_model import ModelInfo
 

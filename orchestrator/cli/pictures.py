@@ -2,51 +2,14 @@
 
 from __future__ import annotations
 
-import logging
-import warnings
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-import numpy.typing as npt
-
-from orchestrator.errors import DataError, InputError, RepositoryError
-from orchestrator.files import irregular_kind
+from orchestrator.errors import InputError, RepositoryError
 from orchestrator.repository.class_names import class_names_of
-from orchestrator.rows.pictures import row_from_bytes
+from orchestrator.rows.pictures import ReadPicture, reader_for
 from orchestrator.spec import CascadeSpec, Preprocess, cascade_from_path, manifest_from_path
-from orchestrator.spec.inputs import INPUT_DTYPES
-from orchestrator.spec.served_model import ModelInfo, input_tensor
-
-ReadPicture = Callable[[bytes, str], npt.NDArray[Any]]
-
-
-def picture_bytes(path: Path, what: str) -> bytes:
-    """The content of a picture's file.
-
-    Args:
-        path: of the file.
-        what: names the picture in errors.
-
-    Raises:
-        DataError: it cannot be read, or is no regular file.
-    """
-    try:
-        kind = irregular_kind(path)
-        if kind is not None:
-            raise DataError(what, got=kind, expected="a regular file")
-        return path.read_bytes()
-    except OSError as error:
-        raise DataError(what, got=f"a file that cannot be read ({error.strerror})") from error
-
-
-def quiet_pillow() -> None:
-    """Keeps Pillow's remarks on odd files off the terminal; what it cannot read is refused with its reason."""
-    warnings.filterwarnings("ignore", module=r"PIL\.")
-    logger = logging.getLogger("PIL")
-    if not logger.handlers:
-        logger.addHandler(logging.NullHandler())
+from orchestrator.spec.served_model import ModelInfo
 
 
 def cascade_in(repository: Path, model: str, version: int | None) -> CascadeSpec | None:
@@ -106,23 +69,3 @@ def picture_reader(repository: Path, info: ModelInfo) -> ReadPicture:
         InputError, RepositoryError: see `preprocess_in`, when a picture is read.
     """
     return reader_for(info, partial(preprocess_in, repository, info.name, info.version))
-
-
-def reader_for(info: ModelInfo, preprocess: Callable[[], Preprocess]) -> ReadPicture:
-    """A function from an encoded picture and its name to one row (*dims).
-
-    Args:
-        info: the model that takes the rows.
-        preprocess: says how pictures become rows; called when the first one is read.
-    """
-    quiet_pillow()
-    known: list[Preprocess] = []
-    tensor = input_tensor(info)
-    dtype = INPUT_DTYPES.get(tensor.dtype, "float32")
-
-    def read(data: bytes, what: str) -> npt.NDArray[Any]:
-        if not known:
-            known.append(preprocess())
-        return row_from_bytes(data, known[0], dtype=dtype, dims=tensor.shape[1:], what=what)
-
-    return read

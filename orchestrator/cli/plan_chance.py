@@ -5,9 +5,9 @@ A member is only noted, since a search leaves it out where others are better. A 
 
 from __future__ import annotations
 
-from orchestrator.cli.chance_notes import Labels, accuracy_text, chance_notes, order_hint
 from orchestrator.errors import DataError
 from orchestrator.planner.chance import near_chance
+from orchestrator.planner.chance_notes import Labels, accuracy_text, chance_notes, order_hint
 from orchestrator.planner.plan import PlanResult
 from orchestrator.planner.records import Records, random_members
 

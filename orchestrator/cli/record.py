@@ -11,18 +11,18 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from orchestrator.cli.batch_rows import ColumnNames
-from orchestrator.cli.console import print_json
+from orchestrator.cli.console import print_json, progress
 from orchestrator.cli.endpoints import ADDRESS, Ca, Cert, Headers, Key, endpoint_from_options
-from orchestrator.cli.record_job import Wishes, record_job, source_of
 from orchestrator.cli.record_join import joined_summary
-from orchestrator.cli.record_kinds import evidence_of
-from orchestrator.cli.record_members import opened_pool
-from orchestrator.cli.record_run import Task, answered_pieces, wanted_rows
-from orchestrator.cli.record_summary import meta_of
 from orchestrator.errors import DataError
 from orchestrator.planner.costs import COSTS, is_cost
 from orchestrator.planner.records import Records
+from orchestrator.recording.job import Wishes, record_job, source_of
+from orchestrator.recording.kinds import evidence_of
+from orchestrator.recording.pool import opened_pool
+from orchestrator.recording.run import Task, answered_pieces, wanted_rows
+from orchestrator.recording.summary import meta_of
+from orchestrator.rows.stored import ColumnNames
 
 
 def record(
@@ -168,7 +168,7 @@ def record(
         timeout_s=timeout_s,
     )
     with opened as pool:
-        summary = record_job(pool, wishes)
+        summary = record_job(pool, wishes, progress=progress, tell=lambda text: typer.echo(text, err=True))
     summary["seconds"] = time.perf_counter() - start
     _show(summary, as_json=as_json)
 

@@ -10,7 +10,7 @@ from typing import Any
 import typer
 
 from orchestrator.errors import DataError
-from orchestrator.planner.join import join_records
+from orchestrator.recording.join import join_records
 
 # The options that mean something with it, by parameter.
 _TAKEN = {"names", "output", "join", "by_id", "skip_bad", "as_json"}

@@ -8,21 +8,29 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import math
 import re
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from orchestrator.errors import DataError, InputError
+from orchestrator.files import irregular_kind
 from orchestrator.spec import Preprocess
+from orchestrator.spec.inputs import INPUT_DTYPES
+from orchestrator.spec.served_model import ModelInfo, input_tensor
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 Rows = npt.NDArray[Any]
+# One row (*dims) from an encoded picture and its name for errors.
+ReadPicture = Callable[[bytes, str], npt.NDArray[Any]]
 # Endings of the files that folders of pictures are searched for.
 PICTURE_ENDINGS = frozenset(
     [".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".avif"]
@@ -44,6 +52,33 @@ _LIKELY_START = re.compile(rb"P[1-7f]\s+[\d#W]|BM")
 # TIFF tags.
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _LOWEST_SAMPLE, _HIGHEST_SAMPLE = 258, 262, 340, 341
 _WHITE_IS_ZERO = 0
+
+
+def picture_bytes(path: Path, what: str) -> bytes:
+    """The content of a picture's file.
+
+    Args:
+        path: of the file.
+        what: names the picture in errors.
+
+    Raises:
+        DataError: it cannot be read, or is no regular file.
+    """
+    try:
+        kind = irregular_kind(path)
+        if kind is not None:
+            raise DataError(what, got=kind, expected="a regular file")
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(what, got=f"a file that cannot be read ({error.strerror})") from error
+
+
+def quiet_pillow() -> None:
+    """Keeps Pillow's remarks on odd files off the terminal; what it cannot read is refused with its reason."""
+    warnings.filterwarnings("ignore", module=r"PIL\.")
+    logger = logging.getLogger("PIL")
+    if not logger.handlers:
+        logger.addHandler(logging.NullHandler())
 
 
 def is_picture(data: bytes, *, tensor_bytes: int | None) -> bool:
@@ -249,3 +284,23 @@ def _typed(values: Rows, dtype: np.dtype[Any]) -> Rows:
     if dtype.kind == "f":
         return values.astype(dtype)
     return np.rint(values).astype(dtype)
+
+
+def reader_for(info: ModelInfo, preprocess: Callable[[], Preprocess]) -> ReadPicture:
+    """A function from an encoded picture and its name to one row (*dims).
+
+    Args:
+        info: the model that takes the rows.
+        preprocess: says how pictures become rows; called when the first one is read.
+    """
+    quiet_pillow()
+    known: list[Preprocess] = []
+    tensor = input_tensor(info)
+    dtype = INPUT_DTYPES.get(tensor.dtype, "float32")
+
+    def read(data: bytes, what: str) -> npt.NDArray[Any]:
+        if not known:
+            known.append(preprocess())
+        return row_from_bytes(data, known[0], dtype=dtype, dims=tensor.shape[1:], what=what)
+
+    return read

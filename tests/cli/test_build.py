@@ -21,7 +21,7 @@ from orchestrator.cli.app import run
 from orchestrator.cli.build_given import models_from_words
 from orchestrator.local.sessions import LocalMembers
 from orchestrator.spec import cascade_from_path, manifest_from_path
-from tests.cli.recording import NAMES, png, rows_of, write_member
+from tests.recording.builders import NAMES, png, rows_of, write_member
 
 ROOT = Path(__file__).parents[2]
 # Side that the float models see; the smallest an export takes.

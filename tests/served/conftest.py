@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from orchestrator.cli.record import records_of
-from orchestrator.cli.sources import rows_from_source
+from orchestrator.rows.sources import rows_from_source
 from tests.served.fixtures import COMMITTED, ONNX_MEMBERS, Lab, build
 from tests.servers import running_server
 

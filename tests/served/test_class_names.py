@@ -13,7 +13,7 @@ import tritonclient.grpc as grpcclient
 
 from orchestrator.cli.app import run
 from orchestrator.planner.records import records_from_path
-from tests.cli.recording import rows_of, write_member
+from tests.recording.builders import rows_of, write_member
 from tests.servers import running_server
 
 pytestmark = pytest.mark.triton

@@ -22,11 +22,11 @@ from tritonclient.utils import InferenceServerException
 
 from orchestrator.cli.app import run
 from orchestrator.cli.demo_routes import plan_of
-from orchestrator.cli.sources import rows_from_source
 from orchestrator.client.endpoint import Endpoint, endpoint_from_address
 from orchestrator.client.over_http import HttpClient
 from orchestrator.errors import ClientError
 from orchestrator.repository.render import render
+from orchestrator.rows.sources import rows_from_source
 from orchestrator.serving.machine import machine_here
 from perf.load.programs import server_program
 from tests.client.asking import KINDS, client_of

@@ -22,10 +22,10 @@ from tritonclient.utils import InferenceServerException
 from orchestrator.cli.app import run
 from orchestrator.cli.demo_routes import plan_of
 from orchestrator.cli.record import records_of
-from orchestrator.cli.sources import rows_from_source
 from orchestrator.errors import ServingError
 from orchestrator.repository.check import check
 from orchestrator.repository.render import render
+from orchestrator.rows.sources import rows_from_source
 from orchestrator.serving.addresses import choose_ports
 from orchestrator.serving.machine import machine_here
 from orchestrator.serving.options import ServeOptions

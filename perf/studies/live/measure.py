@@ -11,12 +11,12 @@ import numpy as np
 import numpy.typing as npt
 
 from orchestrator.cli.pictures import picture_reader
-from orchestrator.cli.sources import source_from_text
-from orchestrator.cli.sources_labels import Classes
 from orchestrator.client.endpoint import Endpoint
 from orchestrator.client.load import LoadResult, closed_loop
 from orchestrator.client.over_grpc import AsyncGrpcClient, GrpcClient
 from orchestrator.errors import DataError
+from orchestrator.rows.labels import Classes
+from orchestrator.rows.sources import source_from_text
 from perf.studies.live.results import Cell
 
 # Different rows in a pass at most; each is held in memory, and a photograph of 600 pixels takes a megabyte.

@@ -14,11 +14,12 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from orchestrator.cli.console import progress
 from orchestrator.cli.plan_pool import pool_from_records
-from orchestrator.cli.record_job import Wishes, record_job
-from orchestrator.cli.record_members import Pool, opened_pool
 from orchestrator.errors import DataError
 from orchestrator.planner.records import Records, records_from_path
+from orchestrator.recording.job import Wishes, record_job
+from orchestrator.recording.pool import Pool, opened_pool
 from orchestrator.rows.npz import npz_writer
 from orchestrator.spec import CascadeSpec
 
@@ -136,7 +137,7 @@ class PartRecorder:
                 self.say(f"{part} part: asking {len(self.names)} members about {len(drawn.ids):,} rows")
                 rows = self.cache / f"{part}-{drawn.sha256()[:12]}.npz"
                 _write_rows(rows, drawn)
-                record_job(pool, Wishes(data=str(rows), output=path, by_order=True))
+                record_job(pool, Wishes(data=str(rows), output=path, by_order=True), progress=progress)
                 rows.unlink()
         return drawn, known or records_from_path(path)
 

@@ -8,7 +8,7 @@ import pytest
 from perf.harness.machine import write_results
 from perf.studies.live.measure import different_rows, routes_in
 from perf.studies.live.results import Cell, document_from_cells, table_from_cells
-from tests.cli.batching import encoded
+from tests.batch.fixtures import encoded
 from tests.cli.digits import fake_server, write_plan
 from tests.fakes.kserve_fronts import GrpcFront
 from tests.rows.broken_pictures import BAD_EXIF

@@ -1,0 +1,1 @@
+"""Answering stored rows through a served model."""

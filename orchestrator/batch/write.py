@@ -1,0 +1,179 @@
+"""Files that appear whole or not at all: answers as .parquet or .npz, refused rows as JSON lines."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from orchestrator.batch.run import Answered
+from orchestrator.errors import DataError
+from orchestrator.rows.stored import Refused, StoredRows
+from orchestrator.spec.answer import ANSWER_COLUMNS
+
+Rows = npt.NDArray[Any]
+# Rows gathered before a row group is written: large enough to compress, small enough to hold.
+ROW_GROUP = 65_536
+COLUMNS = {name: column for name, column in ANSWER_COLUMNS.items() if not column.is_vector}
+# Arrow types that numpy has without Python objects.
+_IN_ARRAYS = re.compile(r"(u?int\d+|halffloat|float|double|bool|(large_)?string|timestamp\[.*|date\d+.*)$")
+
+
+def kept_as(name: str) -> str:
+    """The name of a carried column among the answers: its own, but for one that an answer's column has."""
+    return f"input_{name}" if name in ("id", *COLUMNS) else name
+
+
+def check_kept(rows: StoredRows, output: Path) -> None:
+    """Refuses before any work carried columns that the output cannot hold.
+
+    Raises:
+        DataError: two of one name, or a type that an archive of arrays has no room for.
+    """
+    names = [kept_as(name) for name in rows.kept_types]
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        raise DataError(f"{output}", got=f"two carried columns that would be {twice[0]}", expected="one of them")
+    for name, kind in rows.kept_types.items():
+        if output.suffix == ".npz" and not (isinstance(kind, np.dtype) or _IN_ARRAYS.match(str(kind))):
+            got = f"a carried column {name} of type {kind}"
+            raise DataError(f"{output}", got=got, expected="numbers, text or dates", fix="write .parquet")
+
+
+class AnswerFile(Protocol):
+    """Takes answers in order."""
+
+    def add(self, answered: Answered) -> None:
+        """Appends answers."""
+        ...
+
+    def close(self) -> None:
+        """Writes what is left."""
+        ...
+
+
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path` that becomes it when the block ends well, and vanishes when it does not.
+
+    A block that unlinks it leaves no file.
+
+    Raises:
+        DataError: the folder cannot be written to.
+    """
+    # Beside it, since a rename is only atomic within one file system; the process id keeps two jobs apart.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        temporary.touch()
+    except OSError as error:
+        raise DataError(f"{path}", got=f"a place that cannot be written to ({error.strerror})") from error
+    try:
+        yield temporary
+        if temporary.exists():
+            temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def answer_file(path: Path, temporary: Path, *, text_ids: bool) -> AnswerFile:
+    """The writer for a path's ending.
+
+    Args:
+        path: where the file will be, .parquet or .npz.
+        temporary: where it is written meanwhile.
+        text_ids: whether ids are text; else whole numbers.
+
+    Raises:
+        DataError: another ending.
+    """
+    if path.suffix == ".npz":
+        return _NpzAnswers(temporary, text_ids=text_ids)
+    if path.suffix == ".parquet":
+        return _ParquetAnswers(temporary, text_ids=text_ids)
+    raise DataError(f"{path}", got=f"a name ending in {path.suffix or 'nothing'}", expected=".parquet or .npz")
+
+
+class _NpzAnswers:
+    """Keeps all answers until the end: an archive of arrays has no room for more rows later."""
+
+    def __init__(self, path: Path, *, text_ids: bool) -> None:
+        self._path = path
+        self._parts: dict[str, list[Rows]] = {"id": [], **{name: [] for name in COLUMNS}}
+        self._empty = np.zeros(0, np.str_ if text_ids else np.int64)
+
+    def add(self, answered: Answered) -> None:
+        self._parts["id"].append(answered.ids)
+        for name in COLUMNS:
+            self._parts[name].append(getattr(answered.answers, name))
+        for name, column in answered.kept.items():
+            values = column if isinstance(column, np.ndarray) else _numpy_kept(column)
+            self._parts.setdefault(kept_as(name), []).append(values)
+
+    def close(self) -> None:
+        arrays = {name: np.concatenate(parts) if parts else self._empty for name, parts in self._parts.items()}
+        with self._path.open("wb") as file:
+            np.savez_compressed(file, **arrays)
+
+
+def _numpy_kept(column: Any) -> Rows:
+    """An Arrow column as numpy holds it: no value is NaN, NaT or empty text there."""
+    if str(column.type) in ("string", "large_string"):
+        return np.array(column.fill_null("").to_pylist(), np.str_)
+    values: Rows = column.to_numpy(zero_copy_only=False)
+    # Truths between nulls.
+    return values.astype(np.float64) if values.dtype == np.object_ else values
+
+
+class _ParquetAnswers:
+    def __init__(self, path: Path, *, text_ids: bool) -> None:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        self._pa, self._pq, self._path = pa, pq, path
+        types = {
+            "id": pa.string() if text_ids else pa.int64(),
+            **{name: pa.from_numpy_dtype(column.numpy_dtype) for name, column in COLUMNS.items()},
+        }
+        self._types = types
+        self._writer: Any = None
+        self._parts: list[Any] = []
+        self._rows = 0
+
+    def add(self, answered: Answered) -> None:
+        columns = {"id": answered.ids, **{name: getattr(answered.answers, name) for name in COLUMNS}}
+        arrays = {name: self._pa.array(column, self._types[name]) for name, column in columns.items()}
+        kept = {kept_as(name): self._pa.array(column) for name, column in answered.kept.items()}
+        self._parts.append(self._pa.RecordBatch.from_pydict(arrays | kept))
+        self._rows += len(answered.ids)
+        if self._rows >= ROW_GROUP:
+            self._flush()
+
+    def close(self) -> None:
+        self._flush()
+        if self._writer is not None:
+            self._writer.close()
+
+    def _flush(self) -> None:
+        if self._parts:
+            table = self._pa.Table.from_batches(self._parts)
+            # Only now are the types of carried columns known.
+            self._writer = self._writer or self._pq.ParquetWriter(self._path, table.schema)
+            self._writer.write_table(table)
+        self._parts, self._rows = [], 0
+
+
+def refused_path(output: Path) -> Path:
+    """Where the refused rows of a job go: out.parquet -> out.refused.jsonl."""
+    return output.with_suffix(".refused.jsonl")
+
+
+def refused_line(refused: Refused) -> str:
+    """One line of that file."""
+    return json.dumps({"id": refused.id, "reason": refused.reason}, ensure_ascii=False) + "\n"

@@ -1,0 +1,1 @@
+"""Asking members about rows, resumable, and joining records."""

@@ -1,0 +1,101 @@
+"""Whether a records file already holds what is asked for, so that the same command again has nothing to do."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from orchestrator.planner.records import text_from_meta
+from orchestrator.recording.pool import Pool
+from orchestrator.recording.summary import Recorded, recorded_class_names
+from orchestrator.rows.npz import BROKEN
+from orchestrator.rows.sources import Source
+
+
+def recording_fingerprint(header: Mapping[str, Any], pool: Pool, source: Source, *, skip_bad: bool) -> str | None:
+    """Hash of everything that decides the records, or None where part of it is unknown.
+
+    Args:
+        header: what a resumed run must share with the one it resumes.
+        pool: the members.
+        source: of the rows.
+        skip_bad: whether rows that cannot be used are left out.
+
+    Returns:
+        sha256 in hex. None for members of a server, which may be replaced behind the same name, and for members
+        without a hash.
+    """
+    if not pool.made_with or any(about["sha256"] is None for about in pool.about().values()):
+        return None
+    decides = {
+        **header,
+        "made_with": dict(pool.made_with),
+        "kinds": {name: list(kind) for name, kind in pool.kinds.items()},
+        "class_names": recorded_class_names(source, pool),
+        "labels_by": source.labels_by,
+        "data_state": source.state,
+        "skip_bad": skip_bad,
+    }
+    return hashlib.sha256(text_from_meta(decides).encode()).hexdigest()
+
+
+def keep_fingerprint(output: Path, fingerprint: str | None) -> None:
+    """Notes beside a records file what it was recorded from; the file itself is the same whoever records the same.
+
+    Args:
+        output: the records file, finished.
+        fingerprint: of the recording; None forgets what was noted.
+    """
+    note = _note_of(output)
+    # Without the note the rows are recorded again, which harms nobody.
+    with contextlib.suppress(OSError):
+        note.unlink(missing_ok=True)
+        if fingerprint is not None:
+            note.write_text(json.dumps({"recording": fingerprint, "file": _state_of(output)}), encoding="utf-8")
+
+
+def finished_recording(output: Path, fingerprint: str | None) -> Recorded | None:
+    """What the records file at `output` holds if it was made with that fingerprint, else None.
+
+    Outputs are read one member at a time, for they may take gigabytes.
+    """
+    try:
+        noted = json.loads(_note_of(output).read_bytes())
+        if fingerprint is None or noted != {"recording": fingerprint, "file": _state_of(output)}:
+            return None
+        with np.load(output, allow_pickle=False) as stored:
+            meta = json.loads(str(stored["meta"]))
+            rows, labels = len(stored["ids"]), stored["labels"] if "labels" in stored.files else None
+    except BROKEN:
+        return None
+    return Recorded(
+        rows=rows,
+        labels=labels,
+        sha256=meta["data_sha256"],
+        skipped=meta["skipped"],
+        skipped_rows=meta["skipped_rows"],
+        outputs=partial(_outputs, output),
+    )
+
+
+def _outputs(path: Path, name: str) -> Iterator[npt.NDArray[np.float32]]:
+    with np.load(path, allow_pickle=False) as stored:
+        yield stored[f"outputs/{name}"]
+
+
+def _note_of(output: Path) -> Path:
+    return output.with_name(f".{output.name}.recording")
+
+
+def _state_of(output: Path) -> list[int]:
+    """What changes when anybody writes the file."""
+    stat = output.stat()
+    return [stat.st_size, stat.st_mtime_ns]

@@ -1,0 +1,292 @@
+"""Records files put together: members recorded apart over the same rows, other rows of the same members, or both.
+
+Every member must have every row, once. Scores are copied in pieces; only ids and labels of all files are held.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from orchestrator.errors import DataError, first_few
+from orchestrator.planner.records import text_from_meta, unusable_rows
+from orchestrator.recording.join_meta import joined_meta, notes_of
+from orchestrator.recording.records_file import OUTPUTS, RecordsFile, file_from_path
+from orchestrator.rows.npz import NpzWriter, extract_array, npz_writer
+
+Array = npt.NDArray[Any]
+Codes = npt.NDArray[np.intp]
+# What a piece of scores may take. Rows in any order touch a page of the file each.
+PIECE_BYTES, PIECE_ROWS = 16 << 20, 8192
+
+
+@dataclass(frozen=True, kw_only=True)
+class Joined:
+    """What a joined file holds.
+
+    Args:
+        rows: n.
+        classes: k.
+        cost: member name -> cost per row.
+        accuracy: member name -> share of rows it gets right; empty without labels.
+        meta: as in the file.
+        left_out: rows that some member lacks.
+        notes: what to know of it.
+    """
+
+    rows: int
+    classes: int
+    cost: dict[str, float]
+    accuracy: dict[str, float]
+    meta: dict[str, Any]
+    left_out: int
+    notes: tuple[str, ...]
+
+
+def join_records(paths: Sequence[Path], output: Path, *, skip_bad: bool = False, by_id: bool = False) -> Joined:
+    """Joins records files by the ids of their rows.
+
+    Args:
+        paths: of two files or more.
+        output: records file to write, whole or not at all. Rows and members are in the order of the files.
+        skip_bad: leave out rows that some member lacks.
+        by_id: take rows of one id for the same although the files say that their data differ.
+
+    Raises:
+        DataError: two files contradict each other, a member lacks rows, or a file is broken.
+    """
+    if len(paths) < 2:
+        raise DataError("records to join", got=f"{len(paths)} files", expected="two or more")
+    files = [file_from_path(path) for path in paths]
+    _check_classes(files)
+    ids, codes = _numbered(files)
+    table = _Table(files=files, ids=ids, codes=codes)
+    members = list(dict.fromkeys(name for file in files for name in file.cost))
+    kept = table.kept(members, skip_bad=skip_bad)
+    if not by_id:
+        table.check_same_data()
+    labels = table.labels(kept)
+    cost = {name: _one_cost(name, files) for name in members}
+    left_out = np.delete(ids, kept)
+    meta = joined_meta([(str(file.path), file.meta) for file in files], kept=ids[kept], left_out=left_out)
+    with npz_writer(output) as writer:
+        writer.add("ids", ids[kept])
+        if labels is not None:
+            writer.add("labels", labels)
+        right = {name: _write_member(writer, table, name, kept, labels=labels, output=output) for name in members}
+        writer.add("meta", np.array(text_from_meta(meta)))
+    return Joined(
+        rows=len(kept),
+        classes=files[0].classes,
+        cost=cost,
+        accuracy={} if labels is None else {name: hits / len(kept) for name, hits in right.items()},
+        meta=meta,
+        left_out=len(left_out),
+        notes=(*([] if by_id else table.notes_on_data()), *notes_of(file.meta for file in files)),
+    )
+
+
+def _write_member(
+    writer: NpzWriter,
+    table: _Table,
+    name: str,
+    kept: Codes,
+    *,
+    labels: npt.NDArray[np.int64] | None,
+    output: Path,
+) -> int:
+    """Writes a member's scores and cost; gives how many of its rows are right, 0 without labels."""
+    right = 0
+
+    def counted(parts: Iterator[npt.NDArray[np.float32]]) -> Iterator[npt.NDArray[np.float32]]:
+        nonlocal right
+        at = 0
+        for part in parts:
+            if labels is not None:
+                right += int((part.argmax(axis=1) == labels[at : at + len(part)]).sum())
+            at += len(part)
+            yield part
+
+    # Beside the output, where there must be room for as much anyhow.
+    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as folder:
+        parts = counted(table.scores(name, kept, Path(folder)))
+        shape = (len(kept), table.files[0].classes)
+        writer.stream(f"outputs/{name}", np.float32, shape=shape, parts=parts)
+    writer.add(f"cost/{name}", np.float64(_one_cost(name, table.files)))
+    return right
+
+
+def _check_classes(files: Sequence[RecordsFile]) -> None:
+    first = files[0]
+    for file in files[1:]:
+        if file.classes != first.classes:
+            got = f"{first.classes} classes in {first.path}, {file.classes} in {file.path}"
+            raise DataError("records to join", got=got, expected="members of the same classes")
+        if (file.ids.dtype.kind == "U") != (first.ids.dtype.kind == "U"):
+            one, other = ("text" if ids.dtype.kind == "U" else "numbers" for ids in (first.ids, file.ids))
+            got = f"ids that are {one} in {first.path}, {other} in {file.path}"
+            raise DataError("records to join", got=got, expected="ids of one kind")
+
+
+def _numbered(files: Sequence[RecordsFile]) -> tuple[Array, list[Codes]]:
+    """All ids (N,) in order of their first appearance, and which of them each file's rows are."""
+    stacked = np.concatenate([file.ids for file in files])
+    unique, first, inverse = np.unique(stacked, return_index=True, return_inverse=True)
+    rank = np.empty(len(unique), np.intp)
+    order = np.argsort(first)
+    rank[order] = np.arange(len(unique))
+    codes = rank[inverse.reshape(-1)]
+    return unique[order], np.split(codes, np.cumsum([len(file.ids) for file in files])[:-1])
+
+
+def _one_cost(name: str, files: Sequence[RecordsFile]) -> float:
+    having = [file for file in files if name in file.cost]
+    for file in having[1:]:
+        if file.cost[name] != having[0].cost[name]:
+            got = f"{having[0].cost[name]:g} in {having[0].path}, {file.cost[name]:g} in {file.path}"
+            raise DataError(f"cost of {name}", got=got, expected="one", fix="record with the same --cost")
+    return having[0].cost[name]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Table:
+    """Which file has which rows.
+
+    Args:
+        files: the files.
+        ids: (N,), of all rows of all files.
+        codes: for each file (n,), places of its rows among them.
+    """
+
+    files: Sequence[RecordsFile]
+    ids: Array
+    codes: Sequence[Codes]
+
+    def kept(self, members: Sequence[str], *, skip_bad: bool) -> Codes:
+        """Places of the rows that every member has, ascending."""
+        everywhere = np.ones(len(self.ids), bool)
+        for name in members:
+            count = np.zeros(len(self.ids), np.intp)
+            for place in self._having(name):
+                count[self.codes[place]] += 1
+            self._check_once(name, count)
+            if not skip_bad and not count.all():
+                lacking = self.ids[count == 0]
+                raise DataError(
+                    f"member {name}",
+                    got=f"no scores of {len(lacking)} of {len(self.ids)} rows, id {first_few(lacking)}",
+                    expected="every row with every member",
+                    fix="record those too, or leave such rows out with --skip-bad",
+                )
+            everywhere &= count == 1
+        if not everywhere.any():
+            raise DataError("records to join", got="no row that every member has", expected="the same ids")
+        return np.flatnonzero(everywhere)
+
+    def _having(self, name: str) -> list[int]:
+        return [place for place, file in enumerate(self.files) if name in file.cost]
+
+    def _check_once(self, name: str, count: Codes) -> None:
+        if not (count > 1).any():
+            return
+        twice = self.ids[count > 1]
+        paths = [self.files[place].path for place in self._having(name)]
+        others = "" if self.ids.dtype.kind == "U" else "; rows numbered from 0 in each file need other ids"
+        raise DataError(
+            f"member {name}",
+            got=f"scores of {len(twice)} rows more than once, id {first_few(twice)}, in {first_few(paths)}",
+            expected="other rows, or other members, in each file",
+            fix=f"leave one of them out{others}",
+        )
+
+    def check_same_data(self) -> None:
+        """Refuses files with the same rows whose data are said to differ."""
+        for place, file in enumerate(self.files):
+            for before, other in enumerate(self.files[:place]):
+                hashes = {one.meta.get("data_sha256") for one in (file, other)} - {None}
+                same_rows = np.array_equal(np.sort(self.codes[place]), np.sort(self.codes[before]))
+                if len(hashes) > 1 and same_rows:
+                    raise DataError(
+                        f"records {file.path}",
+                        got=f"other data (data_sha256) under the same ids than in {other.path}",
+                        expected="the same rows",
+                        fix="if one id means the same row in both all the same, say --by-id",
+                    )
+
+    def notes_on_data(self) -> list[str]:
+        """What to say of files that share some rows while their data are said to differ."""
+        notes = []
+        for place, file in enumerate(self.files):
+            for before, other in enumerate(self.files[:place]):
+                shared = len(np.intersect1d(self.codes[place], self.codes[before]))
+                if shared and len({one.meta.get("data_sha256") for one in (file, other)} - {None}) > 1:
+                    notes.append(
+                        f"{other.path} and {file.path} share {shared} ids and were recorded from other data "
+                        "(data_sha256): that is so where one left rows out, and where an id means two rows"
+                    )
+        return notes
+
+    def labels(self, kept: Codes) -> npt.NDArray[np.int64] | None:
+        """int64 (n,) of the kept rows, None where no file has any."""
+        known = np.full(len(self.ids), -1, np.int64)
+        for file, codes in zip(self.files, self.codes, strict=True):
+            if file.labels is None:
+                continue
+            before = known[codes]
+            other = (before >= 0) & (before != file.labels)
+            if other.any():
+                at = int(np.flatnonzero(other)[0])
+                got = f"label {file.labels[at]} of row {file.ids[at]}, and {before[at]} in a file before it"
+                fix = "record all with the same labels"
+                raise DataError(f"records {file.path}", got=got, expected="the same label", fix=fix)
+            known[codes] = file.labels
+        found = known[kept]
+        if (found < 0).all():
+            return None
+        if (found < 0).any():
+            without = self.ids[kept][found < 0]
+            got = f"no label of {len(without)} of {len(kept)} rows, id {first_few(without)}"
+            raise DataError("records to join", got=got, expected="a label in every row, or in none")
+        return found
+
+    def scores(self, name: str, kept: Codes, folder: Path) -> Iterator[npt.NDArray[np.float32]]:
+        """A member's scores of the kept rows, float32 (n, k) in all; files are unpacked into the folder."""
+        having = self._having(name)
+        source, row = np.full(len(self.ids), -1, np.intp), np.zeros(len(self.ids), np.intp)
+        for place in having:
+            extract_array(self.files[place].path, f"{OUTPUTS}{name}", folder / f"{place}.npy")
+            source[self.codes[place]] = place
+            row[self.codes[place]] = np.arange(len(self.codes[place]))
+        classes = self.files[0].classes
+        size = max(1, min(PIECE_ROWS, PIECE_BYTES // (4 * classes)))
+        for first in range(0, len(kept), size):
+            wanted = kept[first : first + size]
+            piece = np.empty((len(wanted), classes), np.float32)
+            for place in having:
+                here = source[wanted] == place
+                piece[here] = _rows_of(self.files[place].path, name, folder / f"{place}.npy", row[wanted[here]])
+            self._check_finite(name, piece, wanted)
+            yield piece
+
+    def _check_finite(self, name: str, piece: npt.NDArray[np.float32], wanted: Codes) -> None:
+        bad = unusable_rows(piece)
+        if len(bad):
+            ids = first_few(self.ids[wanted[bad]])
+            got = f"NaN, infinity or no finite score, id {ids}"
+            raise DataError(f"records, outputs of {name}", got=got, expected="finite scores")
+
+
+def _rows_of(path: Path, name: str, unpacked: Path, rows: Codes) -> npt.NDArray[np.float32]:
+    # Mapped anew for each piece, so that pages that were touched do not add up.
+    stored = np.load(unpacked, mmap_mode="r", allow_pickle=False)
+    if stored.dtype.kind not in "fiu":
+        raise DataError(f"records {path}, outputs of {name}", got=f"dtype {stored.dtype}", expected="float32")
+    # What is too large becomes infinity, which is refused by name.
+    with np.errstate(over="ignore"):
+        return np.asarray(stored[rows], np.float32)

@@ -1,0 +1,310 @@
+"""The members that are recorded: opened in this process or served by Triton, asked in the same way."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from orchestrator.client.endpoint import Endpoint
+from orchestrator.errors import DataError, InputError
+from orchestrator.local.sessions import LocalMembers
+from orchestrator.planner.goal import ENSEMBLE
+from orchestrator.recording.kinds import kinds_from_words, stated_kinds
+from orchestrator.recording.names import class_names_by_member, names_of_members
+from orchestrator.recording.tensors import about_member, require_exported, tensors_from_words, with_scores
+from orchestrator.repository.index import readable_config, served_version
+from orchestrator.rows.pictures import ReadPicture, reader_for
+from orchestrator.spec import Manifest, Preprocess, manifest_from_path
+from orchestrator.spec.inputs import INPUT_DTYPES
+from orchestrator.spec.output_kind import EXCLUSIVE
+from orchestrator.spec.processor import instruction_sets, processor_flags
+from orchestrator.spec.served_model import ModelInfo, TensorInfo, input_tensor, scores_output
+from orchestrator.spec.validation import NAME
+
+Rows = npt.NDArray[Any]
+# What one piece may take: memory of its rows, and work, so that an interrupt waits seconds and not minutes.
+PIECE_BYTES, PIECE_MACS, PIECE_ROWS = 8 << 20, 1e11, 256
+# A side for images of any size, only to guess how large they are.
+USUAL_PX = 224
+_APART = "record them apart, then join the files with `committee record --join`"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pool:
+    """Members that take the same rows and give scores of the same classes.
+
+    Args:
+        infos: member name -> its tensors.
+        manifests: what their exports wrote down, where that is at hand.
+        cost: member name -> cost per row.
+        asked: who answers: ONNX Runtime with its version, or a server's address.
+        made_with: the ONNX Runtime and the instruction sets that compute the scores; empty where a server does.
+        ask: scores of a member, float32 (n, k), from rows (n, *dims); may be called from several threads.
+        workers: pieces asked about at once.
+        kinds: member name -> what its scores are and who says so, where anybody does.
+        served: member name -> the version that a server answers from, None where that is not known.
+        label_files: member name -> class names by the label file that its configuration names.
+    """
+
+    infos: Mapping[str, ModelInfo]
+    manifests: Mapping[str, Manifest]
+    cost: Mapping[str, float]
+    asked: str
+    made_with: Mapping[str, Any]
+    ask: Callable[[str, Rows], npt.NDArray[np.float32]]
+    workers: int
+    kinds: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    served: Mapping[str, int | None] = field(default_factory=dict)
+    label_files: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def version_notes(self) -> list[str]:
+        """Where a manifest describes another version than is served, so that its hash is another file's."""
+        notes = []
+        for name, manifest in self.manifests.items():
+            described, served = manifest.file.partition("/")[0], self.served.get(name)
+            if served is not None and described != str(served):
+                notes.append(f"{name}: version {served} is served, its manifest.json describes {manifest.file}")
+        return notes
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The members, in the order asked for."""
+        return tuple(self.infos)
+
+    @property
+    def info(self) -> ModelInfo:
+        """A member whose input stands for all."""
+        return next(iter(self.infos.values()))
+
+    @property
+    def classes(self) -> int:
+        """Number of classes k."""
+        return _classes(self.info)
+
+    def class_names(self) -> tuple[str, ...] | None:
+        """What the members call their classes, None where neither a manifest nor a label file says.
+
+        Raises:
+            InputError: two manifests call them differently.
+        """
+        stated = {name: manifest.labels for name, manifest in self.manifests.items() if manifest.labels}
+        return names_of_members(stated, self.label_files, classes=self.classes)
+
+    def about(self) -> dict[str, dict[str, Any]]:
+        """What records keep of each member, but for the kind of its scores."""
+        return {name: about_member(self.manifests.get(name), self.infos[name]) for name in self.names}
+
+    def preprocess(self) -> Preprocess:
+        """How pictures become rows.
+
+        Raises:
+            InputError: no manifest says, or two say different things.
+        """
+        known = {name: manifest.preprocess for name, manifest in self.manifests.items() if manifest.preprocess}
+        if not known:
+            raise InputError(
+                f"pictures for {', '.join(self.names)}",
+                got="no `preprocess` section in any manifest.json",
+                fix="export them with --mean, --std and --resolution, so that they take pictures (0 and 1 where "
+                "they want values of 0 to 1); name the --repository of others; or use .npz rows",
+            )
+        if len(set(known.values())) > 1:
+            first, second = _two_unlike(known)
+            raise InputError("members", got=f"other rows from a picture for {second} than for {first}",
+                             expected="one `preprocess` for all", fix=_APART)  # fmt: skip
+        return next(iter(known.values()))
+
+    def picture_reader(self) -> ReadPicture:
+        """A function from an encoded picture and its name to one row (*dims)."""
+        return reader_for(self.info, self.preprocess)
+
+    def piece_rows(self) -> int:
+        """Rows to read and ask about at once; by the members alone, so that a resumed run cuts the data alike."""
+        tensor = input_tensor(self.info)
+        row_bytes = math.prod(USUAL_PX if size < 0 else size for size in tensor.shape[1:])
+        row_bytes *= np.dtype(INPUT_DTYPES.get(tensor.dtype, "float32")).itemsize
+        work = sum(self.manifests[name].macs for name in self.manifests)
+        rows = min(PIECE_ROWS, PIECE_BYTES // max(1, row_bytes), int(PIECE_MACS // max(1.0, work)))
+        # Whole batches of 64, the usual limit, waste none.
+        return max(1, rows - rows % 64 if rows > 64 else rows)
+
+
+@contextlib.contextmanager
+def opened_pool(
+    names: Sequence[str],
+    repository: Path,
+    *,
+    url: str | Endpoint | None = None,
+    cost: Mapping[str, float] | None = None,
+    kinds: Sequence[str] = (),
+    outputs: Sequence[str] = (),
+    timeout_s: float = 60.0,
+) -> Iterator[Pool]:
+    """Opens members, and closes what has to be closed.
+
+    Args:
+        names: the members.
+        repository: folder with their manifests.
+        url: a server's gRPC endpoint; None opens them here.
+        cost: cost per row of members that have no manifest, or instead of the manifest's MACs.
+        kinds: NAME=KIND for members whose manifest or served configuration does not say what their scores are.
+        outputs: NAME=TENSOR for members of which several outputs may hold the scores.
+        timeout_s: longest wait for one answer of the server.
+
+    Raises:
+        RepositoryError, ClientError: a member cannot be opened or reached.
+        InputError: they do not take the same rows, or not give the same classes.
+        DataError: a name twice, one that no plan can have, a member without a cost, or of two kinds of scores.
+    """
+    _check_names(names)
+    strange = sorted(set(cost or {}) - set(names))
+    if strange:
+        raise DataError("--cost", got=f"{', '.join(strange)}, not recorded", expected=f"one of {', '.join(names)}")
+    named = kinds_from_words(kinds, names)
+    tensors = tensors_from_words(outputs, names)
+    if url is None:
+        yield _checked(_local(names, repository, cost or {}, tensors), named)
+        return
+    # A fifth of a second to import, and not needed for members in this process.
+    from orchestrator.client.over_grpc import GrpcClient
+
+    with GrpcClient(url, timeout_s=timeout_s, retries=4) as client:
+        paths = {name: repository / name / "manifest.json" for name in names}
+        manifests = {name: manifest_from_path(path) for name, path in paths.items() if path.is_file()}
+        infos = with_scores({name: client.metadata(name) for name in names}, manifests, tensors)
+        # One worker: the client keeps several parts of a piece in flight by itself.
+        yield _checked(
+            Pool(
+                infos=infos,
+                served={name: info.version for name, info in infos.items()},
+                manifests=manifests,
+                cost=_costs(names, manifests, cost or {}),
+                asked=str(url),
+                made_with={},
+                # By number: a version that is loaded meanwhile must not answer the second half.
+                ask=lambda name, rows: client.ask(
+                    name, rows, version=infos[name].version, output=infos[name].scores
+                ),
+                workers=1,
+                label_files=class_names_by_member(repository, {name: info.scores for name, info in infos.items()}),
+            ),
+            named,
+        )
+
+
+def _check_names(names: Sequence[str]) -> None:
+    twice = sorted({name for name in names if list(names).count(name) > 1})
+    if twice or not names:
+        got = f"{', '.join(twice)} more than once" if twice else "none"
+        raise DataError("members", got=got, expected="names of members, each once")
+    bad = [name for name in names if NAME.match(name) is None]
+    if bad:
+        expected = "names of members, up to 128 letters, digits, '_', '.', '-'"
+        raise DataError("members", got=", ".join(map(repr, bad)), expected=expected)
+    if ENSEMBLE in names:
+        raise DataError("members", got=ENSEMBLE, expected="another name: to a plan this one means all members")
+
+
+def _local(names: Sequence[str], repository: Path, cost: Mapping[str, float], tensors: Mapping[str, str]) -> Pool:
+    import onnxruntime
+
+    require_exported(names, repository)
+    members = LocalMembers(repository, names)
+    manifests = {name: members.manifest(name) for name in names}
+    return Pool(
+        served={name: served_version(repository / name, readable_config(repository / name)) for name in names},
+        infos=with_scores(
+            {name: _info(manifest, members.classes(name)) for name, manifest in manifests.items()},
+            manifests,
+            tensors,
+        ),
+        manifests=manifests,
+        cost=_costs(names, manifests, cost),
+        asked=f"onnxruntime {onnxruntime.__version__}",
+        made_with={
+            "onnxruntime": onnxruntime.__version__,
+            "instruction_sets": list(instruction_sets(processor_flags())),
+        },
+        ask=members.ask,
+        workers=_cores(),
+        label_files=class_names_by_member(repository, {name: one.output.name for name, one in manifests.items()}),
+    )
+
+
+def _cores() -> int:
+    # A container often has fewer than the machine; only Linux says so.
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _info(manifest: Manifest, classes: int) -> ModelInfo:
+    taken = TensorInfo(name=manifest.input.name, dtype=manifest.input.dtype, shape=(-1, *manifest.input.dims))
+    given = TensorInfo(name=manifest.output.name, dtype="FP32", shape=(-1, classes))
+    return ModelInfo(
+        name=manifest.name,
+        platform="onnxruntime",
+        versions=(manifest.file.partition("/")[0],),
+        max_batch_size=manifest.max_batch_size,
+        inputs=(taken,),
+        outputs=(given,),
+    )
+
+
+def _costs(
+    names: Sequence[str], manifests: Mapping[str, Manifest], given: Mapping[str, float]
+) -> dict[str, float]:
+    known = {name: float(manifest.macs) for name, manifest in manifests.items()} | dict(given)
+    missing = [name for name in names if name not in known]
+    if missing:
+        raise DataError(
+            f"cost of {', '.join(missing)}",
+            got="no manifest.json in the repository",
+            expected="the cost of every member",
+            fix=f"say it with {' '.join(f'--cost {name}=...' for name in missing)}, or name the repository "
+            "with --repository",
+        )
+    return {name: known[name] for name in names}
+
+
+def _classes(info: ModelInfo) -> int:
+    output = scores_output(info)
+    return next(tensor.shape[-1] for tensor in info.outputs if tensor.name == output)
+
+
+def _checked(pool: Pool, named: Mapping[str, str]) -> Pool:
+    inputs = {name: _taken(info) for name, info in pool.infos.items()}
+    if len(set(inputs.values())) > 1:
+        first, second = _two_unlike(inputs)
+        got = f"{inputs[first]} for {first}, {inputs[second]} for {second}"
+        raise InputError("members", got=got, expected="members that take the same rows",
+                         fix=_APART)  # fmt: skip
+    sizes = {name: _classes(info) for name, info in pool.infos.items()}
+    if len(set(sizes.values())) > 1:
+        first, second = _two_unlike(sizes)
+        got = f"{sizes[first]} classes of {first}, {sizes[second]} of {second}"
+        raise InputError("members", got=got, expected="members of the same classes")
+    if pool.classes < 2:
+        raise InputError(
+            f"member {pool.names[0]}",
+            got=f"{pool.classes} classes",
+            expected=f"a fixed number, 2 or more: {EXCLUSIVE}",
+        )
+    return dataclasses.replace(pool, kinds=stated_kinds(pool.infos, pool.manifests, named))
+
+
+def _taken(info: ModelInfo) -> str:
+    tensor = input_tensor(info)
+    return f"{tensor.dtype} {list(tensor.shape[1:])}"
+
+
+def _two_unlike(values: Mapping[str, Any]) -> tuple[str, str]:
+    first = next(iter(values))
+    return first, next(name for name, value in values.items() if value != values[first])

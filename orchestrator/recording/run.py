@@ -1,0 +1,223 @@
+"""Rows through members: pieces are asked about in threads and settled in order, in bounded memory."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import time
+from collections import deque
+from collections.abc import Callable, Generator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from orchestrator.errors import DataError, first_few
+from orchestrator.planner.records import unusable_rows
+from orchestrator.recording.kinds import check_piece
+from orchestrator.recording.pool import Pool
+from orchestrator.recording.shards import NO_DIGEST, Shard, Shards
+from orchestrator.rows.sources import Indices, Loaded, Piece, Source
+
+Scores = npt.NDArray[np.float32]
+# A part is written after so many bytes of scores, so many seconds, or this share of the time spent so far: what a
+# killed run loses at most. The share keeps the parts of a run of hours down to a few hundred.
+SHARD_BYTES, SHARD_S, SHARD_SHARE = 32 << 20, 0.5, 0.02
+# How long a run that ends early waits for pieces that are being asked about.
+LAST_PIECES_S = 2.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """What is to be recorded.
+
+    Args:
+        source: of the rows.
+        pool: who is asked.
+        wanted: int64 (n,), which rows of the source, ascending.
+        skip_bad: leave out rows that cannot be read or answered, instead of stopping at them.
+    """
+
+    source: Source
+    pool: Pool
+    wanted: Indices
+    skip_bad: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answered:
+    """One piece with what the members said.
+
+    Args:
+        first, stop: positions, stop excluded.
+        kept: int64 (n,), those with outputs.
+        outputs: member name -> float32 (n, k).
+        skipped: position -> why it has none.
+        digests: of the kept rows, where the source is hashed as it is read.
+    """
+
+    first: int
+    stop: int
+    kept: Indices
+    outputs: dict[str, Scores]
+    skipped: dict[int, str]
+    digests: tuple[bytes, ...]
+
+
+def wanted_rows(rows: int, limit: int | None) -> Indices:
+    """Indices of all rows, or of `limit` spread evenly over them: a folder is sorted by class."""
+    if limit is None or limit >= rows:
+        return np.arange(rows)
+    return np.arange(limit) * rows // limit
+
+
+def answered_pieces(task: Task, *, start: int = 0) -> Generator[Answered, None, None]:
+    """Asks about every position from `start` on, and gives the answers in order.
+
+    Raises:
+        DataError: a row cannot be read, or a member has no finite scores for it, and bad rows are not skipped.
+        MemberError, ClientError: a member failed.
+    """
+    waiting: deque[Future[Answered]] = deque()
+    executor = ThreadPoolExecutor(task.pool.workers)
+    try:
+        for piece in task.source.pieces(task.wanted, start, task.pool.piece_rows()):
+            waiting.append(executor.submit(_answered, task, piece))
+            # One more than can run, so that no worker waits for the reader.
+            if len(waiting) > task.pool.workers + 1:
+                yield waiting[0].result()
+                waiting.popleft()
+        while waiting:
+            yield waiting[0].result()
+            waiting.popleft()
+    finally:
+        executor.shutdown(wait=False, cancel_futures=True)
+        # A read from a mount that is gone never ends; what is settled is kept all the same.
+        wait([future for future in waiting if not future.cancelled()], timeout=LAST_PIECES_S)
+
+
+def _answered(task: Task, piece: Piece) -> Answered:
+    loaded, skipped = _labelled(task, piece.load())
+    refused = {int(one.id): one.reason for one in loaded.refused}
+    skipped |= refused
+    if refused and not task.skip_bad:
+        position, reason = next(iter(refused.items()))
+        raise DataError(
+            f"data {task.source.name}",
+            got=f"row {_id(task, position)} that cannot be read ({reason})",
+            fix="mend it, or leave such rows out with --skip-bad",
+        )
+    outputs = {name: _asked(task.pool, name, loaded) for name in task.pool.names}
+    for name, scores in outputs.items():
+        bad = unusable_rows(scores)
+        if len(bad) and not task.skip_bad:
+            ids = [_id(task, position) for position in loaded.positions[bad].tolist()]
+            raise DataError(
+                f"member {name}",
+                got=f"NaN, infinity or no finite score for rows {first_few(ids)}",
+                expected="finite scores",
+                fix="leave the member out, or such rows with --skip-bad",
+            )
+        skipped |= {int(position): f"member {name}: no finite scores" for position in loaded.positions[bad]}
+    good = ~np.isin(loaded.positions, list(skipped))
+    return Answered(
+        first=piece.first,
+        stop=piece.stop,
+        kept=loaded.positions[good],
+        outputs={name: scores[good] for name, scores in outputs.items()},
+        skipped=skipped,
+        digests=tuple(one for one, kept in zip(loaded.digests, good, strict=False) if kept),
+    )
+
+
+def _labelled(task: Task, loaded: Loaded) -> tuple[Loaded, dict[int, str]]:
+    """The rows that have labels, where the others have any; and why those without are left out."""
+    if task.source.labels is None:
+        return loaded, {}
+    has_label = task.source.labels[task.wanted[loaded.positions]] >= 0
+    if has_label.all():
+        return loaded, {}
+    kept = Loaded(
+        positions=loaded.positions[has_label],
+        rows=loaded.rows[has_label],
+        refused=loaded.refused,
+        digests=tuple(one for one, has in zip(loaded.digests, has_label, strict=False) if has),
+    )
+    return kept, {int(position): "no label" for position in loaded.positions[~has_label]}
+
+
+def _asked(pool: Pool, name: str, loaded: Loaded) -> Scores:
+    if not len(loaded.positions):
+        return np.zeros((0, pool.classes), np.float32)
+    scores = pool.ask(name, loaded.rows)
+    if scores.shape != (len(loaded.positions), pool.classes):
+        expected = [len(loaded.positions), pool.classes]
+        raise DataError(f"member {name}", got=f"scores of shape {list(scores.shape)}", expected=expected)
+    check_piece(name, scores, pool.kinds)
+    return scores
+
+
+def _id(task: Task, position: int) -> object:
+    return task.source.ids[task.wanted[position]].item()
+
+
+def record_into(shards: Shards, task: Task, *, advance: Callable[[int], None]) -> bytes:
+    """Asks about what is not in the shards yet and adds it; on any way out, what is settled is kept.
+
+    Returns:
+        the hash of all data read, where the source is hashed as it is read.
+    """
+    buffer = _Buffer(shards=shards)
+    try:
+        # Closed here and not by the garbage collector: its threads still ask.
+        with contextlib.closing(answered_pieces(task, start=shards.done)) as pieces:
+            for answered in pieces:
+                buffer.add(answered)
+                advance(answered.stop - answered.first)
+    finally:
+        buffer.flush()
+    return buffer.digest
+
+
+@dataclass
+class _Buffer:
+    """Settled pieces that are not in a shard yet."""
+
+    shards: Shards
+    pieces: list[Answered] = field(default_factory=list)
+    held_bytes: int = 0
+    digest: bytes = NO_DIGEST
+    begun: float = field(default_factory=time.monotonic)
+    since: float = field(default_factory=time.monotonic)
+
+    def __post_init__(self) -> None:
+        self.digest = self.shards.digest()
+
+    def add(self, answered: Answered) -> None:
+        for one in answered.digests:
+            self.digest = hashlib.sha256(self.digest + one).digest()
+        self.pieces.append(answered)
+        self.held_bytes += sum(scores.nbytes for scores in answered.outputs.values())
+        now = time.monotonic()
+        due_s = max(SHARD_S, SHARD_SHARE * (now - self.begun))
+        if self.held_bytes >= SHARD_BYTES or now - self.since >= due_s:
+            self.flush()
+
+    def flush(self) -> None:
+        pieces, self.pieces, self.held_bytes = self.pieces, [], 0
+        self.since = time.monotonic()
+        if not pieces:
+            return
+        self.shards.add(
+            Shard(
+                first=pieces[0].first,
+                stop=pieces[-1].stop,
+                kept=np.concatenate([piece.kept for piece in pieces]),
+                outputs={
+                    name: np.concatenate([piece.outputs[name] for piece in pieces]) for name in pieces[0].outputs
+                },
+                skipped={position: why for piece in pieces for position, why in piece.skipped.items()},
+                digest=self.digest,
+            )
+        )

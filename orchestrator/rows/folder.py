@@ -1,0 +1,166 @@
+"""A folder of pictures, one sub-folder per class; only names are held, pictures are read piece by piece."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from orchestrator.errors import DataError, first_few
+from orchestrator.rows.labels import Classes, Labels, numbering_of
+from orchestrator.rows.pictures import PICTURE_ENDINGS, ReadPicture, picture_bytes
+from orchestrator.rows.sources import Indices, Loaded, Piece, Source, spans
+from orchestrator.rows.stored import Refused
+from orchestrator.spec.class_names import in_order
+
+
+class _Listing:
+    """Pictures found so far, and a hash of their names, sizes and times."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.names: list[str] = []
+        self.left_out: list[str] = []
+        self._digest = hashlib.sha256()
+        self._changes = hashlib.sha256()
+
+    def walk(self, folder: str) -> int:
+        """Adds the pictures below a sub-folder, sorted; gives their number."""
+        before = len(self.names)
+        for place, folders, files in os.walk(self.root / folder):
+            folders[:] = in_order(name for name in folders if not name.startswith("."))
+            for file in in_order(files):
+                self._add(Path(place, file))
+        return len(self.names) - before
+
+    def add_direct(self) -> None:
+        """Adds the pictures that lie in the root itself."""
+        for name in in_order(path.name for path in self.root.iterdir() if not path.is_dir()):
+            self._add(self.root / name)
+
+    def sha256(self) -> str:
+        """The hash of the listing."""
+        return self._digest.hexdigest()
+
+    def changes_sha256(self) -> str:
+        """The hash of the times at which the files were last changed, which nobody can set back."""
+        return self._changes.hexdigest()
+
+    def _add(self, path: Path) -> None:
+        if path.name.startswith("."):
+            return
+        name = path.relative_to(self.root).as_posix()
+        if path.suffix.lower() not in PICTURE_ENDINGS:
+            self.left_out.append(name)
+            return
+        try:
+            encoded = name.encode()
+            stat = path.stat()
+        except UnicodeEncodeError as error:
+            raise DataError(f"picture {name!a}", got="a name that is not UTF-8", fix="rename it") from error
+        except OSError:
+            # Reading it will fail as well and say why, or skip it.
+            self._digest.update(encoded + b"\0-")
+        else:
+            self._digest.update(encoded + f"\0{stat.st_size} {stat.st_mtime_ns}\n".encode())
+            self._changes.update(f"{stat.st_ctime_ns}\n".encode())
+        self.names.append(name)
+
+
+def folder_source(root: Path, *, classes: Classes, read_picture: ReadPicture) -> Source:
+    """The pictures of a folder; ids are their paths in it. Without sub-folders they have no labels.
+
+    Raises:
+        DataError: no pictures, an empty class folder, or classes that the members do not have.
+    """
+    listing = _Listing(root)
+    try:
+        folders = in_order(path.name for path in root.iterdir() if path.is_dir() and path.name[0] != ".")
+        known = _labelled(listing, folders, classes) if folders else _unlabelled(listing, classes)
+    except OSError as error:
+        raise DataError(f"folder {error.filename}", got=f"one that cannot be read ({error.strerror})") from error
+    if not listing.names:
+        raise DataError(f"folder {root}", got="no pictures", expected="a sub-folder of pictures per class")
+    notes = list(known.notes)
+    if listing.left_out:
+        count = len(listing.left_out)
+        notes.append(f"{count} files are no pictures by their ending and left out: {first_few(listing.left_out)}")
+    ids = np.array(listing.names, np.str_)
+
+    def pieces(wanted: Indices, start: int, size: int) -> Iterator[Piece]:
+        for first, stop in spans(len(wanted), start, size):
+            load = partial(_load, root, ids[wanted[first:stop]].tolist(), first, read_picture)
+            yield Piece(first=first, stop=stop, load=load)
+
+    return Source(
+        name=f"{root}",
+        ids=ids,
+        labels=known.numbers,
+        labels_by=known.by,
+        class_names=known.class_names,
+        pieces=pieces,
+        identity={"listing_sha256": listing.sha256()},
+        data_sha256=None,
+        notes=tuple(notes),
+        state=listing.changes_sha256(),
+    )
+
+
+def _unlabelled(listing: _Listing, classes: Classes) -> Labels:
+    what = f"folder {listing.root}"
+    if classes.mapped is not None:
+        raise DataError(what, got="a class map, and no sub-folders", expected="one per class")
+    if classes.first:
+        raise DataError(what, got="no labels", expected="numbers, which --first-label is for", fix="leave it out")
+    listing.add_direct()
+    return Labels(notes=("no sub-folders, so no classes: recorded without labels",))
+
+
+def _labelled(listing: _Listing, folders: list[str], classes: Classes) -> Labels:
+    loose = [p.name for p in sorted(listing.root.iterdir()) if p.suffix.lower() in PICTURE_ENDINGS and p.is_file()]
+    if loose:
+        got = f"pictures beside the class folders: {first_few(loose)}"
+        raise DataError(f"folder {listing.root}", got=got, expected="every picture in a class folder")
+    counts = [listing.walk(folder) for folder in folders]
+    empty = [folder for folder, count in zip(folders, counts, strict=True) if not count]
+    if len(empty) == len(folders):
+        raise DataError(
+            f"folder {listing.root}", got="no pictures in its sub-folders", expected="PNG or JPEG files"
+        )
+    if empty:
+        got = f"class folders without pictures: {first_few(empty)}"
+        raise DataError(f"folder {listing.root}", got=got, fix="fill them, or remove them")
+    numbering = numbering_of(f"folder {listing.root}", folders, classes)
+    numbers = np.array([numbering.numbers[folder] for folder in folders], np.int64)
+    return Labels(
+        numbers=np.repeat(numbers, counts),
+        by=numbering.by,
+        class_names=numbering.class_names,
+        notes=(numbering.note,) if numbering.note else (),
+    )
+
+
+def _load(root: Path, names: list[str], first: int, read_picture: ReadPicture) -> Loaded:
+    positions: list[int] = []
+    rows = []
+    digests = []
+    refused = []
+    for position, name in enumerate(names, first):
+        try:
+            data = picture_bytes(root / name, f"picture {name}")
+            rows.append(read_picture(data, f"picture {name}"))
+        except DataError as error:
+            refused.append(Refused(id=position, reason=str(error)))
+        else:
+            positions.append(position)
+            digests.append(hashlib.sha256(name.encode() + b"\0" + data).digest())
+    return Loaded(
+        positions=np.array(positions, np.int64),
+        rows=np.stack(rows) if rows else np.zeros((0,)),
+        refused=tuple(refused),
+        digests=tuple(digests),
+    )

@@ -1,0 +1,272 @@
+"""Parquet as people have it: a file or a folder of them, however its columns are encoded.
+
+Imported only for Parquet. Files are read through a small buffer and decoded a few rows at a time, so a row group
+may have any size. What is held at once is a page of each column that is read, about three times over; pyarrow
+writes up to 1,024 rows to a page, however large they are (docs/records.md has numbers).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from orchestrator.errors import DataError, first_few
+from orchestrator.files import irregular_kind
+from orchestrator.rows.parquet_types import FOREIGN, plain, plain_type
+from orchestrator.rows.stored import is_hidden
+from orchestrator.spec.class_names import normal_form
+
+# Without a buffer pyarrow reads what a row group holds of a column in one piece.
+BUFFER_BYTES = 1 << 16
+# Rows that are decoded at once at most; pictures are read in smaller batches.
+BATCH_ROWS = 1 << 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """One file.
+
+    Args:
+        path: of the file.
+        schema: its columns, in plain types.
+        group_rows: rows of each row group.
+        metadata: its footer.
+        keys: values of the columns that are names of folders, as in `year=2024/`; None for a missing one.
+    """
+
+    path: Path
+    schema: Any
+    group_rows: tuple[int, ...]
+    metadata: Any
+    keys: Mapping[str, object]
+
+    @property
+    def rows(self) -> int:
+        """Rows of the file."""
+        return sum(self.group_rows)
+
+    def bytes_of(self, name: str) -> int:
+        """Bytes of a column, without compression."""
+        leaves = range(self.metadata.num_columns)
+        own = [leaf for leaf in leaves if self.metadata.schema.column(leaf).path.split(".")[0] == name]
+        groups = map(self.metadata.row_group, range(self.metadata.num_row_groups))
+        return sum(group.column(leaf).total_uncompressed_size for group in groups for leaf in own)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParquetTable:
+    """All rows of a file or folder.
+
+    Args:
+        path: as the user wrote it.
+        parts: its files, in order.
+        schema: columns of all files together, in plain types, and those that are names of folders.
+        left_out: files of the folder that are no Parquet by their ending.
+    """
+
+    path: Path
+    parts: tuple[Part, ...]
+    schema: Any
+    left_out: tuple[str, ...] = ()
+
+    @property
+    def rows(self) -> int:
+        """Rows of all files."""
+        return sum(part.rows for part in self.parts)
+
+    def type_of(self, name: str) -> Any:
+        """Arrow type of a column.
+
+        Raises:
+            DataError: it is there more than once.
+        """
+        if self.schema.names.count(name) > 1:
+            raise DataError(f"{self.path}", got=f"several columns {name}", expected="one", fix="rename the others")
+        return self.schema.field(name).type
+
+    def row_bytes(self, name: str) -> int:
+        """Bytes of a column in a usual row, without compression."""
+        return sum(part.bytes_of(name) for part in self.parts) // self.rows
+
+    def whole(self, name: str) -> Any:
+        """One small column.
+
+        Raises:
+            DataError: it cannot be read.
+        """
+        kind = self.type_of(name)
+        batches = [batch.column(0) for batch in self.batches([name], size=BATCH_ROWS)]
+        return pa.concat_arrays(batches) if batches else pa.array([], kind)
+
+    def batches(
+        self, names: Sequence[str], *, size: int, wanted: npt.NDArray[np.int64] | None = None
+    ) -> Iterator[Any]:
+        """Columns as record batches of at most `size` rows, in order.
+
+        Args:
+            names: of the columns; one that a file does not have is null there.
+            size: rows at most.
+            wanted: int64, rows to give, ascending; None means all. Row groups without any are not read.
+
+        Raises:
+            DataError: a file cannot be read.
+        """
+        schema = pa.schema([pa.field(name, self.type_of(name)) for name in dict.fromkeys(names)])
+        start = 0
+        for part in self.parts:
+            yield from _batches(part, schema, size=size, start=start, wanted=wanted)
+            start += part.rows
+
+
+def _batches(part: Part, schema: Any, *, size: int, start: int, wanted: Any) -> Iterator[Any]:
+    """Record batches of one file, whose first row has the number `start`."""
+    ends = start + np.cumsum(part.group_rows)
+    spans = zip(range(len(ends)), (ends - part.group_rows).tolist(), ends.tolist(), strict=True)
+    groups = [(group, at) for group, at, end in spans if wanted is None or _any_within(wanted, at, end)]
+    at = start
+    try:
+        with contextlib.ExitStack() as opened:
+            inside = [name for name in schema.names if name in part.schema.names]
+            file = opened.enter_context(_opened(part.path)) if groups and inside else None
+            for group, first in groups:
+                at = first
+                for batch in _stored(part, file, group, inside, schema=schema, size=size):
+                    if wanted is None:
+                        yield batch
+                    elif _any_within(wanted, at, at + batch.num_rows):
+                        low, high = np.searchsorted(wanted, (at, at + batch.num_rows))
+                        yield batch.take(pa.array(wanted[low:high] - at))
+                    at += batch.num_rows
+    except FOREIGN as error:
+        got = f"row {at} or one after it cannot be read ({error})"
+        raise DataError(f"{part.path}", got=got) from error
+
+
+def _any_within(wanted: npt.NDArray[np.int64], first: int, stop: int) -> bool:
+    return bool(np.searchsorted(wanted, first) < np.searchsorted(wanted, stop))
+
+
+def _stored(part: Part, file: Any, group: int, inside: list[str], *, schema: Any, size: int) -> Iterator[Any]:
+    """Record batches of one row group, in the plain types of the whole table."""
+    if not inside:
+        yield _filled(part, {}, schema, part.group_rows[group])
+        return
+    for batch in file.iter_batches(batch_size=size, row_groups=[group], columns=inside, use_threads=False):
+        yield _filled(part, dict(zip(batch.schema.names, batch.columns, strict=True)), schema, batch.num_rows)
+
+
+def _filled(part: Part, columns: dict[str, Any], schema: Any, rows: int) -> Any:
+    arrays = []
+    for field in schema:
+        if field.name in columns:
+            column = columns[field.name]
+            arrays.append(column if column.type == field.type else plain(column).cast(field.type))
+        else:
+            value = part.keys.get(field.name)
+            constant = (
+                pa.nulls(rows, field.type) if value is None else pa.repeat(pa.scalar(value, field.type), rows)
+            )
+            arrays.append(constant)
+    return pa.RecordBatch.from_arrays(arrays, schema=schema)
+
+
+def _opened(path: Path) -> Any:
+    return pq.ParquetFile(path, buffer_size=BUFFER_BYTES, pre_buffer=False)
+
+
+def parquet_table(path: Path) -> ParquetTable:
+    """A file of rows, or a folder of files with the same columns.
+
+    Folders named `key=value` are columns, as Hive, Spark and pandas write them. Files and folders whose names
+    begin with a dot or an underscore are passed over.
+
+    Raises:
+        DataError: not Parquet, no rows, or files whose columns do not go together.
+    """
+    files, left_out = _files(path) if path.is_dir() else ([path], [])
+    keys = _keys(path, files)
+    parts = tuple(_part(file, keys.get(file, {})) for file in files)
+    if not any(part.rows for part in parts):
+        raise DataError(f"{path}", got="no rows", expected="at least one")
+    try:
+        schema = parts[0].schema
+        if len(parts) > 1:
+            schema = pa.unify_schemas([part.schema for part in parts], promote_options="permissive")
+        for name in dict.fromkeys(name for part in parts for name in part.keys if name not in schema.names):
+            values = [part.keys.get(name) for part in parts]
+            schema = schema.append(pa.field(name, pa.array(values).type))
+    except FOREIGN as error:
+        raise DataError(f"{path}", got=f"files whose columns do not go together ({error})") from error
+    return ParquetTable(path=path, parts=parts, schema=schema, left_out=tuple(left_out))
+
+
+def _files(root: Path) -> tuple[list[Path], list[str]]:
+    """Parquet files of a folder in order, and the names of the others."""
+    files, left_out = [], []
+    for place, folders, names in os.walk(root):
+        folders[:] = sorted(name for name in folders if not is_hidden(name))
+        for name in sorted(names):
+            if Path(name).suffix.lower() == ".parquet" and not is_hidden(name):
+                files.append(Path(place, name))
+            elif not is_hidden(name):
+                left_out.append(Path(place, name).relative_to(root).as_posix())
+    return sorted(files, key=lambda file: ([normal_form(part) for part in file.parts], file)), left_out
+
+
+def _keys(root: Path, files: Sequence[Path]) -> dict[Path, Mapping[str, object]]:
+    """What the names of folders say of each file, with whole numbers as such."""
+    if not any("=" in part for file in files for part in file.relative_to(root).parent.parts):
+        return {}
+    import pyarrow.dataset as ds
+
+    with _readable(root):
+        dataset = ds.dataset(
+            [str(file.absolute()) for file in files],
+            format="parquet",
+            partitioning="hive",
+            partition_base_dir=str(root.absolute()),
+        )
+        found = [ds.get_partition_keys(one.partition_expression) for one in dataset.get_fragments()]
+    names = dict.fromkeys(name for one in found for name in one)
+    return {file: {name: one.get(name) for name in names} for file, one in zip(files, found, strict=True)}
+
+
+def _part(path: Path, keys: Mapping[str, object]) -> Part:
+    with _readable(path):
+        kind = irregular_kind(path)
+    if kind is not None:
+        raise DataError(f"{path}", got=kind, expected="a regular file")
+    with _readable(path), _opened(path) as file:
+        groups = (file.metadata.row_group(number).num_rows for number in range(file.metadata.num_row_groups))
+        fields = [pa.field(field.name, plain_type(field.type)) for field in file.schema_arrow]
+        return Part(
+            path=path, schema=pa.schema(fields), group_rows=tuple(groups), metadata=file.metadata, keys=keys
+        )
+
+
+@contextlib.contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except FOREIGN as error:
+        raise DataError(f"{path}", got=f"a file pyarrow cannot read ({error})", expected="Parquet") from error
+    except UnicodeError as error:
+        raise DataError(f"{str(path)!a}", got="a name that is not UTF-8", fix="rename it") from error
+
+
+def left_out_note(table: ParquetTable) -> tuple[str, ...]:
+    """What to say of files that were passed over."""
+    if not table.left_out:
+        return ()
+    return (
+        f"{len(table.left_out)} files are no Parquet by their ending and left out: {first_few(table.left_out)}",
+    )
