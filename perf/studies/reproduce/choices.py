@@ -1,6 +1,6 @@
-"""What is chosen on the plan part, as one JSON file that is written before the test part is drawn.
+"""The plans chosen on the plan part, and choices.json, which holds them before the test part is drawn.
 
-Nothing in it comes from the test part or from a clock: the same plan part and members give the same bytes.
+Nothing in the file comes from the test part or from a clock: the same plan part and members give the same bytes.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from orchestrator.spec import CascadeSpec, Stage
 
 FORMAT = 1
 CHOICES = "choices.json"
-# Key of the claim that the headline is made of; its first line is the plan.
+# Key of the comparisons behind the headline; the first of them is about the headline plan.
 HEADLINE = "headline"
 
 
@@ -29,9 +29,9 @@ class ChosenPlan:
         stages: names of members, by stage.
         thresholds: one per stage but the last.
         combine: combine mode.
-        score: score.
-        accuracy: share of plan rows right.
-        mean_cost: per plan row.
+        score: confidence score.
+        accuracy: share of rows of the plan part that it gets right.
+        mean_cost: MACs per row, mean over the plan part.
     """
 
     stages: tuple[tuple[str, ...], ...]
@@ -43,7 +43,7 @@ class ChosenPlan:
 
     @property
     def members(self) -> tuple[str, ...]:
-        """All of them, in plan order."""
+        """Names of all its members, in order."""
         return tuple(name for stage in self.stages for name in stage)
 
     @property
@@ -52,7 +52,7 @@ class ChosenPlan:
         return ", then ".join(" + ".join(short(name) for name in stage) for stage in self.stages)
 
     def spec_of(self, base: CascadeSpec) -> CascadeSpec:
-        """The plan as it is served; `base` has every member."""
+        """The plan as a cascade that can be served; `base` knows every member."""
         known = {member.name: member for member in base.members}
         stages = tuple(
             Stage(members=tuple(known[name] for name in stage), threshold=threshold)
@@ -64,21 +64,21 @@ class ChosenPlan:
 
 
 def short(name: str) -> str:
-    """A member's name without what all of them share."""
+    """A member's name without the prefix that all of them have."""
     return name.removeprefix("glyphs_")
 
 
 @dataclass(frozen=True, kw_only=True)
 class PlanComparison:
-    """One line of a table: one plan against another.
+    """Two plans to compare: one line of a table of the document.
 
     Args:
         claim: key of the table.
-        label: what the line is about.
-        one: the plan in question; None where no plan does what was asked.
-        other: what it is held against.
+        label: name of the line.
+        one: the plan in question; None where no plan meets the claim's rule.
+        other: the plan it is compared with.
         note: why there is no plan.
-        guarantee: facts of the certificate, where there is one.
+        guarantee: facts of the certificate of a certified plan.
     """
 
     claim: str
@@ -91,38 +91,39 @@ class PlanComparison:
 
 @dataclass(frozen=True, kw_only=True)
 class Choices:
-    """Everything chosen.
+    """Everything that is chosen on the plan part.
 
     Args:
-        source: what they were chosen on: rows, hashes, options.
-        comparisons: all lines of all tables.
+        source: rows, hashes and options behind the choices.
+        comparisons: lines of all tables.
         picture: kind of plan -> plans drawn in the figure.
-        rehearsal: what margins come to on plan rows that had no part in choosing.
+        margin_validation: results of margins on rows that had no part in choosing; "rehearsal" in the file.
     """
 
     source: dict[str, Any]
     comparisons: tuple[PlanComparison, ...]
     picture: dict[str, tuple[ChosenPlan, ...]]
-    rehearsal: tuple[dict[str, Any], ...] = ()
+    margin_validation: tuple[dict[str, Any], ...] = ()
 
     @property
     def headline(self) -> ChosenPlan | None:
-        """The headline plan; None where no plan was ahead by the margin."""
+        """The headline plan; None where no cheaper plan was ahead by the margin."""
         return next((line.one for line in self.comparisons if line.claim == HEADLINE), None)
 
 
 def write_choices(choices: Choices, folder: Path) -> Path:
     """Writes choices.json whole or not at all."""
     document = {"format": FORMAT, **dataclasses.asdict(choices)}
+    document["rehearsal"] = document.pop("margin_validation")
     write_all(folder, {CHOICES: json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n"})
     return folder / CHOICES
 
 
 def choices_from_path(path: Path) -> Choices:
-    """The choices a file holds.
+    """Reads choices.json.
 
     Raises:
-        DataError: it is missing or holds something else.
+        DataError: the file is missing or holds something else.
     """
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
@@ -132,7 +133,7 @@ def choices_from_path(path: Path) -> Choices:
             source=document["source"],
             comparisons=tuple(_comparison(one) for one in document["comparisons"]),
             picture={kind: tuple(_plan(plan) for plan in plans) for kind, plans in document["picture"].items()},
-            rehearsal=tuple(document["rehearsal"]),
+            margin_validation=tuple(document["rehearsal"]),
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"choices {path}", got=error, fix="python -m perf reproduce writes them") from error

@@ -17,9 +17,7 @@ from orchestrator.planner.search import RIGHT, SearchResult
 from orchestrator.progress import Progress
 from orchestrator.spec import COMBINES, SCORES
 from perf.studies.reproduce.choices import HEADLINE, Choices, ChosenPlan, PlanComparison, short
-from perf.studies.reproduce.family import MemberGroups, family_from_names
-from perf.studies.reproduce.parts import PlanPart
-from perf.studies.reproduce.rehearsal import validate_margins
+from perf.studies.reproduce.parts import MemberGroups, PlanPart, groups_from_names
 from perf.studies.reproduce.search_space import (
     DELTA,
     EPSILONS,
@@ -32,6 +30,7 @@ from perf.studies.reproduce.search_space import (
     no_worse,
     search_space_of,
     searched,
+    validate_margins,
 )
 from perf.studies.reproduce.verdicts import NO_MARGIN
 
@@ -43,17 +42,17 @@ DRAWN = 14
 STAGE_TARGETS = 3
 
 
-def choose(part: PlanPart, *, quantiles: int, rehearsals: int, progress: Progress) -> Choices:
+def choose(part: PlanPart, *, quantiles: int, margin_splits: int, progress: Progress) -> Choices:
     """All plans that will be judged.
 
     Args:
         part: what they are chosen on.
         quantiles: thresholds tried per stage, besides "never".
-        rehearsals: splits of the plan part on which the margin is tried.
+        margin_splits: splits of the plan part on which the margin is tried.
         progress: shows searches.
     """
     names = list(part.records.outputs)
-    family = family_from_names(names)
+    family = groups_from_names(names)
     space = search_space_of(part, names, quantiles=quantiles, progress=progress)
     singles = {name: space.averaged([name]) for name in space.names}
     best = max(space.names, key=lambda name: (singles[name].accuracy, -singles[name].mean_cost))
@@ -77,7 +76,7 @@ def choose(part: PlanPart, *, quantiles: int, rehearsals: int, progress: Progres
         source=_source(part, space, best),
         comparisons=comparisons,
         picture=picture,
-        rehearsal=tuple(validate_margins(space, best, splits=rehearsals)),
+        margin_validation=tuple(validate_margins(space, best, splits=margin_splits)),
     )
 
 

@@ -21,8 +21,16 @@ from orchestrator.repository.files import disk_errors, sha256_of_path, write_all
 from perf.studies.reproduce.choices import CHOICES, HEADLINE, choices_from_path, write_choices
 from perf.studies.reproduce.choose import choose
 from perf.studies.reproduce.document import md_from_results
-from perf.studies.reproduce.family import MEMBERS, REPOSITORY, require_members
-from perf.studies.reproduce.parts import CACHE, DrawnPart, DrawPart, PartRecorder, TestPart
+from perf.studies.reproduce.parts import (
+    CACHE,
+    MEMBERS,
+    REPOSITORY,
+    DrawnPart,
+    DrawPart,
+    PartRecorder,
+    TestPart,
+    require_members,
+)
 from perf.studies.reproduce.picture import draw_frontier
 from perf.studies.reproduce.results import (
     RESULTS,
@@ -46,26 +54,26 @@ class Effort:
     Args:
         rows: of each part; None takes all.
         quantiles: thresholds tried per stage.
-        rehearsals: splits of the plan part on which the margin is tried.
+        margin_splits: splits of the plan part on which the margin is tried.
         loads: what is timed.
     """
 
     rows: int | None
     quantiles: int
-    rehearsals: int
+    margin_splits: int
     loads: tuple[TimingLoad, ...]
 
 
 FULL = Effort(
     rows=None,
     quantiles=100,
-    rehearsals=10,
+    margin_splits=10,
     loads=(TimingLoad(batch=32, rows=4096, rounds=7), TimingLoad(batch=1, rows=1024, rounds=7)),
 )
 QUICK = Effort(
     rows=2000,
     quantiles=20,
-    rehearsals=2,
+    margin_splits=2,
     loads=(TimingLoad(batch=32, rows=256, rounds=3), TimingLoad(batch=1, rows=64, rounds=3)),
 )
 
@@ -201,7 +209,7 @@ def run(
     plan = recorder.plan_part()
     choices = folder / CHOICES
     if kept is None:
-        chosen = choose(plan, quantiles=effort.quantiles, rehearsals=effort.rehearsals, progress=_told(say))
+        chosen = choose(plan, quantiles=effort.quantiles, margin_splits=effort.margin_splits, progress=_told(say))
         write_choices(chosen, folder)
         say(f"choices written to {choices}; the test part is opened now")
     test = recorder.test_part(plan=plan, choices=choices)

@@ -1,11 +1,13 @@
-"""The two parts: drawn, recorded once per set of members, and kept apart by their types.
+"""The two parts of the data and the members that are asked about them.
 
-What chooses takes a `PlanPart`. A `TestPart` is made after the choices are on disk and goes only to what measures.
+What chooses is given a `PlanPart` and nothing else. A `TestPart` is made once the choices are on disk, and goes
+only to what evaluates them.
 """
 
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +18,7 @@ import numpy.typing as npt
 
 from orchestrator.cli.console import progress
 from orchestrator.cli.plan_pool import pool_from_records
-from orchestrator.errors import DataError
+from orchestrator.errors import DataError, RepositoryError
 from orchestrator.planner.records import Records, records_from_path
 from orchestrator.recording.job import Wishes, record_job
 from orchestrator.recording.pool import Pool, opened_pool
@@ -25,39 +27,89 @@ from orchestrator.spec import CascadeSpec
 
 Say = Callable[[str], None]
 CACHE = Path("build/glyphs")
+REPOSITORY = Path("perf/glyphs/model_repository")
+SELF = ("glyphs_self_low", "glyphs_self_high")
+MEMBERS = (*(f"glyphs_b{size}_s{seed}" for size in range(6) for seed in range(2)), *SELF)
+_OF_FAMILY = re.compile(r"(?P<size>.+)_s\d+$")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemberGroups:
+    """Members grouped by what their names say they are.
+
+    Args:
+        sizes: per architecture, the smallest first, its members; they differ in the seed of their training.
+        pair: one network exported at a low and at a high resolution; empty where the names lack such a pair.
+    """
+
+    sizes: tuple[tuple[str, ...], ...]
+    pair: tuple[str, ...]
+
+    @property
+    def members(self) -> tuple[str, ...]:
+        """All members but the pair."""
+        return tuple(name for size in self.sizes for name in size)
+
+
+def groups_from_names(names: Sequence[str]) -> MemberGroups:
+    """Groups members whose names have the shape of those in `MEMBERS`."""
+    sizes: dict[str, list[str]] = {}
+    for name in sorted(names):
+        found = _OF_FAMILY.match(name)
+        if found is not None:
+            sizes.setdefault(found["size"], []).append(name)
+    pair = tuple(name for end in ("_self_low", "_self_high") for name in names if name.endswith(end))
+    return MemberGroups(sizes=tuple(map(tuple, sizes.values())), pair=pair if len(pair) == 2 else ())
+
+
+def require_members(repository: Path, names: Sequence[str]) -> None:
+    """Refuses a repository that lacks members.
+
+    Raises:
+        RepositoryError: names the missing members and the command that trains them.
+    """
+    missing = [name for name in names if not (repository / name / "manifest.json").is_file()]
+    if missing:
+        few = ", ".join(missing[:4]) + (", ..." if len(missing) > 4 else "")
+        raise RepositoryError(
+            f"members in {repository}",
+            got=f"{len(missing)} of {len(names)} missing ({few})",
+            expected="all of them",
+            fix="python -m perf glyphs",
+        )
 
 
 class DrawnPart(Protocol):
-    """Rows of one part."""
+    """Rows of one part, as a data set draws them."""
 
     @property
     def ids(self) -> npt.NDArray[Any]:
-        """(n,), unique."""
+        """Unique ids (n,)."""
 
     @property
     def images(self) -> npt.NDArray[np.uint8]:
-        """(n, *dims)."""
+        """What members are given, (n, *dims)."""
 
     @property
     def labels(self) -> npt.NDArray[np.int64]:
-        """(n,)."""
+        """Classes (n,)."""
 
     def sha256(self) -> str:
-        """Of images and labels."""
+        """Hash of images and labels."""
 
 
-# part, rows at most -> its rows.
+# (name of the part, number of rows or None for all) -> its rows.
 DrawPart = Callable[[str, int | None], DrawnPart]
 
 
 @dataclass(frozen=True, kw_only=True)
 class PlanPart:
-    """What may be chosen on.
+    """The part that plans are chosen on.
 
     Args:
         records: every member's answers.
-        base: its members are the pool.
-        data_sha256: of images and labels.
+        base: a cascade with every member in a stage of its own.
+        data_sha256: hash of images and labels.
     """
 
     records: Records
@@ -67,16 +119,16 @@ class PlanPart:
 
 @dataclass(frozen=True, kw_only=True)
 class TestPart:
-    """What choices are judged on.
+    """The part that choices are evaluated on.
 
     Args:
         records: every member's answers.
-        base: as of the plan part.
-        images: (n, *dims), for what is timed.
-        data_sha256: of images and labels.
+        base: a cascade with every member in a stage of its own.
+        images: (n, *dims), for measuring times.
+        data_sha256: hash of images and labels.
     """
 
-    # Its name is no wish to be collected by pytest.
+    # pytest would collect a class of this name.
     __test__ = False
 
     records: Records
@@ -87,15 +139,15 @@ class TestPart:
 
 @dataclass(frozen=True, kw_only=True)
 class PartRecorder:
-    """Records parts with the same members.
+    """Asks members about the rows of both parts.
 
     Args:
-        repository: that holds them.
-        names: of the members.
-        draw: makes the rows.
-        rows: of each part at most; None takes all.
-        cache: folder for records.
-        say: told what is being done.
+        repository: model repository that holds the members.
+        names: names of the members.
+        draw: draws the rows of a part.
+        rows: number of rows of each part; None takes all.
+        cache: folder that keeps records between runs.
+        say: called with a line before each step.
     """
 
     repository: Path
@@ -106,15 +158,19 @@ class PartRecorder:
     say: Say
 
     def plan_part(self) -> PlanPart:
-        """The part that plans are chosen on."""
+        """Draws the part that plans are chosen on, and asks the members about it."""
         drawn, records = self._recorded("plan")
         return PlanPart(records=records, base=self._base(records), data_sha256=drawn.sha256())
 
     def test_part(self, *, plan: PlanPart, choices: Path) -> TestPart:
-        """The part that judges them; the choices are on disk by now.
+        """Draws the part that choices are evaluated on, and asks the members about it.
+
+        Args:
+            plan: the part that was chosen on.
+            choices: choices.json; it must be on disk before this part is drawn.
 
         Raises:
-            DataError: they are not, or the two parts share rows.
+            DataError: the file is not there, or the two parts share rows.
         """
         if not choices.is_file():
             raise DataError("test part", got=f"no {choices}", expected="choices written before it is drawn")
@@ -142,7 +198,7 @@ class PartRecorder:
         return drawn, known or records_from_path(path)
 
     def _known(self, path: Path) -> Records | None:
-        """An earlier recording; None where there is none that can be read."""
+        """Records of an earlier run; None where no file is there or it cannot be read."""
         if not path.is_file():
             return None
         try:
@@ -153,7 +209,7 @@ class PartRecorder:
 
 
 def _key(pool: Pool, drawn: DrawnPart) -> str:
-    """Another member file, another cost or another row, and it is another recording."""
+    """Names a recording by all that decides its content: rows, and members with their hashes and costs."""
     known = [(name, about["sha256"], pool.cost[name]) for name, about in pool.about().items()]
     return hashlib.sha256(repr((drawn.sha256(), len(drawn.ids), known, pool.asked)).encode()).hexdigest()[:16]
 

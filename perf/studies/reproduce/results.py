@@ -80,7 +80,7 @@ def results_of(
         "data": "glyphs",
         "classes": list(setting.classes),
         "plan_part": choices.source,
-        "rehearsal": list(choices.rehearsal),
+        "rehearsal": list(choices.margin_validation),
         "test_part": {"rows": part.records.rows, "data_sha256": part.data_sha256},
         "drawn_with": {name: version(name) for name in DRAWN_WITH},
         "machine": _machine() if setting.kept is None else setting.kept["machine"],

@@ -1,21 +1,20 @@
-"""Where plans are looked for: every subset's answers on the plan part, and the rules that pick a plan.
+"""The plans there are, by their answers on the plan part, and the rules that pick one of them.
 
-Rules of this file:
-- It is given a `PlanPart` and nothing else.
-- `no_worse` is the rule of every "at no lower accuracy": the cheapest plan nothing beats that is ahead of the
-  reference by `MARGIN_SE` standard errors of the paired difference. A plan that is merely level was lucky to be
-  chosen and loses about one of them on other rows (`rehearsal.py` shows it); the second is for the luck of the
-  test.
-- `certified` is the planner's own guarantee: one half of the rows proposes, the other confirms.
-- `reaching` and `within` are the optimum on all rows, with no margin: they serve to compare ways of planning with
-  each other, where the luck of a choice is the same for all.
+Nothing here sees another row than those of the `PlanPart` it is given. The rules:
+- `no_worse` stands behind every "at no lower accuracy". It takes the cheapest plan on the frontier that is ahead
+  of the reference by `MARGIN_SE` standard errors of the paired difference. A plan that is merely level with the
+  reference owes that to the rows it was chosen on and loses about one standard error on other rows, as
+  `validate_margins` shows; the second one allows for the chance of the test rows.
+- `certified` is the planner's own guarantee: one half of the rows proposes plans, the other half confirms them.
+- `cheapest_at_accuracy` and `best_at_cost` are the optimum on all rows, without a margin. They compare ways of
+  planning with each other, which all gain alike from choosing on the rows they are compared on.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,8 +32,12 @@ from perf.studies.reproduce.choices import ChosenPlan
 from perf.studies.reproduce.parts import PlanPart
 
 MARGIN_SE = 2.0
-# Of the planner's guarantees: with probability 0.95 at most half a point, or one point, is lost.
+# What the planner guarantees: with probability 0.95 a plan loses at most half a point, or one point, of accuracy.
 DELTA, EPSILONS = 0.05, (0.005, 0.01)
+# `validate_margins` tries these margins on random splits, each with this share of rows to choose on.
+MARGINS_SE = (0.0, 1.0, 2.0, 3.0)
+_CHOOSING_SHARE = 0.6
+_SPLIT_SEED = 5
 
 Bools = npt.NDArray[np.bool_]
 
@@ -44,12 +47,12 @@ class SearchSpace:
     """Answers of every subset of a pool on all rows of the plan part.
 
     Args:
-        part: whose rows they are.
-        table: the answers.
-        truth: int32 (n,).
-        split: rows that propose and rows that confirm.
-        quantiles: thresholds tried per stage.
-        progress: shows searches.
+        part: the plan part.
+        table: answers of every subset of members.
+        truth: labels, int32 (n,).
+        split: rows that propose and rows that confirm a certified plan.
+        quantiles: number of thresholds tried per stage.
+        progress: shows how far searches are.
     """
 
     part: PlanPart
@@ -61,11 +64,11 @@ class SearchSpace:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The pool, cheapest first."""
+        """Names of the members, cheapest first."""
         return tuple(member.name for member in self.table.pool)
 
     def plan_of(self, choice: CandidatePlan) -> ChosenPlan:
-        """A choice by the names of its members, with what it achieves on all rows."""
+        """A plan with its accuracy and its mean cost on all rows of this space."""
         outcome = answers_of(choice, self.table)
         return ChosenPlan(
             stages=tuple(tuple(self.names[place] for place in stage) for stage in choice.stages),
@@ -77,23 +80,23 @@ class SearchSpace:
         )
 
     def right(self, name: str) -> Bools:
-        """Which rows a member gets right, bool (n,)."""
+        """Whether a member is right, per row, bool (n,)."""
         right: Bools = self.table.tops[:, self.names.index(name)] == self.truth
         return right
 
     def take(self, rows: npt.NDArray[np.intp]) -> SearchSpace:
-        """The same of some rows; no guarantee can be asked of them."""
+        """The space of some of the rows; `split` still means all of them, so `certified` must not be asked."""
         return dataclasses.replace(self, table=self.table.take(rows), truth=self.truth[rows])
 
     def again(self, plan: ChosenPlan) -> ChosenPlan:
-        """A plan that was chosen elsewhere, with what it achieves on these rows."""
+        """A plan that was chosen on other rows, with its accuracy and its mean cost on these."""
         stages = tuple(tuple(self.names.index(name) for name in stage) for stage in plan.stages)
         return self.plan_of(
             CandidatePlan(combine=plan.combine, score=plan.score, stages=stages, thresholds=plan.thresholds)
         )
 
     def averaged(self, names: Sequence[str]) -> ChosenPlan:
-        """One member, or several that are always asked and averaged."""
+        """One member, or several that are always asked and whose logits are averaged."""
         places = tuple(sorted(self.names.index(name) for name in names))
         return self.plan_of(CandidatePlan(combine="mean_logit", score="max_prob", stages=(places,), thresholds=()))
 
@@ -107,7 +110,7 @@ def search_space_of(
     combine: str = "mean_logit",
     scores: Sequence[str] = ("max_prob",),
 ) -> SearchSpace:
-    """Asks every subset of the named members about every plan row."""
+    """Combines every subset of the named members on every row of the plan part."""
     records = part.records
     kept = tuple(stage for stage in part.base.stages if stage.members[0].name in names)
     base = dataclasses.replace(part.base, stages=kept)
@@ -126,11 +129,11 @@ def search_space_of(
 
 @dataclass(frozen=True, kw_only=True)
 class CertifiedPlan:
-    """What came of asking for a guarantee.
+    """What the planner certified.
 
     Args:
-        plan: None where none could be certified, or none is cheaper.
-        note: why.
+        plan: None where no plan could be certified, or no cheaper one.
+        note: why there is no plan.
         guarantee: facts of the certificate.
     """
 
@@ -165,7 +168,7 @@ def searched(
     max_stages: int = 4,
     max_worst_cost: float | None = None,
 ) -> SearchResult:
-    """The best plans of all rows for every accuracy and every cost."""
+    """The frontier of plans on all rows of the space."""
     chains = orderings_of(
         space.table.pool,
         combines=(combine,),
@@ -187,14 +190,14 @@ def searched(
 def no_worse(
     space: SearchSpace, found: SearchResult, reference: Bools, *, below_cost: float, margin_se: float = MARGIN_SE
 ) -> ChosenPlan | None:
-    """The cheapest plan nothing beats that is ahead of the reference by a margin; None where none is.
+    """The cheapest plan on the frontier that is ahead of the reference by a margin; None where none is.
 
     Args:
-        space: of the rows.
-        found: plans to choose from.
-        reference: bool (n,), rows the reference gets right.
-        below_cost: what the reference costs; a plan that costs as much is of no use.
-        margin_se: standard errors of the paired difference.
+        space: the rows.
+        found: the frontier.
+        reference: whether the reference is right, per row, bool (n,).
+        below_cost: cost of the reference; a plan that costs as much is of no use.
+        margin_se: margin in standard errors of the paired difference.
     """
     level = int(reference.sum())
     for one in reversed(found.frontiers[RIGHT]):
@@ -207,19 +210,19 @@ def no_worse(
 
 
 def standard_errors_ahead(one: Bools, other: Bools) -> float:
-    """The mean of one - other over its standard error; 0 where they are equal row by row."""
+    """Mean of the paired difference one - other over its standard error; 0 where no row differs."""
     change = one.astype(np.float64) - other
     spread = float(change.std())
     return float(change.mean()) * math.sqrt(len(change)) / spread if spread else 0.0
 
 
 def cheapest_at_accuracy(space: SearchSpace, found: SearchResult, *, accuracy: float) -> ChosenPlan | None:
-    """The cheapest plan with that accuracy on the plan part; None where none has it."""
+    """The cheapest plan of at least this accuracy on these rows; None where none has it."""
     return _plan(space, found.reaching(found.frontiers[RIGHT], right=accuracy * found.rows))
 
 
 def best_at_cost(space: SearchSpace, found: SearchResult, *, mean_cost: float) -> ChosenPlan | None:
-    """The most accurate plan with that mean cost on the plan part; None where all cost more."""
+    """The most accurate plan of at most this mean cost on these rows; None where all cost more."""
     return _plan(space, found.within(found.frontiers[RIGHT], max_mean_cost=mean_cost))
 
 
@@ -228,7 +231,7 @@ def _plan(space: SearchSpace, found: Found | None) -> ChosenPlan | None:
 
 
 def ensembles_of(space: SearchSpace) -> list[ChosenPlan]:
-    """The averages of two to four members nothing beats in accuracy and cost, cheapest first."""
+    """The frontier of averages of two to four members, cheapest first."""
     units = [unit for unit in space.table.index if 1 < len(unit) <= 4]
     costs = [sum(space.table.costs[place] for place in unit) for unit in units]
     right = [int((space.table.label("mean_logit", unit) == space.truth).sum()) for unit in units]
@@ -238,3 +241,43 @@ def ensembles_of(space: SearchSpace) -> list[ChosenPlan]:
             most = right[at]
             kept.append(space.averaged([space.names[place] for place in units[at]]))
     return kept
+
+
+def validate_margins(space: SearchSpace, reference: str, *, splits: int) -> Iterator[dict[str, Any]]:
+    """Tries margins of `no_worse` on rows that had no part in choosing; gives one JSON object per margin.
+
+    Rows are split at random several times. Plans are chosen on the larger piece of each split and judged on the
+    smaller one. The test part has no part in it, and no choice depends on what comes out.
+
+    Args:
+        space: all rows of the plan part.
+        reference: the member whose accuracy plans must reach.
+        splits: number of random splits.
+    """
+    seen: dict[float, list[tuple[float, float]]] = {margin: [] for margin in MARGINS_SE}
+    for number in range(splits):
+        order = np.random.default_rng([_SPLIT_SEED, number]).permutation(space.table.rows)
+        cut = round(_CHOOSING_SHARE * len(order))
+        chosen_on, judged_on = (space.take(np.sort(rows)) for rows in (order[:cut], order[cut:]))
+        found, right = searched(chosen_on), chosen_on.right(reference)
+        cost = space.table.costs[space.names.index(reference)]
+        for margin in MARGINS_SE:
+            plan = no_worse(chosen_on, found, right, below_cost=cost, margin_se=margin)
+            if plan is not None:
+                seen[margin].append(_judged(judged_on, plan, reference, cost))
+    for margin, figures in seen.items():
+        differences, factors = np.array(figures).reshape(-1, 2).T
+        yield {
+            "margin_se": margin,
+            "splits": splits,
+            "plans": len(figures),
+            "lower": int((differences < 0).sum()),
+            "mean_difference": float(differences.mean()) if len(figures) else None,
+            "mean_macs_factor": float(factors.mean()) if len(figures) else None,
+        }
+
+
+def _judged(space: SearchSpace, plan: ChosenPlan, reference: str, cost: float) -> tuple[float, float]:
+    """Difference of accuracy to the reference, and cost of the reference over cost of the plan."""
+    again = space.again(plan)
+    return again.accuracy - float(space.right(reference).mean()), cost / again.mean_cost

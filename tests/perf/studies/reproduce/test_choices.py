@@ -20,7 +20,7 @@ CHOICES = Choices(
         PlanComparison(claim="3", label="b", one=None, other=SINGLE, note="nothing"),
     ),
     picture={"single": (SINGLE,)},
-    rehearsal=({"margin_se": 2.0},),
+    margin_validation=({"margin_se": 2.0},),
 )
 
 

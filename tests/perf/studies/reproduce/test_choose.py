@@ -13,12 +13,11 @@ from orchestrator.planner.search import RIGHT
 from orchestrator.progress import no_progress
 from perf.studies.reproduce import choices as choices_module
 from perf.studies.reproduce import choose as choose_module
-from perf.studies.reproduce import rehearsal as rehearsal_module
 from perf.studies.reproduce import search_space as search_space_module
 from perf.studies.reproduce.choices import Choices, choices_from_path, write_choices
 from perf.studies.reproduce.choose import choose
-from perf.studies.reproduce.rehearsal import MARGINS_SE, validate_margins
 from perf.studies.reproduce.search_space import (
+    MARGINS_SE,
     SearchSpace,
     best_at_cost,
     certified,
@@ -28,6 +27,7 @@ from perf.studies.reproduce.search_space import (
     search_space_of,
     searched,
     standard_errors_ahead,
+    validate_margins,
 )
 from tests.perf.studies.reproduce.made import plan_part
 
@@ -40,10 +40,10 @@ def space() -> SearchSpace:
 
 @pytest.fixture(scope="module")
 def chosen() -> Choices:
-    return choose(plan_part(rows=400, sizes=2), quantiles=5, rehearsals=1, progress=no_progress)
+    return choose(plan_part(rows=400, sizes=2), quantiles=5, margin_splits=1, progress=no_progress)
 
 
-@pytest.mark.parametrize("module", [choices_module, choose_module, search_space_module, rehearsal_module])
+@pytest.mark.parametrize("module", [choices_module, choose_module, search_space_module])
 def test_what_chooses_has_no_word_for_the_test_part(module: object) -> None:
     path = Path(inspect.getfile(module))  # type: ignore[arg-type]
     tree = ast.parse(path.read_text())
@@ -53,7 +53,7 @@ def test_what_chooses_has_no_word_for_the_test_part(module: object) -> None:
 
 
 def test_the_same_plan_part_gives_the_same_bytes(chosen: Choices, tmp_path: Path) -> None:
-    again = choose(plan_part(rows=400, sizes=2), quantiles=5, rehearsals=1, progress=no_progress)
+    again = choose(plan_part(rows=400, sizes=2), quantiles=5, margin_splits=1, progress=no_progress)
     one, other = write_choices(chosen, tmp_path / "a"), write_choices(again, tmp_path / "b")
     assert one.read_bytes() == other.read_bytes()
     assert choices_from_path(one) == chosen
@@ -141,7 +141,9 @@ def test_the_planners_guarantee_names_its_rows_and_a_cheaper_plan(space: SearchS
         assert said.guarantee["rows"] == len(space.split.certify)
 
 
-def test_a_rehearsal_judges_every_margin_on_rows_that_had_no_part_in_choosing(space: SearchSpace) -> None:
+def test_margins_are_validated_on_rows_that_had_no_part_in_choosing(
+    space: SearchSpace,
+) -> None:
     lines = list(validate_margins(space, "glyphs_b2_s0", splits=3))
     assert [line["margin_se"] for line in lines] == list(MARGINS_SE)
     assert all(0 <= line["lower"] <= line["plans"] <= 3 for line in lines)

@@ -16,8 +16,7 @@ from perf.studies.reproduce import tables
 from perf.studies.reproduce.choices import CHOICES, choices_from_path
 from perf.studies.reproduce.command import Effort, named_folder, require_writable, run
 from perf.studies.reproduce.document import md_from_results
-from perf.studies.reproduce.family import MEMBERS, REPOSITORY
-from perf.studies.reproduce.parts import PartRecorder
+from perf.studies.reproduce.parts import MEMBERS, REPOSITORY, PartRecorder
 from perf.studies.reproduce.results import RESULTS, results_from_path
 from perf.studies.reproduce.sections import SECTIONS
 from perf.studies.reproduce.timing import TimingLoad
@@ -27,7 +26,7 @@ DOCS = Path(__file__).parents[4] / "docs/reproduce"
 SMALL = Effort(
     rows=250,
     quantiles=5,
-    rehearsals=1,
+    margin_splits=1,
     loads=(TimingLoad(batch=32, rows=64, rounds=2), TimingLoad(batch=1, rows=4, rounds=2)),
 )
 _NUMBER = re.compile(r"[-+]?\d+(?:\.\d+)?")

@@ -2,14 +2,14 @@ from __future__ import annotations
 
 import pytest
 
-from perf.studies.reproduce.family import MEMBERS, SELF, family_from_names
+from perf.studies.reproduce.parts import MEMBERS, SELF, groups_from_names
 
 
 def test_members_are_sorted_by_architecture_and_the_pair_stands_apart() -> None:
-    family = family_from_names(MEMBERS)
+    family = groups_from_names(MEMBERS)
     assert family.sizes == tuple((f"glyphs_b{size}_s0", f"glyphs_b{size}_s1") for size in range(6))
     assert family.pair == SELF
-    assert family_from_names(["glyphs_b0_s0", SELF[0]]).pair == ()
+    assert groups_from_names(["glyphs_b0_s0", SELF[0]]).pair == ()
 
 
 @pytest.mark.export
