@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from orchestrator.bls.pending import INTERNAL, Pending, error_response
+from orchestrator.bls.requests import INTERNAL, PendingRequest, error_response
 from orchestrator.decision import EarlyExit
 from orchestrator.spec import CascadeSpec
 from orchestrator.spec.answer import ANSWER_COLUMNS
@@ -25,19 +25,19 @@ CONSTANT = ("exit_stage", "cost", "status")
 Own = list[tuple[str, npt.NDArray[Any]]]
 
 
-def starts_of(batch: Sequence[Pending]) -> list[int]:
+def starts_of(batch: Sequence[PendingRequest]) -> list[int]:
     """Where the rows of each request begin in the merged batch."""
     if len(batch) == 1:
         return [0]
     return [0, *accumulate(one.count for one in batch)][:-1]
 
 
-def owners_of(batch: Sequence[Pending]) -> npt.NDArray[np.int64]:
+def owners_of(batch: Sequence[PendingRequest]) -> npt.NDArray[np.int64]:
     """The token of every row's request in the merged batch, int64 (n,)."""
     return np.repeat(np.array([one.token for one in batch]), [one.count for one in batch])
 
 
-def decided(batch: Sequence[Pending], exits: npt.NDArray[np.bool_], starts: Sequence[int]) -> list[bool]:
+def decided(batch: Sequence[PendingRequest], exits: npt.NDArray[np.bool_], starts: Sequence[int]) -> list[bool]:
     """Of each request, whether stage 0 answers all of its rows and it asked for nothing that could change that.
 
     Args:
@@ -62,7 +62,7 @@ class DirectAnswers:
         self._cost = np.float32(spec.stages[0].cost)
         self._kept: dict[int, list[Any]] = {}
 
-    def responses(self, sure: EarlyExit, requests: Sequence[tuple[Pending, int]]) -> list[Any]:
+    def responses(self, sure: EarlyExit, requests: Sequence[tuple[PendingRequest, int]]) -> list[Any]:
         """A response for each request.
 
         Args:
@@ -77,7 +77,7 @@ class DirectAnswers:
         status = None if sure.status is None else sure.status[:, None]
         return [self._response(one, start, own=own, status=status) for one, start in requests]
 
-    def _response(self, one: Pending, start: int, *, own: Own, status: npt.NDArray[np.int32] | None) -> Any:
+    def _response(self, one: PendingRequest, start: int, *, own: Own, status: npt.NDArray[np.int32] | None) -> Any:
         pb, end = self._pb, start + one.count
         try:
             constant = self._constant(one.count)

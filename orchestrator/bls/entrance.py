@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from orchestrator.bls.pending import Pending
+from orchestrator.bls.requests import PendingRequest
 
 # Stage 0 takes its usual time twice: once for the batch a request is in, once for whatever else delays its answer.
 # With 1 a queue that stands is served just in time, and about half of it just too late.
@@ -14,7 +14,7 @@ _SMOOTHING = 0.2
 MOST_IDLE_NS = 20_000_000
 
 
-class Entrance:
+class AdmissionControl:
     """Tells from the batches that come in whether more wait behind them, and who came too late.
 
     Used from one thread only.
@@ -29,7 +29,7 @@ class Entrance:
         self._is_warm = False
         self._done_ns: int | None = None
 
-    def queue_stands(self, batch: Sequence[Pending], *, now_ns: int) -> bool:
+    def is_backlogged(self, batch: Sequence[PendingRequest], *, now_ns: int) -> bool:
         """Whether a batch came right after the last one and had no room for another request: more wait behind it.
 
         Of a lone request that fills a batch nothing is known: a pipeline may send one after another, without
@@ -40,7 +40,7 @@ class Entrance:
         counts = [one.count for one in batch]
         return len(counts) > 1 and sum(counts) + max(counts) > self._limit_rows
 
-    def too_late(self, batch: Sequence[Pending], *, stands: bool, now_ns: int) -> list[Pending]:
+    def too_late(self, batch: Sequence[PendingRequest], *, stands: bool, now_ns: int) -> list[PendingRequest]:
         """Requests not worth asking stage 0 for: the time would be lost to those behind them.
 
         That is those whose deadline has passed; where a queue stands, also those stage 0 can hardly answer in
@@ -48,7 +48,7 @@ class Entrance:
 
         Args:
             batch: as it came in.
-            stands: what `queue_stands` said of it.
+            stands: what `is_backlogged` said of it.
             now_ns: on the monotonic clock.
         """
         least_ns = TIMES_STAGE_0 * (self._stage_0_ns or 0.0) if stands else 0.0
@@ -69,7 +69,7 @@ class Entrance:
             self._stage_0_ns += _SMOOTHING * (took_ns - self._stage_0_ns)
 
 
-def left_of(one: Pending, now_ns: int) -> int | None:
+def left_of(one: PendingRequest, now_ns: int) -> int | None:
     """Nanoseconds until the point in time by which a request is due, None without one; 0 or less: it is over."""
     left_us = one.policy.left_us
     return None if left_us is None else one.arrived_ns + left_us * 1000 - now_ns

@@ -11,7 +11,7 @@ from orchestrator.bls.tensors import Rows
 from orchestrator.spec import InputSpec
 
 
-class KeptInputs:
+class InputBuffer:
     """Grows with the table and never shrinks, as the table does; the caller holds the lock.
 
     Args:

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from orchestrator.bls.counters import Counters
+from orchestrator.bls.metrics import Counters
 from orchestrator.bls.tensors import Rows
 from orchestrator.decision import CascadeRun, StageOutcome
 
 
-def follow(
+def apply_prefix_outputs(
     run: CascadeRun, counters: Counters, first: StageOutcome, *, later: Sequence[Sequence[Rows]]
 ) -> list[StageOutcome]:
     """Settles deferred rows with what the lead has said of later stages.

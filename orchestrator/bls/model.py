@@ -11,23 +11,23 @@ from typing import Any
 
 import numpy as np
 
-from orchestrator.bls.calls import MemberCalls, merged
-from orchestrator.bls.counters import Counters, MetricsFlusher
-from orchestrator.bls.first import FirstStage
+from orchestrator.bls.member_calls import MemberCalls, merged
+from orchestrator.bls.member_watch import NOT_LOOKED, MemberWatch
+from orchestrator.bls.metrics import Counters, MetricsFlusher
 from orchestrator.bls.parameters import ParameterReader
-from orchestrator.bls.pending import (
+from orchestrator.bls.requests import (
     INTERNAL,
     INVALID,
     UNAVAILABLE,
-    Pending,
+    PendingRequest,
     Reply,
     error_response,
     safe_response,
     send,
 )
-from orchestrator.bls.planned import NOT_LOOKED, PlannedMembers
 from orchestrator.bls.scheduler import Scheduler
-from orchestrator.bls.tensors import Reader, Rows
+from orchestrator.bls.stage0 import Stage0
+from orchestrator.bls.tensors import InputReader, Rows
 from orchestrator.errors import InputError, SpecError
 from orchestrator.spec import cascade_from_path
 from orchestrator.spec.answer import ANSWER_COLUMNS
@@ -63,12 +63,12 @@ class CascadeModel:
             message = f"got {spec.name}, expected the model's name {args['model_name']}"
             raise SpecError("cascade.json", {"name": message}, fix="render it again with `committee render`")
         verify = verifies_hashes(json.loads(args["model_config"]))
-        self._planned = PlannedMembers(self._pb, spec, folder.parent, verify_files=verify)
+        self._planned = MemberWatch(self._pb, spec, folder.parent, verify_files=verify)
         self._planned.load()
         self.spec = spec
         self._tokens = itertools.count()
         self._parameters = ParameterReader(spec)
-        self._reader = Reader(self._pb, spec)
+        self._reader = InputReader(self._pb, spec)
         self._counters = Counters(spec)
         planned = self._planned
         self._calls = MemberCalls(
@@ -77,9 +77,7 @@ class CascadeModel:
         self._scheduler = Scheduler(
             spec, self._calls, counters=self._counters, send=self._send, log=self._pb.Logger.log_error
         )
-        self._first = FirstStage(
-            self._pb, spec, calls=self._calls, scheduler=self._scheduler, counters=self._counters
-        )
+        self._first = Stage0(self._pb, spec, calls=self._calls, scheduler=self._scheduler, counters=self._counters)
         planned.bind(self._calls, on_fault=self._scheduler.refuse_all)
         self._flusher = self._start_metrics(args["model_name"])
         self._scheduler.start()
@@ -130,7 +128,7 @@ class CascadeModel:
 
     # -- steps of execute -------------------------------------------------------------------------
 
-    def _take_in(self, requests: Sequence[Any], listed: list[Any]) -> tuple[list[Pending], Rows] | None:
+    def _take_in(self, requests: Sequence[Any], listed: list[Any]) -> tuple[list[PendingRequest], Rows] | None:
         """Valid requests and all their rows, refusals in the list; None while the members are not as planned."""
         if self._planned.fault not in (None, NOT_LOOKED):
             return None
@@ -139,10 +137,10 @@ class CascadeModel:
             self._planned.begin(rows[:1])
         return None if batch and self._planned.fault is not None else (batch, rows)
 
-    def _read_all(self, requests: Sequence[Any], listed: list[Any]) -> tuple[list[Pending], Rows]:
+    def _read_all(self, requests: Sequence[Any], listed: list[Any]) -> tuple[list[PendingRequest], Rows]:
         """Valid requests and all their rows; refusals go into the list: a bad one never harms its neighbours."""
         now_ns = time.monotonic_ns()
-        batch: list[Pending] = []
+        batch: list[PendingRequest] = []
         for place, request in enumerate(requests):
             try:
                 batch.append(self._read(request, place, now_ns=now_ns))
@@ -166,14 +164,16 @@ class CascadeModel:
                 listed[one.place] = self._refusal(one.request, error)
         return good, merged([one.rows for one in good]) if good else NO_ROWS
 
-    def _read(self, request: Any, place: int, *, now_ns: int) -> Pending:
+    def _read(self, request: Any, place: int, *, now_ns: int) -> PendingRequest:
         policy = self._parameters.read(request)
         tensor, rows = self._reader.read(request)
         names = request.requested_output_names()
         # Nearly every request wants all, and one set for them is cheaper than one each.
         wanted = ALL_OUTPUTS if len(names) in (0, len(ALL_OUTPUTS)) else frozenset(names)
         count = len(rows)
-        return Pending(next(self._tokens), place, request, tensor, rows, policy, now_ns, wanted, count, count)
+        return PendingRequest(
+            next(self._tokens), place, request, tensor, rows, policy, now_ns, wanted, count, count
+        )
 
     # -- small things -----------------------------------------------------------------------------
 

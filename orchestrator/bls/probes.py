@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from orchestrator.bls.calls import MemberCalls
 from orchestrator.bls.isolation import Refusal, Rows
+from orchestrator.bls.member_calls import MemberCalls
 
 # How often a member is asked, so that whatever else is loaded in its place shows within 5 s; where a row takes
 # long it is asked less often, so that this stays a hundredth of its time. In a hurry it is asked at every turn.

@@ -5,7 +5,7 @@ Rules of this file:
 - A request leaves the books in the same locked step that decides its answer; whoever removed it sends it. So every
   request is answered exactly once, whatever else happens to its rows.
 - A thread never dies: an error of ours in its loop is answered to the requests it held, and the loop goes on.
-- Rows in the table are bounded by the door (`wait_at_door`); nothing else here grows.
+- Rows in the table are bounded by the door (`wait_for_room`); nothing else here grows.
 """
 
 from __future__ import annotations
@@ -16,14 +16,23 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from orchestrator.bls.books import NOBODY, Books, Tokens
-from orchestrator.bls.calls import Errors, MemberCalls, workers_of
-from orchestrator.bls.counters import Counters
-from orchestrator.bls.gearbox import LOOK_S, Gearbox, Slots
+from orchestrator.bls.books import NOBODY, PendingRequests, Tokens
+from orchestrator.bls.gears import LOOK_S, Gearbox, Slots
 from orchestrator.bls.isolation import Owners
-from orchestrator.bls.kept import KeptInputs
-from orchestrator.bls.leading import follow
-from orchestrator.bls.pending import CANCELLED, INTERNAL, LATE, UNAVAILABLE, Pending, Reply, reason_of, spread
+from orchestrator.bls.kept import InputBuffer
+from orchestrator.bls.leading import apply_prefix_outputs
+from orchestrator.bls.member_calls import Errors, MemberCalls, workers_of
+from orchestrator.bls.metrics import Counters
+from orchestrator.bls.requests import (
+    CANCELLED,
+    INTERNAL,
+    LATE,
+    UNAVAILABLE,
+    PendingRequest,
+    Reply,
+    reason_of,
+    spread,
+)
 from orchestrator.bls.tensors import Rows
 from orchestrator.decision import Arrivals, CascadeRun, FailedRows, Stage0Result, StageOutcome
 from orchestrator.spec import CascadeSpec
@@ -60,8 +69,8 @@ class Scheduler:
         self._log = log
         self._run = CascadeRun(spec)
         self._gearbox = Gearbox(spec.gears)
-        self._books = Books()
-        self._inputs = KeptInputs(spec.input)
+        self._books = PendingRequests()
+        self._inputs = InputBuffer(spec.input)
         self._lock = threading.Lock()
         self._work = [threading.Condition(self._lock) for _ in spec.stages]
         self._room = threading.Condition(self._lock)
@@ -105,14 +114,14 @@ class Scheduler:
 
     # -- called from execute ----------------------------------------------------------------------
 
-    def expect(self, pending: Sequence[Pending]) -> None:
+    def expect(self, pending: Sequence[PendingRequest]) -> None:
         """Registers requests with a deadline before stage 0 is asked, so that it can answer them meanwhile."""
         with self._lock:
             for one in pending:
                 self._books.register(one)
             self._clock.notify()
 
-    def wait_at_door(self, rows: int) -> None:
+    def wait_for_room(self, rows: int) -> None:
         """Blocks while the table could not take `rows` more; a larger batch enters when it is empty."""
         bound = self._spec.limits.max_deferred_rows
         # Without the lock, because rows come in through this thread alone: behind its back they only get fewer.
@@ -142,7 +151,7 @@ class Scheduler:
 
     def admit(
         self,
-        batch: Sequence[Pending],
+        batch: Sequence[PendingRequest],
         arrivals: Arrivals,
         *,
         rows: Rows,
@@ -170,7 +179,7 @@ class Scheduler:
                 if not one.answered:
                     self._books.register(one)
             outcome = self._run.enter(arrivals, look)
-            followed = follow(self._run, self._counters, outcome, later=later)
+            followed = apply_prefix_outputs(self._run, self._counters, outcome, later=later)
             for part in followed:
                 if len(part.slots):
                     kept = rows[part.deferred]
@@ -179,7 +188,7 @@ class Scheduler:
                 self._run.drop(np.array(gone))
             return [reply for part in followed for reply in self._settle(part, errors)]
 
-    def claim(self, pending: Sequence[Pending]) -> list[Pending]:
+    def claim(self, pending: Sequence[PendingRequest]) -> list[PendingRequest]:
         """Those of the requests that nobody has answered yet; they are the caller's to answer now."""
         with self._lock:
             left = [one for one in pending if not one.answered]
@@ -210,7 +219,9 @@ class Scheduler:
             except Exception as error:  # our own fault: the rows held must still be answered
                 self._give_up(slots, tokens, error)
 
-    def _next_batch(self, stage: int, limit: int) -> tuple[Slots, Owners, Tokens, Rows, list[Pending]] | None:
+    def _next_batch(
+        self, stage: int, limit: int
+    ) -> tuple[Slots, Owners, Tokens, Rows, list[PendingRequest]] | None:
         with self._lock:
             while not self._run.waiting(stage):
                 if self._stopping:
@@ -264,7 +275,7 @@ class Scheduler:
         return replies
 
     def _settle(self, outcome: StageOutcome, errors: Errors) -> list[Reply]:
-        """Books an outcome and returns the replies it makes possible."""
+        """PendingRequests an outcome and returns the replies it makes possible."""
         self._counters.outcome(outcome)
         replies = self._fail(outcome.failures, errors) if len(outcome.failures) else []
         for pending, columns in spread(outcome.answers, self._books.known):
@@ -286,7 +297,7 @@ class Scheduler:
             replies.append(self._refuse(self._books.known[token], reason, UNAVAILABLE))
         return replies
 
-    def _refuse(self, pending: Pending, message: str, code: str) -> Reply:
+    def _refuse(self, pending: PendingRequest, message: str, code: str) -> Reply:
         self._counters.refused(pending.count)
         self._books.forget(pending)
         return Reply(pending, None, message, code)
@@ -298,7 +309,7 @@ class Scheduler:
 
     # -- outside the lock -------------------------------------------------------------------------
 
-    def _drop_cancelled(self, aged: list[Pending]) -> None:
+    def _drop_cancelled(self, aged: list[PendingRequest]) -> None:
         for pending in aged:
             request = pending.request
             if request is None or not request.is_cancelled():

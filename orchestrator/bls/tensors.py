@@ -18,7 +18,7 @@ Rows = npt.NDArray[Any]
 Columns = dict[str, npt.NDArray[Any]]
 
 
-class Reader:
+class InputReader:
     """Checks and reads the input tensor of requests.
 
     Args:

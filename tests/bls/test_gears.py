@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.bls.gearbox import Gearbox
+from orchestrator.bls.gears import Gearbox
 from orchestrator.decision import CascadeRun, Evaluator, Policy, arrivals_from_policies
 from orchestrator.errors import SpecError
 from orchestrator.spec import CascadeSpec, Gear, Gears, cascade_from_json, json_from_cascade

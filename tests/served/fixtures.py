@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from orchestrator.bls.counters import FLUSH_INTERVAL_S
+from orchestrator.bls.metrics import FLUSH_INTERVAL_S
 from orchestrator.cli.demo_routes import NEAR_THRESHOLD, plan_of
 from orchestrator.decision import AnsweredRows, Policy
 from orchestrator.planner.records import Records

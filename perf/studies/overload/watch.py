@@ -8,7 +8,7 @@ import urllib.error
 import urllib.request
 from dataclasses import dataclass
 
-from orchestrator.bls.counters import FLUSH_INTERVAL_S
+from orchestrator.bls.metrics import FLUSH_INTERVAL_S
 from orchestrator.errors import ServerFaultError
 
 # The runtime hands its counters to the server once in an interval; a reading later than that has them all.

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from orchestrator.bls.calls import EVERY_ROW, Errors
+from orchestrator.bls.member_calls import EVERY_ROW, Errors
 from orchestrator.bls.tensors import Columns, blank_sheet, columns_of, response_tensors
 from orchestrator.decision import AnsweredRows, Policy
 from orchestrator.spec import CascadeSpec
@@ -19,7 +19,7 @@ HOPELESS = "deadline too near: the queue is so long that no stage can answer by 
 
 
 @dataclass(slots=True)
-class Pending:
+class PendingRequest:
     """One request with everything needed to answer it.
 
     Args:
@@ -60,7 +60,7 @@ class Pending:
 class Reply:
     """An answer ready to be sent: columns, or an error."""
 
-    pending: Pending
+    pending: PendingRequest
     columns: Columns | None
     message: str = ""
     code: str = ""
@@ -125,7 +125,7 @@ def send(pb_utils: Any, reply: Reply) -> None:
     pending.request = pending.tensor = pending.rows = pending.sheet = None
 
 
-def spread(answers: AnsweredRows, known: dict[int, Pending]) -> list[tuple[Pending, Columns]]:
+def spread(answers: AnsweredRows, known: dict[int, PendingRequest]) -> list[tuple[PendingRequest, Columns]]:
     """Deals answers out to their requests; returns the requests that are complete, with their outputs.
 
     A request all of whose rows are among them, the usual one, gets slices; only of the others answers are kept in

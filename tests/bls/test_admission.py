@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.bls.entrance import Entrance
-from orchestrator.bls.pending import Pending
+from orchestrator.bls.entrance import AdmissionControl
+from orchestrator.bls.requests import PendingRequest
 from orchestrator.decision import Policy, policy_from_parameters
 from orchestrator.errors import InputError
 from tests.bls.fixtures import EASY, HARD, ask_all, large, loaded, rows_of, small
@@ -26,8 +26,8 @@ def now_us() -> int:
     return time.time_ns() // 1000
 
 
-def pending(rows: int, policy: Policy, *, arrived_ns: int = 0) -> Pending:
-    return Pending(0, 0, None, None, None, policy, arrived_ns, frozenset(), rows, rows)
+def pending(rows: int, policy: Policy, *, arrived_ns: int = 0) -> PendingRequest:
+    return PendingRequest(0, 0, None, None, None, policy, arrived_ns, frozenset(), rows, rows)
 
 
 def dated(left_us: int) -> Policy:
@@ -91,7 +91,7 @@ def test_a_point_in_time_cuts_short_what_waits_for_a_later_stage(tmp_path: Path)
 
 
 def test_where_a_queue_stands_what_can_hardly_be_answered_in_time_is_not_tried() -> None:
-    entrance = Entrance(64)
+    entrance = AdmissionControl(64)
     batch = [pending(8, dated(left_us)) for left_us in (-1, 15_000, 25_000)]
     assert entrance.too_late(batch, stands=True, now_ns=0) == batch[:1]
     entrance.took(5000 * MS)  # the first call opens sessions, and is nobody's measure
@@ -102,7 +102,7 @@ def test_where_a_queue_stands_what_can_hardly_be_answered_in_time_is_not_tried()
 
 
 def test_a_deadline_that_begins_to_count_here_never_came_late() -> None:
-    entrance = Entrance(64)
+    entrance = AdmissionControl(64)
     for _ in range(2):
         entrance.took(10 * MS)
     both = {"deadline_us": 1, "deadline_at_us": NOW_US + 30_000_000}
@@ -145,7 +145,7 @@ def test_who_still_has_time_is_told_that_it_is_not_enough(tmp_path: Path, monkey
 def test_a_queue_stands_where_a_batch_of_several_requests_comes_at_once_and_has_no_room_left(
     counts: list[int], idle_ms: int, stands: bool
 ) -> None:
-    entrance, batch = Entrance(64), [pending(count, Policy()) for count in counts]
-    assert not entrance.queue_stands(batch, now_ns=0)
+    entrance, batch = AdmissionControl(64), [pending(count, Policy()) for count in counts]
+    assert not entrance.is_backlogged(batch, now_ns=0)
     entrance.done(5 * MS)
-    assert entrance.queue_stands(batch, now_ns=(5 + idle_ms) * MS) is stands
+    assert entrance.is_backlogged(batch, now_ns=(5 + idle_ms) * MS) is stands

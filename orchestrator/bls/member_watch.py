@@ -8,8 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from orchestrator.bls.calls import MemberCalls
 from orchestrator.bls.isolation import Rows
+from orchestrator.bls.member_calls import MemberCalls
 from orchestrator.bls.probes import MemberProbes
 from orchestrator.errors import SpecError
 from orchestrator.spec import CascadeSpec
@@ -29,7 +29,7 @@ FIRST_LOOK_S = 2.0
 NOT_LOOKED = "its members have not been looked at yet"
 
 
-class PlannedMembers:
+class MemberWatch:
     """Whether a cascade may answer: its members are asked by version and compared with the plan.
 
     Files alone do not tell what a server has loaded: a load may come late, a configuration name another file, a

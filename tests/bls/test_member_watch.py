@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from orchestrator.bls import planned, probes
+from orchestrator.bls import member_watch, probes
 from orchestrator.bls.model import CascadeModel, cascade_model
 from orchestrator.bls.scheduler import Scheduler
 from orchestrator.errors import SpecError
@@ -33,8 +33,11 @@ def sha(data: bytes) -> str:
 @pytest.fixture(autouse=True)
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     for module, name, seconds in (
-        (planned, "LOOK_S", 0.01), (planned, "HOLD_S", 0.1), (probes, "PROBE_S", 0.05), (probes, "TURN_S", 0.01)
-    ):  # fmt: skip
+        (member_watch, "LOOK_S", 0.01),
+        (member_watch, "HOLD_S", 0.1),
+        (probes, "PROBE_S", 0.05),
+        (probes, "TURN_S", 0.01),
+    ):
         monkeypatch.setattr(module, name, seconds)
 
 
@@ -219,7 +222,7 @@ def test_a_server_that_still_answers_from_the_other_file_is_not_believed(tmp_pat
 def test_a_file_that_was_another_between_two_looks_is_found_out_by_the_answers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(planned, "LOOK_S", 0.3)
+    monkeypatch.setattr(member_watch, "LOOK_S", 0.3)
     loaded_weights = {"sign": 1.0}
     server = fake(small=lambda rows: small(rows) * np.float32(loaded_weights["sign"]))
     with running(tmp_path, server, spec_with(version=1)) as model:
@@ -356,7 +359,7 @@ def test_a_lead_that_is_another_is_stepped_over(tmp_path: Path) -> None:
     def lead(rows: np.ndarray) -> dict[str, np.ndarray]:
         return {"small": small(rows), "large": large(rows)}
 
-    server = fake(fused_prefix=lead)
+    server = fake(lead=lead)
     plan = dataclasses.replace(
         spec_with(version=1), fused_prefix=FusedPrefix(name="lead", stages=2, sha256=sha(RIGHT), version=1)
     )
@@ -398,7 +401,7 @@ def test_members_that_cannot_be_seen_are_named_at_start(tmp_path: Path) -> None:
 def test_a_processor_that_answers_a_member_otherwise_than_recorded_is_said_at_load(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: set[str], warns: bool
 ) -> None:
-    monkeypatch.setattr(planned, "processor_flags", lambda: frozenset(flags))
+    monkeypatch.setattr(member_watch, "processor_flags", lambda: frozenset(flags))
     monkeypatch.setattr("platform.machine", lambda: "x86_64")
     recorded = {"onnxruntime": "1.31.1", "processor_flags": {"small": ["avx512_vnni", "avx_vnni"]}}
     fit = Fit(

@@ -8,18 +8,18 @@ from typing import Any
 
 import numpy as np
 
-from orchestrator.bls.calls import MemberCalls, StageResult, merged
-from orchestrator.bls.counters import Counters
 from orchestrator.bls.direct import DirectAnswers, decided, owners_of, starts_of
-from orchestrator.bls.entrance import Entrance, left_of
-from orchestrator.bls.pending import HOPELESS, LATE, UNAVAILABLE, Pending, Reply
+from orchestrator.bls.entrance import AdmissionControl, left_of
+from orchestrator.bls.member_calls import MemberCalls, StageResult, merged
+from orchestrator.bls.metrics import Counters
+from orchestrator.bls.requests import HOPELESS, LATE, UNAVAILABLE, PendingRequest, Reply
 from orchestrator.bls.scheduler import Scheduler
 from orchestrator.bls.tensors import Rows
 from orchestrator.decision import EarlyExit, Evaluator, Stage0Result, arrivals_from_policies
 from orchestrator.spec import CascadeSpec
 
 
-class FirstStage:
+class Stage0:
     """Takes batches in; called from one thread only.
 
     Args:
@@ -40,9 +40,11 @@ class FirstStage:
         self._direct = DirectAnswers(pb_utils, spec)
         self._judge = Evaluator(spec)
         self._geared = spec.gears is not None
-        self._entrance = Entrance(spec.limits.max_batch_size)
+        self._entrance = AdmissionControl(spec.limits.max_batch_size)
 
-    def answer(self, batch: Sequence[Pending], rows: Rows, *, listed: list[Any], replies: list[Reply]) -> None:
+    def answer(
+        self, batch: Sequence[PendingRequest], rows: Rows, *, listed: list[Any], replies: list[Reply]
+    ) -> None:
         """Asks stage 0 and answers what is decided by then; the rest is pooled.
 
         What it decides is in one of the lists the moment it is decided, so that an error later on loses nothing.
@@ -59,7 +61,7 @@ class FirstStage:
         if dated or self._geared:
             batch, rows, tensor = self._let_in(batch, rows, dated=dated, replies=replies)
         else:
-            self._scheduler.wait_at_door(len(rows))
+            self._scheduler.wait_for_room(len(rows))
         if not batch:
             self._entrance.done(time.monotonic_ns())
             return
@@ -80,25 +82,25 @@ class FirstStage:
         self._answer_at_once(places, sure, listed, known=bool(dated))
 
     def _let_in(
-        self, batch: Sequence[Pending], rows: Rows, *, dated: Sequence[Pending], replies: list[Reply]
-    ) -> tuple[Sequence[Pending], Rows, Any]:
+        self, batch: Sequence[PendingRequest], rows: Rows, *, dated: Sequence[PendingRequest], replies: list[Reply]
+    ) -> tuple[Sequence[PendingRequest], Rows, Any]:
         """Requests, rows and tensor left of a batch at the door, where deadlines or gears are to be minded."""
         # Taken before anything can be answered: an answer lets go of its request's input.
         inputs = [(one.tensor, one.rows) for one in batch]
         replies += self._turn_away(batch)
         if dated:
             self._scheduler.expect([one for one in dated if not one.answered])
-        self._scheduler.wait_at_door(len(rows))
+        self._scheduler.wait_for_room(len(rows))
         live = [index for index, one in enumerate(batch) if not one.answered]
         if 0 < len(live) < len(batch):
             rows = merged([inputs[index][1] for index in live])
         tensor = inputs[live[0]][0] if len(live) == 1 else None
         return [batch[index] for index in live], rows, tensor
 
-    def _turn_away(self, batch: Sequence[Pending]) -> list[Reply]:
+    def _turn_away(self, batch: Sequence[PendingRequest]) -> list[Reply]:
         """Looks at the queue in front; refuses requests that came too late to be answered in time."""
         now_ns = time.monotonic_ns()
-        stands = self._entrance.queue_stands(batch, now_ns=now_ns)
+        stands = self._entrance.is_backlogged(batch, now_ns=now_ns)
         if self._geared:
             self._scheduler.came(stands=stands)
         late = self._entrance.too_late(batch, stands=stands, now_ns=now_ns)
@@ -112,7 +114,7 @@ class FirstStage:
         ]
 
     def _answer_at_once(
-        self, places: list[tuple[Pending, int]], sure: EarlyExit, listed: list[Any], *, known: bool
+        self, places: list[tuple[PendingRequest, int]], sure: EarlyExit, listed: list[Any], *, known: bool
     ) -> None:
         """Puts the answers of requests, each with where its rows begin, into the list.
 
@@ -139,7 +141,7 @@ class FirstStage:
 
     def _admit(
         self,
-        batch: Sequence[Pending],
+        batch: Sequence[PendingRequest],
         rows: Rows,
         *,
         look: Stage0Result,

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from orchestrator.bls.counters import Counters
 from orchestrator.bls.isolation import Gate, Owners, Refusal, Rows, ask_in_pieces
+from orchestrator.bls.metrics import Counters
 from orchestrator.spec import CascadeSpec, FusedPrefix, Member
 from orchestrator.spec.triton import ANY_VERSION
 
