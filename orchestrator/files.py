@@ -1,13 +1,18 @@
-"""Folders that are replaced in steps which the next run can mend, and kinds of files; every OSError passes."""
+"""Files and folders replaced whole, hashes of files, and kinds of files: the only place that does these.
+
+Every OSError passes to the caller, which knows what the file is for.
+"""
 
 from __future__ import annotations
 
 import errno
 import fcntl
+import hashlib
 import os
+import secrets
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -37,6 +42,61 @@ def contents_of(folder: Path) -> list[str]:
     """Names of a folder's entries in order, without those of the file system and of unfinished replacements."""
     names = sorted(path.name for path in folder.iterdir())
     return [name for name in names if name not in NOT_CONTENT and not name.startswith(f".{_PARTIAL}")]
+
+
+def sha256_of_path(path: Path, *, tick: Callable[[Path], None] | None = None) -> str:
+    """Hash of a file's bytes, read in blocks: models may be larger than memory.
+
+    Args:
+        path: of the file.
+        tick: called with the path for every block that is read.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK_BYTES):
+            digest.update(block)
+            if tick is not None:
+                tick(path)
+    return digest.hexdigest()
+
+
+@contextmanager
+def replaced_file(path: Path, *, mode: int | None = None) -> Iterator[Path]:
+    """An empty file beside `path` to write to, which takes its place when the block ends.
+
+    Where the block fails, `path` is as it was. A block that removes the file leaves `path` as it was, too.
+
+    Args:
+        path: in a folder that exists.
+        mode: permission bits; None gives those of any new file of this process.
+
+    Raises:
+        OSError: the disk refuses.
+    """
+    # Beside it, since renaming is atomic within one file system only.
+    fresh = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
+    fresh.touch(exist_ok=False)
+    try:
+        yield fresh
+        if not fresh.exists():
+            return
+        if mode is not None:
+            fresh.chmod(mode)
+        with fresh.open("rb") as file:
+            # Otherwise a power cut after the renaming could leave an empty file under the name.
+            os.fsync(file.fileno())
+        fresh.replace(path)
+    finally:
+        fresh.unlink(missing_ok=True)
+
+
+def write_file(path: Path, content: bytes | str, *, mode: int | None = None) -> None:
+    """Writes a file whole or not at all; text as UTF-8. See `replaced_file`."""
+    with replaced_file(path, mode=mode) as fresh:
+        fresh.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 @contextmanager

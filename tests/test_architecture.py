@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-CORE = ("errors", "spec", "decision", "bls")
+CORE = ("errors", "files", "spec", "decision", "bls")
 
 
 def modules_of(*parts: str) -> list[Path]:
@@ -39,7 +39,9 @@ def allowed(name: str) -> bool:
 
 
 @pytest.mark.parametrize(
-    "path", modules_of("orchestrator/errors.py", *(f"orchestrator/{part}" for part in CORE[1:])), ids=str
+    "path",
+    modules_of("orchestrator/errors.py", "orchestrator/files.py", *(f"orchestrator/{part}" for part in CORE[2:])),
+    ids=str,
 )
 def test_the_core_imports_the_standard_library_numpy_and_itself_only(path: Path) -> None:
     assert [name for name in sorted(imports_of(path)) if not allowed(name)] == []

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +14,7 @@ import numpy.typing as npt
 
 from orchestrator.batch.run import Answered
 from orchestrator.errors import DataError
+from orchestrator.files import replaced_file
 from orchestrator.rows.stored import Refused, StoredRows
 from orchestrator.spec.answer import ANSWER_COLUMNS
 
@@ -68,18 +68,12 @@ def whole_file(path: Path) -> Iterator[Path]:
     Raises:
         DataError: the folder cannot be written to.
     """
-    # Beside it, since a rename is only atomic within one file system; the process id keeps two jobs apart.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        temporary.touch()
-    except OSError as error:
-        raise DataError(f"{path}", got=f"a place that cannot be written to ({error.strerror})") from error
-    try:
+    with contextlib.ExitStack() as stack:
+        try:
+            temporary = stack.enter_context(replaced_file(path))
+        except OSError as error:
+            raise DataError(f"{path}", got=f"a place that cannot be written to ({error.strerror})") from error
         yield temporary
-        if temporary.exists():
-            temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def answer_file(path: Path, temporary: Path, *, text_ids: bool) -> AnswerFile:

@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from orchestrator.errors import InputError, MemberError, RepositoryError
+from orchestrator.files import sha256_of_path
 from orchestrator.spec import Manifest, TensorSpec, manifest_from_path
 from orchestrator.spec.inputs import INPUT_DTYPES
-from orchestrator.spec.planned_models import sha256_of_path
 
 MANIFEST = "manifest.json"
 CPU = ("CPUExecutionProvider",)

@@ -11,7 +11,6 @@ Rules of this file:
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from orchestrator.errors import DataError
 from orchestrator.planner.records import Records
 from orchestrator.progress import Advance, no_advance
 from orchestrator.spec import CascadeSpec, Member, Stage
+from orchestrator.spec.processor import core_count
 
 F32 = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.int32]
@@ -163,7 +163,7 @@ def table_from_records(
         advance(min(rows.stop, records.rows) - rows.start)
 
     # numpy lets go of the interpreter inside every pass, so threads share the work without copies of the records.
-    with ThreadPoolExecutor(workers or _cores()) as crew:
+    with ThreadPoolExecutor(workers or core_count()) as crew:
         for _ in crew.map(work, jobs):
             pass
     return table
@@ -173,12 +173,6 @@ def _check(pool: Sequence[Member], records: Records) -> None:
     missing = [member.name for member in pool if member.name not in records.outputs]
     if missing:
         raise DataError("records", got=f"no outputs of {', '.join(missing)}", fix="record those members too")
-
-
-def _cores() -> int:
-    """Cores this process may use; not every system tells it from those there are."""
-    allowed = getattr(os, "sched_getaffinity", None)
-    return len(allowed(0)) if allowed is not None else os.cpu_count() or 1
 
 
 class _Filler:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,7 +25,7 @@ from orchestrator.rows.pictures import ReadPicture, reader_for
 from orchestrator.spec import Manifest, Preprocess, manifest_from_path
 from orchestrator.spec.inputs import INPUT_DTYPES
 from orchestrator.spec.output_kind import EXCLUSIVE
-from orchestrator.spec.processor import instruction_sets, processor_flags
+from orchestrator.spec.processor import core_count, instruction_sets, processor_flags
 from orchestrator.spec.served_model import ModelInfo, TensorInfo, input_tensor, scores_output
 from orchestrator.spec.validation import NAME
 
@@ -235,14 +234,9 @@ def _local(names: Sequence[str], repository: Path, cost: Mapping[str, float], te
             "instruction_sets": list(instruction_sets(processor_flags())),
         },
         ask=members.ask,
-        workers=_cores(),
+        workers=core_count(),
         label_files=class_names_by_member(repository, {name: one.output.name for name, one in manifests.items()}),
     )
-
-
-def _cores() -> int:
-    # A container often has fewer than the machine; only Linux says so.
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _info(manifest: Manifest, classes: int) -> ModelInfo:

@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from orchestrator.errors import DataError
+from orchestrator.files import write_file
 from orchestrator.planner.records import text_from_meta
 from orchestrator.planner.texts import value_from_json
 from orchestrator.rows.npz import BROKEN, npz_writer
@@ -207,9 +208,7 @@ class Shards:
             # Of a process that was killed while it wrote; nobody else can be writing, we hold the lock.
             left.unlink()
         if restart or known is None:
-            temporary = path.with_suffix(".part")
-            temporary.write_text(header, encoding="utf-8")
-            temporary.replace(path)
+            write_file(path, header)
         self._paths = self._whole_parts()
 
     def _whole_parts(self) -> list[Path]:

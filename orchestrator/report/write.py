@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import DataError
+from orchestrator.files import write_file
 from orchestrator.planner.records import Records
 from orchestrator.progress import Progress, no_progress
 from orchestrator.report.data import report_from_records
@@ -58,7 +59,7 @@ def write_report(
         contents["index.html"] = page_from_report(report, pictures).encode()
         try:
             for name, content in contents.items():
-                _replace(folder / name, content)
+                write_file(folder / name, content)
         except OSError as error:
             raise _unwritable(folder, error) from error
     return folder / "index.html"
@@ -83,13 +84,3 @@ def _made(folder: Path) -> Iterator[None]:
 
 def _unwritable(folder: Path, error: OSError) -> DataError:
     return DataError(f"report {folder}", got=str(error), expected="a folder that can be written to")
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Writes a file whole or not at all."""
-    part = path.with_name(f".{path.name}.part")
-    try:
-        part.write_bytes(content)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)

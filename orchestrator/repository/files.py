@@ -5,18 +5,16 @@ Every OSError of this package is turned into a RepositoryError here.
 
 from __future__ import annotations
 
-import os
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from orchestrator import files as disk
 from orchestrator.errors import RepositoryError
-from orchestrator.files import contents_of, replaced_folder
+from orchestrator.files import contents_of, replaced_folder, write_file
 from orchestrator.pbtxt import is_written_here, text_from_path
-from orchestrator.spec import planned_models
 
 # Lies at the top of a folder made by `--output`; Triton takes only folders there for models.
 MARK = ".rendered-by-committee"
@@ -74,24 +72,10 @@ def write_all(folder: Path, files: Mapping[str, bytes | str]) -> Rendering:
                 unchanged.append(path)
                 continue
             path.parent.mkdir(parents=True, exist_ok=True)
-            _replace(path, data)
+            # The server in a container is another user, who has to read it whatever the umask here.
+            write_file(path, data, mode=0o644)
             written.append(path)
     return Rendering(written=tuple(written), unchanged=tuple(unchanged))
-
-
-def _replace(path: Path, data: bytes) -> None:
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        # mkstemp gives 0600, but the server in the container is another user.
-        Path(name).chmod(0o644)
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
 
 
 def may_replace(path: Path) -> bool:
@@ -170,4 +154,4 @@ def sha256_of_path(path: Path) -> str:
         RepositoryError: the file cannot be read.
     """
     with disk_errors(f"reading {path}"):
-        return planned_models.sha256_of_path(path)
+        return disk.sha256_of_path(path)

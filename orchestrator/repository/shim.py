@@ -29,15 +29,15 @@ except ModuleNotFoundError as error:
 TritonPythonModel = runtime.cascade_model(pb_utils)
 '''
 RUNTIME = "orchestrator"
-_PARTS = ("spec", "decision", "bls")
+_PARTS = ("errors.py", "files.py", "spec", "decision", "bls")
 
 
 def runtime_files() -> dict[str, bytes]:
     """The runtime's source files, path relative to the package -> bytes; they need numpy and nothing else."""
     root = Path(orchestrator.__file__).parent
-    paths = [root / "__init__.py", root / "errors.py"]
+    paths = [root / "__init__.py"]
     for part in _PARTS:
-        paths += sorted((root / part).rglob("*.py"))
+        paths += [root / part] if part.endswith(".py") else sorted((root / part).rglob("*.py"))
     return {path.relative_to(root).as_posix(): path.read_bytes() for path in paths}
 
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 import struct
-import tempfile
 import tokenize
 import zipfile
 import zlib
@@ -18,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from orchestrator.errors import DataError
+from orchestrator.files import replaced_file
 
 Array = npt.NDArray[Any]
 # What reading a broken archive raises; numpy lets exceptions of zipfile, zlib and tokenize through. RuntimeError
@@ -98,34 +97,19 @@ def npz_writer(path: Path) -> Iterator[NpzWriter]:
     Raises:
         DataError: the folder cannot be written to, or the disk is full.
     """
+    got, fix = "a place that cannot be written to", None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-    except OSError as error:
-        raise DataError(f"{path}", got=f"a place that cannot be written to ({error.strerror})") from error
-    temporary = Path(name)
-    try:
-        with os.fdopen(handle, "wb") as stream:
+        with replaced_file(path) as temporary, temporary.open("wb") as stream:
+            got, fix = "a write that failed", "make room"
             writer = NpzWriter(stream)
             try:
                 yield writer
                 writer.close()
             finally:
                 writer.abandon()
-        # mkstemp makes files for their owner alone; these are as public as any other output.
-        temporary.chmod(0o666 & ~_umask())
-        temporary.replace(path)
     except OSError as error:
-        raise DataError(f"{path}", got=f"a write that failed ({error.strerror})", fix="make room") from error
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _umask() -> int:
-    # The only way to read it is to set it.
-    mask = os.umask(0o077)
-    os.umask(mask)
-    return mask
+        raise DataError(f"{path}", got=f"{got} ({error.strerror})", fix=fix) from error
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from orchestrator.errors import DataError
+from orchestrator.files import sha256_of_path
 from orchestrator.rows.batch_parquet import (
     column_ids,
     named_column,
@@ -96,14 +97,10 @@ def _sha256(table: ParquetTable) -> str:
 
 
 def _sha256_of_file(path: Path) -> str:
-    digest = hashlib.sha256()
     try:
-        with path.open("rb") as file:
-            while block := file.read(1 << 22):
-                digest.update(block)
+        return sha256_of_path(path)
     except OSError as error:
         raise DataError(f"{path}", got=f"a file that cannot be read ({error.strerror})") from error
-    return digest.hexdigest()
 
 
 def _columns(table: ParquetTable, name: str, wanted: Indices, size: int) -> Iterator[Any]:

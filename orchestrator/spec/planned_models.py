@@ -6,12 +6,12 @@ Gigabytes are hashed at load, and again only when a file's times, size or inode 
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from orchestrator.errors import SpecError
+from orchestrator.files import sha256_of_path
 from orchestrator.spec.cascade import CascadeSpec, FusedPrefix, Member
 from orchestrator.spec.manifest import manifest_from_path
 from orchestrator.spec.triton import MODEL_FILES, versions_in
@@ -20,24 +20,6 @@ from orchestrator.spec.triton import MODEL_FILES, versions_in
 Ready = Callable[[str, "int | None"], bool]
 # Called with a file's path for every block of it that is read.
 Tick = Callable[[Path], None]
-_BLOCK_BYTES = 1 << 20
-
-
-def sha256_of_path(path: Path, *, tick: Tick | None = None) -> str:
-    """Hash of a file's bytes, read in blocks: models may be larger than memory.
-
-    Raises:
-        OSError: the file cannot be read.
-    """
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(_BLOCK_BYTES):
-            digest.update(block)
-            if tick is not None:
-                tick(path)
-    return digest.hexdigest()
-
-
 _YES, _NO = ("", "yes", "true", "on", "1"), ("no", "false", "off", "0")
 
 

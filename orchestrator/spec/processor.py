@@ -7,6 +7,7 @@ Seven-bit weights (-64 to 64) cannot reach that sum: 2 x 255 x 64 = 32,640.
 
 from __future__ import annotations
 
+import os
 import platform
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -19,6 +20,13 @@ LARGEST_SAFE_WEIGHT = 64
 _X86 = ("x86_64", "AMD64", "i686")
 # What decides which kernels ONNX Runtime takes, as far as answers may differ by it.
 _DECIDING_FLAGS = ("sse4_1", "avx", "avx2", "fma", "avx512f", *DOT_PRODUCT_FLAGS, "asimd", "asimddp", "i8mm")
+
+
+def core_count() -> int:
+    """How many cores this process may use."""
+    # A container often has fewer than the machine; only Linux says so.
+    allowed = getattr(os, "sched_getaffinity", None)
+    return len(allowed(0)) if allowed is not None else os.cpu_count() or 1
 
 
 def processor_flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> frozenset[str]:

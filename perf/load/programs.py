@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from orchestrator.files import write_file
 from orchestrator.serving.embedded import BACKENDS, environment_from, make_backend_directory
 from orchestrator.serving.machine import ServingMachine, check_machine
 from orchestrator.serving.options import ServeOptions
@@ -114,8 +115,5 @@ def _script(words: Sequence[object], *, variables: Mapping[str, Sequence[object]
 
 def _written(path: Path, text: str) -> Path:
     if not path.is_file() or path.read_text(encoding="utf-8") != text:
-        fresh = path.with_name(f"{path.name}.{os.getpid()}")
-        fresh.write_text(text, encoding="utf-8")
-        fresh.chmod(0o755)
-        fresh.replace(path)
+        write_file(path, text, mode=0o755)
     return path
