@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy.typing as npt
 import onnxruntime
 
 from orchestrator.errors import CommitteeError, ExportError
+from orchestrator.spec.processor import core_count
 
 BATCHES = (1, 2, 7, 33)
 MAX_ABS_ERROR = 1e-3
@@ -167,7 +167,7 @@ def session_of(model: bytes | Path, subject: str = "ONNX Runtime") -> Any:
         ExportError: it does not open the model.
     """
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = os.cpu_count() or 1
+    options.intra_op_num_threads = core_count()
     # What it would log as an error comes as an exception.
     options.log_severity_level = 4
     try:

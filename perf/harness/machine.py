@@ -14,6 +14,8 @@ from typing import Any
 
 import onnxruntime
 
+from orchestrator.spec.processor import core_count
+
 ROOT = Path(__file__).parents[2]
 _MEASURED = ("orchestrator", "perf/routes", "perf/load")
 
@@ -76,7 +78,7 @@ def bench_machine(*, triton: str, perf_analyzer: str, cores_in_use: float) -> Be
     """
     return BenchMachine(
         cpu=cpu_name(),
-        cores=cores_here(),
+        cores=core_count(),
         memory_gib=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30,
         platform=platform.platform(),
         python=platform.python_version(),
@@ -98,11 +100,6 @@ def code_hash(root: Path = ROOT) -> str:
             digest.update(f"{path.relative_to(root).as_posix()}\n".encode())
             digest.update(path.read_bytes())
     return digest.hexdigest()
-
-
-def cores_here() -> int:
-    """How many cores this process may use."""
-    return len(os.sched_getaffinity(0))
 
 
 def cores_in_use_now(seconds: float = 2.0) -> float:

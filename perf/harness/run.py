@@ -15,8 +15,9 @@ from orchestrator import __version__
 from orchestrator.errors import CommitteeError, InputError, ServingError
 from orchestrator.serving.options import ServeOptions
 from orchestrator.serving.process import EmbeddedServer
+from orchestrator.spec.processor import core_count
 from perf.harness.cells import Cell
-from perf.harness.machine import bench_machine, code_hash, cores_here, cores_in_use_now
+from perf.harness.machine import bench_machine, code_hash, cores_in_use_now
 from perf.harness.measure import measure
 from perf.harness.record import Journal, Record
 from perf.harness.results import Results
@@ -214,7 +215,7 @@ def run_scenario(
             progress=progress,
         ).run(cells)
         found.summaries += summaries_of(
-            outcome.cells, journal, routes=served.repository.routes, cores=cores_here()
+            outcome.cells, journal, routes=served.repository.routes, cores=core_count()
         )
         found.triton = served.server.version
         found.predicted_speedup = served.repository.predicted_speedup or found.predicted_speedup

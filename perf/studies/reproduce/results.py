@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -16,6 +15,7 @@ import onnxruntime
 from orchestrator.errors import DataError
 from orchestrator.local.sessions import LocalMembers
 from orchestrator.repository.files import write_all
+from orchestrator.spec.processor import core_count
 from perf.harness.machine import machine_here
 from perf.studies.reproduce.choices import HEADLINE, Choices, ChosenPlan, PlanComparison
 from perf.studies.reproduce.judge import judged
@@ -220,5 +220,4 @@ def _factors(figures: Figures, one: ChosenPlan, other: ChosenPlan) -> dict[str, 
 
 def _machine() -> dict[str, Any]:
     known: dict[str, Any] = machine_here()
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return {**known, "cores": cores, "onnxruntime": onnxruntime.__version__, "numpy": np.__version__}
+    return {**known, "cores": core_count(), "onnxruntime": onnxruntime.__version__, "numpy": np.__version__}
