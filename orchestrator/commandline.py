@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import sys
 import tempfile
@@ -98,7 +99,45 @@ class Program(TyperGroup):
             return super().invoke(ctx)
 
 
-class HandsOn(TyperCommand):
+class Command(TyperCommand):
+    """A command whose errors name its options where the library names `arguments`, in backticks."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Runs the command."""
+        try:
+            return super().invoke(ctx)
+        except CommitteeError as error:
+            raise error.reworded(lambda text: with_options(text, self)) from error
+
+
+def with_options(text: str, command: Any) -> str:
+    """A text with a command's options in place of arguments of the same names.
+
+    `max_cost` becomes --max-cost, `certify=False` becomes --no-certify, and `reference=big` --reference big. Other
+    words in backticks stay.
+
+    Args:
+        text: of an error or a note, from library code.
+        command: the click command that runs.
+    """
+    known = {parameter.name: parameter for parameter in command.params}
+
+    def spoken(match: re.Match[str]) -> str:
+        name, value = match.groups()
+        if name not in known:
+            return match.group(0)
+        option = known[name]
+        if option.param_type_name == "argument":
+            return str(option.metavar or name.upper())
+        if value == "False" and option.secondary_opts:
+            return str(option.secondary_opts[0])
+        word = next((word for word in option.opts if word.startswith("--")), option.opts[0])
+        return word if value in (None, "True") else f"{word} {value}"
+
+    return re.sub(r"`([a-z]\w*)(?:=([\w.]+))?`", spoken, text)
+
+
+class HandsOn(Command):
     """A command whose options are another program's, but for a whole word `-h`."""
 
     def __init__(self, *args: Any, **attributes: Any) -> None:
@@ -133,6 +172,11 @@ def _past_typer() -> Iterator[None]:
         raise
 
 
+class _Typer(typer.Typer):
+    def command(self, name: str | None = None, *, cls: Any = None, **settings: Any) -> Any:
+        return super().command(name, cls=cls or Command, **settings)
+
+
 def new_program(name: str, text: str, *, completion: bool = False) -> typer.Typer:
     """A program without commands.
 
@@ -141,7 +185,7 @@ def new_program(name: str, text: str, *, completion: bool = False) -> typer.Type
         text: for its help.
         completion: whether a shell can complete it, which needs a name of its own.
     """
-    return typer.Typer(
+    return _Typer(
         name=name,
         cls=Program,
         help=text,

@@ -25,8 +25,10 @@ subject, got, expected, next step.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+E = TypeVar("E", bound="CommitteeError")
 
 # Values that an error lists before "..." stands for the rest.
 LISTED = 5
@@ -40,6 +42,9 @@ def first_few(values: Any) -> str:
 
 def _one_line(text: object) -> str:
     return " ".join(str(text).split())
+
+
+_PARTS = ("got", "expected", "fix")
 
 
 class CommitteeError(Exception):
@@ -69,14 +74,46 @@ class CommitteeError(Exception):
             text = f"{text}; {_one_line(fix)}"
         super().__init__(text)
 
+    def reworded(self: E, change: Callable[[str], str]) -> E:
+        """The same error with other texts: a command line calls `arguments`, in backticks, by its options."""
+        again = self._copied()
+        texts = {key: None if (text := getattr(self, key)) is None else change(str(text)) for key in _PARTS}
+        CommitteeError.__init__(again, change(self.what), **texts)
+        return again
+
+    def _copied(self: E) -> E:
+        again = type(self).__new__(type(self))
+        again.__dict__.update(self.__dict__)
+        return again
+
 
 class SpecError(CommitteeError):
-    """Everything wrong with one description, keyed by field, so that one edit can mend all of it."""
+    """Everything wrong with one description, keyed by field, so that one edit can mend all of it.
 
-    def __init__(self, what: str, faults: Mapping[str, str], *, fix: str | None = None) -> None:
+    Args:
+        what: the description.
+        faults: field -> what is wrong with it.
+        fix: what to do next.
+        of_arguments: whether fields are a function's arguments, which a command line calls by its options.
+    """
+
+    def __init__(
+        self, what: str, faults: Mapping[str, str], *, fix: str | None = None, of_arguments: bool = False
+    ) -> None:
+        self.subject = what
         self.faults = dict(faults)
+        self.of_arguments = of_arguments
         listed = "; ".join(f"{field}: {_one_line(text)}" for field, text in self.faults.items())
         super().__init__(f"{what}: {listed}", fix=fix)
+
+    def reworded(self, change: Callable[[str], str]) -> SpecError:
+        """The same error with other texts, and with other names of fields where these are arguments."""
+        again = self._copied()
+        fields = {name: change(f"`{name}`").strip("`") if self.of_arguments else name for name in self.faults}
+        faults = {fields[name]: change(text) for name, text in self.faults.items()}
+        fix = None if self.fix is None else change(self.fix)
+        SpecError.__init__(again, self.subject, faults, fix=fix, of_arguments=self.of_arguments)
+        return again
 
 
 class RepositoryError(CommitteeError):

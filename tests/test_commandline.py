@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
 import typer
@@ -21,7 +21,7 @@ import typer
 from orchestrator import commandline, errors
 from orchestrator.cli.app import make_app
 from orchestrator.commandline import EXIT_CODES, Interrupted, guarded, interrupted_from, run_program
-from orchestrator.errors import CommitteeError, InfeasibleError, SpecError, UnavailableError
+from orchestrator.errors import CommitteeError, DataError, InfeasibleError, SpecError, UnavailableError
 
 ROOT = Path(__file__).parents[1]
 NAMES = {"committee": "committee", "export": "python -m export", "perf": "python -m perf"}
@@ -234,3 +234,26 @@ def test_the_help_of_committee_stays_quick() -> None:
     subprocess.run([sys.executable, "-m", "orchestrator", "-h"], capture_output=True, cwd=ROOT, check=True)
     assert time.monotonic() - start < 5
     assert commandline.EPILOG.startswith("Exit codes: 0 done")
+
+
+def test_errors_call_arguments_of_the_library_by_the_options_of_the_command() -> None:
+    app = commandline.new_program("tool", "A tool.")
+
+    @app.command("run")
+    def run(
+        rows: Path,
+        max_cost: float = 1.0,
+        certify: Annotated[bool, typer.Option("--certify/--no-certify")] = True,
+    ) -> None:
+        if certify:
+            raise DataError("`rows`", got="`max_cost`", expected="`certify=False`", fix="`max_cost=2` or `other`")
+        raise SpecError("plan", {"max_cost": "got 1 without `certify`", "x": "`y`"}, of_arguments=True)
+
+    app.command("other")(lambda: None)
+    program = typer.main.get_command(app)
+    with pytest.raises(DataError, match=r"^ROWS: got --max-cost, expected --no-certify; --max-cost 2 or `other`$"):
+        program(["run", "a"], standalone_mode=False)
+    with pytest.raises(SpecError) as caught:
+        program(["run", "a", "--no-certify"], standalone_mode=False)
+    assert caught.value.faults == {"--max-cost": "got 1 without --certify", "x": "`y`"}
+    assert str(caught.value) == "plan: --max-cost: got 1 without --certify; x: `y`"

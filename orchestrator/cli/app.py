@@ -10,7 +10,7 @@ import typer
 from typer.core import TyperCommand
 
 from orchestrator import __version__
-from orchestrator.commandline import EPILOG, new_program, run_program
+from orchestrator.commandline import EPILOG, Command, new_program, run_program
 
 # name -> what `committee --help` says of it. The modules are imported only when their command is asked for: the
 # list is quick, and a missing optional package breaks no command but its own.
@@ -40,7 +40,7 @@ class LazyCommand(TyperCommand):
         name = str(self.name)
         module = importlib.import_module(f"orchestrator.cli.{name}")
         single = typer.Typer(add_completion=False)
-        single.command(name, epilog=EPILOG)(getattr(module, name))
+        single.command(name, epilog=EPILOG, cls=Command)(getattr(module, name))
         return typer.main.get_command(single)
 
 

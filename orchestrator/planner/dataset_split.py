@@ -55,7 +55,7 @@ def split_from_ids(ids: npt.NDArray[Any], *, certify_share: float, seed: int = 0
     kept = round(certify_share * len(ids))
     if len(ids) - kept < FEWEST_ROWS or (certify_share > 0 and kept < FEWEST_ROWS):
         parts = f"{len(ids) - kept} rows to search" + (f" and {kept} to certify" if certify_share > 0 else "")
-        fix = "record more rows" + (" or use --no-certify" if certify_share > 0 else "")
+        fix = "record more rows" + (" or use `certify=False`" if certify_share > 0 else "")
         least = f"at least {FEWEST_ROWS}" + (" of each" if certify_share > 0 else "")
         raise DataError("records", got=parts, expected=least, fix=fix)
     order = np.argsort(_hashes(ids, seed), kind="stable")
@@ -105,7 +105,7 @@ def parts_from_records(records: Records, *, share: float, seed: int) -> tuple[Re
     first = round(share * records.rows)
     if not FEWEST_ROWS <= first <= records.rows - FEWEST_ROWS:
         raise DataError(
-            f"--share {share:g}",
+            f"`share` {share:g}",
             got=f"parts of {first} and {records.rows - first} rows",
             expected=f"at least {FEWEST_ROWS} rows in each",
         )

@@ -183,7 +183,7 @@ def check_reference(records: Records, reference: str | None) -> None:
     """
     if reference is not None and reference not in records.outputs:
         raise DataError(
-            "--reference", got=f"{reference}, not recorded", expected=f"one of {', '.join(records.outputs)}"
+            "`reference`", got=f"{reference}, not recorded", expected=f"one of {', '.join(records.outputs)}"
         )
 
 

@@ -65,7 +65,7 @@ class Goal:
         certify: whether part of the rows is kept to certify the plan.
 
     Raises:
-        SpecError: values out of range, or wishes that contradict each other, keyed by option.
+        SpecError: values out of range, or wishes that contradict each other, keyed by argument.
     """
 
     min_accuracy: float | None = None
@@ -79,24 +79,24 @@ class Goal:
     certify: bool = True
 
     def __post_init__(self) -> None:
-        faults = Faults("plan")
-        _share(faults, "--min-accuracy", self.min_accuracy, low_open=True)
-        _share(faults, "--epsilon", self.epsilon, low_open=False)
-        for name, value in (("--max-mean-cost", self.max_mean_cost), ("--max-worst-cost", self.max_worst_cost)):
+        faults = Faults("plan", of_arguments=True)
+        _share(faults, "min_accuracy", self.min_accuracy, low_open=True)
+        _share(faults, "epsilon", self.epsilon, low_open=False)
+        for name, value in (("max_mean_cost", self.max_mean_cost), ("max_worst_cost", self.max_worst_cost)):
             if value is not None:
                 faults.positive(name, value)
         good = is_number(self.delta) and 0 < self.delta < 1
-        faults.check("--delta", good, f"got {self.delta:g}, expected a number between 0 and 1")
-        faults.integer("--max-stages", self.max_stages, low=1, high=MOST_MEMBERS)
+        faults.check("delta", good, f"got {self.delta:g}, expected a number between 0 and 1")
+        faults.integer("max_stages", self.max_stages, low=1, high=MOST_MEMBERS)
         self._check_objective(faults)
         faults.close()
 
     def _check_objective(self, faults: Faults) -> None:
         reference = not self.has_budget and (self.reference is not None or self.label_free)
         wishes = {
-            "--min-accuracy": self.min_accuracy is not None,
-            "--label-free" if self.label_free else "--reference": reference,
-            "--max-mean-cost": self.max_mean_cost is not None,
+            "`min_accuracy`": self.min_accuracy is not None,
+            "`label_free`" if self.label_free else "`reference`": reference,
+            "`max_mean_cost`": self.max_mean_cost is not None,
         }
         given = [name for name, asked in wishes.items() if asked]
         if len(given) != 1:
@@ -104,14 +104,14 @@ class Goal:
             faults.add("objective", f"got {got}, expected one of {', '.join(wishes)}")
             return
         if self.min_accuracy is not None and self.label_free:
-            faults.add("--label-free", "got --min-accuracy too, expected --epsilon: without labels none is known")
+            faults.add("label_free", "got `min_accuracy` too, expected `epsilon`: without labels none is known")
         if reference:
             good = self.epsilon is not None
-            faults.check("--epsilon", good, f"got none, expected one with {given[0]}, such as 0.01")
+            faults.check("epsilon", good, f"got none, expected one with {given[0]}, such as 0.01")
         elif self.epsilon is not None and self.reference is None and not (self.label_free and self.has_budget):
-            faults.add("--epsilon", f"got {self.epsilon:g} without --reference, expected both")
+            faults.add("epsilon", f"got {self.epsilon:g} without `reference`, expected both")
         elif self.reference is not None and self.epsilon is None and not self.label_free:
-            faults.add("--reference", f"got {self.reference} without --epsilon, expected both, or neither")
+            faults.add("reference", f"got {self.reference} without `epsilon`, expected both, or neither")
 
     @property
     def is_relative(self) -> bool:

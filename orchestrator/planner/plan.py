@@ -90,7 +90,7 @@ def _checked(goal: Goal, base: CascadeSpec, records: Records) -> Goal:
             "plan",
             got=f"a member named {ENSEMBLE}",
             expected="another name: this one means all members together",
-            fix="rename it, or leave it out with --members",
+            fix="rename it, or leave it out with `members`",
         )
     random = [name for name in random_members(records) if name in names]
     if random:
@@ -98,16 +98,16 @@ def _checked(goal: Goal, base: CascadeSpec, records: Records) -> Goal:
             "plan",
             got=f"members with random weights, {', '.join(random)}",
             expected="trained ones: accuracy of random weights is no result",
-            fix="for cost and speed work use --impose-exits",
+            fix="for cost and speed work use `impose_exits`",
         )
     if records.labels is None and not goal.label_free:
-        fix = "record labelled data, or use --label-free to certify agreement instead"
+        fix = "record labelled data, or use `label_free` to certify agreement instead"
         raise DataError("records", got="no labels", expected="labels int64 (n,)", fix=fix)
     if goal.label_free and goal.reference is None:
         goal = dataclasses.replace(goal, reference=names[-1])
     if goal.reference is not None and goal.reference not in (*names, ENSEMBLE):
         raise DataError(
-            "plan --reference", got=goal.reference, expected=f"one of {', '.join(names)}, or {ENSEMBLE}"
+            "plan `reference`", got=goal.reference, expected=f"one of {', '.join(names)}, or {ENSEMBLE}"
         )
     return goal
 

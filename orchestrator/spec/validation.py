@@ -18,11 +18,18 @@ NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.\-]{0,127}\Z")
 
 
 class Faults:
-    """Faults found so far in one description; `close` raises them all as one SpecError."""
+    """Faults found so far in one description; `close` raises them all as one SpecError.
 
-    def __init__(self, subject: str, prefix: str = "") -> None:
+    Args:
+        subject: the description.
+        prefix: put before every field.
+        of_arguments: whether fields are a function's arguments, see `SpecError`.
+    """
+
+    def __init__(self, subject: str, prefix: str = "", *, of_arguments: bool = False) -> None:
         self.subject = subject
         self.prefix = prefix
+        self.of_arguments = of_arguments
         self.found: dict[str, str] = {}
 
     def add(self, field: str, text: str) -> None:
@@ -64,7 +71,7 @@ class Faults:
     def close(self) -> None:
         """Raises SpecError when anything was found."""
         if self.found:
-            raise SpecError(self.subject, self.found)
+            raise SpecError(self.subject, self.found, of_arguments=self.of_arguments)
 
 
 def is_number(value: object) -> bool:

@@ -122,20 +122,20 @@ def _spoiled(records: Records) -> Records:
     ("wishes", "said"),
     [
         ({}, "objective"),
-        ({"min_accuracy": 0.9, "reference": "c"}, "--min-accuracy and --reference"),
-        ({"min_accuracy": 0.9, "reference": "c", "epsilon": 0.1}, "--min-accuracy and --reference"),
-        ({"min_accuracy": 0.9, "epsilon": 0.1}, "--epsilon"),
-        ({"max_mean_cost": 1.0, "reference": "c"}, "--reference: got c without --epsilon"),
-        ({"max_mean_cost": 1.0, "epsilon": 0.1}, "--epsilon: got 0.1 without --reference"),
+        ({"min_accuracy": 0.9, "reference": "c"}, "`min_accuracy` and `reference`"),
+        ({"min_accuracy": 0.9, "reference": "c", "epsilon": 0.1}, "`min_accuracy` and `reference`"),
+        ({"min_accuracy": 0.9, "epsilon": 0.1}, "epsilon:"),
+        ({"max_mean_cost": 1.0, "reference": "c"}, "reference: got c without `epsilon`"),
+        ({"max_mean_cost": 1.0, "epsilon": 0.1}, "epsilon: got 0.1 without `reference`"),
         ({"max_mean_cost": 1.0, "min_accuracy": 0.9, "epsilon": 0.1, "reference": "c"}, "objective"),
-        ({"label_free": True}, "--epsilon"),
-        ({"label_free": True, "min_accuracy": 0.9}, "--min-accuracy and --label-free"),
-        ({"max_mean_cost": float("nan")}, "--max-mean-cost"),
-        ({"min_accuracy": 0.0}, "--min-accuracy"),
-        ({"min_accuracy": 0.5, "max_worst_cost": -1.0}, "--max-worst-cost"),
-        ({"min_accuracy": 0.5, "delta": 0.0, "max_stages": 0}, "--max-stages"),
+        ({"label_free": True}, "epsilon:"),
+        ({"label_free": True, "min_accuracy": 0.9}, "`min_accuracy` and `label_free`"),
+        ({"max_mean_cost": float("nan")}, "max_mean_cost:"),
+        ({"min_accuracy": 0.0}, "min_accuracy:"),
+        ({"min_accuracy": 0.5, "max_worst_cost": -1.0}, "max_worst_cost:"),
+        ({"min_accuracy": 0.5, "delta": 0.0, "max_stages": 0}, "max_stages:"),
     ],
 )
-def test_goals_that_contradict_themselves_name_the_option(wishes: dict, said: str) -> None:
+def test_goals_that_contradict_themselves_name_the_argument(wishes: dict, said: str) -> None:
     with pytest.raises(SpecError, match=said):
         Goal(**wishes)
