@@ -21,6 +21,7 @@ from orchestrator.repository.files import disk_errors, sha256_of_path, write_all
 from perf.studies.reproduce.choices import CHOICES, HEADLINE, choices_from_path, write_choices
 from perf.studies.reproduce.choose import choose
 from perf.studies.reproduce.document import md_from_results
+from perf.studies.reproduce.evaluate import TimingLoad
 from perf.studies.reproduce.parts import (
     CACHE,
     MEMBERS,
@@ -41,7 +42,6 @@ from perf.studies.reproduce.results import (
     write_results,
 )
 from perf.studies.reproduce.tables import fewer_macs, points, times
-from perf.studies.reproduce.timing import TimingLoad
 
 _MEASURE = "measure everything: leave out --again"
 DOCS, QUICK_DOCS = Path("docs/reproduce"), Path("build/reproduce")
@@ -216,9 +216,9 @@ def run(
     if kept is not None:
         command = kept["command"]
         _check_same(kept, test, plan_sha256=plan.data_sha256)
-    setting = ResultOptions(loads=effort.loads, command=command, classes=classes, kept=kept)
+    options = ResultOptions(loads=effort.loads, command=command, classes=classes, kept=kept)
     members = LocalMembers(repository, names, threads=1)
-    results = results_of(choices_from_path(choices), test, members=members, setting=setting, say=say)
+    results = results_of(choices_from_path(choices), test, members=members, options=options, say=say)
     results["choices_sha256"] = sha256_of_path(choices)
     _write(results, folder)
     return results

@@ -1,9 +1,9 @@
-"""results.json: everything the document says, as numbers."""
+"""results.json: every number of the document, from choices that were read back from their file."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -17,34 +17,33 @@ from orchestrator.local.sessions import LocalMembers
 from orchestrator.repository.files import write_all
 from orchestrator.spec.processor import core_count
 from perf.harness.machine import machine_here
-from perf.studies.reproduce.choices import HEADLINE, Choices, ChosenPlan, PlanComparison
-from perf.studies.reproduce.judge import judged
-from perf.studies.reproduce.parts import TestPart
-from perf.studies.reproduce.timing import TimingLoad, spread_of, timed
+from perf.studies.reproduce.choices import HEADLINE, Choices, ChosenPlan
+from perf.studies.reproduce.evaluate import TimingLoad, evaluate_choices, spread_of, timed
+from perf.studies.reproduce.parts import Say, TestPart
 
 RESULTS = "results.json"
 WRITTEN_BY = "python -m perf reproduce writes them"
 FORMAT = 2
-# Formats whose times can be kept: they lie at the same place in all of them.
+# Formats whose times can be kept: they hold them in the same place.
 TIMED_FORMATS = (1, FORMAT)
+MEASURE_ANEW = "measure everything: leave out --again"
 # Claims whose plans are timed.
-TIMED = (HEADLINE, "3", "5")
+_TIMED = (HEADLINE, "3", "5")
 # Another version of these may draw other pictures.
-DRAWN_WITH = ("pillow", "matplotlib")
-Say = Callable[[str], None]
-# Batch -> plan -> milliseconds per row in every round.
+_DRAWN_WITH = ("pillow", "matplotlib")
+# Batch size -> plan -> milliseconds per row, one figure per round.
 Figures = Mapping[int, Mapping[ChosenPlan, Sequence[float]]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ResultOptions:
-    """How it is measured.
+    """How results are measured, and what they say of themselves.
 
     Args:
-        loads: ways of asking for what is timed.
-        command: that repeats it.
+        loads: how plans are asked while they are timed.
+        command: command that repeats the run.
         classes: names of the classes.
-        kept: earlier results of the same choices, whose times are taken; None measures them.
+        kept: earlier results of the same choices, whose times are taken; None measures times.
     """
 
     loads: Sequence[TimingLoad]
@@ -54,38 +53,48 @@ class ResultOptions:
 
 
 def results_of(
-    choices: Choices, part: TestPart, *, members: LocalMembers, setting: ResultOptions, say: Say
+    choices: Choices, part: TestPart, *, members: LocalMembers, options: ResultOptions, say: Say
 ) -> dict[str, Any]:
-    """Judges and times the choices.
+    """Evaluates and times the choices; gives the content of results.json.
 
     Args:
         choices: read back from the file they were written to.
         part: the test part.
-        members: all of them, opened with one thread.
-        setting: how.
-        say: told what is being done.
+        members: the members, opened with one thread.
+        options: how results are measured.
+        say: called with a line before each step.
     """
-    found = judged(choices, part, say=say)
+    found = evaluate_choices(choices, part, say=say)
     known = {name: _about(members, name) for name in choices.source["members"]}
-    for lines in found["claims"].values():
-        for line in lines:
-            if line["one"] is not None:
-                line["macs_factor_with_resizing"] = _full_cost(line["other"], known) / _full_cost(
-                    line["one"], known
-                )
-    timing = _timing(choices, part, found, members=members, setting=setting, say=say)
+    plans = _timed_plans(choices)
+    figures: Figures
+    if options.kept is not None:
+        figures = figures_from_results(options.kept, plans)
+    else:
+        figures = {
+            load.batch: timed(plans, part.base, members=members, images=part.images, load=load, say=say)
+            for load in options.loads
+        }
+    _add_factors(found, choices, known, figures)
+    machine = {**machine_here(), "cores": core_count()}
+    machine |= {"onnxruntime": onnxruntime.__version__, "numpy": np.__version__}
+    timing = {
+        "loads": [asdict(load) for load in options.loads],
+        "threads": 1,
+        "routes": [_route(plan, figures) for plan in plans],
+    }
     return {
         "format": FORMAT,
-        "command": setting.command,
+        "command": options.command,
         "data": "glyphs",
-        "classes": list(setting.classes),
+        "classes": list(options.classes),
         "plan_part": choices.source,
         "rehearsal": list(choices.margin_validation),
         "test_part": {"rows": part.records.rows, "data_sha256": part.data_sha256},
-        "drawn_with": {name: version(name) for name in DRAWN_WITH},
-        "machine": _machine() if setting.kept is None else setting.kept["machine"],
+        "drawn_with": {name: version(name) for name in _DRAWN_WITH},
+        "machine": machine if options.kept is None else options.kept["machine"],
         "members": known,
-        "timing": timing,
+        "timing": timing if options.kept is None else options.kept["timing"],
         **found,
     }
 
@@ -95,76 +104,46 @@ def _about(members: LocalMembers, name: str) -> dict[str, Any]:
     return {key: getattr(manifest, key) for key in ("macs", "preprocess_macs", "resolution_px", "parameters")}
 
 
-def write_results(results: dict[str, Any], folder: Path) -> None:
-    """Writes results.json whole or not at all."""
-    write_all(folder, {RESULTS: json.dumps(results, indent=1, ensure_ascii=False, allow_nan=False) + "\n"})
+def _timed_plans(choices: Choices) -> list[ChosenPlan]:
+    """Every single model, and both plans of each comparison that says times; each plan once."""
+    compared: Iterable[ChosenPlan] = (
+        plan
+        for line in choices.comparisons
+        if line.claim in _TIMED and line.one is not None
+        for plan in (line.one, line.other)
+    )
+    return list(dict.fromkeys([*choices.picture["single"], *compared]))
 
 
-def results_from_path(path: Path, *, formats: Sequence[int] = (FORMAT,)) -> dict[str, Any]:
-    """The results a file holds.
-
-    Args:
-        path: of the file.
-        formats: that will do.
-
-    Raises:
-        DataError: it is missing or holds something else.
-    """
-    try:
-        results = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"results {path}", got=error, fix=WRITTEN_BY) from error
-    if not isinstance(results, dict) or results.get("format") not in formats:
-        expected = f"an object with format {FORMAT}"
-        raise DataError(f"results {path}", got="other JSON", expected=expected, fix=WRITTEN_BY)
-    return results
+def _add_factors(found: dict[str, Any], choices: Choices, known: dict[str, Any], figures: Figures) -> None:
+    """Adds ratios of times, and of MACs with those of the resizing, to the lines that `evaluate_choices` gave."""
+    lines = {claim: iter(of_claim) for claim, of_claim in found["claims"].items()}
+    for comparison in choices.comparisons:
+        line = next(lines[comparison.claim])
+        if comparison.one is None:
+            continue
+        line["macs_factor_with_resizing"] = _full_cost(line["other"], known) / _full_cost(line["one"], known)
+        if comparison.claim in _TIMED:
+            line["time_factor"] = _time_factors(figures, comparison.one, comparison.other)
+    hardest, headline = found["against_test_best"], choices.headline
+    if hardest is not None and headline is not None:
+        single = next(one for one in choices.picture["single"] if one.text == hardest["other"]["plan"])
+        hardest["time_factor"] = _time_factors(figures, headline, single)
 
 
 def _full_cost(facts: dict[str, Any], known: dict[str, dict[str, Any]]) -> float:
-    """Mean MACs per row with those of the resizing inside the graphs."""
+    """Mean MACs per row, those of the resizing inside the graphs included."""
     spent = np.cumsum(
         [sum(known[name]["macs"] + known[name]["preprocess_macs"] for name in stage) for stage in facts["stages"]]
     )
     return float(spent @ np.array(facts["exit_share"]))
 
 
-def _timing(
-    choices: Choices,
-    part: TestPart,
-    found: dict[str, Any],
-    *,
-    members: LocalMembers,
-    setting: ResultOptions,
-    say: Say,
-) -> dict[str, Any]:
-    """Times of single models and of the plans in `TIMED`; their factors are added to the lines of `found`."""
-    plans = list(dict.fromkeys([*choices.picture["single"], *_plans(choices.comparisons)]))
-    figures: Figures
-    if setting.kept is not None:
-        figures = figures_from_results(setting.kept, plans)
-    else:
-        figures = {
-            load.batch: timed(plans, part.base, members=members, images=part.images, load=load, say=say)
-            for load in setting.loads
-        }
-    places: dict[str, int] = {}
-    for comparison in choices.comparisons:
-        place = places.get(comparison.claim, 0)
-        places[comparison.claim] = place + 1
-        if comparison.claim in TIMED and comparison.one is not None:
-            line = found["claims"][comparison.claim][place]
-            line["time_factor"] = _factors(figures, comparison.one, comparison.other)
-    hardest, plan = found["against_test_best"], choices.headline
-    if hardest is not None and plan is not None:
-        single = next(one for one in choices.picture["single"] if one.text == hardest["other"]["plan"])
-        hardest["time_factor"] = _factors(figures, plan, single)
-    if setting.kept is not None:
-        kept: dict[str, Any] = setting.kept["timing"]
-        return kept
+def _time_factors(figures: Figures, one: ChosenPlan, other: ChosenPlan) -> dict[str, dict[str, float]]:
+    """Batch size -> how many times as fast `one` is as `other`, formed within each round."""
     return {
-        "loads": [asdict(load) for load in setting.loads],
-        "threads": 1,
-        "routes": [_route(plan, figures) for plan in plans],
+        str(batch): spread_of([b / a for a, b in zip(figure[one], figure[other], strict=True)])
+        for batch, figure in figures.items()
     }
 
 
@@ -180,21 +159,19 @@ def _route(plan: ChosenPlan, figures: Figures) -> dict[str, Any]:
 
 
 def figures_from_results(kept: dict[str, Any], plans: Sequence[ChosenPlan]) -> Figures:
-    """The times that earlier results hold.
+    """The times in earlier results.
 
     Args:
-        kept: the results.
-        plans: as they were timed, in order.
+        kept: the earlier results.
+        plans: the plans whose times are wanted, in the order in which they are timed.
 
     Raises:
-        DataError: they hold times of other plans.
+        DataError: the results hold times of other plans.
     """
     routes = kept["timing"]["routes"]
     wanted = [([list(stage) for stage in plan.stages], list(plan.thresholds)) for plan in plans]
     if wanted != [(route["stages"], route["thresholds"]) for route in routes]:
-        raise DataError(
-            "times in the earlier results", got="those of other plans", fix="measure everything: leave out --again"
-        )
+        raise DataError("times in the earlier results", got="those of other plans", fix=MEASURE_ANEW)
     return {
         load["batch"]: {
             plan: route["ms_per_row"][str(load["batch"])]["rounds"]
@@ -204,20 +181,26 @@ def figures_from_results(kept: dict[str, Any], plans: Sequence[ChosenPlan]) -> F
     }
 
 
-def _plans(lines: Iterable[PlanComparison]) -> list[ChosenPlan]:
-    return [
-        plan for line in lines if line.claim in TIMED and line.one is not None for plan in (line.one, line.other)
-    ]
+def write_results(results: dict[str, Any], folder: Path) -> None:
+    """Writes results.json whole or not at all."""
+    write_all(folder, {RESULTS: json.dumps(results, indent=1, ensure_ascii=False, allow_nan=False) + "\n"})
 
 
-def _factors(figures: Figures, one: ChosenPlan, other: ChosenPlan) -> dict[str, dict[str, float]]:
-    """Batch -> how many times as fast one is as the other, formed within each round."""
-    return {
-        str(batch): spread_of([b / a for a, b in zip(figure[one], figure[other], strict=True)])
-        for batch, figure in figures.items()
-    }
+def results_from_path(path: Path, *, formats: Sequence[int] = (FORMAT,)) -> dict[str, Any]:
+    """Reads results.json.
 
+    Args:
+        path: path of the file.
+        formats: formats that are accepted.
 
-def _machine() -> dict[str, Any]:
-    known: dict[str, Any] = machine_here()
-    return {**known, "cores": core_count(), "onnxruntime": onnxruntime.__version__, "numpy": np.__version__}
+    Raises:
+        DataError: the file is missing or holds something else.
+    """
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"results {path}", got=error, fix=WRITTEN_BY) from error
+    if not isinstance(results, dict) or results.get("format") not in formats:
+        expected = f"an object with format {FORMAT}"
+        raise DataError(f"results {path}", got="other JSON", expected=expected, fix=WRITTEN_BY)
+    return results

@@ -7,9 +7,8 @@ import pytest
 
 from orchestrator.local.sessions import LocalMembers
 from perf.studies.reproduce.choices import ChosenPlan
-from perf.studies.reproduce.judge import ChoiceEvaluator
+from perf.studies.reproduce.evaluate import ChoiceEvaluator, TimingLoad, ask_cascade, ask_single, spread_of, timed
 from perf.studies.reproduce.parts import PartRecorder, TestPart
-from perf.studies.reproduce.timing import PooledCascade, TimingLoad, ask_single, spread_of, timed
 from tests.perf.studies.reproduce import made
 
 CASCADES = (
@@ -40,16 +39,16 @@ def test_what_is_timed_answers_as_the_replay_that_is_judged(
     recorded: tuple[TestPart, LocalMembers], plan: ChosenPlan, batch: int
 ) -> None:
     part, members = recorded
-    label = PooledCascade(plan.spec_of(part.base), members, batch=batch).answer(part.images)
+    label = ask_cascade(members, plan.spec_of(part.base), part.images, batch=batch)
     assert label.min() >= 0
-    assert np.array_equal(label == part.records.labels, ChoiceEvaluator(part).seen(plan).right)
+    assert np.array_equal(label == part.records.labels, ChoiceEvaluator(part).outcome(plan).right)
 
 
 def test_a_row_that_waits_alone_at_the_end_is_asked_about(recorded: tuple[TestPart, LocalMembers]) -> None:
     part, members = recorded
-    last = int(np.flatnonzero(ChoiceEvaluator(part).seen(CASCADES[0]).stage == 2)[0])
-    label = PooledCascade(CASCADES[0].spec_of(part.base), members, batch=32).answer(part.images[last : last + 1])
-    assert (label == part.records.labels[last]) == ChoiceEvaluator(part).seen(CASCADES[0]).right[last]
+    last = int(np.flatnonzero(ChoiceEvaluator(part).outcome(CASCADES[0]).stage == 2)[0])
+    label = ask_cascade(members, CASCADES[0].spec_of(part.base), part.images[last : last + 1], batch=32)
+    assert (label == part.records.labels[last]) == ChoiceEvaluator(part).outcome(CASCADES[0]).right[last]
     assert label[0] >= 0
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from perf.studies.reproduce.choices import Choices, ChosenPlan, PlanComparison
-from perf.studies.reproduce.judge import ChoiceEvaluator, judged, ratio_of_means
+from perf.studies.reproduce.evaluate import ChoiceEvaluator, evaluate_choices, ratio_of_means
 from tests.perf.studies.reproduce.made import judging_part
 
 CASCADE = ChosenPlan(stages=(("glyphs_b0_s0",), ("glyphs_b2_s0",)), thresholds=(0.9,))
@@ -42,7 +42,7 @@ def test_an_average_costs_its_sum_and_its_factor_has_no_interval() -> None:
 
 def test_a_line_without_a_plan_keeps_its_reason_and_what_it_was_held_against() -> None:
     empty = PlanComparison(claim="3", label="x", one=None, other=SINGLE, note="nothing cheaper")
-    found = judged(
+    found = evaluate_choices(
         Choices(source={}, comparisons=(empty,), picture={"single": (SINGLE,)}),
         judging_part(rows=50),
         say=lambda text: None,
@@ -80,11 +80,11 @@ def test_the_headline_stands_beside_the_single_model_that_the_test_part_favours(
     other = next(one for one in singles if one.members != (best,))
     headline = PlanComparison(claim="headline", label="the headline plan", one=CASCADE, other=other)
     choices = Choices(source={}, comparisons=(headline,), picture={"single": singles})
-    line = judged(choices, part, say=lambda text: None)["against_test_best"]
+    line = evaluate_choices(choices, part, say=lambda text: None)["against_test_best"]
     assert line["other"]["stages"] == [[best]]
     assert line["other"]["right"] == right[best]
     none = dataclasses.replace(choices, comparisons=(dataclasses.replace(headline, one=None),))
-    assert judged(none, part, say=lambda text: None)["against_test_best"] is None
+    assert evaluate_choices(none, part, say=lambda text: None)["against_test_best"] is None
 
 
 def test_a_ratio_of_costs_has_the_interval_of_the_bootstrap() -> None:
