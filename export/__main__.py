@@ -11,8 +11,7 @@ from export.commands.fuse import fuse
 from export.commands.member import member
 from export.commands.onefile import onefile
 from export.commands.precision import precision
-from export.commands.prove import prove
-from export.commands.show import show
+from export.commands.show import prove, show
 from export.commands.tensorrt import tensorrt
 from export.commands.zoo import zoo
 from orchestrator.commandline import HandsOn, interrupt_on_signals, new_program, run_program

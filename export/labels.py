@@ -7,7 +7,7 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from export.reading import is_current, manifest_in
+from export.members import is_current, manifest_in
 from orchestrator.errors import ExportError
 from orchestrator.repository.files import write_all
 from orchestrator.repository.index import MANIFEST

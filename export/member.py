@@ -11,19 +11,17 @@ from typing import Any
 import numpy as np
 import onnx
 
-from export.cost import COUNTER, macs_per_row, parameters_of, preprocess_macs_per_row
+from export.compat import portable
+from export.cost.counting import COUNTER, macs_per_row, parameters_of, preprocess_macs_per_row
 from export.labels import is_renamed, label_options, require_one_per_class, require_same_classes
-from export.members import MODEL_FILE, require_own, store_member
-from export.original import original_of
+from export.members import MODEL_FILE, is_current, require_own, store_member
 from export.output_kind import Watched, output_kind_of
 from export.packing import EXTERNAL_OVER_BYTES, Packed, packed
-from export.parity import MIN_ROWS, parity_of
+from export.parity import MIN_ROWS, original_of, parity_of
 from export.precision.overflow import processor_flags_of
-from export.reading import is_current
 from export.rows import varied_rows
-from export.runtimes import portable, proven
-from export.runtimes.members import prove_rest
-from export.runtimes.wheels import installed_version
+from export.runtimes.proof import prove_rest, proven
+from export.runtimes.versions import installed_version
 from export.sources import Asked, Identity, Loaded
 from orchestrator.errors import ExportError
 from orchestrator.spec import Manifest, Preprocess, TensorSpec
@@ -150,7 +148,7 @@ def _input(loaded: Loaded, image_px: tuple[int, int] | None) -> TensorSpec:
 def _spread(loaded: Loaded, plan: Plan, image_px: tuple[int, int] | None) -> dict[str, float]:
     if not plan.asked.random_weights or loaded.network is None:
         return {}
-    from export.random_weights import spread_scores
+    from export.from_torch import spread_scores
 
     rows = varied_rows(_input(loaded, image_px), _SPREAD_ROWS, seed=plan.asked.seed)
     if loaded.processing is not None:
@@ -165,7 +163,7 @@ def _network(loaded: Loaded) -> onnx.ModelProto:
         return loaded.proto
     import torch
 
-    from export.to_onnx import onnx_from_torch, require_answer
+    from export.from_torch import onnx_from_torch, require_answer
 
     assert loaded.network is not None
     # Two different rows: constants would let the exporter believe that rows are alike.

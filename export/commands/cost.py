@@ -13,7 +13,8 @@ from rich.console import Console
 from rich.table import Table
 
 from export.commands.console import progress_on
-from export.cost import COUNTER, GraphCost, cost_of, graph_from_path
+from export.cost.counting import COUNTER, GraphCost, cost_of
+from export.cost.outline import graph_from_path
 from orchestrator.errors import ExportError
 
 _LISTED = 10

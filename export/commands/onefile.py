@@ -51,7 +51,7 @@ def onefile(
         python -m export onefile cascade.json --stages 2 --plan-output with_lead.json
     """
     with needs("export onefile"):
-        from export.onefile import write_onefile
+        from export.onefile.writing import write_onefile
         from orchestrator.repository.files import write_all
         from orchestrator.repository.index import plan_path
     path = cascade

@@ -45,7 +45,7 @@ def tensorrt(
     Where TensorRT or the GPU is missing: docker compose run --rm engines digits_small --min 1 --opt 16 --max 64
     """
     with needs("export tensorrt"):
-        from export.reading import manifest_in
+        from export.members import manifest_in
         from export.tensorrt.member import export_engine
         from export.tensorrt.options import EngineOptions
     start = time.monotonic()

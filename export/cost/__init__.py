@@ -14,20 +14,3 @@ down (EfficientNet-B7: 35.5 GMAC instead of 37.75); FLOPs quoted as MACs, a fact
 has B7 at 38.33 and ResNet-101 at 7.83, this counter 37.75 and 7.80: compare numbers of one counter, and allow 3 %
 between two.
 """
-
-from export.cost.counting import GraphCost, NodeCost, cost_of, macs_per_row, preprocess_macs_per_row
-from export.cost.parameters import parameters_of
-from export.cost.reading import graph_from_path
-
-COUNTER = "committee onnx counter (convolutions, matrix products, attention, recurrences)"
-
-__all__ = [
-    "COUNTER",
-    "GraphCost",
-    "NodeCost",
-    "cost_of",
-    "graph_from_path",
-    "macs_per_row",
-    "parameters_of",
-    "preprocess_macs_per_row",
-]

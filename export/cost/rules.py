@@ -5,13 +5,13 @@ from __future__ import annotations
 import functools
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from string import ascii_letters
 from typing import Any
 
 import onnx
 
-from export.cost.einsum import einsum_macs
 from export.images.preprocess import PREFIX
 from orchestrator.errors import ExportError
 
@@ -236,50 +236,84 @@ RULES: dict[str, Rule] = {
 # Operators up to this opset were looked at; one that came later may be anything.
 _REVIEWED_OPSET = 28
 _HEAVY = frozenset(("CausalConvWithState", "DFT", "Det", "LinearAttention", "STFT", "ImageDecoder"))
+# fmt: off
+_LIGHT_OF_MICROSOFT = (
+    "BiasAdd", "BiasGelu", "BiasSoftmax", "BiasSplitGelu", "FastGelu", "Gelu", "QuickGelu",
+    "SkipLayerNormalization", "SkipSimplifiedLayerNormalization", "SkipGroupNorm", "GroupNorm",
+    "EmbedLayerNormalization", "RotaryEmbedding", "QuantizeLinear", "DequantizeLinear", "MulInteger",
+    "QLinearAdd", "QLinearMul", "QLinearConcat", "QLinearSigmoid", "QLinearLeakyRelu", "QLinearWhere",
+    "QLinearSoftmax", "QLinearAveragePool", "QLinearGlobalAveragePool", "QLinearReduceMean", "NhwcMaxPool",
+    "GridSample", "ExpandDims", "GatherND", "Pad", "Trilu", "Range", "Unique",
+)
+_LIGHT_OF_ML = (
+    "ArrayFeatureExtractor", "Binarizer", "CastMap", "CategoryMapper", "DictVectorizer", "FeatureVectorizer",
+    "Imputer", "LabelEncoder", "Normalizer", "OneHotEncoder", "Scaler", "ZipMap",
+)
+# fmt: on
 _LIGHT = frozenset(
     (
         # ONNX Runtime's own operators in the standard domain.
-        "SimplifiedLayerNormalization",
-        "MemcpyFromHost",
-        "MemcpyToHost",
-        *(
-            MICROSOFT + name
-            for name in (
-                *("BiasAdd", "BiasGelu", "BiasSoftmax", "BiasSplitGelu", "FastGelu", "Gelu", "QuickGelu"),
-                *("SkipLayerNormalization", "SkipSimplifiedLayerNormalization", "SkipGroupNorm", "GroupNorm"),
-                *(
-                    "EmbedLayerNormalization",
-                    "RotaryEmbedding",
-                    "QuantizeLinear",
-                    "DequantizeLinear",
-                    "MulInteger",
-                ),
-                *(
-                    "QLinearAdd",
-                    "QLinearMul",
-                    "QLinearConcat",
-                    "QLinearSigmoid",
-                    "QLinearLeakyRelu",
-                    "QLinearWhere",
-                ),
-                *("QLinearSoftmax", "QLinearAveragePool", "QLinearGlobalAveragePool", "QLinearReduceMean"),
-                *("NhwcMaxPool", "GridSample", "ExpandDims", "GatherND", "Pad", "Trilu", "Range", "Unique"),
-            )
-        ),
-        *(
-            f"ai.onnx.ml::{name}"
-            for name in (
-                *("ArrayFeatureExtractor", "Binarizer", "CastMap", "CategoryMapper", "DictVectorizer"),
-                *(
-                    "FeatureVectorizer",
-                    "Imputer",
-                    "LabelEncoder",
-                    "Normalizer",
-                    "OneHotEncoder",
-                    "Scaler",
-                    "ZipMap",
-                ),
-            )
-        ),
+        *("SimplifiedLayerNormalization", "MemcpyFromHost", "MemcpyToHost"),
+        *(MICROSOFT + name for name in _LIGHT_OF_MICROSOFT),
+        *(f"ai.onnx.ml::{name}" for name in _LIGHT_OF_ML),
     )
 )
+
+
+def einsum_macs(equation: str, shapes: Sequence[tuple[int, ...]], subject: str) -> int:
+    """Multiply-accumulates of an Einsum.
+
+    A label that only one of two operands has, and nobody needs later, is summed up before the product: additions,
+    not counted. A product in which nothing is summed up is an elementwise one, not counted either.
+
+    Args:
+        equation: as in the operator, "..." included.
+        shapes: of the operands.
+        subject: the node, for messages.
+
+    Raises:
+        ExportError: equation and shapes do not fit.
+    """
+    terms, result = _labels(equation.replace(" ", ""), shapes, subject)
+    sizes: dict[str, int] = {}
+    for term, shape in zip(terms, shapes, strict=True):
+        for label, size in zip(term, shape, strict=True):
+            sizes[label] = max(size, sizes.get(label, 1))
+    left, total = set(terms[0]), 0
+    for index, term in enumerate(terms[1:], start=1):
+        right, needed = set(term), set(result).union(*terms[index + 1 :])
+        summed = (left & right) - needed
+        kept = (left | right) & needed
+        if summed:
+            total += math.prod(sizes[label] for label in kept | summed)
+        left = kept
+    return total
+
+
+def _labels(equation: str, shapes: Sequence[tuple[int, ...]], subject: str) -> tuple[list[str], str]:
+    """Labels of each operand and of the result, the axes of "..." spelled out."""
+    inputs, arrow, result = equation.partition("->")
+    terms = inputs.split(",")
+    spare = [letter for letter in ascii_letters if letter not in equation]
+    widths = [
+        len(shape) - len(term.replace("...", ""))
+        for term, shape in zip(terms, shapes, strict=False)
+        if "..." in term
+    ]
+    longest = max(widths, default=0)
+    # Axes of "..." are matched from the right, as in broadcasting.
+    common = "".join(spare[: max(longest, 0)])
+    spelled = []
+    for term, shape in zip(terms, shapes, strict=False):
+        width = len(shape) - len(term.replace("...", "")) if "..." in term else 0
+        spelled.append(term.replace("...", common[len(common) - width :] if width > 0 else ""))
+    if len(terms) != len(shapes) or any(len(t) != len(s) for t, s in zip(spelled, shapes, strict=True)):
+        raise ExportError(
+            f"cost of {subject}",
+            got=f"equation {equation} on shapes {list(shapes)}",
+            expected="one that fits them",
+        )
+    if not arrow:
+        letters = inputs.replace(",", "").replace(".", "")
+        result = "..." + "".join(sorted(letter for letter in set(letters) if letters.count(letter) == 1))
+    return spelled, result.replace("...", common)

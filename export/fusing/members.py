@@ -21,25 +21,24 @@ import onnx
 import onnxruntime
 from onnx import TensorProto, helper
 
-from export.cost import preprocess_macs_per_row
-from export.fusing.average import add_average
-from export.fusing.fitting import common_of, labels_of, require_fitting
-from export.fusing.merge import Merger
+from export.cost.counting import preprocess_macs_per_row
+from export.fusing.graph import Merger, add_average, common_of, labels_of, require_fitting
 from export.labels import renamed_classes
-from export.members import MODEL_FILE, store_member
-from export.packing import Packed, packed
-from export.parity import BATCHES, MIN_ROWS, session_of
-from export.precision.overflow import processor_flags_of
-from export.reading import (
+from export.members import (
+    MODEL_FILE,
     ReadMember,
     is_current,
     manifest_in,
     member_from_repository,
     of_output_kind,
     require_free,
+    store_member,
 )
+from export.packing import Packed, packed
+from export.parity import BATCHES, MIN_ROWS, session_of
+from export.precision.overflow import processor_flags_of
 from export.rows import varied_rows
-from export.runtimes.members import prove_rest, proven_as_here
+from export.runtimes.proof import prove_rest, proven_as_here
 from orchestrator.decision.combine import Combiner
 from orchestrator.errors import ExportError
 from orchestrator.graphs.editing import full_check

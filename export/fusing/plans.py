@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from export.fusing.members import Fusion, fuse
-from export.reading import manifest_in
+from export.members import manifest_in
 from orchestrator.errors import ExportError
 from orchestrator.spec import CascadeSpec, Manifest, Member, Stage
 from orchestrator.spec.class_names import first_unlike

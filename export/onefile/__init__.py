@@ -11,7 +11,3 @@ What the served cascade can do and one graph cannot:
 - Sure rows wait for the unsure ones of their batch.
 - A logit beyond 1e30 counts as 1e30 only where several members are added up.
 """
-
-from export.onefile.writing import Written, onefile_model, write_onefile
-
-__all__ = ["Written", "onefile_model", "write_onefile"]

@@ -15,9 +15,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from export.onefile.deciding import Carried, Glance, Settled
 from export.onefile.members import Part
-from export.onefile.stages import settled_stage
+from export.onefile.stages import Carried, Glance, Settled, settled_stage
 from orchestrator.graphs.pieces import ONNX_TYPES, Graph
 from orchestrator.spec import CascadeSpec
 from orchestrator.spec.answer import ANSWER_COLUMNS

@@ -1,21 +1,185 @@
-"""One stage's decision as nodes: the answer of every row, and which rows go on.
-
-Rules of this file: the nodes compute what `orchestrator.decision` computes. A row that the decision core refuses
-(a member gave it NaN, +inf or nothing but -inf) cannot be refused here: it gets label -1, NaN for probabilities
-and confidence, and the degraded bit, and it goes no further.
-"""
+"""What the kinds of stages share: the tensors they hand on, and the nodes all of them need."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 from onnx import TensorProto, helper
 
-from export.onefile.deciding import Carried, Glance, Settled, StageNodes
-from orchestrator.graphs.pieces import Graph, cleaned, good_rows
-from orchestrator.spec import CascadeSpec
+from orchestrator.graphs.pieces import Graph, Verdicts, bounded, cleaned, good_rows
+from orchestrator.spec import CascadeSpec, Member
+from orchestrator.spec.answer import ABSTAINED, DEGRADED
+
+
+@dataclass(frozen=True)
+class Carried:
+    """What rows bring along to the next stage.
+
+    Args:
+        z: float32 (n, m, k), cleaned logits of the members asked so far; (n, k) where `flat`; None if not needed.
+        flat: only one member was asked, and its logits are neither stacked nor bounded yet.
+        good: float32 (n, m, 1), whose answer counts; None where every member's does.
+        answer: the answer so far by output name; empty where no later stage falls back on it.
+    """
+
+    z: str | None = None
+    flat: bool = False
+    good: str | None = None
+    answer: dict[str, str] = field(default_factory=dict)
+
+    def rows(self, g: Graph, at: str) -> Carried:
+        """The same of some rows, in the graph of a branch."""
+        z = None if self.z is None else g.op("Gather", self.z, at, axis=0)
+        if z is not None and self.flat:
+            z = g.op("Unsqueeze", bounded(g, z), g.constant([1], np.int64))
+        good = None if self.good is None else g.op("Gather", self.good, at, axis=0)
+        answer = {name: g.op("Gather", value, at, axis=0) for name, value in self.answer.items()}
+        return Carried(z, good=good, answer=answer)
+
+
+@dataclass(frozen=True)
+class Settled:
+    """A stage's decision.
+
+    Args:
+        answer: tensors by output name, each (n, ...); what one value fits in all rows is left out ("cost" always).
+        goes_on: bool (n, 1), rows for the next stage; None at the last.
+        carried: what those take along.
+    """
+
+    answer: dict[str, str]
+    goes_on: str | None
+    carried: Carried
+
+
+@dataclass(frozen=True)
+class Glance:
+    """A stage's decision as far as it is needed where every row exits: the way that must cost nothing.
+
+    Args:
+        all_sure: bool scalar, every row reaches the threshold.
+        answer: as in `Settled`, right where all are sure.
+        closer: adds the rest of the decision to the graph of the branch in which some row is not sure.
+    """
+
+    all_sure: str
+    answer: dict[str, str]
+    closer: Callable[[Graph], Settled]
+
+
+class StageNodes(ABC):
+    """The nodes of one stage's decision; its kinds say which of them are needed.
+
+    Args:
+        g: where they go.
+        spec: the cascade.
+        stage: which of its stages.
+        before: what the rows bring along.
+    """
+
+    def __init__(self, g: Graph, spec: CascadeSpec, stage: int, before: Carried) -> None:
+        self.g = g
+        self.spec = spec
+        self.stage = stage
+        self.before = before
+        self.here = spec.stages[stage]
+        self.last = stage == len(spec.stages) - 1
+        self.so_far = tuple(member for one in spec.stages[: stage + 1] for member in one.members)
+        self.verdicts = Verdicts(g, combine=spec.combine, score=spec.score, classes=spec.classes)
+
+    @abstractmethod
+    def settled(self, logits: Sequence[str]) -> Settled | Glance:
+        """The decision, from float32 (n, k) of the stage's members in plan order before their temperatures."""
+
+    def scaled(self, member: Member, z: str) -> str:
+        """Logits over the member's temperature."""
+        return z if member.temperature == 1 else self.g.op("Div", z, self.g.constant(member.temperature))
+
+    def stacked(self, logits: Sequence[str]) -> str:
+        """Logits of this stage's members over their temperatures, float32 (n, m, k)."""
+        g = self.g
+        scaled = [self.scaled(member, z) for member, z in zip(self.here.members, logits, strict=True)]
+        axis = g.constant([1], np.int64)
+        parts = [g.op("Unsqueeze", z, axis) for z in scaled]
+        return self.joined(*parts)
+
+    def joined(self, *parts: str | None) -> str:
+        """One tensor (n, m, k) of those that are there."""
+        given = [part for part in parts if part is not None]
+        return given[0] if len(given) == 1 else self.g.op("Concat", *given, axis=1)
+
+    def verdict(
+        self, z: str, new: str, *, good: str | None = None, new_good: str | None = None
+    ) -> tuple[str, ...]:
+        """Probabilities (n, k), label (n, 1) and score (n, 1), NaN or anything in rows that nobody answered.
+
+        Args:
+            z: cleaned logits of all members so far, float32 (n, m, k).
+            new: of this stage's members alone.
+            good: whose answers count among all so far; None where all do.
+            new_good: the same of this stage's members.
+        """
+        everything = Counted(self.g, self.so_far, z, good)
+        newest = Counted(self.g, self.here.members, new, new_good)
+        one = newest if self.spec.combine == "last" else everything
+        p, ranking = self.verdicts.combined(one.z, members=len(one.members), weights=one.weights, asked=one.asked)
+        label = self.verdicts.label(ranking)
+        if self.spec.score != "agreement":
+            return p, label, self.verdicts.score_of_probabilities(p, label)
+        score = self.verdicts.agreement(label, z=everything.z, weights=everything.weights, asked=everything.asked)
+        return p, label, score
+
+    @property
+    def threshold(self) -> float:
+        """Of this stage, infinite for never."""
+        return math.inf if self.here.threshold is None else self.here.threshold
+
+    def unsure(self, g: Graph, score: str) -> str:
+        """Neither at or above the threshold, nor in the window below: bool (n, 1). A NaN compares false."""
+        below = g.op("Less", score, g.constant(self.threshold))
+        if self.here.low is None:
+            return below
+        return g.op("And", below, g.op("Greater", score, g.constant(self.here.low)))
+
+    def status(self, g: Graph, degraded: str, *, score: str, usable: str | None = None) -> str:
+        """int32 (n, 1) from bool (n, 1); the score counts where it is no NaN and `usable`."""
+        bits = g.op("Cast", degraded, to=TensorProto.INT32)
+        assert DEGRADED == 1
+        if self.here.low is None:
+            return bits
+        doubtful = g.op("LessOrEqual", score, g.constant(self.here.low))
+        if usable is not None:
+            doubtful = g.op("And", doubtful, usable)
+        abstained = g.op("Mul", g.op("Cast", doubtful, to=TensorProto.INT32), g.constant(ABSTAINED, np.int32))
+        return g.op("Add", bits, abstained)
+
+
+class Counted:
+    """Members that are combined, and how much each counts; nodes are made when they are first needed."""
+
+    def __init__(self, g: Graph, members: Sequence[Member], z: str, good: str | None) -> None:
+        self.g = g
+        self.members = members
+        self.z = z
+        self._good = good
+
+    @cached_property
+    def weights(self) -> str:
+        """(n, m, 1), or (1, m, 1) where everybody counts in every row."""
+        weights = self.g.constant([[[member.weight] for member in self.members]])
+        return weights if self._good is None else self.g.op("Mul", self._good, weights)
+
+    @cached_property
+    def asked(self) -> str:
+        """Their sum, (n, 1) or (1, 1)."""
+        if self._good is not None:
+            return self.g.over("ReduceSum", self.weights, 1)
+        return self.g.constant([[np.sum([member.weight for member in self.members], dtype=np.float32)]])
 
 
 def settled_stage(

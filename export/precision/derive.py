@@ -14,22 +14,22 @@ import onnx
 import onnxruntime
 
 from export.labels import renamed_classes
-from export.members import MODEL_FILE, store_member
-from export.packing import EXTERNAL_OVER_BYTES, packed
-from export.precision import MIN_AGREEMENT
-from export.precision.convert import Agreement, agreement_of, fp16_from, int8_from
-from export.precision.half import rounding_from, tiny_weights_of
-from export.precision.overflow import processor_flags_of
-from export.reading import (
+from export.members import (
+    MODEL_FILE,
     ReadMember,
     is_current,
     manifest_in,
     member_from_repository,
     of_output_kind,
     require_free,
+    store_member,
 )
+from export.packing import EXTERNAL_OVER_BYTES, packed
+from export.precision import MIN_AGREEMENT
+from export.precision.convert import Agreement, agreement_of, fp16_from, int8_from, rounding_from, tiny_weights_of
+from export.precision.overflow import processor_flags_of
 from export.rows import rows_from_path, varied_rows
-from export.runtimes.members import prove_rest, proven_as_here
+from export.runtimes.proof import prove_rest, proven_as_here
 from orchestrator.errors import ExportError
 from orchestrator.repository.files import disk_errors, sha256_of_path
 from orchestrator.spec import Manifest

@@ -23,13 +23,13 @@ def _zoo(what: str, asked: Asked) -> Identity:
 
 
 def _timm(what: str, asked: Asked) -> Identity:
-    from export.sources.timm_models import identify_timm
+    from export.sources.torch_zoos import identify_timm
 
     return identify_timm(what, asked)
 
 
 def _torchvision(what: str, asked: Asked) -> Identity:
-    from export.sources.torchvision_models import identify_torchvision
+    from export.sources.torch_zoos import identify_torchvision
 
     return identify_torchvision(what, asked)
 

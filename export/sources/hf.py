@@ -175,7 +175,7 @@ def _require_exclusive_classes(config: Any, subject: str) -> None:
 
 def _pad_for(config: Any, resolution_px: int) -> None:
     """EfficientNet pads so that sizes halve, rounded up; which blocks need what depends on the resolution."""
-    from export.zoo.entries import REPEATS, STRIDES, same_padding_blocks
+    from export.zoo import REPEATS, STRIDES, same_padding_blocks
 
     usual = (tuple(getattr(config, "num_block_repeats", ())), tuple(getattr(config, "strides", ())))
     if config.model_type == "efficientnet" and usual == (REPEATS, STRIDES):

@@ -12,8 +12,8 @@ import onnxruntime
 from google.protobuf.message import DecodeError
 from onnx.external_data_helper import ExternalDataInfo, load_external_data_for_model, uses_external_data
 
+from export.compat import agree, brought_to_common_opset, with_one_import
 from export.images.preprocess import IMAGE, PREFIX
-from export.opsets import agree, brought_to_common_opset, with_one_import
 from export.parity import session_of
 from export.rows import varied_rows
 from export.sources.base import Asked, Identity, Loaded, Rows, member_name

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
-from export.onefile import write_onefile
+from export.onefile.writing import write_onefile
 from orchestrator.pbtxt import config_from_path, text_from_config
 from orchestrator.repository.configs import cascade_config
 from orchestrator.repository.files import copy_model, new_folder, write_all

@@ -18,9 +18,9 @@ import torch
 import torch.nn.functional as functional
 from torch import nn
 
+from export.from_torch import onnx_from_torch
 from export.members import manifest_of, require_ours, up_to_date, write_member
 from export.parity import parity_of
-from export.to_onnx import onnx_from_torch
 from orchestrator.rows.digits import DigitsSplit, digits_split
 from orchestrator.spec import Preprocess, TensorSpec
 from perf.studies.glyphs.networks import moved_at_random

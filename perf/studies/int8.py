@@ -15,10 +15,10 @@ import numpy.typing as npt
 import onnx
 import typer
 
-from export.blocks import END, write_block
+from export.commands.console import END, write_block
 from export.precision.convert import int8_from
 from export.runtimes.asking import Question, answers_apart
-from export.runtimes.wheels import installed_version
+from export.runtimes.versions import installed_version
 from orchestrator.errors import DataError
 from orchestrator.planner.intervals import clopper_pearson
 from orchestrator.rows.digits import digits_split

@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from export.onefile import onefile_model
+from export.onefile.writing import onefile_model
 from orchestrator.repository.index import plan_path
 from orchestrator.rows.digits import digits_split
 from orchestrator.spec import CascadeSpec, InputSpec, Member, Stage, cascade_from_path

@@ -15,11 +15,11 @@ import pytest
 
 from export import member as member_module
 from export.committee import export_committee, plans_of
+from export.from_torch import spread_scores
 from export.images.parity import MAX_LEVELS
+from export.members import is_current
 from export.packing import packed
 from export.parity import parity_of
-from export.random_weights import spread_scores
-from export.reading import is_current
 from export.rows import varied_rows
 from export.sources import Asked
 from orchestrator.errors import CommitteeError, ExportError

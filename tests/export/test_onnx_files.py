@@ -14,9 +14,9 @@ from onnx import helper, version_converter
 
 import export.member as member_module
 from export.committee import export_committee, plans_of
-from export.cost import macs_per_row
+from export.compat import MAX_OPSET
+from export.cost.counting import macs_per_row
 from export.fusing.members import Fusion, fuse
-from export.opsets import MAX_OPSET
 from export.precision.derive import export_precision
 from export.sources import Asked
 from orchestrator.local.sessions import LocalMembers

@@ -14,8 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from export.sources import Asked, identify
 from export.sources.base import member_name
-from export.sources.timm_models import identify_timm, processing_from_timm
-from export.sources.torchvision_models import identify_torchvision
+from export.sources.torch_zoos import identify_timm, identify_torchvision, processing_from_timm
 from orchestrator.errors import CommitteeError, ExportError
 from tests.export.small_models import save_convnext, save_vit
 

@@ -14,8 +14,8 @@ transformers = pytest.importorskip("transformers", reason="the zoo needs the exp
 from torch.utils.flop_counter import FlopCounterMode
 
 from export.__main__ import app
-from export.cost import cost_of
-from export.to_onnx import onnx_from_torch
+from export.cost.counting import cost_of
+from export.from_torch import onnx_from_torch
 from export.zoo import ZOO, ZooEntry, counted_of, entry_from_name, network_of, same_padding_blocks
 from orchestrator.errors import ExportError
 

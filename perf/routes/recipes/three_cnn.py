@@ -19,7 +19,7 @@ import onnx
 import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
-from export.cost import COUNTER, macs_per_row, parameters_of
+from export.cost.counting import COUNTER, macs_per_row, parameters_of
 from export.members import MODEL_FILE, write_member
 from export.rows import varied_rows
 from orchestrator.decision import softmax

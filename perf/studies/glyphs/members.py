@@ -16,13 +16,13 @@ import onnx
 import PIL
 import torch
 
-from export.cost import preprocess_macs_per_row
+from export.cost.counting import preprocess_macs_per_row
+from export.from_torch import onnx_from_torch
 from export.images.parity import processor_of
 from export.images.preprocess import with_preprocess
 from export.images.processing import Processing
 from export.members import manifest_of, require_ours, up_to_date, write_member
 from export.parity import parity_of
-from export.to_onnx import onnx_from_torch
 from orchestrator.errors import ExportError, SpecError
 from orchestrator.spec import Manifest, Preprocess, TensorSpec, manifest_from_path
 from perf.studies.glyphs.data import CLASSES, PARTS, SEED, SIDE_PX, GlyphsPart, glyphs_part

@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from export.zoo.processors import processor_of
+from export.zoo import processor_of
 from orchestrator.repository.files import write_all
 from perf.studies.gpu.families import ImposedCascade, NetworkFamily
 

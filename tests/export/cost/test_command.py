@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from export.__main__ import app
-from export.cost import cost_of, graph_from_path, parameters_of
+from export.cost.counting import cost_of, parameters_of
+from export.cost.outline import graph_from_path
 from orchestrator.errors import CommitteeError, ExportError
 from tests.export.cost.graphs import model, node, small_network, weight, with_preprocess
 

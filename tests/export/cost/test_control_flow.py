@@ -9,7 +9,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from export.cost import cost_of, macs_per_row
+from export.cost.counting import cost_of, macs_per_row
 from orchestrator.errors import ExportError
 from tests.export.cost.graphs import model, node, value, weight
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from export.cost.einsum import einsum_macs
+from export.cost.rules import einsum_macs
 from orchestrator.errors import ExportError
 
 

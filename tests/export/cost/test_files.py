@@ -11,7 +11,8 @@ import onnxruntime
 import pytest
 from onnx import numpy_helper
 
-from export.cost import graph_from_path, macs_per_row, parameters_of
+from export.cost.counting import macs_per_row, parameters_of
+from export.cost.outline import graph_from_path
 from orchestrator.errors import ExportError
 from tests.export.cost.graphs import model, node, small_network, weight
 

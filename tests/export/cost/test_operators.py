@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto
 
-from export.cost import cost_of, macs_per_row, parameters_of
+from export.cost.counting import cost_of, macs_per_row, parameters_of
 from orchestrator.errors import ExportError
 from tests.export.cost.graphs import MICROSOFT, model, node, weight
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from onnx import TensorProto
 
-from export.cost import cost_of, macs_per_row, parameters_of, preprocess_macs_per_row
+from export.cost.counting import cost_of, macs_per_row, parameters_of, preprocess_macs_per_row
 from orchestrator.errors import ExportError
 from tests.export.cost.graphs import model, node, value, weight, with_preprocess
 

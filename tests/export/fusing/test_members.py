@@ -14,9 +14,8 @@ from hypothesis.extra import numpy as hnp
 from onnx import TensorProto, helper, numpy_helper
 
 from export.fusing.members import Fusion, fuse, fused_model
-from export.members import store_member
+from export.members import ReadMember, member_from_repository, store_member
 from export.packing import packed
-from export.reading import ReadMember, member_from_repository
 from orchestrator.errors import ExportError
 from orchestrator.graphs.averaging import spec_from_averaging
 from orchestrator.local.sessions import LocalMembers

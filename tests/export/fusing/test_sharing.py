@@ -9,9 +9,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from export.cost import preprocess_macs_per_row
+from export.cost.counting import preprocess_macs_per_row
 from export.fusing.members import Fusion, fuse, fused_model
-from export.reading import ReadMember
+from export.members import ReadMember
 from export.rows import varied_rows
 from orchestrator.local.sessions import LocalMembers
 from orchestrator.spec import (

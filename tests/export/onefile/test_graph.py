@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from export.onefile import onefile_model
+from export.onefile.writing import onefile_model
 from orchestrator.decision import Policy
 from orchestrator.local.sessions import LocalMembers
 from orchestrator.planner.records import Records

@@ -7,7 +7,7 @@ import numpy as np
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from export.onefile import onefile_model
+from export.onefile.writing import onefile_model
 from orchestrator.spec import CascadeSpec
 from tests.export.onefile.sliced import (
     cascade,

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tritonclient.grpc as grpcclient
 
-from export.onefile import write_onefile
+from export.onefile.writing import write_onefile
 from orchestrator.repository.check import check
 from orchestrator.repository.checked import render_output
 from orchestrator.repository.render import render

@@ -14,8 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 from typer.testing import CliRunner
 
 from export.__main__ import app
-from export.onefile import onefile_model, write_onefile
-from export.onefile.writing import onefile_config, require_fits
+from export.onefile.writing import onefile_config, onefile_model, require_fits, write_onefile
 from orchestrator.errors import CommitteeError, ExportError
 from orchestrator.graphs.onefile import ONEFILE_KEY, answering, onefile_from_model
 from orchestrator.pbtxt import config_from_path

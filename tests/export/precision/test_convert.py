@@ -12,8 +12,14 @@ from hypothesis import strategies as st
 from onnx import TensorProto, numpy_helper
 
 from export.images.preprocess import PREFIX
-from export.precision.convert import agreement_of, fp16_from, int8_from, wilson_ci95
-from export.precision.half import rounding_from, tiny_weights_of
+from export.precision.convert import (
+    agreement_of,
+    fp16_from,
+    int8_from,
+    rounding_from,
+    tiny_weights_of,
+    wilson_ci95,
+)
 from export.rows import varied_rows
 from orchestrator.errors import ExportError
 from orchestrator.rows.digits import digits_split

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from export.runtimes.choice import runtimes_from_text
+from export.runtimes.versions import runtimes_from_text
 from orchestrator.errors import ExportError
 from orchestrator.spec.triton import RELEASES, image_runtimes
 

@@ -14,9 +14,8 @@ import pytest
 from export.commands.member import runtimes_said
 from export.runtimes import proof as proving
 from export.runtimes.asking import Question, answers_apart
-from export.runtimes.members import proven_as_here
-from export.runtimes.proof import Proof, proofs_of, require_proven
-from export.runtimes.wheels import installed_version
+from export.runtimes.proof import Proof, proofs_of, proven_as_here, require_proven
+from export.runtimes.versions import installed_version
 from orchestrator.errors import ExportError
 from orchestrator.spec import manifest_from_path
 from orchestrator.spec.triton import image_runtimes

@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
+from export.compat import portable
 from export.runtimes.asking import Question, answers_apart
-from export.runtimes.rewriting import portable
-from export.runtimes.wheels import runtime_folder
+from export.runtimes.versions import runtime_folder
 from orchestrator.errors import ExportError
 from orchestrator.spec.triton import image_runtimes
 

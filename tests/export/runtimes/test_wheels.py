@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from export.runtimes import wheels
-from export.runtimes.wheels import CACHE_VARIABLE, installed_version, runtime_folder
+from export.runtimes import versions
+from export.runtimes.versions import CACHE_VARIABLE, installed_version, runtime_folder
 from orchestrator.errors import ExportError
 
 
@@ -45,7 +45,7 @@ def test_a_wheel_is_unpacked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
             archive.writestr("onnxruntime/capi/library.so", b"")
         return path
 
-    monkeypatch.setattr(wheels, "_fetched", fetch)
+    monkeypatch.setattr(versions, "_fetched", fetch)
     first, second = runtime_folder("1.2.3"), runtime_folder("1.2.3")
     assert first == second
     assert first is not None
@@ -67,7 +67,7 @@ def test_a_damaged_wheel_and_a_cache_that_is_a_file_are_one_line(
         (folder / "onnxruntime.whl").write_bytes(b"half of it")
         return folder / "onnxruntime.whl"
 
-    monkeypatch.setattr(wheels, "_fetched", fetch)
+    monkeypatch.setattr(versions, "_fetched", fetch)
     with pytest.raises(ExportError, match="a damaged wheel"):
         runtime_folder("1.2.3")
     (tmp_path / "file").write_text("")

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from export.tensorrt.gpu import Gpu
+from export.tensorrt.machine import Gpu
 from orchestrator.errors import ExportError
 from tests.fakes.cuda import FakeCudaDriver
 

@@ -14,8 +14,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from tritonclient.grpc import model_config_pb2 as pb
 
-from export.tensorrt.gpu import Gpu
-from export.tensorrt.machine import Machine, this_machine
+from export.tensorrt.machine import Gpu, Machine, this_machine
 from export.tensorrt.member import Exported, export_engine
 from export.tensorrt.options import EngineOptions
 from orchestrator.errors import ExportError, RepositoryError

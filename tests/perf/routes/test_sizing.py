@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from export.cost import macs_per_row
+from export.cost.counting import macs_per_row
 from orchestrator.errors import DataError
 from perf.routes.recipes.sizing import FACTORS, factor_of, kept_factor, ms_per_row, widened
 from perf.routes.recipes.three_cnn import NETWORKS, Network, network_model

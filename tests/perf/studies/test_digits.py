@@ -10,9 +10,9 @@ import pytest
 torch = pytest.importorskip("torch", reason="training needs the export extra: make setup")
 # ruff: noqa: E402 - nothing below can be imported without torch
 
-from export.cost import macs_per_row, parameters_of
+from export.cost.counting import macs_per_row, parameters_of
+from export.from_torch import MAX_IR_VERSION, OPSET, onnx_from_torch
 from export.parity import parity_of
-from export.to_onnx import MAX_IR_VERSION, OPSET, onnx_from_torch
 from orchestrator.errors import ExportError, RepositoryError
 from orchestrator.rows.digits import digits_split
 from orchestrator.spec import manifest_from_path

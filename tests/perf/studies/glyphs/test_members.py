@@ -16,7 +16,7 @@ torch = pytest.importorskip("torch", reason="training needs the export extra: ma
 
 from typer.testing import CliRunner
 
-from export.cost import macs_per_row, parameters_of, preprocess_macs_per_row
+from export.cost.counting import macs_per_row, parameters_of, preprocess_macs_per_row
 from export.images.parity import processor_of
 from export.parity import session_of
 from orchestrator.errors import ExportError

@@ -24,19 +24,19 @@ def identify_timm(what: str, asked: Asked, *, timm: Any = None) -> Identity:
     Raises:
         ExportError: timm is not installed or knows no such model, or its weights cannot be had.
     """
-    timm = timm or _package(what)
+    timm = timm or _timm_package(what)
     if not timm.is_model(what.partition(".")[0]):
         raise ExportError(f"timm:{what}", got="no such model", fix=nearest(what, timm.list_models()))
     return Identity(
         text=f"timm:{what}",
         name=member_name(what.replace(".", "_")),
         files={"timm": timm.__version__, "name": what, "random": str(asked.random_weights)},
-        load=lambda: _load(timm, what, asked),
-        image_px=lambda: _processing(timm, timm.get_pretrained_cfg(what).to_dict(), asked).image_px(),
+        load=lambda: _timm_load(timm, what, asked),
+        image_px=lambda: _timm_processing(timm, timm.get_pretrained_cfg(what).to_dict(), asked).image_px(),
     )
 
 
-def _package(what: str) -> Any:
+def _timm_package(what: str) -> Any:
     try:
         import timm
     # A torchvision that does not fit torch fails with a RuntimeError while timm imports it.
@@ -50,7 +50,7 @@ def _package(what: str) -> Any:
     return timm
 
 
-def _load(timm: Any, what: str, asked: Asked) -> Loaded:
+def _timm_load(timm: Any, what: str, asked: Asked) -> Loaded:
     torch.manual_seed(asked.seed)
     try:
         model = timm.create_model(what, pretrained=not asked.random_weights).eval()
@@ -63,7 +63,7 @@ def _load(timm: Any, what: str, asked: Asked) -> Loaded:
             fix=f"where there is a network run `hf download timm/{what} --local-dir FOLDER`, bring FOLDER "
             "into the hub's cache here, or use --random-weights",
         ) from error
-    processing = _processing(timm, model.pretrained_cfg, asked)
+    processing = _timm_processing(timm, model.pretrained_cfg, asked)
     sides = processing.network_px()
     assert sides is not None
     config = timm.data.resolve_data_config({}, pretrained_cfg=model.pretrained_cfg)
@@ -79,7 +79,7 @@ def _load(timm: Any, what: str, asked: Asked) -> Loaded:
     )
 
 
-def _processing(timm: Any, pretrained_cfg: Any, asked: Asked) -> Processing:
+def _timm_processing(timm: Any, pretrained_cfg: Any, asked: Asked) -> Processing:
     by_hand = asked.processing("timm")
     if by_hand is not None:
         return by_hand
@@ -106,3 +106,88 @@ def processing_from_timm(config: dict[str, Any]) -> Processing:
 def transformed(transform: Any, rows: Rows) -> Rows:
     """Images through a torchvision-like transform of one PIL image; uint8 (n, c, H, W) -> float32 (n, c, h, w)."""
     return np.stack([transform(Image.fromarray(np.moveaxis(row, 0, -1))).numpy() for row in rows])
+
+
+def identify_torchvision(what: str, asked: Asked, *, models: Any = None) -> Identity:
+    """Which weights `torchvision:<name>` means: the default ones.
+
+    Args:
+        what: a name of torchvision.models.list_models().
+        asked: the options.
+        models: the `torchvision.models` package; None imports it.
+
+    Raises:
+        ExportError: torchvision is not usable or knows no such model, or its weights cannot be had.
+    """
+    models = models or _torchvision_package(what)
+    if what not in models.list_models():
+        raise ExportError(f"torchvision:{what}", got="no such model", fix=nearest(what, models.list_models()))
+    weights = models.get_model_weights(what).DEFAULT
+    return Identity(
+        text=f"torchvision:{what}",
+        name=member_name(what),
+        files={"weights": str(weights), "random": str(asked.random_weights)},
+        load=lambda: _torchvision_load(models, what, weights, asked),
+        image_px=lambda: _torchvision_processing(weights.transforms(), asked).image_px(),
+    )
+
+
+def _torchvision_package(what: str) -> Any:
+    try:
+        from torchvision import models
+    # Beside a torch it was not built for it fails with a RuntimeError about a missing operator.
+    except (ImportError, RuntimeError) as error:
+        raise ExportError(
+            f"torchvision:{what}",
+            got=f"no usable torchvision ({error})",
+            expected="one that fits your torch",
+            fix="pip install torchvision, or use the same network of transformers: hf:<id>",
+        ) from error
+    return models
+
+
+def _torchvision_load(models: Any, what: str, weights: Any, asked: Asked) -> Loaded:
+    torch.manual_seed(asked.seed)
+    try:
+        model = models.get_model(what, weights=None if asked.random_weights else weights).eval()
+    # URLError, OSError and RuntimeError, depending on where the download stops.
+    except Exception as error:
+        raise ExportError(
+            f"torchvision:{what}",
+            got=f"weights that cannot be had ({type(error).__name__})",
+            expected=f"{weights.url.rpartition('/')[2]} in the torch hub cache",
+            fix=f"bring that file to {torch.hub.get_dir()}/checkpoints, or use --random-weights",
+        ) from error
+    transform = weights.transforms()
+    processing = _torchvision_processing(transform, asked)
+    own = processing == processing_from_torchvision(transform)
+    sides = processing.network_px()
+    assert sides is not None
+    return Loaded(
+        network=model,
+        dims=(3, *sides),
+        processing=processing,
+        own_processor=(lambda rows: transformed(transform, rows)) if own else None,
+        own_processor_name="torchvision transforms" if own else "",
+        labels=tuple(weights.meta["categories"]) or None,
+        versions={"torch": torch.__version__},
+    )
+
+
+def _torchvision_processing(transform: Any, asked: Asked) -> Processing:
+    by_hand = asked.processing("torchvision")
+    if by_hand is not None:
+        return by_hand
+    processing = processing_from_torchvision(transform)
+    return processing.at(asked.resolution_px) if asked.resolution_px else processing
+
+
+def processing_from_torchvision(transform: Any) -> Processing:
+    """The processing of a torchvision classification preset."""
+    return Processing(
+        shortest_px=int(transform.resize_size[0]),
+        filter=str(transform.interpolation.value),
+        crop_px=(int(transform.crop_size[0]),) * 2,
+        mean=tuple(transform.mean),
+        std=tuple(transform.std),
+    )

@@ -1,18 +1,23 @@
-"""What the zoo holds: name, architecture, resolution and usual checkpoint of each network."""
+"""The families of networks that cascades are usually made of, by short name, each at its own resolution.
+
+Built with transformers' own classes, so that a hub checkpoint of the same name loads into them, with 1000 classes.
+"""
 
 from __future__ import annotations
 
 import difflib
+import functools
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from export.zoo.processors import processor_of
 from orchestrator.errors import ExportError
 
 if TYPE_CHECKING:
+    from torch import nn
     from transformers import PretrainedConfig
+
 
 CLASSES = 1000
 # What EfficientNet's stem and each of its seven stages do to the size, and how often a stage repeats at depth 1.
@@ -188,3 +193,127 @@ _ENTRIES = (
     *(_vit(letter, side) for letter in "bl" for side in (224, 384)),
 )
 ZOO: dict[str, ZooEntry] = {entry.name: entry for entry in _ENTRIES}
+
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+HALF = (0.5, 0.5, 0.5)
+# Pillow's numbers of its filters.
+NEAREST, BILINEAR, BICUBIC = 0, 2, 3
+
+
+def processor_of(family: str, resolution_px: int) -> dict[str, Any]:
+    """Settings of the image processor of a family's networks.
+
+    Args:
+        family: of the zoo.
+        resolution_px: side of the image the network takes.
+    """
+    return _PROCESSORS[family](resolution_px)
+
+
+def _efficientnet_processor(side: int) -> dict[str, Any]:
+    # The checkpoints' processor divides by the deviation twice (include_top), hence its square root here.
+    root = [math.sqrt(deviation) for deviation in IMAGENET_STD]
+    settings = _processor("EfficientNet", NEAREST, _square(side), None, IMAGENET_MEAN, root)
+    return {**settings, "rescale_offset": False, "include_top": True}
+
+
+def _resnet_processor(side: int) -> dict[str, Any]:
+    # ConvNeXt's processor resizes the shorter side to size / crop_pct and crops the middle by itself.
+    size = {"shortest_edge": side}
+    return {**_processor("ConvNext", BICUBIC, size, None, IMAGENET_MEAN, IMAGENET_STD), "crop_pct": 0.875}
+
+
+def _mobilenet_processor(side: int) -> dict[str, Any]:
+    # 32 px around the crop whatever its size: what the checkpoints were converted with.
+    return _processor("MobileNetV2", BILINEAR, {"shortest_edge": side + 32}, _square(side), HALF, HALF)
+
+
+def _vit_processor(side: int) -> dict[str, Any]:
+    return _processor("ViT", BILINEAR, _square(side), None, HALF, HALF)
+
+
+def _square(side: int) -> dict[str, int]:
+    return {"height": side, "width": side}
+
+
+def _processor(
+    kind: str, resample: int, size: dict[str, int], crop: dict[str, int] | None, mean: Any, std: Any
+) -> dict[str, Any]:
+    return {
+        "image_processor_type": f"{kind}ImageProcessor",
+        "do_resize": True,
+        "size": size,
+        "resample": resample,
+        "do_center_crop": crop is not None,
+        **({"crop_size": crop} if crop else {}),
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(mean),
+        "image_std": list(std),
+    }
+
+
+_PROCESSORS: dict[str, Callable[[int], dict[str, Any]]] = {
+    "EfficientNet": _efficientnet_processor,
+    "ResNet": _resnet_processor,
+    "MobileNetV2": _mobilenet_processor,
+    "ViT": _vit_processor,
+}
+
+
+COUNTER = "torch FlopCounterMode / 2"
+
+
+@dataclass(frozen=True)
+class Counted:
+    """Size and cost of a network; gmacs are multiply-accumulates per image in billions."""
+
+    params_m: float
+    gmacs: float
+
+
+def network_of(entry: ZooEntry, resolution_px: int | None = None) -> nn.Module:
+    """The classifier with fresh weights; seed torch before.
+
+    Args:
+        entry: which network.
+        resolution_px: another than the entry's own.
+
+    Returns:
+        in evaluation mode; float32 (n, 3, r, r) -> an output whose `logits` are float32 (n, 1000).
+    """
+    import transformers
+
+    kind: Callable[..., nn.Module] = getattr(transformers, f"{entry.architecture}ForImageClassification")
+    return kind(entry.config(resolution_px)).eval()
+
+
+def counted_of(entry: ZooEntry, resolution_px: int | None = None) -> Counted:
+    """Parameters and multiply-accumulates of one image, without any weight being allocated.
+
+    Args:
+        entry: which network.
+        resolution_px: another than the entry's own.
+    """
+    return _counted(entry.name, resolution_px or entry.resolution_px)
+
+
+@functools.lru_cache(maxsize=256)
+def _counted(name: str, resolution_px: int) -> Counted:
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with torch.device("meta"):
+        network = network_of(ZOO[name], resolution_px)
+        image = torch.empty(1, 3, resolution_px, resolution_px)
+    # Eager attention is two plain matrix products, which every release of the counter knows; which fused kernel a
+    # device picks, and whether that one is counted, differs between releases.
+    config: Any = network.config
+    config._attn_implementation = "eager"
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        network(image)
+    parameters = sum(weight.numel() for weight in network.parameters())
+    return Counted(parameters / 1e6, counter.get_total_flops() / 2e9)

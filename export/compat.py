@@ -6,14 +6,16 @@ the model did, every branch of an If included.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx
-from onnx import helper, numpy_helper, version_converter
+from onnx import helper, numpy_helper, shape_inference, version_converter
 
+from export.cost.outline import outline_of
 from export.packing import MAX_IR_VERSION, OPSET
 from export.parity import MAX_ABS_ERROR, session_of
 from orchestrator.errors import ExportError
@@ -190,3 +192,63 @@ def _first_line(error: BaseException) -> str:
     first = (str(error).strip().splitlines() or [type(error).__name__])[0]
     # Without the place in the C++ sources.
     return first.rpartition("` failed: ")[2][:200]
+
+
+def portable(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with the rewritings above; itself where there is nothing to rewrite.
+
+    Args:
+        model: weights loaded; it is left as it is. Graphs inside nodes and functions are rewritten too.
+    """
+    if not any(_rounds_up(node) for node in all_nodes(model)):
+        return model
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    # Inside nodes and functions names mean other tensors, and sizes are not inferred.
+    shapes, outer = _shapes(copy), list(copy.graph.node)
+    pools = [(node, shapes.get(node.input[0], ())) for node in outer if _rounds_up(node)]
+    bodies = [node for function in copy.functions for node in function.node]
+    inner = [*bodies, *(node for graph in all_graphs([*outer, *bodies]) for node in graph.node)]
+    pools += [(node, ()) for node in inner if _rounds_up(node)]
+    for node, sizes in pools:
+        _rewrite_pool(node, sizes[2:])
+    return copy
+
+
+def _rounds_up(node: onnx.NodeProto) -> bool:
+    return node.op_type == "AveragePool" and any(part.name == "ceil_mode" and part.i for part in node.attribute)
+
+
+def _rewrite_pool(node: onnx.NodeProto, sides: Sequence[int]) -> None:
+    """Rewrites one pooling node in place; sizes of its map that are 0 are not known."""
+    settings: dict[str, Any] = {part.name: helper.get_attribute_value(part) for part in node.attribute}
+    if settings.get("auto_pad", b"NOTSET") not in (b"NOTSET", b"VALID"):
+        return
+    kernel = settings["kernel_shape"]
+    count = len(kernel)
+    pads = settings.get("pads", [0] * 2 * count)
+    dropped = set() if any(pads) else {"count_include_pad"}
+    if len(sides) == count and all(sides):
+        strides, dilations = (settings.get(name, [1] * count) for name in ("strides", "dilations"))
+        spans = [dilation * (size - 1) + 1 for size, dilation in zip(kernel, dilations, strict=True)]
+        # One window per axis, of all values: the next one would begin at or beyond the end.
+        whole = all(span >= side for span, side in zip(spans, sides, strict=True))
+        if whole and not any(pads) and set(dilations) == {1}:
+            del node.attribute[:]
+            node.op_type = "GlobalAveragePool"
+            return
+        padded = [side + low + high for side, low, high in zip(sides, pads[:count], pads[count:], strict=True)]
+        if all((size - span) % step == 0 for size, span, step in zip(padded, spans, strides, strict=True)):
+            dropped = {"ceil_mode"}
+    kept = [part for part in node.attribute if part.name not in dropped]
+    del node.attribute[:]
+    node.attribute.extend(kept)
+
+
+def _shapes(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
+    """Tensor -> sizes as far as they are inferred, 0 where a size is free."""
+    graph = shape_inference.infer_shapes(outline_of(model)).graph
+    return {
+        value.name: tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim)
+        for value in (*graph.value_info, *graph.input, *graph.output)
+    }
