@@ -43,6 +43,7 @@ EXTRAS = {
     "matplotlib": "demo",
     "sklearn": "demo",
     "scipy": "plan",
+    "jinja2": "plan",
     "pyarrow": "batch",
     "pytriton": "serve",
     "torch": "export",

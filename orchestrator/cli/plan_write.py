@@ -62,7 +62,7 @@ def write_plan_report(folder: Path, found: PlanResult, records: Records) -> None
         DataError: a package is missing, or the place cannot be written to.
     """
     try:
-        from orchestrator.report import write_report
+        from orchestrator.report.page import write_report
     except ImportError as error:
         raise DataError(
             "plan --report",
@@ -74,7 +74,7 @@ def write_plan_report(folder: Path, found: PlanResult, records: Records) -> None
         folder,
         found.spec,
         dataclasses.replace(records, cost={member.name: member.cost for member in found.pool}),
-        frontier=[dataclasses.asdict(row) for row in found.frontier],
+        frontier=found.frontier,
         pool=found.pool,
         progress=progress,
     )

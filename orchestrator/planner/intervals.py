@@ -22,9 +22,18 @@ def clopper_pearson(hits: int, rows: int, level: float = 0.95) -> tuple[float, f
         rows: trials, at least 1.
         level: two-sided coverage.
     """
+    low, high = clopper_pearson_ends(np.array([hits]), rows, level)
+    return float(low[0]), float(high[0])
+
+
+def clopper_pearson_ends(
+    hits: npt.NDArray[np.int64], rows: int, level: float = 0.95
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Lower and upper ends of the same intervals, float64 (n,), for many numbers of successes, int64 (n,)."""
     tail = (1 - level) / 2
-    low = 0.0 if hits == 0 else float(beta.ppf(tail, hits, rows - hits + 1))
-    high = 1.0 if hits == rows else float(beta.ppf(1 - tail, hits + 1, rows - hits))
+    # scipy gives NaN for the ends that no beta distribution has.
+    low = np.where(hits == 0, 0.0, beta.ppf(tail, hits, rows - hits + 1))
+    high = np.where(hits == rows, 1.0, beta.ppf(1 - tail, hits + 1, rows - hits))
     return low, high
 
 

@@ -1,5 +1,1 @@
-"""The report of a plan: its numbers, pictures, and one page that needs nothing else."""
-
-from orchestrator.report.write import write_report
-
-__all__ = ["write_report"]
+"""The report of a plan: its numbers, charts, and one page that needs no other file and no network."""

@@ -1,75 +1,72 @@
-"""What the pictures draw, as numbers: trades of thresholds, reliability, confidence, classes."""
+"""What the charts draw, as numbers: curves of thresholds and of confidence, histograms of scores, classes."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from orchestrator.planner.intervals import paired_difference
-from orchestrator.report.ladder import F32, F64, I64, Bools, Ladder, picked
-from orchestrator.report.shares import Share, share_of
+from orchestrator.report.inputs import ReportInput, Share, share_of
+from orchestrator.report.stage_outputs import F32, F64, I64, Bools, StageOutputs, values_at
 
 RELIABILITY_BINS = 15
-CONFIDENCE_BINS = 40
+HISTOGRAM_BINS = 40
 
 
 @dataclass(frozen=True, kw_only=True)
-class Trade:
-    """One threshold moved, the others as planned.
+class ThresholdCurve:
+    """Quality and cost while the threshold of one stage moves and the others stay as planned.
 
     Args:
         stage: whose threshold.
         threshold: float32 (t,), ascending, the last is +inf.
-        place: float64 (t,), share of all rows whose score is below the threshold.
-        quality: float64 (t,), share of good answers.
+        rows_below: float64 (t,), share of all rows whose score is below the threshold.
+        quality: float64 (t,), share of correct answers.
         mean_cost: float64 (t,).
-        own: which of them is the plan's.
+        planned: index of the plan's threshold.
     """
 
     stage: int
     threshold: F32
-    place: F64
+    rows_below: F64
     quality: F64
     mean_cost: F64
-    own: int
+    planned: int
 
 
-def trade_of(ladder: Ladder, good: Bools, stage: int) -> Trade:
-    """How accuracy and cost answer to one threshold.
+def threshold_curve(outputs: StageOutputs, stage_correct: Bools, stage: int) -> ThresholdCurve:
+    """The curve of one stage, by one sort of its scores instead of a replay per threshold.
 
     Args:
-        ladder: n rows.
-        good: bool (s, n).
+        outputs: n rows.
+        stage_correct: bool (s, n).
         stage: whose threshold moves.
     """
-    grid = ladder.grid(stage)
-    own = ladder.thresholds[stage]
-    planned = ladder.exits(ladder.thresholds)
-    onward = ladder.exits(ladder.thresholds, after=stage)
-    reached = planned >= stage
-    # Below `low` a row leaves whatever the threshold is.
-    onward[ladder.wants_out(stage, None)] = stage
-    here, there = reached & (onward != stage), np.where(reached, onward, planned)
-    gain = (good[stage].astype(np.int64) - picked(good, there))[here]
-    saved = (ladder.cost[there] - ladder.cost[stage])[here]
-    score = ladder.score[stage][here]
+    grid = outputs.threshold_grid(stage)
+    thresholds = list(outputs.thresholds)
+    own, thresholds[stage] = thresholds[stage], None
+    without = outputs.exit_stage(thresholds)
+    # Only these rows change with the threshold: it stops those whose score reaches it, and the others go on.
+    moved = without > stage
+    correct, cost = values_at(stage_correct, without), outputs.cost[without]
+    gain = stage_correct[stage][moved].astype(np.int64) - correct[moved]
+    saved = cost[moved] - outputs.cost[stage]
+    score = outputs.score[stage][moved]
     order = np.argsort(-score, kind="stable")
-    leaving = len(order) - np.searchsorted(score[order][::-1], grid, side="left")
-    base_good, base_cost = int(np.count_nonzero(picked(good, there))), float(ladder.cost[there].sum())
-    return Trade(
+    stopped = len(order) - np.searchsorted(score[order][::-1], grid, side="left")
+    return ThresholdCurve(
         stage=stage,
         threshold=grid,
-        place=np.searchsorted(np.sort(ladder.score[stage]), grid, side="left") / ladder.rows,
-        quality=(base_good + np.append(0, np.cumsum(gain[order]))[leaving]) / ladder.rows,
-        mean_cost=(base_cost - np.append(0.0, np.cumsum(saved[order]))[leaving]) / ladder.rows,
-        own=int(np.searchsorted(grid, np.float32(np.inf if own is None else own))),
+        rows_below=np.searchsorted(np.sort(outputs.score[stage]), grid, side="left") / outputs.rows,
+        quality=(np.count_nonzero(correct) + np.append(0, np.cumsum(gain[order]))[stopped]) / outputs.rows,
+        mean_cost=(cost.sum() - np.append(0.0, np.cumsum(saved[order]))[stopped]) / outputs.rows,
+        planned=int(np.searchsorted(grid, np.float32(np.inf if own is None else own))),
     )
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reliability:
+class ReliabilityCurve:
     """How often answers of a given confidence are right.
 
     Args:
@@ -85,85 +82,80 @@ class Reliability:
     error: float
 
 
-def reliability_of(name: str, sure: F32, right: Bools) -> Reliability:
+def reliability_curve(name: str, probability: F32, right: Bools) -> ReliabilityCurve:
     """Bins of equal width over the probability of the answer.
 
     Args:
         name: whose answers.
-        sure: float32 (n,), probability of the answer.
+        probability: float32 (n,), of the answer.
         right: bool (n,).
     """
-    sure64 = sure.astype(np.float64)
-    place = np.clip((sure64 * RELIABILITY_BINS).astype(int), 0, RELIABILITY_BINS - 1)
-    rows = np.bincount(place, minlength=RELIABILITY_BINS)
-    hits = np.bincount(place, weights=right, minlength=RELIABILITY_BINS)
-    total = np.bincount(place, weights=sure64, minlength=RELIABILITY_BINS)
-    full = np.flatnonzero(rows)
-    return Reliability(
+    exact = probability.astype(np.float64)
+    place = np.clip((exact * RELIABILITY_BINS).astype(int), 0, RELIABILITY_BINS - 1)
+    rows, hits, total = (
+        np.bincount(place, weights=weights, minlength=RELIABILITY_BINS) for weights in (None, right, exact)
+    )
+    filled = np.flatnonzero(rows)
+    return ReliabilityCurve(
         name=name,
-        confidence=tuple(float(total[one] / rows[one]) for one in full),
-        right=tuple(Share(hits=int(hits[one]), rows=int(rows[one])) for one in full),
-        error=float(np.abs(hits - total).sum() / len(sure)),
+        confidence=tuple(float(total[one] / rows[one]) for one in filled),
+        right=tuple(Share(hits=int(hits[one]), rows=int(rows[one])) for one in filled),
+        error=float(np.abs(hits - total).sum() / len(exact)),
     )
 
 
 @dataclass(frozen=True, kw_only=True)
-class Confidence:
-    """Scores of the rows that come to a stage, split by what their answer there is worth.
+class ScoreHistogram:
+    """Scores of the rows that reach a stage, split by whether their answer there is correct.
 
     Args:
         stage: which.
         edges: float64 (b + 1,).
-        good, bad: int64 (b,), rows whose answer at this stage is good, or not.
-        threshold: of the plan; None where no row leaves by it.
-        last: whether it answers all that come.
+        correct, wrong: int64 (b,), rows.
+        threshold: of the plan; None where no row exits by it.
+        last: whether the stage answers every row that reaches it.
     """
 
     stage: int
     edges: F64
-    good: I64
-    bad: I64
+    correct: I64
+    wrong: I64
     threshold: float | None
     last: bool
 
 
-def confidence_of(ladder: Ladder, good: Bools, stage: int) -> Confidence:
-    """Histogram of a stage's scores under the plan's thresholds.
-
-    Args:
-        ladder: n rows.
-        good: bool (s, n).
-        stage: which.
-    """
-    here = ladder.exits(ladder.thresholds) >= stage
-    score, fine = ladder.score[stage][here].astype(np.float64), good[stage][here]
-    edges = np.linspace(0, 1, CONFIDENCE_BINS + 1)
+def score_histogram(found: ReportInput, stage: int) -> ScoreHistogram:
+    """Histogram of a stage's scores under the plan's thresholds."""
+    outputs = found.outputs
+    reached = found.exit_stage >= stage
     # Rounding lifts a few scores a hair above 1, where a histogram would drop them.
-    score = np.clip(score, 0, 1)
-    return Confidence(
+    score = np.clip(outputs.score[stage][reached].astype(np.float64), 0, 1)
+    correct = found.stage_correct[stage][reached]
+    edges = np.linspace(0, 1, HISTOGRAM_BINS + 1)
+    return ScoreHistogram(
         stage=stage,
         edges=edges,
-        good=np.histogram(score[fine], edges)[0].astype(np.int64),
-        bad=np.histogram(score[~fine], edges)[0].astype(np.int64),
-        threshold=None if stage == ladder.last else ladder.thresholds[stage],
-        last=stage == ladder.last,
+        correct=np.histogram(score[correct], edges)[0].astype(np.int64),
+        wrong=np.histogram(score[~correct], edges)[0].astype(np.int64),
+        threshold=None if stage == outputs.last else outputs.thresholds[stage],
+        last=stage == outputs.last,
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClassFacts:
-    """What the cascade means for the rows of one class.
+    """What the cascade does to the rows of one class.
 
     Args:
-        number: which class.
+        name: of the class; "class 7" where it has none.
         right: rows the cascade gets right.
         reference: rows the reference gets right.
         difference: right minus reference, as a share.
-        interval: 95 % interval of it, from the paired rows.
+        interval: 95 % interval of the difference, from the paired rows.
         deferred: rows that went past the first stage.
     """
 
-    number: int
+    name: str
     right: Share
     reference: Share
     difference: float
@@ -171,29 +163,25 @@ class ClassFacts:
     deferred: Share
 
 
-def classes_of(
-    labels: I64, right: Bools, *, reference: Bools, exit_stage: npt.NDArray[np.intp]
-) -> tuple[ClassFacts, ...]:
-    """Facts of every class that has rows, those that pay most first; ties by number.
-
-    Args:
-        labels: int64 (n,), the true classes.
-        right: bool (n,), of the cascade.
-        reference: bool (n,), of what it is compared with.
-        exit_stage: intp (n,).
-    """
+def class_facts(found: ReportInput) -> tuple[ClassFacts, ...]:
+    """Facts of every class that has rows, those that lose most first, ties by number; empty without accuracy."""
+    if not found.criterion.by_labels or found.reference is None:
+        return ()
+    labels, reference = found.target, found.reference.label == found.target
+    names = found.outputs.spec.labels
     order = np.argsort(labels, kind="stable")
     numbers, starts = np.unique(labels[order], return_index=True)
-    found = []
+    facts = []
     for number, rows in zip(numbers, np.split(order, starts[1:]), strict=True):
-        difference, interval = paired_difference(right[rows], reference[rows])
-        facts = ClassFacts(
-            number=int(number),
-            right=share_of(right[rows]),
+        difference, interval = paired_difference(found.correct[rows], reference[rows])
+        of_class = ClassFacts(
+            name=f"class {number}" if names is None else names[number],
+            right=share_of(found.correct[rows]),
             reference=share_of(reference[rows]),
             difference=difference,
             interval=interval,
-            deferred=share_of(exit_stage[rows] > 0),
+            deferred=share_of(found.exit_stage[rows] > 0),
         )
-        found.append(facts)
-    return tuple(sorted(found, key=lambda one: (one.difference, one.number)))
+        facts.append(of_class)
+    # The sort is stable, and the facts stand in the order of class numbers.
+    return tuple(sorted(facts, key=lambda one: one.difference))

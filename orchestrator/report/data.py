@@ -2,71 +2,96 @@
 
 from __future__ import annotations
 
+import base64
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from orchestrator.planner.dataset_split import split_from_ids
-from orchestrator.planner.intervals import paired_difference
+from orchestrator.planner.intervals import clopper_pearson_ends, paired_difference
+from orchestrator.planner.plan import FrontierRow
 from orchestrator.planner.records import Records
-from orchestrator.report.basis import Achieved, Basis, Measure, basis_from_records
 from orchestrator.report.curves import (
     ClassFacts,
-    Confidence,
-    Reliability,
-    Trade,
-    classes_of,
-    confidence_of,
-    reliability_of,
-    trade_of,
+    ReliabilityCurve,
+    ScoreHistogram,
+    ThresholdCurve,
+    class_facts,
+    reliability_curve,
+    score_histogram,
+    threshold_curve,
 )
-from orchestrator.report.ladder import Bools, Ladder, picked
-from orchestrator.report.rivals import FrontierPoint, point_from_row
-from orchestrator.report.shares import Share, share_of
+from orchestrator.report.inputs import (
+    Criterion,
+    QualityAndCost,
+    ReportInput,
+    Share,
+    report_input_from_records,
+    share_of,
+)
+from orchestrator.report.stage_outputs import Bools, StageOutputs, values_at
 from orchestrator.spec import CascadeSpec, Member
+
+# Beyond this many rows the page would grow by megabytes and the numbers by a digit nobody needs.
+MOST_ROWS = 20_000
+ARROW = " → "
 
 
 @dataclass(frozen=True, kw_only=True)
 class StageFacts:
-    """One stage of the plan, as the recorded rows met it.
+    """One stage of the plan, over the recorded rows.
 
     Args:
-        members: names.
+        members: names, joined.
         threshold: None for never, and for the last stage.
+        low: the plan's abstain threshold, if it has one.
         cost: of asking the stage about one row.
-        total_cost: of a row that stops here.
-        exits: rows that stop here, of all rows.
-        good: rows answered well, of those that stop here.
+        total_cost: of a row that exits here.
+        exits: rows that exit here, of all rows.
+        correct: correct answers, of the rows that exit here.
     """
 
-    members: tuple[str, ...]
+    members: str
     threshold: float | None
+    low: float | None
     cost: float
     total_cost: float
     exits: Share
-    good: Share
+    correct: Share
 
 
 @dataclass(frozen=True, kw_only=True)
-class Against:
-    """The plan against a reference, row by row.
+class ReferenceComparison:
+    """The plan against its reference, row by row.
 
     Args:
-        reference: what it is.
-        difference: good answers of the plan minus those of the reference, as a share.
-        interval: 95 % interval of it.
-        losses: rows only the reference answers well.
-        gains: rows only the plan does.
+        reference: its quality and cost.
+        difference: accuracy of the plan minus that of the reference.
+        interval: 95 % interval of the difference.
+        losses: rows only the reference gets right.
+        gains: rows only the plan gets right.
     """
 
-    reference: Achieved
+    reference: QualityAndCost
     difference: float
     interval: tuple[float, float]
     losses: int
     gains: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrontierPlan(QualityAndCost):
+    """A plan of the search's frontier, with its quality on the rows of the search.
+
+    Args:
+        plan: as the planner found it.
+    """
+
+    plan: FrontierRow
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,44 +102,42 @@ class Report:
         spec: the plan.
         data: name of the data.
         rows: n.
-        measure: what a good answer is.
+        criterion: what makes an answer correct.
         plan: what the plan achieves on all rows.
         mean_cost_ci95: normal interval of its mean cost.
-        worst_cost: of a row that goes through every stage.
-        kept: the same quality on the rows kept to certify; None where none are known.
+        certify_quality: of the plan on the rows kept to certify; None where those are not known.
         stages: one per stage.
-        rivals: members and ensembles on the same rows.
+        baselines: members and ensembles on the same rows.
         frontier: plans of the search, on the rows of the search.
-        against: the plan and its reference; None without accuracy.
-        trades: one per threshold.
-        reliability: members, then the cascade; empty without accuracy.
+        comparison: the plan and its reference; None without accuracy.
+        threshold_curves: one per threshold.
+        reliability: members, then the plan; empty without accuracy.
         classes: empty without accuracy.
-        confidence: one per stage.
-        certify, calibration: facts of the planner, as JSON values; empty if there are none.
-        ladder: what the sliders need.
-        good: bool (s, n), whether the answer of each stage is good.
+        histograms: one per stage.
+        certificate, calibration: facts of the planner, as JSON values; empty if there are none.
+        outputs: answers of all stages, for the sliders.
+        stage_correct: bool (s, n), whether the answer of each stage is correct.
     """
 
     spec: CascadeSpec
     data: str
     rows: int
-    measure: Measure
-    plan: Achieved
+    criterion: Criterion
+    plan: QualityAndCost
     mean_cost_ci95: tuple[float, float]
-    worst_cost: float
-    kept: Share | None
+    certify_quality: Share | None
     stages: tuple[StageFacts, ...]
-    rivals: tuple[Achieved, ...]
-    frontier: tuple[FrontierPoint, ...]
-    against: Against | None
-    trades: tuple[Trade, ...]
-    reliability: tuple[Reliability, ...]
+    baselines: tuple[QualityAndCost, ...]
+    frontier: tuple[FrontierPlan, ...]
+    comparison: ReferenceComparison | None
+    threshold_curves: tuple[ThresholdCurve, ...]
+    reliability: tuple[ReliabilityCurve, ...]
     classes: tuple[ClassFacts, ...]
-    confidence: tuple[Confidence, ...]
-    certify: Mapping[str, Any]
+    histograms: tuple[ScoreHistogram, ...]
+    certificate: Mapping[str, Any]
     calibration: Mapping[str, Any]
-    ladder: Ladder = field(repr=False)
-    good: Bools = field(repr=False)
+    outputs: StageOutputs = field(repr=False)
+    stage_correct: Bools = field(repr=False)
 
     @property
     def fit_rows(self) -> int:
@@ -122,18 +145,18 @@ class Report:
         return self.rows if self.spec.fit is None else self.spec.fit.rows
 
     @property
-    def sifted(self) -> bool:
-        """Whether the rows kept to certify chose from a list of plans, by which they flatter the one chosen."""
-        instead = self.certify.get("method") == "identity" and "tested" in self.certify
-        return instead or self.certify.get("candidates", 1) > 1
+    def certify_rows_chose(self) -> bool:
+        """Whether the rows kept to certify chose the plan from a list, so that they flatter it."""
+        is_reference = self.certificate.get("method") == "identity" and "tested" in self.certificate
+        return is_reference or self.certificate.get("candidates", 1) > 1
 
 
 def report_from_records(
     spec: CascadeSpec,
     records: Records,
     *,
-    frontier: Sequence[Mapping[str, Any]] = (),
-    certify: Mapping[str, Any] | None = None,
+    frontier: Sequence[FrontierRow] = (),
+    certificate: Mapping[str, Any] | None = None,
     calibration: Mapping[str, Any] | None = None,
     pool: Sequence[Member] = (),
 ) -> Report:
@@ -142,9 +165,9 @@ def report_from_records(
     Args:
         spec: the plan.
         records: n rows of all its members, and of any others it is compared with.
-        frontier: rows as `committee plan --json` prints them.
-        certify: facts of the guarantee; None takes those of the plan's `fit`. `reference` in it names a member
-            or "ensemble".
+        frontier: of the search that found the plan.
+        certificate: facts of the guarantee; None takes those of the plan's `fit`. `reference` in it names a
+            member or "ensemble".
         calibration: facts of the temperatures; None takes those of the plan's `fit`.
         pool: members the plan was chosen from, with the temperatures it was chosen with.
 
@@ -152,37 +175,38 @@ def report_from_records(
         DataError: the records do not fit the plan.
     """
     extra: Mapping[str, Any] = {} if spec.fit is None else spec.fit.extra
-    certify = extra.get("guarantee", {}) if certify is None else certify
-    basis = basis_from_records(spec, records, certify=certify, planned=pool)
-    ladder, at, done = basis.ladder, basis.at, basis.done
-    spent = ladder.cost[at]
+    certificate = extra.get("guarantee", {}) if certificate is None else certificate
+    found = report_input_from_records(spec, records, certificate=certificate, planned=pool)
+    outputs = found.outputs
+    spent = outputs.cost[found.exit_stage]
     mean, reach = float(spent.mean()), 1.96 * float(spent.std()) / math.sqrt(records.rows)
     return Report(
         spec=spec,
         data=str(records.meta.get("data") or (spec.fit.split if spec.fit else "") or "unnamed data"),
         rows=records.rows,
-        measure=basis.measure,
-        plan=Achieved(name=spec.name, kind="cascade", quality=share_of(done), mean_cost=mean),
+        criterion=found.criterion,
+        plan=QualityAndCost(name=spec.name, kind="cascade", quality=share_of(found.correct), mean_cost=mean),
         mean_cost_ci95=(mean - reach, mean + reach),
-        worst_cost=spec.worst_cost,
-        kept=_kept(spec, records, done),
-        stages=_stages(spec, basis),
-        rivals=basis.achieved(),
-        frontier=_frontier(frontier, spec, basis),
-        against=_against(basis),
-        trades=tuple(trade_of(ladder, basis.good, stage) for stage in range(ladder.last)),
-        reliability=_reliability(spec, basis),
-        classes=_classes(basis),
-        confidence=tuple(confidence_of(ladder, basis.good, stage) for stage in range(ladder.last + 1)),
-        certify=certify,
+        certify_quality=_certify_quality(spec, records, found.correct),
+        stages=_stages(found),
+        baselines=tuple(one.judged(found.target) for one in (*found.members, *found.ensembles)),
+        frontier=_frontier(frontier, spec, found),
+        comparison=_comparison(found),
+        threshold_curves=tuple(
+            threshold_curve(outputs, found.stage_correct, stage) for stage in range(outputs.last)
+        ),
+        reliability=_reliability(found),
+        classes=class_facts(found),
+        histograms=tuple(score_histogram(found, stage) for stage in range(len(spec.stages))),
+        certificate=certificate,
         calibration=extra.get("calibration", {}) if calibration is None else calibration,
-        ladder=ladder,
-        good=basis.good,
+        outputs=outputs,
+        stage_correct=found.stage_correct,
     )
 
 
-def _kept(spec: CascadeSpec, records: Records, done: Bools) -> Share | None:
-    """The rows kept to certify, where the plan says how they were drawn from these very records."""
+def _certify_quality(spec: CascadeSpec, records: Records, correct: Bools) -> Share | None:
+    """Quality on the rows kept to certify, where the plan says how they were drawn from these very records."""
     fit = spec.fit
     split = {} if fit is None else fit.extra.get("split", {})
     kept, chosen = split.get("certify_rows", 0), split.get("search_rows", 0)
@@ -191,56 +215,99 @@ def _kept(spec: CascadeSpec, records: Records, done: Bools) -> Share | None:
     if fit.data_sha256 != str(records.meta.get("data_sha256", "")):
         return None
     again = split_from_ids(records.ids, certify_share=kept / records.rows, seed=split.get("seed", 0))
-    return share_of(done[again.certify])
+    return share_of(correct[again.certify])
 
 
-def _stages(spec: CascadeSpec, basis: Basis) -> tuple[StageFacts, ...]:
+def _stages(found: ReportInput) -> tuple[StageFacts, ...]:
     return tuple(
         StageFacts(
-            members=tuple(member.name for member in stage.members),
+            members=" + ".join(member.name for member in stage.members),
             threshold=stage.threshold,
+            low=stage.low,
             cost=stage.cost,
-            total_cost=float(basis.ladder.cost[number]),
-            exits=share_of(basis.at == number),
-            good=share_of(basis.done[basis.at == number]),
+            total_cost=float(found.outputs.cost[number]),
+            exits=share_of(found.exit_stage == number),
+            correct=share_of(found.correct[found.exit_stage == number]),
         )
-        for number, stage in enumerate(spec.stages)
+        for number, stage in enumerate(found.outputs.spec.stages)
     )
 
 
-def _frontier(rows: Sequence[Mapping[str, Any]], spec: CascadeSpec, basis: Basis) -> tuple[FrontierPoint, ...]:
-    if not basis.measure.frontier:
+def _frontier(rows: Sequence[FrontierRow], spec: CascadeSpec, found: ReportInput) -> tuple[FrontierPlan, ...]:
+    if not found.criterion.for_frontier:
         return ()
-    counted = len(basis.done) if spec.fit is None else spec.fit.rows
-    return tuple(point_from_row(row, counted) for row in rows if isinstance(row.get("accuracy"), int | float))
+    counted = len(found.correct) if spec.fit is None else spec.fit.rows
+    return tuple(
+        FrontierPlan(
+            name=ARROW.join(" + ".join(stage) for stage in row.stages),
+            kind="cascade" if len(row.stages) > 1 else "ensemble" if len(row.members) > 1 else "member",
+            quality=Share(hits=round(row.accuracy * counted), rows=counted),
+            mean_cost=row.mean_cost,
+            plan=row,
+        )
+        for row in rows
+    )
 
 
-def _against(basis: Basis) -> Against | None:
-    other = basis.reference
-    if not basis.measure.accuracy or other is None:
+def _comparison(found: ReportInput) -> ReferenceComparison | None:
+    if not found.criterion.by_labels or found.reference is None:
         return None
-    fine = other.label == basis.target
-    difference, interval = paired_difference(basis.done, fine)
-    kind = "member" if other.members == 1 else "ensemble"
-    return Against(
-        reference=Achieved(name=other.name, kind=kind, quality=share_of(fine), mean_cost=other.cost),
+    reference = found.reference.label == found.target
+    difference, interval = paired_difference(found.correct, reference)
+    return ReferenceComparison(
+        reference=found.reference.judged(found.target),
         difference=difference,
         interval=interval,
-        losses=int(np.count_nonzero(fine & ~basis.done)),
-        gains=int(np.count_nonzero(basis.done & ~fine)),
+        losses=int(np.count_nonzero(reference & ~found.correct)),
+        gains=int(np.count_nonzero(found.correct & ~reference)),
     )
 
 
-def _reliability(spec: CascadeSpec, basis: Basis) -> tuple[Reliability, ...]:
-    if not basis.measure.accuracy:
+def _reliability(found: ReportInput) -> tuple[ReliabilityCurve, ...]:
+    if not found.criterion.by_labels:
         return ()
-    single = [reliability_of(one.name, one.sure, one.label == basis.target) for one in basis.members]
-    sure = picked(basis.ladder.sure, basis.at)
-    return (*single, reliability_of(spec.name, sure, basis.done))
+    members = [reliability_curve(one.name, one.probability, one.label == found.target) for one in found.members]
+    probability = values_at(found.outputs.probability, found.exit_stage)
+    return (*members, reliability_curve(found.outputs.spec.name, probability, found.correct))
 
 
-def _classes(basis: Basis) -> tuple[ClassFacts, ...]:
-    if not basis.measure.accuracy or basis.reference is None:
-        return ()
-    fine = basis.reference.label == basis.target
-    return classes_of(basis.target, basis.done, reference=fine, exit_stage=basis.at)
+def slider_data(report: Report) -> dict[str, Any]:
+    """What the page's script needs to decide every row again, as JSON values.
+
+    Scores and thresholds are the float32 numbers the exit rule compares, not rounded: a row whose score equals a
+    threshold exits on the page because it exits in the core. The script gets the 95 % interval of every number of
+    correct rows that any thresholds can give, so that it computes none. Arrays are little-endian, base64; flags
+    are one bit a row, the lowest bit first.
+    """
+    outputs, rows = report.outputs, sampled_rows(report.rows)
+    correct = report.stage_correct[:, rows]
+    fewest, most = int(correct.all(axis=0).sum()), int(correct.any(axis=0).sum())
+    low, high = clopper_pearson_ends(np.arange(fewest, most + 1), len(rows))
+    stages: list[dict[str, Any]] = [
+        {"cost": float(cost), "correct": _base64(np.packbits(flags, bitorder="little"))}
+        for cost, flags in zip(outputs.cost, correct, strict=True)
+    ]
+    for curve, stage, facts in zip(report.threshold_curves, stages, report.stages, strict=False):
+        stage |= {
+            "score": _base64(outputs.score[curve.stage][rows].astype("<f4")),
+            "grid": _base64(curve.threshold.astype("<f4")),
+            "planned": curve.planned,
+            "low": None if facts.low is None else float(np.float32(facts.low)),
+        }
+    return {
+        "rows": len(rows),
+        "unit": report.spec.cost_unit,
+        "stages": stages,
+        "intervals": {"fewest": fewest, "low": _base64(low.astype("<f8")), "high": _base64(high.astype("<f8"))},
+    }
+
+
+def sampled_rows(rows: int) -> npt.NDArray[np.intp]:
+    """Indices of the rows the sliders work on: all, or an even draw from a fixed seed, ascending."""
+    if rows <= MOST_ROWS:
+        return np.arange(rows)
+    return np.sort(np.random.default_rng(0).choice(rows, MOST_ROWS, replace=False))
+
+
+def _base64(array: npt.NDArray[Any]) -> str:
+    return base64.b64encode(array.tobytes()).decode("ascii")

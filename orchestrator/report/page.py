@@ -1,239 +1,144 @@
-"""The page: one HTML file that asks nobody for anything."""
+"""The page, from the template page.html.j2, and writing it into a folder beside its pictures."""
 
 from __future__ import annotations
 
-import base64
-import json
-from collections.abc import Callable, Sequence
-from html import escape
-from importlib.resources import files
+import contextlib
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
-from orchestrator.report.data import Report
-from orchestrator.report.live import live_from_report, sampled_rows
-from orchestrator.report.pictures import CLASSES_DRAWN, Picture
-from orchestrator.report.plot import svg_from_report
-from orchestrator.report.summary import cards, opening, provenance
-from orchestrator.report.tables import (
-    classes_table,
-    frontier_table,
-    rivals_table,
-    stages_table,
-    temperatures_table,
-)
-from orchestrator.report.words import threshold_words
+from jinja2 import Environment, PackageLoader, StrictUndefined
 
-# Nothing may be fetched, whatever a name in the data might try.
-_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
-# Colours of stages in the bar; a longer cascade starts over.
-_COLOURS = 4
+from orchestrator.errors import DataError
+from orchestrator.files import write_file
+from orchestrator.planner.plan import FrontierRow
+from orchestrator.planner.records import Records
+from orchestrator.progress import Progress, no_progress
+from orchestrator.report import words
+from orchestrator.report.charts import CLASSES_DRAWN, charts_from_report, sketches_from_report, slider_chart
+from orchestrator.report.data import Report, report_from_records, sampled_rows, slider_data
+from orchestrator.report.drawing import COLOURS, Chart
+from orchestrator.spec import CascadeSpec, Member
+
+# Facts of the guarantee that the page's sentence about it says already.
+_SAID = ("statement", "certified", "rows", "losses", "gains", "counted", "bound", "method", "delta")
 
 
-def page_from_report(report: Report, pictures: Sequence[Picture]) -> str:
+def write_report(
+    folder: Path,
+    spec: CascadeSpec,
+    records: Records,
+    *,
+    frontier: Sequence[FrontierRow] = (),
+    certificate: Mapping[str, Any] | None = None,
+    calibration: Mapping[str, Any] | None = None,
+    pool: Sequence[Member] = (),
+    progress: Progress = no_progress,
+) -> Path:
+    """Writes `index.html`, which needs no other file, and every picture as a PNG.
+
+    Args:
+        folder: made if it is not there; other files in it stay.
+        spec: the plan.
+        records: n rows of all its members, and of any others it is compared with; costs in the plan's unit.
+        frontier: of the search that found the plan.
+        certificate: facts of the guarantee; None takes `guarantee` of the plan's `fit.extra`. `reference` in it
+            names the member, or "ensemble", that the plan is compared with; without one `reference` of `fit.extra`
+            does.
+        calibration: facts of the temperatures; None takes `calibration` of the plan's `fit.extra`.
+        pool: members the plan was chosen from, with the temperatures it was chosen with; without
+            them others than the plan's are as the records describe them.
+        progress: is told of every picture.
+
+    Returns:
+        path of the page.
+
+    Raises:
+        DataError: the records do not fit the plan, or the folder cannot be written to.
+    """
+    with _made(folder):
+        report = report_from_records(
+            spec, records, frontier=frontier, certificate=certificate, calibration=calibration, pool=pool
+        )
+        with progress("drawing the report", len(sketches_from_report(report))) as advance:
+            charts = charts_from_report(report, advance=advance)
+        contents = {f"{chart.name}.png": chart.png for chart in charts}
+        # The page goes last: where it is, the rest is.
+        contents["index.html"] = page_from_report(report, charts).encode()
+        try:
+            for name, content in contents.items():
+                write_file(folder / name, content)
+        except OSError as error:
+            raise _unwritable(folder, error) from error
+    return folder / "index.html"
+
+
+def page_from_report(report: Report, charts: Sequence[Chart]) -> str:
     """The whole text of index.html; equal reports give equal texts."""
-    shown = {picture.name: _figure(picture) for picture in pictures}
-    sections = [
-        ("try", "Try thresholds", _try(report) if report.trades else ""),
-        ("frontier", "Accuracy and cost", _frontier(report, shown)),
-        ("stages", "Stages", _stages(report, shown)),
-        ("thresholds", "What thresholds trade", _trades(report, shown)),
-        ("confidence", "Confidence", _confidence(report, shown)),
-        ("reliability", "Calibration", _reliability(report, shown)),
-        ("classes", "Classes", _classes(report, shown)),
-        ("measured", "How this was measured", provenance(report)),
-    ]
-    if not report.measure.accuracy:
-        sections[1] = ("frontier", "Agreement and cost", sections[1][2])
-    sections = [section for section in sections if section[2]]
-    links = "".join(f'<a href="#{name}">{title}</a>' for name, title, _ in sections)
-    body = "\n".join(f'<section id="{name}"><h2>{title}</h2>\n{text}</section>' for name, title, text in sections)
-    title = escape(f"{report.spec.name} on {report.data}")
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{_POLICY}">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<title>{title}</title>
-<link rel="icon" href="data:,">
-<style>
-{_text_of("page.css")}</style>
-</head>
-<body>
-<header><div>
-<h1>{title}</h1>
-{opening(report)}
-{cards(report)}
-</div></header>
-<nav aria-label="Sections"><div>{links}</div></nav>
-<main>
-{body}
-<footer>Made by <code>committee plan --report</code>. Intervals hold at 95 %.</footer>
-</main>
-{_script(report) if report.trades else ""}
-</body>
-</html>
-"""
-
-
-def _text_of(name: str) -> str:
-    return files("orchestrator.report").joinpath(name).read_text(encoding="utf-8")
-
-
-def _script(report: Report) -> str:
-    # Inside a script element only "</" and "<!--" could end it early; no name gets to write a "<".
-    data = json.dumps(live_from_report(report), allow_nan=False).replace("<", "\\u003c")
-    return (
-        f'<script type="application/json" id="live-data">{data}</script>\n<script>\n{_text_of("page.js")}</script>'
+    environment = Environment(
+        loader=PackageLoader("orchestrator.report", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {
+        "cost": lambda cost: words.cost_words(cost, report.spec.cost_unit),
+        "percent": words.percent,
+        "between": words.between,
+        "signed": words.signed,
+        "threshold": words.threshold_words,
+        "times": words.times_words,
+    }
+    environment.policies["json.dumps_kwargs"] = {"allow_nan": False}
+    sliders = slider_chart(report) if report.threshold_curves else None
+    return environment.get_template("page.html.j2").render(
+        report=report,
+        charts={chart.name: chart.svg for chart in charts},
+        colours=COLOURS,
+        slider_chart=sliders,
+        slider_data=slider_data(report) | {"prefixes": words.PREFIXES, "chart": _axes(sliders)},
+        sampled=len(sampled_rows(report.rows)),
+        ranked=sorted(
+            [report.plan, *report.baselines], key=lambda one: (one.mean_cost is None, -(one.mean_cost or 0))
+        ),
+        worse=sum(one.interval[1] < 0 for one in report.classes),
+        better=sum(one.interval[0] > 0 for one in report.classes),
+        classes_drawn=CLASSES_DRAWN,
+        other_facts={
+            key: value for key, value in report.certificate.items() if key not in _SAID and value is not None
+        },
     )
 
 
-def _figure(picture: Picture) -> Callable[[str], str]:
-    light, dark = (base64.b64encode(png).decode("ascii") for png in (picture.light, picture.dark))
-
-    def written(caption: str) -> str:
-        return (
-            f'<figure><picture><source media="(prefers-color-scheme: dark)" srcset="data:image/png;base64,{dark}">'
-            f'<img alt="{escape(picture.alt)}" src="data:image/png;base64,{light}"></picture>'
-            f"<figcaption>{escape(caption)}</figcaption></figure>"
-        )
-
-    return written
+def _axes(chart: Chart | None) -> dict[str, list[float]] | None:
+    """Where the page's script puts the dot: ends of both axes in the SVG, logarithms of costs, and shares."""
+    if chart is None:
+        return None
+    left, right, top, bottom = chart.axes_box
+    cheapest, dearest, low, high = chart.limits
+    return {"x": [left, right], "y": [bottom, top], "log_cost": [math.log(cheapest), math.log(dearest)],
+            "quality": [low / 100, high / 100]}  # fmt: skip
 
 
-Figures = dict[str, Callable[[str], str]]
+@contextlib.contextmanager
+def _made(folder: Path) -> Iterator[None]:
+    """Makes the folder first, so that nobody waits for pictures that cannot be written, and leaves none empty."""
+    new = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _unwritable(folder, error) from error
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):
+            for path in new:
+                path.rmdir()
+        raise
 
 
-def _paragraph(text: str, kind: str = "") -> str:
-    mark = f' class="{kind}"' if kind else ""
-    return f"<p{mark}>{escape(text)}</p>"
-
-
-def _rows(report: Report) -> str:
-    return f"{report.rows:,} rows of {report.data}"
-
-
-def _try(report: Report) -> str:
-    count = len(sampled_rows(report.rows))
-    which = "all" if count == report.rows else "an even draw from the"
-    note = f"Recomputed from {which} {_rows(report)}"
-    note += "." if count == report.rows else f": {count:,} rows travel in this page."
-    picture = svg_from_report(report)
-    legend = "Ring: the plan. Dot: the sliders. Circles: members and ensembles."
-    legend = f"{legend} Line: the frontier." if report.frontier else legend
-    legend = legend if picture else "No picture: a cost of 0 has no place on a logarithmic axis."
-    word, sliders = report.measure.word, "\n".join(_slider(report, stage) for stage in range(report.ladder.last))
-    exits = "\n".join(_exit(report, stage) for stage in range(len(report.stages)))
-    bar = "".join(
-        f'<i id="live-bar-{stage}" style="background:var(--stage{stage % _COLOURS})"></i>'
-        for stage in range(len(report.stages))
-    )
-    return f"""{_paragraph(f"{note} Arrow keys move a slider by one step; an empty field is never.", "soft")}
-<noscript><p class="warning">The sliders need JavaScript, which is off.</p></noscript>
-<div class="try">
-<div class="panel">
-{sliders}
-<div class="numbers" aria-live="polite">
-<div><span>{escape(word)}</span><b id="live-quality">-</b><span id="live-quality-ci"></span>
-<span id="live-quality-change"></span></div>
-<div><span>mean cost per row</span><b id="live-cost">-</b><span id="live-cost-change"></span>
-<button type="button" id="live-reset">Back to the plan</button></div>
-</div>
-<div class="bar" aria-hidden="true">{bar}</div>
-<table><tbody>{exits}</tbody></table>
-</div>
-<div class="panel">{picture}
-{_paragraph(legend, "soft")}
-</div>
-</div>
-"""
-
-
-def _slider(report: Report, stage: int) -> str:
-    names = escape(" + ".join(report.stages[stage].members))
-    own = escape(threshold_words(report.stages[stage].threshold))
-    score = escape(report.spec.score)
-    return f"""<div class="slider">
-<label for="slider-{stage}">Stage {stage}, {names}: stop when {score} ≥ (planned {own})</label>
-<div><input type="range" id="slider-{stage}" min="0" max="1" step="1" value="0">
-<input type="number" id="number-{stage}" step="any" placeholder="never"
-aria-label="threshold of stage {stage}"></div>
-</div>"""
-
-
-def _exit(report: Report, stage: int) -> str:
-    names = escape(" + ".join(report.stages[stage].members))
-    key = f'<span class="key" style="background:var(--stage{stage % _COLOURS})"></span>'
-    return f'<tr><td class="name">{key}stops at stage {stage}, {names}</td><td id="live-exit-{stage}">-</td></tr>'
-
-
-def _frontier(report: Report, shown: Figures) -> str:
-    text = f"Members, ensembles and the plan: {_rows(report)}, with Clopper-Pearson intervals."
-    if report.frontier:
-        text += (
-            f" The line joins the {len(report.frontier):,} best plans of the search, as counted on the "
-            f"{report.fit_rows:,} rows they were chosen on, which makes them look a little better than they are."
-        )
-    if any(one.mean_cost is None for one in report.rivals):
-        text += " Members whose cost is not known in the plan's unit are in the table only."
-    parts = [shown["frontier"](text), rivals_table(report)]
-    if report.frontier:
-        title = f"The {len(report.frontier):,} plans of the frontier"
-        parts.append(f"<details><summary>{title}</summary>{frontier_table(report)}</details>")
-    return "\n".join(parts)
-
-
-def _stages(report: Report, shown: Figures) -> str:
-    caption = f"{_rows(report)}; bars carry Clopper-Pearson intervals. Cost counts what was spent at each stage."
-    return f"{stages_table(report)}\n{shown['exits'](caption)}"
-
-
-def _trades(report: Report, shown: Figures) -> str:
-    if "thresholds" not in shown:
-        return ""
-    caption = f"One threshold moves, the others stay as planned; the star is the plan. {_rows(report)}."
-    return shown["thresholds"](caption)
-
-
-def _confidence(report: Report, shown: Figures) -> str:
-    split = "where their answer there is right and where it is wrong"
-    if not report.measure.accuracy:
-        split = f"those that agree and those that differ ({report.measure.word})"
-    caption = f"Scores ({report.spec.score}) of the rows that come to each stage, {split}; the dashed line is the "
-    caption += f"threshold. {_rows(report)}."
-    return shown["confidence"](caption)
-
-
-def _reliability(report: Report, shown: Figures) -> str:
-    facts, parts = report.calibration, []
-    if facts:
-        kept = "Temperatures are used" if facts.get("kept") else "Temperatures are not used"
-        parts.append(_paragraph(f"{kept}: {facts.get('reason', 'no reason given')}."))
-    if report.measure.accuracy and facts.get("members"):
-        parts.append(temperatures_table(facts["members"]))
-    if "reliability" in shown:
-        caption = (
-            f"Points on the dotted line mean what they say. Bins hold equal widths of probability, intervals are "
-            f"Clopper-Pearson. The last panel is the plan, at whichever stage it stopped. {_rows(report)}."
-        )
-        parts.append(shown["reliability"](caption))
-    return "\n".join(parts)
-
-
-def _classes(report: Report, shown: Figures) -> str:
-    if "classes" not in shown or report.against is None:
-        return ""
-    worse = sum(one.interval[1] < 0 for one in report.classes)
-    better = sum(one.interval[0] > 0 for one in report.classes)
-    text = (
-        f"Against {report.against.reference.name}, {worse} of {len(report.classes):,} classes lose and {better} "
-        "gain by more than their intervals allow for; one class in twenty would do so by chance."
-    )
-    which = (
-        ""
-        if len(report.classes) <= CLASSES_DRAWN
-        else f" The {CLASSES_DRAWN // 2} that lose most and the {CLASSES_DRAWN // 2} that gain most."
-    )
-    caption = f"Paired differences on the same rows, {_rows(report)}.{which}"
-    details = f"<details><summary>All {len(report.classes):,} classes</summary>{classes_table(report)}</details>"
-    return "\n".join([_paragraph(text), shown["classes"](caption), details])
+def _unwritable(folder: Path, error: OSError) -> DataError:
+    return DataError(f"report {folder}", got=str(error), expected="a folder that can be written to")

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import math
 
-from orchestrator.report.shares import Share
-
-_PREFIXES = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
+PREFIXES = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
 def cost_words(cost: float | None, unit: str) -> str:
     """A cost with its unit, such as "12.3 M MACs"; three digits."""
     if cost is None:
         return "unknown"
-    for size, prefix in _PREFIXES:
+    for size, prefix in PREFIXES:
         # Just below a step, three digits would round up to 1000.
         if abs(cost) >= size * 0.9995:
             return f"{cost / size:.3g} {prefix} {unit}"
@@ -28,13 +26,6 @@ def percent(value: float, digits: int = 1) -> str:
 def between(interval: tuple[float, float], digits: int = 1) -> str:
     """An interval of shares, such as "91.2 to 93.0 %"."""
     return f"{100 * interval[0]:.{digits}f} to {100 * interval[1]:.{digits}f} %"
-
-
-def share_words(share: Share, digits: int = 1) -> str:
-    """A share with its interval and rows."""
-    if not share.rows:
-        return "no rows"
-    return f"{percent(share.value, digits)} (95 % interval {between(share.interval, digits)}, {share.rows:,} rows)"
 
 
 def signed(value: float, digits: int = 2) -> str:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.report.made import Told, write_evil, write_made
+from tests.report.builders import Told, write_evil, write_made
 
 
 @pytest.fixture(scope="session")

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
+from orchestrator.decision.exit_rule import ExitRule
 from orchestrator.planner.intervals import clopper_pearson
 from orchestrator.planner.records import Records
 from orchestrator.planner.replay import replay
-from orchestrator.report.ladder import ladder_from_plan
+from orchestrator.report.stage_outputs import stage_outputs_from_plan
 from orchestrator.spec import CascadeSpec
 from tests.chromium import Browser, browser, chromium_path
-from tests.report.made import made_plan, made_records
+from tests.report.builders import made_plan, made_records
 from tests.report.test_page import undrawn
 
 pytestmark = [
@@ -102,7 +106,7 @@ def test_sliders_moved_by_keyboard_give_the_numbers_of_the_core(chrome: Browser,
 
 def test_a_typed_threshold_that_equals_a_score_lets_that_row_go(chrome: Browser, page: Path) -> None:
     spec, records = made_plan(), made_records()
-    scores = np.sort(ladder_from_plan(spec, records).score[0])[::-1]
+    scores = np.sort(stage_outputs_from_plan(spec, records).score[0])[::-1]
     # Its shortest text lies a little above it: only the float32 of that text is the score again.
     place = next(one for one in range(50, 600) if float(str(scores[one])) > float(scores[one]))
     tie, above = scores[place], place
@@ -117,6 +121,32 @@ def test_a_typed_threshold_that_equals_a_score_lets_that_row_go(chrome: Browser,
                             "document.activeElement.dispatchEvent(new Event('change'))")  # fmt: skip
         chrome.press("Tab")
         assert number(chrome, "live-exit-0") == stops / 600
+
+
+SCORES = st.floats(-2, 2, width=32)
+
+
+@given(
+    scores=st.lists(SCORES, min_size=1),
+    threshold=st.none() | SCORES,
+    low=st.none() | SCORES,
+    shared=st.booleans(),
+)
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_row_leaves_a_stage_on_the_page_where_the_exit_rule_lets_it(
+    scores: list[float], threshold: float | None, low: float | None, shared: bool, chrome: Browser, page: Path
+) -> None:
+    # Scores that equal a threshold or a low end are the ones that two rules could differ on.
+    scores += [one for one in (threshold, low) if one is not None and shared]
+    low = None if low is None or (threshold is not None and low >= threshold) else low
+    spec = made_plan((("tiny",), ("large",)), (threshold,))
+    spec = dataclasses.replace(spec, stages=(dataclasses.replace(spec.stages[0], low=low), spec.stages[1]))
+    exits, _ = ExitRule(spec).decide_plain(np.array(scores, np.float32), 0)
+    if chrome.evaluate("typeof leaves") != "function":
+        chrome.open(page)
+    bar = "Infinity" if threshold is None else threshold
+    found = chrome.evaluate(f"{scores}.map((one) => leaves(one, {bar}, {'null' if low is None else low}))")
+    assert found == exits.tolist()
 
 
 def test_an_abstain_window_is_kept_by_the_sliders(chrome: Browser, tmp_path: Path) -> None:
@@ -153,8 +183,10 @@ def test_it_fits_a_laptop_and_follows_its_look(scheme: str, dark: bool, chrome: 
         "getComputedStyle(document.body).backgroundColor.match(/\\d+/g).slice(0, 3).join(' ')"
     )
     assert (max(int(part) for part in colour.split()) < 80) == dark
-    sources = chrome.evaluate("[...document.images].map((one) => one.currentSrc === one.src).join(' ')").split()
-    assert sources == [str(not dark).lower()] * 6
+    inks = chrome.evaluate("[...document.querySelectorAll('.chart')].map((one) => "
+                           "getComputedStyle(one.querySelector('text')).fill).join(';')").split(";")  # fmt: skip
+    assert len(inks) == 7
+    assert all((min(int(part) for part in re.findall(r"\d+", ink)) > 150) == dark for ink in inks)
     chrome.evaluate("document.getElementById('try').scrollIntoView({behavior: 'instant'})")
     # The sliders and all numbers they change are on one screen.
     last = "document.getElementById('live-exit-2').getBoundingClientRect().bottom"

@@ -14,11 +14,11 @@ from orchestrator.planner.dataset_split import split_from_ids
 from orchestrator.planner.intervals import clopper_pearson, paired_difference
 from orchestrator.planner.records import Records
 from orchestrator.planner.replay import replay
-from orchestrator.report.curves import reliability_of, trade_of
+from orchestrator.report.curves import reliability_curve, threshold_curve
 from orchestrator.report.data import Report, report_from_records
-from orchestrator.report.ladder import ladder_from_plan
+from orchestrator.report.stage_outputs import stage_outputs_from_plan
 from orchestrator.spec import COMBINES, SCORES, CascadeSpec, Fit
-from tests.report.made import COSTS, made_plan, made_records
+from tests.report.builders import COSTS, FRONTIER, made_plan, made_records
 
 
 def with_thresholds(spec: CascadeSpec, thresholds: tuple[float | None, ...]) -> CascadeSpec:
@@ -56,36 +56,36 @@ def test_every_tuple_of_thresholds_stops_rows_where_the_served_core_does(
 ) -> None:
     records = made_records(seed, rows=60)
     spec = made_plan((("tiny", "small"), ("medium",), ("large",)), combine=combine, score=score)
-    ladder = ladder_from_plan(spec, records)
+    outputs = stage_outputs_from_plan(spec, records)
     # Scores themselves as thresholds: ties have to exit.
-    thresholds = tuple(float(np.sort(ladder.score[stage])[place]) for stage, place in enumerate(places))
+    thresholds = tuple(float(np.sort(outputs.score[stage])[place]) for stage, place in enumerate(places))
     if low:
         first = dataclasses.replace(spec.stages[0], low=float(np.float32(thresholds[0] - 0.1)), threshold=None)
         spec = dataclasses.replace(spec, stages=(first, *spec.stages[1:]))
-        ladder = ladder_from_plan(spec, records)
+        outputs = stage_outputs_from_plan(spec, records)
     spec = with_thresholds(spec, thresholds)
     done = replay(spec, records)
-    at = ladder.exits(thresholds)
+    at = outputs.exit_stage(thresholds)
     assert np.array_equal(at, done.exit_stage)
-    assert np.array_equal(ladder.label[at, np.arange(60)], done.label)
-    assert np.array_equal(ladder.score[at, np.arange(60)], done.confidence)
-    assert np.allclose(ladder.cost[at], done.cost, rtol=1e-6)
+    assert np.array_equal(outputs.label[at, np.arange(60)], done.label)
+    assert np.array_equal(outputs.score[at, np.arange(60)], done.confidence)
+    assert np.allclose(outputs.cost[at], done.cost, rtol=1e-6)
 
 
 @pytest.mark.parametrize("low", [None, 0.45])
 @pytest.mark.parametrize("stage", [0, 1])
-def test_a_trade_is_the_replay_of_every_threshold_with_the_others_fixed(stage: int, low: float | None) -> None:
+def test_a_curve_is_the_replay_of_every_threshold_with_the_others_fixed(stage: int, low: float | None) -> None:
     records, spec = made_records(3, rows=150), made_plan()
     if low is not None:
         stages = tuple(
             dataclasses.replace(one, low=low) if number == stage else one for number, one in enumerate(spec.stages)
         )
         spec = dataclasses.replace(spec, stages=stages)
-    ladder = ladder_from_plan(spec, records)
-    trade = trade_of(ladder, ladder.label == records.labels, stage)
-    assert trade.threshold[trade.own] == np.float32(spec.stages[stage].threshold)
-    assert trade.threshold[-1] == np.inf
-    for threshold, quality, cost in zip(trade.threshold, trade.quality, trade.mean_cost, strict=True):
+    outputs = stage_outputs_from_plan(spec, records)
+    curve = threshold_curve(outputs, outputs.label == records.labels, stage)
+    assert curve.threshold[curve.planned] == np.float32(spec.stages[stage].threshold)
+    assert curve.threshold[-1] == np.inf
+    for threshold, quality, cost in zip(curve.threshold, curve.quality, curve.mean_cost, strict=True):
         if low is not None and threshold <= low:
             continue
         own = [one.threshold for one in spec.stages[:-1]]
@@ -106,16 +106,16 @@ def test_the_plan_and_its_stages_are_what_the_core_replays(report: Report) -> No
     assert (report.plan.quality.hits, report.plan.quality.rows) == (right, 600)
     assert report.plan.mean_cost == pytest.approx(cost)
     assert [stage.exits.hits for stage in report.stages] == stops
-    assert sum(stage.good.hits for stage in report.stages) == right
-    assert [stage.good.rows for stage in report.stages] == stops
+    assert sum(stage.correct.hits for stage in report.stages) == right
+    assert [stage.correct.rows for stage in report.stages] == stops
     assert report.stages[1].total_cost == COSTS["tiny"] + COSTS["small"] + COSTS["medium"]
-    assert report.worst_cost == sum(COSTS.values())
+    assert report.spec.worst_cost == sum(COSTS.values())
     assert report.plan.quality.interval == clopper_pearson(right, 600)
 
 
 def test_single_members_have_the_accuracy_of_their_largest_output(report: Report) -> None:
     records = made_records()
-    for one in report.rivals:
+    for one in report.baselines:
         if one.kind == "member":
             assert one.quality.hits == (records.outputs[one.name].argmax(axis=1) == records.labels).sum()
             assert one.mean_cost == COSTS[one.name]
@@ -123,7 +123,7 @@ def test_single_members_have_the_accuracy_of_their_largest_output(report: Report
 
 def test_ensembles_are_the_plan_cut_after_each_stage(report: Report) -> None:
     records = made_records()
-    found = {one.name: one for one in report.rivals if one.kind == "ensemble"}
+    found = {one.name: one for one in report.baselines if one.kind == "ensemble"}
     assert list(found) == ["tiny + small + medium", "tiny + small + medium + large"]
     mean = sum(records.outputs[name] for name in ("tiny", "small", "medium")) / np.float32(3)
     first = found["tiny + small + medium"]
@@ -133,14 +133,14 @@ def test_ensembles_are_the_plan_cut_after_each_stage(report: Report) -> None:
 
 def test_a_member_outside_the_plan_makes_an_ensemble_of_all() -> None:
     report = report_from_records(made_plan((("tiny",), ("large",)), (0.9,)), made_records())
-    names = [one.name for one in report.rivals if one.kind == "ensemble"]
+    names = [one.name for one in report.baselines if one.kind == "ensemble"]
     assert names == ["tiny + large", "all 4 members"]
 
 
 def test_the_reference_is_the_most_accurate_member_unless_another_is_asked_for(report: Report) -> None:
-    assert report.against is not None
-    assert report.against.reference.name == "large"
-    other = report_from_records(made_plan(), made_records(), certify={"reference": "small"}).against
+    assert report.comparison is not None
+    assert report.comparison.reference.name == "large"
+    other = report_from_records(made_plan(), made_records(), certificate={"reference": "small"}).comparison
     assert other is not None
     assert other.reference.name == "small"
     records = made_records()
@@ -148,7 +148,7 @@ def test_the_reference_is_the_most_accurate_member_unless_another_is_asked_for(r
     small = records.outputs["small"].argmax(axis=1) == records.labels
     assert (other.difference, other.interval) == paired_difference(done.label == records.labels, small)
     assert other.gains - other.losses == round(other.difference * 600)
-    everybody = report_from_records(made_plan(), made_records(), certify={"reference": "ensemble"}).against
+    everybody = report_from_records(made_plan(), made_records(), certificate={"reference": "ensemble"}).comparison
     assert everybody is not None
     assert everybody.reference.name == "tiny + small + medium + large"
 
@@ -156,9 +156,9 @@ def test_the_reference_is_the_most_accurate_member_unless_another_is_asked_for(r
 def test_classes_are_counted_row_by_row(report: Report) -> None:
     records = made_records()
     done = replay(report.spec, records)
-    assert sorted(one.number for one in report.classes) == [0, 1, 2, 3]
+    assert sorted(one.name for one in report.classes) == [f"class {number}" for number in range(4)]
     for one in report.classes:
-        rows = records.labels == one.number
+        rows = records.labels == int(one.name.removeprefix("class "))
         assert one.right.hits == (rows & (done.label == records.labels)).sum()
         assert one.reference.hits == (rows & (records.outputs["large"].argmax(axis=1) == records.labels)).sum()
         assert one.deferred.hits == (rows & (done.exit_stage > 0)).sum()
@@ -172,7 +172,7 @@ def test_reliability_bins_hold_every_row_once_and_give_the_calibration_error() -
     sure = rng.random(400).astype(np.float32)
     sure[:3] = (0.0, 1.0, np.float32(1 + 1e-6))
     right = rng.random(400) < sure
-    found = reliability_of("a", sure, right)
+    found = reliability_curve("a", sure, right)
     assert sum(one.rows for one in found.right) == 400
     error = 0.0
     for low, high in itertools.pairwise(np.linspace(0, 1, 16)):
@@ -184,8 +184,8 @@ def test_reliability_bins_hold_every_row_once_and_give_the_calibration_error() -
 
 def test_histograms_hold_the_rows_that_come_to_a_stage(report: Report) -> None:
     reached = 600
-    for stage, found in zip(report.stages, report.confidence, strict=True):
-        assert found.good.sum() + found.bad.sum() == reached
+    for stage, found in zip(report.stages, report.histograms, strict=True):
+        assert found.correct.sum() + found.wrong.sum() == reached
         assert found.last == (found.threshold is None)
         reached -= stage.exits.hits
 
@@ -193,30 +193,28 @@ def test_histograms_hold_the_rows_that_come_to_a_stage(report: Report) -> None:
 def test_the_cascades_reliability_comes_from_the_stage_that_answered(report: Report) -> None:
     done = replay(report.spec, made_records())
     sure = done.probabilities[np.arange(600), done.label]
-    wanted = reliability_of("made_up", sure, done.label == made_records().labels)
+    wanted = reliability_curve("made_up", sure, done.label == made_records().labels)
     assert report.reliability[-1] == wanted
     assert [one.name for one in report.reliability] == [*COSTS, "made_up"]
 
 
 def test_without_labels_nothing_is_called_accuracy() -> None:
     report = report_from_records(made_plan(), made_records(labelled=False))
-    assert not report.measure.accuracy
-    assert report.measure.word == "agreement with the last stage"
-    assert report.measure.why_not == "the records hold no labels"
-    assert report.against is None
+    assert not report.criterion.by_labels
+    assert report.criterion.name == "agreement with the last stage"
+    assert report.criterion.why_not_labels == "the records hold no labels"
+    assert report.comparison is None
     assert report.classes == report.reliability == ()
     done = replay(report.spec, made_records())
     last = replay(with_thresholds(report.spec, (None, None)), made_records())
     assert report.plan.quality.hits == (done.label == last.label).sum()
-    assert report.stages[-1].good.rows == report.stages[-1].good.hits
+    assert report.stages[-1].correct.rows == report.stages[-1].correct.hits
 
 
 def test_a_label_free_plan_is_measured_by_its_reference_even_where_labels_are() -> None:
     spec = made_plan(fit=fit(accuracy=None, extra={"agreement": {"reference": "large", "share": 0.9}}))
-    row = {"members": ["tiny"], "thresholds": [], "combine": "vote", "score": "max_prob", "accuracy": 0.5,
-           "mean_cost": 1.0, "worst_cost": 2.0}  # fmt: skip
-    report = report_from_records(spec, made_records(), frontier=[row])
-    assert report.measure.word == "agreement with large"
+    report = report_from_records(spec, made_records(), frontier=FRONTIER[:1])
+    assert report.criterion.name == "agreement with large"
     large = made_records().outputs["large"].argmax(axis=1)
     assert report.plan.quality.hits == (replay(spec, made_records()).label == large).sum()
     assert [(one.name, one.kind, one.quality.hits) for one in report.frontier] == [("tiny", "member", 150)]
@@ -226,11 +224,9 @@ def test_a_label_free_plan_is_measured_by_its_reference_even_where_labels_are() 
 def test_random_weights_leave_no_accuracy_anywhere(where: str) -> None:
     meta = {"data": "made", "members": {"small": {"random_weights": True}}} if where == "records" else None
     spec = made_plan(fit=fit(random_weights=where == "plan"))
-    row = {"members": ["tiny"], "thresholds": [], "combine": "vote", "score": "max_prob", "accuracy": 0.5,
-           "mean_cost": 1.0, "worst_cost": 2.0}  # fmt: skip
-    report = report_from_records(spec, made_records(meta=meta), frontier=[row])
-    assert not report.measure.accuracy
-    assert "random" in str(report.measure.why_not)
+    report = report_from_records(spec, made_records(meta=meta), frontier=FRONTIER[:1])
+    assert not report.criterion.by_labels
+    assert "random" in str(report.criterion.why_not_labels)
     assert report.frontier == report.classes == report.reliability == ()
 
 
@@ -239,10 +235,13 @@ def test_rows_that_had_no_say_are_found_again() -> None:
     report = report_from_records(made_plan(fit=fit(extra={"split": split})), made_records())
     rows = split_from_ids(np.arange(600), certify_share=200 / 600, seed=7).certify
     done = replay(report.spec, made_records())
-    assert report.kept is not None
-    assert (report.kept.hits, report.kept.rows) == ((done.label == made_records().labels)[rows].sum(), 200)
+    assert report.certify_quality is not None
+    assert (report.certify_quality.hits, report.certify_quality.rows) == (
+        (done.label == made_records().labels)[rows].sum(),
+        200,
+    )
     elsewhere = made_records(meta={"data_sha256": "e" * 64})
-    assert report_from_records(made_plan(fit=fit(extra={"split": split})), elsewhere).kept is None
+    assert report_from_records(made_plan(fit=fit(extra={"split": split})), elsewhere).certify_quality is None
 
 
 def test_members_are_left_out_of_costs_where_the_plan_counts_another_unit() -> None:
@@ -252,7 +251,7 @@ def test_members_are_left_out_of_costs_where_the_plan_counts_another_unit() -> N
         for stage in spec.stages
     )
     report = report_from_records(dataclasses.replace(spec, stages=timed), made_records())
-    costs = {one.name: one.mean_cost for one in report.rivals}
+    costs = {one.name: one.mean_cost for one in report.baselines}
     assert costs == {
         "tiny": 0.5, "small": None, "medium": None, "large": 0.5, "tiny + large": 1.0, "all 4 members": None,
     }  # fmt: skip
@@ -274,4 +273,4 @@ def test_names_no_server_would_take_do_no_harm() -> None:
     outputs = {'<b>"x"': records.outputs["small"], **records.outputs}
     strange = dataclasses.replace(records, outputs=outputs, cost={'<b>"x"': 7.0, **records.cost})
     report = report_from_records(made_plan(), strange)
-    assert report.rivals[0].name == '<b>"x"'
+    assert report.baselines[0].name == '<b>"x"'

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 import pytest
 
-from orchestrator.report.data import report_from_records
-from orchestrator.report.summary import cards, opening, provenance
 from orchestrator.spec import Fit
-from tests.report.made import made_plan, made_records
+from tests.report.builders import made_plan, made_records
+from tests.report.test_page import Page, undrawn
 
 SPLIT = {"split": {"seed": 7, "search_rows": 400, "certify_rows": 200}}
 FACTS = {"statement": "so it is", "rows": 200, "losses": 43, "gains": 0, "method": "made up", "bound": 0.02}
@@ -22,9 +20,7 @@ def page(**facts: Any) -> str:
         data_sha256="d" * 64, rows=400, split="made:test", target="highest accuracy", accuracy=0.9,
         accuracy_ci95=(0.8, 0.95), exit_share=(0.5, 0.3, 0.2), mean_cost=8e6, extra=SPLIT | {"guarantee": facts},
     )  # fmt: skip
-    report = report_from_records(made_plan(fit=fit), made_records())
-    text = " ".join((opening(report), cards(report), provenance(report)))
-    return " ".join(re.sub(r"<[^>]+>", " ", text).split())
+    return Page(undrawn(made_plan(fit=fit), made_records())).text
 
 
 @pytest.mark.parametrize(

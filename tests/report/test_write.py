@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.report import write_report
-from tests.report.made import Told, made_plan, made_records
+from orchestrator.report.page import write_report
+from tests.report.builders import Told, made_plan, made_records
 
 
 def test_an_interrupt_while_drawing_leaves_no_folder_that_was_not_there(tmp_path: Path) -> None:

@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from orchestrator.planner.plan import FrontierRow
 from orchestrator.planner.records import Records
 from orchestrator.progress import Advance
-from orchestrator.report import write_report
+from orchestrator.report.page import write_report
 from orchestrator.spec import CascadeSpec, Fit, InputSpec, Member, Stage
 
 COSTS = {"tiny": 1e5, "small": 8e5, "medium": 4e6, "large": 3e7}
@@ -65,13 +66,13 @@ def made_plan(
 
 
 EVIL = """<script>window.pwned=1</script></script>"'><img src=x onerror="window.pwned=2">&amp;$\\frac{1}$"""
-FRONTIER = [
-    {"members": ["tiny"], "stages": [["tiny"]], "thresholds": [], "combine": "mean_logit", "score": "max_prob",
-     "accuracy": 0.5, "mean_cost": 1e5, "worst_cost": 1e5},
-    {"members": ["tiny", "large"], "stages": [["tiny"], ["large"]], "thresholds": [0.9], "combine": "vote",
-     "score": "top2_gap", "accuracy": 0.7, "mean_cost": 1e7, "worst_cost": 3.01e7},
-]  # fmt: skip
-CERTIFY = {
+FRONTIER = (
+    FrontierRow(members=("tiny",), stages=(("tiny",),), thresholds=(), combine="mean_logit", score="max_prob",
+                accuracy=0.5, mean_cost=1e5, worst_cost=1e5),
+    FrontierRow(members=("tiny", "large"), stages=(("tiny",), ("large",)), thresholds=(0.9,), combine="vote",
+                score="top2_gap", accuracy=0.7, mean_cost=1e7, worst_cost=3.01e7),
+)  # fmt: skip
+CERTIFICATE = {
     "statement": "with probability at least 0.95 over the rows drawn, accuracy >= that of large - 0.02",
     "rows": 200, "losses": 3, "gains": 1, "bound": 0.0192, "method": "made up", "reference": "large",
 }  # fmt: skip
@@ -103,7 +104,7 @@ class Told:
 def write_made(folder: Path, told: Told) -> Path:
     """A report with everything in it."""
     return write_report(
-        folder, made_plan(), made_records(), frontier=FRONTIER, certify=CERTIFY, calibration=CALIBRATION,
+        folder, made_plan(), made_records(), frontier=FRONTIER, certificate=CERTIFICATE, calibration=CALIBRATION,
         progress=told.progress,
     )  # fmt: skip
 
@@ -120,10 +121,10 @@ def evil_report() -> tuple[CascadeSpec, Records, dict[str, Any]]:
     )  # fmt: skip
     labels = tuple(f"{EVIL}{number}" for number in range(4))
     spec = made_plan(labels=labels, cost_unit=EVIL, fit=fit)
-    frontier = [{**FRONTIER[0], "members": [EVIL], "stages": [[EVIL]], "combine": EVIL, "score": EVIL}]
-    certify = {"statement": EVIL, "rows": 5, "method": EVIL, "reference": EVIL, EVIL: EVIL}
+    frontier = [dataclasses.replace(FRONTIER[0], members=(EVIL,), stages=((EVIL,),), combine=EVIL, score=EVIL)]
+    certificate = {"statement": EVIL, "rows": 5, "method": EVIL, "reference": EVIL, EVIL: EVIL}
     calibration = {**CALIBRATION, "reason": EVIL, "members": {EVIL: CALIBRATION["members"]["tiny"]}}
-    return spec, strange, {"frontier": frontier, "certify": certify, "calibration": calibration}
+    return spec, strange, {"frontier": frontier, "certificate": certificate, "calibration": calibration}
 
 
 def write_evil(folder: Path) -> Path:

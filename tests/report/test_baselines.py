@@ -15,7 +15,7 @@ from orchestrator.planner.replay import replay
 from orchestrator.report.data import Report, report_from_records
 from orchestrator.spec import CascadeSpec, Stage
 from tests.planner import made as plain
-from tests.report.made import COSTS, made_plan, made_records, member
+from tests.report.builders import COSTS, made_plan, made_records, member
 
 
 def spread(records: Records) -> Records:
@@ -52,7 +52,7 @@ def test_probabilities_nobody_declared_are_combined_as_such_in_the_plan_and_arou
     single = dataclasses.replace(base, stages=base.stages[:1])
     for planned in (pool, ()):
         report = report_from_records(single, records, pool=planned)
-        hits = {one.name: one.quality.hits for one in report.rivals}
+        hits = {one.name: one.quality.hits for one in report.baselines}
         assert hits["all 4 members"] == truth.sum()
 
 
@@ -74,8 +74,8 @@ def test_the_reference_that_was_asked_for_is_the_one_on_the_page(certify: bool) 
     goal = Goal(reference="b", epsilon=0.3, certify=certify)
     found = plan_from_records(plain.pool_of(records), records, goal, options=SearchOptions(quantiles=4))
     report = reported(found, records)
-    assert report.against is not None
-    assert report.against.reference.name == "b"
+    assert report.comparison is not None
+    assert report.comparison.reference.name == "b"
 
 
 def test_without_a_reference_the_plan_is_compared_with_the_most_accurate_member() -> None:
@@ -83,8 +83,8 @@ def test_without_a_reference_the_plan_is_compared_with_the_most_accurate_member(
     found = plan_from_records(plain.pool_of(records), records, Goal(max_mean_cost=4.0))
     report = reported(found, records)
     right = {name: (scores.argmax(axis=1) == records.labels).sum() for name, scores in records.outputs.items()}
-    assert report.against is not None
-    assert report.against.reference.name == max(right, key=lambda name: right[name])
+    assert report.comparison is not None
+    assert report.comparison.reference.name == max(right, key=lambda name: right[name])
 
 
 @pytest.mark.parametrize("combines", [("mean_logit", "vote"), ("vote",), ("mean_prob", "last"), ("last",)])
@@ -104,6 +104,6 @@ def test_the_ensemble_on_the_page_is_combined_as_the_planner_combined_it(
     if label_free:
         assert report.plan.quality.hits == (replay(found.spec, records).label == answers).sum()
         return
-    assert report.against is not None
-    assert report.against.reference.quality.hits == (answers == records.labels).sum()
-    assert report.against.reference.kind == "ensemble"
+    assert report.comparison is not None
+    assert report.comparison.reference.quality.hits == (answers == records.labels).sum()
+    assert report.comparison.reference.kind == "ensemble"

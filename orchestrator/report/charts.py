@@ -1,0 +1,283 @@
+"""The charts of the report: one function per figure, each fed the report's numbers and nothing else."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from matplotlib.ticker import NullFormatter
+
+from orchestrator.progress import Advance, no_advance
+from orchestrator.report.curves import ClassFacts, ThresholdCurve
+from orchestrator.report.data import Report
+from orchestrator.report.drawing import (
+    CASCADE,
+    ENSEMBLE,
+    INK,
+    KINDS,
+    MARK,
+    MEMBER,
+    RIGHT,
+    Chart,
+    Sketch,
+    write_names,
+)
+from orchestrator.report.inputs import QualityAndCost, Share
+from orchestrator.report.words import cost_words, percent, shortened, threshold_words
+
+# More classes than this cannot be told apart on a screen; those that change most are kept.
+CLASSES_DRAWN = 24
+RELIABILITY_COLUMNS = 5
+# More members than this cannot be named in the small chart beside the sliders.
+NAMED_MEMBERS = 6
+
+
+def sketches_from_report(report: Report) -> tuple[Sketch, ...]:
+    """Every figure the report has numbers for, apart from the one beside the sliders."""
+    quality, stages = report.criterion.name, len(report.stages)
+    lines = math.ceil(len(report.reliability) / RELIABILITY_COLUMNS)
+    classes = min(len(report.classes), CLASSES_DRAWN)
+    # name, what it shows, painter, height in inches
+    known = [
+        ("frontier", f"{quality} against mean cost", _frontier, 5.2),
+        ("exits", f"exit share, {quality} and cost by stage", _exits, 1.3 + 0.42 * stages),
+        ("thresholds", f"{quality} and mean cost against each threshold", _thresholds, 4.6 * (stages > 1)),
+        ("confidence", "scores of correct and wrong answers by stage", _confidence, 3.1),
+        ("reliability", "share right against confidence", _reliability, lines and 0.4 + 2.6 * lines),
+        ("classes", "accuracy per class, plan minus reference, and share deferred", _classes,
+         classes and 1.2 + 0.26 * classes),
+    ]  # fmt: skip
+    return tuple(
+        Sketch(name=name, alt=alt, paint=paint, height_in=height) for name, alt, paint, height in known if height
+    )
+
+
+def charts_from_report(report: Report, *, advance: Advance = no_advance) -> tuple[Chart, ...]:
+    """Every figure of `sketches_from_report`, drawn; takes seconds, and calls `advance` after each."""
+    charts = []
+    for sketch in sketches_from_report(report):
+        charts.append(sketch.drawn(report))
+        advance(1)
+    return tuple(charts)
+
+
+def slider_chart(report: Report) -> Chart | None:
+    """The small chart in which the page's script moves the dot; None where a cost has no logarithm."""
+    if min(*report.outputs.cost, *(one.mean_cost for one in _drawn(report))) <= 0:
+        return None
+    alt = f"{report.criterion.name} against mean cost: members, the plan (star), and the sliders (dot)"
+    return Sketch(name="sliders", alt=alt, paint=_sliders, width_in=4.8, height_in=3.6).drawn(report)
+
+
+def _drawn(report: Report) -> list[QualityAndCost]:
+    """The baselines with a known cost."""
+    return [one for one in report.baselines if one.mean_cost is not None]
+
+
+def _interval_bar(share: Share) -> list[list[float]]:
+    """The 95 % interval as lengths below and above the share, in percent."""
+    low, high = share.interval
+    return [[100 * max(share.value - low, 0.0)], [100 * max(high - share.value, 0.0)]]
+
+
+def _frontier(figure: Any, report: Report) -> None:
+    axes = figure.subplots()
+    if report.frontier:
+        points = sorted(report.frontier, key=lambda one: one.plan.mean_cost)
+        low, high = np.transpose([one.quality.interval for one in points]) * 100
+        costs = [one.mean_cost for one in points]
+        axes.fill_between(costs, low, high, step="post", color=CASCADE, alpha=0.13, linewidth=0)
+    _quality_and_cost(axes, report, intervals=True)
+    if report.plan.mean_cost:
+        axes.margins(x=0.12)
+        axes.set_xscale("log")
+    axes.set_ylabel(f"{shortened(report.criterion.name)}, %, with 95 % interval")
+    axes.legend(loc="lower right")
+    _cost_axis(axes, report)
+    write_names(axes, [report.plan, *(one for one in report.baselines if one.mean_cost)], report)
+
+
+def _sliders(figure: Any, report: Report) -> None:
+    axes = figure.subplots()
+    _quality_and_cost(axes, report, intervals=False)
+    drawn = _drawn(report)
+    # The limits hold everything that sliders can reach.
+    costs = [*report.outputs.cost, *(one.mean_cost for one in drawn)]
+    shares = [*report.stage_correct.mean(axis=1), *(one.quality.value for one in drawn)]
+    shares += [end for curve in report.threshold_curves for end in (curve.quality.min(), curve.quality.max())]
+    room = 0.06 * (max(shares) - min(shares)) or 0.01
+    spread = (max(costs) / min(costs)) ** 0.06 if max(costs) > min(costs) else 1.6
+    axes.set_xscale("log")
+    axes.set_xlim(min(costs) / spread, max(costs) * spread)
+    axes.set_ylim(100 * (min(shares) - 2 * room), 100 * (max(shares) + room))
+    axes.plot(report.plan.mean_cost, 100 * report.plan.quality.value, "o", color=INK, markersize=7, zorder=6,
+              gid="slider-dot", clip_on=False)  # fmt: skip
+    axes.set_ylabel(f"{shortened(report.criterion.name, 30)}, %")
+    _cost_axis(axes, report)
+    members = [one for one in drawn if one.kind == "member"]
+    write_names(axes, members if len(members) <= NAMED_MEMBERS else [], report)
+
+
+def _quality_and_cost(axes: Any, report: Report, *, intervals: bool) -> None:
+    """The frontier of the search, baselines and plan: quality in percent against mean cost."""
+    points = sorted(report.frontier, key=lambda one: one.plan.mean_cost)
+    costs, qualities = [one.mean_cost for one in points], [100 * one.quality.value for one in points]
+    if points:
+        axes.step(costs, qualities, where="post", color=CASCADE, linewidth=1.2, label="best plans of the search")
+    for kind, (colour, marker) in KINDS.items():
+        places = [place for place, one in enumerate(points) if one.kind == kind]
+        axes.plot([costs[place] for place in places], [qualities[place] for place in places], marker, color=colour,
+                  markersize=3, alpha=0.8)  # fmt: skip
+    labels = {"member": "members", "ensemble": "ensembles", "cascade": "the chosen plan"}
+    for one in (*(one for one in report.baselines if one.mean_cost), report.plan):
+        colour, marker = KINDS[one.kind] if one is not report.plan else (MARK, "*")
+        bar = _interval_bar(one.quality) if intervals else None
+        about = f"{one.name}: {percent(one.quality.value, 2)}, {cost_words(one.mean_cost, report.spec.cost_unit)}"
+        axes.errorbar(one.mean_cost, 100 * one.quality.value, yerr=bar, fmt=marker, capsize=3, color=colour,
+                      markersize=17 if marker == "*" else 7, linewidth=1, label=labels.pop(one.kind, None),
+                      zorder=5 if marker == "*" else 2)[0].set_gid(f"about {about}")  # fmt: skip
+
+
+def _cost_axis(axes: Any, report: Report) -> None:
+    """Labels a logarithmic cost axis in words instead of powers of ten."""
+    low, high = axes.get_xlim()
+    if low > 0 and high < 10 * low:
+        # Powers of ten are too few here.
+        axes.set_xticks(np.geomspace(low, high, 5)[1:-1])
+    axes.xaxis.set_major_formatter(lambda value, _: cost_words(value, "").strip())
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_xlabel(f"mean cost per row, {shortened(report.spec.cost_unit, 16)} (log scale)")
+
+
+def _exits(figure: Any, report: Report) -> None:
+    panels = figure.subplots(1, 3, sharey=True)
+    reached, total = report.rows, report.rows * (report.plan.mean_cost or 1.0)
+    for place, stage in enumerate(report.stages):
+        for axes, share in ((panels[0], stage.exits), (panels[1], stage.correct)):
+            if share.rows:
+                axes.barh(place, 100 * share.value, color=MEMBER, height=0.6)
+                axes.errorbar(
+                    100 * share.value, place, xerr=_interval_bar(share), color=INK, capsize=3, linewidth=1
+                )
+        panels[2].barh(place, 100 * reached * stage.cost / total, color=CASCADE, height=0.6)
+        reached -= stage.exits.hits
+    quality = shortened(report.criterion.name, 28)
+    for axes, title in zip(
+        panels, ("rows that stop here, %", f"{quality} of those, %", "share of all cost, %"), strict=True
+    ):
+        axes.set_xlabel(title)
+        axes.set_xlim(0, 105)
+        axes.grid(axis="y", visible=False)
+    panels[0].set_yticks(
+        range(len(report.stages)), [_stage_name(report, place) for place in range(len(report.stages))]
+    )
+    panels[0].invert_yaxis()
+
+
+def _stage_name(report: Report, stage: int, most: int = 30) -> str:
+    return f"{stage}: {shortened(report.stages[stage].members, most)}"
+
+
+def _thresholds(figure: Any, report: Report) -> None:
+    curves = report.threshold_curves
+    panels = figure.subplots(2, len(curves), sharex="col", sharey="row", squeeze=False)
+    biggest = max(float(curve.mean_cost.max()) for curve in curves) or 1.0
+    for (upper, lower), curve in zip(panels.T, curves, strict=True):
+        own = curve.rows_below[curve.planned]
+        for axes, values, colour in (
+            (upper, 100 * curve.quality, MEMBER), (lower, 100 * curve.mean_cost / biggest, CASCADE)
+        ):  # fmt: skip
+            axes.plot(curve.rows_below, values, color=colour, linewidth=1.8)
+            axes.axvline(own, color=MARK, linestyle="--", linewidth=1)
+            axes.plot(own, values[curve.planned], "*", color=MARK, markersize=13)
+        planned = threshold_words(float(curve.threshold[curve.planned]))
+        upper.set_title(f"{_stage_name(report, curve.stage, 24)}, planned {planned}")
+        lower.set_xticks(*_threshold_ticks(curve))
+        lower.set_xlabel("threshold, spaced by share of rows below it")
+    panels[0, 0].set_ylabel(f"{shortened(report.criterion.name, 26)}, %")
+    panels[1, 0].set_ylabel("mean cost, % of the most")
+    panels[1, 0].set_ylim(bottom=0)
+
+
+def _threshold_ticks(curve: ThresholdCurve) -> tuple[list[float], list[str]]:
+    """Thresholds at every fifth of the rows, and never."""
+    finite = len(curve.threshold) - 1
+    nearest = {int(np.argmin(np.abs(curve.rows_below[:finite] - share))) for share in (0.0, 0.2, 0.4, 0.6, 0.8)}
+    places = sorted({*nearest, finite})
+    words = [f"{value:.3f}" if math.isfinite(value) else "never" for value in curve.threshold[places]]
+    return curve.rows_below[places].tolist(), words
+
+
+def _confidence(figure: Any, report: Report) -> None:
+    panels = figure.subplots(1, len(report.histograms), sharey=True, squeeze=False)[0]
+    correct, wrong = ("right", "wrong") if report.criterion.by_labels else ("agree", "differ")
+    for axes, one in zip(panels, report.histograms, strict=True):
+        axes.stairs(one.correct, one.edges, fill=True, color=RIGHT, alpha=0.45)
+        axes.stairs(one.correct, one.edges, color=RIGHT, linewidth=1.5, label=correct)
+        axes.stairs(one.wrong, one.edges, color=CASCADE, linewidth=1.8, label=wrong)
+        if one.threshold is not None:
+            axes.axvline(one.threshold, color=MARK, linestyle="--", linewidth=1.3)
+        rule = "answers all" if one.last else f"stops at {threshold_words(one.threshold)}"
+        axes.set_title(f"{_stage_name(report, one.stage, 16)}\n{rule}")
+        axes.set_xlabel(report.spec.score)
+    panels[0].set_yscale("symlog", linthresh=1)
+    # Room above for the legend.
+    panels[0].set_ylim(0, 12 * max(int(max(one.correct.max(), one.wrong.max())) for one in report.histograms))
+    panels[0].yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    panels[0].set_ylabel("rows that come here (log scale)")
+    panels[0].legend(loc="upper left")
+
+
+def _reliability(figure: Any, report: Report) -> None:
+    count = len(report.reliability)
+    lines = math.ceil(count / RELIABILITY_COLUMNS)
+    columns = math.ceil(count / lines)
+    panels = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False)
+    for axes in panels.flat[count:]:
+        axes.set_visible(False)
+    for axes, one in zip(panels.flat, report.reliability, strict=False):
+        colour = MARK if one is report.reliability[-1] else MEMBER
+        axes.plot([0, 1], [0, 1], color=INK, linewidth=0.8, linestyle=":")
+        axes.vlines(
+            one.confidence,
+            *np.transpose([share.interval for share in one.right]),
+            color=colour,
+            linewidth=1,
+            alpha=0.6,
+        )
+        axes.plot(one.confidence, [share.value for share in one.right], "o-", color=colour, markersize=4)
+        axes.set_title(f"{shortened(one.name, 22)}\ncalibration error {percent(one.error)}")
+        axes.set_xlim(0, 1)
+        axes.set_ylim(0, 1)
+    for axes in panels[:, 0]:
+        axes.set_ylabel("share right")
+    for axes in panels.flat[max(0, count - columns) : count]:
+        axes.set_xlabel("probability of the answer")
+        axes.set_xticks((0, 0.5, 1))
+        axes.xaxis.set_tick_params(labelbottom=True)
+
+
+def _classes(figure: Any, report: Report) -> None:
+    shown = _classes_drawn(report.classes)
+    left, right = figure.subplots(1, 2, sharey=True, width_ratios=(2, 1))
+    for place, one in enumerate(shown):
+        low, high = one.interval
+        colour = CASCADE if high < 0 else ENSEMBLE if low > 0 else MEMBER
+        left.plot([100 * low, 100 * high], [place, place], color=colour, linewidth=1.4, alpha=0.7)
+        left.plot(100 * one.difference, place, "o", color=colour, markersize=5)
+        right.barh(place, 100 * one.deferred.value, color=CASCADE, height=0.6)
+    left.axvline(0, color=INK, linewidth=0.8)
+    left.set_yticks(range(len(shown)), [shortened(one.name, 26) for one in shown])
+    left.set_ylim(len(shown) - 0.4, -0.6)
+    reference = "reference" if report.comparison is None else shortened(report.comparison.reference.name, 30)
+    left.set_xlabel(f"accuracy minus that of {reference}, points, with 95 % interval")
+    right.set_xlabel("rows past the first stage, %")
+    right.set_xlim(0, 100)
+
+
+def _classes_drawn(classes: tuple[ClassFacts, ...]) -> tuple[ClassFacts, ...]:
+    """All classes, or the half that loses most and the half that gains most."""
+    if len(classes) <= CLASSES_DRAWN:
+        return classes
+    return (*classes[: CLASSES_DRAWN // 2], *classes[-(CLASSES_DRAWN // 2) :])
