@@ -112,7 +112,7 @@ class SpecError(CommitteeError):
         fields = {name: change(f"`{name}`").strip("`") if self.of_arguments else name for name in self.faults}
         faults = {fields[name]: change(text) for name, text in self.faults.items()}
         fix = None if self.fix is None else change(self.fix)
-        SpecError.__init__(again, self.subject, faults, fix=fix, of_arguments=self.of_arguments)
+        SpecError.__init__(again, change(self.subject), faults, fix=fix, of_arguments=self.of_arguments)
         return again
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from google.protobuf import text_format
+from google.protobuf.json_format import MessageToDict
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from orchestrator.errors import RepositoryError
@@ -46,19 +47,20 @@ def text_from_config(
     return f"{_BY}{source} and render again.\n{_HASH}{digest}\n{own}{body}"
 
 
-def config_from_text(text: str, *, subject: str) -> ModelConfig:
+def config_from_text(text: str, *, subject: str, unknown_fields: bool = False) -> ModelConfig:
     """The configuration a text holds.
 
     Args:
         text: a whole config.pbtxt.
         subject: what to call it in errors, usually its path.
+        unknown_fields: whether fields that the installed protocol does not have are passed over.
 
     Raises:
         RepositoryError: the text is malformed or has a field Triton does not know, with the line.
     """
     config = ModelConfig()
     try:
-        text_format.Parse(text, config)
+        text_format.Parse(text, config, allow_unknown_field=unknown_fields)
     except text_format.ParseError as error:
         # The parser puts "line:column : " before its message; the line is all that helps a reader.
         message = str(error).rpartition(" : ")[2]
@@ -71,13 +73,18 @@ def config_from_text(text: str, *, subject: str) -> ModelConfig:
     return config
 
 
-def config_from_path(path: Path) -> ModelConfig:
-    """The configuration a file holds.
+def config_from_path(path: Path, *, unknown_fields: bool = False) -> ModelConfig:
+    """The configuration a file holds; see `config_from_text`.
 
     Raises:
         RepositoryError: the file is missing, not readable or malformed.
     """
-    return config_from_text(text_from_path(path), subject=str(path))
+    return config_from_text(text_from_path(path), subject=str(path), unknown_fields=unknown_fields)
+
+
+def json_from_config(config: ModelConfig) -> dict[str, Any]:
+    """The configuration as JSON values, with the field names of config.pbtxt."""
+    return dict(MessageToDict(config, preserving_proto_field_name=True))
 
 
 def text_from_path(path: Path) -> str:

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
-from orchestrator.errors import CommitteeError, RepositoryError, SpecError
+from orchestrator.errors import CommitteeError, RepositoryError
 from orchestrator.files import recover_folder
 from orchestrator.graphs.averaging import averaging_name
 from orchestrator.pbtxt import CONFIG, is_marked, text_from_path
@@ -31,7 +31,7 @@ from orchestrator.repository.index import (
 )
 from orchestrator.repository.render import render, render_ensemble
 from orchestrator.spec import CascadeSpec, cascade_from_path
-from orchestrator.spec.triton import mentioned_models
+from orchestrator.spec.triton import ENSEMBLE, mentioned_models
 
 Plans = dict[str, CascadeSpec]
 
@@ -218,7 +218,7 @@ def _all_needed(
 def _called_by(name: str, folders: Mapping[str, Path]) -> Sequence[str]:
     """Models that an ensemble is made of, or that a Python model may call."""
     config = readable_config(folders[name])
-    if config is not None and config.platform == "ensemble":
+    if config is not None and config.platform == ENSEMBLE:
         return [step.model_name for step in config.ensemble_scheduling.step if step.model_name in folders]
     file = model_file(folders[name], config)
     if file is None or file.suffix != ".py":
@@ -266,8 +266,7 @@ def previewed(repository: Path, *, written: Iterable[str], others: Iterable[str]
         try:
             yield preview
         except CommitteeError as error:
-            _rename_in_error(error, str(preview), str(repository))
-            raise
+            raise error.reworded(lambda text: text.replace(str(preview), str(repository))) from error
 
 
 def link_files(source: Path, target: Path, above: tuple[Path, ...] = ()) -> None:
@@ -303,12 +302,3 @@ def report_of_rendering(report: CheckReport, *, preview: Path, source: Path, tar
     return dataclasses.replace(
         report, repository=target, faults=renamed(report.faults), notes=renamed(report.notes)
     )
-
-
-def _rename_in_error(error: CommitteeError, old: str, new: str) -> None:
-    error.args = tuple(str(text).replace(old, new) for text in error.args)
-    for field in ("what", "got", "expected", "fix"):
-        value = getattr(error, field)
-        setattr(error, field, value if value is None else str(value).replace(old, new))
-    if isinstance(error, SpecError):
-        error.faults = {field: text.replace(old, new) for field, text in error.faults.items()}

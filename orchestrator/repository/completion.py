@@ -26,7 +26,7 @@ from orchestrator.repository.member_facts import MemberFacts, Tensor, facts_from
 from orchestrator.spec import CascadeSpec, FusedPrefix, InputSpec, Manifest, Member, TensorSpec, manifest_from_path
 from orchestrator.spec.inputs import INPUT_DTYPES
 from orchestrator.spec.planned_models import data_files_of
-from orchestrator.spec.triton import MODEL_FILES, versions_in
+from orchestrator.spec.triton import BACKEND_OF_FILE, usual_file, versions_in
 
 UNKNOWN_INPUT = InputSpec(name="input", dtype="FP32", dims=(1,))
 UNKNOWN_OUTPUT = "output"
@@ -134,13 +134,12 @@ def _output(member: Member, facts: MemberFacts, *, classes: int) -> str:
     if len(found) == 1:
         return found[0]
     listed = ", ".join(f"{one.name} {one.dtype}{list(one.dims)}" for one in facts.outputs.values())
+    named = f"name it when recording (`committee record --output-tensor {member.name}=NAME`)"
     raise RepositoryError(
         f"member {member.name}",
         got=f"outputs {listed or 'none'}",
         expected=f"one of {classes} floating-point scores",
-        fix=f"name it when recording (--output-tensor {member.name}=NAME), or as its `output` in the records' meta"
-        if found
-        else None,
+        fix=f'{named}, or as its "output" in the records\' meta' if found else None,
     )
 
 
@@ -230,13 +229,13 @@ def _is_whole_model(path: Path, config: ModelConfig | None) -> bool:
         return False
     folder = path.parent.parent
     versions = [folder / str(version) for version in versions_in(folder)]
-    usual = {name for name in MODEL_FILES.values() for one in versions if (one / name).exists()}
+    usual = {name for name in BACKEND_OF_FILE for one in versions if (one / name).exists()}
     return usual <= {path.name}
 
 
 def _files_beside(path: Path) -> dict[str, str]:
     """Hashes of the files that hold a model's weights beside it, by path in the version folder."""
-    names = {"model.bin"} if path.name == MODEL_FILES["openvino"] else set[str]()
+    names = {"model.bin"} if path.name == usual_file("openvino") else set[str]()
     if path.suffix == ".onnx":
         try:
             names = external_files(onnx_from_path(path))

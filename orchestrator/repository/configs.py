@@ -17,10 +17,9 @@ from orchestrator.graphs.averaging import averaging_name, scores_name
 from orchestrator.spec import CascadeSpec, Manifest, TensorSpec
 from orchestrator.spec.answer import ANSWER_COLUMNS
 from orchestrator.spec.output_kind import PARAMETER
-from orchestrator.spec.triton import ANY_VERSION
+from orchestrator.spec.triton import ANY_VERSION, BACKEND_OF_FILE, ENSEMBLE
 
-# file ending of a model -> Triton backend and the file name it looks for by itself
-BACKENDS = {".onnx": ("onnxruntime", "model.onnx"), ".plan": ("tensorrt", "model.plan")}
+ENDINGS = (".onnx", ".plan")  # of the model files that configurations are written for
 DEVICES = ("cpu", "gpu")
 HEURISTIC = "1"  # Triton's number for cuDNN's own choice of a convolution's algorithm, without timing them
 LABELS = "labels.txt"
@@ -52,11 +51,11 @@ def member_config(manifest: Manifest, *, device: str = "cpu") -> pb.ModelConfig:
         RepositoryError: a model file of a kind no backend here reads, or an unknown dtype.
     """
     file = PurePosixPath(manifest.file)
-    if file.suffix not in BACKENDS:
+    if file.suffix not in ENDINGS:
         raise RepositoryError(
             f"member {manifest.name}",
             got=f"model file {manifest.file}",
-            expected=f"one ending in {' or '.join(BACKENDS)}",
+            expected=f"one ending in {' or '.join(ENDINGS)}",
             fix="write its config.pbtxt by hand",
         )
     with _representable(f"manifest {manifest.name}"):
@@ -65,7 +64,8 @@ def member_config(manifest: Manifest, *, device: str = "cpu") -> pb.ModelConfig:
 
 def _member_config(manifest: Manifest, device: str) -> pb.ModelConfig:
     file = PurePosixPath(manifest.file)
-    backend, usual_name = BACKENDS[file.suffix]
+    usual_name = f"model{file.suffix}"
+    backend = BACKEND_OF_FILE[usual_name]
     config = pb.ModelConfig(
         name=manifest.name,
         backend=backend,
@@ -155,7 +155,7 @@ def _ensemble_config(spec: CascadeSpec, max_batch_size: int) -> pb.ModelConfig:
     )
     return pb.ModelConfig(
         name=spec.name,
-        platform="ensemble",
+        platform=ENSEMBLE,
         max_batch_size=max_batch_size,
         input=[_cascade_input(spec)],
         output=_outputs(spec, labels=spec.labels is not None),

@@ -6,17 +6,22 @@ from pathlib import Path
 from typing import Any
 
 import onnx
-from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import DecodeError
 from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from orchestrator.errors import RepositoryError
 from orchestrator.graphs.averaging import averaging_name, spec_from_averaging
-from orchestrator.pbtxt import CONFIG, config_from_path
+from orchestrator.pbtxt import CONFIG, config_from_path, json_from_config
 from orchestrator.repository.files import disk_errors
 from orchestrator.spec import CascadeSpec, cascade_from_path
-from orchestrator.spec.triton import MODEL_FILES, served_versions, versions_in
+from orchestrator.spec.triton import (
+    BACKEND_OF_FILE,
+    backend_of,
+    served_versions,
+    usual_file,
+    versions_in,
+)
 
 PLAN = "cascade.json"
 MANIFEST = "manifest.json"
@@ -30,7 +35,7 @@ def model_folders(repository: Path) -> dict[str, Path]:
     """
     what = f"model repository {repository}"
     if not repository.exists():
-        raise RepositoryError(f"{what} does not exist", fix="name an existing folder with --repository")
+        raise RepositoryError(f"{what} does not exist", fix="name an existing folder with `repository`")
     if not repository.is_dir():
         raise RepositoryError(what, got="a file", expected="a folder with one folder per model")
     with disk_errors(what):
@@ -75,7 +80,7 @@ def policy_of(config: ModelConfig | None) -> dict[str, Any]:
     """Its version policy as JSON values, see `served_versions`; empty where it has none."""
     if config is None:
         return {}
-    return dict(MessageToDict(config.version_policy, preserving_proto_field_name=True))
+    return dict(json_from_config(config).get("version_policy", {}))
 
 
 def versions_served(folder: Path, config: ModelConfig | None = None) -> tuple[int, ...]:
@@ -107,16 +112,15 @@ def model_file(folder: Path, config: ModelConfig | None, *, version: int | None 
     if version is None:
         return None
     inside = folder / str(version)
-    word = "" if config is None else config.backend or config.platform
-    named = "" if config is None else config.default_model_filename or MODEL_FILES.get(word, "")
+    backend = "" if config is None else backend_of(config.backend, config.platform)
+    named = "" if config is None else config.default_model_filename or usual_file(backend)
     if config is not None and config.cc_model_filenames:
         # One engine per kind of GPU; which one is loaded is known on the serving machine only.
         named = next(iter(sorted(config.cc_model_filenames.values())))
     if named:
         return inside / named
-    return (
-        None if word else next((inside / name for name in MODEL_FILES.values() if (inside / name).exists()), None)
-    )
+    present = (inside / name for name in BACKEND_OF_FILE if (inside / name).exists())
+    return None if backend else next(present, None)
 
 
 def plan_path(folder: Path) -> Path | None:

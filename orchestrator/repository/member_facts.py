@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import onnx
-from google.protobuf.json_format import MessageToDict
 from onnx import TensorProto
 from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig
 
+from orchestrator.pbtxt import json_from_config
 from orchestrator.repository.index import config_of, model_file, onnx_from_path
 from orchestrator.spec.output_kind import SCORE_DTYPES
 from orchestrator.spec.triton import COMPLETED_BATCH, stated_instances
@@ -148,7 +148,7 @@ def facts_of(config: ModelConfig | None, graph: onnx.GraphProto | None) -> Membe
     for side in ("input", "output"):
         stated = [] if config is None else getattr(config, side)
         sides.append(served_tensors(stated) if stated else _completed(graph, side, batched=bool(limit)))
-    stated_config = {} if config is None else MessageToDict(config, preserving_proto_field_name=True)
+    stated_config = {} if config is None else json_from_config(config)
     return MemberFacts(
         inputs=sides[0], outputs=sides[1], max_batch_size=limit, instances=stated_instances(stated_config)
     )

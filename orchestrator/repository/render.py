@@ -219,7 +219,7 @@ def _require_ours(folders: Iterable[Path], *, force: bool) -> None:
         raise RepositoryError(
             str(path),
             got="a config that was not written here",
-            fix="choose another name, or overwrite it with --force",
+            fix="choose another name, or overwrite it with `force`",
         )
 
 

@@ -89,7 +89,7 @@ def _require_owned_fields(edited: ModelConfig, rendered: ModelConfig, *, text: s
         str(path),
         got="edits of what the plan decides: "
         + "; ".join(_edit_of(field, edited, rendered, text=text) for field in wrong),
-        fix="undo them and change the plan instead, or overwrite the config with --force or by removing it; "
+        fix="undo them and change the plan instead, or overwrite the config with `force` or by removing it; "
         f"{', '.join(sorted(TUNABLE))} are kept as edited",
     )
 

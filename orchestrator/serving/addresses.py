@@ -57,7 +57,7 @@ def _hold(held: ExitStack, host: str, port: int, field: str) -> int:
         except OSError as error:
             if port or error.errno != errno.EADDRINUSE:
                 raise _error_from(error, host, candidate, field) from error
-    raise ServingError(f"host {host}", got=f"no free port for {field}", fix=f"name one with --{field}-port")
+    raise ServingError(f"host {host}", got=f"no free port for {field}", fix=f"name one with `{field}_port`")
 
 
 def _error_from(error: OSError, host: str, port: int, field: str) -> ServingError:
@@ -66,12 +66,12 @@ def _error_from(error: OSError, host: str, port: int, field: str) -> ServingErro
             f"port {port} on {host}",
             got="another process listening there",
             expected=f"a free port for {field}",
-            fix=f"end that process or choose another with --{field}-port (0 picks a free one)",
+            fix=f"end that process or choose another with `{field}_port` (0 picks a free one)",
         )
     if error.errno == errno.EACCES:
-        fix = f"choose one of at least 1024 with --{field}-port (0 picks a free one)"
+        fix = f"choose one of at least 1024 with `{field}_port` (0 picks a free one)"
         return ServingError(f"port {port} on {host}", got=error.strerror, expected="a port we may bind", fix=fix)
-    fix = "use 127.0.0.1, 0.0.0.0 or an address of this machine with --host"
+    fix = "use 127.0.0.1, 0.0.0.0 or an address of this machine with `host`"
     return ServingError(f"host {host}", got=error.strerror or error, expected="an address to listen on", fix=fix)
 
 

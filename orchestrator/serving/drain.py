@@ -24,7 +24,8 @@ from typing import Any
 
 from orchestrator.errors import ServingError
 from orchestrator.serving.embedded import CONTROL_HEADER
-from orchestrator.serving.scan import ENSEMBLE, ModelEntry
+from orchestrator.serving.scan import ModelEntry
+from orchestrator.spec.triton import ENSEMBLE
 
 _POLL_S = 0.05
 # Loading gigabytes takes minutes, and the answer comes when it is done.

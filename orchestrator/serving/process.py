@@ -244,7 +244,7 @@ class EmbeddedServer:
         found = failure_reasons(self.log_path)
         taken = next((text for text in found if is_port_in_use(text)), None)
         if taken is not None:
-            fix = "try again, or choose others with --http-port, --grpc-port and --metrics-port"
+            fix = "try again, or choose others with `http_port`, `grpc_port` and `metrics_port`"
             return PortInUseError("embedded Triton", got=taken, expected="free ports", fix=fix)
         got = "; ".join(found) or f"exit status {child.status}"
         return ServingError("embedded Triton did not start", got=got, fix=f"the whole log is {self.log_path}")

@@ -2,42 +2,20 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from google.protobuf import text_format
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from orchestrator.errors import RepositoryError
-from orchestrator.spec.triton import PINNED, mentioned_models, versions_in
+from orchestrator.pbtxt import CONFIG, config_from_path
+from orchestrator.spec.triton import BACKEND_OF_FILE, ENSEMBLE, PINNED, backend_of, mentioned_models, versions_in
 from orchestrator.spec.validation import NAME
 
 SERVED = ("onnxruntime", "python")
-ENSEMBLE = "ensemble"
 # The same release as docker-compose.yml.
 IMAGE = f"nvcr.io/nvidia/tritonserver:{PINNED}-py3"
-# Triton picks the backend by the model file's name when the configuration does not say (core's
-# model_config_utils.cc); older configurations name a platform instead.
-_BY_FILE = {
-    "model.onnx": "onnxruntime",
-    "model.plan": "tensorrt",
-    "model.pt": "pytorch",
-    "model.py": "python",
-    "model.savedmodel": "tensorflow",
-    "model.graphdef": "tensorflow",
-    "model.xml": "openvino",
-    "model.dali": "dali",
-}
-_BY_PLATFORM = {
-    "onnxruntime_onnx": "onnxruntime",
-    "tensorrt_plan": "tensorrt",
-    "pytorch_libtorch": "pytorch",
-    "tensorflow_savedmodel": "tensorflow",
-    "tensorflow_graphdef": "tensorflow",
-    "ensemble": ENSEMBLE,
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +41,7 @@ def scan_repository(repository: Path) -> tuple[ModelEntry, ...]:
     Raises:
         RepositoryError: the folder is missing, not readable or empty, or a config.pbtxt is malformed.
     """
-    fix = "name a model repository with --repository"
+    fix = "name a model repository with `repository`"
     expected = "a folder with one sub-folder per model"
     try:
         folders = sorted(path for path in repository.iterdir() if path.is_dir() and not path.name.startswith("."))
@@ -108,9 +86,10 @@ def check_models(models: Iterable[ModelEntry], repository: Path) -> None:
 
 
 def _entry(folder: Path, names: list[str]) -> ModelEntry:
-    config = _config(folder / "config.pbtxt")
-    backend = config.backend or _BY_PLATFORM.get(config.platform, config.platform)
-    backend = backend or _backend_by_file(folder, config)
+    path = folder / CONFIG
+    # Triton completes a missing one from the model file, and may know fields that the client's package does not.
+    config = config_from_path(path, unknown_fields=True) if path.exists() else ModelConfig()
+    backend = backend_of(config.backend, config.platform) or _backend_by_file(folder, config)
     calls: tuple[str, ...] = ()
     if backend in ("python", ENSEMBLE):
         calls = mentioned_models(folder, [name for name in names if name != folder.name])
@@ -118,23 +97,10 @@ def _entry(folder: Path, names: list[str]) -> ModelEntry:
     return ModelEntry(name=folder.name, backend=backend, calls=calls, own_backend=own)
 
 
-def _config(path: Path) -> ModelConfig:
-    config = ModelConfig()
-    try:
-        text_format.Parse(path.read_text(encoding="utf-8"), config, allow_unknown_field=True)
-    except FileNotFoundError:
-        return config  # Triton completes it from the model file
-    except UnicodeDecodeError as error:
-        raise RepositoryError(f"{path}", got=error, expected="a readable text file") from error
-    except text_format.ParseError as error:
-        place = f"{path} line {error.GetLine()}" if error.GetLine() else f"{path}"
-        got = re.sub(r"^\d+:\d+ : ", "", str(error))
-        raise RepositoryError(place, got=got, expected="protobuf text of a model configuration") from error
-    return config
-
-
 def _backend_by_file(folder: Path, config: ModelConfig) -> str | None:
-    names = [config.default_model_filename, *_BY_FILE] if config.default_model_filename else list(_BY_FILE)
+    named = [config.default_model_filename] if config.default_model_filename else []
     versions = [folder / str(version) for version in versions_in(folder)]
-    present = next((name for name in names if any((version / name).exists() for version in versions)), None)
-    return None if present is None else _BY_FILE.get(present)
+    for name in (*named, *BACKEND_OF_FILE):
+        if any((version / name).exists() for version in versions):
+            return BACKEND_OF_FILE.get(name)
+    return None

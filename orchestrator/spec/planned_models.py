@@ -14,7 +14,7 @@ from orchestrator.errors import SpecError
 from orchestrator.files import sha256_of_path
 from orchestrator.spec.cascade import CascadeSpec, FusedPrefix, Member
 from orchestrator.spec.manifest import manifest_from_path
-from orchestrator.spec.triton import MODEL_FILES, versions_in
+from orchestrator.spec.triton import BACKEND_OF_FILE, versions_in
 
 # Name of a model and a version, None for any -> whether the server would answer for it now.
 Ready = Callable[[str, "int | None"], bool]
@@ -182,7 +182,7 @@ class PlannedModel:
         """Path in the version folder -> sha256; none where the plan has no hash or the file's name is unknown."""
         name, data_files = _exported_files(self._folder)
         folders = [self._folder / str(version) for version in versions_in(self._folder)]
-        usual = (file for file in MODEL_FILES.values() for folder in folders if (folder / file).is_file())
+        usual = (file for file in BACKEND_OF_FILE for folder in folders if (folder / file).is_file())
         name = name or next(usual, None)
         if planned.sha256 is None or name is None:
             return {}

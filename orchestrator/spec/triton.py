@@ -82,16 +82,26 @@ _READS = {
     "1.32": (14, 28),
 }
 
-# Triton backend, or the older platform word, -> the file it loads unless the config names another
-MODEL_FILES = {
-    "onnxruntime": "model.onnx",
-    "onnxruntime_onnx": "model.onnx",
-    "tensorrt": "model.plan",
-    "tensorrt_plan": "model.plan",
-    "python": "model.py",
-    "pytorch": "model.pt",
-    "pytorch_libtorch": "model.pt",
-    "openvino": "model.xml",
+# File that a backend loads unless the configuration names another -> Triton backend, in the order in which Triton
+# looks for them where the configuration names no backend.
+BACKEND_OF_FILE = {
+    "model.onnx": "onnxruntime",
+    "model.plan": "tensorrt",
+    "model.pt": "pytorch",
+    "model.py": "python",
+    "model.savedmodel": "tensorflow",
+    "model.graphdef": "tensorflow",
+    "model.xml": "openvino",
+    "model.dali": "dali",
+}
+ENSEMBLE = "ensemble"  # who runs Triton's own pipelines
+# What older configurations name instead of a backend -> Triton backend
+_BACKEND_OF_PLATFORM = {
+    "onnxruntime_onnx": "onnxruntime",
+    "tensorrt_plan": "tensorrt",
+    "pytorch_libtorch": "pytorch",
+    "tensorflow_savedmodel": "tensorflow",
+    "tensorflow_graphdef": "tensorflow",
 }
 # What Triton gives an ONNX model whose configuration leaves its tensors out (--default-max-batch-size).
 COMPLETED_BATCH = 4
@@ -101,6 +111,16 @@ _VERSION = re.compile("[1-9][0-9]{0,17}")  # the name of a version folder
 RELEASES = {
     name: Release(name=name, onnxruntime=version) for version, names in _ONNXRUNTIME.items() for name in names
 }
+
+
+def backend_of(backend: str, platform: str) -> str:
+    """Who runs a model whose configuration has these two words; empty where both are."""
+    return backend or _BACKEND_OF_PLATFORM.get(platform, platform)
+
+
+def usual_file(backend: str) -> str | None:
+    """The file that a backend loads unless the configuration names another; None for an unknown backend."""
+    return next((file for file, name in BACKEND_OF_FILE.items() if name == backend), None)
 
 
 def runtime_of(version: str) -> Runtime | None:

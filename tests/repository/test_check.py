@@ -152,7 +152,7 @@ def test_an_ensemble_of_other_makers_is_checked_by_its_steps(repository: Path) -
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda path: None, "does not exist; name an existing folder with --repository"),
+        (lambda path: None, "does not exist; name an existing folder with `repository`"),
         (lambda path: path.write_text(""), "got a file, expected a folder"),
         (lambda path: path.mkdir(), "is empty: expected one folder per model"),
     ],

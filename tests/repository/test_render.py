@@ -140,7 +140,7 @@ def test_another_model_of_that_name_is_not_overwritten(repository: Path, spec: C
     path.parent.mkdir()
     path.write_text('name: "cascade"\nbackend: "python"\n')
     before = snapshot(repository)
-    with pytest.raises(RepositoryError, match="choose another name, or overwrite it with --force"):
+    with pytest.raises(RepositoryError, match="choose another name, or overwrite it with `force`"):
         render(spec, repository)
     assert snapshot(repository) == before
     render(spec, repository, force=True)

@@ -167,7 +167,7 @@ def test_an_edit_of_what_the_plan_decides_is_named_by_its_line_and_nothing_is_wr
     with pytest.raises(RepositoryError) as caught:
         render(spec, repository)
     assert snapshot(repository) == before
-    assert all(word in str(caught.value) for word in (str(path), "--force", "version_policy", *words)), (
+    assert all(word in str(caught.value) for word in (str(path), "`force`", "version_policy", *words)), (
         caught.value
     )
     render(spec, repository, force=True)

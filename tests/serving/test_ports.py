@@ -39,8 +39,8 @@ def test_a_port_asked_for_is_the_one_given() -> None:
 
 
 @pytest.mark.parametrize("field", ["http", "grpc", "metrics"])
-def test_a_port_in_use_is_named_with_the_flag_that_changes_it(taken: int, field: str) -> None:
-    expected = f"port {taken} on 127.0.0.1: got another process listening there.*--{field}-port"
+def test_a_port_in_use_is_named_with_the_argument_that_changes_it(taken: int, field: str) -> None:
+    expected = f"port {taken} on 127.0.0.1: got another process listening there.*`{field}_port`"
     with pytest.raises(PortInUseError, match=expected):
         choose_ports(options(**{f"{field}_port": taken}))
 
@@ -58,7 +58,7 @@ def test_a_port_whose_last_connection_just_closed_is_free() -> None:
 
 
 def test_an_address_of_another_machine_is_refused() -> None:
-    with pytest.raises(ServingError, match=r"host 192\.0\.2\.1.*--host"):
+    with pytest.raises(ServingError, match=r"host 192\.0\.2\.1.*`host`"):
         choose_ports(options(host="192.0.2.1"))
 
 

@@ -73,13 +73,13 @@ def test_files_and_hidden_folders_are_no_models(tmp_path: Path) -> None:
 
 
 def test_a_repository_that_is_missing_a_file_or_empty_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(RepositoryError, match=r"nowhere does not exist.*--repository"):
+    with pytest.raises(RepositoryError, match=r"nowhere does not exist.*`repository`"):
         scan_repository(tmp_path / "nowhere")
     (tmp_path / "file").touch()
-    with pytest.raises(RepositoryError, match=r"file: got a file.*--repository"):
+    with pytest.raises(RepositoryError, match=r"file: got a file.*`repository`"):
         scan_repository(tmp_path / "file")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(RepositoryError, match=r"empty: got no model in it.*--repository"):
+    with pytest.raises(RepositoryError, match=r"empty: got no model in it.*`repository`"):
         scan_repository(tmp_path / "empty")
 
 
@@ -98,10 +98,10 @@ def test_a_repository_or_model_that_may_not_be_read_is_refused(tmp_path: Path) -
 
 def test_a_malformed_configuration_is_named_with_its_line(tmp_path: Path) -> None:
     add(tmp_path, "model", 'backend: "python"\nmax_batch_size: "many"\n')
-    with pytest.raises(RepositoryError, match=r"model/config\.pbtxt line 2: got .*many"):
+    with pytest.raises(RepositoryError, match=r"model/config\.pbtxt at line 2 is no model configuration.*many"):
         scan_repository(tmp_path)
     (tmp_path / "model" / "config.pbtxt").write_bytes(b"\xff\xfe")
-    with pytest.raises(RepositoryError, match=r"model/config\.pbtxt: got .*decode"):
+    with pytest.raises(RepositoryError, match=r"model/config\.pbtxt is not UTF-8 text"):
         scan_repository(tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""One-file cascades and leads against the plans and members they were made from."""
+"""Rendered folders and one-file cascades against the plans they were made from."""
 
 from __future__ import annotations
 
@@ -6,13 +6,23 @@ import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 
+from tritonclient.grpc.model_config_pb2 import ModelConfig, ModelInstanceGroup
+
 from orchestrator.errors import RepositoryError, SpecError
 from orchestrator.graphs.onefile import OneFile, answering, onefile_from_metadata
+from orchestrator.pbtxt import CONFIG, differences
 from orchestrator.repository.check.models import Model
 from orchestrator.repository.check.report import Findings
 from orchestrator.repository.completion import sha256_of_version
+from orchestrator.repository.configs import LABELS, cascade_config
 from orchestrator.repository.index import plan_path, readable_config, served_version
+from orchestrator.repository.render import ensemble_configs
+from orchestrator.repository.shim import RUNTIME, SHIM, runtime_files
+from orchestrator.repository.tuning import TUNABLE, is_refused
 from orchestrator.spec import CascadeSpec, cascade_from_path
+
+_AGAIN = "render again"
+_UNDO = "edited by hand: undo it and change the plan instead, or remove the file and render again"
 
 
 def check_onefile(model: Model, models: Mapping[str, Path], findings: Findings) -> None:
@@ -82,3 +92,85 @@ def _sha256(folder: Path, version: int | None) -> str | None:
         return None if version is None else sha256_of_version(folder, config, version)
     except RepositoryError:
         return None
+
+
+def check_cascade_folder(spec: CascadeSpec, model: Model, plan: Path, findings: Findings) -> None:
+    """Adds where a cascade's folder is not what rendering its plan would give."""
+    if spec.name != model.name:
+        findings.fault(
+            model.name, "cascade.json name", f"got {spec.name}, expected the folder's name {model.name}"
+        )
+    served = served_version(model.folder, model.config)
+    if plan.parent.name != str(served):
+        text = f"lies in version {plan.parent.name}, but Triton serves version {served}"
+        findings.fault(model.name, "cascade.json", f"{text}; render it there")
+    try:
+        compare_configs(model, cascade_config(spec), findings)
+    except RepositoryError as error:
+        findings.fault(model.name, "cascade.json", error)
+    _check_labels(spec, model, findings)
+    script = plan.parent / "model.py"
+    if script.is_file() and script.read_bytes() != SHIM.encode():
+        text = "is not the file this version of committee writes"
+        findings.fault(model.name, "model.py", f"{text}; {_AGAIN}")
+    beside = plan.parent / RUNTIME
+    if beside.is_dir():
+        differing = [name for name, data in runtime_files().items() if _bytes(beside / name) != data]
+        if differing:
+            text = f"the runtime beside model.py differs from the installed one in {len(differing)} files"
+            findings.note(model.name, RUNTIME, f"{text}; `committee render --standalone` brings it up to date")
+
+
+def check_ensemble_folder(
+    spec: CascadeSpec, model: Model, mean: Model, *, repository: Path, findings: Findings
+) -> None:
+    """Adds where an ensemble's two folders are not what rendering its spec would give."""
+    if spec.name != model.name:
+        findings.fault(mean.name, "plan name", f"got {spec.name}, expected {model.name}; {_AGAIN}")
+    try:
+        ensemble, averaging, _ = ensemble_configs(spec, repository)
+    except RepositoryError as error:
+        findings.fault(model.name, "members", error)
+        return
+    compare_configs(model, ensemble, findings)
+    compare_configs(mean, averaging, findings)
+    _check_labels(spec, model, findings)
+    _check_labels(spec, mean, findings)
+
+
+def compare_configs(model: Model, expected: ModelConfig, findings: Findings) -> None:
+    """Adds every field in which a config differs from what would be rendered."""
+    if model.config is None:
+        if not (model.folder / "config.pbtxt").exists():
+            findings.fault(model.name, "config.pbtxt", f"missing; {_AGAIN}")
+        return
+    for field, (got, wanted) in differences(model.config, expected).items():
+        what = f"config.pbtxt {field}"
+        if field == "instance_group" and _is_on_gpu(model.config):
+            hint = "correct it there, the runtime computes nothing on a GPU"
+        elif field in TUNABLE:
+            findings.note(model.name, what, f"is {_short(got)}, not {_short(wanted)} as rendered; render keeps it")
+            continue
+        else:
+            hint = _UNDO if is_refused(model.folder / CONFIG, expected) else _AGAIN
+        findings.fault(model.name, what, f"got {_short(got)}, expected {_short(wanted)}; {hint}")
+
+
+def _is_on_gpu(config: ModelConfig) -> bool:
+    """What is rendered has no use for a GPU, and takes memory on each."""
+    return any(group.kind == ModelInstanceGroup.KIND_GPU for group in config.instance_group)
+
+
+def _check_labels(spec: CascadeSpec, model: Model, findings: Findings) -> None:
+    if spec.labels is None:
+        return
+    if _bytes(model.folder / LABELS) != "".join(f"{label}\n" for label in spec.labels).encode():
+        findings.fault(model.name, LABELS, f"missing, or not the plan's labels; {_AGAIN}")
+
+
+def _bytes(path: Path) -> bytes | None:
+    return path.read_bytes() if path.is_file() else None
+
+
+def _short(text: str, limit: int = 160) -> str:
+    return text if len(text) <= limit else f"{text[:limit]}..."

@@ -38,6 +38,7 @@ from orchestrator.repository.member_facts import (
 from orchestrator.spec import Manifest, manifest_from_path
 from orchestrator.spec.output_kind import PARAMETER
 from orchestrator.spec.processor import lacks_flags, processor_flags
+from orchestrator.spec.triton import ENSEMBLE
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class Model:
     @property
     def is_ensemble(self) -> bool:
         """Whether Triton itself runs it, step by step."""
-        return self.config is not None and self.config.platform == "ensemble"
+        return self.config is not None and self.config.platform == ENSEMBLE
 
     @cached_property
     def facts(self) -> MemberFacts:
@@ -110,7 +111,7 @@ def _file(folder: Path, config: ModelConfig | None, findings: Findings) -> Path 
     if served_version(folder, config) is None:
         findings.fault(name, "version", "no version folder, expected one named by a number, such as 1")
         return None
-    if config is not None and config.platform == "ensemble":
+    if config is not None and config.platform == ENSEMBLE:
         return None
     file = model_file(folder, config)
     if file is None and config is None:

@@ -23,7 +23,7 @@ def release_from_name(name: str) -> Release:
     near = difflib.get_close_matches(name, RELEASES, n=2, cutoff=0.5)
     first, *_, last = RELEASES
     raise RepositoryError(
-        "--triton",
+        "`triton`",
         got=repr(name),
         expected=f"a release from {first} to {last}",
         fix=f"did you mean {' or '.join(near)}?" if near else None,

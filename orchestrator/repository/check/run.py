@@ -9,11 +9,14 @@ from pathlib import Path
 
 from orchestrator.errors import RepositoryError, SpecError
 from orchestrator.graphs.averaging import averaging_name
-from orchestrator.repository.check.folders import check_lead, check_onefile
-from orchestrator.repository.check.models import Model, read_model
-from orchestrator.repository.check.plans import (
+from orchestrator.repository.check.folders import (
     check_cascade_folder,
     check_ensemble_folder,
+    check_lead,
+    check_onefile,
+)
+from orchestrator.repository.check.models import Model, read_model
+from orchestrator.repository.check.plans import (
     check_members,
     unserved_version,
     version_faults,
