@@ -13,6 +13,7 @@ from export.precision.derive import export_precision, require_sense
 from export.sources import Asked, identify
 from orchestrator.errors import CommitteeError, ExportError
 from orchestrator.spec import Manifest, manifest_from_path
+from orchestrator.spec.manifest import MANIFEST
 from orchestrator.spec.validation import NAME
 
 
@@ -111,7 +112,7 @@ def export_committee(
     for plan in with_one_image_size(plans):
         try:
             done[plan.name] = export_member(repository, plan, force=force, progress=progress, beside=first)
-            manifest = manifest_from_path(repository / plan.name / "manifest.json")
+            manifest = manifest_from_path(repository / plan.name / MANIFEST)
             first = first or manifest
             # Also one that was there already, from a committee of other classes.
             require_same_classes(manifest, first)

@@ -10,11 +10,10 @@ from typing import Any
 from export.members import is_current, manifest_in
 from orchestrator.errors import ExportError
 from orchestrator.repository.files import write_all
-from orchestrator.repository.index import MANIFEST
 from orchestrator.repository.render import render_member
 from orchestrator.spec import Manifest
 from orchestrator.spec.class_names import first_unlike, names_from_text
-from orchestrator.spec.manifest import json_from_manifest
+from orchestrator.spec.manifest import MANIFEST, json_from_manifest
 
 # Among a manifest's options; it decides no file but the manifest itself.
 LABELS_OPTION = "labels_sha256"

@@ -20,10 +20,8 @@ from orchestrator.repository.files import disk_errors, sha256_of_path, write_all
 from orchestrator.repository.index import model_folders
 from orchestrator.repository.render import render_member
 from orchestrator.spec import Manifest, Preprocess, TensorSpec, manifest_from_path
-from orchestrator.spec.manifest import json_from_manifest
+from orchestrator.spec.manifest import MANIFEST, json_from_manifest
 from orchestrator.spec.validation import NAME
-
-MANIFEST = "manifest.json"
 
 
 @dataclass(frozen=True)
@@ -182,7 +180,7 @@ def write_member(repository: Path, model: bytes, manifest: Manifest) -> Path:
         the member's folder.
     """
     folder = repository / manifest.name
-    write_all(folder, {manifest.file: model, "manifest.json": json_from_manifest(manifest)})
+    write_all(folder, {manifest.file: model, MANIFEST: json_from_manifest(manifest)})
     render_member(folder)
     return folder
 
@@ -207,7 +205,7 @@ def store_member(repository: Path, stored: Packed, manifest: Manifest) -> Path:
         inside.mkdir(parents=True, exist_ok=True)
         for name in (*stored.data_files, stored.path.name):
             (stored.folder / name).replace(inside / name)
-        write_all(folder, {"manifest.json": json_from_manifest(manifest)})
+        write_all(folder, {MANIFEST: json_from_manifest(manifest)})
         for old in inside.glob("model-*.data"):
             if old.name not in stored.data_files:
                 old.unlink()
@@ -232,7 +230,7 @@ def require_ours(repository: Path, names: Iterable[str], *, force: bool) -> None
         foreign = [
             name
             for name in names
-            if (repository / name / MODEL_FILE).exists() and not (repository / name / "manifest.json").exists()
+            if (repository / name / MODEL_FILE).exists() and not (repository / name / MANIFEST).exists()
         ]
     if foreign and not force:
         raise ExportError(
@@ -272,7 +270,7 @@ def _other(folder: Path, source: str) -> str | None:
     if not folder.exists() or not any(path.is_file() for path in folder.rglob("*")):
         return None
     try:
-        manifest = manifest_from_path(folder / "manifest.json")
+        manifest = manifest_from_path(folder / MANIFEST)
     except SpecError:
         return "a model that was not exported here"
     return None if manifest.options.get("source") == source else f"a member from {manifest.source}"
@@ -317,7 +315,7 @@ def manifest_of(
 def up_to_date(repository: Path, name: str, training: dict[str, object]) -> bool:
     """Whether a member lies there already, made with the same settings and not touched since."""
     try:
-        manifest = manifest_from_path(repository / name / "manifest.json")
+        manifest = manifest_from_path(repository / name / MANIFEST)
         data = (repository / name / manifest.file).read_bytes()
     except (SpecError, OSError):
         return False

@@ -18,6 +18,7 @@ from google.protobuf.json_format import MessageToDict
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from orchestrator.errors import RepositoryError
+from orchestrator.spec.cascade_json import PLAN
 
 CONFIG = "config.pbtxt"
 _BY = "# Written by committee; edit "
@@ -28,7 +29,7 @@ _QUOTED = re.compile(r"'(?:[^'\\]|\\.)*'" + r'|"(?:[^"\\]|\\.)*"')
 def text_from_config(
     config: ModelConfig,
     *,
-    source: str = "cascade.json",
+    source: str = PLAN,
     rendered: ModelConfig | None = None,
     comments: Sequence[str] = (),
 ) -> str:

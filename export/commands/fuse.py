@@ -14,6 +14,7 @@ import typer
 from export.commands.console import needs, progress_on
 from orchestrator.errors import ExportError
 from orchestrator.spec import Member, cascade_from_path, json_from_cascade, manifest_from_path
+from orchestrator.spec.manifest import MANIFEST
 
 
 def fuse(
@@ -118,7 +119,7 @@ class _Fuse:
 
 def _say(said: dict[str, Any], repository: Path) -> None:
     for name, what in said["members"].items():
-        manifest = manifest_from_path(repository / name / "manifest.json")
+        manifest = manifest_from_path(repository / name / MANIFEST)
         text = f"{repository / name}: {what}; {manifest.macs / 1e9:.3g} GMACs a row, differs from its members by "
         text += f"at most {manifest.parity['max_abs']:.1e} on {manifest.parity['rows']} rows"
         typer.echo(text + ("; RANDOM WEIGHTS: its answers mean nothing" if manifest.random_weights else ""))

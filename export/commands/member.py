@@ -17,6 +17,7 @@ from export.precision import MIN_AGREEMENT_HELP
 from export.runtimes.versions import DEFAULT_RUNTIMES, RUNTIMES_HELP, runtimes_from_text
 from orchestrator.errors import ExportError
 from orchestrator.spec import Manifest, manifest_from_path
+from orchestrator.spec.manifest import MANIFEST
 from orchestrator.spec.output_kind import OUTPUT_KINDS
 
 if TYPE_CHECKING:
@@ -156,7 +157,7 @@ def _say(output: Path, done: dict[str, str], *, seconds: float, as_json: bool) -
         typer.echo(json.dumps({"members": done, "seconds": round(seconds, 1)}))
         return
     for name, what in done.items():
-        manifest = manifest_from_path(output / name / "manifest.json")
+        manifest = manifest_from_path(output / name / MANIFEST)
         typer.echo(f"{output / name}: {what}; {summary(manifest)}")
 
 

@@ -12,6 +12,7 @@ import typer
 from export.commands.console import needs, progress_on
 from orchestrator.errors import ExportError
 from orchestrator.spec import FusedPrefix, cascade_from_path, json_from_cascade
+from orchestrator.spec.cascade_json import PLAN
 
 
 def onefile(
@@ -56,7 +57,7 @@ def onefile(
         from orchestrator.repository.index import plan_path
     path = cascade
     if cascade.is_dir():
-        path = plan_path(cascade) or cascade / "1" / "cascade.json"
+        path = plan_path(cascade) or cascade / "1" / PLAN
     spec = cascade_from_path(path)
     if plan_output is not None and (stages is None or stages < 2):
         raise ExportError("--plan-output", got=f"--stages {stages}", expected="at least 2 leading stages")

@@ -12,6 +12,7 @@ import typer
 from export.commands.console import needs, progress_on
 from export.precision import MIN_AGREEMENT_HELP
 from orchestrator.spec import Manifest, manifest_from_path
+from orchestrator.spec.manifest import MANIFEST
 
 
 def precision(
@@ -61,7 +62,7 @@ def precision(
             progress=progress,
         )
     folder = (output or repository) / made
-    manifest = manifest_from_path(folder / "manifest.json")
+    manifest = manifest_from_path(folder / MANIFEST)
     if as_json:
         seconds = round(time.monotonic() - start, 1)
         agreement = manifest.agreement

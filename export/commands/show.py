@@ -16,7 +16,7 @@ from export.commands.member import runtimes_said
 from export.runtimes.versions import DEFAULT_RUNTIMES, RUNTIMES_HELP, runtimes_from_text
 from orchestrator.errors import ExportError
 from orchestrator.spec import Manifest, manifest_from_path
-from orchestrator.spec.manifest import json_from_manifest
+from orchestrator.spec.manifest import MANIFEST, json_from_manifest
 
 
 def show(
@@ -28,7 +28,7 @@ def show(
 
     Example: python -m export show digits_small
     """
-    manifest = manifest_from_path(_folder(member, repository) / "manifest.json")
+    manifest = manifest_from_path(_folder(member, repository) / MANIFEST)
     if as_json:
         typer.echo(json_from_manifest(manifest), nl=False)
         return
@@ -42,7 +42,7 @@ def show(
 
 def _folder(member: str, repository: Path) -> Path:
     for folder in (repository / member, Path(member)):
-        if (folder / "manifest.json").is_file():
+        if (folder / MANIFEST).is_file():
             return folder
     known = sorted(path.parent.name for path in repository.glob("*/manifest.json"))
     raise ExportError(

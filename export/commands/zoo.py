@@ -19,6 +19,7 @@ from export.commands.console import END, needs, progress_on, write_block
 from export.runtimes.versions import installed_version
 from orchestrator.errors import ExportError
 from orchestrator.spec import manifest_from_path
+from orchestrator.spec.manifest import MANIFEST
 
 
 def zoo(
@@ -158,7 +159,7 @@ def family_row(name: str, versions: Sequence[str], *, progress: Callable[[str], 
             export_member(repository, plan, force=False, progress=progress)
         except ExportError as error:
             return FamilyRow(name=name, family=family, relative={}, fault=str(error))
-        manifest = manifest_from_path(repository / name / "manifest.json")
+        manifest = manifest_from_path(repository / name / MANIFEST)
     # Both are of one comparison, so their ratio is the size of the largest logit.
     largest = manifest.parity["max_abs"] / manifest.parity["max_rel"] if manifest.parity["max_rel"] else 1.0
     found = {version: proof.get("max_abs") for version, proof in manifest.runtimes.items()}

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from export.members import MANIFEST, onnx_manifest
+from export.members import onnx_manifest
 from export.parity import allowed_of, original_scores, session_of
 from export.rows import varied_rows
 from export.runtimes.asking import Question, answers_apart
@@ -19,7 +19,7 @@ from export.runtimes.versions import installed_version, runtime_folder
 from orchestrator.errors import ExportError
 from orchestrator.repository.files import write_all
 from orchestrator.spec import Manifest
-from orchestrator.spec.manifest import json_from_manifest
+from orchestrator.spec.manifest import MANIFEST, json_from_manifest
 from orchestrator.spec.triton import releases_with
 
 # Fewer than parity takes in the installed runtime: a kernel that is wrong is wrong on most rows, and each version

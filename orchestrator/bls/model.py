@@ -31,6 +31,7 @@ from orchestrator.bls.tensors import InputReader, Rows
 from orchestrator.errors import InputError, SpecError
 from orchestrator.spec import cascade_from_path
 from orchestrator.spec.answer import ANSWER_COLUMNS
+from orchestrator.spec.cascade_json import PLAN
 from orchestrator.spec.planned_models import verifies_hashes
 
 ALL_OUTPUTS = frozenset(ANSWER_COLUMNS)
@@ -58,7 +59,7 @@ class CascadeModel:
             SpecError: the file cannot be used; the server shows the message and the model stays unloaded.
         """
         folder = Path(args["model_repository"])
-        spec = cascade_from_path(folder / args["model_version"] / "cascade.json")
+        spec = cascade_from_path(folder / args["model_version"] / PLAN)
         if spec.name != args["model_name"]:
             message = f"got {spec.name}, expected the model's name {args['model_name']}"
             raise SpecError("cascade.json", {"name": message}, fix="render it again with `committee render`")

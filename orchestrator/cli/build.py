@@ -14,8 +14,8 @@ from orchestrator.cli.build_steps import Steps, committee_program, export_progra
 from orchestrator.cli.console import print_json
 from orchestrator.errors import CommitteeError, DataError
 from orchestrator.planner.goal import ENSEMBLE, Goal
-from orchestrator.repository.index import MANIFEST
 from orchestrator.spec import CascadeSpec, cascade_from_path, manifest_from_path
+from orchestrator.spec.manifest import MANIFEST
 
 # What is asked of a plan where nobody says.
 EPSILON = 0.01

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from orchestrator.errors import DataError
 from orchestrator.planner.goal import ENSEMBLE
-from orchestrator.repository.index import MANIFEST
 from orchestrator.spec import manifest_from_path
+from orchestrator.spec.cascade_json import PLAN
+from orchestrator.spec.manifest import MANIFEST
 from orchestrator.spec.validation import NAME
 
 # Endings of rows in one file.
@@ -51,7 +52,7 @@ class BuildFiles:
     @property
     def plan(self) -> Path:
         """The cascade.json that is rendered."""
-        return self.work / "cascade.json"
+        return self.work / PLAN
 
     @property
     def report(self) -> Path:

@@ -9,6 +9,8 @@ from orchestrator.errors import InputError, RepositoryError
 from orchestrator.repository.class_names import class_names_of
 from orchestrator.rows.pictures import ReadPicture, reader_for
 from orchestrator.spec import CascadeSpec, Preprocess, cascade_from_path, manifest_from_path
+from orchestrator.spec.cascade_json import PLAN
+from orchestrator.spec.manifest import MANIFEST
 from orchestrator.spec.served_model import ModelInfo
 
 
@@ -23,7 +25,7 @@ def cascade_in(repository: Path, model: str, version: int | None) -> CascadeSpec
     Raises:
         SpecError: it is there and cannot be used.
     """
-    path = repository / model / str(version) / "cascade.json"
+    path = repository / model / str(version) / PLAN
     return cascade_from_path(path) if path.is_file() else None
 
 
@@ -41,7 +43,7 @@ def preprocess_in(repository: Path, model: str, version: int | None) -> Preproce
         InputError: it has, but nothing is said about pictures there.
     """
     spec = cascade_in(repository, model, version)
-    manifest = repository / model / "manifest.json"
+    manifest = repository / model / MANIFEST
     if spec is None and not manifest.is_file():
         raise RepositoryError(
             f"pictures for model {model}",

@@ -16,6 +16,7 @@ from orchestrator.repository.class_names import class_names_of, common_names
 from orchestrator.repository.completion import UNKNOWN_INPUT, UNKNOWN_OUTPUT, adopted_spec
 from orchestrator.spec import CascadeSpec, InputSpec, Manifest, Member, Stage, manifest_from_path
 from orchestrator.spec.class_names import first_misplaced
+from orchestrator.spec.manifest import MANIFEST
 from orchestrator.spec.output_kind import ScoreEvidence
 from orchestrator.spec.planned_models import data_files_of
 from orchestrator.spec.validation import NAME
@@ -68,9 +69,9 @@ def pool_from_records(
     """
     _check_names(records)
     manifests = {
-        member: manifest_from_path(repository / member / "manifest.json")
+        member: manifest_from_path(repository / member / MANIFEST)
         for member in records.outputs
-        if (repository / member / "manifest.json").is_file()
+        if (repository / member / MANIFEST).is_file()
     }
     known = _meta_of_members(records)
     _same_files(manifests, known)

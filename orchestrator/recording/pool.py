@@ -24,6 +24,7 @@ from orchestrator.repository.index import readable_config, served_version
 from orchestrator.rows.pictures import ReadPicture, reader_for
 from orchestrator.spec import Manifest, Preprocess, manifest_from_path
 from orchestrator.spec.inputs import INPUT_DTYPES
+from orchestrator.spec.manifest import MANIFEST
 from orchestrator.spec.output_kind import EXCLUSIVE
 from orchestrator.spec.processor import core_count, instruction_sets, processor_flags
 from orchestrator.spec.served_model import ModelInfo, TensorInfo, input_tensor, scores_output
@@ -177,7 +178,7 @@ def opened_pool(
     from orchestrator.client.over_grpc import GrpcClient
 
     with GrpcClient(url, timeout_s=timeout_s, retries=4) as client:
-        paths = {name: repository / name / "manifest.json" for name in names}
+        paths = {name: repository / name / MANIFEST for name in names}
         manifests = {name: manifest_from_path(path) for name, path in paths.items() if path.is_file()}
         infos = with_scores({name: client.metadata(name) for name in names}, manifests, tensors)
         # One worker: the client keeps several parts of a piece in flight by itself.

@@ -10,6 +10,7 @@ from typing import Any
 from orchestrator.errors import DataError, RepositoryError
 from orchestrator.recording.kinds import words_by_member
 from orchestrator.spec import Manifest
+from orchestrator.spec.manifest import MANIFEST
 from orchestrator.spec.output_kind import SCORE_DTYPES
 from orchestrator.spec.served_model import (
     ModelInfo,
@@ -130,7 +131,7 @@ def require_exported(names: Sequence[str], repository: Path) -> None:
     """
     for name in names:
         folder = repository / name
-        if folder.is_dir() and not (folder / "manifest.json").is_file():
+        if folder.is_dir() and not (folder / MANIFEST).is_file():
             raise RepositoryError(
                 f"member {name}",
                 got=f"no manifest.json in {folder}",

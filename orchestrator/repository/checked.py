@@ -20,7 +20,6 @@ from orchestrator.repository.check import CheckReport, Fault, check
 from orchestrator.repository.completion import pinned_spec
 from orchestrator.repository.files import Rendering, check_output, copy_model, disk_errors, may_replace, new_folder
 from orchestrator.repository.index import (
-    MANIFEST,
     ensemble_spec,
     model_file,
     model_folders,
@@ -31,6 +30,7 @@ from orchestrator.repository.index import (
 )
 from orchestrator.repository.render import render, render_ensemble
 from orchestrator.spec import CascadeSpec, cascade_from_path
+from orchestrator.spec.manifest import MANIFEST
 from orchestrator.spec.triton import ENSEMBLE, mentioned_models
 
 Plans = dict[str, CascadeSpec]

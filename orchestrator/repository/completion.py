@@ -15,7 +15,6 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 from orchestrator.errors import RepositoryError, SpecError
 from orchestrator.repository.files import sha256_of_path
 from orchestrator.repository.index import (
-    MANIFEST,
     external_files,
     model_file,
     onnx_from_path,
@@ -25,6 +24,7 @@ from orchestrator.repository.index import (
 from orchestrator.repository.member_facts import MemberFacts, Tensor, facts_from_folder
 from orchestrator.spec import CascadeSpec, FusedPrefix, InputSpec, Manifest, Member, TensorSpec, manifest_from_path
 from orchestrator.spec.inputs import INPUT_DTYPES
+from orchestrator.spec.manifest import MANIFEST
 from orchestrator.spec.planned_models import data_files_of
 from orchestrator.spec.triton import BACKEND_OF_FILE, usual_file, versions_in
 

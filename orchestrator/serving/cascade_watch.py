@@ -16,6 +16,7 @@ from pathlib import Path
 from orchestrator.errors import ServingError, SpecError
 from orchestrator.serving.drain import RepositoryControl
 from orchestrator.spec import CascadeSpec, cascade_from_path
+from orchestrator.spec.cascade_json import PLAN
 from orchestrator.spec.planned_models import PlannedModel, planned_models, verifies_hashes
 from orchestrator.spec.triton import versions_in
 
@@ -73,7 +74,7 @@ class CascadeWatch:
                 self._look_at(name, self._cascades)
 
     def _served(self, name: str, versions: frozenset[int]) -> _Cascade | None:
-        path = self._repository / name / str(max(versions, default=0)) / "cascade.json"
+        path = self._repository / name / str(max(versions, default=0)) / PLAN
         if not path.is_file():
             return None
         try:
@@ -89,7 +90,7 @@ class CascadeWatch:
         """Takes the plan that lies there now: to plan again is one way to mend what is wrong."""
         folder = self._repository / name
         with contextlib.suppress(SpecError):
-            spec = cascade_from_path(folder / str(max(versions_in(folder), default=0)) / "cascade.json")
+            spec = cascade_from_path(folder / str(max(versions_in(folder), default=0)) / PLAN)
             if spec != cascade.spec:
                 cascade.spec, cascade.members = spec, self._members(spec, cascade.verify)
 

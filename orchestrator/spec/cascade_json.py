@@ -15,6 +15,8 @@ from orchestrator.spec.gears import Gear, Gears
 from orchestrator.spec.inputs import InputSpec, Preprocess
 from orchestrator.spec.validation import Faults, array_of, build, json_from_text, plain, text_of_file
 
+PLAN = "cascade.json"  # in the version folder of a cascade
+
 
 def _part(cls: type[Any], convert: Mapping[str, Any] | None = None) -> Any:
     table = dict(convert or {})
@@ -57,7 +59,7 @@ _cascade = partial(
 )
 
 
-def cascade_from_json(text: str, subject: str = "cascade.json") -> CascadeSpec:
+def cascade_from_json(text: str, subject: str = PLAN) -> CascadeSpec:
     """The cascade a JSON text describes.
 
     Args:

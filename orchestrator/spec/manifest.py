@@ -14,6 +14,7 @@ from orchestrator.spec.inputs import Preprocess
 from orchestrator.spec.output_kind import OUTPUT_KINDS
 from orchestrator.spec.validation import Faults, array_of, build, is_number, json_from_text, plain, text_of_file
 
+MANIFEST = "manifest.json"  # in the folder of an exported member
 MANIFEST_FORMAT = 1
 PRECISIONS = ("fp32", "fp16", "int8")
 # Facts without a type of their own: JSON objects.

@@ -13,7 +13,7 @@ from typing import Any
 from orchestrator.errors import SpecError
 from orchestrator.files import sha256_of_path
 from orchestrator.spec.cascade import CascadeSpec, FusedPrefix, Member
-from orchestrator.spec.manifest import manifest_from_path
+from orchestrator.spec.manifest import MANIFEST, manifest_from_path
 from orchestrator.spec.triton import BACKEND_OF_FILE, versions_in
 
 # Name of a model and a version, None for any -> whether the server would answer for it now.
@@ -211,7 +211,7 @@ def data_files_of(data_files: Mapping[str, str]) -> dict[str, str]:
 def _exported_files(folder: Path) -> tuple[str | None, dict[str, str]]:
     """Name of the model file and hashes of its data files, as the member's manifest has them."""
     try:
-        manifest = manifest_from_path(folder / "manifest.json")
+        manifest = manifest_from_path(folder / MANIFEST)
     except SpecError:  # `check` says what is wrong with it
         return None, {}
     return PurePosixPath(manifest.file).name, data_files_of(manifest.data_files)

@@ -15,6 +15,7 @@ from orchestrator.repository.configs import cascade_config
 from orchestrator.repository.files import copy_model, new_folder, write_all
 from orchestrator.repository.render import ensemble_from_cascade, render, render_ensemble
 from orchestrator.spec import CascadeSpec
+from orchestrator.spec.manifest import MANIFEST
 from perf.routes.baselines.deciding import plan_from_parameters
 from perf.routes.clients import asyncio_client, sync_client
 from perf.routes.scenario import BenchScenario
@@ -116,7 +117,7 @@ def _render_largest(repository: Path, member: str) -> None:
     """The largest member once more, with an instance per core."""
     copy_model(repository / member, repository / LARGEST)
     # They are of the member by its own name.
-    (repository / LARGEST / "manifest.json").unlink(missing_ok=True)
+    (repository / LARGEST / MANIFEST).unlink(missing_ok=True)
     shutil.rmtree(repository / LARGEST / "configs", ignore_errors=True)
     path = repository / LARGEST / "config.pbtxt"
     config = config_from_path(path)

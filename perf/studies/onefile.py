@@ -28,6 +28,7 @@ from export.onefile.writing import onefile_model
 from orchestrator.repository.index import plan_path
 from orchestrator.rows.digits import digits_split
 from orchestrator.spec import CascadeSpec, InputSpec, Member, Stage, cascade_from_path
+from orchestrator.spec.cascade_json import PLAN
 from perf.harness.machine import machine_here, write_results
 
 Rows = npt.NDArray[Any]
@@ -278,7 +279,7 @@ def onefile(
         def say(text: str) -> None:
             bar.update(task, description=text)
 
-        plan = plan_path(repository / "digits_cascade") or repository / "digits_cascade" / "1" / "cascade.json"
+        plan = plan_path(repository / "digits_cascade") or repository / "digits_cascade" / "1" / PLAN
         digits = cascade_from_path(plan)
         images = digits_split("test").images
         cases = measure_onefile(digits, repository, images, batches=(1, 32, 256), rounds=rounds, progress=say)

@@ -20,6 +20,7 @@ from orchestrator.repository.render import ensemble_configs
 from orchestrator.repository.shim import RUNTIME, SHIM, runtime_files
 from orchestrator.repository.tuning import TUNABLE, is_refused
 from orchestrator.spec import CascadeSpec, cascade_from_path
+from orchestrator.spec.cascade_json import PLAN
 
 _AGAIN = "render again"
 _UNDO = "edited by hand: undo it and change the plan instead, or remove the file and render again"
@@ -103,11 +104,11 @@ def check_cascade_folder(spec: CascadeSpec, model: Model, plan: Path, findings: 
     served = served_version(model.folder, model.config)
     if plan.parent.name != str(served):
         text = f"lies in version {plan.parent.name}, but Triton serves version {served}"
-        findings.fault(model.name, "cascade.json", f"{text}; render it there")
+        findings.fault(model.name, PLAN, f"{text}; render it there")
     try:
         compare_configs(model, cascade_config(spec), findings)
     except RepositoryError as error:
-        findings.fault(model.name, "cascade.json", error)
+        findings.fault(model.name, PLAN, error)
     _check_labels(spec, model, findings)
     script = plan.parent / "model.py"
     if script.is_file() and script.read_bytes() != SHIM.encode():

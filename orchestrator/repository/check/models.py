@@ -16,7 +16,6 @@ from orchestrator.pbtxt import config_from_path
 from orchestrator.repository.check.report import Findings
 from orchestrator.repository.files import sha256_of_path
 from orchestrator.repository.index import (
-    MANIFEST,
     config_of,
     external_files,
     model_file,
@@ -36,6 +35,7 @@ from orchestrator.repository.member_facts import (
     tensors_from_graph,
 )
 from orchestrator.spec import Manifest, manifest_from_path
+from orchestrator.spec.manifest import MANIFEST
 from orchestrator.spec.output_kind import PARAMETER
 from orchestrator.spec.processor import lacks_flags, processor_flags
 from orchestrator.spec.triton import ENSEMBLE

@@ -27,6 +27,7 @@ from orchestrator.repository.files import disk_errors
 from orchestrator.repository.index import ensemble_spec, model_folders, plan_path, readable_config
 from orchestrator.repository.shim import is_shim
 from orchestrator.spec import CascadeSpec, FusedPrefix, Member, cascade_from_path
+from orchestrator.spec.cascade_json import PLAN
 
 
 def check(repository: Path, names: Sequence[str] | None = None, *, triton: str | None = None) -> CheckReport:
@@ -103,7 +104,7 @@ class _Check:
         elif model.is_ensemble:
             self._look_at_ensemble(model)
         elif is_shim(model.file):
-            self.findings.fault(name, "cascade.json", "missing beside model.py; render the cascade again")
+            self.findings.fault(name, PLAN, "missing beside model.py; render the cascade again")
         else:
             check_onefile(model, self.folders, self.findings)
 

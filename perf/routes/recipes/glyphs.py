@@ -6,6 +6,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from orchestrator.spec import CascadeSpec, InputSpec, Member, Stage, manifest_from_path
+from orchestrator.spec.manifest import MANIFEST
 from perf.routes.predicted import predicted_speedup
 from perf.routes.recipe import Recipe
 from perf.routes.recipes.trained import planned
@@ -41,7 +42,7 @@ def glyphs() -> list[Recipe]:
 
 
 def _spec(plan: ChosenPlan) -> CascadeSpec:
-    manifests = {name: manifest_from_path(MEMBERS / name / "manifest.json") for name in plan.members}
+    manifests = {name: manifest_from_path(MEMBERS / name / MANIFEST) for name in plan.members}
     stages = tuple(
         Stage(
             members=tuple(

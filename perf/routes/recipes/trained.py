@@ -13,6 +13,7 @@ import numpy as np
 from orchestrator.repository.files import copy_model
 from orchestrator.rows.digits import digits_split
 from orchestrator.spec import CascadeSpec, cascade_from_path, json_from_cascade
+from orchestrator.spec.cascade_json import PLAN
 from perf.routes.recipe import Predict, Recipe
 from perf.routes.spec import Rows, Scenario
 
@@ -61,7 +62,7 @@ def digits() -> Recipe:
     return planned(
         "digits",
         "digits 8x8, trained members",
-        spec=cascade_from_path(COMMITTED / "digits_cascade" / "1" / "cascade.json"),
+        spec=cascade_from_path(COMMITTED / "digits_cascade" / "1" / PLAN),
         members=COMMITTED,
         pool=_DIGITS,
         rows=_digits,

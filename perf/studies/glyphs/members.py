@@ -25,6 +25,7 @@ from export.members import manifest_of, require_ours, up_to_date, write_member
 from export.parity import parity_of
 from orchestrator.errors import ExportError, SpecError
 from orchestrator.spec import Manifest, Preprocess, TensorSpec, manifest_from_path
+from orchestrator.spec.manifest import MANIFEST
 from perf.studies.glyphs.data import CLASSES, PARTS, SEED, SIDE_PX, GlyphsPart, glyphs_part
 from perf.studies.glyphs.networks import FAMILY, FAMILY_SEEDS, SELF, GlyphsNet, ResidualNet, train
 
@@ -144,7 +145,7 @@ def _require_same_rows(repository: Path, names: Iterable[str], rows: int) -> Non
 def _rows_of(folder: Path) -> int | None:
     """On how many rows the member there was trained, None where nothing says."""
     try:
-        rows = manifest_from_path(folder / "manifest.json").training.get("rows")
+        rows = manifest_from_path(folder / MANIFEST).training.get("rows")
     except SpecError:
         return None
     return rows if isinstance(rows, int) else None

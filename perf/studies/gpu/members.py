@@ -19,6 +19,7 @@ from orchestrator.repository.configs import member_config
 from orchestrator.repository.files import copy_model, new_folder, write_all
 from orchestrator.repository.render import render
 from orchestrator.spec import CascadeSpec, Manifest, TensorSpec, manifest_from_path
+from orchestrator.spec.manifest import MANIFEST
 from perf.harness.scenarios import BenchTools
 from perf.routes.recipe import Recipe, imposed_cascade
 from perf.routes.scenario import BenchScenario, bench_scenario
@@ -203,7 +204,7 @@ def gpu_config(manifest: Manifest, setting: GpuSetup) -> str:
 
 def manifest_of(repository: Path, member: str) -> Manifest:
     """What the export wrote down of a member."""
-    return manifest_from_path(repository / member / "manifest.json")
+    return manifest_from_path(repository / member / MANIFEST)
 
 
 def _make(

@@ -24,6 +24,7 @@ from orchestrator.recording.job import Wishes, record_job
 from orchestrator.recording.pool import Pool, opened_pool
 from orchestrator.rows.npz import npz_writer
 from orchestrator.spec import CascadeSpec
+from orchestrator.spec.manifest import MANIFEST
 
 Say = Callable[[str], None]
 CACHE = Path("build/glyphs")
@@ -68,7 +69,7 @@ def require_members(repository: Path, names: Sequence[str]) -> None:
     Raises:
         RepositoryError: names the missing members and the command that trains them.
     """
-    missing = [name for name in names if not (repository / name / "manifest.json").is_file()]
+    missing = [name for name in names if not (repository / name / MANIFEST).is_file()]
     if missing:
         few = ", ".join(missing[:4]) + (", ..." if len(missing) > 4 else "")
         raise RepositoryError(
