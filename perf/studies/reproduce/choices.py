@@ -19,6 +19,8 @@ FORMAT = 1
 CHOICES = "choices.json"
 # Key of the comparisons behind the headline; the first of them is about the headline plan.
 HEADLINE = "headline"
+# End of the label of a line whose plan was chosen by the rule without the margin.
+NO_MARGIN = ", no margin"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,7 @@ import numpy as np
 from orchestrator.planner.search import RIGHT, SearchResult
 from orchestrator.progress import Progress
 from orchestrator.spec import COMBINES, SCORES
-from perf.studies.reproduce.choices import HEADLINE, Choices, ChosenPlan, PlanComparison, short
+from perf.studies.reproduce.choices import HEADLINE, NO_MARGIN, Choices, ChosenPlan, PlanComparison, short
 from perf.studies.reproduce.parts import MemberGroups, PlanPart, groups_from_names
 from perf.studies.reproduce.search_space import (
     DELTA,
@@ -32,7 +32,6 @@ from perf.studies.reproduce.search_space import (
     searched,
     validate_margins,
 )
-from perf.studies.reproduce.verdicts import NO_MARGIN
 
 NONE_AHEAD = "no cheaper plan is ahead by the margin on the plan part"
 NONE_LEVEL = "none is as accurate on the plan part"

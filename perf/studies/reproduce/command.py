@@ -20,7 +20,7 @@ from orchestrator.progress import Advance
 from orchestrator.repository.files import disk_errors, sha256_of_path, write_all
 from perf.studies.reproduce.choices import CHOICES, HEADLINE, choices_from_path, write_choices
 from perf.studies.reproduce.choose import choose
-from perf.studies.reproduce.document import md_from_results
+from perf.studies.reproduce.document import draw_frontier, md_from_results
 from perf.studies.reproduce.evaluate import TimingLoad
 from perf.studies.reproduce.parts import (
     CACHE,
@@ -32,7 +32,6 @@ from perf.studies.reproduce.parts import (
     TestPart,
     require_members,
 )
-from perf.studies.reproduce.picture import draw_frontier
 from perf.studies.reproduce.results import (
     RESULTS,
     TIMED_FORMATS,

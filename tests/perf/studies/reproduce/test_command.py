@@ -14,12 +14,12 @@ from orchestrator.spec import manifest_from_path
 from perf.__main__ import app
 from perf.studies.reproduce import tables
 from perf.studies.reproduce.choices import CHOICES, choices_from_path
+from perf.studies.reproduce.claims import SECTIONS
 from perf.studies.reproduce.command import Effort, named_folder, require_writable, run
 from perf.studies.reproduce.document import md_from_results
 from perf.studies.reproduce.evaluate import TimingLoad
 from perf.studies.reproduce.parts import MEMBERS, REPOSITORY, PartRecorder
 from perf.studies.reproduce.results import RESULTS, results_from_path
-from perf.studies.reproduce.sections import SECTIONS
 from tests.perf.studies.reproduce import made
 
 DOCS = Path(__file__).parents[4] / "docs/reproduce"

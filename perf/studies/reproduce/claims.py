@@ -1,0 +1,291 @@
+"""The claims as the document has them: what each one asks, its table, and what the table comes to in words."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from orchestrator.report.words import times_between
+from perf.studies.reproduce.choices import NO_MARGIN
+from perf.studies.reproduce.tables import (
+    ACCURACY,
+    COST,
+    DIFFERENCE,
+    EXITS,
+    FACTOR,
+    LABEL,
+    OTHER_ACCURACY,
+    PLAN,
+    ROWS,
+    WORST,
+    Column,
+    Line,
+    fewer_macs,
+    points,
+)
+
+Sentence = Callable[[Sequence[Line]], str]
+
+
+def _with_plan(lines: Sequence[Line]) -> list[Line]:
+    return [line for line in lines if line["one"] is not None]
+
+
+def _listed(words: Sequence[str]) -> str:
+    return ", ".join(words) or "none"
+
+
+def _surely(lines: Sequence[Line], key: str, neutral: float) -> tuple[list[Line], list[Line]]:
+    """Lines whose whole interval lies above the neutral value, and those whose whole interval lies below it."""
+    above = [line for line in lines if line[f"{key}_ci95"][0] > neutral]
+    return above, [line for line in lines if line[f"{key}_ci95"][1] < neutral]
+
+
+def _won_and_lost(what: str) -> Sentence:
+    def sentence(lines: Sequence[Line]) -> str:
+        found = _with_plan(lines)
+        won, lost = ([line["label"] for line in some] for some in _surely(found, "difference", 0.0))
+        open_ = [line["label"] for line in found if line["label"] not in (*won, *lost)]
+        none = [line["label"] for line in lines if line["one"] is None]
+        text = (
+            f"{what}: surely more accurate (the interval is above 0) in {len(won)} of {len(found)} lines"
+            f" ({_listed(won)}), surely less accurate in {len(lost)} ({_listed(lost)})"
+        )
+        text += f", undecided: {_listed(open_)}." if open_ else "."
+        return text + (f" No two members fit {_listed(none)}." if none else "")
+
+    return sentence
+
+
+def _won_and_lost_short(lines: Sequence[Line]) -> str:
+    found = _with_plan(lines)
+    won, lost = _surely(found, "difference", 0.0)
+    return f"Surely more accurate in {len(won)} of {len(found)} lines, surely less accurate in {len(lost)}."
+
+
+def _cascades(lines: Sequence[Line]) -> str:
+    """How many single models have a plan of claim 3, how much it saves, and where it loses accuracy or time."""
+    found = _with_plan(lines)
+    text = f"{len(found)} of {len(lines)} single models have such a plan"
+    if not found:
+        return text + "."
+    worse = [line for line in found if line["difference"] < 0]
+    sure = _surely(worse, "difference", 0.0)[1]
+    text += f": {_median_macs(found)}."
+    text += f" Test accuracy is lower than the single model's for {len(worse)} of {len(found)}"
+    text += f", surely (the interval is below 0) for {len(sure)}." if worse else "."
+    for batch in found[0].get("time_factor", ()):
+        slower = _slower(found, batch)
+        if slower:
+            text += (
+                f" In batches of {batch} {slower} of {len(found)} take longer than the single model: there"
+                " the decisions cost more time than networks this small save."
+            )
+    without = [line["label"] for line in lines if line["one"] is None]
+    return text + (f" No such plan for {_listed(without)}." if without else "")
+
+
+def _cascades_short(lines: Sequence[Line]) -> str:
+    strict, _ = _margin_apart(lines)
+    found = _with_plan(strict)
+    if not found:
+        return "No single model has such a plan."
+    sure = _surely(found, "difference", 0.0)[1]
+    text = (
+        f"{len(found)} of {len(strict)} single models have such a plan: {_median_macs(found)}."
+        f" Surely less accurate on the test part: {len(sure)}."
+    )
+    slower = [f"{_slower(found, batch)} in batches of {batch}" for batch in found[0].get("time_factor", ())]
+    return text + (f" Slower than the single model: {' and '.join(slower)}." if slower else "")
+
+
+def _median_macs(found: Sequence[Line]) -> str:
+    factors = [line["macs_factor"] for line in found]
+    middle = float(np.median(factors))
+    between = times_between((min(factors), max(factors)), middle, noun="MACs", form=".2f")
+    return f"{fewer_macs(middle)} in the median, {between} in all"
+
+
+def _slower(found: Sequence[Line], batch: str) -> int:
+    return sum(line["time_factor"][batch]["median"] < 1 for line in found)
+
+
+def _margin_apart(lines: Sequence[Line]) -> tuple[list[Line], list[Line]]:
+    """Lines by the rule with the margin, and those by the rule without it."""
+    level = [line for line in lines if line["label"].endswith(NO_MARGIN)]
+    return [line for line in lines if line not in level], level
+
+
+def _worst_case(lines: Sequence[Line]) -> str:
+    """What claim 4 comes to: as `_cascades`, and what a plan without the margin would do."""
+    strict, level = _margin_apart(lines)
+    text = _cascades(strict)
+    if level:
+        text += f" Without the margin {len(level)} more: "
+        text += "; ".join(
+            f"{line['label'].removesuffix(NO_MARGIN)} {fewer_macs(line['macs_factor'])} at"
+            f" {points(line['difference'])} points"
+            for line in level
+        )
+        text += "."
+    return text
+
+
+def _self_cascade(lines: Sequence[Line]) -> str:
+    said = [
+        f"{line['label']}: {fewer_macs(line['macs_factor'])}, {points(line['difference'])} points"
+        for line in _with_plan(lines)
+    ]
+    return ("; ".join(said) or "No plan") + "."
+
+
+def _self_cascade_short(lines: Sequence[Line]) -> str:
+    first = lines[0]
+    if first["one"] is None:
+        return "No such plan."
+    return (
+        f"{fewer_macs(first['macs_factor'])} than the high resolution alone, {points(first['difference'])} points."
+    )
+
+
+def _beside_default(key: str, neutral: float, words: tuple[str, str], form: Callable[[float], str]) -> Sentence:
+    """Which lines differ from the first, the planner's defaults, by more than their interval."""
+
+    def sentence(lines: Sequence[Line]) -> str:
+        better, worse = (
+            [f"{line['label']} ({form(line[key])})" for line in some]
+            for some in _surely(_with_plan(lines)[1:], key, neutral)
+        )
+        return f"Beside the defaults, surely {words[0]}: {_listed(better)}; surely {words[1]}: {_listed(worse)}."
+
+    return sentence
+
+
+def _beside_default_short(key: str, neutral: float, words: tuple[str, str]) -> Sentence:
+    def sentence(lines: Sequence[Line]) -> str:
+        others = _with_plan(lines)[1:]
+        better, worse = _surely(others, key, neutral)
+        counts = f"surely {words[0]}: {len(better)}; surely {words[1]}: {len(worse)}"
+        return f"Of {len(others)} pairs of mode and score beside the defaults, {counts}."
+
+    return sentence
+
+
+def _stages(lines: Sequence[Line]) -> str:
+    """How many times fewer MACs each number of stages takes, by target."""
+    said: dict[str, list[str]] = {}
+    for line in lines:
+        target, _, count = line["label"].partition(", ")
+        factor = "no plan" if line["one"] is None else fewer_macs(line["macs_factor"])
+        said.setdefault(target, []).append(f"{factor} with {count}")
+    return "; ".join(f"{target}: {', '.join(parts)}" for target, parts in said.items()) + "."
+
+
+def _stages_short(lines: Sequence[Line]) -> str:
+    last = lines[-1]["label"].partition(", ")[0]
+    return "For " + _stages([line for line in lines if line["label"].startswith(f"{last}, ")])
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClaimSection:
+    """One claim in the document.
+
+    Args:
+        claim: key of its lines in results.json.
+        title, text: what is asked, and by which rule plans were chosen.
+        columns: columns of the table; columns of times are added where times were measured.
+        verdict: what the table comes to.
+        short: the same for the summary.
+    """
+
+    claim: str
+    title: str
+    text: str
+    columns: tuple[Column, ...]
+    verdict: Sentence
+    short: Sentence
+
+
+_VALUES = (ACCURACY, OTHER_ACCURACY, DIFFERENCE, FACTOR)
+_HEAD = (LABEL, ROWS, PLAN)
+_MODES = (*_HEAD, ACCURACY, COST, DIFFERENCE, FACTOR)
+_CHEAPER, _BETTER = ("cheaper", "dearer"), ("more accurate", "less accurate")
+
+SECTIONS = (
+    ClaimSection(
+        claim="1",
+        title="1. Two averaged models against one bigger",
+        text="""Two members whose logits are averaged, always both asked, against a bigger single model. Of a
+        size's two seeds the one that is more accurate on the plan part stands for it.""",
+        columns=(*_HEAD, *_VALUES),
+        verdict=_won_and_lost("Two averaged models against the bigger one"),
+        short=_won_and_lost_short,
+    ),
+    ClaimSection(
+        claim="2",
+        title="2. Ensembles against single models over the range of costs",
+        text="""For every cost at which there is a single model, the average of two to four members that costs no
+        more and is most accurate on the plan part.""",
+        columns=(*_HEAD, *_VALUES),
+        verdict=_won_and_lost("The best ensemble against the single model of its cost"),
+        short=_won_and_lost_short,
+    ),
+    ClaimSection(
+        claim="3",
+        title="3. Cascades against every single model at no lower accuracy",
+        text="""The rule with the margin. Any members may take part, the single model included.""",
+        columns=(*_HEAD, EXITS, *_VALUES),
+        verdict=_cascades,
+        short=_cascades_short,
+    ),
+    ClaimSection(
+        claim="4",
+        title="4. The same with a bound on the worst case",
+        text="""The rule with the margin, among plans whose members together cost no more than the single model: no
+        row can cost more than it would there. Where none is ahead by the margin, the cheapest that is as accurate
+        on the plan part, if there is one, stands in a line of its own.""",
+        columns=(*_HEAD, EXITS, *_VALUES, WORST),
+        verdict=_worst_case,
+        short=_cascades_short,
+    ),
+    ClaimSection(
+        claim="5",
+        title="5. A self-cascade",
+        text="""One network at two resolutions, the low one first, against the same network at the high resolution
+        alone. The first line follows the rule with the margin. The next three are the cheapest plans that are as
+        accurate as the high resolution on the plan part: of the two, averaged or with the second answer alone, and
+        of the family without them. The last line holds the self-cascade against the family's cascade.""",
+        columns=(*_HEAD, EXITS, *_VALUES),
+        verdict=_self_cascade,
+        short=_self_cascade_short,
+    ),
+    ClaimSection(
+        claim="6a",
+        title="6a. Combine modes and scores at the same accuracy",
+        text="""For each, the cheapest plan that is as accurate on the plan part as the most accurate single model.
+        Difference and factor are against the first line, the planner's defaults.""",
+        columns=_MODES,
+        verdict=_beside_default("macs_factor", 1.0, _CHEAPER, fewer_macs),
+        short=_beside_default_short("macs_factor", 1.0, _CHEAPER),
+    ),
+    ClaimSection(
+        claim="6b",
+        title="6b. Combine modes and scores at the same cost",
+        text="""For each, the most accurate plan on the plan part that costs no more there than the first line's in
+        the table above. Difference and factor are against it.""",
+        columns=_MODES,
+        verdict=_beside_default("difference", 0.0, _BETTER, points),
+        short=_beside_default_short("difference", 0.0, _BETTER),
+    ),
+    ClaimSection(
+        claim="7",
+        title="7. Two stages against three and four",
+        text="""The cheapest plan that is as accurate on the plan part as the single model named, with at most so
+        many stages; one stage is a single model or an ensemble.""",
+        columns=(*_HEAD, EXITS, DIFFERENCE, FACTOR),
+        verdict=_stages,
+        short=_stages_short,
+    ),
+)
