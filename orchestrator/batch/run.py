@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from orchestrator.client.answers import ServedAnswers
 from orchestrator.errors import ClientError, RefusedError, TimeLimitError, UnknownModelError
-from orchestrator.rows.stored import Block, Refused
+from orchestrator.rows.blocks import RefusedRow, RowBlock
 
 Rows = npt.NDArray[Any]
 # Finished blocks that wait for an earlier, slower one; more would only cost memory.
@@ -65,7 +65,7 @@ class Settled:
 
     size: int
     answered: list[Answered] = field(default_factory=list)
-    refused: list[Refused] = field(default_factory=list)
+    refused: list[RefusedRow] = field(default_factory=list)
     faults: int = 0
 
     def hopeless(self) -> bool:
@@ -74,7 +74,7 @@ class Settled:
 
 
 async def settled_blocks(
-    client: AsksBatches, model: str, blocks: Iterator[Block], *, in_flight: int
+    client: AsksBatches, model: str, blocks: Iterator[RowBlock], *, in_flight: int
 ) -> AsyncGenerator[Settled, None]:
     """Asks about blocks and gives what became of them, in their order.
 
@@ -91,7 +91,7 @@ async def settled_blocks(
     gate = asyncio.Semaphore(in_flight)
     waiting: deque[asyncio.Task[Settled]] = deque()
     # Reading and decoding happen in a thread, so that requests under way are not held up by them.
-    following: Block | None = await asyncio.to_thread(next, blocks, None)
+    following: RowBlock | None = await asyncio.to_thread(next, blocks, None)
     try:
         while following is not None or waiting:
             while following is not None and len(waiting) < AHEAD * in_flight:
@@ -107,12 +107,12 @@ async def settled_blocks(
         await asyncio.gather(*waiting, return_exceptions=True)
 
 
-async def _gated(client: AsksBatches, model: str, block: Block, gate: asyncio.Semaphore) -> Settled:
+async def _gated(client: AsksBatches, model: str, block: RowBlock, gate: asyncio.Semaphore) -> Settled:
     async with gate:
         return await settle(client, model, block)
 
 
-async def settle(client: AsksBatches, model: str, block: Block) -> Settled:
+async def settle(client: AsksBatches, model: str, block: RowBlock) -> Settled:
     """Asks about one block, in smaller parts where it is refused.
 
     Raises:
@@ -127,7 +127,7 @@ async def settle(client: AsksBatches, model: str, block: Block) -> Settled:
     return settled
 
 
-async def _ask(client: AsksBatches, model: str, block: Block, *, settled: Settled) -> ClientError | None:
+async def _ask(client: AsksBatches, model: str, block: RowBlock, *, settled: Settled) -> ClientError | None:
     """Adds what became of the rows; returns the error of asking for all of them at once, if that failed."""
     try:
         answers = await client.infer(model, block.rows)
@@ -140,7 +140,7 @@ async def _ask(client: AsksBatches, model: str, block: Block, *, settled: Settle
                 raise
         count = len(block.ids)
         if count == 1:
-            settled.refused.append(Refused(id=block.ids[0].item(), reason=str(error.got or error)))
+            settled.refused.append(RefusedRow(id=block.ids[0].item(), reason=str(error.got or error)))
         else:
             for half in np.split(np.arange(count), [count // 2]):
                 await _ask(client, model, block.picked(half), settled=settled)
@@ -149,12 +149,12 @@ async def _ask(client: AsksBatches, model: str, block: Block, *, settled: Settle
     return None
 
 
-def _keep(block: Block, answers: ServedAnswers, settled: Settled) -> None:
+def _keep(block: RowBlock, answers: ServedAnswers, settled: Settled) -> None:
     """Adds answers; rows that a member or native ensemble had no finite output for are refused ones."""
     good = answers.label >= 0
     for row_id in block.ids[~good]:
         reason = "the model gave no finite output for it"
-        settled.refused.append(Refused(id=row_id.item(), reason=reason))
+        settled.refused.append(RefusedRow(id=row_id.item(), reason=reason))
     if not good.all():
         columns = {name: np.asarray(column)[good] for name, column in vars(answers).items()}
         block, answers = block.picked(np.flatnonzero(good)), ServedAnswers(**columns)

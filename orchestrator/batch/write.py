@@ -15,7 +15,7 @@ import numpy.typing as npt
 from orchestrator.batch.run import Answered
 from orchestrator.errors import DataError
 from orchestrator.files import replaced_file
-from orchestrator.rows.stored import Refused, StoredRows
+from orchestrator.rows.blocks import RefusedRow, StoredRows
 from orchestrator.spec.answer import ANSWER_COLUMNS
 
 Rows = npt.NDArray[Any]
@@ -168,6 +168,6 @@ def refused_path(output: Path) -> Path:
     return output.with_suffix(".refused.jsonl")
 
 
-def refused_line(refused: Refused) -> str:
+def refused_line(refused: RefusedRow) -> str:
     """One line of that file."""
     return json.dumps({"id": refused.id, "reason": refused.reason}, ensure_ascii=False) + "\n"

@@ -31,11 +31,8 @@ from orchestrator.client.endpoint import Endpoint
 from orchestrator.client.over_grpc import AsyncGrpcClient
 from orchestrator.decision import Policy
 from orchestrator.errors import ClientError, DataError
-from orchestrator.files import irregular_kind
-from orchestrator.rows.batch_arrays import array_rows
-from orchestrator.rows.pictures import ReadPicture
-from orchestrator.rows.stored import ColumnNames, StoredRows, is_parquet
-from orchestrator.spec.served_model import ModelInfo
+from orchestrator.rows.blocks import ColumnNames, StoredRows
+from orchestrator.rows.opening import stored_rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,7 +154,7 @@ def batch(
         server=endpoint_from_options(url, ca=ca, cert=cert, key=key, header=header),
         in_flight=in_flight,
         request_rows=request_rows,
-        columns=ColumnNames(rows=column, ids=id_column, kept=_names(keep_columns or [])),
+        columns=ColumnNames(column=column, id_column=id_column, keep_columns=_names(keep_columns or [])),
         repository=repository,
         timeout_s=timeout_s,
     )
@@ -188,35 +185,6 @@ def _check_output(job: Job) -> None:
         raise DataError(f"{job.output}", got="a file in the folder that is read", expected="another folder")
     if ".parquet" in (job.output.suffix, job.source.suffix):
         importlib.import_module("pyarrow")
-
-
-def stored_rows(path: Path, info: ModelInfo, *, columns: ColumnNames, read_picture: ReadPicture) -> StoredRows:
-    """The rows of a .npy, .npz or .parquet file, or a folder of the latter, checked as far as a header tells.
-
-    Args:
-        path: the file.
-        info: the model they are for.
-        columns: which arrays or columns are what.
-        read_picture: turns an encoded picture into one row.
-
-    Raises:
-        DataError: missing, unreadable, empty, or without such a column.
-        InputError: its rows do not fit the model.
-    """
-    if is_parquet(path):
-        from orchestrator.rows.batch_parquet import parquet_rows
-
-        return parquet_rows(path, info, columns=columns, read_picture=read_picture)
-    if not path.exists():
-        raise DataError(f"{path}", got="no such file")
-    if (kind := irregular_kind(path)) is not None:
-        got = "a folder without .parquet files" if path.is_dir() else kind
-        raise DataError(f"{path}", got=got, expected="a regular file")
-    if path.suffix in (".npy", ".npz"):
-        return array_rows(path, info, columns=columns)
-    raise DataError(
-        f"{path}", got=f"a name ending in {path.suffix or 'nothing'}", expected=".npy, .npz or .parquet"
-    )
 
 
 async def _run(job: Job) -> Tally:

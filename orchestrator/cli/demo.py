@@ -24,7 +24,7 @@ from orchestrator.cli.endpoints import ADDRESS, Ca, Cert, Headers, Key, endpoint
 from orchestrator.cli.record import records_of
 from orchestrator.client.endpoint import Endpoint
 from orchestrator.planner.records import Records
-from orchestrator.rows.sources import LabelledRows, rows_from_source
+from orchestrator.rows.digits import DigitsSplit, digits_split
 from orchestrator.serving.options import ServeOptions
 from orchestrator.serving.process import EmbeddedServer
 from orchestrator.spec import CascadeSpec
@@ -59,7 +59,7 @@ def demo(
     if url is not None:
         running = endpoint_from_options(url, ca=ca, cert=cert, key=key, header=header)
     spec = plan_of(repository, CASCADE)
-    rows = rows_from_source("digits:test")
+    rows = digits_split("test")
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     people = Console(stderr=True)
     with Progress(*columns, console=people, transient=True, disable=not people.is_terminal) as progress:
@@ -103,7 +103,7 @@ def _served_report(
     spec: CascadeSpec,
     records: Records,
     *,
-    rows: LabelledRows,
+    rows: DigitsSplit,
     repository: Path,
     running: Endpoint | None,
     load: dict[str, int],

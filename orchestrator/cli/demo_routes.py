@@ -19,7 +19,7 @@ from orchestrator.errors import RepositoryError
 from orchestrator.planner.records import Records
 from orchestrator.planner.replay import replay
 from orchestrator.repository.index import plan_path
-from orchestrator.rows.sources import LabelledRows
+from orchestrator.rows.digits import DigitsSplit
 from orchestrator.spec import CascadeSpec, cascade_from_path
 
 # Rows this near to a threshold may fall on either side of it when a kernel rounds differently by batch size.
@@ -93,7 +93,7 @@ async def measure_routes(
     address: str | Endpoint,
     routes: Sequence[Route],
     *,
-    rows: LabelledRows,
+    rows: DigitsSplit,
     stages: int,
     concurrency: int,
     rounds: int,
@@ -125,7 +125,7 @@ async def measure_routes(
     return [_measured(route, passes[route.name], rows, stages) for route in routes]
 
 
-def _measured(route: Route, passes: list[LoadResult], rows: LabelledRows, stages: int) -> Measured:
+def _measured(route: Route, passes: list[LoadResult], rows: DigitsSplit, stages: int) -> Measured:
     answers: list[ServedAnswers] = passes[0].answers
     label = np.array([int(answer.label[0]) for answer in answers])
     exit_stage = np.array([int(answer.exit_stage[0]) for answer in answers], np.int32)

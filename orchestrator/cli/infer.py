@@ -21,7 +21,7 @@ from orchestrator.client.sync import SyncClient
 from orchestrator.decision import Policy
 from orchestrator.errors import ClientError, RepositoryError
 from orchestrator.planner.explain import StageExplanation, explain_rows
-from orchestrator.rows.named import NamedRow, rows_from_sources
+from orchestrator.rows.opening import NamedRow, named_rows
 from orchestrator.spec import CascadeSpec
 from orchestrator.spec.served_model import ModelInfo
 
@@ -100,7 +100,7 @@ def infer(
         info = client.metadata(model)
         spec = _plan(repository, info) if explain else None
         _note_ignored(info, policy)
-        rows = rows_from_sources(sources, info, picture_reader(repository, info))
+        rows = named_rows(sources, info, read_picture=picture_reader(repository, info))
         with progress(f"asking {model}", len(rows)) as advance:
             asked = []
             for named in rows:

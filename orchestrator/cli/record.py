@@ -22,7 +22,7 @@ from orchestrator.recording.kinds import evidence_of
 from orchestrator.recording.pool import opened_pool
 from orchestrator.recording.run import Task, answered_pieces, wanted_rows
 from orchestrator.recording.summary import meta_of
-from orchestrator.rows.stored import ColumnNames
+from orchestrator.rows.blocks import ColumnNames
 
 
 def record(
@@ -148,7 +148,7 @@ def record(
         by_order=by_order,
         class_map=class_map,
         first_label=first_label,
-        columns=ColumnNames(rows=column, ids=id_column, labels=label_column),
+        columns=ColumnNames(column=column, id_column=id_column, label_column=label_column),
     )
     _check_wishes(wishes)
     # In this order, so that `--members a b c`, of which the option itself takes one word, means a, b, c.

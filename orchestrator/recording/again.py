@@ -16,11 +16,13 @@ import numpy.typing as npt
 from orchestrator.planner.records import text_from_meta
 from orchestrator.recording.pool import Pool
 from orchestrator.recording.summary import Recorded, recorded_class_names
+from orchestrator.rows.blocks import RowSource
 from orchestrator.rows.npz import BROKEN
-from orchestrator.rows.sources import Source
 
 
-def recording_fingerprint(header: Mapping[str, Any], pool: Pool, source: Source, *, skip_bad: bool) -> str | None:
+def recording_fingerprint(
+    header: Mapping[str, Any], pool: Pool, source: RowSource, *, skip_bad: bool
+) -> str | None:
     """Hash of everything that decides the records, or None where part of it is unknown.
 
     Args:

@@ -21,11 +21,11 @@ from orchestrator.recording.run import Task, record_into, wanted_rows
 from orchestrator.recording.shards import NO_DIGEST, RESTART, Shards
 from orchestrator.recording.summary import Recorded, meta_of, summary_of
 from orchestrator.recording.tensors import row_dims_noted
+from orchestrator.rows.blocks import ColumnNames, Indices, RowSource
 from orchestrator.rows.class_map import class_map_from_path
 from orchestrator.rows.ids import sha256_of_array
-from orchestrator.rows.labels import UNLABELLED, Classes
-from orchestrator.rows.sources import Indices, Source, source_from_text
-from orchestrator.rows.stored import ColumnNames
+from orchestrator.rows.labels import UNLABELLED, MemberClasses
+from orchestrator.rows.opening import row_source
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +62,7 @@ def source_of(
     class_map: Path | None = None,
     first_label: int = 0,
     columns: ColumnNames | None = None,
-) -> Source:
+) -> RowSource:
     """The source that the pool is to be asked about.
 
     Args:
@@ -78,9 +78,11 @@ def source_of(
     """
     names = pool.class_names()
     mapped = None if class_map is None else class_map_from_path(class_map, count=pool.classes, known=names)
-    classes = Classes(count=pool.classes, names=names, by_order=by_order, mapped=mapped, first=first_label)
+    classes = MemberClasses(
+        count=pool.classes, names=names, by_order=by_order, class_map=mapped, first_label=first_label
+    )
     reader = pool.picture_reader()
-    return source_from_text(data, pool.info, classes=classes, read_picture=reader, columns=columns)
+    return row_source(data, pool.info, classes=classes, read_picture=reader, columns=columns)
 
 
 def record_job(
@@ -129,7 +131,7 @@ def record_job(
     return summary
 
 
-def _check_labelled(source: Source, wanted: Indices) -> None:
+def _check_labelled(source: RowSource, wanted: Indices) -> None:
     """Refuses rows without labels beside others that have them."""
     if source.labels is None:
         return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import time
 from collections import deque
@@ -18,7 +19,7 @@ from orchestrator.planner.records import unusable_rows
 from orchestrator.recording.kinds import check_piece
 from orchestrator.recording.pool import Pool
 from orchestrator.recording.shards import NO_DIGEST, Shard, Shards
-from orchestrator.rows.sources import Indices, Loaded, Piece, Source
+from orchestrator.rows.blocks import Indices, RowBlock, RowPiece, RowSource
 
 Scores = npt.NDArray[np.float32]
 # A part is written after so many bytes of scores, so many seconds, or this share of the time spent so far: what a
@@ -39,7 +40,7 @@ class Task:
         skip_bad: leave out rows that cannot be read or answered, instead of stopping at them.
     """
 
-    source: Source
+    source: RowSource
     pool: Pool
     wanted: Indices
     skip_bad: bool = False
@@ -97,7 +98,7 @@ def answered_pieces(task: Task, *, start: int = 0) -> Generator[Answered, None, 
         wait([future for future in waiting if not future.cancelled()], timeout=LAST_PIECES_S)
 
 
-def _answered(task: Task, piece: Piece) -> Answered:
+def _answered(task: Task, piece: RowPiece) -> Answered:
     loaded, skipped = _labelled(task, piece.load())
     refused = {int(one.id): one.reason for one in loaded.refused}
     skipped |= refused
@@ -112,47 +113,42 @@ def _answered(task: Task, piece: Piece) -> Answered:
     for name, scores in outputs.items():
         bad = unusable_rows(scores)
         if len(bad) and not task.skip_bad:
-            ids = [_id(task, position) for position in loaded.positions[bad].tolist()]
+            ids = [_id(task, position) for position in loaded.ids[bad].tolist()]
             raise DataError(
                 f"member {name}",
                 got=f"NaN, infinity or no finite score for rows {first_few(ids)}",
                 expected="finite scores",
                 fix="leave the member out, or such rows with --skip-bad",
             )
-        skipped |= {int(position): f"member {name}: no finite scores" for position in loaded.positions[bad]}
-    good = ~np.isin(loaded.positions, list(skipped))
+        skipped |= {int(position): f"member {name}: no finite scores" for position in loaded.ids[bad]}
+    good = ~np.isin(loaded.ids, list(skipped))
     return Answered(
         first=piece.first,
         stop=piece.stop,
-        kept=loaded.positions[good],
+        kept=loaded.ids[good],
         outputs={name: scores[good] for name, scores in outputs.items()},
         skipped=skipped,
         digests=tuple(one for one, kept in zip(loaded.digests, good, strict=False) if kept),
     )
 
 
-def _labelled(task: Task, loaded: Loaded) -> tuple[Loaded, dict[int, str]]:
+def _labelled(task: Task, loaded: RowBlock) -> tuple[RowBlock, dict[int, str]]:
     """The rows that have labels, where the others have any; and why those without are left out."""
     if task.source.labels is None:
         return loaded, {}
-    has_label = task.source.labels[task.wanted[loaded.positions]] >= 0
+    has_label = task.source.labels[task.wanted[loaded.ids]] >= 0
     if has_label.all():
         return loaded, {}
-    kept = Loaded(
-        positions=loaded.positions[has_label],
-        rows=loaded.rows[has_label],
-        refused=loaded.refused,
-        digests=tuple(one for one, has in zip(loaded.digests, has_label, strict=False) if has),
-    )
-    return kept, {int(position): "no label" for position in loaded.positions[~has_label]}
+    kept = dataclasses.replace(loaded.picked(np.flatnonzero(has_label)), refused=loaded.refused)
+    return kept, {int(position): "no label" for position in loaded.ids[~has_label]}
 
 
-def _asked(pool: Pool, name: str, loaded: Loaded) -> Scores:
-    if not len(loaded.positions):
+def _asked(pool: Pool, name: str, loaded: RowBlock) -> Scores:
+    if not len(loaded.ids):
         return np.zeros((0, pool.classes), np.float32)
     scores = pool.ask(name, loaded.rows)
-    if scores.shape != (len(loaded.positions), pool.classes):
-        expected = [len(loaded.positions), pool.classes]
+    if scores.shape != (len(loaded.ids), pool.classes):
+        expected = [len(loaded.ids), pool.classes]
         raise DataError(f"member {name}", got=f"scores of shape {list(scores.shape)}", expected=expected)
     check_piece(name, scores, pool.kinds)
     return scores

@@ -15,7 +15,7 @@ from orchestrator.planner.chance_notes import Labels, chance_notes
 from orchestrator.planner.records import SKIPPED_LISTED
 from orchestrator.recording.kinds import kind_notes, kind_of
 from orchestrator.recording.pool import Pool
-from orchestrator.rows.sources import Source
+from orchestrator.rows.blocks import RowSource
 from orchestrator.spec.output_kind import ScoreEvidence
 from orchestrator.spec.processor import DOT_PRODUCT_FLAGS, lacks_flags, processor_flags
 
@@ -50,7 +50,7 @@ class Recorded:
 
 
 def summary_of(
-    recorded: Recorded, pool: Pool, source: Source, *, output: Path, seen: Mapping[str, ScoreEvidence]
+    recorded: Recorded, pool: Pool, source: RowSource, *, output: Path, seen: Mapping[str, ScoreEvidence]
 ) -> dict[str, Any]:
     """JSON values: rows, classes, accuracy and cost per member, hashes, what was skipped, and notes.
 
@@ -93,7 +93,7 @@ def summary_of(
     }
 
 
-def _chance_notes(recorded: Recorded, pool: Pool, source: Source, right: Mapping[str, int]) -> list[str]:
+def _chance_notes(recorded: Recorded, pool: Pool, source: RowSource, right: Mapping[str, int]) -> list[str]:
     if recorded.labels is None:
         return []
     about = pool.about()
@@ -131,14 +131,14 @@ def _notes(pool: Pool, recorded: Recorded) -> list[str]:
     return notes
 
 
-def recorded_class_names(source: Source, pool: Pool) -> tuple[str, ...] | None:
+def recorded_class_names(source: RowSource, pool: Pool) -> tuple[str, ...] | None:
     """Class names in the order of the scores: those of a class map, else the members' own."""
     return source.class_names or pool.class_names()
 
 
 def meta_of(
     pool: Pool,
-    source: Source,
+    source: RowSource,
     *,
     data: str,
     sha256: str | None,

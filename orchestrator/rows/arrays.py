@@ -1,38 +1,176 @@
-"""Rows that are arrays already: .npz, .npy, and the digits."""
+"""Rows that are arrays already: .npy and .npz files, and the digits."""
 
 from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator
+import zipfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
 from orchestrator.errors import DataError
-from orchestrator.rows.batch_arrays import (
-    check_in_file,
-    check_single_array,
-    mapped_npy,
-    named_array,
-    npz_member,
-    rows_array_name,
+from orchestrator.rows.blocks import (
+    ID_NAMES,
+    LABEL_NAMES,
+    NOT_ROWS,
+    ColumnNames,
+    Indices,
+    RowBlock,
+    RowPiece,
+    Rows,
+    RowSource,
+    StoredRows,
+    check_rows_of,
+    spans,
 )
 from orchestrator.rows.digits import digits_split
-from orchestrator.rows.ids import check_ids, sha256_of_array, sha256_of_parts
-from orchestrator.rows.labels import Classes, labels_from_array
-from orchestrator.rows.npz import BROKEN, opened_npz
-from orchestrator.rows.sources import Indices, Loaded, Piece, Rows, Source, spans
-from orchestrator.rows.stored import ID_NAMES, LABEL_NAMES, ColumnNames, checked_ids
+from orchestrator.rows.ids import check_ids, plain_ids, sha256_of_array, sha256_of_parts
+from orchestrator.rows.labels import MemberClasses, labels_from_array
+from orchestrator.rows.npz import BROKEN, array_header, opened_npz
 from orchestrator.spec.served_model import ModelInfo
 
 # Bytes read at once while an array is hashed.
 BLOCK_BYTES = 1 << 22
 
 
-def digits_source(text: str, info: ModelInfo, *, classes: Classes) -> Source:
+@dataclass(frozen=True, kw_only=True)
+class ArrayRows:
+    """Rows of one array, in memory, mapped, or in an archive from which they are read in order.
+
+    Args:
+        path: of the file; what the user wrote for the digits.
+        shape: (n, *dims).
+        dtype: of the rows.
+        images: the array, None where it lies in an archive.
+        name: of the array in the archive.
+        ids: (n,), int64 or text; None where the file has none.
+        labels: (n,), None where the file has none.
+        kept: name -> array (n,) that goes into the answers.
+    """
+
+    path: Path
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    images: Rows | None = None
+    name: str = ""
+    ids: Rows | None = None
+    labels: Rows | None = None
+    kept: Mapping[str, Rows] = field(default_factory=dict)
+
+    def pieces(self, wanted: Indices | None, start: int, size: int) -> Iterator[RowPiece]:
+        """The wanted rows, see `RowSource`; None wants all. Ids of the blocks are positions.
+
+        Raises:
+            DataError: the archive is broken.
+        """
+        # An index of all rows is never made: a header may promise more rows than there is memory.
+        count = self.shape[0] if wanted is None else len(wanted)
+        parts = (
+            (first, stop, np.arange(first, stop) if wanted is None else wanted[first:stop])
+            for first, stop in spans(count, start, size)
+        )
+        if self.images is not None:
+            for first, stop, indices in parts:
+                yield RowPiece(first=first, stop=stop, load=partial(_block_at, self.images, indices, first))
+            return
+        with self._opened("broken data") as file:
+            base = file.tell()
+            for first, stop, indices in parts:
+                block = RowBlock(ids=np.arange(first, stop), rows=self._read(file, base, indices))
+                yield RowPiece(first=first, stop=stop, load=partial(_given, block))
+
+    def sha256(self) -> str:
+        """Hash of dtype, shape and rows.
+
+        Raises:
+            DataError: the archive is broken.
+        """
+        if self.images is not None:
+            rows = max(1, BLOCK_BYTES // max(1, self.images[:1].nbytes))
+            parts = (self.images[first:stop] for first, stop in spans(len(self.images), 0, rows))
+            return sha256_of_parts(self.dtype, self.shape, parts=parts)
+        with self._opened("a file numpy cannot read") as file:
+            return sha256_of_parts(self.dtype, self.shape, parts=self._bytes(file))
+
+    @contextlib.contextmanager
+    def _opened(self, got: str) -> Iterator[IO[bytes]]:
+        """The archive's array, open behind its header."""
+        try:
+            with zipfile.ZipFile(self.path) as archive, archive.open(f"{self.name}.npy") as file:
+                array_header(file)
+                yield file
+        except BROKEN as error:
+            raise DataError(f"{self.path} array {self.name}", got=f"{got} ({error})") from error
+
+    def _read(self, file: IO[bytes], base: int, indices: Indices) -> Rows:
+        """Rows by ascending index, one read for each run of neighbours."""
+        row_bytes = math.prod(self.shape[1:]) * self.dtype.itemsize
+        parts = []
+        for run in np.split(indices, np.flatnonzero(np.diff(indices) != 1) + 1):
+            file.seek(base + int(run[0]) * row_bytes)
+            data = file.read(len(run) * row_bytes)
+            parts.append(np.frombuffer(data, self.dtype).reshape(len(run), *self.shape[1:]))
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def _bytes(self, file: IO[bytes]) -> Iterator[Rows]:
+        left = math.prod(self.shape) * self.dtype.itemsize
+        while left:
+            data = file.read(min(left, BLOCK_BYTES))
+            if not data:
+                raise EOFError(f"it ends {left} bytes too early")
+            left -= len(data)
+            yield np.frombuffer(data, np.uint8)
+        # Only a read past the end compares the checksum.
+        file.read(1)
+
+
+def _block_at(images: Rows, indices: Indices, first: int) -> RowBlock:
+    positions = np.arange(first, first + len(indices))
+    return RowBlock(ids=positions, rows=np.ascontiguousarray(images[indices]))
+
+
+def _given(block: RowBlock) -> RowBlock:
+    return block
+
+
+def array_rows(path: Path, info: ModelInfo, *, columns: ColumnNames) -> StoredRows:
+    """The rows of a .npy or .npz file.
+
+    Raises:
+        DataError: unreadable, empty, or without such arrays.
+        InputError: its rows do not fit the model.
+    """
+    array = _array_of(path, info, columns)
+    total = array.shape[0]
+
+    def blocks(size: int) -> Iterator[RowBlock]:
+        for piece in array.pieces(None, 0, size):
+            here = slice(piece.first, piece.stop)
+            block = piece.load()
+            kept = {name: column[here] for name, column in array.kept.items()}
+            yield RowBlock(ids=block.ids if array.ids is None else array.ids[here], rows=block.rows, kept=kept)
+
+    text_ids = array.ids is not None and array.ids.dtype.kind == "U"
+    kept_types = {name: column.dtype for name, column in array.kept.items()}
+    return StoredRows(total=total, text_ids=text_ids, blocks=blocks, kept_types=kept_types)
+
+
+def array_source(path: Path, info: ModelInfo, *, columns: ColumnNames, classes: MemberClasses) -> RowSource:
+    """The rows of a .npy array, or of a .npz with `images` and maybe `labels` and `ids`.
+
+    Raises:
+        DataError: broken, empty, or with arrays that do not fit together.
+        InputError: its rows do not fit the model.
+    """
+    return _source(_array_of(path, info, columns), classes)
+
+
+def digits_source(text: str, info: ModelInfo, *, classes: MemberClasses) -> RowSource:
     """The rows of "digits:<split>".
 
     Raises:
@@ -40,161 +178,128 @@ def digits_source(text: str, info: ModelInfo, *, classes: Classes) -> Source:
         InputError: digits do not fit the model.
     """
     split = digits_split(text.partition(":")[2])
-    return _source(text, info, images=split.images, ids=split.ids, labels=split.labels, classes=classes)
-
-
-def array_source(path: Path, info: ModelInfo, *, columns: ColumnNames, classes: Classes) -> Source:
-    """The rows of a .npy array, or of a .npz with `images` and maybe `labels` and `ids`.
-
-    Raises:
-        DataError: broken, empty, or with arrays that do not fit together.
-        InputError: its rows do not fit the model.
-    """
-    if path.suffix == ".npy":
-        check_single_array(path, columns)
-        return _source(f"{path}", info, images=mapped_npy(path), ids=None, labels=None, classes=classes)
-    with opened_npz(path, what=f"{path}") as stored:
-        name = rows_array_name(path, stored.files, columns)
-        ids = named_array(path, stored, columns.ids, usual=ID_NAMES)
-        labels = named_array(path, stored, columns.labels, usual=LABEL_NAMES)
-    with _broken_as(path, f" array {name}"), npz_member(path, name) as (_, shape, fortran, dtype):
-        pass
-    if fortran:
-        # No row of it lies in one piece, so only this kind is held whole.
-        with opened_npz(path, what=f"{path} array {name}") as stored:
-            images = stored[name]
-        return _source(f"{path}", info, images=images, ids=ids, labels=labels, classes=classes)
-    return _streamed_source(
-        path, info, name=name, shape=shape, dtype=dtype, ids=ids, labels=labels, classes=classes
+    array = ArrayRows(
+        path=Path(text),
+        shape=split.images.shape,
+        dtype=split.images.dtype,
+        images=split.images,
+        ids=split.ids,
+        labels=split.labels,
     )
+    _check_fit(array.path, info, array.shape, array.dtype)
+    return _source(array, classes)
 
 
-@contextlib.contextmanager
-def _broken_as(path: Path, part: str) -> Iterator[None]:
-    try:
-        yield
-    except BROKEN as error:
-        raise DataError(f"{path}{part}", got=f"a file numpy cannot read ({error})") from error
-
-
-def _source(
-    name: str,
-    info: ModelInfo,
-    *,
-    images: Rows,
-    ids: Rows | None,
-    labels: Rows | None,
-    classes: Classes,
-) -> Source:
-    """A source of rows that can be indexed."""
-    known = _checked(Path(name), info, images.shape, images.dtype, ids=ids)
-
-    def pieces(wanted: Indices, start: int, size: int) -> Iterator[Piece]:
-        for first, stop in spans(len(wanted), start, size):
-            yield Piece(first=first, stop=stop, load=partial(_picked, images, wanted[first:stop], first))
-
-    if isinstance(images, np.memmap):
-        rows = max(1, BLOCK_BYTES // max(1, images[:1].nbytes))
-        parts = (images[first:stop] for first, stop in spans(len(images), 0, rows))
-        sha256 = sha256_of_parts(images.dtype, images.shape, parts=parts)
-    else:
-        sha256 = sha256_of_array(images)
-    return _described(name, known, labels, classes=classes, pieces=pieces, sha256=sha256)
-
-
-def _picked(images: Rows, indices: Indices, first: int) -> Loaded:
-    positions = np.arange(first, first + len(indices))
-    return Loaded(positions=positions, rows=np.ascontiguousarray(images[indices]))
-
-
-def _streamed_source(
-    path: Path,
-    info: ModelInfo,
-    *,
-    name: str,
-    shape: tuple[int, ...],
-    dtype: np.dtype[Any],
-    ids: Rows | None,
-    labels: Rows | None,
-    classes: Classes,
-) -> Source:
-    """A source of rows that lie in an archive and pass through memory in order."""
-    known = _checked(path, info, shape, dtype, ids=ids)
-
-    def pieces(wanted: Indices, start: int, size: int) -> Iterator[Piece]:
-        with _broken_as(path, f" array {name}"), npz_member(path, name) as (file, _, _, _):
-            base = file.tell()
-            for first, stop in spans(len(wanted), start, size):
-                rows = _read_rows(file, base, wanted[first:stop], shape[1:], dtype)
-                loaded = Loaded(positions=np.arange(first, stop), rows=rows)
-                yield Piece(first=first, stop=stop, load=partial(_given, loaded))
-
-    with _broken_as(path, f" array {name}"):
-        sha256 = _streamed_sha256(path, name, shape, dtype)
-    return _described(f"{path}", known, labels, classes=classes, pieces=pieces, sha256=sha256)
-
-
-def _given(loaded: Loaded) -> Loaded:
-    return loaded
-
-
-def _read_rows(file: Any, base: int, indices: Indices, dims: tuple[int, ...], dtype: np.dtype[Any]) -> Rows:
-    """Rows by ascending index from an open array, one read for each run of neighbours."""
-    row_bytes = math.prod(dims) * dtype.itemsize
-    runs = np.split(indices, np.flatnonzero(np.diff(indices) != 1) + 1)
-    parts = []
-    for run in runs:
-        file.seek(base + int(run[0]) * row_bytes)
-        data = file.read(len(run) * row_bytes)
-        parts.append(np.frombuffer(data, dtype).reshape(len(run), *dims))
-    return parts[0] if len(parts) == 1 else np.concatenate(parts)
-
-
-def _streamed_sha256(path: Path, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> str:
-    row_bytes = max(1, math.prod(shape[1:]) * dtype.itemsize)
-    with npz_member(path, name) as (file, _, _, _):
-
-        def parts() -> Iterator[Rows]:
-            left = shape[0] * row_bytes
-            while left:
-                data = file.read(min(left, BLOCK_BYTES))
-                if not data:
-                    raise EOFError(f"it ends {left} bytes too early")
-                left -= len(data)
-                yield np.frombuffer(data, np.uint8)
-            # Only a read past the end compares the checksum.
-            file.read(1)
-
-        return sha256_of_parts(dtype, shape, parts=parts())
-
-
-def _checked(
-    path: Path, info: ModelInfo, shape: tuple[int, ...], dtype: np.dtype[Any], *, ids: Rows | None
-) -> Rows:
-    """The ids of rows that fit the model."""
-    if not shape or shape[0] == 0:
-        raise DataError(f"{path}", got=f"shape {list(shape)}", expected="at least one row")
-    check_in_file(path, info, np.empty((1, *shape[1:]), dtype))
-    if ids is None:
-        return np.arange(shape[0])
-    known = checked_ids(path, ids, shape[0])
-    check_ids(f"{path} ids", known, shape[0])
-    return known
-
-
-def _described(name: str, ids: Rows, labels: Rows | None, *, classes: Classes, pieces: Any, sha256: str) -> Source:
-    known = labels_from_array(name, labels, rows=len(ids), classes=classes)
+def _source(array: ArrayRows, classes: MemberClasses) -> RowSource:
+    total = array.shape[0]
+    ids = np.arange(total) if array.ids is None else array.ids
+    if array.ids is not None:
+        check_ids(f"{array.path} ids", ids, total)
+    labels = labels_from_array(f"{array.path}", array.labels, rows=total, classes=classes)
+    sha256 = array.sha256()
     identity = {"rows_sha256": sha256, "ids_sha256": sha256_of_array(ids)}
-    if known.numbers is not None:
-        identity["labels_sha256"] = sha256_of_array(known.numbers)
-    return Source(
-        name=name,
+    if labels.numbers is not None:
+        identity["labels_sha256"] = sha256_of_array(labels.numbers)
+    return RowSource(
+        name=f"{array.path}",
         ids=ids,
-        labels=known.numbers,
-        labels_by=known.by,
-        class_names=known.class_names,
-        pieces=pieces,
+        labels=labels.numbers,
+        labels_by=labels.by,
+        class_names=labels.class_names,
+        pieces=array.pieces,
         identity=identity,
         data_sha256=sha256,
-        notes=known.notes,
+        notes=labels.notes,
     )
+
+
+def _array_of(path: Path, info: ModelInfo, columns: ColumnNames) -> ArrayRows:
+    """The array of a file that holds the rows, and those beside it, checked against the model."""
+    if path.suffix == ".npz":
+        return _npz(path, info, columns)
+    if columns.named:
+        expected = f"an array {columns.named[0]}, as in .npz"
+        raise DataError(f"{path}", got="a single array without a name", expected=expected)
+    images = mapped_npy(path)
+    _check_fit(path, info, images.shape, images.dtype)
+    return ArrayRows(path=path, shape=images.shape, dtype=images.dtype, images=images)
+
+
+def mapped_npy(path: Path) -> Rows:
+    """An array file, mapped: only what is looked at is read.
+
+    Raises:
+        DataError: it is not one.
+    """
+    try:
+        array: Rows = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise DataError(f"{path}", got=f"a file numpy cannot read ({error})") from error
+    if not isinstance(array, np.ndarray):
+        raise DataError(f"{path}", got="an archive", expected="one array", fix="name it .npz")
+    return array
+
+
+def _npz(path: Path, info: ModelInfo, columns: ColumnNames) -> ArrayRows:
+    with opened_npz(path, what=f"{path}") as stored:
+        name = _rows_name(path, stored.files, columns)
+        ids = _named_array(path, stored, columns.id_column, usual=ID_NAMES)
+        labels = _named_array(path, stored, columns.label_column, usual=LABEL_NAMES)
+        kept = {key: _named_array(path, stored, key) for key in columns.keep_columns}
+        with stored.zip.open(f"{name}.npy") as file:
+            shape, in_fortran_order, dtype = array_header(file)
+        _check_fit(path, info, shape, dtype)
+        # No row of such an array lies in one piece, so only this kind is held whole.
+        images = stored[name] if in_fortran_order else None
+    for key, column in kept.items():
+        _check_kept(path, key, column, shape[0])
+    return ArrayRows(
+        path=path,
+        shape=shape,
+        dtype=dtype,
+        images=images,
+        name=name,
+        ids=None if ids is None else plain_ids(f"{path}", ids, shape[0]),
+        labels=labels,
+        kept=kept,
+    )
+
+
+def _named_array(path: Path, stored: Any, name: str | None, *, usual: tuple[str, ...] = ()) -> Any:
+    """An array of an archive: the one asked for, else the first there is of the usual names."""
+    if name is not None and name not in stored.files:
+        raise DataError(f"{path}", got=f"arrays {', '.join(stored.files) or 'none'}", expected=name)
+    found = next((key for key in ((name,) if name else usual) if key in stored.files), None)
+    return None if found is None else stored[found]
+
+
+def _rows_name(path: Path, names: list[str], columns: ColumnNames) -> str:
+    """Which array of an archive holds the rows: the one asked for, `images`, or the first that may."""
+    got = f"arrays {', '.join(names) or 'none'}"
+    if columns.column is not None:
+        if columns.column not in names:
+            raise DataError(f"{path}", got=got, expected=columns.column)
+        return columns.column
+    candidates = [name for name in names if name not in (*NOT_ROWS, *columns.named)]
+    if not candidates:
+        raise DataError(f"{path}", got=got, expected="an array images")
+    return "images" if "images" in candidates else candidates[0]
+
+
+def _check_fit(path: Path, info: ModelInfo, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+    """Refuses an array that is empty, cannot be, or is not what the model takes."""
+    if not shape or min(shape) < 0 or shape[0] == 0:
+        raise DataError(f"{path}", got=f"shape {list(shape)}", expected="at least one row")
+    try:
+        # One row without its memory, since a header may say anything.
+        row = np.broadcast_to(np.zeros((), dtype), (1, *shape[1:]))
+    except (ValueError, OverflowError) as error:
+        raise DataError(f"{path}", got=f"shape {list(shape)}", expected="one that can be") from error
+    check_rows_of(path, info, row)
+
+
+def _check_kept(path: Path, name: str, column: Rows, total: int) -> None:
+    if column.shape != (total,):
+        raise DataError(f"{path} {name}", got=f"shape {list(column.shape)}", expected=f"[{total}], one per row")
+    if column.dtype.kind not in "biufUSM":
+        raise DataError(f"{path} {name}", got=f"dtype {column.dtype}", expected="numbers, text or dates")

@@ -11,10 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from orchestrator.errors import DataError, first_few
-from orchestrator.rows.labels import Classes, Labels, numbering_of
+from orchestrator.rows.blocks import Indices, RefusedRow, RowBlock, RowPiece, RowSource, spans
+from orchestrator.rows.labels import MemberClasses, RowLabels, class_numbers
 from orchestrator.rows.pictures import PICTURE_ENDINGS, ReadPicture, picture_bytes
-from orchestrator.rows.sources import Indices, Loaded, Piece, Source, spans
-from orchestrator.rows.stored import Refused
 from orchestrator.spec.class_names import in_order
 
 
@@ -71,7 +70,7 @@ class _Listing:
         self.names.append(name)
 
 
-def folder_source(root: Path, *, classes: Classes, read_picture: ReadPicture) -> Source:
+def folder_source(root: Path, *, classes: MemberClasses, read_picture: ReadPicture) -> RowSource:
     """The pictures of a folder; ids are their paths in it. Without sub-folders they have no labels.
 
     Raises:
@@ -91,12 +90,12 @@ def folder_source(root: Path, *, classes: Classes, read_picture: ReadPicture) ->
         notes.append(f"{count} files are no pictures by their ending and left out: {first_few(listing.left_out)}")
     ids = np.array(listing.names, np.str_)
 
-    def pieces(wanted: Indices, start: int, size: int) -> Iterator[Piece]:
+    def pieces(wanted: Indices, start: int, size: int) -> Iterator[RowPiece]:
         for first, stop in spans(len(wanted), start, size):
             load = partial(_load, root, ids[wanted[first:stop]].tolist(), first, read_picture)
-            yield Piece(first=first, stop=stop, load=load)
+            yield RowPiece(first=first, stop=stop, load=load)
 
-    return Source(
+    return RowSource(
         name=f"{root}",
         ids=ids,
         labels=known.numbers,
@@ -110,17 +109,17 @@ def folder_source(root: Path, *, classes: Classes, read_picture: ReadPicture) ->
     )
 
 
-def _unlabelled(listing: _Listing, classes: Classes) -> Labels:
+def _unlabelled(listing: _Listing, classes: MemberClasses) -> RowLabels:
     what = f"folder {listing.root}"
-    if classes.mapped is not None:
+    if classes.class_map is not None:
         raise DataError(what, got="a class map, and no sub-folders", expected="one per class")
-    if classes.first:
-        raise DataError(what, got="no labels", expected="numbers, which --first-label is for", fix="leave it out")
+    if classes.first_label:
+        raise DataError(what, got="no labels", expected="numbers, which `first_label` is for", fix="leave it out")
     listing.add_direct()
-    return Labels(notes=("no sub-folders, so no classes: recorded without labels",))
+    return RowLabels(notes=("no sub-folders, so no classes: recorded without labels",))
 
 
-def _labelled(listing: _Listing, folders: list[str], classes: Classes) -> Labels:
+def _labelled(listing: _Listing, folders: list[str], classes: MemberClasses) -> RowLabels:
     loose = [p.name for p in sorted(listing.root.iterdir()) if p.suffix.lower() in PICTURE_ENDINGS and p.is_file()]
     if loose:
         got = f"pictures beside the class folders: {first_few(loose)}"
@@ -134,9 +133,9 @@ def _labelled(listing: _Listing, folders: list[str], classes: Classes) -> Labels
     if empty:
         got = f"class folders without pictures: {first_few(empty)}"
         raise DataError(f"folder {listing.root}", got=got, fix="fill them, or remove them")
-    numbering = numbering_of(f"folder {listing.root}", folders, classes)
+    numbering = class_numbers(f"folder {listing.root}", folders, classes)
     numbers = np.array([numbering.numbers[folder] for folder in folders], np.int64)
-    return Labels(
+    return RowLabels(
         numbers=np.repeat(numbers, counts),
         by=numbering.by,
         class_names=numbering.class_names,
@@ -144,7 +143,7 @@ def _labelled(listing: _Listing, folders: list[str], classes: Classes) -> Labels
     )
 
 
-def _load(root: Path, names: list[str], first: int, read_picture: ReadPicture) -> Loaded:
+def _load(root: Path, names: list[str], first: int, read_picture: ReadPicture) -> RowBlock:
     positions: list[int] = []
     rows = []
     digests = []
@@ -154,12 +153,12 @@ def _load(root: Path, names: list[str], first: int, read_picture: ReadPicture) -
             data = picture_bytes(root / name, f"picture {name}")
             rows.append(read_picture(data, f"picture {name}"))
         except DataError as error:
-            refused.append(Refused(id=position, reason=str(error)))
+            refused.append(RefusedRow(id=position, reason=str(error)))
         else:
             positions.append(position)
             digests.append(hashlib.sha256(name.encode() + b"\0" + data).digest())
-    return Loaded(
-        positions=np.array(positions, np.int64),
+    return RowBlock(
+        ids=np.array(positions, np.int64),
         rows=np.stack(rows) if rows else np.zeros((0,)),
         refused=tuple(refused),
         digests=tuple(digests),

@@ -93,3 +93,21 @@ def sha256_of_parts(dtype: np.dtype[Any], shape: tuple[int, ...], *, parts: Iter
     for part in parts:
         digest.update(np.ascontiguousarray(part).tobytes())
     return digest.hexdigest()
+
+
+def plain_ids(what: str, ids: Array, rows: int) -> Array:
+    """Ids as int64 or text.
+
+    Raises:
+        DataError: another kind, or another number of them than there are rows.
+    """
+    if ids.shape != (rows,):
+        raise DataError(f"{what} ids", got=f"shape {list(ids.shape)}", expected=f"[{rows}], one per row")
+    if ids.dtype.kind in "iu" and ids.dtype != np.uint64:
+        return ids.astype(np.int64)
+    if ids.dtype.kind in "US":
+        try:
+            return ids.astype(np.str_)
+        except UnicodeDecodeError as error:
+            raise DataError(f"{what} ids", got=f"bytes that are not ASCII ({error})", expected="text") from error
+    raise DataError(f"{what} ids", got=f"dtype {ids.dtype}", expected="whole numbers or text")

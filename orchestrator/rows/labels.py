@@ -16,33 +16,33 @@ from orchestrator.rows.ids import check_labels
 from orchestrator.rows.near_names import names_beside
 from orchestrator.spec.class_names import in_order, normal_form
 
-# For labels that number the classes from another first one.
-_MENDING = "say so with --first-label {first}"
-# In labels that are numbers, as Hugging Face has it.
+# The fix for labels that number the classes from another first one.
+_MENDING = "say so with `first_label={first}`"
+# The label of a row without one, where labels are numbers; Hugging Face's data sets use it too.
 UNLABELLED = -1
 
 
 @dataclass(frozen=True, kw_only=True)
-class Classes:
-    """What members call their classes.
+class MemberClasses:
+    """The classes of the members, and how the labels of a data source stand for them.
 
     Args:
         count: k.
-        names: in order, None where nobody says.
-        by_order: take the sorted names of a data source for the classes in order, whatever the members say.
-        mapped: what a data source calls the classes, in the members' order; None where nobody says. It goes first.
-        first: number of the first class in labels that are numbers.
+        names: what the members call them, in order; None where nothing says.
+        by_order: take the sorted names of the data source for the classes in order, whatever the members say.
+        class_map: what the data source calls the classes, in the members' order; it goes before `names`.
+        first_label: number of the first class in labels that are numbers.
     """
 
     count: int
     names: tuple[str, ...] | None = None
     by_order: bool = False
-    mapped: ClassMap | None = None
-    first: int = 0
+    class_map: ClassMap | None = None
+    first_label: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Numbering:
+class ClassNumbers:
     """Class numbers of names.
 
     Args:
@@ -58,41 +58,39 @@ class Numbering:
     note: str | None = None
 
 
-def numbering_of(what: str, names: Sequence[str], classes: Classes) -> Numbering:
+def class_numbers(what: str, names: Sequence[str], classes: MemberClasses) -> ClassNumbers:
     """Class numbers of the different class names in a data source.
 
     Raises:
         DataError: a name the members do not have, or another number of names than classes.
     """
-    if classes.first:
+    if classes.first_label:
         return _by_number(what, names, classes)
-    if classes.mapped is not None:
-        return _by_map(what, names, classes.mapped, classes)
+    if classes.class_map is not None:
+        return _by_map(what, names, classes.class_map, classes)
     if classes.names is not None and not classes.by_order:
         return _by_name(what, names, classes.names)
     return _by_order(what, in_order(names), classes)
 
 
-def _by_number(what: str, names: Sequence[str], classes: Classes) -> Numbering:
+def _by_number(what: str, names: Sequence[str], classes: MemberClasses) -> ClassNumbers:
     if not all(name.isdecimal() for name in names):
         raise DataError(
-            what, got="class names", expected="numbers, which --first-label is for", fix="leave it out"
+            what, got="class names", expected="numbers, which `first_label` is for", fix="leave it out"
         )
     values = np.array([int(name) for name in names])
-    check_labels(what, values, rows=len(names), classes=classes.count, first=classes.first, mending=_MENDING)
-    return Numbering(numbers=dict(zip(names, (values - classes.first).tolist(), strict=True)), by=None)
+    check_labels(what, values, rows=len(names), classes=classes.count, first=classes.first_label, mending=_MENDING)
+    return ClassNumbers(numbers=dict(zip(names, (values - classes.first_label).tolist(), strict=True)), by=None)
 
 
-def _by_order(what: str, names: Sequence[str], classes: Classes) -> Numbering:
+def _by_order(what: str, names: Sequence[str], classes: MemberClasses) -> ClassNumbers:
     if len(names) > classes.count or (len(names) != classes.count and not classes.by_order):
-        fix = "say which is which with --class-map"
+        fix = "say which is which with `class_map`"
         raise DataError(
             what,
             got=f"{len(names)} classes ({first_few(names)}), and nothing that names the members' classes",
             expected=f"{classes.count}",
-            fix=None
-            if len(names) > classes.count
-            else f"{fix}, or take them for the first ones with --labels-by-order",
+            fix=None if len(names) > classes.count else f"{fix}, or take them for the first ones with `by_order`",
         )
     once: dict[str, str] = {}
     for name in names:
@@ -103,15 +101,15 @@ def _by_order(what: str, names: Sequence[str], classes: Classes) -> Numbering:
     note = f"classes are taken in order: {names[0]} is 0, ..., {names[-1]} is {len(names) - 1}"
     if all(name.isdecimal() for name in names) and sorted(names, key=int) != list(names):
         note += "; text order, so 10 comes before 2"
-    return Numbering(
+    return ClassNumbers(
         numbers={name: number for number, name in enumerate(names)},
         by="order",
         class_names=classes.names or (tuple(names) if len(names) == classes.count else None),
-        note=f"{note}; if the members have another order, say it with --class-map",
+        note=f"{note}; if the members have another order, say it with `class_map`",
     )
 
 
-def _by_map(what: str, names: Sequence[str], mapped: ClassMap, classes: Classes) -> Numbering:
+def _by_map(what: str, names: Sequence[str], mapped: ClassMap, classes: MemberClasses) -> ClassNumbers:
     mapped, place = mapped.places(what, names)
     strange = [name for name in names if normal_form(name) not in place]
     if strange:
@@ -122,14 +120,14 @@ def _by_map(what: str, names: Sequence[str], mapped: ClassMap, classes: Classes)
             expected=f"names such as {first_few(mapped.names)}",
             fix=mapped.advice,
         )
-    return Numbering(
+    return ClassNumbers(
         numbers={name: place[normal_form(name)] for name in names},
         by="map",
         class_names=classes.names or mapped.class_names,
     )
 
 
-def _by_name(what: str, names: Sequence[str], known: tuple[str, ...]) -> Numbering:
+def _by_name(what: str, names: Sequence[str], known: tuple[str, ...]) -> ClassNumbers:
     place = {normal_form(name): number for number, name in enumerate(known)}
     strange = [name for name in names if normal_form(name) not in place]
     if strange:
@@ -137,24 +135,24 @@ def _by_name(what: str, names: Sequence[str], known: tuple[str, ...]) -> Numberi
             what,
             got=f"{len(strange)} of {len(names)} classes that no member has: {names_beside(strange, known)}",
             expected=f"the members' names, such as {first_few(known)}",
-            fix="say which is which with --class-map, or take the sorted names in order with --labels-by-order",
+            fix="say which is which with `class_map`, or take the sorted names in order with `by_order`",
         )
     count = Counter(map(normal_form, known))
     unclear = [name for name in names if count[normal_form(name)] > 1]
     if unclear:
         got = f"names that several classes of the members have: {first_few(unclear)}"
-        raise DataError(what, got=got, expected="one class per name", fix="say which is which with --class-map")
-    return Numbering(numbers={name: place[normal_form(name)] for name in names}, by="name", class_names=known)
+        raise DataError(what, got=got, expected="one class per name", fix="say which is which with `class_map`")
+    return ClassNumbers(numbers={name: place[normal_form(name)] for name in names}, by="name", class_names=known)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Labels:
-    """Labels of a source.
+class RowLabels:
+    """RowLabels of a source.
 
     Args:
         numbers: int64 (n,) in 0..k-1, `UNLABELLED` in rows that have none; None where no row has any.
         by: "map", "name" or "order" where they were names, else None.
-        class_names: see `Numbering`.
+        class_names: see `ClassNumbers`.
         notes: what the user should check.
     """
 
@@ -169,10 +167,10 @@ def labels_from_array(
     labels: npt.NDArray[Any] | None,
     *,
     rows: int,
-    classes: Classes,
+    classes: MemberClasses,
     missing: npt.NDArray[np.bool_] | None = None,
-) -> Labels:
-    """Labels as class numbers, from numbers or names.
+) -> RowLabels:
+    """RowLabels as class numbers, from numbers or names.
 
     Args:
         what: names the source in errors.
@@ -187,13 +185,13 @@ def labels_from_array(
     """
     if missing is not None:
         _check_any(what, ~missing)
-    if classes.mapped is not None and (labels is None or labels.dtype.kind not in "US"):
+    if classes.class_map is not None and (labels is None or labels.dtype.kind not in "US"):
         got = "no labels" if labels is None else f"labels of type {labels.dtype}"
-        raise DataError(what, got=got, expected="class names, which --class-map says", fix="leave out --class-map")
+        raise DataError(what, got=got, expected="class names, which `class_map` says", fix="leave out `class_map`")
     if labels is None:
-        if classes.first:
-            raise DataError(what, got="no labels", expected="numbers, which --first-label is for")
-        return Labels(notes=("no labels: recorded without them",))
+        if classes.first_label:
+            raise DataError(what, got="no labels", expected="numbers, which `first_label` is for")
+        return RowLabels(notes=("no labels: recorded without them",))
     if missing is None:
         missing = np.zeros(rows, np.bool_)
     if labels.dtype.kind in "US" and labels.shape == (rows - missing.sum(),):
@@ -201,10 +199,12 @@ def labels_from_array(
     return _of_numbers(what, labels, missing, classes)
 
 
-def _of_numbers(what: str, labels: npt.NDArray[Any], missing: npt.NDArray[np.bool_], classes: Classes) -> Labels:
+def _of_numbers(
+    what: str, labels: npt.NDArray[Any], missing: npt.NDArray[np.bool_], classes: MemberClasses
+) -> RowLabels:
     values = _whole(f"{what} labels", labels)
     absent = np.isnan(labels) if labels.dtype.kind == "f" else np.zeros(labels.shape, np.bool_)
-    if classes.first >= 0 and values.dtype.kind == "i":
+    if classes.first_label >= 0 and values.dtype.kind == "i":
         absent |= values == UNLABELLED
     known = values[~absent] if values.ndim == 1 else values
     check_labels(
@@ -212,12 +212,12 @@ def _of_numbers(what: str, labels: npt.NDArray[Any], missing: npt.NDArray[np.boo
         known,
         rows=len(missing) - int(missing.sum()) - int(absent.sum()),
         classes=classes.count,
-        first=classes.first,
+        first=classes.first_label,
         mending=_MENDING,
     )
-    values = values.astype(np.int64) - classes.first
+    values = values.astype(np.int64) - classes.first_label
     values[absent] = UNLABELLED
-    return Labels(numbers=_placed(what, values, missing))
+    return RowLabels(numbers=_placed(what, values, missing))
 
 
 def _whole(what: str, labels: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -234,12 +234,14 @@ def _whole(what: str, labels: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return np.where(np.isnan(labels), UNLABELLED, labels).astype(np.int64)
 
 
-def _of_names(what: str, labels: npt.NDArray[np.str_], missing: npt.NDArray[np.bool_], classes: Classes) -> Labels:
+def _of_names(
+    what: str, labels: npt.NDArray[np.str_], missing: npt.NDArray[np.bool_], classes: MemberClasses
+) -> RowLabels:
     names, which = np.unique(labels, return_inverse=True)
-    numbering = numbering_of(f"{what} labels", names.tolist(), classes)
+    numbering = class_numbers(f"{what} labels", names.tolist(), classes)
     numbers = np.array([numbering.numbers[name] for name in names.tolist()], np.int64)
     notes = (numbering.note,) if numbering.note else ()
-    return Labels(
+    return RowLabels(
         numbers=_placed(what, numbers[which], missing),
         by=numbering.by,
         class_names=numbering.class_names,
@@ -248,7 +250,7 @@ def _of_names(what: str, labels: npt.NDArray[np.str_], missing: npt.NDArray[np.b
 
 
 def _placed(what: str, known: npt.NDArray[np.int64], missing: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
-    """Labels of all rows, `UNLABELLED` where they are missing."""
+    """RowLabels of all rows, `UNLABELLED` where they are missing."""
     placed = np.full(len(missing), UNLABELLED, np.int64)
     placed[~missing] = known
     _check_any(what, placed != UNLABELLED)
@@ -261,5 +263,5 @@ def _check_any(what: str, labelled: npt.NDArray[np.bool_]) -> None:
             f"{what} labels",
             got=f"{UNLABELLED}, NaN or null in every row",
             expected="labels",
-            fix="name another column with --label-column, or take the labels out to record without them",
+            fix="name another column with `label_column`, or take the labels out to record without them",
         )

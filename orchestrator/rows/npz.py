@@ -10,7 +10,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -121,8 +121,9 @@ def opened_npz(path: Path, *, what: str, fix: str | None = None) -> Iterator[Any
     """
     try:
         stored = np.load(path, allow_pickle=False)
+        # numpy goes by what is in a file, not by its name; an array cannot be entered as an archive can.
         if not isinstance(stored, np.lib.npyio.NpzFile):
-            raise ValueError("a single array, not an archive")
+            raise DataError(what, got="a single array", expected="an archive", fix=fix or "name it .npy")
         with stored:
             yield stored
     except BROKEN as error:
@@ -157,15 +158,26 @@ def shapes_from_path(path: Path, *, what: str, wanted: Callable[[str], bool]) ->
     Raises:
         DataError: it is no archive, a truncated one, or one of Python objects.
     """
-    form: Any = np.lib.format
     shapes = {}
     with opened_npz(path, what=what, fix="record again") as stored:
         for name in filter(wanted, stored.files):
             with stored.zip.open(f"{name}.npy") as file:
-                old = form.read_magic(file) == (1, 0)
-                shape, _, _ = (form.read_array_header_1_0 if old else form.read_array_header_2_0)(file)
-            shapes[name] = shape
+                shapes[name], _, _ = array_header(file)
     return shapes
+
+
+def array_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Shape of a `.npy` array, whether it is in Fortran's order, and its dtype; leaves the file behind the header.
+
+    Raises:
+        ValueError: it is no array, or one of Python objects.
+    """
+    form: Any = np.lib.format
+    old = form.read_magic(file) == (1, 0)
+    shape, in_fortran_order, dtype = (form.read_array_header_1_0 if old else form.read_array_header_2_0)(file)
+    if dtype.hasobject:
+        raise ValueError("it holds Python objects")
+    return shape, in_fortran_order, dtype
 
 
 def extract_array(path: Path, name: str, to: Path) -> None:

@@ -21,8 +21,8 @@ import pyarrow.parquet as pq
 
 from orchestrator.errors import DataError, first_few
 from orchestrator.files import irregular_kind
+from orchestrator.rows.blocks import is_hidden
 from orchestrator.rows.parquet_types import FOREIGN, plain, plain_type
-from orchestrator.rows.stored import is_hidden
 from orchestrator.spec.class_names import normal_form
 
 # Without a buffer pyarrow reads what a row group holds of a column in one piece.
@@ -32,7 +32,7 @@ BATCH_ROWS = 1 << 16
 
 
 @dataclass(frozen=True, kw_only=True)
-class Part:
+class ParquetPart:
     """One file.
 
     Args:
@@ -74,7 +74,7 @@ class ParquetTable:
     """
 
     path: Path
-    parts: tuple[Part, ...]
+    parts: tuple[ParquetPart, ...]
     schema: Any
     left_out: tuple[str, ...] = ()
 
@@ -127,7 +127,7 @@ class ParquetTable:
             start += part.rows
 
 
-def _batches(part: Part, schema: Any, *, size: int, start: int, wanted: Any) -> Iterator[Any]:
+def _batches(part: ParquetPart, schema: Any, *, size: int, start: int, wanted: Any) -> Iterator[Any]:
     """Record batches of one file, whose first row has the number `start`."""
     ends = start + np.cumsum(part.group_rows)
     spans = zip(range(len(ends)), (ends - part.group_rows).tolist(), ends.tolist(), strict=True)
@@ -155,7 +155,9 @@ def _any_within(wanted: npt.NDArray[np.int64], first: int, stop: int) -> bool:
     return bool(np.searchsorted(wanted, first) < np.searchsorted(wanted, stop))
 
 
-def _stored(part: Part, file: Any, group: int, inside: list[str], *, schema: Any, size: int) -> Iterator[Any]:
+def _stored(
+    part: ParquetPart, file: Any, group: int, inside: list[str], *, schema: Any, size: int
+) -> Iterator[Any]:
     """Record batches of one row group, in the plain types of the whole table."""
     if not inside:
         yield _filled(part, {}, schema, part.group_rows[group])
@@ -164,7 +166,7 @@ def _stored(part: Part, file: Any, group: int, inside: list[str], *, schema: Any
         yield _filled(part, dict(zip(batch.schema.names, batch.columns, strict=True)), schema, batch.num_rows)
 
 
-def _filled(part: Part, columns: dict[str, Any], schema: Any, rows: int) -> Any:
+def _filled(part: ParquetPart, columns: dict[str, Any], schema: Any, rows: int) -> Any:
     arrays = []
     for field in schema:
         if field.name in columns:
@@ -240,7 +242,7 @@ def _keys(root: Path, files: Sequence[Path]) -> dict[Path, Mapping[str, object]]
     return {file: {name: one.get(name) for name in names} for file, one in zip(files, found, strict=True)}
 
 
-def _part(path: Path, keys: Mapping[str, object]) -> Part:
+def _part(path: Path, keys: Mapping[str, object]) -> ParquetPart:
     with _readable(path):
         kind = irregular_kind(path)
     if kind is not None:
@@ -248,7 +250,7 @@ def _part(path: Path, keys: Mapping[str, object]) -> Part:
     with _readable(path), _opened(path) as file:
         groups = (file.metadata.row_group(number).num_rows for number in range(file.metadata.num_row_groups))
         fields = [pa.field(field.name, plain_type(field.type)) for field in file.schema_arrow]
-        return Part(
+        return ParquetPart(
             path=path, schema=pa.schema(fields), group_rows=tuple(groups), metadata=file.metadata, keys=keys
         )
 

@@ -241,7 +241,7 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "duplicate id": (lambda f: npz(f / "d.npz", images=ROWS, ids=np.arange(12) // 2), "more than once: 0, 1, 2"),
     "few ids": (lambda f: npz(f / "d.npz", images=ROWS, ids=np.arange(3)), "shape [3]"),
     "objects": (lambda f: npz(f / "d.npz", images=np.array([{}] * 3, object)), "numpy cannot read"),
-    "array as npz": (_renamed, "a single array, not an archive"),
+    "array as npz": (_renamed, "a single array, expected an archive"),
     "truncated npz": (lambda f: _cut(npz(f / "d.npz", images=ROWS), 0.6), "numpy cannot read"),
     "flipped npz": (lambda f: _flipped(npz(f / "d.npz", images=ROWS)), "numpy cannot read"),
     "parquet dtype": (lambda f: parquet(f / "d.parquet", image=["x"] * 3), "column image"),

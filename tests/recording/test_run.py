@@ -13,7 +13,7 @@ import pytest
 from orchestrator.errors import MemberError
 from orchestrator.recording.pool import Pool
 from orchestrator.recording.run import LAST_PIECES_S, Task, answered_pieces, wanted_rows
-from orchestrator.rows.sources import Indices, Loaded, Piece, Source, spans
+from orchestrator.rows.blocks import Indices, RowBlock, RowPiece, RowSource, spans
 from orchestrator.spec.served_model import ModelInfo, TensorInfo
 
 ROWS, WORKERS, ROW_VALUES = 60 * 256, 3, 64
@@ -29,12 +29,12 @@ class Watched:
         self._lock = threading.Lock()
         self.fail_at: int | None = None
 
-    def pieces(self, wanted: Indices, start: int, size: int) -> Iterator[Piece]:
+    def pieces(self, wanted: Indices, start: int, size: int) -> Iterator[RowPiece]:
         for first, stop in spans(len(wanted), start, size):
             self.given += 1
             rows = np.repeat(wanted[first:stop, None], ROW_VALUES, axis=1).astype(np.float32)
-            loaded = Loaded(positions=np.arange(first, stop), rows=rows)
-            yield Piece(first=first, stop=stop, load=lambda loaded=loaded: loaded)
+            loaded = RowBlock(ids=np.arange(first, stop), rows=rows)
+            yield RowPiece(first=first, stop=stop, load=lambda loaded=loaded: loaded)
 
     def ask(self, name: str, rows: np.ndarray) -> np.ndarray:
         with self._lock:
@@ -63,7 +63,7 @@ class Watched:
             ask=self.ask,
             workers=WORKERS,
         )
-        source = Source(
+        source = RowSource(
             name="made up", ids=np.arange(ROWS), labels=None, pieces=self.pieces, identity={}, data_sha256="0"
         )
         return Task(source=source, pool=pool, wanted=wanted_rows(ROWS, None))

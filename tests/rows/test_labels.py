@@ -13,12 +13,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from orchestrator.cli.app import run
-from orchestrator.cli.batch import stored_rows
 from orchestrator.errors import DataError
 from orchestrator.planner.records import Records, records_from_path
-from orchestrator.rows.named import rows_from_sources
+from orchestrator.rows.blocks import ColumnNames
+from orchestrator.rows.opening import named_rows, stored_rows
 from orchestrator.rows.pictures import picture_bytes
-from orchestrator.rows.stored import ColumnNames
 from orchestrator.spec.served_model import ModelInfo, TensorInfo
 from tests.recording.builders import picture, png, rows_of, write_folder, write_member
 
@@ -92,7 +91,7 @@ def test_a_pipe_is_no_row_to_ask_about(tmp_path: Path, ending: str) -> None:
     tensor = TensorInfo(name="x", dtype="FP32", shape=(-1, 2))
     info = ModelInfo(name="m", platform="", versions=("1",), max_batch_size=8, inputs=(tensor,), outputs=())
     for read in (
-        lambda path: rows_from_sources([str(path)], info, lambda data, what: np.zeros(2)),
+        lambda path: named_rows([str(path)], info, read_picture=lambda data, what: np.zeros(2)),
         lambda path: stored_rows(path, info, columns=ColumnNames(), read_picture=lambda data, what: np.zeros(2)),
     ):
         with pytest.raises(DataError, match="got a pipe, expected a regular file"):

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from orchestrator.cli.record import records_of
-from orchestrator.rows.sources import rows_from_source
+from orchestrator.rows.digits import digits_split
 from tests.served.fixtures import COMMITTED, ONNX_MEMBERS, Lab, build
 from tests.servers import running_server
 
@@ -18,6 +18,6 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     repository.mkdir()
     records = records_of(COMMITTED, list(ONNX_MEMBERS), "digits:test")
     specs = build(repository, records)
-    images = rows_from_source("digits:test").images
+    images = digits_split("test").images
     with running_server(repository) as server:
         yield Lab(server=server, repository=repository, specs=specs, images=images, records=records)

@@ -26,7 +26,7 @@ from orchestrator.client.endpoint import Endpoint, endpoint_from_address
 from orchestrator.client.over_http import HttpClient
 from orchestrator.errors import ClientError
 from orchestrator.repository.render import render
-from orchestrator.rows.sources import rows_from_source
+from orchestrator.rows.digits import digits_split
 from orchestrator.serving.machine import machine_here
 from perf.load.programs import server_program
 from tests.client.asking import KINDS, client_of
@@ -136,7 +136,7 @@ def wait_until_ready(address: str, log: Path) -> None:
 
 @pytest.fixture(scope="module")
 def images() -> npt.NDArray[np.float32]:
-    return rows_from_source("digits:test").images[:40]
+    return digits_split("test").images[:40]
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -25,7 +25,7 @@ from orchestrator.cli.record import records_of
 from orchestrator.errors import ServingError
 from orchestrator.repository.check import check
 from orchestrator.repository.render import render
-from orchestrator.rows.sources import rows_from_source
+from orchestrator.rows.digits import digits_split
 from orchestrator.serving.addresses import choose_ports
 from orchestrator.serving.machine import machine_here
 from orchestrator.serving.options import ServeOptions
@@ -48,7 +48,7 @@ class Served:
     def __init__(self, address: str, repository: Path) -> None:
         self.repository = repository
         self._client = triton.InferenceServerClient(address)
-        self._images = rows_from_source("digits:test").images[:250]
+        self._images = digits_split("test").images[:250]
         self._rows = np.arange(len(self._images))
         self._offline = Offline(
             plan_of(COMMITTED, CASCADE), records_of(COMMITTED, list(ONNX_MEMBERS), "digits:test")

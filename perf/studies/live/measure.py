@@ -15,8 +15,8 @@ from orchestrator.client.endpoint import Endpoint
 from orchestrator.client.load import LoadResult, closed_loop
 from orchestrator.client.over_grpc import AsyncGrpcClient, GrpcClient
 from orchestrator.errors import DataError
-from orchestrator.rows.labels import Classes
-from orchestrator.rows.sources import source_from_text
+from orchestrator.rows.labels import MemberClasses
+from orchestrator.rows.opening import row_source
 from perf.studies.live.results import Cell
 
 # Different rows in a pass at most; each is held in memory, and a photograph of 600 pixels takes a megabyte.
@@ -67,8 +67,8 @@ def different_rows(
         info = client.metadata(route)
     reader = picture_reader(repository, info)
     # Any number of classes is fine, since nobody asks which one a row is of.
-    classes = Classes(count=sys.maxsize, by_order=True)
-    source = source_from_text(data, info, classes=classes, read_picture=reader)
+    classes = MemberClasses(count=sys.maxsize, by_order=True)
+    source = row_source(data, info, classes=classes, read_picture=reader)
     count = min(at_most, len(source.ids))
     wanted = np.arange(count) * len(source.ids) // count
     loaded = [piece.load() for piece in source.pieces(wanted, 0, count)]

@@ -1,0 +1,178 @@
+"""The readers of stored rows, by what a path or a word such as digits:plan names."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from orchestrator.errors import DataError, InputError
+from orchestrator.files import irregular_kind
+from orchestrator.rows.arrays import array_rows, array_source, digits_source, mapped_npy
+from orchestrator.rows.blocks import ColumnNames, RowSource, StoredRows, is_hidden
+from orchestrator.rows.digits import digit_image
+from orchestrator.rows.folder import folder_source
+from orchestrator.rows.labels import MemberClasses
+from orchestrator.rows.pictures import PICTURE_ENDINGS, ReadPicture, picture_bytes
+from orchestrator.spec.served_model import ModelInfo, check_rows, input_tensor
+
+
+def row_source(
+    data: str,
+    info: ModelInfo,
+    *,
+    classes: MemberClasses,
+    read_picture: ReadPicture,
+    columns: ColumnNames | None = None,
+) -> RowSource:
+    """Rows with ids and labels.
+
+    Args:
+        data: digits:<split>, a folder of pictures or Parquet files, or a .npz, .npy or .parquet file.
+        info: a model whose input the rows are for.
+        classes: that the labels are of.
+        read_picture: turns an encoded picture into one row.
+        columns: which columns or arrays hold what; None for the usual names.
+
+    Raises:
+        DataError: it is unknown, missing, broken, or does not fit together.
+        InputError: its rows do not fit the model.
+    """
+    path = Path(data)
+    columns = columns or ColumnNames()
+    is_digits = data.startswith("digits:")
+    if not is_digits and is_parquet(path):
+        # pyarrow is optional.
+        from orchestrator.rows.parquet import parquet_source
+
+        return parquet_source(path, info, columns=columns, classes=classes, read_picture=read_picture)
+    if columns.named and (is_digits or path.is_dir()):
+        expected = f"a .npz or .parquet file with {columns.named[0]} in it"
+        raise DataError(f"data source {data}", got="data without columns", expected=expected)
+    if is_digits:
+        return digits_source(data, info, classes=classes)
+    if path.is_dir():
+        return folder_source(path, classes=classes, read_picture=read_picture)
+    if path.suffix not in (".npz", ".npy", ".parquet"):
+        expected = "digits:<split>, a folder of pictures or .parquet files, or a .npz, .npy or .parquet file"
+        got = f"{data}, which is not there" if not path.exists() else data
+        raise DataError("data source", got=got, expected=expected)
+    if not path.is_file():
+        raise DataError(f"data source {path}", got="no such file")
+    return array_source(path, info, columns=columns, classes=classes)
+
+
+def stored_rows(path: Path, info: ModelInfo, *, columns: ColumnNames, read_picture: ReadPicture) -> StoredRows:
+    """The rows of a .npy, .npz or .parquet file, or a folder of the latter, checked as far as a header tells.
+
+    Args:
+        path: the file.
+        info: the model they are for.
+        columns: which arrays or columns hold what.
+        read_picture: turns an encoded picture into one row.
+
+    Raises:
+        DataError: missing, unreadable, empty, or without such a column.
+        InputError: its rows do not fit the model.
+    """
+    if is_parquet(path):
+        # pyarrow is optional.
+        from orchestrator.rows.parquet import parquet_rows
+
+        return parquet_rows(path, info, columns=columns, read_picture=read_picture)
+    if not path.exists():
+        raise DataError(f"{path}", got="no such file")
+    if (kind := irregular_kind(path)) is not None:
+        got = "a folder without .parquet files" if path.is_dir() else kind
+        raise DataError(f"{path}", got=got, expected="a regular file")
+    if path.suffix in (".npy", ".npz"):
+        return array_rows(path, info, columns=columns)
+    raise DataError(
+        f"{path}", got=f"a name ending in {path.suffix or 'nothing'}", expected=".npy, .npz or .parquet"
+    )
+
+
+def is_parquet(path: Path) -> bool:
+    """Whether it is a Parquet file, or a folder of them rather than of pictures, by the names of its files."""
+    if not path.is_dir():
+        return path.suffix == ".parquet" and path.is_file()
+    for _, folders, names in os.walk(path):
+        folders[:] = sorted(name for name in folders if not is_hidden(name))
+        endings = {Path(name).suffix.lower() for name in names if not is_hidden(name)}
+        if ".parquet" in endings or endings & PICTURE_ENDINGS:
+            return not endings & PICTURE_ENDINGS
+    return False
+
+
+@dataclass(frozen=True, kw_only=True)
+class NamedRow:
+    """One row to ask about.
+
+    Args:
+        name: what the user called it; rows of one file are numbered.
+        row: (1, *dims).
+        truth: its label, where that is known.
+    """
+
+    name: str
+    row: npt.NDArray[Any]
+    truth: int | None = None
+
+
+def named_rows(sources: Sequence[str], info: ModelInfo, *, read_picture: ReadPicture) -> list[NamedRow]:
+    """A few rows, in order, checked against the model.
+
+    Args:
+        sources: "digit:INDEX", or paths of .npy files and pictures.
+        info: the model they are for.
+        read_picture: turns an encoded picture into one row.
+
+    Raises:
+        DataError: something is missing or cannot be read.
+        InputError: rows that do not fit the model.
+    """
+    rows = [named for source in sources for named in _named_rows(source, info, read_picture)]
+    for named in rows:
+        try:
+            check_rows(info, named.row)
+        except InputError as error:
+            raise InputError(
+                f"{named.name}: {error.what}", got=error.got, expected=error.expected, fix=error.fix
+            ) from error
+    return rows
+
+
+def _named_rows(source: str, info: ModelInfo, read_picture: ReadPicture) -> list[NamedRow]:
+    if source.startswith("digit:"):
+        text = source.removeprefix("digit:")
+        if not text.isdecimal():
+            raise DataError(source, got=repr(text), expected="a whole number, as in digit:12")
+        image, label = digit_image(int(text))
+        return [NamedRow(name=source, row=np.asarray(image, np.float32)[None], truth=int(label))]
+    path = Path(source)
+    suffix = path.suffix.lower()
+    if suffix not in (*PICTURE_ENDINGS, ".npy"):
+        expected = "digit:INDEX, .npy, .png or .jpg, or another kind of picture"
+        raise DataError(source, got="an unknown kind of row", expected=expected)
+    if not path.exists():
+        raise DataError(source, got="no such file")
+    if suffix == ".npy":
+        return _npy_rows(path, info)
+    return [NamedRow(name=source, row=read_picture(picture_bytes(path, source), source)[None])]
+
+
+def _npy_rows(path: Path, info: ModelInfo) -> list[NamedRow]:
+    """A .npy file's rows; it may hold one row without a batch axis."""
+    if (kind := irregular_kind(path)) is not None:
+        raise DataError(f"{path}", got=kind, expected="a regular file")
+    array = mapped_npy(path)
+    if array.ndim == len(input_tensor(info).shape) - 1:
+        return [NamedRow(name=f"{path}", row=array[None])]
+    if array.ndim == 0 or len(array) == 0:
+        raise DataError(f"{path}", got=f"shape {list(array.shape)}", expected="at least one row")
+    return [NamedRow(name=f"{path}[{index}]", row=array[index : index + 1]) for index in range(len(array))]
