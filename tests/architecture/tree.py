@@ -62,7 +62,11 @@ def class_names_used_twice(packages: tuple[str, ...] = LIBRARY) -> dict[str, lis
     found: dict[str, list[str]] = defaultdict(list)
     for path in modules(*packages):
         for node in ast.walk(parsed(path)):
-            if isinstance(node, ast.ClassDef) and not node.name.startswith("_") and node.name not in NAMES_OF_OTHERS:
+            if (
+                isinstance(node, ast.ClassDef)
+                and not node.name.startswith("_")
+                and node.name not in NAMES_OF_OTHERS
+            ):
                 found[node.name].append(name_of(path))
     return {name: places for name, places in sorted(found.items()) if len(places) > 1}
 
