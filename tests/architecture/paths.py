@@ -1,4 +1,4 @@
-"""Which files of the library run while one row is answered and while one plan is made, and how often control moves between them."""
+"""Which files of the library run while a row is answered or a plan is made, and how often control changes file."""
 
 from __future__ import annotations
 

@@ -13,7 +13,10 @@ from tests.fakes.triton import FakeTriton, Request
 
 
 def files_of_a_row(tmp_path: Path, row: np.ndarray) -> Trace:
-    """The trace of one request of one row. The model is loaded inside, so that its threads are traced, but counted after."""
+    """The trace of a model's second request, of one row.
+
+    The model is loaded inside the trace, because only threads that start inside are traced.
+    """
     with traced() as trace, loaded(tmp_path, FakeTriton({"small": small, "large": large})) as model:
         ask_all(model, [Request({"x": rows_of(row)})])
         trace.files.clear()

@@ -6,6 +6,7 @@ Everything is read from the syntax tree; nothing is imported, so optional packag
 from __future__ import annotations
 
 import ast
+import graphlib
 import re
 from collections import defaultdict
 from collections.abc import Iterator
@@ -29,13 +30,21 @@ class Fact:
 NAMES_OF_OTHERS = {"TritonPythonModel"}
 
 FACTS = (
-    Fact("file hash", r"hashlib\.sha256|file_digest", ("orchestrator/files.py",)),
-    Fact("atomic write", r"os\.fsync|os\.replace\(", ("orchestrator/files.py",)),
-    Fact("records.npz writer", r"np\.savez", ("orchestrator/planner/records.py",)),
-    Fact("config.pbtxt", r"text_format\.", ("orchestrator/pbtxt/",)),
-    Fact("processor count", r"sched_getaffinity|os\.cpu_count", ("orchestrator/files.py",)),
-    Fact("version policy", r"version_policy\.", ("orchestrator/pbtxt/",)),
-    Fact("answer columns", r"[\"']exit_stage[\"']", ("orchestrator/spec/answer.py",)),
+    Fact(
+        "hash of a file",
+        r"file_digest|sha256\([^)]*read_bytes|iter\(lambda: \w+\.read",
+        ("orchestrator/files.py",),
+    ),
+    Fact("atomic write", r"os\.fsync|os\.replace\(|mkstemp\(", ("orchestrator/files.py",)),
+    Fact("arrays of records.npz", r"f\"outputs/", ("orchestrator/planner/records.py",)),
+    Fact("text of config.pbtxt", r"text_format\.\w+\(", ("orchestrator/pbtxt",)),
+    Fact("processor count", r"sched_getaffinity|os\.cpu_count", ("orchestrator/spec/processor.py",)),
+    Fact(
+        "columns of an answer",
+        r"\"label\",\s*\"confidence\"",
+        ("orchestrator/spec/answer.py", "perf/routes/baselines/"),
+    ),
+    Fact("spread evenly", r"linspace\(0, [^,]*- 1", ("orchestrator/spec/shares.py",)),
 )
 
 
@@ -83,34 +92,15 @@ def imported_modules(path: Path, known: set[str]) -> set[str]:
     return found & known
 
 
-def import_circles(packages: tuple[str, ...] = LIBRARY) -> list[list[str]]:
-    """Groups of modules that import each other in a circle, late imports included (Tarjan's algorithm)."""
+def import_circle(packages: tuple[str, ...] = LIBRARY) -> list[str]:
+    """The first circle of modules that import each other, late imports included; empty where there is none."""
     paths = {name_of(path): path for path in modules(*packages)}
     graph = {name: imported_modules(path, set(paths)) - {name} for name, path in paths.items()}
-    order: dict[str, int] = {}
-    low: dict[str, int] = {}
-    stack: list[str] = []
-    circles: list[list[str]] = []
-
-    def visit(name: str) -> None:
-        order[name] = low[name] = len(order)
-        stack.append(name)
-        for other in sorted(graph[name]):
-            if other not in order:
-                visit(other)
-                low[name] = min(low[name], low[other])
-            elif other in stack:
-                low[name] = min(low[name], order[other])
-        if low[name] == order[name]:
-            group = stack[stack.index(name) :]
-            del stack[stack.index(name) :]
-            if len(group) > 1:
-                circles.append(sorted(group))
-
-    for name in sorted(graph):
-        if name not in order:
-            visit(name)
-    return circles
+    try:
+        graphlib.TopologicalSorter(graph).prepare()
+    except graphlib.CycleError as error:
+        return list(error.args[1])
+    return []
 
 
 def late_imports(path: Path) -> Iterator[int]:
