@@ -7,24 +7,24 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from export.labels import require_same_classes
-from export.member import Plan, export_member
+from export.member import MemberExport, export_member
 from export.members import require_own
 from export.precision.derive import export_precision, require_sense
-from export.sources import Asked, identify
+from export.sources import ExportOptions, identify
 from orchestrator.errors import CommitteeError, ExportError
 from orchestrator.spec import Manifest, manifest_from_path
 from orchestrator.spec.manifest import MANIFEST
 from orchestrator.spec.validation import NAME
 
 
-def plans_of(
+def member_exports(
     sources: Sequence[str],
-    asked: Asked,
+    asked: ExportOptions,
     *,
     resolutions: Sequence[int | None] = (None,),
     name: str | None = None,
     image_px: int | None = None,
-) -> list[Plan]:
+) -> list[MemberExport]:
     """What every source at every resolution will be; nothing is read into memory yet.
 
     Args:
@@ -50,7 +50,7 @@ def plans_of(
             made = own_name or identity.name
             made = f"{made}_{side}" if len(resolutions) > 1 else made
             plans.append(
-                Plan(
+                MemberExport(
                     name=name or made,
                     identity=identity,
                     asked=one,
@@ -77,7 +77,7 @@ def _named_source(text: str) -> tuple[str | None, str]:
 
 def export_committee(
     repository: Path,
-    plans: Sequence[Plan],
+    plans: Sequence[MemberExport],
     *,
     precisions: Sequence[str] = ("fp32",),
     calibrate: Path | None = None,
@@ -143,7 +143,7 @@ def _with_what_stays(error: CommitteeError, done: dict[str, str]) -> CommitteeEr
     )
 
 
-def with_one_image_size(plans: Sequence[Plan]) -> list[Plan]:
+def with_one_image_size(plans: Sequence[MemberExport]) -> list[MemberExport]:
     """The plans with the committee's image size filled in: the largest that any of them needs."""
     if all(plan.image_px is not None for plan in plans):
         return list(plans)

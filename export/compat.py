@@ -31,7 +31,7 @@ MAX_OPSET = _OLDEST.opset
 
 
 @dataclass(frozen=True)
-class Brought:
+class ConvertedModel:
     """A model in a form that members have.
 
     Args:
@@ -56,9 +56,9 @@ def with_one_import(model: onnx.ModelProto) -> None:
     model.ir_version = max(MIN_IR_VERSION, min(model.ir_version, MAX_IR_VERSION))
 
 
-def brought_to_common_opset(
+def at_common_opset(
     model: onnx.ModelProto, rows: npt.NDArray[np.generic], *, subject: str, keep_opset: bool = False
-) -> Brought:
+) -> ConvertedModel:
     """The model without functions of its own and at the opset of all members, as far as that can be proven.
 
     What cannot be brought there stays at its own opset, which every supported runtime reads up to MAX_OPSET.
@@ -74,24 +74,24 @@ def brought_to_common_opset(
     """
     found = opset_of(model) or OPSET
     if found == OPSET and not model.functions:
-        return Brought(model, ())
+        return ConvertedModel(model, ())
     same, reasons = _Same(model, rows), []
     for opset in _targets(found, keep_opset=keep_opset):
         if opset == found and not model.functions:
-            return Brought(model, ())
+            return ConvertedModel(model, ())
         try:
             made = at_opset(inlined(model), opset)
             if made.functions:
                 reasons.append("functions that cannot be inlined")
             elif same(made):
-                return Brought(made, _changes(model, found, opset))
+                return ConvertedModel(made, _changes(model, found, opset))
             else:
                 reasons.append("answers change")
         # What the C++ sides of converter and inliner threw, and models over 2 GB, which they cannot take.
         except Exception as error:
             reasons.append(_first_line(error))
     if found <= MAX_OPSET or keep_opset:
-        return Brought(model, ())
+        return ConvertedModel(model, ())
     raise ExportError(
         subject,
         got=f"opset {found}, which cannot be brought to {MAX_OPSET} ({reasons[-1]})",

@@ -15,14 +15,14 @@ from export.compat import portable
 from export.cost.counting import COUNTER, macs_per_row, parameters_of, preprocess_macs_per_row
 from export.labels import is_renamed, label_options, require_one_per_class, require_same_classes
 from export.members import MODEL_FILE, is_current, require_own, store_member
-from export.output_kind import Watched, output_kind_of
-from export.packing import EXTERNAL_OVER_BYTES, Packed, packed
+from export.output_kind import ObservedReference, output_kind_of
+from export.packing import EXTERNAL_OVER_BYTES, PackedModel, packed
 from export.parity import MIN_ROWS, original_of, parity_of
 from export.precision.overflow import processor_flags_of
 from export.rows import varied_rows
-from export.runtimes.proof import prove_rest, proven
+from export.runtimes.proof import prove_missing, prove_model
 from export.runtimes.versions import installed_version
-from export.sources import Asked, Identity, Loaded
+from export.sources import ExportOptions, LoadedModel, SourceRef
 from orchestrator.errors import ExportError
 from orchestrator.spec import Manifest, Preprocess, TensorSpec
 from orchestrator.spec.output_kind import EXCLUSIVE
@@ -33,7 +33,7 @@ _SPREAD_ROWS = 20
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class MemberExport:
     """What one member will be.
 
     Args:
@@ -48,8 +48,8 @@ class Plan:
     """
 
     name: str
-    identity: Identity
-    asked: Asked
+    identity: SourceRef
+    asked: ExportOptions
     image_px: tuple[int, int] | None = None
     parity_rows: int = MIN_ROWS
     max_batch_size: int = 64
@@ -83,7 +83,7 @@ class Plan:
 
 def export_member(
     repository: Path,
-    plan: Plan,
+    plan: MemberExport,
     *,
     force: bool,
     progress: Callable[[str], None],
@@ -111,7 +111,7 @@ def export_member(
         repository, plan.name, plan.asked.labels, options=plan.options(), beside=beside
     )
     if not force and is_current(repository / plan.name, plan.options()):
-        more = prove_rest(
+        more = prove_missing(
             repository,
             plan.name,
             versions=plan.runtimes,
@@ -139,13 +139,13 @@ def export_member(
     return "exported"
 
 
-def _input(loaded: Loaded, image_px: tuple[int, int] | None) -> TensorSpec:
+def _input(loaded: LoadedModel, image_px: tuple[int, int] | None) -> TensorSpec:
     if loaded.processing is None or image_px is None:
         return TensorSpec(name="image", dtype=loaded.dtype, dims=loaded.dims)
     return TensorSpec(name="image", dtype="UINT8", dims=(loaded.processing.channels, *image_px))
 
 
-def _spread(loaded: Loaded, plan: Plan, image_px: tuple[int, int] | None) -> dict[str, float]:
+def _spread(loaded: LoadedModel, plan: MemberExport, image_px: tuple[int, int] | None) -> dict[str, float]:
     if not plan.asked.random_weights or loaded.network is None:
         return {}
     from export.from_torch import spread_scores
@@ -158,7 +158,7 @@ def _spread(loaded: Loaded, plan: Plan, image_px: tuple[int, int] | None) -> dic
     return spread_scores(loaded.network, rows.astype(np.float32), seed=plan.asked.seed)
 
 
-def _network(loaded: Loaded) -> onnx.ModelProto:
+def _network(loaded: LoadedModel) -> onnx.ModelProto:
     if loaded.proto is not None:
         return loaded.proto
     import torch
@@ -172,7 +172,9 @@ def _network(loaded: Loaded) -> onnx.ModelProto:
     return onnx_from_torch(loaded.network, example)
 
 
-def _with_images(network: onnx.ModelProto, loaded: Loaded, image_px: tuple[int, int] | None) -> onnx.ModelProto:
+def _with_images(
+    network: onnx.ModelProto, loaded: LoadedModel, image_px: tuple[int, int] | None
+) -> onnx.ModelProto:
     if loaded.processing is None or image_px is None:
         return network
     from export.images.preprocess import with_preprocess
@@ -181,10 +183,10 @@ def _with_images(network: onnx.ModelProto, loaded: Loaded, image_px: tuple[int, 
 
 
 def _manifest(
-    plan: Plan,
-    loaded: Loaded,
+    plan: MemberExport,
+    loaded: LoadedModel,
     model: onnx.ModelProto,
-    stored: Packed,
+    stored: PackedModel,
     image_px: tuple[int, int] | None,
     *,
     spread: dict[str, float],
@@ -199,7 +201,7 @@ def _manifest(
         progress(f"{plan.name}: comparing the image processing")
         in_graph = image_parity(loaded, rows, height_px=image_px[0], width_px=image_px[1])
     classes = _classes(model, plan.identity.text, loaded.labels)
-    original = Watched(original_of(loaded, tensor))
+    original = ObservedReference(original_of(loaded, tensor))
     parity = parity_of(
         stored.path,
         original,
@@ -208,7 +210,7 @@ def _manifest(
         progress=lambda text: progress(f"{plan.name}: {text}"),
     )
     kind = output_kind_of(model, original.evidence, asked=plan.asked.output_kind, subject=plan.identity.text)
-    proofs = proven(
+    proofs = prove_model(
         plan.identity.text,
         stored.path,
         original_of(loaded, tensor),
@@ -250,7 +252,7 @@ def _manifest(
 
 
 def _cost(
-    model: onnx.ModelProto, loaded: Loaded, image_px: tuple[int, int] | None, *, given: float | None
+    model: onnx.ModelProto, loaded: LoadedModel, image_px: tuple[int, int] | None, *, given: float | None
 ) -> tuple[float, float, str]:
     """MACs of the network and of the image processing, one row, and who counted the first."""
     if given is not None:
@@ -295,7 +297,7 @@ def _output_dtype(model: onnx.ModelProto) -> str:
     return names[kind]
 
 
-def _client_side(loaded: Loaded, image_px: tuple[int, int] | None) -> Preprocess | None:
+def _client_side(loaded: LoadedModel, image_px: tuple[int, int] | None) -> Preprocess | None:
     """What a client does to a picture of any size: decode it and bring it to the committee's size."""
     if loaded.processing is None or image_px is None:
         return None

@@ -13,7 +13,7 @@ import onnx
 from google.protobuf.message import DecodeError
 
 from export.cost.counting import COUNTER, macs_per_row, parameters_of
-from export.packing import Packed
+from export.packing import PackedModel
 from export.parity import Parity
 from orchestrator.errors import ExportError, SpecError
 from orchestrator.repository.files import disk_errors, sha256_of_path, write_all
@@ -185,7 +185,7 @@ def write_member(repository: Path, model: bytes, manifest: Manifest) -> Path:
     return folder
 
 
-def store_member(repository: Path, stored: Packed, manifest: Manifest) -> Path:
+def store_member(repository: Path, stored: PackedModel, manifest: Manifest) -> Path:
     """Moves a packed model to its place in a member's folder: weights, model, manifest, config, in that order.
 
     An interruption leaves the old model with its own weights, or the new one without its manifest, which is not

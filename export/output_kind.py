@@ -19,7 +19,7 @@ Rows = npt.NDArray[Any]
 Reference = Callable[[Rows], npt.NDArray[np.float32]]
 
 
-class Watched:
+class ObservedReference:
     """A model whose scores are looked at as they pass, so that it is not asked twice.
 
     Args:

@@ -34,7 +34,7 @@ _WORK = ".committee-export-"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Packed:
+class PackedModel:
     """A stored model.
 
     Args:
@@ -93,7 +93,9 @@ def require_room(folder: Path, size_bytes: int) -> None:
 
 
 @contextmanager
-def packed(model: onnx.ModelProto, beside: Path, *, over_bytes: int = EXTERNAL_OVER_BYTES) -> Iterator[Packed]:
+def packed(
+    model: onnx.ModelProto, beside: Path, *, over_bytes: int = EXTERNAL_OVER_BYTES
+) -> Iterator[PackedModel]:
     """The model in a temporary folder on the disk it is meant for; moved from there, or gone with the block.
 
     Args:
@@ -111,12 +113,12 @@ def packed(model: onnx.ModelProto, beside: Path, *, over_bytes: int = EXTERNAL_O
         if size <= over_bytes:
             data = model.SerializeToString(deterministic=True)
             (folder / MODEL).write_bytes(data)
-            yield Packed(folder=folder, sha256=hashlib.sha256(data).hexdigest())
+            yield PackedModel(folder=folder, sha256=hashlib.sha256(data).hexdigest())
             return
         yield _with_weights_beside(model, folder)
 
 
-def _with_weights_beside(model: onnx.ModelProto, folder: Path) -> Packed:
+def _with_weights_beside(model: onnx.ModelProto, folder: Path) -> PackedModel:
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     onnx.save_model(
@@ -133,4 +135,4 @@ def _with_weights_beside(model: onnx.ModelProto, folder: Path) -> Packed:
                 entry.value = name
     data = small.SerializeToString(deterministic=True)
     (folder / MODEL).write_bytes(data)
-    return Packed(folder=folder, sha256=hashlib.sha256(data).hexdigest(), data_files={name: digest})
+    return PackedModel(folder=folder, sha256=hashlib.sha256(data).hexdigest(), data_files={name: digest})

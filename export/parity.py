@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
-from export.sources import Loaded
+from export.sources import LoadedModel
 from orchestrator.errors import CommitteeError, ExportError
 from orchestrator.spec import TensorSpec
 from orchestrator.spec.processor import core_count
@@ -196,7 +196,7 @@ def _asked(session: Any, rows: npt.NDArray[Any], batch: int, output_name: str) -
     return np.concatenate(parts)
 
 
-def original_of(loaded: Loaded, tensor: TensorSpec) -> Callable[[npt.NDArray[Any]], npt.NDArray[np.float32]]:
+def original_of(loaded: LoadedModel, tensor: TensorSpec) -> Callable[[npt.NDArray[Any]], npt.NDArray[np.float32]]:
     """The original on the rows as the member takes them; images go through the graph's processing first.
 
     Otherwise the one-level differences from the model's own processor, measured apart, would hide the network's.
@@ -210,7 +210,7 @@ def original_of(loaded: Loaded, tensor: TensorSpec) -> Callable[[npt.NDArray[Any
     return lambda rows: network(processed(rows))
 
 
-def _torch_reference(loaded: Loaded) -> Callable[[npt.NDArray[Any]], npt.NDArray[np.float32]]:
+def _torch_reference(loaded: LoadedModel) -> Callable[[npt.NDArray[Any]], npt.NDArray[np.float32]]:
     import torch
 
     module = loaded.network

@@ -268,7 +268,7 @@ COUNTER = "torch FlopCounterMode / 2"
 
 
 @dataclass(frozen=True)
-class Counted:
+class NetworkCost:
     """Size and cost of a network; gmacs are multiply-accumulates per image in billions."""
 
     params_m: float
@@ -291,7 +291,7 @@ def network_of(entry: ZooEntry, resolution_px: int | None = None) -> nn.Module:
     return kind(entry.config(resolution_px)).eval()
 
 
-def counted_of(entry: ZooEntry, resolution_px: int | None = None) -> Counted:
+def network_cost(entry: ZooEntry, resolution_px: int | None = None) -> NetworkCost:
     """Parameters and multiply-accumulates of one image, without any weight being allocated.
 
     Args:
@@ -302,7 +302,7 @@ def counted_of(entry: ZooEntry, resolution_px: int | None = None) -> Counted:
 
 
 @functools.lru_cache(maxsize=256)
-def _counted(name: str, resolution_px: int) -> Counted:
+def _counted(name: str, resolution_px: int) -> NetworkCost:
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -316,4 +316,4 @@ def _counted(name: str, resolution_px: int) -> Counted:
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         network(image)
     parameters = sum(weight.numel() for weight in network.parameters())
-    return Counted(parameters / 1e6, counter.get_total_flops() / 2e9)
+    return NetworkCost(parameters / 1e6, counter.get_total_flops() / 2e9)

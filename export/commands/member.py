@@ -116,8 +116,8 @@ def member(
         python -m export member torch:my_package.nets:make --weights net.safetensors --dims 3,32,32
     """
     with needs("export member"):
-        from export.sources import Asked
-    asked = Asked(
+        from export.sources import ExportOptions
+    asked = ExportOptions(
         random_weights=random_weights,
         seed=seed,
         weights=weights,
@@ -134,10 +134,10 @@ def member(
     proven_on = runtimes_from_text(runtimes)
     start = time.monotonic()
     with needs("export member"), progress_on("reading sources") as progress:
-        from export.committee import export_committee, plans_of
+        from export.committee import export_committee, member_exports
 
         asked = dataclasses.replace(asked, progress=progress)
-        plans = plans_of(sources, asked, resolutions=resolution or [None], name=name, image_px=image_px)
+        plans = member_exports(sources, asked, resolutions=resolution or [None], name=name, image_px=image_px)
         settings = {"parity_rows": parity_rows, "max_batch_size": max_batch_size, "runtimes": proven_on}
         plans = [dataclasses.replace(plan, **settings) for plan in plans]
         done = export_committee(

@@ -55,11 +55,11 @@ def zoo(
             import torch  # noqa: F401
             import transformers  # noqa: F401
 
-            from export.zoo import ZOO, counted_of
+            from export.zoo import ZOO, network_cost
         rows = []
         for entry in ZOO.values():
             progress(f"counting {entry.name}")
-            rows.append((entry, counted_of(entry)))
+            rows.append((entry, network_cost(entry)))
     if as_json:
         listed = [
             {
@@ -140,12 +140,12 @@ def family_row(name: str, versions: Sequence[str], *, progress: Callable[[str], 
         progress: told what is being done.
     """
     # PyTorch and ONNX take seconds to import.
-    from export.member import Plan, export_member
-    from export.sources import Asked, identify
+    from export.member import MemberExport, export_member
+    from export.sources import ExportOptions, identify
     from export.zoo import ZOO
 
-    asked = Asked(random_weights=True)
-    plan = Plan(
+    asked = ExportOptions(random_weights=True)
+    plan = MemberExport(
         name=name,
         identity=identify(name, asked),
         asked=asked,

@@ -20,7 +20,7 @@ from export.images.preprocess import PREFIX
 from export.members import ReadMember
 from orchestrator.errors import ExportError
 from orchestrator.graphs.editing import inlined
-from orchestrator.graphs.pieces import Graph, cleaned, good_rows, raw_logits
+from orchestrator.graphs.pieces import GraphBuilder, cleaned, raw_logits, usable_rows
 from orchestrator.spec import Manifest, Member, Preprocess
 from orchestrator.spec.class_names import first_unlike
 from orchestrator.spec.manifest import PRECISIONS
@@ -196,7 +196,7 @@ def add_average(
         combine: "mean_logit", whose output is logits, or "mean_prob", whose output is probabilities.
         output: name of the tensor float32 (n, k) to make.
     """
-    g = Graph(AVERAGE)
+    g = GraphBuilder(AVERAGE)
     members = [member for member, _, _ in scores]
     axis = g.constant([1], np.int64)
     stacked = [
@@ -205,7 +205,7 @@ def add_average(
     z = g.op("Concat", *stacked, axis=1)
     if any(member.temperature != 1 for member in members):
         z = g.op("Div", z, g.constant([[[member.temperature] for member in members]]))
-    good = good_rows(g, z)
+    good = usable_rows(g, z)
     z = cleaned(g, z, good)
     total = sum(member.weight for member in members)
     shares = g.constant([[[member.weight / total] for member in members]])

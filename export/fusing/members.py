@@ -34,11 +34,11 @@ from export.members import (
     require_free,
     store_member,
 )
-from export.packing import Packed, packed
+from export.packing import PackedModel, packed
 from export.parity import BATCHES, MIN_ROWS, session_of
 from export.precision.overflow import processor_flags_of
 from export.rows import varied_rows
-from export.runtimes.proof import prove_rest, proven_as_here
+from export.runtimes.proof import prove_against_installed, prove_missing
 from orchestrator.decision.combine import Combiner
 from orchestrator.errors import ExportError
 from orchestrator.graphs.editing import full_check
@@ -106,7 +106,7 @@ def fuse(
     versions = tuple(dict.fromkeys(version for one in manifests for version in one.runtimes))
     if not force and is_current(target / fusion.name, options):
         renamed = renamed_classes(target, fusion.name, labels_of(manifests))
-        more = prove_rest(
+        more = prove_missing(
             target, fusion.name, versions=versions, progress=lambda text: progress(f"{fusion.name}: {text}")
         )
         done = "proven" if more else "named" if renamed else "up to date"
@@ -123,7 +123,7 @@ def fuse(
         progress(f"{fusion.name}: comparing with its members")
         parity = fused_parity(repository, fusion, manifests, stored.path)
         rows = varied_rows(manifests[0].input, MIN_ROWS, seed=2)
-        proofs = proven_as_here(
+        proofs = prove_against_installed(
             f"fused {fusion.name}",
             stored.path,
             rows,
@@ -264,7 +264,7 @@ def _manifest(
     manifests: Sequence[Manifest],
     model: onnx.ModelProto,
     *,
-    stored: Packed,
+    stored: PackedModel,
     parity: dict[str, Any],
     options: dict[str, Any],
 ) -> Manifest:

@@ -13,7 +13,7 @@ import onnxruntime
 
 from export.images.preprocess import IMAGE, preprocess_only
 from export.images.processing import Processing
-from export.sources.base import Loaded
+from export.sources.base import LoadedModel
 from orchestrator.errors import ExportError
 
 # Both round to whole levels after each axis; where the exact value is half a level the last bit decides, and the
@@ -24,7 +24,7 @@ MAX_SHARE = 0.1
 _ORDER_ROWS = 4
 
 
-def in_the_same_order(loaded: Loaded, rows: npt.NDArray[np.uint8]) -> Loaded:
+def in_the_same_order(loaded: LoadedModel, rows: npt.NDArray[np.uint8]) -> LoadedModel:
     """The model with the order of the two resizing passes that its own processor has at this size.
 
     Args:
@@ -45,12 +45,14 @@ def in_the_same_order(loaded: Loaded, rows: npt.NDArray[np.uint8]) -> Loaded:
     return dataclasses.replace(loaded, processing=dataclasses.replace(loaded.processing, vertical_first=better))
 
 
-def _expected(loaded: Loaded, processing: Processing, rows: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+def _expected(loaded: LoadedModel, processing: Processing, rows: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
     own = loaded.own_processor
     return own(rows) if own is not None else pillow_processed(processing, rows)
 
 
-def image_parity(loaded: Loaded, rows: npt.NDArray[np.uint8], *, height_px: int, width_px: int) -> dict[str, Any]:
+def image_parity(
+    loaded: LoadedModel, rows: npt.NDArray[np.uint8], *, height_px: int, width_px: int
+) -> dict[str, Any]:
     """What the graph does to an image, and how far that is from the model's own processor.
 
     Args:

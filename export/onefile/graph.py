@@ -15,9 +15,9 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from export.onefile.members import Part
-from export.onefile.stages import Carried, Glance, Settled, settled_stage
-from orchestrator.graphs.pieces import ONNX_TYPES, Graph
+from export.onefile.members import MemberGraph
+from export.onefile.stages import CarriedTensors, EarlyDecision, GraphDecision, add_stage_decision
+from orchestrator.graphs.pieces import ONNX_TYPES, GraphBuilder
 from orchestrator.spec import CascadeSpec
 from orchestrator.spec.answer import ANSWER_COLUMNS
 
@@ -26,7 +26,7 @@ Tensors = dict[str, str]
 _OUTERMOST = "stage/0/"
 
 
-def whole_graph(spec: CascadeSpec, parts: Mapping[str, Part]) -> onnx.GraphProto:
+def whole_graph(spec: CascadeSpec, parts: Mapping[str, MemberGraph]) -> onnx.GraphProto:
     """The graph of a whole cascade, with the served interface.
 
     Args:
@@ -36,7 +36,7 @@ def whole_graph(spec: CascadeSpec, parts: Mapping[str, Part]) -> onnx.GraphProto
     return _Whole(spec, parts, len(spec.stages)).graph()
 
 
-def lead_graph(spec: CascadeSpec, parts: Mapping[str, Part], *, stages: int) -> onnx.GraphProto:
+def prefix_graph(spec: CascadeSpec, parts: Mapping[str, MemberGraph], *, stages: int) -> onnx.GraphProto:
     """The graph of the leading stages, which gives what each of their members said.
 
     One float32 (n, k) per member, named by the member, NaN in rows that it was not asked for.
@@ -52,37 +52,41 @@ def lead_graph(spec: CascadeSpec, parts: Mapping[str, Part], *, stages: int) -> 
 class _Nested(ABC):
     """Stages put one into the branch of another."""
 
-    def __init__(self, spec: CascadeSpec, parts: Mapping[str, Part], stages: int) -> None:
+    def __init__(self, spec: CascadeSpec, parts: Mapping[str, MemberGraph], stages: int) -> None:
         self.spec = spec
         self.parts = parts
         self.last = stages - 1
 
     def graph(self) -> onnx.GraphProto:
-        g = Graph(_OUTERMOST)
+        g = GraphBuilder(_OUTERMOST)
         source = self.spec.input
-        given = self._stage(g, 0, source.name, before=Carried())
+        given = self._stage(g, 0, source.name, before=CarriedTensors())
         for name, tensor in given.items():
             if tensor != name:
                 g.op("Identity", tensor, name=name)
         inputs = [helper.make_tensor_value_info(source.name, ONNX_TYPES[source.dtype], ["batch", *source.dims])]
         return g.proto("onefile", inputs, [self._info(name, "batch") for name in given])
 
-    def _stage(self, g: Graph, stage: int, rows: str, *, before: Carried) -> Tensors:
+    def _stage(self, g: GraphBuilder, stage: int, rows: str, *, before: CarriedTensors) -> Tensors:
         """Adds a stage and all later ones; returns the outputs of this graph's rows."""
         parts = [self.parts[member.name] for member in self.spec.stages[stage].members]
         said = {part.member.name: part.put_into(g, rows) for part in parts}
         return self._outputs(g, stage, rows, said=said, before=before)
 
     @abstractmethod
-    def _outputs(self, g: Graph, stage: int, rows: str, *, said: Tensors, before: Carried) -> Tensors:
+    def _outputs(
+        self, g: GraphBuilder, stage: int, rows: str, *, said: Tensors, before: CarriedTensors
+    ) -> Tensors:
         """This stage's outputs merged with those of the stages after it; `said` is what its members say."""
 
-    def _settled(self, g: Graph, stage: int, *, said: Tensors, before: Carried) -> Settled | Glance:
+    def _settled(
+        self, g: GraphBuilder, stage: int, *, said: Tensors, before: CarriedTensors
+    ) -> GraphDecision | EarlyDecision:
         logits = [self.parts[name].logits(g, tensor) for name, tensor in said.items()]
-        return settled_stage(g, self.spec, stage=stage, logits=logits, before=before)
+        return add_stage_decision(g, self.spec, stage=stage, logits=logits, before=before)
 
     @abstractmethod
-    def _without(self, g: Graph, stage: int, settled: Settled | Glance) -> Tensors:
+    def _without(self, g: GraphBuilder, stage: int, settled: GraphDecision | EarlyDecision) -> Tensors:
         """In a branch, the outputs as they are without any later stage."""
 
     @abstractmethod
@@ -93,10 +97,12 @@ class _Nested(ABC):
     def _info(self, name: str, rows: str | None) -> onnx.ValueInfoProto:
         """An output as a graph declares it."""
 
-    def _merged(self, g: Graph, stage: int, rows: str, *, settled: Settled | Glance) -> Tensors:
+    def _merged(
+        self, g: GraphBuilder, stage: int, rows: str, *, settled: GraphDecision | EarlyDecision
+    ) -> Tensors:
         """The outputs, after a later stage has answered where it is asked."""
-        if isinstance(settled, Glance):
-            closer = Graph(f"stage/{stage}/closer/")
+        if isinstance(settled, EarlyDecision):
+            closer = GraphBuilder(f"stage/{stage}/closer/")
             given = self._merged(closer, stage, rows, settled=settled.closer(closer))
             infos = [self._info_of(name, tensor) for name, tensor in given.items()]
             some_unsure = closer.proto(f"unsure_{stage}", [], infos)
@@ -107,23 +113,25 @@ class _Nested(ABC):
         asked = self._asked(stage, rows, settled, found)
         return self._if(g, stage, some, yes=asked, no=self._left(stage, settled))
 
-    def _if(self, g: Graph, stage: int, condition: str, *, yes: onnx.GraphProto, no: onnx.GraphProto) -> Tensors:
+    def _if(
+        self, g: GraphBuilder, stage: int, condition: str, *, yes: onnx.GraphProto, no: onnx.GraphProto
+    ) -> Tensors:
         names = self._names(stage)
         given = {name: name if g.prefix == _OUTERMOST else f"{g.prefix}{name}" for name in names}
         node = helper.make_node("If", [condition], list(given.values()), then_branch=yes, else_branch=no)
         g.nodes.append(node)
         return given
 
-    def _left(self, stage: int, settled: Settled | Glance) -> onnx.GraphProto:
+    def _left(self, stage: int, settled: GraphDecision | EarlyDecision) -> onnx.GraphProto:
         """The branch in which no row goes on."""
-        g = Graph(f"stage/{stage}/{'sure' if isinstance(settled, Glance) else 'left'}/")
+        g = GraphBuilder(f"stage/{stage}/{'sure' if isinstance(settled, EarlyDecision) else 'left'}/")
         # An outer tensor cannot itself be what a branch gives.
         kept = {name: g.op("Identity", value) for name, value in self._without(g, stage, settled).items()}
         return g.proto(f"left_{stage}", [], [self._info_of(name, tensor) for name, tensor in kept.items()])
 
-    def _asked(self, stage: int, rows: str, settled: Settled, found: str) -> onnx.GraphProto:
+    def _asked(self, stage: int, rows: str, settled: GraphDecision, found: str) -> onnx.GraphProto:
         """The branch in which some rows go on."""
-        g = Graph(f"stage/{stage + 1}/")
+        g = GraphBuilder(f"stage/{stage + 1}/")
         at = g.op("Gather", found, g.constant(0, np.int64), axis=0)
         some = g.op("Gather", rows, at, axis=0)
         inner = self._stage(g, stage + 1, some, before=settled.carried.rows(g, at))
@@ -145,13 +153,15 @@ class _Nested(ABC):
 class _Whole(_Nested):
     """Every stage, with the answer as it is served."""
 
-    def _outputs(self, g: Graph, stage: int, rows: str, *, said: Tensors, before: Carried) -> Tensors:
+    def _outputs(
+        self, g: GraphBuilder, stage: int, rows: str, *, said: Tensors, before: CarriedTensors
+    ) -> Tensors:
         settled = self._settled(g, stage, said=said, before=before)
         if stage == self.last:
             return self._without(g, stage, settled)
         return self._merged(g, stage, rows, settled=settled)
 
-    def _without(self, g: Graph, stage: int, settled: Settled | Glance) -> Tensors:
+    def _without(self, g: GraphBuilder, stage: int, settled: GraphDecision | EarlyDecision) -> Tensors:
         # Sums in float32, stage after stage, as the decision core charges rows.
         cost = np.float32(0)
         for one in self.spec.stages[: stage + 1]:
@@ -176,17 +186,19 @@ class _Whole(_Nested):
 class _Lead(_Nested):
     """The leading stages, with what their members said."""
 
-    def _outputs(self, g: Graph, stage: int, rows: str, *, said: Tensors, before: Carried) -> Tensors:
+    def _outputs(
+        self, g: GraphBuilder, stage: int, rows: str, *, said: Tensors, before: CarriedTensors
+    ) -> Tensors:
         own = {name: self._float(g, name, tensor) for name, tensor in said.items()}
         if stage == self.last:
             return own
         settled = self._settled(g, stage, said=said, before=before)
         return {**own, **self._merged(g, stage, rows, settled=settled)}
 
-    def _float(self, g: Graph, member: str, tensor: str) -> str:
+    def _float(self, g: GraphBuilder, member: str, tensor: str) -> str:
         return tensor if self.parts[member].dtype == "FP32" else g.op("Cast", tensor, to=TensorProto.FLOAT)
 
-    def _without(self, g: Graph, stage: int, settled: Settled | Glance) -> Tensors:
+    def _without(self, g: GraphBuilder, stage: int, settled: GraphDecision | EarlyDecision) -> Tensors:
         shape = g.op("Shape", settled.answer["probabilities"])
         return {name: g.filled(shape, np.float32(math.nan)) for name in self._names(stage)}
 

@@ -12,7 +12,7 @@ from onnx.external_data_helper import load_external_data_for_model
 
 from orchestrator.errors import ExportError
 from orchestrator.graphs.editing import inlined
-from orchestrator.graphs.pieces import OPSET, Graph, raw_logits
+from orchestrator.graphs.pieces import OPSET, GraphBuilder, raw_logits
 from orchestrator.repository.completion import planned_version
 from orchestrator.repository.files import sha256_of_path
 from orchestrator.repository.index import config_of, model_file, onnx_from_path, plan_path
@@ -24,7 +24,7 @@ _DEFAULT_DOMAINS = ("", "ai.onnx")
 
 
 @dataclass(frozen=True)
-class Part:
+class MemberGraph:
     """A member's graph, ready to be put into another.
 
     Args:
@@ -41,7 +41,7 @@ class Part:
     input: str
     dtype: str
 
-    def put_into(self, g: Graph, rows: str) -> str:
+    def put_into(self, g: GraphBuilder, rows: str) -> str:
         """Adds the member's nodes and weights; returns its output (n, k) as the member gives it.
 
         The weights become initialisers of `g` itself: in the graph around a branch, ONNX Runtime would neither
@@ -59,12 +59,12 @@ class Part:
         g.constants.extend(_renamed_weight(one, names) for one in graph.initializer if one.name in used)
         return names.of_tensor(self.member.output)
 
-    def logits(self, g: Graph, scores: str) -> str:
+    def logits(self, g: GraphBuilder, scores: str) -> str:
         """Its output as float32 logits, before the temperature."""
         return raw_logits(g, self.member, scores, dtype=self.dtype)
 
 
-def read_parts(spec: CascadeSpec, members: Iterable[Member], *, repository: Path) -> dict[str, Part]:
+def read_members(spec: CascadeSpec, members: Iterable[Member], *, repository: Path) -> dict[str, MemberGraph]:
     """The graphs of members, by name.
 
     Args:
@@ -79,12 +79,12 @@ def read_parts(spec: CascadeSpec, members: Iterable[Member], *, repository: Path
     return {member.name: _read(spec, member, repository) for member in members}
 
 
-def weight_bytes(part: Part) -> int:
+def weight_bytes(part: MemberGraph) -> int:
     """Bytes of a part's weights."""
     return sum(len(weight.raw_data) or weight.ByteSize() for weight in part.model.graph.initializer)
 
 
-def common_opsets(parts: Iterable[Part]) -> dict[str, int]:
+def common_opsets(parts: Iterable[MemberGraph]) -> dict[str, int]:
     """The opset of each domain that all the parts are brought to.
 
     Raises:
@@ -105,7 +105,7 @@ def common_opsets(parts: Iterable[Part]) -> dict[str, int]:
     return found
 
 
-def at_opset(part: Part, opset: int) -> Part:
+def at_opset(part: MemberGraph, opset: int) -> MemberGraph:
     """The part with its graph brought to an opset of ONNX's own operators.
 
     Raises:
@@ -122,10 +122,10 @@ def at_opset(part: Part, opset: int) -> Part:
             f"member {part.member.name}", got=f"opset {found} that cannot be converted ({error})",
             expected=f"opset {opset}", fix="export the member again",
         ) from error  # fmt: skip
-    return Part(part.member, model, part.sha256, part.input, part.dtype)
+    return MemberGraph(part.member, model, part.sha256, part.input, part.dtype)
 
 
-def _read(spec: CascadeSpec, member: Member, repository: Path) -> Part:
+def _read(spec: CascadeSpec, member: Member, repository: Path) -> MemberGraph:
     path = _onnx_file(repository / member.name, member)
     digest = sha256_of_path(path)
     if member.sha256 is not None and digest != member.sha256:
@@ -146,7 +146,7 @@ def _read(spec: CascadeSpec, member: Member, repository: Path) -> Part:
             expected="a complete model", fix="export the member again",
         ) from error  # fmt: skip
     source, dtype = _tensors(spec, member, model)
-    return Part(member, model, digest, source, dtype)
+    return MemberGraph(member, model, digest, source, dtype)
 
 
 def _onnx_file(folder: Path, member: Member) -> Path:

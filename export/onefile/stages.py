@@ -11,13 +11,13 @@ from functools import cached_property
 import numpy as np
 from onnx import TensorProto, helper
 
-from orchestrator.graphs.pieces import Graph, Verdicts, bounded, cleaned, good_rows
+from orchestrator.graphs.pieces import CombineNodes, GraphBuilder, bounded, cleaned, usable_rows
 from orchestrator.spec import CascadeSpec, Member
 from orchestrator.spec.answer import ABSTAINED, DEGRADED
 
 
 @dataclass(frozen=True)
-class Carried:
+class CarriedTensors:
     """What rows bring along to the next stage.
 
     Args:
@@ -32,18 +32,18 @@ class Carried:
     good: str | None = None
     answer: dict[str, str] = field(default_factory=dict)
 
-    def rows(self, g: Graph, at: str) -> Carried:
+    def rows(self, g: GraphBuilder, at: str) -> CarriedTensors:
         """The same of some rows, in the graph of a branch."""
         z = None if self.z is None else g.op("Gather", self.z, at, axis=0)
         if z is not None and self.flat:
             z = g.op("Unsqueeze", bounded(g, z), g.constant([1], np.int64))
         good = None if self.good is None else g.op("Gather", self.good, at, axis=0)
         answer = {name: g.op("Gather", value, at, axis=0) for name, value in self.answer.items()}
-        return Carried(z, good=good, answer=answer)
+        return CarriedTensors(z, good=good, answer=answer)
 
 
 @dataclass(frozen=True)
-class Settled:
+class GraphDecision:
     """A stage's decision.
 
     Args:
@@ -54,22 +54,22 @@ class Settled:
 
     answer: dict[str, str]
     goes_on: str | None
-    carried: Carried
+    carried: CarriedTensors
 
 
 @dataclass(frozen=True)
-class Glance:
+class EarlyDecision:
     """A stage's decision as far as it is needed where every row exits: the way that must cost nothing.
 
     Args:
         all_sure: bool scalar, every row reaches the threshold.
-        answer: as in `Settled`, right where all are sure.
+        answer: as in `GraphDecision`, right where all are sure.
         closer: adds the rest of the decision to the graph of the branch in which some row is not sure.
     """
 
     all_sure: str
     answer: dict[str, str]
-    closer: Callable[[Graph], Settled]
+    closer: Callable[[GraphBuilder], GraphDecision]
 
 
 class StageNodes(ABC):
@@ -82,7 +82,7 @@ class StageNodes(ABC):
         before: what the rows bring along.
     """
 
-    def __init__(self, g: Graph, spec: CascadeSpec, stage: int, before: Carried) -> None:
+    def __init__(self, g: GraphBuilder, spec: CascadeSpec, stage: int, before: CarriedTensors) -> None:
         self.g = g
         self.spec = spec
         self.stage = stage
@@ -90,10 +90,10 @@ class StageNodes(ABC):
         self.here = spec.stages[stage]
         self.last = stage == len(spec.stages) - 1
         self.so_far = tuple(member for one in spec.stages[: stage + 1] for member in one.members)
-        self.verdicts = Verdicts(g, combine=spec.combine, score=spec.score, classes=spec.classes)
+        self.verdicts = CombineNodes(g, combine=spec.combine, score=spec.score, classes=spec.classes)
 
     @abstractmethod
-    def settled(self, logits: Sequence[str]) -> Settled | Glance:
+    def settled(self, logits: Sequence[str]) -> GraphDecision | EarlyDecision:
         """The decision, from float32 (n, k) of the stage's members in plan order before their temperatures."""
 
     def scaled(self, member: Member, z: str) -> str:
@@ -124,8 +124,8 @@ class StageNodes(ABC):
             good: whose answers count among all so far; None where all do.
             new_good: the same of this stage's members.
         """
-        everything = Counted(self.g, self.so_far, z, good)
-        newest = Counted(self.g, self.here.members, new, new_good)
+        everything = WeightedMembers(self.g, self.so_far, z, good)
+        newest = WeightedMembers(self.g, self.here.members, new, new_good)
         one = newest if self.spec.combine == "last" else everything
         p, ranking = self.verdicts.combined(one.z, members=len(one.members), weights=one.weights, asked=one.asked)
         label = self.verdicts.label(ranking)
@@ -139,14 +139,14 @@ class StageNodes(ABC):
         """Of this stage, infinite for never."""
         return math.inf if self.here.threshold is None else self.here.threshold
 
-    def unsure(self, g: Graph, score: str) -> str:
+    def unsure(self, g: GraphBuilder, score: str) -> str:
         """Neither at or above the threshold, nor in the window below: bool (n, 1). A NaN compares false."""
         below = g.op("Less", score, g.constant(self.threshold))
         if self.here.low is None:
             return below
         return g.op("And", below, g.op("Greater", score, g.constant(self.here.low)))
 
-    def status(self, g: Graph, degraded: str, *, score: str, usable: str | None = None) -> str:
+    def status(self, g: GraphBuilder, degraded: str, *, score: str, usable: str | None = None) -> str:
         """int32 (n, 1) from bool (n, 1); the score counts where it is no NaN and `usable`."""
         bits = g.op("Cast", degraded, to=TensorProto.INT32)
         assert DEGRADED == 1
@@ -159,10 +159,10 @@ class StageNodes(ABC):
         return g.op("Add", bits, abstained)
 
 
-class Counted:
+class WeightedMembers:
     """Members that are combined, and how much each counts; nodes are made when they are first needed."""
 
-    def __init__(self, g: Graph, members: Sequence[Member], z: str, good: str | None) -> None:
+    def __init__(self, g: GraphBuilder, members: Sequence[Member], z: str, good: str | None) -> None:
         self.g = g
         self.members = members
         self.z = z
@@ -182,9 +182,9 @@ class Counted:
         return self.g.constant([[np.sum([member.weight for member in self.members], dtype=np.float32)]])
 
 
-def settled_stage(
-    g: Graph, spec: CascadeSpec, *, stage: int, logits: Sequence[str], before: Carried
-) -> Settled | Glance:
+def add_stage_decision(
+    g: GraphBuilder, spec: CascadeSpec, *, stage: int, logits: Sequence[str], before: CarriedTensors
+) -> GraphDecision | EarlyDecision:
     """Adds the decision of a stage.
 
     Args:
@@ -208,16 +208,16 @@ def _kind(spec: CascadeSpec, stage: int) -> type[StageNodes]:
 class _Alone(StageNodes):
     """One member and nothing to combine it with: the way every sure row goes, in as few nodes as there can be."""
 
-    def settled(self, logits: Sequence[str]) -> Settled | Glance:
+    def settled(self, logits: Sequence[str]) -> GraphDecision | EarlyDecision:
         g = self.g
         z = self.scaled(self.here.members[0], logits[0])
         p = g.op("Softmax", z, axis=1)
         top, at = f"{g.prefix}top", f"{g.prefix}top_at"
         g.nodes.append(helper.make_node("TopK", [p, g.constant([1], np.int64)], [top, at], axis=1))
         answer = {"probabilities": p, "label": at, "confidence": self._score(p, top, at)}
-        carried = Carried() if self.spec.combine == "last" else Carried(z, flat=True)
+        carried = CarriedTensors() if self.spec.combine == "last" else CarriedTensors(z, flat=True)
 
-        def closer(inner: Graph) -> Settled:
+        def closer(inner: GraphBuilder) -> GraphDecision:
             return self._closer(inner, top, answer, carried)
 
         if self.last:
@@ -225,7 +225,7 @@ class _Alone(StageNodes):
         sure = g.op("GreaterOrEqual", answer["confidence"], g.constant(self.threshold))
         # Of bytes: no runtime reduces booleans in this opset. NaN is not sure, and no minimum can lose a 0.
         least = g.op("ReduceMin", g.op("Cast", sure, to=TensorProto.UINT8), keepdims=0)
-        return Glance(g.op("Cast", least, to=TensorProto.BOOL), answer, closer)
+        return EarlyDecision(g.op("Cast", least, to=TensorProto.BOOL), answer, closer)
 
     def _score(self, p: str, top: str, at: str) -> str:
         if self.spec.score == "max_prob":
@@ -233,23 +233,23 @@ class _Alone(StageNodes):
         g = self.g
         return g.op("Where", g.op("IsNaN", top), g.constant(math.nan), self.verdicts.score_of_probabilities(p, at))
 
-    def _closer(self, g: Graph, top: str, answer: dict[str, str], carried: Carried) -> Settled:
+    def _closer(self, g: GraphBuilder, top: str, answer: dict[str, str], carried: CarriedTensors) -> GraphDecision:
         """The part that matters only where some row is not sure, in whichever graph."""
         # Softmax makes one NaN, +inf or nothing but -inf into a row of NaN, so the core's three tests are one.
         bad = g.op("IsNaN", top)
         score = answer["confidence"]
         label = g.op("Where", bad, g.constant(-1, np.int64), answer["label"])
         full = {**answer, "label": label, "status": self.status(g, bad, score=score)}
-        return Settled(full, None if self.last else self.unsure(g, score), carried)
+        return GraphDecision(full, None if self.last else self.unsure(g, score), carried)
 
 
 class _Strict(StageNodes):
     """Any members, each of which must answer."""
 
-    def settled(self, logits: Sequence[str]) -> Settled:
+    def settled(self, logits: Sequence[str]) -> GraphDecision:
         g = self.g
         raw = self.stacked(logits)
-        good = good_rows(g, raw)
+        good = usable_rows(g, raw)
         new = cleaned(g, raw, good)
         z = self.joined(self.before.z, new)
         p, label, score = self.verdict(z, new)
@@ -262,7 +262,7 @@ class _Strict(StageNodes):
             "confidence": score,
             "status": self.status(g, g.op("Not", usable), score=score),
         }
-        return Settled(answer, None if self.last else self.unsure(g, score), Carried(z))
+        return GraphDecision(answer, None if self.last else self.unsure(g, score), CarriedTensors(z))
 
 
 class _Lenient(StageNodes):
@@ -272,10 +272,10 @@ class _Lenient(StageNodes):
     a member fails alone inside one graph.
     """
 
-    def settled(self, logits: Sequence[str]) -> Settled:
+    def settled(self, logits: Sequence[str]) -> GraphDecision:
         g = self.g
         raw = self.stacked(logits)
-        good = good_rows(g, raw)
+        good = usable_rows(g, raw)
         new = cleaned(g, raw, good)
         z, all_good = self.joined(self.before.z, new), self.joined(self.before.good, good)
         p, label, score = self.verdict(z, new, good=all_good, new_good=good)
@@ -291,7 +291,7 @@ class _Lenient(StageNodes):
             degraded = g.op("Or", hurt, g.op("Cast", self.before.answer["status"], to=TensorProto.BOOL))
         answer["status"] = self.status(g, degraded, score=score, usable=usable)
         goes_on = None if self.last else self._goes_on(score, usable, all_good)
-        return Settled(answer, goes_on, Carried(z, good=all_good, answer=answer))
+        return GraphDecision(answer, goes_on, CarriedTensors(z, good=all_good, answer=answer))
 
     def _answer(self, p: str, label: str, score: str, *, usable: str) -> dict[str, str]:
         """This stage's answer where it has one, else the one before, or none."""

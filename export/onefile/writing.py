@@ -10,8 +10,8 @@ import onnx
 from onnx import helper
 from tritonclient.grpc import model_config_pb2 as pb
 
-from export.onefile.graph import lead_graph, whole_graph
-from export.onefile.members import at_opset, common_opsets, read_parts, weight_bytes
+from export.onefile.graph import prefix_graph, whole_graph
+from export.onefile.members import at_opset, common_opsets, read_members, weight_bytes
 from export.packing import require_room
 from orchestrator.errors import ExportError
 from orchestrator.graphs.onefile import (
@@ -38,7 +38,7 @@ MAX_BYTES = 2**31 - 2**24
 
 
 @dataclass(frozen=True, kw_only=True)
-class Written:
+class WrittenOnefile:
     """A one-file model on disk.
 
     Args:
@@ -66,7 +66,7 @@ def write_onefile(
     name: str | None = None,
     stages: int | None = None,
     force: bool = False,
-) -> Written:
+) -> WrittenOnefile:
     """Writes a cascade as one plain ONNX model into a repository.
 
     Args:
@@ -98,7 +98,7 @@ def write_onefile(
     # Last, so that a folder whose writing was cut short is not served.
     done = write_all(folder, {**files, CONFIG: text_from_config(config)})
     members = tuple(member.name for stage in onefile.covered for member in stage.members)
-    return Written(
+    return WrittenOnefile(
         name=called,
         folder=folder,
         changed=bool(done.written),
@@ -124,11 +124,11 @@ def onefile_model(
     """
     _require_possible(spec, stages)
     wanted = [member for stage in spec.stages[:stages] for member in stage.members]
-    parts = read_parts(spec, wanted, repository=repository)
+    parts = read_members(spec, wanted, repository=repository)
     require_fits({name: weight_bytes(part) for name, part in parts.items()}, spec)
     opsets = common_opsets(parts.values())
     parts = {name: at_opset(part, opsets[""]) for name, part in parts.items()}
-    graph = whole_graph(spec, parts) if stages is None else lead_graph(spec, parts, stages=stages)
+    graph = whole_graph(spec, parts) if stages is None else prefix_graph(spec, parts, stages=stages)
     onefile = OneFile(
         spec=answering(spec), stages=stages, sha256={name: part.sha256 for name, part in parts.items()}
     )

@@ -29,7 +29,7 @@ from export.precision import MIN_AGREEMENT
 from export.precision.convert import Agreement, agreement_of, fp16_from, int8_from, rounding_from, tiny_weights_of
 from export.precision.overflow import processor_flags_of
 from export.rows import rows_from_path, varied_rows
-from export.runtimes.proof import prove_rest, proven_as_here
+from export.runtimes.proof import prove_against_installed, prove_missing
 from orchestrator.errors import ExportError
 from orchestrator.repository.files import disk_errors, sha256_of_path
 from orchestrator.spec import Manifest
@@ -47,7 +47,7 @@ CALIBRATION_ROWS = 512
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Rows:
+class ComparisonRows:
     """Rows given, or made up where there are none.
 
     Args:
@@ -112,7 +112,7 @@ def export_precision(
         # It may have been made with a lower limit.
         _require_agreement(manifest_in(target, new), least)
         renamed = renamed_classes(target, new, original.labels)
-        more = prove_rest(
+        more = prove_missing(
             target,
             new,
             versions=tuple(original.runtimes),
@@ -142,7 +142,7 @@ def export_precision(
             flags=processor_flags_of(model),
         )
         _require_agreement(manifest, least)
-        proofs = proven_as_here(
+        proofs = prove_against_installed(
             f"{to} of {member}",
             stored.path,
             rows.compare,
@@ -183,7 +183,7 @@ def derived_manifest(
     to: str,
     sha256: str,
     agreement: Agreement,
-    rows: Rows,
+    rows: ComparisonRows,
     computed: str,
     options: dict[str, Any],
     flags: tuple[str, ...],
@@ -252,7 +252,7 @@ def options_of(original: Manifest, *, to: str, calibrate: Path | None) -> dict[s
     }
 
 
-def rows_for(original: Manifest, *, to: str, calibrate: Path | None) -> Rows:
+def rows_for(original: Manifest, *, to: str, calibrate: Path | None) -> ComparisonRows:
     """The rows to calibrate and to compare with.
 
     Of a file of rows every fourth is kept for comparing, so that int8 is not judged on what it was fitted to.
@@ -263,18 +263,18 @@ def rows_for(original: Manifest, *, to: str, calibrate: Path | None) -> Rows:
     if calibrate is None:
         low, high = MADE_UP_ROWS
         made = varied_rows(original.input, int(min(high, max(low, _MADE_UP_MACS // max(original.macs, 1)))))
-        return Rows(calibrate=made[:0], compare=made, source="made up")
+        return ComparisonRows(calibrate=made[:0], compare=made, source="made up")
     rows = rows_from_path(calibrate, original.input)
     digest = hashlib.sha256(np.ascontiguousarray(rows).tobytes()).hexdigest()
     source = f"{calibrate.name} (rows of sha256 {digest[:12]})"
     if to == "fp16":
-        return Rows(calibrate=rows[:0], compare=_spread(rows, _COMPARED_ROWS), source=source)
+        return ComparisonRows(calibrate=rows[:0], compare=_spread(rows, _COMPARED_ROWS), source=source)
     if len(rows) < 2:
         raise ExportError(f"calibration rows of {calibrate}", got=f"{len(rows)} row", expected="at least 2")
     if (rows == rows[0]).all():
         raise ExportError(f"calibration rows of {calibrate}", got="one row repeated", expected="rows that differ")
     kept = np.arange(len(rows)) % 4 == 1
-    return Rows(
+    return ComparisonRows(
         calibrate=_spread(rows[~kept], CALIBRATION_ROWS),
         compare=_spread(rows[kept], _COMPARED_ROWS),
         source=f"every fourth of {source}",

@@ -39,7 +39,7 @@ class Question:
     rows_in: Mapping[int, int] = field(default_factory=dict)
 
 
-def answers_apart(
+def answers_in_own_process(
     questions: Sequence[Question],
     *,
     folder: Path | None = None,

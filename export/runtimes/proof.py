@@ -14,7 +14,7 @@ import numpy.typing as npt
 from export.members import onnx_manifest
 from export.parity import allowed_of, original_scores, session_of
 from export.rows import varied_rows
-from export.runtimes.asking import Question, answers_apart
+from export.runtimes.asking import Question, answers_in_own_process
 from export.runtimes.versions import installed_version, runtime_folder
 from orchestrator.errors import ExportError
 from orchestrator.repository.files import write_all
@@ -56,7 +56,7 @@ class Proof:
         return {name: value for name, value in known.items() if value is not None}
 
 
-def proven(
+def prove_model(
     subject: str,
     model: Path,
     reference: Callable[[npt.NDArray[Any]], npt.NDArray[np.float32]],
@@ -115,7 +115,7 @@ def proofs_of(
         progress(f"proving on ONNX Runtime {version}")
         try:
             folder = runtime_folder(version)
-            (said,) = answers_apart([question], folder=folder, wanted=None if folder is None else version)
+            (said,) = answers_in_own_process([question], folder=folder, wanted=None if folder is None else version)
         except ExportError as error:
             found[version] = Proof(version=version, not_proven=str(error))
             continue
@@ -180,7 +180,7 @@ def _carried_by(version: str) -> str:
 _ROUNDING_SHARE = 0.5
 
 
-def proven_as_here(
+def prove_against_installed(
     subject: str,
     model: Path,
     rows: npt.NDArray[Any],
@@ -260,16 +260,16 @@ def prove_member(
         progress=progress,
     )
     runtimes = {**manifest.runtimes, **{version: proof.as_json() for version, proof in proofs.items()}}
-    proven = dataclasses.replace(
+    prove_model = dataclasses.replace(
         manifest, runtimes=runtimes, versions={**manifest.versions, "onnxruntime": installed_version()}
     )
     # Written before it is refused: an earlier claim must not outlive a later fault.
-    write_all(repository / name, {MANIFEST: json_from_manifest(proven)})
+    write_all(repository / name, {MANIFEST: json_from_manifest(prove_model)})
     require_proven(subject, proofs)
-    return proven
+    return prove_model
 
 
-def prove_rest(
+def prove_missing(
     repository: Path, name: str, *, versions: Sequence[str], progress: Callable[[str], None] = lambda _: None
 ) -> bool:
     """Proves a member that is up to date on those versions only on which it is not proven yet.

@@ -2,77 +2,46 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 
-from export.sources.base import Asked, Identity, Loaded, nearest
+from export.sources.base import ExportOptions, LoadedModel, SourceRef, nearest
 from orchestrator.errors import ExportError
 
-__all__ = ["KINDS", "Asked", "Identity", "Loaded", "identify"]
+__all__ = ["KINDS", "ExportOptions", "LoadedModel", "SourceRef", "identify"]
 
-
-def _hf(what: str, asked: Asked) -> Identity:
-    from export.sources.hf import identify_hf
-
-    return identify_hf(what, asked)
-
-
-def _zoo(what: str, asked: Asked) -> Identity:
-    from export.sources.zoo_names import identify_zoo
-
-    return identify_zoo(what, asked)
-
-
-def _timm(what: str, asked: Asked) -> Identity:
-    from export.sources.torch_zoos import identify_timm
-
-    return identify_timm(what, asked)
-
-
-def _torchvision(what: str, asked: Asked) -> Identity:
-    from export.sources.torch_zoos import identify_torchvision
-
-    return identify_torchvision(what, asked)
-
-
-def _torch(what: str, asked: Asked) -> Identity:
-    from export.sources.python_callable import identify_callable
-
-    return identify_callable(what, asked)
-
-
-def _onnx(what: str, asked: Asked) -> Identity:
-    from export.sources.onnx_file import identify_onnx
-
-    return identify_onnx(what, asked)
-
-
-# Imported when used: each kind brings its own framework.
-KINDS: dict[str, tuple[str, Callable[[str, Asked], Identity]]] = {
-    "hf": ("hf:<hub id or folder>", _hf),
-    "zoo": ("zoo:<name>, or the name alone", _zoo),
-    "timm": ("timm:<name>", _timm),
-    "torchvision": ("torchvision:<name>", _torchvision),
-    "torch": ("torch:<module>:<callable>", _torch),
-    "onnx": ("onnx:<path>", _onnx),
+# kind -> its form in words, the module that reads it and the function there. Each module imports a framework of
+# its own, which takes seconds and may not be installed, so a module is imported when its kind is named.
+KINDS: dict[str, tuple[str, str, str]] = {
+    "hf": ("hf:<hub id or folder>", "hf", "identify_hf"),
+    "zoo": ("zoo:<name>, or the name alone", "zoo_names", "identify_zoo"),
+    "timm": ("timm:<name>", "torch_zoos", "identify_timm"),
+    "torchvision": ("torchvision:<name>", "torch_zoos", "identify_torchvision"),
+    "torch": ("torch:<module>:<callable>", "python_callable", "identify_callable"),
+    "onnx": ("onnx:<path>", "onnx_file", "identify_onnx"),
 }
 
 
-def identify(text: str, asked: Asked) -> Identity:
+def identify(text: str, options: ExportOptions) -> SourceRef:
     """Which weights a source means.
 
     Args:
         text: `kind:what`, or a name of the zoo.
-        asked: the options.
+        options: of the export.
 
     Raises:
         ExportError: the kind, the model or its files are not there; the message says what to do.
     """
     kind, colon, what = text.partition(":")
     if not colon:
-        return _zoo(text, asked)
+        kind, what = "zoo", text
     if kind not in KINDS:
-        forms = ", ".join(form for form, _ in KINDS.values())
+        forms = ", ".join(form for form, _, _ in KINDS.values())
         raise ExportError(f"source {text}", got=f"kind {kind!r}", expected=forms, fix=nearest(kind, KINDS))
-    if not what:
-        raise ExportError(f"source {text}", got="nothing after the colon", expected=KINDS[kind][0])
-    return KINDS[kind][1](what, asked)
+    form, module, function = KINDS[kind]
+    if colon and not what:
+        raise ExportError(f"source {text}", got="nothing after the colon", expected=form)
+    read: Callable[[str, ExportOptions], SourceRef] = getattr(
+        importlib.import_module(f"export.sources.{module}"), function
+    )
+    return read(what, options)

@@ -23,7 +23,7 @@ Rows = npt.NDArray[Any]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
+class ExportOptions:
     """What the user asked of a source.
 
     Args:
@@ -82,7 +82,7 @@ class Asked:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Identity:
+class SourceRef:
     """Which weights a source means, known before they are read into memory.
 
     Args:
@@ -96,12 +96,12 @@ class Identity:
     text: str
     name: str
     files: Mapping[str, str]
-    load: Callable[[], Loaded] = field(compare=False)
+    load: Callable[[], LoadedModel] = field(compare=False)
     image_px: Callable[[], tuple[int, int] | None] = field(compare=False)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Loaded:
+class LoadedModel:
     """A model in memory.
 
     Args:

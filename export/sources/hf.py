@@ -15,7 +15,7 @@ from torch import nn
 from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING_NAMES
 
 from export.images.processing import Processing, processing_from_config
-from export.sources.base import Asked, Identity, Loaded, Rows, member_name
+from export.sources.base import ExportOptions, LoadedModel, Rows, SourceRef, member_name
 from export.sources.hub import CONFIG, PROCESSOR, folder_of, hashes, weight_files
 from orchestrator.errors import ExportError
 from orchestrator.spec.output_kind import EXCLUSIVE
@@ -43,7 +43,7 @@ class Logits(nn.Module):
         return self.model(pixel_values=image, **self.extra).logits
 
 
-def identify_hf(what: str, asked: Asked) -> Identity:
+def identify_hf(what: str, asked: ExportOptions) -> SourceRef:
     """Which weights `hf:<what>` means; hub files are fetched.
 
     Raises:
@@ -56,7 +56,7 @@ def identify_hf(what: str, asked: Asked) -> Identity:
     files = [path for path in (folder / CONFIG, folder / PROCESSOR) if path.is_file()]
     if not asked.random_weights:
         files += weight_files(folder, subject)
-    return Identity(
+    return SourceRef(
         text=subject,
         name=member_name(what),
         files=hashes(files),
@@ -65,7 +65,9 @@ def identify_hf(what: str, asked: Asked) -> Identity:
     )
 
 
-def image_px_of(processor: Mapping[str, Any] | None, asked: Asked, *, subject: str) -> tuple[int, int] | None:
+def image_px_of(
+    processor: Mapping[str, Any] | None, asked: ExportOptions, *, subject: str
+) -> tuple[int, int] | None:
     """(height, width) of the images a processor wants.
 
     Raises:
@@ -79,7 +81,9 @@ def _channels_of(processor: Mapping[str, Any] | None) -> int:
     return len(mean) if isinstance(mean, list | tuple) else 3
 
 
-def _processing(processor: Mapping[str, Any] | None, asked: Asked, *, subject: str, channels: int) -> Processing:
+def _processing(
+    processor: Mapping[str, Any] | None, asked: ExportOptions, *, subject: str, channels: int
+) -> Processing:
     by_hand = asked.processing(subject, channels=channels)
     if by_hand is not None:
         return by_hand
@@ -99,10 +103,10 @@ def _processing(processor: Mapping[str, Any] | None, asked: Asked, *, subject: s
 def loaded_from(
     model: nn.Module,
     processor: Mapping[str, Any] | None,
-    asked: Asked,
+    asked: ExportOptions,
     *,
     subject: str,
-) -> Loaded:
+) -> LoadedModel:
     """A transformers classifier and its processor settings as something to export.
 
     Args:
@@ -130,7 +134,7 @@ def loaded_from(
     takes = "interpolate_pos_encoding" in inspect.signature(model.forward).parameters
     interpolate = takes and own is not None and own != sides
     labels = config.id2label
-    return Loaded(
+    return LoadedModel(
         network=Logits(model, interpolate=interpolate).eval(),
         dims=(channels, *sides),
         processing=processing,
@@ -141,7 +145,7 @@ def loaded_from(
     )
 
 
-def _load(folder: Path, subject: str, asked: Asked) -> Loaded:
+def _load(folder: Path, subject: str, asked: ExportOptions) -> LoadedModel:
     processor = _processor(folder, subject)
     config = _config(folder, subject)
     _require_exclusive_classes(config, subject)

@@ -12,11 +12,11 @@ import onnxruntime
 from google.protobuf.message import DecodeError
 from onnx.external_data_helper import ExternalDataInfo, load_external_data_for_model, uses_external_data
 
-from export.compat import agree, brought_to_common_opset, with_one_import
+from export.compat import agree, at_common_opset, with_one_import
 from export.images.preprocess import IMAGE, PREFIX
 from export.parity import session_of
 from export.rows import varied_rows
-from export.sources.base import Asked, Identity, Loaded, Rows, member_name
+from export.sources.base import ExportOptions, LoadedModel, Rows, SourceRef, member_name
 from export.sources.onnx_input import ADDED, FileInput, input_of
 from export.sources.onnx_output import FileOutput, adapt_output, declare_output, output_of, require_scores
 from orchestrator.errors import ExportError
@@ -42,7 +42,7 @@ _ROWS = 4
 _DYNAMIC = ("DynamicQuantizeLinear", "DynamicQuantizeMatMul", "DynamicQuantizeLSTM")
 
 
-def identify_onnx(what: str, asked: Asked) -> Identity:
+def identify_onnx(what: str, asked: ExportOptions) -> SourceRef:
     """Which weights `onnx:<path>` means.
 
     Raises:
@@ -61,7 +61,7 @@ def identify_onnx(what: str, asked: Asked) -> Identity:
     with disk_errors(subject):
         hashes = {file.name: sha256_of_path(file) for file in files}
     # No processing is asked for here: `load` says so with everything else that is wrong.
-    return Identity(
+    return SourceRef(
         text=subject,
         name=member_name(path.name),
         files=hashes,
@@ -103,7 +103,7 @@ def _external(model: onnx.ModelProto, path: Path, subject: str) -> list[Path]:
     return files
 
 
-def _load(path: Path, subject: str, asked: Asked) -> Loaded:
+def _load(path: Path, subject: str, asked: ExportOptions) -> LoadedModel:
     if asked.random_weights:
         raise ExportError(subject, got="--random-weights", expected="the weights of the file", fix="leave it out")
     model, session = _whole(path, subject)
@@ -120,7 +120,7 @@ def _load(path: Path, subject: str, asked: Asked) -> Loaded:
     answer = _answer(ask, rows, subject=subject, name=output.name, dynamic=dynamic)
     found = _facts(model, source, output)
     brought, changes = _as_member(model, source, output, rows=rows, answer=answer, subject=subject, asked=asked)
-    return Loaded(
+    return LoadedModel(
         proto=brought,
         dims=dims,
         dtype=source.member_dtype,
@@ -269,7 +269,7 @@ def _as_member(
     rows: Rows,
     answer: Rows,
     subject: str,
-    asked: Asked,
+    asked: ExportOptions,
 ) -> tuple[onnx.ModelProto, list[str]]:
     """The network with the tensors that all members share, and what was changed, in words."""
     given = [value for value in model.graph.input if value.name == source.name]
@@ -279,7 +279,7 @@ def _as_member(
     dense = make_dense(model.graph)
     keep_needed(model.graph)
     with_one_import(model)
-    brought = brought_to_common_opset(model, source.file_rows(rows), subject=subject, keep_opset=asked.keep_opset)
+    brought = at_common_opset(model, source.file_rows(rows), subject=subject, keep_opset=asked.keep_opset)
     graph = brought.model.graph
     # A member that comes back as a file has our image processing already; anybody else's names only look so.
     ours = source.dtype == "UINT8" and any(IMAGE in node.output for node in graph.node)

@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from export.sources.base import Asked, Rows
+from export.sources.base import ExportOptions, Rows
 from orchestrator.errors import ExportError
 from orchestrator.graphs.editing import fed_names
 
@@ -101,7 +101,7 @@ def _looks_channels_last(dims: Sequence[int]) -> bool:
     return len(dims) == 3 and dims[2] in _CHANNELS and dims[0] not in _CHANNELS
 
 
-def input_of(model: onnx.ModelProto, asked: Asked, subject: str) -> FileInput:
+def input_of(model: onnx.ModelProto, asked: ExportOptions, subject: str) -> FileInput:
     """The input of a file, its free dims filled with what was asked for.
 
     Raises:
@@ -144,7 +144,7 @@ def _dtype(kind: onnx.TypeProto, what: str) -> str:
     return TYPES[kind.tensor_type.elem_type]
 
 
-def _declared(tensor: onnx.TypeProto.Tensor, asked: Asked, what: str) -> tuple[int, ...]:
+def _declared(tensor: onnx.TypeProto.Tensor, asked: ExportOptions, what: str) -> tuple[int, ...]:
     """Dims of a row as the file has them, -1 where it leaves them free."""
     if not tensor.HasField("shape"):
         if asked.dims is None:
@@ -174,7 +174,7 @@ class _Layout:
     channels: int | None
 
     @classmethod
-    def of(cls, dims: Sequence[int], asked: Asked) -> _Layout:
+    def of(cls, dims: Sequence[int], asked: ExportOptions) -> _Layout:
         """Channels first, unless the means say last, or only the last axis can be them."""
         if len(dims) != 3:
             return cls(None)
@@ -187,7 +187,7 @@ class _Layout:
     def sides(self) -> tuple[int, int]:
         return (1, 2) if self.channels == 0 else (0, 1)
 
-    def filled(self, dims: tuple[int, ...], asked: Asked, what: str) -> tuple[int, ...]:
+    def filled(self, dims: tuple[int, ...], asked: ExportOptions, what: str) -> tuple[int, ...]:
         """The dims, free ones as asked for.
 
         Raises:
@@ -207,7 +207,7 @@ class _Layout:
             )
         return dims
 
-    def _given(self, dims: tuple[int, ...], asked: Asked, what: str) -> list[tuple[str, tuple[int, ...]]]:
+    def _given(self, dims: tuple[int, ...], asked: ExportOptions, what: str) -> list[tuple[str, tuple[int, ...]]]:
         found = [("--dims", asked.dims)] if asked.dims is not None else []
         if asked.resolution_px is not None:
             if self.channels is None:

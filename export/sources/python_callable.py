@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from export.sources.base import Asked, Identity, Loaded, nearest
+from export.sources.base import ExportOptions, LoadedModel, SourceRef, nearest
 from orchestrator.errors import ExportError
 from orchestrator.repository.files import sha256_of_path
 
 
-def identify_callable(what: str, asked: Asked) -> Identity:
+def identify_callable(what: str, asked: ExportOptions) -> SourceRef:
     """Which network `torch:<module>:<callable>` means; the module is imported, the callable not yet called.
 
     Raises:
@@ -48,7 +48,7 @@ def identify_callable(what: str, asked: Asked) -> Identity:
         if not asked.weights.is_file():
             raise ExportError(f"{subject} --weights {asked.weights}", got="no such file")
         files[asked.weights.name] = sha256_of_path(asked.weights)
-    return Identity(
+    return SourceRef(
         text=subject,
         name=name.lower(),
         files=files,
@@ -64,7 +64,7 @@ def _sha256_of_code(module: Any) -> str:
         return ""
 
 
-def _load(make: Any, subject: str, asked: Asked) -> Loaded:
+def _load(make: Any, subject: str, asked: ExportOptions) -> LoadedModel:
     torch.manual_seed(asked.seed)
     try:
         network = make()
@@ -81,7 +81,7 @@ def _load(make: Any, subject: str, asked: Asked) -> Loaded:
     side = asked.resolution_px
     dims = asked.dims if processing is None else (channels, side, side)
     assert dims is not None
-    return Loaded(
+    return LoadedModel(
         network=network.eval(),
         dims=tuple(int(size) for size in dims),
         processing=processing,

@@ -9,11 +9,11 @@ import torch
 from PIL import Image
 
 from export.images.processing import Processing
-from export.sources.base import Asked, Identity, Loaded, Rows, member_name, nearest
+from export.sources.base import ExportOptions, LoadedModel, Rows, SourceRef, member_name, nearest
 from orchestrator.errors import ExportError
 
 
-def identify_timm(what: str, asked: Asked, *, timm: Any = None) -> Identity:
+def identify_timm(what: str, asked: ExportOptions, *, timm: Any = None) -> SourceRef:
     """Which weights `timm:<name>` means: the pretrained ones of that tag.
 
     Args:
@@ -27,7 +27,7 @@ def identify_timm(what: str, asked: Asked, *, timm: Any = None) -> Identity:
     timm = timm or _timm_package(what)
     if not timm.is_model(what.partition(".")[0]):
         raise ExportError(f"timm:{what}", got="no such model", fix=nearest(what, timm.list_models()))
-    return Identity(
+    return SourceRef(
         text=f"timm:{what}",
         name=member_name(what.replace(".", "_")),
         files={"timm": timm.__version__, "name": what, "random": str(asked.random_weights)},
@@ -50,7 +50,7 @@ def _timm_package(what: str) -> Any:
     return timm
 
 
-def _timm_load(timm: Any, what: str, asked: Asked) -> Loaded:
+def _timm_load(timm: Any, what: str, asked: ExportOptions) -> LoadedModel:
     torch.manual_seed(asked.seed)
     try:
         model = timm.create_model(what, pretrained=not asked.random_weights).eval()
@@ -69,7 +69,7 @@ def _timm_load(timm: Any, what: str, asked: Asked) -> Loaded:
     config = timm.data.resolve_data_config({}, pretrained_cfg=model.pretrained_cfg)
     own = processing == processing_from_timm(config)
     transform = timm.data.create_transform(**config, is_training=False) if own else None
-    return Loaded(
+    return LoadedModel(
         network=model,
         dims=(processing.channels, *sides),
         processing=processing,
@@ -79,7 +79,7 @@ def _timm_load(timm: Any, what: str, asked: Asked) -> Loaded:
     )
 
 
-def _timm_processing(timm: Any, pretrained_cfg: Any, asked: Asked) -> Processing:
+def _timm_processing(timm: Any, pretrained_cfg: Any, asked: ExportOptions) -> Processing:
     by_hand = asked.processing("timm")
     if by_hand is not None:
         return by_hand
@@ -108,7 +108,7 @@ def transformed(transform: Any, rows: Rows) -> Rows:
     return np.stack([transform(Image.fromarray(np.moveaxis(row, 0, -1))).numpy() for row in rows])
 
 
-def identify_torchvision(what: str, asked: Asked, *, models: Any = None) -> Identity:
+def identify_torchvision(what: str, asked: ExportOptions, *, models: Any = None) -> SourceRef:
     """Which weights `torchvision:<name>` means: the default ones.
 
     Args:
@@ -123,7 +123,7 @@ def identify_torchvision(what: str, asked: Asked, *, models: Any = None) -> Iden
     if what not in models.list_models():
         raise ExportError(f"torchvision:{what}", got="no such model", fix=nearest(what, models.list_models()))
     weights = models.get_model_weights(what).DEFAULT
-    return Identity(
+    return SourceRef(
         text=f"torchvision:{what}",
         name=member_name(what),
         files={"weights": str(weights), "random": str(asked.random_weights)},
@@ -146,7 +146,7 @@ def _torchvision_package(what: str) -> Any:
     return models
 
 
-def _torchvision_load(models: Any, what: str, weights: Any, asked: Asked) -> Loaded:
+def _torchvision_load(models: Any, what: str, weights: Any, asked: ExportOptions) -> LoadedModel:
     torch.manual_seed(asked.seed)
     try:
         model = models.get_model(what, weights=None if asked.random_weights else weights).eval()
@@ -163,7 +163,7 @@ def _torchvision_load(models: Any, what: str, weights: Any, asked: Asked) -> Loa
     own = processing == processing_from_torchvision(transform)
     sides = processing.network_px()
     assert sides is not None
-    return Loaded(
+    return LoadedModel(
         network=model,
         dims=(3, *sides),
         processing=processing,
@@ -174,7 +174,7 @@ def _torchvision_load(models: Any, what: str, weights: Any, asked: Asked) -> Loa
     )
 
 
-def _torchvision_processing(transform: Any, asked: Asked) -> Processing:
+def _torchvision_processing(transform: Any, asked: ExportOptions) -> Processing:
     by_hand = asked.processing("torchvision")
     if by_hand is not None:
         return by_hand

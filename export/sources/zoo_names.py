@@ -7,13 +7,13 @@ import json
 
 import torch
 
-from export.sources.base import Asked, Identity, Loaded
+from export.sources.base import ExportOptions, LoadedModel, SourceRef
 from export.sources.hf import identify_hf, image_px_of, loaded_from
 from export.zoo import ZooEntry, entry_from_name, network_of
 from orchestrator.errors import ExportError
 
 
-def identify_zoo(what: str, asked: Asked) -> Identity:
+def identify_zoo(what: str, asked: ExportOptions) -> SourceRef:
     """Which weights a zoo name means.
 
     Raises:
@@ -26,7 +26,7 @@ def identify_zoo(what: str, asked: Asked) -> Identity:
             "config": entry.config(asked.resolution_px).to_json_string(use_diff=True),
             "processor": json.dumps(entry.processor),
         }
-        return Identity(
+        return SourceRef(
             text=f"zoo:{what}",
             name=what,
             files=settings,
@@ -44,7 +44,7 @@ def identify_zoo(what: str, asked: Asked) -> Identity:
     return dataclasses.replace(found, name=what)
 
 
-def _random(entry: ZooEntry, asked: Asked) -> Loaded:
+def _random(entry: ZooEntry, asked: ExportOptions) -> LoadedModel:
     torch.manual_seed(asked.seed)
     network = network_of(entry, asked.resolution_px).eval()
     return loaded_from(network, entry.processor, asked, subject=f"zoo:{entry.name}")

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from export.tensorrt.machine import Machine
-from export.tensorrt.options import EngineOptions, Route
+from export.tensorrt.machine import TensorrtHost
+from export.tensorrt.options import EngineOptions, EnginePrecision
 from orchestrator.errors import ExportError
 from orchestrator.spec import TensorSpec
 
@@ -25,7 +25,7 @@ _MIB = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class BuiltEngine:
     """A built engine.
 
     Args:
@@ -72,16 +72,16 @@ def made(what: str, log: Any, make: Callable[[], Any]) -> Any:
     return result
 
 
-def build_plan(
+def build_engine(
     trt: Any,
     path: Path,
     *,
     subject: str,
     input_spec: TensorSpec,
     options: EngineOptions,
-    route: Route,
+    route: EnginePrecision,
     timing_cache: bytes = b"",
-) -> Plan:
+) -> BuiltEngine:
     """Builds an engine.
 
     Args:
@@ -111,7 +111,7 @@ def build_plan(
     cache, used = _cache(config, timing_cache)
     start = time.monotonic()
     built = made(f"engine of {subject}", log, lambda: builder.build_serialized_network(network, config))
-    return Plan(
+    return BuiltEngine(
         data=bytes(memoryview(built)),
         timing_cache=bytes(memoryview(cache.serialize())),
         build_s=time.monotonic() - start,
@@ -146,7 +146,7 @@ def _require_batch_axis(network: Any, input_spec: TensorSpec, subject: str) -> N
         )  # fmt: skip
 
 
-def _configure(trt: Any, config: Any, options: EngineOptions, route: Route) -> None:
+def _configure(trt: Any, config: Any, options: EngineOptions, route: EnginePrecision) -> None:
     # On by default in TensorRT. Off here: it can move logits by 1e-3 and resized pixels by whole levels.
     config.clear_flag(trt.BuilderFlag.TF32)
     for flag in route.flags:
@@ -187,7 +187,7 @@ def _said(log: Any, otherwise: str) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Port:
+class EngineTensor:
     """An input or output: numpy dtype, and dims with -1 for the batch."""
 
     dtype: str
@@ -207,7 +207,7 @@ class Engine:
         ExportError: TensorRT does not take it: cut short, of another version, or of another GPU.
     """
 
-    def __init__(self, machine: Machine, data: bytes, *, subject: str, host_code: bool = False) -> None:
+    def __init__(self, machine: TensorrtHost, data: bytes, *, subject: str, host_code: bool = False) -> None:
         trt, self._gpu, self._subject = machine.trt, machine.gpu, subject
         self._log = logger_of(trt)
         what = f"engine of {subject}"
@@ -215,12 +215,12 @@ class Engine:
         self._runtime.engine_host_code_allowed = host_code
         self._engine = made(what, self._log, lambda: self._runtime.deserialize_cuda_engine(data))
         self._context = made(what, self._log, lambda: self._engine.create_execution_context())
-        self.inputs: dict[str, Port] = {}
-        self.outputs: dict[str, Port] = {}
+        self.inputs: dict[str, EngineTensor] = {}
+        self.outputs: dict[str, EngineTensor] = {}
         for index in range(self._engine.num_io_tensors):
             name = self._engine.get_tensor_name(index)
             dtype = np.dtype(trt.nptype(self._engine.get_tensor_dtype(name))).name
-            port = Port(dtype=dtype, dims=tuple(self._engine.get_tensor_shape(name)))
+            port = EngineTensor(dtype=dtype, dims=tuple(self._engine.get_tensor_shape(name)))
             is_input = self._engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT
             (self.inputs if is_input else self.outputs)[name] = port
         self._memory: dict[str, tuple[int, int]] = {}

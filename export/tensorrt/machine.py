@@ -106,16 +106,16 @@ _OUTPUT = "/output"
 
 
 @dataclass(frozen=True)
-class Machine:
+class TensorrtHost:
     """The tensorrt module and the GPU it builds for."""
 
     trt: Any
     gpu: Any
 
 
-def this_machine(
+def tensorrt_host(
     subject: str, *, fix: str, load: Callable[[str], Any] = importlib.import_module, gpu: Callable[[], Any] = Gpu
-) -> Machine:
+) -> TensorrtHost:
     """The package and the GPU of this machine.
 
     Args:
@@ -139,7 +139,7 @@ def this_machine(
     if trt is None:
         raise ExportError(subject, got=faults[0], expected=expected, fix=fix)
     try:
-        return Machine(trt, gpu())
+        return TensorrtHost(trt, gpu())
     except ExportError as error:
         raise ExportError(subject, got=error.got, expected=expected, fix=fix) from error
 

@@ -22,9 +22,9 @@ from export.labels import renamed_classes
 from export.members import is_current, manifest_in, of_output_kind, onnx_manifest, require_free, write_member
 from export.parity import MIN_ROWS, Parity, agreed, session_of
 from export.rows import varied_rows
-from export.tensorrt.engine import Engine, Plan, build_plan
-from export.tensorrt.machine import Machine, compose_command, this_machine
-from export.tensorrt.options import EngineOptions, Route, precision_of, route_of
+from export.tensorrt.engine import BuiltEngine, Engine, build_engine
+from export.tensorrt.machine import TensorrtHost, compose_command, tensorrt_host
+from export.tensorrt.options import EngineOptions, EnginePrecision, engine_precision, precision_of
 from orchestrator.errors import ExportError
 from orchestrator.pbtxt import CONFIG
 from orchestrator.repository.files import disk_errors, may_replace, write_all
@@ -36,7 +36,7 @@ PLAN_FILE = "1/model.plan"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Exported:
+class EngineResult:
     """What an export did.
 
     Args:
@@ -61,8 +61,8 @@ def export_engine(
     name: str | None = None,
     force: bool = False,
     progress: Callable[[str], None] = lambda _: None,
-    find_machine: Callable[..., Machine] = this_machine,
-) -> Exported:
+    find_machine: Callable[..., TensorrtHost] = tensorrt_host,
+) -> EngineResult:
     """Builds, proves and writes the engine of a member.
 
     Args:
@@ -86,12 +86,12 @@ def export_engine(
     _require_free(output, name, source=repository / member, force=force)
     fix = compose_command(member, options, repository=repository, output=output, name=name)
     machine = find_machine(f"engine of {member}", fix=f"build it inside the serving image: {fix}")
-    route = route_of(machine.trt, member, source.precision, options)
+    route = engine_precision(machine.trt, member, source.precision, options)
     deciding = _deciding(source, options, route, machine)
     folder = output / name
     if not force and is_current(folder, deciding):
         renamed_classes(output, name, source.labels)
-        return Exported(folder=folder, built=False, manifest=manifest_in(output, name))
+        return EngineResult(folder=folder, built=False, manifest=manifest_in(output, name))
     cache = _cache_name(machine)
     progress(f"{name}: building for {machine.gpu.name}")
     plan = _built(repository / member / source.file, source, options, route, machine, cache=output / cache)
@@ -99,7 +99,7 @@ def export_engine(
     parity = _proven(plan, repository / member / source.file, source, options, route, machine, progress=progress)
     manifest = _manifest(source, name, plan, parity, options, route, machine, deciding=deciding, cache=cache)
     write_member(output, plan.data, manifest)
-    return Exported(folder=folder, built=True, manifest=manifest, notes=_notes(folder, options))
+    return EngineResult(folder=folder, built=True, manifest=manifest, notes=_notes(folder, options))
 
 
 def _require_free(output: Path, name: str, *, source: Path, force: bool) -> None:
@@ -109,7 +109,9 @@ def _require_free(output: Path, name: str, *, source: Path, force: bool) -> None
         raise ExportError(f"engine of {name}", got="the member's own name", fix="choose another --name")
 
 
-def _deciding(source: Manifest, options: EngineOptions, route: Route, machine: Machine) -> dict[str, Any]:
+def _deciding(
+    source: Manifest, options: EngineOptions, route: EnginePrecision, machine: TensorrtHost
+) -> dict[str, Any]:
     """Everything that another run would have to share to give the same engine."""
     return {
         "command": COMMAND,
@@ -125,18 +127,24 @@ def _deciding(source: Manifest, options: EngineOptions, route: Route, machine: M
     }
 
 
-def _cache_name(machine: Machine) -> str:
+def _cache_name(machine: TensorrtHost) -> str:
     """A hidden file at the top of the repository, where Triton looks at folders only; all engines share it."""
     capability = machine.gpu.compute_capability.replace(".", "")
     return f".tensorrt-timing-{machine.trt.__version__}-sm{capability}.cache"
 
 
 def _built(
-    path: Path, source: Manifest, options: EngineOptions, route: Route, machine: Machine, *, cache: Path
-) -> Plan:
+    path: Path,
+    source: Manifest,
+    options: EngineOptions,
+    route: EnginePrecision,
+    machine: TensorrtHost,
+    *,
+    cache: Path,
+) -> BuiltEngine:
     with disk_errors(f"timing cache {cache}"):
         stored = cache.read_bytes() if cache.is_file() else b""
-    plan = build_plan(
+    plan = build_engine(
         machine.trt,
         path,
         subject=source.name,
@@ -150,12 +158,12 @@ def _built(
 
 
 def _proven(
-    plan: Plan,
+    plan: BuiltEngine,
     path: Path,
     source: Manifest,
     options: EngineOptions,
-    route: Route,
-    machine: Machine,
+    route: EnginePrecision,
+    machine: TensorrtHost,
     *,
     progress: Callable[[str], None],
 ) -> Parity:
@@ -169,11 +177,11 @@ def _proven(
 def _manifest(
     source: Manifest,
     name: str,
-    plan: Plan,
+    plan: BuiltEngine,
     parity: Parity,
     options: EngineOptions,
-    route: Route,
-    machine: Machine,
+    route: EnginePrecision,
+    machine: TensorrtHost,
     *,
     deciding: dict[str, Any],
     cache: str,

@@ -59,7 +59,7 @@ class EngineOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Route:
+class EnginePrecision:
     """How a precision is reached.
 
     Args:
@@ -95,7 +95,7 @@ def precision_of(member: str, own: str, asked: str | None) -> str:
     )
 
 
-def route_of(trt: Any, member: str, own: str, options: EngineOptions) -> Route:
+def engine_precision(trt: Any, member: str, own: str, options: EngineOptions) -> EnginePrecision:
     """How the installed TensorRT reaches the precision asked for.
 
     A member that was exported in the precision is built as it is. fp16 of an fp32 member leaves the choice of
@@ -110,7 +110,7 @@ def route_of(trt: Any, member: str, own: str, options: EngineOptions) -> Route:
     precision = precision_of(member, own, options.precision)
     flags = ["TF32"] * options.tf32 + ["VERSION_COMPATIBLE"] * options.version_compatible
     if precision == own:
-        return Route(precision=precision, strongly_typed=True, flags=tuple(flags))
+        return EnginePrecision(precision=precision, strongly_typed=True, flags=tuple(flags))
     if not hasattr(trt.BuilderFlag, "FP16"):
         raise ExportError(
             f"engine of {member} in fp16",
@@ -118,4 +118,4 @@ def route_of(trt: Any, member: str, own: str, options: EngineOptions) -> Route:
             expected="an fp16 ONNX member",
             fix="export it first (python -m export member ... --precision fp16) and name that",
         )
-    return Route(precision=precision, strongly_typed=False, flags=("FP16", *flags))
+    return EnginePrecision(precision=precision, strongly_typed=False, flags=("FP16", *flags))

@@ -21,12 +21,12 @@ from orchestrator.graphs.pieces import (
     IR_VERSION,
     ONNX_TYPES,
     OPSET,
-    Graph,
-    Verdicts,
+    CombineNodes,
+    GraphBuilder,
     cleaned,
-    good_rows,
     output_infos,
     raw_logits,
+    usable_rows,
 )
 from orchestrator.spec import CascadeSpec, cascade_from_json, json_from_cascade
 
@@ -63,7 +63,7 @@ def averaging_model(spec: CascadeSpec, *, dtypes: Sequence[str] | None = None) -
             raise RepositoryError(
                 f"member {member.name} output {member.output}", got=kind, expected="FP32, FP16 or FP64"
             )
-    graph = Graph()
+    graph = GraphBuilder()
     _Averaging(spec, kinds, graph).build()
     inputs = [
         helper.make_tensor_value_info(scores_name(i), ONNX_TYPES[dtype], ["n", spec.classes])
@@ -99,7 +99,7 @@ def spec_from_averaging(model: onnx.ModelProto, *, subject: str) -> CascadeSpec 
 class _Averaging:
     """One spec's graph, built step by step."""
 
-    def __init__(self, spec: CascadeSpec, dtypes: Sequence[str], graph: Graph) -> None:
+    def __init__(self, spec: CascadeSpec, dtypes: Sequence[str], graph: GraphBuilder) -> None:
         self.spec = spec
         self.dtypes = dtypes
         self.g = graph
@@ -107,11 +107,11 @@ class _Averaging:
     def build(self) -> None:
         g, spec = self.g, self.spec
         z = self._stacked()
-        good = good_rows(g, z)
+        good = usable_rows(g, z)
         z = cleaned(g, z, good)
         weights = g.op("Mul", good, g.constant([[[m.weight] for m in spec.members]]))
         asked = g.over("ReduceSum", weights, 1)
-        verdicts = Verdicts(g, combine=spec.combine, score=spec.score, classes=spec.classes)
+        verdicts = CombineNodes(g, combine=spec.combine, score=spec.score, classes=spec.classes)
         p, ranking = verdicts.combined(z, members=len(spec.members), weights=weights, asked=asked)
         label = verdicts.label(ranking)
         if spec.score == "agreement":

@@ -41,7 +41,7 @@ LOGIT_BOUND = 1e30
 LARGEST = float(np.finfo(np.float32).max)
 
 
-class Graph:
+class GraphBuilder:
     """Nodes and constants gathered in order, with names made up from their place.
 
     Args:
@@ -104,7 +104,7 @@ def output_infos(classes: int, rows: str = "n") -> list[onnx.ValueInfoProto]:
     ]
 
 
-def raw_logits(g: Graph, member: Member, scores: str, *, dtype: str) -> str:
+def raw_logits(g: GraphBuilder, member: Member, scores: str, *, dtype: str) -> str:
     """A member's output as float32 logits (n, k), before its temperature."""
     z = scores if dtype == "FP32" else g.op("Cast", scores, to=TensorProto.FLOAT)
     if member.output_kind != "probabilities":
@@ -114,7 +114,7 @@ def raw_logits(g: Graph, member: Member, scores: str, *, dtype: str) -> str:
     return g.op("Log", g.op("Where", g.op("Less", z, floor), floor, z))
 
 
-def good_rows(g: Graph, z: str) -> str:
+def usable_rows(g: GraphBuilder, z: str) -> str:
     """1 where the member's row is usable, else 0; float32 (n, m, 1). Comparisons with NaN are false."""
     below = g.op("Cast", g.op("LessOrEqual", z, g.constant(LARGEST)), to=TensorProto.FLOAT)
     above = g.op("Cast", g.op("GreaterOrEqual", z, g.constant(-LARGEST)), to=TensorProto.FLOAT)
@@ -123,19 +123,19 @@ def good_rows(g: Graph, z: str) -> str:
     return g.op("Mul", none_too_high, some_finite)
 
 
-def cleaned(g: Graph, z: str, good: str) -> str:
+def cleaned(g: GraphBuilder, z: str, good: str) -> str:
     """Logits (n, m, k) with 0 in unusable rows, and bounded."""
     z = g.op("Where", g.op("Cast", good, to=TensorProto.BOOL), z, g.constant(0))
     # Bad rows are gone, so clipping meets no NaN, which not every kernel would hand on.
     return bounded(g, z)
 
 
-def bounded(g: Graph, z: str) -> str:
+def bounded(g: GraphBuilder, z: str) -> str:
     """Logits within the core's bound, so that no sum of them is infinite; they must not be NaN."""
     return g.op("Clip", z, g.constant(-LOGIT_BOUND), g.constant(LOGIT_BOUND))
 
 
-class Verdicts:
+class CombineNodes:
     """Combine mode and score of one plan.
 
     Args:
@@ -148,7 +148,7 @@ class Verdicts:
     (n, m, 1) or (1, m, 1), 0 for who is not counted; asked, their sum, is (n, 1) or (1, 1).
     """
 
-    def __init__(self, g: Graph, *, combine: str, score: str, classes: int) -> None:
+    def __init__(self, g: GraphBuilder, *, combine: str, score: str, classes: int) -> None:
         self.g = g
         self._combine = combine
         self._score = score

@@ -17,7 +17,7 @@ import typer
 
 from export.commands.console import END, write_block
 from export.precision.convert import int8_from
-from export.runtimes.asking import Question, answers_apart
+from export.runtimes.asking import Question, answers_in_own_process
 from export.runtimes.versions import installed_version
 from orchestrator.errors import DataError
 from orchestrator.planner.intervals import clopper_pearson
@@ -97,7 +97,7 @@ def rows_of(repository: Path, members: Sequence[str] = MEMBERS) -> list[Int8Row]
         ]
         found = []
         for processor, prefix in processors.items():
-            said = [_scores(one) for one in answers_apart(questions, prefix=prefix)]
+            said = [_scores(one) for one in answers_in_own_process(questions, prefix=prefix)]
             by_path = {question.model: scores for question, scores in zip(questions, said, strict=True)}
             for name, forms in paths.items():
                 scores = {form: by_path[path] for form, path in forms.items()}

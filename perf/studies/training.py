@@ -86,11 +86,11 @@ def glyphs_data(
     Example: python -m perf glyphs-data --part plan --rows 2000
     """
     with needs("perf glyphs-data"):
-        from perf.studies.glyphs.data import store_part
+        from perf.studies.glyphs.data import store_split
     path = output if output is not None else Path("build/glyphs") / f"{part}.npz"
     if path.is_dir() or path.suffix != ".npz":
         got = "a folder" if path.is_dir() else "another kind of file"
         raise ExportError(f"glyphs-data --output {path}", got=got, expected="a file name ending in .npz")
     with progress_on("glyphs") as progress:
-        count = store_part(path, part, rows=rows, progress=progress)
+        count = store_split(path, part, rows=rows, progress=progress)
     typer.echo(f"{path}: {count:,} rows")

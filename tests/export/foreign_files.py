@@ -10,8 +10,8 @@ import onnx
 import pytest
 from onnx import helper
 
-from export.committee import export_committee, plans_of
-from export.sources import Asked
+from export.committee import export_committee, member_exports
+from export.sources import ExportOptions
 from orchestrator.errors import CommitteeError
 from orchestrator.spec import Manifest, manifest_from_path
 from tests.export.onnx_graphs import FLOAT, array, node, value
@@ -20,7 +20,7 @@ from tests.export.small_networks import answers
 RNG = np.random.default_rng(0)
 WEIGHT = RNG.normal(size=(6, 4)).astype(np.float32)
 KERNEL = RNG.normal(size=(4, 3, 3, 3)).astype(np.float32)
-BY_HAND = Asked(mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.25), resolution_px=12)
+BY_HAND = ExportOptions(mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.25), resolution_px=12)
 ROWS = RNG.normal(size=(7, 6)).astype(np.float32)
 X, Y = value("x", ["n", 6]), value("y", ["n", 4])
 MULTIPLY = node("MatMul", ["x", "w"], ["y"])
@@ -46,9 +46,9 @@ def file_of(
     return path
 
 
-def exported(path: Path, asked: Asked | None = None, *, image_px: int | None = None) -> Manifest:
+def exported(path: Path, asked: ExportOptions | None = None, *, image_px: int | None = None) -> Manifest:
     """The member that `python -m export member onnx:FILE` makes in the file's folder."""
-    plans = plans_of([f"onnx:{path}"], asked or Asked(), image_px=image_px)
+    plans = member_exports([f"onnx:{path}"], asked or ExportOptions(), image_px=image_px)
     export_committee(path.parent, plans, force=True, progress=lambda _: None)
     manifest = manifest_from_path(path.parent / "m/manifest.json")
     model = onnx.load(path.parent / "m" / manifest.file)
@@ -57,7 +57,7 @@ def exported(path: Path, asked: Asked | None = None, *, image_px: int | None = N
     return manifest
 
 
-def refused(path: Path, asked: Asked | None = None) -> str:
+def refused(path: Path, asked: ExportOptions | None = None) -> str:
     """The one line that comes instead, with nothing written."""
     with pytest.raises(CommitteeError) as caught:
         exported(path, asked)

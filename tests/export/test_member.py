@@ -14,14 +14,14 @@ import onnxruntime
 import pytest
 
 from export import member as member_module
-from export.committee import export_committee, plans_of
+from export.committee import export_committee, member_exports
 from export.from_torch import spread_scores
 from export.images.parity import MAX_LEVELS
 from export.members import is_current
 from export.packing import packed
 from export.parity import parity_of
 from export.rows import varied_rows
-from export.sources import Asked
+from export.sources import ExportOptions
 from orchestrator.errors import CommitteeError, ExportError
 from orchestrator.local.sessions import LocalMembers
 from orchestrator.spec import TensorSpec, manifest_from_path
@@ -29,11 +29,11 @@ from orchestrator.spec import TensorSpec, manifest_from_path
 # A network small enough to export in half a second, behind an image processing given by hand.
 POOLED = "torch:tests.export.nets:pooled"
 
-BY_HAND = Asked(mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.4), resolution_px=24)
+BY_HAND = ExportOptions(mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.4), resolution_px=24)
 
 
-def export_pooled(repository: Path, asked: Asked = BY_HAND, *, force: bool = False) -> str:
-    plans = plans_of([POOLED], asked, image_px=30)
+def export_pooled(repository: Path, asked: ExportOptions = BY_HAND, *, force: bool = False) -> str:
+    plans = member_exports([POOLED], asked, image_px=30)
     return export_committee(repository, plans, force=force, progress=lambda _: None)["pooled"]
 
 
@@ -41,7 +41,7 @@ def export_pooled(repository: Path, asked: Asked = BY_HAND, *, force: bool = Fal
 def repository(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A committee of two families, and the first one at a second resolution."""
     repository = tmp_path_factory.mktemp("exported") / "repository"
-    plans = plans_of([f"hf:{models / 'cheap'}", f"hf:{models / 'dear'}"], Asked())
+    plans = member_exports([f"hf:{models / 'cheap'}", f"hf:{models / 'dear'}"], ExportOptions())
     assert set(export_committee(repository, plans, force=False, progress=lambda _: None).values()) == {"exported"}
     return repository
 
@@ -97,7 +97,7 @@ def test_a_second_export_does_nothing_until_something_changed(tmp_path: Path) ->
 
 
 def test_one_network_at_two_resolutions_is_two_members_of_one_image_size(tmp_path: Path) -> None:
-    plans = plans_of([POOLED], BY_HAND, resolutions=[16, 32])
+    plans = member_exports([POOLED], BY_HAND, resolutions=[16, 32])
     done = export_committee(tmp_path, plans, force=False, progress=lambda _: None)
     assert list(done) == ["pooled_16", "pooled_32"]
     low, high = (manifest_from_path(tmp_path / name / "manifest.json") for name in done)
@@ -107,7 +107,7 @@ def test_one_network_at_two_resolutions_is_two_members_of_one_image_size(tmp_pat
 
 
 def test_members_that_answer_different_questions_are_not_one_committee(tmp_path: Path) -> None:
-    plans = plans_of([POOLED, f"{POOLED}_to_five"], BY_HAND)
+    plans = member_exports([POOLED, f"{POOLED}_to_five"], BY_HAND)
     with pytest.raises(ExportError, match="pooled_to_five beside pooled: got 5 classes, expected 7"):
         export_committee(tmp_path, plans, force=False, progress=lambda _: None)
     assert not (tmp_path / "pooled_to_five").exists()
@@ -121,14 +121,14 @@ def test_an_interrupted_export_leaves_the_old_member_whole(tmp_path: Path) -> No
         if "33 rows" in text:
             raise KeyboardInterrupt
 
-    plans = plans_of([POOLED], BY_HAND, image_px=40)
+    plans = member_exports([POOLED], BY_HAND, image_px=40)
     with pytest.raises(KeyboardInterrupt):
         export_committee(tmp_path, plans, force=True, progress=interrupted)
     assert files_of(tmp_path) == before
 
 
 def test_weights_over_the_limit_lie_beside_the_model_and_follow_it(tmp_path: Path) -> None:
-    plan = dataclasses.replace(plans_of([POOLED], BY_HAND, image_px=30)[0], external_over_bytes=1000)
+    plan = dataclasses.replace(member_exports([POOLED], BY_HAND, image_px=30)[0], external_over_bytes=1000)
     member_module.export_member(tmp_path, plan, force=False, progress=lambda _: None)
     manifest = manifest_from_path(tmp_path / "pooled/manifest.json")
     (name,) = manifest.data_files
@@ -188,8 +188,8 @@ def test_a_network_without_a_head_cannot_be_spread() -> None:
 
 
 def test_a_network_that_the_exporter_cannot_follow_is_one_line(tmp_path: Path) -> None:
-    asked = Asked(dims=(3, 8, 8))
-    plans = plans_of(["torch:tests.export.nets:FixedBatch"], asked)
+    asked = ExportOptions(dims=(3, 8, 8))
+    plans = member_exports(["torch:tests.export.nets:FixedBatch"], asked)
     with pytest.raises(ExportError) as caught:
         export_committee(tmp_path, plans, force=False, progress=lambda _: None)
     assert "\n" not in str(caught.value)
@@ -222,7 +222,7 @@ def test_nothing_that_a_server_would_take_for_a_model_appears_while_an_export_ru
     def look(_: str) -> None:
         seen.update(path.name for path in repository.iterdir())
 
-    plans = plans_of([POOLED], BY_HAND, image_px=30)
+    plans = member_exports([POOLED], BY_HAND, image_px=30)
     export_committee(repository, plans, force=False, progress=look)
     assert seen == set()
     assert [path.name for path in tmp_path.iterdir()] == ["repository"]
@@ -251,7 +251,7 @@ def test_a_model_of_somebody_else_is_never_written_into(tmp_path: Path, file: st
 
 def test_a_member_of_another_source_is_replaced_by_force_only(tmp_path: Path) -> None:
     export_pooled(tmp_path)
-    plans = plans_of([f"{POOLED}_to_five"], BY_HAND, name="pooled")
+    plans = member_exports([f"{POOLED}_to_five"], BY_HAND, name="pooled")
     with pytest.raises(ExportError, match=r"a member from torch:tests\.export\.nets:pooled called pooled"):
         export_committee(tmp_path, plans, force=False, progress=lambda _: None)
     export_committee(tmp_path, plans, force=True, progress=lambda _: None)
@@ -260,13 +260,13 @@ def test_a_member_of_another_source_is_replaced_by_force_only(tmp_path: Path) ->
 
 def test_members_that_are_there_already_must_fit_each_other_too(tmp_path: Path) -> None:
     for source in (POOLED, f"{POOLED}_to_five"):
-        export_committee(tmp_path, plans_of([source], BY_HAND), force=False, progress=lambda _: None)
-    plans = plans_of([POOLED, f"{POOLED}_to_five"], BY_HAND)
+        export_committee(tmp_path, member_exports([source], BY_HAND), force=False, progress=lambda _: None)
+    plans = member_exports([POOLED, f"{POOLED}_to_five"], BY_HAND)
     with pytest.raises(ExportError, match="got 5 classes, expected 7"):
         export_committee(tmp_path, plans, force=False, progress=lambda _: None)
 
 
 def test_a_failure_says_which_members_were_exported_before_it(tmp_path: Path) -> None:
-    plans = plans_of([POOLED, f"{POOLED}_to_five"], BY_HAND)
+    plans = member_exports([POOLED, f"{POOLED}_to_five"], BY_HAND)
     with pytest.raises(ExportError, match=r"exported before it: pooled$"):
         export_committee(tmp_path, plans, force=False, progress=lambda _: None)

@@ -9,8 +9,8 @@ import pytest
 from typer.testing import CliRunner
 
 from export.__main__ import app, run
-from export.committee import plans_of
-from export.sources import Asked
+from export.committee import member_exports
+from export.sources import ExportOptions
 from orchestrator.errors import CommitteeError, ExportError
 from orchestrator.spec import TensorSpec, manifest_from_path
 
@@ -70,10 +70,14 @@ def test_the_command_exports_says_what_it_did_and_shows_it(models: Path, tmp_pat
 
 
 def test_sources_may_have_names_of_their_own() -> None:
-    net, asked = "torch:tests.export.nets:small", Asked(dims=(3, 8, 8))
-    assert [one.name for one in plans_of([f"two={net}", net, f"one={net}"], asked)] == ["two", "small", "one"]
+    net, asked = "torch:tests.export.nets:small", ExportOptions(dims=(3, 8, 8))
+    assert [one.name for one in member_exports([f"two={net}", net, f"one={net}"], asked)] == [
+        "two",
+        "small",
+        "one",
+    ]
     with pytest.raises(ExportError, match="two twice, expected different names; name them: NAME=SOURCE"):
-        plans_of([f"two={net}", f"two={net}"], asked)
+        member_exports([f"two={net}", f"two={net}"], asked)
 
 
 @pytest.mark.parametrize(

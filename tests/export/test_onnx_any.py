@@ -13,10 +13,10 @@ import onnxruntime
 from hypothesis import event, given, note, settings
 from hypothesis import strategies as st
 
-from export.committee import export_committee, plans_of
+from export.committee import export_committee, member_exports
 from export.images.parity import processor_of
 from export.images.processing import Processing
-from export.sources import Asked
+from export.sources import ExportOptions
 from orchestrator.errors import CommitteeError
 from orchestrator.spec import manifest_from_path
 from tests.export.onnx_graphs import CLASSES, SIDE, Foreign, foreign
@@ -46,16 +46,16 @@ def runs(file: Path) -> bool:
     return True
 
 
-def exported(folder: Path, file: Path, asked: Asked) -> None:
+def exported(folder: Path, file: Path, asked: ExportOptions) -> None:
     """What `python -m export member onnx:FILE` does, on fewer rows."""
-    plans = [dataclasses.replace(plan, parity_rows=8) for plan in plans_of([f"onnx:{file}"], asked)]
+    plans = [dataclasses.replace(plan, parity_rows=8) for plan in member_exports([f"onnx:{file}"], asked)]
     export_committee(folder, plans, force=False, progress=lambda _: None)
 
 
-def asked_of(case: Foreign, data: Any) -> Asked:
+def asked_of(case: Foreign, data: Any) -> ExportOptions:
     processed = bool(case.picture) and data.draw(st.booleans())
     named = case.several or data.draw(st.booleans())
-    return Asked(
+    return ExportOptions(
         mean=MEAN if processed else None,
         std=STD if processed else None,
         resolution_px=SIDE if processed or case.free else None,

@@ -13,12 +13,12 @@ import tritonclient.grpc as grpcclient
 from onnx import helper, version_converter
 
 import export.member as member_module
-from export.committee import export_committee, plans_of
+from export.committee import export_committee, member_exports
 from export.compat import MAX_OPSET
 from export.cost.counting import macs_per_row
 from export.fusing.members import Fusion, fuse
 from export.precision.derive import export_precision
-from export.sources import Asked
+from export.sources import ExportOptions
 from orchestrator.local.sessions import LocalMembers
 from orchestrator.repository.check import check
 from orchestrator.spec import Member, manifest_from_path
@@ -159,7 +159,7 @@ def test_an_opset_that_old_runtimes_do_not_read_is_kept_only_on_request(tmp_path
     text = refused(path)
     assert f"got opset 24, which cannot be brought to {MAX_OPSET} (No Previous Version of Swish" in text
     assert "--keep-opset: Triton 26.02, 26.03" in text
-    assert exported(path, Asked(keep_opset=True)).opset == 24
+    assert exported(path, ExportOptions(keep_opset=True)).opset == 24
     assert releases_that_read(ir_version=10, opset=MAX_OPSET)[0] == EMBEDDED
     assert releases_that_read(ir_version=14, opset=28) == ()
 
@@ -206,7 +206,7 @@ def test_weights_that_are_inputs_too_and_an_output_that_is_the_input_do_no_harm(
     assert exported(path).opset == 18
     np.testing.assert_allclose(asked_member(path, ROWS), ROWS @ WEIGHT, atol=1e-5)
     path = file_of(tmp_path, [MULTIPLY], ([X], [Y, X]))
-    assert exported(path, Asked(output_name="x")).output.dims == (6,)
+    assert exported(path, ExportOptions(output_name="x")).output.dims == (6,)
     np.testing.assert_array_equal(asked_member(path, ROWS), ROWS)
 
 
@@ -267,7 +267,7 @@ def test_work_that_cannot_be_counted_is_asked_for(tmp_path: Path) -> None:
     text = refused(path)
     assert "got operator com.microsoft::Inverse" in text
     assert "give the multiply-accumulates of one row with --macs" in text
-    manifest = exported(path, Asked(macs=60))
+    manifest = exported(path, ExportOptions(macs=60))
     assert (manifest.macs, manifest.macs_counter) == (60, "given with --macs")
     assert manifest.original["opsets"]["com.microsoft"] == 1
 
@@ -283,7 +283,7 @@ def test_a_linear_model_with_a_kernel_costs_its_support_vectors(tmp_path: Path) 
 def inner_member(folder: Path, name: str, network: list[onnx.NodeProto], **weights: Any) -> Path:
     (folder / name).mkdir()
     path = file_of(folder / name, network, weights=weights, opset=17, ir=8)
-    plans = plans_of([f"onnx:{path}"], Asked(), name=name)
+    plans = member_exports([f"onnx:{path}"], ExportOptions(), name=name)
     export_committee(folder / "r", plans, force=False, progress=lambda _: None)
     return path
 
@@ -297,7 +297,7 @@ def test_large_weights_of_a_branch_lie_beside_the_model_too(tmp_path: Path) -> N
     path = file_of(
         tmp_path, choosing(heavy, branch("b")), weights={"c": np.array(True), "one": np.array([1])}, opset=18
     )
-    plan = dataclasses.replace(plans_of([f"onnx:{path}"], Asked())[0], external_over_bytes=5000)
+    plan = dataclasses.replace(member_exports([f"onnx:{path}"], ExportOptions())[0], external_over_bytes=5000)
     member_module.export_member(tmp_path, plan, force=False, progress=lambda _: None)
     assert len(manifest_from_path(tmp_path / "m/manifest.json").data_files) == 1
     np.testing.assert_allclose(asked_member(path, ROWS), answers(path, ROWS), rtol=1e-4)
@@ -325,7 +325,7 @@ def test_members_from_elsewhere_are_served(tmp_path: Path) -> None:
     reshaped = [MULTIPLY, node("Unsqueeze", ["y", "axes"], ["z"])]
     (tmp_path / "deep").mkdir()
     deep = file_of(tmp_path / "deep", reshaped, ([X], [value("z", None)]), {"axes": np.array([2, 3])})
-    export_committee(tmp_path / "r", plans_of([f"onnx:{deep}"], Asked(), name="deep"), force=False,
+    export_committee(tmp_path / "r", member_exports([f"onnx:{deep}"], ExportOptions(), name="deep"), force=False,
                      progress=lambda _: None)  # fmt: skip
     paths["deep"] = deep
     report = check(tmp_path / "r")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper
 
-from export.sources import Asked
+from export.sources import ExportOptions
 from tests.export.foreign_files import (
     BY_HAND,
     MULTIPLY,
@@ -32,15 +32,17 @@ from tests.export.small_networks import answers
 @pytest.mark.parametrize(
     ("dims", "asked", "becomes"),
     [
-        (["n", 3, "h", "w"], Asked(resolution_px=12), (3, 12, 12)),
-        (["n", 3, "h", None], Asked(resolution_px=12), (3, 12, 12)),
-        (["n", "c", "h", "w"], Asked(dims=(3, 12, 14)), (3, 12, 14)),
+        (["n", 3, "h", "w"], ExportOptions(resolution_px=12), (3, 12, 12)),
+        (["n", 3, "h", None], ExportOptions(resolution_px=12), (3, 12, 12)),
+        (["n", "c", "h", "w"], ExportOptions(dims=(3, 12, 14)), (3, 12, 14)),
         (["n", "c", "h", "w"], BY_HAND, (3, 12, 12)),
         ([-1, 3, -1, -1], BY_HAND, (3, 12, 12)),
-        (None, Asked(dims=(3, 12, 12)), (3, 12, 12)),
+        (None, ExportOptions(dims=(3, 12, 12)), (3, 12, 12)),
     ],
 )
-def test_free_sizes_are_taken_from_the_options(tmp_path: Path, dims: Any, asked: Asked, becomes: Any) -> None:
+def test_free_sizes_are_taken_from_the_options(
+    tmp_path: Path, dims: Any, asked: ExportOptions, becomes: Any
+) -> None:
     path = convolution(tmp_path, dims)
     manifest = exported(path, asked)
     assert manifest.input.dims == becomes
@@ -55,25 +57,25 @@ def test_free_sizes_are_taken_from_the_options(tmp_path: Path, dims: Any, asked:
     [
         (
             ["n", 3, "h", "w"],
-            Asked(),
+            ExportOptions(),
             "got dims [3, free, free] after the batch axis, expected fixed sizes; give --r",
         ),
         (
             ["n", "c", 12, 12],
-            Asked(),
+            ExportOptions(),
             "got dims [free, 12, 12] after the batch axis, expected fixed sizes; give --d",
         ),
         (
             ["n", 3, 12, 12],
-            Asked(resolution_px=16),
+            ExportOptions(resolution_px=16),
             "--resolution: got [16, 16], expected what the file takes, [3, 12",
         ),
         (
             ["n", 3, "h", "w"],
-            Asked(dims=(1, 12, 12)),
+            ExportOptions(dims=(1, 12, 12)),
             "--dims: got [1, 12, 12], expected what the file takes, [3, fr",
         ),
-        (None, Asked(resolution_px=12), "got no shape"),
+        (None, ExportOptions(resolution_px=12), "got no shape"),
         ([1, 3, 12, 12], BY_HAND, "a batch axis fixed at 1"),
         (
             ["n", 3, 12, 12],
@@ -83,7 +85,7 @@ def test_free_sizes_are_taken_from_the_options(tmp_path: Path, dims: Any, asked:
     ],
 )
 def test_sizes_that_are_missing_or_contradict_are_named(
-    tmp_path: Path, dims: Any, asked: Asked, says: str
+    tmp_path: Path, dims: Any, asked: ExportOptions, says: str
 ) -> None:
     assert says in refused(convolution(tmp_path, dims), asked)
 
@@ -99,7 +101,7 @@ def test_channels_last_are_transposed_behind_an_image_processing_and_kept_withou
         "channels first made channels last, as the file takes [12, 12, 3] (NHWC)" in manifest.original["changes"]
     )
     last = asked_member(path, np.arange(2 * 3 * 144, dtype=np.uint8).reshape(2, 3, 12, 12))
-    as_it_is = exported(path, Asked(resolution_px=12))
+    as_it_is = exported(path, ExportOptions(resolution_px=12))
     assert as_it_is.input.dims == (12, 12, 3)
     assert "takes [12, 12, 3] as the file does, channels last (NHWC)" in as_it_is.original["changes"]
     exported(convolution(tmp_path, ["n", 3, *sides]), BY_HAND)
@@ -133,8 +135,8 @@ def test_maps_are_taken_as_the_tensor_they_are_made_of_with_its_class_names(tmp_
     text = refused(path)
     assert "got outputs label (STRING [n]), probs (a sequence of maps), expected one" in text
     assert "most likely --output-name probs" in text
-    assert "got STRING, expected scores" in refused(path, Asked(output_name="label"))
-    manifest = exported(path, Asked(output_name="probs", output_kind="probabilities"))
+    assert "got STRING, expected scores" in refused(path, ExportOptions(output_name="label"))
+    manifest = exported(path, ExportOptions(output_name="probs", output_kind="probabilities"))
     assert manifest.labels == ("cat", "dog", "fox")
     assert manifest.original["opsets"] == {"ai.onnx.ml": 3}
     expected = [list(row.values()) for row in answers(path, ROWS, "probs")]
@@ -155,10 +157,10 @@ def test_a_tensor_inside_can_be_named_and_what_it_does_not_need_is_left_out(tmp_
     path = file_of(
         tmp_path, nodes, ([X], [several, value("label", None, INT64)]), {"v": np.ones((6, 9), np.float32)}
     )
-    assert "got a sequence of tensors, expected scores" in refused(path, Asked(output_name="s"))
-    assert "got INT64, expected scores" in refused(path, Asked(output_name="label"))
-    assert "got w, expected s or label" in refused(path, Asked(output_name="w"))
-    manifest = exported(path, Asked(output_name="y"))
+    assert "got a sequence of tensors, expected scores" in refused(path, ExportOptions(output_name="s"))
+    assert "got INT64, expected scores" in refused(path, ExportOptions(output_name="label"))
+    assert "got w, expected s or label" in refused(path, ExportOptions(output_name="w"))
+    manifest = exported(path, ExportOptions(output_name="y"))
     assert (manifest.macs, manifest.parameters) == (24, 24)
     np.testing.assert_allclose(asked_member(path, ROWS), ROWS @ WEIGHT, atol=1e-5)
 

@@ -10,47 +10,47 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from orchestrator.graphs.pieces import Graph
+from orchestrator.graphs.pieces import GraphBuilder
 from orchestrator.repository.check import check
 from orchestrator.spec import manifest_from_path
 from tests.export.test_member_command import said
 
 
-def softmax(g: Graph, z: str) -> str:
+def softmax(g: GraphBuilder, z: str) -> str:
     return g.op("Softmax", z, axis=1)
 
 
-def mean_of_two(g: Graph, z: str) -> str:
+def mean_of_two(g: GraphBuilder, z: str) -> str:
     return g.op("Mean", softmax(g, z), softmax(g, g.op("Mul", z, g.constant(3))))
 
 
-def in_half(g: Graph, z: str) -> str:
+def in_half(g: GraphBuilder, z: str) -> str:
     return g.op("Cast", softmax(g, g.op("Cast", z, to=TensorProto.FLOAT16)), to=TensorProto.FLOAT)
 
 
-def pair(g: Graph, z: str) -> str:
+def pair(g: GraphBuilder, z: str) -> str:
     p = g.op("Sigmoid", g.op("Slice", z, *(g.constant([one], np.int64) for one in (0, 1, 1))))
     return g.op("Concat", g.op("Sub", g.constant(1), p), p, axis=1)
 
 
-def mixed(g: Graph, z: str) -> str:
+def mixed(g: GraphBuilder, z: str) -> str:
     return g.op("MatMul", softmax(g, z), g.constant([[1, 0], [1, 0], [0, 1], [0.5, 0.5], [0, 1]]))
 
 
-def near_a_half(g: Graph, z: str) -> str:
+def near_a_half(g: GraphBuilder, z: str) -> str:
     two = g.op("MatMul", z, g.constant(np.eye(5, 2) * 0.0005))
     return g.op("Add", two, g.constant([0.5, 0.5]))
 
 
-def prior(g: Graph, z: str) -> str:
+def prior(g: GraphBuilder, z: str) -> str:
     return g.op("Add", g.op("Mul", z, g.constant(0)), g.constant([0.1, 0.2, 0.3, 0.2, 0.2]))
 
 
-def half_tanh(g: Graph, z: str) -> str:
+def half_tanh(g: GraphBuilder, z: str) -> str:
     return g.op("Mul", g.op("Add", g.op("Tanh", z), g.constant(1)), g.constant(0.5))
 
 
-HEADS: dict[str, tuple[Callable[[Graph, str], str], int]] = {
+HEADS: dict[str, tuple[Callable[[GraphBuilder, str], str], int]] = {
     "logits": (lambda g, z: z, 5),
     "log_softmax": (lambda g, z: g.op("LogSoftmax", z, axis=1), 5),
     "zeros": (lambda g, z: g.op("Mul", z, g.constant(0)), 5),
@@ -78,7 +78,7 @@ HEADS: dict[str, tuple[Callable[[Graph, str], str], int]] = {
 def file_of(name: str, folder: Path) -> Path:
     """A layer and the head of that name, as somebody's ONNX file."""
     make, classes = HEADS[name]
-    g = Graph()
+    g = GraphBuilder()
     weights = np.random.default_rng(0).normal(size=(6, 5))
     output = make(g, g.op("MatMul", "x", g.constant(weights)))
     graph = helper.make_graph(

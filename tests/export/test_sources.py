@@ -12,7 +12,7 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from export.sources import Asked, identify
+from export.sources import ExportOptions, identify
 from export.sources.base import member_name
 from export.sources.torch_zoos import identify_timm, identify_torchvision, processing_from_timm
 from orchestrator.errors import CommitteeError, ExportError
@@ -31,16 +31,16 @@ def copy_of(folder: Path, to: Path) -> Path:
     return to
 
 
-def refused(text: str, asked: Asked | None = None) -> str:
+def refused(text: str, asked: ExportOptions | None = None) -> str:
     """The one line that comes instead of a model."""
     with pytest.raises(CommitteeError) as caught:
-        identify(text, asked or Asked()).load()
+        identify(text, asked or ExportOptions()).load()
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
 
 def test_a_folder_is_read_with_labels_processing_and_hashes(convnext: Path) -> None:
-    found = identify(f"hf:{convnext}", Asked())
+    found = identify(f"hf:{convnext}", ExportOptions())
     assert found.name == "conv_next_v1"
     assert set(found.files) == {"config.json", "preprocessor_config.json", "model.safetensors"}
     assert found.image_px() == (54, 54)
@@ -53,13 +53,13 @@ def test_a_folder_is_read_with_labels_processing_and_hashes(convnext: Path) -> N
 
 def test_another_resolution_changes_what_the_network_sees_also_of_a_transformer(tmp_path: Path) -> None:
     vit = save_vit(tmp_path / "vit")
-    loaded = identify(f"hf:{vit}", Asked(resolution_px=48)).load()
+    loaded = identify(f"hf:{vit}", ExportOptions(resolution_px=48)).load()
     assert loaded.dims == (3, 48, 48)
     assert loaded.network(torch.zeros(2, 3, 48, 48)).shape == (2, 7)
 
 
 def test_labels_that_transformers_made_up_are_none(tmp_path: Path) -> None:
-    assert identify(f"hf:{save_convnext(tmp_path / 'm', labels=False)}", Asked()).load().labels is None
+    assert identify(f"hf:{save_convnext(tmp_path / 'm', labels=False)}", ExportOptions()).load().labels is None
 
 
 def test_labels_of_which_two_are_alike_are_kept_as_published(convnext: Path, tmp_path: Path) -> None:
@@ -67,7 +67,7 @@ def test_labels_of_which_two_are_alike_are_kept_as_published(convnext: Path, tmp
     config = json.loads((folder / "config.json").read_text())
     config["id2label"]["5"] = "thing 2"
     (folder / "config.json").write_text(json.dumps(config))
-    assert identify(f"hf:{folder}", Asked()).load().labels[5] == "thing 2"
+    assert identify(f"hf:{folder}", ExportOptions()).load().labels[5] == "thing 2"
 
 
 @pytest.mark.parametrize(
@@ -87,9 +87,9 @@ def test_a_folder_that_lacks_a_file_says_which(convnext: Path, tmp_path: Path, m
 def test_by_hand_processing_makes_up_for_a_missing_processor(convnext: Path, tmp_path: Path) -> None:
     folder = copy_of(convnext, tmp_path / "m")
     (folder / "preprocessor_config.json").unlink()
-    asked = Asked(mean=(0.5,) * 3, std=(0.2,) * 3, resolution_px=40)
+    asked = ExportOptions(mean=(0.5,) * 3, std=(0.2,) * 3, resolution_px=40)
     assert identify(f"hf:{folder}", asked).load().dims == (3, 40, 40)
-    assert "--mean, --std and --resolution" in refused(f"hf:{folder}", Asked(mean=(0.5,) * 3))
+    assert "--mean, --std and --resolution" in refused(f"hf:{folder}", ExportOptions(mean=(0.5,) * 3))
 
 
 def test_damaged_files_of_a_folder_are_one_line_each(convnext: Path, tmp_path: Path) -> None:
@@ -134,11 +134,11 @@ def test_a_checkpoint_whose_classes_do_not_exclude_each_other_is_refused_with_th
     folder = copy_of(convnext, tmp_path / "m")
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "problem_type": task}))
-    text = refused(f"hf:{folder}", Asked(random_weights=random_weights))
+    text = refused(f"hf:{folder}", ExportOptions(random_weights=random_weights))
     assert f"got problem_type {task}" in text
     assert "classes must exclude each other" in text
     (folder / "config.json").write_text(json.dumps({**config, "problem_type": "single_label_classification"}))
-    assert identify(f"hf:{folder}", Asked(random_weights=random_weights)).load().labels is not None
+    assert identify(f"hf:{folder}", ExportOptions(random_weights=random_weights)).load().labels is not None
 
 
 def test_a_checkpoint_of_one_class_is_refused_with_what_to_do(tmp_path: Path) -> None:
@@ -195,17 +195,21 @@ def test_a_callable_is_called_and_filled_without_running_code(tmp_path: Path) ->
 
     state = nets.small().state_dict()
     torch.save(state, tmp_path / "w.pt")
-    asked = Asked(dims=(3, 8, 8), weights=tmp_path / "w.pt")
+    asked = ExportOptions(dims=(3, 8, 8), weights=tmp_path / "w.pt")
     loaded = identify("torch:tests.export.nets:small", asked).load()
     assert loaded.processing is None
     torch.testing.assert_close(loaded.network.state_dict()["2.weight"], state["2.weight"])
     (tmp_path / "w.pt").write_bytes(b"no weights")
     assert "weights that do not load" in refused("torch:tests.export.nets:small", asked)
     assert "no such file" in refused(
-        "torch:tests.export.nets:small", Asked(dims=(3, 8, 8), weights=tmp_path / "none.pt")
+        "torch:tests.export.nets:small", ExportOptions(dims=(3, 8, 8), weights=tmp_path / "none.pt")
     )
-    assert "expected a torch.nn.Module" in refused("torch:tests.export.nets:no_module", Asked(dims=(3, 8, 8)))
-    assert "a call without arguments" in refused("torch:tests.export.nets:needs_more", Asked(dims=(3, 8, 8)))
+    assert "expected a torch.nn.Module" in refused(
+        "torch:tests.export.nets:no_module", ExportOptions(dims=(3, 8, 8))
+    )
+    assert "a call without arguments" in refused(
+        "torch:tests.export.nets:needs_more", ExportOptions(dims=(3, 8, 8))
+    )
 
 
 def linear(
@@ -234,7 +238,7 @@ def linear(
 
 
 def test_an_onnx_file_is_taken_under_the_names_that_all_members_share(tmp_path: Path) -> None:
-    loaded = identify(f"onnx:{linear(tmp_path / 'Net 1.onnx')}", Asked()).load()
+    loaded = identify(f"onnx:{linear(tmp_path / 'Net 1.onnx')}", ExportOptions()).load()
     assert [value.name for value in loaded.proto.graph.input] == ["image"]
     assert [value.name for value in loaded.proto.graph.output] == ["logits"]
     assert loaded.dims == (6,)
@@ -263,8 +267,8 @@ def test_an_onnx_file_that_cannot_be_a_member_says_why(tmp_path: Path, wrong: di
 
 def test_one_of_several_outputs_can_be_chosen(tmp_path: Path) -> None:
     path = linear(tmp_path / "m.onnx", outputs=2)
-    assert identify(f"onnx:{path}", Asked(output_name="z")).load().proto.graph.output[0].name == "logits"
-    assert "got w, expected y or z" in refused(f"onnx:{path}", Asked(output_name="w"))
+    assert identify(f"onnx:{path}", ExportOptions(output_name="z")).load().proto.graph.output[0].name == "logits"
+    assert "got w, expected y or z" in refused(f"onnx:{path}", ExportOptions(output_name="w"))
 
 
 @pytest.mark.parametrize("cut", [0, 20, -30])
@@ -280,7 +284,7 @@ def test_weights_outside_the_models_folder_are_never_read(tmp_path: Path) -> Non
     path = linear(inside / "m.onnx")
     model = onnx.load(path)
     onnx.save_model(model, path, save_as_external_data=True, location="w.data", size_threshold=0)
-    assert identify(f"onnx:{path}", Asked()).load().dims == (6,)
+    assert identify(f"onnx:{path}", ExportOptions()).load().dims == (6,)
     (inside / "w.data").rename(tmp_path / "w.data")
     assert "no file w.data" in refused(f"onnx:{path}")
     model = onnx.load(path, load_external_data=False)
@@ -292,7 +296,7 @@ def test_weights_outside_the_models_folder_are_never_read(tmp_path: Path) -> Non
 
 
 def test_a_batch_axis_that_is_free_in_name_only_is_one_line(tmp_path: Path) -> None:
-    from export.committee import export_committee, plans_of
+    from export.committee import export_committee, member_exports
 
     nodes = [helper.make_node("Reshape", ["x", "shape"], ["y"])]
     shape = numpy_helper.from_array(np.array([1, 6], np.int64), "shape")
@@ -301,7 +305,9 @@ def test_a_batch_axis_that_is_free_in_name_only_is_one_line(tmp_path: Path) -> N
     path = tmp_path / "m.onnx"
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), path)
     with pytest.raises(ExportError, match="the original: got") as caught:
-        export_committee(tmp_path / "r", plans_of([f"onnx:{path}"], Asked()), force=False, progress=lambda _: None)
+        export_committee(
+            tmp_path / "r", member_exports([f"onnx:{path}"], ExportOptions()), force=False, progress=lambda _: None
+        )
     assert "\n" not in str(caught.value)
 
 
@@ -321,7 +327,7 @@ def test_files_of_other_opsets_come_to_the_one_of_all_members(tmp_path: Path) ->
     for opset in (13, 21):
         model.opset_import[0].version = opset
         onnx.save(model, path)
-        assert identify(f"onnx:{path}", Asked()).load().proto.opset_import[0].version == 18
+        assert identify(f"onnx:{path}", ExportOptions()).load().proto.opset_import[0].version == 18
 
 
 def settings_of(folder: Path, **changes: object) -> None:
@@ -334,17 +340,17 @@ def settings_of(folder: Path, **changes: object) -> None:
 def test_a_processor_file_without_its_class_means_the_models_usual_one(convnext: Path, tmp_path: Path) -> None:
     folder = copy_of(convnext, tmp_path / "m")
     settings_of(folder, image_processor_type=None)
-    loaded = identify(f"hf:{folder}", Asked()).load()
+    loaded = identify(f"hf:{folder}", ExportOptions()).load()
     assert loaded.own_processor_name == "transformers ConvNextImageProcessorPil"
-    assert loaded.processing == identify(f"hf:{convnext}", Asked()).load().processing
+    assert loaded.processing == identify(f"hf:{convnext}", ExportOptions()).load().processing
 
 
 def test_a_processor_file_of_years_ago_is_read(convnext: Path, tmp_path: Path) -> None:
     folder = copy_of(convnext, tmp_path / "m")
     settings_of(folder, image_processor_type=None, feature_extractor_type="ConvNextFeatureExtractor", size=48)
-    found = identify(f"hf:{folder}", Asked())
+    found = identify(f"hf:{folder}", ExportOptions())
     assert found.image_px() == (54, 54)
-    assert found.load().processing == identify(f"hf:{convnext}", Asked()).load().processing
+    assert found.load().processing == identify(f"hf:{convnext}", ExportOptions()).load().processing
 
 
 def test_timm_without_timm_and_torchvision_without_torchvision_say_what_to_install() -> None:
@@ -380,14 +386,14 @@ def fake_timm() -> SimpleNamespace:
 
 
 def test_timm_models_bring_their_crop_share() -> None:
-    found = identify_timm("small_net", Asked(random_weights=True), timm=fake_timm())
+    found = identify_timm("small_net", ExportOptions(random_weights=True), timm=fake_timm())
     loaded = found.load()
     assert (loaded.processing.shortest_px, loaded.processing.crop_px) == (10, (8, 8))
     assert processing_from_timm({"input_size": (3, 8, 8), "mean": (0,) * 3, "std": (1,) * 3}).shortest_px == 9
     with pytest.raises(ExportError, match="did you mean small_net"):
-        identify_timm("small_nett", Asked(), timm=fake_timm())
+        identify_timm("small_nett", ExportOptions(), timm=fake_timm())
     with pytest.raises(ExportError, match="hf download timm/small_net"):
-        identify_timm("small_net", Asked(), timm=fake_timm()).load()
+        identify_timm("small_net", ExportOptions(), timm=fake_timm()).load()
 
 
 def test_a_torchvision_model_brings_its_preset() -> None:
@@ -395,5 +401,5 @@ def test_a_torchvision_model_brings_its_preset() -> None:
         __import__("torchvision.models")
     except (ImportError, RuntimeError) as error:
         pytest.skip(f"no torchvision that fits this torch: {error}")
-    loaded = identify_torchvision("resnet18", Asked(random_weights=True)).load()
+    loaded = identify_torchvision("resnet18", ExportOptions(random_weights=True)).load()
     assert loaded.processing.crop_px == (224, 224)

@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from export.__main__ import app
 from export.cost.counting import cost_of
 from export.from_torch import onnx_from_torch
-from export.zoo import ZOO, ZooEntry, counted_of, entry_from_name, network_of, same_padding_blocks
+from export.zoo import ZOO, ZooEntry, entry_from_name, network_cost, network_of, same_padding_blocks
 from orchestrator.errors import ExportError
 
 # Millions of parameters, billions of multiply-accumulates: published architectures, counted with other
@@ -81,7 +81,7 @@ def test_size_and_cost_are_those_of_the_published_architecture(
     [pytest.param(*key, marks=pytest.mark.slow if key[1] == 600 else ()) for key in ELSEWHERE],
 )
 def test_cost_at_another_resolution_is_known_too(name: str, resolution_px: int) -> None:
-    assert counted_of(ZOO[name], resolution_px).gmacs == pytest.approx(ELSEWHERE[name, resolution_px], rel=0.03)
+    assert network_cost(ZOO[name], resolution_px).gmacs == pytest.approx(ELSEWHERE[name, resolution_px], rel=0.03)
 
 
 def sizes_of(network: torch.nn.Module, resolution_px: int) -> list[tuple[int, int]]:
@@ -157,7 +157,7 @@ def test_an_unknown_name_is_answered_with_the_nearest(asked: str, near: str) -> 
 @pytest.mark.parametrize(("name", "size"), [("vit_b16_224", 225), ("efficientnet_b0", 225), ("resnet50", 16)])
 def test_a_resolution_that_cannot_be_is_one_line(name: str, size: int) -> None:
     with pytest.raises(ExportError, match=f"resolution of {name}: got {size} px, expected a multiple of"):
-        counted_of(ZOO[name], size)
+        network_cost(ZOO[name], size)
 
 
 def test_every_processor_ends_at_the_networks_resolution() -> None:
@@ -245,6 +245,6 @@ def test_the_onnx_counter_agrees_with_torchs_on_the_exported_network(name: str) 
     entry = ZOO[name]
     image = torch.zeros(2, 3, entry.resolution_px, entry.resolution_px)
     counted = cost_of(onnx_from_torch(Logits(network_of(entry)).eval(), image))
-    assert counted.macs_per_row / 1e9 == pytest.approx(counted_of(entry).gmacs, rel=1e-9)
+    assert counted.macs_per_row / 1e9 == pytest.approx(network_cost(entry).gmacs, rel=1e-9)
     # Batch normalisation is folded into the convolution before it: two values of four go.
-    assert counted.parameters / 1e6 == pytest.approx(counted_of(entry).params_m, rel=0.015)
+    assert counted.parameters / 1e6 == pytest.approx(network_cost(entry).params_m, rel=0.015)

@@ -10,36 +10,36 @@ import pytest
 from onnx import TensorProto, helper
 
 from orchestrator.graphs.ending import LOGITS, PROBABILITIES, SIGMOID, ending_of
-from orchestrator.graphs.pieces import Graph
+from orchestrator.graphs.pieces import GraphBuilder
 
 
-def dense(g: Graph, x: str, size: int = 4) -> str:
+def dense(g: GraphBuilder, x: str, size: int = 4) -> str:
     return g.op("MatMul", x, g.constant(np.ones((4, size))))
 
 
-def softmax_apart(g: Graph, z: str) -> str:
+def softmax_apart(g: GraphBuilder, z: str) -> str:
     powers = g.op("Exp", z)
     return g.op("Div", powers, g.over("ReduceSum", powers, 1, keep=True))
 
 
-def sigmoid_apart(g: Graph, z: str) -> str:
+def sigmoid_apart(g: GraphBuilder, z: str) -> str:
     return g.op("Div", g.constant(1), g.op("Add", g.op("Exp", g.op("Neg", z)), g.constant(1)))
 
 
-def behind(g: Graph, x: str) -> str:
+def behind(g: GraphBuilder, x: str) -> str:
     """Operators that change no value."""
     x = g.op("Cast", x, to=TensorProto.FLOAT16)
     x = g.op("Squeeze", g.op("Unsqueeze", x, g.constant([2], np.int64)), g.constant([2], np.int64))
     return g.op("Identity", g.op("Reshape", g.op("Cast", x, to=TensorProto.FLOAT), g.constant([-1, 4], np.int64)))
 
 
-def attended(g: Graph, x: str) -> str:
+def attended(g: GraphBuilder, x: str) -> str:
     """A layer behind an attention, whose softmax is none of the scores'."""
     shares = g.op("Softmax", g.op("MatMul", x, g.op("Transpose", x, perm=[1, 0])), axis=1)
     return dense(g, g.op("Add", g.op("MatMul", shares, dense(g, x)), x))
 
 
-ENDINGS: dict[str, tuple[Callable[[Graph, str], str], str | None]] = {
+ENDINGS: dict[str, tuple[Callable[[GraphBuilder, str], str], str | None]] = {
     "a softmax": (lambda g, x: g.op("Softmax", dense(g, x), axis=1), PROBABILITIES),
     "a softmax in another shape": (lambda g, x: behind(g, g.op("Softmax", x, axis=1)), PROBABILITIES),
     "a softmax taken apart": (softmax_apart, PROBABILITIES),
@@ -73,7 +73,7 @@ ENDINGS: dict[str, tuple[Callable[[Graph, str], str], str | None]] = {
 @pytest.mark.parametrize("name", ENDINGS)
 def test_the_last_operators_say_what_is_certain_and_no_more(name: str) -> None:
     make, expected = ENDINGS[name]
-    g = Graph()
+    g = GraphBuilder()
     output = make(g, "x")
     graph = helper.make_graph(
         g.nodes, "one",

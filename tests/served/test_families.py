@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from export.committee import export_committee, plans_of
+from export.committee import export_committee, member_exports
 from export.rows import varied_rows
-from export.sources import Asked
+from export.sources import ExportOptions
 from orchestrator.cli.record import records_of
 from orchestrator.client.over_grpc import GrpcClient
 from orchestrator.local.sessions import LocalMembers
@@ -36,7 +36,7 @@ ROWS = 8
 
 def export_random(repository: Path, names: list[str], *, image_px: int | None = None, rows: int = ROWS) -> None:
     """Members of random weights that share one image size."""
-    plans = plans_of(names, Asked(random_weights=True), image_px=image_px)
+    plans = member_exports(names, ExportOptions(random_weights=True), image_px=image_px)
     plans = [dataclasses.replace(plan, parity_rows=rows, max_batch_size=16) for plan in plans]
     export_committee(repository, plans, force=False, progress=lambda _: None)
 
@@ -129,7 +129,7 @@ def test_a_self_cascade_of_a_network_never_mentioned_here_serves_from_one_image(
     """A ConvNeXt of somebody's, trained weights as far as anybody knows, asked at two resolutions."""
     repository = tmp_path / "repository"
     folder = save_convnext(tmp_path / "somebodys", size_px=96)
-    plans = plans_of([f"hf:{folder}"], Asked(random_weights=True), resolutions=[64, 96])
+    plans = member_exports([f"hf:{folder}"], ExportOptions(random_weights=True), resolutions=[64, 96])
     export_committee(repository, plans, force=False, progress=lambda _: None)
     members = ["somebodys_64", "somebodys_96"]
     cascade_of(repository, members, "self_cascade", rows=200, exits=0.7)

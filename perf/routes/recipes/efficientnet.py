@@ -52,8 +52,8 @@ def rows_at(numbers: Sequence[int]) -> Rows:
 
 def _make(repository: Path, *, recorded: int) -> CascadeSpec:
     try:
-        from export.committee import export_committee, plans_of
-        from export.sources import Asked
+        from export.committee import export_committee, member_exports
+        from export.sources import ExportOptions
     except ImportError as error:
         raise DataError(
             "scenario efficientnet",
@@ -61,7 +61,7 @@ def _make(repository: Path, *, recorded: int) -> CascadeSpec:
             expected="torch and transformers",
             fix="run `make setup`",
         ) from error
-    plans = plans_of(MEMBERS, Asked(random_weights=True))
+    plans = member_exports(MEMBERS, ExportOptions(random_weights=True))
     plans = [dataclasses.replace(plan, parity_rows=_PARITY_ROWS) for plan in plans]
     export_committee(repository, plans, force=False, progress=lambda _: None)
     return imposed_cascade(

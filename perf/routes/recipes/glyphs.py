@@ -74,6 +74,6 @@ def _spec(plan: ChosenPlan) -> CascadeSpec:
 @lru_cache(maxsize=1)
 def _pictures() -> Rows:
     # Drawing takes libraries that no other scenario needs.
-    from perf.studies.glyphs.data import glyphs_part
+    from perf.studies.glyphs.data import glyphs_split
 
-    return glyphs_part("test", rows=POOL).images
+    return glyphs_split("test", rows=POOL).images

@@ -27,9 +27,13 @@ from orchestrator.errors import ExportError
 from orchestrator.repository.files import write_all
 
 SEED = 2012
-Part = Literal["train", "plan", "test"]
+SplitName = Literal["train", "plan", "test"]
 # part -> (number of its first picture, pictures)
-PARTS: dict[Part, tuple[int, int]] = {"train": (0, 60_000), "plan": (60_000, 20_000), "test": (80_000, 20_000)}
+SPLITS: dict[SplitName, tuple[int, int]] = {
+    "train": (0, 60_000),
+    "plan": (60_000, 20_000),
+    "test": (80_000, 20_000),
+}
 # Once size is free nobody can tell these apart, so each group is one class.
 ALIKE = ("Cc", "Oo0", "Ss", "Vv", "Ww", "Xx", "Zz", "Il")
 _CHARACTERS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
@@ -74,7 +78,7 @@ _DIFFICULTY = (1.1, 2.7)
 
 
 @dataclass(frozen=True, kw_only=True)
-class GlyphsPart:
+class GlyphsSplit:
     """Rows of one part.
 
     Args:
@@ -94,9 +98,9 @@ class GlyphsPart:
         return digest.hexdigest()
 
 
-def glyphs_part(
-    part: Part, *, rows: int | None = None, progress: Callable[[int, int], None] | None = None
-) -> GlyphsPart:
+def glyphs_split(
+    part: SplitName, *, rows: int | None = None, progress: Callable[[int, int], None] | None = None
+) -> GlyphsSplit:
     """Draws a part, about 4,000 pictures a second.
 
     Args:
@@ -107,9 +111,9 @@ def glyphs_part(
     Raises:
         ExportError: no such part, or it has fewer rows.
     """
-    if part not in PARTS:
-        raise ExportError("part of the glyphs", got=repr(part), expected=", ".join(PARTS))
-    first, size = PARTS[part]
+    if part not in SPLITS:
+        raise ExportError("part of the glyphs", got=repr(part), expected=", ".join(SPLITS))
+    first, size = SPLITS[part]
     count = size if rows is None else rows
     if not 0 < count <= size:
         raise ExportError(f"rows of the glyphs' {part} part", got=count, expected=f"1 to {size}")
@@ -120,7 +124,7 @@ def glyphs_part(
         if progress is not None and (row + 1) % _REPORT_EVERY == 0:
             progress(row + 1, count)
     ids = np.array([f"glyph:{number}" for number in range(first, first + count)])
-    return GlyphsPart(ids=ids, images=images, labels=labels)
+    return GlyphsSplit(ids=ids, images=images, labels=labels)
 
 
 def _picture(number: int) -> tuple[npt.NDArray[np.uint8], int]:
@@ -229,7 +233,7 @@ def _blurred(levels: npt.NDArray[np.float64], hard: float, rng: np.random.Genera
     return np.asarray(picture.filter(ImageFilter.GaussianBlur(sigma)), np.float64)
 
 
-def store_part(path: Path, part: str, *, rows: int | None = None, progress: Callable[[str], None]) -> int:
+def store_split(path: Path, part: str, *, rows: int | None = None, progress: Callable[[str], None]) -> int:
     """Draws a part and writes it whole or not at all.
 
     Args:
@@ -245,8 +249,8 @@ def store_part(path: Path, part: str, *, rows: int | None = None, progress: Call
         ExportError: no such part, or it has fewer rows.
         RepositoryError: the file cannot be written.
     """
-    drawn = glyphs_part(
-        cast(Part, part), rows=rows, progress=lambda done, of: progress(f"drawing {part}: {done:,} of {of:,}")
+    drawn = glyphs_split(
+        cast(SplitName, part), rows=rows, progress=lambda done, of: progress(f"drawing {part}: {done:,} of {of:,}")
     )
     stored = io.BytesIO()
     np.savez(stored, ids=drawn.ids, images=drawn.images, labels=drawn.labels, classes=np.array(CLASSES))

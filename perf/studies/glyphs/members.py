@@ -26,11 +26,11 @@ from export.parity import parity_of
 from orchestrator.errors import ExportError, SpecError
 from orchestrator.spec import Manifest, Preprocess, TensorSpec, manifest_from_path
 from orchestrator.spec.manifest import MANIFEST
-from perf.studies.glyphs.data import CLASSES, PARTS, SEED, SIDE_PX, GlyphsPart, glyphs_part
+from perf.studies.glyphs.data import CLASSES, SEED, SIDE_PX, SPLITS, GlyphsSplit, glyphs_split
 from perf.studies.glyphs.networks import FAMILY, FAMILY_SEEDS, SELF, GlyphsNet, ResidualNet, train
 
 PREPROCESS = Preprocess(mode="L", height_px=SIDE_PX, width_px=SIDE_PX)
-ALL_ROWS = PARTS["train"][1]
+ALL_ROWS = SPLITS["train"][1]
 _CHUNK_ROWS = 2_000
 _PARITY_ROWS = 128
 
@@ -169,8 +169,8 @@ class _TrainData:
         self._progress = progress
 
     @functools.cached_property
-    def part(self) -> GlyphsPart:
-        return glyphs_part(
+    def part(self) -> GlyphsSplit:
+        return glyphs_split(
             "train",
             rows=self._rows,
             progress=lambda done, of: self._progress(f"drawing glyphs: {done:,} of {of:,}"),

@@ -79,13 +79,13 @@ def export_family(family: NetworkFamily, setting: GpuSetup, *, progress: Progres
         CommitteeError: a member cannot be exported, or the disk refuses.
     """
     with needs("perf gpu"):
-        from export.committee import export_committee, plans_of
-        from export.sources import Asked
+        from export.committee import export_committee, member_exports
+        from export.sources import ExportOptions
 
     repository = setting.folder / "members" / family.name
-    plans = plans_of(
+    plans = member_exports(
         list(family.sources.values()),
-        Asked(random_weights=True, progress=progress),
+        ExportOptions(random_weights=True, progress=progress),
         image_px=family.image_px,
     )
     plans = [dataclasses.replace(plan, parity_rows=_PARITY_ROWS, max_batch_size=_MAX_BATCH_SIZE) for plan in plans]

@@ -66,9 +66,9 @@ class _Digits:
 
 
 def _draw_glyphs(part: str, rows: int | None) -> DrawnPart:
-    from perf.studies.glyphs.data import glyphs_part
+    from perf.studies.glyphs.data import glyphs_split
 
-    return glyphs_part("plan" if part == "plan" else "test", rows=rows)
+    return glyphs_split("plan" if part == "plan" else "test", rows=rows)
 
 
 def _draw_digits(part: str, rows: int | None) -> DrawnPart:

@@ -164,10 +164,10 @@ def require_writable(folder: Path) -> None:
 
 def draw_glyphs(part: str, rows: int | None) -> DrawnPart:
     """A part of the glyphs."""
-    from perf.studies.glyphs.data import glyphs_part
+    from perf.studies.glyphs.data import glyphs_split
 
     assert part in ("plan", "test")
-    return glyphs_part("plan" if part == "plan" else "test", rows=rows)
+    return glyphs_split("plan" if part == "plan" else "test", rows=rows)
 
 
 def run(

@@ -14,7 +14,7 @@ from onnx import TensorProto, helper
 from export.images.parity import MAX_LEVELS, in_the_same_order, pillow_processed, processor_of
 from export.images.preprocess import PREFIX, preprocess_only, resize_matrix, with_preprocess
 from export.images.processing import FILTERS, Processing, processing_from_config
-from export.sources import Loaded
+from export.sources import LoadedModel
 from orchestrator.errors import ExportError
 
 SIZES = st.integers(min_value=8, max_value=90)
@@ -26,7 +26,7 @@ def images(n: int, height: int, width: int, *, channels: int = 3, seed: int = 0)
 
 def levels_apart(processing: Processing, rows: np.ndarray) -> np.ndarray:
     """Differences from Pillow in levels, with the two passes in the order this Pillow takes at this size."""
-    loaded = Loaded(dims=(1,), processing=processing)
+    loaded = LoadedModel(dims=(1,), processing=processing)
     processing = in_the_same_order(loaded, rows).processing
     assert processing is not None
     got = processor_of(processing, height_px=rows.shape[2], width_px=rows.shape[3])(rows)
@@ -103,7 +103,7 @@ def test_it_is_transformers_own_processing_read_from_its_settings(name: str, set
     config = getattr(transformers, name)(**settings_).to_dict()
     rows = images(2, 64, 56)
     own, _ = _own_processor(config)
-    loaded = Loaded(dims=(1,), processing=processing_from_config(config, "test"), own_processor=own)
+    loaded = LoadedModel(dims=(1,), processing=processing_from_config(config, "test"), own_processor=own)
     processing = in_the_same_order(loaded, rows).processing
     got = processor_of(processing, height_px=64, width_px=56)(rows)
     want = own(rows)

@@ -18,7 +18,7 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 from export.precision.convert import int8_from
 from export.precision.overflow import overflowing_parts, processor_flags_of
 from export.rows import varied_rows
-from export.runtimes.asking import Question, answers_apart
+from export.runtimes.asking import Question, answers_in_own_process
 from orchestrator.rows.digits import digits_split
 from orchestrator.spec.processor import DOT_PRODUCT_FLAGS, LARGEST_SAFE_WEIGHT
 from tests.export.precision.test_convert import NETWORKS, REPOSITORY
@@ -246,7 +246,7 @@ def test_on_a_processor_without_dot_products_our_int8_answers_as_here_and_eight_
             questions.append(Question(model=path, rows=rows[32:48], batches=(16,)))
             here.append(answers(made, rows[32:48]))
     assert EMULATOR is not None
-    there = answers_apart(questions, prefix=[EMULATOR, "-cpu", "max"])
+    there = answers_in_own_process(questions, prefix=[EMULATOR, "-cpu", "max"])
     errors = {}
     for question, mine, theirs in zip(questions, here, there, strict=True):
         assert not isinstance(theirs, str), theirs

@@ -13,8 +13,8 @@ import pytest
 
 from export.commands.member import runtimes_said
 from export.runtimes import proof as proving
-from export.runtimes.asking import Question, answers_apart
-from export.runtimes.proof import Proof, proofs_of, proven_as_here, require_proven
+from export.runtimes.asking import Question, answers_in_own_process
+from export.runtimes.proof import Proof, proofs_of, prove_against_installed, require_proven
 from export.runtimes.versions import installed_version
 from orchestrator.errors import ExportError
 from orchestrator.spec import manifest_from_path
@@ -33,7 +33,7 @@ def model(tmp_path: Path) -> Path:
 
 
 def test_a_process_of_its_own_says_the_same_in_every_batch_size(model: Path) -> None:
-    (said,) = answers_apart([Question(model=model, rows=ROWS, batches=(1, 7))])
+    (said,) = answers_in_own_process([Question(model=model, rows=ROWS, batches=(1, 7))])
     assert not isinstance(said, str)
     assert all(np.allclose(output, answers(conv_network(), ROWS), atol=1e-5) for output in said.values())
     assert list(said) == [1, 7]
@@ -44,7 +44,9 @@ def test_what_does_not_open_or_kills_its_process_is_a_line_and_the_others_are_an
 ) -> None:
     broken = tmp_path / "broken.onnx"
     broken.write_bytes(b"no model")
-    first, second = answers_apart([Question(model=path, rows=ROWS, batches=(4,)) for path in (broken, model)])
+    first, second = answers_in_own_process(
+        [Question(model=path, rows=ROWS, batches=(4,)) for path in (broken, model)]
+    )
     assert isinstance(first, str)
     assert "\n" not in first
     assert not isinstance(second, str)
@@ -53,7 +55,7 @@ def test_what_does_not_open_or_kills_its_process_is_a_line_and_the_others_are_an
         ("/no/such/emulator", "its process failed"),
     ):
         with pytest.raises(ExportError, match=says):
-            answers_apart([Question(model=model, rows=ROWS, batches=(4,))], prefix=[prefix])
+            answers_in_own_process([Question(model=model, rows=ROWS, batches=(4,))], prefix=[prefix])
 
 
 def in_folder(folder: Path, package: str | None) -> Path:
@@ -78,7 +80,7 @@ def test_a_folder_that_does_not_hold_the_wanted_version_proves_nothing(
 ) -> None:
     folder = in_folder(tmp_path / "cache", package)
     with pytest.raises(ExportError) as caught:
-        answers_apart([Question(model=model, rows=ROWS, batches=(4,))], folder=folder, wanted="1.19.2")
+        answers_in_own_process([Question(model=model, rows=ROWS, batches=(4,))], folder=folder, wanted="1.19.2")
     assert got in str(caught.value)
     assert f"remove {folder} and run again" in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -99,12 +101,12 @@ def test_a_colon_in_the_cache_is_part_of_its_name(model: Path, tmp_path: Path) -
     init = folder / "onnxruntime/__init__.py"
     init.write_text(init.read_text() + "\n__version__ = '1.2.3'\n")
     question = Question(model=model, rows=ROWS, batches=(4,))
-    (said,) = answers_apart([question], folder=folder, wanted="1.2.3")
+    (said,) = answers_in_own_process([question], folder=folder, wanted="1.2.3")
     assert not isinstance(said, str)
 
 
 def test_a_batch_size_may_be_asked_about_fewer_rows(model: Path) -> None:
-    (said,) = answers_apart([Question(model=model, rows=ROWS, batches=(2, 7), rows_in={2: 5, 7: 99})])
+    (said,) = answers_in_own_process([Question(model=model, rows=ROWS, batches=(2, 7), rows_in={2: 5, 7: 99})])
     assert not isinstance(said, str)
     assert {batch: len(output) for batch, output in said.items()} == {2: 5, 7: 20}
 
@@ -120,7 +122,7 @@ def test_what_is_no_number_in_any_batch_size_does_not_hold(
         said[bad][-1, 0] = np.nan
         return [said]
 
-    monkeypatch.setattr(proving, "answers_apart", spoilt)
+    monkeypatch.setattr(proving, "answers_in_own_process", spoilt)
     (one,) = proofs_of(model, ROWS, expected, versions=[installed_version()], allowed=1e-3).values()
     assert one.fault == "differs by up to nan"
     assert one.max_abs is None
@@ -170,7 +172,7 @@ def test_a_member_that_another_runtime_answers_otherwise_is_not_written(
     def otherwise(questions: list[Question], **_: object) -> list[Mapping[int, np.ndarray]]:
         return [{8: np.zeros((8, 5), np.float32)} for _ in questions]
 
-    monkeypatch.setattr(proving, "answers_apart", otherwise)
+    monkeypatch.setattr(proving, "answers_in_own_process", otherwise)
     monkeypatch.setattr(proving, "runtime_folder", lambda version: None)
     words = ["--dims", "3,8,8", "-o", str(tmp_path), "--parity-rows", "8", "--runtimes", "24.10"]
     code, out = said("member", "torch:tests.export.nets:small", *words)
@@ -230,7 +232,7 @@ def test_a_member_that_is_up_to_date_is_proven_where_it_is_not_yet(
 def test_a_later_fault_takes_the_place_of_an_earlier_claim(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     here = installed_version()
     assert "small: proven; " in exported(small, here)[1]
-    monkeypatch.setattr(proving, "answers_apart", lambda *_, **__: ["its process ended with status -11"])
+    monkeypatch.setattr(proving, "answers_in_own_process", lambda *_, **__: ["its process ended with status -11"])
     code, out = said("prove", "small", "--repository", str(small), "--runtimes", here)
     assert code == 2
     assert out.count("\n") == 0
@@ -248,13 +250,13 @@ def test_rounding_of_a_lower_precision_is_bounded_on_average(
     def shifted(questions: list[Question], **_: object) -> list[dict[int, np.ndarray]]:
         return [{size: expected[: questions[0].rows_in[size]] + shift for size in questions[0].batches}]
 
-    monkeypatch.setattr(proving, "answers_apart", shifted)
+    monkeypatch.setattr(proving, "answers_in_own_process", shifted)
     asked = {"versions": [installed_version()], "agreement": {"max_abs": 0.3, "mean_abs": 0.1}}
     if holds:
-        assert proven_as_here("m", model, ROWS, **asked)[installed_version()].holds
+        assert prove_against_installed("m", model, ROWS, **asked)[installed_version()].holds
         return
     with pytest.raises(ExportError, match=r"differs by 0\.06 on average"):
-        proven_as_here("m", model, ROWS, **asked)
+        prove_against_installed("m", model, ROWS, **asked)
 
 
 def test_differences_are_said_as_numbers(small: Path) -> None:

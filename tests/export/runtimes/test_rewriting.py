@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from export.compat import portable
-from export.runtimes.asking import Question, answers_apart
+from export.runtimes.asking import Question, answers_in_own_process
 from export.runtimes.versions import runtime_folder
 from orchestrator.errors import ExportError
 from orchestrator.spec.triton import image_runtimes
@@ -132,7 +132,7 @@ def test_the_oldest_runtime_is_wrong_about_the_pool_and_right_about_what_it_beco
     questions = [
         Question(model=tmp_path / f"{name}.onnx", rows=rows, batches=(4,)) for name in ("as_it_is", "rewritten")
     ]
-    old, new = answers_apart(questions, folder=folder)
+    old, new = answers_in_own_process(questions, folder=folder)
     expected = torch.nn.AvgPool2d(kernel, stride, ceil_mode=True)(torch.from_numpy(rows)).numpy()
     assert not isinstance(old, str)
     assert not isinstance(new, str)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from export.tensorrt.machine import MOUNTED, compose_command, this_machine
+from export.tensorrt.machine import MOUNTED, compose_command, tensorrt_host
 from export.tensorrt.options import EngineOptions
 from orchestrator.errors import ExportError
 
@@ -29,7 +29,7 @@ def no_gpu() -> Any:
 
 def test_the_package_or_its_bindings_alone_will_do() -> None:
     for name in ("tensorrt", "tensorrt_bindings"):
-        machine = this_machine("engine of m", fix="", load=packages(**{name: TRT}), gpu=lambda: "gpu")
+        machine = tensorrt_host("engine of m", fix="", load=packages(**{name: TRT}), gpu=lambda: "gpu")
         assert (machine.trt, machine.gpu) == (TRT, "gpu")
 
 
@@ -44,7 +44,7 @@ def test_the_package_or_its_bindings_alone_will_do() -> None:
 )
 def test_what_is_missing_is_one_line_with_the_way_out(load: Any, got: str) -> None:
     with pytest.raises(ExportError, match=rf"engine of m: .*{got}") as caught:
-        this_machine("engine of m", fix="run that", load=load, gpu=no_gpu)
+        tensorrt_host("engine of m", fix="run that", load=load, gpu=no_gpu)
     assert str(caught.value).endswith("; run that")
 
 

@@ -14,8 +14,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from tritonclient.grpc import model_config_pb2 as pb
 
-from export.tensorrt.machine import Gpu, Machine, this_machine
-from export.tensorrt.member import Exported, export_engine
+from export.tensorrt.machine import Gpu, TensorrtHost, tensorrt_host
+from export.tensorrt.member import EngineResult, export_engine
 from export.tensorrt.options import EngineOptions
 from orchestrator.errors import ExportError, RepositoryError
 from orchestrator.local.sessions import LocalMembers
@@ -31,11 +31,13 @@ ROOT = Path(__file__).parents[3]
 OPTIONS = EngineOptions(min_rows=1, opt_rows=4, max_rows=16)
 
 
-def export(repository: Path, trt: FakeTensorRT | None = None, member: str = "small", **changes: Any) -> Exported:
+def export(
+    repository: Path, trt: FakeTensorRT | None = None, member: str = "small", **changes: Any
+) -> EngineResult:
     """An export on a machine with a fake TensorRT and a fake GPU."""
     driver = changes.pop("driver", None) or FakeCudaDriver()
     options = changes.pop("options", OPTIONS)
-    machine = Machine(trt or FakeTensorRT(), Gpu(driver.load))
+    machine = TensorrtHost(trt or FakeTensorRT(), Gpu(driver.load))
     done = export_engine(member, repository, options=options, find_machine=lambda *_, **__: machine, **changes)
     assert not driver.memory, "GPU memory was not given back"
     return done
@@ -50,7 +52,7 @@ def repository(tmp_path: Path) -> Path:
 def test_an_engine_is_a_member_with_the_same_tensors_and_the_profiles_batch(repository: Path) -> None:
     done = export(repository)
     member, engine = (manifest_from_path(repository / name / "manifest.json") for name in ("small", "small_trt"))
-    assert done == Exported(folder=repository / "small_trt", built=True, manifest=engine)
+    assert done == EngineResult(folder=repository / "small_trt", built=True, manifest=engine)
     assert (engine.input, engine.output, engine.macs) == (member.input, member.output, member.macs)
     assert (engine.file, engine.opset, engine.precision) == ("1/model.plan", None, "fp32")
     assert engine.max_batch_size == 16
@@ -306,7 +308,7 @@ def test_without_the_package_or_a_gpu_the_command_names_the_one_for_compose_and_
     repository: Path,
 ) -> None:
     try:
-        this_machine("a test", fix="")
+        tensorrt_host("a test", fix="")
     except ExportError:
         pass
     else:
@@ -332,7 +334,7 @@ def test_all_wrong_options_are_named_in_one_line(repository: Path) -> None:
 @pytest.mark.gpu
 def test_a_real_engine_of_a_digits_member_agrees_with_onnx_runtime(tmp_path: Path) -> None:
     try:
-        this_machine("a test", fix="")
+        tensorrt_host("a test", fix="")
     except ExportError as error:
         pytest.skip(f"needs the tensorrt package and a GPU: {error.got}")
     words = ["--repository", str(ROOT / "model_repository"), "-o", str(tmp_path), "--json"]

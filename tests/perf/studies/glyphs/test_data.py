@@ -9,14 +9,18 @@ from typer.testing import CliRunner
 
 from orchestrator.errors import ExportError
 from perf.__main__ import app
-from perf.studies.glyphs.data import CLASSES, FONTS, GROUPS, PARTS, draw, glyphs_part, master, store_part
+from perf.studies.glyphs.data import CLASSES, FONTS, GROUPS, SPLITS, draw, glyphs_split, master, store_split
 
 
 def test_parts_have_the_stated_sizes_and_share_no_picture() -> None:
-    assert {part: count for part, (_, count) in PARTS.items()} == {"train": 60_000, "plan": 20_000, "test": 20_000}
-    spans = [range(first, first + count) for first, count in PARTS.values()]
+    assert {part: count for part, (_, count) in SPLITS.items()} == {
+        "train": 60_000,
+        "plan": 20_000,
+        "test": 20_000,
+    }
+    spans = [range(first, first + count) for first, count in SPLITS.values()]
     assert len({number for span in spans for number in span}) == 100_000
-    ids = [glyphs_part(part, rows=5).ids for part in PARTS]
+    ids = [glyphs_split(part, rows=5).ids for part in SPLITS]
     assert len({str(i) for some in ids for i in some}) == 15
 
 
@@ -29,17 +33,17 @@ def test_every_letter_and_digit_belongs_to_exactly_one_class() -> None:
 
 
 def test_drawing_again_or_a_shorter_slice_gives_the_same_pictures() -> None:
-    long, short = glyphs_part("plan", rows=60), glyphs_part("plan", rows=20)
+    long, short = glyphs_split("plan", rows=60), glyphs_split("plan", rows=20)
     assert long.images.dtype == np.uint8
     assert long.images.shape == (60, 1, 32, 32)
     assert np.array_equal(long.images[:20], short.images)
     assert np.array_equal(long.labels[:20], short.labels)
-    assert short.sha256() == glyphs_part("plan", rows=20).sha256() != long.sha256()
-    assert not np.array_equal(short.images, glyphs_part("test", rows=20).images)
+    assert short.sha256() == glyphs_split("plan", rows=20).sha256() != long.sha256()
+    assert not np.array_equal(short.images, glyphs_split("test", rows=20).images)
 
 
 def test_classes_come_evenly_and_pictures_differ() -> None:
-    part = glyphs_part("train", rows=3_000)
+    part = glyphs_split("train", rows=3_000)
     counts = np.bincount(part.labels, minlength=len(CLASSES))
     # Of 3,000 fair draws over 53 classes, 57 each give or take 7.5: five deviations.
     assert counts.min() > 20
@@ -70,7 +74,7 @@ def test_easy_and_hard_pictures_mix() -> None:
 )
 def test_a_part_that_is_not_there_is_one_line(tmp_path: Path, part: str, rows: int | None, words: str) -> None:
     with pytest.raises(ExportError, match=words):
-        store_part(tmp_path / "a.npz", part, rows=rows, progress=lambda text: None)
+        store_split(tmp_path / "a.npz", part, rows=rows, progress=lambda text: None)
     assert not list(tmp_path.iterdir())
 
 
@@ -84,8 +88,8 @@ def test_a_part_goes_to_an_npz_file_only(tmp_path: Path, name: str, got: str) ->
 
 
 def test_a_stored_part_is_what_was_drawn(tmp_path: Path) -> None:
-    assert store_part(tmp_path / "new" / "plan.npz", "plan", rows=12, progress=lambda text: None) == 12
-    drawn = glyphs_part("plan", rows=12)
+    assert store_split(tmp_path / "new" / "plan.npz", "plan", rows=12, progress=lambda text: None) == 12
+    drawn = glyphs_split("plan", rows=12)
     with np.load(tmp_path / "new" / "plan.npz") as stored:
         assert np.array_equal(stored["ids"], drawn.ids)
         assert np.array_equal(stored["images"], drawn.images)

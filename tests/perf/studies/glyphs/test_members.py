@@ -24,7 +24,7 @@ from orchestrator.spec import manifest_from_path
 from perf.__main__ import app
 from perf.studies import training as commands
 from perf.studies.glyphs import members
-from perf.studies.glyphs.data import CLASSES, glyphs_part
+from perf.studies.glyphs.data import CLASSES, glyphs_split
 from perf.studies.glyphs.members import export_glyphs, glyphs_members, processing
 from perf.studies.glyphs.networks import FAMILY, GlyphsNet, ResidualNet, augmented, train
 
@@ -58,7 +58,7 @@ def test_the_train_part_drawn_here_is_the_one_that_the_members_were_trained_on()
     manifests = [manifest_from_path(REPOSITORY / name / "manifest.json") for name in NAMES]
     if PIL.__version__ not in {one.versions["pillow"] for one in manifests}:
         pytest.skip(f"Pillow {PIL.__version__} is not the one that drew them")
-    assert {one.options["data_sha256"] for one in manifests} == {glyphs_part("train").sha256()}
+    assert {one.options["data_sha256"] for one in manifests} == {glyphs_split("train").sha256()}
 
 
 def test_the_family_spans_a_hundredfold_cost_and_stays_small() -> None:
@@ -85,7 +85,7 @@ def test_the_self_cascade_is_one_network_at_two_resolutions() -> None:
 
 def test_committed_members_read_pictures_they_were_not_trained_on() -> None:
     """A guard against a broken file, not a result: those are in docs/reproduce.md."""
-    part = glyphs_part("plan", rows=200)
+    part = glyphs_split("plan", rows=200)
     for name in ("glyphs_b0_s0", "glyphs_b5_s1"):
         session = session_of(REPOSITORY / name / "1" / "model.onnx")
         (logits,) = session.run(None, {"image": part.images})
@@ -99,9 +99,9 @@ def test_training_draws_the_train_part_alone_and_a_second_run_does_nothing(
 
     def watched(part: str, *, rows: int | None = None, progress: Callable[[int, int], None] | None = None):
         drawn.append(part)
-        return glyphs_part(part, rows=rows, progress=progress)  # type: ignore[arg-type]
+        return glyphs_split(part, rows=rows, progress=progress)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(members, "glyphs_part", watched)
+    monkeypatch.setattr(members, "glyphs_split", watched)
     monkeypatch.setattr(members, "FAMILY", {"glyphs_b0": TINY})
     first = export_glyphs(tmp_path, only=["glyphs_b0_s1"], rows=256, progress=quiet)
     assert first["glyphs_b0_s1"].startswith("trained")
@@ -111,7 +111,7 @@ def test_training_draws_the_train_part_alone_and_a_second_run_does_nothing(
     }
     assert drawn == ["train"]
     manifest = manifest_from_path(tmp_path / "glyphs_b0_s1" / "manifest.json")
-    assert manifest.options["data_sha256"] == glyphs_part("train", rows=256).sha256()
+    assert manifest.options["data_sha256"] == glyphs_split("train", rows=256).sha256()
 
 
 def test_a_try_never_takes_the_place_of_a_committed_member(
@@ -172,7 +172,7 @@ def test_augmentation_keeps_the_range_moves_pictures_and_inverts_half_of_them() 
 
 
 def test_the_graph_sees_what_training_saw() -> None:
-    part = glyphs_part("train", rows=8)
+    part = glyphs_split("train", rows=8)
     process = processor_of(processing(20), height_px=32, width_px=32)
     seen = process(part.images)
     assert seen.shape == (8, 1, 20, 20)
