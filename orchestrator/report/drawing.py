@@ -114,9 +114,10 @@ class Sketch:
             self.paint(figure, report)
             svg, png = io.StringIO(), io.BytesIO()
             figure.savefig(svg, format="svg", metadata={"Date": None})
+            # The finer grid of the PNG lays the axes out a little otherwise.
+            box = figure.axes[0].get_position()
             figure.savefig(png, format="png", dpi=PNG_DPI, metadata={"Software": None})
         axes, width, height = figure.axes[0], self.width_in * SVG_DPI, self.height_in * SVG_DPI
-        box = axes.get_position()
         return Chart(
             name=self.name,
             svg=_for_page(svg.getvalue(), self.alt),

@@ -109,8 +109,8 @@ def write_made(folder: Path, told: Told) -> Path:
     )  # fmt: skip
 
 
-def evil_report() -> tuple[CascadeSpec, Records, dict[str, Any]]:
-    """Plan, records and facts of a report in which everything a user names tries to break out of its place."""
+def write_evil(folder: Path) -> Path:
+    """A report in which everything a user names tries to break out of its place."""
     records = made_records(meta={"data": EVIL, "data_sha256": "d" * 64})
     strange = dataclasses.replace(
         records, outputs={**records.outputs, EVIL: records.outputs["small"]}, cost={**records.cost, EVIL: 2e6}
@@ -124,10 +124,4 @@ def evil_report() -> tuple[CascadeSpec, Records, dict[str, Any]]:
     frontier = [dataclasses.replace(FRONTIER[0], members=(EVIL,), stages=((EVIL,),), combine=EVIL, score=EVIL)]
     certificate = {"statement": EVIL, "rows": 5, "method": EVIL, "reference": EVIL, EVIL: EVIL}
     calibration = {**CALIBRATION, "reason": EVIL, "members": {EVIL: CALIBRATION["members"]["tiny"]}}
-    return spec, strange, {"frontier": frontier, "certificate": certificate, "calibration": calibration}
-
-
-def write_evil(folder: Path) -> Path:
-    """The same as it is written."""
-    spec, records, facts = evil_report()
-    return write_report(folder, spec, records, **facts)
+    return write_report(folder, spec, strange, frontier=frontier, certificate=certificate, calibration=calibration)

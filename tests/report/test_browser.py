@@ -57,6 +57,15 @@ def threshold(chrome: Browser, stage: int) -> float | None:
     return None if said == "never" else float(said)
 
 
+TINY = "querySelectorAll('#try title').values().find((one) => one.textContent.startsWith('tiny: ')).parentNode"
+
+
+def place(chrome: Browser, element: str) -> list[float]:
+    """Coordinates of the marker in a group of the small chart."""
+    use = f"document.{element}.querySelector('use')"
+    return [float(chrome.evaluate(f"{use}.getAttribute('{axis}')")) for axis in "xy"]
+
+
 def focus(chrome: Browser, name: str) -> None:
     chrome.evaluate(f"document.getElementById('{name}').focus()")
     assert chrome.evaluate("document.activeElement.id") == name
@@ -98,6 +107,8 @@ def test_sliders_moved_by_keyboard_give_the_numbers_of_the_core(chrome: Browser,
     focus(chrome, "slider-0")
     chrome.press("Home")
     assert check_against_the_core(chrome, spec, records)["stops"] == [600, 0, 0]
+    # All rows stop at the first stage, so the dot is where that member is drawn.
+    assert place(chrome, "getElementById('slider-dot')") == pytest.approx(place(chrome, TINY), abs=0.01)
     focus(chrome, "live-reset")
     chrome.press("Enter")
     assert check_against_the_core(chrome, spec, records) == planned

@@ -19,7 +19,7 @@ from orchestrator.report.drawing import Chart
 from orchestrator.report.page import page_from_report, write_report
 from orchestrator.report.words import cost_words
 from orchestrator.spec import CascadeSpec
-from tests.report.builders import CALIBRATION, CERTIFICATE, FRONTIER, evil_report, made_plan, made_records
+from tests.report.builders import CALIBRATION, CERTIFICATE, FRONTIER, made_plan, made_records
 
 
 class Page(HTMLParser):
@@ -132,22 +132,10 @@ def test_writing_twice_gives_equal_bytes(folder: Path) -> None:
     assert pages[0] == pages[1]
 
 
-@pytest.mark.slow
-def test_pictures_are_drawn_whatever_the_names(evil: Path) -> None:
-    assert len(list(evil.glob("*.png"))) == 6
-    assert_unbroken(Page((evil / "index.html").read_text(encoding="utf-8")))
-
-
-def test_no_name_breaks_out_of_its_place() -> None:
-    spec, records, facts = evil_report()
-    assert_unbroken(Page(undrawn(spec, records, **facts)))
-
-
-def assert_unbroken(page: Page) -> None:
+def test_no_name_breaks_out_of_its_place(evil: Path) -> None:
+    page = Page((evil / "index.html").read_text(encoding="utf-8"))
     tags = [tag for tag, _ in page.elements]
-    assert tags.count("script") == 2
-    assert tags.count("svg") == 7
-    assert tags.count("img") == 0
+    assert (tags.count("script"), tags.count("svg"), tags.count("img")) == (2, 7, 0)
     assert not any("onerror" in attributes for _, attributes in page.elements)
     assert page.text.count("<script>window.pwned=1</script>") > 10
 
