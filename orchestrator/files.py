@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-# What a file system puts at its own root: nobody's content, and often not even removable.
+# What file systems make at their own root; often it cannot even be removed.
 NOT_CONTENT = frozenset({"lost+found"})
 _PARTIAL = "partial-"
 _BLOCK_BYTES = 1 << 20
@@ -30,16 +30,16 @@ _IRREGULAR = {
 
 
 def irregular_kind(path: Path) -> str | None:
-    """What a path names where it is no regular file; to open a pipe or a device may wait for ever.
+    """What kind of thing a path names, None for a regular file; opening a pipe or a device may block for ever.
 
     Raises:
-        OSError: there is nothing, or nothing that may be looked at.
+        OSError: the path does not exist or may not be looked at.
     """
     return _IRREGULAR.get(stat.S_IFMT(path.stat().st_mode))
 
 
 def contents_of(folder: Path) -> list[str]:
-    """Names of a folder's entries in order, without those of the file system and of unfinished replacements."""
+    """Sorted names of a folder's entries, without what the file system or an unfinished replacement put there."""
     names = sorted(path.name for path in folder.iterdir())
     return [name for name in names if name not in NOT_CONTENT and not name.startswith(f".{_PARTIAL}")]
 
@@ -103,19 +103,19 @@ def write_file(path: Path, content: bytes | str, *, mode: int | None = None) -> 
 def replaced_folder(target: Path, *, first: str | None = None) -> Iterator[Path]:
     """A folder to build in, whose contents become those of the target when the block ends.
 
-    A target that exists stays the folder it is, since it may be a mount point, or be mounted into a container:
-    its entries are renamed, each old one away and the new one into its place at once. Entries that hold the same
-    bytes already are left alone, so that a polling server does not load them again. Where the block or a rename
-    fails, the target is as it was; a process that is killed between two renames leaves entries of both kinds,
-    each of them whole, and the next replacement completes them. What a failure took away and could not put back
-    stays in a hidden folder beside the target, or in it.
+    A target that exists is not itself renamed, since it may be a mount point, or be mounted into a container: each
+    old entry is renamed away, and the new one into its place at once. Entries that hold the same bytes already are
+    left alone, so that a polling server does not load them again. Where the block or a rename fails, the target is
+    as it was. A process that is killed between two renames leaves old and new entries side by side, each of them
+    whole, and the next replacement completes them. Old entries that could not be put back after a failure stay in
+    a hidden folder beside the target, or inside it.
 
     Args:
         target: the folder; made if it is missing.
-        first: name of the entry that is put in before all others.
+        first: name of the entry that is put in place before all others.
 
     Raises:
-        BlockingIOError: another process replaces them at the moment.
+        BlockingIOError: another process is replacing the contents.
         OSError: the disk refuses.
     """
     with _locked(target):
@@ -130,7 +130,7 @@ def replaced_folder(target: Path, *, first: str | None = None) -> Iterator[Path]
                 _put_in_place(building, target)
             else:
                 _take_contents(target, building, old=place / "old", first=first)
-                # From here on nothing is put back, whoever finds the folder.
+                # From here on no recovery puts the old entries back.
                 (place / "old").rename(place / "done")
         finally:
             _put_back(place / "old", target)
@@ -140,7 +140,7 @@ def replaced_folder(target: Path, *, first: str | None = None) -> Iterator[Path]
 
 @contextmanager
 def _locked(target: Path) -> Iterator[None]:
-    """Keeps other processes from replacing a folder's contents, where it exists and its file system has locks.
+    """Locks out other processes that replace a folder's contents, if it exists and its file system has locks.
 
     The lock is on the folder itself: it needs no file, holds through every mount, and ends with its process.
     """
@@ -153,7 +153,7 @@ def _locked(target: Path) -> Iterator[None]:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise _in_use(target) from None
-        except OSError:  # some network file systems
+        except OSError:  # some network file systems have no locks
             pass
         yield
     finally:
@@ -167,7 +167,7 @@ def _in_use(target: Path) -> BlockingIOError:
 
 
 def _put_in_place(building: Path, target: Path) -> None:
-    """Makes a folder the target that did not exist."""
+    """Renames a folder to a target that did not exist."""
     try:
         building.rename(target)
     except OSError as error:
@@ -209,10 +209,10 @@ def _probe(place: Path, target: Path) -> None:
 def recover_folder(target: Path) -> None:
     """Puts back entries that a killed replacement had taken away and not yet replaced, and removes its leftovers.
 
-    What cannot be moved or removed is in nobody's way.
+    Leftovers that cannot be moved or removed stay; they do no harm.
 
     Raises:
-        BlockingIOError: another process replaces the contents at the moment.
+        BlockingIOError: another process is replacing the contents.
     """
     with _locked(target):
         _recover(target)
@@ -224,13 +224,13 @@ def _recover(target: Path) -> None:
             for path in folder.iterdir():
                 if path.name.startswith(prefix) and _is_over(path.name.removeprefix(prefix)):
                     _put_back(path / "old", target)
-                    # Of an entry that was replaced already there are two, and the new one is in its place.
+                    # Old entries whose new ones are in place need no recovery; others are still wanted.
                     if all(os.path.lexists(target / name) for name in _entries(path / "old")):
                         shutil.rmtree(path, ignore_errors=True)
 
 
 def _put_back(old: Path, target: Path) -> None:
-    """Moves back what the target has no entry for, as far as it can be moved."""
+    """Moves old entries back where the target has none of that name, as far as they can be moved."""
     for name in _entries(old):
         if not os.path.lexists(target / name):
             with suppress(OSError):
@@ -242,7 +242,7 @@ def _entries(folder: Path) -> list[str]:
 
 
 def _is_over(process: str) -> bool:
-    # In a container every run may have the same number, so a folder of our own is an earlier run's.
+    # In a container every run may have the same process id, so a folder with our own id is of an earlier run.
     if not process.isdecimal() or int(process) == os.getpid():
         return process.isdecimal()
     try:
@@ -255,13 +255,13 @@ def _is_over(process: str) -> bool:
 
 
 def _take_contents(target: Path, new: Path, *, old: Path, first: str | None) -> None:
-    """Renames entries until the target has those of the new folder; undoes all of it where one is refused."""
+    """Renames entries until the target has those of the new folder; undoes every rename if one is refused."""
     old.mkdir()
     wanted = sorted(contents_of(new), key=lambda name: (name != first, name))
     moves: list[tuple[Path, Path]] = []
 
     def move(source: Path, place: Path) -> None:
-        # Noted first: an interrupt may come when the rename is done and not yet returned from.
+        # Noted before the rename: an interrupt may come after the rename and before the next statement.
         moves.append((source, place))
         source.rename(place)
 
@@ -271,20 +271,20 @@ def _take_contents(target: Path, new: Path, *, old: Path, first: str | None) -> 
             if os.path.lexists(target / name):
                 move(target / name, old / name)
             move(new / name, target / name)
-        # Last, so that whoever refers to them has gone before.
+        # Last, so that models that refer to them are gone before them.
         for name in set(contents_of(target)) - set(wanted):
             move(target / name, old / name)
     except BaseException:
         for source, place in reversed(moves):
             if not os.path.lexists(source):
-                # One that is refused must not keep the others from being undone.
+                # A refused rename must not keep the others from being undone.
                 with suppress(OSError):
                     place.rename(source)
         raise
 
 
 def _same(one: Path, other: Path) -> bool:
-    """Whether two entries hold the same names and bytes; a link is like nothing else."""
+    """Whether two entries hold the same names and bytes; a link equals nothing."""
     if one.is_symlink() or other.is_symlink() or not one.exists() or one.is_dir() != other.is_dir():
         return False
     if one.is_dir():

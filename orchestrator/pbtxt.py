@@ -1,8 +1,8 @@
-"""config.pbtxt as text: the one writer and the one reader.
+"""The one reader and the one writer of config.pbtxt.
 
-Rules of this file: a configuration goes through the protobuf type, never through a string template; equal
-configurations give equal bytes; what is written says who wrote it and carries the hash of its own body, so
-that a later rendering can tell its own work from a file that somebody has edited since.
+A configuration goes through the protobuf type, never through a string template. Equal configurations give equal
+bytes. A written text says who wrote it and has the hash of its own body, so that a later rendering can tell its own
+work from a file that somebody has edited since.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ def text_from_config(
 
     Args:
         config: what to write.
-        source: the file a person edits instead, named in the first line.
-        rendered: without a person's settings, where `config` has some: its hash is the one that is written, so
-            that the text counts as edited.
-        comments: a person's own, each a line that begins with "#".
+        source: the file to edit instead, named in the first line.
+        rendered: the configuration without a person's settings, where `config` has some. Its hash is written in
+            place of `config`'s, so that the text counts as edited.
+        comments: a person's own comments, each a line that begins with "#".
     """
     body: str = text_format.MessageToString(config)
     digest = _hash(body if rendered is None else text_format.MessageToString(rendered))
@@ -63,7 +63,7 @@ def config_from_text(text: str, *, subject: str, unknown_fields: bool = False) -
     try:
         text_format.Parse(text, config, allow_unknown_field=unknown_fields)
     except text_format.ParseError as error:
-        # The parser puts "line:column : " before its message; the line is all that helps a reader.
+        # The parser puts "line:column : " before its message; a reader needs the line only.
         message = str(error).rpartition(" : ")[2]
         line = error.GetLine()
         place = "at its end" if line is None else f"at line {line}"
@@ -112,29 +112,29 @@ def is_written_here(text: str) -> bool:
 
 
 def is_marked(text: str) -> bool:
-    """True for a text that began as one of `text_from_config`, whatever was changed since."""
+    """True for a text that `text_from_config` wrote, whatever was changed since."""
     return text.startswith(_BY)
 
 
 def is_hash_of(config: ModelConfig, text: str) -> bool:
-    """Whether a text says in its first lines that it was written with this configuration."""
+    """Whether the first lines of a text have the hash of this configuration."""
     body: str = text_format.MessageToString(config)
     return f"{_HASH}{_hash(body)}" in text.splitlines()[:2]
 
 
 def comments_in(text: str) -> list[str]:
-    """The lines of comment in a text, without those that every written one begins with."""
+    """The comment lines of a text, without the two that `text_from_config` begins with."""
     lines = (line.strip() for line in text.splitlines())
     return [line for line in lines if line.startswith("#") and not line.startswith((_BY, _HASH))]
 
 
 def line_of_field(text: str, field: str, place: int = 0) -> int | None:
-    """The line, from 1, on which a text sets a field of the configuration itself; None where none does.
+    """Number of the line, from 1, on which a text sets a top-level field; None where no line does.
 
     Args:
         text: a whole config.pbtxt.
-        field: of the configuration.
-        place: how many lines that set it come before, for one that may be set several times.
+        field: name of the field.
+        place: how many earlier lines that set the field to skip, for a field that may be set several times.
     """
     depth = 0
     for number, line in enumerate(text.splitlines(), start=1):
@@ -148,7 +148,7 @@ def line_of_field(text: str, field: str, place: int = 0) -> int | None:
 
 
 def differences(got: ModelConfig, expected: ModelConfig) -> dict[str, tuple[str, str]]:
-    """Top-level fields in which two configurations differ, each with both values as short text."""
+    """Top-level fields in which two configurations differ -> both values as text."""
     texts = [_fields(config) for config in (got, expected)]
     names = [field.name for field in ModelConfig.DESCRIPTOR.fields]
     pairs = {name: (texts[0].get(name, "nothing"), texts[1].get(name, "nothing")) for name in names}
@@ -159,7 +159,7 @@ def _fields(config: ModelConfig) -> dict[str, str]:
     found = {}
     for field, _ in config.ListFields():
         only: Any = ModelConfig()
-        # Copying one field at a time lets the text format print maps and repeated fields its own way.
+        # A copy with one field at a time lets the text format print maps and repeated fields in its own way.
         only.MergeFrom(config)
         for other, _ in config.ListFields():
             if other.name != field.name:

@@ -1,4 +1,4 @@
-"""What the models of a repository call their classes."""
+"""Class names that the models of a repository give, in manifests and label files."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ Names = tuple[str, ...]
 
 
 def label_file_of(folder: Path, config: ModelConfig | None, output: str | None = None) -> Path | None:
-    """The file that a model's configuration names for its classes, which Triton looks for in the model's folder.
+    """The label file that a model's configuration names, which Triton looks for in the model's folder.
 
     Args:
-        folder: of the model.
-        config: its configuration.
-        output: the output with the scores, whose file comes before another output's.
+        folder: the model's.
+        config: the model's configuration.
+        output: the output with the scores, whose label file is preferred to another output's.
     """
     named = {} if config is None else {one.name: one.label_filename for one in config.output if one.label_filename}
     files = {named[output]} if output in named else set(named.values())
@@ -50,12 +50,12 @@ def names_in_label_file(path: Path) -> Names:
 
 
 def class_names_of(folder: Path, output: str | None = None) -> Names | None:
-    """What a model calls its classes: as its manifest says, else as the label file of its scores does.
+    """A model's class names, from its manifest, else from the label file of its scores.
 
-    What cannot be read says nothing here; `check` tells of it.
+    A file that cannot be read counts as none here; `check` reports it.
 
     Args:
-        folder: of the model.
+        folder: the model's.
         output: the output with the scores, where that is known.
     """
     with suppress(SpecError):
@@ -69,11 +69,11 @@ def class_names_of(folder: Path, output: str | None = None) -> Names | None:
 
 
 def common_names(stated: Mapping[str, Names | None], *, classes: int) -> Names | None:
-    """The class names that all members with any agree on, in the first one's spelling.
+    """The class names on which all members that have any agree, in the first member's spelling.
 
     Args:
-        stated: member -> what it calls its classes, None where nothing says.
-        classes: k; lists of another length name other classes and are passed over.
+        stated: member -> its class names, None where nothing says.
+        classes: k; lists of another length name other classes and are ignored.
 
     Returns:
         None where no member has names, or two have different ones.
@@ -85,10 +85,10 @@ def common_names(stated: Mapping[str, Names | None], *, classes: int) -> Names |
 
 
 def named_spec(spec: CascadeSpec, repository: Path) -> CascadeSpec:
-    """The plan, its classes called what its members call them now.
+    """The plan with the class names that its members have now.
 
-    The plan's own names stay where no member has any, where members contradict each other, and where these are the
-    plan's own in another order: rows may have been matched with classes by them, which `check` tells of.
+    The plan's own names stay where no member has any, where members contradict each other, and where the members
+    have the plan's names in another order: labels of rows may have been matched by name, which `check` reports.
     """
     stated = {one.name: class_names_of(repository / one.name, one.output) for one in spec.members}
     names = common_names(stated, classes=spec.classes)

@@ -1,4 +1,4 @@
-"""What the rendered models' configurations say; pbtxt.py turns them into text.
+"""The configurations of rendered models; `orchestrator.pbtxt` turns them into text.
 
 Rejected alternative: leaving `instance_group` out. In GPU builds Triton then starts one copy of a Python model
 per GPU, and two of an ONNX model per CPU.
@@ -23,7 +23,7 @@ ENDINGS = (".onnx", ".plan")  # of the model files that configurations are writt
 DEVICES = ("cpu", "gpu")
 HEURISTIC = "1"  # Triton's number for cuDNN's own choice of a convolution's algorithm, without timing them
 LABELS = "labels.txt"
-AVERAGING_VERSION = 1  # of the last step of an ensemble, which is written with it
+AVERAGING_VERSION = 1  # of the model that is the last step of an ensemble
 
 
 def triton_type(dtype: str) -> str:
@@ -43,9 +43,9 @@ def member_config(manifest: Manifest, *, device: str = "cpu") -> pb.ModelConfig:
     """The configuration of an exported member.
 
     Args:
-        manifest: what the export wrote down of it.
-        device: "cpu" or "gpu". Both warm the model up with the smallest batch, so that no client pays for what a
-            session does in its first run; on a GPU with the largest as well, whose memory is taken then.
+        manifest: the member's.
+        device: "cpu" or "gpu". Both warm the model up with the smallest batch, so that no client waits for the
+            work of a session's first run. On a GPU the largest batch is run too, so that its memory is taken then.
 
     Raises:
         RepositoryError: a model file of a kind no backend here reads, or an unknown dtype.
@@ -75,25 +75,25 @@ def _member_config(manifest: Manifest, device: str) -> pb.ModelConfig:
         instance_group=[_instances("gpu" if backend == "tensorrt" else device)],
         dynamic_batching=pb.ModelDynamicBatching(),
     )
-    # The protocol has no word for it, and clients and `record --url` must not guess.
+    # The protocol has no field for it, and clients and `record --url` must not guess.
     config.parameters[PARAMETER].string_value = manifest.output_kind
     if file.name != usual_name:
         config.default_model_filename = file.name
     on_gpu = device == "gpu" or backend == "tensorrt"
     if backend == "onnxruntime":
-        # Parallelism comes from instances and batches; ONNX Runtime's own threads fight over the cores. On a GPU
-        # they have next to nothing to do, and the default is a pool as wide as the machine for every instance.
+        # Parallelism comes from instances and batches; several pools of ONNX Runtime threads would compete for the
+        # cores. On a GPU they have hardly any work, and the default is a pool as wide as the machine per instance.
         config.parameters["intra_op_thread_count"].string_value = "1"
     if backend == "onnxruntime" and on_gpu:
         # The default, EXHAUSTIVE, times every algorithm for every new shape, and under dynamic batching each batch
-        # size is a new shape: the first request of every size waits for it, and which algorithm wins, with it the
-        # last bits of answers, may differ from start to start. It stands here and not in an accelerator's entry
-        # because the backend overwrites the entry's as soon as there are parameters.
+        # size is a new shape. The first request of every size would wait for that, and another algorithm, with
+        # other last bits of answers, might win at the next start. The setting is a parameter and not part of an
+        # accelerator's entry because the backend overwrites such entries as soon as there are parameters.
         config.parameters["cudnn_conv_algo_search"].string_value = HEURISTIC
-    # No `cc_model_filenames`: engines are built where they are served, so a folder holds that of its own GPU;
-    # the manifest says which.
+    # No `cc_model_filenames`: engines are built where they are served, so a folder holds the engine of its own
+    # GPU, which the manifest names.
     sizes = {_smallest_batch(manifest), manifest.max_batch_size} if on_gpu else {_smallest_batch(manifest)}
-    if -1 not in manifest.input.dims:  # Triton warms up with fixed shapes only
+    if -1 not in manifest.input.dims:  # Triton can warm up with fixed shapes only
         config.model_warmup.extend(_warmup(manifest.input, batch_size=size) for size in sorted(sizes))
     return config
 
@@ -101,8 +101,8 @@ def _member_config(manifest: Manifest, device: str) -> pb.ModelConfig:
 def cascade_config(spec: CascadeSpec) -> pb.ModelConfig:
     """The configuration of a cascade: a Python model, one CPU instance.
 
-    The response cache stays off: its key ignores request parameters, so it would answer one policy with
-    another's result. `model_warmup` stays out: calls to members are refused until the whole server is ready.
+    The response cache stays off: its key ignores request parameters, so a request could get the answer to another
+    policy. `model_warmup` is left out: calls to members are refused until the whole server is ready.
 
     Raises:
         RepositoryError: a number is too large for Triton.
@@ -111,7 +111,7 @@ def cascade_config(spec: CascadeSpec) -> pb.ModelConfig:
         # No queue policy: with `default_queue_policy { max_queue_size }` the batcher of 24.10 now and then
         # misses a wake-up, and every request in its queue waits for its 500 ms timer (p99 of the digits
         # cascade at 16 in flight: 510 ms in about a third of the passes with it, 25 ms without). The runtime's
-        # own door bounds what is deferred.
+        # admission limit bounds the deferred rows.
         return pb.ModelConfig(
             name=spec.name,
             backend="python",
@@ -124,11 +124,11 @@ def cascade_config(spec: CascadeSpec) -> pb.ModelConfig:
 
 
 def ensemble_config(spec: CascadeSpec, *, max_batch_size: int) -> pb.ModelConfig:
-    """The configuration of Triton's own ensemble of a single-stage spec: members side by side, then the mean.
+    """The configuration of Triton's own ensemble for a single-stage plan: members side by side, then the mean.
 
     Args:
         spec: with exactly one stage.
-        max_batch_size: what the smallest member takes; Triton never splits a batch of an ensemble.
+        max_batch_size: smallest limit of a member, since Triton never splits a batch of an ensemble.
 
     Raises:
         RepositoryError: a number is too large for Triton.
@@ -168,8 +168,8 @@ def averaging_config(spec: CascadeSpec, *, max_batch_size: int, dtypes: Sequence
 
     Args:
         spec: with exactly one stage.
-        max_batch_size: as the ensemble's.
-        dtypes: of each member's output, in plan order.
+        max_batch_size: the ensemble's.
+        dtypes: dtype of each member's output, in plan order.
     """
     inputs = [
         _input(TensorSpec(name=scores_name(i), dtype=dtype, dims=(spec.classes,)))
@@ -181,7 +181,7 @@ def averaging_config(spec: CascadeSpec, *, max_batch_size: int, dtypes: Sequence
         max_batch_size=max_batch_size,
         input=inputs,
         output=_outputs(spec, labels=spec.labels is not None),
-        # On the CPU in every flavour: a few numbers per row are not worth a trip to the GPU.
+        # On the CPU everywhere: a few numbers per row are not worth the way to a GPU.
         instance_group=[_instances("cpu")],
         dynamic_batching=pb.ModelDynamicBatching(),
     )
@@ -191,7 +191,7 @@ def averaging_config(spec: CascadeSpec, *, max_batch_size: int, dtypes: Sequence
 
 @contextmanager
 def _representable(what: str) -> Iterator[None]:
-    """Turns protobuf's refusal of a value, which a description could hold, into a RepositoryError."""
+    """Turns protobuf's refusal of a value, such as a number that is too large, into a RepositoryError."""
     try:
         yield
     except (TypeError, ValueError) as error:
@@ -199,7 +199,7 @@ def _representable(what: str) -> Iterator[None]:
 
 
 def _smallest_batch(manifest: Manifest) -> int:
-    """An engine refuses batches below its profile, in warming up as in serving."""
+    """The smallest batch that the model takes: an engine refuses batches below its profile, in warm-up too."""
     profile = manifest.engine.get("profile")
     size = profile.get("min") if isinstance(profile, dict) else None
     return size if isinstance(size, int) else 1

@@ -1,4 +1,4 @@
-"""Reading and writing the files of a repository: whole or not at all, and only what is ours.
+"""Reading and writing the files of a repository: whole or not at all, and only files that were rendered here.
 
 Every OSError of this package is turned into a RepositoryError here.
 """
@@ -16,18 +16,18 @@ from orchestrator.errors import RepositoryError
 from orchestrator.files import contents_of, replaced_folder, write_file
 from orchestrator.pbtxt import is_written_here, text_from_path
 
-# Lies at the top of a folder made by `--output`; Triton takes only folders there for models.
+# Marks a folder made by `committee render --output`; Triton ignores files beside the models' folders.
 MARK = ".rendered-by-committee"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rendering:
-    """What a rendering did, as paths.
+    """The paths that a rendering wrote, found up to date, or left alone.
 
     Args:
         written: files whose content changed or is new.
-        unchanged: files that already were as they should be.
-        kept: files that belong to somebody else and were left alone.
+        unchanged: files that had the right content already.
+        kept: files that somebody else wrote or edited.
     """
 
     written: tuple[Path, ...] = ()
@@ -35,7 +35,7 @@ class Rendering:
     kept: tuple[Path, ...] = ()
 
     def __add__(self, other: Rendering) -> Rendering:
-        """Both together."""
+        """The paths of both renderings."""
         return Rendering(
             written=self.written + other.written,
             unchanged=self.unchanged + other.unchanged,
@@ -45,7 +45,7 @@ class Rendering:
 
 @contextmanager
 def disk_errors(what: str) -> Iterator[None]:
-    """Turns an OSError of the block into a RepositoryError about `what`."""
+    """Turns an OSError of the block into a RepositoryError whose subject is `what`."""
     try:
         yield
     except OSError as error:
@@ -55,12 +55,12 @@ def disk_errors(what: str) -> Iterator[None]:
 
 
 def write_all(folder: Path, files: Mapping[str, bytes | str]) -> Rendering:
-    """Writes files in the order given, each one at once, leaving alone those that hold the same bytes already.
+    """Writes files in the order given, each in one step, and leaves alone those that hold the same bytes already.
 
-    Unchanged files keep their time, so that a polling server does not load them again.
+    Unchanged files keep their times, so that a polling server does not load them again.
 
     Args:
-        folder: they lie in.
+        folder: the files' folder.
         files: path relative to the folder -> content.
     """
     written, unchanged = [], []
@@ -72,14 +72,14 @@ def write_all(folder: Path, files: Mapping[str, bytes | str]) -> Rendering:
                 unchanged.append(path)
                 continue
             path.parent.mkdir(parents=True, exist_ok=True)
-            # The server in a container is another user, who has to read it whatever the umask here.
+            # A server in a container runs as another user, who must be able to read it whatever the umask is.
             write_file(path, data, mode=0o644)
             written.append(path)
     return Rendering(written=tuple(written), unchanged=tuple(unchanged))
 
 
 def may_replace(path: Path) -> bool:
-    """True where there is no config yet, or one that we wrote and nobody has edited since."""
+    """True where there is no config yet, or one that was rendered and not edited since."""
     return not path.exists() or is_written_here(text_from_path(path))
 
 
@@ -90,7 +90,7 @@ def remove_folder(folder: Path) -> None:
 
 
 def remove_others(folder: Path, keep: set[str]) -> None:
-    """Removes the Python files of an older runtime that the present one no longer has."""
+    """Removes the Python files that are not among `keep`, as an older runtime leaves them."""
     with disk_errors(f"cleaning {folder}"):
         for path in folder.rglob("*.py"):
             if path.relative_to(folder).as_posix() not in keep:
@@ -100,7 +100,7 @@ def remove_others(folder: Path, keep: set[str]) -> None:
 def copy_model(source: Path, target: Path) -> None:
     """Copies a model folder; links are followed, so that the copy needs nothing outside itself.
 
-    Files get the time of the copy: a polling server loads a model again only where a file is newer than before.
+    Files get the time of the copy: a polling server loads a model again only if a file became newer.
     """
     with disk_errors(f"copying {source}"):
         try:
@@ -115,8 +115,7 @@ def new_folder(target: Path) -> Iterator[Path]:
     """A folder to build in whose contents become the target's when the block ends, or go away when it fails.
 
     Args:
-        target: must not exist, be empty, or be an earlier folder made this way; see `replaced_folder` for what
-            happens to it.
+        target: missing, empty, or made this way before; see `replaced_folder` for how it is replaced.
 
     Raises:
         RepositoryError: the target holds something else, or cannot be written.
@@ -131,7 +130,7 @@ def new_folder(target: Path) -> Iterator[Path]:
 
 
 def check_output(target: Path) -> None:
-    """Refuses to replace what no rendering made.
+    """Refuses to replace a folder that no rendering made.
 
     Raises:
         RepositoryError: the target is a file, or a folder with something else in it.

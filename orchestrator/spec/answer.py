@@ -8,9 +8,9 @@ import numpy as np
 
 # Bits of the status column.
 DEGRADED = 1  # a member failed; the others answered
-DEADLINE = 2  # the time was up; the best answer so far
+DEADLINE = 2  # the deadline passed; the best answer so far
 ABSTAINED = 4  # below the plan's abstain window
-CAPPED = 8  # `max_stage` of the request answered before the row was sure
+CAPPED = 8  # answered at the request's `max_stage`, below the threshold
 GEARED = 16  # judged by a cheaper gear
 # bit -> its name in metrics and for people
 STATUS_BITS = {

@@ -1,4 +1,4 @@
-"""The cascade as frozen dataclasses, validated when built; JSON is cascade_json's business.
+"""A plan as frozen dataclasses, validated when built; `cascade_json` reads and writes them.
 
 Letters used in shapes everywhere: n rows, k classes, m members, s stages. Stages count from 0.
 """
@@ -65,7 +65,7 @@ class Member:
         faults.one_of("output_kind", self.output_kind, OUTPUT_KINDS)
         for name in ("temperature", "weight"):
             value = getattr(self, name)
-            # Wider would let sums of clipped logits leave float32.
+            # A wider range would let sums of clipped logits overflow float32.
             good = is_number(value) and 1e-3 <= value <= 1e3
             faults.check(name, good, f"got {value!r}, expected a number from 0.001 to 1000")
         good = is_number(self.cost) and math.isfinite(self.cost) and self.cost >= 0
@@ -169,9 +169,9 @@ class Limits:
 
     Args:
         max_batch_size: largest request of the cascade itself; larger than a member's, the runtime chunks.
-        max_deferred_rows: rows waiting for later stages before new requests wait at the door.
+        max_deferred_rows: admission limit; with so many rows waiting for later stages, new requests wait.
         workers_per_stage: threads draining a later stage; None means one more than its members' instances.
-        default_deadline_us: used for ordering only, when a request names no deadline.
+        default_deadline_us: orders the rows of requests that name no deadline; nothing else depends on it.
     """
 
     max_batch_size: int = 256
@@ -191,19 +191,19 @@ class Limits:
 
 @dataclass(frozen=True, kw_only=True)
 class Fit:
-    """What the thresholds were fitted on, and what that promised. Read by people and by `committee check`.
+    """What the thresholds were fitted on, and with what result. Read by people and by `committee check`.
 
     Args:
         data_sha256: hash of the records.
         rows: rows used to choose the thresholds.
-        split: name of the part of the data they are.
+        split: name of the part of the data that those rows are.
         target: the constraint and objective, in words.
         accuracy: share of those rows the plan gets right.
-        accuracy_ci95: 95 % interval of it (Clopper-Pearson).
+        accuracy_ci95: 95 % confidence interval of that share (Clopper-Pearson).
         exit_share: share of rows answered at each stage.
         mean_cost: per row, in the cascade's cost_unit.
         random_weights: True when a member was exported with random weights; its accuracy means nothing.
-        extra: anything a planner wants to keep (bounds, calibration), as JSON values.
+        extra: whatever else the planner keeps (bounds, calibration), as JSON values.
     """
 
     data_sha256: str
@@ -223,9 +223,9 @@ class CascadeSpec:
     """One cascade (or ensemble: a single stage), complete.
 
     Args:
-        header_pattern: which request parameters are headers that Triton forwards, and so passed over, as a regular
-            expression that is searched for in their names in any case; None for names with a dash and the
-            registered ones of one word.
+        header_pattern: regular expression, searched for in the names of request parameters, whatever their case.
+            Parameters that match are headers that Triton forwards, and are passed over. None takes names with a
+            dash, and the registered headers of one word, for headers.
 
     Raises:
         SpecError: with every fault at once.
@@ -306,7 +306,7 @@ class CascadeSpec:
 
     @property
     def models(self) -> tuple[str, ...]:
-        """Names of all models it calls: the members, and the fused prefix."""
+        """Names of all models that the cascade calls: its members, and the fused prefix."""
         names = tuple(member.name for member in self.members)
         return names if self.fused_prefix is None else (*names, self.fused_prefix.name)
 

@@ -1,4 +1,4 @@
-"""cascade.json, the only reader and the only writer of it."""
+"""The only reader and the only writer of cascade.json."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _stage = _part(Stage, {"members": array_of(_member)})
 
 
 def _stages(path: str, value: object, faults: Faults) -> Any:
-    """Stages; all but the last must say their threshold, for a forgotten one would silently never exit."""
+    """Reads stages; all but the last must state a threshold: a stage without one would silently never exit."""
     if isinstance(value, list):
         for index, part in enumerate(value[:-1]):
             if isinstance(part, dict) and "threshold" not in part:
@@ -74,7 +74,7 @@ def cascade_from_json(text: str, subject: str = PLAN) -> CascadeSpec:
         raise SpecError(subject, {"document": f"got {type(value).__name__}, expected an object"})
     number = value.pop("format", None)
     if number != FORMAT or isinstance(number, bool):
-        # Another format's fields would only produce misleading faults, so nothing else is looked at.
+        # The fields of another format would only produce misleading faults, so the rest is not read.
         message = f"got {number!r}, expected {FORMAT}"
         newer = isinstance(number, int) and number > FORMAT
         fix = "install a newer committee" if newer else "write it again with `committee plan`"
@@ -106,7 +106,7 @@ def json_from_cascade(spec: CascadeSpec) -> str:
 
 
 def _leave_out(value: dict[str, Any], *names: str) -> None:
-    """Fields younger than format 1 are written only where they say something: older readers refuse them."""
+    """Leaves out empty fields that are younger than format 1, because older readers refuse them."""
     for name in names:
         if name in value and not value[name]:
             del value[name]

@@ -1,4 +1,4 @@
-"""Names of classes: how text files hold them, and when two names are the same.
+"""Class names: reading them from text files, and comparing them.
 
 Names are compared in Unicode's normal form C: a file system or an editor may store an accented letter as one
 code point or as two, and nobody can see which.
@@ -11,21 +11,21 @@ from collections.abc import Iterable, Sequence
 
 
 def normal_form(name: str) -> str:
-    """The name as it is compared, Unicode's NFC."""
+    """The form in which names are compared, Unicode's NFC."""
     return unicodedata.normalize("NFC", name)
 
 
 def in_order(names: Iterable[str]) -> list[str]:
-    """The names sorted as they are compared, so that the form they are stored in does not change their order."""
+    """The names sorted by normal form, so that the form in which they are stored does not change the order."""
     return sorted(names, key=lambda name: (normal_form(name), name))
 
 
 def names_from_text(text: str) -> tuple[str, ...]:
     """The names of a text with one per line, in the order of the scores.
 
-    Lines end as Triton's own reader has them, at a line feed: other characters that Python takes for line ends
-    may be part of a name. A carriage return before it, blanks around a name and empty lines at the end are left
-    off; an empty line between names stays, since the line number is the class.
+    Lines end at a line feed, as in Triton's own reader: other characters that Python takes for line ends may be
+    part of a name. Carriage returns, blanks around a name and empty lines at the end are removed. An empty line
+    between names stays, since the line number is the class.
     """
     names = [line.strip() for line in text.removeprefix("\ufeff").split("\n")]
     while names and not names[-1]:
@@ -34,7 +34,7 @@ def names_from_text(text: str) -> tuple[str, ...]:
 
 
 def first_unlike(one: Sequence[str], other: Sequence[str]) -> int | None:
-    """The first class that two lists, of any lengths, call differently; None where they agree."""
+    """Number of the first class that two lists of any lengths name differently; None where they agree."""
     pairs = zip(one, other, strict=False)
     unlike = (number for number, (a, b) in enumerate(pairs) if normal_form(a) != normal_form(b))
     shorter = min(len(one), len(other))
@@ -42,7 +42,7 @@ def first_unlike(one: Sequence[str], other: Sequence[str]) -> int | None:
 
 
 def first_misplaced(names: Sequence[str], known: Sequence[str]) -> int | None:
-    """The first class that is called what `known` calls another one; other spellings are nobody's business."""
+    """Number of the first class that has the name of another class in `known`; unknown names do not count."""
     keys = [normal_form(name) for name in known]
     anywhere = set(keys)
     pairs = zip(map(normal_form, names), keys, strict=False)

@@ -1,7 +1,7 @@
-"""Gears: cheaper threshold vectors of the same plan, for when more comes in than it can serve.
+"""Gears: cheaper threshold vectors of the same plan, for when more requests come in than it can serve.
 
-Gear 0 is the plan's own thresholds; gear 1 and on are cheaper and less accurate, in that order. Which one is used
-follows from how long deferred rows wait; every row is judged by one gear from its arrival to its answer.
+Gear 0 is the plan's own thresholds; gears from 1 on are cheaper and less accurate, in that order. The longest wait
+of a deferred row decides which gear is used; every row keeps the gear of its arrival until it is answered.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ class Gear:
 
     Args:
         thresholds: one per stage but the last; None never exits.
-        mean_cost: per row, where the plan was fitted.
-        accuracy: share of those rows right; None where labels were not looked at.
+        mean_cost: per row, on the rows the plan was fitted on.
+        accuracy: share of those rows answered right; None where labels were not used.
         exit_share: share of those rows answered at each stage.
     """
 
@@ -44,14 +44,14 @@ class Gear:
 
 @dataclass(frozen=True, kw_only=True)
 class Gears:
-    """The cheaper gears and when to shift.
+    """The cheaper gears and when to shift between them.
 
     Args:
-        cheaper: gear 1 and on, each cheaper than the one before.
-        raise_wait_us: deferred rows that wait at least this long for their next stage ask for a cheaper gear.
-        lower_wait_us: rows that wait no longer than this let a dearer one return; less than `raise_wait_us`.
-        raise_after_us: how long the first must hold without a break.
-        lower_after_us: how long the second must; the longer of the two, so that gears do not swing.
+        cheaper: the gears from 1 on, each cheaper than the one before.
+        raise_wait_us: longest wait of a deferred row from which on the next cheaper gear is taken.
+        lower_wait_us: longest wait up to which the gear goes a step back; less than `raise_wait_us`.
+        raise_after_us: how long waits must be that long, without a break, before the gear is raised.
+        lower_after_us: how long waits must be that short before it is lowered; longer, so that gears do not swing.
     """
 
     cheaper: tuple[Gear, ...]

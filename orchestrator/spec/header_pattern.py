@@ -7,16 +7,16 @@ import math
 import re
 from typing import Any
 
-# Longer names are no headers that anybody forwards; the pattern is never tried on them.
+# Nobody forwards headers with longer names, so the pattern is never tried on them.
 MAX_HEADER_NAME = 128
-# Names come from clients, and Python's matcher goes back and tries again; this keeps a name to milliseconds.
+# Names come from clients and Python's matcher backtracks; this bound keeps the time for one name to milliseconds.
 _MAX_WAYS = 2.0**23
 # `sre_parse` under another name from Python 3.11 on.
 _parser: Any = getattr(re, "_parser", None) or importlib.import_module("sre_parse")
 
 
 def header_regex(pattern: str) -> re.Pattern[str]:
-    """The pattern as it is used: anywhere in a name, as Triton's own option takes it, whatever the case."""
+    """The pattern compiled; it may match anywhere in a name, in any case, as with Triton's own option."""
     return re.compile(pattern, re.IGNORECASE | re.ASCII)
 
 
@@ -38,13 +38,13 @@ def header_pattern_fault(pattern: object) -> str | None:
 
 
 def _ways(parsed: Any) -> float:
-    """At most in how many ways a parsed expression matches from one place of the longest name."""
+    """Upper bound of the number of ways in which an expression can match from one place in the longest name."""
     return math.prod(_ways_of(str(code), value) for code, value in parsed)
 
 
 def _ways_of(code: str, value: Any) -> float:
     if code in ("ASSERT", "ASSERT_NOT", "GROUPREF", "GROUPREF_EXISTS"):
-        # Each is tried from every place, however long it is, and no header's name needs one.
+        # Each of these is tried from every place in a name, and no header name needs one.
         return math.inf
     if code == "BRANCH":
         return math.fsum(_ways(branch) for branch in value[1])
@@ -62,5 +62,5 @@ def _ways_of_repeat(least: int, most: int, repeated: Any) -> float:
     most = min(int(most), max(int(least), MAX_HEADER_NAME))
     if each == 1:
         return most - least + 1
-    # The largest term is enough to tell what is too much, and 2.0**1024 would overflow.
+    # The largest term alone shows that the sum is too large; computing it could overflow.
     return math.inf if most * math.log2(each) > 64 else math.fsum(each**count for count in range(least, most + 1))

@@ -1,4 +1,4 @@
-"""What a cascade takes in: its input tensor, and how a client makes a row of it from a picture."""
+"""A cascade's input tensor, and how a client makes a row of it from a picture."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from orchestrator.spec.validation import Faults, is_number
 
 NON_FINITE_INPUT = ("reject", "pass")
-# Triton's numeric dtypes that have a numpy twin (BF16 has none, BYTES would cost a parse per row).
+# Triton's numeric dtypes -> numpy's. BF16 has no numpy dtype, and BYTES would have to be parsed row by row.
 INPUT_DTYPES = {
     "BOOL": "bool",
     "UINT8": "uint8",
@@ -71,7 +71,7 @@ class InputSpec:
         dtype: Triton dtype, e.g. "FP32" or "UINT8".
         dims: shape of one row, without the batch axis, all sizes fixed.
         non_finite: "reject" answers INVALID_ARGUMENT to NaN or infinity, "pass" hands them to the members.
-        preprocess: how clients build a row from an image file, if that is written down.
+        preprocess: how clients build a row from an image file; None where nothing says.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""The manifest that lies beside every exported member, `<member>/manifest.json`."""
+"""What the export writes down of every member, `<member>/manifest.json`: reading and writing it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from orchestrator.spec.validation import Faults, array_of, build, is_number, jso
 MANIFEST = "manifest.json"  # in the folder of an exported member
 MANIFEST_FORMAT = 1
 PRECISIONS = ("fp32", "fp16", "int8")
-# Facts without a type of their own: JSON objects.
+# Fields that are JSON objects without a type of their own.
 _OBJECTS = (
     "parity",
     "training",
@@ -54,41 +54,40 @@ class TensorSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """What is known of one exported member.
+    """What is known of an exported member.
 
     Args:
         name: Triton model name.
         file: model file relative to the member's folder, e.g. "1/model.onnx".
         sha256: of that file.
-        source: where the model came from, in words a person can repeat.
+        source: where the model came from, in words with which a person can fetch it again.
         precision: one of PRECISIONS.
         opset: ONNX opset; None for other formats.
-        input, output: tensor specs.
+        input, output: its tensors.
         output_kind: "logits" or "probabilities".
-        labels: class names in order, if known.
+        labels: class names in the order of the scores, if known.
         parameters: number of trained parameters.
         macs: multiply-accumulates per row.
         macs_counter: which counter gave `macs`.
-        max_batch_size: largest batch the member was checked for.
+        max_batch_size: largest batch that was compared with the framework.
         random_weights: True when the weights were never trained; its accuracy means nothing.
-        preprocess: how a client builds a row from an image file.
-        parity: comparison with the framework: rows, batches, max_abs, max_rel, ...
-        training: how it was trained, where we did it.
-        resolution_px: side of the square the network itself sees, where the graph resizes; else None.
+        preprocess: how a client makes a row of an image file.
+        parity: results of the comparison with the framework: rows, batches, max_abs, max_rel, ...
+        training: how it was trained, if it was trained here.
+        resolution_px: side of the square that the network itself gets, where the graph resizes; else None.
         preprocess_macs: multiply-accumulates per row of the resizing inside the graph; not part of `macs`.
         in_graph: what the graph does to an image before the network, and how close that is to the model's own
             image processor.
-        agreement: of a member of lower precision with its fp32 original: rows, same_top1, ...
-        engine: of a TensorRT engine: profiles, TensorRT version, compute capability, ...
-        options: what decided the file, so that a second export with the same ones has nothing to do.
+        agreement: how far a member of lower precision agrees with its fp32 original: rows, same_top1, ...
+        engine: facts about a TensorRT engine: profile, TensorRT version, compute capability, ...
+        options: everything that decides the file, so that a second export with equal options has nothing to do.
         data_files: files beside the model file that hold weights, path in the member's folder -> sha256.
-        versions: of the packages that made it.
-        processor_flags: of which a processor needs one to give the answers that were compared (Linux's names);
-            empty where every processor gives them.
-        runtimes: what came of other versions of ONNX Runtime: version -> {"max_abs": ...} where the graph was
-            proven there, {"not_proven": why} where it could not be tried, {"fault": ...} where it answers
-            otherwise.
-        original: of a member from an ONNX file: the file's version, opsets and tensor names, and what was changed.
+        versions: package -> version, of the packages that made it.
+        processor_flags: processor features by Linux's names; a processor with one of them gives the answers that
+            were compared. Empty where every processor does.
+        runtimes: version of ONNX Runtime -> {"max_abs": ...} where the graph was proven with it, {"not_proven":
+            why} where it could not be tried, {"fault": ...} where it answers otherwise.
+        original: facts about the ONNX file a member was made from: its version, opsets, tensor names, changes.
     """
 
     name: str
@@ -141,7 +140,7 @@ class Manifest:
         good = isinstance(self.sha256, str) and len(self.sha256) == 64
         faults.check("sha256", good, f"got {self.sha256!r}, expected 64 hexadecimal digits")
         for label in self.labels or ():
-            # As a cascade's, which they become.
+            # A plan takes its class names from here, and writes one per line.
             good = isinstance(label, str) and not set(label) & set("\r\n")
             faults.check("labels", good, f"got {label!r}, expected text without line breaks")
         for index, flag in enumerate(self.processor_flags):
@@ -152,7 +151,7 @@ class Manifest:
 
 
 def _is_proof(value: object) -> bool:
-    """Whether a value says what came of one version of ONNX Runtime."""
+    """Whether a value has the form of a result with one version of ONNX Runtime."""
     if not isinstance(value, dict):
         return False
     words = [value[key] for key in ("not_proven", "fault") if key in value]

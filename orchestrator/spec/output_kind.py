@@ -1,11 +1,11 @@
-"""Logits or probabilities: what the scores of a member are, as their values show.
+"""Logits or probabilities: telling from values what the scores of a member are.
 
 A cascade compares how sure its members are of one class among several that exclude each other. Each row of scores
-is therefore either a distribution ("probabilities") or what a softmax makes one of ("logits"; log-probabilities
-are logits, too). Outputs of independent sigmoids are neither.
+is therefore either a distribution ("probabilities"), or a softmax makes it one ("logits"; log-probabilities are
+logits, too). Outputs of independent sigmoids are neither.
 
-The evidence is a summary that grows row by row, so that a stream of rows, a client's answers and an export's
-comparison are judged by the same rules.
+The evidence is a summary that grows with every row, so that a stream of rows, the answers a client gets and an
+export's comparison are judged by the same rules.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ import numpy.typing as npt
 OUTPUT_KINDS = ("logits", "probabilities")
 # Triton dtypes that scores may have; the runtime works in FP32.
 SCORE_DTYPES = ("FP16", "FP32", "FP64")
-# Key of the parameter in a served model's configuration that says which of the two its output is.
+# Parameter in a served model's configuration that says which of the two its output is.
 PARAMETER = "output_kind"
-# Half precision rounds a probability by up to 5e-4 of itself, bfloat16 by 4e-3; sums of a row are off by as much.
+# Half precision rounds a probability by up to 5e-4 of its value, bfloat16 by 4e-3, and sums of a row by as much.
 MAX_SUM_ERROR = 1e-2
 # Rounding may take a probability this far below 0, or above 1.
 BELOW_0, ABOVE_1 = 1e-6, 1e-3
-# Fewer rows of logits can be distributions by chance.
+# Fewer rows of logits may look like distributions by chance.
 MIN_ROWS = 4
-# So many scores between 0 and 1 that reach this near to both ends come from something that cannot leave them.
+# So many scores from 0 to 1 that come this near to both ends were made by a function bounded there, a sigmoid.
 MIN_SCORES, FILLED_TO = 64, 0.01
-# Rows that differ by less, relative to their largest score, say no more than one row.
+# Rows that differ by less than this share of their largest score count as one row.
 SAME = 1e-4
-# Sums of distributions vary by rounding alone, those of weak logits as much as the logits.
+# The sums of distributions vary by rounding only; the sums of small logits vary as much as the logits.
 _SUMS_VARY = 0.1
 
 EXCLUSIVE = "a cascade compares how sure members are of one class, so classes must exclude each other"
@@ -39,15 +39,15 @@ EXCLUSIVE = "a cascade compares how sure members are of one class, so classes mu
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreEvidence:
-    """What is known of a member's scores after some rows; rows that are not finite are left out.
+    """Summary of a member's scores over some rows; rows with values that are not finite are left out.
 
     Args:
         rows: rows seen.
         classes: scores per row.
         low, high: smallest and largest score.
         low_sum, high_sum: smallest and largest sum of a row.
-        low_exp_sum, high_exp_sum: smallest and largest sum of a row's exp(-score): 1 where scores are -log p.
-        spread: largest difference of a score from the first row's of its class.
+        low_exp_sum, high_exp_sum: smallest and largest sum of exp(-score) over a row; 1 where scores are -log p.
+        spread: largest difference between a score and the first row's score of the same class.
         first: float64 (k,), the first row; None before it.
     """
 
@@ -74,7 +74,7 @@ class ScoreEvidence:
             return self
         first = rows[0] if self.first is None else self.first
         sums = rows.sum(axis=1)
-        # Where a score is below -1, the sum is far from 1 anyway and must not overflow.
+        # With a score below -1 the sum is far from 1 anyway; the bound keeps it from overflowing.
         exp_sums = np.exp(np.minimum(-rows, 1.0)).sum(axis=1)
         return ScoreEvidence(
             rows=self.rows + len(rows),
@@ -96,7 +96,7 @@ class ScoreEvidence:
 
     @property
     def sums_agree(self) -> bool:
-        """The rows have one sum, whatever it is, while their scores differ."""
+        """All rows have the same sum, whatever it is, while their scores differ."""
         return self.rows >= MIN_ROWS and self.varies and self.high_sum - self.low_sum <= _SUMS_VARY * self.spread
 
     @property
@@ -123,7 +123,7 @@ class ScoreEvidence:
 
     @property
     def adds_up_otherwise(self) -> bool:
-        """The rows differ and have one sum, neither 0 nor 1, as 2p - 1 and other images of a softmax have."""
+        """The rows differ and have one sum, neither 0 nor 1, as 2p - 1 and other functions of a softmax have."""
         error = MAX_SUM_ERROR * max(1.0, abs(self.low), abs(self.high))
         near = (max(abs(self.low_sum - one), abs(self.high_sum - one)) <= error for one in (0, 1))
         return self.sums_agree and not any(near)
@@ -134,14 +134,14 @@ class ScoreEvidence:
 
     @property
     def kind(self) -> str:
-        """What the values alone make of the scores: one of OUTPUT_KINDS."""
+        """The kind by values alone: one of OUTPUT_KINDS."""
         return "probabilities" if self.adds_up else "logits"
 
     def contradicts(self, kind: str) -> bool:
         """Whether scores of that kind could not have, or would not have, these values.
 
-        Logits may have any values, so only several rows speak against them: distributions that differ, their
-        negative logarithms, or scores that fill the unit interval and never leave it.
+        Logits may have any values, so only several rows can contradict them: distributions that differ, negative
+        logarithms of such, or scores that fill the unit interval and never leave it.
         """
         if kind == "probabilities":
             return self.rows > 0 and not self.adds_up
@@ -149,7 +149,7 @@ class ScoreEvidence:
 
     @property
     def looks(self) -> str:
-        """What scores that are not of the stated kind look like, for messages."""
+        """What scores look like that are not of the stated kind, for messages."""
         if self.adds_up:
             return "distributions"
         if self.is_negative_log:

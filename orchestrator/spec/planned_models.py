@@ -1,7 +1,7 @@
 """Whether the models that a plan names are still those it was made with: version, files and readiness.
 
-The runtime asks this inside the server, `committee serve` outside of it, so how to ask for readiness is handed in.
-Gigabytes are hashed at load, and again only when a file's times, size or inode change.
+The runtime checks this inside the server and `committee serve` outside of it, so the function that asks for
+readiness is handed in. Gigabytes are hashed at load, and again only when a file's times, size or inode change.
 """
 
 from __future__ import annotations
@@ -16,15 +16,18 @@ from orchestrator.spec.cascade import CascadeSpec, FusedPrefix, Member
 from orchestrator.spec.manifest import MANIFEST, manifest_from_path
 from orchestrator.spec.triton import BACKEND_OF_FILE, versions_in
 
-# Name of a model and a version, None for any -> whether the server would answer for it now.
+# (name of a model, its version or None for any) -> whether the server would answer for it now
 Ready = Callable[[str, "int | None"], bool]
-# Called with a file's path for every block of it that is read.
+# Called with a file's path for every block that is read.
 Tick = Callable[[Path], None]
 _YES, _NO = ("", "yes", "true", "on", "1"), ("no", "false", "off", "0")
 
 
 def verifies_hashes(config: Mapping[str, Any]) -> bool:
-    """Whether a cascade's configuration, as JSON, leaves the comparison of its members with their hashes on.
+    """Whether a cascade's configuration leaves the comparison of member files with planned hashes switched on.
+
+    Args:
+        config: the configuration as JSON values.
 
     Raises:
         SpecError: the parameter `verify_hashes` is neither yes nor no.
@@ -36,14 +39,14 @@ def verifies_hashes(config: Mapping[str, Any]) -> bool:
 
 
 class VersionFiles:
-    """The files of one version of a model, and the hashes they are expected to have.
+    """The files of one version of a model, compared with the hashes that a plan expects.
 
     Args:
-        folder: of the version.
+        folder: the version folder.
         expected: path in the folder -> sha256.
 
     Attributes:
-        reads: how often a file was read, because it may have changed.
+        reads: how often a file was read because it may have changed.
     """
 
     def __init__(self, folder: Path, expected: Mapping[str, str]) -> None:
@@ -53,7 +56,7 @@ class VersionFiles:
         self._known: dict[str, tuple[tuple[int, ...], str]] = {}
 
     def fault(self, tick: Tick | None = None) -> str | None:
-        """What is wrong with the files, None where they are the expected ones."""
+        """What is wrong with the files; None where they are the expected ones."""
         for name, expected in self._expected.items():
             path = self._folder / name
             try:
@@ -82,25 +85,25 @@ class VersionFiles:
 
 
 class PlannedModel:
-    """A member, or the lead, as its plan names it, and the model of that name in the server.
+    """A member or fused prefix of a plan, held against the model of that name in the server.
 
-    Where the plan names no version, the newest one that is ready and has the planned file is taken, and kept as
-    long as it is so. That is asked of the server, not read from config.pbtxt: another configuration may be in use
+    Where the plan names no version, the newest one that is ready and has the planned file is taken, and kept while
+    that holds. The server is asked which versions are ready: its configuration may not be config.pbtxt
     (`--model-config-name`, or one that came with a load request).
 
     Args:
-        planned: what the plan says of it.
-        repository: folder that holds the model's, which need not be visible from here.
-        verify_files: whether to compare its files with the plan's hashes.
+        planned: what the plan says of the model.
+        repository: folder with the model's folder in it; this process may not be able to see it.
+        verify_files: whether to compare the model's files with the plan's hashes.
         may_fail: whether its stage answers without it.
 
     Attributes:
         name: Triton model name.
-        version: to ask by number; None leaves the choice to the server.
-        is_seen: whether its folder can be seen from here.
-        has_hash: whether the plan says which file it was made with, and that counts.
-        was_changed: its files were others at some time since this began, so the server may have loaded them.
-        is_missing: when last looked at, the server had no version of it ready.
+        version: number of the version to ask; None leaves the choice to the server.
+        is_seen: whether this process can see the model's folder.
+        has_hash: whether the plan has a hash of the model file, and it is to be compared.
+        was_changed: whether the files differed at some time, so that the server may have loaded those.
+        is_missing: whether the server had no version of it ready at the last look.
     """
 
     def __init__(
@@ -125,11 +128,11 @@ class PlannedModel:
         return bool(self._expected)
 
     def fault(self, ready: Ready | None = None, *, tick: Tick | None = None) -> str | None:
-        """What differs from the plan now, None where nothing does and `version` is the one to ask.
+        """What differs from the plan now; None where nothing does, and `version` is then the one to ask.
 
         Args:
-            ready: asks the server; None looks at the files alone, as before a server is up.
-            tick: told of every block that is read.
+            ready: asks the server; None looks at the files alone, for when no server runs yet.
+            tick: called for every block that is read.
         """
         first = None
         self.is_missing = False
@@ -145,14 +148,14 @@ class PlannedModel:
 
     @property
     def reads(self) -> int:
-        """How often one of its files was read: more often than before, and it was written or put there anew."""
+        """How often files were read; a number that grows means that a file was written or replaced."""
         return sum(files.reads for files in self._files.values())
 
     @property
     def is_left_to_stage(self) -> bool:
-        """Whether what is wrong is a member that is not there, which can give no wrong answer, and no change.
+        """Whether the member is missing and was not changed, which is left to its stage's failure rule.
 
-        A member that was never there fails the requests that need it, as any failing member does.
+        Such a member cannot give wrong answers: it fails the requests that need it, as any failing member does.
         """
         return self.is_missing and not self.was_changed and (self._may_fail or not self._was_ready)
 
@@ -179,14 +182,15 @@ class PlannedModel:
         return None
 
     def _expected_files(self, planned: Member | FusedPrefix) -> dict[str, str]:
-        """Path in the version folder -> sha256; none where the plan has no hash or the file's name is unknown."""
+        """Path in the version folder -> sha256; empty where the plan has no hash or the file's name is unknown."""
         name, data_files = _exported_files(self._folder)
         folders = [self._folder / str(version) for version in versions_in(self._folder)]
         usual = (file for file in BACKEND_OF_FILE for folder in folders if (folder / file).is_file())
         name = name or next(usual, None)
         if planned.sha256 is None or name is None:
             return {}
-        # The plan's own come first: with weights beside it, a graph of other weights can be the same file.
+        # With weights in files beside it, a graph file does not tell weights apart, so the plan's hashes of those
+        # files come before the manifest's, which may have been written since.
         beside = planned.data_files if isinstance(planned, Member) else {}
         return {name: planned.sha256, **(beside or data_files)}
 
@@ -204,7 +208,7 @@ def planned_models(spec: CascadeSpec, repository: Path, *, verify_files: bool = 
 
 
 def data_files_of(data_files: Mapping[str, str]) -> dict[str, str]:
-    """A manifest's `data_files`, whose paths begin with the version folder, by their path inside it."""
+    """A manifest's `data_files` by path inside the version folder, with which the manifest's paths begin."""
     return {PurePosixPath(*PurePosixPath(path).parts[1:]).as_posix(): said for path, said in data_files.items()}
 
 
@@ -212,12 +216,12 @@ def _exported_files(folder: Path) -> tuple[str | None, dict[str, str]]:
     """Name of the model file and hashes of its data files, as the member's manifest has them."""
     try:
         manifest = manifest_from_path(folder / MANIFEST)
-    except SpecError:  # `check` says what is wrong with it
+    except SpecError:  # `check` reports it
         return None, {}
     return PurePosixPath(manifest.file).name, data_files_of(manifest.data_files)
 
 
 def _identity(path: Path) -> tuple[int, ...]:
-    """What changes whenever a file is written or put in another's place; the second time catches kept dates."""
+    """Values, at least one of which changes whenever a file is written or replaced, kept dates included."""
     stat = path.stat()
     return stat.st_mtime_ns, stat.st_ctime_ns, stat.st_size, stat.st_ino, stat.st_dev

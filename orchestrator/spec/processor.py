@@ -1,4 +1,4 @@
-"""What this processor can do that decides which answers a quantised model gives.
+"""The processor: its core count, and features that change the answers of quantised models.
 
 On x86 without dot-product instructions (VNNI), ONNX Runtime adds the products of two pairs of bytes in 16 bits,
 and a sum over 32,767 stays there: eight-bit weights times eight-bit activations then come out wrong, silently.
@@ -13,12 +13,12 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-# Linux's names of what multiplies bytes into 32-bit sums at once; one of them is enough.
+# Linux's names of the instructions that multiply bytes into 32-bit sums at once; one of them is enough.
 DOT_PRODUCT_FLAGS = ("avx512_vnni", "avx_vnni", "amx_int8")
 # The largest weight whose products with bytes fit 16 bits in pairs, on any processor.
 LARGEST_SAFE_WEIGHT = 64
 _X86 = ("x86_64", "AMD64", "i686")
-# What decides which kernels ONNX Runtime takes, as far as answers may differ by it.
+# Features by which ONNX Runtime chooses kernels whose answers may differ.
 _DECIDING_FLAGS = ("sse4_1", "avx", "avx2", "fma", "avx512f", *DOT_PRODUCT_FLAGS, "asimd", "asimddp", "i8mm")
 
 
@@ -30,7 +30,7 @@ def core_count() -> int:
 
 
 def processor_flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
-    """All flags Linux gives of the first processor; empty where it does not say."""
+    """All flags that Linux lists for the first processor; empty where it lists none."""
     try:
         text = cpuinfo.read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -43,7 +43,7 @@ def processor_flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
 
 
 def instruction_sets(flags: Iterable[str]) -> tuple[str, ...]:
-    """Those of a processor's flags by which answers may differ, in a fixed order."""
+    """The flags among these by which answers may differ, in a fixed order."""
     known = frozenset(flags)
     return tuple(flag for flag in _DECIDING_FLAGS if flag in known)
 
@@ -51,11 +51,11 @@ def instruction_sets(flags: Iterable[str]) -> tuple[str, ...]:
 def members_lacking_flags(
     extra: Mapping[str, Any], flags: Iterable[str], *, machine: str | None = None
 ) -> list[str]:
-    """Members of a plan that a processor answers otherwise than they were recorded.
+    """Members of a plan that answer otherwise on a processor than when they were recorded.
 
     Args:
         extra: the plan's `fit.extra`, whose "recorded_with" names the flags that members need.
-        flags: the processor's.
+        flags: the processor's flags.
         machine: its architecture, as for `lacks_flags`.
     """
     recorded = extra.get("recorded_with")
@@ -68,12 +68,12 @@ def members_lacking_flags(
 
 
 def lacks_flags(needed: Iterable[str], flags: Iterable[str], *, machine: str | None = None) -> bool:
-    """Whether a processor has none of the flags of which a member needs one.
+    """Whether a processor lacks what a member needs: it has none of the given flags.
 
     Args:
-        needed: flags of which one is enough, a manifest's `processor_flags`; empty needs none.
-        flags: the processor's; empty where they are not known, which lacks nothing.
-        machine: its architecture as `platform.machine()` says; the flags are x86's, and others add exactly.
+        needed: a manifest's `processor_flags`, one of which is enough; with none, nothing is lacking.
+        flags: the processor's; empty where they are unknown, and nothing is said to be lacking then.
+        machine: its architecture as in `platform.machine()`; processors other than x86 add exactly.
     """
     wanted, known = frozenset(needed), frozenset(flags)
     is_x86 = (platform.machine() if machine is None else machine) in _X86

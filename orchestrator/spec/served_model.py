@@ -1,4 +1,4 @@
-"""What a server says of a model, and what follows from it: which rows fit, how they are split, what to ask for."""
+"""A model as a server describes it: which rows fit, how they are split into requests, which outputs to ask for."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ class ModelInfo:
 
     Args:
         name: Triton model name.
-        platform: "ensemble", or what the server says of the backend.
-        versions: served ones.
+        platform: "ensemble", or the server's word for the backend.
+        versions: the served ones.
         max_batch_size: most rows of one request; 0 where the model itself sets no limit.
         inputs, outputs: its tensors.
-        output_kind: "logits" or "probabilities", as a parameter of its configuration says; None where none does.
-        instances: how many requests it runs at once; None where its configuration does not say.
+        output_kind: "logits" or "probabilities", from a parameter of its configuration; None without one.
+        instances: how many requests it runs at once; None where its configuration leaves that to the server.
         scores: name of the output that holds a score per class; None where that follows from the outputs.
     """
 
@@ -59,12 +59,12 @@ class ModelInfo:
 
     @property
     def answers_itself(self) -> bool:
-        """Whether it is a cascade or an ensemble of ours, which gives whole answers and not just scores."""
+        """Whether it is one of our cascades or ensembles, which give whole answers and not just scores."""
         return {tensor.name for tensor in self.outputs} >= set(ANSWER_COLUMNS)
 
     @property
     def version(self) -> int | None:
-        """The version that answers requests without one: the newest that is served; None where it is not said."""
+        """The newest served version, which answers requests that name none; None where the server lists none."""
         return max((int(version) for version in self.versions if version.isdecimal()), default=None)
 
     @property
@@ -78,7 +78,7 @@ class ModelInfo:
 
 
 def model_from_json(metadata: Mapping[str, Any], config: Mapping[str, Any]) -> ModelInfo:
-    """A model from the two JSON documents a server has of it; whole numbers may be strings in them."""
+    """A model from the server's two JSON documents about it, in which whole numbers may be strings."""
     name = str(metadata.get("name", config.get("name", "")))
     try:
         return ModelInfo(
@@ -98,7 +98,7 @@ def model_from_json(metadata: Mapping[str, Any], config: Mapping[str, Any]) -> M
 
 
 def _required_inputs(inputs: tuple[TensorInfo, ...], config: Mapping[str, Any]) -> tuple[TensorInfo, ...]:
-    """Those that a request must have."""
+    """The inputs that a request must have."""
     optional = {str(one["name"]) for one in config.get("input", ()) if one.get("optional")}
     return tuple(tensor for tensor in inputs if tensor.name not in optional)
 
@@ -140,7 +140,7 @@ def input_tensor(info: ModelInfo) -> TensorInfo:
 def possible_scores(info: ModelInfo) -> list[str]:
     """Names of the outputs that may hold a score per class: floating-point, (n, k).
 
-    Of several, one with a single column is no score per class.
+    Where there are several, those with a single column are left out.
     """
     floats = [t for t in info.outputs if t.dtype in SCORE_DTYPES and len(t.shape) == 2]
     return [t.name for t in floats if len(floats) == 1 or t.shape[1] != 1]
@@ -149,7 +149,7 @@ def possible_scores(info: ModelInfo) -> list[str]:
 def scores_output(info: ModelInfo) -> str:
     """The output that holds a score per class.
 
-    It is the one that was named, else "probabilities", else the only one that can be; see `possible_scores`.
+    It is the one that was named, else "probabilities", else the only one of `possible_scores`.
 
     Raises:
         InputError: there is none, or several.
@@ -165,7 +165,7 @@ def scores_output(info: ModelInfo) -> str:
 
 
 def no_single_scores(info: ModelInfo, *, fix: str | None = None) -> InputError:
-    """The error for a model of which no output, or several, may hold its scores."""
+    """The error for a model that has no output that may hold its scores, or several."""
     listed = ", ".join(f"{t.name} {t.dtype}{list(t.shape)}" for t in info.outputs) or "none"
     return InputError(
         f"model {info.name}", got=f"outputs {listed}", expected="one floating-point [n, classes]", fix=fix
@@ -173,9 +173,9 @@ def no_single_scores(info: ModelInfo, *, fix: str | None = None) -> InputError:
 
 
 def wanted_outputs(info: ModelInfo) -> tuple[str, ...] | None:
-    """The outputs a `ServedAnswers` is made from, or None for all the model has.
+    """The outputs that a `ServedAnswers` is made of, or None for all the model has.
 
-    Asking for some by name costs bytes and time per request, so it is done only where others would be sent.
+    Naming outputs costs bytes and time per request, so they are named only where others would be sent, too.
     """
     scores = scores_output(info)
     rest = ANSWER_COLUMNS if scores == "probabilities" else ()
@@ -225,6 +225,6 @@ def chunks(rows: int, limit: int) -> list[slice]:
     """Parts of nearly equal size, in order, none larger than the limit (0 means no limit)."""
     if limit <= 0 or rows <= limit:
         return [slice(0, rows)]
-    # Equal parts finish together; a full one and a rest would not.
+    # Equal parts finish together; full parts and a small rest would not.
     size = math.ceil(rows / math.ceil(rows / limit))
     return [slice(start, min(start + size, rows)) for start in range(0, rows, size)]

@@ -1,4 +1,4 @@
-"""Confidence intervals of shares that need the standard library alone; the exact ones are the planner's."""
+"""Confidence intervals of shares without scipy, for export and planner; the planner has exact ones, too."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ _95_PERCENT = 1.959964
 
 
 def wilson_ci95(hits: int, rows: int) -> tuple[float, float]:
-    """95 % interval of a share, Wilson's: close to exact at shares near 1, and needs no scipy.
+    """Wilson's 95 % interval of a share, close to the exact one even at shares near 1.
 
     Args:
         hits: successes.
@@ -18,5 +18,5 @@ def wilson_ci95(hits: int, rows: int) -> tuple[float, float]:
     centre = share + z2 / (2 * rows)
     reach = _95_PERCENT * math.sqrt(share * (1 - share) / rows + z2 / (4 * rows * rows))
     scale = 1 + z2 / rows
-    # At shares of 0 and 1 a bound is the share itself, but for the last bit.
+    # At shares of 0 and 1 one bound is the share itself; min and max remove rounding in its last bit.
     return min(share, max(0.0, (centre - reach) / scale)), max(share, min(1.0, (centre + reach) / scale))

@@ -1,6 +1,6 @@
-"""Facts about Triton that several packages need: its releases, and which versions of a model it serves.
+"""Facts about Triton: its releases, its backends and their files, and which versions of a model it serves.
 
-Values in, values out: no protobuf, so that the code inside the server can use it too.
+Plain values go in and out, no protobuf, so that the code inside the server can use this module too.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-# What a release lacks is a reason for code elsewhere; the release itself is written here only.
+# Releases that code elsewhere depends on.
 IS_READY_SINCE = "26.03"  # a Python model's own is_ready() is asked
 QUEUE_POLICY_SINCE = "26.08"  # the dynamic batcher no longer loses wake-ups under a queue policy
 # What docker-compose.yml runs: the first release whose dynamic batcher neither starves requests (26.08) nor uses a
@@ -22,7 +22,7 @@ EMBEDDED = "24.10"  # what nvidia-pytriton carries
 
 @dataclass(frozen=True, kw_only=True)
 class Runtime:
-    """What one version of ONNX Runtime reads; both limits were found by opening models in its wheel.
+    """What one version of ONNX Runtime reads; both limits were measured by opening models with its wheel.
 
     Args:
         version: of ONNX Runtime.
@@ -41,7 +41,7 @@ class Release:
 
     Args:
         name: year and month, "26.07".
-        onnxruntime: version inside NVIDIA's image; None where no public source says it.
+        onnxruntime: version inside NVIDIA's image; None where no public source names it.
     """
 
     name: str
@@ -49,7 +49,7 @@ class Release:
 
 
 # From the `ort_version` of build.py at each release branch of triton-inference-server/server; 26.09 from its
-# pull request 8966. What 26.10 and 26.11 carry stands in no source that could be read in November 2026.
+# pull request 8966. No source that could be read in November 2026 says what 26.10 and 26.11 carry.
 _ONNXRUNTIME = {
     "1.19.2": ("24.10", "24.11"),
     "1.20.1": ("24.12", "25.01", "25.02"),
@@ -103,9 +103,9 @@ _BACKEND_OF_PLATFORM = {
     "tensorflow_savedmodel": "tensorflow",
     "tensorflow_graphdef": "tensorflow",
 }
-# What Triton gives an ONNX model whose configuration leaves its tensors out (--default-max-batch-size).
+# Batch limit that Triton gives an ONNX model whose configuration leaves its tensors out.
 COMPLETED_BATCH = 4
-ANY_VERSION = -1  # as `model_version` of a request: the newest one that is loaded
+ANY_VERSION = -1  # the `model_version` that means the newest one that is loaded
 _VERSION = re.compile("[1-9][0-9]{0,17}")  # the name of a version folder
 
 RELEASES = {
@@ -124,13 +124,13 @@ def usual_file(backend: str) -> str | None:
 
 
 def runtime_of(version: str) -> Runtime | None:
-    """What a version of ONNX Runtime reads; None for one that was not tried."""
+    """What a version of ONNX Runtime reads; None for a version that was not tried."""
     limits = _READS.get(".".join(version.split(".")[:2]))
     return None if limits is None else Runtime(version=version, ir_version=limits[0], opset=limits[1])
 
 
 def image_runtimes() -> tuple[str, ...]:
-    """ONNX Runtime versions inside the images that are known, oldest first."""
+    """The ONNX Runtime versions inside images, as far as known, oldest first."""
     return tuple(version for version in _ONNXRUNTIME if version is not None)
 
 
@@ -155,10 +155,10 @@ def releases_that_read(*, ir_version: int, opset: int) -> tuple[str, ...]:
 
 
 def stated_instances(config: Mapping[str, Any]) -> int | None:
-    """How many requests a model runs at once, None where its configuration leaves that to the server.
+    """How many requests a model runs at once; None where its configuration leaves that to the server.
 
     Args:
-        config: its configuration as JSON has it.
+        config: the configuration as JSON values.
     """
     groups = config.get("instance_group", ())
     counts = [int(group.get("count", 0)) * max(1, len(group.get("gpus", ()))) for group in groups]
@@ -169,7 +169,7 @@ def served_versions(policy: Mapping[str, Any], present: Iterable[int]) -> tuple[
     """The versions of a model that Triton loads, ascending; a request without a version gets the last one.
 
     Args:
-        policy: `version_policy` of its configuration as JSON has it: {"latest": {"num_versions": 1}}, {"all": {}}
+        policy: `version_policy` of its configuration as JSON values: {"latest": {"num_versions": 1}}, {"all": {}}
             or {"specific": {"versions": [1]}}; empty means the newest alone.
         present: numbers of its version folders.
     """
@@ -186,7 +186,7 @@ def served_versions(policy: Mapping[str, Any], present: Iterable[int]) -> tuple[
 def versions_in(folder: Path) -> tuple[int, ...]:
     """Numbers of a model's version folders, ascending; none where the folder is missing.
 
-    Triton passes over folders whose name begins with 0 or is no number.
+    Triton ignores folders whose name begins with 0 or is no number.
 
     Raises:
         OSError: the folder cannot be read.
@@ -198,10 +198,10 @@ def versions_in(folder: Path) -> tuple[int, ...]:
 
 
 def mentioned_models(folder: Path, names: Iterable[str]) -> tuple[str, ...]:
-    """Those of some models that a model may call: the names that occur in its own text files.
+    """The models among `names` that a model may call: those whose names occur in its own text files.
 
-    Nothing declares whom a Python model calls, but it has to know its name from somewhere: its code, a
-    cascade.json, a parameter. A name that occurs for another reason costs an order or a copy nobody needs.
+    Nothing declares which models a Python model calls, but it must have their names from somewhere: its code, a
+    cascade.json, a parameter. A name that occurs there for another reason costs a needless copy or waiting order.
 
     Raises:
         OSError: a file cannot be read.

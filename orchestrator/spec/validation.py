@@ -1,4 +1,4 @@
-"""Descriptions validated: every unknown, missing or wrong field of a JSON document is reported at once."""
+"""Validating descriptions: every unknown, missing or wrong field of a document is reported at once."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from orchestrator.errors import SpecError
 
 T = TypeVar("T")
-# A Triton model name becomes a folder and a metric label, so only characters safe in both pass.
+# A Triton model name becomes a folder and a metric label, so only characters that are safe in both are allowed.
 NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.\-]{0,127}\Z")
 
 
@@ -33,11 +33,11 @@ class Faults:
         self.found: dict[str, str] = {}
 
     def add(self, field: str, text: str) -> None:
-        """Keeps the first fault of a field: later ones usually follow from it."""
+        """Adds a fault unless the field has one: later faults of a field usually follow from its first."""
         self.found.setdefault(f"{self.prefix}{field}", text)
 
     def check(self, field: str, good: bool, text: str) -> None:
-        """Adds the fault unless good."""
+        """Adds the fault unless `good`."""
         if not good:
             self.add(field, text)
 
@@ -79,7 +79,7 @@ def is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-# path of the value in the document, its JSON value, the faults so far -> the converted value
+# (path of the value in the document, its JSON value, the faults so far) -> the converted value
 Convert = Callable[[str, Any, Faults], Any]
 
 
@@ -151,7 +151,7 @@ def array_of(item: Convert) -> Convert:
 
 
 def plain(path: str, value: Any, faults: Faults) -> Any:
-    """The value as it is; constructors check it."""
+    """Returns the value unchanged; the dataclass checks it."""
     del path, faults
     return value
 
