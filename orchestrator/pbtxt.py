@@ -1,8 +1,8 @@
 """The one reader and the one writer of config.pbtxt.
 
 A configuration goes through the protobuf type, never through a string template. Equal configurations give equal
-bytes. A written text says who wrote it and has the hash of its own body, so that a later rendering can tell its own
-work from a file that somebody has edited since.
+bytes. A written text says who wrote it and has the hash of its own body, so that a later rendering can tell its
+own work from a file that somebody has edited since.
 """
 
 from __future__ import annotations

@@ -274,14 +274,13 @@ def free_options(repository: Path, **options: object) -> ServeOptions:
 
 
 @pytest.mark.parametrize("field", ["http_port", "grpc_port", "metrics_port"])
-def test_a_port_in_use_is_named_with_its_flag(repository: Path, field: str) -> None:
+def test_a_port_in_use_is_named_with_its_argument(repository: Path, field: str) -> None:
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen(1)
         port = other.getsockname()[1]
-        flag = f"--{field.replace('_', '-')}"
         with (
-            pytest.raises(PortInUseError, match=f"port {port} .*{flag}"),
+            pytest.raises(PortInUseError, match=f"port {port} .*`{field}`"),
             running_server(repository, **{field: port}),
         ):
             pass
