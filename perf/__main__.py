@@ -11,9 +11,10 @@ import typer
 from orchestrator.commandline import HandsOn, interrupt_on_signals, new_program, run_program
 from perf.load.command import analyzer, inputs, tritonserver
 from perf.readme import write_readme
-from perf.studies.bench.command import leak, run
+from perf.studies.bench.command import run
 from perf.studies.gpu.command import gpu
 from perf.studies.int8 import int8
+from perf.studies.leak import leak
 from perf.studies.live.command import live
 from perf.studies.onefile import onefile
 from perf.studies.overload.command import overload

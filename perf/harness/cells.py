@@ -1,17 +1,13 @@
-"""What the bench measures: one cell is one route under one load, and the lists of the quick and the full run."""
+"""A cell: one route under one load. What a study measures is a list of cells."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 BASE_CONCURRENCY = 16
-EARNED_CONCURRENCY = 64
 BASE_DEFERRAL = 0.15
-MAX_QUICK_CELLS = 12
-MAX_FULL_CELLS = 60
-# Rates are shares of what this one could do; it stands for the better of the concatenating forms.
+# Rates are shares of a route's capacity; this name stands for the better of the concatenating forms.
 CONCATENATE = "concatenate"
 CONCATENATE_FORMS = ("concatenate_1", "concatenate_4")
 
@@ -79,93 +75,3 @@ def reach_of(deferral: float, stages: int) -> tuple[float, ...]:
     if stages == 1:
         return (1.0,)
     return (1.0, *([min(1.0, 2 * deferral)] * (stages - 2)), deferral)
-
-
-def quick_cells(scenario: str, *, members: int, routes: Collection[str]) -> list[Cell]:
-    """At most twelve cells that decide most of the targets.
-
-    Args:
-        scenario: its name.
-        members: how many it has.
-        routes: names of those there are.
-    """
-    closed = [
-        *((route, 64) for route in (*(f"member_{index}" for index in range(members)), "tutorial", "committee")),
-        *((route, 16) for route in ("tutorial", "committee")),
-        *((route, 1) for route in ("pass_through", "committee")),
-    ]
-    cells = [Cell(scenario=scenario, route=route, concurrency=number) for route, number in closed]
-    cells += [
-        Cell(scenario=scenario, route="committee", concurrency=64, deferral=1.0),
-        *_poisson(scenario, ("tutorial", "committee"), share=0.8, of="tutorial"),
-        # Only where baselines are missing is there room for it.
-        *_poisson(scenario, ("committee",), share=0.8),
-    ]
-    return _there(cells, routes)[:MAX_QUICK_CELLS]
-
-
-def full_cells(scenario: str, *, members: int, routes: Collection[str]) -> list[Cell]:
-    """One factor at a time around 16 in flight, batch 1, 15 % to the last stage.
-
-    Args:
-        scenario: its name.
-        members: how many it has.
-        routes: names of those there are.
-    """
-    alone = tuple(f"member_{index}" for index in range(members))
-    largest = alone[-1]
-    baselines = ("pass_through", "tutorial", *CONCATENATE_FORMS)
-    clients = ("client_sync", "client_asyncio")
-
-    def closed(names: Iterable[str], concurrency: int = BASE_CONCURRENCY, **changes: float) -> list[Cell]:
-        base = [Cell(scenario=scenario, route=name, concurrency=concurrency) for name in names]
-        return [replace(cell, **changes) for cell in base]  # type: ignore[arg-type]  # numbers of either kind
-
-    cells = [
-        *closed([*alone, *baselines, "tutorial_4", *clients, "ensemble", "onefile", "committee"]),
-        *closed([largest, "largest_2", *baselines[1:], "tutorial_4", "committee"], 64),
-        *closed([largest, "pass_through", "tutorial", "committee"], 1),
-        *closed(["tutorial", "committee"], 4),
-        *closed([*alone, "tutorial", CONCATENATE_FORMS[1], "onefile", "committee"], batch=8),
-        *closed(["pass_through", "tutorial", "committee"], deferral=0.0),
-        *closed(["tutorial", "committee"], deferral=0.05),
-        *closed(["tutorial", "committee"], deferral=0.3),
-        *closed(["tutorial", CONCATENATE_FORMS[1], "committee"], deferral=1.0),
-        *closed(["committee"], 64, deferral=1.0),
-        *_poisson(scenario, ("tutorial", "committee"), share=0.5, of="tutorial"),
-        *_poisson(scenario, ("tutorial", "committee"), share=0.8, of="tutorial"),
-        *_poisson(scenario, ("tutorial", "committee"), share=0.95, of="tutorial"),
-        *_poisson(scenario, (CONCATENATE, "committee"), share=0.8, of=CONCATENATE),
-        *(cell for share in (0.5, 0.8, 0.95) for cell in _poisson(scenario, ("committee",), share=share)),
-        Cell(
-            scenario=scenario, route="committee", sender="analyzer_poisson", share=0.8, of_route="tutorial"
-        ),
-    ]  # fmt: skip
-    return _there(cells, routes)
-
-
-def largest_cells(scenario: str, *, members: int, routes: Collection[str], earned: bool = False) -> list[Cell]:
-    """The few cells of a scenario that is only held against its largest member."""
-    # Most requests of 32 rows hold one that goes far, and wait for it. With 16 of them the first stage ran short
-    # of rows (batches of 55 where 64 fit) while the largest member alone had enough; 64 fill both, and 128 changed
-    # nothing.
-    batch, concurrency = (32, EARNED_CONCURRENCY) if earned else (1, BASE_CONCURRENCY)
-    names = (f"member_{members - 1}", "committee")
-    cells = [
-        Cell(scenario=scenario, route=name, concurrency=concurrency, batch=batch, earned=earned) for name in names
-    ]
-    return _there(cells, routes)
-
-
-def _poisson(scenario: str, names: Iterable[str], *, share: float, of: str = "committee") -> list[Cell]:
-    return [Cell(scenario=scenario, route=name, sender="poisson", share=share, of_route=of) for name in names]
-
-
-def _there(cells: Iterable[Cell], routes: Collection[str]) -> list[Cell]:
-    """Each once, and only those whose routes exist."""
-
-    def exists(name: str | None) -> bool:
-        forms = CONCATENATE_FORMS if name == CONCATENATE else (name,)
-        return name is None or any(form in routes for form in forms)
-
-    return list({cell.key: cell for cell in cells if exists(cell.route) and exists(cell.of_route)}.values())

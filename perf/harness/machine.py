@@ -1,18 +1,19 @@
-"""The machine a run was made on, as results name it."""
+"""The machine a study ran on, as results name it, and the one way its results are written."""
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
 import platform
 import subprocess
-import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import onnxruntime
+import psutil
 
 from orchestrator.spec.processor import core_count
 
@@ -25,7 +26,7 @@ class BenchMachine:
     """Where and with what a run was made.
 
     Args:
-        cpu: name of the processor and how many there are.
+        cpu: processor model and how many logical processors there are.
         cores: this process may use.
         memory_gib: in all.
         platform: kernel and C library.
@@ -79,7 +80,7 @@ def bench_machine(*, triton: str, perf_analyzer: str, cores_in_use: float) -> Be
     return BenchMachine(
         cpu=cpu_name(),
         cores=core_count(),
-        memory_gib=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30,
+        memory_gib=psutil.virtual_memory().total / 2**30,
         platform=platform.platform(),
         python=platform.python_version(),
         triton=triton,
@@ -92,8 +93,56 @@ def bench_machine(*, triton: str, perf_analyzer: str, cores_in_use: float) -> Be
     )
 
 
+def machine_here() -> dict[str, str]:
+    """The machine in a few words, for results of studies that start no server."""
+    return {"platform": platform.platform(), "cpu": cpu_name(), "python": platform.python_version()}
+
+
+@functools.cache
+def cpu_name() -> str:
+    """CPU model and the number of logical processors."""
+    import cpuinfo  # start-up time: it asks other programs, which takes a second
+
+    return f"{cpuinfo.get_cpu_info().get('brand_raw', platform.processor())} x {psutil.cpu_count()}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gpu:
+    """An NVIDIA GPU: name, version of its driver, and its memory."""
+
+    name: str
+    driver: str
+    memory_mib: int
+
+
+def first_gpu() -> Gpu | None:
+    """The GPU that CUDA calls device 0; None where the driver does not answer."""
+    import pynvml  # optional: machines without a GPU need no driver library
+
+    # NVML does not heed the variable by itself.
+    first = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[0].strip()
+    try:
+        pynvml.nvmlInit()
+        try:
+            by_index = first.isdigit() or not first
+            handle = (
+                pynvml.nvmlDeviceGetHandleByIndex(int(first or 0))
+                if by_index
+                else pynvml.nvmlDeviceGetHandleByUUID(first)
+            )
+            return Gpu(
+                name=pynvml.nvmlDeviceGetName(handle),
+                driver=pynvml.nvmlSystemGetDriverVersion(),
+                memory_mib=pynvml.nvmlDeviceGetMemoryInfo(handle).total // 2**20,
+            )
+        finally:
+            pynvml.nvmlShutdown()
+    except pynvml.NVMLError:
+        return None
+
+
 def code_hash(root: Path = ROOT) -> str:
-    """Of the runtime and of the baselines, so that one run never mixes two versions of what it measures."""
+    """SHA-256 over the runtime and the baselines, so that one run never mixes two versions of what it measures."""
     digest = hashlib.sha256()
     for folder in _MEASURED:
         for path in sorted((root / folder).rglob("*.py")):
@@ -105,26 +154,16 @@ def code_hash(root: Path = ROOT) -> str:
 def cores_in_use_now(seconds: float = 2.0) -> float:
     """Processors that anything on this machine keeps busy while nothing of ours runs.
 
-    Looked at for a moment: a load average still holds what ended a minute ago.
+    Looked at for a moment, because a load average still holds what ended a minute ago.
 
     Args:
         seconds: how long to look.
     """
-    before, start_s = _busy_s(), time.monotonic()
-    time.sleep(seconds)
-    return max(0.0, (_busy_s() - before) / (time.monotonic() - start_s))
-
-
-def _busy_s() -> float:
-    """Seconds all processors together have spent on anything but waiting, since the machine started."""
-    line = Path("/proc/stat").read_text(encoding="ascii").partition("\n")[0]
-    ticks = [int(word) for word in line.split()[1:]]
-    # user nice system idle iowait irq softirq steal; what guests use is in user already.
-    return (sum(ticks[:8]) - ticks[3] - ticks[4]) / os.sysconf("SC_CLK_TCK")
+    return psutil.cpu_percent(seconds) / 100 * psutil.cpu_count()
 
 
 def commit_here() -> str:
-    """Of the checkout, with a mark when files differ from it; empty outside of one."""
+    """Commit of the checkout, with a mark when files differ from it; empty outside of one."""
     try:
         done = subprocess.run(
             ["git", "describe", "--always", "--dirty"],
@@ -139,22 +178,7 @@ def commit_here() -> str:
     return done.stdout.strip() if done.returncode == 0 else ""
 
 
-def machine_here() -> dict[str, str]:
-    """The machine in a few words, for results."""
-    return {"platform": platform.platform(), "cpu": cpu_name(), "python": platform.python_version()}
-
-
-def cpu_name() -> str:
-    """The processor's own name, as often as there are of it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0]} x {len(names)}" if names else platform.processor()
-
-
-def write_results(document: dict[str, Any], path: Path) -> None:
-    """Writes a document as JSON."""
+def write_json(document: Any, path: Path) -> None:
+    """Writes a document as JSON, indented by two, its folder made where it is missing."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")

@@ -16,24 +16,19 @@ import numpy as np
 
 from orchestrator.errors import ClientError, DataError
 from perf.harness.cells import BASE_DEFERRAL, CONCATENATE, CONCATENATE_FORMS, Cell
-from perf.harness.record import Journal, Record
-from perf.harness.served import interleaved, seconds_left
-
-# (max - min) / median over the rounds: of requests/s in a closed loop; in an open one those are the arrivals', so
-# of the median latency, which swings more.
-CLOSED_SPREAD = 0.10
-OPEN_SPREAD = 0.25
+from perf.harness.frame import is_unstable, judged_by
+from perf.harness.windows import REACH_TOLERANCE, Journal, WindowRecord
 
 
-class Measure(Protocol):
+class TakeWindow(Protocol):
     """Takes one window of a cell."""
 
-    def __call__(self, cell: Cell, *, round_number: int, attempt: int, why: str) -> Record:
-        """The window as a record."""
+    def __call__(self, cell: Cell, *, round_number: int, attempt: int, why: str) -> WindowRecord:
+        """The figures of the window."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outcome:
+class MeasuredCells:
     """What a run was left with.
 
     Args:
@@ -45,28 +40,10 @@ class Outcome:
     failures: dict[str, str]
 
 
-def spread_of(records: Sequence[Record], cell: Cell) -> float:
-    """How far a cell's rounds lie apart, over their median."""
-    values = _judged(records, cell)
-    middle = float(np.median(values)) if values else 0.0
-    return (max(values) - min(values)) / middle if middle else 0.0
-
-
-def is_unstable(records: Sequence[Record], cell: Cell) -> bool:
-    """Whether a cell's rounds lie too far apart."""
-    return spread_of(records, cell) > (CLOSED_SPREAD if cell.sender == "closed" else OPEN_SPREAD)
-
-
-def _judged(records: Sequence[Record], cell: Cell) -> list[float]:
-    if cell.sender == "closed":
-        return [one.requests_per_s for one in records]
-    return [one.latency_ms["p50_ms"] or 0.0 for one in records]
-
-
 def capacity_of(route: str, cells: Iterable[Cell], journal: Journal) -> float | None:
     """The most requests/s a route reached with single rows of the base mix; None where it was not measured."""
     medians = [
-        float(np.median([one.requests_per_s for one in records]))
+        float(np.median([one["requests_per_s"] for one in records]))
         for cell in cells
         if (cell.route, cell.sender, cell.batch, cell.deferral) == (route, "closed", 1, BASE_DEFERRAL)
         and (records := journal.of(cell.key))
@@ -98,8 +75,8 @@ class Rounds:
     """Runs cells to the end.
 
     Args:
-        measure: takes a window.
-        journal: where records go; what it holds already is not measured again.
+        take: takes a window.
+        journal: where windows go; a round that it holds already is not measured again.
         rounds: windows per cell.
         end_s: by the clock; no window is taken a second time where that would end a run later.
         window_s: what one window takes, about.
@@ -109,7 +86,7 @@ class Rounds:
 
     def __init__(
         self,
-        measure: Measure,
+        take: TakeWindow,
         journal: Journal,
         *,
         rounds: int,
@@ -118,7 +95,7 @@ class Rounds:
         progress: Callable[[str], None] = lambda _: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._measure = measure
+        self._take_window = take
         self._journal = journal
         self._rounds = rounds
         self._progress = progress
@@ -130,7 +107,7 @@ class Rounds:
         self._done = 0
         self._total = 0
 
-    def run(self, cells: Sequence[Cell]) -> Outcome:
+    def run(self, cells: Sequence[Cell]) -> MeasuredCells:
         """Measures every cell in every round.
 
         Raises:
@@ -146,40 +123,41 @@ class Rounds:
                 self._failures[cell.key] = f"its rate is a share of what {cell.of_route} can do: not measured"
         self._all_rounds(opened)
         measured = tuple(cell for cell in (*closed, *opened) if self._journal.of(cell.key))
-        return Outcome(cells=measured, failures=self._failures)
+        return MeasuredCells(cells=measured, failures=self._failures)
 
     def _all_rounds(self, cells: Sequence[Cell]) -> None:
         for number in range(1, self._rounds + 1):
-            for index in interleaved(len(cells), number):
-                self._visit(cells[index], number)
+            # There and back, so that drift and heat hit all cells alike and no cell always follows the same one.
+            for cell in cells if number % 2 else cells[::-1]:
+                self._visit(cell, number)
         for cell in cells:
             self._settle(cell)
 
     def _visit(self, cell: Cell, number: int) -> None:
         self._done += 1
-        if any(record.round == number for record in self._journal.of(cell.key)):
+        if any(record["round"] == number for record in self._journal.of(cell.key)):
             return
         record = self._take(cell, number, attempt=0, why="")
-        if record is not None and record.reach_is_off and self._has_time():
+        if record is not None and record["reach_off"] > REACH_TOLERANCE and self._has_time():
             self._take(cell, number, attempt=1, why="reach")
 
     def _settle(self, cell: Cell) -> None:
         records = self._journal.of(cell.key)
-        again = any(record.key == cell.key and record.why == "spread" for record in self._journal.records)
+        again = any(one["key"] == cell.key and one["why"] == "spread" for one in self._journal.records)
         if again or not is_unstable(records, cell) or not self._has_time():
             return
-        values = np.array(_judged(records, cell))
+        values = np.array(judged_by(records, cell))
         farthest = records[int(np.argmax(np.abs(values - np.median(values))))]
-        self._take(cell, farthest.round, attempt=farthest.attempt + 1, why="spread")
+        self._take(cell, farthest["round"], attempt=farthest["attempt"] + 1, why="spread")
 
-    def _take(self, cell: Cell, number: int, *, attempt: int, why: str) -> Record | None:
+    def _take(self, cell: Cell, number: int, *, attempt: int, why: str) -> WindowRecord | None:
         if cell.key in self._failures:
             return None
         # A load that fails may be sent once more; a baseline that fails again must not cost the others their hour.
         for text in (self._words(cell, number, why), self._words(cell, number, "it failed")):
             self._progress(text)
             try:
-                record = self._measure(cell, round_number=number, attempt=attempt, why=why)
+                record = self._take_window(cell, round_number=number, attempt=attempt, why=why)
             except (ClientError, DataError) as error:
                 failure = str(error)
                 continue
@@ -194,7 +172,9 @@ class Rounds:
         return self._clock() + needed * self._window_s <= self._end_s
 
     def _words(self, cell: Cell, number: int, why: str) -> str:
-        left_s = seconds_left(self._done - 1, self._total, self._clock() - self._start)
-        left = "" if np.isnan(left_s) else f"; about {max(1, round(left_s / 60))} min left"
+        done, left = self._done - 1, ""
+        if done:
+            left_s = (self._clock() - self._start) / done * (self._total - done)
+            left = f"; about {max(1, round(left_s / 60))} min left"
         again = f", again ({why})" if why else ""
         return f"round {number} of {self._rounds}: {cell.route}, {cell.words}{again}{left}"

@@ -1,36 +1,28 @@
-"""A whole run: scenarios one after another, each with a server of its own, then results."""
+"""A run: scenarios one after another, each with a server of its own and a frame of its cells, then results."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
-from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from orchestrator import __version__
-from orchestrator.errors import CommitteeError, InputError, ServingError
-from orchestrator.serving.options import ServeOptions
-from orchestrator.serving.process import EmbeddedServer
+from orchestrator.errors import CommitteeError
 from orchestrator.spec.processor import core_count
 from perf.harness.cells import Cell
-from perf.harness.machine import bench_machine, code_hash, cores_in_use_now
-from perf.harness.measure import measure
-from perf.harness.record import Journal, Record
-from perf.harness.results import Results
-from perf.harness.rounds import Measure, Rounds
-from perf.harness.scenarios import BenchTools, cells_of, tools_of
-from perf.harness.served import Inputs, Served
-from perf.harness.server_probe import Statistics
-from perf.harness.summary import Summary, summaries_of
-from perf.load.analyzer_binary import AnalyzerBinary, find_analyzer
-from perf.studies.bench.leak_file import growth_from
-from perf.studies.bench.targets import TargetVerdict, verdicts
+from perf.harness.frame import TargetVerdict, cell_frame, frame_from_rows, json_rows, write_tables, written_frame
+from perf.harness.machine import BenchMachine, bench_machine, code_hash, cores_in_use_now, write_json
+from perf.harness.rounds import Rounds
+from perf.harness.serving import BenchTools, Progress, Served, serving
+from perf.harness.windows import Journal, WindowRecord, measure
+from perf.load.programs import AnalyzerBinary, find_analyzer
+from perf.routes.spec import Scenario
 
-Progress = Callable[[str], None]
 _WARM_S = 1.0
 _BETWEEN_S = 1.0  # perf_analyzer starting, its file being read
 
@@ -47,7 +39,7 @@ class RunOptions:
         rounds: windows per cell.
         budget_s: of the whole run; no window is taken a second time where that would pass it.
         seed: of the rows.
-        resume: go on with the records an interrupted run left.
+        resume: go on with the windows an interrupted run left.
         only: a pattern as the shell has them; cells whose "route/load" does not match are left out.
     """
 
@@ -65,18 +57,6 @@ class RunOptions:
     def kind(self) -> str:
         """The kind of run: "quick" or "full"."""
         return "full" if self.full else "quick"
-
-
-@dataclass
-class Found:
-    """What scenarios add up to; `run_scenario` fills it."""
-
-    triton: str = ""
-    titles: dict[str, str] = field(default_factory=dict)
-    summaries: list[Summary] = field(default_factory=list)
-    failures: dict[str, str] = field(default_factory=dict)
-    members: dict[str, int] = field(default_factory=dict)
-    predicted_speedup: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,124 +85,77 @@ def begin(progress: Progress) -> RunContext:
     return RunContext(analyzer=find_analyzer(), cores_in_use=cores_in_use, start_s=start_s)
 
 
-def results_from(
-    found: Found,
-    options: RunOptions,
-    begun: RunContext,
-    *,
-    kind: str,
-    command: str,
-    verdicts: Sequence[TargetVerdict],
-) -> Results:
-    """What scenarios added up to, as results of a run that ends now.
+@dataclass(frozen=True, kw_only=True)
+class ScenarioResult:
+    """What one scenario came to.
 
     Args:
-        found: of all scenarios.
-        options: of the run.
-        begun: how it began.
-        kind: of run.
-        command: what a person typed.
-        verdicts: on targets.
+        scenario: its members.
+        triton: version the server gives.
+        cells: frame of its measured cells.
+        failures: cells that could not be measured, and why.
+        predicted_speedup: as in BenchRepository.
     """
-    return Results(
-        kind=kind,
-        command=command,
-        machine=bench_machine(
-            triton=found.triton, perf_analyzer=begun.analyzer.version, cores_in_use=begun.cores_in_use
-        ),
-        seconds=options.seconds,
-        rounds=options.rounds,
-        minutes=(time.monotonic() - begun.start_s) / 60,
-        scenarios=found.titles,
-        summaries=found.summaries,
-        verdicts=verdicts,
-        failures=found.failures,
-    )
 
-
-def run_bench(options: RunOptions, *, command: str, progress: Progress) -> Results:
-    """Measures everything and returns the results; records are on disk as they come.
-
-    Args:
-        options: of the run.
-        command: what a person typed, for the results.
-        progress: told what happens.
-
-    Raises:
-        CommitteeError: the run cannot go on.
-    """
-    scenarios = [tools_of(name) for name in options.scenarios]
-    begun, found = begin(progress), Found()
-    for tools in scenarios:
-        run_scenario(
-            tools,
-            options,
-            analyzer=begun.analyzer,
-            found=found,
-            end_s=begun.start_s + options.budget_s,
-            progress=progress,
-        )
-    if not found.titles:
-        raise InputError("--only", got=repr(options.only), expected="a pattern of cells, such as 'committee/c16*'")
-    judged = verdicts(
-        found.summaries,
-        members=found.members.get("three_cnn", 3),
-        predicted_speedup=found.predicted_speedup,
-        leak=growth_from(options.output / "leak.json"),
-    )
-    return results_from(found, options, begun, kind=options.kind, command=command, verdicts=judged)
+    scenario: Scenario
+    triton: str
+    cells: pd.DataFrame
+    failures: Mapping[str, str]
+    predicted_speedup: float | None
 
 
 def run_scenario(
     tools: BenchTools,
     options: RunOptions,
+    context: RunContext,
     *,
-    analyzer: AnalyzerBinary,
-    found: Found,
-    end_s: float,
     progress: Progress,
-) -> None:
-    """Serves one scenario, measures its cells and adds what was found.
+) -> ScenarioResult | None:
+    """Serves one scenario and measures its cells; None where none of them is wanted.
+
+    Windows are on disk as they come.
 
     Args:
         tools: of the scenario.
         options: of the run.
-        analyzer: that sends closed loops.
-        found: is added to.
-        end_s: by the monotonic clock; no window is taken a second time where that would end a run later.
+        context: of the run.
         progress: told what happens.
 
     Raises:
         CommitteeError: the run cannot go on.
     """
-    scenario = tools.scenario
-    with serving(tools, options.output, analyzer=analyzer, seed=options.seed, progress=progress) as served:
-        cells = [
-            cell
-            for cell in (tools.cells or partial(cells_of, full=options.full))(served.repository)
-            if fnmatch(f"{cell.route}/{cell.load}", options.only)
-        ]
+    with serving(tools, options.output, analyzer=context.analyzer, seed=options.seed, progress=progress) as served:
+        wanted = tools.cells(served.repository)
+        cells = [cell for cell in wanted if fnmatch(f"{cell.route}/{cell.load}", options.only)]
         if not cells:
-            return
+            return None
         journal = _journal(cells, served, options, tools.settings)
         _warm(cells, served, progress)
-        outcome = Rounds(
-            _measure_in(served, options.seconds),
+
+        def take(cell: Cell, *, round_number: int, attempt: int, why: str) -> WindowRecord:
+            try:
+                return measure(
+                    cell, served, round_number=round_number, seconds=options.seconds, attempt=attempt, why=why
+                )
+            except CommitteeError as error:
+                served.require_alive(cell.key, error)
+                raise
+
+        measured = Rounds(
+            take,
             journal,
             rounds=options.rounds,
-            end_s=end_s,
+            end_s=context.start_s + options.budget_s,
             window_s=options.seconds + _BETWEEN_S,
             progress=progress,
         ).run(cells)
-        found.summaries += summaries_of(
-            outcome.cells, journal, routes=served.repository.routes, cores=core_count()
+        return ScenarioResult(
+            scenario=tools.scenario,
+            triton=served.server.version,
+            cells=cell_frame(measured.cells, journal, routes=served.repository.routes, cores=core_count()),
+            failures=measured.failures,
+            predicted_speedup=served.repository.predicted_speedup,
         )
-        found.triton = served.server.version
-        found.predicted_speedup = served.repository.predicted_speedup or found.predicted_speedup
-    found.failures |= outcome.failures
-    imposed = " (exit mix imposed on members that did not earn it)" if scenario.imposed else ""
-    found.titles[scenario.name] = scenario.title + imposed
-    found.members[scenario.name] = len(scenario.members)
 
 
 def _journal(cells: list[Cell], served: Served, options: RunOptions, settings: Mapping[str, Any]) -> Journal:
@@ -245,59 +178,6 @@ def _journal(cells: list[Cell], served: Served, options: RunOptions, settings: M
     )
 
 
-def _measure_in(served: Served, seconds: float) -> Measure:
-    def take(cell: Cell, *, round_number: int, attempt: int, why: str) -> Record:
-        try:
-            return measure(cell, served, round_number=round_number, seconds=seconds, attempt=attempt, why=why)
-        except CommitteeError as error:
-            _require_alive(served, cell, error)
-            raise
-
-    return take
-
-
-@contextmanager
-def serving(
-    tools: BenchTools, output: Path, *, analyzer: AnalyzerBinary, seed: int, progress: Progress
-) -> Iterator[Served]:
-    """A scenario's repository, rendered and served while the block runs.
-
-    Args:
-        tools: of the scenario.
-        output: folder; the repository and input files go into sub-folders.
-        analyzer: that sends closed loops.
-        seed: of the rows.
-        progress: told what happens.
-
-    Raises:
-        CommitteeError: it cannot be rendered or served.
-    """
-    scenario = tools.scenario
-    progress(f"rendering the routes of {scenario.name}")
-    repository = tools.render(output / "repositories" / scenario.name)
-    options = ServeOptions(
-        repository=repository.folder,
-        http_port=0,
-        grpc_port=0,
-        metrics_port=0,
-        startup_timeout_s=tools.startup_timeout_s,
-    )
-    with EmbeddedServer(options, progress=progress) as server:
-        statistics = Statistics(server.grpc_address)
-        try:
-            yield Served(
-                repository=repository,
-                server=server,
-                statistics=statistics,
-                analyzer=analyzer,
-                inputs=Inputs(
-                    scenario, tools.rows_for, folder=output / "inputs", input_name=repository.input_name, seed=seed
-                ),
-            )
-        finally:
-            statistics.close()
-
-
 def _warm(cells: list[Cell], served: Served, progress: Progress) -> None:
     """A short load on each route: first calls allocate memory and open sessions."""
     for route in dict.fromkeys(cell.route for cell in cells if cell.route in served.repository.routes):
@@ -307,11 +187,112 @@ def _warm(cells: list[Cell], served: Served, progress: Progress) -> None:
             measure(cell, served, round_number=0, seconds=_WARM_S)
         except CommitteeError as error:
             # Its own cells will fail and be reported as failed.
-            _require_alive(served, cell, error)
+            served.require_alive(cell.key, error)
 
 
-def _require_alive(served: Served, cell: Cell, error: CommitteeError) -> None:
-    if served.server.wait(0) is not None:
-        raise ServingError(
-            f"embedded Triton ended during {cell.key}", got=error, fix=f"its log is {served.server.log_path}"
-        ) from error
+@dataclass(frozen=True, kw_only=True)
+class Results:
+    """Everything a run leaves.
+
+    Args:
+        kind: "quick" or "full".
+        command: that repeats it.
+        machine: it ran on.
+        seconds: of each window.
+        rounds: windows per cell.
+        minutes: the run took.
+        scenarios: title by name; a title says so where the exit mix is imposed.
+        cells: frame of every cell.
+        targets: what was held against them.
+        failures: cells that could not be measured, and why.
+    """
+
+    kind: str
+    command: str
+    machine: BenchMachine
+    seconds: float
+    rounds: int
+    minutes: float
+    scenarios: dict[str, str]
+    cells: pd.DataFrame
+    targets: Sequence[TargetVerdict] = ()
+    failures: dict[str, str] = field(default_factory=dict)
+
+    def targets_as_json(self) -> list[dict[str, Any]]:
+        """As verdict.json holds them; those of a busy machine say so."""
+        rows = [one.as_json() for one in self.targets]
+        if self.machine.is_busy:
+            for row in rows:
+                row["note"] = "; ".join(["the machine was busy, do not trust this", *filter(None, [row["note"]])])
+        return rows
+
+    def as_json(self) -> dict[str, Any]:
+        """As results.json holds it."""
+        return {
+            "kind": self.kind,
+            "command": self.command,
+            "machine": self.machine.as_json(),
+            "seconds": self.seconds,
+            "rounds": self.rounds,
+            "minutes": round(self.minutes, 2),
+            "scenarios": self.scenarios,
+            "cells": json_rows(written_frame(self.cells)),
+            "targets": self.targets_as_json(),
+            "failures": self.failures,
+        }
+
+    def write(self, folder: Path) -> list[Path]:
+        """Writes results.json, results.csv and verdict.json and returns their paths."""
+        return [*write_tables(self.as_json(), self.cells, folder), self.write_verdict(folder / "verdict.json")]
+
+    def write_verdict(self, path: Path) -> Path:
+        """Writes target, needed, measured, met and note of each target as JSON and returns the path."""
+        write_json(self.targets_as_json(), path)
+        return path
+
+
+def cells_of_all(measured: Sequence[ScenarioResult]) -> pd.DataFrame:
+    """The cells of several scenarios in one frame."""
+    return pd.concat([one.cells for one in measured], ignore_index=True) if measured else frame_from_rows([])
+
+
+def results_from(
+    measured: Sequence[ScenarioResult],
+    options: RunOptions,
+    context: RunContext,
+    *,
+    kind: str,
+    command: str,
+    targets: Sequence[TargetVerdict] = (),
+    failures: Mapping[str, str] | None = None,
+) -> Results:
+    """What scenarios came to, as results of a run that ends now.
+
+    Args:
+        measured: at least one scenario.
+        options: of the run.
+        context: of the run.
+        kind: of run.
+        command: that repeats it.
+        targets: what was held against them.
+        failures: of what a study measured besides.
+    """
+    imposed = " (exit mix imposed on members that did not earn it)"
+    return Results(
+        kind=kind,
+        command=command,
+        machine=bench_machine(
+            triton=measured[-1].triton,
+            perf_analyzer=context.analyzer.version,
+            cores_in_use=context.cores_in_use,
+        ),
+        seconds=options.seconds,
+        rounds=options.rounds,
+        minutes=(time.monotonic() - context.start_s) / 60,
+        scenarios={
+            one.scenario.name: one.scenario.title + (imposed if one.scenario.imposed else "") for one in measured
+        },
+        cells=cells_of_all(measured),
+        targets=targets,
+        failures={**(failures or {}), **{key: text for one in measured for key, text in one.failures.items()}},
+    )

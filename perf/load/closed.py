@@ -1,4 +1,7 @@
-"""A closed loop for routes that perf_analyzer cannot drive: the client itself asks one member after another."""
+"""What one load measured in one window, and closed loops for routes that perf_analyzer cannot drive.
+
+In such a loop the client itself asks one member after another.
+"""
 
 from __future__ import annotations
 
@@ -6,17 +9,81 @@ import asyncio
 import threading
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from perf.load.export_file import RAMP_SHARE
-from perf.load.window import Window, exits_of
-
+PERCENTILES = (50, 95, 99)
+# Of all requests, of those of which no row was deferred, and of the others.
+LATENCIES = tuple(f"{part}p{percent}_ms" for part in ("", "easy_", "hard_") for percent in PERCENTILES)
+# A closed loop starts with an empty server: the first answers are too quick and too few. Left out of the window.
+RAMP_SHARE = 0.1
 Stages = npt.NDArray[np.int32]
 # Moment sent, moment answered, exit stages of its rows.
 Done = tuple[float, float, Stages]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Window:
+    """n requests that were answered, and what else happened meanwhile.
+
+    Args:
+        latency_ms: float64 (n,).
+        deferred: bool (n,), a row of the request went past stage 0; None where the answers do not say.
+        exits: int64 (s,), rows by the stage that answered; None where the answers do not say.
+        seconds: from the first moment that counts to the last.
+        batch: rows per request.
+        failed: requests that were answered with an error, or not at all.
+        lag_ms: float64 (n,), from when a request was due to when it was sent; None in a closed loop.
+    """
+
+    latency_ms: npt.NDArray[np.float64] = field(repr=False)
+    deferred: npt.NDArray[np.bool_] | None = field(repr=False)
+    exits: npt.NDArray[np.int64] | None
+    seconds: float
+    batch: int
+    failed: int = 0
+    lag_ms: npt.NDArray[np.float64] | None = field(default=None, repr=False)
+
+    @property
+    def requests(self) -> int:
+        """How many were answered."""
+        return len(self.latency_ms)
+
+    @property
+    def requests_per_s(self) -> float:
+        """Answers per second."""
+        return self.requests / self.seconds
+
+    def reach(self, stages: int) -> tuple[float, ...] | None:
+        """Share of rows that got to each stage, 1.0 first; None where the answers do not say."""
+        if self.exits is None or not self.exits.sum():
+            return None
+        counts = np.zeros(stages, np.int64)
+        counts[: len(self.exits)] = self.exits
+        return tuple(float(value) for value in np.cumsum(counts[::-1])[::-1] / counts.sum())
+
+    def percentiles_ms(self) -> dict[str, float | None]:
+        """p50_ms, p95_ms and p99_ms of all requests; the same of easy and of hard ones where they are known."""
+        parts: dict[str, npt.NDArray[np.float64]] = {"": self.latency_ms}
+        if self.deferred is not None:
+            parts |= {"easy_": self.latency_ms[~self.deferred], "hard_": self.latency_ms[self.deferred]}
+        return {
+            f"{name}p{percent}_ms": float(np.percentile(values, percent)) if len(values) else None
+            for name, values in parts.items()
+            for percent in PERCENTILES
+        }
+
+
+def exits_of(stages: npt.NDArray[np.int32]) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.int64]]:
+    """Which requests had a row deferred, and rows by the stage that answered.
+
+    Args:
+        stages: int32 (requests, rows of each).
+    """
+    return (stages > 0).any(axis=1), np.bincount(stages.ravel()).astype(np.int64)
 
 
 class _Turns:

@@ -15,9 +15,8 @@ from orchestrator.cli.endpoints import ADDRESS, Ca, Cert, Headers, Key, endpoint
 from orchestrator.client.over_grpc import GrpcClient
 from orchestrator.errors import DataError
 from orchestrator.serving.machine import machine_here
-from perf.load.analyzer_binary import find_analyzer
 from perf.load.inputs import next_prime, write_input_data
-from perf.load.programs import analyzer_program, server_program
+from perf.load.programs import analyzer_program, find_analyzer, server_program
 from perf.studies.live.measure import different_rows
 
 # perf_analyzer reads the whole file before it begins.

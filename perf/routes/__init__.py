@@ -12,8 +12,7 @@ from orchestrator.errors import DataError
 from perf.routes.rendering import render_scenario
 from perf.routes.scenario import BenchScenario, bench_scenario
 from perf.routes.scenarios import RECIPES
-from perf.routes.spec import BenchRepository, BenchRoute, BenchRows, Scenario
-from perf.routes.table import routes_of
+from perf.routes.spec import BenchRepository, BenchRoute, BenchRows, Scenario, routes_of
 
 SCENARIOS: dict[str, Scenario] = {name: recipe.scenario for name, recipe in RECIPES.items()}
 ROUTES: dict[str, BenchRoute] = routes_of(SCENARIOS["three_cnn"])

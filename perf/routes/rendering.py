@@ -19,8 +19,16 @@ from orchestrator.spec.manifest import MANIFEST
 from perf.routes.baselines.deciding import plan_from_parameters
 from perf.routes.clients import asyncio_client, sync_client
 from perf.routes.scenario import BenchScenario
-from perf.routes.spec import BenchRepository, BenchRoute
-from perf.routes.table import CONCATENATE, LARGEST, LARGEST_INSTANCES, PLAIN_ONLY, TUTORIAL, routes_of
+from perf.routes.spec import (
+    CONCATENATE,
+    LARGEST,
+    LARGEST_INSTANCES,
+    PLAIN_ONLY,
+    TUTORIAL,
+    BenchRepository,
+    BenchRoute,
+    routes_of,
+)
 
 BASELINES = Path(__file__).parent / "baselines"
 _HELPER = "deciding.py"

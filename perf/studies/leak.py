@@ -1,4 +1,4 @@
-"""Whether the server grows under load: memory after many requests against memory after a warm-up."""
+"""`python -m perf leak`: a server's memory after many requests against its memory after a warm-up."""
 
 from __future__ import annotations
 
@@ -7,19 +7,26 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Annotated, Any
 
 import numpy as np
 import tritonclient.grpc as triton
+import typer
 from tritonclient.utils import np_to_triton_dtype
 
 from orchestrator.errors import InputError
 from perf.harness.cells import BASE_DEFERRAL
-from perf.harness.machine import commit_here
-from perf.harness.served import Served
+from perf.harness.machine import commit_here, write_json
+from perf.harness.report import progress_shown
 from perf.harness.server_probe import Memory, memory_of
+from perf.harness.serving import Served, serving, tools_of
 from perf.load.analyzer import AnalyzerLoad, run_analyzer
-from perf.routes.spec import BenchRoute
+from perf.load.programs import find_analyzer
+from perf.routes.spec import BenchRoute, routes_of
 
+OUTPUT = Path("build/bench")
+# The run that the bench's target asks for, and what the command does unless told otherwise.
+ROUTE, SCENARIO, REQUESTS = "committee", "three_cnn", 200_000
 # Loads take turns, so that one size of batch cannot hide growth at another.
 CONCURRENCIES = (16, 64, 4)
 WARM_SHARE = 0.05
@@ -29,7 +36,7 @@ _LOOKS = 5
 
 @dataclass(frozen=True, kw_only=True)
 class Leak:
-    """What a server held after the warm-up and at the end.
+    """What a server held after the warm-up and at the end, as leak.json has it.
 
     Args:
         scenario, route: what was asked.
@@ -58,36 +65,55 @@ class Leak:
     warm_bytes: Mapping[str, int]
     grown_bytes: Mapping[str, int]
 
-    @property
-    def resident_percent(self) -> float:
-        """Growth of resident memory."""
-        return _growth_percent(self.warm.resident_bytes, self.end.resident_bytes)
+    def as_json(self) -> dict[str, Any]:
+        """The fields, and growth in percent: of resident, of shared, and of the model's own resident memory.
 
-    @property
-    def shm_percent(self) -> float:
-        """Growth of shared memory."""
-        return _growth_percent(self.warm.shm_bytes, self.end.shm_bytes)
-
-    @property
-    def own_percent(self) -> float:
-        """Growth of the model's own processes, which all others together could hide."""
-        before = self.warm_bytes.get(self.model, 0)
-        return _growth_percent(before, before + self.grown_bytes.get(self.model, 0))
-
-    def write(self, path: Path) -> None:
-        """Writes leak.json."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        percents = {name: getattr(self, name) for name in ("resident_percent", "shm_percent", "own_percent")}
-        document = {**asdict(self), **percents}
-        path.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+        The model's own processes stand apart because all others together could hide their growth.
+        """
+        own = self.warm_bytes.get(self.model, 0)
+        return {
+            **asdict(self),
+            "resident_percent": _growth_percent(self.warm.resident_bytes, self.end.resident_bytes),
+            "shm_percent": _growth_percent(self.warm.shm_bytes, self.end.shm_bytes),
+            "own_percent": _growth_percent(own, own + self.grown_bytes.get(self.model, 0)),
+        }
 
 
-def model_of(routes: Mapping[str, BenchRoute], name: str) -> str:
-    """The model of a route.
+def leak(
+    requests: Annotated[int, typer.Option(min=1000, help="To send.")] = REQUESTS,
+    scenario: Annotated[str, typer.Option(help="Members to measure on.")] = SCENARIO,
+    route: Annotated[str, typer.Option(help="Route to ask.")] = ROUTE,
+    output: Annotated[Path, typer.Option(help="Folder for leak.json.")] = OUTPUT,
+    seconds: Annotated[float, typer.Option(min=1, max=600, help="Of each load.")] = 15.0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print leak.json.")] = False,
+) -> None:
+    """Send many requests and see whether the server's memory grows after a warm-up.
 
-    Raises:
-        InputError: there is no such route, or its client drives it.
+    Example: python -m perf leak --requests 50000
     """
+    tools = tools_of(scenario)
+    model = _model_of(routes_of(tools.scenario), route)  # before anything is started
+    with (
+        progress_shown() as tell,
+        serving(tools, output, analyzer=find_analyzer(), seed=0, progress=tell) as served,
+    ):
+        found = measure_leak(served, route=route, model=model, requests=requests, window_s=seconds, progress=tell)
+    document, path = found.as_json(), output / "leak.json"
+    write_json(document, path)
+    if as_json:
+        typer.echo(path.read_text(encoding="utf-8"), nl=False)
+        return
+    typer.echo(
+        f"{found.requests:,} requests to {found.model}, {found.warm_requests:,} of them warm-up: resident memory "
+        f"{document['resident_percent']:+.2f} % ({found.warm.resident_bytes / 2**20:.1f} to "
+        f"{found.end.resident_bytes / 2**20:.1f} MiB), shared memory {document['shm_percent']:+.2f} % "
+        f"({found.warm.shm_bytes / 2**20:.1f} to {found.end.shm_bytes / 2**20:.1f} MiB), its own process "
+        f"{document['own_percent']:+.2f} %"
+    )
+    typer.echo(f"Written: {path}")
+
+
+def _model_of(routes: Mapping[str, BenchRoute], name: str) -> str:
     found = {each: route.model for each, route in routes.items() if route.model is not None}
     if name not in found:
         raise InputError("--route", got=repr(name), expected=f"one of {', '.join(found)}")
@@ -95,21 +121,21 @@ def model_of(routes: Mapping[str, BenchRoute], name: str) -> str:
 
 
 def measure_leak(
-    served: Served, *, route: str, requests: int, window_s: float, progress: Callable[[str], None]
+    served: Served, *, route: str, model: str, requests: int, window_s: float, progress: Callable[[str], None]
 ) -> Leak:
     """Sends requests until enough were answered, and looks at the server's memory in between.
 
     Args:
         served: what is asked; all of the server's processes count.
-        route: name of a route with a model.
+        route: name of a route.
+        model: of that route.
         requests: at least so many.
         window_s: of each load.
         progress: told how far it is.
 
     Raises:
-        CommitteeError: a load failed, or there is no such route.
+        CommitteeError: a load failed.
     """
-    model = model_of(served.repository.routes, route)
     start_s, first = time.monotonic(), _rows(served, model)
     _ask_for_most(served, served.models_of(served.repository.routes[route]))
     warm: Memory | None = None
@@ -199,3 +225,34 @@ def _settled(served: Served) -> Memory:
 
 def _growth_percent(before: int, after: int) -> float:
     return 100 * (after / before - 1) if before else 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Growth:
+    """What a leak run says of the bench's target.
+
+    Args:
+        percent: the largest growth: of all resident memory, of shared memory, or of the cascade's own process.
+        note: each of them, and how it was found.
+    """
+
+    percent: float
+    note: str
+
+
+def growth_from(path: Path) -> Growth | None:
+    """What a leak.json says of the target; None where there is none, or it is of something else or too short."""
+    try:
+        document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if (document["route"], document["scenario"]) != (ROUTE, SCENARIO) or document["requests"] < REQUESTS:
+            return None
+        found = {
+            "resident": float(document["resident_percent"]),
+            "shared": float(document["shm_percent"]),
+            "the cascade's own process": float(document["own_percent"]),
+        }
+        words = ", ".join(f"{name} {percent:+.2f} %" for name, percent in found.items())
+        commit = f", commit {document['commit']}" if document["commit"] else ""
+        return Growth(percent=max(found.values()), note=f"{words}; {document['requests']:,} requests{commit}")
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

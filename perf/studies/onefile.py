@@ -29,7 +29,7 @@ from orchestrator.repository.index import plan_path
 from orchestrator.rows.digits import digits_split
 from orchestrator.spec import CascadeSpec, InputSpec, Member, Stage, cascade_from_path
 from orchestrator.spec.cascade_json import PLAN
-from perf.harness.machine import machine_here, write_results
+from perf.harness.machine import machine_here, write_json
 
 Rows = npt.NDArray[Any]
 MIXES = {"all easy": 0.0, "15 % hard": 0.15, "all hard": 1.0}
@@ -290,7 +290,7 @@ def onefile(
         "onnxruntime": onnxruntime.__version__,
         "cases": [case.as_json() for case in cases],
     }
-    write_results(document, output / "onefile.json")
+    write_json(document, output / "onefile.json")
     if as_json:
         typer.echo(json.dumps(document, indent=2))
         return

@@ -16,7 +16,7 @@ from perf.studies.reproduce.choices import CHOICES, ChosenPlan, choices_from_pat
 _PERF = Path(__file__).parents[2]
 MEMBERS = _PERF / "glyphs" / "model_repository"
 CHOSEN = _PERF.parent / "docs" / "reproduce" / CHOICES
-# Drawn in a second; a file of rows holds nearly all of them (perf/harness/served.py).
+# Drawn in a second; a file of rows holds nearly all of them (perf/harness/serving.py).
 POOL = 3001
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import onnxruntime
 
 from orchestrator.errors import DataError
-from perf.harness.machine import write_results
+from perf.harness.machine import write_json
 
 # Half steps, so that two looks at one machine nearly always agree.
 FACTORS = tuple(2.0 ** (half / 2) for half in range(-8, 9))
@@ -64,5 +64,5 @@ def kept_factor(path: Path, measure_ms: Callable[[], float], *, wanted_ms: float
     measured_ms = measure_ms()
     factor = factor_of(measured_ms, wanted_ms)
     document = {"factor": factor, "measured_ms": measured_ms, "wanted_ms": wanted_ms}
-    write_results({**document, "onnxruntime": onnxruntime.__version__}, path)
+    write_json({**document, "onnxruntime": onnxruntime.__version__}, path)
     return factor

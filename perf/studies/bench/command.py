@@ -1,35 +1,31 @@
-"""`python -m perf run` and `python -m perf leak`."""
+"""`python -m perf run`: every route on the same members, held against the targets."""
 
 from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from orchestrator.commandline import interrupted_from
-from perf.harness.report import report_from_results, table_from_summaries, table_from_verdicts
-from perf.harness.results import Results, write_results, write_verdicts
-from perf.harness.run import Progress as Tell
-from perf.harness.run import RunOptions, run_bench, serving
-from perf.harness.scenarios import default_scenarios, tools_of
-from perf.load.analyzer_binary import find_analyzer
-from perf.routes.table import routes_of
-from perf.studies.bench.leak_file import REQUESTS, ROUTE, SCENARIO
-from perf.studies.bench.plots import draw_plots
-from perf.studies.leak import measure_leak, model_of
+from orchestrator.errors import InputError
+from perf.harness.report import output_console, progress_shown, table_from_cells, table_from_targets
+from perf.harness.run import Results, RunOptions, begin, cells_of_all, results_from, run_scenario
+from perf.harness.serving import tools_of
+from perf.studies.bench.cells import cells_of, default_scenarios
+from perf.studies.bench.report import write_report
+from perf.studies.bench.targets import verdicts
+from perf.studies.leak import growth_from
 
 OUTPUT = Path("build/bench")
 REPORT = Path("perf/RESULTS.md")
 QUICK_S, FULL_S = 10.0, 18.0
 QUICK_BUDGET_S, FULL_BUDGET_S = 570.0, 4800.0
-FILE_WIDTH = 140  # of tables that go to a file or a pipe
 
 
 def run(
@@ -72,7 +68,7 @@ def run(
             results = run_bench(options, command=command, progress=tell)
     except KeyboardInterrupt as error:
         raise interrupted_from(error, f"interrupted; {command} --resume goes on where it was") from error
-    written = [*write_results(results, output), *write_report(results, report or _report_path(options))]
+    written = [*results.write(output), *write_report(results, report or _report_path(options))]
     if as_json:
         typer.echo(json.dumps(results.as_json(), indent=2))
     else:
@@ -81,66 +77,44 @@ def run(
         raise typer.Exit(1)
 
 
-def leak(
-    requests: Annotated[int, typer.Option(min=1000, help="To send.")] = REQUESTS,
-    scenario: Annotated[str, typer.Option(help="Members to measure on.")] = SCENARIO,
-    route: Annotated[str, typer.Option(help="Route to ask.")] = ROUTE,
-    output: Annotated[Path, typer.Option(help="Folder for leak.json.")] = OUTPUT,
-    seconds: Annotated[float, typer.Option(min=1, max=600, help="Of each load.")] = 15.0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print leak.json.")] = False,
-) -> None:
-    """Send many requests and see whether the server's memory grows after a warm-up.
+def run_bench(options: RunOptions, *, command: str, progress: Callable[[str], None]) -> Results:
+    """Measures everything and returns the results; windows are on disk as they come.
 
-    Example: python -m perf leak --requests 50000
+    Args:
+        options: of the run.
+        command: that repeats it, for the results.
+        progress: told what happens.
+
+    Raises:
+        CommitteeError: the run cannot go on.
     """
-    tools = tools_of(scenario)
-    model_of(routes_of(tools.scenario), route)  # before anything is started
-    with (
-        progress_shown() as tell,
-        serving(tools, output, analyzer=find_analyzer(), seed=0, progress=tell) as served,
-    ):
-        found = measure_leak(served, route=route, requests=requests, window_s=seconds, progress=tell)
-    path = output / "leak.json"
-    found.write(path)
-    if as_json:
-        typer.echo(path.read_text(encoding="utf-8"), nl=False)
-        return
-    typer.echo(
-        f"{found.requests:,} requests to {found.model}, {found.warm_requests:,} of them warm-up: resident memory "
-        f"{found.resident_percent:+.2f} % ({found.warm.resident_bytes / 2**20:.1f} to "
-        f"{found.end.resident_bytes / 2**20:.1f} MiB), shared memory {found.shm_percent:+.2f} % "
-        f"({found.warm.shm_bytes / 2**20:.1f} to {found.end.shm_bytes / 2**20:.1f} MiB), its own process "
-        f"{found.own_percent:+.2f} %"
+    cells = partial(cells_of, full=options.full)
+    scenarios = [replace(tools_of(name), cells=cells) for name in options.scenarios]
+    context = begin(progress)
+    results = [run_scenario(tools, options, context, progress=progress) for tools in scenarios]
+    measured = [one for one in results if one is not None]
+    if not measured:
+        raise InputError("--only", got=repr(options.only), expected="a pattern of cells, such as 'committee/c16*'")
+    members = {one.scenario.name: len(one.scenario.members) for one in measured}
+    predicted = [one.predicted_speedup for one in measured if one.predicted_speedup is not None]
+    judged = verdicts(
+        cells_of_all(measured),
+        members=members.get("three_cnn", 3),
+        predicted_speedup=predicted[-1] if predicted else None,
+        leak=growth_from(options.output / "leak.json"),
     )
-    typer.echo(f"Written: {path}")
-
-
-def write_report(results: Results, path: Path) -> list[Path]:
-    """Writes the report, verdict.json beside it for the README, and its plots in a folder; returns their paths."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    plots = [
-        picture
-        for name in results.scenarios
-        for picture in draw_plots(results.summaries, path.parent / "plots", scenario=name)
-    ]
-    text = report_from_results(results, pictures=[f"plots/{one.name}" for one in plots])
-    path.write_text(text, encoding="utf-8")
-    verdict = path.with_name("verdict.json")
-    write_verdicts(results, verdict)
-    return [path, verdict, *plots]
+    return results_from(measured, options, context, kind=options.kind, command=command, targets=judged)
 
 
 def _show(results: Results, written: list[Path]) -> None:
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=FILE_WIDTH)
+    console = output_console()
     if results.machine.is_busy:
         used = results.machine.cores_in_use
         console.print(
             f"The machine was busy when the run began ({used:.1f} processors in use); do not trust the figures."
         )
-    console.print(table_from_summaries(results.summaries))
-    console.print(table_from_verdicts(results.verdicts))
+    console.print(table_from_cells(results.cells))
+    console.print(table_from_targets(results.targets))
     for key, text in results.failures.items():
         console.print(f"not measured: {key}: {text}", soft_wrap=True, markup=False)
     console.print(f"Written: {', '.join(str(path) for path in written)}", soft_wrap=True)
@@ -165,15 +139,3 @@ def _command(options: RunOptions, *, report: Path | None = None) -> str:
     words += [] if options.output == OUTPUT else ["--output", str(options.output)]
     words += [] if report is None else ["--report", str(report)]
     return shlex.join([*words, *(["--seed", str(options.seed)] if options.seed else [])])
-
-
-@contextmanager
-def progress_shown() -> Iterator[Tell]:
-    """A line on standard error that says what happens; yields what is told."""
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    # Redrawn seldom: what the spinner costs is taken from the load.
-    console = Console(stderr=True)
-    shown = {"transient": True, "refresh_per_second": 2, "disable": not console.is_terminal}
-    with Progress(*columns, console=console, **shown) as progress:
-        task = progress.add_task("starting")
-        yield lambda text: progress.update(task, description=text)

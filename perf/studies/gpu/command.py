@@ -10,12 +10,11 @@ from typing import Annotated
 
 import onnxruntime
 import typer
-from rich.console import Console
 
 from orchestrator.commandline import interrupted_from
 from orchestrator.repository.files import disk_errors
 from orchestrator.serving.machine import check_machine, machine_here
-from perf.studies.bench.command import FILE_WIDTH, progress_shown
+from perf.harness.report import output_console, progress_shown
 from perf.studies.gpu.compare import GpuLoads
 from perf.studies.gpu.device import chosen_provider, preflight, provider_list
 from perf.studies.gpu.families import FAMILIES, families_of
@@ -153,9 +152,7 @@ def _show(results: GpuResults, written: list[Path], *, as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps(results.as_json(), indent=2))
         return
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=FILE_WIDTH)
+    console = output_console()
     console.print(table_from_comparisons(results.comparisons))
     for key, text in results.bench.failures.items():
         console.print(f"not measured: {key}: {text}", soft_wrap=True, markup=False)

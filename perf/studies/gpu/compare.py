@@ -6,9 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import pandas as pd
+
 from perf.harness.cells import Cell
-from perf.harness.summary import Summary
-from perf.studies.bench.targets import ratio
+from perf.harness.frame import figure, find_cell, ratio
 from perf.studies.gpu.families import ImposedCascade, NetworkFamily, speedup_of
 
 
@@ -83,7 +84,7 @@ def cells_from(cascade: ImposedCascade, loads: GpuLoads) -> list[Cell]:
 def comparison_of(
     cascade: ImposedCascade,
     family: NetworkFamily,
-    summaries: Sequence[Summary],
+    cells: pd.DataFrame,
     *,
     loads: GpuLoads,
     macs: Sequence[float],
@@ -94,14 +95,14 @@ def comparison_of(
     Args:
         cascade: one of the family's.
         family: its family.
-        summaries: of all scenarios.
+        cells: frame of all scenarios.
         loads: that were sent.
         macs: of a row at each stage.
         alone: short name -> rows/s of that network by itself, None where not measured.
     """
     last = f"member_{len(cascade.members) - 1}"
     found = {
-        (name, route): _find(summaries, cascade, route, load)
+        (name, route): find_cell(cells, scenario=cascade.name, route=route, concurrency=load[0], batch=load[1])
         for name, load in (("online", loads.online), ("offline", loads.offline))
         for route in ("committee", last)
     }
@@ -118,27 +119,15 @@ def comparison_of(
         macs_speedup=speedup_of(macs, cascade.reach),
         alone_speedup=speedup_of(seconds, cascade.reach) if len(seconds) == len(rates) else None,
         # One request at a time: answers per second are the inverse of the mean latency.
-        online_speedup=ratio(_rate(found["online", "committee"]), _rate(found["online", last])),
-        offline_speedup=ratio(_rate(ours), _rate(theirs)),
+        online_speedup=ratio(
+            figure(found["online", "committee"], "rows_per_s"), figure(found["online", last], "rows_per_s")
+        ),
+        offline_speedup=ratio(figure(ours, "rows_per_s"), figure(theirs, "rows_per_s")),
         online_ms={
-            f"{who}_{part}": None if one is None else one.latency_ms.get(part)
+            f"{who}_{part}": figure(one, part)
             for who, one in (("cascade", found["online", "committee"]), ("baseline", found["online", last]))
             for part in ("p50_ms", "p99_ms")
         },
-        offline_rows_per_s={"cascade": _rate(ours), "baseline": _rate(theirs)},
+        offline_rows_per_s={"cascade": figure(ours, "rows_per_s"), "baseline": figure(theirs, "rows_per_s")},
         paper_speedup=family.paper_speedup,
     )
-
-
-def _rate(one: Summary | None) -> float | None:
-    return None if one is None else one.rows_per_s
-
-
-def _find(
-    summaries: Sequence[Summary], cascade: ImposedCascade, route: str, load: tuple[int, int]
-) -> Summary | None:
-    for one in summaries:
-        cell = one.cell
-        if (cell.scenario, cell.route, cell.concurrency, cell.batch) == (cascade.name, route, *load):
-            return one
-    return None

@@ -20,11 +20,10 @@ from orchestrator.repository.files import copy_model, new_folder, write_all
 from orchestrator.repository.render import render
 from orchestrator.spec import CascadeSpec, Manifest, TensorSpec, manifest_from_path
 from orchestrator.spec.manifest import MANIFEST
-from perf.harness.scenarios import BenchTools
+from perf.harness.serving import BenchTools
 from perf.routes.recipe import Recipe, imposed_cascade
 from perf.routes.scenario import BenchScenario, bench_scenario
-from perf.routes.spec import BenchRepository, BenchRows, Rows, Scenario
-from perf.routes.table import routes_of
+from perf.routes.spec import BenchRepository, BenchRows, Rows, Scenario, routes_of
 from perf.studies.gpu.device import tensorrt_parameters
 from perf.studies.gpu.families import ImposedCascade, NetworkFamily
 

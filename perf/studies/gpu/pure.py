@@ -12,7 +12,7 @@ import onnxruntime
 
 from orchestrator.errors import MemberError
 from orchestrator.spec import Manifest
-from perf.harness.record import Journal, Record
+from perf.harness.windows import Journal, WindowRecord
 from perf.routes.spec import Rows
 from perf.studies.gpu.device import CPU
 from perf.studies.gpu.members import manifest_of
@@ -80,7 +80,7 @@ def measure_alone(
 def best_rows_per_s(journal: Journal, member: str, batches: Sequence[int]) -> float | None:
     """The most a member reached, as the median over its rounds; None where nothing was measured."""
     medians = [
-        float(np.median([one.rows_per_s for one in records]))
+        float(np.median([one["rows_per_s"] for one in records]))
         for batch in batches
         if (records := journal.of(key_of(member, batch)))
     ]
@@ -112,7 +112,7 @@ def _bound(session: Any, manifest: Manifest, rows: Rows, providers: Sequence[Any
     return run
 
 
-def _window(run: Callable[[], None], key: str, *, batch: int, round_number: int, seconds: float) -> Record:
+def _window(run: Callable[[], None], key: str, *, batch: int, round_number: int, seconds: float) -> WindowRecord:
     for _ in range(_WARM_RUNS):
         run()
     times, start = [], time.perf_counter()
@@ -120,19 +120,14 @@ def _window(run: Callable[[], None], key: str, *, batch: int, round_number: int,
         run()
         times.append(time.perf_counter() - now)
     spent = time.perf_counter() - start
-    return Record(
-        key=key,
-        round=round_number,
-        requests=len(times),
-        failed=0,
-        seconds=spent,
-        requests_per_s=len(times) / spent,
-        rows_per_s=batch * len(times) / spent,
-        latency_ms={f"p{percent}_ms": 1000 * float(np.percentile(times, percent)) for percent in (50, 95, 99)},
-        reach=None,
-        reach_off=0.0,
-        cpu_s_per_request=0.0,
-        client_cpu_s_per_request=0.0,
-        resident_bytes=0,
-        shm_bytes=0,
-    )
+    return {
+        "key": key,
+        "round": round_number,
+        "attempt": 0,
+        "why": "",
+        "requests": len(times),
+        "seconds": spent,
+        "requests_per_s": len(times) / spent,
+        "rows_per_s": batch * len(times) / spent,
+        **{f"p{percent}_ms": 1000 * float(np.percentile(times, percent)) for percent in (50, 95, 99)},
+    }

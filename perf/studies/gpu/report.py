@@ -56,7 +56,7 @@ def report_from_results(results: GpuResults, *, pictures: Iterable[str]) -> str:
     lines += [*_paper_lines(results.comparisons), ""]
     lines += ["## Each network alone, rows/s in this process", "", *_alone_lines(results.alone), ""]
     for name, title in bench.scenarios.items():
-        ours = [one for one in bench.summaries if one.cell.scenario == name]
+        ours = bench.cells[bench.cells.scenario == name]
         lines += [f"## {title}", "", *cell_lines(ours), ""]
     if bench.failures:
         lines += ["## Not measured", "", *(f"- `{key}`: {text}" for key, text in bench.failures.items()), ""]

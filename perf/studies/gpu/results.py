@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from perf.harness.machine import write_results as write_document
-from perf.harness.results import Results, row_from_summary
-from perf.studies.bench.plots import COLOURS
+import pandas as pd
+
+from perf.harness.frame import write_tables
+from perf.harness.report import COLOURS, draw_plot
+from perf.harness.run import Results
 from perf.studies.gpu.compare import CascadeSpeedup
 from perf.studies.gpu.device import Device
 
@@ -66,45 +68,26 @@ class GpuResults:
 
 def write_results(results: GpuResults, folder: Path) -> list[Path]:
     """Writes results.json, results.csv (a row per served cell) and alone.csv, and returns their paths."""
-    document, cells, alone = (folder / name for name in ("results.json", "results.csv", "alone.csv"))
-    write_document(results.as_json(), document)
-    _write_csv(cells, [row_from_summary(one) for one in results.bench.summaries])
-    _write_csv(
-        alone,
-        [
-            {"family": one.family, "member": one.member, "batch": batch, "rows_per_s": round(rate, 2)}
-            for one in results.alone
-            for batch, rate in one.rows_per_s.items()
-        ],
-    )
-    return [document, cells, alone]
-
-
-def _write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]) if rows else ["nothing"], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    written = write_tables(results.as_json(), results.bench.cells, folder)
+    alone = folder / "alone.csv"
+    rows = [
+        (one.family, one.member, batch, round(rate, 2))
+        for one in results.alone
+        for batch, rate in one.rows_per_s.items()
+    ]
+    table = pd.DataFrame(rows, columns=["family", "member", "batch", "rows_per_s"])
+    table.to_csv(alone, index=False, lineterminator="\n")
+    return [*written, alone]
 
 
 def draw_plots(results: GpuResults, folder: Path) -> list[Path]:
     """Draws speed-ups and what the networks do alone, and returns the files."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
-    folder.mkdir(parents=True, exist_ok=True)
-    pictures: dict[str, Callable[[Any, GpuResults], None]] = {"speedups": _speedups, "alone": _alone}
-    paths = []
-    for name, draw in pictures.items():
-        figure, axes = plt.subplots(figsize=(8.0, 4.8), layout="constrained")
-        draw(axes, results)
-        axes.grid(alpha=0.3)
-        paths.append(folder / f"gpu-{name}.png")
-        figure.savefig(paths[-1], dpi=120, metadata={"Software": None})
-        plt.close(figure)
-    return paths
+    pictures = {"speedups": _speedups, "alone": _alone}
+    return [
+        path
+        for name, draw in pictures.items()
+        for path in draw_plot(folder / f"gpu-{name}.png", partial(draw, results=results))
+    ]
 
 
 def _speedups(axes: Any, results: GpuResults) -> None:

@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import pandas as pd
+
 from orchestrator import __version__
 from perf.harness.cells import Cell
-from perf.harness.record import Journal
-from perf.harness.run import Found, RunOptions, begin, results_from, run_scenario
+from perf.harness.run import RunOptions, ScenarioResult, begin, cells_of_all, results_from, run_scenario
+from perf.harness.windows import Journal
 from perf.routes.spec import BenchRepository
 from perf.studies.gpu.compare import CascadeSpeedup, GpuLoads, cells_from, comparison_of
 from perf.studies.gpu.device import Device
@@ -91,11 +93,14 @@ def run_gpu(options: GpuOptions, *, command: str, progress: Progress) -> GpuResu
     Raises:
         CommitteeError: the run cannot go on.
     """
-    begun, found = begin(progress), Found()
+    context = begin(progress)
+    failures: dict[str, str] = {}
+    measured: list[ScenarioResult] = []
     alone, comparisons = [], []
     for family in options.families:
         exported = export_family(family, options.setting, progress=progress)
-        journal = _measure_alone(family, exported, options, found, progress=progress)
+        journal, failed = _measure_alone(family, exported, options, progress=progress)
+        failures |= failed
         alone += alone_of(family, options, journal)
         for cascade in family.cascades:
             tools = tools_from(cascade, family, options.setting, exported=exported, progress=progress)
@@ -105,15 +110,14 @@ def run_gpu(options: GpuOptions, *, command: str, progress: Progress) -> GpuResu
                 settings=options.marks,
                 startup_timeout_s=_STARTUP_S[options.setting.provider],
             )
-            run_scenario(
-                tools, options.bench, analyzer=begun.analyzer, found=found, end_s=math.inf, progress=progress
-            )
-        comparisons += _comparisons(family, exported, options, found, journal)
+            if (result := run_scenario(tools, options.bench, context, progress=progress)) is not None:
+                measured.append(result)
+        comparisons += _comparisons(family, exported, options, cells_of_all(measured), journal)
     return GpuResults(
         device=options.device,
         precision=options.setting.precision,
         small=options.small,
-        bench=results_from(found, options.bench, begun, kind="gpu", command=command, verdicts=()),
+        bench=results_from(measured, options.bench, context, kind="gpu", command=command, failures=failures),
         alone=alone,
         comparisons=comparisons,
     )
@@ -124,15 +128,16 @@ def _cells(cascade: ImposedCascade, loads: GpuLoads, _: BenchRepository) -> list
 
 
 def _measure_alone(
-    family: NetworkFamily, exported: Path, options: GpuOptions, found: Found, *, progress: Progress
-) -> Journal:
+    family: NetworkFamily, exported: Path, options: GpuOptions, *, progress: Progress
+) -> tuple[Journal, dict[str, str]]:
+    """The journal of the networks alone, and what could not be measured."""
     journal = Journal(
         options.output / f"alone-{family.name}.jsonl",
         {**options.marks, "members": list(family.sources)},
         resume=options.resume,
     )
     image = image_of(family)
-    found.failures |= measure_alone(
+    failures = measure_alone(
         exported,
         [options.setting.served(name) for name in family.sources],
         batches=options.loads.alone,
@@ -143,7 +148,7 @@ def _measure_alone(
         journal=journal,
         progress=progress,
     )
-    return journal
+    return journal, failures
 
 
 def alone_of(family: NetworkFamily, options: GpuOptions, journal: Journal) -> list[NetworkRates]:
@@ -161,14 +166,14 @@ def alone_of(family: NetworkFamily, options: GpuOptions, journal: Journal) -> li
 
 
 def _comparisons(
-    family: NetworkFamily, exported: Path, options: GpuOptions, found: Found, journal: Journal
+    family: NetworkFamily, exported: Path, options: GpuOptions, cells: pd.DataFrame, journal: Journal
 ) -> list[CascadeSpeedup]:
     served, batches = options.setting.served, options.loads.alone
     return [
         comparison_of(
             cascade,
             family,
-            found.summaries,
+            cells,
             loads=options.loads,
             macs=[float(manifest_of(exported, served(name)).macs) for name in cascade.members],
             alone=lambda name: best_rows_per_s(journal, served(name), batches),

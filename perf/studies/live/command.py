@@ -18,7 +18,7 @@ from orchestrator.client.endpoint import Endpoint
 from orchestrator.errors import RepositoryError
 from orchestrator.serving.options import ServeOptions
 from orchestrator.serving.process import EmbeddedServer
-from perf.harness.machine import write_results
+from perf.harness.machine import write_json
 from perf.studies.live.measure import measure, routes_in, rows_for
 from perf.studies.live.results import document_from_cells, table_from_cells
 
@@ -74,7 +74,7 @@ def live(
             )
         )
         document = document_from_cells(cells, triton_version=version)
-    write_results(document, output / "results.json")
+    write_json(document, output / "results.json")
     if as_json:
         typer.echo(json.dumps(document, indent=2))
     else:

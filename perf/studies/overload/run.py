@@ -12,7 +12,7 @@ import numpy as np
 
 from orchestrator.serving.options import ServeOptions
 from orchestrator.serving.process import EmbeddedServer
-from perf.load.open import PoissonLoad
+from perf.load.poisson import PoissonLoad
 from perf.studies.overload.ground import GEARED, PLAIN, OverloadSetup
 from perf.studies.overload.score import Score, score_of
 from perf.studies.overload.send import Sent, poisson, saturated

@@ -10,11 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from orchestrator.errors import ServerFaultError
-from perf.load.closed import closed_tasks
-from perf.load.open import WARM_S, PoissonLoad, send_poisson
-from perf.load.poisson import OpenLoop
+from perf.load.closed import Window, closed_tasks
+from perf.load.poisson import WARM_S, OpenLoop, PoissonLoad, send_poisson
 from perf.load.raw_grpc import FailedRequest, RawClient, message_from_rows, outputs_from_bytes
-from perf.load.window import Window
 
 _OUTPUTS = ("label", "exit_stage", "status")
 

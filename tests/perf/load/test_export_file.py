@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from orchestrator.errors import DataError
-from perf.load.export_file import RAMP_SHARE, window_from_export
+from perf.load.analyzer import RAMP_SHARE, window_from_export
 
 # What perf_analyzer 2.45.0 wrote for the digits: a cascade, the same with three rows a request, and a member.
 CAPTURED = Path(__file__).parent / "captured"

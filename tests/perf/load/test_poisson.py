@@ -9,8 +9,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.errors import DataError, ServerFaultError
-from perf.load.open import TURNED_AWAY, WARM_S, PoissonLoad, send_poisson, window_from_open_loop
-from perf.load.poisson import OpenLoop, open_loop, poisson_arrivals
+from perf.load.poisson import (
+    TURNED_AWAY,
+    WARM_S,
+    OpenLoop,
+    PoissonLoad,
+    open_loop,
+    poisson_arrivals,
+    send_poisson,
+    window_from_open_loop,
+)
 from perf.load.raw_grpc import FailedRequest
 
 
@@ -139,7 +147,7 @@ class _SlowServer:
 def test_what_is_due_beyond_the_bound_is_turned_away_and_the_rest_is_sent(
     bound: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("perf.load.open.RawClient", _SlowServer)
+    monkeypatch.setattr("perf.load.poisson.RawClient", _SlowServer)
     load = PoissonLoad(model="m", address="a", rate=100, seconds=0.3 - WARM_S, seed=0, most_in_flight=bound)
     rows = np.zeros((3, 2), np.float32)
     done = asyncio.run(send_poisson(load, rows, input_name="x"))

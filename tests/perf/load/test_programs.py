@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.serving.machine import machine_here
-from perf.load.analyzer_binary import AnalyzerBinary
-from perf.load.programs import analyzer_program, server_program
+from perf.load.programs import AnalyzerBinary, analyzer_program, server_program
 from tests.test_load_testing_docs import find_port
 
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from perf.load.window import Window, exits_of
+from perf.load.closed import Window, exits_of
 
 
 def window_of(stages: np.ndarray) -> Window:

@@ -10,12 +10,12 @@ from typer.testing import CliRunner
 from orchestrator.errors import CommitteeError, DataError
 from perf.__main__ import app
 from perf.harness.cells import BASE_DEFERRAL
-from perf.harness.scenarios import default_scenarios, tools_of
-from perf.harness.served import EARNED_ROWS, Inputs, rows_in_file
+from perf.harness.serving import EARNED_ROWS, Inputs, rows_in_file, tools_of
 from perf.load.inputs import next_prime
 from perf.routes.recipes.glyphs import POOL
 from perf.routes.spec import BenchRows, Scenario
-from perf.studies.bench.leak_file import growth_from
+from perf.studies.bench.cells import default_scenarios
+from perf.studies.leak import growth_from
 
 
 def test_files_hold_fewer_rows_where_rows_are_large() -> None:

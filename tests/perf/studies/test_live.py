@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from perf.harness.machine import write_results
+from perf.harness.machine import write_json
 from perf.studies.live.measure import different_rows, routes_in
 from perf.studies.live.results import Cell, document_from_cells, table_from_cells
 from tests.batch.fixtures import encoded
@@ -21,7 +21,7 @@ def test_spread_is_the_range_over_the_median() -> None:
 
 
 def test_results_name_the_machine_and_read_back(tmp_path: Path) -> None:
-    write_results(document_from_cells([CELL], triton_version="v"), tmp_path / "b" / "results.json")
+    write_json(document_from_cells([CELL], triton_version="v"), tmp_path / "b" / "results.json")
     document = json.loads((tmp_path / "b" / "results.json").read_text())
     assert document["machine"]["cpu"]
     assert document["cells"][0]["route"] == "r"

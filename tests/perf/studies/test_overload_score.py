@@ -5,8 +5,7 @@ import math
 import numpy as np
 
 from orchestrator.spec.answer import DEADLINE, GEARED
-from perf.load.open import TURNED_AWAY, WARM_S
-from perf.load.poisson import OpenLoop
+from perf.load.poisson import TURNED_AWAY, WARM_S, OpenLoop
 from perf.studies.overload.score import Score, medians
 from perf.studies.overload.score import score_of as _score_of
 from perf.studies.overload.send import Sent, sent_from_open_loop

@@ -1,46 +1,43 @@
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from perf.harness.summary import Summary
-from perf.studies.bench.leak_file import Growth, growth_from
-from perf.studies.bench.targets import TargetVerdict, verdicts
-from tests.perf.harness.made import summary
-
-EASY = "easy_p50_ms"
+from perf.harness.frame import TargetVerdict
+from perf.studies.bench.targets import verdicts
+from perf.studies.leak import Growth, growth_from
+from tests.perf.harness.made import cell_row, frame_of
 
 
-def whole_run() -> list[Summary]:
+def whole_run() -> list[dict[str, Any]]:
     """Everything the targets ask for; ours is twice as fast as the tutorial form, and so on."""
     return [
-        summary("committee", concurrency=16, requests_per_s=400, latency_ms={EASY: 5.0}),
-        summary("tutorial", concurrency=16, requests_per_s=200, latency_ms={EASY: 50.0}),
-        summary("committee", concurrency=64, requests_per_s=500, bound=520.0),
-        summary("tutorial", concurrency=64, requests_per_s=250),
-        summary("committee", share=0.8, of_route="tutorial", latency_ms={"p99_ms": 40.0}),
-        summary("tutorial", share=0.8, of_route="tutorial", latency_ms={"p99_ms": 100.0}),
-        summary("committee", share=0.8, of_route="concatenate_4", latency_ms={"p99_ms": 80.0}),
-        summary("concatenate_4", share=0.8, of_route="concatenate_4", latency_ms={"p99_ms": 100.0}),
-        summary("committee", concurrency=1, latency_ms={EASY: 0.9}),
-        summary("pass_through", concurrency=1, latency_ms={"p50_ms": 0.8}),
-        summary("committee", deferral=0.0, requests_per_s=4000),
-        summary("pass_through", deferral=0.0, requests_per_s=4400),
-        summary("committee", concurrency=64, deferral=1.0, requests_per_s=78),
-        summary("member_2", concurrency=64, requests_per_s=84),
-        summary("member_2", concurrency=16, requests_per_s=80),
-        summary("committee", scenario="glyphs", batch=32, requests_per_s=30),
-        summary("member_3", scenario="glyphs", batch=32, requests_per_s=10),
+        cell_row("committee", concurrency=16, requests_per_s=400, easy_p50_ms=5.0),
+        cell_row("tutorial", concurrency=16, requests_per_s=200, easy_p50_ms=50.0),
+        cell_row("committee", concurrency=64, requests_per_s=500, bound=520.0),
+        cell_row("tutorial", concurrency=64, requests_per_s=250),
+        cell_row("committee", share=0.8, of_route="tutorial", p99_ms=40.0),
+        cell_row("tutorial", share=0.8, of_route="tutorial", p99_ms=100.0),
+        cell_row("committee", share=0.8, of_route="concatenate_4", p99_ms=80.0),
+        cell_row("concatenate_4", share=0.8, of_route="concatenate_4", p99_ms=100.0),
+        cell_row("committee", concurrency=1, easy_p50_ms=0.9),
+        cell_row("pass_through", concurrency=1, p50_ms=0.8),
+        cell_row("committee", deferral=0.0, requests_per_s=4000),
+        cell_row("pass_through", deferral=0.0, requests_per_s=4400),
+        cell_row("committee", concurrency=64, deferral=1.0, requests_per_s=78),
+        cell_row("member_2", concurrency=64, requests_per_s=84),
+        cell_row("member_2", concurrency=16, requests_per_s=80),
+        cell_row("committee", scenario="glyphs", batch=32, requests_per_s=30),
+        cell_row("member_3", scenario="glyphs", batch=32, requests_per_s=10),
     ]
 
 
 def found(**changes: Any) -> dict[str, TargetVerdict]:
     given = {"predicted_speedup": 4.0, "leak": Growth(percent=0.5, note="little"), **changes}
-    return {one.target: one for one in verdicts(whole_run(), members=3, **given)}
+    return {one.target: one for one in verdicts(frame_of(*whole_run()), members=3, **given)}
 
 
 def test_every_target_is_a_ratio_of_what_was_measured() -> None:
@@ -75,10 +72,9 @@ def test_a_ratio_of_flagged_cells_says_so_and_one_of_lost_requests_or_another_mi
     flag: dict[str, Any], met: bool | None, words: str
 ) -> None:
     cells = [
-        dataclasses.replace(one, **flag) if (one.cell.route, one.cell.concurrency) == ("tutorial", 64) else one
-        for one in whole_run()
+        {**one, **flag} if (one["route"], one["concurrency"]) == ("tutorial", 64) else one for one in whole_run()
     ]
-    judged = verdicts(cells, members=3, predicted_speedup=None, leak=None)
+    judged = verdicts(frame_of(*cells), members=3, predicted_speedup=None, leak=None)
     changed = [one for one in judged if words in one.remarks]
     assert [one.target for one in changed] == ["requests/s against the tutorial form, concurrency 64"]
     assert changed[0].met is met
@@ -87,12 +83,12 @@ def test_a_ratio_of_flagged_cells_says_so_and_one_of_lost_requests_or_another_mi
 
 def test_baselines_with_more_instances_are_named_beside_those_with_one() -> None:
     more = [
-        summary("tutorial_4", concurrency=64, requests_per_s=400),
-        summary("largest_2", concurrency=64, requests_per_s=125),
+        cell_row("tutorial_4", concurrency=64, requests_per_s=400),
+        cell_row("largest_2", concurrency=64, requests_per_s=125),
     ]
     found = {
         one.target: one.note
-        for one in verdicts([*whole_run(), *more], members=3, predicted_speedup=None, leak=None)
+        for one in verdicts(frame_of(*whole_run(), *more), members=3, predicted_speedup=None, leak=None)
     }
     assert "against 4 instances of it 1.25" in found["requests/s against the tutorial form, concurrency 64"]
     assert found["requests/s against the largest member alone, three CNNs"].startswith(
@@ -146,7 +142,7 @@ def test_the_fastest_mix_is_not_held_against_the_largest_member() -> None:
 
 
 def test_what_was_not_measured_is_neither_met_nor_missed() -> None:
-    empty = verdicts([], members=3, predicted_speedup=None, leak=None)
+    empty = verdicts(frame_of(), members=3, predicted_speedup=None, leak=None)
     assert len(empty) == 12
     assert {one.met for one in empty} == {None}
     assert set(empty[0].as_json()) == {"target", "needed", "measured", "met", "note"}

@@ -9,7 +9,6 @@ from typer.testing import CliRunner
 
 from orchestrator.errors import DataError
 from perf.__main__ import app
-from perf.harness.record import Record
 
 
 @pytest.mark.triton
@@ -43,8 +42,7 @@ def test_a_small_run_exports_serves_loads_and_reports_and_goes_on_where_it_was(t
 
     journal = tmp_path / "full-tiny_vit.jsonl"
     before = journal.read_text()
-    record = Record(**json.loads(before.splitlines()[1]))
-    assert record.requests > 0
+    assert json.loads(before.splitlines()[1])["requests"] > 0
     other = CliRunner().invoke(app, [*words, "--seconds", "3", "--resume"])
     assert isinstance(other.exception, DataError)
     assert "differs in seconds" in str(other.exception)

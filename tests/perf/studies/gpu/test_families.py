@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,7 +20,7 @@ from perf.studies.gpu.families import (
 )
 from perf.studies.gpu.run import windows_of
 from perf.studies.gpu.small import small_families
-from tests.perf.harness.made import summary
+from tests.perf.harness.made import cell_row, frame_of
 
 # As `python -m export zoo` prints them, 10^9 multiply-adds a row.
 GMAC = {
@@ -90,20 +91,20 @@ def test_every_member_and_the_committee_are_sent_both_loads() -> None:
 def test_speedups_are_the_cascades_rate_over_the_last_member_alone() -> None:
     cascade = VIT.cascades[0]
 
-    def cell(route: str, load: tuple[int, int], rate: float, p50_ms: float) -> object:
-        return summary(
+    def cell(route: str, load: tuple[int, int], rate: float, p50_ms: float) -> dict[str, Any]:
+        return cell_row(
             route, scenario=cascade.name, concurrency=load[0], batch=load[1], requests_per_s=rate,
-            latency_ms={"p50_ms": p50_ms, "p99_ms": 2 * p50_ms},
+            p50_ms=p50_ms, p99_ms=2 * p50_ms,
         )  # fmt: skip
 
     loads = GpuLoads()
-    summaries = [
+    cells = frame_of(
         cell("member_1", loads.online, 10.0, 100.0), cell("committee", loads.online, 25.0, 30.0),
         cell("member_0", loads.online, 90.0, 11.0), cell("member_1", loads.offline, 1.0, 9.0),
         cell("committee", loads.offline, 3.0, 4.0),
-    ]  # fmt: skip
+    )  # fmt: skip
     rates = {"vit_b16_224": 1000.0, "vit_l16_384": 100.0}
-    found = comparison_of(cascade, VIT, summaries, loads=loads, macs=[17.6, 191.1], alone=rates.get)
+    found = comparison_of(cascade, VIT, cells, loads=loads, macs=[17.6, 191.1], alone=rates.get)
     assert (found.online_speedup, found.offline_speedup) == (2.5, 3.0)
     assert found.online_ms == {
         "cascade_p50_ms": 30.0, "cascade_p99_ms": 60.0, "baseline_p50_ms": 100.0, "baseline_p99_ms": 200.0,
@@ -114,5 +115,7 @@ def test_speedups_are_the_cascades_rate_over_the_last_member_alone() -> None:
 
 
 def test_what_was_not_measured_is_no_figure() -> None:
-    found = comparison_of(VIT.cascades[0], VIT, [], loads=GpuLoads(), macs=[1.0, 2.0], alone=lambda _: None)
+    found = comparison_of(
+        VIT.cascades[0], VIT, frame_of(), loads=GpuLoads(), macs=[1.0, 2.0], alone=lambda _: None
+    )
     assert (found.online_speedup, found.offline_speedup, found.alone_speedup) == (None, None, None)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from perf.harness.record import Journal
+from perf.harness.windows import Journal
 from perf.routes.recipes.trained import COMMITTED
 from perf.studies.gpu import pure
 from perf.studies.gpu.device import CPU
@@ -33,7 +33,7 @@ def test_every_batch_size_is_run_and_a_run_that_goes_on_runs_none_again(tmp_path
     assert measured(journal, told) == {}
     assert [len(journal.of(key_of(MEMBER, batch))) for batch in (2, 16)] == [2, 2]
     record = journal.of(key_of(MEMBER, 16))[0]
-    assert record.rows_per_s == pytest.approx(16 * record.requests_per_s)
+    assert record["rows_per_s"] == pytest.approx(16 * record["requests_per_s"])
     best = best_rows_per_s(journal, MEMBER, (2, 16))
     assert best == max(best_rows_per_s(journal, MEMBER, [batch]) or 0 for batch in (2, 16))
     told.clear()

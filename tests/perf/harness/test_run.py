@@ -9,27 +9,23 @@ from pathlib import Path
 
 import pytest
 
-from perf.harness.cells import Cell
 from perf.harness.machine import bench_machine, code_hash, cores_in_use_now
-from perf.harness.record import Journal
-from perf.harness.report import report_from_results, table_from_summaries, table_from_verdicts
-from perf.harness.results import Results, write_results
-from perf.harness.summary import summaries_of
-from perf.routes.spec import BenchRoute
-from perf.studies.bench.command import write_report
+from perf.harness.report import table_from_cells, table_from_targets
+from perf.harness.run import Results
+from perf.studies.bench.report import report_from_results, write_report
 from perf.studies.bench.targets import verdicts
-from tests.perf.harness.made import MEMBERS, record, summary
+from tests.perf.harness.made import cell_row, frame_of
 
 MACHINE = bench_machine(triton="2.51.0", perf_analyzer="2.45.0", cores_in_use=0.1)
 
 
 def results_of(**changes: object) -> Results:
-    summaries = [
-        summary("committee", requests_per_s=400.0, bound=500.0),
-        replace(summary("tutorial", requests_per_s=200.0), unstable=True, reach_is_off=True, failed=3),
-        summary("committee", share=0.8, of_route="tutorial", rate=160.0),
-        summary("committee", deferral=1.0, bound=float("inf")),
-    ]
+    cells = frame_of(
+        cell_row("committee", requests_per_s=400.0, bound=500.0),
+        cell_row("tutorial", requests_per_s=200.0, unstable=True, reach_is_off=True, failed=3),
+        cell_row("committee", share=0.8, of_route="tutorial", rate=160.0),
+        cell_row("committee", deferral=1.0, bound=float("inf")),
+    )
     given = {
         "kind": "quick",
         "command": "python -m perf run",
@@ -38,8 +34,8 @@ def results_of(**changes: object) -> Results:
         "rounds": 3,
         "minutes": 7.0,
         "scenarios": {"three_cnn": "Three CNNs"},
-        "summaries": summaries,
-        "verdicts": verdicts(summaries, members=3, predicted_speedup=None, leak=None),
+        "cells": cells,
+        "targets": verdicts(cells, members=3, predicted_speedup=None, leak=None),
         "failures": {"three_cnn/onefile/c16": "no such model"},
         **changes,
     }
@@ -47,7 +43,7 @@ def results_of(**changes: object) -> Results:
 
 
 def test_results_read_back_as_json_and_as_csv(tmp_path: Path) -> None:
-    write_results(results_of(), tmp_path)
+    results_of().write(tmp_path)
     document = json.loads((tmp_path / "results.json").read_text())
     with (tmp_path / "results.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
@@ -59,7 +55,7 @@ def test_results_read_back_as_json_and_as_csv(tmp_path: Path) -> None:
 
 
 def test_files_hold_no_figure_that_json_does_not_know(tmp_path: Path) -> None:
-    write_results(results_of(), tmp_path)
+    results_of().write(tmp_path)
 
     def refuse(text: str) -> None:
         raise AssertionError(text)
@@ -78,7 +74,7 @@ def test_a_priority_other_than_the_usual_one_is_named() -> None:
 
 def test_the_targets_of_a_busy_machine_say_so(tmp_path: Path) -> None:
     busy = replace(MACHINE, cores_in_use=float(MACHINE.cores))
-    write_results(results_of(machine=busy), tmp_path)
+    results_of(machine=busy).write(tmp_path)
     notes = [one["note"] for one in json.loads((tmp_path / "verdict.json").read_text())]
     assert all(note.startswith("the machine was busy") for note in notes)
 
@@ -101,8 +97,8 @@ def test_a_busy_machine_is_confessed() -> None:
 
 def test_tables_have_a_line_per_cell_and_per_target() -> None:
     results = results_of()
-    assert table_from_summaries(results.summaries).row_count == 4
-    assert table_from_verdicts(results.verdicts).row_count == 12
+    assert table_from_cells(results.cells).row_count == 4
+    assert table_from_targets(results.targets).row_count == 12
 
 
 @pytest.mark.slow
@@ -117,34 +113,6 @@ def test_plots_lie_beside_the_report_and_repeat_byte_for_byte(tmp_path: Path) ->
     assert all(
         f"(plots/{name})" in (tmp_path / "RESULTS.md").read_text() for name in names if name.endswith("png")
     )
-
-
-def test_summaries_take_medians_and_the_best_rate_of_each_member(tmp_path: Path) -> None:
-    journal = Journal(tmp_path / "j.jsonl", {}, resume=False)
-    cells = [
-        *(Cell(scenario="three_cnn", route=f"member_{i}", concurrency=64) for i in range(3)),
-        Cell(scenario="three_cnn", route="member_2", concurrency=16, batch=8),
-        Cell(scenario="three_cnn", route="committee", concurrency=64),
-    ]
-    rates = (5000.0, 500.0, 70.0, 10.0, 450.0)
-    for cell, rate in zip(cells, rates, strict=True):
-        for number, factor in ((1, 0.9), (2, 1.0), (3, 1.3)):
-            reach = (1.0, 0.3, 0.15) if cell.route == "committee" else None
-            journal.add(record(cell, round_number=number, requests_per_s=rate * factor, reach=reach))
-    routes = {
-        f"member_{i}": BenchRoute(name=f"member_{i}", title=name, model=name, members=(name,))
-        for i, name in enumerate(MEMBERS)
-    }
-    routes["committee"] = BenchRoute(name="committee", title="Committee", model="c", members=MEMBERS, cascade=True)
-    ours = summaries_of(cells, journal, routes=routes, cores=2)[-1]
-    assert ours.requests_per_s == 450.0
-    assert ours.spread == pytest.approx(0.4)
-    assert ours.unstable
-    assert ours.bound is not None
-    # 80 rows/s in batches of eight beat 70 in single ones; 2 cores over 4 ms allow 500.
-    assert ours.bound.members_requests_per_s == pytest.approx(80 / 0.15)
-    assert (ours.bound.by, ours.bound.requests_per_s) == ("processor", pytest.approx(500))
-    assert ours.efficiency == pytest.approx(0.9)
 
 
 def test_a_changed_runtime_is_other_code_and_a_changed_document_is_not(tmp_path: Path) -> None:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-import numpy as np
-
-from orchestrator.errors import DataError
+from orchestrator.errors import CommitteeError, DataError, ServingError
+from orchestrator.serving.options import ServeOptions
 from orchestrator.serving.process import EmbeddedServer
-from perf.harness.cells import reach_of
+from perf.harness.cells import Cell, reach_of
 from perf.harness.server_probe import ServerProcess, Statistics, server_processes
-from perf.load.analyzer_binary import AnalyzerBinary
 from perf.load.inputs import next_prime, write_input_data
+from perf.load.programs import AnalyzerBinary
+from perf.routes import SCENARIOS, render_bench_repository, rows_for
 from perf.routes.spec import BenchRepository, BenchRoute, BenchRows, Scenario
 
 MOST_ROWS = 997
@@ -25,7 +26,45 @@ EARNED_ROWS = 2903
 # perf_analyzer reads the whole file before each window.
 _MOST_INPUT_BYTES = 16 * 2**20
 
+Progress = Callable[[str], None]
 RowsFor = Callable[..., BenchRows]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchTools:
+    """What makes one scenario.
+
+    Args:
+        scenario: its members.
+        render: writes its repository into a folder.
+        rows_for: makes its rows.
+        cells: what is measured on its repository.
+        settings: what else a run that goes on must share.
+        startup_timeout_s: longest wait for its models to be ready.
+    """
+
+    scenario: Scenario
+    render: Callable[[Path], BenchRepository]
+    rows_for: RowsFor
+    cells: Callable[[BenchRepository], list[Cell]] = lambda _: []
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    startup_timeout_s: float = 300.0
+
+
+def tools_of(name: str) -> BenchTools:
+    """A scenario by name.
+
+    Raises:
+        DataError: there is none of that name.
+    """
+    if name not in SCENARIOS:
+        raise DataError("scenario", got=repr(name), expected=f"one of {', '.join(SCENARIOS)}")
+    scenario = SCENARIOS[name]
+    return BenchTools(
+        scenario=scenario,
+        render=lambda folder: render_bench_repository(folder, scenario=scenario),
+        rows_for=rows_for,
+    )
 
 
 def rows_in_file(row_bytes: int, *, most: int = MOST_ROWS) -> int:
@@ -40,7 +79,7 @@ class InputFile:
 
     Args:
         rows: what they are and where they exit.
-        path: the same for perf_analyzer.
+        path: the file of them that perf_analyzer reads.
         reach: share of rows that get to each stage.
     """
 
@@ -66,7 +105,7 @@ class Inputs:
         self._folder = folder
         self._input_name = input_name
         self._seed = seed
-        self._made: dict[float, InputFile] = {}
+        self._files: dict[float, InputFile] = {}
 
     def at(self, deferral: float) -> InputFile:
         """The rows of which a share reaches the last stage; of an earned mix, always the same ones.
@@ -74,16 +113,15 @@ class Inputs:
         Raises:
             DataError: the rows that were made do not have that share.
         """
-        if deferral not in self._made:
-            self._made[deferral] = self._make(deferral)
-        return self._made[deferral]
+        if deferral not in self._files:
+            self._files[deferral] = self._write(deferral)
+        return self._files[deferral]
 
-    def _make(self, deferral: float) -> InputFile:
+    def _write(self, deferral: float) -> InputFile:
         stages = len(self._scenario.members)
         wanted = None if self._scenario.earned else reach_of(deferral, stages)
-        few = self._rows_for(self._scenario, reach=wanted, rows=FEWEST_ROWS, seed=self._seed)
-        count = rows_in_file(few.rows[0].nbytes, most=MOST_ROWS if wanted is not None else EARNED_ROWS)
-        rows = few
+        rows = self._rows_for(self._scenario, reach=wanted, rows=FEWEST_ROWS, seed=self._seed)
+        count = rows_in_file(rows.rows[0].nbytes, most=MOST_ROWS if wanted is not None else EARNED_ROWS)
         if count != FEWEST_ROWS:
             rows = self._rows_for(self._scenario, reach=wanted, rows=count, seed=self._seed)
         reach = rows.reach(stages)
@@ -112,6 +150,7 @@ class Served:
         statistics: of the server.
         analyzer: sends closed loops.
         inputs: rows by deferral.
+        processes: of the server.
     """
 
     repository: BenchRepository
@@ -119,10 +158,7 @@ class Served:
     statistics: Statistics
     analyzer: AnalyzerBinary
     inputs: Inputs
-    processes: list[ServerProcess] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self.processes.extend(server_processes(self.server.pid))
+    processes: list[ServerProcess]
 
     @property
     def address(self) -> str:
@@ -134,16 +170,52 @@ class Served:
         own = () if route.model is None else self.statistics.models_behind(route.model)
         return tuple(dict.fromkeys((*own, *route.members)))
 
+    def require_alive(self, what: str, error: CommitteeError) -> None:
+        """Raises ServingError from an error where the server has ended, so that nothing more is measured on it."""
+        if self.server.wait(0) is not None:
+            raise ServingError(
+                f"embedded Triton ended during {what}", got=error, fix=f"its log is {self.server.log_path}"
+            ) from error
 
-def interleaved(count: int, round_number: int) -> Sequence[int]:
-    """The order of the cells in a round: forwards, then backwards.
 
-    Drift and heat hit all cells alike, and no cell always follows the same neighbour.
+@contextmanager
+def serving(
+    tools: BenchTools, output: Path, *, analyzer: AnalyzerBinary, seed: int, progress: Progress
+) -> Iterator[Served]:
+    """A scenario's repository, rendered and served while the block runs.
+
+    Args:
+        tools: of the scenario.
+        output: folder; the repository and input files go into sub-folders.
+        analyzer: that sends closed loops.
+        seed: of the rows.
+        progress: told what happens.
+
+    Raises:
+        CommitteeError: it cannot be rendered or served.
     """
-    order = np.arange(count)
-    return [int(index) for index in (order if round_number % 2 else order[::-1])]
-
-
-def seconds_left(done: int, total: int, elapsed_s: float) -> float:
-    """What is still to come at the pace so far; NaN before anything is done."""
-    return elapsed_s / done * (total - done) if done else math.nan
+    scenario = tools.scenario
+    progress(f"rendering the routes of {scenario.name}")
+    repository = tools.render(output / "repositories" / scenario.name)
+    options = ServeOptions(
+        repository=repository.folder,
+        http_port=0,
+        grpc_port=0,
+        metrics_port=0,
+        startup_timeout_s=tools.startup_timeout_s,
+    )
+    with EmbeddedServer(options, progress=progress) as server:
+        statistics = Statistics(server.grpc_address)
+        try:
+            yield Served(
+                repository=repository,
+                server=server,
+                statistics=statistics,
+                analyzer=analyzer,
+                inputs=Inputs(
+                    scenario, tools.rows_for, folder=output / "inputs", input_name=repository.input_name, seed=seed
+                ),
+                processes=server_processes(server.pid),
+            )
+        finally:
+            statistics.close()

@@ -1,0 +1,288 @@
+"""The data frame of a run: one row per cell, medians over its rounds, its flags, and what bounds it.
+
+Columns are those of results.json and results.csv, and `earned`, `load` and `words` of the cell besides. `reach`
+and `mean_batch` hold values, which only the files write as text. A figure that is not known is NaN.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+
+from perf.harness.cells import Cell
+from perf.harness.machine import write_json
+from perf.harness.windows import REACH_TOLERANCE, Journal, WindowRecord
+from perf.load.closed import LATENCIES
+from perf.routes.spec import BenchRoute
+
+PROCESSOR = "processor"
+# (max - min) / median over the rounds: of requests/s in a closed loop; in an open one those are the arrivals', so
+# of the median latency, which swings more.
+CLOSED_SPREAD = 0.10
+OPEN_SPREAD = 0.25
+_MEDIANS = (
+    "requests_per_s", "rows_per_s", *LATENCIES, "cpu_s_per_request", "client_cpu_s_per_request", "lag_p50_ms",
+    "lag_p99_ms",
+)  # fmt: skip
+_COLUMNS = (
+    "scenario", "route", "title", "sender", "concurrency", "rate", "share_of_capacity", "of_route", "batch",
+    "deferral", "rounds", "repeated", "unstable", "reach_is_off", "spread", "requests_per_s", "rows_per_s",
+    *LATENCIES, "reach", "cpu_ms_per_request", "client_cpu_ms_per_request", "mean_batch", "resident_mib",
+    "shm_mib",
+    "send_lag_p50_ms", "send_lag_p99_ms", "failed", "bound_requests_per_s", "bound_by", "efficiency",
+)  # fmt: skip
+_NOT_WRITTEN = ("earned", "load", "words")
+
+
+def bound_of(
+    members: Sequence[str],
+    reach: Sequence[float],
+    *,
+    capacity_rows_per_s: Mapping[str, float],
+    batch: int,
+    cores: int,
+    cpu_s_per_request: float,
+) -> tuple[float, str]:
+    """The most requests/s a route could reach, and what sets it: a member's name or "processor".
+
+    min(min over stages of capacity / reach, cores / processor seconds per request); only the processor counts
+    where a member that is asked was not measured.
+
+    Args:
+        members: Triton names in stage order.
+        reach: share of rows that get to each of them.
+        capacity_rows_per_s: of each member asked alone.
+        batch: rows per request.
+        cores: this machine's.
+        cpu_s_per_request: of the server, as measured under the load itself.
+    """
+    asked = {name: share for name, share in zip(members, reach, strict=True) if share > 0}
+    limits = {
+        name: capacity_rows_per_s[name] / share / batch
+        for name, share in asked.items()
+        if name in capacity_rows_per_s
+    }
+    if len(limits) < len(asked):
+        limits = {}
+    limits[PROCESSOR] = cores / cpu_s_per_request if cpu_s_per_request > 0 else float("inf")
+    by = min(limits, key=lambda name: limits[name])
+    return limits[by], by
+
+
+def spread_of(records: Sequence[WindowRecord], cell: Cell) -> float:
+    """How far a cell's rounds lie apart, over their median."""
+    values = judged_by(records, cell)
+    middle = float(np.median(values)) if values else 0.0
+    return (max(values) - min(values)) / middle if middle else 0.0
+
+
+def is_unstable(records: Sequence[WindowRecord], cell: Cell) -> bool:
+    """Whether a cell's rounds lie too far apart."""
+    return spread_of(records, cell) > (CLOSED_SPREAD if cell.sender == "closed" else OPEN_SPREAD)
+
+
+def judged_by(records: Sequence[WindowRecord], cell: Cell) -> list[float]:
+    """The figure of each window that stability is judged by."""
+    if cell.sender == "closed":
+        return [one["requests_per_s"] for one in records]
+    return [one["p50_ms"] or 0.0 for one in records]
+
+
+def cell_frame(
+    cells: Sequence[Cell], journal: Journal, *, routes: Mapping[str, BenchRoute], cores: int
+) -> pd.DataFrame:
+    """One row per cell of one scenario.
+
+    Args:
+        cells: measured ones.
+        journal: their windows.
+        routes: of the scenario, by name.
+        cores: of this machine.
+    """
+    capacity = capacities(cells, journal, routes)
+    return frame_from_rows(
+        [_row(cell, journal, routes[cell.route], capacity_rows_per_s=capacity, cores=cores) for cell in cells]
+    )
+
+
+def frame_from_rows(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
+    """Rows with the frame's columns, which may miss some, as a frame."""
+    frame = pd.DataFrame(list(rows), columns=[*_COLUMNS, *_NOT_WRITTEN])
+    figures = ["rate", "share_of_capacity", *_COLUMNS[_COLUMNS.index("spread") : _COLUMNS.index("reach")]]
+    figures += ["send_lag_p50_ms", "send_lag_p99_ms", "bound_requests_per_s", "efficiency"]
+    return frame.astype({"concurrency": "Int64", **dict.fromkeys(figures, float)})
+
+
+def capacities(cells: Iterable[Cell], journal: Journal, routes: Mapping[str, BenchRoute]) -> dict[str, float]:
+    """Rows/s of each member asked alone, by Triton name: the best of its closed loops."""
+    found: dict[str, float] = {}
+    for cell in cells:
+        if cell.route.startswith("member_") and cell.sender == "closed":
+            rate = float(np.median([one["rows_per_s"] for one in journal.of(cell.key)]))
+            name = routes[cell.route].members[0]
+            found[name] = max(rate, found.get(name, 0.0))
+    return found
+
+
+def _row(
+    cell: Cell, journal: Journal, route: BenchRoute, *, capacity_rows_per_s: Mapping[str, float], cores: int
+) -> dict[str, Any]:
+    records = journal.of(cell.key)
+    windows = pd.DataFrame(records)
+    median = windows.reindex(columns=_MEDIANS).astype(float).median()
+    known = [reach for reach in windows["reach"] if reach is not None]
+    reach = tuple(np.median(np.array(known), axis=0).tolist()) if known else None
+    bound, bound_by = None, None
+    if route.members and cell.sender == "closed":
+        shares = reach if route.cascade and reach else (1.0,) * len(route.members)
+        bound, bound_by = bound_of(
+            route.members,
+            shares[: len(route.members)],
+            capacity_rows_per_s=capacity_rows_per_s,
+            batch=cell.batch,
+            cores=cores,
+            cpu_s_per_request=median["cpu_s_per_request"],
+        )
+    return {
+        "scenario": cell.scenario,
+        "route": cell.route,
+        "title": route.title,
+        "sender": cell.sender,
+        "concurrency": cell.concurrency,
+        "rate": cell.rate,
+        "share_of_capacity": cell.share,
+        "of_route": cell.of_route,
+        "batch": cell.batch,
+        "deferral": cell.deferral,
+        "rounds": len(records),
+        "repeated": sum(one["key"] == cell.key and one["attempt"] > 0 for one in journal.records),
+        "unstable": is_unstable(records, cell),
+        "reach_is_off": bool((windows["reach_off"] > REACH_TOLERANCE).any()),
+        "spread": spread_of(records, cell),
+        **{name: median[name] for name in ("requests_per_s", "rows_per_s", *LATENCIES)},
+        "reach": reach,
+        "cpu_ms_per_request": 1000 * median["cpu_s_per_request"],
+        "client_cpu_ms_per_request": 1000 * median["client_cpu_s_per_request"],
+        "mean_batch": pd.DataFrame(windows["mean_batch"].tolist()).median().to_dict(),
+        "resident_mib": windows["resident_bytes"].max() / 2**20,
+        "shm_mib": windows["shm_bytes"].max() / 2**20,
+        "send_lag_p50_ms": median["lag_p50_ms"],
+        "send_lag_p99_ms": median["lag_p99_ms"],
+        "failed": int(windows["failed"].sum()),
+        "bound_requests_per_s": bound,
+        "bound_by": bound_by,
+        "efficiency": None if bound is None else median["requests_per_s"] / bound,
+        "earned": cell.earned,
+        "load": cell.load,
+        "words": cell.words,
+    }
+
+
+def find_cell(cells: pd.DataFrame, **columns: Any) -> pd.Series | None:
+    """The first row whose columns have these values, None meaning "not known"; None where there is no such row."""
+    for name, value in columns.items():
+        cells = cells[cells[name].isna() if value is None else cells[name] == value]
+    return None if cells.empty else cells.iloc[0]
+
+
+def figure(cell: pd.Series | None, name: str) -> float | None:
+    """A figure of a row; None where it is not known, or there is no row."""
+    return None if cell is None or pd.isna(cell[name]) else float(cell[name])
+
+
+def ratio(above: float | None, below: float | None) -> float | None:
+    """One figure over another, None where either is missing."""
+    return None if above is None or not below else above / below
+
+
+def flags_of(cell: pd.Series) -> list[str]:
+    """What is wrong with a cell, in words."""
+    found = {
+        "unstable": cell.unstable,
+        "exit mix off by over 1 point": cell.reach_is_off,
+        f"{cell.failed} requests failed": cell.failed,
+    }
+    return [text for text, applies in found.items() if applies]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetVerdict:
+    """One target.
+
+    Args:
+        target: in words.
+        needed: the ratio asked for.
+        sense: whether the ratio must be at least or at most that.
+        measured: the ratio, None where the run did not measure it.
+        note: what else a reader needs.
+        cells: the ratio is made of, None where one was not measured.
+    """
+
+    target: str
+    needed: float
+    sense: Literal["at least", "at most"]
+    measured: float | None
+    note: str = ""
+    cells: Sequence[pd.Series | None] = ()
+
+    @property
+    def remarks(self) -> str:
+        """The note, and what is wrong with the cells the ratio is made of."""
+        found = [self.note] if self.note else []
+        for cell in self.cells:
+            found += [] if cell is None else [f"{cell.route}: {flag}" for flag in flags_of(cell)]
+        return "; ".join(found)
+
+    @property
+    def met(self) -> bool | None:
+        """None where it was not measured, or a cell lost requests or answered another mix of rows."""
+        if self.measured is None or any(
+            cell is not None and (cell.failed or cell.reach_is_off) for cell in self.cells
+        ):
+            return None
+        return self.measured >= self.needed if self.sense == "at least" else self.measured <= self.needed
+
+    def as_json(self) -> dict[str, Any]:
+        """As verdict.json holds it."""
+        return {
+            "target": f"{self.target} ({self.sense})",
+            "needed": self.needed,
+            "measured": None if self.measured is None else round(self.measured, 4),
+            "met": self.met,
+            "note": self.remarks,
+        }
+
+
+def written_frame(cells: pd.DataFrame) -> pd.DataFrame:
+    """As files hold it: five digits, no infinity, text for reach and batches; earned mixes have no deferral."""
+    table = cells.drop(columns=list(_NOT_WRITTEN))
+    table["deferral"] = table["deferral"].mask(cells["earned"].astype(bool))
+    table["reach"] = [" ".join(f"{share:.4f}" for share in one) if one else None for one in cells["reach"]]
+    table["mean_batch"] = [
+        " ".join(f"{name}={value:.2f}" for name, value in one.items()) for one in cells["mean_batch"]
+    ]
+    floats = table.select_dtypes("float").columns
+    table[floats] = table[floats].map(lambda value: float(f"{value:.5g}") if math.isfinite(value) else math.nan)
+    return table
+
+
+def json_rows(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """The rows of a frame for JSON; what is not known is null."""
+    return [
+        {name: None if pd.isna(value) else value for name, value in row.items()}
+        for row in table.to_dict("records")
+    ]
+
+
+def write_tables(document: Mapping[str, Any], cells: pd.DataFrame, folder: Path) -> list[Path]:
+    """Writes results.json and, of the cells, results.csv; returns their paths."""
+    paths = [folder / "results.json", folder / "results.csv"]
+    write_json(document, paths[0])
+    written_frame(cells).to_csv(paths[1], index=False, lineterminator="\n")
+    return paths
