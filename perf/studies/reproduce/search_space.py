@@ -16,6 +16,7 @@ import dataclasses
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,7 @@ from orchestrator.planner.goal import Goal, SearchOptions, reference_of
 from orchestrator.planner.search import RIGHT, Found, SearchResult, search
 from orchestrator.planner.subset_table import SubsetTable, table_from_records
 from orchestrator.progress import Progress
-from perf.studies.reproduce.choices import ChosenPlan
+from perf.studies.reproduce.choices import HEADLINE, ChosenPlan, PlanComparison
 from perf.studies.reproduce.parts import PlanPart
 
 MARGIN_SE = 2.0
@@ -100,6 +101,14 @@ class SearchSpace:
         places = tuple(sorted(self.names.index(name) for name in names))
         return self.plan_of(CandidatePlan(combine="mean_logit", score="max_prob", stages=(places,), thresholds=()))
 
+    def of(
+        self, names: Sequence[str], *, combine: str = "mean_logit", scores: Sequence[str] = ("max_prob",)
+    ) -> SearchSpace:
+        """The space of the named members on the same rows, combined in one mode."""
+        return search_space_of(
+            self.part, names, quantiles=self.quantiles, progress=self.progress, combine=combine, scores=scores
+        )
+
 
 def search_space_of(
     part: PlanPart,
@@ -127,37 +136,23 @@ def search_space_of(
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class CertifiedPlan:
-    """What the planner certified.
-
-    Args:
-        plan: None where no plan could be certified, or no cheaper one.
-        note: why there is no plan.
-        guarantee: facts of the certificate.
-    """
-
-    plan: ChosenPlan | None
-    note: str = ""
-    guarantee: dict[str, Any] | None = None
-
-
-def certified(space: SearchSpace, reference: str, *, epsilon: float) -> CertifiedPlan:
-    """The cheapest plan that is certified to be at most `epsilon` less accurate than a member of the pool."""
-    goal = Goal(reference=reference, epsilon=epsilon, delta=DELTA)
+def certified(space: SearchSpace, single: ChosenPlan, *, epsilon: float) -> PlanComparison:
+    """The cheapest plan certified to be at most `epsilon` less accurate than a single model, compared with it."""
+    goal = Goal(reference=single.members[0], epsilon=epsilon, delta=DELTA)
     options = SearchOptions(quantiles=space.quantiles, calibrate=False)
-    stick = reference_of(goal, space.table, space.part.records, combine="mean_logit")
-    everything = RowSet(table=space.table, yardstick=stick)
+    reference = reference_of(goal, space.table, space.part.records, combine="mean_logit")
+    everything = RowSet(table=space.table, yardstick=reference)
     proposing, confirming = everything.take(space.split.search), everything.take(space.split.certify)
+    line = partial(PlanComparison, claim=HEADLINE, label=f"epsilon {epsilon:g}", other=single)
     decision = decide(proposing, confirming, goal, options, progress=space.progress)
     if decision.shortfall is not None:
-        return CertifiedPlan(plan=None, note=f"none certified: {decision.shortfall.got}")
+        return line(one=None, note=f"none certified: {decision.shortfall.got}")
     plan = space.plan_of(decision.choice)
-    if plan.members == (reference,):
-        refused = decision.instead
-        note = "nothing cheaper is good enough on the rows that propose" if refused is None else refused.got
-        return CertifiedPlan(plan=None, note=note if refused is None else f"none certified: {note}")
-    return CertifiedPlan(plan=plan, guarantee=decision.guarantee)
+    if plan.members != single.members:
+        return line(one=plan, guarantee=decision.guarantee)
+    if decision.instead is None:
+        return line(one=None, note="nothing cheaper is good enough on the rows that propose")
+    return line(one=None, note=f"none certified: {decision.instead.got}")
 
 
 def searched(
