@@ -1,4 +1,4 @@
-"""`python -m perf reproduce`: choose on the plan part, write the choices, then open the test part and judge."""
+"""`python -m perf reproduce`: choose on the plan part, write the choices, then draw the test part and evaluate."""
 
 from __future__ import annotations
 
@@ -29,32 +29,30 @@ from perf.studies.reproduce.parts import (
     DrawnPart,
     DrawPart,
     PartRecorder,
-    TestPart,
+    Say,
     require_members,
 )
 from perf.studies.reproduce.results import (
-    RESULTS,
-    TIMED_FORMATS,
     ResultOptions,
-    results_from_path,
+    check_same,
+    kept_results,
     results_of,
     write_results,
 )
 from perf.studies.reproduce.tables import fewer_macs, points, times
 
-_MEASURE = "measure everything: leave out --again"
 DOCS, QUICK_DOCS = Path("docs/reproduce"), Path("build/reproduce")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Effort:
-    """How much is done.
+    """How much a run does.
 
     Args:
-        rows: of each part; None takes all.
-        quantiles: thresholds tried per stage.
-        margin_splits: splits of the plan part on which the margin is tried.
-        loads: what is timed.
+        rows: number of rows of each part; None takes all.
+        quantiles: number of thresholds tried per stage.
+        margin_splits: number of splits of the plan part on which margins are validated.
+        loads: how plans are asked while they are timed.
     """
 
     rows: int | None
@@ -105,9 +103,9 @@ def reproduce(
 
     Example: python -m perf reproduce --quick
     """
-    folder = named_folder(output or (QUICK_DOCS if quick else DOCS))
+    folder = folder_by_name(output or (QUICK_DOCS if quick else DOCS))
     command = "python -m perf reproduce" + (" --quick" if quick else "")
-    with needs("perf reproduce"):
+    with needs("perf reproduce"):  # loads Pillow and matplotlib: optional, and start-up time
         from perf.studies.glyphs.data import CLASSES
     results = run(
         folder,
@@ -130,15 +128,15 @@ def reproduce(
 
 
 def document_beside(folder: Path) -> Path:
-    """Where the document of a folder of results lies."""
+    """Path of the document that belongs to a folder of results."""
     return folder.with_name(f"{folder.name}.md")
 
 
-def named_folder(folder: Path) -> Path:
-    """The folder by a name of its own, which the document beside it takes: "." has none.
+def folder_by_name(folder: Path) -> Path:
+    """The folder by its own name, which the document beside it takes; "." and ".." have none.
 
     Raises:
-        DataError: it is the root, with nothing beside it.
+        DataError: the folder is the root, which has nothing beside it.
     """
     named = folder.resolve() if folder.name in ("", "..") else folder
     if not named.name:
@@ -150,7 +148,7 @@ def require_writable(folder: Path) -> None:
     """Refuses, before any work, a place where results or the document beside them cannot be written.
 
     Raises:
-        RepositoryError: naming the place.
+        RepositoryError: names the place.
     """
     document = document_beside(folder)
     if document.is_dir():
@@ -163,7 +161,8 @@ def require_writable(folder: Path) -> None:
 
 
 def draw_glyphs(part: str, rows: int | None) -> DrawnPart:
-    """A part of the glyphs."""
+    """Draws a part of the glyphs."""
+    # Here because Pillow and matplotlib are optional, and take a second to load.
     from perf.studies.glyphs.data import glyphs_split
 
     assert part in ("plan", "test")
@@ -180,29 +179,30 @@ def run(
     classes: Sequence[str],
     cache: Path,
     command: str,
-    say: Callable[[str], None],
+    say: Say,
     again: bool = False,
 ) -> dict[str, Any]:
     """Everything the command does, with any members and any data.
 
     Args:
-        folder: for choices.json, results.json and frontier.png; `<folder>.md` is written too.
-        effort: how much is done.
-        repository: holds the members.
-        names: of the members, called as `family.MEMBERS` are.
-        draw: makes a part.
-        classes: their names.
-        cache: folder for records.
-        command: that repeats it.
-        say: told what is being done.
-        again: judge the choices and keep the times that lie in the folder; rows and command are theirs too.
+        folder: gets choices.json, results.json and frontier.png; `<folder>.md` is written too.
+        effort: how much the run does.
+        repository: model repository that holds the members.
+        names: names of the members, in the shape of `parts.MEMBERS`.
+        draw: draws the rows of a part.
+        classes: names of the classes.
+        cache: folder that keeps records between runs.
+        command: command that repeats the run.
+        say: called with a line before each step.
+        again: evaluate the choices that lie in the folder and keep the times, the number of rows and the command
+            of its results.
 
     Raises:
         CommitteeError: members are missing or do not fit, or a file cannot be written.
     """
     require_members(repository, names)
     require_writable(folder)
-    kept = _kept(folder) if again else None
+    kept = kept_results(folder) if again else None
     rows = effort.rows if kept is None else kept["test_part"]["rows"]
     recorder = PartRecorder(repository=repository, names=names, draw=draw, rows=rows, cache=cache, say=say)
     plan = recorder.plan_part()
@@ -214,39 +214,13 @@ def run(
     test = recorder.test_part(plan=plan, choices=choices)
     if kept is not None:
         command = kept["command"]
-        _check_same(kept, test, plan_sha256=plan.data_sha256)
+        check_same(kept, plan, test)
     options = ResultOptions(loads=effort.loads, command=command, classes=classes, kept=kept)
     members = LocalMembers(repository, names, threads=1)
     results = results_of(choices_from_path(choices), test, members=members, options=options, say=say)
     results["choices_sha256"] = sha256_of_path(choices)
     _write(results, folder)
     return results
-
-
-def _kept(folder: Path) -> dict[str, Any]:
-    """Earlier results, with the choices they are of."""
-    kept = results_from_path(folder / RESULTS, formats=TIMED_FORMATS)
-    if sha256_of_path(folder / CHOICES) != kept["choices_sha256"]:
-        raise DataError(f"{folder / CHOICES}", got="other choices than those of the results", fix=_MEASURE)
-    return kept
-
-
-def _check_same(kept: dict[str, Any], test: TestPart, *, plan_sha256: str) -> None:
-    """Refuses pictures and members that the earlier results are not about."""
-    if (plan_sha256, test.data_sha256) != (kept["plan_part"]["data_sha256"], kept["test_part"]["data_sha256"]):
-        drawn = kept.get("drawn_with", {})
-        fix = "draw them with " + ", ".join(f"{name} {version}" for name, version in drawn.items())
-        raise DataError(
-            "pictures",
-            got="others than those of the earlier results",
-            fix=f"{fix}, or {_MEASURE}" if drawn else _MEASURE,
-        )
-    about = test.records.meta["members"]
-    changed = [
-        name for name, one in kept["plan_part"]["members"].items() if about[name]["sha256"] != one["sha256"]
-    ]
-    if changed:
-        raise DataError("members", got=f"other models than before: {', '.join(changed)}", fix=_MEASURE)
 
 
 def _write(results: dict[str, Any], folder: Path) -> None:
@@ -256,8 +230,8 @@ def _write(results: dict[str, Any], folder: Path) -> None:
     write_all(document.parent, {document.name: md_from_results(results, folder=folder.name)})
 
 
-def _told(say: Callable[[str], None]) -> Callable[[str, int], Any]:
-    """A bar for people, and a line for files."""
+def _told(say: Say) -> Callable[[str, int], Any]:
+    """A progress bar on a terminal, and a line for every search."""
 
     @contextmanager
     def progress(description: str, total: int) -> Iterator[Advance]:

@@ -14,19 +14,19 @@ import onnxruntime
 
 from orchestrator.errors import DataError
 from orchestrator.local.sessions import LocalMembers
-from orchestrator.repository.files import write_all
+from orchestrator.repository.files import sha256_of_path, write_all
 from orchestrator.spec.processor import core_count
 from perf.harness.machine import machine_here
-from perf.studies.reproduce.choices import HEADLINE, Choices, ChosenPlan
+from perf.studies.reproduce.choices import CHOICES, HEADLINE, Choices, ChosenPlan
 from perf.studies.reproduce.evaluate import TimingLoad, evaluate_choices, spread_of, timed
-from perf.studies.reproduce.parts import Say, TestPart
+from perf.studies.reproduce.parts import PlanPart, Say, TestPart
 
 RESULTS = "results.json"
 WRITTEN_BY = "python -m perf reproduce writes them"
 FORMAT = 2
 # Formats whose times can be kept: they hold them in the same place.
-TIMED_FORMATS = (1, FORMAT)
-MEASURE_ANEW = "measure everything: leave out --again"
+_TIMED_FORMATS = (1, FORMAT)
+_MEASURE_ANEW = "measure everything: leave out --again"
 # Claims whose plans are timed.
 _TIMED = (HEADLINE, "3", "5")
 # Another version of these may draw other pictures.
@@ -171,7 +171,7 @@ def figures_from_results(kept: dict[str, Any], plans: Sequence[ChosenPlan]) -> F
     routes = kept["timing"]["routes"]
     wanted = [([list(stage) for stage in plan.stages], list(plan.thresholds)) for plan in plans]
     if wanted != [(route["stages"], route["thresholds"]) for route in routes]:
-        raise DataError("times in the earlier results", got="those of other plans", fix=MEASURE_ANEW)
+        raise DataError("times in the earlier results", got="those of other plans", fix=_MEASURE_ANEW)
     return {
         load["batch"]: {
             plan: route["ms_per_row"][str(load["batch"])]["rounds"]
@@ -204,3 +204,38 @@ def results_from_path(path: Path, *, formats: Sequence[int] = (FORMAT,)) -> dict
         expected = f"an object with format {FORMAT}"
         raise DataError(f"results {path}", got="other JSON", expected=expected, fix=WRITTEN_BY)
     return results
+
+
+def kept_results(folder: Path) -> dict[str, Any]:
+    """The results in a folder, to evaluate their choices again.
+
+    Raises:
+        DataError: there are none, or the choices beside them are others.
+    """
+    kept = results_from_path(folder / RESULTS, formats=_TIMED_FORMATS)
+    if sha256_of_path(folder / CHOICES) != kept["choices_sha256"]:
+        raise DataError(f"{folder / CHOICES}", got="other choices than those of the results", fix=_MEASURE_ANEW)
+    return kept
+
+
+def check_same(kept: dict[str, Any], plan: PlanPart, test: TestPart) -> None:
+    """Refuses pictures and members other than those of the kept results.
+
+    Raises:
+        DataError: names what differs.
+    """
+    before = [kept[part]["data_sha256"] for part in ("plan_part", "test_part")]
+    if [plan.data_sha256, test.data_sha256] != before:
+        drawn = kept.get("drawn_with", {})
+        fix = "draw them with " + ", ".join(f"{name} {version}" for name, version in drawn.items())
+        raise DataError(
+            "pictures",
+            got="others than those of the earlier results",
+            fix=f"{fix}, or {_MEASURE_ANEW}" if drawn else _MEASURE_ANEW,
+        )
+    about = test.records.meta["members"]
+    changed = [
+        name for name, one in kept["plan_part"]["members"].items() if about[name]["sha256"] != one["sha256"]
+    ]
+    if changed:
+        raise DataError("members", got=f"other models than before: {', '.join(changed)}", fix=_MEASURE_ANEW)

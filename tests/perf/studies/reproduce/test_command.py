@@ -15,7 +15,7 @@ from perf.__main__ import app
 from perf.studies.reproduce import tables
 from perf.studies.reproduce.choices import CHOICES, choices_from_path
 from perf.studies.reproduce.claims import SECTIONS
-from perf.studies.reproduce.command import Effort, named_folder, require_writable, run
+from perf.studies.reproduce.command import Effort, folder_by_name, require_writable, run
 from perf.studies.reproduce.document import md_from_results
 from perf.studies.reproduce.evaluate import TimingLoad
 from perf.studies.reproduce.parts import MEMBERS, REPOSITORY, PartRecorder
@@ -162,10 +162,10 @@ def test_the_folder_one_stands_in_has_a_name_and_the_root_has_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert named_folder(Path()) == named_folder(tmp_path) == tmp_path
-    assert named_folder(Path("docs/reproduce")) == Path("docs/reproduce")
+    assert folder_by_name(Path()) == folder_by_name(tmp_path) == tmp_path
+    assert folder_by_name(Path("docs/reproduce")) == Path("docs/reproduce")
     with pytest.raises(DataError, match="root folder"):
-        named_folder(Path("/"))
+        folder_by_name(Path("/"))
 
 
 def test_changing_the_test_part_changes_no_choice(done: Path, tmp_path: Path) -> None:
