@@ -1,4 +1,4 @@
-"""What every client gives back and takes, whatever carries it: answers and request parameters."""
+"""Answers and request parameters, the same for all clients and protocols."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from orchestrator.spec.output_kind import EXCLUSIVE, PARAMETER, ScoreEvidence
 from orchestrator.spec.served_model import ModelInfo, scores_output
 
 Rows = npt.NDArray[Any]
-# Parameters travel as int64.
+# Parameters are sent as int64.
 MAX_INTEGER = 2**63 - 1
 
 
 @dataclass(frozen=True, kw_only=True)
 class ServedAnswers:
-    """Answers of n rows, in the order they were asked.
+    """Answers to n rows, in the order of the request.
 
     A row that a plain member or a native ensemble could not answer (its output was not finite) has label -1,
     NaN for probabilities and confidence, and the degraded bit; a cascade refuses such a row instead.
@@ -33,7 +33,7 @@ class ServedAnswers:
         label: int64 (n,).
         confidence: float32 (n,).
         exit_stage: int32 (n,), 0 where the model has no stages.
-        cost: float32 (n,), in the plan's cost unit, 0 where the model does not say.
+        cost: float32 (n,), in the plan's cost unit, 0 where the model states none.
         status: int32 (n,), see `STATUS_BITS`.
     """
 
@@ -49,19 +49,19 @@ class ServedAnswers:
 
 
 def status_words(status: int) -> str:
-    """The names of the bits that are set, joined; empty for a plain answer."""
+    """The names of the bits that are set, joined by commas; empty for a status of 0."""
     return ", ".join(word for bit, word in STATUS_BITS.items() if status & bit)
 
 
 def parameters_from_policy(policy: Policy | None) -> dict[str, int | float]:
-    """Request parameters that differ from the server's defaults.
+    """The request parameters in which a policy differs from the server's defaults.
 
     Raises:
         InputError: a whole number too large for the protocol.
     """
     values = dataclasses.asdict(policy or Policy())
     defaults = dataclasses.asdict(Policy())
-    # `left_us` is what the server makes of a deadline.
+    # The policy's `left_us` is no request parameter: the server computes it from a deadline.
     wanted = {name: value for name, value in values.items() if name in PARAMETERS and value != defaults[name]}
     for name, value in wanted.items():
         if isinstance(value, int) and abs(value) > MAX_INTEGER:
@@ -70,17 +70,17 @@ def parameters_from_policy(policy: Policy | None) -> dict[str, int | float]:
 
 
 class OutputKinds:
-    """What the scores of served models are: as their configurations say, else as the values seen so far show.
+    """Whether served models give logits or probabilities: by their configurations, else by the values seen so far.
 
-    Rows that are asked about one by one are judged by all that were seen of the model, since few rows of logits
-    can be distributions by chance.
+    Values of all earlier requests to the model count, because a few rows of logits may look like distributions by
+    chance.
     """
 
     def __init__(self) -> None:
         self._seen: dict[str, ScoreEvidence] = {}
 
     def of(self, info: ModelInfo, scores: Sequence[npt.NDArray[np.float32]]) -> str:
-        """The kind of a model's scores after these, each float32 (n, k)."""
+        """The kind of a model's scores, these included; each part is float32 (n, k)."""
         if info.answers_itself:
             return "probabilities"
         seen = self._seen.get(info.name, ScoreEvidence())
@@ -90,11 +90,11 @@ class OutputKinds:
         return info.output_kind or seen.kind
 
     def forget(self, model: str) -> None:
-        """Starts anew for a model that may have been loaded again."""
+        """Drops the values seen of a model, which may have been replaced."""
         self._seen.pop(model, None)
 
     def note(self, info: ModelInfo) -> str | None:
-        """What a person should know of how a model's scores were taken; None where nothing is amiss."""
+        """What is doubtful about how a model's scores were taken; None where nothing is."""
         seen = self._seen.get(info.name)
         if seen is None or not seen.rows:
             return None
@@ -110,14 +110,12 @@ class OutputKinds:
 def answers_from_outputs(
     info: ModelInfo, parts: Sequence[tuple[Mapping[str, Rows], int]], kinds: OutputKinds
 ) -> ServedAnswers:
-    """Answers from whatever a model puts out.
-
-    A cascade says everything. Of a plain member only the scores are there.
+    """Answers from the outputs of a model: of all answer columns, or of scores alone.
 
     Args:
         info: the model that was asked.
-        parts: per request its outputs by name, each with a batch axis, and how many rows were asked about.
-        kinds: what the client knows of its models' scores.
+        parts: for each request its outputs by name, each with a batch axis, and the number of rows it had.
+        kinds: the client's record of what its models' scores are.
 
     Raises:
         ServerFaultError: an output is missing or has another number of rows.
@@ -146,7 +144,7 @@ def _scores(info: ModelInfo, outputs: Mapping[str, Rows], rows: int) -> npt.NDAr
 
 def _from_scores(scores: npt.NDArray[np.float32], *, logits: bool) -> dict[str, Rows]:
     rows = len(scores)
-    # A maximum shows NaN, +inf and a row of -inf alike: the decision core calls all three failures.
+    # The maximum is not finite for NaN, +inf and a row of -inf alike, all of which count as failures.
     good = np.isfinite(np.max(scores, axis=1))
     p = softmax(np.where(good[:, None], scores, np.float32(0))) if logits else scores
     if not good.all():
@@ -177,7 +175,7 @@ def _column(info: ModelInfo, outputs: Mapping[str, Rows], name: str) -> Rows:
 
 
 def joined(parts: Sequence[ServedAnswers]) -> ServedAnswers:
-    """One `ServedAnswers` of several, in order."""
+    """Several `ServedAnswers` joined in order."""
     if len(parts) == 1:
         return parts[0]
     return ServedAnswers(

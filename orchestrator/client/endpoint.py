@@ -1,4 +1,4 @@
-"""Where a server listens and how to reach it: the only reader of addresses, with TLS and extra headers."""
+"""The only reader of server addresses, with the certificates and headers that belong to them."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from pathlib import Path
 from orchestrator.client.tls import TlsFiles
 from orchestrator.errors import InputError
 
-# scheme -> whether it means TLS. gRPC is HTTP/2, so people write http:// for its endpoints as well.
+# Scheme -> whether it means TLS. gRPC is HTTP/2, so people write http:// for gRPC endpoints as well.
 SCHEMES = {"grpc": False, "grpcs": True, "http": False, "https": True}
 TLS_PORT = 443
 EXPECTED = "host:port, or that behind grpc://, grpcs://, http:// or https://, as 127.0.0.1:8001"
-# What the environment says of servers behind TLS. The headers are one "Name: value" per line.
+# Environment variables for servers with TLS. The headers are one "Name: value" per line.
 CA, CERT, KEY, HEADERS = (f"COMMITTEE_{name}" for name in ("CA", "CERT", "KEY", "HEADERS"))
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _PLACE = re.compile(r"(?P<host>[^\s:/?#@\[\]]+|\[[0-9A-Fa-f:.%]+\])(?::(?P<port>\d{1,5}))?(?P<path>/[^\s?#]*)?")
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _HEADER_VALUE = re.compile(r"[\x20-\x7e]*")
-# What the protocols write themselves.
+# Headers that the protocols write themselves.
 _RESERVED = (
     "connection",
     "content-encoding",
@@ -33,23 +33,23 @@ _RESERVED = (
     "te",
     "transfer-encoding",
 )
-# Shorter words of a header are no secrets, and hiding them would garble messages.
+# Shorter words of a header are no secrets, and hiding them would make messages unreadable.
 _SECRET_LENGTH = 6
 
 
 @dataclass(frozen=True, kw_only=True)
 class Endpoint:
-    """One server's address, read; as text it is what was written.
+    """A server's address in its parts; `str` gives it as it was written.
 
     Args:
         address: as it was written.
-        scheme: of `SCHEMES`, "unix", or empty where none was written.
+        scheme: one of `SCHEMES`, "unix", or empty where none was written.
         host: name or IP address, without brackets; empty for a socket file.
-        target: what gRPC and HTTP libraries connect to, "host:port" or "unix:PATH".
+        target: "host:port" or "unix:PATH", which gRPC and HTTP libraries connect to.
         port: TCP port, 0 for a socket file.
-        path: under which an HTTP server answers, without the last slash.
-        tls: with which certificates; None for a connection in clear.
-        headers: sent with every request. They may be secret, so no text of this object has them.
+        path: prefix of an HTTP server's paths, without the last slash.
+        tls: the certificates to use; None for a connection without TLS.
+        headers: sent with every request. They may be secret, so `str` and `repr` leave them out.
     """
 
     address: str
@@ -70,7 +70,7 @@ class Endpoint:
         return self.scheme.startswith("http")
 
     def without_secrets(self, text: str) -> str:
-        """A text of the server's with the values of our headers taken out, should it repeat them."""
+        """A text from the server without the values of our headers, which it may repeat."""
         words = {word for value in self.headers.values() for word in (value, *value.split())}
         for word in sorted(words, key=len, reverse=True):
             if len(word) >= _SECRET_LENGTH:
@@ -78,7 +78,7 @@ class Endpoint:
         return text
 
     def for_grpc(self) -> Endpoint:
-        """Itself as gRPC takes it: header names in lower case.
+        """This endpoint for gRPC, which wants header names in lower case.
 
         Raises:
             InputError: it has a path, or a header that gRPC keeps for itself.
@@ -92,10 +92,10 @@ class Endpoint:
         return replace(self, headers=lower)
 
     def for_http(self) -> Endpoint:
-        """Itself as HTTP takes it.
+        """This endpoint for HTTP.
 
         Raises:
-            InputError: it is one of gRPC's.
+            InputError: its scheme is one of gRPC's.
         """
         if self.scheme and not self.is_http:
             raise InputError(
@@ -113,20 +113,20 @@ def endpoint_from_address(
     headers: Mapping[str, str] | None = None,
     environment: Mapping[str, str] | None = None,
 ) -> Endpoint:
-    """Reads an address, checks what belongs to it, and connects to nothing.
+    """Reads an address and checks its certificates and headers, without connecting.
 
-    Where TLS is meant, what is not given comes from the environment: COMMITTEE_CA, COMMITTEE_CERT and
+    For addresses with TLS, the environment fills in what is not given: COMMITTEE_CA, COMMITTEE_CERT and
     COMMITTEE_KEY name files, COMMITTEE_HEADERS holds a "Name: value" per line. For other addresses the environment
-    does not count, so that no token leaves in clear because it lies there.
+    is ignored, so that a token in it is never sent unencrypted.
 
     Args:
-        address: host:port or unix:PATH in clear; grpc:// and http:// the same; grpcs:// and https:// with TLS, on
-            port 443 where none is written. What has been read already is given back.
+        address: host:port, unix:PATH, grpc:// or http:// without TLS; grpcs:// or https:// with TLS, on port 443
+            where none is written. An `Endpoint` is returned as it is.
         ca: PEM file with the authorities to trust instead of the system's.
         cert: PEM file of the client's certificate, for servers that ask for one.
         key: PEM file of its private key, without a pass phrase.
         headers: sent with every request, such as `Authorization`.
-        environment: to look in; None for this process's.
+        environment: variables to read; None for this process's.
 
     Raises:
         InputError: an address that cannot be read, or certificates or headers that cannot be used.
@@ -158,11 +158,11 @@ def endpoint_from_address(
 
 
 def headers_from_lines(lines: list[str], *, what: str = "headers") -> dict[str, str]:
-    """Headers written as "Name: value", empty lines left out; errors do not repeat them, for they may be secret.
+    """Reads headers written as "Name: value", skipping empty lines; errors never repeat them: they may be secret.
 
     Args:
         lines: one header each.
-        what: names them in errors.
+        what: subject of errors.
 
     Raises:
         InputError: a line without a colon.
@@ -180,7 +180,7 @@ def headers_from_lines(lines: list[str], *, what: str = "headers") -> dict[str, 
 
 
 def _check_headers(headers: Mapping[str, str]) -> None:
-    # Neither name nor value is repeated where the name is none: who forgets the name has a secret in its place.
+    # A malformed name is not repeated: somebody who forgot the name has written the secret value in its place.
     if not all(_HEADER_NAME.fullmatch(name) for name in headers):
         raise InputError("headers", got="a name that is none", expected='"Name: value"')
     bad = [name for name, value in headers.items() if not _HEADER_VALUE.fullmatch(value)]
@@ -200,7 +200,7 @@ def _read(address: str) -> Endpoint:
         raise InputError("server address", got=f"scheme {scheme}://", expected=EXPECTED)
     rest = address[match.end() :] if match else address
     if "@" in rest:
-        # What stands before it may be a password.
+        # The text before the @ may be a password.
         raise InputError("server address", got="a user name in it", expected="an Authorization header instead")
     is_tls = SCHEMES.get(scheme, False)
     place = _PLACE.fullmatch(rest)

@@ -1,6 +1,6 @@
 """The one place where foreign exceptions become ours, and whether a request that failed is sent again.
 
-Callers write `raise error_from(error, what=...) from error`, so the cause stays attached.
+Callers write `raise error_from(error, what=...) from error`, which keeps the cause.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from orchestrator.errors import (
 
 Leaf = type[ClientError]
 
-# What tritonclient lets through: its own exception for anything a server or gRPC answered, OSError for HTTP's
-# sockets, ValueError for a body that is not what the protocol promises.
+# Exceptions that come out of tritonclient: its own for whatever a server or gRPC answered, OSError from HTTP's
+# sockets, ValueError for a body that breaks the protocol.
 FOREIGN: tuple[type[Exception], ...] = (InferenceServerException, OSError, ValueError)
 
-# Every code but OK. Only UNAVAILABLE is retried, so ABORTED and CANCELLED, which a proxy may send, are not in it.
+# Every gRPC code but OK. Only UNAVAILABLE is retried; ABORTED and CANCELLED, which a proxy may send, are not.
 OF_GRPC: dict[str, Leaf] = {
     "CANCELLED": ServerFaultError,
     "UNKNOWN": ServerFaultError,
@@ -38,12 +38,12 @@ OF_GRPC: dict[str, Leaf] = {
     "NOT_FOUND": UnknownModelError,
     "ALREADY_EXISTS": RefusedError,
     "PERMISSION_DENIED": RefusedError,
-    # A message over the size limit; a full queue of Triton's is UNAVAILABLE.
+    # A message above the size limit; for a full queue Triton sends UNAVAILABLE.
     "RESOURCE_EXHAUSTED": RefusedError,
     "FAILED_PRECONDITION": RefusedError,
     "ABORTED": ServerFaultError,
     "OUT_OF_RANGE": RefusedError,
-    # A method or a kind of model (decoupled, say) that cannot be asked this way.
+    # A method, or a kind of model such as a decoupled one, that cannot be asked this way.
     "UNIMPLEMENTED": RefusedError,
     "INTERNAL": ServerFaultError,
     "UNAVAILABLE": UnavailableError,
@@ -55,7 +55,7 @@ OF_HTTP: dict[int, Leaf] = {
     HTTPStatus.NOT_FOUND: UnknownModelError,
     HTTPStatus.REQUEST_TIMEOUT: TimeLimitError,
     HTTPStatus.TOO_MANY_REQUESTS: UnavailableError,
-    # Triton's "unsupported", the twin of gRPC's UNIMPLEMENTED.
+    # Triton's "unsupported", which is UNIMPLEMENTED over gRPC.
     HTTPStatus.NOT_IMPLEMENTED: RefusedError,
     HTTPStatus.BAD_GATEWAY: UnavailableError,
     HTTPStatus.SERVICE_UNAVAILABLE: UnavailableError,
@@ -67,26 +67,26 @@ FIXES: dict[Leaf, str] = {
     TimeLimitError: "allow more time (timeout, deadline_us), or send fewer rows at once",
     UnknownModelError: "check the name; a model that failed to load is named in the server's log",
 }
-# What a server says of a model it is just unloading or not ready to run, under codes that sound final.
+# Messages about a model that is being unloaded or is not ready, which Triton sends with codes of final failures.
 STOPPING = ("has no available versions", "Server not ready", "Server is stopping")
-# The request's own deadline, which asking again would only miss again under the same load.
+# Messages about the request's own deadline, which a retry under the same load would miss again.
 LATE = ("deadline passed", "deadline too near")
-# How tritonclient's texts begin where an HTTP answer is none of Triton's: it is empty, or it is a page.
+# Beginnings of tritonclient's texts for an HTTP answer that is not Triton's: an empty one, or a web page.
 NOT_OF_TRITON = (
     "client received an empty response",
     "an exception occurred in the client while decoding the response",
 )
-# Longer texts are dumps, not messages.
+# Longer texts are no messages but dumps.
 MAX_TEXT = 400
 
 
 def error_from(error: BaseException, *, what: str, endpoint: Endpoint | None = None) -> ClientError:
-    """The leaf of our tree for an exception that came out of a request.
+    """The ClientError for an exception that came out of a request.
 
     Args:
-        error: what was caught.
+        error: the exception.
         what: subject of the message: which model at which address.
-        endpoint: what was asked, so that nothing secret of it is repeated.
+        endpoint: the server, whose secret headers are removed from the text.
     """
     leaf, text = _leaf_and_text(error)
     if endpoint is not None:
@@ -95,22 +95,22 @@ def error_from(error: BaseException, *, what: str, endpoint: Endpoint | None = N
 
 
 def with_tls_reason(error: ClientError, endpoint: Endpoint, *, over_grpc: bool, timeout_s: float) -> ClientError:
-    """The error of a client that had no answer yet, or a better one where TLS is the reason.
+    """The error of a client that never had an answer, replaced by a clearer one if TLS is the reason.
 
     Args:
-        error: of the request.
-        endpoint: what was asked; one more connection may be made to it.
-        over_grpc: whether the request was gRPC.
+        error: the request's.
+        endpoint: the server; one more connection to it may be made.
+        over_grpc: whether the request went over gRPC.
         timeout_s: longest wait for that connection.
     """
-    # Proxies answer HTTP in clear on a TLS port with 400 and such a sentence.
+    # To plain HTTP on a TLS port, proxies answer 400 with a sentence about HTTPS.
     may_be = isinstance(error, UnavailableError | TimeLimitError | ServerFaultError) or "HTTPS" in str(error.got)
     if not may_be or not endpoint.port:
         return error
     fault = tls_fault(endpoint.host, endpoint.port, endpoint.tls, over_grpc=over_grpc, timeout_s=timeout_s)
     if fault is None:
         return error
-    # What is not certain is asked again like the error that it explains.
+    # An uncertain reason keeps the type of the original error, and with it whether it is retried.
     leaf = TlsError if fault.is_certain else type(error)
     return leaf(error.what, got=fault.got, fix=fault.fix)
 
@@ -133,7 +133,7 @@ def _leaf_and_text(error: BaseException) -> tuple[Leaf, str]:
 
 
 def _gateway_text(status: int) -> str:
-    """What an HTTP status means that comes without an answer of Triton's."""
+    """The meaning of an HTTP status that came without an answer of Triton's."""
     phrase = next((one.phrase for one in HTTPStatus if one == status), "")
     text = " ".join(f"HTTP {status} {phrase}".split()) + " and no answer of Triton's, as a gateway gives it"
     if status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
@@ -142,7 +142,7 @@ def _gateway_text(status: int) -> str:
 
 
 def leaf_from_status(status: str | None) -> Leaf:
-    """The leaf for tritonclient's status: "StatusCode.NOT_FOUND" over gRPC, "404" over HTTP, None from itself."""
+    """The error type for tritonclient's status: "StatusCode.NOT_FOUND" for gRPC, "404" for HTTP, else None."""
     if status is None:
         # tritonclient refused the request before sending it.
         return RefusedError
@@ -153,7 +153,7 @@ def leaf_from_status(status: str | None) -> Leaf:
 
 
 def _plain(text: str) -> str:
-    """The server's message as one line, without its traceback and the id we never set."""
+    """The server's message as one line, without its traceback and the request id, which is never set."""
     text = text.split("\nAt:\n", 1)[0]
     text = re.sub(r"^\[request id: [^\]]*\]\s*", "", text)
     line = " ".join(text.split())
@@ -162,13 +162,13 @@ def _plain(text: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class RetryPolicy:
-    """How long one request may take and how often it may be repeated.
+    """How long one request may take, and when it is sent again: if the server was unavailable, ever more slowly.
 
     Args:
         timeout_s: from the first attempt to the last answer.
-        retries: further attempts after the first, on UNAVAILABLE only.
-        first_delay_s: pause before the first repetition; it doubles each time.
-        max_delay_s: no pause is longer (before jitter).
+        retries: further attempts after the first.
+        first_delay_s: pause before the first retry; it doubles each time.
+        max_delay_s: longest pause, before jitter.
     """
 
     timeout_s: float = 30.0
@@ -182,8 +182,8 @@ class RetryPolicy:
         Args:
             attempt: 0 for the first.
             elapsed_s: since the first attempt began.
-            jitter: uniform in [0, 1). It spreads the pause over half to one and a half of its length, so
-                that clients which failed together do not come back together.
+            jitter: uniform in [0, 1). It makes the pause 0.5 to 1.5 times as long, so that clients which failed
+                together do not retry together.
         """
         if attempt >= self.retries:
             return None

@@ -1,4 +1,4 @@
-"""A closed loop of concurrent one-row requests: what the demo and the benchmarks send."""
+"""A closed loop of concurrent one-row requests, as the demo and the benchmarks send them."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ Ask = Callable[[npt.NDArray[Any]], Awaitable[Any]]
 
 @dataclass(frozen=True, kw_only=True)
 class LoadResult:
-    """One pass over some rows.
+    """The result of one pass over some rows.
 
     Args:
-        answers: what `ask` returned, in the order of the rows.
+        answers: the return values of `ask`, in the order of the rows.
         latency_ms: float64 (n,), per request.
-        seconds: wall clock of the whole pass.
+        seconds: duration of the whole pass.
     """
 
     answers: list[Any]
@@ -47,7 +47,7 @@ async def closed_loop(ask: Ask, rows: npt.NDArray[Any], *, concurrency: int) -> 
         concurrency: requests in flight.
 
     Raises:
-        CommitteeError: whatever `ask` raises; the pass ends there.
+        CommitteeError: raised by `ask`, which ends the pass.
     """
     count = len(rows)
     answers: list[Any] = [None] * count

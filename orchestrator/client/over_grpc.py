@@ -49,7 +49,7 @@ T = TypeVar("T")
 def _request(
     model: str, rows: Rows, *, tensor: TensorInfo, wanted: Wanted, parameters: Parameters, timeout_s: float
 ) -> dict[str, Any]:
-    """Arguments of tritonclient's `infer`, sync and asyncio alike."""
+    """Arguments of tritonclient's `infer`, the same for sync and asyncio."""
     sent = triton.InferInput(tensor.name, list(rows.shape), tensor.dtype)
     sent.set_data_from_numpy(rows)
     return {
@@ -66,10 +66,10 @@ def _outputs(result: Any) -> Outputs:
 
 
 def _opened(kind: Callable[..., Any], endpoint: Endpoint) -> Any:
-    """A client of tritonclient's, sync or asyncio, that connects and sends headers as the endpoint says."""
+    """A tritonclient client, sync or asyncio, with the endpoint's certificates and headers."""
     credentials = None
     if endpoint.tls is not None:
-        # Without authorities gRPC takes a list of its own, not the system's.
+        # Without authorities gRPC would use a list of its own, not the system's.
         authorities, pair = endpoint.tls.authorities(), endpoint.tls.client_pair()
         cert, key = (None, None) if pair is None else pair
         credentials = grpc.ssl_channel_credentials(authorities, private_key=key, certificate_chain=cert)
@@ -283,14 +283,14 @@ class AsyncGrpcClient:
         return answer
 
     def _open(self) -> Any:
-        # A channel belongs to the loop that runs when it is made, so it waits for the first request.
+        # A channel belongs to the event loop that runs when it is made, so it is made with the first request.
         if self._client is None:
             self._client = _opened(triton_aio.InferenceServerClient, self.endpoint)
         return self._client
 
 
 async def in_order(actions: Sequence[Callable[[], Awaitable[T]]], *, in_flight: int) -> list[T]:
-    """Runs actions, at most `in_flight` at once, and gives their results in order; the first failure ends all."""
+    """Runs actions, at most `in_flight` at once; results come in order, and the first failure cancels the rest."""
     gate = asyncio.Semaphore(in_flight)
 
     async def run(action: Callable[[], Awaitable[T]]) -> T:

@@ -1,4 +1,4 @@
-"""A client over HTTP with binary tensors, for where gRPC does not get through."""
+"""A client over HTTP with binary tensors, for networks that do not let gRPC through."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 
 class _HttpTransport:
-    """Time limits are on silence of the socket: they are fixed when the connection is made."""
+    """Time limits apply to the silence of the socket, and are fixed when the connection is made."""
 
     over_grpc = False
 
@@ -75,7 +75,7 @@ class _HttpTransport:
         return {output["name"]: result.as_numpy(output["name"]) for output in result.get_response()["outputs"]}
 
     def in_order(self, action: Callable[[slice], T], parts: Sequence[slice], *, in_flight: int) -> list[T]:
-        # tritonclient's HTTP sockets are gevent's: greenlets of this thread share them, other threads may not.
+        # tritonclient's HTTP sockets are gevent's: greenlets of this thread may share them, other threads may not.
         return list(gevent.pool.Pool(in_flight).imap(action, parts))
 
     def pause(self, seconds: float) -> None:
@@ -86,7 +86,7 @@ class _HttpTransport:
 
 
 def _whole(call: Callable[[], T]) -> T:
-    """Runs a call; what geventhttpclient alone raises becomes the standard exception it stands for."""
+    """Runs a call and turns geventhttpclient's own exceptions into the standard ones of the same meaning."""
     try:
         return call()
     except HTTPConnectionClosed as error:
@@ -101,7 +101,7 @@ class HttpClient(SyncClient):
     Args:
         address: of the HTTP endpoint: "host:port" in clear, "https://host:port" with TLS, and see
             `endpoint_from_address`, which takes certificates and headers too.
-        timeout_s: longest silence of the server within one attempt; no attempt begins after it.
+        timeout_s: longest silence of the server within one attempt; no attempt begins later than this.
         retries: further attempts, on 503 or a connection that failed.
         in_flight: parts of one oversize request under way at once.
 

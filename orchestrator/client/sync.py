@@ -1,4 +1,4 @@
-"""The synchronous client, whatever protocol carries it: checks, chunks, retries and order are the same."""
+"""The synchronous client without its protocol: checking rows, splitting them into requests, retrying, ordering."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ Outputs = dict[str, Rows]
 
 
 class Transport(Protocol):
-    """One protocol's calls, with its own exceptions let through."""
+    """The calls of one protocol, whose exceptions pass."""
 
     endpoint: Endpoint
     over_grpc: bool
@@ -75,11 +75,11 @@ class Transport(Protocol):
         ...
 
     def in_order(self, action: Callable[[slice], T], parts: Sequence[slice], *, in_flight: int) -> list[T]:
-        """Runs the action on every part, some at once, and gives the results in order."""
+        """Runs the action on every part, several at once, and returns the results in order."""
         ...
 
     def pause(self, seconds: float) -> None:
-        """Waits without holding up other parts."""
+        """Waits, while other parts go on."""
         ...
 
     def close(self) -> None:
@@ -91,13 +91,13 @@ class SyncClient:
     """Asks one server; usable as a context manager.
 
     Args:
-        transport: the protocol.
+        transport: the calls of a protocol.
         timeout_s: per request, retries included.
         retries: further attempts, on UNAVAILABLE only.
         in_flight: chunks of one oversize request under way at once.
 
     Attributes:
-        kinds: what the scores of the models asked so far are.
+        kinds: whether the models asked so far give logits or probabilities.
     """
 
     def __init__(self, transport: Transport, *, timeout_s: float, retries: int, in_flight: int) -> None:
@@ -117,7 +117,7 @@ class SyncClient:
         self.close()
 
     def close(self) -> None:
-        """Ends the connections; the client is of no use afterwards."""
+        """Ends the connections; the client cannot be used afterwards."""
         self._transport.close()
 
     def ready(self, model: str | None = None) -> bool:
@@ -128,7 +128,7 @@ class SyncClient:
             return False
 
     def metadata(self, model: str, *, version: int | None = None) -> ModelInfo:
-        """The model's tensors and batch limit, remembered until the server refuses a request for it.
+        """The model's tensors and batch limit, cached until the server refuses a request to it.
 
         Args:
             model: Triton model name.
@@ -182,7 +182,7 @@ class SyncClient:
             name: Triton model name.
             rows: (n, *dims).
             version: of it; None leaves the choice to the server.
-            output: tensor that holds them; None where the model has but one that can.
+            output: the tensor with the scores; None if only one of the model's outputs can be it.
 
         Raises:
             InputError: the rows do not fit, or the model has no single score output.
@@ -217,7 +217,7 @@ class SyncClient:
         return self._transport.in_order(ask, parts, in_flight=self._in_flight)
 
     def _call(self, model: str, action: Callable[[float], T]) -> T:
-        """Runs an action with the seconds left, again while the server is unavailable and time remains."""
+        """Runs an action with the seconds left, and retries while the server is unavailable and time remains."""
         start = time.monotonic()
         for attempt in itertools.count():
             elapsed_s = time.monotonic() - start
@@ -241,7 +241,7 @@ class SyncClient:
                 over_grpc, timeout_s = self._transport.over_grpc, self._retry_policy.timeout_s
                 ours = with_tls_reason(ours, endpoint, over_grpc=over_grpc, timeout_s=timeout_s)
             if isinstance(ours, RefusedError):
-                # The model may have been loaded again with another shape: look at it afresh next time.
+                # The model may have been replaced by one of another shape, so its metadata is read again.
                 for key in [key for key in self._known if key.partition("/")[0] == model]:
                     del self._known[key]
                 self.kinds.forget(model)
@@ -251,5 +251,5 @@ class SyncClient:
 
 
 def _version_text(version: int | None) -> str:
-    """As the protocol has it, where an empty text leaves the choice to the server."""
+    """The version as the protocol wants it; an empty text leaves the choice to the server."""
     return "" if version is None else str(version)

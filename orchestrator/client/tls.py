@@ -1,4 +1,4 @@
-"""TLS of the clients: which certificates count, and why a connection did not come about."""
+"""TLS of the clients: which certificates are used, and why a connection failed."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from typing import Any
 
 from orchestrator.errors import InputError
 
-# For a connection that only finds out what is wrong with others.
+# Time limit of a connection that only finds out why another one failed.
 _PROBE_S = 2.0
-# TLS 1.3 servers refuse a client's certificate after their own handshake; they have this long to say so.
+# TLS 1.3 servers refuse a client's certificate after the handshake; a refusal is awaited for this long.
 _REFUSAL_S = 0.3
-# How OpenSSL names authorities' certificates in a folder.
+# Names that OpenSSL gives authorities' certificates in a folder.
 _HASHED = re.compile(r"[0-9a-f]{8}\.\d+")
 # X509_V_ERR_*: not valid yet, expired.
 _DATES = (9, 10)
@@ -33,7 +33,7 @@ class TlsFiles:
     """PEM files of a TLS connection.
 
     Args:
-        ca: authorities to trust; None for the system's.
+        ca: certificates of the authorities to trust; None for the system's.
         cert, key: the client's certificate and its private key.
     """
 
@@ -43,16 +43,16 @@ class TlsFiles:
 
     @property
     def named(self) -> str:
-        """Which of them are given, in words."""
+        """Names of the files that are given, joined by commas."""
         return ", ".join(name for name in ("ca", "cert", "key") if getattr(self, name) is not None)
 
     def or_else(self, others: TlsFiles) -> TlsFiles:
-        """These, and the others where nothing is given here; a certificate and its key come from one place."""
+        """These files, completed from others; a certificate and its key come from the same place."""
         pair = others if self.cert is None and self.key is None else self
         return TlsFiles(ca=self.ca or others.ca, cert=pair.cert, key=pair.key)
 
     def check(self) -> None:
-        """Refuses what no connection could be made with.
+        """Refuses files with which no connection could be made.
 
         Raises:
             InputError: a certificate without its key, or a file that is missing, broken or of another key.
@@ -71,13 +71,13 @@ class TlsFiles:
         """A context that verifies the server.
 
         Args:
-            make: makes one, verifying; gevent has its own.
+            make: returns a verifying context; gevent has a function of its own.
 
         Raises:
             InputError: as `check`.
         """
         try:
-            # Without any text `make` would trust the system, whatever was asked for.
+            # Given an empty text, `make` would trust the system's authorities instead.
             context = make(cadata=self.authorities().decode("ascii", "ignore") or "none")
         except (ssl.SSLError, ValueError) as error:
             what = "the system's certificates" if self.ca is None else f"ca {self.ca}"
@@ -88,7 +88,7 @@ class TlsFiles:
 
     def _load_pair(self, context: Any) -> None:
         def no_password() -> str:
-            # Without this OpenSSL asks at the terminal.
+            # Without this function OpenSSL would ask at the terminal.
             raise InputError(f"key {self.key}", got="an encrypted key", expected="one without a pass phrase")
 
         try:
@@ -100,7 +100,7 @@ class TlsFiles:
             raise InputError(what, got=got, expected="a PEM certificate and its private key") from error
 
     def authorities(self) -> bytes:
-        """The certificates to trust, PEM: those given, else the system's, else those that come with certifi."""
+        """The certificates to trust, PEM: the given ones, else the system's, else certifi's."""
         if self.ca is not None:
             return _bytes_of(self.ca, "ca")
         paths = ssl.get_default_verify_paths()
@@ -109,7 +109,7 @@ class TlsFiles:
             files += sorted(path for path in Path(paths.capath).iterdir() if _HASHED.fullmatch(path.name))
         parts = []
         for path in files:
-            # One that cannot be read vouches for nobody.
+            # A file that cannot be read is skipped.
             with contextlib.suppress(OSError):
                 parts.append(path.read_bytes())
         if not any(b"BEGIN" in part for part in parts):
@@ -117,7 +117,7 @@ class TlsFiles:
         return b"\n".join(parts)
 
     def client_pair(self) -> tuple[bytes, bytes] | None:
-        """The client's certificate and key, PEM, where there are any."""
+        """The client's certificate and key, PEM; None where none is given."""
         if self.cert is None or self.key is None:
             return None
         return _bytes_of(self.cert, "cert"), _bytes_of(self.key, "key")
@@ -132,12 +132,12 @@ def _bytes_of(path: Path, name: str) -> bytes:
 
 @dataclass(frozen=True, kw_only=True)
 class TlsFault:
-    """Why a connection cannot be made, however often it is tried.
+    """Why a connection cannot be made.
 
     Args:
         got: what was found.
         fix: what to do.
-        is_certain: False where a server that is starting, behind a proxy that listens already, looks the same.
+        is_certain: False where a server that is still starting, behind a proxy that listens already, looks alike.
     """
 
     got: str
@@ -148,16 +148,16 @@ class TlsFault:
 def tls_fault(
     host: str, port: int, files: TlsFiles | None, *, over_grpc: bool, timeout_s: float
 ) -> TlsFault | None:
-    """Looks for what is wrong with a connection that failed, by making one; None where TLS is not the reason.
+    """Finds out by a connection of its own why one failed; None where TLS is not the reason.
 
-    The libraries' own errors say it differently in every version, or not at all.
+    The libraries' own errors differ with every version, or do not name the reason.
 
     Args:
         host: name or IP address of the server.
         port: its TCP port.
-        files: certificates of the connection; None where it was made in clear.
-        over_grpc: whether the server is to speak gRPC.
-        timeout_s: of the client; this takes no longer, and two seconds at most.
+        files: certificates of the failed connection; None if it was made without TLS.
+        over_grpc: whether the server should speak gRPC.
+        timeout_s: the client's time limit; this function takes no longer, and two seconds at most.
     """
     limit_s = min(_PROBE_S, timeout_s)
     try:
@@ -170,19 +170,19 @@ def tls_fault(
                 return _fault_of_http(connection, host, files) or fault
         return fault
     except OSError:
-        # Nobody is there, which the client's own error says.
+        # Nobody listens there, which the client's own error says.
         return None
 
 
 def _fault_in_clear(connection: socket.socket) -> TlsFault | None:
     context = ssl.create_default_context()
-    # Only whether it answers the handshake counts; nothing is sent to it.
+    # The server need not be verified: only its handshake matters, and nothing is sent.
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     try:
         with context.wrap_socket(connection):
             pass
     except OSError as error:
-        # A server that wants a certificate ends the handshake with an alert, which is TLS too.
+        # An alert proves TLS, too: a server that wants a client certificate ends the handshake with one.
         if "ALERT" not in str(getattr(error, "reason", "")):
             return None
     return TlsFault(
@@ -216,7 +216,7 @@ def _fault_of_tls(connection: socket.socket, host: str, files: TlsFiles, *, over
 
 
 def _fault_of_http(connection: socket.socket, host: str, files: TlsFiles) -> TlsFault | None:
-    """Whether a server that would not speak HTTP/1.1 speaks HTTP/2, as gRPC's do."""
+    """The fault of a server that speaks HTTP/2 but not HTTP/1.1, as gRPC servers do; None for others."""
     context: ssl.SSLContext = files.context()
     context.set_alpn_protocols(["h2"])
     with contextlib.suppress(OSError), context.wrap_socket(connection, server_hostname=host) as wrapped:
@@ -252,7 +252,7 @@ def _fault_of_handshake(error: OSError, files: TlsFiles) -> TlsFault:
     return TlsFault(
         got=f"a server that does not speak TLS ({reason})",
         fix="write grpc:// (http:// for HTTP), or name the port that does",
-        # Only bytes that are no TLS prove it; a connection that ends does not.
+        # Bytes that are no TLS prove it; a connection that merely ends does not.
         is_certain=type(error) is ssl.SSLError,
     )
 

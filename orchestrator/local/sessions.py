@@ -1,4 +1,4 @@
-"""Members asked in this process with ONNX Runtime; `ask` is the same as on the network clients."""
+"""Members that ONNX Runtime runs in this process; `ask` is the same as that of the network clients."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ class _Opened:
 
 
 class LocalMembers:
-    """Exported ONNX members of a model repository, opened together.
+    """Opened ONNX members of a model repository.
 
     Args:
-        repository: folder that holds `<member>/manifest.json` and the model file it names.
+        repository: folder with `<member>/manifest.json` and the model files that manifests name.
         names: the members to open.
-        threads: intra-op threads of each session; one gives the same bits on every machine of a kind.
-        providers: ONNX Runtime's, each a name or a name with options; the first has to work.
+        threads: intra-op threads of each session; with one, equal machines give equal bits.
+        providers: execution providers, each a name or a name with options; the first must be available.
 
     Raises:
         RepositoryError: a member or its model is missing, not the one the manifest describes, or not readable.
@@ -47,7 +47,7 @@ class LocalMembers:
         self._opened = {name: _opened(repository, name, threads, providers) for name in names}
 
     def ask(self, name: str, rows: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
-        """Scores of a member as it gives them, asked in chunks of at most its batch limit.
+        """A member's own scores for some rows, in runs of at most its batch limit.
 
         Args:
             name: an opened member.
@@ -71,7 +71,7 @@ class LocalMembers:
         return float(self._member(name).manifest.macs)
 
     def manifest(self, name: str) -> Manifest:
-        """What the export wrote down of the member."""
+        """The member's manifest."""
         return self._member(name).manifest
 
     def classes(self, name: str) -> int:
@@ -118,7 +118,7 @@ def _session(folder: Path, manifest: Manifest, threads: int, providers: Sequence
     import onnxruntime
 
     path = folder / manifest.file
-    # Answers of another file would be recorded, and planned on, under this manifest's name.
+    # Otherwise the answers of another file would be recorded, and planned with, as this member's.
     for name, digest in {manifest.file: manifest.sha256, **manifest.data_files}.items():
         found = _sha256(folder / name)
         if found != digest:
@@ -128,13 +128,13 @@ def _session(folder: Path, manifest: Manifest, threads: int, providers: Sequence
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
     try:
-        # By path: a model may keep its weights in files beside itself.
+        # By path, because weights may be in files beside the model.
         session = onnxruntime.InferenceSession(str(path), options, providers=list(providers))
-    # ONNX Runtime's exceptions share no base of their own.
+    # ONNX Runtime's exceptions have no common base class.
     except Exception as error:
         raise _broken(path, got=error, expected="a model that ONNX Runtime opens") from error
     first = providers[0] if isinstance(providers[0], str) else providers[0][0]
-    # ONNX Runtime goes on without a provider whose libraries do not load.
+    # ONNX Runtime silently leaves out a provider whose libraries do not load.
     if first not in session.get_providers():
         raise MemberError(f"member {manifest.name}", got=", ".join(session.get_providers()), expected=first)
     return session

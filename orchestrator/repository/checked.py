@@ -46,7 +46,7 @@ def render_checked(
     version: int | None = None,
     force: bool = False,
 ) -> tuple[Rendering, CheckReport]:
-    """Renders plans into a repository, or into a folder of their own, and checks them first.
+    """Renders plans into a repository, or into a folder of their own, after checking a preview.
 
     Args:
         repository: a Triton model repository that holds the members.
@@ -55,13 +55,13 @@ def render_checked(
         output: folder to render into with copies of the members; None renders into the repository.
         standalone: put the runtime beside every cascade.
         version: version folder of the cascades; None means the served one. Only without an output.
-        force: overwrite configs that were not written here, or were edited since. Only without an output.
+        force: overwrite configs that were not rendered, or were edited since. Only without an output.
 
     Returns:
-        what was written, nothing where the check found faults, and what it found.
+        the files that were written, none where the check found faults, and the check's report.
 
     Raises:
-        RepositoryError: a model is missing, a name is taken by another model, or the disk refuses.
+        RepositoryError: a model is missing, another model has a name, or the disk refuses.
         SpecError: a member's manifest is wrong.
     """
     names = [spec.name for spec in (*cascades, *ensembles)]
@@ -73,7 +73,7 @@ def render_checked(
         ) as preview:
             report = report_of_rendering(check(preview, names), preview=preview, source=repository, target=output)
             return (copy_preview(preview, output) if report else Rendering()), report
-    # Once for both renderings: to find a version may take reading gigabytes.
+    # Done once for both renderings, because finding a version may mean to read gigabytes.
     cascades = [pinned_spec(spec, repository) for spec in cascades]
     ensembles = [pinned_spec(spec, repository) for spec in ensembles]
 
@@ -104,12 +104,12 @@ def render_output(
 ) -> Rendering:
     """Renders into a folder that holds copies of every model the plans need.
 
-    What is in the folder appears whole or not at all; see `new_folder`.
+    The folder's contents appear whole or not at all; see `new_folder`.
 
     Args:
         repository: where the members are.
-        output: the folder; the contents of an earlier one made this way are replaced, but for what a person has
-            set in the configs that were rendered there.
+        output: the folder. Contents that were made this way before are replaced, except a person's settings in the
+            configs that were rendered there.
         cascades: cascades to render.
         ensembles: single-stage specs to render as native ensembles.
         standalone: put the runtime beside every cascade.
@@ -132,7 +132,7 @@ def previewed_output(
     ensembles: Sequence[CascadeSpec],
     standalone: bool,
 ) -> Iterator[Path]:
-    """What `render_output` would write, with links in place of members' files.
+    """A folder with what `render_output` would write, with links in place of members' files.
 
     Raises:
         RepositoryError: as `render_output` does.
@@ -143,7 +143,7 @@ def previewed_output(
             f"output {output}", got="a folder in, around or at the repository", expected="one beside it"
         )
     with disk_errors(f"output {output}"):
-        # What a killed run took away may be a config that somebody has edited.
+        # A run that was killed may have moved away a config that somebody has edited.
         recover_folder(output.resolve())
         check_output(output)
     plans, means, copied = _all_needed(repository, cascades, ensembles)
@@ -175,7 +175,7 @@ def copy_preview(preview: Path, output: Path) -> Rendering:
 
 
 def _take_edited_config(name: str, preview: Path, *, sources: Iterable[Path]) -> None:
-    """Links the rendered config that somebody has edited, where one did, so that their settings are kept."""
+    """Links a rendered config that somebody has edited into the preview, so that their settings are kept."""
     for source in sources:
         path = source / name / CONFIG
         if path.is_file() and not may_replace(path) and is_marked(text_from_path(path)):
@@ -188,7 +188,7 @@ def _take_edited_config(name: str, preview: Path, *, sources: Iterable[Path]) ->
 def _all_needed(
     repository: Path, cascades: Iterable[CascadeSpec], ensembles: Iterable[CascadeSpec]
 ) -> tuple[Plans, Plans, set[str]]:
-    """The plans asked for, those of members that are cascades or ensembles of ours, and all models beside them."""
+    """The given plans, the plans of members that are themselves rendered, and the names of all other models."""
     folders = model_folders(repository)
     plans, means, copied = (
         {spec.name: spec for spec in cascades},
@@ -216,7 +216,7 @@ def _all_needed(
 
 
 def _called_by(name: str, folders: Mapping[str, Path]) -> Sequence[str]:
-    """Models that an ensemble is made of, or that a Python model may call."""
+    """The models that an ensemble is made of, or that a Python model may call."""
     config = readable_config(folders[name])
     if config is not None and config.platform == ENSEMBLE:
         return [step.model_name for step in config.ensemble_scheduling.step if step.model_name in folders]
@@ -228,7 +228,7 @@ def _called_by(name: str, folders: Mapping[str, Path]) -> Sequence[str]:
 
 
 def _inner_first(plans: Plans) -> list[str]:
-    """Names in an order that renders a plan after the plans among its members."""
+    """Plan names in an order in which every plan comes after the plans among its members."""
     graph = {name: {m.name for m in spec.members if m.name in plans} for name, spec in plans.items()}
     try:
         return list(TopologicalSorter(graph).static_order())
@@ -241,12 +241,12 @@ def _inner_first(plans: Plans) -> list[str]:
 def previewed(repository: Path, *, written: Iterable[str], others: Iterable[str]) -> Iterator[Path]:
     """A folder of links to models of a repository, to render into and to check.
 
-    Errors that are raised in the block name the files of the repository that they are about.
+    Errors raised in the block name files of the repository instead of the preview's links to them.
 
     Args:
-        repository: that is looked at.
-        written: models that may be written to: what is written replaces links and leaves the linked files alone.
-        others: further models, which are read only. Folders that are missing are left out.
+        repository: the repository.
+        written: models that may be written to; writing replaces links and leaves the linked files alone.
+        others: further models, which are read only. Models without a folder are left out.
 
     Raises:
         RepositoryError: the disk refuses.
@@ -270,7 +270,7 @@ def previewed(repository: Path, *, written: Iterable[str], others: Iterable[str]
 
 
 def link_files(source: Path, target: Path, above: tuple[Path, ...] = ()) -> None:
-    """Makes a folder with the sub-folders of another one and links to its files.
+    """Makes a folder with the sub-folders of another one, and links to its files in them.
 
     Raises:
         OSError: the disk refuses.
@@ -278,7 +278,7 @@ def link_files(source: Path, target: Path, above: tuple[Path, ...] = ()) -> None
     target.mkdir()
     above = (*above, source.resolve())
     for path in source.iterdir():
-        # A link to a folder above would never end; it stays a link.
+        # Following a link to a folder above would never end, so it stays a link.
         if path.is_dir() and path.name != "__pycache__" and path.resolve() not in above:
             link_files(path, target / path.name, above)
         else:
@@ -286,12 +286,12 @@ def link_files(source: Path, target: Path, above: tuple[Path, ...] = ()) -> None
 
 
 def report_of_rendering(report: CheckReport, *, preview: Path, source: Path, target: Path) -> CheckReport:
-    """A preview's report as one of the rendering that it previews.
+    """The report about a preview, with the paths of the rendering itself.
 
     Args:
-        report: of the preview.
-        preview: that was checked.
-        source: the repository whose files it links to, and which are wrong where one is.
+        report: about the preview.
+        preview: the folder that was checked.
+        source: the repository with the files that the preview links to.
         target: where the rendering goes.
     """
 

@@ -33,7 +33,7 @@ UNKNOWN_OUTPUT = "output"
 
 
 def facts_of_member(folder: Path) -> MemberFacts:
-    """How a member is asked: as its manifest says, else as its other files do.
+    """What a member's manifest, else its other files, say of requests to it.
 
     Raises:
         SpecError: the manifest is wrong.
@@ -45,7 +45,7 @@ def facts_of_member(folder: Path) -> MemberFacts:
 
 
 def facts_of_manifest(manifest: Manifest) -> MemberFacts:
-    """How an exported member is asked; its instances are left to its configuration."""
+    """What a manifest says of requests to an exported member; its configuration decides the instances."""
     return MemberFacts(
         inputs={manifest.input.name: _tensor(manifest.input)},
         outputs={manifest.output.name: _tensor(manifest.output)},
@@ -55,14 +55,14 @@ def facts_of_manifest(manifest: Manifest) -> MemberFacts:
 
 
 def adopted_spec(spec: CascadeSpec, facts: Mapping[str, MemberFacts]) -> CascadeSpec:
-    """A plan with what it does not know of its members, and no larger batches than they take.
+    """A plan with its placeholders replaced, and batch limits lowered to those of its members.
 
     Args:
         spec: the plan.
-        facts: of its members by name; one that is left out stays as it is.
+        facts: by member; a member that is left out stays as it is.
 
     Raises:
-        RepositoryError: none, or several, of a member's outputs may be the one that is not known.
+        RepositoryError: a member's output is unknown, and none of its outputs, or several, may be the one.
     """
     if spec.input == UNKNOWN_INPUT:
         spec = dataclasses.replace(spec, input=_input_of(facts.values()))
@@ -80,12 +80,12 @@ def adopted_spec(spec: CascadeSpec, facts: Mapping[str, MemberFacts]) -> Cascade
 
 
 def require_known_input(spec: CascadeSpec, facts: Mapping[str, MemberFacts]) -> None:
-    """Refuses a plan that does not know its input where its members take rows of any shape.
+    """Refuses a plan that still has the placeholder for its input because its members take rows of any shape.
 
-    Their configurations would agree with whatever stands there.
+    The configurations of such members agree with any shape, so nothing else would notice.
 
     Raises:
-        RepositoryError: naming what they take.
+        RepositoryError: with the members' inputs.
     """
     taken = {name: tensor for name, one in facts.items() if (tensor := _only_input(one)) is not None}
     if spec.input == UNKNOWN_INPUT and any(-1 in tensor.dims for tensor in taken.values()):
@@ -99,7 +99,7 @@ def require_known_input(spec: CascadeSpec, facts: Mapping[str, MemberFacts]) -> 
 
 
 def _input_of(known: Iterable[MemberFacts]) -> InputSpec:
-    """The input of the first member whose rows have a fixed shape."""
+    """The input of the first member that takes rows of a fixed shape, else the placeholder."""
     for facts in known:
         tensor = _only_input(facts)
         if tensor is not None and tensor.dtype in INPUT_DTYPES and tensor.dims and min(tensor.dims) > 0:
@@ -127,7 +127,7 @@ def _adopted(member: Member, facts: MemberFacts, spec: CascadeSpec) -> Member:
 def _output(member: Member, facts: MemberFacts, *, classes: int) -> str:
     if member.output != UNKNOWN_OUTPUT or facts.outputs is None:
         return member.output
-    # A model may have an output that is really called so.
+    # A model may really have an output with the placeholder's name.
     if facts.may_hold_scores(member.output, classes):
         return member.output
     found = facts.scores(classes)
@@ -152,11 +152,11 @@ def planned_version(planned: Member | FusedPrefix, folder: Path, config: ModelCo
 
     Args:
         planned: what the plan says of the model.
-        folder: of the model.
-        config: its configuration.
+        folder: the model's.
+        config: the model's configuration.
 
     Returns:
-        the newest served one where none has that file or no hash is planned; None where none is served.
+        the newest served version where none has that file or the plan has no hash; None where none is served.
 
     Raises:
         RepositoryError: a file cannot be read.
@@ -171,7 +171,7 @@ def planned_version(planned: Member | FusedPrefix, folder: Path, config: ModelCo
 
 
 def sha256_of_version(folder: Path, config: ModelConfig | None, version: int) -> str | None:
-    """Hash of a version's model file, None where it has none.
+    """Hash of a version's model file; None where there is no such file.
 
     Raises:
         RepositoryError: the file cannot be read.
@@ -181,10 +181,10 @@ def sha256_of_version(folder: Path, config: ModelConfig | None, version: int) ->
 
 
 def pinned_spec(spec: CascadeSpec, repository: Path) -> CascadeSpec:
-    """The plan with the version of every model it calls, and the files beside model files, as they lie there.
+    """The plan with the version and the hashes of every model that it calls, as they are in the repository.
 
-    What the plan says already is kept: `check` tells where it does not fit. Members that were not exported get the
-    hashes of the files that are there, where those alone are what the server runs.
+    What the plan says already is kept; `check` reports where that does not fit. Members that were not exported get
+    the hashes of the files that are there, if the server runs those files and nothing else.
 
     Raises:
         RepositoryError: a file cannot be read.
@@ -193,7 +193,7 @@ def pinned_spec(spec: CascadeSpec, repository: Path) -> CascadeSpec:
         dataclasses.replace(stage, members=tuple(_pinned_member(one, repository) for one in stage.members))
         for stage in spec.stages
     )
-    return dataclasses.replace(spec, stages=stages, fused_prefix=_pinned_lead(spec.fused_prefix, repository))
+    return dataclasses.replace(spec, stages=stages, fused_prefix=_pinned_prefix(spec.fused_prefix, repository))
 
 
 def _pinned_member(member: Member, repository: Path) -> Member:
@@ -208,22 +208,22 @@ def _pinned_member(member: Member, repository: Path) -> Member:
     return dataclasses.replace(member, version=version, sha256=sha256, data_files=data_files)
 
 
-def _pinned_lead(lead: FusedPrefix | None, repository: Path) -> FusedPrefix | None:
-    if lead is None:
+def _pinned_prefix(prefix: FusedPrefix | None, repository: Path) -> FusedPrefix | None:
+    if prefix is None:
         return None
-    folder = repository / lead.name
+    folder = repository / prefix.name
     config = readable_config(folder)
-    version = planned_version(lead, folder, config)
-    # A lead is made from the plan, which `check` compares: the file that is there is the one that is meant.
-    sha256 = lead.sha256 or (None if version is None else sha256_of_version(folder, config, version))
-    return dataclasses.replace(lead, version=version, sha256=sha256)
+    version = planned_version(prefix, folder, config)
+    # A fused prefix is made from the plan, which `check` compares, so the file that is there is the right one.
+    sha256 = prefix.sha256 or (None if version is None else sha256_of_version(folder, config, version))
+    return dataclasses.replace(prefix, version=version, sha256=sha256)
 
 
 def _is_whole_model(path: Path, config: ModelConfig | None) -> bool:
-    """Whether a model is this file and weights beside it, and the runtime takes no other for it.
+    """Whether a model is this file, with weights beside it, and the runtime takes no other file for it.
 
-    A Python model is whatever its code reads, and one of several engines is chosen where it is served. The runtime
-    reads no configuration: it looks for files of the usual names.
+    A Python model may read any files, and the serving machine chooses among several engines. The runtime does not
+    read configurations: it looks for files with the usual names.
     """
     if path.suffix == ".py" or (config is not None and config.cc_model_filenames) or not path.is_file():
         return False
@@ -234,12 +234,12 @@ def _is_whole_model(path: Path, config: ModelConfig | None) -> bool:
 
 
 def _files_beside(path: Path) -> dict[str, str]:
-    """Hashes of the files that hold a model's weights beside it, by path in the version folder."""
+    """Path in the version folder -> hash, for the files beside a model file that hold its weights."""
     names = {"model.bin"} if path.name == usual_file("openvino") else set[str]()
     if path.suffix == ".onnx":
         try:
             names = external_files(onnx_from_path(path))
-        except RepositoryError:  # `check` says what is wrong with it
+        except RepositoryError:  # `check` reports it
             return {}
     paths = [PurePosixPath(name) for name in sorted(names)]
     return {
@@ -250,7 +250,7 @@ def _files_beside(path: Path) -> dict[str, str]:
 
 
 def _data_files(member: Member, folder: Path) -> dict[str, str]:
-    """Of a plan that is older than the field."""
+    """The manifest's `data_files`, for a plan that is older than that field."""
     try:
         manifest = manifest_from_path(folder / MANIFEST)
     except SpecError:

@@ -1,4 +1,4 @@
-"""What lies in a repository: its models, their versions, files and plans."""
+"""The content of a repository: its models, their versions, files and plans."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def config_of(folder: Path) -> ModelConfig | None:
 
 
 def readable_config(folder: Path) -> ModelConfig | None:
-    """The same, or None where it is malformed: what is wrong with it is said where it is looked at."""
+    """The model's configuration, or None where it has none or a malformed one, which `check` reports."""
     try:
         return config_of(folder)
     except RepositoryError:
@@ -75,14 +75,14 @@ def readable_config(folder: Path) -> ModelConfig | None:
 
 
 def policy_of(config: ModelConfig | None) -> dict[str, Any]:
-    """Its version policy as JSON values, see `served_versions`; empty where it has none."""
+    """A configuration's version policy as JSON values, see `served_versions`; empty where it has none."""
     if config is None:
         return {}
     return dict(json_from_config(config).get("version_policy", {}))
 
 
 def versions_served(folder: Path, config: ModelConfig | None = None) -> tuple[int, ...]:
-    """The versions that Triton serves of what lies there, ascending; see `served_versions`.
+    """The versions in a model folder that Triton serves, ascending; see `served_versions`.
 
     Raises:
         RepositoryError: the folder cannot be read.
@@ -92,19 +92,19 @@ def versions_served(folder: Path, config: ModelConfig | None = None) -> tuple[in
 
 
 def served_version(folder: Path, config: ModelConfig | None = None) -> int | None:
-    """The version Triton serves to requests that name none: the highest, among those the config allows."""
+    """The version that answers requests which name none: the highest that the configuration allows."""
     return max(versions_served(folder, config), default=None)
 
 
 def model_file(folder: Path, config: ModelConfig | None, *, version: int | None = None) -> Path | None:
-    """The file the server loads, existing or not; None where that cannot be told.
+    """The file that the server loads, whether it exists or not; None where that is unknown.
 
-    Without a config, or with one that names no backend, the file that is there tells the backend.
+    Without a configuration, or with one that names no backend, the files that exist decide the backend.
 
     Args:
-        folder: of the model.
-        config: its configuration.
-        version: that is meant; None takes the one that requests without a version get.
+        folder: the model's.
+        config: the model's configuration.
+        version: number of the version; None takes the one that answers requests without a version.
     """
     version = served_version(folder, config) if version is None else version
     if version is None:
@@ -113,7 +113,7 @@ def model_file(folder: Path, config: ModelConfig | None, *, version: int | None 
     backend = "" if config is None else backend_of(config.backend, config.platform)
     named = "" if config is None else config.default_model_filename or usual_file(backend)
     if config is not None and config.cc_model_filenames:
-        # One engine per kind of GPU; which one is loaded is known on the serving machine only.
+        # One engine per kind of GPU; only the serving machine knows which one it loads.
         named = next(iter(sorted(config.cc_model_filenames.values())))
     if named:
         return inside / named
@@ -122,7 +122,7 @@ def model_file(folder: Path, config: ModelConfig | None, *, version: int | None 
 
 
 def plan_path(folder: Path) -> Path | None:
-    """cascade.json of the served version, or of the only place it could be; None where this is no cascade."""
+    """cascade.json of the served version, else of the highest version that has one; None for other models."""
     version = served_version(folder, readable_config(folder))
     paths = [] if version is None else [folder / str(version) / PLAN]
     paths += sorted(folder.glob(f"*/{PLAN}"), reverse=True)
@@ -142,22 +142,22 @@ def onnx_from_path(path: Path) -> onnx.ModelProto:
         except DecodeError as error:
             raise RepositoryError(what, got="no ONNX model", fix="export it again") from error
     if not model.graph.output:
-        # An empty or cut file can parse as a message with nothing in it.
+        # An empty or truncated file can parse as an empty message.
         raise RepositoryError(what, got="an ONNX model without outputs", fix="export it again")
     return model
 
 
 def external_files(model: onnx.ModelProto) -> set[str]:
-    """Files that hold weights of an ONNX model, as paths from its own folder."""
+    """Files beside an ONNX model that hold its weights, as paths relative to its folder."""
     return {str(ExternalDataInfo(t).location) for t in model.graph.initializer if uses_external_data(t)}
 
 
 def ensemble_spec(folders: dict[str, Path], name: str) -> CascadeSpec | None:
-    """The spec of an ensemble we rendered, as its averaging model carries it; None for any other model.
+    """The plan of a rendered ensemble, from the metadata of its averaging model; None for any other model.
 
     Raises:
         RepositoryError: the averaging model cannot be read.
-        SpecError: what it carries cannot.
+        SpecError: the plan in it is wrong.
     """
     folder = folders.get(averaging_name(name))
     if folder is None:
@@ -169,7 +169,7 @@ def ensemble_spec(folders: dict[str, Path], name: str) -> CascadeSpec | None:
 
 
 def plans_in(repository: Path) -> tuple[list[CascadeSpec], list[CascadeSpec]]:
-    """Every cascade and every rendered ensemble of a repository.
+    """The plans of every cascade and every rendered ensemble of a repository.
 
     Raises:
         RepositoryError: the repository or one of its models cannot be read.

@@ -1,8 +1,8 @@
-"""How a model of a repository is asked, as its own files say: tensors, batch limit, instances.
+"""What a model's own files say of requests to it: tensors, batch limit, instances.
 
-Models that were not exported here have no manifest; their configuration says it, and for ONNX files without one
-Triton's own rules of completion do. An unknown size is -1. Shapes from a config have no batch axis, shapes from a
-graph have one.
+Models that were not exported here have no manifest, so their configuration is read. For ONNX files without one,
+Triton's rules of completing it are applied. An unknown size is -1. Shapes from a configuration have no batch axis,
+shapes from a graph have one.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from orchestrator.spec.triton import COMPLETED_BATCH, stated_instances
 
 @dataclass(frozen=True, kw_only=True)
 class Tensor:
-    """A tensor as a file states it, right or wrong: a damaged file may name it nothing at all."""
+    """A tensor as a file states it, right or wrong; in a damaged file the name may be empty."""
 
     name: str
     dtype: str
@@ -32,7 +32,7 @@ class Tensor:
 
 
 Tensors = dict[str, Tensor]
-# (shape in a configuration, shape in a file) -> whether the one describes the other
+# (shape in a configuration, shape in a file) -> whether they agree
 Agree = Callable[[Sequence[int], Sequence[int]], bool]
 _FROM_ONNX: dict[int, str] = {
     TensorProto.BOOL: "BOOL",
@@ -53,7 +53,7 @@ _FROM_ONNX: dict[int, str] = {
 
 
 def tensors_from_config(entries: Iterable[Any]) -> Tensors:
-    """The inputs or the outputs of a config, as the model itself sees them (after any reshape)."""
+    """The inputs or the outputs of a configuration as the model gets them, after any reshape."""
     return {
         entry.name: _stated(entry, entry.reshape.shape if entry.HasField("reshape") else entry.dims)
         for entry in entries
@@ -67,24 +67,24 @@ def served_tensors(entries: Iterable[Any]) -> Tensors:
 
 def tensors_from_graph(graph: onnx.GraphProto) -> tuple[Tensors, Tensors]:
     """The inputs and outputs of an ONNX graph, batch axis first."""
-    # Before IR version 4 weights are listed among the inputs too.
+    # Before IR version 4 weights are listed among the inputs, too.
     weights = {weight.name for weight in graph.initializer}
     inputs = {str(value.name): _tensor(value) for value in graph.input if value.name not in weights}
     return inputs, {str(value.name): _tensor(value) for value in graph.output}
 
 
 def fits(got: Sequence[int], expected: Sequence[int]) -> bool:
-    """True where two shapes can be the same, unknown sizes being any."""
+    """True where two shapes can be the same; an unknown size fits any."""
     return len(got) == len(expected) and all(a == b or -1 in (a, b) for a, b in zip(got, expected, strict=True))
 
 
 def may_be(config: Sequence[int], graph: Sequence[int]) -> bool:
-    """True where Triton's ONNX Runtime backend takes an input: what the graph leaves free may be fixed."""
+    """True where Triton's ONNX Runtime backend accepts an input: sizes that the graph leaves free may be fixed."""
     return len(config) == len(graph) and all(b in (a, -1) for a, b in zip(config, graph, strict=True))
 
 
 def equals(config: Sequence[int], graph: Sequence[int]) -> bool:
-    """True where that backend takes an output: what the graph leaves free stays free."""
+    """True where that backend accepts an output: sizes that the graph leaves free must stay free."""
     return tuple(config) == tuple(graph)
 
 
@@ -105,7 +105,7 @@ class MemberFacts:
 
     Args:
         inputs, outputs: without the batch axis; None where no file says.
-        max_batch_size: most rows of one request, 0 for a model without batches; None where no file says.
+        max_batch_size: most rows of one request, 0 for a model without batch axis; None where no file says.
         instances: how many requests it runs at once; None where its configuration leaves that to the server.
     """
 
@@ -115,13 +115,13 @@ class MemberFacts:
     instances: int | None
 
     def scores(self, classes: int) -> list[str]:
-        """Names of the outputs that may hold a score for each of k classes; of free size only if no other does."""
+        """Names of outputs that may hold k class scores; those of unknown size only if no size fits exactly."""
         fitting = [one for one in (self.outputs or {}).values() if self.may_hold_scores(one.name, classes)]
         exact = [one.name for one in fitting if one.dims == (classes,)]
         return exact or [one.name for one in fitting]
 
     def may_hold_scores(self, name: str, classes: int) -> bool:
-        """Whether there is an output of this name that may hold a score for each of k classes."""
+        """Whether the output of that name exists and may hold k class scores."""
         one = (self.outputs or {}).get(name)
         return one is not None and one.dtype in SCORE_DTYPES and fits(one.dims, (classes,))
 
@@ -142,7 +142,7 @@ def facts_from_folder(folder: Path) -> MemberFacts:
 
 
 def facts_of(config: ModelConfig | None, graph: onnx.GraphProto | None) -> MemberFacts:
-    """The same from a configuration, and the graph of an ONNX file that it may leave things to."""
+    """What a configuration says, completed from the graph of an ONNX file."""
     limit = batch_limit(config, graph)
     sides: list[Tensors | None] = []
     for side in ("input", "output"):
@@ -155,9 +155,9 @@ def facts_of(config: ModelConfig | None, graph: onnx.GraphProto | None) -> Membe
 
 
 def batch_limit(config: ModelConfig | None, graph: onnx.GraphProto | None) -> int | None:
-    """Most rows of one request that a server lets a model take, 0 for a model without batches.
+    """Most rows of one request that the server sends to a model, 0 for a model without batch axis.
 
-    Where an ONNX file completes a configuration that names not all tensors, it gets a limit of its own.
+    Triton sets a limit of its own where the ONNX file completes a configuration that leaves tensors out.
     """
     if config is not None and (config.max_batch_size > 0 or (config.input and config.output)):
         return int(config.max_batch_size)

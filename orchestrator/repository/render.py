@@ -1,7 +1,7 @@
-"""Rendering: from a plan to the folders Triton serves.
+"""Rendering: from a plan to the folders that Triton serves.
 
-Rules of this file: everything is worked out before the first byte is written; a member's own config is never
-overwritten, nor what a person may set and has set in a rendered one, unless forced.
+Everything is worked out before the first byte is written. A member's own config is never overwritten, nor are a
+person's settings in a rendered one, unless forced.
 """
 
 from __future__ import annotations
@@ -56,19 +56,19 @@ def render(
     version: int | None = None,
     force: bool = False,
 ) -> Rendering:
-    """Writes a cascade into a repository that holds its members, with the version of each where it names none.
+    """Writes a cascade into a repository that holds its members, with members' versions where the plan has none.
 
-    Its classes are called what its members call them now; see `named_spec`.
+    It gets the class names that its members have now; see `named_spec`.
 
     Args:
         spec: the cascade.
         repository: a Triton model repository.
-        standalone: also put the runtime beside model.py, so that the folder works wherever numpy is.
-        version: folder to write; None means the newest there is, or 1.
-        force: overwrite a config that was not written here, or was edited since.
+        standalone: also put the runtime beside model.py, so that the folder works wherever numpy is installed.
+        version: version folder to write; None means the served one, or 1.
+        force: overwrite a config that was not rendered, or was edited since.
 
     Raises:
-        RepositoryError: a member is missing, the name is taken by another model, or the disk refuses.
+        RepositoryError: a member is missing, another model has the name, or the disk refuses.
     """
     require_members(spec, repository)
     spec = named_spec(_known_spec(spec, repository), repository)
@@ -81,28 +81,28 @@ def render(
     files |= _labels_file(spec)
     files[f"{inside}/{PLAN}"] = json_from_cascade(pinned_spec(spec, repository))
     files[f"{inside}/model.py"] = SHIM
-    # Last, so that a folder whose rendering was cut short has no config, or one that `check` calls stale.
+    # Last, so that an interrupted rendering leaves no config, or an old one that `check` finds stale.
     files[CONFIG] = text
     done = _render_members(spec, repository) + write_all(folder, files)
     beside = folder / inside / RUNTIME
     if standalone:
         remove_others(beside, set(runtime))
     elif (beside / "bls").is_dir():
-        # The shim takes the nearest runtime: an old copy would win over the checkout's.
+        # model.py takes the nearest runtime, so an old copy would be used instead of the checkout's.
         remove_folder(beside)
     return done
 
 
 def render_ensemble(spec: CascadeSpec, repository: Path, *, force: bool = False) -> Rendering:
-    """Writes a single-stage spec as Triton's own ensemble, with a small ONNX model as its last step.
+    """Writes a single-stage plan as Triton's own ensemble, with a small ONNX model as its last step.
 
     Args:
         spec: with exactly one stage; see `ensemble_from_cascade`.
         repository: a Triton model repository that holds its members.
-        force: overwrite configs that were not written here, or were edited since.
+        force: overwrite configs that were not rendered, or were edited since.
 
     Raises:
-        RepositoryError: a member is missing or cannot take part, a name is taken, or the disk refuses.
+        RepositoryError: a member is missing or cannot take part, another model has a name, or the disk refuses.
     """
     require_members(spec, repository)
     spec = _known_spec(spec, repository)
@@ -120,12 +120,12 @@ def render_ensemble(spec: CascadeSpec, repository: Path, *, force: bool = False)
         f"{AVERAGING_VERSION}/model.onnx": model.SerializeToString(deterministic=True)
     }
     done = members + write_all(mean, {**files, **labels, CONFIG: mean_config})
-    # Triton wants a version folder even where nothing is in it, and git keeps no empty folders.
+    # Triton wants a version folder although nothing is in it, and git keeps no empty folders.
     return done + write_all(folder, {"1/.gitkeep": b"", **labels, CONFIG: config})
 
 
 def ensemble_configs(spec: CascadeSpec, repository: Path) -> tuple[ModelConfig, ModelConfig, list[str]]:
-    """The configs of an ensemble and of its averaging model, and the dtypes of its members' outputs.
+    """The configurations of an ensemble and of its averaging model, and the dtypes of its members' outputs.
 
     Raises:
         RepositoryError: a member has no config, no such output, or no batch axis.
@@ -154,14 +154,14 @@ def ensemble_configs(spec: CascadeSpec, repository: Path) -> tuple[ModelConfig, 
 
 
 def ensemble_from_cascade(spec: CascadeSpec, name: str) -> CascadeSpec:
-    """The ensemble of all of a cascade's members, asked side by side.
+    """The plan of an ensemble that asks all of a cascade's members side by side.
 
     Args:
         spec: any cascade.
         name: of the ensemble.
 
     Raises:
-        RepositoryError: the cascade answers with its newest stage only, so all of it together is no ensemble.
+        RepositoryError: the cascade answers from its last stage alone, so an average of all would differ.
     """
     if spec.combine == "last" and len(spec.stages) > 1:
         raise RepositoryError(
@@ -179,15 +179,15 @@ def render_member(folder: Path, *, force: bool = False) -> Rendering:
     """Writes an exported member's configs from its manifest: config.pbtxt, and configs/gpu.pbtxt for GPUs.
 
     `tritonserver --model-config-name=gpu` takes the second where there is one, so that one repository serves
-    both kinds of machine. A config that is not ours, or was edited, is kept.
+    both kinds of machine. A config that was not rendered, or was edited, is kept.
 
     Args:
-        folder: of the member.
-        force: overwrite it all the same.
+        folder: the member's.
+        force: overwrite such a config, too.
 
     Raises:
         SpecError: the manifest is wrong.
-        RepositoryError: the model is of a kind we write no config for, or the disk refuses.
+        RepositoryError: no config can be written for this kind of model, or the disk refuses.
     """
     if not force and not may_replace(folder / CONFIG):
         return Rendering(kept=(folder / CONFIG,))
@@ -204,7 +204,7 @@ def render_member(folder: Path, *, force: bool = False) -> Rendering:
 
 
 def _known_spec(spec: CascadeSpec, repository: Path) -> CascadeSpec:
-    """The plan with what it does not know of its members, as their folders say."""
+    """The plan with its placeholders replaced by what the members' folders say."""
     facts = {member.name: facts_of_member(repository / member.name) for member in spec.members}
     spec = adopted_spec(spec, facts)
     require_known_input(spec, facts)
@@ -224,16 +224,16 @@ def _require_ours(folders: Iterable[Path], *, force: bool) -> None:
 
 
 def _config_text(folder: Path, rendered: ModelConfig, *, force: bool) -> str:
-    """The text of a rendered model's config, with what a person has set in the one that lies there."""
+    """The text of a rendered model's config, with a person's settings in the present one."""
     path = folder / CONFIG
     if force or may_replace(path):
         return text_from_config(rendered)
-    # In a preview the config is a link, and a person edits what it leads to.
+    # In a preview the config is a link, and errors name the file that it leads to.
     return tuned_text(text_from_path(path), rendered, path=path.readlink() if path.is_symlink() else path)
 
 
 def _is_rendered(folder: Path) -> bool:
-    """Whether a folder holds a rendered cascade, by its plan and the file that hands over to the runtime."""
+    """Whether a folder holds a rendered cascade: a plan beside a model.py that loads the runtime."""
     plan = plan_path(folder)
     return plan is not None and is_shim(plan.with_name("model.py"))
 
@@ -247,7 +247,7 @@ def _render_members(spec: CascadeSpec, repository: Path) -> Rendering:
 
 
 def _version_to_write(folder: Path, version: int | None, config: ModelConfig) -> int:
-    """The version folder of a rendering: the served one, or the one asked for if it is to be served."""
+    """The version folder to write: the served one, or the given one, which must come to be served."""
     if version is None:
         return served_version(folder, config) or max(versions_in(folder), default=1)
     policy, present = policy_of(config), versions_in(folder)

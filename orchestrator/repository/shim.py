@@ -1,4 +1,4 @@
-"""The Python file Triton loads for a cascade, and the runtime it needs beside it to stand alone."""
+"""The model.py that Triton loads for a cascade, and the runtime files beside it in a standalone rendering."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _PARTS = ("errors.py", "files.py", "spec", "decision", "bls")
 
 
 def runtime_files() -> dict[str, bytes]:
-    """The runtime's source files, path relative to the package -> bytes; they need numpy and nothing else."""
+    """The runtime's source files, path in the package -> bytes; they need numpy and nothing else."""
     root = Path(orchestrator.__file__).parent
     paths = [root / "__init__.py"]
     for part in _PARTS:
@@ -42,7 +42,7 @@ def runtime_files() -> dict[str, bytes]:
 
 
 def is_shim(path: Path | None) -> bool:
-    """True for a model.py that hands over to the runtime, whichever version wrote it."""
+    """True for a model.py that loads the runtime, whichever version of committee wrote it."""
     if path is None or path.name != "model.py" or not path.is_file():
         return False
     return b"orchestrator.bls.model" in path.read_bytes()

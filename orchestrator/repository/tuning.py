@@ -1,7 +1,7 @@
-"""What a person has set in a rendered config.pbtxt, carried over into the next rendering.
+"""A person's settings in a rendered config.pbtxt, carried over into the next rendering.
 
 The plan decides what is served: names, tensors, the batch limit, the steps of an ensemble. How the server runs it
-(version policy, instances, queue delay and the like) is the person's own once it was edited.
+(version policy, instances, queue delay and so on) is up to the person who edits the file.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from orchestrator.pbtxt import (
 )
 from orchestrator.repository.files import may_replace
 
-# What a person may tune in a rendered config without changing what is served.
+# Fields that a person may edit without changing what is served.
 TUNABLE = frozenset({
     "dynamic_batching", "parameters", "optimization", "version_policy", "instance_group", "metric_tags",
     "model_metrics",
@@ -34,18 +34,18 @@ TUNABLE = frozenset({
 
 
 def tuned_text(text: str, rendered: ModelConfig, *, path: Path) -> str:
-    """The text of a config that was rendered before and edited since, as the next rendering leaves it.
+    """The next rendering's text of a config that was edited since it was rendered.
 
     Args:
         text: of the edited config.
-        rendered: what the plan gives.
+        rendered: the configuration that the plan gives.
         path: of the config, for errors.
 
     Raises:
-        RepositoryError: it is malformed, or edited in a field that the plan decides.
+        RepositoryError: the text is malformed, or edited in a field that the plan decides.
     """
     edited = config_from_text(text, subject=str(path))
-    # As it was rendered, if what was edited is tunable: its hash is the one in its first lines then.
+    # The config as it was rendered, if only tunable fields were edited; its first lines then have its own hash.
     before = _with_tuning(edited, tuning=rendered)
     if not is_hash_of(before, text):
         _require_owned_fields(before, rendered, text=text, path=path)
@@ -56,7 +56,7 @@ def tuned_text(text: str, rendered: ModelConfig, *, path: Path) -> str:
 
 
 def is_refused(path: Path, rendered: ModelConfig) -> bool:
-    """Whether rendering refuses a config that lies there, because a person has edited what the plan decides."""
+    """Whether rendering refuses a config because a person has edited fields that the plan decides."""
     try:
         if not may_replace(path):
             tuned_text(text_from_path(path), rendered, path=path)
@@ -66,7 +66,7 @@ def is_refused(path: Path, rendered: ModelConfig) -> bool:
 
 
 def _with_tuning(config: ModelConfig, *, tuning: ModelConfig) -> ModelConfig:
-    """A configuration with the tunable fields of another one in place of its own."""
+    """A configuration with its tunable fields replaced by another one's."""
     found = ModelConfig()
     found.CopyFrom(config)
     for field in TUNABLE:
@@ -81,7 +81,7 @@ def _with_tuning(config: ModelConfig, *, tuning: ModelConfig) -> ModelConfig:
 
 
 def _require_owned_fields(edited: ModelConfig, rendered: ModelConfig, *, text: str, path: Path) -> None:
-    """Raises RepositoryError naming the lines whose field is the plan's and differs from it."""
+    """Raises RepositoryError with the lines whose fields the plan decides and which differ from it."""
     wrong = differences(edited, rendered)
     if not wrong:
         return
@@ -95,7 +95,7 @@ def _require_owned_fields(edited: ModelConfig, rendered: ModelConfig, *, text: s
 
 
 def _edit_of(field: str, edited: ModelConfig, rendered: ModelConfig, *, text: str) -> str:
-    """What is edited in a field: the line where it, or the first wrong one of several values, begins."""
+    """What was edited in a field, with the line on which the field, or the first wrong of its values, begins."""
     pairs = list(zip_longest(_values(edited, field), _values(rendered, field)))
     place = next(index for index, pair in enumerate(pairs) if pair[0] != pair[1])
     line = line_of_field(text, field, place)
@@ -105,7 +105,7 @@ def _edit_of(field: str, edited: ModelConfig, rendered: ModelConfig, *, text: st
 
 
 def _values(config: ModelConfig, field: str) -> list[str]:
-    """The values of a field as text: several of a repeated one, none of one that is not set."""
+    """The values of a field as text: several for a repeated field, none for a field that is not set."""
     found: list[object] = [value for one, value in config.ListFields() if one.name == field]
     if found and not isinstance(found[0], Message | str | int):
         found = list(found[0])  # type: ignore[call-overload]
@@ -118,7 +118,7 @@ def _values(config: ModelConfig, field: str) -> list[str]:
 
 
 def _shortened(one: str, other: str, limit: int = 120) -> tuple[str, str]:
-    """Two texts cut to where they differ."""
+    """Two texts, cut to the part where they differ."""
     common = next((at for at, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), 0)
     start = max(0, common - limit // 2) if max(len(one), len(other)) > limit else 0
 

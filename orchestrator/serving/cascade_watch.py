@@ -32,7 +32,7 @@ class _Cascade:
 
     Args:
         spec: the plan.
-        members: of the plan, without its lead, whose place the members take.
+        members: of the plan, without its fused prefix, for which the members stand in.
         verify: whether files are compared with the plan's hashes.
         is_unloaded: whether it was unloaded here.
         to_load: members to be loaded again before it, because the server may run other files of them, or none.

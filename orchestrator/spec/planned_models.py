@@ -196,7 +196,7 @@ class PlannedModel:
 
 
 def planned_models(spec: CascadeSpec, repository: Path, *, verify_files: bool = True) -> tuple[PlannedModel, ...]:
-    """The members of a plan in its order, then its lead where it has one."""
+    """The members of a plan in its order, then its fused prefix if it has one."""
     models = [
         PlannedModel(member, repository, verify_files=verify_files, may_fail=stage.on_failure == "answer")
         for stage in spec.stages

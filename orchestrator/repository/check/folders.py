@@ -27,12 +27,12 @@ _UNDO = "edited by hand: undo it and change the plan instead, or remove the file
 
 
 def check_onefile(model: Model, models: Mapping[str, Path], findings: Findings) -> None:
-    """Adds what has changed since a one-file model was written; nothing for any other model.
+    """Adds what has changed since a one-file model was written; nothing for other models.
 
     Args:
         model: any model of the repository.
-        models: every folder of it, by name.
-        findings: where to add it.
+        models: every model folder of the repository by name.
+        findings: receives the faults.
     """
     onefile = _onefile(model, findings)
     if onefile is None:
@@ -44,17 +44,17 @@ def check_onefile(model: Model, models: Mapping[str, Path], findings: Findings) 
         findings.fault(model.name, f"one file {field}", text)
 
 
-def check_lead(spec: CascadeSpec, model: Model | None, findings: Findings) -> None:
-    """Adds what does not fit between a plan and its lead.
+def check_fused_prefix(spec: CascadeSpec, model: Model | None, findings: Findings) -> None:
+    """Adds what does not fit between a plan and its fused prefix.
 
     Args:
-        spec: a plan with a lead.
-        model: the lead's folder as it was read, None where there is none.
-        findings: where to add it.
+        spec: a plan with a fused prefix.
+        model: the folder of the fused prefix as it was read, None where there is none.
+        findings: receives the faults.
     """
-    lead = spec.fused_prefix
-    assert lead is not None
-    field = f"lead {lead.name}"
+    prefix = spec.fused_prefix
+    assert prefix is not None
+    field = f"lead {prefix.name}"
     if model is None:
         findings.fault(spec.name, field, "no such model; write it with `python -m export onefile --stages`")
         return
@@ -63,10 +63,10 @@ def check_lead(spec: CascadeSpec, model: Model | None, findings: Findings) -> No
         findings.fault(
             spec.name, field, "not the leading stages of a cascade, expected what onefile --stages writes"
         )
-    elif onefile.stages != lead.stages or dataclasses.replace(onefile.spec, name=spec.name) != answering(spec):
+    elif onefile.stages != prefix.stages or dataclasses.replace(onefile.spec, name=spec.name) != answering(spec):
         findings.fault(spec.name, field, "made from another plan; write it again with `python -m export onefile`")
-    if model.config is not None and model.config.max_batch_size < lead.max_batch_size:
-        text = f"takes {model.config.max_batch_size} rows a call, the plan says {lead.max_batch_size}"
+    if model.config is not None and model.config.max_batch_size < prefix.max_batch_size:
+        text = f"takes {model.config.max_batch_size} rows a call, the plan says {prefix.max_batch_size}"
         findings.fault(spec.name, field, text)
 
 
@@ -83,7 +83,7 @@ def _plan(folder: Path | None) -> CascadeSpec | None:
     try:
         return None if path is None else cascade_from_path(path)
     except SpecError:
-        return None  # named where the cascade itself is looked at
+        return None  # reported when the cascade itself is checked
 
 
 def _sha256(folder: Path, version: int | None) -> str | None:
@@ -96,7 +96,7 @@ def _sha256(folder: Path, version: int | None) -> str | None:
 
 
 def check_cascade_folder(spec: CascadeSpec, model: Model, plan: Path, findings: Findings) -> None:
-    """Adds where a cascade's folder is not what rendering its plan would give."""
+    """Adds the differences between a cascade's folder and a new rendering of its plan."""
     if spec.name != model.name:
         findings.fault(
             model.name, "cascade.json name", f"got {spec.name}, expected the folder's name {model.name}"
@@ -125,7 +125,7 @@ def check_cascade_folder(spec: CascadeSpec, model: Model, plan: Path, findings: 
 def check_ensemble_folder(
     spec: CascadeSpec, model: Model, mean: Model, *, repository: Path, findings: Findings
 ) -> None:
-    """Adds where an ensemble's two folders are not what rendering its spec would give."""
+    """Adds the differences between an ensemble's two folders and a new rendering of its plan."""
     if spec.name != model.name:
         findings.fault(mean.name, "plan name", f"got {spec.name}, expected {model.name}; {_AGAIN}")
     try:
@@ -140,7 +140,7 @@ def check_ensemble_folder(
 
 
 def compare_configs(model: Model, expected: ModelConfig, findings: Findings) -> None:
-    """Adds every field in which a config differs from what would be rendered."""
+    """Adds every field in which a config differs from the one that would be rendered."""
     if model.config is None:
         if not (model.folder / "config.pbtxt").exists():
             findings.fault(model.name, "config.pbtxt", f"missing; {_AGAIN}")
@@ -158,7 +158,7 @@ def compare_configs(model: Model, expected: ModelConfig, findings: Findings) -> 
 
 
 def _is_on_gpu(config: ModelConfig) -> bool:
-    """What is rendered has no use for a GPU, and takes memory on each."""
+    """Whether instances are put on GPUs, which rendered models do not use but would take memory of."""
     return any(group.kind == ModelInstanceGroup.KIND_GPU for group in config.instance_group)
 
 

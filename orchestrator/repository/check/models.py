@@ -1,4 +1,4 @@
-"""One model folder by itself: does its config say what its files are?"""
+"""A model folder by itself: whether its config describes its files."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ from orchestrator.spec.triton import ENSEMBLE
 
 @dataclass(frozen=True)
 class Model:
-    """A model folder as it was read; what could not be read is None and already among the faults."""
+    """A model folder as it was read; parts that could not be read are None, and faults say why."""
 
     name: str
     folder: Path
@@ -57,7 +57,7 @@ class Model:
 
     @cached_property
     def sha256(self) -> str | None:
-        """Of the model file, if there is one."""
+        """Hash of the model file, if there is one."""
         return sha256_of_path(self.file) if self.file is not None and self.file.is_file() else None
 
     @property
@@ -67,12 +67,12 @@ class Model:
 
     @cached_property
     def facts(self) -> MemberFacts:
-        """How it is asked by others."""
+        """What its files say of requests to it."""
         return facts_of(self.config, self.graph)
 
 
 def read_model(folder: Path, findings: Findings) -> Model:
-    """Reads a folder and adds everything that is wrong with it alone."""
+    """Reads a folder and adds all faults that need no other folder to be found."""
     name = folder.name
     config = None
     try:
@@ -138,15 +138,15 @@ def _proto(name: str, file: Path | None, findings: Findings) -> onnx.ModelProto 
 
 
 def _opset(proto: onnx.ModelProto) -> int | None:
-    """Of the standard operators; None for a model that uses none."""
+    """Version of the standard operator set; None for a model that uses none of it."""
     return max((part.version for part in proto.opset_import if part.domain in ("", "ai.onnx")), default=None)
 
 
 def _metadata(proto: onnx.ModelProto) -> dict[str, str]:
-    """What our own writers put into a model; nobody else's words are taken for them."""
+    """The metadata that committee wrote into a model; models of other producers have none."""
     if proto.producer_name != "committee":
         return {}
-    # A damaged file can hold bytes that are no text, which protobuf hands over as bytes.
+    # Protobuf gives bytes where a damaged file has no valid text.
     return {str(entry.key): str(entry.value) for entry in proto.metadata_props}
 
 
@@ -162,7 +162,7 @@ def _manifest(folder: Path, findings: Findings) -> Manifest | None:
 
 
 def _compare_graph(model: Model, proto: onnx.ModelProto | None, findings: Findings) -> None:
-    """The config against the ONNX file it describes."""
+    """Compares the config with the ONNX file that it describes."""
     if model.config is None or proto is None:
         return
     batched = model.config.max_batch_size > 0
@@ -203,15 +203,15 @@ def _require_batch_axis(name: str, sides: Mapping[str, Tensors], findings: Findi
 
 
 def _inferred_outputs(proto: onnx.ModelProto, outputs: Tensors) -> Tensors:
-    """The outputs with axes that the file leaves free but its operators fix, as ONNX Runtime sees them at load."""
+    """The outputs, with sizes that the file leaves free but its operators fix, as ONNX Runtime infers at load."""
     try:
         return tensors_from_graph(onnx.shape_inference.infer_shapes(proto).graph)[1]
-    except Exception:  # whatever it cannot follow, or a model above protobuf's 2 GB: what the file says stands
+    except Exception:  # inference fails on unknown operators and above protobuf's 2 GB: the file's own sizes stand
         return outputs
 
 
 def _compare_engine(model: Model, findings: Findings) -> None:
-    """The config against what the manifest says of an engine, which only its own GPU could open."""
+    """Compares the config with the manifest of an engine, since only its own GPU could open the file."""
     config, manifest = model.config, model.manifest
     if config is None or manifest is None or not manifest.engine:
         return
@@ -238,7 +238,7 @@ def _unlike(tensor: Tensor, real: Tensors, *, batched: bool, agree: Agree) -> st
     if tensor.dtype != one.dtype:
         return f"got {tensor.dtype}, expected {one.dtype}"
     dims = one.dims[1:] if batched else one.dims
-    # A scalar is one number in a configuration, which cannot say "no axes".
+    # A configuration cannot say "no axes": a scalar has sizes of 1 there.
     good = agree(tensor.dims, dims) if one.dims else all(size == 1 for size in tensor.dims)
     if not good:
         return f"got dims {list(tensor.dims)}, expected {list(dims)}"
@@ -252,7 +252,7 @@ def _compare_manifest(model: Model, findings: Findings) -> None:
     if manifest.name != model.name:
         findings.fault(model.name, f"{MANIFEST} name", f"got {manifest.name}, expected {model.name}")
     file = model.folder / manifest.file
-    # The usual case, where the two are one, then hashes the file once.
+    # Usually both are the same file, which is then hashed once.
     digest = model.sha256 if file == model.file else sha256_of_path(file) if file.is_file() else None
     if digest is None and file != model.file:
         findings.fault(model.name, f"{MANIFEST} file", f"{manifest.file} is missing; export the member again")
@@ -269,7 +269,7 @@ def _compare_manifest(model: Model, findings: Findings) -> None:
 
 
 def _compare_marks(model: Model, manifest: Manifest, findings: Findings) -> None:
-    """Weights beside the model, and whether they were ever trained."""
+    """Checks the weights beside the model file, and notes random or eight-bit weights."""
     for name, expected in manifest.data_files.items():
         path = model.folder / name
         if path.is_file() and sha256_of_path(path) != expected:
@@ -287,7 +287,7 @@ def _compare_marks(model: Model, manifest: Manifest, findings: Findings) -> None
 
 
 def _compare_output_kind(model: Model, manifest: Manifest, findings: Findings) -> None:
-    """Logits or probabilities: what the config tells clients, and what the graph's last operators say."""
+    """Compares the manifest's output kind with the config's, which clients read, and the graph's last operator."""
     stated, where = stated_kind(model.config), f"config.pbtxt parameter {PARAMETER}"
     if model.config is not None and stated is None:
         text = "missing: clients go by the values of the scores; render the member again"
@@ -304,13 +304,13 @@ def _compare_output_kind(model: Model, manifest: Manifest, findings: Findings) -
 
 
 def stated_kind(config: ModelConfig | None) -> str | None:
-    """What a config says of its model's scores, right or wrong; None where it says nothing."""
+    """The output kind that a config states, right or wrong; None where it states none."""
     found = config is not None and PARAMETER in config.parameters
     return str(config.parameters[PARAMETER].string_value) if config is not None and found else None
 
 
 def _compare_alternatives(model: Model, findings: Findings) -> None:
-    """configs/<word>.pbtxt, taken with --model-config-name=<word>, must describe the same model."""
+    """Checks that configs/NAME.pbtxt, for --model-config-name=NAME, describe the same model."""
     for path in sorted((model.folder / "configs").glob("*.pbtxt")):
         field = f"configs/{path.name}"
         try:

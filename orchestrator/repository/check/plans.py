@@ -19,7 +19,7 @@ from orchestrator.spec import CascadeSpec, FusedPrefix, Manifest, Member
 from orchestrator.spec.class_names import first_misplaced, first_unlike
 from orchestrator.spec.triton import versions_in
 
-# The server runs an instance's calls to members on 32 threads unless told otherwise, and answers need some.
+# The server runs the calls of one instance on 32 threads by default, and late answers need some of them.
 MAX_CALLS_IN_FLIGHT = 30
 _AGAIN = "render again"
 
@@ -31,9 +31,9 @@ def check_members(
 
     Args:
         spec: the plan.
-        models: its members that exist, by name.
-        findings: where to add it.
-        known: models of the repository, for the message about a member that does not exist.
+        models: its existing members by name.
+        findings: receives faults and notes.
+        known: names of the repository's models, for the message about a missing member.
     """
     random = any(m is not None and m.manifest is not None and m.manifest.random_weights for m in models.values())
     if spec.fit is not None and (random or spec.fit.random_weights):
@@ -67,7 +67,7 @@ def _workers(spec: CascadeSpec, stage: int) -> int:
 
 
 class _Pair:
-    """A plan's member and the model it names."""
+    """A member of a plan, compared with the model of that name."""
 
     def __init__(self, spec: CascadeSpec, member: Member, model: Model, findings: Findings) -> None:
         self.spec, self.member, self.model = spec, member, model
@@ -103,7 +103,7 @@ class _Pair:
             self.fault(text)
 
     def _no_config(self, facts: MemberFacts) -> None:
-        """A config is needed only where nothing tells what Triton would make of its absence."""
+        """Asks for a config only where it is unknown how Triton would complete a missing one."""
         if self.model.manifest is not None or facts.inputs is None:
             self.fault("no config.pbtxt, expected one: what Triton guesses is not known here; write or render it")
 
@@ -172,13 +172,13 @@ class _Pair:
             try:
                 names = names_in_label_file(path)
             except RepositoryError as error:
-                # Triton does not load a model without the file, and takes any bytes in it.
+                # Triton does not load a model whose label file is missing, and accepts any bytes in one.
                 (self.note if path.is_file() else self.fault)(str(error))
                 return
         self._compare_names(names, said, is_sure=said == "its manifest")
 
     def _compare_names(self, names: Sequence[str], said: str, *, is_sure: bool) -> None:
-        """Holds a member's class names against the plan's; those of a label file may be spelt otherwise."""
+        """Compares a member's class names with the plan's; names in a label file may be spelt differently."""
         planned = self.spec.labels
         if len(names) != self.spec.classes:
             text = f"{said} has {len(names)} class names, expected {self.spec.classes}: none of them is taken"
@@ -200,12 +200,12 @@ class _Pair:
 
 
 def version_faults(planned: Member | FusedPrefix, folder: Path, config: ModelConfig | None) -> Iterator[str]:
-    """What is wrong with the version of a model that a plan means, and with its files.
+    """Faults of the version of a model that a plan means, and of its files.
 
     Args:
         planned: what the plan says of the model.
-        folder: of the model.
-        config: its configuration.
+        folder: the model's.
+        config: the model's configuration.
 
     Raises:
         RepositoryError: a file cannot be read.
@@ -225,7 +225,7 @@ def version_faults(planned: Member | FusedPrefix, folder: Path, config: ModelCon
 
 
 def unserved_version(planned: Member | FusedPrefix, folder: Path, config: ModelConfig | None) -> Iterator[str]:
-    """Where a plan names a version that Triton does not serve of what lies there."""
+    """A fault where Triton does not serve the version that a plan names."""
     served = versions_served(folder, config)
     if planned.version is not None and planned.version not in served:
         listed = ", ".join(map(str, served)) or "none"

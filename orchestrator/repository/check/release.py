@@ -1,4 +1,4 @@
-"""A repository against the ONNX Runtime inside one Triton image."""
+"""A repository compared with the ONNX Runtime inside one Triton image."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def release_from_name(name: str) -> Release:
     """The release of that name.
 
     Raises:
-        RepositoryError: nothing is known of it.
+        RepositoryError: there is no such release, or nothing is known of it.
     """
     if name in RELEASES:
         return RELEASES[name]
@@ -33,13 +33,13 @@ def release_from_name(name: str) -> Release:
 def check_release(
     release: Release, models: Mapping[str, Model], plans: Mapping[str, CascadeSpec], findings: Findings
 ) -> None:
-    """Adds where a model or a plan meets another ONNX Runtime in a release's image than it was made with.
+    """Adds what a release's ONNX Runtime cannot read, or was never compared with.
 
     Args:
-        release: whose image is to serve.
-        models: those that were read, by name.
-        plans: cascades among them, by name.
-        findings: where to add it.
+        release: the release whose image is to serve.
+        models: the models that were read, by name.
+        plans: the cascades among them, by name.
+        findings: receives faults and notes.
     """
     version = release.onnxruntime
     graphs = {name: model for name, model in models.items() if model.graph is not None}
@@ -87,7 +87,7 @@ def _is_proven(model: Model, version: str) -> bool:
     if manifest is None:
         return False
     proof = manifest.runtimes.get(version, {})
-    # A fault stands even where the same version once compared it: members are proven again later.
+    # A fault counts even if the export itself used this version, because members can be proven again later.
     if "fault" in proof:
         return False
     return manifest.versions.get("onnxruntime") == version or ("max_abs" in proof and "not_proven" not in proof)
@@ -96,7 +96,7 @@ def _is_proven(model: Model, version: str) -> bool:
 def _check_records(
     name: str, spec: CascadeSpec, models: Mapping[str, Model], release: Release, findings: Findings
 ) -> None:
-    """Thresholds were fitted to scores of one runtime; in another they may lie elsewhere."""
+    """Notes that thresholds were fitted to the scores of another ONNX Runtime, which may differ."""
     recorded = {} if spec.fit is None else spec.fit.extra.get("recorded_with", {})
     known = recorded.get("onnxruntime") if isinstance(recorded, dict) else None
     if known is None or release.onnxruntime in (None, known):

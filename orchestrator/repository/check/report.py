@@ -1,4 +1,4 @@
-"""What a check found."""
+"""The report of a check."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ class Fault:
     """One thing that is wrong, or worth knowing.
 
     Args:
-        model: folder it concerns.
-        field: what of it, e.g. "config.pbtxt" or "member small".
+        model: name of the model, which is its folder's.
+        field: the part concerned, e.g. "config.pbtxt" or "member small".
         text: got, expected and what to do, on one line.
     """
 
@@ -25,13 +25,13 @@ class Fault:
 
 @dataclass(frozen=True, kw_only=True)
 class CheckReport:
-    """Truthy when nothing is wrong; notes do not count.
+    """The result of a check; truthy when there are no faults.
 
     Args:
-        repository: that was looked at.
-        checked: models that were looked at.
-        faults: what would make serving fail or answer wrongly.
-        notes: what only costs time or deserves a look.
+        repository: the repository that was checked.
+        checked: names of the models that were checked.
+        faults: things that would make serving fail or answer wrongly.
+        notes: things that cost time or deserve a look.
     """
 
     repository: Path
@@ -62,11 +62,11 @@ class Findings:
     notes: list[Fault] = field(default_factory=list)
 
     def fault(self, model: str, subject: str, text: object) -> None:
-        """Adds something that is wrong."""
+        """Adds a fault."""
         self._add(self.faults, Fault(model, subject, " ".join(str(text).split())))
 
     def note(self, model: str, subject: str, text: object) -> None:
-        """Adds something worth knowing."""
+        """Adds a note."""
         self._add(self.notes, Fault(model, subject, " ".join(str(text).split())))
 
     def each(self, model: str, texts: Mapping[str, str], *, fix: str | None = None) -> None:

@@ -1,4 +1,4 @@
-"""`check`: everything that is wrong with a repository, in one run."""
+"""One run of `check` over the models of a repository."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from orchestrator.graphs.averaging import averaging_name
 from orchestrator.repository.check.folders import (
     check_cascade_folder,
     check_ensemble_folder,
-    check_lead,
+    check_fused_prefix,
     check_onefile,
 )
 from orchestrator.repository.check.models import Model, read_model
@@ -31,12 +31,12 @@ from orchestrator.spec.cascade_json import PLAN
 
 
 def check(repository: Path, names: Sequence[str] | None = None, *, triton: str | None = None) -> CheckReport:
-    """Looks at models, and at the members they depend on.
+    """Checks models, and the members they depend on.
 
     Args:
         repository: a Triton model repository.
-        names: models to look at; None means all.
-        triton: a release, "26.07", whose image is to serve them; None looks at no image.
+        names: models to check; None means all.
+        triton: a release, "26.07", whose image is to serve them; None compares with no image.
 
     Raises:
         RepositoryError: the repository itself is missing, empty or not readable, or there is no such release.
@@ -59,7 +59,7 @@ def check(repository: Path, names: Sequence[str] | None = None, *, triton: str |
 
 
 def check_plans(repository: Path) -> CheckReport:
-    """The part of `check` that takes no time: whether plans can be read, and name versions that are served.
+    """The fast part of `check`: whether plans can be read, and name versions that are served.
 
     Raises:
         RepositoryError: the repository itself is missing, empty or not readable.
@@ -74,7 +74,7 @@ def check_plans(repository: Path) -> CheckReport:
 
 
 class _Check:
-    """One run: every model is read once, whoever asks for it."""
+    """One run; every model is read once, however many plans name it."""
 
     def __init__(self, repository: Path, folders: dict[str, Path]) -> None:
         self.repository = repository
@@ -129,7 +129,7 @@ class _Check:
             return None
 
     def look_at_versions(self, name: str, plan: Path) -> None:
-        """Adds where a plan asks for a version that is not served of a model that is there."""
+        """Adds a fault for each model of a plan that exists but is not served in the planned version."""
         spec = self.spec(name, plan)
         models: list[Member | FusedPrefix] = [] if spec is None else [*spec.members]
         if spec is not None and spec.fused_prefix is not None:
@@ -145,22 +145,22 @@ class _Check:
         models = {member: self._model(member) for member in present}
         check_members(spec, models, self.findings, known=[other for other in self.folders if other != name])
         if spec.fused_prefix is not None:
-            lead = models.get(spec.fused_prefix.name)
-            check_lead(spec, lead, self.findings)
-            for text in () if lead is None else version_faults(spec.fused_prefix, lead.folder, lead.config):
+            prefix = models.get(spec.fused_prefix.name)
+            check_fused_prefix(spec, prefix, self.findings)
+            for text in () if prefix is None else version_faults(spec.fused_prefix, prefix.folder, prefix.config):
                 self.findings.fault(name, f"lead {spec.fused_prefix.name}", text)
         for member in present:
             self.look_at(member)
 
     def _look_at_ensemble(self, model: Model) -> None:
-        """Ours by its averaging model, any other by its steps alone."""
+        """Checks a rendered ensemble by the plan in its averaging model, any other ensemble by its steps."""
         try:
             spec = ensemble_spec(self.folders, model.name)
         except SpecError as error:
             self.findings.each(averaging_name(model.name), error.faults, fix=error.fix)
             return
         except RepositoryError:
-            # The averaging model is broken; reading it as a step below names the fault.
+            # The averaging model is broken; reading it as a step below finds the fault.
             spec = None
         if spec is not None:
             mean = self._model(averaging_name(model.name))
@@ -181,7 +181,7 @@ class _Check:
                 continue
             part = self._model(step.model_name)
             facts = part.facts
-            # An optional input may be given, too.
+            # A step may feed optional inputs, too.
             optional = [] if part.config is None else [one.name for one in part.config.input if one.optional]
             inputs = None if facts.inputs is None else [*facts.inputs, *optional]
             for side, used, known in (
