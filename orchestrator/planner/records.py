@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,9 +24,11 @@ from orchestrator.errors import DataError, first_few
 from orchestrator.planner.costs import COSTS, is_cost
 from orchestrator.planner.texts import value_from_json
 from orchestrator.rows.ids import check_ids, check_labels
-from orchestrator.rows.npz import NpzWriter, arrays_from_path, npz_writer
+from orchestrator.rows.npz import NpzWriter, arrays_from_path, npz_writer, shapes_from_path
 
 Array = npt.NDArray[Any]
+# Arrays of a file by their names.
+SMALL, OUTPUTS, COST = ("ids", "labels", "meta"), "outputs/", "cost/"
 # Rows that were left out and are named one by one in `meta`; there may be a million.
 SKIPPED_LISTED = 1000
 
@@ -53,11 +55,8 @@ class Records:
     meta: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        rows, classes = _common_shape(self.outputs)
-        check_ids("records", self.ids, rows)
-        if self.labels is not None:
-            check_labels("records", self.labels, rows=rows, classes=classes)
-        _check_costs(self.outputs, self.cost)
+        shapes = {name: array.shape for name, array in self.outputs.items()}
+        rows, _ = _checked_shape(self.ids, self.labels, shapes=shapes, cost=self.cost)
         for name, scores in self.outputs.items():
             bad = unusable_rows(scores)
             if len(bad):
@@ -80,6 +79,32 @@ class Records:
         return int(next(iter(self.outputs.values())).shape[1])
 
 
+@dataclass(frozen=True, kw_only=True)
+class RecordsFile:
+    """A records file without its scores, so that several fit in memory.
+
+    Args:
+        path: of the file.
+        ids: (n,), whole numbers or text.
+        labels: int64 (n,), None where it has none.
+        classes: k.
+        cost: member name -> cost per row; its keys are the members.
+        meta: what else is known, as JSON values.
+    """
+
+    path: Path
+    ids: Array
+    labels: npt.NDArray[np.int64] | None
+    classes: int
+    cost: dict[str, float]
+    meta: dict[str, Any]
+
+    @property
+    def rows(self) -> int:
+        """Number of rows n."""
+        return len(self.ids)
+
+
 def unusable_rows(scores: Array) -> npt.NDArray[np.int64]:
     """Which rows of float (n, k) hold NaN or +inf, or nothing but -inf; a single -inf is a score of 0."""
     if not scores.size:
@@ -88,22 +113,29 @@ def unusable_rows(scores: Array) -> npt.NDArray[np.int64]:
     return np.flatnonzero(~np.isfinite(scores.max(axis=1)))
 
 
-def _common_shape(outputs: Mapping[str, Array]) -> tuple[int, int]:
-    if not outputs:
+def _checked_shape(
+    ids: Array, labels: Array | None, *, shapes: Mapping[str, tuple[int, ...]], cost: Mapping[str, float]
+) -> tuple[int, int]:
+    """Rows and classes of records whose parts fit together; `shapes` are those of the members' outputs."""
+    if not shapes:
         raise DataError("records", got="no member outputs", expected="at least one outputs/<member>")
-    shapes = {name: array.shape for name, array in outputs.items()}
     first = next(iter(shapes.values()))
     if len(first) != 2 or any(shape != first for shape in shapes.values()):
         listed = ", ".join(f"{name} {list(shape)}" for name, shape in shapes.items())
         raise DataError("records", got=f"outputs of shapes {listed}", expected="one (rows, classes) for all")
-    if first[0] < 1 or first[1] < 2:
+    rows, classes = first
+    if rows < 1 or classes < 2:
         raise DataError(
             "records", got=f"outputs of shape {list(first)}", expected="rows, and at least two classes"
         )
-    return first[0], first[1]
+    check_ids("records", ids, rows)
+    if labels is not None:
+        check_labels("records", labels, rows=rows, classes=classes)
+    _check_costs(shapes, cost)
+    return rows, classes
 
 
-def _check_costs(outputs: Mapping[str, Array], cost: Mapping[str, float]) -> None:
+def _check_costs(outputs: Mapping[str, object], cost: Mapping[str, float]) -> None:
     missing = sorted(set(outputs) - set(cost))
     if missing:
         raise DataError("records", got=f"no cost of {', '.join(missing)}", expected="cost/<member> for each")
@@ -148,17 +180,54 @@ def write_all_records(files: Mapping[Path, Records]) -> None:
         # All are open before any is filled, and appear when the last one is.
         writers = [stack.enter_context(npz_writer(path)) for path in files]
         for writer, records in zip(writers, files.values(), strict=True):
-            _fill(writer, records)
+            parts = {name: [output] for name, output in records.outputs.items()}
+            _fill(writer, records.ids, records.labels, parts, records.classes, records.cost, records.meta)
 
 
-def _fill(writer: NpzWriter, records: Records) -> None:
-    writer.add("ids", records.ids)
-    if records.labels is not None:
-        writer.add("labels", records.labels)
-    for name, output in records.outputs.items():
-        writer.add(f"outputs/{name}", output, packed=False)
-        writer.add(f"cost/{name}", np.float64(records.cost[name]))
-    writer.add("meta", np.array(text_from_meta(records.meta)))
+def write_records_in_parts(
+    path: Path,
+    *,
+    ids: Array,
+    labels: npt.NDArray[np.int64] | None,
+    outputs: Mapping[str, Iterable[npt.NDArray[np.float32]]],
+    classes: int,
+    cost: Mapping[str, float],
+    meta: Mapping[str, Any],
+) -> None:
+    """Writes records whose scores do not fit in memory; see `write_records`.
+
+    Args:
+        path: of the file.
+        ids: (n,).
+        labels: int64 (n,), None where there are none.
+        outputs: member name -> its scores in parts, float32 (n, k) in all.
+        classes: k.
+        cost: member name -> cost per row.
+        meta: JSON values.
+
+    Raises:
+        DataError: the place cannot be written to, or the disk is full.
+    """
+    with npz_writer(path) as writer:
+        _fill(writer, ids, labels, outputs, classes, cost, meta)
+
+
+def _fill(
+    writer: NpzWriter,
+    ids: Array,
+    labels: Array | None,
+    outputs: Mapping[str, Iterable[Array]],
+    classes: int,
+    cost: Mapping[str, float],
+    meta: Mapping[str, Any],
+) -> None:
+    writer.add("ids", ids)
+    if labels is not None:
+        writer.add("labels", labels)
+    for name, parts in outputs.items():
+        writer.stream(f"{OUTPUTS}{name}", np.float32, shape=(len(ids), classes), parts=parts)
+        writer.add(f"{COST}{name}", np.float64(cost[name]))
+    writer.add("meta", np.array(text_from_meta(meta)))
 
 
 def records_from_path(path: Path) -> Records:
@@ -167,65 +236,84 @@ def records_from_path(path: Path) -> Records:
     Raises:
         DataError: the file is missing, truncated, not records, or its parts do not fit.
     """
+    with _faults_of(path):
+        file = _file(path)
+        arrays = arrays_from_path(path, what="records", wanted=lambda name: name.startswith(OUTPUTS))
+        return Records(
+            ids=file.ids,
+            labels=file.labels,
+            outputs={name.removeprefix(OUTPUTS): scores_from_array(name, array) for name, array in arrays.items()},
+            cost=file.cost,
+            meta=file.meta,
+        )
+
+
+def records_file_from_path(path: Path) -> RecordsFile:
+    """The records of a file, but for the scores.
+
+    Raises:
+        DataError: as `records_from_path`, scores that are not finite apart.
+    """
+    with _faults_of(path):
+        return _file(path)
+
+
+@contextlib.contextmanager
+def _faults_of(path: Path) -> Iterator[None]:
+    """Names the file in what is said about its records."""
     if not path.is_file():
         raise DataError(f"records {path}", got="no such file", fix="make it with `committee record`")
-    arrays = arrays_from_path(path, what=f"records {path}", wanted=_is_ours)
     try:
-        return _records_from_arrays(arrays)
+        yield
     except DataError as error:
         what = error.what.replace("records", f"records {path}", 1)
         raise DataError(what, got=error.got, expected=error.expected, fix=error.fix) from error
 
 
-def _is_ours(name: str) -> bool:
-    return name in ("ids", "labels", "meta") or name.startswith(("outputs/", "cost/"))
-
-
-def _records_from_arrays(arrays: Mapping[str, Array]) -> Records:
-    if "ids" not in arrays:
+def _file(path: Path) -> RecordsFile:
+    small = arrays_from_path(path, what="records", wanted=lambda name: name in SMALL or name.startswith(COST))
+    if "ids" not in small:
         raise DataError("records", got="no ids", expected="ids, outputs/<member>, cost/<member>")
-    labels = arrays.get("labels")
+    labels = small.get("labels")
     if labels is not None and labels.dtype.kind not in "iu":
         raise DataError("records", got=f"labels of dtype {labels.dtype}", expected="whole numbers")
-    return Records(
-        ids=arrays["ids"],
+    shapes = shapes_from_path(path, what="records", wanted=lambda name: name.startswith(OUTPUTS))
+    costs = {name.removeprefix(COST): array for name, array in small.items() if name.startswith(COST)}
+    cost = {name: _cost_from_array(name, array) for name, array in costs.items()}
+    named = {name.removeprefix(OUTPUTS): shape for name, shape in shapes.items()}
+    _, classes = _checked_shape(small["ids"], labels, shapes=named, cost=cost)
+    return RecordsFile(
+        path=path,
+        ids=small["ids"],
         labels=None if labels is None else labels.astype(np.int64),
-        outputs={name: _scores(name, array) for name, array in _under("outputs/", arrays).items()},
-        cost={name: cost_from_array(name, array) for name, array in _under("cost/", arrays).items()},
-        meta=meta_from_array(arrays.get("meta")),
+        classes=classes,
+        cost={name: cost[name] for name in named},
+        meta=_meta_from_array(small.get("meta")),
     )
 
 
-def _under(prefix: str, arrays: Mapping[str, Array]) -> dict[str, Array]:
-    return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
+def scores_from_array(name: str, array: Array) -> npt.NDArray[np.float32]:
+    """A member's scores as a file holds them, as float32.
 
-
-def _scores(name: str, array: Array) -> npt.NDArray[np.float32]:
+    Raises:
+        DataError: they are no numbers.
+    """
     if array.dtype.kind not in "fiu":
-        raise DataError(f"records, outputs of {name}", got=f"dtype {array.dtype}", expected="float32")
+        member = name.removeprefix(OUTPUTS)
+        raise DataError(f"records, outputs of {member}", got=f"dtype {array.dtype}", expected="float32")
     # What is too large becomes infinity, which is refused by name.
     with np.errstate(over="ignore"):
         return np.asarray(array, np.float32)
 
 
-def cost_from_array(name: str, array: Array) -> float:
-    """A member's cost per row as a file holds it.
-
-    Raises:
-        DataError: no single number.
-    """
+def _cost_from_array(name: str, array: Array) -> float:
     if array.dtype.kind not in "fiu" or array.size != 1:
         got = f"dtype {array.dtype}, shape {list(array.shape)}"
         raise DataError(f"records, cost of {name}", got=got, expected="one number")
     return float(array.reshape(()))
 
 
-def meta_from_array(array: Array | None) -> dict[str, Any]:
-    """What a file says of its records; nothing where it has no such array.
-
-    Raises:
-        DataError: no JSON object.
-    """
+def _meta_from_array(array: Array | None) -> dict[str, Any]:
     try:
         meta = {} if array is None else value_from_json(str(array))
     except ValueError as error:

@@ -5,6 +5,7 @@ Every member must have every row, once. Scores are copied in pieces; only ids an
 
 from __future__ import annotations
 
+import dataclasses
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,10 +16,16 @@ import numpy as np
 import numpy.typing as npt
 
 from orchestrator.errors import DataError, first_few
-from orchestrator.planner.records import text_from_meta, unusable_rows
+from orchestrator.planner.records import (
+    OUTPUTS,
+    RecordsFile,
+    records_file_from_path,
+    scores_from_array,
+    unusable_rows,
+    write_records_in_parts,
+)
 from orchestrator.recording.join_meta import joined_meta, notes_of
-from orchestrator.recording.records_file import OUTPUTS, RecordsFile, file_from_path
-from orchestrator.rows.npz import NpzWriter, extract_array, npz_writer
+from orchestrator.rows.npz import extract_array
 
 Array = npt.NDArray[Any]
 Codes = npt.NDArray[np.intp]
@@ -63,7 +70,7 @@ def join_records(paths: Sequence[Path], output: Path, *, skip_bad: bool = False,
     """
     if len(paths) < 2:
         raise DataError("records to join", got=f"{len(paths)} files", expected="two or more")
-    files = [file_from_path(path) for path in paths]
+    files = [_plain_file(path) for path in paths]
     _check_classes(files)
     ids, codes = _numbered(files)
     table = _Table(files=files, ids=ids, codes=codes)
@@ -75,12 +82,25 @@ def join_records(paths: Sequence[Path], output: Path, *, skip_bad: bool = False,
     cost = {name: _one_cost(name, files) for name in members}
     left_out = np.delete(ids, kept)
     meta = joined_meta([(str(file.path), file.meta) for file in files], kept=ids[kept], left_out=left_out)
-    with npz_writer(output) as writer:
-        writer.add("ids", ids[kept])
-        if labels is not None:
-            writer.add("labels", labels)
-        right = {name: _write_member(writer, table, name, kept, labels=labels, output=output) for name in members}
-        writer.add("meta", np.array(text_from_meta(meta)))
+    right = dict.fromkeys(members, 0)
+
+    def counted(name: str) -> Iterator[npt.NDArray[np.float32]]:
+        at = 0
+        for part in table.scores(name, kept, output):
+            if labels is not None:
+                right[name] += int((part.argmax(axis=1) == labels[at : at + len(part)]).sum())
+            at += len(part)
+            yield part
+
+    write_records_in_parts(
+        output,
+        ids=ids[kept],
+        labels=labels,
+        outputs={name: counted(name) for name in members},
+        classes=files[0].classes,
+        cost=cost,
+        meta=meta,
+    )
     return Joined(
         rows=len(kept),
         classes=files[0].classes,
@@ -92,34 +112,13 @@ def join_records(paths: Sequence[Path], output: Path, *, skip_bad: bool = False,
     )
 
 
-def _write_member(
-    writer: NpzWriter,
-    table: _Table,
-    name: str,
-    kept: Codes,
-    *,
-    labels: npt.NDArray[np.int64] | None,
-    output: Path,
-) -> int:
-    """Writes a member's scores and cost; gives how many of its rows are right, 0 without labels."""
-    right = 0
-
-    def counted(parts: Iterator[npt.NDArray[np.float32]]) -> Iterator[npt.NDArray[np.float32]]:
-        nonlocal right
-        at = 0
-        for part in parts:
-            if labels is not None:
-                right += int((part.argmax(axis=1) == labels[at : at + len(part)]).sum())
-            at += len(part)
-            yield part
-
-    # Beside the output, where there must be room for as much anyhow.
-    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as folder:
-        parts = counted(table.scores(name, kept, Path(folder)))
-        shape = (len(kept), table.files[0].classes)
-        writer.stream(f"outputs/{name}", np.float32, shape=shape, parts=parts)
-    writer.add(f"cost/{name}", np.float64(_one_cost(name, table.files)))
-    return right
+def _plain_file(path: Path) -> RecordsFile:
+    """A records file with ids of one dtype for whole numbers and one kind of text, so that equal ids are equal."""
+    file = records_file_from_path(path)
+    ids = file.ids
+    if ids.dtype == np.uint64 and int(ids.max(initial=0)) > np.iinfo(np.int64).max:
+        raise DataError(f"records {path} ids", got=f"{ids.max()}", expected="64-bit whole numbers, or text")
+    return dataclasses.replace(file, ids=ids.astype(np.str_ if ids.dtype.kind in "US" else np.int64))
 
 
 def _check_classes(files: Sequence[RecordsFile]) -> None:
@@ -150,7 +149,7 @@ def _one_cost(name: str, files: Sequence[RecordsFile]) -> float:
     for file in having[1:]:
         if file.cost[name] != having[0].cost[name]:
             got = f"{having[0].cost[name]:g} in {having[0].path}, {file.cost[name]:g} in {file.path}"
-            raise DataError(f"cost of {name}", got=got, expected="one", fix="record with the same --cost")
+            raise DataError(f"cost of {name}", got=got, expected="one", fix="record with the same `cost`")
     return having[0].cost[name]
 
 
@@ -182,7 +181,7 @@ class _Table:
                     f"member {name}",
                     got=f"no scores of {len(lacking)} of {len(self.ids)} rows, id {first_few(lacking)}",
                     expected="every row with every member",
-                    fix="record those too, or leave such rows out with --skip-bad",
+                    fix="record those too, or leave such rows out with `skip_bad`",
                 )
             everywhere &= count == 1
         if not everywhere.any():
@@ -216,7 +215,7 @@ class _Table:
                         f"records {file.path}",
                         got=f"other data (data_sha256) under the same ids than in {other.path}",
                         expected="the same rows",
-                        fix="if one id means the same row in both all the same, say --by-id",
+                        fix="if one id means the same row in both all the same, say `by_id`",
                     )
 
     def notes_on_data(self) -> list[str]:
@@ -255,8 +254,13 @@ class _Table:
             raise DataError("records to join", got=got, expected="a label in every row, or in none")
         return found
 
-    def scores(self, name: str, kept: Codes, folder: Path) -> Iterator[npt.NDArray[np.float32]]:
-        """A member's scores of the kept rows, float32 (n, k) in all; files are unpacked into the folder."""
+    def scores(self, name: str, kept: Codes, output: Path) -> Iterator[npt.NDArray[np.float32]]:
+        """A member's scores of the kept rows, float32 (n, k) in all."""
+        # Files are unpacked beside the output, where there must be room for as much anyhow.
+        with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as folder:
+            yield from self._unpacked(name, kept, Path(folder))
+
+    def _unpacked(self, name: str, kept: Codes, folder: Path) -> Iterator[npt.NDArray[np.float32]]:
         having = self._having(name)
         source, row = np.full(len(self.ids), -1, np.intp), np.zeros(len(self.ids), np.intp)
         for place in having:
@@ -270,7 +274,9 @@ class _Table:
             piece = np.empty((len(wanted), classes), np.float32)
             for place in having:
                 here = source[wanted] == place
-                piece[here] = _rows_of(self.files[place].path, name, folder / f"{place}.npy", row[wanted[here]])
+                # Mapped anew for each piece, so that pages that were touched do not add up.
+                stored = np.load(folder / f"{place}.npy", mmap_mode="r", allow_pickle=False)
+                piece[here] = scores_from_array(name, stored[row[wanted[here]]])
             self._check_finite(name, piece, wanted)
             yield piece
 
@@ -280,13 +286,3 @@ class _Table:
             ids = first_few(self.ids[wanted[bad]])
             got = f"NaN, infinity or no finite score, id {ids}"
             raise DataError(f"records, outputs of {name}", got=got, expected="finite scores")
-
-
-def _rows_of(path: Path, name: str, unpacked: Path, rows: Codes) -> npt.NDArray[np.float32]:
-    # Mapped anew for each piece, so that pages that were touched do not add up.
-    stored = np.load(unpacked, mmap_mode="r", allow_pickle=False)
-    if stored.dtype.kind not in "fiu":
-        raise DataError(f"records {path}, outputs of {name}", got=f"dtype {stored.dtype}", expected="float32")
-    # What is too large becomes infinity, which is refused by name.
-    with np.errstate(over="ignore"):
-        return np.asarray(stored[rows], np.float32)

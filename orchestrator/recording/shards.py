@@ -23,14 +23,14 @@ import numpy.typing as npt
 
 from orchestrator.errors import DataError
 from orchestrator.files import write_file
-from orchestrator.planner.records import text_from_meta
+from orchestrator.planner.records import text_from_meta, write_records_in_parts
 from orchestrator.planner.texts import value_from_json
 from orchestrator.rows.npz import BROKEN, npz_writer
 
 HEADER = "header.json"
 # What parts are called; other files are not ours.
 PART = re.compile(r"\d{12,}-\d{12,}\Z")
-RESTART = "use --restart"
+RESTART = "use `restart`"
 LOCK = "lock"
 NO_DIGEST = b"\0" * 32
 
@@ -158,15 +158,10 @@ class Shards:
         Raises:
             DataError: the disk is full.
         """
-        with npz_writer(self.output) as writer:
-            writer.add("ids", ids)
-            if labels is not None:
-                writer.add("labels", labels)
-            for name in self._members:
-                shape = (len(ids), classes)
-                writer.stream(f"outputs/{name}", np.float32, shape=shape, parts=self.outputs(name))
-                writer.add(f"cost/{name}", np.float64(cost[name]))
-            writer.add("meta", np.array(text_from_meta(meta)))
+        outputs = {name: self.outputs(name) for name in self._members}
+        write_records_in_parts(
+            self.output, ids=ids, labels=labels, outputs=outputs, classes=classes, cost=cost, meta=meta
+        )
 
     def remove(self) -> None:
         """Throws the parts away."""
@@ -186,7 +181,9 @@ class Shards:
         except OSError as error:
             os.close(handle)
             raise DataError(
-                f"{self.folder}", got="another process that records to it", fix="wait for it or choose another -o"
+                f"{self.folder}",
+                got="another process that records to it",
+                fix="wait for it or choose another `output`",
             ) from error
         return handle
 
@@ -202,7 +199,7 @@ class Shards:
                 f"unfinished recording {self.folder}",
                 got=f"one that differs in {_difference(known, header)}",
                 expected="the same data and members",
-                fix="throw it away with --restart, or choose another -o",
+                fix="throw it away with `restart`, or choose another `output`",
             )
         for left in (*self.folder.glob(".*.part"), *self.output.parent.glob(f".{self.output.name}.*.part")):
             # Of a process that was killed while it wrote; nobody else can be writing, we hold the lock.
