@@ -12,7 +12,7 @@ from orchestrator.errors import DataError
 from orchestrator.planner.costs import cost_profile_from_path
 from orchestrator.planner.kinds import check_probabilities, kind_seen
 from orchestrator.planner.records import Records
-from orchestrator.repository.class_names import class_names_of, common_names
+from orchestrator.repository.class_names import class_names_by_member, common_names
 from orchestrator.repository.completion import UNKNOWN_INPUT, UNKNOWN_OUTPUT, adopted_spec
 from orchestrator.spec import CascadeSpec, InputSpec, Manifest, Member, Stage, manifest_from_path
 from orchestrator.spec.class_names import first_misplaced
@@ -149,7 +149,7 @@ def _input(manifest: Manifest) -> InputSpec:
 
 def _class_names(members: Sequence[Member], records: Records, repository: Path) -> tuple[str, ...] | None:
     """What the members call the classes now, else what they were called when the records were made."""
-    stated = {one.name: class_names_of(repository / one.name, one.output) for one in members}
+    stated = class_names_by_member(repository, {one.name: one.output for one in members})
     names = common_names(stated, classes=records.classes)
     recorded = _recorded_names(records)
     if names is None or recorded is None:

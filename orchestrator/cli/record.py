@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import numpy as np
 import typer
@@ -18,11 +17,14 @@ from orchestrator.errors import DataError
 from orchestrator.planner.costs import COSTS, is_cost
 from orchestrator.planner.records import Records
 from orchestrator.recording.job import Wishes, record_job, source_of
-from orchestrator.recording.kinds import evidence_of
 from orchestrator.recording.pool import opened_pool
 from orchestrator.recording.run import Task, answered_pieces, wanted_rows
+from orchestrator.recording.scores import evidence_of
 from orchestrator.recording.summary import meta_of
 from orchestrator.rows.blocks import ColumnNames
+from orchestrator.spec.output_kind import OUTPUT_KINDS
+
+Value = TypeVar("Value")
 
 
 def record(
@@ -155,16 +157,16 @@ def record(
     listed = (name.strip() for text in members or [] for name in text.split(","))
     asked = [*filter(None, listed), *(names or [])]
     start = time.perf_counter()
-    server = None
+    server, kinds = None, " or ".join(OUTPUT_KINDS)
     if url is not None:
         server = endpoint_from_options(url, ca=ca, cert=cert, key=key, header=header)
     opened = opened_pool(
         asked,
         repository,
         url=server,
-        cost=_costs(cost or []),
-        kinds=output_kind or [],
-        outputs=output_tensor or [],
+        cost=_by_member("--cost", cost, asked, form=f"NAME=COST, {COSTS},", value_of=_cost),
+        output_kind=_by_member("--output-kind", output_kind, asked, form=f"NAME=KIND, {kinds},", value_of=_kind),
+        output_tensor=_by_member("--output-tensor", output_tensor, asked, form="NAME=TENSOR", value_of=_tensor),
         timeout_s=timeout_s,
     )
     with opened as pool:
@@ -215,17 +217,51 @@ def _check_wishes(wishes: Wishes) -> None:
         raise DataError(f"record --output {output}", got="the data itself", expected="another file")
 
 
-def _costs(words: Sequence[str]) -> dict[str, float]:
-    costs = {}
-    for word in words:
+def _by_member(
+    option: str,
+    words: Sequence[str] | None,
+    names: Sequence[str],
+    *,
+    form: str,
+    value_of: Callable[[str], Value | None],
+) -> dict[str, Value]:
+    """What an option's words, NAME=VALUE, say of each member.
+
+    Args:
+        option: for messages.
+        words: as given.
+        names: the members that are recorded.
+        form: what a word should look like.
+        value_of: reads a value; None where it cannot be used.
+
+    Raises:
+        DataError: a word of another form, a member that is not recorded, or one that is named twice.
+    """
+    found: dict[str, Value] = {}
+    for word in words or ():
         name, _, text = word.partition("=")
-        try:
-            costs[name] = float(text)
-        except ValueError:
-            costs[name] = math.nan
-        if not name or not is_cost(costs[name]):
-            raise DataError("--cost", got=repr(word), expected=f"NAME=COST with {COSTS}")
-    return costs
+        value = value_of(text)
+        if name not in names or name in found or value is None:
+            expected = f"{form} with one of {', '.join(names)}, each once"
+            raise DataError(option, got=repr(word), expected=expected)
+        found[name] = value
+    return found
+
+
+def _cost(text: str) -> float | None:
+    try:
+        cost = float(text)
+    except ValueError:
+        return None
+    return cost if is_cost(cost) else None
+
+
+def _kind(text: str) -> str | None:
+    return text if text in OUTPUT_KINDS else None
+
+
+def _tensor(text: str) -> str | None:
+    return text or None
 
 
 def _show(summary: dict[str, Any], *, as_json: bool) -> None:

@@ -15,12 +15,11 @@ from orchestrator.commandline import interrupt, interrupted_from
 from orchestrator.errors import CommitteeError, DataError, SpecError, first_few
 from orchestrator.progress import Progress, no_progress
 from orchestrator.recording.again import finished_recording, keep_fingerprint, recording_fingerprint
-from orchestrator.recording.kinds import evidence_of
 from orchestrator.recording.pool import Pool
 from orchestrator.recording.run import Task, record_into, wanted_rows
+from orchestrator.recording.scores import evidence_of, row_dims_noted
 from orchestrator.recording.shards import NO_DIGEST, RESTART, Shards
 from orchestrator.recording.summary import Recorded, meta_of, summary_of
-from orchestrator.recording.tensors import row_dims_noted
 from orchestrator.rows.blocks import ColumnNames, Indices, RowSource
 from orchestrator.rows.class_map import class_map_from_path
 from orchestrator.rows.ids import sha256_of_array
@@ -142,7 +141,7 @@ def _check_labelled(source: RowSource, wanted: Indices) -> None:
             got=f"{len(without)} of {len(wanted)} rows without a label (null, NaN or {UNLABELLED}): "
             f"{first_few(source.ids[without])}",
             expected="a label in every row",
-            fix="leave such rows out with --skip-bad, or give them labels",
+            fix="leave such rows out with `skip_bad`, or give them labels",
         )
 
 
@@ -176,7 +175,7 @@ def _ended_well(shards: Shards, total: int) -> Iterator[None]:
     except SpecError:
         raise
     except CommitteeError as error:
-        # What only --restart can mend is not kept.
+        # What only `restart` can mend is not kept.
         kept = "" if error.fix == RESTART else _kept(shards, total)
         fix = "; ".join(text for text in (error.fix, kept) if text)
         raise type(error)(error.what, got=error.got, expected=error.expected, fix=fix or None) from error
@@ -208,10 +207,10 @@ def _check_disk(output: Path, pool: Pool, *, rows: int) -> None:
     free = shutil.disk_usage(place).free
     if need > free:
         raise DataError(
-            f"record --output {output}",
+            f"records {output}",
             got=f"{free / 1e6:,.1f} MB free",
             expected=f"{need / 1e6:,.1f} MB for {rows} rows, {pool.classes} classes, {len(pool.names)} members",
-            fix="make room, or record fewer rows with --limit",
+            fix="make room, or record fewer rows with `limit`",
         )
 
 

@@ -17,9 +17,14 @@ from orchestrator.client.endpoint import Endpoint
 from orchestrator.errors import DataError, InputError
 from orchestrator.local.sessions import LocalMembers
 from orchestrator.planner.goal import ENSEMBLE
-from orchestrator.recording.kinds import kinds_from_words, stated_kinds
-from orchestrator.recording.names import class_names_by_member, names_of_members
-from orchestrator.recording.tensors import about_member, require_exported, tensors_from_words, with_scores
+from orchestrator.recording.scores import (
+    about_member,
+    check_class_names,
+    require_exported,
+    stated_kinds,
+    with_scores,
+)
+from orchestrator.repository.class_names import class_names_by_member, common_names
 from orchestrator.repository.index import readable_config, served_version
 from orchestrator.rows.pictures import ReadPicture, reader_for
 from orchestrator.spec import Manifest, Preprocess, manifest_from_path
@@ -97,7 +102,8 @@ class Pool:
             InputError: two manifests call them differently.
         """
         stated = {name: manifest.labels for name, manifest in self.manifests.items() if manifest.labels}
-        return names_of_members(stated, self.label_files, classes=self.classes)
+        check_class_names(stated, classes=self.classes)
+        return common_names(stated or self.label_files, classes=self.classes)
 
     def about(self) -> dict[str, dict[str, Any]]:
         """What records keep of each member, but for the kind of its scores."""
@@ -115,7 +121,7 @@ class Pool:
                 f"pictures for {', '.join(self.names)}",
                 got="no `preprocess` section in any manifest.json",
                 fix="export them with --mean, --std and --resolution, so that they take pictures (0 and 1 where "
-                "they want values of 0 to 1); name the --repository of others; or use .npz rows",
+                "they want values of 0 to 1); name the `repository` of others; or use .npz rows",
             )
         if len(set(known.values())) > 1:
             first, second = _two_unlike(known)
@@ -145,8 +151,8 @@ def opened_pool(
     *,
     url: str | Endpoint | None = None,
     cost: Mapping[str, float] | None = None,
-    kinds: Sequence[str] = (),
-    outputs: Sequence[str] = (),
+    output_kind: Mapping[str, str] | None = None,
+    output_tensor: Mapping[str, str] | None = None,
     timeout_s: float = 60.0,
 ) -> Iterator[Pool]:
     """Opens members, and closes what has to be closed.
@@ -156,8 +162,8 @@ def opened_pool(
         repository: folder with their manifests.
         url: a server's gRPC endpoint; None opens them here.
         cost: cost per row of members that have no manifest, or instead of the manifest's MACs.
-        kinds: NAME=KIND for members whose manifest or served configuration does not say what their scores are.
-        outputs: NAME=TENSOR for members of which several outputs may hold the scores.
+        output_kind: "logits" or "probabilities" of members whose manifest or served configuration does not say it.
+        output_tensor: output with the scores of members of which several outputs may hold them.
         timeout_s: longest wait for one answer of the server.
 
     Raises:
@@ -166,13 +172,13 @@ def opened_pool(
         DataError: a name twice, one that no plan can have, a member without a cost, or of two kinds of scores.
     """
     _check_names(names)
-    strange = sorted(set(cost or {}) - set(names))
-    if strange:
-        raise DataError("--cost", got=f"{', '.join(strange)}, not recorded", expected=f"one of {', '.join(names)}")
-    named = kinds_from_words(kinds, names)
-    tensors = tensors_from_words(outputs, names)
+    cost, kinds, tensors = cost or {}, output_kind or {}, output_tensor or {}
+    for argument, given in (("cost", cost), ("output_kind", kinds), ("output_tensor", tensors)):
+        if strange := sorted(set(given) - set(names)):
+            got = f"{', '.join(strange)}, not recorded"
+            raise DataError(f"`{argument}`", got=got, expected=f"one of {', '.join(names)}")
     if url is None:
-        yield _checked(_local(names, repository, cost or {}, tensors), named)
+        yield _checked(_local(names, repository, cost, tensors), kinds)
         return
     # A fifth of a second to import, and not needed for members in this process.
     from orchestrator.client.over_grpc import GrpcClient
@@ -187,7 +193,7 @@ def opened_pool(
                 infos=infos,
                 served={name: info.version for name, info in infos.items()},
                 manifests=manifests,
-                cost=_costs(names, manifests, cost or {}),
+                cost=_costs(names, manifests, cost),
                 asked=str(url),
                 made_with={},
                 # By number: a version that is loaded meanwhile must not answer the second half.
@@ -197,7 +203,7 @@ def opened_pool(
                 workers=1,
                 label_files=class_names_by_member(repository, {name: info.scores for name, info in infos.items()}),
             ),
-            named,
+            kinds,
         )
 
 
@@ -263,8 +269,8 @@ def _costs(
             f"cost of {', '.join(missing)}",
             got="no manifest.json in the repository",
             expected="the cost of every member",
-            fix=f"say it with {' '.join(f'--cost {name}=...' for name in missing)}, or name the repository "
-            "with --repository",
+            fix=f"say it with {' '.join(f'`cost` {name}=...' for name in missing)}, or name the repository "
+            "with `repository`",
         )
     return {name: known[name] for name in names}
 
@@ -274,7 +280,7 @@ def _classes(info: ModelInfo) -> int:
     return next(tensor.shape[-1] for tensor in info.outputs if tensor.name == output)
 
 
-def _checked(pool: Pool, named: Mapping[str, str]) -> Pool:
+def _checked(pool: Pool, kinds: Mapping[str, str]) -> Pool:
     inputs = {name: _taken(info) for name, info in pool.infos.items()}
     if len(set(inputs.values())) > 1:
         first, second = _two_unlike(inputs)
@@ -292,7 +298,7 @@ def _checked(pool: Pool, named: Mapping[str, str]) -> Pool:
             got=f"{pool.classes} classes",
             expected=f"a fixed number, 2 or more: {EXCLUSIVE}",
         )
-    return dataclasses.replace(pool, kinds=stated_kinds(pool.infos, pool.manifests, named))
+    return dataclasses.replace(pool, kinds=stated_kinds(pool.infos, pool.manifests, kinds))
 
 
 def _taken(info: ModelInfo) -> str:

@@ -16,8 +16,8 @@ import numpy.typing as npt
 
 from orchestrator.errors import DataError, first_few
 from orchestrator.planner.records import unusable_rows
-from orchestrator.recording.kinds import check_piece
 from orchestrator.recording.pool import Pool
+from orchestrator.recording.scores import check_piece
 from orchestrator.recording.shards import NO_DIGEST, Shard, Shards
 from orchestrator.rows.blocks import Indices, RowBlock, RowPiece, RowSource
 
@@ -107,7 +107,7 @@ def _answered(task: Task, piece: RowPiece) -> Answered:
         raise DataError(
             f"data {task.source.name}",
             got=f"row {_id(task, position)} that cannot be read ({reason})",
-            fix="mend it, or leave such rows out with --skip-bad",
+            fix="mend it, or leave such rows out with `skip_bad`",
         )
     outputs = {name: _asked(task.pool, name, loaded) for name in task.pool.names}
     for name, scores in outputs.items():
@@ -118,7 +118,7 @@ def _answered(task: Task, piece: RowPiece) -> Answered:
                 f"member {name}",
                 got=f"NaN, infinity or no finite score for rows {first_few(ids)}",
                 expected="finite scores",
-                fix="leave the member out, or such rows with --skip-bad",
+                fix="leave the member out, or such rows with `skip_bad`",
             )
         skipped |= {int(position): f"member {name}: no finite scores" for position in loaded.ids[bad]}
     good = ~np.isin(loaded.ids, list(skipped))

@@ -13,8 +13,8 @@ import numpy.typing as npt
 from orchestrator.errors import first_few
 from orchestrator.planner.chance_notes import Labels, chance_notes
 from orchestrator.planner.records import SKIPPED_LISTED
-from orchestrator.recording.kinds import kind_notes, kind_of
 from orchestrator.recording.pool import Pool
+from orchestrator.recording.scores import kind_notes, kind_of
 from orchestrator.rows.blocks import RowSource
 from orchestrator.spec.output_kind import ScoreEvidence
 from orchestrator.spec.processor import DOT_PRODUCT_FLAGS, lacks_flags, processor_flags
@@ -113,10 +113,10 @@ def _notes(pool: Pool, recorded: Recorded) -> list[str]:
     if random:
         notes.append(f"random weights in {', '.join(random)}: for cost and speed work, not for accuracy")
     if unknown:
-        notes.append(f"no manifest of {', '.join(unknown)}: no hash, and the cost is what --cost says")
+        notes.append(f"no manifest of {', '.join(unknown)}: no hash, and the cost is what `cost` says")
     if unknown and pool.manifests:
         notes.append(
-            f"costs of {', '.join(pool.manifests)} are MACs unless --cost says otherwise: give all in one unit"
+            f"costs of {', '.join(pool.manifests)} are MACs unless `cost` says otherwise: give all in one unit"
         )
     here = processor_flags()
     differing = [name for name, one in pool.manifests.items() if lacks_flags(one.processor_flags, here)]
@@ -163,7 +163,7 @@ def meta_of(
         "skipped": dict(list(skipped.items())[:SKIPPED_LISTED]),
     }
     if not pool.manifests:
-        # All of them from --cost, which names no unit.
+        # All of them from `cost`, which names no unit.
         meta["cost_unit"] = "cost units"
     if pool.made_with:
         meta["recorded_with"] = dict(pool.made_with)

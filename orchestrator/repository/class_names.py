@@ -68,17 +68,28 @@ def class_names_of(folder: Path, output: str | None = None) -> Names | None:
     return None
 
 
-def common_names(stated: Mapping[str, Names | None], *, classes: int) -> Names | None:
+def class_names_by_member(repository: Path, outputs: Mapping[str, str | None]) -> dict[str, Names]:
+    """Class names of the members that have any.
+
+    Args:
+        repository: that holds the members.
+        outputs: member name -> its output with the scores, None where that is not known.
+    """
+    found = {name: class_names_of(repository / name, output) for name, output in outputs.items()}
+    return {name: names for name, names in found.items() if names is not None}
+
+
+def common_names(stated: Mapping[str, Names], *, classes: int) -> Names | None:
     """The class names on which all members that have any agree, in the first member's spelling.
 
     Args:
-        stated: member -> its class names, None where nothing says.
+        stated: member -> its class names, where anything says.
         classes: k; lists of another length name other classes and are ignored.
 
     Returns:
         None where no member has names, or two have different ones.
     """
-    known = [names for names in stated.values() if names is not None and len(names) == classes]
+    known = [names for names in stated.values() if len(names) == classes]
     if not known or any(first_unlike(known[0], other) is not None for other in known[1:]):
         return None
     return known[0]
@@ -90,7 +101,7 @@ def named_spec(spec: CascadeSpec, repository: Path) -> CascadeSpec:
     The plan's own names stay where no member has any, where members contradict each other, and where the members
     have the plan's names in another order: labels of rows may have been matched by name, which `check` reports.
     """
-    stated = {one.name: class_names_of(repository / one.name, one.output) for one in spec.members}
+    stated = class_names_by_member(repository, {one.name: one.output for one in spec.members})
     names = common_names(stated, classes=spec.classes)
     planned = spec.labels or ()
     if names is None or first_unlike(names, planned) is None or first_misplaced(names, planned) is not None:

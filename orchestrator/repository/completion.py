@@ -26,6 +26,7 @@ from orchestrator.spec import CascadeSpec, FusedPrefix, InputSpec, Manifest, Mem
 from orchestrator.spec.inputs import INPUT_DTYPES
 from orchestrator.spec.manifest import MANIFEST
 from orchestrator.spec.planned_models import data_files_of
+from orchestrator.spec.served_model import listed_tensors
 from orchestrator.spec.triton import BACKEND_OF_FILE, usual_file, versions_in
 
 UNKNOWN_INPUT = InputSpec(name="input", dtype="FP32", dims=(1,))
@@ -89,7 +90,7 @@ def require_known_input(spec: CascadeSpec, facts: Mapping[str, MemberFacts]) -> 
     """
     taken = {name: tensor for name, one in facts.items() if (tensor := _only_input(one)) is not None}
     if spec.input == UNKNOWN_INPUT and any(-1 in tensor.dims for tensor in taken.values()):
-        listed = ", ".join(f"{name} {one.name} {one.dtype}{list(one.dims)}" for name, one in taken.items())
+        listed = listed_tensors((f"{name} {one.name}", one.dtype, one.dims) for name, one in taken.items())
         raise RepositoryError(
             f"plan {spec.name}, input",
             got=f"members that take rows of any shape ({listed})",
@@ -133,11 +134,11 @@ def _output(member: Member, facts: MemberFacts, *, classes: int) -> str:
     found = facts.scores(classes)
     if len(found) == 1:
         return found[0]
-    listed = ", ".join(f"{one.name} {one.dtype}{list(one.dims)}" for one in facts.outputs.values())
+    listed = listed_tensors((one.name, one.dtype, one.dims) for one in facts.outputs.values())
     named = f"name it when recording (`committee record --output-tensor {member.name}=NAME`)"
     raise RepositoryError(
         f"member {member.name}",
-        got=f"outputs {listed or 'none'}",
+        got=f"outputs {listed}",
         expected=f"one of {classes} floating-point scores",
         fix=f'{named}, or as its "output" in the records\' meta' if found else None,
     )

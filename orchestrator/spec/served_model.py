@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -166,10 +166,15 @@ def scores_output(info: ModelInfo) -> str:
 
 def no_single_scores(info: ModelInfo, *, fix: str | None = None) -> InputError:
     """The error for a model that has no output that may hold its scores, or several."""
-    listed = ", ".join(f"{t.name} {t.dtype}{list(t.shape)}" for t in info.outputs) or "none"
+    listed = listed_tensors((t.name, t.dtype, t.shape) for t in info.outputs)
     return InputError(
         f"model {info.name}", got=f"outputs {listed}", expected="one floating-point [n, classes]", fix=fix
     )
+
+
+def listed_tensors(tensors: Iterable[tuple[str, str, Sequence[int]]]) -> str:
+    """Names, dtypes and shapes of tensors, for an error."""
+    return ", ".join(f"{name} {dtype}{list(shape)}" for name, dtype, shape in tensors) or "none"
 
 
 def wanted_outputs(info: ModelInfo) -> tuple[str, ...] | None:

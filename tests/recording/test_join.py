@@ -126,7 +126,7 @@ def labels_swapped(made: Records) -> dict[str, Any]:
         ({"rows": slice(9)}, {"rows": slice(8, 40)}, "member a: got scores of 1 rows more than once, id 8"),
         ({"rows": slice(9)}, {"rows": slice(9, 40), "labels": None}, "no label of 31 of 40 rows, id 9"),
         ({"members": "a", "meta": {"data_sha256": "aa"}}, {"members": "b", "meta": {"data_sha256": "bb"}},
-         "other data .data_sha256. under the same ids than in .*0.npz.*--by-id"),
+         "other data .data_sha256. under the same ids than in .*0.npz.*`by_id`"),
         ({"members": "a", "meta": {"class_names": ["x", "y", "z"]}},
          {"members": "b", "meta": {"class_names": ["z", "y", "x"]}}, "other class names or another order of them"),
         ({"members": "a", "meta": {"cost_unit": "ms"}}, {"members": "b"}, "costs in MACs, and in ms"),

@@ -172,9 +172,9 @@ def test_the_output_with_the_scores_decides_which_file_it_is(repository: Path, s
 
 
 def test_members_without_names_or_with_those_of_other_classes_leave_it_to_the_rest() -> None:
-    assert common_names({"a": None, "b": ("x", "y"), "c": ("x",)}, classes=2) == ("x", "y")
+    assert common_names({"b": ("x", "y"), "c": ("x",)}, classes=2) == ("x", "y")
     assert common_names({"a": ("x", "z"), "b": ("x", "y")}, classes=2) is None
-    assert common_names({"a": None}, classes=2) is None
+    assert common_names({}, classes=2) is None
 
 
 def test_an_output_that_the_plan_does_not_know_is_found_before_its_label_file(

@@ -106,7 +106,7 @@ def test_where_nobody_says_it_the_values_decide_or_the_option_and_a_note_says_so
             ("member m: got values from", "distributions, expected logits, as parameter"),
         ),
         (logits, "probabilities", [], ("no distributions, expected probabilities, as parameter", "config.pbtxt")),
-        (logits, None, ["--output-kind", "m=probabilities"], ("as --output-kind says", "leave the option out")),
+        (logits, None, ["--output-kind", "m=probabilities"], ("as --output-kind says", "leave --output-kind out")),
         (sigmoids, None, [], ("sigmoids, expected logits or probabilities", "classes must exclude each other")),
         (sigmoids, "logits", [], ("sigmoids, expected logits, as parameter", "classes must exclude each other")),
         (sigmoids, "probabilities", [], ("expected probabilities, as parameter",)),
