@@ -164,7 +164,7 @@ def record(
         asked,
         repository,
         url=server,
-        cost=_by_member("--cost", cost, asked, form=f"NAME=COST, {COSTS},", value_of=_cost),
+        cost=_by_member("--cost", cost, asked, form=f"NAME=COST with {COSTS},", value_of=_cost),
         output_kind=_by_member("--output-kind", output_kind, asked, form=f"NAME=KIND, {kinds},", value_of=_kind),
         output_tensor=_by_member("--output-tensor", output_tensor, asked, form="NAME=TENSOR", value_of=_tensor),
         timeout_s=timeout_s,
@@ -235,13 +235,13 @@ def _by_member(
         value_of: reads a value; None where it cannot be used.
 
     Raises:
-        DataError: a word of another form, a member that is not recorded, or one that is named twice.
+        DataError: a word of another form, or a member that is named twice.
     """
     found: dict[str, Value] = {}
     for word in words or ():
         name, _, text = word.partition("=")
         value = value_of(text)
-        if name not in names or name in found or value is None:
+        if not name or name in found or value is None:
             expected = f"{form} with one of {', '.join(names)}, each once"
             raise DataError(option, got=repr(word), expected=expected)
         found[name] = value

@@ -111,7 +111,7 @@ def test_where_nobody_says_it_the_values_decide_or_the_option_and_a_note_says_so
         (sigmoids, "logits", [], ("sigmoids, expected logits, as parameter", "classes must exclude each other")),
         (sigmoids, "probabilities", [], ("expected probabilities, as parameter",)),
         (logits, "logits", ["--output-kind", "m=probabilities"], ("probabilities by --output-kind, logits by",)),
-        (logits, None, ["--output-kind", "n=logits"], ("--output-kind: got 'n=logits'",)),
+        (logits, None, ["--output-kind", "n=logits"], ("--output-kind: got n, not recorded",)),
         (logits, None, ["--output-kind", "m=logits"] * 2, ("--output-kind: got 'm=logits'", "m, each once")),
         (logits, None, ["--output-kind", "m=scores"], ("logits or probabilities",)),
     ],

@@ -79,7 +79,7 @@ def test_the_output_that_is_named_or_the_only_one_that_can_be_is_recorded(
             f"--output-tensor m=m: got outputs head FP32[-1, {CLASSES}], m ",
         ),
         ((HEAD, FREE), ("--output-tensor", "m=free"), "--output-tensor m=free: got outputs head FP32"),
-        ((HEAD, OTHER), ("--output-tensor", "k=head"), "expected NAME=TENSOR with one of m"),
+        ((HEAD, OTHER), ("--output-tensor", "k=head"), "--output-tensor: got k, not recorded, expected one of m"),
         ((HEAD, OTHER), ("--output-tensor", "head"), "expected NAME=TENSOR"),
         ((HEAD, OTHER), ("--output-tensor", "m=head", "--output-tensor", "m=other"), "each once"),
     ],

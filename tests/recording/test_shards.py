@@ -58,7 +58,7 @@ def test_another_header_is_refused_naming_what_differs_and_keeps_the_parts(tmp_p
     shards = Shards(tmp_path / "r.npz", {"data": "x", "limit": None}, members=["m"])
     shards.add(shard(0, 5))
     shards.close()
-    with pytest.raises(DataError, match=r"differs in data, limit.*--restart"):
+    with pytest.raises(DataError, match=r"differs in data, limit.*`restart`"):
         Shards(tmp_path / "r.npz", {"data": "y", "limit": 3}, members=["m"])
     again = Shards(tmp_path / "r.npz", {"data": "x", "limit": None}, members=["m"])
     assert again.resumed == 5
