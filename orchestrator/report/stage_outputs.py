@@ -15,6 +15,7 @@ from orchestrator.decision.exit_rule import ExitRule
 from orchestrator.planner.records import Records
 from orchestrator.planner.replay import replay
 from orchestrator.spec import CascadeSpec
+from orchestrator.spec.shares import evenly_spread
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
@@ -84,9 +85,10 @@ class StageOutputs:
     def threshold_grid(self, stage: int) -> F32:
         """Thresholds to try at a stage, ascending: quantiles of its scores, the plan's own, and +inf for never."""
         own = self.thresholds[stage]
-        places = np.linspace(0, self.rows - 1, GRID).round().astype(int)
         chosen = () if own is None else (np.float32(own),)
-        return np.unique(np.array([*np.sort(self.score[stage])[places], *chosen, np.inf], np.float32))
+        return np.unique(
+            np.array([*np.sort(self.score[stage])[evenly_spread(self.rows, GRID)], *chosen, np.inf], np.float32)
+        )
 
 
 def values_at(of_stages: npt.NDArray[Value], exit_stage: Stages) -> npt.NDArray[Value]:

@@ -1,8 +1,11 @@
-"""Confidence intervals of shares without scipy, for export and planner; the planner has exact ones, too."""
+"""Confidence intervals of shares without scipy, beside the planner's exact ones; places spread evenly."""
 
 from __future__ import annotations
 
 import math
+
+import numpy as np
+import numpy.typing as npt
 
 _95_PERCENT = 1.959964
 
@@ -20,3 +23,8 @@ def wilson_ci95(hits: int, rows: int) -> tuple[float, float]:
     scale = 1 + z2 / rows
     # At shares of 0 and 1 one bound is the share itself; min and max remove rounding in its last bit.
     return min(share, max(0.0, (centre - reach) / scale)), max(share, min(1.0, (centre + reach) / scale))
+
+
+def evenly_spread(count: int, most: int) -> npt.NDArray[np.intp]:
+    """Indices of at most `most` of `count` things, evenly spread from the first to the last; intp, ascending."""
+    return np.unique(np.linspace(0, max(count - 1, 0), most).round().astype(np.intp))[:count]

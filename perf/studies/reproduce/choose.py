@@ -11,11 +11,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-import numpy as np
-
 from orchestrator.planner.search import RIGHT, SearchResult
 from orchestrator.progress import Progress
 from orchestrator.spec import COMBINES, SCORES
+from orchestrator.spec.shares import evenly_spread
 from perf.studies.reproduce.choices import HEADLINE, NO_MARGIN, Choices, ChosenPlan, PlanComparison, short
 from perf.studies.reproduce.parts import MemberGroups, PlanPart, groups_from_names
 from perf.studies.reproduce.search_space import (
@@ -213,5 +212,5 @@ def _stages(space: SearchSpace, singles: Singles, whole: SearchResult) -> Iterat
 
 
 def _thinned(plans: list[ChosenPlan]) -> tuple[ChosenPlan, ...]:
-    places = np.unique(np.linspace(0, len(plans) - 1, _DRAWN).round().astype(int)) if plans else ()
+    places = evenly_spread(len(plans), _DRAWN)
     return tuple(plans[place] for place in places)
