@@ -83,11 +83,6 @@ def _interval_bar(share: Share) -> list[list[float]]:
 
 def _frontier(figure: Any, report: Report) -> None:
     axes = figure.subplots()
-    if report.frontier:
-        points = sorted(report.frontier, key=lambda one: one.plan.mean_cost)
-        low, high = np.transpose([one.quality.interval for one in points]) * 100
-        costs = [one.mean_cost for one in points]
-        axes.fill_between(costs, low, high, step="post", color=CASCADE, alpha=0.13, linewidth=0)
     _quality_and_cost(axes, report, intervals=True)
     if report.plan.mean_cost:
         axes.margins(x=0.12)
@@ -122,13 +117,15 @@ def _sliders(figure: Any, report: Report) -> None:
 def _quality_and_cost(axes: Any, report: Report, *, intervals: bool) -> None:
     """The frontier of the search, baselines and plan: quality in percent against mean cost."""
     points = sorted(report.frontier, key=lambda one: one.plan.mean_cost)
-    costs, qualities = [one.mean_cost for one in points], [100 * one.quality.value for one in points]
     if points:
+        costs, qualities = [one.mean_cost for one in points], [100 * one.quality.value for one in points]
         axes.step(costs, qualities, where="post", color=CASCADE, linewidth=1.2, label="best plans of the search")
-    for kind, (colour, marker) in KINDS.items():
-        places = [place for place, one in enumerate(points) if one.kind == kind]
-        axes.plot([costs[place] for place in places], [qualities[place] for place in places], marker, color=colour,
-                  markersize=3, alpha=0.8)  # fmt: skip
+        if intervals:
+            low, high = np.transpose([one.quality.interval for one in points]) * 100
+            axes.fill_between(costs, low, high, step="post", color=CASCADE, alpha=0.13, linewidth=0)
+    for one in points:
+        colour, marker = KINDS[one.kind]
+        axes.plot(one.mean_cost, 100 * one.quality.value, marker, color=colour, markersize=3, alpha=0.8)
     labels = {"member": "members", "ensemble": "ensembles", "cascade": "the chosen plan"}
     for one in (*(one for one in report.baselines if one.mean_cost), report.plan):
         colour, marker = KINDS[one.kind] if one is not report.plan else (MARK, "*")
@@ -157,21 +154,18 @@ def _exits(figure: Any, report: Report) -> None:
         for axes, share in ((panels[0], stage.exits), (panels[1], stage.correct)):
             if share.rows:
                 axes.barh(place, 100 * share.value, color=MEMBER, height=0.6)
-                axes.errorbar(
-                    100 * share.value, place, xerr=_interval_bar(share), color=INK, capsize=3, linewidth=1
-                )
+                bar = _interval_bar(share)
+                axes.errorbar(100 * share.value, place, xerr=bar, color=INK, capsize=3, linewidth=1)
         panels[2].barh(place, 100 * reached * stage.cost / total, color=CASCADE, height=0.6)
         reached -= stage.exits.hits
     quality = shortened(report.criterion.name, 28)
-    for axes, title in zip(
-        panels, ("rows that stop here, %", f"{quality} of those, %", "share of all cost, %"), strict=True
-    ):
+    titles = ("rows that stop here, %", f"{quality} of those, %", "share of all cost, %")
+    for axes, title in zip(panels, titles, strict=True):
         axes.set_xlabel(title)
         axes.set_xlim(0, 105)
         axes.grid(axis="y", visible=False)
-    panels[0].set_yticks(
-        range(len(report.stages)), [_stage_name(report, place) for place in range(len(report.stages))]
-    )
+    numbers = range(len(report.stages))
+    panels[0].set_yticks(numbers, [_stage_name(report, number) for number in numbers])
     panels[0].invert_yaxis()
 
 
@@ -239,13 +233,8 @@ def _reliability(figure: Any, report: Report) -> None:
     for axes, one in zip(panels.flat, report.reliability, strict=False):
         colour = MARK if one is report.reliability[-1] else MEMBER
         axes.plot([0, 1], [0, 1], color=INK, linewidth=0.8, linestyle=":")
-        axes.vlines(
-            one.confidence,
-            *np.transpose([share.interval for share in one.right]),
-            color=colour,
-            linewidth=1,
-            alpha=0.6,
-        )
+        low, high = np.transpose([share.interval for share in one.right])
+        axes.vlines(one.confidence, low, high, color=colour, linewidth=1, alpha=0.6)
         axes.plot(one.confidence, [share.value for share in one.right], "o-", color=colour, markersize=4)
         axes.set_title(f"{shortened(one.name, 22)}\ncalibration error {percent(one.error)}")
         axes.set_xlim(0, 1)

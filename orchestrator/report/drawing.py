@@ -128,15 +128,15 @@ class Sketch:
 
 
 def _for_page(svg: str, alt: str) -> str:
-    """An SVG file as an element of the page: colours by CSS variables, the page's font, no ids without a use."""
+    """Turns an SVG file into an element of the page: colours are CSS variables, and unused ids are left out."""
     variables = {light: f"var(--{name})" for name, (light, _) in COLOURS.items()}
 
     def tag(found: re.Match[str]) -> str:
+        # matplotlib writes an artist's gid as the id of its group: here a text to show when the mouse is on it.
+        if about := re.fullmatch('<g id="about ([^"]*)">', found[0]):
+            return f"<g><title>{about[1]}</title>"
         text = re.sub("#[0-9a-f]{6}", lambda colour: variables.get(colour[0], colour[0]), found[0])
-        text = re.sub(r"font-family: [^;\"]*DejaVu[^\"]*?(; |(?=\"))", "", text)
-        # matplotlib keeps an artist's gid as the id of its group: here a text to show when the mouse is on it.
-        text = re.sub(r'^<g id="about ([^"]*)">', r"<g><title>\1</title>", text)
-        return re.sub(r'^<g id="[\w.]+_\d+"', "<g", text)
+        return re.sub(r'^<g id="[\w.]+_\d+"', "<g", text.replace(f"font-family: '{FONT}'; ", ""))
 
     size = re.search('viewBox="[^"]*"', svg)
     content = re.sub("<metadata>.*?</metadata>|<style.*?</style>", "", svg[svg.index("<svg") :], flags=re.DOTALL)

@@ -85,10 +85,8 @@ class StageOutputs:
     def threshold_grid(self, stage: int) -> F32:
         """Thresholds to try at a stage, ascending: quantiles of its scores, the plan's own, and +inf for never."""
         own = self.thresholds[stage]
-        chosen = () if own is None else (np.float32(own),)
-        return np.unique(
-            np.array([*np.sort(self.score[stage])[evenly_spread(self.rows, GRID)], *chosen, np.inf], np.float32)
-        )
+        quantiles = np.sort(self.score[stage])[evenly_spread(self.rows, GRID)]
+        return np.unique(np.array([*quantiles, np.inf if own is None else own, np.inf], np.float32))
 
 
 def values_at(of_stages: npt.NDArray[Value], exit_stage: Stages) -> npt.NDArray[Value]:

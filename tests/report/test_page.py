@@ -117,6 +117,7 @@ def test_every_slider_has_a_label_and_every_picture_words(text: str) -> None:
     charts = [one for tag, one in elements if tag == "svg"]
     assert len(charts) == 7
     assert all(one["role"] == "img" and one["aria-label"] for one in charts)
+    assert not any("font-family" in (one.get("style") or "") for _, one in elements)
     assert all(one.get("aria-label") for tag, one in elements if tag == "input" and one["type"] == "number")
 
 
