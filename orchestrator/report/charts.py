@@ -123,9 +123,9 @@ def _quality_and_cost(axes: Any, report: Report, *, intervals: bool) -> None:
         if intervals:
             low, high = np.transpose([one.quality.interval for one in points]) * 100
             axes.fill_between(costs, low, high, step="post", color=CASCADE, alpha=0.13, linewidth=0)
-    for one in points:
-        colour, marker = KINDS[one.kind]
-        axes.plot(one.mean_cost, 100 * one.quality.value, marker, color=colour, markersize=3, alpha=0.8)
+    for point in points:
+        colour, marker = KINDS[point.kind]
+        axes.plot(point.mean_cost, 100 * point.quality.value, marker, color=colour, markersize=3, alpha=0.8)
     labels = {"member": "members", "ensemble": "ensembles", "cascade": "the chosen plan"}
     for one in (*(one for one in report.baselines if one.mean_cost), report.plan):
         colour, marker = KINDS[one.kind] if one is not report.plan else (MARK, "*")
