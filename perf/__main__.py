@@ -15,7 +15,7 @@ from perf.studies.bench.command import run
 from perf.studies.gpu.command import gpu
 from perf.studies.int8 import int8
 from perf.studies.leak import leak
-from perf.studies.live.command import live
+from perf.studies.live import live
 from perf.studies.onefile import onefile
 from perf.studies.overload.command import overload
 from perf.studies.planner import planner

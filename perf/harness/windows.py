@@ -229,7 +229,7 @@ class Journal:
                 if missing := _ALWAYS - record.keys():
                     raise ValueError(f"a window without {', '.join(sorted(missing))}")
         except (OSError, ValueError, AttributeError) as error:
-            raise DataError(f"journal {self._path}", got=error, fix="start afresh without --resume") from error
+            raise DataError(f"journal {self._path}", got=error, fix="start afresh without `resume`") from error
         differing = sorted(
             name for name in {*settings, *self._settings} if settings.get(name) != self._settings.get(name)
         )
@@ -238,7 +238,7 @@ class Journal:
                 f"journal {self._path}",
                 got=f"another run's (differs in {', '.join(differing)})",
                 expected="this run's",
-                fix="start afresh without --resume",
+                fix="start afresh without `resume`",
             )
         if whole != text:
             # What comes next must not be written onto the rest of a line.

@@ -7,17 +7,13 @@ import os
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
-import numpy.typing as npt
 import typer
 
 from orchestrator.cli.endpoints import ADDRESS, Ca, Cert, Headers, Key, endpoint_from_options
 from orchestrator.client.over_grpc import GrpcClient
-from orchestrator.errors import DataError
 from orchestrator.serving.machine import machine_here
-from perf.load.inputs import next_prime, write_input_data
+from perf.load.inputs import chosen_rows, different_rows, next_prime_below, write_input_data
 from perf.load.programs import analyzer_program, find_analyzer, server_program
-from perf.studies.live.measure import different_rows
 
 # perf_analyzer reads the whole file before it begins.
 MOST_ROWS = 997
@@ -96,38 +92,3 @@ def inputs(
         typer.echo(json.dumps(facts))
     else:
         typer.echo(f"Written: {output}, {len(chosen)} rows, {100 * share:.1f} % of them hard")
-
-
-def next_prime_below(number: int) -> int:
-    """The largest prime that is not above a number of at least 2."""
-    return next(candidate for candidate in range(number, 1, -1) if next_prime(candidate) == candidate)
-
-
-def chosen_rows(
-    is_hard: npt.NDArray[np.bool_], *, hard: float | None, rows: int, seed: int
-) -> npt.NDArray[np.intp]:
-    """Which rows go into a file, intp (rows,), in random order.
-
-    Rows come twice only where there are too few of a kind.
-
-    Args:
-        is_hard: bool (n,).
-        hard: share of hard rows wanted; None takes rows as they are.
-        rows: how many.
-        seed: of choice and order.
-
-    Raises:
-        DataError: there is no row of a kind that is wanted.
-    """
-    rng = np.random.default_rng(seed)
-    if hard is None:
-        return rng.permutation(len(is_hard))[:rows]
-    wanted = {True: round(hard * rows), False: rows - round(hard * rows)}
-    parts = []
-    for kind, count in wanted.items():
-        there = rng.permutation(np.flatnonzero(is_hard == kind))
-        if count and not len(there):
-            word = "hard" if kind else "easy"
-            raise DataError("--data", got=f"no {word} row among {len(is_hard)}", expected=f"{count} of them")
-        parts.append(np.resize(there, count))
-    return rng.permutation(np.concatenate(parts))

@@ -5,18 +5,29 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
+import pandas as pd
 
+from orchestrator.errors import ServerFaultError
 from orchestrator.serving.options import ServeOptions
 from orchestrator.serving.process import EmbeddedServer
-from perf.load.poisson import PoissonLoad
-from perf.studies.overload.ground import GEARED, PLAIN, OverloadSetup
-from perf.studies.overload.score import Score, score_of
-from perf.studies.overload.send import Sent, poisson, saturated
-from perf.studies.overload.watch import SETTLE_S, at_rest, pressure_between, read
+from perf.load.closed import Window, closed_tasks
+from perf.load.poisson import PoissonLoad, send_poisson
+from perf.load.raw_grpc import FailedRequest, RawClient, message_from_rows, outputs_from_bytes
+from perf.studies.overload.score import (
+    SETTLE_S,
+    SentRequests,
+    counters_at_rest,
+    read_counters,
+    score_of,
+    sent_from_open_loop,
+)
+from perf.studies.overload.setup import GEARED, PLAIN, OverloadSetup
 
 Say = Callable[[str], None]
 _CAPACITY_IN_FLIGHT = 32
@@ -73,34 +84,49 @@ class OverloadLoad:
     seed: int = 0
 
 
-@dataclass
+@dataclass(frozen=True, kw_only=True)
+class Capacity:
+    """What the server can do, and what follows for the loads.
+
+    Args:
+        per_s: requests/s without deadlines, with the plan's own thresholds.
+        cheapest_per_s: requests/s in the cheapest gear: the most that gears can make of it.
+        unloaded_ms: median with one request in flight.
+        deadline_ms: the client's.
+        most_in_flight: what turning away admits.
+    """
+
+    per_s: float
+    cheapest_per_s: float
+    unloaded_ms: float
+    deadline_ms: float
+    most_in_flight: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class OverloadResult:
     """What a run found.
 
     Args:
         triton: its version.
-        capacity_per_s: requests/s without deadlines, with the plan's own thresholds.
-        cheapest_per_s: the same in the cheapest gear: the most that gears can make of it.
-        unloaded_ms: median with one request in flight.
-        deadline_ms: the client's.
-        most_in_flight: what turning away admits.
-        scores: (factor, variant) -> rounds.
+        capacity: measured first.
+        scores: one row per load that was sent: `factor`, `variant`, and the columns of `score_of`.
     """
 
     triton: str
-    capacity_per_s: float
-    cheapest_per_s: float
-    unloaded_ms: float
-    deadline_ms: float
-    most_in_flight: int
-    scores: dict[tuple[float, str], list[Score]] = field(default_factory=dict)
+    capacity: Capacity
+    scores: pd.DataFrame
+
+    def rounds_of(self, factor: float, variant: str) -> pd.DataFrame:
+        """The loads of one variant at one rate."""
+        return self.scores[(self.scores.factor == factor) & (self.scores.variant == variant)]
 
 
-def run_overload(ground: OverloadSetup, load: OverloadLoad, *, say: Say) -> OverloadResult:
+def run_overload(setup: OverloadSetup, load: OverloadLoad, *, say: Say) -> OverloadResult:
     """Serves and measures.
 
     Args:
-        ground: what is served and sent.
+        setup: what is served and sent.
         load: how.
         say: told what is done.
 
@@ -108,81 +134,117 @@ def run_overload(ground: OverloadSetup, load: OverloadLoad, *, say: Say) -> Over
         CommitteeError: the server does not start, or answers nothing.
     """
     options = ServeOptions(
-        repository=ground.folder, http_port=0, grpc_port=0, metrics_port=0, startup_timeout_s=300.0
+        repository=setup.folder, http_port=0, grpc_port=0, metrics_port=0, startup_timeout_s=300.0
     )
+    scores = []
     with EmbeddedServer(options, progress=say) as server:
-        found = asyncio.run(_capacity(ground, load, server.grpc_address, triton=server.version, say=say))
+        say("measuring the capacity")
+        capacity = asyncio.run(_capacity(setup, load, server.grpc_address))
         for number in range(1, load.rounds + 1):
             for factor in load.factors:
                 # Another one first in each round.
                 turn = number % len(VARIANTS)
                 for variant in (*VARIANTS[turn:], *VARIANTS[:turn]):
                     say(f"round {number} of {load.rounds}: {factor:g} x capacity, {variant.title}")
-                    before = at_rest(server.metrics_address, variant.model)
-                    sent = asyncio.run(
-                        _sent(
-                            ground, load, found, server.grpc_address, variant=variant, factor=factor, number=number
-                        )
+                    before = counters_at_rest(server.metrics_address, variant.model)
+                    sent = _send(
+                        setup, load, capacity, server.grpc_address, variant=variant, factor=factor, number=number
                     )
                     time.sleep(SETTLE_S)
-                    pressure = pressure_between(before, read(server.metrics_address, variant.model))
-                    score = score_of(sent, deadline_ms=found.deadline_ms, pressure=pressure)
-                    found.scores.setdefault((factor, variant.name), []).append(score)
-    return found
+                    after = read_counters(server.metrics_address, variant.model)
+                    score = score_of(
+                        sent,
+                        deadline_ms=capacity.deadline_ms,
+                        queue_ms=after.queue_ms_since(before),
+                        shifts=after.shifts_since(before),
+                    )
+                    scores.append({"factor": factor, "variant": variant.name, **score})
+        return OverloadResult(triton=server.version, capacity=capacity, scores=pd.DataFrame(scores))
 
 
-async def _capacity(
-    ground: OverloadSetup, load: OverloadLoad, address: str, *, triton: str, say: Say
-) -> OverloadResult:
-    say("measuring the capacity")
-    loop = partial(saturated, address, input_name=ground.spec.input.name, batch=load.batch)
+async def _capacity(setup: OverloadSetup, load: OverloadLoad, address: str) -> Capacity:
+    loop = partial(saturated, setup, address, batch=load.batch)
     for model in (GEARED, PLAIN):
-        await loop(model, ground.images, concurrency=4, seconds=1.0)
-    full = await loop(PLAIN, ground.images, concurrency=_CAPACITY_IN_FLIGHT, seconds=load.seconds)
+        await loop(model, concurrency=4, seconds=1.0)
+    full = await loop(PLAIN, concurrency=_CAPACITY_IN_FLIGHT, seconds=load.seconds)
     cheapest = await loop(
         GEARED,
-        ground.images,
         concurrency=_CAPACITY_IN_FLIGHT,
         seconds=load.seconds / 2,
-        gear=len(ground.spec.gears.cheaper) if ground.spec.gears else 0,
+        gear=len(setup.spec.gears.cheaper) if setup.spec.gears else 0,
     )
-    alone = await loop(PLAIN, ground.images, concurrency=1, seconds=load.seconds / 2)
-    capacity, unloaded_ms = full.requests_per_s, float(np.median(alone.latency_ms))
+    alone = await loop(PLAIN, concurrency=1, seconds=load.seconds / 2)
+    unloaded_ms = float(np.median(alone.latency_ms))
     deadline_ms = load.deadline_factor * unloaded_ms
-    return OverloadResult(
-        triton=triton,
-        capacity_per_s=capacity,
+    return Capacity(
+        per_s=full.requests_per_s,
         cheapest_per_s=cheapest.requests_per_s,
         unloaded_ms=unloaded_ms,
         deadline_ms=deadline_ms,
-        most_in_flight=max(1, int(SERVER_SHARE * capacity * deadline_ms / 1000)),
+        most_in_flight=max(1, int(SERVER_SHARE * full.requests_per_s * deadline_ms / 1000)),
     )
 
 
-async def _sent(
-    ground: OverloadSetup,
+async def saturated(
+    setup: OverloadSetup,
+    address: str,
+    model: str,
+    *,
+    batch: int,
+    concurrency: int,
+    seconds: float,
+    gear: int | None = None,
+) -> Window:
+    """A closed loop with so many requests always in flight.
+
+    Args:
+        setup: whose rows are sent, round and round.
+        address: of the gRPC endpoint.
+        model: Triton name.
+        batch: rows per request.
+        concurrency: requests in flight.
+        seconds: of the loop.
+        gear: the request parameter; None leaves it to the server.
+
+    Raises:
+        ServerFaultError: a request failed.
+    """
+    parameters = None if gear is None else {"gear": gear}
+    async with RawClient(address) as client:
+
+        async def ask(part: npt.NDArray[Any]) -> npt.NDArray[np.int32]:
+            message = message_from_rows(model, part, input_name=setup.spec.input.name, parameters=parameters)
+            answer = await client.send(message)
+            if isinstance(answer, FailedRequest):
+                raise ServerFaultError(f"model {model}", got=answer.text)
+            stages: npt.NDArray[np.int32] = outputs_from_bytes(answer, ("exit_stage",))["exit_stage"].ravel()
+            return stages
+
+        return await closed_tasks(ask, setup.images, concurrency=concurrency, batch=batch, seconds=seconds)
+
+
+def _send(
+    setup: OverloadSetup,
     load: OverloadLoad,
-    found: OverloadResult,
+    capacity: Capacity,
     address: str,
     *,
     variant: Variant,
     factor: float,
     number: int,
-) -> Sent:
-    return await poisson(
-        PoissonLoad(
-            model=variant.model,
-            address=address,
-            rate=factor * found.capacity_per_s,
-            seconds=load.seconds,
-            # The same moments for every variant of a round.
-            seed=load.seed + number,
-            batch=load.batch,
-            deadline_us=int(1000 * SERVER_SHARE * found.deadline_ms),
-            from_arrival=variant.from_arrival,
-            most_in_flight=found.most_in_flight if variant.turns_away else None,
-        ),
-        ground.images,
-        ground.labels,
-        input_name=ground.spec.input.name,
+) -> SentRequests:
+    """Sends requests at random moments, with a deadline on every one."""
+    poisson = PoissonLoad(
+        model=variant.model,
+        address=address,
+        rate=factor * capacity.per_s,
+        seconds=load.seconds,
+        # The same moments for every variant of a round.
+        seed=load.seed + number,
+        batch=load.batch,
+        deadline_us=int(1000 * SERVER_SHARE * capacity.deadline_ms),
+        from_arrival=variant.from_arrival,
+        most_in_flight=capacity.most_in_flight if variant.turns_away else None,
     )
+    done = asyncio.run(send_poisson(poisson, setup.images, input_name=setup.spec.input.name))
+    return sent_from_open_loop(done, labels=setup.labels, batch=load.batch)

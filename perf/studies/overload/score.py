@@ -1,108 +1,237 @@
-"""What a load came to: how many were served in time, and how many of those rightly."""
+"""What a load came to: how many were served in time, how many of those rightly, and what the server counted."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
+from prometheus_client.parser import text_string_to_metric_families
 
+from orchestrator.bls.metrics import FLUSH_INTERVAL_S
+from orchestrator.errors import ServerFaultError
 from orchestrator.spec.answer import DEADLINE, GEARED
-from perf.studies.overload.send import Sent
-from perf.studies.overload.watch import Pressure
+from perf.load.poisson import WARM_S, OpenLoop
+from perf.load.raw_grpc import outputs_from_bytes
 
 FIGURES = (
     "in_time", "answered", "accuracy", "good", "p50_ms", "p99_ms", "cut", "geared", "lag_p99_ms", "queue_ms",
 )  # fmt: skip
+# The runtime hands its counters to the server once in an interval; a reading later than that has them all.
+SETTLE_S = 1.5 * FLUSH_INTERVAL_S
+REST_TIMEOUT_S = 120.0
+_TIMEOUT_S = 10.0
+_OUTPUTS = ("label", "exit_stage", "status")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Score:
-    """One round of one variant; shares are of what was sent, from 0 to 1.
+class SentRequests:
+    """n requests that were due after the warm-up.
 
     Args:
-        in_time: requests answered within the deadline.
-        answered: requests answered at all.
-        accuracy: of the rows of answered requests, how many are right.
-        good: rows answered in time and right.
-        p50_ms, p99_ms: of answered requests, from the moment they were due; None where there are none.
-        cut: of answered rows, those that had to be answered at their deadline.
-        geared: of answered rows, those a cheaper gear let out.
-        exits: of answered rows, by stage.
-        status: answered rows by the bits they carry, 0 for none.
-        lag_p99_ms: how late our own client sent; a large one makes the figures worthless.
-        queue_ms: mean wait in Triton's queue in front of the cascade, of requests that were served.
-        shifts: of the gear, to a cheaper one and back.
+        latency_ms: float64 (n,), from due to answered; NaN where no answer came.
+        lag_ms: float64 (n,), from due to sent: what our own client is behind.
+        right: int64 (n,), rows answered with their label; 0 where no answer came.
+        answered: bool (n,), an answer came, in time or not.
+        exits: int64 (s,), rows by the stage that answered.
+        status: bits that were set -> rows.
+        batch: rows per request.
     """
 
-    in_time: float
-    answered: float
-    accuracy: float
-    good: float
-    p50_ms: float | None
-    p99_ms: float | None
-    cut: float
-    geared: float
-    exits: tuple[float, ...]
-    status: dict[int, int]
-    lag_p99_ms: float | None
-    queue_ms: float | None
-    shifts: tuple[int, int]
+    latency_ms: npt.NDArray[np.float64] = field(repr=False)
+    lag_ms: npt.NDArray[np.float64] = field(repr=False)
+    right: npt.NDArray[np.int64] = field(repr=False)
+    answered: npt.NDArray[np.bool_] = field(repr=False)
+    exits: npt.NDArray[np.int64]
+    status: Mapping[int, int]
+    batch: int
 
 
-def score_of(sent: Sent, *, deadline_ms: float, pressure: Pressure) -> Score:
-    """The score of a round.
+def sent_from_open_loop(done: OpenLoop, *, labels: npt.NDArray[np.int64], batch: int) -> SentRequests:
+    """The requests that were due after the warm-up, their answers compared with the labels.
+
+    Args:
+        done: everything sent; answers are bytes or a `FailedRequest`.
+        labels: int64 (n,), of the rows that were sent round and round.
+        batch: rows per request.
+    """
+    counted = np.flatnonzero(done.due_s >= WARM_S)
+    answered = np.array([isinstance(done.answers[index], bytes) for index in counted], np.bool_)
+    right = np.zeros(len(counted), np.int64)
+    stages, bits = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+    for place in np.flatnonzero(answered):
+        index = int(counted[place])
+        said = outputs_from_bytes(done.answers[index], _OUTPUTS)
+        wanted = labels[(index * batch + np.arange(batch)) % len(labels)]
+        right[place] = int((said["label"].ravel() == wanted).sum())
+        stages.append(said["exit_stage"].ravel().astype(np.int64))
+        bits.append(said["status"].ravel().astype(np.int64))
+    status, count = np.unique(np.concatenate(bits), return_counts=True)
+    return SentRequests(
+        latency_ms=np.where(answered, done.latency_ms[counted], np.nan),
+        lag_ms=done.lag_ms[counted],
+        right=right,
+        answered=answered,
+        exits=np.bincount(np.concatenate(stages)),
+        status=dict(zip(status.tolist(), count.tolist(), strict=True)),
+        batch=batch,
+    )
+
+
+def score_of(
+    sent: SentRequests, *, deadline_ms: float, queue_ms: float | None, shifts: tuple[int, int]
+) -> dict[str, Any]:
+    """One round of one variant as overload.json has it; shares are of what was sent, from 0 to 1.
 
     Args:
         sent: what was sent.
         deadline_ms: the client's.
-        pressure: what the server counted meanwhile.
+        queue_ms: mean wait in Triton's queue in front of the cascade, of requests that were served.
+        shifts: of the gear, to a cheaper one and back.
+
+    Returns:
+        `in_time`: requests answered within the deadline; `answered`: at all; `accuracy`: of the rows of answered
+        requests, those that are right; `good`: rows answered in time and right; `p50_ms` and `p99_ms` of answered
+        requests, from the moment they were due, None where there are none; `cut` and `geared`: of answered rows,
+        those that had to be answered at their deadline, and those a cheaper gear let out; `exits`: of answered
+        rows, by stage; `status`: answered rows by the bits they carry, 0 for none; `lag_p99_ms`: how late our own
+        client sent, which makes the figures worthless where it is large; `queue_ms`; `shifts`.
     """
     in_time = sent.answered & (np.nan_to_num(sent.latency_ms, nan=np.inf) <= deadline_ms)
     rows = max(1, int(sent.answered.sum()) * sent.batch)
     latencies = sent.latency_ms[sent.answered]
-    return Score(
-        in_time=float(in_time.mean()),
-        answered=float(sent.answered.mean()),
-        accuracy=float(sent.right.sum() / rows),
-        good=float(sent.right[in_time].sum() / (len(sent.answered) * sent.batch)),
-        p50_ms=_percentile(latencies, 50),
-        p99_ms=_percentile(latencies, 99),
-        cut=_with_bit(sent, DEADLINE) / rows,
-        geared=_with_bit(sent, GEARED) / rows,
-        exits=tuple((sent.exits / rows).tolist()),
-        status=dict(sent.status),
-        lag_p99_ms=_percentile(sent.lag_ms[~np.isnan(sent.lag_ms)], 99),
-        queue_ms=pressure.queue_ms,
-        shifts=(pressure.cheaper, pressure.dearer),
-    )
+    return {
+        "in_time": float(in_time.mean()),
+        "answered": float(sent.answered.mean()),
+        "accuracy": float(sent.right.sum() / rows),
+        "good": float(sent.right[in_time].sum() / (len(sent.answered) * sent.batch)),
+        "p50_ms": _percentile(latencies, 50),
+        "p99_ms": _percentile(latencies, 99),
+        "cut": _with_bit(sent, DEADLINE) / rows,
+        "geared": _with_bit(sent, GEARED) / rows,
+        "exits": (sent.exits / rows).tolist(),
+        "status": dict(sent.status),
+        "lag_p99_ms": _percentile(sent.lag_ms[~np.isnan(sent.lag_ms)], 99),
+        "queue_ms": queue_ms,
+        "shifts": list(shifts),
+    }
 
 
 def _percentile(values: npt.NDArray[np.float64], percent: int) -> float | None:
     return float(np.percentile(values, percent)) if len(values) else None
 
 
-def _with_bit(sent: Sent, bit: int) -> int:
+def _with_bit(sent: SentRequests, bit: int) -> int:
     return sum(count for bits, count in sent.status.items() if bits & bit)
 
 
-def medians(scores: Sequence[Score]) -> dict[str, Any]:
-    """Each figure as its median over rounds, with the smallest and the largest; shifts of all rounds together."""
+def medians(rounds: pd.DataFrame) -> dict[str, Any]:
+    """Each figure as its median over rounds, with the smallest and the largest; shifts of all rounds together.
+
+    Args:
+        rounds: one row per round, columns as `score_of` gives them.
+    """
     found: dict[str, Any] = {}
     for name in FIGURES:
-        values = [value for score in scores if (value := getattr(score, name)) is not None]
-        found[name] = (
-            {"median": float(np.median(values)), "min": min(values), "max": max(values)} if values else None
-        )
-    found["shifts"] = [sum(score.shifts[way] for score in scores) for way in range(2)]
-    stages = max(len(score.exits) for score in scores)
-    padded = [(*score.exits, *([0.0] * (stages - len(score.exits)))) for score in scores]
-    found["exits"] = np.median(np.array(padded), axis=0).tolist()
+        values = rounds[name].dropna().astype(float)
+        three = {"median": values.median(), "min": values.min(), "max": values.max()}
+        found[name] = {key: float(value) for key, value in three.items()} if len(values) else None
+    found["shifts"] = [sum(shifts[way] for shifts in rounds["shifts"]) for way in range(2)]
+    # Rounds in which no row got to the last stages have fewer.
+    found["exits"] = pd.DataFrame(rounds["exits"].tolist()).fillna(0.0).median().tolist()
     return found
 
 
-def rounds_json(scores: Sequence[Score]) -> list[dict[str, Any]]:
-    """Every round as results hold it."""
-    return [asdict(score) for score in scores]
+@dataclass(frozen=True, kw_only=True)
+class CounterReading:
+    """Counters of one model so far.
+
+    Args:
+        served: requests answered without an error.
+        queue_us: microseconds they waited until the cascade was called with them, summed.
+        cheaper, dearer: shifts of the gear.
+        gear: the one new rows are judged by.
+    """
+
+    served: int
+    queue_us: int
+    cheaper: int
+    dearer: int
+    gear: int = 0
+
+    def queue_ms_since(self, before: CounterReading) -> float | None:
+        """Mean wait in front of the cascade since an earlier reading; None where nothing was served."""
+        served = self.served - before.served
+        return (self.queue_us - before.queue_us) / 1000 / served if served else None
+
+    def shifts_since(self, before: CounterReading) -> tuple[int, int]:
+        """Shifts of the gear since an earlier reading, to a cheaper one and back."""
+        return self.cheaper - before.cheaper, self.dearer - before.dearer
+
+
+def read_counters(address: str, model: str) -> CounterReading:
+    """The counters now.
+
+    Args:
+        address: host:port of the metrics endpoint.
+        model: Triton name.
+
+    Raises:
+        ServerFaultError: the endpoint does not answer.
+    """
+    try:
+        with urllib.request.urlopen(f"http://{address}/metrics", timeout=_TIMEOUT_S) as answer:
+            return counters_from_text(answer.read().decode(), model)
+    except (urllib.error.URLError, TimeoutError) as error:
+        raise ServerFaultError(f"metrics of {address}", got=error) from error
+
+
+def counters_from_text(text: str, model: str) -> CounterReading:
+    """The counters of a model in what the metrics endpoint says; those it lacks are 0."""
+    sums: dict[tuple[str, str], float] = {}
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            if sample.labels.get("model") == model:
+                key = (sample.name, sample.labels.get("direction", ""))
+                sums[key] = sums.get(key, 0.0) + sample.value
+
+    def count(name: str, direction: str = "") -> int:
+        return int(sums.get((name, direction), 0.0))
+
+    return CounterReading(
+        served=count("nv_inference_request_success"),
+        queue_us=count("nv_inference_queue_duration_us"),
+        cheaper=count("committee_gear_shifts_total", "cheaper"),
+        dearer=count("committee_gear_shifts_total", "dearer"),
+        gear=count("committee_gear"),
+    )
+
+
+def counters_at_rest(address: str, model: str, *, timeout_s: float = REST_TIMEOUT_S) -> CounterReading:
+    """Waits until nothing is counted any more and the gear is the plan's own; returns the counters then.
+
+    What one load leaves, a queue or a cheaper gear, must not be the next one's.
+
+    Args:
+        address: host:port of the metrics endpoint.
+        model: Triton name.
+        timeout_s: for how long.
+
+    Raises:
+        ServerFaultError: the endpoint does not answer, or there is no rest by then.
+    """
+    until_s = time.monotonic() + timeout_s
+    last = read_counters(address, model)
+    while time.monotonic() < until_s:
+        time.sleep(SETTLE_S)
+        now = read_counters(address, model)
+        if now == last and now.gear == 0:
+            return now
+        last = now
+    raise ServerFaultError(f"{model} after a load", got=last, expected=f"an idle server within {timeout_s:g} s")

@@ -35,7 +35,7 @@ def test_records_survive_an_interruption_within_a_line(tmp_path: Path) -> None:
 def test_another_runs_records_are_refused_by_what_differs(tmp_path: Path) -> None:
     path = tmp_path / "j.jsonl"
     Journal(path, {"seed": 1, "seconds": 10.0, "cells": ("a",)}, resume=False)
-    with pytest.raises(DataError, match=r"differs in cells, seconds.*without --resume"):
+    with pytest.raises(DataError, match=r"differs in cells, seconds.*without `resume`"):
         Journal(path, {"seed": 1, "seconds": 18.0, "cells": ("b",)}, resume=True)
 
 
@@ -43,7 +43,7 @@ def test_a_file_that_is_no_journal_gives_one_line(tmp_path: Path) -> None:
     path = tmp_path / "j.jsonl"
     for text in ("", "nonsense\n", "[]\n", '{"seed": 1}\n{"key": 3}\n'):
         path.write_text(text)
-        with pytest.raises(DataError, match="without --resume"):
+        with pytest.raises(DataError, match="without `resume`"):
             Journal(path, {"seed": 1}, resume=True)
 
 

@@ -3,29 +3,40 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from perf.harness.machine import write_json
-from perf.studies.live.measure import different_rows, routes_in
-from perf.studies.live.results import Cell, document_from_cells, table_from_cells
+from perf.load.inputs import different_rows
+from perf.studies.live import document_from_passes, routes_in, spread_of, table_from_passes
 from tests.batch.fixtures import encoded
 from tests.cli.digits import fake_server, write_plan
 from tests.fakes.kserve_fronts import GrpcFront
 from tests.rows.broken_pictures import BAD_EXIF
 
-CELL = Cell(route="r", concurrency=4, requests_per_s=(90.0, 100.0, 120.0), p50_ms=(1.0,), p99_ms=(2.0,))
+PASSES = pd.DataFrame(
+    {"route": "r", "concurrency": 4, "requests_per_s": [90.0, 100.0, 120.0], "p50_ms": 1.0, "p99_ms": 2.0}
+)
 
 
 def test_spread_is_the_range_over_the_median() -> None:
-    assert CELL.spread == pytest.approx(0.3)
+    assert spread_of(PASSES.requests_per_s) == pytest.approx(0.3)
 
 
 def test_results_name_the_machine_and_read_back(tmp_path: Path) -> None:
-    write_json(document_from_cells([CELL], triton_version="v"), tmp_path / "b" / "results.json")
+    write_json(document_from_passes(PASSES, triton_version="v"), tmp_path / "b" / "results.json")
     document = json.loads((tmp_path / "b" / "results.json").read_text())
     assert document["machine"]["cpu"]
-    assert document["cells"][0]["route"] == "r"
-    assert table_from_cells([CELL]).row_count == 1
+    (cell,) = document["cells"]
+    assert cell.pop("spread") == pytest.approx(0.3)
+    assert cell == {
+        "route": "r",
+        "concurrency": 4,
+        "requests_per_s": [90.0, 100.0, 120.0],
+        "p50_ms": [1.0] * 3,
+        "p99_ms": [2.0] * 3,
+    }
+    assert table_from_passes(PASSES).row_count == 1
 
 
 def test_averaging_steps_are_not_routes() -> None:

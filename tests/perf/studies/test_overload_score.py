@@ -1,22 +1,32 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
+import pandas as pd
+import pytest
 
+from orchestrator.errors import ServerFaultError
 from orchestrator.spec.answer import DEADLINE, GEARED
 from perf.load.poisson import TURNED_AWAY, WARM_S, OpenLoop
-from perf.studies.overload.score import Score, medians
+from perf.studies.overload import score as score_module
+from perf.studies.overload.score import (
+    CounterReading,
+    SentRequests,
+    counters_at_rest,
+    counters_from_text,
+    medians,
+    sent_from_open_loop,
+)
 from perf.studies.overload.score import score_of as _score_of
-from perf.studies.overload.send import Sent, sent_from_open_loop
-from perf.studies.overload.watch import Pressure
 
 
-def score_of(sent: Sent, *, deadline_ms: float) -> Score:
-    return _score_of(sent, deadline_ms=deadline_ms, pressure=Pressure(queue_ms=7.0, cheaper=2, dearer=1))
+def score_of(sent: SentRequests, *, deadline_ms: float) -> dict[str, Any]:
+    return _score_of(sent, deadline_ms=deadline_ms, queue_ms=7.0, shifts=(2, 1))
 
 
-def sent(**changes: object) -> Sent:
+def sent(**changes: object) -> SentRequests:
     given = {
         "latency_ms": np.array([10.0, 90.0, 120.0, math.nan]),
         "lag_ms": np.array([0.1, 0.1, 0.2, math.nan]),
@@ -26,23 +36,23 @@ def sent(**changes: object) -> Sent:
         "status": {0: 7, GEARED: 2, DEADLINE: 2, DEADLINE | GEARED: 1},
         "batch": 4,
     }
-    return Sent(**{**given, **changes})
+    return SentRequests(**{**given, **changes})
 
 
 def test_a_request_turned_away_or_late_counts_against_what_was_sent() -> None:
     score = score_of(sent(), deadline_ms=100.0)
-    assert score.in_time == 2 / 4
-    assert score.answered == 3 / 4
+    assert score["in_time"] == 2 / 4
+    assert score["answered"] == 3 / 4
     # Accuracy is of what was answered, late or not; good rows are of all that was sent.
-    assert score.accuracy == 11 / 12
-    assert score.good == 7 / 16
+    assert score["accuracy"] == 11 / 12
+    assert score["good"] == 7 / 16
 
 
 def test_bits_count_wherever_they_stand_together() -> None:
     score = score_of(sent(), deadline_ms=100.0)
-    assert score.cut == 3 / 12
-    assert score.geared == 3 / 12
-    assert score.exits == (9 / 12, 3 / 12)
+    assert score["cut"] == 3 / 12
+    assert score["geared"] == 3 / 12
+    assert score["exits"] == [9 / 12, 3 / 12]
 
 
 def test_a_variant_that_answers_nothing_still_has_a_score() -> None:
@@ -54,14 +64,14 @@ def test_a_variant_that_answers_nothing_still_has_a_score() -> None:
         status={},
     )
     score = score_of(nothing, deadline_ms=100.0)
-    assert (score.in_time, score.good, score.p50_ms) == (0.0, 0.0, None)
-    assert medians([score, score])["p50_ms"] is None
+    assert (score["in_time"], score["good"], score["p50_ms"]) == (0.0, 0.0, None)
+    assert medians(pd.DataFrame([score, score]))["p50_ms"] is None
 
 
 def test_rounds_of_unequal_depth_are_summed_stage_by_stage() -> None:
     deep = score_of(sent(exits=np.array([6, 3, 3])), deadline_ms=100.0)
     flat = score_of(sent(), deadline_ms=100.0)
-    assert medians([deep, flat, flat])["exits"] == [0.75, 0.25, 0.0]
+    assert medians(pd.DataFrame([deep, flat, flat]))["exits"] == [0.75, 0.25, 0.0]
 
 
 def test_refusals_are_no_answers() -> None:
@@ -74,6 +84,55 @@ def test_refusals_are_no_answers() -> None:
 
 
 def test_shifts_add_up_over_rounds_and_waits_are_medians() -> None:
-    found = medians([score_of(sent(), deadline_ms=100.0)] * 3)
+    found = medians(pd.DataFrame([score_of(sent(), deadline_ms=100.0)] * 3))
     assert found["shifts"] == [6, 3]
     assert found["queue_ms"] == {"median": 7.0, "min": 7.0, "max": 7.0}
+
+
+NOTHING = {"queue_us": 0, "cheaper": 0, "dearer": 0}
+SAID = """\
+# TYPE nv_inference_request_success counter
+nv_inference_request_success{model="geared",version="1"} 40
+nv_inference_request_success{model="plain",version="1"} 7
+nv_inference_queue_duration_us{model="geared",version="1"} 80000
+committee_gear_shifts_total{model="geared",direction="cheaper"} 3
+committee_gear_shifts_total{model="geared",direction="dearer"} 1
+committee_gear{model="geared"} 2
+"""
+
+
+def test_counters_of_the_model_alone_are_read() -> None:
+    assert counters_from_text(SAID, "geared") == CounterReading(
+        served=40, queue_us=80000, cheaper=3, dearer=1, gear=2
+    )
+    assert counters_from_text(SAID, "plain") == CounterReading(served=7, queue_us=0, cheaper=0, dearer=0)
+
+
+def test_the_wait_is_of_what_was_served_in_between() -> None:
+    before = counters_from_text(SAID, "geared")
+    after = CounterReading(served=50, queue_us=180000, cheaper=3, dearer=2)
+    assert (after.queue_ms_since(before), after.shifts_since(before)) == (10.0, (0, 1))
+
+
+def test_nothing_served_has_no_wait() -> None:
+    one = counters_from_text(SAID, "geared")
+    assert one.queue_ms_since(one) is None
+
+
+def test_a_load_begins_when_nothing_is_counted_and_the_gear_is_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = iter([(1, 2), (5, 2), (5, 2), (5, 1), (5, 0), (5, 0), (6, 0)])
+    monkeypatch.setattr(score_module, "SETTLE_S", 0.0)
+    monkeypatch.setattr(
+        score_module,
+        "read_counters",
+        lambda *_: CounterReading(**dict(zip(("served", "gear"), next(seen), strict=True)), **NOTHING),
+    )
+    assert counters_at_rest("nowhere", "geared").served == 5
+    assert next(seen) == (6, 0)
+
+
+def test_a_server_that_does_not_come_to_rest_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(score_module, "SETTLE_S", 0.0)
+    monkeypatch.setattr(score_module, "read_counters", lambda *_: CounterReading(served=1, gear=3, **NOTHING))
+    with pytest.raises(ServerFaultError, match=r"idle server within 0\.01 s"):
+        counters_at_rest("nowhere", "geared", timeout_s=0.01)

@@ -66,7 +66,7 @@ class _Digits:
 
 
 def _draw_glyphs(part: str, rows: int | None) -> DrawnPart:
-    from perf.studies.glyphs.data import glyphs_split
+    from perf.studies.glyphs.data import glyphs_split  # optional: drawing takes Pillow and matplotlib
 
     return glyphs_split("plan" if part == "plan" else "test", rows=rows)
 

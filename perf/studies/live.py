@@ -1,0 +1,168 @@
+"""`python -m perf live`: any models of a server at several concurrencies, without baselines, bounds or targets."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import typer
+from rich.table import Table
+
+from orchestrator.cli.endpoints import ADDRESS, Ca, Cert, Headers, Key, endpoint_from_options
+from orchestrator.client.endpoint import Endpoint
+from orchestrator.client.load import closed_loop
+from orchestrator.client.over_grpc import AsyncGrpcClient
+from orchestrator.errors import RepositoryError
+from orchestrator.serving.options import ServeOptions
+from orchestrator.serving.process import EmbeddedServer
+from perf.harness.machine import machine_here, write_json
+from perf.harness.report import figure_table, output_console, progress_shown
+from perf.load.inputs import different_rows
+
+CONCURRENCIES = (1, 4, 16, 64)
+# Different rows in a pass at most; each is held in memory, and a photograph of 600 pixels takes a megabyte.
+DIFFERENT_ROWS = 256
+_FIGURES = ["requests_per_s", "p50_ms", "p99_ms"]
+
+
+def live(
+    repository: Annotated[Path, typer.Option(help="Model repository to serve.")] = Path("model_repository"),
+    model: Annotated[
+        list[str] | None, typer.Option(help="Models to measure, once for each; all if none.", show_default=False)
+    ] = None,
+    data: Annotated[
+        str, typer.Option(help="What to send: a folder of pictures, .npz, .npy, .parquet, or digits:SPLIT.")
+    ] = "digits:test",
+    url: Annotated[
+        str | None, typer.Option(help=f"gRPC endpoint of a Triton, {ADDRESS} None starts the embedded one.")
+    ] = None,
+    ca: Ca = None,
+    cert: Cert = None,
+    key: Key = None,
+    header: Headers = None,
+    output: Annotated[Path, typer.Option(help="Folder for results.json.")] = Path("build/live"),
+    rounds: Annotated[int, typer.Option(min=1, max=100, help="Timed passes per cell.")] = 3,
+    requests: Annotated[int, typer.Option(min=10, help="Requests per pass.")] = 1000,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
+) -> None:
+    """Measure models at 1, 4, 16 and 64 requests in flight, on a server that runs or one started here.
+
+    Examples:
+        python -m perf live --rounds 5
+        python -m perf live --url 127.0.0.1:8001 --model digits_cascade --model digits_large
+    """
+    server = None
+    if url is not None:
+        server = endpoint_from_options(url, ca=ca, cert=cert, key=key, header=header)
+    with progress_shown() as tell, _server(repository, server) as (address, version):
+        tell("reading rows")
+        routes = model or routes_in(repository)
+        if not routes:
+            raise RepositoryError(f"model repository {repository}", got="no models", fix="name them with --model")
+        at_most = min(requests, DIFFERENT_ROWS)
+        rows = different_rows(address, routes[0], data=data, repository=repository, at_most=at_most)
+        rows = rows[np.arange(requests) % len(rows)]
+        passes = asyncio.run(measure(address, routes, rows=rows, rounds=rounds, progress=tell))
+    document = document_from_passes(passes, triton_version=version)
+    write_json(document, output / "results.json")
+    if as_json:
+        typer.echo(json.dumps(document, indent=2))
+    else:
+        output_console().print(table_from_passes(passes))
+        typer.echo(f"Written: {output / 'results.json'}")
+
+
+@contextmanager
+def _server(repository: Path, running: Endpoint | None) -> Iterator[tuple[str | Endpoint, str]]:
+    """Address and version of the server that is asked."""
+    if running is not None:
+        yield running, f"at {running}"
+        return
+    options = ServeOptions(repository=repository, http_port=0, grpc_port=0, metrics_port=0)
+    with EmbeddedServer(options) as server:
+        yield server.grpc_address, server.version
+
+
+def routes_in(repository: Path) -> list[str]:
+    """Models of a repository a client would call: all but the ensembles' averaging steps."""
+    names = (path.parent.name for path in sorted(repository.glob("*/config.pbtxt")))
+    return [name for name in names if not name.endswith("_mean")]
+
+
+async def measure(
+    address: str | Endpoint,
+    routes: Sequence[str],
+    *,
+    rows: npt.NDArray[Any],
+    rounds: int,
+    progress: Callable[[str], None],
+) -> pd.DataFrame:
+    """One row per timed pass; each round visits every model and concurrency once, so drift hits all alike.
+
+    Args:
+        address: of the gRPC endpoint.
+        routes: model names.
+        rows: (n, *dims), one request each in every pass.
+        rounds: timed passes per model and concurrency.
+        progress: told before each pass.
+    """
+    passes = []
+    async with AsyncGrpcClient(address) as client:
+        for number in range(rounds + 1):
+            for concurrency in CONCURRENCIES:
+                for route in routes:
+                    progress(f"round {number} of {rounds}: {route}, {concurrency} in flight")
+
+                    async def ask(row: Any, name: str = route) -> object:
+                        return await client.infer(name, row)
+
+                    done = await closed_loop(ask, rows, concurrency=concurrency)
+                    if number:  # round 0 warms up
+                        p50_ms, p99_ms = done.percentile_ms(50), done.percentile_ms(99)
+                        passes.append((route, concurrency, done.requests_per_s, p50_ms, p99_ms))
+    return pd.DataFrame(passes, columns=["route", "concurrency", *_FIGURES])
+
+
+def spread_of(figures: pd.Series) -> float:
+    """(max - min) / median over the rounds: how far to trust the median."""
+    return float((figures.max() - figures.min()) / figures.median())
+
+
+def document_from_passes(passes: pd.DataFrame, *, triton_version: str) -> dict[str, Any]:
+    """What is written to results.json: every round's figures by model and concurrency."""
+    cells = [
+        {
+            "route": route,
+            "concurrency": concurrency,
+            **{name: cell[name].tolist() for name in _FIGURES},
+            "spread": spread_of(cell.requests_per_s),
+        }
+        for (route, concurrency), cell in passes.groupby(["route", "concurrency"], sort=False)
+    ]
+    return {"machine": machine_here(), "triton_version": triton_version, "cells": cells}
+
+
+def table_from_passes(passes: pd.DataFrame) -> Table:
+    """Medians, one line per model and concurrency."""
+    table = figure_table(
+        "medians over rounds; spread is (max - min) / median of req/s",
+        "route",
+        ("in flight", "req/s", "spread", "p50 ms", "p99 ms"),
+    )
+    for (route, concurrency), cell in passes.groupby(["route", "concurrency"], sort=False):
+        table.add_row(
+            route,
+            str(concurrency),
+            f"{cell.requests_per_s.median():.0f}",
+            f"{100 * spread_of(cell.requests_per_s):.0f} %",
+            f"{cell.p50_ms.median():.2f}",
+            f"{cell.p99_ms.median():.2f}",
+        )
+    return table
