@@ -140,7 +140,7 @@ def document_from_passes(passes: pd.DataFrame, *, triton_version: str) -> dict[s
     cells = [
         {
             "route": route,
-            "concurrency": concurrency,
+            "concurrency": int(concurrency),
             **{name: cell[name].tolist() for name in _FIGURES},
             "spread": spread_of(cell.requests_per_s),
         }
