@@ -198,7 +198,8 @@ def counters_from_text(text: str, model: str) -> CounterReading:
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
             if sample.labels.get("model") == model:
-                key = (sample.name, sample.labels.get("direction", ""))
+                # The parser gives counters the ending _total, which Triton leaves out of some.
+                key = (sample.name.removesuffix("_total"), sample.labels.get("direction", ""))
                 sums[key] = sums.get(key, 0.0) + sample.value
 
     def count(name: str, direction: str = "") -> int:
@@ -207,8 +208,8 @@ def counters_from_text(text: str, model: str) -> CounterReading:
     return CounterReading(
         served=count("nv_inference_request_success"),
         queue_us=count("nv_inference_queue_duration_us"),
-        cheaper=count("committee_gear_shifts_total", "cheaper"),
-        dearer=count("committee_gear_shifts_total", "dearer"),
+        cheaper=count("committee_gear_shifts", "cheaper"),
+        dearer=count("committee_gear_shifts", "dearer"),
         gear=count("committee_gear"),
     )
 
