@@ -21,9 +21,9 @@ from orchestrator.cli.demo_report import (
 )
 from orchestrator.cli.demo_routes import compare_with_replay, measure_routes, plan_of, routes_of
 from orchestrator.cli.endpoints import ADDRESS, Ca, Cert, Headers, Key, endpoint_from_options
-from orchestrator.cli.record import records_of
 from orchestrator.client.endpoint import Endpoint
 from orchestrator.planner.records import Records
+from orchestrator.recording.job import records_of
 from orchestrator.rows.digits import DigitsSplit, digits_split
 from orchestrator.serving.options import ServeOptions
 from orchestrator.serving.process import EmbeddedServer

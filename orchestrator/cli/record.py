@@ -7,20 +7,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-import numpy as np
 import typer
 
 from orchestrator.cli.console import print_json, progress
 from orchestrator.cli.endpoints import ADDRESS, Ca, Cert, Headers, Key, endpoint_from_options
-from orchestrator.cli.record_join import joined_summary
+from orchestrator.commandline import with_options
 from orchestrator.errors import DataError
 from orchestrator.planner.costs import COSTS, is_cost
-from orchestrator.planner.records import Records
-from orchestrator.recording.job import Wishes, record_job, source_of
+from orchestrator.recording.job import RecordOptions, record_job
+from orchestrator.recording.join import join_records
 from orchestrator.recording.pool import opened_pool
-from orchestrator.recording.run import Task, answered_pieces, wanted_rows
-from orchestrator.recording.scores import evidence_of
-from orchestrator.recording.summary import meta_of
 from orchestrator.rows.blocks import ColumnNames
 from orchestrator.spec.output_kind import OUTPUT_KINDS
 
@@ -136,24 +132,15 @@ def record(
     To join: committee record --join build/small.npz build/large.npz -o build/both.npz
     """
     if join:
-        _show(joined_summary(context, names or [], output, skip_bad=skip_bad, by_id=by_id), as_json=as_json)
+        _show(context, _joined(context, names or [], output, skip_bad=skip_bad, by_id=by_id), as_json=as_json)
         return
     if data is None or by_id:
         got = "--by-id without --join" if by_id else "no --data"
         raise DataError("record", got=got, expected="members and --data, or --join and records files")
-    wishes = Wishes(
-        data=data,
-        output=output,
-        limit=limit,
-        skip_bad=skip_bad,
-        restart=restart,
-        by_order=by_order,
-        class_map=class_map,
-        first_label=first_label,
-        columns=ColumnNames(column=column, id_column=id_column, label_column=label_column),
-    )
-    _check_wishes(wishes)
-    # In this order, so that `--members a b c`, of which the option itself takes one word, means a, b, c.
+    if by_order and class_map is not None:
+        raise DataError("record", got="--class-map and --labels-by-order", expected="one of them")
+    _check_files(data, output)
+    # In this order, so that `--members a b c`, where the option itself takes one word, means a, b, c.
     listed = (name.strip() for text in members or [] for name in text.split(","))
     asked = [*filter(None, listed), *(names or [])]
     start = time.perf_counter()
@@ -169,52 +156,67 @@ def record(
         output_tensor=_by_member("--output-tensor", output_tensor, asked, form="NAME=TENSOR", value_of=_tensor),
         timeout_s=timeout_s,
     )
+    options = RecordOptions(
+        data=data,
+        limit=limit,
+        skip_bad=skip_bad,
+        by_order=by_order,
+        class_map=class_map,
+        first_label=first_label,
+        columns=ColumnNames(column=column, id_column=id_column, label_column=label_column),
+    )
     with opened as pool:
-        summary = record_job(pool, wishes, progress=progress, tell=lambda text: typer.echo(text, err=True))
-    summary["seconds"] = time.perf_counter() - start
-    _show(summary, as_json=as_json)
-
-
-def records_of(repository: Path, members: Sequence[str], data: str) -> Records:
-    """Asks every member about every row of a source, all in memory.
-
-    Raises:
-        CommitteeError: as the command does.
-    """
-    with opened_pool(members, repository) as pool:
-        source = source_of(pool, data)
-        wanted = wanted_rows(len(source.ids), None)
-        answered = list(answered_pieces(Task(source=source, pool=pool, wanted=wanted)))
-        outputs = {name: np.concatenate([one.outputs[name] for one in answered]) for name in pool.names}
-        return Records(
-            ids=source.ids,
-            labels=source.labels,
-            outputs=outputs,
-            cost=dict(pool.cost),
-            meta=meta_of(
-                pool,
-                source,
-                data=data,
-                sha256=source.data_sha256,
-                skipped={},
-                seen={name: evidence_of([scores]) for name, scores in outputs.items()},
-            ),
+        summary = record_job(
+            pool,
+            options,
+            output,
+            restart=restart,
+            progress=progress,
+            tell=lambda text: typer.echo(text, err=True),
         )
+    summary["seconds"] = time.perf_counter() - start
+    _show(context, summary, as_json=as_json)
 
 
-def _check_wishes(wishes: Wishes) -> None:
-    output = wishes.output
-    if wishes.by_order and wishes.class_map is not None:
-        raise DataError("record", got="--class-map and --labels-by-order", expected="one of them")
-    if not wishes.data:
+def _check_files(data: str, output: Path) -> None:
+    if not data:
         raise DataError(
             "--data", got="nothing", expected="a folder of pictures, .npz, .npy, .parquet or digits:SPLIT"
         )
+    _check_output(output)
+    if output.exists() and output.resolve() == Path(data).resolve():
+        raise DataError(f"record --output {output}", got="the data itself", expected="another file")
+
+
+def _check_output(output: Path) -> None:
     if output.is_dir() or output.suffix != ".npz":
         got = "a folder" if output.is_dir() else "another kind of file"
         raise DataError(f"record --output {output}", got=got, expected="a file name ending in .npz")
-    if output.exists() and output.resolve() == Path(wishes.data).resolve():
-        raise DataError(f"record --output {output}", got="the data itself", expected="another file")
+
+
+def _joined(
+    context: typer.Context, files: Sequence[str], output: Path, *, skip_bad: bool, by_id: bool
+) -> dict[str, Any]:
+    """Joins records files; gives what `record_job` gives of a recording."""
+    start = time.perf_counter()
+    taken = {"names", "output", "join", "by_id", "skip_bad", "as_json"}
+    given = [one.opts[0] for one in context.command.params if one.name not in taken and _is_given(context, one)]
+    if given:
+        raise DataError("record --join", got=", ".join(given), expected="records files, -o, --skip-bad, --by-id")
+    paths = [Path(file) for file in files]
+    _check_output(output)
+    places = [path.resolve() for path in (*paths, output)]
+    if len(set(places)) < len(places):
+        raise DataError(
+            "record --join", got="the same file twice", expected="different files, and another one for -o"
+        )
+    summary = join_records(paths, output, skip_bad=skip_bad, by_id=by_id).summary()
+    return {"output": str(output), **summary, "seconds": time.perf_counter() - start}
+
+
+def _is_given(context: typer.Context, parameter: Any) -> bool:
+    source = context.get_parameter_source(str(parameter.name))
+    return source is not None and source.name == "COMMANDLINE"
 
 
 def _by_member(
@@ -264,7 +266,8 @@ def _tensor(text: str) -> str | None:
     return text or None
 
 
-def _show(summary: dict[str, Any], *, as_json: bool) -> None:
+def _show(context: typer.Context, summary: dict[str, Any], *, as_json: bool) -> None:
+    summary["notes"] = [with_options(note, context.command) for note in summary["notes"]]
     if as_json:
         print_json(summary)
         return

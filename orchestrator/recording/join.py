@@ -44,7 +44,8 @@ class Joined:
         accuracy: member name -> share of rows it gets right; empty without labels.
         meta: as in the file.
         left_out: rows that some member lacks.
-        notes: what to know of it.
+        notes: what to know about it.
+        joined: paths of the files.
     """
 
     rows: int
@@ -54,6 +55,31 @@ class Joined:
     meta: dict[str, Any]
     left_out: int
     notes: tuple[str, ...]
+    joined: tuple[str, ...]
+
+    def summary(self) -> dict[str, Any]:
+        """JSON values, as `summary_of` gives them of a recording."""
+        about = self.meta.get("members", {})
+        members = {
+            name: {
+                "cost": cost,
+                "accuracy": self.accuracy.get(name),
+                "random_weights": bool(about.get(name, {}).get("random_weights")),
+                "sha256": about.get(name, {}).get("sha256"),
+            }
+            for name, cost in self.cost.items()
+        }
+        left_out = [f"{self.left_out} rows left out that not every member has"] if self.left_out else []
+        return {
+            "rows": self.rows,
+            "classes": self.classes,
+            "labelled": bool(self.accuracy),
+            "members": members,
+            "data_sha256": self.meta.get("data_sha256"),
+            "left_out_rows": self.left_out,
+            "joined": list(self.joined),
+            "notes": [*left_out, *self.notes],
+        }
 
 
 def join_records(paths: Sequence[Path], output: Path, *, skip_bad: bool = False, by_id: bool = False) -> Joined:
@@ -108,6 +134,7 @@ def join_records(paths: Sequence[Path], output: Path, *, skip_bad: bool = False,
         accuracy={} if labels is None else {name: hits / len(kept) for name, hits in right.items()},
         meta=meta,
         left_out=len(left_out),
+        joined=tuple(str(path) for path in paths),
         notes=(*([] if by_id else table.notes_on_data()), *notes_of(file.meta for file in files)),
     )
 

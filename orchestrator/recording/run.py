@@ -30,7 +30,7 @@ LAST_PIECES_S = 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Task:
+class RecordingTask:
     """What is to be recorded.
 
     Args:
@@ -47,7 +47,7 @@ class Task:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Answered:
+class RecordedPiece:
     """One piece with what the members said.
 
     Args:
@@ -73,14 +73,14 @@ def wanted_rows(rows: int, limit: int | None) -> Indices:
     return np.arange(limit) * rows // limit
 
 
-def answered_pieces(task: Task, *, start: int = 0) -> Generator[Answered, None, None]:
+def answered_pieces(task: RecordingTask, *, start: int = 0) -> Generator[RecordedPiece, None, None]:
     """Asks about every position from `start` on, and gives the answers in order.
 
     Raises:
         DataError: a row cannot be read, or a member has no finite scores for it, and bad rows are not skipped.
         MemberError, ClientError: a member failed.
     """
-    waiting: deque[Future[Answered]] = deque()
+    waiting: deque[Future[RecordedPiece]] = deque()
     executor = ThreadPoolExecutor(task.pool.workers)
     try:
         for piece in task.source.pieces(task.wanted, start, task.pool.piece_rows()):
@@ -98,7 +98,7 @@ def answered_pieces(task: Task, *, start: int = 0) -> Generator[Answered, None, 
         wait([future for future in waiting if not future.cancelled()], timeout=LAST_PIECES_S)
 
 
-def _answered(task: Task, piece: RowPiece) -> Answered:
+def _answered(task: RecordingTask, piece: RowPiece) -> RecordedPiece:
     loaded, skipped = _labelled(task, piece.load())
     refused = {int(one.id): one.reason for one in loaded.refused}
     skipped |= refused
@@ -122,7 +122,7 @@ def _answered(task: Task, piece: RowPiece) -> Answered:
             )
         skipped |= {int(position): f"member {name}: no finite scores" for position in loaded.ids[bad]}
     good = ~np.isin(loaded.ids, list(skipped))
-    return Answered(
+    return RecordedPiece(
         first=piece.first,
         stop=piece.stop,
         kept=loaded.ids[good],
@@ -132,7 +132,7 @@ def _answered(task: Task, piece: RowPiece) -> Answered:
     )
 
 
-def _labelled(task: Task, loaded: RowBlock) -> tuple[RowBlock, dict[int, str]]:
+def _labelled(task: RecordingTask, loaded: RowBlock) -> tuple[RowBlock, dict[int, str]]:
     """The rows that have labels, where the others have any; and why those without are left out."""
     if task.source.labels is None:
         return loaded, {}
@@ -154,11 +154,11 @@ def _asked(pool: Pool, name: str, loaded: RowBlock) -> Scores:
     return scores
 
 
-def _id(task: Task, position: int) -> object:
+def _id(task: RecordingTask, position: int) -> object:
     return task.source.ids[task.wanted[position]].item()
 
 
-def record_into(shards: Shards, task: Task, *, advance: Callable[[int], None]) -> bytes:
+def record_into(shards: Shards, task: RecordingTask, *, advance: Callable[[int], None]) -> bytes:
     """Asks about what is not in the shards yet and adds it; on any way out, what is settled is kept.
 
     Returns:
@@ -181,7 +181,7 @@ class _Buffer:
     """Settled pieces that are not in a shard yet."""
 
     shards: Shards
-    pieces: list[Answered] = field(default_factory=list)
+    pieces: list[RecordedPiece] = field(default_factory=list)
     held_bytes: int = 0
     digest: bytes = NO_DIGEST
     begun: float = field(default_factory=time.monotonic)
@@ -190,7 +190,7 @@ class _Buffer:
     def __post_init__(self) -> None:
         self.digest = self.shards.digest()
 
-    def add(self, answered: Answered) -> None:
+    def add(self, answered: RecordedPiece) -> None:
         for one in answered.digests:
             self.digest = hashlib.sha256(self.digest + one).digest()
         self.pieces.append(answered)

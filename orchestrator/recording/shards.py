@@ -30,7 +30,6 @@ from orchestrator.rows.npz import BROKEN, npz_writer
 HEADER = "header.json"
 # What parts are called; other files are not ours.
 PART = re.compile(r"\d{12,}-\d{12,}\Z")
-RESTART = "use `restart`"
 LOCK = "lock"
 NO_DIGEST = b"\0" * 32
 
@@ -75,6 +74,7 @@ class Shards:
         self.folder = output.with_name(f".{output.name}.parts")
         self._members = tuple(members)
         self._paths: list[Path] = []
+        self.is_broken = False
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._lock = self._locked()
@@ -228,7 +228,8 @@ class Shards:
             with np.load(path, allow_pickle=False) as stored:
                 array: npt.NDArray[Any] = stored[name]
         except BROKEN as error:
-            raise DataError(f"{path}", got=f"a part that cannot be read ({error})", fix=RESTART) from error
+            self.is_broken = True
+            raise DataError(f"{path}", got=f"a part that cannot be read ({error})", fix="use `restart`") from error
         return array
 
     def _digest_of(self, path: Path) -> bytes:

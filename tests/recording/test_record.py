@@ -16,9 +16,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from orchestrator.cli.app import run
-from orchestrator.cli.record import records_of
 from orchestrator.local.sessions import LocalMembers
 from orchestrator.planner.records import Records, records_from_path
+from orchestrator.recording.job import records_of
 from tests.recording.builders import NAMES, picture, png, rows_of, write_folder, write_member
 
 ROOT = Path(__file__).parents[2]

@@ -12,7 +12,7 @@ import pytest
 
 from orchestrator.errors import MemberError
 from orchestrator.recording.pool import Pool
-from orchestrator.recording.run import LAST_PIECES_S, Task, answered_pieces, wanted_rows
+from orchestrator.recording.run import LAST_PIECES_S, RecordingTask, answered_pieces, wanted_rows
 from orchestrator.rows.blocks import Indices, RowBlock, RowPiece, RowSource, spans
 from orchestrator.spec.served_model import ModelInfo, TensorInfo
 
@@ -48,7 +48,7 @@ class Watched:
             raise MemberError("member m", got="a fault")
         return rows[:, :2]
 
-    def task(self) -> Task:
+    def task(self) -> RecordingTask:
         taken = TensorInfo(name="x", dtype="FP32", shape=(-1, ROW_VALUES))
         given = TensorInfo(name="y", dtype="FP32", shape=(-1, 2))
         info = ModelInfo(
@@ -66,7 +66,7 @@ class Watched:
         source = RowSource(
             name="made up", ids=np.arange(ROWS), labels=None, pieces=self.pieces, identity={}, data_sha256="0"
         )
-        return Task(source=source, pool=pool, wanted=wanted_rows(ROWS, None))
+        return RecordingTask(source=source, pool=pool, wanted=wanted_rows(ROWS, None))
 
 
 def test_pieces_come_in_order_and_the_reader_is_only_a_few_ahead() -> None:

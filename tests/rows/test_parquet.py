@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from orchestrator.cli.app import run
 from orchestrator.planner.records import Records, records_from_path
-from orchestrator.recording.job import source_of
+from orchestrator.recording.job import RecordOptions, source_for
 from orchestrator.recording.pool import Pool, opened_pool
 from orchestrator.rows import parquet
 from orchestrator.rows.parquet_table import parquet_table
@@ -422,7 +422,7 @@ def test_pieces_of_large_pictures_are_small_and_the_same_when_a_run_goes_on(
     row_bytes = parquet_table(data).row_bytes("image")
     monkeypatch.setattr(parquet, "PIECE_BYTES", 5 * row_bytes)
     with opened_pool(["a"], repository) as pool:
-        source = source_of(pool, str(data))
+        source = source_for(pool, RecordOptions(data=str(data)))
         wanted = np.arange(1, ROWS)
         cuts = [(piece.first, piece.stop) for piece in source.pieces(wanted, 0, 256)]
         assert cuts == [(0, 5), (5, 10), (10, 15), (15, 20), (20, 23)]

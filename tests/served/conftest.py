@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from orchestrator.cli.record import records_of
+from orchestrator.recording.job import records_of
 from orchestrator.rows.digits import digits_split
 from tests.served.fixtures import COMMITTED, ONNX_MEMBERS, Lab, build
 from tests.servers import running_server

@@ -19,10 +19,10 @@ import pytest
 from export.committee import export_committee, member_exports
 from export.rows import varied_rows
 from export.sources import ExportOptions
-from orchestrator.cli.record import records_of
 from orchestrator.client.over_grpc import GrpcClient
 from orchestrator.local.sessions import LocalMembers
 from orchestrator.planner.replay import replay
+from orchestrator.recording.job import records_of
 from orchestrator.spec import cascade_from_path, manifest_from_path
 from tests.export.small_models import save_convnext
 from tests.servers import running_server

@@ -21,8 +21,8 @@ from tritonclient.utils import InferenceServerException
 
 from orchestrator.cli.app import run
 from orchestrator.cli.demo_routes import plan_of
-from orchestrator.cli.record import records_of
 from orchestrator.errors import ServingError
+from orchestrator.recording.job import records_of
 from orchestrator.repository.check import check
 from orchestrator.repository.render import render
 from orchestrator.rows.digits import digits_split

@@ -20,7 +20,7 @@ from orchestrator.cli.console import progress
 from orchestrator.cli.plan_pool import pool_from_records
 from orchestrator.errors import DataError, RepositoryError
 from orchestrator.planner.records import Records, records_from_path
-from orchestrator.recording.job import Wishes, record_job
+from orchestrator.recording.job import RecordOptions, record_job
 from orchestrator.recording.pool import Pool, opened_pool
 from orchestrator.rows.npz import npz_writer
 from orchestrator.spec import CascadeSpec
@@ -194,7 +194,7 @@ class PartRecorder:
                 self.say(f"{part} part: asking {len(self.names)} members about {len(drawn.ids):,} rows")
                 rows = self.cache / f"{part}-{drawn.sha256()[:12]}.npz"
                 _write_rows(rows, drawn)
-                record_job(pool, Wishes(data=str(rows), output=path, by_order=True), progress=progress)
+                record_job(pool, RecordOptions(data=str(rows), by_order=True), path, progress=progress)
                 rows.unlink()
         return drawn, known or records_from_path(path)
 
