@@ -16,7 +16,7 @@ from orchestrator.cli.console import print_json, progress, stdout_console
 from orchestrator.cli.endpoints import Ca, Cert, Headers, Key, endpoint_from_options
 from orchestrator.cli.pictures import cascade_in, labels_in, picture_reader
 from orchestrator.client.answers import ServedAnswers, parameters_from_policy, status_words
-from orchestrator.client.endpoint import Endpoint
+from orchestrator.client.connect import connect
 from orchestrator.client.sync import SyncClient
 from orchestrator.decision import Policy
 from orchestrator.errors import ClientError, RepositoryError
@@ -96,7 +96,7 @@ def infer(
     )
     address = (HTTP_URL if http else GRPC_URL) if url is None else url
     endpoint = endpoint_from_options(address, ca=ca, cert=cert, key=key, header=header)
-    with _client(endpoint, http=http, timeout_s=timeout_s) as client:
+    with connect(endpoint, http=http, timeout_s=timeout_s) as client:
         info = client.metadata(model)
         spec = _plan(repository, info) if explain else None
         _note_ignored(info, policy)
@@ -128,17 +128,6 @@ def _note_kind(client: SyncClient, info: ModelInfo) -> None:
     note = client.kinds.note(info)
     if note is not None:
         typer.echo(f"note: {note}", err=True)
-
-
-def _client(endpoint: Endpoint, *, http: bool, timeout_s: float) -> SyncClient:
-    # Each protocol's library takes a fifth of a second to import, so only the one needed is.
-    if http or endpoint.is_http:
-        from orchestrator.client.over_http import HttpClient
-
-        return HttpClient(endpoint, timeout_s=timeout_s)
-    from orchestrator.client.over_grpc import GrpcClient
-
-    return GrpcClient(endpoint, timeout_s=timeout_s)
 
 
 def _plan(repository: Path, info: ModelInfo) -> CascadeSpec:

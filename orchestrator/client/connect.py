@@ -1,0 +1,46 @@
+"""The client that an address asks for: HTTP behind http:// and https://, gRPC otherwise."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from orchestrator.client.endpoint import Endpoint, endpoint_from_address
+from orchestrator.client.sync import SyncClient
+
+
+def connect(
+    address: str | Endpoint,
+    *,
+    http: bool = False,
+    timeout_s: float = 30.0,
+    ca: str | Path | None = None,
+    cert: str | Path | None = None,
+    key: str | Path | None = None,
+    headers: Mapping[str, str] | None = None,
+) -> SyncClient:
+    """A client for a served model; use it as a context manager.
+
+    Args:
+        address: "host:port" in clear, "grpcs://host:port" or "https://host:port" with TLS. An `Endpoint` has its
+            certificates and headers already.
+        http: HTTP whatever the scheme.
+        timeout_s: per request, retries included.
+        ca: PEM file of the authorities to trust instead of the system's.
+        cert: PEM file of a client certificate.
+        key: PEM file of its private key.
+        headers: sent with every request.
+
+    Raises:
+        InputError: an address, a certificate or a header that cannot be used.
+    """
+    endpoint = endpoint_from_address(address, ca=ca, cert=cert, key=key, headers=headers)
+    # Each protocol's library takes a fifth of a second to import, so only the one needed is.
+    if http or endpoint.is_http:
+        from orchestrator.client.over_http import HttpClient
+
+        return HttpClient(endpoint, timeout_s=timeout_s)
+    # As above.
+    from orchestrator.client.over_grpc import GrpcClient
+
+    return GrpcClient(endpoint, timeout_s=timeout_s)
