@@ -1,7 +1,7 @@
 """Committee: ensembles and cascades of ordinary trained models on NVIDIA Triton.
 
-The names of the public API are looked up when they are first used (PEP 562), because this file also runs inside the
-server, where numpy is the only package. `__init__.pyi` tells type checkers what they are.
+The names of the public API are looked up when they are first used (PEP 562), because this file also runs inside
+the server, where numpy is the only package. `__init__.pyi` tells type checkers what they are.
 """
 
 import importlib
