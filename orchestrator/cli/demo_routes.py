@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -79,7 +79,7 @@ def plan_of(repository: Path, cascade: str) -> CascadeSpec:
     return cascade_from_path(path)
 
 
-def routes_of(spec: CascadeSpec, members: dict[str, float], ensemble: str) -> list[Route]:
+def routes_of(spec: CascadeSpec, members: Mapping[str, float], ensemble: str) -> list[Route]:
     """Members by cost, then the ensemble of all, then the cascade."""
     ordered = sorted(members, key=lambda name: members[name])
     return [

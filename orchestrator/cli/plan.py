@@ -123,8 +123,8 @@ def plan(
     if calibrate not in CALIBRATE:
         raise DataError("plan --calibrate", got=calibrate, expected=" or ".join(CALIBRATE))
     records = restricted(records_from_path(records_path), members)
-    base, notes = pool_from_records(records, repository, name=name, cost=cost)
-    base = dataclasses.replace(base, header_pattern=header_pattern)
+    pool = pool_from_records(records, repository, name=name, cost=cost)
+    base, notes = dataclasses.replace(pool.spec, header_pattern=header_pattern), pool.notes
     budget = _budget(base, max_mean_cost, max_mean_cost_share)
     options = SearchOptions(
         combines=_words("--combine", combine, COMBINES),
@@ -137,7 +137,7 @@ def plan(
         wishes = (min_accuracy, reference, epsilon, budget, max_worst_cost, max_stages, label_free or None)
         check_alone(wishes, report=report)
         base = dataclasses.replace(base, combine=options.combines[0], score=options.scores[0])
-        imposed(base, records, impose_exits, output=output, as_json=as_json)
+        imposed(base, records, impose_exits, random_weights=pool.random_weights, output=output, as_json=as_json)
         _echo_notes(notes)
         return
     goal = Goal(
@@ -151,7 +151,9 @@ def plan(
         delta=delta,
         certify=certify,
     )
-    found = plan_from_records(base, records, goal, options=options, progress=progress)
+    found = plan_from_records(
+        base, records, goal, options=options, random_weights=pool.random_weights, progress=progress
+    )
     on_chance = [] if label_free else notes_on_chance(records)
     # Before anything is refused, which they often explain.
     _echo_notes(on_chance)
@@ -181,7 +183,7 @@ def _finish(
     if isinstance(found, Infeasible):
         if as_json:
             show_json(found, notes=notes)
-        short = found.shortfall
+        short = found.unmet
         left = None if report is None else "no report was written"
         fix = "; ".join(text for text in (short.fix, left) if text is not None)
         raise InfeasibleError("plan", got=short.got, expected=short.expected, fix=fix or None)

@@ -9,7 +9,7 @@ from orchestrator.errors import DataError
 from orchestrator.planner.chance import near_chance
 from orchestrator.planner.chance_notes import Labels, accuracy_text, chance_notes, order_hint
 from orchestrator.planner.plan import PlanResult
-from orchestrator.planner.records import Records, random_members
+from orchestrator.planner.records import Records
 
 
 def notes_on_chance(records: Records) -> list[str]:
@@ -20,9 +20,8 @@ def notes_on_chance(records: Records) -> list[str]:
     def count(name: str, labels: Labels) -> int:
         return int((records.outputs[name].argmax(axis=1) == labels).sum())
 
-    random = random_members(records)
     return chance_notes(
-        {name: count(name, records.labels) for name in records.outputs if name not in random},
+        {name: count(name, records.labels) for name in records.outputs},
         count,
         labels=records.labels,
         classes=records.classes,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -49,10 +50,23 @@ def restricted(records: Records, members: str | None) -> Records:
     )
 
 
-def pool_from_records(
-    records: Records, repository: Path, *, name: str, cost: Path | None
-) -> tuple[CascadeSpec, list[str]]:
-    """A spec whose stages are all recorded members, one each, and notes for whoever reads the plan.
+@dataclass(frozen=True, kw_only=True)
+class MemberPool:
+    """The members to choose from.
+
+    Args:
+        spec: its stages are all recorded members, one each.
+        random_weights: members that were never trained, by their manifests.
+        notes: for the reader of the plan.
+    """
+
+    spec: CascadeSpec
+    random_weights: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def pool_from_records(records: Records, repository: Path, *, name: str, cost: Path | None) -> MemberPool:
+    """All recorded members, with what their manifests, configurations and records say of them.
 
     Members without a manifest are taken as their configuration in the repository describes them, else as the
     records do: outputs may come from anywhere.
@@ -75,11 +89,6 @@ def pool_from_records(
     }
     known = _meta_of_members(records)
     _same_files(manifests, known)
-    # The records do not know it where outputs were computed elsewhere, the manifests always do.
-    for member, manifest in manifests.items():
-        if manifest.random_weights:
-            known.setdefault(member, {})["random_weights"] = True
-    records.meta["members"] = known
     costs, unit = _costs(records, cost)
     facts = member_facts(records, repository, manifests, known)
     members = tuple(
@@ -106,7 +115,12 @@ def pool_from_records(
     )
     spec = adopted_spec(spec, facts)
     spec = dataclasses.replace(spec, labels=_class_names(spec.members, records, repository))
-    return spec, _kind_notes(members, records) + serving_notes(spec, facts, repository)
+    return MemberPool(
+        spec=spec,
+        # The records do not know it where outputs were computed elsewhere, the manifests always do.
+        random_weights=tuple(member for member, manifest in manifests.items() if manifest.random_weights),
+        notes=tuple(_kind_notes(members, records) + serving_notes(spec, facts, repository)),
+    )
 
 
 def _kind_notes(members: Sequence[Member], records: Records) -> list[str]:
@@ -175,7 +189,7 @@ def _recorded_names(records: Records) -> tuple[str, ...] | None:
     return tuple(names)
 
 
-def _costs(records: Records, path: Path | None) -> tuple[dict[str, float], str]:
+def _costs(records: Records, path: Path | None) -> tuple[Mapping[str, float], str]:
     if path is not None:
         profile = cost_profile_from_path(path)
         return profile.of(list(records.outputs), f"cost profile {path}"), profile.unit

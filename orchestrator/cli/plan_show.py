@@ -12,7 +12,7 @@ from rich import box
 from rich.table import Table
 
 from orchestrator.cli.console import print_json, stdout_console
-from orchestrator.planner.plan import FrontierRow, Infeasible, PlanResult
+from orchestrator.planner.plan import FrontierPoint, Infeasible, PlanResult
 from orchestrator.spec import CascadeSpec, Gear, Gears, json_from_cascade
 
 # Lines of the frontier that fit on a screen beside the plan.
@@ -26,7 +26,7 @@ def document_from_found(found: PlanResult | Infeasible, *, notes: Sequence[str] 
     more rows would change that, null where no number is known. `notes` is what is said on stderr as well.
     """
     plan = found.best if isinstance(found, Infeasible) else found
-    short = found.shortfall if isinstance(found, Infeasible) else found.instead
+    short = found.unmet if isinstance(found, Infeasible) else found.fallback_reason
     return {
         "feasible": isinstance(found, PlanResult),
         "plan": json.loads(json_from_cascade(plan.spec)),
@@ -66,8 +66,8 @@ def show_plan(plan: PlanResult) -> None:
             f"({guarantee['losses']} of {guarantee['rows']} certify rows {guarantee['counted']}, "
             f"{guarantee['method']})"
         )
-    if plan.instead is not None:
-        typer.echo(f"note: no plan but the reference itself could be certified: {plan.instead.text}")
+    if plan.fallback_reason is not None:
+        typer.echo(f"note: no plan but the reference itself could be certified: {plan.fallback_reason.text}")
     trial = extra.get("calibration", {})
     typer.echo(f"temperatures {'kept' if trial.get('kept') else 'not used'}: {trial.get('reason')}")
     if spec.gears is not None:
@@ -118,7 +118,7 @@ def _gears_table(plan: PlanResult, gears: Gears) -> Table:
     return table
 
 
-def _frontier_table(frontier: Sequence[FrontierRow], noun: str) -> Table:
+def _frontier_table(frontier: Sequence[FrontierPoint], noun: str) -> Table:
     """An even choice of the frontier."""
     table = Table(title="plans nothing beats on the search part", box=box.SIMPLE_HEAD)
     for name in (noun, "mean cost", "worst cost", "stages"):

@@ -13,6 +13,17 @@ from orchestrator.spec import CascadeSpec
 from orchestrator.spec.answer import ABSTAINED, CAPPED, GEARED
 
 
+def exits(score: F32, threshold: float) -> Bools:
+    """Which rows a threshold lets exit where no request parameter has a say, bool (n,).
+
+    Args:
+        score: float32 (n,).
+        threshold: rounded to float32 before it is compared.
+    """
+    reached: Bools = score >= np.float32(threshold)
+    return reached
+
+
 class ExitRule:
     """Thresholds of one plan, as float32, asked stage by stage.
 

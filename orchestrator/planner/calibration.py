@@ -1,14 +1,15 @@
-"""Temperatures: fitted per member, and kept only where the committee they make is better on rows of its own.
+"""Temperatures: fitted per member, and kept only where they make the committee better on rows of its own.
 
 A temperature never changes a member's own answer, but it changes how members mix and which rows exit, and scaling
-is known to make cascades worse as often as better. So it is decided by planning with and without.
+is known to make cascades worse as often as better. So plans with and without temperatures, made from each half of
+the search rows, are compared on the other half.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,12 +19,12 @@ from scipy.optimize import minimize_scalar
 
 from orchestrator.decision import softmax
 from orchestrator.decision.combine import scaled_logits
-from orchestrator.planner.candidates import answers_of, exit_shares_of, mean_cost, orderings_of
+from orchestrator.planner.candidates import answers_of, orderings_of
 from orchestrator.planner.dataset_split import DatasetSplit, records_of_rows, shuffled
-from orchestrator.planner.goal import ENSEMBLE, Goal, SearchOptions, reference_of, rows_wanted
+from orchestrator.planner.goal import ENSEMBLE, Goal, MeasuredRows, SearchOptions, measured_rows, rows_wanted
 from orchestrator.planner.records import Records
 from orchestrator.planner.search import RIGHT, search
-from orchestrator.planner.subset_table import table_from_records
+from orchestrator.planner.subset_table import in_cost_order, table_from_records
 from orchestrator.progress import Progress, no_progress
 from orchestrator.spec import CascadeSpec, Member, Stage
 
@@ -41,7 +42,7 @@ class TemperatureFit:
     Args:
         temperature: minimises the negative log-likelihood of the fitting rows.
         ece_before: expected calibration error on other rows, at the member's own temperature.
-        ece_after: the same at the new one.
+        ece_after: that error at the new temperature.
     """
 
     temperature: float
@@ -90,9 +91,9 @@ def temperature_fit_of(member: Member, *, fit: tuple[F32, Truth], check: tuple[F
     """A member's temperature, fitted on some rows and judged on others.
 
     Args:
-        member: whose outputs they are.
-        fit: outputs float32 (n, k) as recorded, and labels.
-        check: the same of other rows.
+        member: the outputs are of.
+        fit: outputs float32 (n, k) as recorded, and labels int64 (n,).
+        check: outputs and labels of other rows.
     """
     z, _ = scaled_logits(member, fit[0])
     factor = temperature_of(z, fit[1])
@@ -114,39 +115,37 @@ WORTH = 0.01
 
 @dataclass(frozen=True, kw_only=True)
 class CalibrationResult:
-    """What came of trying temperatures.
+    """Whether temperatures are used, and why.
 
     Args:
         kept: whether the plan uses them.
         reason: why, in words.
-        scalings: member name -> its temperature and calibration errors.
+        fits: member name -> its temperature and calibration errors.
         without, with_: what plans without and with temperatures achieved, per half that judged.
     """
 
     kept: bool
     reason: str
-    scalings: dict[str, TemperatureFit] = field(default_factory=dict)
+    fits: dict[str, TemperatureFit] = field(default_factory=dict)
     without: tuple[float | None, ...] = ()
     with_: tuple[float | None, ...] = ()
 
     def applied(self, base: CascadeSpec) -> CascadeSpec:
         """The pool with the temperatures, if they were kept."""
-        return scaled(base, self.scalings) if self.kept else base
+        return scaled(base, self.fits) if self.kept else base
 
     def facts(self) -> dict[str, Any]:
         """As JSON values."""
         facts: dict[str, Any] = {"kept": self.kept, "reason": self.reason}
-        if self.scalings:
-            facts["members"] = {name: dataclasses.asdict(scaling) for name, scaling in self.scalings.items()}
+        if self.fits:
+            facts["members"] = {name: dataclasses.asdict(fit) for name, fit in self.fits.items()}
             facts["without"], facts["with"] = list(self.without), list(self.with_)
         return facts
 
 
-def scaled(base: CascadeSpec, scalings: dict[str, TemperatureFit]) -> CascadeSpec:
+def scaled(base: CascadeSpec, fits: Mapping[str, TemperatureFit]) -> CascadeSpec:
     """The pool with other temperatures."""
-    members = (
-        dataclasses.replace(member, temperature=scalings[member.name].temperature) for member in base.members
-    )
+    members = (dataclasses.replace(member, temperature=fits[member.name].temperature) for member in base.members)
     return dataclasses.replace(base, stages=tuple(Stage(members=(member,)) for member in members))
 
 
@@ -186,12 +185,12 @@ def calibrate(
             folds.append(_fold(base, fit, check, goal=goal, options=options))
             advance(1)
     kept = all(_better(goal, fold) for fold in folds)
-    said = ", ".join(f"{_said(fold.with_)} against {_said(fold.without)} without" for fold in folds)
+    figures = ", ".join(f"{_figure(fold.with_)} against {_figure(fold.without)} without" for fold in folds)
     noun = "accuracy within the budget" if goal.has_budget else "mean cost of a plan that is good enough"
     return CalibrationResult(
         kept=kept,
-        reason=f"{noun}, on each half of the search rows: {said}",
-        scalings=_pooled([fold.scalings for fold in folds]),
+        reason=f"{noun}, on each half of the search rows: {figures}",
+        fits=_pooled([fold.fits for fold in folds]),
         without=tuple(fold.without for fold in folds),
         with_=tuple(fold.with_ for fold in folds),
     )
@@ -201,7 +200,7 @@ def calibrate(
 class _Fold:
     """What plans fitted on one half achieve on the other."""
 
-    scalings: dict[str, TemperatureFit]
+    fits: dict[str, TemperatureFit]
     without: float | None
     with_: float | None
 
@@ -209,15 +208,15 @@ class _Fold:
 def _fold(base: CascadeSpec, fit: Records, check: Records, *, goal: Goal, options: SearchOptions) -> _Fold:
     assert fit.labels is not None
     assert check.labels is not None
-    scalings = {
+    fits = {
         member.name: temperature_fit_of(
             member, fit=(fit.outputs[member.name], fit.labels), check=(check.outputs[member.name], check.labels)
         )
         for member in base.members
     }
     without = _achieved(base, fit, check, goal=goal, options=options)
-    with_ = _achieved(scaled(base, scalings), fit, check, goal=goal, options=options)
-    return _Fold(scalings=scalings, without=without, with_=with_)
+    with_ = _achieved(scaled(base, fits), fit, check, goal=goal, options=options)
+    return _Fold(fits=fits, without=without, with_=with_)
 
 
 def _pooled(folds: Sequence[dict[str, TemperatureFit]]) -> dict[str, TemperatureFit]:
@@ -241,7 +240,7 @@ def _better(goal: Goal, fold: _Fold) -> bool:
     return fold.with_ < fold.without * (1 - WORTH)
 
 
-def _said(value: float | None) -> str:
+def _figure(value: float | None) -> str:
     return "no plan" if value is None else f"{value:.6g}"
 
 
@@ -249,33 +248,37 @@ def _achieved(
     base: CascadeSpec, fit: Records, check: Records, *, goal: Goal, options: SearchOptions
 ) -> float | None:
     """Best accuracy within the budget, or least cost that is good enough, of plans from `fit` seen on `check`."""
-    tables, sticks = [], []
-    for part in (fit, check):
-        table = table_from_records(base, part, combines=options.combines, scores=options.scores)
-        tables.append(table)
-        sticks.append(reference_of(goal, table, part, combine=options.combines[0]))
-    chains = orderings_of(
-        tables[0].pool,
+    orderings = orderings_of(
+        in_cost_order(base.members),
         combines=options.combines,
         scores=options.scores,
         max_stages=goal.max_stages,
         max_worst_cost=goal.max_worst_cost,
     )
-    if not chains:
+    if not orderings:
         return None
-    quantiles = min(TRIAL_QUANTILES, options.quantiles)
-    searched = search(
-        tables[0], chains, values={RIGHT: sticks[0].right}, max_stages=goal.max_stages, quantiles=quantiles
+    chosen_on, seen_on = (_measured(base, part, goal=goal, options=options) for part in (fit, check))
+    result = search(
+        chosen_on.table,
+        orderings,
+        measures={RIGHT: chosen_on.right},
+        max_stages=goal.max_stages,
+        quantiles=min(TRIAL_QUANTILES, options.quantiles),
     )
-    wanted, seen, stick = rows_wanted(goal, sticks[1]), tables[1], sticks[1]
+    wanted = rows_wanted(goal, seen_on)
     best: float | None = None
-    for found in searched.frontiers[RIGHT]:
-        outcome = answers_of(found.choice, seen)
-        right = int(stick.right(outcome.label).sum())
-        cost = mean_cost(found.choice, exit_shares_of(outcome, len(found.choice.stages)), seen.costs)
+    for plan in result.frontiers[RIGHT]:
+        answers = answers_of(plan, seen_on.table)
+        right = int(seen_on.right(answers.label).sum())
         if goal.max_mean_cost is not None:
-            if cost <= goal.max_mean_cost and (best is None or right / seen.rows > best):
-                best = right / seen.rows
-        elif right >= wanted and (best is None or cost < best):
-            best = cost
+            accuracy = right / seen_on.table.rows
+            if answers.mean_cost <= goal.max_mean_cost and (best is None or accuracy > best):
+                best = accuracy
+        elif right >= wanted and (best is None or answers.mean_cost < best):
+            best = answers.mean_cost
     return best
+
+
+def _measured(base: CascadeSpec, records: Records, *, goal: Goal, options: SearchOptions) -> MeasuredRows:
+    table = table_from_records(base, records, combines=options.combines, scores=options.scores)
+    return measured_rows(goal, table, records, combine=options.combines[0])

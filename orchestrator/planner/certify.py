@@ -1,9 +1,9 @@
-"""The guarantee: plans found on some rows are judged on others, which only decide how far down a fixed list to go.
+"""The certificate: plans found on some rows are tested on others, which only decide how far down a list to go.
 
-Candidates come from the search part as a fixed sequence, the safest first and each next one cheaper. On the
-certify part they are tested one after another, each at the full level, until the first that fails; the last that
-passed is taken. If the first plan that is truly too bad stands at place j, taking it or a later one means that its
-own test passed, which happens with probability delta at most: no correction for the number of candidates is due
+The search part gives a fixed sequence of plans, the safest first and each next one cheaper. On the certify part
+they are tested one after another, each at the full level, until the first that fails; the last that passed is
+taken. If the first plan that is truly too bad stands at place j, taking it or a later one means that its own test
+passed, which happens with probability delta at most: no correction for the length of the sequence is due
 (the fixed-sequence procedure; Westfall and Krishen, J. Statistical Planning and Inference 99, 2001).
 """
 
@@ -17,9 +17,8 @@ from typing import Any
 import numpy as np
 
 from orchestrator.planner.candidates import CandidatePlan, answers_of
-from orchestrator.planner.goal import Goal, Reference
+from orchestrator.planner.goal import Goal, MeasuredRows
 from orchestrator.planner.intervals import BOUNDS, fewest_rows, rate_at_least, tilt_at_most
-from orchestrator.planner.subset_table import SubsetTable
 
 # Neighbours in a longer sequence differ by rows that nobody can tell from chance.
 LONGEST_SEQUENCE = 40
@@ -27,13 +26,13 @@ LONGEST_SEQUENCE = 40
 
 @dataclass(frozen=True, kw_only=True)
 class PairedCounts:
-    """A plan against the yardstick on some rows.
+    """A plan against the reference on some rows.
 
     Args:
         rows: how many.
         right: rows the plan gets right.
         losses: rows the reference gets right and the plan wrong.
-        gains: the other way round.
+        gains: rows the plan gets right and the reference wrong.
     """
 
     rows: int
@@ -42,65 +41,59 @@ class PairedCounts:
     gains: int
 
 
-def counts_of(choice: CandidatePlan, table: SubsetTable, yardstick: Reference) -> PairedCounts:
-    """Counts of a plan on all rows of a table."""
-    right = yardstick.right(answers_of(choice, table).label)
+def counts_of(plan: CandidatePlan, rows: MeasuredRows) -> PairedCounts:
+    """Counts of a plan on some rows."""
+    right = rows.right(answers_of(plan, rows.table).label)
     return PairedCounts(
-        rows=table.rows,
+        rows=rows.table.rows,
         right=int(right.sum()),
-        losses=int((yardstick.base_right & ~right).sum()),
-        gains=int((~yardstick.base_right & right).sum()),
+        losses=int((rows.reference_right & ~right).sum()),
+        gains=int((~rows.reference_right & right).sum()),
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedTest:
-    """One plan of the sequence.
+    """One plan of the sequence, with all that is settled before any certify row is looked at.
 
     Args:
-        choice: the plan.
-        ticks: its total cost on the search part.
-        method: the bound that promises most for it, chosen before any certify row is looked at.
-        predicted: the bound expected on the certify part.
-        risk: what orders candidates: the same, and among those at 0 how little gains outweigh losses.
+        plan: the plan, with its cost on the search part.
+        method: the bound it is tested with, a key of BOUNDS.
+        risk: what orders the sequence: the bound expected on the certify part, and among those at 0 how little
+            gains outweigh losses.
     """
 
-    choice: CandidatePlan
-    ticks: float
+    plan: CandidatePlan
     method: str
-    predicted: float
     risk: float
 
 
-def planned_test(
-    choice: CandidatePlan, ticks: float, tally: PairedCounts, *, rows: int, delta: float
-) -> PlannedTest:
-    """A candidate with the bound that promises most, from its counts on the search part.
+def planned_test(plan: CandidatePlan, counts: PairedCounts, *, rows: int, delta: float) -> PlannedTest:
+    """A test with the method that is expected to give the least bound.
 
     Args:
-        choice: the plan.
-        ticks: total cost on the search part.
-        tally: its counts there.
+        plan: the plan.
+        counts: its counts on the search part.
         rows: rows of the certify part.
         delta: level of each test.
     """
-    scale = rows / tally.rows
-    losses, gains = math.ceil(tally.losses * scale), math.floor(tally.gains * scale)
-    # Equal promises go to the simpler bound: min takes the first.
-    predicted = {name: bound(losses, gains, rows, delta) for name, bound in BOUNDS.items()}
-    method = min(predicted, key=lambda name: predicted[name])
+    scale = rows / counts.rows
+    losses, gains = math.ceil(counts.losses * scale), math.floor(counts.gains * scale)
+    # Of equal bounds the simpler method is taken: min takes the first.
+    expected = {name: bound(losses, gains, rows, delta) for name, bound in BOUNDS.items()}
+    method = min(expected, key=lambda name: expected[name])
     # Bounds end at 0; without the tilt the cheapest of all plans there would pass for the safest.
-    risk = predicted[method] or min(tilt_at_most(losses, gains, delta), 0.0)
-    return PlannedTest(choice=choice, ticks=ticks, method=method, predicted=predicted[method], risk=risk)
+    risk = expected[method] or min(tilt_at_most(losses, gains, delta), 0.0)
+    return PlannedTest(plan=plan, method=method, risk=risk)
 
 
-def sequence_of(candidates: Sequence[PlannedTest]) -> list[PlannedTest]:
-    """The candidates nothing beats in both cost and promise, safest first; thinned evenly where they are many."""
+def sequence_of(tests: Sequence[PlannedTest]) -> list[PlannedTest]:
+    """The tests whose plan no safer one beats in cost, safest first; thinned evenly where they are many."""
     kept: list[PlannedTest] = []
     # A riskier plan is of use only where it is cheaper than all safer ones.
-    for candidate in sorted(candidates, key=lambda one: (one.risk, one.ticks)):
-        if not kept or candidate.ticks < kept[-1].ticks:
-            kept.append(candidate)
+    for test in sorted(tests, key=lambda test: (test.risk, test.plan.integer_cost)):
+        if not kept or test.plan.integer_cost < kept[-1].plan.integer_cost:
+            kept.append(test)
     if len(kept) <= LONGEST_SEQUENCE:
         return kept
     places = np.unique(np.linspace(0, len(kept) - 1, LONGEST_SEQUENCE).round().astype(int))
@@ -112,23 +105,23 @@ class Certificate:
     """What the certify part says.
 
     Args:
-        choice: the plan that is certified; the safest candidate where none is.
+        plan: the plan that is certified; the safest one where none is.
         certified: whether the bound holds.
         method: which bound.
-        bound: what is certified. Epsilon where a cheaper candidate failed: the plan's own bound, lower by a hair,
-            was then chosen for being below epsilon and does not hold by itself.
-        tally: the plan's counts on the certify part.
+        bound: what is certified. Epsilon where a cheaper plan failed: the plan's own bound, lower by a hair, was
+            then chosen for being below epsilon and does not hold by itself.
+        counts: the plan's counts on the certify part.
         candidates: length of the sequence.
         tested: how many were tested.
-        accuracy_lower: lower bound of the plan's accuracy that holds for all candidates at once.
-        rows_needed: rows of the certify part that would certify the safest candidate; None for no number.
+        accuracy_lower: lower bound of the plan's accuracy that holds for all of the sequence at once.
+        rows_needed: rows of the certify part that would certify the safest plan; None for no number.
     """
 
-    choice: CandidatePlan
+    plan: CandidatePlan
     certified: bool
     method: str
     bound: float
-    tally: PairedCounts
+    counts: PairedCounts
     candidates: int
     tested: int
     accuracy_lower: float
@@ -137,45 +130,45 @@ class Certificate:
 
 def certify(
     sequence: Sequence[PlannedTest],
-    table: SubsetTable,
-    yardstick: Reference,
+    rows: MeasuredRows,
     *,
     epsilon: float,
     delta: float,
-    spare: bool = False,
+    has_fallback: bool = False,
 ) -> Certificate:
-    """Goes down the sequence until the first candidate that fails.
+    """Goes down the sequence until the first plan that fails.
 
     Args:
-        sequence: at least one candidate, as `sequence_of` gives it.
-        table: the certify part.
-        yardstick: the same rows.
+        sequence: at least one test, as `sequence_of` orders them.
+        rows: the certify part.
         epsilon: what the bound of a plan must not exceed.
         delta: probability, over the certify rows, that a plan worse than epsilon is taken.
-        spare: whether one more plan, safe by itself, is taken where none of these is certified.
+        has_fallback: whether one more plan, safe by itself, is taken where none of these is certified.
     """
-    tests: list[tuple[PlannedTest, PairedCounts, float]] = []
-    for candidate in sequence:
-        tally = counts_of(candidate.choice, table, yardstick)
-        bound = BOUNDS[candidate.method](tally.losses, tally.gains, tally.rows, delta)
-        tests.append((candidate, tally, bound))
+    tested: list[tuple[PlannedTest, PairedCounts, float]] = []
+    for test in sequence:
+        counts = counts_of(test.plan, rows)
+        bound = BOUNDS[test.method](counts.losses, counts.gains, counts.rows, delta)
+        tested.append((test, counts, bound))
         if bound > epsilon:
             break
-    failed = tests[-1][2] > epsilon
-    passed = tests[:-1] if failed else tests
-    candidate, tally, bound = passed[-1] if passed else tests[0]
+    failed = tested[-1][2] > epsilon
+    passed = tested[:-1] if failed else tested
+    test, counts, bound = passed[-1] if passed else tested[0]
     needed = None
     if not passed:
-        needed = fewest_rows(losses=tally.losses, gains=tally.gains, rows=tally.rows, epsilon=epsilon, delta=delta)
+        needed = fewest_rows(
+            losses=counts.losses, gains=counts.gains, rows=counts.rows, epsilon=epsilon, delta=delta
+        )
     return Certificate(
-        choice=candidate.choice,
+        plan=test.plan,
         certified=bool(passed),
-        method=candidate.method,
+        method=test.method,
         bound=epsilon if failed and passed else bound,
-        tally=tally,
+        counts=counts,
         candidates=len(sequence),
-        tested=len(tests),
-        accuracy_lower=rate_at_least(tally.right, tally.rows, delta / (len(sequence) + spare)),
+        tested=len(tested),
+        accuracy_lower=rate_at_least(counts.right, counts.rows, delta / (len(sequence) + has_fallback)),
         rows_needed=needed,
     )
 
@@ -198,51 +191,56 @@ class UnmetConstraint:
 
     @property
     def text(self) -> str:
-        """In one line."""
-        said = f"got {self.got}, expected {self.expected}"
-        return said if self.fix is None else f"{said}; {self.fix}"
+        """The constraint in one line."""
+        text = f"got {self.got}, expected {self.expected}"
+        return text if self.fix is None else f"{text}; {self.fix}"
 
 
-def facts_of(goal: Goal, *, method: str, bound: float, rows: int, losses: int, gains: int) -> dict[str, Any]:
-    """A certificate as JSON values."""
-    return {
-        "statement": f"{goal.sure} {goal.promise}",
-        "delta": goal.delta,
-        "epsilon": goal.allowed,
-        "rows": rows,
-        "losses": losses,
-        "gains": gains,
-        "counted": goal.counted,
-        "method": method,
-        "bound": bound,
-    }
-
-
-def tested_facts(said: Certificate) -> dict[str, Any]:
-    """How the certify rows were used, as JSON values."""
-    return {"candidates": said.candidates, "tested": said.tested}
-
-
-def uncertified(said: Certificate, goal: Goal, *, certify_share: float) -> UnmetConstraint:
-    """What a plan that could not be certified falls short of.
+def unmet_by_certificate(certificate: Certificate, goal: Goal, *, certify_share: float) -> UnmetConstraint:
+    """Why a plan could not be certified.
 
     Args:
-        said: of the plan.
+        certificate: of the plan.
         goal: what was asked.
         certify_share: part of all rows that certify.
     """
-    tally = said.tally
-    seen = f"{tally.losses} of {tally.rows} certify rows {goal.counted}"
+    counts = certificate.counts
+    seen = f"{counts.losses} of {counts.rows} certify rows {goal.counted}"
     if goal.is_relative:
-        seen += f" and {tally.gains} won"
+        seen += f" and {counts.gains} won"
     more = None
     fix = "no number of rows would do at this rate: ask for less"
-    if said.rows_needed is not None:
-        more = math.ceil((said.rows_needed - tally.rows) / certify_share)
+    if certificate.rows_needed is not None:
+        more = math.ceil((certificate.rows_needed - counts.rows) / certify_share)
         fix = f"about {more} more rows would do if they are like these"
     return UnmetConstraint(
-        got=f"{seen} by the {'best' if goal.has_budget else 'safest'} plan, so a bound of {said.bound:.4g}",
+        got=f"{seen} by the {'best' if goal.has_budget else 'safest'} plan, so a bound of {certificate.bound:.4g}",
         expected=f"at most {goal.allowed:.4g} with probability {1 - goal.delta:g}",
         fix=fix,
         more_rows=more,
     )
+
+
+def guarantee_facts(
+    goal: Goal, counts: PairedCounts, *, method: str, bound: float, statement: str | None = None
+) -> dict[str, Any]:
+    """A guarantee as JSON values.
+
+    Args:
+        goal: what was asked.
+        counts: of the plan on the certify part.
+        method: which bound.
+        bound: its value.
+        statement: what is guaranteed; None for the goal's own constraint.
+    """
+    return {
+        "statement": f"{goal.sure} {statement or goal.constraint}",
+        "delta": goal.delta,
+        "epsilon": goal.allowed if statement is None else None,
+        "rows": counts.rows,
+        "losses": counts.losses,
+        "gains": counts.gains,
+        "counted": goal.counted,
+        "method": method,
+        "bound": bound,
+    }

@@ -12,8 +12,10 @@ from orchestrator.errors import DataError
 from orchestrator.planner.dataset_split import has_seen
 from orchestrator.planner.intervals import clopper_pearson, paired_difference
 from orchestrator.planner.records import Records, random_members
-from orchestrator.planner.replay import replay
+from orchestrator.planner.replay import exits_and_cost, replay
 from orchestrator.spec import CascadeSpec
+
+Bools = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,12 +114,19 @@ def evaluate_plans(
     """
     labels = _checked_labels(specs, records)
     right = {name: scores.argmax(axis=1) == labels for name, scores in records.outputs.items()}
-    found: list[tuple[Evaluation, PairedComparison | None]] = []
-    first: tuple[CascadeSpec, EvaluatedModel, npt.NDArray[np.bool_]] | None = None
+    plans = []
     for spec in specs:
-        cascade, hits = _cascade(spec, records, labels)
-        against = None if first is None else _compared(spec, cascade, hits, *first)
-        first = first or (spec, cascade, hits)
+        answers = replay(spec, records)
+        exit_share, mean_cost = exits_and_cost(spec, answers.exit_stage)
+        hits = answers.label == labels
+        plans.append((_evaluated(spec.name, hits, mean_cost=mean_cost, exit_share=exit_share), hits))
+    first, first_hits = plans[0]
+    found: list[tuple[Evaluation, PairedComparison | None]] = []
+    for spec, (cascade, hits) in zip(specs, plans, strict=True):
+        against = None
+        if found:
+            same_unit = spec.cost_unit == specs[0].cost_unit
+            against = _compared(cascade, hits, first, first_hits, same_unit=same_unit)
         found.append((_evaluation(spec, records, cascade, hits, right=right, reference=reference), against))
     return found
 
@@ -126,53 +135,46 @@ def _evaluation(
     spec: CascadeSpec,
     records: Records,
     cascade: EvaluatedModel,
-    hits: npt.NDArray[np.bool_],
+    hits: Bools,
     *,
-    right: dict[str, npt.NDArray[np.bool_]],
+    right: dict[str, Bools],
     reference: str | None,
 ) -> Evaluation:
-    costs = _costs(spec, records)
-    members = [_route(name, one, costs.get(name)) for name, one in right.items()]
+    # A member outside the plan has a cost only where the records count in the plan's unit.
+    same_unit = spec.cost_unit == records.meta.get("cost_unit", "MACs")
+    costs = {**(records.cost if same_unit else {}), **{member.name: member.cost for member in spec.members}}
+    members = [_evaluated(name, one, mean_cost=costs.get(name), exit_share=(1.0,)) for name, one in right.items()]
     members.sort(key=lambda one: (records.cost[one.name], one.name))
     best = max(members, key=lambda one: (one.right, -records.cost[one.name]))
     beside = next(one for one in members if one.name == (reference or best.name))
-    difference, interval = paired_difference(hits, right[beside.name])
+    compared = _compared(cascade, hits, beside, right[beside.name])
     return Evaluation(
         rows=records.rows,
         cascade=cascade,
         members=tuple(members),
         reference=beside.name,
-        difference=difference,
-        difference_ci95=interval,
-        losses=int((right[beside.name] & ~hits).sum()),
-        gains=int((hits & ~right[beside.name]).sum()),
-        cost_factor=_factor(beside.mean_cost, cascade.mean_cost),
+        difference=compared.difference,
+        difference_ci95=compared.difference_ci95,
+        losses=compared.losses,
+        gains=compared.gains,
+        cost_factor=compared.cost_factor,
         rows_of_the_plan=has_seen(spec, records),
     )
 
 
 def _compared(
-    spec: CascadeSpec,
-    cascade: EvaluatedModel,
-    hits: npt.NDArray[np.bool_],
-    other_spec: CascadeSpec,
-    other: EvaluatedModel,
-    other_hits: npt.NDArray[np.bool_],
+    one: EvaluatedModel, hits: Bools, other: EvaluatedModel, other_hits: Bools, *, same_unit: bool = True
 ) -> PairedComparison:
     difference, interval = paired_difference(hits, other_hits)
-    same_unit = spec.cost_unit == other_spec.cost_unit
+    has_factor = same_unit and bool(one.mean_cost) and bool(other.mean_cost)
     return PairedComparison(
         name=other.name,
         difference=difference,
         difference_ci95=interval,
         losses=int((other_hits & ~hits).sum()),
         gains=int((hits & ~other_hits).sum()),
-        cost_factor=_factor(other.mean_cost, cascade.mean_cost) if same_unit else None,
+        cost_factor=other.mean_cost / one.mean_cost if has_factor else None,  # type: ignore[operator]
     )
-
-
-def _factor(other: float | None, own: float | None) -> float | None:
-    return other / own if other and own else None
 
 
 def check_reference(records: Records, reference: str | None) -> None:
@@ -203,39 +205,15 @@ def _checked_labels(specs: Sequence[CascadeSpec], records: Records) -> npt.NDArr
     return records.labels
 
 
-def _costs(spec: CascadeSpec, records: Records) -> dict[str, float]:
-    """Cost per row in the plan's unit; a member outside the plan has one only where the units are the same."""
-    same = spec.cost_unit == records.meta.get("cost_unit", "MACs")
-    return {**(records.cost if same else {}), **{member.name: member.cost for member in spec.members}}
-
-
-def _route(name: str, right: npt.NDArray[np.bool_], cost: float | None) -> EvaluatedModel:
+def _evaluated(
+    name: str, right: Bools, *, mean_cost: float | None, exit_share: tuple[float, ...]
+) -> EvaluatedModel:
     hits, rows = int(right.sum()), len(right)
     return EvaluatedModel(
         name=name,
         right=hits,
         accuracy=hits / rows,
         accuracy_ci95=clopper_pearson(hits, rows),
-        mean_cost=cost,
-        exit_share=(1.0,),
+        mean_cost=mean_cost,
+        exit_share=exit_share,
     )
-
-
-def _cascade(
-    spec: CascadeSpec, records: Records, labels: npt.NDArray[np.int64]
-) -> tuple[EvaluatedModel, npt.NDArray[np.bool_]]:
-    answers = replay(spec, records)
-    right = answers.label == labels
-    counts = np.bincount(answers.exit_stage, minlength=len(spec.stages))
-    # In float64: the runtime's own sums are float32, good for seven digits.
-    spent = np.cumsum([stage.cost for stage in spec.stages])
-    hits = int(right.sum())
-    route = EvaluatedModel(
-        name=spec.name,
-        right=hits,
-        accuracy=hits / records.rows,
-        accuracy_ci95=clopper_pearson(hits, records.rows),
-        mean_cost=float((counts * spent).sum()) / records.rows,
-        exit_share=tuple(float(count) / records.rows for count in counts),
-    )
-    return route, right

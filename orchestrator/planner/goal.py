@@ -1,4 +1,4 @@
-"""What a plan is asked for, how sure of it one wants to be, and how to look for it."""
+"""The goal of planning: what is asked of a plan, how to look for one, and what plans are measured against."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from orchestrator.planner.candidates import CandidatePlan
+from orchestrator.planner.candidates import COST_TOLERANCE, CandidatePlan
 from orchestrator.planner.records import Records
+from orchestrator.planner.search import QUANTILES
 from orchestrator.planner.subset_table import MOST_MEMBERS, Labels, Subset, SubsetTable, mode_of
 from orchestrator.spec import Member
 from orchestrator.spec.validation import Faults, is_number
@@ -18,20 +19,17 @@ from orchestrator.spec.validation import Faults, is_number
 # The reference that is no single member: all members of the pool, combined.
 ENSEMBLE = "ensemble"
 
-# Thresholds tried per stage, besides "never".
-QUANTILES = 100
-
 
 @dataclass(frozen=True, kw_only=True)
 class SearchOptions:
     """How to look for a plan.
 
     Args:
-        combines: combine modes to look at; the first one makes the reference "ensemble".
-        scores: scores to look at.
+        combines: combine modes to look at; the reference "ensemble" is combined by the first one.
+        scores: confidence scores to look at.
         quantiles: thresholds tried per stage, besides "never".
         certify_share: part of the rows kept to certify.
-        seed: of the split.
+        seed: of the split into rows that search and rows that certify.
         calibrate: whether temperatures are tried.
         gears: cheaper threshold vectors wanted beside the plan's own, for overload.
     """
@@ -65,7 +63,7 @@ class Goal:
         certify: whether part of the rows is kept to certify the plan.
 
     Raises:
-        SpecError: values out of range, or wishes that contradict each other, keyed by argument.
+        SpecError: values out of range, or arguments that contradict each other, keyed by argument.
     """
 
     min_accuracy: float | None = None
@@ -93,15 +91,15 @@ class Goal:
 
     def _check_objective(self, faults: Faults) -> None:
         reference = not self.has_budget and (self.reference is not None or self.label_free)
-        wishes = {
+        objectives = {
             "`min_accuracy`": self.min_accuracy is not None,
             "`label_free`" if self.label_free else "`reference`": reference,
             "`max_mean_cost`": self.max_mean_cost is not None,
         }
-        given = [name for name, asked in wishes.items() if asked]
+        given = [name for name, asked in objectives.items() if asked]
         if len(given) != 1:
             got = " and ".join(given) or "none"
-            faults.add("objective", f"got {got}, expected one of {', '.join(wishes)}")
+            faults.add("objective", f"got {got}, expected one of {', '.join(objectives)}")
             return
         if self.min_accuracy is not None and self.label_free:
             faults.add("label_free", "got `min_accuracy` too, expected `epsilon`: without labels none is known")
@@ -124,13 +122,13 @@ class Goal:
         return self.max_mean_cost is not None
 
     @property
-    def has_promise(self) -> bool:
+    def has_constraint(self) -> bool:
         """Whether a plan has to keep to more than costs."""
         return self.min_accuracy is not None or self.epsilon is not None
 
     @property
     def allowed(self) -> float:
-        """How much worse than the yardstick a plan may be: 1 - min_accuracy, or epsilon."""
+        """How often a plan may be wrong, 1 - min_accuracy, or how much worse than the reference it may be."""
         return 1 - self.min_accuracy if self.min_accuracy is not None else float(self.epsilon or 0)
 
     @property
@@ -140,7 +138,7 @@ class Goal:
 
     @property
     def counted(self) -> str:
-        """What is the matter with the rows that count against a plan."""
+        """What the rows that count against a plan are called."""
         if self.label_free:
             return "in disagreement"
         return "lost" if self.reference is not None else "wrong"
@@ -151,8 +149,8 @@ class Goal:
         return f"with probability at least {1 - self.delta:g} over the rows drawn,"
 
     @property
-    def promise(self) -> str:
-        """What a plan has to keep to, besides costs."""
+    def constraint(self) -> str:
+        """What a plan has to keep to besides costs, in words."""
         if self.min_accuracy is not None:
             return f"accuracy >= {self.min_accuracy:g}"
         if self.label_free:
@@ -164,9 +162,9 @@ class Goal:
         """The goal in words."""
         if self.max_mean_cost is not None:
             said = f"highest {self.noun} with mean cost <= {_number(self.max_mean_cost)}"
-            said += f" and {self.promise}" if self.has_promise else ""
+            said += f" and {self.constraint}" if self.has_constraint else ""
         else:
-            said = f"lowest mean cost with {self.promise}"
+            said = f"lowest mean cost with {self.constraint}"
         if self.max_worst_cost is not None:
             said += f", worst cost <= {_number(self.max_worst_cost)}"
         return said if self.max_stages == MOST_MEMBERS else f"{said}, at most {self.max_stages} stages"
@@ -186,53 +184,62 @@ def _number(value: float) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reference:
-    """What plans are measured against, row by row.
+class MeasuredRows:
+    """Rows with the answers of every subset, and what plans are measured against on them.
 
     Args:
+        table: n rows; none where nothing is certified.
         target: int32 (n,), the answer that counts as right.
-        base_right: bool (n,), rows the reference gets right; all of them where plans are measured absolutely.
+        reference_right: bool (n,), rows the reference gets right; all where plans are measured absolutely.
     """
 
+    table: SubsetTable
     target: Labels
-    base_right: npt.NDArray[np.bool_]
+    reference_right: npt.NDArray[np.bool_]
 
-    def take(self, rows: npt.NDArray[np.intp]) -> Reference:
-        """The same of some rows."""
-        return Reference(target=self.target[rows], base_right=self.base_right[rows])
+    def take(self, rows: npt.NDArray[np.intp]) -> MeasuredRows:
+        """Some of the rows, which may repeat."""
+        return MeasuredRows(
+            table=self.table.take(rows), target=self.target[rows], reference_right=self.reference_right[rows]
+        )
 
     def right(self, label: Labels) -> npt.NDArray[np.bool_]:
         """Which answers are right."""
         right: npt.NDArray[np.bool_] = label == self.target
         return right
 
-    def kept(self, label: Labels) -> npt.NDArray[np.bool_]:
-        """Which answers are no loss."""
-        kept: npt.NDArray[np.bool_] = (label == self.target) | ~self.base_right
-        return kept
+    def not_lost(self, label: Labels) -> npt.NDArray[np.bool_]:
+        """Which answers are right, or wrong as the reference's."""
+        return self.right(label) | ~self.reference_right
 
 
-def reference_of(goal: Goal, table: SubsetTable, records: Records, *, combine: str) -> Reference:
-    """What being right means for a goal, and which rows the reference gets right."""
+def measured_rows(goal: Goal, table: SubsetTable, records: Records, *, combine: str) -> MeasuredRows:
+    """A table with what a goal measures its rows against: the truth, a reference, or a reference's answers.
+
+    Args:
+        goal: says which, its reference settled.
+        table: n rows.
+        records: the same rows.
+        combine: mode of the reference "ensemble".
+    """
     everything = np.ones(table.rows, np.bool_)
     if goal.reference is None:
         assert records.labels is not None
-        return Reference(target=records.labels.astype(np.int32), base_right=everything)
-    # As the plan that asks nobody else answers: two classes a rounding apart may be equal in its probabilities.
+        return MeasuredRows(table=table, target=records.labels.astype(np.int32), reference_right=everything)
+    # As the plan that asks the reference alone answers: in probabilities, two classes a rounding apart may tie.
     answer = table.label(combine, _places(goal.reference, table.pool))
     if goal.label_free:
-        return Reference(target=answer, base_right=everything)
+        return MeasuredRows(table=table, target=answer, reference_right=everything)
     assert records.labels is not None
     target = records.labels.astype(np.int32)
-    return Reference(target=target, base_right=answer == target)
+    return MeasuredRows(table=table, target=target, reference_right=answer == target)
 
 
-def rows_wanted(goal: Goal, yardstick: Reference) -> float:
+def rows_wanted(goal: Goal, rows: MeasuredRows) -> float:
     """How many rows have to be right, by the goal's constraint on them."""
-    rows = len(yardstick.target)
     if goal.min_accuracy is not None:
-        return goal.min_accuracy * rows
-    return float(yardstick.base_right.sum()) - (goal.epsilon or 0.0) * rows
+        return goal.min_accuracy * rows.table.rows
+    return float(rows.reference_right.sum()) - (goal.epsilon or 0.0) * rows.table.rows
 
 
 def _places(reference: str, pool: Sequence[Member]) -> Subset:
@@ -242,18 +249,18 @@ def _places(reference: str, pool: Sequence[Member]) -> Subset:
     return ([member.name for member in pool].index(reference),)
 
 
-def is_reference(choice: CandidatePlan, goal: Goal, pool: Sequence[Member], *, combine: str) -> bool:
+def is_reference(plan: CandidatePlan, goal: Goal, pool: Sequence[Member], *, combine: str) -> bool:
     """Whether a plan is the reference itself.
 
     Args:
-        choice: the plan.
+        plan: the plan.
         goal: names the reference, if there is one.
         pool: the members.
         combine: mode of the reference "ensemble".
     """
-    if goal.reference is None or choice.stages != (_places(goal.reference, pool),):
+    if goal.reference is None or plan.stages != (_places(goal.reference, pool),):
         return False
-    return len(choice.members) == 1 or mode_of(choice.combine) == mode_of(combine)
+    return len(plan.members) == 1 or mode_of(plan.combine) == mode_of(combine)
 
 
 def reference_alone(goal: Goal, pool: Sequence[Member], options: SearchOptions) -> CandidatePlan | None:
@@ -263,6 +270,6 @@ def reference_alone(goal: Goal, pool: Sequence[Member], options: SearchOptions) 
     places = _places(goal.reference, pool)
     cost = sum(pool[place].cost for place in places)
     limits = (limit for limit in (goal.max_worst_cost, goal.max_mean_cost) if limit is not None)
-    if len(places) > MOST_MEMBERS or any(cost > limit * (1 + 1e-12) for limit in limits):
+    if len(places) > MOST_MEMBERS or any(cost > limit * (1 + COST_TOLERANCE) for limit in limits):
         return None
     return CandidatePlan(combine=options.combines[0], score=options.scores[0], stages=(places,), thresholds=())

@@ -1,11 +1,12 @@
-"""Right answers and cost of every tuple of thresholds of one chain, all at once.
+"""Correct rows and cost of every tuple of thresholds of one ordering of members, all at once.
 
-A row's score at a stage matters only through its *bin*: how many of the stage's thresholds it reaches. With
-V_i a row's value (1 right, 0 wrong) if it is answered at stage i, and "deferred by j_1..j_i" meaning that its
-first i bins are at most j_1..j_i, the rows' total value telescopes:
+A row's score at a stage matters only through its *bin*: how many of the stage's thresholds it reaches. This is
+the exit rule in another form, for speed: a row exits at threshold j where j < bin, and a property test holds that
+to `exit_rule.exits`. With V_i 1 where a row is correct if it is answered at stage i and 0 where it is not, and
+"deferred by j_1..j_i" meaning that its first i bins are at most j_1..j_i, the number of correct rows telescopes:
 
-    right(j) = sum V_0 + sum over i of the sum of (V_i - V_i-1) over the rows deferred by j_1..j_i
-    cost(j)  = n c_0   + sum over i of c_i times the number of rows deferred by j_1..j_i
+    correct(j) = sum V_0 + sum over i of the sum of (V_i - V_i-1) over the rows deferred by j_1..j_i
+    cost(j)    = n c_0   + sum over i of c_i times the number of rows deferred by j_1..j_i
 
 Each inner sum is a cumulative sum, along every axis, of a joint histogram of i bins. So 101 thresholds at each of
 three stages, a million tuples, cost one pass over the rows and a few over a million cells, exactly.
@@ -61,7 +62,7 @@ def bins_from_scores(score: npt.NDArray[np.float32], thresholds: npt.NDArray[np.
     return np.searchsorted(thresholds, score, side="right").astype(np.int16)
 
 
-def ticks_from_costs(costs: Sequence[float], rows: int) -> tuple[npt.NDArray[np.float64], float]:
+def integers_from_costs(costs: Sequence[float], rows: int) -> tuple[npt.NDArray[np.float64], float]:
     """Costs as whole numbers, so that sums over rows are exact and equal costs are equal.
 
     Args:
@@ -69,7 +70,7 @@ def ticks_from_costs(costs: Sequence[float], rows: int) -> tuple[npt.NDArray[np.
         rows: how many are added up at most.
 
     Returns:
-        float64 (m,) of whole numbers, and ticks per unit of cost.
+        float64 (m,) of whole numbers, and how many of them make one unit of cost.
     """
     values = np.asarray(costs, np.float64)
     total = float(values.sum()) * max(rows, 1)
@@ -81,16 +82,16 @@ def ticks_from_costs(costs: Sequence[float], rows: int) -> tuple[npt.NDArray[np.
         # Relative, so that nothing but 0 becomes 0.
         if np.all(np.abs(scaled - np.round(scaled)) <= 1e-9 * scaled):
             return np.round(scaled), scale
-    # No short decimals: rounding to the finest ticks that fit changes a cost by less than float64 does in a sum.
+    # No short decimals: rounding to the finest unit that fits changes a cost by less than float64 does in a sum.
     scale = 1.0 if total == 0 else 2.0 ** math.floor(math.log2(EXACT / total))
     return np.round(values * scale), scale
 
 
-def tuples_of(
+def totals_of_tuples(
     bins: Sequence[Bins],
     sizes: Sequence[int],
     *,
-    values: Sequence[Sequence[npt.NDArray[np.int8]]],
+    correct: Sequence[Sequence[npt.NDArray[np.int8]]],
     costs: Sequence[float],
 ) -> tuple[list[Counts], npt.NDArray[np.float64]]:
     """Totals of every tuple of thresholds.
@@ -98,24 +99,24 @@ def tuples_of(
     Args:
         bins: int16 (n,) per group but the last.
         sizes: thresholds per group but the last, q_i; index q_i stands for never.
-        values: per kind of value, int8 (n,) per group.
+        correct: per measure, int8 (n,) per group: 1 where the group's answer counts as correct.
         costs: per group, whole numbers.
 
     Returns:
-        int32 (q_0 + 1, q_1 + 1, ...) per kind of value, and float64 of the same shape: total cost.
+        int32 (q_0 + 1, q_1 + 1, ...) per measure: correct rows; and float64 of the same shape: total cost.
     """
-    rows = len(values[0][0])
-    totals: list[Any] = [np.int32(value[0].sum(dtype=np.int64)) for value in values]
+    rows = len(correct[0][0])
+    totals: list[Any] = [np.int32(groups[0].sum(dtype=np.int64)) for groups in correct]
     cost: Any = np.float64(rows * costs[0])
     flat = np.zeros(rows, np.intp)
     shape: tuple[int, ...] = ()
     for place, (part, size) in enumerate(zip(bins, sizes, strict=True)):
         shape = (*shape, size + 1)
         flat = flat * (size + 1) + part
-        for kind, value in enumerate(values):
-            change = (value[place + 1] - value[place]).astype(np.float64)
+        for measure, groups in enumerate(correct):
+            change = (groups[place + 1] - groups[place]).astype(np.float64)
             moved = _below(np.bincount(flat, weights=change, minlength=math.prod(shape)), shape)
-            totals[kind] = totals[kind][..., None] + moved
+            totals[measure] = totals[measure][..., None] + moved
         deferred = _below(np.bincount(flat, minlength=math.prod(shape)), shape)
         cost = cost[..., None] + deferred * np.float64(costs[place + 1])
     return [np.asarray(total, np.int32) for total in totals], np.asarray(cost, np.float64)

@@ -1,133 +1,45 @@
-"""From records and a goal to a plan: split, temperatures, table, search, guarantee, each in its own module."""
+"""From records and a goal to a plan: split, temperatures, table, search, certificate, and its cascade.json."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from orchestrator.errors import DataError
 from orchestrator.planner.calibration import CalibrationResult, calibrate
 from orchestrator.planner.candidates import CandidatePlan, answers_of
 from orchestrator.planner.certify import UnmetConstraint
 from orchestrator.planner.dataset_split import DatasetSplit, kept_origin, records_of_rows, split_from_ids
-from orchestrator.planner.decide import Decision, RowSet, decide
-from orchestrator.planner.gears import gears_of
-from orchestrator.planner.goal import ENSEMBLE, Goal, SearchOptions, reference_of
+from orchestrator.planner.decide import Decision, decide
+from orchestrator.planner.goal import ENSEMBLE, Goal, MeasuredRows, SearchOptions, measured_rows
 from orchestrator.planner.intervals import clopper_pearson
 from orchestrator.planner.records import Records, random_members
-from orchestrator.planner.replay import replay
-from orchestrator.planner.search import RIGHT, Found, SearchResult
+from orchestrator.planner.replay import exits_and_cost, replay
+from orchestrator.planner.search import RIGHT, SearchResult, gears_of
 from orchestrator.planner.subset_table import in_cost_order, mode_of, table_from_records
 from orchestrator.progress import Progress, no_progress
 from orchestrator.spec import CascadeSpec, Fit, Gears, Member, Stage
 
-
-def plan_from_records(
-    base: CascadeSpec,
-    records: Records,
-    goal: Goal,
-    *,
-    options: SearchOptions | None = None,
-    progress: Progress = no_progress,
-) -> PlanResult | Infeasible:
-    """The best plan for a goal, or the best reachable one where there is none.
-
-    Args:
-        base: gives name, input, classes, labels and cost unit; its stages' members are the pool.
-        records: n rows of every member of the pool.
-        goal: what is wanted.
-        options: how to look.
-        progress: shows what takes long.
-
-    Raises:
-        DataError: records that cannot be planned with for this goal.
-    """
-    options = options or SearchOptions()
-    goal = _checked(goal, base, records)
-    share = options.certify_share if goal.certify else 0.0
-    split = split_from_ids(records.ids, certify_share=share, seed=options.seed)
-    trial = CalibrationResult(kept=False, reason="not asked for")
-    if options.calibrate:
-        trial = calibrate(base, records, goal, split=split, options=options, progress=progress)
-        base = trial.applied(base)
-    modes = len({mode_of(combine) for combine in options.combines})
-    with progress("combining members", modes * records.rows) as advance:
-        table = table_from_records(
-            base, records, combines=options.combines, scores=options.scores, advance=advance
-        )
-    everything = RowSet(table=table, yardstick=reference_of(goal, table, records, combine=options.combines[0]))
-    chosen_on, judged_on = everything.take(split.search), everything.take(split.certify)
-    decision = decide(chosen_on, judged_on, goal, options, progress=progress)
-    origin = Origin(base=base, records=records, split=split, trial=trial, goal=goal, combine=options.combines[0])
-    found = result_from_decision(decision, chosen_on, origin)
-    if isinstance(found, Infeasible):
-        return found
-    return _geared(found, decision.choice, chosen_on, options, labelled=not goal.label_free)
-
-
-def _geared(
-    planned: PlanResult, choice: CandidatePlan, part: RowSet, options: SearchOptions, *, labelled: bool
-) -> PlanResult:
-    """The plan with its cheaper gears, where some are wanted and there are any."""
-    cheaper = gears_of(choice, part, count=options.gears, quantiles=options.quantiles)
-    if not cheaper:
-        return planned
-    if not labelled:
-        cheaper = tuple(dataclasses.replace(gear, accuracy=None) for gear in cheaper)
-    return dataclasses.replace(planned, spec=dataclasses.replace(planned.spec, gears=Gears(cheaper=cheaper)))
-
-
-def _checked(goal: Goal, base: CascadeSpec, records: Records) -> Goal:
-    """The goal with its reference settled."""
-    names = [member.name for member in in_cost_order(base.members)]
-    if ENSEMBLE in names:
-        raise DataError(
-            "plan",
-            got=f"a member named {ENSEMBLE}",
-            expected="another name: this one means all members together",
-            fix="rename it, or leave it out with `members`",
-        )
-    random = [name for name in random_members(records) if name in names]
-    if random:
-        raise DataError(
-            "plan",
-            got=f"members with random weights, {', '.join(random)}",
-            expected="trained ones: accuracy of random weights is no result",
-            fix="for cost and speed work use `impose_exits`",
-        )
-    if records.labels is None and not goal.label_free:
-        fix = "record labelled data, or use `label_free` to certify agreement instead"
-        raise DataError("records", got="no labels", expected="labels int64 (n,)", fix=fix)
-    if goal.label_free and goal.reference is None:
-        goal = dataclasses.replace(goal, reference=names[-1])
-    if goal.reference is not None and goal.reference not in (*names, ENSEMBLE):
-        raise DataError(
-            "plan `reference`", got=goal.reference, expected=f"one of {', '.join(names)}, or {ENSEMBLE}"
-        )
-    return goal
-
-
-# More corners than this tell a reader nothing; the first and the last are always there.
-FRONTIER_ROWS = 200
+# More points than this tell a reader nothing; the first and the last are always there.
+FRONTIER_POINTS = 200
 # The search and the served core are the same arithmetic; so many rows are replayed to see that they are.
 REPLAYED_ROWS = 4096
 
 
 @dataclass(frozen=True, kw_only=True)
-class FrontierRow:
+class FrontierPoint:
     """One plan nothing beats in both accuracy and cost, on the search part.
 
     Args:
         members: names in plan order.
-        stages: the same by stage.
+        stages: the names by stage.
         thresholds: one per stage but the last.
         combine: combine mode.
-        score: score.
+        score: confidence score.
         accuracy: share of rows right; of rows that agree with the reference where labels are not looked at.
         mean_cost: per row.
         worst_cost: of a row that goes through every stage.
@@ -155,7 +67,7 @@ class PlanResult:
         exit_share: per stage, on the search part.
         frontier: dearest first.
         pool: all members that were chosen from, with the temperatures and costs that were planned with.
-        instead: why the reference itself had to be taken; None where it had not.
+        fallback_reason: why the reference itself had to be taken; None where it had not.
     """
 
     spec: CascadeSpec
@@ -163,9 +75,9 @@ class PlanResult:
     accuracy_lower: float | None
     mean_cost: float
     exit_share: tuple[float, ...]
-    frontier: tuple[FrontierRow, ...]
+    frontier: tuple[FrontierPoint, ...]
     pool: tuple[Member, ...]
-    instead: UnmetConstraint | None = None
+    fallback_reason: UnmetConstraint | None = None
 
     @property
     def worst_cost(self) -> float:
@@ -179,111 +91,178 @@ class Infeasible:
 
     Args:
         best: the best reachable one.
-        shortfall: why.
+        unmet: why.
     """
 
     best: PlanResult
-    shortfall: UnmetConstraint
+    unmet: UnmetConstraint
 
 
-@dataclass(frozen=True, kw_only=True)
-class Origin:
-    """What a plan is made of, and with which rows.
+def plan_from_records(
+    base: CascadeSpec,
+    records: Records,
+    goal: Goal,
+    *,
+    options: SearchOptions | None = None,
+    random_weights: Collection[str] = (),
+    progress: Progress = no_progress,
+) -> PlanResult | Infeasible:
+    """The best plan for a goal, or the best reachable one where there is none.
 
     Args:
-        base: gives everything a plan has besides stages.
-        records: all rows.
-        split: which of them were used for what.
-        trial: how the temperatures came about.
-        goal: what was asked.
-        combine: mode of the reference "ensemble".
+        base: gives name, input, classes, labels and cost unit; its stages' members are the pool.
+        records: n rows of every member of the pool.
+        goal: what is wanted.
+        options: how to look.
+        random_weights: members that were never trained, beside those of which the records say so; no plan is made
+            with one.
+        progress: shows what takes long.
+
+    Raises:
+        DataError: records that cannot be planned with for this goal.
     """
+    options = options or SearchOptions()
+    goal = _settled(goal, base, records, random_weights={*random_weights, *random_members(records)})
+    share = options.certify_share if goal.certify else 0.0
+    split = split_from_ids(records.ids, certify_share=share, seed=options.seed)
+    calibration = CalibrationResult(kept=False, reason="not asked for")
+    if options.calibrate:
+        calibration = calibrate(base, records, goal, split=split, options=options, progress=progress)
+        base = calibration.applied(base)
+    modes = len({mode_of(combine) for combine in options.combines})
+    with progress("combining members", modes * records.rows) as advance:
+        table = table_from_records(
+            base, records, combines=options.combines, scores=options.scores, advance=advance
+        )
+    rows = measured_rows(goal, table, records, combine=options.combines[0])
+    search_rows = rows.take(split.search)
+    decision = decide(search_rows, rows.take(split.certify), goal, options, progress=progress)
+    origin = _Origin(base, records, split, calibration, goal, options)
+    result = _result(decision, search_rows, origin)
+    if decision.unmet is not None:
+        return Infeasible(best=result, unmet=decision.unmet)
+    return _with_gears(result, decision.plan, search_rows, options, labelled=not goal.label_free)
+
+
+@dataclass(frozen=True)
+class _Origin:
+    """What a plan was made from; `base` has the temperatures, `goal` its reference."""
 
     base: CascadeSpec
     records: Records
     split: DatasetSplit
-    trial: CalibrationResult
+    calibration: CalibrationResult
     goal: Goal
-    combine: str
+    options: SearchOptions
 
 
-def result_from_decision(decision: Decision, part: RowSet, origin: Origin) -> PlanResult | Infeasible:
-    """A plan, or the best reachable one, with its numbers on the search part.
+def _settled(goal: Goal, base: CascadeSpec, records: Records, *, random_weights: Collection[str]) -> Goal:
+    """The goal with its reference named, once the pool and the records can serve it."""
+    names = [member.name for member in in_cost_order(base.members)]
+    if ENSEMBLE in names:
+        raise DataError(
+            "plan",
+            got=f"a member named {ENSEMBLE}",
+            expected="another name: this one means all members together",
+            fix="rename it, or leave it out with `members`",
+        )
+    random = [name for name in records.outputs if name in random_weights and name in names]
+    if random:
+        raise DataError(
+            "plan",
+            got=f"members with random weights, {', '.join(random)}",
+            expected="trained ones: accuracy of random weights is no result",
+            fix="for cost and speed work use `impose_exits`",
+        )
+    if records.labels is None and not goal.label_free:
+        fix = "record labelled data, or use `label_free` to certify agreement instead"
+        raise DataError("records", got="no labels", expected="labels int64 (n,)", fix=fix)
+    if goal.label_free and goal.reference is None:
+        goal = dataclasses.replace(goal, reference=names[-1])
+    if goal.reference is not None and goal.reference not in (*names, ENSEMBLE):
+        raise DataError(
+            "plan `reference`", got=goal.reference, expected=f"one of {', '.join(names)}, or {ENSEMBLE}"
+        )
+    return goal
 
-    Args:
-        decision: the choice and what is known of it.
-        part: the search part.
-        origin: what it was chosen from.
-    """
-    choice, table, base = decision.choice, part.table, origin.base
-    outcome = answers_of(choice, table)
-    counts = np.bincount(outcome.stage, minlength=len(choice.stages))
-    share = tuple(float(count) / table.rows for count in counts)
-    right = int(part.yardstick.right(outcome.label).sum())
-    stages = spec_stages(choice, table.pool)
-    spent = np.cumsum([stage.cost for stage in stages])
-    mean_cost = float((counts * spent).sum()) / table.rows
+
+def _result(decision: Decision, rows: MeasuredRows, origin: _Origin) -> PlanResult:
+    """The plan with its numbers on the search part."""
+    plan, table = decision.plan, rows.table
+    answers = answers_of(plan, table)
     spec = dataclasses.replace(
-        base, stages=stages, combine=choice.combine, score=choice.score, fit=None, fused_prefix=None
+        origin.base,
+        stages=spec_stages(plan, table.pool),
+        combine=plan.combine,
+        score=plan.score,
+        fit=None,
+        fused_prefix=None,
     )
-    _check_by_replay(spec, outcome.label, origin)
+    few = origin.split.search[:REPLAYED_ROWS]
+    replayed = replay(spec, records_of_rows(origin.records, few, spec.members)).label
+    assert np.array_equal(replayed, answers.label[: len(few)]), f"{spec.name}: replay differs from the search"
+    right = int(rows.right(answers.label).sum())
+    accuracy = right / table.rows
+    exit_share, mean_cost = exits_and_cost(spec, answers.stage)
     known = not origin.goal.label_free
+    meta = origin.records.meta
     fit = Fit(
-        data_sha256=str(origin.records.meta.get("data_sha256", "")),
+        data_sha256=str(meta.get("data_sha256", "")),
         rows=table.rows,
-        split=str(origin.records.meta.get("data", "")),
+        split=str(meta.get("data", "")),
         target=origin.goal.text,
-        accuracy=right / table.rows if known else None,
+        accuracy=accuracy if known else None,
         accuracy_ci95=clopper_pearson(right, table.rows) if known else None,
-        exit_share=share,
+        exit_share=exit_share,
         mean_cost=mean_cost,
-        extra=_extra(decision, origin, agreement=right / table.rows),
+        extra=_extra(decision, origin, agreement=accuracy),
     )
-    planned = PlanResult(
+    return PlanResult(
         spec=dataclasses.replace(spec, fit=fit),
-        accuracy=right / table.rows,
+        accuracy=accuracy,
         accuracy_lower=decision.accuracy_lower,
         mean_cost=mean_cost,
-        exit_share=share,
-        frontier=frontier_rows(decision.searched, table.pool),
+        exit_share=exit_share,
+        frontier=frontier_points(decision.result, table.pool),
         pool=table.pool,
-        instead=decision.instead,
+        fallback_reason=decision.fallback_reason,
     )
-    return planned if decision.shortfall is None else Infeasible(best=planned, shortfall=decision.shortfall)
 
 
-def spec_stages(choice: CandidatePlan, pool: Sequence[Member]) -> tuple[Stage, ...]:
-    """The stages of a choice as cascade.json has them."""
+def spec_stages(plan: CandidatePlan, pool: Sequence[Member]) -> tuple[Stage, ...]:
+    """The stages of a plan as cascade.json has them."""
     return tuple(
         Stage(members=tuple(pool[place] for place in group), threshold=threshold)
-        for group, threshold in zip(choice.stages, (*choice.thresholds, None), strict=True)
+        for group, threshold in zip(plan.stages, (*plan.thresholds, None), strict=True)
     )
 
 
-def frontier_rows(searched: SearchResult, pool: Sequence[Member]) -> tuple[FrontierRow, ...]:
+def frontier_points(result: SearchResult, pool: Sequence[Member]) -> tuple[FrontierPoint, ...]:
     """The frontier of being right, thinned evenly where it is long."""
-    frontier = searched.frontiers[RIGHT]
-    places = np.unique(np.linspace(0, len(frontier) - 1, FRONTIER_ROWS).round().astype(int)) if frontier else ()
-    return tuple(_row(frontier[place], searched, pool) for place in places)
+    frontier = result.frontiers[RIGHT]
+    if not frontier:
+        return ()
+    places = np.unique(np.linspace(0, len(frontier) - 1, FRONTIER_POINTS).round().astype(int))
+    points = []
+    for plan in (frontier[place] for place in places):
+        stages = tuple(tuple(pool[place].name for place in group) for group in plan.stages)
+        points.append(
+            FrontierPoint(
+                members=tuple(name for stage in stages for name in stage),
+                stages=stages,
+                thresholds=plan.thresholds,
+                combine=plan.combine,
+                score=plan.score,
+                accuracy=plan.correct / result.rows,
+                mean_cost=result.mean_cost(plan),
+                worst_cost=float(sum(pool[place].cost for place in plan.members)),
+            )
+        )
+    return tuple(points)
 
 
-def _row(found: Found, searched: SearchResult, pool: Sequence[Member]) -> FrontierRow:
-    choice = found.choice
-    stages = tuple(tuple(pool[place].name for place in group) for group in choice.stages)
-    return FrontierRow(
-        members=tuple(name for stage in stages for name in stage),
-        stages=stages,
-        thresholds=choice.thresholds,
-        combine=choice.combine,
-        score=choice.score,
-        accuracy=found.right / searched.rows,
-        mean_cost=searched.mean_cost(found),
-        worst_cost=float(sum(pool[place].cost for place in choice.members)),
-    )
-
-
-def _extra(decision: Decision, origin: Origin, *, agreement: float) -> dict[str, Any]:
-    split = origin.split
+def _extra(decision: Decision, origin: _Origin, *, agreement: float) -> dict[str, Any]:
+    split, goal, meta = origin.split, origin.goal, origin.records.meta
     extra: dict[str, Any] = {
         "split": {
             "by": "hash of id and seed",
@@ -291,31 +270,37 @@ def _extra(decision: Decision, origin: Origin, *, agreement: float) -> dict[str,
             "search_rows": len(split.search),
             "certify_rows": len(split.certify),
         },
-        "calibration": origin.trial.facts(),
-        # Of which recordings the rows are, so that `evaluate` knows the rest of one from the whole.
-        **kept_origin(origin.records.meta),
+        "calibration": origin.calibration.facts(),
+        # Which recordings the rows are from, so that `evaluate` knows the rest of one from the whole.
+        **kept_origin(meta),
     }
-    recorded_with = _recorded_with(origin.records.meta)
+    recorded_with = _recorded_with(meta)
     if recorded_with:
         extra["recorded_with"] = recorded_with
-    if origin.goal.reference is not None:
-        extra["reference"] = {"name": origin.goal.reference, "combine": origin.combine}
+    if goal.reference is not None:
+        extra["reference"] = {"name": goal.reference, "combine": origin.options.combines[0]}
     if decision.guarantee is not None:
         extra["guarantee"] = decision.guarantee
-    if origin.goal.label_free:
-        extra["agreement"] = {"reference": origin.goal.reference, "share": agreement}
+    if goal.label_free:
+        extra["agreement"] = {"reference": goal.reference, "share": agreement}
     return extra
 
 
 def _recorded_with(meta: Mapping[str, Any]) -> dict[str, Any]:
-    """On what the scores were computed, and which members need flags of a processor to give them again."""
+    """What the scores were computed on, and which members need which processor flags to give them again."""
     found = dict(meta.get("recorded_with", {}))
     members = meta.get("members", {})
     flags = {name: one["processor_flags"] for name, one in members.items() if one.get("processor_flags")}
     return {**found, "processor_flags": flags} if flags else found
 
 
-def _check_by_replay(spec: CascadeSpec, label: npt.NDArray[np.int32], origin: Origin) -> None:
-    few = origin.split.search[:REPLAYED_ROWS]
-    done = replay(spec, records_of_rows(origin.records, few, spec.members))
-    assert np.array_equal(done.label, label[: len(few)]), f"{spec.name}: replay answers otherwise than the search"
+def _with_gears(
+    result: PlanResult, plan: CandidatePlan, rows: MeasuredRows, options: SearchOptions, *, labelled: bool
+) -> PlanResult:
+    """The plan with its cheaper gears, where some are wanted and there are any."""
+    cheaper = gears_of(plan, rows.table, right=rows.right, count=options.gears, quantiles=options.quantiles)
+    if not cheaper:
+        return result
+    if not labelled:
+        cheaper = tuple(dataclasses.replace(gear, accuracy=None) for gear in cheaper)
+    return dataclasses.replace(result, spec=dataclasses.replace(result.spec, gears=Gears(cheaper=cheaper)))

@@ -11,6 +11,7 @@ One `.npz`, readable and writable with numpy alone (docs/records.md):
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -25,6 +26,7 @@ from orchestrator.planner.costs import COSTS, is_cost
 from orchestrator.planner.texts import value_from_json
 from orchestrator.rows.ids import check_ids, check_labels
 from orchestrator.rows.npz import NpzWriter, arrays_from_path, npz_writer, shapes_from_path
+from orchestrator.spec import Member
 
 Array = npt.NDArray[Any]
 # Arrays of a file by their names.
@@ -35,7 +37,7 @@ SKIPPED_LISTED = 1000
 
 @dataclass(frozen=True, kw_only=True)
 class Records:
-    """Outputs of m members on n rows.
+    """Outputs of m members on n rows; nothing in them can be changed, `dataclasses.replace` makes others.
 
     Args:
         ids: (n,), unique.
@@ -50,9 +52,9 @@ class Records:
 
     ids: npt.NDArray[Any]
     labels: npt.NDArray[np.int64] | None
-    outputs: dict[str, npt.NDArray[np.float32]]
-    cost: dict[str, float]
-    meta: dict[str, Any] = field(default_factory=dict)
+    outputs: Mapping[str, npt.NDArray[np.float32]]
+    cost: Mapping[str, float]
+    meta: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         shapes = {name: array.shape for name, array in self.outputs.items()}
@@ -67,6 +69,18 @@ class Records:
                     expected="finite scores",
                     fix="leave these rows out, or the member",
                 )
+        for part in dataclasses.fields(self):
+            object.__setattr__(self, part.name, _read_only(getattr(self, part.name)))
+
+    def check_members(self, members: Iterable[Member]) -> None:
+        """Refuses members that were not recorded.
+
+        Raises:
+            DataError: naming them.
+        """
+        missing = [member.name for member in members if member.name not in self.outputs]
+        if missing:
+            raise DataError("records", got=f"no outputs of {', '.join(missing)}", fix="record those members too")
 
     @property
     def rows(self) -> int:
@@ -103,6 +117,31 @@ class RecordsFile:
     def rows(self) -> int:
         """Number of rows n."""
         return len(self.ids)
+
+
+class _ReadOnlyDict(dict[str, Any]):
+    """A dict, so that it can be written as JSON, that refuses to be changed."""
+
+    def _refuse(self, *args: object, **changes: object) -> Any:
+        del args, changes
+        raise TypeError("records cannot be changed")
+
+    __setitem__ = __delitem__ = __ior__ = _refuse
+    update = setdefault = pop = popitem = clear = _refuse
+
+    def __reduce__(self) -> Any:
+        # Unpickling would otherwise put items in one by one.
+        return _ReadOnlyDict, (dict(self),)
+
+
+def _read_only(value: Any) -> Any:
+    """The same values as views and copies that cannot be changed; the value handed in stays as it is."""
+    if isinstance(value, np.ndarray):
+        value = value.view()
+        value.flags.writeable = False
+    if isinstance(value, Mapping):
+        return _ReadOnlyDict({key: _read_only(item) for key, item in value.items()})
+    return [_read_only(item) for item in value] if isinstance(value, list) else value
 
 
 def unusable_rows(scores: Array) -> npt.NDArray[np.int64]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -29,19 +31,14 @@ def replay(spec: CascadeSpec, records: Records, policy: Policy | None = None) ->
     Raises:
         DataError: a member is missing from the records, the class count differs, or an output is not finite.
     """
-    missing = [member.name for member in spec.members if member.name not in records.outputs]
-    if missing:
-        raise DataError("records", got=f"no outputs of {', '.join(missing)}", fix="record those members too")
+    records.check_members(spec.members)
     if records.classes != spec.classes:
         raise DataError("records", got=f"{records.classes} classes", expected=f"{spec.classes} as in {spec.name}")
     parts = [
         _replay_chunk(spec, records, np.arange(start, min(start + CHUNK_ROWS, records.rows)), policy or Policy())
         for start in range(0, records.rows, CHUNK_ROWS)
     ]
-    columns = {
-        field.name: np.concatenate([getattr(part, field.name) for part in parts])
-        for field in dataclasses.fields(AnsweredRows)
-    }
+    columns = _columns_of(parts)
     order = np.argsort(columns["position"])
     done = AnsweredRows(**{name: column[order] for name, column in columns.items()})
     done.row = done.position.astype(np.intp)
@@ -70,8 +67,23 @@ def _replay_chunk(
         failed += len(outcome.failures)
     if failed:
         raise DataError("records", got=f"{failed} rows with NaN or infinite outputs", expected="finite outputs")
-    columns = {
-        field.name: np.concatenate([getattr(part, field.name) for part in parts])
-        for field in dataclasses.fields(AnsweredRows)
-    }
-    return AnsweredRows(**columns)
+    return AnsweredRows(**_columns_of(parts))
+
+
+def _columns_of(parts: Sequence[AnsweredRows]) -> dict[str, npt.NDArray[Any]]:
+    names = [field.name for field in dataclasses.fields(AnsweredRows)]
+    return {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
+
+
+def exits_and_cost(spec: CascadeSpec, exit_stage: npt.NDArray[Any]) -> tuple[tuple[float, ...], float]:
+    """Share of rows that exit at each stage, and mean cost per row, in float64.
+
+    Args:
+        spec: the plan.
+        exit_stage: whole numbers (n,), the stage that answers each row.
+    """
+    rows = len(exit_stage)
+    counts = np.bincount(exit_stage, minlength=len(spec.stages))
+    # The runtime's own sums of costs are float32, good for seven digits.
+    spent = np.cumsum([stage.cost for stage in spec.stages])
+    return tuple(float(count) / rows for count in counts), float((counts * spent).sum()) / rows

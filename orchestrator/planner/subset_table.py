@@ -1,8 +1,8 @@
 """What every subset of the pool would answer, row by row, if it were asked: computed once, searched many times.
 
 Rules of this file:
-- The running combination of a chain depends on the members asked so far and on nothing else, so one label and one
-  score per *subset in cost order* serve every chain and every tuple of thresholds. `last` looks at the newest
+- The running combination depends on the members asked so far and on nothing else, so one label and one score per
+  *subset in cost order* serve every ordering of members and every tuple of thresholds. `last` looks at the newest
   stage only, which is again a subset, combined like `mean_prob`.
 - Rows go through in chunks that fit a core's cache; of the (n, k) combinations only labels and scores stay.
 - The decision core does the arithmetic, member after member in plan order, so the bits are those of serving.
@@ -22,7 +22,6 @@ import numpy.typing as npt
 from orchestrator.decision import Accumulator, Combiner, confidence_score
 from orchestrator.decision.combine import scaled_logits
 from orchestrator.decision.scores import agreement
-from orchestrator.errors import DataError
 from orchestrator.planner.records import Records
 from orchestrator.progress import Advance, no_advance
 from orchestrator.spec import CascadeSpec, Member, Stage
@@ -43,10 +42,10 @@ class SubsetTable:
     """Labels and scores of every subset, n rows.
 
     Args:
-        pool: the members, in cost order; a unit is a tuple of places in it, ascending.
-        index: unit -> its line in the arrays below.
-        labels: mode -> int32 (units, n); modes are combine modes, with `last` kept as `mean_prob`.
-        scores: (mode, score) -> float32 (units, n); `agreement` is derived from `tops`.
+        pool: the members, in cost order; a subset is a tuple of places in it, ascending.
+        index: subset -> its line in the arrays below.
+        labels: mode -> int32 (subsets, n); modes are combine modes, with `last` kept as `mean_prob`.
+        scores: (mode, score) -> float32 (subsets, n); `agreement` is derived from `tops`.
         tops: int32 (n, m), every member's own answer.
     """
 
@@ -67,7 +66,7 @@ class SubsetTable:
         return tuple(member.cost for member in self.pool)
 
     def take(self, rows: npt.NDArray[np.intp]) -> SubsetTable:
-        """The same of some rows, which may repeat."""
+        """The table of some of the rows, which may repeat."""
         return dataclasses.replace(
             self,
             labels={mode: part[:, rows] for mode, part in self.labels.items()},
@@ -75,25 +74,25 @@ class SubsetTable:
             tops=self.tops[rows],
         )
 
-    def label(self, combine: str, unit: Subset) -> Labels:
+    def label(self, combine: str, subset: Subset) -> Labels:
         """What the subset answers, int32 (n,)."""
-        labels: Labels = self.labels[mode_of(combine)][self.index[unit]]
+        labels: Labels = self.labels[mode_of(combine)][self.index[subset]]
         return labels
 
-    def score(self, combine: str, score: str, *, asked: Subset, unit: Subset) -> F32:
+    def score(self, combine: str, score: str, *, asked: Subset, subset: Subset) -> F32:
         """How sure that answer is, float32 (n,).
 
         Args:
             combine: a combine mode.
-            score: a score.
+            score: a confidence score.
             asked: all members asked so far.
-            unit: those whose combination it is: the newest stage for `last`, all asked otherwise.
+            subset: the members whose combination answers: the newest stage for `last`, all asked otherwise.
         """
         if score != "agreement":
-            scores: F32 = self.scores[mode_of(combine), score][self.index[unit]]
+            scores: F32 = self.scores[mode_of(combine), score][self.index[subset]]
             return scores
         weights = np.array([self.pool[place].weight for place in asked], np.float32)
-        return agreement(self.tops[:, asked], weights, self.label(combine, unit).astype(np.int64))
+        return agreement(self.tops[:, asked], weights, self.label(combine, subset).astype(np.int64))
 
 
 def mode_of(combine: str) -> str:
@@ -108,7 +107,7 @@ def in_cost_order(members: Sequence[Member]) -> tuple[Member, ...]:
 
 def subsets_of(members: int) -> list[Subset]:
     """Every subset of up to four, small ones first."""
-    return [unit for size in range(1, MOST_MEMBERS + 1) for unit in combinations(range(members), size)]
+    return [subset for size in range(1, MOST_MEMBERS + 1) for subset in combinations(range(members), size)]
 
 
 def chunk_rows(classes: int) -> int:
@@ -139,16 +138,16 @@ def table_from_records(
         DataError: a member is missing from the records.
     """
     pool = in_cost_order(base.members)
-    _check(pool, records)
-    units = subsets_of(len(pool))
+    records.check_members(pool)
+    subsets = subsets_of(len(pool))
     if len(pool) > MOST_MEMBERS:
-        units.append(tuple(range(len(pool))))
+        subsets.append(tuple(range(len(pool))))
     modes = sorted({mode_of(combine) for combine in combines})
     wanted = [score for score in scores if score != "agreement"]
-    shape = (len(units), records.rows)
+    shape = (len(subsets), records.rows)
     table = SubsetTable(
         pool=pool,
-        index={unit: line for line, unit in enumerate(units)},
+        index={subset: line for line, subset in enumerate(subsets)},
         labels={mode: np.zeros(shape, np.int32) for mode in modes},
         scores={(mode, score): np.zeros(shape, np.float32) for mode in modes for score in wanted},
         tops=np.zeros((records.rows, len(pool)), np.int32),
@@ -167,12 +166,6 @@ def table_from_records(
         for _ in crew.map(work, jobs):
             pass
     return table
-
-
-def _check(pool: Sequence[Member], records: Records) -> None:
-    missing = [member.name for member in pool if member.name not in records.outputs]
-    if missing:
-        raise DataError("records", got=f"no outputs of {', '.join(missing)}", fix="record those members too")
 
 
 class _Filler:
@@ -195,28 +188,29 @@ class _Filler:
         ready = [scaled_logits(member, raw)[0] for member, raw in zip(self._pool, outputs, strict=True)]
         for place, z in enumerate(ready):
             self._table.tops[rows, place] = np.argmax(z, axis=1)
-        self._grow(self._combiner.empty(len(ready[0])), (), ready=ready, rows=rows)
+        self._fill_larger(self._combiner.empty(len(ready[0])), (), ready=ready, rows=rows)
         whole = tuple(range(len(ready)))
         if len(whole) > MOST_MEMBERS:
-            tally = self._combiner.empty(len(ready[0]))
+            sums = self._combiner.empty(len(ready[0]))
             for place, z in enumerate(ready):
-                self._combiner.add_stage(tally, place, [z])
-            self._keep(tally, whole, rows)
+                self._combiner.add_stage(sums, place, [z])
+            self._keep(sums, whole, rows)
 
-    def _grow(self, tally: Accumulator, unit: Subset, *, ready: Sequence[F32], rows: slice) -> None:
-        for place in range(unit[-1] + 1 if unit else 0, len(ready)):
+    def _fill_larger(self, sums: Accumulator, subset: Subset, *, ready: Sequence[F32], rows: slice) -> None:
+        """Every larger subset that begins with this one, each from the sums of the one it extends."""
+        for place in range(subset[-1] + 1 if subset else 0, len(ready)):
             child = Accumulator(
-                tally.total.copy(), tally.weight.copy(), None if tally.ties is None else tally.ties.copy(), None
+                sums.total.copy(), sums.weight.copy(), None if sums.ties is None else sums.ties.copy(), None
             )
             self._combiner.add_stage(child, place, [ready[place]])
-            grown = (*unit, place)
-            self._keep(child, grown, rows)
-            if len(grown) < MOST_MEMBERS:
-                self._grow(child, grown, ready=ready, rows=rows)
+            larger = (*subset, place)
+            self._keep(child, larger, rows)
+            if len(larger) < MOST_MEMBERS:
+                self._fill_larger(child, larger, ready=ready, rows=rows)
 
-    def _keep(self, tally: Accumulator, unit: Subset, rows: slice) -> None:
-        p, label = self._combiner.distribution(tally)
-        line = self._table.index[unit]
+    def _keep(self, sums: Accumulator, subset: Subset, rows: slice) -> None:
+        p, label = self._combiner.distribution(sums)
+        line = self._table.index[subset]
         self._table.labels[self._mode][line, rows] = label
         for score in self._scores:
             self._table.scores[self._mode, score][line, rows] = confidence_score(

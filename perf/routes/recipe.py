@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
 from orchestrator.local.sessions import LocalMembers
-from orchestrator.planner.impose import impose
+from orchestrator.planner.impose import impose_exits
 from orchestrator.planner.records import Records
 from orchestrator.spec import CascadeSpec, InputSpec, Member, Stage
 from perf.routes.spec import Rows, Scenario
@@ -104,7 +104,7 @@ def imposed_cascade(
         name=name,
         input=InputSpec(name=source.name, dtype=source.dtype, dims=source.dims),
         classes=local.classes(members[0]),
-        # A chain has thresholds in all stages but the last; impose fills them in.
+        # A chain has thresholds in all stages but the last; `impose_exits` fills them in.
         stages=stages,
     )
     said: dict[str, list[Rows]] = {member: [] for member in members}
@@ -119,4 +119,4 @@ def imposed_cascade(
         cost={member: local.cost(member) for member in members},
         meta={"members": {member: {"random_weights": True} for member in members}},
     )
-    return impose(base, records, exit_share=exit_share).spec
+    return replace(impose_exits(base, records, exit_share=exit_share), fit=None)

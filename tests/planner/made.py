@@ -33,6 +33,12 @@ def made_records(
     return Records(ids=np.arange(rows), labels=labels, outputs=outputs, cost=cost)
 
 
+def with_outputs(records: Records, **outputs: np.ndarray | None) -> Records:
+    """The records with other outputs of some members, None for members that are left out."""
+    kept = {name: scores for name, scores in {**records.outputs, **outputs}.items() if scores is not None}
+    return dataclasses.replace(records, outputs=kept, cost={name: records.cost[name] for name in kept})
+
+
 def pool_of(records: Records, **changes: object) -> CascadeSpec:
     """A spec whose stages are the recorded members."""
     members = (Member(name=name, output="logits", cost=records.cost[name]) for name in records.outputs)

@@ -20,8 +20,8 @@ from orchestrator.planner.certify import (
     planned_test,
     sequence_of,
 )
-from orchestrator.planner.decide import RowSet, decide
-from orchestrator.planner.goal import Goal, SearchOptions, reference_of
+from orchestrator.planner.decide import decide
+from orchestrator.planner.goal import Goal, MeasuredRows, SearchOptions, measured_rows
 from orchestrator.planner.intervals import rows_needed
 from orchestrator.planner.records import Records
 from orchestrator.planner.search import RIGHT, search
@@ -45,9 +45,8 @@ class World:
     records: Records
     table: SubsetTable
 
-    def part(self, goal: Goal) -> RowSet:
-        stick = reference_of(goal, self.table, self.records, combine="mean_logit")
-        return RowSet(table=self.table, yardstick=stick)
+    def measured(self, goal: Goal) -> MeasuredRows:
+        return measured_rows(goal, self.table, self.records, combine="mean_logit")
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +63,7 @@ def simulate(
     With `cheat` the rows that chose the plan also judge it.
     """
     rng = np.random.default_rng(1)
-    everything = world.part(goal)
+    everything = world.measured(goal)
     broken, planned, slack = 0, 0, 0.0
     known: dict[CandidatePlan, float] = {}
     for _ in range(resamples):
@@ -72,14 +71,14 @@ def simulate(
         half = np.arange(rows // 2)
         parts = drawn.take(half), drawn.take(half if cheat else half + rows // 2)
         decision = decide(*parts, goal, SearchOptions(quantiles=quantiles))
-        if decision.shortfall is not None:
+        if decision.unmet is not None:
             continue
-        if decision.choice not in known:
-            tally = counts_of(decision.choice, everything.table, everything.yardstick)
-            known[decision.choice] = (tally.losses - tally.gains) / tally.rows
+        if decision.plan not in known:
+            counts = counts_of(decision.plan, everything)
+            known[decision.plan] = (counts.losses - counts.gains) / counts.rows
         planned += 1
-        broken += known[decision.choice] > goal.allowed
-        slack += goal.allowed - known[decision.choice]
+        broken += known[decision.plan] > goal.allowed
+        slack += goal.allowed - known[decision.plan]
     return broken / resamples, planned / resamples, slack / max(planned, 1)
 
 
@@ -112,16 +111,16 @@ def test_promises_hold_on_fewer_samples_too(world: World, kind: str) -> None:
 
 def sequence_in(world: World, goal: Goal) -> list[tuple[CandidatePlan, float]]:
     """Plans of the population's frontier with what they truly lose, safest first."""
-    everything = world.part(goal)
-    chains = orderings_of(world.table.pool, combines=("mean_logit",), scores=("max_prob",), max_stages=4)
-    found = search(everything.table, chains, values={RIGHT: everything.yardstick.right}, quantiles=8)
-    tallies = [(one.choice, counts_of(one.choice, *parts_of(everything))) for one in found.frontiers[RIGHT]]
-    losses = [(choice, (tally.losses - tally.gains) / tally.rows) for choice, tally in tallies]
+    everything = world.measured(goal)
+    orderings = orderings_of(world.table.pool, combines=("mean_logit",), scores=("max_prob",), max_stages=4)
+    found = search(everything.table, orderings, measures={RIGHT: everything.right}, quantiles=8)
+    counted = [(plan, counts_of(plan, everything)) for plan in found.frontiers[RIGHT]]
+    losses = [(plan, (counts.losses - counts.gains) / counts.rows) for plan, counts in counted]
     return sorted(losses, key=lambda pair: pair[1])
 
 
-def parts_of(part: RowSet) -> tuple[SubsetTable, object]:
-    return part.table, part.yardstick
+def entry(plan: CandidatePlan, cost: float, method: str, risk: float) -> PlannedTest:
+    return PlannedTest(plan=dataclasses.replace(plan, integer_cost=cost), method=method, risk=risk)
 
 
 @pytest.mark.parametrize("resamples", [250, pytest.param(RESAMPLES, marks=pytest.mark.slow)])
@@ -137,50 +136,51 @@ def test_a_plan_a_hair_too_bad_is_certified_about_as_often_as_delta(
     )
     epsilon = plans[place][1] - 1e-6
     sequence = [
-        PlannedTest(choice=choice, ticks=-number, method=method, predicted=loss, risk=loss)
-        for number, (choice, loss) in enumerate(plans[place - 2 : place + 1])
+        entry(plan, -number, method, loss) for number, (plan, loss) in enumerate(plans[place - 2 : place + 1])
     ]
-    everything, rng, broken = world.part(goal), np.random.default_rng(2), 0
+    everything, rng, broken = world.measured(goal), np.random.default_rng(2), 0
     for _ in range(resamples):
         drawn = everything.take(rng.integers(POPULATION, size=1500))
-        said = certify(sequence, drawn.table, drawn.yardstick, epsilon=epsilon, delta=DELTA)
-        broken += said.certified and said.choice == sequence[-1].choice
+        said = certify(sequence, drawn, epsilon=epsilon, delta=DELTA)
+        broken += said.certified and said.plan == sequence[-1].plan
     assert DELTA / 4 <= broken / resamples <= most(resamples)
 
 
 def test_the_accuracy_that_is_promised_besides_holds_as_often(world: World) -> None:
-    everything, rng, broken = world.part(GOALS["reference"]), np.random.default_rng(3), 0
+    everything, rng, broken = world.measured(GOALS["reference"]), np.random.default_rng(3), 0
     for _ in range(80):
         drawn = everything.take(rng.integers(POPULATION, size=1000))
         half = np.arange(500)
         decision = decide(
             drawn.take(half), drawn.take(half + 500), GOALS["reference"], SearchOptions(quantiles=12)
         )
-        tally = counts_of(decision.choice, *parts_of(everything))
-        broken += decision.shortfall is None and decision.accuracy_lower > tally.right / tally.rows
+        counts = counts_of(decision.plan, everything)
+        broken += decision.unmet is None and decision.accuracy_lower > counts.right / counts.rows
     assert broken / 80 <= most(80)
 
 
 def test_the_sequence_gets_cheaper_and_riskier_and_keeps_both_ends_when_thinned() -> None:
     rng = np.random.default_rng(0)
     plans = [
-        PlannedTest(choice=CandidatePlan(combine="vote", score="max_prob", stages=((place,),), thresholds=()),
-                  ticks=float(cost), method="discordant_pairs", predicted=float(risk), risk=float(risk))
+        entry(CandidatePlan(combine="vote", score="max_prob", stages=((place,),), thresholds=()),
+               float(cost), "discordant_pairs", float(risk))
         for place, (cost, risk) in enumerate(zip(np.linspace(9, 1, 500), np.sort(rng.random(500)), strict=True))
     ]  # fmt: skip
-    dominated = dataclasses.replace(plans[3], predicted=0.99, risk=0.99, ticks=8.0)
+    dominated = entry(plans[3].plan, 8.0, "discordant_pairs", 0.99)
     sequence = sequence_of([dominated, *plans])
     assert len(sequence) == LONGEST_SEQUENCE
     assert (sequence[0], sequence[-1]) == (plans[0], plans[-1])
     assert dominated not in sequence
-    assert all(a.predicted <= b.predicted and a.ticks > b.ticks for a, b in itertools.pairwise(sequence))
+    for one, following in itertools.pairwise(sequence):
+        assert one.risk <= following.risk
+        assert one.plan.integer_cost > following.plan.integer_cost
 
 
 def test_the_bound_of_a_candidate_is_the_one_that_promises_most_on_the_search_part() -> None:
     choice = CandidatePlan(combine="vote", score="max_prob", stages=((0,),), thresholds=())
     even = PairedCounts(rows=1000, right=900, losses=40, gains=40)
     lopsided = PairedCounts(rows=1000, right=900, losses=10, gains=0)
-    methods = [planned_test(choice, 1.0, tally, rows=2000, delta=0.05).method for tally in (even, lopsided)]
+    methods = [planned_test(choice, counts, rows=2000, delta=0.05).method for counts in (even, lopsided)]
     assert methods == ["discordant_pairs", "clopper_pearson_losses"]
 
 
@@ -188,34 +188,33 @@ def test_of_plans_whose_bound_is_0_the_one_that_gains_most_comes_first_and_the_c
     choice = CandidatePlan(combine="vote", score="max_prob", stages=((0,),), thresholds=())
     plans = [
         planned_test(
-            choice, ticks, PairedCounts(rows=1000, right=900, losses=10, gains=gains), rows=1000, delta=0.05
+            dataclasses.replace(choice, integer_cost=cost),
+            PairedCounts(rows=1000, right=900, losses=10, gains=gains),
+            rows=1000,
+            delta=0.05,
         )
-        for ticks, gains in ((3.0, 60), (2.0, 45), (1.0, 30))
+        for cost, gains in ((3.0, 60), (2.0, 45), (1.0, 30))
     ]
-    assert [plan.predicted for plan in plans] == [0.0, 0.0, 0.0]
-    assert [plan.ticks for plan in sequence_of(plans[::-1])] == [3.0, 2.0, 1.0]
+    assert all(plan.risk <= 0 for plan in plans)
+    assert [test.plan.integer_cost for test in sequence_of(plans[::-1])] == [3.0, 2.0, 1.0]
 
 
 def test_a_certified_bound_is_epsilon_where_a_cheaper_plan_failed_and_its_own_where_all_passed(
     world: World,
 ) -> None:
-    everything = world.part(GOALS["reference"])
+    everything = world.measured(GOALS["reference"])
     plans = sequence_in(world, GOALS["reference"])
-    sequence = [
-        PlannedTest(choice=choice, ticks=-place, method="clopper_pearson_losses", predicted=loss, risk=loss)
-        for place, (choice, loss) in enumerate(plans)
-    ]
-    part = parts_of(everything)
-    stopped = certify(sequence, *part, epsilon=0.1, delta=DELTA)
-    passed = certify(sequence[:1], *part, epsilon=0.2, delta=DELTA)
-    failed = certify(sequence, *part, epsilon=1e-5, delta=DELTA)
+    sequence = [entry(plan, -place, "clopper_pearson_losses", loss) for place, (plan, loss) in enumerate(plans)]
+    stopped = certify(sequence, everything, epsilon=0.1, delta=DELTA)
+    passed = certify(sequence[:1], everything, epsilon=0.2, delta=DELTA)
+    failed = certify(sequence, everything, epsilon=1e-5, delta=DELTA)
     assert (stopped.certified, stopped.bound) == (True, 0.1)
     assert passed.certified
     assert passed.bound < 0.2
-    assert (failed.certified, failed.choice) == (False, plans[0][0])
-    tally = failed.tally
+    assert (failed.certified, failed.plan) == (False, plans[0][0])
+    counts = failed.counts
     by_itself = rows_needed(
-        failed.method, losses=tally.losses, gains=tally.gains, rows=tally.rows, epsilon=1e-5, delta=DELTA
+        failed.method, losses=counts.losses, gains=counts.gains, rows=counts.rows, epsilon=1e-5, delta=DELTA
     )
     # Losses alone never get there; with gains, more rows do.
     assert by_itself is None
@@ -223,12 +222,12 @@ def test_a_certified_bound_is_epsilon_where_a_cheaper_plan_failed_and_its_own_wh
 
 
 def test_a_plan_in_reserve_costs_the_others_a_part_of_what_is_promised_of_accuracy(world: World) -> None:
-    everything = world.part(GOALS["reference"])
-    choice = sequence_in(world, GOALS["reference"])[0][0]
-    sequence = [PlannedTest(choice=choice, ticks=0, method="clopper_pearson_losses", predicted=0.0, risk=0.0)]
+    everything = world.measured(GOALS["reference"])
+    plan = sequence_in(world, GOALS["reference"])[0][0]
+    sequence = [entry(plan, 0, "clopper_pearson_losses", 0.0)]
     few = everything.take(np.arange(500))
     lower = [
-        certify(sequence, *parts_of(few), epsilon=0.5, delta=DELTA, spare=spare).accuracy_lower
-        for spare in (False, True)
+        certify(sequence, few, epsilon=0.5, delta=DELTA, has_fallback=fallback).accuracy_lower
+        for fallback in (False, True)
     ]
-    assert lower[1] == certify(sequence, *parts_of(few), epsilon=0.5, delta=DELTA / 2).accuracy_lower < lower[0]
+    assert lower[1] == certify(sequence, few, epsilon=0.5, delta=DELTA / 2).accuracy_lower < lower[0]

@@ -29,7 +29,7 @@ def test_a_larger_epsilon_never_finds_less(reference: str, label_free: bool) -> 
             found = planned(Goal(reference=reference, epsilon=epsilon, label_free=label_free), seed=seed)
             assert isinstance(found, PlanResult), (seed, epsilon)
             costs.append(found.mean_cost)
-            instead += found.instead is not None
+            instead += found.fallback_reason is not None
         assert costs == sorted(costs, reverse=True)
     assert instead
 
@@ -40,9 +40,9 @@ def test_the_reference_stands_in_with_what_it_would_take_to_certify_another_plan
     facts = found.spec.fit.extra["guarantee"]
     assert [member.name for member in found.spec.members] == ["c"]
     assert (facts["method"], facts["bound"], facts["losses"], facts["gains"]) == ("identity", 0.0, 0, 0)
-    assert found.instead is not None
-    assert found.instead.more_rows == facts["more_rows"] > 0
-    assert f"about {found.instead.more_rows} more rows would do" in found.instead.text
+    assert found.fallback_reason is not None
+    assert found.fallback_reason.more_rows == facts["more_rows"] > 0
+    assert f"about {found.fallback_reason.more_rows} more rows would do" in found.fallback_reason.text
     assert found.spec.fit.extra["reference"] == {"name": "c", "combine": "mean_logit"}
 
 
@@ -50,7 +50,7 @@ def test_a_reference_that_is_not_allowed_does_not_stand_in() -> None:
     for limit in ({"max_worst_cost": 5.0}, {"max_mean_cost": 9.0}):
         found = planned(Goal(reference="c", epsilon=0.04, **limit))
         assert isinstance(found, Infeasible)
-        assert found.best.instead is None
+        assert found.best.fallback_reason is None
 
 
 @pytest.mark.parametrize("goal", [Goal(reference=ENSEMBLE, epsilon=0.3), Goal(label_free=True, epsilon=0.3)])

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pickle
 import re
 import subprocess
 import sys
@@ -30,6 +31,19 @@ def test_records_read_back_as_written_with_numpy_alone(tmp_path: Path) -> None:
     with np.load(path) as stored:
         assert set(stored.files) == {"ids", "labels", "outputs/m", "cost/m", "meta"}
     assert [p.name for p in tmp_path.iterdir()] == ["r.npz"]
+
+
+def test_nothing_in_records_can_be_changed_and_what_was_handed_in_still_can() -> None:
+    outputs, meta = {"m": np.zeros((3, 2), np.float32)}, {"members": {"m": {}}}
+    records = Records(**{**GOOD, "outputs": outputs, "meta": meta})
+    for changed in (records.outputs, records.cost, records.meta, records.meta["members"]["m"]):
+        with pytest.raises(TypeError, match="cannot be changed"):
+            changed["m"] = None
+    with pytest.raises(ValueError, match="read-only"):
+        records.outputs["m"][0] = 1
+    outputs["m"][0] = 1
+    meta["members"]["m"]["random_weights"] = True
+    assert records.meta == pickle.loads(pickle.dumps(records)).meta == {"members": {"m": {}}}
 
 
 @pytest.mark.parametrize(

@@ -10,15 +10,13 @@ from orchestrator.planner.candidates import (
     CandidatePlan,
     answers_of,
     candidate_from_ordering,
-    exit_shares_of,
-    mean_cost,
     orderings_of,
 )
-from orchestrator.planner.grid import bins_from_scores, thresholds_from_scores, ticks_from_costs
+from orchestrator.planner.grid import bins_from_scores, integers_from_costs, thresholds_from_scores
 from orchestrator.planner.plan import spec_stages
 from orchestrator.planner.records import Records
 from orchestrator.planner.replay import replay
-from orchestrator.planner.search import RIGHT, Corner, Frontier, SearchResult, search
+from orchestrator.planner.search import RIGHT, Frontier, SearchResult, search
 from orchestrator.planner.subset_table import table_from_records
 from orchestrator.spec import COMBINES, SCORES
 from tests.planner.made import COSTS, achieved, every_plan, made_records, pool_of
@@ -29,17 +27,15 @@ POOLS = list(itertools.product(COMBINES, SCORES))
 
 def searched(records, *, combines=("mean_logit",), scores=("max_prob",), quantiles=100, max_stages=4, worst=None):
     table = table_from_records(pool_of(records), records, combines=combines, scores=scores)
-    chains = orderings_of(
+    orderings = orderings_of(
         table.pool, combines=combines, scores=scores, max_stages=max_stages, max_worst_cost=worst
     )
     right = {RIGHT: lambda label: label == records.labels}
-    return table, search(table, chains, values=right, max_stages=max_stages, quantiles=quantiles)
+    return table, search(table, orderings, measures=right, max_stages=max_stages, quantiles=quantiles)
 
 
 def corners(found: SearchResult) -> list[tuple[int, float]]:
-    return [
-        (one.right, pytest.approx(one.ticks / found.ticks_per_cost / found.rows)) for one in found.frontiers[RIGHT]
-    ]
+    return [(one.correct, pytest.approx(found.mean_cost(one))) for one in found.frontiers[RIGHT]]
 
 
 def best_of(points: list) -> list[tuple[int, float]]:
@@ -76,21 +72,21 @@ def test_random_search_on_the_same_grid_never_beats_a_larger_pool(combine: str, 
     costs = dict(zip("abcdef", (1.0, 2.0, 5.0, 9.0, 20.0, 31.0), strict=True))
     records = made_records(5, rows=400, members=6, classes=5, costs=costs)
     table, found = searched(records, combines=(combine,), scores=(score,), quantiles=30)
-    best = {one.right: one.ticks / found.ticks_per_cost / found.rows for one in found.frontiers[RIGHT]}
+    best = {one.correct: one.integer_cost / found.cost_scale / found.rows for one in found.frontiers[RIGHT]}
     rng = np.random.default_rng(0)
-    chains = orderings_of(table.pool, combines=(combine,), scores=(score,), max_stages=4)
+    orderings = orderings_of(table.pool, combines=(combine,), scores=(score,), max_stages=4)
     for _ in range(800):
-        chain = chains[rng.integers(len(chains))]
+        ordering = orderings[rng.integers(len(orderings))]
         thresholds = []
-        for stage in range(len(chain.groups) - 1):
-            never = [None] if chain.may_never_exit or not chain.may_exit(stage) else []
-            scores = table.score(combine, score, asked=chain.asked(stage), unit=chain.unit(stage))
-            grid = thresholds_from_scores(scores, 30) if chain.may_exit(stage) else []
+        for stage in range(len(ordering.groups) - 1):
+            never = [None] if ordering.may_never_exit or not ordering.may_exit(stage) else []
+            scores = table.score(combine, score, asked=ordering.asked(stage), subset=ordering.subset(stage))
+            grid = thresholds_from_scores(scores, 30) if ordering.may_exit(stage) else []
             thresholds.append(rng.choice(np.array([*grid, *never], object)))
-        choice = candidate_from_ordering(chain, thresholds)
-        outcome = answers_of(choice, table)
-        right = int((outcome.label == records.labels).sum())
-        cost = mean_cost(choice, exit_shares_of(outcome, len(choice.stages)), table.costs)
+        plan = candidate_from_ordering(ordering, thresholds)
+        answers = answers_of(plan, table)
+        right = int((answers.label == records.labels).sum())
+        cost = answers.mean_cost
         cheapest = min(least for many, least in best.items() if many >= right)
         assert cheapest <= cost + 1e-9
 
@@ -102,13 +98,13 @@ def test_every_plan_of_a_frontier_replays_to_the_same_answers_and_cost(combine: 
     table, found = searched(records, combines=(combine,), scores=(score,), quantiles=12)
     for one in found.frontiers[RIGHT][:: max(1, len(found.frontiers[RIGHT]) // 6)]:
         spec = dataclasses.replace(
-            pool_of(records), stages=spec_stages(one.choice, table.pool), combine=combine, score=score
+            pool_of(records), stages=spec_stages(one, table.pool), combine=combine, score=score
         )
-        done, outcome = replay(spec, records), answers_of(one.choice, table)
-        assert np.array_equal(done.label, outcome.label)
-        assert np.array_equal(done.exit_stage, outcome.stage)
-        assert int((done.label == records.labels).sum()) == one.right
-        assert done.cost.mean() == pytest.approx(one.ticks / found.ticks_per_cost / found.rows, rel=1e-6)
+        done, answers = replay(spec, records), answers_of(one, table)
+        assert np.array_equal(done.label, answers.label)
+        assert np.array_equal(done.exit_stage, answers.stage)
+        assert int((done.label == records.labels).sum()) == one.correct
+        assert done.cost.mean() == pytest.approx(one.integer_cost / found.cost_scale / found.rows, rel=1e-6)
 
 
 def test_thresholds_keep_their_distance_from_every_score() -> None:
@@ -116,9 +112,9 @@ def test_thresholds_keep_their_distance_from_every_score() -> None:
     table, found = searched(records)
     for one in found.frontiers[RIGHT]:
         asked: tuple[int, ...] = ()
-        for stage, threshold in zip(one.choice.stages, one.choice.thresholds, strict=False):
+        for stage, threshold in zip(one.stages, one.thresholds, strict=False):
             asked = (*asked, *stage)
-            scores = table.score("mean_logit", "max_prob", asked=asked, unit=asked)
+            scores = table.score("mean_logit", "max_prob", asked=asked, subset=asked)
             assert np.abs(scores - np.float32(threshold)).min() >= 0.9e-5
 
 
@@ -130,16 +126,16 @@ def test_ties_go_to_the_lower_worst_cost_then_fewer_members_then_names() -> None
     records = Records(ids=np.arange(60), labels=labels, outputs=outputs, cost=dict.fromkeys(outputs, 2.0))
     table, found = searched(records)
     (one,) = found.frontiers[RIGHT]
-    assert [table.pool[place].name for place in one.choice.members] == ["a"]
+    assert [table.pool[place].name for place in one.members] == ["a"]
 
 
 def test_costs_that_are_no_whole_numbers_tie_exactly() -> None:
-    ticks, scale = ticks_from_costs([0.1, 0.2, 0.3], 50_000)
-    assert (ticks.tolist(), scale) == ([1, 2, 3], 10)
-    ticks, scale = ticks_from_costs([1 / 3, 2e11 / 7], 50_000)
-    assert np.array_equal(ticks, np.round(ticks))
-    assert ticks / scale == pytest.approx([1 / 3, 2e11 / 7], abs=1e-11 * 2e11)
-    assert ticks.sum() * 50_000 <= 2**53
+    costs, scale = integers_from_costs([0.1, 0.2, 0.3], 50_000)
+    assert (costs.tolist(), scale) == ([1, 2, 3], 10)
+    costs, scale = integers_from_costs([1 / 3, 2e11 / 7], 50_000)
+    assert np.array_equal(costs, np.round(costs))
+    assert costs / scale == pytest.approx([1 / 3, 2e11 / 7], abs=1e-11 * 2e11)
+    assert costs.sum() * 50_000 <= 2**53
 
 
 def test_the_same_records_in_another_order_give_the_same_frontier() -> None:
@@ -157,7 +153,7 @@ def test_the_same_records_in_another_order_give_the_same_frontier() -> None:
 def test_a_worst_cost_leaves_out_committees_that_can_exceed_it() -> None:
     records = made_records(2, rows=300, members=4)
     table, found = searched(records, worst=sum(list(COSTS.values())[:2]))
-    assert {place for one in found.frontiers[RIGHT] for place in one.choice.members} == {0, 1}
+    assert {place for one in found.frontiers[RIGHT] for place in one.members} == {0, 1}
     assert not orderings_of(table.pool, combines=("last",), scores=("max_prob",), max_stages=4, max_worst_cost=0.5)
 
 
@@ -165,16 +161,16 @@ def test_a_worst_cost_leaves_out_committees_that_can_exceed_it() -> None:
 def test_no_plan_has_more_stages_than_asked_but_may_have_more_members(combine: str) -> None:
     records = made_records(2, rows=300, members=4)
     _, found = searched(records, combines=(combine,), max_stages=2)
-    sizes = {(len(one.choice.stages), len(one.choice.members)) for one in found.frontiers[RIGHT]}
+    sizes = {(len(one.stages), len(one.members)) for one in found.frontiers[RIGHT]}
     assert max(stages for stages, _ in sizes) == 2
     assert max(members for _, members in sizes) > 2
 
 
 def test_neighbours_that_never_exit_are_one_stage() -> None:
-    chain = orderings_of(
+    ordering = orderings_of(
         pool_of(made_records(0, members=4)).members, combines=("vote",), scores=("max_prob",), max_stages=4
     )[-1]
-    assert candidate_from_ordering(chain, [None, 0.5, None]) == CandidatePlan(
+    assert candidate_from_ordering(ordering, [None, 0.5, None]) == CandidatePlan(
         combine="vote", score="max_prob", stages=((0, 1), (2, 3)), thresholds=(0.5,)
     )
 
@@ -186,24 +182,22 @@ def test_of_equal_cost_and_worst_cost_the_plan_with_fewer_members_is_taken() -> 
     records = dataclasses.replace(records, outputs=outputs, cost={"a": 1.0, "b": 2.0, "c": 3.0})
     table, found = searched(records, max_stages=1, worst=3.0)
     best = found.frontiers[RIGHT][0]
-    assert [table.pool[place].name for place in best.choice.members] == ["c"]
+    assert [table.pool[place].name for place in best.members] == ["c"]
 
 
 def test_of_tuples_that_do_the_same_the_most_careful_one_is_taken() -> None:
     frontier = Frontier(10)
     frontier.add(0, np.array([[4, 7], [7, 2]], np.int32), np.array([[1.0, 5.0], [5.0, 9.0]]))
-    assert frontier.corners() == [
-        Corner(chain=0, cell=2, right=7, ticks=5.0), Corner(chain=0, cell=0, right=4, ticks=1.0)
-    ]  # fmt: skip
+    assert frontier.corners() == [(0, 2, 7, 5.0), (0, 0, 4, 1.0)]
 
 
 def test_a_score_at_the_threshold_exits_as_it_does_in_serving() -> None:
     records = made_records(9, rows=50, members=2)
     table = table_from_records(pool_of(records), records)
-    scores = table.score("mean_logit", "max_prob", asked=(0,), unit=(0,))
+    scores = table.score("mean_logit", "max_prob", asked=(0,), subset=(0,))
     threshold = float(np.sort(scores)[20])
-    choice = CandidatePlan(combine="mean_logit", score="max_prob", stages=((0,), (1,)), thresholds=(threshold,))
-    done = replay(dataclasses.replace(pool_of(records), stages=spec_stages(choice, table.pool)), records)
-    assert np.array_equal(answers_of(choice, table).stage, done.exit_stage)
+    plan = CandidatePlan(combine="mean_logit", score="max_prob", stages=((0,), (1,)), thresholds=(threshold,))
+    done = replay(dataclasses.replace(pool_of(records), stages=spec_stages(plan, table.pool)), records)
+    assert np.array_equal(answers_of(plan, table).stage, done.exit_stage)
     assert (bins_from_scores(scores, np.array([threshold], np.float32)) == 1 - done.exit_stage).all()
     assert (done.exit_stage == 0).sum() == 30

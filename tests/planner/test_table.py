@@ -10,7 +10,7 @@ from orchestrator.planner.records import Records
 from orchestrator.planner.replay import replay
 from orchestrator.planner.subset_table import subsets_of, table_from_records
 from orchestrator.spec import COMBINES, CascadeSpec, Member, Stage
-from tests.planner.made import made_records, pool_of
+from tests.planner.made import made_records, pool_of, with_outputs
 
 SCORES = ("max_prob", "top2_gap", "neg_entropy")
 
@@ -29,16 +29,16 @@ def test_every_subset_gets_the_bits_that_replay_of_it_as_one_stage_gets(combine:
     # More rows than one chunk, so that chunks of different sizes meet.
     records = made_records(4, rows=4500, members=4)
     raw = np.exp(records.outputs["c"])
-    records.outputs["c"] = raw / raw.sum(axis=1, keepdims=True)
+    records = with_outputs(records, c=raw / raw.sum(axis=1, keepdims=True))
     base = unusual_pool(records)
     table = table_from_records(base, records, combines=(combine,), scores=(*SCORES, "agreement"), workers=3)
-    for unit in subsets_of(4)[::3]:
-        stage = Stage(members=tuple(table.pool[place] for place in unit))
-        for score in (*SCORES, "agreement") if len(unit) > 1 else SCORES:
+    for subset in subsets_of(4)[::3]:
+        stage = Stage(members=tuple(table.pool[place] for place in subset))
+        for score in (*SCORES, "agreement") if len(subset) > 1 else SCORES:
             spec = dataclasses.replace(base, stages=(stage,), combine=combine, score=score)
             done = replay(spec, records)
-            assert np.array_equal(table.label(combine, unit), done.label)
-            assert np.array_equal(table.score(combine, score, asked=unit, unit=unit), done.confidence)
+            assert np.array_equal(table.label(combine, subset), done.label)
+            assert np.array_equal(table.score(combine, score, asked=subset, subset=subset), done.confidence)
 
 
 def test_a_pool_of_more_than_four_also_gets_the_combination_of_all() -> None:
@@ -58,13 +58,15 @@ def test_progress_ends_at_the_number_of_rows_per_mode() -> None:
 
 def test_a_class_that_a_member_rules_out_is_no_failure() -> None:
     records = made_records(4, rows=50)
-    records.outputs["b"][[3, 7]] = (-np.inf, 0, 0)
+    scores = records.outputs["b"].copy()
+    scores[[3, 7]] = (-np.inf, 0, 0)
+    records = with_outputs(records, b=scores)
     assert np.isfinite(table_from_records(pool_of(records), records).scores["mean_logit", "max_prob"]).all()
 
 
 def test_members_that_were_not_recorded_are_named() -> None:
     records = made_records(4)
     base = pool_of(records)
-    del records.outputs["b"]
+    records = with_outputs(records, b=None)
     with pytest.raises(DataError, match="no outputs of b"):
         table_from_records(base, records)

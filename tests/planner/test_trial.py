@@ -87,7 +87,7 @@ def test_temperatures_are_kept_where_they_make_a_better_plan(goal: Goal) -> None
     better = with_.accuracy > without.accuracy if goal.has_budget else with_.mean_cost < without.mean_cost
     assert better
     temperatures = {member.name: member.temperature for member in with_.spec.members}
-    assert temperatures == {name: trial_of_all(records, goal).scalings[name].temperature for name in temperatures}
+    assert temperatures == {name: trial_of_all(records, goal).fits[name].temperature for name in temperatures}
 
 
 def trial_of_all(records: Records, goal: Goal) -> CalibrationResult:
@@ -101,7 +101,7 @@ def test_temperatures_that_change_nothing_are_not_kept() -> None:
     records = Records(ids=np.arange(4000), labels=labels, outputs={"a": z, "b": z}, cost={"a": 1.0, "b": 2.0})
     trial = trial_of(records, Goal(max_mean_cost=1.5))
     assert not trial.kept
-    assert all(0.9 < scaling.temperature < 1.1 for scaling in trial.scalings.values())
+    assert all(0.9 < scaling.temperature < 1.1 for scaling in trial.fits.values())
 
 
 @pytest.mark.parametrize(

@@ -67,11 +67,11 @@ def choose(part: PlanPart, *, quantiles: int, margin_splits: int, progress: Prog
         *_modes(space, singles[best]),
         *_stages(space, singles, whole),
     )
-    cascades = [one.choice for one in reversed(whole.frontiers[RIGHT]) if one.choice.thresholds]
+    cascades = [plan for plan in reversed(whole.frontiers[RIGHT]) if plan.thresholds]
     picture = {
         "single": tuple(singles.values()),
         "ensemble": _thinned(ensembles_of(space)),
-        "cascade": _thinned([space.plan_of(choice) for choice in cascades]),
+        "cascade": _thinned([space.plan_of(plan) for plan in cascades]),
     }
     return Choices(
         source=_source(space, best),

@@ -22,11 +22,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from orchestrator.planner.candidates import CandidatePlan, answers_of, exit_shares_of, mean_cost, orderings_of
+from orchestrator.planner.candidates import CandidatePlan, answers_of, orderings_of
 from orchestrator.planner.dataset_split import DatasetSplit, split_from_ids
-from orchestrator.planner.decide import RowSet, decide
-from orchestrator.planner.goal import Goal, SearchOptions, reference_of
-from orchestrator.planner.search import RIGHT, Found, SearchResult, search
+from orchestrator.planner.decide import decide
+from orchestrator.planner.goal import Goal, SearchOptions, measured_rows
+from orchestrator.planner.search import RIGHT, SearchResult, search
 from orchestrator.planner.subset_table import SubsetTable, table_from_records
 from orchestrator.progress import Progress
 from perf.studies.reproduce.choices import HEADLINE, ChosenPlan, PlanComparison
@@ -68,16 +68,16 @@ class SearchSpace:
         """Names of the members, cheapest first."""
         return tuple(member.name for member in self.table.pool)
 
-    def plan_of(self, choice: CandidatePlan) -> ChosenPlan:
+    def plan_of(self, plan: CandidatePlan) -> ChosenPlan:
         """A plan with its accuracy and its mean cost on all rows of this space."""
-        outcome = answers_of(choice, self.table)
+        answers = answers_of(plan, self.table)
         return ChosenPlan(
-            stages=tuple(tuple(self.names[place] for place in stage) for stage in choice.stages),
-            thresholds=choice.thresholds,
-            combine=choice.combine,
-            score=choice.score,
-            accuracy=float((outcome.label == self.truth).mean()),
-            mean_cost=mean_cost(choice, exit_shares_of(outcome, len(choice.stages)), self.table.costs),
+            stages=tuple(tuple(self.names[place] for place in stage) for stage in plan.stages),
+            thresholds=plan.thresholds,
+            combine=plan.combine,
+            score=plan.score,
+            accuracy=float((answers.label == self.truth).mean()),
+            mean_cost=answers.mean_cost,
         )
 
     def right(self, name: str) -> Bools:
@@ -140,19 +140,18 @@ def certified(space: SearchSpace, single: ChosenPlan, *, epsilon: float) -> Plan
     """The cheapest plan certified to be at most `epsilon` less accurate than a single model, compared with it."""
     goal = Goal(reference=single.members[0], epsilon=epsilon, delta=DELTA)
     options = SearchOptions(quantiles=space.quantiles, calibrate=False)
-    reference = reference_of(goal, space.table, space.part.records, combine="mean_logit")
-    everything = RowSet(table=space.table, yardstick=reference)
+    everything = measured_rows(goal, space.table, space.part.records, combine="mean_logit")
     proposing, confirming = everything.take(space.split.search), everything.take(space.split.certify)
     line = partial(PlanComparison, claim=HEADLINE, label=f"epsilon {epsilon:g}", other=single)
     decision = decide(proposing, confirming, goal, options, progress=space.progress)
-    if decision.shortfall is not None:
-        return line(one=None, note=f"none certified: {decision.shortfall.got}")
-    plan = space.plan_of(decision.choice)
+    if decision.unmet is not None:
+        return line(one=None, note=f"none certified: {decision.unmet.got}")
+    plan = space.plan_of(decision.plan)
     if plan.members != single.members:
         return line(one=plan, guarantee=decision.guarantee)
-    if decision.instead is None:
+    if decision.fallback_reason is None:
         return line(one=None, note="nothing cheaper is good enough on the rows that propose")
-    return line(one=None, note=f"none certified: {decision.instead.got}")
+    return line(one=None, note=f"none certified: {decision.fallback_reason.got}")
 
 
 def searched(
@@ -164,18 +163,18 @@ def searched(
     max_worst_cost: float | None = None,
 ) -> SearchResult:
     """The frontier of plans on all rows of the space."""
-    chains = orderings_of(
+    orderings = orderings_of(
         space.table.pool,
         combines=(combine,),
         scores=(score,),
         max_stages=max_stages,
         max_worst_cost=max_worst_cost,
     )
-    with space.progress(f"searching {combine}, {score}, stages <= {max_stages}", len(chains)) as advance:
+    with space.progress(f"searching {combine}, {score}, stages <= {max_stages}", len(orderings)) as advance:
         return search(
             space.table,
-            chains,
-            values={RIGHT: lambda label: label == space.truth},
+            orderings,
+            measures={RIGHT: lambda label: label == space.truth},
             max_stages=max_stages,
             quantiles=space.quantiles,
             advance=advance,
@@ -196,11 +195,11 @@ def no_worse(
     """
     level = int(reference.sum())
     for one in reversed(found.frontiers[RIGHT]):
-        if one.right < level or found.mean_cost(one) >= below_cost * (1 - 1e-12):
+        if one.correct < level or found.mean_cost(one) >= below_cost * (1 - 1e-12):
             continue
-        right = answers_of(one.choice, space.table).label == space.truth
+        right = answers_of(one, space.table).label == space.truth
         if standard_errors_ahead(right, reference) >= margin_se:
-            return space.plan_of(one.choice)
+            return space.plan_of(one)
     return None
 
 
@@ -213,16 +212,16 @@ def standard_errors_ahead(one: Bools, other: Bools) -> float:
 
 def cheapest_at_accuracy(space: SearchSpace, found: SearchResult, *, accuracy: float) -> ChosenPlan | None:
     """The cheapest plan of at least this accuracy on these rows; None where none has it."""
-    return _plan(space, found.reaching(found.frontiers[RIGHT], right=accuracy * found.rows))
+    return _plan(space, found.cheapest_at_accuracy(found.frontiers[RIGHT], correct=accuracy * found.rows))
 
 
 def best_at_cost(space: SearchSpace, found: SearchResult, *, mean_cost: float) -> ChosenPlan | None:
     """The most accurate plan of at most this mean cost on these rows; None where all cost more."""
-    return _plan(space, found.within(found.frontiers[RIGHT], max_mean_cost=mean_cost))
+    return _plan(space, found.best_at_cost(found.frontiers[RIGHT], max_mean_cost=mean_cost))
 
 
-def _plan(space: SearchSpace, found: Found | None) -> ChosenPlan | None:
-    return None if found is None else space.plan_of(found.choice)
+def _plan(space: SearchSpace, plan: CandidatePlan | None) -> ChosenPlan | None:
+    return None if plan is None else space.plan_of(plan)
 
 
 def ensembles_of(space: SearchSpace) -> list[ChosenPlan]:
