@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from orchestrator.planner.dataset_split import split_from_ids
 from orchestrator.planner.intervals import clopper_pearson_ends, paired_difference
-from orchestrator.planner.plan import FrontierRow
+from orchestrator.planner.plan import FrontierPoint
 from orchestrator.planner.records import Records
 from orchestrator.report.curves import (
     ClassFacts,
@@ -91,7 +91,7 @@ class FrontierPlan(QualityAndCost):
         plan: as the planner found it.
     """
 
-    plan: FrontierRow
+    plan: FrontierPoint
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,7 +155,7 @@ def report_from_records(
     spec: CascadeSpec,
     records: Records,
     *,
-    frontier: Sequence[FrontierRow] = (),
+    frontier: Sequence[FrontierPoint] = (),
     certificate: Mapping[str, Any] | None = None,
     calibration: Mapping[str, Any] | None = None,
     pool: Sequence[Member] = (),
@@ -233,7 +233,7 @@ def _stages(found: ReportInput) -> tuple[StageFacts, ...]:
     )
 
 
-def _frontier(rows: Sequence[FrontierRow], spec: CascadeSpec, found: ReportInput) -> tuple[FrontierPlan, ...]:
+def _frontier(rows: Sequence[FrontierPoint], spec: CascadeSpec, found: ReportInput) -> tuple[FrontierPlan, ...]:
     if not found.criterion.for_frontier:
         return ()
     counted = len(found.correct) if spec.fit is None else spec.fit.rows

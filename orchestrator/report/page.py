@@ -12,7 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from orchestrator.errors import DataError
 from orchestrator.files import write_file
-from orchestrator.planner.plan import FrontierRow
+from orchestrator.planner.plan import FrontierPoint
 from orchestrator.planner.records import Records
 from orchestrator.progress import Progress, no_progress
 from orchestrator.report import words
@@ -30,7 +30,7 @@ def write_report(
     spec: CascadeSpec,
     records: Records,
     *,
-    frontier: Sequence[FrontierRow] = (),
+    frontier: Sequence[FrontierPoint] = (),
     certificate: Mapping[str, Any] | None = None,
     calibration: Mapping[str, Any] | None = None,
     pool: Sequence[Member] = (),

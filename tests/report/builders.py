@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from orchestrator.planner.plan import FrontierRow
+from orchestrator.planner.plan import FrontierPoint
 from orchestrator.planner.records import Records
 from orchestrator.progress import Advance
 from orchestrator.report.page import write_report
@@ -67,9 +67,9 @@ def made_plan(
 
 EVIL = """<script>window.pwned=1</script></script>"'><img src=x onerror="window.pwned=2">&amp;$\\frac{1}$"""
 FRONTIER = (
-    FrontierRow(members=("tiny",), stages=(("tiny",),), thresholds=(), combine="mean_logit", score="max_prob",
+    FrontierPoint(members=("tiny",), stages=(("tiny",),), thresholds=(), combine="mean_logit", score="max_prob",
                 accuracy=0.5, mean_cost=1e5, worst_cost=1e5),
-    FrontierRow(members=("tiny", "large"), stages=(("tiny",), ("large",)), thresholds=(0.9,), combine="vote",
+    FrontierPoint(members=("tiny", "large"), stages=(("tiny",), ("large",)), thresholds=(0.9,), combine="vote",
                 score="top2_gap", accuracy=0.7, mean_cost=1e7, worst_cost=3.01e7),
 )  # fmt: skip
 CERTIFICATE = {

@@ -182,7 +182,7 @@ class PartRecorder:
         return TestPart(records=records, base=self._base(records), images=drawn.images, data_sha256=drawn.sha256())
 
     def _base(self, records: Records) -> CascadeSpec:
-        return pool_from_records(records, self.repository, name="glyphs", cost=None)[0]
+        return pool_from_records(records, self.repository, name="glyphs", cost=None).spec
 
     def _recorded(self, part: str) -> tuple[DrawnPart, Records]:
         self.say(f"{part} part: drawing")

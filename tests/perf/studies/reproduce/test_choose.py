@@ -72,7 +72,7 @@ def test_the_rule_with_the_margin_takes_the_cheapest_that_is_ahead_by_it(space: 
     assert plan is not None
     records = space.part.records
     for one in reversed(found.frontiers[RIGHT]):
-        cheapest = space.plan_of(one.choice)
+        cheapest = space.plan_of(one)
         # By the replay and by hand, not by the functions that choose.
         right = replay(cheapest.spec_of(space.part.base), records).label == records.labels
         gains, losses = (right & ~reference).sum(), (~right & reference).sum()
