@@ -15,7 +15,7 @@ from orchestrator.serving.options import ServeOptions
 FIELDS = ("http", "grpc", "metrics")
 _FREE = range(20000, 32000)
 
-# Nothing is sent there: these are for documentation, and only the way to them is asked for.
+# Addresses reserved for documentation: nothing is sent there, only the route to them is looked up.
 _ELSEWHERE = {socket.AF_INET: "198.51.100.1", socket.AF_INET6: "2001:db8::1"}
 
 
@@ -29,15 +29,15 @@ class Ports:
 
 
 def choose_ports(options: ServeOptions) -> Ports:
-    """The ports asked for, after seeing that they are free, and free ones where 0 was asked for.
+    """The ports of the options, after a check that they are free, and free ports in place of 0.
 
-    All three are held until the last is chosen, so they differ. They are let go before the server binds them,
-    seconds later: another process may slip in, which the server then reports. Free ones are therefore taken
-    from below the range the system hands to outgoing connections.
+    All three are held until the last is chosen, so they differ. They are released seconds before the server binds
+    them, and another process that takes one in between makes the server fail with an error. Free ports are
+    therefore chosen below the range that the system uses for outgoing connections.
 
     Raises:
-        PortInUseError: somebody listens there already.
-        ServingError: the address is not this machine's, or the port is not ours to bind.
+        PortInUseError: another process listens there.
+        ServingError: the address is not this machine's, or this user may not bind the port.
     """
     with ExitStack() as held:
         found = {field: _hold(held, options.host, getattr(options, f"{field}_port"), field) for field in FIELDS}
@@ -46,7 +46,7 @@ def choose_ports(options: ServeOptions) -> Ports:
 
 def _hold(held: ExitStack, host: str, port: int, field: str) -> int:
     probe = held.enter_context(socket.socket(family_of(host), socket.SOCK_STREAM))
-    # As the server does: a port whose last connections are still in TIME_WAIT is free.
+    # The server sets it as well: a port whose last connections are still in TIME_WAIT is free.
     probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     candidates = [port] if port else random.sample(_FREE, 100)
     for candidate in candidates:
@@ -76,18 +76,18 @@ def _error_from(error: OSError, host: str, port: int, field: str) -> ServingErro
 
 
 def family_of(host: str) -> socket.AddressFamily:
-    """IPv6 for such an address, IPv4 for other addresses and for names."""
+    """IPv6 for an IPv6 address, IPv4 for other addresses and for names."""
     return socket.AF_INET6 if ":" in host else socket.AF_INET
 
 
 def is_wildcard(host: str) -> bool:
-    """Whether it means every address of this machine, as 0.0.0.0 and :: do."""
+    """Whether a host means every address of this machine, as 0.0.0.0 and :: do."""
     address = _address(host)
     return address is not None and address.is_unspecified
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine can connect to it."""
+    """Whether only this machine can connect to a host."""
     address = _address(host)
     if address is None:
         try:
@@ -105,13 +105,13 @@ def local_host(host: str) -> str:
 
 
 def network_host(host: str) -> str:
-    """The address that other machines connect to when a server binds `host`; the local one without a network."""
+    """The address that other machines connect to when a server binds `host`; without a network the local one."""
     if not is_wildcard(host):
         return host
     family = family_of(host)
     with socket.socket(family, socket.SOCK_DGRAM) as probe:
         try:
-            # Of a datagram socket this only chooses the interface that has the way out.
+            # On a datagram socket this only chooses the interface with the route.
             probe.connect((_ELSEWHERE[family], 9))
             found = str(probe.getsockname()[0])
         except OSError:
@@ -120,12 +120,12 @@ def network_host(host: str) -> str:
 
 
 def bracketed(host: str) -> str:
-    """A host as it stands before a colon and a port."""
+    """A host as it is written before a colon and a port."""
     return f"[{host}]" if family_of(host) == socket.AF_INET6 else host
 
 
 def evhtp_host(host: str) -> str:
-    """A host as Triton's HTTP and metrics endpoints take it."""
+    """A host as Triton's options for HTTP and metrics take it."""
     return f"ipv6:{host}" if family_of(host) == socket.AF_INET6 else host
 
 

@@ -1,7 +1,7 @@
-"""Cascades of a running server against their plans: unloaded while a member is another, loaded again afterwards.
+"""Unloads the cascades of a running server while a member is not as planned, and loads them again afterwards.
 
-The runtime inside the server answers UNAVAILABLE by itself in that time. A release that asks no Python model for
-its readiness would still call the cascade ready, so `committee serve` unloads it there.
+The runtime inside the server answers UNAVAILABLE by itself meanwhile. Releases that do not ask Python models if
+they are ready would still report the cascade as ready, so `committee serve` unloads it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from orchestrator.spec.planned_models import PlannedModel, planned_models, verif
 from orchestrator.spec.triton import versions_in
 
 LOOK_S = 1.0
-# Loading what failed to load is tried again after so long, since every try may take gigabytes from the disk.
+# Pause before a load that failed is tried again, since every try may read gigabytes.
 _RETRY_S = 3.0
 Versions = Mapping[str, frozenset[int]]
 
@@ -32,11 +32,11 @@ class _Cascade:
 
     Args:
         spec: the plan.
-        members: of the plan, without its fused prefix, for which the members stand in.
+        members: the plan's, without its fused prefix, in whose place the members can be asked.
         verify: whether files are compared with the plan's hashes.
-        is_unloaded: whether it was unloaded here.
-        to_load: members to be loaded again before it, because the server may run other files of them, or none.
-        retry_s: on the monotonic clock, when to try loading again.
+        is_unloaded: whether this watch has unloaded it.
+        to_load: members to load again before it, because the server may have loaded other files, or none.
+        retry_s: when to try loading again, on the monotonic clock.
     """
 
     spec: CascadeSpec
@@ -48,12 +48,12 @@ class _Cascade:
 
 
 class CascadeWatch:
-    """Looks at every cascade that is loaded, whenever it is told to.
+    """Compares every loaded cascade with its plan whenever `look` is called.
 
     Args:
-        repository: that is served.
-        control: the running server.
-        tell: told in one line of every cascade that goes or comes back.
+        repository: the repository that is served.
+        control: the running server's API.
+        tell: called with one line for every cascade that is unloaded or loaded again.
     """
 
     def __init__(self, repository: Path, control: RepositoryControl, *, tell: Callable[[str], None]) -> None:
@@ -63,7 +63,7 @@ class CascadeWatch:
         self._cascades: dict[str, _Cascade] | None = None
 
     def look(self) -> None:
-        """Compares once; a server that does not answer is looked at the next time."""
+        """Compares once; does nothing while the server does not answer."""
         with contextlib.suppress(OSError, http.client.HTTPException, ServingError):
             if self._cascades is None:
                 found = {name: self._served(name, now) for name, now in self._control.ready_versions().items()}
@@ -79,7 +79,7 @@ class CascadeWatch:
             return None
         try:
             spec, verify = cascade_from_path(path), verifies_hashes(self._control.config(name))
-        except SpecError:  # changed since the server has read it
+        except SpecError:  # changed since the server read it
             return None
         return _Cascade(spec, self._members(spec, verify), verify)
 
@@ -87,7 +87,7 @@ class CascadeWatch:
         return planned_models(spec, self._repository, verify_files=verify)[: len(spec.members)]
 
     def _read_again(self, name: str, cascade: _Cascade) -> None:
-        """Takes the plan that lies there now: to plan again is one way to mend what is wrong."""
+        """Reads the plan again, since a new plan is one way to end the fault."""
         folder = self._repository / name
         with contextlib.suppress(SpecError):
             spec = cascade_from_path(folder / str(max(versions_in(folder), default=0)) / PLAN)
@@ -109,7 +109,7 @@ class CascadeWatch:
             self._tell(f"{name} is unloaded until that is mended: {'; '.join(texts)}")
 
     def _brought_back(self, name: str, cascade: _Cascade) -> _Cascade:
-        """Loads a cascade again once all is as planned; members first that were not, from the files there now."""
+        """Loads a cascade again once its members are as planned, after those members that were not."""
         self._read_again(name, cascade)
         if time.monotonic() < cascade.retry_s or any(member.fault() is not None for member in cascade.members):
             return cascade
@@ -129,7 +129,7 @@ class CascadeWatch:
 
 
 def _faults(cascade: _Cascade, loaded: Versions) -> dict[str, str]:
-    """By member, what differs from the plan."""
+    """Member -> what differs from the plan."""
 
     def ready(name: str, version: int | None) -> bool:
         there = loaded.get(name, frozenset())

@@ -1,4 +1,4 @@
-"""A child process that cannot outlive us, with everything it starts itself."""
+"""A child process that ends when this process ends, together with everything it has started."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-# Runs between us and the child: asks the kernel to end it when we end, then becomes it. Not a preexec_fn,
-# which runs Python between fork and exec and can deadlock in a process with threads. Number 1 is
-# PR_SET_PDEATHSIG, 15 is SIGTERM; the comparison closes the gap in which we ended before the call.
+# Program that asks the kernel to end it when this process ends, and then becomes the child. A preexec_fn would run
+# Python between fork and exec, which can deadlock in a process with threads. Number 1 is PR_SET_PDEATHSIG, 15 is
+# SIGTERM; the comparison of process ids covers a parent that ended before the call.
 _LAUNCHER = (
     "import ctypes, os, sys; "
     "ctypes.CDLL(None).prctl(1, 15); "
@@ -25,13 +25,13 @@ _LAUNCHER = (
 class Child:
     """A process in a session of its own, its output in a file.
 
-    Its own session keeps the terminal's Ctrl-C away from it. The kernel ties its promise to end it to the
-    thread that started it, not to our process, so a thread that lives as long as the child starts it, whoever
-    calls us. That thread also ends what the child leaves running.
+    The session keeps the terminal's Ctrl-C away from it. The kernel ends the child when the thread that started it
+    ends, not when the process does, so a thread that lives as long as the child starts it. That thread also ends
+    what the child leaves running.
 
     Args:
         command: program and arguments.
-        environment: its variables, nothing is inherited besides.
+        environment: all its variables; none are inherited.
         log_path: receives stdout and stderr.
 
     Raises:
@@ -67,13 +67,13 @@ class Child:
         return self._exited.wait(timeout_s)
 
     def terminate(self) -> None:
-        """Asks it to end."""
+        """Sends SIGTERM, unless it has ended."""
         if not self._exited.is_set():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, signal.SIGTERM)
 
     def kill(self) -> None:
-        """Ends it and all it started, at once."""
+        """Ends it and everything it has started, at once."""
         if not self._exited.is_set():
             _kill_group(self.pid)
             self._exited.wait()
@@ -94,7 +94,7 @@ class Child:
             return
         finally:
             self._started.set()
-        # Seen dead but not yet collected, it still owns its number, so the group we end is surely its own.
+        # Until it is collected, a process that has ended keeps its id, so this is surely its own group.
         os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOWAIT)
         _kill_group(self._process.pid)
         self._process.wait()

@@ -1,16 +1,16 @@
-"""Stopping without losing a request: in which order models go.
+"""Triton's repository API, and stopping without losing a request: unloading models in the right order.
 
-On SIGTERM Triton (seen with 24.10) first declares itself not ready and only then waits for requests in flight.
-A model that asks others through BLS is refused from that moment ("Server not ready"), so a cascade's deferred
-rows die half way although Triton waits for them politely. Unloading does it right: a model that is being
-unloaded takes no new request, its running ones finish while everything they call still stands, and only then
-it goes. So models are unloaded, callers before callees; when the last is gone every request has its answer.
+On SIGTERM Triton (seen with 24.10) first declares itself not ready, then waits for requests in flight. From then
+on it refuses the BLS calls of models ("Server not ready"), so a cascade's deferred rows fail although Triton waits
+for them. Unloading works: a model that is being unloaded takes no new request, its running requests finish while
+the models that they call are still loaded, and only then the model goes. So models are unloaded, callers before
+callees, and when the last one is gone every request has its answer.
 
-SIGTERM comes after that. On its own it has a second fault: an idle keep-alive HTTP connection makes it wait
-for the whole exit timeout. With nothing loaded there is nothing left to wait for.
+SIGTERM comes after that. Alone it has a second fault: an idle keep-alive HTTP connection makes Triton wait for the
+whole exit timeout. With no model loaded it does not wait.
 
-Unloading exists in explicit control mode only. "poll" would drop a model whose folder disappears, but it
-would also reload half-written files while somebody edits them.
+Unloading is possible in explicit control mode only. "poll" would drop a model whose folder disappears, but would
+also load half-written files while somebody edits them.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from orchestrator.serving.scan import ModelEntry
 from orchestrator.spec.triton import ENSEMBLE
 
 _POLL_S = 0.05
-# Loading gigabytes takes minutes, and the answer comes when it is done.
+# Loading gigabytes takes minutes, and Triton answers when the model is loaded.
 _LOAD_S = 600.0
 
 
 def drain_waves(models: Iterable[ModelEntry]) -> list[list[str]]:
-    """Names of the models to unload, wave after wave: nobody in a wave is called by a later one.
+    """Names of the models to unload, in waves: no model is called by one of a later wave.
 
-    First all that may call others, ensembles and Python models; then the rest. A cycle goes in one wave.
+    Models that may call others, ensembles and Python models, come first, then the rest. A cycle goes in one wave.
     """
     all_models = tuple(models)
     callers = {model.name: model for model in all_models if model.backend in ("python", ENSEMBLE)}
@@ -52,7 +52,7 @@ def drain_waves(models: Iterable[ModelEntry]) -> list[list[str]]:
 
 @dataclass(frozen=True, kw_only=True)
 class RepositoryControl:
-    """Triton's repository API over HTTP, with the header it was told to ask for."""
+    """Triton's repository API over HTTP, with the header that the server requires."""
 
     host: str
     port: int
@@ -60,24 +60,24 @@ class RepositoryControl:
     timeout_s: float = 10.0
 
     def unload(self, names: Iterable[str]) -> None:
-        """Starts unloading; requests already accepted go on."""
+        """Starts unloading models; requests that were accepted are still answered."""
         for name in names:
             self._ask("POST", f"/v2/repository/models/{name}/unload")
 
     def load(self, name: str) -> None:
-        """Loads a model, again from its files where it is loaded already; returns when that is done.
+        """Loads a model, or loads it again from its files; returns when that is done.
 
         Raises:
-            ServingError: it does not load.
+            ServingError: the model does not load.
         """
         self._ask("POST", f"/v2/repository/models/{name}/load", timeout_s=_LOAD_S)
 
     def config(self, name: str) -> dict[str, Any]:
-        """The configuration a model is served with, as JSON values."""
+        """The configuration with which a model is served, as JSON values."""
         return dict(self._ask("GET", f"/v2/models/{name}/config"))
 
     def ready_versions(self) -> dict[str, frozenset[int]]:
-        """Numbers of the versions that would answer now, by model."""
+        """Model -> numbers of the versions that would answer now."""
         found: dict[str, frozenset[int]] = {}
         for model in self._index():
             ready = {int(model["version"])} if model.get("state") == "READY" else set()
@@ -85,7 +85,7 @@ class RepositoryControl:
         return found
 
     def states(self) -> dict[str, list[str]]:
-        """Load states of every model's versions, e.g. READY or UNLOADING."""
+        """Model -> load states of its versions, e.g. READY or UNLOADING."""
         found: dict[str, list[str]] = {}
         for model in self._index():
             found.setdefault(model["name"], []).append(model.get("state", "UNAVAILABLE"))
@@ -110,12 +110,12 @@ class RepositoryControl:
 
 
 def drain(control: RepositoryControl, waves: Iterable[Iterable[str]], *, deadline_s: float) -> bool:
-    """Unloads wave after wave, each once the one before has answered everything.
+    """Unloads wave after wave, each when the one before has answered all its requests.
 
     Args:
-        control: the running server.
+        control: the running server's API.
         waves: from `drain_waves`.
-        deadline_s: on the monotonic clock, when to give up.
+        deadline_s: when to give up, on the monotonic clock.
 
     Returns:
         True when every request was answered, False when the deadline came first.

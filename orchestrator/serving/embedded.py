@@ -16,21 +16,21 @@ from orchestrator.serving.machine import ServingMachine
 from orchestrator.serving.options import ServeOptions
 
 BACKENDS = Path(__file__).parent / "backends"
-# The repository API can make the server run any Python file (a load may carry one), so it asks for a header
-# whose value is known to this process and its child. Users of the same machine can read it in the process
-# list; there is no other way to hand it over.
+# The repository API can make the server run any Python file, which a load request may carry. So the server asks
+# for a header whose value only this process and its child know. Users of the same machine can read it in the
+# process list: Triton takes it on the command line only.
 CONTROL_HEADER = "committee-control"
-_UNSAFE = re.compile(r"[^A-Za-z0-9_@%+=:,./-]")  # what a shell may read as more than a letter
-# Every machine without a GPU prints these, and they are never the reason.
+_UNSAFE = re.compile(r"[^A-Za-z0-9_@%+=:,./-]")  # characters that may have a meaning to a shell
+# Triton logs these on every machine without a GPU, and they are never the reason of a failure.
 _HARMLESS = re.compile(r"cuda|nvml|dcgm|pinned", re.IGNORECASE)
-# Information (I1124 ...), tables, blank lines and what `reasons` tells better; what is left are warnings, errors
-# and what models print, Python's "Failed to initialize" with its frames among it.
+# Information (I1124 ...), tables, blank lines, and errors that `failure_reasons` says better. What is left are
+# warnings, errors, and what models print, such as Python's "Failed to initialize" with its frames.
 _CHATTER = re.compile(r"^(I\d{4} (?!.*Failed)|E\d{4} .*failed to load '|error: creating server|[|+]|\s*$)")
 _FAILED = re.compile(r"failed to load '(?P<model>[^']+)' version \d+: (?P<reason>.*)")
 _POLLED = re.compile(r"Poll failed for model directory '(?P<model>[^']+)': (?P<reason>.*)")
 _ERROR = re.compile(r'^E\d{4} \S+ +\d+ \S+\] *"?(?P<reason>.*)$')
 _LOADED = re.compile(r"successfully loaded '([^']+)'")
-# Triton's code and Python's exception stand before the sentence a person wants.
+# Triton's error code, which stands before the message itself.
 _PREFIX = re.compile(r"^(Internal|Invalid argument|Unavailable|Not found|Unsupported|Unknown): ")
 
 
@@ -43,8 +43,8 @@ def make_work_folder() -> Path:
 def make_backend_directory(machine: ServingMachine, folder: Path) -> Path:
     """Fills a folder with one sub-folder per backend and returns it.
 
-    Copies of 3 MB, made anew for every server: nothing to keep in step with the wheel and no cache that two
-    servers could race for. Links would not do, Triton refuses a library that lies outside its backend's folder.
+    3 MB are copied for every server, so that no cache has to be kept in step with the wheel and no two servers
+    compete for one. Links would not do: Triton refuses a library outside its backend's folder.
     """
     assert machine.wheel is not None, "check_machine comes first"
     assert machine.stub is not None, "check_machine comes first"
@@ -60,10 +60,10 @@ def make_backend_directory(machine: ServingMachine, folder: Path) -> Path:
 
 
 def shell_safe_repository(repository: Path, folder: Path) -> Path:
-    """A path to the repository that a shell takes as one word, by way of a link in the folder if need be.
+    """A path to the repository that a shell takes as one word: its own, or that of a link in the given folder.
 
-    The python backend starts each model's process through a shell and quotes nothing: with a space in the path
-    the process ends with "stol" and the server waits for it for ever.
+    The python backend starts each model's process through a shell without quoting. With a space in the path, that
+    process ends with "stol" and the server waits for it for ever.
     """
     path = repository.resolve()
     if not _UNSAFE.search(str(path)):
@@ -81,13 +81,13 @@ def environment_from(
     environment = dict(base)
     libraries = [machine.wheel.parent / "nvidia_pytriton.libs", machine.libpython, base.get("LD_LIBRARY_PATH")]
     environment["LD_LIBRARY_PATH"] = os.pathsep.join(str(folder) for folder in libraries if folder)
-    # The stub takes its prefix, and with it site-packages, from the first python3 on PATH.
+    # The stub derives its prefix, and with it site-packages, from the first python3 on PATH.
     environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), base.get("PATH", os.defpath)])
     for name in ("PYTHONHOME", "PYTHONSTARTUP"):
         environment.pop(name, None)
-    # Prints of models reach the log when they happen, not when a buffer fills.
+    # What models print then reaches the log at once, not when a buffer is full.
     environment["PYTHONUNBUFFERED"] = "1"
-    # The stand-in for ONNX Runtime completes configurations from the model file, and is not told where that is.
+    # Our backend for ONNX Runtime completes configurations from the model file, whose place Triton does not tell.
     environment["COMMITTEE_MODEL_REPOSITORY"] = str(repository)
     if hide_gpus:
         environment["CUDA_VISIBLE_DEVICES"] = "-1"
@@ -106,8 +106,8 @@ def command_from(
 ) -> list[str]:
     """The server's command line.
 
-    Model control is "explicit" with every model loaded at start, because stopping needs it (see drain.py);
-    for everybody else it looks like "none": loading and unloading are refused.
+    Model control is "explicit" with every model loaded at start, which stopping needs (see drain.py). Others are
+    refused loading and unloading, as in mode "none".
     """
     assert machine.wheel is not None, "check_machine comes first"
     python = {
@@ -138,7 +138,7 @@ def command_from(
 
 
 def log_tail(path: Path | None, lines: int) -> list[str]:
-    """The last lines of a log that a person may want to see; empty when there is no log."""
+    """The last lines of a log, without those that say nothing to a person; empty where there is no log."""
     kept = [line for line in _lines(path) if not _CHATTER.match(line) and not _HARMLESS.search(line)]
     return kept[-lines:]
 
@@ -149,7 +149,7 @@ def loaded_models(path: Path | None) -> set[str]:
 
 
 def failure_reasons(path: Path | None) -> list[str]:
-    """Why the server did not start, one text per model at fault; empty when the log does not say."""
+    """Why the server did not start, one text per model at fault; empty where the log does not say."""
     found: dict[str, str] = {}
     for pattern in (_POLLED, _FAILED):
         for line in _lines(path):
@@ -165,12 +165,12 @@ def failure_reasons(path: Path | None) -> list[str]:
 
 
 def is_port_in_use(reason: str) -> bool:
-    """True when that reason is another process on one of the ports."""
+    """Whether a reason from the log is another process on one of the ports."""
     return "already in use" in reason
 
 
 def _cleaned(reason: str, model: str = "") -> str:
-    # The log writes line ends of a message as \n; from "At:" on follows where in the code, which is in the log.
+    # The log writes the line ends of a message as \n; the traceback from "At:" on can be read there.
     text = reason.split("\\n\\nAt:")[0].replace("\\n", " ").strip().strip('"').strip()
     text = _PREFIX.sub("", text)
     return text.removeprefix("TritonModelException: ").removeprefix(f"{model}: ")

@@ -1,6 +1,6 @@
-"""What this machine offers the embedded server, and whether that is enough.
+"""What the embedded server needs of a machine, and whether this one has it.
 
-`machine_here` looks; the checks only compare, so a test can describe any machine it likes.
+`machine_here` looks at the machine; the checks only compare, so that tests can describe any machine.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from orchestrator.errors import PlatformError, ServingError
 from orchestrator.serving.options import MIB
 
 GLIBC_FLOOR = (2, 35)
-SHM_FLOOR_BYTES = 64 * MIB  # what docker gives a container; with less nothing of use runs
+SHM_FLOOR_BYTES = 64 * MIB  # what docker gives a container; with less, hardly any model runs
 SHM = Path("/dev/shm")
 _COMPOSE = "serve the same repository with `docker compose up`"
 _LIBRARY_FOLDERS = ("/usr/local/lib", "/usr/lib/x86_64-linux-gnu", "/usr/lib64", "/usr/lib")
@@ -28,16 +28,16 @@ _LIBRARY_FOLDERS = ("/usr/local/lib", "/usr/lib/x86_64-linux-gnu", "/usr/lib64",
 
 @dataclass(frozen=True, kw_only=True)
 class ServingMachine:
-    """One machine as far as the embedded server cares.
+    """The properties of a machine that the embedded server depends on.
 
     Args:
         system, architecture: as `platform` names them, e.g. "Linux" and "x86_64".
-        glibc: version of the C library, None where there is none (musl, macOS).
-        python: (major, minor) of the interpreter the models will run in.
-        numpy_version: of the numpy the models will import, None when there is none.
-        wheel: the `pytriton` package folder, None when the wheel is not installed.
-        libpython: folder of that interpreter's shared library, None when there is none.
-        shm_free_bytes: free shared memory, None when there is no /dev/shm.
+        glibc: (major, minor) of the C library; None for others (musl, macOS).
+        python: (major, minor) of the interpreter that models run in.
+        numpy_version: version of the numpy that models import; None without numpy.
+        wheel: folder of the `pytriton` package; None where it is not installed.
+        libpython: folder of that interpreter's shared library; None where it has none.
+        shm_free_bytes: free shared memory; None without /dev/shm.
     """
 
     system: str
@@ -51,7 +51,7 @@ class ServingMachine:
 
     @property
     def stub(self) -> Path | None:
-        """The process Triton starts per Python model, built for this interpreter; None when there is none."""
+        """Program that Triton starts for every Python model, built for this interpreter; None without one."""
         if self.wheel is None:
             return None
         version = f"{self.python[0]}.{self.python[1]}"
@@ -75,14 +75,14 @@ def machine_here() -> ServingMachine:
 
 
 def check_machine(machine: ServingMachine, *, shm_needed_bytes: int = 0) -> None:
-    """Returns when the embedded server can run here.
+    """Refuses a machine that the embedded server cannot run on.
 
     Args:
-        machine: to run on.
-        shm_needed_bytes: shared memory the models will begin with; a floor applies in any case.
+        machine: the machine.
+        shm_needed_bytes: shared memory that the models begin with; less than a fixed minimum counts as that.
 
     Raises:
-        PlatformError: it never will on this machine.
+        PlatformError: the server can never run there.
         ServingError: something is missing that can be installed or freed.
     """
     _check_platform(machine)
@@ -111,8 +111,8 @@ def _check_packages(machine: ServingMachine) -> None:
         )
     version = machine.numpy_version
     if version is None or int(version.split(".")[0]) >= 2:
-        # Under numpy 2 this release's stub makes every tensor zero bytes long: all requests would fail with an
-        # "input byte size mismatch" that says nothing about the cause.
+        # With numpy 2 this release's stub makes every tensor zero bytes long, and all requests would fail with an
+        # "input byte size mismatch", which does not tell the cause.
         got = "no numpy" if version is None else f"numpy {version}"
         raise ServingError("embedded Triton", got=got, expected="numpy below 2", fix="pip install 'numpy<2'")
 
@@ -146,14 +146,14 @@ def _check_shared_memory(machine: ServingMachine, needed_bytes: int) -> None:
 
 
 def libpython_folder(python: tuple[int, int], folders: Iterable[str | Path]) -> Path | None:
-    """The first folder that holds the shared library of that Python, under the name the stub asks for."""
+    """The first folder with that Python's shared library, under the name that the stub looks for."""
     name = f"libpython{_dotted(python)}.so.1.0"
     return next((Path(folder) for folder in folders if (Path(folder) / name).is_file()), None)
 
 
 def _library_folders() -> list[str | Path]:
-    # The interpreter's own first: a library of another patch release elsewhere would load, but it is not the
-    # one its compiled modules were built for.
+    # The interpreter's own folders come first: a library of another patch release would load, but compiled modules
+    # were not built for it.
     own = [sysconfig.get_config_var("LIBDIR"), Path(sys.base_prefix) / "lib"]
     return [*(folder for folder in own if folder), *_LIBRARY_FOLDERS]
 
@@ -167,7 +167,7 @@ def _glibc() -> tuple[int, int] | None:
 
 
 def _wheel() -> Path | None:
-    # Looked up without importing it: the import pulls in pyzmq and gevent and takes a second.
+    # Looked up without an import, which would load pyzmq and gevent and take a second.
     spec = importlib.util.find_spec("pytriton")
     places = list(spec.submodule_search_locations or ()) if spec else []
     found = (Path(place) for place in places)

@@ -1,4 +1,4 @@
-"""What a person may choose about the embedded server, validated when built."""
+"""Options of the embedded server, validated when built."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ class ServeOptions:
     """Options of one embedded server.
 
     Args:
-        repository: model repository; it is read where it lies and never written to.
-        host: address all three endpoints bind to.
+        repository: model repository; it is served from its place and never written to.
+        host: address that all three endpoints bind to.
         http_port, grpc_port, metrics_port: 0 picks a free port.
         startup_timeout_s: longest wait for every model to be ready.
         stop_timeout_s: longest wait for requests in flight before the server is killed.
         log_verbose: Triton's verbosity, 0 is quiet.
-        log_path: file for the server's log; None keeps it in a temporary folder, which outlives a failure only.
+        log_path: file for the server's log; None uses a temporary folder, which is kept after failures only.
         hide_gpus: start the server as if the machine had no GPU.
-        shm_bytes: shared memory each Python model begins with, and the step it grows by.
-        config_name: members with a `configs/<name>.pbtxt` are served with it, "gpu" for the rendered GPU ones.
-        bls_threads: calls plus late answers one Python model may have under way at a time.
+        shm_bytes: shared memory that each Python model begins with, and by which it grows.
+        bls_threads: most calls and late answers that one Python model may have under way at a time.
+        config_name: members with a file `configs/NAME.pbtxt` are served with it, "gpu" for the rendered GPU files.
     """
 
     repository: Path
@@ -57,7 +57,7 @@ class ServeOptions:
         faults.positive("startup_timeout_s", self.startup_timeout_s)
         faults.positive("stop_timeout_s", self.stop_timeout_s)
         faults.integer("log_verbose", self.log_verbose, low=0, high=9)
-        # Below 1 MiB the backend cannot hold its own bookkeeping and every load fails without a reason.
+        # With less than 1 MiB the backend has no room for its own data, and every load fails without a reason.
         faults.integer("shm_bytes", self.shm_bytes, low=MIB)
         faults.integer("bls_threads", self.bls_threads, low=1, high=1024)
         faults.close()
@@ -77,6 +77,6 @@ def _is_host(host: object) -> bool:
     try:
         ipaddress.ip_address(host)
     except ValueError:
-        # A dotted number that is no address (127.0.0.999) must not pass as a name.
+        # Dotted numbers that are no address (127.0.0.999) must not count as a host name.
         return _HOST_NAME.match(host) is not None and not host.replace(".", "").isdigit()
     return True

@@ -1,6 +1,6 @@
-"""One embedded server as an object: start, wait, stop.
+"""The embedded server as an object: start, wait, stop.
 
-Everything it leaves behind (its folder, shared memory) carries a prefix of its own and goes when it stops.
+Everything it leaves behind, its folder and shared memory, has a prefix of its own and is removed when it stops.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ from orchestrator.serving.options import ServeOptions
 from orchestrator.serving.scan import ModelEntry, check_models, scan_repository
 
 _POLL_S = 0.05
-# For the way out once nothing is in flight; beyond it Triton waits for nothing but idle connections.
+# Time for Triton to end once nothing is in flight; after it, Triton waits for idle connections only.
 _EXIT_S = 2.0
-# Starting many Python models at once, Triton 24.10 now and then aborts over a lock of its own (`lock_exception`).
+# Exit statuses of Triton 24.10 when it starts many Python models at once and fails over a lock (`lock_exception`).
 _CRASHES = (-signal.SIGABRT, -signal.SIGSEGV)
 _ATTEMPTS = 2
 
@@ -48,8 +48,8 @@ class EmbeddedServer:
 
     Args:
         options: what to serve and where.
-        progress: told in words how starting and stopping goes.
-        machine: what to run on; None looks at this one.
+        progress: called with words about every step of starting and stopping.
+        machine: the machine to run on; None looks at this one.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class EmbeddedServer:
         self.stop()
 
     def address(self, host: str, endpoint: str) -> str:
-        """host:port of "http", "grpc" or "metrics", where whoever connects calls this machine `host`."""
+        """host:port of the endpoint "http", "grpc" or "metrics", with `host` as the name of this machine."""
         return f"{bracketed(host)}:{getattr(self._known_ports, endpoint)}"
 
     @property
@@ -116,7 +116,7 @@ class EmbeddedServer:
 
     @property
     def control(self) -> RepositoryControl:
-        """Its repository API, which is closed to everybody else."""
+        """The server's repository API, which is closed to others."""
         return RepositoryControl(
             host=local_host(self.options.host), port=self._known_ports.http, key=self._control_key
         )
@@ -128,13 +128,13 @@ class EmbeddedServer:
             RepositoryError: the repository cannot be served as it lies on disk.
             PlatformError: this machine cannot run the server.
             PortInUseError: a port is taken.
-            ServingError: the server ended or did not become ready in time; says why and where the log is.
+            ServingError: the server ended or was not ready in time; the text has the reason and the log's path.
         """
         if self._child is not None:
             raise ServingError("embedded Triton was started already", fix="make another EmbeddedServer")
         machine = self._machine or machine_here()
         self._models = scan_repository(self.options.repository)
-        # Two instances a model is what Triton makes of a CPU model that does not say.
+        # Two instances per model, the number Triton gives CPU models that state none.
         check_machine(machine, shm_needed_bytes=2 * len(self._models) * self.options.shm_bytes)
         check_models(self._models, self.options.repository)
         self._ports = choose_ports(self.options)
@@ -144,7 +144,7 @@ class EmbeddedServer:
                 self._wait_until_ready(self._child)
                 return
             except BaseException as error:
-                # Ctrl-C while starting included, which is never the reason to try again.
+                # Ctrl-C comes here as well, and is never followed by another attempt.
                 again = attempt < _ATTEMPTS and isinstance(error, ServingError) and self._crashed
                 self._kill()
                 self._clean(keep_log=not again)
@@ -158,7 +158,7 @@ class EmbeddedServer:
         return self._running.status
 
     def stop(self) -> None:
-        """Lets the requests in flight finish, then ends the server; does nothing when it has ended already."""
+        """Ends the server after the requests in flight are answered; does nothing if it has ended already."""
         if self._child is None or self._child.status is not None:
             self._kill()
             self._clean(keep_log=True)
@@ -172,7 +172,7 @@ class EmbeddedServer:
             self._child.terminate()
             self._child.wait(_EXIT_S)
         finally:
-            # Also when a second Ctrl-C interrupts the wait.
+            # Done even if a second Ctrl-C interrupts the wait.
             self._kill()
             self._clean(keep_log=not drained)
 
@@ -220,7 +220,8 @@ class EmbeddedServer:
                     got=f"still loading {', '.join(missing)}" if missing else "all models loaded but no answer",
                     fix=f"the whole log is {self.log_path}",
                 )
-        # The metrics port is bound last, and on any of the three it may be a stranger who answers.
+        # Another server may have answered on the HTTP port. Triton binds the metrics port last, and ends if one of
+        # the three is taken.
         if child.wait(_POLL_S):
             raise self._start_error(child)
 
@@ -250,7 +251,7 @@ class EmbeddedServer:
         return ServingError("embedded Triton did not start", got=got, fix=f"the whole log is {self.log_path}")
 
     def _drain(self, deadline_s: float) -> bool:
-        # A server that no longer talks to us cannot be drained; SIGTERM comes next either way.
+        # A server that does not answer cannot be drained; it gets SIGTERM next in any case.
         with contextlib.suppress(OSError, http.client.HTTPException, ServingError):
             return drain(self.control, drain_waves(self._models), deadline_s=deadline_s)
         return False
@@ -262,7 +263,7 @@ class EmbeddedServer:
             path.unlink(missing_ok=True)
 
     def _clean(self, *, keep_log: bool) -> None:
-        """Removes the work folder, but for the log where that is all there is left to look at."""
+        """Removes the work folder, or all but the log in it."""
         if self._folder is not None:
             folder = self._folder / "backends" if keep_log and self.options.log_path is None else self._folder
             shutil.rmtree(folder, ignore_errors=True)

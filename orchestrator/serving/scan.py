@@ -1,4 +1,4 @@
-"""The models of a repository as the embedded server needs to know them: who runs each, and whom it calls."""
+"""The models of a repository for the embedded server: the backend of each, and the models it calls."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ class ModelEntry:
 
     Args:
         name: of the model, which is the folder's.
-        backend: who runs it, "ensemble" for Triton's own pipelines, None when nothing says.
-        calls: models it may ask while it answers.
-        own_backend: the folder carries its backend along.
+        backend: Triton backend, "ensemble" for Triton's own pipelines, None where it is unknown.
+        calls: models that it may call while it answers.
+        own_backend: whether its folder holds its backend's library.
     """
 
     name: str
@@ -63,13 +63,13 @@ def scan_repository(repository: Path) -> tuple[ModelEntry, ...]:
 
 
 def check_models(models: Iterable[ModelEntry], repository: Path) -> None:
-    """Returns when the embedded server can run every model.
+    """Refuses models that the embedded server cannot run.
 
     Raises:
-        RepositoryError: naming every model it cannot run.
+        RepositoryError: with the names of all such models.
     """
     models = tuple(models)
-    # The python backend hands the model's path to a shell without quotes (see embedded.py).
+    # The python backend passes the model's path to a shell without quoting (see embedded.py).
     unsafe = [model.name for model in models if not NAME.match(model.name)]
     if unsafe:
         expected = "model folders named with letters, digits, '_', '.' and '-'"

@@ -12,8 +12,8 @@ FRACTION = st.floats(0, 1, exclude_max=True)
 def test_a_pause_is_within_its_bounds_and_before_the_time_limit(
     attempt: int, jitter: float, elapsed: float
 ) -> None:
-    patience = RetryPolicy(timeout_s=5, retries=8, first_delay_s=0.1, max_delay_s=1)
-    pause = patience.delay_s(attempt, elapsed_s=elapsed, jitter=jitter)
+    policy = RetryPolicy(timeout_s=5, retries=8, first_delay_s=0.1, max_delay_s=1)
+    pause = policy.delay_s(attempt, elapsed_s=elapsed, jitter=jitter)
     if attempt >= 8:
         assert pause is None
     if pause is not None:
@@ -25,9 +25,9 @@ def test_a_pause_is_within_its_bounds_and_before_the_time_limit(
 
 @given(st.integers(0, 6), FRACTION)
 def test_pauses_double_until_the_longest(attempt: int, jitter: float) -> None:
-    patience = RetryPolicy(timeout_s=1000, retries=100, first_delay_s=0.1, max_delay_s=1000)
-    now = patience.delay_s(attempt, elapsed_s=0, jitter=jitter)
-    later = patience.delay_s(attempt + 1, elapsed_s=0, jitter=jitter)
+    policy = RetryPolicy(timeout_s=1000, retries=100, first_delay_s=0.1, max_delay_s=1000)
+    now = policy.delay_s(attempt, elapsed_s=0, jitter=jitter)
+    later = policy.delay_s(attempt + 1, elapsed_s=0, jitter=jitter)
     assert now is not None
     assert later is not None
     assert abs(later / now - 2) < 1e-9
