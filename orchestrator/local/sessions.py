@@ -115,7 +115,7 @@ def _require_onnx(manifest: Manifest) -> None:
 
 
 def _session(folder: Path, manifest: Manifest, threads: int, providers: Sequence[Any]) -> Any:
-    import onnxruntime  # optional: an extra brings it
+    import onnxruntime  # slow to import, and not every user of this module opens sessions
 
     path = folder / manifest.file
     # Otherwise the answers of another file would be recorded, and planned with, as this member's.
