@@ -35,7 +35,7 @@ class Gearbox:
         self._side: str | None = None
         self._since_ns = 0
         self._deferred_ns: npt.NDArray[np.int64] = np.zeros(0, np.int64)  # by slot: when it was deferred last
-        self._stands_since_ns: int | None = None  # a queue has stood in front since then
+        self._backlogged_since_ns: int | None = None  # a queue has stood in front since then
         # By stage: when rows were taken last, and how long they had waited.
         self._taken: dict[int, tuple[int, int]] = {}
         self._inside = False  # a batch came in and is not through stage 0
@@ -68,42 +68,42 @@ class Gearbox:
             now_ns: on the caller's monotonic clock.
 
         Returns:
-            as `felt`.
+            as `observe_wait`.
         """
         if self._gears is None:
             return 0
         self._taken[stage] = (now_ns, self._age_ns(slots, now_ns))
-        return self.felt(self._age_ns(waiting, now_ns), now_ns)
+        return self.observe_wait(self._age_ns(waiting, now_ns), now_ns)
 
-    def empty(self, now_ns: int) -> int:
-        """No deferred row is anywhere; returns as `felt`."""
+    def table_is_empty(self, now_ns: int) -> int:
+        """No deferred row is anywhere; returns as `observe_wait`."""
         self._taken.clear()
-        return self.felt(0, now_ns)
+        return self.observe_wait(0, now_ns)
 
     def _age_ns(self, slots: Slots, now_ns: int) -> int:
         return now_ns - int(self._deferred_ns[slots].min()) if len(slots) else 0
 
-    def came(self, *, stands: bool, now_ns: int) -> int:
+    def batch_started(self, *, is_backlogged: bool, now_ns: int) -> int:
         """A batch came in from the server's queue.
 
         Args:
-            stands: more waited behind it.
+            is_backlogged: more waited behind it.
             now_ns: on the caller's monotonic clock.
 
         Returns:
-            as `felt`.
+            as `observe_wait`.
         """
         self._inside, self._heard_ns = True, now_ns
-        if not stands:
-            self._stands_since_ns = None
+        if not is_backlogged:
+            self._backlogged_since_ns = None
             return 0
-        if self._stands_since_ns is None:
-            self._stands_since_ns = now_ns
+        if self._backlogged_since_ns is None:
+            self._backlogged_since_ns = now_ns
         # One that has only begun to stand says nothing: deferred rows may have waited for long by then.
-        stood_us = (now_ns - self._stands_since_ns) // 1000
-        return self.felt(0, now_ns) if self._gears and stood_us >= self._gears.raise_wait_us else 0
+        backlogged_us = (now_ns - self._backlogged_since_ns) // 1000
+        return self.observe_wait(0, now_ns) if self._gears and backlogged_us >= self._gears.raise_wait_us else 0
 
-    def left(self, now_ns: int) -> None:
+    def batch_finished(self, now_ns: int) -> None:
         """What came in is through stage 0, or was refused."""
         self._inside, self._heard_ns = False, now_ns
 
@@ -113,17 +113,17 @@ class Gearbox:
         Otherwise the gear of a burst would judge whoever comes next, however much later.
 
         Returns:
-            as `felt`.
+            as `observe_wait`.
         """
         if self._gears is None or self.gear == 0 or self._inside:
             return 0
         if now_ns - self._heard_ns < max(_LEAST_QUIET_NS, 1000 * self._gears.lower_after_us):
             return 0
-        self._heard_ns, self._side, self._stands_since_ns = now_ns, None, None
+        self._heard_ns, self._side, self._backlogged_since_ns = now_ns, None, None
         self._taken.clear()
         return self._shift(-1, now_ns)
 
-    def felt(self, wait_ns: int, now_ns: int) -> int:
+    def observe_wait(self, wait_ns: int, now_ns: int) -> int:
         """The longest that a row has waited so far; 0: none waits.
 
         Args:
@@ -137,7 +137,7 @@ class Gearbox:
         if gears is None:
             return 0
         self._heard_ns = now_ns
-        front_ns = 0 if self._stands_since_ns is None else now_ns - self._stands_since_ns
+        front_ns = 0 if self._backlogged_since_ns is None else now_ns - self._backlogged_since_ns
         # What a stage took last speaks for it until about the next time: with a queue, that is one such wait away.
         recent_ns = max((wait for at_ns, wait in self._taken.values() if now_ns - at_ns <= 2 * wait), default=0)
         wait_us = max(wait_ns, front_ns, recent_ns) // 1000
@@ -152,7 +152,7 @@ class Gearbox:
         return 0
 
     def _shift(self, step: int, now_ns: int) -> int:
-        # The next step has to earn its own time: what this one does is not felt at once.
+        # The next step has to earn its own time: what this one does is not observe_wait at once.
         self.gear += step
         self._since_ns = now_ns
         return step

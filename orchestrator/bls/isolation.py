@@ -95,7 +95,7 @@ class Gate:
 
 
 @dataclass(slots=True)
-class Pieces:
+class BatchPieces:
     """What became of the rows of a batch.
 
     Args:
@@ -148,7 +148,7 @@ class Pieces:
 
 def ask_in_pieces(
     ask: Ask, rows: int, *, size: int, gate: Gate, owners: Owners | None = None, first: Refusal | None = None
-) -> Pieces:
+) -> BatchPieces:
     """Asks for rows in parts of a given size, and in halves for parts that are refused.
 
     Args:
@@ -162,7 +162,7 @@ def ask_in_pieces(
     """
     depth = (min(size, rows) - 1).bit_length()
     # For a bad row both halves at every level, and the row itself again at the end.
-    pieces = Pieces(room=max(CALLS_TO_SILENT, BAD_ROWS_OF_ALIVE * (2 * depth + REPEATS)))
+    pieces = BatchPieces(room=max(CALLS_TO_SILENT, BAD_ROWS_OF_ALIVE * (2 * depth + REPEATS)))
     refused = []
     for start in range(0, rows, size):
         end = min(start + size, rows)
@@ -182,7 +182,7 @@ def ask_in_pieces(
     return pieces
 
 
-def _isolate(ask: Ask, refused: list[tuple[int, int]], pieces: Pieces, owners: Owners | None) -> None:
+def _isolate(ask: Ask, refused: list[tuple[int, int]], pieces: BatchPieces, owners: Owners | None) -> None:
     """Asks for refused parts again, and for halves of them, as long as there is room."""
     whose = None if owners is None else owners()
     bad = []

@@ -24,28 +24,19 @@ _NOT_NOW = ("Exceeds maximum queue size", "Request timeout expired")
 EVERY_ROW = -1
 
 
-@dataclass(slots=True)
-class StageResult:
-    """What a stage's members said.
+@dataclass(frozen=True, slots=True)
+class MemberOutputs:
+    """What a stage's members gave for n rows.
 
     Args:
         outputs: (n, k) per member in plan order, NaN in rows it failed for; None for a member that failed for all.
         errors: why members failed.
-        later: what a lead said for the stages after it, (n, k) per member, NaN for rows it did not ask there.
+        later: the fused prefix's outputs of the stages after it, (n, k) per member, NaN for rows it did not ask.
     """
 
     outputs: list[Rows | None]
     errors: Errors
     later: tuple[list[Rows], ...] = ()
-
-
-def workers_of(spec: CascadeSpec, stage: int) -> int:
-    """How many workers ask a later stage at once.
-
-    Where the plan does not say, one batch waits at the member while another runs, so that it never idles between
-    two calls.
-    """
-    return spec.limits.workers_per_stage or 1 + min(member.instances for member in spec.stages[stage].members)
 
 
 class MemberCalls:
@@ -54,25 +45,25 @@ class MemberCalls:
     Args:
         pb_utils: the server's Python module.
         spec: the cascade.
-        counters: counts calls made to find the rows that break a batch.
+        metrics: counts calls made to find the rows that break a batch.
         versions: model name -> version to ask by number; for others the server chooses. May change at any time.
-        may_ask_lead: whether the plan's lead may be asked now.
+        may_ask_prefix: whether the plan's fused prefix may be asked now.
     """
 
     def __init__(
         self,
         pb_utils: Any,
         spec: CascadeSpec,
-        counters: Counters,
+        metrics: Counters,
         *,
         versions: Mapping[str, int],
-        may_ask_lead: Callable[[], bool] = lambda: True,
+        may_ask_prefix: Callable[[], bool] = lambda: True,
     ) -> None:
         self._pb = pb_utils
         self._spec = spec
-        self._counters = counters
+        self._metrics = metrics
         self._versions = versions
-        self._may_ask_lead = may_ask_lead
+        self._may_ask_prefix = may_ask_prefix
         self._cpu = pb_utils.PreferredMemory(pb_utils.TRITONSERVER_MEMORY_CPU, 0)
         error = pb_utils.TritonError
         # A server without one of these names never sends it.
@@ -80,14 +71,14 @@ class MemberCalls:
         self._final_codes = {getattr(error, name) for name in names if hasattr(error, name)}
         self._first = np.cumsum([0, *(len(stage.members) for stage in spec.stages)]).tolist()
         self._gates = [Gate() for _ in spec.members]
-        self._lead_gate = Gate()
+        self._prefix_gate = Gate()
         extra = max(len(stage.members) - 1 for stage in spec.stages)
         # Stage 0 and the workers of every later stage may fan out at the same time.
         self._pool = ThreadPoolExecutor(extra * 4, "committee-member") if extra else None
 
     def ask(
         self, stage: int, rows: Rows, tensor: Any | None = None, *, owners: Owners | None = None
-    ) -> StageResult:
+    ) -> MemberOutputs:
         """Asks every member of a stage; what a member refuses is asked again in halves.
 
         Args:
@@ -101,7 +92,7 @@ class MemberCalls:
             owners = None  # there each row gets what it can
         if len(part.members) == 1:
             output, errors = self._ask_member(stage, 0, rows, tensor=tensor, owners=owners)
-            return StageResult([output], errors)
+            return MemberOutputs([output], errors)
         assert self._pool is not None, "made where a stage has several members"
         # The calling thread asks the first member itself: one hand-over fewer.
         others = [
@@ -111,29 +102,29 @@ class MemberCalls:
         first = self._ask_member(stage, 0, rows, tensor=tensor, owners=owners)
         said = [first, *(future.result() for future in others)]
         errors = {key: text for _, failed in said for key, text in failed.items()}
-        return StageResult([output for output, _ in said], errors)
+        return MemberOutputs([output for output, _ in said], errors)
 
-    def ask_first(self, rows: Rows, tensor: Any | None = None, *, owners: Owners | None = None) -> StageResult:
-        """Asks stage 0, by the lead where the plan has one; a lead that fails is stepped over.
+    def ask_stage0(self, rows: Rows, tensor: Any | None = None, *, owners: Owners | None = None) -> MemberOutputs:
+        """Asks stage 0, by the fused prefix where the plan has one; where that fails, its members are asked.
 
         Args:
             rows: (n, *dims).
             tensor: as for `ask`.
             owners: as for `ask`.
         """
-        lead = self._spec.fused_prefix
-        if lead is None or not self._may_ask_lead():
+        prefix = self._spec.fused_prefix
+        if prefix is None or not self._may_ask_prefix():
             return self.ask(0, rows, tensor, owners=owners)
-        covered = self._spec.stages[: lead.stages]
-        names = _covered_members(self._spec, lead)
+        covered = self._spec.stages[: prefix.stages]
+        names = _covered_members(self._spec, prefix)
 
         def call(start: int, end: int) -> list[Rows] | Refusal:
-            said = self._exec(lead.name, names, self._tensor(rows, start, end, given=tensor))
+            said = self._exec(prefix.name, names, self._tensor(rows, start, end, given=tensor))
             # The members are there and say what is wrong, row by row.
             return Refusal(said.text, is_final=True) if isinstance(said, Refusal) else said
 
         try:
-            pieces = ask_in_pieces(call, len(rows), size=lead.max_batch_size, gate=self._lead_gate)
+            pieces = ask_in_pieces(call, len(rows), size=prefix.max_batch_size, gate=self._prefix_gate)
             said = None if pieces.failed else pieces.outputs(len(rows))
         except Exception:  # whatever it was, the members can still be asked
             said = None
@@ -142,13 +133,13 @@ class MemberCalls:
             return self.ask(0, rows, tensor, owners=owners)
         each = iter(said)
         first, *later = [[next(each) for _ in stage.members] for stage in covered]
-        return StageResult(list(first), {}, tuple(later))
+        return MemberOutputs(list(first), {}, tuple(later))
 
     def ask_about_row(self, model: str, row: Rows, *, version: int | None) -> Rows | Refusal:
-        """What a version of a member, or of the lead, says of one row (1, *dims): float (1, k), or why nothing."""
-        spec, lead = self._spec, self._spec.fused_prefix
-        if lead is not None and model == lead.name:
-            outputs, source, gate = _covered_members(spec, lead), None, self._lead_gate
+        """The output of a version of a member, or of the fused prefix, for one row (1, *dims); float (1, k)."""
+        spec, prefix = self._spec, self._spec.fused_prefix
+        if prefix is not None and model == prefix.name:
+            outputs, source, gate = _covered_members(spec, prefix), None, self._prefix_gate
         else:
             place = [member.name for member in spec.members].index(model)
             member = spec.members[place]
@@ -196,7 +187,7 @@ class MemberCalls:
             text = f"stage {stage} member {member.name}: {type(error).__name__} {error}"
             return None, {(place, EVERY_ROW): text}
         if pieces.further_calls:
-            self._counters.asked_again(place, pieces.further_calls)
+            self._metrics.asked_again(place, pieces.further_calls)
         errors = {
             (place, row): f"stage {stage} member {member.name}: {text}" for row, text in pieces.failed.items()
         }
@@ -248,10 +239,5 @@ class MemberCalls:
         return Refusal(text, is_final=absent or later, is_absent=absent)
 
 
-def _covered_members(spec: CascadeSpec, lead: FusedPrefix) -> list[str]:
-    return [member.name for stage in spec.stages[: lead.stages] for member in stage.members]
-
-
-def merged(parts: Sequence[Rows]) -> Rows:
-    """One batch of several requests' rows."""
-    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+def _covered_members(spec: CascadeSpec, prefix: FusedPrefix) -> list[str]:
+    return [member.name for stage in spec.stages[: prefix.stages] for member in stage.members]

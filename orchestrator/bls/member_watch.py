@@ -57,14 +57,14 @@ class MemberWatch:
         self._spec = spec
         self._models = planned_models(spec, repository, verify_files=verify_files)
         self._members = self._models[: len(spec.members)]
-        self._lead = self._models[-1] if spec.fused_prefix is not None else None
+        self._prefix = self._models[-1] if spec.fused_prefix is not None else None
         self._probes: MemberProbes | None = None
         self._differs: dict[str, str | None] = {}
         self._wrong_at_s: dict[str, float] = {}
         self._hold_until_s = 0.0
         self._calls: MemberCalls | None = None
         self._on_fault: Callable[[str], None] = lambda _: None
-        self._lead_fault: str | None = None
+        self._prefix_fault: str | None = None
         self._is_complete = False
         self._compare_until_s: dict[str, float] = {}
         self._reads: dict[str, int] = {}
@@ -83,8 +83,8 @@ class MemberWatch:
         self._say_what_is_not_verified()
         self._say_what_this_processor_lacks()
         differ = {model.name: wrong for model in self._members if (wrong := model.fault()) is not None}
-        if self._lead is not None:  # where it is another, the members answer in its place
-            self._set_lead(self._lead.fault())
+        if self._prefix is not None:  # where it is another, the members answer in its place
+            self._set_prefix(self._prefix.fault())
         if differ:
             fix = "plan again, or set the config parameter verify_hashes to no"
             raise SpecError(f"cascade {self._spec.name}", differ, fix=fix)
@@ -95,9 +95,9 @@ class MemberWatch:
         self._calls, self._on_fault = calls, on_fault
 
     @property
-    def may_ask_lead(self) -> bool:
-        """Whether the plan's lead is as planned; without it the members are asked."""
-        return self._lead_fault is None
+    def may_ask_prefix(self) -> bool:
+        """Whether the plan's fused prefix is as planned; without it the members are asked."""
+        return self._prefix_fault is None
 
     def begin(self, row: Rows) -> None:
         """Looks, and begins to look again and again; called from `execute`, when the server is up.
@@ -150,8 +150,8 @@ class MemberWatch:
         """What keeps the cascade from answering, None where nothing does."""
         self._began_s, self._is_complete = time.monotonic(), True
         wrong = {model: text for model in self._members if (text := self._wrong(model)) is not None}
-        if self._lead is not None:
-            self._set_lead(self._wrong(self._lead))
+        if self._prefix is not None:
+            self._set_prefix(self._wrong(self._prefix))
         self._take_versions()
         self._is_complete &= not wrong
         texts = [
@@ -227,10 +227,11 @@ class MemberWatch:
         elif before != NOT_LOOKED:
             self._pb.Logger.log_warn(f"committee: {self._spec.name} answers again: all members are as planned")
 
-    def _set_lead(self, fault: str | None) -> None:
-        before, self._lead_fault = self._lead_fault, fault
+    def _set_prefix(self, fault: str | None) -> None:
+        before, self._prefix_fault = self._prefix_fault, fault
         if fault != before:
-            name = f"lead {self._spec.fused_prefix.name}" if self._spec.fused_prefix is not None else "lead"
+            prefix = self._spec.fused_prefix
+            name = "fused prefix" if prefix is None else f"fused prefix {prefix.name}"
             said = "is as planned again" if fault is None else f"is not as planned, its members are asked: {fault}"
             self._pb.Logger.log_warn(f"committee: {name} {said}")
 

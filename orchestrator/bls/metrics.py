@@ -50,6 +50,7 @@ class Counters:
 
     def __init__(self, spec: CascadeSpec) -> None:
         self._members = [member.name for member in spec.members]
+        self._costs = [stage.cost for stage in spec.stages]
         self._lock = threading.Lock()
         self._sums: dict[Key, float] = {}
         self._taken_ns: list[int] = []
@@ -86,19 +87,19 @@ class Counters:
         key = (name, tuple((label, str(text)) for label, text in labels.items()))
         self._sums[key] = self._sums.get(key, 0.0) + float(value)
 
-    def asked(self, rows: int, cost: float) -> None:
-        """Members of a stage were asked for rows, at a cost each."""
+    def asked(self, rows: int, stage: int) -> None:
+        """A later stage's members were asked about rows."""
         with self._lock:
-            self._sums[self._cost_key] += rows * cost
+            self._sums[self._cost_key] += rows * self._costs[stage]
 
-    def arrived(self, rows: int, cost: float) -> None:
-        """Rows arrived, and stage 0 was asked for them at a cost each."""
+    def arrived(self, rows: int) -> None:
+        """Rows arrived, and stage 0 is asked about them."""
         with self._lock:
             self._sums[self._rows_key] += rows
-            self._sums[self._cost_key] += rows * cost
+            self._sums[self._cost_key] += rows * self._costs[0]
 
-    def at_once(self, rows: int, statuses: npt.NDArray[np.int32] | None) -> None:
-        """Rows were answered from what stage 0 said; statuses int32 (n,), None where all are 0."""
+    def answered_early(self, rows: int, statuses: npt.NDArray[np.int32] | None) -> None:
+        """Requests of so many rows left at stage 0; statuses int32 (n,), None where all are 0."""
         with self._lock:
             self._sums[self._exit_keys[0]] += rows
             if statuses is not None:
@@ -116,29 +117,30 @@ class Counters:
 
     def outcome(self, outcome: StageOutcome) -> None:
         """One batch was decided."""
-        answers = outcome.answers
+        answers, stage = outcome.answers, outcome.stage
         with self._lock:
+            if outcome.prefix_rows:
+                # As if the rows had waited for this stage and its members had been asked.
+                self._sums[self._cost_key] += outcome.prefix_rows * self._costs[stage]
+                self._sums[self._deferred_keys[stage - 1]] += outcome.prefix_rows
             if len(answers):
-                for stage, count in enumerate(np.bincount(answers.exit_stage).tolist()):
+                for exit_stage, count in enumerate(np.bincount(answers.exit_stage).tolist()):
                     if count:
-                        self._sums[self._exit_keys[stage]] += count
+                        self._sums[self._exit_keys[exit_stage]] += count
                 if answers.status.any():
                     self._statuses(answers.status)
             if len(outcome.deferred):
-                self._sums[self._deferred_keys[outcome.stage]] += len(outcome.deferred)
+                self._sums[self._deferred_keys[stage]] += len(outcome.deferred)
             if outcome.member_failures is not None:
-                for index in np.flatnonzero(outcome.member_failures):
-                    count = int(outcome.member_failures[index])
-                    self._add("committee_member_failures_total", count, member=self._members[index])
+                self._failures(outcome.member_failures)
+
+    def _failures(self, rows_of_members: npt.NDArray[np.int64]) -> None:
+        for index in np.flatnonzero(rows_of_members):
+            self._add("committee_member_failures_total", rows_of_members[index], member=self._members[index])
 
     def _statuses(self, statuses: npt.NDArray[np.int32]) -> None:
         for bit, name in STATUS_BITS.items():
             self._add("committee_status_total", int(((statuses & bit) != 0).sum()), status=name)
-
-    def deferred(self, rows: int, stage: int) -> None:
-        """Rows went on to what a lead had said of the next stage, without waiting for it."""
-        with self._lock:
-            self._add("committee_deferred_total", rows, stage=stage)
 
     def shifted(self, gear: int, step: int) -> None:
         """The gear changed by a step, to the one given."""

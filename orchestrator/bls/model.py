@@ -1,41 +1,26 @@
-"""The model Triton loads: reads requests, asks stage 0 on the merged batch, answers the sure rows at once."""
+"""The model Triton loads: reads requests, asks stage 0 on the merged batch, answers the sure requests at once."""
 
 from __future__ import annotations
 
-import itertools
 import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from orchestrator.bls.member_calls import MemberCalls, merged
+from orchestrator.bls.member_calls import MemberCalls
 from orchestrator.bls.member_watch import NOT_LOOKED, MemberWatch
 from orchestrator.bls.metrics import Counters, MetricsFlusher
-from orchestrator.bls.parameters import ParameterReader
-from orchestrator.bls.requests import (
-    INTERNAL,
-    INVALID,
-    UNAVAILABLE,
-    PendingRequest,
-    Reply,
-    error_response,
-    safe_response,
-    send,
-)
+from orchestrator.bls.requests import INTERNAL, UNAVAILABLE, PendingRequest, PendingRequests, RequestReader, Rows
+from orchestrator.bls.responses import Reply, Responder
 from orchestrator.bls.scheduler import Scheduler
 from orchestrator.bls.stage0 import Stage0
-from orchestrator.bls.tensors import InputReader, Rows
-from orchestrator.errors import InputError, SpecError
+from orchestrator.bls.workers import Workers
+from orchestrator.decision import CascadeRun
+from orchestrator.errors import SpecError
 from orchestrator.spec import cascade_from_path
-from orchestrator.spec.answer import ANSWER_COLUMNS
 from orchestrator.spec.cascade_json import PLAN
 from orchestrator.spec.planned_models import verifies_hashes
-
-ALL_OUTPUTS = frozenset(ANSWER_COLUMNS)
-NO_ROWS: Rows = np.zeros(0)
 
 
 def cascade_model(pb_utils: Any) -> type[CascadeModel]:
@@ -58,140 +43,117 @@ class CascadeModel:
         Raises:
             SpecError: the file cannot be used; the server shows the message and the model stays unloaded.
         """
-        folder = Path(args["model_repository"])
+        pb, folder = self._pb, Path(args["model_repository"])
         spec = cascade_from_path(folder / args["model_version"] / PLAN)
         if spec.name != args["model_name"]:
             message = f"got {spec.name}, expected the model's name {args['model_name']}"
-            raise SpecError("cascade.json", {"name": message}, fix="render it again with `committee render`")
+            raise SpecError(PLAN, {"name": message}, fix="render it again with `committee render`")
         verify = verifies_hashes(json.loads(args["model_config"]))
-        self._planned = MemberWatch(self._pb, spec, folder.parent, verify_files=verify)
-        self._planned.load()
+        watch = self._watch = MemberWatch(pb, spec, folder.parent, verify_files=verify)
+        watch.load()
         self.spec = spec
-        self._tokens = itertools.count()
-        self._parameters = ParameterReader(spec)
-        self._reader = InputReader(self._pb, spec)
-        self._counters = Counters(spec)
-        planned = self._planned
-        self._calls = MemberCalls(
-            self._pb, spec, self._counters, versions=planned.versions, may_ask_lead=lambda: planned.may_ask_lead
+        self._reader = RequestReader(pb, spec)
+        self._responder = Responder(pb, spec)
+        self._metrics = metrics = Counters(spec)
+        self._calls = calls = MemberCalls(
+            pb, spec, metrics, versions=watch.versions, may_ask_prefix=lambda: watch.may_ask_prefix
         )
-        self._scheduler = Scheduler(
-            spec, self._calls, counters=self._counters, send=self._send, log=self._pb.Logger.log_error
+        run, pending = CascadeRun(spec), PendingRequests()
+        self._scheduler = scheduler = Scheduler(spec, run, pending=pending, metrics=metrics)
+        self._stage0 = Stage0(
+            spec,
+            run,
+            pending=pending,
+            calls=calls,
+            scheduler=scheduler,
+            metrics=metrics,
+            responder=self._responder,
         )
-        self._first = Stage0(self._pb, spec, calls=self._calls, scheduler=self._scheduler, counters=self._counters)
-        planned.bind(self._calls, on_fault=self._scheduler.refuse_all)
+        self._workers = Workers(
+            spec, scheduler, calls=calls, metrics=metrics, send=self._send, log=pb.Logger.log_error
+        )
+        watch.bind(calls, on_fault=self._workers.refuse_all)
         self._flusher = self._start_metrics(args["model_name"])
-        self._scheduler.start()
+        self._workers.start()
 
     def execute(self, requests: Sequence[Any]) -> list[Any] | None:
-        """Answers what stage 0 is sure of and pools the rest.
+        """Answers what stage 0 is sure of and keeps the rest.
 
-        Returns the answers that are decided by then, with None for requests that get theirs by sender, later; the
-        server takes both kinds in one list. An answer by sender is a message of its own between the processes.
+        Returns the responses that are decided by then, with None for requests that get theirs by sender, later;
+        the server takes both in one list. A response by sender is a message of its own between the processes.
         """
-        listed: list[Any] = [None] * len(requests)
-        taken = self._take_in(requests, listed)
-        if taken is None:
-            return [self._refusal(request, *self._unavailable()) for request in requests]
-        batch, rows = taken
-        replies: list[Reply] = []
+        if self._watch.fault not in (None, NOT_LOOKED):
+            return self._refuse_all(requests)
+        batch, rows, refused = self._reader.read_all(requests)
+        if batch and self._watch.fault is not None:
+            self._watch.begin(rows[:1])
+            if self._watch.fault is not None:
+                return self._refuse_all(requests)
+        responses: list[Any] = [None] * len(requests)
+        for one in refused:
+            if one.code == INTERNAL:
+                self._pb.Logger.log_error(f"committee: {one.message}")
+            responses[one.place] = self._refuse(requests[one.place], one.message, one.code)
         if batch:
-            try:
-                self._first.answer(batch, rows, listed=listed, replies=replies)
-            except Exception as error:  # raising would fail every request, also those answered already
-                self._pb.Logger.log_error(f"committee: {type(error).__name__}: {error}")
-                text = f"cascade failed: {type(error).__name__}: {error}"
-                replies += [Reply(one, None, text, INTERNAL) for one in self._scheduler.claim(batch)]
-            if self.spec.gears is not None:
-                self._scheduler.left()
-        for reply in replies:
-            listed[reply.pending.place] = safe_response(self._pb, reply)
-        now_ns = time.monotonic_ns()
-        self._counters.latencies([now_ns - one.arrived_ns for one in batch if listed[one.place] is not None])
-        if self._planned.fault not in (None, NOT_LOOKED):
+            for place, response in self._answers(batch, rows):
+                responses[place] = response
+        if self._watch.fault not in (None, NOT_LOOKED):
             # Noticed meanwhile: what the members have just said may be another member's.
-            listed = [None if one is None else error_response(self._pb, *self._unavailable()) for one in listed]
-        return listed if any(response is not None for response in listed) else None
+            unavailable = self._unavailable()
+            responses = [None if one is None else self._responder.error(*unavailable) for one in responses]
+        return responses if any(response is not None for response in responses) else None
 
     def is_ready(self) -> bool:
         """Whether every member is as planned; the server asks from 26.03 on, and gives it five seconds."""
-        return self._planned.is_ready
+        return self._watch.is_ready
 
     def finalize(self) -> None:
         """Lets deferred rows finish and ends the threads."""
-        if not hasattr(self, "_scheduler"):
+        if not hasattr(self, "_workers"):
             return
-        self._planned.stop()
-        self._scheduler.stop()
+        self._watch.stop()
+        self._workers.stop()
         self._calls.close()
         if self._flusher is not None:
             self._flusher.stop()
 
-    # -- steps of execute -------------------------------------------------------------------------
-
-    def _take_in(self, requests: Sequence[Any], listed: list[Any]) -> tuple[list[PendingRequest], Rows] | None:
-        """Valid requests and all their rows, refusals in the list; None while the members are not as planned."""
-        if self._planned.fault not in (None, NOT_LOOKED):
-            return None
-        batch, rows = self._read_all(requests, listed)
-        if batch and self._planned.fault == NOT_LOOKED:
-            self._planned.begin(rows[:1])
-        return None if batch and self._planned.fault is not None else (batch, rows)
-
-    def _read_all(self, requests: Sequence[Any], listed: list[Any]) -> tuple[list[PendingRequest], Rows]:
-        """Valid requests and all their rows; refusals go into the list: a bad one never harms its neighbours."""
+    def _answers(self, batch: list[PendingRequest], rows: Rows) -> list[tuple[int, Any]]:
+        """The responses that are decided once stage 0 has been asked, each with the place of its request."""
+        answered: list[tuple[PendingRequest, Any]] = []
+        try:
+            answered.extend(self._stage0.answer(batch, rows))
+        except Exception as error:  # raising would fail every request, also those answered already
+            text = f"{type(error).__name__}: {error}"
+            self._pb.Logger.log_error(f"committee: {text}")
+            own = self._scheduler.pop_all(batch)
+            answered += [
+                (one, self._responder.error(f"cascade failed: {text}", INTERNAL))
+                for one, is_own in zip(batch, own, strict=True)
+                if is_own
+            ]
+        if self.spec.gears is not None:
+            self._scheduler.batch_finished()
         now_ns = time.monotonic_ns()
-        batch: list[PendingRequest] = []
-        for place, request in enumerate(requests):
-            try:
-                batch.append(self._read(request, place, now_ns=now_ns))
-            except InputError as error:
-                listed[place] = self._refusal(request, error)
-            except UnicodeDecodeError:
-                listed[place] = self._refusal(request, InputError("request", got="bytes that are not UTF-8"))
-            except Exception as error:  # raising would fail the whole batch, and the server would keep it
-                text = f"cascade failed: {type(error).__name__}: {error}"
-                self._pb.Logger.log_error(f"committee: {text}")
-                listed[place] = self._refusal(request, text, INTERNAL)
-        rows = merged([one.rows for one in batch]) if batch else NO_ROWS
-        if not batch or self._reader.is_finite(rows):
-            return batch, rows
-        good = []
-        for one in batch:
-            try:
-                self._reader.require_finite(one.rows)
-                good.append(one)
-            except InputError as error:
-                listed[one.place] = self._refusal(one.request, error)
-        return good, merged([one.rows for one in good]) if good else NO_ROWS
-
-    def _read(self, request: Any, place: int, *, now_ns: int) -> PendingRequest:
-        policy = self._parameters.read(request)
-        tensor, rows = self._reader.read(request)
-        names = request.requested_output_names()
-        # Nearly every request wants all, and one set for them is cheaper than one each.
-        wanted = ALL_OUTPUTS if len(names) in (0, len(ALL_OUTPUTS)) else frozenset(names)
-        count = len(rows)
-        return PendingRequest(
-            next(self._tokens), place, request, tensor, rows, policy, now_ns, wanted, count, count
-        )
-
-    # -- small things -----------------------------------------------------------------------------
+        self._metrics.latencies([now_ns - one.arrived_ns for one, _ in answered])
+        return [(one.place, response) for one, response in answered]
 
     def _send(self, reply: Reply) -> None:
-        if self._planned.fault is not None and reply.columns is not None:
-            reply = Reply(reply.pending, None, *self._unavailable())
-        send(self._pb, reply)
+        if self._watch.fault is not None and reply.columns is not None:
+            reply = Reply(reply.request, None, *self._unavailable())
+        self._responder.send(reply)
 
     def _unavailable(self) -> tuple[str, str]:
-        return self._planned.refusal(self._planned.fault or NOT_LOOKED), UNAVAILABLE
+        return self._watch.refusal(self._watch.fault or NOT_LOOKED), UNAVAILABLE
 
-    def _refusal(self, request: Any, error: InputError | str, code: str = INVALID) -> Any:
-        self._counters.refused(self._reader.count(request))
-        return error_response(self._pb, str(error), code)
+    def _refuse_all(self, requests: Sequence[Any]) -> list[Any]:
+        return [self._refuse(request, *self._unavailable()) for request in requests]
+
+    def _refuse(self, request: Any, message: str, code: str) -> Any:
+        self._metrics.refused(self._reader.count_rows(request))
+        return self._responder.error(message, code)
 
     def _start_metrics(self, name: str) -> MetricsFlusher | None:
-        flusher = MetricsFlusher(self._pb, self._counters, model=name)
+        flusher = MetricsFlusher(self._pb, self._metrics, model=name)
         try:
             flusher.start()
         except Exception as error:  # a server without metrics still serves

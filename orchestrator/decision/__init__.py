@@ -3,14 +3,20 @@
 Pure: fed arrays, answers arrays; no I/O, no threads, no Triton. Server and planner drive the same code.
 """
 
-from orchestrator.decision.combine import Accumulator, Combiner, softmax
+from orchestrator.decision.combine import Combiner, softmax
 from orchestrator.decision.evaluate import Evaluator, Stage0Result
-from orchestrator.decision.headers import ForwardedHeaders
-from orchestrator.decision.policy import DEFAULT, PARAMETERS, Policy, policy_from_parameters
+from orchestrator.decision.fast_path import EarlyExit, FastPath
+from orchestrator.decision.policy import (
+    DEFAULT,
+    PARAMETERS,
+    ForwardedHeaders,
+    Policy,
+    policy_from_parameters,
+)
 from orchestrator.decision.rows import (
+    Accumulator,
     AnsweredRows,
     Arrivals,
-    EarlyExit,
     FailedRows,
     StageOutcome,
     arrivals_from_policies,
@@ -29,6 +35,7 @@ __all__ = [
     "EarlyExit",
     "Evaluator",
     "FailedRows",
+    "FastPath",
     "ForwardedHeaders",
     "Policy",
     "Stage0Result",

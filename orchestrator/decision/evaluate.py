@@ -1,4 +1,4 @@
-"""What a stage's outputs mean for each row: exit, go on, or fail. Changes lines, knows nothing of the table."""
+"""What a stage's outputs mean for each row: exit, go on, or fail. Knows nothing of the table of rows."""
 
 from __future__ import annotations
 
@@ -6,78 +6,62 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
-from orchestrator.decision.combine import F32, I32, Accumulator, Bools, Combiner
+from orchestrator.decision.combine import Combiner, Output
 from orchestrator.decision.exit_rule import ExitRule
-from orchestrator.decision.rows import I64, AnsweredRows, EarlyExit, Index, RowState
+from orchestrator.decision.rows import I32, I64, Accumulator, Bools, CombinedAnswer, RowColumns, RowState
 from orchestrator.decision.scores import confidence_score
 from orchestrator.spec import CascadeSpec
 from orchestrator.spec.answer import DEGRADED
 
-Output = npt.NDArray[np.generic] | None
 
-
-@dataclass(slots=True)
-class CombinedAnswer:
-    """The combined answer of every line, whether it is given now or not.
+@dataclass(frozen=True, slots=True)
+class StageFailures:
+    """Failures of a stage's members.
 
     Args:
-        p: float32 (n, k).
-        label: int64 (n,).
-        score: float32 (n,).
+        member: int32 (n,), plan index of the first member that failed for the row, -1 where none did.
+        no_answer: bool (n,), rows for which no member of the stage answered.
+        counts: int64 (m,), rows each member failed on; a row counts for the first member that failed for it.
     """
 
-    p: F32
-    label: I64
-    score: F32
+    member: I32
+    no_answer: Bools
+    counts: I64
 
 
 @dataclass(slots=True)
-class Stage0Result:
-    """What stage 0 said of rows, before anything about the rows themselves is known.
+class Stage0Result(RowColumns):
+    """What stage 0 gave for n rows, before anything about the rows themselves is known.
 
     Args:
-        tally: n rows.
-        failed, silent: as `Combiner.add_stage` returns them.
-        verdict: the combined answers.
-        member_failures: int64 (m,), rows each member failed on; None where none did.
+        accumulator: the members' outputs.
+        answer: what each row would get now.
+        failures: None where no member failed; only then can rows be picked.
     """
 
-    tally: Accumulator
-    failed: I32 | None
-    silent: Bools | None
-    verdict: CombinedAnswer
-    member_failures: I64 | None
-
-    def __len__(self) -> int:
-        return len(self.verdict.score)
-
-    def take(self, index: Index) -> Stage0Result:
-        """The given rows, copied; only of rows nobody failed on."""
-        assert self.failed is None
-        verdict = self.verdict
-        part = CombinedAnswer(verdict.p[index], verdict.label[index], verdict.score[index])
-        return Stage0Result(self.tally.take(index), None, None, part, None)
+    accumulator: Accumulator
+    answer: CombinedAnswer
+    failures: StageFailures | None
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class StageDecision:
-    """What became of lines at a stage.
+    """What becomes of n rows at a stage.
 
     Args:
         exits: bool (n,), answered now.
         dead: bool (n,), failed; never also in `exits`.
-        failed: int32 (n,), plan index of the first member that failed for the row or -1; None if none did.
-        verdict: the combined answers.
-        member_failures: as in `Stage0Result`.
+        status: int32 (n,), status bits earned here.
+        answer: what each row would get now.
+        failures: None where no member failed.
     """
 
     exits: Bools
     dead: Bools
-    failed: I32 | None
-    verdict: CombinedAnswer
-    member_failures: I64 | None
+    status: I32
+    answer: CombinedAnswer
+    failures: StageFailures | None
 
 
 class Evaluator:
@@ -88,131 +72,82 @@ class Evaluator:
     """
 
     def __init__(self, spec: CascadeSpec) -> None:
+        self.spec = spec
         self.combiner = Combiner(spec)
         self.rule = ExitRule(spec)
-        self._score = spec.score
-        self._geared = spec.gears is not None
-        self._members = len(spec.members)
-        self._answer_on_failure = [stage.on_failure == "answer" for stage in spec.stages]
 
-    def verdict(self, lines: RowState) -> CombinedAnswer:
-        """The combined answer of every line so far."""
-        return self._verdict(lines.tally)
-
-    def _look(
-        self,
-        tally: Accumulator,
-        stage: int,
-        *,
-        outputs: Sequence[Output],
-        hurt: tuple[I32 | None, Bools | None],
-        peak: F32 | None = None,
-    ) -> Stage0Result:
-        failed, silent = hurt
-        counts = None if failed is None else self._count_failures(outputs, stage, failed)
-        alone = stage == 0 and failed is None and self.combiner.first_weight == 1
-        return Stage0Result(tally, failed, silent, self._verdict(tally, alone=alone, peak=peak), counts)
-
-    def _verdict(self, tally: Accumulator, *, alone: bool = False, peak: F32 | None = None) -> CombinedAnswer:
-        p, label = self.combiner.distribution(tally, alone=alone, peak=peak)
-        score = confidence_score(self._score, p, label, tally.tops, self.combiner.weights)
+    def answer(self, accumulator: Accumulator) -> CombinedAnswer:
+        """The combined answer of every row so far."""
+        p, label = self.combiner.distribution(accumulator)
+        score = confidence_score(self.spec.score, p, label, accumulator.tops, self.combiner.weights)
         return CombinedAnswer(p, label, score)
 
-    def look(self, rows: int, outputs: Sequence[Output]) -> Stage0Result:
-        """What stage 0 said of n rows.
+    def stage0(self, rows: int, outputs: Sequence[Output]) -> Stage0Result:
+        """What stage 0 gave for n rows.
 
         Args:
             rows: n.
             outputs: (n, k) per member of stage 0 in plan order, None for a member that failed.
         """
-        tally, hurt, peak = self.combiner.begin(rows, outputs)
-        return self._look(tally, 0, outputs=outputs, hurt=hurt, peak=peak)
+        accumulator = self.combiner.empty(rows)
+        failures = self._add(accumulator, 0, outputs)
+        return Stage0Result(accumulator, self.answer(accumulator), failures)
 
-    def sure(self, look: Stage0Result, gear: int = 0) -> EarlyExit:
-        """The answers rows get at stage 0 if they come without wishes of their own.
-
-        The same rule as `settle`, without a column per wish.
-
-        Args:
-            look: of n rows; where a member failed, none is sure.
-            gear: whose thresholds.
-        """
-        said = look.verdict
-        if look.failed is not None:
-            return EarlyExit(np.zeros(len(look), np.bool_), said.p, said.label, said.score, None)
-        exits, status = self.rule.decide_plain(said.score, gear)
-        return EarlyExit(exits, said.p, said.label, said.score, status)
-
-    def settle(self, lines: RowState, stage: int, outputs: Sequence[Output]) -> StageDecision:
-        """Adds a stage's outputs to the lines and decides for each.
+    def add_stage(self, state: RowState, stage: int, outputs: Sequence[Output]) -> StageDecision:
+        """Adds a later stage's outputs to rows and decides about each.
 
         Args:
-            lines: n rows, changed in place (tally, answered, status).
-            stage: the stage that was asked, not the first.
+            state: n rows; their accumulator is changed in place.
+            stage: the stage that was asked.
             outputs: (n, k) per member of the stage in plan order, None for a member that failed.
         """
-        hurt = self.combiner.add_stage(lines.tally, stage, outputs)
-        return self.decide(lines, stage, self._look(lines.tally, stage, outputs=outputs, hurt=hurt))
+        failures = self._add(state.accumulator, stage, outputs)
+        return self.decide(state, stage, answer=self.answer(state.accumulator), failures=failures)
 
-    def decide(self, lines: RowState, stage: int, look: Stage0Result) -> StageDecision:
-        """Decides for each line what becomes of it.
+    def decide(
+        self, state: RowState, stage: int, *, answer: CombinedAnswer, failures: StageFailures | None
+    ) -> StageDecision:
+        """Decides what becomes of each row at a stage.
 
-        With on_failure "error" a member's failure is the end of the row. With "answer", a stage of which some
-        members spoke decides as usual; where all were silent the stages before it answer, and a row that has
-        nothing yet goes on to the next stage if it may.
+        With on_failure "error" a member's failure is the end of the row. With "answer", a stage with some members'
+        answers decides as usual; where no member answered, the stages before it answer, and a row that has no
+        answer yet goes on to the next stage if it may.
 
         Args:
-            lines: n rows, changed in place (answered, status).
+            state: n rows, the stage's outputs already in their accumulator.
             stage: the stage that was asked.
-            look: what it said, the lines' own tally in it.
+            answer: what each row would get now.
+            failures: of the stage's members.
         """
-        failed, silent, verdict = look.failed, look.silent, look.verdict
-        who = lines.who
+        asked = state.arrival
         exits, status = self.rule.decide(
             stage,
-            verdict.score,
-            min_stage=who.min_stage,
-            max_stage=who.max_stage,
-            shift=who.shift,
+            answer.confidence,
+            min_stage=asked.min_stage,
+            max_stage=asked.max_stage,
+            shift=asked.shift,
             # A plan without gears, the usual one, pays nothing for them.
-            gear=who.gear if self._geared else None,
+            gear=None if self.spec.gears is None else asked.gear,
         )
-        if failed is None or silent is None:
-            lines.answered[:] = stage
-            lines.status |= status
-            return StageDecision(exits, np.zeros(len(lines), np.bool_), None, verdict, None)
-        hurt = failed >= 0
-        empty = lines.tally.weight <= 0
-        if self._answer_on_failure[stage]:
-            at_end = (who.max_stage <= stage) | (stage == self.rule.last)
-            dead = empty & at_end
-            lines.status |= np.int32(DEGRADED) * hurt.astype(np.int32)
-        else:
-            dead = hurt
-        lines.answered[~silent] = stage
-        # A silent stage has no say: neither its threshold nor the cap gave the answer.
-        lines.status |= np.where(silent, np.int32(0), status)
-        exits = np.where(silent, ~empty, exits) & ~dead
-        return StageDecision(exits, dead, failed, verdict, look.member_failures)
+        if failures is None:
+            return StageDecision(exits, np.zeros(len(exits), np.bool_), status, answer, None)
+        has_failed, no_answer = failures.member >= 0, failures.no_answer
+        # A stage without any answer decides nothing: neither its threshold nor the cap gave the row its answer.
+        status = np.where(no_answer, np.int32(0), status)
+        unanswered = state.accumulator.weight <= 0
+        dead = has_failed
+        if self.spec.stages[stage].on_failure == "answer":
+            dead = unanswered & ((asked.max_stage <= stage) | (stage == self.rule.last))
+            status = status | np.int32(DEGRADED) * has_failed
+        exits = np.where(no_answer, ~unanswered, exits) & ~dead
+        return StageDecision(exits, dead, status, answer, failures)
 
-    def answers(self, lines: RowState, done: Index, *, row: Index, verdict: CombinedAnswer) -> AnsweredRows:
-        """The answers of the lines `done`; `row` (n,) names all lines to the caller."""
-        pick: Index | slice = slice(None) if len(done) == len(lines) else done
-        return AnsweredRows(
-            row[pick],
-            lines.who.request[pick],
-            lines.who.position[pick],
-            verdict.p[pick],
-            verdict.label[pick],
-            verdict.score[pick],
-            lines.answered[pick],
-            lines.cost[pick],
-            lines.status[pick],
-        )
-
-    def _count_failures(self, outputs: Sequence[Output], stage: int, failed: I32) -> I64:
-        counts = np.bincount(failed[failed >= 0], minlength=self._members).astype(np.int64)
+    def _add(self, accumulator: Accumulator, stage: int, outputs: Sequence[Output]) -> StageFailures | None:
+        member, no_answer = self.combiner.add_stage(accumulator, stage, outputs)
+        if member is None or no_answer is None:
+            return None
+        counts = np.bincount(member[member >= 0], minlength=len(self.combiner.members)).astype(np.int64)
         for index, output in zip(self.combiner.stage_members[stage], outputs, strict=True):
             if output is None:
-                counts[index] = len(failed)
-        return counts
+                counts[index] = len(member)
+        return StageFailures(member, no_answer, counts)

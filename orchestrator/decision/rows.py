@@ -4,41 +4,59 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from operator import attrgetter
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
 
-from orchestrator.decision.combine import F32, I32, Accumulator
-from orchestrator.decision.policy import DEFAULT, Policy
+from orchestrator.decision.policy import Policy
 
-__all__ = [
-    "NO_DEADLINE_NS",
-    "AnsweredRows",
-    "Arrivals",
-    "EarlyExit",
-    "FailedRows",
-    "RowState",
-    "StageOutcome",
-    "arrivals_from_policies",
-]
-
+F32 = npt.NDArray[np.float32]
+I32 = npt.NDArray[np.int32]
 I64 = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
 Index = npt.NDArray[np.intp]
-_FAR = np.iinfo(np.int32).max
 NO_DEADLINE_NS = int(np.iinfo(np.int64).max)
+NO_MAX_STAGE = int(np.iinfo(np.int32).max)
+
+
+class RowColumns:
+    """n rows as columns, indexed like one array of rows.
+
+    A column is an array of n entries, another `RowColumns`, or None where the plan has no use for it.
+    """
+
+    __slots__ = ()
+    # One call in C for all columns: every batch of every stage is cut and stored through it.
+    _columns: ClassVar[attrgetter[tuple[Any, ...]]]
+
+    def __init_subclass__(cls) -> None:
+        cls._columns = attrgetter(*cls.__annotations__)
+
+    def __len__(self) -> int:
+        return len(self._columns(self)[0])
+
+    def __getitem__(self, index: Index | slice) -> Self:
+        """The given rows; copied where `index` is an array."""
+        return type(self)(*[None if column is None else column[index] for column in self._columns(self)])
+
+    def __setitem__(self, index: Index, rows: Self) -> None:
+        for mine, given in zip(self._columns(self), self._columns(rows), strict=True):
+            if mine is not None:
+                mine[index] = given
 
 
 @dataclass(slots=True)
-class Arrivals:
-    """Rows that come in together; every column has one entry per row.
+class Arrivals(RowColumns):
+    """Rows that come in together, with what their requests ask for.
 
     Args:
         request: int64 (n,), token of the row's request.
         position: int64 (n,), the row's place in its request.
         min_stage, max_stage: int32 (n,).
         shift: float32 (n,).
-        gear: int32 (n,), whose thresholds judge the row; 0 for the plan's own.
+        gear: int32 (n,), whose thresholds decide about the row; 0 for the plan's own.
         deadline_ns: int64 (n,) on the caller's monotonic clock, NO_DEADLINE_NS for none.
         due_ns: int64 (n,), what later stages are ordered by.
     """
@@ -51,34 +69,6 @@ class Arrivals:
     gear: I32
     deadline_ns: I64
     due_ns: I64
-
-    def __len__(self) -> int:
-        return len(self.request)
-
-    def take(self, index: Index) -> Arrivals:
-        """The given rows, copied."""
-        # Column by column in so many words: this runs for every batch of every stage.
-        return Arrivals(
-            self.request[index],
-            self.position[index],
-            self.min_stage[index],
-            self.max_stage[index],
-            self.shift[index],
-            self.gear[index],
-            self.deadline_ns[index],
-            self.due_ns[index],
-        )
-
-    def put(self, index: Index, rows: Arrivals) -> None:
-        """Overwrites the given rows."""
-        self.request[index] = rows.request
-        self.position[index] = rows.position
-        self.min_stage[index] = rows.min_stage
-        self.max_stage[index] = rows.max_stage
-        self.shift[index] = rows.shift
-        self.gear[index] = rows.gear
-        self.deadline_ns[index] = rows.deadline_ns
-        self.due_ns[index] = rows.due_ns
 
 
 def arrivals_from_policies(
@@ -97,106 +87,99 @@ def arrivals_from_policies(
         counts: rows of each request.
         policies: one per request.
         now_ns: when each request arrived.
-        default_deadline_us: what orders a request that named no deadline.
-        gear: of requests that named none.
+        default_deadline_us: orders the rows of requests that named no deadline.
+        gear: decides about the rows of requests that named none.
     """
-    if all(policy is DEFAULT for policy in policies):
-        return _plain_arrivals(tokens, counts, now_ns=now_ns, default_deadline_us=default_deadline_us, gear=gear)
-    each = np.asarray(counts)
-    late = [
-        NO_DEADLINE_NS if p.deadline_us is None else at + p.deadline_us * 1000
-        for p, at in zip(policies, now_ns, strict=True)
+    rows, each = sum(counts), np.array(counts)
+    position = np.arange(rows)
+    if len(counts) > 1:
+        position -= (each.cumsum() - each).repeat(each)
+    deadlines = [
+        NO_DEADLINE_NS if policy.deadline_us is None else at_ns + policy.deadline_us * 1000
+        for policy, at_ns in zip(policies, now_ns, strict=True)
     ]
     due = [
-        at + default_deadline_us * 1000 if p.deadline_us is None else end
-        for p, at, end in zip(policies, now_ns, late, strict=True)
+        at_ns + default_deadline_us * 1000 if deadline == NO_DEADLINE_NS else deadline
+        for at_ns, deadline in zip(now_ns, deadlines, strict=True)
     ]
+    ends = [NO_MAX_STAGE if policy.max_stage is None else policy.max_stage for policy in policies]
 
     def column(values: Sequence[float], dtype: type) -> npt.NDArray[Any]:
-        return np.repeat(np.array(values, dtype), each)
+        return np.array(values, dtype).repeat(each)
 
-    position = np.concatenate([np.arange(count, dtype=np.int64) for count in counts])
     return Arrivals(
         request=column(tokens, np.int64),
         position=position,
-        min_stage=column([p.min_stage for p in policies], np.int32),
-        max_stage=column([_FAR if p.max_stage is None else p.max_stage for p in policies], np.int32),
-        shift=column([p.threshold_shift for p in policies], np.float32),
-        gear=column([gear if p.gear is None else p.gear for p in policies], np.int32),
-        deadline_ns=column(late, np.int64),
+        min_stage=column([policy.min_stage for policy in policies], np.int32),
+        max_stage=column(ends, np.int32),
+        shift=column([policy.threshold_shift for policy in policies], np.float32),
+        gear=column([gear if policy.gear is None else policy.gear for policy in policies], np.int32),
+        deadline_ns=column(deadlines, np.int64),
         due_ns=column(due, np.int64),
     )
 
 
-def _plain_arrivals(
-    tokens: Sequence[int], counts: Sequence[int], *, now_ns: Sequence[int], default_deadline_us: int, gear: int
-) -> Arrivals:
-    """Arrivals of requests without parameters, which most are."""
-    rows = sum(counts)
-    request = np.array(tokens, np.int64)
-    due = np.array(now_ns, np.int64) + default_deadline_us * 1000
-    position = np.zeros(rows, np.int64)
-    if rows > len(tokens):
-        each = np.array(counts)
-        request, due = request.repeat(each), due.repeat(each)
-        position = np.arange(rows) - (each.cumsum() - each).repeat(each)
-    max_stage, deadline = np.empty(rows, np.int32), np.empty(rows, np.int64)
-    max_stage.fill(_FAR)
-    deadline.fill(NO_DEADLINE_NS)
-    return Arrivals(
-        request=request,
-        position=position,
-        min_stage=np.zeros(rows, np.int32),
-        max_stage=max_stage,
-        shift=np.zeros(rows, np.float32),
-        gear=np.full(rows, gear, np.int32),
-        deadline_ns=deadline,
-        due_ns=due,
-    )
+@dataclass(slots=True)
+class Accumulator(RowColumns):
+    """Sums over the members asked so far.
+
+    The sums are kept and not the members' outputs, so a deferred row carries k classes of float32 whatever the
+    number of members.
+
+    Args:
+        total: float32 (n, k), weighted sum of logits, probabilities or votes, by combine mode.
+        weight: float32 (n,), weight behind `total`; 0 where no member has answered yet.
+        ties: float32 (n, k), weighted sum of probabilities that breaks ties of votes; only for "vote".
+        tops: int32 (n, m), each member's own top-1, -1 where it was not asked; only for the agreement score.
+    """
+
+    total: F32
+    weight: F32
+    ties: F32 | None
+    tops: I32 | None
 
 
 @dataclass(slots=True)
-class RowState:
+class RowState(RowColumns):
     """Rows with what has been found out about them; the table of a run is one of these.
 
     Args:
-        who: where they came from and what they may do.
+        arrival: where they came from and what their requests ask for.
         cost: float32 (n,), cost of every member asked for the row, charged when it is asked.
-        status: int32 (n,), bits earned so far.
-        answered: int32 (n,), newest stage whose output is in the tally, -1 for none.
-        tally: the combination so far.
+        status: int32 (n,), status bits so far.
+        answer_stage: int32 (n,), newest stage whose output is in the accumulator, -1 for none.
+        accumulator: the members' outputs so far.
     """
 
-    who: Arrivals
+    arrival: Arrivals
     cost: F32
     status: I32
-    answered: I32
-    tally: Accumulator
-
-    def __len__(self) -> int:
-        return len(self.cost)
-
-    def take(self, index: Index) -> RowState:
-        """The given lines, copied."""
-        who = self.who.take(index)
-        return RowState(who, self.cost[index], self.status[index], self.answered[index], self.tally.take(index))
-
-    def put(self, index: Index, lines: RowState) -> None:
-        """Overwrites the given lines."""
-        self.who.put(index, lines.who)
-        self.cost[index] = lines.cost
-        self.status[index] = lines.status
-        self.answered[index] = lines.answered
-        self.tally.put(index, lines.tally)
+    answer_stage: I32
+    accumulator: Accumulator
 
 
 @dataclass(slots=True)
-class AnsweredRows:
+class CombinedAnswer(RowColumns):
+    """The answer every row would get now, whether it is given or not.
+
+    Args:
+        probabilities: float32 (n, k).
+        label: int64 (n,).
+        confidence: float32 (n,), the plan's score.
+    """
+
+    probabilities: F32
+    label: I64
+    confidence: F32
+
+
+@dataclass(slots=True)
+class AnsweredRows(RowColumns):
     """Rows that are done.
 
     Args:
         row: intp (n,), their index among the rows given to the call that answered them.
-        request, position: int64 (n,), whose they are.
+        request, position: int64 (n,), as in `Arrivals`.
         probabilities: float32 (n, k).
         label: int64 (n,).
         confidence: float32 (n,), the plan's score of the answer.
@@ -215,48 +198,20 @@ class AnsweredRows:
     cost: F32
     status: I32
 
-    def __len__(self) -> int:
-        return len(self.row)
-
 
 @dataclass(slots=True)
-class EarlyExit:
-    """The answers rows get at stage 0 if they come without wishes of their own.
-
-    Args:
-        exits: bool (n,), whether they do; the other columns say nothing of rows that do not.
-        probabilities: float32 (n, k).
-        label: int64 (n,).
-        confidence: float32 (n,).
-        status: int32 (n,), None where it is 0 for all.
-    """
-
-    exits: npt.NDArray[np.bool_]
-    probabilities: F32
-    label: I64
-    confidence: F32
-    status: I32 | None
-
-    def __len__(self) -> int:
-        return len(self.exits)
-
-
-@dataclass(slots=True)
-class FailedRows:
+class FailedRows(RowColumns):
     """Rows that cannot be answered.
 
     Args:
         row: intp (n,), as in `AnsweredRows`.
         request: int64 (n,).
-        member: int32 (n,), plan index of the member that failed, -1 where nothing had come by the deadline.
+        member: int32 (n,), plan index of the member that failed, -1 where no member had answered by the deadline.
     """
 
     row: Index
     request: I64
     member: I32
-
-    def __len__(self) -> int:
-        return len(self.row)
 
 
 @dataclass(slots=True)
@@ -266,10 +221,11 @@ class StageOutcome:
     Args:
         answers: rows that are done.
         failures: rows that cannot be answered.
-        deferred: intp, rows (index as in `Answers.row`) that go on.
+        deferred: intp, rows (index as in `AnsweredRows.row`) that wait for a later stage.
         slots: intp, the table slot of each deferred row.
-        stage: the stage that was asked; deferred rows go to a later one.
-        member_failures: int64 (m,), rows each member failed on.
+        stage: the stage that was asked.
+        member_failures: int64 (m,), rows each member failed on; None where none did.
+        prefix_rows: rows that came to this stage by the fused prefix's outputs, without waiting for it.
     """
 
     answers: AnsweredRows
@@ -278,3 +234,4 @@ class StageOutcome:
     slots: Index
     stage: int
     member_failures: I64 | None
+    prefix_rows: int = 0

@@ -2,12 +2,9 @@
 
 Rules of this file:
 - All state of a run lives in `CascadeRun`; no other module writes it. The caller holds a lock around every call.
-- A slot is FREE, WAITING (for its stage), ASKED (its stage's members are running) or DROPPED (answered or given
-  up while they run; it becomes FREE when they return). No other transition exists:
-      admit: FREE -> WAITING        next, take: WAITING -> ASKED feed: ASKED -> WAITING | FREE
-      expire, drop: WAITING -> FREE, ASKED -> DROPPED            feed: DROPPED -> FREE
-- Only rows that go on to a later stage are ever in the table: stage 0 is asked for whole batches by the caller,
-  and its sure rows leave without having been stored.
+- A slot of the table moves as `TRANSITIONS` has it; no other transition exists.
+- Only rows that go on to a later stage are ever in the table: the caller asks stage 0 for whole batches, and the
+  rows it is sure of leave without having been stored. That keeps the table small and an easy row's path short.
 - Cost is charged when members are asked, so a row answered at its deadline pays for what it left running.
 - Python loops run over members and columns, never over rows.
 """
@@ -15,39 +12,75 @@ Rules of this file:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 
-from orchestrator.decision.evaluate import Evaluator, Output, Stage0Result, StageDecision
-from orchestrator.decision.rows import Arrivals, FailedRows, Index, RowState, StageOutcome
+from orchestrator.decision.combine import Output
+from orchestrator.decision.evaluate import Evaluator, Stage0Result, StageDecision
+from orchestrator.decision.fast_path import FastPath
+from orchestrator.decision.policy import DEFAULT
+from orchestrator.decision.rows import (
+    AnsweredRows,
+    Arrivals,
+    CombinedAnswer,
+    FailedRows,
+    Index,
+    RowState,
+    StageOutcome,
+    arrivals_from_policies,
+)
 from orchestrator.spec import CascadeSpec
 from orchestrator.spec.answer import DEADLINE
 
-FREE, WAITING, ASKED, DROPPED = 0, 1, 2, 3
-_NO_MEMBERS = np.zeros(0, np.int32)
+STATES = ("free", "waiting", "asked", "dropped")
+FREE, WAITING, ASKED, DROPPED = range(len(STATES))
+# event -> state of a slot before it -> state after it. A waiting slot's row waits for its stage; the members of
+# an asked one are running. Where its row is answered or given up meanwhile, the slot is dropped: only when the
+# members have answered, in vain, may another row have it.
+TRANSITIONS = {
+    "enter": {FREE: WAITING},
+    "take": {WAITING: ASKED},
+    "defer": {ASKED: WAITING},
+    "finish": {ASKED: FREE, DROPPED: FREE},
+    "give_up": {WAITING: FREE, ASKED: DROPPED},
+}
+_ILLEGAL = -1
+_NEXT = {
+    event: np.array([moves.get(state, _ILLEGAL) for state in range(len(STATES))], np.int8)
+    for event, moves in TRANSITIONS.items()
+}
 _NONE = np.zeros(0, np.intp)
+_NO_FAILURES = FailedRows(_NONE, np.zeros(0, np.int64), np.zeros(0, np.int32))
 
 
 class CascadeRun:
     """Drives one cascade for any number of rows at once.
 
     Usage: `admit(arrivals, outputs_of_stage_0)`; then, while `waiting(stage)`, ask the stage's members for the
-    rows of `next(stage, limit)` and `feed` what they said.
+    rows of `next(stage, limit)` and `feed` their outputs.
 
     Args:
         spec: the cascade.
         capacity_rows: slots to begin with; the table doubles when it is full.
+
+    Attributes:
+        rows_in_table: rows that were deferred and are not freed yet.
+        capacity_rows: slots there are, used or free; every slot number is below it.
+        fast_path: stage 0's shortcuts, which change nothing and need no lock.
     """
 
     def __init__(self, spec: CascadeSpec, capacity_rows: int = 64) -> None:
         self.spec = spec
-        self._judge = Evaluator(spec)
+        self._evaluator = Evaluator(spec)
+        self.fast_path = FastPath(self._evaluator)
         self._costs = np.array([stage.cost for stage in spec.stages], np.float32)
         self._sequence = 0
-        self._waiting = np.zeros(len(spec.stages) + 1, np.int64)
-        self._lines = self._blank(capacity_rows)
+        self._waiting = [0] * (len(spec.stages) + 1)
+        self.rows_in_table = 0
+        self.capacity_rows = capacity_rows
+        self._rows = self._blank(capacity_rows)
         self._state: npt.NDArray[np.int8] = np.zeros(capacity_rows, np.int8)
         self._stage: npt.NDArray[np.int32] = np.zeros(capacity_rows, np.int32)
         self._order: npt.NDArray[np.int64] = np.zeros(capacity_rows, np.int64)
@@ -55,83 +88,88 @@ class CascadeRun:
 
     # -- what the caller may ask ------------------------------------------------------------------
 
-    @property
-    def rows_in_table(self) -> int:
-        """Rows that were deferred and are not freed yet."""
-        return len(self._state) - len(self._free)
-
-    @property
-    def capacity_rows(self) -> int:
-        """Slots there are, used or free; every slot number is below it."""
-        return len(self._state)
-
     def requests_of(self, slots: Index) -> npt.NDArray[np.int64]:
         """Request tokens of the given slots, int64 (n,)."""
-        tokens: npt.NDArray[np.int64] = self._lines.who.request[slots]
+        tokens: npt.NDArray[np.int64] = self._rows.arrival.request[slots]
         return tokens
 
     def waiting(self, stage: int) -> int:
         """Rows that wait for a stage."""
-        return int(self._waiting[stage])
+        return self._waiting[stage]
 
     def waiting_slots(self) -> Index:
         """Slots of all rows that wait for any stage, intp (n,)."""
         return np.flatnonzero(self._state == WAITING)
 
-    def next_deadline_ns(self) -> int | None:
-        """The earliest deadline of a row still unanswered, or None."""
-        open_rows = (self._state == WAITING) | (self._state == ASKED)
-        if not open_rows.any():
-            return None
-        return int(self._lines.who.deadline_ns[open_rows].min())
-
     # -- events -----------------------------------------------------------------------------------
 
-    def look(self, rows: int, outputs: Sequence[Output]) -> Stage0Result:
-        """What stage 0 said of n rows; changes nothing and needs no lock.
+    def admit(self, arrivals: Arrivals, outputs: Sequence[Output]) -> StageOutcome:
+        """Takes in rows with the outputs of stage 0's members.
 
         Args:
-            rows: n.
+            arrivals: n rows.
             outputs: (n, k) per member of stage 0 in plan order, None for a member that failed.
         """
-        return self._judge.look(rows, outputs)
+        return self.enter(arrivals, self.fast_path.stage0(len(arrivals), outputs))
 
-    def admit(self, arrivals: Arrivals, outputs: Sequence[Output]) -> StageOutcome:
-        """Takes in rows with what the members of stage 0 said of them; `look` and `enter` in one.
-
-        Args:
-            arrivals: n rows.
-            outputs: as for `look`.
-        """
-        return self.enter(arrivals, self.look(len(arrivals), outputs))
-
-    def enter(self, arrivals: Arrivals, look: Stage0Result) -> StageOutcome:
-        """Takes in rows with what stage 0 said of them.
+    def enter(self, arrivals: Arrivals, result: Stage0Result) -> StageOutcome:
+        """Takes in rows with what stage 0 gave for them.
 
         Args:
             arrivals: n rows.
-            look: what stage 0 said of them.
+            result: what stage 0 gave.
 
         Returns:
             the rows that are done; the deferred ones now wait in the table.
         """
-        rows = len(arrivals)
-        lines = RowState(
+        rows = len(result.answer)
+        state = RowState(
             arrivals,
             np.full(rows, self._costs[0], np.float32),
             np.zeros(rows, np.int32),
             np.full(rows, -1, np.int32),
-            look.tally,
+            result.accumulator,
         )
-        outcome, on = self._outcome(lines, 0, settled=self._judge.decide(lines, 0, look), row=np.arange(rows))
+        decision = self._evaluator.decide(state, 0, answer=result.answer, failures=result.failures)
+        outcome, on = self._settle(state, 0, decision=decision, row=np.arange(rows))
         if len(on):
             slots = self._claim(len(on))
-            self._lines.put(slots, lines.take(on) if len(on) < rows else lines)
+            self._rows[slots] = state[on] if len(on) < rows else state
             self._order[slots] = self._sequence + np.arange(len(slots))
             self._sequence += len(slots)
-            self._wait(slots, 1)
+            self._wait(slots, 1, event="enter")
             outcome.slots = slots
         return outcome
+
+    def apply_prefix_outputs(
+        self, first: StageOutcome, later: Sequence[Sequence[npt.NDArray[np.generic]]]
+    ) -> list[StageOutcome]:
+        """Decides about rows just deferred for which a fused prefix has run later stages already.
+
+        Called before anybody is told of the deferred rows, so that no worker takes them meanwhile.
+
+        Args:
+            first: what `enter` returned for the batch.
+            later: for each stage after it, (n, k) per member, NaN for rows the prefix did not ask there.
+
+        Returns:
+            the outcomes stage by stage; `row` and `deferred` count in the batch, and the slots of each are those
+            that still wait. Rows the prefix did not ask at a stage wait for its workers as ever.
+        """
+        outcomes = [first]
+        for stage, outputs in enumerate(later, start=1):
+            before = outcomes[-1]
+            known = ~np.isnan(np.stack([output[before.deferred] for output in outputs])).any(axis=(0, 2))
+            if not known.any():
+                break
+            slots, places = before.slots[known], before.deferred[known]
+            outcomes[-1] = replace(before, slots=before.slots[~known], deferred=before.deferred[~known])
+            self._take(slots, stage)
+            outcome = self.feed(slots, [output[places] for output in outputs])
+            outcome.answers.row = places[outcome.answers.row]
+            outcome.failures.row = places[outcome.failures.row]
+            outcomes.append(replace(outcome, deferred=places[outcome.deferred], prefix_rows=len(slots)))
+        return outcomes
 
     def next(self, stage: int, limit: int) -> Index:
         """Takes up to `limit` rows that wait for a stage, the most urgent first, and charges them for it.
@@ -141,23 +179,13 @@ class CascadeRun:
         """
         slots: Index = ((self._state == WAITING) & (self._stage == stage)).nonzero()[0]
         if len(slots) > limit:
-            urgency = np.lexsort((self._order[slots], self._lines.who.due_ns[slots]))
+            urgency = np.lexsort((self._order[slots], self._rows.arrival.due_ns[slots]))
             slots = slots[urgency[:limit]]
-        self._ask(slots, stage)
+        self._take(slots, stage)
         return slots
 
-    def take(self, slots: Index) -> None:
-        """Takes given rows that wait for one stage, instead of the most urgent, and charges them for it.
-
-        Args:
-            slots: intp, all waiting for the same stage.
-        """
-        assert (self._state[slots] == WAITING).all()
-        assert (self._stage[slots] == self._stage[slots[0]]).all()
-        self._ask(slots, int(self._stage[slots[0]]))
-
     def feed(self, slots: Index, outputs: Sequence[Output]) -> StageOutcome:
-        """Takes what a stage's members said of the rows `next` gave.
+        """Takes the outputs of a stage's members for the rows `next` gave.
 
         Args:
             slots: intp (n,), as `next` returned them.
@@ -172,26 +200,25 @@ class CascadeRun:
             self._release(slots[self._state[slots] == DROPPED])
             outputs = [None if output is None else output[kept] for output in outputs]
         live = slots[kept]
+        state = self._rows[live]
         if not len(live):
-            return self._nothing(stage)
-        lines = self._lines.take(live)
-        settled = self._judge.settle(lines, stage, outputs)
-        outcome, on = self._outcome(lines, stage, settled=settled, row=kept)
+            return StageOutcome(self._answered(state, kept, _NONE), _NO_FAILURES, _NONE, _NONE, stage, None)
+        decision = self._evaluator.add_stage(state, stage, outputs)
+        outcome, on = self._settle(state, stage, decision=decision, row=kept)
         if not len(on):
             self._release(live)
             return outcome
-        outcome.slots = live[on]
         if len(on) < len(live):
-            self._release(live[settled.exits | settled.dead])
-            lines = lines.take(on)
-        self._lines.put(outcome.slots, lines)
-        self._wait(outcome.slots, stage + 1)
+            self._release(live[decision.exits | decision.dead])
+            state = state[on]
+        outcome.slots = live[on]
+        self._rows[outcome.slots] = state
+        self._wait(outcome.slots, stage + 1, event="defer")
         return outcome
 
     def abandon(self, slots: Index) -> None:
         """Frees slots that `next` gave and nothing will be fed for; harmless where they are free already."""
-        asked = (self._state[slots] == ASKED) | (self._state[slots] == DROPPED)
-        self._release(slots[asked])
+        self._release(slots[(self._state[slots] == ASKED) | (self._state[slots] == DROPPED)])
 
     def expire(self, now_ns: int) -> StageOutcome:
         """Answers every row whose deadline has come from its combination so far.
@@ -199,93 +226,130 @@ class CascadeRun:
         Returns:
             answers with the deadline bit; `row` in them is the slot. Failures are rows without any combination.
         """
-        open_rows = (self._state == WAITING) | (self._state == ASKED)
-        slots = np.flatnonzero(open_rows & (self._lines.who.deadline_ns <= now_ns))
-        lines = self._lines.take(slots)
-        lines.status |= np.int32(DEADLINE)
-        has = lines.tally.weight > 0
-        answers = self._judge.answers(lines, np.flatnonzero(has), row=slots, verdict=self._judge.verdict(lines))
-        lost = np.flatnonzero(~has)
-        failures = FailedRows(slots[lost], lines.who.request[lost], np.full(len(lost), -1, np.int32))
+        slots = np.flatnonzero(self._open_rows() & (self._rows.arrival.deadline_ns <= now_ns))
+        state = self._rows[slots]
+        state.status |= np.int32(DEADLINE)
+        has_answer = state.accumulator.weight > 0
+        lost = np.flatnonzero(~has_answer)
+        failures = FailedRows(slots[lost], state.arrival.request[lost], np.full(len(lost), -1, np.int32))
+        answers = self._answered(state, slots, np.flatnonzero(has_answer))
         self._give_up(slots)
         return StageOutcome(answers, failures, _NONE, _NONE, -1, None)
 
     def drop(self, requests: npt.NDArray[np.int64]) -> int:
         """Gives up every row of the given requests; returns how many there were."""
-        open_rows = (self._state == WAITING) | (self._state == ASKED)
-        slots = np.flatnonzero(open_rows & np.isin(self._lines.who.request, requests))
+        slots = np.flatnonzero(self._open_rows() & np.isin(self._rows.arrival.request, requests))
         self._give_up(slots)
         return len(slots)
 
-    # -- deciding ---------------------------------------------------------------------------------
+    # -- outcomes ---------------------------------------------------------------------------------
 
-    def _outcome(
-        self, lines: RowState, stage: int, *, settled: StageDecision, row: Index
+    def _settle(
+        self, state: RowState, stage: int, *, decision: StageDecision, row: Index
     ) -> tuple[StageOutcome, Index]:
-        """The outcome of a stage, and which lines (by place) go on; `row` names the lines to the caller."""
-        dead, exits = settled.dead, settled.exits
-        done: Index = exits.nonzero()[0]
-        lost: Index = dead.nonzero()[0] if settled.failed is not None else _NONE
-        on: Index = _NONE if len(done) + len(lost) == len(lines) else (~(exits | dead)).nonzero()[0]
-        members = _NO_MEMBERS if settled.failed is None else settled.failed[lost]
-        failures = FailedRows(row[lost], lines.who.request[lost], members)
-        answers = self._judge.answers(lines, done, row=row, verdict=settled.verdict)
-        return StageOutcome(answers, failures, row[on], _NONE, stage, settled.member_failures), on
+        """Writes a decision into the rows; returns the outcome, and which rows (by place) go on.
 
-    def _nothing(self, stage: int) -> StageOutcome:
-        lines = self._blank(0)
-        answers = self._judge.answers(lines, _NONE, row=_NONE, verdict=self._judge.verdict(lines))
-        failures = FailedRows(_NONE, lines.who.request, _NO_MEMBERS)
-        return StageOutcome(answers, failures, _NONE, _NONE, stage, None)
+        Args:
+            state: n rows, copies of those in the table.
+            stage: the stage that was asked.
+            decision: what becomes of them.
+            row: intp (n,), what the caller calls them.
+        """
+        failures = decision.failures
+        state.status |= decision.status
+        done: Index = decision.exits.nonzero()[0]
+        lost, failed_rows = _NONE, _NO_FAILURES
+        if failures is None:
+            state.answer_stage[:] = stage
+        else:
+            state.answer_stage[~failures.no_answer] = stage
+            lost = decision.dead.nonzero()[0]
+            failed_rows = FailedRows(row[lost], state.arrival.request[lost], failures.member[lost])
+        all_gone = len(done) + len(lost) == len(row)
+        on: Index = _NONE if all_gone else (~(decision.exits | decision.dead)).nonzero()[0]
+        answers = self._answered(state, row, done, answer=decision.answer)
+        counts = None if failures is None else failures.counts
+        return StageOutcome(answers, failed_rows, row[on], _NONE, stage, counts), on
+
+    def _answered(
+        self, state: RowState, row: Index, done: Index, *, answer: CombinedAnswer | None = None
+    ) -> AnsweredRows:
+        """The answers of the rows `done`; `row` (n,) is what the caller calls all of them."""
+        said = self._evaluator.answer(state.accumulator) if answer is None else answer
+        # Most often all rows of a call leave together, and views of the columns do.
+        pick: Index | slice = slice(None) if len(done) == len(row) else done
+        return AnsweredRows(
+            row[pick],
+            state.arrival.request[pick],
+            state.arrival.position[pick],
+            said.probabilities[pick],
+            said.label[pick],
+            said.confidence[pick],
+            state.answer_stage[pick],
+            state.cost[pick],
+            state.status[pick],
+        )
 
     # -- slots ------------------------------------------------------------------------------------
 
-    def _ask(self, slots: Index, stage: int) -> None:
-        self._state[slots] = ASKED
-        self._waiting[stage] -= len(slots)
-        self._lines.cost[slots] += self._costs[stage]
+    def _open_rows(self) -> npt.NDArray[np.bool_]:
+        """Slots of rows without an answer, bool (capacity,)."""
+        open_rows: npt.NDArray[np.bool_] = (self._state == WAITING) | (self._state == ASKED)
+        return open_rows
 
-    def _wait(self, slots: Index, stage: int) -> None:
-        self._state[slots] = WAITING
+    def _move(self, slots: Index, event: str) -> None:
+        after = _NEXT[event][self._state[slots]]
+        if np.minimum.reduce(after, initial=0) < 0:
+            raise AssertionError(f"{event}: got slots in states {np.unique(self._state[slots])}")
+        self._state[slots] = after
+
+    def _take(self, slots: Index, stage: int) -> None:
+        self._move(slots, "take")
+        self._waiting[stage] -= len(slots)
+        self._rows.cost[slots] += self._costs[stage]
+
+    def _wait(self, slots: Index, stage: int, *, event: str) -> None:
+        self._move(slots, event)
         self._stage[slots] = stage
         self._waiting[stage] += len(slots)
 
     def _give_up(self, slots: Index) -> None:
-        waits = self._state[slots] == WAITING
-        parked = slots[waits]
-        np.subtract.at(self._waiting, self._stage[parked], 1)
-        self._state[slots[~waits]] = DROPPED
-        self._release(parked)
+        parked = slots[self._state[slots] == WAITING]
+        for stage, count in enumerate(np.bincount(self._stage[parked]).tolist()):
+            self._waiting[stage] -= count
+        self._move(slots, "give_up")
+        self._put_back(parked)
+
+    def _release(self, slots: Index) -> None:
+        self._move(slots, "finish")
+        self._put_back(slots)
+
+    def _put_back(self, slots: Index) -> None:
+        self._free = np.concatenate((self._free, slots))
+        self.rows_in_table -= len(slots)
 
     def _claim(self, count: int) -> Index:
         if count > len(self._free):
-            self._grow(max(2 * len(self._state), len(self._state) + count))
+            self._grow(max(2 * self.capacity_rows, self.capacity_rows + count))
         slots: Index = self._free[len(self._free) - count :]
         self._free = self._free[: len(self._free) - count]
+        self.rows_in_table += count
         return slots
 
-    def _release(self, slots: Index) -> None:
-        self._state[slots] = FREE
-        self._free = np.concatenate((self._free, slots))
+    def _grow(self, capacity_rows: int) -> None:
+        size, more = self.capacity_rows, capacity_rows - self.capacity_rows
+        rows = self._blank(capacity_rows)
+        rows[np.arange(size)] = self._rows
+        self._rows = rows
+        self._state = np.concatenate((self._state, np.zeros(more, np.int8)))
+        self._stage = np.concatenate((self._stage, np.zeros(more, np.int32)))
+        self._order = np.concatenate((self._order, np.zeros(more, np.int64)))
+        self._free = np.concatenate((self._free, np.arange(size, capacity_rows)))
+        self.capacity_rows = capacity_rows
 
     def _blank(self, rows: int) -> RowState:
+        arrivals = arrivals_from_policies([0], [rows], policies=[DEFAULT], now_ns=[0], default_deadline_us=0)
+        zeros = np.zeros(rows, np.int32)
         return RowState(
-            Arrivals(*(np.zeros(rows, _TYPES.get(field.name, np.int64)) for field in fields(Arrivals))),
-            np.zeros(rows, np.float32),
-            np.zeros(rows, np.int32),
-            np.zeros(rows, np.int32),
-            self._judge.combiner.empty(rows),
+            arrivals, np.zeros(rows, np.float32), zeros, zeros.copy(), self._evaluator.combiner.empty(rows)
         )
-
-    def _grow(self, rows: int) -> None:
-        size = len(self._state)
-        lines = self._blank(rows)
-        lines.put(np.arange(size), self._lines)
-        self._lines = lines
-        self._state = np.concatenate((self._state, np.zeros(rows - size, np.int8)))
-        self._stage = np.concatenate((self._stage, np.zeros(rows - size, np.int32)))
-        self._order = np.concatenate((self._order, np.zeros(rows - size, np.int64)))
-        self._free = np.concatenate((self._free, np.arange(size, rows)))
-
-
-_TYPES: dict[str, type] = {"min_stage": np.int32, "max_stage": np.int32, "shift": np.float32, "gear": np.int32}

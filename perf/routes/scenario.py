@@ -190,7 +190,7 @@ def _exits_of_rows(
         margin[left] = np.minimum(margin[left], np.abs(score - threshold))
         sure = score >= threshold
         exit_stage[left[sure]] = number
-        tally, left = tally.take(np.flatnonzero(~sure)), left[~sure]
+        tally, left = tally[np.flatnonzero(~sure)], left[~sure]
     return exit_stage, margin
 
 

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.bls.entrance import AdmissionControl
 from orchestrator.bls.requests import PendingRequest
+from orchestrator.bls.stage0 import AdmissionControl
 from orchestrator.decision import Policy, policy_from_parameters
 from orchestrator.errors import InputError
 from tests.bls.fixtures import EASY, HARD, ask_all, large, loaded, rows_of, small
@@ -27,7 +27,10 @@ def now_us() -> int:
 
 
 def pending(rows: int, policy: Policy, *, arrived_ns: int = 0) -> PendingRequest:
-    return PendingRequest(0, 0, None, None, None, policy, arrived_ns, frozenset(), rows, rows)
+    return PendingRequest(
+        token=0, place=0, request=None, tensor=None, rows=None, policy=policy, is_plain=policy.is_plain,
+        arrived_ns=arrived_ns, deadline_ns=None, wanted=frozenset(), count=rows, unanswered=rows,
+    )  # fmt: skip
 
 
 def dated(left_us: int) -> Policy:
@@ -91,28 +94,28 @@ def test_a_point_in_time_cuts_short_what_waits_for_a_later_stage(tmp_path: Path)
 
 
 def test_where_a_queue_stands_what_can_hardly_be_answered_in_time_is_not_tried() -> None:
-    entrance = AdmissionControl(64)
+    admission = AdmissionControl(64)
     batch = [pending(8, dated(left_us)) for left_us in (-1, 15_000, 25_000)]
-    assert entrance.too_late(batch, stands=True, now_ns=0) == batch[:1]
-    entrance.took(5000 * MS)  # the first call opens sessions, and is nobody's measure
-    assert entrance.too_late(batch, stands=True, now_ns=0) == batch[:1]
-    entrance.took(10 * MS)
-    assert entrance.too_late(batch, stands=False, now_ns=0) == batch[:1]
-    assert entrance.too_late(batch, stands=True, now_ns=0) == batch[:2]
+    assert admission.too_late(batch, is_backlogged=True, now_ns=0) == batch[:1]
+    admission.observe_latency(5000 * MS)  # the first call opens sessions, and is nobody's measure
+    assert admission.too_late(batch, is_backlogged=True, now_ns=0) == batch[:1]
+    admission.observe_latency(10 * MS)
+    assert admission.too_late(batch, is_backlogged=False, now_ns=0) == batch[:1]
+    assert admission.too_late(batch, is_backlogged=True, now_ns=0) == batch[:2]
 
 
 def test_a_deadline_that_begins_to_count_here_never_came_late() -> None:
-    entrance = AdmissionControl(64)
+    admission = AdmissionControl(64)
     for _ in range(2):
-        entrance.took(10 * MS)
+        admission.observe_latency(10 * MS)
     both = {"deadline_us": 1, "deadline_at_us": NOW_US + 30_000_000}
     for policy in (Policy(deadline_us=1), policy_from_parameters(both, 2, now_us=NOW_US)):
         assert policy.deadline_us == 1
-        assert not entrance.too_late([pending(8, policy)], stands=True, now_ns=0)
+        assert not admission.too_late([pending(8, policy)], is_backlogged=True, now_ns=0)
 
 
 def test_who_still_has_time_is_told_that_it_is_not_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("orchestrator.bls.entrance.MOST_IDLE_NS", 60_000 * MS)  # however slow this machine is
+    monkeypatch.setattr("orchestrator.bls.stage0.MOST_IDLE_NS", 60_000 * MS)  # however slow this machine is
 
     def slow(rows: np.ndarray) -> np.ndarray:
         time.sleep(0.1)
@@ -145,7 +148,7 @@ def test_who_still_has_time_is_told_that_it_is_not_enough(tmp_path: Path, monkey
 def test_a_queue_stands_where_a_batch_of_several_requests_comes_at_once_and_has_no_room_left(
     counts: list[int], idle_ms: int, stands: bool
 ) -> None:
-    entrance, batch = AdmissionControl(64), [pending(count, Policy()) for count in counts]
-    assert not entrance.is_backlogged(batch, now_ns=0)
-    entrance.done(5 * MS)
-    assert entrance.is_backlogged(batch, now_ns=(5 + idle_ms) * MS) is stands
+    admission, batch = AdmissionControl(64), [pending(count, Policy()) for count in counts]
+    assert not admission.is_backlogged(batch, now_ns=0)
+    admission.batch_finished(5 * MS)
+    assert admission.is_backlogged(batch, now_ns=(5 + idle_ms) * MS) is stands

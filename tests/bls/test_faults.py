@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from orchestrator.bls.requests import Reply
+from orchestrator.bls.responses import Reply
 from orchestrator.decision import StageOutcome
 from tests.bls.fixtures import EASY, HARD, K, ask_all, large, loaded, rows_of, small, wait_for
 from tests.fakes.triton import FakeTriton, Request, TritonError
@@ -75,7 +75,7 @@ def test_a_fault_after_rows_left_the_table_does_not_touch_who_took_their_slots(
 
     with loaded(tmp_path, FakeTriton({"small": small, "large": slow})) as model:
         scheduler = model._scheduler
-        settle, give_up = scheduler._settle, scheduler._give_up
+        settle, give_up = scheduler._settle, scheduler.give_up
         first, second = (Request({"x": rows_of(HARD)}) for _ in range(2))
 
         def failing(outcome: StageOutcome, errors: dict[int, str]) -> list[Reply]:
@@ -83,14 +83,15 @@ def test_a_fault_after_rows_left_the_table_does_not_touch_who_took_their_slots(
                 raise RuntimeError("a fault after the rows were fed")
             return settle(outcome, errors)
 
-        def late(*arguments: Any) -> None:
+        def late(*arguments: Any) -> list[Reply]:
             # Between the fault and its handling another request takes the slot that has become free.
             assert model.execute([second]) is None
-            give_up(*arguments)
+            replies = give_up(*arguments)
             gate.set()
+            return replies
 
         monkeypatch.setattr(scheduler, "_settle", failing)
-        monkeypatch.setattr(scheduler, "_give_up", late)
+        monkeypatch.setattr(scheduler, "give_up", late)
         assert model.execute([first]) is None
         broken, fine = wait_for(first, None), wait_for(second, None)
         assert scheduler._run.rows_in_table == 0

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.bls.gears import Gearbox
-from orchestrator.decision import CascadeRun, Evaluator, Policy, arrivals_from_policies
+from orchestrator.decision import CascadeRun, Policy, arrivals_from_policies
 from orchestrator.errors import SpecError
 from orchestrator.spec import CascadeSpec, Gear, Gears, cascade_from_json, json_from_cascade
 from orchestrator.spec.answer import ABSTAINED, GEARED
@@ -93,26 +93,26 @@ def test_gears_that_make_no_sense_are_refused(make, words: str) -> None:
 
 def test_the_gear_shifts_only_after_the_wait_has_lasted_and_comes_back_slower() -> None:
     box = Gearbox(GEARS)
-    assert [box.felt(60 * MS, t * MS) for t in (0, 50, 99)] == [0, 0, 0]
-    assert box.felt(60 * MS, 100 * MS) == 1
+    assert [box.observe_wait(60 * MS, t * MS) for t in (0, 50, 99)] == [0, 0, 0]
+    assert box.observe_wait(60 * MS, 100 * MS) == 1
     # The next step needs its own hundred milliseconds.
-    assert [box.felt(60 * MS, t * MS) for t in (150, 199)] == [0, 0]
-    assert box.felt(60 * MS, 200 * MS) == 1
-    assert box.felt(60 * MS, 900 * MS) == 0, "there is no cheaper one"
-    assert [box.felt(5 * MS, t * MS) for t in (1000, 1999)] == [0, 0]
-    assert box.felt(5 * MS, 2000 * MS) == -1
-    assert box.felt(5 * MS, 2500 * MS) == 0
-    assert box.felt(5 * MS, 3000 * MS) == -1
+    assert [box.observe_wait(60 * MS, t * MS) for t in (150, 199)] == [0, 0]
+    assert box.observe_wait(60 * MS, 200 * MS) == 1
+    assert box.observe_wait(60 * MS, 900 * MS) == 0, "there is no cheaper one"
+    assert [box.observe_wait(5 * MS, t * MS) for t in (1000, 1999)] == [0, 0]
+    assert box.observe_wait(5 * MS, 2000 * MS) == -1
+    assert box.observe_wait(5 * MS, 2500 * MS) == 0
+    assert box.observe_wait(5 * MS, 3000 * MS) == -1
     assert box.gear == 0
 
 
 def test_a_break_starts_the_time_again_and_between_the_limits_nothing_moves() -> None:
     box = Gearbox(GEARS)
-    box.felt(60 * MS, 0)
-    box.felt(20 * MS, 90 * MS)
-    assert box.felt(60 * MS, 100 * MS) == 0
-    assert box.felt(60 * MS, 200 * MS) == 1
-    assert all(box.felt(30 * MS, t * MS) == 0 for t in range(300, 9000, 100))
+    box.observe_wait(60 * MS, 0)
+    box.observe_wait(20 * MS, 90 * MS)
+    assert box.observe_wait(60 * MS, 100 * MS) == 0
+    assert box.observe_wait(60 * MS, 200 * MS) == 1
+    assert all(box.observe_wait(30 * MS, t * MS) == 0 for t in range(300, 9000, 100))
     assert box.gear == 1
 
 
@@ -124,7 +124,7 @@ def test_gears_stay_in_range_move_one_at_a_time_and_never_twice_within_their_tim
     for wait_ms, pause_ms in felt:
         now_ms += pause_ms
         before = box.gear
-        step = box.felt(wait_ms * MS, now_ms * MS)
+        step = box.observe_wait(wait_ms * MS, now_ms * MS)
         assert box.gear == before + step
         assert 0 <= box.gear <= 2
         if step:
@@ -134,7 +134,7 @@ def test_gears_stay_in_range_move_one_at_a_time_and_never_twice_within_their_tim
 
 
 def test_a_plan_without_gears_has_none_to_name() -> None:
-    assert Gearbox(None).felt(10**12, 0) == 0
+    assert Gearbox(None).observe_wait(10**12, 0) == 0
 
 
 def test_a_queue_that_stands_shifts_the_served_gear_and_an_empty_one_brings_it_back(tmp_path: Path) -> None:
@@ -158,7 +158,7 @@ def test_a_queue_that_stands_shifts_the_served_gear_and_an_empty_one_brings_it_b
             assert request.sender.done.wait(10)
         shifted = model._scheduler._gearbox.gear
         assert shifted > 0
-        model._counters.drain()
+        model._metrics.drain()
         # Nothing waits any more: the next rows find the plan's own thresholds again, a step per look.
         for _ in range(shifted):
             (answer,) = ask_all(model, [Request({"x": rows_of(one)})])
@@ -171,7 +171,7 @@ def test_a_queue_that_stands_shifts_the_served_gear_and_an_empty_one_brings_it_b
 def test_the_gear_and_its_shifts_are_metrics(tmp_path: Path) -> None:
     fake = FakeTriton({"small": small, "large": large})
     with loaded(tmp_path, fake, geared()) as model:
-        model._counters.shifted(1, 1)
+        model._metrics.shifted(1, 1)
         model._flusher.flush()
         key = (("direction", "cheaper"), ("model", "cascade"))
         assert fake.metrics[("committee_gear_shifts_total", key)].value == 1
@@ -180,20 +180,20 @@ def test_the_gear_and_its_shifts_are_metrics(tmp_path: Path) -> None:
 
 def test_a_queue_that_stands_in_front_shifts_although_no_deferred_row_waits() -> None:
     box = Gearbox(GEARS)
-    assert sum(box.came(stands=True, now_ns=at * MS) for at in range(0, 400, 10)) == 2
+    assert sum(box.batch_started(is_backlogged=True, now_ns=at * MS) for at in range(0, 400, 10)) == 2
     # Deferred rows that are taken at once do not hide the queue in front.
-    assert box.felt(0, 5000 * MS) == 0
+    assert box.observe_wait(0, 5000 * MS) == 0
     # A batch with room ends it.
-    assert box.came(stands=False, now_ns=5001 * MS) == 0
-    box.felt(0, 5002 * MS)
-    assert box.felt(0, 6100 * MS) == -1
+    assert box.batch_started(is_backlogged=False, now_ns=5001 * MS) == 0
+    box.observe_wait(0, 5002 * MS)
+    assert box.observe_wait(0, 6100 * MS) == -1
 
 
 def test_a_queue_that_begins_to_stand_does_not_hide_deferred_rows_that_wait() -> None:
     box = Gearbox(GEARS)
-    assert box.felt(60 * MS, 0) == 0
-    assert box.came(stands=True, now_ns=90 * MS) == 0
-    assert box.felt(60 * MS, 100 * MS) == 1
+    assert box.observe_wait(60 * MS, 0) == 0
+    assert box.batch_started(is_backlogged=True, now_ns=90 * MS) == 0
+    assert box.observe_wait(60 * MS, 100 * MS) == 1
 
 
 NOBODY, ONE, TWO = (np.array(slots, np.intp) for slots in ([], [0], [1]))
@@ -231,14 +231,14 @@ def test_a_stage_that_was_asked_long_ago_has_no_say() -> None:
 
 def test_a_quiet_server_takes_a_step_back_at_a_time_and_one_at_work_none() -> None:
     box = Gearbox(GEARS)
-    assert sum(box.came(stands=True, now_ns=at * MS) for at in range(0, 400, 10)) == 2
+    assert sum(box.batch_started(is_backlogged=True, now_ns=at * MS) for at in range(0, 400, 10)) == 2
     # The last batch is still at stage 0, however long that takes.
     assert [box.quiet(at * MS) for at in (1000, 60_000)] == [0, 0]
-    box.left(61_000 * MS)
+    box.batch_finished(61_000 * MS)
     assert [box.quiet(at * MS) for at in (61_999, 62_000, 62_500, 63_000, 99_000)] == [0, -1, 0, -1, 0]
     assert box.gear == 0
     # The queue of then stands no more.
-    assert box.felt(0, 99_001 * MS) == 0
+    assert box.observe_wait(0, 99_001 * MS) == 0
 
 
 def test_the_gear_of_a_burst_comes_back_although_nobody_asks_again(tmp_path: Path) -> None:
@@ -262,13 +262,13 @@ def test_a_hopeless_row_abstains_in_every_gear() -> None:
     for gear in range(3):
         outcome = admit(spec, logits(0.4), gear=gear)
         assert outcome.answers.status.tolist() == [ABSTAINED]
-        sure = Evaluator(spec).sure(Evaluator(spec).look(1, [logits(0.4)]), gear)
-        assert sure.exits.tolist() == [True]
+        fast = CascadeRun(spec).fast_path
+        assert fast.early_exit(fast.stage0(1, [logits(0.4)]), gear).exits.tolist() == [True]
 
 
 def test_a_queue_that_stands_now_and_then_does_not_shift() -> None:
     box = Gearbox(GEARS)
-    assert not any(box.came(stands=at % 40 != 0, now_ns=at * MS) for at in range(0, 4000, 10))
+    assert not any(box.batch_started(is_backlogged=at % 40 != 0, now_ns=at * MS) for at in range(0, 4000, 10))
 
 
 def test_a_queue_in_front_of_the_cascade_shifts_to_a_cheaper_gear(tmp_path: Path) -> None:

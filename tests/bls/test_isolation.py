@@ -10,7 +10,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from orchestrator.bls.isolation import CALLS_TO_SILENT, REPEATS, Gate, Pieces, Refusal, ask_in_pieces
+from orchestrator.bls.isolation import CALLS_TO_SILENT, REPEATS, BatchPieces, Gate, Refusal, ask_in_pieces
 
 K = 3
 ALIVE_CALLS_64 = 8 * (2 * 6 + REPEATS)
@@ -39,7 +39,7 @@ def values(start: int, end: int) -> np.ndarray:
     return np.arange(start * K, end * K, dtype=np.float16).reshape(-1, K)
 
 
-def answered(pieces: Pieces) -> list[int]:
+def answered(pieces: BatchPieces) -> list[int]:
     return [row for start, end, _ in sorted(pieces.answered, key=lambda one: one[0]) for row in range(start, end)]
 
 

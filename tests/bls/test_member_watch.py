@@ -16,7 +16,7 @@ import pytest
 
 from orchestrator.bls import member_watch, probes
 from orchestrator.bls.model import CascadeModel, cascade_model
-from orchestrator.bls.scheduler import Scheduler
+from orchestrator.bls.workers import Workers
 from orchestrator.errors import SpecError
 from orchestrator.spec import CascadeSpec, Fit, FusedPrefix, json_from_cascade
 from orchestrator.spec.answer import DEGRADED
@@ -316,7 +316,7 @@ def test_rows_that_are_deferred_are_refused_when_a_member_changes(tmp_path: Path
 
 def test_an_answer_that_is_ready_too_late_is_not_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # As if the request had come between the notice and its answer.
-    monkeypatch.setattr(Scheduler, "refuse_all", lambda *_: None)
+    monkeypatch.setattr(Workers, "refuse_all", lambda *_: None)
     with changed_while_deferred(tmp_path) as (model, answer, gate):
         until(model, refused)
         gate.set()

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.bls.parameters import ParameterReader
+from orchestrator.bls.requests import RequestReader
 from orchestrator.decision import DEFAULT, Policy
 from orchestrator.errors import InputError
 from tests.bls.fixtures import EASY, HARD, ask_all, large, loaded, rows_of, small, two_stages
@@ -71,7 +71,7 @@ def test_the_plans_pattern_decides_what_a_header_is(tmp_path: Path) -> None:
 
 
 def read(text: bytes) -> Policy:
-    return ParameterReader(two_stages()).read(Garbled({}, text))
+    return RequestReader(None, two_stages()).policy_of(Garbled({}, text))
 
 
 def test_headers_may_hold_any_bytes() -> None:
@@ -93,7 +93,7 @@ def test_a_misspelt_parameter_beside_garbled_headers_is_named() -> None:
 
 
 def test_parameters_without_headers_are_read_as_ever() -> None:
-    reader = ParameterReader(two_stages())
-    assert reader.read(Request({})) is DEFAULT
-    assert reader.read(Request({}, parameters={"max_stage": 1})) == Policy(max_stage=1)
+    reader = RequestReader(None, two_stages())
+    assert reader.policy_of(Request({})) is DEFAULT
+    assert reader.policy_of(Request({}, parameters={"max_stage": 1})) == Policy(max_stage=1)
     assert json.loads(Request({}, parameters=HEADERS).parameters()) == HEADERS

@@ -96,7 +96,7 @@ def test_a_cheaper_gear_marks_what_it_answers_at_once(tmp_path: Path, gear: int,
     spec = two_stages(gears=Gears(cheaper=(Gear(thresholds=(0.3,), mean_cost=2.0),)))
     with loaded(tmp_path, members(), spec) as model:
         model._scheduler._gearbox.gear = gear  # stands for a shift under load
-        model._scheduler._gearbox.felt = lambda *_: 0
+        model._scheduler._gearbox.observe_wait = lambda *_: 0
         answers = ask_all(model, [Request({"x": rows_of(EASY)}), Request({"x": rows_of(HARD)})])
     assert [int(answer.column("status")[0, 0]) for answer in answers] == [0, status]
     assert [int(answer.column("exit_stage")[0, 0]) for answer in answers] == [0, 1 - gear]
@@ -120,7 +120,7 @@ def test_a_fault_of_our_own_after_others_were_decided_loses_no_answer(
         Request({"x": rows_of(HARD)}),
     ]
     with loaded(tmp_path, members()) as model:
-        monkeypatch.setattr(model._first._direct, "responses", broken)
+        monkeypatch.setattr(model._responder, "early_responses", broken)
         sure, decided, deferred = ask_all(model, requests)
     # Who was not decided by then is told; who was keeps the answer.
     assert "made up" in sure.error().message()

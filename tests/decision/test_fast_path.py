@@ -1,4 +1,4 @@
-"""The short way of stage 0 says what the long one says, to the bit."""
+"""The shortcuts of stage 0 give what the general path gives, to the bit."""
 
 from __future__ import annotations
 
@@ -8,88 +8,87 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator.decision import DEFAULT, CascadeRun, Combiner, Evaluator, arrivals_from_policies
+from orchestrator.decision import DEFAULT, CascadeRun, Evaluator, FastPath, arrivals_from_policies
 from orchestrator.spec import CascadeSpec, Gear, Gears, InputSpec, Member, Stage
 
 GEARS = Gears(cheaper=(Gear(thresholds=(0.4,), mean_cost=1.0),))
+LAST = Stage(members=(Member(name="last", output="logits", cost=9.0),))
 
 
-def first_stage(members: int, weights: list[float], *, low: float | None, combine: str) -> CascadeSpec:
-    asked = tuple(
-        Member(name=f"m{index}", output="logits", cost=1.0, weight=weights[index]) for index in range(members)
-    )
-    last = Stage(members=(Member(name="last", output="logits", cost=9.0),))
-    return CascadeSpec(
-        name="cascade",
-        input=InputSpec(name="x", dtype="FP32", dims=(3,)),
-        classes=4,
-        stages=(Stage(members=asked, threshold=0.6, low=low), last),
-        combine=combine,
+@st.composite
+def members(draw: st.DrawFn) -> tuple[Member, ...]:
+    count = draw(st.integers(1, 3))
+    return tuple(
+        Member(
+            name=f"m{index}",
+            output="logits",
+            cost=1.0,
+            weight=draw(st.sampled_from([1.0, 0.5, 3.0])),
+            temperature=draw(st.sampled_from([1.0, 1.0, 1.7])),
+            output_kind=draw(st.sampled_from(["logits", "logits", "probabilities"])),
+        )
+        for index in range(count)
     )
 
 
 @st.composite
-def cases(draw: st.DrawFn) -> tuple[CascadeSpec, list[np.ndarray], int]:
-    members = draw(st.integers(1, 3))
-    weights = draw(st.lists(st.sampled_from([1.0, 0.5, 3.0]), min_size=members, max_size=members))
-    spec = first_stage(
-        members,
-        weights,
-        low=draw(st.sampled_from([None, 0.3])),
+def cases(draw: st.DrawFn) -> tuple[CascadeSpec, list[np.ndarray | None], int]:
+    asked = draw(members())
+    scores = ["max_prob", "top2_gap", "neg_entropy", *(["agreement"] if len(asked) > 1 else [])]
+    spec = CascadeSpec(
+        name="cascade",
+        input=InputSpec(name="x", dtype="FP32", dims=(3,)),
+        classes=4,
+        stages=(Stage(members=asked, threshold=0.6, low=draw(st.sampled_from([None, 0.3]))), LAST),
         combine=draw(st.sampled_from(["mean_logit", "mean_prob", "vote", "last"])),
+        score=draw(st.sampled_from(scores)),
     )
     if draw(st.booleans()):
         spec = replace(spec, gears=GEARS)
-    rows = draw(st.integers(1, 6))
-    seed = draw(st.integers(0, 2**32 - 1))
-    rng = np.random.default_rng(seed)
-    outputs = [rng.normal(0, 2, (rows, 4)).astype(np.float32) for _ in range(members)]
-    if draw(st.booleans()):
-        outputs[0][0, draw(st.integers(0, 3))] = draw(st.sampled_from([np.nan, np.inf, -np.inf, 3e38, -0.0]))
+    elif draw(st.booleans()):
+        spec = replace(spec, stages=(replace(spec.stages[0], threshold=None, low=None),))
+    rows = draw(st.integers(1, 6) | st.just(300))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    outputs: list[np.ndarray | None] = [rng.normal(0, 2, (rows, 4)).astype(np.float32) for _ in asked]
+    for index, member in enumerate(asked):
+        if member.output_kind == "probabilities":
+            outputs[index] = abs(outputs[index])
+    oddity = draw(st.sampled_from([None, None, np.nan, np.inf, -np.inf, 3e38, -0.0]))
+    if oddity is not None:
+        outputs[0][0, draw(st.integers(0, 3))] = oddity
+    if draw(st.sampled_from([False] * 9 + [True])):
+        outputs[-1] = None
     return spec, outputs, draw(st.integers(0, 1)) if spec.gears is not None else 0
 
 
 @given(cases())
-@settings(max_examples=300, deadline=None)
-def test_what_it_answers_at_once_is_what_the_table_would_have_answered(
-    case: tuple[CascadeSpec, list[np.ndarray], int],
+@settings(max_examples=400, deadline=None)
+def test_the_fast_path_decides_as_the_general_path_to_the_bit(
+    case: tuple[CascadeSpec, list[np.ndarray | None], int],
 ) -> None:
     spec, outputs, gear = case
-    rows = len(outputs[0])
-    run = CascadeRun(spec)
+    rows = max((len(output) for output in outputs if output is not None), default=2)
+    fast = FastPath(Evaluator(spec))
+    short, general = fast.stage0(rows, outputs), Evaluator(spec).stage0(rows, outputs)
+    assert (short.failures is None) == (general.failures is None)
+    for part in ("accumulator", "answer"):
+        for field in fields(getattr(general, part)):
+            mine, other = (getattr(getattr(one, part), field.name) for one in (short, general))
+            # Equal as numbers: a zero may have either sign, which no softmax shows.
+            assert (mine is None) == (other is None), field.name
+            assert mine is None or (mine.dtype == other.dtype and np.array_equal(mine, other)), field.name
     arrivals = arrivals_from_policies(
         [0], [rows], policies=[DEFAULT], now_ns=[0], default_deadline_us=1000, gear=gear
     )
-    judge = Evaluator(spec)
-    sure = judge.sure(judge.look(rows, outputs), gear)
-    outcome = run.admit(arrivals, outputs)
-    if len(outcome.failures):
-        # Then nobody is answered the short way: the long one knows what a failure means.
-        assert not sure.exits.any()
+    answers = CascadeRun(spec).enter(arrivals, general).answers
+    early = fast.early_exit(short, gear)
+    if general.failures is not None:
+        # Then nobody is answered the short way: the general path knows what a failure means.
+        assert not early.exits.any()
         return
-    answers = outcome.answers
-    assert np.flatnonzero(sure.exits).tolist() == answers.row.tolist()
+    assert np.flatnonzero(early.exits).tolist() == answers.row.tolist()
     for name in ("probabilities", "label", "confidence"):
-        assert getattr(sure, name)[sure.exits].tobytes() == getattr(answers, name).tobytes(), name
-    status = np.zeros(rows, np.int32) if sure.status is None else sure.status
-    assert status[sure.exits].tolist() == answers.status.tolist()
+        assert getattr(early.answer, name)[early.exits].tobytes() == getattr(answers, name).tobytes(), name
+    status = np.zeros(rows, np.int32) if early.status is None else early.status
+    assert status[early.exits].tolist() == answers.status.tolist()
     assert (answers.cost == np.float32(spec.stages[0].cost)).all()
-
-
-@given(cases())
-@settings(max_examples=300, deadline=None)
-def test_a_first_stage_is_summed_as_any_other(case: tuple[CascadeSpec, list[np.ndarray], int]) -> None:
-    spec, outputs, _ = case
-    rows = len(outputs[0])
-    combiner = Combiner(spec)
-    tally, hurt, _ = combiner.begin(rows, outputs)
-    long = combiner.empty(rows)
-    long_hurt = combiner.add_stage(long, 0, outputs)
-    for field in fields(tally):
-        mine, other = getattr(tally, field.name), getattr(long, field.name)
-        # Equal as numbers: a zero may have either sign, which no softmax shows.
-        assert (mine is None) == (other is None)
-        assert mine is None or np.array_equal(mine, other)
-    assert [None if part is None else part.tolist() for part in hurt] == [
-        None if part is None else part.tolist() for part in long_hurt
-    ]

@@ -1,0 +1,149 @@
+"""Shortcuts for rows that leave at stage 0, which most rows of a good cascade do.
+
+Everything here gives the bits that the general path gives (`Evaluator` and `ExitRule`), with fewer passes over the
+arrays and without a column for each request parameter; a property test holds the two together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from orchestrator.decision.combine import LOGIT_BOUND, Output, scaled_logits, softmax
+from orchestrator.decision.evaluate import Evaluator, Stage0Result
+from orchestrator.decision.rows import F32, I32, Accumulator, Bools, CombinedAnswer
+from orchestrator.decision.scores import OF_PROBABILITIES
+from orchestrator.spec.answer import ABSTAINED, GEARED
+
+# Batches of up to so many rows share one column of weights.
+_MAX_SHARED_WEIGHTS = 256
+
+
+@dataclass(slots=True)
+class EarlyExit:
+    """What rows get at stage 0 if their requests carry no parameters of ours.
+
+    Args:
+        exits: bool (n,), which rows leave there.
+        answer: of all n rows, to be read where they exit.
+        status: int32 (n,), None where it is 0 for all.
+    """
+
+    exits: Bools
+    answer: CombinedAnswer
+    status: I32 | None
+
+
+class FastPath:
+    """Stage 0 of one plan.
+
+    Args:
+        evaluator: of the plan; does what no shortcut covers.
+    """
+
+    def __init__(self, evaluator: Evaluator) -> None:
+        spec, combiner = evaluator.spec, evaluator.combiner
+        self._evaluator = evaluator
+        self._members = spec.stages[0].members
+        self._weights = combiner.weights[: len(self._members)]
+        # Summed in plan order, as the accumulator sums it.
+        self._weight = np.float32(0)
+        for weight in self._weights:
+            self._weight += weight
+        self._shared_weights = np.full(_MAX_SHARED_WEIGHTS, self._weight, np.float32)
+        self._shared_weights.flags.writeable = False
+        self._adds_logits = spec.combine == "mean_logit"
+        is_lone = len(self._members) == 1 and self._weight == 1
+        # Agreement and votes need columns of their own.
+        self._is_lone = is_lone and spec.combine != "vote" and not combiner.needs_tops
+        self._is_sum = self._adds_logits and not combiner.needs_tops
+        usual = self._members[0]
+        self._is_raw = usual.output_kind == "logits" and usual.temperature == 1.0
+        self._score = OF_PROBABILITIES.get(spec.score)
+        rule = evaluator.rule
+        self._is_last = rule.last == 0
+        # By gear; an index of two dimensions costs as much as the comparison.
+        self._thresholds = [] if self._is_last else list(rule.thresholds[:, 0])
+        self._low = rule.lows[0]
+
+    def stage0(self, rows: int, outputs: Sequence[Output]) -> Stage0Result:
+        """What stage 0 gave for n rows.
+
+        Args:
+            rows: n.
+            outputs: (n, k) per member of stage 0 in plan order, None for a member that failed.
+        """
+        result = None
+        if self._is_lone and self._is_raw:
+            result = self._from_lone(outputs[0])
+        elif self._is_sum:
+            result = self._from_sum(outputs)
+        return self._evaluator.stage0(rows, outputs) if result is None else result
+
+    def early_exit(self, result: Stage0Result, gear: int = 0) -> EarlyExit:
+        """What rows get at stage 0 if their requests carry no parameters of ours.
+
+        Args:
+            result: of n rows; where a member failed, none of them leaves this way.
+            gear: whose thresholds.
+        """
+        answer = result.answer
+        score = answer.confidence
+        if result.failures is not None:
+            return EarlyExit(np.zeros(len(score), np.bool_), answer, None)
+        if self._is_last:
+            return EarlyExit(np.ones(len(score), np.bool_), answer, None)
+        exits: Bools = score >= self._thresholds[gear]
+        if not gear and self._low is None:
+            return EarlyExit(exits, answer, None)
+        own: Bools = score >= self._thresholds[0]
+        status = np.zeros(len(score), np.int32)
+        status[exits & ~own] = GEARED
+        if self._low is not None:
+            doubtful = (score <= self._low) & ~own
+            status[doubtful] = ABSTAINED
+            exits = exits | doubtful
+        return EarlyExit(exits, answer, status)
+
+    def _from_lone(self, raw: Output) -> Stage0Result | None:
+        """The result of one member of weight 1; None where its logits need more than a softmax."""
+        if raw is None:
+            return None
+        z: F32 = np.ascontiguousarray(raw, dtype=np.float32)
+        peak = np.maximum.reduce(z, axis=1)
+        high = peak[0] if len(peak) == 1 else np.maximum.reduce(peak)
+        # NaN and infinity fail these comparisons.
+        if not (np.minimum.reduce(z, axis=None) >= -LOGIT_BOUND and high <= LOGIT_BOUND):
+            return None
+        # The softmax, with the maxima that the check has found already.
+        p = np.exp(z - peak[:, None])
+        p /= np.add.reduce(p, axis=1)[:, None]
+        return self._result(z if self._adds_logits else p, p)
+
+    def _from_sum(self, outputs: Sequence[Output]) -> Stage0Result | None:
+        """The result of logits that are added up; None where a member failed for a row."""
+        total: F32 | None = None
+        for member, weight, raw in zip(self._members, self._weights, outputs, strict=True):
+            if raw is None:
+                return None
+            z, good = scaled_logits(member, raw)
+            if good is not None:
+                return None
+            part = z if weight == 1 else z * weight
+            # The first part stands for the sum: no array of zeros to begin with, and no pass to add to it.
+            total = part if total is None else total + part
+        if total is None:
+            return None
+        return self._result(total, softmax(total if self._weight == 1 else total / self._weight))
+
+    def _result(self, total: F32, p: F32) -> Stage0Result:
+        label = p.argmax(axis=1)
+        rows = len(total)
+        weight: npt.NDArray[np.float32] = (
+            self._shared_weights[:rows] if rows <= _MAX_SHARED_WEIGHTS else np.full(rows, self._weight, np.float32)
+        )
+        assert self._score is not None, "agreement takes the general path"
+        return Stage0Result(Accumulator(total, weight, None, None), CombinedAnswer(p, label, self._score(p)), None)
