@@ -13,8 +13,8 @@ What is left then fails unasked. A member that is not there is asked once and no
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -45,53 +45,6 @@ class Refusal:
 
 
 Ask = Callable[[int, int], list[Rows] | Refusal]
-
-
-class Gate:
-    """Lets the calls of one member run side by side, or one caller alone."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._changed = threading.Condition(self._lock)
-        self._inside = 0
-        self._is_shut = False
-
-    def enter(self) -> None:
-        """Waits while the gate is shut; `leave` follows."""
-        with self._lock:
-            while self._is_shut:
-                self._changed.wait()
-            self._inside += 1
-
-    def leave(self) -> None:
-        """Ends what `enter` began."""
-        with self._lock:
-            self._inside -= 1
-            if self._is_shut:
-                self._changed.notify_all()
-
-    def pass_with(self, ask: Ask, start: int, end: int) -> list[Rows] | Refusal:
-        """One call between `enter` and `leave`."""
-        self.enter()
-        try:
-            return ask(start, end)
-        finally:
-            self.leave()
-
-    def shut(self) -> None:
-        """Waits until everybody has left and keeps them out; `open` follows."""
-        with self._lock:
-            while self._is_shut:
-                self._changed.wait()
-            self._is_shut = True
-            while self._inside:
-                self._changed.wait()
-
-    def open(self) -> None:
-        """Ends what `shut` began."""
-        with self._lock:
-            self._is_shut = False
-            self._changed.notify_all()
 
 
 @dataclass(slots=True)
@@ -147,7 +100,13 @@ class BatchPieces:
 
 
 def ask_in_pieces(
-    ask: Ask, rows: int, *, size: int, gate: Gate, owners: Owners | None = None, first: Refusal | None = None
+    ask: Ask,
+    rows: int,
+    *,
+    size: int,
+    alone: Callable[[], AbstractContextManager[Ask]],
+    owners: Owners | None = None,
+    first: Refusal | None = None,
 ) -> BatchPieces:
     """Asks for rows in parts of a given size, and in halves for parts that are refused.
 
@@ -155,7 +114,7 @@ def ask_in_pieces(
         ask: gives the outputs of the rows from a first one to an end.
         rows: how many there are.
         size: largest part.
-        gate: of the member that is asked.
+        alone: keeps other callers of the member out; gives what to ask with meanwhile.
         owners: int64 (n,), whose each row is, where rows of one owner fail together anyway; asked for only
             when something was refused.
         first: what the first part was refused with, where it was asked for already.
@@ -166,7 +125,7 @@ def ask_in_pieces(
     refused = []
     for start in range(0, rows, size):
         end = min(start + size, rows)
-        said: list[Rows] | Refusal = first if first and not start else gate.pass_with(ask, start, end)
+        said: list[Rows] | Refusal = first if first and not start else ask(start, end)
         if not pieces.note(start, end, said):
             refused.append((start, end))
         if pieces.is_over:
@@ -174,11 +133,8 @@ def ask_in_pieces(
             pieces.failed.update(dict.fromkeys(range(end, rows), text))
             return pieces
     if refused:
-        gate.shut()
-        try:
-            _isolate(ask, refused, pieces, owners)
-        finally:
-            gate.open()
+        with alone() as ask_alone:
+            _isolate(ask_alone, refused, pieces, owners)
     return pieces
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from orchestrator.bls.isolation import Gate, Owners, Refusal, Rows, ask_in_pieces
+from orchestrator.bls.isolation import Ask, BatchPieces, Owners, Refusal, Rows, ask_in_pieces
 from orchestrator.bls.metrics import Counters
 from orchestrator.spec import CascadeSpec, FusedPrefix, Member
 from orchestrator.spec.triton import ANY_VERSION
@@ -37,6 +40,53 @@ class MemberOutputs:
     outputs: list[Rows | None]
     errors: Errors
     later: tuple[list[Rows], ...] = ()
+
+
+class Gate:
+    """Lets the calls of one member run side by side, or one caller alone."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
+        self._inside = 0
+        self._is_shut = False
+
+    def beside_others(self, ask: Ask, start: int, end: int) -> list[Rows] | Refusal:
+        """One call, made as soon as nobody calls alone."""
+        with self._lock:
+            while self._is_shut:
+                self._changed.wait()
+            self._inside += 1
+        try:
+            return ask(start, end)
+        finally:
+            with self._lock:
+                self._inside -= 1
+                if self._is_shut:
+                    self._changed.notify_all()
+
+    def ask_in_pieces(
+        self, ask: Ask, rows: int, *, size: int, owners: Owners | None = None, first: Refusal | None = None
+    ) -> BatchPieces:
+        """`isolation.ask_in_pieces` for this member."""
+        through = partial(self.beside_others, ask)
+        return ask_in_pieces(through, rows, size=size, alone=partial(self.alone, ask), owners=owners, first=first)
+
+    @contextmanager
+    def alone(self, ask: Ask) -> Iterator[Ask]:
+        """Waits until everybody has left, and keeps them out meanwhile; gives `ask` back."""
+        with self._lock:
+            while self._is_shut:
+                self._changed.wait()
+            self._is_shut = True
+            while self._inside:
+                self._changed.wait()
+        try:
+            yield ask
+        finally:
+            with self._lock:
+                self._is_shut = False
+                self._changed.notify_all()
 
 
 class MemberCalls:
@@ -124,7 +174,7 @@ class MemberCalls:
             return Refusal(said.text, is_final=True) if isinstance(said, Refusal) else said
 
         try:
-            pieces = ask_in_pieces(call, len(rows), size=prefix.max_batch_size, gate=self._prefix_gate)
+            pieces = self._prefix_gate.ask_in_pieces(call, len(rows), size=prefix.max_batch_size)
             said = None if pieces.failed else pieces.outputs(len(rows))
         except Exception:  # whatever it was, the members can still be asked
             said = None
@@ -149,7 +199,7 @@ class MemberCalls:
             return self._exec(model, outputs, self._tensor(row, start, end, name=source), version=version)
 
         try:
-            said = gate.pass_with(call, 0, len(row))
+            said = gate.beside_others(call, 0, len(row))
         except Exception as error:  # whatever the server's classes raise
             return Refusal(f"{type(error).__name__} {error}")
         return said if isinstance(said, Refusal) else np.concatenate(said, axis=-1)
@@ -176,12 +226,12 @@ class MemberCalls:
         try:
             first = None
             if len(rows) <= member.max_batch_size:
-                said = gate.pass_with(call, 0, len(rows))
+                said = gate.beside_others(call, 0, len(rows))
                 if not isinstance(said, Refusal):
                     return said[0], {}
                 first = said
             size = member.max_batch_size
-            pieces = ask_in_pieces(call, len(rows), size=size, gate=gate, owners=owners, first=first)
+            pieces = gate.ask_in_pieces(call, len(rows), size=size, owners=owners, first=first)
             outputs = pieces.outputs(len(rows))
         except Exception as error:  # a caller waits: whatever broke must become its answer
             text = f"stage {stage} member {member.name}: {type(error).__name__} {error}"

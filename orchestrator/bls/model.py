@@ -89,19 +89,13 @@ class CascadeModel:
             self._watch.begin(rows[:1])
             if self._watch.fault is not None:
                 return self._refuse_all(requests)
-        responses: list[Any] = [None] * len(requests)
-        for one in refused:
-            if one.code == INTERNAL:
-                self._pb.Logger.log_error(f"committee: {one.message}")
-            responses[one.place] = self._refuse(requests[one.place], one.message, one.code)
+        answered = {one.place: self._refuse(requests[one.place], one.message, one.code) for one in refused}
         if batch:
-            for place, response in self._answers(batch, rows):
-                responses[place] = response
+            answered.update(self._answers(batch, rows))
         if self._watch.fault not in (None, NOT_LOOKED):
             # Noticed meanwhile: what the members have just said may be another member's.
-            unavailable = self._unavailable()
-            responses = [None if one is None else self._responder.error(*unavailable) for one in responses]
-        return responses if any(response is not None for response in responses) else None
+            answered = {place: self._responder.error(*self._unavailable()) for place in answered}
+        return [answered.get(place) for place in range(len(requests))] if answered else None
 
     def is_ready(self) -> bool:
         """Whether every member is as planned; the server asks from 26.03 on, and gives it five seconds."""
@@ -149,6 +143,8 @@ class CascadeModel:
         return [self._refuse(request, *self._unavailable()) for request in requests]
 
     def _refuse(self, request: Any, message: str, code: str) -> Any:
+        if code == INTERNAL:
+            self._pb.Logger.log_error(f"committee: {message}")
         self._metrics.refused(self._reader.count_rows(request))
         return self._responder.error(message, code)
 

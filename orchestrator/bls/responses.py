@@ -75,18 +75,22 @@ def completed(answers: AnsweredRows, pending: PendingRequests) -> list[tuple[Pen
             continue
         part = {name: column[start:end] for name, column in columns.items()}
         if end - start < request.count:
-            if request.partial_outputs is None:
-                request.partial_outputs = {
-                    name: np.empty((request.count, column.shape[1]), column.dtype)
-                    for name, column in columns.items()
-                }
-            for name, column in request.partial_outputs.items():
-                column[answers.position[start:end]] = part[name]
-            part = request.partial_outputs
+            part = _filled_in(request, answers.position[start:end], part)
         request.unanswered -= end - start
         if request.unanswered == 0:
             complete.append((request, part))
     return complete
+
+
+def _filled_in(request: PendingRequest, position: npt.NDArray[np.int64], part: Columns) -> Columns:
+    """A request's outputs so far, with those of some more of its rows."""
+    if request.partial_outputs is None:
+        request.partial_outputs = {
+            name: np.empty((request.count, column.shape[1]), column.dtype) for name, column in part.items()
+        }
+    for name, column in request.partial_outputs.items():
+        column[position] = part[name]
+    return request.partial_outputs
 
 
 def _columns_of(answers: AnsweredRows) -> Columns:

@@ -10,7 +10,7 @@ import numpy as np
 from orchestrator.decision.combine import Combiner, Output
 from orchestrator.decision.exit_rule import ExitRule
 from orchestrator.decision.rows import I32, I64, Accumulator, Bools, CombinedAnswer, RowColumns, RowState
-from orchestrator.decision.scores import confidence_score
+from orchestrator.decision.scores import OF_PROBABILITIES, confidence_score
 from orchestrator.spec import CascadeSpec
 from orchestrator.spec.answer import DEGRADED
 
@@ -75,12 +75,17 @@ class Evaluator:
         self.spec = spec
         self.combiner = Combiner(spec)
         self.rule = ExitRule(spec)
+        # Looked up once, because every batch of every stage is scored.
+        self._score = OF_PROBABILITIES.get(spec.score)
 
     def answer(self, accumulator: Accumulator) -> CombinedAnswer:
         """The combined answer of every row so far."""
         p, label = self.combiner.distribution(accumulator)
-        score = confidence_score(self.spec.score, p, label, accumulator.tops, self.combiner.weights)
-        return CombinedAnswer(p, label, score)
+        if self._score is not None:
+            return CombinedAnswer(p, label, self._score(p))
+        return CombinedAnswer(
+            p, label, confidence_score(self.spec.score, p, label, accumulator.tops, self.combiner.weights)
+        )
 
     def stage0(self, rows: int, outputs: Sequence[Output]) -> Stage0Result:
         """What stage 0 gave for n rows.

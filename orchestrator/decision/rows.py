@@ -199,6 +199,23 @@ class AnsweredRows(RowColumns):
     status: I32
 
 
+def answered_rows(state: RowState, answer: CombinedAnswer, *, row: Index, done: Index) -> AnsweredRows:
+    """The answers of the rows `done` (by place); `row`, intp (n,), is what the caller calls all n of them."""
+    # Most often all rows of a call leave together, and views of the columns do.
+    pick: Index | slice = slice(None) if len(done) == len(row) else done
+    return AnsweredRows(
+        row[pick],
+        state.arrival.request[pick],
+        state.arrival.position[pick],
+        answer.probabilities[pick],
+        answer.label[pick],
+        answer.confidence[pick],
+        state.answer_stage[pick],
+        state.cost[pick],
+        state.status[pick],
+    )
+
+
 @dataclass(slots=True)
 class FailedRows(RowColumns):
     """Rows that cannot be answered.

@@ -22,13 +22,12 @@ from orchestrator.decision.evaluate import Evaluator, Stage0Result, StageDecisio
 from orchestrator.decision.fast_path import FastPath
 from orchestrator.decision.policy import DEFAULT
 from orchestrator.decision.rows import (
-    AnsweredRows,
     Arrivals,
-    CombinedAnswer,
     FailedRows,
     Index,
     RowState,
     StageOutcome,
+    answered_rows,
     arrivals_from_policies,
 )
 from orchestrator.spec import CascadeSpec
@@ -104,24 +103,11 @@ class CascadeRun:
     # -- events -----------------------------------------------------------------------------------
 
     def admit(self, arrivals: Arrivals, outputs: Sequence[Output]) -> StageOutcome:
-        """Takes in rows with the outputs of stage 0's members.
-
-        Args:
-            arrivals: n rows.
-            outputs: (n, k) per member of stage 0 in plan order, None for a member that failed.
-        """
+        """Takes in n rows with the outputs of stage 0's members; see `FastPath.stage0`."""
         return self.enter(arrivals, self.fast_path.stage0(len(arrivals), outputs))
 
     def enter(self, arrivals: Arrivals, result: Stage0Result) -> StageOutcome:
-        """Takes in rows with what stage 0 gave for them.
-
-        Args:
-            arrivals: n rows.
-            result: what stage 0 gave.
-
-        Returns:
-            the rows that are done; the deferred ones now wait in the table.
-        """
+        """Takes in n rows with what stage 0 gave for them; the deferred ones now wait in the table."""
         rows = len(result.answer)
         state = RowState(
             arrivals,
@@ -202,7 +188,8 @@ class CascadeRun:
         live = slots[kept]
         state = self._rows[live]
         if not len(live):
-            return StageOutcome(self._answered(state, kept, _NONE), _NO_FAILURES, _NONE, _NONE, stage, None)
+            answers = answered_rows(state, self._evaluator.answer(state.accumulator), row=kept, done=_NONE)
+            return StageOutcome(answers, _NO_FAILURES, _NONE, _NONE, stage, None)
         decision = self._evaluator.add_stage(state, stage, outputs)
         outcome, on = self._settle(state, stage, decision=decision, row=kept)
         if not len(on):
@@ -232,7 +219,8 @@ class CascadeRun:
         has_answer = state.accumulator.weight > 0
         lost = np.flatnonzero(~has_answer)
         failures = FailedRows(slots[lost], state.arrival.request[lost], np.full(len(lost), -1, np.int32))
-        answers = self._answered(state, slots, np.flatnonzero(has_answer))
+        answer = self._evaluator.answer(state.accumulator)
+        answers = answered_rows(state, answer, row=slots, done=np.flatnonzero(has_answer))
         self._give_up(slots)
         return StageOutcome(answers, failures, _NONE, _NONE, -1, None)
 
@@ -242,7 +230,7 @@ class CascadeRun:
         self._give_up(slots)
         return len(slots)
 
-    # -- outcomes ---------------------------------------------------------------------------------
+    # -- deciding ---------------------------------------------------------------------------------
 
     def _settle(
         self, state: RowState, stage: int, *, decision: StageDecision, row: Index
@@ -267,28 +255,9 @@ class CascadeRun:
             failed_rows = FailedRows(row[lost], state.arrival.request[lost], failures.member[lost])
         all_gone = len(done) + len(lost) == len(row)
         on: Index = _NONE if all_gone else (~(decision.exits | decision.dead)).nonzero()[0]
-        answers = self._answered(state, row, done, answer=decision.answer)
+        answers = answered_rows(state, decision.answer, row=row, done=done)
         counts = None if failures is None else failures.counts
         return StageOutcome(answers, failed_rows, row[on], _NONE, stage, counts), on
-
-    def _answered(
-        self, state: RowState, row: Index, done: Index, *, answer: CombinedAnswer | None = None
-    ) -> AnsweredRows:
-        """The answers of the rows `done`; `row` (n,) is what the caller calls all of them."""
-        said = self._evaluator.answer(state.accumulator) if answer is None else answer
-        # Most often all rows of a call leave together, and views of the columns do.
-        pick: Index | slice = slice(None) if len(done) == len(row) else done
-        return AnsweredRows(
-            row[pick],
-            state.arrival.request[pick],
-            state.arrival.position[pick],
-            said.probabilities[pick],
-            said.label[pick],
-            said.confidence[pick],
-            state.answer_stage[pick],
-            state.cost[pick],
-            state.status[pick],
-        )
 
     # -- slots ------------------------------------------------------------------------------------
 

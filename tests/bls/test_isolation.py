@@ -10,7 +10,8 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from orchestrator.bls.isolation import CALLS_TO_SILENT, REPEATS, BatchPieces, Gate, Refusal, ask_in_pieces
+from orchestrator.bls.isolation import CALLS_TO_SILENT, REPEATS, BatchPieces, Refusal
+from orchestrator.bls.member_calls import Gate
 
 K = 3
 ALIVE_CALLS_64 = 8 * (2 * 6 + REPEATS)
@@ -53,7 +54,7 @@ def sets_of_rows(most: int) -> st.SearchStrategy[tuple[int, set[int]]]:
 def test_in_a_batch_of_up_to_16_rows_every_good_one_is_answered(drawn: tuple[int, set[int]]) -> None:
     rows, bad = drawn
     member = Answering(bad)
-    pieces = ask_in_pieces(member, rows, size=64, gate=Gate())
+    pieces = Gate().ask_in_pieces(member, rows, size=64)
     assert answered(pieces) == [row for row in range(rows) if row not in bad]
     assert pieces.failed == {row: f"row {row}" for row in bad}
     assert len(member.calls) == 1 + pieces.further_calls
@@ -69,7 +70,7 @@ def test_every_row_is_answered_or_failed_once_and_calls_are_bounded(
     rows: int, bad: set[int], size: int, request: int
 ) -> None:
     member = Answering(bad)
-    pieces = ask_in_pieces(member, rows, size=size, gate=Gate(), owners=lambda: np.arange(rows) // request)
+    pieces = Gate().ask_in_pieces(member, rows, size=size, owners=lambda: np.arange(rows) // request)
     assert sorted([*answered(pieces), *pieces.failed]) == list(range(rows))
     assert not bad & set(answered(pieces))
     parts = -(-rows // size)
@@ -88,7 +89,7 @@ def test_every_row_is_answered_or_failed_once_and_calls_are_bounded(
 @given(rows=st.integers(2, 64), data=st.data())
 def test_one_bad_row_costs_both_halves_of_every_level(rows: int, data: st.DataObject) -> None:
     bad = data.draw(st.integers(0, rows - 1))
-    pieces = ask_in_pieces(Answering({bad}), rows, size=64, gate=Gate())
+    pieces = Gate().ask_in_pieces(Answering({bad}), rows, size=64)
     assert list(pieces.failed) == [bad]
     # The whole once more, both halves at every level, and in the end the row.
     assert pieces.further_calls <= 1 + 2 * (rows - 1).bit_length() + REPEATS
@@ -101,13 +102,13 @@ def test_a_call_that_fails_for_a_row_of_somebody_else_costs_no_good_row(
     rows, bad = drawn
     # With a single good row among many, its own call may be the one that is disturbed, and no room is left.
     assume(len(bad) < rows - 1 or rows == 1)
-    pieces = ask_in_pieces(Answering(bad, disturbed=frozenset({disturbed})), rows, size=64, gate=Gate())
+    pieces = Gate().ask_in_pieces(Answering(bad, disturbed=frozenset({disturbed})), rows, size=64)
     assert answered(pieces) == [row for row in range(rows) if row not in bad]
 
 
 @pytest.mark.parametrize(("rows", "size"), [(64, 64), (1000, 64), (1000, 1)])
 def test_a_member_that_answers_nothing_is_asked_a_bounded_number_of_times(rows: int, size: int) -> None:
-    pieces = ask_in_pieces(Answering(set(range(rows))), rows, size=size, gate=Gate())
+    pieces = Gate().ask_in_pieces(Answering(set(range(rows))), rows, size=size)
     assert not pieces.answered
     assert len(pieces.failed) == rows
     assert pieces.further_calls <= CALLS_TO_SILENT
@@ -120,7 +121,7 @@ def test_a_final_refusal_ends_it_and_what_was_answered_stays() -> None:
         calls.append((start, end))
         return [values(start, end)] if start == 0 else Refusal("gone", is_final=True)
 
-    pieces = ask_in_pieces(ask, 12, size=4, gate=Gate())
+    pieces = Gate().ask_in_pieces(ask, 12, size=4)
     assert calls == [(0, 4), (4, 8)]
     assert answered(pieces) == [0, 1, 2, 3]
     assert pieces.failed == dict.fromkeys(range(4, 12), "gone")
@@ -128,11 +129,11 @@ def test_a_final_refusal_ends_it_and_what_was_answered_stays() -> None:
 
 def test_rows_of_one_request_are_not_told_apart() -> None:
     member = Answering({2})
-    pieces = ask_in_pieces(member, 8, size=8, gate=Gate(), owners=lambda: np.array([7, 7, 7, 7, 8, 8, 9, 9]))
+    pieces = Gate().ask_in_pieces(member, 8, size=8, owners=lambda: np.array([7, 7, 7, 7, 8, 8, 9, 9]))
     assert member.calls == [(0, 8), (0, 8), (0, 4), (4, 8), *[(0, 4)] * REPEATS]
     assert sorted(pieces.failed) == [0, 1, 2, 3]
     alone = Answering({2})
-    ask_in_pieces(alone, 8, size=8, gate=Gate(), owners=lambda: np.zeros(8, np.int64))
+    Gate().ask_in_pieces(alone, 8, size=8, owners=lambda: np.zeros(8, np.int64))
     assert alone.calls == [(0, 8), (0, 8), *[(0, 8)] * REPEATS]
 
 
@@ -140,25 +141,35 @@ def test_nobody_asks_whose_rows_they_are_where_nothing_is_refused() -> None:
     def owners() -> np.ndarray:
         raise AssertionError("work on the path where nothing fails")
 
-    assert ask_in_pieces(Answering(set()), 200, size=64, gate=Gate(), owners=owners).further_calls == 0
+    assert Gate().ask_in_pieces(Answering(set()), 200, size=64, owners=owners).further_calls == 0
 
 
 def test_a_gate_keeps_everybody_out_while_it_is_shut() -> None:
-    gate, entered = Gate(), threading.Event()
-    gate.enter()
+    gate, inside, leave, entered = Gate(), threading.Event(), threading.Event(), threading.Event()
 
-    def shut_and_open() -> bool:
-        gate.shut()
-        late = threading.Thread(target=lambda: (gate.enter(), entered.set(), gate.leave()))
-        late.start()
-        kept_out = not entered.wait(0.1)
-        gate.open()
-        late.join(5)
+    def call(start: int, end: int) -> list[np.ndarray]:
+        inside.set()
+        assert leave.wait(5)
+        return []
+
+    def late(start: int, end: int) -> list[np.ndarray]:
+        entered.set()
+        return []
+
+    def alone() -> bool:
+        with gate.alone(call):
+            thread = threading.Thread(target=gate.beside_others, args=(late, 0, 1))
+            thread.start()
+            kept_out = not entered.wait(0.1)
+        thread.join(5)
         return kept_out
 
-    with ThreadPoolExecutor(1) as pool:
-        waiting = pool.submit(shut_and_open)
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(gate.beside_others, call, 0, 1)
+        assert inside.wait(5)
+        waiting = pool.submit(alone)
         assert not entered.wait(0.05)
-        gate.leave()
+        leave.set()
+        assert first.result(timeout=5) == []
         assert waiting.result(timeout=5)
     assert entered.is_set()
