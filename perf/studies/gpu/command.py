@@ -1,9 +1,10 @@
-"""`python -m perf gpu`."""
+"""`python -m perf gpu`: cascades of large networks against the largest alone, on a GPU."""
 
 from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Sequence
 from enum import Enum
 from pathlib import Path
 from typing import Annotated
@@ -15,21 +16,18 @@ from orchestrator.commandline import interrupted_from
 from orchestrator.repository.files import disk_errors
 from orchestrator.serving.machine import check_machine, machine_here
 from perf.harness.report import output_console, progress_shown
-from perf.studies.gpu.compare import GpuLoads
 from perf.studies.gpu.device import chosen_provider, preflight, provider_list
-from perf.studies.gpu.families import FAMILIES, families_of
+from perf.studies.gpu.families import FAMILIES, GpuLoads, NetworkFamily, small_families
 from perf.studies.gpu.members import GpuSetup
-from perf.studies.gpu.report import report_from_results, table_from_comparisons
-from perf.studies.gpu.results import GpuResults, draw_plots, write_results
-from perf.studies.gpu.run import GpuOptions, run_gpu, windows_of
-from perf.studies.gpu.small import small_families
+from perf.studies.gpu.report import table_from_comparisons, write_report, write_results
+from perf.studies.gpu.run import GpuOptions, GpuResults, cells_from, run_gpu
 
 OUTPUT, SMALL_OUTPUT = Path("build/gpu"), Path("build/gpu-small")
 REPORT = Path("perf/GPU.md")
 LOADS = GpuLoads()
 SMALL_LOADS = GpuLoads(offline=(4, 4), alone=(4, 8))
 _POOL, _SMALL_POOL = 512, 192
-# Requests of 32 large images, eight in flight, on their way in and out of every model.
+# Eight requests of 32 large images lie in shared memory on their way in and out of every model.
 SHM_BYTES = 4 * 2**30
 
 
@@ -43,7 +41,7 @@ class Provider(str, Enum):
 
 
 class FamilyName(str, Enum):
-    """Which families."""
+    """Families to measure: all, or the one of a name."""
 
     ALL = "all"
     EFFICIENTNET = "efficientnet"
@@ -51,7 +49,7 @@ class FamilyName(str, Enum):
 
 
 class Precision(str, Enum):
-    """Of the networks."""
+    """Precision of the networks."""
 
     FP16 = "fp16"
     FP32 = "fp32"
@@ -98,19 +96,17 @@ def gpu(
     typer.echo(f"device: {device.words}", err=True)
     with disk_errors(f"--output {folder}"):
         (folder / "tensorrt").mkdir(parents=True, exist_ok=True)
+    families = small_families(folder / "sources") if small else FAMILIES
     options = GpuOptions(
-        families=families_of(family.value, small_families(folder / "sources") if small else FAMILIES),
+        families=tuple(families.values()) if family is FamilyName.ALL else (families[family.value],),
         loads=SMALL_LOADS if small else LOADS,
-        setting=GpuSetup(
+        setup=GpuSetup(
             folder=folder,
-            provider=chosen,
+            device=device,
             providers=providers,
             precision=precision.value,
-            device=device.words,
             pool=_SMALL_POOL if small else _POOL,
         ),
-        device=device,
-        output=folder,
         seconds=seconds or (2.0 if small else 10.0),
         rounds=rounds or (1 if small else 3),
         resume=resume,
@@ -134,18 +130,8 @@ def gpu(
         *write_report(results, report or (REPORT if whole else folder / REPORT.name)),
     ]
     _show(results, written, as_json=as_json)
-    if results.bench.failures:
+    if results.served.failures:
         raise typer.Exit(1)
-
-
-def write_report(results: GpuResults, path: Path) -> list[Path]:
-    """Writes the report and, in a folder beside it, its plots; returns their paths."""
-    with disk_errors(f"report {path}"):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        plots = draw_plots(results, path.parent / "plots")
-        text = report_from_results(results, pictures=[f"plots/{one.name}" for one in plots])
-        path.write_text(text, encoding="utf-8")
-    return [path, *plots]
 
 
 def _show(results: GpuResults, written: list[Path], *, as_json: bool) -> None:
@@ -154,18 +140,24 @@ def _show(results: GpuResults, written: list[Path], *, as_json: bool) -> None:
         return
     console = output_console()
     console.print(table_from_comparisons(results.comparisons))
-    for key, text in results.bench.failures.items():
+    for key, text in results.served.failures.items():
         console.print(f"not measured: {key}: {text}", soft_wrap=True, markup=False)
     console.print(f"Written: {', '.join(str(path) for path in written)}", soft_wrap=True)
 
 
 def _command(options: GpuOptions, *, family: str, asked: str) -> str:
-    """What repeats the run."""
+    """The command that repeats the run."""
     usual = (2.0, 1) if options.small else (10.0, 3)
     words = ["python", "-m", "perf", "gpu", *(["--small"] if options.small else [])]
     words += [] if family == "all" else ["--family", family]
     words += [] if asked == "auto" else ["--provider", asked]
-    words += [] if options.setting.precision == "fp16" else ["--precision", options.setting.precision]
+    words += [] if options.setup.precision == "fp16" else ["--precision", options.setup.precision]
     words += [] if options.seconds == usual[0] else ["--seconds", f"{options.seconds:g}"]
     words += [] if options.rounds == usual[1] else ["--rounds", str(options.rounds)]
     return shlex.join(words)
+
+
+def windows_of(families: Sequence[NetworkFamily], loads: GpuLoads) -> tuple[int, int]:
+    """Number of windows in a round: served ones, and those of networks alone."""
+    served = sum(len(cells_from(cascade, loads)) for family in families for cascade in family.cascades)
+    return served, sum(len(family.sources) * len(loads.alone) for family in families)

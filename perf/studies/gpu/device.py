@@ -1,29 +1,32 @@
-"""The device of a run, looked at before anything large is made: which provider works, and on what GPU.
+"""The device of a run: which provider works on it, on what GPU, and how fast each network runs on it by itself.
 
-ONNX Runtime goes on without a provider whose libraries do not load, and says so in a log line only. So a session
-is opened and asked what it really has; that a provider is "available" means it was compiled in.
+ONNX Runtime goes on without a provider whose libraries do not load, and says so in a log line only; that a
+provider is "available" means no more than that it was compiled in. So a session is opened, before anything large
+is made, and asked which providers it has.
 """
 
 from __future__ import annotations
 
-import csv
-import os
-import subprocess
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import onnxruntime
 from onnx import TensorProto, helper
 
-from orchestrator.errors import ServingError
+from orchestrator.errors import MemberError, ServingError
+from orchestrator.spec import Manifest, manifest_from_path
+from orchestrator.spec.manifest import MANIFEST
+from perf.harness.machine import Gpu, first_gpu
+from perf.harness.windows import Journal, WindowRecord
+from perf.routes.spec import Rows
 
 CUDA, CPU, TENSORRT = "CUDAExecutionProvider", "CPUExecutionProvider", "TensorrtExecutionProvider"
 NAMES = {"cuda": CUDA, "cpu": CPU, "tensorrt": TENSORRT}
-# The usual search tries every algorithm for every new batch size, and a cascade's later stages see all sizes.
+# cuDNN's default search tries every algorithm at each new batch size, and a cascade's later stages see all sizes.
 CUDA_OPTIONS = {"cudnn_conv_algo_search": "HEURISTIC"}
 _SMALL = "or try the command with --small, which needs no GPU"
 _INSTALL = f"pip uninstall -y onnxruntime && pip install 'onnxruntime-gpu[cuda,cudnn]', {_SMALL}"
@@ -31,8 +34,9 @@ _LIBRARIES = {
     CUDA: f"pip install 'onnxruntime-gpu[cuda,cudnn]' of the driver's CUDA version, {_SMALL}",
     TENSORRT: "pip install tensorrt and put the folder tensorrt_libs of site-packages into LD_LIBRARY_PATH",
 }
-_QUERY = ("nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader,nounits")
+_WARM_RUNS = 3
 
+Progress = Callable[[str], None]
 OpenSession = Callable[[bytes, Sequence[Any]], Any]
 
 
@@ -44,9 +48,9 @@ class Device:
         provider: "cuda", "tensorrt" or "cpu".
         active: ONNX Runtime's providers of a session that was opened.
         onnxruntime: its version.
-        gpu: name, "" where there is none or nvidia-smi does not say.
+        gpu: name of the GPU, "" where there is none or the driver does not answer.
         driver: version of the GPU's driver.
-        memory_mib: of the GPU, 0 where it is not known.
+        memory_mib: memory of the GPU, 0 where it is not known.
     """
 
     provider: str
@@ -58,7 +62,7 @@ class Device:
 
     @property
     def words(self) -> str:
-        """One line."""
+        """The device in one line."""
         active = f"onnxruntime {self.onnxruntime} with {', '.join(self.active)}"
         if self.provider == "cpu":
             return f"no GPU used, {active}"
@@ -74,11 +78,11 @@ def chosen_provider(asked: str, available: Sequence[str], *, small: bool) -> str
 
     Args:
         asked: one of these, or "auto".
-        available: ONNX Runtime's, those it was compiled with.
-        small: small networks, for which a CPU will do.
+        available: providers that ONNX Runtime was compiled with.
+        small: whether the networks are small enough for a CPU.
 
     Raises:
-        ServingError: it is not there, or networks of this size were asked of a CPU.
+        ServingError: the provider is not there, or networks of full size were asked of a CPU.
     """
     if asked == "auto":
         asked = "cpu" if small and CUDA not in available else "cuda"
@@ -94,25 +98,21 @@ def chosen_provider(asked: str, available: Sequence[str], *, small: bool) -> str
 
 
 def provider_list(provider: str, *, precision: str, cache: Path) -> list[tuple[str, dict[str, str]]]:
-    """What a session is opened with.
+    """The providers of a session, each with its options.
 
     Args:
         provider: "cuda", "tensorrt" or "cpu".
         precision: "fp16" or "fp32".
-        cache: folder that TensorRT keeps its engines in.
+        cache: folder in which TensorRT keeps engines and timings, since an engine takes minutes to build.
     """
     chain = {"tensorrt": (TENSORRT, CUDA), "cuda": (CUDA,), "cpu": ()}[provider]
-    options = {TENSORRT: tensorrt_options(precision, cache), CUDA: CUDA_OPTIONS}
+    tensorrt = {"trt_fp16_enable": str(precision == "fp16"), **_caches(cache, "True")}
+    options = {TENSORRT: tensorrt, CUDA: CUDA_OPTIONS}
     return [*((name, {"device_id": "0", **options[name]}) for name in chain), (CPU, {})]
 
 
-def tensorrt_options(precision: str, cache: Path) -> dict[str, str]:
-    """What a session is given; engines and timings are kept, since building them takes minutes per network."""
-    return {"trt_fp16_enable": str(precision == "fp16"), **_caches(cache, "True")}
-
-
 def tensorrt_parameters(precision: str, cache: Path) -> dict[str, str]:
-    """The same under the names that Triton's ONNX Runtime backend has for them."""
+    """TensorRT's options under the names that Triton's ONNX Runtime backend has for them."""
     return {"precision_mode": precision.upper(), **_caches(cache, "1")}
 
 
@@ -130,53 +130,38 @@ def preflight(
     providers: Sequence[Any],
     *,
     open_session: OpenSession | None = None,
-    ask_driver: Callable[[], str] | None = None,
+    find_gpu: Callable[[], Gpu | None] = first_gpu,
 ) -> Device:
-    """Opens a small session and says what it really runs on.
+    """Opens a small session and says what it runs on.
 
     Args:
         provider: "cuda", "tensorrt" or "cpu".
         providers: as `provider_list` gives them.
-        open_session: model and providers -> session; a test hands over its own.
-        ask_driver: gives nvidia-smi's lines, one GPU each.
+        open_session: opens a session of a model with providers; a test hands over its own.
+        find_gpu: finds the GPU; a test hands over its own.
 
     Raises:
         ServingError: the session fell back to another provider, or cannot run.
     """
     wanted = NAMES[provider]
+    fix = _LIBRARIES.get(wanted, "reinstall onnxruntime")
     try:
-        session = (open_session or _open)(_model(), providers)
+        session = (open_session or _open)(_product(), providers)
         active = tuple(session.get_providers())
         if wanted in active:
             session.run(None, {"x": np.ones((2, 4), np.float32)})
     # ONNX Runtime's exceptions share no base of their own.
     except Exception as error:
-        raise ServingError(
-            "perf gpu", got=error, expected=f"{wanted} to run a product", fix=_fix(wanted)
-        ) from error
+        raise ServingError("perf gpu", got=error, expected=f"{wanted} to run a product", fix=fix) from error
     if wanted not in active:
-        raise ServingError(
-            "perf gpu",
-            got=f"a session that fell back to {', '.join(active)}",
-            expected=wanted,
-            fix=_fix(wanted),
-        )
-    gpu = ("", "", 0) if provider == "cpu" else _gpu_from((ask_driver or _ask_driver)())
-    return Device(
-        provider=provider,
-        active=active,
-        onnxruntime=onnxruntime.__version__,
-        gpu=gpu[0],
-        driver=gpu[1],
-        memory_mib=gpu[2],
-    )
+        got = f"a session that fell back to {', '.join(active)}"
+        raise ServingError("perf gpu", got=got, expected=wanted, fix=fix)
+    gpu = None if provider == "cpu" else find_gpu()
+    known = {} if gpu is None else {"gpu": gpu.name, "driver": gpu.driver, "memory_mib": gpu.memory_mib}
+    return Device(provider=provider, active=active, onnxruntime=onnxruntime.__version__, **known)
 
 
-def _fix(provider: str) -> str:
-    return _LIBRARIES.get(provider, "reinstall onnxruntime")
-
-
-def _open(model: bytes, providers: Sequence[Any]) -> Any:
+def _open(model: bytes | str, providers: Sequence[Any]) -> Any:
     if hasattr(onnxruntime, "preload_dlls") and providers[0][0] != CPU:
         onnxruntime.preload_dlls()  # CUDA and cuDNN from pip's packages lie where no loader looks
     options = onnxruntime.SessionOptions()
@@ -184,7 +169,7 @@ def _open(model: bytes, providers: Sequence[Any]) -> Any:
     return onnxruntime.InferenceSession(model, options, providers=list(providers))
 
 
-def _model() -> bytes:
+def _product() -> bytes:
     """A product of two matrices, which every provider takes."""
     shape: list[str | int | None] = ["rows", 4]
     graph = helper.make_graph(
@@ -194,25 +179,115 @@ def _model() -> bytes:
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, shape)],
         [helper.make_tensor("w", TensorProto.FLOAT, (4, 4), [1.0] * 16)],
     )
-    model: onnx.ModelProto = helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 18)])
+    model = helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 18)])
     return bytes(model.SerializeToString())
 
 
-def _ask_driver() -> str:
-    # nvidia-smi does not heed the variable by itself; CUDA's device 0 is the first it names.
-    first = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[0].strip()
-    command = [*_QUERY, *(["-i", first] if first else [])]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return done.stdout if done.returncode == 0 else ""
+def key_of(member: str, batch: int) -> str:
+    """Key of a network's windows at a batch size."""
+    return f"alone/{member}/b{batch}"
 
 
-def _gpu_from(lines: str) -> tuple[str, str, int]:
-    """Name, driver and MiB of the first GPU; empty where nothing was said."""
-    rows = [[cell.strip() for cell in row] for row in csv.reader(lines.splitlines())]
-    if not rows or len(rows[0]) != 3:
-        return "", "", 0
-    name, driver, memory = rows[0]
-    return name, driver, int(memory) if memory.isdigit() else 0
+def measure_alone(
+    repository: Path,
+    members: Sequence[str],
+    *,
+    batches: Sequence[int],
+    rounds: int,
+    seconds: float,
+    providers: Sequence[Any],
+    rows_at: Callable[[Sequence[int]], Rows],
+    journal: Journal,
+    progress: Progress,
+) -> dict[str, str]:
+    """Runs every member by itself in this process, at every batch size; windows go into the journal.
+
+    Input and output stay on the device, so that nothing but the network is timed.
+
+    Args:
+        repository: model repository that holds the members.
+        members: names of the members.
+        batches: batch sizes.
+        rounds: windows per batch size.
+        seconds: length of a window.
+        providers: ONNX Runtime's providers.
+        rows_at: gives rows by number.
+        journal: gets the windows; those it holds already are not measured again.
+        progress: told what is measured.
+
+    Returns:
+        Key -> why it could not be measured.
+    """
+    rows, failures = rows_at(range(min(batches))), {}
+    for member in members:
+        left = [batch for batch in batches if len(journal.of(key_of(member, batch))) < rounds]
+        if not left:
+            continue
+        progress(f"{member} alone: opening")
+        manifest = manifest_from_path(repository / member / MANIFEST)
+        session = _opened(repository / member / manifest.file, manifest, providers)
+        for batch in left:
+            key = key_of(member, batch)
+            progress(f"{member} alone, {batch} rows at a time")
+            try:
+                run = _bound(session, manifest, np.resize(rows, (batch, *rows.shape[1:])), providers)
+                for number in range(len(journal.of(key)) + 1, rounds + 1):
+                    journal.add(_window(run, key, batch=batch, round_number=number, seconds=seconds))
+            # Too large a batch for the device's memory is the usual reason; smaller ones count all the same.
+            except Exception as error:
+                failures[key] = " ".join(str(error).split())[:300]
+    return failures
+
+
+def best_rows_per_s(journal: Journal, member: str, batches: Sequence[int]) -> float | None:
+    """A network's rows/s at its best batch size, median over rounds; None where nothing was measured."""
+    medians = [
+        float(np.median([one["rows_per_s"] for one in records]))
+        for batch in batches
+        if (records := journal.of(key_of(member, batch)))
+    ]
+    return max(medians, default=None)
+
+
+def _opened(path: Path, manifest: Manifest, providers: Sequence[Any]) -> Any:
+    session = _open(str(path), providers)
+    first = providers[0][0]
+    if first not in session.get_providers():
+        raise MemberError(f"member {manifest.name}", got=", ".join(session.get_providers()), expected=first)
+    return session
+
+
+def _bound(session: Any, manifest: Manifest, rows: Rows, providers: Sequence[Any]) -> Callable[[], None]:
+    """A call that runs the network once and returns when the device is done."""
+    place = "cpu" if providers[0][0] == CPU else "cuda"
+    binding = session.io_binding()
+    value = onnxruntime.OrtValue.ortvalue_from_numpy(rows, place, 0)
+    binding.bind_ortvalue_input(manifest.input.name, value)
+    binding.bind_output(manifest.output.name, place, 0)
+
+    def run() -> None:
+        session.run_with_iobinding(binding)
+        binding.synchronize_outputs()
+
+    return run
+
+
+def _window(run: Callable[[], None], key: str, *, batch: int, round_number: int, seconds: float) -> WindowRecord:
+    for _ in range(_WARM_RUNS):
+        run()
+    times, start = [], time.perf_counter()
+    while (now := time.perf_counter()) - start < seconds:
+        run()
+        times.append(time.perf_counter() - now)
+    spent = time.perf_counter() - start
+    return {
+        "key": key,
+        "round": round_number,
+        "attempt": 0,
+        "why": "",
+        "requests": len(times),
+        "seconds": spent,
+        "requests_per_s": len(times) / spent,
+        "rows_per_s": batch * len(times) / spent,
+        **{f"p{percent}_ms": 1000 * float(np.percentile(times, percent)) for percent in (50, 95, 99)},
+    }

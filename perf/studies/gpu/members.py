@@ -1,9 +1,9 @@
-"""Members of a family, exported once and kept, and the scenario of each cascade for the bench's engine."""
+"""Members of a family, exported once and kept, and the scenario that the harness serves for each cascade."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,16 +24,15 @@ from perf.harness.serving import BenchTools
 from perf.routes.recipe import Recipe, imposed_cascade
 from perf.routes.scenario import BenchScenario, bench_scenario
 from perf.routes.spec import BenchRepository, BenchRows, Rows, Scenario, routes_of
-from perf.studies.gpu.device import tensorrt_parameters
+from perf.studies.gpu.device import Device, Progress, tensorrt_parameters
 from perf.studies.gpu.families import ImposedCascade, NetworkFamily
 
-Progress = Callable[[str], None]
 _ROWS_SEED = 40_000_000
 _PARITY_ROWS = 8
-# On a GPU a row's score moves with the batch it is in, as other kernels sum in another order; half precision moves
-# it by 1e-3 and more.
+# Rows whose score lies this near a threshold are not sent: on a GPU another batch size means other kernels, which
+# sum in another order, and moves a score; in half precision by 1e-3 and more.
 _MARGINS = {"fp32": 1e-3, "fp16": 1e-2}
-# Warming up runs it once per member, and EfficientNet-B7 takes about 0.3 GB a row in fp32.
+# Loading a member runs a batch of this size, and EfficientNet-B7 takes about 0.3 GB a row in fp32.
 _MAX_BATCH_SIZE = 64
 
 
@@ -42,19 +41,17 @@ class GpuSetup:
     """What all families of a run share.
 
     Args:
-        folder: for everything that is kept between runs.
-        provider: "cuda", "tensorrt" or "cpu".
-        providers: what sessions are opened with.
+        folder: keeps members, scenarios and engines between runs.
+        device: device that the networks run on.
+        providers: providers, with their options, that sessions are opened with.
         precision: "fp16" or "fp32".
-        device: in words; other hardware makes exits anew.
-        pool: rows there are to choose from.
+        pool: number of rows to choose from.
     """
 
     folder: Path
-    provider: str
+    device: Device
     providers: Sequence[Any]
     precision: str
-    device: str
     pool: int
 
     def served(self, name: str) -> str:
@@ -63,25 +60,25 @@ class GpuSetup:
 
     @property
     def engines(self) -> Path:
-        """Where TensorRT keeps what it built."""
+        """Folder in which TensorRT keeps engines."""
         return (self.folder / "tensorrt").resolve()
 
     def open_members(self, repository: Path, names: Sequence[str]) -> LocalMembers:
-        """Members in this process, on the device."""
+        """Opens members in this process, on the device."""
         return LocalMembers(repository, names, providers=self.providers)
 
 
-def export_family(family: NetworkFamily, setting: GpuSetup, *, progress: Progress) -> Path:
-    """Exports a family's networks with random weights, those that are not there yet, and returns the repository.
+def export_family(family: NetworkFamily, setup: GpuSetup, *, progress: Progress) -> Path:
+    """Exports those networks of a family that are not there yet, with random weights; returns the repository.
 
     Raises:
         CommitteeError: a member cannot be exported, or the disk refuses.
     """
-    with needs("perf gpu"):
+    with needs("perf gpu"):  # loads PyTorch: optional, and seconds of start-up time
         from export.committee import export_committee, member_exports
         from export.sources import ExportOptions
 
-    repository = setting.folder / "members" / family.name
+    repository = setup.folder / "members" / family.name
     plans = member_exports(
         list(family.sources.values()),
         ExportOptions(random_weights=True, progress=progress),
@@ -89,13 +86,13 @@ def export_family(family: NetworkFamily, setting: GpuSetup, *, progress: Progres
     )
     plans = [dataclasses.replace(plan, parity_rows=_PARITY_ROWS, max_batch_size=_MAX_BATCH_SIZE) for plan in plans]
     repository.mkdir(parents=True, exist_ok=True)
-    precisions = tuple(dict.fromkeys(("fp32", setting.precision)))
+    precisions = tuple(dict.fromkeys(("fp32", setup.precision)))
     export_committee(repository, plans, precisions=precisions, force=False, progress=progress)
     return repository
 
 
 def image_of(family: NetworkFamily) -> TensorSpec:
-    """What clients send."""
+    """The image that clients send."""
     return TensorSpec(name="image", dtype="UINT8", dims=(3, family.image_px, family.image_px))
 
 
@@ -104,72 +101,79 @@ def rows_at(image: TensorSpec, numbers: Sequence[int]) -> Rows:
     return np.concatenate([varied_rows(image, 1, seed=_ROWS_SEED + number) for number in numbers])
 
 
-def recipe_of(cascade: ImposedCascade, family: NetworkFamily, setting: GpuSetup, *, exported: Path) -> Recipe:
-    """How a cascade's plan and rows come about.
+def recipe_of(cascade: ImposedCascade, family: NetworkFamily, setup: GpuSetup, *, exported: Path) -> Recipe:
+    """How the plan and the rows of a cascade are made.
 
     Args:
-        cascade: one of the family's.
-        family: whose images.
-        setting: of the run.
-        exported: holds the members.
+        cascade: one of the family's cascades.
+        family: family whose images are sent.
+        setup: setup of the run.
+        exported: repository that holds the members.
     """
-    members = tuple(setting.served(name) for name in cascade.members)
-    scenario = Scenario(
-        name=cascade.name,
-        title=f"{cascade.words}, random weights, {setting.precision}",
-        members=members,
-        imposed=True,
-    )
-    manifests = [manifest_of(exported, name) for name in members]
-    reach = cascade.reach
+    members = tuple(setup.served(name) for name in cascade.members)
+    hashes = [(one.name, one.sha256) for one in (manifest_of(exported, name) for name in members)]
     at = partial(rows_at, image_of(family))
+
+    def make(repository: Path) -> CascadeSpec:
+        repository.mkdir(parents=True)
+        for member in members:
+            # Links: the largest networks weigh gigabytes, and cascades share them.
+            (repository / member).symlink_to(exported.resolve() / member, target_is_directory=True)
+        return imposed_cascade(
+            repository,
+            members,
+            at,
+            name="committee",
+            recorded=setup.pool // 2,
+            exit_share=tuple(float(share) for share in -np.diff(cascade.reach)),
+            open_members=setup.open_members,
+        )
+
     return Recipe(
-        scenario=scenario,
-        pool=setting.pool,
-        make=partial(
-            _make,
-            exported=exported.resolve(),
+        scenario=Scenario(
+            name=cascade.name,
+            title=f"{cascade.words}, random weights, {setup.precision}",
             members=members,
-            rows_at=at,
-            recorded=setting.pool // 2,
-            exit_share=tuple(float(share) for share in -np.diff(reach)),
-            open_members=setting.open_members,
+            imposed=True,
         ),
+        pool=setup.pool,
+        make=make,
         rows_at=at,
-        settings=repr((cascade, setting.device, [(one.name, one.sha256) for one in manifests])),
-        margin=_MARGINS[setting.precision],
-        open_members=setting.open_members,
+        # Another device gives other scores, so the exit mix is imposed anew.
+        settings=repr((cascade, setup.device.words, hashes)),
+        margin=_MARGINS[setup.precision],
+        open_members=setup.open_members,
     )
 
 
 def tools_from(
-    cascade: ImposedCascade, family: NetworkFamily, setting: GpuSetup, *, exported: Path, progress: Progress
+    cascade: ImposedCascade, family: NetworkFamily, setup: GpuSetup, *, exported: Path, progress: Progress
 ) -> BenchTools:
-    """The scenario of a cascade, made where it is not there yet; the caller adds the cells.
+    """The scenario of a cascade, made where it is not there yet. It has no cells: the caller adds them.
 
     Raises:
         CommitteeError: the members cannot be run.
     """
     progress(f"{cascade.name}: imposing the exit mix")
-    done = bench_scenario(recipe_of(cascade, family, setting, exported=exported), setting.folder / "cascades")
+    done = bench_scenario(recipe_of(cascade, family, setup, exported=exported), setup.folder / "cascades")
 
     def rows_for(_: Scenario, *, reach: Sequence[float], rows: int, seed: int) -> BenchRows:
         return done.rows_for(reach=reach, rows=rows, seed=seed)
 
     return BenchTools(
-        scenario=done.recipe.scenario, render=lambda folder: render_for(done, folder, setting), rows_for=rows_for
+        scenario=done.recipe.scenario, render=lambda folder: render_for(done, folder, setup), rows_for=rows_for
     )
 
 
-def render_for(done: BenchScenario, folder: Path, setting: GpuSetup) -> BenchRepository:
-    """A repository of the members and their committee, the members on the device.
+def render_for(done: BenchScenario, folder: Path, setup: GpuSetup) -> BenchRepository:
+    """Renders a repository of the members, on the device, and their committee.
 
-    The configuration for GPUs lies where Triton looks first, so that a member that finds none refuses to load.
+    A member's configuration for GPUs is its only one, so that it refuses to load where Triton finds no GPU.
 
     Args:
         done: the scenario on disk.
-        folder: to render into, in the place of what was rendered there before.
-        setting: of the run.
+        folder: folder to render into; replaced where an earlier rendering lies there.
+        setup: setup of the run.
 
     Raises:
         CommitteeError: the folder holds something else, or the disk refuses.
@@ -179,9 +183,9 @@ def render_for(done: BenchScenario, folder: Path, setting: GpuSetup) -> BenchRep
         for member in scenario.members:
             copy_model(done.repository / member, building / member)
         render(dataclasses.replace(done.spec, name="committee"), building, standalone=True)
-        if setting.provider != "cpu":
+        if setup.device.provider != "cpu":
             for member in scenario.members:
-                write_all(building / member, {"config.pbtxt": gpu_config(manifest_of(building, member), setting)})
+                write_all(building / member, {"config.pbtxt": gpu_config(manifest_of(building, member), setup)})
     routes = routes_of(scenario)
     kept = [*(name for name in routes if name.startswith("member_")), "committee"]
     return BenchRepository(
@@ -192,40 +196,15 @@ def render_for(done: BenchScenario, folder: Path, setting: GpuSetup) -> BenchRep
     )
 
 
-def gpu_config(manifest: Manifest, setting: GpuSetup) -> str:
+def gpu_config(manifest: Manifest, setup: GpuSetup) -> str:
     """The config.pbtxt of a member on the GPU."""
     config = member_config(manifest, device="gpu")
-    if setting.provider == "tensorrt":
+    if setup.device.provider == "tensorrt":
         one = config.optimization.execution_accelerators.gpu_execution_accelerator.add(name="tensorrt")
-        one.parameters.update(tensorrt_parameters(setting.precision, setting.engines))
+        one.parameters.update(tensorrt_parameters(setup.precision, setup.engines))
     return text_from_config(config, source="perf/studies/gpu/members.py")
 
 
 def manifest_of(repository: Path, member: str) -> Manifest:
-    """What the export wrote down of a member."""
+    """The manifest of an exported member."""
     return manifest_from_path(repository / member / MANIFEST)
-
-
-def _make(
-    repository: Path,
-    *,
-    exported: Path,
-    members: Sequence[str],
-    rows_at: Callable[[Sequence[int]], Rows],
-    recorded: int,
-    exit_share: Sequence[float],
-    open_members: Callable[[Path, Sequence[str]], LocalMembers],
-) -> CascadeSpec:
-    repository.mkdir(parents=True)
-    for member in members:
-        # Links: the largest networks weigh gigabytes, and cascades share them.
-        (repository / member).symlink_to(exported / member, target_is_directory=True)
-    return imposed_cascade(
-        repository,
-        members,
-        rows_at,
-        name="committee",
-        recorded=recorded,
-        exit_share=exit_share,
-        open_members=open_members,
-    )

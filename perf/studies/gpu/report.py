@@ -1,16 +1,20 @@
-"""GPU.md and the console tables, written from results."""
+"""What a run leaves: tables for programs, plots, GPU.md and the console's table; no figure is typed by hand."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
 
-from rich import box
+import pandas as pd
 from rich.table import Table
 
-from perf.harness.report import cell_lines, number_text
-from perf.studies.gpu.compare import CascadeSpeedup
+from orchestrator.repository.files import disk_errors
+from perf.harness.frame import write_tables
+from perf.harness.report import COLOURS, cell_lines, draw_plot, figure_table, markdown_table, number_text
 from perf.studies.gpu.families import ABSTRACT
-from perf.studies.gpu.results import GpuResults, NetworkRates
+from perf.studies.gpu.run import CascadeSpeedup, GpuResults, NetworkRates
 
 _MIX = (
     "The networks have the right architectures and random weights, and the exit mix is imposed: thresholds are "
@@ -28,38 +32,38 @@ def report_from_results(results: GpuResults, *, pictures: Iterable[str]) -> str:
     """The text of GPU.md.
 
     Args:
-        results: of a run.
+        results: results of a run.
         pictures: paths of the plots, from where the text will lie.
     """
-    bench = results.bench
+    served = results.served
     lines = [
         "# Cascades of large networks",
         "",
-        f"Written by `{bench.command}`; running it again replaces this file.",
+        f"Written by `{served.command}`; running it again replaces this file.",
         "",
         f"Device: {results.device.words}. Networks in {results.precision}.",
         "",
-        f"Machine: {bench.machine.words}.",
+        f"Machine: {served.machine.words}.",
         "",
-        f"{bench.minutes:.0f} minutes: {bench.rounds} interleaved rounds, windows of {bench.seconds:g} s, medians "
-        f"over rounds. {'' if results.small else _MIX}",
+        f"{served.minutes:.0f} minutes: {served.rounds} interleaved rounds, windows of {served.seconds:g} s, "
+        f"medians over rounds. {'' if results.small else _MIX}",
         "",
     ]
     if results.small:
         lines += [_SMALL, ""]
-    if bench.machine.is_busy:
+    if served.machine.is_busy:
         lines += [
-            f"**The machine was busy when the run began ({bench.machine.cores_in_use:.1f} processors in use).**",
+            f"**The machine was busy when the run began ({served.machine.cores_in_use:.1f} processors in use).**",
             "",
         ]
     lines += ["## Speed-ups over the largest network alone", "", *_comparison_lines(results.comparisons), ""]
     lines += [*_paper_lines(results.comparisons), ""]
     lines += ["## Each network alone, rows/s in this process", "", *_alone_lines(results.alone), ""]
-    for name, title in bench.scenarios.items():
-        ours = bench.cells[bench.cells.scenario == name]
+    for name, title in served.scenarios.items():
+        ours = served.cells[served.cells.scenario == name]
         lines += [f"## {title}", "", *cell_lines(ours), ""]
-    if bench.failures:
-        lines += ["## Not measured", "", *(f"- `{key}`: {text}" for key, text in bench.failures.items()), ""]
+    if served.failures:
+        lines += ["## Not measured", "", *(f"- `{key}`: {text}" for key, text in served.failures.items()), ""]
     return "\n".join([*lines, "## Plots", "", *(f"![{path}]({path})" for path in pictures), ""])
 
 
@@ -88,8 +92,8 @@ def _comparison_lines(comparisons: Sequence[CascadeSpeedup]) -> list[str]:
             *pairs,
             f"{number_text(rates['cascade'])} / {number_text(rates['baseline'])}",
         ]
-        rows.append("| " + " | ".join(cells) + " |")
-    return ["| " + " | ".join(head) + " |", "|" + "---|" * len(head), *rows]
+        rows.append(cells)
+    return markdown_table(head, rows)
 
 
 def _paper_lines(comparisons: Sequence[CascadeSpeedup]) -> list[str]:
@@ -110,22 +114,18 @@ def _paper_lines(comparisons: Sequence[CascadeSpeedup]) -> list[str]:
 
 def _alone_lines(alone: Sequence[NetworkRates]) -> list[str]:
     batches = sorted({batch for one in alone for batch in one.rows_per_s})
-    rows = [
-        "| " + " | ".join([one.member, *(number_text(one.rows_per_s.get(batch)) for batch in batches)]) + " |"
-        for one in alone
-    ]
-    head = ["network", *(f"batch {batch}" for batch in batches)]
-    return ["| " + " | ".join(head) + " |", "|" + "---|" * len(head), *rows]
+    rows = [[one.member, *(number_text(one.rows_per_s.get(batch)) for batch in batches)] for one in alone]
+    return markdown_table(["network", *(f"batch {batch}" for batch in batches)], rows)
 
 
 def table_from_comparisons(comparisons: Sequence[CascadeSpeedup]) -> Table:
     """The speed-ups for the console."""
-    table = Table(
-        title="speed-up over the largest network alone; exit mix imposed, random weights", box=box.SIMPLE_HEAD
+    table = figure_table(
+        "speed-up over the largest network alone; exit mix imposed, random weights",
+        "cascade",
+        ("to the last", "online", "offline", "networks alone", "multiply-adds", "published"),
+        no_wrap=False,
     )
-    table.add_column("cascade", overflow="fold")
-    for name in ("to the last", "online", "offline", "networks alone", "multiply-adds", "published"):
-        table.add_column(name, justify="right", no_wrap=True)
     for one in comparisons:
         measured = one.measured_reach or one.reach
         table.add_row(
@@ -143,3 +143,65 @@ def _times(value: float | None) -> str:
 
 def _shares(reach: Sequence[float] | None) -> str:
     return "" if reach is None else ", ".join(f"{100 * share:.1f} %" for share in reach)
+
+
+def write_results(results: GpuResults, folder: Path) -> list[Path]:
+    """Writes results.json, results.csv (a row per served cell) and alone.csv; returns their paths."""
+    written = write_tables(results.as_json(), results.served.cells, folder)
+    alone = folder / "alone.csv"
+    rows = [
+        (one.family, one.member, batch, round(rate, 2))
+        for one in results.alone
+        for batch, rate in one.rows_per_s.items()
+    ]
+    table = pd.DataFrame(rows, columns=["family", "member", "batch", "rows_per_s"])
+    table.to_csv(alone, index=False, lineterminator="\n")
+    return [*written, alone]
+
+
+def draw_plots(results: GpuResults, folder: Path) -> list[Path]:
+    """Draws speed-ups and what the networks do alone; returns the files."""
+    pictures = {"speedups": _speedups, "alone": _alone}
+    return [
+        path
+        for name, draw in pictures.items()
+        for path in draw_plot(folder / f"gpu-{name}.png", partial(draw, results=results))
+    ]
+
+
+def _speedups(axes: Any, results: GpuResults) -> None:
+    """Measured online and offline beside what multiply-adds say."""
+    kinds = (
+        ("online, measured", "online_speedup", COLOURS["committee"]),
+        ("offline, measured", "offline_speedup", COLOURS["tutorial"]),
+        ("multiply-adds, arithmetic", "macs_speedup", COLOURS["pass_through"]),
+    )
+    places = range(len(results.comparisons))
+    for number, (label, field, colour) in enumerate(kinds):
+        values = [getattr(one, field) or 0.0 for one in results.comparisons]
+        axes.barh([place - 0.27 * (number - 1) for place in places], values, 0.25, color=colour, label=label)
+    axes.set_yticks(list(places), [one.cascade for one in results.comparisons])
+    axes.axvline(1, color="black", linewidth=0.8)
+    axes.set_xlabel("speed-up over the largest network alone; exit mix imposed, random weights")
+    axes.legend(fontsize=8)
+
+
+def _alone(axes: Any, results: GpuResults) -> None:
+    """Rows/s over the batch size."""
+    for one in results.alone:
+        axes.plot(list(one.rows_per_s), list(one.rows_per_s.values()), marker="o", label=one.member)
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    axes.set_xlabel("rows per batch, in this process")
+    axes.set_ylabel("rows/s, median over rounds (log scale)")
+    axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
+
+
+def write_report(results: GpuResults, path: Path) -> list[Path]:
+    """Writes the report and, in a folder beside it, its plots; returns their paths."""
+    with disk_errors(f"report {path}"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        plots = draw_plots(results, path.parent / "plots")
+        text = report_from_results(results, pictures=[f"plots/{one.name}" for one in plots])
+        path.write_text(text, encoding="utf-8")
+    return [path, *plots]

@@ -1,29 +1,36 @@
-"""A whole run: members, what each does alone, then one served scenario per cascade."""
+"""A whole run: members, what each does alone, one served scenario per cascade, and each cascade's speed-ups."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from orchestrator import __version__
 from perf.harness.cells import Cell
-from perf.harness.run import RunOptions, ScenarioResult, begin, cells_of_all, results_from, run_scenario
+from perf.harness.frame import figure, find_cell, ratio
+from perf.harness.run import (
+    Results,
+    RunContext,
+    RunOptions,
+    ScenarioResult,
+    begin,
+    cells_of_all,
+    results_from,
+    run_scenario,
+)
 from perf.harness.windows import Journal
 from perf.routes.spec import BenchRepository
-from perf.studies.gpu.compare import CascadeSpeedup, GpuLoads, cells_from, comparison_of
-from perf.studies.gpu.device import Device
-from perf.studies.gpu.families import ImposedCascade, NetworkFamily
+from perf.studies.gpu.device import Device, Progress, best_rows_per_s, measure_alone
+from perf.studies.gpu.families import GpuLoads, ImposedCascade, NetworkFamily, speedup_of
 from perf.studies.gpu.members import GpuSetup, export_family, image_of, manifest_of, rows_at, tools_from
-from perf.studies.gpu.pure import best_rows_per_s, measure_alone
-from perf.studies.gpu.results import GpuResults, NetworkRates
 
-Progress = Callable[[str], None]
 # TensorRT builds an engine per network while the server starts; B7 alone can take a quarter of an hour.
 _STARTUP_S = {"cuda": 900.0, "cpu": 300.0, "tensorrt": 7200.0}
 _MOST_ALONE_S = 5.0
@@ -31,37 +38,33 @@ _MOST_ALONE_S = 5.0
 
 @dataclass(frozen=True, kw_only=True)
 class GpuOptions:
-    """What a person may choose, and what follows from it.
+    """Options of a run.
 
     Args:
-        families: to measure.
-        loads: to send.
-        setting: of the members.
-        device: they run on.
-        output: folder for everything the run writes.
-        seconds: of each window.
+        families: families to measure.
+        loads: loads to send.
+        setup: device, precision and folder of the members; results go to the folder too.
+        seconds: length of a window.
         rounds: windows per cell.
-        resume: go on with the records an interrupted run left.
-        small: networks of a toy's size.
+        resume: go on with the windows an interrupted run left.
+        small: whether the networks are the small ones.
     """
 
     families: tuple[NetworkFamily, ...]
     loads: GpuLoads
-    setting: GpuSetup
-    device: Device
-    output: Path
+    setup: GpuSetup
     seconds: float
     rounds: int
     resume: bool
     small: bool
 
     @property
-    def bench(self) -> RunOptions:
-        """The same for the bench's engine."""
+    def harness(self) -> RunOptions:
+        """The options of the harness."""
         return RunOptions(
             full=True,
             scenarios=tuple(one.name for family in self.families for one in family.cascades),
-            output=self.output,
+            output=self.setup.folder,
             seconds=self.seconds,
             rounds=self.rounds,
             budget_s=math.inf,
@@ -69,81 +72,166 @@ class GpuOptions:
         )
 
     @property
-    def marks(self) -> dict[str, object]:
-        """What a run that goes on must share."""
+    def journal_settings(self) -> dict[str, object]:
+        """Settings that a run must share with the windows it goes on with."""
         return {
             "committee": __version__,
-            "device": self.device.words,
-            "precision": self.setting.precision,
-            "loads": dataclasses.asdict(self.loads),
+            "device": self.setup.device.words,
+            "precision": self.setup.precision,
+            "loads": asdict(self.loads),
             "seconds": self.seconds,
             "rounds": self.rounds,
             "small": self.small,
         }
 
 
-def run_gpu(options: GpuOptions, *, command: str, progress: Progress) -> GpuResults:
-    """Measures everything and returns the results; records are on disk as they come.
+@dataclass(frozen=True, kw_only=True)
+class NetworkRates:
+    """Rows/s of one network by itself.
 
     Args:
-        options: of the run.
-        command: what a person typed, for the results.
+        family: name of its family.
+        member: its name.
+        rows_per_s: batch size -> median over rounds; sizes that could not be run are missing.
+    """
+
+    family: str
+    member: str
+    rows_per_s: dict[int, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CascadeSpeedup:
+    """One cascade against the last of its members alone; above 1 the cascade is faster.
+
+    Args:
+        family, cascade: names.
+        words: members in stage order.
+        baseline: the single network.
+        reach: imposed share of rows that reach each stage.
+        measured_reach: the share measured under the offline load.
+        macs_speedup: ratio of multiply-adds.
+        alone_speedup: ratio by what each network does alone in this process, without a server.
+        online_speedup: ratio of mean latencies, single rows one after another.
+        offline_speedup: ratio of rows/s, the server saturated.
+        online_ms: p50 and p99 of the cascade and of the baseline.
+        offline_rows_per_s: rows/s of the cascade and of the baseline.
+        paper_speedup: published figure for the family.
+    """
+
+    family: str
+    cascade: str
+    words: str
+    baseline: str
+    reach: tuple[float, ...]
+    measured_reach: tuple[float, ...] | None
+    macs_speedup: float
+    alone_speedup: float | None
+    online_speedup: float | None
+    offline_speedup: float | None
+    online_ms: Mapping[str, float | None]
+    offline_rows_per_s: Mapping[str, float | None]
+    paper_speedup: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class GpuResults:
+    """Everything a run leaves.
+
+    Args:
+        device: device the networks ran on.
+        precision: precision of the networks.
+        small: whether the networks are the small ones.
+        served: cells of the cascades and their members.
+        alone: the networks by themselves.
+        comparisons: each cascade against its baseline.
+    """
+
+    device: Device
+    precision: str
+    small: bool
+    served: Results
+    alone: Sequence[NetworkRates]
+    comparisons: Sequence[CascadeSpeedup]
+
+    def as_json(self) -> dict[str, Any]:
+        """As results.json holds it."""
+        document = self.served.as_json()
+        del document["targets"]
+        return {
+            **document,
+            "device": self.device.as_json(),
+            "precision": self.precision,
+            "small": self.small,
+            "alone": [asdict(one) for one in self.alone],
+            "comparisons": [
+                {**asdict(one), "exit_mix": "imposed", "weights": "random"} for one in self.comparisons
+            ],
+        }
+
+
+def run_gpu(options: GpuOptions, *, command: str, progress: Progress) -> GpuResults:
+    """Measures everything; windows are on disk as they come.
+
+    Args:
+        options: options of the run.
+        command: command that repeats the run, for the results.
         progress: told what happens.
 
     Raises:
         CommitteeError: the run cannot go on.
     """
-    context = begin(progress)
+    context, setup = begin(progress), options.setup
     failures: dict[str, str] = {}
     measured: list[ScenarioResult] = []
     alone, comparisons = [], []
     for family in options.families:
-        exported = export_family(family, options.setting, progress=progress)
+        exported = export_family(family, setup, progress=progress)
         journal, failed = _measure_alone(family, exported, options, progress=progress)
         failures |= failed
-        alone += alone_of(family, options, journal)
-        for cascade in family.cascades:
-            tools = tools_from(cascade, family, options.setting, exported=exported, progress=progress)
-            tools = dataclasses.replace(
-                tools,
-                cells=partial(_cells, cascade, options.loads),
-                settings=options.marks,
-                startup_timeout_s=_STARTUP_S[options.setting.provider],
+        alone += rates_of(family, options, journal)
+        measured += _serve(family, exported, options, context, progress=progress)
+        cells = cells_of_all(measured)
+        comparisons += [
+            speedup_from_cells(
+                cascade,
+                family,
+                cells,
+                loads=options.loads,
+                macs=[float(manifest_of(exported, setup.served(name)).macs) for name in cascade.members],
+                alone=[
+                    best_rows_per_s(journal, setup.served(name), options.loads.alone) for name in cascade.members
+                ],
             )
-            if (result := run_scenario(tools, options.bench, context, progress=progress)) is not None:
-                measured.append(result)
-        comparisons += _comparisons(family, exported, options, cells_of_all(measured), journal)
+            for cascade in family.cascades
+        ]
     return GpuResults(
-        device=options.device,
-        precision=options.setting.precision,
+        device=setup.device,
+        precision=setup.precision,
         small=options.small,
-        bench=results_from(measured, options.bench, context, kind="gpu", command=command, failures=failures),
+        served=results_from(measured, options.harness, context, kind="gpu", command=command, failures=failures),
         alone=alone,
         comparisons=comparisons,
     )
 
 
-def _cells(cascade: ImposedCascade, loads: GpuLoads, _: BenchRepository) -> list[Cell]:
-    return cells_from(cascade, loads)
-
-
 def _measure_alone(
     family: NetworkFamily, exported: Path, options: GpuOptions, *, progress: Progress
 ) -> tuple[Journal, dict[str, str]]:
-    """The journal of the networks alone, and what could not be measured."""
+    """Windows of a family's networks by themselves, and what could not be measured."""
     journal = Journal(
-        options.output / f"alone-{family.name}.jsonl",
-        {**options.marks, "members": list(family.sources)},
+        options.setup.folder / f"alone-{family.name}.jsonl",
+        {**options.journal_settings, "members": list(family.sources)},
         resume=options.resume,
     )
     image = image_of(family)
     failures = measure_alone(
         exported,
-        [options.setting.served(name) for name in family.sources],
+        [options.setup.served(name) for name in family.sources],
         batches=options.loads.alone,
         rounds=options.rounds,
         seconds=min(options.seconds, _MOST_ALONE_S),
-        providers=options.setting.providers,
+        providers=options.setup.providers,
         rows_at=lambda numbers: rows_at(image, numbers),
         journal=journal,
         progress=progress,
@@ -151,38 +239,89 @@ def _measure_alone(
     return journal, failures
 
 
-def alone_of(family: NetworkFamily, options: GpuOptions, journal: Journal) -> list[NetworkRates]:
-    """What each network of a family did alone, by batch size."""
+def rates_of(family: NetworkFamily, options: GpuOptions, journal: Journal) -> list[NetworkRates]:
+    """Rows/s of each network of a family by itself."""
     found = []
-    for name in family.sources:
-        member = options.setting.served(name)
-        rates = {
-            batch: rate
-            for batch in options.loads.alone
-            if (rate := best_rows_per_s(journal, member, [batch])) is not None
-        }
-        found.append(NetworkRates(family=family.name, member=member, rows_per_s=rates))
+    for member in map(options.setup.served, family.sources):
+        rates = {batch: best_rows_per_s(journal, member, [batch]) for batch in options.loads.alone}
+        known = {batch: rate for batch, rate in rates.items() if rate is not None}
+        found.append(NetworkRates(family=family.name, member=member, rows_per_s=known))
     return found
 
 
-def _comparisons(
-    family: NetworkFamily, exported: Path, options: GpuOptions, cells: pd.DataFrame, journal: Journal
-) -> list[CascadeSpeedup]:
-    served, batches = options.setting.served, options.loads.alone
-    return [
-        comparison_of(
-            cascade,
-            family,
-            cells,
-            loads=options.loads,
-            macs=[float(manifest_of(exported, served(name)).macs) for name in cascade.members],
-            alone=lambda name: best_rows_per_s(journal, served(name), batches),
+def _serve(
+    family: NetworkFamily, exported: Path, options: GpuOptions, context: RunContext, *, progress: Progress
+) -> list[ScenarioResult]:
+    """Serves each cascade of a family, with its members, and measures its cells."""
+    found = []
+    for cascade in family.cascades:
+        tools = dataclasses.replace(
+            tools_from(cascade, family, options.setup, exported=exported, progress=progress),
+            cells=partial(_cells, cascade, options.loads),
+            settings=options.journal_settings,
+            startup_timeout_s=_STARTUP_S[options.setup.device.provider],
         )
-        for cascade in family.cascades
+        found.append(run_scenario(tools, options.harness, context, progress=progress))
+    return [one for one in found if one is not None]
+
+
+def _cells(cascade: ImposedCascade, loads: GpuLoads, _: BenchRepository) -> list[Cell]:
+    return cells_from(cascade, loads)
+
+
+def cells_from(cascade: ImposedCascade, loads: GpuLoads) -> list[Cell]:
+    """Cells of every member alone and of the committee, online and offline."""
+    routes = (*(f"member_{number}" for number in range(len(cascade.members))), "committee")
+    return [
+        Cell(scenario=cascade.name, route=route, concurrency=flight, batch=batch, deferral=cascade.deferral)
+        for flight, batch in (loads.online, loads.offline)
+        for route in routes
     ]
 
 
-def windows_of(families: Sequence[NetworkFamily], loads: GpuLoads) -> tuple[int, int]:
-    """How many windows a round has: served ones, and those of networks alone."""
-    served = sum(len(cells_from(cascade, loads)) for family in families for cascade in family.cascades)
-    return served, sum(len(family.sources) * len(loads.alone) for family in families)
+def speedup_from_cells(
+    cascade: ImposedCascade,
+    family: NetworkFamily,
+    cells: pd.DataFrame,
+    *,
+    loads: GpuLoads,
+    macs: Sequence[float],
+    alone: Sequence[float | None],
+) -> CascadeSpeedup:
+    """A cascade against its last member.
+
+    Args:
+        cascade: one of the family's cascades.
+        family: its family.
+        cells: frame of all measured cells.
+        loads: loads that were sent.
+        macs: multiply-adds of a row at each stage.
+        alone: rows/s of each stage's network by itself, None where not measured.
+    """
+
+    def cell(route: str, load: tuple[int, int]) -> pd.Series | None:
+        return find_cell(cells, scenario=cascade.name, route=route, concurrency=load[0], batch=load[1])
+
+    last = f"member_{len(cascade.members) - 1}"
+    online = {"cascade": cell("committee", loads.online), "baseline": cell(last, loads.online)}
+    offline = {"cascade": cell("committee", loads.offline), "baseline": cell(last, loads.offline)}
+    rates = {who: figure(one, "rows_per_s") for who, one in offline.items()}
+    seconds = [1 / rate for rate in alone if rate]
+    return CascadeSpeedup(
+        family=family.name,
+        cascade=cascade.name,
+        words=cascade.words,
+        baseline=cascade.members[-1],
+        reach=cascade.reach,
+        measured_reach=None if offline["cascade"] is None else offline["cascade"].reach,
+        macs_speedup=speedup_of(macs, cascade.reach),
+        alone_speedup=speedup_of(seconds, cascade.reach) if len(seconds) == len(alone) else None,
+        # One request at a time: answers per second are the inverse of the mean latency.
+        online_speedup=ratio(*(figure(online[who], "rows_per_s") for who in ("cascade", "baseline"))),
+        offline_speedup=ratio(rates["cascade"], rates["baseline"]),
+        online_ms={
+            f"{who}_{part}": figure(one, part) for who, one in online.items() for part in ("p50_ms", "p99_ms")
+        },
+        offline_rows_per_s=rates,
+        paper_speedup=family.paper_speedup,
+    )

@@ -9,11 +9,12 @@ from typer.testing import CliRunner
 
 from orchestrator.errors import ServingError
 from perf.__main__ import app
+from perf.harness.machine import Gpu
 from perf.studies.gpu.device import CPU, CUDA, TENSORRT, chosen_provider, preflight, provider_list
 
 ONLY_CPU = ["AzureExecutionProvider", CPU]
 ALL = [TENSORRT, CUDA, CPU]
-SMI = "NVIDIA X100, 550.54.15, 81559\nNVIDIA X100, 550.54.15, 81559\n"
+GPU = Gpu(name="NVIDIA X100", driver="550.54.15", memory_mib=81559)
 
 
 class Session:
@@ -69,7 +70,7 @@ def test_large_networks_are_refused_on_a_cpu() -> None:
 )
 def test_a_session_that_fell_back_silently_is_refused(provider: str, active: tuple[str, ...], fix: str) -> None:
     with pytest.raises(ServingError, match=rf"fell back to {', '.join(active)}, expected .*{fix}"):
-        preflight(provider, [], open_session=opening(*active), ask_driver=lambda: SMI)
+        preflight(provider, [], open_session=opening(*active), find_gpu=lambda: GPU)
 
 
 def test_a_session_that_cannot_run_is_refused_in_one_line() -> None:
@@ -77,15 +78,15 @@ def test_a_session_that_cannot_run_is_refused_in_one_line() -> None:
         raise RuntimeError("CUDA failure 35:\n driver too old")
 
     with pytest.raises(ServingError, match="CUDA failure 35: driver too old") as caught:
-        preflight("cuda", [], open_session=broken, ask_driver=lambda: SMI)
+        preflight("cuda", [], open_session=broken, find_gpu=lambda: GPU)
     assert "\n" not in str(caught.value)
 
 
 def test_the_gpu_is_named_with_driver_memory_and_what_is_really_active() -> None:
-    device = preflight("cuda", [], open_session=opening(CUDA, CPU), ask_driver=lambda: SMI)
+    device = preflight("cuda", [], open_session=opening(CUDA, CPU), find_gpu=lambda: GPU)
     assert (device.gpu, device.driver, device.memory_mib) == ("NVIDIA X100", "550.54.15", 81559)
     assert f"with {CUDA}, {CPU}" in device.words
-    assert "unnamed GPU" in preflight("cuda", [], open_session=opening(CUDA), ask_driver=lambda: "").words
+    assert "unnamed GPU" in preflight("cuda", [], open_session=opening(CUDA), find_gpu=lambda: None).words
 
 
 def test_the_real_onnxruntime_passes_on_a_cpu(tmp_path: Path) -> None:

@@ -7,19 +7,18 @@ from typing import Any
 import pytest
 
 from export.zoo import ZOO
-from orchestrator.errors import InputError
-from perf.studies.gpu.compare import GpuLoads, cells_from, comparison_of
+from perf.studies.gpu.command import FamilyName, windows_of
 from perf.studies.gpu.families import (
     EFFICIENTNET,
     FAMILIES,
     VIT,
+    GpuLoads,
     ImposedCascade,
     NetworkFamily,
-    families_of,
+    small_families,
     speedup_of,
 )
-from perf.studies.gpu.run import windows_of
-from perf.studies.gpu.small import small_families
+from perf.studies.gpu.run import cells_from, speedup_from_cells
 from tests.perf.harness.made import cell_row, frame_of
 
 # As `python -m export zoo` prints them, 10^9 multiply-adds a row.
@@ -60,11 +59,8 @@ def test_the_families_are_those_of_the_zoo_at_the_size_of_the_largest() -> None:
     assert len(set(names)) == len(names)
 
 
-def test_a_family_is_found_by_name_and_an_unknown_one_named() -> None:
-    assert families_of("vit") == (VIT,)
-    assert families_of("all") == (EFFICIENTNET, VIT)
-    with pytest.raises(InputError, match=r"resnet.*efficientnet, vit or all"):
-        families_of("resnet")
+def test_the_command_knows_every_family_by_name() -> None:
+    assert [one.value for one in FamilyName] == ["all", *FAMILIES]
 
 
 def test_the_small_families_have_the_same_names_and_claim_nothing(tmp_path: Path) -> None:
@@ -103,19 +99,18 @@ def test_speedups_are_the_cascades_rate_over_the_last_member_alone() -> None:
         cell("member_0", loads.online, 90.0, 11.0), cell("member_1", loads.offline, 1.0, 9.0),
         cell("committee", loads.offline, 3.0, 4.0),
     )  # fmt: skip
-    rates = {"vit_b16_224": 1000.0, "vit_l16_384": 100.0}
-    found = comparison_of(cascade, VIT, cells, loads=loads, macs=[17.6, 191.1], alone=rates.get)
+    rates = [1000.0, 100.0]
+    found = speedup_from_cells(cascade, VIT, cells, loads=loads, macs=[17.6, 191.1], alone=rates)
     assert (found.online_speedup, found.offline_speedup) == (2.5, 3.0)
     assert found.online_ms == {
         "cascade_p50_ms": 30.0, "cascade_p99_ms": 60.0, "baseline_p50_ms": 100.0, "baseline_p99_ms": 200.0,
     }  # fmt: skip
     assert found.offline_rows_per_s == {"cascade": 96.0, "baseline": 32.0}
     assert found.alone_speedup == pytest.approx(0.01 / (0.001 + 0.343 * 0.01))
-    assert found.as_json()["exit_mix"] == "imposed"
 
 
 def test_what_was_not_measured_is_no_figure() -> None:
-    found = comparison_of(
-        VIT.cascades[0], VIT, frame_of(), loads=GpuLoads(), macs=[1.0, 2.0], alone=lambda _: None
+    found = speedup_from_cells(
+        VIT.cascades[0], VIT, frame_of(), loads=GpuLoads(), macs=[1.0, 2.0], alone=[None, None]
     )
     assert (found.online_speedup, found.offline_speedup, found.alone_speedup) == (None, None, None)

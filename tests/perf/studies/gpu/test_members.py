@@ -10,14 +10,15 @@ from orchestrator.local.sessions import LocalMembers
 from orchestrator.pbtxt import config_from_text
 from orchestrator.spec import Manifest, manifest_from_path
 from perf.routes.recipes.trained import COMMITTED
-from perf.studies.gpu.device import CPU, CUDA
+from perf.studies.gpu.device import CPU, CUDA, Device
 from perf.studies.gpu.members import GpuSetup, gpu_config
 
 MEMBER = "digits_small"
 
 
-def setting(provider: str, folder: Path, precision: str = "fp16") -> GpuSetup:
-    return GpuSetup(folder=folder, provider=provider, providers=[], precision=precision, device="", pool=8)
+def setup(provider: str, folder: Path, precision: str = "fp16") -> GpuSetup:
+    device = Device(provider=provider, active=(), onnxruntime="")
+    return GpuSetup(folder=folder, device=device, providers=[], precision=precision, pool=8)
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +27,7 @@ def manifest() -> Manifest:
 
 
 def test_a_member_on_the_gpu_says_so_where_the_server_looks_first(manifest: Manifest, tmp_path: Path) -> None:
-    text = gpu_config(manifest, setting("cuda", tmp_path))
+    text = gpu_config(manifest, setup("cuda", tmp_path))
     assert "KIND_GPU" in text
     assert "cudnn_conv_algo_search" in text
     assert "tensorrt" not in text
@@ -35,7 +36,7 @@ def test_a_member_on_the_gpu_says_so_where_the_server_looks_first(manifest: Mani
 def test_tensorrt_is_asked_for_by_tritons_names_and_keeps_its_engines_in_the_output(
     manifest: Manifest, tmp_path: Path
 ) -> None:
-    text = gpu_config(manifest, setting("tensorrt", tmp_path))
+    text = gpu_config(manifest, setup("tensorrt", tmp_path))
     (entry,) = config_from_text(
         text, subject="a test"
     ).optimization.execution_accelerators.gpu_execution_accelerator
@@ -52,8 +53,8 @@ def test_tensorrt_is_asked_for_by_tritons_names_and_keeps_its_engines_in_the_out
 
 
 def test_a_member_is_named_after_its_precision(tmp_path: Path) -> None:
-    assert setting("cuda", tmp_path).served("vit") == "vit_fp16"
-    assert setting("cuda", tmp_path, "fp32").served("vit") == "vit"
+    assert setup("cuda", tmp_path).served("vit") == "vit_fp16"
+    assert setup("cuda", tmp_path, "fp32").served("vit") == "vit"
 
 
 def test_members_refuse_a_provider_that_silently_gave_way(monkeypatch: pytest.MonkeyPatch) -> None:

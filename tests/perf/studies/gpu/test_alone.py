@@ -9,9 +9,8 @@ import pytest
 
 from perf.harness.windows import Journal
 from perf.routes.recipes.trained import COMMITTED
-from perf.studies.gpu import pure
-from perf.studies.gpu.device import CPU
-from perf.studies.gpu.pure import best_rows_per_s, key_of, measure_alone
+from perf.studies.gpu import device
+from perf.studies.gpu.device import CPU, best_rows_per_s, key_of, measure_alone
 
 MEMBER = "digits_small"
 
@@ -45,14 +44,14 @@ def test_every_batch_size_is_run_and_a_run_that_goes_on_runs_none_again(tmp_path
 def test_a_batch_too_large_for_the_device_is_reported_and_the_smaller_ones_count(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = pure._window
+    real = device._window
 
     def window(run: Any, key: str, *, batch: int, **more: Any) -> Any:
         if batch > 8:
             raise RuntimeError("Failed to allocate memory for requested buffer\nof size 4096")
         return real(run, key, batch=batch, **more)
 
-    monkeypatch.setattr(pure, "_window", window)
+    monkeypatch.setattr(device, "_window", window)
     journal = Journal(tmp_path / "alone.jsonl", {}, resume=False)
     failures = measured(journal, [])
     assert failures == {key_of(MEMBER, 16): "Failed to allocate memory for requested buffer of size 4096"}
