@@ -1,4 +1,4 @@
-"""The page, from the template page.html.j2, and writing it into a folder beside its pictures."""
+"""Writes a report: the page, rendered from page.html.j2, and its charts as PNGs."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def write_report(
         calibration: facts of the temperatures; None takes `calibration` of the plan's `fit.extra`.
         pool: members the plan was chosen from, with the temperatures it was chosen with; without
             them others than the plan's are as the records describe them.
-        progress: is told of every picture.
+        progress: called for the drawing, with a step per PNG.
 
     Returns:
         path of the page.
@@ -57,7 +57,7 @@ def write_report(
     Raises:
         DataError: the records do not fit the plan, or the folder cannot be written to.
     """
-    with _made(folder):
+    with _new_folder(folder):
         report = report_from_records(
             spec, records, frontier=frontier, certificate=certificate, calibration=calibration, pool=pool
         )
@@ -124,8 +124,8 @@ def _axes(chart: Chart | None) -> dict[str, list[float]] | None:
 
 
 @contextlib.contextmanager
-def _made(folder: Path) -> Iterator[None]:
-    """Makes the folder first, so that nobody waits for pictures that cannot be written, and leaves none empty."""
+def _new_folder(folder: Path) -> Iterator[None]:
+    """Makes the folder before anything is drawn; after an error, removes what it made and is empty."""
     new = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)

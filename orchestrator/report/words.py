@@ -1,4 +1,4 @@
-"""Numbers as people read them."""
+"""Numbers as texts: costs, shares, thresholds and factors."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def cost_words(cost: float | None, unit: str) -> str:
 
 
 def percent(value: float, digits: int = 1) -> str:
-    """A share as a percentage; a dash for no rows."""
+    """A share as a percentage; a dash for NaN, the share of no rows."""
     return "-" if math.isnan(value) else f"{100 * value:.{digits}f} %"
 
 
@@ -29,7 +29,7 @@ def between(interval: tuple[float, float], digits: int = 1) -> str:
 
 
 def signed(value: float, digits: int = 2) -> str:
-    """A difference of shares in percentage points."""
+    """A difference of shares in percentage points, with its sign."""
     return f"{100 * value:+.{digits}f}"
 
 
@@ -42,10 +42,10 @@ def times_words(factor: float, *, noun: str = "", than: str = "", form: str = ".
     """How many times less, or more, such as "7.14 times more" and "5.88 times fewer MACs than large".
 
     Args:
-        factor: the other's amount over this one's, above 0, so that more than 1 means less.
-        noun: what is counted; without one it is an amount.
-        than: whose the other amount is.
-        form: of the number.
+        factor: the other amount divided by this one, above 0, so that more than 1 means less.
+        noun: what is counted, such as "MACs"; empty for an amount.
+        than: the model or plan with the other amount.
+        form: format of the number.
     """
     times = max(factor, 1 / factor)
     shown = f"{times:,.0f}" if times >= 100 else f"{times:{form}}"
@@ -58,13 +58,13 @@ def times_words(factor: float, *, noun: str = "", than: str = "", form: str = ".
 
 
 def times_between(interval: tuple[float, float], factor: float, *, noun: str = "", form: str = ".3g") -> str:
-    """The interval of such a factor, numbers alone where both ends are on the factor's side.
+    """The interval of a factor of `times_words`; numbers alone where both ends are on the factor's side of 1.
 
     Args:
-        interval: of the factor, above 0.
-        factor: that it is of.
+        interval: its ends, above 0.
+        factor: the estimate.
         noun: as for `times_words`.
-        form: of the numbers.
+        form: format of the numbers.
     """
     low, high = interval
     if low >= 1 and factor >= 1:
@@ -75,7 +75,7 @@ def times_between(interval: tuple[float, float], factor: float, *, noun: str = "
 
 
 def shortened(name: str, most: int = 40) -> str:
-    """A name that fits; both ends stay, since relatives differ there."""
+    """A name of at most `most` letters; both ends stay, since similar names differ there."""
     if len(name) <= most:
         return name
     tail = (most - 1) * 2 // 5

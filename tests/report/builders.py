@@ -1,4 +1,4 @@
-"""Records with a known look: members of rising strength and cost, classes that differ in difficulty."""
+"""Records of members with rising strength and cost, over classes of different difficulty, and reports of them."""
 
 from __future__ import annotations
 
@@ -82,8 +82,8 @@ CALIBRATION = {
 }  # fmt: skip
 
 
-class Told:
-    """Progress that is interrupted before it begins, or hears every step."""
+class ProgressCounter:
+    """Progress that is interrupted before its first step, or counts all steps."""
 
     def __init__(self, *, interrupts: bool) -> None:
         self.interrupts = interrupts
@@ -101,11 +101,11 @@ class Told:
         self.steps += steps
 
 
-def write_made(folder: Path, told: Told) -> Path:
+def write_made(folder: Path, counter: ProgressCounter) -> Path:
     """A report with everything in it."""
     return write_report(
         folder, made_plan(), made_records(), frontier=FRONTIER, certificate=CERTIFICATE, calibration=CALIBRATION,
-        progress=told.progress,
+        progress=counter.progress,
     )  # fmt: skip
 
 

@@ -19,7 +19,7 @@ from orchestrator.report.drawing import Chart
 from orchestrator.report.page import page_from_report, write_report
 from orchestrator.report.words import cost_words
 from orchestrator.spec import CascadeSpec
-from tests.report.builders import CALIBRATION, CERTIFICATE, FRONTIER, made_plan, made_records
+from tests.report.builders import CALIBRATION, CERTIFICATE, FRONTIER, ProgressCounter, made_plan, made_records
 
 
 class Page(HTMLParser):
@@ -210,6 +210,23 @@ def test_a_place_that_cannot_be_written_to_is_one_clear_line(tmp_path: Path) -> 
         with pytest.raises(DataError, match="a folder that can be written to"):
             write_report(folder, made_plan(), made_records())
     assert taken.read_text() == "mine"
+
+
+def test_an_interrupt_while_drawing_leaves_no_folder_that_was_not_there(tmp_path: Path) -> None:
+    counter = ProgressCounter(interrupts=True)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes").write_text("kept")
+    (tmp_path / "empty").mkdir()
+    for name in ("new/report", "mine/report", "mine", "empty"):
+        with pytest.raises(KeyboardInterrupt):
+            write_report(tmp_path / name, made_plan(), made_records(rows=60), progress=counter.progress)
+    assert {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")} == {
+        "mine", "mine/notes", "empty"
+    }  # fmt: skip
+
+
+def test_every_picture_is_a_step_of_the_progress(folder: Path, counter: ProgressCounter) -> None:
+    assert counter.steps == counter.total == len(list(folder.glob("*.png"))) > 0
 
 
 @pytest.mark.parametrize(
