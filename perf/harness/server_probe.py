@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import threading
@@ -11,13 +12,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import psutil
 import tritonclient.grpc as triton
 
 from orchestrator.client.error_mapping import FOREIGN, error_from
 from orchestrator.serving.machine import SHM
 
-PROC = Path("/proc")
-_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 _STUB = "triton_python_backend_stub"
 # The last but one argument of a stub: model, then the numbers of its group and of the instance in it.
 _INSTANCE = re.compile(r"^(?P<model>.+)_\d+_\d+$")
@@ -62,20 +62,17 @@ def server_processes(pid: int) -> list[ServerProcess]:
     Args:
         pid: of the server, which leads its session.
     """
-    found = []
-    for folder in PROC.iterdir():
-        if folder.name.isdigit() and _session(folder) == pid:
-            found.append(_process(folder))
-    return sorted(found, key=lambda one: one.pid)
+    return [_process(one) for one in sorted(psutil.pids()) if _session(one) == pid]
 
 
 def cpu_s(processes: Collection[ServerProcess]) -> float:
-    """Processor seconds they have used so far, in user and kernel mode."""
-    total = 0
+    """Processor seconds they have used so far, in user and kernel mode; nothing for those that are gone."""
+    total = 0.0
     for process in processes:
-        fields = _stat(PROC / str(process.pid))
-        total += int(fields[11]) + int(fields[12]) if fields else 0
-    return total / _TICKS_PER_S
+        with contextlib.suppress(psutil.Error):
+            used = psutil.Process(process.pid).cpu_times()
+            total += used.user + used.system
+    return total
 
 
 def memory_of(processes: Collection[ServerProcess], models: Collection[str] | None = None) -> Memory:
@@ -87,7 +84,7 @@ def memory_of(processes: Collection[ServerProcess], models: Collection[str] | No
     """
     chosen = [one for one in processes if models is None or one.model is None or one.model in models]
     return Memory(
-        resident_bytes=sum(_resident_bytes(PROC / str(one.pid)) for one in chosen),
+        resident_bytes=sum(_resident_bytes(one.pid) for one in chosen),
         shm_bytes=sum(_file_bytes(SHM / name) for name in {one.shm for one in chosen} if name),
     )
 
@@ -205,34 +202,26 @@ def counted_between(before: Mapping[str, Counts], after: Mapping[str, Counts]) -
     }
 
 
-def _stat(folder: Path) -> list[str]:
-    """The fields after the name, which may itself hold spaces and brackets; empty for a process that is gone."""
+def _session(pid: int) -> int | None:
     try:
-        return (folder / "stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
-    except OSError:
-        return []
+        return os.getsid(pid)
+    except OSError:  # it is gone
+        return None
 
 
-def _session(folder: Path) -> int | None:
-    fields = _stat(folder)
-    return int(fields[3]) if fields else None
-
-
-def _process(folder: Path) -> ServerProcess:
-    try:
-        words = (folder / "cmdline").read_bytes().decode("utf-8", "replace").rstrip("\0").split("\0")
-    except OSError:
-        words = []
+def _process(pid: int) -> ServerProcess:
+    words: list[str] = []
+    with contextlib.suppress(psutil.Error):
+        words = psutil.Process(pid).cmdline()
     match = _INSTANCE.match(words[-2]) if words and Path(words[0]).name == _STUB and len(words) > 3 else None
-    return ServerProcess(
-        pid=int(folder.name), model=match["model"] if match else None, shm=words[2] if match else None
-    )
+    return ServerProcess(pid=pid, model=match["model"] if match else None, shm=words[2] if match else None)
 
 
-def _resident_bytes(folder: Path) -> int:
+def _resident_bytes(pid: int) -> int:
     """Resident pages less the shared ones (shared memory), which would count once per process."""
+    # psutil has resident pages only with the shared ones, or by reading every mapping.
     try:
-        lines = (folder / "status").read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return 0
     wanted = ("RssAnon:", "RssFile:")
