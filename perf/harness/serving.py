@@ -15,7 +15,9 @@ from perf.harness.cells import Cell, reach_of
 from perf.harness.server_probe import ServerProcess, Statistics, server_processes
 from perf.load.inputs import next_prime, write_input_data
 from perf.load.programs import AnalyzerBinary
-from perf.routes import SCENARIOS, render_bench_repository, rows_for
+from perf.routes.recipes import RECIPES
+from perf.routes.rendering import render_scenario
+from perf.routes.scenario import bench_scenario
 from perf.routes.spec import BenchRepository, BenchRoute, BenchRows, Scenario
 
 MOST_ROWS = 997
@@ -37,7 +39,7 @@ class BenchTools:
     Args:
         scenario: its members.
         render: writes its repository into a folder.
-        rows_for: makes its rows.
+        rows_for: makes its rows, as `BenchScenario.rows_for`.
         cells: what is measured on its repository.
         settings: what else a run that goes on must share.
         startup_timeout_s: longest wait for its models to be ready.
@@ -57,13 +59,14 @@ def tools_of(name: str) -> BenchTools:
     Raises:
         DataError: there is none of that name.
     """
-    if name not in SCENARIOS:
-        raise DataError("scenario", got=repr(name), expected=f"one of {', '.join(SCENARIOS)}")
-    scenario = SCENARIOS[name]
+    if name not in RECIPES:
+        raise DataError("scenario", got=repr(name), expected=f"one of {', '.join(RECIPES)}")
+    recipe = RECIPES[name]
+    # The members are made by the first call, not before.
     return BenchTools(
-        scenario=scenario,
-        render=lambda folder: render_bench_repository(folder, scenario=scenario),
-        rows_for=rows_for,
+        scenario=recipe.scenario,
+        render=lambda folder: render_scenario(bench_scenario(recipe), folder),
+        rows_for=lambda **asked: bench_scenario(recipe).rows_for(**asked),
     )
 
 
@@ -120,10 +123,10 @@ class Inputs:
     def _write(self, deferral: float) -> InputFile:
         stages = len(self._scenario.members)
         wanted = None if self._scenario.earned else reach_of(deferral, stages)
-        rows = self._rows_for(self._scenario, reach=wanted, rows=FEWEST_ROWS, seed=self._seed)
+        rows = self._rows_for(reach=wanted, rows=FEWEST_ROWS, seed=self._seed)
         count = rows_in_file(rows.rows[0].nbytes, most=MOST_ROWS if wanted is not None else EARNED_ROWS)
         if count != FEWEST_ROWS:
-            rows = self._rows_for(self._scenario, reach=wanted, rows=count, seed=self._seed)
+            rows = self._rows_for(reach=wanted, rows=count, seed=self._seed)
         reach = rows.reach(stages)
         # Whole rows cannot hit every share.
         if wanted is not None and max(

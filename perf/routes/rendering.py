@@ -16,8 +16,8 @@ from orchestrator.repository.files import copy_model, new_folder, write_all
 from orchestrator.repository.render import ensemble_from_cascade, render, render_ensemble
 from orchestrator.spec import CascadeSpec
 from orchestrator.spec.manifest import MANIFEST
+from perf.routes.baselines.clients import asyncio_client, sync_client
 from perf.routes.baselines.deciding import plan_from_parameters
-from perf.routes.clients import asyncio_client, sync_client
 from perf.routes.scenario import BenchScenario
 from perf.routes.spec import (
     CONCATENATE,

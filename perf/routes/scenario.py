@@ -50,20 +50,22 @@ class BenchScenario:
     exit_stage: npt.NDArray[np.int32]
     margin: npt.NDArray[np.float32]
 
-    def rows_for(self, *, reach: Sequence[float], rows: int, seed: int) -> BenchRows:
-        """Rows with exactly the asked mix of exits, as near as whole rows come to it.
+    def rows_for(self, *, reach: Sequence[float] | None, rows: int, seed: int) -> BenchRows:
+        """Rows with exactly the asked mix of exits, as near as whole rows come to it, or drawn as they come.
 
         They are in random order within blocks of about `BLOCK_ROWS`, each of one mix, so that a load that ends
         anywhere in the file has had that mix too. Rows come twice only where the pool has too few of a kind.
 
         Args:
-            reach: share of rows that get to each stage, 1.0 first.
+            reach: share of rows that get to each stage, 1.0 first; None for any exits.
             rows: how many; a prime, because a file of them then falls into step with no number of clients.
             seed: of the choice and the order.
 
         Raises:
-            DataError: the arguments make no sense, or no row of the pool exits at a stage that is asked for.
+            DataError: the arguments make no sense, or the pool has no row or too few of what is asked for.
         """
+        if reach is None:
+            return self._rows_as_they_come(rows=rows, seed=seed)
         self._check(reach, rows)
         reaching = [round(share * rows) for share in reach]
         counts = -np.diff([*reaching, 0])
@@ -74,16 +76,8 @@ class BenchScenario:
         numbers = np.concatenate(chosen)[np.lexsort((rng.random(rows), block))]
         return BenchRows(rows=self.recipe.rows_at(numbers.tolist()), exit_stage=self.exit_stage[numbers])
 
-    def rows_as_they_come(self, *, rows: int, seed: int) -> BenchRows:
-        """Rows drawn by chance, whatever their exits, but none so near a threshold that it might go either way.
-
-        Args:
-            rows: how many, a prime, no more than there are.
-            seed: of the draw.
-
-        Raises:
-            DataError: there are fewer.
-        """
+    def _rows_as_they_come(self, *, rows: int, seed: int) -> BenchRows:
+        """Rows drawn by chance, none twice and none so near a threshold that it might go either way."""
         require_prime(rows)
         there = np.flatnonzero(self.margin >= self.recipe.margin)
         if len(there) < rows:

@@ -1,1 +1,13 @@
-"""The scenarios' members, made from scratch; nothing but these generators is committed."""
+"""The scenarios there are. Their members are made from scratch; nothing but these generators is committed."""
+
+from __future__ import annotations
+
+from perf.routes.recipe import Recipe
+from perf.routes.recipes.efficientnet import efficientnet
+from perf.routes.recipes.three_cnn import sized_three_cnn
+from perf.routes.recipes.trained import digits, glyphs
+
+# A scenario of a trained committee with a plan of its own is one call of `trained.planned`.
+RECIPES: dict[str, Recipe] = {
+    recipe.scenario.name: recipe for recipe in (sized_three_cnn(), efficientnet(), digits(), *glyphs())
+}

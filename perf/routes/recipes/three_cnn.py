@@ -7,7 +7,10 @@ exit mix. What the networks answer means nothing; what they cost does.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import json
+import math
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -23,9 +26,10 @@ from export.cost.counting import COUNTER, macs_per_row, parameters_of
 from export.members import MODEL_FILE, write_member
 from export.rows import varied_rows
 from orchestrator.decision import softmax
+from orchestrator.errors import DataError
 from orchestrator.spec import CascadeSpec, Manifest, TensorSpec
+from perf.harness.machine import write_json
 from perf.routes.recipe import Recipe, imposed_cascade
-from perf.routes.recipes.sizing import kept_factor, ms_per_row, widened
 from perf.routes.spec import Rows, Scenario
 
 CLASSES = 10
@@ -38,6 +42,10 @@ _ROWS_SEED = 20_000_000
 # Where the middle row's top probability lies once the head is scaled.
 _MEDIAN_TOP = 0.5
 _LARGEST_MS = 12.0
+# Half steps, so that two looks at one machine nearly always agree.
+FACTORS = tuple(2.0 ** (half / 2) for half in range(-8, 9))
+_CHANNELS = 8  # a multiple of what a vector holds
+_WARM_RUNS, _RUNS = 5, 25
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,3 +237,51 @@ def _options() -> Any:
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 3
     return options
+
+
+def factor_of(measured_ms: float, wanted_ms: float) -> float:
+    """Times the multiply-accumulates that turn one time into about the other: the nearest of FACTORS."""
+    return min(FACTORS, key=lambda factor: abs(math.log(wanted_ms / measured_ms / factor)))
+
+
+def widened(channels: int, factor: float) -> int:
+    """Channels of a convolution whose neighbours grow alike, for so many times its multiply-accumulates."""
+    return max(_CHANNELS, _CHANNELS * round(channels * math.sqrt(factor) / _CHANNELS))
+
+
+def ms_per_row(session: onnxruntime.InferenceSession) -> float:
+    """Milliseconds a network takes for a single row, the median of 25 runs."""
+    (image,) = session.get_inputs()
+    row = np.random.default_rng(0).random((1, *image.shape[1:]), np.float32)
+    took = []
+    for _ in range(_WARM_RUNS + _RUNS):
+        start_s = time.perf_counter()
+        session.run(None, {image.name: row})
+        took.append(1000 * (time.perf_counter() - start_s))
+    return float(np.median(took[_WARM_RUNS:]))
+
+
+def kept_factor(path: Path, measure_ms: Callable[[], float], *, wanted_ms: float) -> float:
+    """The factor for this machine, measured the first time and kept beside what is made with it.
+
+    Args:
+        path: of the file that keeps it; with another ONNX Runtime it is measured anew.
+        measure_ms: takes the time of a row of the network as it is.
+        wanted_ms: of a row.
+
+    Raises:
+        DataError: the file holds something else.
+    """
+    if path.is_file():
+        try:
+            kept = json.loads(path.read_text(encoding="utf-8"))
+            if kept["onnxruntime"] == onnxruntime.__version__ and kept["wanted_ms"] == wanted_ms:
+                return FACTORS[FACTORS.index(kept["factor"])]
+        except (ValueError, KeyError, TypeError) as error:
+            fix = "remove it; the machine is measured again"
+            raise DataError(path, got=f"{type(error).__name__}: {error}", expected="a factor", fix=fix) from error
+    measured_ms = measure_ms()
+    factor = factor_of(measured_ms, wanted_ms)
+    document = {"factor": factor, "measured_ms": measured_ms, "wanted_ms": wanted_ms}
+    write_json({**document, "onnxruntime": onnxruntime.__version__}, path)
+    return factor

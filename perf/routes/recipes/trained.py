@@ -1,4 +1,4 @@
-"""Members and a plan that are there already: trained ones, whose exit mix is earned."""
+"""Scenarios of trained members and a plan that are there already: digits, and the headline plan of the glyphs."""
 
 from __future__ import annotations
 
@@ -12,13 +12,27 @@ import numpy as np
 
 from orchestrator.repository.files import copy_model
 from orchestrator.rows.digits import digits_split
-from orchestrator.spec import CascadeSpec, cascade_from_path, json_from_cascade
+from orchestrator.spec import (
+    CascadeSpec,
+    InputSpec,
+    Stage,
+    cascade_from_path,
+    json_from_cascade,
+    manifest_from_path,
+)
 from orchestrator.spec.cascade_json import PLAN
-from perf.routes.recipe import Predict, Recipe
+from orchestrator.spec.manifest import MANIFEST
+from perf.routes.recipe import Predict, Recipe, member_from_manifest, predicted_speedup
 from perf.routes.spec import Rows, Scenario
+from perf.studies.reproduce.choices import CHOICES, ChosenPlan, choices_from_path
 
-_DIGITS = 997
-COMMITTED = Path(__file__).parents[3] / "model_repository"
+_ROOT = Path(__file__).parents[3]
+COMMITTED = _ROOT / "model_repository"
+GLYPHS = _ROOT / "perf" / "glyphs" / "model_repository"
+CHOSEN = _ROOT / "docs" / "reproduce" / CHOICES
+_DIGITS_POOL = 997
+# Drawn in a second; a file of rows holds nearly all of them (perf/harness/serving.py).
+GLYPHS_POOL = 3001
 
 
 def planned(
@@ -64,7 +78,7 @@ def digits() -> Recipe:
         "digits 8x8, trained members",
         spec=cascade_from_path(COMMITTED / "digits_cascade" / "1" / PLAN),
         members=COMMITTED,
-        pool=_DIGITS,
+        pool=_DIGITS_POOL,
         rows=_digits,
     )
 
@@ -72,6 +86,51 @@ def digits() -> Recipe:
 @lru_cache(maxsize=1)
 def _digits() -> Rows:
     return np.concatenate([digits_split(part).images for part in ("plan", "test")])
+
+
+def glyphs() -> list[Recipe]:
+    """The headline plan of the reproduction as a scenario; none where there is no such plan."""
+    if not CHOSEN.is_file():
+        return []
+    plan = choices_from_path(CHOSEN).headline
+    if plan is None:
+        return []
+    return [
+        planned(
+            "glyphs",
+            "glyphs 32x32, trained members and the plan that matches the largest of them (docs/reproduce.md)",
+            spec=_spec(plan),
+            members=GLYPHS,
+            pool=GLYPHS_POOL,
+            rows=_pictures,
+            earned=True,
+            predict=predicted_speedup,
+        )
+    ]
+
+
+def _spec(plan: ChosenPlan) -> CascadeSpec:
+    manifests = {name: manifest_from_path(GLYPHS / name / MANIFEST) for name in plan.members}
+    stages = tuple(
+        Stage(members=tuple(member_from_manifest(manifests[name]) for name in stage), threshold=threshold)
+        for stage, threshold in zip(plan.stages, (*plan.thresholds, None), strict=True)
+    )
+    first = manifests[plan.members[0]]
+    return CascadeSpec(
+        name="committee",
+        input=InputSpec(name=first.input.name, dtype=first.input.dtype, dims=first.input.dims),
+        classes=first.output.dims[-1],
+        stages=stages,
+        combine=plan.combine,
+        score=plan.score,
+    )
+
+
+@lru_cache(maxsize=1)
+def _pictures() -> Rows:
+    from perf.studies.glyphs.data import glyphs_split  # optional: drawing takes libraries no other scenario needs
+
+    return glyphs_split("test", rows=GLYPHS_POOL).images
 
 
 def _make(repository: Path, *, spec: CascadeSpec, members: Path) -> CascadeSpec:

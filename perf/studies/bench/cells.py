@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import replace
 
 from perf.harness.cells import BASE_CONCURRENCY, CONCATENATE, CONCATENATE_FORMS, Cell
-from perf.routes import SCENARIOS
+from perf.routes.recipes import RECIPES
 from perf.routes.spec import BenchRepository
 
 EARNED_CONCURRENCY = 64
@@ -19,7 +19,7 @@ LARGEST_ONLY = ("efficientnet", "glyphs")
 def default_scenarios(*, full: bool) -> tuple[str, ...]:
     """Those a run measures unless told otherwise."""
     wanted = ("three_cnn", *LARGEST_ONLY) if full else ("three_cnn",)
-    return tuple(name for name in wanted if name in SCENARIOS)
+    return tuple(name for name in wanted if name in RECIPES)
 
 
 def cells_of(repository: BenchRepository, *, full: bool) -> list[Cell]:

@@ -23,7 +23,7 @@ from orchestrator.spec.manifest import MANIFEST
 from perf.harness.serving import BenchTools
 from perf.routes.recipe import Recipe, imposed_cascade
 from perf.routes.scenario import BenchScenario, bench_scenario
-from perf.routes.spec import BenchRepository, BenchRows, Rows, Scenario, routes_of
+from perf.routes.spec import BenchRepository, Rows, Scenario, routes_of
 from perf.studies.gpu.device import Device, Progress, tensorrt_parameters
 from perf.studies.gpu.families import ImposedCascade, NetworkFamily
 
@@ -157,11 +157,10 @@ def tools_from(
     progress(f"{cascade.name}: imposing the exit mix")
     done = bench_scenario(recipe_of(cascade, family, setup, exported=exported), setup.folder / "cascades")
 
-    def rows_for(_: Scenario, *, reach: Sequence[float], rows: int, seed: int) -> BenchRows:
-        return done.rows_for(reach=reach, rows=rows, seed=seed)
-
     return BenchTools(
-        scenario=done.recipe.scenario, render=lambda folder: render_for(done, folder, setup), rows_for=rows_for
+        scenario=done.recipe.scenario,
+        render=lambda folder: render_for(done, folder, setup),
+        rows_for=done.rows_for,
     )
 
 

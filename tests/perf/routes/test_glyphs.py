@@ -11,10 +11,9 @@ import pytest
 from orchestrator.local.sessions import LocalMembers
 from orchestrator.rows.digits import digits_split
 from orchestrator.spec import cascade_from_path
-from perf.routes.predicted import predicted_speedup
-from perf.routes.recipes.glyphs import CHOSEN, MEMBERS, glyphs
-from perf.routes.recipes.trained import COMMITTED
-from perf.routes.scenarios import RECIPES
+from perf.routes.recipe import predicted_speedup
+from perf.routes.recipes import RECIPES
+from perf.routes.recipes.trained import CHOSEN, COMMITTED, GLYPHS, glyphs
 from perf.routes.spec import Rows
 from perf.studies.reproduce.choices import choices_from_path
 
@@ -27,7 +26,7 @@ def test_it_is_the_plan_that_was_chosen_against_the_largest_member() -> None:
     assert recipe.scenario.members[-1] == headline.other.members[0]
     assert recipe.scenario.earned
     assert not recipe.scenario.imposed
-    assert all((MEMBERS / name / "manifest.json").is_file() for name in recipe.scenario.members)
+    assert all((GLYPHS / name / "manifest.json").is_file() for name in recipe.scenario.members)
     assert RECIPES["glyphs"].scenario == recipe.scenario
 
 
@@ -41,7 +40,7 @@ def test_a_promise_is_what_the_largest_takes_over_what_the_plan_takes() -> None:
 
 
 def test_without_a_chosen_plan_there_is_no_scenario(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("perf.routes.recipes.glyphs.CHOSEN", CHOSEN.with_name("nowhere.json"))
+    monkeypatch.setattr("perf.routes.recipes.trained.CHOSEN", CHOSEN.with_name("nowhere.json"))
     assert glyphs() == []
 
 

@@ -130,13 +130,13 @@ def test_rows_that_come_as_they_are_have_the_pools_own_mix_and_none_near_a_thres
     exits = rng.choice([0, 1, 2], POOL, p=[0.7, 0.2, 0.1]).astype(np.int32)
     margin = np.where(np.arange(POOL) % 10 == 0, 0, 1).astype(np.float32)
     source = numbered(exits, margin, tiny)
-    got = source.rows_as_they_come(rows=359, seed=1)
+    got = source.rows_for(reach=None, rows=359, seed=1)
     numbers = got.rows[:, 0].astype(int)
     assert len(np.unique(numbers)) == 359
     assert (numbers % 10 != 0).all()
     np.testing.assert_array_equal(exits[numbers], got.exit_stage)
     np.testing.assert_allclose(got.reach(3), source.reach, atol=0.05)
     with pytest.raises(DataError, match="at least 367"):
-        source.rows_as_they_come(rows=367, seed=1)
+        source.rows_for(reach=None, rows=367, seed=1)
     with pytest.raises(DataError, match="prime"):
-        source.rows_as_they_come(rows=300, seed=1)
+        source.rows_for(reach=None, rows=300, seed=1)

@@ -10,8 +10,16 @@ from hypothesis import strategies as st
 
 from export.cost.counting import macs_per_row
 from orchestrator.errors import DataError
-from perf.routes.recipes.sizing import FACTORS, factor_of, kept_factor, ms_per_row, widened
-from perf.routes.recipes.three_cnn import NETWORKS, Network, network_model
+from perf.routes.recipes.three_cnn import (
+    FACTORS,
+    NETWORKS,
+    Network,
+    factor_of,
+    kept_factor,
+    ms_per_row,
+    network_model,
+    widened,
+)
 
 
 @given(measured_ms=st.floats(0.8, 150))

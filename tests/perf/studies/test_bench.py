@@ -12,7 +12,7 @@ from perf.__main__ import app
 from perf.harness.cells import BASE_DEFERRAL
 from perf.harness.serving import EARNED_ROWS, Inputs, rows_in_file, tools_of
 from perf.load.inputs import next_prime
-from perf.routes.recipes.glyphs import POOL
+from perf.routes.recipes.trained import GLYPHS_POOL
 from perf.routes.spec import BenchRows, Scenario
 from perf.studies.bench.cells import default_scenarios
 from perf.studies.leak import growth_from
@@ -25,7 +25,7 @@ def test_files_hold_fewer_rows_where_rows_are_large() -> None:
 def test_an_earned_file_is_nearly_the_whole_pool_and_is_held_against_its_own_mix(tmp_path: Path) -> None:
     asked: list[tuple[object, int]] = []
 
-    def rows_for(scenario: Scenario, *, reach: object, rows: int, seed: int) -> BenchRows:
+    def rows_for(*, reach: object, rows: int, seed: int) -> BenchRows:
         asked.append((reach, rows))
         exits = np.random.default_rng(seed).choice(2, rows, p=[0.6, 0.4]).astype(np.int32)
         return BenchRows(rows=np.zeros((rows, 1, 32, 32), np.uint8), exit_stage=exits)
@@ -37,7 +37,7 @@ def test_an_earned_file_is_nearly_the_whole_pool_and_is_held_against_its_own_mix
     assert file.reach == file.rows.reach(2)
     assert file.reach[1] == pytest.approx(0.4, abs=0.05)
     assert file.path.name == "glyphs-earned.json"
-    assert len(json.loads(file.path.read_text())["data"]) == EARNED_ROWS < POOL
+    assert len(json.loads(file.path.read_text())["data"]) == EARNED_ROWS < GLYPHS_POOL
     assert next_prime(EARNED_ROWS) == EARNED_ROWS
     assert file.path.stat().st_size < 10 * 2**20
 
