@@ -49,7 +49,7 @@ def test_what_chooses_has_no_word_for_the_test_part(module: object) -> None:
     tree = ast.parse(path.read_text())
     words = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
     words |= {alias.name for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for alias in node.names}
-    assert not words & {"TestPart", "PartRecorder", "glyphs_part", "draw_glyphs", "ChoiceEvaluator"}
+    assert not words & {"TestPart", "PartRecorder", "glyphs_split", "draw_glyphs", "ChoiceEvaluator"}
 
 
 def test_the_same_plan_part_gives_the_same_bytes(chosen: Choices, tmp_path: Path) -> None:
