@@ -7,8 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from export.labels import require_same_classes
-from export.member import MemberExport, export_member
-from export.members import require_own
+from export.member import MemberExport, check_source, export_member
 from export.precision.derive import export_precision, require_sense
 from export.sources import ExportOptions, identify
 from orchestrator.errors import CommitteeError, ExportError
@@ -38,9 +37,9 @@ def member_exports(
         ExportError: a source is not there, or two members would share a name.
     """
     if name is not None and len(sources) * len(resolutions) > 1:
-        raise ExportError("--name", got=f"{len(sources) * len(resolutions)} members", expected="one")
+        raise ExportError("`name`", got=f"{len(sources) * len(resolutions)} members", expected="one")
     if name is not None and not NAME.match(name):
-        raise ExportError("--name", got=name, expected="letters, digits, '_', '.' and '-'")
+        raise ExportError("`name`", got=name, expected="letters, digits, '_', '.' and '-'")
     plans = []
     for text in sources:
         own_name, source = _named_source(text)
@@ -103,7 +102,8 @@ def export_committee(
         ExportError: a member cannot be exported, or does not fit those before it; the ones before stay.
         RepositoryError: the repository cannot be written.
     """
-    require_own(repository, {plan.name: plan.identity.text for plan in plans}, force=force)
+    for plan in plans:
+        check_source(repository, plan, force=force)
     lower = [word for word in precisions if word != "fp32"]
     for word in lower:
         require_sense(plans[0].name, word, calibrate)

@@ -16,10 +16,10 @@ import onnx
 from onnx import helper, numpy_helper, shape_inference, version_converter
 
 from export.cost.outline import outline_of
-from export.packing import MAX_IR_VERSION, OPSET
-from export.parity import MAX_ABS_ERROR, session_of
-from orchestrator.errors import ExportError
+from export.parity import MAX_ABS_ERROR, answers_of, session_of
+from orchestrator.errors import ExportError, first_line
 from orchestrator.graphs.editing import DEFAULT_DOMAINS, all_graphs, all_nodes, inlined, opset_of
+from orchestrator.graphs.pieces import IR_VERSION, OPSET
 from orchestrator.spec.triton import image_runtimes, releases_that_read, runtime_of
 
 # Below it every weight has to be among the inputs (3), and there are no functions (7).
@@ -53,7 +53,7 @@ def with_one_import(model: onnx.ModelProto) -> None:
     model.opset_import.extend([helper.make_opsetid("", opset), *others])
     for node in all_nodes(model):
         node.domain = "" if node.domain in DEFAULT_DOMAINS else node.domain
-    model.ir_version = max(MIN_IR_VERSION, min(model.ir_version, MAX_IR_VERSION))
+    model.ir_version = max(MIN_IR_VERSION, min(model.ir_version, IR_VERSION))
 
 
 def at_common_opset(
@@ -89,14 +89,15 @@ def at_common_opset(
                 reasons.append("answers change")
         # What the C++ sides of converter and inliner threw, and models over 2 GB, which they cannot take.
         except Exception as error:
-            reasons.append(_first_line(error))
+            # Without the place in the C++ sources.
+            reasons.append(first_line(error, most=2000).rpartition("` failed: ")[2][:200])
     if found <= MAX_OPSET or keep_opset:
         return ConvertedModel(model, ())
     raise ExportError(
         subject,
         got=f"opset {found}, which cannot be brought to {MAX_OPSET} ({reasons[-1]})",
         expected=f"opset {MAX_OPSET} or less, which the ONNX Runtime of every supported Triton release reads",
-        fix=f"export it again with opset {OPSET}, or keep it with --keep-opset: {_who_reads(model)}",
+        fix=f"export it again with opset {OPSET}, or keep it with `keep_opset`: {_who_reads(model)}",
     )
 
 
@@ -157,9 +158,7 @@ class _Same:
 
 
 def _answers(model: onnx.ModelProto, rows: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
-    session = session_of(model.SerializeToString())
-    answer: npt.NDArray[np.generic] = session.run(None, {session.get_inputs()[0].name: rows})[0]
-    return answer
+    return answers_of(session_of(model.SerializeToString()), rows, batch=len(rows))
 
 
 def _each_branch(model: onnx.ModelProto) -> Iterator[onnx.ModelProto]:
@@ -186,12 +185,6 @@ def _forced(model: onnx.ModelProto, value: bool) -> onnx.ModelProto:
             constant = numpy_helper.from_array(np.array(value), condition)
             scope.node.insert(0, helper.make_node("Constant", [], [condition], value=constant))
     return copy
-
-
-def _first_line(error: BaseException) -> str:
-    first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    # Without the place in the C++ sources.
-    return first.rpartition("` failed: ")[2][:200]
 
 
 def portable(model: onnx.ModelProto) -> onnx.ModelProto:

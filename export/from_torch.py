@@ -13,8 +13,9 @@ import onnx
 import torch
 from torch import nn
 
-from export.packing import EXTERNAL_OVER_BYTES, MAX_IR_VERSION, OPSET
-from orchestrator.errors import ExportError
+from export.packing import EXTERNAL_OVER_BYTES
+from orchestrator.errors import ExportError, first_line
+from orchestrator.graphs.pieces import IR_VERSION, OPSET
 
 
 def onnx_from_torch(
@@ -46,7 +47,7 @@ def onnx_from_torch(
         for weight in proto.graph.initializer:
             # Loading leaves a mark on every tensor, which would make equal models differ.
             weight.ClearField("data_location")
-        proto.ir_version = min(proto.ir_version, MAX_IR_VERSION)
+        proto.ir_version = min(proto.ir_version, IR_VERSION)
         strip_notes(proto)
         onnx.checker.check_model(str(path), full_check=True)
     return proto
@@ -59,12 +60,11 @@ def require_answer(model: nn.Module, example: torch.Tensor) -> None:
             said = model(example)
     # Whatever the network raises on an input it cannot take.
     except Exception as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise ExportError(
             "the network",
-            got=f"{type(error).__name__}: {first}",
+            got=f"{type(error).__name__}: {first_line(error)}",
             expected=f"an answer to rows of {' x '.join(map(str, example.shape[1:]))}",
-            fix="choose another --resolution or --dims",
+            fix="choose another `resolution_px` or `dims`",
         ) from error
     if not isinstance(said, torch.Tensor) or said.ndim != 2 or len(said) != len(example):
         got = f"shape {list(said.shape)}" if isinstance(said, torch.Tensor) else type(said).__name__
@@ -93,10 +93,9 @@ def _exported(
     # The exporter's errors and whatever the model itself raises; their text can be pages long.
     except Exception as error:
         cause = error.__cause__ or error
-        first = (str(cause).strip().splitlines() or [type(cause).__name__])[0][:200]
         raise ExportError(
             "export to ONNX",
-            got=f"{type(cause).__name__}: {first}",
+            got=f"{type(cause).__name__}: {first_line(cause)}",
             expected="a network that torch.export can follow, with a free batch axis",
             fix="make its shapes and branches independent of the values",
         ) from error
@@ -150,7 +149,7 @@ def spread_scores(network: nn.Module, images: np.ndarray[Any, Any], *, seed: int
         logits = torch.cat([network(part) for part in rows.split(_CHUNK)]).double()
     centred = logits - logits.mean(dim=0)
     if not torch.isfinite(centred).all() or centred.abs().max() < 1e-6:
-        raise ExportError("random weights", got="the same answer for every row", fix="try another --seed")
+        raise ExportError("random weights", got="the same answer for every row", fix="try another `seed`")
     scale = _scale(centred)
     with torch.no_grad():
         # logits' = scale * (logits - mean): the weights take the scale, the bias the shift.

@@ -25,7 +25,7 @@ def labels_from_path(path: Path) -> tuple[str, ...]:
     Raises:
         ExportError: it cannot be read, is empty, or has a line without a name.
     """
-    what = f"--labels {path}"
+    what = f"`labels` {path}"
     try:
         names = names_from_text(path.read_bytes().decode())
     except OSError as error:
@@ -73,11 +73,11 @@ def require_same_classes(manifest: Manifest, other: Manifest) -> None:
             f"{manifest.name} beside {other.name}",
             got=f"class {place} called {manifest.labels[place]!r}",
             expected=f"{other.labels[place]!r}, the same classes in the same order",
-            fix="name the classes of all of them with --labels",
+            fix="name the classes of all of them with `labels`",
         )
 
 
-def is_renamed(
+def rename_if_current(
     repository: Path,
     name: str,
     labels: tuple[str, ...] | None,
@@ -85,17 +85,17 @@ def is_renamed(
     options: dict[str, Any],
     beside: Manifest | None,
 ) -> bool:
-    """Gives a member that is up to date but for the names of its classes those asked for.
+    """Renames the classes of a member that is otherwise up to date.
 
     Args:
         repository: that holds it.
         name: of the member, which need not be there.
-        labels: the names; None where none are asked for.
-        options: that it shall be made with.
+        labels: the names; None leaves them.
+        options: those the manifest will have then.
         beside: another member of the same committee, whose classes it must share.
 
     Returns:
-        whether it has other names now; False too where more than names would have to be done.
+        whether it has other names now; False also where its files are out of date.
 
     Raises:
         ExportError: not one name per class, or other names than those of the other member.
@@ -105,22 +105,22 @@ def is_renamed(
         return False
     if beside is not None:
         require_same_classes(dataclasses.replace(manifest_in(repository, name), labels=labels), beside)
-    return renamed_classes(repository, name, labels, options=options)
+    return rename_classes(repository, name, labels, options=options)
 
 
-def renamed_classes(
+def rename_classes(
     repository: Path, name: str, labels: tuple[str, ...] | None, *, options: dict[str, Any] | None = None
 ) -> bool:
-    """Gives a member that is otherwise up to date other names of its classes.
+    """Writes other names of a member's classes into its manifest and config.
 
     Args:
         repository: that holds it.
         name: of the member.
         labels: the names.
-        options: what its manifest's options become; None leaves them.
+        options: that its manifest gets; None leaves them.
 
     Returns:
-        whether it had others.
+        whether it had other names before.
 
     Raises:
         ExportError: not one name per class.

@@ -13,17 +13,18 @@ import onnx
 
 from export.compat import portable
 from export.cost.counting import COUNTER, macs_per_row, parameters_of, preprocess_macs_per_row
-from export.labels import is_renamed, label_options, require_one_per_class, require_same_classes
-from export.members import MODEL_FILE, is_current, require_own, store_member
+from export.labels import label_options, rename_if_current, require_one_per_class, require_same_classes
+from export.members import MODEL_FILE, check_overwrite, foreign_member, is_current, write_member
 from export.output_kind import ObservedReference, output_kind_of
 from export.packing import EXTERNAL_OVER_BYTES, PackedModel, packed
 from export.parity import MIN_ROWS, original_of, parity_of
 from export.precision.overflow import processor_flags_of
 from export.rows import varied_rows
-from export.runtimes.proof import prove_missing, prove_model
+from export.runtimes.proof import prove_model, refresh_member
 from export.runtimes.versions import installed_version
 from export.sources import ExportOptions, LoadedModel, SourceRef
 from orchestrator.errors import ExportError
+from orchestrator.graphs.editing import opset_of
 from orchestrator.spec import Manifest, Preprocess, TensorSpec
 from orchestrator.spec.output_kind import EXCLUSIVE
 
@@ -106,18 +107,12 @@ def export_member(
         ExportError: the source, the export or its proof failed; what was there before is untouched.
         RepositoryError: the repository cannot be written.
     """
-    require_own(repository, {plan.name: plan.identity.text}, force=force)
-    renamed = not force and is_renamed(
+    check_source(repository, plan, force=force)
+    renamed = not force and rename_if_current(
         repository, plan.name, plan.asked.labels, options=plan.options(), beside=beside
     )
     if not force and is_current(repository / plan.name, plan.options()):
-        more = prove_missing(
-            repository,
-            plan.name,
-            versions=plan.runtimes,
-            progress=lambda text: progress(f"{plan.name}: {text}"),
-        )
-        return "proven" if more else "named" if renamed else "up to date"
+        return refresh_member(repository, plan.name, versions=plan.runtimes, renamed=renamed, progress=progress)
     progress(f"{plan.name}: reading {plan.identity.text}")
     loaded = plan.identity.load()
     if plan.asked.labels is not None:
@@ -135,8 +130,24 @@ def export_member(
         manifest = _manifest(plan, loaded, model, stored, image_px, spread=spread, progress=progress)
         if beside is not None:
             require_same_classes(manifest, beside)
-        store_member(repository, stored, manifest)
+        write_member(repository, stored, manifest)
     return "exported"
+
+
+def check_source(repository: Path, plan: MemberExport, *, force: bool) -> None:
+    """Refuses to write over a model that somebody else, or another source, made.
+
+    Raises:
+        ExportError: a folder of that name holds another model.
+        RepositoryError: the repository cannot be written.
+    """
+    check_overwrite(
+        repository,
+        [plan.name],
+        foreign=foreign_member(lambda manifest: manifest.options.get("source") == plan.identity.text),
+        expected="no such model, or an earlier export of the same source",
+        force=force,
+    )
 
 
 def _input(loaded: LoadedModel, image_px: tuple[int, int] | None) -> TensorSpec:
@@ -227,7 +238,7 @@ def _manifest(
         data_files={f"1/{name}": digest for name, digest in stored.data_files.items()},
         source=plan.identity.text,
         precision="fp32",
-        opset=next(part.version for part in model.opset_import if part.domain in ("", "ai.onnx")),
+        opset=opset_of(model),
         input=tensor,
         output=TensorSpec(name="logits", dtype=_output_dtype(model), dims=(classes,)),
         output_kind=kind,
@@ -239,7 +250,7 @@ def _manifest(
         max_batch_size=plan.max_batch_size,
         random_weights=plan.asked.random_weights,
         preprocess=_client_side(loaded, image_px),
-        parity={**dataclasses.asdict(parity), "batches": list(parity.batches)},
+        parity=parity.as_json(),
         training={"random_top_probability": spread} if spread else {},
         resolution_px=side,
         in_graph=in_graph,
@@ -265,7 +276,7 @@ def _cost(
     try:
         return macs_per_row(model), preprocess_macs_per_row(model), COUNTER
     except ExportError as error:
-        fix = "give the multiply-accumulates of one row with --macs"
+        fix = "give the multiply-accumulates of one row with `macs`"
         raise ExportError(error.what, got=error.got, expected=error.expected, fix=fix) from error
 
 

@@ -1,10 +1,8 @@
-"""Members read back from a repository, to make other members of; every fault of what lies there is one line."""
+"""Members of a repository: reading what was exported, what may be written over, and writing a member's folder."""
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,16 +10,17 @@ from typing import Any
 import onnx
 from google.protobuf.message import DecodeError
 
-from export.cost.counting import COUNTER, macs_per_row, parameters_of
 from export.packing import PackedModel
-from export.parity import Parity
-from orchestrator.errors import ExportError, SpecError
+from orchestrator.errors import ExportError, SpecError, first_line
+from orchestrator.graphs.editing import given_inputs
 from orchestrator.repository.files import disk_errors, sha256_of_path, write_all
 from orchestrator.repository.index import model_folders
 from orchestrator.repository.render import render_member
-from orchestrator.spec import Manifest, Preprocess, TensorSpec, manifest_from_path
+from orchestrator.spec import Manifest, manifest_from_path
 from orchestrator.spec.manifest import MANIFEST, json_from_manifest
 from orchestrator.spec.validation import NAME
+
+MODEL_FILE = "1/model.onnx"
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,7 @@ def manifest_in(repository: Path, name: str) -> Manifest:
     """The manifest of an exported member.
 
     Raises:
-        ExportError: there is no such member; the ones there are are named.
+        ExportError: there is no such member; the message names those that there are.
         RepositoryError: the repository cannot be read.
         SpecError: the manifest is wrong.
     """
@@ -51,20 +50,8 @@ def manifest_in(repository: Path, name: str) -> Manifest:
     return manifest_from_path(folders[name] / MANIFEST)
 
 
-def member_from_repository(repository: Path, name: str) -> ReadMember:
-    """An exported ONNX member, after checking that it is the file its manifest describes.
-
-    Raises:
-        ExportError: no such member, not an ONNX one, not the described file, or not readable.
-        RepositoryError: the repository cannot be read.
-        SpecError: the manifest is wrong.
-    """
-    manifest = onnx_manifest(repository, name)
-    return ReadMember(manifest, _model(repository / name / manifest.file))
-
-
 def onnx_manifest(repository: Path, name: str) -> Manifest:
-    """The manifest of an ONNX member, its files being those it describes.
+    """The manifest of an ONNX member, after checking that its files are those the manifest describes.
 
     Raises:
         ExportError: no such member, not an ONNX one, or not the described file.
@@ -92,6 +79,18 @@ def onnx_manifest(repository: Path, name: str) -> Manifest:
     return manifest
 
 
+def member_from_repository(repository: Path, name: str) -> ReadMember:
+    """An exported ONNX member, after checking that it is the file its manifest describes.
+
+    Raises:
+        ExportError: no such member, not an ONNX one, not the described file, or not readable.
+        RepositoryError: the repository cannot be read.
+        SpecError: the manifest is wrong.
+    """
+    manifest = onnx_manifest(repository, name)
+    return ReadMember(manifest, _model(repository / name / manifest.file))
+
+
 def _model(path: Path) -> onnx.ModelProto:
     what = f"model file {path}"
     try:
@@ -99,224 +98,146 @@ def _model(path: Path) -> onnx.ModelProto:
             model = onnx.load(str(path))
             # By path: the checker cannot take a model of more than 2 GB out of memory.
             onnx.checker.check_model(str(path))
-    # protobuf's DecodeError, the checker's ValidationError and numpy's ValueError share no base but this.
+    # protobuf's DecodeError, the checker's ValidationError and numpy's ValueError share no base but Exception.
     except (ValueError, TypeError, onnx.checker.ValidationError, DecodeError) as error:
-        first = str(error).strip().splitlines() or [type(error).__name__]
-        raise ExportError(what, got=first[0], expected="an ONNX model", fix="export the member again") from error
-    fed = {weight.name for weight in model.graph.initializer}
-    inputs = [value.name for value in model.graph.input if value.name not in fed]
+        raise ExportError(
+            what, got=first_line(error), expected="an ONNX model", fix="export the member again"
+        ) from error
+    inputs = [value.name for value in given_inputs(model.graph)]
     if len(inputs) != 1:
         raise ExportError(what, got=f"inputs {', '.join(inputs) or 'none'}", expected="one input")
     return model
 
 
-def is_current(folder: Path, options: dict[str, Any], *, apart_from: str | None = None) -> bool:
-    """Whether the member there was made with these options, and its files are untouched since.
+def is_current(
+    folder: Path, settings: dict[str, Any], *, field: str = "options", apart_from: str | None = None
+) -> bool:
+    """Whether the member there was made with these settings, and its files are untouched since.
 
     Args:
         folder: of the member.
-        options: that decide its files.
-        apart_from: an option that may differ.
+        settings: that decide its files.
+        field: of the manifest, which keeps them: "options", or "training".
+        apart_from: a setting that may differ.
     """
     try:
         manifest = manifest_from_path(folder / MANIFEST)
     except SpecError:
         return False
+    made_with, wanted = (
+        {key: value for key, value in one.items() if key != apart_from}
+        for one in (getattr(manifest, field), settings)
+    )
     files = {manifest.file: manifest.sha256, **manifest.data_files}
-    made_with, wanted = ({k: v for k, v in one.items() if k != apart_from} for one in (manifest.options, options))
     return made_with == wanted and all(
         (folder / file).is_file() and sha256_of_path(folder / file) == digest for file, digest in files.items()
     )
 
 
-def of_output_kind(manifest: Manifest) -> dict[str, str]:
+def output_kind_option(manifest: Manifest) -> dict[str, str]:
     """What a member made of this one keeps of its output kind among its options.
 
-    The same file may be found to give another kind than an earlier export said.
+    An earlier export may have said another kind of the same file.
     """
     return {} if manifest.output_kind == "logits" else {"output_kind": manifest.output_kind}
 
 
-def require_free(repository: Path, name: str, *, command: str, force: bool) -> None:
-    """Refuses to write over a model that this command did not make.
+def check_overwrite(
+    repository: Path,
+    names: Iterable[str],
+    *,
+    foreign: Callable[[Path], str | None],
+    expected: str,
+    force: bool,
+) -> None:
+    """Refuses, before any work, to write over models that are not the caller's own.
 
     Args:
-        repository: to be written into.
-        name: of the member about to be written.
-        command: whose own members may be replaced.
-        force: replace any model.
+        repository: model repository to write into; made if it is not there.
+        names: of the models about to be written.
+        foreign: says what lies in a model's folder instead of an earlier model of the caller; None where the
+            folder may be written. See `foreign_member`.
+        expected: what may be written over, in words.
+        force: write over anything.
+
+    Raises:
+        ExportError: a folder of such a name holds another model, or a name is none.
+        RepositoryError: the repository cannot be written.
+    """
+    names = list(names)
+    for name in names:
+        if not NAME.match(name):
+            raise ExportError("`name`", got=repr(name), expected="letters, digits, '_', '.', '-'")
+    with disk_errors(f"repository {repository}"):
+        repository.mkdir(parents=True, exist_ok=True)
+        taken = {} if force else {one: text for one in names if (text := foreign(repository / one)) is not None}
+    if taken:
+        raise ExportError(
+            f"repository {repository}",
+            got=", ".join(f"{text} called {name}" for name, text in taken.items()),
+            expected=expected,
+            fix="choose another `name` or `output`, or write over it with `force`",
+        )
+
+
+def foreign_member(is_own: Callable[[Manifest], bool]) -> Callable[[Path], str | None]:
+    """For `check_overwrite`: files are foreign unless they are of a member that the caller calls its own."""
+
+    def foreign(folder: Path) -> str | None:
+        if not any(path.is_file() for path in folder.rglob("*")):
+            return None
+        try:
+            manifest = manifest_from_path(folder / MANIFEST)
+        except SpecError:
+            return "a model that was not exported here"
+        return None if is_own(manifest) else f"a member from {manifest.source}"
+
+    return foreign
+
+
+def check_made_by(command: str, repository: Path, name: str, *, force: bool) -> None:
+    """Refuses to write over a model that a command did not make.
 
     Raises:
         ExportError: the name is taken, or is none.
+        RepositoryError: the repository cannot be written.
     """
-    if not NAME.match(name):
-        raise ExportError("member name", got=repr(name), expected="letters, digits, '_', '.', '-'")
-    folder = repository / name
-    if not any(path.is_file() for path in folder.rglob("*")):
-        return
-    try:
-        manifest = manifest_from_path(folder / MANIFEST)
-    except SpecError:
-        manifest = None
-    if force or (manifest is not None and manifest.options.get("command") == command):
-        return
-    made = "a model that was not exported here" if manifest is None else f"a member from {manifest.source}"
-    fix = "choose another --name, or write over it with --force"
-    raise ExportError(f"name {name} in {repository}", got=made, expected="a free name", fix=fix)
+    check_overwrite(
+        repository,
+        [name],
+        foreign=foreign_member(lambda manifest: manifest.options.get("command") == command),
+        expected=f"no such model, or an earlier one of `python -m export {command}`",
+        force=force,
+    )
 
 
-MODEL_FILE = "1/model.onnx"
-
-
-def write_member(repository: Path, model: bytes, manifest: Manifest) -> Path:
-    """Writes a member's folder; the manifest comes last, so an interrupted write is never taken for a member.
-
-    Args:
-        repository: model repository.
-        model: serialised ONNX model.
-        manifest: of it.
-
-    Returns:
-        the member's folder.
-    """
-    folder = repository / manifest.name
-    write_all(folder, {manifest.file: model, MANIFEST: json_from_manifest(manifest)})
-    render_member(folder)
-    return folder
-
-
-def store_member(repository: Path, stored: PackedModel, manifest: Manifest) -> Path:
-    """Moves a packed model to its place in a member's folder: weights, model, manifest, config, in that order.
+def write_member(repository: Path, model: bytes | PackedModel, manifest: Manifest) -> Path:
+    """Writes a member's folder: weights, model, manifest, config, in that order.
 
     An interruption leaves the old model with its own weights, or the new one without its manifest, which is not
     taken for a member.
 
     Args:
-        repository: model repository, on the same disk as the packed model.
-        stored: the model's files.
+        repository: model repository; on the same disk as a packed model, which is moved.
+        model: the file itself, or a packed model.
         manifest: of it.
 
     Returns:
         the member's folder.
     """
     folder = repository / manifest.name
-    inside = (folder / manifest.file).parent
+    if isinstance(model, bytes):
+        write_all(folder, {manifest.file: model})
     with disk_errors(f"writing {folder}"):
+        inside = (folder / manifest.file).parent
         inside.mkdir(parents=True, exist_ok=True)
-        for name in (*stored.data_files, stored.path.name):
-            (stored.folder / name).replace(inside / name)
+        kept = {} if isinstance(model, bytes) else model.data_files
+        if not isinstance(model, bytes):
+            for name in (*kept, model.path.name):
+                (model.folder / name).replace(inside / name)
         write_all(folder, {MANIFEST: json_from_manifest(manifest)})
         for old in inside.glob("model-*.data"):
-            if old.name not in stored.data_files:
+            if old.name not in kept:
                 old.unlink()
     render_member(folder)
     return folder
-
-
-def require_ours(repository: Path, names: Iterable[str], *, force: bool) -> None:
-    """Refuses, before any work, to write over models that were not exported here.
-
-    Args:
-        repository: model repository to write into; made if it is not there.
-        names: members about to be written.
-        force: write over them all the same.
-
-    Raises:
-        ExportError: a folder of that name holds a model without a manifest.
-        RepositoryError: the repository cannot be written.
-    """
-    with disk_errors(f"repository {repository}"):
-        repository.mkdir(parents=True, exist_ok=True)
-        foreign = [
-            name
-            for name in names
-            if (repository / name / MODEL_FILE).exists() and not (repository / name / MANIFEST).exists()
-        ]
-    if foreign and not force:
-        raise ExportError(
-            f"repository {repository}",
-            got=f"models without a manifest: {', '.join(foreign)}",
-            expected="members exported here, or none",
-            fix="choose another --output, or write over them with --force",
-        )
-
-
-def require_own(repository: Path, sources: Mapping[str, str], *, force: bool) -> None:
-    """Refuses, before any work, to write over a model that another source or somebody else made.
-
-    Args:
-        repository: model repository to write into; made if it is not there.
-        sources: member about to be written -> its source.
-        force: write over it all the same.
-
-    Raises:
-        ExportError: a folder of that name holds another model.
-        RepositoryError: the repository cannot be written.
-    """
-    with disk_errors(f"repository {repository}"):
-        repository.mkdir(parents=True, exist_ok=True)
-        taken = {} if force else {n: t for n, s in sources.items() if (t := _other(repository / n, s)) is not None}
-    if taken:
-        raise ExportError(
-            f"repository {repository}",
-            got=", ".join(f"{text} called {name}" for name, text in taken.items()),
-            expected="no such model, or an earlier export of the same source",
-            fix="choose another --name or --output, or write over it with --force",
-        )
-
-
-def _other(folder: Path, source: str) -> str | None:
-    """What lies in a member's folder instead of an export of that source, None where nothing does."""
-    if not folder.exists() or not any(path.is_file() for path in folder.rglob("*")):
-        return None
-    try:
-        manifest = manifest_from_path(folder / MANIFEST)
-    except SpecError:
-        return "a model that was not exported here"
-    return None if manifest.options.get("source") == source else f"a member from {manifest.source}"
-
-
-def manifest_of(
-    name: str,
-    model: onnx.ModelProto,
-    data: bytes,
-    *,
-    source: str,
-    input_spec: TensorSpec,
-    output_spec: TensorSpec,
-    parity: Parity,
-    training: dict[str, object],
-    labels: tuple[str, ...],
-    preprocess: Preprocess | None,
-    versions: dict[str, str],
-) -> Manifest:
-    """The manifest of an fp32 ONNX member with logits out."""
-    return Manifest(
-        name=name,
-        file=MODEL_FILE,
-        sha256=hashlib.sha256(data).hexdigest(),
-        source=source,
-        precision="fp32",
-        opset=next(part.version for part in model.opset_import if part.domain in ("", "ai.onnx")),
-        input=input_spec,
-        output=output_spec,
-        output_kind="logits",
-        parameters=parameters_of(model),
-        macs=macs_per_row(model),
-        macs_counter=COUNTER,
-        labels=labels,
-        preprocess=preprocess,
-        parity={**dataclasses.asdict(parity), "batches": list(parity.batches)},
-        training=dict(training),
-        versions=versions,
-    )
-
-
-def up_to_date(repository: Path, name: str, training: dict[str, object]) -> bool:
-    """Whether a member lies there already, made with the same settings and not touched since."""
-    try:
-        manifest = manifest_from_path(repository / name / MANIFEST)
-        data = (repository / name / manifest.file).read_bytes()
-    except (SpecError, OSError):
-        return False
-    return manifest.training == training and manifest.sha256 == hashlib.sha256(data).hexdigest()

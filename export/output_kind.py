@@ -66,7 +66,7 @@ def output_kind_of(model: onnx.ModelProto, evidence: ScoreEvidence, *, asked: st
         return kind if asked == AUTO else asked
     because = f"a graph that ends in {operator}, and {evidence}" if ending == kind else str(evidence)
     raise ExportError(
-        f"{subject} --output-kind {asked}",
+        f"{subject} `output_kind` {asked}",
         got=because,
         expected="values from 0 to 1 that add up to 1" if asked == PROBABILITIES else "logits",
         fix=f"leave the option out, they are {kind}",
@@ -107,7 +107,7 @@ def _require_exclusive(
             f"{subject} output",
             got=f"{evidence}, as percentages do",
             expected="rows that add up to 1, or logits",
-            fix="divide them by that, or say --output-kind logits if they are logits all the same",
+            fix="divide them by that, or say `output_kind` logits if they are logits all the same",
         )
     shares = evidence.in_unit_interval and evidence.varies and not evidence.adds_up
     if ending is None and shares and asked != LOGITS:
@@ -115,7 +115,7 @@ def _require_exclusive(
             f"{subject} output",
             got=f"{evidence}, as sigmoids give",
             expected=f"rows that add up to 1, or logits: {EXCLUSIVE}",
-            fix="say --output-kind logits if these are logits of exclusive classes all the same",
+            fix="say `output_kind` logits if these are logits of exclusive classes all the same",
         )
 
 
@@ -134,7 +134,7 @@ def _require_upright(ending: str | None, evidence: ScoreEvidence, *, asked: str,
             f"{subject} output",
             got=f"{evidence}, as shifted or scaled probabilities do",
             expected="rows that add up to 1, or logits",
-            fix="export the probabilities themselves, or say --output-kind logits if they are logits all the same",
+            fix="export the probabilities themselves, or say `output_kind` logits if they are logits all the same",
         )
 
 

@@ -22,10 +22,6 @@ from orchestrator.graphs.editing import all_tensors
 from orchestrator.repository.files import disk_errors, sha256_of_path
 
 MODEL = "model.onnx"
-# The highest opset that both ONNX Runtime of 2023 and TensorRT 10 read completely.
-OPSET = 18
-# Newer ONNX packages write a file version that older runtimes refuse to open.
-MAX_IR_VERSION = 10
 # Below protobuf's limit with room for the graph itself.
 EXTERNAL_OVER_BYTES = 1_900_000_000
 # Left free on the disk after a model is written.
@@ -88,7 +84,7 @@ def require_room(folder: Path, size_bytes: int) -> None:
             f"writing to {folder}",
             got=f"{free >> 20} MiB free",
             expected=f"{(size_bytes + _MARGIN_BYTES) >> 20} MiB",
-            fix="make room, or choose another --output",
+            fix="make room, or choose another `output`",
         )
 
 

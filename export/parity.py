@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy.typing as npt
 import onnxruntime
 
 from export.sources import LoadedModel
-from orchestrator.errors import CommitteeError, ExportError
+from orchestrator.errors import CommitteeError, ExportError, first_line
 from orchestrator.spec import TensorSpec
 from orchestrator.spec.processor import core_count
 
@@ -39,6 +39,10 @@ class Parity:
     max_abs: float
     max_rel: float
     same_top1: float
+
+    def as_json(self) -> dict[str, Any]:
+        """As a manifest keeps it."""
+        return {**asdict(self), "batches": list(self.batches)}
 
 
 def parity_of(
@@ -74,7 +78,7 @@ def parity_of(
     progress("comparing with the original")
     expected = original_scores(reference, rows)
     return agreed(
-        lambda batch: _asked(session, rows, batch, output_name),
+        lambda batch: _asked(session, rows, batch),
         expected,
         batches=tuple(dict.fromkeys(min(batch, len(rows)) for batch in BATCHES)),
         allowed=allowed_of(expected),
@@ -149,17 +153,15 @@ def original_scores(
         raise
     # Whatever the user's own model raises.
     except Exception as error:
-        raise ExportError("the original", got=_first_line(error), expected="scores (rows, classes)") from error
+        raise ExportError(
+            "the original", got=f"{type(error).__name__}: {first_line(error)}", expected="scores (rows, classes)"
+        ) from error
     if not np.isfinite(expected).all():
         bad = int((~np.isfinite(expected)).any(axis=1).sum())
         raise ExportError(
             "the original", got=f"NaN or infinity on {bad} of {len(rows)} rows", expected="finite scores"
         )
     return expected
-
-
-def _first_line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:300]}"
 
 
 def session_of(model: bytes | Path, subject: str = "ONNX Runtime") -> Any:
@@ -177,23 +179,26 @@ def session_of(model: bytes | Path, subject: str = "ONNX Runtime") -> Any:
         return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     # ONNX Runtime's exceptions share no base of their own.
     except Exception as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
         raise ExportError(
-            subject, got=first, expected="a model of operators that ONNX Runtime has",
+            subject, got=first_line(error), expected="a model of operators that ONNX Runtime has",
             fix="export the model again with standard operators of opset 18",
         ) from error  # fmt: skip
 
 
-def _asked(session: Any, rows: npt.NDArray[Any], batch: int, output_name: str) -> npt.NDArray[np.float32]:
+def answers_of(session: Any, rows: npt.NDArray[Any], *, batch: int) -> npt.NDArray[Any]:
+    """A session's first output for rows, asked a batch at a time."""
     name = session.get_inputs()[0].name
-    starts = range(0, len(rows), batch)
+    parts = [session.run(None, {name: rows[start : start + batch]})[0] for start in range(0, len(rows), batch)]
+    answers: npt.NDArray[Any] = np.concatenate(parts)
+    return answers
+
+
+def _asked(session: Any, rows: npt.NDArray[Any], batch: int) -> npt.NDArray[np.float32]:
     try:
-        parts = [session.run([output_name], {name: rows[start : start + batch]})[0] for start in starts]
+        return answers_of(session, rows, batch=batch)
     # A batch axis that is free in name only fails in whatever operator meets it first.
     except Exception as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
-        raise ExportError(f"parity at batch {batch}", got=first, expected="an answer") from error
-    return np.concatenate(parts)
+        raise ExportError(f"parity at batch {batch}", got=first_line(error), expected="an answer") from error
 
 
 def original_of(loaded: LoadedModel, tensor: TensorSpec) -> Callable[[npt.NDArray[Any]], npt.NDArray[np.float32]]:

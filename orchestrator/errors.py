@@ -40,6 +40,11 @@ def first_few(values: Any) -> str:
     return f"{shown}, ..." if len(values) > LISTED else shown
 
 
+def first_line(error: BaseException, *, most: int = 300) -> str:
+    """The first line of what an exception of another package says, or its class name where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:most]
+
+
 def _one_line(text: object) -> str:
     return " ".join(str(text).split())
 

@@ -22,9 +22,11 @@ _LISTED = 10
 
 def cost(
     model: Annotated[Path, typer.Argument(help="An ONNX file.", show_default=False)],
-    shape: Annotated[
+    shapes: Annotated[
         list[str] | None,
-        typer.Option(help="Shape of an input, batch first, where the file leaves it open: image=1,3,224,224."),
+        typer.Option(
+            "--shape", help="Shape of an input, batch first, where the file leaves it open: image=1,3,224,224."
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> None:
@@ -32,9 +34,9 @@ def cost(
 
     Example: python -m export cost model_repository/digits_large/1/model.onnx
     """
-    shapes = dict(_shape_from_text(text) for text in shape or ())
+    given = dict(_shape_from_text(text) for text in shapes or ())
     with progress_on(f"counting {model}"):
-        counted = cost_of(graph_from_path(model), shapes)
+        counted = cost_of(graph_from_path(model), given)
     found = _summary(model, counted)
     if as_json:
         typer.echo(json.dumps(found))
@@ -51,7 +53,7 @@ def _shape_from_text(text: str) -> tuple[str, list[int]]:
     name, _, sizes = text.rpartition("=")
     parts = sizes.split(",")
     if not name or not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
-        raise ExportError("--shape", got=text, expected="INPUT=1,3,224,224")
+        raise ExportError("`shapes`", got=text, expected="INPUT=1,3,224,224")
     return name, [int(part) for part in parts]
 
 

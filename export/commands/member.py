@@ -48,9 +48,14 @@ def member(
             help="Side of the uint8 images the committee takes; None: the largest any of these members needs.",
         ),
     ] = None,
-    resolution: Annotated[
+    resolution_px: Annotated[
         list[int] | None,
-        typer.Option(min=8, max=4096, help="Side the network sees; give it twice for two members of one network."),
+        typer.Option(
+            "--resolution",
+            min=8,
+            max=4096,
+            help="Side the network sees; give it twice for two members of one network.",
+        ),
     ] = None,
     precision: Annotated[
         list[str] | None,
@@ -137,7 +142,7 @@ def member(
         from export.committee import export_committee, member_exports
 
         asked = dataclasses.replace(asked, progress=progress)
-        plans = member_exports(sources, asked, resolutions=resolution or [None], name=name, image_px=image_px)
+        plans = member_exports(sources, asked, resolutions=resolution_px or [None], name=name, image_px=image_px)
         settings = {"parity_rows": parity_rows, "max_batch_size": max_batch_size, "runtimes": proven_on}
         plans = [dataclasses.replace(plan, **settings) for plan in plans]
         done = export_committee(

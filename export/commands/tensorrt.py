@@ -10,9 +10,11 @@ from typing import Annotated
 import typer
 
 from export.commands.console import needs, progress_on
+from orchestrator.commandline import with_options
 
 
 def tensorrt(
+    context: typer.Context,
     member: Annotated[str, typer.Argument(help="ONNX member to build from.", show_default=False)],
     repository: Annotated[Path, typer.Option(help="Model repository that holds it.")] = Path("model_repository"),
     min_rows: Annotated[int, typer.Option("--min", help="Fewest rows of a request; cascades need 1.")] = 1,
@@ -64,6 +66,7 @@ def tensorrt(
             member, repository, options=options, output=output, name=name, force=force, progress=progress
         )
     manifest = done.manifest
+    notes = [with_options(note, context.command) for note in done.notes]
     if as_json:
         facts = {
             "name": manifest.name,
@@ -73,7 +76,7 @@ def tensorrt(
             "max_batch_size": manifest.max_batch_size,
             "engine": manifest.engine,
             "parity": manifest.parity,
-            "notes": list(done.notes),
+            "notes": notes,
             "seconds": round(time.monotonic() - start, 1),
         }
         typer.echo(json.dumps(facts))
@@ -85,5 +88,5 @@ def tensorrt(
         f"{done.folder}: {manifest.precision} engine for {manifest.engine['device']} in "
         f"{manifest.engine['build_s']} s, largest difference from ONNX Runtime {manifest.parity['max_abs']:.2g}"
     )
-    for note in done.notes:
+    for note in notes:
         typer.echo(f"note: {note}", err=True)

@@ -58,7 +58,7 @@ class NodeView:
                 f"cost of {self.subject}",
                 got=f"tensor {name} without a fixed shape",
                 expected="shapes that follow from the inputs' shapes",
-                fix="fix all axes but the batch with --shape INPUT=1,3,224,224, or count the graph before it was "
+                fix="fix all axes but the batch with `shapes` INPUT=1,3,224,224, or count the graph before it was "
                 "optimised for one runtime",
             )
         return self.shapes[name]

@@ -12,7 +12,8 @@ from onnx import TensorProto, helper
 
 from export.cost.outline import GraphPath, graphs_in, outline_of
 from export.cost.rules import Shape
-from orchestrator.errors import ExportError
+from orchestrator.errors import ExportError, first_line
+from orchestrator.graphs.editing import given_inputs
 
 # Each round fills in one level of loops, or one choice of rows that depends on an earlier one.
 _ROUNDS = 32
@@ -44,9 +45,7 @@ def shapes_of(model: onnx.ModelProto, given: Mapping[str, Sequence[int]]) -> Sha
         ExportError: an input has an axis besides the batch that is not fixed; the graph is broken.
     """
     outline = outline_of(model)
-    constant = {weight.name for weight in outline.graph.initializer}
-    inputs = [value for value in outline.graph.input if value.name not in constant]
-    batch = _fix_inputs(outline.graph, inputs, given)
+    batch = _fix_inputs(outline.graph, given_inputs(outline.graph), given)
     filler = Filler(declared=not given, symbol=batch.symbol)
     scopes: dict[GraphPath, dict[str, Shape]] = {}
     for _ in range(_ROUNDS):
@@ -98,7 +97,7 @@ def _give(inputs: Sequence[onnx.ValueInfoProto], given: Mapping[str, Sequence[in
     names = [value.name for value in inputs]
     for name in given:
         if name not in names:
-            raise ExportError("--shape", got=f"input {name}", expected=f"one of {', '.join(names)}")
+            raise ExportError("`shapes`", got=f"input {name}", expected=f"one of {', '.join(names)}")
     for value in inputs:
         if value.name in given:
             kind = value.type.tensor_type.elem_type
@@ -123,7 +122,7 @@ def _require_fixed(tensors: Sequence[onnx.ValueInfoProto]) -> None:
                 f"input {value.name}",
                 got=f"sizes that are not fixed: {', '.join(free)}" if free else "no shape",
                 expected="fixed sizes after the batch",
-                fix=f"give them, as in --shape {value.name}=1,3,224,224",
+                fix=f"give them, as in `shapes` {value.name}=1,3,224,224",
             )
 
 
@@ -137,8 +136,7 @@ def _inferred(outline: onnx.ModelProto) -> onnx.ModelProto:
         return onnx.shape_inference.infer_shapes(outline, data_prop=True)
     # The first two are what inference raises on broken graphs, the others what lies between it and protobuf.
     except (onnx.shape_inference.InferenceError, RuntimeError, ValueError, TypeError, EncodeError) as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ExportError("graph", got=first, expected="a valid ONNX model") from error
+        raise ExportError("graph", got=first_line(error), expected="a valid ONNX model") from error
 
 
 def _scopes(

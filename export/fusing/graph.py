@@ -19,7 +19,7 @@ from onnx import TensorProto, helper, numpy_helper
 from export.images.preprocess import PREFIX
 from export.members import ReadMember
 from orchestrator.errors import ExportError
-from orchestrator.graphs.editing import inlined
+from orchestrator.graphs.editing import given_inputs, inlined, opset_of, rename_node
 from orchestrator.graphs.pieces import GraphBuilder, cleaned, raw_logits, usable_rows
 from orchestrator.spec import Manifest, Member, Preprocess
 from orchestrator.spec.class_names import first_unlike
@@ -66,8 +66,7 @@ class Merger:
             raise ExportError(f"member {member}", got="sparse weights", expected="dense ones")
         self._ir_version = max(self._ir_version, model.ir_version)
         self._opsets.update({part.domain: part.version for part in model.opset_import})
-        fed = {weight.name for weight in graph.initializer}
-        names = _Names(member, {value.name: self.source.name for value in graph.input if value.name not in fed})
+        names = _NewNames(member, {value.name: self.source.name for value in given_inputs(graph)})
         self._add_constants(graph, names)
         for node in graph.node:
             self._add_node(node, names)
@@ -95,7 +94,7 @@ class Merger:
             graph, producer_name="committee", ir_version=self._ir_version, opset_imports=opsets
         )
 
-    def _add_constants(self, graph: onnx.GraphProto, names: _Names) -> None:
+    def _add_constants(self, graph: onnx.GraphProto, names: _NewNames) -> None:
         shared = {name for node in graph.node if _is_preprocess(node) for name in node.input}
         for weight in graph.initializer:
             if weight.name in shared:
@@ -108,7 +107,7 @@ class Merger:
             copy.name = names.new(weight.name)
             self.constants.append(copy)
 
-    def _add_node(self, node: onnx.NodeProto, names: _Names) -> None:
+    def _add_node(self, node: onnx.NodeProto, names: _NewNames) -> None:
         copy = onnx.NodeProto()
         copy.CopyFrom(node)
         if _is_preprocess(node):
@@ -121,20 +120,20 @@ class Merger:
         names.rename(copy)
         self.nodes.append(copy)
 
-    def _add_value(self, value: onnx.ValueInfoProto, names: _Names) -> None:
+    def _add_value(self, value: onnx.ValueInfoProto, names: _NewNames) -> None:
         copy = onnx.ValueInfoProto()
         copy.CopyFrom(value)
         copy.name = names.new(value.name)
         self._values.setdefault(copy.name, copy)
 
-    def _reuse(self, key: Hashable, old: list[str], names: _Names) -> bool:
+    def _reuse(self, key: Hashable, old: list[str], names: _NewNames) -> bool:
         """True where an equal constant or node is there already; its names are then the member's too."""
         if key not in self._known:
             return False
         names.table.update(zip(old, self._known[key], strict=True))
         return True
 
-    def _fresh(self, old: str, names: _Names) -> str:
+    def _fresh(self, old: str, names: _NewNames) -> str:
         """A new name of a tensor of the image processing, as it was unless another member has it already."""
         new = old if old.startswith(PREFIX) else PREFIX + old
         if new in self._taken:
@@ -144,7 +143,7 @@ class Merger:
         return new
 
 
-class _Names:
+class _NewNames:
     """A member's old names and what they are in the merged graph."""
 
     def __init__(self, member: str, table: dict[str, str]) -> None:
@@ -159,29 +158,19 @@ class _Names:
         return self.table.get(old, self._prefix + old) if old else old
 
     def rename(self, node: onnx.NodeProto) -> None:
-        """Renames a node and its tensors, graphs inside it too."""
-        if not _is_preprocess(node):
-            node.name = self._prefix + (node.name or node.output[0])
-        for names in (node.input, node.output):
-            names[:] = [self.new(name) for name in names]
-        for attribute in node.attribute:
-            for graph in (attribute.g, *attribute.graphs):
-                self._rename_inside(graph)
-
-    def _rename_inside(self, graph: onnx.GraphProto) -> None:
-        for value in (*graph.input, *graph.output, *graph.value_info):
-            value.name = self.new(value.name)
-        for weight in graph.initializer:
-            weight.name = self.new(weight.name)
-        for node in graph.node:
-            self.rename(node)
+        """Renames a node and its tensors, in the graphs inside it too; names of image processing nodes stay."""
+        rename_node(
+            node,
+            tensor=self.new,
+            name=lambda one: one.name if _is_preprocess(one) else self._prefix + (one.name or one.output[0]),
+        )
 
 
 def _is_preprocess(node: onnx.NodeProto) -> bool:
     return node.name.startswith(PREFIX)
 
 
-def _key(node: onnx.NodeProto, names: _Names) -> Hashable:
+def _key(node: onnx.NodeProto, names: _NewNames) -> Hashable:
     attributes = sorted(part.SerializeToString(deterministic=True) for part in node.attribute)
     return (node.domain, node.op_type, tuple(attributes), tuple(names.new(name) for name in node.input))
 
@@ -247,10 +236,6 @@ def _values_of_pictures(preprocess: Preprocess | None) -> str | None:
     return f"{p.mode} {p.layout} {p.value_min:g} to {p.value_max:g}{' inverted' if p.invert else ''}"
 
 
-def _opset(part: ReadMember) -> int:
-    return int(next(one.version for one in part.model.opset_import if one.domain in ("", "ai.onnx")))
-
-
 def _label_faults(parts: Sequence[ReadMember]) -> list[str]:
     """Where class names differ, in text or order; members that carry none agree with everything."""
     known = [part.manifest for part in parts if part.manifest.labels is not None]
@@ -270,7 +255,7 @@ _MUST_AGREE: dict[str, Callable[[ReadMember], object]] = {
     "input dims": lambda part: list(part.manifest.input.dims),
     "classes": lambda part: list(part.manifest.output.dims),
     "values of pictures": lambda part: _values_of_pictures(part.manifest.preprocess),
-    "opset": _opset,
+    "opset": lambda part: opset_of(part.model),
 }
 
 

@@ -23,26 +23,25 @@ from onnx import TensorProto, helper
 
 from export.cost.counting import preprocess_macs_per_row
 from export.fusing.graph import Merger, add_average, common_of, labels_of, require_fitting
-from export.labels import renamed_classes
+from export.labels import rename_classes
 from export.members import (
     MODEL_FILE,
     ReadMember,
+    check_made_by,
     is_current,
     manifest_in,
     member_from_repository,
-    of_output_kind,
-    require_free,
-    store_member,
+    output_kind_option,
+    write_member,
 )
 from export.packing import PackedModel, packed
-from export.parity import BATCHES, MIN_ROWS, session_of
+from export.parity import BATCHES, MIN_ROWS, answers_of, session_of
 from export.precision.overflow import processor_flags_of
 from export.rows import varied_rows
-from export.runtimes.proof import prove_against_installed, prove_missing
+from export.runtimes.proof import prove_against_installed, refresh_member
 from orchestrator.decision.combine import Combiner
 from orchestrator.errors import ExportError
-from orchestrator.graphs.editing import full_check
-from orchestrator.repository.files import disk_errors
+from orchestrator.graphs.editing import full_check, given_inputs, opset_of
 from orchestrator.spec import CascadeSpec, InputSpec, Manifest, Member, Stage, TensorSpec
 
 COMMAND = "fuse"
@@ -101,23 +100,18 @@ def fuse(
     target = output or repository
     _require_sense(fusion)
     manifests = [manifest_in(repository, member.name) for member in fusion.members]
-    require_free(target, fusion.name, command=COMMAND, force=force)
+    check_made_by(COMMAND, target, fusion.name, force=force)
     options = options_of(fusion, manifests)
     versions = tuple(dict.fromkeys(version for one in manifests for version in one.runtimes))
     if not force and is_current(target / fusion.name, options):
-        renamed = renamed_classes(target, fusion.name, labels_of(manifests))
-        more = prove_missing(
-            target, fusion.name, versions=versions, progress=lambda text: progress(f"{fusion.name}: {text}")
-        )
-        done = "proven" if more else "named" if renamed else "up to date"
+        renamed = rename_classes(target, fusion.name, labels_of(manifests))
+        done = refresh_member(target, fusion.name, versions=versions, renamed=renamed, progress=progress)
         return manifest_in(target, fusion.name), done
     progress(f"{fusion.name}: reading {', '.join(member.name for member in fusion.members)}")
     parts = [member_from_repository(repository, member.name) for member in fusion.members]
     require_fitting(fusion.name, parts)
     progress(f"{fusion.name}: fusing")
     model = fused_model(fusion, parts)
-    with disk_errors(f"repository {target}"):
-        target.mkdir(parents=True, exist_ok=True)
     with packed(model, target) as stored:
         full_check(stored.path, f"fused {fusion.name}")
         progress(f"{fusion.name}: comparing with its members")
@@ -134,7 +128,7 @@ def fuse(
             _manifest(fusion, manifests, model, stored=stored, parity=parity, options=options),
             runtimes={version: proof.as_json() for version, proof in proofs.items()},
         )
-        store_member(target, stored, manifest)
+        write_member(target, stored, manifest)
     return manifest, "fused"
 
 
@@ -145,9 +139,7 @@ def fused_model(fusion: Fusion, parts: Sequence[ReadMember]) -> onnx.ModelProto:
         fusion: what to fuse.
         parts: its members in the same order, fitting each other.
     """
-    graph = parts[0].model.graph
-    fed = {weight.name for weight in graph.initializer}
-    merger = Merger(next(value for value in graph.input if value.name not in fed))
+    merger = Merger(given_inputs(parts[0].model.graph)[0])
     scores = []
     for member, part in zip(fusion.members, parts, strict=True):
         asked = dataclasses.replace(member, output_kind=part.manifest.output_kind)
@@ -170,7 +162,10 @@ def fused_parity(repository: Path, fusion: Fusion, manifests: Sequence[Manifest]
         ExportError: they differ by more than rounding.
     """
     rows = varied_rows(manifests[0].input, MIN_ROWS, seed=2)
-    outputs = [_answers(repository / manifest.name / manifest.file, rows, max(BATCHES)) for manifest in manifests]
+    outputs = [
+        answers_of(session_of(path, f"model file {path}"), rows, batch=max(BATCHES))
+        for path in (repository / manifest.name / manifest.file for manifest in manifests)
+    ]
     asked = [
         dataclasses.replace(member, output_kind=manifest.output_kind)
         for member, manifest in zip(fusion.members, manifests, strict=True)
@@ -178,9 +173,9 @@ def fused_parity(repository: Path, fusion: Fusion, manifests: Sequence[Manifest]
     expected, labels = _judged(fusion.combine, manifests[0].input, asked, outputs)
     name, kind = fusion.output
     alone = [Member(name=fusion.name, output=name, output_kind=kind)]
-    worst, same = 0.0, 1.0
+    session, worst, same = session_of(fused, f"model file {fused}"), 0.0, 1.0
     for batch in BATCHES:
-        got, label = _judged(fusion.combine, manifests[0].input, alone, [_answers(fused, rows, batch)])
+        got, label = _judged(fusion.combine, manifests[0].input, alone, [answers_of(session, rows, batch=batch)])
         worst = max(worst, float(np.abs(got - expected).max()))
         same = min(same, float((label == labels).mean()))
     if not worst <= MAX_ABS_ERROR:
@@ -212,7 +207,7 @@ def options_of(fusion: Fusion, manifests: Sequence[Manifest]) -> dict[str, Any]:
                 "precision": manifest.precision,
                 "weight": member.weight,
                 "temperature": member.temperature,
-                **of_output_kind(manifest),
+                **output_kind_option(manifest),
             }
             for member, manifest in zip(fusion.members, manifests, strict=True)
         ],
@@ -229,7 +224,7 @@ def _require_sense(fusion: Fusion) -> None:
     if fusion.combine not in COMBINES:
         why = "; vote asks which class each member puts first" if fusion.combine == "vote" else ""
         raise ExportError(
-            "--combine", got=fusion.combine, expected=f"{' or '.join(COMBINES)}, which are averages{why}"
+            "`combine`", got=fusion.combine, expected=f"{' or '.join(COMBINES)}, which are averages{why}"
         )
     if fusion.name in names:
         raise ExportError("name of the fused member", got=fusion.name, expected="another than its members'")
@@ -252,13 +247,6 @@ def _judged(
     return combiner.distribution(tally)
 
 
-def _answers(model: Path, rows: npt.NDArray[Any], batch: int) -> npt.NDArray[np.float32]:
-    session = session_of(model, f"model file {model}")
-    name = session.get_inputs()[0].name
-    starts = range(0, len(rows), batch)
-    return np.concatenate([session.run(None, {name: rows[i : i + batch]})[0] for i in starts])
-
-
 def _manifest(
     fusion: Fusion,
     manifests: Sequence[Manifest],
@@ -276,7 +264,7 @@ def _manifest(
         sha256=stored.sha256,
         data_files={f"1/{file}": digest for file, digest in stored.data_files.items()},
         source=f"python -m export fuse, {fusion.combine} of {weighed}",
-        opset=next(part.version for part in model.opset_import if part.domain in ("", "ai.onnx")),
+        opset=opset_of(model),
         input=manifests[0].input,
         output=TensorSpec(name=name, dtype="FP32", dims=manifests[0].output.dims),
         output_kind=kind,

@@ -108,7 +108,7 @@ def _require_keepable(spec: CascadeSpec, *, allow_whole_failure: bool) -> None:
             what,
             got=f"on_failure answer in stage {', '.join(map(str, lenient))}",
             expected="error: fused, such a stage gives no answer when one of its members would fail",
-            fix="accept that with --allow-whole-failure",
+            fix="accept that with `allow_whole_failure`",
         )
 
 

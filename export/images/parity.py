@@ -78,7 +78,7 @@ def image_parity(
             "image processing in the graph",
             got=f"shape {got.shape}",
             expected=f"{expected.shape} as {name} gives",
-            fix="give --mean, --std and --resolution by hand",
+            fix="give `mean`, `std` and `resolution_px` by hand",
         )
     level = (processing.scale / np.array(processing.std, np.float64)).reshape(1, -1, 1, 1)
     levels = np.abs(got - expected) / level
@@ -88,7 +88,7 @@ def image_parity(
             "image processing in the graph",
             got=f"values up to {worst:.2f} levels of 255 from {name}, {share:.1%} of them different",
             expected=f"at most {MAX_LEVELS} levels on at most {MAX_SHARE:.0%}",
-            fix="give --mean, --std and --resolution by hand",
+            fix="give `mean`, `std` and `resolution_px` by hand",
         )
     return {
         **asdict(processing),

@@ -23,6 +23,7 @@ from onnx import TensorProto, helper, numpy_helper
 from export.images.processing import Processing
 from orchestrator.errors import ExportError
 from orchestrator.graphs.editing import full_check, opset_of, rename_tensors
+from orchestrator.graphs.pieces import IR_VERSION, OPSET
 
 PREFIX = "preprocess/"
 IMAGE = f"{PREFIX}image"
@@ -87,7 +88,7 @@ def with_preprocess(
             "image processing in the graph",
             got=f"a network of opset {opset}",
             expected=f"{_MIN_OPSET} or more",
-            fix="export it again with opset 18",
+            fix=f"export it again with opset {OPSET}",
         )
     merged = onnx.ModelProto()
     merged.CopyFrom(network)
@@ -126,7 +127,7 @@ def preprocess_only(processing: Processing, *, height_px: int, width_px: int) ->
         [helper.make_tensor_value_info(IMAGE, TensorProto.FLOAT, ["batch", processing.channels, *sides])],
         initializer=graph.constants,
     )
-    return helper.make_model(body, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    return helper.make_model(body, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
 
 
 @dataclass(frozen=True)

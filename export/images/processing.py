@@ -83,7 +83,9 @@ class Processing:
         """
         old = self.network_px()
         if old is None:
-            raise ExportError("--resolution", got="a model without a size of its own", expected="one that resizes")
+            raise ExportError(
+                "`resolution_px`", got="a model without a size of its own", expected="one that resizes"
+            )
         ratio_h, ratio_w = resolution_px / old[0], resolution_px / old[1]
         resize = self.resize_px and (round(self.resize_px[0] * ratio_h), round(self.resize_px[1] * ratio_w))
         return dataclasses.replace(
@@ -121,7 +123,7 @@ def processing_from_config(config: Mapping[str, Any], subject: str, *, channels:
         ) from error
 
 
-_BY_HAND = "give --mean, --std and --resolution by hand"
+_BY_HAND = "give `mean`, `std` and `resolution_px` by hand"
 
 
 def _processing(config: Mapping[str, Any], channels: int) -> Processing:

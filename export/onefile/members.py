@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
-from onnx import version_converter
 from onnx.external_data_helper import load_external_data_for_model
 
+from export.compat import at_opset
 from orchestrator.errors import ExportError
-from orchestrator.graphs.editing import inlined
+from orchestrator.graphs.editing import (
+    DEFAULT_DOMAINS,
+    all_graphs,
+    inlined,
+    names_read,
+    needed_nodes,
+    opset_of,
+    rename_node,
+)
 from orchestrator.graphs.pieces import OPSET, GraphBuilder, raw_logits
 from orchestrator.repository.completion import planned_version
 from orchestrator.repository.files import sha256_of_path
@@ -19,8 +28,6 @@ from orchestrator.repository.index import config_of, model_file, onnx_from_path,
 from orchestrator.repository.member_facts import fits, tensors_from_graph
 from orchestrator.spec import CascadeSpec, Member
 from orchestrator.spec.output_kind import SCORE_DTYPES
-
-_DEFAULT_DOMAINS = ("", "ai.onnx")
 
 
 @dataclass(frozen=True)
@@ -51,13 +58,30 @@ class MemberGraph:
             g: the graph it becomes a part of.
             rows: tensor (n, *dims) in `g` that it reads.
         """
-        names = _Names(f"member/{self.member.name}/", self.input, rows)
-        graph = self.model.graph
-        needed = _needed_nodes(graph, self.member.output)
-        used = {one for node in needed for one in _names_read(node)} | {self.member.output}
-        g.nodes.extend(_renamed_node(node, names) for node in needed)
-        g.constants.extend(_renamed_weight(one, names) for one in graph.initializer if one.name in used)
-        return names.of_tensor(self.member.output)
+        graph, output = self.model.graph, self.member.output
+        needed = needed_nodes(graph, {output})
+        used = {output}.union(*map(names_read, needed))
+        for node in needed:
+            copy = onnx.NodeProto()
+            copy.CopyFrom(node)
+            rename_node(copy, tensor=lambda old: self._name(old, rows), name=self._node_name)
+            _drop_notes(copy)
+            g.nodes.append(copy)
+        for weight in graph.initializer:
+            if weight.name in used:
+                moved = onnx.TensorProto()
+                moved.CopyFrom(weight)
+                moved.name, moved.doc_string = self._name(weight.name, rows), ""
+                g.constants.append(moved)
+        return self._name(output, rows)
+
+    def _name(self, old: str, rows: str) -> str:
+        """The new name of a tensor; the input is a tensor that is there already."""
+        return rows if old == self.input else f"member/{self.member.name}/{old}"
+
+    def _node_name(self, node: onnx.NodeProto) -> str:
+        # A second node of the same name is an error, nodes without one are not.
+        return f"member/{self.member.name}/{node.name}" if node.name else ""
 
     def logits(self, g: GraphBuilder, scores: str) -> str:
         """Its output as float32 logits, before the temperature."""
@@ -93,7 +117,7 @@ def common_opsets(parts: Iterable[MemberGraph]) -> dict[str, int]:
     found: dict[str, int] = {"": OPSET}
     for part in parts:
         for one in part.model.opset_import:
-            domain = "" if one.domain in _DEFAULT_DOMAINS else one.domain
+            domain = "" if one.domain in DEFAULT_DOMAINS else one.domain
             if domain and found.get(domain, one.version) != one.version:
                 raise ExportError(
                     f"member {part.member.name} operators of {domain}",
@@ -105,24 +129,33 @@ def common_opsets(parts: Iterable[MemberGraph]) -> dict[str, int]:
     return found
 
 
-def at_opset(part: MemberGraph, opset: int) -> MemberGraph:
-    """The part with its graph brought to an opset of ONNX's own operators.
+def converted(part: MemberGraph, opset: int) -> MemberGraph:
+    """The member with its graph brought to an opset of ONNX's own operators.
 
     Raises:
         ExportError: it cannot be converted.
     """
-    found = max((o.version for o in part.model.opset_import if o.domain in _DEFAULT_DOMAINS), default=opset)
-    if found == opset:
-        return part
+    found = opset_of(part.model) or opset
     try:
-        model = version_converter.convert_version(part.model, opset)
+        return dataclasses.replace(part, model=at_opset(part.model, opset)) if found != opset else part
     # The converter raises whatever its C++ side threw.
     except Exception as error:
         raise ExportError(
             f"member {part.member.name}", got=f"opset {found} that cannot be converted ({error})",
             expected=f"opset {opset}", fix="export the member again",
         ) from error  # fmt: skip
-    return MemberGraph(part.member, model, part.sha256, part.input, part.dtype)
+
+
+def _drop_notes(node: onnx.NodeProto) -> None:
+    """Drops the notes of the machine that made a member, and shapes inside, which no reader of the graph needs."""
+    inside = list(all_graphs([node]))
+    for one in (node, *(inner for graph in inside for inner in graph.node)):
+        one.doc_string = ""
+        del one.metadata_props[:]
+    for graph in inside:
+        del graph.value_info[:]
+        for weight in graph.initializer:
+            weight.doc_string = ""
 
 
 def _read(spec: CascadeSpec, member: Member, repository: Path) -> MemberGraph:
@@ -152,7 +185,7 @@ def _read(spec: CascadeSpec, member: Member, repository: Path) -> MemberGraph:
 def _onnx_file(folder: Path, member: Member) -> Path:
     what = f"member {folder.name}"
     if not folder.is_dir():
-        raise ExportError(what, got=f"no folder {folder}", fix="name the repository that holds it: --repository")
+        raise ExportError(what, got=f"no folder {folder}", fix="name the repository that holds it: `repository`")
     config = config_of(folder)
     path = model_file(folder, config, version=planned_version(member, folder, config))
     kind = "" if config is None else config.backend or config.platform
@@ -196,76 +229,3 @@ def _tensors(spec: CascadeSpec, member: Member, model: onnx.ModelProto) -> tuple
             fix="plan again, or export the member again",
         )
     return source, scores.dtype
-
-
-def _needed_nodes(graph: onnx.GraphProto, output: str) -> list[onnx.NodeProto]:
-    """The nodes one output depends on, in order."""
-    wanted = {output}
-    kept = []
-    for node in reversed(graph.node):
-        if wanted & set(node.output):
-            wanted |= _names_read(node)
-            kept.append(node)
-    return kept[::-1]
-
-
-def _names_read(node: onnx.NodeProto) -> set[str]:
-    """What a node and the graphs inside it read; names made inside them are among it and do no harm."""
-    names = set(node.input)
-    for graph in _graphs_of(node):
-        names.update(*(_names_read(inner) for inner in graph.node), (value.name for value in graph.output))
-    return names
-
-
-def _graphs_of(node: onnx.NodeProto) -> list[onnx.GraphProto]:
-    return [
-        graph
-        for attribute in node.attribute
-        for graph in ([attribute.g] if attribute.HasField("g") else attribute.graphs)
-    ]
-
-
-@dataclass(frozen=True)
-class _Names:
-    """New names for old: everything gets the prefix, save the input, which is a tensor that is there already."""
-
-    prefix: str
-    source: str
-    rows: str
-
-    def of_tensor(self, old: str) -> str:
-        # An input left out is an empty name, and stays one.
-        return self.rows if old == self.source else f"{self.prefix}{old}" if old else old
-
-
-def _renamed_node(node: onnx.NodeProto, names: _Names) -> onnx.NodeProto:
-    new = onnx.NodeProto()
-    new.CopyFrom(node)
-    # A second node of the same name is an error, nodes without one are not.
-    new.name = f"{names.prefix}{node.name}" if node.name else ""
-    # Notes of the machine that made the member help nobody here.
-    new.doc_string = ""
-    del new.metadata_props[:]
-    new.input[:] = [names.of_tensor(one) for one in node.input]
-    new.output[:] = [names.of_tensor(one) for one in node.output]
-    for graph in _graphs_of(new):
-        _rename_graph(graph, names)
-    return new
-
-
-def _rename_graph(graph: onnx.GraphProto, names: _Names) -> None:
-    nodes = [_renamed_node(node, names) for node in graph.node]
-    weights = [_renamed_weight(weight, names) for weight in graph.initializer]
-    del graph.node[:], graph.initializer[:], graph.value_info[:]
-    graph.node.extend(nodes)
-    graph.initializer.extend(weights)
-    for value in (*graph.input, *graph.output):
-        value.name = names.of_tensor(value.name)
-
-
-def _renamed_weight(tensor: onnx.TensorProto, names: _Names) -> onnx.TensorProto:
-    new = onnx.TensorProto()
-    new.CopyFrom(tensor)
-    new.name = names.of_tensor(tensor.name)
-    new.doc_string = ""
-    return new

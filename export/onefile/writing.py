@@ -10,8 +10,9 @@ import onnx
 from onnx import helper
 from tritonclient.grpc import model_config_pb2 as pb
 
+from export.members import MODEL_FILE, check_overwrite
 from export.onefile.graph import prefix_graph, whole_graph
-from export.onefile.members import at_opset, common_opsets, read_members, weight_bytes
+from export.onefile.members import common_opsets, converted, read_members, weight_bytes
 from export.packing import require_room
 from orchestrator.errors import ExportError
 from orchestrator.graphs.onefile import (
@@ -30,9 +31,7 @@ from orchestrator.repository.files import disk_errors, may_replace, write_all
 from orchestrator.repository.index import onnx_from_path
 from orchestrator.spec import CascadeSpec
 from orchestrator.spec.answer import ANSWER_COLUMNS
-from orchestrator.spec.validation import NAME
 
-MODEL_FILE = "1/model.onnx"
 # One protobuf message holds less than 2 GiB; a little of it is left for nodes, names and the plan.
 MAX_BYTES = 2**31 - 2**24
 
@@ -85,12 +84,18 @@ def write_onefile(
     spec = named_spec(spec, repository)
     called = onefile_name(spec, stages) if name is None else name
     folder = (output or repository) / called
-    _require_free(folder, spec, called, force=force)
+    _require_own_name(spec, called)
+    check_overwrite(
+        output or repository,
+        [called],
+        foreign=_foreign_files,
+        expected="no such model, or an earlier one of this command that nobody has edited",
+        force=force,
+    )
     model, onefile = onefile_model(spec, repository, stages=stages)
     data = model.SerializeToString(deterministic=True)
     files: dict[str, bytes | str] = {MODEL_FILE: data}
     with disk_errors(f"repository {output or repository}"):
-        (output or repository).mkdir(parents=True, exist_ok=True)
         require_room(output or repository, len(data))
     config = onefile_config(onefile, called)
     if spec.labels is not None and stages is None:
@@ -127,7 +132,7 @@ def onefile_model(
     parts = read_members(spec, wanted, repository=repository)
     require_fits({name: weight_bytes(part) for name, part in parts.items()}, spec)
     opsets = common_opsets(parts.values())
-    parts = {name: at_opset(part, opsets[""]) for name, part in parts.items()}
+    parts = {name: converted(part, opsets[""]) for name, part in parts.items()}
     graph = whole_graph(spec, parts) if stages is None else prefix_graph(spec, parts, stages=stages)
     onefile = OneFile(
         spec=answering(spec), stages=stages, sha256={name: part.sha256 for name, part in parts.items()}
@@ -160,7 +165,7 @@ def onefile_config(onefile: OneFile, name: str) -> pb.ModelConfig:
 
 def _require_possible(spec: CascadeSpec, stages: int | None) -> None:
     if stages is not None and not 1 <= stages <= len(spec.stages):
-        raise ExportError("--stages", got=stages, expected=f"1 to {len(spec.stages)}, the stages of {spec.name}")
+        raise ExportError("`stages`", got=stages, expected=f"1 to {len(spec.stages)}, the stages of {spec.name}")
     outputs = set(ANSWER_COLUMNS) if stages is None else {member.name for member in spec.members}
     if spec.input.name in outputs:
         raise ExportError(
@@ -187,7 +192,7 @@ def require_fits(sizes: Mapping[str, int], spec: CascadeSpec) -> None:
             f"cascade {spec.name}",
             got=f"{total / 1e9:.1f} GB of weights, most of them in {max(sizes, key=lambda name: sizes[name])}",
             expected="less than 2 GB in one file",
-            fix="serve it by `committee serve`, or write the leading stages alone with --stages",
+            fix="serve it by `committee serve`, or write the leading stages alone with `stages`",
         )
 
 
@@ -202,23 +207,15 @@ def _require_sound(model: onnx.ModelProto, spec: CascadeSpec) -> None:
         ) from error  # fmt: skip
 
 
-def _require_free(folder: Path, spec: CascadeSpec, name: str, *, force: bool) -> None:
-    """Refuses names of models that this command did not write."""
-    if NAME.match(name) is None:
-        raise ExportError("--name", got=repr(name), expected="a model name of letters, digits, '_', '.', '-'")
+def _require_own_name(spec: CascadeSpec, name: str) -> None:
     if name in (spec.name, *(member.name for member in spec.members)):
-        raise ExportError("--name", got=f"{name}, a model of the cascade itself", expected="a name of its own")
-    if force or not folder.exists():
-        return
+        raise ExportError("`name`", got=f"{name}, a model of the cascade itself", expected="a name of its own")
+
+
+def _foreign_files(folder: Path) -> str | None:
+    """What lies in a model's folder that this command did not write, or that was edited since."""
     file = folder / MODEL_FILE
     theirs = [path for path in folder.glob("*/*") if path.is_file() and path != file]
-    if file.is_file():
-        ours = onefile_from_model(onnx_from_path(file), subject=str(file)) is not None
-        theirs += [] if ours else [file]
-    if theirs or not may_replace(folder / CONFIG):
-        raise ExportError(
-            f"model {folder}",
-            got="files that this command did not write, or that were edited since",
-            expected="no such model, or an earlier one of this command",
-            fix="choose another --name, or write over it with --force",
-        )
+    if file.is_file() and onefile_from_model(onnx_from_path(file), subject=str(file)) is None:
+        theirs.append(file)
+    return "a model that this command did not write" if theirs or not may_replace(folder / CONFIG) else None

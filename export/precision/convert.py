@@ -8,7 +8,6 @@ up to 255 and sums over them are more than half precision or a byte can hold exa
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_floa
 
 from export.images.preprocess import PREFIX
 from export.packing import EXTERNAL_OVER_BYTES
-from export.parity import session_of
+from export.parity import answers_of, session_of
 from export.precision.quantize import WEIGHT_BITS, quantized
 from orchestrator.errors import ExportError
 from orchestrator.graphs.editing import full_check, named_copy, replace_nodes, sorted_nodes, without_lossy_casts
@@ -59,7 +58,9 @@ def agreement_of(model: bytes | Path, original: bytes | Path, rows: npt.NDArray[
     Raises:
         ExportError: one of them cannot be run, or the model gives NaN or infinity where the original does not.
     """
-    got, expected = _answers(model, rows), _answers(original, rows)
+    got, expected = (
+        np.asarray(answers_of(session_of(one), rows, batch=_CHUNK), np.float32) for one in (model, original)
+    )
     if got.shape != expected.shape:
         raise ExportError("agreement", got=f"outputs of shape {got.shape}", expected=f"{expected.shape}")
     broken = int((np.isfinite(expected) & ~np.isfinite(got)).any(axis=1).sum())
@@ -134,15 +135,6 @@ def _require_fp32(model: onnx.ModelProto, target: str) -> None:
         raise ExportError(f"{target} of this model", got="half-precision weights", expected="an fp32 model")
     if any(node.op_type in ("QuantizeLinear", "DequantizeLinear", "QLinearConv") for node in model.graph.node):
         raise ExportError(f"{target} of this model", got="a quantised model", expected="an fp32 model")
-
-
-def _answers(model: bytes | Path, rows: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
-    session = session_of(model)
-    name = session.get_inputs()[0].name
-    parts: Sequence[Any] = [
-        session.run(None, {name: rows[start : start + _CHUNK]})[0] for start in range(0, len(rows), _CHUNK)
-    ]
-    return np.asarray(np.concatenate(parts), np.float32)
 
 
 LARGEST = 65504.0

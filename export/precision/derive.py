@@ -13,25 +13,25 @@ import numpy.typing as npt
 import onnx
 import onnxruntime
 
-from export.labels import renamed_classes
+from export.labels import rename_classes
 from export.members import (
     MODEL_FILE,
     ReadMember,
+    check_made_by,
     is_current,
     manifest_in,
     member_from_repository,
-    of_output_kind,
-    require_free,
-    store_member,
+    output_kind_option,
+    write_member,
 )
 from export.packing import EXTERNAL_OVER_BYTES, packed
 from export.precision import MIN_AGREEMENT
 from export.precision.convert import Agreement, agreement_of, fp16_from, int8_from, rounding_from, tiny_weights_of
 from export.precision.overflow import processor_flags_of
 from export.rows import rows_from_path, varied_rows
-from export.runtimes.proof import prove_against_installed, prove_missing
+from export.runtimes.proof import prove_against_installed, refresh_member
 from orchestrator.errors import ExportError
-from orchestrator.repository.files import disk_errors, sha256_of_path
+from orchestrator.repository.files import sha256_of_path
 from orchestrator.spec import Manifest
 
 COMMAND = "precision"
@@ -103,7 +103,7 @@ def export_precision(
     _require_fp32(original, to)
     if target.resolve() == repository.resolve() and new == member:
         raise ExportError("name of the new member", got=new, expected="another than the fp32 member's")
-    require_free(target, new, command=COMMAND, force=force)
+    check_made_by(COMMAND, target, new, force=force)
     options = options_of(original, to=to, calibrate=calibrate)
     least = min_agreement
     if least is None and not original.random_weights:
@@ -111,21 +111,14 @@ def export_precision(
     if not force and is_current(target / new, options):
         # It may have been made with a lower limit.
         _require_agreement(manifest_in(target, new), least)
-        renamed = renamed_classes(target, new, original.labels)
-        more = prove_missing(
-            target,
-            new,
-            versions=tuple(original.runtimes),
-            progress=lambda text: progress(f"{new}: {text}"),
-        )
-        return new, "proven" if more else "named" if renamed else "up to date"
+        renamed = rename_classes(target, new, original.labels)
+        versions = tuple(original.runtimes)
+        return new, refresh_member(target, new, versions=versions, renamed=renamed, progress=progress)
     rows = rows_for(original, to=to, calibrate=calibrate)
     progress(f"{new}: reading {member}")
     read = member_from_repository(repository, member)
     progress(f"{new}: converting")
     model = fp16_from(read.model) if to == "fp16" else int8_from(read.model, rows.calibrate)
-    with disk_errors(f"repository {target}"):
-        target.mkdir(parents=True, exist_ok=True)
     with packed(model, target) as stored:
         progress(f"{new}: comparing with {member}")
         stand_in, computed = _comparable(model, stored.path)
@@ -154,7 +147,7 @@ def export_precision(
             manifest, runtimes={version: proof.as_json() for version, proof in proofs.items()}
         )
         data_files = {f"1/{file}": digest for file, digest in stored.data_files.items()}
-        store_member(target, stored, dataclasses.replace(manifest, data_files=data_files))
+        write_member(target, stored, dataclasses.replace(manifest, data_files=data_files))
     return new, "exported"
 
 
@@ -172,7 +165,7 @@ def _require_agreement(made: Manifest, least: float | None) -> None:
         got=f"the same top-1 as {made.agreement['with']} on {share:.1%} of {made.agreement['rows']} rows "
         f"(95 % interval {low:.1%} to {high:.1%}; {made.agreement['rows_from']})",
         expected=f"at least {least:.1%}",
-        fix="calibrate on more rows like those it will be asked, keep it in fp32, or lower --min-agreement",
+        fix="calibrate on more rows like those it will be asked, keep it in fp32, or lower `min_agreement`",
     )
 
 
@@ -246,7 +239,7 @@ def options_of(original: Manifest, *, to: str, calibrate: Path | None) -> dict[s
         "format": FORMAT,
         "from": original.name,
         "from_sha256": original.sha256,
-        **of_output_kind(original),
+        **output_kind_option(original),
         "to": to,
         "rows_sha256": None if calibrate is None else sha256_of_path(_existing(calibrate)),
     }
@@ -289,13 +282,13 @@ def _spread(rows: npt.NDArray[Any], limit: int) -> npt.NDArray[Any]:
 def require_sense(member: str, to: str, calibrate: Path | None) -> None:
     """Raises ExportError for a precision there is none of, or int8 without rows."""
     if to not in PRECISIONS:
-        raise ExportError("--to", got=to, expected=" or ".join(PRECISIONS))
+        raise ExportError("`to`", got=to, expected=" or ".join(PRECISIONS))
     if to == "int8" and calibrate is None:
         raise ExportError(
             f"int8 of {member}",
             got="no calibration rows",
             expected="some hundred rows like those it will be asked",
-            fix="name a file of them with --calibrate rows.npy",
+            fix="name a file of them with `calibrate` rows.npy",
         )
 
 

@@ -39,8 +39,8 @@ from onnxruntime.quantization import (
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from export.images.preprocess import PREFIX
-from orchestrator.errors import ExportError
-from orchestrator.graphs.editing import named_copy
+from orchestrator.errors import ExportError, first_line
+from orchestrator.graphs.editing import given_inputs, named_copy
 
 _LAYERS = ("Conv", "Gemm", "MatMul")
 _CHUNK = 16
@@ -60,8 +60,7 @@ def quantized(
     Raises:
         ExportError: there is nothing to quantise, or the rows do not run.
     """
-    fed = {weight.name for weight in model.graph.initializer}
-    source = next(value.name for value in model.graph.input if value.name not in fed)
+    source = given_inputs(model.graph)[0].name
     with TemporaryDirectory(prefix="committee-int8-") as name, _quiet():
         folder = Path(name)
         prepared = _prepared(model, folder)
@@ -89,8 +88,7 @@ def quantized(
             )
         # It raises whatever ONNX Runtime, numpy or its own checks threw.
         except Exception as error:
-            first = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
-            raise ExportError("int8", got=first, expected="a model that can be quantised") from error
+            raise ExportError("int8", got=first_line(error), expected="a model that can be quantised") from error
         return _tidied(onnx.load(str(folder / "int8.onnx")), model)
 
 
@@ -103,8 +101,9 @@ def _prepared(model: onnx.ModelProto, folder: Path) -> onnx.ModelProto:
         quant_pre_process(folder / "fp32.onnx", folder / "prepared.onnx", skip_symbolic_shape=True)
         prepared = named_copy(onnx.load(str(folder / "prepared.onnx")))
     except Exception as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
-        raise ExportError("int8", got=first, expected="a model that ONNX Runtime simplifies") from error
+        raise ExportError(
+            "int8", got=first_line(error), expected="a model that ONNX Runtime simplifies"
+        ) from error
     return prepared
 
 

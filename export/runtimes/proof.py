@@ -164,7 +164,7 @@ def require_proven(subject: str, proofs: Mapping[str, Proof]) -> None:
         f"{subject} on the runtimes that serve it",
         got=said,
         expected="what the original says, in each of them",
-        fix=f"serve with a release that runs it right and prove it on those alone (--runtimes {others}), "
+        fix=f"serve with a release that runs it right and prove it on those alone (`runtimes` {others}), "
         "or export it again without that operator",
     )
 
@@ -269,29 +269,36 @@ def prove_member(
     return prove_model
 
 
-def prove_missing(
-    repository: Path, name: str, *, versions: Sequence[str], progress: Callable[[str], None] = lambda _: None
-) -> bool:
-    """Proves a member that is up to date on those versions only on which it is not proven yet.
+def refresh_member(
+    repository: Path,
+    name: str,
+    *,
+    versions: Sequence[str],
+    renamed: bool,
+    progress: Callable[[str], None] = lambda _: None,
+) -> str:
+    """Proves a member that is up to date on those versions on which it is not proven yet.
 
     Args:
         repository: that holds it.
         name: of an ONNX member.
         versions: of ONNX Runtime.
+        renamed: whether its classes were renamed just now.
         progress: told what is being done.
 
     Returns:
-        whether it is proven on one more.
+        what was done to it: "proven" on one more version, else "named", else "up to date".
 
     Raises:
         ExportError: it says something else in one of them; its manifest says so then.
         RepositoryError: the repository cannot be read or written.
     """
     rest = [version for version in versions if not _is_proven(onnx_manifest(repository, name), version)]
-    if not rest:
-        return False
-    manifest = prove_member(repository, name, versions=rest, progress=progress)
-    return any(_is_proven(manifest, version) for version in rest)
+    if rest:
+        manifest = prove_member(repository, name, versions=rest, progress=lambda text: progress(f"{name}: {text}"))
+        if any(_is_proven(manifest, version) for version in rest):
+            return "proven"
+    return "named" if renamed else "up to date"
 
 
 def _is_proven(manifest: Manifest, version: str) -> bool:

@@ -99,7 +99,7 @@ def _fetched(wanted: str, folder: Path, what: str) -> Path:
             what,
             got=(errors or done.stderr.strip().splitlines() or ["no wheel"])[-1][:200],
             expected=f"a wheel for Python {sys.version_info.major}.{sys.version_info.minor} that pip can fetch",
-            fix=f"unpack one into {_folder_of(wanted)}, or choose others with --runtimes",
+            fix=f"unpack one into {_folder_of(wanted)}, or choose others with `runtimes`",
         )
     return wheel
 
@@ -175,7 +175,7 @@ def _versions(word: str) -> tuple[str, ...]:
         )
     fix = nearest(word, RELEASES) if _RELEASE.fullmatch(word) else None
     raise ExportError(
-        "--runtimes",
+        "`runtimes`",
         got=repr(word),
         expected="none, or images, all, versions such as 1.19.2 and Triton releases such as 26.07",
         fix=fix,

@@ -65,11 +65,11 @@ class ExportOptions:
             return None
         if self.mean is None or self.std is None or self.resolution_px is None:
             raise ExportError(
-                subject, got="a part of the image processing", expected="--mean, --std and --resolution"
+                subject, got="a part of the image processing", expected="`mean`, `std` and `resolution_px`"
             )
         if not all(map(math.isfinite, (*self.mean, *self.std))) or min(self.std, default=0) <= 0:
             got = f"{self.mean} and {self.std}"
-            raise ExportError(f"{subject} --mean, --std", got=got, expected="finite numbers, deviations above 0")
+            raise ExportError(f"{subject} `mean`, `std`", got=got, expected="finite numbers, deviations above 0")
         if not len(self.mean) == len(self.std) == channels:
             raise ExportError(subject, got=f"{len(self.mean)} means", expected=f"one per channel, {channels}")
         side = self.resolution_px

@@ -17,7 +17,7 @@ from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPI
 from export.images.processing import Processing, processing_from_config
 from export.sources.base import ExportOptions, LoadedModel, Rows, SourceRef, member_name
 from export.sources.hub import CONFIG, PROCESSOR, folder_of, hashes, weight_files
-from orchestrator.errors import ExportError
+from orchestrator.errors import ExportError, first_line
 from orchestrator.spec.output_kind import EXCLUSIVE
 
 # Its notes are about what it does instead of what is not installed, which is what is wanted here.
@@ -92,7 +92,7 @@ def _processing(
             subject,
             got=f"no {PROCESSOR}",
             expected="the model's image processing",
-            fix="copy it there, or give --mean, --std and --resolution",
+            fix="copy it there, or give `mean`, `std` and `resolution_px`",
         )
     processing = processing_from_config(processor, f"{subject} {PROCESSOR}", channels=channels)
     side = asked.resolution_px
@@ -129,7 +129,7 @@ def loaded_from(
     sides = processing.network_px()
     if sides is None:
         raise ExportError(
-            subject, got="a processor that does not resize", fix="give --mean, --std and --resolution"
+            subject, got="a processor that does not resize", fix="give `mean`, `std` and `resolution_px`"
         )
     takes = "interpolate_pos_encoding" in inspect.signature(model.forward).parameters
     interpolate = takes and own is not None and own != sides
@@ -212,7 +212,7 @@ def _kind_of(settings: Mapping[str, Any], folder: Path, subject: str) -> str:
         f"{subject} {PROCESSOR}",
         got="no image_processor_type",
         expected=f"the class of the processor, as transformers knows none for {model_type}",
-        fix="give --mean, --std and --resolution by hand",
+        fix="give `mean`, `std` and `resolution_px` by hand",
     )
 
 
@@ -230,7 +230,7 @@ def _config(folder: Path, subject: str) -> Any:
         known = type(config) in transformers.AutoModelForImageClassification._model_mapping
     except (ValueError, KeyError, TypeError, OSError) as error:
         raise ExportError(
-            f"{subject} {CONFIG}", got=_first_line(error), expected="a model transformers knows"
+            f"{subject} {CONFIG}", got=first_line(error), expected="a model transformers knows"
         ) from error
     if not known:
         raise ExportError(subject, got=f"model type {config.model_type}", expected="an image classifier")
@@ -252,7 +252,7 @@ def _trained(folder: Path, config: Any, subject: str) -> nn.Module:
     except Exception as error:
         raise ExportError(
             subject,
-            got=f"weights that do not load ({_first_line(error)})",
+            got=f"weights that do not load ({first_line(error)})",
             expected="complete weights of this model",
             fix="copy the folder again",
         ) from error
@@ -306,12 +306,8 @@ def _json(path: Path, subject: str) -> dict[str, Any]:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise ExportError(
-            f"{subject} {path.name}", got=f"a file that cannot be read ({_first_line(error)})"
+            f"{subject} {path.name}", got=f"a file that cannot be read ({first_line(error)})"
         ) from error
     if not isinstance(value, dict):
         raise ExportError(f"{subject} {path.name}", got=type(value).__name__, expected="a JSON object")
     return value
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

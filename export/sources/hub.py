@@ -84,7 +84,7 @@ def weight_files(folder: Path, subject: str) -> Sequence[Path]:
         subject,
         got=f"no weights, only {found}",
         expected=" or ".join((WEIGHTS[0], WEIGHTS[2])),
-        fix="copy them there, or use --random-weights for cost and speed work",
+        fix="copy them there, or use `random_weights` for cost and speed work",
     )
 
 

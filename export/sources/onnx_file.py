@@ -19,7 +19,7 @@ from export.rows import varied_rows
 from export.sources.base import ExportOptions, LoadedModel, Rows, SourceRef, member_name
 from export.sources.onnx_input import ADDED, FileInput, input_of
 from export.sources.onnx_output import FileOutput, adapt_output, declare_output, output_of, require_scores
-from orchestrator.errors import ExportError
+from orchestrator.errors import ExportError, first_line
 from orchestrator.graphs.editing import (
     DEFAULT_DOMAINS,
     all_graphs,
@@ -105,7 +105,7 @@ def _external(model: onnx.ModelProto, path: Path, subject: str) -> list[Path]:
 
 def _load(path: Path, subject: str, asked: ExportOptions) -> LoadedModel:
     if asked.random_weights:
-        raise ExportError(subject, got="--random-weights", expected="the weights of the file", fix="leave it out")
+        raise ExportError(subject, got="`random_weights`", expected="the weights of the file", fix="leave it out")
     model, session = _whole(path, subject)
     output = output_of(model, session.get_outputs(), asked.output_name, subject)
     source = input_of(model, asked, subject)
@@ -139,7 +139,7 @@ def _whole(path: Path, subject: str) -> tuple[onnx.ModelProto, Any]:
         load_external_data_for_model(model, str(path.parent))
     # A file of weights cut short, places in it that are none, and onnx's own refusals.
     except Exception as error:
-        raise _not_whole(subject, _first_line(error)) from error
+        raise _not_whole(subject, first_line(error)) from error
     fault = _fault(path)
     try:
         session = session_of(path, subject)
@@ -163,16 +163,12 @@ def _fault(path: Path) -> str | None:
         onnx.checker.check_model(str(path), full_check=True)
     # The checker's and the shape inference's errors share no base.
     except Exception as error:
-        return _first_line(error)
+        return first_line(error)
     return None
 
 
 def _not_whole(subject: str, fault: str) -> ExportError:
     return ExportError(subject, got=f"a model that is not whole ({fault})", fix="copy or export it again")
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
 
 def _require_known(model: onnx.ModelProto, subject: str) -> None:
@@ -224,7 +220,7 @@ def _answer(ask: Callable[[Rows], Rows], rows: Rows, *, subject: str, name: str,
         raise
     # ONNX Runtime's exceptions share no base of their own.
     except Exception as error:
-        got = f"{_first_line(error)} on made-up rows {rows.dtype} {['n', *rows.shape[1:]]}"
+        got = f"{first_line(error)} on made-up rows {rows.dtype} {['n', *rows.shape[1:]]}"
         raise ExportError(what, got=got, expected="scores (rows, classes)") from error
     if not agree(again, answer):
         raise ExportError(

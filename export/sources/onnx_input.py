@@ -11,7 +11,7 @@ from onnx import TensorProto, helper
 
 from export.sources.base import ExportOptions, Rows
 from orchestrator.errors import ExportError
-from orchestrator.graphs.editing import fed_names
+from orchestrator.graphs.editing import given_inputs
 
 TYPES = {
     TensorProto.FLOAT: "FP32",
@@ -107,8 +107,7 @@ def input_of(model: onnx.ModelProto, asked: ExportOptions, subject: str) -> File
     Raises:
         ExportError: it cannot be a member's input.
     """
-    fed = fed_names(model.graph)
-    inputs = [value for value in model.graph.input if value.name not in fed]
+    inputs = given_inputs(model.graph)
     if len(inputs) != 1:
         names = ", ".join(value.name for value in inputs) or "none"
         raise ExportError(subject, got=f"{len(inputs)} inputs ({names})", expected="one")
@@ -122,7 +121,7 @@ def input_of(model: onnx.ModelProto, asked: ExportOptions, subject: str) -> File
         raise ExportError(
             what,
             got=f"{dtype} {list(dims)}",
-            expected="FP32 (channels, height, width) behind --mean and --std",
+            expected="FP32 (channels, height, width) behind `mean` and `std`",
             fix="leave them out: the file takes its rows as they are" if dtype not in _FLOATS else None,
         )
     return FileInput(
@@ -148,7 +147,7 @@ def _declared(tensor: onnx.TypeProto.Tensor, asked: ExportOptions, what: str) ->
     """Dims of a row as the file has them, -1 where it leaves them free."""
     if not tensor.HasField("shape"):
         if asked.dims is None:
-            fix = "give the dims of a row with --dims, as in --dims 3,224,224"
+            fix = "give the dims of a row with `dims`, as in `dims` 3,224,224"
             raise ExportError(what, got="no shape", expected="a batch axis first, then the dims of a row", fix=fix)
         return (-1,) * len(asked.dims)
     # Some exporters write -1 for a free size.
@@ -193,31 +192,33 @@ class _Layout:
         Raises:
             ExportError: one stays free, or something else than the file's was asked for.
         """
-        for option, given in self._given(dims, asked, what):
+        for argument, given in self._given(dims, asked, what):
             pairs = list(zip(dims, given, strict=False))
             if len(given) != len(dims) or any(-1 not in pair and pair[0] != pair[1] for pair in pairs):
-                shown = [size for size in given if size != -1] if option == "--resolution" else list(given)
-                raise ExportError(f"{what} {option}", got=shown, expected=f"what the file takes, {_shown(dims)}")
+                shown = [size for size in given if size != -1] if argument == "resolution_px" else list(given)
+                raise ExportError(
+                    f"{what} `{argument}`", got=shown, expected=f"what the file takes, {_shown(dims)}"
+                )
             dims = tuple(max(pair) for pair in pairs)
         if -1 in dims:
             sides_only = self.channels is not None and dims[self.channels] != -1
-            fix = "give --resolution or --dims" if sides_only else "give --dims, as in --dims 3,224,224"
+            fix = "give `resolution_px` or `dims`" if sides_only else "give `dims`, as in `dims` 3,224,224"
             raise ExportError(
                 what, got=f"dims {_shown(dims)} after the batch axis", expected="fixed sizes", fix=fix
             )
         return dims
 
     def _given(self, dims: tuple[int, ...], asked: ExportOptions, what: str) -> list[tuple[str, tuple[int, ...]]]:
-        found = [("--dims", asked.dims)] if asked.dims is not None else []
+        found = [("dims", asked.dims)] if asked.dims is not None else []
         if asked.resolution_px is not None:
             if self.channels is None:
                 expected = f"none, as the file takes no picture but {_shown(dims)}"
-                raise ExportError(f"{what} --resolution", got=asked.resolution_px, expected=expected)
+                raise ExportError(f"{what} `resolution_px`", got=asked.resolution_px, expected=expected)
             sides = [asked.resolution_px if axis in self.sides else -1 for axis in range(3)]
-            found.append(("--resolution", tuple(sides)))
+            found.append(("resolution_px", tuple(sides)))
         given = asked.mean or asked.std
         if given is not None and self.channels is not None and dims[self.channels] == -1:
-            found.append(("--mean", tuple(len(given) if axis == self.channels else -1 for axis in range(3))))
+            found.append(("mean", tuple(len(given) if axis == self.channels else -1 for axis in range(3))))
         return found
 
 

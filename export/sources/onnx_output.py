@@ -17,7 +17,7 @@ from orchestrator.graphs.editing import DEFAULT_DOMAINS
 
 _FLOATS = {"tensor(float16)": "FP16", "tensor(float)": "FP32", "tensor(double)": "FP64"}
 _WORDS = {**_FLOATS, "tensor(bfloat16)": "BF16", "tensor(bool)": "BOOL", "tensor(string)": "STRING"}
-_ANOTHER = "name another output, or a tensor inside the graph, with --output-name"
+_ANOTHER = "name another output, or a tensor inside the graph, with `output_name`"
 _ML = "ai.onnx.ml"
 # Words in the names of outputs that hold scores.
 _LIKELY = ("logit", "prob", "score", "class", "output")
@@ -71,16 +71,16 @@ def output_of(model: onnx.ModelProto, outputs: Sequence[Any], wanted: str | None
     if wanted is None and len(found) > 1:
         shown = ", ".join(map(_described, outputs))
         raise ExportError(
-            subject, got=f"outputs {shown}", expected="one", fix=f"choose with --output-name{fix and f', {fix}'}"
+            subject, got=f"outputs {shown}", expected="one", fix=f"choose with `output_name`{fix and f', {fix}'}"
         )
     name = wanted or outputs[0].name
     if name not in found and name not in made:
-        raise ExportError(f"{subject} --output-name", got=name, expected=" or ".join(found), fix=fix or None)
+        raise ExportError(f"{subject} `output_name`", got=name, expected=" or ".join(found), fix=fix or None)
     maps = _behind_identities(name, made)
     if maps is not None and (maps.op_type, maps.domain) == ("ZipMap", _ML):
         return FileOutput(name=maps.input[0], asked=name, labels=_labels(maps))
     if name in found and found[name].type not in _FLOATS:
-        other = f"choose another with --output-name, {fix}" if fix else _without_scores(found[name].type)
+        other = f"choose another with `output_name`, {fix}" if fix else _without_scores(found[name].type)
         raise ExportError(
             f"{subject} output {name}", got=_kind(found[name].type), expected="scores, a float tensor", fix=other
         )
@@ -133,7 +133,7 @@ def _suggestion(outputs: Sequence[Any], made: dict[str, onnx.NodeProto]) -> str:
     likely = [one.name for one in outputs if _may_be_scores(one) or _is_zip_map(made.get(one.name))]
     named = [name for name in likely if any(word in name.lower() for word in _LIKELY)]
     best = next(iter(named or likely), None)
-    return f"most likely --output-name {best}" if best is not None else ""
+    return f"most likely `output_name` {best}" if best is not None else ""
 
 
 def _may_be_scores(one: Any) -> bool:
@@ -161,7 +161,7 @@ def _kind(word: str) -> str:
 
 def _without_scores(kind: str) -> str:
     if "map" in kind:
-        return "convert it again without maps (zipmap off), or name a tensor inside the graph with --output-name"
+        return "convert it again without maps (zipmap off), or name a tensor inside the graph with `output_name`"
     return _ANOTHER
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from export.sources.base import ExportOptions, LoadedModel, SourceRef, nearest
-from orchestrator.errors import ExportError
+from orchestrator.errors import ExportError, first_line
 from orchestrator.repository.files import sha256_of_path
 
 
@@ -41,12 +41,12 @@ def identify_callable(what: str, asked: ExportOptions) -> SourceRef:
         raise ExportError(subject, got=f"no callable {name}", fix=nearest(name, known))
     if asked.dims is None and asked.mean is None:
         raise ExportError(
-            subject, got="no input size", expected="--dims 3,32,32, or --mean, --std and --resolution"
+            subject, got="no input size", expected="`dims` 3,32,32, or `mean`, `std` and `resolution_px`"
         )
     files = {"code": _sha256_of_code(module), "seed": str(asked.seed)}
     if asked.weights is not None:
         if not asked.weights.is_file():
-            raise ExportError(f"{subject} --weights {asked.weights}", got="no such file")
+            raise ExportError(f"{subject} `weights` {asked.weights}", got="no such file")
         files[asked.weights.name] = sha256_of_path(asked.weights)
     return SourceRef(
         text=subject,
@@ -101,9 +101,8 @@ def _fill(network: nn.Module, path: Path, subject: str) -> None:
         network.load_state_dict(state)
     # safetensors, pickle and torch each have their own errors for a damaged or foreign file.
     except Exception as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise ExportError(
-            f"{subject} --weights {path}",
-            got=f"weights that do not load ({first})",
+            f"{subject} `weights` {path}",
+            got=f"weights that do not load ({first_line(error)})",
             expected="a state dict of this network, as .safetensors or saved by torch.save",
         ) from error

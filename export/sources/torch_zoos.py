@@ -61,7 +61,7 @@ def _timm_load(timm: Any, what: str, asked: ExportOptions) -> LoadedModel:
             got=f"weights that cannot be had ({type(error).__name__})",
             expected="the published ones",
             fix=f"where there is a network run `hf download timm/{what} --local-dir FOLDER`, bring FOLDER "
-            "into the hub's cache here, or use --random-weights",
+            "into the hub's cache here, or use `random_weights`",
         ) from error
     processing = _timm_processing(timm, model.pretrained_cfg, asked)
     sides = processing.network_px()
@@ -156,7 +156,7 @@ def _torchvision_load(models: Any, what: str, weights: Any, asked: ExportOptions
             f"torchvision:{what}",
             got=f"weights that cannot be had ({type(error).__name__})",
             expected=f"{weights.url.rpartition('/')[2]} in the torch hub cache",
-            fix=f"bring that file to {torch.hub.get_dir()}/checkpoints, or use --random-weights",
+            fix=f"bring that file to {torch.hub.get_dir()}/checkpoints, or use `random_weights`",
         ) from error
     transform = weights.transforms()
     processing = _torchvision_processing(transform, asked)

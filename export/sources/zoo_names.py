@@ -38,7 +38,7 @@ def identify_zoo(what: str, asked: ExportOptions) -> SourceRef:
             f"zoo:{what}",
             got="no published checkpoint known",
             expected="hf:<folder> with its weights",
-            fix="or --random-weights for cost and speed work",
+            fix="or `random_weights` for cost and speed work",
         )
     found = identify_hf(entry.hub_id, asked)
     return dataclasses.replace(found, name=what)

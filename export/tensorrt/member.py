@@ -18,9 +18,9 @@ import numpy.typing as npt
 import onnx
 import onnxruntime
 
-from export.labels import renamed_classes
-from export.members import is_current, manifest_in, of_output_kind, onnx_manifest, require_free, write_member
-from export.parity import MIN_ROWS, Parity, agreed, session_of
+from export.labels import rename_classes
+from export.members import check_made_by, is_current, manifest_in, onnx_manifest, output_kind_option, write_member
+from export.parity import MIN_ROWS, Parity, agreed, answers_of, session_of
 from export.rows import varied_rows
 from export.tensorrt.engine import BuiltEngine, Engine, build_engine
 from export.tensorrt.machine import TensorrtHost, compose_command, tensorrt_host
@@ -83,14 +83,17 @@ def export_engine(
     output, name = output or repository, name or f"{member}_trt"
     source = onnx_manifest(repository, member)
     precision_of(member, source.precision, options.precision)
-    _require_free(output, name, source=repository / member, force=force)
+    check_made_by(COMMAND, output, name, force=force)
+    if (output / name).resolve() == (repository / member).resolve():
+        # `force` would replace the ONNX member by its own engine.
+        raise ExportError(f"engine of {name}", got="the member's own name", fix="choose another `name`")
     fix = compose_command(member, options, repository=repository, output=output, name=name)
     machine = find_machine(f"engine of {member}", fix=f"build it inside the serving image: {fix}")
     route = engine_precision(machine.trt, member, source.precision, options)
     deciding = _deciding(source, options, route, machine)
     folder = output / name
     if not force and is_current(folder, deciding):
-        renamed_classes(output, name, source.labels)
+        rename_classes(output, name, source.labels)
         return EngineResult(folder=folder, built=False, manifest=manifest_in(output, name))
     cache = _cache_name(machine)
     progress(f"{name}: building for {machine.gpu.name}")
@@ -102,13 +105,6 @@ def export_engine(
     return EngineResult(folder=folder, built=True, manifest=manifest, notes=_notes(folder, options))
 
 
-def _require_free(output: Path, name: str, *, source: Path, force: bool) -> None:
-    require_free(output, name, command=COMMAND, force=force)
-    if (output / name).resolve() == source.resolve():
-        # --force would replace the ONNX member by its own engine.
-        raise ExportError(f"engine of {name}", got="the member's own name", fix="choose another --name")
-
-
 def _deciding(
     source: Manifest, options: EngineOptions, route: EnginePrecision, machine: TensorrtHost
 ) -> dict[str, Any]:
@@ -118,7 +114,7 @@ def _deciding(
         "member": source.name,
         "sha256": source.sha256,
         "data_files": dict(source.data_files),
-        **of_output_kind(source),
+        **output_kind_option(source),
         **dataclasses.asdict(options),
         "precision": route.precision,
         "tensorrt": str(machine.trt.__version__),
@@ -209,7 +205,7 @@ def _manifest(
         precision=route.precision,
         opset=None,
         max_batch_size=options.max_rows,
-        parity={**dataclasses.asdict(parity), "batches": list(parity.batches)},
+        parity=parity.as_json(),
         engine=engine,
         options=deciding,
         data_files={},
@@ -226,7 +222,7 @@ def _notes(folder: Path, options: EngineOptions) -> tuple[str, ...]:
     if options.min_rows > 1:
         notes.append(
             f"Triton fails requests of fewer than {options.min_rows} rows, and a cascade sends any number: "
-            "use --min 1 for it"
+            "use `min_rows` 1 for it"
         )
     if options.version_compatible:
         notes.append("serve it with --backend-config=tensorrt,version-compatible=true")
@@ -269,7 +265,8 @@ def engine_parity(
         raise ExportError(what, got="; ".join(faults), expected="the tensors of the ONNX member")
     rows = varied_rows(manifest.input, MIN_ROWS)
     progress("asking ONNX Runtime")
-    expected = _reference(path, manifest, rows)
+    session = session_of(path, f"ONNX file of {manifest.name}")
+    expected = np.asarray(answers_of(session, rows, batch=_CHUNK), np.float32)
     scale = max(1.0, float(np.abs(expected).max()))
     return agreed(
         lambda batch: _asked(engine, manifest, rows, batch),
@@ -291,15 +288,6 @@ def _faults_of_ports(side: str, ports: dict[str, Any], spec: TensorSpec) -> list
     if port.dtype != INPUT_DTYPES.get(spec.dtype, spec.dtype):
         faults.append(f"{side} {spec.name}: {port.dtype} for {spec.dtype}")
     return faults
-
-
-def _reference(path: Path, manifest: Manifest, rows: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
-    session = session_of(path, f"ONNX file of {manifest.name}")
-    parts: list[npt.NDArray[Any]] = [
-        session.run([manifest.output.name], {manifest.input.name: rows[start : start + _CHUNK]})[0]
-        for start in range(0, len(rows), _CHUNK)
-    ]
-    return np.asarray(np.concatenate(parts), np.float32)
 
 
 def _asked(engine: Engine, manifest: Manifest, rows: npt.NDArray[Any], batch: int) -> npt.NDArray[np.float32]:

@@ -36,19 +36,19 @@ class EngineOptions:
     workspace_mib: int | None = None
 
     def __post_init__(self) -> None:
-        faults = Faults("TensorRT options")
-        faults.integer("--min", self.min_rows, low=1)
-        faults.integer("--opt", self.opt_rows, low=1)
-        faults.integer("--max", self.max_rows, low=1)
+        faults = Faults("TensorRT options", of_arguments=True)
+        faults.integer("min_rows", self.min_rows, low=1)
+        faults.integer("opt_rows", self.opt_rows, low=1)
+        faults.integer("max_rows", self.max_rows, low=1)
         if not faults.found:
-            above = f"got {self.opt_rows}, expected at least the --min of {self.min_rows}"
-            faults.check("--opt", self.opt_rows >= self.min_rows, above)
-            above = f"got {self.max_rows}, expected at least the --opt of {self.opt_rows}"
-            faults.check("--max", self.max_rows >= self.opt_rows, above)
+            above = f"got {self.opt_rows}, expected at least the `min_rows` of {self.min_rows}"
+            faults.check("opt_rows", self.opt_rows >= self.min_rows, above)
+            above = f"got {self.max_rows}, expected at least the `opt_rows` of {self.opt_rows}"
+            faults.check("max_rows", self.max_rows >= self.opt_rows, above)
         if self.precision is not None:
-            faults.one_of("--precision", self.precision, PRECISIONS)
+            faults.one_of("precision", self.precision, PRECISIONS)
         if self.workspace_mib is not None:
-            faults.integer("--workspace-mib", self.workspace_mib, low=1)
+            faults.integer("workspace_mib", self.workspace_mib, low=1)
         faults.close()
 
     @property

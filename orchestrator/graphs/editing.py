@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, inliner, numpy_helper
 
-from orchestrator.errors import ExportError
+from orchestrator.errors import ExportError, first_line
 
 # The standard operators have both names.
 DEFAULT_DOMAINS = ("", "ai.onnx")
@@ -63,6 +63,31 @@ def all_tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
 def fed_names(graph: onnx.GraphProto) -> set[str]:
     """Names of a graph's weights; an input of such a name need not be given."""
     return {one.name for one in graph.initializer} | {one.values.name for one in graph.sparse_initializer}
+
+
+def given_inputs(graph: onnx.GraphProto) -> list[onnx.ValueInfoProto]:
+    """Inputs that must be given: before IR version 4 a graph lists its weights among its inputs too."""
+    fed = fed_names(graph)
+    return [value for value in graph.input if value.name not in fed]
+
+
+def rename_node(
+    node: onnx.NodeProto, *, tensor: Callable[[str], str], name: Callable[[onnx.NodeProto], str]
+) -> None:
+    """Renames a node, its tensors, and everything in the graphs inside it, whatever scope it belongs to.
+
+    Args:
+        node: changed in place.
+        tensor: old name of a tensor -> its new name; the empty name of an input left out stays.
+        name: gives the new name of a node, which still has its old names.
+    """
+    node.name = name(node)
+    for names in (node.input, node.output):
+        names[:] = [tensor(one) if one else one for one in names]
+    for graph in graphs_inside(node):
+        _rename_values(graph, tensor)
+        for inner in graph.node:
+            rename_node(inner, tensor=tensor, name=name)
 
 
 def rename_tensors(
@@ -165,17 +190,25 @@ def make_dense(graph: onnx.GraphProto) -> int:
 
 def keep_needed(graph: onnx.GraphProto) -> None:
     """Drops nodes and dense weights that no output of the graph depends on; the nodes must be in order."""
-    wanted = {value.name for value in graph.output}
+    outputs = {value.name for value in graph.output}
+    nodes = needed_nodes(graph, outputs)
+    replace_nodes(graph, nodes)
+    wanted = outputs.union(*map(names_read, nodes))
+    # One by one and in place: weights may be gigabytes.
+    for index in reversed(range(len(graph.initializer))):
+        if graph.initializer[index].name not in wanted:
+            del graph.initializer[index]
+
+
+def needed_nodes(graph: onnx.GraphProto, outputs: set[str]) -> list[onnx.NodeProto]:
+    """The nodes that some tensors depend on, in the graph's order."""
+    wanted = set(outputs)
     kept = []
     for node in reversed(graph.node):
         if wanted & set(node.output):
             wanted |= names_read(node)
             kept.append(node)
-    replace_nodes(graph, kept[::-1])
-    # One by one and in place: weights may be gigabytes.
-    for index in reversed(range(len(graph.initializer))):
-        if graph.initializer[index].name not in wanted:
-            del graph.initializer[index]
+    return kept[::-1]
 
 
 def inlined(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -199,8 +232,9 @@ def inlined(model: onnx.ModelProto) -> onnx.ModelProto:
         made = inliner.inline_local_functions(copy)
     # Whatever its C++ side raises, and protobuf for models over 2 GB.
     except Exception as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ExportError("local functions", got=first, expected="functions that can be inlined") from error
+        raise ExportError(
+            "local functions", got=first_line(error), expected="functions that can be inlined"
+        ) from error
     seen: set[str] = set()
     for node in all_nodes(made):
         # A function that is called twice brings the names of its nodes twice; nodes without one are allowed.
@@ -321,5 +355,4 @@ def full_check(model: onnx.ModelProto | Path, subject: str) -> None:
     try:
         onnx.checker.check_model(str(model) if isinstance(model, Path) else model, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, ValueError) as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ExportError(f"{subject} graph", got=first, expected="a valid ONNX model") from error
+        raise ExportError(f"{subject} graph", got=first_line(error), expected="a valid ONNX model") from error

@@ -7,7 +7,7 @@ sum decides ties. Every piece adds its nodes to a `Graph` and returns the names 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,11 +15,13 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from orchestrator.graphs.editing import names_read
 from orchestrator.spec import Member
 from orchestrator.spec.answer import ANSWER_COLUMNS
 
+# The highest opset that both ONNX Runtime of 2023 and TensorRT 10 read completely.
 OPSET = 18
-# What ONNX Runtime 1.18, the oldest in support, can read.
+# The newest file version that ONNX Runtime 1.18, the oldest in support, opens.
 IR_VERSION = 10
 ONNX_TYPES = {
     "BOOL": TensorProto.BOOL,
@@ -80,20 +82,9 @@ class GraphBuilder:
         self, name: str, inputs: Sequence[onnx.ValueInfoProto], outputs: Sequence[onnx.ValueInfoProto]
     ) -> onnx.GraphProto:
         """All of it as a graph, without constants that nothing reads: runtimes warn of them."""
-        used = {value.name for value in outputs} | names_read(self.nodes)
+        used = {value.name for value in outputs}.union(*map(names_read, self.nodes))
         constants = [one for one in self.constants if one.name in used]
         return helper.make_graph(self.nodes, name, inputs, outputs, initializer=constants)
-
-
-def names_read(nodes: Iterable[onnx.NodeProto]) -> set[str]:
-    """Every tensor the nodes read, the graphs inside them too."""
-    found: set[str] = set()
-    for node in nodes:
-        found.update(node.input)
-        for attribute in node.attribute:
-            for graph in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
-                found |= names_read(graph.node) | {value.name for value in graph.output}
-    return found
 
 
 def output_infos(classes: int, rows: str = "n") -> list[onnx.ValueInfoProto]:

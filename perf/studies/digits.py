@@ -19,10 +19,10 @@ import torch.nn.functional as functional
 from torch import nn
 
 from export.from_torch import onnx_from_torch
-from export.members import manifest_of, require_ours, up_to_date, write_member
-from export.parity import parity_of
+from export.members import is_current
 from orchestrator.rows.digits import DigitsSplit, digits_split
 from orchestrator.spec import Preprocess, TensorSpec
+from perf.studies.glyphs.members import answer, check_exported_here, write_trained
 from perf.studies.glyphs.networks import moved_at_random
 
 # scikit-learn's digits count dark pixels of 4x4 blocks, so values run from 0 to 16.
@@ -177,11 +177,11 @@ def export_digits(
         ExportError: the repository holds other models of these names.
         RepositoryError: the repository cannot be written.
     """
-    require_ours(repository, DIGITS, force=force)
+    check_exported_here(repository, DIGITS, force=force)
     done: dict[str, str] = {}
     rows = digits_split("train")
     for name in DIGITS:
-        if not force and up_to_date(repository, name, training_settings(name, seed)):
+        if not force and is_current(repository / name, training_settings(name, seed), field="training"):
             done[name] = "up to date"
             continue
         _export_one(repository, name, rows, seed=seed, progress=progress)
@@ -201,25 +201,17 @@ def _export_one(
         progress=lambda epoch: progress(f"{name}: epoch {epoch} of {epochs}"),
     )
     progress(f"{name}: exporting")
-    proto = onnx_from_torch(model, torch.from_numpy(rows.images[:2]))
-    data = proto.SerializeToString(deterministic=True)
-    parity = parity_of(data, lambda x: _reference(model, x), rows.images[:128])
-    manifest = manifest_of(
-        name,
-        proto,
-        data,
+    write_trained(
+        repository,
+        onnx_from_torch(model, torch.from_numpy(rows.images[:2])),
+        lambda x: answer(model, x),
+        rows.images[:128],
+        name=name,
         source="python -m perf digits",
-        input_spec=TensorSpec(name="image", dtype="FP32", dims=(1, 8, 8)),
-        output_spec=TensorSpec(name="logits", dtype="FP32", dims=(10,)),
-        parity=parity,
+        input=TensorSpec(name="image", dtype="FP32", dims=(1, 8, 8)),
+        output=TensorSpec(name="logits", dtype="FP32", dims=(10,)),
         training=training_settings(name, seed),
         labels=tuple(str(digit) for digit in range(10)),
         preprocess=PREPROCESS,
         versions={"torch": torch.__version__, "onnx": onnx.__version__},
     )
-    write_member(repository, data, manifest)
-
-
-def _reference(model: ConvNet, rows: np.ndarray) -> np.ndarray:
-    with torch.inference_mode():
-        return model(torch.from_numpy(rows)).numpy()

@@ -131,7 +131,7 @@ def test_a_file_of_no_use_is_one_line_and_leaves_the_member(
 
 
 def test_a_file_that_is_not_there_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match=r"--labels .*none.txt: got a file that cannot be read"):
+    with pytest.raises(ExportError, match=r"`labels` .*none.txt: got a file that cannot be read"):
         labels_from_path(tmp_path / "none.txt")
 
 
@@ -140,5 +140,5 @@ def test_members_of_one_committee_may_write_a_name_in_either_form_and_no_other_n
     require_same_classes(
         dataclasses.replace(first, labels=tuple(unicodedata.normalize("NFD", name) for name in NAMES)), first
     )
-    with pytest.raises(ExportError, match=r"got class 4 called 'eel', expected 'elk'.*with --labels"):
+    with pytest.raises(ExportError, match=r"got class 4 called 'eel', expected 'elk'.*with `labels`"):
         require_same_classes(dataclasses.replace(first, labels=(*NAMES[:4], "eel")), first)

@@ -158,7 +158,7 @@ def test_an_opset_that_old_runtimes_do_not_read_is_kept_only_on_request(tmp_path
     path = gelu(tmp_path, "Swish", 24)
     text = refused(path)
     assert f"got opset 24, which cannot be brought to {MAX_OPSET} (No Previous Version of Swish" in text
-    assert "--keep-opset: Triton 26.02, 26.03" in text
+    assert "`keep_opset`: Triton 26.02, 26.03" in text
     assert exported(path, ExportOptions(keep_opset=True)).opset == 24
     assert releases_that_read(ir_version=10, opset=MAX_OPSET)[0] == EMBEDDED
     assert releases_that_read(ir_version=14, opset=28) == ()
@@ -266,7 +266,7 @@ def test_work_that_cannot_be_counted_is_asked_for(tmp_path: Path) -> None:
     path.write_bytes(model.SerializeToString())
     text = refused(path)
     assert "got operator com.microsoft::Inverse" in text
-    assert "give the multiply-accumulates of one row with --macs" in text
+    assert "give the multiply-accumulates of one row with `macs`" in text
     manifest = exported(path, ExportOptions(macs=60))
     assert (manifest.macs, manifest.macs_counter) == (60, "given with --macs")
     assert manifest.original["opsets"]["com.microsoft"] == 1

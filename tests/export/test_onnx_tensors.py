@@ -58,22 +58,22 @@ def test_free_sizes_are_taken_from_the_options(
         (
             ["n", 3, "h", "w"],
             ExportOptions(),
-            "got dims [3, free, free] after the batch axis, expected fixed sizes; give --r",
+            "got dims [3, free, free] after the batch axis, expected fixed sizes; give `resolution_px`",
         ),
         (
             ["n", "c", 12, 12],
             ExportOptions(),
-            "got dims [free, 12, 12] after the batch axis, expected fixed sizes; give --d",
+            "got dims [free, 12, 12] after the batch axis, expected fixed sizes; give `dims`",
         ),
         (
             ["n", 3, 12, 12],
             ExportOptions(resolution_px=16),
-            "--resolution: got [16, 16], expected what the file takes, [3, 12",
+            "`resolution_px`: got [16, 16], expected what the file takes, [3, 12",
         ),
         (
             ["n", 3, "h", "w"],
             ExportOptions(dims=(1, 12, 12)),
-            "--dims: got [1, 12, 12], expected what the file takes, [3, fr",
+            "`dims`: got [1, 12, 12], expected what the file takes, [3, fr",
         ),
         (None, ExportOptions(resolution_px=12), "got no shape"),
         ([1, 3, 12, 12], BY_HAND, "a batch axis fixed at 1"),
@@ -134,7 +134,7 @@ def test_maps_are_taken_as_the_tensor_they_are_made_of_with_its_class_names(tmp_
     path = classifier(tmp_path)
     text = refused(path)
     assert "got outputs label (STRING [n]), probs (a sequence of maps), expected one" in text
-    assert "most likely --output-name probs" in text
+    assert "most likely `output_name` probs" in text
     assert "got STRING, expected scores" in refused(path, ExportOptions(output_name="label"))
     manifest = exported(path, ExportOptions(output_name="probs", output_kind="probabilities"))
     assert manifest.labels == ("cat", "dog", "fox")

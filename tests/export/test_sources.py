@@ -89,7 +89,7 @@ def test_by_hand_processing_makes_up_for_a_missing_processor(convnext: Path, tmp
     (folder / "preprocessor_config.json").unlink()
     asked = ExportOptions(mean=(0.5,) * 3, std=(0.2,) * 3, resolution_px=40)
     assert identify(f"hf:{folder}", asked).load().dims == (3, 40, 40)
-    assert "--mean, --std and --resolution" in refused(f"hf:{folder}", ExportOptions(mean=(0.5,) * 3))
+    assert "`mean`, `std` and `resolution_px`" in refused(f"hf:{folder}", ExportOptions(mean=(0.5,) * 3))
 
 
 def test_damaged_files_of_a_folder_are_one_line_each(convnext: Path, tmp_path: Path) -> None:
@@ -183,7 +183,7 @@ def test_without_a_network_a_hub_id_says_which_files_to_bring_and_how(monkeypatc
         ("torch:only_a_module", "torch:<module>:<callable>"),
         ("torch:no_such_module_here:f", "a module that does not import (ModuleNotFoundError"),
         ("torch:tests.export.nets:smal", "did you mean small"),
-        ("torch:tests.export.nets:small", "--dims"),
+        ("torch:tests.export.nets:small", "`dims`"),
     ],
 )
 def test_a_wrong_source_is_one_line_that_says_what_to_do(text: str, says: str) -> None:
@@ -256,7 +256,7 @@ def test_an_onnx_file_is_taken_under_the_names_that_all_members_share(tmp_path: 
     [
         ({"batch": 3}, "a batch axis fixed at 3"),
         ({"inputs": 2}, "2 inputs (x, extra)"),
-        ({"outputs": 2}, "choose with --output-name"),
+        ({"outputs": 2}, "choose with `output_name`"),
         ({"rank": 3}, "3 axes"),
         ({"op": "NoSuchOperator"}, "not whole"),
     ],

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
+import hashlib
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
@@ -16,14 +16,15 @@ import onnx
 import PIL
 import torch
 
-from export.cost.counting import preprocess_macs_per_row
+from export.cost.counting import COUNTER, macs_per_row, parameters_of, preprocess_macs_per_row
 from export.from_torch import onnx_from_torch
 from export.images.parity import processor_of
 from export.images.preprocess import with_preprocess
 from export.images.processing import Processing
-from export.members import manifest_of, require_ours, up_to_date, write_member
+from export.members import MODEL_FILE, check_overwrite, foreign_member, is_current, write_member
 from export.parity import parity_of
 from orchestrator.errors import ExportError, SpecError
+from orchestrator.graphs.editing import opset_of
 from orchestrator.spec import Manifest, Preprocess, TensorSpec, manifest_from_path
 from orchestrator.spec.manifest import MANIFEST
 from perf.studies.glyphs.data import CLASSES, SEED, SIDE_PX, SPLITS, GlyphsSplit, glyphs_split
@@ -110,7 +111,7 @@ def export_glyphs(
         RepositoryError: the repository cannot be written.
     """
     wanted = _wanted(tuple(only))
-    require_ours(repository, [member.name for member in wanted], force=force)
+    check_exported_here(repository, [member.name for member in wanted], force=force)
     if not force:
         _require_same_rows(repository, [member.name for member in wanted], rows or ALL_ROWS)
     done: dict[str, str] = {}
@@ -118,7 +119,7 @@ def export_glyphs(
     trained: dict[str, ResidualNet] = {}
     for member in wanted:
         settings = member.settings() | ({"rows": rows} if rows is not None else {})
-        if not force and up_to_date(repository, member.name, settings):
+        if not force and is_current(repository / member.name, settings, field="training"):
             done[member.name] = "up to date"
             continue
         begun_s = time.monotonic()
@@ -210,30 +211,74 @@ def _write(
     model = model.to(memory_format=torch.contiguous_format)
     network = onnx_from_torch(model, torch.randn(2, 1, side, side, generator=torch.Generator().manual_seed(0)))
     proto = with_preprocess(network, processing(side), height_px=SIDE_PX, width_px=SIDE_PX)
-    stored = proto.SerializeToString(deterministic=True)
     process = processor_of(processing(side), height_px=SIDE_PX, width_px=SIDE_PX)
-
-    def reference(rows: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
-        with torch.inference_mode():
-            return model(torch.from_numpy(process(rows))).numpy()
-
-    manifest: Manifest = manifest_of(
-        member.name,
+    write_trained(
+        repository,
         proto,
-        stored,
+        lambda rows: answer(model, process(rows)),
+        data.part.images[:_PARITY_ROWS],
+        name=member.name,
         source="python -m perf glyphs",
-        input_spec=TensorSpec(name="image", dtype="UINT8", dims=(1, SIDE_PX, SIDE_PX)),
-        output_spec=TensorSpec(name="logits", dtype="FP32", dims=(len(CLASSES),)),
-        parity=parity_of(stored, reference, data.part.images[:_PARITY_ROWS]),
+        input=TensorSpec(name="image", dtype="UINT8", dims=(1, SIDE_PX, SIDE_PX)),
+        output=TensorSpec(name="logits", dtype="FP32", dims=(len(CLASSES),)),
         training=settings,
         labels=CLASSES,
         preprocess=PREPROCESS,
-        versions={"torch": torch.__version__, "onnx": onnx.__version__, "pillow": PIL.__version__},
-    )
-    manifest = dataclasses.replace(
-        manifest,
         resolution_px=side,
         preprocess_macs=preprocess_macs_per_row(proto),
         options={"data_sha256": data.sha256},
+        versions={"torch": torch.__version__, "onnx": onnx.__version__, "pillow": PIL.__version__},
+    )
+
+
+def check_exported_here(repository: Path, names: Iterable[str], *, force: bool) -> None:
+    """Refuses to write over models without a manifest.
+
+    Raises:
+        ExportError: a folder of such a name holds one.
+        RepositoryError: the repository cannot be written.
+    """
+    expected = "members exported here, or none"
+    check_overwrite(repository, names, foreign=foreign_member(lambda _: True), expected=expected, force=force)
+
+
+def answer(model: torch.nn.Module, rows: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+    """What a network in evaluation mode says of rows."""
+    with torch.inference_mode():
+        scores: npt.NDArray[np.float32] = model(torch.from_numpy(rows)).numpy()
+    return scores
+
+
+def write_trained(
+    repository: Path,
+    proto: onnx.ModelProto,
+    reference: Callable[[npt.NDArray[Any]], npt.NDArray[np.float32]],
+    rows: npt.NDArray[Any],
+    **fields: Any,
+) -> None:
+    """Compares a trained network with its ONNX graph, and writes the graph as a member.
+
+    Args:
+        repository: model repository to write into.
+        proto: the graph, with logits out.
+        reference: the network, (n, *dims) -> float32 (n, k).
+        rows: (n, *dims) to compare on.
+        fields: of the manifest, besides those that follow from the graph.
+
+    Raises:
+        ExportError: the graph says something else than the network.
+    """
+    stored = proto.SerializeToString(deterministic=True)
+    manifest = Manifest(
+        file=MODEL_FILE,
+        sha256=hashlib.sha256(stored).hexdigest(),
+        precision="fp32",
+        opset=opset_of(proto),
+        output_kind="logits",
+        parameters=parameters_of(proto),
+        macs=macs_per_row(proto),
+        macs_counter=COUNTER,
+        parity=parity_of(stored, reference, rows).as_json(),
+        **fields,
     )
     write_member(repository, stored, manifest)

@@ -49,11 +49,11 @@ def test_a_first_axis_that_the_answer_lacks_is_no_batch() -> None:
 
 def test_free_sizes_are_asked_for_and_can_be_given() -> None:
     graph = model([node("Conv", ["x", "w"], ["y"])], {"x": ["n", 3, "h", "w_px"]}, [weight("w", 2, 3, 3, 3)])
-    with pytest.raises(ExportError, match=r"input x: got sizes that are not fixed: h, w_px, .* --shape x="):
+    with pytest.raises(ExportError, match=r"input x: got sizes that are not fixed: h, w_px, .* `shapes` x="):
         macs_per_row(graph)
     assert cost_of(graph, {"x": [2, 3, 5, 5]}).macs_per_row == 9 * 2 * 27
     assert cost_of(graph, {"x": [2, 3, 5, 5]}).rows == 2
-    with pytest.raises(ExportError, match="--shape: got input z, expected one of x"):
+    with pytest.raises(ExportError, match="`shapes`: got input z, expected one of x"):
         cost_of(graph, {"z": [1]})
 
 

@@ -114,7 +114,7 @@ def test_whatever_is_wrong_is_one_line_and_nothing_is_written(tmp_path: Path) ->
     assert "no --name" in run("a", "b", *mean)
     assert "expected another than its members'" in run("a", "b", *mean, "--name", "a")
     assert "not exported here" in run("a", "b", *mean, "--name", "foreign")
-    assert "a free name" in run("a", "b", *mean, "--name", "cut")
+    assert "earlier one of `python -m export fuse`" in run("a", "b", *mean, "--name", "cut")
     assert "got 1 numbers, expected 2" in run("a", "b", *mean, "--name", "f", "--weights", "1")
     assert "numbers with commas" in run("a", "b", *mean, "--name", "f", "--temperatures", "1;2")
     assert "weight: got -1.0" in run("a", "b", *mean, "--name", "f", "--weights=-1,1")

@@ -14,7 +14,7 @@ from hypothesis.extra import numpy as hnp
 from onnx import TensorProto, helper, numpy_helper
 
 from export.fusing.members import Fusion, fuse, fused_model
-from export.members import ReadMember, member_from_repository, store_member
+from export.members import ReadMember, member_from_repository, write_member
 from export.packing import packed
 from orchestrator.errors import ExportError
 from orchestrator.graphs.averaging import spec_from_averaging
@@ -200,7 +200,7 @@ def test_weights_may_lie_beside_the_model_before_and_after(
                 output=TensorSpec(name="logits", dtype="FP32", dims=(600,)),
                 data_files={f"1/{file}": digest for file, digest in stored.data_files.items()},
             )
-            store_member(tmp_path, stored, manifest)
+            write_member(tmp_path, stored, manifest)
     members = tuple(Member(name=n, output="logits") for n in "ab")
     fusion = Fusion(name="both", members=members, combine="mean_logit")
     monkeypatch.setattr("export.fusing.members.packed", functools.partial(packed, over_bytes=10))

@@ -135,7 +135,7 @@ def test_another_resolution_keeps_the_share_that_the_crop_keeps() -> None:
     cropped = Processing(shortest_px=256, crop_px=(224, 224)).at(112)
     assert (cropped.shortest_px, cropped.crop_px) == (128, (112, 112))
     assert Processing(resize_px=(224, 224)).at(112).resize_px == (112, 112)
-    with pytest.raises(ExportError, match="--resolution"):
+    with pytest.raises(ExportError, match="`resolution_px`"):
         Processing().at(112)
 
 

@@ -206,13 +206,13 @@ def test_models_that_the_command_did_not_write_are_left_alone(repository: Path) 
             write_onefile(plan, repository, name=name)
     add_member(repository, "theirs", seed=3)
     before = snapshot(repository)
-    with pytest.raises(ExportError, match="choose another --name"):
+    with pytest.raises(ExportError, match="choose another `name`"):
         write_onefile(plan, repository, name="theirs")
     assert snapshot(repository) == before
     done = write_onefile(plan, repository)
     config = done.folder / "config.pbtxt"
     config.write_text(config.read_text() + "# tuned\n")
-    with pytest.raises(ExportError, match="edited since"):
+    with pytest.raises(ExportError, match="that nobody has edited"):
         write_onefile(plan, repository)
     assert write_onefile(plan, repository, force=True).changed
 
@@ -226,7 +226,7 @@ def test_an_input_named_like_an_output_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["", "a/b", "../up", "."])
 def test_names_that_are_no_model_names_are_refused(repository: Path, name: str) -> None:
-    with pytest.raises(ExportError, match="--name: got"):
+    with pytest.raises(ExportError, match="`name`: got"):
         write_onefile(plan_in(repository), repository, name=name)
 
 

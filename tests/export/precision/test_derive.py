@@ -206,10 +206,12 @@ def test_whatever_is_wrong_is_one_line_and_nothing_is_written(
     assert "no such file" in fail(*medium, "--to", "int8", "--calibrate", tmp_path / "none.npy")
     assert "float32 [n, 1, 8, 8]" in fail(*medium, "--to", "int8", "--calibrate", other)
     assert "got 1 row" in fail(*medium, "--to", "int8", "--calibrate", single)
-    assert "a free name; choose another --name" in fail(*medium, "--to", "fp16", "--name", "plain")
+    assert "earlier one of `python -m export precision`; choose another --name" in fail(
+        *medium, "--to", "fp16", "--name", "plain"
+    )
     assert "not exported here" in fail(*medium, "--to", "fp16", "--name", "cascade")
     assert "expected another than the fp32" in fail(*medium, "--to", "fp16", "--name", "digits_medium")
-    assert "member name: got '../x'" in fail(*medium, "--to", "fp16", "--name", "../x")
+    assert "--name: got '../x'" in fail(*medium, "--to", "fp16", "--name", "../x")
     assert "does not exist" in fail("digits_medium", "--repository", tmp_path / "nowhere", "--to", "fp16")
     assert snapshot(repository) == before
 

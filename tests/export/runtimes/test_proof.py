@@ -140,7 +140,7 @@ def test_a_graph_that_differs_in_one_runtime_is_refused_and_the_releases_are_nam
     with pytest.raises(ExportError) as caught:
         require_proven("m", {"1.19.2": wrong, "1.30.0": Proof(version="1.30.0", max_abs=0.0)})
     assert "ONNX Runtime 1.19.2 (in Triton 24.10, 24.11): differs by up to 311" in str(caught.value)
-    assert "--runtimes 1.30.0" in str(caught.value)
+    assert "`runtimes` 1.30.0" in str(caught.value)
 
 
 def test_what_is_no_number_there_does_not_hold(model: Path) -> None:

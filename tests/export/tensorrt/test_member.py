@@ -271,7 +271,7 @@ def test_names_that_are_taken_unknown_or_no_onnx_member_are_refused(repository: 
         export(repository, member="nobody")
     with pytest.raises(ExportError, match=r"got model file 1/model\.plan, expected an ONNX member"):
         export(repository, member="small_trt")
-    with pytest.raises(ExportError, match="name small in"):
+    with pytest.raises(ExportError, match="called small, expected no such model"):
         export(repository, name="small")
     with pytest.raises(ExportError, match="the member's own name"):
         export(repository, name="small", force=True)

@@ -32,4 +32,4 @@ def test_a_profile_out_of_order_is_refused(sizes: tuple[int, int, int]) -> None:
 def test_every_wrong_option_is_named_at_once() -> None:
     with pytest.raises(SpecError) as caught:
         EngineOptions(min_rows=0, opt_rows=1, max_rows=-1, precision="bf16", workspace_mib=0)
-    assert set(caught.value.faults) == {"--min", "--max", "--precision", "--workspace-mib"}
+    assert set(caught.value.faults) == {"min_rows", "max_rows", "precision", "workspace_mib"}
