@@ -13,7 +13,7 @@ from typing import Any
 from rich.console import Console
 
 from export.commands.console import END, text_with_block
-from orchestrator.cli.demo_report import sentences_from_report, table_from_report
+from orchestrator.cli.demo import sentences_from_report, table_from_report
 from orchestrator.errors import DataError
 from orchestrator.report.words import times_between, times_words
 from perf.studies.reproduce.choices import HEADLINE

@@ -1,8 +1,8 @@
-"""Blocks of rows through a served model: bounded requests in flight, results in order, guilty rows found.
+"""Blocks of rows through a served model: bounded requests in flight, results in order, rows at fault found.
 
-When a request of many rows is refused it is halved until the rows at fault stand alone, so the others are
-answered. A failure that is not the caller's (a member's, say) is looked into the same way while the server
-says it is ready, but it ends the job when no row of the request gets through: then it was not the rows.
+A request that is refused is halved until the rows at fault stand alone, so that the others are answered. A failure
+that is not the caller's, such as a member's, is halved in the same way while the server says that it is ready. It
+ends the job when no row of the request gets an answer: then the rows were not the reason.
 """
 
 from __future__ import annotations
@@ -11,12 +11,14 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from orchestrator.client.answers import ServedAnswers
+from orchestrator.client.over_grpc import AsyncGrpcClient
+from orchestrator.decision import Policy
 from orchestrator.errors import ClientError, RefusedError, TimeLimitError, UnknownModelError
 from orchestrator.rows.blocks import RefusedRow, RowBlock
 
@@ -25,20 +27,8 @@ Rows = npt.NDArray[Any]
 AHEAD = 4
 
 
-class AsksBatches(Protocol):
-    """The part of a client that a batch job uses."""
-
-    async def infer(self, model: str, rows: Rows) -> ServedAnswers:
-        """Answers of rows."""
-        ...
-
-    async def ready(self, model: str | None = None) -> bool:
-        """Whether the server and the model would answer now."""
-        ...
-
-
 @dataclass(frozen=True, kw_only=True)
-class Answered:
+class AnsweredPart:
     """Rows with answers, in order.
 
     Args:
@@ -53,49 +43,61 @@ class Answered:
 
 
 @dataclass
-class Settled:
-    """What became of one block.
+class BlockOutcome:
+    """Answered and refused rows of one block.
 
     Args:
-        size: rows of the file it stands for.
+        size: number of stored rows that the block stands for.
         answered: rows with answers, in order.
         refused: rows without an answer.
-        faults: failures so far that were not the rows'.
+        faults: failures so far that are not the caller's.
     """
 
     size: int
-    answered: list[Answered] = field(default_factory=list)
+    answered: list[AnsweredPart] = field(default_factory=list)
     refused: list[RefusedRow] = field(default_factory=list)
     faults: int = 0
 
     def hopeless(self) -> bool:
-        """Whether halving has gone all the way down and beside, and met nothing but failures."""
+        """Whether every request so far failed although halving has reached single rows."""
         return not self.answered and self.faults > self.size.bit_length() + 2
 
 
-async def settled_blocks(
-    client: AsksBatches, model: str, blocks: Iterator[RowBlock], *, in_flight: int
-) -> AsyncGenerator[Settled, None]:
-    """Asks about blocks and gives what became of them, in their order.
+async def block_outcomes(
+    client: AsyncGrpcClient,
+    model: str,
+    blocks: Iterator[RowBlock],
+    *,
+    in_flight: int,
+    policy: Policy | None = None,
+) -> AsyncGenerator[BlockOutcome, None]:
+    """Asks about blocks and gives their outcomes in the same order.
 
     Args:
-        client: who is asked.
-        model: which model.
-        blocks: read one by one, in a thread, as room comes free.
+        client: sends the requests.
+        model: Triton model name.
+        blocks: read one by one, in a thread, as requests end.
         in_flight: requests under way at once.
+        policy: of every request; None lets the model decide by itself.
 
     Raises:
         ClientError: the server is gone, too slow, or fails whatever the rows.
         DataError: a block cannot be read.
     """
     gate = asyncio.Semaphore(in_flight)
-    waiting: deque[asyncio.Task[Settled]] = deque()
+
+    async def gated(block: RowBlock) -> BlockOutcome:
+        async with gate:
+            return await _outcome_of(asker, block)
+
+    asker = _Asker(client, model, policy)
+    waiting: deque[asyncio.Task[BlockOutcome]] = deque()
     # Reading and decoding happen in a thread, so that requests under way are not held up by them.
     following: RowBlock | None = await asyncio.to_thread(next, blocks, None)
     try:
         while following is not None or waiting:
             while following is not None and len(waiting) < AHEAD * in_flight:
-                waiting.append(asyncio.create_task(_gated(client, model, following, gate)))
+                waiting.append(asyncio.create_task(gated(following)))
                 following = await asyncio.to_thread(next, blocks, None)
                 if waiting[0].done():
                     break
@@ -107,57 +109,54 @@ async def settled_blocks(
         await asyncio.gather(*waiting, return_exceptions=True)
 
 
-async def _gated(client: AsksBatches, model: str, block: RowBlock, gate: asyncio.Semaphore) -> Settled:
-    async with gate:
-        return await settle(client, model, block)
+class _Asker(NamedTuple):
+    client: AsyncGrpcClient
+    model: str
+    policy: Policy | None
 
 
-async def settle(client: AsksBatches, model: str, block: RowBlock) -> Settled:
-    """Asks about one block, in smaller parts where it is refused.
-
-    Raises:
-        ClientError: see the module.
-    """
-    settled = Settled(size=block.size, refused=list(block.refused))
+async def _outcome_of(asker: _Asker, block: RowBlock) -> BlockOutcome:
+    """Asks about one block, in halves where it is refused."""
+    outcome = BlockOutcome(size=block.size, refused=list(block.refused))
     if not len(block.ids):
-        return settled
-    first = await _ask(client, model, block, settled=settled)
-    if first is not None and not isinstance(first, RefusedError) and not settled.answered:
+        return outcome
+    first = await _ask(asker, block, outcome=outcome)
+    if first is not None and not isinstance(first, RefusedError) and not outcome.answered:
         raise first
-    return settled
+    return outcome
 
 
-async def _ask(client: AsksBatches, model: str, block: RowBlock, *, settled: Settled) -> ClientError | None:
-    """Adds what became of the rows; returns the error of asking for all of them at once, if that failed."""
+async def _ask(asker: _Asker, block: RowBlock, *, outcome: BlockOutcome) -> ClientError | None:
+    """Adds the rows to the outcome; returns the error of asking about all of them at once, if that failed."""
     try:
-        answers = await client.infer(model, block.rows)
+        answers = await asker.client.infer(asker.model, block.rows, policy=asker.policy)
     except (UnknownModelError, TimeLimitError):
         raise
     except ClientError as error:
         if not isinstance(error, RefusedError):
-            settled.faults += 1
-            if settled.hopeless() or not await client.ready(model):
+            outcome.faults += 1
+            if outcome.hopeless() or not await asker.client.ready(asker.model):
                 raise
         count = len(block.ids)
         if count == 1:
-            settled.refused.append(RefusedRow(id=block.ids[0].item(), reason=str(error.got or error)))
+            outcome.refused.append(RefusedRow(id=block.ids[0].item(), reason=str(error.got or error)))
         else:
             for half in np.split(np.arange(count), [count // 2]):
-                await _ask(client, model, block.picked(half), settled=settled)
+                await _ask(asker, block.picked(half), outcome=outcome)
         return error
-    _keep(block, answers, settled)
+    _keep(block, answers, outcome)
     return None
 
 
-def _keep(block: RowBlock, answers: ServedAnswers, settled: Settled) -> None:
-    """Adds answers; rows that a member or native ensemble had no finite output for are refused ones."""
+def _keep(block: RowBlock, answers: ServedAnswers, outcome: BlockOutcome) -> None:
+    """Adds answers; rows for which a member or a native ensemble had no finite output are refused."""
     good = answers.label >= 0
     for row_id in block.ids[~good]:
         reason = "the model gave no finite output for it"
-        settled.refused.append(RefusedRow(id=row_id.item(), reason=reason))
+        outcome.refused.append(RefusedRow(id=row_id.item(), reason=reason))
     if not good.all():
         columns = {name: np.asarray(column)[good] for name, column in vars(answers).items()}
         block, answers = block.picked(np.flatnonzero(good)), ServedAnswers(**columns)
     if good.any():
-        # Not the rows: finished blocks wait for slower ones.
-        settled.answered.append(Answered(ids=block.ids, answers=answers, kept=block.kept))
+        # The rows themselves are let go, since finished blocks wait for slower ones.
+        outcome.answered.append(AnsweredPart(ids=block.ids, answers=answers, kept=block.kept))

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from orchestrator.batch.run import Answered
+from orchestrator.batch.run import AnsweredPart
 from orchestrator.errors import DataError
 from orchestrator.files import replaced_file
 from orchestrator.rows.blocks import RefusedRow, StoredRows
@@ -50,7 +50,7 @@ def check_kept(rows: StoredRows, output: Path) -> None:
 class AnswerFile(Protocol):
     """Takes answers in order."""
 
-    def add(self, answered: Answered) -> None:
+    def add(self, answered: AnsweredPart) -> None:
         """Appends answers."""
         ...
 
@@ -102,7 +102,7 @@ class _NpzAnswers:
         self._parts: dict[str, list[Rows]] = {"id": [], **{name: [] for name in COLUMNS}}
         self._empty = np.zeros(0, np.str_ if text_ids else np.int64)
 
-    def add(self, answered: Answered) -> None:
+    def add(self, answered: AnsweredPart) -> None:
         self._parts["id"].append(answered.ids)
         for name in COLUMNS:
             self._parts[name].append(getattr(answered.answers, name))
@@ -140,7 +140,7 @@ class _ParquetAnswers:
         self._parts: list[Any] = []
         self._rows = 0
 
-    def add(self, answered: Answered) -> None:
+    def add(self, answered: AnsweredPart) -> None:
         columns = {"id": answered.ids, **{name: getattr(answered.answers, name) for name in COLUMNS}}
         arrays = {name: self._pa.array(column, self._types[name]) for name, column in columns.items()}
         kept = {kept_as(name): self._pa.array(column) for name, column in answered.kept.items()}

@@ -4,33 +4,37 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich import box
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
 
-from orchestrator.cli.demo_report import (
-    report_from_routes,
-    sentences_from_report,
-    table_from_report,
-    write_report,
+from orchestrator.cli.demo_routes import (
+    MeasuredRoute,
+    ReplayCheck,
+    compare_with_replay,
+    measure_routes,
+    routes_of,
 )
-from orchestrator.cli.demo_routes import compare_with_replay, measure_routes, plan_of, routes_of
 from orchestrator.cli.endpoints import ADDRESS, Ca, Cert, Headers, Key, endpoint_from_options
 from orchestrator.client.endpoint import Endpoint
+from orchestrator.planner.intervals import clopper_pearson, paired_difference
 from orchestrator.planner.records import Records
 from orchestrator.recording.job import records_of
+from orchestrator.report.words import times_words
+from orchestrator.repository.lookup import plan_of
 from orchestrator.rows.digits import DigitsSplit, digits_split
 from orchestrator.serving.options import ServeOptions
 from orchestrator.serving.process import EmbeddedServer
 from orchestrator.spec import CascadeSpec
 
-CASCADE = "digits_cascade"
-ENSEMBLE = "digits_ensemble"
+CASCADE, ENSEMBLE = "digits_cascade", "digits_ensemble"
 
 
 def demo(
@@ -124,3 +128,128 @@ def _served_report(
         )
     check = compare_with_replay(spec, records, next(m for m in measured if m.route.kind == "cascade"))
     return report_from_routes(measured, check, triton_version=version, settings=dict(load))
+
+
+def report_from_routes(
+    measured: Sequence[MeasuredRoute], check: ReplayCheck, *, triton_version: str, settings: dict[str, Any]
+) -> dict[str, Any]:
+    """The content of report.json."""
+    members = [one for one in measured if one.route.kind == "member"]
+    best = max(members, key=lambda one: (int(one.right.sum()), -one.mean_macs))
+    cascade = next(one for one in measured if one.route.kind == "cascade")
+    difference, interval = paired_difference(cascade.right, best.right)
+    return {
+        "triton_version": triton_version,
+        "rows_test": len(cascade.right),
+        "replay_mismatches": check.mismatches,
+        "rows_near_a_threshold": list(check.near_threshold),
+        "settings": settings,
+        "cascade_minus_best_member": {
+            "best_member": best.route.name,
+            "accuracy_difference": difference,
+            "difference_ci95": list(interval),
+        },
+        "routes": [_route(one) for one in measured],
+    }
+
+
+def _route(one: MeasuredRoute) -> dict[str, Any]:
+    hits, rows = int(one.right.sum()), len(one.right)
+    return {
+        "name": one.route.name,
+        "kind": one.route.kind,
+        "accuracy": hits / rows,
+        "accuracy_ci95": list(clopper_pearson(hits, rows)),
+        "mean_mmacs": one.mean_macs / 1e6,
+        "exit_share": list(one.exit_share),
+        "requests_per_s": one.requests_per_s,
+        "p50_ms": one.p50_ms,
+        "p99_ms": one.p99_ms,
+    }
+
+
+def table_from_report(report: dict[str, Any]) -> Table:
+    """The table printed at the end."""
+    settings = report["settings"]
+    table = Table(
+        title=f"{report['rows_test']} test digits over gRPC, {settings['concurrency']} at a time, "
+        f"Triton {report['triton_version']}",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+    )
+    # Narrow enough for a terminal of 80 columns, so nothing is cut where people look first.
+    table.add_column("route", no_wrap=True)
+    for name in ("accuracy", "95 % CI", "MMACs", "exits %", "req/s", "p50 ms", "p99 ms"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for route in report["routes"]:
+        low, high = route["accuracy_ci95"]
+        exits = "/".join(f"{100 * share:.0f}" for share in route["exit_share"])
+        table.add_row(
+            route["name"],
+            f"{route['accuracy']:.4f}",
+            f"{low:.3f}-{high:.3f}",
+            f"{route['mean_mmacs']:.3f}",
+            exits if route["kind"] == "cascade" else "-",
+            f"{route['requests_per_s']:.0f}",
+            f"{route['p50_ms']:.1f}",
+            f"{route['p99_ms']:.1f}",
+            style="bold" if route["kind"] == "cascade" else None,
+        )
+    return table
+
+
+def sentences_from_report(report: dict[str, Any]) -> list[str]:
+    """The table in words: what the cascade saves and what that costs."""
+    routes = report["routes"]
+    cascade = next(route for route in routes if route["kind"] == "cascade")
+    largest = max((route for route in routes if route["kind"] == "member"), key=lambda route: route["mean_mmacs"])
+    paired = report["cascade_minus_best_member"]
+    low, high = paired["difference_ci95"]
+    near = len(report["rows_near_a_threshold"])
+    factor = largest["mean_mmacs"] / cascade["mean_mmacs"]
+    spent = times_words(factor, noun="MACs per row", than=largest["name"])
+    return [
+        f"The cascade spends {spent}; accuracy minus that of {paired['best_member']}, the best member: "
+        f"{paired['accuracy_difference']:+.4f} (95 % interval {low:+.4f} to {high:+.4f}).",
+        f"Served against replayed offline: {report['replay_mismatches']} of {report['rows_test']} rows differ "
+        f"in label or exit stage ({near} within 1e-5 of a threshold, listed apart).",
+    ]
+
+
+def write_report(report: dict[str, Any], folder: Path) -> None:
+    """Writes report.json and frontier.png."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    draw_frontier(report, folder / "frontier.png")
+
+
+def draw_frontier(report: dict[str, Any], path: Path) -> None:
+    """Accuracy with its interval against mean MACs, one labelled point per route."""
+    # Optional, and slow to import.
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    colours = {"member": "#4c72b0", "ensemble": "#8172b3", "cascade": "#c44e52"}
+    figure, axes = plt.subplots(figsize=(7.5, 4.8), layout="constrained")
+    for route in report["routes"]:
+        low, high = route["accuracy_ci95"]
+        x, y = route["mean_mmacs"], route["accuracy"]
+        axes.errorbar(
+            x, y, yerr=[[y - low], [high - y]], fmt="o", color=colours[route["kind"]], capsize=3, markersize=7
+        )
+        # Labels go to the left in the right half, so that the dearest route's name stays inside.
+        left = x > 0.5 * max(other["mean_mmacs"] for other in report["routes"])
+        axes.annotate(
+            route["name"], (x, y), xytext=(-8 if left else 8, 8), textcoords="offset points",
+            ha="right" if left else "left", fontsize=9,
+        )  # fmt: skip
+    axes.set_xscale("log")
+    axes.set_xlabel("mean MMACs per row (log scale)")
+    axes.set_ylabel("accuracy on the test split, with 95 % interval")
+    axes.set_title(f"Digits, {report['rows_test']} test rows")
+    axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)

@@ -1,11 +1,10 @@
-"""The demo's measurements: every route of a repository asked the same rows, beside the offline replay."""
+"""The demo's measurements: every route of a repository asked about the same rows, beside the offline replay."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -15,20 +14,18 @@ from orchestrator.client.endpoint import Endpoint
 from orchestrator.client.load import LoadResult, closed_loop
 from orchestrator.client.over_grpc import AsyncGrpcClient
 from orchestrator.decision import Policy
-from orchestrator.errors import RepositoryError
 from orchestrator.planner.records import Records
 from orchestrator.planner.replay import replay
-from orchestrator.repository.index import plan_path
 from orchestrator.rows.digits import DigitsSplit
-from orchestrator.spec import CascadeSpec, cascade_from_path
+from orchestrator.spec import CascadeSpec
 
 # Rows this near to a threshold may fall on either side of it when a kernel rounds differently by batch size.
 NEAR_THRESHOLD = 1e-5
 
 
 @dataclass(frozen=True, kw_only=True)
-class Route:
-    """One way to get an answer.
+class DemoRoute:
+    """A model that answers rows.
 
     Args:
         name: Triton model name.
@@ -42,7 +39,7 @@ class Route:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measured:
+class MeasuredRoute:
     """One route on n rows.
 
     Args:
@@ -55,7 +52,7 @@ class Measured:
         requests_per_s, p50_ms, p99_ms: medians over the timed rounds.
     """
 
-    route: Route
+    route: DemoRoute
     right: npt.NDArray[np.bool_]
     label: npt.NDArray[np.int64]
     exit_stage: npt.NDArray[np.int32]
@@ -66,39 +63,39 @@ class Measured:
     p99_ms: float
 
 
-def plan_of(repository: Path, cascade: str) -> CascadeSpec:
-    """The plan a repository serves under a name.
+@dataclass(frozen=True, kw_only=True)
+class ReplayCheck:
+    """What replaying the plan says about served answers.
 
-    Raises:
-        RepositoryError: there is no such cascade.
+    Args:
+        mismatches: rows whose label or exit stage differs, without those near a threshold.
+        near_threshold: ids of rows within `NEAR_THRESHOLD` of a threshold, which are not counted.
     """
-    path = plan_path(repository / cascade)
-    if path is None:
-        got = f"no cascade.json in {repository / cascade}"
-        raise RepositoryError(f"cascade {cascade}", got=got, fix="render it with `committee render`")
-    return cascade_from_path(path)
+
+    mismatches: int
+    near_threshold: tuple[int, ...]
 
 
-def routes_of(spec: CascadeSpec, members: Mapping[str, float], ensemble: str) -> list[Route]:
+def routes_of(spec: CascadeSpec, members: Mapping[str, float], ensemble: str) -> list[DemoRoute]:
     """Members by cost, then the ensemble of all, then the cascade."""
     ordered = sorted(members, key=lambda name: members[name])
     return [
-        *(Route(name=name, kind="member", macs=members[name]) for name in ordered),
-        Route(name=ensemble, kind="ensemble", macs=sum(members.values())),
-        Route(name=spec.name, kind="cascade", macs=spec.worst_cost),
+        *(DemoRoute(name=name, kind="member", macs=members[name]) for name in ordered),
+        DemoRoute(name=ensemble, kind="ensemble", macs=sum(members.values())),
+        DemoRoute(name=spec.name, kind="cascade", macs=spec.worst_cost),
     ]
 
 
 async def measure_routes(
     address: str | Endpoint,
-    routes: Sequence[Route],
+    routes: Sequence[DemoRoute],
     *,
     rows: DigitsSplit,
     stages: int,
     concurrency: int,
     rounds: int,
     progress: Callable[[str], None],
-) -> list[Measured]:
+) -> list[MeasuredRoute]:
     """Asks every route every row, in interleaved rounds; the first round is not timed.
 
     Args:
@@ -125,7 +122,7 @@ async def measure_routes(
     return [_measured(route, passes[route.name], rows, stages) for route in routes]
 
 
-def _measured(route: Route, passes: list[LoadResult], rows: DigitsSplit, stages: int) -> Measured:
+def _measured(route: DemoRoute, passes: list[LoadResult], rows: DigitsSplit, stages: int) -> MeasuredRoute:
     answers: list[ServedAnswers] = passes[0].answers
     label = np.array([int(answer.label[0]) for answer in answers])
     exit_stage = np.array([int(answer.exit_stage[0]) for answer in answers], np.int32)
@@ -133,7 +130,7 @@ def _measured(route: Route, passes: list[LoadResult], rows: DigitsSplit, stages:
     cost = np.array([float(answer.cost[0]) for answer in answers]) if cascade else np.array([route.macs])
     share = np.bincount(exit_stage, minlength=stages if cascade else 1) / len(label)
     timed = passes[1:] or passes
-    return Measured(
+    return MeasuredRoute(
         route=route,
         right=label == rows.labels,
         label=label,
@@ -146,21 +143,8 @@ def _measured(route: Route, passes: list[LoadResult], rows: DigitsSplit, stages:
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class ReplayCheck:
-    """Replay against serving.
-
-    Args:
-        mismatches: rows whose label or exit stage differ, those near a threshold aside.
-        near_threshold: ids of rows within 1e-5 of a threshold; they are listed, not counted.
-    """
-
-    mismatches: int
-    near_threshold: tuple[int, ...]
-
-
-def compare_with_replay(spec: CascadeSpec, records: Records, served: Measured) -> ReplayCheck:
-    """Counts rows that serving answered otherwise than replay does."""
+def compare_with_replay(spec: CascadeSpec, records: Records, served: MeasuredRoute) -> ReplayCheck:
+    """Counts rows whose served answer differs from the replayed one."""
     offline = replay(spec, records)
     differs = (offline.label != served.label) | (offline.exit_stage != served.exit_stage)
     near = np.zeros(records.rows, np.bool_)

@@ -14,13 +14,13 @@ from rich.table import Table
 
 from orchestrator.cli.console import print_json, progress, stdout_console
 from orchestrator.cli.endpoints import Ca, Cert, Headers, Key, endpoint_from_options
-from orchestrator.cli.pictures import cascade_in, labels_in, picture_reader
 from orchestrator.client.answers import ServedAnswers, parameters_from_policy, status_words
 from orchestrator.client.connect import connect
 from orchestrator.client.sync import SyncClient
 from orchestrator.decision import Policy
 from orchestrator.errors import ClientError, RepositoryError
 from orchestrator.planner.explain import StageExplanation, explain_rows
+from orchestrator.repository.lookup import cascade_in, labels_in, picture_reader
 from orchestrator.rows.opening import NamedRow, named_rows
 from orchestrator.spec import CascadeSpec
 from orchestrator.spec.served_model import ModelInfo
@@ -29,8 +29,8 @@ GRPC_URL, HTTP_URL = "127.0.0.1:8001", "127.0.0.1:8000"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
-    """One row with its answer.
+class InferResult:
+    """One row and its answer.
 
     Args:
         named: the row.
@@ -120,7 +120,7 @@ def infer(
 def _note_ignored(info: ModelInfo, policy: Policy) -> None:
     """A server drops request parameters of models that have no use for them without a word."""
     ignored = parameters_from_policy(policy)
-    if ignored and all(output.name != "exit_stage" for output in info.outputs):
+    if ignored and not info.has_stages:
         typer.echo(f"note: {info.name} has no stages and ignores {', '.join(ignored)}", err=True)
 
 
@@ -141,7 +141,9 @@ def _plan(repository: Path, info: ModelInfo) -> CascadeSpec:
     return spec
 
 
-def _ask(client: SyncClient, model: str, named: NamedRow, *, policy: Policy, spec: CascadeSpec | None) -> Asked:
+def _ask(
+    client: SyncClient, model: str, named: NamedRow, *, policy: Policy, spec: CascadeSpec | None
+) -> InferResult:
     start = time.perf_counter()
     try:
         answer = client.infer(model, named.row, policy=policy)
@@ -156,10 +158,10 @@ def _ask(client: SyncClient, model: str, named: NamedRow, *, policy: Policy, spe
     except ClientError as error:
         # The server cannot know what the user calls this row.
         raise type(error)(f"{named.name}: {error.what}", got=error.got, fix=error.fix) from error
-    return Asked(named=named, answer=answer, latency_ms=latency_ms, stages=tuple(stages))
+    return InferResult(named=named, answer=answer, latency_ms=latency_ms, stages=tuple(stages))
 
 
-def answers_table(asked: Sequence[Asked], labels: Sequence[str] | None, *, title: str) -> Table:
+def answers_table(asked: Sequence[InferResult], labels: Sequence[str] | None, *, title: str) -> Table:
     """One line per row."""
     truths = any(one.named.truth is not None for one in asked)
     notes = any(one.answer.status[0] for one in asked)
@@ -186,7 +188,7 @@ def answers_table(asked: Sequence[Asked], labels: Sequence[str] | None, *, title
     return table
 
 
-def stages_table(asked: Sequence[Asked], labels: Sequence[str] | None) -> Table:
+def stages_table(asked: Sequence[InferResult], labels: Sequence[str] | None) -> Table:
     """One line per row and stage."""
     table = Table("row", "stage", "members", title="stages", title_justify="left")
     for name in ("score", "threshold"):
@@ -232,7 +234,7 @@ def _escaped(text: str) -> str:
     return text.replace("[", r"\[")
 
 
-def _document(one: Asked, labels: Sequence[str] | None) -> dict[str, Any]:
+def _document(one: InferResult, labels: Sequence[str] | None) -> dict[str, Any]:
     answer = one.answer
     value: dict[str, Any] = {"row": one.named.name, "label": answer.label[0]}
     if labels is not None:

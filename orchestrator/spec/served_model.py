@@ -63,6 +63,11 @@ class ModelInfo:
         return {tensor.name for tensor in self.outputs} >= set(ANSWER_COLUMNS)
 
     @property
+    def has_stages(self) -> bool:
+        """Whether its answers say an exit stage; other models ignore the parameters of a request."""
+        return any(tensor.name == "exit_stage" for tensor in self.outputs)
+
+    @property
     def version(self) -> int | None:
         """The newest served version, which answers requests that name none; None where the server lists none."""
         return max((int(version) for version in self.versions if version.isdecimal()), default=None)

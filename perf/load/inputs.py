@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from orchestrator.cli.pictures import picture_reader
 from orchestrator.client.endpoint import Endpoint
 from orchestrator.client.over_grpc import GrpcClient
 from orchestrator.errors import DataError
+from orchestrator.repository.lookup import picture_reader
 from orchestrator.rows.labels import MemberClasses
 from orchestrator.rows.opening import row_source
 

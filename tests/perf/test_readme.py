@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.cli.demo_report import sentences_from_report
+from orchestrator.cli.demo import sentences_from_report
 from orchestrator.errors import DataError
 from perf.readme import block_from_claims, write_readme
 from perf.studies.reproduce.document import md_from_results

@@ -20,10 +20,10 @@ from onnx import numpy_helper
 from tritonclient.utils import InferenceServerException
 
 from orchestrator.cli.app import run
-from orchestrator.cli.demo_routes import plan_of
 from orchestrator.errors import ServingError
 from orchestrator.recording.job import records_of
 from orchestrator.repository.check import check
+from orchestrator.repository.lookup import plan_of
 from orchestrator.repository.render import render
 from orchestrator.rows.digits import digits_split
 from orchestrator.serving.addresses import choose_ports

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from orchestrator.cli.pictures import labels_in, picture_reader, preprocess_in
 from orchestrator.errors import InputError, RepositoryError, SpecError
+from orchestrator.repository.lookup import labels_in, picture_reader, preprocess_in
 from orchestrator.spec import Manifest, TensorSpec, json_from_cascade
 from orchestrator.spec.manifest import json_from_manifest
 from orchestrator.spec.served_model import ModelInfo, TensorInfo
@@ -56,7 +56,7 @@ def test_a_cascade_and_a_member_say_how_pictures_become_rows(tmp_path: Path) -> 
 
 
 def test_a_repository_without_the_model_or_a_plan_without_the_section_says_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(RepositoryError, match="--repository"):
+    with pytest.raises(RepositoryError, match="`repository`"):
         preprocess_in(tmp_path, "digits_cascade", 1)
     write_plan(tmp_path, digit_spec(preprocess=None))
     with pytest.raises(InputError, match="preprocess"):

@@ -1,4 +1,4 @@
-"""What a model repository says about turning pictures into rows, and about the names of classes."""
+"""What a repository says about a served model: its plan, its class names, its image processing."""
 
 from __future__ import annotations
 
@@ -7,11 +7,25 @@ from pathlib import Path
 
 from orchestrator.errors import InputError, RepositoryError
 from orchestrator.repository.class_names import class_names_of
+from orchestrator.repository.index import plan_path
 from orchestrator.rows.pictures import ReadPicture, reader_for
 from orchestrator.spec import CascadeSpec, Preprocess, cascade_from_path, manifest_from_path
 from orchestrator.spec.cascade_json import PLAN
 from orchestrator.spec.manifest import MANIFEST
 from orchestrator.spec.served_model import ModelInfo
+
+
+def plan_of(repository: Path, cascade: str) -> CascadeSpec:
+    """The plan a repository serves under a name.
+
+    Raises:
+        RepositoryError: there is no such cascade.
+    """
+    path = plan_path(repository / cascade)
+    if path is None:
+        got = f"no cascade.json in {repository / cascade}"
+        raise RepositoryError(f"cascade {cascade}", got=got, fix="render it with `committee render`")
+    return cascade_from_path(path)
 
 
 def cascade_in(repository: Path, model: str, version: int | None) -> CascadeSpec | None:
@@ -48,7 +62,7 @@ def preprocess_in(repository: Path, model: str, version: int | None) -> Preproce
         raise RepositoryError(
             f"pictures for model {model}",
             got=f"neither {version}/cascade.json nor manifest.json in {repository / model}",
-            fix="name the repository with --repository, or send rows as .npy",
+            fix="name the repository with `repository`, or send rows as .npy",
         )
     found = manifest_from_path(manifest).preprocess if spec is None else spec.input.preprocess
     if found is None:
