@@ -1,4 +1,4 @@
-"""What int8 costs the digits members in accuracy: with seven and eight bits for weights, on two processors."""
+"""`python -m perf int8`: accuracy of the digits members in int8, with seven and eight bits for weights."""
 
 from __future__ import annotations
 
@@ -27,23 +27,23 @@ from perf.harness.machine import cpu_name
 BEGIN = "<!-- begin: python -m perf int8 -->"
 MEMBERS = ("digits_small", "digits_medium", "digits_large")
 CALIBRATION_ROWS = 200
-# Of a processor with AVX2 and no dot products; its name in QEMU is "all that the emulator has".
+# QEMU's "max" is all that the emulator has: AVX2, and no instructions for dot products of int8.
 EMULATED = ("-cpu", "max")
 _BATCH = 64
 
 
 @dataclass(frozen=True, kw_only=True)
 class Int8Row:
-    """One form of one member on the test digits.
+    """One form of one member, asked about the test digits.
 
     Args:
-        member: its name.
+        member: name of the member.
         form: "fp32", "int8, 7-bit weights" or "int8, 8-bit weights".
         processor: "this one", or "emulated, without VNNI".
-        rows: test rows.
-        right: of them answered right.
-        accuracy_ci95: 95 % interval (Clopper-Pearson).
-        mean_abs: mean absolute difference of a logit from the fp32 member's on this processor.
+        rows: number of test rows.
+        right: number of rows it gets right.
+        accuracy_ci95: 95 % interval of its accuracy (Clopper-Pearson).
+        mean_abs: mean absolute difference of its logits from those of fp32 on the same processor.
     """
 
     member: str
@@ -63,7 +63,7 @@ def int8(
     """Quantise the digits members with seven and eight bits for weights, and write what they get right into docs.
 
     Ranges are taken from 200 training digits, accuracies are of the test digits. Where qemu-x86_64 is installed
-    each is run on an emulated processor without VNNI too.
+    each form also runs on an emulated processor without VNNI.
 
     Example: python -m perf int8 --json
     """
@@ -76,10 +76,10 @@ def int8(
 
 
 def rows_of(repository: Path, members: Sequence[str] = MEMBERS) -> list[Int8Row]:
-    """Quantises members and asks every form on every processor at hand.
+    """Quantises members and asks every form of them on every processor there is.
 
     Raises:
-        DataError: a member is missing, or a form does not answer.
+        DataError: a member is missing, or one of its forms does not answer.
     """
     calibrate = digits_split("train").images[:CALIBRATION_ROWS].astype(np.float32)
     test = digits_split("test")

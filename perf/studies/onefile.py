@@ -1,8 +1,8 @@
-"""What one graph for a whole cascade costs beside its members run alone, in ONNX Runtime on this machine.
+"""`python -m perf onefile`: time of one graph for a whole cascade against its members alone, in ONNX Runtime.
 
-Rules of this file: what is compared is timed in the same rounds, one after another, so that drift hits all alike;
-ratios are formed within a round, and the medians over rounds are given with their spread. Members alone are called
-one after another too, as a cascade does: called over and over by itself each would keep its weights in the cache.
+The graph and the members are timed in the same rounds, one after the other, so that drift of the machine affects
+both alike. Ratios are formed within a round; their median is given with its quartiles. Members alone are called one
+after another, as in a cascade: a member called over and over by itself would keep its weights in the cache.
 """
 
 from __future__ import annotations
@@ -20,8 +20,6 @@ import numpy.typing as npt
 import onnxruntime
 import typer
 from onnx import TensorProto, helper, numpy_helper
-from rich.console import Console
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from export.onefile.writing import onefile_model
@@ -30,6 +28,7 @@ from orchestrator.rows.digits import digits_split
 from orchestrator.spec import CascadeSpec, InputSpec, Member, Stage, cascade_from_path
 from orchestrator.spec.cascade_json import PLAN
 from perf.harness.machine import machine_here, write_json
+from perf.harness.report import output_console, progress_shown
 
 Rows = npt.NDArray[Any]
 MIXES = {"all easy": 0.0, "15 % hard": 0.15, "all hard": 1.0}
@@ -40,12 +39,12 @@ class OnefileCase:
     """One batch of one mix.
 
     Args:
-        cascade: its name.
-        rows: in the batch.
-        mix: which rows.
-        asked: rows of the batch that each stage is asked for.
-        onefile_us: time of one call, one figure per round.
-        members_us: of the members alone on the rows they are asked for, together, one figure per round.
+        cascade: name of the cascade.
+        rows: rows in the batch.
+        mix: share of rows that go to the last stage, a key of `MIXES`.
+        asked: number of rows that each stage is asked about.
+        onefile_us: microseconds of one call of the graph, one figure per round.
+        members_us: microseconds of the members together, each on the rows it is asked about, one per round.
     """
 
     cascade: str
@@ -57,11 +56,11 @@ class OnefileCase:
 
     @property
     def ratios(self) -> npt.NDArray[np.float64]:
-        """One graph over members, float64 (rounds,)."""
+        """Time of the graph over time of the members, float64 (rounds,)."""
         return np.divide(self.onefile_us, self.members_us, dtype=np.float64)
 
     def as_json(self) -> dict[str, Any]:
-        """The case with its ratio, the ratio's spread over rounds (quartiles), and the difference."""
+        """The case with median and quartiles of its ratio, and the median difference."""
         low, middle, high = np.percentile(self.ratios, [25, 50, 75])
         extra = np.median(np.array(self.onefile_us) - np.array(self.members_us))
         return {
@@ -82,16 +81,16 @@ def measure_onefile(
     progress: Callable[[str], None],
     round_s: float = 0.15,
 ) -> list[OnefileCase]:
-    """Times a cascade's one graph against its members alone.
+    """Times the one graph of a cascade against its members alone.
 
     Args:
         spec: the cascade.
-        repository: holds its members.
+        repository: model repository that holds its members.
         rows: (n, *dims), some that exit at stage 0 and some that go to the last stage.
-        batches: rows per call.
-        rounds: timed rounds; one more before them warms up.
-        progress: told before each case.
-        round_s: how long each side is called over and over in one round, at least five times.
+        batches: batch sizes.
+        rounds: number of timed rounds; one more before them warms up.
+        progress: called with a line before each case.
+        round_s: seconds for which each side is called over and over in a round, at least five times.
     """
     whole = _session(onefile_model(spec, repository)[0].SerializeToString())
     members = {
@@ -105,7 +104,7 @@ def measure_onefile(
     for size in batches:
         for mix, share in MIXES.items():
             if size == 1 and 0 < share < 1:
-                continue  # one row is easy or hard
+                continue  # a single row is either easy or hard
             progress(f"{spec.name}: {size} rows, {mix}")
             batch = _batch(easy, hard, size=size, share=share)
             left = whole.run(["exit_stage"], {source: batch})[0][:, 0]
@@ -156,10 +155,10 @@ def _one_after_another(calls: Sequence[Callable[[], object]]) -> Callable[[], ob
 def _rounds(
     whole: Callable[[], object], members: Callable[[], object], *, rounds: int, round_s: float
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Microseconds per call, one of each per round; the first round warms up."""
+    """Microseconds per call of both, one figure per round; a round before them warms up."""
     one, alone = [], []
     for number in range(rounds + 1):
-        if number % 2:  # whoever comes second finds the machine as the first left it, so they take turns
+        if number % 2:  # the second finds caches as the first left them, so they take turns
             first, second = _time_us(whole, round_s), _time_us(members, round_s)
         else:
             second, first = _time_us(members, round_s), _time_us(whole, round_s)
@@ -169,10 +168,10 @@ def _rounds(
 
 
 def _time_us(call: Callable[[], object], round_s: float) -> float:
-    """Median of calls for a while, at least five, in time of the calling thread.
+    """Median processor time of the calling thread over calls for `round_s` seconds, at least five.
 
-    A session of one thread runs on the caller's, so this is the time a call takes on a core of its own; the clock
-    on the wall would also count waiting for a core that somebody else uses.
+    A session of one thread runs on the caller's thread. Its processor time is what a call takes on a core of its
+    own; the clock on the wall would also count waiting for a core that another process uses.
     """
     taken: list[int] = []
     until = time.perf_counter_ns() + int(round_s * 1e9)
@@ -187,11 +186,11 @@ def random_cascade(repository: Path, *, widths: Sequence[int] = (48, 72)) -> tup
     """A cascade of convolutional networks with random weights, about 10 and 20 ms at 32 rows on one core.
 
     Args:
-        repository: to write the members into.
-        widths: channels of each member's layers.
+        repository: gets the members.
+        widths: channels of each member's first layer.
 
     Returns:
-        the cascade, with the threshold at the median score, and 256 random rows.
+        The cascade, its threshold at the median score, and 256 random rows.
     """
     rng = np.random.default_rng(0)
     rows = rng.normal(size=(256, 3, 32, 32)).astype(np.float32)
@@ -220,7 +219,7 @@ def _cnn(width: int, rng: np.random.Generator) -> bytes:
         nodes.append(helper.make_node("Conv", [last, f"w{index}"], [made[0]], pads=around, strides=[step, step]))
         nodes.append(helper.make_node("Relu", [made[0]], [made[1]]))
         last = made[1]
-    # Wide enough for probabilities to spread between sure and unsure.
+    # Weights large enough for probabilities to spread between sure and unsure.
     head = rng.normal(size=(2 * width, 10)) * 4 / np.sqrt(width)
     weights.append(numpy_helper.from_array(head.astype(np.float32), "head"))
     nodes.append(helper.make_node("GlobalAveragePool", [last], ["pooled"]))
@@ -238,7 +237,7 @@ def _cnn(width: int, rng: np.random.Generator) -> bytes:
 
 
 def table_from_cases(cases: Sequence[OnefileCase]) -> Table:
-    """Medians over rounds, one line per case."""
+    """Medians over rounds for the console, one line per case."""
     table = Table(title="one graph against its members alone, medians over rounds")
     columns = ("rows", "asked", "members us", "one graph us", "extra us", "ratio", "quartiles")
     table.add_column("cascade")
@@ -268,17 +267,7 @@ def onefile(
 
     Example: python -m perf onefile --rounds 15
     """
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    console = Console(stderr=True)
-    with (
-        Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar,
-        tempfile.TemporaryDirectory() as folder,
-    ):
-        task = bar.add_task("reading")
-
-        def say(text: str) -> None:
-            bar.update(task, description=text)
-
+    with progress_shown() as say, tempfile.TemporaryDirectory() as folder:
         plan = plan_path(repository / "digits_cascade") or repository / "digits_cascade" / "1" / PLAN
         digits = cascade_from_path(plan)
         images = digits_split("test").images
@@ -294,5 +283,5 @@ def onefile(
     if as_json:
         typer.echo(json.dumps(document, indent=2))
         return
-    Console().print(table_from_cases(cases))
+    output_console().print(table_from_cases(cases))
     typer.echo(f"Written: {output / 'onefile.json'}")

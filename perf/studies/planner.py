@@ -1,4 +1,4 @@
-"""How long planning takes and how much memory, on records made up at the size asked for."""
+"""`python -m perf planner`: time and memory of planning, on records made up at the size asked for."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,7 +18,6 @@ import numpy as np
 import typer
 from rich import box
 from rich.console import Console
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from orchestrator.errors import DataError
@@ -28,18 +27,18 @@ from orchestrator.planner.records import Records, records_from_path, write_recor
 from orchestrator.progress import no_advance
 from orchestrator.spec import COMBINES, SCORES, CascadeSpec, InputSpec, Member, Stage
 
-# Each member costs three times the one before it: a family by compound scaling.
-COST_STEP = 3.0
-CHUNK_ROWS = 1000
+# Each member costs three times the one before it, about as in a family by compound scaling.
+_COST_STEP = 3.0
+_CHUNK_ROWS = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
 class PlanningSize:
-    """What one run plans with.
+    """Size of a planning problem.
 
     Args:
-        rows, classes, members: of the records.
-        modes: combine modes and scores looked at: "one" of each, or "all".
+        rows, classes, members: counts in the records.
+        modes: combine modes and scores that are searched: "one" of each, or "all".
     """
 
     rows: int
@@ -50,14 +49,14 @@ class PlanningSize:
 
 @dataclass(frozen=True, kw_only=True)
 class PlanningRun:
-    """What one run took.
+    """Time and memory of one run.
 
     Args:
-        size: of the records.
-        seconds: of the whole, from the file on disk to the plan.
-        steps: the seconds of its parts.
-        peak_gib: most memory the process held, the records included.
-        mean_cost_share: mean cost of the plan as a share of the dearest member's.
+        size: size of the problem.
+        seconds: time from the file on disk to the plan.
+        steps: seconds of each part of it.
+        peak_gib: most memory that the process held, the records included.
+        mean_cost_share: mean cost of the plan over the cost of the most expensive member; None without a plan.
     """
 
     size: PlanningSize
@@ -84,21 +83,19 @@ def planner(
     if modes not in known:
         raise DataError("perf planner --modes", got=modes, expected=" or ".join(known))
     largest = PlanningSize(rows=rows, classes=classes, members=members)
-    sizes = [PlanningSize(**{**asdict(largest), "modes": mode}) for mode in known[modes]]
-    if growth:
-        sizes = [*smaller(largest), *sizes]
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        task = progress.add_task("planning")
-        runs = []
-        for size in sizes:
-            progress.update(task, description=f"{size.rows} rows, {size.classes} classes, {size.members} members")
+    # Here because the processes that plan import this module, and pandas would count as memory of planning.
+    from perf.harness.machine import write_json
+    from perf.harness.report import progress_shown
+
+    sizes = [replace(largest, modes=mode) for mode in known[modes]]
+    runs = []
+    with progress_shown() as tell:
+        for size in [*(smaller(largest) if growth else ()), *sizes]:
+            tell(f"{size.rows} rows, {size.classes} classes, {size.members} members")
             runs.append(measured(size))
     document = {"runs": [asdict(run) for run in runs]}
     if output is not None:
-        output.mkdir(parents=True, exist_ok=True)
-        (output / "planner.json").write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+        write_json(document, output / "planner.json")
     if as_json:
         typer.echo(json.dumps(document, indent=2))
         return
@@ -106,16 +103,16 @@ def planner(
 
 
 def smaller(size: PlanningSize) -> list[PlanningSize]:
-    """The size with one number at a quarter and at a half."""
-    found = []
-    for name, least in (("rows", 100), ("classes", 2), ("members", 1)):
-        for part in (4, 2):
-            found.append(PlanningSize(**{**asdict(size), name: max(least, getattr(size, name) // part)}))
-    return found
+    """Sizes with a quarter and with half of the rows, of the classes and of the members."""
+    return [
+        replace(size, **{name: max(least, getattr(size, name) // part)})
+        for name, least in (("rows", 100), ("classes", 2), ("members", 1))
+        for part in (4, 2)
+    ]
 
 
 def measured(size: PlanningSize) -> PlanningRun:
-    """One run in a process of its own, so that its peak of memory is nobody else's."""
+    """One run in a process of its own, whose peak of memory is that of planning alone."""
     with tempfile.TemporaryDirectory() as folder:
         path = str(Path(folder) / "records.npz")
         _in_a_process(_write, path, size)
@@ -124,7 +121,7 @@ def measured(size: PlanningSize) -> PlanningRun:
 
 
 def _in_a_process(function: Any, *arguments: Any) -> Any:
-    # Unlike a multiprocessing.Pool this one raises when the process dies, for want of memory for example.
+    # Unlike multiprocessing.Pool it raises where the process dies, for want of memory for example.
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(function, *arguments).result()
 
@@ -143,8 +140,8 @@ def made_records(size: PlanningSize, seed: int = 0) -> Records:
     outputs = {}
     for place in range(size.members):
         output = np.empty((size.rows, size.classes), np.float32)
-        for at in range(0, size.rows, CHUNK_ROWS):
-            part = output[at : at + CHUNK_ROWS]
+        for at in range(0, size.rows, _CHUNK_ROWS):
+            part = output[at : at + _CHUNK_ROWS]
             rng.standard_normal(out=part, dtype=np.float32)
         lift = level * (0.6 + 0.1 * place) + 3 * easy + rng.normal(0, 0.5, size.rows)
         output[np.arange(size.rows), labels] += lift.astype(np.float32)
@@ -154,12 +151,12 @@ def made_records(size: PlanningSize, seed: int = 0) -> Records:
         ids=np.arange(size.rows),
         labels=labels,
         outputs=outputs,
-        cost={name: COST_STEP**place for place, name in enumerate(outputs)},
+        cost={name: _COST_STEP**place for place, name in enumerate(outputs)},
     )
 
 
 def planned(path: str, size: PlanningSize) -> dict[str, Any]:
-    """Plans from a records file in this process; the facts of a `PlanningRun` but its size."""
+    """Plans from a records file in this process; gives all fields of a `PlanningRun` but its size."""
     steps: dict[str, float] = {}
 
     @contextmanager
