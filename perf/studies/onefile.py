@@ -1,8 +1,8 @@
 """`python -m perf onefile`: time of one graph for a whole cascade against its members alone, in ONNX Runtime.
 
 The graph and the members are timed in the same rounds, one after the other, so that drift of the machine affects
-both alike. Ratios are formed within a round; their median is given with its quartiles. Members alone are called one
-after another, as in a cascade: a member called over and over by itself would keep its weights in the cache.
+both alike. Ratios are formed within a round; their median is given with its quartiles. Members alone are called
+one after another, as in a cascade: a member called over and over by itself would keep its weights in the cache.
 """
 
 from __future__ import annotations
