@@ -144,7 +144,7 @@ def _send_by_client(
     cell: Cell, route: BenchRoute, served: Served, *, inputs: InputFile, seconds: float, seed: int
 ) -> Window:
     rows, repository = inputs.rows.rows, served.repository
-    closed = {"concurrency": cell.concurrency or 1, "batch": cell.batch, "seconds": seconds}
+    closed: dict[str, Any] = {"concurrency": cell.concurrency or 1, "batch": cell.batch, "seconds": seconds}
 
     async def by_asyncio() -> Window:
         assert repository.asyncio_client is not None, "a repository with such a route brings its client"

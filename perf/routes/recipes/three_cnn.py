@@ -279,7 +279,9 @@ def kept_factor(path: Path, measure_ms: Callable[[], float], *, wanted_ms: float
                 return FACTORS[FACTORS.index(kept["factor"])]
         except (ValueError, KeyError, TypeError) as error:
             fix = "remove it; the machine is measured again"
-            raise DataError(path, got=f"{type(error).__name__}: {error}", expected="a factor", fix=fix) from error
+            raise DataError(
+                str(path), got=f"{type(error).__name__}: {error}", expected="a factor", fix=fix
+            ) from error
     measured_ms = measure_ms()
     factor = factor_of(measured_ms, wanted_ms)
     document = {"factor": factor, "measured_ms": measured_ms, "wanted_ms": wanted_ms}

@@ -161,14 +161,14 @@ def _against_bound(lookup: CellLookup, largest: str) -> list[TargetVerdict]:
     hard = [lookup.find("committee", concurrency=number, deferral=1.0) for number in (16, 64)]
     every = max((cell for cell in hard if cell is not None), key=lambda cell: cell.requests_per_s, default=None)
     last = lookup.best(largest, batch=1)
-    bounded = at_64 is not None and at_64.bound_by is not None
+    bound_by = None if at_64 is None else at_64.bound_by
     return [
         TargetVerdict(
             target="requests/s against the bound, concurrency 64",
             needed=0.90,
             sense="at least",
             measured=figure(at_64, "efficiency"),
-            note=f"the bound is set by {at_64.bound_by}" if bounded else "",
+            note="" if bound_by is None else f"the bound is set by {bound_by}",
             cells=(at_64,),
         ),
         TargetVerdict(

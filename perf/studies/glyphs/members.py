@@ -208,7 +208,7 @@ def _write(
     repository: Path, member: GlyphsMember, model: ResidualNet, data: _TrainData, settings: dict[str, object]
 ) -> None:
     side = member.resolution_px
-    model = model.to(memory_format=torch.contiguous_format)
+    model = model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # torch's types lack it
     network = onnx_from_torch(model, torch.randn(2, 1, side, side, generator=torch.Generator().manual_seed(0)))
     proto = with_preprocess(network, processing(side), height_px=SIDE_PX, width_px=SIDE_PX)
     process = processor_of(processing(side), height_px=SIDE_PX, width_px=SIDE_PX)

@@ -157,7 +157,9 @@ def preflight(
         got = f"a session that fell back to {', '.join(active)}"
         raise ServingError("perf gpu", got=got, expected=wanted, fix=fix)
     gpu = None if provider == "cpu" else find_gpu()
-    known = {} if gpu is None else {"gpu": gpu.name, "driver": gpu.driver, "memory_mib": gpu.memory_mib}
+    known: dict[str, Any] = (
+        {} if gpu is None else {"gpu": gpu.name, "driver": gpu.driver, "memory_mib": gpu.memory_mib}
+    )
     return Device(provider=provider, active=active, onnxruntime=onnxruntime.__version__, **known)
 
 
