@@ -10,7 +10,7 @@ import typer
 
 from orchestrator.commandline import HandsOn, interrupt_on_signals, new_program, run_program
 from perf.load.command import analyzer, inputs, tritonserver
-from perf.readme import write_readme
+from perf.readme import write_blocks
 from perf.studies.bench.command import run
 from perf.studies.gpu.command import gpu
 from perf.studies.int8 import int8
@@ -58,13 +58,16 @@ def readme(
         "perf/verdict.json"
     ),
     path: Annotated[Path, typer.Option(help="README to write into.")] = Path("README.md"),
+    performance: Annotated[Path, typer.Option(help="Page that gets the speed targets.")] = Path(
+        "docs/performance.md"
+    ),
 ) -> None:
-    """Write the demo's table, the headline about the paper's claims and the speed targets into README.md.
+    """Write the demo's table and the paper's headline into README.md, the speed targets into docs/performance.md.
 
     Example: committee demo --output docs/demo && python -m perf readme
     """
-    write_readme(path, report=report, claims=claims, targets=targets)
-    typer.echo(f"Written: {path}")
+    write_blocks(readme=path, performance=performance, report=report, claims=claims, targets=targets)
+    typer.echo(f"Written: {path}, {performance}")
 
 
 if __name__ == "__main__":

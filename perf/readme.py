@@ -1,4 +1,4 @@
-"""Writes the README's numbers from committed results, so that none is typed by hand."""
+"""`python -m perf readme`: the numbers of README.md and docs/performance.md, written from committed results."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from perf.studies.reproduce.results import WRITTEN_BY, results_from_path
 BEGIN = "<!-- begin: python -m perf readme -->"
 CLAIMS_BEGIN = "<!-- begin: python -m perf readme, claims -->"
 TARGETS_BEGIN = "<!-- begin: python -m perf readme, targets -->"
-WIDTH = 88
-CLAIMS_WIDTH = 120
+_WIDTH = 88
+_CLAIMS_WIDTH = 120
 _DEMO = "make it with `committee demo`"
 _BENCH = "make it with `python -m perf run --full`"
 
 
 def block_from_report(report: dict[str, Any]) -> str:
-    """The README's block: the table and its sentences as the demo prints them."""
+    """The README's block about the demo: table and sentences as the demo prints them."""
     stream = io.StringIO()
-    console = Console(file=stream, width=WIDTH, color_system=None, force_terminal=False)
+    console = Console(file=stream, width=_WIDTH, color_system=None, force_terminal=False)
     console.print(table_from_report(report))
     lines = [line.rstrip() for line in stream.getvalue().splitlines()]
     text = "\n".join(line for line in lines if line)
@@ -44,9 +44,8 @@ def block_from_claims(results: dict[str, Any]) -> str:
     text = _headline(headline) if headline["one"] is not None else _no_headline(headline)
     if results["against_test_best"] is not None:
         text += _beside_test_best(headline, results["against_test_best"])
-    return "\n".join(
-        [CLAIMS_BEGIN, textwrap.fill(" ".join(text.split()), CLAIMS_WIDTH, break_on_hyphens=False), END]
-    )
+    filled = textwrap.fill(" ".join(text.split()), _CLAIMS_WIDTH, break_on_hyphens=False)
+    return "\n".join([CLAIMS_BEGIN, filled, END])
 
 
 def _headline(line: dict[str, Any]) -> str:
@@ -89,30 +88,8 @@ def _difference(line: dict[str, Any]) -> str:
     return f"{100 * line['difference']:+.2f} points of accuracy (paired, {low:+.2f} to {high:+.2f})"
 
 
-def readme_with_report(readme: str, report: dict[str, Any]) -> str:
-    """The README's text with the demo's block replaced.
-
-    Raises:
-        DataError: the README has lost its markers.
-    """
-    return _replaced(readme, BEGIN, block_from_report(report))
-
-
-def readme_with_claims(readme: str, results: dict[str, Any]) -> str:
-    """The README's text with the block about the paper's claims replaced.
-
-    Raises:
-        DataError: the README has lost its markers.
-    """
-    return _replaced(readme, CLAIMS_BEGIN, block_from_claims(results))
-
-
-def _replaced(readme: str, first: str, block: str) -> str:
-    return text_with_block(readme, first, block, subject="README.md")
-
-
 def block_from_targets(verdicts: list[dict[str, Any]]) -> str:
-    """The README's block about speed, from the verdict.json of a bench."""
+    """The block of docs/performance.md about targets, from the verdict.json of a bench."""
     lines = ["| ratio within one run | needed | measured | met | note |", "|---|---|---|---|---|"]
     for one in verdicts:
         measured = "not measured" if one["measured"] is None else f"{one['measured']:.3g}"
@@ -122,9 +99,34 @@ def block_from_targets(verdicts: list[dict[str, Any]]) -> str:
     return "\n".join([TARGETS_BEGIN, *lines, END])
 
 
-def readme_with_targets(text: str, verdicts: list[dict[str, Any]]) -> str:
-    """The README with the block about speed replaced; arguments as for `readme_with_report`."""
-    return _replaced(text, TARGETS_BEGIN, block_from_targets(verdicts))
+def write_blocks(*, readme: Path, performance: Path, report: Path, claims: Path, targets: Path) -> None:
+    """Writes all blocks; both files are left alone where one block cannot be made.
+
+    Args:
+        readme: README.md.
+        performance: docs/performance.md.
+        report: report.json of a demo.
+        claims: results.json of `python -m perf reproduce`.
+        targets: verdict.json of `python -m perf run`.
+
+    Raises:
+        DataError: a file is missing or holds something else, or a document cannot be written.
+    """
+    front, speed = _text_of(readme), _text_of(performance)
+    with _other_json(f"report {report}", fix=_DEMO):
+        block = block_from_report(_json_from(report, "report", fix=_DEMO))
+        front = text_with_block(front, BEGIN, block, subject=readme.name)
+    with _other_json(f"results {claims}", fix=WRITTEN_BY):
+        block = block_from_claims(results_from_path(claims))
+        front = text_with_block(front, CLAIMS_BEGIN, block, subject=readme.name)
+    with _other_json(f"verdicts {targets}", fix=_BENCH):
+        block = block_from_targets(verdicts_from_path(targets))
+        speed = text_with_block(speed, TARGETS_BEGIN, block, subject=performance.name)
+    for path, text in ((readme, front), (performance, speed)):
+        try:
+            path.write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise DataError(f"document {path}", got=f"a file that cannot be written ({error.strerror})") from error
 
 
 def verdicts_from_path(path: Path) -> list[dict[str, Any]]:
@@ -133,59 +135,29 @@ def verdicts_from_path(path: Path) -> list[dict[str, Any]]:
     Raises:
         DataError: the file is missing or holds something else.
     """
-    try:
-        verdicts: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"verdicts {path}", got=str(error), fix=_BENCH) from error
+    verdicts = _json_from(path, "verdicts", fix=_BENCH)
     if not isinstance(verdicts, list) or not verdicts:
         raise DataError(f"verdicts {path}", got="no list of targets", expected="that of a bench", fix=_BENCH)
     return verdicts
 
 
-def report_from_path(path: Path) -> dict[str, Any]:
-    """The report of a demo run.
-
-    Raises:
-        DataError: the file is missing or holds something else.
-    """
+def _text_of(path: Path) -> str:
     try:
-        report: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
-        raise DataError(f"report {path}", got=str(error), fix=_DEMO) from error
-    return report
+        raise DataError(f"document {path}", got=error, expected="text with the markers of its blocks") from error
 
 
-def write_readme(path: Path, *, report: Path, claims: Path, targets: Path) -> None:
-    """Puts all blocks into a README; it is left alone where one of them cannot be made.
-
-    Args:
-        path: of the README.
-        report: report.json of a demo run.
-        claims: results.json of `python -m perf reproduce`.
-        targets: verdict.json of `python -m perf run`.
-
-    Raises:
-        DataError: a file is missing or holds something else, or the README cannot be written.
-    """
+def _json_from(path: Path, what: str, *, fix: str) -> Any:
     try:
-        text = path.read_text(encoding="utf-8")
+        return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise DataError(f"README {path}", got=error, expected=f"text with {BEGIN} and {END}") from error
-    with _holding(f"report {report}", fix=_DEMO):
-        text = readme_with_report(text, report_from_path(report))
-    with _holding(f"results {claims}", fix=WRITTEN_BY):
-        text = readme_with_claims(text, results_from_path(claims))
-    with _holding(f"verdicts {targets}", fix=_BENCH):
-        text = readme_with_targets(text, verdicts_from_path(targets))
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise DataError(f"README {path}", got=f"a file that cannot be written ({error.strerror})") from error
+        raise DataError(f"{what} {path}", got=str(error), fix=fix) from error
 
 
 @contextmanager
-def _holding(what: str, *, fix: str) -> Iterator[None]:
-    """JSON of another shape shows where it is read: a missing key, or a value of another kind."""
+def _other_json(what: str, *, fix: str) -> Iterator[None]:
+    """Turns the errors by which JSON of another shape shows where it is read into one line."""
     try:
         yield
     except (KeyError, IndexError, TypeError, ValueError, AttributeError, StopIteration) as error:

@@ -1,4 +1,4 @@
-"""`python -m perf readme`: both blocks, or one line and a README that is left alone."""
+"""`python -m perf readme`: all blocks, or one line and documents that are left alone."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ import pytest
 
 from orchestrator.cli.demo import sentences_from_report
 from orchestrator.errors import DataError
-from perf.readme import block_from_claims, write_readme
+from perf.readme import block_from_claims, write_blocks
 from perf.studies.reproduce.document import md_from_results
 from perf.studies.reproduce.results import results_from_path
 
 ROOT = Path(__file__).parents[2]
 README, REPORT = ROOT / "README.md", ROOT / "docs/demo/report.json"
 CLAIMS = ROOT / "docs/reproduce/results.json"
+PERFORMANCE = ROOT / "docs/performance.md"
 TARGETS = ROOT / "perf/verdict.json"
 
 
@@ -69,8 +70,10 @@ def without_claims(results: dict[str, Any]) -> str:
 @pytest.mark.parametrize(
     ("spoiled", "text", "says"),
     [
-        ("readme", None, "README .*No such file"),
+        ("readme", None, "document .*No such file"),
         ("readme", lambda _: "no blocks", "no markers"),
+        ("performance", None, "document .*No such file"),
+        ("performance", lambda _: "no blocks", "no markers"),
         ("report", None, "report .*committee demo"),
         ("report", lambda _: "[]", "other JSON .*committee demo"),
         ("report", lambda _: "{}", "other JSON .KeyError.*committee demo"),
@@ -82,22 +85,23 @@ def without_claims(results: dict[str, Any]) -> str:
         ("claims", without_claims, "other JSON .KeyError: 'headline'.*perf reproduce"),
     ],
 )
-def test_what_cannot_be_written_is_one_line_and_the_readme_is_left_alone(
+def test_what_cannot_be_written_is_one_line_and_the_documents_are_left_alone(
     tmp_path: Path,
     results: dict[str, Any],
     spoiled: str,
     text: Callable[[dict[str, Any]], str] | None,
     says: str,
 ) -> None:
-    paths = {"readme": README, "report": REPORT, "claims": CLAIMS, "targets": TARGETS}
+    paths = {"readme": README, "performance": PERFORMANCE}
+    paths |= {"report": REPORT, "claims": CLAIMS, "targets": TARGETS}
     for name, path in paths.items():
         paths[name] = tmp_path / name
         if name != spoiled:
             paths[name].write_text(path.read_text())
         elif text is not None:
             paths[name].write_text(text(results))
-    before = paths["readme"].read_text() if paths["readme"].exists() else None
+    before = {name: path.read_text() for name, path in paths.items() if path.exists()}
     with pytest.raises(DataError, match=says) as caught:
-        write_readme(paths["readme"], report=paths["report"], claims=paths["claims"], targets=paths["targets"])
+        write_blocks(**paths)
     assert "\n" not in str(caught.value)
-    assert before is None or paths["readme"].read_text() == before
+    assert {name: path.read_text() for name, path in paths.items() if path.exists()} == before
