@@ -14,11 +14,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from orchestrator.planner.candidates import CandidatePlan, answers_of
 from orchestrator.planner.goal import Goal, MeasuredRows
 from orchestrator.planner.intervals import BOUNDS, fewest_rows, rate_at_least, tilt_at_most
+from orchestrator.spec.shares import evenly_spread
 
 # Neighbours in a longer sequence differ by rows that nobody can tell from chance.
 LONGEST_SEQUENCE = 40
@@ -94,10 +93,7 @@ def sequence_of(tests: Sequence[PlannedTest]) -> list[PlannedTest]:
     for test in sorted(tests, key=lambda test: (test.risk, test.plan.integer_cost)):
         if not kept or test.plan.integer_cost < kept[-1].plan.integer_cost:
             kept.append(test)
-    if len(kept) <= LONGEST_SEQUENCE:
-        return kept
-    places = np.unique(np.linspace(0, len(kept) - 1, LONGEST_SEQUENCE).round().astype(int))
-    return [kept[place] for place in places]
+    return [kept[place] for place in evenly_spread(len(kept), LONGEST_SEQUENCE)]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,8 +11,6 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from orchestrator.planner.candidates import COST_TOLERANCE, CandidatePlan, orderings_of
 from orchestrator.planner.certify import (
     Certificate,
@@ -37,6 +35,7 @@ from orchestrator.planner.goal import (
 from orchestrator.planner.intervals import rate_at_least
 from orchestrator.planner.search import RIGHT, SearchResult, search
 from orchestrator.progress import Progress, no_progress
+from orchestrator.spec.shares import evenly_spread
 
 # Key of the frontier whose measure is not to lose what the reference gets right.
 NOT_LOST = "not_lost"
@@ -252,9 +251,8 @@ class _Deciding:
         most = self._reference_cost()
         for frontier in self.result.frontiers.values():
             cheaper = [plan for plan in frontier if plan.integer_cost < most]
-            if cheaper:
-                places = np.unique(np.linspace(0, len(cheaper) - 1, MOST_CANDIDATES).round().astype(int))
-                found |= {cheaper[place]: cheaper[place] for place in places}
+            places = evenly_spread(len(cheaper), MOST_CANDIDATES)
+            found |= {cheaper[place]: cheaper[place] for place in places}
         found[cheapest] = cheapest
         return list(found.values())
 

@@ -23,6 +23,7 @@ from orchestrator.planner.search import RIGHT, SearchResult, gears_of
 from orchestrator.planner.subset_table import in_cost_order, mode_of, table_from_records
 from orchestrator.progress import Progress, no_progress
 from orchestrator.spec import CascadeSpec, Fit, Gears, Member, Stage
+from orchestrator.spec.shares import evenly_spread
 
 # More points than this tell a reader nothing; the first and the last are always there.
 FRONTIER_POINTS = 200
@@ -240,11 +241,8 @@ def spec_stages(plan: CandidatePlan, pool: Sequence[Member]) -> tuple[Stage, ...
 def frontier_points(result: SearchResult, pool: Sequence[Member]) -> tuple[FrontierPoint, ...]:
     """The frontier of being right, thinned evenly where it is long."""
     frontier = result.frontiers[RIGHT]
-    if not frontier:
-        return ()
-    places = np.unique(np.linspace(0, len(frontier) - 1, FRONTIER_POINTS).round().astype(int))
     points = []
-    for plan in (frontier[place] for place in places):
+    for plan in (frontier[place] for place in evenly_spread(len(frontier), FRONTIER_POINTS)):
         stages = tuple(tuple(pool[place].name for place in group) for group in plan.stages)
         points.append(
             FrontierPoint(

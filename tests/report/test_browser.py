@@ -152,7 +152,9 @@ def test_a_row_leaves_a_stage_on_the_page_where_the_exit_rule_lets_it(
     low = None if low is None or (threshold is not None and low >= threshold) else low
     spec = made_plan((("tiny",), ("large",)), (threshold,))
     spec = dataclasses.replace(spec, stages=(dataclasses.replace(spec.stages[0], low=low), spec.stages[1]))
-    exits, _ = ExitRule(spec).decide_plain(np.array(scores, np.float32), 0)
+    score, stage = np.array(scores, np.float32), np.zeros(len(scores), np.int32)
+    shift = np.zeros(len(scores), np.float32)
+    exits, _ = ExitRule(spec).decide(0, score, min_stage=stage, max_stage=stage + 1, shift=shift)
     if chrome.evaluate("typeof leaves") != "function":
         chrome.open(page)
     bar = "Infinity" if threshold is None else threshold
