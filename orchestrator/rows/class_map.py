@@ -2,9 +2,9 @@
 
 One line per class, in the order of the members' scores: the name in the data set and, after a blank, what the
 class is. Kaggle's LOC_synset_mapping.txt has this form. A name with blanks in it has a tab behind it, except where
-no line has a tab and all names of the data set are whole lines. The words
-are compared with what the members call their classes: a line that speaks of another class than the one it stands
-for means another order. Where members have no names, the words, or else the names, become those of the cascade.
+no line has a tab and all names of the data set are whole lines. The words are compared with the members' class
+names: where a line has the words of another class than the one whose place it has, the order is wrong. Where
+members have no names, the words, or else the names, become those of the cascade.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class ClassMap:
         return tuple(words or name for name, words in zip(self.names, self.words, strict=True))
 
     def places(self, what: str, names: Sequence[str]) -> tuple[ClassMap, dict[str, int]]:
-        """The map as a data set has it that uses these names, and the class of each by its normal form.
+        """The map for a data set with these names, and the class number of each normal form.
 
         Raises:
             DataError: two lines are of one name.
@@ -53,7 +53,7 @@ class ClassMap:
 
     @property
     def advice(self) -> str | None:
-        """What to do with lines of which the names end elsewhere than was meant."""
+        """The fix for lines whose names end at another place than the user meant; None where that cannot be."""
         if not any(set(line) & set(" ,;") for line in self.lines):
             return None
         return "put a tab behind every name in the map: without one a name ends at the first blank"
@@ -105,7 +105,7 @@ def _text(path: Path, what: str) -> str:
 
 
 def _check_order(what: str, words: Sequence[str], known: Sequence[str]) -> None:
-    """Refuses a line that says what the members say of another class."""
+    """Refuses a line whose words the members use for another class."""
     number = first_misplaced(words, known)
     if number is not None:
         raise DataError(

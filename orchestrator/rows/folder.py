@@ -1,4 +1,4 @@
-"""A folder of pictures, one sub-folder per class; only names are held, pictures are read piece by piece."""
+"""A folder of pictures, one sub-folder per class. Memory holds the names; pictures are read piece by piece."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from orchestrator.spec.class_names import in_order
 
 
 class _Listing:
-    """Pictures found so far, and a hash of their names, sizes and times."""
+    """The pictures found so far, with hashes of their names, sizes and times."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -28,7 +28,7 @@ class _Listing:
         self._changes = hashlib.sha256()
 
     def walk(self, folder: str) -> int:
-        """Adds the pictures below a sub-folder, sorted; gives their number."""
+        """Adds the pictures below a sub-folder, sorted, and returns their number."""
         before = len(self.names)
         for place, folders, files in os.walk(self.root / folder):
             folders[:] = in_order(name for name in folders if not name.startswith("."))
@@ -42,11 +42,11 @@ class _Listing:
             self._add(self.root / name)
 
     def sha256(self) -> str:
-        """The hash of the listing."""
+        """Hash of names, sizes and times of modification."""
         return self._digest.hexdigest()
 
     def changes_sha256(self) -> str:
-        """The hash of the times at which the files were last changed, which nobody can set back."""
+        """Hash of the times of status changes, which cannot be set back as times of modification can."""
         return self._changes.hexdigest()
 
     def _add(self, path: Path) -> None:
@@ -62,7 +62,7 @@ class _Listing:
         except UnicodeEncodeError as error:
             raise DataError(f"picture {name!a}", got="a name that is not UTF-8", fix="rename it") from error
         except OSError:
-            # Reading it will fail as well and say why, or skip it.
+            # Reading the picture will fail, too, and then says why or skips the row.
             self._digest.update(encoded + b"\0-")
         else:
             self._digest.update(encoded + f"\0{stat.st_size} {stat.st_mtime_ns}\n".encode())

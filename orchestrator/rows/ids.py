@@ -35,7 +35,7 @@ def check_ids(what: str, ids: Array, rows: int) -> None:
 
 
 def _is_text(text: str) -> bool:
-    """Whether it holds no half of a character, as a file name that is no UTF-8 does."""
+    """Whether the text has no half characters, which file names have that are no UTF-8."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -55,12 +55,12 @@ def check_labels(
     """Refuses labels that are not one class number per row.
 
     Args:
-        what: they are called in an error.
+        what: names the labels in an error.
         labels: to be (n,) whole numbers.
         rows: n.
         classes: k.
         first: number of the first class; that of the last one is k - 1 more.
-        mending: what to do with labels that number the classes from another first one.
+        mending: the fix for labels that number the classes from another first one.
 
     Raises:
         DataError: naming the fault.
@@ -88,7 +88,7 @@ def sha256_of_array(rows: Array) -> str:
 
 
 def sha256_of_parts(dtype: np.dtype[Any], shape: tuple[int, ...], *, parts: Iterable[Array]) -> str:
-    """The same of an array that comes in parts along its first axis."""
+    """Hash of an array that comes in parts along its first axis; equal to that of the whole array."""
     digest = hashlib.sha256(f"{dtype.str}{tuple(shape)}".encode())
     for part in parts:
         digest.update(np.ascontiguousarray(part).tobytes())

@@ -1,4 +1,4 @@
-"""Class names to class numbers, as the members know them."""
+"""Labels of rows as the class numbers of the members, from numbers or from class names."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ class MemberClasses:
 
 @dataclass(frozen=True, kw_only=True)
 class ClassNumbers:
-    """Class numbers of names.
+    """Which class number each name of a data source stands for.
 
     Args:
         numbers: name -> class.
         by: "map", "name" or "order"; None where the names are numbers as text.
-        class_names: what the classes are called, the members' own names first; None where some are not known.
+        class_names: of all classes, those of the members first; None where some are not known.
         note: what the user should check, if anything.
     """
 
@@ -59,7 +59,7 @@ class ClassNumbers:
 
 
 def class_numbers(what: str, names: Sequence[str], classes: MemberClasses) -> ClassNumbers:
-    """Class numbers of the different class names in a data source.
+    """Matches the class names of a data source with the members' classes.
 
     Raises:
         DataError: a name the members do not have, or another number of names than classes.
@@ -147,7 +147,7 @@ def _by_name(what: str, names: Sequence[str], known: tuple[str, ...]) -> ClassNu
 
 @dataclass(frozen=True, kw_only=True)
 class RowLabels:
-    """RowLabels of a source.
+    """The labels of a data source.
 
     Args:
         numbers: int64 (n,) in 0..k-1, `UNLABELLED` in rows that have none; None where no row has any.
@@ -170,7 +170,7 @@ def labels_from_array(
     classes: MemberClasses,
     missing: npt.NDArray[np.bool_] | None = None,
 ) -> RowLabels:
-    """RowLabels as class numbers, from numbers or names.
+    """Labels as class numbers, from numbers or names.
 
     Args:
         what: names the source in errors.
@@ -180,8 +180,8 @@ def labels_from_array(
         missing: (n,), which rows have no label.
 
     Raises:
-        DataError: they are neither, not one per row, of classes that the members do not have, or none or no names
-            although an option speaks of them.
+        DataError: they are neither numbers nor names, not one per row, or of classes that the members do not have;
+            or there are none, or no names, although `classes` says how to read them.
     """
     if missing is not None:
         _check_any(what, ~missing)
@@ -221,7 +221,7 @@ def _of_numbers(
 
 
 def _whole(what: str, labels: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Floats and booleans as whole numbers, NaN as `UNLABELLED`: pandas makes floats of what has gaps."""
+    """Floats and booleans as whole numbers, NaN as `UNLABELLED`: pandas stores numbers with gaps as floats."""
     if labels.dtype.kind == "b":
         return labels.astype(np.int64)
     if labels.dtype.kind != "f":
@@ -250,7 +250,7 @@ def _of_names(
 
 
 def _placed(what: str, known: npt.NDArray[np.int64], missing: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
-    """RowLabels of all rows, `UNLABELLED` where they are missing."""
+    """Labels of all rows, `UNLABELLED` where they are missing."""
     placed = np.full(len(missing), UNLABELLED, np.int64)
     placed[~missing] = known
     _check_any(what, placed != UNLABELLED)

@@ -1,4 +1,4 @@
-"""What a user needs to see of names that match no known one: the nearest, and code points that look alike."""
+"""Names that match no known one, for an error: each with the nearest known name, and look-alikes made visible."""
 
 from __future__ import annotations
 

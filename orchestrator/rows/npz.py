@@ -20,7 +20,7 @@ from orchestrator.files import replaced_file
 
 Array = npt.NDArray[Any]
 # What reading a broken archive raises; numpy lets exceptions of zipfile, zlib and tokenize through. RuntimeError
-# says it is encrypted; MemoryError and OverflowError come of a header with a shape nothing could have.
+# means an encrypted archive; MemoryError and OverflowError a header with an impossible shape.
 BROKEN = (
     ValueError,
     OSError,
@@ -114,7 +114,7 @@ def npz_writer(path: Path) -> Iterator[NpzWriter]:
 
 @contextlib.contextmanager
 def opened_npz(path: Path, *, what: str, fix: str | None = None) -> Iterator[Any]:
-    """An archive of arrays, as numpy opens it; what goes wrong in the block is said of it too.
+    """An archive of arrays, as numpy opens it; errors of reading in the block name it, too.
 
     Raises:
         DataError: it is no archive, a truncated one, or one of Python objects.
@@ -137,7 +137,7 @@ def arrays_from_path(path: Path, *, what: str, wanted: Callable[[str], bool]) ->
 
     Args:
         path: of the archive.
-        what: it is, for errors.
+        what: names the archive in errors.
         wanted: whether an array of that name is read; the others may be of any size.
 
     Raises:
@@ -145,7 +145,7 @@ def arrays_from_path(path: Path, *, what: str, wanted: Callable[[str], bool]) ->
     """
     with opened_npz(path, what=what, fix="record again") as stored:
         arrays = {name: stored[name] for name in stored.files if wanted(name)}
-        # Of an entry that is no array, numpy gives the bytes.
+        # numpy returns the bytes of an entry that is no array.
         strange = [name for name, array in arrays.items() if not isinstance(array, np.ndarray)]
         if strange:
             raise ValueError(f"{', '.join(strange)}: no array")

@@ -1,8 +1,9 @@
 """Parquet as people have it: a file or a folder of them, however its columns are encoded.
 
 Imported only for Parquet. Files are read through a small buffer and decoded a few rows at a time, so a row group
-may have any size. What is held at once is a page of each column that is read, about three times over; pyarrow
-writes up to 1,024 rows to a page, however large they are (docs/records.md has numbers).
+may have any size. Memory holds about three pages of each column that is read; pyarrow writes up to 1,024 rows to a
+page, however large they are (docs/parquet-memory.md has figures). The scanner of pyarrow.dataset, even without
+reading ahead, takes twice the memory for the same file, so it only tells what the names of folders say.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from orchestrator.rows.blocks import is_hidden
 from orchestrator.rows.parquet_types import FOREIGN, plain, plain_type
 from orchestrator.spec.class_names import normal_form
 
-# Without a buffer pyarrow reads what a row group holds of a column in one piece.
+# Without a buffer pyarrow reads a column of a whole row group in one piece.
 BUFFER_BYTES = 1 << 16
 # Rows that are decoded at once at most; pictures are read in smaller batches.
 BATCH_ROWS = 1 << 16
@@ -33,7 +34,7 @@ BATCH_ROWS = 1 << 16
 
 @dataclass(frozen=True, kw_only=True)
 class ParquetPart:
-    """One file.
+    """One file of a table.
 
     Args:
         path: of the file.

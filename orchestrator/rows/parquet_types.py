@@ -1,4 +1,4 @@
-"""Arrow types that say the same in other words, and what they become. Imported only for Parquet."""
+"""Arrow types in plain form: without dictionaries, views and extensions. Imported only for Parquet."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from orchestrator.errors import DataError
 
-# What pyarrow raises for files and values that are not as it wants them.
+# What pyarrow raises for files and values that it cannot use.
 FOREIGN = (OSError, pa.ArrowException)
 UUID = "extension<arrow.uuid>"
 # By name, since older releases of pyarrow do not have them.
@@ -18,7 +18,7 @@ _VIEWS = {"string_view": pa.large_string(), "binary_view": pa.large_binary()}
 
 
 def plain_type(kind: Any) -> Any:
-    """The type that says the same without a dictionary, views, or an extension's name (except of a UUID)."""
+    """The type of the same values without dictionaries, views and extensions; a UUID stays one."""
     if str(kind) in _VIEWS:
         return _VIEWS[str(kind)]
     if pa.types.is_dictionary(kind):

@@ -1,7 +1,7 @@
 """From a picture to one row, as the plan's `preprocess` section says. Needs Pillow, imported when used.
 
-Every picture of every command is decoded here, and whatever its decoder raises is that picture's refusal: Pillow's
-readers raise nearly anything on broken files (struct.error, TypeError, KeyError, MemoryError, ...).
+Every picture of every command is decoded here. Whatever the decoder raises refuses that picture alone, since
+Pillow's readers raise nearly anything on broken files (struct.error, TypeError, KeyError, MemoryError, ...).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 Rows = npt.NDArray[Any]
 # One row (*dims) from an encoded picture and its name for errors.
 ReadPicture = Callable[[bytes, str], npt.NDArray[Any]]
-# Endings of the files that folders of pictures are searched for.
+# Endings of the files that are taken for pictures in a folder.
 PICTURE_ENDINGS = frozenset(
     [".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".avif"]
 )
@@ -41,7 +41,7 @@ _FORMATS = (
     "PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM", "AVIF",
     "JPEG2000", "DIB", "ICO", "QOI", "TGA", "PCX", "SGI", "PSD", "DDS",
 )  # fmt: skip
-# How such files begin, by more bytes than a raw tensor would have by chance.
+# First bytes of such files, more of them than a raw tensor would have by chance.
 _SURE_START = re.compile(
     rb"\x89PNG\r\n|\xff\xd8\xff|GIF8|RIFF....WEBP|II[*+]\0|MM\0[*+]|....ftyp"
     rb"|BM.{4}\0{4}.{4}[\x0c\x28\x34\x38\x40\x6c\x7c]\0\0\0",
@@ -74,7 +74,7 @@ def picture_bytes(path: Path, what: str) -> bytes:
 
 
 def quiet_pillow() -> None:
-    """Keeps Pillow's remarks on odd files off the terminal; what it cannot read is refused with its reason."""
+    """Keeps Pillow's warnings about odd files off the terminal; unreadable files are refused with a reason."""
     warnings.filterwarnings("ignore", module=r"PIL\.")
     logger = logging.getLogger("PIL")
     if not logger.handlers:
