@@ -1,4 +1,4 @@
-"""One recording from start to end: what is asked, what is kept when it stops, what the file says of itself."""
+"""One recording from start to end, with what is kept when it stops early."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from orchestrator.commandline import interrupted_from
 from orchestrator.errors import CommitteeError, DataError, SpecError, first_few
 from orchestrator.planner.records import Records
 from orchestrator.progress import Progress, no_progress
-from orchestrator.recording.pool import Pool, opened_pool
+from orchestrator.recording.pool import MemberPool, opened_pool
 from orchestrator.recording.run import RecordingTask, answered_pieces, record_into, wanted_rows
 from orchestrator.recording.scores import evidence_of, row_dims_noted
 from orchestrator.recording.shards import NO_DIGEST, Shards
@@ -51,8 +51,8 @@ class RecordOptions:
     columns: ColumnNames = field(default_factory=ColumnNames)
 
 
-def source_for(pool: Pool, options: RecordOptions) -> RowSource:
-    """The rows that the members are to be asked about.
+def source_for(pool: MemberPool, options: RecordOptions) -> RowSource:
+    """The rows to record, with labels in the members' classes.
 
     Raises:
         CommitteeError: the data cannot be used, or not with these members.
@@ -73,7 +73,7 @@ def source_for(pool: Pool, options: RecordOptions) -> RowSource:
 
 
 def record_job(
-    pool: Pool,
+    pool: MemberPool,
     options: RecordOptions,
     output: Path,
     *,
@@ -124,7 +124,7 @@ def record_job(
 
 
 def records_of(repository: Path, members: Sequence[str], data: str) -> Records:
-    """What every member says of every row of a data source, all in memory.
+    """Every member's outputs on every row of a data source, all in memory.
 
     Raises:
         CommitteeError: as `record_job`.
@@ -155,7 +155,7 @@ def _check_labelled(source: RowSource, wanted: Indices) -> None:
 
 
 def _header(task: RecordingTask, options: RecordOptions) -> dict[str, Any]:
-    """What a run must share with the one it goes on with."""
+    """What a resumed run and the one it resumes have in common."""
     source, pool = task.source, task.pool
     return {
         "format": 1,
@@ -174,7 +174,7 @@ def _header(task: RecordingTask, options: RecordOptions) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _saying_what_is_kept(shards: Shards, total: int) -> Iterator[None]:
-    """Adds to what ends the block early how many rows are kept for the next run."""
+    """Adds to errors and interrupts in the block how many rows are kept for the next run."""
     try:
         yield
     except KeyboardInterrupt as stopped:
@@ -195,8 +195,8 @@ def _kept(shards: Shards, total: int) -> str:
     return f"{shards.done} of {total} rows are kept in {shards.folder}, the same command goes on from there"
 
 
-def _check_disk(output: Path, pool: Pool, *, rows: int) -> None:
-    """Refuses before any work what would not fit: parts and the finished file lie side by side for a moment."""
+def _check_disk(output: Path, pool: MemberPool, *, rows: int) -> None:
+    """Refuses a disk without room for the parts and the finished file, which both exist for a moment."""
     need = 2 * rows * pool.classes * 4 * len(pool.names)
     place = next(folder for folder in output.resolve().parents if folder.exists())
     free = shutil.disk_usage(place).free
@@ -210,7 +210,7 @@ def _check_disk(output: Path, pool: Pool, *, rows: int) -> None:
 
 
 def _finished(shards: Shards, task: RecordingTask, options: RecordOptions, *, digest: bytes) -> dict[str, Any]:
-    """Writes the records file and says what is in it."""
+    """Writes the records file and returns its summary."""
     source, pool = task.source, task.pool
     kept = shards.kept()
     skipped = {str(source.ids[task.wanted[at]]): why for at, why in sorted(shards.skipped().items())}

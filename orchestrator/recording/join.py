@@ -1,6 +1,6 @@
-"""Records files put together: members recorded apart over the same rows, other rows of the same members, or both.
+"""Joining records files: of other members over the same rows, of other rows of the same members, or both.
 
-Every member must have every row, once. Scores are copied in pieces; only ids and labels of all files are held.
+Every member must have every row, once. Scores are copied in pieces; memory holds ids and labels of all files.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from orchestrator.rows.npz import extract_array
 
 Array = npt.NDArray[Any]
 Codes = npt.NDArray[np.intp]
-# What a piece of scores may take. Rows in any order touch a page of the file each.
+# Limits of one piece of scores; rows in random order touch a page of the file each.
 PIECE_BYTES, PIECE_ROWS = 16 << 20, 8192
 
 
 @dataclass(frozen=True, kw_only=True)
 class Joined:
-    """What a joined file holds.
+    """The content of a joined file.
 
     Args:
         rows: n.
@@ -58,7 +58,7 @@ class Joined:
     joined: tuple[str, ...]
 
     def summary(self) -> dict[str, Any]:
-        """JSON values, as `summary_of` gives them of a recording."""
+        """JSON values, like those of `summary_of`."""
         about = self.meta.get("members", {})
         members = {
             name: {
@@ -161,7 +161,7 @@ def _check_classes(files: Sequence[RecordsFile]) -> None:
 
 
 def _numbered(files: Sequence[RecordsFile]) -> tuple[Array, list[Codes]]:
-    """All ids (N,) in order of their first appearance, and which of them each file's rows are."""
+    """All ids (N,) in order of their first appearance, and for each file the places of its rows among them."""
     stacked = np.concatenate([file.ids for file in files])
     unique, first, inverse = np.unique(stacked, return_index=True, return_inverse=True)
     rank = np.empty(len(unique), np.intp)
@@ -182,7 +182,7 @@ def _one_cost(name: str, files: Sequence[RecordsFile]) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class _Table:
-    """Which file has which rows.
+    """Which rows each file has.
 
     Args:
         files: the files.
@@ -232,7 +232,7 @@ class _Table:
         )
 
     def check_same_data(self) -> None:
-        """Refuses files with the same rows whose data are said to differ."""
+        """Refuses files with the same ids whose data differ by hash."""
         for place, file in enumerate(self.files):
             for before, other in enumerate(self.files[:place]):
                 hashes = {one.meta.get("data_sha256") for one in (file, other)} - {None}
@@ -246,7 +246,7 @@ class _Table:
                     )
 
     def notes_on_data(self) -> list[str]:
-        """What to say of files that share some rows while their data are said to differ."""
+        """Notes on files that share some rows although their data differ by hash."""
         notes = []
         for place, file in enumerate(self.files):
             for before, other in enumerate(self.files[:place]):

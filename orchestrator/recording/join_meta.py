@@ -1,4 +1,4 @@
-"""What several records say of themselves, as one: what they agree on, and a refusal where they contradict."""
+"""The meta of joined records: what all files agree on, and errors where they contradict each other."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from orchestrator.planner.records import SKIPPED_LISTED
 from orchestrator.spec.class_names import first_unlike
 
 Named = tuple[str, Mapping[str, Any]]
-# Words for people: all of them, where they differ.
+# Texts for people; where they differ all are kept.
 _LISTED = ("data", "asked")
 _KINDS = {
     "members": dict, "recorded_with": dict, "skipped": dict, "skipped_rows": int, "part": dict, JOINED: list,
@@ -58,14 +58,14 @@ def joined_meta(metas: Sequence[Named], *, kept: npt.NDArray[Any], left_out: npt
 
 
 def notes_of(metas: Iterable[Mapping[str, Any]]) -> list[str]:
-    """What to know of records that were made under different conditions."""
+    """Notes on records that were made under different conditions."""
     known = [meta["recorded_with"] for meta in metas if meta.get("recorded_with")]
     keys = sorted({key for one in known for key in one if any(other.get(key) != one[key] for other in known)})
     return [f"recorded with different {' and '.join(keys)}".replace("_", " ")] if keys else []
 
 
 def _agreed(metas: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What all say, and say alike; names of classes, which are the same by now, also where some say nothing."""
+    """Entries that are equal in all metas; class names, which were compared before, also where some have none."""
     first = metas[0]
     agreed = {key: first[key] for key in first if all(key in one and one[key] == first[key] for one in metas)}
     names = next((one["class_names"] for one in metas if one.get("class_names")), None)
@@ -125,7 +125,7 @@ def _members(metas: Sequence[Named]) -> dict[str, Any]:
 def _skipped(
     metas: Sequence[Mapping[str, Any]], *, kept: npt.NDArray[Any], left_out: npt.NDArray[Any]
 ) -> dict[str, Any]:
-    """Rows that were left out anywhere; their number is a lower bound where not all are listed."""
+    """Rows that were left out of any file; their number is a lower bound where not all are listed."""
     if not len(left_out) and not any("skipped_rows" in meta for meta in metas):
         return {}
     reasons = {key: why for meta in reversed(metas) for key, why in meta.get("skipped", {}).items()}

@@ -36,26 +36,26 @@ from orchestrator.spec.served_model import ModelInfo, TensorInfo, input_tensor, 
 from orchestrator.spec.validation import NAME
 
 Rows = npt.NDArray[Any]
-# What one piece may take: memory of its rows, and work, so that an interrupt waits seconds and not minutes.
+# Limits of one piece: memory for its rows, and work, so that an interrupt waits seconds and not minutes.
 PIECE_BYTES, PIECE_MACS, PIECE_ROWS = 8 << 20, 1e11, 256
-# A side for images of any size, only to guess how large they are.
+# The side that is assumed for images of any size when their memory is estimated.
 USUAL_PX = 224
 _APART = "record them apart, then join the files with `committee record --join`"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pool:
+class MemberPool:
     """Members that take the same rows and give scores of the same classes.
 
     Args:
         infos: member name -> its tensors.
-        manifests: what their exports wrote down, where that is at hand.
+        manifests: of the members that were exported and whose manifest.json is there.
         cost: member name -> cost per row.
-        asked: who answers: ONNX Runtime with its version, or a server's address.
+        asked: ONNX Runtime with its version, or the server's address.
         made_with: the ONNX Runtime and the instruction sets that compute the scores; empty where a server does.
         ask: scores of a member, float32 (n, k), from rows (n, *dims); may be called from several threads.
-        workers: pieces asked about at once.
-        kinds: member name -> what its scores are and who says so, where anybody does.
+        workers: number of pieces that are asked about at once.
+        kinds: member name -> output kind and what states it; members of unstated kind are absent.
         served: member name -> the version that a server answers from, None where that is not known.
         label_files: member name -> class names by the label file that its configuration names.
     """
@@ -72,7 +72,7 @@ class Pool:
     label_files: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def version_notes(self) -> list[str]:
-        """Where a manifest describes another version than is served, so that its hash is another file's."""
+        """Notes on manifests of other versions than are served, whose hashes are those of other files."""
         notes = []
         for name, manifest in self.manifests.items():
             described, served = manifest.file.partition("/")[0], self.served.get(name)
@@ -87,7 +87,7 @@ class Pool:
 
     @property
     def info(self) -> ModelInfo:
-        """A member whose input stands for all."""
+        """The first member; all take the same input."""
         return next(iter(self.infos.values()))
 
     @property
@@ -96,24 +96,24 @@ class Pool:
         return _classes(self.info)
 
     def class_names(self) -> tuple[str, ...] | None:
-        """What the members call their classes, None where neither a manifest nor a label file says.
+        """The members' class names, None where neither a manifest nor a label file has them.
 
         Raises:
-            InputError: two manifests call them differently.
+            InputError: two manifests have different ones.
         """
         stated = {name: manifest.labels for name, manifest in self.manifests.items() if manifest.labels}
         check_class_names(stated, classes=self.classes)
         return common_names(stated or self.label_files, classes=self.classes)
 
     def about(self) -> dict[str, dict[str, Any]]:
-        """What records keep of each member, but for the kind of its scores."""
+        """What records keep about each member, without the kind of its scores."""
         return {name: about_member(self.manifests.get(name), self.infos[name]) for name in self.names}
 
     def preprocess(self) -> Preprocess:
         """How pictures become rows.
 
         Raises:
-            InputError: no manifest says, or two say different things.
+            InputError: no manifest says it, or two contradict each other.
         """
         known = {name: manifest.preprocess for name, manifest in self.manifests.items() if manifest.preprocess}
         if not known:
@@ -134,7 +134,7 @@ class Pool:
         return reader_for(self.info, self.preprocess)
 
     def piece_rows(self) -> int:
-        """Rows to read and ask about at once; by the members alone, so that a resumed run cuts the data alike."""
+        """Rows per piece, by the members alone: a resumed run must cut the data in the same places."""
         tensor = input_tensor(self.info)
         row_bytes = math.prod(USUAL_PX if size < 0 else size for size in tensor.shape[1:])
         row_bytes *= np.dtype(INPUT_DTYPES.get(tensor.dtype, "float32")).itemsize
@@ -154,7 +154,7 @@ def opened_pool(
     output_kind: Mapping[str, str] | None = None,
     output_tensor: Mapping[str, str] | None = None,
     timeout_s: float = 60.0,
-) -> Iterator[Pool]:
+) -> Iterator[MemberPool]:
     """Opens members, and closes what has to be closed.
 
     Args:
@@ -189,7 +189,7 @@ def opened_pool(
         infos = with_scores({name: client.metadata(name) for name in names}, manifests, tensors)
         # One worker: the client keeps several parts of a piece in flight by itself.
         yield _checked(
-            Pool(
+            MemberPool(
                 infos=infos,
                 served={name: info.version for name, info in infos.items()},
                 manifests=manifests,
@@ -220,13 +220,15 @@ def _check_names(names: Sequence[str]) -> None:
         raise DataError("members", got=ENSEMBLE, expected="another name: to a plan this one means all members")
 
 
-def _local(names: Sequence[str], repository: Path, cost: Mapping[str, float], tensors: Mapping[str, str]) -> Pool:
+def _local(
+    names: Sequence[str], repository: Path, cost: Mapping[str, float], tensors: Mapping[str, str]
+) -> MemberPool:
     import onnxruntime
 
     require_exported(names, repository)
     members = LocalMembers(repository, names)
     manifests = {name: members.manifest(name) for name in names}
-    return Pool(
+    return MemberPool(
         served={name: served_version(repository / name, readable_config(repository / name)) for name in names},
         infos=with_scores(
             {name: _info(manifest, members.classes(name)) for name, manifest in manifests.items()},
@@ -280,7 +282,7 @@ def _classes(info: ModelInfo) -> int:
     return next(tensor.shape[-1] for tensor in info.outputs if tensor.name == output)
 
 
-def _checked(pool: Pool, kinds: Mapping[str, str]) -> Pool:
+def _checked(pool: MemberPool, kinds: Mapping[str, str]) -> MemberPool:
     inputs = {name: _taken(info) for name, info in pool.infos.items()}
     if len(set(inputs.values())) > 1:
         first, second = _two_unlike(inputs)

@@ -1,4 +1,4 @@
-"""Rows through members: pieces are asked about in threads and settled in order, in bounded memory."""
+"""Asking members about rows: pieces in threads, results in order, in bounded memory."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import dataclasses
 import hashlib
 import time
 from collections import deque
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 
@@ -16,14 +16,15 @@ import numpy.typing as npt
 
 from orchestrator.errors import DataError, first_few
 from orchestrator.planner.records import unusable_rows
-from orchestrator.recording.pool import Pool
+from orchestrator.progress import Advance
+from orchestrator.recording.pool import MemberPool
 from orchestrator.recording.scores import check_piece
 from orchestrator.recording.shards import NO_DIGEST, Shard, Shards
 from orchestrator.rows.blocks import Indices, RowBlock, RowPiece, RowSource
 
 Scores = npt.NDArray[np.float32]
-# A part is written after so many bytes of scores, so many seconds, or this share of the time spent so far: what a
-# killed run loses at most. The share keeps the parts of a run of hours down to a few hundred.
+# A shard is written after so many bytes of scores, or after so many seconds or this share of the time spent so
+# far, whichever is longer: a killed run loses no more. The share keeps a run of hours to a few hundred shards.
 SHARD_BYTES, SHARD_S, SHARD_SHARE = 32 << 20, 0.5, 0.02
 # How long a run that ends early waits for pieces that are being asked about.
 LAST_PIECES_S = 2.0
@@ -31,31 +32,31 @@ LAST_PIECES_S = 2.0
 
 @dataclass(frozen=True, kw_only=True)
 class RecordingTask:
-    """What is to be recorded.
+    """Which rows are recorded by which members.
 
     Args:
         source: of the rows.
-        pool: who is asked.
-        wanted: int64 (n,), which rows of the source, ascending.
+        pool: the members.
+        wanted: int64 (n,), indices of rows of the source, ascending.
         skip_bad: leave out rows that cannot be read or answered, instead of stopping at them.
     """
 
     source: RowSource
-    pool: Pool
+    pool: MemberPool
     wanted: Indices
     skip_bad: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class RecordedPiece:
-    """One piece with what the members said.
+    """One piece with the members' outputs.
 
     Args:
         first, stop: positions, stop excluded.
         kept: int64 (n,), those with outputs.
         outputs: member name -> float32 (n, k).
         skipped: position -> why it has none.
-        digests: of the kept rows, where the source is hashed as it is read.
+        digests: of the kept rows, where the source is hashed while it is read.
     """
 
     first: int
@@ -94,7 +95,7 @@ def answered_pieces(task: RecordingTask, *, start: int = 0) -> Generator[Recorde
             waiting.popleft()
     finally:
         executor.shutdown(wait=False, cancel_futures=True)
-        # A read from a mount that is gone never ends; what is settled is kept all the same.
+        # A read from a mount that is gone never ends; finished pieces are kept all the same.
         wait([future for future in waiting if not future.cancelled()], timeout=LAST_PIECES_S)
 
 
@@ -133,7 +134,7 @@ def _answered(task: RecordingTask, piece: RowPiece) -> RecordedPiece:
 
 
 def _labelled(task: RecordingTask, loaded: RowBlock) -> tuple[RowBlock, dict[int, str]]:
-    """The rows that have labels, where the others have any; and why those without are left out."""
+    """The rows that have a label, and why the others are left out; all rows where the source has no labels."""
     if task.source.labels is None:
         return loaded, {}
     has_label = task.source.labels[task.wanted[loaded.ids]] >= 0
@@ -143,7 +144,7 @@ def _labelled(task: RecordingTask, loaded: RowBlock) -> tuple[RowBlock, dict[int
     return kept, {int(position): "no label" for position in loaded.ids[~has_label]}
 
 
-def _asked(pool: Pool, name: str, loaded: RowBlock) -> Scores:
+def _asked(pool: MemberPool, name: str, loaded: RowBlock) -> Scores:
     if not len(loaded.ids):
         return np.zeros((0, pool.classes), np.float32)
     scores = pool.ask(name, loaded.rows)
@@ -158,15 +159,15 @@ def _id(task: RecordingTask, position: int) -> object:
     return task.source.ids[task.wanted[position]].item()
 
 
-def record_into(shards: Shards, task: RecordingTask, *, advance: Callable[[int], None]) -> bytes:
-    """Asks about what is not in the shards yet and adds it; on any way out, what is settled is kept.
+def record_into(shards: Shards, task: RecordingTask, *, advance: Advance) -> bytes:
+    """Asks about the rows that are not in the shards yet, and adds them; finished pieces are kept however it ends.
 
     Returns:
-        the hash of all data read, where the source is hashed as it is read.
+        the hash of all data read, where the source is hashed while it is read.
     """
     buffer = _Buffer(shards=shards)
     try:
-        # Closed here and not by the garbage collector: its threads still ask.
+        # Closed here and not by the garbage collector, since its threads may still ask.
         with contextlib.closing(answered_pieces(task, start=shards.done)) as pieces:
             for answered in pieces:
                 buffer.add(answered)
@@ -178,7 +179,7 @@ def record_into(shards: Shards, task: RecordingTask, *, advance: Callable[[int],
 
 @dataclass
 class _Buffer:
-    """Settled pieces that are not in a shard yet."""
+    """Finished pieces that are not in a shard yet."""
 
     shards: Shards
     pieces: list[RecordedPiece] = field(default_factory=list)

@@ -27,7 +27,7 @@ from orchestrator.spec.served_model import (
 Scores = npt.NDArray[np.float32]
 _NAMED = "`output_kind`"
 _SERVED = f"parameter {PARAMETER} of its served configuration"
-# who says so -> what to do where the values say otherwise
+# what states a kind -> the fix where the values contradict it
 _MENDING = {
     "its manifest": "export it again, which finds the kind",
     _SERVED: "render or correct its config.pbtxt",
@@ -39,7 +39,7 @@ _MENDING = {
 def with_scores(
     infos: Mapping[str, ModelInfo], manifests: Mapping[str, Manifest], named: Mapping[str, str]
 ) -> dict[str, ModelInfo]:
-    """The members, each with the name of the output that holds its scores.
+    """The members with the name of the output that holds their scores.
 
     Args:
         infos: the members, as served or as opened here.
@@ -68,7 +68,7 @@ def _scores(info: ModelInfo, manifest: Manifest | None, named: str | None) -> st
     if named is None and manifest is not None and manifest.output.name in outputs:
         return manifest.output.name
     if named is None:
-        # Of a strange model, a name is no reason to take one output and not the other.
+        # In a model that was not exported, a name is no reason to take one output and not the other.
         if len(possible_scores(info)) != 1 and not info.answers_itself:
             raise no_single_scores(info, fix=f"name the one with the scores: `output_tensor` {info.name}=TENSOR")
         return scores_output(info)
@@ -86,7 +86,7 @@ def _scores(info: ModelInfo, manifest: Manifest | None, named: str | None) -> st
 def stated_kinds(
     infos: Mapping[str, ModelInfo], manifests: Mapping[str, Manifest], named: Mapping[str, str]
 ) -> dict[str, tuple[str, str]]:
-    """What is said of members' scores before any is seen: member -> kind, who says so.
+    """The stated output kinds: member -> kind, what states it.
 
     Args:
         infos: the members, as served or as opened here.
@@ -123,19 +123,19 @@ def _said(info: ModelInfo, manifest: Manifest | None, named: str | None) -> Iter
 
 
 def check_piece(name: str, scores: Scores, stated: Mapping[str, tuple[str, str]]) -> None:
-    """Refuses a piece that cannot be of the stated kind, before hours are spent on the rest.
+    """Refuses a piece that is not of the stated kind, before hours are spent on the rest.
 
     Raises:
         DataError: see `kind_of`.
     """
     seen = ScoreEvidence().with_scores(scores)
-    # Of scores that only seem to be sigmoids the rest may say otherwise.
+    # Scores that look like sigmoids so far may turn out as logits in later pieces.
     if name in stated and not seen.fills_unit_interval:
         kind_of(name, seen, stated)
 
 
 def kind_of(name: str, seen: ScoreEvidence, stated: Mapping[str, tuple[str, str]]) -> str:
-    """What a member's scores are.
+    """The kind of a member's scores.
 
     Args:
         name: of the member.
@@ -146,7 +146,7 @@ def kind_of(name: str, seen: ScoreEvidence, stated: Mapping[str, tuple[str, str]
         DataError: they are not what is said, or neither logits nor probabilities.
     """
     kind, who = stated.get(name, (seen.kind, ""))
-    # Scores that have no bounds may still be anything; only the user knows.
+    # Only the user can know that scores which look like something else are logits.
     believed = who == _NAMED and kind == "logits"
     if believed or not seen.contradicts(kind):
         return kind
@@ -161,7 +161,7 @@ def kind_of(name: str, seen: ScoreEvidence, stated: Mapping[str, tuple[str, str]
 
 
 def kind_notes(seen: Mapping[str, ScoreEvidence], stated: Mapping[str, tuple[str, str]]) -> list[str]:
-    """What to say of members whose kind nobody stated, or whose scores look like sigmoids."""
+    """Notes on members whose kind nothing states, or whose scores look like sigmoids."""
     notes = []
     for name, one in seen.items():
         if name not in stated:
@@ -172,7 +172,7 @@ def kind_notes(seen: Mapping[str, ScoreEvidence], stated: Mapping[str, tuple[str
 
 
 def evidence_of(parts: Iterable[npt.NDArray[Any]]) -> ScoreEvidence:
-    """What scores (n, k), part by part, show."""
+    """What the values of scores (n, k), in parts, tell."""
     seen = ScoreEvidence()
     for part in parts:
         seen = seen.with_scores(part)
@@ -180,7 +180,7 @@ def evidence_of(parts: Iterable[npt.NDArray[Any]]) -> ScoreEvidence:
 
 
 def check_class_names(stated: Mapping[str, Sequence[str]], *, classes: int) -> None:
-    """Refuses manifests that call the classes differently, or not all of them.
+    """Refuses manifests whose class names differ, or are not one per class.
 
     Args:
         stated: member name -> class names of its manifest.
@@ -214,7 +214,7 @@ def _shown(names: Sequence[str], place: int) -> str:
 def row_dims_noted(
     members: Mapping[str, dict[str, Any]], row_dims: Callable[[], list[int]]
 ) -> dict[str, dict[str, Any]]:
-    """What records keep of members, with the rows' own shape where a member takes several.
+    """What records keep about members, with the shape of the rows where a member takes any.
 
     Args:
         members: what they keep of each.
@@ -228,7 +228,7 @@ def row_dims_noted(
 
 
 def _served_facts(info: ModelInfo) -> dict[str, Any]:
-    """How a member is asked, as JSON values, for plans that are made where its configuration is not."""
+    """A member's tensors and limits as JSON values, for plans that are made without its configuration at hand."""
     tensor = input_tensor(info)
     return {
         "input": {"name": tensor.name, "dtype": tensor.dtype, "dims": list(tensor.shape[1:])},
@@ -239,7 +239,7 @@ def _served_facts(info: ModelInfo) -> dict[str, Any]:
 
 
 def about_member(manifest: Manifest | None, info: ModelInfo) -> dict[str, Any]:
-    """What records keep of a member, as JSON values, but for the kind of its scores."""
+    """What records keep about a member, as JSON values, without the kind of its scores."""
     if manifest is None:
         return {"sha256": None, "random_weights": False, **_served_facts(info)}
     about: dict[str, Any] = {"sha256": manifest.sha256, "random_weights": manifest.random_weights}
@@ -253,7 +253,7 @@ def about_member(manifest: Manifest | None, info: ModelInfo) -> dict[str, Any]:
 
 
 def require_exported(names: Sequence[str], repository: Path) -> None:
-    """Refuses models that only a server can ask, saying how.
+    """Refuses models that were not exported, which only a server can run.
 
     Raises:
         RepositoryError: a member has a folder and no manifest.

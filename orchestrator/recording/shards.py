@@ -1,8 +1,8 @@
 """An unfinished recording: numbered parts in a folder beside the output, until they become one records file.
 
-`.<output>.parts/header.json` says what is being recorded; `<first>-<stop>.npz` holds what became of the positions
+`.<output>.parts/header.json` says what is being recorded; `<first>-<stop>.npz` holds the outputs of positions
 first to stop - 1. Positions number the rows that were asked for, in order. Each part appears whole or not at all,
-so a process that is killed loses the rows since the last one and nothing else.
+so a killed process loses the rows after the last part and nothing else.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from orchestrator.planner.texts import value_from_json
 from orchestrator.rows.npz import BROKEN, npz_writer
 
 HEADER = "header.json"
-# What parts are called; other files are not ours.
+# Names of parts; other files in the folder stay as they are.
 PART = re.compile(r"\d{12,}-\d{12,}\Z")
 LOCK = "lock"
 NO_DIGEST = b"\0" * 32
@@ -36,14 +36,14 @@ NO_DIGEST = b"\0" * 32
 
 @dataclass(frozen=True, kw_only=True)
 class Shard:
-    """What became of some neighbouring positions.
+    """Outputs of neighbouring positions, and the reasons of those that have none.
 
     Args:
         first, stop: the positions, stop excluded.
-        kept: int64 (n,), those of them that have outputs.
+        kept: int64 (n,), positions that have outputs.
         outputs: member name -> float32 (n, k).
         skipped: position -> why it has none.
-        digest: hash of all data read up to here, where the source is hashed as it is read.
+        digest: hash of all data read up to here, where the source is hashed while it is read.
     """
 
     first: int
@@ -58,10 +58,10 @@ class Shards:
     """The parts of one recording, held by one process at a time.
 
     Args:
-        output: the records file they will become.
-        header: what is being recorded, as JSON values; parts made under another header are not gone on with.
+        output: the records file that is made of them.
+        header: what is being recorded, as JSON values; parts with another header are refused.
         members: member names, in order.
-        restart: whether to throw away what lies there.
+        restart: whether to throw away parts that are there.
 
     Raises:
         DataError: another header, another process, or a place that cannot be written to.
@@ -92,11 +92,11 @@ class Shards:
 
     @property
     def done(self) -> int:
-        """Positions dealt with; the next shard begins here."""
+        """The position at which the next shard begins."""
         return _span(self._paths[-1])[1] if self._paths else 0
 
     def add(self, shard: Shard) -> None:
-        """Keeps what became of the next positions.
+        """Writes the next part.
 
         Raises:
             DataError: the disk is full.
@@ -112,12 +112,12 @@ class Shards:
                 writer.add("skipped", np.array(text_from_meta(skipped)), packed=False)
                 writer.add("digest", np.frombuffer(shard.digest, np.uint8), packed=False)
         finally:
-            # A signal may come between the part's appearing and the next line; what is there is kept.
+            # A signal may raise after the part has appeared; then it is kept.
             if path.is_file():
                 self._paths.append(path)
 
     def digest(self) -> bytes:
-        """That of the last shard."""
+        """Digest of the last shard."""
         return self._digest_of(self._paths[-1]) if self._paths else NO_DIGEST
 
     def kept(self) -> npt.NDArray[np.int64]:
@@ -169,7 +169,7 @@ class Shards:
         self._paths = []
 
     def close(self) -> None:
-        """Lets another process have them; a folder without parts is not left behind."""
+        """Releases the lock; removes the folder where it has no parts."""
         if not self._paths:
             self.remove()
         os.close(self._lock)
@@ -189,7 +189,7 @@ class Shards:
 
     def _begin(self, header: str, *, restart: bool) -> None:
         path = self.folder / HEADER
-        # As bytes that are no text they would differ from any header, which is all that counts.
+        # Bytes that are no text make a header that differs from any other, as it should.
         known = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else None
         if restart or known is None:
             for old in self._parts():
@@ -202,14 +202,14 @@ class Shards:
                 fix="throw it away with `restart`, or choose another `output`",
             )
         for left in (*self.folder.glob(".*.part"), *self.output.parent.glob(f".{self.output.name}.*.part")):
-            # Of a process that was killed while it wrote; nobody else can be writing, we hold the lock.
+            # Left by a process that was killed while it wrote: nobody else can write while we have the lock.
             left.unlink()
         if restart or known is None:
             write_file(path, header)
         self._paths = self._whole_parts()
 
     def _whole_parts(self) -> list[Path]:
-        """Parts that follow on each other from position 0 and can be read; the others are asked for again."""
+        """Readable parts without gaps from position 0; the others are removed and recorded again."""
         good: list[Path] = []
         at = 0
         for path in self._parts():

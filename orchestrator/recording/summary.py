@@ -1,4 +1,4 @@
-"""What a recording says when it is finished: the summary for people and programs, and the meta of its file."""
+"""The summary of a finished recording, for people and programs, and the meta of its file."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy.typing as npt
 from orchestrator.errors import first_few
 from orchestrator.planner.chance_notes import Labels, chance_notes
 from orchestrator.planner.records import SKIPPED_LISTED
-from orchestrator.recording.pool import Pool
+from orchestrator.recording.pool import MemberPool
 from orchestrator.recording.scores import kind_notes, kind_of
 from orchestrator.rows.blocks import RowSource
 from orchestrator.spec.output_kind import ScoreEvidence
@@ -22,7 +22,7 @@ from orchestrator.spec.processor import DOT_PRODUCT_FLAGS, lacks_flags, processo
 
 @dataclass(frozen=True, kw_only=True)
 class Recorded:
-    """What a records file holds.
+    """The content of a records file.
 
     Args:
         rows: number of rows n.
@@ -41,7 +41,7 @@ class Recorded:
     outputs: Callable[[str], Iterator[npt.NDArray[np.float32]]]
 
     def right(self, name: str, labels: Labels) -> int:
-        """Rows that a member would get right if the labels were these."""
+        """Number of rows that a member would get right if the labels were these."""
         right, at = 0, 0
         for scores in self.outputs(name):
             right += int((scores.argmax(axis=1) == labels[at : at + len(scores)]).sum())
@@ -50,7 +50,7 @@ class Recorded:
 
 
 def summary_of(
-    recorded: Recorded, pool: Pool, source: RowSource, *, output: Path, seen: Mapping[str, ScoreEvidence]
+    recorded: Recorded, pool: MemberPool, source: RowSource, *, output: Path, seen: Mapping[str, ScoreEvidence]
 ) -> dict[str, Any]:
     """JSON values: rows, classes, accuracy and cost per member, hashes, what was skipped, and notes.
 
@@ -93,7 +93,7 @@ def summary_of(
     }
 
 
-def _chance_notes(recorded: Recorded, pool: Pool, source: RowSource, right: Mapping[str, int]) -> list[str]:
+def _chance_notes(recorded: Recorded, pool: MemberPool, source: RowSource, right: Mapping[str, int]) -> list[str]:
     if recorded.labels is None:
         return []
     about = pool.about()
@@ -106,7 +106,7 @@ def _chance_notes(recorded: Recorded, pool: Pool, source: RowSource, right: Mapp
     )
 
 
-def _notes(pool: Pool, recorded: Recorded) -> list[str]:
+def _notes(pool: MemberPool, recorded: Recorded) -> list[str]:
     random = [name for name, manifest in pool.manifests.items() if manifest.random_weights]
     unknown = [name for name in pool.names if name not in pool.manifests]
     notes = []
@@ -131,13 +131,13 @@ def _notes(pool: Pool, recorded: Recorded) -> list[str]:
     return notes
 
 
-def recorded_class_names(source: RowSource, pool: Pool) -> tuple[str, ...] | None:
+def recorded_class_names(source: RowSource, pool: MemberPool) -> tuple[str, ...] | None:
     """Class names in the order of the scores: those of a class map, else the members' own."""
     return source.class_names or pool.class_names()
 
 
 def meta_of(
-    pool: Pool,
+    pool: MemberPool,
     source: RowSource,
     *,
     data: str,
@@ -145,7 +145,7 @@ def meta_of(
     skipped: dict[str, str],
     seen: dict[str, ScoreEvidence],
 ) -> dict[str, Any]:
-    """What records say of themselves: JSON values that are the same whenever the same is recorded.
+    """The meta of a records file: JSON values that are equal for equal recordings.
 
     Raises:
         DataError: a member's scores are not of the kind that is said of it.

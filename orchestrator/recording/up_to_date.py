@@ -1,4 +1,4 @@
-"""Whether a records file already holds what is asked for, so that the same command again has nothing to do."""
+"""Whether a records file is up to date: a hash of everything that decides its content, kept beside it."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ import numpy as np
 import numpy.typing as npt
 
 from orchestrator.planner.records import text_from_meta
-from orchestrator.recording.pool import Pool
+from orchestrator.recording.pool import MemberPool
 from orchestrator.recording.summary import Recorded, recorded_class_names
 from orchestrator.rows.blocks import RowSource
 from orchestrator.rows.npz import BROKEN
 
 
 def recording_fingerprint(
-    header: Mapping[str, Any], pool: Pool, source: RowSource, *, skip_bad: bool
+    header: Mapping[str, Any], pool: MemberPool, source: RowSource, *, skip_bad: bool
 ) -> str | None:
     """Hash of everything that decides the records, or None where part of it is unknown.
 
     Args:
-        header: what a resumed run must share with the one it resumes.
+        header: what a resumed run and the one it resumes have in common.
         pool: the members.
         source: of the rows.
         skip_bad: whether rows that cannot be used are left out.
@@ -50,7 +50,7 @@ def recording_fingerprint(
 
 
 def keep_fingerprint(output: Path, fingerprint: str | None) -> None:
-    """Notes beside a records file what it was recorded from; the file itself is the same whoever records the same.
+    """Writes the fingerprint beside a records file; not into it, since equal recordings are equal bytes.
 
     Args:
         output: the records file, finished.
@@ -65,7 +65,7 @@ def keep_fingerprint(output: Path, fingerprint: str | None) -> None:
 
 
 def finished_recording(output: Path, fingerprint: str | None) -> Recorded | None:
-    """What the records file at `output` holds if it was made with that fingerprint, else None.
+    """The content of the records file at `output` if it was made with that fingerprint, else None.
 
     Outputs are read one member at a time, for they may take gigabytes.
     """
@@ -98,6 +98,6 @@ def _note_of(output: Path) -> Path:
 
 
 def _state_of(output: Path) -> list[int]:
-    """What changes when anybody writes the file."""
+    """Size and time of the file, which change when somebody writes it."""
     stat = output.stat()
     return [stat.st_size, stat.st_mtime_ns]
