@@ -17,7 +17,7 @@ from typing import Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from orchestrator.errors import CommitteeError, SpecError
+from orchestrator.errors import CommitteeError, Interrupted, SpecError, interrupted_from
 
 # docs/commands.md has the same table; a test holds the two together.
 EXIT_CODES = {
@@ -37,46 +37,16 @@ HELP_OPTIONS = {"help_option_names": ["-h", "--help"]}
 JSON_OPTION = "--json"
 # Set in the environment, it keeps errors in words where --json is given.
 TEXT_ERRORS = "COMMITTEE_TEXT_ERRORS"
-# top-level module -> the extra that brings it
+# extra -> the top-level modules that it brings
 EXTRAS = {
-    "PIL": "demo",
-    "matplotlib": "demo",
-    "sklearn": "demo",
-    "scipy": "plan",
-    "jinja2": "plan",
-    "pyarrow": "batch",
-    "pytriton": "serve",
-    "torch": "export",
-    "transformers": "export",
-    "onnxscript": "export",
-    "safetensors": "export",
+    "demo": ("PIL", "matplotlib", "sklearn"),
+    "plan": ("scipy",),
+    "batch": ("pyarrow",),
+    "serve": ("pytriton",),
+    "export": ("torch", "transformers", "onnxscript", "safetensors"),
 }
 # Both typer's own and click's exceptions, whichever the installed typer uses, have this base two steps up.
 UsageProblem: Any = typer.BadParameter.__mro__[2]
-
-
-class Interrupted(KeyboardInterrupt):
-    """Somebody asked the process to end.
-
-    Args:
-        text: what to say of it, in one line.
-        number: the signal that asked.
-    """
-
-    def __init__(self, text: str = "interrupted", *, number: int = signal.SIGINT) -> None:
-        super().__init__(text)
-        self.text = text
-        self.number = number
-
-    @property
-    def exit_code(self) -> int:
-        """As shells have it: 128 and the signal's number."""
-        return 128 + self.number
-
-
-def interrupted_from(stop: KeyboardInterrupt, text: str) -> Interrupted:
-    """The same interruption with other words."""
-    return Interrupted(text, number=stop.number if isinstance(stop, Interrupted) else signal.SIGINT)
 
 
 class Program(TyperGroup):
@@ -139,7 +109,7 @@ def with_options(text: str, command: Any) -> str:
 
 
 class HandsOn(Command):
-    """A command whose options are another program's, but for a whole word `-h`."""
+    """A command that hands its words to another program, a whole word `-h` apart."""
 
     def __init__(self, *args: Any, **attributes: Any) -> None:
         # As an option, -h would be found inside words such as -Hauthorization:... too.
@@ -153,7 +123,7 @@ class HandsOn(Command):
 
 
 class _PastTyperError(Exception):
-    """Carries what typer would turn into an exit code of its own, without a word."""
+    """Carries exceptions past typer, which would turn them into exit codes of its own and print nothing."""
 
     def __init__(self, carried: KeyboardInterrupt | BrokenPipeError) -> None:
         super().__init__(str(carried))
@@ -167,7 +137,7 @@ def _past_typer() -> Iterator[None]:
     except (KeyboardInterrupt, BrokenPipeError) as error:
         raise _PastTyperError(error) from error
     except SystemExit as error:
-        # What rich makes of a pipe that nobody reads.
+        # rich raises it where nobody reads its output any more.
         if isinstance(error.__context__, BrokenPipeError):
             raise _PastTyperError(error.__context__) from error
         raise
@@ -179,13 +149,7 @@ class _Typer(typer.Typer):
 
 
 def new_program(name: str, text: str, *, completion: bool = False) -> typer.Typer:
-    """A program without commands.
-
-    Args:
-        name: as it is called.
-        text: for its help.
-        completion: whether a shell can complete it, which needs a name of its own.
-    """
+    """A program without commands; shells can complete one that is installed under its name (`completion`)."""
     return _Typer(
         name=name,
         cls=Program,
@@ -206,7 +170,7 @@ def run_program(program: Any, name: str, arguments: Sequence[str] | None = None)
         name: of the program, for usage lines.
         arguments: without the program's name; None takes them from the process.
     """
-    # gRPC's core otherwise tells users about every connection that ends.
+    # Otherwise gRPC's core prints a line about every connection that ends.
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     args = list(sys.argv[1:] if arguments is None else arguments)
     as_json = JSON_OPTION in _own_words(args) and not os.environ.get(TEXT_ERRORS)
@@ -248,9 +212,9 @@ def guarded(command: Callable[[], Any], *, as_json: bool = False) -> int:
 
 
 def _interruption_behind(error: BaseException) -> KeyboardInterrupt | None:
-    """The interruption that an error came of: packages that are imported meanwhile call themselves broken."""
+    """The interruption behind an error: a package whose import is interrupted raises an error of its own."""
     before: BaseException | None = error
-    # An error that was carried past others may be its own context.
+    # An error may be its own context.
     seen: list[BaseException] = []
     while before is not None and before not in seen and not isinstance(before, KeyboardInterrupt):
         seen.append(before)
@@ -280,7 +244,7 @@ def _code_of(error: Exception, *, as_json: bool) -> int:
     if isinstance(error, typer.Abort):
         return _interrupted(KeyboardInterrupt(), as_json=as_json)
     if isinstance(error, BrokenPipeError):
-        # Whoever read our output has seen enough. Python would complain once more when it flushes at exit.
+        # The reader of our output is gone. Python would raise once more when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     if isinstance(error, UsageProblem):
@@ -300,7 +264,7 @@ def _code_of(error: Exception, *, as_json: bool) -> int:
 
 
 def _parts(error: Exception) -> dict[str, Any]:
-    """What a program may want of an error beside its line."""
+    """The parts of an error for its JSON object."""
     found: dict[str, Any] = {}
     if isinstance(error, CommitteeError):
         named = {"what": error.what, "got": error.got, "expected": error.expected, "fix": error.fix}
@@ -324,10 +288,10 @@ def _usage(error: Any, *, as_json: bool) -> int:
 
 def _unusable(error: ImportError) -> str:
     if not isinstance(error, ModuleNotFoundError):
-        # Installed, but it does not go with the other packages; its own words say with which.
+        # Installed, but not compatible with another package, which the error names.
         return f"a Python package cannot be used: {' '.join(str(error).split())}"
     module = (error.name or str(error)).split(".")[0]
-    extra = EXTRAS.get(module)
+    extra = next((extra for extra, modules in EXTRAS.items() if module in modules), None)
     install = f'pip install "committee[{extra}]"' if extra else f"pip install {module}"
     return f"this command needs the Python package {module}, which is not installed; {install}"
 
@@ -350,7 +314,7 @@ def _say(
     prefix: str = "error: ",
     as_json: bool,
 ) -> int:
-    """Prints the one line of an error, the last on stderr, and hands the code back."""
+    """Prints the one line of an error, the last on stderr, and returns the code."""
     if as_json:
         document = {"error": {"type": kind, "exit_code": code, "message": text, **(parts or {})}}
         # ASCII escapes: file names may hold bytes that are no text, which no stream takes.

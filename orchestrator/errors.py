@@ -25,6 +25,7 @@ subject, got, expected, next step.
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
@@ -189,3 +190,27 @@ class UnknownModelError(RefusedError):
 
 class ServerFaultError(ClientError):
     """The server failed in a way that trying again may not mend."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """The process was asked to end.
+
+    Args:
+        text: to show, one line.
+        number: of the signal that asked.
+    """
+
+    def __init__(self, text: str = "interrupted", *, number: int = signal.SIGINT) -> None:
+        super().__init__(text)
+        self.text = text
+        self.number = number
+
+    @property
+    def exit_code(self) -> int:
+        """128 and the signal's number, as in shells."""
+        return 128 + self.number
+
+
+def interrupted_from(stop: KeyboardInterrupt, text: str) -> Interrupted:
+    """The same interruption with another text."""
+    return Interrupted(text, number=stop.number if isinstance(stop, Interrupted) else signal.SIGINT)

@@ -20,8 +20,16 @@ import typer
 
 from orchestrator import commandline, errors
 from orchestrator.cli.app import make_app
-from orchestrator.commandline import EXIT_CODES, Interrupted, guarded, interrupted_from, run_program
-from orchestrator.errors import CommitteeError, DataError, InfeasibleError, SpecError, UnavailableError
+from orchestrator.commandline import EXIT_CODES, guarded, run_program
+from orchestrator.errors import (
+    CommitteeError,
+    DataError,
+    InfeasibleError,
+    Interrupted,
+    SpecError,
+    UnavailableError,
+    interrupted_from,
+)
 
 ROOT = Path(__file__).parents[1]
 NAMES = {"committee": "committee", "export": "python -m export", "perf": "python -m perf"}

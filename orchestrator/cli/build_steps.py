@@ -15,8 +15,8 @@ from typing import Any
 
 import typer
 
-from orchestrator.commandline import TEXT_ERRORS, interrupted_from
-from orchestrator.errors import CommitteeError, InfeasibleError, RepositoryError
+from orchestrator.commandline import TEXT_ERRORS
+from orchestrator.errors import CommitteeError, InfeasibleError, RepositoryError, interrupted_from
 
 # A Ctrl-C of a terminal reaches the child too and it ends by itself; SIGTERM reaches this process alone.
 OWN_END_S = 5.0

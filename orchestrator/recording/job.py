@@ -11,8 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from orchestrator.commandline import interrupted_from
-from orchestrator.errors import CommitteeError, DataError, SpecError, first_few
+from orchestrator.errors import CommitteeError, DataError, SpecError, first_few, interrupted_from
 from orchestrator.planner.records import Records
 from orchestrator.progress import Progress, no_progress
 from orchestrator.recording.pool import MemberPool, opened_pool

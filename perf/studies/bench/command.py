@@ -12,8 +12,7 @@ from typing import Annotated
 
 import typer
 
-from orchestrator.commandline import interrupted_from
-from orchestrator.errors import InputError
+from orchestrator.errors import InputError, interrupted_from
 from perf.harness.report import output_console, progress_shown, table_from_cells, table_from_targets
 from perf.harness.run import Results, RunOptions, begin, cells_of_all, results_from, run_scenario
 from perf.harness.serving import tools_of

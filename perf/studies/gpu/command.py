@@ -12,7 +12,7 @@ from typing import Annotated
 import onnxruntime
 import typer
 
-from orchestrator.commandline import interrupted_from
+from orchestrator.errors import interrupted_from
 from orchestrator.repository.files import disk_errors
 from orchestrator.serving.machine import check_machine, machine_here
 from perf.harness.report import output_console, progress_shown
