@@ -27,12 +27,12 @@ _IN_ARRAYS = re.compile(r"(u?int\d+|halffloat|float|double|bool|(large_)?string|
 
 
 def kept_as(name: str) -> str:
-    """The name of a carried column among the answers: its own, but for one that an answer's column has."""
+    """The name of a carried column among the answers; names that answers have themselves get a prefix."""
     return f"input_{name}" if name in ("id", *COLUMNS) else name
 
 
 def check_kept(rows: StoredRows, output: Path) -> None:
-    """Refuses before any work carried columns that the output cannot hold.
+    """Refuses carried columns that the output cannot hold, before any work.
 
     Raises:
         DataError: two of one name, or a type that an archive of arrays has no room for.
@@ -117,11 +117,11 @@ class _NpzAnswers:
 
 
 def _numpy_kept(column: Any) -> Rows:
-    """An Arrow column as numpy holds it: no value is NaN, NaT or empty text there."""
+    """An Arrow column as a numpy array, in which a missing value is NaN, NaT or empty text."""
     if str(column.type) in ("string", "large_string"):
         return np.array(column.fill_null("").to_pylist(), np.str_)
     values: Rows = column.to_numpy(zero_copy_only=False)
-    # Truths between nulls.
+    # Booleans with nulls between them.
     return values.astype(np.float64) if values.dtype == np.object_ else values
 
 

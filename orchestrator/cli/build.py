@@ -9,15 +9,23 @@ from typing import Annotated, Any
 
 import typer
 
-from orchestrator.cli.build_given import BuildFiles, GivenModel, check_given, check_members, models_from_words
-from orchestrator.cli.build_steps import Steps, committee_program, export_program
+from orchestrator.cli.build_steps import (
+    BuildFiles,
+    GivenModel,
+    Steps,
+    check_given,
+    check_members,
+    committee_program,
+    export_program,
+    models_from_words,
+)
 from orchestrator.cli.console import print_json
 from orchestrator.errors import CommitteeError, DataError
 from orchestrator.planner.goal import ENSEMBLE, Goal
 from orchestrator.spec import CascadeSpec, cascade_from_path, manifest_from_path
 from orchestrator.spec.manifest import MANIFEST
 
-# What is asked of a plan where nobody says.
+# The goal where no option names one.
 EPSILON = 0.01
 StepArgs = Annotated[
     str, typer.Option(metavar="WORDS", help="More options for that step, as one word.", show_default=False)
@@ -191,7 +199,7 @@ def _finished(steps: Steps, files: BuildFiles, members: list[str], *, as_json: b
 
 
 def _notes(spec: CascadeSpec) -> list[str]:
-    """What somebody who reads the last lines only has to know."""
+    """Notes for somebody who reads the last lines only."""
     if len(spec.stages) > 1:
         return []
     asked = " and ".join(member.name for member in spec.members)

@@ -118,7 +118,7 @@ def infer(
 
 
 def _note_ignored(info: ModelInfo, policy: Policy) -> None:
-    """A server drops request parameters of models that have no use for them without a word."""
+    """Names the given request parameters that the server ignores, because the model has no stages."""
     ignored = parameters_from_policy(policy)
     if ignored and not info.has_stages:
         typer.echo(f"note: {info.name} has no stages and ignores {', '.join(ignored)}", err=True)
@@ -156,7 +156,7 @@ def _ask(
             }
             stages = explain_rows(spec, outputs, policy=policy)
     except ClientError as error:
-        # The server cannot know what the user calls this row.
+        # Only this process knows the user's name of the row.
         raise type(error)(f"{named.name}: {error.what}", got=error.got, fix=error.fix) from error
     return InferResult(named=named, answer=answer, latency_ms=latency_ms, stages=tuple(stages))
 
@@ -212,14 +212,14 @@ def stages_table(asked: Sequence[InferResult], labels: Sequence[str] | None) -> 
 
 
 def outcome_text(stage: StageExplanation) -> str:
-    """What becomes of a row at a stage, in words."""
+    """Whether a stage is asked about a row, and answers it, in words."""
     if not stage.reached:
         return "not asked"
     return "answers" if stage.exits else "passes on"
 
 
 def label_text(label: int, labels: Sequence[str] | None) -> str:
-    """A class by its name where there is one, for a table; "-" for a row without an answer."""
+    """The name of a class, or its number, for a table; "-" for a row without an answer."""
     return _escaped(_class_name(label, labels))
 
 

@@ -20,7 +20,7 @@ from orchestrator.repository.index import plans_in
 from orchestrator.repository.render import ensemble_from_cascade
 from orchestrator.spec import CascadeSpec, cascade_from_path
 
-# More than a cascade has by itself; a runtime or a copied model is told by its number of files.
+# A cascade by itself has fewer files; of a runtime or a copied model only the number is printed.
 LISTED_FILES = 5
 
 

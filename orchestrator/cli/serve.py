@@ -61,7 +61,7 @@ def serve(
         config_name=config_name,
     )
     _check_plans(repository)
-    # The same way out as Ctrl-C, whatever asks us to end.
+    # SIGTERM and SIGHUP stop the server in the same way as Ctrl-C.
     interrupt_on_signals()
     people = Console(stderr=True)
     with people.status("starting Triton") as status:
@@ -157,7 +157,7 @@ def _announce(server: EmbeddedServer, people: Console, *, as_json: bool) -> None
 
 
 def network_warning(host: str) -> str:
-    """What follows from binding an address that others can reach."""
+    """The warning for an address that other machines can reach."""
     return (
         f"warning: bound to {host}, so anybody on the network may ask these models and read the metrics: there is "
         "no password and no encryption; put a firewall or a proxy in front, or use --host 127.0.0.1"
@@ -165,7 +165,7 @@ def network_warning(host: str) -> str:
 
 
 def production_words(repository: Path) -> str:
-    """What serves this repository where it matters."""
+    """How this repository is served in production."""
     first = "For development and first contact. In production NVIDIA's Triton image serves"
     if not any(repository.glob("*/*/cascade.json")):
         return f"{first} the same folder."

@@ -18,7 +18,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from orchestrator.cli.app import run
-from orchestrator.cli.build_given import models_from_words
+from orchestrator.cli.build_steps import models_from_words
 from orchestrator.local.sessions import LocalMembers
 from orchestrator.spec import cascade_from_path, manifest_from_path
 from tests.recording.builders import NAMES, png, rows_of, write_member
