@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,7 +13,7 @@ from orchestrator.planner.records import Records
 from orchestrator.planner.search import QUANTILES
 from orchestrator.planner.subset_table import MOST_MEMBERS, Labels, Subset, SubsetTable, mode_of
 from orchestrator.spec import Member
-from orchestrator.spec.validation import Faults, is_number
+from orchestrator.spec.validation import Faults, is_finite
 
 # The reference that is no single member: all members of the pool, combined.
 ENSEMBLE = "ensemble"
@@ -83,7 +82,7 @@ class Goal:
         for name, value in (("max_mean_cost", self.max_mean_cost), ("max_worst_cost", self.max_worst_cost)):
             if value is not None:
                 faults.positive(name, value)
-        good = is_number(self.delta) and 0 < self.delta < 1
+        good = is_finite(self.delta) and 0 < self.delta < 1
         faults.check("delta", good, f"got {self.delta:g}, expected a number between 0 and 1")
         faults.integer("max_stages", self.max_stages, low=1, high=MOST_MEMBERS)
         self._check_objective(faults)
@@ -173,7 +172,7 @@ class Goal:
 def _share(faults: Faults, name: str, value: float | None, *, low_open: bool) -> None:
     if value is None:
         return
-    good = is_number(value) and math.isfinite(value) and 0 <= value <= 1 and not (low_open and value == 0)
+    good = is_finite(value) and 0 <= value <= 1 and not (low_open and value == 0)
     low = "above 0" if low_open else "at least 0"
     faults.check(name, good, f"got {value:g}, expected a number {low} and at most 1")
 

@@ -5,7 +5,6 @@ Letters used in shapes everywhere: n rows, k classes, m members, s stages. Stage
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
@@ -14,7 +13,7 @@ from orchestrator.spec.gears import Gears
 from orchestrator.spec.header_pattern import header_pattern_fault
 from orchestrator.spec.inputs import InputSpec
 from orchestrator.spec.output_kind import OUTPUT_KINDS
-from orchestrator.spec.validation import Faults, is_number
+from orchestrator.spec.validation import Faults, is_finite
 
 FORMAT = 1
 COMBINES = ("mean_logit", "mean_prob", "vote", "last")
@@ -66,10 +65,9 @@ class Member:
         for name in ("temperature", "weight"):
             value = getattr(self, name)
             # A wider range would let sums of clipped logits overflow float32.
-            good = is_number(value) and 1e-3 <= value <= 1e3
+            good = is_finite(value) and 1e-3 <= value <= 1e3
             faults.check(name, good, f"got {value!r}, expected a number from 0.001 to 1000")
-        good = is_number(self.cost) and math.isfinite(self.cost) and self.cost >= 0
-        faults.check("cost", good, f"got {self.cost!r}, expected a finite number of at least 0")
+        faults.not_negative("cost", self.cost)
         faults.integer("max_batch_size", self.max_batch_size, low=1)
         faults.integer("instances", self.instances, low=1)
         _check_file(faults, self.sha256, self.version)
@@ -79,8 +77,7 @@ class Member:
 
 def _check_file(faults: Faults, sha256: object, version: object) -> None:
     if sha256 is not None:
-        good = isinstance(sha256, str) and len(sha256) == 64
-        faults.check("sha256", good, f"got {sha256!r}, expected 64 hexadecimal digits")
+        faults.sha256("sha256", sha256)
     if version is not None:
         faults.integer("version", version, low=1, high=MAX_VERSION)
 
@@ -112,10 +109,8 @@ class Stage:
     def __post_init__(self) -> None:
         faults = Faults("stage")
         faults.check("members", len(self.members) > 0, "got none, expected at least one")
-        for name in ("threshold", "low"):
-            value = getattr(self, name)
-            good = value is None or (is_number(value) and math.isfinite(value))
-            faults.check(name, good, f"got {value!r}, expected a finite number, or null for never")
+        faults.threshold("threshold", self.threshold)
+        faults.threshold("low", self.low)
         if not faults.found and self.low is not None:
             never = self.threshold is None
             faults.check(
@@ -254,10 +249,7 @@ class CascadeSpec:
         faults.text("cost_unit", self.cost_unit)
         if self.labels is not None and len(self.labels) != self.classes:
             faults.add("labels", f"got {len(self.labels)}, expected {self.classes}, one per class")
-        for label in self.labels or ():
-            # labels.txt holds one per line.
-            good = isinstance(label, str) and not set(label) & set("\r\n")
-            faults.check("labels", good, f"got {label!r}, expected text without line breaks")
+        faults.class_names("labels", self.labels or ())
         self._check_stages(faults)
         if self.fused_prefix is not None:
             self._check_fused_prefix(self.fused_prefix, faults)

@@ -6,11 +6,10 @@ of a deferred row decides which gear is used; every row keeps the gear of its ar
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from itertools import pairwise
 
-from orchestrator.spec.validation import Faults, is_number
+from orchestrator.spec.validation import Faults, is_finite
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,12 +31,10 @@ class Gear:
     def __post_init__(self) -> None:
         faults = Faults("gear")
         for threshold in self.thresholds:
-            good = threshold is None or (is_number(threshold) and math.isfinite(threshold))
-            faults.check("thresholds", good, f"got {threshold!r}, expected a finite number, or null for never")
-        good = is_number(self.mean_cost) and math.isfinite(self.mean_cost) and self.mean_cost >= 0
-        faults.check("mean_cost", good, f"got {self.mean_cost!r}, expected a finite number of at least 0")
+            faults.threshold("thresholds", threshold)
+        faults.not_negative("mean_cost", self.mean_cost)
         if self.accuracy is not None:
-            good = is_number(self.accuracy) and 0 <= self.accuracy <= 1
+            good = is_finite(self.accuracy) and 0 <= self.accuracy <= 1
             faults.check("accuracy", good, f"got {self.accuracy!r}, expected a number from 0 to 1")
         faults.close()
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
-from orchestrator.spec.validation import Faults, is_number
+from orchestrator.spec.validation import Faults, is_finite
 
 NON_FINITE_INPUT = ("reject", "pass")
 # Triton's numeric dtypes -> numpy's. BF16 has no numpy dtype, and BYTES would have to be parsed row by row.
@@ -57,7 +56,7 @@ class Preprocess:
             faults.integer("resize_px", self.resize_px, low=1, high=65536)
         for name in ("value_min", "value_max"):
             value = getattr(self, name)
-            faults.check(name, is_number(value) and math.isfinite(value), f"got {value!r}, expected a number")
+            faults.check(name, is_finite(value), f"got {value!r}, expected a number")
         faults.check("invert", isinstance(self.invert, bool), f"got {self.invert!r}, expected true or false")
         faults.close()
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,25 +11,11 @@ from typing import Any
 from orchestrator.errors import SpecError
 from orchestrator.spec.inputs import Preprocess
 from orchestrator.spec.output_kind import OUTPUT_KINDS
-from orchestrator.spec.validation import Faults, array_of, build, is_number, json_from_text, plain, text_of_file
+from orchestrator.spec.validation import Faults, array_of, build, is_finite, json_from_text, plain, text_of_file
 
 MANIFEST = "manifest.json"  # in the folder of an exported member
 MANIFEST_FORMAT = 1
 PRECISIONS = ("fp32", "fp16", "int8")
-# Fields that are JSON objects without a type of their own.
-_OBJECTS = (
-    "parity",
-    "training",
-    "versions",
-    "in_graph",
-    "agreement",
-    "engine",
-    "options",
-    "data_files",
-    "runtimes",
-    "original",
-)
-
 _PROOF = 'an object with "max_abs" (a finite number of at least 0), "not_proven" or "fault" (texts)'
 
 
@@ -124,7 +109,7 @@ class Manifest:
         faults = Faults(f"manifest {self.name}")
         faults.name("name", self.name)
         faults.text("file", self.file)
-        for key in _OBJECTS:
+        for key in (one.name for one in dataclasses.fields(self) if str(one.type).startswith("dict")):
             value = getattr(self, key)
             faults.check(key, isinstance(value, dict), f"got {value!r}, expected an object")
         beside = self.data_files if isinstance(self.data_files, dict) else {}
@@ -134,15 +119,10 @@ class Manifest:
         faults.one_of("precision", self.precision, PRECISIONS)
         faults.one_of("output_kind", self.output_kind, OUTPUT_KINDS)
         faults.integer("parameters", self.parameters, low=0)
-        good = is_number(self.macs) and math.isfinite(self.macs) and self.macs >= 0
-        faults.check("macs", good, f"got {self.macs!r}, expected a finite number of at least 0")
+        faults.not_negative("macs", self.macs)
         faults.integer("max_batch_size", self.max_batch_size, low=1)
-        good = isinstance(self.sha256, str) and len(self.sha256) == 64
-        faults.check("sha256", good, f"got {self.sha256!r}, expected 64 hexadecimal digits")
-        for label in self.labels or ():
-            # A plan takes its class names from here, and writes one per line.
-            good = isinstance(label, str) and not set(label) & set("\r\n")
-            faults.check("labels", good, f"got {label!r}, expected text without line breaks")
+        faults.sha256("sha256", self.sha256)
+        faults.class_names("labels", self.labels or ())
         for index, flag in enumerate(self.processor_flags):
             faults.text(f"processor_flags[{index}]", flag)
         for version, proof in self.runtimes.items() if isinstance(self.runtimes, dict) else ():
@@ -157,7 +137,7 @@ def _is_proof(value: object) -> bool:
     words = [value[key] for key in ("not_proven", "fault") if key in value]
     numbers = [value["max_abs"]] if "max_abs" in value else []
     good = all(isinstance(word, str) and word for word in words)
-    good = good and all(is_number(number) and math.isfinite(number) and number >= 0 for number in numbers)
+    good = good and all(is_finite(number) and number >= 0 for number in numbers)
     return good and bool(words or numbers)
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import re
+import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeGuard, TypeVar
 
 from orchestrator.errors import SpecError
 
@@ -65,8 +65,29 @@ class Faults:
 
     def positive(self, field: str, value: object) -> None:
         """A finite number above zero."""
-        good = is_number(value) and math.isfinite(value) and value > 0  # type: ignore[arg-type,operator]
-        self.check(field, good, f"got {value!r}, expected a finite number above 0")
+        self.check(field, is_finite(value) and value > 0, f"got {value!r}, expected a finite number above 0")
+
+    def not_negative(self, field: str, value: object) -> None:
+        """A finite number of at least zero."""
+        self.check(
+            field, is_finite(value) and value >= 0, f"got {value!r}, expected a finite number of at least 0"
+        )
+
+    def threshold(self, field: str, value: object) -> None:
+        """A finite number, or None, which no score reaches."""
+        good = value is None or is_finite(value)
+        self.check(field, good, f"got {value!r}, expected a finite number, or null for never")
+
+    def sha256(self, field: str, value: object) -> None:
+        """A hash in hexadecimal digits."""
+        good = isinstance(value, str) and len(value) == 64
+        self.check(field, good, f"got {value!r}, expected 64 hexadecimal digits")
+
+    def class_names(self, field: str, value: Iterable[object]) -> None:
+        """Texts that a label file can hold, one per line."""
+        for name in value:
+            good = isinstance(name, str) and not set(name) & set("\r\n")
+            self.check(field, good, f"got {name!r}, expected text without line breaks")
 
     def close(self) -> None:
         """Raises SpecError when anything was found."""
@@ -74,9 +95,9 @@ class Faults:
             raise SpecError(self.subject, self.found, of_arguments=self.of_arguments)
 
 
-def is_number(value: object) -> bool:
-    """True for int and float, not for bool."""
-    return isinstance(value, int | float) and not isinstance(value, bool)
+def is_finite(value: object) -> TypeGuard[float]:
+    """True for an int or float that is a finite float, not for bool."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 # (path of the value in the document, its JSON value, the faults so far) -> the converted value
