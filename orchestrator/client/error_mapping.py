@@ -86,7 +86,7 @@ def error_from(error: BaseException, *, what: str, endpoint: Endpoint | None = N
     Args:
         error: the exception.
         what: subject of the message: which model at which address.
-        endpoint: the server, whose secret headers are removed from the text.
+        endpoint: its secret headers are removed from the text.
     """
     leaf, text = _leaf_and_text(error)
     if endpoint is not None:
@@ -97,11 +97,7 @@ def error_from(error: BaseException, *, what: str, endpoint: Endpoint | None = N
 def with_tls_reason(error: ClientError, endpoint: Endpoint, *, over_grpc: bool, timeout_s: float) -> ClientError:
     """The error of a client that never had an answer, replaced by a clearer one if TLS is the reason.
 
-    Args:
-        error: the request's.
-        endpoint: the server; one more connection to it may be made.
-        over_grpc: whether the request went over gRPC.
-        timeout_s: longest wait for that connection.
+    One more connection may be made to find out, which takes no longer than `timeout_s`.
     """
     # To plain HTTP on a TLS port, proxies answer 400 with a sentence about HTTPS.
     may_be = isinstance(error, UnavailableError | TimeLimitError | ServerFaultError) or "HTTPS" in str(error.got)

@@ -150,18 +150,7 @@ class GrpcClient(SyncClient):
 
 
 class AsyncGrpcClient:
-    """Asks a server over gRPC from one event loop.
-
-    Args:
-        address: of the gRPC endpoint: "host:port" in clear, "grpcs://host:port" with TLS, and see
-            `endpoint_from_address`, which takes certificates and headers too.
-        timeout_s: per request, retries included.
-        retries: further attempts, on UNAVAILABLE only.
-        in_flight: parts of one oversize request under way at once.
-
-    Raises:
-        InputError: an address, a certificate or a header that cannot be used.
-    """
+    """Asks a server over gRPC from one event loop; arguments and errors are those of `GrpcClient`."""
 
     def __init__(
         self, address: str | Endpoint, *, timeout_s: float = 30.0, retries: int = 3, in_flight: int = 4

@@ -157,7 +157,7 @@ def tls_fault(
         port: its TCP port.
         files: certificates of the failed connection; None if it was made without TLS.
         over_grpc: whether the server should speak gRPC.
-        timeout_s: the client's time limit; this function takes no longer, and two seconds at most.
+        timeout_s: the client's time limit; this function takes at most that, and two seconds.
     """
     limit_s = min(_PROBE_S, timeout_s)
     try:

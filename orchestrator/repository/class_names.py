@@ -21,10 +21,7 @@ Names = tuple[str, ...]
 def label_file_of(folder: Path, config: ModelConfig | None, output: str | None = None) -> Path | None:
     """The label file that a model's configuration names, which Triton looks for in the model's folder.
 
-    Args:
-        folder: the model's.
-        config: the model's configuration.
-        output: the output with the scores, whose label file is preferred to another output's.
+    The label file of `output`, the one with the scores, is preferred to another output's.
     """
     named = {} if config is None else {one.name: one.label_filename for one in config.output if one.label_filename}
     files = {named[output]} if output in named else set(named.values())
@@ -52,11 +49,7 @@ def names_in_label_file(path: Path) -> Names:
 def class_names_of(folder: Path, output: str | None = None) -> Names | None:
     """A model's class names, from its manifest, else from the label file of its scores.
 
-    A file that cannot be read counts as none here; `check` reports it.
-
-    Args:
-        folder: the model's.
-        output: the output with the scores, where that is known.
+    A file that cannot be read counts as none here; `check` reports it. `output` is as for `label_file_of`.
     """
     with suppress(SpecError):
         manifest = manifest_from_path(folder / MANIFEST) if (folder / MANIFEST).is_file() else None

@@ -58,9 +58,7 @@ def facts_of_manifest(manifest: Manifest) -> MemberFacts:
 def adopted_spec(spec: CascadeSpec, facts: Mapping[str, MemberFacts]) -> CascadeSpec:
     """A plan with its placeholders replaced, and batch limits lowered to those of its members.
 
-    Args:
-        spec: the plan.
-        facts: by member; a member that is left out stays as it is.
+    Members that are not in `facts` stay as they are.
 
     Raises:
         RepositoryError: a member's output is unknown, and none of its outputs, or several, may be the one.
@@ -151,13 +149,7 @@ def _tensor(spec: TensorSpec) -> Tensor:
 def planned_version(planned: Member | FusedPrefix, folder: Path, config: ModelConfig | None) -> int | None:
     """The version that a plan means: the one it names, else the newest served one with the planned file.
 
-    Args:
-        planned: what the plan says of the model.
-        folder: the model's.
-        config: the model's configuration.
-
-    Returns:
-        the newest served version where none has that file or the plan has no hash; None where none is served.
+    Where no version has that file, or the plan has no hash, it is the newest served one; None if none is served.
 
     Raises:
         RepositoryError: a file cannot be read.

@@ -13,7 +13,6 @@ from pathlib import Path
 
 from orchestrator import files as disk
 from orchestrator.errors import RepositoryError
-from orchestrator.files import contents_of, replaced_folder, write_file
 from orchestrator.pbtxt import is_written_here, text_from_path
 
 # Marks a folder made by `committee render --output`; Triton ignores files beside the models' folders.
@@ -60,7 +59,7 @@ def write_all(folder: Path, files: Mapping[str, bytes | str]) -> Rendering:
     Unchanged files keep their times, so that a polling server does not load them again.
 
     Args:
-        folder: the files' folder.
+        folder: made if it is missing.
         files: path relative to the folder -> content.
     """
     written, unchanged = [], []
@@ -73,7 +72,7 @@ def write_all(folder: Path, files: Mapping[str, bytes | str]) -> Rendering:
                 continue
             path.parent.mkdir(parents=True, exist_ok=True)
             # A server in a container runs as another user, who must be able to read it whatever the umask is.
-            write_file(path, data, mode=0o644)
+            disk.write_file(path, data, mode=0o644)
             written.append(path)
     return Rendering(written=tuple(written), unchanged=tuple(unchanged))
 
@@ -124,7 +123,7 @@ def new_folder(target: Path) -> Iterator[Path]:
     with disk_errors(what):
         check_output(target)
         target = target.resolve()
-        with replaced_folder(target, first=MARK) as building:
+        with disk.replaced_folder(target, first=MARK) as building:
             yield building
             (building / MARK).write_text("Made by `committee render --output`; the next one replaces it.\n")
 
@@ -137,7 +136,7 @@ def check_output(target: Path) -> None:
     """
     if not target.exists() or (target / MARK).is_file():
         return
-    if not target.is_dir() or contents_of(target):
+    if not target.is_dir() or disk.contents_of(target):
         raise RepositoryError(
             f"output {target}",
             got="files that no rendering made",

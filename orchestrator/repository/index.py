@@ -99,12 +99,8 @@ def served_version(folder: Path, config: ModelConfig | None = None) -> int | Non
 def model_file(folder: Path, config: ModelConfig | None, *, version: int | None = None) -> Path | None:
     """The file that the server loads, whether it exists or not; None where that is unknown.
 
-    Without a configuration, or with one that names no backend, the files that exist decide the backend.
-
-    Args:
-        folder: the model's.
-        config: the model's configuration.
-        version: number of the version; None takes the one that answers requests without a version.
+    Without a configuration, or with one that names no backend, the files that exist decide the backend. Without a
+    version, the one that answers requests without a version is taken.
     """
     version = served_version(folder, config) if version is None else version
     if version is None:

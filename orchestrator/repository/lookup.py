@@ -1,4 +1,4 @@
-"""What a repository says about a served model: its plan, its class names, its image processing."""
+"""A served model in a repository: its plan, its class names, its image processing."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from orchestrator.spec.served_model import ModelInfo
 
 
 def plan_of(repository: Path, cascade: str) -> CascadeSpec:
-    """The plan a repository serves under a name.
+    """The plan of a cascade by name.
 
     Raises:
         RepositoryError: there is no such cascade.
@@ -29,32 +29,27 @@ def plan_of(repository: Path, cascade: str) -> CascadeSpec:
 
 
 def cascade_in(repository: Path, model: str, version: int | None) -> CascadeSpec | None:
-    """The plan of a model, or None where the repository has none for it.
-
-    Args:
-        repository: that the server serves, or a copy of it.
-        model: Triton model name.
-        version: the one the server says it serves.
+    """The plan of a served version of a model; None where the repository has none for it.
 
     Raises:
-        SpecError: it is there and cannot be used.
+        SpecError: the plan is wrong.
     """
     path = repository / model / str(version) / PLAN
     return cascade_from_path(path) if path.is_file() else None
 
 
 def labels_in(repository: Path, model: str, version: int | None) -> tuple[str, ...] | None:
-    """Class names of a cascade, a member or any model with a label file, or None where none are written down."""
+    """Class names of a cascade, a member or any model with a label file; None where nothing says."""
     spec = cascade_in(repository, model, version)
     return class_names_of(repository / model) if spec is None else spec.labels
 
 
 def preprocess_in(repository: Path, model: str, version: int | None) -> Preprocess:
-    """How pictures become rows of a model: from its cascade.json, or a member's manifest.json.
+    """How pictures become rows of a model, from its cascade.json or a member's manifest.json.
 
     Raises:
-        RepositoryError: the repository has neither.
-        InputError: it has, but nothing is said about pictures there.
+        RepositoryError: the repository has neither file.
+        InputError: the file says nothing about pictures.
     """
     spec = cascade_in(repository, model, version)
     manifest = repository / model / MANIFEST
@@ -75,11 +70,7 @@ def preprocess_in(repository: Path, model: str, version: int | None) -> Preproce
 
 
 def picture_reader(repository: Path, info: ModelInfo) -> ReadPicture:
-    """A function from an encoded picture and its name to one row (*dims); the repository is read when first used.
-
-    Args:
-        repository: that the server serves, or a copy of it.
-        info: the model as the server serves it.
+    """A function from an encoded picture and its name to one row (*dims); its first call reads the repository.
 
     Raises:
         InputError, RepositoryError: see `preprocess_in`, when a picture is read.

@@ -112,13 +112,8 @@ class RepositoryControl:
 def drain(control: RepositoryControl, waves: Iterable[Iterable[str]], *, deadline_s: float) -> bool:
     """Unloads wave after wave, each when the one before has answered all its requests.
 
-    Args:
-        control: the running server's API.
-        waves: from `drain_waves`.
-        deadline_s: when to give up, on the monotonic clock.
-
     Returns:
-        True when every request was answered, False when the deadline came first.
+        True when every request was answered, False when the deadline, on the monotonic clock, came first.
     """
     for wave in waves:
         names = list(wave)

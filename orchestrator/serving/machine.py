@@ -79,7 +79,7 @@ def check_machine(machine: ServingMachine, *, shm_needed_bytes: int = 0) -> None
 
     Args:
         machine: the machine.
-        shm_needed_bytes: shared memory that the models begin with; less than a fixed minimum counts as that.
+        shm_needed_bytes: shared memory that the models begin with, at least `SHM_FLOOR_BYTES`.
 
     Raises:
         PlatformError: the server can never run there.

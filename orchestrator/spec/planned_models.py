@@ -26,9 +26,6 @@ _YES, _NO = ("", "yes", "true", "on", "1"), ("no", "false", "off", "0")
 def verifies_hashes(config: Mapping[str, Any]) -> bool:
     """Whether a cascade's configuration leaves the comparison of member files with planned hashes switched on.
 
-    Args:
-        config: the configuration as JSON values.
-
     Raises:
         SpecError: the parameter `verify_hashes` is neither yes nor no.
     """

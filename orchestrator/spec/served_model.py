@@ -194,14 +194,7 @@ def wanted_outputs(info: ModelInfo) -> tuple[str, ...] | None:
 
 
 def check_rows(info: ModelInfo, rows: npt.NDArray[Any]) -> TensorInfo:
-    """Refuses rows that the model cannot take, before anything is sent.
-
-    Args:
-        info: the model.
-        rows: (n, *dims).
-
-    Returns:
-        the input tensor they are for.
+    """The input tensor for rows (n, *dims); refuses rows that the model cannot take.
 
     Raises:
         InputError: wrong dtype, rank or size, or no rows.

@@ -10,7 +10,7 @@ from pathlib import Path
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from export.onefile.writing import write_onefile
-from orchestrator.pbtxt import config_from_path, text_from_config
+from orchestrator.pbtxt import CONFIG, config_from_path, text_from_config
 from orchestrator.repository.configs import cascade_config
 from orchestrator.repository.files import copy_model, new_folder, write_all
 from orchestrator.repository.render import ensemble_from_cascade, render, render_ensemble
@@ -127,7 +127,7 @@ def _render_largest(repository: Path, member: str) -> None:
     # They are of the member by its own name.
     (repository / LARGEST / MANIFEST).unlink(missing_ok=True)
     shutil.rmtree(repository / LARGEST / "configs", ignore_errors=True)
-    path = repository / LARGEST / "config.pbtxt"
+    path = repository / LARGEST / CONFIG
     config = config_from_path(path)
     config.name = LARGEST
     config.instance_group[0].count = LARGEST_INSTANCES
@@ -144,6 +144,6 @@ def _render_baselines(spec: CascadeSpec, routes: dict[str, BenchRoute], reposito
             files: dict[str, bytes | str] = {
                 "1/model.py": (BASELINES / source / "model.py").read_bytes(),
                 f"1/{_HELPER}": helper,
-                "config.pbtxt": config,
+                CONFIG: config,
             }
             write_all(repository / name, files)

@@ -20,6 +20,7 @@ from orchestrator.client.endpoint import Endpoint
 from orchestrator.client.load import closed_loop
 from orchestrator.client.over_grpc import AsyncGrpcClient
 from orchestrator.errors import RepositoryError
+from orchestrator.pbtxt import CONFIG
 from orchestrator.serving.options import ServeOptions
 from orchestrator.serving.process import EmbeddedServer
 from perf.harness.machine import machine_here, write_json
@@ -92,7 +93,7 @@ def _server(repository: Path, running: Endpoint | None) -> Iterator[tuple[str | 
 
 def routes_in(repository: Path) -> list[str]:
     """Models of a repository a client would call: all but the ensembles' averaging steps."""
-    names = (path.parent.name for path in sorted(repository.glob("*/config.pbtxt")))
+    names = (path.parent.name for path in sorted(repository.glob(f"*/{CONFIG}")))
     return [name for name in names if not name.endswith("_mean")]
 
 

@@ -27,13 +27,7 @@ _UNDO = "edited by hand: undo it and change the plan instead, or remove the file
 
 
 def check_onefile(model: Model, models: Mapping[str, Path], findings: Findings) -> None:
-    """Adds what has changed since a one-file model was written; nothing for other models.
-
-    Args:
-        model: any model of the repository.
-        models: every model folder of the repository by name.
-        findings: receives the faults.
-    """
+    """Adds what has changed since a one-file model was written; nothing for other models."""
     onefile = _onefile(model, findings)
     if onefile is None:
         return
@@ -45,13 +39,7 @@ def check_onefile(model: Model, models: Mapping[str, Path], findings: Findings) 
 
 
 def check_fused_prefix(spec: CascadeSpec, model: Model | None, findings: Findings) -> None:
-    """Adds what does not fit between a plan and its fused prefix.
-
-    Args:
-        spec: a plan with a fused prefix.
-        model: the folder of the fused prefix as it was read, None where there is none.
-        findings: receives the faults.
-    """
+    """Adds what does not fit between a plan and its fused prefix, whose model may be missing."""
     prefix = spec.fused_prefix
     assert prefix is not None
     field = f"lead {prefix.name}"
@@ -142,7 +130,7 @@ def check_ensemble_folder(
 def compare_configs(model: Model, expected: ModelConfig, findings: Findings) -> None:
     """Adds every field in which a config differs from the one that would be rendered."""
     if model.config is None:
-        if not (model.folder / "config.pbtxt").exists():
+        if not (model.folder / CONFIG).exists():
             findings.fault(model.name, "config.pbtxt", f"missing; {_AGAIN}")
         return
     for field, (got, wanted) in differences(model.config, expected).items():

@@ -8,6 +8,7 @@ from pathlib import Path
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from orchestrator.errors import RepositoryError
+from orchestrator.pbtxt import CONFIG
 from orchestrator.repository.check.models import Model, stated_kind
 from orchestrator.repository.check.report import Findings
 from orchestrator.repository.class_names import label_file_of, names_in_label_file
@@ -27,13 +28,9 @@ _AGAIN = "render again"
 def check_members(
     spec: CascadeSpec, models: Mapping[str, Model], findings: Findings, *, known: Sequence[str]
 ) -> None:
-    """Adds what does not fit between a plan and its members.
+    """Adds what does not fit between a plan and those of its members that exist.
 
-    Args:
-        spec: the plan.
-        models: its existing members by name.
-        findings: receives faults and notes.
-        known: names of the repository's models, for the message about a missing member.
+    A message about a missing member lists the repository's models, `known`.
     """
     random = any(m is not None and m.manifest is not None and m.manifest.random_weights for m in models.values())
     if spec.fit is not None and (random or spec.fit.random_weights):
@@ -83,7 +80,7 @@ class _Pair:
         facts = self.model.facts
         if self.model.config is not None:
             self._config(self.model.config)
-        elif not (self.model.folder / "config.pbtxt").exists():
+        elif not (self.model.folder / CONFIG).exists():
             self._no_config(facts)
         self._batches(facts.max_batch_size)
         if facts.inputs is not None:
@@ -201,11 +198,6 @@ class _Pair:
 
 def version_faults(planned: Member | FusedPrefix, folder: Path, config: ModelConfig | None) -> Iterator[str]:
     """Faults of the version of a model that a plan means, and of its files.
-
-    Args:
-        planned: what the plan says of the model.
-        folder: the model's.
-        config: the model's configuration.
 
     Raises:
         RepositoryError: a file cannot be read.

@@ -33,14 +33,7 @@ def release_from_name(name: str) -> Release:
 def check_release(
     release: Release, models: Mapping[str, Model], plans: Mapping[str, CascadeSpec], findings: Findings
 ) -> None:
-    """Adds what a release's ONNX Runtime cannot read, or was never compared with.
-
-    Args:
-        release: the release whose image is to serve.
-        models: the models that were read, by name.
-        plans: the cascades among them, by name.
-        findings: receives faults and notes.
-    """
+    """Adds what a release's ONNX Runtime cannot read, or was never compared with."""
     version = release.onnxruntime
     graphs = {name: model for name, model in models.items() if model.graph is not None}
     if version is None:

@@ -14,7 +14,7 @@ import numpy as np
 from export.commands.console import needs
 from export.rows import varied_rows
 from orchestrator.local.sessions import LocalMembers
-from orchestrator.pbtxt import text_from_config
+from orchestrator.pbtxt import CONFIG, text_from_config
 from orchestrator.repository.configs import member_config
 from orchestrator.repository.files import copy_model, new_folder, write_all
 from orchestrator.repository.render import render
@@ -184,7 +184,7 @@ def render_for(done: BenchScenario, folder: Path, setup: GpuSetup) -> BenchRepos
         render(dataclasses.replace(done.spec, name="committee"), building, standalone=True)
         if setup.device.provider != "cpu":
             for member in scenario.members:
-                write_all(building / member, {"config.pbtxt": gpu_config(manifest_of(building, member), setup)})
+                write_all(building / member, {CONFIG: gpu_config(manifest_of(building, member), setup)})
     routes = routes_of(scenario)
     kept = [*(name for name in routes if name.startswith("member_")), "committee"]
     return BenchRepository(

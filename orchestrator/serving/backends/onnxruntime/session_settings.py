@@ -25,54 +25,30 @@ _TRUE, _FALSE = ("true", "on", "1"), ("false", "off", "0")
 _SEARCH = {0: "EXHAUSTIVE", 1: "HEURISTIC", 2: "DEFAULT"}
 _GROWTH = {0: "kNextPowerOfTwo", 1: "kSameAsRequested"}
 _NO_LIMIT = str(2**64 - 1)
-# parameter of the accelerator "tensorrt" -> what it holds; where the option has another name, that too
+# Parameters of the accelerator "tensorrt" by what they hold; the options of ONNX Runtime have the same names.
+_TENSORRT_NAMES = {
+    "number": (
+        "max_partition_iterations", "min_subgraph_size", "dla_core", "builder_optimization_level",
+        "auxiliary_streams", "ep_context_embed_mode",
+    ),
+    "flag": (
+        "dla_enable", "engine_cache_enable", "dump_subgraphs", "force_sequential_engine_build",
+        "context_memory_sharing_enable", "layer_norm_fp32_fallback", "timing_cache_enable", "force_timing_cache",
+        "detailed_build_log", "build_heuristics_enable", "sparsity_enable", "cuda_graph_enable",
+        "dump_ep_context_model",
+    ),
+    "text": (
+        "engine_cache_path", "engine_cache_prefix", "timing_cache_path", "tactic_sources",
+        "extra_plugin_lib_paths",
+        "profile_min_shapes", "profile_max_shapes", "profile_opt_shapes", "ep_context_file_path",
+    ),
+}  # fmt: skip
+# parameter -> what it holds, and the option of ONNX Runtime
 _TENSORRT = {
     "max_workspace_size_bytes": ("number", "trt_max_workspace_size"),
     "int8_calibration_table_name": ("text", "trt_int8_calibration_table_name"),
     "int8_use_native_calibration_table": ("flag", "trt_int8_use_native_calibration_table"),
-    **{
-        f"trt_{name}": ("number", f"trt_{name}")
-        for name in (
-            "max_partition_iterations",
-            "min_subgraph_size",
-            "dla_core",
-            "builder_optimization_level",
-            "auxiliary_streams",
-            "ep_context_embed_mode",
-        )
-    },
-    **{
-        f"trt_{name}": ("flag", f"trt_{name}")
-        for name in (
-            "dla_enable",
-            "engine_cache_enable",
-            "dump_subgraphs",
-            "force_sequential_engine_build",
-            "context_memory_sharing_enable",
-            "layer_norm_fp32_fallback",
-            "timing_cache_enable",
-            "force_timing_cache",
-            "detailed_build_log",
-            "build_heuristics_enable",
-            "sparsity_enable",
-            "cuda_graph_enable",
-            "dump_ep_context_model",
-        )
-    },
-    **{
-        f"trt_{name}": ("text", f"trt_{name}")
-        for name in (
-            "engine_cache_path",
-            "engine_cache_prefix",
-            "timing_cache_path",
-            "tactic_sources",
-            "extra_plugin_lib_paths",
-            "profile_min_shapes",
-            "profile_max_shapes",
-            "profile_opt_shapes",
-            "ep_context_file_path",
-        )
-    },
+    **{f"trt_{name}": (kind, f"trt_{name}") for kind, names in _TENSORRT_NAMES.items() for name in names},
 }
 _PRECISIONS = {"FP32": {}, "FP16": {"trt_fp16_enable": "True"}, "INT8": {"trt_int8_enable": "True"}}
 
