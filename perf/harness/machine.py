@@ -107,7 +107,7 @@ def cpu_name() -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Gpu:
+class NvidiaGpu:
     """An NVIDIA GPU: name, version of its driver, and its memory."""
 
     name: str
@@ -115,7 +115,7 @@ class Gpu:
     memory_mib: int
 
 
-def first_gpu() -> Gpu | None:
+def first_gpu() -> NvidiaGpu | None:
     """The GPU that CUDA calls device 0; None where the driver does not answer."""
     import pynvml  # optional: machines without a GPU need no driver library
 
@@ -130,7 +130,7 @@ def first_gpu() -> Gpu | None:
                 if by_index
                 else pynvml.nvmlDeviceGetHandleByUUID(first)
             )
-            return Gpu(
+            return NvidiaGpu(
                 name=pynvml.nvmlDeviceGetName(handle),
                 driver=pynvml.nvmlSystemGetDriverVersion(),
                 memory_mib=pynvml.nvmlDeviceGetMemoryInfo(handle).total // 2**20,

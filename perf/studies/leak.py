@@ -34,51 +34,6 @@ _SETTLE_S = 1.0
 _LOOKS = 5
 
 
-@dataclass(frozen=True, kw_only=True)
-class Leak:
-    """What a server held after the warm-up and at the end, as leak.json has it.
-
-    Args:
-        scenario, route: what was asked.
-        model: of that route.
-        commit: of the checkout, empty outside of one.
-        warm_requests: answered before the first look.
-        requests: answered in all.
-        seconds: it took.
-        warm: held after the warm-up.
-        end: held at the end.
-        trace: (requests, resident bytes, shared bytes) after each window.
-        warm_bytes: resident after the warm-up in the processes of each model, `server` for the server's own.
-        grown_bytes: how far they grew.
-    """
-
-    scenario: str
-    route: str
-    model: str
-    commit: str
-    warm_requests: int
-    requests: int
-    seconds: float
-    warm: Memory
-    end: Memory
-    trace: Sequence[tuple[int, int, int]]
-    warm_bytes: Mapping[str, int]
-    grown_bytes: Mapping[str, int]
-
-    def as_json(self) -> dict[str, Any]:
-        """The fields, and growth in percent: of resident, of shared, and of the model's own resident memory.
-
-        The model's own processes stand apart because all others together could hide their growth.
-        """
-        own = self.warm_bytes.get(self.model, 0)
-        return {
-            **asdict(self),
-            "resident_percent": _growth_percent(self.warm.resident_bytes, self.end.resident_bytes),
-            "shm_percent": _growth_percent(self.warm.shm_bytes, self.end.shm_bytes),
-            "own_percent": _growth_percent(own, own + self.grown_bytes.get(self.model, 0)),
-        }
-
-
 def leak(
     requests: Annotated[int, typer.Option(min=1000, help="To send.")] = REQUESTS,
     scenario: Annotated[str, typer.Option(help="Members to measure on.")] = SCENARIO,
@@ -98,17 +53,19 @@ def leak(
         serving(tools, output, analyzer=find_analyzer(), seed=0, progress=tell) as served,
     ):
         found = measure_leak(served, route=route, model=model, requests=requests, window_s=seconds, progress=tell)
-    document, path = found.as_json(), output / "leak.json"
-    write_json(document, path)
+    path = output / "leak.json"
+    write_json(found, path)
     if as_json:
         typer.echo(path.read_text(encoding="utf-8"), nl=False)
         return
+    mib = {
+        name: " to ".join(f"{found[when][f'{name}_bytes'] / 2**20:.1f}" for when in ("warm", "end"))
+        for name in ("resident", "shm")
+    }
     typer.echo(
-        f"{found.requests:,} requests to {found.model}, {found.warm_requests:,} of them warm-up: resident memory "
-        f"{document['resident_percent']:+.2f} % ({found.warm.resident_bytes / 2**20:.1f} to "
-        f"{found.end.resident_bytes / 2**20:.1f} MiB), shared memory {document['shm_percent']:+.2f} % "
-        f"({found.warm.shm_bytes / 2**20:.1f} to {found.end.shm_bytes / 2**20:.1f} MiB), its own process "
-        f"{document['own_percent']:+.2f} %"
+        f"{found['requests']:,} requests to {model}, {found['warm_requests']:,} of them warm-up: resident memory "
+        f"{found['resident_percent']:+.2f} % ({mib['resident']} MiB), shared memory {found['shm_percent']:+.2f} % "
+        f"({mib['shm']} MiB), its own process {found['own_percent']:+.2f} %"
     )
     typer.echo(f"Written: {path}")
 
@@ -122,7 +79,7 @@ def _model_of(routes: Mapping[str, BenchRoute], name: str) -> str:
 
 def measure_leak(
     served: Served, *, route: str, model: str, requests: int, window_s: float, progress: Callable[[str], None]
-) -> Leak:
+) -> dict[str, Any]:
     """Sends requests until enough were answered, and looks at the server's memory in between.
 
     Args:
@@ -132,6 +89,13 @@ def measure_leak(
         requests: at least so many.
         window_s: of each load.
         progress: told how far it is.
+
+    Returns:
+        leak.json: `scenario`, `route` and its `model`, `commit`; `warm_requests` answered before the first look
+        and `requests` in all, in `seconds`; memory `warm` and at the `end`, and a `trace` of (requests, resident
+        bytes, shared bytes) after each window; `warm_bytes` resident by model and of the "server", and by how much
+        they have `grown_bytes`; growth in percent of resident, of shared, and of the model's own resident memory,
+        which all other processes together could hide.
 
     Raises:
         CommitteeError: a load failed.
@@ -152,20 +116,25 @@ def measure_leak(
         if warm is None and turn >= len(CONCURRENCIES) and done >= WARM_SHARE * requests:
             warm, warm_requests, each = now, done, _by_model(served)
             requests = max(requests, done + 1)  # something must follow the warm-up
-    return Leak(
-        scenario=served.repository.scenario.name,
-        route=route,
-        model=model,
-        commit=commit_here(),
-        warm_requests=warm_requests,
-        requests=done,
-        seconds=time.monotonic() - start_s,
-        warm=warm,
-        end=_settled(served),
-        trace=trace,
-        warm_bytes=each,
-        grown_bytes={name: held - each[name] for name, held in _by_model(served).items()},
-    )
+    end, grown = _settled(served), {name: held - each[name] for name, held in _by_model(served).items()}
+    own = each.get(model, 0)
+    return {
+        "scenario": served.repository.scenario.name,
+        "route": route,
+        "model": model,
+        "commit": commit_here(),
+        "warm_requests": warm_requests,
+        "requests": done,
+        "seconds": time.monotonic() - start_s,
+        "warm": asdict(warm),
+        "end": asdict(end),
+        "trace": trace,
+        "warm_bytes": each,
+        "grown_bytes": grown,
+        "resident_percent": _growth_percent(warm.resident_bytes, end.resident_bytes),
+        "shm_percent": _growth_percent(warm.shm_bytes, end.shm_bytes),
+        "own_percent": _growth_percent(own, own + grown.get(model, 0)),
+    }
 
 
 def _ask_for_most(served: Served, models: Sequence[str]) -> None:

@@ -20,7 +20,7 @@ from onnx import TensorProto, helper
 from orchestrator.errors import MemberError, ServingError
 from orchestrator.spec import Manifest, manifest_from_path
 from orchestrator.spec.manifest import MANIFEST
-from perf.harness.machine import Gpu, first_gpu
+from perf.harness.machine import NvidiaGpu, first_gpu
 from perf.harness.windows import Journal, WindowRecord
 from perf.routes.spec import Rows
 
@@ -130,7 +130,7 @@ def preflight(
     providers: Sequence[Any],
     *,
     open_session: OpenSession | None = None,
-    find_gpu: Callable[[], Gpu | None] = first_gpu,
+    find_gpu: Callable[[], NvidiaGpu | None] = first_gpu,
 ) -> Device:
     """Opens a small session and says what it runs on.
 

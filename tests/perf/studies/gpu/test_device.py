@@ -9,12 +9,12 @@ from typer.testing import CliRunner
 
 from orchestrator.errors import ServingError
 from perf.__main__ import app
-from perf.harness.machine import Gpu
+from perf.harness.machine import NvidiaGpu
 from perf.studies.gpu.device import CPU, CUDA, TENSORRT, chosen_provider, preflight, provider_list
 
 ONLY_CPU = ["AzureExecutionProvider", CPU]
 ALL = [TENSORRT, CUDA, CPU]
-GPU = Gpu(name="NVIDIA X100", driver="550.54.15", memory_mib=81559)
+GPU = NvidiaGpu(name="NVIDIA X100", driver="550.54.15", memory_mib=81559)
 
 
 class Session:
