@@ -1,19 +1,10 @@
 from __future__ import annotations
 
 import asyncio
-import json
-from pathlib import Path
 
 import numpy as np
 
 from orchestrator.client.load import closed_loop
-from perf.harness.machine import machine_here, write_json
-
-
-def test_results_name_the_machine_and_read_back(tmp_path: Path) -> None:
-    write_json({"machine": machine_here()}, tmp_path / "b" / "results.json")
-    document = json.loads((tmp_path / "b" / "results.json").read_text())
-    assert document["machine"]["cpu"]
 
 
 def test_a_closed_loop_asks_every_row_once_and_keeps_order() -> None:
