@@ -27,7 +27,7 @@ _NOT_NOW = ("Exceeds maximum queue size", "Request timeout expired")
 EVERY_ROW = -1
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class MemberOutputs:
     """What a stage's members gave for n rows.
 

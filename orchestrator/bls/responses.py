@@ -23,7 +23,7 @@ CONSTANT = ("exit_stage", "cost", "status")
 MAX_KEPT = 64
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Reply:
     """An answer decided on: columns, or an error with the name of the server's code."""
 

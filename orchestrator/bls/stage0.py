@@ -15,7 +15,15 @@ from orchestrator.bls.metrics import Counters
 from orchestrator.bls.requests import UNAVAILABLE, PendingRequest, PendingRequests, Rows, merged
 from orchestrator.bls.responses import HOPELESS, LATE, Reply, Responder
 from orchestrator.bls.scheduler import Scheduler
-from orchestrator.decision import CascadeRun, EarlyExit, Stage0Result, arrivals_from_policies
+from orchestrator.decision import (
+    DEFAULT,
+    Arrivals,
+    CascadeRun,
+    EarlyExit,
+    Stage0Result,
+    arrivals_from_policies,
+    plain_arrivals,
+)
 from orchestrator.spec import CascadeSpec
 
 # A deadline must leave stage 0 its usual time twice: once for the batch the request is in, once for whatever else
@@ -169,16 +177,19 @@ class Stage0:
         if len(unsure) < len(batch):
             pick = np.flatnonzero(np.repeat(~np.array(leaves), [one.count for one in batch]))
             rows, result, later = rows[pick], result[pick], [[said[pick] for said in part] for part in later]
-        arrivals = arrivals_from_policies(
-            [one.token for one in unsure],
-            [one.count for one in unsure],
-            policies=[one.policy for one in unsure],
-            now_ns=[one.arrived_ns for one in unsure],
-            default_deadline_us=self._spec.limits.default_deadline_us,
-            gear=gear,
-        )
+        arrivals = self._arrivals(unsure, gear)
         return self._scheduler.admit(
             unsure, arrivals, rows=rows, result=result, later=later, errors=outputs.errors
+        )
+
+    def _arrivals(self, requests: Sequence[PendingRequest], gear: int) -> Arrivals:
+        tokens, counts = [one.token for one in requests], [one.count for one in requests]
+        now_ns, default_us = [one.arrived_ns for one in requests], self._spec.limits.default_deadline_us
+        policies = [one.policy for one in requests]
+        if all(policy is DEFAULT for policy in policies):
+            return plain_arrivals(tokens, counts, now_ns=now_ns, default_deadline_us=default_us, gear=gear)
+        return arrivals_from_policies(
+            tokens, counts, policies=policies, now_ns=now_ns, default_deadline_us=default_us, gear=gear
         )
 
 

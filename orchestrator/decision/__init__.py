@@ -5,7 +5,7 @@ Pure: fed arrays, answers arrays; no I/O, no threads, no Triton. Server and plan
 
 from orchestrator.decision.combine import Combiner, softmax
 from orchestrator.decision.evaluate import Evaluator, Stage0Result
-from orchestrator.decision.fast_path import EarlyExit, FastPath
+from orchestrator.decision.fast_path import EarlyExit, FastPath, plain_arrivals
 from orchestrator.decision.policy import (
     DEFAULT,
     PARAMETERS,
@@ -42,6 +42,7 @@ __all__ = [
     "StageOutcome",
     "arrivals_from_policies",
     "confidence_score",
+    "plain_arrivals",
     "policy_from_parameters",
     "softmax",
 ]

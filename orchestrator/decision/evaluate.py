@@ -45,7 +45,7 @@ class Stage0Result(RowColumns):
     failures: StageFailures | None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class StageDecision:
     """What becomes of n rows at a stage.
 

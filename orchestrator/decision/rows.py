@@ -28,11 +28,18 @@ class RowColumns:
     """
 
     __slots__ = ()
-    # One call in C for all columns: every batch of every stage is cut and stored through it.
+    # One call in C gives all columns, or those within columns too: every batch of every stage is cut
+    # and stored through them.
     _columns: ClassVar[attrgetter[tuple[Any, ...]]]
+    _arrays: ClassVar[attrgetter[tuple[Any, ...]]]
+    _names: ClassVar[list[str]]
 
     def __init_subclass__(cls) -> None:
-        cls._columns = attrgetter(*cls.__annotations__)
+        within = {kind.__name__: kind._names for kind in RowColumns.__subclasses__() if kind is not cls}
+        cls._names = []
+        for name, kind in cls.__annotations__.items():
+            cls._names += [f"{name}.{inner}" for inner in within[kind]] if kind in within else [name]
+        cls._columns, cls._arrays = attrgetter(*cls.__annotations__), attrgetter(*cls._names)
 
     def __len__(self) -> int:
         return len(self._columns(self)[0])
@@ -42,7 +49,7 @@ class RowColumns:
         return type(self)(*[None if column is None else column[index] for column in self._columns(self)])
 
     def __setitem__(self, index: Index, rows: Self) -> None:
-        for mine, given in zip(self._columns(self), self._columns(rows), strict=True):
+        for mine, given in zip(self._arrays(self), self._arrays(rows), strict=True):
             if mine is not None:
                 mine[index] = given
 

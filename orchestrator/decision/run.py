@@ -109,13 +109,10 @@ class CascadeRun:
     def enter(self, arrivals: Arrivals, result: Stage0Result) -> StageOutcome:
         """Takes in n rows with what stage 0 gave for them; the deferred ones now wait in the table."""
         rows = len(result.answer)
-        state = RowState(
-            arrivals,
-            np.full(rows, self._costs[0], np.float32),
-            np.zeros(rows, np.int32),
-            np.full(rows, -1, np.int32),
-            result.accumulator,
-        )
+        cost, answer_stage = np.empty(rows, np.float32), np.empty(rows, np.int32)
+        cost.fill(self._costs[0])
+        answer_stage.fill(-1)
+        state = RowState(arrivals, cost, np.zeros(rows, np.int32), answer_stage, result.accumulator)
         decision = self._evaluator.decide(state, 0, answer=result.answer, failures=result.failures)
         outcome, on = self._settle(state, 0, decision=decision, row=np.arange(rows))
         if len(on):
@@ -267,10 +264,8 @@ class CascadeRun:
         return open_rows
 
     def _move(self, slots: Index, event: str) -> None:
-        after = _NEXT[event][self._state[slots]]
-        if np.minimum.reduce(after, initial=0) < 0:
-            raise AssertionError(f"{event}: got slots in states {np.unique(self._state[slots])}")
-        self._state[slots] = after
+        # No check here, on the path of every deferred row: the tests hold every event to the table.
+        self._state[slots] = _NEXT[event][self._state[slots]]
 
     def _take(self, slots: Index, stage: int) -> None:
         self._move(slots, "take")

@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator.decision import DEFAULT, CascadeRun, Evaluator, FastPath, arrivals_from_policies
+from orchestrator.decision import DEFAULT, CascadeRun, Evaluator, FastPath, arrivals_from_policies, plain_arrivals
 from orchestrator.spec import CascadeSpec, Gear, Gears, InputSpec, Member, Stage
 
 GEARS = Gears(cheaper=(Gear(thresholds=(0.4,), mean_cost=1.0),))
@@ -61,6 +61,22 @@ def cases(draw: st.DrawFn) -> tuple[CascadeSpec, list[np.ndarray | None], int]:
     return spec, outputs, draw(st.integers(0, 1)) if spec.gears is not None else 0
 
 
+def assert_same(one: object, other: object) -> None:
+    """Equal columns, as numbers: a zero may have either sign, which no softmax shows."""
+    for field in fields(other):
+        mine, theirs = getattr(one, field.name), getattr(other, field.name)
+        assert (mine is None) == (theirs is None), field.name
+        assert mine is None or (mine.dtype == theirs.dtype and np.array_equal(mine, theirs)), field.name
+
+
+@given(st.lists(st.integers(1, 5), min_size=1, max_size=6), st.integers(0, 2))
+def test_arrivals_without_parameters_are_those_of_the_default_policy(counts: list[int], gear: int) -> None:
+    tokens, now_ns = list(range(7, 7 + len(counts))), [100 * index for index in range(len(counts))]
+    arguments = {"now_ns": now_ns, "default_deadline_us": 1000, "gear": gear}
+    general = arrivals_from_policies(tokens, counts, policies=[DEFAULT] * len(counts), **arguments)
+    assert_same(plain_arrivals(tokens, counts, **arguments), general)
+
+
 @given(cases())
 @settings(max_examples=400, deadline=None)
 def test_the_fast_path_decides_as_the_general_path_to_the_bit(
@@ -71,12 +87,8 @@ def test_the_fast_path_decides_as_the_general_path_to_the_bit(
     fast = FastPath(Evaluator(spec))
     short, general = fast.stage0(rows, outputs), Evaluator(spec).stage0(rows, outputs)
     assert (short.failures is None) == (general.failures is None)
-    for part in ("accumulator", "answer"):
-        for field in fields(getattr(general, part)):
-            mine, other = (getattr(getattr(one, part), field.name) for one in (short, general))
-            # Equal as numbers: a zero may have either sign, which no softmax shows.
-            assert (mine is None) == (other is None), field.name
-            assert mine is None or (mine.dtype == other.dtype and np.array_equal(mine, other)), field.name
+    assert_same(short.accumulator, general.accumulator)
+    assert_same(short.answer, general.answer)
     arrivals = arrivals_from_policies(
         [0], [rows], policies=[DEFAULT], now_ns=[0], default_deadline_us=1000, gear=gear
     )
