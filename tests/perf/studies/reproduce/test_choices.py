@@ -7,7 +7,7 @@ import pytest
 
 from orchestrator.errors import DataError
 from perf.studies.reproduce.choices import Choices, ChosenPlan, PlanComparison, choices_from_path, write_choices
-from tests.perf.studies.reproduce.made import plan_part
+from tests.perf.studies.reproduce.builders import plan_part
 
 PLAN = ChosenPlan(
     stages=(("glyphs_b0_s0",), ("glyphs_b1_s0", "glyphs_b1_s1")), thresholds=(0.25,), accuracy=0.9, mean_cost=3.0

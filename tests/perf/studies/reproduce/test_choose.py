@@ -29,7 +29,7 @@ from perf.studies.reproduce.search_space import (
     standard_errors_ahead,
     validate_margins,
 )
-from tests.perf.studies.reproduce.made import plan_part
+from tests.perf.studies.reproduce.builders import plan_part
 
 
 @pytest.fixture(scope="module")

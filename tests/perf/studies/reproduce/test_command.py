@@ -20,7 +20,7 @@ from perf.studies.reproduce.document import md_from_results
 from perf.studies.reproduce.evaluate import TimingLoad
 from perf.studies.reproduce.parts import MEMBERS, REPOSITORY, PartRecorder
 from perf.studies.reproduce.results import RESULTS, results_from_path
-from tests.perf.studies.reproduce import made
+from tests.perf.studies.reproduce import builders
 
 DOCS = Path(__file__).parents[4] / "docs/reproduce"
 SMALL = Effort(
@@ -32,15 +32,15 @@ SMALL = Effort(
 _NUMBER = re.compile(r"[-+]?\d+(?:\.\d+)?")
 
 
-def reproduced(root: Path, draw: Any = made.draw, *, again: bool = False) -> Path:
+def reproduced(root: Path, draw: Any = builders.draw, *, again: bool = False) -> Path:
     """Runs everything in a folder with tiny members; gives the folder of results."""
     if not (root / "repository").exists():
-        made.write_members(root / "repository")
+        builders.write_members(root / "repository")
     run(
         root / "docs/tiny",
         effort=SMALL,
         repository=root / "repository",
-        names=tuple(made.MEMBERS),
+        names=tuple(builders.MEMBERS),
         draw=draw,
         classes="abcde",
         cache=root / "cache",
@@ -55,10 +55,10 @@ def reproduced(root: Path, draw: Any = made.draw, *, again: bool = False) -> Pat
 def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("reproduce")
 
-    def draw(part: str, rows: int | None) -> made.Pictures:
+    def draw(part: str, rows: int | None) -> builders.Pictures:
         # The test part is not so much as drawn before the choices are on disk.
         assert part == "plan" or (root / "docs/tiny" / CHOICES).is_file()
-        return made.draw(part, rows)
+        return builders.draw(part, rows)
 
     return reproduced(root, draw)
 
@@ -121,8 +121,8 @@ def test_judging_again_gives_the_same_results_and_keeps_the_times(done: Path, co
 
 
 def test_judging_other_pictures_or_choices_again_is_one_line(copied: Path) -> None:
-    def other(part: str, rows: int | None) -> made.Pictures:
-        return made.draw(part, rows) if part == "plan" else made.pictures(99, rows or 250, 20_000)
+    def other(part: str, rows: int | None) -> builders.Pictures:
+        return builders.draw(part, rows) if part == "plan" else builders.pictures(99, rows or 250, 20_000)
 
     before = (copied / RESULTS).read_bytes()
     with pytest.raises(DataError, match=r"others than those of the earlier results; draw them with pillow \d"):
@@ -151,7 +151,7 @@ def test_a_place_that_cannot_be_written_is_one_line_before_any_work(copied: Path
     copied.with_name("tiny.md").unlink()
     copied.with_name("tiny.md").mkdir()
 
-    def nobody(part: str, rows: int | None) -> made.Pictures:
+    def nobody(part: str, rows: int | None) -> builders.Pictures:
         raise AssertionError("drawn before the place was looked at")
 
     with pytest.raises(RepositoryError, match=r"tiny\.md: got a folder"):
@@ -169,8 +169,8 @@ def test_the_folder_one_stands_in_has_a_name_and_the_root_has_none(
 
 
 def test_changing_the_test_part_changes_no_choice(done: Path, tmp_path: Path) -> None:
-    def other(part: str, rows: int | None) -> made.Pictures:
-        return made.draw(part, rows) if part == "plan" else made.pictures(99, rows or 250, 20_000)
+    def other(part: str, rows: int | None) -> builders.Pictures:
+        return builders.draw(part, rows) if part == "plan" else builders.pictures(99, rows or 250, 20_000)
 
     again = reproduced(tmp_path, other)
     assert (again / CHOICES).read_bytes() == (done / CHOICES).read_bytes()
@@ -184,15 +184,15 @@ def test_a_test_part_before_the_choices_or_of_plan_rows_is_refused(done: Path) -
 
     def recorder(draw: Any) -> PartRecorder:
         return PartRecorder(
-            repository=root / "repository", names=tuple(made.MEMBERS), draw=draw, rows=SMALL.rows,
+            repository=root / "repository", names=tuple(builders.MEMBERS), draw=draw, rows=SMALL.rows,
             cache=root / "cache", say=lambda text: None,
         )  # fmt: skip
 
-    plan = recorder(made.draw).plan_part()
+    plan = recorder(builders.draw).plan_part()
     with pytest.raises(DataError, match="choices written before"):
-        recorder(made.draw).test_part(plan=plan, choices=root / "nothing.json")
+        recorder(builders.draw).test_part(plan=plan, choices=root / "nothing.json")
     with pytest.raises(DataError, match="250 rows of the plan part"):
-        recorder(lambda _, rows: made.draw("plan", rows)).test_part(plan=plan, choices=done / CHOICES)
+        recorder(lambda _, rows: builders.draw("plan", rows)).test_part(plan=plan, choices=done / CHOICES)
 
 
 def test_missing_members_are_one_line_with_the_command_that_makes_them(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from perf.studies.reproduce.choices import Choices, ChosenPlan, PlanComparison
 from perf.studies.reproduce.evaluate import ChoiceEvaluator, evaluate_choices, ratio_of_means
-from tests.perf.studies.reproduce.made import judging_part
+from tests.perf.studies.reproduce.builders import judging_part
 
 CASCADE = ChosenPlan(stages=(("glyphs_b0_s0",), ("glyphs_b2_s0",)), thresholds=(0.9,))
 SINGLE = ChosenPlan(stages=(("glyphs_b2_s0",),))

@@ -9,7 +9,7 @@ from orchestrator.local.sessions import LocalMembers
 from perf.studies.reproduce.choices import ChosenPlan
 from perf.studies.reproduce.evaluate import ChoiceEvaluator, TimingLoad, ask_cascade, ask_single, spread_of, timed
 from perf.studies.reproduce.parts import PartRecorder, TestPart
-from tests.perf.studies.reproduce import made
+from tests.perf.studies.reproduce import builders
 
 CASCADES = (
     ChosenPlan(stages=(("glyphs_b0_s0",), ("glyphs_self_low",), ("glyphs_b1_s0",)), thresholds=(0.8, 0.9)),
@@ -22,10 +22,15 @@ CASCADES = (
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory: pytest.TempPathFactory) -> tuple[TestPart, LocalMembers]:
     root: Path = tmp_path_factory.mktemp("timing")
-    names = tuple(made.MEMBERS)
-    made.write_members(root / "repository")
+    names = tuple(builders.MEMBERS)
+    builders.write_members(root / "repository")
     recorder = PartRecorder(
-        repository=root / "repository", names=names, draw=made.draw, rows=203, cache=root, say=lambda text: None
+        repository=root / "repository",
+        names=names,
+        draw=builders.draw,
+        rows=203,
+        cache=root,
+        say=lambda text: None,
     )
     plan = recorder.plan_part()
     (root / "choices.json").write_text("{}")
