@@ -16,7 +16,7 @@ from orchestrator.commandline import interrupt_on_signals
 from orchestrator.errors import RepositoryError, ServingError
 from orchestrator.repository.check import check_plans
 from orchestrator.serving.addresses import is_loopback, network_host
-from orchestrator.serving.cascade_watch import LOOK_S, CascadeWatch
+from orchestrator.serving.control import LOOK_S, CascadeWatch
 from orchestrator.serving.embedded import log_tail
 from orchestrator.serving.options import ServeOptions
 from orchestrator.serving.process import EmbeddedServer

@@ -106,7 +106,7 @@ def command_from(
 ) -> list[str]:
     """The server's command line.
 
-    Model control is "explicit" with every model loaded at start, which stopping needs (see drain.py). Others are
+    Model control is "explicit" with every model loaded at start, which stopping needs (see control.py). Others are
     refused loading and unloading, as in mode "none".
     """
     assert machine.wheel is not None, "check_machine comes first"

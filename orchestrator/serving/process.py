@@ -20,7 +20,7 @@ from types import TracebackType
 from orchestrator.errors import PortInUseError, ServingError
 from orchestrator.serving.addresses import Ports, bracketed, choose_ports, local_host
 from orchestrator.serving.child import Child
-from orchestrator.serving.drain import RepositoryControl, drain, drain_waves
+from orchestrator.serving.control import RepositoryControl, drain, drain_waves
 from orchestrator.serving.embedded import (
     command_from,
     environment_from,

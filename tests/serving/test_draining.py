@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.errors import ServingError
-from orchestrator.serving.drain import RepositoryControl, drain, drain_waves
+from orchestrator.serving.control import RepositoryControl, drain, drain_waves
 from orchestrator.serving.scan import ModelEntry
 
 

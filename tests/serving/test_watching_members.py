@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from orchestrator.errors import ServingError
-from orchestrator.serving import cascade_watch
-from orchestrator.serving.cascade_watch import CascadeWatch
+from orchestrator.serving import control as control_module
+from orchestrator.serving.control import CascadeWatch
 from orchestrator.spec import CascadeSpec, InputSpec, Member, Stage, json_from_cascade
 
 RIGHT, OTHER = b"the weights", b"others, alas"
@@ -152,7 +152,7 @@ def test_a_member_that_is_unloaded_is_loaded_again_before_the_cascade(
 def test_a_member_that_does_not_load_is_tried_again_later_and_the_cascade_waits(
     watch: CascadeWatch, control: Control, told: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cascade_watch, "_RETRY_S", 0.0)
+    monkeypatch.setattr(control_module, "_RETRY_S", 0.0)
     control.broken = {"large"}
     control.unload(["large"])
     for _ in range(3):
