@@ -90,7 +90,7 @@ def _frontier(figure: Any, report: Report) -> None:
     axes.set_ylabel(f"{shortened(report.criterion.name)}, %, with 95 % interval")
     axes.legend(loc="lower right")
     _cost_axis(axes, report)
-    write_names(axes, [report.plan, *(one for one in report.baselines if one.mean_cost)], report)
+    write_names(axes, [report.plan, *(one for one in report.baselines if one.mean_cost)], report=report)
 
 
 def _sliders(figure: Any, report: Report) -> None:
@@ -111,7 +111,7 @@ def _sliders(figure: Any, report: Report) -> None:
     axes.set_ylabel(f"{shortened(report.criterion.name, 30)}, %")
     _cost_axis(axes, report)
     members = [one for one in drawn if one.kind == "member"]
-    write_names(axes, members if len(members) <= NAMED_MEMBERS else [], report)
+    write_names(axes, members if len(members) <= NAMED_MEMBERS else [], report=report)
 
 
 def _quality_and_cost(axes: Any, report: Report, *, intervals: bool) -> None:

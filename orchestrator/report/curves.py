@@ -35,7 +35,7 @@ class ThresholdCurve:
     planned: int
 
 
-def threshold_curve(outputs: StageOutputs, stage_correct: Bools, stage: int) -> ThresholdCurve:
+def threshold_curve(outputs: StageOutputs, stage_correct: Bools, *, stage: int) -> ThresholdCurve:
     """The curve of one stage, by one sort of its scores instead of a replay per threshold.
 
     Args:
@@ -82,7 +82,7 @@ class ReliabilityCurve:
     error: float
 
 
-def reliability_curve(name: str, probability: F32, right: Bools) -> ReliabilityCurve:
+def reliability_curve(name: str, probability: F32, *, right: Bools) -> ReliabilityCurve:
     """Bins of equal width over the probability of the answer.
 
     Args:

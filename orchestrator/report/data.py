@@ -193,7 +193,7 @@ def report_from_records(
         frontier=_frontier(frontier, spec, found),
         comparison=_comparison(found),
         threshold_curves=tuple(
-            threshold_curve(outputs, found.stage_correct, stage) for stage in range(outputs.last)
+            threshold_curve(outputs, found.stage_correct, stage=stage) for stage in range(outputs.last)
         ),
         reliability=_reliability(found),
         classes=class_facts(found),
@@ -266,9 +266,11 @@ def _comparison(found: ReportInput) -> ReferenceComparison | None:
 def _reliability(found: ReportInput) -> tuple[ReliabilityCurve, ...]:
     if not found.criterion.by_labels:
         return ()
-    members = [reliability_curve(one.name, one.probability, one.label == found.target) for one in found.members]
+    members = [
+        reliability_curve(one.name, one.probability, right=one.label == found.target) for one in found.members
+    ]
     probability = values_at(found.outputs.probability, found.exit_stage)
-    return (*members, reliability_curve(found.outputs.spec.name, probability, found.correct))
+    return (*members, reliability_curve(found.outputs.spec.name, probability, right=found.correct))
 
 
 def slider_data(report: Report) -> dict[str, Any]:

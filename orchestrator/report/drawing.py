@@ -145,7 +145,7 @@ def _for_page(svg: str, alt: str) -> str:
     return f'<svg class="chart" role="img" aria-label="{escape(alt)}" {size and size[0]}>{content}'
 
 
-def write_names(axes: Any, points: Sequence[QualityAndCost], report: Report) -> None:
+def write_names(axes: Any, points: Sequence[QualityAndCost], *, report: Report) -> None:
     """Writes names beside their points, where they hide neither each other nor a point nor the frontier."""
     figure = axes.figure
     figure.draw_without_rendering()

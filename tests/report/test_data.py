@@ -82,7 +82,7 @@ def test_a_curve_is_the_replay_of_every_threshold_with_the_others_fixed(stage: i
         )
         spec = dataclasses.replace(spec, stages=stages)
     outputs = stage_outputs_from_plan(spec, records)
-    curve = threshold_curve(outputs, outputs.label == records.labels, stage)
+    curve = threshold_curve(outputs, outputs.label == records.labels, stage=stage)
     assert curve.threshold[curve.planned] == np.float32(spec.stages[stage].threshold)
     assert curve.threshold[-1] == np.inf
     for threshold, quality, cost in zip(curve.threshold, curve.quality, curve.mean_cost, strict=True):
@@ -172,7 +172,7 @@ def test_reliability_bins_hold_every_row_once_and_give_the_calibration_error() -
     sure = rng.random(400).astype(np.float32)
     sure[:3] = (0.0, 1.0, np.float32(1 + 1e-6))
     right = rng.random(400) < sure
-    found = reliability_curve("a", sure, right)
+    found = reliability_curve("a", sure, right=right)
     assert sum(one.rows for one in found.right) == 400
     error = 0.0
     for low, high in itertools.pairwise(np.linspace(0, 1, 16)):
@@ -193,7 +193,7 @@ def test_histograms_hold_the_rows_that_come_to_a_stage(report: Report) -> None:
 def test_the_cascades_reliability_comes_from_the_stage_that_answered(report: Report) -> None:
     done = replay(report.spec, made_records())
     sure = done.probabilities[np.arange(600), done.label]
-    wanted = reliability_curve("made_up", sure, done.label == made_records().labels)
+    wanted = reliability_curve("made_up", sure, right=done.label == made_records().labels)
     assert report.reliability[-1] == wanted
     assert [one.name for one in report.reliability] == [*COSTS, "made_up"]
 
