@@ -81,20 +81,22 @@ class Command(TyperCommand):
             raise error.reworded(lambda text: with_options(text, self)) from error
 
 
-def with_options(text: str, command: Any) -> str:
+def with_options(text: str, command: Any = None) -> str:
     """A text with a command's options in place of arguments of the same names.
 
-    `max_cost` becomes --max-cost, `certify=False` becomes --no-certify, and `reference=big` --reference big. Other
-    words in backticks stay.
+    `max_cost` becomes --max-cost, `certify=False` becomes --no-certify, and `reference=big` --reference big. With
+    another command's name before it, `record.class_map` becomes --class-map. Other words in backticks stay.
 
     Args:
         text: of an error or a note, from library code.
-        command: the click command that runs.
+        command: the click command that runs; None where the text names no argument of its own.
     """
-    known = {parameter.name: parameter for parameter in command.params}
+    known = {} if command is None else {parameter.name: parameter for parameter in command.params}
 
     def spoken(match: re.Match[str]) -> str:
-        name, value = match.groups()
+        other, name, value = match.groups()
+        if other:
+            return f"--{name.replace('_', '-')}" + (f" {value}" if value else "")
         if name not in known:
             return match.group(0)
         option = known[name]
@@ -105,7 +107,7 @@ def with_options(text: str, command: Any) -> str:
         word = next((word for word in option.opts if word.startswith("--")), option.opts[0])
         return word if value in (None, "True") else f"{word} {value}"
 
-    return re.sub(r"`([a-z]\w*)(?:=([\w.]+))?`", spoken, text)
+    return re.sub(r"`([a-z]\w*\.)?([a-z]\w*)(?:=([\w.]+))?`", spoken, text)
 
 
 class HandsOn(Command):

@@ -10,12 +10,20 @@ from typing import Annotated
 import typer
 
 from orchestrator.cli.console import progress
-from orchestrator.cli.plan_chance import notes_on_chance, refuse_near_chance
-from orchestrator.cli.plan_impose import check_alone, imposed
 from orchestrator.cli.plan_pool import pool_from_records, restricted
-from orchestrator.cli.plan_show import show_json, show_plan
-from orchestrator.cli.plan_write import check_output, write_plan, write_plan_report
+from orchestrator.cli.plan_show import (
+    check_output,
+    echo_notes,
+    show_imposed,
+    show_json,
+    show_plan,
+    write_plan,
+    write_plan_report,
+)
+from orchestrator.commandline import with_options
 from orchestrator.errors import DataError, InfeasibleError
+from orchestrator.planner import impose
+from orchestrator.planner.chance import check_above_chance, notes_on_records
 from orchestrator.planner.goal import Goal, SearchOptions
 from orchestrator.planner.plan import Infeasible, PlanResult, plan_from_records
 from orchestrator.planner.records import records_from_path
@@ -124,7 +132,7 @@ def plan(
         raise DataError("plan --calibrate", got=calibrate, expected=" or ".join(CALIBRATE))
     records = restricted(records_from_path(records_path), members)
     pool = pool_from_records(records, repository, name=name, cost=cost)
-    base, notes = dataclasses.replace(pool.spec, header_pattern=header_pattern), pool.notes
+    base = dataclasses.replace(pool.spec, header_pattern=header_pattern)
     budget = _budget(base, max_mean_cost, max_mean_cost_share)
     options = SearchOptions(
         combines=_words("--combine", combine, COMBINES),
@@ -134,11 +142,17 @@ def plan(
         gears=gears,
     )
     if impose_exits is not None:
-        wishes = (min_accuracy, reference, epsilon, budget, max_worst_cost, max_stages, label_free or None)
-        check_alone(wishes, report=report)
-        base = dataclasses.replace(base, combine=options.combines[0], score=options.scores[0])
-        imposed(base, records, impose_exits, random_weights=pool.random_weights, output=output, as_json=as_json)
-        _echo_notes(notes)
+        goal_options = (min_accuracy, reference, epsilon, budget, max_worst_cost, max_stages, label_free or None)
+        _check_no_goal(goal_options, report=report)
+        spec = impose.impose_exits(
+            dataclasses.replace(base, combine=options.combines[0], score=options.scores[0]),
+            records,
+            exit_share=_shares(impose_exits),
+            random_weights=pool.random_weights,
+        )
+        write_plan(output, spec)
+        show_imposed(spec, output=output, as_json=as_json)
+        echo_notes(pool.notes)
         return
     goal = Goal(
         min_accuracy=min_accuracy,
@@ -154,47 +168,32 @@ def plan(
     found = plan_from_records(
         base, records, goal, options=options, random_weights=pool.random_weights, progress=progress
     )
-    on_chance = [] if label_free else notes_on_chance(records)
+    on_chance = [] if label_free else [with_options(note) for note in notes_on_records(records)]
     # Before anything is refused, which they often explain.
-    _echo_notes(on_chance)
-    if isinstance(found, PlanResult) and not (label_free or allow_near_chance):
-        refuse_near_chance(found, records)
-    if report is not None and isinstance(found, PlanResult):
+    echo_notes(on_chance)
+    if isinstance(found, PlanResult):
+        if not (label_free or allow_near_chance):
+            assert found.spec.fit is not None
+            check_above_chance(records, accuracy=found.accuracy, rows=found.spec.fit.rows)
         write_plan_report(report, found, records)
-    _finish(found, output=output, report=report, as_json=as_json, notes=[*on_chance, *notes])
-    if report is not None and not as_json:
-        typer.echo(f"Report: {report / 'index.html'}")
-    _echo_notes(notes)
-
-
-def _echo_notes(notes: Sequence[str]) -> None:
-    for note in notes:
-        typer.echo(f"note: {note}", err=True)
-
-
-def _finish(
-    found: PlanResult | Infeasible,
-    *,
-    output: Path | None,
-    report: Path | None,
-    as_json: bool,
-    notes: Sequence[str],
-) -> None:
-    if isinstance(found, Infeasible):
-        if as_json:
-            show_json(found, notes=notes)
-        short = found.unmet
-        left = None if report is None else "no report was written"
-        fix = "; ".join(text for text in (short.fix, left) if text is not None)
-        raise InfeasibleError("plan", got=short.got, expected=short.expected, fix=fix or None)
-    if output is not None:
         write_plan(output, found.spec)
     if as_json:
-        show_json(found, notes=notes)
-        return
-    show_plan(found)
-    if output is not None:
-        typer.echo(f"Written: {output}")
+        show_json(found, notes=[*on_chance, *pool.notes])
+    if isinstance(found, Infeasible):
+        left = None if report is None else "no report was written"
+        fix = "; ".join(text for text in (found.unmet.fix, left) if text is not None)
+        raise InfeasibleError("plan", got=found.unmet.got, expected=found.unmet.expected, fix=fix or None)
+    if not as_json:
+        show_plan(found, output=output, report=report)
+    echo_notes(pool.notes)
+
+
+def _check_no_goal(options: Sequence[object], *, report: Path | None) -> None:
+    """Refuses options that have no meaning beside an imposed exit mix; None stands for one that is not given."""
+    if report is not None:
+        raise DataError("plan", got="--impose-exits and --report", expected="one of them")
+    if any(option is not None for option in options):
+        raise DataError("plan", got="--impose-exits and a goal", expected="one of them")
 
 
 def _words(option: str, text: str, known: tuple[str, ...]) -> tuple[str, ...]:
@@ -218,3 +217,10 @@ def _budget(base: CascadeSpec, cost: float | None, share: float | None) -> float
     if not 0 < share < float("inf"):
         raise DataError("plan --max-mean-cost-share", got=f"{share:g}", expected="a finite number above 0")
     return share * max(member.cost for member in base.members)
+
+
+def _shares(text: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError as error:
+        raise DataError("plan --impose-exits", got=text, expected="shares such as 0.7,0.15") from error

@@ -1,18 +1,23 @@
-"""How a plan is shown: a table and sentences for people, one document for programs."""
+"""How a plan is shown, to people and to programs, and where plan and report are written."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import typer
 from rich import box
 from rich.table import Table
 
-from orchestrator.cli.console import print_json, stdout_console
+from orchestrator.cli.console import print_json, progress, stdout_console
+from orchestrator.errors import DataError
 from orchestrator.planner.plan import FrontierPoint, Infeasible, PlanResult
+from orchestrator.planner.records import Records
+from orchestrator.repository.files import write_all
 from orchestrator.spec import CascadeSpec, Gear, Gears, json_from_cascade
 
 # Lines of the frontier that fit on a screen beside the plan.
@@ -47,8 +52,14 @@ def show_json(found: PlanResult | Infeasible, *, notes: Sequence[str] = ()) -> N
     print_json(document_from_found(found, notes=notes))
 
 
-def show_plan(plan: PlanResult) -> None:
-    """What was found, for people."""
+def echo_notes(notes: Sequence[str]) -> None:
+    """Notes on stderr, one line each."""
+    for note in notes:
+        typer.echo(f"note: {note}", err=True)
+
+
+def show_plan(plan: PlanResult, *, output: Path | None, report: Path | None) -> None:
+    """What was found and written, for people."""
     spec = plan.spec
     console = stdout_console()
     console.print(_stages_table(plan))
@@ -73,6 +84,22 @@ def show_plan(plan: PlanResult) -> None:
     if spec.gears is not None:
         console.print(_gears_table(plan, spec.gears))
     console.print(_frontier_table(plan.frontier, noun))
+    if output is not None:
+        typer.echo(f"Written: {output}")
+    if report is not None:
+        typer.echo(f"Report: {report / 'index.html'}")
+
+
+def show_imposed(spec: CascadeSpec, *, output: Path | None, as_json: bool) -> None:
+    """A plan with imposed exits: its cascade.json, or a sentence."""
+    if as_json:
+        typer.echo(json_from_cascade(spec), nl=False)
+        return
+    assert spec.fit is not None
+    stages = " -> ".join("+".join(member.name for member in stage.members) for stage in spec.stages)
+    got = ", ".join(f"{share:.1%}" for share in spec.fit.exit_share)
+    where = "" if output is None else f"{output}: "
+    typer.echo(f"{where}{stages}, exits {got} imposed, mean cost {spec.fit.mean_cost:,.0f}; no accuracy")
 
 
 def noun_of(spec: CascadeSpec) -> str:
@@ -128,3 +155,73 @@ def _frontier_table(frontier: Sequence[FrontierPoint], noun: str) -> Table:
         stages = " -> ".join("+".join(stage) for stage in row.stages)
         table.add_row(f"{row.accuracy:.4f}", f"{row.mean_cost:,.6g}", f"{row.worst_cost:,.6g}", stages)
     return table
+
+
+def check_output(output: Path | None, *, inputs: Sequence[Path | None]) -> None:
+    """Refuses an output that would overwrite an input, or has no folder to be in.
+
+    Args:
+        output: file to write, if any.
+        inputs: files that are read, those that are.
+
+    Raises:
+        DataError: naming what is there.
+    """
+    if output is None:
+        return
+    what = f"plan --output {output}"
+    if output.is_dir():
+        raise DataError(what, got="a folder", expected="a file, such as cascade.json")
+    for path in inputs:
+        # What is not there is no fault of the output.
+        with contextlib.suppress(OSError):
+            if path is not None and output.samefile(path):
+                raise DataError(what, got=f"{path}, which is read", expected="another file, such as cascade.json")
+    place = next((folder for folder in output.absolute().parents if folder.exists()), Path("/"))
+    if not place.is_dir():
+        raise DataError(what, got=f"{place}, a file", expected="a folder to write in")
+
+
+def write_plan(output: Path | None, spec: CascadeSpec) -> None:
+    """Writes a cascade.json where one is wanted, whole or not at all.
+
+    Raises:
+        RepositoryError: the disk is full, or the place cannot be written to.
+    """
+    if output is None:
+        return
+    text = json_from_cascade(spec)
+    # Where a link points to, not the link, is replaced; a pipe or a terminal cannot be.
+    path = output.resolve()
+    if path.exists() and not path.is_file():
+        path.write_text(text, encoding="utf-8")
+        return
+    write_all(path.parent, {path.name: text})
+
+
+def write_plan_report(folder: Path | None, found: PlanResult, records: Records) -> None:
+    """Writes the report of a plan where one is wanted; costs are those that were planned with.
+
+    Raises:
+        DataError: a package is missing, or the place cannot be written to.
+    """
+    if folder is None:
+        return
+    try:
+        # Needs matplotlib and jinja2, which are optional.
+        from orchestrator.report.page import write_report
+    except ImportError as error:
+        raise DataError(
+            "plan --report",
+            got=f"no package {error.name}",
+            expected="it installed",
+            fix="pip install committee[plan]",
+        ) from error
+    write_report(
+        folder,
+        found.spec,
+        dataclasses.replace(records, cost={member.name: member.cost for member in found.pool}),
+        frontier=found.frontier,
+        pool=found.pool,
+        progress=progress,
+    )

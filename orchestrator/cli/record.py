@@ -13,7 +13,7 @@ from orchestrator.cli.console import print_json, progress
 from orchestrator.cli.endpoints import ADDRESS, Ca, Cert, Headers, Key, endpoint_from_options
 from orchestrator.commandline import with_options
 from orchestrator.errors import DataError
-from orchestrator.planner.costs import COSTS, is_cost
+from orchestrator.planner.members import COSTS, is_cost
 from orchestrator.recording.job import RecordOptions, record_job
 from orchestrator.recording.join import join_records
 from orchestrator.recording.pool import opened_pool

@@ -24,8 +24,8 @@ import numpy.typing as npt
 from orchestrator.errors import DataError
 from orchestrator.files import write_file
 from orchestrator.planner.records import text_from_meta, write_records_in_parts
-from orchestrator.planner.texts import value_from_json
 from orchestrator.rows.npz import BROKEN, npz_writer
+from orchestrator.spec.validation import value_from_json
 
 HEADER = "header.json"
 # Names of parts; other files in the folder stay as they are.

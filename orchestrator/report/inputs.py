@@ -12,7 +12,7 @@ import numpy as np
 
 from orchestrator.planner.goal import ENSEMBLE
 from orchestrator.planner.intervals import clopper_pearson
-from orchestrator.planner.kinds import kind_seen
+from orchestrator.planner.members import kind_seen
 from orchestrator.planner.records import Records, random_members
 from orchestrator.planner.subset_table import mode_of
 from orchestrator.report.stage_outputs import (

@@ -213,3 +213,17 @@ def text_of_file(path: Path, subject: str) -> str:
         raise SpecError(subject, {"file": f"{path} is not UTF-8 text"}) from error
     except OSError as error:
         raise SpecError(subject, {"file": f"{path} cannot be read ({error.strerror})"}) from error
+
+
+def value_from_json(text: str) -> Any:
+    """The value of a JSON text that somebody else wrote.
+
+    Raises:
+        ValueError: it is no JSON, is nested too deep, or holds half a character, which no file can.
+    """
+    try:
+        value = json.loads(text)
+        json.dumps(value, ensure_ascii=False).encode()
+    except RecursionError as error:
+        raise ValueError("nested too deep") from error
+    return value

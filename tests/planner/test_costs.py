@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.errors import DataError
-from orchestrator.planner.costs import cost_profile_from_path, is_cost
+from orchestrator.planner.members import cost_profile_from_path, is_cost
 
 
 @pytest.mark.parametrize("cost", [0, 0.0, 1, 1e-30, 1e30, 10**29])

@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator.decision.exit_rule import ExitRule, exits
-from orchestrator.planner.costs import LEAST, MOST
 from orchestrator.planner.goal import Goal, SearchOptions
 from orchestrator.planner.grid import bins_from_scores, integers_from_costs
+from orchestrator.planner.members import LEAST, MOST
 from orchestrator.planner.plan import PlanResult, plan_from_records
 from tests.planner.made import made_records, pool_of, spec_of
 

@@ -1,19 +1,26 @@
-"""Costs that somebody measured, instead of counted multiply-accumulates."""
+"""What is said of members beside their scores: costs per row, and whether scores are logits or probabilities."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from orchestrator.errors import DataError
-from orchestrator.planner.texts import value_from_json
+import numpy as np
+import numpy.typing as npt
+
+from orchestrator.errors import DataError, first_few
+from orchestrator.spec.output_kind import BELOW_0, ScoreEvidence
+from orchestrator.spec.validation import value_from_json
 
 # Far beyond any unit; the core and the served `cost` are float32, and so are their sums.
 LEAST, MOST = 1e-30, 1e30
 COSTS = f"0, or numbers from {LEAST:g} to {MOST:g}"
 # Letters of a wrong cost that an error shows.
 WRONG_COST_LETTERS = 40
+# Rows looked at to tell probabilities from logits.
+LOOKED_AT = 256
 _EXAMPLE = '{"cost": {"member": 1.5}, "unit": "ms"}'
 
 
@@ -72,3 +79,30 @@ def is_cost(number: object) -> bool:
     """Whether a number may be what a row costs; see COSTS."""
     good = isinstance(number, int | float) and not isinstance(number, bool)
     return good and (number == 0 or LEAST <= number <= MOST)  # type: ignore[operator]
+
+
+def kind_seen(scores: npt.NDArray[np.float32]) -> str:
+    """Whether scores, float32 (n, k), look like "logits" or "probabilities" by their first rows."""
+    return ScoreEvidence().with_scores(scores[:LOOKED_AT]).kind
+
+
+def check_probabilities(name: str, scores: npt.NDArray[np.float32], ids: npt.NDArray[Any]) -> None:
+    """Refuses scores that cannot be probabilities.
+
+    Args:
+        name: of the member.
+        scores: float32 (n, k).
+        ids: (n,), to name rows with.
+
+    Raises:
+        DataError: a row has a number below 0, or nothing above it.
+    """
+    bad = np.flatnonzero((scores.min(axis=1) < -BELOW_0) | (scores.max(axis=1) <= 0))
+    if len(bad):
+        raise DataError(
+            f"records, outputs of {name}",
+            got=f"numbers below 0, or nothing above it, in {len(bad)} of {len(scores)} rows, "
+            f"id {first_few(ids[bad])}",
+            expected="probabilities, as its output_kind says",
+            fix='say "logits" in its manifest, or in the meta of the records',
+        )
