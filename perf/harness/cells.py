@@ -54,7 +54,7 @@ class Cell:
 
     @property
     def key(self) -> str:
-        """Its name in results, the same in every run."""
+        """The name of the cell in results, the same in every run."""
         return f"{self.scenario}/{self.route}/{self.load}"
 
     @property

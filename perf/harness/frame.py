@@ -22,8 +22,8 @@ from perf.load.closed import LATENCIES
 from perf.routes.spec import BenchRoute
 
 PROCESSOR = "processor"
-# (max - min) / median over the rounds: of requests/s in a closed loop; in an open one those are the arrivals', so
-# of the median latency, which swings more.
+# Largest (max - min) / median over the rounds of a stable cell: of requests/s in a closed loop, of the median
+# latency in an open one, where requests/s are those of the arrivals. Latencies swing more.
 CLOSED_SPREAD = 0.10
 OPEN_SPREAD = 0.25
 _MEDIANS = (
@@ -112,7 +112,7 @@ def cell_frame(
 
 
 def frame_from_rows(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
-    """Rows with the frame's columns, which may miss some, as a frame."""
+    """Dictionaries of the frame's columns as a frame; columns that they lack are empty."""
     frame = pd.DataFrame(list(rows), columns=[*_COLUMNS, *_NOT_WRITTEN])
     figures = ["rate", "share_of_capacity", *_COLUMNS[_COLUMNS.index("spread") : _COLUMNS.index("reach")]]
     figures += ["send_lag_p50_ms", "send_lag_p99_ms", "bound_requests_per_s", "efficiency"]

@@ -54,7 +54,7 @@ class BenchMachine:
 
     @property
     def is_busy(self) -> bool:
-        """Whether something else was running."""
+        """Whether other work took more than an eighth of the cores."""
         return self.cores_in_use > 0.125 * self.cores
 
     @property
@@ -84,7 +84,7 @@ def bench_machine(*, triton: str, perf_analyzer: str, cores_in_use: float) -> Be
         platform=platform.platform(),
         python=platform.python_version(),
         triton=triton,
-        # Its distribution may be called onnxruntime-gpu.
+        # Not by the name of the distribution, which may be onnxruntime-gpu.
         onnxruntime=onnxruntime.__version__,
         perf_analyzer=perf_analyzer,
         commit=commit_here(),
@@ -119,7 +119,7 @@ def first_gpu() -> NvidiaGpu | None:
     """The GPU that CUDA calls device 0; None where the driver does not answer."""
     import pynvml  # optional: machines without a GPU need no driver library
 
-    # NVML does not heed the variable by itself.
+    # NVML counts all GPUs, whatever the variable hides from CUDA.
     first = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[0].strip()
     try:
         pynvml.nvmlInit()

@@ -15,8 +15,8 @@ from rich.table import Table
 
 from perf.harness.frame import TargetVerdict, figure, flags_of
 
-FILE_WIDTH = 140  # of tables that go to a file or a pipe
-# One colour per route in every picture; ours is the only saturated one.
+FILE_WIDTH = 140  # characters of a table's line in a file or a pipe
+# One colour per route in every plot; only the cascade's own is saturated.
 COLOURS = {
     "committee": "#c44e52",
     "tutorial": "#4c72b0",
@@ -141,10 +141,10 @@ def output_console() -> Console:
 
 @contextmanager
 def progress_shown() -> Iterator[Callable[[str], None]]:
-    """A line on standard error that says what happens; yields what is told."""
+    """A line on standard error that says what happens; yields the function that sets its text."""
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     console = Console(stderr=True)
-    # Redrawn seldom: what the spinner costs is taken from the load.
+    # Redrawn seldom, because the spinner takes processor time from the server.
     shown: dict[str, Any] = {"transient": True, "refresh_per_second": 2, "disable": not console.is_terminal}
     with Progress(*columns, console=console, **shown) as progress:
         task = progress.add_task("starting")

@@ -29,7 +29,7 @@ class TakeWindow(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class MeasuredCells:
-    """What a run was left with.
+    """The cells that could be measured, and the failures of the others.
 
     Args:
         cells: measured ones, their rates and routes known.
@@ -127,7 +127,7 @@ class Rounds:
 
     def _all_rounds(self, cells: Sequence[Cell]) -> None:
         for number in range(1, self._rounds + 1):
-            # There and back, so that drift and heat hit all cells alike and no cell always follows the same one.
+            # Forwards, then backwards: drift and heat hit all cells alike, and no cell always follows another.
             for cell in cells if number % 2 else cells[::-1]:
                 self._visit(cell, number)
         for cell in cells:

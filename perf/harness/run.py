@@ -24,7 +24,7 @@ from perf.load.programs import AnalyzerBinary, find_analyzer
 from perf.routes.spec import Scenario
 
 _WARM_S = 1.0
-_BETWEEN_S = 1.0  # perf_analyzer starting, its file being read
+_BETWEEN_S = 1.0  # perf_analyzer starts and reads its input file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,7 +186,7 @@ def _warm(cells: list[Cell], served: Served, progress: Progress) -> None:
         try:
             measure(cell, served, round_number=0, seconds=_WARM_S)
         except CommitteeError as error:
-            # Its own cells will fail and be reported as failed.
+            # The cells of the route will fail too, and be reported then.
             served.require_alive(cell.key, error)
 
 

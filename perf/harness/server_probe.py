@@ -19,7 +19,7 @@ from orchestrator.client.error_mapping import FOREIGN, error_from
 from orchestrator.serving.machine import SHM
 
 _STUB = "triton_python_backend_stub"
-# The last but one argument of a stub: model, then the numbers of its group and of the instance in it.
+# The last but one argument of a Python model's process: model, number of its group, number of the instance.
 _INSTANCE = re.compile(r"^(?P<model>.+)_\d+_\d+$")
 
 
@@ -52,7 +52,7 @@ class Memory:
 
     @property
     def total_bytes(self) -> int:
-        """Both."""
+        """Resident and shared together."""
         return self.resident_bytes + self.shm_bytes
 
 
@@ -162,7 +162,7 @@ class Statistics:
         self._client.close()
 
     def counts(self) -> dict[str, Counts]:
-        """By model.
+        """Rows and calls so far, by model.
 
         Raises:
             ClientError: the server does not answer.
@@ -193,7 +193,7 @@ class Statistics:
 
 
 def counted_between(before: Mapping[str, Counts], after: Mapping[str, Counts]) -> dict[str, Counts]:
-    """What was counted in between, models that were asked only."""
+    """What was counted between two readings, of the models that were asked."""
     none = Counts(rows=0, calls=0)
     return {
         name: Counts(rows=now.rows - before.get(name, none).rows, calls=now.calls - before.get(name, none).calls)
@@ -219,7 +219,7 @@ def _process(pid: int) -> ServerProcess:
 
 def _resident_bytes(pid: int) -> int:
     """Resident pages less the shared ones (shared memory), which would count once per process."""
-    # psutil has resident pages only with the shared ones, or by reading every mapping.
+    # psutil counts resident pages with the shared ones, or reads every mapping of the process.
     try:
         lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:

@@ -22,8 +22,8 @@ from perf.routes.spec import BenchRepository, BenchRoute, BenchRows, Scenario
 
 MOST_ROWS = 997
 FEWEST_ROWS = 101
-# What an earned plan promises is of its whole pool, and draws of a thousand rows promise up to a tenth more or
-# less. This many are nearly all of the glyphs' 3,001 rows, and of 1 KiB each still a file of 4 MB.
+# A plan promises its speed-up for its whole pool; a draw of a thousand rows has an exit mix that promises up to a
+# tenth more or less. This many are nearly all of the glyphs' 3,001 rows, and at 1 KiB each still a file of 4 MB.
 EARNED_ROWS = 2903
 # perf_analyzer reads the whole file before each window.
 _MOST_INPUT_BYTES = 16 * 2**20
@@ -62,7 +62,7 @@ def tools_of(name: str) -> BenchTools:
     if name not in RECIPES:
         raise DataError("scenario", got=repr(name), expected=f"one of {', '.join(RECIPES)}")
     recipe = RECIPES[name]
-    # The members are made by the first call, not before.
+    # Members are made when the repository is rendered, not when a scenario is looked up.
     return BenchTools(
         scenario=recipe.scenario,
         render=lambda folder: render_scenario(bench_scenario(recipe), folder),
@@ -128,7 +128,7 @@ class Inputs:
         if count != FEWEST_ROWS:
             rows = self._rows_for(reach=wanted, rows=count, seed=self._seed)
         reach = rows.reach(stages)
-        # Whole rows cannot hit every share.
+        # A number of whole rows cannot have every share.
         if wanted is not None and max(
             abs(one - other) for one, other in zip(reach, wanted, strict=True)
         ) > 1 / len(rows.rows):

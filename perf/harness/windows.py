@@ -71,7 +71,7 @@ def measure(
     counted = counted_between(before, after)
     if window.failed:
         _wait_until_idle(served)
-    # All that was answered, the parts the window leaves out included, is what the processor time was spent on.
+    # Processor time was spent on all answers, those included that the window leaves out.
     entry = route.model or route.members[0]
     rows = counted[entry].rows if entry in counted else window.requests * cell.batch
     if not route.cascade:
@@ -163,7 +163,7 @@ def _send_by_client(
 
 
 def _wait_until_idle(served: Served) -> None:
-    """What an overloaded route still has in its queue must not be the next window's load."""
+    """Waits until the server counts nothing more: an overloaded route's queue must not load the next window."""
     end_s = time.monotonic() + _IDLE_WAIT_S
     last = served.statistics.counts()
     while time.monotonic() < end_s:
@@ -241,7 +241,7 @@ class Journal:
                 fix="start afresh without `resume`",
             )
         if whole != text:
-            # What comes next must not be written onto the rest of a line.
+            # The next window must not be written onto the rest of a line.
             os.truncate(self._path, len(whole.encode()))
         return records
 

@@ -1,1 +1,1 @@
-"""Loads: what sends requests, and what it measured."""
+"""Loads: the senders of requests, and the window of figures each of them returns."""

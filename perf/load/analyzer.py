@@ -20,7 +20,7 @@ from orchestrator.errors import DataError, ServerFaultError, TimeLimitError
 from perf.load.closed import RAMP_SHARE, Window, exits_of
 from perf.load.programs import AnalyzerBinary
 
-# It measures three times at least, and each measurement takes 1.2 times the interval it is given.
+# perf_analyzer measures three times at least, and each measurement takes 1.2 times the interval it is given.
 TRIALS = 3
 STRETCH = 1.2
 _GRACE_S = 90.0
@@ -104,7 +104,7 @@ def run_analyzer(binary: AnalyzerBinary, load: AnalyzerLoad) -> Window:
 
 
 def _reason(said: Path, status: int) -> str:
-    """The last line it wrote that is not about data types, of which it writes one per request."""
+    """The last line of its output that is no warning about data types, which it writes for every request."""
     lines = said.read_text(encoding="latin-1").splitlines()
     telling = [line.strip() for line in lines if line.strip() and not line.startswith("WARNING: data type")]
     return telling[-1] if telling else f"exit status {status}"

@@ -16,12 +16,13 @@ import numpy as np
 import numpy.typing as npt
 
 PERCENTILES = (50, 95, 99)
-# Of all requests, of those of which no row was deferred, and of the others.
+# Names of percentiles: of all requests, of easy ones (no row was deferred) and of hard ones.
 LATENCIES = tuple(f"{part}p{percent}_ms" for part in ("", "easy_", "hard_") for percent in PERCENTILES)
-# A closed loop starts with an empty server: the first answers are too quick and too few. Left out of the window.
+# A closed loop starts with an empty server: the first answers are too quick and too few, and this share
+# of the time is left out of the window.
 RAMP_SHARE = 0.1
 Stages = npt.NDArray[np.int32]
-# Moment sent, moment answered, exit stages of its rows.
+# A request: when it was sent, when it was answered, exit stages of its rows.
 Done = tuple[float, float, Stages]
 
 
@@ -49,7 +50,7 @@ class Window:
 
     @property
     def requests(self) -> int:
-        """How many were answered."""
+        """Number of answered requests."""
         return len(self.latency_ms)
 
     @property
@@ -66,7 +67,7 @@ class Window:
         return tuple(float(value) for value in np.cumsum(counts[::-1])[::-1] / counts.sum())
 
     def percentiles_ms(self) -> dict[str, float | None]:
-        """p50_ms, p95_ms and p99_ms of all requests; the same of easy and of hard ones where they are known."""
+        """`p50_ms` and so on of all requests; `easy_p50_ms`, `hard_p50_ms` and so on where stages are known."""
         parts: dict[str, npt.NDArray[np.float64]] = {"": self.latency_ms}
         if self.deferred is not None:
             parts |= {"easy_": self.latency_ms[~self.deferred], "hard_": self.latency_ms[self.deferred]}
@@ -155,7 +156,7 @@ async def closed_tasks(
     batch: int,
     seconds: float,
 ) -> Window:
-    """As `closed_threads`, from one event loop."""
+    """As `closed_threads`, with tasks of one event loop in place of threads."""
     turns = _Turns(rows, batch=batch, seconds=seconds)
     done: list[Done] = []
 

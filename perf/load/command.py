@@ -47,7 +47,7 @@ def _print_or_become(program: Path, arguments: list[str] | None) -> None:
     if not arguments:
         typer.echo(str(program))
         return
-    # In our place, so that signals, output and exit status are its own.
+    # The program replaces this process, so that signals, output and exit status are its own.
     os.execv(program, [str(program), *arguments])
 
 

@@ -22,10 +22,12 @@ from perf.load.closed import Window, exits_of
 from perf.load.raw_grpc import FailedRequest, RawClient, outputs_from_bytes, request_bytes, with_parameter
 
 Send = Callable[[int], Awaitable[Any]]
-# A thread that wakes to send may wait this long for the interpreter; Python's own 5 ms would be latency.
+# How long the sending thread may wait for the interpreter once it wakes; Python's own 5 ms would count as latency.
 _SWITCH_S = 0.0002
-# Between the call and the first moment.
+# Between the call of `open_loop` and the moment that arrivals count from.
 HEAD_START_S = 0.05
+# The first requests of a load meet an empty server; they are sent and not counted.
+WARM_S = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,17 +137,13 @@ class PoissonSender:
             self._all_sent.set()
 
     def _forget(self, task: asyncio.Task[None]) -> None:
-        # A task that failed stays until `run` has seen why.
+        # A task that failed stays until `run` raises its error.
         if task.cancelled() or task.exception() is None:
             self.tasks.discard(task)
 
     async def _one(self, index: int) -> None:
         self.answers[index] = await self._send(index)
         self.done_s[index] = time.perf_counter() - self._start
-
-
-# The first moments of a load meet an empty server; they are sent and not counted.
-WARM_S = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -231,7 +229,7 @@ def _deadline(load: PoissonLoad, at_us: int) -> tuple[str, int]:
 async def send_asked(
     ask: Any, rows: npt.NDArray[Any], *, rate: float, seconds: float, seed: int, batch: int = 1
 ) -> Window:
-    """The same for a route that a client drives: `ask` takes rows and returns their exit stages."""
+    """Poisson arrivals on a route that a client drives: `ask` takes rows and returns their exit stages."""
     twice = np.concatenate([rows, rows[: batch - 1]]) if batch > 1 else rows
 
     def send(index: int) -> Any:

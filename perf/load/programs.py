@@ -34,7 +34,7 @@ VERSION = "2.45.0"
 WHEEL_SHA256 = "28b2d550bf5445ccd3f457bbcabf890db1d271924957d4d26abd431f94b078c1"
 BINARY_SHA256 = "d442680a17d594ac5acb059e0a0da2ba7c2537d66936ed829154be1355474742"
 IN_WHEEL = f"tritonclient-{VERSION}.data/data/bin/perf_analyzer"
-# Name the binary asks for -> how the mangled file begins.
+# Library that the binary asks for -> first letters of the file in the wheel.
 LIBRARIES = {"libb64.so.0d": "libb64-", "libcudart.so.12": "libcudart-"}
 _OWN = f"install one (it is in NVIDIA's -py3-sdk image) and set {VARIABLE} to its path"
 _DOWNLOAD_TIMEOUT_S = 300.0
@@ -42,7 +42,7 @@ _DOWNLOAD_TIMEOUT_S = 300.0
 
 @dataclass(frozen=True, kw_only=True)
 class AnalyzerBinary:
-    """A perf_analyzer that was seen to start.
+    """A perf_analyzer that starts here.
 
     Args:
         path: the program.
@@ -61,13 +61,13 @@ Fetch = Callable[[Path], Path]
 
 
 def cache_base(environment: Mapping[str, str]) -> Path:
-    """Where things that were fetched or made once are kept between runs."""
+    """Folder of programs that were fetched or made once."""
     base = environment.get("XDG_CACHE_HOME") or str(Path(environment.get("HOME", "~")).expanduser() / ".cache")
     return Path(base) / "committee"
 
 
 def cache_folder(environment: Mapping[str, str]) -> Path:
-    """Where the fetched program is kept between runs."""
+    """Folder of the fetched perf_analyzer."""
     return cache_base(environment) / f"perf_analyzer-{VERSION}"
 
 
@@ -118,7 +118,7 @@ def _install(folder: Path, fetch: Fetch) -> None:
         with zipfile.ZipFile(wheel) as archive, archive.open(IN_WHEEL) as source, unpacked.open("wb") as target:
             shutil.copyfileobj(source, target)
         unpacked.chmod(0o755)
-        # In one step: two benches that fetch at the same time never see half a program.
+        # Renaming takes one step, so two benches that fetch at the same time never see half a program.
         unpacked.replace(folder / "perf_analyzer")
 
 
@@ -251,7 +251,7 @@ def server_program(machine: ServingMachine, environment: Mapping[str, str] | Non
 
 
 def _backends(machine: ServingMachine, folder: Path) -> Path:
-    """The backend directory, made once: a server that runs has its files open."""
+    """The backend directory, made once and never replaced: a server that runs has its files open."""
     backends = folder / "backends"
     if not backends.is_dir():
         folder.mkdir(parents=True, exist_ok=True)
@@ -260,7 +260,7 @@ def _backends(machine: ServingMachine, folder: Path) -> Path:
             make_backend_directory(machine, building / "made")
             (building / "made").rename(backends)
         except OSError:
-            # Another process was first.
+            # Another process has made it meanwhile.
             if not backends.is_dir():
                 raise
         finally:
@@ -269,7 +269,7 @@ def _backends(machine: ServingMachine, folder: Path) -> Path:
 
 
 def _key(machine: ServingMachine) -> str:
-    """Everything the program is made of, in short."""
+    """A short hash of everything the program is made of."""
     digest = hashlib.sha256(f"{machine.wheel} {machine.stub} {sys.executable}".encode())
     for path in sorted(BACKENDS.glob("*/model.py")):
         digest.update(path.read_bytes())

@@ -23,7 +23,7 @@ _OPTIONS = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_len
 
 @dataclass(frozen=True, kw_only=True)
 class FailedRequest:
-    """An answer that is an error.
+    """An error in place of an answer.
 
     Args:
         code: gRPC's name of it.
@@ -71,21 +71,21 @@ def message_from_rows(
 
 
 def with_parameter(message: bytes, name: str, value: int) -> bytes:
-    """The same message with one parameter more.
+    """A message with one parameter added.
 
     Args:
         message: from `request_bytes`.
         name: of the parameter.
         value: a whole number.
     """
-    # Messages strung together are read as one, and entries of their maps add up: the tensor is not encoded anew.
+    # Protobuf reads two messages in a row as one and joins their maps, so the tensor is not encoded again.
     more = service_pb2.ModelInferRequest()
     more.parameters[name].int64_param = value
     return message + bytes(more.SerializeToString())
 
 
 def outputs_from_bytes(answer: bytes, names: Sequence[str] | None = None) -> dict[str, npt.NDArray[Any]]:
-    """The tensors of an answer by name, those asked for.
+    """The tensors of an answer by name.
 
     Args:
         answer: the message.
@@ -118,7 +118,7 @@ class RawClient:
         await self._channel.close()
 
     async def send(self, message: bytes) -> bytes | FailedRequest:
-        """The answer's bytes."""
+        """The bytes of the answer, or the error."""
         try:
             answer: bytes = await self._call(message)
         except grpc.aio.AioRpcError as error:

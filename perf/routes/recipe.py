@@ -1,4 +1,4 @@
-"""How a scenario's members and rows come about."""
+"""A recipe: what makes the members of a scenario, its plan and its rows."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Recipe:
 
 
 def chunks_of(pool: int) -> Iterator[range]:
-    """The numbers 0..pool - 1, a chunk at a time."""
+    """The row numbers 0..pool - 1 in chunks of `CHUNK_ROWS`."""
     return (range(start, min(start + CHUNK_ROWS, pool)) for start in range(0, pool, CHUNK_ROWS))
 
 
@@ -123,7 +123,7 @@ def imposed_cascade(
 
 
 def predicted_speedup(repository: Path, spec: CascadeSpec, *, reach: Sequence[float], rows: Rows) -> float:
-    """Milliseconds per row of the last member over those of the plan.
+    """The speed-up that a plan promises: milliseconds per row of the last member over those of the plan.
 
     Members are asked in this process with one thread, as they are configured where they are served, one after
     another in each round; the median over rounds counts. Decisions and calls are taken to cost nothing, and no two
@@ -154,8 +154,8 @@ def _ms_per_row(members: LocalMembers, names: Sequence[str], rows: Rows) -> dict
     for number in range(_TIMED_ROUNDS):
         turn = number % len(names)
         for name in (*names[turn:], *names[:turn]):
-            # Processor time of the one thread that computes: by the clock, other work on the machine moved the
-            # promise by a quarter; on an idle one both are the same.
+            # Processor time of the one thread that computes. By wall clock, other work on the machine moved the
+            # promise by a quarter; on an idle machine both agree.
             begun = time.thread_time()
             for batch in batches:
                 members.ask(name, batch)

@@ -33,7 +33,7 @@ from perf.routes.spec import (
 BASELINES = Path(__file__).parent / "baselines"
 _HELPER = "deciding.py"
 _TIMED_ROWS = 256
-# Folder under baselines/ -> routes rendered from it.
+# Folder under baselines/ -> names of the routes rendered from it.
 _MODELS = {"pass_through": ("pass_through",), "tutorial": tuple(TUTORIAL), "concatenate": tuple(CONCATENATE)}
 
 
@@ -113,7 +113,7 @@ def baseline_config(spec: CascadeSpec, route: BenchRoute) -> ModelConfig:
     # Triton splits no batch, and unlike Committee these hand theirs to the members as it is.
     config.max_batch_size = min(member.max_batch_size for member in spec.members)
     config.instance_group[0].count = route.instances
-    # Class names are looked up for clients that ask for them; nobody here does.
+    # Triton looks class names up for clients that ask for them; no load here does.
     for output in config.output:
         output.label_filename = ""
     for key, text in parameters_of(spec).items():
@@ -124,7 +124,7 @@ def baseline_config(spec: CascadeSpec, route: BenchRoute) -> ModelConfig:
 def _render_largest(repository: Path, member: str) -> None:
     """The largest member once more, with an instance per core."""
     copy_model(repository / member, repository / LARGEST)
-    # They are of the member by its own name.
+    # The manifest and the configurations per device name the original member.
     (repository / LARGEST / MANIFEST).unlink(missing_ok=True)
     shutil.rmtree(repository / LARGEST / "configs", ignore_errors=True)
     path = repository / LARGEST / CONFIG

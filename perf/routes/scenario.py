@@ -1,4 +1,4 @@
-"""A scenario's members, plan and rows with known exits, made once and kept.
+"""Members and plan of a scenario on disk, made once and kept, and rows of it whose exits are known.
 
 Making them takes half a minute for the small networks and minutes for the large ones, so they lie in a folder
 named after what made them: other code or another ONNX Runtime makes them anew.
@@ -34,7 +34,7 @@ Ask = Callable[[str, Rows], npt.NDArray[np.float32]]
 
 @dataclass(frozen=True, kw_only=True)
 class BenchScenario:
-    """A scenario on disk.
+    """Members and plan of a scenario on disk.
 
     Args:
         recipe: what made it.
@@ -118,7 +118,7 @@ def require_prime(rows: int) -> None:
 
 
 def bench_scenario(recipe: Recipe, cache: Path = CACHE) -> BenchScenario:
-    """The scenario, made where it is not there yet.
+    """The scenario of a recipe, made unless it is there already.
 
     Args:
         recipe: how.
@@ -193,7 +193,7 @@ def _names(spec: CascadeSpec) -> list[str]:
 
 
 def _key(recipe: Recipe) -> str:
-    """What the members and exits depend on, in short."""
+    """A short hash of what the members and exits depend on."""
     digest = hashlib.sha256(f"{onnxruntime.__version__} {recipe.pool} {recipe.settings}".encode())
     for path in sorted([*_CODE.glob("recipes/*.py"), _CODE / "recipe.py", Path(__file__)]):
         digest.update(path.read_bytes())

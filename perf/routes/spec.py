@@ -1,4 +1,4 @@
-"""What the bench and its routes say to each other.
+"""What routes, studies and recipes share: scenarios, routes, rendered repositories and rows.
 
 A scenario names members; a repository rendered for it holds them and every route's models; rows for it carry
 the stage at which a cascade will answer them.
@@ -125,7 +125,7 @@ def routes_of(scenario: Scenario) -> dict[str, BenchRoute]:
         BenchRoute(name=f"member_{index}", title=_alone(index, scenario), model=name, members=(name,))
         for index, name in enumerate(members)
     ]
-    # What one instance can do does not bound it.
+    # It names no member, because the capacity of one instance does not bound two.
     alone.append(
         BenchRoute(name=LARGEST, title=f"{members[-1]} alone, {LARGEST_INSTANCES} instances", model=LARGEST)
     )
@@ -176,7 +176,7 @@ def routes_of(scenario: Scenario) -> dict[str, BenchRoute]:
             cascade=True,
         ),
         BenchRoute(name="ensemble", title="native ensemble of all members", model="ensemble", members=members),
-        # It asks no member: they are inside, so what they can do elsewhere does not bound it.
+        # It names no member: they are inside its graph, so their own capacity does not bound it.
         BenchRoute(name="onefile", title="whole cascade in one ONNX graph", model="onefile", cascade=True),
         BenchRoute(
             name="committee", title="Committee", model="committee", members=members, cascade=True, instances=1

@@ -198,7 +198,7 @@ def _growth_percent(before: int, after: int) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class Growth:
-    """What a leak run says of the bench's target.
+    """The figure of a leak run that the bench's target is about.
 
     Args:
         percent: the largest growth: of all resident memory, of shared memory, or of the cascade's own process.
@@ -210,7 +210,7 @@ class Growth:
 
 
 def growth_from(path: Path) -> Growth | None:
-    """What a leak.json says of the target; None where there is none, or it is of something else or too short."""
+    """The growth in a leak.json; None where there is no file, or the run was of something else or too short."""
     try:
         document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         if (document["route"], document["scenario"]) != (ROUTE, SCENARIO) or document["requests"] < REQUESTS:

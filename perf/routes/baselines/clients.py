@@ -52,7 +52,7 @@ def sync_client(address: str, *, plan: BaselinePlan, dtype: str) -> Iterator[Ask
 
 @asynccontextmanager
 async def asyncio_client(address: str, *, plan: BaselinePlan, dtype: str) -> AsyncIterator[AskAsync]:
-    """As `sync_client`, from one event loop."""
+    """As `sync_client`, with requests awaited in one event loop."""
     async with triton_aio.InferenceServerClient(address) as client:
 
         async def ask(rows: Rows) -> npt.NDArray[np.int32]:

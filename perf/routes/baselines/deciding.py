@@ -52,7 +52,7 @@ def plan_from_config(model_config: str) -> BaselinePlan:
 
 
 def plan_from_parameters(texts: Mapping[str, str], *, input_name: str) -> BaselinePlan:
-    """The plan of such parameters: members, thresholds and costs with commas between them, and output."""
+    """The plan in parameters: members, thresholds and costs with commas between them, and output."""
     words = {name: text.split(",") if text else [] for name, text in texts.items()}
     return BaselinePlan(
         input=input_name,
@@ -108,7 +108,7 @@ class Batch:
             return
         if sure.any():
             self._answer(self.open[sure], p[sure], label[sure], confidence[sure], stage)
-        # Copies, so that nothing of the member's response is held on to.
+        # Both are copies, so that the memory of the member's response is not kept.
         self.open, self._total = self.open[~sure], total[~sure]
 
     def _answer(

@@ -1,4 +1,4 @@
-"""The scenarios there are. Their members are made from scratch; nothing but these generators is committed."""
+"""Every scenario by name. Members with random weights are made from scratch by generators."""
 
 from __future__ import annotations
 

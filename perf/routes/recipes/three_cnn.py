@@ -39,12 +39,12 @@ OPSET, IR_VERSION = 18, 10
 EXIT_SHARE = (0.70, 0.15)
 _HEAD_ROWS = 512
 _ROWS_SEED = 20_000_000
-# Where the middle row's top probability lies once the head is scaled.
+# The head is scaled until the median top probability of the rows is this.
 _MEDIAN_TOP = 0.5
 _LARGEST_MS = 12.0
-# Half steps, so that two looks at one machine nearly always agree.
+# Half powers of two, so that two measurements of one machine nearly always choose the same factor.
 FACTORS = tuple(2.0 ** (half / 2) for half in range(-8, 9))
-_CHANNELS = 8  # a multiple of what a vector holds
+_CHANNELS = 8  # channels are a multiple of this, as many float32 as a vector register holds
 _WARM_RUNS, _RUNS = 5, 25
 
 
@@ -194,7 +194,7 @@ class _Body:
     def model(
         self, head: tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]] | None = None
     ) -> onnx.ModelProto:
-        """With a head, or ending in what would reach it."""
+        """The network with a head, or without one, ending in the features."""
         nodes, weights, result, size = list(self.nodes), list(self.weights), "features", self.channels
         if head is not None:
             for name, value in zip(("head", "bias"), head, strict=True):
@@ -240,12 +240,12 @@ def _options() -> Any:
 
 
 def factor_of(measured_ms: float, wanted_ms: float) -> float:
-    """Times the multiply-accumulates that turn one time into about the other: the nearest of FACTORS."""
+    """The factor on multiply-accumulates, of FACTORS, that brings a measured time nearest to the wanted one."""
     return min(FACTORS, key=lambda factor: abs(math.log(wanted_ms / measured_ms / factor)))
 
 
 def widened(channels: int, factor: float) -> int:
-    """Channels of a convolution whose neighbours grow alike, for so many times its multiply-accumulates."""
+    """Channels that multiply a convolution's work by a factor, where the layers around it are widened alike."""
     return max(_CHANNELS, _CHANNELS * round(channels * math.sqrt(factor) / _CHANNELS))
 
 

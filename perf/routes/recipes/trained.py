@@ -31,7 +31,7 @@ COMMITTED = _ROOT / "model_repository"
 GLYPHS = _ROOT / "perf" / "glyphs" / "model_repository"
 CHOSEN = _ROOT / "docs" / "reproduce" / CHOICES
 _DIGITS_POOL = 997
-# Drawn in a second; a file of rows holds nearly all of them (perf/harness/serving.py).
+# Pictures that are drawn, which takes a second; an input file holds nearly all of them (perf/harness/serving.py).
 GLYPHS_POOL = 3001
 
 
@@ -65,7 +65,7 @@ def planned(
         pool=pool,
         make=partial(_make, spec=spec, members=members),
         rows_at=lambda numbers: rows()[np.asarray(numbers)],
-        # It names the members' hashes too.
+        # The plan names the hashes of its members.
         settings=json_from_cascade(spec),
         predict=predict,
     )

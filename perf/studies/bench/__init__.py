@@ -1,1 +1,1 @@
-"""Every route on the same members, interleaved, against what the members themselves allow."""
+"""The bench: every route on the same members, interleaved, against the bound that follows from the members."""

@@ -49,7 +49,7 @@ def quick_cells(scenario: str, *, members: int, routes: Collection[str]) -> list
     cells += [
         Cell(scenario=scenario, route="committee", concurrency=64, deferral=1.0),
         *_poisson(scenario, ("tutorial", "committee"), share=0.8, of="tutorial"),
-        # Only where baselines are missing is there room for it.
+        # Cut off by the limit of twelve unless baselines are missing.
         *_poisson(scenario, ("committee",), share=0.8),
     ]
     return _there(cells, routes)[:MAX_QUICK_CELLS]
@@ -97,9 +97,9 @@ def full_cells(scenario: str, *, members: int, routes: Collection[str]) -> list[
 
 def largest_cells(scenario: str, *, members: int, routes: Collection[str], earned: bool = False) -> list[Cell]:
     """The few cells of a scenario that is only held against its largest member."""
-    # Most requests of 32 rows hold one that goes far, and wait for it. With 16 of them the first stage ran short
-    # of rows (batches of 55 where 64 fit) while the largest member alone had enough; 64 fill both, and 128 changed
-    # nothing.
+    # Most requests of 32 rows have one that reaches a late stage, and wait for it. With 16 requests in flight the
+    # first stage ran short of rows (batches of 55 where 64 fit) while the largest member alone had enough; with 64
+    # both are full, and 128 changed nothing.
     batch, concurrency = (32, EARNED_CONCURRENCY) if earned else (1, BASE_CONCURRENCY)
     names = (f"member_{members - 1}", "committee")
     cells = [
@@ -113,7 +113,7 @@ def _poisson(scenario: str, names: Iterable[str], *, share: float, of: str = "co
 
 
 def _there(cells: Iterable[Cell], routes: Collection[str]) -> list[Cell]:
-    """Each once, and only those whose routes exist."""
+    """The cells whose routes exist, each once."""
 
     def exists(name: str | None) -> bool:
         forms = CONCATENATE_FORMS if name == CONCATENATE else (name,)

@@ -89,7 +89,7 @@ def _row_rates(*cells: pd.Series | None) -> float | None:
 
 
 def _saved(ours: pd.Series | None, theirs: pd.Series | None) -> str:
-    """The same ratio without the core that a route with one call under way leaves idle."""
+    """Their ratio by processor time, which does not count the core that one call at a time leaves idle."""
     saved = ratio(*(figure(cell, "cpu_ms_per_request") for cell in (theirs, ours)))
     return "" if saved is None else f"by the server's processor time per request {saved:.2f}"
 
@@ -222,7 +222,7 @@ def _against_largest(lookup: CellLookup, largest: str, predicted: float | None) 
 
 
 def _glyphs_note(lookup: CellLookup, last: str, speedup: float, predicted: float) -> str:
-    """The ratio's parts, and what it is without the cores that one member alone leaves idle."""
+    """The parts of the ratio, and the ratio by processor time: one member alone leaves cores idle."""
     cells = [lookup.find(route, scenario="glyphs", batch=32) for route in (last, "committee")]
     saved = ratio(*(figure(cell, "cpu_ms_per_request") for cell in cells))
     words = f"{speedup:.2f}x, predicted {predicted:.2f}x; earned mix"

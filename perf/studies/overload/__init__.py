@@ -1,1 +1,1 @@
-"""What is left of a cascade when twice as much comes in as it can serve: with gears, without, and turning away."""
+"""A cascade under more arrivals than it can serve: with gears, without, and turning requests away."""

@@ -31,7 +31,7 @@ PICTURE = "overload.png"
 
 
 def report_path(named: Path | None, *, output: Path, quick: bool) -> Path:
-    """Where the report goes: a quick look must not replace that of a whole run."""
+    """Where the report goes: a quick run must not replace the report of a whole one."""
     return named or (output / REPORT.name if quick else REPORT)
 
 

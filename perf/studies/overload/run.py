@@ -31,7 +31,7 @@ from perf.studies.overload.setup import GEARED, PLAIN, OverloadSetup
 
 Say = Callable[[str], None]
 _CAPACITY_IN_FLIGHT = 32
-# What the way to the server and back may take of a client's deadline.
+# Share of a client's deadline that the server may use; the rest is for the way there and back.
 SERVER_SHARE = 0.8
 
 
@@ -142,7 +142,7 @@ def run_overload(setup: OverloadSetup, load: OverloadLoad, *, say: Say) -> Overl
         capacity = asyncio.run(_capacity(setup, load, server.grpc_address))
         for number in range(1, load.rounds + 1):
             for factor in load.factors:
-                # Another one first in each round.
+                # Each round begins with another variant.
                 turn = number % len(VARIANTS)
                 for variant in (*VARIANTS[turn:], *VARIANTS[:turn]):
                     say(f"round {number} of {load.rounds}: {factor:g} x capacity, {variant.title}")
@@ -195,7 +195,7 @@ async def saturated(
     seconds: float,
     gear: int | None = None,
 ) -> Window:
-    """A closed loop with so many requests always in flight.
+    """A closed loop with `concurrency` requests always in flight.
 
     Args:
         setup: whose rows are sent, round and round.

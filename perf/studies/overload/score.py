@@ -1,4 +1,4 @@
-"""What a load came to: how many were served in time, how many of those rightly, and what the server counted."""
+"""Scores of a load: requests answered in time, rows answered rightly, and what the server counted meanwhile."""
 
 from __future__ import annotations
 
