@@ -3,8 +3,8 @@
 Higher confidence is surer: a row exits where its score reaches the threshold, and ties exit. The last stage
 answers every row. Speed or another language needs other forms of this rule, each held to `ExitRule.decide` by a
 test: `decision/fast_path.py` (one comparison for rows without request parameters), the search of the planner
-(scores in bins), the graph of `export/onefile/deciding.py`, the script of the report's page, and
-`perf/routes/rivals/deciding.py` (a baseline that must stand without this package).
+(scores in bins), the graph of `export/onefile/stages.py`, the script of the report's page, and
+`perf/routes/baselines/deciding.py` (a baseline that must stand without this package).
 """
 
 from __future__ import annotations
