@@ -1,11 +1,11 @@
-"""Which gear new rows are judged by: shifted by how long rows wait, with hysteresis.
+"""Which gear's thresholds decide about new rows: the wait of deferred rows shifts it, with hysteresis.
 
-The wait of a row from its deferral until a worker takes it is the queue itself, in the unit that clients feel;
-no rate has to be estimated. The longest counts, at whichever stage: a quick worker says nothing of another
-stage's queue, and rows with a deadline, which are taken first, nothing of those without. Of the server's queue
-in front no more is known than that batches come full; where every one does, it has stood for as long as that
-goes on, and that time counts as the wait. Two limits with a gap between them, each to be kept up for a while,
-keep gears from swinging. Times come from the caller; one lock guards every call.
+A row's wait from its deferral until a worker takes it measures the queue in the unit that clients feel, and needs
+no estimate of a rate. The longest wait at any stage counts, because a quick stage tells nothing about another
+stage's queue, and rows with a deadline, which are taken first, nothing about rows without one. The server's own
+queue cannot be seen; while every batch comes full there is one, and the time since that began counts as a wait.
+Two limits with a gap between them, each to be exceeded for a while, keep the gear from swinging. The caller gives
+the times and holds its lock around every call.
 """
 
 from __future__ import annotations
@@ -16,14 +16,15 @@ import numpy.typing as npt
 from orchestrator.spec.gears import Gears
 
 Slots = npt.NDArray[np.intp]
-LOOK_S = 0.25  # how often a quiet server looks whether a dearer gear is due
-# How long nothing must happen before a quiet server takes a step back, where hysteresis asks for less.
+# How often the clock asks, while no requests come, whether a dearer gear is due.
+LOOK_S = 0.25
+# So long no requests must have come before the gear takes a step back, where hysteresis asks for less.
 _LEAST_QUIET_NS = 1_000_000_000
 _HIGH, _LOW = "high", "low"
 
 
 class Gearbox:
-    """The current gear and why it stays or goes.
+    """The current gear, and what its next shift depends on.
 
     Args:
         gears: of the plan; None for a plan without, whose gear is always 0.
@@ -34,12 +35,12 @@ class Gearbox:
         self._last = 0 if gears is None else len(gears.cheaper)
         self._side: str | None = None
         self._since_ns = 0
-        self._deferred_ns: npt.NDArray[np.int64] = np.zeros(0, np.int64)  # by slot: when it was deferred last
-        self._backlogged_since_ns: int | None = None  # a queue has stood in front since then
+        self._deferred_ns: npt.NDArray[np.int64] = np.zeros(0, np.int64)  # by slot: when its row was deferred last
+        self._backlogged_since_ns: int | None = None  # batches have come full since then
         # By stage: when rows were taken last, and how long they had waited.
         self._taken: dict[int, tuple[int, int]] = {}
-        self._inside = False  # a batch came in and is not through stage 0
-        self._heard_ns = 0  # when anything happened last
+        self._inside = False  # a batch is at stage 0
+        self._heard_ns = 0  # when the last event came
         self.gear = 0
 
     def deferred(self, slots: Slots, *, capacity_rows: int, now_ns: int) -> None:
@@ -59,12 +60,12 @@ class Gearbox:
         self._deferred_ns[slots] = now_ns
 
     def taken(self, slots: Slots, *, stage: int, waiting: Slots, now_ns: int) -> int:
-        """Rows need wait no longer.
+        """A worker took rows.
 
         Args:
             slots: intp (n,), theirs.
-            stage: that they waited for.
-            waiting: intp (m,), rows that still wait, for whatever stage.
+            stage: the one they waited for.
+            waiting: intp (m,), slots of rows that still wait, for any stage.
             now_ns: on the caller's monotonic clock.
 
         Returns:
@@ -76,7 +77,7 @@ class Gearbox:
         return self.observe_wait(self._age_ns(waiting, now_ns), now_ns)
 
     def table_is_empty(self, now_ns: int) -> int:
-        """No deferred row is anywhere; returns as `observe_wait`."""
+        """No row is deferred; returns as `observe_wait`."""
         self._taken.clear()
         return self.observe_wait(0, now_ns)
 
@@ -99,18 +100,18 @@ class Gearbox:
             return 0
         if self._backlogged_since_ns is None:
             self._backlogged_since_ns = now_ns
-        # One that has only begun to stand says nothing: deferred rows may have waited for long by then.
+        # A young backlog must not reset the wait that deferred rows are feeling.
         backlogged_us = (now_ns - self._backlogged_since_ns) // 1000
         return self.observe_wait(0, now_ns) if self._gears and backlogged_us >= self._gears.raise_wait_us else 0
 
     def batch_finished(self, now_ns: int) -> None:
-        """What came in is through stage 0, or was refused."""
+        """The batch is through stage 0, or was refused."""
         self._inside, self._heard_ns = False, now_ns
 
     def quiet(self, now_ns: int) -> int:
-        """A look while no row waits; where nothing has happened for a while, a dearer gear is due.
+        """Takes the gear a step back where no row waits and no event has come for a while.
 
-        Otherwise the gear of a burst would judge whoever comes next, however much later.
+        Otherwise the gear of a burst would decide about the next request, however much later it comes.
 
         Returns:
             as `observe_wait`.
@@ -124,21 +125,22 @@ class Gearbox:
         return self._shift(-1, now_ns)
 
     def observe_wait(self, wait_ns: int, now_ns: int) -> int:
-        """The longest that a row has waited so far; 0: none waits.
+        """Shifts the gear where the longest wait has been beyond a limit for long enough.
 
         Args:
-            wait_ns: that wait.
+            wait_ns: the longest that a row has waited so far; 0 where none waits.
             now_ns: on the caller's monotonic clock.
 
         Returns:
-            by how many gears it shifted: 1 to a cheaper one, -1 back, 0 not at all.
+            1 for a shift to the next cheaper gear, -1 for one back, 0 for none.
         """
         gears = self._gears
         if gears is None:
             return 0
         self._heard_ns = now_ns
         front_ns = 0 if self._backlogged_since_ns is None else now_ns - self._backlogged_since_ns
-        # What a stage took last speaks for it until about the next time: with a queue, that is one such wait away.
+        # With a queue, a stage takes rows about one such wait apart, so the last wait stands for the stage so
+        # long.
         recent_ns = max((wait for at_ns, wait in self._taken.values() if now_ns - at_ns <= 2 * wait), default=0)
         wait_us = max(wait_ns, front_ns, recent_ns) // 1000
         side = _HIGH if wait_us >= gears.raise_wait_us else _LOW if wait_us <= gears.lower_wait_us else None

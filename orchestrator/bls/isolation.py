@@ -1,14 +1,15 @@
-"""Finding the rows that break a member's batch: what is refused is asked again in halves.
+"""Finding the rows that break a member's batch: rows of a refused call are asked about again, in halves.
 
 A backend that runs a batch as one call fails all of it for one row, and Triton's ONNX Runtime backend does so. The
-member's own batcher merges the calls of several workers, too, so a call can fail for a row that was not in it.
-Therefore what is refused is asked again while no other worker asks that member: whole, then in halves, and in the
-end twice more for what is still refused. Other cascades and clients go on meanwhile, so that a bad row of theirs
-fails one of ours rarely, not never. One bad row among n costs about 2 log2(n) further calls, and there is a bound:
-- While nothing was answered the member itself may be what is broken, and every further call is load on it: 31,
-  which is all it takes to find every good one among 16 rows.
-- A member that has answered part of a batch is alive: room for eight bad rows.
-What is left then fails unasked. A member that is not there is asked once and no more.
+member's own batcher also merges the calls of several workers, so a call can fail for a row that was not in it.
+Therefore a refused call is made again while no other worker asks that member: whole, then in halves, and in the
+end twice more for rows that are still refused. Other cascades and clients go on meanwhile, so that a bad row of
+theirs can still fail one of ours, rarely. One bad row among n costs about 2 log2(n) further calls, and there is a
+bound:
+- While the member has answered no call it may itself be broken, and every further call is load on it: 31 calls,
+  which suffice to find every good row among 16.
+- A member that has answered part of a batch is alive: calls for eight bad rows.
+Rows left then fail without being asked about. A member that is not there is asked once and no more.
 """
 
 from __future__ import annotations
@@ -25,17 +26,17 @@ Rows = npt.NDArray[Any]
 Owners = Callable[[], npt.NDArray[np.int64]]
 CALLS_TO_SILENT = 31
 BAD_ROWS_OF_ALIVE = 8
-# How often what cannot be divided is asked for again: a row of somebody else may have been in its batch.
+# How often a row that alone is refused is asked about again: another client's row may have been in its batch.
 REPEATS = 2
 
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Why a call gave nothing.
+    """Why a call gave no outputs.
 
     Args:
         text: one line.
-        is_final: whether any other rows would be refused as well, so that asking for fewer is of no use.
+        is_final: whether any other rows would be refused as well, so that asking about fewer is of no use.
         is_absent: whether the server has no such model or version, or it is dead.
     """
 
@@ -49,10 +50,10 @@ Ask = Callable[[int, int], list[Rows] | Refusal]
 
 @dataclass(slots=True)
 class BatchPieces:
-    """What became of the rows of a batch.
+    """The rows of a batch, answered or failed piece by piece.
 
     Args:
-        room: further calls to a member that has answered something.
+        room: further calls that a member which has answered some call may get.
         answered: first row, end and outputs of each piece that was answered.
         failed: by row, why it has no answer.
         further_calls: calls beyond one per part.
@@ -66,7 +67,7 @@ class BatchPieces:
     is_over: bool = False
 
     def note(self, start: int, end: int, said: list[Rows] | Refusal) -> bool:
-        """Takes what was said of rows; returns whether they were answered."""
+        """Keeps the outputs of rows, or why there are none; returns whether they were answered."""
         if isinstance(said, Refusal):
             self.failed.update(dict.fromkeys(range(start, end), said.text))
             self.is_over |= said.is_final
@@ -108,19 +109,19 @@ def ask_in_pieces(
     owners: Owners | None = None,
     first: Refusal | None = None,
 ) -> BatchPieces:
-    """Asks for rows in parts of a given size, and in halves for parts that are refused.
+    """Asks about rows in parts of a given size, and again in halves about parts that are refused.
 
     Args:
         ask: gives the outputs of the rows from a first one to an end.
         rows: how many there are.
         size: largest part.
         alone: keeps other callers of the member out; gives what to ask with meanwhile.
-        owners: int64 (n,), whose each row is, where rows of one owner fail together anyway; asked for only
-            when something was refused.
-        first: what the first part was refused with, where it was asked for already.
+        owners: gives int64 (n,), the request of each row, where the rows of a request fail together anyway; called
+            only when a part was refused.
+        first: the refusal of the first part, where that was asked about already.
     """
     depth = (min(size, rows) - 1).bit_length()
-    # For a bad row both halves at every level, and the row itself again at the end.
+    # A bad row costs both halves at every level, and itself again at the end.
     pieces = BatchPieces(room=max(CALLS_TO_SILENT, BAD_ROWS_OF_ALIVE * (2 * depth + REPEATS)))
     refused = []
     for start in range(0, rows, size):
@@ -139,7 +140,7 @@ def ask_in_pieces(
 
 
 def _isolate(ask: Ask, refused: list[tuple[int, int]], pieces: BatchPieces, owners: Owners | None) -> None:
-    """Asks for refused parts again, and for halves of them, as long as there is room."""
+    """Asks about refused parts again, and about halves of them, as long as there is room."""
     whose = None if owners is None else owners()
     bad = []
     waiting = refused[::-1]  # the next one is the last
@@ -161,7 +162,7 @@ def _isolate(ask: Ask, refused: list[tuple[int, int]], pieces: BatchPieces, owne
 
 
 def _divides(start: int, end: int, whose: npt.NDArray[np.int64] | None) -> bool:
-    """Whether half of the rows may be answered where all were refused."""
+    """Whether half of the rows may be answered although all together were refused."""
     if end - start < 2:
         return False
     return whose is None or bool((whose[start:end] != whose[start]).any())

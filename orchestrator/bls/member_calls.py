@@ -19,8 +19,8 @@ from orchestrator.spec.triton import ANY_VERSION
 
 # By member's plan index and row of the batch, why the member failed for that row.
 Errors = dict[tuple[int, int], str]
-# What the server says of a model that nobody answers for. Before 25.04 all of it comes as INTERNAL, as a model's
-# own errors do, so that only the words tell them apart.
+# The server's messages for a model that is not there, or takes no request now. Before 25.04 all have the code
+# INTERNAL, as a model's own errors do, so that only the words tell them apart.
 _NOT_THERE = ("Request for unknown model", "has no available versions", "Stub process")
 _NOT_NOW = ("Exceeds maximum queue size", "Request timeout expired")
 # The row under which an error of a whole batch stands.
@@ -170,7 +170,7 @@ class MemberCalls:
 
         def call(start: int, end: int) -> list[Rows] | Refusal:
             said = self._exec(prefix.name, names, self._tensor(rows, start, end, given=tensor))
-            # The members are there and say what is wrong, row by row.
+            # Final, because asking the members finds the rows at fault.
             return Refusal(said.text, is_final=True) if isinstance(said, Refusal) else said
 
         try:

@@ -1,6 +1,6 @@
-"""Asking members about one row now and then: are they there, and do they say what they said at first?
+"""Asking members about one row now and then: are they there, and are their scores those they gave at first?
 
-A thread of its own, so that a member that hangs keeps nobody from noticing that a file changes.
+In a thread of its own, so that a member that hangs does not keep the watch from noticing that a file changes.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import numpy as np
 from orchestrator.bls.isolation import Refusal, Rows
 from orchestrator.bls.member_calls import MemberCalls
 
-# How often a member is asked, so that whatever else is loaded in its place shows within 5 s; where a row takes
-# long it is asked less often, so that this stays a hundredth of its time. In a hurry it is asked at every turn.
+# How often a member is asked, so that another model in its place shows within 5 s. Where a row takes long it is
+# asked less often, so that this stays a hundredth of its time; in a hurry it is asked at every turn.
 PROBE_S, PROBE_SHARE, TURN_S = 4.0, 0.01, 0.25
 # The first request waits so long for the first answers of the members, with which later ones are compared.
 FIRST_TURN_S = 2.0
@@ -30,7 +30,7 @@ Key = tuple[str, int | None]
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """What a version of a model said of the row.
+    """The answer of a version of a model about the row.
 
     Args:
         scores: (1, k); None where it refused the row, or was not asked yet.
@@ -46,7 +46,7 @@ class Probe:
 
 
 class MemberProbes:
-    """What the models of a cascade say of one row.
+    """The answers of a cascade's models about one row.
 
     Args:
         pb_utils: the server's Python module.
@@ -83,7 +83,7 @@ class MemberProbes:
         self._thread.join(timeout=5)
 
     def of(self, name: str, version: int | None) -> Probe:
-        """What was said last; a version that was not asked yet will be."""
+        """The last answer; a version that was not asked yet will be."""
         return self._found.setdefault((name, version), Probe())
 
     def is_there(self, name: str, version: int | None) -> bool:
@@ -91,7 +91,7 @@ class MemberProbes:
         probe = self.of(name, version)
         if probe.began_s:
             return not probe.is_absent
-        # Not asked yet: what is known of another version of it.
+        # Not asked yet: another version of the model stands for it.
         return not any(one.is_absent for (other, _), one in list(self._found.items()) if other == name)
 
     def hurry(self, name: str, *, until_s: float) -> None:

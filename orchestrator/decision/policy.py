@@ -90,17 +90,17 @@ _HEADERS = ForwardedHeaders(PARAMETERS)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Policy:
-    """One request's wishes; they apply to all of its rows.
+    """What one request asks for; it applies to all of its rows.
 
     Args:
         min_stage: no exit before it.
-        max_stage: answered there at the latest; None for no such wish.
+        max_stage: answered there at the latest; None for no limit.
         threshold_shift: added to every finite threshold.
         deadline_us: microseconds from arrival until an answer is due, None for no deadline; of a request read with
             a `deadline_at_us` the smaller of both, zero or less where it came too late.
         deadline_at_us: the same in Unix time, so that the wait in front of the cascade counts.
         left_us: microseconds from arrival until `deadline_at_us`, None without one.
-        gear: whose thresholds judge; None leaves it to the load.
+        gear: whose thresholds decide; None leaves it to the load.
     """
 
     min_stage: int = 0
@@ -113,7 +113,7 @@ class Policy:
 
     @property
     def is_plain(self) -> bool:
-        """Whether rows are judged as the plan has it; a deadline does not change how."""
+        """Whether rows exit as the plan has it; a deadline does not change that."""
         return self is DEFAULT or (
             self.min_stage == 0 and self.max_stage is None and self.threshold_shift == 0 and self.gear is None
         )

@@ -1,8 +1,9 @@
 """The decision of a cascade in numpy: mean of the logits so far, exit where the top probability is high enough.
 
 Rows of a batch go through the stages together; those that are sure are answered and drop out. Whole arrays only,
-and a batch that is sure as a whole is not copied. The rule is that of `orchestrator/decision/exit_rule.py`, written
-again because a baseline must stand without it; a property test in tests/perf/routes holds the two together.
+and a batch that is sure as a whole is not copied. The rule is that of `orchestrator/decision/exit_rule.py`,
+written again because a baseline must stand without it; a property test in tests/perf/routes holds the two
+together.
 """
 
 from __future__ import annotations
