@@ -1,4 +1,4 @@
-"""Keeps asking whether the members are as planned, in a thread, and holds back answers while one is not."""
+"""Watches in a thread whether the members are as planned; while one is not, the cascade answers no request."""
 
 from __future__ import annotations
 
@@ -18,31 +18,29 @@ from orchestrator.spec.processor import DOT_PRODUCT_FLAGS, members_lacking_flags
 
 # How often files are looked at.
 LOOK_S = 0.5
-# A changed file that takes longer to read than this is taken for another until it is read.
+# A changed file that takes longer to read than this counts as another file until it has been read.
 PATIENCE_S = 2.0
-# So long after a fault or a new date a member is asked at every look: a server may load what lay there before.
+# So long after a fault or a new date a member is asked at every look: the server may still load the earlier file.
 COMPARE_S = 30.0
-# So long all has to be well after a file was another: a load that began before it was mended may end after it.
+# So long every member has to be as planned after a file was another: a load of that file may end only now.
 HOLD_S = 2.0
-# The first request waits so long for the first answers of the members, against which later ones are compared.
-FIRST_LOOK_S = 2.0
 NOT_LOOKED = "its members have not been looked at yet"
 
 
 class MemberWatch:
-    """Whether a cascade may answer: its members are asked by version and compared with the plan.
+    """Whether a cascade may answer: versions, files and scores of its members are compared with the plan.
 
-    Files alone do not tell what a server has loaded: a load may come late, a configuration name another file, a
-    repository be out of sight. So each member that the plan has a hash of is asked now and then about one row, the
-    first that came, and has to give the scores it gave at first.
+    Files alone do not show what a server has loaded: a load may come late, a configuration may name another file,
+    a repository may be out of sight. So each member with a hash in the plan is asked now and then about one row,
+    that of the first request, and has to give the scores it gave at first.
 
-    Readiness is found in the same way. The server's own question for it, `is_model_ready`, asked from a thread but
-    once, makes Triton 24.10 abort when it is told to stop.
+    Whether a member is ready shows in the same way. One call of the server's own `is_model_ready` from a thread
+    makes Triton 24.10 abort when it is told to stop.
 
     Args:
         pb_utils: the server's Python module.
         spec: the cascade.
-        repository: folder that holds the members', which need not be visible from here.
+        repository: folder that holds the members' folders, which need not be visible from here.
         verify_files: whether to compare their files with the plan's hashes.
 
     Attributes:
@@ -91,7 +89,7 @@ class MemberWatch:
         self._take_versions()
 
     def bind(self, calls: MemberCalls, *, on_fault: Callable[[str], None]) -> None:
-        """Hands over who asks members, and who is told when one is no longer as planned."""
+        """Sets what asks members, and what is called when one is no longer as planned."""
         self._calls, self._on_fault = calls, on_fault
 
     @property
@@ -100,10 +98,10 @@ class MemberWatch:
         return self._prefix_fault is None
 
     def begin(self, row: Rows) -> None:
-        """Looks, and begins to look again and again; called from `execute`, when the server is up.
+        """Starts to watch; called from `execute`, when the server is up.
 
         Args:
-            row: (1, *dims), of the first request; members are asked about it now and then.
+            row: (1, *dims), of the first request.
         """
         if self._probes is not None:
             return
@@ -121,9 +119,9 @@ class MemberWatch:
 
     @property
     def is_ready(self) -> bool:
-        """Whether every member is as planned, and there, by the last look.
+        """Whether every member was there and as planned at the last look.
 
-        Before the first request it looks by itself: a server that asks may still be starting, no time to `begin`.
+        Before the first request it looks now: a server that asks may still be starting, too early to `begin`.
         """
         fault = self.fault
         if self._probes is None:
@@ -162,11 +160,11 @@ class MemberWatch:
         return "; ".join(texts) or None
 
     def _wrong(self, model: PlannedModel) -> str | None:
-        # Without a hash nothing is promised of a member; one that is gone fails the rows that need it.
+        # The plan says nothing about a member without a hash; one that is gone fails the rows that need it.
         ready = self._ready if model.has_hash or self._probes is None else None
         wrong, reads = model.fault(ready, tick=self._tick), self._reads.get(model.name)
         if reads is not None and reads != model.reads:
-            # The bytes may be right again already, after the server has loaded others.
+            # The file may be right again already, after the server has loaded another.
             self._compare_until_s[model.name] = time.monotonic() + COMPARE_S
         self._reads[model.name] = model.reads
         if wrong is not None:
@@ -182,7 +180,7 @@ class MemberWatch:
         return wrong
 
     def _answers_differ(self, model: PlannedModel, probes: MemberProbes) -> str | None:
-        """Why a member's scores are not believed, None where they are those it gave at first."""
+        """Why a member's scores are not trusted, None where they are those it gave at first."""
         if time.monotonic() < self._compare_until_s.get(model.name, 0.0):
             probes.hurry(model.name, until_s=self._compare_until_s[model.name])
         probe = probes.of(model.name, model.version)
@@ -191,7 +189,7 @@ class MemberWatch:
         if probe.scores is not None:
             text = "the server answers from another file than the planned one; load it again"
             self._differs[model.name] = None if probes.are_first(model.name, probe.scores) else text
-        # A row that is refused, perhaps for another's in its batch, is no news.
+        # A refusal tells nothing: another client's row in the same batch may have caused it.
         return self._differs.get(model.name)
 
     def _ready(self, name: str, version: int | None) -> bool:
@@ -199,7 +197,7 @@ class MemberWatch:
             return self._probes.is_there(name, version)
         try:
             return bool(self._pb.is_model_ready(name, "" if version is None else str(version)))
-        except Exception:  # the server starts or stops: no news of the members, but not the time for requests
+        except Exception:  # the server starts or stops, so nothing is known, and requests must wait
             self._is_complete = False
             return True
 
