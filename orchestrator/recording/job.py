@@ -135,14 +135,16 @@ def records_of(repository: Path, members: Sequence[str], data: str) -> Records:
         outputs = {name: np.concatenate([one.outputs[name] for one in pieces]) for name in pool.names}
         seen = {name: evidence_of([scores]) for name, scores in outputs.items()}
         meta = meta_of(pool, source, data=data, sha256=source.data_sha256, skipped={}, seen=seen)
-        return Records(ids=source.ids, labels=source.labels, outputs=outputs, cost=dict(pool.cost), meta=meta)
+        return Records(
+            ids=source.ids, labels=source.labels.numbers, outputs=outputs, cost=dict(pool.cost), meta=meta
+        )
 
 
 def _check_labelled(source: RowSource, wanted: Indices) -> None:
     """Refuses rows without labels beside others that have them."""
-    if source.labels is None:
+    if source.labels.numbers is None:
         return
-    without = wanted[source.labels[wanted] < 0]
+    without = wanted[source.labels.numbers[wanted] < 0]
     if len(without):
         raise DataError(
             f"data {source.name}",
@@ -155,12 +157,12 @@ def _check_labelled(source: RowSource, wanted: Indices) -> None:
 
 def _header(task: RecordingTask, options: RecordOptions) -> dict[str, Any]:
     """What a resumed run and the one it resumes have in common."""
-    source, pool = task.source, task.pool
+    source, pool, labels = task.source, task.pool, task.source.labels.numbers
     return {
         "format": 1,
         "data": options.data,
         "data_identity": source.identity,
-        "labels": None if source.labels is None else sha256_of_array(source.labels),
+        "labels": None if labels is None else sha256_of_array(labels),
         "rows": len(source.ids),
         "limit": options.limit,
         "members": pool.about(),
@@ -220,7 +222,7 @@ def _finished(shards: Shards, task: RecordingTask, options: RecordOptions, *, di
     rows = task.wanted[kept]
     recorded = Recorded(
         rows=len(rows),
-        labels=None if source.labels is None else source.labels[rows],
+        labels=None if source.labels.numbers is None else source.labels.numbers[rows],
         sha256=source.data_sha256 or (digest.hex() if digest != NO_DIGEST else None),
         skipped=skipped,
         skipped_rows=len(skipped),

@@ -135,9 +135,10 @@ def _answered(task: RecordingTask, piece: RowPiece) -> RecordedPiece:
 
 def _labelled(task: RecordingTask, loaded: RowBlock) -> tuple[RowBlock, dict[int, str]]:
     """The rows that have a label, and why the others are left out; all rows where the source has no labels."""
-    if task.source.labels is None:
+    labels = task.source.labels.numbers
+    if labels is None:
         return loaded, {}
-    has_label = task.source.labels[task.wanted[loaded.ids]] >= 0
+    has_label = labels[task.wanted[loaded.ids]] >= 0
     if has_label.all():
         return loaded, {}
     kept = dataclasses.replace(loaded.picked(np.flatnonzero(has_label)), refused=loaded.refused)

@@ -84,6 +84,7 @@ def summary_of(
         "skipped_rows": recorded.skipped_rows,
         "skipped": dict(list(recorded.skipped.items())[:SKIPPED_LISTED]),
         "notes": [
+            *source.labels.notes,
             *source.notes,
             *pool.version_notes(),
             *_notes(pool, recorded),
@@ -102,7 +103,7 @@ def _chance_notes(recorded: Recorded, pool: MemberPool, source: RowSource, right
         recorded.right,
         labels=recorded.labels,
         classes=pool.classes,
-        labels_by=source.labels_by,
+        labels_by=source.labels.by,
     )
 
 
@@ -133,7 +134,7 @@ def _notes(pool: MemberPool, recorded: Recorded) -> list[str]:
 
 def recorded_class_names(source: RowSource, pool: MemberPool) -> tuple[str, ...] | None:
     """Class names in the order of the scores: those of a class map, else the members' own."""
-    return source.class_names or pool.class_names()
+    return source.labels.class_names or pool.class_names()
 
 
 def meta_of(
@@ -158,7 +159,7 @@ def meta_of(
         "data_sha256": sha256,
         "members": members,
         "asked": pool.asked,
-        "labels_by": source.labels_by,
+        "labels_by": source.labels.by,
         "skipped_rows": len(skipped),
         "skipped": dict(list(skipped.items())[:SKIPPED_LISTED]),
     }

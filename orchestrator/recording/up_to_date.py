@@ -42,7 +42,7 @@ def recording_fingerprint(
         "made_with": dict(pool.made_with),
         "kinds": {name: list(kind) for name, kind in pool.kinds.items()},
         "class_names": recorded_class_names(source, pool),
-        "labels_by": source.labels_by,
+        "labels_by": source.labels.by,
         "data_state": source.state,
         "skip_bad": skip_bad,
     }

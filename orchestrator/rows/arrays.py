@@ -203,13 +203,10 @@ def _source(array: ArrayRows, classes: MemberClasses) -> RowSource:
     return RowSource(
         name=f"{array.path}",
         ids=ids,
-        labels=labels.numbers,
-        labels_by=labels.by,
-        class_names=labels.class_names,
+        labels=labels,
         pieces=array.pieces,
         identity=identity,
         data_sha256=sha256,
-        notes=labels.notes,
     )
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from orchestrator.errors import InputError
+from orchestrator.rows.labels import RowLabels
 from orchestrator.spec.served_model import ModelInfo, check_rows
 
 Rows = npt.NDArray[Any]
@@ -131,9 +132,7 @@ class RowSource:
     Args:
         name: as the user wrote it.
         ids: (n,), unique; whole numbers or text.
-        labels: int64 (n,) in 0..k-1, -1 in rows without one; None where the source has none.
-        labels_by: "map", "name" or "order" where class names were turned into numbers, else None.
-        class_names: what the classes are called, where the names that were turned into numbers tell; else None.
+        labels: of the rows, in the members' classes.
         pieces: from the indices wanted, the position to begin at and the rows per piece to the pieces. Position p
             is row wanted[p]; indices ascend.
         identity: what must be equal for two readings to give the same rows.
@@ -144,12 +143,10 @@ class RowSource:
 
     name: str
     ids: Rows
-    labels: npt.NDArray[np.int64] | None
+    labels: RowLabels
     pieces: Callable[[Indices, int, int], Iterator[RowPiece]]
     identity: dict[str, str]
     data_sha256: str | None
-    labels_by: str | None = None
-    class_names: tuple[str, ...] | None = None
     notes: tuple[str, ...] = ()
     state: str = ""
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from orchestrator.errors import DataError, first_few
 from orchestrator.rows.blocks import Indices, RefusedRow, RowBlock, RowPiece, RowSource, spans
-from orchestrator.rows.labels import MemberClasses, RowLabels, class_numbers
+from orchestrator.rows.labels import MemberClasses, RowLabels, labels_from_names
 from orchestrator.rows.pictures import PICTURE_ENDINGS, ReadPicture, picture_bytes
 from orchestrator.spec.class_names import in_order
 
@@ -84,10 +84,10 @@ def folder_source(root: Path, *, classes: MemberClasses, read_picture: ReadPictu
         raise DataError(f"folder {error.filename}", got=f"one that cannot be read ({error.strerror})") from error
     if not listing.names:
         raise DataError(f"folder {root}", got="no pictures", expected="a sub-folder of pictures per class")
-    notes = list(known.notes)
+    notes: tuple[str, ...] = ()
     if listing.left_out:
         count = len(listing.left_out)
-        notes.append(f"{count} files are no pictures by their ending and left out: {first_few(listing.left_out)}")
+        notes = (f"{count} files are no pictures by their ending and left out: {first_few(listing.left_out)}",)
     ids = np.array(listing.names, np.str_)
 
     def pieces(wanted: Indices, start: int, size: int) -> Iterator[RowPiece]:
@@ -98,13 +98,11 @@ def folder_source(root: Path, *, classes: MemberClasses, read_picture: ReadPictu
     return RowSource(
         name=f"{root}",
         ids=ids,
-        labels=known.numbers,
-        labels_by=known.by,
-        class_names=known.class_names,
+        labels=known,
         pieces=pieces,
         identity={"listing_sha256": listing.sha256()},
         data_sha256=None,
-        notes=tuple(notes),
+        notes=notes,
         state=listing.changes_sha256(),
     )
 
@@ -133,14 +131,7 @@ def _labelled(listing: _Listing, folders: list[str], classes: MemberClasses) -> 
     if empty:
         got = f"class folders without pictures: {first_few(empty)}"
         raise DataError(f"folder {listing.root}", got=got, fix="fill them, or remove them")
-    numbering = class_numbers(f"folder {listing.root}", folders, classes)
-    numbers = np.array([numbering.numbers[folder] for folder in folders], np.int64)
-    return RowLabels(
-        numbers=np.repeat(numbers, counts),
-        by=numbering.by,
-        class_names=numbering.class_names,
-        notes=(numbering.note,) if numbering.note else (),
-    )
+    return labels_from_names(f"folder {listing.root}", np.repeat(folders, counts), classes=classes)
 
 
 def _load(root: Path, names: list[str], first: int, read_picture: ReadPicture) -> RowBlock:

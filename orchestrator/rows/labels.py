@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -42,48 +42,52 @@ class MemberClasses:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClassNumbers:
-    """Which class number each name of a data source stands for.
+class RowLabels:
+    """The labels of a data source.
 
     Args:
-        numbers: name -> class.
-        by: "map", "name" or "order"; None where the names are numbers as text.
+        numbers: int64 (n,) in 0..k-1, `UNLABELLED` in rows that have none; None where no row has any.
+        by: "map", "name" or "order" where they were names, else None.
         class_names: of all classes, those of the members first; None where some are not known.
-        note: what the user should check, if anything.
+        notes: what the user should check.
     """
 
-    numbers: dict[str, int]
+    numbers: npt.NDArray[np.int64] | None = None
+    by: str | None = None
+    class_names: tuple[str, ...] | None = None
+    notes: tuple[str, ...] = ()
+
+
+class _Matched(NamedTuple):
+    """Classes of the names in a data source; `class_names` are of all classes, `note` is for the user to check."""
+
+    numbers: Mapping[str, int]
     by: str | None
     class_names: tuple[str, ...] | None = None
     note: str | None = None
 
 
-def class_numbers(what: str, names: Sequence[str], classes: MemberClasses) -> ClassNumbers:
-    """Matches the class names of a data source with the members' classes.
-
-    Raises:
-        DataError: a name the members do not have, or another number of names than classes.
-    """
+def _matched(what: str, names: Sequence[str], classes: MemberClasses) -> _Matched:
     if classes.first_label:
         return _by_number(what, names, classes)
     if classes.class_map is not None:
         return _by_map(what, names, classes.class_map, classes)
     if classes.names is not None and not classes.by_order:
         return _by_name(what, names, classes.names)
-    return _by_order(what, in_order(names), classes)
+    return _by_order(what, names, classes)
 
 
-def _by_number(what: str, names: Sequence[str], classes: MemberClasses) -> ClassNumbers:
+def _by_number(what: str, names: Sequence[str], classes: MemberClasses) -> _Matched:
     if not all(name.isdecimal() for name in names):
         raise DataError(
             what, got="class names", expected="numbers, which `first_label` is for", fix="leave it out"
         )
     values = np.array([int(name) for name in names])
     check_labels(what, values, rows=len(names), classes=classes.count, first=classes.first_label, mending=_MENDING)
-    return ClassNumbers(numbers=dict(zip(names, (values - classes.first_label).tolist(), strict=True)), by=None)
+    return _Matched(numbers=dict(zip(names, (values - classes.first_label).tolist(), strict=True)), by=None)
 
 
-def _by_order(what: str, names: Sequence[str], classes: MemberClasses) -> ClassNumbers:
+def _by_order(what: str, names: Sequence[str], classes: MemberClasses) -> _Matched:
     if len(names) > classes.count or (len(names) != classes.count and not classes.by_order):
         fix = "say which is which with `class_map`"
         raise DataError(
@@ -101,7 +105,7 @@ def _by_order(what: str, names: Sequence[str], classes: MemberClasses) -> ClassN
     note = f"classes are taken in order: {names[0]} is 0, ..., {names[-1]} is {len(names) - 1}"
     if all(name.isdecimal() for name in names) and sorted(names, key=int) != list(names):
         note += "; text order, so 10 comes before 2"
-    return ClassNumbers(
+    return _Matched(
         numbers={name: number for number, name in enumerate(names)},
         by="order",
         class_names=classes.names or (tuple(names) if len(names) == classes.count else None),
@@ -109,7 +113,7 @@ def _by_order(what: str, names: Sequence[str], classes: MemberClasses) -> ClassN
     )
 
 
-def _by_map(what: str, names: Sequence[str], mapped: ClassMap, classes: MemberClasses) -> ClassNumbers:
+def _by_map(what: str, names: Sequence[str], mapped: ClassMap, classes: MemberClasses) -> _Matched:
     mapped, place = mapped.places(what, names)
     strange = [name for name in names if normal_form(name) not in place]
     if strange:
@@ -120,14 +124,14 @@ def _by_map(what: str, names: Sequence[str], mapped: ClassMap, classes: MemberCl
             expected=f"names such as {first_few(mapped.names)}",
             fix=mapped.advice,
         )
-    return ClassNumbers(
+    return _Matched(
         numbers={name: place[normal_form(name)] for name in names},
         by="map",
         class_names=classes.names or mapped.class_names,
     )
 
 
-def _by_name(what: str, names: Sequence[str], known: tuple[str, ...]) -> ClassNumbers:
+def _by_name(what: str, names: Sequence[str], known: tuple[str, ...]) -> _Matched:
     place = {normal_form(name): number for number, name in enumerate(known)}
     strange = [name for name in names if normal_form(name) not in place]
     if strange:
@@ -142,24 +146,7 @@ def _by_name(what: str, names: Sequence[str], known: tuple[str, ...]) -> ClassNu
     if unclear:
         got = f"names that several classes of the members have: {first_few(unclear)}"
         raise DataError(what, got=got, expected="one class per name", fix="say which is which with `class_map`")
-    return ClassNumbers(numbers={name: place[normal_form(name)] for name in names}, by="name", class_names=known)
-
-
-@dataclass(frozen=True, kw_only=True)
-class RowLabels:
-    """The labels of a data source.
-
-    Args:
-        numbers: int64 (n,) in 0..k-1, `UNLABELLED` in rows that have none; None where no row has any.
-        by: "map", "name" or "order" where they were names, else None.
-        class_names: see `ClassNumbers`.
-        notes: what the user should check.
-    """
-
-    numbers: npt.NDArray[np.int64] | None = None
-    by: str | None = None
-    class_names: tuple[str, ...] | None = None
-    notes: tuple[str, ...] = ()
+    return _Matched(numbers={name: place[normal_form(name)] for name in names}, by="name", class_names=known)
 
 
 def labels_from_array(
@@ -184,7 +171,7 @@ def labels_from_array(
             or there are none, or no names, although `classes` says how to read them.
     """
     if missing is not None:
-        _check_any(what, ~missing)
+        _check_any(f"{what} labels", ~missing)
     if classes.class_map is not None and (labels is None or labels.dtype.kind not in "US"):
         got = "no labels" if labels is None else f"labels of type {labels.dtype}"
         raise DataError(what, got=got, expected="class names, which `class_map` says", fix="leave out `class_map`")
@@ -195,7 +182,7 @@ def labels_from_array(
     if missing is None:
         missing = np.zeros(rows, np.bool_)
     if labels.dtype.kind in "US" and labels.shape == (rows - missing.sum(),):
-        return _of_names(what, labels.astype(np.str_), missing, classes)
+        return labels_from_names(f"{what} labels", labels.astype(np.str_), classes=classes, missing=missing)
     return _of_numbers(what, labels, missing, classes)
 
 
@@ -217,7 +204,7 @@ def _of_numbers(
     )
     values = values.astype(np.int64) - classes.first_label
     values[absent] = UNLABELLED
-    return RowLabels(numbers=_placed(what, values, missing))
+    return RowLabels(numbers=_placed(f"{what} labels", values, missing))
 
 
 def _whole(what: str, labels: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -234,18 +221,28 @@ def _whole(what: str, labels: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return np.where(np.isnan(labels), UNLABELLED, labels).astype(np.int64)
 
 
-def _of_names(
-    what: str, labels: npt.NDArray[np.str_], missing: npt.NDArray[np.bool_], classes: MemberClasses
+def labels_from_names(
+    what: str, names: npt.NDArray[np.str_], *, classes: MemberClasses, missing: npt.NDArray[np.bool_] | None = None
 ) -> RowLabels:
-    names, which = np.unique(labels, return_inverse=True)
-    numbering = class_numbers(f"{what} labels", names.tolist(), classes)
-    numbers = np.array([numbering.numbers[name] for name in names.tolist()], np.int64)
-    notes = (numbering.note,) if numbering.note else ()
+    """Labels as class numbers, from the class name of each row.
+
+    Args:
+        what: names the labels in errors.
+        names: of the rows that have a label.
+        classes: of the members.
+        missing: (n,), which rows have none; None where all have one.
+
+    Raises:
+        DataError: a name the members do not have, or another number of names than classes.
+    """
+    different, which = np.unique(names, return_inverse=True)
+    matched = _matched(what, in_order(different.tolist()), classes)
+    numbers = np.array([matched.numbers[name] for name in different.tolist()], np.int64)[which]
     return RowLabels(
-        numbers=_placed(what, numbers[which], missing),
-        by=numbering.by,
-        class_names=numbering.class_names,
-        notes=notes,
+        numbers=numbers if missing is None else _placed(what, numbers, missing),
+        by=matched.by,
+        class_names=matched.class_names,
+        notes=(matched.note,) if matched.note else (),
     )
 
 
@@ -260,7 +257,7 @@ def _placed(what: str, known: npt.NDArray[np.int64], missing: npt.NDArray[np.boo
 def _check_any(what: str, labelled: npt.NDArray[np.bool_]) -> None:
     if not labelled.any():
         raise DataError(
-            f"{what} labels",
+            what,
             got=f"{UNLABELLED}, NaN or null in every row",
             expected="labels",
             fix="name another column with `label_column`, or take the labels out to record without them",

@@ -117,7 +117,7 @@ def parquet_source(
     check_ids(f"{path} ids", known, table.rows)
     label = _named_column(table, columns.label_column, "label_column", usual=LABEL_NAMES)
     labels, missing = (None, None) if label is None else _labels(f"{path} label", table.whole(label))
-    known_labels = labels_from_array(f"{path}", labels, rows=table.rows, classes=classes, missing=missing)
+    row_labels = labels_from_array(f"{path}", labels, rows=table.rows, classes=classes, missing=missing)
     name = _rows_column(table, columns)
     read = _rows_reader(table, name, info, read_picture)
     sha256 = _sha256(table)
@@ -134,13 +134,11 @@ def parquet_source(
     return RowSource(
         name=f"{path}",
         ids=known,
-        labels=known_labels.numbers,
-        labels_by=known_labels.by,
-        class_names=known_labels.class_names,
+        labels=row_labels,
         pieces=pieces,
         identity={"file_sha256": sha256, "columns": f"{name}, {key}"},
         data_sha256=sha256,
-        notes=(*known_labels.notes, *left_out_note(table)),
+        notes=left_out_note(table),
     )
 
 

@@ -14,6 +14,7 @@ from orchestrator.errors import MemberError
 from orchestrator.recording.pool import MemberPool
 from orchestrator.recording.run import LAST_PIECES_S, RecordingTask, answered_pieces, wanted_rows
 from orchestrator.rows.blocks import Indices, RowBlock, RowPiece, RowSource, spans
+from orchestrator.rows.labels import RowLabels
 from orchestrator.spec.served_model import ModelInfo, TensorInfo
 
 ROWS, WORKERS, ROW_VALUES = 60 * 256, 3, 64
@@ -64,7 +65,12 @@ class Watched:
             workers=WORKERS,
         )
         source = RowSource(
-            name="made up", ids=np.arange(ROWS), labels=None, pieces=self.pieces, identity={}, data_sha256="0"
+            name="made up",
+            ids=np.arange(ROWS),
+            labels=RowLabels(),
+            pieces=self.pieces,
+            identity={},
+            data_sha256="0",
         )
         return RecordingTask(source=source, pool=pool, wanted=wanted_rows(ROWS, None))
 
