@@ -127,6 +127,7 @@ def _numpy_kept(column: Any) -> Rows:
 
 class _ParquetAnswers:
     def __init__(self, path: Path, *, text_ids: bool) -> None:
+        # pyarrow is optional.
         import pyarrow as pa
         import pyarrow.parquet as pq
 

@@ -223,6 +223,7 @@ def _check_names(names: Sequence[str]) -> None:
 def _local(
     names: Sequence[str], repository: Path, cost: Mapping[str, float], tensors: Mapping[str, str]
 ) -> MemberPool:
+    # Slow to import, and not needed for members of a server.
     import onnxruntime
 
     require_exported(names, repository)

@@ -38,6 +38,7 @@ class DigitsSplit:
 @lru_cache(maxsize=1)
 def _all_digits() -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
     try:
+        # scikit-learn is optional.
         from sklearn.datasets import load_digits
     except ImportError as error:
         raise DataError(
@@ -71,12 +72,13 @@ def digit_image(index: int) -> tuple[npt.NDArray[np.float32], int]:
     images, labels = _all_digits()
     if not 0 <= index < len(images):
         raise DataError("digit", got=index, expected=f"a row number from 0 to {len(images) - 1}")
-    # A copy, so that nobody writes into the rows that later calls get.
+    # A copy, so that a caller's change does not reach later calls.
     return images[index].copy(), int(labels[index])
 
 
 def fixed_splits() -> dict[str, list[int]]:
-    """The splits as they were first drawn: stratified, seed 0; only for making and checking the file."""
+    """The splits as they were first drawn, stratified with seed 0, for making and checking the file."""
+    # scikit-learn is optional.
     from sklearn.model_selection import train_test_split
 
     labels = _all_digits()[1]

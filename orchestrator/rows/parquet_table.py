@@ -229,6 +229,7 @@ def _keys(root: Path, files: Sequence[Path]) -> dict[Path, Mapping[str, object]]
     """What the names of folders say of each file, with whole numbers as such."""
     if not any("=" in part for file in files for part in file.relative_to(root).parent.parts):
         return {}
+    # Slow to import, and needed for such folders alone.
     import pyarrow.dataset as ds
 
     with _readable(root):
