@@ -14,7 +14,7 @@ import numpy as np
 from orchestrator.errors import CommitteeError, DataError, SpecError, first_few, interrupted_from
 from orchestrator.planner.records import Records
 from orchestrator.progress import Progress, no_progress
-from orchestrator.recording.pool import MemberPool, opened_pool
+from orchestrator.recording.pool import RecordingPool, opened_pool
 from orchestrator.recording.run import RecordingTask, answered_pieces, record_into, wanted_rows
 from orchestrator.recording.scores import evidence_of, row_dims_noted
 from orchestrator.recording.shards import NO_DIGEST, Shards
@@ -50,7 +50,7 @@ class RecordOptions:
     columns: ColumnNames = field(default_factory=ColumnNames)
 
 
-def source_for(pool: MemberPool, options: RecordOptions) -> RowSource:
+def source_for(pool: RecordingPool, options: RecordOptions) -> RowSource:
     """The rows to record, with labels in the members' classes.
 
     Raises:
@@ -72,7 +72,7 @@ def source_for(pool: MemberPool, options: RecordOptions) -> RowSource:
 
 
 def record_job(
-    pool: MemberPool,
+    pool: RecordingPool,
     options: RecordOptions,
     output: Path,
     *,
@@ -196,7 +196,7 @@ def _kept(shards: Shards, total: int) -> str:
     return f"{shards.done} of {total} rows are kept in {shards.folder}, the same command goes on from there"
 
 
-def _check_disk(output: Path, pool: MemberPool, *, rows: int) -> None:
+def _check_disk(output: Path, pool: RecordingPool, *, rows: int) -> None:
     """Refuses a disk without room for the parts and the finished file, which both exist for a moment."""
     need = 2 * rows * pool.classes * 4 * len(pool.names)
     place = next(folder for folder in output.resolve().parents if folder.exists())

@@ -44,7 +44,7 @@ _APART = "record them apart, then join the files with `committee record --join`"
 
 
 @dataclass(frozen=True, kw_only=True)
-class MemberPool:
+class RecordingPool:
     """Members that take the same rows and give scores of the same classes.
 
     Args:
@@ -154,7 +154,7 @@ def opened_pool(
     output_kind: Mapping[str, str] | None = None,
     output_tensor: Mapping[str, str] | None = None,
     timeout_s: float = 60.0,
-) -> Iterator[MemberPool]:
+) -> Iterator[RecordingPool]:
     """Opens members, and closes what has to be closed.
 
     Args:
@@ -189,7 +189,7 @@ def opened_pool(
         infos = with_scores({name: client.metadata(name) for name in names}, manifests, tensors)
         # One worker: the client keeps several parts of a piece in flight by itself.
         yield _checked(
-            MemberPool(
+            RecordingPool(
                 infos=infos,
                 served={name: info.version for name, info in infos.items()},
                 manifests=manifests,
@@ -222,14 +222,14 @@ def _check_names(names: Sequence[str]) -> None:
 
 def _local(
     names: Sequence[str], repository: Path, cost: Mapping[str, float], tensors: Mapping[str, str]
-) -> MemberPool:
+) -> RecordingPool:
     # Slow to import, and not needed for members of a server.
     import onnxruntime
 
     require_exported(names, repository)
     members = LocalMembers(repository, names)
     manifests = {name: members.manifest(name) for name in names}
-    return MemberPool(
+    return RecordingPool(
         served={name: served_version(repository / name, readable_config(repository / name)) for name in names},
         infos=with_scores(
             {name: _info(manifest, members.classes(name)) for name, manifest in manifests.items()},
@@ -283,7 +283,7 @@ def _classes(info: ModelInfo) -> int:
     return next(tensor.shape[-1] for tensor in info.outputs if tensor.name == output)
 
 
-def _checked(pool: MemberPool, kinds: Mapping[str, str]) -> MemberPool:
+def _checked(pool: RecordingPool, kinds: Mapping[str, str]) -> RecordingPool:
     inputs = {name: _taken(info) for name, info in pool.infos.items()}
     if len(set(inputs.values())) > 1:
         first, second = _two_unlike(inputs)

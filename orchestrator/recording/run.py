@@ -17,7 +17,7 @@ import numpy.typing as npt
 from orchestrator.errors import DataError, first_few
 from orchestrator.planner.records import unusable_rows
 from orchestrator.progress import Advance
-from orchestrator.recording.pool import MemberPool
+from orchestrator.recording.pool import RecordingPool
 from orchestrator.recording.scores import check_piece
 from orchestrator.recording.shards import NO_DIGEST, Shard, Shards
 from orchestrator.rows.blocks import Indices, RowBlock, RowPiece, RowSource
@@ -42,7 +42,7 @@ class RecordingTask:
     """
 
     source: RowSource
-    pool: MemberPool
+    pool: RecordingPool
     wanted: Indices
     skip_bad: bool = False
 
@@ -145,7 +145,7 @@ def _labelled(task: RecordingTask, loaded: RowBlock) -> tuple[RowBlock, dict[int
     return kept, {int(position): "no label" for position in loaded.ids[~has_label]}
 
 
-def _asked(pool: MemberPool, name: str, loaded: RowBlock) -> Scores:
+def _asked(pool: RecordingPool, name: str, loaded: RowBlock) -> Scores:
     if not len(loaded.ids):
         return np.zeros((0, pool.classes), np.float32)
     scores = pool.ask(name, loaded.rows)

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from orchestrator.errors import first_few
 from orchestrator.planner.chance import Labels, chance_notes
 from orchestrator.planner.records import SKIPPED_LISTED
-from orchestrator.recording.pool import MemberPool
+from orchestrator.recording.pool import RecordingPool
 from orchestrator.recording.scores import kind_notes, kind_of
 from orchestrator.rows.blocks import RowSource
 from orchestrator.spec.output_kind import ScoreEvidence
@@ -50,7 +50,7 @@ class Recorded:
 
 
 def summary_of(
-    recorded: Recorded, pool: MemberPool, source: RowSource, *, output: Path, seen: Mapping[str, ScoreEvidence]
+    recorded: Recorded, pool: RecordingPool, source: RowSource, *, output: Path, seen: Mapping[str, ScoreEvidence]
 ) -> dict[str, Any]:
     """JSON values: rows, classes, accuracy and cost per member, hashes, what was skipped, and notes.
 
@@ -94,7 +94,9 @@ def summary_of(
     }
 
 
-def _chance_notes(recorded: Recorded, pool: MemberPool, source: RowSource, right: Mapping[str, int]) -> list[str]:
+def _chance_notes(
+    recorded: Recorded, pool: RecordingPool, source: RowSource, right: Mapping[str, int]
+) -> list[str]:
     if recorded.labels is None:
         return []
     about = pool.about()
@@ -107,7 +109,7 @@ def _chance_notes(recorded: Recorded, pool: MemberPool, source: RowSource, right
     )
 
 
-def _notes(pool: MemberPool, recorded: Recorded) -> list[str]:
+def _notes(pool: RecordingPool, recorded: Recorded) -> list[str]:
     random = [name for name, manifest in pool.manifests.items() if manifest.random_weights]
     unknown = [name for name in pool.names if name not in pool.manifests]
     notes = []
@@ -132,13 +134,13 @@ def _notes(pool: MemberPool, recorded: Recorded) -> list[str]:
     return notes
 
 
-def recorded_class_names(source: RowSource, pool: MemberPool) -> tuple[str, ...] | None:
+def recorded_class_names(source: RowSource, pool: RecordingPool) -> tuple[str, ...] | None:
     """Class names in the order of the scores: those of a class map, else the members' own."""
     return source.labels.class_names or pool.class_names()
 
 
 def meta_of(
-    pool: MemberPool,
+    pool: RecordingPool,
     source: RowSource,
     *,
     data: str,

@@ -14,14 +14,14 @@ import numpy as np
 import numpy.typing as npt
 
 from orchestrator.planner.records import text_from_meta
-from orchestrator.recording.pool import MemberPool
+from orchestrator.recording.pool import RecordingPool
 from orchestrator.recording.summary import Recorded, recorded_class_names
 from orchestrator.rows.blocks import RowSource
 from orchestrator.rows.npz import BROKEN
 
 
 def recording_fingerprint(
-    header: Mapping[str, Any], pool: MemberPool, source: RowSource, *, skip_bad: bool
+    header: Mapping[str, Any], pool: RecordingPool, source: RowSource, *, skip_bad: bool
 ) -> str | None:
     """Hash of everything that decides the records, or None where part of it is unknown.
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from orchestrator.errors import MemberError
-from orchestrator.recording.pool import MemberPool
+from orchestrator.recording.pool import RecordingPool
 from orchestrator.recording.run import LAST_PIECES_S, RecordingTask, answered_pieces, wanted_rows
 from orchestrator.rows.blocks import Indices, RowBlock, RowPiece, RowSource, spans
 from orchestrator.rows.labels import RowLabels
@@ -55,7 +55,7 @@ class Watched:
         info = ModelInfo(
             name="m", platform="", versions=("1",), max_batch_size=64, inputs=(taken,), outputs=(given,)
         )
-        pool = MemberPool(
+        pool = RecordingPool(
             infos={"m": info},
             manifests={},
             cost={"m": 1.0},

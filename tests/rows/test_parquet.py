@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from orchestrator.cli.app import run
 from orchestrator.planner.records import Records, records_from_path
 from orchestrator.recording.job import RecordOptions, source_for
-from orchestrator.recording.pool import MemberPool, opened_pool
+from orchestrator.recording.pool import RecordingPool, opened_pool
 from orchestrator.rows import parquet
 from orchestrator.rows.parquet_table import parquet_table
 from tests.batch.fixtures import Batching, batching_in, encoded
@@ -390,7 +390,7 @@ def test_a_file_whose_name_is_no_text_is_one_line(job: Batching) -> None:
 def test_a_recording_of_another_column_is_none_to_go_on_with(
     repository: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(MemberPool, "piece_rows", lambda self: 4)
+    monkeypatch.setattr(RecordingPool, "piece_rows", lambda self: 4)
     data = write(repository.parent / "in.parquet", group=None, image=[*ENCODED[:-1], b"?"], other=ENCODED)
     assert "row 23" in refusal(repository, capsys, data)
     assert "--restart" in refusal(repository, capsys, data, "--column", "other")

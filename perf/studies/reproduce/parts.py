@@ -21,7 +21,7 @@ from orchestrator.cli.plan_pool import pool_from_records
 from orchestrator.errors import DataError, RepositoryError
 from orchestrator.planner.records import Records, records_from_path
 from orchestrator.recording.job import RecordOptions, record_job
-from orchestrator.recording.pool import MemberPool, opened_pool
+from orchestrator.recording.pool import RecordingPool, opened_pool
 from orchestrator.rows.npz import npz_writer
 from orchestrator.spec import CascadeSpec
 from orchestrator.spec.manifest import MANIFEST
@@ -209,7 +209,7 @@ class PartRecorder:
             return None
 
 
-def _key(pool: MemberPool, drawn: DrawnPart) -> str:
+def _key(pool: RecordingPool, drawn: DrawnPart) -> str:
     """Names a recording by all that decides its content: rows, and members with their hashes and costs."""
     known = [(name, about["sha256"], pool.cost[name]) for name, about in pool.about().items()]
     return hashlib.sha256(repr((drawn.sha256(), len(drawn.ids), known, pool.asked)).encode()).hexdigest()[:16]
