@@ -267,9 +267,9 @@ def _tensor(text: str) -> str | None:
 
 
 def _show(context: typer.Context, summary: dict[str, Any], *, as_json: bool) -> None:
-    summary["notes"] = [with_options(note, context.command) for note in summary["notes"]]
+    notes = [with_options(note, context.command) for note in summary["notes"]]
     if as_json:
-        print_json(summary)
+        print_json({**summary, "notes": notes})
         return
     known = " (up to date, --restart records again)" if summary.get("up_to_date") else ""
     typer.echo(
@@ -279,7 +279,7 @@ def _show(context: typer.Context, summary: dict[str, Any], *, as_json: bool) -> 
     for name, member in summary["members"].items():
         if member["accuracy"] is not None and not member["random_weights"]:
             typer.echo(f"  {name}: accuracy {member['accuracy']:.4f}, cost {_number(member['cost'])}")
-    for note in summary["notes"]:
+    for note in notes:
         typer.echo(f"note: {note}")
 
 
