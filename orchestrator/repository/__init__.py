@@ -1,1 +1,1 @@
-"""Model repositories: rendering plans into them and checking what lies there."""
+"""Model repositories: rendering plans into them, and checking them."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,23 +12,13 @@ from orchestrator.errors import SpecError
 from orchestrator.spec.cascade import FORMAT, CascadeSpec, Fit, FusedPrefix, Limits, Member, Stage
 from orchestrator.spec.gears import Gear, Gears
 from orchestrator.spec.inputs import InputSpec, Preprocess
-from orchestrator.spec.validation import Faults, array_of, build, json_from_text, plain, text_of_file
+from orchestrator.spec.validation import Faults, array_of, build, json_from_text, object_of, plain, text_of_file
 
 PLAN = "cascade.json"  # in the version folder of a cascade
 
-
-def _part(cls: type[Any], convert: Mapping[str, Any] | None = None) -> Any:
-    table = dict(convert or {})
-
-    def read(path: str, value: object, faults: Faults) -> Any:
-        return build(cls, path, value, faults, table)
-
-    return read
-
-
 _numbers = array_of(plain)
-_member = _part(Member)
-_stage = _part(Stage, {"members": array_of(_member)})
+_member = object_of(Member)
+_stage = object_of(Stage, {"members": array_of(_member)})
 
 
 def _stages(path: str, value: object, faults: Faults) -> Any:
@@ -41,9 +30,9 @@ def _stages(path: str, value: object, faults: Faults) -> Any:
     return array_of(_stage)(path, value, faults)
 
 
-_input = _part(InputSpec, {"dims": _numbers, "preprocess": _part(Preprocess)})
-_fit = _part(Fit, {"accuracy_ci95": _numbers, "exit_share": _numbers})
-_gear = _part(Gear, {"thresholds": _numbers, "exit_share": _numbers})
+_input = object_of(InputSpec, {"dims": _numbers, "preprocess": object_of(Preprocess)})
+_fit = object_of(Fit, {"accuracy_ci95": _numbers, "exit_share": _numbers})
+_gear = object_of(Gear, {"thresholds": _numbers, "exit_share": _numbers})
 _cascade = partial(
     build,
     CascadeSpec,
@@ -51,10 +40,10 @@ _cascade = partial(
         "input": _input,
         "stages": _stages,
         "labels": _numbers,
-        "limits": _part(Limits),
+        "limits": object_of(Limits),
         "fit": _fit,
-        "lead": _part(FusedPrefix),
-        "gears": _part(Gears, {"cheaper": array_of(_gear)}),
+        "lead": object_of(FusedPrefix),
+        "gears": object_of(Gears, {"cheaper": array_of(_gear)}),
     },
 )
 

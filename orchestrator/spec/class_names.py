@@ -1,7 +1,7 @@
 """Class names: reading them from text files, and comparing them.
 
 Names are compared in Unicode's normal form C: a file system or an editor may store an accented letter as one
-code point or as two, and nobody can see which.
+code point or as two, and both look alike.
 """
 
 from __future__ import annotations

@@ -11,7 +11,16 @@ from typing import Any
 from orchestrator.errors import SpecError
 from orchestrator.spec.inputs import Preprocess
 from orchestrator.spec.output_kind import OUTPUT_KINDS
-from orchestrator.spec.validation import Faults, array_of, build, is_finite, json_from_text, plain, text_of_file
+from orchestrator.spec.validation import (
+    Faults,
+    array_of,
+    build,
+    is_finite,
+    json_from_text,
+    object_of,
+    plain,
+    text_of_file,
+)
 
 MANIFEST = "manifest.json"  # in the folder of an exported member
 MANIFEST_FORMAT = 1
@@ -141,14 +150,6 @@ def _is_proof(value: object) -> bool:
     return good and bool(words or numbers)
 
 
-def _tensor(path: str, value: object, faults: Faults) -> TensorSpec | None:
-    return build(TensorSpec, path, value, faults, {"dims": array_of(plain)})
-
-
-def _preprocess(path: str, value: object, faults: Faults) -> Preprocess | None:
-    return build(Preprocess, path, value, faults, {})
-
-
 def manifest_from_path(path: Path) -> Manifest:
     """The manifest a file holds.
 
@@ -160,9 +161,10 @@ def manifest_from_path(path: Path) -> Manifest:
         message = f"expected an object with format {MANIFEST_FORMAT}"
         raise SpecError(str(path), {"format": message}, fix="export the member again")
     faults = Faults(str(path))
-    words = array_of(plain)
-    convert: dict[str, Any] = {"input": _tensor, "output": _tensor, "preprocess": _preprocess}
-    convert |= {"labels": words, "processor_flags": words}
+    list_of = array_of(plain)
+    tensor = object_of(TensorSpec, {"dims": list_of})
+    convert = {"input": tensor, "output": tensor, "preprocess": object_of(Preprocess)}
+    convert |= {"labels": list_of, "processor_flags": list_of}
     manifest = build(Manifest, "", value, faults, convert)
     faults.close()
     if manifest is None:

@@ -171,6 +171,11 @@ def array_of(item: Convert) -> Convert:
     return convert
 
 
+def object_of(cls: type[Any], convert: dict[str, Convert] | None = None) -> Convert:
+    """A converter for a JSON object, giving an instance of the dataclass; see `build`."""
+    return lambda path, value, faults: build(cls, path, value, faults, convert or {})
+
+
 def plain(path: str, value: Any, faults: Faults) -> Any:
     """Returns the value unchanged; the dataclass checks it."""
     del path, faults
