@@ -21,9 +21,14 @@ from perf.studies.reproduce.results import WRITTEN_BY, results_from_path
 
 BEGIN = "<!-- begin: python -m perf readme -->"
 CLAIMS_BEGIN = "<!-- begin: python -m perf readme, claims -->"
+SERVED_BEGIN = "<!-- begin: python -m perf readme, served -->"
 TARGETS_BEGIN = "<!-- begin: python -m perf readme, targets -->"
 _WIDTH = 88
 _CLAIMS_WIDTH = 120
+_LARGEST = "requests/s against the largest member alone, three CNNs"
+_BOUND = "requests/s against the bound, concurrency 64"
+_TUTORIAL = "requests/s against the tutorial form, concurrency"
+_LEAK = "perf leak: growth of resident and shared memory after warm-up, percent"
 _DEMO = "make it with `committee demo`"
 _BENCH = "make it with `python -m perf run --full`"
 
@@ -99,6 +104,23 @@ def block_from_targets(verdicts: list[dict[str, Any]]) -> str:
     return "\n".join([TARGETS_BEGIN, *lines, END])
 
 
+def block_from_served(verdicts: list[dict[str, Any]]) -> str:
+    """The README's block about serving, in sentences, from the verdict.json of a bench."""
+    known = {one["target"].rpartition(" (")[0]: one for one in verdicts}
+    largest, bound = known[_LARGEST], known[_BOUND]
+    tutorial = [known[f"{_TUTORIAL} {number}"] for number in (16, 64)]
+    missed = sum(one["met"] is False for one in verdicts)
+    by_load = " and ".join(f"{one['measured']:.2f}" for one in tutorial)
+    text = f"""Served on two cores: three CNNs of about 0.15, 2 and 12 ms per row, where 15 % of the rows reach the
+        last one, answer **{largest["measured"]:.2f} times** as many requests/s as the last one alone. They answer
+        {by_load} times as many as the same cascade in the form of Triton's tutorials, with 16 and 64 requests in
+        flight (goal {tutorial[0]["needed"]:g}), and {bound["measured"]:.2f} of what the members alone would allow
+        (goal {bound["needed"]:g}). Memory grew by {known[_LEAK]["measured"]:.1f} % under load (goal: at most
+        {known[_LEAK]["needed"]:g} %). {missed} of {len(verdicts)} goals are missed."""
+    filled = textwrap.fill(" ".join(text.split()), _CLAIMS_WIDTH, break_on_hyphens=False)
+    return "\n".join([SERVED_BEGIN, filled, END])
+
+
 def write_blocks(*, readme: Path, performance: Path, report: Path, claims: Path, targets: Path) -> None:
     """Writes all blocks; both files are left alone where one block cannot be made.
 
@@ -120,8 +142,9 @@ def write_blocks(*, readme: Path, performance: Path, report: Path, claims: Path,
         block = block_from_claims(results_from_path(claims))
         front = text_with_block(front, CLAIMS_BEGIN, block, subject=readme.name)
     with _other_json(f"verdicts {targets}", fix=_BENCH):
-        block = block_from_targets(verdicts_from_path(targets))
-        speed = text_with_block(speed, TARGETS_BEGIN, block, subject=performance.name)
+        verdicts = verdicts_from_path(targets)
+        speed = text_with_block(speed, TARGETS_BEGIN, block_from_targets(verdicts), subject=performance.name)
+        front = text_with_block(front, SERVED_BEGIN, block_from_served(verdicts), subject=readme.name)
     for path, text in ((readme, front), (performance, speed)):
         try:
             path.write_text(text, encoding="utf-8")
