@@ -127,13 +127,14 @@ def test_every_link_leads_somewhere(link: str) -> None:
 
 
 def test_the_tables_of_parameters_and_tensors_are_complete() -> None:
+    interface = DOCS[ROOT / "docs" / "serving.md"]
     for name in PARAMETERS:
-        assert f"`{name}`" in README
+        assert f"`{name}`" in interface
     spec = cascade_from_path(ROOT / "model_repository/digits_cascade/1/cascade.json")
-    assert f"`{spec.input.name}` (in) | {spec.input.dtype}" in README
+    assert f"`{spec.input.name}` (in) | {spec.input.dtype}" in interface
     config = (ROOT / "model_repository/digits_cascade/config.pbtxt").read_text()
     for name in re.findall(r'name: "([a-z_]+)"', config.split("output {", 1)[1].split("instance_group")[0]):
-        assert f"`{name}`" in README
+        assert f"`{name}`" in interface
 
 
 def test_the_committed_report_keeps_what_the_demo_promises() -> None:
