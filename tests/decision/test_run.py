@@ -6,8 +6,6 @@ import dataclasses
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from orchestrator.decision import (
     Arrivals,
@@ -165,46 +163,6 @@ def test_dropping_a_request_frees_its_rows_and_leaves_the_others() -> None:
     run.admit(arrive(2, token=2), [logits(UNSURE, UNSURE)])
     assert run.drop(np.array([1])) == 3
     assert (run.waiting(1), run.rows_in_table) == (2, 2)
-
-
-@given(st.integers(0, 2**20))
-def test_no_slot_is_lost_or_given_twice_under_any_mix_of_events(seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    run = CascadeRun(spec_of(stage("a", threshold=0.9), stage("b", threshold=0.9), stage("c")), capacity_rows=2)
-    flying: list[tuple[int, np.ndarray]] = []
-    inside = 0
-    for step in range(60):
-        event = rng.integers(0, 5)
-        if event == 0:
-            rows = int(rng.integers(1, 6))
-            deadline = None if rng.random() < 0.5 else int(rng.integers(1, 60))
-            outcome = run.admit(
-                arrive(rows, Policy(deadline_us=deadline), token=step, now_ns=step * 1000),
-                [logits(*[SURE if rng.random() < 0.5 else UNSURE for _ in range(rows)])],
-            )
-            inside += len(outcome.deferred)
-        elif event == 1:
-            number = int(rng.integers(1, 3))
-            slots = run.next(number, int(rng.integers(1, 5)))
-            if len(slots):
-                flying.append((number, slots))
-        elif event == 2 and flying:
-            _, slots = flying.pop(int(rng.integers(0, len(flying))))
-            outcome = run.feed(slots, [logits(*[SURE if rng.random() < 0.5 else UNSURE for _ in slots])])
-            inside -= len(outcome.answers)
-        elif event == 3:
-            inside -= len(run.expire(step * 1000).answers)
-        else:
-            inside -= run.drop(np.array([int(rng.integers(0, 60))]))
-        in_flight = np.concatenate([slots for _, slots in flying]) if flying else np.zeros(0, int)
-        assert len(np.unique(in_flight)) == len(in_flight)
-        live = run.waiting(1) + run.waiting(2)
-        assert live <= inside <= run.rows_in_table
-    for _, slots in flying:
-        run.abandon(slots)
-    run.drop(np.arange(60))
-    assert run.rows_in_table == 0
-    assert sorted(run._free.tolist()) == list(range(run.capacity_rows))
 
 
 def test_vote_ties_go_to_the_larger_mean_probability() -> None:
