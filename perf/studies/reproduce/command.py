@@ -33,7 +33,6 @@ from perf.studies.reproduce.parts import (
     require_members,
 )
 from perf.studies.reproduce.results import (
-    ResultOptions,
     check_same,
     kept_results,
     results_of,
@@ -215,9 +214,16 @@ def run(
     if kept is not None:
         command = kept["command"]
         check_same(kept, plan, test)
-    options = ResultOptions(loads=effort.loads, command=command, classes=classes, kept=kept)
-    members = LocalMembers(repository, names, threads=1)
-    results = results_of(choices_from_path(choices), test, members=members, options=options, say=say)
+    results = results_of(
+        choices_from_path(choices),
+        test,
+        members=LocalMembers(repository, names, threads=1),
+        loads=effort.loads,
+        command=command,
+        classes=classes,
+        say=say,
+        kept=kept,
+    )
     results["choices_sha256"] = sha256_of_path(choices)
     _write(results, folder)
     return results

@@ -33,13 +33,12 @@ def md_from_results(results: dict[str, Any], *, folder: str) -> str:
         folder: folder of the figure, relative to the document.
 
     Raises:
-        DataError: Jinja2 is not installed.
+        DataError: jinja2 is not installed.
     """
-    # Here because Jinja2 is optional, and reading results needs none of it.
     try:
-        import jinja2
+        import jinja2  # optional
     except ImportError as error:
-        raise DataError("perf reproduce", got="no Jinja2", fix="pip install Jinja2") from error
+        raise DataError("perf reproduce", got="no jinja2", fix="pip install 'committee[plan]'") from error
     environment = jinja2.Environment(
         trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, undefined=jinja2.StrictUndefined
     )
@@ -157,7 +156,7 @@ def draw_frontier(results: dict[str, Any], path: Path) -> None:
         DataError: matplotlib is not installed.
     """
     try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.backends.backend_agg import FigureCanvasAgg  # optional, and start-up time
         from matplotlib.figure import Figure
     except ImportError as error:
         raise DataError("perf reproduce", got="no matplotlib", fix="pip install 'committee[plan]'") from error

@@ -28,6 +28,7 @@ from orchestrator.local.sessions import LocalMembers
 from orchestrator.planner.intervals import clopper_pearson, discordant_pairs, paired_difference
 from orchestrator.planner.replay import replay
 from orchestrator.spec import CascadeSpec
+from orchestrator.spec.shares import evenly_spread
 from perf.studies.reproduce.choices import HEADLINE, Choices, ChosenPlan, PlanComparison
 from perf.studies.reproduce.parts import Say, TestPart
 from perf.studies.reproduce.search_space import DELTA
@@ -220,7 +221,7 @@ def timed(
         load: how they are asked.
         say: called with a line before every round.
     """
-    rows = images[np.linspace(0, len(images) - 1, min(load.rows, len(images))).astype(np.intp)]
+    rows = images[evenly_spread(len(images), load.rows)]
     ways = {plan: _way(plan, base, members, load.batch) for plan in dict.fromkeys(plans)}
     for way in ways.values():
         way(rows[: _WARM_UP_BATCHES * load.batch])

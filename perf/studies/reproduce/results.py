@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -35,25 +35,16 @@ _DRAWN_WITH = ("pillow", "matplotlib")
 Figures = Mapping[int, Mapping[ChosenPlan, Sequence[float]]]
 
 
-@dataclass(frozen=True, kw_only=True)
-class ResultOptions:
-    """How results are measured, and what they say of themselves.
-
-    Args:
-        loads: how plans are asked while they are timed.
-        command: command that repeats the run.
-        classes: names of the classes.
-        kept: earlier results of the same choices, whose times are taken; None measures times.
-    """
-
-    loads: Sequence[TimingLoad]
-    command: str
-    classes: Sequence[str]
-    kept: dict[str, Any] | None = None
-
-
 def results_of(
-    choices: Choices, part: TestPart, *, members: LocalMembers, options: ResultOptions, say: Say
+    choices: Choices,
+    part: TestPart,
+    *,
+    members: LocalMembers,
+    loads: Sequence[TimingLoad],
+    command: str,
+    classes: Sequence[str],
+    say: Say,
+    kept: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Evaluates and times the choices; gives the content of results.json.
 
@@ -61,40 +52,43 @@ def results_of(
         choices: read back from the file they were written to.
         part: the test part.
         members: the members, opened with one thread.
-        options: how results are measured.
+        loads: how plans are asked while they are timed.
+        command: command that repeats the run.
+        classes: names of the classes.
         say: called with a line before each step.
+        kept: earlier results of the same choices, whose times are taken; None measures times.
     """
     found = evaluate_choices(choices, part, say=say)
     known = {name: _about(members, name) for name in choices.source["members"]}
     plans = _timed_plans(choices)
     figures: Figures
-    if options.kept is not None:
-        figures = figures_from_results(options.kept, plans)
+    if kept is not None:
+        figures = figures_from_results(kept, plans)
     else:
         figures = {
             load.batch: timed(plans, part.base, members=members, images=part.images, load=load, say=say)
-            for load in options.loads
+            for load in loads
         }
     _add_factors(found, choices, known, figures)
     machine = {**machine_here(), "cores": core_count()}
     machine |= {"onnxruntime": onnxruntime.__version__, "numpy": np.__version__}
     timing = {
-        "loads": [asdict(load) for load in options.loads],
+        "loads": [asdict(load) for load in loads],
         "threads": 1,
         "routes": [_route(plan, figures) for plan in plans],
     }
     return {
         "format": FORMAT,
-        "command": options.command,
+        "command": command,
         "data": "glyphs",
-        "classes": list(options.classes),
+        "classes": list(classes),
         "plan_part": choices.source,
         "rehearsal": list(choices.margin_validation),
         "test_part": {"rows": part.records.rows, "data_sha256": part.data_sha256},
         "drawn_with": {name: version(name) for name in _DRAWN_WITH},
-        "machine": machine if options.kept is None else options.kept["machine"],
+        "machine": machine if kept is None else kept["machine"],
         "members": known,
-        "timing": timing if options.kept is None else options.kept["timing"],
+        "timing": timing if kept is None else kept["timing"],
         **found,
     }
 
