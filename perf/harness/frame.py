@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -150,16 +150,8 @@ def _row(
             cpu_s_per_request=median["cpu_s_per_request"],
         )
     return {
-        "scenario": cell.scenario,
-        "route": cell.route,
+        **columns_of(cell),
         "title": route.title,
-        "sender": cell.sender,
-        "concurrency": cell.concurrency,
-        "rate": cell.rate,
-        "share_of_capacity": cell.share,
-        "of_route": cell.of_route,
-        "batch": cell.batch,
-        "deferral": cell.deferral,
         "rounds": len(records),
         "repeated": sum(one["key"] == cell.key and one["attempt"] > 0 for one in journal.records),
         "unstable": is_unstable(records, cell),
@@ -178,10 +170,12 @@ def _row(
         "bound_requests_per_s": bound,
         "bound_by": bound_by,
         "efficiency": None if bound is None else median["requests_per_s"] / bound,
-        "earned": cell.earned,
-        "load": cell.load,
-        "words": cell.words,
     }
+
+
+def columns_of(cell: Cell) -> dict[str, Any]:
+    """What a row of the frame has from the cell itself."""
+    return {**asdict(cell), "share_of_capacity": cell.share, "load": cell.load, "words": cell.words}
 
 
 def find_cell(cells: pd.DataFrame, **columns: Any) -> pd.Series | None:

@@ -70,13 +70,7 @@ class BenchMachine:
 
 
 def bench_machine(*, triton: str, perf_analyzer: str, cores_in_use: float) -> BenchMachine:
-    """The machine this runs on.
-
-    Args:
-        triton: version the server gives.
-        perf_analyzer: version of the program.
-        cores_in_use: taken before the run began.
-    """
+    """The machine this runs on, with the versions that the server and perf_analyzer give of themselves."""
     return BenchMachine(
         cpu=cpu_name(),
         cores=core_count(),
@@ -155,9 +149,6 @@ def cores_in_use_now(seconds: float = 2.0) -> float:
     """Processors that anything on this machine keeps busy while nothing of ours runs.
 
     Looked at for a moment, because a load average still holds what ended a minute ago.
-
-    Args:
-        seconds: how long to look.
     """
     return psutil.cpu_percent(seconds) / 100 * psutil.cpu_count()
 

@@ -115,12 +115,6 @@ def run_scenario(
 
     Windows are on disk as they come.
 
-    Args:
-        tools: of the scenario.
-        options: of the run.
-        context: of the run.
-        progress: told what happens.
-
     Raises:
         CommitteeError: the run cannot go on.
     """
@@ -266,17 +260,7 @@ def results_from(
     targets: Sequence[TargetVerdict] = (),
     failures: Mapping[str, str] | None = None,
 ) -> Results:
-    """What scenarios came to, as results of a run that ends now.
-
-    Args:
-        measured: at least one scenario.
-        options: of the run.
-        context: of the run.
-        kind: of run.
-        command: that repeats it.
-        targets: what was held against them.
-        failures: of what a study measured besides.
-    """
+    """What scenarios came to, as results of a run that ends now."""
     imposed = " (exit mix imposed on members that did not earn it)"
     return Results(
         kind=kind,

@@ -57,11 +57,7 @@ class Memory:
 
 
 def server_processes(pid: int) -> list[ServerProcess]:
-    """The server and every Python model's process: all that share its session.
-
-    Args:
-        pid: of the server, which leads its session.
-    """
+    """The server and every Python model's process: all that share the session the server leads."""
     return [_process(one) for one in sorted(psutil.pids()) if _session(one) == pid]
 
 

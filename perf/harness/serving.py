@@ -60,7 +60,7 @@ def tools_of(name: str) -> BenchTools:
         DataError: there is none of that name.
     """
     if name not in RECIPES:
-        raise DataError("scenario", got=repr(name), expected=f"one of {', '.join(RECIPES)}")
+        raise DataError("`scenario`", got=repr(name), expected=f"one of {', '.join(RECIPES)}")
     recipe = RECIPES[name]
     # Members are made when the repository is rendered, not when a scenario is looked up.
     return BenchTools(
@@ -186,13 +186,6 @@ def serving(
     tools: BenchTools, output: Path, *, analyzer: AnalyzerBinary, seed: int, progress: Progress
 ) -> Iterator[Served]:
     """A scenario's repository, rendered and served while the block runs.
-
-    Args:
-        tools: of the scenario.
-        output: folder; the repository and input files go into sub-folders.
-        analyzer: that sends closed loops.
-        seed: of the rows.
-        progress: told what happens.
 
     Raises:
         CommitteeError: it cannot be rendered or served.

@@ -113,10 +113,6 @@ def _reason(said: Path, status: int) -> str:
 def window_from_export(path: Path, *, batch: int) -> Window:
     """What was measured, without the ramp at the start.
 
-    Args:
-        path: of the file.
-        batch: rows per request.
-
     Raises:
         DataError: the file is missing, is not an export, or holds no answered request.
     """

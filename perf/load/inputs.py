@@ -97,13 +97,7 @@ def chosen_rows(
 
 
 def write_input_data(path: Path, rows: npt.NDArray[Any], *, input_name: str) -> None:
-    """One step per row, as raw bytes in base64: a tenth of the size of numbers, and exact.
-
-    Args:
-        path: of the file to write.
-        rows: (n, *dims), n prime.
-        input_name: of the tensor.
-    """
+    """Writes one step per row (n, *dims), as raw bytes in base64: a tenth of the size of numbers, and exact."""
     steps = [
         {input_name: {"b64": base64.b64encode(np.ascontiguousarray(row).tobytes()).decode("ascii")}}
         for row in rows

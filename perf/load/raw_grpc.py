@@ -71,13 +71,7 @@ def message_from_rows(
 
 
 def with_parameter(message: bytes, name: str, value: int) -> bytes:
-    """A message with one parameter added.
-
-    Args:
-        message: from `request_bytes`.
-        name: of the parameter.
-        value: a whole number.
-    """
+    """A message from `request_bytes` with one parameter added."""
     # Protobuf reads two messages in a row as one and joins their maps, so the tensor is not encoded again.
     more = service_pb2.ModelInferRequest()
     more.parameters[name].int64_param = value
@@ -85,12 +79,7 @@ def with_parameter(message: bytes, name: str, value: int) -> bytes:
 
 
 def outputs_from_bytes(answer: bytes, names: Sequence[str] | None = None) -> dict[str, npt.NDArray[Any]]:
-    """The tensors of an answer by name.
-
-    Args:
-        answer: the message.
-        names: None takes all.
-    """
+    """The tensors of an answer by name, all of them if no names are given."""
     response = service_pb2.ModelInferResponse.FromString(answer)
     return {
         output.name: np.frombuffer(raw, triton_to_np_dtype(output.datatype)).reshape(tuple(output.shape))

@@ -40,10 +40,6 @@ _MODELS = {"pass_through": ("pass_through",), "tutorial": tuple(TUTORIAL), "conc
 def render_scenario(made: BenchScenario, folder: Path) -> BenchRepository:
     """Writes everything into a folder, in the place of what was rendered there before.
 
-    Args:
-        made: the scenario on disk.
-        folder: to render into.
-
     Raises:
         CommitteeError: the folder holds something else, or the disk refuses.
     """

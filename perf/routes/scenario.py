@@ -120,10 +120,6 @@ def require_prime(rows: int) -> None:
 def bench_scenario(recipe: Recipe, cache: Path = CACHE) -> BenchScenario:
     """The scenario of a recipe, made unless it is there already.
 
-    Args:
-        recipe: how.
-        cache: folder that keeps what was made.
-
     Raises:
         CommitteeError: a member cannot be made, or the disk refuses.
     """

@@ -115,76 +115,40 @@ class BenchRows:
 
 
 def routes_of(scenario: Scenario) -> dict[str, BenchRoute]:
-    """Every route by name.
-
-    Args:
-        scenario: whose members they ask.
-    """
+    """Every route of a scenario by name."""
     members = scenario.members
-    alone = [
-        BenchRoute(name=f"member_{index}", title=_alone(index, scenario), model=name, members=(name,))
-        for index, name in enumerate(members)
-    ]
-    # It names no member, because the capacity of one instance does not bound two.
-    alone.append(
-        BenchRoute(name=LARGEST, title=f"{members[-1]} alone, {LARGEST_INSTANCES} instances", model=LARGEST)
-    )
-    baselines = [
-        BenchRoute(
-            name="pass_through",
-            title="BLS pass-through to the first member",
-            model="pass_through",
-            members=members[:1],
-            instances=1,
-        ),
+
+    def cascade(name: str, title: str, instances: int, **more: Any) -> BenchRoute:
+        fields = {"model": name, "members": members, "cascade": True, **more}
+        return BenchRoute(name=name, title=title, instances=instances, **fields)
+
+    titles = [f"{name} alone" for name in members]
+    titles[-1] += ", the largest"
+    routes = [
         *(
-            BenchRoute(
-                name=name,
-                title="BLS, one call per request in a loop" + (f", {count} instances" if count > 1 else ""),
-                model=name,
-                members=members,
-                cascade=True,
-                instances=count,
-            )
+            BenchRoute(name=f"member_{index}", title=titles[index], model=name, members=(name,))
+            for index, name in enumerate(members)
+        ),
+        # It names no member, because the capacity of one instance does not bound two.
+        BenchRoute(name=LARGEST, title=f"{members[-1]} alone, {LARGEST_INSTANCES} instances", model=LARGEST),
+        cascade("pass_through", "BLS pass-through to the first member", 1, members=members[:1], cascade=False),
+        *(
+            cascade(name, f"BLS, one call per request in a loop{_instances(count)}", count)
             for name, count in TUTORIAL.items()
         ),
         *(
-            BenchRoute(
-                name=name,
-                title=f"BLS, batch concatenated, {count} instance{'s' if count > 1 else ''}",
-                model=name,
-                members=members,
-                cascade=True,
-                instances=count,
-            )
+            cascade(name, f"BLS, batch concatenated{_instances(count) or ', 1 instance'}", count)
             for name, count in CONCATENATE.items()
         ),
-        BenchRoute(
-            name="client_sync",
-            title="client-side cascade, threads",
-            model=None,
-            client="sync",
-            members=members,
-            cascade=True,
-        ),
-        BenchRoute(
-            name="client_asyncio",
-            title="client-side cascade, asyncio",
-            model=None,
-            client="asyncio",
-            members=members,
-            cascade=True,
-        ),
+        cascade("client_sync", "client-side cascade, threads", 0, model=None, client="sync"),
+        cascade("client_asyncio", "client-side cascade, asyncio", 0, model=None, client="asyncio"),
         BenchRoute(name="ensemble", title="native ensemble of all members", model="ensemble", members=members),
         # It names no member: they are inside its graph, so their own capacity does not bound it.
         BenchRoute(name="onefile", title="whole cascade in one ONNX graph", model="onefile", cascade=True),
-        BenchRoute(
-            name="committee", title="Committee", model="committee", members=members, cascade=True, instances=1
-        ),
+        cascade("committee", "Committee", 1),
     ]
-    return {route.name: route for route in (*alone, *baselines)}
+    return {route.name: route for route in routes}
 
 
-def _alone(index: int, scenario: Scenario) -> str:
-    largest = index == len(scenario.members) - 1
-    return f"{scenario.members[index]} alone{', the largest' if largest else ''}"
+def _instances(count: int) -> str:
+    return f", {count} instances" if count > 1 else ""

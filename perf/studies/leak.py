@@ -73,7 +73,7 @@ def leak(
 def _model_of(routes: Mapping[str, BenchRoute], name: str) -> str:
     found = {each: route.model for each, route in routes.items() if route.model is not None}
     if name not in found:
-        raise InputError("--route", got=repr(name), expected=f"one of {', '.join(found)}")
+        raise InputError("`route`", got=repr(name), expected=f"one of {', '.join(found)}")
     return found[name]
 
 

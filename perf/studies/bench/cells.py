@@ -33,13 +33,7 @@ def cells_of(repository: BenchRepository, *, full: bool) -> list[Cell]:
 
 
 def quick_cells(scenario: str, *, members: int, routes: Collection[str]) -> list[Cell]:
-    """At most twelve cells that decide most of the targets.
-
-    Args:
-        scenario: its name.
-        members: how many it has.
-        routes: names of those there are.
-    """
+    """At most twelve cells that decide most of the targets."""
     closed = [
         *((route, 64) for route in (*(f"member_{index}" for index in range(members)), "tutorial", "committee")),
         *((route, 16) for route in ("tutorial", "committee")),
@@ -56,13 +50,7 @@ def quick_cells(scenario: str, *, members: int, routes: Collection[str]) -> list
 
 
 def full_cells(scenario: str, *, members: int, routes: Collection[str]) -> list[Cell]:
-    """One factor at a time around 16 in flight, batch 1, 15 % to the last stage.
-
-    Args:
-        scenario: its name.
-        members: how many it has.
-        routes: names of those there are.
-    """
+    """One factor at a time around 16 in flight, batch 1, 15 % to the last stage."""
     alone = tuple(f"member_{index}" for index in range(members))
     largest = alone[-1]
     baselines = ("pass_through", "tutorial", *CONCATENATE_FORMS)

@@ -79,11 +79,6 @@ def run(
 def run_bench(options: RunOptions, *, command: str, progress: Callable[[str], None]) -> Results:
     """Measures everything and returns the results; windows are on disk as they come.
 
-    Args:
-        options: of the run.
-        command: that repeats it, for the results.
-        progress: told what happens.
-
     Raises:
         CommitteeError: the run cannot go on.
     """
@@ -93,7 +88,7 @@ def run_bench(options: RunOptions, *, command: str, progress: Callable[[str], No
     results = [run_scenario(tools, options, context, progress=progress) for tools in scenarios]
     measured = [one for one in results if one is not None]
     if not measured:
-        raise InputError("--only", got=repr(options.only), expected="a pattern of cells, such as 'committee/c16*'")
+        raise InputError("`only`", got=repr(options.only), expected="a pattern of cells, such as 'committee/c16*'")
     members = {one.scenario.name: len(one.scenario.members) for one in measured}
     predicted = [one.predicted_speedup for one in measured if one.predicted_speedup is not None]
     judged = verdicts(

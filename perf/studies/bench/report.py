@@ -33,12 +33,7 @@ def write_report(results: Results, path: Path) -> list[Path]:
 
 
 def report_from_results(results: Results, *, pictures: Iterable[str]) -> str:
-    """The text of RESULTS.md.
-
-    Args:
-        results: of a run.
-        pictures: paths of the plots, from where the text will lie.
-    """
+    """The text of RESULTS.md."""
     lines = [
         "# Results",
         "",

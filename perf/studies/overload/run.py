@@ -125,11 +125,6 @@ class OverloadResult:
 def run_overload(setup: OverloadSetup, load: OverloadLoad, *, say: Say) -> OverloadResult:
     """Serves and measures.
 
-    Args:
-        setup: what is served and sent.
-        load: how.
-        say: told what is done.
-
     Raises:
         CommitteeError: the server does not start, or answers nothing.
     """

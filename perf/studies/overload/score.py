@@ -178,10 +178,6 @@ class CounterReading:
 def read_counters(address: str, model: str) -> CounterReading:
     """The counters now.
 
-    Args:
-        address: host:port of the metrics endpoint.
-        model: Triton name.
-
     Raises:
         ServerFaultError: the endpoint does not answer.
     """
@@ -218,11 +214,6 @@ def counters_at_rest(address: str, model: str, *, timeout_s: float = REST_TIMEOU
     """Waits until nothing is counted any more and the gear is the plan's own; returns the counters then.
 
     What one load leaves, a queue or a cheaper gear, must not be the next one's.
-
-    Args:
-        address: host:port of the metrics endpoint.
-        model: Triton name.
-        timeout_s: for how long.
 
     Raises:
         ServerFaultError: the endpoint does not answer, or there is no rest by then.

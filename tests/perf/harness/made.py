@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 
 from perf.harness.cells import Cell
-from perf.harness.frame import frame_from_rows
+from perf.harness.frame import columns_of, frame_from_rows
 
 MEMBERS = ("small", "middle", "large")
 ROUTES = (
@@ -54,18 +54,8 @@ def cell_row(
     lag = {"send_lag_p50_ms": 0.1, "send_lag_p99_ms": 2.0} if cell.share is not None else {}
     latency = {"p50_ms": 10.0, "p99_ms": 100.0} if not any("_ms" in name for name in load_or_figures) else {}
     return {
-        "scenario": cell.scenario,
-        "route": route,
+        **columns_of(cell),
         "title": route.title(),
-        "sender": cell.sender,
-        "concurrency": cell.concurrency,
-        "rate": cell.rate,
-        "share_of_capacity": cell.share,
-        "of_route": cell.of_route,
-        "batch": cell.batch,
-        "deferral": cell.deferral,
-        "rounds": 3,
-        "repeated": 0,
         "unstable": False,
         "reach_is_off": False,
         "spread": 0.02,
@@ -73,7 +63,6 @@ def cell_row(
         "rows_per_s": requests_per_s * cell.batch,
         "reach": (1.0, 0.3, 0.15),
         "cpu_ms_per_request": 4.0,
-        "client_cpu_ms_per_request": 0.1,
         "mean_batch": {"small": 8.0},
         "resident_mib": 200.0,
         "shm_mib": 8.0,
@@ -82,9 +71,6 @@ def cell_row(
         "bound_requests_per_s": bound,
         "bound_by": None if bound is None else "large",
         "efficiency": None if bound is None else requests_per_s / bound,
-        "earned": cell.earned,
-        "load": cell.load,
-        "words": cell.words,
         **latency,
         **load_or_figures,
     }
