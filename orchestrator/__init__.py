@@ -22,6 +22,7 @@ _PLACES = {
     "check": "orchestrator.repository.check.run:check",
     "connect": "orchestrator.client.connect:connect",
     "evaluate": "orchestrator.planner.evaluate:evaluate",
+    "plan": "orchestrator.planner.pool:plan",
     "read_plan": "orchestrator.spec.cascade_json:cascade_from_path",
     "read_records": "orchestrator.planner.records:records_from_path",
     "render": "orchestrator.repository.render:render",

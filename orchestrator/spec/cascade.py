@@ -21,6 +21,9 @@ SCORES = ("max_prob", "top2_gap", "neg_entropy", "agreement")
 ON_FAILURE = ("error", "answer")
 # A Triton version is a signed 64-bit number.
 MAX_VERSION = 2**63 - 1
+# Tensors of a plan whose members lie in no repository yet; rendering replaces them.
+UNKNOWN_INPUT = InputSpec(name="input", dtype="FP32", dims=(1,))
+UNKNOWN_OUTPUT = "output"
 
 
 @dataclass(frozen=True, kw_only=True)
