@@ -1,4 +1,4 @@
-"""The public API: its names, that they cost nothing until used, and the examples of docs/python.md and the README."""
+"""The public API: its names, that they cost nothing until used, and the examples of docs/python.md and README."""
 
 from __future__ import annotations
 
