@@ -18,7 +18,7 @@ from orchestrator.spec.validation import NAME
 
 def member_exports(
     sources: Sequence[str],
-    asked: ExportOptions,
+    options: ExportOptions,
     *,
     resolutions: Sequence[int | None] = (None,),
     name: str | None = None,
@@ -28,7 +28,7 @@ def member_exports(
 
     Args:
         sources: as given, SOURCE or NAME=SOURCE.
-        asked: the options that all share.
+        options: that all share.
         resolutions: sides the networks see; None for the one asked for, or their own.
         name: of the only member.
         image_px: side of the committee's images.
@@ -44,15 +44,15 @@ def member_exports(
     for text in sources:
         own_name, source = _named_source(text)
         for side in resolutions:
-            one = dataclasses.replace(asked, resolution_px=side or asked.resolution_px)
-            identity = identify(source, one)
-            made = own_name or identity.name
+            one = dataclasses.replace(options, resolution_px=side or options.resolution_px)
+            found = identify(source, one)
+            made = own_name or found.name
             made = f"{made}_{side}" if len(resolutions) > 1 else made
             plans.append(
                 MemberExport(
                     name=name or made,
-                    identity=identity,
-                    asked=one,
+                    source=found,
+                    options=one,
                     image_px=None if image_px is None else (image_px, image_px),
                 )
             )
@@ -147,7 +147,7 @@ def with_one_image_size(plans: Sequence[MemberExport]) -> list[MemberExport]:
     """The plans with the committee's image size filled in: the largest that any of them needs."""
     if all(plan.image_px is not None for plan in plans):
         return list(plans)
-    needed = [size for plan in plans if (size := plan.identity.image_px()) is not None]
+    needed = [size for plan in plans if (size := plan.source.image_px()) is not None]
     if not needed:
         return list(plans)
     largest = (max(height for height, _ in needed), max(width for _, width in needed))

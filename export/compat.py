@@ -171,7 +171,8 @@ def _each_branch(model: onnx.ModelProto) -> Iterator[onnx.ModelProto]:
 def _forced(model: onnx.ModelProto, value: bool) -> onnx.ModelProto:
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
-    for scope in (copy.graph, *copy.functions):
+    scopes: list[Any] = [copy.graph, *copy.functions]
+    for scope in scopes:
         inner = list(all_graphs(scope.node))
         nodes = [node for graph in (scope, *inner) for node in graph.node]
         names = {name for node in nodes for name in (*node.input, *node.output)}

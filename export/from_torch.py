@@ -111,7 +111,9 @@ def strip_notes(proto: onnx.ModelProto) -> None:
     for node in proto.graph.node:
         node.doc_string = ""
         del node.metadata_props[:]
-    for value in (*proto.graph.value_info, *proto.graph.input, *proto.graph.output, *proto.graph.initializer):
+    graph = proto.graph
+    values: list[Any] = [*graph.value_info, *graph.input, *graph.output, *graph.initializer]
+    for value in values:
         value.doc_string = ""
         del value.metadata_props[:]
     del proto.graph.metadata_props[:]
@@ -146,7 +148,7 @@ def spread_scores(network: nn.Module, images: np.ndarray[Any, Any], *, seed: int
     _learn_statistics(network, rows)
     head = _head(network)
     with torch.inference_mode():
-        logits = torch.cat([network(part) for part in rows.split(_CHUNK)]).double()
+        logits = torch.cat([network(part) for part in torch.split(rows, _CHUNK)]).double()
     centred = logits - logits.mean(dim=0)
     if not torch.isfinite(centred).all() or centred.abs().max() < 1e-6:
         raise ExportError("random weights", got="the same answer for every row", fix="try another `seed`")
@@ -188,7 +190,7 @@ def _learn_statistics(network: nn.Module, rows: torch.Tensor) -> None:
         norm.momentum = None
         norm.train()
     with torch.no_grad():
-        for part in rows.split(_CHUNK):
+        for part in torch.split(rows, _CHUNK):
             network(part)
     for norm, momentum in zip(norms, kept, strict=True):
         norm.momentum = momentum

@@ -39,8 +39,8 @@ class MemberExport:
 
     Args:
         name: of the member.
-        identity: which weights.
-        asked: the options of its source.
+        source: which weights.
+        options: of its source.
         image_px: (height, width) of the committee's images; None for the model's own size.
         parity_rows: rows compared with the original.
         max_batch_size: largest batch of the served model.
@@ -49,21 +49,21 @@ class MemberExport:
     """
 
     name: str
-    identity: SourceRef
-    asked: ExportOptions
+    source: SourceRef
+    options: ExportOptions
     image_px: tuple[int, int] | None = None
     parity_rows: int = MIN_ROWS
     max_batch_size: int = 64
     external_over_bytes: int = EXTERNAL_OVER_BYTES
     runtimes: tuple[str, ...] = ()
 
-    def options(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, Any]:
         """Everything that decides the member's graph, as the manifest keeps it; runtimes only prove it."""
-        asked = self.asked
+        asked = self.options
         return {
             "format": EXPORT_FORMAT,
-            "source": self.identity.text,
-            "files": dict(self.identity.files),
+            "source": self.source.text,
+            "files": dict(self.source.files),
             "resolution_px": asked.resolution_px,
             "image_px": list(self.image_px) if self.image_px else None,
             "random_weights": asked.random_weights,
@@ -109,14 +109,14 @@ def export_member(
     """
     check_source(repository, plan, force=force)
     renamed = not force and rename_if_current(
-        repository, plan.name, plan.asked.labels, options=plan.options(), beside=beside
+        repository, plan.name, plan.options.labels, options=plan.settings(), beside=beside
     )
-    if not force and is_current(repository / plan.name, plan.options()):
+    if not force and is_current(repository / plan.name, plan.settings()):
         return refresh_member(repository, plan.name, versions=plan.runtimes, renamed=renamed, progress=progress)
-    progress(f"{plan.name}: reading {plan.identity.text}")
-    loaded = plan.identity.load()
-    if plan.asked.labels is not None:
-        loaded = dataclasses.replace(loaded, labels=plan.asked.labels)
+    progress(f"{plan.name}: reading {plan.source.text}")
+    loaded = plan.source.load()
+    if plan.options.labels is not None:
+        loaded = dataclasses.replace(loaded, labels=plan.options.labels)
     image_px = plan.image_px or (loaded.processing.image_px() if loaded.processing is not None else None)
     if loaded.processing is not None:
         from export.images.parity import in_the_same_order
@@ -144,7 +144,7 @@ def check_source(repository: Path, plan: MemberExport, *, force: bool) -> None:
     check_overwrite(
         repository,
         [plan.name],
-        foreign=foreign_member(lambda manifest: manifest.options.get("source") == plan.identity.text),
+        foreign=foreign_member(lambda manifest: manifest.options.get("source") == plan.source.text),
         expected="no such model, or an earlier export of the same source",
         force=force,
     )
@@ -157,16 +157,16 @@ def _input(loaded: LoadedModel, image_px: tuple[int, int] | None) -> TensorSpec:
 
 
 def _spread(loaded: LoadedModel, plan: MemberExport, image_px: tuple[int, int] | None) -> dict[str, float]:
-    if not plan.asked.random_weights or loaded.network is None:
+    if not plan.options.random_weights or loaded.network is None:
         return {}
     from export.from_torch import spread_scores
 
-    rows = varied_rows(_input(loaded, image_px), _SPREAD_ROWS, seed=plan.asked.seed)
+    rows = varied_rows(_input(loaded, image_px), _SPREAD_ROWS, seed=plan.options.seed)
     if loaded.processing is not None:
         from export.images.parity import pillow_processed
 
         rows = pillow_processed(loaded.processing, rows)
-    return spread_scores(loaded.network, rows.astype(np.float32), seed=plan.asked.seed)
+    return spread_scores(loaded.network, rows.astype(np.float32), seed=plan.options.seed)
 
 
 def _network(loaded: LoadedModel) -> onnx.ModelProto:
@@ -211,7 +211,7 @@ def _manifest(
 
         progress(f"{plan.name}: comparing the image processing")
         in_graph = image_parity(loaded, rows, height_px=image_px[0], width_px=image_px[1])
-    classes = _classes(model, plan.identity.text, loaded.labels)
+    classes = _classes(model, plan.source.text, loaded.labels)
     original = ObservedReference(original_of(loaded, tensor))
     parity = parity_of(
         stored.path,
@@ -220,23 +220,23 @@ def _manifest(
         min_rows=min(MIN_ROWS, plan.parity_rows),
         progress=lambda text: progress(f"{plan.name}: {text}"),
     )
-    kind = output_kind_of(model, original.evidence, asked=plan.asked.output_kind, subject=plan.identity.text)
+    kind = output_kind_of(model, original.evidence, asked=plan.options.output_kind, subject=plan.source.text)
     proofs = prove_model(
-        plan.identity.text,
+        plan.source.text,
         stored.path,
         original_of(loaded, tensor),
         rows,
         versions=plan.runtimes,
         progress=lambda text: progress(f"{plan.name}: {text}"),
     )
-    macs, preprocess_macs, counter = _cost(model, loaded, image_px, given=plan.asked.macs)
+    macs, preprocess_macs, counter = _cost(model, loaded, image_px, given=plan.options.macs)
     side = loaded.dims[-1] if loaded.processing is not None else None
     return Manifest(
         name=plan.name,
         file=MODEL_FILE,
         sha256=stored.sha256,
         data_files={f"1/{name}": digest for name, digest in stored.data_files.items()},
-        source=plan.identity.text,
+        source=plan.source.text,
         precision="fp32",
         opset=opset_of(model),
         input=tensor,
@@ -248,14 +248,14 @@ def _manifest(
         macs_counter=counter,
         labels=loaded.labels,
         max_batch_size=plan.max_batch_size,
-        random_weights=plan.asked.random_weights,
+        random_weights=plan.options.random_weights,
         preprocess=_client_side(loaded, image_px),
         parity=parity.as_json(),
         training={"random_top_probability": spread} if spread else {},
         resolution_px=side,
         in_graph=in_graph,
         original=dict(loaded.original),
-        options=plan.options(),
+        options=plan.settings(),
         versions={**loaded.versions, "onnx": onnx.__version__, "onnxruntime": installed_version()},
         processor_flags=processor_flags_of(model),
         runtimes={version: proof.as_json() for version, proof in proofs.items()},
@@ -301,7 +301,11 @@ def _classes(model: onnx.ModelProto, subject: str, labels: tuple[str, ...] | Non
 
 def _output_dtype(model: onnx.ModelProto) -> str:
     kind = model.graph.output[0].type.tensor_type.elem_type
-    names = {onnx.TensorProto.FLOAT: "FP32", onnx.TensorProto.FLOAT16: "FP16", onnx.TensorProto.DOUBLE: "FP64"}
+    names: dict[int, str] = {
+        onnx.TensorProto.FLOAT: "FP32",
+        onnx.TensorProto.FLOAT16: "FP16",
+        onnx.TensorProto.DOUBLE: "FP64",
+    }
     if kind not in names:
         word = onnx.TensorProto.DataType.Name(kind)
         raise ExportError("output", got=f"scores of type {word}", expected=" or ".join(names.values()))

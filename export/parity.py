@@ -223,6 +223,7 @@ def _torch_reference(loaded: LoadedModel) -> Callable[[npt.NDArray[Any]], npt.ND
 
     def ask(rows: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         with torch.inference_mode():
-            return module(torch.from_numpy(np.ascontiguousarray(rows))).float().numpy()
+            scores: npt.NDArray[np.float32] = module(torch.from_numpy(np.ascontiguousarray(rows))).float().numpy()
+        return scores
 
     return ask

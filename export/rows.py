@@ -32,8 +32,11 @@ def varied_rows(tensor: TensorSpec, n: int, *, seed: int = 0) -> npt.NDArray[Any
     dtype = np.dtype(INPUT_DTYPES[tensor.dtype])
     rows = np.stack([_one(rng, tuple(abs(size) for size in tensor.dims)) for _ in range(n)])
     if dtype.kind == "u":
-        return np.clip(np.round((rows + 1) / 2 * np.iinfo(dtype).max), 0, np.iinfo(dtype).max).astype(dtype)
-    return (rows * 2).astype(dtype)
+        most = np.iinfo(dtype).max
+        levels: npt.NDArray[Any] = np.clip(np.round((rows + 1) / 2 * most), 0, most).astype(dtype)
+        return levels
+    values: npt.NDArray[Any] = (rows * 2).astype(dtype)
+    return values
 
 
 def _one(rng: np.random.Generator, dims: tuple[int, ...]) -> npt.NDArray[np.float64]:

@@ -7,7 +7,7 @@ import json
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, TypeVar
 
 import typer
 
@@ -20,9 +20,7 @@ from orchestrator.spec import Manifest, manifest_from_path
 from orchestrator.spec.manifest import MANIFEST
 from orchestrator.spec.output_kind import OUTPUT_KINDS
 
-if TYPE_CHECKING:
-    pass
-
+T = TypeVar("T", int, float)
 PRECISIONS = ("fp32", "fp16", "int8")
 
 
@@ -122,7 +120,7 @@ def member(
     """
     with needs("export member"):
         from export.sources import ExportOptions
-    asked = ExportOptions(
+    options = ExportOptions(
         random_weights=random_weights,
         seed=seed,
         weights=weights,
@@ -141,10 +139,12 @@ def member(
     with needs("export member"), progress_on("reading sources") as progress:
         from export.committee import export_committee, member_exports
 
-        asked = dataclasses.replace(asked, progress=progress)
-        plans = member_exports(sources, asked, resolutions=resolution_px or [None], name=name, image_px=image_px)
-        settings = {"parity_rows": parity_rows, "max_batch_size": max_batch_size, "runtimes": proven_on}
-        plans = [dataclasses.replace(plan, **settings) for plan in plans]
+        options = dataclasses.replace(options, progress=progress)
+        plans = member_exports(sources, options, resolutions=resolution_px or [None], name=name, image_px=image_px)
+        plans = [
+            dataclasses.replace(plan, parity_rows=parity_rows, max_batch_size=max_batch_size, runtimes=proven_on)
+            for plan in plans
+        ]
         done = export_committee(
             output,
             plans,
@@ -225,7 +225,7 @@ def _dims(text: str | None) -> tuple[int, ...] | None:
     return sizes
 
 
-def _parsed(option: str, text: str, kind: Callable[[str], float]) -> list:
+def _parsed(option: str, text: str, kind: Callable[[str], T]) -> list[T]:
     try:
         return [kind(part) for part in text.split(",")]
     except ValueError as error:

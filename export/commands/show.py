@@ -132,9 +132,7 @@ def prove(
         from export.runtimes.proof import prove_member
 
         for name in names:
-            found[name] = prove_member(
-                repository, name, versions=versions, progress=lambda text, name=name: progress(f"{name}: {text}")
-            )
+            found[name] = prove_member(repository, name, versions=versions, progress=progress)
     if as_json:
         typer.echo(json.dumps({name: manifest.runtimes for name, manifest in found.items()}))
         return

@@ -144,11 +144,11 @@ def family_row(name: str, versions: Sequence[str], *, progress: Callable[[str], 
     from export.sources import ExportOptions, identify
     from export.zoo import ZOO
 
-    asked = ExportOptions(random_weights=True)
+    options = ExportOptions(random_weights=True)
     plan = MemberExport(
         name=name,
-        identity=identify(name, asked),
-        asked=asked,
+        source=identify(name, options),
+        options=options,
         parity_rows=ROWS,
         runtimes=tuple(version for version in versions if version != installed_version()),
     )

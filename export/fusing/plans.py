@@ -144,5 +144,6 @@ def _differences(spec: CascadeSpec, member: Member, manifest: Manifest) -> list[
     if member.sha256 is not None:
         pairs["hash"] = (manifest.sha256[:12], member.sha256[:12])
     found = [f"{what} {found} for {planned}" for what, (found, planned) in pairs.items() if found != planned]
-    named = manifest.labels is not None and spec.labels is not None
-    return [*found, "labels differ"] if named and first_unlike(manifest.labels, spec.labels) is not None else found
+    if manifest.labels is None or spec.labels is None or first_unlike(manifest.labels, spec.labels) is None:
+        return found
+    return [*found, "labels differ"]

@@ -103,7 +103,12 @@ def processor_of(
     """The graph's processing alone, uint8 (n, c, H, W) -> float32 (n, c, h, w)."""
     model = preprocess_only(processing, height_px=height_px, width_px=width_px)
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    return lambda rows: session.run([IMAGE], {"image": rows})[0]
+
+    def process(rows: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        images: npt.NDArray[np.float32] = session.run([IMAGE], {"image": rows})[0]
+        return images
+
+    return process
 
 
 def pillow_processed(processing: Processing, rows: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
@@ -115,7 +120,10 @@ def pillow_processed(processing: Processing, rows: npt.NDArray[np.uint8]) -> npt
     if processing.reverse_channels:
         images = images[:, ::-1]
     mean, std = (np.array(v, np.float64).reshape(1, -1, 1, 1) for v in (processing.mean, processing.std))
-    return ((images * processing.scale + processing.offset - mean) / std).astype(np.float32)
+    made: npt.NDArray[np.float32] = ((images * processing.scale + processing.offset - mean) / std).astype(
+        np.float32
+    )
+    return made
 
 
 def _resized(row: npt.NDArray[np.uint8], height: int, width: int, filter_name: str) -> npt.NDArray[np.uint8]:

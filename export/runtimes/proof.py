@@ -136,12 +136,12 @@ def _compared(
         return Proof(version=version, fault=said)
     for batch, output in said.items():
         if output.shape != expected[batch].shape:
-            fault = f"shape {list(output.shape)} for {list(expected[batch].shape)} in batches of {batch}"
-            return Proof(version=version, fault=fault)
+            shapes = f"shape {list(output.shape)} for {list(expected[batch].shape)} in batches of {batch}"
+            return Proof(version=version, fault=shapes)
     errors = [np.abs(np.asarray(output, np.float32) - expected[batch]) for batch, output in said.items()]
     # numpy's max, since NaN gets lost in Python's unless it comes first; and NaN compares as too far.
     worst, mean = float(np.max([one.max() for one in errors])), float(np.max([one.mean() for one in errors]))
-    fault = None
+    fault: str | None = None
     if not worst <= allowed:
         fault = f"differs by up to {worst:.3g}"
     elif not mean <= mean_allowed:
@@ -257,7 +257,7 @@ def prove_member(
         varied_rows(manifest.input, PROVEN_ROWS, seed=1),
         versions=versions,
         agreement=manifest.agreement,
-        progress=progress,
+        progress=lambda text: progress(f"{name}: {text}"),
     )
     runtimes = {**manifest.runtimes, **{version: proof.as_json() for version, proof in proofs.items()}}
     prove_model = dataclasses.replace(
@@ -295,7 +295,7 @@ def refresh_member(
     """
     rest = [version for version in versions if not _is_proven(onnx_manifest(repository, name), version)]
     if rest:
-        manifest = prove_member(repository, name, versions=rest, progress=lambda text: progress(f"{name}: {text}"))
+        manifest = prove_member(repository, name, versions=rest, progress=progress)
         if any(_is_proven(manifest, version) for version in rest):
             return "proven"
     return "named" if renamed else "up to date"

@@ -10,6 +10,7 @@ for each: {"fault": null or one line}. A model that crashes it leaves no line.
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -34,12 +35,12 @@ def main() -> None:
         _say({"fault": fault})
 
 
-def _say(line: dict) -> None:
+def _say(line: dict[str, object]) -> None:
     sys.stdout.write(json.dumps(line) + "\n")
     sys.stdout.flush()
 
 
-def _answer(case: dict) -> None:
+def _answer(case: dict[str, Any]) -> None:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     session = onnxruntime.InferenceSession(case["model"], options, providers=["CPUExecutionProvider"])

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 import transformers
 from torch import nn
-from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING_NAMES
+from transformers.models.auto import image_processing_auto
 
 from export.images.processing import Processing, processing_from_config
 from export.sources.base import ExportOptions, LoadedModel, Rows, SourceRef, member_name
@@ -40,40 +40,41 @@ class Logits(nn.Module):
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """Float32 (n, c, h, w) -> logits (n, k)."""
-        return self.model(pixel_values=image, **self.extra).logits
+        logits: torch.Tensor = self.model(pixel_values=image, **self.extra).logits
+        return logits
 
 
-def identify_hf(what: str, asked: ExportOptions) -> SourceRef:
+def identify_hf(what: str, options: ExportOptions) -> SourceRef:
     """Which weights `hf:<what>` means; hub files are fetched.
 
     Raises:
-        ExportError: the folder lacks a file, or the hub cannot be asked.
+        ExportError: the folder lacks a file, or the hub cannot be options.
     """
     subject = f"hf:{what}"
-    folder = folder_of(what, progress=asked.progress, with_weights=not asked.random_weights)
+    folder = folder_of(what, progress=options.progress, with_weights=not options.random_weights)
     if not (folder / CONFIG).is_file():
         raise ExportError(subject, got=f"no {CONFIG}", expected="a folder saved by transformers' save_pretrained")
     files = [path for path in (folder / CONFIG, folder / PROCESSOR) if path.is_file()]
-    if not asked.random_weights:
+    if not options.random_weights:
         files += weight_files(folder, subject)
     return SourceRef(
         text=subject,
         name=member_name(what),
         files=hashes(files),
-        load=lambda: _load(folder, subject, asked),
-        image_px=lambda: image_px_of(_processor(folder, subject), asked, subject=subject),
+        load=lambda: _load(folder, subject, options),
+        image_px=lambda: image_px_of(_processor(folder, subject), options, subject=subject),
     )
 
 
 def image_px_of(
-    processor: Mapping[str, Any] | None, asked: ExportOptions, *, subject: str
+    processor: Mapping[str, Any] | None, options: ExportOptions, *, subject: str
 ) -> tuple[int, int] | None:
     """(height, width) of the images a processor wants.
 
     Raises:
         ExportError: there is none, or it cannot be read.
     """
-    return _processing(processor, asked, subject=subject, channels=_channels_of(processor)).image_px()
+    return _processing(processor, options, subject=subject, channels=_channels_of(processor)).image_px()
 
 
 def _channels_of(processor: Mapping[str, Any] | None) -> int:
@@ -82,9 +83,9 @@ def _channels_of(processor: Mapping[str, Any] | None) -> int:
 
 
 def _processing(
-    processor: Mapping[str, Any] | None, asked: ExportOptions, *, subject: str, channels: int
+    processor: Mapping[str, Any] | None, options: ExportOptions, *, subject: str, channels: int
 ) -> Processing:
-    by_hand = asked.processing(subject, channels=channels)
+    by_hand = options.processing(subject, channels=channels)
     if by_hand is not None:
         return by_hand
     if processor is None:
@@ -95,7 +96,7 @@ def _processing(
             fix="copy it there, or give `mean`, `std` and `resolution_px`",
         )
     processing = processing_from_config(processor, f"{subject} {PROCESSOR}", channels=channels)
-    side = asked.resolution_px
+    side = options.resolution_px
     same = side is None or processing.network_px() == (side, side)
     return processing if same or side is None else processing.at(side)
 
@@ -103,7 +104,7 @@ def _processing(
 def loaded_from(
     model: nn.Module,
     processor: Mapping[str, Any] | None,
-    asked: ExportOptions,
+    options: ExportOptions,
     *,
     subject: str,
 ) -> LoadedModel:
@@ -112,16 +113,16 @@ def loaded_from(
     Args:
         model: the classifier.
         processor: the content of its preprocessor_config.json, None where there is none.
-        asked: the options.
+        options: the options.
         subject: the source, for messages.
 
     Raises:
         ExportError: the image processing is unknown or cannot be put into a graph.
     """
-    config = model.config
+    config: Any = model.config
     channels = int(getattr(config, "num_channels", 3))
     own = _native_px(config)
-    processing = _processing(processor, asked, subject=subject, channels=channels)
+    processing = _processing(processor, options, subject=subject, channels=channels)
     measured: Callable[[Rows], Rows] | None = None
     name = ""
     if processor is not None and processing == processing_from_config(processor, subject, channels=channels):
@@ -145,17 +146,17 @@ def loaded_from(
     )
 
 
-def _load(folder: Path, subject: str, asked: ExportOptions) -> LoadedModel:
+def _load(folder: Path, subject: str, options: ExportOptions) -> LoadedModel:
     processor = _processor(folder, subject)
     config = _config(folder, subject)
     _require_exclusive_classes(config, subject)
-    if asked.resolution_px is not None:
-        _pad_for(config, asked.resolution_px)
-    if asked.random_weights:
+    if options.resolution_px is not None:
+        _pad_for(config, options.resolution_px)
+    if options.random_weights:
         model = transformers.AutoModelForImageClassification.from_config(config)
     else:
         model = _trained(folder, config, subject)
-    return loaded_from(model.eval(), processor, asked, subject=subject)
+    return loaded_from(model.eval(), processor, options, subject=subject)
 
 
 def _require_exclusive_classes(config: Any, subject: str) -> None:
@@ -203,7 +204,7 @@ def _kind_of(settings: Mapping[str, Any], folder: Path, subject: str) -> str:
     if word:
         return word
     model_type = str(_json(folder / CONFIG, subject).get("model_type"))
-    usual = IMAGE_PROCESSOR_MAPPING_NAMES.get(model_type, {})
+    usual = image_processing_auto.IMAGE_PROCESSOR_MAPPING_NAMES.get(model_type, {})
     names = usual.values() if isinstance(usual, Mapping) else usual if isinstance(usual, tuple) else (usual,)
     for name in names:
         if name:
@@ -263,7 +264,8 @@ def _trained(folder: Path, config: Any, subject: str) -> nn.Module:
         raise ExportError(
             subject, got=f"weights without {shown}", expected="a trained image classifier, head included"
         )
-    return model
+    trained: nn.Module = model
+    return trained
 
 
 def _native_px(config: Any) -> tuple[int, int] | None:

@@ -28,7 +28,7 @@ def folder_of(what: str, *, progress: Callable[[str], None], with_weights: bool)
         with_weights: False when the weights will be drawn at random.
 
     Raises:
-        ExportError: there is no such folder, and the hub cannot be asked.
+        ExportError: there is no such folder, and the hub cannot be options.
     """
     path = Path(what)
     if path.is_dir():

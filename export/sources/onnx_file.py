@@ -42,7 +42,7 @@ _ROWS = 4
 _DYNAMIC = ("DynamicQuantizeLinear", "DynamicQuantizeMatMul", "DynamicQuantizeLSTM")
 
 
-def identify_onnx(what: str, asked: ExportOptions) -> SourceRef:
+def identify_onnx(what: str, options: ExportOptions) -> SourceRef:
     """Which weights `onnx:<path>` means.
 
     Raises:
@@ -65,8 +65,8 @@ def identify_onnx(what: str, asked: ExportOptions) -> SourceRef:
         text=subject,
         name=member_name(path.name),
         files=hashes,
-        load=lambda: _load(path, subject, asked),
-        image_px=asked.image_px,
+        load=lambda: _load(path, subject, options),
+        image_px=options.image_px,
     )
 
 
@@ -103,14 +103,14 @@ def _external(model: onnx.ModelProto, path: Path, subject: str) -> list[Path]:
     return files
 
 
-def _load(path: Path, subject: str, asked: ExportOptions) -> LoadedModel:
-    if asked.random_weights:
+def _load(path: Path, subject: str, options: ExportOptions) -> LoadedModel:
+    if options.random_weights:
         raise ExportError(subject, got="`random_weights`", expected="the weights of the file", fix="leave it out")
     model, session = _whole(path, subject)
-    output = output_of(model, session.get_outputs(), asked.output_name, subject)
-    source = input_of(model, asked, subject)
+    output = output_of(model, session.get_outputs(), options.output_name, subject)
+    source = input_of(model, options, subject)
     dims = source.member_dims
-    processing = asked.processing(subject, channels=dims[0] if len(dims) == 3 else 3)
+    processing = options.processing(subject, channels=dims[0] if len(dims) == 3 else 3)
     declare_output(model.graph, output.name)
     if output.name not in [one.name for one in session.get_outputs()]:
         session = session_of(_serialised(model, subject), subject)
@@ -119,7 +119,9 @@ def _load(path: Path, subject: str, asked: ExportOptions) -> LoadedModel:
     dynamic = sorted({node.op_type for node in all_nodes(model)} & set(_DYNAMIC))
     answer = _answer(ask, rows, subject=subject, name=output.name, dynamic=dynamic)
     found = _facts(model, source, output)
-    brought, changes = _as_member(model, source, output, rows=rows, answer=answer, subject=subject, asked=asked)
+    brought, changes = _as_member(
+        model, source, output, rows=rows, answer=answer, subject=subject, options=options
+    )
     return LoadedModel(
         proto=brought,
         dims=dims,
@@ -265,7 +267,7 @@ def _as_member(
     rows: Rows,
     answer: Rows,
     subject: str,
-    asked: ExportOptions,
+    options: ExportOptions,
 ) -> tuple[onnx.ModelProto, list[str]]:
     """The network with the tensors that all members share, and what was changed, in words."""
     given = [value for value in model.graph.input if value.name == source.name]
@@ -275,7 +277,7 @@ def _as_member(
     dense = make_dense(model.graph)
     keep_needed(model.graph)
     with_one_import(model)
-    brought = at_common_opset(model, source.file_rows(rows), subject=subject, keep_opset=asked.keep_opset)
+    brought = at_common_opset(model, source.file_rows(rows), subject=subject, keep_opset=options.keep_opset)
     graph = brought.model.graph
     # A member that comes back as a file has our image processing already; anybody else's names only look so.
     ours = source.dtype == "UINT8" and any(IMAGE in node.output for node in graph.node)

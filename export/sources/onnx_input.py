@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx
@@ -13,7 +14,7 @@ from export.sources.base import ExportOptions, Rows
 from orchestrator.errors import ExportError
 from orchestrator.graphs.editing import given_inputs
 
-TYPES = {
+TYPES: dict[int, str] = {
     TensorProto.FLOAT: "FP32",
     TensorProto.FLOAT16: "FP16",
     TensorProto.DOUBLE: "FP64",
@@ -81,7 +82,7 @@ class FileInput:
             graph: changed in place; no name in it begins with ADDED but this one.
             name: of the file's input by now.
         """
-        steps = [("Transpose", {"perm": _TO_LAST})] if self.channels_last else []
+        steps: list[tuple[str, dict[str, Any]]] = [("Transpose", {"perm": _TO_LAST})] if self.channels_last else []
         if self.dtype != self.member_dtype:
             onnx_type = next(key for key, word in TYPES.items() if word == self.dtype)
             steps.insert(0, ("Cast", {"to": onnx_type}))
@@ -101,7 +102,7 @@ def _looks_channels_last(dims: Sequence[int]) -> bool:
     return len(dims) == 3 and dims[2] in _CHANNELS and dims[0] not in _CHANNELS
 
 
-def input_of(model: onnx.ModelProto, asked: ExportOptions, subject: str) -> FileInput:
+def input_of(model: onnx.ModelProto, options: ExportOptions, subject: str) -> FileInput:
     """The input of a file, its free dims filled with what was asked for.
 
     Raises:
@@ -113,9 +114,9 @@ def input_of(model: onnx.ModelProto, asked: ExportOptions, subject: str) -> File
         raise ExportError(subject, got=f"{len(inputs)} inputs ({names})", expected="one")
     name, what = inputs[0].name, f"{subject} input {inputs[0].name}"
     dtype = _dtype(inputs[0].type, what)
-    declared = _declared(inputs[0].type.tensor_type, asked, what)
-    dims = _Layout.of(declared, asked).filled(declared, asked, what)
-    if asked.mean is None and asked.std is None:
+    declared = _declared(inputs[0].type.tensor_type, options, what)
+    dims = _Layout.of(declared, options).filled(declared, options, what)
+    if options.mean is None and options.std is None:
         return FileInput(name=name, dtype=dtype, dims=dims)
     if dtype not in _FLOATS or len(dims) != 3:
         raise ExportError(
@@ -129,7 +130,7 @@ def input_of(model: onnx.ModelProto, asked: ExportOptions, subject: str) -> File
         dtype=dtype,
         dims=dims,
         behind_processing=True,
-        channels_last=_Layout.of(dims, asked).channels == 2,
+        channels_last=_Layout.of(dims, options).channels == 2,
     )
 
 
@@ -143,13 +144,13 @@ def _dtype(kind: onnx.TypeProto, what: str) -> str:
     return TYPES[kind.tensor_type.elem_type]
 
 
-def _declared(tensor: onnx.TypeProto.Tensor, asked: ExportOptions, what: str) -> tuple[int, ...]:
+def _declared(tensor: onnx.TypeProto.Tensor, options: ExportOptions, what: str) -> tuple[int, ...]:
     """Dims of a row as the file has them, -1 where it leaves them free."""
     if not tensor.HasField("shape"):
-        if asked.dims is None:
+        if options.dims is None:
             fix = "give the dims of a row with `dims`, as in `dims` 3,224,224"
             raise ExportError(what, got="no shape", expected="a batch axis first, then the dims of a row", fix=fix)
-        return (-1,) * len(asked.dims)
+        return (-1,) * len(options.dims)
     # Some exporters write -1 for a free size.
     sizes = [dim.dim_value if dim.HasField("dim_value") and dim.dim_value >= 0 else -1 for dim in tensor.shape.dim]
     if len(sizes) < 2:
@@ -173,11 +174,11 @@ class _Layout:
     channels: int | None
 
     @classmethod
-    def of(cls, dims: Sequence[int], asked: ExportOptions) -> _Layout:
+    def of(cls, dims: Sequence[int], options: ExportOptions) -> _Layout:
         """Channels first, unless the means say last, or only the last axis can be them."""
         if len(dims) != 3:
             return cls(None)
-        given = asked.mean or asked.std
+        given = options.mean or options.std
         if given is not None and len(given) in (dims[0], dims[2]):
             return cls(0 if len(given) == dims[0] else 2)
         return cls(2 if _looks_channels_last(dims) else 0)
@@ -186,13 +187,13 @@ class _Layout:
     def sides(self) -> tuple[int, int]:
         return (1, 2) if self.channels == 0 else (0, 1)
 
-    def filled(self, dims: tuple[int, ...], asked: ExportOptions, what: str) -> tuple[int, ...]:
+    def filled(self, dims: tuple[int, ...], options: ExportOptions, what: str) -> tuple[int, ...]:
         """The dims, free ones as asked for.
 
         Raises:
             ExportError: one stays free, or something else than the file's was asked for.
         """
-        for argument, given in self._given(dims, asked, what):
+        for argument, given in self._given(dims, options, what):
             pairs = list(zip(dims, given, strict=False))
             if len(given) != len(dims) or any(-1 not in pair and pair[0] != pair[1] for pair in pairs):
                 shown = [size for size in given if size != -1] if argument == "resolution_px" else list(given)
@@ -208,15 +209,17 @@ class _Layout:
             )
         return dims
 
-    def _given(self, dims: tuple[int, ...], asked: ExportOptions, what: str) -> list[tuple[str, tuple[int, ...]]]:
-        found = [("dims", asked.dims)] if asked.dims is not None else []
-        if asked.resolution_px is not None:
+    def _given(
+        self, dims: tuple[int, ...], options: ExportOptions, what: str
+    ) -> list[tuple[str, tuple[int, ...]]]:
+        found = [("dims", options.dims)] if options.dims is not None else []
+        if options.resolution_px is not None:
             if self.channels is None:
                 expected = f"none, as the file takes no picture but {_shown(dims)}"
-                raise ExportError(f"{what} `resolution_px`", got=asked.resolution_px, expected=expected)
-            sides = [asked.resolution_px if axis in self.sides else -1 for axis in range(3)]
+                raise ExportError(f"{what} `resolution_px`", got=options.resolution_px, expected=expected)
+            sides = [options.resolution_px if axis in self.sides else -1 for axis in range(3)]
             found.append(("resolution_px", tuple(sides)))
-        given = asked.mean or asked.std
+        given = options.mean or options.std
         if given is not None and self.channels is not None and dims[self.channels] == -1:
             found.append(("mean", tuple(len(given) if axis == self.channels else -1 for axis in range(3))))
         return found

@@ -16,7 +16,7 @@ from orchestrator.errors import ExportError, first_line
 from orchestrator.repository.files import sha256_of_path
 
 
-def identify_callable(what: str, asked: ExportOptions) -> SourceRef:
+def identify_callable(what: str, options: ExportOptions) -> SourceRef:
     """Which network `torch:<module>:<callable>` means; the module is imported, the callable not yet called.
 
     Raises:
@@ -39,21 +39,21 @@ def identify_callable(what: str, asked: ExportOptions) -> SourceRef:
     if not callable(make):
         known = [word for word, value in vars(module).items() if callable(value) and not word.startswith("_")]
         raise ExportError(subject, got=f"no callable {name}", fix=nearest(name, known))
-    if asked.dims is None and asked.mean is None:
+    if options.dims is None and options.mean is None:
         raise ExportError(
             subject, got="no input size", expected="`dims` 3,32,32, or `mean`, `std` and `resolution_px`"
         )
-    files = {"code": _sha256_of_code(module), "seed": str(asked.seed)}
-    if asked.weights is not None:
-        if not asked.weights.is_file():
-            raise ExportError(f"{subject} `weights` {asked.weights}", got="no such file")
-        files[asked.weights.name] = sha256_of_path(asked.weights)
+    files = {"code": _sha256_of_code(module), "seed": str(options.seed)}
+    if options.weights is not None:
+        if not options.weights.is_file():
+            raise ExportError(f"{subject} `weights` {options.weights}", got="no such file")
+        files[options.weights.name] = sha256_of_path(options.weights)
     return SourceRef(
         text=subject,
         name=name.lower(),
         files=files,
-        load=lambda: _load(make, subject, asked),
-        image_px=asked.image_px,
+        load=lambda: _load(make, subject, options),
+        image_px=options.image_px,
     )
 
 
@@ -64,8 +64,8 @@ def _sha256_of_code(module: Any) -> str:
         return ""
 
 
-def _load(make: Any, subject: str, asked: ExportOptions) -> LoadedModel:
-    torch.manual_seed(asked.seed)
+def _load(make: Any, subject: str, options: ExportOptions) -> LoadedModel:
+    torch.manual_seed(options.seed)
     try:
         network = make()
     except (Exception, SystemExit) as error:
@@ -74,16 +74,16 @@ def _load(make: Any, subject: str, asked: ExportOptions) -> LoadedModel:
         ) from error
     if not isinstance(network, nn.Module):
         raise ExportError(subject, got=type(network).__name__, expected="a torch.nn.Module")
-    if asked.weights is not None and not asked.random_weights:
-        _fill(network, asked.weights, subject)
-    channels = asked.dims[0] if asked.dims else len(asked.mean or (0, 0, 0))
-    processing = asked.processing(subject, channels=channels)
-    side = asked.resolution_px
-    dims = asked.dims if processing is None else (channels, side, side)
+    if options.weights is not None and not options.random_weights:
+        _fill(network, options.weights, subject)
+    channels = options.dims[0] if options.dims else len(options.mean or (0, 0, 0))
+    processing = options.processing(subject, channels=channels)
+    # Without a processing `dims` was given, see above; with one it ends at the size of the resize.
+    dims = options.dims if processing is None else (channels, *(processing.network_px() or ()))
     assert dims is not None
     return LoadedModel(
         network=network.eval(),
-        dims=tuple(int(size) for size in dims),
+        dims=dims,
         processing=processing,
         versions={"torch": torch.__version__},
     )

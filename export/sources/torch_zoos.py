@@ -13,12 +13,12 @@ from export.sources.base import ExportOptions, LoadedModel, Rows, SourceRef, mem
 from orchestrator.errors import ExportError
 
 
-def identify_timm(what: str, asked: ExportOptions, *, timm: Any = None) -> SourceRef:
+def identify_timm(what: str, options: ExportOptions, *, timm: Any = None) -> SourceRef:
     """Which weights `timm:<name>` means: the pretrained ones of that tag.
 
     Args:
         what: a timm model name, with or without its tag.
-        asked: the options.
+        options: the options.
         timm: the package; None imports it.
 
     Raises:
@@ -30,9 +30,9 @@ def identify_timm(what: str, asked: ExportOptions, *, timm: Any = None) -> Sourc
     return SourceRef(
         text=f"timm:{what}",
         name=member_name(what.replace(".", "_")),
-        files={"timm": timm.__version__, "name": what, "random": str(asked.random_weights)},
-        load=lambda: _timm_load(timm, what, asked),
-        image_px=lambda: _timm_processing(timm, timm.get_pretrained_cfg(what).to_dict(), asked).image_px(),
+        files={"timm": timm.__version__, "name": what, "random": str(options.random_weights)},
+        load=lambda: _timm_load(timm, what, options),
+        image_px=lambda: _timm_processing(timm, timm.get_pretrained_cfg(what).to_dict(), options).image_px(),
     )
 
 
@@ -50,10 +50,10 @@ def _timm_package(what: str) -> Any:
     return timm
 
 
-def _timm_load(timm: Any, what: str, asked: ExportOptions) -> LoadedModel:
-    torch.manual_seed(asked.seed)
+def _timm_load(timm: Any, what: str, options: ExportOptions) -> LoadedModel:
+    torch.manual_seed(options.seed)
     try:
-        model = timm.create_model(what, pretrained=not asked.random_weights).eval()
+        model = timm.create_model(what, pretrained=not options.random_weights).eval()
     # Hub, disk and weight errors share no base.
     except Exception as error:
         raise ExportError(
@@ -63,7 +63,7 @@ def _timm_load(timm: Any, what: str, asked: ExportOptions) -> LoadedModel:
             fix=f"where there is a network run `hf download timm/{what} --local-dir FOLDER`, bring FOLDER "
             "into the hub's cache here, or use `random_weights`",
         ) from error
-    processing = _timm_processing(timm, model.pretrained_cfg, asked)
+    processing = _timm_processing(timm, model.pretrained_cfg, options)
     sides = processing.network_px()
     assert sides is not None
     config = timm.data.resolve_data_config({}, pretrained_cfg=model.pretrained_cfg)
@@ -79,12 +79,12 @@ def _timm_load(timm: Any, what: str, asked: ExportOptions) -> LoadedModel:
     )
 
 
-def _timm_processing(timm: Any, pretrained_cfg: Any, asked: ExportOptions) -> Processing:
-    by_hand = asked.processing("timm")
+def _timm_processing(timm: Any, pretrained_cfg: Any, options: ExportOptions) -> Processing:
+    by_hand = options.processing("timm")
     if by_hand is not None:
         return by_hand
     processing = processing_from_timm(timm.data.resolve_data_config({}, pretrained_cfg=pretrained_cfg))
-    return processing.at(asked.resolution_px) if asked.resolution_px else processing
+    return processing.at(options.resolution_px) if options.resolution_px else processing
 
 
 def processing_from_timm(config: dict[str, Any]) -> Processing:
@@ -108,12 +108,12 @@ def transformed(transform: Any, rows: Rows) -> Rows:
     return np.stack([transform(Image.fromarray(np.moveaxis(row, 0, -1))).numpy() for row in rows])
 
 
-def identify_torchvision(what: str, asked: ExportOptions, *, models: Any = None) -> SourceRef:
+def identify_torchvision(what: str, options: ExportOptions, *, models: Any = None) -> SourceRef:
     """Which weights `torchvision:<name>` means: the default ones.
 
     Args:
         what: a name of torchvision.models.list_models().
-        asked: the options.
+        options: the options.
         models: the `torchvision.models` package; None imports it.
 
     Raises:
@@ -126,9 +126,9 @@ def identify_torchvision(what: str, asked: ExportOptions, *, models: Any = None)
     return SourceRef(
         text=f"torchvision:{what}",
         name=member_name(what),
-        files={"weights": str(weights), "random": str(asked.random_weights)},
-        load=lambda: _torchvision_load(models, what, weights, asked),
-        image_px=lambda: _torchvision_processing(weights.transforms(), asked).image_px(),
+        files={"weights": str(weights), "random": str(options.random_weights)},
+        load=lambda: _torchvision_load(models, what, weights, options),
+        image_px=lambda: _torchvision_processing(weights.transforms(), options).image_px(),
     )
 
 
@@ -146,10 +146,10 @@ def _torchvision_package(what: str) -> Any:
     return models
 
 
-def _torchvision_load(models: Any, what: str, weights: Any, asked: ExportOptions) -> LoadedModel:
-    torch.manual_seed(asked.seed)
+def _torchvision_load(models: Any, what: str, weights: Any, options: ExportOptions) -> LoadedModel:
+    torch.manual_seed(options.seed)
     try:
-        model = models.get_model(what, weights=None if asked.random_weights else weights).eval()
+        model = models.get_model(what, weights=None if options.random_weights else weights).eval()
     # URLError, OSError and RuntimeError, depending on where the download stops.
     except Exception as error:
         raise ExportError(
@@ -159,7 +159,7 @@ def _torchvision_load(models: Any, what: str, weights: Any, asked: ExportOptions
             fix=f"bring that file to {torch.hub.get_dir()}/checkpoints, or use `random_weights`",
         ) from error
     transform = weights.transforms()
-    processing = _torchvision_processing(transform, asked)
+    processing = _torchvision_processing(transform, options)
     own = processing == processing_from_torchvision(transform)
     sides = processing.network_px()
     assert sides is not None
@@ -174,12 +174,12 @@ def _torchvision_load(models: Any, what: str, weights: Any, asked: ExportOptions
     )
 
 
-def _torchvision_processing(transform: Any, asked: ExportOptions) -> Processing:
-    by_hand = asked.processing("torchvision")
+def _torchvision_processing(transform: Any, options: ExportOptions) -> Processing:
+    by_hand = options.processing("torchvision")
     if by_hand is not None:
         return by_hand
     processing = processing_from_torchvision(transform)
-    return processing.at(asked.resolution_px) if asked.resolution_px else processing
+    return processing.at(options.resolution_px) if options.resolution_px else processing
 
 
 def processing_from_torchvision(transform: Any) -> Processing:

@@ -13,25 +13,25 @@ from export.zoo import ZooEntry, entry_from_name, network_of
 from orchestrator.errors import ExportError
 
 
-def identify_zoo(what: str, asked: ExportOptions) -> SourceRef:
+def identify_zoo(what: str, options: ExportOptions) -> SourceRef:
     """Which weights a zoo name means.
 
     Raises:
         ExportError: there is no such name, or no checkpoint of it is known.
     """
     entry = entry_from_name(what)
-    asked = dataclasses.replace(asked, resolution_px=asked.resolution_px or entry.resolution_px)
-    if asked.random_weights:
+    options = dataclasses.replace(options, resolution_px=options.resolution_px or entry.resolution_px)
+    if options.random_weights:
         settings = {
-            "config": entry.config(asked.resolution_px).to_json_string(use_diff=True),
+            "config": entry.config(options.resolution_px).to_json_string(use_diff=True),
             "processor": json.dumps(entry.processor),
         }
         return SourceRef(
             text=f"zoo:{what}",
             name=what,
             files=settings,
-            load=lambda: _random(entry, asked),
-            image_px=lambda: image_px_of(entry.processor, asked, subject=f"zoo:{what}"),
+            load=lambda: _random(entry, options),
+            image_px=lambda: image_px_of(entry.processor, options, subject=f"zoo:{what}"),
         )
     if entry.hub_id is None:
         raise ExportError(
@@ -40,11 +40,11 @@ def identify_zoo(what: str, asked: ExportOptions) -> SourceRef:
             expected="hf:<folder> with its weights",
             fix="or `random_weights` for cost and speed work",
         )
-    found = identify_hf(entry.hub_id, asked)
+    found = identify_hf(entry.hub_id, options)
     return dataclasses.replace(found, name=what)
 
 
-def _random(entry: ZooEntry, asked: ExportOptions) -> LoadedModel:
-    torch.manual_seed(asked.seed)
-    network = network_of(entry, asked.resolution_px).eval()
-    return loaded_from(network, entry.processor, asked, subject=f"zoo:{entry.name}")
+def _random(entry: ZooEntry, options: ExportOptions) -> LoadedModel:
+    torch.manual_seed(options.seed)
+    network = network_of(entry, options.resolution_px).eval()
+    return loaded_from(network, entry.processor, options, subject=f"zoo:{entry.name}")

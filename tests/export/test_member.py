@@ -134,10 +134,10 @@ def test_weights_over_the_limit_lie_beside_the_model_and_follow_it(tmp_path: Pat
     (name,) = manifest.data_files
     rows = varied_rows(manifest.input, 4)
     assert LocalMembers(tmp_path, ["pooled"]).ask("pooled", rows).shape == (4, 7)
-    assert is_current(tmp_path / "pooled", plan.options())
+    assert is_current(tmp_path / "pooled", plan.settings())
     weights = tmp_path / "pooled" / name
     weights.write_bytes(weights.read_bytes()[:-1] + b"\x7f")
-    assert not is_current(tmp_path / "pooled", plan.options())
+    assert not is_current(tmp_path / "pooled", plan.settings())
     with pytest.raises(CommitteeError, match="sha256"):
         LocalMembers(tmp_path, ["pooled"])
     one_file = dataclasses.replace(plan, external_over_bytes=10**9)
