@@ -24,7 +24,7 @@ def member_exports(
     name: str | None = None,
     image_px: int | None = None,
 ) -> list[MemberExport]:
-    """What every source at every resolution will be; nothing is read into memory yet.
+    """The members that sources and resolutions give; no weights are read yet.
 
     Args:
         sources: as given, SOURCE or NAME=SOURCE.
@@ -84,7 +84,7 @@ def export_committee(
     force: bool,
     progress: Callable[[str], None],
 ) -> dict[str, str]:
-    """Exports members that shall work together.
+    """Exports the members of one committee.
 
     Args:
         repository: model repository to write into.
@@ -114,7 +114,7 @@ def export_committee(
             done[plan.name] = export_member(repository, plan, force=force, progress=progress, beside=first)
             manifest = manifest_from_path(repository / plan.name / MANIFEST)
             first = first or manifest
-            # Also one that was there already, from a committee of other classes.
+            # A member that is up to date may be from a committee with other classes.
             require_same_classes(manifest, first)
             for word in lower:
                 name, what = export_precision(
@@ -133,7 +133,7 @@ def export_committee(
 
 
 def _with_what_stays(error: CommitteeError, done: dict[str, str]) -> CommitteeError:
-    """The error, with the members that were written before it."""
+    """The error, with the members that were exported before it and stay."""
     written = [name for name, what in done.items() if what == "exported"]
     if not written:
         return error

@@ -22,7 +22,7 @@ from orchestrator.graphs.editing import DEFAULT_DOMAINS, all_graphs, all_nodes, 
 from orchestrator.graphs.pieces import IR_VERSION, OPSET
 from orchestrator.spec.triton import image_runtimes, releases_that_read, runtime_of
 
-# Below it every weight has to be among the inputs (3), and there are no functions (7).
+# Version 3 wants every weight among the inputs, and version 7 has no functions.
 MIN_IR_VERSION = 8
 _OLDEST = runtime_of(image_runtimes()[0])
 assert _OLDEST is not None
@@ -32,7 +32,7 @@ MAX_OPSET = _OLDEST.opset
 
 @dataclass(frozen=True)
 class ConvertedModel:
-    """A model in a form that members have.
+    """A model brought to the common opset.
 
     Args:
         model: it.
@@ -44,7 +44,7 @@ class ConvertedModel:
 
 
 def with_one_import(model: onnx.ModelProto) -> None:
-    """Gives the standard operators their usual domain, imported once, and the file a version in our limits."""
+    """Imports the standard operators once, under their usual domain, and limits the file's version."""
     opset = opset_of(model) or OPSET
     others = [
         helper.make_opsetid(o.domain, o.version) for o in model.opset_import if o.domain not in DEFAULT_DOMAINS
@@ -59,7 +59,7 @@ def with_one_import(model: onnx.ModelProto) -> None:
 def at_common_opset(
     model: onnx.ModelProto, rows: npt.NDArray[np.generic], *, subject: str, keep_opset: bool = False
 ) -> ConvertedModel:
-    """The model without functions of its own and at the opset of all members, as far as that can be proven.
+    """The model at the opset of all members and without functions, where it answers as before.
 
     What cannot be brought there stays at its own opset, which every supported runtime reads up to MAX_OPSET.
 
@@ -87,9 +87,9 @@ def at_common_opset(
                 return ConvertedModel(made, _changes(model, found, opset))
             else:
                 reasons.append("answers change")
-        # What the C++ sides of converter and inliner threw, and models over 2 GB, which they cannot take.
+        # Converter and inliner raise whatever their C++ code throws, also for models over 2 GB.
         except Exception as error:
-            # Without the place in the C++ sources.
+            # The text before that names a place in the C++ sources.
             reasons.append(first_line(error, most=2000).rpartition("` failed: ")[2][:200])
     if found <= MAX_OPSET or keep_opset:
         return ConvertedModel(model, ())
@@ -111,7 +111,7 @@ def at_opset(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
 
 
 def agree(got: npt.NDArray[np.generic], expected: npt.NDArray[np.generic]) -> bool:
-    """Whether two answers to the same rows are the same but for rounding, NaN in the same places."""
+    """Whether two answers to the same rows differ by rounding only, with NaN in the same places."""
     if got.shape != expected.shape or got.dtype != expected.dtype:
         return False
     largest = float(np.abs(expected[np.isfinite(expected)]).max(initial=0))
@@ -143,7 +143,7 @@ def _changes(model: onnx.ModelProto, found: int, opset: int) -> tuple[str, ...]:
 
 
 class _Same:
-    """Whether a model answers as the original on some rows, whichever branch its Ifs take."""
+    """Compares a model with the original on some rows, in every branch of its Ifs."""
 
     def __init__(self, model: onnx.ModelProto, rows: npt.NDArray[np.generic]) -> None:
         self._rows = rows
@@ -162,7 +162,7 @@ def _answers(model: onnx.ModelProto, rows: npt.NDArray[np.generic]) -> npt.NDArr
 
 
 def _each_branch(model: onnx.ModelProto) -> Iterator[onnx.ModelProto]:
-    """The model as it is, and where it has an If also with every condition held to true, and to false."""
+    """The model itself, and if it has an If also with every condition true, and with every condition false."""
     yield model
     if any(node.op_type == "If" for node in all_nodes(model)):
         yield from (_forced(model, value) for value in (True, False))
@@ -177,7 +177,7 @@ def _forced(model: onnx.ModelProto, value: bool) -> onnx.ModelProto:
         nodes = [node for graph in (scope, *inner) for node in graph.node]
         names = {name for node in nodes for name in (*node.input, *node.output)}
         names |= {one.name for graph in inner for one in graph.input} | {one.name for one in copy.graph.input}
-        # Longer than any other, so that it is nobody else's.
+        # Longer than any other name, so it is new.
         condition = "c" * (1 + max(map(len, names), default=0))
         conditional = [node for node in nodes if node.op_type == "If"]
         for node in conditional:
@@ -189,16 +189,12 @@ def _forced(model: onnx.ModelProto, value: bool) -> onnx.ModelProto:
 
 
 def portable(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The model with the rewritings above; itself where there is nothing to rewrite.
-
-    Args:
-        model: weights loaded; it is left as it is. Graphs inside nodes and functions are rewritten too.
-    """
+    """A model with the rewritings above, in inner graphs and functions too; itself where there are none."""
     if not any(_rounds_up(node) for node in all_nodes(model)):
         return model
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
-    # Inside nodes and functions names mean other tensors, and sizes are not inferred.
+    # In inner graphs and functions the same name may be another tensor, and sizes are not inferred there.
     shapes, outer = _shapes(copy), list(copy.graph.node)
     pools = [(node, shapes.get(node.input[0], ())) for node in outer if _rounds_up(node)]
     bodies = [node for function in copy.functions for node in function.node]
@@ -214,7 +210,7 @@ def _rounds_up(node: onnx.NodeProto) -> bool:
 
 
 def _rewrite_pool(node: onnx.NodeProto, sides: Sequence[int]) -> None:
-    """Rewrites one pooling node in place; sizes of its map that are 0 are not known."""
+    """Rewrites one pooling node in place; a side of 0 is not known."""
     settings: dict[str, Any] = {part.name: helper.get_attribute_value(part) for part in node.attribute}
     if settings.get("auto_pad", b"NOTSET") not in (b"NOTSET", b"VALID"):
         return
@@ -240,7 +236,7 @@ def _rewrite_pool(node: onnx.NodeProto, sides: Sequence[int]) -> None:
 
 
 def _shapes(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
-    """Tensor -> sizes as far as they are inferred, 0 where a size is free."""
+    """Tensor -> inferred sizes, 0 where a size is free."""
     graph = shape_inference.infer_shapes(outline_of(model)).graph
     return {
         value.name: tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim)

@@ -32,9 +32,9 @@ def onnx_from_torch(
     Raises:
         ExportError: the model does something the exporter cannot put into a graph.
     """
-    # The exporter reports every operator set that is not installed; none of them is of any use here.
+    # The exporter logs every optional operator set that is not installed.
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    # It reports as errors what it then handles; what it does not handle is raised.
+    # It logs as errors what it then handles, and raises the rest.
     logging.getLogger("torch.export").setLevel(logging.CRITICAL)
     with tempfile.TemporaryDirectory(prefix="committee-export-") as folder:
         # Through a file: a model over 2 GB cannot be serialised in one piece, and its checker wants a path.
@@ -45,7 +45,7 @@ def onnx_from_torch(
             program.save(str(path), external_data=_bytes_of(model) > EXTERNAL_OVER_BYTES)
         proto = onnx.load(str(path))
         for weight in proto.graph.initializer:
-            # Loading leaves a mark on every tensor, which would make equal models differ.
+            # Loading sets data_location on every tensor, which would make equal models differ.
             weight.ClearField("data_location")
         proto.ir_version = min(proto.ir_version, IR_VERSION)
         strip_notes(proto)
@@ -54,7 +54,7 @@ def onnx_from_torch(
 
 
 def require_answer(model: nn.Module, example: torch.Tensor) -> None:
-    """Raises ExportError where a network cannot take an input, or gives no scores; its own words are shorter."""
+    """Raises ExportError where a network fails on an input or gives no scores: shorter than the exporter's."""
     try:
         with torch.inference_mode():
             said = model(example)
@@ -125,7 +125,7 @@ _TARGET = 0.5
 
 
 def spread_scores(network: nn.Module, images: np.ndarray[Any, Any], *, seed: int = 0) -> dict[str, float]:
-    """Changes the network in place.
+    """Changes a network in place so that its top probabilities spread.
 
     Args:
         network: image in, logits out; in evaluation mode before and after.
@@ -141,8 +141,8 @@ def spread_scores(network: nn.Module, images: np.ndarray[Any, Any], *, seed: int
     rows = torch.from_numpy(np.ascontiguousarray(images))
     torch.manual_seed(seed)
     for module in network.modules():
-        # Those with a bias stand outside batch normalisation, such as the gates of squeeze-and-excitation: drawn
-        # wide they saturate, and a gate that is open or shut in every block leaves one row with all the signal.
+        # Convolutions with a bias are not normalised, such as the gates of squeeze-and-excitation. Drawn wide they
+        # saturate, and gates that are open or shut in every block leave one row with all the signal.
         if isinstance(module, nn.Conv2d) and module.bias is None:
             nn.init.kaiming_normal_(module.weight)
     _learn_statistics(network, rows)
@@ -164,7 +164,7 @@ def spread_scores(network: nn.Module, images: np.ndarray[Any, Any], *, seed: int
 
 
 def _scale(centred: torch.Tensor) -> float:
-    """The factor at which the median top probability is in the middle."""
+    """The factor at which the median top probability is _TARGET."""
     low, high = 0.0, 1.0
     while _median_top(centred, high) < _TARGET and high < 1e9:
         high *= 2
@@ -184,9 +184,9 @@ def _learn_statistics(network: nn.Module, rows: torch.Tensor) -> None:
         return
     kept = [norm.momentum for norm in norms]
     for norm in norms:
-        # Scale and shift too: some libraries draw them near zero, and the signal dies.
+        # Resets scale and shift too: some libraries draw them near zero, and the signal dies.
         norm.reset_parameters()
-        # None averages all batches alike.
+        # With None the statistics are the mean over all batches.
         norm.momentum = None
         norm.train()
     with torch.no_grad():

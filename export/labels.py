@@ -15,7 +15,7 @@ from orchestrator.spec import Manifest
 from orchestrator.spec.class_names import first_unlike, names_from_text
 from orchestrator.spec.manifest import MANIFEST, json_from_manifest
 
-# Among a manifest's options; it decides no file but the manifest itself.
+# An option of a manifest; it decides nothing but the manifest and the label file.
 LABELS_OPTION = "labels_sha256"
 
 
@@ -43,20 +43,20 @@ def labels_from_path(path: Path) -> tuple[str, ...]:
 
 
 def require_one_per_class(subject: str, labels: tuple[str, ...] | None, classes: int) -> None:
-    """Raises ExportError where there are names, and not one per class."""
+    """Raises ExportError where the number of names is not that of the classes."""
     if labels is not None and len(labels) != classes:
         raise ExportError(f"{subject} labels", got=f"{len(labels)} names", expected=f"{classes}, one per class")
 
 
 def label_options(labels: tuple[str, ...] | None) -> dict[str, Any]:
-    """What a manifest's options keep of names that were asked for; nothing where none were."""
+    """The option that a manifest keeps of given class names; none where none are given."""
     if labels is None:
         return {}
     return {LABELS_OPTION: hashlib.sha256("".join(f"{name}\n" for name in labels).encode()).hexdigest()}
 
 
 def require_same_classes(manifest: Manifest, other: Manifest) -> None:
-    """Raises ExportError where two members of one committee answer different questions."""
+    """Raises ExportError where two members of one committee have different classes."""
     mine, others = manifest.output.dims[0], other.output.dims[0]
     if mine != others:
         raise ExportError(
@@ -111,13 +111,7 @@ def rename_if_current(
 def rename_classes(
     repository: Path, name: str, labels: tuple[str, ...] | None, *, options: dict[str, Any] | None = None
 ) -> bool:
-    """Writes other names of a member's classes into its manifest and config.
-
-    Args:
-        repository: that holds it.
-        name: of the member.
-        labels: the names.
-        options: that its manifest gets; None leaves them.
+    """Writes other names of a member's classes, and the options that go with them, into its manifest and config.
 
     Returns:
         whether it had other names before.

@@ -13,6 +13,8 @@ import onnx
 
 from export.compat import portable
 from export.cost.counting import COUNTER, macs_per_row, parameters_of, preprocess_macs_per_row
+from export.images.parity import image_parity, in_the_same_order, pillow_processed
+from export.images.preprocess import preprocess_only, with_preprocess
 from export.labels import label_options, rename_if_current, require_one_per_class, require_same_classes
 from export.members import MODEL_FILE, check_overwrite, foreign_member, is_current, write_member
 from export.output_kind import ObservedReference, output_kind_of
@@ -29,13 +31,13 @@ from orchestrator.spec import Manifest, Preprocess, TensorSpec
 from orchestrator.spec.output_kind import EXCLUSIVE
 
 EXPORT_FORMAT = 2
-# Rows that a random network's statistics and scores are taken from.
+# Rows for the statistics and the spread of a random network.
 _SPREAD_ROWS = 20
 
 
 @dataclass(frozen=True, kw_only=True)
 class MemberExport:
-    """What one member will be.
+    """One member to export.
 
     Args:
         name: of the member.
@@ -58,7 +60,7 @@ class MemberExport:
     runtimes: tuple[str, ...] = ()
 
     def settings(self) -> dict[str, Any]:
-        """Everything that decides the member's graph, as the manifest keeps it; runtimes only prove it."""
+        """Everything that decides the member's files, as its manifest keeps it; `runtimes` decide none."""
         asked = self.options
         return {
             "format": EXPORT_FORMAT,
@@ -73,7 +75,7 @@ class MemberExport:
             "dims": list(asked.dims) if asked.dims else None,
             "output_kind": asked.output_kind,
             "output_name": asked.output_name,
-            # Only where it is asked for, so that members of earlier exports stay current.
+            # Left out where they are not given, so that members of earlier exports stay current.
             **({"keep_opset": True} if asked.keep_opset else {}),
             **({"macs": asked.macs} if asked.macs is not None else {}),
             **label_options(asked.labels),
@@ -119,8 +121,6 @@ def export_member(
         loaded = dataclasses.replace(loaded, labels=plan.options.labels)
     image_px = plan.image_px or (loaded.processing.image_px() if loaded.processing is not None else None)
     if loaded.processing is not None:
-        from export.images.parity import in_the_same_order
-
         loaded = in_the_same_order(loaded, varied_rows(_input(loaded, image_px), 4, seed=1))
     spread = _spread(loaded, plan, image_px)
     progress(f"{plan.name}: exporting to ONNX")
@@ -135,7 +135,7 @@ def export_member(
 
 
 def check_source(repository: Path, plan: MemberExport, *, force: bool) -> None:
-    """Refuses to write over a model that somebody else, or another source, made.
+    """Refuses to write over a model that was not exported from the same source.
 
     Raises:
         ExportError: a folder of that name holds another model.
@@ -159,12 +159,11 @@ def _input(loaded: LoadedModel, image_px: tuple[int, int] | None) -> TensorSpec:
 def _spread(loaded: LoadedModel, plan: MemberExport, image_px: tuple[int, int] | None) -> dict[str, float]:
     if not plan.options.random_weights or loaded.network is None:
         return {}
+    # PyTorch is optional.
     from export.from_torch import spread_scores
 
     rows = varied_rows(_input(loaded, image_px), _SPREAD_ROWS, seed=plan.options.seed)
     if loaded.processing is not None:
-        from export.images.parity import pillow_processed
-
         rows = pillow_processed(loaded.processing, rows)
     return spread_scores(loaded.network, rows.astype(np.float32), seed=plan.options.seed)
 
@@ -172,6 +171,7 @@ def _spread(loaded: LoadedModel, plan: MemberExport, image_px: tuple[int, int] |
 def _network(loaded: LoadedModel) -> onnx.ModelProto:
     if loaded.proto is not None:
         return loaded.proto
+    # Optional: an ONNX file needs none.
     import torch
 
     from export.from_torch import onnx_from_torch, require_answer
@@ -188,8 +188,6 @@ def _with_images(
 ) -> onnx.ModelProto:
     if loaded.processing is None or image_px is None:
         return network
-    from export.images.preprocess import with_preprocess
-
     return with_preprocess(network, loaded.processing, height_px=image_px[0], width_px=image_px[1])
 
 
@@ -207,8 +205,6 @@ def _manifest(
     rows = varied_rows(tensor, plan.parity_rows, seed=1)
     in_graph: dict[str, Any] = {}
     if loaded.processing is not None and image_px is not None:
-        from export.images.parity import image_parity
-
         progress(f"{plan.name}: comparing the image processing")
         in_graph = image_parity(loaded, rows, height_px=image_px[0], width_px=image_px[1])
     classes = _classes(model, plan.source.text, loaded.labels)
@@ -265,12 +261,10 @@ def _manifest(
 def _cost(
     model: onnx.ModelProto, loaded: LoadedModel, image_px: tuple[int, int] | None, *, given: float | None
 ) -> tuple[float, float, str]:
-    """MACs of the network and of the image processing, one row, and who counted the first."""
+    """MACs of the network and of the image processing per row, and the counter of the first."""
     if given is not None:
         if loaded.processing is None or image_px is None:
             return given, 0.0, "given with --macs"
-        from export.images.preprocess import preprocess_only
-
         alone = preprocess_only(loaded.processing, height_px=image_px[0], width_px=image_px[1])
         return given, preprocess_macs_per_row(alone), "given with --macs"
     try:
@@ -313,7 +307,7 @@ def _output_dtype(model: onnx.ModelProto) -> str:
 
 
 def _client_side(loaded: LoadedModel, image_px: tuple[int, int] | None) -> Preprocess | None:
-    """What a client does to a picture of any size: decode it and bring it to the committee's size."""
+    """What a client does to a picture: decode it and bring it to the committee's size."""
     if loaded.processing is None or image_px is None:
         return None
     keeps_shape = loaded.processing.shortest_px is not None

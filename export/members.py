@@ -135,9 +135,9 @@ def is_current(
 
 
 def output_kind_option(manifest: Manifest) -> dict[str, str]:
-    """What a member made of this one keeps of its output kind among its options.
+    """The option that a derived member keeps of the original's output kind.
 
-    An earlier export may have said another kind of the same file.
+    The same file may have been exported with another kind before.
     """
     return {} if manifest.output_kind == "logits" else {"output_kind": manifest.output_kind}
 

@@ -20,7 +20,7 @@ Reference = Callable[[Rows], npt.NDArray[np.float32]]
 
 
 class ObservedReference:
-    """A model whose scores are looked at as they pass, so that it is not asked twice.
+    """A model whose scores are collected as evidence while it is asked.
 
     Args:
         ask: (n, *dims) -> float32 (n, k).
@@ -39,7 +39,7 @@ class ObservedReference:
 
 
 def output_kind_of(model: onnx.ModelProto, evidence: ScoreEvidence, *, asked: str, subject: str) -> str:
-    """What a member's only output is.
+    """The kind of a member's only output.
 
     Values decide wherever they can: rows that differ and are all distributions are probabilities, whatever gives
     them. The graph decides where they cannot, as for a head that answers every row alike.
@@ -76,8 +76,8 @@ def output_kind_of(model: onnx.ModelProto, evidence: ScoreEvidence, *, asked: st
 def _kind_found(ending: str | None, evidence: ScoreEvidence) -> str:
     if ending == PROBABILITIES:
         return PROBABILITIES
-    # One row again and again is no evidence: a bias may happen to add up. Behind a layer without bounds, the sums
-    # have to agree better than its scores do.
+    # Equal rows are no evidence: a bias may happen to add up to 1. Behind a layer without bounds, the sums have to
+    # agree better than the scores do.
     conclusive = evidence.sums_agree if ending == LOGITS else evidence.varies
     return evidence.kind if conclusive else LOGITS
 
@@ -85,7 +85,7 @@ def _kind_found(ending: str | None, evidence: ScoreEvidence) -> str:
 def _require_exclusive(
     ending: str | None, operator: str, evidence: ScoreEvidence, *, asked: str, subject: str
 ) -> None:
-    """Raises ExportError for sigmoids, shares that are none of a whole, and probabilities in disguise."""
+    """Raises ExportError for sigmoids, percentages, and rows from 0 to 1 that do not add up."""
     _require_upright(ending, evidence, asked=asked, subject=subject)
     if ending == SIGMOID and not _is_pair(evidence):
         raise ExportError(
@@ -120,7 +120,7 @@ def _require_exclusive(
 
 
 def _require_upright(ending: str | None, evidence: ScoreEvidence, *, asked: str, subject: str) -> None:
-    """Raises ExportError for -log p, whose largest is the least likely class, and for images such as 2p - 1."""
+    """Raises ExportError for -log p, whose largest is the least likely class, and for scaled p such as 2p - 1."""
     if evidence.is_negative_log:
         raise ExportError(
             f"{subject} output",

@@ -77,7 +77,7 @@ def _runs(pid: int) -> bool:
 
 
 def require_room(folder: Path, size_bytes: int) -> None:
-    """Raises ExportError where a disk has no room for so many bytes, before anything is written."""
+    """Raises ExportError where a disk has no room for that many bytes."""
     free = shutil.disk_usage(folder).free
     if free < size_bytes + _MARGIN_BYTES:
         raise ExportError(
@@ -92,7 +92,7 @@ def require_room(folder: Path, size_bytes: int) -> None:
 def packed(
     model: onnx.ModelProto, beside: Path, *, over_bytes: int = EXTERNAL_OVER_BYTES
 ) -> Iterator[PackedModel]:
-    """The model in a temporary folder on the disk it is meant for; moved from there, or gone with the block.
+    """The model's files in a temporary folder on their disk; files that are not moved go with the block.
 
     Args:
         model: its weights in memory; they stay there.

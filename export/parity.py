@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
+from export.images.parity import processor_of
 from export.sources import LoadedModel
 from orchestrator.errors import CommitteeError, ExportError, first_line
 from orchestrator.spec import TensorSpec
@@ -96,7 +97,7 @@ def agreed(
     what: str,
     progress: Callable[[str], None],
 ) -> Parity:
-    """Asks for the same rows in every batch size and compares.
+    """Asks about the same rows in every batch size and compares the answers.
 
     Args:
         ask: batch size -> (n, k).
@@ -128,14 +129,14 @@ def agreed(
         rows=len(expected),
         batches=batches,
         max_abs=worst,
-        # A head of zeros says 0 to everything, and then so must we.
+        # A head of zeros gives 0 for every row.
         max_rel=worst / (float(np.abs(expected).max()) or 1.0),
         same_top1=min(same),
     )
 
 
 def allowed_of(expected: npt.NDArray[np.float32]) -> float:
-    """Largest difference from these scores: tens are compared by their size, scores around 1 as they are."""
+    """Largest difference allowed from scores: relative to the largest, or to 1 where that is smaller."""
     return MAX_ABS_ERROR * max(1.0, float(np.abs(expected).max()))
 
 
@@ -151,7 +152,7 @@ def original_scores(
         expected = np.concatenate([reference(rows[i : i + _CHUNK]) for i in range(0, len(rows), _CHUNK)])
     except CommitteeError:
         raise
-    # Whatever the user's own model raises.
+    # The user's own model may raise anything.
     except Exception as error:
         raise ExportError(
             "the original", got=f"{type(error).__name__}: {first_line(error)}", expected="scores (rows, classes)"
@@ -172,7 +173,7 @@ def session_of(model: bytes | Path, subject: str = "ONNX Runtime") -> Any:
     """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = core_count()
-    # What it would log as an error comes as an exception.
+    # Errors come as exceptions; logging them as well would say them twice.
     options.log_severity_level = 4
     try:
         source = model if isinstance(model, bytes) else str(model)
@@ -196,26 +197,25 @@ def answers_of(session: Any, rows: npt.NDArray[Any], *, batch: int) -> npt.NDArr
 def _asked(session: Any, rows: npt.NDArray[Any], batch: int) -> npt.NDArray[np.float32]:
     try:
         return answers_of(session, rows, batch=batch)
-    # A batch axis that is free in name only fails in whatever operator meets it first.
+    # A batch axis that is free in name only makes some operator fail.
     except Exception as error:
         raise ExportError(f"parity at batch {batch}", got=first_line(error), expected="an answer") from error
 
 
 def original_of(loaded: LoadedModel, tensor: TensorSpec) -> Callable[[npt.NDArray[Any]], npt.NDArray[np.float32]]:
-    """The original on the rows as the member takes them; images go through the graph's processing first.
+    """A loaded model as a function of the member's rows; images go through the graph's processing first.
 
     Otherwise the one-level differences from the model's own processor, measured apart, would hide the network's.
     """
     network = loaded.reference or _torch_reference(loaded)
     if loaded.processing is None:
         return network
-    from export.images.parity import processor_of
-
     processed = processor_of(loaded.processing, height_px=tensor.dims[1], width_px=tensor.dims[2])
     return lambda rows: network(processed(rows))
 
 
 def _torch_reference(loaded: LoadedModel) -> Callable[[npt.NDArray[Any]], npt.NDArray[np.float32]]:
+    # Optional: an ONNX file needs none.
     import torch
 
     module = loaded.network

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.errors import ExportError
 
+# Imports here and inside functions: both packages are optional and take seconds.
 if TYPE_CHECKING:
     from torch import nn
     from transformers import PretrainedConfig
@@ -47,9 +48,6 @@ class ZooEntry:
 
     def config(self, resolution_px: int | None = None) -> PretrainedConfig:
         """The config of a network with 1000 classes.
-
-        Args:
-            resolution_px: another than the entry's own.
 
         Raises:
             ExportError: the network cannot take that resolution.
@@ -88,10 +86,6 @@ def same_padding_blocks(depth: float, resolution_px: int) -> list[int]:
     The original pads so that a stride of 2 makes ceil(size / 2). transformers fixes the padding at construction:
     one pixel less on the top and left for even sizes, equal on all sides in the blocks listed. Without the list B7
     at 600 px goes on with 37 instead of 38 pixels, and costs 6 % too little.
-
-    Args:
-        depth: depth coefficient.
-        resolution_px: side of the image.
 
     Returns:
         indices over all blocks, from 0.
@@ -203,12 +197,7 @@ NEAREST, BILINEAR, BICUBIC = 0, 2, 3
 
 
 def processor_of(family: str, resolution_px: int) -> dict[str, Any]:
-    """Settings of the image processor of a family's networks.
-
-    Args:
-        family: of the zoo.
-        resolution_px: side of the image the network takes.
-    """
+    """Settings of the image processor of a family's networks."""
     return _PROCESSORS[family](resolution_px)
 
 
@@ -278,10 +267,6 @@ class NetworkCost:
 def network_of(entry: ZooEntry, resolution_px: int | None = None) -> nn.Module:
     """The classifier with fresh weights; seed torch before.
 
-    Args:
-        entry: which network.
-        resolution_px: another than the entry's own.
-
     Returns:
         in evaluation mode; float32 (n, 3, r, r) -> an output whose `logits` are float32 (n, 1000).
     """
@@ -292,12 +277,7 @@ def network_of(entry: ZooEntry, resolution_px: int | None = None) -> nn.Module:
 
 
 def network_cost(entry: ZooEntry, resolution_px: int | None = None) -> NetworkCost:
-    """Parameters and multiply-accumulates of one image, without any weight being allocated.
-
-    Args:
-        entry: which network.
-        resolution_px: another than the entry's own.
-    """
+    """Parameters and multiply-accumulates of one image, without any weight being allocated."""
     return _counted(entry.name, resolution_px or entry.resolution_px)
 
 

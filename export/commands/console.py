@@ -1,4 +1,4 @@
-"""What the commands share: progress for people, and one line for a package that is not installed."""
+"""What the commands share: progress, an error for a missing package, blocks of documents."""
 
 from __future__ import annotations
 
@@ -25,11 +25,7 @@ def progress_on(first: str) -> Iterator[Callable[[str], None]]:
 
 @contextmanager
 def needs(what: str, fix: str = "run `make setup`, or pip install 'committee[export]'") -> Iterator[None]:
-    """Turns a missing package of the block into one line.
-
-    Args:
-        what: the command, as a person would name it.
-        fix: how to bring the package.
+    """Turns an ImportError inside the block into one line that names the package.
 
     Raises:
         ExportError: naming the package.
@@ -44,13 +40,7 @@ END = "<!-- end -->"
 
 
 def text_with_block(text: str, begin: str, block: str, *, subject: str) -> str:
-    """The text with what stands between two marks replaced.
-
-    Args:
-        text: of the document.
-        begin: first mark.
-        block: new content, both marks included.
-        subject: the document's name, for messages.
+    """The text of a document with what stands between two marks replaced by a block, which has both marks.
 
     Raises:
         DataError: the document has lost its marks.

@@ -16,6 +16,8 @@ from orchestrator.errors import ExportError
 from orchestrator.spec import Member, cascade_from_path, json_from_cascade, manifest_from_path
 from orchestrator.spec.manifest import MANIFEST
 
+# Imports inside functions load ONNX, ONNX Runtime or PyTorch: seconds of start-up time, and optional packages.
+
 
 def fuse(
     members: Annotated[
@@ -137,7 +139,7 @@ def _asked(names: list[str], weights: str | None, temperatures: str | None) -> t
     pairs = zip(
         names, _numbers("--weights", weights, names), _numbers("--temperatures", temperatures, names), strict=True
     )
-    # How its tensors are called is the manifest's business; only these three count here.
+    # The manifest has the names of its tensors; only name, weight and temperature count here.
     return tuple(Member(name=name, output="scores", weight=w, temperature=t) for name, w, t in pairs)
 
 

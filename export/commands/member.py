@@ -20,6 +20,8 @@ from orchestrator.spec import Manifest, manifest_from_path
 from orchestrator.spec.manifest import MANIFEST
 from orchestrator.spec.output_kind import OUTPUT_KINDS
 
+# Imports inside functions load ONNX, ONNX Runtime or PyTorch: seconds of start-up time, and optional packages.
+
 T = TypeVar("T", int, float)
 PRECISIONS = ("fp32", "fp16", "int8")
 
@@ -167,7 +169,7 @@ def _say(output: Path, done: dict[str, str], *, seconds: float, as_json: bool) -
 
 
 def runtimes_said(manifest: Manifest) -> list[str]:
-    """How far scores are off on other versions of ONNX Runtime, and where a member is not proven, in words."""
+    """Differences of scores by version of ONNX Runtime, and versions without proof, in words."""
     apart = [
         f"{proof['max_abs']:.1e} on {'' if index else 'ONNX Runtime '}{version}"
         for index, (version, proof) in enumerate(_proven_on(manifest).items())

@@ -14,6 +14,8 @@ from orchestrator.errors import ExportError
 from orchestrator.spec import FusedPrefix, cascade_from_path, json_from_cascade
 from orchestrator.spec.cascade_json import PLAN
 
+# Imports inside functions load ONNX, ONNX Runtime or PyTorch: seconds of start-up time, and optional packages.
+
 
 def onefile(
     cascade: Annotated[Path, typer.Argument(help="A cascade.json, or the folder of a rendered cascade.")],

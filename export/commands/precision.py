@@ -14,6 +14,8 @@ from export.precision import MIN_AGREEMENT_HELP
 from orchestrator.spec import Manifest, manifest_from_path
 from orchestrator.spec.manifest import MANIFEST
 
+# Imports inside functions load ONNX, ONNX Runtime or PyTorch: seconds of start-up time, and optional packages.
+
 
 def precision(
     member: Annotated[str, typer.Argument(metavar="MEMBER", help="An fp32 ONNX member.", show_default=False)],

@@ -18,6 +18,8 @@ from orchestrator.errors import ExportError
 from orchestrator.spec import Manifest, manifest_from_path
 from orchestrator.spec.manifest import MANIFEST, json_from_manifest
 
+# Imports inside functions load ONNX, ONNX Runtime or PyTorch: seconds of start-up time, and optional packages.
+
 
 def show(
     member: Annotated[str, typer.Argument(help="Member name, or the path of its folder.", show_default=False)],
@@ -78,7 +80,7 @@ def _lines(m: Manifest) -> Iterator[tuple[str, str]]:
 
 
 def _where_lines(m: Manifest) -> Iterator[tuple[str, str]]:
-    """On which runtimes and processors the member answers as it was compared."""
+    """The runtimes and processors on which the member gives the answers it was compared on."""
     if m.runtimes:
         yield "runtimes", ", ".join(runtimes_said(m))
     if m.processor_flags:

@@ -12,6 +12,8 @@ import typer
 from export.commands.console import needs, progress_on
 from orchestrator.commandline import with_options
 
+# Imports inside functions load ONNX, ONNX Runtime or PyTorch: seconds of start-up time, and optional packages.
+
 
 def tensorrt(
     context: typer.Context,

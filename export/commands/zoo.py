@@ -17,9 +17,12 @@ from rich.table import Table
 
 from export.commands.console import END, needs, progress_on, write_block
 from export.runtimes.versions import installed_version
+from export.zoo import ZOO, entry_from_name, network_cost
 from orchestrator.errors import ExportError
 from orchestrator.spec import manifest_from_path
 from orchestrator.spec.manifest import MANIFEST
+
+# Imports inside functions load ONNX, ONNX Runtime or PyTorch: seconds of start-up time, and optional packages.
 
 
 def zoo(
@@ -51,11 +54,10 @@ def zoo(
         return
     with progress_on("loading torch and transformers") as progress:
         with needs("export zoo"):
-            # The zoo imports both only when asked to count; what is missing is said before that.
+            # Counting needs both; a missing one is reported before the first network is counted.
             import torch  # noqa: F401
             import transformers  # noqa: F401
 
-            from export.zoo import ZOO, network_cost
         rows = []
         for entry in ZOO.values():
             progress(f"counting {entry.name}")
@@ -88,15 +90,13 @@ def zoo(
             f"{counted.gmacs:.3f}",
             entry.hub_id or "none known",
         )
-    # Without a terminal nothing says how wide a line may be, and names are there to be copied whole.
+    # Without a terminal rich would cut lines at 80 columns, and names have to stay whole.
     Console(width=None if sys.stdout.isatty() else 120).print(table)
 
 
 def _in_runtimes(names: list[str], docs: Path, *, as_json: bool) -> None:
     """Asks networks in several runtimes; the whole table goes into the document, a part of it to the screen."""
-    with progress_on("loading torch and transformers") as progress:
-        with needs("export zoo --runtimes"):
-            from export.zoo import ZOO, entry_from_name
+    with needs("export zoo --runtimes"), progress_on("loading torch and transformers") as progress:
         chosen = [entry_from_name(name).name for name in names] or list(ZOO)
         rows = [family_row(name, VERSIONS, progress=progress) for name in chosen]
     block = block_from_rows(rows, VERSIONS)
@@ -108,7 +108,7 @@ def _in_runtimes(names: list[str], docs: Path, *, as_json: bool) -> None:
         raise typer.Exit(1)
 
 
-# The oldest in a supported image, those between which answers were seen to change, and the newest two of 2026.
+# The oldest version in a supported image, and the two between which answers were seen to change.
 VERSIONS = ("1.19.2", "1.27.0", "1.28.0")
 BEGIN = "<!-- begin: python -m export zoo --runtimes -->"
 ROWS = 8
@@ -132,17 +132,9 @@ class FamilyRow:
 
 
 def family_row(name: str, versions: Sequence[str], *, progress: Callable[[str], None]) -> FamilyRow:
-    """Exports one network with random weights, and gives what its proof says.
-
-    Args:
-        name: in the zoo.
-        versions: of ONNX Runtime, besides the installed one.
-        progress: told what is being done.
-    """
-    # PyTorch and ONNX take seconds to import.
+    """Exports one network of the zoo with random weights, and gives what its proof says of each ONNX Runtime."""
     from export.member import MemberExport, export_member
     from export.sources import ExportOptions, identify
-    from export.zoo import ZOO
 
     options = ExportOptions(random_weights=True)
     plan = MemberExport(
@@ -160,7 +152,7 @@ def family_row(name: str, versions: Sequence[str], *, progress: Callable[[str], 
         except ExportError as error:
             return FamilyRow(name=name, family=family, relative={}, fault=str(error))
         manifest = manifest_from_path(repository / name / MANIFEST)
-    # Both are of one comparison, so their ratio is the size of the largest logit.
+    # Both come from one comparison, so their ratio is the size of the largest logit.
     largest = manifest.parity["max_abs"] / manifest.parity["max_rel"] if manifest.parity["max_rel"] else 1.0
     found = {version: proof.get("max_abs") for version, proof in manifest.runtimes.items()}
     found[installed_version()] = manifest.parity["max_abs"]

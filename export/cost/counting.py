@@ -88,9 +88,6 @@ def cost_of(model: onnx.ModelProto, shapes: Mapping[str, Sequence[int]] | None =
 def macs_per_row(model: onnx.ModelProto) -> int:
     """Multiply-accumulates of the network, one row, image processing in the graph left out.
 
-    Args:
-        model: with a batch axis first in its input.
-
     Raises:
         ExportError: a shape that matters cannot be inferred, or an operator's work is not known.
     """
@@ -99,9 +96,6 @@ def macs_per_row(model: onnx.ModelProto) -> int:
 
 def preprocess_macs_per_row(model: onnx.ModelProto) -> int:
     """Multiply-accumulates of the image processing in front of the network ("preprocess/..."), one row.
-
-    Args:
-        model: with a batch axis first in its input.
 
     Raises:
         ExportError: a shape that matters cannot be inferred, or an operator's work is not known.
@@ -121,7 +115,7 @@ class _Counter:
         outer: Mapping[str, Shape],
         constants: Mapping[str, onnx.TensorProto],
     ) -> list[NodeCost]:
-        """Nodes of a graph and of those inside it, each for as often as it runs."""
+        """Costs of a graph's nodes and of the nodes in inner graphs, times how often each runs."""
         shapes = {**outer, **self._scopes[path]}
         values = {**constants, **_constants(graph)}
         found: list[NodeCost] = []
@@ -147,7 +141,7 @@ class _Counter:
     def _runs(
         self, view: NodeView, inside: Mapping[str, list[NodeCost]], constants: Mapping[str, onnx.TensorProto]
     ) -> list[tuple[list[NodeCost], int]]:
-        """What a node with graphs inside runs, and how often."""
+        """The inner graphs that a node runs, and how often it runs each."""
         if not any(inside.values()):
             return []
         operator = view.node.op_type
@@ -178,7 +172,7 @@ def _total(costs: Iterable[NodeCost]) -> int:
 
 
 def _runs_to_the_end(body: onnx.GraphProto) -> bool:
-    """Whether a loop's body hands its own condition on, or a constant one."""
+    """Whether a loop's body returns the condition it got, or a constant."""
     made = {output: node for node in body.node for output in node.output}
     name = body.output[0].name
     while name in made and made[name].op_type == "Identity":
@@ -223,9 +217,6 @@ def parameters_of(model: onnx.ModelProto) -> int:
 
     Scales and zero points are not counted, nor are constants of the image processing in front ("preprocess/...").
     Graphs inside If, Loop and Scan are.
-
-    Args:
-        model: its weights may be missing, their shapes suffice.
     """
     graphs = list(_graphs(model.graph))
     nodes = [node for graph in graphs for node in graph.node]
@@ -238,7 +229,7 @@ def parameters_of(model: onnx.ModelProto) -> int:
 
 
 def _roles(nodes: Iterable[onnx.NodeProto]) -> tuple[set[str], set[str]]:
-    """Names that are weights of quantised operators, and names that only tell how they are stored."""
+    """Names of quantised operators' weights, and names of their scales and zero points."""
     weights, settings, others = set[str](), set[str](), set[str]()
     for node in nodes:
         operator = operator_of(node).rpartition("::")[2]
@@ -250,12 +241,12 @@ def _roles(nodes: Iterable[onnx.NodeProto]) -> tuple[set[str], set[str]]:
 
 
 def _packed(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
-    """Nodes whose weight holds several values in a byte, its size in attributes."""
+    """Nodes whose weight packs several values into a byte; attributes have its size."""
     return (node for node in nodes if node.op_type == "MatMulNBits")
 
 
 def _tensors(graphs: Iterable[onnx.GraphProto]) -> Iterator[tuple[str, int, int]]:
-    """Name, kind and size of every constant; a lone number in a Constant node is none that was trained."""
+    """Name, type and size of every constant; a scalar in a Constant node is not a trained value."""
     for graph in graphs:
         for weight in graph.initializer:
             yield weight.name, weight.data_type, math.prod(weight.dims)

@@ -23,7 +23,7 @@ GraphPath = tuple[str, ...]
 # Small constants may be shapes, axes or sizes, which inference reads.
 KEPT_VALUES = 1024
 _FLOATS = frozenset((TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16))
-# Operator -> standard one whose output has the same shape, and which inputs it would get.
+# Operator -> a standard operator whose output has the same shape, and the inputs to give it.
 _TWINS: dict[str, tuple[str, tuple[int, ...]]] = {
     "FusedConv": ("Conv", (0, 1)),
     "FusedGemm": ("Gemm", (0, 1)),
@@ -69,12 +69,7 @@ def outline_of(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def graphs_of(node: onnx.NodeProto, path: GraphPath) -> Iterator[tuple[str, GraphPath, onnx.GraphProto]]:
-    """Graphs that a node holds: attribute, path and graph of each.
-
-    Args:
-        node: of a graph.
-        path: of that graph.
-    """
+    """Graphs that a node holds: attribute, path and graph of each; `path` is that of the node's own graph."""
     for part in node.attribute:
         if part.type == onnx.AttributeProto.GRAPH:
             yield part.name, (*path, f"{node.output[0]}:{part.name}"), part.g
@@ -83,12 +78,7 @@ def graphs_of(node: onnx.NodeProto, path: GraphPath) -> Iterator[tuple[str, Grap
 def graphs_in(
     graph: onnx.GraphProto, path: GraphPath
 ) -> Iterator[tuple[onnx.NodeProto, GraphPath, onnx.GraphProto]]:
-    """Nodes that hold graphs, each with the graph's path and the graph.
-
-    Args:
-        graph: to look in, not deeper.
-        path: of it.
-    """
+    """Nodes of a graph that hold graphs, not deeper, each with the inner graph's path and the inner graph."""
     for node in graph.node:
         for _, key, inner in graphs_of(node, path):
             yield node, key, inner
@@ -111,7 +101,7 @@ def _graph(graph: onnx.GraphProto, fakes: dict[str, list[int]]) -> onnx.GraphPro
 
 def _inside(graph: onnx.GraphProto, fakes: dict[str, list[int]]) -> onnx.GraphProto:
     outline = _graph(graph, fakes)
-    # As with the whole graph's outputs: what was written for one batch is found again for another.
+    # Declared shapes may be of another batch; inference finds them again.
     for value in outline.output:
         if value.type.HasField("tensor_type"):
             value.type.tensor_type.ClearField("shape")
@@ -182,7 +172,7 @@ def _standard(
 def _times_fake(
     node: onnx.NodeProto, kept: dict[str, object], sizes: dict[str, list[int]], fakes: dict[str, list[int]]
 ) -> Iterator[onnx.NodeProto]:
-    """A node whose output is its first input times a matrix that does not lie in the graph as such."""
+    """A node that multiplies its first input by a matrix which the graph does not hold as such."""
     weight = sizes.get(node.input[1], []) if len(node.input) > 1 else []
     if node.op_type in ("Attention", "QAttention") and len(weight) == 2:
         hidden = kept.get("qkv_hidden_sizes")
@@ -190,7 +180,7 @@ def _times_fake(
     elif isinstance(kept.get("K"), int) and isinstance(kept.get("N"), int):
         dims = [int(str(kept["K"])), int(str(kept["N"]))]
     else:
-        # Unknown: its output has no shape, and whoever needs that says so.
+        # An unknown operator: its output has no shape, and counting that needs the shape raises.
         yield node
         return
     name = f"{node.output[0]}/weight"
@@ -211,7 +201,7 @@ def graph_from_path(path: Path) -> onnx.ModelProto:
         readable = all(isinstance(text, str) for text in _texts(model.graph))
     except OSError as error:
         raise ExportError(what, got=error.strerror or type(error).__name__, expected="an ONNX file") from error
-    # Protobuf meets damaged names with ValueError or TypeError, depending on its version.
+    # Protobuf raises ValueError or TypeError for damaged names, depending on its version.
     except (DecodeError, IndexError, ValueError, TypeError) as error:
         raise ExportError(what, got="bytes that are no whole ONNX model", expected="an ONNX file") from error
     if not readable:
@@ -224,10 +214,10 @@ def graph_from_path(path: Path) -> onnx.ModelProto:
 
 
 def _read_small_constants(graph: onnx.GraphProto, folder: Path) -> None:
-    """Brings in what may be a shape or an axis; where it cannot be read, a shape that depends on it stays open."""
+    """Loads constants that may be shapes or axes; shapes that depend on an unreadable one stay open."""
     for weight in graph.initializer:
         if weight.data_location == onnx.TensorProto.EXTERNAL and math.prod(weight.dims) <= KEPT_VALUES:
-            # No file, or one outside the folder, which onnx refuses to open.
+            # The file is missing, or lies outside the folder and onnx refuses to open it.
             with contextlib.suppress(OSError, ValueError, onnx.checker.ValidationError):
                 onnx.external_data_helper.load_external_data_for_tensor(weight, str(folder))
                 weight.data_location = onnx.TensorProto.DEFAULT
@@ -237,7 +227,7 @@ def _read_small_constants(graph: onnx.GraphProto, folder: Path) -> None:
 
 
 def _texts(graph: onnx.GraphProto) -> Iterator[object]:
-    """Every name; damaged ones are bytes, or raise when they are looked at."""
+    """Every name in a graph; damaged ones are bytes, or raise on access."""
     for value in (*graph.input, *graph.output, *graph.value_info):
         yield value.name
         yield from (dim.dim_param for dim in value.type.tensor_type.shape.dim)

@@ -17,7 +17,7 @@ from orchestrator.errors import ExportError
 
 Shape = tuple[int, ...]
 MICROSOFT = "com.microsoft::"
-# A member's own image processing; in a whole cascade as one graph its names stand behind the member's.
+# In a one-file cascade the names of a member's image processing follow the member's name.
 _PREPROCESS = re.compile(rf"(member/[^/]+/)?{re.escape(PREFIX)}")
 
 
@@ -101,7 +101,7 @@ def macs_of(view: NodeView) -> int:
 
 
 def is_light(node: onnx.NodeProto) -> bool:
-    """Whether an operator is known to do no products that are summed up."""
+    """Whether an operator is known to multiply and accumulate nothing."""
     operator = operator_of(node)
     if operator == node.op_type and node.op_type not in _HEAVY:
         return operator in _LIGHT or _is_reviewed(operator)
@@ -233,7 +233,7 @@ RULES: dict[str, Rule] = {
     "ai.onnx.ml::SVMRegressor": _support_vectors,
 }
 
-# Operators up to this opset were looked at; one that came later may be anything.
+# Operators up to this opset were reviewed; a later one may do any work.
 _REVIEWED_OPSET = 28
 _HEAVY = frozenset(("CausalConvWithState", "DFT", "Det", "LinearAttention", "STFT", "ImageDecoder"))
 # fmt: off
@@ -261,15 +261,10 @@ _LIGHT = frozenset(
 
 
 def einsum_macs(equation: str, shapes: Sequence[tuple[int, ...]], subject: str) -> int:
-    """Multiply-accumulates of an Einsum.
+    """Multiply-accumulates of an Einsum on operands of these shapes.
 
-    A label that only one of two operands has, and nobody needs later, is summed up before the product: additions,
-    not counted. A product in which nothing is summed up is an elementwise one, not counted either.
-
-    Args:
-        equation: as in the operator, "..." included.
-        shapes: of the operands.
-        subject: the node, for messages.
+    A label of only one operand that no later term needs is summed up before the product: additions, which are not
+    counted. A product that sums up nothing is elementwise, and not counted either.
 
     Raises:
         ExportError: equation and shapes do not fit.

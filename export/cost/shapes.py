@@ -15,7 +15,7 @@ from export.cost.rules import Shape
 from orchestrator.errors import ExportError, first_line
 from orchestrator.graphs.editing import given_inputs
 
-# Each round fills in one level of loops, or one choice of rows that depends on an earlier one.
+# Each round fills in one level of loops, or one NonZero that depends on an earlier one.
 _ROUNDS = 32
 
 
@@ -57,7 +57,7 @@ def shapes_of(model: onnx.ModelProto, given: Mapping[str, Sequence[int]]) -> Sha
 
 @dataclass(frozen=True)
 class _Batch:
-    """Which axis of which input is the batch, and its name if it has one."""
+    """The batch axis: its input, its place there and its symbolic name, empty if it has none."""
 
     value: str
     axis: int
@@ -65,7 +65,7 @@ class _Batch:
 
 
 def _batch_of(tensors: Sequence[onnx.ValueInfoProto]) -> _Batch:
-    """The first axis of the first input; of sequences that put time first, the free one behind a fixed length."""
+    """The first axis of the first input, or the second where a fixed length comes first and the second is free."""
     value = next((value for value in tensors if dims_of(value)), None)
     if value is None:
         return _Batch("", 0, "")
@@ -79,13 +79,13 @@ def _batch_of(tensors: Sequence[onnx.ValueInfoProto]) -> _Batch:
 def _fix_inputs(
     graph: onnx.GraphProto, inputs: Sequence[onnx.ValueInfoProto], given: Mapping[str, Sequence[int]]
 ) -> _Batch:
-    """Puts the shapes to count at into the inputs."""
+    """Fixes the shapes of the inputs."""
     tensors = [value for value in inputs if value.type.HasField("tensor_type")]
     batch = _batch_of(tensors)
     _give(inputs, given)
     for value in tensors:
         _fix_batch(value, batch.symbol)
-    # What outputs say of themselves may hold for another batch or type; inference finds it again.
+    # Declared outputs may be of another batch or type; inference finds them again.
     for value in graph.output:
         if value.type.HasField("tensor_type"):
             value.ClearField("type")
@@ -105,7 +105,7 @@ def _give(inputs: Sequence[onnx.ValueInfoProto], given: Mapping[str, Sequence[in
 
 
 def _fix_batch(value: onnx.ValueInfoProto, symbol: str) -> None:
-    """One row: a first axis without a name, and every axis that has the batch's."""
+    """Sets the batch to one row: every axis with the batch's name, and a first axis without a name."""
     for index, dim in enumerate(dims_of(value)):
         batch = dim.dim_param == symbol if dim.dim_param else index == 0
         if batch and not dim.HasField("dim_value"):
@@ -134,7 +134,7 @@ def dims_of(value: onnx.ValueInfoProto) -> list[onnx.TensorShapeProto.Dimension]
 def _inferred(outline: onnx.ModelProto) -> onnx.ModelProto:
     try:
         return onnx.shape_inference.infer_shapes(outline, data_prop=True)
-    # The first two are what inference raises on broken graphs, the others what lies between it and protobuf.
+    # Inference raises the first two on broken graphs; the others come from its binding to protobuf.
     except (onnx.shape_inference.InferenceError, RuntimeError, ValueError, TypeError, EncodeError) as error:
         raise ExportError("graph", got=first_line(error), expected="a valid ONNX model") from error
 
@@ -156,7 +156,7 @@ def _scopes(
 
 
 def _rows(batch: _Batch, graph: onnx.GraphProto, shapes: Mapping[str, Shape]) -> int:
-    """Size of the batch; a fixed first axis that is not in the answer too is none."""
+    """Size of the batch; a fixed first axis is the batch only if an output has it too."""
     rows = shapes.get(batch.value, (1,))[batch.axis]
     answers = [shapes.get(value.name, ()) for value in graph.output]
     return rows if batch.symbol or any(answer[:1] == (rows,) for answer in answers) else 1
@@ -182,12 +182,7 @@ class Filler:
     def fill(
         self, outline: onnx.GraphProto, original: onnx.GraphProto, scopes: Mapping[GraphPath, Mapping[str, Shape]]
     ) -> bool:
-        """Adds what it can.
-
-        Args:
-            outline: changed in place.
-            original: the graph it is of.
-            scopes: shapes inferred from the outline as it is.
+        """Adds to the outline of a graph what follows from the shapes that were inferred from it as it is.
 
         Returns:
             whether there was anything, so that inferring again is worth it.
@@ -222,7 +217,7 @@ class Filler:
         return [helper.make_tensor_value_info(node.output[0], TensorProto.INT64, bound)]
 
     def _believed(self, value: onnx.ValueInfoProto) -> onnx.ValueInfoProto | None:
-        """What a model says of a value, at batch 1; None where a size stays open."""
+        """A value's declared shape at batch 1; None where a size stays open."""
         tensor = value.type.tensor_type
         sizes = [
             dim.dim_value if dim.HasField("dim_value") else 1 if dim.dim_param == self._symbol != "" else None
@@ -240,7 +235,7 @@ def _loop_filled_in(
     seen: Mapping[str, Shape],
     inside: Mapping[str, Shape],
 ) -> bool:
-    """What a loop carries keeps its shape, where the body gives back the shape it got."""
+    """Gives values that a loop carries their shapes, where the body returns the shape it got."""
     found = False
     for given, value in zip(node.input[2:], body.input[2:], strict=False):
         if given in seen and value.name not in inside:

@@ -25,12 +25,12 @@ from orchestrator.spec import Manifest, Member, Preprocess
 from orchestrator.spec.class_names import first_unlike
 from orchestrator.spec.manifest import PRECISIONS
 
-# What is added to the members' graphs begins with it; no member's own names do.
+# Prefix of the names of the averaging nodes; no member's names begin with it.
 AVERAGE = "average/"
 
 
 class Merger:
-    """Graphs added one by one; `model` is all of them.
+    """Merges graphs that are added one by one.
 
     Args:
         source: the input that all share.
@@ -75,12 +75,7 @@ class Merger:
         return names.new(output)
 
     def model(self, name: str, outputs: list[onnx.ValueInfoProto]) -> onnx.ModelProto:
-        """Everything added so far.
-
-        Args:
-            name: of the graph.
-            outputs: of the merged graph, each made by some node.
-        """
+        """Everything added so far, as a model with these outputs."""
         graph = helper.make_graph(
             self.nodes,
             name,
@@ -115,7 +110,7 @@ class Merger:
             if self._reuse(key, list(node.output), names):
                 return
             self._known[key] = [self._fresh(output, names) for output in node.output]
-            # A node is named after the tensor it makes, so that its name is as free as that one's.
+            # A node is named after its tensor, whose name is unique.
             copy.name = names.new(node.output[0])
         names.rename(copy)
         self.nodes.append(copy)
@@ -127,14 +122,14 @@ class Merger:
         self._values.setdefault(copy.name, copy)
 
     def _reuse(self, key: Hashable, old: list[str], names: _NewNames) -> bool:
-        """True where an equal constant or node is there already; its names are then the member's too."""
+        """Takes the names of an equal constant or node that is in the graph already; False where there is none."""
         if key not in self._known:
             return False
         names.table.update(zip(old, self._known[key], strict=True))
         return True
 
     def _fresh(self, old: str, names: _NewNames) -> str:
-        """A new name of a tensor of the image processing, as it was unless another member has it already."""
+        """The new name of an image processing tensor: its own, unless another member has taken it."""
         new = old if old.startswith(PREFIX) else PREFIX + old
         if new in self._taken:
             new = f"{PREFIX}{names.member}/{new.removeprefix(PREFIX)}"
@@ -144,13 +139,13 @@ class Merger:
 
 
 class _NewNames:
-    """A member's old names and what they are in the merged graph."""
+    """Names of a member's tensors in the merged graph."""
 
     def __init__(self, member: str, table: dict[str, str]) -> None:
         self.member = member
         self.table = table
         own = f"{member}/"
-        # A member of such a name would have its network taken for image processing or for the average.
+        # The network of a member of such a name would look like image processing or averaging nodes.
         self._prefix = f"{member}_/" if own in (PREFIX, AVERAGE) else own
 
     def new(self, old: str) -> str:
@@ -229,7 +224,7 @@ def require_fitting(name: str, parts: Sequence[ReadMember]) -> None:
 
 
 def _values_of_pictures(preprocess: Preprocess | None) -> str | None:
-    """What the numbers of a row mean, where it comes from a picture; how it is cropped does not count."""
+    """How pixels become the numbers of a row; None for rows that are no pictures. Cropping does not count."""
     if preprocess is None:
         return None
     p = preprocess
@@ -237,7 +232,7 @@ def _values_of_pictures(preprocess: Preprocess | None) -> str | None:
 
 
 def _label_faults(parts: Sequence[ReadMember]) -> list[str]:
-    """Where class names differ, in text or order; members that carry none agree with everything."""
+    """Classes whose names differ; members without names agree with all."""
     known = [part.manifest for part in parts if part.manifest.labels is not None]
     faults = []
     for other in known[1:]:
@@ -248,7 +243,7 @@ def _label_faults(parts: Sequence[ReadMember]) -> list[str]:
     return faults
 
 
-# What must agree -> how to read it; None stands for not known, which agrees with everything.
+# What must agree -> how to read it; None is unknown and agrees with everything.
 _MUST_AGREE: dict[str, Callable[[ReadMember], object]] = {
     "input name": lambda part: part.manifest.input.name,
     "input dtype": lambda part: part.manifest.input.dtype,
@@ -280,7 +275,7 @@ def common_of(manifests: Sequence[Manifest]) -> dict[str, Any]:
 
 
 def labels_of(manifests: Sequence[Manifest]) -> tuple[str, ...] | None:
-    """What members that agree call their classes, None where none says."""
+    """The class names of members that agree; None where none has names."""
     return next((m.labels for m in manifests if m.labels is not None), None)
 
 

@@ -47,7 +47,7 @@ from orchestrator.spec import CascadeSpec, InputSpec, Manifest, Member, Stage, T
 COMMAND = "fuse"
 FORMAT = 1
 COMBINES = ("mean_logit", "mean_prob")
-# Rounding of one average taken in another order; anything above is a mistake.
+# Two orders of one sum differ by no more than that.
 MAX_ABS_ERROR = 1e-5
 
 
@@ -133,12 +133,7 @@ def fuse(
 
 
 def fused_model(fusion: Fusion, parts: Sequence[ReadMember]) -> onnx.ModelProto:
-    """The members and their average as one graph.
-
-    Args:
-        fusion: what to fuse.
-        parts: its members in the same order, fitting each other.
-    """
+    """The members, which fit each other, and their average as one graph."""
     merger = Merger(given_inputs(parts[0].model.graph)[0])
     scores = []
     for member, part in zip(fusion.members, parts, strict=True):
@@ -156,7 +151,7 @@ def fused_model(fusion: Fusion, parts: Sequence[ReadMember]) -> onnx.ModelProto:
 
 
 def fused_parity(repository: Path, fusion: Fusion, manifests: Sequence[Manifest], fused: Path) -> dict[str, Any]:
-    """Compares a fused model with its members asked apart, both as the decision core sees them.
+    """Compares a fused model with its separate members, both through the decision core.
 
     Raises:
         ExportError: they differ by more than rounding.
@@ -268,7 +263,7 @@ def _manifest(
         input=manifests[0].input,
         output=TensorSpec(name=name, dtype="FP32", dims=manifests[0].output.dims),
         output_kind=kind,
-        # What the members share of it is there, and so counted, once.
+        # Shared image processing is in the graph once, and counted once.
         preprocess_macs=preprocess_macs_per_row(model),
         parity=parity,
         options=options,

@@ -62,7 +62,7 @@ def fuse_plan(
         fusion = Fusion(
             name=f"{new}_stage_{index}",
             members=stage.members,
-            # The newest stage alone is the mean of its probabilities.
+            # `last` takes the mean probabilities of the newest stage.
             combine="mean_prob" if spec.combine == "last" else spec.combine,
         )
         manifest, what = fuse(repository, fusion, output=output, force=force, progress=progress)
@@ -82,7 +82,7 @@ def _fused_stage(stage: Stage, manifest: Manifest, input_name: str) -> Stage:
         input=None if manifest.input.name == input_name else manifest.input.name,
         output_kind=manifest.output_kind,
         weight=sum(member.weight for member in stage.members),
-        # The plan's own costs, in its own unit; the sum is the same that a row was charged before.
+        # In the plan's unit; rows are charged the same sum as before.
         cost=stage.cost,
         max_batch_size=manifest.max_batch_size,
         sha256=manifest.sha256,
@@ -117,7 +117,7 @@ def _lenient(stage: Stage) -> bool:
 
 
 def _require_planned(spec: CascadeSpec, repository: Path) -> None:
-    """Refuses members that are not what the plan was made with, all of them at once."""
+    """Refuses members that are not those the plan was made with, naming all of them."""
     faults = []
     for stage in spec.stages:
         for member in stage.members if len(stage.members) > 1 else ():

@@ -25,11 +25,9 @@ _ORDER_ROWS = 4
 
 
 def in_the_same_order(loaded: LoadedModel, rows: npt.NDArray[np.uint8]) -> LoadedModel:
-    """The model with the order of the two resizing passes that its own processor has at this size.
+    """The model with its two resizing passes in the order that its own processor has at this size.
 
-    Args:
-        loaded: with a processing.
-        rows: uint8 (n, c, H, W).
+    Measured on rows uint8 (n, c, H, W).
     """
     assert loaded.processing is not None
     rows = rows[:_ORDER_ROWS]
@@ -55,11 +53,7 @@ def image_parity(
 ) -> dict[str, Any]:
     """What the graph does to an image, and how far that is from the model's own processor.
 
-    Args:
-        loaded: the model with its processing.
-        rows: uint8 (n, c, H, W).
-        height_px: H.
-        width_px: W.
+    Measured on rows uint8 (n, c, H, W).
 
     Returns:
         the settings, and `parity`: rows, what it was measured against, the largest difference in levels of 0 to
@@ -134,7 +128,7 @@ def _resized(row: npt.NDArray[np.uint8], height: int, width: int, filter_name: s
 
 
 def _cropped(images: npt.NDArray[np.float64], crop_px: tuple[int, int]) -> npt.NDArray[np.float64]:
-    """The middle; black where the crop is larger, with the larger half of an odd margin first."""
+    """Centre crop; a crop larger than the image gets black margins, the larger half of an odd one first."""
     for axis, size in zip((2, 3), crop_px, strict=True):
         have = images.shape[axis]
         if have >= size:

@@ -31,7 +31,7 @@ IMAGE = f"{PREFIX}image"
 # is worth a call. Bicubic 600 -> 224 pixels, one image on one thread of ONNX Runtime: 6.8 ms in one piece, 2.5 in
 # blocks of 64, 1.6 in blocks of 16.
 BLOCK = 16
-# The bounds of a Clip are inputs since then.
+# Since then the bounds of Clip are inputs.
 _MIN_OPSET = 11
 
 
@@ -44,7 +44,7 @@ def resize_matrix(size_in: int, size_out: int, filter_name: str) -> npt.NDArray[
     matrix = np.zeros((size_out, size_in), np.float64)
     ratio = size_in / size_out
     if filter_name == "nearest":
-        # Pillow adds the ratio up, pixel by pixel; where a position is a whole number the last bit decides.
+        # Pillow sums the ratio pixel by pixel, so rounding decides where a position is a whole number.
         places = np.cumsum([ratio * 0.5, *([ratio] * (size_out - 1))]).astype(np.int64)
         matrix[np.arange(size_out), places] = 1
         return matrix.astype(np.float32)
@@ -107,13 +107,7 @@ def with_preprocess(
 
 
 def preprocess_only(processing: Processing, *, height_px: int, width_px: int) -> onnx.ModelProto:
-    """The image processing alone, uint8 (n, c, H, W) -> float32 (n, c, h, w), for measuring it.
-
-    Args:
-        processing: to build.
-        height_px: of the images.
-        width_px: of them.
-    """
+    """The image processing alone, uint8 (n, c, H, W) -> float32 (n, c, h, w), for measuring it."""
     graph = _Prefix("image")
     sides = graph.build(processing, height_px, width_px)
     body = helper.make_graph(
@@ -132,7 +126,7 @@ def preprocess_only(processing: Processing, *, height_px: int, width_px: int) ->
 
 @dataclass(frozen=True)
 class _Axis:
-    """One axis: the part of the input that is looked at, and the matrix on that part (None: nothing to resize)."""
+    """One axis: the part of the input that is used, and the matrix on that part (None: nothing to resize)."""
 
     first: int
     last: int
@@ -198,13 +192,13 @@ class _Prefix:
         return name
 
     def _cut(self, rows: _Axis, columns: _Axis, size: tuple[int, int]) -> None:
-        """Drops the border that nothing looks at, while a pixel is still one byte."""
+        """Cuts off the border that no output pixel depends on, while a pixel is still one byte."""
         if (rows.first, rows.last, columns.first, columns.last) == (0, size[0], 0, size[1]):
             return
         self._op("Slice", "cut", [rows.first, columns.first], [rows.last, columns.last], [2, 3], dtype=np.int64)
 
     def _blocks(self, matrix: npt.NDArray[np.float32], *, axis: int, word: str) -> None:
-        """One axis times its matrix, in blocks of rows that each look at a part of the input only."""
+        """Multiplies one axis by its matrix, in blocks of rows that each use a part of the input only."""
         source, parts = self._last, []
         single = len(matrix) <= 2 * BLOCK
         for start in range(0, len(matrix), len(matrix) if single else BLOCK):

@@ -15,9 +15,9 @@ from orchestrator.errors import ExportError
 
 # Pillow's numbers of its filters, which processor files use.
 FILTERS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
-# ConvNeXt's processor warps to the size from here on, and crops below.
+# From this size on ConvNeXt's processor resizes to a square; below it crops.
 _WARP_FROM_PX = 384
-# Switches of processor files that change what the network sees in a way the graph does not know.
+# Switches of processor files that the graph has no nodes for.
 _UNSUPPORTED = ("do_pad", "do_thumbnail", "do_align_long_axis", "do_color_quantize", "do_splits", "size_divisor")
 
 
@@ -76,7 +76,7 @@ class Processing:
         return self.resize_px or self.crop_px
 
     def at(self, resolution_px: int) -> Processing:
-        """The same for a network asked at another resolution; the share that a crop keeps stays.
+        """The processing for a network at another resolution; the share that a crop keeps stays.
 
         Raises:
             ExportError: the size the network sees is not fixed.
@@ -98,11 +98,6 @@ class Processing:
 
 def processing_from_config(config: Mapping[str, Any], subject: str, *, channels: int = 3) -> Processing:
     """The processing a `preprocessor_config.json` describes.
-
-    Args:
-        config: its content.
-        subject: what it is, for messages.
-        channels: of the network's input.
 
     Raises:
         ExportError: it asks for something the graph cannot do, or is not the file of an image processor.
@@ -134,7 +129,7 @@ def _processing(config: Mapping[str, Any], channels: int) -> Processing:
     std = _per_channel(config.get("image_std", 1.0), channels)
     mean = _per_channel(config.get("image_mean", 0.0), channels)
     kind = str(config.get("image_processor_type", ""))
-    # A file that leaves a switch out means its class's default; MobileViT is the one that does not normalise.
+    # A missing switch means the default of the processor's class; only MobileViT does not normalise by default.
     if not config.get("do_normalize", "MobileViT" not in kind):
         mean, std = (0.0,) * channels, (1.0,) * channels
     if "EfficientNet" in kind and config.get("include_top", True):
@@ -163,7 +158,7 @@ def _sizes(config: Mapping[str, Any]) -> tuple[tuple[int, int] | None, int | Non
         return None, None, crop
     size = config["size"]
     if isinstance(size, int) and "ConvNext" in str(config.get("image_processor_type", "")):
-        # Old files of that processor mean the side after its crop.
+        # In old files of that processor the number is the side after the crop.
         size = {"shortest_edge": size}
     if isinstance(size, Mapping) and "shortest_edge" in size:
         edge = int(size["shortest_edge"])

@@ -27,30 +27,20 @@ _OUTERMOST = "stage/0/"
 
 
 def whole_graph(spec: CascadeSpec, parts: Mapping[str, MemberGraph]) -> onnx.GraphProto:
-    """The graph of a whole cascade, with the served interface.
-
-    Args:
-        spec: the cascade.
-        parts: its members by name, all at one opset.
-    """
+    """The graph of a whole cascade, with the served interface, from its members by name, all at one opset."""
     return _Whole(spec, parts, len(spec.stages)).graph()
 
 
 def prefix_graph(spec: CascadeSpec, parts: Mapping[str, MemberGraph], *, stages: int) -> onnx.GraphProto:
-    """The graph of the leading stages, which gives what each of their members said.
+    """The graph of the leading stages, which gives the raw output of each of their members.
 
     One float32 (n, k) per member, named by the member, NaN in rows that it was not asked for.
-
-    Args:
-        spec: the cascade.
-        parts: the members of those stages by name, all at one opset.
-        stages: how many.
     """
-    return _Lead(spec, parts, stages).graph()
+    return _FusedPrefix(spec, parts, stages).graph()
 
 
 class _Nested(ABC):
-    """Stages put one into the branch of another."""
+    """A cascade as nested branches: each later stage lies in a branch of the stage before."""
 
     def __init__(self, spec: CascadeSpec, parts: Mapping[str, MemberGraph], stages: int) -> None:
         self.spec = spec
@@ -70,48 +60,48 @@ class _Nested(ABC):
     def _stage(self, g: GraphBuilder, stage: int, rows: str, *, before: CarriedTensors) -> Tensors:
         """Adds a stage and all later ones; returns the outputs of this graph's rows."""
         parts = [self.parts[member.name] for member in self.spec.stages[stage].members]
-        said = {part.member.name: part.put_into(g, rows) for part in parts}
-        return self._outputs(g, stage, rows, said=said, before=before)
+        outputs = {part.member.name: part.put_into(g, rows) for part in parts}
+        return self._outputs(g, stage, rows, outputs=outputs, before=before)
 
     @abstractmethod
     def _outputs(
-        self, g: GraphBuilder, stage: int, rows: str, *, said: Tensors, before: CarriedTensors
+        self, g: GraphBuilder, stage: int, rows: str, *, outputs: Tensors, before: CarriedTensors
     ) -> Tensors:
-        """This stage's outputs merged with those of the stages after it; `said` is what its members say."""
+        """This stage's outputs merged with those of later stages; `outputs` are its members' outputs."""
 
-    def _settled(
-        self, g: GraphBuilder, stage: int, *, said: Tensors, before: CarriedTensors
+    def _decision(
+        self, g: GraphBuilder, stage: int, *, outputs: Tensors, before: CarriedTensors
     ) -> GraphDecision | EarlyDecision:
-        logits = [self.parts[name].logits(g, tensor) for name, tensor in said.items()]
+        logits = [self.parts[name].logits(g, tensor) for name, tensor in outputs.items()]
         return add_stage_decision(g, self.spec, stage=stage, logits=logits, before=before)
 
     @abstractmethod
-    def _without(self, g: GraphBuilder, stage: int, settled: GraphDecision | EarlyDecision) -> Tensors:
-        """In a branch, the outputs as they are without any later stage."""
+    def _without(self, g: GraphBuilder, stage: int, decision: GraphDecision | EarlyDecision) -> Tensors:
+        """The outputs in a branch without later stages."""
 
     @abstractmethod
     def _names(self, after: int) -> list[str]:
-        """The outputs that stages after the given one have a say in."""
+        """The outputs that stages after the given one change."""
 
     @abstractmethod
     def _info(self, name: str, rows: str | None) -> onnx.ValueInfoProto:
         """An output as a graph declares it."""
 
     def _merged(
-        self, g: GraphBuilder, stage: int, rows: str, *, settled: GraphDecision | EarlyDecision
+        self, g: GraphBuilder, stage: int, rows: str, *, decision: GraphDecision | EarlyDecision
     ) -> Tensors:
-        """The outputs, after a later stage has answered where it is asked."""
-        if isinstance(settled, EarlyDecision):
-            closer = GraphBuilder(f"stage/{stage}/closer/")
-            given = self._merged(closer, stage, rows, settled=settled.closer(closer))
+        """The outputs, with those of later stages for the deferred rows."""
+        if isinstance(decision, EarlyDecision):
+            rest = GraphBuilder(f"stage/{stage}/closer/")
+            given = self._merged(rest, stage, rows, decision=decision.rest(rest))
             infos = [self._info_of(name, tensor) for name, tensor in given.items()]
-            some_unsure = closer.proto(f"unsure_{stage}", [], infos)
-            return self._if(g, stage, settled.all_sure, yes=self._left(stage, settled), no=some_unsure)
-        assert settled.goes_on is not None
-        found = g.op("NonZero", settled.goes_on)
+            some_unsure = rest.proto(f"unsure_{stage}", [], infos)
+            return self._if(g, stage, decision.all_sure, yes=self._left(stage, decision), no=some_unsure)
+        assert decision.deferred is not None
+        found = g.op("NonZero", decision.deferred)
         some = g.op("Cast", g.op("Size", found), to=TensorProto.BOOL)
-        asked = self._asked(stage, rows, settled, found)
-        return self._if(g, stage, some, yes=asked, no=self._left(stage, settled))
+        asked = self._asked(stage, rows, decision, found)
+        return self._if(g, stage, some, yes=asked, no=self._left(stage, decision))
 
     def _if(
         self, g: GraphBuilder, stage: int, condition: str, *, yes: onnx.GraphProto, no: onnx.GraphProto
@@ -122,20 +112,20 @@ class _Nested(ABC):
         g.nodes.append(node)
         return given
 
-    def _left(self, stage: int, settled: GraphDecision | EarlyDecision) -> onnx.GraphProto:
-        """The branch in which no row goes on."""
-        g = GraphBuilder(f"stage/{stage}/{'sure' if isinstance(settled, EarlyDecision) else 'left'}/")
-        # An outer tensor cannot itself be what a branch gives.
-        kept = {name: g.op("Identity", value) for name, value in self._without(g, stage, settled).items()}
+    def _left(self, stage: int, decision: GraphDecision | EarlyDecision) -> onnx.GraphProto:
+        """The branch in which no row is deferred."""
+        g = GraphBuilder(f"stage/{stage}/{'sure' if isinstance(decision, EarlyDecision) else 'left'}/")
+        # A branch cannot return an outer tensor itself.
+        kept = {name: g.op("Identity", value) for name, value in self._without(g, stage, decision).items()}
         return g.proto(f"left_{stage}", [], [self._info_of(name, tensor) for name, tensor in kept.items()])
 
-    def _asked(self, stage: int, rows: str, settled: GraphDecision, found: str) -> onnx.GraphProto:
-        """The branch in which some rows go on."""
+    def _asked(self, stage: int, rows: str, decision: GraphDecision, found: str) -> onnx.GraphProto:
+        """The branch that asks the next stage about the deferred rows."""
         g = GraphBuilder(f"stage/{stage + 1}/")
         at = g.op("Gather", found, g.constant(0, np.int64), axis=0)
         some = g.op("Gather", rows, at, axis=0)
-        inner = self._stage(g, stage + 1, some, before=settled.carried.rows(g, at))
-        under = self._without(g, stage, settled)
+        inner = self._stage(g, stage + 1, some, before=decision.carried.rows(g, at))
+        under = self._without(g, stage, decision)
         places = g.op("Unsqueeze", at, g.constant([1], np.int64))
         given = {
             name: g.op("ScatterND", under[name], places, inner[name], name=f"{g.prefix}all/{name}")
@@ -154,19 +144,19 @@ class _Whole(_Nested):
     """Every stage, with the answer as it is served."""
 
     def _outputs(
-        self, g: GraphBuilder, stage: int, rows: str, *, said: Tensors, before: CarriedTensors
+        self, g: GraphBuilder, stage: int, rows: str, *, outputs: Tensors, before: CarriedTensors
     ) -> Tensors:
-        settled = self._settled(g, stage, said=said, before=before)
+        decision = self._decision(g, stage, outputs=outputs, before=before)
         if stage == self.last:
-            return self._without(g, stage, settled)
-        return self._merged(g, stage, rows, settled=settled)
+            return self._without(g, stage, decision)
+        return self._merged(g, stage, rows, decision=decision)
 
-    def _without(self, g: GraphBuilder, stage: int, settled: GraphDecision | EarlyDecision) -> Tensors:
+    def _without(self, g: GraphBuilder, stage: int, decision: GraphDecision | EarlyDecision) -> Tensors:
         # Sums in float32, stage after stage, as the decision core charges rows.
         cost = np.float32(0)
         for one in self.spec.stages[: stage + 1]:
             cost = np.float32(cost + np.float32(one.cost))
-        answer = dict(settled.answer)
+        answer = dict(decision.answer)
         shape = g.op("Shape", answer["label"])
         for name, value in (("exit_stage", np.int32(stage)), ("status", np.int32(0)), ("cost", cost)):
             if name not in answer:
@@ -183,23 +173,23 @@ class _Whole(_Nested):
         )
 
 
-class _Lead(_Nested):
-    """The leading stages, with what their members said."""
+class _FusedPrefix(_Nested):
+    """The leading stages, with the raw outputs of their members."""
 
     def _outputs(
-        self, g: GraphBuilder, stage: int, rows: str, *, said: Tensors, before: CarriedTensors
+        self, g: GraphBuilder, stage: int, rows: str, *, outputs: Tensors, before: CarriedTensors
     ) -> Tensors:
-        own = {name: self._float(g, name, tensor) for name, tensor in said.items()}
+        own = {name: self._float(g, name, tensor) for name, tensor in outputs.items()}
         if stage == self.last:
             return own
-        settled = self._settled(g, stage, said=said, before=before)
-        return {**own, **self._merged(g, stage, rows, settled=settled)}
+        decision = self._decision(g, stage, outputs=outputs, before=before)
+        return {**own, **self._merged(g, stage, rows, decision=decision)}
 
     def _float(self, g: GraphBuilder, member: str, tensor: str) -> str:
         return tensor if self.parts[member].dtype == "FP32" else g.op("Cast", tensor, to=TensorProto.FLOAT)
 
-    def _without(self, g: GraphBuilder, stage: int, settled: GraphDecision | EarlyDecision) -> Tensors:
-        shape = g.op("Shape", settled.answer["probabilities"])
+    def _without(self, g: GraphBuilder, stage: int, decision: GraphDecision | EarlyDecision) -> Tensors:
+        shape = g.op("Shape", decision.answer["probabilities"])
         return {name: g.filled(shape, np.float32(math.nan)) for name in self._names(stage)}
 
     def _names(self, after: int) -> list[str]:

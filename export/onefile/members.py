@@ -80,21 +80,16 @@ class MemberGraph:
         return rows if old == self.input else f"member/{self.member.name}/{old}"
 
     def _node_name(self, node: onnx.NodeProto) -> str:
-        # A second node of the same name is an error, nodes without one are not.
+        # Two nodes of one name are an error; nodes without a name are allowed.
         return f"member/{self.member.name}/{node.name}" if node.name else ""
 
     def logits(self, g: GraphBuilder, scores: str) -> str:
-        """Its output as float32 logits, before the temperature."""
+        """The member's output as float32 logits, before the temperature."""
         return raw_logits(g, self.member, scores, dtype=self.dtype)
 
 
 def read_members(spec: CascadeSpec, members: Iterable[Member], *, repository: Path) -> dict[str, MemberGraph]:
-    """The graphs of members, by name.
-
-    Args:
-        spec: the cascade.
-        members: those of its members that are wanted.
-        repository: where they are.
+    """The graphs of those members of a cascade that are wanted, by name.
 
     Raises:
         ExportError: a member is no ONNX model, does not fit the plan, or is another file than it was made with.
@@ -104,12 +99,12 @@ def read_members(spec: CascadeSpec, members: Iterable[Member], *, repository: Pa
 
 
 def weight_bytes(part: MemberGraph) -> int:
-    """Bytes of a part's weights."""
+    """Bytes of a member's weights."""
     return sum(len(weight.raw_data) or weight.ByteSize() for weight in part.model.graph.initializer)
 
 
 def common_opsets(parts: Iterable[MemberGraph]) -> dict[str, int]:
-    """The opset of each domain that all the parts are brought to.
+    """The opset of each domain that all members are brought to.
 
     Raises:
         ExportError: they need different versions of an operator set that cannot be converted.
@@ -172,7 +167,7 @@ def _read(spec: CascadeSpec, member: Member, repository: Path) -> MemberGraph:
     try:
         load_external_data_for_model(model, str(path.parent))
         model = inlined(model)
-    # Files that lie outside the folder, are cut short or are not there: each has an exception of its own.
+    # Files outside the folder, cut short or missing each raise another exception.
     except Exception as error:
         raise ExportError(
             f"member {member.name}", got=f"weights of {path} that cannot be read ({error})",

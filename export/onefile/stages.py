@@ -18,7 +18,7 @@ from orchestrator.spec.answer import ABSTAINED, DEGRADED
 
 @dataclass(frozen=True)
 class CarriedTensors:
-    """What rows bring along to the next stage.
+    """Tensors that deferred rows take to the next stage.
 
     Args:
         z: float32 (n, m, k), cleaned logits of the members asked so far; (n, k) where `flat`; None if not needed.
@@ -33,7 +33,7 @@ class CarriedTensors:
     answer: dict[str, str] = field(default_factory=dict)
 
     def rows(self, g: GraphBuilder, at: str) -> CarriedTensors:
-        """The same of some rows, in the graph of a branch."""
+        """These tensors for some of the rows, in the graph of a branch."""
         z = None if self.z is None else g.op("Gather", self.z, at, axis=0)
         if z is not None and self.flat:
             z = g.op("Unsqueeze", bounded(g, z), g.constant([1], np.int64))
@@ -48,32 +48,32 @@ class GraphDecision:
 
     Args:
         answer: tensors by output name, each (n, ...); what one value fits in all rows is left out ("cost" always).
-        goes_on: bool (n, 1), rows for the next stage; None at the last.
+        deferred: bool (n, 1), rows for the next stage; None at the last.
         carried: what those take along.
     """
 
     answer: dict[str, str]
-    goes_on: str | None
+    deferred: str | None
     carried: CarriedTensors
 
 
 @dataclass(frozen=True)
 class EarlyDecision:
-    """A stage's decision as far as it is needed where every row exits: the way that must cost nothing.
+    """The part of a stage's decision that is needed where every row exits, which must cost next to nothing.
 
     Args:
         all_sure: bool scalar, every row reaches the threshold.
         answer: as in `GraphDecision`, right where all are sure.
-        closer: adds the rest of the decision to the graph of the branch in which some row is not sure.
+        rest: adds the rest of the decision to the graph of the branch in which some row is not sure.
     """
 
     all_sure: str
     answer: dict[str, str]
-    closer: Callable[[GraphBuilder], GraphDecision]
+    rest: Callable[[GraphBuilder], GraphDecision]
 
 
 class StageNodes(ABC):
-    """The nodes of one stage's decision; its kinds say which of them are needed.
+    """The nodes of one stage's decision; subclasses choose the nodes they need.
 
     Args:
         g: where they go.
@@ -90,10 +90,10 @@ class StageNodes(ABC):
         self.here = spec.stages[stage]
         self.last = stage == len(spec.stages) - 1
         self.so_far = tuple(member for one in spec.stages[: stage + 1] for member in one.members)
-        self.verdicts = CombineNodes(g, combine=spec.combine, score=spec.score, classes=spec.classes)
+        self.combine = CombineNodes(g, combine=spec.combine, score=spec.score, classes=spec.classes)
 
     @abstractmethod
-    def settled(self, logits: Sequence[str]) -> GraphDecision | EarlyDecision:
+    def decision(self, logits: Sequence[str]) -> GraphDecision | EarlyDecision:
         """The decision, from float32 (n, k) of the stage's members in plan order before their temperatures."""
 
     def scaled(self, member: Member, z: str) -> str:
@@ -109,34 +109,34 @@ class StageNodes(ABC):
         return self.joined(*parts)
 
     def joined(self, *parts: str | None) -> str:
-        """One tensor (n, m, k) of those that are there."""
+        """The given tensors joined to (n, m, k)."""
         given = [part for part in parts if part is not None]
         return given[0] if len(given) == 1 else self.g.op("Concat", *given, axis=1)
 
-    def verdict(
+    def combined(
         self, z: str, new: str, *, good: str | None = None, new_good: str | None = None
     ) -> tuple[str, ...]:
-        """Probabilities (n, k), label (n, 1) and score (n, 1), NaN or anything in rows that nobody answered.
+        """Probabilities (n, k), label (n, 1) and score (n, 1), undefined in rows that no member answered.
 
         Args:
             z: cleaned logits of all members so far, float32 (n, m, k).
             new: of this stage's members alone.
-            good: whose answers count among all so far; None where all do.
-            new_good: the same of this stage's members.
+            good: whose answers count among all members so far; None where all do.
+            new_good: whose answers count among this stage's members; None where all do.
         """
         everything = WeightedMembers(self.g, self.so_far, z, good)
         newest = WeightedMembers(self.g, self.here.members, new, new_good)
         one = newest if self.spec.combine == "last" else everything
-        p, ranking = self.verdicts.combined(one.z, members=len(one.members), weights=one.weights, asked=one.asked)
-        label = self.verdicts.label(ranking)
+        p, ranking = self.combine.combined(one.z, members=len(one.members), weights=one.weights, asked=one.asked)
+        label = self.combine.label(ranking)
         if self.spec.score != "agreement":
-            return p, label, self.verdicts.score_of_probabilities(p, label)
-        score = self.verdicts.agreement(label, z=everything.z, weights=everything.weights, asked=everything.asked)
+            return p, label, self.combine.score_of_probabilities(p, label)
+        score = self.combine.agreement(label, z=everything.z, weights=everything.weights, asked=everything.asked)
         return p, label, score
 
     @property
     def threshold(self) -> float:
-        """Of this stage, infinite for never."""
+        """The stage's threshold, infinite for none."""
         return math.inf if self.here.threshold is None else self.here.threshold
 
     def unsure(self, g: GraphBuilder, score: str) -> str:
@@ -160,7 +160,7 @@ class StageNodes(ABC):
 
 
 class WeightedMembers:
-    """Members that are combined, and how much each counts; nodes are made when they are first needed."""
+    """Members to combine, and their weights; nodes are added when they are first needed."""
 
     def __init__(self, g: GraphBuilder, members: Sequence[Member], z: str, good: str | None) -> None:
         self.g = g
@@ -170,13 +170,13 @@ class WeightedMembers:
 
     @cached_property
     def weights(self) -> str:
-        """(n, m, 1), or (1, m, 1) where everybody counts in every row."""
+        """(n, m, 1), or (1, m, 1) where every member counts in every row."""
         weights = self.g.constant([[[member.weight] for member in self.members]])
         return weights if self._good is None else self.g.op("Mul", self._good, weights)
 
     @cached_property
     def asked(self) -> str:
-        """Their sum, (n, 1) or (1, 1)."""
+        """Sum of the weights, (n, 1) or (1, 1)."""
         if self._good is not None:
             return self.g.over("ReduceSum", self.weights, 1)
         return self.g.constant([[np.sum([member.weight for member in self.members], dtype=np.float32)]])
@@ -195,7 +195,7 @@ def add_stage_decision(
         before: of the stages before it, for the same rows.
     """
     kind = _kind(spec, stage)
-    return kind(g, spec, stage, before).settled(logits)
+    return kind(g, spec, stage, before).decision(logits)
 
 
 def _kind(spec: CascadeSpec, stage: int) -> type[StageNodes]:
@@ -206,9 +206,9 @@ def _kind(spec: CascadeSpec, stage: int) -> type[StageNodes]:
 
 
 class _Alone(StageNodes):
-    """One member and nothing to combine it with: the way every sure row goes, in as few nodes as there can be."""
+    """One member and nothing to combine it with, in as few nodes as possible: most rows exit here."""
 
-    def settled(self, logits: Sequence[str]) -> GraphDecision | EarlyDecision:
+    def decision(self, logits: Sequence[str]) -> GraphDecision | EarlyDecision:
         g = self.g
         z = self.scaled(self.here.members[0], logits[0])
         p = g.op("Softmax", z, axis=1)
@@ -217,25 +217,25 @@ class _Alone(StageNodes):
         answer = {"probabilities": p, "label": at, "confidence": self._score(p, top, at)}
         carried = CarriedTensors() if self.spec.combine == "last" else CarriedTensors(z, flat=True)
 
-        def closer(inner: GraphBuilder) -> GraphDecision:
-            return self._closer(inner, top, answer, carried)
+        def rest(inner: GraphBuilder) -> GraphDecision:
+            return self._rest(inner, top, answer, carried)
 
         if self.last:
-            return closer(g)
+            return rest(g)
         sure = g.op("GreaterOrEqual", answer["confidence"], g.constant(self.threshold))
-        # Of bytes: no runtime reduces booleans in this opset. NaN is not sure, and no minimum can lose a 0.
+        # As bytes, since no runtime reduces booleans in this opset. A NaN score compares false, so it is not sure.
         least = g.op("ReduceMin", g.op("Cast", sure, to=TensorProto.UINT8), keepdims=0)
-        return EarlyDecision(g.op("Cast", least, to=TensorProto.BOOL), answer, closer)
+        return EarlyDecision(g.op("Cast", least, to=TensorProto.BOOL), answer, rest)
 
     def _score(self, p: str, top: str, at: str) -> str:
         if self.spec.score == "max_prob":
             return top
         g = self.g
-        return g.op("Where", g.op("IsNaN", top), g.constant(math.nan), self.verdicts.score_of_probabilities(p, at))
+        return g.op("Where", g.op("IsNaN", top), g.constant(math.nan), self.combine.score_of_probabilities(p, at))
 
-    def _closer(self, g: GraphBuilder, top: str, answer: dict[str, str], carried: CarriedTensors) -> GraphDecision:
-        """The part that matters only where some row is not sure, in whichever graph."""
-        # Softmax makes one NaN, +inf or nothing but -inf into a row of NaN, so the core's three tests are one.
+    def _rest(self, g: GraphBuilder, top: str, answer: dict[str, str], carried: CarriedTensors) -> GraphDecision:
+        """The part of the decision that is needed where some row is not sure."""
+        # Softmax turns a NaN, a +inf or a row of -inf into a row of NaN, so one test replaces the core's three.
         bad = g.op("IsNaN", top)
         score = answer["confidence"]
         label = g.op("Where", bad, g.constant(-1, np.int64), answer["label"])
@@ -244,15 +244,15 @@ class _Alone(StageNodes):
 
 
 class _Strict(StageNodes):
-    """Any members, each of which must answer."""
+    """Several members, all of which must answer (`on_failure: error`)."""
 
-    def settled(self, logits: Sequence[str]) -> GraphDecision:
+    def decision(self, logits: Sequence[str]) -> GraphDecision:
         g = self.g
         raw = self.stacked(logits)
         good = usable_rows(g, raw)
         new = cleaned(g, raw, good)
         z = self.joined(self.before.z, new)
-        p, label, score = self.verdict(z, new)
+        p, label, score = self.combined(z, new)
         usable = g.op("Cast", g.over("ReduceMin", good, 1), to=TensorProto.BOOL)
         nan = g.constant(math.nan)
         score = g.op("Where", usable, score, nan)
@@ -266,35 +266,35 @@ class _Strict(StageNodes):
 
 
 class _Lenient(StageNodes):
-    """Any members, of which those that answered count where the stage allows it (`on_failure: answer`).
+    """Several members; where a stage says `on_failure: answer`, those that answered decide.
 
     What one member says of one row can be no number while the rest of the batch is; that is the only way in which
     a member fails alone inside one graph.
     """
 
-    def settled(self, logits: Sequence[str]) -> GraphDecision:
+    def decision(self, logits: Sequence[str]) -> GraphDecision:
         g = self.g
         raw = self.stacked(logits)
         good = usable_rows(g, raw)
         new = cleaned(g, raw, good)
         z, all_good = self.joined(self.before.z, new), self.joined(self.before.good, good)
-        p, label, score = self.verdict(z, new, good=all_good, new_good=good)
-        hurt = g.op("Not", g.op("Cast", g.over("ReduceMin", good, 1), to=TensorProto.BOOL))
+        p, label, score = self.combined(z, new, good=all_good, new_good=good)
+        failed = g.op("Not", g.op("Cast", g.over("ReduceMin", good, 1), to=TensorProto.BOOL))
         if self.here.on_failure == "answer":
             usable = g.op("Cast", g.over("ReduceMax", good, 1), to=TensorProto.BOOL)
         else:
-            usable = g.op("Not", hurt)
+            usable = g.op("Not", failed)
         answer = self._answer(p, label, score, usable=usable)
-        degraded = hurt
+        degraded = failed
         if self.before.answer:
-            # Degraded is the only bit that a row which went on can have.
-            degraded = g.op("Or", hurt, g.op("Cast", self.before.answer["status"], to=TensorProto.BOOL))
+            # A deferred row can have no other bit than degraded.
+            degraded = g.op("Or", failed, g.op("Cast", self.before.answer["status"], to=TensorProto.BOOL))
         answer["status"] = self.status(g, degraded, score=score, usable=usable)
-        goes_on = None if self.last else self._goes_on(score, usable, all_good)
-        return GraphDecision(answer, goes_on, CarriedTensors(z, good=all_good, answer=answer))
+        deferred = None if self.last else self._deferred(score, usable, all_good)
+        return GraphDecision(answer, deferred, CarriedTensors(z, good=all_good, answer=answer))
 
     def _answer(self, p: str, label: str, score: str, *, usable: str) -> dict[str, str]:
-        """This stage's answer where it has one, else the one before, or none."""
+        """This stage's answer where it has one, else that of the stage before, or none."""
         g = self.g
         nan = g.constant(math.nan)
         none = {"probabilities": nan, "label": g.constant(-1, np.int64), "confidence": nan}
@@ -311,10 +311,10 @@ class _Lenient(StageNodes):
             answer["exit_stage"] = g.filled(g.op("Shape", label), np.int32(self.stage))
         return answer
 
-    def _goes_on(self, score: str, usable: str, all_good: str) -> str:
+    def _deferred(self, score: str, usable: str, all_good: str) -> str:
         g = self.g
         unsure = g.op("And", self.unsure(g, score), usable)
         if self.here.on_failure != "answer":
             return unsure
-        nobody = g.op("Not", g.op("Cast", g.over("ReduceMax", all_good, 1), to=TensorProto.BOOL))
-        return g.op("Or", unsure, nobody)
+        no_answer = g.op("Not", g.op("Cast", g.over("ReduceMax", all_good, 1), to=TensorProto.BOOL))
+        return g.op("Or", unsure, no_answer)

@@ -100,7 +100,7 @@ def write_onefile(
     config = onefile_config(onefile, called)
     if spec.labels is not None and stages is None:
         files[LABELS] = "".join(f"{label}\n" for label in spec.labels)
-    # Last, so that a folder whose writing was cut short is not served.
+    # The config comes last, so that a half-written folder is not served.
     done = write_all(folder, {**files, CONFIG: text_from_config(config)})
     members = tuple(member.name for stage in onefile.covered for member in stage.members)
     return WrittenOnefile(
@@ -116,12 +116,7 @@ def write_onefile(
 def onefile_model(
     spec: CascadeSpec, repository: Path, *, stages: int | None = None
 ) -> tuple[onnx.ModelProto, OneFile]:
-    """The model alone, and what it says of itself.
-
-    Args:
-        spec: the cascade.
-        repository: holds its members.
-        stages: None for the whole cascade, else how many leading stages.
+    """The model alone, and what it says of itself; without `stages` it holds the whole cascade.
 
     Raises:
         ExportError: the cascade cannot be one graph.
@@ -152,7 +147,7 @@ def onefile_config(onefile: OneFile, name: str) -> pb.ModelConfig:
     """The configuration that serves it: a plain ONNX model with the cascade's input and batch limit."""
     config = cascade_config(onefile.spec)
     config.name, config.backend = name, "onnxruntime"
-    # Beside a cascade it takes turns with other models; ONNX Runtime's own threads would fight over the cores.
+    # Other models run beside it; more threads of ONNX Runtime would compete for the cores.
     config.parameters["intra_op_thread_count"].string_value = "1"
     if onefile.stages is not None:
         del config.output[:]
@@ -177,11 +172,7 @@ def _require_possible(spec: CascadeSpec, stages: int | None) -> None:
 
 
 def require_fits(sizes: Mapping[str, int], spec: CascadeSpec) -> None:
-    """Refuses what one ONNX file cannot hold, before it is put together.
-
-    Args:
-        sizes: member name -> bytes of its weights.
-        spec: the cascade.
+    """Refuses weights that one ONNX file cannot hold; `sizes` are bytes by member.
 
     Raises:
         ExportError: they are too many.

@@ -90,9 +90,6 @@ def fp16_from(model: onnx.ModelProto) -> onnx.ModelProto:
     goes to half precision too: kept in fp32 it changed little (mean difference of a small transformer's logits
     0.0012, else 0.0013; digits_medium 0.0009, else 0.0010).
 
-    Args:
-        model: an fp32 model, weights loaded; left as it is.
-
     Raises:
         ExportError: it is not fp32, or has weights beyond half precision.
     """
@@ -139,7 +136,7 @@ def _require_fp32(model: onnx.ModelProto, target: str) -> None:
 
 LARGEST = 65504.0
 SMALLEST = 2.0**-24
-# Their squares and sums leave half precision in deep transformers; TensorRT asks for the same.
+# In deep transformers their squares and sums exceed half precision; TensorRT recommends fp32 for them too.
 _FP32_OPERATORS = ("LayerNormalization",)
 # Names of fp16 copies of tensors that stay fp32.
 _COPY = "fp16/"
@@ -161,7 +158,7 @@ def half_from(model: onnx.ModelProto) -> onnx.ModelProto:
     _each_node_once(half.graph)
     without_lossy_casts(half.graph)
     _give_back_names(half.graph)
-    # Casts are appended at the end, and shapes are noted with types of before.
+    # The converter appends casts at the end, and keeps shapes with their old types.
     sorted_nodes(half.graph)
     del half.graph.value_info[:]
     full_check(half, "fp16")
@@ -169,7 +166,7 @@ def half_from(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _each_node_once(graph: onnx.GraphProto) -> None:
-    """Drops the same cast made again: a weight that several fp32 nodes share is cast for each, under one name."""
+    """Drops repeated casts: the converter casts a weight once per fp32 node that reads it, under one name."""
     made: set[str] = set()
     nodes = []
     for node in graph.node:
@@ -180,12 +177,11 @@ def _each_node_once(graph: onnx.GraphProto) -> None:
 
 
 def rounding_from(half: onnx.ModelProto) -> onnx.ModelProto:
-    """A half-precision graph in fp32, each tensor rounded to half precision where the original's is of that type.
+    """A half-precision graph in fp32 that rounds each tensor which is half precision in the original.
 
     Sums inside an operator are fp32, as they are in tensor cores.
 
-    Args:
-        half: without graphs inside its nodes.
+    The graph must have no graphs inside its nodes.
     """
     copy = onnx.shape_inference.infer_shapes(half)
     graph = copy.graph
@@ -211,7 +207,7 @@ def rounding_from(half: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _in_fp32(node: onnx.NodeProto) -> None:
-    """Turns what a node's attributes say of half precision into fp32."""
+    """Turns half-precision types and constants in a node's attributes into fp32."""
     for attribute in node.attribute:
         if attribute.name in ("to", "dtype") and attribute.i == TensorProto.FLOAT16:
             attribute.i = TensorProto.FLOAT
@@ -260,7 +256,7 @@ def _require_range(graph: onnx.GraphProto, kept: set[str]) -> None:
 
 
 def _give_back_names(graph: onnx.GraphProto) -> None:
-    """Gives tensors that stay fp32 their own names back; the converter gives those to their fp16 copies."""
+    """Gives fp32 tensors their names back, which the converter gave to their fp16 copies."""
     table = {}
     for node in graph.node:
         if node.op_type == "Cast" and node.name.endswith("_cast_to_fp16_node"):

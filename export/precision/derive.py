@@ -37,10 +37,10 @@ from orchestrator.spec import Manifest
 COMMAND = "precision"
 PRECISIONS = ("fp16", "int8")
 FORMAT = 2
-# Rows made up to compare with where none are given, fewer where a pass takes long: 16 at 190 GMACs a row.
+# Fewest and most rows that are made up where none are given; large networks get few: 16 at 190 GMACs a row.
 MADE_UP_ROWS = (16, 256)
 _MADE_UP_MACS = 3e12
-# No more are compared: an interval hardly narrows beyond.
+# Most rows that are compared: more hardly narrow the interval.
 _COMPARED_ROWS = 2048
 # More rows hardly move the least and greatest value seen, and each costs a pass through the network.
 CALIBRATION_ROWS = 512
@@ -109,7 +109,7 @@ def export_precision(
     if least is None and not original.random_weights:
         least = MIN_AGREEMENT
     if not force and is_current(target / new, options):
-        # It may have been made with a lower limit.
+        # The member may have been made with a lower limit.
         _require_agreement(manifest_in(target, new), least)
         renamed = rename_classes(target, new, original.labels)
         versions = tuple(original.runtimes)
@@ -152,7 +152,7 @@ def export_precision(
 
 
 def _require_agreement(made: Manifest, least: float | None) -> None:
-    """Refuses a member that answers too many rows otherwise than its fp32 original.
+    """Refuses a member whose top-1 differs from its fp32 original's on too many rows.
 
     The share is compared as it was found: the lower end of its interval is below 0.9 on every comparison of less
     than 35 rows, where all agree, and the upper end spares members that changed every eighth.
@@ -223,7 +223,7 @@ def derived_manifest(
 
 
 def _comparable(model: onnx.ModelProto, stored: Path) -> tuple[bytes | Path, str]:
-    """What to compare in place of a stored model, and how that computes, in words."""
+    """The model to compare in place of a stored one, and how it computes, in words."""
     half = any(weight.data_type == onnx.TensorProto.FLOAT16 for weight in model.graph.initializer)
     inside = any(part.HasField("g") or part.graphs for node in model.graph.node for part in node.attribute)
     # In fp32 the weights take twice their room, and a graph in memory must stay below 2 GB.
@@ -275,12 +275,12 @@ def rows_for(original: Manifest, *, to: str, calibrate: Path | None) -> Comparis
 
 
 def _spread(rows: npt.NDArray[Any], limit: int) -> npt.NDArray[Any]:
-    """At most so many of the rows, from the first to the last."""
+    """At most `limit` of the rows, spread evenly from the first to the last."""
     return rows[np.linspace(0, len(rows) - 1, min(len(rows), limit)).astype(np.intp)]
 
 
 def require_sense(member: str, to: str, calibrate: Path | None) -> None:
-    """Raises ExportError for a precision there is none of, or int8 without rows."""
+    """Raises ExportError for an unknown precision, or int8 without rows."""
     if to not in PRECISIONS:
         raise ExportError("`to`", got=to, expected=" or ".join(PRECISIONS))
     if to == "int8" and calibrate is None:

@@ -48,15 +48,12 @@ _BYTES = (TensorProto.INT8, TensorProto.UINT8)
 
 
 def processor_flags_of(model: onnx.ModelProto) -> tuple[str, ...]:
-    """A manifest's `processor_flags`: of which a processor needs one to add up this graph's bytes exactly."""
+    """A manifest's `processor_flags`: a processor needs one of them to add up this graph's bytes exactly."""
     return DOT_PRODUCT_FLAGS if overflowing_parts(model) else ()
 
 
 def overflowing_parts(model: onnx.ModelProto) -> tuple[str, ...]:
-    """What two products of bytes may not fit 16 bits because of: layers and stored weights.
-
-    Args:
-        model: weights loaded; graphs inside nodes and functions are looked at too.
+    """Layers and stored weights for which a sum of two byte products may exceed 16 bits.
 
     Returns:
         names of layers, else their operators, and of the tensors that weights are dequantised from.
@@ -68,7 +65,7 @@ def overflowing_parts(model: onnx.ModelProto) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class _Tensor:
-    """What is known of a tensor's values; the defaults are those of an unknown maker.
+    """What is known of a tensor's values; the defaults stand for nothing known.
 
     Args:
         dtype: ONNX's number; 0 where it is not known.
@@ -86,7 +83,7 @@ class _Tensor:
 
 
 class _Walk:
-    """One pass through a graph in the order of its nodes, inner graphs where their node stands."""
+    """One pass through a graph's nodes in order, with inner graphs at their nodes."""
 
     def __init__(self) -> None:
         self.layers: list[str] = []
@@ -94,7 +91,7 @@ class _Walk:
         self.dequantises_computed = False
 
     def graph(self, graph: onnx.GraphProto, outer: Mapping[str, _Tensor]) -> list[_Tensor]:
-        """Walks through a graph that sees the tensors around it, and gives its outputs."""
+        """Walks through a graph, which sees the `outer` tensors; returns its outputs."""
         known = {**outer, **{weight.name: _constant(weight) for weight in graph.initializer}}
         known |= {value.name: _input(value) for value in graph.input if value.name not in known}
         for node in graph.node:
@@ -114,12 +111,12 @@ class _Walk:
             handed = dict(zip((value.name for value in graph.input), inputs, strict=False))
             yield from self.graph(graph, {**known, **handed})
             if handed:
-                # From the second round on, what began as a constant may be computed.
+                # From the second round on a constant may have been replaced by a computed value.
                 later = {name: replace(one, stored=False) for name, one in handed.items()}
                 yield from self.graph(graph, {**known, **later})
 
     def _look(self, node: onnx.NodeProto, inputs: list[_Tensor]) -> None:
-        """Notes a layer that overflows, and what is dequantised."""
+        """Records layers that overflow and tensors that are dequantised."""
         if node.op_type == "DequantizeLinear":
             data = inputs[0]
             if data.stored and data.wide and data.matrix:
@@ -137,13 +134,7 @@ class _Walk:
 
 
 def _made(node: onnx.NodeProto, given: list[_Tensor], by_place: list[_Tensor]) -> _Tensor:
-    """What a node without inner graphs gives.
-
-    Args:
-        node: of any operator.
-        given: its inputs without those left out.
-        by_place: its inputs, those left out being unknown.
-    """
+    """What a node without inner graphs gives; `given` are its inputs without those left out, which are unknown."""
     stored = all(one.stored for one in given)
     if node.op_type == "Constant":
         return next((_constant(part.t) for part in node.attribute if part.HasField("t")), _Tensor(stored=True))
@@ -165,7 +156,7 @@ def _made(node: onnx.NodeProto, given: list[_Tensor], by_place: list[_Tensor]) -
 
 
 def _united(parts: list[_Tensor]) -> _Tensor:
-    """What holds values of several tensors; the first gives the type, the others may be sizes and places."""
+    """A tensor with values of several others; the first gives the type, the others may be sizes or places."""
     return _Tensor(
         dtype=parts[0].dtype,
         stored=all(one.stored for one in parts),

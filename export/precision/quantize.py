@@ -120,13 +120,13 @@ def _layers(graph: onnx.GraphProto) -> tuple[list[str], list[str]]:
         raise ExportError(
             "int8", got="no convolution or dense layer with constant weights", expected="something to quantise"
         )
-    # A network of one layer would be left without any.
+    # A network with one layer quantises that one.
     chosen = layers[:-1] or layers
     return chosen, [node.name for node in candidates if node.name not in chosen]
 
 
 def _tidied(made: onnx.ModelProto, model: onnx.ModelProto) -> onnx.ModelProto:
-    """Without what the tools leave behind: imports of every operator set they know, notes, stale shapes."""
+    """The model without the tools' leftovers: unused operator sets, notes, old shapes."""
     used = {node.domain for node in made.graph.node}
     imports = [part for part in made.opset_import if (part.domain or "") in used or not part.domain]
     del made.opset_import[:]
@@ -152,7 +152,7 @@ class _Rows(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime ships n
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """The tools log advice to the root logger, all of which is followed here already."""
+    """Silences the tools, which log advice to the root logger that this module follows already."""
     before = logging.root.manager.disable
     logging.disable(logging.ERROR)
     try:

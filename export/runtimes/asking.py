@@ -18,7 +18,7 @@ from orchestrator.errors import ExportError
 
 Array = npt.NDArray[Any]
 WORKER = Path(__file__).with_name("worker.py")
-# Networks of tens of GMACs take minutes for some rows; a process that hangs must end all the same.
+# Networks of tens of GMACs take minutes; a process that hangs must end all the same.
 _TIMEOUT_S = 3600.0
 
 
@@ -46,7 +46,7 @@ def answers_in_own_process(
     wanted: str | None = None,
     prefix: Sequence[str] = (),
 ) -> list[dict[int, Array] | str]:
-    """What models say in a process of its own.
+    """The models' answers, computed in a process of its own.
 
     Args:
         questions: asked in this order.
@@ -71,11 +71,11 @@ def answers_in_own_process(
 
 
 def _run(command: Sequence[str], text: str) -> tuple[str, str]:
-    """What a process prints when it is given that text, and one line about how it ended."""
+    """Output of a process that gets `text` on stdin, and one line about how it ended."""
     try:
         done = subprocess.run(command, input=text, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False)
     except subprocess.TimeoutExpired as error:
-        # Bytes, whatever was asked for.
+        # subprocess gives bytes here, even with text=True.
         return (error.stdout or b"").decode(errors="replace"), f"its process did not end within {_TIMEOUT_S:g} s"
     except OSError as error:
         return "", f"its process failed: {error}"
@@ -83,7 +83,7 @@ def _run(command: Sequence[str], text: str) -> tuple[str, str]:
 
 
 def _require_version(found: str | None, wanted: str | None, folder: Path | None, why: str) -> None:
-    """Raises ExportError where another version answers than the one to be proven, or none does."""
+    """Raises ExportError where no version answers, or another than `wanted`."""
     if found is not None and wanted in (None, found):
         return
     raise ExportError(

@@ -31,7 +31,7 @@ _ROWS_IN_BATCH = {1: 7, 7: 14, 33: PROVEN_ROWS}
 
 @dataclass(frozen=True, kw_only=True)
 class Proof:
-    """What came of one version of ONNX Runtime.
+    """Result of asking one version of ONNX Runtime.
 
     Args:
         version: of ONNX Runtime.
@@ -47,7 +47,7 @@ class Proof:
 
     @property
     def holds(self) -> bool:
-        """Whether the graph was tried and says the same."""
+        """Whether the graph was tried and agrees."""
         return self.fault is None and self.not_proven is None
 
     def as_json(self) -> dict[str, Any]:
@@ -96,7 +96,7 @@ def proofs_of(
     mean_allowed: float = np.inf,
     progress: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Proof]:
-    """Asks a model about the same rows in each version; versions that cannot be had are said, not raised.
+    """Asks a model about the same rows in each version; a version that cannot be had gives a proof that says so.
 
     Args:
         model: path of the ONNX file.
@@ -139,7 +139,7 @@ def _compared(
             shapes = f"shape {list(output.shape)} for {list(expected[batch].shape)} in batches of {batch}"
             return Proof(version=version, fault=shapes)
     errors = [np.abs(np.asarray(output, np.float32) - expected[batch]) for batch, output in said.items()]
-    # numpy's max, since NaN gets lost in Python's unless it comes first; and NaN compares as too far.
+    # Python's max loses a NaN that does not come first. NaN fails the comparisons below.
     worst, mean = float(np.max([one.max() for one in errors])), float(np.max([one.mean() for one in errors]))
     fault: str | None = None
     if not worst <= allowed:
@@ -150,7 +150,7 @@ def _compared(
 
 
 def require_proven(subject: str, proofs: Mapping[str, Proof]) -> None:
-    """Refuses a graph that says something else in one of the runtimes; those that were not tried pass.
+    """Refuses a graph that differs in one of the runtimes; versions that were not tried pass.
 
     Raises:
         ExportError: naming each, and the Triton releases that carry it.
@@ -174,9 +174,9 @@ def _carried_by(version: str) -> str:
     return f" (in Triton {', '.join(names)})" if names else ""
 
 
-# Of the mean difference that a lower precision costs, so much may come from kernels that round another way.
-# Between 1.19.2 and 1.32 the int8 digits members, whose few scores average least, differ by 0.04 to 0.31 of it
-# over hundreds of rows, and by up to 0.5 over 7.
+# Kernels that round another way may cause this share of the mean difference that a lower precision costs.
+# Between 1.19.2 and 1.32 the int8 digits members, with only ten scores a row, differ by 0.04 to 0.31 of it over
+# hundreds of rows, and by up to 0.5 over 7.
 _ROUNDING_SHARE = 0.5
 
 
@@ -236,13 +236,7 @@ def _proofs_as_here(
 def prove_member(
     repository: Path, name: str, *, versions: Sequence[str], progress: Callable[[str], None] = lambda _: None
 ) -> Manifest:
-    """Proves a member on more versions and notes what came of them in its manifest, beside those of before.
-
-    Args:
-        repository: that holds it.
-        name: of an ONNX member.
-        versions: of ONNX Runtime.
-        progress: told what is being done.
+    """Proves a member on more versions and adds the results to its manifest.
 
     Raises:
         ExportError: there is no such member, or it says something else in one of them; its manifest says so then.
@@ -263,7 +257,7 @@ def prove_member(
     prove_model = dataclasses.replace(
         manifest, runtimes=runtimes, versions={**manifest.versions, "onnxruntime": installed_version()}
     )
-    # Written before it is refused: an earlier claim must not outlive a later fault.
+    # The manifest is written before a refusal: an earlier proof must not outlive a later fault.
     write_all(repository / name, {MANIFEST: json_from_manifest(prove_model)})
     require_proven(subject, proofs)
     return prove_model
@@ -278,13 +272,6 @@ def refresh_member(
     progress: Callable[[str], None] = lambda _: None,
 ) -> str:
     """Proves a member that is up to date on those versions on which it is not proven yet.
-
-    Args:
-        repository: that holds it.
-        name: of an ONNX member.
-        versions: of ONNX Runtime.
-        renamed: whether its classes were renamed just now.
-        progress: told what is being done.
 
     Returns:
         what was done to it: "proven" on one more version, else "named", else "up to date".

@@ -17,13 +17,13 @@ from orchestrator.spec.triton import RELEASES, image_runtimes
 
 CACHE_VARIABLE = "COMMITTEE_CACHE"
 PACKAGES = ("onnxruntime", "onnxruntime-gpu")
-# pip's own patience with an index that does not answer is minutes.
+# By default pip waits minutes for an index that does not answer.
 _PIP_OPTIONS = ("--no-deps", "--only-binary=:all:", "--retries", "1", "--timeout", "20", "--quiet")
 _FETCH_TIMEOUT_S = 600
 
 
 def installed_version() -> str:
-    """Of the ONNX Runtime this environment has; empty where it has none."""
+    """Version of the ONNX Runtime in this environment; empty where there is none."""
     for package in PACKAGES:
         try:
             return version(package)
@@ -41,10 +41,7 @@ def cache_folder() -> Path:
 
 
 def runtime_folder(wanted: str) -> Path | None:
-    """The folder to put first on a process's path for that version; None for the installed one.
-
-    Args:
-        wanted: version of ONNX Runtime.
+    """The folder to put first on a process's path for a version of ONNX Runtime; None for the installed one.
 
     Raises:
         ExportError: there is no wheel of it for this Python, or it cannot be fetched or kept.
@@ -115,10 +112,9 @@ def _unpack(wheel: Path, folder: Path, what: str) -> None:
 
 
 def _move(made: Path, folder: Path) -> None:
-    """Puts the unpacked wheel in place of what is no whole one.
+    """Puts the unpacked wheel in place, over a folder that is not whole.
 
-    Another process may have done so meanwhile, with the same content. What lay there leaves with the temporary
-    folder.
+    Another process may have done so meanwhile, with the same content. The old folder goes with the temporary one.
     """
     if not _is_whole(folder) and (folder.exists() or folder.is_symlink()):
         folder.rename(made.with_name("replaced"))
@@ -148,7 +144,7 @@ def runtimes_from_text(text: str) -> tuple[str, ...]:
             "all" (every one in an image), versions of ONNX Runtime (1.19.2) and Triton releases (26.07).
 
     Raises:
-        ExportError: a word is none of these, or a release of which nobody says what it carries.
+        ExportError: a word is none of these, or a release whose ONNX Runtime is not known.
     """
     if text.strip() == NONE:
         return ()

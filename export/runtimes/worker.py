@@ -2,7 +2,7 @@
 
 Started by file name, so it may import numpy and that ONNX Runtime only; without a folder it takes the installed
 one. Its first line of JSON is {"version": ...}, once ONNX Runtime is imported: where a folder lacks the package,
-Python takes the installed one, so whoever asks must compare. Reads JSON from stdin, a list of {"model": path,
+Python takes the installed one, so the caller must compare. Reads JSON from stdin, a list of {"model": path,
 "rows": path of .npy, "batches": [[size, rows]], "into": folder}; writes <folder>/<size>.npy, and one line of JSON
 for each: {"fault": null or one line}. A model that crashes it leaves no line.
 """
@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-# As an argument and not in PYTHONPATH, which a colon in the folder's name would split.
+# The folder is an argument, since a colon in its name would split PYTHONPATH.
 if len(sys.argv) > 1:
     sys.path.insert(0, sys.argv[1])
 

@@ -23,11 +23,7 @@ KINDS: dict[str, tuple[str, str, str]] = {
 
 
 def identify(text: str, options: ExportOptions) -> SourceRef:
-    """Which weights a source means.
-
-    Args:
-        text: `kind:what`, or a name of the zoo.
-        options: of the export.
+    """Which weights a source means: `kind:what`, or a name of the zoo.
 
     Raises:
         ExportError: the kind, the model or its files are not there; the message says what to do.

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from export.images.processing import Processing
 from orchestrator.errors import ExportError
 
+# For types alone: both take time to import, and PyTorch is optional.
 if TYPE_CHECKING:
     import onnx
     from torch import nn
@@ -24,7 +25,7 @@ Rows = npt.NDArray[Any]
 
 @dataclass(frozen=True, kw_only=True)
 class ExportOptions:
-    """What the user asked of a source.
+    """The user's options for a source.
 
     Args:
         resolution_px: side of the square the network shall see; None for the model's own.

@@ -17,10 +17,11 @@ from transformers.models.auto import image_processing_auto
 from export.images.processing import Processing, processing_from_config
 from export.sources.base import ExportOptions, LoadedModel, Rows, SourceRef, member_name
 from export.sources.hub import CONFIG, PROCESSOR, folder_of, hashes, weight_files
+from export.zoo import REPEATS, STRIDES, same_padding_blocks
 from orchestrator.errors import ExportError, first_line
 from orchestrator.spec.output_kind import EXCLUSIVE
 
-# Its notes are about what it does instead of what is not installed, which is what is wanted here.
+# It logs how it replaces packages that are not installed, which is fine here.
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
 
@@ -110,11 +111,7 @@ def loaded_from(
 ) -> LoadedModel:
     """A transformers classifier and its processor settings as something to export.
 
-    Args:
-        model: the classifier.
-        processor: the content of its preprocessor_config.json, None where there is none.
-        options: the options.
-        subject: the source, for messages.
+    `processor` is the content of its preprocessor_config.json, None where there is none.
 
     Raises:
         ExportError: the image processing is unknown or cannot be put into a graph.
@@ -160,7 +157,7 @@ def _load(folder: Path, subject: str, options: ExportOptions) -> LoadedModel:
 
 
 def _require_exclusive_classes(config: Any, subject: str) -> None:
-    """Refuses heads whose scores no softmax may be taken of, which the checkpoint alone knows."""
+    """Refuses classes that do not exclude each other; only the checkpoint's config says so."""
     task = getattr(config, "problem_type", None)
     if task not in (None, "single_label_classification"):
         raise ExportError(
@@ -179,9 +176,7 @@ def _require_exclusive_classes(config: Any, subject: str) -> None:
 
 
 def _pad_for(config: Any, resolution_px: int) -> None:
-    """EfficientNet pads so that sizes halve, rounded up; which blocks need what depends on the resolution."""
-    from export.zoo import REPEATS, STRIDES, same_padding_blocks
-
+    """Sets which of EfficientNet's blocks pad so that sizes halve, rounded up; that depends on the resolution."""
     usual = (tuple(getattr(config, "num_block_repeats", ())), tuple(getattr(config, "strides", ())))
     if config.model_type == "efficientnet" and usual == (REPEATS, STRIDES):
         config.depthwise_padding = list(same_padding_blocks(config.depth_coefficient, resolution_px))
@@ -198,7 +193,7 @@ def _processor(folder: Path, subject: str) -> dict[str, Any] | None:
 
 
 def _kind_of(settings: Mapping[str, Any], folder: Path, subject: str) -> str:
-    """The class of an image processor: as its file says, by its old name, or as usual for the model."""
+    """The class of an image processor: from its file, also under its old name, else the usual one of the model."""
     word = str(settings.get("image_processor_type") or settings.get("feature_extractor_type") or "")
     word = word.removesuffix("Fast").removesuffix("Pil").replace("FeatureExtractor", "ImageProcessor")
     if word:
@@ -276,7 +271,7 @@ def _native_px(config: Any) -> tuple[int, int] | None:
 
 
 def _labels(id2label: Mapping[int, str] | None, classes: int) -> tuple[str, ...] | None:
-    """Class names, None where one is missing or they are only the numbers that transformers makes up.
+    """Class names; None where one is missing, or where transformers made them up from numbers.
 
     Two classes may share a name, as the two cranes of ImageNet do: without the names, a folder of classes in any
     other order would be taken for the model's.

@@ -10,7 +10,7 @@ from orchestrator.repository.files import sha256_of_path
 
 CONFIG = "config.json"
 PROCESSOR = "preprocessor_config.json"
-# The safe form first. A .bin is a pickle: transformers reads it with weights_only, which refuses code.
+# Safetensors come first. A .bin is a pickle, which transformers reads with weights_only, refusing code.
 WEIGHTS = (
     "model.safetensors",
     "model.safetensors.index.json",
@@ -40,6 +40,7 @@ def folder_of(what: str, *, progress: Callable[[str], None], with_weights: bool)
 
 
 def _fetched(hub_id: str, progress: Callable[[str], None], with_weights: bool) -> Path:
+    # Optional: a local folder needs none.
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 

@@ -1,4 +1,4 @@
-"""An ONNX file that somebody already has: brought to the form of a member, the original kept to compare with."""
+"""An existing ONNX file, brought to the form of a member; the original is kept to compare with."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def _read(path: Path, subject: str) -> onnx.ModelProto:
 
 
 def _external(model: onnx.ModelProto, path: Path, subject: str) -> list[Path]:
-    """Files beside the model that hold its weights; none may lie elsewhere, whoever wrote the model."""
+    """Files that hold a model's weights; a file outside the model's folder is refused."""
     folder = path.parent.resolve()
     files = []
     for location in sorted(
@@ -245,7 +245,7 @@ def _answer(ask: Callable[[Rows], Rows], rows: Rows, *, subject: str, name: str,
 
 
 def _facts(model: onnx.ModelProto, source: FileInput, output: FileOutput) -> dict[str, Any]:
-    """What a file was before anything was done to it."""
+    """Facts about the file as it came."""
     used = {node.domain for node in all_nodes(model)}
     return {
         "ir_version": model.ir_version,
@@ -279,7 +279,7 @@ def _as_member(
     with_one_import(model)
     brought = at_common_opset(model, source.file_rows(rows), subject=subject, keep_opset=options.keep_opset)
     graph = brought.model.graph
-    # A member that comes back as a file has our image processing already; anybody else's names only look so.
+    # An exported member has the exporter's image processing already; other files only use its names by chance.
     ours = source.dtype == "UINT8" and any(IMAGE in node.output for node in graph.node)
     inside = {source.name: f"{ADDED}file_input", output.name: f"{ADDED}file_output"}
     rename_tensors(

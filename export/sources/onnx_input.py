@@ -27,7 +27,7 @@ TYPES: dict[int, str] = {
 ADDED = "adapted/"
 BATCH = "batch"
 _FLOATS = {"FP32": np.float32, "FP16": np.float16, "FP64": np.float64}
-# Numbers of channels that pictures have; what tells where they are when nobody says it.
+# Numbers of channels that pictures have; they tell the layout where no option does.
 _CHANNELS = (1, 3, 4)
 _TO_LAST = (0, 2, 3, 1)
 

@@ -19,7 +19,7 @@ _FLOATS = {"tensor(float16)": "FP16", "tensor(float)": "FP32", "tensor(double)":
 _WORDS = {**_FLOATS, "tensor(bfloat16)": "BF16", "tensor(bool)": "BOOL", "tensor(string)": "STRING"}
 _ANOTHER = "name another output, or a tensor inside the graph, with `output_name`"
 _ML = "ai.onnx.ml"
-# Words in the names of outputs that hold scores.
+# Words that the names of score outputs tend to have.
 _LIKELY = ("logit", "prob", "score", "class", "output")
 
 
@@ -38,11 +38,7 @@ class FileOutput:
     labels: tuple[str, ...] | None = None
 
     def changes(self, answer: Rows) -> list[str]:
-        """What was and will be done to it, in words.
-
-        Args:
-            answer: of some rows, as the file gives it.
-        """
+        """Changes to the output, in words; `answer` is what the file gives for some rows."""
         words = (
             []
             if self.name == self.asked
@@ -88,14 +84,7 @@ def output_of(model: onnx.ModelProto, outputs: Sequence[Any], wanted: str | None
 
 
 def require_scores(answer: Any, *, rows: int, subject: str, name: str) -> None:
-    """Raises ExportError where what a file gives for some rows is not (rows, classes), axes of one left aside.
-
-    Args:
-        answer: to the rows.
-        rows: how many.
-        subject: the source, for messages.
-        name: of the output.
-    """
+    """Raises ExportError where a file's answer is not (rows, classes), ignoring axes of size 1."""
     what = f"{subject} output {name}"
     expected = "2 axes, rows and classes"
     if not isinstance(answer, np.ndarray) or answer.dtype.kind != "f":
@@ -119,7 +108,7 @@ def _behind_identities(name: str, made: dict[str, onnx.NodeProto]) -> onnx.NodeP
 
 
 def _labels(zip_map: onnx.NodeProto) -> tuple[str, ...] | None:
-    """Names of the classes in order; numbers from 0 on are none."""
+    """Class names of a ZipMap in order; None where they are the numbers from 0 on."""
     for part in zip_map.attribute:
         if part.name == "classlabels_strings" and part.strings:
             return tuple(text.decode("utf-8", "replace") for text in part.strings)
@@ -195,7 +184,7 @@ def adapt_output(graph: onnx.GraphProto, name: str, answer: Rows) -> None:
     """
     made = {output for node in graph.node for output in node.output}
     if answer.ndim > 2 or name not in made:
-        # What is an input too cannot get another name.
+        # An output that is an input too cannot be renamed.
         kind, source, name = "Flatten" if answer.ndim > 2 else "Identity", name, f"{ADDED}output"
         graph.node.append(helper.make_node(kind, [source], [name], name=name))
     declare_output(graph, name, answer.reshape(len(answer), -1))

@@ -93,6 +93,7 @@ def _fill(network: nn.Module, path: Path, subject: str) -> None:
     """Loads a state dict without running code that the file may carry."""
     try:
         if path.suffix == ".safetensors":
+            # Optional: other files need none.
             from safetensors.torch import load_file
 
             state = load_file(path)

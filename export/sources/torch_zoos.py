@@ -16,10 +16,7 @@ from orchestrator.errors import ExportError
 def identify_timm(what: str, options: ExportOptions, *, timm: Any = None) -> SourceRef:
     """Which weights `timm:<name>` means: the pretrained ones of that tag.
 
-    Args:
-        what: a timm model name, with or without its tag.
-        options: the options.
-        timm: the package; None imports it.
+    The name may have a tag. A test hands over a package of its own; None imports timm.
 
     Raises:
         ExportError: timm is not installed or knows no such model, or its weights cannot be had.
@@ -38,6 +35,7 @@ def identify_timm(what: str, options: ExportOptions, *, timm: Any = None) -> Sou
 
 def _timm_package(what: str) -> Any:
     try:
+        # Optional.
         import timm
     # A torchvision that does not fit torch fails with a RuntimeError while timm imports it.
     except (ImportError, RuntimeError) as error:
@@ -111,10 +109,7 @@ def transformed(transform: Any, rows: Rows) -> Rows:
 def identify_torchvision(what: str, options: ExportOptions, *, models: Any = None) -> SourceRef:
     """Which weights `torchvision:<name>` means: the default ones.
 
-    Args:
-        what: a name of torchvision.models.list_models().
-        options: the options.
-        models: the `torchvision.models` package; None imports it.
+    Names are those of `list_models`. A test hands over `models`; None imports torchvision's.
 
     Raises:
         ExportError: torchvision is not usable or knows no such model, or its weights cannot be had.
@@ -134,6 +129,7 @@ def identify_torchvision(what: str, options: ExportOptions, *, models: Any = Non
 
 def _torchvision_package(what: str) -> Any:
     try:
+        # Optional.
         from torchvision import models
     # Beside a torch it was not built for it fails with a RuntimeError about a missing operator.
     except (ImportError, RuntimeError) as error:

@@ -57,7 +57,7 @@ def logger_of(trt: Any) -> Any:
 
 
 def made(what: str, log: Any, make: Callable[[], Any]) -> Any:
-    """What `make` gives, unless that is nothing; then TensorRT's own words as an error.
+    """What `make` returns; an error with TensorRT's own words where that is nothing.
 
     Raises:
         ExportError: TensorRT returned nothing, or its bindings refused.
@@ -100,7 +100,7 @@ def build_engine(
     builder = made(f"TensorRT's builder for {subject}", log, lambda: trt.Builder(log))
     flags = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED) if route.strongly_typed else 0
     network = made(f"network of {subject}", log, lambda: builder.create_network(flags))
-    # Held until the engine is built: the network's weights are the parser's.
+    # Kept until the engine is built, since the parser owns the network's weights.
     parser = made(f"parser of {subject}", log, lambda: trt.OnnxParser(network, log))
     if not parser.parse_from_file(str(path)):
         raise _parse_error(parser, log, subject)
@@ -168,7 +168,7 @@ def _add_profile(
 
 
 def _cache(config: Any, stored: bytes) -> tuple[Any, bool]:
-    """The timing cache of a build: the stored one, or an empty one where that is of another GPU or damaged."""
+    """The timing cache of a build: the stored one, or an empty one where that is damaged or of another GPU."""
     cache = None
     try:
         cache = config.create_timing_cache(stored)
@@ -236,12 +236,7 @@ class Engine:
         self._memory.clear()
 
     def ask(self, rows: npt.NDArray[Any], *, input_name: str, output_name: str) -> npt.NDArray[Any]:
-        """An output of one batch.
-
-        Args:
-            rows: (n, *dims) in the input's dtype, n within the profile.
-            input_name: of this engine.
-            output_name: of this engine.
+        """An output of one batch of rows (n, *dims) in the input's dtype, n within the profile.
 
         Raises:
             ExportError: TensorRT refuses the batch or fails.

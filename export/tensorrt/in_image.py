@@ -34,11 +34,7 @@ _MAJORS = (12, 11, 10)
 
 
 def library_version(load: Callable[[str], Any] = ctypes.CDLL) -> tuple[int, int, int] | None:
-    """Release of the TensorRT library that the loader finds, None where there is none from 10 on.
-
-    Args:
-        load: opens a shared library.
-    """
+    """Release of the TensorRT library that the loader finds, None where there is none from 10 on."""
     for major in _MAJORS:
         try:
             number = int(load(f"libnvinfer.so.{major}").getInferLibVersion())
@@ -49,12 +45,7 @@ def library_version(load: Callable[[str], Any] = ctypes.CDLL) -> tuple[int, int,
 
 
 def bindings_for(version: tuple[int, int, int], load: Callable[[str], Any] = ctypes.CDLL) -> list[str]:
-    """What to ask pip for, best first: bindings of this very release, or of its minor version.
-
-    Args:
-        version: of the library.
-        load: opens a shared library.
-    """
+    """What to ask pip for, best first: bindings of this very release, or of its minor version."""
     cuda = 13
     try:
         load("libcudart.so.13")
@@ -68,7 +59,7 @@ def bindings_for(version: tuple[int, int, int], load: Callable[[str], Any] = cty
 
 
 def install(requirements: Sequence[str], *, lock: Path | None = None) -> bool:
-    """Installs into the folder, whether or not the image's Python is marked as managed by others."""
+    """Installs into the folder, even where the image's Python is marked as externally managed."""
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-cache-dir"]
     command += ["--target", str(TARGET), "--upgrade", "--root-user-action=ignore"]
     command += ["--constraint", str(lock)] if lock is not None and lock.is_file() else []

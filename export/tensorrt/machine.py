@@ -97,9 +97,9 @@ class Gpu:
         raise ExportError("GPU", got=f"{reason} from {function}")
 
 
-# The second is what NVIDIA's bindings alone are called: they load the TensorRT that is installed already.
+# The second name is that of NVIDIA's bindings alone, which load the installed TensorRT libraries.
 PACKAGES = ("tensorrt", "tensorrt_bindings")
-# What docker-compose.yml mounts, and runs as, where nothing else is said.
+# Defaults of docker-compose.yml: the folder it mounts and the user it runs as.
 MOUNTED = Path("model_repository")
 USER = ("1000", "1000")
 _OUTPUT = "/output"
@@ -133,7 +133,7 @@ def tensorrt_host(
         try:
             trt = load(name)
             break
-        # A package whose libraries are missing or of another version is as good as none.
+        # A package whose libraries are missing or of another version counts as missing.
         except (ImportError, OSError) as error:
             faults.append(_reason(name, error))
     if trt is None:

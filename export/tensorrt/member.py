@@ -108,7 +108,7 @@ def export_engine(
 def _deciding(
     source: Manifest, options: EngineOptions, route: EnginePrecision, machine: TensorrtHost
 ) -> dict[str, Any]:
-    """Everything that another run would have to share to give the same engine."""
+    """Everything that decides the engine."""
     return {
         "command": COMMAND,
         "member": source.name,
@@ -124,7 +124,7 @@ def _deciding(
 
 
 def _cache_name(machine: TensorrtHost) -> str:
-    """A hidden file at the top of the repository, where Triton looks at folders only; all engines share it."""
+    """Name of the timing cache of all engines: a hidden file, since Triton looks at folders only."""
     capability = machine.gpu.compute_capability.replace(".", "")
     return f".tensorrt-timing-{machine.trt.__version__}-sm{capability}.cache"
 
@@ -291,7 +291,7 @@ def _faults_of_ports(side: str, ports: dict[str, Any], spec: TensorSpec) -> list
 
 
 def _asked(engine: Engine, manifest: Manifest, rows: npt.NDArray[Any], batch: int) -> npt.NDArray[np.float32]:
-    """All rows, in batches of exactly this size; a batch larger than all of them repeats them."""
+    """The engine's scores of all rows, in batches of exactly this size; rows are repeated to fill the last one."""
     count = -(-len(rows) // batch) * batch
     filled = rows[np.arange(count) % len(rows)]
     parts = [

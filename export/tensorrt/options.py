@@ -53,7 +53,7 @@ class EngineOptions:
 
     @property
     def batches(self) -> tuple[int, ...]:
-        """Batch sizes worth comparing: the profile's own, and sizes between that nothing was tuned for."""
+        """Batch sizes to compare: the profile's own, and sizes between them that no kernel was tuned for."""
         sizes = {self.min_rows, 2, 7, self.opt_rows, 33, self.max_rows}
         return tuple(size for size in sorted(sizes) if self.min_rows <= size <= self.max_rows)
 
@@ -75,11 +75,6 @@ class EnginePrecision:
 
 def precision_of(member: str, own: str, asked: str | None) -> str:
     """The precision an engine will have, or why it cannot; needs neither TensorRT nor a GPU.
-
-    Args:
-        member: its name, for the error.
-        own: precision of the ONNX member.
-        asked: what was asked for, if anything.
 
     Raises:
         ExportError: the member's file cannot give that precision.

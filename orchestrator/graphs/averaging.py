@@ -111,13 +111,13 @@ class _Averaging:
         z = cleaned(g, z, good)
         weights = g.op("Mul", good, g.constant([[[m.weight] for m in spec.members]]))
         asked = g.over("ReduceSum", weights, 1)
-        verdicts = CombineNodes(g, combine=spec.combine, score=spec.score, classes=spec.classes)
-        p, ranking = verdicts.combined(z, members=len(spec.members), weights=weights, asked=asked)
-        label = verdicts.label(ranking)
+        combine = CombineNodes(g, combine=spec.combine, score=spec.score, classes=spec.classes)
+        p, ranking = combine.combined(z, members=len(spec.members), weights=weights, asked=asked)
+        label = combine.label(ranking)
         if spec.score == "agreement":
-            score = verdicts.agreement(label, z=z, weights=weights, asked=asked)
+            score = combine.agreement(label, z=z, weights=weights, asked=asked)
         else:
-            score = verdicts.score_of_probabilities(p, label)
+            score = combine.score_of_probabilities(p, label)
         self._outputs(p, label, score, good)
 
     def _stacked(self) -> str:

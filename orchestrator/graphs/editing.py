@@ -335,7 +335,7 @@ def _to(cast: onnx.NodeProto) -> int:
 def _drop_unread(graph: onnx.GraphProto) -> None:
     read = {value.name for value in graph.output}
     kept = []
-    # The nodes are in no order here, so what nobody reads is found round by round.
+    # The nodes are in no order here, so casts that no node reads are found round by round.
     everything = list(graph.node)
     while True:
         read_now = read | {name for node in everything for name in names_read(node)}

@@ -1,7 +1,7 @@
 """What the last operators of an ONNX graph say of its scores: a softmax, sigmoids, or a layer without bounds.
 
-Only what is certain is said. A graph that ends in any other way (a branch, a function of somebody's, a sum of two
-softmaxes) says nothing, and the values of its scores have to.
+Only certain endings are named. For any other (a branch, a function of the model's own, a sum of two softmaxes) the
+values of the scores have to tell.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from functools import cached_property
 import onnx
 
 PROBABILITIES, SIGMOID, LOGITS = "probabilities", "sigmoid", "logits"
-# Operators that hand on the values they get, in another shape or type.
+# Operators that keep their values, in another shape or type.
 _SAME = {
     "Cast", "CastLike", "DequantizeLinear", "Dropout", "Flatten", "Identity", "QuantizeLinear", "Reshape",
     "Squeeze", "Transpose", "Unsqueeze",

@@ -41,7 +41,7 @@ class OneFile:
         return self.spec.stages[: self.stages]
 
     def outdated(self, plan: CascadeSpec | None, hashes: Mapping[str, str | None]) -> dict[str, str]:
-        """What has changed since it was written, keyed by field; empty where nothing has.
+        """Changes since the model was written, by field.
 
         Args:
             plan: the cascade as it lies in the repository now; None where it is not there, which is no fault.
@@ -66,7 +66,7 @@ def onefile_name(spec: CascadeSpec, stages: int | None = None) -> str:
 
 
 def answering(spec: CascadeSpec) -> CascadeSpec:
-    """A plan without what changes no answer: where thresholds came from and members lie, the runtime's limits."""
+    """A plan without the parts that change no answer: its fit, the members' places, and limits of the runtime."""
     stages = tuple(
         dataclasses.replace(
             stage,
@@ -101,7 +101,7 @@ def onefile_from_model(model: onnx.ModelProto, *, subject: str) -> OneFile | Non
 
 
 def onefile_from_metadata(metadata: Mapping[str, Any], *, subject: str) -> OneFile | None:
-    """The same from the metadata alone."""
+    """What a model's metadata says, or None where it is no one-file cascade of ours."""
     if ONEFILE_KEY not in metadata:
         return None
     fix = "write it again with `python -m export onefile`"

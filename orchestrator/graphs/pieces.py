@@ -37,7 +37,7 @@ ONNX_TYPES = {
     "FP32": TensorProto.FLOAT,
     "FP64": TensorProto.DOUBLE,
 }
-# The same constants as the decision core's: its header says why.
+# Equal to the decision core's constants, whose module explains them.
 PROBABILITY_FLOOR = 1e-30
 LOGIT_BOUND = 1e30
 LARGEST = float(np.finfo(np.float32).max)
@@ -106,7 +106,7 @@ def raw_logits(g: GraphBuilder, member: Member, scores: str, *, dtype: str) -> s
 
 
 def usable_rows(g: GraphBuilder, z: str) -> str:
-    """1 where the member's row is usable, else 0; float32 (n, m, 1). Comparisons with NaN are false."""
+    """1 where a member's row is usable, else 0; float32 (n, m, 1). Comparisons with NaN are false."""
     below = g.op("Cast", g.op("LessOrEqual", z, g.constant(LARGEST)), to=TensorProto.FLOAT)
     above = g.op("Cast", g.op("GreaterOrEqual", z, g.constant(-LARGEST)), to=TensorProto.FLOAT)
     none_too_high = g.over("ReduceMin", below, 2, keep=True)
@@ -136,7 +136,7 @@ class CombineNodes:
         classes: k.
 
     In its methods z is float32 (n, m, k) of m `members`, cleaned logits over their temperatures; weights is
-    (n, m, 1) or (1, m, 1), 0 for who is not counted; asked, their sum, is (n, 1) or (1, 1).
+    (n, m, 1) or (1, m, 1), 0 for members that do not count; asked, their sum, is (n, 1) or (1, 1).
     """
 
     def __init__(self, g: GraphBuilder, *, combine: str, score: str, classes: int) -> None:
@@ -155,7 +155,7 @@ class CombineNodes:
         each = g.op("Mul", g.op("Softmax", z, axis=2), weights)
         mean = g.op("Div", g.over("ReduceSum", each, 1), asked)
         if self._combine != "vote":
-            # "last" is the mean of the newest stage, whose members are all that is given then.
+            # For "last" the caller gives the members of the newest stage alone.
             return mean, mean
         votes = self._votes(z, weights, members)
         most = g.over("ReduceMax", votes, 1, keep=True)

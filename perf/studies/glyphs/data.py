@@ -157,13 +157,7 @@ def master(character: str, font: str) -> Image.Image:
 
 
 def draw(character: str, font: str, *, rng: np.random.Generator) -> npt.NDArray[np.uint8]:
-    """One picture, uint8 (32, 32).
-
-    Args:
-        character: what it shows.
-        font: one of FONTS.
-        rng: of every distortion.
-    """
+    """One picture, uint8 (32, 32)."""
     hard = float(rng.beta(*_DIFFICULTY))
     shape = _distorted(master(character, font), hard, rng)
     ink, paper = _light(hard, rng)
