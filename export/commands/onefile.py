@@ -34,7 +34,7 @@ def onefile(
         Path | None,
         typer.Option(
             "--plan-output",
-            help="With --stages: write the plan that uses them as its lead, for `committee render`.",
+            help="With --stages: write the plan that uses them as its fused prefix, for `committee render`.",
         ),
     ] = None,
     force: Annotated[bool, typer.Option(help="Write over a model that this command did not make.")] = False,
@@ -46,7 +46,7 @@ def onefile(
     answers are the cascade's own. It takes no request parameters (min_stage, max_stage, threshold_shift,
     deadline_us), and a row for which a member's output is no number gets label -1, NaN and status bit 1.
 
-    With --stages the graph covers the leading stages only. As the lead of a cascade it answers their rows in one
+    With --stages the graph covers the leading stages only. As the fused prefix of a cascade it answers their rows in one
     call, and the cascade decides as ever.
 
     Examples:
@@ -66,8 +66,8 @@ def onefile(
     with progress_on(f"putting {path} into one graph"):
         done = write_onefile(spec, repository, output=output, name=name, stages=stages, force=force)
     if plan_output is not None and stages is not None:
-        lead = FusedPrefix(name=done.name, stages=stages, max_batch_size=spec.limits.max_batch_size)
-        text = json_from_cascade(dataclasses.replace(spec, fused_prefix=lead))
+        prefix = FusedPrefix(name=done.name, stages=stages, max_batch_size=spec.limits.max_batch_size)
+        text = json_from_cascade(dataclasses.replace(spec, fused_prefix=prefix))
         write_all(plan_output.parent, {plan_output.name: text})
     if as_json:
         typer.echo(json.dumps({**dataclasses.asdict(done), "folder": str(done.folder)}))

@@ -253,8 +253,8 @@ def test_the_command_writes_says_so_and_says_when_there_was_nothing_to_do(tmp_pa
     second = CliRunner().invoke(app, [*arguments, "--json"])
     value = json.loads(second.stdout)
     assert (value["name"], value["changed"], value["stages"]) == ("digits_cascade_onefile", False, 3)
-    lead = CliRunner().invoke(app, [*arguments, "--stages", "1"])
-    assert (tmp_path / "digits_cascade_lead" / "1" / "model.onnx").is_file(), lead.output
+    prefix = CliRunner().invoke(app, [*arguments, "--stages", "1"])
+    assert (tmp_path / "digits_cascade_lead" / "1" / "model.onnx").is_file(), prefix.output
 
 
 def test_the_command_takes_the_folder_of_a_rendered_cascade(tmp_path: Path) -> None:
@@ -268,8 +268,8 @@ def test_the_command_takes_the_folder_of_a_rendered_cascade(tmp_path: Path) -> N
 
 
 def test_the_config_of_a_lead_names_its_members_and_that_of_a_whole_the_served_outputs() -> None:
-    assert [one.name for one in onefile_config(made(1), "lead").output] == ["small"]
-    assert [one.name for one in onefile_config(made(2), "lead").output] == ["small", "large"]
+    assert [one.name for one in onefile_config(made(1), "prefix").output] == ["small"]
+    assert [one.name for one in onefile_config(made(2), "prefix").output] == ["small", "large"]
     whole = onefile_config(made(), "whole")
     assert [one.name for one in whole.output][:2] == ["probabilities", "label"]
     assert (whole.name, whole.backend, whole.max_batch_size) == ("whole", "onnxruntime", 32)
