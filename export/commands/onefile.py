@@ -46,8 +46,8 @@ def onefile(
     answers are the cascade's own. It takes no request parameters (min_stage, max_stage, threshold_shift,
     deadline_us), and a row for which a member's output is no number gets label -1, NaN and status bit 1.
 
-    With --stages the graph covers the leading stages only. As the fused prefix of a cascade it answers their rows in one
-    call, and the cascade decides as ever.
+    With --stages the graph covers the leading stages only. As the fused prefix of a cascade it answers their rows
+    in one call, and the cascade decides as ever.
 
     Examples:
         python -m export onefile model_repository/digits_cascade/1/cascade.json --output build/onefile
