@@ -15,9 +15,9 @@ from rich.console import Console
 from export.commands.console import END, text_with_block
 from orchestrator.cli.demo import sentences_from_report, table_from_report
 from orchestrator.errors import DataError
-from orchestrator.report.words import times_between, times_words
 from perf.studies.reproduce.choices import HEADLINE
 from perf.studies.reproduce.results import WRITTEN_BY, results_from_path
+from perf.studies.reproduce.tables import fewer_macs, fewer_macs_between, points
 
 BEGIN = "<!-- begin: python -m perf readme -->"
 CLAIMS_BEGIN = "<!-- begin: python -m perf readme, claims -->"
@@ -55,11 +55,10 @@ def block_from_claims(results: dict[str, Any]) -> str:
 
 def _headline(line: dict[str, Any]) -> str:
     one, other = line["one"], line["other"]
-    fewer, between = _fewer(line)
     fast = {size: line["time_factor"][size]["median"] for size in ("32", "1")}
     exits = " / ".join(f"{100 * share:.1f}" for share in one["exit_share"])
     return f"""On {one["n"]:,} test pictures a cascade of {len(one["stages"])} stages takes
-        **{fewer}** (95 % interval {between}) than the
+        **{fewer_macs(line["macs_factor"])}** (95 % interval {fewer_macs_between(line)}) than the
         single model that is most accurate on the pictures plans are chosen on
         ({other["mean_cost"] / 1e6:.1f} million), at {_difference(line)}.
         Measured in ONNX Runtime it is {fast["32"]:.2f} times as fast in batches of 32
@@ -76,21 +75,12 @@ def _beside_test_best(headline: dict[str, Any], line: dict[str, Any]) -> str:
     if line["other"]["stages"] == headline["other"]["stages"]:
         return " That single model is the most accurate one on the test pictures too."
     return f""" Against the single model that turns out most accurate on the test pictures themselves it takes
-        {_fewer(line)[0]}, at {_difference(line)}."""
-
-
-def _fewer(line: dict[str, Any]) -> tuple[str, str]:
-    """How many times fewer MACs, or more, and the interval."""
-    factor, interval = line["macs_factor"], line["macs_factor_ci95"]
-    return (
-        times_words(factor, noun="MACs", form=".2f"),
-        times_between(interval, factor, noun="MACs", form=".2f"),
-    )
+        {fewer_macs(line["macs_factor"])}, at {_difference(line)}."""
 
 
 def _difference(line: dict[str, Any]) -> str:
-    low, high = (100 * value for value in line["difference_ci95"])
-    return f"{100 * line['difference']:+.2f} points of accuracy (paired, {low:+.2f} to {high:+.2f})"
+    low, high = map(points, line["difference_ci95"])
+    return f"{points(line['difference'])} points of accuracy (paired, {low} to {high})"
 
 
 def block_from_targets(verdicts: list[dict[str, Any]]) -> str:

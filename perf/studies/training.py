@@ -11,10 +11,10 @@ import typer
 
 from export.commands.console import needs, progress_on
 from orchestrator.errors import ExportError
+from perf.studies.glyphs import REPOSITORY
 
 # Imports inside the functions below load PyTorch, Pillow or matplotlib: optional, and seconds of start-up time.
 
-REPOSITORY = Path("perf/glyphs/model_repository")
 # Members that were trained on some of the rows go here, apart from the committed ones.
 TRY = Path("build/glyphs_try")
 

@@ -19,7 +19,8 @@ from orchestrator.repository.files import copy_model, new_folder
 from orchestrator.repository.render import render
 from orchestrator.rows.digits import digits_split
 from orchestrator.spec import CascadeSpec, Gears
-from perf.studies.reproduce.parts import REPOSITORY, DrawnPart, DrawPart, PartRecorder, require_members
+from perf.studies.glyphs import REPOSITORY
+from perf.studies.reproduce.parts import DrawnPart, DrawPart, PartRecorder, require_members
 
 EPSILON = 0.005
 GEARS = 3

@@ -18,6 +18,7 @@ from orchestrator.errors import DataError, RepositoryError
 from orchestrator.local.sessions import LocalMembers
 from orchestrator.progress import Advance
 from orchestrator.repository.files import disk_errors, sha256_of_path, write_all
+from perf.studies.glyphs import REPOSITORY
 from perf.studies.reproduce.choices import CHOICES, HEADLINE, choices_from_path, write_choices
 from perf.studies.reproduce.choose import choose
 from perf.studies.reproduce.document import draw_frontier, md_from_results
@@ -25,7 +26,6 @@ from perf.studies.reproduce.evaluate import TimingLoad
 from perf.studies.reproduce.parts import (
     CACHE,
     MEMBERS,
-    REPOSITORY,
     DrawnPart,
     DrawPart,
     PartRecorder,

@@ -28,7 +28,6 @@ from orchestrator.spec.manifest import MANIFEST
 
 Say = Callable[[str], None]
 CACHE = Path("build/glyphs")
-REPOSITORY = Path("perf/glyphs/model_repository")
 SELF = ("glyphs_self_low", "glyphs_self_high")
 MEMBERS = (*(f"glyphs_b{size}_s{seed}" for size in range(6) for seed in range(2)), *SELF)
 _OF_FAMILY = re.compile(r"(?P<size>.+)_s\d+$")

@@ -12,13 +12,14 @@ from typer.testing import CliRunner
 from orchestrator.errors import DataError, RepositoryError
 from orchestrator.spec import manifest_from_path
 from perf.__main__ import app
+from perf.studies.glyphs import REPOSITORY
 from perf.studies.reproduce import tables
 from perf.studies.reproduce.choices import CHOICES, choices_from_path
 from perf.studies.reproduce.claims import SECTIONS
 from perf.studies.reproduce.command import Effort, folder_by_name, require_writable, run
 from perf.studies.reproduce.document import md_from_results
 from perf.studies.reproduce.evaluate import TimingLoad
-from perf.studies.reproduce.parts import MEMBERS, REPOSITORY, PartRecorder
+from perf.studies.reproduce.parts import MEMBERS, PartRecorder
 from perf.studies.reproduce.results import RESULTS, results_from_path
 from tests.perf.studies.reproduce import builders
 
