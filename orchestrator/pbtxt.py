@@ -128,7 +128,7 @@ def comments_in(text: str) -> list[str]:
     return [line for line in lines if line.startswith("#") and not line.startswith((_BY, _HASH))]
 
 
-def line_of_field(text: str, field: str, place: int = 0) -> int | None:
+def line_of_field(text: str, field: str, *, place: int = 0) -> int | None:
     """Number of the line, from 1, on which a text sets a top-level field; None where no line does.
 
     Args:

@@ -108,7 +108,7 @@ class OutputKinds:
 
 
 def answers_from_outputs(
-    info: ModelInfo, parts: Sequence[tuple[Mapping[str, Rows], int]], kinds: OutputKinds
+    info: ModelInfo, parts: Sequence[tuple[Mapping[str, Rows], int]], *, kinds: OutputKinds
 ) -> ServedAnswers:
     """Answers from the outputs of a model: of all answer columns, or of scores alone.
 

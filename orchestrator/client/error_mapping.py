@@ -103,7 +103,7 @@ def with_tls_reason(error: ClientError, endpoint: Endpoint, *, over_grpc: bool, 
     may_be = isinstance(error, UnavailableError | TimeLimitError | ServerFaultError) or "HTTPS" in str(error.got)
     if not may_be or not endpoint.port:
         return error
-    fault = tls_fault(endpoint.host, endpoint.port, endpoint.tls, over_grpc=over_grpc, timeout_s=timeout_s)
+    fault = tls_fault(endpoint.host, endpoint.port, files=endpoint.tls, over_grpc=over_grpc, timeout_s=timeout_s)
     if fault is None:
         return error
     # An uncertain reason keeps the type of the original error, and with it whether it is retried.

@@ -210,7 +210,7 @@ class AsyncGrpcClient:
         info = await self.metadata(model)
         parameters = parameters_from_policy(policy)
         parts = await self._ask_parts(info, rows, wanted=wanted_outputs(info), parameters=parameters)
-        return answers_from_outputs(info, parts, self.kinds)
+        return answers_from_outputs(info, parts, kinds=self.kinds)
 
     async def ask(self, name: str, rows: Rows) -> npt.NDArray[np.float32]:
         """As `SyncClient.ask`."""

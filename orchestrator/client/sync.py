@@ -171,7 +171,7 @@ class SyncClient:
         parameters = parameters_from_policy(policy)
         wanted = wanted_outputs(info)
         parts = self._ask_parts(info, rows, wanted=wanted, parameters=parameters)
-        return answers_from_outputs(info, parts, self.kinds)
+        return answers_from_outputs(info, parts, kinds=self.kinds)
 
     def ask(
         self, name: str, rows: Rows, *, version: int | None = None, output: str | None = None

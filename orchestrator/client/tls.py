@@ -146,7 +146,7 @@ class TlsFault:
 
 
 def tls_fault(
-    host: str, port: int, files: TlsFiles | None, *, over_grpc: bool, timeout_s: float
+    host: str, port: int, *, files: TlsFiles | None, over_grpc: bool, timeout_s: float
 ) -> TlsFault | None:
     """Finds out by a connection of its own why one failed; None where TLS is not the reason.
 

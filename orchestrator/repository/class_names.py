@@ -18,7 +18,7 @@ from orchestrator.spec.manifest import MANIFEST
 Names = tuple[str, ...]
 
 
-def label_file_of(folder: Path, config: ModelConfig | None, output: str | None = None) -> Path | None:
+def label_file_of(folder: Path, config: ModelConfig | None, *, output: str | None = None) -> Path | None:
     """The label file that a model's configuration names, which Triton looks for in the model's folder.
 
     The label file of `output`, the one with the scores, is preferred to another output's.
@@ -55,7 +55,7 @@ def class_names_of(folder: Path, output: str | None = None) -> Names | None:
         manifest = manifest_from_path(folder / MANIFEST) if (folder / MANIFEST).is_file() else None
         if manifest is not None and manifest.labels is not None:
             return manifest.labels
-    path = label_file_of(folder, readable_config(folder), output)
+    path = label_file_of(folder, readable_config(folder), output=output)
     with suppress(RepositoryError):
         return None if path is None else names_in_label_file(path)
     return None

@@ -144,7 +144,7 @@ def _tensor(spec: TensorSpec) -> Tensor:
     return Tensor(name=spec.name, dtype=spec.dtype, dims=spec.dims)
 
 
-def planned_version(planned: Member | FusedPrefix, folder: Path, config: ModelConfig | None) -> int | None:
+def planned_version(planned: Member | FusedPrefix, folder: Path, *, config: ModelConfig | None) -> int | None:
     """The version that a plan means: the one it names, else the newest served one with the planned file.
 
     Where no version has that file, or the plan has no hash, it is the newest served one; None if none is served.
@@ -156,12 +156,14 @@ def planned_version(planned: Member | FusedPrefix, folder: Path, config: ModelCo
         return planned.version
     served = versions_served(folder, config)[::-1]
     fitting = (
-        version for version in served if planned.sha256 in (None, sha256_of_version(folder, config, version))
+        version
+        for version in served
+        if planned.sha256 in (None, sha256_of_version(folder, config, version=version))
     )
     return next(fitting, next(iter(served), None))
 
 
-def sha256_of_version(folder: Path, config: ModelConfig | None, version: int) -> str | None:
+def sha256_of_version(folder: Path, config: ModelConfig | None, *, version: int) -> str | None:
     """Hash of a version's model file; None where there is no such file.
 
     Raises:
@@ -190,7 +192,7 @@ def pinned_spec(spec: CascadeSpec, repository: Path) -> CascadeSpec:
 def _pinned_member(member: Member, repository: Path) -> Member:
     folder = repository / member.name
     config = readable_config(folder)
-    version = planned_version(member, folder, config)
+    version = planned_version(member, folder, config=config)
     sha256, data_files = member.sha256, member.data_files or _data_files(member, folder)
     path = None if version is None else model_file(folder, config, version=version)
     is_adopted = sha256 is None and not (folder / MANIFEST).exists()
@@ -204,9 +206,9 @@ def _pinned_prefix(prefix: FusedPrefix | None, repository: Path) -> FusedPrefix 
         return None
     folder = repository / prefix.name
     config = readable_config(folder)
-    version = planned_version(prefix, folder, config)
+    version = planned_version(prefix, folder, config=config)
     # A fused prefix is made from the plan, which `check` compares, so the file that is there is the right one.
-    sha256 = prefix.sha256 or (None if version is None else sha256_of_version(folder, config, version))
+    sha256 = prefix.sha256 or (None if version is None else sha256_of_version(folder, config, version=version))
     return dataclasses.replace(prefix, version=version, sha256=sha256)
 
 

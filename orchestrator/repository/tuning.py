@@ -98,7 +98,7 @@ def _edit_of(field: str, edited: ModelConfig, rendered: ModelConfig, *, text: st
     """What was edited in a field, with the line on which the field, or the first wrong of its values, begins."""
     pairs = list(zip_longest(_values(edited, field), _values(rendered, field)))
     place = next(index for index, pair in enumerate(pairs) if pair[0] != pair[1])
-    line = line_of_field(text, field, place)
+    line = line_of_field(text, field, place=place)
     line = line_of_field(text, field) if line is None else line
     got, expected = _shortened(pairs[place][0] or "nothing", pairs[place][1] or "nothing")
     return f"no {field}, expected {expected}" if line is None else f"line {line}: {got}, expected {expected}"

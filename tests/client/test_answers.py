@@ -38,7 +38,7 @@ LOGITS = model(logits=("FP32", (3,)))
 
 
 def answered(info: ModelInfo, outputs: dict[str, np.ndarray], *, rows: int) -> ServedAnswers:
-    return answers_from_outputs(info, [(outputs, rows)], OutputKinds())
+    return answers_from_outputs(info, [(outputs, rows)], kinds=OutputKinds())
 
 
 @given(hnp.arrays(np.float32, (5, 3), elements=st.floats(-50, 50, width=32)))
@@ -91,17 +91,17 @@ def test_the_kind_of_scores_comes_from_the_values_where_nobody_says_it(name: str
 
 def test_rows_asked_one_by_one_are_judged_by_all_that_were_seen() -> None:
     kinds, chance = OutputKinds(), np.array([[0.2, 0.3, 0.5]], np.float32)
-    answers_from_outputs(LOGITS, [({"logits": np.array([[4, 0, 0]], np.float32)}, 1)], kinds)
-    answers = answers_from_outputs(LOGITS, [({"logits": chance}, 1)], kinds)
+    answers_from_outputs(LOGITS, [({"logits": np.array([[4, 0, 0]], np.float32)}, 1)], kinds=kinds)
+    answers = answers_from_outputs(LOGITS, [({"logits": chance}, 1)], kinds=kinds)
     assert answers.confidence == pytest.approx(softmax(chance).max(axis=1))
     kinds.forget("m")
-    assert answers_from_outputs(LOGITS, [({"logits": chance}, 1)], kinds).confidence == pytest.approx([0.5])
+    assert answers_from_outputs(LOGITS, [({"logits": chance}, 1)], kinds=kinds).confidence == pytest.approx([0.5])
 
 
 def test_a_note_says_how_scores_were_taken_where_the_configuration_does_not_or_is_wrong() -> None:
     def note(output_kind: str | None, scores: np.ndarray) -> str | None:
         info, kinds = dataclasses.replace(LOGITS, output_kind=output_kind), OutputKinds()
-        answers_from_outputs(info, [({"logits": scores}, len(scores))], kinds)
+        answers_from_outputs(info, [({"logits": scores}, len(scores))], kinds=kinds)
         return kinds.note(info)
 
     many = softmax(np.random.default_rng(0).normal(0, 3, (30, 3)).astype(np.float32))

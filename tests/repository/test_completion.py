@@ -257,4 +257,4 @@ def test_the_version_meant_is_served_and_has_the_planned_file_where_any_has(
     served = versions_served(folder, config_of(folder))
     fitting = [version for version in served if version in right]
     expected = max(fitting, default=max(served, default=None))
-    assert planned_version(member, folder, config_of(folder)) == expected
+    assert planned_version(member, folder, config=config_of(folder)) == expected

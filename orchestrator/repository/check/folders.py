@@ -26,7 +26,7 @@ _AGAIN = "render again"
 _UNDO = "edited by hand: undo it and change the plan instead, or remove the file and render again"
 
 
-def check_onefile(model: Model, models: Mapping[str, Path], findings: Findings) -> None:
+def check_onefile(model: Model, models: Mapping[str, Path], *, findings: Findings) -> None:
     """Adds what has changed since a one-file model was written; nothing for other models."""
     onefile = _onefile(model, findings)
     if onefile is None:
@@ -38,7 +38,7 @@ def check_onefile(model: Model, models: Mapping[str, Path], findings: Findings) 
         findings.fault(model.name, f"one file {field}", text)
 
 
-def check_fused_prefix(spec: CascadeSpec, model: Model | None, findings: Findings) -> None:
+def check_fused_prefix(spec: CascadeSpec, model: Model | None, *, findings: Findings) -> None:
     """Adds what does not fit between a plan and its fused prefix, whose model may be missing."""
     prefix = spec.fused_prefix
     assert prefix is not None
@@ -78,12 +78,12 @@ def _sha256(folder: Path, version: int | None) -> str | None:
     config = readable_config(folder)
     try:
         version = served_version(folder, config) if version is None else version
-        return None if version is None else sha256_of_version(folder, config, version)
+        return None if version is None else sha256_of_version(folder, config, version=version)
     except RepositoryError:
         return None
 
 
-def check_cascade_folder(spec: CascadeSpec, model: Model, plan: Path, findings: Findings) -> None:
+def check_cascade_folder(spec: CascadeSpec, model: Model, *, plan: Path, findings: Findings) -> None:
     """Adds the differences between a cascade's folder and a new rendering of its plan."""
     if spec.name != model.name:
         findings.fault(
@@ -94,10 +94,10 @@ def check_cascade_folder(spec: CascadeSpec, model: Model, plan: Path, findings: 
         text = f"lies in version {plan.parent.name}, but Triton serves version {served}"
         findings.fault(model.name, PLAN, f"{text}; render it there")
     try:
-        compare_configs(model, cascade_config(spec), findings)
+        compare_configs(model, cascade_config(spec), findings=findings)
     except RepositoryError as error:
         findings.fault(model.name, PLAN, error)
-    _check_labels(spec, model, findings)
+    _check_labels(spec, model, findings=findings)
     script = plan.parent / "model.py"
     if script.is_file() and script.read_bytes() != SHIM.encode():
         text = "is not the file this version of committee writes"
@@ -111,7 +111,7 @@ def check_cascade_folder(spec: CascadeSpec, model: Model, plan: Path, findings: 
 
 
 def check_ensemble_folder(
-    spec: CascadeSpec, model: Model, mean: Model, *, repository: Path, findings: Findings
+    spec: CascadeSpec, model: Model, *, mean: Model, repository: Path, findings: Findings
 ) -> None:
     """Adds the differences between an ensemble's two folders and a new rendering of its plan."""
     if spec.name != model.name:
@@ -121,13 +121,13 @@ def check_ensemble_folder(
     except RepositoryError as error:
         findings.fault(model.name, "members", error)
         return
-    compare_configs(model, ensemble, findings)
-    compare_configs(mean, averaging, findings)
-    _check_labels(spec, model, findings)
-    _check_labels(spec, mean, findings)
+    compare_configs(model, ensemble, findings=findings)
+    compare_configs(mean, averaging, findings=findings)
+    _check_labels(spec, model, findings=findings)
+    _check_labels(spec, mean, findings=findings)
 
 
-def compare_configs(model: Model, expected: ModelConfig, findings: Findings) -> None:
+def compare_configs(model: Model, expected: ModelConfig, *, findings: Findings) -> None:
     """Adds every field in which a config differs from the one that would be rendered."""
     if model.config is None:
         if not (model.folder / CONFIG).exists():
@@ -150,7 +150,7 @@ def _is_on_gpu(config: ModelConfig) -> bool:
     return any(group.kind == ModelInstanceGroup.KIND_GPU for group in config.instance_group)
 
 
-def _check_labels(spec: CascadeSpec, model: Model, findings: Findings) -> None:
+def _check_labels(spec: CascadeSpec, model: Model, *, findings: Findings) -> None:
     if spec.labels is None:
         return
     if _bytes(model.folder / LABELS) != "".join(f"{label}\n" for label in spec.labels).encode():

@@ -26,7 +26,7 @@ _AGAIN = "render again"
 
 
 def check_members(
-    spec: CascadeSpec, models: Mapping[str, Model], findings: Findings, *, known: Sequence[str]
+    spec: CascadeSpec, models: Mapping[str, Model], *, findings: Findings, known: Sequence[str]
 ) -> None:
     """Adds what does not fit between a plan and those of its members that exist.
 
@@ -96,7 +96,7 @@ class _Pair:
         self._class_names()
         if self.model.manifest is not None:
             self._manifest(self.model.manifest)
-        for text in version_faults(self.member, self.model.folder, self.model.config):
+        for text in version_faults(self.member, self.model.folder, config=self.model.config):
             self.fault(text)
 
     def _no_config(self, facts: MemberFacts) -> None:
@@ -162,7 +162,7 @@ class _Pair:
         manifest, said = self.model.manifest, "its manifest"
         names = None if manifest is None else manifest.labels
         if names is None:
-            path = label_file_of(self.model.folder, self.model.config, self.member.output)
+            path = label_file_of(self.model.folder, self.model.config, output=self.member.output)
             if path is None:
                 return
             said = path.name
@@ -196,15 +196,15 @@ class _Pair:
             self.note(f"costs {self.member.cost:g} MACs in the plan, {manifest.macs:g} in its manifest")
 
 
-def version_faults(planned: Member | FusedPrefix, folder: Path, config: ModelConfig | None) -> Iterator[str]:
+def version_faults(planned: Member | FusedPrefix, folder: Path, *, config: ModelConfig | None) -> Iterator[str]:
     """Faults of the version of a model that a plan means, and of its files.
 
     Raises:
         RepositoryError: a file cannot be read.
     """
-    yield from unserved_version(planned, folder, config)
-    version = planned_version(planned, folder, config)
-    found = None if version is None else sha256_of_version(folder, config, version)
+    yield from unserved_version(planned, folder, config=config)
+    version = planned_version(planned, folder, config=config)
+    found = None if version is None else sha256_of_version(folder, config, version=version)
     expected = planned.sha256
     if None not in (expected, found) and found != expected:
         fitted = "made with the plan" if isinstance(planned, FusedPrefix) else "the thresholds were fitted on"
@@ -216,7 +216,7 @@ def version_faults(planned: Member | FusedPrefix, folder: Path, config: ModelCon
             yield f"{name} of version {version} holds other weights than the thresholds were fitted on; plan again"
 
 
-def unserved_version(planned: Member | FusedPrefix, folder: Path, config: ModelConfig | None) -> Iterator[str]:
+def unserved_version(planned: Member | FusedPrefix, folder: Path, *, config: ModelConfig | None) -> Iterator[str]:
     """A fault where Triton does not serve the version that a plan names."""
     served = versions_served(folder, config)
     if planned.version is not None and planned.version not in served:

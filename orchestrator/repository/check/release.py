@@ -31,7 +31,7 @@ def release_from_name(name: str) -> Release:
 
 
 def check_release(
-    release: Release, models: Mapping[str, Model], plans: Mapping[str, CascadeSpec], findings: Findings
+    release: Release, models: Mapping[str, Model], *, plans: Mapping[str, CascadeSpec], findings: Findings
 ) -> None:
     """Adds what a release's ONNX Runtime cannot read, or was never compared with."""
     version = release.onnxruntime

@@ -49,7 +49,7 @@ def check(repository: Path, names: Sequence[str] | None = None, *, triton: str |
             run.look_at(name)
         run.look_for_cycles()
         if release is not None:
-            check_release(release, run.models, run.plans, run.findings)
+            check_release(release, run.models, plans=run.plans, findings=run.findings)
     return CheckReport(
         repository=repository,
         checked=tuple(sorted(run.seen & set(folders))),
@@ -99,14 +99,14 @@ class _Check:
             spec = self.spec(name, plan)
             if spec is not None:
                 self.plans[name] = spec
-                check_cascade_folder(spec, model, plan, self.findings)
+                check_cascade_folder(spec, model, plan=plan, findings=self.findings)
                 self._look_at_members(name, spec)
         elif model.is_ensemble:
             self._look_at_ensemble(model)
         elif is_shim(model.file):
             self.findings.fault(name, PLAN, "missing beside model.py; render the cascade again")
         else:
-            check_onefile(model, self.folders, self.findings)
+            check_onefile(model, self.folders, findings=self.findings)
 
     def look_for_cycles(self) -> None:
         try:
@@ -136,18 +136,24 @@ class _Check:
             models.append(spec.fused_prefix)
         for planned in models:
             folder = self.folders.get(planned.name)
-            for text in () if folder is None else unserved_version(planned, folder, readable_config(folder)):
+            for text in (
+                () if folder is None else unserved_version(planned, folder, config=readable_config(folder))
+            ):
                 self.findings.fault(name, f"member {planned.name}", text)
 
     def _look_at_members(self, name: str, spec: CascadeSpec) -> None:
         self.needs[name] = list(spec.models)
         present = [model for model in spec.models if model in self.folders]
         models = {member: self._model(member) for member in present}
-        check_members(spec, models, self.findings, known=[other for other in self.folders if other != name])
+        check_members(
+            spec, models, findings=self.findings, known=[other for other in self.folders if other != name]
+        )
         if spec.fused_prefix is not None:
             prefix = models.get(spec.fused_prefix.name)
-            check_fused_prefix(spec, prefix, self.findings)
-            for text in () if prefix is None else version_faults(spec.fused_prefix, prefix.folder, prefix.config):
+            check_fused_prefix(spec, prefix, findings=self.findings)
+            for text in (
+                () if prefix is None else version_faults(spec.fused_prefix, prefix.folder, config=prefix.config)
+            ):
                 self.findings.fault(name, f"lead {spec.fused_prefix.name}", text)
         for member in present:
             self.look_at(member)
@@ -165,7 +171,7 @@ class _Check:
         if spec is not None:
             mean = self._model(averaging_name(model.name))
             self.seen.add(mean.name)
-            check_ensemble_folder(spec, model, mean, repository=self.repository, findings=self.findings)
+            check_ensemble_folder(spec, model, mean=mean, repository=self.repository, findings=self.findings)
             self._look_at_members(model.name, spec)
             return
         self._look_at_steps(model)
