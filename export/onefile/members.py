@@ -182,7 +182,7 @@ def _onnx_file(folder: Path, member: Member) -> Path:
     if not folder.is_dir():
         raise ExportError(what, got=f"no folder {folder}", fix="name the repository that holds it: `repository`")
     config = config_of(folder)
-    path = model_file(folder, config, version=planned_version(member, folder, config))
+    path = model_file(folder, config, version=planned_version(member, folder, config=config))
     kind = "" if config is None else config.backend or config.platform
     if plan_path(folder) is not None:
         kind = "a cascade itself"
