@@ -17,6 +17,7 @@ from orchestrator.errors import DataError
 from orchestrator.repository.lookup import picture_reader
 from orchestrator.rows.labels import MemberClasses
 from orchestrator.rows.opening import row_source
+from orchestrator.spec.shares import evenly_spread
 
 
 def next_prime(number: int) -> int:
@@ -57,9 +58,8 @@ def different_rows(
     # Any number of classes is fine, since nobody asks which one a row is of.
     classes = MemberClasses(count=sys.maxsize, by_order=True)
     source = row_source(data, info, classes=classes, read_picture=reader)
-    count = min(at_most, len(source.ids))
-    wanted = np.arange(count) * len(source.ids) // count
-    loaded = [piece.load() for piece in source.pieces(wanted, 0, count)]
+    wanted = evenly_spread(len(source.ids), at_most)
+    loaded = [piece.load() for piece in source.pieces(wanted, 0, len(wanted))]
     rows = np.concatenate([one.rows for one in loaded if len(one.ids)] or [np.zeros(0)])
     if not len(rows):
         raise DataError(f"data {data}", got="no row that can be read", expected="at least one")

@@ -37,31 +37,26 @@ def test_nothing_may_pass_a_members_own_rate_or_the_cores(
     assert max([*full, bound * cpu_s / 2]) == pytest.approx(1)
 
 
-def test_a_member_that_was_not_measured_leaves_only_the_processor() -> None:
-    bound = bound_of(
-        ["a", "b"], [1.0, 0.1], capacity_rows_per_s={"a": 9.0}, batch=1, cores=2, cpu_s_per_request=0.1
-    )
-    assert bound == (20.0, PROCESSOR)
-
-
-def test_a_stage_that_no_row_reaches_need_not_be_measured() -> None:
-    bound = bound_of(
-        ["a", "b"], [1.0, 0.0], capacity_rows_per_s={"a": 9.0}, batch=1, cores=2, cpu_s_per_request=0.1
-    )
-    assert bound == (9.0, "a")
+@pytest.mark.parametrize(
+    ("to_the_last", "bound"),
+    [(0.1, (20.0, PROCESSOR)), (0.0, (9.0, "a"))],
+    ids=[
+        "a member that was not measured leaves only the processor",
+        "a stage no row reaches need not be measured",
+    ],
+)
+def test_a_member_without_a_rate_counts_only_where_rows_reach_it(
+    to_the_last: float, bound: tuple[float, str]
+) -> None:
+    given = {"capacity_rows_per_s": {"a": 9.0}, "batch": 1, "cores": 2, "cpu_s_per_request": 0.1}
+    assert bound_of(["a", "b"], [1.0, to_the_last], **given) == bound
 
 
 def test_the_slowest_member_over_its_reach_decides() -> None:
     """Last member 84 rows/s at 15 %: 560 requests/s."""
-    bound = bound_of(
-        ["a", "b", "c"],
-        [1.0, 0.3, 0.15],
-        capacity_rows_per_s={"a": 7700, "b": 520, "c": 84},
-        batch=1,
-        cores=2,
-        cpu_s_per_request=0.002,
-    )
-    assert bound == (pytest.approx(560), "c")
+    rates = {"a": 7700, "b": 520, "c": 84}
+    given = {"capacity_rows_per_s": rates, "batch": 1, "cores": 2, "cpu_s_per_request": 0.002}
+    assert bound_of(["a", "b", "c"], [1.0, 0.3, 0.15], **given) == (pytest.approx(560), "c")
 
 
 def test_cells_have_medians_and_the_best_rate_of_each_member(tmp_path: Path) -> None:
