@@ -231,7 +231,7 @@ def draw_frontier(report: dict[str, Any], path: Path) -> None:
     import matplotlib as mpl
 
     mpl.use("Agg")
-    from matplotlib import pyplot as plt
+    from matplotlib import pyplot as plt  # optional, and after the choice of a backend
 
     colours = {"member": "#4c72b0", "ensemble": "#8172b3", "cascade": "#c44e52"}
     figure, axes = plt.subplots(figsize=(7.5, 4.8), layout="constrained")

@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from orchestrator.errors import DataError
 from orchestrator.files import write_file
-from orchestrator.planner.records import text_from_meta, write_records_in_parts
+from orchestrator.planner.records import OUTPUTS, text_from_meta, write_records_in_parts
 from orchestrator.rows.npz import BROKEN, npz_writer
 from orchestrator.spec.validation import value_from_json
 
@@ -107,7 +107,7 @@ class Shards:
             with npz_writer(path) as writer:
                 writer.add("kept", shard.kept, packed=False)
                 for name in self._members:
-                    writer.add(f"outputs/{name}", shard.outputs[name], packed=False)
+                    writer.add(f"{OUTPUTS}{name}", shard.outputs[name], packed=False)
                 skipped = {str(position): reason for position, reason in shard.skipped.items()}
                 writer.add("skipped", np.array(text_from_meta(skipped)), packed=False)
                 writer.add("digest", np.frombuffer(shard.digest, np.uint8), packed=False)
@@ -135,7 +135,7 @@ class Shards:
     def outputs(self, name: str) -> Iterator[npt.NDArray[np.float32]]:
         """A member's outputs part by part, float32 (n, k) in all."""
         for path in self._paths:
-            yield self._array(path, f"outputs/{name}")
+            yield self._array(path, f"{OUTPUTS}{name}")
 
     def write(
         self,

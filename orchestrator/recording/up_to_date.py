@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from orchestrator.planner.records import text_from_meta
+from orchestrator.errors import DataError
+from orchestrator.planner.records import OUTPUTS, records_file_from_path, text_from_meta
 from orchestrator.recording.pool import RecordingPool
 from orchestrator.recording.summary import Recorded, recorded_class_names
 from orchestrator.rows.blocks import RowSource
-from orchestrator.rows.npz import BROKEN
+from orchestrator.rows.npz import arrays_from_path
 
 
 def recording_fingerprint(
@@ -73,24 +74,22 @@ def finished_recording(output: Path, fingerprint: str | None) -> Recorded | None
         noted = json.loads(_note_of(output).read_bytes())
         if fingerprint is None or noted != {"recording": fingerprint, "file": _state_of(output)}:
             return None
-        with np.load(output, allow_pickle=False) as stored:
-            meta = json.loads(str(stored["meta"]))
-            rows, labels = len(stored["ids"]), stored["labels"] if "labels" in stored.files else None
-    except BROKEN:
+        file = records_file_from_path(output)
+    except (OSError, ValueError, DataError):
         return None
     return Recorded(
-        rows=rows,
-        labels=labels,
-        sha256=meta["data_sha256"],
-        skipped=meta["skipped"],
-        skipped_rows=meta["skipped_rows"],
+        rows=file.rows,
+        labels=file.labels,
+        sha256=file.meta["data_sha256"],
+        skipped=file.meta["skipped"],
+        skipped_rows=file.meta["skipped_rows"],
         outputs=partial(_outputs, output),
     )
 
 
 def _outputs(path: Path, name: str) -> Iterator[npt.NDArray[np.float32]]:
-    with np.load(path, allow_pickle=False) as stored:
-        yield stored[f"outputs/{name}"]
+    wanted = f"{OUTPUTS}{name}"
+    yield arrays_from_path(path, what=f"records {path}", wanted=lambda stored: stored == wanted)[wanted]
 
 
 def _note_of(output: Path) -> Path:

@@ -117,7 +117,7 @@ def image_from_bytes(data: bytes, *, what: str) -> Image:
     Raises:
         DataError: it is no picture, a broken one, one of absurd size, or one whose samples have no known range.
     """
-    from PIL import Image
+    from PIL import Image  # optional
 
     # Older releases of Pillow do not have all of them.
     Image.init()
@@ -128,7 +128,7 @@ def image_from_bytes(data: bytes, *, what: str) -> Image:
 
 
 def _upright(image: Image) -> Image:
-    from PIL import ImageOps
+    from PIL import ImageOps  # optional
 
     try:
         return ImageOps.exif_transpose(image)
@@ -198,7 +198,7 @@ def _eight_bits(image: Image, tags: Any) -> Image:
     """
     if not image.mode.startswith(("I", "F")):
         return image
-    from PIL import Image
+    from PIL import Image  # optional
 
     low, high = _sample_range(image.mode, tags)
     with np.errstate(all="ignore"):
@@ -243,7 +243,7 @@ def _sample_range(mode: str, tags: Any) -> tuple[float, float]:
 
 
 def _coloured(image: Image, mode: str) -> Image:
-    from PIL import Image
+    from PIL import Image  # optional
 
     if "A" in image.mode or "transparency" in image.info:
         ground = Image.new("RGBA", image.size, "white")
@@ -252,7 +252,7 @@ def _coloured(image: Image, mode: str) -> Image:
 
 
 def _resized(image: Image, preprocess: Preprocess) -> Image:
-    from PIL import Image
+    from PIL import Image  # optional
 
     size = (preprocess.width_px, preprocess.height_px)
     if preprocess.resize_px is None:
