@@ -276,15 +276,10 @@ def records_from_path(path: Path) -> Records:
         DataError: the file is missing, truncated, not records, or its parts do not fit.
     """
     with _faults_of(path):
-        file = _file(path)
+        small = _small_parts(path)
         arrays = arrays_from_path(path, what="records", wanted=lambda name: name.startswith(OUTPUTS))
-        return Records(
-            ids=file.ids,
-            labels=file.labels,
-            outputs={name.removeprefix(OUTPUTS): scores_from_array(name, array) for name, array in arrays.items()},
-            cost=file.cost,
-            meta=file.meta,
-        )
+        outputs = {name.removeprefix(OUTPUTS): scores_from_array(name, array) for name, array in arrays.items()}
+        return Records(outputs=outputs, **small)
 
 
 def records_file_from_path(path: Path) -> RecordsFile:
@@ -294,7 +289,12 @@ def records_file_from_path(path: Path) -> RecordsFile:
         DataError: as `records_from_path`, scores that are not finite apart.
     """
     with _faults_of(path):
-        return _file(path)
+        small = _small_parts(path)
+        found = shapes_from_path(path, what="records", wanted=lambda name: name.startswith(OUTPUTS))
+        shapes = {name.removeprefix(OUTPUTS): shape for name, shape in found.items()}
+        _, classes = _checked_shape(small["ids"], small["labels"], shapes=shapes, cost=small["cost"])
+        small["cost"] = {name: small["cost"][name] for name in shapes}
+        return RecordsFile(path=path, classes=classes, **small)
 
 
 @contextlib.contextmanager
@@ -309,26 +309,21 @@ def _faults_of(path: Path) -> Iterator[None]:
         raise DataError(what, got=error.got, expected=error.expected, fix=error.fix) from error
 
 
-def _file(path: Path) -> RecordsFile:
+def _small_parts(path: Path) -> dict[str, Any]:
+    """Ids, labels, costs and meta of a file, not held against each other yet."""
     small = arrays_from_path(path, what="records", wanted=lambda name: name in SMALL or name.startswith(COST))
     if "ids" not in small:
         raise DataError("records", got="no ids", expected="ids, outputs/<member>, cost/<member>")
     labels = small.get("labels")
     if labels is not None and labels.dtype.kind not in "iu":
         raise DataError("records", got=f"labels of dtype {labels.dtype}", expected="whole numbers")
-    shapes = shapes_from_path(path, what="records", wanted=lambda name: name.startswith(OUTPUTS))
     costs = {name.removeprefix(COST): array for name, array in small.items() if name.startswith(COST)}
-    cost = {name: _cost_from_array(name, array) for name, array in costs.items()}
-    named = {name.removeprefix(OUTPUTS): shape for name, shape in shapes.items()}
-    _, classes = _checked_shape(small["ids"], labels, shapes=named, cost=cost)
-    return RecordsFile(
-        path=path,
-        ids=small["ids"],
-        labels=None if labels is None else labels.astype(np.int64),
-        classes=classes,
-        cost={name: cost[name] for name in named},
-        meta=_meta_from_array(small.get("meta")),
-    )
+    return {
+        "ids": small["ids"],
+        "labels": None if labels is None else labels.astype(np.int64),
+        "cost": {name: _cost_from_array(name, array) for name, array in costs.items()},
+        "meta": _meta_from_array(small.get("meta")),
+    }
 
 
 def scores_from_array(name: str, array: Array) -> npt.NDArray[np.float32]:

@@ -49,9 +49,7 @@ BROKEN = {
 @pytest.mark.parametrize("case", BROKEN)
 def test_entries_that_are_no_arrays_are_one_line(tmp_path: Path, case: str) -> None:
     path = archive(tmp_path / "r.npz", **BROKEN[case])
-    # A header alone is believed as far as the ids contradict it.
-    said = "3 ids of shape .* expected 10000" if case.startswith("more than") else "numpy cannot read"
-    with pytest.raises(DataError, match=said) as caught:
+    with pytest.raises(DataError, match="numpy cannot read") as caught:
         records_from_path(path)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
