@@ -110,8 +110,8 @@ class RecordsFile:
     ids: Array
     labels: npt.NDArray[np.int64] | None
     classes: int
-    cost: dict[str, float]
-    meta: dict[str, Any]
+    cost: Mapping[str, float]
+    meta: Mapping[str, Any]
 
     @property
     def rows(self) -> int:
@@ -201,72 +201,44 @@ def text_from_meta(meta: Mapping[str, Any]) -> str:
 
 
 def write_records(records: Records, path: Path) -> None:
-    """Writes one `.npz`, whole or not at all, the same bytes for the same records.
-
-    Raises:
-        DataError: the place cannot be written to.
-    """
+    """Writes one `.npz`, the same bytes for the same records; see `write_all_records`."""
     write_all_records({path: records})
 
 
 def write_all_records(files: Mapping[Path, Records]) -> None:
-    """Writes several `.npz`; a place or a disk that will not do shows before the first one appears.
+    """Writes several `.npz`; where a place cannot be written to, or the disk is full, none of them appears.
 
     Raises:
-        DataError: a place cannot be written to, or the disk is full.
+        DataError: as said.
     """
-    with contextlib.ExitStack() as stack:
-        # All are open before any is filled, and appear when the last one is.
+    with contextlib.ExitStack() as stack:  # all are open before any is filled, and appear when the last one is
         writers = [stack.enter_context(npz_writer(path)) for path in files]
         for writer, records in zip(writers, files.values(), strict=True):
-            parts = {name: [output] for name, output in records.outputs.items()}
-            _fill(writer, records.ids, records.labels, parts, records.classes, records.cost, records.meta)
+            _fill(writer, records, {name: [output] for name, output in records.outputs.items()})
 
 
-def write_records_in_parts(
-    path: Path,
-    *,
-    ids: Array,
-    labels: npt.NDArray[np.int64] | None,
-    outputs: Mapping[str, Iterable[npt.NDArray[np.float32]]],
-    classes: int,
-    cost: Mapping[str, float],
-    meta: Mapping[str, Any],
-) -> None:
+def write_records_in_parts(file: RecordsFile, outputs: Mapping[str, Iterable[Array]]) -> None:
     """Writes records whose scores do not fit in memory; see `write_records`.
 
     Args:
-        path: of the file.
-        ids: (n,).
-        labels: int64 (n,), None where there are none.
+        file: everything else, with the path to write to.
         outputs: member name -> its scores in parts, float32 (n, k) in all.
-        classes: k.
-        cost: member name -> cost per row.
-        meta: JSON values.
 
     Raises:
         DataError: the place cannot be written to, or the disk is full.
     """
-    with npz_writer(path) as writer:
-        _fill(writer, ids, labels, outputs, classes, cost, meta)
+    with npz_writer(file.path) as writer:
+        _fill(writer, file, outputs)
 
 
-def _fill(
-    writer: NpzWriter,
-    ids: Array,
-    labels: Array | None,
-    outputs: Mapping[str, Iterable[Array]],
-    classes: int,
-    cost: Mapping[str, float],
-    meta: Mapping[str, Any],
-) -> None:
-    writer.add("ids", ids)
-    if labels is not None:
-        writer.add("labels", labels)
+def _fill(writer: NpzWriter, small: Records | RecordsFile, outputs: Mapping[str, Iterable[Array]]) -> None:
+    writer.add("ids", small.ids)
+    if small.labels is not None:
+        writer.add("labels", small.labels)
     for name, parts in outputs.items():
-        writer.stream(f"{OUTPUTS}{name}", np.float32, shape=(len(ids), classes), parts=parts)
-        writer.add(f"{COST}{name}", np.float64(cost[name]))
-    writer.add("meta", np.array(text_from_meta(meta)))
+        writer.stream(f"{OUTPUTS}{name}", np.float32, shape=(small.rows, small.classes), parts=parts)
+        writer.add(f"{COST}{name}", np.float64(small.cost[name]))
+    writer.add("meta", np.array(text_from_meta(small.meta)))
 
 
 def records_from_path(path: Path) -> Records:
@@ -315,12 +287,12 @@ def _small_parts(path: Path) -> dict[str, Any]:
     if "ids" not in small:
         raise DataError("records", got="no ids", expected="ids, outputs/<member>, cost/<member>")
     labels = small.get("labels")
-    if labels is not None and labels.dtype.kind not in "iu":
-        raise DataError("records", got=f"labels of dtype {labels.dtype}", expected="whole numbers")
+    if labels is not None and labels.dtype.kind in "iu":
+        labels = labels.astype(np.int64)
     costs = {name.removeprefix(COST): array for name, array in small.items() if name.startswith(COST)}
     return {
         "ids": small["ids"],
-        "labels": None if labels is None else labels.astype(np.int64),
+        "labels": labels,
         "cost": {name: _cost_from_array(name, array) for name, array in costs.items()},
         "meta": _meta_from_array(small.get("meta")),
     }

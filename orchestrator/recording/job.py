@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from orchestrator.errors import CommitteeError, DataError, SpecError, first_few, interrupted_from
-from orchestrator.planner.records import Records
+from orchestrator.planner.records import Records, RecordsFile
 from orchestrator.progress import Progress, no_progress
 from orchestrator.recording.pool import RecordingPool, opened_pool
 from orchestrator.recording.run import RecordingTask, answered_pieces, record_into, wanted_rows
@@ -233,7 +233,16 @@ def _finished(shards: Shards, task: RecordingTask, options: RecordOptions, *, di
     meta["members"] = row_dims_noted(meta["members"], lambda: _row_dims(task, int(kept[0])))
     if options.limit is not None:
         meta["limit"] = options.limit
-    shards.write(ids=source.ids[rows], labels=recorded.labels, classes=pool.classes, cost=pool.cost, meta=meta)
+    shards.write(
+        RecordsFile(
+            path=shards.output,
+            ids=source.ids[rows],
+            labels=recorded.labels,
+            classes=pool.classes,
+            cost=pool.cost,
+            meta=meta,
+        )
+    )
     summary = summary_of(recorded, pool, source, output=shards.output, seen=seen)
     return summary | {"resumed_rows": shards.resumed}
 

@@ -118,15 +118,8 @@ def join_records(paths: Sequence[Path], output: Path, *, skip_bad: bool = False,
             at += len(part)
             yield part
 
-    write_records_in_parts(
-        output,
-        ids=ids[kept],
-        labels=labels,
-        outputs={name: counted(name) for name in members},
-        classes=files[0].classes,
-        cost=cost,
-        meta=meta,
-    )
+    joined = RecordsFile(path=output, ids=ids[kept], labels=labels, classes=files[0].classes, cost=cost, meta=meta)
+    write_records_in_parts(joined, {name: counted(name) for name in members})
     return Joined(
         rows=len(kept),
         classes=files[0].classes,

@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from orchestrator.errors import DataError
 from orchestrator.files import write_file
-from orchestrator.planner.records import OUTPUTS, text_from_meta, write_records_in_parts
+from orchestrator.planner.records import OUTPUTS, RecordsFile, text_from_meta, write_records_in_parts
 from orchestrator.rows.npz import BROKEN, npz_writer
 from orchestrator.spec.validation import value_from_json
 
@@ -137,31 +137,16 @@ class Shards:
         for path in self._paths:
             yield self._array(path, f"{OUTPUTS}{name}")
 
-    def write(
-        self,
-        *,
-        ids: npt.NDArray[Any],
-        labels: npt.NDArray[np.int64] | None,
-        classes: int,
-        cost: Mapping[str, float],
-        meta: Mapping[str, Any],
-    ) -> None:
+    def write(self, file: RecordsFile) -> None:
         """Writes the records file, one part in memory at a time; the parts stay until `remove`.
 
         Args:
-            ids: (n,) of the kept rows.
-            labels: int64 (n,) of them.
-            classes: k.
-            cost: member name -> cost per row.
-            meta: JSON values.
+            file: everything but the scores.
 
         Raises:
             DataError: the disk is full.
         """
-        outputs = {name: self.outputs(name) for name in self._members}
-        write_records_in_parts(
-            self.output, ids=ids, labels=labels, outputs=outputs, classes=classes, cost=cost, meta=meta
-        )
+        write_records_in_parts(file, {name: self.outputs(name) for name in self._members})
 
     def remove(self) -> None:
         """Throws the parts away."""

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator.errors import DataError
-from orchestrator.planner.records import records_from_path
+from orchestrator.planner.records import RecordsFile, records_from_path
 from orchestrator.recording.shards import Shard, Shards
 
 ROWS, CLASSES = 23, 3
@@ -35,7 +35,16 @@ def written(output: Path, cuts: list[int], *, reopen: bool = False) -> bytes:
     kept = shards.kept()
     assert shards.skipped() == SKIPPED
     assert shards.digest() == b"x" * 32
-    shards.write(ids=kept.astype(str), labels=kept % CLASSES, classes=CLASSES, cost={"m": 2.0}, meta={"b": "ä"})
+    shards.write(
+        RecordsFile(
+            path=shards.output,
+            ids=kept.astype(str),
+            labels=kept % CLASSES,
+            classes=CLASSES,
+            cost={"m": 2.0},
+            meta={"b": "ä"},
+        )
+    )
     shards.remove()
     shards.close()
     assert not shards.folder.exists()
