@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from orchestrator.cli.app import run
-from tests.planner.made import made_records
+from tests.planner.builders import made_records
 
 
 def write_made(path: Path, *, rows: int = 300, members: int = 3, seed: int = 0, **arrays: Any) -> Path:

@@ -15,7 +15,7 @@ from orchestrator.cli.app import run
 from orchestrator.planner.records import Records, records_from_path, write_records
 from orchestrator.planner.replay import replay
 from orchestrator.spec import cascade_from_path
-from tests.planner.made import made_records
+from tests.planner.builders import made_records
 
 ROWS = 400
 

@@ -14,7 +14,7 @@ from orchestrator.planner.records import records_from_path, write_records
 from orchestrator.planner.replay import replay
 from orchestrator.repository.completion import pinned_spec
 from orchestrator.spec import CascadeSpec, Fit, cascade_from_json, cascade_from_path
-from tests.planner.made import made_records
+from tests.planner.builders import made_records
 
 ROOT = Path(__file__).parents[2]
 MEMBERS = ["digits_small", "digits_medium", "digits_large"]

@@ -8,7 +8,7 @@ import pytest
 
 from orchestrator.cli.app import run
 from tests.cli.planning import plan, write_made
-from tests.planner.made import made_records
+from tests.planner.builders import made_records
 
 SCORES = made_records(0, rows=300).outputs["a"]
 

@@ -26,7 +26,7 @@ from orchestrator.planner.intervals import rows_needed
 from orchestrator.planner.records import Records
 from orchestrator.planner.search import RIGHT, search
 from orchestrator.planner.subset_table import SubsetTable, table_from_records
-from tests.planner.made import made_records, pool_of
+from tests.planner.builders import made_records, pool_of
 
 RESAMPLES = 1000
 DELTA = 0.1

@@ -12,7 +12,7 @@ from orchestrator.decision import Policy
 from orchestrator.planner.goal import Goal, SearchOptions
 from orchestrator.planner.plan import PlanResult, plan_from_records
 from orchestrator.planner.replay import replay
-from tests.planner.made import made_records, pool_of
+from tests.planner.builders import made_records, pool_of
 
 
 def planned(seed: int, *, gears: int = 3, members: int = 3) -> tuple[PlanResult, object]:

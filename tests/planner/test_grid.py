@@ -10,7 +10,7 @@ from orchestrator.planner.goal import Goal, SearchOptions
 from orchestrator.planner.grid import bins_from_scores, integers_from_costs
 from orchestrator.planner.members import LEAST, MOST
 from orchestrator.planner.plan import PlanResult, plan_from_records
-from tests.planner.made import made_records, pool_of, spec_of
+from tests.planner.builders import made_records, pool_of, spec_of
 
 POOL = pool_of(made_records(0))
 

@@ -9,7 +9,7 @@ import pytest
 from orchestrator.errors import DataError
 from orchestrator.planner.goal import ENSEMBLE, Goal, SearchOptions
 from orchestrator.planner.plan import Infeasible, PlanResult, plan_from_records
-from tests.planner.made import made_records, pool_of
+from tests.planner.builders import made_records, pool_of
 
 OPTIONS = SearchOptions(quantiles=8, calibrate=False)
 

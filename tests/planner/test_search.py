@@ -19,7 +19,7 @@ from orchestrator.planner.replay import replay
 from orchestrator.planner.search import RIGHT, Frontier, SearchResult, search
 from orchestrator.planner.subset_table import table_from_records
 from orchestrator.spec import COMBINES, SCORES
-from tests.planner.made import COSTS, achieved, every_plan, made_records, pool_of
+from tests.planner.builders import COSTS, achieved, every_plan, made_records, pool_of
 
 # Every combine mode with every score, a fresh pool each: 16 * 13 = 208 pools.
 POOLS = list(itertools.product(COMBINES, SCORES))

@@ -19,7 +19,7 @@ from orchestrator.errors import DataError
 from orchestrator.planner.dataset_split import records_of_rows
 from orchestrator.planner.records import Records, records_from_path, write_records
 from orchestrator.recording.join import join_records
-from tests.planner.made import made_records
+from tests.planner.builders import made_records
 
 
 def part(records: Records, *, members: str = "", rows: Any = slice(None), **changes: Any) -> Records:

@@ -10,7 +10,7 @@ import pytest
 from orchestrator.cli.app import run
 from orchestrator.planner.records import records_from_path, write_records
 from orchestrator.spec import Preprocess
-from tests.planner.made import made_records
+from tests.planner.builders import made_records
 from tests.recording.builders import write_folder, write_member
 
 SIX = Preprocess(mode="RGB", height_px=6, width_px=6)

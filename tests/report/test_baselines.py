@@ -14,7 +14,7 @@ from orchestrator.planner.records import Records
 from orchestrator.planner.replay import replay
 from orchestrator.report.data import Report, report_from_records
 from orchestrator.spec import CascadeSpec, Stage
-from tests.planner import made as plain
+from tests.planner import builders as plain
 from tests.report.builders import COSTS, made_plan, made_records, member
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from export.onefile.writing import onefile_model
 from orchestrator.spec import CascadeSpec
-from tests.export.onefile.sliced import (
+from tests.export.onefile.builders import (
     cascade,
     chosen_outputs,
     core_answers,

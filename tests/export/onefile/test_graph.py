@@ -18,7 +18,7 @@ from orchestrator.planner.records import Records
 from orchestrator.planner.replay import replay
 from orchestrator.rows.digits import digits_split
 from orchestrator.spec import COMBINES, CascadeSpec, cascade_from_path
-from tests.export.onefile.sliced import (
+from tests.export.onefile.builders import (
     answers_of,
     cascade,
     chosen_outputs,

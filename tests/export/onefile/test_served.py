@@ -16,7 +16,7 @@ from orchestrator.repository.checked import render_output
 from orchestrator.repository.render import render
 from orchestrator.rows.digits import digits_split
 from orchestrator.spec import FusedPrefix, cascade_from_path
-from tests.export.onefile.sliced import NAMES
+from tests.export.onefile.builders import NAMES
 from tests.servers import running_server
 
 pytestmark = pytest.mark.triton

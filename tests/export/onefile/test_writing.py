@@ -21,7 +21,7 @@ from orchestrator.pbtxt import config_from_path
 from orchestrator.repository.check import check
 from orchestrator.repository.render import render
 from orchestrator.spec import CascadeSpec, cascade_from_path
-from tests.export.onefile.sliced import cascade, model_of, put, put_slicing
+from tests.export.onefile.builders import cascade, model_of, put, put_slicing
 from tests.graphs.test_onefile import made
 from tests.repository.builders import add_member, snapshot, spec_of
 

@@ -4,7 +4,7 @@ import pytest
 
 from perf.harness.cells import reach_of
 from perf.studies.bench.cells import MAX_FULL_CELLS, MAX_QUICK_CELLS, full_cells, largest_cells, quick_cells
-from tests.perf.harness.made import ROUTES
+from tests.perf.harness.builders import ROUTES
 
 
 def test_a_quick_run_has_twelve_cells_and_a_full_one_sixty_at_most() -> None:

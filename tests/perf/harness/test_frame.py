@@ -10,7 +10,7 @@ from perf.harness.cells import Cell
 from perf.harness.frame import PROCESSOR, bound_of, cell_frame
 from perf.harness.windows import Journal
 from perf.routes.spec import BenchRoute
-from tests.perf.harness.made import MEMBERS, record
+from tests.perf.harness.builders import MEMBERS, record
 
 RATE = st.floats(1, 1e5)
 SHARE = st.floats(0, 1)

@@ -12,7 +12,7 @@ from perf.harness.cells import Cell
 from perf.harness.frame import is_unstable
 from perf.harness.rounds import Rounds, with_rates
 from perf.harness.windows import Journal
-from tests.perf.harness.made import record
+from tests.perf.harness.builders import record
 
 
 def closed(route: str, **load: Any) -> Cell:

@@ -14,7 +14,7 @@ from perf.harness.report import table_from_cells, table_from_targets
 from perf.harness.run import Results
 from perf.studies.bench.report import report_from_results, write_report
 from perf.studies.bench.targets import verdicts
-from tests.perf.harness.made import cell_row, frame_of
+from tests.perf.harness.builders import cell_row, frame_of
 
 MACHINE = bench_machine(triton="2.51.0", perf_analyzer="2.45.0", cores_in_use=0.1)
 

@@ -9,7 +9,7 @@ from orchestrator.errors import DataError
 from perf.harness.cells import Cell
 from perf.harness.windows import Journal, reach_off
 from perf.load.closed import Window
-from tests.perf.harness.made import record
+from tests.perf.harness.builders import record
 
 CELL = Cell(scenario="three_cnn", route="committee", concurrency=16)
 

@@ -10,7 +10,7 @@ import pytest
 from orchestrator.rows.digits import digits_split
 from orchestrator.spec import cascade_from_path
 from perf.studies.onefile import OnefileCase, measure_onefile, random_cascade
-from tests.export.onefile.sliced import cascade, put_slicing
+from tests.export.onefile.builders import cascade, put_slicing
 
 REPOSITORY = Path(__file__).parents[3] / "model_repository"
 

@@ -9,7 +9,7 @@ import pytest
 from perf.harness.frame import TargetVerdict
 from perf.studies.bench.targets import verdicts
 from perf.studies.leak import Growth, growth_from
-from tests.perf.harness.made import cell_row, frame_of
+from tests.perf.harness.builders import cell_row, frame_of
 
 
 def whole_run() -> list[dict[str, Any]]:

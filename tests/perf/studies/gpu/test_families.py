@@ -19,7 +19,7 @@ from perf.studies.gpu.families import (
     speedup_of,
 )
 from perf.studies.gpu.run import cells_from, speedup_from_cells
-from tests.perf.harness.made import cell_row, frame_of
+from tests.perf.harness.builders import cell_row, frame_of
 
 # As `python -m export zoo` prints them, 10^9 multiply-adds a row.
 GMAC = {

@@ -12,7 +12,7 @@ from orchestrator.cli.app import run
 from orchestrator.planner.records import records_from_path
 from orchestrator.spec import cascade_from_path
 from tests.cli.planning import plan, write_made
-from tests.planner.made import made_records
+from tests.planner.builders import made_records
 from tests.recording.builders import rows_of, write_member
 
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")

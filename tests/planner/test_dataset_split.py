@@ -5,7 +5,7 @@ import pytest
 
 from orchestrator.errors import DataError
 from orchestrator.planner.dataset_split import records_of_rows, shuffled, split_from_ids
-from tests.planner.made import made_records, pool_of
+from tests.planner.builders import made_records, pool_of
 
 
 def test_the_same_rows_certify_whatever_order_they_are_recorded_in() -> None:

@@ -20,7 +20,7 @@ from orchestrator.planner.goal import ENSEMBLE, Goal, SearchOptions
 from orchestrator.planner.plan import PlanResult, plan_from_records
 from orchestrator.planner.records import Records
 from orchestrator.spec import Member
-from tests.planner.made import made_records, pool_of
+from tests.planner.builders import made_records, pool_of
 
 
 def calibrated(seed: int, *, rows: int = 20_000, classes: int = 5) -> tuple[np.ndarray, np.ndarray]:

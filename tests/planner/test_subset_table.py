@@ -10,7 +10,7 @@ from orchestrator.planner.records import Records
 from orchestrator.planner.replay import replay
 from orchestrator.planner.subset_table import subsets_of, table_from_records
 from orchestrator.spec import COMBINES, CascadeSpec, Member, Stage
-from tests.planner.made import made_records, pool_of, with_outputs
+from tests.planner.builders import made_records, pool_of, with_outputs
 
 SCORES = ("max_prob", "top2_gap", "neg_entropy")
 

@@ -12,7 +12,7 @@ from orchestrator.planner.plan import Infeasible, PlanResult, plan_from_records
 from orchestrator.planner.records import Records
 from orchestrator.planner.replay import replay
 from orchestrator.spec import Stage
-from tests.planner.made import achieved, every_plan, made_records, pool_of
+from tests.planner.builders import achieved, every_plan, made_records, pool_of
 
 QUANTILES = 4
 OPTIONS = SearchOptions(quantiles=QUANTILES, calibrate=False)
