@@ -249,28 +249,25 @@ def _told(say: Say) -> Callable[[str, int], Any]:
 
 
 def _summary(results: dict[str, Any]) -> list[str]:
-    line = results["claims"][HEADLINE][0]
+    line, beside = results["claims"][HEADLINE][0], results["against_test_best"]
     best = results["plan_part"]["most_accurate"]
     if line["one"] is None:
         return [f"glyphs: no cheaper plan is ahead of {best} by the margin"]
-    low, high = line["difference_ci95"]
     clock = ", ".join(
         f"{times(one['median'])}x as fast at batch {batch}" for batch, one in line["time_factor"].items()
     )
-    return [
+    said = [
         f"glyphs, {line['one']['n']:,} test rows: {line['one']['plan']}",
         f"  {fewer_macs(line['macs_factor'])} than {best}, measured {clock}",
-        f"  accuracy difference {points(line['difference'])} points ({points(low)} to {points(high)})",
-        *_beside_test_best(results["against_test_best"], best),
+        f"  accuracy difference {_difference(line)}",
     ]
+    if beside["other"]["stages"] != [[best]]:
+        fewer = fewer_macs(beside["macs_factor"])
+        plan = beside["other"]["plan"]
+        said.append(f"  against {plan}, the most accurate on the test part: {fewer}, {_difference(beside)}")
+    return said
 
 
-def _beside_test_best(line: dict[str, Any], best: str) -> list[str]:
-    other = line["other"]
-    if other["stages"] == [[best]]:
-        return []
-    low, high = line["difference_ci95"]
-    return [
-        f"  against {other['plan']}, the most accurate on the test part: {fewer_macs(line['macs_factor'])},"
-        f" {points(line['difference'])} points ({points(low)} to {points(high)})"
-    ]
+def _difference(line: dict[str, Any]) -> str:
+    low, high = map(points, line["difference_ci95"])
+    return f"{points(line['difference'])} points ({low} to {high})"
