@@ -90,6 +90,7 @@ class BatchPieces:
             return self.answered[0][2]
         whole = []
         for index, first in enumerate(self.answered[0][2]):
+            # NaN marks rows that failed, and whole numbers have none.
             dtype = np.float32 if self.failed and not np.issubdtype(first.dtype, np.floating) else first.dtype
             output = np.empty((rows, *first.shape[1:]), dtype)
             if self.failed:
@@ -143,7 +144,8 @@ def _isolate(ask: Ask, refused: list[tuple[int, int]], pieces: BatchPieces, owne
     """Asks about refused parts again, and about halves of them, as long as there is room."""
     whose = None if owners is None else owners()
     bad = []
-    waiting = refused[::-1]  # the next one is the last
+    # Each part whole first, because a row of another client may have been at fault; the next part is the last.
+    waiting = refused[::-1]
     while waiting and pieces.has_room:
         start, end = waiting.pop()
         pieces.further_calls += 1

@@ -157,6 +157,7 @@ class Counters:
     def latencies(self, taken_ns: Sequence[int]) -> None:
         """Requests were answered after so many nanoseconds; they are put into buckets off the path."""
         with self._lock:
+            # Sorting into buckets takes longer than answering an easy request.
             self._taken_ns.extend(taken_ns)
             if len(self._taken_ns) > MAX_UNSORTED:
                 self._sort_latencies()
@@ -177,6 +178,7 @@ class Counters:
         """Everything counted since the last call."""
         with self._lock:
             self._sort_latencies()
+            # The keys stay, so that making them is no part of counting.
             counted = dict(self._sums)
             for key in self._sums:
                 self._sums[key] = 0.0
@@ -223,7 +225,7 @@ class MetricsFlusher:
             metric = self._metrics.get(key)
             if metric is None:
                 metric = self._metrics[key] = self._register(key)
-            if value:
+            if value:  # most counters stand still, and every call of the server's API costs
                 metric.increment(value)
         gear = self._counters.gear
         if gear is not None:

@@ -50,6 +50,7 @@ class CascadeModel:
             raise SpecError(PLAN, {"name": message}, fix="render it again with `committee render`")
         verify = verifies_hashes(json.loads(args["model_config"]))
         watch = self._watch = MemberWatch(pb, spec, folder.parent, verify_files=verify)
+        # Before anything is started, because other members than planned keep the model from loading.
         watch.load()
         self.spec = spec
         self._reader = RequestReader(pb, spec)
@@ -74,6 +75,7 @@ class CascadeModel:
         )
         watch.bind(calls, on_fault=self._workers.refuse_all)
         self._flusher = self._start_metrics(args["model_name"])
+        # Last, because the server forgets a model whose initialize raises, and its threads would go on.
         self._workers.start()
 
     def execute(self, requests: Sequence[Any]) -> list[Any] | None:
@@ -86,6 +88,7 @@ class CascadeModel:
             return self._refuse_all(requests)
         batch, rows, refused = self._reader.read_all(requests)
         if batch and self._watch.fault is not None:
+            # Only now is there a row to ask members about, and a server that surely answers.
             self._watch.begin(rows[:1])
             if self._watch.fault is not None:
                 return self._refuse_all(requests)

@@ -198,7 +198,7 @@ class RequestReader:
         except UnicodeDecodeError as error:
             return self._policy(self._without_garbled_headers(error))
         if not text or text == "{}":
-            return DEFAULT
+            return DEFAULT  # by far the usual case, and the same object for all: the fast path asks for it by `is`
         return self._policy(json.loads(text))
 
     def _read(self, request: Any, place: int, *, now_ns: int) -> PendingRequest:

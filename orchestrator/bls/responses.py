@@ -64,7 +64,7 @@ def completed(answers: AnsweredRows, pending: PendingRequests) -> list[tuple[Pen
     """
     if not len(answers):
         return []
-    if len(answers) > 1:
+    if len(answers) > 1:  # rows of a request together and in its own order, so that most get slices
         answers = answers[np.lexsort((answers.position, answers.request))]
     tokens, columns = answers.request, _columns_of(answers)
     starts = [0, *(1 + (tokens[1:] != tokens[:-1]).nonzero()[0]).tolist()]

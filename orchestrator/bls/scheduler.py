@@ -126,6 +126,7 @@ class Scheduler:
         limit = self._spec.limits.max_deferred_rows
         with self._lock:
             while self._run.rows_in_table and self._run.rows_in_table + rows > limit and not self._is_stopping:
+                # With a limit, so that no error of ours can block the server's thread for ever.
                 self._room.wait(timeout=1.0)
 
     def batch_started(self, *, is_backlogged: bool) -> None:
@@ -173,6 +174,7 @@ class Scheduler:
             outcomes = self._run.apply_prefix_outputs(self._run.enter(arrivals, result), later)
             for outcome in outcomes:
                 if len(outcome.slots):
+                    # Before the lock is free: a worker may take the slots as soon as it is.
                     kept = rows[outcome.deferred]
                     self._inputs.put(outcome.slots, kept, capacity_rows=self._run.capacity_rows)
             # Requests answered meanwhile, at their deadline say, while stage 0 ran.
@@ -199,6 +201,7 @@ class Scheduler:
             if self._run.waiting(stage):
                 # One worker is woken at a time; it wakes the next while there is something left to do.
                 self._work[stage].notify()
+            # Counted before the members are asked: rows answered at a deadline meanwhile have cost it, too.
             self._metrics.asked(len(slots), stage)
             now_ns = time.monotonic_ns()
             if self._spec.gears is not None:

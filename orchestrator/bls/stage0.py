@@ -81,14 +81,15 @@ class Stage0:
             batch: valid requests.
             rows: (n, *dims), theirs, in order.
         """
-        for one in batch:
-            self._pending.add(one)
-        # The server's own tensor, of a lone request, is forwarded without a copy.
+        # The server's own tensor, of a lone request, is forwarded without a copy. Inputs are taken before another
+        # thread can answer a request, because an answer lets go of its request's input.
         tensor = batch[0].tensor if len(batch) == 1 else None
         has_deadlines = any(one.deadline_ns is not None for one in batch)
-        if has_deadlines or self._has_gears:
-            # Taken before anything can be answered: an answer lets go of its request's input.
-            inputs = {one.token: (one.tensor, one.rows) for one in batch}
+        may_shrink = has_deadlines or self._has_gears
+        inputs = {one.token: (one.tensor, one.rows) for one in batch} if may_shrink else {}
+        for one in batch:
+            self._pending.add(one)
+        if may_shrink:
             yield from self._refuse_late(batch)
             if has_deadlines:
                 self._scheduler.watch_deadlines(batch)
@@ -102,12 +103,7 @@ class Stage0:
         if not batch:
             self._admission.batch_finished(time.monotonic_ns())
             return
-        self._metrics.arrived(len(rows))
-        start_ns = time.monotonic_ns()
-        outputs = self._calls.ask_stage0(rows, tensor, owners=lambda: _owners_of(batch))
-        end_ns = time.monotonic_ns()
-        self._admission.observe_latency(end_ns - start_ns)
-        self._admission.batch_finished(end_ns)
+        outputs = self._ask(batch, rows, tensor)
         result = self._fast_path.stage0(len(rows), outputs.outputs)
         gear = self._scheduler.gear if self._has_gears else 0
         early = self._fast_path.early_exit(result, gear)
@@ -118,6 +114,15 @@ class Stage0:
                 yield reply.request, self._responder.response(reply)
         sure = [(one, start) for one, start, is_sure in zip(batch, starts, leaves, strict=True) if is_sure]
         yield from self._answer_early(sure, early, has_deadlines=has_deadlines)
+
+    def _ask(self, batch: Sequence[PendingRequest], rows: Rows, tensor: Any) -> MemberOutputs:
+        self._metrics.arrived(len(rows))
+        start_ns = time.monotonic_ns()
+        outputs = self._calls.ask_stage0(rows, tensor, owners=lambda: _owners_of(batch))
+        end_ns = time.monotonic_ns()
+        self._admission.observe_latency(end_ns - start_ns)
+        self._admission.batch_finished(end_ns)
+        return outputs
 
     def _wait_for_room(self, rows: int) -> None:
         # Without the lock, because rows come in through this thread alone: behind its back they only get fewer.
@@ -146,6 +151,8 @@ class Stage0:
             early: of the batch.
             has_deadlines: the clock may have answered some of them already, or do so now.
         """
+        if not requests:
+            return
         responses = self._responder.early_responses(requests, early)
         pop_all = self._scheduler.pop_all if has_deadlines else self._pop_all
         own = pop_all([one for one, _ in requests])

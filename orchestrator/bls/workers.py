@@ -78,6 +78,7 @@ class Workers:
 
     def _work(self, stage: int) -> None:
         """Asks a stage's members about the most urgent rows, again and again."""
+        # One batch for all members of the stage, so the smallest limit counts.
         limit = min(member.max_batch_size for member in self._spec.stages[stage].members)
         while True:
             batch = None

@@ -153,6 +153,7 @@ class Evaluator:
             return None
         counts = np.bincount(member[member >= 0], minlength=len(self.combiner.members)).astype(np.int64)
         for index, output in zip(self.combiner.stage_members[stage], outputs, strict=True):
+            # A member that failed altogether failed for every row, also where another member failed first.
             if output is None:
                 counts[index] = len(member)
         return StageFailures(member, no_answer, counts)

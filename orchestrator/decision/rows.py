@@ -105,6 +105,7 @@ def arrivals_from_policies(
         NO_DEADLINE_NS if policy.deadline_us is None else at_ns + policy.deadline_us * 1000
         for policy, at_ns in zip(policies, now_ns, strict=True)
     ]
+    # The due time only orders rows; without it a request without a deadline would never get its turn under load.
     due = [
         at_ns + default_deadline_us * 1000 if deadline == NO_DEADLINE_NS else deadline
         for at_ns, deadline in zip(now_ns, deadlines, strict=True)

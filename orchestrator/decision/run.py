@@ -161,6 +161,7 @@ class CascadeRun:
             intp, their slots; empty when none wait.
         """
         slots: Index = ((self._state == WAITING) & (self._stage == stage)).nonzero()[0]
+        # Most batches fit, and sorting would cost more than the rest of this.
         if len(slots) > limit:
             urgency = np.lexsort((self._order[slots], self._rows.arrival.due_ns[slots]))
             slots = slots[urgency[:limit]]
@@ -179,7 +180,7 @@ class CascadeRun:
         """
         stage = int(self._stage[slots[0]])
         kept: Index = (self._state[slots] == ASKED).nonzero()[0]
-        if len(kept) < len(slots):
+        if len(kept) < len(slots):  # rows answered or given up while the members ran
             self._release(slots[self._state[slots] == DROPPED])
             outputs = [None if output is None else output[kept] for output in outputs]
         live = slots[kept]
@@ -210,6 +211,7 @@ class CascadeRun:
         Returns:
             answers with the deadline bit; `row` in them is the slot. Failures are rows without any combination.
         """
+        # The members that run go on: nothing can stop a call, and its rows are dropped when it returns.
         slots = np.flatnonzero(self._open_rows() & (self._rows.arrival.deadline_ns <= now_ns))
         state = self._rows[slots]
         state.status |= np.int32(DEADLINE)
@@ -294,6 +296,7 @@ class CascadeRun:
 
     def _claim(self, count: int) -> Index:
         if count > len(self._free):
+            # Doubling keeps the cost of growing at a constant per row.
             self._grow(max(2 * self.capacity_rows, self.capacity_rows + count))
         slots: Index = self._free[len(self._free) - count :]
         self._free = self._free[: len(self._free) - count]

@@ -69,7 +69,7 @@ SPECS = {
             two_stages().stages[1],
         ),
     ),
-    "a_lead": two_stages(fused_prefix=FusedPrefix(name="lead", stages=2, max_batch_size=16)),
+    "a_fused_prefix": two_stages(fused_prefix=FusedPrefix(name="lead", stages=2, max_batch_size=16)),
 }
 KINDS = {"easy": EASY, "hard": HARD, "bad": bad(EASY, 0), "bad_later": bad(HARD, K)}
 

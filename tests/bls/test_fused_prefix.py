@@ -1,4 +1,4 @@
-"""A lead answers the leading stages in one call, and nothing else about a cascade changes with it."""
+"""A fused prefix answers the leading stages in one call, and nothing else about a cascade changes with it."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from tests.fakes.triton import FakeTriton, Request
 
 K = 3
 NAMES = ("first", "second", "third")
-LEAD = FusedPrefix(name="lead", stages=2, max_batch_size=8)
+PREFIX = FusedPrefix(name="lead", stages=2, max_batch_size=8)
 
 
 def member(name: str) -> Member:
     return Member(name=name, output="logits", cost=float(10 ** NAMES.index(name)), max_batch_size=8)
 
 
-def spec(fused_prefix: FusedPrefix | None = LEAD, **changes: object) -> CascadeSpec:
+def spec(fused_prefix: FusedPrefix | None = PREFIX, **changes: object) -> CascadeSpec:
     """Three stages; a row holds what each of the three members says."""
     return dataclasses.replace(
         CascadeSpec(
@@ -60,7 +60,7 @@ def sure(z: np.ndarray, threshold: float) -> np.ndarray:
     return (p / p.sum(axis=1, keepdims=True)).max(axis=1) >= threshold
 
 
-def lead_says(rows: np.ndarray) -> dict[str, np.ndarray]:
+def prefix_gives(rows: np.ndarray) -> dict[str, np.ndarray]:
     second = part(1, rows).copy()
     second[sure(part(0, rows), 0.8)] = np.nan
     return {"first": part(0, rows), "second": second}
@@ -68,7 +68,7 @@ def lead_says(rows: np.ndarray) -> dict[str, np.ndarray]:
 
 def fake(**changes: object) -> FakeTriton:
     members = {name: lambda rows, i=i: part(i, rows) for i, name in enumerate(NAMES)}
-    return FakeTriton({**members, "lead": lead_says, **changes})
+    return FakeTriton({**members, "lead": prefix_gives, **changes})
 
 
 def random_rows(seed: int, n: int) -> np.ndarray:
@@ -90,11 +90,13 @@ POLICIES = st.sampled_from(
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seed=st.integers(0, 2**31), sizes=st.lists(st.integers(1, 20), min_size=1, max_size=4), policy=POLICIES)
-def test_every_answer_is_the_one_without_a_lead(tmp_path: Path, seed: int, sizes: list[int], policy: dict) -> None:
+def test_every_answer_is_the_one_without_a_fused_prefix(
+    tmp_path: Path, seed: int, sizes: list[int], policy: dict
+) -> None:
     parts = [random_rows(seed + i, n) for i, n in enumerate(sizes)]
-    with_lead = answered(tmp_path, fake(), spec(), parts, **policy)
+    with_prefix = answered(tmp_path, fake(), spec(), parts, **policy)
     without = answered(tmp_path, fake(), spec(fused_prefix=None), parts, **policy)
-    for one, other in zip(with_lead, without, strict=True):
+    for one, other in zip(with_prefix, without, strict=True):
         for name in ("label", "exit_stage", "cost", "status", "confidence", "probabilities"):
             np.testing.assert_array_equal(one.column(name), other.column(name), err_msg=name)
 
@@ -107,7 +109,7 @@ def rows_leaving_at(*stages: int) -> np.ndarray:
     return rows
 
 
-def test_a_batch_that_the_lead_settles_is_a_plain_list_after_one_call(tmp_path: Path) -> None:
+def test_a_batch_that_the_fused_prefix_settles_is_a_plain_list_after_one_call(tmp_path: Path) -> None:
     server = fake()
     with loaded(tmp_path, server, spec()) as model:
         answers = model.execute([Request({"x": rows_leaving_at(1, 0)}), Request({"x": rows_leaving_at(0, 1, 1)})])
@@ -118,7 +120,7 @@ def test_a_batch_that_the_lead_settles_is_a_plain_list_after_one_call(tmp_path: 
     assert answers[1].column("cost")[:, 0].tolist() == [1, 11, 11]
 
 
-def test_only_rows_beyond_the_lead_reach_a_member(tmp_path: Path) -> None:
+def test_only_rows_beyond_the_fused_prefix_reach_a_member(tmp_path: Path) -> None:
     server = fake()
     (answer,) = answered(tmp_path, server, spec(), [rows_leaving_at(2, 0, 1, 2)])
     assert answer.column("exit_stage")[:, 0].tolist() == [2, 0, 1, 2]
@@ -128,7 +130,7 @@ def test_only_rows_beyond_the_lead_reach_a_member(tmp_path: Path) -> None:
     assert sum(n for _, n in server.asked[1:]) == 2
 
 
-def test_the_lead_is_forwarded_to_and_asked_in_parts(tmp_path: Path) -> None:
+def test_the_fused_prefix_is_forwarded_to_and_asked_in_parts(tmp_path: Path) -> None:
     server, request = fake(), Request({"x": rows_leaving_at(0, 1)})
     with loaded(tmp_path, server, spec()) as model:
         model.execute([request])
@@ -146,16 +148,16 @@ def broken(rows: np.ndarray) -> dict[str, np.ndarray]:
     "says",
     [broken, lambda rows: {"first": part(0, rows)}, lambda rows: {"first": rows, "second": rows}],
 )
-def test_a_lead_that_fails_is_stepped_over(tmp_path: Path, says: object) -> None:
+def test_a_fused_prefix_that_fails_is_stepped_over(tmp_path: Path, says: object) -> None:
     server = fake(lead=says)
     (answer,) = answered(tmp_path, server, spec(), [rows_leaving_at(2, 0, 1)])
     assert answer.column("exit_stage")[:, 0].tolist() == [2, 0, 1]
     assert ("first", 3) in server.asked
 
 
-def test_what_the_lead_settled_is_counted_as_if_the_members_had(tmp_path: Path) -> None:
+def test_what_the_fused_prefix_settled_is_counted_as_if_the_members_had(tmp_path: Path) -> None:
     counted = []
-    for lead in (LEAD, None):
+    for lead in (PREFIX, None):
         server = fake()
         answered(tmp_path, server, spec(fused_prefix=lead), [rows_leaving_at(2, 0, 1, 1)])
         names = (
@@ -169,7 +171,7 @@ def test_what_the_lead_settled_is_counted_as_if_the_members_had(tmp_path: Path) 
     assert len(counted[0]) >= 6
 
 
-def test_a_plan_with_a_lead_is_read_back_and_a_wrong_one_is_refused() -> None:
+def test_a_plan_with_a_fused_prefix_is_read_back_and_a_wrong_one_is_refused() -> None:
     assert cascade_from_json(json_from_cascade(spec())) == spec()
     assert "lead" not in json_from_cascade(spec(fused_prefix=None))
     for lead, says in (

@@ -355,7 +355,7 @@ def test_a_stage_that_answers_without_a_lost_member_goes_on_but_never_with_anoth
         until(model, refused)
 
 
-def test_a_lead_that_is_another_is_stepped_over(tmp_path: Path) -> None:
+def test_a_fused_prefix_that_is_another_is_stepped_over(tmp_path: Path) -> None:
     def lead(rows: np.ndarray) -> dict[str, np.ndarray]:
         return {"small": small(rows), "large": large(rows)}
 
