@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from orchestrator.repository.check import CheckReport
@@ -44,13 +45,9 @@ def print_report(report: CheckReport, console: Console) -> None:
         for kind, style, found in (("fault", "red", report.faults), ("note", "yellow", report.notes)):
             for one in found:
                 # Texts hold brackets of shapes, which rich would take for its own markup.
-                table.add_row(f"[{style}]{kind}[/]", *map(_plain, (one.model, one.field, one.text)))
+                table.add_row(f"[{style}]{kind}[/]", *map(escape, (one.model, one.field, one.text)))
         console.print(table)
     models = f"{len(report.checked)} model{'s' * (len(report.checked) != 1)}"
     outcome = f"{len(report.faults)} faults" if report.faults else "no faults"
     notes = f", {len(report.notes)} notes" if report.notes else ""
     console.print(f"{models} checked: {outcome}{notes}", highlight=False)
-
-
-def _plain(text: str) -> str:
-    return text.replace("[", r"\[")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from orchestrator.cli.console import print_json, progress, stdout_console
@@ -175,7 +176,7 @@ def answers_table(asked: Sequence[InferResult], labels: Sequence[str] | None, *,
         answer = one.answer
         truth = [] if not truths else ["-" if one.named.truth is None else label_text(one.named.truth, labels)]
         cells = [
-            _escaped(one.named.name),
+            escape(one.named.name),
             label_text(int(answer.label[0]), labels),
             *truth,
             f"{answer.confidence[0]:.4f}",
@@ -199,7 +200,7 @@ def stages_table(asked: Sequence[InferResult], labels: Sequence[str] | None) -> 
         for stage in one.stages:
             top = ", ".join(f"{label_text(label, labels)} {p:.4f}" for label, p in stage.top)
             table.add_row(
-                _escaped(one.named.name),
+                escape(one.named.name),
                 str(stage.stage),
                 " + ".join(stage.members),
                 f"{stage.score:.6f}",
@@ -220,18 +221,13 @@ def outcome_text(stage: StageExplanation) -> str:
 
 def label_text(label: int, labels: Sequence[str] | None) -> str:
     """The name of a class, or its number, for a table; "-" for a row without an answer."""
-    return _escaped(_class_name(label, labels))
+    return escape(_class_name(label, labels))
 
 
 def _class_name(label: int, labels: Sequence[str] | None) -> str:
     if label < 0:
         return "-"
     return labels[label] if labels is not None and label < len(labels) else str(label)
-
-
-def _escaped(text: str) -> str:
-    # Brackets of names would be markup to rich.
-    return text.replace("[", r"\[")
 
 
 def _document(one: InferResult, labels: Sequence[str] | None) -> dict[str, Any]:
