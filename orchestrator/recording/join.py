@@ -5,9 +5,10 @@ Every member must have every row, once. Scores are copied in pieces; memory hold
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -110,7 +111,7 @@ def join_records(paths: Sequence[Path], output: Path, *, skip_bad: bool = False,
     meta = joined_meta([(str(file.path), file.meta) for file in files], kept=ids[kept], left_out=left_out)
     right = dict.fromkeys(members, 0)
 
-    def counted(name: str) -> Iterator[npt.NDArray[np.float32]]:
+    def counted(name: str) -> Generator[npt.NDArray[np.float32], None, None]:
         at = 0
         for part in table.scores(name, kept, output):
             if labels is not None:
@@ -119,7 +120,10 @@ def join_records(paths: Sequence[Path], output: Path, *, skip_bad: bool = False,
             yield part
 
     joined = RecordsFile(path=output, ids=ids[kept], labels=labels, classes=files[0].classes, cost=cost, meta=meta)
-    write_records_in_parts(joined, {name: counted(name) for name in members})
+    with contextlib.ExitStack() as stack:
+        # Closed here also where writing fails, since an open one has unpacked files on the disk.
+        outputs = {name: stack.enter_context(contextlib.closing(counted(name))) for name in members}
+        write_records_in_parts(joined, outputs)
     return Joined(
         rows=len(kept),
         classes=files[0].classes,
