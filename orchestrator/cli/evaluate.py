@@ -1,4 +1,4 @@
-"""`committee evaluate`: plans on records that had no say in them."""
+"""`committee evaluate`: plans on rows they were not chosen on."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ class _Evaluated:
 
     Args:
         path: of its cascade.json.
-        label: what it is called beside the others.
+        label: its name, with the path where two plans have the same name.
         spec: the plan.
-        found: what it does.
-        against: the first plan; None for that one itself.
+        found: its numbers.
+        against: its comparison with the first plan; None for the first itself.
     """
 
     path: Path

@@ -1,4 +1,4 @@
-"""The pool a plan chooses from: recorded members, with what their manifests know of them."""
+"""The pool a plan chooses from: recorded members, with what manifests, configurations and records say of them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from orchestrator.spec.output_kind import ScoreEvidence
 from orchestrator.spec.planned_models import data_files_of
 from orchestrator.spec.validation import NAME
 
-# Rows of one call of a member whose limit nobody says.
+# Rows of one call where neither a manifest nor a configuration says how many a member takes.
 USUAL_BATCH = 64
 # Letters of a name no plan can have, and of another wrong value, that an error shows.
 WRONG_NAME_LETTERS = 40
@@ -118,14 +118,14 @@ def pool_from_records(records: Records, repository: Path, *, name: str, cost: Pa
     spec = dataclasses.replace(spec, labels=_class_names(spec.members, records, repository))
     return MemberPool(
         spec=spec,
-        # The records do not know it where outputs were computed elsewhere, the manifests always do.
+        # Records of outputs that were computed elsewhere do not say which members are random; manifests do.
         random_weights=tuple(member for member, manifest in manifests.items() if manifest.random_weights),
         notes=tuple(_kind_notes(members, records) + serving_notes(spec, facts, repository)),
     )
 
 
 def _kind_notes(members: Sequence[Member], records: Records) -> list[str]:
-    """What to say of scores that are said to be logits and do not look like it."""
+    """Notes on scores that are called logits and do not look like logits."""
     notes = []
     for one in members:
         seen = ScoreEvidence().with_scores(records.outputs[one.name])

@@ -25,13 +25,13 @@ FRONTIER_LINES = 12
 
 
 def document_from_found(found: PlanResult | Infeasible, *, notes: Sequence[str] = ()) -> dict[str, Any]:
-    """What --json prints; where nothing is feasible, of the best reachable plan.
+    """The document of --json; where no plan does what was asked, it is of the best reachable one.
 
-    `reason` says why no plan does what was asked, or why none but the reference itself; `more_rows` is how many
-    more rows would change that, null where no number is known. `notes` is what is said on stderr as well.
+    `reason` says why no plan does what was asked, or none but the reference itself; `more_rows` is how many
+    more rows would change that, null where no number is known. `notes` go to stderr as well.
     """
     plan = found.best if isinstance(found, Infeasible) else found
-    short = found.unmet if isinstance(found, Infeasible) else found.fallback_reason
+    reason = found.unmet if isinstance(found, Infeasible) else found.fallback_reason
     return {
         "feasible": isinstance(found, PlanResult),
         "plan": json.loads(json_from_cascade(plan.spec)),
@@ -40,9 +40,9 @@ def document_from_found(found: PlanResult | Infeasible, *, notes: Sequence[str] 
         "mean_cost": plan.mean_cost,
         "worst_cost": plan.worst_cost,
         "exit_share": list(plan.exit_share),
-        "frontier": [dataclasses.asdict(row) for row in plan.frontier],
-        "reason": None if short is None else {"got": short.got, "expected": short.expected, "fix": short.fix},
-        "more_rows": None if short is None else short.more_rows,
+        "frontier": [dataclasses.asdict(point) for point in plan.frontier],
+        "reason": None if reason is None else {"got": reason.got, "expected": reason.expected, "fix": reason.fix},
+        "more_rows": None if reason is None else reason.more_rows,
         "notes": list(notes),
     }
 
@@ -59,7 +59,7 @@ def echo_notes(notes: Sequence[str]) -> None:
 
 
 def show_plan(plan: PlanResult, *, output: Path | None, report: Path | None) -> None:
-    """What was found and written, for people."""
+    """The plan, its guarantee and its frontier for people, and which files were written."""
     spec = plan.spec
     console = stdout_console()
     console.print(_stages_table(plan))
@@ -79,8 +79,9 @@ def show_plan(plan: PlanResult, *, output: Path | None, report: Path | None) -> 
         )
     if plan.fallback_reason is not None:
         typer.echo(f"note: no plan but the reference itself could be certified: {plan.fallback_reason.text}")
-    trial = extra.get("calibration", {})
-    typer.echo(f"temperatures {'kept' if trial.get('kept') else 'not used'}: {trial.get('reason')}")
+    calibration = extra.get("calibration", {})
+    kept = "kept" if calibration.get("kept") else "not used"
+    typer.echo(f"temperatures {kept}: {calibration.get('reason')}")
     if spec.gears is not None:
         console.print(_gears_table(plan, spec.gears))
     console.print(_frontier_table(plan.frontier, noun))
@@ -103,7 +104,7 @@ def show_imposed(spec: CascadeSpec, *, output: Path | None, as_json: bool) -> No
 
 
 def noun_of(spec: CascadeSpec) -> str:
-    """What the accuracy of a plan is."""
+    """What the accuracy of a plan counts: right answers, or agreement with a reference."""
     extra = {} if spec.fit is None else spec.fit.extra
     agreement = extra.get("agreement")
     return "accuracy" if agreement is None else f"agreement with {agreement['reference']}"
@@ -146,14 +147,14 @@ def _gears_table(plan: PlanResult, gears: Gears) -> Table:
 
 
 def _frontier_table(frontier: Sequence[FrontierPoint], noun: str) -> Table:
-    """An even choice of the frontier."""
+    """Some points of the frontier, evenly chosen."""
     table = Table(title="plans nothing beats on the search part", box=box.SIMPLE_HEAD)
     for name in (noun, "mean cost", "worst cost", "stages"):
         table.add_column(name, justify="left" if name == "stages" else "right")
     step = max(1, -(-len(frontier) // FRONTIER_LINES))
-    for row in (*frontier[:-1:step], *frontier[-1:]):
-        stages = " -> ".join("+".join(stage) for stage in row.stages)
-        table.add_row(f"{row.accuracy:.4f}", f"{row.mean_cost:,.6g}", f"{row.worst_cost:,.6g}", stages)
+    for point in (*frontier[:-1:step], *frontier[-1:]):
+        stages = " -> ".join("+".join(stage) for stage in point.stages)
+        table.add_row(f"{point.accuracy:.4f}", f"{point.mean_cost:,.6g}", f"{point.worst_cost:,.6g}", stages)
     return table
 
 
@@ -173,7 +174,7 @@ def check_output(output: Path | None, *, inputs: Sequence[Path | None]) -> None:
     if output.is_dir():
         raise DataError(what, got="a folder", expected="a file, such as cascade.json")
     for path in inputs:
-        # What is not there is no fault of the output.
+        # A path that does not exist cannot be the same file.
         with contextlib.suppress(OSError):
             if path is not None and output.samefile(path):
                 raise DataError(what, got=f"{path}, which is read", expected="another file, such as cascade.json")
@@ -191,7 +192,7 @@ def write_plan(output: Path | None, spec: CascadeSpec) -> None:
     if output is None:
         return
     text = json_from_cascade(spec)
-    # Where a link points to, not the link, is replaced; a pipe or a terminal cannot be.
+    # The target of a link is replaced, not the link; a pipe or a terminal cannot be replaced and is written to.
     path = output.resolve()
     if path.exists() and not path.is_file():
         path.write_text(text, encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Which rows a plan is chosen on, and which ones only judge it."""
+"""Rows split in two: to choose a plan on and to certify it, or to plan with and to evaluate on."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ class DatasetSplit:
     """Two disjoint sets of rows.
 
     Args:
-        search: intp, ascending: thresholds are chosen on them.
-        certify: intp, ascending: the search never sees them; they only say how far down its list of plans to
-            go. Empty where nothing is certified.
-        seed: what made them.
+        search: intp, ascending: thresholds are chosen on these rows.
+        certify: intp, ascending: the search never sees these rows; the certificate is made from them. Empty where
+            nothing is certified.
+        seed: that made the split.
     """
 
     search: npt.NDArray[np.intp]
@@ -37,7 +37,7 @@ class DatasetSplit:
 
     @property
     def certify_share(self) -> float:
-        """Part of all rows that certify."""
+        """Share of the rows that certify."""
         return len(self.certify) / (len(self.search) + len(self.certify))
 
 
@@ -63,7 +63,7 @@ def split_from_ids(ids: npt.NDArray[Any], *, certify_share: float, seed: int = 0
 
 
 def shuffled(ids: npt.NDArray[Any], rows: npt.NDArray[np.intp], *, seed: int) -> npt.NDArray[np.intp]:
-    """The given rows in an order that has nothing to do with the one they are in."""
+    """The given rows in an order that depends on their ids and the seed alone."""
     order: npt.NDArray[np.intp] = rows[np.argsort(_hashes(ids[rows], -1 - seed), kind="stable")]
     return order
 
@@ -77,7 +77,7 @@ def _hashes(ids: npt.NDArray[Any], seed: int) -> npt.NDArray[np.uint64]:
 def records_of_rows(
     records: Records, rows: npt.NDArray[np.intp], members: Sequence[Member] | None = None
 ) -> Records:
-    """Some rows of records, copied; of the given members only, if any are given."""
+    """Some rows of records, copied, with the outputs of the given members; None for all members."""
     names = records.outputs if members is None else [member.name for member in members]
     return dataclasses.replace(
         records,
@@ -89,10 +89,10 @@ def records_of_rows(
 
 
 def parts_from_records(records: Records, *, share: float, seed: int) -> tuple[Records, Records]:
-    """Two disjoint parts, by a hash of ids and seed, so that members recorded apart are cut alike.
+    """Two disjoint parts, by a hash of ids and seed, so that records of the same rows are always cut alike.
 
-    Each part's `data_sha256` is its own, made of the whole's and its ids: a plan can tell the rows it was chosen
-    on from the others.
+    Each part has a `data_sha256` of its own, a hash of the whole's and its ids, by which `has_seen` tells the rows
+    a plan was chosen on from the others.
 
     Args:
         records: of n rows.
@@ -121,26 +121,26 @@ def _part(records: Records, rows: npt.NDArray[np.intp], facts: dict[str, Any]) -
     part = records_of_rows(records, rows)
     digest = hashlib.sha256(f"{whole}|{sha256_of_array(part.ids)}".encode()).hexdigest()
     meta = dict(records.meta)
-    # What was joined is in the whole; one part alone may have rows of one piece only.
+    # The recordings that were joined make up the whole; one part may have rows of only one of them.
     joined = {JOINED: meta.pop(JOINED)} if JOINED in meta else {}
     meta |= {"data_sha256": digest, PART: {**facts, "data_sha256": whole, **joined}}
     return dataclasses.replace(part, meta=meta)
 
 
-# What `meta` of records and `fit.extra` of plans keep of it.
+# Keys in `meta` of records and `fit.extra` of plans that say which recordings rows are from.
 PART, JOINED = "part", "joined_rows"
 
 
 def kept_origin(meta: Mapping[str, Any]) -> dict[str, Any]:
-    """What a plan keeps of its records' origin beside their hash."""
+    """The keys of `meta` that a plan keeps to know its records again, beside their hash."""
     return {key: meta[key] for key in (PART, JOINED) if key in meta}
 
 
 def has_seen(spec: CascadeSpec, records: Records) -> bool:
     """Whether a plan was chosen on some of the rows, as far as hashes tell.
 
-    That is the same recording, a part of it, what it is a part of, or something joined with it. Two parts of one
-    recording share rows unless one cut made both.
+    It was where the plan's records and these are one recording, or one is a part of the other, or both were joined
+    from a common one. Two parts of one recording share rows unless they are the two sides of one cut.
     """
     if spec.fit is None or not spec.fit.data_sha256:
         return False
@@ -151,7 +151,7 @@ def has_seen(spec: CascadeSpec, records: Records) -> bool:
 
 
 def _is_other_part(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Whether both are of one cut of one recording, and not the same part."""
+    """Whether these are the two sides of one cut of one recording."""
     ours, theirs = one.get(PART) or {}, other.get(PART) or {}
     whole = bool(ours) and ours.get("data_sha256") == theirs.get("data_sha256")
     same_cut = all(ours.get(key) == theirs.get(key) for key in ("share", "seed"))
@@ -159,7 +159,7 @@ def _is_other_part(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
 
 
 def _pieces(origin: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """The recording itself, and all that were joined into it or into what it is a part of."""
+    """The recording, and all recordings that were joined into it or into the one it is a part of."""
     yield origin
     for joined in (origin.get(JOINED), (origin.get(PART) or {}).get(JOINED)):
         for piece in joined or ():

@@ -1,4 +1,4 @@
-"""What a finished plan does to rows that had no say in it, beside the members alone."""
+"""Accuracy, cost and exits of finished plans on rows they were not chosen on, beside the members alone."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Bools = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluatedModel:
-    """One way to an answer, on n rows.
+    """A cascade or a member on n rows.
 
     Args:
         name: of the cascade or member.
@@ -48,8 +48,8 @@ class PairedComparison:
         difference: accuracy of this plan minus the other's.
         difference_ci95: paired interval.
         losses: rows the other gets right and this one wrong.
-        gains: the other way round.
-        cost_factor: mean cost of the other over this one's; None where they count in different units.
+        gains: rows this one gets right and the other wrong.
+        cost_factor: mean cost of the other over this one's; None where the units differ or a cost is not known.
     """
 
     name: str
@@ -62,17 +62,17 @@ class PairedComparison:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """A plan on rows, against a reference.
+    """A plan on n rows, compared with a reference.
 
     Args:
         rows: how many.
-        cascade: the plan.
-        members: every recorded member alone, by cost.
-        reference: the member it is compared with.
+        cascade: the plan's numbers.
+        members: numbers of every recorded member alone, by cost.
+        reference: name of the member the plan is compared with.
         difference: accuracy of the cascade minus the reference's.
         difference_ci95: paired interval.
         losses: rows the reference gets right and the cascade wrong.
-        gains: the other way round.
+        gains: rows the cascade gets right and the reference wrong.
         cost_factor: mean cost of the reference over the cascade's.
         rows_of_the_plan: True where the plan was chosen on these rows or on some of them, as far as the records
             tell, so that its numbers flatter it.
@@ -107,7 +107,7 @@ def evaluate_plans(
         reference: a recorded member; None takes the most accurate one.
 
     Returns:
-        for each plan what it does, and how it compares with the first plan; None for the first.
+        for each plan its numbers, and a comparison with the first plan; None for the first itself.
 
     Raises:
         DataError: no labels, no such member, other model files, or random weights.

@@ -1,4 +1,4 @@
-"""Why rows exit where they do: the decision core run over members' outputs, one stage after the other."""
+"""Why rows exit where they do: every stage of a plan judges every row as it does in serving."""
 
 from __future__ import annotations
 
@@ -18,14 +18,15 @@ TOP = 3
 
 @dataclass(frozen=True, kw_only=True)
 class StageExplanation:
-    """One stage as it would judge one row.
+    """How one stage judges one row.
 
     Args:
         row: index of the row.
         stage: index of the stage.
-        members: who is asked there.
-        score: of the combination of this stage and those before it.
-        threshold: with the request's shift; None where the stage never exits, or always does (the last).
+        members: that are asked there.
+        score: confidence score of the answer there.
+        threshold: that the score has to reach, with the request's shift; None where no row exits, and at the last
+            stage, where every row does.
         low: score at or below which the stage answers with the abstain bit, if it has such a window.
         reached: False where the row was answered before.
         exits: True at the one stage that answers.
@@ -49,34 +50,34 @@ def explain_rows(
     *,
     policy: Policy | None = None,
 ) -> list[StageExplanation]:
-    """Every stage's view of every row, also of the stages a row never reaches.
+    """How every stage judges every row, stages that a row never reaches included.
 
     Args:
         spec: the plan.
         outputs_by_member: float32 (n, k) as each member of the plan gives it.
-        policy: request parameters to judge by.
+        policy: request parameters.
 
     Returns:
         n times s explanations, row by row.
     """
-    wish = policy or Policy()
+    policy = policy or Policy()
     combiner, rule = Combiner(spec), ExitRule(spec)
     rows = len(next(iter(outputs_by_member.values())))
-    last = rule.last if wish.max_stage is None else wish.max_stage
-    gear = wish.gear or 0
+    last = rule.last if policy.max_stage is None else policy.max_stage
+    gear = policy.gear or 0
     limits: dict[str, Any] = {
-        "min_stage": np.full(rows, wish.min_stage, np.int32),
+        "min_stage": np.full(rows, policy.min_stage, np.int32),
         "max_stage": np.full(rows, last, np.int32),
-        "shift": np.full(rows, wish.threshold_shift, np.float32),
+        "shift": np.full(rows, policy.threshold_shift, np.float32),
         "gear": np.full(rows, gear, np.int32),
     }
-    tally = combiner.empty(rows)
+    sums = combiner.empty(rows)
     reached = np.ones(rows, np.bool_)
     columns: list[list[StageExplanation]] = []
     for stage, part in enumerate(spec.stages):
-        combiner.add_stage(tally, stage, [outputs_by_member[member.name] for member in part.members])
-        p, label = combiner.distribution(tally)
-        score = confidence_score(spec.score, p, label, tally.tops, combiner.weights)
+        combiner.add_stage(sums, stage, [outputs_by_member[member.name] for member in part.members])
+        p, label = combiner.distribution(sums)
+        score = confidence_score(spec.score, p, label, sums.tops, combiner.weights)
         exits, _ = rule.decide(stage, score, **limits)
         shifted = None
         if stage < rule.last and np.isfinite(rule.thresholds[gear, stage]):

@@ -132,7 +132,7 @@ class Goal:
 
     @property
     def noun(self) -> str:
-        """What is counted."""
+        """What is counted, in words."""
         return f"agreement with {self.reference}" if self.label_free else "accuracy"
 
     @property
@@ -144,7 +144,7 @@ class Goal:
 
     @property
     def sure(self) -> str:
-        """How every guarantee begins."""
+        """The first words of every guarantee."""
         return f"with probability at least {1 - self.delta:g} over the rows drawn,"
 
     @property
@@ -160,13 +160,13 @@ class Goal:
     def text(self) -> str:
         """The goal in words."""
         if self.max_mean_cost is not None:
-            said = f"highest {self.noun} with mean cost <= {_number(self.max_mean_cost)}"
-            said += f" and {self.constraint}" if self.has_constraint else ""
+            text = f"highest {self.noun} with mean cost <= {_number(self.max_mean_cost)}"
+            text += f" and {self.constraint}" if self.has_constraint else ""
         else:
-            said = f"lowest mean cost with {self.constraint}"
+            text = f"lowest mean cost with {self.constraint}"
         if self.max_worst_cost is not None:
-            said += f", worst cost <= {_number(self.max_worst_cost)}"
-        return said if self.max_stages == MOST_MEMBERS else f"{said}, at most {self.max_stages} stages"
+            text += f", worst cost <= {_number(self.max_worst_cost)}"
+        return text if self.max_stages == MOST_MEMBERS else f"{text}, at most {self.max_stages} stages"
 
 
 def _share(faults: Faults, name: str, value: float | None, *, low_open: bool) -> None:

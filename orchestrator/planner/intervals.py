@@ -46,8 +46,8 @@ def paired_difference(
     (the idea of Agresti and Min, Statistics in Medicine 24, 2005).
 
     Args:
-        one: bool (n,), which rows one route gets right.
-        other: bool (n,), the same of the other route.
+        one: bool (n,), which rows one model gets right.
+        other: bool (n,), which rows the other gets right.
         level: two-sided coverage.
     """
     rows = len(one)
@@ -59,8 +59,8 @@ def paired_difference(
     return difference, (difference - reach, difference + reach)
 
 
-# Of the confidence spent by `discordant_pairs`, the part that goes to the rate of disagreement: the other factor,
-# near a fair coin, is where rows are dear.
+# Part of delta that `discordant_pairs` spends on the rate of disagreement. The other factor gets the most,
+# because a share near one half needs more rows to be known as well.
 RATE_PART = 0.1
 # Beyond this many rows the answer to "how many more" is "too many".
 MOST_ROWS = 10**9
@@ -86,12 +86,12 @@ def discordant_pairs(losses: int, gains: int, rows: int, delta: float) -> float:
     """Bound of accuracy(reference) - accuracy(plan) that lets gains count against losses.
 
     With q the rate of rows where exactly one of both is right, and t the share of losses among those rows, the
-    difference is q (2 t - 1). Given their number, losses are binomial with t, so both factors have exact
+    difference is q (2 t - 1). Given how many those are, losses are binomial with t, so both factors have exact
     bounds, each wrong with its part of delta. Tighter than `losses_only` once gains are about as frequent as
     losses.
     """
     tilt = tilt_at_most(losses, gains, delta)
-    # A negative product would need a lower bound of q, and its share of delta; 0 is all that anybody asks for.
+    # A negative product would need a lower bound of q, with a part of delta; no goal asks for less than 0.
     return rate_at_most(losses + gains, rows, delta * RATE_PART) * tilt if tilt > 0 else 0.0
 
 
@@ -135,7 +135,7 @@ def rows_needed(method: str, *, losses: int, gains: int, rows: int, epsilon: flo
 
 
 def fewest_rows(*, losses: int, gains: int, rows: int, epsilon: float, delta: float) -> int | None:
-    """The same by whichever bound gets there first: with more rows, the next plan may be judged by another one."""
+    """`rows_needed` by the bound that needs the fewest; which one tests a plan is settled anew with more rows."""
     needed = [
         rows_needed(method, losses=losses, gains=gains, rows=rows, epsilon=epsilon, delta=delta)
         for method in BOUNDS

@@ -37,7 +37,7 @@ class CostProfile:
     unit: str
 
     def of(self, members: Sequence[str], subject: str) -> dict[str, float]:
-        """The costs of the given members.
+        """The costs of the given members; `subject` is named in an error.
 
         Raises:
             DataError: some are missing.

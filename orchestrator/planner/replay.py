@@ -26,7 +26,7 @@ def replay(spec: CascadeSpec, records: Records, policy: Policy | None = None) ->
         policy: request parameters applied to every row.
 
     Returns:
-        answers of all n rows, `row` counting 0..n-1.
+        answers of all n rows, `row` counting from 0 to n - 1.
 
     Raises:
         DataError: a member is missing from the records, the class count differs, or an output is not finite.
