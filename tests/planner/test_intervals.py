@@ -1,10 +1,22 @@
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
-from scipy.stats import binomtest
+from scipy.stats import binomtest, norm
 
-from orchestrator.planner.intervals import clopper_pearson, paired_difference
+from orchestrator.planner.intervals import (
+    BOUNDS,
+    clopper_pearson,
+    discordant_pairs,
+    fewest_rows,
+    losses_only,
+    paired_difference,
+    rate_at_least,
+    rate_at_most,
+    rows_needed,
+)
 
 
 @pytest.mark.parametrize(("hits", "rows"), [(0, 10), (10, 10), (541, 547), (1, 3)])
@@ -31,3 +43,92 @@ def test_identical_routes_differ_by_nothing_but_not_with_certainty() -> None:
     difference, (low, high) = paired_difference(same, same)
     assert difference == 0
     assert low < 0 < high
+
+
+RESAMPLES = 1000
+# Rates of losses and of gains, from rare to common, lopsided and even.
+RATES = [(0.0, 0.0), (0.001, 0.0), (0.02, 0.004), (0.02, 0.02), (0.3, 0.3)]
+
+
+def bounds_of(method: str, losses: float, gains: float, *, rows: int, delta: float) -> np.ndarray:
+    """The bound on 1,000 samples, each pair of counts worked out once."""
+    counts = np.random.default_rng(rows).multinomial(rows, (losses, gains, 1 - losses - gains), RESAMPLES)
+    pairs, back = np.unique(counts[:, :2], axis=0, return_inverse=True)
+    known = np.array([BOUNDS[method](int(lost), int(won), rows, delta) for lost, won in pairs])
+    return known[back.reshape(-1)]
+
+
+@pytest.mark.parametrize(("hits", "rows"), [(0, 10), (10, 10), (541, 547), (1, 3)])
+def test_rates_are_bounded_by_the_exact_binomial(hits: int, rows: int) -> None:
+    less = binomtest(hits, rows, alternative="less").proportion_ci(0.9, method="exact")
+    more = binomtest(hits, rows, alternative="greater").proportion_ci(0.9, method="exact")
+    assert rate_at_most(hits, rows, 0.1) == pytest.approx(less.high)
+    assert rate_at_least(hits, rows, 0.1) == pytest.approx(more.low)
+
+
+@pytest.mark.parametrize("method", BOUNDS)
+@pytest.mark.parametrize("rows", [200, 5000])
+@pytest.mark.parametrize(("losses", "gains"), RATES)
+def test_over_1000_samples_the_truth_is_above_the_bound_no_more_often_than_delta(
+    method: str, losses: float, gains: float, rows: int
+) -> None:
+    delta = 0.1
+    violations = float((losses - gains > bounds_of(method, losses, gains, rows=rows, delta=delta)).mean())
+    assert violations <= delta + 3 * math.sqrt(delta * (1 - delta) / RESAMPLES)
+
+
+@pytest.mark.parametrize(("losses", "gains"), [(0.01, 0.0), (0.02, 0.0), (0.1, 0.0)])
+def test_losses_are_bounded_within_half_again_of_the_normal_approximation_at_5000_rows(
+    losses: float, gains: float
+) -> None:
+    mean = bounds_of("clopper_pearson_losses", losses, gains, rows=5000, delta=0.1).mean()
+    normal = losses + norm.ppf(0.9) * math.sqrt(losses * (1 - losses) / 5000)
+    assert normal * 0.95 <= mean <= 1.5 * normal
+
+
+@pytest.mark.parametrize(("losses", "gains"), [(0.02, 0.01), (0.02, 0.02), (0.1, 0.08)])
+def test_with_gains_the_paired_bound_is_tighter_and_near_the_normal_approximation(
+    losses: float, gains: float
+) -> None:
+    paired = bounds_of("discordant_pairs", losses, gains, rows=5000, delta=0.1).mean()
+    floor = bounds_of("clopper_pearson_losses", losses, gains, rows=5000, delta=0.1).mean()
+    variance = losses + gains - (losses - gains) ** 2
+    normal = losses - gains + norm.ppf(0.9) * math.sqrt(variance / 5000)
+    assert paired < floor
+    assert normal * 0.9 <= paired <= 1.5 * normal
+
+
+def test_without_gains_the_plain_bound_is_the_tighter_one() -> None:
+    assert losses_only(5, 0, 1000, 0.05) < discordant_pairs(5, 0, 1000, 0.05)
+    assert losses_only(0, 0, 1000, 0.05) < discordant_pairs(0, 0, 1000, 0.05)
+
+
+def test_more_gains_than_losses_never_promise_less_than_nothing() -> None:
+    assert discordant_pairs(2, 90, 1000, 0.05) == 0
+
+
+@pytest.mark.parametrize("losses", [0, 1, 3])
+def test_the_rows_needed_are_the_fewest_that_do(losses: int) -> None:
+    given = {"losses": losses, "gains": 0, "rows": 100, "epsilon": 0.04, "delta": 0.05}
+    needed = rows_needed("clopper_pearson_losses", **given)
+    assert needed is not None
+    lost = [math.ceil(losses * rows / 100) for rows in (needed - 1, needed)]
+    assert rate_at_most(lost[1], needed, 0.05) <= 0.04 < rate_at_most(lost[0], needed - 1, 0.05)
+
+
+def test_no_number_of_rows_mends_a_rate_that_is_too_high() -> None:
+    assert rows_needed("clopper_pearson_losses", losses=5, gains=0, rows=100, epsilon=0.05, delta=0.1) is None
+
+
+def test_rows_by_another_bound_count_where_the_plans_own_never_gets_there() -> None:
+    given = {"losses": 20, "gains": 20, "rows": 1000, "epsilon": 0.01, "delta": 0.05}
+    alone = [rows_needed(method, **given) for method in BOUNDS]
+    assert alone[0] is None
+    assert fewest_rows(**given) == alone[1] > 1000
+    assert fewest_rows(losses=50, gains=0, rows=1000, epsilon=0.01, delta=0.05) is None
+
+
+@pytest.mark.parametrize("delta", [1e-15, 1e-17, 1e-40])
+def test_a_delta_too_small_to_be_taken_from_one_still_bounds(delta: float) -> None:
+    assert rate_at_most(0, 1000, delta) == pytest.approx(1 - delta ** (1 / 1000), rel=1e-6)
+    assert fewest_rows(losses=0, gains=0, rows=100, epsilon=0.1, delta=delta) is not None
