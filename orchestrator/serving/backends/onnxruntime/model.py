@@ -1,15 +1,15 @@
-"""ONNX Runtime as a Python-based Triton backend: what every model with `backend: "onnxruntime"` runs in.
+"""ONNX Runtime as a Python-based Triton backend, which runs every model with `backend: "onnxruntime"`.
 
-The stock server in the wheel has no ONNX Runtime backend, so this one stands in for it: the same repository
-runs here and, unedited, behind the C++ backend of the NVIDIA image. What that one refuses is refused here, what
-it completes is completed, and a batch that fails there fails here. No state but the session, no Python per row.
+The stock server in the wheel has no ONNX Runtime backend, so this one stands in for it: the same repository runs
+here and, unedited, with the C++ backend of the NVIDIA image. This backend refuses what that one refuses, completes
+the same configurations, and fails the same batches. It keeps no state but the session, and runs no Python per row.
 
-What remains different:
+Differences:
 - `intra_op_thread_count` defaults to 1, not to one per core: every instance is a process here, and several pools
   as wide as the machine would only fight each other.
-- Every input of the file must be in the configuration; there only their number is compared.
-- What a configuration leaves out is read from the newest version folder, whichever version is loaded.
-- Text that is no UTF-8 is refused, for its own request; there it passes as bytes.
+- Every input of the file must be in the configuration; the C++ backend compares only their number.
+- Parts that a configuration leaves out are read from the newest version folder, whichever version is loaded.
+- A request with text that is not UTF-8 is refused; the C++ backend passes it on as bytes.
 - Not offered: tensors of BF16, ragged batches, batch inputs and outputs, control inputs and states of sequences,
   operators of other libraries (`model_operations`), and the backend's command line (`default-max-batch-size`, the
   global thread pool).
@@ -54,7 +54,7 @@ class TritonPythonModel:
 
     @staticmethod
     def auto_complete_config(auto_complete_model_config):
-        """Fills in what the configuration leaves out; as in the C++ backend, nothing once both sides are given."""
+        """Completes a configuration without inputs or outputs; any other stays, as in the C++ backend."""
         config = auto_complete_model_config.as_dict()
         if config["input"] and config["output"]:
             return auto_complete_model_config
@@ -74,7 +74,7 @@ class TritonPythonModel:
         return auto_complete_model_config
 
     def initialize(self, args):
-        """Loads the session and compares it with the configuration, so that a mistake fails here, not later."""
+        """Loads the session and compares it with the configuration, so that a mistake fails at load, not later."""
         config = json.loads(args["model_config"])
         name = args["model_name"]
         file = _file(Path(args["model_repository"]) / args["model_version"], config)
@@ -83,7 +83,7 @@ class TritonPythonModel:
             self._run_options = run_options(config)
         except SettingError as error:
             _refuse(name, error)
-        # ONNX Runtime goes on without a provider whose libraries do not load.
+        # ONNX Runtime silently leaves out a provider whose libraries do not load.
         if CUDA not in session.get_providers() and asks_for_gpu(args):
             _refuse(name, f"KIND_GPU: CUDA does not work on device {args['model_instance_device_id']}")
         initializers = session.get_overridable_initializers()
@@ -91,7 +91,7 @@ class TritonPythonModel:
         _compare(name, "output", config, session.get_outputs())
         self._session = session
         self._batched = config["max_batch_size"] > 0
-        # All of them, whatever is asked for: as in the C++ backend.
+        # All outputs are computed, whichever a request asks for, as in the C++ backend.
         self._outputs = [output["name"] for output in config["output"]]
         inputs = [*session.get_inputs(), *initializers]
         self._texts = {value.name for value in inputs if value.type == "tensor(string)"}
@@ -131,7 +131,7 @@ class TritonPythonModel:
             return [_response(self._outputs, values)]
         ends = np.cumsum([len(array[names[0]]) for array in arrays]).tolist()
         bounds = zip([0, *ends], ends, strict=False)
-        # Outputs a request did not ask for are dropped on the way to it.
+        # Triton drops outputs that a request did not ask for.
         return [self._part(values, start, end) for start, end in bounds]
 
     def _part(self, values, start, end):
@@ -145,7 +145,7 @@ class TritonPythonModel:
     def _arrays(self, request):
         arrays = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
         for name in self._texts & set(arrays):
-            # The C++ backend hands them over as C strings, which end at the first NUL.
+            # The C++ backend passes texts as C strings, which end at the first NUL.
             texts = [text.split(b"\0")[0].decode("utf-8") for text in arrays[name].ravel()]
             arrays[name] = np.array(texts, dtype=np.object_).reshape(arrays[name].shape)
         return arrays
@@ -161,7 +161,7 @@ def _error(text, code):
 
 
 def _as_backend_says(error):
-    """An error of ONNX Runtime in the C++ backend's words: its number, then its message."""
+    """An error of ONNX Runtime in the C++ backend's form: its number, then its message."""
     text = _one_line(error)
     found = re.match(r"\[ONNXRuntimeError\] : (\d+) : \w+ : (.*)", text)
     return f"onnx runtime error {found[1]}: {found[2]}" if found else f"onnx runtime error: {text}"
@@ -188,7 +188,7 @@ def _file(folder, config):
 
 
 def _file_for_completion(config):
-    # Completion is handed the configuration only; where the repository lies is in the server's environment.
+    # Triton passes the configuration only; the server's environment has the path of the repository.
     folder = Path(os.environ["COMMITTEE_MODEL_REPOSITORY"]) / config["name"]
     versions = [path for path in folder.iterdir() if path.name.isdigit() and path.is_dir()]
     if not versions:
@@ -216,7 +216,7 @@ def _shape(value):
 def _completed(value, config):
     dims = _shape(value)[1 if config["max_batch_size"] > 0 else 0 :]
     entry = {"name": value.name, "data_type": _data_type(value, config["name"]), "dims": dims or [1]}
-    # A configuration cannot say "no axes", save by a reshape, which needs a batch axis to be left.
+    # A configuration can say "no axes" only by a reshape, which needs a batch axis.
     return {**entry, "reshape": {"shape": []}} if not dims and config["max_batch_size"] > 0 else entry
 
 
@@ -250,7 +250,7 @@ def _compare_shape(name, subject, tensor, value, batched, exact):
         dims = [-1, *dims]
         if shape[0] != -1:
             _refuse_batching(name, value)
-    # What an input leaves free the configuration may fix; an output must say what the file says.
+    # The configuration may fix sizes that the file leaves free for inputs; for outputs it must repeat the file's.
     agree = (size == real or (real == -1 and not exact) for size, real in zip(dims, shape, strict=False))
     if len(dims) != len(shape) or not all(agree):
         _refuse(name, f"{subject} has shape {dims} by config.pbtxt, {shape} in the file")

@@ -1,7 +1,7 @@
-"""What a model's configuration asks of ONNX Runtime, read as Triton's C++ backend of 24.10 reads it.
+"""A model's settings for ONNX Runtime, read from its configuration as Triton's C++ backend of 24.10 reads them.
 
-Names, numbers and precedence are the backend's own, also where they surprise: an unknown graph level is level 0,
-and four CUDA settings come from `parameters` alone, whatever the accelerator's entry says.
+Names, numbers and precedence are that backend's, even where they surprise: an unknown graph level is level 0, and
+four CUDA settings come from `parameters` alone, whatever the accelerator's entry says.
 """
 
 import re
@@ -15,7 +15,7 @@ TENSORRT = "TensorrtExecutionProvider"
 OPENVINO = "OpenVINOExecutionProvider"
 SHRINKAGE = "memory.enable_memory_arena_shrinkage"
 _INITIALIZERS = "session.use_device_allocator_for_initializers"  # read by the backend since 25.x, harmless before
-# Triton's numbers, not ONNX Runtime's; all others, 0 among them, are everything.
+# Triton's numbers, not ONNX Runtime's; all other numbers, such as 0, mean all optimisations.
 _GRAPH_LEVELS = {
     -1: ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
     1: ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
@@ -54,11 +54,11 @@ _PRECISIONS = {"FP32": {}, "FP16": {"trt_fp16_enable": "True"}, "INT8": {"trt_in
 
 
 class SettingError(Exception):
-    """A configuration that cannot be followed, in one line."""
+    """A setting that cannot be applied; the message is one line."""
 
 
 def session_options(config):
-    """The options of a session; intra-op threads default to 1 here."""
+    """The options of a session; intra-op threads default to 1."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = max(_number(config, "intra_op_thread_count", 1), 0)
     options.inter_op_num_threads = max(_number(config, "inter_op_thread_count", 0), 0)
@@ -87,7 +87,7 @@ def run_options(config):
 
 
 def providers(config, args):
-    """Execution providers for an instance, the CPU behind them all."""
+    """Execution providers for an instance, the CPU last."""
     accelerators = config.get("optimization", {}).get("execution_accelerators", {})
     behind = [*_on_cpu(accelerators.get("cpu_execution_accelerator", [])), CPU]
     if args["model_instance_kind"] != "GPU":
@@ -105,7 +105,7 @@ def providers(config, args):
 def asks_for_gpu(args):
     """Whether the configuration names KIND_GPU.
 
-    By now Triton has turned KIND_AUTO into the kind it chose; only the file still tells the two apart.
+    Triton has replaced KIND_AUTO by the kind it chose, so only the file tells the two apart.
     """
     path = Path(args["model_repository"]) / "config.pbtxt"
     text = path.read_text(encoding="utf-8") if args["model_instance_kind"] == "GPU" and path.is_file() else ""
@@ -153,7 +153,7 @@ def _tensorrt(parameters):
             raise SettingError(f"unknown parameter {key!r} of the execution accelerator tensorrt")
         kind, option = _TENSORRT[key]
         if kind == "flag":
-            # Spelled as the Python API wants it.
+            # Spelled as the Python API expects it.
             value = str(_parsed_flag(key, value))
         elif kind == "number":
             _parsed_number(key, value)
@@ -176,7 +176,7 @@ def _number(config, key, default):
 
 
 def _parsed_number(key, text):
-    # What C++'s stoi takes: a number, and whatever comes behind it.
+    # As C++'s stoi: a number, with any text behind it.
     found = re.match(r"\s*([+-]?\d{1,20})", text)
     if found is None:
         raise SettingError(f"parameter {key}: got {text!r}, expected a whole number")
