@@ -52,6 +52,7 @@ class ZooEntry:
         Raises:
             ExportError: the network cannot take that resolution.
         """
+        # Optional, and slow to import.
         import transformers
 
         settings = dict(self.settings)
@@ -270,6 +271,7 @@ def network_of(entry: ZooEntry, resolution_px: int | None = None) -> nn.Module:
     Returns:
         in evaluation mode; float32 (n, 3, r, r) -> an output whose `logits` are float32 (n, 1000).
     """
+    # Optional, and slow to import.
     import transformers
 
     kind: Callable[..., nn.Module] = getattr(transformers, f"{entry.architecture}ForImageClassification")
@@ -283,6 +285,7 @@ def network_cost(entry: ZooEntry, resolution_px: int | None = None) -> NetworkCo
 
 @functools.lru_cache(maxsize=256)
 def _counted(name: str, resolution_px: int) -> NetworkCost:
+    # Optional, and slow to import.
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 

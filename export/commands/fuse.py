@@ -16,8 +16,6 @@ from orchestrator.errors import ExportError
 from orchestrator.spec import Member, cascade_from_path, json_from_cascade, manifest_from_path
 from orchestrator.spec.manifest import MANIFEST
 
-# Imports inside functions load ONNX, ONNX Runtime or PyTorch: seconds of start-up time, and optional packages.
-
 
 def fuse(
     members: Annotated[
@@ -86,6 +84,7 @@ class _Fuse:
 
     def members(self, asked: tuple[Member, ...], combine: str | None) -> dict[str, Any]:
         """Fuses the given members."""
+        # Optional packages, and slow to import.
         from export.fusing.members import Fusion, fuse
 
         if combine is None or self.name is None:
@@ -99,6 +98,7 @@ class _Fuse:
 
     def plan(self, old: Path, new: Path | None, *, allow_whole_failure: bool) -> dict[str, Any]:
         """Fuses a plan's stages and writes the new plan."""
+        # Optional packages, and slow to import.
         from export.fusing.plans import fuse_plan
         from orchestrator.repository.files import write_all
 

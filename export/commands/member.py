@@ -20,8 +20,6 @@ from orchestrator.spec import Manifest, manifest_from_path
 from orchestrator.spec.manifest import MANIFEST
 from orchestrator.spec.output_kind import OUTPUT_KINDS
 
-# Imports inside functions load ONNX, ONNX Runtime or PyTorch: seconds of start-up time, and optional packages.
-
 T = TypeVar("T", int, float)
 PRECISIONS = ("fp32", "fp16", "int8")
 
@@ -121,6 +119,7 @@ def member(
         python -m export member torch:my_package.nets:make --weights net.safetensors --dims 3,32,32
     """
     with needs("export member"):
+        # Optional packages, and slow to import.
         from export.sources import ExportOptions
     options = ExportOptions(
         random_weights=random_weights,
@@ -139,6 +138,7 @@ def member(
     proven_on = runtimes_from_text(runtimes)
     start = time.monotonic()
     with needs("export member"), progress_on("reading sources") as progress:
+        # Optional packages, and slow to import.
         from export.committee import export_committee, member_exports
 
         options = dataclasses.replace(options, progress=progress)

@@ -14,8 +14,6 @@ from orchestrator.errors import ExportError
 from orchestrator.spec import FusedPrefix, cascade_from_path, json_from_cascade
 from orchestrator.spec.cascade_json import PLAN
 
-# Imports inside functions load ONNX, ONNX Runtime or PyTorch: seconds of start-up time, and optional packages.
-
 
 def onefile(
     cascade: Annotated[Path, typer.Argument(help="A cascade.json, or the folder of a rendered cascade.")],
@@ -54,6 +52,7 @@ def onefile(
         python -m export onefile cascade.json --stages 2 --plan-output with_lead.json
     """
     with needs("export onefile"):
+        # Optional packages, and slow to import.
         from export.onefile.writing import write_onefile
         from orchestrator.repository.files import write_all
         from orchestrator.repository.index import plan_path

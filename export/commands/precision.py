@@ -14,8 +14,6 @@ from export.precision import MIN_AGREEMENT_HELP
 from orchestrator.spec import Manifest, manifest_from_path
 from orchestrator.spec.manifest import MANIFEST
 
-# Imports inside functions load ONNX, ONNX Runtime or PyTorch: seconds of start-up time, and optional packages.
-
 
 def precision(
     member: Annotated[str, typer.Argument(metavar="MEMBER", help="An fp32 ONNX member.", show_default=False)],
@@ -50,6 +48,7 @@ def precision(
     """
     start = time.monotonic()
     with needs("export precision"), progress_on(f"{member} to {to}") as progress:
+        # Optional packages, and slow to import.
         from export.precision.derive import export_precision
 
         made, what = export_precision(

@@ -18,8 +18,6 @@ from orchestrator.errors import ExportError
 from orchestrator.spec import Manifest, manifest_from_path
 from orchestrator.spec.manifest import MANIFEST, json_from_manifest
 
-# Imports inside functions load ONNX, ONNX Runtime or PyTorch: seconds of start-up time, and optional packages.
-
 
 def show(
     member: Annotated[str, typer.Argument(help="Member name, or the path of its folder.", show_default=False)],
@@ -131,6 +129,7 @@ def prove(
     versions = runtimes_from_text(runtimes)
     found = {}
     with needs("export prove"), progress_on("reading members") as progress:
+        # Optional packages, and slow to import.
         from export.runtimes.proof import prove_member
 
         for name in names:

@@ -12,8 +12,6 @@ import typer
 from export.commands.console import needs, progress_on
 from orchestrator.commandline import with_options
 
-# Imports inside functions load ONNX, ONNX Runtime or PyTorch: seconds of start-up time, and optional packages.
-
 
 def tensorrt(
     context: typer.Context,
@@ -49,6 +47,7 @@ def tensorrt(
     Where TensorRT or the GPU is missing: docker compose run --rm engines digits_small --min 1 --opt 16 --max 64
     """
     with needs("export tensorrt"):
+        # Optional packages, and slow to import.
         from export.members import manifest_in
         from export.tensorrt.member import export_engine
         from export.tensorrt.options import EngineOptions

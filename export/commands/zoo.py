@@ -22,8 +22,6 @@ from orchestrator.errors import ExportError
 from orchestrator.spec import manifest_from_path
 from orchestrator.spec.manifest import MANIFEST
 
-# Imports inside functions load ONNX, ONNX Runtime or PyTorch: seconds of start-up time, and optional packages.
-
 
 def zoo(
     names: Annotated[
@@ -133,6 +131,7 @@ class FamilyRow:
 
 def family_row(name: str, versions: Sequence[str], *, progress: Callable[[str], None]) -> FamilyRow:
     """Exports one network of the zoo with random weights, and gives what its proof says of each ONNX Runtime."""
+    # Optional packages, and slow to import.
     from export.member import MemberExport, export_member
     from export.sources import ExportOptions, identify
 

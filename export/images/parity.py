@@ -121,6 +121,7 @@ def pillow_processed(processing: Processing, rows: npt.NDArray[np.uint8]) -> npt
 
 
 def _resized(row: npt.NDArray[np.uint8], height: int, width: int, filter_name: str) -> npt.NDArray[np.uint8]:
+    # Optional: only a member with image processing needs it.
     from PIL import Image
 
     how = Image.Resampling[filter_name.upper()]

@@ -33,6 +33,7 @@ from export.runtimes.proof import prove_against_installed, refresh_member
 from orchestrator.errors import ExportError
 from orchestrator.repository.files import sha256_of_path
 from orchestrator.spec import Manifest
+from orchestrator.spec.shares import evenly_spread
 
 COMMAND = "precision"
 PRECISIONS = ("fp16", "int8")
@@ -276,7 +277,7 @@ def rows_for(original: Manifest, *, to: str, calibrate: Path | None) -> Comparis
 
 def _spread(rows: npt.NDArray[Any], limit: int) -> npt.NDArray[Any]:
     """At most `limit` of the rows, spread evenly from the first to the last."""
-    return rows[np.linspace(0, len(rows) - 1, min(len(rows), limit)).astype(np.intp)]
+    return rows[evenly_spread(len(rows), limit)]
 
 
 def require_sense(member: str, to: str, calibrate: Path | None) -> None:

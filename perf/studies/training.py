@@ -13,8 +13,6 @@ from export.commands.console import needs, progress_on
 from orchestrator.errors import ExportError
 from perf.studies.glyphs import REPOSITORY
 
-# Imports inside the functions below load PyTorch, Pillow or matplotlib: optional, and seconds of start-up time.
-
 # Members that were trained on some of the rows go here, apart from the committed ones.
 TRY = Path("build/glyphs_try")
 
@@ -32,6 +30,7 @@ def digits(
     Example: python -m perf digits --output model_repository
     """
     with needs("perf digits"):
+        # Optional packages, and slow to import.
         from perf.studies.digits import export_digits
     start = time.monotonic()
     with progress_on("reading digits") as progress:
@@ -63,6 +62,7 @@ def glyphs(
     Example: python -m perf glyphs --only glyphs_b0_s0 --rows 2000
     """
     with needs("perf glyphs"):
+        # Optional packages, and slow to import.
         from perf.studies.glyphs.members import export_glyphs
     start = time.monotonic()
     folder = output or (REPOSITORY if rows is None else TRY)
@@ -86,6 +86,7 @@ def glyphs_data(
     Example: python -m perf glyphs-data --part plan --rows 2000
     """
     with needs("perf glyphs-data"):
+        # Optional packages, and slow to import.
         from perf.studies.glyphs.data import store_split
     path = output if output is not None else Path("build/glyphs") / f"{part}.npz"
     if path.is_dir() or path.suffix != ".npz":

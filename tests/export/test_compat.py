@@ -14,8 +14,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from export.compat import portable
-from export.runtimes.asking import Question, answers_in_own_process
-from export.runtimes.versions import runtime_folder
+from export.runtimes.versions import Question, answers_in_own_process, runtime_folder
 from orchestrator.errors import ExportError
 from orchestrator.spec.triton import image_runtimes
 
