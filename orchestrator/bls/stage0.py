@@ -159,7 +159,7 @@ class Stage0:
         for (one, _), response, is_own in zip(requests, responses, own, strict=True):
             if is_own:
                 yield one, response
-        spans = [at for at, is_own in zip(requests, own, strict=True) if is_own]
+        spans = requests if all(own) else [at for at, is_own in zip(requests, own, strict=True) if is_own]
         status = None
         if early.status is not None and spans:
             status = np.concatenate([early.status[start : start + one.count] for one, start in spans])
