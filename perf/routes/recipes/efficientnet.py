@@ -51,7 +51,7 @@ def rows_at(numbers: Sequence[int]) -> Rows:
 
 
 def _make(repository: Path, *, recorded: int) -> CascadeSpec:
-    try:
+    try:  # optional: exporting takes torch and transformers
         from export.committee import export_committee, member_exports
         from export.sources import ExportOptions
     except ImportError as error:
