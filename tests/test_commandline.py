@@ -265,3 +265,4 @@ def test_errors_call_arguments_of_the_library_by_the_options_of_the_command() ->
         program(["run", "a", "--no-certify"], standalone_mode=False)
     assert caught.value.faults == {"--max-cost": "got 1 without --certify", "x": "`y`"}
     assert str(caught.value) == "plan: --max-cost: got 1 without --certify; x: `y`"
+    assert commandline.with_options("`record.first_label=1` or `max_cost`") == "--first-label 1 or `max_cost`"

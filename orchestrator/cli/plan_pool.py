@@ -270,16 +270,16 @@ def _with_row_dims(inputs: Tensors | None, recorded: Tensors | None) -> Tensors 
     }
 
 
-def _recorded(name: str, said: Mapping[str, Any], *, classes: int) -> MemberFacts:
-    output = said.get("output")
+def _recorded(name: str, facts: Mapping[str, Any], *, classes: int) -> MemberFacts:
+    output = facts.get("output")
     if output is not None and (not isinstance(output, str) or not output):
         what = f"records, meta of {name}, output"
         raise DataError(what, got=repr(output)[:WRONG_VALUE_LETTERS], expected="the name of a tensor")
     return MemberFacts(
-        inputs=_recorded_input(name, said.get("input")),
+        inputs=_recorded_input(name, facts.get("input")),
         outputs=None if output is None else {output: Tensor(name=output, dtype="FP32", dims=(classes,))},
-        max_batch_size=_recorded_count(name, "max_batch_size", said, low=0),
-        instances=_recorded_count(name, "instances", said, low=1),
+        max_batch_size=_recorded_count(name, "max_batch_size", facts, low=0),
+        instances=_recorded_count(name, "instances", facts, low=1),
     )
 
 
@@ -297,8 +297,8 @@ def _recorded_input(name: str, value: object) -> dict[str, Tensor] | None:
     return {spec.name: Tensor(name=spec.name, dtype=spec.dtype, dims=spec.dims)}
 
 
-def _recorded_count(name: str, field: str, said: Mapping[str, Any], *, low: int) -> int | None:
-    value = said.get(field)
+def _recorded_count(name: str, field: str, facts: Mapping[str, Any], *, low: int) -> int | None:
+    value = facts.get(field)
     if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < low):
         expected = f"a whole number of at least {low}"
         raise DataError(

@@ -47,7 +47,7 @@ class CandidatePlan:
 
 @dataclass(frozen=True, kw_only=True)
 class Ordering:
-    """Groups of members asked one after another, before anything is said of thresholds.
+    """Groups of members that are asked one after another, without thresholds yet.
 
     Where the combination covers everything asked so far, a group that never exits and its successor are one
     parallel stage, so groups of one member and the threshold "never" cover every way of grouping. With `last`

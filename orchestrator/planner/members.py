@@ -1,4 +1,4 @@
-"""What is said of members beside their scores: costs per row, and whether scores are logits or probabilities."""
+"""Facts about members beside their scores: costs per row, and whether scores are logits or probabilities."""
 
 from __future__ import annotations
 

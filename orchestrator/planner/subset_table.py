@@ -177,9 +177,9 @@ class _Filler:
         self._mode = mode
         # Logits and temperatures are settled once per chunk, not once per subset: the same bits for less work.
         ready = [dataclasses.replace(member, output_kind="logits", temperature=1.0) for member in pool]
-        chain = tuple(Stage(members=(member,)) for member in ready)
+        stages = tuple(Stage(members=(member,)) for member in ready)
         self._combiner = Combiner(
-            dataclasses.replace(base, stages=chain, combine=mode, score="max_prob", fit=None, fused_prefix=None)
+            dataclasses.replace(base, stages=stages, combine=mode, score="max_prob", fit=None, fused_prefix=None)
         )
         self._scores = [score for kept, score in table.scores if kept == mode]
 
