@@ -26,13 +26,14 @@ def files_of_a_row(tmp_path: Path, row: np.ndarray) -> Trace:
 
 
 def test_an_easy_row_passes_few_files(tmp_path: Path) -> None:
+    # 7, and 14 for a hard one; a thread that watches members may have its turn meanwhile.
     trace = files_of_a_row(tmp_path, EASY)
-    assert len(trace.files) <= 17, trace.files
+    assert len(trace.files) <= 10, trace.files
 
 
 def test_a_hard_row_passes_few_files(tmp_path: Path) -> None:
     trace = files_of_a_row(tmp_path, HARD)
-    assert len(trace.files) <= 22, trace.files
+    assert len(trace.files) <= 17, trace.files
 
 
 def test_a_plan_passes_few_files(tmp_path: Path) -> None:
