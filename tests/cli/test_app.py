@@ -1,16 +1,19 @@
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import typer
 
 from orchestrator import __version__
 from orchestrator.cli.app import COMMANDS, run
+from orchestrator.cli.console import print_json, progress, stdout_console
 from orchestrator.commandline import guarded
 from orchestrator.errors import CommitteeError, InfeasibleError, SpecError, UnavailableError
 
@@ -194,3 +197,32 @@ def test_a_reader_that_leaves_early_is_no_error_but_has_its_exit_code(words: lis
     assert pipe.stderr is not None
     assert pipe.stderr.read() == b""
     assert pipe.wait(30) == 141
+
+
+def test_json_is_one_document_of_plain_values(capsys: pytest.CaptureFixture[str]) -> None:
+    value = {
+        "array": np.array([[1, 2]], np.int32),
+        "scalar": np.float32(0.5),
+        "nan": float("nan"),
+        "inf": np.float32(np.inf),
+        "nested": ({"flag": np.bool_(True)}, "text", None),
+    }
+    print_json(value)
+    assert json.loads(capsys.readouterr().out) == {
+        "array": [[1, 2]],
+        "scalar": 0.5,
+        "nan": None,
+        "inf": None,
+        "nested": [{"flag": True}, "text", None],
+    }
+
+
+def test_progress_says_nothing_where_nobody_watches(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress("working", 3) as advance:
+        advance(3)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_pipe_gets_whole_tables(capsys: pytest.CaptureFixture[str]) -> None:
+    stdout_console().print("x" * 150)
+    assert capsys.readouterr().out == "x" * 150 + "\n"

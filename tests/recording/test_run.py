@@ -1,21 +1,25 @@
-"""Pieces are settled in order, and never many of them are in memory."""
+"""A recording's run: pieces end in order, few of them are in memory, and a pool of sessions asks the members."""
 
 from __future__ import annotations
 
 import dataclasses
+import shutil
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from orchestrator.errors import MemberError
-from orchestrator.recording.pool import RecordingPool
+from orchestrator.cli.app import run
+from orchestrator.errors import DataError, MemberError
+from orchestrator.recording.pool import RecordingPool, opened_pool
 from orchestrator.recording.run import LAST_PIECES_S, RecordingTask, answered_pieces, wanted_rows
 from orchestrator.rows.blocks import Indices, RowBlock, RowPiece, RowSource, spans
 from orchestrator.rows.labels import RowLabels
 from orchestrator.spec.served_model import ModelInfo, TensorInfo
+from tests.recording.builders import rows_of, write_member
 
 ROWS, WORKERS, ROW_VALUES = 60 * 256, 3, 64
 
@@ -128,3 +132,72 @@ def test_a_fault_is_raised_although_another_piece_never_comes() -> None:
     # Bounded, and not by the pieces that nobody has begun.
     assert time.monotonic() - begun < 2 * LAST_PIECES_S
     never.set()
+
+
+@pytest.mark.parametrize("url", [None, "127.0.0.1:1"])
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (["./a", "a"], r"got './a', expected names of members"),
+        (["a/"], r"got 'a/', expected"),
+        (["a", "../b", "b c"], r"got '../b', 'b c', expected"),
+        (["a" * 129], "128 letters"),
+        (["a", "ensemble"], "got ensemble, expected another name"),
+        (["a", "a"], "a more than once"),
+        ([], "got none"),
+    ],
+)
+def test_names_that_plan_would_refuse_are_not_recorded(
+    tmp_path: Path, names: list[str], said: str, url: str | None
+) -> None:
+    with pytest.raises(DataError, match=said), opened_pool(names, tmp_path, url=url):
+        pass
+
+
+def test_a_manifest_that_describes_another_version_than_is_served_is_named(tmp_path: Path) -> None:
+    shutil.copytree(Path("model_repository") / "digits_small", tmp_path / "digits_small")
+    with opened_pool(["digits_small"], tmp_path) as pool:
+        assert pool.version_notes() == []
+    shutil.copytree(tmp_path / "digits_small" / "1", tmp_path / "digits_small" / "2")
+    with opened_pool(["digits_small"], tmp_path) as pool:
+        (note,) = pool.version_notes()
+    assert note == "digits_small: version 2 is served, its manifest.json describes 1/model.onnx"
+    config = tmp_path / "digits_small" / "config.pbtxt"
+    config.write_text(f"{config.read_text()}version_policy {{ specific {{ versions: [1] }} }}\n")
+    with opened_pool(["digits_small"], tmp_path) as pool:
+        assert pool.version_notes() == []
+
+
+def test_a_part_that_only_restart_mends_is_not_said_to_be_gone_on_from(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = rows_of(300)
+    # The member has no finite score for it, after a first piece that is kept.
+    rows[290] = 0
+    np.savez(tmp_path / "d.npz", images=rows)
+    write_member(tmp_path / "repository", "m", fragile=True)
+    words = ["record", "m", "--data", str(tmp_path / "d.npz"), "-o", str(tmp_path / "out.npz")]
+    words += ["--repository", str(tmp_path / "repository")]
+    assert run(words) == 2
+    assert "the same command goes on from there" in capsys.readouterr().err
+    part = next((tmp_path / ".out.npz.parts").glob("0*.npz"))
+    # A whole archive, so that it is not asked for again, but without what it has to hold.
+    np.savez(part, kept=np.arange(256), digest=np.zeros(32, np.uint8))
+    assert run([*words, "--skip-bad"]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.endswith("use --restart")
+    assert run([*words, "--skip-bad", "--restart"]) == 0
+
+
+@pytest.mark.parametrize(("cost", "shown"), [("0.25", "0.25"), ("1495552", "1,495,552"), ("3e29", "3e+29")])
+def test_costs_are_shown_in_few_digits(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], cost: str, shown: str
+) -> None:
+    np.savez(tmp_path / "d.npz", images=rows_of(12), labels=np.arange(12) % 3)
+    write_member(tmp_path / "repository", "m")
+    words = ["record", "m", "--data", str(tmp_path / "d.npz"), "-o", str(tmp_path / "out.npz")]
+    words += ["--repository", str(tmp_path / "repository")]
+    assert run([*words, "--cost", f"m={cost}"]) == 0
+    assert f", cost {shown}\n" in capsys.readouterr().out
+    assert run([*words, "--cost", "m=1e307"]) == 2
+    assert "expected NAME=COST with 0, or numbers from" in capsys.readouterr().err

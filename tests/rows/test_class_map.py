@@ -12,6 +12,7 @@ from orchestrator.cli.app import run
 from orchestrator.errors import DataError
 from orchestrator.planner.records import records_from_path
 from orchestrator.rows.class_map import class_map_from_path
+from orchestrator.rows.near_names import names_beside
 from tests.recording.builders import picture, png, write_folder, write_member
 
 FOREIGN = ("n03", "n01", "n02")  # cat, dog, owl
@@ -195,3 +196,32 @@ def test_a_recording_no_better_than_guessing_asks_about_the_order(
     np.savez(tmp_path / "rows.npz", images=rows, labels=found)
     assert record(tmp_path, "--data", str(tmp_path / "rows.npz"), "--restart") == 0
     assert "are the labels" not in capsys.readouterr().out
+
+
+KNOWN = ("caf\xe9", "great white shark", "cat", "n01440764", "\u732b")
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("Cat", "Cat (nearest: cat)"),
+        ("great_white_shark", r"'great_white_shark' (nearest: 'great white shark')"),
+        ("great white sharc", "great white sharc (nearest: great white shark)"),
+        ("cat\u200b", r"'cat\u200b' (nearest: 'cat')"),
+        ("great\xa0white shark", r"'great\xa0white shark' (nearest: 'great white shark')"),
+        ("great  white shark", r"'great\x20\x20white shark' (nearest: 'great white shark')"),
+        ("cafe", r"'cafe' (nearest: 'caf\xe9')"),
+        ("c\u0430t", "c\u0430t"),  # a Cyrillic letter, too short a name to be near by the rest
+        ("gre\u0430t white shark", r"'gre\u0430t white shark' (nearest: 'great white shark')"),
+        ("n01440765", "n01440765"),
+        ("yak", "yak"),
+        ("\u72ac", "\u72ac"),
+        ("odd\x00", r"'odd\x00'"),
+    ],
+)
+def test_the_nearest_name_is_shown_and_escaped_where_eyes_cannot_tell(name: str, shown: str) -> None:
+    assert names_beside([name], KNOWN) == shown
+
+
+def test_a_few_of_many_are_shown() -> None:
+    assert names_beside([f"x{number}" for number in range(9)], KNOWN) == "x0, x1, x2, x3, x4, ..."

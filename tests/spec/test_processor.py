@@ -12,6 +12,7 @@ from orchestrator.spec.processor import (
     members_lacking_flags,
     processor_flags,
 )
+from orchestrator.spec.shares import evenly_spread
 
 X86 = "processor\t: 0\nmodel name\t: some CPU\nflags\t\t: fpu sse4_1 avx avx2 fma avx512_vnni\n\nprocessor\t: 1\n"
 ARM = "processor\t: 0\nFeatures\t: fp asimd asimddp\n"
@@ -64,3 +65,11 @@ def test_a_processor_lacks_what_a_member_needs_only_where_that_is_known(
 )
 def test_a_plan_names_members_that_a_processor_answers_otherwise(extra: dict[str, Any], found: list[str]) -> None:
     assert members_lacking_flags(extra, ("avx2",), machine="x86_64") == found
+
+
+@pytest.mark.parametrize(
+    ("count", "most", "places"),
+    [(0, 3, []), (1, 3, [0]), (3, 5, [0, 1, 2]), (9, 3, [0, 4, 8]), (10, 4, [0, 3, 6, 9])],
+)
+def test_places_are_spread_evenly_and_never_repeat(count: int, most: int, places: list[int]) -> None:
+    assert evenly_spread(count, most).tolist() == places

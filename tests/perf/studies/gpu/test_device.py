@@ -1,16 +1,32 @@
 from __future__ import annotations
 
+import csv
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from orchestrator.errors import ServingError
+from orchestrator.errors import DataError, ServingError
 from perf.__main__ import app
 from perf.harness.machine import NvidiaGpu
-from perf.studies.gpu.device import CPU, CUDA, TENSORRT, chosen_provider, preflight, provider_list
+from perf.harness.windows import Journal
+from perf.routes.recipes.trained import COMMITTED
+from perf.studies.gpu import device
+from perf.studies.gpu.device import (
+    CPU,
+    CUDA,
+    TENSORRT,
+    best_rows_per_s,
+    chosen_provider,
+    key_of,
+    measure_alone,
+    preflight,
+    provider_list,
+)
 
 ONLY_CPU = ["AzureExecutionProvider", CPU]
 ALL = [TENSORRT, CUDA, CPU]
@@ -109,3 +125,88 @@ def test_the_command_refuses_before_it_makes_anything(tmp_path: Path, monkeypatc
     assert isinstance(result.exception, ServingError)
     assert result.exception.exit_code != 0
     assert not (tmp_path / "out").exists()
+
+
+MEMBER = "digits_small"
+
+
+def rows_at(numbers: Sequence[int]) -> Any:
+    return np.zeros((len(numbers), 1, 8, 8), np.float32)
+
+
+def measured(journal: Journal, told: list[str]) -> dict[str, str]:
+    return measure_alone(
+        COMMITTED, [MEMBER], batches=(2, 16), rounds=2, seconds=0.02, providers=[(CPU, {})], rows_at=rows_at,
+        journal=journal, progress=told.append,
+    )  # fmt: skip
+
+
+def test_every_batch_size_is_run_and_a_run_that_goes_on_runs_none_again(tmp_path: Path) -> None:
+    told: list[str] = []
+    journal = Journal(tmp_path / "alone.jsonl", {}, resume=False)
+    assert measured(journal, told) == {}
+    assert [len(journal.of(key_of(MEMBER, batch))) for batch in (2, 16)] == [2, 2]
+    record = journal.of(key_of(MEMBER, 16))[0]
+    assert record["rows_per_s"] == pytest.approx(16 * record["requests_per_s"])
+    best = best_rows_per_s(journal, MEMBER, (2, 16))
+    assert best == max(best_rows_per_s(journal, MEMBER, [batch]) or 0 for batch in (2, 16))
+    told.clear()
+    again = Journal(tmp_path / "alone.jsonl", {}, resume=True)
+    assert measured(again, told) == {}
+    assert told == []
+
+
+def test_a_batch_too_large_for_the_device_is_reported_and_the_smaller_ones_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = device._window
+
+    def window(run: Any, key: str, *, batch: int, **more: Any) -> Any:
+        if batch > 8:
+            raise RuntimeError("Failed to allocate memory for requested buffer\nof size 4096")
+        return real(run, key, batch=batch, **more)
+
+    monkeypatch.setattr(device, "_window", window)
+    journal = Journal(tmp_path / "alone.jsonl", {}, resume=False)
+    failures = measured(journal, [])
+    assert failures == {key_of(MEMBER, 16): "Failed to allocate memory for requested buffer of size 4096"}
+    assert best_rows_per_s(journal, MEMBER, (2, 16)) is not None
+    assert best_rows_per_s(journal, MEMBER, [16]) is None
+
+
+@pytest.mark.triton
+@pytest.mark.timeout(300)
+def test_a_small_run_exports_serves_loads_and_reports_and_goes_on_where_it_was(tmp_path: Path) -> None:
+    words = ["gpu", "--small", "--provider", "cpu", "--family", "vit", "--output", str(tmp_path)]
+    result = CliRunner().invoke(app, words, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    document = json.loads((tmp_path / "results.json").read_text())
+    assert document["small"] is True
+    assert document["precision"] == "fp16"
+    assert document["device"]["active"] == ["CPUExecutionProvider"]
+    (comparison,) = document["comparisons"]
+    assert comparison["exit_mix"] == "imposed"
+    assert comparison["measured_reach"] == pytest.approx([1.0, 0.15], abs=0.03)
+    assert comparison["online_speedup"] > 0
+    assert comparison["offline_speedup"] > 0
+    assert comparison["macs_speedup"] > comparison["alone_speedup"] > 1
+    assert comparison["paper_speedup"] is None
+    assert len(document["cells"]) == 6
+    assert not document["failures"]
+    with (tmp_path / "alone.csv").open() as file:
+        alone = list(csv.DictReader(file))
+    assert {(one["member"], one["batch"]) for one in alone} == {
+        (f"tiny_vit_{letter}_fp16", batch) for letter in "ab" for batch in ("4", "8")
+    }
+    text = (tmp_path / "GPU.md").read_text()
+    assert "toy's size" in text
+    assert "| tiny_vit_a -> tiny_vit_b | 100.0 %, 15.0 % |" in text
+    assert all((tmp_path / "plots" / f"gpu-{name}.png").stat().st_size > 5000 for name in ("alone", "speedups"))
+
+    journal = tmp_path / "full-tiny_vit.jsonl"
+    before = journal.read_text()
+    assert json.loads(before.splitlines()[1])["requests"] > 0
+    other = CliRunner().invoke(app, [*words, "--seconds", "3", "--resume"])
+    assert isinstance(other.exception, DataError)
+    assert "differs in seconds" in str(other.exception)
+    assert journal.read_text() == before

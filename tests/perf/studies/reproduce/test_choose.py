@@ -3,19 +3,22 @@ from __future__ import annotations
 import ast
 import inspect
 import itertools
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from orchestrator.errors import DataError
 from orchestrator.planner.replay import replay
 from orchestrator.planner.search import RIGHT
 from orchestrator.progress import no_progress
 from perf.studies.reproduce import choices as choices_module
 from perf.studies.reproduce import choose as choose_module
 from perf.studies.reproduce import search_space as search_space_module
-from perf.studies.reproduce.choices import Choices, choices_from_path, write_choices
+from perf.studies.reproduce.choices import Choices, ChosenPlan, PlanComparison, choices_from_path, write_choices
 from perf.studies.reproduce.choose import choose
+from perf.studies.reproduce.parts import MEMBERS, SELF, groups_from_names
 from perf.studies.reproduce.search_space import (
     MARGINS_SE,
     SearchSpace,
@@ -150,3 +153,51 @@ def test_margins_are_validated_on_rows_that_had_no_part_in_choosing(
     # What is just level where it was chosen is the cheapest, and no better elsewhere than what is ahead.
     assert lines[0]["mean_macs_factor"] > lines[2]["mean_macs_factor"]
     assert lines[0]["mean_difference"] < lines[2]["mean_difference"]
+
+
+PLAN = ChosenPlan(
+    stages=(("glyphs_b0_s0",), ("glyphs_b1_s0", "glyphs_b1_s1")), thresholds=(0.25,), accuracy=0.9, mean_cost=3.0
+)
+SINGLE = ChosenPlan(stages=(("glyphs_b2_s0",),))
+CHOICES = Choices(
+    source={"rows": 3},
+    comparisons=(
+        PlanComparison(claim="3", label="a", one=PLAN, other=SINGLE, guarantee={"delta": 0.05}),
+        PlanComparison(claim="3", label="b", one=None, other=SINGLE, note="nothing"),
+    ),
+    picture={"single": (SINGLE,)},
+    margin_validation=({"margin_se": 2.0},),
+)
+
+
+def test_choices_read_back_are_the_choices_written(tmp_path: Path) -> None:
+    path = write_choices(CHOICES, tmp_path)
+    assert choices_from_path(path) == CHOICES
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", json.dumps({"format": 1}), json.dumps({"format": 2})])
+def test_a_file_that_holds_no_choices_is_one_line(tmp_path: Path, text: str) -> None:
+    (tmp_path / "choices.json").write_text(text)
+    with pytest.raises(DataError, match=r"python -m perf reproduce"):
+        choices_from_path(tmp_path / "choices.json")
+
+
+def test_a_plan_becomes_the_cascade_that_is_served() -> None:
+    spec = PLAN.spec_of(plan_part(rows=20).base)
+    assert [[member.name for member in stage.members] for stage in spec.stages] == [list(s) for s in PLAN.stages]
+    assert [stage.threshold for stage in spec.stages] == [0.25, None]
+    assert PLAN.text == "b0_s0, then b1_s0 + b1_s1"
+
+
+def test_members_are_sorted_by_architecture_and_the_pair_stands_apart() -> None:
+    family = groups_from_names(MEMBERS)
+    assert family.sizes == tuple((f"glyphs_b{size}_s0", f"glyphs_b{size}_s1") for size in range(6))
+    assert family.pair == SELF
+    assert groups_from_names(["glyphs_b0_s0", SELF[0]]).pair == ()
+
+
+@pytest.mark.export
+def test_the_members_are_those_that_the_export_makes() -> None:
+    from perf.studies.glyphs.members import glyphs_members
+
+    assert tuple(member.name for member in glyphs_members()) == MEMBERS

@@ -1,16 +1,23 @@
 from __future__ import annotations
 
+import json
 import math
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+from typer.testing import CliRunner
 
 from orchestrator.errors import ServerFaultError
 from orchestrator.spec.answer import DEADLINE, GEARED
+from perf.__main__ import app
 from perf.load.poisson import TURNED_AWAY, WARM_S, OpenLoop
 from perf.studies.overload import score as score_module
+from perf.studies.overload.command import report_path
+from perf.studies.overload.run import VARIANTS
 from perf.studies.overload.score import (
     CounterReading,
     SentRequests,
@@ -20,6 +27,7 @@ from perf.studies.overload.score import (
     sent_from_open_loop,
 )
 from perf.studies.overload.score import score_of as _score_of
+from perf.studies.overload.setup import DIGITS, GLYPHS, OverloadSource, make_setup
 
 
 def score_of(sent: SentRequests, *, deadline_ms: float) -> dict[str, Any]:
@@ -136,3 +144,65 @@ def test_a_server_that_does_not_come_to_rest_is_an_error(monkeypatch: pytest.Mon
     monkeypatch.setattr(score_module, "read_counters", lambda *_: CounterReading(served=1, gear=3, **NOTHING))
     with pytest.raises(ServerFaultError, match=r"idle server within 0\.01 s"):
         counters_at_rest("nowhere", "geared", timeout_s=0.01)
+
+
+@pytest.mark.parametrize("source", [GLYPHS, DIGITS], ids=lambda source: source.name)
+def test_no_row_that_is_sent_was_planned_on(source: OverloadSource) -> None:
+    plan, test = (source.draw(part, 50) for part in ("plan", "test"))
+    assert len(plan.images) == len(test.labels) == 50
+    assert not set(plan.ids.tolist()) & set(test.ids.tolist())
+
+
+def test_digits_have_a_plan_with_gears_and_waits_follow_the_wish(tmp_path: Path) -> None:
+    folder, cache = tmp_path / "models", tmp_path / "recordings"
+    setup = make_setup(folder, source=DIGITS, cache=cache, say=lambda _: None, raise_wait_us=5000)
+    gears = setup.spec.gears
+    assert gears is not None
+    assert (gears.raise_wait_us, gears.lower_wait_us) == (5000, 1000)
+    assert {"geared", "plain"} < {path.name for path in folder.iterdir()}
+
+
+@dataclass(frozen=True)
+class Short:
+    """What a short run left; its figures, of a machine that is busy with tests, are of no interest."""
+
+    folder: Path
+    report: Path
+    found: dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def short(tmp_path_factory: pytest.TempPathFactory) -> Short:
+    folder = tmp_path_factory.mktemp("overload")
+    report = folder / "docs" / "OVERLOAD.md"
+    command = ["overload", "--quick", "--output", str(folder / "out"), "--report", str(report), "--json"]
+    done = CliRunner().invoke(app, command, catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    document = json.loads((folder / "out" / "overload.json").read_text())
+    return Short(folder=folder, report=report, found={one["variant"]: one for one in document["results"]})
+
+
+@pytest.mark.triton
+@pytest.mark.alone
+def test_a_short_run_measures_every_variant_and_writes_its_report(short: Short) -> None:
+    assert set(short.found) == {variant.name for variant in VARIANTS}
+    assert short.found["no_gears"]["geared"]["max"] == 0
+    assert short.found["turning_away"]["answered"]["max"] < 1
+    for one in short.found.values():
+        assert 0.5 < one["accuracy"]["median"] <= 1
+    assert "| 2 x capacity | gears |" in short.report.read_text()
+    assert (short.report.parent / "plots" / "overload.png").is_file()
+
+
+def test_a_quick_look_leaves_the_report_of_a_whole_run_alone(tmp_path: Path) -> None:
+    assert report_path(None, output=tmp_path, quick=True) == tmp_path / "OVERLOAD.md"
+    assert report_path(None, output=tmp_path, quick=False) == Path("perf/OVERLOAD.md")
+    assert report_path(Path("mine.md"), output=tmp_path, quick=True) == Path("mine.md")
+
+
+@pytest.mark.triton
+@pytest.mark.alone
+def test_twice_the_capacity_moves_the_gear(short: Short) -> None:
+    assert short.found["gears"]["geared"]["max"] > 0
+    # It began in the plan's own gear.
+    assert short.found["gears"]["shifts"][0] > 0
