@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import DataError, SpecError
-from orchestrator.planner.members import check_probabilities, cost_profile_from_path, kind_seen
+from orchestrator.planner.members import check_probabilities, cost_profile_from_path
+from orchestrator.planner.pool import USUAL_BATCH, check_names, meta_of_members, recorded_member
 from orchestrator.planner.records import Records
 from orchestrator.repository.class_names import class_names_by_member, common_names
 from orchestrator.repository.completion import adopted_spec, facts_of_manifest
@@ -20,12 +21,9 @@ from orchestrator.spec.class_names import first_misplaced
 from orchestrator.spec.manifest import MANIFEST
 from orchestrator.spec.output_kind import ScoreEvidence
 from orchestrator.spec.planned_models import data_files_of
-from orchestrator.spec.validation import NAME
 
-# Rows of one call where neither a manifest nor a configuration says how many a member takes.
-USUAL_BATCH = 64
-# Letters of a name no plan can have, and of another wrong value, that an error shows.
-WRONG_NAME_LETTERS = 40
+# Letters of wrong class names, and of another wrong value, that an error shows.
+WRONG_NAMES_LETTERS = 40
 WRONG_VALUE_LETTERS = 80
 
 
@@ -82,27 +80,25 @@ def pool_from_records(records: Records, repository: Path, *, name: str, cost: Pa
         DataError: members that no plan can name, outputs that are not what they are said to be.
         RepositoryError: a member's configuration cannot be read, or does not tell which output has the scores.
     """
-    _check_names(records)
+    check_names(records)
     manifests = {
         member: manifest_from_path(repository / member / MANIFEST)
         for member in records.outputs
         if (repository / member / MANIFEST).is_file()
     }
-    known = _meta_of_members(records)
+    known = meta_of_members(records)
     _same_files(manifests, known)
     costs, unit = _costs(records, cost)
     facts = member_facts(records, repository, manifests, known)
-    members = tuple(
-        _member(
-            member,
-            manifests.get(member),
-            known.get(member, {}),
-            records,
-            cost=costs[member],
-            max_batch_size=facts[member].max_batch_size or USUAL_BATCH,
-        )
-        for member in records.outputs
-    )
+    members = []
+    for member in records.outputs:
+        size = facts[member].max_batch_size or USUAL_BATCH
+        if member in manifests:
+            found = _member(manifests[member], name=member, cost=costs[member], max_batch_size=size)
+        else:
+            said = known.get(member, {})
+            found = recorded_member(member, records, said, cost=costs[member], max_batch_size=size)
+        members.append(found)
     for one in members:
         if one.output_kind == "probabilities":
             check_probabilities(one.name, records.outputs[one.name], records.ids)
@@ -133,20 +129,6 @@ def _kind_notes(members: Sequence[Member], records: Records) -> list[str]:
             looks = "sigmoids, which fit no cascade" if seen.fills_unit_interval else seen.looks
             notes.append(f"{one.name} gives {seen}, and is said to give logits: they look like {looks}")
     return notes
-
-
-def _check_names(records: Records) -> None:
-    bad = [repr(name[:WRONG_NAME_LETTERS]) for name in records.outputs if NAME.match(name) is None]
-    if bad:
-        got = f"members named {', '.join(bad)}"
-        raise DataError("records", got=got, expected="up to 128 letters, digits, '_', '.', '-'")
-
-
-def _meta_of_members(records: Records) -> dict[str, dict[str, Any]]:
-    known = records.meta.get("members", {})
-    if not isinstance(known, dict) or any(not isinstance(facts, dict) for facts in known.values()):
-        raise DataError("records", got="meta whose members are no objects", expected='{"members": {name: {...}}}')
-    return known
 
 
 def _same_files(manifests: dict[str, Manifest], known: dict[str, dict[str, Any]]) -> None:
@@ -186,7 +168,7 @@ def _recorded_names(records: Records) -> tuple[str, ...] | None:
         return None
     if not isinstance(names, list) or len(names) != records.classes or not all(isinstance(n, str) for n in names):
         expected = f"a list of {records.classes} texts, one per class"
-        raise DataError("records, meta class_names", got=ascii(names)[:WRONG_NAME_LETTERS], expected=expected)
+        raise DataError("records, meta class_names", got=ascii(names)[:WRONG_NAMES_LETTERS], expected=expected)
     return tuple(names)
 
 
@@ -197,28 +179,7 @@ def _costs(records: Records, path: Path | None) -> tuple[Mapping[str, float], st
     return records.cost, str(records.meta.get("cost_unit", "MACs"))
 
 
-def _member(
-    name: str,
-    manifest: Manifest | None,
-    facts: dict[str, Any],
-    records: Records,
-    *,
-    cost: float,
-    max_batch_size: int,
-) -> Member:
-    if manifest is None:
-        kind = facts.get("output_kind") or kind_seen(records.outputs[name])
-        sha256, beside = facts.get("sha256"), data_files_of(facts.get("data_files") or {})
-        output = facts.get("output") or UNKNOWN_OUTPUT
-        return Member(
-            name=name,
-            output=output,
-            output_kind=kind,
-            cost=cost,
-            max_batch_size=max_batch_size,
-            sha256=sha256,
-            data_files=beside,
-        )
+def _member(manifest: Manifest, *, name: str, cost: float, max_batch_size: int) -> Member:
     return Member(
         name=name,
         output=manifest.output.name,

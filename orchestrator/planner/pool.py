@@ -16,7 +16,7 @@ from orchestrator.spec.cascade import UNKNOWN_INPUT, UNKNOWN_OUTPUT
 from orchestrator.spec.planned_models import data_files_of
 from orchestrator.spec.validation import NAME
 
-# Rows of one call of a member whose limit nobody says.
+# Rows of one call where neither a manifest nor a configuration says how many a member takes.
 USUAL_BATCH = 64
 # Letters of a name no plan can have that an error shows.
 _WRONG_NAME_LETTERS = 40
