@@ -7,12 +7,13 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper
 
 from orchestrator.cli.app import run
 from orchestrator.client.over_grpc import GrpcClient
 from orchestrator.planner.records import records_from_path
 from orchestrator.spec import cascade_from_path
+from tests.onnx_models import model_of
 from tests.repository.builders import snapshot
 from tests.servers import running_server
 
@@ -87,21 +88,14 @@ def write_model(repository: Path, name: str, config: str, files: dict[str, bytes
 
 def plain_model() -> bytes:
     """pixels (n, 4) -> features (n, 3), scores (n, 3), margin (n, 1)."""
-    graph = helper.make_graph(
-        [
-            helper.make_node("MatMul", ["pixels", "w"], ["scores"]),
-            helper.make_node("Neg", ["scores"], ["features"]),
-            helper.make_node("ReduceMax", ["scores"], ["margin"], axes=[1], keepdims=1),
-        ],
-        "plain",
-        [helper.make_tensor_value_info("pixels", TensorProto.FLOAT, ["n", FEATURES])],
-        [
-            helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", size])
-            for name, size in (("features", CLASSES), ("scores", CLASSES), ("margin", 1))
-        ],
-        [numpy_helper.from_array(weights_of("plain").astype(np.float32), "w")],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    nodes = [
+        helper.make_node("MatMul", ["pixels", "w"], ["scores"]),
+        helper.make_node("Neg", ["scores"], ["features"]),
+        helper.make_node("ReduceMax", ["scores"], ["margin"], axes=[1], keepdims=1),
+    ]
+    outputs = {"features": ["n", CLASSES], "scores": ["n", CLASSES], "margin": ["n", 1]}
+    weights = {"w": weights_of("plain").astype(np.float32)}
+    model = model_of(nodes, {"pixels": ["n", FEATURES]}, outputs, weights, opset=17, ir=8)
     onnx.checker.check_model(model)
     return model.SerializeToString()
 

@@ -15,12 +15,13 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper
 
 from orchestrator.cli.app import run
 from orchestrator.cli.build_steps import models_from_words
 from orchestrator.local.sessions import LocalMembers
 from orchestrator.spec import cascade_from_path, manifest_from_path
+from tests.onnx_models import model_of
 from tests.recording.builders import NAMES, png, rows_of, write_member
 
 ROOT = Path(__file__).parents[2]
@@ -37,13 +38,9 @@ def float_model(path: Path, *, seed: int, softmax: bool) -> None:
         helper.make_node("MatMul", ["flat", "weights"], ["raw"]),
         helper.make_node("Softmax" if softmax else "Identity", ["raw"], ["scores"]),
     ]
-    graph = helper.make_graph(
-        nodes, path.stem,
-        [helper.make_tensor_value_info("pixels", TensorProto.FLOAT, ["n", 3, PX, PX])],
-        [helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["n", 3])],
-        [numpy_helper.from_array(weights, "weights")],
-    )  # fmt: skip
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8), path)
+    onnx.save(
+        model_of(nodes, {"pixels": ["n", 3, PX, PX]}, {"scores": ["n", 3]}, {"weights": weights}, ir=8), path
+    )
 
 
 def built(folder: Path, *words: object) -> subprocess.CompletedProcess[str]:

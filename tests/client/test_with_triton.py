@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 
 from orchestrator.errors import InputError, RefusedError, UnknownModelError
 from tests.client.asking import KINDS, client_of
+from tests.onnx_models import model_of
 from tests.servers import running_server
 
 CLASSES = 4
@@ -37,15 +38,8 @@ def write_model(
     output_kind: str | None = None,
 ) -> None:
     """A model from x (n, 4) with the given outputs."""
-    values = [helper.make_tensor_value_info(name, kind, ["n", k]) for name, (_, kind, k) in outputs.items()]
-    graph = helper.make_graph(
-        nodes,
-        folder.name,
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", CLASSES])],
-        values,
-        initializer=[numpy_helper.from_array(np.array([1], np.int64), "axis")],
-    )
-    model = helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 18)])
+    sides = {name: (kind, ["n", k]) for name, (_, kind, k) in outputs.items()}
+    model = model_of(nodes, {"x": ["n", CLASSES]}, sides, {"axis": np.array([1], np.int64)})
     (folder / "1").mkdir(parents=True)
     onnx.save(model, folder / "1" / "model.onnx")
     listed = ", ".join(f'{{ name: "{n}" data_type: TYPE_{d} dims: [ {k} ] }}' for n, (d, _, k) in outputs.items())

@@ -8,22 +8,15 @@ from typing import Any
 import numpy as np
 import onnx
 from hypothesis import strategies as st
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
+
+from tests.onnx_models import FLOAT, array, node, value
 
 FEATURES, CLASSES, SIDE = 3, 4, 8
 # Names that mean something here, and those that are made up on the way to a member.
 NAMES = ("image", "logits", "batch", "preprocess/image", "preprocess/float", "inner/image", "adapted/output",
          "adapted/input_0", "adapted/file_input", "x", "y")  # fmt: skip
-FLOAT, INT64, BOOL = TensorProto.FLOAT, TensorProto.INT64, TensorProto.BOOL
-node = helper.make_node
-
-
-def value(name: str, dims: Any, kind: int = FLOAT) -> onnx.ValueInfoProto:
-    return helper.make_tensor_value_info(name, kind, dims)
-
-
-def array(value: Any, name: str) -> onnx.TensorProto:
-    return numpy_helper.from_array(np.asarray(value), name)
+INT64, BOOL = TensorProto.INT64, TensorProto.BOOL
 
 
 @dataclass

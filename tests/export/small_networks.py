@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 
 from export.images.preprocess import with_preprocess
 from export.images.processing import Processing
 from orchestrator.spec import Member, TensorSpec
+from tests.onnx_models import array, model_of
 from tests.repository.builders import add_member
 
 CLASSES = 5
@@ -23,14 +24,14 @@ class Builder:
 
     def __init__(self, dims: list[int], *, seed: int = 0, name: str = "image") -> None:
         self.rng = np.random.default_rng(seed)
-        self.input = helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", *dims])
+        self.input = {name: ["batch", *dims]}
         self.last = name
         self.nodes: list[onnx.NodeProto] = []
         self.weights: list[onnx.TensorProto] = []
 
     def weight(self, value: Any, dtype: type = np.float32) -> str:
         name = f"weight_{len(self.weights)}"
-        self.weights.append(numpy_helper.from_array(np.asarray(value, dtype), name))
+        self.weights.append(array(np.asarray(value, dtype), name))
         return name
 
     def random(self, *shape: int) -> str:
@@ -44,9 +45,7 @@ class Builder:
 
     def model(self, classes: int = CLASSES, output: str = "logits") -> onnx.ModelProto:
         self.nodes[-1].output[0] = output
-        made = helper.make_tensor_value_info(output, TensorProto.FLOAT, ["batch", classes])
-        graph = helper.make_graph(self.nodes, "small", [self.input], [made], initializer=self.weights)
-        model = helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 18)])
+        model = model_of(self.nodes, self.input, {output: ["batch", classes]}, self.weights)
         onnx.checker.check_model(model, full_check=True)
         return model
 

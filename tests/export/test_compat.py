@@ -6,41 +6,27 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper
 
 from export.compat import portable
 from export.runtimes.versions import Question, answers_in_own_process, runtime_folder
 from orchestrator.errors import ExportError
 from orchestrator.spec.triton import image_runtimes
+from tests.export.small_networks import answers
+from tests.onnx_models import array, model_of
 
 
 def pooled(side: int, kernel: int, stride: int, pad: int, *, counts_padding: bool) -> onnx.ModelProto:
     """One AveragePool over (n, 2, side, side) with ceil_mode."""
-    node = helper.make_node(
-        "AveragePool",
-        ["x"],
-        ["y"],
-        kernel_shape=[kernel, kernel],
-        strides=[stride, stride],
-        pads=[pad] * 4,
-        ceil_mode=1,
-        count_include_pad=int(counts_padding),
-    )
-    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 2, side, side])
-    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 2, "h", "w"])
-    graph = helper.make_graph([node], "pool", [x], [y])
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
-
-
-def answer(model: onnx.ModelProto, rows: np.ndarray) -> np.ndarray:
-    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    output: np.ndarray = session.run(None, {"x": rows})[0]
-    return output
+    pool = helper.make_node(
+        "AveragePool", ["x"], ["y"], kernel_shape=[kernel, kernel], strides=[stride, stride], pads=[pad] * 4,
+        ceil_mode=1, count_include_pad=int(counts_padding),
+    )  # fmt: skip
+    return model_of([pool], {"x": ["n", 2, side, side]}, {"y": ["n", 2, "h", "w"]})
 
 
 @given(
@@ -57,7 +43,7 @@ def test_the_rewritten_pool_says_what_pytorch_says(
     except RuntimeError:  # no such pooling: the padding is too wide, or nothing is left
         return
     made = portable(pooled(side, kernel, stride, pad, counts_padding=counts_padding))
-    assert np.allclose(answer(made, rows), expected, atol=1e-5)
+    assert np.allclose(answers(made, rows), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -97,23 +83,19 @@ def test_a_pool_inside_a_branch_loses_the_padding_that_is_not_there() -> None:
     for pad, kept in ((0, False), (1, True)):
         model = pooled(7, 3, 3, pad, counts_padding=True)
         (pool,) = model.graph.node
-        inner = helper.make_graph(
-            [helper.make_node("Transpose", ["x"], ["t"], perm=[0, 1, 3, 2]), pool],
-            "branch",
-            [],
-            [model.graph.output[0]],
-        )
+        turn = helper.make_node("Transpose", ["x"], ["t"], perm=[0, 1, 3, 2])
+        inner = helper.make_graph([turn, pool], "branch", [], model.graph.output)
         node = helper.make_node("If", ["yes"], ["y"], then_branch=inner, else_branch=inner)
         del model.graph.node[:]
         model.graph.node.append(node)
-        model.graph.initializer.append(numpy_helper.from_array(np.array(True), "yes"))
+        model.graph.initializer.append(array(True, "yes"))
         rows = np.random.default_rng(0).normal(size=(3, 2, 7, 7)).astype(np.float32)
         made = portable(model)
         branches = [part.g for part in made.graph.node[0].attribute]
         assert [{part.name for part in one.node[1].attribute} >= {"count_include_pad"} for one in branches] == [
             kept
         ] * 2
-        assert np.allclose(answer(made, rows), answer(model, rows), atol=1e-6)
+        assert np.allclose(answers(made, rows), answers(model, rows), atol=1e-6)
 
 
 @pytest.mark.parametrize(("kernel", "stride"), [(1280, 1280), (2, 2), (3, 3)])

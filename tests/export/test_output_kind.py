@@ -8,12 +8,13 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto
 
 from orchestrator.graphs.pieces import GraphBuilder
 from orchestrator.repository.check import check
 from orchestrator.spec import manifest_from_path
 from tests.export.test_member_command import said
+from tests.onnx_models import model_of
 
 
 def softmax(g: GraphBuilder, z: str) -> str:
@@ -81,14 +82,8 @@ def file_of(name: str, folder: Path) -> Path:
     g = GraphBuilder()
     weights = np.random.default_rng(0).normal(size=(6, 5))
     output = make(g, g.op("MatMul", "x", g.constant(weights)))
-    graph = helper.make_graph(
-        g.nodes, "one",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 6])],
-        [helper.make_tensor_value_info(output, TensorProto.FLOAT, ["n", classes])],
-        g.constants,
-    )  # fmt: skip
     path = folder / f"{name}.onnx"
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8), path)
+    onnx.save(model_of(g.nodes, {"x": ["n", 6]}, {output: ["n", classes]}, g.constants, ir=8), path)
     return path
 
 

@@ -10,13 +10,14 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper
 
 from export.sources import ExportOptions, identify
 from export.sources.base import member_name
 from export.sources.torch_zoos import identify_timm, identify_torchvision, processing_from_timm
 from orchestrator.errors import CommitteeError, ExportError
 from tests.export.small_models import save_convnext, save_vit
+from tests.onnx_models import model_of
 
 
 @pytest.fixture(scope="module")
@@ -216,7 +217,6 @@ def linear(
     path: Path, *, batch: int | str = "n", inputs: int = 1, outputs: int = 1, rank: int = 2, op: str = "Gemm"
 ) -> Path:
     """A linear classifier as an ONNX file, with whatever is wrong with it."""
-    weight = numpy_helper.from_array(np.ones((6, 4), np.float32), "w")
     nodes = [helper.make_node(op, ["x", "w"], ["y"])]
     if rank == 3:
         nodes = [
@@ -225,15 +225,11 @@ def linear(
             helper.make_node("Concat", ["u", "u"], ["y"], axis=2),
         ]
     names = ["x", "extra"][:inputs]
-    shapes = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [batch, 6]) for name in names]
-    dims = [batch, 4] if rank == 2 else [batch, 4, 2]
-    ends = [helper.make_tensor_value_info("y", TensorProto.FLOAT, dims)]
     if outputs == 2:
         nodes.append(helper.make_node("Identity", ["y"], ["z"]))
-        ends.append(helper.make_tensor_value_info("z", TensorProto.FLOAT, dims))
-    axis = numpy_helper.from_array(np.array([2], np.int64), "a")
-    graph = helper.make_graph(nodes, "g", shapes, ends, initializer=[weight, axis])
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), path)
+    ends = dict.fromkeys(["y", "z"][:outputs], [batch, 4] if rank == 2 else [batch, 4, 2])
+    weights = {"w": np.ones((6, 4), np.float32), "a": np.array([2])}
+    onnx.save(model_of(nodes, {one: [batch, 6] for one in names}, ends, weights), path)
     return path
 
 
@@ -299,11 +295,8 @@ def test_a_batch_axis_that_is_free_in_name_only_is_one_line(tmp_path: Path) -> N
     from export.committee import export_committee, member_exports
 
     nodes = [helper.make_node("Reshape", ["x", "shape"], ["y"])]
-    shape = numpy_helper.from_array(np.array([1, 6], np.int64), "shape")
-    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 6]) for name in ("x", "y")]
-    graph = helper.make_graph(nodes, "g", ends[:1], ends[1:], initializer=[shape])
     path = tmp_path / "m.onnx"
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), path)
+    onnx.save(model_of(nodes, {"x": ["n", 6]}, {"y": ["n", 6]}, {"shape": np.array([1, 6])}), path)
     with pytest.raises(ExportError, match="the original: got") as caught:
         export_committee(
             tmp_path / "r", member_exports([f"onnx:{path}"], ExportOptions()), force=False, progress=lambda _: None

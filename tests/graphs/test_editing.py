@@ -14,8 +14,9 @@ from onnx import helper
 from export.images.preprocess import PREFIX, with_preprocess
 from export.images.processing import Processing
 from orchestrator.graphs.editing import all_graphs, names_read, rename_tensors, sorted_nodes
-from tests.export.onnx_graphs import BOOL, FEATURES, INT64, SIDE, Foreign, array, foreign, node, value
+from tests.export.onnx_graphs import BOOL, FEATURES, INT64, SIDE, Foreign, foreign, node, value
 from tests.export.small_networks import answers
+from tests.onnx_models import model_of
 
 
 def opened(model: onnx.ModelProto) -> bool:
@@ -68,10 +69,7 @@ def shadowing() -> onnx.NodeProto:
 
 def test_names_may_be_swapped_and_shadowed_ones_stay_apart() -> None:
     nodes = [node("Relu", ["x"], ["first"]), shadowing(), node("Neg", ["l"], ["late"])]
-    graph = helper.make_graph(
-        nodes, "g", [value("x", ["n", 2])], [value("late", ["n", 2])], initializer=[array(np.array(2), "turns")]
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    model = model_of(nodes, {"x": ["n", 2]}, {"late": ["n", 2]}, {"turns": 2})
     rows = np.array([[1, -1]], np.float32)
     rename_tensors(model.graph, {"x": "late", "late": "x"})
     assert [one.name for one in (*model.graph.input, *model.graph.output)] == ["late", "x"]
@@ -98,11 +96,8 @@ def test_an_image_processing_takes_its_names_from_the_network_behind_it() -> Non
         node("GlobalAveragePool", ["preprocess/float"], ["p"], name="preprocess/float"),
         node("Flatten", ["p"], ["y"]),
     ]
-    graph = helper.make_graph(
-        nodes, "g", [value("x", ["n", FEATURES, 4, 4])], [value("y", ["n", FEATURES])],
-        initializer=[array(np.array(True), "preprocess/scaled")],
-    )  # fmt: skip
-    network = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    weights = {"preprocess/scaled": True}
+    network = model_of(nodes, {"x": ["n", FEATURES, 4, 4]}, {"y": ["n", FEATURES]}, weights)
     made = with_preprocess(network, Processing(mean=(0.5,) * 3), height_px=4, width_px=4)
     np.testing.assert_allclose(answers(made, np.full((1, 3, 4, 4), 51, np.uint8)), [[0.3] * 3], atol=1e-6)
     theirs = [one.op_type for one in made.graph.node if not one.name.startswith(PREFIX)]

@@ -7,10 +7,11 @@ from collections.abc import Callable
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto
 
 from orchestrator.graphs.ending import LOGITS, PROBABILITIES, SIGMOID, ending_of
 from orchestrator.graphs.pieces import GraphBuilder
+from tests.onnx_models import model_of
 
 
 def dense(g: GraphBuilder, x: str, size: int = 4) -> str:
@@ -75,12 +76,7 @@ def test_the_last_operators_say_what_is_certain_and_no_more(name: str) -> None:
     make, expected = ENDINGS[name]
     g = GraphBuilder()
     output = make(g, "x")
-    graph = helper.make_graph(
-        g.nodes, "one",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 4])],
-        [helper.make_tensor_value_info(output, TensorProto.FLOAT, ["n", None])],
-        g.constants,
-    )  # fmt: skip
-    onnx.checker.check_model(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)]))
-    found = ending_of(graph, output)
+    model = model_of(g.nodes, {"x": ["n", 4]}, {output: ["n", None]}, g.constants)
+    onnx.checker.check_model(model)
+    found = ending_of(model.graph, output)
     assert (None if found is None else found[0]) == expected

@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 from PIL import Image
 
 from orchestrator.spec import Manifest, Preprocess, TensorSpec
 from orchestrator.spec.manifest import json_from_manifest
+from tests.onnx_models import model_of
 
 NAMES = ("cat", "dog", "owl")
 SIDE = 4
@@ -42,17 +43,10 @@ def write_member(
         helper.make_node("Flatten", ["floats"], ["flat"]),
         helper.make_node("MatMul", ["flat", "weights"], ["raw"]),
     ]
-    if fragile:
-        nodes.append(helper.make_node("Div", ["raw", "raw"], ["logits"]))
-    else:
-        nodes.append(helper.make_node("Identity", ["raw"], ["logits"]))
-    graph = helper.make_graph(
-        nodes, name,
-        [helper.make_tensor_value_info("image", TensorProto.UINT8, ["batch", 3, side, side])],
-        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", classes])],
-        [numpy_helper.from_array(weights, "weights")],
-    )  # fmt: skip
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+    last = ("Div", ["raw", "raw"]) if fragile else ("Identity", ["raw"])
+    nodes.append(helper.make_node(*last, ["logits"]))
+    image = (TensorProto.UINT8, ["batch", 3, side, side])
+    model = model_of(nodes, {"image": image}, {"logits": ["batch", classes]}, {"weights": weights}, ir=8)
     data = model.SerializeToString()
     folder = repository / name
     (folder / "1").mkdir(parents=True)

@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper
 
 from orchestrator.repository.render import render_member
 from orchestrator.spec import CascadeSpec, InputSpec, Limits, Manifest, Member, Stage, TensorSpec
 from orchestrator.spec.manifest import json_from_manifest
+from tests.onnx_models import model_of
 
 CLASSES = 3
 DIMS = (4,)
@@ -24,14 +25,8 @@ def linear_model(seed: int, *, classes: int = CLASSES, batch: str | int = "n", *
     """logits = x @ w, weights from the seed."""
     weights = np.random.default_rng(seed).normal(size=(DIMS[0], classes)).astype(np.float32)
     x, logits = names.get("input", "x"), names.get("output", "logits")
-    graph = helper.make_graph(
-        [helper.make_node("MatMul", [x, "w"], [logits])],
-        "linear",
-        [helper.make_tensor_value_info(x, TensorProto.FLOAT, [batch, *DIMS])],
-        [helper.make_tensor_value_info(logits, TensorProto.FLOAT, [batch, classes])],
-        initializer=[numpy_helper.from_array(weights, "w")],
-    )
-    return helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 18)])
+    product = helper.make_node("MatMul", [x, "w"], [logits])
+    return model_of([product], {x: [batch, *DIMS]}, {logits: [batch, classes]}, {"w": weights})
 
 
 def manifest_of(name: str, sha256: str, **changes: Any) -> Manifest:

@@ -20,6 +20,7 @@ from orchestrator.repository.render import render
 from orchestrator.serving.process import EmbeddedServer
 from orchestrator.spec import CascadeSpec, FusedPrefix, InputSpec, Limits, Member, Stage
 from orchestrator.spec.answer import DEGRADED
+from tests.onnx_models import model_of
 from tests.served.asking import ask, client_of
 from tests.served.fixtures import metrics_of
 from tests.servers import running_server
@@ -39,10 +40,10 @@ output [
 """
 
 
-def model_of(**members: int) -> onnx.ModelProto:
+def marked_model(**members: int) -> onnx.ModelProto:
     """One graph with an output per member, each named with its place; a mark of 1 is an index out of bounds."""
     constants = {"table": np.zeros((1, 1), np.float32), "last": np.array([1])}
-    nodes, outputs = [], []
+    nodes = []
     for name, place in members.items():
         ends = {"start": place * K, "end": place * K + K, "mark": 2 * K + place, "after": 2 * K + place + 1}
         constants |= {f"{name}_{key}": np.array([value]) for key, value in ends.items()}
@@ -54,11 +55,8 @@ def model_of(**members: int) -> onnx.ModelProto:
             helper.make_node("Gather", ["table", f"{name}_index"], [f"{name}_zero"]),
             helper.make_node("Add", [f"{name}_says", f"{name}_zero"], [name]),
         ]
-        outputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", K]))
-    inputs = [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["n", WIDTH])]
-    weights = [onnx.numpy_helper.from_array(value, name) for name, value in constants.items()]
-    graph = helper.make_graph(nodes, "marked", inputs, outputs, weights)
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    outputs = {name: ["n", K] for name in members}
+    return model_of(nodes, {"image": ["n", WIDTH]}, outputs, constants, opset=17, ir=8)
 
 
 def spec_of(
@@ -105,7 +103,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServer]
     own = {name: {name: place} for name, place in (("first", 0), ("twin", 0), ("second", 1), ("gone", 1))}
     for name, members in {**own, "both": both}.items():
         entries = ", ".join(f'{{ name: "{one}" data_type: TYPE_FP32 dims: [{K}] }}' for one in members)
-        add_onnx(repository, name, model_of(**members), config=f"{CONFIG} {entries} ]")
+        add_onnx(repository, name, marked_model(**members), config=f"{CONFIG} {entries} ]")
     for spec in SPECS.values():
         render(spec, repository, standalone=True)
     shutil.rmtree(repository / "gone")

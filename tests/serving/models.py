@@ -5,11 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 from textwrap import dedent
+from typing import Any
 
+import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
+from tests.onnx_models import model_of
+
 BATCH = "rows"
+INT64 = TensorProto.INT64
 
 
 def scale_model(
@@ -17,8 +22,8 @@ def scale_model(
 ) -> onnx.ModelProto:
     """x -> y = factor * x, any shape; row i of y depends on row i of x alone."""
     node = helper.make_node("Mul", ["x", "factor"], ["y"])
-    constant = helper.make_tensor("factor", element, [], [factor])
-    return _model([node], [("x", element, dims)], [("y", element, dims)], [constant])
+    constant = np.array(factor, helper.tensor_dtype_to_np_dtype(element))
+    return _model([node], {"x": (element, dims)}, {"y": (element, dims)}, {"factor": constant})
 
 
 def two_by_two_model() -> onnx.ModelProto:
@@ -27,9 +32,8 @@ def two_by_two_model() -> onnx.ModelProto:
         helper.make_node("Add", ["a", "b"], ["total"]),
         helper.make_node("ArgMax", ["total"], ["largest"], axis=1, keepdims=1),
     ]
-    inputs = [("a", TensorProto.FLOAT, (BATCH, 2)), ("b", TensorProto.FLOAT, (BATCH, 2))]
-    outputs = [("total", TensorProto.FLOAT, (BATCH, 2)), ("largest", TensorProto.INT64, (BATCH, 1))]
-    return _model(nodes, inputs, outputs, [])
+    outputs = {"total": [BATCH, 2], "largest": (INT64, [BATCH, 1])}
+    return _model(nodes, {"a": [BATCH, 2], "b": [BATCH, 2]}, outputs, {})
 
 
 def whole_batch_model() -> onnx.ModelProto:
@@ -40,43 +44,34 @@ def whole_batch_model() -> onnx.ModelProto:
         helper.make_node("Concat", ["count", "one"], ["column"], axis=0),
         helper.make_node("Expand", ["count", "column"], ["rows"]),
     ]
-    constants = [
-        helper.make_tensor("zero", TensorProto.INT64, [1], [0]),
-        helper.make_tensor("one", TensorProto.INT64, [1], [1]),
-    ]
-    outputs = [("rows", TensorProto.INT64, (BATCH, 1))]
-    return _model(nodes, [("x", TensorProto.FLOAT, (BATCH, 3))], outputs, constants)
+    return _model(nodes, {"x": [BATCH, 3]}, {"rows": (INT64, [BATCH, 1])}, {"zero": [0], "one": [1]})
 
 
 def lookup_model() -> onnx.ModelProto:
     """index int64 (n, 1) -> y float32 (n, 1): fails at run time for an index outside 0..3."""
     node = helper.make_node("Gather", ["table", "index"], ["y"], axis=0)
-    table = helper.make_tensor("table", TensorProto.FLOAT, [4], [0.0, 10.0, 20.0, 30.0])
-    inputs = [("index", TensorProto.INT64, (BATCH, 1))]
-    return _model([node], inputs, [("y", TensorProto.FLOAT, (BATCH, 1))], [table])
+    table = np.array([0, 10, 20, 30], np.float32)
+    return _model([node], {"index": (INT64, [BATCH, 1])}, {"y": [BATCH, 1]}, {"table": table})
 
 
 def sum_model() -> onnx.ModelProto:
     """x float32 (2, 3) -> y float32 (1,): a model without a batch axis."""
     node = helper.make_node("ReduceSum", ["x"], ["flat"], keepdims=0)
     shape = helper.make_node("Reshape", ["flat", "one"], ["y"])
-    one = helper.make_tensor("one", TensorProto.INT64, [1], [1])
-    return _model([node, shape], [("x", TensorProto.FLOAT, (2, 3))], [("y", TensorProto.FLOAT, (1,))], [one])
+    return _model([node, shape], {"x": [2, 3]}, {"y": [1]}, {"one": [1]})
 
 
 def text_model() -> onnx.ModelProto:
     """text string (n, 1) -> same string (n, 1)."""
     node = helper.make_node("Identity", ["text"], ["same"])
-    side = (TensorProto.STRING, (BATCH, 1))
-    return _model([node], [("text", *side)], [("same", *side)], [])
+    side = (TensorProto.STRING, [BATCH, 1])
+    return _model([node], {"text": side}, {"same": side}, {})
 
 
 def first_row_model() -> onnx.ModelProto:
     """x float32 (n, 3) -> y float32 (1, 3), the first row: claims a batch axis that is none."""
     node = helper.make_node("Compress", ["x", "axis"], ["y"], axis=0)
-    axis = helper.make_tensor("axis", TensorProto.BOOL, [1], [True])
-    outputs = [("y", TensorProto.FLOAT, ("anything", 3))]
-    return _model([node], [("x", TensorProto.FLOAT, (BATCH, 3))], outputs, [axis])
+    return _model([node], {"x": [BATCH, 3]}, {"y": ["anything", 3]}, {"axis": [True]})
 
 
 def free_width_model() -> onnx.ModelProto:
@@ -85,22 +80,19 @@ def free_width_model() -> onnx.ModelProto:
         helper.make_node("Shape", ["x"], ["shape"]),
         helper.make_node("Reshape", ["x", "shape"], ["y"]),
     ]
-    outputs = [("y", TensorProto.FLOAT, (BATCH, "width"))]
-    return _model(nodes, [("x", TensorProto.FLOAT, (BATCH, 3))], outputs, [])
+    return _model(nodes, {"x": [BATCH, 3]}, {"y": [BATCH, "width"]}, {})
 
 
 def column_model() -> onnx.ModelProto:
     """x float32 (n, 3) -> y float32 (n,): its sums, one number per row and no second axis."""
     node = helper.make_node("ReduceSum", ["x", "last"], ["y"], keepdims=0)
-    last = helper.make_tensor("last", TensorProto.INT64, [1], [1])
-    return _model([node], [("x", TensorProto.FLOAT, (BATCH, 3))], [("y", TensorProto.FLOAT, (BATCH,))], [last])
+    return _model([node], {"x": [BATCH, 3]}, {"y": [BATCH]}, {"last": [1]})
 
 
 def scalar_model() -> onnx.ModelProto:
     """x, y float32 () -> total float32 (): no axes at all."""
     node = helper.make_node("Add", ["x", "y"], ["total"])
-    side = (TensorProto.FLOAT, ())
-    return _model([node], [("x", *side), ("y", *side)], [("total", *side)], [])
+    return _model([node], {"x": [], "y": []}, {"total": []}, {})
 
 
 def add_onnx(repository: Path, name: str, model: onnx.ModelProto, *, config: str = "", version: int = 1) -> Path:
@@ -122,19 +114,9 @@ def add_python(repository: Path, name: str, code: str, *, config: str) -> Path:
 
 
 def _model(
-    nodes: list[onnx.NodeProto],
-    inputs: list[tuple[str, int, Sequence[int | str]]],
-    outputs: list[tuple[str, int, Sequence[int | str]]],
-    constants: list[onnx.TensorProto],
+    nodes: list[onnx.NodeProto], inputs: dict[str, Any], outputs: dict[str, Any], constants: dict[str, Any]
 ) -> onnx.ModelProto:
-    graph = helper.make_graph(
-        nodes,
-        "tiny",
-        [helper.make_tensor_value_info(name, element, list(dims)) for name, element, dims in inputs],
-        [helper.make_tensor_value_info(name, element, list(dims)) for name, element, dims in outputs],
-        constants,
-    )
     # The oldest pair every supported ONNX Runtime reads.
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    model = model_of(nodes, inputs, outputs, constants, opset=17, ir=8)
     onnx.checker.check_model(model)
     return model

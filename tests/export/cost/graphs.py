@@ -8,13 +8,9 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from tests.onnx_models import node, value
+
 MICROSOFT = "com.microsoft"
-
-node = helper.make_node
-
-
-def value(name: str, shape: Any, kind: int = TensorProto.FLOAT) -> onnx.ValueInfoProto:
-    return helper.make_tensor_value_info(name, kind, shape)
 
 
 def weight(name: str, *shape: int, kind: Any = np.float32) -> onnx.TensorProto:

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from onnx import TensorProto, helper, numpy_helper
+from onnx import numpy_helper
 
 from export.fusing.members import Fusion, fuse, fused_model
 from export.members import ReadMember, member_from_repository, write_member
@@ -30,6 +30,7 @@ from tests.export.fusing.parts import judged, two
 from tests.export.small_networks import (
     answers,
 )
+from tests.onnx_models import model_of, node
 from tests.repository.builders import add_member, linear_model, manifest_of, snapshot
 
 REPOSITORY = Path(__file__).parents[3] / "model_repository"
@@ -41,14 +42,8 @@ MODES = pytest.mark.parametrize("combine", ["mean_logit", "mean_prob"])
 
 def selection(columns: list[int], *, width: int) -> onnx.ModelProto:
     """A member that answers with some of its input's columns, so that a test chooses its scores."""
-    graph = helper.make_graph(
-        [helper.make_node("Gather", ["x", "columns"], ["logits"], axis=1)],
-        "selection",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", width])],
-        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["n", len(columns)])],
-        initializer=[numpy_helper.from_array(np.array(columns), "columns")],
-    )
-    return helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 18)])
+    gather = node("Gather", ["x", "columns"], ["logits"], axis=1)
+    return model_of([gather], {"x": ["n", width]}, {"logits": ["n", len(columns)]}, {"columns": columns})
 
 
 SCORE = st.one_of(

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 
 from export.cost.counting import preprocess_macs_per_row
 from export.fusing.members import Fusion, fuse, fused_model
@@ -26,6 +26,7 @@ from tests.export.small_networks import (
     answers,
     image_model,
 )
+from tests.onnx_models import model_of
 from tests.repository.builders import manifest_of
 
 
@@ -62,17 +63,11 @@ def test_image_processing_is_shared_as_far_as_it_is_the_same(sides: list[int]) -
 def first_step(kind: str, constant: np.ndarray, **attributes: int) -> onnx.ModelProto:
     """A member of one "preprocess/" node and nothing else, x (n, 3) -> (n, 3)."""
     inputs = {"Concat": ["preprocess/one", "x"], "Cast": ["x"]}.get(kind, ["x", "preprocess/one"])
-    graph = helper.make_graph(
-        [
-            helper.make_node(kind, inputs, ["preprocess/image"], name="preprocess/image", **attributes),
-            helper.make_node("Cast", ["preprocess/image"], ["logits"], to=TensorProto.FLOAT),
-        ],
-        "small",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3])],
-        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["n", 3])],
-        initializer=[numpy_helper.from_array(constant, "preprocess/one")],
-    )
-    return helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 18)])
+    nodes = [
+        helper.make_node(kind, inputs, ["preprocess/image"], name="preprocess/image", **attributes),
+        helper.make_node("Cast", ["preprocess/image"], ["logits"], to=TensorProto.FLOAT),
+    ]
+    return model_of(nodes, {"x": ["n", 3]}, {"logits": ["n", 3]}, {"preprocess/one": constant})
 
 
 ONE = np.array([2.5, 1, 0], np.float32)

@@ -16,6 +16,7 @@ from export.images.preprocess import PREFIX, preprocess_only, resize_matrix, wit
 from export.images.processing import FILTERS, Processing, processing_from_config
 from export.sources import LoadedModel
 from orchestrator.errors import ExportError
+from tests.onnx_models import model_of
 
 SIZES = st.integers(min_value=8, max_value=90)
 
@@ -143,12 +144,7 @@ def network(height: int, width: int) -> onnx.ModelProto:
     """A network that gives the mean of each channel."""
     nodes = [helper.make_node("GlobalAveragePool", ["image"], ["pooled"]),
              helper.make_node("Flatten", ["pooled"], ["logits"])]  # fmt: skip
-    graph = helper.make_graph(
-        nodes, "mean",
-        [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["batch", 3, height, width])],
-        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 3])],
-    )  # fmt: skip
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    return model_of(nodes, {"image": ["batch", 3, height, width]}, {"logits": ["batch", 3]})
 
 
 def test_a_network_behind_it_takes_bytes_and_every_node_is_told_apart() -> None:

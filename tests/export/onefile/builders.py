@@ -11,10 +11,11 @@ import numpy as np
 import onnx
 import onnxruntime
 from hypothesis import strategies as st
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 
 from orchestrator.decision import CascadeRun, Combiner, Policy, arrivals_from_policies, confidence_score
 from orchestrator.spec import COMBINES, SCORES, CascadeSpec, InputSpec, Limits, Member, Stage
+from tests.onnx_models import model_of
 
 NAMES = ("probabilities", "label", "confidence", "exit_stage", "cost", "status")
 
@@ -22,21 +23,15 @@ NAMES = ("probabilities", "label", "confidence", "exit_stage", "cost", "status")
 def slicing_member(index: int, classes: int, width: int) -> onnx.ModelProto:
     """logits = x[:, index * k : (index + 1) * k]; every such model uses the same names inside."""
     bounds = {"start": [index * classes], "stop": [(index + 1) * classes], "axis": [1]}
-    weights = [numpy_helper.from_array(np.array(value, np.int64), name) for name, value in bounds.items()]
     nodes = [helper.make_node("Slice", ["x", *bounds], ["logits"], name="slice")]
-    return model_of(nodes, weights, width=width, classes=classes)
+    return member_of(nodes, bounds, width=width, classes=classes)
 
 
-def model_of(nodes: list[Any], weights: list[Any], *, width: int, classes: int, **changes: Any) -> onnx.ModelProto:
-    graph = helper.make_graph(
-        nodes,
-        "member",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [changes.get("batch", "n"), width])],
-        [helper.make_tensor_value_info("logits", changes.get("dtype", TensorProto.FLOAT), ["n", classes])],
-        initializer=weights,
-    )
-    opset = helper.make_opsetid("", changes.get("opset", 18))
-    return helper.make_model(graph, ir_version=10, opset_imports=[opset])
+def member_of(nodes: list[Any], weights: Any, *, width: int, classes: int, **changes: Any) -> onnx.ModelProto:
+    """A member float32 (n, width) -> logits (n, classes)."""
+    x = [changes.get("batch", "n"), width]
+    logits = (changes.get("dtype", TensorProto.FLOAT), ["n", classes])
+    return model_of(nodes, {"x": x}, {"logits": logits}, weights, opset=changes.get("opset", 18))
 
 
 def put(repository: Path, name: str, model: onnx.ModelProto) -> None:

@@ -23,7 +23,7 @@ from tests.export.onefile.builders import (
     cascade,
     chosen_outputs,
     core_answers,
-    model_of,
+    member_of,
     opened,
     put,
     put_slicing,
@@ -32,6 +32,7 @@ from tests.export.onefile.builders import (
     spoil,
     with_thresholds,
 )
+from tests.onnx_models import array, model_of, node, value
 
 REPOSITORY = Path(__file__).parents[3] / "model_repository"
 BATCHES = (1, 2, 7, 33, 256)
@@ -158,7 +159,7 @@ def exploding(classes: int, width: int) -> onnx.ModelProto:
         helper.make_node("Reshape", ["x", "three"], ["y"]),
         helper.make_node("MatMul", ["y", "w"], ["logits"]),
     ]
-    return model_of(nodes, weights, width=width, classes=classes)
+    return member_of(nodes, weights, width=width, classes=classes)
 
 
 def test_a_stage_is_run_for_the_rows_that_need_it_and_not_at_all_where_none_does(tmp_path: Path) -> None:
@@ -234,34 +235,21 @@ def test_members_with_branches_halves_and_outputs_of_their_own_fit_in(tmp_path: 
     put_slicing(tmp_path, spec)
 
     def branch(name: str, factor: float) -> onnx.GraphProto:
-        by = numpy_helper.from_array(np.array(factor, np.float32), f"by_{name}")
-        node = helper.make_node("Mul", ["first", f"by_{name}"], [f"out_{name}"])
-        out = helper.make_tensor_value_info(f"out_{name}", TensorProto.FLOAT, None)
-        return helper.make_graph([node], name, [], [out], initializer=[by])
+        times = node("Mul", ["first", f"by_{name}"], [f"out_{name}"])
+        by = array(np.float32(factor), f"by_{name}")
+        return helper.make_graph([times], name, [], [value(f"out_{name}", None)], initializer=[by])
 
-    weights = [
-        numpy_helper.from_array(np.array(value, np.int64), name)
-        for name, value in {"start": [0], "stop": [2], "axis": [1]}.items()
-    ]
     nodes = [
-        helper.make_node("Slice", ["pixels", "start", "stop", "axis"], ["first"]),
-        helper.make_node("ReduceMax", ["pixels"], ["peak"], keepdims=0),
-        helper.make_node("Cast", ["peak"], ["yes"], to=TensorProto.BOOL),
-        helper.make_node("If", ["yes"], ["z"], then_branch=branch("a", 2.0), else_branch=branch("b", 3.0)),
-        helper.make_node("Cast", ["z"], ["logits"], to=TensorProto.FLOAT16),
-        helper.make_node("Exp", ["pixels"], ["waste"], name="pixels"),
+        node("Slice", ["pixels", "start", "stop", "axis"], ["first"]),
+        node("ReduceMax", ["pixels"], ["peak"], keepdims=0),
+        node("Cast", ["peak"], ["yes"], to=TensorProto.BOOL),
+        node("If", ["yes"], ["z"], then_branch=branch("a", 2.0), else_branch=branch("b", 3.0)),
+        node("Cast", ["z"], ["logits"], to=TensorProto.FLOAT16),
+        node("Exp", ["pixels"], ["waste"], name="pixels"),
     ]
-    graph = helper.make_graph(
-        nodes,
-        "odd",
-        [helper.make_tensor_value_info("pixels", TensorProto.FLOAT, ["n", 4])],
-        [
-            helper.make_tensor_value_info("logits", TensorProto.FLOAT16, ["n", 2]),
-            helper.make_tensor_value_info("waste", TensorProto.FLOAT, ["n", 4]),
-        ],
-        initializer=weights,
-    )
-    put(tmp_path, "m1", helper.make_model(graph, ir_version=9, opset_imports=[helper.make_opsetid("", 18)]))
+    outputs = {"logits": (TensorProto.FLOAT16, ["n", 2]), "waste": ["n", 4]}
+    weights = {"start": [0], "stop": [2], "axis": [1]}
+    put(tmp_path, "m1", model_of(nodes, {"pixels": ["n", 4]}, outputs, weights, ir=9))
     x = np.array([[1, 3, 5, 5], [0, -1, 7, 7]], np.float32)
     model, _ = onefile_model(spec, tmp_path)
     got = answers_of(opened(model), x)
@@ -279,7 +267,7 @@ def test_an_older_opset_is_brought_to_the_one_of_the_others(tmp_path: Path) -> N
         helper.make_node("ReduceSum", ["y"], ["s"], axes=[1], keepdims=1),
         helper.make_node("Sub", ["y", "s"], ["logits"]),
     ]
-    put(tmp_path, "m1", model_of(nodes, weights, width=4, classes=2, opset=11))
+    put(tmp_path, "m1", member_of(nodes, weights, width=4, classes=2, opset=11))
     model, _ = onefile_model(spec, tmp_path)
     assert [(one.domain, one.version) for one in model.opset_import] == [("", 18)]
     got = answers_of(opened(model), np.array([[0.1, 0, 5, 5]], np.float32))

@@ -21,7 +21,7 @@ from orchestrator.pbtxt import config_from_path
 from orchestrator.repository.check import check
 from orchestrator.repository.render import render
 from orchestrator.spec import CascadeSpec, cascade_from_path
-from tests.export.onefile.builders import cascade, model_of, put, put_slicing
+from tests.export.onefile.builders import cascade, member_of, put, put_slicing
 from tests.graphs.test_onefile import made
 from tests.repository.builders import add_member, snapshot, spec_of
 
@@ -128,7 +128,7 @@ def unfit(kind: str) -> onnx.ModelProto:
         "domains": ([helper.make_node("Odd", ["x"], ["logits"], domain="com.example")], [], {}),
     }
     nodes, weights, changes = made[kind]
-    return model_of(nodes, weights, width=4, **{"classes": 2, **changes})
+    return member_of(nodes, weights, width=4, **{"classes": 2, **changes})
 
 
 def broken(repository: Path, kind: str) -> None:

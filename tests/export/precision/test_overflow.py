@@ -11,7 +11,7 @@ import onnx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
@@ -23,6 +23,7 @@ from orchestrator.rows.digits import digits_split
 from orchestrator.spec.processor import DOT_PRODUCT_FLAGS, LARGEST_SAFE_WEIGHT
 from tests.export.precision.test_convert import NETWORKS, REPOSITORY
 from tests.export.small_networks import answers
+from tests.onnx_models import array, model_of, node
 
 EMULATOR = shutil.which("qemu-x86_64")
 
@@ -58,28 +59,27 @@ def test_our_int8_needs_no_instruction_set_and_with_eight_bits_it_would(name: st
 
 def quantised_layer(weight: np.ndarray, *, data_too: bool = True, inside: bool = False) -> onnx.ModelProto:
     """x, in bytes or not, times a weight in bytes; on request inside the branch of an If."""
-    constants = [
-        numpy_helper.from_array(np.float32(0.1), "scale"),
-        numpy_helper.from_array(np.array(0, weight.dtype), "zero"),
-        numpy_helper.from_array(np.int8(0), "data_zero"),
-        numpy_helper.from_array(weight, "bytes"),
-    ]
-    nodes = [helper.make_node("DequantizeLinear", ["bytes", "scale", "zero"], ["weight"])]
+    constants = {
+        "scale": np.float32(0.1),
+        "zero": np.array(0, weight.dtype),
+        "data_zero": np.int8(0),
+        "bytes": weight,
+    }
+    nodes = [node("DequantizeLinear", ["bytes", "scale", "zero"], ["weight"])]
     data = "x"
     if data_too:
-        nodes.append(helper.make_node("QuantizeLinear", ["x", "scale", "data_zero"], ["q"]))
-        nodes.append(helper.make_node("DequantizeLinear", ["q", "scale", "data_zero"], ["data"]))
+        nodes.append(node("QuantizeLinear", ["x", "scale", "data_zero"], ["q"]))
+        nodes.append(node("DequantizeLinear", ["q", "scale", "data_zero"], ["data"]))
         data = "data"
-    nodes.append(helper.make_node("MatMul", [data, "weight"], ["y"], name="dense"))
-    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", weight.shape[0]])
-    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", weight.shape[1]])
-    graph = helper.make_graph(nodes, "layer", [x], [y], initializer=constants)
+    nodes.append(node("MatMul", [data, "weight"], ["y"], name="dense"))
+    ends = {"x": ["n", weight.shape[0]]}, {"y": ["n", weight.shape[1]]}
+    model = model_of(nodes, *ends, constants)
     if inside:
-        branch = helper.make_graph(nodes, "branch", [], [y], initializer=constants)
-        true = numpy_helper.from_array(np.array(True), "yes")
-        node = helper.make_node("If", ["yes"], ["y"], then_branch=branch, else_branch=branch)
-        graph = helper.make_graph([node], "outer", [x], [y], initializer=[true])
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+        branch = helper.make_graph(nodes, "branch", [], model.graph.output, initializer=model.graph.initializer)
+        model = model_of(
+            [node("If", ["yes"], ["y"], then_branch=branch, else_branch=branch)], *ends, {"yes": True}
+        )
+    return model
 
 
 WIDE, NARROW = np.full((4, 3), -128, np.int8), np.full((4, 3), -64, np.int8)
@@ -102,34 +102,25 @@ def test_a_layer_overflows_by_its_weights_where_data_are_bytes_too(model: onnx.M
 
 def image_layer(between: list[onnx.NodeProto], weight: np.ndarray, *, weight_too: bool = False) -> onnx.ModelProto:
     """x in bytes, nodes from "data" to "moved" behind it, and a Conv with a weight in bytes."""
-    constants = [
-        numpy_helper.from_array(np.float32(0.1), "scale"),
-        numpy_helper.from_array(np.uint8(0), "data_zero"),
-        numpy_helper.from_array(np.int8(0), "zero"),
-        numpy_helper.from_array(weight, "bytes"),
-        numpy_helper.from_array(np.array([0]), "start"),
-        numpy_helper.from_array(np.array([3]), "end"),
-        numpy_helper.from_array(np.array([1, 1, 1, 1]), "ones"),
-        numpy_helper.from_array(np.array([0, 0, 1, 1, 0, 0, 1, 1]), "pads"),
-    ]
+    constants = {
+        "scale": np.float32(0.1), "data_zero": np.uint8(0), "zero": np.int8(0), "bytes": weight,
+        "start": [0], "end": [3], "ones": [1, 1, 1, 1], "pads": [0, 0, 1, 1, 0, 0, 1, 1],
+    }  # fmt: skip
     nodes = [
-        helper.make_node("QuantizeLinear", ["x", "scale", "data_zero"], ["q"]),
-        helper.make_node("DequantizeLinear", ["q", "scale", "data_zero"], ["data"]),
+        node("QuantizeLinear", ["x", "scale", "data_zero"], ["q"]),
+        node("DequantizeLinear", ["q", "scale", "data_zero"], ["data"]),
         *between,
-        helper.make_node("DequantizeLinear", ["bytes", "scale", "zero"], ["weight"]),
-        helper.make_node("Relu" if weight_too else "Identity", ["weight"], ["kernel"]),
-        helper.make_node("Conv", ["moved", "kernel"], ["y"], name="conv"),
+        node("DequantizeLinear", ["bytes", "scale", "zero"], ["weight"]),
+        node("Relu" if weight_too else "Identity", ["weight"], ["kernel"]),
+        node("Conv", ["moved", "kernel"], ["y"], name="conv"),
     ]
-    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 2, 6, 6])
-    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
-    graph = helper.make_graph(nodes, "layer", [x], [y], initializer=constants)
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    return model_of(nodes, {"x": ["n", 2, 6, 6]}, {"y": None}, constants)
 
 
 def chain(*steps: tuple[str, list[str], dict[str, Any]]) -> list[onnx.NodeProto]:
     names = ["data", *[f"step{index}" for index in range(1, len(steps))], "moved"]
     return [
-        helper.make_node(kind, [names[index], *more], [names[index + 1]], **settings)
+        node(kind, [names[index], *more], [names[index + 1]], **settings)
         for index, (kind, more, settings) in enumerate(steps)
     ]
 
@@ -160,19 +151,17 @@ def test_a_layer_inside_a_branch_finds_weights_and_data_of_the_graph_around_it()
         model = quantised_layer(weight)
         *outer, dense = model.graph.node
         branch = helper.make_graph([dense], "branch", [], [model.graph.output[0]])
-        condition = numpy_helper.from_array(np.array(True), "yes")
-        node = helper.make_node("If", ["yes"], ["y"], then_branch=branch, else_branch=branch)
         del model.graph.node[:]
-        model.graph.node.extend([*outer, node])
-        model.graph.initializer.append(condition)
+        model.graph.node.extend([*outer, node("If", ["yes"], ["y"], then_branch=branch, else_branch=branch)])
+        model.graph.initializer.append(array(True, "yes"))
         assert overflowing_parts(model) == found
 
 
 def test_weights_that_are_quantised_in_the_graph_count_as_stored_ones() -> None:
     model = quantised_layer(WIDE)
     weight = next(one for one in model.graph.initializer if one.name == "bytes")
-    weight.CopyFrom(numpy_helper.from_array(np.ones((4, 3), np.float32), "floats"))
-    model.graph.node.insert(0, helper.make_node("QuantizeLinear", ["floats", "scale", "zero"], ["bytes"]))
+    weight.CopyFrom(array(np.ones((4, 3), np.float32), "floats"))
+    model.graph.node.insert(0, node("QuantizeLinear", ["floats", "scale", "zero"], ["bytes"]))
     assert "bytes" in overflowing_parts(model)
     del model.graph.node[2:4]  # the data's own bytes
     model.graph.node[2].input[0] = "x"
@@ -181,31 +170,25 @@ def test_weights_that_are_quantised_in_the_graph_count_as_stored_ones() -> None:
 
 @pytest.mark.parametrize(("zero", "found"), [(np.int8(0), ("product",)), (np.uint8(0), ())])
 def test_two_computed_operands_overflow_where_the_second_is_signed(zero: Any, found: Any) -> None:
-    constants = [numpy_helper.from_array(np.float32(0.1), "scale"), numpy_helper.from_array(zero, "zero")]
     nodes = [
-        helper.make_node("QuantizeLinear", ["x", "scale", "zero"], ["q"]),
-        helper.make_node("DequantizeLinear", ["q", "scale", "zero"], ["data"]),
-        helper.make_node("Transpose", ["data"], ["turned"], perm=[0, 2, 1]),
-        helper.make_node("Dropout", ["turned"], ["kept"]),
-        helper.make_node("MatMul", ["data", "kept"], ["y"], name="product"),
+        node("QuantizeLinear", ["x", "scale", "zero"], ["q"]),
+        node("DequantizeLinear", ["q", "scale", "zero"], ["data"]),
+        node("Transpose", ["data"], ["turned"], perm=[0, 2, 1]),
+        node("Dropout", ["turned"], ["kept"]),
+        node("MatMul", ["data", "kept"], ["y"], name="product"),
     ]
-    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 4, 4])
-    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 4, 4])
-    graph = helper.make_graph(nodes, "g", [x], [y], initializer=constants)
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    square = ["n", 4, 4]
+    model = model_of(nodes, {"x": square}, {"y": square}, {"scale": np.float32(0.1), "zero": zero})
     assert overflowing_parts(model) == found
 
 
 def test_operators_on_bytes_are_looked_at_by_their_weights() -> None:
     def integer_product(weight: np.ndarray) -> onnx.ModelProto:
         nodes = [
-            helper.make_node("DynamicQuantizeLinear", ["x"], ["q", "scale", "zero"]),
-            helper.make_node("MatMulInteger", ["q", "bytes"], ["y"], name="product"),
+            node("DynamicQuantizeLinear", ["x"], ["q", "scale", "zero"]),
+            node("MatMulInteger", ["q", "bytes"], ["y"], name="product"),
         ]
-        x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 4])
-        y = helper.make_tensor_value_info("y", TensorProto.INT32, ["n", 3])
-        graph = helper.make_graph(nodes, "g", [x], [y], initializer=[numpy_helper.from_array(weight, "bytes")])
-        return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+        return model_of(nodes, {"x": ["n", 4]}, {"y": (TensorProto.INT32, ["n", 3])}, {"bytes": weight})
 
     assert overflowing_parts(integer_product(WIDE)) == ("product",)
     assert overflowing_parts(integer_product(NARROW)) == ()

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 from tritonclient.grpc import model_config_pb2 as pb
 
 from export.tensorrt.machine import Gpu, TensorrtHost, tensorrt_host
@@ -25,6 +25,7 @@ from orchestrator.spec import TensorSpec, manifest_from_path
 from orchestrator.spec.manifest import json_from_manifest
 from tests.fakes.cuda import FakeCudaDriver
 from tests.fakes.tensorrt import FakeTensorRT
+from tests.onnx_models import model_of
 from tests.repository.builders import add_member, linear_model, snapshot
 
 ROOT = Path(__file__).parents[3]
@@ -221,19 +222,13 @@ def test_releases_before_10_are_refused(repository: Path) -> None:
 
 
 def test_a_uint8_image_goes_in_as_it_is(repository: Path) -> None:
-    weights = numpy_helper.from_array(np.eye(12, 3, dtype=np.float32) / 255, "w")
-    graph = helper.make_graph(
-        [
-            helper.make_node("Cast", ["image"], ["preprocess/image"], to=TensorProto.FLOAT),
-            helper.make_node("Flatten", ["preprocess/image"], ["flat"]),
-            helper.make_node("MatMul", ["flat", "w"], ["logits"]),
-        ],
-        "image",
-        [helper.make_tensor_value_info("image", TensorProto.UINT8, ["n", 3, 2, 2])],
-        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["n", 3])],
-        initializer=[weights],
-    )
-    model = helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 18)])
+    nodes = [
+        helper.make_node("Cast", ["image"], ["preprocess/image"], to=TensorProto.FLOAT),
+        helper.make_node("Flatten", ["preprocess/image"], ["flat"]),
+        helper.make_node("MatMul", ["flat", "w"], ["logits"]),
+    ]
+    weights = {"w": np.eye(12, 3, dtype=np.float32) / 255}
+    model = model_of(nodes, {"image": (TensorProto.UINT8, ["n", 3, 2, 2])}, {"logits": ["n", 3]}, weights)
     add_member(repository, "picture", model=model, input=TensorSpec(name="image", dtype="UINT8", dims=(3, 2, 2)))
     export(repository, member="picture")
     config = config_from_path(repository / "picture_trt" / "config.pbtxt")

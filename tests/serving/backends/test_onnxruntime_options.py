@@ -11,10 +11,10 @@ from typing import Any
 
 import onnxruntime as ort
 import pytest
-from onnx import TensorProto, helper
 
 from orchestrator.repository.check import check
 from orchestrator.serving.embedded import BACKENDS
+from tests.onnx_models import model_of, node
 from tests.serving.models import add_onnx
 
 CUDA = "CUDAExecutionProvider"
@@ -251,10 +251,7 @@ def test_check_and_the_backend_take_the_same_shapes(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, graph: list[Any], batched: bool
 ) -> None:
     backend = loaded("model", monkeypatch)
-    side = helper.make_tensor_value_info
-    tensors = [side(name, TensorProto.FLOAT, graph) for name in ("x", "y")]
-    made = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "same", tensors[:1], tensors[1:])
-    model = helper.make_model(made, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    model = model_of([node("Identity", ["x"], ["y"])], {"x": graph}, {"y": graph}, opset=17, ir=8)
     folder = add_onnx(tmp_path, "net", model)
     session = ort.InferenceSession(folder / "1" / "model.onnx")
     for kind, dims in itertools.product(("input", "output"), SHAPES):

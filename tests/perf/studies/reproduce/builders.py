@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 
 from orchestrator.planner.records import Records
 from orchestrator.spec import CascadeSpec, InputSpec, Manifest, Member, Stage, TensorSpec
 from orchestrator.spec.manifest import json_from_manifest
 from perf.studies.reproduce.parts import PlanPart, TestPart
+from tests.onnx_models import model_of
 
 CLASSES = 5
 SIDE = 4
@@ -82,13 +83,8 @@ def _linear(weights: Any, bias: Any) -> bytes:
         helper.make_node("Flatten", ["float"], ["flat"]),
         helper.make_node("Gemm", ["flat", "w", "b"], ["logits"], transB=1),
     ]
-    graph = helper.make_graph(
-        nodes, "tiny",
-        [helper.make_tensor_value_info("image", TensorProto.UINT8, ["batch", 1, SIDE, SIDE])],
-        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", CLASSES])],
-        [numpy_helper.from_array(weights, "w"), numpy_helper.from_array(bias, "b")],
-    )  # fmt: skip
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    image = (TensorProto.UINT8, ["batch", 1, SIDE, SIDE])
+    model = model_of(nodes, {"image": image}, {"logits": ["batch", CLASSES]}, {"w": weights, "b": bias})
     return bytes(model.SerializeToString())
 
 
