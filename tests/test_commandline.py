@@ -249,9 +249,7 @@ def test_errors_call_arguments_of_the_library_by_the_options_of_the_command() ->
 
     @app.command("run")
     def run(
-        rows: Path,
-        max_cost: float = 1.0,
-        certify: Annotated[bool, typer.Option("--certify/--no-certify")] = True,
+        rows: Path, max_cost: float = 1.0, certify: Annotated[bool, typer.Option("--certify/--no-certify")] = True
     ) -> None:
         if certify:
             raise DataError("`rows`", got="`max_cost`", expected="`certify=False`", fix="`max_cost=2` or `other`")

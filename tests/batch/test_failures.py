@@ -7,7 +7,6 @@ import subprocess
 import sys
 import threading
 import zipfile
-from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -16,16 +15,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from tests.batch.fixtures import Batching, batching_in, encoded
+from tests.batch.fixtures import Batching, encoded
 from tests.fakes.kserve import cascade_answer, images
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture
-def job(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Iterator[Batching]:
-    with batching_in(tmp_path, capsys) as batching:
-        yield batching
 
 
 def test_a_server_that_goes_away_is_one_line_and_leaves_nothing(job: Batching) -> None:

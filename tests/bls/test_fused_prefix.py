@@ -145,8 +145,7 @@ def broken(rows: np.ndarray) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.parametrize(
-    "says",
-    [broken, lambda rows: {"first": part(0, rows)}, lambda rows: {"first": rows, "second": rows}],
+    "says", [broken, lambda rows: {"first": part(0, rows)}, lambda rows: {"first": rows, "second": rows}]
 )
 def test_a_fused_prefix_that_fails_is_stepped_over(tmp_path: Path, says: object) -> None:
     server = fake(lead=says)

@@ -24,10 +24,7 @@ def digit_spec(name: str = "digits_cascade", preprocess: Preprocess | None = PRE
         classes=CLASSES,
         labels=tuple(f"digit {index}" for index in range(CLASSES)),
         stages=tuple(
-            Stage(
-                members=(Member(name=name, output="logits", cost=1000.0),),
-                threshold=0.5 if index < 2 else None,
-            )
+            Stage(members=(Member(name=name, output="logits", cost=1000.0),), threshold=0.5 if index < 2 else None)
             for index, name in enumerate(NAMES)
         ),
     )

@@ -187,10 +187,7 @@ def test_a_package_that_does_not_go_with_the_others_is_one_line(capsys: pytest.C
 @pytest.mark.parametrize("words", [["--help"], ["infer", "--help"], ["check"], ["check", "--json"]])
 def test_a_reader_that_leaves_early_is_no_error_but_has_its_exit_code(words: list[str]) -> None:
     pipe = subprocess.Popen(
-        [sys.executable, "-m", "orchestrator", *words],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        cwd=ROOT,
+        [sys.executable, "-m", "orchestrator", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT
     )
     assert pipe.stdout is not None
     pipe.stdout.close()

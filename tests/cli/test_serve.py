@@ -177,11 +177,7 @@ class NotStarted(EmbeddedServer):
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.1.2.3", "box.invalid"])
 @pytest.mark.parametrize("as_json", [False, True])
 def test_an_address_others_can_reach_is_named_with_a_warning(
-    repository: Path,
-    host: str,
-    as_json: bool,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    repository: Path, host: str, as_json: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("orchestrator.cli.serve.EmbeddedServer", NotStarted)
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}

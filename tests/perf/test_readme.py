@@ -86,11 +86,7 @@ def without_claims(results: dict[str, Any]) -> str:
     ],
 )
 def test_what_cannot_be_written_is_one_line_and_the_documents_are_left_alone(
-    tmp_path: Path,
-    results: dict[str, Any],
-    spoiled: str,
-    text: Callable[[dict[str, Any]], str] | None,
-    says: str,
+    tmp_path: Path, results: dict[str, Any], spoiled: str, text: Callable[[dict[str, Any]], str] | None, says: str
 ) -> None:
     paths = {"readme": README, "performance": PERFORMANCE}
     paths |= {"report": REPORT, "claims": CLAIMS, "targets": TARGETS}

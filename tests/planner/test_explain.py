@@ -45,12 +45,7 @@ def plan(combine: str, score: str, thresholds: list[float | None], low: float | 
     ),
 )
 def test_the_explanation_exits_where_the_replay_of_the_same_outputs_does(
-    logits: np.ndarray,
-    combine: str,
-    score: str,
-    thresholds: list[float | None],
-    low: float | None,
-    policy: Policy,
+    logits: np.ndarray, combine: str, score: str, thresholds: list[float | None], low: float | None, policy: Policy
 ) -> None:
     spec = plan(combine, score, thresholds, low)
     outputs = dict(zip(NAMES, logits, strict=True))

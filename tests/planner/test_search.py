@@ -6,12 +6,7 @@ import itertools
 import numpy as np
 import pytest
 
-from orchestrator.planner.candidates import (
-    CandidatePlan,
-    answers_of,
-    candidate_from_ordering,
-    orderings_of,
-)
+from orchestrator.planner.candidates import CandidatePlan, answers_of, candidate_from_ordering, orderings_of
 from orchestrator.planner.grid import bins_from_scores, integers_from_costs, thresholds_from_scores
 from orchestrator.planner.plan import spec_stages
 from orchestrator.planner.records import Records

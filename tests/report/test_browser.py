@@ -138,10 +138,7 @@ SCORES = st.floats(-2, 2, width=32)
 
 
 @given(
-    scores=st.lists(SCORES, min_size=1),
-    threshold=st.none() | SCORES,
-    low=st.none() | SCORES,
-    shared=st.booleans(),
+    scores=st.lists(SCORES, min_size=1), threshold=st.none() | SCORES, low=st.none() | SCORES, shared=st.booleans()
 )
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_row_leaves_a_stage_on_the_page_where_the_exit_rule_lets_it(

@@ -137,10 +137,7 @@ def test_an_ensemble_hands_each_member_its_own_input_name_and_all_outputs_to_the
     assert (config.platform, config.backend, config.max_batch_size) == ("ensemble", "", 8)
     *members, mean = config.ensemble_scheduling.step
     assert [dict(step.input_map) for step in members] == [{"x": "x"}, {"pixels": "x"}]
-    assert [dict(step.output_map) for step in members] == [
-        {"logits": "small_scores"},
-        {"scores": "large_scores"},
-    ]
+    assert [dict(step.output_map) for step in members] == [{"logits": "small_scores"}, {"scores": "large_scores"}]
     assert mean.model_name == "cascade_mean"
     assert dict(mean.input_map) == {"scores_0": "small_scores", "scores_1": "large_scores"}
     assert set(mean.output_map) == set(ANSWER_COLUMNS)

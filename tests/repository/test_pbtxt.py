@@ -9,13 +9,7 @@ from hypothesis import strategies as st
 from tritonclient.grpc import model_config_pb2 as pb
 
 from orchestrator.errors import RepositoryError
-from orchestrator.pbtxt import (
-    config_from_path,
-    config_from_text,
-    differences,
-    is_written_here,
-    text_from_config,
-)
+from orchestrator.pbtxt import config_from_path, config_from_text, differences, is_written_here, text_from_config
 from orchestrator.repository.configs import cascade_config, ensemble_config, member_config
 from orchestrator.spec import CascadeSpec, InputSpec, Limits, Member, Stage
 from orchestrator.spec.inputs import INPUT_DTYPES

@@ -81,8 +81,7 @@ def classified(address: str, model: str, rows: np.ndarray) -> list[list[tuple[in
 
 
 @pytest.mark.parametrize(
-    ("model", "names"),
-    [("from_map", tuple(WORDS.values())), ("from_file", ("katze", "hund", "eule"))],
+    ("model", "names"), [("from_map", tuple(WORDS.values())), ("from_file", ("katze", "hund", "eule"))]
 )
 def test_a_served_cascade_classifies_by_name(address: str, model: str, names: tuple[str, ...]) -> None:
     for row in classified(address, model, rows_of(6)):

@@ -23,10 +23,7 @@ def marked(rows: npt.NDArray[np.float32], mark: float) -> npt.NDArray[np.float32
 
 @pytest.mark.parametrize(
     ("model", "mark", "says"),
-    [
-        ("moody_cascade", BREAK, "stage 1 member moody: "),
-        ("lost_cascade", 0.0, "stage 1 member lost: "),
-    ],
+    [("moody_cascade", BREAK, "stage 1 member moody: "), ("lost_cascade", 0.0, "stage 1 member lost: ")],
     ids=["answers_an_error", "is_not_there"],
 )
 def test_a_member_that_fails_is_named_as_unavailable_and_easy_requests_are_answered(

@@ -151,9 +151,7 @@ def test_config_tells_the_limit_and_that_it_is_not_decoupled(
 
 
 def test_statistics_count_every_request(
-    grpc: grpcclient.InferenceServerClient,
-    http: httpclient.InferenceServerClient,
-    rows: npt.NDArray[np.float32],
+    grpc: grpcclient.InferenceServerClient, http: httpclient.InferenceServerClient, rows: npt.NDArray[np.float32]
 ) -> None:
     def successes(at_least: int = 0) -> int:
         """Their number once it is so large and stays: Triton counts a request after it has answered it."""
@@ -176,9 +174,7 @@ def test_statistics_count_every_request(
 
 
 def test_classification_gives_value_index_and_label_of_the_best_three(
-    grpc: grpcclient.InferenceServerClient,
-    http: httpclient.InferenceServerClient,
-    lab: Lab,
+    grpc: grpcclient.InferenceServerClient, http: httpclient.InferenceServerClient, lab: Lab
 ) -> None:
     row = lab.images[:1]
     probabilities = grpc.infer(MODEL, grpc_inputs(row)).as_numpy("probabilities")[0]
@@ -197,9 +193,7 @@ def test_classification_gives_value_index_and_label_of_the_best_three(
 
 
 def test_only_the_outputs_asked_for_come_back(
-    grpc: grpcclient.InferenceServerClient,
-    http: httpclient.InferenceServerClient,
-    lab: Lab,
+    grpc: grpcclient.InferenceServerClient, http: httpclient.InferenceServerClient, lab: Lab
 ) -> None:
     easy, hard = lab.easy_and_hard(MODEL)
     # An easy request is answered at once and a hard one later, by different code.

@@ -76,10 +76,7 @@ def first_row_model() -> onnx.ModelProto:
 
 def free_width_model() -> onnx.ModelProto:
     """x float32 (n, 3) -> y float32 (n, width), the same three numbers: the file leaves their count open."""
-    nodes = [
-        helper.make_node("Shape", ["x"], ["shape"]),
-        helper.make_node("Reshape", ["x", "shape"], ["y"]),
-    ]
+    nodes = [helper.make_node("Shape", ["x"], ["shape"]), helper.make_node("Reshape", ["x", "shape"], ["y"])]
     return _model(nodes, {"x": [BATCH, 3]}, {"y": [BATCH, "width"]}, {})
 
 

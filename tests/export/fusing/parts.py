@@ -6,16 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+from typer.testing import CliRunner
 
+from export.__main__ import app
 from export.fusing.members import Fusion
 from export.images.preprocess import PREFIX
 from orchestrator.decision.combine import Combiner
-from orchestrator.spec import (
-    CascadeSpec,
-    InputSpec,
-    Member,
-    Stage,
-)
+from orchestrator.errors import CommitteeError
+from orchestrator.spec import CascadeSpec, InputSpec, Member, Stage
 from tests.repository.builders import add_member
 
 
@@ -43,3 +41,13 @@ def two(repository: Path, **changes: object) -> Fusion:
     add_member(repository, "a", seed=1)
     add_member(repository, "b", seed=2, **changes)
     return Fusion(name="both", members=tuple(Member(name=n, output="logits") for n in "ab"), combine="mean_logit")
+
+
+def fused_by_command(*arguments: object) -> str:
+    """What `python -m export fuse` prints, or its one line of error."""
+    done = CliRunner().invoke(app, ["fuse", *map(str, arguments)])
+    if isinstance(done.exception, CommitteeError):
+        assert "\n" not in str(done.exception)
+        return str(done.exception)
+    assert done.exit_code == 0, done.output
+    return done.stdout

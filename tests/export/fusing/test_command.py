@@ -7,18 +7,11 @@ import json
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
-from export.__main__ import app
 from export.fusing.members import Fusion, fuse, fused_model
-from orchestrator.errors import CommitteeError, ExportError
-from orchestrator.spec import (
-    Member,
-    Preprocess,
-    TensorSpec,
-    manifest_from_path,
-)
-from tests.export.fusing.parts import two
+from orchestrator.errors import ExportError
+from orchestrator.spec import Member, Preprocess, TensorSpec, manifest_from_path
+from tests.export.fusing.parts import fused_by_command, two
 from tests.repository.builders import add_member, linear_model, snapshot
 
 
@@ -78,21 +71,12 @@ def test_a_fused_model_that_is_wrong_is_never_written(tmp_path: Path, monkeypatc
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
 
 
-def run(*arguments: object) -> str:
-    done = CliRunner().invoke(app, ["fuse", *map(str, arguments)])
-    if isinstance(done.exception, CommitteeError):
-        assert "\n" not in str(done.exception)
-        return str(done.exception)
-    assert done.exit_code == 0, done.output
-    return done.stdout
-
-
 def test_the_command_fuses_and_says_so(tmp_path: Path) -> None:
     two(tmp_path)
     asked = ("a", "b", "--combine", "mean_logit", "--weights", "1,2", "--name", "both", "--repository", tmp_path)
-    assert "both: fused;" in run(*asked)
-    assert json.loads(run(*asked, "--json"))["members"] == {"both": "up to date"}
-    assert "both: fused;" in run(*asked, "--output", tmp_path / "elsewhere")
+    assert "both: fused;" in fused_by_command(*asked)
+    assert json.loads(fused_by_command(*asked, "--json"))["members"] == {"both": "up to date"}
+    assert "both: fused;" in fused_by_command(*asked, "--output", tmp_path / "elsewhere")
     options = manifest_from_path(tmp_path / "both" / "manifest.json").options
     assert [member["weight"] for member in options["members"]] == [1, 2]
 
@@ -107,19 +91,21 @@ def test_whatever_is_wrong_is_one_line_and_nothing_is_written(tmp_path: Path) ->
     before = snapshot(tmp_path)
     here = ("--repository", tmp_path)
     mean = ("--combine", "mean_logit", *here)
-    assert "got vote, expected mean_logit or mean_prob" in run("a", "b", "--combine", "vote", "--name", "f", *here)
-    assert "one of a, b, cut" in run("a", "nobody", *mean, "--name", "f")
-    assert "expected at least two members" in run("a", *mean, "--name", "f")
-    assert "a more than once" in run("a", "a", *mean, "--name", "f")
-    assert "no --name" in run("a", "b", *mean)
-    assert "expected another than its members'" in run("a", "b", *mean, "--name", "a")
-    assert "not exported here" in run("a", "b", *mean, "--name", "foreign")
-    assert "earlier one of `python -m export fuse`" in run("a", "b", *mean, "--name", "cut")
-    assert "got 1 numbers, expected 2" in run("a", "b", *mean, "--name", "f", "--weights", "1")
-    assert "numbers with commas" in run("a", "b", *mean, "--name", "f", "--temperatures", "1;2")
-    assert "weight: got -1.0" in run("a", "b", *mean, "--name", "f", "--weights=-1,1")
-    assert "temperature: got nan" in run("a", "b", *mean, "--name", "f", "--temperatures", "nan,1")
-    assert "as in manifest.json" in run("a", "cut", *mean, "--name", "f")
-    assert "either members or --plan" in run("a", "b", "--plan", "x.json", *here)
-    assert "either members or --plan" in run("a", "b", *mean, "--name", "f", "-o", "x.json")
+    assert "got vote, expected mean_logit or mean_prob" in fused_by_command(
+        "a", "b", "--combine", "vote", "--name", "f", *here
+    )
+    assert "one of a, b, cut" in fused_by_command("a", "nobody", *mean, "--name", "f")
+    assert "expected at least two members" in fused_by_command("a", *mean, "--name", "f")
+    assert "a more than once" in fused_by_command("a", "a", *mean, "--name", "f")
+    assert "no --name" in fused_by_command("a", "b", *mean)
+    assert "expected another than its members'" in fused_by_command("a", "b", *mean, "--name", "a")
+    assert "not exported here" in fused_by_command("a", "b", *mean, "--name", "foreign")
+    assert "earlier one of `python -m export fuse`" in fused_by_command("a", "b", *mean, "--name", "cut")
+    assert "got 1 numbers, expected 2" in fused_by_command("a", "b", *mean, "--name", "f", "--weights", "1")
+    assert "numbers with commas" in fused_by_command("a", "b", *mean, "--name", "f", "--temperatures", "1;2")
+    assert "weight: got -1.0" in fused_by_command("a", "b", *mean, "--name", "f", "--weights=-1,1")
+    assert "temperature: got nan" in fused_by_command("a", "b", *mean, "--name", "f", "--temperatures", "nan,1")
+    assert "as in manifest.json" in fused_by_command("a", "cut", *mean, "--name", "f")
+    assert "either members or --plan" in fused_by_command("a", "b", "--plan", "x.json", *here)
+    assert "either members or --plan" in fused_by_command("a", "b", *mean, "--name", "f", "-o", "x.json")
     assert snapshot(tmp_path) == before

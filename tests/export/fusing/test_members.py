@@ -21,15 +21,9 @@ from orchestrator.graphs.averaging import spec_from_averaging
 from orchestrator.local.sessions import LocalMembers
 from orchestrator.repository.check import check
 from orchestrator.rows.digits import digits_split
-from orchestrator.spec import (
-    Member,
-    TensorSpec,
-    manifest_from_path,
-)
+from orchestrator.spec import Member, TensorSpec, manifest_from_path
 from tests.export.fusing.parts import judged, two
-from tests.export.small_networks import (
-    answers,
-)
+from tests.export.small_networks import answers
 from tests.onnx_models import model_of, node
 from tests.repository.builders import add_member, linear_model, manifest_of, snapshot
 

@@ -9,12 +9,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from typer.testing import CliRunner
 
-from export.__main__ import app
 from export.fusing.plans import fuse_plan
 from orchestrator.decision import AnsweredRows
-from orchestrator.errors import CommitteeError, ExportError
+from orchestrator.errors import ExportError
 from orchestrator.local.sessions import LocalMembers
 from orchestrator.planner.records import Records
 from orchestrator.planner.replay import replay
@@ -31,6 +29,7 @@ from orchestrator.spec import (
     json_from_cascade,
     manifest_from_path,
 )
+from tests.export.fusing.parts import fused_by_command
 from tests.export.small_networks import Builder
 from tests.repository.builders import CLASSES, DIMS, add_member, snapshot, spec_of
 from tests.servers import running_server
@@ -207,15 +206,6 @@ def test_a_stage_that_may_answer_without_a_member_is_fused_when_that_is_accepted
     assert fused.stages[0].on_failure == "answer"
 
 
-def run(*arguments: object) -> str:
-    done = CliRunner().invoke(app, ["fuse", *map(str, arguments)])
-    if isinstance(done.exception, CommitteeError):
-        assert "\n" not in str(done.exception)
-        return str(done.exception)
-    assert done.exit_code == 0, done.output
-    return done.stdout
-
-
 def test_the_command_writes_the_new_plan_once(tmp_path: Path) -> None:
     repository = tmp_path / "models"
     members = [add_member(repository, name, seed=index) for index, name in enumerate("ab")]
@@ -223,16 +213,20 @@ def test_the_command_writes_the_new_plan_once(tmp_path: Path) -> None:
     old, new = tmp_path / "old.json", tmp_path / "new.json"
     old.write_text(json_from_cascade(spec))
     asked = ("--plan", old, "-o", new, "--repository", repository)
-    assert f"{new}: written; render it with `committee render {new}`" in run(*asked)
+    assert f"{new}: written; render it with `committee render {new}`" in fused_by_command(*asked)
     written = cascade_from_path(new)
     assert written.name == "cascade_fused"
-    again = json.loads(run(*asked, "--json"))
+    again = json.loads(fused_by_command(*asked, "--json"))
     assert (again["members"], again["plan_done"]) == ({"cascade_fused_stage_0": "up to date"}, "up to date")
-    assert "another file than the old plan" in run("--plan", old, "-o", old, "--repository", repository)
-    assert "expected another than the old" in run(*asked, "--name", "cascade")
-    assert "none.json does not exist" in run("--plan", tmp_path / "none.json", "--repository", repository)
+    assert "another file than the old plan" in fused_by_command(
+        "--plan", old, "-o", old, "--repository", repository
+    )
+    assert "expected another than the old" in fused_by_command(*asked, "--name", "cascade")
+    assert "none.json does not exist" in fused_by_command(
+        "--plan", tmp_path / "none.json", "--repository", repository
+    )
     old.write_text("{")
-    assert str(old) in run(*asked)
+    assert str(old) in fused_by_command(*asked)
 
 
 @pytest.mark.triton

@@ -14,18 +14,9 @@ from export.fusing.members import Fusion, fuse, fused_model
 from export.members import ReadMember
 from export.rows import varied_rows
 from orchestrator.local.sessions import LocalMembers
-from orchestrator.spec import (
-    Member,
-    TensorSpec,
-)
+from orchestrator.spec import Member, TensorSpec
 from tests.export.fusing.parts import preprocess_nodes
-from tests.export.small_networks import (
-    IMAGE_INPUT,
-    SCORES,
-    add_image_member,
-    answers,
-    image_model,
-)
+from tests.export.small_networks import IMAGE_INPUT, SCORES, add_image_member, answers, image_model
 from tests.onnx_models import model_of
 from tests.repository.builders import manifest_of
 

@@ -85,9 +85,7 @@ def test_the_rule_with_the_margin_takes_the_cheapest_that_is_ahead_by_it(space: 
     assert plan == cheapest
 
 
-def test_a_larger_margin_never_takes_a_cheaper_plan_and_no_plan_costs_what_it_replaces(
-    space: SearchSpace,
-) -> None:
+def test_a_larger_margin_never_takes_a_cheaper_plan_and_no_plan_costs_what_it_replaces(space: SearchSpace) -> None:
     reference, found = space.right("glyphs_b2_s0"), searched(space)
     plans = [no_worse(space, found, reference, below_cost=16.0, margin_se=margin) for margin in (0.0, 1.0, 2.0)]
     costs = [plan.mean_cost for plan in plans if plan is not None]
@@ -144,9 +142,7 @@ def test_the_planners_guarantee_names_its_rows_and_a_cheaper_plan(space: SearchS
         assert said.guarantee["rows"] == len(space.split.certify)
 
 
-def test_margins_are_validated_on_rows_that_had_no_part_in_choosing(
-    space: SearchSpace,
-) -> None:
+def test_margins_are_validated_on_rows_that_had_no_part_in_choosing(space: SearchSpace) -> None:
     lines = list(validate_margins(space, "glyphs_b2_s0", splits=3))
     assert [line["margin_se"] for line in lines] == list(MARGINS_SE)
     assert all(0 <= line["lower"] <= line["plans"] <= 3 for line in lines)
