@@ -70,8 +70,8 @@ class PendingRequest:
 class PendingRequests:
     """Requests without an answer. Whoever pops one answers it, so each is answered exactly once.
 
-    `add` and `pop` are single operations of a dict, which threads see as a whole, and need no lock; only requests
-    with a deadline do, because the clock's thread walks through theirs. The scheduler's lock guards those.
+    `add` and `pop` are single operations of a dict, which threads see as a whole, and need no lock. The clock's
+    thread walks through the deadlines that are watched: a watched request is popped under the scheduler's lock.
     """
 
     def __init__(self) -> None:
@@ -103,7 +103,7 @@ class PendingRequests:
         return self._by_token.pop(request.token, None) is not None
 
     def watch_deadlines(self, requests: Iterable[PendingRequest]) -> None:
-        """From now on `pop_late` gives these when their time has come."""
+        """From now on `late` names these when their time has come."""
         for request in requests:
             if request in self and request.deadline_ns is not None:
                 self._deadlines_ns[request.token] = request.deadline_ns

@@ -17,8 +17,10 @@ from orchestrator.spec.answer import ANSWER_COLUMNS
 
 LATE = "deadline passed before any stage had answered"
 HOPELESS = "deadline too near: the queue is so long that no stage can answer by then"
-# Outputs that are the same in all answers of stage 0, unless a status bit was earned; that one comes last.
-CONSTANT = ("exit_stage", "cost", "status")
+# Outputs that every answer of stage 0 has of its own, and those that all have in common unless a status bit was
+# earned; the status comes last.
+OWN = ("probabilities", "label", "confidence")
+CONSTANT = tuple(name for name in ANSWER_COLUMNS if name not in OWN)
 # Sizes of request whose constant outputs are kept.
 MAX_KEPT = 64
 
@@ -144,11 +146,8 @@ class Responder:
             early: of the batch.
         """
         answer = early.answer
-        own = (
-            ("probabilities", answer.probabilities),
-            ("label", answer.label[:, None]),
-            ("confidence", answer.confidence[:, None]),
-        )
+        columns: list[npt.NDArray[Any]] = [answer.probabilities, answer.label[:, None], answer.confidence[:, None]]
+        own = list(zip(OWN, columns, strict=True))
         status = None if early.status is None else early.status[:, None]
         return [self._early_response(one, start, own=own, status=status) for one, start in requests]
 
@@ -186,7 +185,7 @@ class Responder:
         return kept
 
     def send(self, reply: Reply) -> None:
-        """Sends a late answer. Never raises for a client that went away: there is nobody left to tell."""
+        """Sends an answer by the request's sender; a client that went away is no error, as nobody can be told."""
         request, response = reply.request, self.response(reply)
         try:
             # The server makes the sender with the request, so asking for it here and not earlier costs nothing.

@@ -219,7 +219,7 @@ class Scheduler:
             batch.is_fed = True
             return self._settle(outcome, outputs.errors)
 
-    def give_up(self, batch: StageBatch, message: str) -> list[Reply]:
+    def fail_batch(self, batch: StageBatch, message: str) -> list[Reply]:
         """Refuses the requests of a batch that an error of ours has hit."""
         with self._lock:
             held = np.unique(batch.owners)

@@ -93,13 +93,13 @@ class Workers:
                 outputs = self._calls.ask(stage, batch.rows, owners=batch.owners_of_rows)
                 self._send_all(self._scheduler.feed(batch, outputs))
             except Exception as error:  # the rows held must still be answered
-                self._give_up(batch, error)
+                self._fail_batch(batch, error)
 
-    def _give_up(self, batch: StageBatch | None, error: Exception) -> None:
+    def _fail_batch(self, batch: StageBatch | None, error: Exception) -> None:
         text = f"{type(error).__name__}: {error}"
         self._log(f"committee: worker: {text}")
         if batch is not None:
-            self._send_all(self._scheduler.give_up(batch, f"cascade failed: {text}"))
+            self._send_all(self._scheduler.fail_batch(batch, f"cascade failed: {text}"))
 
     def _answer_late(self) -> None:
         while True:

@@ -1,10 +1,11 @@
-"""The exit rule: which rows of a stage are answered there, and with which status bits. The only one.
+"""The definition of the exit rule: which rows of a stage are answered there, and with which status bits.
 
 Higher confidence is surer: a row exits where its score reaches the threshold, and ties exit. The last stage
 answers every row. Speed or another language needs other forms of this rule, each held to `ExitRule.decide` by a
-test: `decision/fast_path.py` (one comparison for rows without request parameters), the search of the planner
-(scores in bins), the graph of `export/onefile/stages.py`, the script of the report's page, and
-`perf/routes/baselines/deciding.py` (a baseline that must stand without this package).
+test, so that a change begins here and the tests name what has to follow: `decision/fast_path.py` (one comparison,
+for requests without parameters that exit whole at stage 0), the search of the planner (scores in bins), the graph
+of `export/onefile/stages.py`, the script of the report's page, and `perf/routes/baselines/deciding.py` (a baseline
+that must stand without this package).
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from orchestrator.spec.answer import ABSTAINED, CAPPED, GEARED
 
 
 def exits(score: F32, threshold: float) -> Bools:
-    """Which rows a threshold lets exit where no request parameter has a say, bool (n,).
+    """Which rows a threshold lets exit where no request parameter has a say, bool (n,); for searches and replays.
 
     Args:
         score: float32 (n,).

@@ -43,7 +43,7 @@ TRANSITIONS = {
     "take": {WAITING: ASKED},
     "defer": {ASKED: WAITING},
     "finish": {ASKED: FREE, DROPPED: FREE},
-    "give_up": {WAITING: FREE, ASKED: DROPPED},
+    "drop": {WAITING: FREE, ASKED: DROPPED},
 }
 _ILLEGAL = -1
 _NEXT = {
@@ -220,13 +220,13 @@ class CascadeRun:
         failures = FailedRows(slots[lost], state.arrival.request[lost], np.full(len(lost), -1, np.int32))
         answer = self._evaluator.answer(state.accumulator)
         answers = answered_rows(state, answer, row=slots, done=np.flatnonzero(has_answer))
-        self._give_up(slots)
+        self._drop_slots(slots)
         return StageOutcome(answers, failures, _NONE, _NONE, -1, None)
 
     def drop(self, requests: npt.NDArray[np.int64]) -> int:
-        """Gives up every row of the given requests; returns how many there were."""
+        """Drops every row of the given requests; returns how many there were."""
         slots = np.flatnonzero(self._open_rows() & np.isin(self._rows.arrival.request, requests))
-        self._give_up(slots)
+        self._drop_slots(slots)
         return len(slots)
 
     # -- deciding ---------------------------------------------------------------------------------
@@ -279,11 +279,11 @@ class CascadeRun:
         self._stage[slots] = stage
         self._waiting[stage] += len(slots)
 
-    def _give_up(self, slots: Index) -> None:
+    def _drop_slots(self, slots: Index) -> None:
         parked = slots[self._state[slots] == WAITING]
         for stage, count in enumerate(np.bincount(self._stage[parked]).tolist()):
             self._waiting[stage] -= count
-        self._move(slots, "give_up")
+        self._move(slots, "drop")
         self._put_back(parked)
 
     def _release(self, slots: Index) -> None:

@@ -183,6 +183,8 @@ class CombineNodes:
             two, at = f"{g.prefix}two", f"{g.prefix}two_at"
             g.nodes.append(helper.make_node("TopK", [p, g.constant([2], np.int64)], [two, at], axis=1))
             return g.over("ReduceSum", g.op("Mul", two, g.constant([[1, -1]])), 1, keep=True)
+        if self._score != "neg_entropy":
+            raise ValueError(f"no graph computes the score {self._score}")
         plogp = g.op("Mul", p, g.op("Log", g.op("Max", p, g.constant(1.2e-38))))
         ratio = g.op("Div", g.over("ReduceSum", plogp, 1, keep=True), g.constant(math.log(self._classes)))
         return g.op("Clip", g.op("Add", ratio, g.constant(1)), g.constant(0), g.constant(1))

@@ -30,7 +30,7 @@ def row_source(
     read_picture: ReadPicture,
     columns: ColumnNames | None = None,
 ) -> RowSource:
-    """Rows with ids and labels.
+    """Rows with ids and labels, for `committee record`.
 
     Args:
         data: digits:<split>, a folder of pictures or Parquet files, or a .npz, .npy or .parquet file.
@@ -68,7 +68,9 @@ def row_source(
 
 
 def stored_rows(path: Path, info: ModelInfo, *, columns: ColumnNames, read_picture: ReadPicture) -> StoredRows:
-    """The rows of a .npy, .npz or .parquet file, or a folder of the latter, checked as far as a header tells.
+    """The rows of a .npy, .npz or .parquet file, or of a folder of Parquet, for `committee batch`.
+
+    They are checked as far as a header tells.
 
     Args:
         path: the file.

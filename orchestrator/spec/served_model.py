@@ -59,7 +59,11 @@ class ModelInfo:
 
     @property
     def answers_itself(self) -> bool:
-        """Whether it is one of our cascades or ensembles, which give whole answers and not just scores."""
+        """Whether it is one of our cascades or ensembles, which give whole answers and not just scores.
+
+        It has every column of `ANSWER_COLUMNS`: a column added there makes cascades rendered before look like
+        plain models until they are rendered again.
+        """
         return {tensor.name for tensor in self.outputs} >= set(ANSWER_COLUMNS)
 
     @property

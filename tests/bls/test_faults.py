@@ -75,7 +75,7 @@ def test_a_fault_after_rows_left_the_table_does_not_touch_who_took_their_slots(
 
     with loaded(tmp_path, FakeTriton({"small": small, "large": slow})) as model:
         scheduler = model._scheduler
-        settle, give_up = scheduler._settle, scheduler.give_up
+        settle, fail_batch = scheduler._settle, scheduler.fail_batch
         first, second = (Request({"x": rows_of(HARD)}) for _ in range(2))
 
         def failing(outcome: StageOutcome, errors: dict[int, str]) -> list[Reply]:
@@ -86,12 +86,12 @@ def test_a_fault_after_rows_left_the_table_does_not_touch_who_took_their_slots(
         def late(*arguments: Any) -> list[Reply]:
             # Between the fault and its handling another request takes the slot that has become free.
             assert model.execute([second]) is None
-            replies = give_up(*arguments)
+            replies = fail_batch(*arguments)
             gate.set()
             return replies
 
         monkeypatch.setattr(scheduler, "_settle", failing)
-        monkeypatch.setattr(scheduler, "give_up", late)
+        monkeypatch.setattr(scheduler, "fail_batch", late)
         assert model.execute([first]) is None
         broken, fine = wait_for(first, None), wait_for(second, None)
         assert scheduler._run.rows_in_table == 0

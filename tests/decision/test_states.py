@@ -22,8 +22,8 @@ EVENTS_OF_CALL = {
     "next": {"take"},
     "feed": {"defer", "finish"},
     "abandon": {"finish"},
-    "expire": {"give_up"},
-    "drop": {"give_up"},
+    "expire": {"drop"},
+    "drop": {"drop"},
 }
 EDGES = {(event, before, after) for event, moves in TRANSITIONS.items() for before, after in moves.items()}
 
