@@ -36,11 +36,12 @@ test: setup ## Run every test but the slow ones, in as many processes as there a
 	$(BIN)/python -m pytest -m "not slow and not gpu and not alone" -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 	$(BIN)/python -m pytest -m "alone and not slow and not gpu"
 
-check: setup ## Lint, types and layers
+check: setup ## Lint, types, layers, size and shape of the tree
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python -m tests.architecture
 
 members: setup ## Train the digits members where they are not up to date, plan and render their cascade
 	$(BIN)/python -m perf digits

@@ -8,6 +8,7 @@ own work from a file that somebody has edited since.
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 
 from google.protobuf import text_format
 from google.protobuf.json_format import MessageToDict
+from google.protobuf.message import Message
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from orchestrator.errors import RepositoryError
@@ -145,6 +147,19 @@ def line_of_field(text: str, field: str, *, place: int = 0) -> int | None:
             place -= 1
         depth += sum(map(bare.count, "{[<")) - sum(map(bare.count, "}]>"))
     return None
+
+
+def values_of_field(config: ModelConfig, field: str) -> list[str]:
+    """The values of a field as text: several for a repeated field, none for a field that is not set."""
+    found: list[object] = [value for one, value in config.ListFields() if one.name == field]
+    if found and not isinstance(found[0], Message | str | int):
+        found = list(found[0])  # type: ignore[call-overload]
+    return [
+        f"{field} {{ {text_format.MessageToString(value, as_one_line=True)} }}"
+        if isinstance(value, Message)
+        else f"{field}: {json.dumps(value)}"
+        for value in found
+    ]
 
 
 def differences(got: ModelConfig, expected: ModelConfig) -> dict[str, tuple[str, str]]:

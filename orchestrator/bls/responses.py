@@ -19,8 +19,7 @@ LATE = "deadline passed before any stage had answered"
 HOPELESS = "deadline too near: the queue is so long that no stage can answer by then"
 # Outputs that every answer of stage 0 has of its own, and those that all have in common unless a status bit was
 # earned; the status comes last.
-OWN = ("probabilities", "label", "confidence")
-CONSTANT = tuple(name for name in ANSWER_COLUMNS if name not in OWN)
+OWN, CONSTANT = tuple(ANSWER_COLUMNS)[:3], tuple(ANSWER_COLUMNS)[3:]
 # Sizes of request whose constant outputs are kept.
 MAX_KEPT = 64
 

@@ -35,12 +35,12 @@ def connect(
         InputError: an address, a certificate or a header that cannot be used.
     """
     endpoint = endpoint_from_address(address, ca=ca, cert=cert, key=key, headers=headers)
-    # Each protocol's library takes a fifth of a second to import, so only the one needed is.
     if http or endpoint.is_http:
+        # Each protocol's library takes a fifth of a second to import, so only the one needed is.
         from orchestrator.client.over_http import HttpClient
 
         return HttpClient(endpoint, timeout_s=timeout_s)
-    # As above.
+    # As above: only the one needed.
     from orchestrator.client.over_grpc import GrpcClient
 
     return GrpcClient(endpoint, timeout_s=timeout_s)

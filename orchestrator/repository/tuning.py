@@ -6,12 +6,9 @@ The plan decides what is served: names, tensors, the batch limit, the steps of a
 
 from __future__ import annotations
 
-import json
 from itertools import zip_longest
 from pathlib import Path
 
-from google.protobuf import text_format
-from google.protobuf.message import Message
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from orchestrator.errors import RepositoryError
@@ -23,6 +20,7 @@ from orchestrator.pbtxt import (
     line_of_field,
     text_from_config,
     text_from_path,
+    values_of_field,
 )
 from orchestrator.repository.files import may_replace
 
@@ -96,25 +94,12 @@ def _require_owned_fields(edited: ModelConfig, rendered: ModelConfig, *, text: s
 
 def _edit_of(field: str, edited: ModelConfig, rendered: ModelConfig, *, text: str) -> str:
     """What was edited in a field, with the line on which the field, or the first wrong of its values, begins."""
-    pairs = list(zip_longest(_values(edited, field), _values(rendered, field)))
+    pairs = list(zip_longest(values_of_field(edited, field), values_of_field(rendered, field)))
     place = next(index for index, pair in enumerate(pairs) if pair[0] != pair[1])
     line = line_of_field(text, field, place=place)
     line = line_of_field(text, field) if line is None else line
     got, expected = _shortened(pairs[place][0] or "nothing", pairs[place][1] or "nothing")
     return f"no {field}, expected {expected}" if line is None else f"line {line}: {got}, expected {expected}"
-
-
-def _values(config: ModelConfig, field: str) -> list[str]:
-    """The values of a field as text: several for a repeated field, none for a field that is not set."""
-    found: list[object] = [value for one, value in config.ListFields() if one.name == field]
-    if found and not isinstance(found[0], Message | str | int):
-        found = list(found[0])  # type: ignore[call-overload]
-    return [
-        f"{field} {{ {text_format.MessageToString(value, as_one_line=True)} }}"
-        if isinstance(value, Message)
-        else f"{field}: {json.dumps(value)}"
-        for value in found
-    ]
 
 
 def _shortened(one: str, other: str, limit: int = 120) -> tuple[str, str]:

@@ -9,8 +9,9 @@ import sys
 
 from tests.architecture import tree
 
-MOST_MODULES = 230
-MOST_LINES = 46_000
+# What there is today: to be lowered with it, and raised only for a feature that needs it.
+MOST_MODULES = 312
+MOST_LINES = 52_000
 
 
 def rows() -> list[tuple[str, int, int, list[str]]]:

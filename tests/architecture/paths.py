@@ -16,7 +16,7 @@ from tests.architecture.tree import ROOT
 
 @dataclass
 class Trace:
-    """Files in the order in which they first ran, and the calls that went from one file to another."""
+    """Files in the order in which they first ran, and how many calls went from one file to another."""
 
     files: list[str] = field(default_factory=list)
     moves: int = 0
