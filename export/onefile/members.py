@@ -12,16 +12,9 @@ from onnx.external_data_helper import load_external_data_for_model
 
 from export.compat import at_opset
 from orchestrator.errors import ExportError
-from orchestrator.graphs.editing import (
-    DEFAULT_DOMAINS,
-    all_graphs,
-    inlined,
-    names_read,
-    needed_nodes,
-    opset_of,
-    rename_node,
-)
+from orchestrator.graphs.editing import DEFAULT_DOMAINS, all_graphs, inlined, names_read, needed_nodes, opset_of
 from orchestrator.graphs.pieces import OPSET, GraphBuilder, raw_logits
+from orchestrator.graphs.renaming import rename_node
 from orchestrator.repository.completion import planned_version
 from orchestrator.repository.files import sha256_of_path
 from orchestrator.repository.index import config_of, model_file, onnx_from_path, plan_path

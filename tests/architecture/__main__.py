@@ -10,7 +10,7 @@ import sys
 from tests.architecture import tree
 
 # What there is today: to be lowered with it, and raised only for a feature that needs it.
-MOST_MODULES = 312
+MOST_MODULES = 313
 MOST_LINES = 52_000
 
 

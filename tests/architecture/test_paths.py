@@ -11,7 +11,6 @@ from tests.bls.fixtures import EASY, HARD, ask_all, large, loaded, rows_of, smal
 from tests.cli.planning import plan, write_made
 from tests.fakes.triton import FakeTriton, Request
 
-
 # Run by a thread of their own, which may have its turn during a request and is no part of it.
 WATCHING = {
     "orchestrator/bls/member_watch.py",
