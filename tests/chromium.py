@@ -16,7 +16,7 @@ from typing import Any
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 # The browser starts from a cold disk in continuous integration.
-PATIENCE_S = 60.0
+TIMEOUT_S = 60.0
 
 
 def chromium_path() -> str | None:
@@ -54,7 +54,7 @@ class Browser:
         return result
 
     def _next(self) -> dict[str, Any]:
-        deadline_s = time.monotonic() + PATIENCE_S
+        deadline_s = time.monotonic() + TIMEOUT_S
         while b"\0" not in self._rest:
             ready, _, _ = select.select([self._read_fd], [], [], max(0.0, deadline_s - time.monotonic()))
             data = os.read(self._read_fd, 1 << 20) if ready else b""
@@ -80,7 +80,7 @@ class Browser:
             "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False
         )
         self.ask("Page.navigate", url=path.resolve().as_uri())
-        deadline_s = time.monotonic() + PATIENCE_S
+        deadline_s = time.monotonic() + TIMEOUT_S
         while self.evaluate("document.readyState + location.href.slice(0, 5)") != "completefile:":
             if time.monotonic() > deadline_s:
                 raise RuntimeError(f"{path} did not load")

@@ -36,7 +36,7 @@ def moody() -> FakeTriton:
             "small": refusing(small, 0),
             "large": refusing(large, K),
             "other": refusing(small, 1),
-            "lead": refusing(refusing(lambda rows: {"small": small(rows), "large": large(rows)}, 0), K),
+            "prefix": refusing(refusing(lambda rows: {"small": small(rows), "large": large(rows)}, 0), K),
         }
     )
 
@@ -69,7 +69,7 @@ SPECS = {
             two_stages().stages[1],
         ),
     ),
-    "a_fused_prefix": two_stages(fused_prefix=FusedPrefix(name="lead", stages=2, max_batch_size=16)),
+    "a_fused_prefix": two_stages(fused_prefix=FusedPrefix(name="prefix", stages=2, max_batch_size=16)),
 }
 KINDS = {"easy": EASY, "hard": HARD, "bad": bad(EASY, 0), "bad_later": bad(HARD, K)}
 

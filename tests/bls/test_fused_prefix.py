@@ -25,7 +25,7 @@ from tests.fakes.triton import FakeTriton, Request
 
 K = 3
 NAMES = ("first", "second", "third")
-PREFIX = FusedPrefix(name="lead", stages=2, max_batch_size=8)
+PREFIX = FusedPrefix(name="prefix", stages=2, max_batch_size=8)
 
 
 def member(name: str) -> Member:
@@ -68,7 +68,7 @@ def prefix_gives(rows: np.ndarray) -> dict[str, np.ndarray]:
 
 def fake(**changes: object) -> FakeTriton:
     members = {name: lambda rows, i=i: part(i, rows) for i, name in enumerate(NAMES)}
-    return FakeTriton({**members, "lead": prefix_gives, **changes})
+    return FakeTriton({**members, "prefix": prefix_gives, **changes})
 
 
 def random_rows(seed: int, n: int) -> np.ndarray:
@@ -114,7 +114,7 @@ def test_a_batch_that_the_fused_prefix_settles_is_a_plain_list_after_one_call(tm
     with loaded(tmp_path, server, spec()) as model:
         answers = model.execute([Request({"x": rows_leaving_at(1, 0)}), Request({"x": rows_leaving_at(0, 1, 1)})])
     assert answers is not None
-    assert server.asked == [("lead", 5)]
+    assert server.asked == [("prefix", 5)]
     assert answers[0].column("label")[:, 0].tolist() == [1, 0]
     assert answers[1].column("exit_stage")[:, 0].tolist() == [0, 1, 1]
     assert answers[1].column("cost")[:, 0].tolist() == [1, 11, 11]
@@ -125,7 +125,7 @@ def test_only_rows_beyond_the_fused_prefix_reach_a_member(tmp_path: Path) -> Non
     (answer,) = answered(tmp_path, server, spec(), [rows_leaving_at(2, 0, 1, 2)])
     assert answer.column("exit_stage")[:, 0].tolist() == [2, 0, 1, 2]
     assert answer.column("label")[:, 0].tolist() == [2, 0, 1, 2]
-    assert server.asked[0] == ("lead", 4)
+    assert server.asked[0] == ("prefix", 4)
     assert {name for name, _ in server.asked[1:]} == {"third"}
     assert sum(n for _, n in server.asked[1:]) == 2
 
@@ -137,7 +137,7 @@ def test_the_fused_prefix_is_forwarded_to_and_asked_in_parts(tmp_path: Path) -> 
     assert server.forwarded[0] is request.tensors["x"]
     server = fake()
     answered(tmp_path, server, spec(), [rows_leaving_at(*[0, 1] * 10)])
-    assert server.asked == [("lead", 8), ("lead", 8), ("lead", 4)]
+    assert server.asked == [("prefix", 8), ("prefix", 8), ("prefix", 4)]
 
 
 def broken(rows: np.ndarray) -> dict[str, np.ndarray]:
@@ -148,17 +148,17 @@ def broken(rows: np.ndarray) -> dict[str, np.ndarray]:
     "says", [broken, lambda rows: {"first": part(0, rows)}, lambda rows: {"first": rows, "second": rows}]
 )
 def test_a_fused_prefix_that_fails_is_stepped_over(tmp_path: Path, says: object) -> None:
-    server = fake(lead=says)
+    server = fake(prefix=says)
     (answer,) = answered(tmp_path, server, spec(), [rows_leaving_at(2, 0, 1)])
     assert answer.column("exit_stage")[:, 0].tolist() == [2, 0, 1]
     assert ("first", 3) in server.asked
 
 
-def test_what_the_fused_prefix_settled_is_counted_as_if_the_members_had(tmp_path: Path) -> None:
+def test_what_the_fused_prefix_decided_is_counted_as_if_the_members_had(tmp_path: Path) -> None:
     counted = []
-    for lead in (PREFIX, None):
+    for prefix in (PREFIX, None):
         server = fake()
-        answered(tmp_path, server, spec(fused_prefix=lead), [rows_leaving_at(2, 0, 1, 1)])
+        answered(tmp_path, server, spec(fused_prefix=prefix), [rows_leaving_at(2, 0, 1, 1)])
         names = (
             "committee_exits_total",
             "committee_deferred_total",
@@ -173,11 +173,11 @@ def test_what_the_fused_prefix_settled_is_counted_as_if_the_members_had(tmp_path
 def test_a_plan_with_a_fused_prefix_is_read_back_and_a_wrong_one_is_refused() -> None:
     assert cascade_from_json(json_from_cascade(spec())) == spec()
     assert "lead" not in json_from_cascade(spec(fused_prefix=None))
-    for lead, says in (
-        (FusedPrefix(name="lead", stages=4), "got 4 stages, expected at most 3"),
+    for prefix, says in (
+        (FusedPrefix(name="prefix", stages=4), "got 4 stages, expected at most 3"),
         (FusedPrefix(name="first", stages=2), "a model of its own"),
     ):
         with pytest.raises(SpecError, match=says):
-            spec(fused_prefix=lead)
+            spec(fused_prefix=prefix)
     with pytest.raises(SpecError, match="stages"):
-        FusedPrefix(name="lead", stages=1)
+        FusedPrefix(name="prefix", stages=1)

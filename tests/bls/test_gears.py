@@ -1,4 +1,4 @@
-"""Gears: who judges a row, when the gear shifts, and what is said of it."""
+"""Gears: which gear decides a row, when the gear shifts, and what is said of it."""
 
 from __future__ import annotations
 

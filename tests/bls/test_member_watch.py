@@ -356,25 +356,25 @@ def test_a_stage_that_answers_without_a_lost_member_goes_on_but_never_with_anoth
 
 
 def test_a_fused_prefix_that_is_another_is_stepped_over(tmp_path: Path) -> None:
-    def lead(rows: np.ndarray) -> dict[str, np.ndarray]:
+    def prefix(rows: np.ndarray) -> dict[str, np.ndarray]:
         return {"small": small(rows), "large": large(rows)}
 
-    server = fake(lead=lead)
+    server = fake(prefix=prefix)
     plan = dataclasses.replace(
-        spec_with(version=1), fused_prefix=FusedPrefix(name="lead", stages=2, sha256=sha(RIGHT), version=1)
+        spec_with(version=1), fused_prefix=FusedPrefix(name="prefix", stages=2, sha256=sha(RIGHT), version=1)
     )
     with running(tmp_path, server, plan) as model:
         assert answered(ask(model, HARD))
-        assert ("lead", 1) in server.asked_versions
-        put(tmp_path, "lead", OTHER)
+        assert ("prefix", 1) in server.asked_versions
+        put(tmp_path, "prefix", OTHER)
         deadline_s = time.monotonic() + 5
         while not any("its members are asked" in line for line in server.log):
             assert time.monotonic() < deadline_s, server.log
             time.sleep(0.005)
-        before = len([name for name, _ in server.asked if name == "lead"])
+        before = len([name for name, _ in server.asked if name == "prefix"])
         assert answered(ask(model, HARD))
-        assert len([name for name, _ in server.asked if name == "lead"]) == before
-        put(tmp_path, "lead", RIGHT)
+        assert len([name for name, _ in server.asked if name == "prefix"]) == before
+        put(tmp_path, "prefix", RIGHT)
         while not any("is as planned again" in line for line in server.log):
             assert time.monotonic() < deadline_s, server.log
             time.sleep(0.005)

@@ -41,8 +41,8 @@ def dated(left_us: int) -> Policy:
 
 @given(left=st.integers(-DAY_US, DAY_US), relative=st.none() | st.integers(1, DAY_US))
 def test_the_earlier_of_both_deadlines_counts(left: int, relative: int | None) -> None:
-    wishes = {"deadline_at_us": NOW_US + left} | ({} if relative is None else {"deadline_us": relative})
-    policy = policy_from_parameters(wishes, 2, now_us=NOW_US)
+    given = {"deadline_at_us": NOW_US + left} | ({} if relative is None else {"deadline_us": relative})
+    policy = policy_from_parameters(given, 2, now_us=NOW_US)
     assert policy.deadline_us == (left if relative is None else min(left, relative))
     assert policy.deadline_at_us == NOW_US + left
     assert policy.left_us == left
@@ -182,7 +182,7 @@ def test_requests_that_differ_by_headers_are_one_batch_answered_at_once(tmp_path
     assert all(request.sender.response is None for request in requests)
 
 
-def test_headers_beside_wishes_leave_them_as_they_are(tmp_path: Path) -> None:
+def test_headers_beside_parameters_leave_them_as_they_are(tmp_path: Path) -> None:
     requests = [
         Request({"x": rows_of(HARD)}, parameters={**HEADERS, "max_stage": 0}),
         Request({"x": rows_of(EASY)}, parameters={**HEADERS, "min_stage": 1}),

@@ -119,7 +119,7 @@ def test_an_onnx_model_a_python_model_and_an_ensemble_become_a_cascade(
     labels = (rows() @ weights_of("inner")).argmax(axis=1)
     np.savez(data, images=rows(), labels=labels)
     plan, at = tmp_path / "cascade.json", ["--repository", str(repository)]
-    chain = ["--impose-exits", "0.5,0.3", "-o", str(plan), "--name", "mine"]
+    imposed = ["--impose-exits", "0.5,0.3", "-o", str(plan), "--name", "mine"]
     words = ["record", *NAMES, "--data", str(data), "-o", str(recorded), *at]
     costs = ["--cost", "plain=1", "--cost", "scripted=4", "--cost", "wrapped=10"]
     with running_server(repository) as server, GrpcClient(server.grpc_address) as client:
@@ -129,7 +129,7 @@ def test_an_onnx_model_a_python_model_and_an_ensemble_become_a_cascade(
         assert run([*words, *url, "--output-tensor", "plain=scores"]) == 2
         assert "--cost plain=... --cost scripted=... --cost wrapped=..." in capsys.readouterr().err
         assert run([*words, *url, *costs, "--output-tensor", "plain=scores"]) == 0
-        assert run(["plan", str(recorded), *at, *chain]) == 0
+        assert run(["plan", str(recorded), *at, *imposed]) == 0
         assert run(["render", str(plan), *at]) == 0
         assert run(["check", *at]) == 0
         server.control.load("mine")

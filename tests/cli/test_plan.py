@@ -262,7 +262,7 @@ def test_where_nothing_cheaper_will_do_the_reference_stands_for_itself(
         (("--max-mean-cost", "5", "--cost", "nowhere.json"), 2, "no such file"),
     ],
 )
-def test_wishes_that_cannot_be_are_one_line(
+def test_options_that_cannot_be_are_one_line(
     made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: tuple[str, ...], code: int, said: str
 ) -> None:
     assert plan(made, *options, "-o", str(tmp_path / "cascade.json")) == code

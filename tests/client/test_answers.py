@@ -89,7 +89,7 @@ def test_the_kind_of_scores_comes_from_the_values_where_nobody_says_it(name: str
     assert answered(info, {name: 3 * P}, rows=2).confidence == pytest.approx(softmax(3 * P).max(axis=1))
 
 
-def test_rows_asked_one_by_one_are_judged_by_all_that_were_seen() -> None:
+def test_rows_asked_one_by_one_get_their_kind_from_all_that_were_seen() -> None:
     kinds, chance = OutputKinds(), np.array([[0.2, 0.3, 0.5]], np.float32)
     answers_from_outputs(LOGITS, [({"logits": np.array([[4, 0, 0]], np.float32)}, 1)], kinds=kinds)
     answers = answers_from_outputs(LOGITS, [({"logits": chance}, 1)], kinds=kinds)

@@ -26,15 +26,15 @@ triton-grpc-protocol-key committee-control
 SENT = _SENT.split()
 
 
-def judged(parameters: dict[str, object], pattern: str | None = None) -> Policy:
+def policy_of(parameters: dict[str, object], pattern: str | None = None) -> Policy:
     headers = ForwardedHeaders(PARAMETERS, pattern)
     return policy_from_parameters(parameters, 3, now_us=0, headers=headers)
 
 
 @pytest.mark.parametrize("name", SENT)
 def test_headers_as_gateways_send_them_change_nothing(name: str) -> None:
-    assert judged({name: "any value"}) is DEFAULT
-    assert judged({name: "1", "max_stage": 1}) == Policy(max_stage=1)
+    assert policy_of({name: "any value"}) is DEFAULT
+    assert policy_of({name: "1", "max_stage": 1}) == Policy(max_stage=1)
 
 
 @pytest.mark.parametrize(
@@ -57,47 +57,47 @@ def test_headers_as_gateways_send_them_change_nothing(name: str) -> None:
 @pytest.mark.parametrize("value", [1, "1", 0.5, True])
 def test_a_misspelt_parameter_is_refused_with_the_nearest(name: str, nearest: str, value: object) -> None:
     with pytest.raises(InputError, match=rf"got '{name}', expected only .*; did you mean {nearest}\?$"):
-        judged({"x-request-id": "7", name: value})
+        policy_of({"x-request-id": "7", name: value})
 
 
 @pytest.mark.parametrize("value", [1, 0.5, True])
 def test_what_is_no_string_is_no_header(value: object) -> None:
     for name in ("x-speed", "traceparent", "b3"):
         with pytest.raises(InputError, match=name):
-            judged({name: value})
+            policy_of({name: value})
 
 
 def test_a_string_of_a_name_like_ours_is_refused_with_where_to_name_it() -> None:
     with pytest.raises(InputError, match="if it is a header that Triton forwards, name it in the plan's"):
-        judged({"my_header_1": "x"})
-    assert judged({"my_header_1": "x", "X-A": "y"}, "my_header|x-") is DEFAULT
+        policy_of({"my_header_1": "x"})
+    assert policy_of({"my_header_1": "x", "X-A": "y"}, "my_header|x-") is DEFAULT
 
 
 def test_a_pattern_widens_or_narrows_and_takes_any_case() -> None:
     narrow = "^x-request-id$|^traceparent$"
-    assert judged({"X-Request-ID": "7", "Traceparent": "0"}, narrow) is DEFAULT
+    assert policy_of({"X-Request-ID": "7", "Traceparent": "0"}, narrow) is DEFAULT
     for name in ("x-request-id-2", "x-other", "authorization"):
         with pytest.raises(InputError, match=name):
-            judged({name: "1"}, narrow)
+            policy_of({name: "1"}, narrow)
     with pytest.raises(InputError, match="x-request-id"):
-        judged({"x-request-id": "1"}, "^$")
+        policy_of({"x-request-id": "1"}, "^$")
 
 
 def test_no_pattern_hides_a_parameter_or_lets_a_wrong_value_pass() -> None:
-    assert judged({"max_stage": 1, "speed": "2"}, ".*") == Policy(max_stage=1)
+    assert policy_of({"max_stage": 1, "speed": "2"}, ".*") == Policy(max_stage=1)
     with pytest.raises(InputError, match="max_stage"):
-        judged({"max_stage": "1"}, ".*")
+        policy_of({"max_stage": "1"}, ".*")
     with pytest.raises(InputError, match="speed"):
-        judged({"speed": 2}, ".*")
+        policy_of({"speed": 2}, ".*")
 
 
 def test_a_name_that_is_too_long_is_not_tried_on_a_pattern() -> None:
     name = "x" * (MAX_HEADER_NAME + 1)
-    assert judged({name[1:]: "1"}, "x") is DEFAULT
+    assert policy_of({name[1:]: "1"}, "x") is DEFAULT
     with pytest.raises(InputError, match="xxx"):
-        judged({name: "1"}, "x")
+        policy_of({name: "1"}, "x")
     # The rule without a pattern is quick whatever the length.
-    assert judged({f"x-{name}": "1"}) is DEFAULT
+    assert policy_of({f"x-{name}": "1"}) is DEFAULT
 
 
 @given(st.lists(st.text(max_size=20), max_size=2000, unique=True))

@@ -82,15 +82,15 @@ def spoil(outputs: list[np.ndarray], rng: np.random.Generator) -> None:
 
 def from_decision_core(spec: CascadeSpec, outputs: list[np.ndarray]) -> dict[str, np.ndarray]:
     combiner = Combiner(spec)
-    tally = combiner.empty(len(outputs[0]))
-    failed, nothing = combiner.add_stage(tally, 0, outputs)
+    accumulator = combiner.empty(len(outputs[0]))
+    failed, nothing = combiner.add_stage(accumulator, 0, outputs)
     bad = np.zeros(len(outputs[0]), bool) if failed is None else failed >= 0
     unanswered = np.zeros(len(bad), bool) if nothing is None else nothing
     if spec.stages[0].on_failure == "error":
         unanswered = bad
     with np.errstate(invalid="ignore", divide="ignore"):
-        p, label = combiner.distribution(tally)
-        score = confidence_score(spec.score, p, label, tally.tops, combiner.weights)
+        p, label = combiner.distribution(accumulator)
+        score = confidence_score(spec.score, p, label, accumulator.tops, combiner.weights)
     return {"p": p, "label": label, "score": score, "bad": bad, "unanswered": unanswered}
 
 

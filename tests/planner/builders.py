@@ -68,8 +68,8 @@ def every_plan(
     """Every subset in cost order, every grouping into stages, every threshold of the grid."""
     pool = sorted(base.members, key=lambda member: (member.cost, member.name))
     for size in range(1, 1 + min(4, len(pool))):
-        for chain in itertools.combinations(pool, size):
-            for stages in groupings(chain):
+        for chosen in itertools.combinations(pool, size):
+            for stages in groupings(chosen):
                 lonely = score == "agreement" and len(stages) > 1 and len(stages[0]) == 1
                 if len(stages) > max_stages or lonely:
                     continue

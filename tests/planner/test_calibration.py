@@ -65,7 +65,7 @@ def spoiled_records(*, rows: int = 6000) -> Records:
     return dataclasses.replace(records, outputs=outputs)
 
 
-def trial_of(records: Records, goal: Goal) -> CalibrationResult:
+def calibration_of(records: Records, goal: Goal) -> CalibrationResult:
     split = split_from_ids(records.ids, certify_share=0.5)
     return calibrate(pool_of(records), records, goal, split=split, options=SearchOptions())
 
@@ -75,8 +75,8 @@ def trial_of(records: Records, goal: Goal) -> CalibrationResult:
 )
 def test_temperatures_are_kept_where_they_make_a_better_plan(goal: Goal) -> None:
     records = spoiled_records()
-    trial = trial_of(records, goal)
-    assert trial.kept, trial.reason
+    result = calibration_of(records, goal)
+    assert result.kept, result.reason
     base, certified = pool_of(records), dataclasses.replace(goal, certify=False)
     with_, without = (
         plan_from_records(base, records, certified, options=SearchOptions(calibrate=calibrate))
@@ -87,10 +87,12 @@ def test_temperatures_are_kept_where_they_make_a_better_plan(goal: Goal) -> None
     better = with_.accuracy > without.accuracy if goal.has_budget else with_.mean_cost < without.mean_cost
     assert better
     temperatures = {member.name: member.temperature for member in with_.spec.members}
-    assert temperatures == {name: trial_of_all(records, goal).fits[name].temperature for name in temperatures}
+    assert temperatures == {
+        name: calibration_of_all(records, goal).fits[name].temperature for name in temperatures
+    }
 
 
-def trial_of_all(records: Records, goal: Goal) -> CalibrationResult:
+def calibration_of_all(records: Records, goal: Goal) -> CalibrationResult:
     split = split_from_ids(records.ids, certify_share=0.0)
     return calibrate(pool_of(records), records, goal, split=split, options=SearchOptions())
 
@@ -99,9 +101,9 @@ def test_temperatures_that_change_nothing_are_not_kept() -> None:
     # All members are calibrated alike, so there is nothing to win.
     z, labels = calibrated(0, rows=4000)
     records = Records(ids=np.arange(4000), labels=labels, outputs={"a": z, "b": z}, cost={"a": 1.0, "b": 2.0})
-    trial = trial_of(records, Goal(max_mean_cost=1.5))
-    assert not trial.kept
-    assert all(0.9 < scaling.temperature < 1.1 for scaling in trial.fits.values())
+    result = calibration_of(records, Goal(max_mean_cost=1.5))
+    assert not result.kept
+    assert all(0.9 < scaling.temperature < 1.1 for scaling in result.fits.values())
 
 
 @pytest.mark.parametrize(
@@ -113,25 +115,27 @@ def test_temperatures_that_change_nothing_are_not_kept() -> None:
     ],
 )
 def test_where_temperatures_cannot_be_tried_the_reason_is_kept(rows: int, goal: Goal, said: str) -> None:
-    trial = trial_of(made_records(0, rows=rows), goal)
-    assert said in trial.facts()["reason"]
-    assert trial.facts()["kept"] is False
+    result = calibration_of(made_records(0, rows=rows), goal)
+    assert said in result.facts()["reason"]
+    assert result.facts()["kept"] is False
 
 
-def test_the_trial_looks_at_no_certify_row() -> None:
+def test_the_calibration_looks_at_no_certify_row() -> None:
     records = spoiled_records(rows=3000)
     split = split_from_ids(records.ids, certify_share=0.5)
     other = {name: output.copy() for name, output in records.outputs.items()}
     for output in other.values():
         output[split.certify] = 0
-    assert trial_of(records, Goal(max_mean_cost=8)) == trial_of(
+    assert calibration_of(records, Goal(max_mean_cost=8)) == calibration_of(
         dataclasses.replace(records, outputs=other), Goal(max_mean_cost=8)
     )
 
 
 def test_one_lucky_half_is_not_enough() -> None:
-    trials = [trial_of(made_records(seed, rows=1000, classes=4), Goal(max_mean_cost=4.0)) for seed in range(8)]
-    better = [[w > wo for w, wo in zip(trial.with_, trial.without, strict=True)] for trial in trials]
-    assert [trial.kept for trial in trials] == [all(both) for both in better]
+    results = [
+        calibration_of(made_records(seed, rows=1000, classes=4), Goal(max_mean_cost=4.0)) for seed in range(8)
+    ]
+    better = [[w > wo for w, wo in zip(result.with_, result.without, strict=True)] for result in results]
+    assert [result.kept for result in results] == [all(both) for both in better]
     # Otherwise this would say nothing: some halves must disagree.
     assert any(any(both) and not all(both) for both in better)

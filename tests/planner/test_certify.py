@@ -34,7 +34,7 @@ POPULATION = 60_000
 
 
 def most(resamples: int) -> float:
-    """Broken promises that chance allows for, of a rate that is DELTA."""
+    """Broken certificates that chance allows for, of a rate that is DELTA."""
     return DELTA + 3 * math.sqrt(DELTA * (1 - DELTA) / resamples)
 
 
@@ -58,9 +58,9 @@ def world() -> World:
 def simulate(
     world: World, goal: Goal, *, rows: int, resamples: int = RESAMPLES, cheat: bool = False, quantiles: int = 12
 ) -> tuple[float, float, float]:
-    """Over samples: share whose plan breaks the promise, share with a plan, and mean slack of the promise.
+    """Over samples: share with a broken certificate, share with a plan, and mean slack of the certificate.
 
-    With `cheat` the rows that chose the plan also judge it.
+    With `cheat` the rows that chose the plan also certify it.
     """
     rng = np.random.default_rng(1)
     everything = world.measured(goal)
@@ -93,7 +93,7 @@ GOALS = {
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("kind", GOALS)
-def test_over_1000_samples_plans_break_their_promise_no_more_often_than_delta(
+def test_over_1000_samples_certificates_are_broken_no_more_often_than_delta(
     world: World, kind: str, record_property: Callable[[str, object], None]
 ) -> None:
     broken, planned, slack = simulate(world, GOALS[kind], rows=1000, quantiles=40)
@@ -103,7 +103,7 @@ def test_over_1000_samples_plans_break_their_promise_no_more_often_than_delta(
 
 
 @pytest.mark.parametrize("kind", GOALS)
-def test_promises_hold_on_fewer_samples_too(world: World, kind: str) -> None:
+def test_certificates_hold_on_fewer_samples_too(world: World, kind: str) -> None:
     broken, planned, _ = simulate(world, GOALS[kind], rows=1000, resamples=40)
     assert broken <= most(40)
     assert planned >= 0.4
@@ -128,7 +128,7 @@ def entry(plan: CandidatePlan, cost: float, method: str, risk: float) -> Planned
 def test_a_plan_a_hair_too_bad_is_certified_about_as_often_as_delta(
     world: World, method: str, resamples: int
 ) -> None:
-    # Absolute, so that there are no gains and losses alone are what the promise is about.
+    # Absolute, so that there are no gains and losses alone are what the certificate bounds.
     goal = Goal(min_accuracy=0.75, delta=DELTA) if method == "clopper_pearson_losses" else GOALS["reference"]
     plans = sequence_in(world, goal)
     place = next(
@@ -146,7 +146,7 @@ def test_a_plan_a_hair_too_bad_is_certified_about_as_often_as_delta(
     assert DELTA / 4 <= broken / resamples <= most(resamples)
 
 
-def test_the_accuracy_that_is_promised_besides_holds_as_often(world: World) -> None:
+def test_the_accuracy_that_is_certified_besides_holds_as_often(world: World) -> None:
     everything, rng, broken = world.measured(GOALS["reference"]), np.random.default_rng(3), 0
     for _ in range(80):
         drawn = everything.take(rng.integers(POPULATION, size=1000))
@@ -176,7 +176,7 @@ def test_the_sequence_gets_cheaper_and_riskier_and_keeps_both_ends_when_thinned(
         assert one.plan.integer_cost > following.plan.integer_cost
 
 
-def test_the_bound_of_a_candidate_is_the_one_that_promises_most_on_the_search_part() -> None:
+def test_the_bound_of_a_candidate_is_the_tightest_one_on_the_search_part() -> None:
     choice = CandidatePlan(combine="vote", score="max_prob", stages=((0,),), thresholds=())
     even = PairedCounts(rows=1000, right=900, losses=40, gains=40)
     lopsided = PairedCounts(rows=1000, right=900, losses=10, gains=0)
@@ -221,7 +221,7 @@ def test_a_certified_bound_is_epsilon_where_a_cheaper_plan_failed_and_its_own_wh
     assert failed.rows_needed is not None
 
 
-def test_a_plan_in_reserve_costs_the_others_a_part_of_what_is_promised_of_accuracy(world: World) -> None:
+def test_a_fallback_costs_the_other_plans_a_part_of_their_certified_accuracy(world: World) -> None:
     everything = world.measured(GOALS["reference"])
     plan = sequence_in(world, GOALS["reference"])[0][0]
     sequence = [entry(plan, 0, "clopper_pearson_losses", 0.0)]

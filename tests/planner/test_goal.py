@@ -33,7 +33,7 @@ def test_an_ensemble_in_another_mode_is_another_one_and_a_single_member_is_not()
 
 
 def test_a_member_that_is_called_ensemble_is_never_taken_for_the_reference() -> None:
-    # Planning refuses such a pool; the promise may not rest on that.
+    # Planning refuses such a pool; the certificate may not rest on that.
     records = made_records(0, costs={ENSEMBLE: 1.0, "b": 3.0}, members=2)
     pool = in_cost_order(pool_of(records).members)
     assert not is_reference(choice((0,)), Goal(reference=ENSEMBLE, epsilon=0.1), pool, combine="vote")

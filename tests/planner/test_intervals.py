@@ -103,7 +103,7 @@ def test_without_gains_the_plain_bound_is_the_tighter_one() -> None:
     assert losses_only(0, 0, 1000, 0.05) < discordant_pairs(0, 0, 1000, 0.05)
 
 
-def test_more_gains_than_losses_never_promise_less_than_nothing() -> None:
+def test_more_gains_than_losses_bound_the_loss_at_zero() -> None:
     assert discordant_pairs(2, 90, 1000, 0.05) == 0
 
 

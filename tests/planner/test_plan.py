@@ -78,7 +78,7 @@ def test_the_plan_for_a_goal_is_the_best_of_all_plans_tried_one_by_one(kind: str
     assert any(best is not None for best in seen)
 
 
-def test_a_certified_plan_says_on_which_rows_it_was_chosen_and_judged() -> None:
+def test_a_certified_plan_says_on_which_rows_it_was_chosen_and_certified() -> None:
     records = made_records(0, rows=2000, members=3)
     found = plan_from_records(pool_of(records), records, Goal(reference="c", epsilon=0.04, delta=0.1))
     assert isinstance(found, PlanResult)
@@ -123,7 +123,7 @@ def _spoiled(records: Records) -> Records:
 
 
 @pytest.mark.parametrize(
-    ("wishes", "said"),
+    ("arguments", "said"),
     [
         ({}, "objective"),
         ({"min_accuracy": 0.9, "reference": "c"}, "`min_accuracy` and `reference`"),
@@ -140,9 +140,9 @@ def _spoiled(records: Records) -> Records:
         ({"min_accuracy": 0.5, "delta": 0.0, "max_stages": 0}, "max_stages:"),
     ],
 )
-def test_goals_that_contradict_themselves_name_the_argument(wishes: dict, said: str) -> None:
+def test_goals_that_contradict_themselves_name_the_argument(arguments: dict, said: str) -> None:
     with pytest.raises(SpecError, match=said):
-        Goal(**wishes)
+        Goal(**arguments)
 
 
 EIGHT = SearchOptions(quantiles=8, calibrate=False)

@@ -80,10 +80,10 @@ def expected(spec: CascadeSpec, x: np.ndarray) -> tuple[np.ndarray, np.ndarray, 
         weights = np.random.default_rng(seeds[member.name]).normal(size=(DIMS[0], CLASSES)).astype(np.float32)
         outputs.append(x @ weights)
     combiner = Combiner(spec)
-    tally = combiner.empty(len(x))
-    combiner.add_stage(tally, 0, outputs)
-    p, label = combiner.distribution(tally)
-    return p, label, confidence_score(spec.score, p, label, tally.tops, combiner.weights)
+    accumulator = combiner.empty(len(x))
+    combiner.add_stage(accumulator, 0, outputs)
+    p, label = combiner.distribution(accumulator)
+    return p, label, confidence_score(spec.score, p, label, accumulator.tops, combiner.weights)
 
 
 def test_the_server_loads_every_model_of_a_rendering(client: grpcclient.InferenceServerClient) -> None:

@@ -8,16 +8,16 @@ import pytest
 
 from orchestrator.recording.job import records_of
 from orchestrator.rows.digits import digits_split
-from tests.served.fixtures import COMMITTED, ONNX_MEMBERS, Lab, build
+from tests.served.fixtures import COMMITTED, ONNX_MEMBERS, ServedRepository, build
 from tests.servers import running_server
 
 
 @pytest.fixture(scope="session")
-def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    repository = tmp_path_factory.mktemp("lab") / "repository"
+def testbed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServedRepository]:
+    repository = tmp_path_factory.mktemp("testbed") / "repository"
     repository.mkdir()
     records = records_of(COMMITTED, list(ONNX_MEMBERS), "digits:test")
     specs = build(repository, records)
     images = digits_split("test").images
     with running_server(repository) as server:
-        yield Lab(server=server, repository=repository, specs=specs, images=images, records=records)
+        yield ServedRepository(server=server, repository=repository, specs=specs, images=images, records=records)

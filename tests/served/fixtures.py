@@ -73,7 +73,7 @@ instance_group [{ kind: KIND_CPU count: 1 }]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Lab:
+class ServedRepository:
     """A running server with its plans, test rows and recorded member outputs."""
 
     server: EmbeddedServer
@@ -153,7 +153,7 @@ def build(repository: Path, records: Records) -> dict[str, CascadeSpec]:
         shutil.copytree(COMMITTED / name, repository / name)
     # The committed rendering itself, not a new one: it finds the runtime in the checkout.
     (repository / "digits_cascade").symlink_to(COMMITTED / "digits_cascade")
-    for name in ("gated", "door", "moody", "lost"):
+    for name in ("gated", "first", "moody", "lost"):
         gate = gate_of(repository, name)
         gate.touch()
         code = MEMBER.format(gate=str(gate), broken=BREAK, spoilt=SPOIL)
@@ -183,10 +183,10 @@ def _cascades(base: CascadeSpec, records: Records) -> list[CascadeSpec]:
         stage = Stage(members=(_made_here(last),), on_failure=on_failure)
         return dataclasses.replace(three, name=name, stages=(three.stages[0], stage))
 
-    door = Stage(members=(_made_here("door"),), threshold=0.5)
+    first = Stage(members=(_made_here("first"),), threshold=0.5)
     return [
         three,
-        dataclasses.replace(three, name="door_cascade", stages=(door, Stage(members=(large,)))),
+        dataclasses.replace(three, name="gated_first", stages=(first, Stage(members=(large,)))),
         ending("gated_cascade", "gated"),
         ending("moody_cascade", "moody"),
         ending("lenient_cascade", "moody", on_failure="answer"),

@@ -13,7 +13,7 @@ import tritonclient.grpc as grpcclient
 from tritonclient.utils import InferenceServerException
 
 from tests.served.asking import ask, client_of, refusal, until
-from tests.served.fixtures import Lab, pending_of, sure_labels
+from tests.served.fixtures import ServedRepository, pending_of, sure_labels
 
 pytestmark = [pytest.mark.triton, pytest.mark.timeout(90)]
 GOOD = np.zeros((1, 1, 8, 8), np.float32)
@@ -34,12 +34,12 @@ def spoilt(value: float, rows: int = 3) -> np.ndarray[Any, np.dtype[np.float32]]
     return array
 
 
-def post(lab: Lab, parameters: bytes) -> tuple[int, str]:
+def post(testbed: ServedRepository, parameters: bytes) -> tuple[int, str]:
     """Asks over HTTP with parameters as they stand, which no client would send; returns what was said."""
     zeros = b", ".join([b"0"] * 64)
     tensor = b'{"name": "image", "shape": [1, 1, 8, 8], "datatype": "FP32", "data": [' + zeros + b"]}"
     request = urllib.request.Request(
-        f"http://{lab.server.http_address}/v2/models/door_cascade/infer",
+        f"http://{testbed.server.http_address}/v2/models/gated_first/infer",
         data=b'{"inputs": [' + tensor + b'], "parameters": ' + parameters + b"}",
     )
     try:
@@ -50,24 +50,24 @@ def post(lab: Lab, parameters: bytes) -> tuple[int, str]:
 
 
 @pytest.mark.parametrize("deferred", [False, True], ids=["all_sure", "some_deferred"])
-def test_bad_requests_in_one_batch_with_good_ones_fail_alone(lab: Lab, deferred: bool) -> None:
+def test_bad_requests_in_one_batch_with_good_ones_fail_alone(testbed: ServedRepository, deferred: bool) -> None:
     async def asked() -> None:
-        async with client_of(lab.server.grpc_address) as client:
+        async with client_of(testbed.server.grpc_address) as client:
             before = await batches_of(client)
             waiting = len(BAD_PARAMETERS) * 2 + 4
-            # While this one waits at the door, Triton gathers the others into one batch.
-            plug = asyncio.create_task(ask(client, "door_cascade", lab.images[:1]))
-            await until(lambda: lab.arrived("door") == 1, "the first request at the door")
+            # While this one waits at the gate, Triton gathers the others into one batch.
+            plug = asyncio.create_task(ask(client, "gated_first", testbed.images[:1]))
+            await until(lambda: testbed.arrived("first") == 1, "the first request at the door")
             good, bad = [], []
             for index, parameters in enumerate(BAD_PARAMETERS):
-                rows = lab.images[5 * index : 5 * index + index % 3 + 1]
-                wish = {"min_stage": 1} if deferred and index % 2 else {}
-                good.append((rows, asyncio.create_task(ask(client, "door_cascade", rows, **wish))))
-                bad.append(asyncio.create_task(refusal(client, "door_cascade", rows, **parameters)))
+                rows = testbed.images[5 * index : 5 * index + index % 3 + 1]
+                deferring = {"min_stage": 1} if deferred and index % 2 else {}
+                good.append((rows, asyncio.create_task(ask(client, "gated_first", rows, **deferring))))
+                bad.append(asyncio.create_task(refusal(client, "gated_first", rows, **parameters)))
             for value in (np.nan, np.inf, -np.inf):
-                bad.append(asyncio.create_task(refusal(client, "door_cascade", spoilt(value))))
-            garbled = asyncio.create_task(asyncio.to_thread(post, lab, b'{"gear": "\xff\xfe"}'))
-            await until(lambda: pending_of(lab.server, "door_cascade") == waiting, "the others in the queue")
+                bad.append(asyncio.create_task(refusal(client, "gated_first", spoilt(value))))
+            garbled = asyncio.create_task(asyncio.to_thread(post, testbed, b'{"gear": "\xff\xfe"}'))
+            await until(lambda: pending_of(testbed.server, "gated_first") == waiting, "the others in the queue")
             gate.touch()
             await plug
             status, said = await garbled
@@ -86,18 +86,18 @@ def test_bad_requests_in_one_batch_with_good_ones_fail_alone(lab: Lab, deferred:
         assert after.get(merged, 0) - before.get(merged, 0) == 1
         assert sum(after.values()) - sum(before.values()) == 2
 
-    with lab.closed("door") as gate:
+    with testbed.closed("first") as gate:
         asyncio.run(asyncio.wait_for(asked(), 40))
 
 
 async def batches_of(client: Any, *, at_least: int = 0) -> dict[int, int]:
-    """How many calls of each size the door has answered, once they are so many and stay so for a while.
+    """How many calls of each size the first member has answered, once they are so many and stay so for a while.
 
     Triton counts a call after it has answered it.
     """
     seen: dict[int, int] | None = None
     for _ in range(100):
-        told = await client.get_inference_statistics("door", as_json=True)
+        told = await client.get_inference_statistics("first", as_json=True)
         stats = told["model_stats"][0].get("batch_stats", [])
         now = {int(one["batch_size"]): int(one["compute_infer"]["count"]) for one in stats}
         if now == seen and sum(now.values()) >= at_least:
@@ -107,9 +107,9 @@ async def batches_of(client: Any, *, at_least: int = 0) -> dict[int, int]:
     raise AssertionError(f"got {seen}, expected {at_least} calls")
 
 
-def test_a_batch_of_bad_requests_alone_is_refused_too(lab: Lab) -> None:
+def test_a_batch_of_bad_requests_alone_is_refused_too(testbed: ServedRepository) -> None:
     async def asked() -> list[tuple[str, str]]:
-        async with client_of(lab.server.grpc_address) as client:
+        async with client_of(testbed.server.grpc_address) as client:
             return await asyncio.gather(
                 *(refusal(client, "digits_cascade", GOOD, speed=number) for number in range(64))
             )
@@ -120,17 +120,17 @@ def test_a_batch_of_bad_requests_alone_is_refused_too(lab: Lab) -> None:
             assert known in message
 
 
-def test_the_protocols_own_parameters_are_not_refused(lab: Lab) -> None:
+def test_the_protocols_own_parameters_are_not_refused(testbed: ServedRepository) -> None:
     tensor = grpcclient.InferInput("image", [1, 1, 8, 8], "FP32")
     tensor.set_data_from_numpy(GOOD)
-    with grpcclient.InferenceServerClient(lab.server.grpc_address) as client:
+    with grpcclient.InferenceServerClient(testbed.server.grpc_address) as client:
         result = client.infer("digits_cascade", [tensor], priority=1, timeout=20_000_000)
     assert result.as_numpy("label").shape == (1, 1)
 
 
-def test_a_row_that_is_not_finite_is_named(lab: Lab) -> None:
+def test_a_row_that_is_not_finite_is_named(testbed: ServedRepository) -> None:
     async def asked() -> tuple[str, str]:
-        async with client_of(lab.server.grpc_address) as client:
+        async with client_of(testbed.server.grpc_address) as client:
             return await refusal(client, "digits_cascade", spoilt(np.nan, rows=7))
 
     code, message = asyncio.run(asked())
@@ -152,11 +152,11 @@ def test_a_row_that_is_not_finite_is_named(lab: Lab) -> None:
     ids=["dtype", "rank", "no_channel_axis", "channels", "empty", "over_the_limit", "unknown_model"],
 )
 def test_what_does_not_fit_the_interface_is_one_clear_code(
-    lab: Lab, rows: Any, dtype: str, model: str, code: str, says: tuple[str, ...]
+    testbed: ServedRepository, rows: Any, dtype: str, model: str, code: str, says: tuple[str, ...]
 ) -> None:
     tensor = grpcclient.InferInput("image", list(rows.shape), dtype)
     tensor.set_data_from_numpy(rows)
-    with grpcclient.InferenceServerClient(lab.server.grpc_address) as client:
+    with grpcclient.InferenceServerClient(testbed.server.grpc_address) as client:
         with pytest.raises(InferenceServerException) as caught:
             client.infer(model, [tensor], client_timeout=20)
         assert client.is_model_ready("digits_cascade")
@@ -167,11 +167,11 @@ def test_what_does_not_fit_the_interface_is_one_clear_code(
         assert part in message
 
 
-def test_an_input_of_another_name_is_refused_by_name(lab: Lab) -> None:
+def test_an_input_of_another_name_is_refused_by_name(testbed: ServedRepository) -> None:
     tensor = grpcclient.InferInput("picture", [1, 1, 8, 8], "FP32")
     tensor.set_data_from_numpy(GOOD)
     with (
-        grpcclient.InferenceServerClient(lab.server.grpc_address) as client,
+        grpcclient.InferenceServerClient(testbed.server.grpc_address) as client,
         pytest.raises(InferenceServerException, match="picture") as caught,
     ):
         client.infer("digits_cascade", [tensor], client_timeout=20)

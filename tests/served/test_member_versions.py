@@ -36,7 +36,7 @@ from tests.servers import running_server
 pytestmark = [pytest.mark.triton, pytest.mark.timeout(120)]
 CASCADE = "digits_cascade"
 SMALL, MEDIUM, LARGE = ONNX_MEMBERS
-# What a person is promised: noticed within so long. Service is back once the server has loaded the file again,
+# The documented limit: noticed within this time. Service is back once the server has loaded the file again,
 # which takes longer where the machine is busy.
 NOTICED_S, BACK_S = 5.0, 20.0
 POLICY = "version_policy { specific { versions: [%d] } }\n"

@@ -9,31 +9,31 @@ import pytest
 
 from orchestrator.bls.isolation import REPEATS
 from tests.served.asking import ask, client_of, refusal
-from tests.served.fixtures import BREAK, Lab, metrics_of
+from tests.served.fixtures import BREAK, ServedRepository, metrics_of
 
 pytestmark = [pytest.mark.triton, pytest.mark.timeout(90)]
 
 
-def test_counters_equal_what_was_sent(lab: Lab) -> None:
-    easy, hard = lab.easy_and_hard()
-    first, last = (stage.cost for stage in lab.specs["moody_cascade"].stages)
-    broken = lab.images[hard[:3]].copy()
+def test_counters_equal_what_was_sent(testbed: ServedRepository) -> None:
+    easy, hard = testbed.easy_and_hard()
+    first, last = (stage.cost for stage in testbed.specs["moody_cascade"].stages)
+    broken = testbed.images[hard[:3]].copy()
     broken[:, 0, 0, 0] = BREAK
 
     async def asked() -> None:
-        async with client_of(lab.server.grpc_address) as client:
+        async with client_of(testbed.server.grpc_address) as client:
             for row in easy[:7]:
-                await ask(client, "moody_cascade", lab.images[[row]])
-            await ask(client, "moody_cascade", lab.images[np.concatenate([easy[:4], hard[:5]])])
-            await ask(client, "moody_cascade", lab.images[hard[:2]], max_stage=0)
+                await ask(client, "moody_cascade", testbed.images[[row]])
+            await ask(client, "moody_cascade", testbed.images[np.concatenate([easy[:4], hard[:5]])])
+            await ask(client, "moody_cascade", testbed.images[hard[:2]], max_stage=0)
             await refusal(client, "moody_cascade", broken, min_stage=1)
-            await refusal(client, "moody_cascade", lab.images[:4] * np.nan)
-            await refusal(client, "moody_cascade", lab.images[:2], speed=1)
+            await refusal(client, "moody_cascade", testbed.images[:4] * np.nan)
+            await refusal(client, "moody_cascade", testbed.images[:2], speed=1)
 
-    before = metrics_of(lab.server, "moody_cascade")
+    before = metrics_of(testbed.server, "moody_cascade")
     asyncio.run(asked())
     wanted = before["rows_total"] + 7 + 9 + 2 + 3
-    after = metrics_of(lab.server, "moody_cascade", until=lambda now: now["rows_total"] >= wanted)
+    after = metrics_of(testbed.server, "moody_cascade", until=lambda now: now["rows_total"] >= wanted)
     counted = {key: after[key] - before[key] for key in after}
     buckets = {key: counted.pop(key) for key in list(counted) if key.startswith("latency_us_bucket")}
     assert counted.pop("latency_us_sum") > 0

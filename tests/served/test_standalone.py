@@ -15,7 +15,7 @@ import pytest
 
 from orchestrator.repository.checked import render_output
 from tests.served.asking import ask, client_of, joined
-from tests.served.fixtures import COMMITTED, Lab, Offline
+from tests.served.fixtures import COMMITTED, Offline, ServedRepository
 from tests.servers import running_server
 
 pytestmark = [pytest.mark.triton, pytest.mark.timeout(90)]
@@ -52,9 +52,9 @@ def stubs_below(pid: int) -> dict[str, int]:
 
 
 def test_it_answers_as_the_replay_from_an_empty_directory_with_numpy_alone(
-    lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    testbed: ServedRepository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    spec = lab.specs["digits_cascade"]
+    spec = testbed.specs["digits_cascade"]
     render_output(COMMITTED, tmp_path / "made", cascades=[spec], standalone=True)
     moved = tmp_path / "empty" / "models"
     moved.parent.mkdir()
@@ -69,11 +69,11 @@ def test_it_answers_as_the_replay_from_an_empty_directory_with_numpy_alone(
     subprocess.run([str(python), "-c", lookup], check=True, timeout=30)
 
     async def asked(address: str) -> None:
-        batches = np.array_split(np.arange(len(lab.images)), 40)
+        batches = np.array_split(np.arange(len(testbed.images)), 40)
         async with client_of(address) as client:
-            parts = [await ask(client, spec.name, lab.images[rows]) for rows in batches]
-        offline = Offline(spec, lab.records)
-        assert offline.wrong(joined(parts), np.arange(len(lab.images))).tolist() == []
+            parts = [await ask(client, spec.name, testbed.images[rows]) for rows in batches]
+        offline = Offline(spec, testbed.records)
+        assert offline.wrong(joined(parts), np.arange(len(testbed.images))).tolist() == []
 
     with running_server(moved) as server:
         asyncio.run(asked(server.grpc_address))

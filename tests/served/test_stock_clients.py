@@ -12,7 +12,7 @@ import pytest
 import tritonclient.grpc as grpcclient
 import tritonclient.http as httpclient
 
-from tests.served.fixtures import Lab, Offline
+from tests.served.fixtures import Offline, ServedRepository
 
 pytestmark = [pytest.mark.triton, pytest.mark.timeout(120)]
 MODEL = "digits_cascade"
@@ -27,25 +27,25 @@ OUTPUTS = {
 
 
 @pytest.fixture(scope="module")
-def grpc(lab: Lab) -> Iterator[grpcclient.InferenceServerClient]:
-    with grpcclient.InferenceServerClient(lab.server.grpc_address) as client:
+def grpc(testbed: ServedRepository) -> Iterator[grpcclient.InferenceServerClient]:
+    with grpcclient.InferenceServerClient(testbed.server.grpc_address) as client:
         yield client
 
 
 @pytest.fixture(scope="module")
-def http(lab: Lab) -> Iterator[httpclient.InferenceServerClient]:
-    with httpclient.InferenceServerClient(lab.server.http_address, concurrency=4) as client:
+def http(testbed: ServedRepository) -> Iterator[httpclient.InferenceServerClient]:
+    with httpclient.InferenceServerClient(testbed.server.http_address, concurrency=4) as client:
         yield client
 
 
 @pytest.fixture(scope="module")
-def rows(lab: Lab) -> npt.NDArray[np.float32]:
-    return lab.images[:5]
+def rows(testbed: ServedRepository) -> npt.NDArray[np.float32]:
+    return testbed.images[:5]
 
 
 @pytest.fixture(scope="module")
-def expected(lab: Lab) -> list[int]:
-    labels: list[int] = Offline(lab.specs[MODEL], lab.records).answers.label[:5].tolist()
+def expected(testbed: ServedRepository) -> list[int]:
+    labels: list[int] = Offline(testbed.specs[MODEL], testbed.records).answers.label[:5].tolist()
     return labels
 
 
@@ -100,14 +100,14 @@ def test_infer_over_http_without_naming_outputs(
 
 
 def test_async_infer_over_grpc_calls_back_once_per_request(
-    grpc: grpcclient.InferenceServerClient, lab: Lab
+    grpc: grpcclient.InferenceServerClient, testbed: ServedRepository
 ) -> None:
     came: queue.Queue[tuple[int, grpcclient.InferResult, Exception | None]] = queue.Queue()
-    labels = Offline(lab.specs[MODEL], lab.records).answers.label
+    labels = Offline(testbed.specs[MODEL], testbed.records).answers.label
     for row in range(20):
         grpc.async_infer(
             MODEL,
-            grpc_inputs(lab.images[row : row + 1]),
+            grpc_inputs(testbed.images[row : row + 1]),
             callback=lambda result, error, row=row: came.put((row, result, error)),
         )
     answers = [came.get(timeout=20) for _ in range(20)]
@@ -118,9 +118,9 @@ def test_async_infer_over_grpc_calls_back_once_per_request(
     assert came.empty()
 
 
-def test_async_infer_over_http(http: httpclient.InferenceServerClient, lab: Lab) -> None:
-    labels = Offline(lab.specs[MODEL], lab.records).answers.label
-    under_way = [http.async_infer(MODEL, http_inputs(lab.images[row : row + 1])) for row in range(8)]
+def test_async_infer_over_http(http: httpclient.InferenceServerClient, testbed: ServedRepository) -> None:
+    labels = Offline(testbed.specs[MODEL], testbed.records).answers.label
+    under_way = [http.async_infer(MODEL, http_inputs(testbed.images[row : row + 1])) for row in range(8)]
     assert [one.get_result().as_numpy("label")[0, 0] for one in under_way] == labels[:8].tolist()
 
 
@@ -174,11 +174,11 @@ def test_statistics_count_every_request(
 
 
 def test_classification_gives_value_index_and_label_of_the_best_three(
-    grpc: grpcclient.InferenceServerClient, http: httpclient.InferenceServerClient, lab: Lab
+    grpc: grpcclient.InferenceServerClient, http: httpclient.InferenceServerClient, testbed: ServedRepository
 ) -> None:
-    row = lab.images[:1]
+    row = testbed.images[:1]
     probabilities = grpc.infer(MODEL, grpc_inputs(row)).as_numpy("probabilities")[0]
-    labels = lab.specs[MODEL].labels or ()
+    labels = testbed.specs[MODEL].labels or ()
     best = np.argsort(-probabilities, kind="stable")[:3].tolist()
     wanted = [grpcclient.InferRequestedOutput("probabilities", class_count=3)]
     over_grpc = grpc.infer(MODEL, grpc_inputs(row), outputs=wanted).as_numpy("probabilities")
@@ -193,15 +193,15 @@ def test_classification_gives_value_index_and_label_of_the_best_three(
 
 
 def test_only_the_outputs_asked_for_come_back(
-    grpc: grpcclient.InferenceServerClient, http: httpclient.InferenceServerClient, lab: Lab
+    grpc: grpcclient.InferenceServerClient, http: httpclient.InferenceServerClient, testbed: ServedRepository
 ) -> None:
-    easy, hard = lab.easy_and_hard(MODEL)
+    easy, hard = testbed.easy_and_hard(MODEL)
     # An easy request is answered at once and a hard one later, by different code.
     for row in (easy[:1], hard[:1]):
         outputs = [grpcclient.InferRequestedOutput(name) for name in ("label", "cost")]
-        result = grpc.infer(MODEL, grpc_inputs(lab.images[row]), outputs=outputs)
+        result = grpc.infer(MODEL, grpc_inputs(testbed.images[row]), outputs=outputs)
         assert sorted(one.name for one in result.get_response().outputs) == ["cost", "label"]
         told = http.infer(
-            MODEL, http_inputs(lab.images[row]), outputs=[httpclient.InferRequestedOutput("exit_stage")]
+            MODEL, http_inputs(testbed.images[row]), outputs=[httpclient.InferRequestedOutput("exit_stage")]
         )
         assert [one["name"] for one in told.get_response()["outputs"]] == ["exit_stage"]

@@ -125,12 +125,12 @@ def test_versions_and_files_beside_models_are_kept_and_left_out_where_there_are_
     member = Member(name="one", output="logits", version=3, sha256="a" * 64, data_files={"w.data": "b" * 64})
     stages = (Stage(members=(member,), threshold=0.7), SPEC.stages[1])
     plan = dataclasses.replace(
-        SPEC, stages=stages, fused_prefix=FusedPrefix(name="lead", stages=2, version=2, sha256="c" * 64)
+        SPEC, stages=stages, fused_prefix=FusedPrefix(name="prefix", stages=2, version=2, sha256="c" * 64)
     )
     assert cascade_from_json(json_from_cascade(plan)) == plan
     for word in ("version", "data_files"):
         assert f'"{word}"' not in TEXT
-    bare = json_from_cascade(dataclasses.replace(SPEC, fused_prefix=FusedPrefix(name="lead", stages=2)))
+    bare = json_from_cascade(dataclasses.replace(SPEC, fused_prefix=FusedPrefix(name="prefix", stages=2)))
     assert set(json.loads(bare)["lead"]) == {"name", "stages", "max_batch_size"}
 
 

@@ -17,20 +17,20 @@ from orchestrator.spec import CascadeSpec, InputSpec, Member, Stage
 from tests.repository.builders import add_member
 
 
-def judged(members: list[Member], combine: str, outputs: list[np.ndarray]) -> tuple[np.ndarray, ...]:
+def combined(members: list[Member], combine: str, outputs: list[np.ndarray]) -> tuple[np.ndarray, ...]:
     """Probabilities, labels and failures that the decision core finds."""
     spec = CascadeSpec(
-        name="judged",
+        name="combined",
         input=InputSpec(name="x", dtype="FP32", dims=(1,)),
         classes=outputs[0].shape[1],
         stages=(Stage(members=tuple(members)),),
         combine=combine,
     )
     combiner = Combiner(spec)
-    tally = combiner.empty(len(outputs[0]))
-    failed, _ = combiner.add_stage(tally, 0, outputs)
+    accumulator = combiner.empty(len(outputs[0]))
+    failed, _ = combiner.add_stage(accumulator, 0, outputs)
     bad = np.zeros(len(outputs[0]), bool) if failed is None else failed >= 0
-    return (*combiner.distribution(tally), bad)
+    return (*combiner.distribution(accumulator), bad)
 
 
 def preprocess_nodes(model: onnx.ModelProto) -> list[onnx.NodeProto]:

@@ -22,7 +22,7 @@ from orchestrator.local.sessions import LocalMembers
 from orchestrator.repository.check import check
 from orchestrator.rows.digits import digits_split
 from orchestrator.spec import Member, TensorSpec, manifest_from_path
-from tests.export.fusing.parts import judged, two
+from tests.export.fusing.parts import combined, two
 from tests.export.small_networks import answers
 from tests.onnx_models import model_of, node
 from tests.repository.builders import add_member, linear_model, manifest_of, snapshot
@@ -83,8 +83,8 @@ def test_the_fused_average_is_the_decision_cores_for_any_scores(data: st.DataObj
     name, kind = fusion.output
     got = answers(model, x)
     alone = [Member(name="both", output=name, output_kind=kind)]
-    p, label, bad = judged(members, combine, outputs)
-    p_fused, label_fused, bad_fused = judged(alone, combine, [got])
+    p, label, bad = combined(members, combine, outputs)
+    p_fused, label_fused, bad_fused = combined(alone, combine, [got])
     np.testing.assert_array_equal(bad_fused, bad)
     np.testing.assert_allclose(p_fused[~bad], p[~bad], atol=1e-5)
     two = np.sort(p, axis=1)[:, -2:]
@@ -102,8 +102,8 @@ def test_members_that_rule_out_different_classes_are_no_failure() -> None:
         for m, c in zip(members, columns, strict=True)
     ]
     got = answers(fused_model(Fusion(name="f", members=members, combine="mean_logit"), parts), x)
-    p, _, bad = judged([Member(name="f", output="logits")], "mean_logit", [got])
-    expected, _, bad_apart = judged(list(members), "mean_logit", [x[:, c] for c in columns])
+    p, _, bad = combined([Member(name="f", output="logits")], "mean_logit", [got])
+    expected, _, bad_apart = combined(list(members), "mean_logit", [x[:, c] for c in columns])
     np.testing.assert_array_equal(bad, [False, True])
     np.testing.assert_array_equal(bad_apart, bad)
     np.testing.assert_allclose(p[0], expected[0])
@@ -120,10 +120,10 @@ def test_digits_fused_answer_as_the_members_do_apart(combine: str, tmp_path: Pat
     assert what == "fused"
     rows = digits_split("test").images
     apart = LocalMembers(REPOSITORY, DIGITS)
-    p, label, _ = judged(list(members), combine, [apart.ask(name, rows) for name in DIGITS])
+    p, label, _ = combined(list(members), combine, [apart.ask(name, rows) for name in DIGITS])
     fused = LocalMembers(tmp_path, ["digits_three"])
     alone = [Member(name="x", output="y", output_kind=manifest.output_kind)]
-    p_fused, label_fused, _ = judged(alone, combine, [fused.ask("digits_three", rows)])
+    p_fused, label_fused, _ = combined(alone, combine, [fused.ask("digits_three", rows)])
     np.testing.assert_array_equal(label_fused, label)
     assert np.abs(p_fused - p).max() <= 1e-5
     manifests = [manifest_from_path(REPOSITORY / name / "manifest.json") for name in DIGITS]
@@ -151,7 +151,7 @@ def test_a_fused_digits_ensemble_answers_as_the_committed_one() -> None:
     fusion = Fusion(name="digits_fused", members=spec.members, combine=spec.combine)
     model = fused_model(fusion, [member_from_repository(REPOSITORY, member.name) for member in spec.members])
     alone = [Member(name="x", output="y", output_kind=fusion.output[1])]
-    p_fused, label_fused, _ = judged(alone, spec.combine, [answers(model, rows)])
+    p_fused, label_fused, _ = combined(alone, spec.combine, [answers(model, rows)])
     np.testing.assert_array_equal(label_fused, label[:, 0])
     assert np.abs(p_fused - p).max() <= 1e-5
 

@@ -135,19 +135,19 @@ class Seen:
 
 def seen_by_core(spec: CascadeSpec, outputs: list[np.ndarray]) -> list[Seen]:
     combiner = Combiner(spec)
-    tally = combiner.empty(len(outputs[0]))
+    accumulator = combiner.empty(len(outputs[0]))
     seen, first = [], 0
     for index, stage in enumerate(spec.stages):
-        combiner.add_stage(tally, index, outputs[first : first + len(stage.members)])
+        combiner.add_stage(accumulator, index, outputs[first : first + len(stage.members)])
         first += len(stage.members)
-        p, label = combiner.distribution(tally)
-        score = confidence_score(spec.score, p, label, tally.tops, combiner.weights)
+        p, label = combiner.distribution(accumulator)
+        score = confidence_score(spec.score, p, label, accumulator.tops, combiner.weights)
         ranked = p
-        if spec.combine == "vote" and tally.ties is not None:
-            most = tally.total.max(axis=1, keepdims=True)
-            ranked = np.where(tally.total == most, tally.ties, np.float32(-1))
+        if spec.combine == "vote" and accumulator.ties is not None:
+            most = accumulator.total.max(axis=1, keepdims=True)
+            ranked = np.where(accumulator.total == most, accumulator.ties, np.float32(-1))
         two = np.sort(ranked, axis=1)[:, -2:]
-        nobody = tally.weight == 0
+        nobody = accumulator.weight == 0
         seen.append(Seen(score, (two[:, 1] - two[:, 0] > 1e-5) | nobody))
     return seen
 
@@ -175,7 +175,7 @@ def between(scores: np.ndarray, share: float) -> float:
     return float(ends.mean()) if len(ends) == 2 else float(ends[0]) - 0.01
 
 
-def settled_by_rounding(spec: CascadeSpec, outputs: list[np.ndarray], tolerance: float) -> np.ndarray:
+def decided_by_rounding(spec: CascadeSpec, outputs: list[np.ndarray], tolerance: float) -> np.ndarray:
     """Rows that two right implementations may answer differently: near a threshold, or between two classes."""
     open_ = np.zeros(len(outputs[0]), bool)
     if spec.score == "agreement" or spec.combine == "vote":

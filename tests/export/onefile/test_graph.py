@@ -23,11 +23,11 @@ from tests.export.onefile.builders import (
     cascade,
     chosen_outputs,
     core_answers,
+    decided_by_rounding,
     member_of,
     opened,
     put,
     put_slicing,
-    settled_by_rounding,
     specs,
     spoil,
     with_thresholds,
@@ -64,7 +64,7 @@ def test_one_graph_answers_what_the_decision_core_answers(
     tolerance = 5e-5 if spoiled else 1e-5
     got = in_batches(spec, tmp_path, np.concatenate(outputs, axis=1))
     core = core_answers(spec, outputs)
-    sure = ~settled_by_rounding(spec, outputs, tolerance)
+    sure = ~decided_by_rounding(spec, outputs, tolerance)
     lost = core.refused
     assert got["label"].dtype == np.int64
     for name in ("label", "status"):
@@ -97,7 +97,7 @@ def test_every_mixture_of_answers_that_are_no_numbers_goes_as_in_the_decision_co
     rows = np.array(list(itertools.product(SAYINGS, repeat=3)), np.float32).reshape(-1, 9)
     got = answers_of(opened(onefile_model(made, tmp_path)[0]), rows)
     core = core_answers(made, [rows[:, start : start + 3] for start in (0, 3, 6)])
-    same = ~settled_by_rounding(made, [rows[:, start : start + 3] for start in (0, 3, 6)], 1e-5)
+    same = ~decided_by_rounding(made, [rows[:, start : start + 3] for start in (0, 3, 6)], 1e-5)
     assert same.mean() > 0.6
     for name in ("label", "status"):
         np.testing.assert_array_equal(got[name][same, 0], core.answers[name][same], err_msg=name)
@@ -288,7 +288,7 @@ def test_the_lead_gives_what_its_members_say_of_the_rows_the_core_asks_them(
     put_slicing(tmp_path, spec)
     session = opened(onefile_model(spec, tmp_path, stages=stages)[0])
     asked = core_answers(spec, outputs).asked
-    sure = ~settled_by_rounding(spec, outputs, 5e-5)
+    sure = ~decided_by_rounding(spec, outputs, 5e-5)
     inside = [(i, member) for i, stage in enumerate(spec.stages[:stages]) for member in stage.members]
     assert [value.name for value in session.get_outputs()] == [member.name for _, member in inside]
     got = session.run(None, {"x": np.concatenate(outputs, axis=1)})

@@ -79,7 +79,7 @@ def test_what_stays_unstable_is_left_so(journal: Journal) -> None:
     assert is_unstable(journal.of(closed("a").key), closed("a"))
 
 
-def test_poisson_cells_are_judged_by_their_median_latency() -> None:
+def test_poisson_cells_are_compared_by_their_median_latency() -> None:
     cell = poisson("a", "a")
     same_rate = [record(cell, round_number=n, p50_ms=p50) for n, p50 in ((1, 10.0), (2, 14.0))]
     assert is_unstable(same_rate, cell)

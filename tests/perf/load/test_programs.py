@@ -62,8 +62,8 @@ def test_the_server_takes_tritons_options_and_listens_on_this_machine_only(tmp_p
             server.wait(timeout=60)
 
 
-def is_ready(url: str, patience_s: float = 60.0) -> bool:
-    until = time.monotonic() + patience_s
+def is_ready(url: str, timeout_s: float = 60.0) -> bool:
+    until = time.monotonic() + timeout_s
     while time.monotonic() < until:
         try:
             with urllib.request.urlopen(url, timeout=5) as answer:

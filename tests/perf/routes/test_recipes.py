@@ -104,7 +104,7 @@ def test_it_is_the_plan_that_was_chosen_against_the_largest_member() -> None:
     assert RECIPES["glyphs"].scenario == recipe.scenario
 
 
-def test_a_promise_is_what_the_largest_takes_over_what_the_plan_takes() -> None:
+def test_the_predicted_speedup_is_what_the_largest_takes_over_what_the_plan_takes() -> None:
     spec = cascade_from_path(COMMITTED / "digits_cascade" / "1" / "cascade.json")
     rows = digits_split("plan").images[:128]
     stages = len(spec.stages)
@@ -118,7 +118,9 @@ def test_without_a_chosen_plan_there_is_no_scenario(monkeypatch: pytest.MonkeyPa
     assert glyphs() == []
 
 
-def test_a_promise_does_not_move_with_other_work_on_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_predicted_speedup_does_not_move_with_other_work_on_the_machine(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     spec = cascade_from_path(COMMITTED / "digits_cascade" / "1" / "cascade.json")
     rows = digits_split("plan").images[:64]
     last, ask = spec.members[-1].name, LocalMembers.ask

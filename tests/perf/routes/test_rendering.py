@@ -14,7 +14,7 @@ from perf.routes.scenario import BenchScenario
 from perf.routes.spec import BenchRepository, routes_of
 
 # The targets are about these.
-JUDGED = {
+COMPARED = {
     "member_0", "member_1", "member_2", "largest_2", "pass_through", "tutorial", "tutorial_4", "concatenate_1",
     "concatenate_4", "client_sync", "client_asyncio", "ensemble", "onefile", "committee",
 }  # fmt: skip
@@ -29,7 +29,7 @@ def rendered(tiny: BenchScenario, tmp_path_factory: pytest.TempPathFactory) -> B
 
 
 def test_every_route_the_targets_name_is_there() -> None:
-    assert set(routes_of(RECIPES["three_cnn"].scenario)) == JUDGED
+    assert set(routes_of(RECIPES["three_cnn"].scenario)) == COMPARED
     assert {"three_cnn", "efficientnet", "digits"} <= set(RECIPES)
     assert [name for name, recipe in RECIPES.items() if recipe.scenario.imposed] == ["three_cnn", "efficientnet"]
 

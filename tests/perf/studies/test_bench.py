@@ -76,7 +76,7 @@ def test_a_quick_run_of_short_windows_leaves_results_verdict_and_report(tmp_path
 
 @pytest.mark.triton
 @pytest.mark.timeout(300)
-def test_the_glyphs_are_asked_in_large_requests_at_their_own_exits_and_held_against_their_promise(
+def test_the_glyphs_are_asked_in_large_requests_at_their_own_exits_and_compared_with_the_prediction(
     tmp_path: Path,
 ) -> None:
     words = ["run", "--scenario", "glyphs", "--rounds", "1", "--seconds", "2", "--output", str(tmp_path)]

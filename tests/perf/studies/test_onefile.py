@@ -29,7 +29,7 @@ def test_a_case_gives_its_ratio_within_rounds_with_quartiles_and_the_difference(
     assert json.loads(json.dumps(value))["asked"] == [4, 0]
 
 
-def test_every_mix_asks_the_stages_for_the_rows_it_promises(tmp_path: Path) -> None:
+def test_every_mix_asks_the_stages_for_the_rows_it_names(tmp_path: Path) -> None:
     spec = cascade([1, 2], 2)
     put_slicing(tmp_path, spec)
     rows = np.random.default_rng(0).normal(size=(64, 6)).astype(np.float32)

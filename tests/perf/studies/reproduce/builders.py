@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -121,15 +120,7 @@ def plan_part(seed: int = 0, rows: int = 1500, **changes: Any) -> PlanPart:
     return PlanPart(records=records, base=base_of(records), data_sha256=f"{seed:064}")
 
 
-def judging_part(seed: int = 1, rows: int = 1500, **changes: Any) -> TestPart:
+def evaluation_part(seed: int = 1, rows: int = 1500, **changes: Any) -> TestPart:
     records = family_records(seed, rows, first=10_000, **changes)
     images = np.zeros((rows, 1, SIDE, SIDE), np.uint8)
     return TestPart(records=records, base=base_of(records), images=images, data_sha256=f"{seed:064}")
-
-
-def without_members(records: Records, kept: tuple[str, ...]) -> Records:
-    return dataclasses.replace(
-        records,
-        outputs={name: records.outputs[name] for name in kept},
-        cost={name: records.cost[name] for name in kept},
-    )

@@ -20,7 +20,7 @@ from perf.studies.reproduce.evaluate import (
 )
 from perf.studies.reproduce.parts import PartRecorder, TestPart
 from tests.perf.studies.reproduce import builders
-from tests.perf.studies.reproduce.builders import judging_part
+from tests.perf.studies.reproduce.builders import evaluation_part
 
 CASCADE = ChosenPlan(stages=(("glyphs_b0_s0",), ("glyphs_b2_s0",)), thresholds=(0.9,))
 SINGLE = ChosenPlan(stages=(("glyphs_b2_s0",),))
@@ -28,7 +28,7 @@ PAIR = ChosenPlan(stages=(("glyphs_b1_s0", "glyphs_b1_s1"),))
 
 
 def test_a_line_has_the_numbers_of_doing_it_by_hand() -> None:
-    part = judging_part(rows=800)
+    part = evaluation_part(rows=800)
     records = part.records
     small, big = records.outputs["glyphs_b0_s0"], records.outputs["glyphs_b2_s0"]
     p = np.exp(small - small.max(axis=1, keepdims=True))
@@ -46,7 +46,7 @@ def test_a_line_has_the_numbers_of_doing_it_by_hand() -> None:
 
 
 def test_an_average_costs_its_sum_and_its_factor_has_no_interval() -> None:
-    line = ChoiceEvaluator(judging_part(rows=100)).line(
+    line = ChoiceEvaluator(evaluation_part(rows=100)).line(
         PlanComparison(claim="1", label="x", one=PAIR, other=SINGLE)
     )
     assert line["macs_factor"] == pytest.approx(2)
@@ -57,7 +57,7 @@ def test_a_line_without_a_plan_keeps_its_reason_and_what_it_was_held_against() -
     empty = PlanComparison(claim="3", label="x", one=None, other=SINGLE, note="nothing cheaper")
     found = evaluate_choices(
         Choices(source={}, comparisons=(empty,), picture={"single": (SINGLE,)}),
-        judging_part(rows=50),
+        evaluation_part(rows=50),
         say=lambda text: None,
     )
     line = found["claims"]["3"][0]
@@ -69,19 +69,19 @@ def test_a_line_without_a_plan_keeps_its_reason_and_what_it_was_held_against() -
 
 def test_a_plan_held_against_itself_has_no_interval() -> None:
     itself = dataclasses.replace(SINGLE, accuracy=0.7)
-    line = ChoiceEvaluator(judging_part(rows=50)).line(
+    line = ChoiceEvaluator(evaluation_part(rows=50)).line(
         PlanComparison(claim="7", label="x", one=itself, other=SINGLE)
     )
     assert line["difference_ci95"] == [0.0, 0.0]
     other = dataclasses.replace(CASCADE, thresholds=(1e9,))
-    line = ChoiceEvaluator(judging_part(rows=50)).line(
+    line = ChoiceEvaluator(evaluation_part(rows=50)).line(
         PlanComparison(claim="7", label="x", one=other, other=CASCADE)
     )
     assert line["difference_ci95"][0] < line["difference_ci95"][1]
 
 
 def test_the_headline_stands_beside_the_single_model_that_the_test_part_favours() -> None:
-    part = judging_part(rows=800)
+    part = evaluation_part(rows=800)
     singles = tuple(
         ChosenPlan(stages=((name,),), mean_cost=part.records.cost[name]) for name in part.records.outputs
     )
@@ -140,7 +140,7 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> tuple[TestPart, LocalM
 
 @pytest.mark.parametrize("batch", [1, 7, 32, 500])
 @pytest.mark.parametrize("plan", CASCADES, ids=lambda plan: plan.text)
-def test_what_is_timed_answers_as_the_replay_that_is_judged(
+def test_what_is_timed_answers_as_the_replay_that_is_evaluated(
     recorded: tuple[TestPart, LocalMembers], plan: ChosenPlan, batch: int
 ) -> None:
     part, members = recorded
