@@ -22,16 +22,8 @@ def test_served_members_record_what_members_in_this_process_do(tmp_path: Path) -
     assert run([*words, "-o", str(tmp_path / "local.npz")]) == 0
     with running_server(repository) as server:
         assert run([*words, "-o", str(tmp_path / "served.npz"), "--url", server.grpc_address]) == 0
-        cascade = [
-            "record",
-            "digits_cascade",
-            "--cost",
-            "digits_cascade=1",
-            *words[4:],
-            "--url",
-            server.grpc_address,
-        ]
-        assert run([*cascade, "-o", str(tmp_path / "cascade.npz")]) == 0
+        cascade = ["record", "digits_cascade", "--cost", "digits_cascade=1", *words[4:]]
+        assert run([*cascade, "--url", server.grpc_address, "-o", str(tmp_path / "cascade.npz")]) == 0
     local, served = (records_from_path(tmp_path / name) for name in ("local.npz", "served.npz"))
     for name in MEMBERS:
         np.testing.assert_allclose(served.outputs[name], local.outputs[name], atol=1e-4)
