@@ -28,6 +28,7 @@ _PLACES = {
     "render": "orchestrator.repository.render:render",
     "replay": "orchestrator.planner.replay:replay",
 }
+__all__ = sorted(_PLACES)
 
 
 def __getattr__(name: str) -> object:
@@ -38,4 +39,4 @@ def __getattr__(name: str) -> object:
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_PLACES])
+    return [*__all__, "__version__"]

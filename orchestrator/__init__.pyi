@@ -14,3 +14,17 @@ from orchestrator.spec.cascade_json import cascade_from_path
 __version__: str
 read_plan = cascade_from_path
 read_records = records_from_path
+__all__ = [
+    "CommitteeError",
+    "Goal",
+    "Policy",
+    "Records",
+    "check",
+    "connect",
+    "evaluate",
+    "plan",
+    "read_plan",
+    "read_records",
+    "render",
+    "replay",
+]

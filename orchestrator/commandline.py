@@ -40,10 +40,11 @@ TEXT_ERRORS = "COMMITTEE_TEXT_ERRORS"
 # extra -> the top-level modules that it brings
 EXTRAS = {
     "demo": ("PIL", "matplotlib", "sklearn"),
-    "plan": ("scipy",),
+    "plan": ("scipy", "jinja2"),
     "batch": ("pyarrow",),
     "serve": ("pytriton",),
     "export": ("torch", "transformers", "onnxscript", "safetensors"),
+    "perf": ("pandas", "psutil", "prometheus_client", "cpuinfo", "pynvml"),
 }
 # Both typer's own and click's exceptions, whichever the installed typer uses, have this base two steps up.
 UsageProblem: Any = typer.BadParameter.__mro__[2]

@@ -103,7 +103,7 @@ def _fetched(wanted: str, folder: Path, what: str) -> Path:
             what,
             got=(errors or done.stderr.strip().splitlines() or ["no wheel"])[-1][:200],
             expected=f"a wheel for Python {sys.version_info.major}.{sys.version_info.minor} that pip can fetch",
-            fix=f"unpack one into {_folder_of(wanted)}, or choose others with `runtimes`",
+            fix=f"unpack one into {_folder_of(wanted)}, or choose other versions",
         )
     return wheel
 

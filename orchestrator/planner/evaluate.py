@@ -112,6 +112,7 @@ def evaluate_plans(
     Raises:
         DataError: no labels, no such member, other model files, or random weights.
     """
+    check_reference(records, reference)
     labels = _checked_labels(specs, records)
     right = {name: scores.argmax(axis=1) == labels for name, scores in records.outputs.items()}
     plans = []

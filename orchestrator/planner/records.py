@@ -57,7 +57,11 @@ class Records:
     meta: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        shapes = {name: array.shape for name, array in self.outputs.items()}
+        object.__setattr__(self, "ids", np.asarray(self.ids))
+        object.__setattr__(self, "labels", None if self.labels is None else np.asarray(self.labels))
+        outputs = {name: np.asarray(scores, np.float32) for name, scores in self.outputs.items()}
+        object.__setattr__(self, "outputs", outputs)
+        shapes = {name: array.shape for name, array in outputs.items()}
         rows, _ = _checked_shape(self.ids, self.labels, shapes=shapes, cost=self.cost)
         for name, scores in self.outputs.items():
             bad = unusable_rows(scores)
@@ -241,12 +245,13 @@ def _fill(writer: NpzWriter, small: Records | RecordsFile, outputs: Mapping[str,
     writer.add("meta", np.array(text_from_meta(small.meta)))
 
 
-def records_from_path(path: Path) -> Records:
+def records_from_path(path: Path | str) -> Records:
     """The records of a file.
 
     Raises:
         DataError: the file is missing, truncated, not records, or its parts do not fit.
     """
+    path = Path(path)
     with _faults_of(path):
         small = _small_parts(path)
         arrays = arrays_from_path(path, what="records", wanted=lambda name: name.startswith(OUTPUTS))

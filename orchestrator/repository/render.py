@@ -50,7 +50,7 @@ from orchestrator.spec.triton import served_versions, versions_in
 
 def render(
     spec: CascadeSpec,
-    repository: Path,
+    repository: Path | str,
     *,
     standalone: bool = False,
     version: int | None = None,
@@ -70,6 +70,7 @@ def render(
     Raises:
         RepositoryError: a member is missing, another model has the name, or the disk refuses.
     """
+    repository = Path(repository)
     require_members(spec, repository)
     spec = named_spec(_known_spec(spec, repository), repository)
     folder = repository / spec.name

@@ -76,9 +76,9 @@ def cascade_from_json(text: str, subject: str = PLAN) -> CascadeSpec:
     return spec
 
 
-def cascade_from_path(path: Path) -> CascadeSpec:
+def cascade_from_path(path: Path | str) -> CascadeSpec:
     """The cascade a file describes; see `cascade_from_json` for the errors."""
-    return cascade_from_json(text_of_file(path, str(path)), str(path))
+    return cascade_from_json(text_of_file(Path(path), str(path)), str(path))
 
 
 def json_from_cascade(spec: CascadeSpec) -> str:

@@ -30,7 +30,7 @@ from orchestrator.spec import CascadeSpec, FusedPrefix, Member, cascade_from_pat
 from orchestrator.spec.cascade_json import PLAN
 
 
-def check(repository: Path, names: Sequence[str] | None = None, *, triton: str | None = None) -> CheckReport:
+def check(repository: Path | str, names: Sequence[str] | None = None, *, triton: str | None = None) -> CheckReport:
     """Checks models, and the members they depend on.
 
     Args:
@@ -41,6 +41,7 @@ def check(repository: Path, names: Sequence[str] | None = None, *, triton: str |
     Raises:
         RepositoryError: the repository itself is missing, empty or not readable, or there is no such release.
     """
+    repository = Path(repository)
     release = None if triton is None else release_from_name(triton)
     folders = model_folders(repository)
     run = _Check(repository, folders)
