@@ -66,13 +66,11 @@ class Records:
         for name, scores in self.outputs.items():
             bad = unusable_rows(scores)
             if len(bad):
-                found = f"NaN, infinity or no finite score in {len(bad)} of {rows} rows"
-                raise DataError(
-                    f"records, outputs of {name}",
-                    got=f"{found}, id {first_few(self.ids[bad])}",
-                    expected="finite scores",
-                    fix="leave these rows out, or the member",
+                found = (
+                    f"NaN, infinity or no finite score in {len(bad)} of {rows} rows, id {first_few(self.ids[bad])}"
                 )
+                fix = "leave these rows out, or the member"
+                raise DataError(f"records, outputs of {name}", got=found, expected="finite scores", fix=fix)
         for part in dataclasses.fields(self):
             object.__setattr__(self, part.name, _read_only(getattr(self, part.name)))
 
