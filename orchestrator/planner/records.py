@@ -57,10 +57,9 @@ class Records:
     meta: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "ids", np.asarray(self.ids))
-        object.__setattr__(self, "labels", None if self.labels is None else np.asarray(self.labels))
         outputs = {name: np.asarray(scores, np.float32) for name, scores in self.outputs.items()}
-        object.__setattr__(self, "outputs", outputs)
+        labels = None if self.labels is None else np.asarray(self.labels)
+        vars(self).update(ids=np.asarray(self.ids), labels=labels, outputs=outputs)
         shapes = {name: array.shape for name, array in outputs.items()}
         rows, _ = _checked_shape(self.ids, self.labels, shapes=shapes, cost=self.cost)
         for name, scores in self.outputs.items():
@@ -124,8 +123,7 @@ class RecordsFile:
 class _ReadOnlyDict(dict[str, Any]):
     """A dict, so that it can be written as JSON, that refuses to be changed."""
 
-    def _refuse(self, *args: object, **changes: object) -> Any:
-        del args, changes
+    def _refuse(self, *_args: object, **_changes: object) -> Any:
         raise TypeError("records cannot be changed")
 
     __setitem__ = __delitem__ = __ior__ = _refuse
