@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 import numpy as np
@@ -34,18 +35,16 @@ def identify_timm(what: str, options: ExportOptions, *, timm: Any = None) -> Sou
 
 
 def _timm_package(what: str) -> Any:
+    fix = "pip install timm, with the torchvision that fits your torch"
+    return _package("timm", f"timm:{what}", got="no timm", expected="it installed", fix=fix)
+
+
+def _package(module: str, what: str, *, got: str, expected: str, fix: str) -> Any:
+    """An optional package. A torchvision that does not fit torch fails with a RuntimeError, also inside timm."""
     try:
-        # Optional.
-        import timm
-    # A torchvision that does not fit torch fails with a RuntimeError while timm imports it.
+        return importlib.import_module(module)
     except (ImportError, RuntimeError) as error:
-        raise ExportError(
-            f"timm:{what}",
-            got=f"no timm ({error})",
-            expected="it installed",
-            fix="pip install timm, with the torchvision that fits your torch",
-        ) from error
-    return timm
+        raise ExportError(what, got=f"{got} ({error})", expected=expected, fix=fix) from error
 
 
 def _timm_load(timm: Any, what: str, options: ExportOptions) -> LoadedModel:
@@ -128,18 +127,14 @@ def identify_torchvision(what: str, options: ExportOptions, *, models: Any = Non
 
 
 def _torchvision_package(what: str) -> Any:
-    try:
-        # Optional.
-        from torchvision import models
-    # Beside a torch it was not built for it fails with a RuntimeError about a missing operator.
-    except (ImportError, RuntimeError) as error:
-        raise ExportError(
-            f"torchvision:{what}",
-            got=f"no usable torchvision ({error})",
-            expected="one that fits your torch",
-            fix="pip install torchvision, or use the same network of transformers: hf:<id>",
-        ) from error
-    return models
+    fix = "pip install torchvision, or use the same network of transformers: hf:<id>"
+    return _package(
+        "torchvision.models",
+        f"torchvision:{what}",
+        got="no usable torchvision",
+        expected="one that fits your torch",
+        fix=fix,
+    )
 
 
 def _torchvision_load(models: Any, what: str, weights: Any, options: ExportOptions) -> LoadedModel:

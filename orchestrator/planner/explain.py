@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from orchestrator.decision import Combiner, Policy, confidence_score
-from orchestrator.decision.exit_rule import ExitRule
+from orchestrator.decision import Policy
+from orchestrator.decision.evaluate import Evaluator
 from orchestrator.spec import CascadeSpec
 
 TOP = 3
@@ -61,7 +61,8 @@ def explain_rows(
         n times s explanations, row by row.
     """
     policy = policy or Policy()
-    combiner, rule = Combiner(spec), ExitRule(spec)
+    evaluator = Evaluator(spec)
+    combiner, rule = evaluator.combiner, evaluator.rule
     rows = len(next(iter(outputs_by_member.values())))
     last = rule.last if policy.max_stage is None else policy.max_stage
     gear = policy.gear or 0
@@ -76,9 +77,8 @@ def explain_rows(
     columns: list[list[StageExplanation]] = []
     for stage, part in enumerate(spec.stages):
         combiner.add_stage(sums, stage, [outputs_by_member[member.name] for member in part.members])
-        p, label = combiner.distribution(sums)
-        score = confidence_score(spec.score, p, label, sums.tops, combiner.weights)
-        exits, _ = rule.decide(stage, score, **limits)
+        answer = evaluator.answer(sums)
+        exits, _ = rule.decide(stage, answer.confidence, **limits)
         shifted = None
         if stage < rule.last and np.isfinite(rule.thresholds[gear, stage]):
             shifted = float(rule.thresholds[gear, stage] + limits["shift"][0])
@@ -88,12 +88,12 @@ def explain_rows(
                     row=row,
                     stage=stage,
                     members=tuple(member.name for member in part.members),
-                    score=float(score[row]),
+                    score=float(answer.confidence[row]),
                     threshold=shifted,
                     low=part.low,
                     reached=bool(reached[row]),
                     exits=bool(reached[row] and exits[row]),
-                    top=_likeliest(p[row]),
+                    top=_likeliest(answer.probabilities[row]),
                 )
                 for row in range(rows)
             ]

@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterator, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from orchestrator.decision import Combiner, confidence_score
+from orchestrator.decision.evaluate import Evaluator
 from orchestrator.decision.exit_rule import exits
 from orchestrator.errors import DataError
 from orchestrator.planner.grid import middles
@@ -92,12 +92,11 @@ def _scores(base: CascadeSpec, records: Records) -> Iterator[F32]:
     Raises:
         DataError: an output is not finite.
     """
-    combiner = Combiner(dataclasses.replace(base, stages=tuple(Stage(members=(one,)) for one in base.members)))
-    sums = combiner.empty(records.rows)
+    evaluator = Evaluator(dataclasses.replace(base, stages=tuple(Stage(members=(one,)) for one in base.members)))
+    sums = evaluator.combiner.empty(records.rows)
     for stage, member in enumerate(base.members):
-        failed, _ = combiner.add_stage(sums, stage, [records.outputs[member.name]])
+        failed, _ = evaluator.combiner.add_stage(sums, stage, [records.outputs[member.name]])
         if failed is not None:
             bad = int((failed >= 0).sum())
             raise DataError(f"records of {member.name}", got=f"{bad} rows with NaN or infinity")
-        p, label = combiner.distribution(sums)
-        yield confidence_score(base.score, p, label, sums.tops, combiner.weights)
+        yield evaluator.answer(sums).confidence

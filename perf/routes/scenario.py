@@ -17,7 +17,8 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
-from orchestrator.decision import Combiner, confidence_score
+from orchestrator.decision.evaluate import Evaluator
+from orchestrator.decision.exit_rule import exits
 from orchestrator.errors import DataError
 from orchestrator.repository.files import new_folder
 from orchestrator.spec import CascadeSpec, cascade_from_path, json_from_cascade
@@ -157,7 +158,7 @@ def _made(recipe: Recipe, cache: Path) -> BenchScenario:
 def exits_of(spec: CascadeSpec, ask: Ask, recipe: Recipe) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
     """Where each row of the pool exits, int32 (pool,), and its margin, float32 (pool,).
 
-    The last stage is not asked: whoever gets there exits there.
+    The last stage is not asked: every row that gets there exits there.
     """
     parts = [_exits_of_rows(spec, ask, recipe.rows_at(numbers)) for numbers in chunks_of(recipe.pool)]
     return np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts])
@@ -166,21 +167,20 @@ def exits_of(spec: CascadeSpec, ask: Ask, recipe: Recipe) -> tuple[npt.NDArray[n
 def _exits_of_rows(
     spec: CascadeSpec, ask: Ask, rows: Rows
 ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
-    combiner = Combiner(spec)
+    evaluator = Evaluator(spec)
     exit_stage = np.full(len(rows), len(spec.stages) - 1, np.int32)
     margin = np.full(len(rows), np.inf, np.float32)
-    left, tally = np.arange(len(rows)), combiner.empty(len(rows))
+    left, sums = np.arange(len(rows)), evaluator.combiner.empty(len(rows))
     for number, stage in enumerate(spec.stages[:-1]):
         if not len(left):
             break
-        combiner.add_stage(tally, number, [ask(member.name, rows[left]) for member in stage.members])
-        p, label = combiner.distribution(tally)
-        score = confidence_score(spec.score, p, label, tally.tops, combiner.weights)
-        threshold = np.float32(np.inf if stage.threshold is None else stage.threshold)
-        margin[left] = np.minimum(margin[left], np.abs(score - threshold))
-        sure = score >= threshold
-        exit_stage[left[sure]] = number
-        tally, left = tally[np.flatnonzero(~sure)], left[~sure]
+        evaluator.combiner.add_stage(sums, number, [ask(member.name, rows[left]) for member in stage.members])
+        score = evaluator.answer(sums).confidence
+        threshold = np.inf if stage.threshold is None else stage.threshold
+        margin[left] = np.minimum(margin[left], np.abs(score - np.float32(threshold)))
+        leaves = exits(score, threshold)
+        exit_stage[left[leaves]] = number
+        sums, left = sums[np.flatnonzero(~leaves)], left[~leaves]
     return exit_stage, margin
 
 
