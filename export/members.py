@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +14,7 @@ from google.protobuf.message import DecodeError
 
 from export.packing import PackedModel
 from orchestrator.errors import ExportError, SpecError, first_line
+from orchestrator.files import nearest_existing
 from orchestrator.graphs.editing import given_inputs
 from orchestrator.repository.files import disk_errors, sha256_of_path, write_all
 from orchestrator.repository.index import model_folders
@@ -153,7 +156,7 @@ def check_overwrite(
     """Refuses, before any work, to write over models that are not the caller's own.
 
     Args:
-        repository: model repository to write into; made if it is not there.
+        repository: model repository to write into; whoever writes makes it, so that a failure leaves none.
         names: of the models about to be written.
         foreign: says what lies in a model's folder instead of an earlier model of the caller; None where the
             folder may be written. See `foreign_member`.
@@ -169,7 +172,11 @@ def check_overwrite(
         if not NAME.match(name):
             raise ExportError("`name`", got=repr(name), expected="letters, digits, '_', '.', '-'")
     with disk_errors(f"repository {repository}"):
-        repository.mkdir(parents=True, exist_ok=True)
+        place = nearest_existing(repository)
+        with os.scandir(place):  # which a file refuses
+            pass
+        if not os.access(place, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(place))
         taken = {} if force else {one: text for one in names if (text := foreign(repository / one)) is not None}
     if taken:
         raise ExportError(

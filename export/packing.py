@@ -18,6 +18,7 @@ from tempfile import TemporaryDirectory
 import onnx
 
 from orchestrator.errors import ExportError
+from orchestrator.files import nearest_existing
 from orchestrator.graphs.editing import all_tensors
 from orchestrator.repository.files import disk_errors, sha256_of_path
 
@@ -56,6 +57,7 @@ def _work_folder(repository: Path) -> Iterator[Path]:
     Where the folder above is on another disk or cannot be written it lies inside after all. Folders of exports
     that were killed are removed on the way.
     """
+    repository.mkdir(parents=True, exist_ok=True)
     above = repository.resolve().parent
     beside = above if os.access(above, os.W_OK) and above.stat().st_dev == repository.stat().st_dev else repository
     for old in beside.glob(f"{_WORK}*"):
@@ -78,7 +80,7 @@ def _runs(pid: int) -> bool:
 
 def require_room(folder: Path, size_bytes: int) -> None:
     """Raises ExportError where a disk has no room for that many bytes."""
-    free = shutil.disk_usage(folder).free
+    free = shutil.disk_usage(nearest_existing(folder)).free
     if free < size_bytes + _MARGIN_BYTES:
         raise ExportError(
             f"writing to {folder}",
@@ -96,7 +98,7 @@ def packed(
 
     Args:
         model: its weights in memory; they stay there.
-        beside: an existing folder on that disk.
+        beside: a folder on that disk, made if it is not there.
         over_bytes: weights of more than that go into a file of their own.
 
     Raises:

@@ -38,6 +38,12 @@ def irregular_kind(path: Path) -> str | None:
     return _IRREGULAR.get(stat.S_IFMT(path.stat().st_mode))
 
 
+def nearest_existing(path: Path) -> Path:
+    """The path itself if it exists, else the nearest one above it that does; it may be a file."""
+    whole = path.absolute()
+    return next(place for place in (whole, *whole.parents) if place.exists())
+
+
 def contents_of(folder: Path) -> list[str]:
     """Sorted names of a folder's entries, without what the file system or an unfinished replacement put there."""
     names = sorted(path.name for path in folder.iterdir())

@@ -151,9 +151,9 @@ def line_of_field(text: str, field: str, *, place: int = 0) -> int | None:
 
 def values_of_field(config: ModelConfig, field: str) -> list[str]:
     """The values of a field as text: several for a repeated field, none for a field that is not set."""
-    found: list[object] = [value for one, value in config.ListFields() if one.name == field]
+    found: list[Any] = [value for one, value in config.ListFields() if one.name == field]
     if found and not isinstance(found[0], Message | str | int):
-        found = list(found[0])  # type: ignore[call-overload]
+        found = list(found[0])
     return [
         f"{field} {{ {text_format.MessageToString(value, as_one_line=True)} }}"
         if isinstance(value, Message)

@@ -22,7 +22,8 @@ def identify_timm(what: str, options: ExportOptions, *, timm: Any = None) -> Sou
     Raises:
         ExportError: timm is not installed or knows no such model, or its weights cannot be had.
     """
-    timm = timm or _timm_package(what)
+    fix = "pip install timm, with the torchvision that fits your torch"
+    timm = timm or _package("timm", f"timm:{what}", fix=fix)
     if not timm.is_model(what.partition(".")[0]):
         raise ExportError(f"timm:{what}", got="no such model", fix=nearest(what, timm.list_models()))
     return SourceRef(
@@ -34,17 +35,13 @@ def identify_timm(what: str, options: ExportOptions, *, timm: Any = None) -> Sou
     )
 
 
-def _timm_package(what: str) -> Any:
-    fix = "pip install timm, with the torchvision that fits your torch"
-    return _package("timm", f"timm:{what}", got="no timm", expected="it installed", fix=fix)
-
-
-def _package(module: str, what: str, *, got: str, expected: str, fix: str) -> Any:
+def _package(module: str, what: str, *, fix: str) -> Any:
     """An optional package. A torchvision that does not fit torch fails with a RuntimeError, also inside timm."""
     try:
         return importlib.import_module(module)
     except (ImportError, RuntimeError) as error:
-        raise ExportError(what, got=f"{got} ({error})", expected=expected, fix=fix) from error
+        got = f"no usable {module.partition('.')[0]} ({error})"
+        raise ExportError(what, got=got, expected="one that fits your torch", fix=fix) from error
 
 
 def _timm_load(timm: Any, what: str, options: ExportOptions) -> LoadedModel:
@@ -113,7 +110,8 @@ def identify_torchvision(what: str, options: ExportOptions, *, models: Any = Non
     Raises:
         ExportError: torchvision is not usable or knows no such model, or its weights cannot be had.
     """
-    models = models or _torchvision_package(what)
+    fix = "pip install torchvision, or use the same network of transformers: hf:<id>"
+    models = models or _package("torchvision.models", f"torchvision:{what}", fix=fix)
     if what not in models.list_models():
         raise ExportError(f"torchvision:{what}", got="no such model", fix=nearest(what, models.list_models()))
     weights = models.get_model_weights(what).DEFAULT
@@ -123,17 +121,6 @@ def identify_torchvision(what: str, options: ExportOptions, *, models: Any = Non
         files={"weights": str(weights), "random": str(options.random_weights)},
         load=lambda: _torchvision_load(models, what, weights, options),
         image_px=lambda: _torchvision_processing(weights.transforms(), options).image_px(),
-    )
-
-
-def _torchvision_package(what: str) -> Any:
-    fix = "pip install torchvision, or use the same network of transformers: hf:<id>"
-    return _package(
-        "torchvision.models",
-        f"torchvision:{what}",
-        got="no usable torchvision",
-        expected="one that fits your torch",
-        fix=fix,
     )
 
 

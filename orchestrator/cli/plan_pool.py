@@ -244,11 +244,11 @@ def _recorded(name: str, facts: Mapping[str, Any], *, classes: int) -> MemberFac
     )
 
 
-def _recorded_input(name: str, value: object) -> dict[str, Tensor] | None:
+def _recorded_input(name: str, value: Any) -> dict[str, Tensor] | None:
     if value is None:
         return None
     try:
-        fields: dict[str, Any] = dict(value)  # type: ignore[call-overload]
+        fields = dict(value)
         spec = TensorSpec(**{**fields, "dims": tuple(fields["dims"])})
     except (KeyError, TypeError, ValueError, SpecError) as error:
         expected = '{"name": "x", "dtype": "FP32", "dims": [4]}'

@@ -15,6 +15,7 @@ from rich.table import Table
 
 from orchestrator.cli.console import print_json, progress, stdout_console
 from orchestrator.errors import DataError
+from orchestrator.files import nearest_existing
 from orchestrator.planner.plan import FrontierPoint, Infeasible, PlanResult
 from orchestrator.planner.records import Records
 from orchestrator.repository.files import write_all
@@ -178,7 +179,7 @@ def check_output(output: Path | None, *, inputs: Sequence[Path | None]) -> None:
         with contextlib.suppress(OSError):
             if path is not None and output.samefile(path):
                 raise DataError(what, got=f"{path}, which is read", expected="another file, such as cascade.json")
-    place = next((folder for folder in output.absolute().parents if folder.exists()), Path("/"))
+    place = nearest_existing(output.parent)
     if not place.is_dir():
         raise DataError(what, got=f"{place}, a file", expected="a folder to write in")
 

@@ -167,14 +167,14 @@ def _compared(
     one: EvaluatedModel, hits: Bools, other: EvaluatedModel, other_hits: Bools, *, same_unit: bool = True
 ) -> PairedComparison:
     difference, interval = paired_difference(hits, other_hits)
-    has_factor = same_unit and bool(one.mean_cost) and bool(other.mean_cost)
+    factor = other.mean_cost / one.mean_cost if same_unit and one.mean_cost and other.mean_cost else None
     return PairedComparison(
         name=other.name,
         difference=difference,
         difference_ci95=interval,
         losses=int((other_hits & ~hits).sum()),
         gains=int((hits & ~other_hits).sum()),
-        cost_factor=other.mean_cost / one.mean_cost if has_factor else None,  # type: ignore[operator]
+        cost_factor=factor,
     )
 
 

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from orchestrator.errors import DataError, first_few
 from orchestrator.spec.output_kind import BELOW_0, ScoreEvidence
-from orchestrator.spec.validation import value_from_json
+from orchestrator.spec.validation import is_finite, value_from_json
 
 # Far beyond any unit; the core and the served `cost` are float32, and so are their sums.
 LEAST, MOST = 1e-30, 1e30
@@ -77,8 +77,7 @@ def cost_profile_from_path(path: Path) -> CostProfile:
 
 def is_cost(number: object) -> bool:
     """Whether a number may be what a row costs; see COSTS."""
-    good = isinstance(number, int | float) and not isinstance(number, bool)
-    return good and (number == 0 or LEAST <= number <= MOST)  # type: ignore[operator]
+    return is_finite(number) and (number == 0 or LEAST <= number <= MOST)
 
 
 def kind_seen(scores: npt.NDArray[np.float32]) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from orchestrator.errors import CommitteeError, DataError, SpecError, first_few, interrupted_from
+from orchestrator.files import nearest_existing
 from orchestrator.planner.records import Records, RecordsFile
 from orchestrator.progress import Progress, no_progress
 from orchestrator.recording.pool import RecordingPool, opened_pool
@@ -199,7 +200,7 @@ def _kept(shards: Shards, total: int) -> str:
 def _check_disk(output: Path, pool: RecordingPool, *, rows: int) -> None:
     """Refuses a disk without room for the parts and the finished file, which both exist for a moment."""
     need = 2 * rows * pool.classes * 4 * len(pool.names)
-    place = next(folder for folder in output.resolve().parents if folder.exists())
+    place = nearest_existing(output.resolve().parent)
     free = shutil.disk_usage(place).free
     if need > free:
         raise DataError(

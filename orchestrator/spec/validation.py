@@ -58,8 +58,8 @@ class Faults:
 
     def integer(self, field: str, value: object, *, low: int, high: int | None = None) -> None:
         """A whole number (bool is not one) in [low, high]."""
-        good = isinstance(value, int) and not isinstance(value, bool) and value >= low
-        good = good and (high is None or value <= high)  # type: ignore[operator]
+        in_range = isinstance(value, int) and low <= value and (high is None or value <= high)
+        good = in_range and not isinstance(value, bool)
         upper = "" if high is None else f" and at most {high}"
         self.check(field, good, f"got {value!r}, expected a whole number of at least {low}{upper}")
 

@@ -217,6 +217,7 @@ def test_parity_reports_every_disagreement_at_once(repository: Path) -> None:
 
 def test_nothing_that_a_server_would_take_for_a_model_appears_while_an_export_runs(tmp_path: Path) -> None:
     repository = tmp_path / "repository"
+    repository.mkdir()
     seen: set[str] = set()
 
     def look(_: str) -> None:

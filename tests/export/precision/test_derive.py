@@ -250,7 +250,8 @@ def test_errors_of_rows_are_of_their_own_kind(repository: Path, tmp_path: Path) 
     path = tmp_path / "rows.npy"
     path.write_bytes(b"no array")
     with pytest.raises(DataError):
-        export_precision(repository, "digits_medium", to="int8", calibrate=path)
+        export_precision(repository, "digits_medium", to="int8", calibrate=path, output=tmp_path / "made")
+    assert not (tmp_path / "made").exists(), "a failure leaves no folder"
     with pytest.raises(ExportError):
         export_precision(repository, "digits_medium", to="int8")
 
