@@ -106,7 +106,8 @@ def block_from_served(verdicts: list[dict[str, Any]]) -> str:
         {by_load} times as many as the same cascade in the form of Triton's tutorials, with 16 and 64 requests in
         flight (goal {tutorial[0]["needed"]:g}), and {bound["measured"]:.2f} of what the members alone would allow
         (goal {bound["needed"]:g}). Memory grew by {known[_LEAK]["measured"]:.1f} % under load (goal: at most
-        {known[_LEAK]["needed"]:g} %). {missed} of {len(verdicts)} goals are missed."""
+        {known[_LEAK]["needed"]:g} %). {missed} of {len(verdicts)} goals are missed. Measured at the commit
+        that perf/RESULTS.md names."""
     filled = textwrap.fill(" ".join(text.split()), _CLAIMS_WIDTH, break_on_hyphens=False)
     return "\n".join([SERVED_BEGIN, filled, END])
 
