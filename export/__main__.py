@@ -1,7 +1,5 @@
 """`python -m export`: trained models into members."""
 
-from __future__ import annotations
-
 import sys
 
 import typer

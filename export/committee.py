@@ -1,7 +1,5 @@
 """Several members at once, so that they fit each other: one image size, one set of classes, one name each."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path

@@ -4,8 +4,6 @@ The converter and the inliner of the onnx package are not trusted: what they mak
 the model did, every branch of an If included.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any

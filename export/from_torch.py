@@ -1,7 +1,5 @@
 """A framework model as an ONNX model with a dynamic batch axis."""
 
-from __future__ import annotations
-
 import logging
 import tempfile
 import warnings

@@ -1,7 +1,5 @@
 """Names of a member's classes: read from a file, and changed where nothing else of a member has."""
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 from pathlib import Path

@@ -1,7 +1,5 @@
 """One trained model from any source into one member: network, image processing, proof, manifest."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Members of a repository: reading what was exported, what may be written over, and writing a member's folder."""
 
-from __future__ import annotations
-
 import errno
 import os
 from collections.abc import Callable, Iterable

@@ -1,7 +1,5 @@
 """Logits or probabilities: decided by a member's graph and by its values on the rows of its parity."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -4,8 +4,6 @@ Protobuf cannot hold more than 2 GB, so larger models keep their weights in a fi
 model file goes on pointing at its own weights until the new one takes its place.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 import shutil

@@ -1,7 +1,5 @@
 """Does an exported model say what the original says? Names, then shapes, then values; all faults together."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path

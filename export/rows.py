@@ -1,7 +1,5 @@
 """Rows to compare and to calibrate with: made up so that they differ, or read from a file."""
 
-from __future__ import annotations
-
 import zipfile
 from pathlib import Path
 from typing import Any

@@ -3,8 +3,6 @@
 Built with transformers' own classes, so that a hub checkpoint of the same name loads into them, with 1000 classes.
 """
 
-from __future__ import annotations
-
 import difflib
 import functools
 import math
@@ -46,7 +44,7 @@ class ZooEntry:
     architecture: str
     settings: Mapping[str, Any]
 
-    def config(self, resolution_px: int | None = None) -> PretrainedConfig:
+    def config(self, resolution_px: int | None = None) -> "PretrainedConfig":
         """The config of a network with 1000 classes.
 
         Raises:
@@ -265,7 +263,7 @@ class NetworkCost:
     gmacs: float
 
 
-def network_of(entry: ZooEntry, resolution_px: int | None = None) -> nn.Module:
+def network_of(entry: ZooEntry, resolution_px: int | None = None) -> "nn.Module":
     """The classifier with fresh weights; seed torch before.
 
     Returns:

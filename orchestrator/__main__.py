@@ -1,7 +1,5 @@
 """`python -m orchestrator`, and what the `committee` script calls."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import sys

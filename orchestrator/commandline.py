@@ -1,7 +1,5 @@
 """What the three command lines share: exit codes, errors as one line or one JSON object, `-h`, signals."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

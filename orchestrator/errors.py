@@ -23,8 +23,6 @@ A leaf exists where a caller can do something different about it. Messages follo
 subject, got, expected, next step.
 """
 
-from __future__ import annotations
-
 import signal
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
@@ -112,7 +110,7 @@ class SpecError(CommitteeError):
         listed = "; ".join(f"{field}: {_one_line(text)}" for field, text in self.faults.items())
         super().__init__(f"{what}: {listed}", fix=fix)
 
-    def reworded(self, change: Callable[[str], str]) -> SpecError:
+    def reworded(self, change: Callable[[str], str]) -> "SpecError":
         """The same error with other texts, and with other names of fields where these are arguments."""
         again = self._copied()
         fields = {name: change(f"`{name}`").strip("`") if self.of_arguments else name for name in self.faults}

@@ -3,8 +3,6 @@
 Every OSError passes to the caller, which knows what the file is for.
 """
 
-from __future__ import annotations
-
 import errno
 import fcntl
 import hashlib

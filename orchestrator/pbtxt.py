@@ -5,8 +5,6 @@ bytes. A written text says who wrote it and has the hash of its own body, so tha
 own work from a file that somebody has edited since.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re

@@ -1,7 +1,5 @@
 """Callback types for progress, and their no-op defaults."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 

@@ -1,7 +1,5 @@
 """`python -m perf`: measure routes under load."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 from typing import Annotated

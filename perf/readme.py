@@ -1,7 +1,5 @@
 """`python -m perf readme`: the numbers of README.md and docs/performance.md, written from committed results."""
 
-from __future__ import annotations
-
 import io
 import json
 import textwrap

@@ -1,7 +1,5 @@
 """A headless Chromium driven over the DevTools protocol, through two pipes: no port, no driver, no package."""
 
-from __future__ import annotations
-
 import base64
 import json
 import os

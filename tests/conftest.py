@@ -3,8 +3,6 @@
 `quick` is the profile of every tier; tests/test_properties.py, of the slow tier, tries them all with `thorough`.
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 from collections.abc import Iterator

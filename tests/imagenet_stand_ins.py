@@ -1,7 +1,5 @@
 """A few pictures and small networks in the places of ImageNet and the published weights."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any

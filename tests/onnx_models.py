@@ -1,7 +1,5 @@
 """ONNX models in a few lines: nodes, and tensors by name."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from typing import Any
 

@@ -1,7 +1,5 @@
 """One embedded server for a test: real, on free ports, gone afterwards."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """The public API: its names, that they cost nothing until used, and the examples of docs/python.md and README."""
 
-from __future__ import annotations
-
 import ast
 import re
 import shutil

@@ -1,7 +1,5 @@
 """What the three command lines have in common: exit codes, errors as a line or as JSON, `-h`, completion."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 import json

@@ -1,7 +1,5 @@
 """No container engine runs here: the file is held against the compose specification and the repository."""
 
-from __future__ import annotations
-
 import re
 import subprocess
 import sys

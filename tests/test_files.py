@@ -1,7 +1,5 @@
 """A folder's contents are replaced, and the folder stays what it is."""
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess

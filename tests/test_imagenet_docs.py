@@ -1,7 +1,5 @@
 """docs/imagenet.md: its commands run as they stand, on a few pictures and small stand-ins for the models."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

@@ -1,7 +1,5 @@
 """docs/load-testing.md: its commands run as they stand, against the committed digits cascade."""
 
-from __future__ import annotations
-
 import csv
 import json
 import re

@@ -1,7 +1,5 @@
 """The README against what is really there: commands, links, and every printed number."""
 
-from __future__ import annotations
-
 import importlib
 import json
 import re

@@ -1,7 +1,5 @@
 """ONNX Runtime's telemetry is off in every process that the project starts."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

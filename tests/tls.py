@@ -1,7 +1,5 @@
 """Certificates made for a test, and a proxy that takes TLS off, as gateways do."""
 
-from __future__ import annotations
-
 import contextlib
 import datetime
 import socket

@@ -1,7 +1,5 @@
 """What the commands share: progress, an error for a missing package, blocks of documents."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path

@@ -1,7 +1,5 @@
 """`python -m export cost`."""
 
-from __future__ import annotations
-
 import json
 import sys
 from collections import Counter

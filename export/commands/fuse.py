@@ -1,7 +1,5 @@
 """`python -m export fuse`."""
 
-from __future__ import annotations
-
 import json
 import time
 from collections.abc import Callable, Mapping

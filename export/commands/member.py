@@ -1,7 +1,5 @@
 """`python -m export member`."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import time

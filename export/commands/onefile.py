@@ -1,7 +1,5 @@
 """`python -m export onefile`."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from pathlib import Path

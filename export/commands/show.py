@@ -1,7 +1,5 @@
 """`python -m export show`."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,7 +1,5 @@
 """`python -m export tensorrt`."""
 
-from __future__ import annotations
-
 import json
 import time
 from pathlib import Path

@@ -1,7 +1,5 @@
 """`python -m export zoo`."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import sys

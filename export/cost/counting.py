@@ -1,7 +1,5 @@
 """Multiply-accumulates of a whole graph, node by node, the graphs inside If, Loop and Scan included."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace

@@ -4,8 +4,6 @@ ONNX's inference knows the standard operators only. What a runtime's optimiser p
 outline as the standard operators it was made of.
 """
 
-from __future__ import annotations
-
 import contextlib
 import math
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """Multiply-accumulates of one node, operator by operator; what is not known to be cheap is refused, never 0."""
 
-from __future__ import annotations
-
 import functools
 import math
 import re

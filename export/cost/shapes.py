@@ -1,7 +1,5 @@
 """Shapes of every value of a graph and of the graphs inside it, at a stated batch."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass

@@ -6,8 +6,6 @@ so still share the cast, and whatever else is equal. Networks are never searched
 equal weights would be a mistake, not a saving.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any
@@ -90,7 +88,7 @@ class Merger:
             graph, producer_name="committee", ir_version=self._ir_version, opset_imports=opsets
         )
 
-    def _add_constants(self, graph: onnx.GraphProto, names: _NewNames) -> None:
+    def _add_constants(self, graph: onnx.GraphProto, names: "_NewNames") -> None:
         shared = {name for node in graph.node if _is_preprocess(node) for name in node.input}
         for weight in graph.initializer:
             if weight.name in shared:
@@ -103,7 +101,7 @@ class Merger:
             copy.name = names.new(weight.name)
             self.constants.append(copy)
 
-    def _add_node(self, node: onnx.NodeProto, names: _NewNames) -> None:
+    def _add_node(self, node: onnx.NodeProto, names: "_NewNames") -> None:
         copy = onnx.NodeProto()
         copy.CopyFrom(node)
         if _is_preprocess(node):
@@ -116,20 +114,20 @@ class Merger:
         names.rename(copy)
         self.nodes.append(copy)
 
-    def _add_value(self, value: onnx.ValueInfoProto, names: _NewNames) -> None:
+    def _add_value(self, value: onnx.ValueInfoProto, names: "_NewNames") -> None:
         copy = onnx.ValueInfoProto()
         copy.CopyFrom(value)
         copy.name = names.new(value.name)
         self._values.setdefault(copy.name, copy)
 
-    def _reuse(self, key: Hashable, old: list[str], names: _NewNames) -> bool:
+    def _reuse(self, key: Hashable, old: list[str], names: "_NewNames") -> bool:
         """Takes the names of an equal constant or node that is in the graph already; False where there is none."""
         if key not in self._known:
             return False
         names.table.update(zip(old, self._known[key], strict=True))
         return True
 
-    def _fresh(self, old: str, names: _NewNames) -> str:
+    def _fresh(self, old: str, names: "_NewNames") -> str:
         """The new name of an image processing tensor: its own, unless another member has taken it."""
         new = old if old.startswith(PREFIX) else PREFIX + old
         if new in self._taken:

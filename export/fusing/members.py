@@ -8,8 +8,6 @@ out the same but for rounding. `vote` looks at the members one by one and has no
 Every fused graph is compared with its members, through the decision core, before it is written.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path

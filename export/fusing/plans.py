@@ -5,8 +5,6 @@ kept is refused: `vote` and the score `agreement` look at members one by one, an
 one of its members (`on_failure: answer`) would, fused, fail as a whole.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path

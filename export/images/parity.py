@@ -1,7 +1,5 @@
 """Is the image processing in the graph the model's own? Measured, on rows that go through both."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable
 from dataclasses import asdict

@@ -9,8 +9,6 @@ are cut into blocks that skip the zeros.
 All names begin with "preprocess/", so that cost, precision and fusing can tell these nodes from the network's.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from typing import Any

@@ -4,8 +4,6 @@ Every source of models describes it differently; this is the one form the graph 
 says and this form cannot is refused; `export.images.parity` measures the rest against the model's own processor.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -75,7 +73,7 @@ class Processing:
             return self.shortest_px, self.shortest_px
         return self.resize_px or self.crop_px
 
-    def at(self, resolution_px: int) -> Processing:
+    def at(self, resolution_px: int) -> "Processing":
         """The processing for a network at another resolution; the share that a crop keeps stays.
 
         Raises:

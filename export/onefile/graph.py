@@ -5,8 +5,6 @@ members of stage 0 -> decision -> rows that go on? -- none --> the answers
                                                     scatter the answers of those rows over the others'
 """
 
-from __future__ import annotations
-
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """Members as parts of a larger graph: read from a repository, then put in with names of their own."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Iterable
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """What the kinds of stages share: the tensors they hand on, and the nodes all of them need."""
 
-from __future__ import annotations
-
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -32,7 +30,7 @@ class CarriedTensors:
     good: str | None = None
     answer: dict[str, str] = field(default_factory=dict)
 
-    def rows(self, g: GraphBuilder, at: str) -> CarriedTensors:
+    def rows(self, g: GraphBuilder, at: str) -> "CarriedTensors":
         """These tensors for some of the rows, in the graph of a branch."""
         z = None if self.z is None else g.op("Gather", self.z, at, axis=0)
         if z is not None and self.flat:

@@ -1,7 +1,5 @@
 """From a plan to a model folder: the graph, its config and labels."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path

@@ -5,8 +5,6 @@ ONNX Runtime and TensorRT's parser both take it. In both, the image processing (
 up to 255 and sums over them are more than half precision or a byte can hold exactly.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from pathlib import Path

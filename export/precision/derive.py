@@ -1,7 +1,5 @@
 """A member of lower precision from an fp32 one: converted, compared, and written with its own manifest."""
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 from collections.abc import Callable

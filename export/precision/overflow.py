@@ -9,8 +9,6 @@ constants, in other ways in each version. So stored weights are not followed to 
 the graph works on computed bytes anywhere.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 

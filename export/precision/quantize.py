@@ -18,8 +18,6 @@ same digits, 200 rows to calibrate, mean absolute difference of the logits on 99
 Top-1 as fp32 on those rows: transformer 99.9 %, digits_small 99.8 %, digits_medium and digits_large 100 %.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """Does a graph say in other ONNX Runtimes what its original says?"""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

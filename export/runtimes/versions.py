@@ -1,7 +1,5 @@
 """Other versions of ONNX Runtime: chosen by a user, unpacked into a cache, asked in processes of their own."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

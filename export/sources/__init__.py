@@ -1,7 +1,5 @@
 """Where trained models come from: `kind:what`, one module per kind."""
 
-from __future__ import annotations
-
 import importlib
 from collections.abc import Callable
 

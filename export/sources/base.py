@@ -1,7 +1,5 @@
 """What every source of models gives: something that names the weights, and a network that can be exported."""
 
-from __future__ import annotations
-
 import difflib
 import math
 import unicodedata
@@ -97,7 +95,7 @@ class SourceRef:
     text: str
     name: str
     files: Mapping[str, str]
-    load: Callable[[], LoadedModel] = field(compare=False)
+    load: "Callable[[], LoadedModel]" = field(compare=False)
     image_px: Callable[[], tuple[int, int] | None] = field(compare=False)
 
 
@@ -119,8 +117,8 @@ class LoadedModel:
         original: of an ONNX source: its file version, opsets and tensor names, and what was changed, in words.
     """
 
-    network: nn.Module | None = None
-    proto: onnx.ModelProto | None = None
+    network: "nn.Module | None" = None
+    proto: "onnx.ModelProto | None" = None
     dims: tuple[int, ...]
     dtype: str = "FP32"
     processing: Processing | None = None

@@ -1,7 +1,5 @@
 """Image classifiers of transformers, from a local folder or from the hub."""
 
-from __future__ import annotations
-
 import inspect
 import json
 from collections.abc import Callable, Mapping

@@ -1,7 +1,5 @@
 """Folders of models: a local one as it is, or the files of a hub repository fetched into the hub's cache."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from pathlib import Path
 

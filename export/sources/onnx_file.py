@@ -1,7 +1,5 @@
 """An existing ONNX file, brought to the form of a member; the original is kept to compare with."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any

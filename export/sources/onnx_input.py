@@ -1,7 +1,5 @@
 """What rows an ONNX file takes, and how a member's rows become those."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -174,7 +172,7 @@ class _Layout:
     channels: int | None
 
     @classmethod
-    def of(cls, dims: Sequence[int], options: ExportOptions) -> _Layout:
+    def of(cls, dims: Sequence[int], options: ExportOptions) -> "_Layout":
         """Channels first, unless the means say last, or only the last axis can be them."""
         if len(dims) != 3:
             return cls(None)

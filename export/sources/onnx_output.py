@@ -1,7 +1,5 @@
 """Which tensor of an ONNX file holds the scores, and how they become (rows, classes)."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """A network of the user's own: a function or class in a module of theirs that makes it."""
 
-from __future__ import annotations
-
 import hashlib
 import importlib
 import inspect

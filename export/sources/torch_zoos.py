@@ -1,7 +1,5 @@
 """Models of timm, where it is installed."""
 
-from __future__ import annotations
-
 import importlib
 from typing import Any
 

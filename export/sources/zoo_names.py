@@ -1,7 +1,5 @@
 """The zoo's short names: the usual hub checkpoint of each, or its architecture with random weights."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 

@@ -4,8 +4,6 @@ Every TensorRT object is handed in or made from the module that is; TensorRT say
 logger and returns None or False, so the logger is kept and its errors become ours.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -225,7 +223,7 @@ class Engine:
             (self.inputs if is_input else self.outputs)[name] = port
         self._memory: dict[str, tuple[int, int]] = {}
 
-    def __enter__(self) -> Engine:
+    def __enter__(self) -> "Engine":
         return self
 
     def __exit__(

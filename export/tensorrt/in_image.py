@@ -7,8 +7,6 @@ the release of the libraries, which bring no libraries of their own. So the engi
 The image's own Python runs this file before anything is installed: standard library only.
 """
 
-from __future__ import annotations
-
 import ctypes
 import importlib.util
 import os

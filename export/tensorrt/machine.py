@@ -1,7 +1,5 @@
 """What a machine has for engines: the tensorrt package and a GPU. The only place that imports the package."""
 
-from __future__ import annotations
-
 import ctypes
 import importlib
 import os

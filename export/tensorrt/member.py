@@ -4,8 +4,6 @@ Rules of this file: whatever needs neither TensorRT nor a GPU is checked before 
 the timing cache is written before the engine is proven; plan first, manifest after it.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 from collections.abc import Callable

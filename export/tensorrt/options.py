@@ -1,7 +1,5 @@
 """What an engine is asked to be, and what the installed TensorRT makes of its precision."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

@@ -1,7 +1,5 @@
 """One batch job from a file of rows to a file of answers."""
 
-from __future__ import annotations
-
 import contextlib
 import importlib
 from dataclasses import dataclass

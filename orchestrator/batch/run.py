@@ -5,8 +5,6 @@ that is not the caller's, such as a member's, is halved in the same way while th
 ends the job when no row of the request gets an answer: then the rows were not the reason.
 """
 
-from __future__ import annotations
-
 import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator, Iterator, Mapping

@@ -1,7 +1,5 @@
 """Files that appear whole or not at all: answers as .parquet or .npz, refused rows as JSON lines."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import re

@@ -8,8 +8,6 @@ Two limits with a gap between them, each to be exceeded for a while, keep the ge
 the times and holds its lock around every call.
 """
 
-from __future__ import annotations
-
 import numpy as np
 import numpy.typing as npt
 

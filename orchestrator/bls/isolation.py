@@ -12,8 +12,6 @@ bound:
 Rows left then fail without being asked about. A member that is not there is asked once and no more.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field

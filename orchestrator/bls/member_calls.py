@@ -1,7 +1,5 @@
 """Asking members through BLS: one plain `exec` per member and chunk, members of a stage in parallel."""
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor

@@ -1,7 +1,5 @@
 """Watches in a thread whether the members are as planned; while one is not, the cascade answers no request."""
 
-from __future__ import annotations
-
 import threading
 import time
 from collections.abc import Callable

@@ -4,8 +4,6 @@ One call of the server's metrics API costs about 22 us and runs on the thread th
 nothing is reported per row or per request. Triton's own figures for the cascade are wrong under late answers.
 """
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Sequence
 from typing import Any

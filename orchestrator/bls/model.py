@@ -1,7 +1,5 @@
 """The model Triton loads: reads requests, asks stage 0 on the merged batch, answers the sure requests at once."""
 
-from __future__ import annotations
-
 import json
 import time
 from collections.abc import Sequence
@@ -23,7 +21,7 @@ from orchestrator.spec.cascade_json import PLAN
 from orchestrator.spec.planned_models import verifies_hashes
 
 
-def cascade_model(pb_utils: Any) -> type[CascadeModel]:
+def cascade_model(pb_utils: Any) -> "type[CascadeModel]":
     """The class Triton looks for, bound to the server's Python module."""
 
     class TritonPythonModel(CascadeModel):

@@ -3,8 +3,6 @@
 In a thread of its own, so that a member that hangs does not keep the watch from noticing that a file changes.
 """
 
-from __future__ import annotations
-
 import threading
 import time
 from collections.abc import Iterable

@@ -1,7 +1,5 @@
 """Requests: read and checked, each alone, and kept until they are answered, each exactly once."""
 
-from __future__ import annotations
-
 import itertools
 import json
 import math

@@ -1,7 +1,5 @@
 """Answers to requests: rows' answers dealt out to their requests, and the server's response objects."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any

@@ -7,8 +7,6 @@ Rules of this file:
 - Rows in the table are bounded by the admission limit (`wait_for_room`); nothing else here grows.
 """
 
-from __future__ import annotations
-
 import threading
 import time
 from collections.abc import Sequence

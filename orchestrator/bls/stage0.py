@@ -1,7 +1,5 @@
 """Stage 0, asked for all rows of a batch at once: sure requests are answered, the others wait for later stages."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterator, Sequence
 from itertools import accumulate

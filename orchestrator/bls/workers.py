@@ -3,8 +3,6 @@
 A thread never dies: an error of ours in its loop is answered to the requests it held, and the loop goes on.
 """
 
-from __future__ import annotations
-
 import threading
 import time
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """The `committee` program: its commands, each imported when it is asked for."""
 
-from __future__ import annotations
-
 import importlib
 from collections.abc import Sequence
 from typing import Annotated, Any

@@ -1,7 +1,5 @@
 """`committee batch`: a file of rows through a served model, a file of answers out."""
 
-from __future__ import annotations
-
 import asyncio
 import time
 from collections.abc import Sequence

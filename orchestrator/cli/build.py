@@ -1,7 +1,5 @@
 """`committee build`: from trained models and labelled rows to a certified cascade in a model repository."""
 
-from __future__ import annotations
-
 import shlex
 from collections.abc import Iterable, Mapping
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The models, files and steps of `committee build`. Every step is a command and a process of its own."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

@@ -1,7 +1,5 @@
 """`committee check`: everything that is wrong with a model repository, in one run."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Annotated

@@ -1,7 +1,5 @@
 """What the commands print with: results to stdout, progress and errors to stderr."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence

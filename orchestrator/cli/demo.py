@@ -1,7 +1,5 @@
 """`committee demo`: serve the digits repository and put every route side by side."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 from collections.abc import Callable, Iterator, Sequence

@@ -1,7 +1,5 @@
 """The demo's measurements: every route of a repository asked about the same rows, beside the offline replay."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """The options of every command that asks a server: where it is, and what TLS and gateways want."""
 
-from __future__ import annotations
-
 import ipaddress
 from pathlib import Path
 from typing import Annotated

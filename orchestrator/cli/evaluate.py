@@ -1,7 +1,5 @@
 """`committee evaluate`: plans on rows they were not chosen on."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """`committee infer`: ask a served model about a few rows and see what each one got and cost."""
 
-from __future__ import annotations
-
 import dataclasses
 import time
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """`committee plan`: choose members, order and thresholds from records."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path

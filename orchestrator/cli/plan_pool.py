@@ -1,7 +1,5 @@
 """The pool a plan chooses from: recorded members, with what manifests, configurations and records say of them."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """How a plan is shown, to people and to programs, and where plan and report are written."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import json

@@ -1,7 +1,5 @@
 """`committee record`: ask members about rows once and keep what they said."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """`committee render`: from plans to the folders Triton serves."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import dataclass
 from itertools import groupby

@@ -1,7 +1,5 @@
 """`committee serve`: the embedded Triton in the foreground, until Ctrl-C."""
 
-from __future__ import annotations
-
 import json
 import shlex
 import signal

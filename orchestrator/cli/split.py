@@ -1,7 +1,5 @@
 """`committee split`: one recording into rows to plan with and rows to judge the plan on."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 

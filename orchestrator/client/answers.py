@@ -1,7 +1,5 @@
 """Answers and request parameters, the same for all clients and protocols."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

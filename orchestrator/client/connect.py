@@ -1,7 +1,5 @@
 """The client that an address asks for: HTTP behind http:// and https://, gRPC otherwise."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The only reader of server addresses, with the certificates and headers that belong to them."""
 
-from __future__ import annotations
-
 import os
 import re
 from collections.abc import Mapping
@@ -77,7 +75,7 @@ class Endpoint:
                 text = text.replace(word, "[hidden]")
         return text
 
-    def for_grpc(self) -> Endpoint:
+    def for_grpc(self) -> "Endpoint":
         """This endpoint for gRPC, which wants header names in lower case.
 
         Raises:
@@ -91,7 +89,7 @@ class Endpoint:
             raise InputError("headers", got=", ".join(odd), expected="none that gRPC keeps for itself")
         return replace(self, headers=lower)
 
-    def for_http(self) -> Endpoint:
+    def for_http(self) -> "Endpoint":
         """This endpoint for HTTP.
 
         Raises:

@@ -3,8 +3,6 @@
 Callers write `raise error_from(error, what=...) from error`, which keeps the cause.
 """
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass
 from http import HTTPStatus

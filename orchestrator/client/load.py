@@ -1,7 +1,5 @@
 """A closed loop of concurrent one-row requests, as the demo and the benchmarks send them."""
 
-from __future__ import annotations
-
 import asyncio
 import time
 from collections.abc import Awaitable, Callable

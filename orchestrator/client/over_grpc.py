@@ -1,7 +1,5 @@
 """Clients over gRPC: one for plain code, one for asyncio."""
 
-from __future__ import annotations
-
 import asyncio
 import itertools
 import random
@@ -163,7 +161,7 @@ class AsyncGrpcClient:
         self._known: dict[str, ModelInfo] = {}
         self.kinds = OutputKinds()
 
-    async def __aenter__(self) -> Self:
+    async def __aenter__(self) -> "Self":
         return self
 
     async def __aexit__(

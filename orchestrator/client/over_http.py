@@ -1,7 +1,5 @@
 """A client over HTTP with binary tensors, for networks that do not let gRPC through."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 

@@ -1,7 +1,5 @@
 """The synchronous client without its protocol: checking rows, splitting them into requests, retrying, ordering."""
 
-from __future__ import annotations
-
 import itertools
 import random
 import time
@@ -108,7 +106,7 @@ class SyncClient:
         self._known: dict[str, ModelInfo] = {}
         self.kinds = OutputKinds()
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Self":
         return self
 
     def __exit__(

@@ -1,7 +1,5 @@
 """TLS of the clients: which certificates are used, and why a connection failed."""
 
-from __future__ import annotations
-
 import contextlib
 import importlib
 import re
@@ -46,7 +44,7 @@ class TlsFiles:
         """Names of the files that are given, joined by commas."""
         return ", ".join(name for name in ("ca", "cert", "key") if getattr(self, name) is not None)
 
-    def or_else(self, others: TlsFiles) -> TlsFiles:
+    def or_else(self, others: "TlsFiles") -> "TlsFiles":
         """These files, completed from others; a certificate and its key come from the same place."""
         pair = others if self.cert is None and self.key is None else self
         return TlsFiles(ca=self.ca or others.ca, cert=pair.cert, key=pair.key)

@@ -4,8 +4,6 @@ Sums run in plan order whatever order answers arrive in, elementwise and without
 same bits in any batch, which is what makes replay equal serving.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

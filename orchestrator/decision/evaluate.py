@@ -1,7 +1,5 @@
 """What a stage's outputs mean for each row: exit, go on, or fail. Knows nothing of the table of rows."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

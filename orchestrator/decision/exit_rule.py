@@ -8,8 +8,6 @@ of `export/onefile/stages.py`, the script of the report's page, and `perf/routes
 that must stand without this package).
 """
 
-from __future__ import annotations
-
 import numpy as np
 
 from orchestrator.decision.rows import F32, I32, Bools

@@ -4,8 +4,6 @@ Everything here gives the bits that the general path gives (`Evaluator`, `ExitRu
 fewer passes over the arrays; property tests hold the two together.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

@@ -4,8 +4,6 @@ Triton may forward headers among them: with `--http-header-forward-pattern` or `
 headers of a request arrive as strings under names of any case. They say nothing about the decision.
 """
 
-from __future__ import annotations
-
 import difflib
 import math
 from collections.abc import Collection, Mapping, Sequence

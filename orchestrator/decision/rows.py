@@ -1,7 +1,5 @@
 """Rows on their way through a cascade, as columns: what arrives, what travels, what comes out."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from operator import attrgetter
@@ -30,8 +28,8 @@ class RowColumns:
     __slots__ = ()
     # One call in C gives all columns, or those within columns too: every batch of every stage is cut
     # and stored through them.
-    _columns: ClassVar[attrgetter[tuple[Any, ...]]]
-    _arrays: ClassVar[attrgetter[tuple[Any, ...]]]
+    _columns: "ClassVar[attrgetter[tuple[Any, ...]]]"
+    _arrays: "ClassVar[attrgetter[tuple[Any, ...]]]"
     _names: ClassVar[list[str]]
 
     def __init_subclass__(cls) -> None:

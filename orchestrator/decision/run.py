@@ -9,8 +9,6 @@ Rules of this file:
 - Python loops run over members and columns, never over rows.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 

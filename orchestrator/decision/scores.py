@@ -1,7 +1,5 @@
 """Confidence scores of a combined answer. Higher is surer, every score lies in [0, 1]."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 

@@ -7,8 +7,6 @@ A native ensemble cannot refuse one row. Where the cascade would answer UNAVAILA
 probabilities and confidence, and the degraded bit.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

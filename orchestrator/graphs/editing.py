@@ -1,7 +1,5 @@
 """Small changes to ONNX graphs that converters need before and leave undone after."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 

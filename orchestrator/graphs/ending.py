@@ -4,8 +4,6 @@ Only certain endings are named. For any other (a branch, a function of the model
 values of the scores have to tell.
 """
 
-from __future__ import annotations
-
 from functools import cached_property
 
 import onnx

@@ -3,8 +3,6 @@
 `python -m export onefile` writes such models; what is needed to tell later whether one is out of date lies here.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from collections.abc import Iterable, Mapping

@@ -4,8 +4,6 @@ Members are stacked as (n, m, k), so that the number of nodes does not grow with
 sum decides ties. Every piece adds its nodes to a `Graph` and returns the names of the tensors it made.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import Any

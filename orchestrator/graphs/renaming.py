@@ -1,7 +1,5 @@
 """Renaming inside ONNX graphs: nodes, values and tensors, with the scopes of subgraphs and the order of use."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Members that ONNX Runtime runs in this process; `ask` is the same as that of the network clients."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path

@@ -5,8 +5,6 @@ is known to make cascades worse as often as better. So plans with and without te
 the search rows, are compared on the other half.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence

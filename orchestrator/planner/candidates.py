@@ -1,7 +1,5 @@
 """Plans in terms of a pool: who is asked in which order, and what a plan answers to every row of a table."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations, pairwise

@@ -7,8 +7,6 @@ passed, which happens with probability delta at most: no correction for the leng
 (the fixed-sequence procedure; Westfall and Krishen, J. Statistical Planning and Inference 99, 2001).
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Whether members are better than guessing: labels in another order than the classes give no error, only that."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Rows split in two: to choose a plan on and to certify it, or to plan with and to evaluate on."""
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence

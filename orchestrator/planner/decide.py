@@ -4,8 +4,6 @@ Knows rows as labels and scores only, so it can be run thousands of times on sam
 known.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from dataclasses import dataclass

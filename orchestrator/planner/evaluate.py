@@ -1,7 +1,5 @@
 """Accuracy, cost and exits of finished plans on rows they were not chosen on, beside the members alone."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Why rows exit where they do: every stage of a plan judges every row as it does in serving."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any

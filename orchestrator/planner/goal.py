@@ -1,7 +1,5 @@
 """The goal of planning: what is asked of a plan, how to look for one, and what plans are measured against."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -196,7 +194,7 @@ class MeasuredRows:
     target: Labels
     reference_right: npt.NDArray[np.bool_]
 
-    def take(self, rows: npt.NDArray[np.intp]) -> MeasuredRows:
+    def take(self, rows: npt.NDArray[np.intp]) -> "MeasuredRows":
         """Some of the rows, which may repeat."""
         return MeasuredRows(
             table=self.table.take(rows), target=self.target[rows], reference_right=self.reference_right[rows]

@@ -12,8 +12,6 @@ Each inner sum is a cumulative sum, along every axis, of a joint histogram of i 
 three stages, a million tuples, cost one pass over the rows and a few over a million cells, exactly.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import Any

@@ -4,8 +4,6 @@ For cost and speed work: with it a cascade of random weights has the exit mix of
 runtime knows about it; the thresholds are ordinary ones, at quantiles of the scores.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Collection, Iterator, Sequence
 

@@ -4,8 +4,6 @@ A *loss* is a row the reference gets right and the plan wrong, a *gain* the othe
 draws, so counts are binomial, and the bounds are exact for any number of rows.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 

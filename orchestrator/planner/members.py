@@ -1,7 +1,5 @@
 """Facts about members beside their scores: costs per row, and whether scores are logits or probabilities."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """From records and a goal to a plan: split, temperatures, table, search, certificate, and its cascade.json."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """A pool of members from records alone: what is known of members that lie in no repository."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

@@ -8,8 +8,6 @@ One `.npz`, readable and writable with numpy alone (docs/records.md):
     meta             () JSON text: data_sha256, the members' sha256 and output_kind, ...; may be {} or absent
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import json

@@ -1,7 +1,5 @@
 """Replaying a plan over recorded outputs, through the same decision core that serves it."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Sequence
 from typing import Any

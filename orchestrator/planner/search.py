@@ -5,8 +5,6 @@ every accuracy and every budget at once, and ties go to the lower cost, then the
 and names.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

@@ -8,8 +8,6 @@ Rules of this file:
 - The decision core does the arithmetic, member after member in plan order, so the bits are those of serving.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -65,7 +63,7 @@ class SubsetTable:
         """Cost per row of each member."""
         return tuple(member.cost for member in self.pool)
 
-    def take(self, rows: npt.NDArray[np.intp]) -> SubsetTable:
+    def take(self, rows: npt.NDArray[np.intp]) -> "SubsetTable":
         """The table of some of the rows, which may repeat."""
         return dataclasses.replace(
             self,

@@ -1,7 +1,5 @@
 """One recording from start to end, with what is kept when it stops early."""
 
-from __future__ import annotations
-
 import contextlib
 import shutil
 from collections.abc import Callable, Iterator, Sequence

@@ -3,8 +3,6 @@
 Every member must have every row, once. Scores are copied in pieces; memory holds ids and labels of all files.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import tempfile

@@ -1,7 +1,5 @@
 """The meta of joined records: what all files agree on, and errors where they contradict each other."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any

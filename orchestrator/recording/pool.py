@@ -1,7 +1,5 @@
 """The members that are recorded: opened in this process or served by Triton, asked in the same way."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import math

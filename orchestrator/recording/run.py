@@ -1,7 +1,5 @@
 """Asking members about rows: pieces in threads, results in order, in bounded memory."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import hashlib

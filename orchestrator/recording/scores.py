@@ -1,7 +1,5 @@
 """What members' scores are: in which output, logits or probabilities, of which classes; what records keep."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path

@@ -5,8 +5,6 @@ first to stop - 1. Positions number the rows that were asked for, in order. Each
 so a killed process loses the rows after the last part and nothing else.
 """
 
-from __future__ import annotations
-
 import fcntl
 import json
 import os

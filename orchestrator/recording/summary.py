@@ -1,7 +1,5 @@
 """The summary of a finished recording, for people and programs, and the meta of its file."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path

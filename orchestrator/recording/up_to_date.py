@@ -1,7 +1,5 @@
 """Whether a records file is up to date: a hash of everything that decides its content, kept beside it."""
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import json

@@ -1,7 +1,5 @@
 """The charts of the report: one function per figure, each fed the report's numbers and nothing else."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

@@ -1,7 +1,5 @@
 """What the charts draw, as numbers: curves of thresholds and of confidence, histograms of scores, classes."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Everything the report shows, as plain numbers; nothing here draws or writes."""
 
-from __future__ import annotations
-
 import base64
 import math
 from collections.abc import Mapping, Sequence

@@ -4,8 +4,6 @@ In the page an SVG takes its colours from CSS variables, so that one drawing ser
 from the page's fonts, so that names in any script are readable.
 """
 
-from __future__ import annotations
-
 import io
 import itertools
 import re

@@ -1,7 +1,5 @@
 """What the numbers of a report are computed from: answers of the plan and its baselines, and which are correct."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
@@ -50,7 +48,7 @@ class Share:
         return clopper_pearson(self.hits, self.rows) if self.rows else (0.0, 1.0)
 
     @property
-    def rest(self) -> Share:
+    def rest(self) -> "Share":
         """The share of the rows that do not have it."""
         return Share(hits=self.rows - self.hits, rows=self.rows)
 

@@ -1,7 +1,5 @@
 """Writes a report: the page, rendered from page.html.j2, and its charts as PNGs."""
 
-from __future__ import annotations
-
 import contextlib
 import math
 from collections.abc import Iterator, Mapping, Sequence

@@ -1,7 +1,5 @@
 """What every stage of a plan answers for every row, kept so that other thresholds cost one comparison per row."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field

@@ -3,8 +3,6 @@
 A preview is a temporary folder of links to the models, into which the plans are rendered.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence

@@ -1,7 +1,5 @@
 """Class names that the models of a repository give, in manifests and label files."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping
 from contextlib import suppress

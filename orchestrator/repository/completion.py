@@ -4,8 +4,6 @@ Records may come from anywhere, so a plan can be made where the members are not.
 input and for the members' outputs, and no model is asked before they are replaced.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath

@@ -4,8 +4,6 @@ Rejected alternative: leaving `instance_group` out. In GPU builds Triton then st
 per GPU, and two of an ONNX model per CPU.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import PurePosixPath

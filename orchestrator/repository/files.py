@@ -3,8 +3,6 @@
 Every OSError of this package is turned into a RepositoryError here.
 """
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -33,7 +31,7 @@ class Rendering:
     unchanged: tuple[Path, ...] = ()
     kept: tuple[Path, ...] = ()
 
-    def __add__(self, other: Rendering) -> Rendering:
+    def __add__(self, other: "Rendering") -> "Rendering":
         """The paths of both renderings."""
         return Rendering(
             written=self.written + other.written,

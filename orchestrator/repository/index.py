@@ -1,7 +1,5 @@
 """The content of a repository: its models, their versions, files and plans."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """A served model in a repository: its plan, its class names, its image processing."""
 
-from __future__ import annotations
-
 from functools import partial
 from pathlib import Path
 

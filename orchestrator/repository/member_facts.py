@@ -5,8 +5,6 @@ Triton's rules of completing it are applied. An unknown size is -1. Shapes from 
 shapes from a graph have one.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path

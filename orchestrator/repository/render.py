@@ -4,8 +4,6 @@ Everything is worked out before the first byte is written. A member's own config
 person's settings in a rendered one, unless forced.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Iterable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The model.py that Triton loads for a cascade, and the runtime files beside it in a standalone rendering."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import orchestrator

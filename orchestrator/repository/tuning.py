@@ -4,8 +4,6 @@ The plan decides what is served: names, tensors, the batch limit, the steps of a
 (version policy, instances, queue delay and so on) is up to the person who edits the file.
 """
 
-from __future__ import annotations
-
 from itertools import zip_longest
 from pathlib import Path
 

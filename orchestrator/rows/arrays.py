@@ -1,7 +1,5 @@
 """Rows that are arrays already: .npy and .npz files, and the digits."""
 
-from __future__ import annotations
-
 import contextlib
 import math
 import zipfile

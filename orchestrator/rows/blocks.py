@@ -1,7 +1,5 @@
 """Stored rows as every reader gives them, whatever they are stored in."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -80,7 +78,7 @@ class RowBlock:
         """Number of stored rows that the block stands for."""
         return len(self.ids) + len(self.refused)
 
-    def picked(self, where: Indices) -> RowBlock:
+    def picked(self, where: Indices) -> "RowBlock":
         """Some of the block's rows, without the refused ones.
 
         Args:

@@ -7,8 +7,6 @@ names: where a line has the words of another class than the one whose place it h
 members have no names, the words, or else the names, become those of the cascade.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -37,7 +35,7 @@ class ClassMap:
         """Each class in words, by its name in the data set where there are none."""
         return tuple(words or name for name, words in zip(self.names, self.words, strict=True))
 
-    def places(self, what: str, names: Sequence[str]) -> tuple[ClassMap, dict[str, int]]:
+    def places(self, what: str, names: Sequence[str]) -> "tuple[ClassMap, dict[str, int]]":
         """The map for a data set with these names, and the class number of each normal form.
 
         Raises:

@@ -4,8 +4,6 @@ The row ids of the splits lie in digits_splits.json beside this file and are rea
 scikit-learn's shuffling can never move a row from one split to another.
 """
 
-from __future__ import annotations
-
 import json
 from dataclasses import dataclass
 from functools import lru_cache

@@ -1,7 +1,5 @@
 """A folder of pictures, one sub-folder per class. Memory holds the names; pictures are read piece by piece."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 from collections.abc import Iterator

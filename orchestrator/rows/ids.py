@@ -1,7 +1,5 @@
 """Ids and labels of rows: what they must be, and hashes that tell whether two arrays are the same."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterable
 from typing import Any

@@ -1,7 +1,5 @@
 """Labels of rows as the class numbers of the members, from numbers or from class names."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

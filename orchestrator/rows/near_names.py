@@ -1,7 +1,5 @@
 """Names that match no known one, for an error: each with the nearest known name, and look-alikes made visible."""
 
-from __future__ import annotations
-
 import unicodedata
 from collections.abc import Sequence
 from difflib import SequenceMatcher, get_close_matches

@@ -1,7 +1,5 @@
 """`.npz` archives written array by array, whole or not at all, the same bytes for the same arrays."""
 
-from __future__ import annotations
-
 import contextlib
 import shutil
 import struct

@@ -1,7 +1,5 @@
 """The readers of stored rows, by what a path or a word such as digits:plan names."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Rows out of a Parquet column: lists of numbers, raw tensors, or encoded pictures. Imported only for Parquet."""
 
-from __future__ import annotations
-
 import hashlib
 import math
 from collections.abc import Callable, Iterator, Sequence

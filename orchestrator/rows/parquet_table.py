@@ -6,8 +6,6 @@ page, however large they are (docs/parquet-memory.md has figures). The scanner o
 reading ahead, takes twice the memory for the same file, so it only tells what the names of folders say.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 from collections.abc import Iterator, Mapping, Sequence

@@ -1,7 +1,5 @@
 """Arrow types in plain form: without dictionaries, views and extensions. Imported only for Parquet."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -4,8 +4,6 @@ Every picture of every command is decoded here. Whatever the decoder raises refu
 Pillow's readers raise nearly anything on broken files (struct.error, TypeError, KeyError, MemoryError, ...).
 """
 
-from __future__ import annotations
-
 import contextlib
 import io
 import logging
@@ -111,7 +109,7 @@ def row_from_bytes(
     return row_from_image(image, preprocess, dtype=dtype, dims=dims, what=what)
 
 
-def image_from_bytes(data: bytes, *, what: str) -> Image:
+def image_from_bytes(data: bytes, *, what: str) -> "Image":
     """The decoded picture with 8 bits per sample, turned upright where a camera noted how it was held.
 
     Raises:
@@ -127,7 +125,7 @@ def image_from_bytes(data: bytes, *, what: str) -> Image:
         return _eight_bits(_upright(image), _tags(image))
 
 
-def _upright(image: Image) -> Image:
+def _upright(image: "Image") -> "Image":
     from PIL import ImageOps  # optional
 
     try:
@@ -138,7 +136,7 @@ def _upright(image: Image) -> Image:
 
 
 def row_from_image(
-    image: Image, preprocess: Preprocess, *, dtype: str, dims: tuple[int, ...], what: str = "picture"
+    image: "Image", preprocess: Preprocess, *, dtype: str, dims: tuple[int, ...], what: str = "picture"
 ) -> Rows:
     """One row (*dims) from a picture.
 
@@ -191,7 +189,7 @@ def _reason(error: Exception) -> str:
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
-def _eight_bits(image: Image, tags: Any) -> Image:
+def _eight_bits(image: "Image", tags: Any) -> "Image":
     """The picture itself, or greys of more bits or floats scaled from their range to 0 to 255.
 
     Pillow would clip such greys at 255 instead of scaling them: floats of 0 to 1 would be black.
@@ -209,7 +207,7 @@ def _eight_bits(image: Image, tags: Any) -> Image:
     return Image.fromarray(255 - levels if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO else levels)
 
 
-def _tags(image: Image) -> Any:
+def _tags(image: "Image") -> Any:
     """TIFF tags by number; none for pictures of other kinds."""
     return getattr(image, "tag_v2", {})
 
@@ -242,7 +240,7 @@ def _sample_range(mode: str, tags: Any) -> tuple[float, float]:
     return low, high
 
 
-def _coloured(image: Image, mode: str) -> Image:
+def _coloured(image: "Image", mode: str) -> "Image":
     from PIL import Image  # optional
 
     if "A" in image.mode or "transparency" in image.info:
@@ -251,7 +249,7 @@ def _coloured(image: Image, mode: str) -> Image:
     return image.convert(mode)
 
 
-def _resized(image: Image, preprocess: Preprocess) -> Image:
+def _resized(image: "Image", preprocess: Preprocess) -> "Image":
     from PIL import Image  # optional
 
     size = (preprocess.width_px, preprocess.height_px)

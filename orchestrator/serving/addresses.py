@@ -1,7 +1,5 @@
 """Where the embedded server listens: its ports, the addresses to bind, and what clients call them."""
 
-from __future__ import annotations
-
 import errno
 import ipaddress
 import random

@@ -1,7 +1,5 @@
 """A child process that ends when this process ends, together with everything it has started."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import signal

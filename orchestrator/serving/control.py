@@ -17,8 +17,6 @@ ask Python models if they are ready would still report the cascade as ready, so 
 and loads it again afterwards.
 """
 
-from __future__ import annotations
-
 import contextlib
 import http.client
 import json

@@ -1,7 +1,5 @@
 """The embedded server on disk: its backend directory, environment, command line, and what its log says."""
 
-from __future__ import annotations
-
 import math
 import os
 import re

@@ -3,8 +3,6 @@
 `machine_here` looks at the machine; the checks only compare, so that tests can describe any machine.
 """
 
-from __future__ import annotations
-
 import importlib.metadata
 import importlib.util
 import os

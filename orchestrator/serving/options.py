@@ -1,7 +1,5 @@
 """Options of the embedded server, validated when built."""
 
-from __future__ import annotations
-
 import ipaddress
 import re
 from dataclasses import dataclass

@@ -3,8 +3,6 @@
 Everything it leaves behind, its folder and shared memory, has a prefix of its own and is removed when it stops.
 """
 
-from __future__ import annotations
-
 import contextlib
 import http.client
 import json
@@ -71,7 +69,7 @@ class EmbeddedServer:
         self._control_key = secrets.token_hex(16)
         self._shm_prefix = f"committee_{os.getpid()}_{secrets.token_hex(4)}_"
 
-    def __enter__(self) -> EmbeddedServer:
+    def __enter__(self) -> "EmbeddedServer":
         self.start()
         return self
 

@@ -1,7 +1,5 @@
 """The models of a repository for the embedded server: the backend of each, and the models it calls."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path

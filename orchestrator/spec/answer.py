@@ -1,7 +1,5 @@
 """What a cascade answers with: its output columns and status bits, for runtime, clients, configs and graphs."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import numpy as np

@@ -3,8 +3,6 @@
 Letters used in shapes everywhere: n rows, k classes, m members, s stages. Stages count from 0.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any

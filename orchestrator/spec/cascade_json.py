@@ -1,7 +1,5 @@
 """The only reader and the only writer of cascade.json."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from functools import partial

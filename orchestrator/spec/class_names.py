@@ -4,8 +4,6 @@ Names are compared in Unicode's normal form C: a file system or an editor may st
 code point or as two, and both look alike.
 """
 
-from __future__ import annotations
-
 import unicodedata
 from collections.abc import Iterable, Sequence
 

@@ -4,8 +4,6 @@ Gear 0 is the plan's own thresholds; gears from 1 on are cheaper and less accura
 of a deferred row decides which gear is used; every row keeps the gear of its arrival until it is answered.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from itertools import pairwise
 

@@ -1,7 +1,5 @@
 """A plan's `header_pattern`: which names of request parameters are forwarded headers, as a regular expression."""
 
-from __future__ import annotations
-
 import importlib
 import math
 import re

@@ -1,7 +1,5 @@
 """A cascade's input tensor, and how a client makes a row of it from a picture."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from orchestrator.spec.validation import Faults, is_finite

@@ -1,7 +1,5 @@
 """What the export writes down of every member, `<member>/manifest.json`: reading and writing it."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from dataclasses import dataclass, field

@@ -8,8 +8,6 @@ The evidence is a summary that grows with every row, so that a stream of rows, t
 export's comparison are judged by the same rules.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from dataclasses import dataclass
 
@@ -62,7 +60,7 @@ class ScoreEvidence:
     spread: float = 0.0
     first: npt.NDArray[np.float64] | None = dataclasses.field(default=None, compare=False)
 
-    def with_scores(self, scores: npt.NDArray[np.generic]) -> ScoreEvidence:
+    def with_scores(self, scores: npt.NDArray[np.generic]) -> "ScoreEvidence":
         """The evidence after further rows.
 
         Args:

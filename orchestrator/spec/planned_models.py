@@ -4,8 +4,6 @@ The runtime checks this inside the server and `committee serve` outside of it, s
 readiness is handed in. Gigabytes are hashed at load, and again only when a file's times, size or inode change.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any

@@ -5,8 +5,6 @@ and a sum over 32,767 stays there: eight-bit weights times eight-bit activations
 Seven-bit weights (-64 to 64) cannot reach that sum: 2 x 255 x 64 = 32,640.
 """
 
-from __future__ import annotations
-
 import os
 import platform
 from collections.abc import Iterable, Mapping

@@ -1,7 +1,5 @@
 """A model as a server describes it: which rows fit, how they are split into requests, which outputs to ask for."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Confidence intervals of shares without scipy, beside the planner's exact ones; places spread evenly."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

@@ -3,8 +3,6 @@
 Plain values go in and out, no protobuf, so that the code inside the server can use this module too.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Validating descriptions: every unknown, missing or wrong field of a document is reported at once."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import re

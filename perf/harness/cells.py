@@ -1,7 +1,5 @@
 """A cell: one route under one load. What a study measures is a list of cells."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal
 

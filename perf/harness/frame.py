@@ -4,8 +4,6 @@ Columns are those of results.json and results.csv, and `earned`, `load` and `wor
 and `mean_batch` hold values, which only the files write as text. A figure that is not known is NaN.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass

@@ -1,7 +1,5 @@
 """The machine a study ran on, as results name it, and the one way its results are written."""
 
-from __future__ import annotations
-
 import functools
 import hashlib
 import json

@@ -1,7 +1,5 @@
 """What the reports of all studies share: tables of cells and targets, figures, progress on the console, plots."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path

@@ -5,8 +5,6 @@ every cell once. A window with the wrong mix of rows is taken again at once; aft
 lie too far apart gets its farthest round again, once, and is called unstable if that did not help.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace

@@ -1,7 +1,5 @@
 """A run: scenarios one after another, each with a server of its own and a frame of its cells, then results."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """What a window cost the server: processor time, memory, and rows and calls per member."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import re
@@ -108,7 +106,7 @@ class PeakMemory:
         self._thread = threading.Thread(target=self._watch, name="peak-memory", daemon=True)
         self.peak = Memory(resident_bytes=0, shm_bytes=0)
 
-    def __enter__(self) -> PeakMemory:
+    def __enter__(self) -> "PeakMemory":
         self._thread.start()
         return self
 

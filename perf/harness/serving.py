@@ -1,7 +1,5 @@
 """One scenario being served: its repository, its routes, its rows, and a server with all of it loaded."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field

@@ -15,8 +15,6 @@ A window is a dictionary, a line of the journal and later a row of a data frame:
   were due.
 """
 
-from __future__ import annotations
-
 import asyncio
 import json
 import os

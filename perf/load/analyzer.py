@@ -4,8 +4,6 @@ The export is JSON with raw bytes in its strings, so no UTF-8: decoded as latin-
 tensor. Requests of all its measurements are in it; the measurements touch, so they are read as one window.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import subprocess

@@ -3,8 +3,6 @@
 In such a loop the client itself asks one member after another.
 """
 
-from __future__ import annotations
-
 import asyncio
 import threading
 import time

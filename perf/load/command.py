@@ -1,7 +1,5 @@
 """`python -m perf analyzer`, `tritonserver` and `inputs`: what load tests with NVIDIA's own tools need."""
 
-from __future__ import annotations
-
 import json
 import os
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Rows to send: taken from stored data, chosen by kind, and written as perf_analyzer's `--input-data` file."""
 
-from __future__ import annotations
-
 import base64
 import json
 import sys

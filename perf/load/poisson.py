@@ -4,8 +4,6 @@ Rules of this file: latency counts from the moment a request was *due*, so that 
 own load; how late requests really left is kept beside it. The same seed gives every route the same moments.
 """
 
-from __future__ import annotations
-
 import asyncio
 import sys
 import threading

@@ -8,8 +8,6 @@ Both programs need variables set before they start. A script of a few lines sets
 so that whoever started it also ends it.
 """
 
-from __future__ import annotations
-
 import hashlib
 import importlib.util
 import os

@@ -4,8 +4,6 @@ Requests are built once per row set, answers are kept as bytes and read after th
 reading messages never holds up what is being timed.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -99,7 +97,7 @@ class RawClient:
         self._channel = grpc.aio.insecure_channel(address, options=_OPTIONS)
         self._call = self._channel.unary_unary(METHOD)
 
-    async def __aenter__(self) -> RawClient:
+    async def __aenter__(self) -> "RawClient":
         await self._channel.channel_ready()
         return self
 

@@ -1,7 +1,5 @@
 """A recipe: what makes the members of a scenario, its plan and its rows."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -56,7 +54,7 @@ class Recipe:
     predict: Predict | None = None
     margin: float = MARGIN
     open_members: Callable[[Path, Sequence[str]], LocalMembers] = LocalMembers
-    fitted: Callable[[Path], Recipe] | None = None
+    fitted: "Callable[[Path], Recipe] | None" = None
 
 
 def chunks_of(pool: int) -> Iterator[range]:

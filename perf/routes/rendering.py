@@ -1,7 +1,5 @@
 """One Triton repository with a scenario's members and every route's model."""
 
-from __future__ import annotations
-
 import dataclasses
 import shutil
 from functools import partial

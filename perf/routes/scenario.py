@@ -4,8 +4,6 @@ Making them takes half a minute for the small networks and minutes for the large
 named after what made them: other code or another ONNX Runtime makes them anew.
 """
 
-from __future__ import annotations
-
 import hashlib
 import itertools
 from collections.abc import Callable, Sequence

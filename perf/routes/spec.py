@@ -4,8 +4,6 @@ A scenario names members; a repository rendered for it holds them and every rout
 the stage at which a cascade will answer them.
 """
 
-from __future__ import annotations
-
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from dataclasses import dataclass, field

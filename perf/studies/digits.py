@@ -4,8 +4,6 @@ Scaling happens inside the networks, so members take raw values. Seeds are fixed
 bytes.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass

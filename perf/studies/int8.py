@@ -1,7 +1,5 @@
 """`python -m perf int8`: accuracy of the digits members in int8, with seven and eight bits for weights."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import tempfile

@@ -1,7 +1,5 @@
 """`python -m perf leak`: a server's memory after many requests against its memory after a warm-up."""
 
-from __future__ import annotations
-
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence

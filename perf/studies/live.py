@@ -1,7 +1,5 @@
 """`python -m perf live`: any models of a server at several concurrencies, without baselines, bounds or targets."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 from collections.abc import Callable, Iterator, Sequence

@@ -5,8 +5,6 @@ both alike. Ratios are formed within a round; their median is given with its qua
 one after another, as in a cascade: a member called over and over by itself would keep its weights in the cache.
 """
 
-from __future__ import annotations
-
 import json
 import tempfile
 import time

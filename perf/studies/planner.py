@@ -1,7 +1,5 @@
 """`python -m perf planner`: time and memory of planning, on records made up at the size asked for."""
 
-from __future__ import annotations
-
 import json
 import multiprocessing
 import resource

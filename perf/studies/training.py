@@ -1,7 +1,5 @@
 """`python -m perf digits`, `glyphs` and `glyphs-data`: train the committed members, draw glyphs into a file."""
 
-from __future__ import annotations
-
 import json
 import time
 from pathlib import Path

@@ -3,8 +3,6 @@
 Files that a row or a plan passes need a run of the program: test_paths.py counts those.
 """
 
-from __future__ import annotations
-
 import sys
 
 from tests.architecture import tree

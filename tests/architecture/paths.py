@@ -1,7 +1,5 @@
 """Which files of the library run while a row is answered or a plan is made, and how often control changes file."""
 
-from __future__ import annotations
-
 import contextlib
 import sys
 import threading

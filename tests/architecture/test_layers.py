@@ -1,7 +1,5 @@
 """What import-linter cannot say: the core's allow-list, the server's module, and the house budgets."""
 
-from __future__ import annotations
-
 import ast
 import sys
 from pathlib import Path

@@ -1,7 +1,5 @@
 """How many files one has to read to follow a row, or a plan."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -3,8 +3,6 @@
 Everything is read from the syntax tree; nothing is imported, so optional packages need not be installed.
 """
 
-from __future__ import annotations
-
 import ast
 import graphlib
 import re

@@ -1,7 +1,5 @@
 """`committee batch` against a fake server, in a folder of its own."""
 
-from __future__ import annotations
-
 import io
 import json
 from collections.abc import Iterator

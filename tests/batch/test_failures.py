@@ -1,7 +1,5 @@
 """Jobs that cannot be done say so in one line and leave nothing half-written."""
 
-from __future__ import annotations
-
 import signal
 import subprocess
 import sys

@@ -3,8 +3,6 @@
 Every row is a vector of 2k numbers: what member "small" says, then what member "large" says.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager

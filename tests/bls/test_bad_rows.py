@@ -1,7 +1,5 @@
 """A row that breaks its member's batch fails its own request; everybody in the same batch is answered as ever."""
 
-from __future__ import annotations
-
 import dataclasses
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Faults that are nobody's request: each costs the request it was met with, and no other."""
 
-from __future__ import annotations
-
 import threading
 from pathlib import Path
 from typing import Any

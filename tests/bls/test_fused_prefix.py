@@ -1,7 +1,5 @@
 """A fused prefix answers the leading stages in one call, and nothing else about a cascade changes with it."""
 
-from __future__ import annotations
-
 import dataclasses
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Gears: which gear decides a row, when the gear shifts, and what is said of it."""
 
-from __future__ import annotations
-
 import dataclasses
 import threading
 import time

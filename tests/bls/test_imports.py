@@ -1,7 +1,5 @@
 """The runtime needs Python and numpy: it runs inside a server where nothing else is installed."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What a member refuses is asked again in halves, until bad rows stand alone or the room is used up."""
 
-from __future__ import annotations
-
 import threading
 from concurrent.futures import ThreadPoolExecutor
 

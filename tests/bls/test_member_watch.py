@@ -1,7 +1,5 @@
 """Members that change while the cascade is loaded: no answer from them, and answers again afterwards."""
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import json

@@ -1,7 +1,5 @@
 """Requests as they come: parameters, headers among them, and deadlines that passed in the queue."""
 
-from __future__ import annotations
-
 import json
 import time
 from pathlib import Path

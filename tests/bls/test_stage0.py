@@ -1,7 +1,5 @@
 """Requests that stage 0 is sure of, among others that need the table."""
 
-from __future__ import annotations
-
 import threading
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """A digits cascade on disk and in the fake server, with members whose scores make the same decisions."""
 
-from __future__ import annotations
-
 import hashlib
 from pathlib import Path
 

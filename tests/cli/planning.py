@@ -1,7 +1,5 @@
 """Small records on disk, and the command on them."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

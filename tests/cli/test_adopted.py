@@ -1,7 +1,5 @@
 """Hand-written models with configs of their own become a cascade, and none of their files changes."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -1,7 +1,5 @@
 """`committee build`: the commands a person would give, one after another, each going on where it stopped."""
 
-from __future__ import annotations
-
 import json
 import os
 import shlex

@@ -1,7 +1,5 @@
 """The commands that ask a server: the same addresses, certificates and headers in all of them."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path

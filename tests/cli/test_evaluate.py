@@ -1,7 +1,5 @@
 """`committee split` and `committee evaluate`: rows kept aside, and what a plan does to them."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from functools import partial

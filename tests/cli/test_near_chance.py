@@ -1,7 +1,5 @@
 """Labels in another order than the members' classes: noted by `record`, refused by `plan` unless it is allowed."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Members without a manifest: the plan has their tensors from config.pbtxt, from records, or says it has not."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """`committee serve` as a person or a supervisor sees it: a process with output, signals and an exit code."""
 
-from __future__ import annotations
-
 import json
 import os
 import shlex

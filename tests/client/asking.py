@@ -1,7 +1,5 @@
 """The three clients behind one interface, so that one test holds all of them to the same behaviour."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -26,7 +24,7 @@ class BlockingAsync:
         self._client = AsyncGrpcClient(address, **options)
         self._loop = asyncio.new_event_loop()
 
-    def __enter__(self) -> BlockingAsync:
+    def __enter__(self) -> "BlockingAsync":
         return self
 
     def __exit__(self, *details: object) -> None:

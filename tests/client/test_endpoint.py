@@ -1,7 +1,5 @@
 """Addresses, and what belongs to them: read once, refused before anything is sent, never repeated where secret."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any

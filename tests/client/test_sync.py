@@ -1,7 +1,5 @@
 """What every client does, whatever carries it."""
 
-from __future__ import annotations
-
 import time
 
 import numpy as np

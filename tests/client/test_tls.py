@@ -1,7 +1,5 @@
 """The clients against servers that speak TLS: what gets through, and what is said of what does not."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

@@ -1,7 +1,5 @@
 """The clients against the real server, over tiny ONNX models whose answers are known."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any

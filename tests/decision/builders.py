@@ -1,7 +1,5 @@
 """Made-up cascades with known outputs, and a driver that plays a server over them."""
 
-from __future__ import annotations
-
 import dataclasses
 from dataclasses import dataclass
 
@@ -20,7 +18,7 @@ class Case:
     outputs: dict[str, npt.NDArray[np.float32]]
     rows: int
 
-    def merged(self) -> Case:
+    def merged(self) -> "Case":
         """The same members as one stage."""
         stage = Stage(members=self.spec.members)
         return dataclasses.replace(self, spec=dataclasses.replace(self.spec, stages=(stage,)))

@@ -1,7 +1,5 @@
 """The shortcuts of stage 0 give what the general path gives, to the bit."""
 
-from __future__ import annotations
-
 from dataclasses import fields, replace
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Headers that Triton forwards among the parameters, told from parameters of a cascade."""
 
-from __future__ import annotations
-
 import time
 
 import pytest

@@ -1,7 +1,5 @@
 """The core against a slow, plain, row-by-row reading of the decision semantics in float64."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

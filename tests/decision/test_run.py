@@ -1,7 +1,5 @@
 """Failures, deadlines, windows and order in small cases, and what holds for every cascade and every batching."""
 
-from __future__ import annotations
-
 import dataclasses
 
 import numpy as np

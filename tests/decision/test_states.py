@@ -1,7 +1,5 @@
 """Every slot moves as the table of states has it, and the drawing of it in ARCHITECTURE.md is up to date."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Networks that several tests export."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

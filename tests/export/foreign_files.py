@@ -1,7 +1,5 @@
 """ONNX files with whatever stands in them, on their way to a member."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Networks that the tests of `torch:` sources name."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

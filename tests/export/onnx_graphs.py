@@ -1,7 +1,5 @@
 """Classifiers as ONNX files that any tool may write: inner graphs, functions, odd names, outputs and opsets."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from typing import Any
 

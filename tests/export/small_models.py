@@ -1,7 +1,5 @@
 """Image classifiers of transformers small enough to export in a second, saved as their users save them."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import torch

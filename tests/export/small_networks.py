@@ -1,7 +1,5 @@
 """Tiny networks with the parts that precisions and fusing care about, made without any framework."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """AveragePool with ceil_mode: what is rewritten says the same, and says it in old runtimes too."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

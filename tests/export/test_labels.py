@@ -1,7 +1,5 @@
 """`export member --labels`: names of the classes from a file, and what follows when they change."""
 
-from __future__ import annotations
-
 import dataclasses
 import shutil
 import unicodedata

@@ -1,7 +1,5 @@
 """Whole exports of small models: what is written, when nothing is, and what is proven."""
 
-from __future__ import annotations
-
 import dataclasses
 import os
 import shutil

@@ -1,7 +1,5 @@
 """`python -m export member` and `show`: what a person types and reads."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Whatever ONNX Runtime runs is exported with equal outputs or refused in one line."""
 
-from __future__ import annotations
-
 import dataclasses
 from pathlib import Path
 from tempfile import TemporaryDirectory

@@ -1,7 +1,5 @@
 """Graphs of ONNX files from elsewhere: exported with equal outputs, or refused for the true reason."""
 
-from __future__ import annotations
-
 import dataclasses
 from pathlib import Path
 from typing import Any

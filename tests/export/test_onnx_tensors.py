@@ -1,7 +1,5 @@
 """What ONNX files from elsewhere take and give: sizes, layouts, types, and which output holds the scores."""
 
-from __future__ import annotations
-
 import dataclasses
 from pathlib import Path
 from typing import Any

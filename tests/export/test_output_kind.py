@@ -1,7 +1,5 @@
 """Logits or probabilities, found by `python -m export member`; and what it refuses."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 

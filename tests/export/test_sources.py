@@ -1,7 +1,5 @@
 """Which weights a source means, and what is said when they cannot be had."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from types import SimpleNamespace

@@ -1,7 +1,5 @@
 """CUDA's driver library with memory of this process instead of a GPU's; same functions, same ctypes arguments."""
 
-from __future__ import annotations
-
 import ctypes
 from typing import Any
 
@@ -32,7 +30,7 @@ class FakeCudaDriver:
         self._fails = fails or {}
         self.memory: dict[int, Any] = {}
 
-    def load(self, name: str) -> FakeCudaDriver:
+    def load(self, name: str) -> "FakeCudaDriver":
         if self._missing:
             raise OSError(f"{name}: cannot open shared object file: No such file or directory")
         return self

@@ -4,8 +4,6 @@
 port. Error codes and their HTTP statuses are those that Triton 24.10 gives for the same mistakes.
 """
 
-from __future__ import annotations
-
 import threading
 import time
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence

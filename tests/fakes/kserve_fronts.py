@@ -1,7 +1,5 @@
 """The fake server on a port, over gRPC and over HTTP."""
 
-from __future__ import annotations
-
 import json
 import re
 import threading
@@ -93,7 +91,7 @@ class GrpcFront:
         )
         self.address = f"127.0.0.1:{self.port}"
 
-    def __enter__(self) -> GrpcFront:
+    def __enter__(self) -> "GrpcFront":
         self._server.start()
         return self
 
@@ -118,7 +116,7 @@ class HttpFront:
         self.address = f"127.0.0.1:{self._server.server_port}"
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True)
 
-    def __enter__(self) -> HttpFront:
+    def __enter__(self) -> "HttpFront":
         self._thread.start()
         return self
 

@@ -5,8 +5,6 @@ None, False or -1 and tell the logger why. An engine's bytes carry a checksum, i
 file, which ONNX Runtime then runs on memory at the addresses it is given.
 """
 
-from __future__ import annotations
-
 import ctypes
 import enum
 import hashlib
@@ -253,7 +251,7 @@ class Runtime:
     def __init__(self, logger: ILogger) -> None:
         self.logger = logger
 
-    def deserialize_cuda_engine(self, serialized_engine: bytes) -> ICudaEngine | None:
+    def deserialize_cuda_engine(self, serialized_engine: bytes) -> "ICudaEngine | None":
         head = len(MAGIC) + 32
         body = serialized_engine[head:]
         if serialized_engine[:head] != MAGIC + hashlib.sha256(body).digest():
@@ -294,7 +292,7 @@ class ICudaEngine:
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
         return self.tensors[name].shape
 
-    def create_execution_context(self) -> IExecutionContext:
+    def create_execution_context(self) -> "IExecutionContext":
         return self.trt.IExecutionContext(self)
 
 

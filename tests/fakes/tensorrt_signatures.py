@@ -4,8 +4,6 @@ tensorrt_signatures.json keeps what two releases said, since the package is too 
 another release, run this where it is installed and put the output there under its version.
 """
 
-from __future__ import annotations
-
 import importlib
 import inspect
 import json

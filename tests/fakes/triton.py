@@ -1,7 +1,5 @@
 """A stand-in for the server's Python module: members are Python functions, senders remember what they sent."""
 
-from __future__ import annotations
-
 import json
 import threading
 from collections.abc import Callable, Mapping, Sequence

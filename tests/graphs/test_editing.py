@@ -1,7 +1,5 @@
 """Renaming and ordering that know which names a graph inside means."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -1,7 +1,5 @@
 """What graphs end in, built node by node; and that the answer is never wrong where their values can tell."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import numpy as np

@@ -1,7 +1,5 @@
 """`python -m perf readme`: all blocks, or one line and documents that are left alone."""
 
-from __future__ import annotations
-
 import copy
 import json
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Made-up pools, and the plain way of finding a plan: try every one of them through replay."""
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 from collections.abc import Callable, Iterator

@@ -1,7 +1,5 @@
 """The guarantee against a known truth: a large population that samples are drawn from."""
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 import math

@@ -1,7 +1,5 @@
 """Accuracies that are near guessing, and those that are not."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from hypothesis import given

@@ -1,7 +1,5 @@
 """Where the reference itself does what was asked, no goal is refused for want of certainty."""
 
-from __future__ import annotations
-
 import dataclasses
 from itertools import pairwise
 

@@ -1,7 +1,5 @@
 """Tiny members on disk and pictures for them, so that a recording takes milliseconds."""
 
-from __future__ import annotations
-
 import hashlib
 import io
 from pathlib import Path

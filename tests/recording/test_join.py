@@ -1,7 +1,5 @@
 """Records files put together, and what keeps them apart."""
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 import tracemalloc

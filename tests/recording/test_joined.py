@@ -1,7 +1,5 @@
 """`committee record --join`: recordings made apart become what one recording of all would have been."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

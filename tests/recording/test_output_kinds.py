@@ -1,7 +1,5 @@
 """`committee record` holds what members give against what is said of it, in this process and on a server."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """`committee record`: every source gives the same records, and what cannot be recorded is one line."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """A recording that is stopped, in whatever way, goes on to the same bytes."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal

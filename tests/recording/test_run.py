@@ -1,7 +1,5 @@
 """A recording's run: pieces end in order, few of them are in memory, and a pool of sessions asks the members."""
 
-from __future__ import annotations
-
 import dataclasses
 import shutil
 import threading

@@ -1,7 +1,5 @@
 """Members with several outputs: which one holds the scores, and what records keep of how a member is asked."""
 
-from __future__ import annotations
-
 import hashlib
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """`committee record` against the embedded Triton says what it says in this process."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

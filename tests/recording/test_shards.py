@@ -1,7 +1,5 @@
 """Parts of a recording: in order, whole or gone, and the same file whatever way they were cut."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -1,7 +1,5 @@
 """A finished recording given again has nothing to do, unless anything that decides it is another."""
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Records of members with rising strength and cost, over classes of different difficulty, and reports of them."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager

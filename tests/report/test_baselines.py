@@ -1,7 +1,5 @@
 """What a plan is compared with counts as the planner counted it."""
 
-from __future__ import annotations
-
 import dataclasses
 
 import numpy as np

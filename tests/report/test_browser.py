@@ -1,7 +1,5 @@
 """The page in a real Chromium: sliders moved by keyboard, numbers read back and compared with the served core."""
 
-from __future__ import annotations
-
 import dataclasses
 import re
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """Numbers as people read them, and what the page says of its own numbers."""
 
-from __future__ import annotations
-
 import re
 from typing import Any
 

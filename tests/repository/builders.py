@@ -1,7 +1,5 @@
 """Tiny models and specs for the repository's tests."""
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 from pathlib import Path

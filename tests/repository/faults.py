@@ -1,7 +1,5 @@
 """A repository that is in order, and every way to spoil it that the check must report."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections.abc import Callable

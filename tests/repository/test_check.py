@@ -1,7 +1,5 @@
 """Every fault of a repository is shown where it is, and none breaks the check itself."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import json

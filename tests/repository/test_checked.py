@@ -1,7 +1,5 @@
 """A rendering is checked before it is there: a plan with faults changes nothing on disk."""
 
-from __future__ import annotations
-
 import dataclasses
 import shutil
 import tempfile

@@ -1,7 +1,5 @@
 """Class names on their way to a cascade: from manifests, from label files of somebody's configurations."""
 
-from __future__ import annotations
-
 import dataclasses
 import shutil
 import unicodedata

@@ -1,7 +1,5 @@
 """What a plan does not know of a member's output is filled in only with what can be it."""
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import shutil

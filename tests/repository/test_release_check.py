@@ -1,7 +1,5 @@
 """`check --triton`: a repository against the ONNX Runtime inside one image."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Renderings on the real server: what Triton takes, and what it answers."""
 
-from __future__ import annotations
-
 import dataclasses
 import shutil
 from collections.abc import Iterator

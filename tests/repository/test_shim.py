@@ -1,7 +1,5 @@
 """The shim over a stand-in for the server's module, in processes of their own: it changes sys.path."""
 
-from __future__ import annotations
-
 import shutil
 import subprocess
 import sys

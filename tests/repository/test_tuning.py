@@ -1,7 +1,5 @@
 """What a person sets in a rendered config.pbtxt stays, and what the plan decides does not change by it."""
 
-from __future__ import annotations
-
 import dataclasses
 import subprocess
 import sys

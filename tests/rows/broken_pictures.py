@@ -1,7 +1,5 @@
 """Pictures of every kind that Pillow writes, and some that no decoder is ready for."""
 
-from __future__ import annotations
-
 import io
 import struct
 from typing import Any

@@ -1,7 +1,5 @@
 """Whatever a decoder raises is the refusal of that picture: one line, and nothing else."""
 
-from __future__ import annotations
-
 import io
 import struct
 import sys

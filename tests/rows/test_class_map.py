@@ -1,7 +1,5 @@
 """`committee record --class-map`: a data set's own class names, in the members' order, or one line."""
 
-from __future__ import annotations
-
 import unicodedata
 from pathlib import Path
 

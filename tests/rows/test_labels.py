@@ -1,7 +1,5 @@
 """Labels and ids as other people's data has them: read, or refused in one line that says what to do."""
 
-from __future__ import annotations
-
 import os
 import unicodedata
 from pathlib import Path

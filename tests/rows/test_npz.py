@@ -1,7 +1,5 @@
 """Archives from elsewhere: whatever is wrong with one is one line, and what is not ours is left alone."""
 
-from __future__ import annotations
-
 import io
 import tracemalloc
 import zipfile

@@ -1,7 +1,5 @@
 """Columns as people's Parquet has them, in every command that reads it."""
 
-from __future__ import annotations
-
 import decimal
 import uuid
 from collections.abc import Callable, Iterator

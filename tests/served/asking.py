@@ -1,7 +1,5 @@
 """The stock asyncio client with as little around it as the tests need."""
 
-from __future__ import annotations
-
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable

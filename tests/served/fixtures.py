@@ -1,7 +1,5 @@
 """One repository with a cascade for everything the served tests look at, and the answers to expect."""
 
-from __future__ import annotations
-
 import dataclasses
 import shutil
 import time

@@ -1,7 +1,5 @@
 """A bad request gets one clear line and its own code, and harms nobody, least of all those in its batch."""
 
-from __future__ import annotations
-
 import asyncio
 import urllib.error
 import urllib.request

@@ -1,7 +1,5 @@
 """Rows that break a member's batch, on the real server: 16 clients at once, only requests with one fail."""
 
-from __future__ import annotations
-
 import asyncio
 import shutil
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """The served cascade answers what the offline replay of its plan answers, row for row, whatever the batching."""
 
-from __future__ import annotations
-
 import asyncio
 from types import SimpleNamespace
 

@@ -1,7 +1,5 @@
 """Class names from records to a client: what Triton's classification extension and `committee infer` answer."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """A later member that fails: who needs it hears which one, everybody else is answered."""
 
-from __future__ import annotations
-
 import asyncio
 
 import numpy as np

@@ -4,8 +4,6 @@ Random weights throughout: what is compared is that the served member says what 
 cascade of them decides as its replay does. Nothing here is about accuracy.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import os
 import shutil

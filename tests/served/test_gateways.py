@@ -1,7 +1,5 @@
 """A real Triton as gateways have it: TLS with certificates on both sides, and every header forwarded."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import http.client

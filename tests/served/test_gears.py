@@ -1,7 +1,5 @@
 """Gears on the real server: rows decided as by replay, shifted to under a standing queue, left again after it."""
 
-from __future__ import annotations
-
 import asyncio
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Which version of a member answers, on a real server: the one the plan names, or none."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import shutil

@@ -1,7 +1,5 @@
 """The committee's counters on the metrics port equal what was sent and answered."""
 
-from __future__ import annotations
-
 import asyncio
 
 import numpy as np

@@ -1,7 +1,5 @@
 """A folder that a server polls is rendered again: what changed is loaded again, and no request is lost."""
 
-from __future__ import annotations
-
 import dataclasses
 import threading
 import time

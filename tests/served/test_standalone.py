@@ -1,7 +1,5 @@
 """A standalone rendering, moved to an empty directory, served where no `orchestrator` can be imported."""
 
-from __future__ import annotations
-
 import asyncio
 import shutil
 import subprocess

@@ -1,7 +1,5 @@
 """What users of Triton do with its own Python clients, against the committed cascade, unchanged."""
 
-from __future__ import annotations
-
 import queue
 import time
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """A hard request waits for a slow member; easy ones and deadlines do not. The slow member waits at a gate."""
 
-from __future__ import annotations
-
 import asyncio
 import time
 

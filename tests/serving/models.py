@@ -1,7 +1,5 @@
 """Tiny models and repositories for tests of the server, made in the test and never committed."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from textwrap import dedent

@@ -1,7 +1,5 @@
 """The embedded server as a whole: it starts, answers, says what is wrong, and stops without losing a request."""
 
-from __future__ import annotations
-
 import http.client
 import os
 import signal

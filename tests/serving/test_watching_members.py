@@ -1,7 +1,5 @@
 """Cascades that go and come back with their members, against a server that is a few lines."""
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 from pathlib import Path

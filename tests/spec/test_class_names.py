@@ -1,7 +1,5 @@
 """Names of classes in text files, and which of them are the same."""
 
-from __future__ import annotations
-
 import unicodedata
 
 from hypothesis import given

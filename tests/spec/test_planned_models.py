@@ -1,7 +1,5 @@
 """Which version of a member is meant, and what is noticed when it is no longer there."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What is known of Triton's releases, and which versions of a model it serves."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from hypothesis import given

@@ -1,7 +1,5 @@
 """Rendered folders and one-file cascades against the plans they were made from."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path

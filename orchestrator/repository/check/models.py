@@ -1,7 +1,5 @@
 """A model folder by itself: whether its config describes its files."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property

@@ -1,7 +1,5 @@
 """A plan against the members it names."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 

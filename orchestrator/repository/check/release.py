@@ -1,7 +1,5 @@
 """A repository compared with the ONNX Runtime inside one Triton image."""
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Mapping
 

@@ -1,7 +1,5 @@
 """One run of `check` over the models of a repository."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import partial
 from graphlib import CycleError, TopologicalSorter

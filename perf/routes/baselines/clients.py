@@ -3,8 +3,6 @@
 Nothing of it runs in the server, and every stage is a round trip of the client's own.
 """
 
-from __future__ import annotations
-
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any

@@ -6,8 +6,6 @@ written again because a baseline must stand without it; a property test in tests
 together.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Every scenario by name. Members with random weights are made from scratch by generators."""
 
-from __future__ import annotations
-
 from perf.routes.recipe import Recipe
 from perf.routes.recipes.efficientnet import efficientnet
 from perf.routes.recipes.three_cnn import sized_three_cnn

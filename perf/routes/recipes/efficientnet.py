@@ -1,7 +1,5 @@
 """EfficientNet-B0 before B3 with random weights, through the ordinary export of members."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Sequence
 from functools import partial

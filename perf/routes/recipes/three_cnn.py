@@ -4,8 +4,6 @@ Random weights are given a head whose top probability spreads over the rows, so 
 exit mix. What the networks answer means nothing; what they cost does.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math

@@ -1,7 +1,5 @@
 """Scenarios of trained members and a plan that are there already: digits, and the headline plan of the glyphs."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable
 from functools import lru_cache, partial

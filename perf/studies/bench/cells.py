@@ -1,7 +1,5 @@
 """Which cells a run of the bench measures: the lists of the quick and of the full run."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Iterable
 from dataclasses import replace
 

@@ -1,7 +1,5 @@
 """`python -m perf run`: every route on the same members, held against the targets."""
 
-from __future__ import annotations
-
 import json
 import shlex
 from collections.abc import Callable

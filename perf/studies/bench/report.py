@@ -1,7 +1,5 @@
 """RESULTS.md and its plots, written from results; no figure in them is typed by hand."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any

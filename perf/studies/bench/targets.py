@@ -1,7 +1,5 @@
 """Holds what was measured against the targets: a ratio per target, and whether it is met."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pandas as pd

@@ -7,8 +7,6 @@ Every picture has a difficulty between 0 and 1, which limits how far each distor
 blur, noise) reaches: most pictures are easy to read and a tail is hard, as in data that people photograph.
 """
 
-from __future__ import annotations
-
 import functools
 import hashlib
 import io

@@ -1,7 +1,5 @@
 """The glyphs members: train on the train part, export behind their image processing, prove, write."""
 
-from __future__ import annotations
-
 import functools
 import hashlib
 import time

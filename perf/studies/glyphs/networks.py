@@ -4,8 +4,6 @@ Compound scaling as in EfficientNet (Tan and Le, 2019), with plain 3x3 convoluti
 times faster than depthwise ones of the same cost.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

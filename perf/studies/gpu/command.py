@@ -1,7 +1,5 @@
 """`python -m perf gpu`: cascades of large networks against the largest alone, on a GPU."""
 
-from __future__ import annotations
-
 import json
 import shlex
 from collections.abc import Sequence

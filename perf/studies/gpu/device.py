@@ -5,8 +5,6 @@ provider is "available" means no more than that it was compiled in. So a session
 is made, and asked which providers it has.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass

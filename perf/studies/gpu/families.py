@@ -9,8 +9,6 @@ For a machine without a GPU there are families of the same kinds with a few thou
 folders as a user of transformers saves them, without weights, and they go through the same export.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Members of a family, exported once and kept, and the scenario that the harness serves for each cascade."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """What a run leaves: tables for programs, plots, GPU.md and the console's table; no figure is typed by hand."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path

@@ -1,7 +1,5 @@
 """A whole run: members, what each does alone, one served scenario per cascade, and each cascade's speed-ups."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """`python -m perf overload`, and what it writes: OVERLOAD.md, overload.json and a picture."""
 
-from __future__ import annotations
-
 import json
 import math
 from functools import partial

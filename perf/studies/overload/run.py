@@ -1,7 +1,5 @@
 """One run: capacity first, then every variant at every rate, interleaved over rounds."""
 
-from __future__ import annotations
-
 import asyncio
 import time
 from collections.abc import Callable, Sequence

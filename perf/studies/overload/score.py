@@ -1,7 +1,5 @@
 """Scores of a load: requests answered in time, rows answered rightly, and what the server counted meanwhile."""
 
-from __future__ import annotations
-
 import time
 import urllib.error
 import urllib.request
@@ -165,12 +163,12 @@ class CounterReading:
     dearer: int
     gear: int = 0
 
-    def queue_ms_since(self, before: CounterReading) -> float | None:
+    def queue_ms_since(self, before: "CounterReading") -> float | None:
         """Mean wait in front of the cascade since an earlier reading; None where nothing was served."""
         served = self.served - before.served
         return (self.queue_us - before.queue_us) / 1000 / served if served else None
 
-    def shifts_since(self, before: CounterReading) -> tuple[int, int]:
+    def shifts_since(self, before: "CounterReading") -> tuple[int, int]:
         """Shifts of the gear since an earlier reading, to a cheaper one and back."""
         return self.cheaper - before.cheaper, self.dearer - before.dearer
 

@@ -1,7 +1,5 @@
 """The cascade under load: glyphs members, a plan with gears chosen on the plan part, rows of the test part."""
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 from collections.abc import Callable

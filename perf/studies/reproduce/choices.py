@@ -3,8 +3,6 @@
 Nothing in the file comes from the test part or from a clock: the same plan part and members give the same bytes.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from dataclasses import dataclass, field

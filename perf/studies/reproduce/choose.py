@@ -6,8 +6,6 @@ against every single model at no lower accuracy; 4 the same with a worst case no
 7 how many stages.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The claims as the document has them: what each one asks, its table, and what the table comes to in words."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 

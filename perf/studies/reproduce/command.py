@@ -1,7 +1,5 @@
 """`python -m perf reproduce`: choose on the plan part, write the choices, then draw the test part and evaluate."""
 
-from __future__ import annotations
-
 import json
 import tempfile
 from collections.abc import Callable, Iterator, Sequence

@@ -3,8 +3,6 @@
 The text stands in document.md.j2.
 """
 
-from __future__ import annotations
-
 import textwrap
 from pathlib import Path
 from typing import Any

@@ -12,8 +12,6 @@ Times are of one thread of ONNX Runtime in this process:
   rows left at the end are asked about as they are.
 """
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Callable, Sequence

@@ -4,8 +4,6 @@ What chooses is given a `PlanPart` and nothing else. A `TestPart` is made once t
 only to what evaluates them.
 """
 
-from __future__ import annotations
-
 import hashlib
 import re
 from collections.abc import Callable, Sequence

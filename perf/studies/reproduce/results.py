@@ -1,7 +1,5 @@
 """results.json: every number of the document, from choices that were read back from their file."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict

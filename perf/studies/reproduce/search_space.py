@@ -10,8 +10,6 @@ Nothing here sees another row than those of the `PlanPart` it is given. The rule
   planning with each other, which all gain alike from choosing on the rows they are compared on.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections.abc import Iterator, Sequence
@@ -85,7 +83,7 @@ class SearchSpace:
         right: Bools = self.table.tops[:, self.names.index(name)] == self.truth
         return right
 
-    def take(self, rows: npt.NDArray[np.intp]) -> SearchSpace:
+    def take(self, rows: npt.NDArray[np.intp]) -> "SearchSpace":
         """The space of some of the rows; `split` still means all of them, so `certified` must not be asked."""
         return dataclasses.replace(self, table=self.table.take(rows), truth=self.truth[rows])
 
@@ -103,7 +101,7 @@ class SearchSpace:
 
     def of(
         self, names: Sequence[str], *, combine: str = "mean_logit", scores: Sequence[str] = ("max_prob",)
-    ) -> SearchSpace:
+    ) -> "SearchSpace":
         """The space of the named members on the same rows, combined in one mode."""
         return search_space_of(
             self.part, names, quantiles=self.quantiles, progress=self.progress, combine=combine, scores=scores

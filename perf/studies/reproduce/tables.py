@@ -1,7 +1,5 @@
 """Numbers in words, and the columns of the tables, for everything that is said of results."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Graphs whose cost can be told by hand."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

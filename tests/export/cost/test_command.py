@@ -1,7 +1,5 @@
 """`python -m export cost`: graphs that went through other tools, and files that are no whole model."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What branches, loops, scans and functions cost; sizes that are free, and batches."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import math
 from typing import Any
 
@@ -200,11 +198,11 @@ class Watched:
 
     products = 0
 
-    def __mul__(self, _: Any) -> Watched:
+    def __mul__(self, _: Any) -> "Watched":
         Watched.products += 1
         return self
 
-    def __add__(self, _: Any) -> Watched:
+    def __add__(self, _: Any) -> "Watched":
         return self
 
     __radd__ = __add__

@@ -1,7 +1,5 @@
 """What is refused, and the command."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from pathlib import Path

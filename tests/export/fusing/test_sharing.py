@@ -1,7 +1,5 @@
 """Image processing that fused members share."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The image processing in the graph against Pillow and against transformers' own processors."""
 
-from __future__ import annotations
-
 import dataclasses
 
 import numpy as np

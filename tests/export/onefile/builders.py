@@ -1,7 +1,5 @@
 """Made-up cascades whose members' outputs a test chooses: member i answers its own columns of the input."""
 
-from __future__ import annotations
-
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path

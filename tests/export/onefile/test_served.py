@@ -1,7 +1,5 @@
 """One graph on the real server, beside the cascade it was made of."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path

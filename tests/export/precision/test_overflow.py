@@ -1,7 +1,5 @@
 """Which quantised layers need a processor with dot-product instructions, and that ours need none."""
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 from typing import Any

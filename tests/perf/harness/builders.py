@@ -1,7 +1,5 @@
 """Windows and cells as a run would leave them, made up."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pandas as pd

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import asyncio
 import time
 
@@ -130,7 +128,7 @@ class _SlowServer:
         self.held = 0
         _SlowServer.most = 0
 
-    async def __aenter__(self) -> _SlowServer:
+    async def __aenter__(self) -> "_SlowServer":
         return self
 
     async def __aexit__(self, *_: object) -> None:

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import pytest
 
 from perf.routes.scenario import BenchScenario, bench_scenario

@@ -1,7 +1,5 @@
 """The baselines decide as Committee does, to the bit, or comparing them would mean nothing."""
 
-from __future__ import annotations
-
 import dataclasses
 
 import numpy as np

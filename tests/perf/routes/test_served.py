@@ -1,7 +1,5 @@
 """Every route on the real server gives the answers of the replay."""
 
-from __future__ import annotations
-
 import asyncio
 import dataclasses
 import itertools

@@ -1,7 +1,5 @@
 """The three CNNs of the bench, much smaller."""
 
-from __future__ import annotations
-
 from perf.routes.recipe import Recipe
 from perf.routes.recipes.three_cnn import Network, three_cnn
 

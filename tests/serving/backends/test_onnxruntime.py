@@ -1,7 +1,5 @@
 """The stand-in for Triton's ONNX Runtime backend, on the real server: it means what the C++ backend means."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What the stand-in for ONNX Runtime makes of a configuration, without a server and without a GPU."""
 
-from __future__ import annotations
-
 import importlib.util
 import itertools
 import sys

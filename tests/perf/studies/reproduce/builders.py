@@ -1,7 +1,5 @@
 """Tiny members on made-up pictures, and records of members that do not exist: nothing is trained here."""
 
-from __future__ import annotations
-
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
