@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from operator import attrgetter
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,7 @@ Bools = npt.NDArray[np.bool_]
 Index = npt.NDArray[np.intp]
 NO_DEADLINE_NS = int(np.iinfo(np.int64).max)
 NO_MAX_STAGE = int(np.iinfo(np.int32).max)
+Columns = TypeVar("Columns", bound="RowColumns")
 
 
 class RowColumns:
@@ -33,7 +34,7 @@ class RowColumns:
     _names: ClassVar[list[str]]
 
     def __init_subclass__(cls) -> None:
-        within = {kind.__name__: kind._names for kind in RowColumns.__subclasses__() if kind is not cls}
+        within = {kind: kind._names for kind in RowColumns.__subclasses__() if kind is not cls}
         cls._names = []
         for name, kind in cls.__annotations__.items():
             cls._names += [f"{name}.{inner}" for inner in within[kind]] if kind in within else [name]
@@ -42,11 +43,11 @@ class RowColumns:
     def __len__(self) -> int:
         return len(self._columns(self)[0])
 
-    def __getitem__(self, index: Index | slice) -> Self:
+    def __getitem__(self: Columns, index: Index | slice) -> Columns:
         """The given rows; copied where `index` is an array."""
         return type(self)(*[None if column is None else column[index] for column in self._columns(self)])
 
-    def __setitem__(self, index: Index, rows: Self) -> None:
+    def __setitem__(self: Columns, index: Index, rows: Columns) -> None:
         for mine, given in zip(self._arrays(self), self._arrays(rows), strict=True):
             if mine is not None:
                 mine[index] = given
