@@ -9,11 +9,18 @@ from typing import Any
 from orchestrator.bls.member_calls import MemberCalls
 from orchestrator.bls.member_watch import NOT_LOOKED, MemberWatch
 from orchestrator.bls.metrics import Counters, MetricsFlusher
-from orchestrator.bls.requests import INTERNAL, UNAVAILABLE, PendingRequest, PendingRequests, RequestReader, Rows
-from orchestrator.bls.responses import Reply, Responder
-from orchestrator.bls.scheduler import Scheduler
+from orchestrator.bls.requests import (
+    INTERNAL,
+    UNAVAILABLE,
+    PendingRequest,
+    PendingRequests,
+    Reply,
+    RequestReader,
+    Responder,
+    Rows,
+)
+from orchestrator.bls.scheduler import Scheduler, Workers
 from orchestrator.bls.stage0 import Stage0
-from orchestrator.bls.workers import Workers
 from orchestrator.decision import CascadeRun
 from orchestrator.errors import SpecError
 from orchestrator.spec import cascade_from_path

@@ -10,8 +10,17 @@ import numpy.typing as npt
 
 from orchestrator.bls.member_calls import MemberCalls, MemberOutputs
 from orchestrator.bls.metrics import Counters
-from orchestrator.bls.requests import UNAVAILABLE, PendingRequest, PendingRequests, Rows, merged
-from orchestrator.bls.responses import HOPELESS, LATE, Reply, Responder
+from orchestrator.bls.requests import (
+    HOPELESS,
+    LATE,
+    UNAVAILABLE,
+    PendingRequest,
+    PendingRequests,
+    Reply,
+    Responder,
+    Rows,
+    merged,
+)
 from orchestrator.bls.scheduler import Scheduler
 from orchestrator.decision import (
     DEFAULT,

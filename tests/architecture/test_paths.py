@@ -12,7 +12,6 @@ from tests.fakes.triton import FakeTriton, Request
 # Run by a thread of their own, which may have its turn during a request and is no part of it.
 WATCHING = {
     "orchestrator/bls/member_watch.py",
-    "orchestrator/bls/probes.py",
     "orchestrator/spec/planned_models.py",
 }
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from orchestrator.bls.responses import Reply
+from orchestrator.bls.requests import Reply
 from orchestrator.decision import StageOutcome
 from tests.bls.fixtures import EASY, HARD, K, ask_all, large, loaded, rows_of, small, wait_for
 from tests.fakes.triton import FakeTriton, Request, TritonError

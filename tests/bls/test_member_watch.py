@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from orchestrator.bls import member_watch, probes
+from orchestrator.bls import member_watch
 from orchestrator.bls.model import CascadeModel, cascade_model
-from orchestrator.bls.workers import Workers
+from orchestrator.bls.scheduler import Workers
 from orchestrator.errors import SpecError
 from orchestrator.spec import CascadeSpec, Fit, FusedPrefix, json_from_cascade
 from orchestrator.spec.answer import DEGRADED
@@ -33,8 +33,8 @@ def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     for module, name, seconds in (
         (member_watch, "LOOK_S", 0.01),
         (member_watch, "HOLD_S", 0.1),
-        (probes, "PROBE_S", 0.05),
-        (probes, "TURN_S", 0.01),
+        (member_watch, "PROBE_S", 0.05),
+        (member_watch, "TURN_S", 0.01),
     ):
         monkeypatch.setattr(module, name, seconds)
 
@@ -247,7 +247,7 @@ def test_a_member_that_answers_otherwise_is_noticed_though_no_file_has_changed(t
 def test_a_member_that_hangs_holds_up_neither_easy_rows_nor_the_look_at_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(probes, "FIRST_TURN_S", 0.1)
+    monkeypatch.setattr(member_watch, "FIRST_TURN_S", 0.1)
     gate = threading.Event()
 
     def hanging(rows: np.ndarray) -> np.ndarray:
@@ -275,7 +275,7 @@ def test_a_member_that_refuses_the_row_is_asked_a_few_times_and_no_more(tmp_path
             assert time.monotonic() < deadline_s
             time.sleep(0.01)
         time.sleep(0.2)
-        assert [name for name, _ in server.asked].count("large") == probes.MOST_REFUSALS
+        assert [name for name, _ in server.asked].count("large") == member_watch.MOST_REFUSALS
         assert answered(ask(model, EASY))
 
 
