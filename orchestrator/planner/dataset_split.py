@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from orchestrator.errors import DataError
 from orchestrator.planner.records import Records
-from orchestrator.rows.ids import sha256_of_array
+from orchestrator.rows.blocks import sha256_of_array
 from orchestrator.spec import CascadeSpec, Member
 
 # With fewer rows on either side no threshold and no bound means anything.

@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from orchestrator.errors import DataError, first_few
 from orchestrator.planner.members import COSTS, is_cost
-from orchestrator.rows.ids import check_ids, check_labels
+from orchestrator.rows.blocks import check_ids, check_labels
 from orchestrator.rows.npz import NpzWriter, arrays_from_path, npz_writer, shapes_from_path
 from orchestrator.spec import Member
 from orchestrator.spec.validation import value_from_json

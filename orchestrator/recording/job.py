@@ -19,10 +19,8 @@ from orchestrator.recording.scores import evidence_of, row_dims_noted
 from orchestrator.recording.shards import NO_DIGEST, Shards
 from orchestrator.recording.summary import Recorded, meta_of, summary_of
 from orchestrator.recording.up_to_date import finished_recording, keep_fingerprint, recording_fingerprint
-from orchestrator.rows.blocks import ColumnNames, Indices, RowSource
-from orchestrator.rows.class_map import class_map_from_path
-from orchestrator.rows.ids import sha256_of_array
-from orchestrator.rows.labels import UNLABELLED, MemberClasses
+from orchestrator.rows.blocks import UNLABELLED, ColumnNames, Indices, RowSource, sha256_of_array
+from orchestrator.rows.labels import MemberClasses, class_map_from_path
 from orchestrator.rows.opening import row_source
 
 

@@ -23,11 +23,14 @@ from orchestrator.rows.blocks import (
     Rows,
     RowSource,
     StoredRows,
+    check_ids,
     check_rows_of,
+    plain_ids,
+    sha256_of_array,
+    sha256_of_parts,
     spans,
 )
 from orchestrator.rows.digits import digits_split
-from orchestrator.rows.ids import check_ids, plain_ids, sha256_of_array, sha256_of_parts
 from orchestrator.rows.labels import MemberClasses, labels_from_array
 from orchestrator.rows.npz import BROKEN, array_header, opened_npz
 from orchestrator.spec.served_model import ModelInfo

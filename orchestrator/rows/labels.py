@@ -1,23 +1,127 @@
-"""Labels of rows as the class numbers of the members, from numbers or from class names."""
+"""Labels of rows as the class numbers of the members, from numbers or from class names, maybe by a class map."""
 
+import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from difflib import SequenceMatcher, get_close_matches
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from orchestrator.errors import DataError, first_few
-from orchestrator.rows.class_map import ClassMap
-from orchestrator.rows.ids import check_labels
-from orchestrator.rows.near_names import names_beside
-from orchestrator.spec.class_names import in_order, normal_form
+from orchestrator.errors import LISTED, DataError, first_few
+from orchestrator.rows.blocks import UNLABELLED, RowLabels, check_labels
+from orchestrator.spec.class_names import first_misplaced, in_order, normal_form
+
+
+@dataclass(frozen=True)
+class ClassMap:
+    """What a data set calls the members' classes, such as ImageNet's n01440764 for a tench.
+
+    Its file has one line per class, in the order of the members' scores: the name in the data set and, after a
+    blank, what the class is, as in Kaggle's LOC_synset_mapping.txt. A name with blanks in it has a tab behind it,
+    except where no line has a tab and all names of the data set are whole lines. The words are compared with the
+    members' class names: where a line has the words of another class than the one whose place it has, the order is
+    wrong. Where members have no names, the words, or else the names, become those of the cascade.
+
+    Args:
+        names: what the data set calls each.
+        words: what each is, "" where the file does not say.
+        lines: each line as it stands, where none has a tab; else none.
+    """
+
+    names: tuple[str, ...]
+    words: tuple[str, ...]
+    lines: tuple[str, ...] = ()
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Each class in words, by its name in the data set where there are none."""
+        return tuple(words or name for name, words in zip(self.names, self.words, strict=True))
+
+    def places(self, what: str, names: Sequence[str]) -> "tuple[ClassMap, dict[str, int]]":
+        """The map for a data set with these names, and the class number of each normal form.
+
+        Raises:
+            DataError: two lines are of one name.
+        """
+        keys = [normal_form(line) for line in self.lines]
+        mapped = self if set(map(normal_form, names)) - set(keys) else ClassMap(self.lines, ("",) * len(keys))
+        twice = [name for name, times in Counter(map(normal_form, mapped.names)).items() if times > 1]
+        if twice:
+            got = f"a class map with more than one line for {first_few(twice)}"
+            raise DataError(what, got=got, expected="every name once", fix=self.advice)
+        return mapped, {normal_form(name): number for number, name in enumerate(mapped.names)}
+
+    @property
+    def advice(self) -> str | None:
+        """The fix for lines whose names end at another place than the user meant; None where that cannot be."""
+        if not any(set(line) & set(" ,;") for line in self.lines):
+            return None
+        return "put a tab behind every name in the map: without one a name ends at the first blank"
+
+
+def class_map_from_path(path: Path, *, count: int, known: Sequence[str] | None) -> ClassMap:
+    """The class map that a file holds.
+
+    Args:
+        path: the file.
+        count: classes of the members.
+        known: what the members call them, None where nobody says.
+
+    Raises:
+        DataError: it cannot be read, has another number of classes, a line without a name, or another order.
+    """
+    what = f"class map {path}"
+    lines = [line for line in _text(path, what).split("\n") if line.strip()]
+    parts = [_parts(line) for line in lines]
+    if len(parts) != count:
+        raise DataError(
+            what, got=f"{len(parts)} lines", expected=f"{count}, one per class of the members, in order"
+        )
+    names = [name for name, _ in parts]
+    nameless = [words for name, words in parts if not name]
+    if nameless:
+        raise DataError(what, got=f"no name before {nameless[0]!r}", expected="a name, then a tab and the words")
+    words = tuple(words for _, words in parts)
+    whole = () if any("\t" in line for line in lines) else tuple(line.strip() for line in lines)
+    are_known = {normal_form(line) for line in whole} <= {normal_form(name) for name in known or ()}
+    _check_order(what, whole if are_known else words, known or ())
+    return ClassMap(tuple(names), words, whole)
+
+
+def _parts(line: str) -> tuple[str, str]:
+    name, tab, words = line.partition("\t")
+    if not tab:
+        name, _, words = line.strip().partition(" ")
+    return name.strip(), words.strip()
+
+
+def _text(path: Path, what: str) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise DataError(what, got=f"a file that cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise DataError(what, got="a file that is no text", expected="a name per line, in UTF-8") from error
+
+
+def _check_order(what: str, words: Sequence[str], known: Sequence[str]) -> None:
+    """Refuses a line whose words the members use for another class."""
+    number = first_misplaced(words, known)
+    if number is not None:
+        raise DataError(
+            what,
+            got=f"{words[number]!r} on line {number + 1}",
+            expected=f"{known[number]!r}, which is what the members call class {number}",
+            fix="bring the lines into the members' order",
+        )
+
 
 # The fix for labels that number the classes from another first one.
 _MENDING = "say so with `first_label={first}`"
-# The label of a row without one, where labels are numbers; Hugging Face's data sets use it too.
-UNLABELLED = -1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,23 +141,6 @@ class MemberClasses:
     by_order: bool = False
     class_map: ClassMap | None = None
     first_label: int = 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class RowLabels:
-    """The labels of a data source.
-
-    Args:
-        numbers: int64 (n,) in 0..k-1, `UNLABELLED` in rows that have none; None where no row has any.
-        by: "map", "name" or "order" where they were names, else None.
-        class_names: of all classes, those of the members first; None where some are not known.
-        notes: what the user should check.
-    """
-
-    numbers: npt.NDArray[np.int64] | None = None
-    by: str | None = None
-    class_names: tuple[str, ...] | None = None
-    notes: tuple[str, ...] = ()
 
 
 class _Matched(NamedTuple):
@@ -260,3 +347,59 @@ def _check_any(what: str, labelled: npt.NDArray[np.bool_]) -> None:
             expected="labels",
             fix="name another column with `label_column`, or take the labels out to record without them",
         )
+
+
+# Names less alike than this are no misspellings of each other.
+_CUTOFF = 0.8
+
+
+def names_beside(strange: Sequence[str], known: Sequence[str]) -> str:
+    """The first few strange names, each with the nearest known one if there is any.
+
+    Two names that differ by characters that cannot be seen, or not told apart, are shown in quotes with these
+    escaped.
+    """
+    # A key of several names stands for the first of them.
+    keys = {_key(name): name for name in reversed(known)}
+    shown = ", ".join(_beside(name, keys) for name in strange[:LISTED])
+    return f"{shown}, ..." if len(strange) > LISTED else shown
+
+
+def _beside(name: str, keys: dict[str, str]) -> str:
+    near = _nearest(name, keys)
+    if near is None:
+        return name if name.isprintable() else _escaped(name)
+    if all(char.isascii() and char.isprintable() and char != " " for char in _differing(name, near)):
+        return f"{name} (nearest: {near})"
+    return f"{_escaped(name)} (nearest: {_escaped(near)})"
+
+
+def _nearest(name: str, keys: dict[str, str]) -> str | None:
+    key = _key(name)
+    if key in keys:
+        return keys[key]
+    # Numbers tell names apart that are no misspellings of each other, such as n01440764 and n01443537.
+    number = _digits(key)
+    close = get_close_matches(key, [other for other in keys if _digits(other) == number], n=1, cutoff=_CUTOFF)
+    return keys[close[0]] if close else None
+
+
+def _key(name: str) -> str:
+    """Letters and digits alone, without accents, case and width; the name itself where it has none."""
+    plain = unicodedata.normalize("NFKD", name).casefold()
+    return "".join(char for char in plain if char.isalnum()) or name
+
+
+def _digits(key: str) -> str:
+    return "".join(char for char in key if char.isdecimal())
+
+
+def _differing(one: str, other: str) -> str:
+    """The characters of both in which they differ."""
+    parts = SequenceMatcher(None, one, other, autojunk=False).get_opcodes()
+    return "".join(one[a:b] + other[c:d] for tag, a, b, c, d in parts if tag != "equal")
+
+
+def _escaped(name: str) -> str:
+    # An error is one line in which blanks beside each other become one.
+    return ascii(name).replace("  ", r"\x20\x20")

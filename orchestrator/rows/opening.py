@@ -14,9 +14,8 @@ from orchestrator.files import irregular_kind
 from orchestrator.rows.arrays import array_rows, array_source, digits_source, mapped_npy
 from orchestrator.rows.blocks import ColumnNames, RowSource, StoredRows, is_hidden
 from orchestrator.rows.digits import digit_image
-from orchestrator.rows.folder import folder_source
 from orchestrator.rows.labels import MemberClasses
-from orchestrator.rows.pictures import PICTURE_ENDINGS, ReadPicture, picture_bytes
+from orchestrator.rows.pictures import PICTURE_ENDINGS, ReadPicture, folder_source, picture_bytes
 from orchestrator.spec.served_model import ModelInfo, check_rows, input_tensor
 
 

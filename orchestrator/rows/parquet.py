@@ -27,11 +27,11 @@ from orchestrator.rows.blocks import (
     Rows,
     RowSource,
     StoredRows,
+    check_ids,
+    plain_ids,
 )
-from orchestrator.rows.ids import check_ids, plain_ids
 from orchestrator.rows.labels import MemberClasses, labels_from_array
-from orchestrator.rows.parquet_table import ParquetTable, left_out_note, parquet_table
-from orchestrator.rows.parquet_types import is_text, words_or_numbers
+from orchestrator.rows.parquet_table import ParquetTable, is_text, left_out_note, parquet_table, words_or_numbers
 from orchestrator.rows.pictures import ReadPicture, is_picture
 from orchestrator.spec.inputs import INPUT_DTYPES
 from orchestrator.spec.served_model import ModelInfo, input_tensor

@@ -131,7 +131,7 @@ def test_a_signal_ends_a_run_whose_read_never_returns(tmp_path: Path, number: in
     words = ["record", "a", "--data", "pictures", "-o", "out.npz", "--repository", "repository"]
     # As from a mount that is gone.
     code = (
-        "import sys, threading, orchestrator.rows.folder as source\n"
+        "import sys, threading, orchestrator.rows.pictures as source\n"
         "from orchestrator.__main__ import main\n"
         "def read(path, what):\n    print('reading', flush=True)\n    threading.Event().wait()\n"
         "source.picture_bytes = read\n"

@@ -9,8 +9,7 @@ import pytest
 from orchestrator.cli.app import run
 from orchestrator.errors import DataError
 from orchestrator.planner.records import records_from_path
-from orchestrator.rows.class_map import class_map_from_path
-from orchestrator.rows.near_names import names_beside
+from orchestrator.rows.labels import class_map_from_path, names_beside
 from tests.recording.builders import picture, png, write_folder, write_member
 
 FOREIGN = ("n03", "n01", "n02")  # cat, dog, owl
