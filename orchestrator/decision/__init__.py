@@ -3,8 +3,8 @@
 Pure: fed arrays, answers arrays; no I/O, no threads, no Triton. Server and planner drive the same code.
 """
 
-from orchestrator.decision.combine import Combiner, softmax
-from orchestrator.decision.evaluate import Evaluator, Stage0Result
+from orchestrator.decision.combine import Accumulator, Combiner, softmax
+from orchestrator.decision.evaluate import Arrivals, Evaluator, Stage0Result, arrivals_from_policies
 from orchestrator.decision.fast_path import EarlyExit, FastPath, plain_arrivals
 from orchestrator.decision.policy import (
     DEFAULT,
@@ -13,15 +13,7 @@ from orchestrator.decision.policy import (
     Policy,
     policy_from_parameters,
 )
-from orchestrator.decision.rows import (
-    Accumulator,
-    AnsweredRows,
-    Arrivals,
-    FailedRows,
-    StageOutcome,
-    arrivals_from_policies,
-)
-from orchestrator.decision.run import CascadeRun
+from orchestrator.decision.run import AnsweredRows, CascadeRun, FailedRows, StageOutcome
 from orchestrator.decision.scores import confidence_score
 
 __all__ = [

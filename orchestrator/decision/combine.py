@@ -5,13 +5,21 @@ same bits in any batch, which is what makes replay equal serving.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from operator import attrgetter
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from orchestrator.decision.rows import F32, I32, I64, Accumulator, Bools
 from orchestrator.spec import CascadeSpec, Member
 
+F32 = npt.NDArray[np.float32]
+I32 = npt.NDArray[np.int32]
+I64 = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
+Index = npt.NDArray[np.intp]
+Columns = TypeVar("Columns", bound="RowColumns")
 # A member's output (n, k); None where the member failed for every row.
 Output = npt.NDArray[np.generic] | None
 # log(1e-30) is about -69: far below anything a float32 softmax can tell from zero, and finite.
@@ -19,6 +27,59 @@ PROBABILITY_FLOOR = np.float32(1e-30)
 # A logit of -inf is a legal "never this class", but two members with different ones would sum to a row of
 # -inf and then NaN. Clipping keeps every sum finite and changes no softmax value above 1e-45.
 LOGIT_BOUND = np.float32(1e30)
+
+
+class RowColumns:
+    """n rows as columns, indexed like one array of rows.
+
+    A column is an array of n entries, another `RowColumns`, or None where the plan has no use for it.
+    """
+
+    __slots__ = ()
+    # One call in C gives all columns, or those within columns too: every batch of every stage is cut
+    # and stored through them.
+    _columns: "ClassVar[attrgetter[tuple[Any, ...]]]"
+    _arrays: "ClassVar[attrgetter[tuple[Any, ...]]]"
+    _names: ClassVar[list[str]]
+
+    def __init_subclass__(cls) -> None:
+        within = {kind: kind._names for kind in RowColumns.__subclasses__() if kind is not cls}
+        cls._names = []
+        for name, kind in cls.__annotations__.items():
+            cls._names += [f"{name}.{inner}" for inner in within[kind]] if kind in within else [name]
+        cls._columns, cls._arrays = attrgetter(*cls.__annotations__), attrgetter(*cls._names)
+
+    def __len__(self) -> int:
+        return len(self._columns(self)[0])
+
+    def __getitem__(self: Columns, index: Index | slice) -> Columns:
+        """The given rows; copied where `index` is an array."""
+        return type(self)(*[None if column is None else column[index] for column in self._columns(self)])
+
+    def __setitem__(self: Columns, index: Index, rows: Columns) -> None:
+        for mine, given in zip(self._arrays(self), self._arrays(rows), strict=True):
+            if mine is not None:
+                mine[index] = given
+
+
+@dataclass(slots=True)
+class Accumulator(RowColumns):
+    """Sums over the members asked so far.
+
+    The sums are kept and not the members' outputs, so a deferred row carries k classes of float32 whatever the
+    number of members.
+
+    Args:
+        total: float32 (n, k), weighted sum of logits, probabilities or votes, by combine mode.
+        weight: float32 (n,), weight behind `total`; 0 where no member has answered yet.
+        ties: float32 (n, k), weighted sum of probabilities that breaks ties of votes; only for "vote".
+        tops: int32 (n, m), each member's own top-1, -1 where it was not asked; only for the agreement score.
+    """
+
+    total: F32
+    weight: F32
+    ties: F32 | None
+    tops: I32 | None
 
 
 def softmax(z: F32) -> F32:

@@ -2,15 +2,127 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from orchestrator.decision.combine import Combiner, Output
+from orchestrator.decision.combine import F32, I32, I64, Accumulator, Bools, Combiner, Output, RowColumns
 from orchestrator.decision.exit_rule import ExitRule
-from orchestrator.decision.rows import I32, I64, Accumulator, Bools, CombinedAnswer, RowColumns, RowState
+from orchestrator.decision.policy import Policy
 from orchestrator.decision.scores import OF_PROBABILITIES, confidence_score
 from orchestrator.spec import CascadeSpec
 from orchestrator.spec.answer import DEGRADED
+
+NO_DEADLINE_NS = int(np.iinfo(np.int64).max)
+NO_MAX_STAGE = int(np.iinfo(np.int32).max)
+
+
+@dataclass(slots=True)
+class Arrivals(RowColumns):
+    """Rows that come in together, with what their requests ask for.
+
+    Args:
+        request: int64 (n,), token of the row's request.
+        position: int64 (n,), the row's place in its request.
+        min_stage, max_stage: int32 (n,).
+        shift: float32 (n,).
+        gear: int32 (n,), whose thresholds decide about the row; 0 for the plan's own.
+        deadline_ns: int64 (n,) on the caller's monotonic clock, NO_DEADLINE_NS for none.
+        due_ns: int64 (n,), what later stages are ordered by.
+    """
+
+    request: I64
+    position: I64
+    min_stage: I32
+    max_stage: I32
+    shift: F32
+    gear: I32
+    deadline_ns: I64
+    due_ns: I64
+
+
+def arrivals_from_policies(
+    tokens: Sequence[int],
+    counts: Sequence[int],
+    *,
+    policies: Sequence[Policy],
+    now_ns: Sequence[int],
+    default_deadline_us: int,
+    gear: int = 0,
+) -> Arrivals:
+    """Arrivals of several requests, in order.
+
+    Args:
+        tokens: one per request.
+        counts: rows of each request.
+        policies: one per request.
+        now_ns: when each request arrived.
+        default_deadline_us: orders the rows of requests that named no deadline.
+        gear: decides about the rows of requests that named none.
+    """
+    rows, each = sum(counts), np.array(counts)
+    position = np.arange(rows)
+    if len(counts) > 1:
+        position -= (each.cumsum() - each).repeat(each)
+    deadlines = [
+        NO_DEADLINE_NS if policy.deadline_us is None else at_ns + policy.deadline_us * 1000
+        for policy, at_ns in zip(policies, now_ns, strict=True)
+    ]
+    # The due time only orders rows; without it a request without a deadline would never get its turn under load.
+    due = [
+        at_ns + default_deadline_us * 1000 if deadline == NO_DEADLINE_NS else deadline
+        for at_ns, deadline in zip(now_ns, deadlines, strict=True)
+    ]
+    ends = [NO_MAX_STAGE if policy.max_stage is None else policy.max_stage for policy in policies]
+
+    def column(values: Sequence[float], dtype: type) -> npt.NDArray[Any]:
+        return np.array(values, dtype).repeat(each)
+
+    return Arrivals(
+        request=column(tokens, np.int64),
+        position=position,
+        min_stage=column([policy.min_stage for policy in policies], np.int32),
+        max_stage=column(ends, np.int32),
+        shift=column([policy.threshold_shift for policy in policies], np.float32),
+        gear=column([gear if policy.gear is None else policy.gear for policy in policies], np.int32),
+        deadline_ns=column(deadlines, np.int64),
+        due_ns=column(due, np.int64),
+    )
+
+
+@dataclass(slots=True)
+class RowState(RowColumns):
+    """Rows with what has been found out about them; the table of a run is one of these.
+
+    Args:
+        arrival: where they came from and what their requests ask for.
+        cost: float32 (n,), cost of every member asked for the row, charged when it is asked.
+        status: int32 (n,), status bits so far.
+        answer_stage: int32 (n,), newest stage whose output is in the accumulator, -1 for none.
+        accumulator: the members' outputs so far.
+    """
+
+    arrival: Arrivals
+    cost: F32
+    status: I32
+    answer_stage: I32
+    accumulator: Accumulator
+
+
+@dataclass(slots=True)
+class CombinedAnswer(RowColumns):
+    """The answer every row would get now, whether it is given or not.
+
+    Args:
+        probabilities: float32 (n, k).
+        label: int64 (n,).
+        confidence: float32 (n,), the plan's score.
+    """
+
+    probabilities: F32
+    label: I64
+    confidence: F32
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ that must stand without this package).
 
 import numpy as np
 
-from orchestrator.decision.rows import F32, I32, Bools
+from orchestrator.decision.combine import F32, I32, Bools
 from orchestrator.spec import CascadeSpec
 from orchestrator.spec.answer import ABSTAINED, CAPPED, GEARED
 

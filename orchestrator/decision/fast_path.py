@@ -10,17 +10,14 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from orchestrator.decision.combine import LOGIT_BOUND, Output, scaled_logits, softmax
-from orchestrator.decision.evaluate import Evaluator, Stage0Result
-from orchestrator.decision.rows import (
-    F32,
-    I32,
+from orchestrator.decision.combine import F32, I32, LOGIT_BOUND, Accumulator, Bools, Output, scaled_logits, softmax
+from orchestrator.decision.evaluate import (
     NO_DEADLINE_NS,
     NO_MAX_STAGE,
-    Accumulator,
     Arrivals,
-    Bools,
     CombinedAnswer,
+    Evaluator,
+    Stage0Result,
 )
 from orchestrator.decision.scores import OF_PROBABILITIES
 from orchestrator.spec.answer import ABSTAINED, GEARED

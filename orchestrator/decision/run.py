@@ -10,24 +10,23 @@ Rules of this file:
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
-from orchestrator.decision.combine import Output
-from orchestrator.decision.evaluate import Evaluator, Stage0Result, StageDecision
-from orchestrator.decision.fast_path import FastPath
-from orchestrator.decision.policy import DEFAULT
-from orchestrator.decision.rows import (
+from orchestrator.decision.combine import F32, I32, I64, Index, Output, RowColumns
+from orchestrator.decision.evaluate import (
     Arrivals,
-    FailedRows,
-    Index,
+    CombinedAnswer,
+    Evaluator,
     RowState,
-    StageOutcome,
-    answered_rows,
+    Stage0Result,
+    StageDecision,
     arrivals_from_policies,
 )
+from orchestrator.decision.fast_path import FastPath
+from orchestrator.decision.policy import DEFAULT
 from orchestrator.spec import CascadeSpec
 from orchestrator.spec.answer import DEADLINE
 
@@ -48,6 +47,89 @@ _NEXT = {
     event: np.array([moves.get(state, _ILLEGAL) for state in range(len(STATES))], np.int8)
     for event, moves in TRANSITIONS.items()
 }
+
+
+@dataclass(slots=True)
+class AnsweredRows(RowColumns):
+    """Rows that are done.
+
+    Args:
+        row: intp (n,), their index among the rows given to the call that answered them.
+        request, position: int64 (n,), as in `Arrivals`.
+        probabilities: float32 (n, k).
+        label: int64 (n,).
+        confidence: float32 (n,), the plan's score of the answer.
+        exit_stage: int32 (n,).
+        cost: float32 (n,).
+        status: int32 (n,).
+    """
+
+    row: Index
+    request: I64
+    position: I64
+    probabilities: F32
+    label: I64
+    confidence: F32
+    exit_stage: I32
+    cost: F32
+    status: I32
+
+
+def answered_rows(state: RowState, answer: CombinedAnswer, *, row: Index, done: Index) -> AnsweredRows:
+    """The answers of the rows `done` (by place); `row`, intp (n,), is what the caller calls all n of them."""
+    # Most often all rows of a call leave together, and views of the columns do.
+    pick: Index | slice = slice(None) if len(done) == len(row) else done
+    return AnsweredRows(
+        row[pick],
+        state.arrival.request[pick],
+        state.arrival.position[pick],
+        answer.probabilities[pick],
+        answer.label[pick],
+        answer.confidence[pick],
+        state.answer_stage[pick],
+        state.cost[pick],
+        state.status[pick],
+    )
+
+
+@dataclass(slots=True)
+class FailedRows(RowColumns):
+    """Rows that cannot be answered.
+
+    Args:
+        row: intp (n,), as in `AnsweredRows`.
+        request: int64 (n,).
+        member: int32 (n,), plan index of the member that failed, -1 where no member had answered by the deadline.
+    """
+
+    row: Index
+    request: I64
+    member: I32
+
+
+@dataclass(slots=True)
+class StageOutcome:
+    """What became of the rows of one call.
+
+    Args:
+        answers: rows that are done.
+        failures: rows that cannot be answered.
+        deferred: intp, rows (index as in `AnsweredRows.row`) that wait for a later stage.
+        slots: intp, the table slot of each deferred row.
+        stage: the stage that was asked.
+        member_failures: int64 (m,), rows each member failed on; None where none did.
+        prefix_rows: rows that came to this stage by the fused prefix's outputs, without waiting for it.
+    """
+
+    answers: AnsweredRows
+    failures: FailedRows
+    deferred: Index
+    slots: Index
+    stage: int
+    member_failures: I64 | None
+    prefix_rows: int = 0
+
+
 _NONE = np.zeros(0, np.intp)
 _NO_FAILURES = FailedRows(_NONE, np.zeros(0, np.int64), np.zeros(0, np.int32))
 

@@ -5,7 +5,7 @@ from functools import partial
 
 import numpy as np
 
-from orchestrator.decision.rows import F32, I32, I64
+from orchestrator.decision.combine import F32, I32, I64
 
 # Probability of the answer; float32 (n,) from float32 (n, k). In every combine mode the answer is a class of the
 # largest probability, so that one reduction finds it; a partial of it, because every row pays for a call.
