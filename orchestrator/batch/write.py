@@ -3,14 +3,15 @@
 import contextlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from orchestrator.batch.run import AnsweredPart
+from orchestrator.client.answers import ServedAnswers
 from orchestrator.errors import DataError
 from orchestrator.files import replaced_file
 from orchestrator.rows.blocks import RefusedRow, StoredRows
@@ -43,6 +44,21 @@ def check_kept(rows: StoredRows, output: Path) -> None:
         if output.suffix == ".npz" and not (isinstance(kind, np.dtype) or _IN_ARRAYS.match(str(kind))):
             got = f"a carried column {name} of type {kind}"
             raise DataError(f"{output}", got=got, expected="numbers, text or dates", fix="write .parquet")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnsweredPart:
+    """Rows with answers, in order.
+
+    Args:
+        ids: (n,).
+        answers: n of them.
+        kept: name -> column (n,) that goes with them.
+    """
+
+    ids: Rows
+    answers: ServedAnswers
+    kept: Mapping[str, Any]
 
 
 class AnswerFile(Protocol):

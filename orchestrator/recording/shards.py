@@ -3,9 +3,12 @@
 `.<output>.parts/header.json` says what is being recorded; `<first>-<stop>.npz` holds the outputs of positions
 first to stop - 1. Positions number the rows that were asked for, in order. Each part appears whole or not at all,
 so a killed process loses the rows after the last part and nothing else.
+What a finished recording was made of is noted beside it, so that the same command has nothing to do.
 """
 
+import contextlib
 import fcntl
+import hashlib
 import json
 import os
 import re
@@ -13,6 +16,7 @@ import shutil
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +25,17 @@ import numpy.typing as npt
 
 from orchestrator.errors import DataError
 from orchestrator.files import write_file
-from orchestrator.planner.records import OUTPUTS, RecordsFile, text_from_meta, write_records_in_parts
-from orchestrator.rows.npz import BROKEN, npz_writer
+from orchestrator.planner.records import (
+    OUTPUTS,
+    RecordsFile,
+    records_file_from_path,
+    text_from_meta,
+    write_records_in_parts,
+)
+from orchestrator.recording.pool import RecordingPool
+from orchestrator.recording.summary import Recorded, recorded_class_names
+from orchestrator.rows.blocks import RowSource
+from orchestrator.rows.npz import BROKEN, arrays_from_path, npz_writer
 from orchestrator.spec.validation import value_from_json
 
 HEADER = "header.json"
@@ -246,3 +259,84 @@ def _difference(known: str, header: str) -> str:
         return "its header, which cannot be read"
     keys = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
     return ", ".join(keys).replace("_", " ") or "its header"
+
+
+def recording_fingerprint(
+    header: Mapping[str, Any], pool: RecordingPool, source: RowSource, *, skip_bad: bool
+) -> str | None:
+    """Hash of everything that decides the records, or None where part of it is unknown.
+
+    Args:
+        header: what a resumed run and the one it resumes have in common.
+        pool: the members.
+        source: of the rows.
+        skip_bad: whether rows that cannot be used are left out.
+
+    Returns:
+        sha256 in hex. None for members of a server, which may be replaced behind the same name, and for members
+        without a hash.
+    """
+    if not pool.made_with or any(about["sha256"] is None for about in pool.about().values()):
+        return None
+    decides = {
+        **header,
+        "made_with": dict(pool.made_with),
+        "kinds": {name: list(kind) for name, kind in pool.kinds.items()},
+        "class_names": recorded_class_names(source, pool),
+        "labels_by": source.labels.by,
+        "data_state": source.state,
+        "skip_bad": skip_bad,
+    }
+    return hashlib.sha256(text_from_meta(decides).encode()).hexdigest()
+
+
+def keep_fingerprint(output: Path, fingerprint: str | None) -> None:
+    """Writes the fingerprint beside a records file; not into it, since equal recordings are equal bytes.
+
+    Args:
+        output: the records file, finished.
+        fingerprint: of the recording; None forgets what was noted.
+    """
+    note = _note_of(output)
+    # Without the note the rows are recorded again, which harms nobody.
+    with contextlib.suppress(OSError):
+        note.unlink(missing_ok=True)
+        if fingerprint is not None:
+            note.write_text(json.dumps({"recording": fingerprint, "file": _state_of(output)}), encoding="utf-8")
+
+
+def finished_recording(output: Path, fingerprint: str | None) -> Recorded | None:
+    """The content of the records file at `output` if it was made with that fingerprint, else None.
+
+    Outputs are read one member at a time, for they may take gigabytes.
+    """
+    try:
+        noted = json.loads(_note_of(output).read_bytes())
+        if fingerprint is None or noted != {"recording": fingerprint, "file": _state_of(output)}:
+            return None
+        file = records_file_from_path(output)
+    except (OSError, ValueError, DataError):
+        return None
+    return Recorded(
+        rows=file.rows,
+        labels=file.labels,
+        sha256=file.meta["data_sha256"],
+        skipped=file.meta["skipped"],
+        skipped_rows=file.meta["skipped_rows"],
+        outputs=partial(_outputs, output),
+    )
+
+
+def _outputs(path: Path, name: str) -> Iterator[npt.NDArray[np.float32]]:
+    wanted = f"{OUTPUTS}{name}"
+    yield arrays_from_path(path, what=f"records {path}", wanted=lambda stored: stored == wanted)[wanted]
+
+
+def _note_of(output: Path) -> Path:
+    return output.with_name(f".{output.name}.recording")
+
+
+def _state_of(output: Path) -> list[int]:
+    """Size and time of the file, which change when somebody writes it."""
+    stat = output.stat()
+    return [stat.st_size, stat.st_mtime_ns]

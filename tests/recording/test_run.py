@@ -12,8 +12,8 @@ import pytest
 
 from orchestrator.cli.app import run
 from orchestrator.errors import DataError, MemberError
+from orchestrator.recording.job import LAST_PIECES_S, RecordingTask, answered_pieces, wanted_rows
 from orchestrator.recording.pool import RecordingPool, opened_pool
-from orchestrator.recording.run import LAST_PIECES_S, RecordingTask, answered_pieces, wanted_rows
 from orchestrator.rows.blocks import Indices, RowBlock, RowLabels, RowPiece, RowSource, spans
 from orchestrator.spec.served_model import ModelInfo, TensorInfo
 from tests.recording.builders import rows_of, write_member
