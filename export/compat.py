@@ -13,7 +13,7 @@ import numpy.typing as npt
 import onnx
 from onnx import helper, numpy_helper, shape_inference, version_converter
 
-from export.cost.outline import outline_of
+from export.cost.shapes import outline_of
 from export.parity import MAX_ABS_ERROR, answers_of, session_of
 from orchestrator.errors import ExportError, first_line
 from orchestrator.graphs.editing import DEFAULT_DOMAINS, all_graphs, all_nodes, inlined, opset_of

@@ -19,9 +19,9 @@ from export.output_kind import ObservedReference, output_kind_of
 from export.packing import EXTERNAL_OVER_BYTES, PackedModel, packed
 from export.parity import MIN_ROWS, original_of, parity_of
 from export.precision.overflow import processor_flags_of
+from export.proof import prove_model, refresh_member
 from export.rows import varied_rows
-from export.runtimes.proof import prove_model, refresh_member
-from export.runtimes.versions import installed_version
+from export.runtimes import installed_version
 from export.sources import ExportOptions, LoadedModel, SourceRef
 from orchestrator.errors import ExportError
 from orchestrator.graphs.editing import opset_of

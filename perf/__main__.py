@@ -7,7 +7,8 @@ from typing import Annotated
 import typer
 
 from orchestrator.commandline import HandsOn, interrupt_on_signals, new_program, run_program
-from perf.load.command import analyzer, inputs, tritonserver
+from perf.load.analyzer import analyzer, tritonserver
+from perf.load.inputs import inputs
 from perf.readme import write_blocks
 from perf.studies.bench.command import run
 from perf.studies.gpu.command import gpu

@@ -83,7 +83,7 @@ def test_letters_of_another_programs_options_do_not_ask_for_help(
     script.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
     script.chmod(0o755)
     code = (
-        "import sys; from pathlib import Path; import perf.load.command as c; from perf import __main__ as m\n"
+        "import sys; from pathlib import Path; import perf.load.analyzer as c; from perf import __main__ as m\n"
         f"c.analyzer_program = c.server_program = lambda *_: Path({str(script)!r})\n"
         "c.find_analyzer = c.machine_here = lambda: None\n"
         "import typer; from orchestrator.commandline import run_program\n"

@@ -10,8 +10,8 @@ import pytest
 import yaml
 
 from export.tensorrt import in_image
-from export.tensorrt.machine import MOUNTED, USER, compose_command
-from export.tensorrt.options import EngineOptions
+from export.tensorrt.engine import EngineOptions
+from export.tensorrt.member import MOUNTED, USER, compose_command
 from orchestrator.repository.check import check
 from orchestrator.repository.checked import render_output
 from orchestrator.repository.index import plans_in

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from export.commands.console import progress_on
 from export.cost.counting import COUNTER, GraphCost, cost_of
-from export.cost.outline import graph_from_path
+from export.cost.shapes import graph_from_path
 from orchestrator.errors import ExportError
 
 _LISTED = 10

@@ -83,7 +83,7 @@ class _Fuse:
     def members(self, asked: tuple[Member, ...], combine: str | None) -> dict[str, Any]:
         """Fuses the given members."""
         # Optional packages, and slow to import.
-        from export.fusing.members import Fusion, fuse
+        from export.fusing import Fusion, fuse
 
         if combine is None or self.name is None:
             missing = [word for word, value in (("--combine", combine), ("--name", self.name)) if value is None]
@@ -97,7 +97,7 @@ class _Fuse:
     def plan(self, old: Path, new: Path | None, *, allow_whole_failure: bool) -> dict[str, Any]:
         """Fuses a plan's stages and writes the new plan."""
         # Optional packages, and slow to import.
-        from export.fusing.plans import fuse_plan
+        from export.fusing import fuse_plan
         from orchestrator.repository.files import write_all
 
         spec = cascade_from_path(old)

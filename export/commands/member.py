@@ -12,7 +12,7 @@ import typer
 from export.commands.console import needs, progress_on
 from export.labels import labels_from_path
 from export.precision import MIN_AGREEMENT_HELP
-from export.runtimes.versions import DEFAULT_RUNTIMES, RUNTIMES_HELP, runtimes_from_text
+from export.runtimes import DEFAULT_RUNTIMES, RUNTIMES_HELP, runtimes_from_text
 from orchestrator.errors import ExportError
 from orchestrator.spec import Manifest, manifest_from_path
 from orchestrator.spec.manifest import MANIFEST

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from export.commands.console import needs, progress_on
 from export.commands.member import runtimes_said
-from export.runtimes.versions import DEFAULT_RUNTIMES, RUNTIMES_HELP, runtimes_from_text
+from export.runtimes import DEFAULT_RUNTIMES, RUNTIMES_HELP, runtimes_from_text
 from orchestrator.errors import ExportError
 from orchestrator.spec import Manifest, manifest_from_path
 from orchestrator.spec.manifest import MANIFEST, json_from_manifest
@@ -128,7 +128,7 @@ def prove(
     found = {}
     with needs("export prove"), progress_on("reading members") as progress:
         # Optional packages, and slow to import.
-        from export.runtimes.proof import prove_member
+        from export.proof import prove_member
 
         for name in names:
             found[name] = prove_member(repository, name, versions=versions, progress=progress)

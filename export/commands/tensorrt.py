@@ -47,8 +47,8 @@ def tensorrt(
     with needs("export tensorrt"):
         # Optional packages, and slow to import.
         from export.members import manifest_in
+        from export.tensorrt.engine import EngineOptions
         from export.tensorrt.member import export_engine
-        from export.tensorrt.options import EngineOptions
     start = time.monotonic()
     largest = manifest_in(repository, member).max_batch_size if max_rows is None else max_rows
     options = EngineOptions(

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from export.commands.console import END, needs, progress_on, write_block
-from export.runtimes.versions import installed_version
+from export.runtimes import installed_version
 from export.zoo import ZOO, entry_from_name, network_cost
 from orchestrator.errors import ExportError
 from orchestrator.spec import manifest_from_path

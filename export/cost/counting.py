@@ -7,9 +7,8 @@ from dataclasses import dataclass, replace
 import onnx
 from onnx import TensorProto, numpy_helper
 
-from export.cost.outline import GraphPath, graphs_of
 from export.cost.rules import NodeView, Shape, is_preprocess, macs_of, operator_of
-from export.cost.shapes import Shapes, shapes_of
+from export.cost.shapes import GraphPath, Shapes, graphs_of, shapes_of
 from orchestrator.errors import ExportError
 from orchestrator.graphs.editing import inlined
 

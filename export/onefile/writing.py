@@ -9,8 +9,7 @@ from onnx import helper
 from tritonclient.grpc import model_config_pb2 as pb
 
 from export.members import MODEL_FILE, check_overwrite
-from export.onefile.graph import prefix_graph, whole_graph
-from export.onefile.members import common_opsets, converted, read_members, weight_bytes
+from export.onefile.graph import common_opsets, converted, prefix_graph, read_members, weight_bytes, whole_graph
 from export.packing import require_room
 from orchestrator.errors import ExportError
 from orchestrator.graphs.onefile import (

@@ -26,8 +26,8 @@ from export.packing import EXTERNAL_OVER_BYTES, packed
 from export.precision import MIN_AGREEMENT
 from export.precision.convert import Agreement, agreement_of, fp16_from, int8_from, rounding_from, tiny_weights_of
 from export.precision.overflow import processor_flags_of
+from export.proof import prove_against_installed, refresh_member
 from export.rows import rows_from_path, varied_rows
-from export.runtimes.proof import prove_against_installed, refresh_member
 from orchestrator.errors import ExportError
 from orchestrator.repository.files import sha256_of_path
 from orchestrator.spec import Manifest

@@ -2,17 +2,13 @@
 
 import ctypes
 import importlib
-import os
-import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from export.tensorrt.options import EngineOptions
 from orchestrator.errors import ExportError
 
 LIBRARY = "libcuda.so.1"
@@ -97,10 +93,6 @@ class Gpu:
 
 # The second name is that of NVIDIA's bindings alone, which load the installed TensorRT libraries.
 PACKAGES = ("tensorrt", "tensorrt_bindings")
-# Defaults of docker-compose.yml: the folder it mounts and the user it runs as.
-MOUNTED = Path("model_repository")
-USER = ("1000", "1000")
-_OUTPUT = "/output"
 
 
 @dataclass(frozen=True)
@@ -140,37 +132,6 @@ def tensorrt_host(
         return TensorrtHost(trt, gpu())
     except ExportError as error:
         raise ExportError(subject, got=error.got, expected=expected, fix=fix) from error
-
-
-def compose_command(
-    member: str, options: EngineOptions, *, repository: Path, output: Path, name: str, user: str | None = None
-) -> str:
-    """The command that builds the same engine inside the serving image.
-
-    Args:
-        member: its name.
-        options: of the engine.
-        repository: that holds the member.
-        output: that gets the engine.
-        name: of the engine's model.
-        user: "<uid>:<gid>" who owns the repository; None: this process's user.
-    """
-    uid, _, gid = (user or f"{os.getuid()}:{os.getgid()}").partition(":")
-    # A folder that Docker makes for a mount belongs to root.
-    first = f"mkdir -p {shlex.quote(str(output))} && " if output != repository and not output.is_dir() else ""
-    words = [] if (uid, gid) == USER else [f"COMMITTEE_UID={uid}", f"COMMITTEE_GID={gid}"]
-    words += [] if repository == MOUNTED else [f"COMMITTEE_MODELS={shlex.quote(str(repository.absolute()))}"]
-    words += ["docker", "compose", "run", "--rm"]
-    if output != repository:
-        words += ["-v", shlex.quote(f"{output.absolute()}:{_OUTPUT}")]
-    words += ["engines", member, "--min", str(options.min_rows), "--opt", str(options.opt_rows)]
-    words += ["--max", str(options.max_rows)]
-    words += ["--precision", options.precision] if options.precision else []
-    words += ["--tf32"] * options.tf32 + ["--version-compatible"] * options.version_compatible
-    words += ["--workspace-mib", str(options.workspace_mib)] if options.workspace_mib else []
-    words += ["--output", _OUTPUT] if output != repository else []
-    words += ["--name", name] if name != f"{member}_trt" else []
-    return first + " ".join(words)
 
 
 def _reason(name: str, error: Exception) -> str:

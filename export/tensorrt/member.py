@@ -6,6 +6,8 @@ the timing cache is written before the engine is proven; plan first, manifest af
 
 import dataclasses
 import hashlib
+import os
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,9 +22,16 @@ from export.labels import rename_classes
 from export.members import check_made_by, is_current, manifest_in, onnx_manifest, output_kind_option, write_member
 from export.parity import MIN_ROWS, Parity, agreed, answers_of, session_of
 from export.rows import varied_rows
-from export.tensorrt.engine import BuiltEngine, Engine, build_engine
-from export.tensorrt.machine import TensorrtHost, compose_command, tensorrt_host
-from export.tensorrt.options import EngineOptions, EnginePrecision, engine_precision, precision_of
+from export.tensorrt.engine import (
+    BuiltEngine,
+    Engine,
+    EngineOptions,
+    EnginePrecision,
+    build_engine,
+    engine_precision,
+    precision_of,
+)
+from export.tensorrt.machine import TensorrtHost, tensorrt_host
 from orchestrator.errors import ExportError
 from orchestrator.pbtxt import CONFIG
 from orchestrator.repository.files import disk_errors, may_replace, write_all
@@ -31,6 +40,10 @@ from orchestrator.spec.inputs import INPUT_DTYPES
 
 COMMAND = "tensorrt"
 PLAN_FILE = "1/model.plan"
+# Defaults of docker-compose.yml: the folder it mounts and the user it runs as.
+MOUNTED = Path("model_repository")
+USER = ("1000", "1000")
+_OUTPUT = "/output"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,6 +114,37 @@ def export_engine(
     manifest = _manifest(source, name, plan, parity, options, route, machine, deciding=deciding, cache=cache)
     write_member(output, plan.data, manifest)
     return EngineResult(folder=folder, built=True, manifest=manifest, notes=_notes(folder, options))
+
+
+def compose_command(
+    member: str, options: EngineOptions, *, repository: Path, output: Path, name: str, user: str | None = None
+) -> str:
+    """The command that builds the same engine inside the serving image.
+
+    Args:
+        member: its name.
+        options: of the engine.
+        repository: that holds the member.
+        output: that gets the engine.
+        name: of the engine's model.
+        user: "<uid>:<gid>" who owns the repository; None: this process's user.
+    """
+    uid, _, gid = (user or f"{os.getuid()}:{os.getgid()}").partition(":")
+    # A folder that Docker makes for a mount belongs to root.
+    first = f"mkdir -p {shlex.quote(str(output))} && " if output != repository and not output.is_dir() else ""
+    words = [] if (uid, gid) == USER else [f"COMMITTEE_UID={uid}", f"COMMITTEE_GID={gid}"]
+    words += [] if repository == MOUNTED else [f"COMMITTEE_MODELS={shlex.quote(str(repository.absolute()))}"]
+    words += ["docker", "compose", "run", "--rm"]
+    if output != repository:
+        words += ["-v", shlex.quote(f"{output.absolute()}:{_OUTPUT}")]
+    words += ["engines", member, "--min", str(options.min_rows), "--opt", str(options.opt_rows)]
+    words += ["--max", str(options.max_rows)]
+    words += ["--precision", options.precision] if options.precision else []
+    words += ["--tf32"] * options.tf32 + ["--version-compatible"] * options.version_compatible
+    words += ["--workspace-mib", str(options.workspace_mib)] if options.workspace_mib else []
+    words += ["--output", _OUTPUT] if output != repository else []
+    words += ["--name", name] if name != f"{member}_trt" else []
+    return first + " ".join(words)
 
 
 def _deciding(

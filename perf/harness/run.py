@@ -18,7 +18,7 @@ from perf.harness.machine import BenchMachine, bench_machine, code_hash, cores_i
 from perf.harness.rounds import Rounds
 from perf.harness.serving import BenchTools, Progress, Served, serving
 from perf.harness.windows import Journal, WindowRecord, measure
-from perf.load.programs import AnalyzerBinary, find_analyzer
+from perf.load.analyzer import AnalyzerBinary, find_analyzer
 from perf.routes.spec import Scenario
 
 _WARM_S = 1.0

@@ -11,8 +11,8 @@ from orchestrator.serving.options import ServeOptions
 from orchestrator.serving.process import EmbeddedServer
 from perf.harness.cells import Cell, reach_of
 from perf.harness.server_probe import ServerProcess, Statistics, server_processes
+from perf.load.analyzer import AnalyzerBinary
 from perf.load.inputs import next_prime, write_input_data
-from perf.load.programs import AnalyzerBinary
 from perf.routes.recipes import RECIPES
 from perf.routes.rendering import render_scenario
 from perf.routes.scenario import bench_scenario

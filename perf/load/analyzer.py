@@ -1,22 +1,301 @@
-"""Closed loops and Poisson arrivals sent by perf_analyzer over gRPC, and the export it leaves, read as a window.
+"""perf_analyzer and the embedded tritonserver as programs that start like NVIDIA's own, and perf_analyzer's loads.
 
-The export is JSON with raw bytes in its strings, so no UTF-8: decoded as latin-1 each character is one byte of a
+perf_analyzer is the user's own or the one inside an old wheel of tritonclient: the package that carries its name
+is empty and later wheels carry none (or need glibc 2.38), so 2.45.0 is taken. Its two shared libraries lie in the
+embedded server's wheel under mangled names. Both programs need variables set before they start. A script of a few
+lines sets them and then becomes the program, so that whoever started it also ends it.
+
+Its export is JSON with raw bytes in its strings, so no UTF-8: decoded as latin-1 each character is one byte of a
 tensor. Requests of all its measurements are in it; the measurements touch, so they are read as one window.
 """
 
+import hashlib
+import importlib.util
 import json
 import math
+import os
+import shlex
+import shutil
 import subprocess
+import sys
 import tempfile
-from dataclasses import dataclass
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+import typer
 
-from orchestrator.errors import DataError, ServerFaultError, TimeLimitError
+from orchestrator.errors import DataError, ServerFaultError, ServingError, TimeLimitError
+from orchestrator.files import sha256_of_path, write_file
+from orchestrator.serving.embedded import BACKENDS, environment_from, make_backend_directory
+from orchestrator.serving.machine import ServingMachine, check_machine, machine_here
+from orchestrator.serving.options import ServeOptions
 from perf.load.closed import RAMP_SHARE, Window, exits_of
-from perf.load.programs import AnalyzerBinary
+
+VARIABLE = "PERF_ANALYZER"
+VERSION = "2.45.0"
+WHEEL_SHA256 = "28b2d550bf5445ccd3f457bbcabf890db1d271924957d4d26abd431f94b078c1"
+BINARY_SHA256 = "d442680a17d594ac5acb059e0a0da2ba7c2537d66936ed829154be1355474742"
+IN_WHEEL = f"tritonclient-{VERSION}.data/data/bin/perf_analyzer"
+# Library that the binary asks for -> first letters of the file in the wheel.
+LIBRARIES = {"libb64.so.0d": "libb64-", "libcudart.so.12": "libcudart-"}
+_OWN = f"install one (it is in NVIDIA's -py3-sdk image) and set {VARIABLE} to its path"
+_DOWNLOAD_TIMEOUT_S = 300.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnalyzerBinary:
+    """A perf_analyzer that starts here.
+
+    Args:
+        path: the program.
+        environment: variables it runs with.
+        version: what it says of itself.
+        libraries: folder its environment names for it; None for the user's own program.
+    """
+
+    path: Path
+    environment: Mapping[str, str] = field(repr=False)
+    version: str
+    libraries: Path | None = None
+
+
+Fetch = Callable[[Path], Path]
+
+
+def cache_base(environment: Mapping[str, str]) -> Path:
+    """Folder of programs that were fetched or made once."""
+    base = environment.get("XDG_CACHE_HOME") or str(Path(environment.get("HOME", "~")).expanduser() / ".cache")
+    return Path(base) / "committee"
+
+
+def cache_folder(environment: Mapping[str, str]) -> Path:
+    """Folder of the fetched perf_analyzer."""
+    return cache_base(environment) / f"perf_analyzer-{VERSION}"
+
+
+def find_analyzer(environment: Mapping[str, str] | None = None, *, fetch: Fetch | None = None) -> AnalyzerBinary:
+    """A perf_analyzer that starts, fetched the first time.
+
+    Args:
+        environment: of this process; `PERF_ANALYZER` in it names another program.
+        fetch: puts the wheel into a folder and returns its path; None asks pip.
+
+    Raises:
+        ServingError: there is none, it is not the file it should be, or it does not start; says what to do.
+    """
+    variables = dict(os.environ if environment is None else environment)
+    own = variables.get(VARIABLE)
+    if own:
+        return _checked(_own_path(own), variables)
+    folder = cache_folder(variables)
+    path = folder / "perf_analyzer"
+    if not path.is_file() or sha256_of_path(path) != BINARY_SHA256:
+        _install(folder, fetch or _pip_download)
+    libraries = _linked_libraries(folder, _wheel_libraries())
+    known = variables.get("LD_LIBRARY_PATH")
+    variables["LD_LIBRARY_PATH"] = os.pathsep.join([str(libraries), *([known] if known else [])])
+    return _checked(path, variables, libraries=libraries)
+
+
+def _own_path(text: str) -> Path:
+    path = Path(text)
+    if not path.is_file() or not os.access(path, os.X_OK):
+        raise ServingError(f"{VARIABLE}={text}", got="no program there", expected="the path of perf_analyzer")
+    return path.resolve()
+
+
+def _install(folder: Path, fetch: Fetch) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder) as name:
+        wheel = fetch(Path(name))
+        found = sha256_of_path(wheel)
+        if found != WHEEL_SHA256:
+            raise ServingError(
+                f"perf_analyzer: {wheel.name}",
+                got=f"sha256 {found[:16]}...",
+                expected=f"{WHEEL_SHA256[:16]}...",
+                fix=f"the index served another file; {_OWN}",
+            )
+        unpacked = Path(name) / "perf_analyzer"
+        with zipfile.ZipFile(wheel) as archive, archive.open(IN_WHEEL) as source, unpacked.open("wb") as target:
+            shutil.copyfileobj(source, target)
+        unpacked.chmod(0o755)
+        # Renaming takes one step, so two benches that fetch at the same time never see half a program.
+        unpacked.replace(folder / "perf_analyzer")
+
+
+def _pip_download(folder: Path) -> Path:
+    command = [
+        sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps",
+        "--only-binary=:all:", "--platform", "manylinux1_x86_64", "--dest", str(folder),
+        f"tritonclient=={VERSION}",
+    ]  # fmt: skip
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_DOWNLOAD_TIMEOUT_S, check=False)
+    except subprocess.TimeoutExpired as error:
+        raise ServingError("perf_analyzer: pip download", got="no end in five minutes", fix=_OWN) from error
+    wheels = sorted(folder.glob("*.whl"))
+    if done.returncode or not wheels:
+        lines = [line for line in done.stderr.splitlines() if line.strip()]
+        raise ServingError(
+            f"perf_analyzer: pip download tritonclient=={VERSION}",
+            got=lines[-1] if lines else f"exit status {done.returncode}",
+            fix=f"try again where the package index can be reached, or {_OWN}",
+        )
+    return wheels[0]
+
+
+def _wheel_libraries() -> Path:
+    spec = importlib.util.find_spec("pytriton")
+    if spec is None or spec.origin is None:
+        raise ServingError(
+            "perf_analyzer", got="no nvidia-pytriton in this environment", fix="pip install 'committee[serve]'"
+        )
+    return Path(spec.origin).parents[1] / "nvidia_pytriton.libs"
+
+
+def _linked_libraries(folder: Path, source: Path) -> Path:
+    """A folder with the libraries under the names the binary asks for; one per environment that was used."""
+    links = folder / f"lib-{hashlib.sha256(str(source).encode()).hexdigest()[:12]}"
+    links.mkdir(parents=True, exist_ok=True)
+    for name, prefix in LIBRARIES.items():
+        found = sorted(source.glob(f"{prefix}*"))
+        if not found:
+            raise ServingError(
+                f"perf_analyzer needs {name}", got=f"no {prefix}* in {source}", expected="nvidia-pytriton 0.7.0",
+                fix=f"pip install 'committee[serve]', or {_OWN}",
+            )  # fmt: skip
+        link = links / name
+        if not link.is_symlink() or link.readlink() != found[0]:
+            fresh = links / f"{name}.{os.getpid()}"
+            fresh.unlink(missing_ok=True)
+            fresh.symlink_to(found[0])
+            fresh.replace(link)
+    return links
+
+
+def _checked(path: Path, environment: Mapping[str, str], *, libraries: Path | None = None) -> AnalyzerBinary:
+    try:
+        done = subprocess.run(
+            [str(path), "--version"],
+            env=dict(environment),
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise ServingError(f"{path} does not start", got=error, fix=_OWN) from error
+    said = done.stdout + done.stderr
+    words = said.split()
+    if done.returncode or "Version" not in words[:-1]:
+        text = next((line for line in said.splitlines() if line.strip()), "no output")
+        raise ServingError(f"{path} does not start", got=text, fix=_OWN)
+    version = words[words.index("Version") + 1].rstrip(",")
+    return AnalyzerBinary(path=path, environment=environment, version=version, libraries=libraries)
+
+
+# The stand-in for ONNX Runtime completes configurations from model files and is not told where they lie.
+_FIND_REPOSITORY = """\
+before=
+for word; do
+  case "$before" in --model-repository|--model-store) COMMITTEE_MODEL_REPOSITORY=$word ;; esac
+  case "$word" in --model-repository=*|--model-store=*) COMMITTEE_MODEL_REPOSITORY=${word#*=} ;; esac
+  before=$word
+done
+export COMMITTEE_MODEL_REPOSITORY
+"""
+
+
+def analyzer_program(found: AnalyzerBinary) -> Path:
+    """A path that runs perf_analyzer; the program itself where it needs no help."""
+    if found.libraries is None:
+        return found.path
+    folder = found.libraries.with_name(found.libraries.name.replace("lib-", "bin-"))
+    folder.mkdir(parents=True, exist_ok=True)
+    text = _script([found.path], variables={"LD_LIBRARY_PATH": [found.libraries]})
+    return _written(folder / "perf_analyzer", text)
+
+
+def server_program(machine: ServingMachine, environment: Mapping[str, str] | None = None) -> Path:
+    """A path that runs the embedded tritonserver with its backends, and takes Triton's own options.
+
+    Unlike `committee serve` it leaves the repository API open, as tools that load and unload models need it. Any
+    endpoint it opens is bound to 127.0.0.1 unless an option says otherwise.
+
+    Args:
+        machine: to run on.
+        environment: of this process, for where the cache is; None looks.
+
+    Raises:
+        PlatformError, ServingError: the server cannot run here.
+    """
+    check_machine(machine)
+    assert machine.wheel is not None, "check_machine looked for it"
+    base = cache_base(os.environ if environment is None else environment)
+    folder = base / f"tritonserver-{_key(machine)}"
+    libraries = environment_from(machine, {}, repository=base, hide_gpus=False)["LD_LIBRARY_PATH"]
+    # Of two equal options Triton takes the later one.
+    options = ServeOptions(repository=base)
+    words = [
+        machine.wheel / "tritonserver" / "bin" / "tritonserver",
+        f"--backend-directory={_backends(machine, folder)}",
+        *(f"--{endpoint}-address={options.host}" for endpoint in ("http", "grpc", "metrics")),
+        f"--backend-config=python,shm-default-byte-size={options.shm_bytes}",
+        f"--backend-config=python,shm-growth-byte-size={options.shm_bytes}",
+        f"--backend-config=python,thread-pool-size={options.bls_threads}",
+    ]
+    variables: dict[str, Sequence[object]] = {
+        "LD_LIBRARY_PATH": libraries.split(os.pathsep),
+        "PATH": [Path(sys.executable).parent],
+    }
+    return _written(folder / "tritonserver", _script(words, variables=variables, first=_FIND_REPOSITORY))
+
+
+def _backends(machine: ServingMachine, folder: Path) -> Path:
+    """The backend directory, made once and never replaced: a server that runs has its files open."""
+    backends = folder / "backends"
+    if not backends.is_dir():
+        folder.mkdir(parents=True, exist_ok=True)
+        building = Path(tempfile.mkdtemp(prefix="backends.", dir=folder))
+        try:
+            make_backend_directory(machine, building / "made")
+            (building / "made").rename(backends)
+        except OSError:
+            # Another process has made it meanwhile.
+            if not backends.is_dir():
+                raise
+        finally:
+            shutil.rmtree(building, ignore_errors=True)
+    return backends
+
+
+def _key(machine: ServingMachine) -> str:
+    """A short hash of everything the program is made of."""
+    digest = hashlib.sha256(f"{machine.wheel} {machine.stub} {sys.executable}".encode())
+    for path in sorted(BACKENDS.glob("*/model.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def _script(words: Sequence[object], *, variables: Mapping[str, Sequence[object]], first: str = "") -> str:
+    lines = [
+        f"export {name}={shlex.quote(os.pathsep.join(map(str, folders)))}${{{name}:+:${name}}}"
+        for name, folders in variables.items()
+    ]
+    command = " ".join(shlex.quote(str(word)) for word in words)
+    return "\n".join(["#!/bin/sh", *lines, f'{first}exec {command} "$@"', ""])
+
+
+def _written(path: Path, text: str) -> Path:
+    if not path.is_file() or path.read_text(encoding="utf-8") != text:
+        write_file(path, text, mode=0o755)
+    return path
+
 
 # perf_analyzer measures three times at least, and each measurement takes 1.2 times the interval it is given.
 TRIALS = 3
@@ -150,3 +429,35 @@ def _stages(requests: list[dict[str, Any]], batch: int) -> Any:
             "perf_analyzer's export", got=f"{len(raw)} bytes of exit_stage", expected=4 * batch * len(requests)
         )
     return np.frombuffer(raw, "<i4").reshape(len(requests), batch)
+
+
+_Words = Annotated[list[str] | None, typer.Argument(help="Run it with these.", metavar="ARGS", show_default=False)]
+
+
+def analyzer(arguments: _Words = None) -> None:
+    """Run a perf_analyzer that works here, fetched the first time; without arguments print its path.
+
+    PERF_ANALYZER names another one. Everything after the word goes to it as it is.
+
+    Example: python -m perf analyzer -m digits_cascade -i grpc -u 127.0.0.1:8001 --input-data build/rows.json
+    """
+    _print_or_become(analyzer_program(find_analyzer()), arguments)
+
+
+def tritonserver(arguments: _Words = None) -> None:
+    """Run the embedded tritonserver with Triton's own options; without arguments print its path.
+
+    For tools that start a server themselves, or load and unload models: unlike that of `committee serve`, its
+    repository API is open to whoever reaches the port.
+
+    Example: python -m perf tritonserver --model-repository model_repository --model-control-mode explicit
+    """
+    _print_or_become(server_program(machine_here()), arguments)
+
+
+def _print_or_become(program: Path, arguments: list[str] | None) -> None:
+    if not arguments:
+        typer.echo(str(program))
+        return
+    # The program replaces this process, so that signals, output and exit status are its own.
+    os.execv(program, [str(program), *arguments])

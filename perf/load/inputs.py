@@ -1,14 +1,19 @@
-"""Rows to send: taken from stored data, chosen by kind, and written as perf_analyzer's `--input-data` file."""
+"""Rows to send: taken from stored data, chosen by kind, and written as perf_analyzer's `--input-data` file.
+
+`python -m perf inputs` writes such a file.
+"""
 
 import base64
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
+import typer
 
+from orchestrator.cli.endpoints import ADDRESS, Ca, Cert, Headers, Key, endpoint_from_options
 from orchestrator.client.endpoint import Endpoint
 from orchestrator.client.over_grpc import GrpcClient
 from orchestrator.errors import DataError
@@ -102,3 +107,50 @@ def write_input_data(path: Path, rows: npt.NDArray[Any], *, input_name: str) -> 
     ]
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({"data": steps}), encoding="ascii")
+
+
+# perf_analyzer reads the whole file before it begins.
+MOST_ROWS = 997
+
+
+def inputs(
+    url: Annotated[str, typer.Option(help=f"gRPC endpoint of a Triton that serves the model: {ADDRESS}")],
+    model: Annotated[str, typer.Option(help="The cascade; it is asked once about every row.")],
+    data: Annotated[
+        str, typer.Option(help="Rows: a folder of pictures, .npz, .npy, .parquet, or digits:SPLIT.")
+    ] = "digits:test",
+    hard: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="Share of rows that stage 0 passes on; as they come if not given."),
+    ] = None,
+    rows: Annotated[
+        int, typer.Option(min=2, max=MOST_ROWS, help="At most so many; a prime is taken.")
+    ] = MOST_ROWS,
+    seed: Annotated[int, typer.Option(min=0, help="Of choice and order.")] = 0,
+    output: Annotated[Path, typer.Option("-o", "--output", help="File to write.")] = Path("build/rows.json"),
+    repository: Annotated[Path, typer.Option(help="Model repository that says how pictures become rows.")] = Path(
+        "model_repository"
+    ),
+    ca: Ca = None,
+    cert: Cert = None,
+    key: Key = None,
+    header: Headers = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print what was written as JSON.")] = False,
+) -> None:
+    """Write an --input-data file for perf_analyzer with a known share of hard rows.
+
+    Example: python -m perf inputs --url 127.0.0.1:8001 --model digits_cascade --hard 0.15
+    """
+    server = endpoint_from_options(url, ca=ca, cert=cert, key=key, header=header)
+    there = different_rows(server, model, data=data, repository=repository, at_most=rows)
+    with GrpcClient(server) as client:
+        input_name = client.metadata(model).inputs[0].name
+        is_hard = client.infer(model, there).exit_stage > 0
+    chosen = chosen_rows(is_hard, hard=hard, rows=next_prime_below(len(there)), seed=seed)
+    write_input_data(output, there[chosen], input_name=input_name)
+    share = float(is_hard[chosen].mean())
+    if as_json:
+        facts = {"path": str(output), "rows": len(chosen), "hard_share": share, "input": input_name}
+        typer.echo(json.dumps(facts))
+    else:
+        typer.echo(f"Written: {output}, {len(chosen)} rows, {100 * share:.1f} % of them hard")

@@ -15,7 +15,7 @@ import typer
 
 from export.commands.console import END, write_block
 from export.precision.convert import int8_from
-from export.runtimes.versions import Question, answers_in_own_process, installed_version
+from export.runtimes import Question, answers_in_own_process, installed_version
 from orchestrator.errors import DataError
 from orchestrator.planner.intervals import clopper_pearson
 from orchestrator.rows.digits import digits_split

@@ -18,8 +18,7 @@ from perf.harness.machine import commit_here, write_json
 from perf.harness.report import progress_shown
 from perf.harness.server_probe import Memory, memory_of
 from perf.harness.serving import Served, serving, tools_of
-from perf.load.analyzer import AnalyzerLoad, run_analyzer
-from perf.load.programs import find_analyzer
+from perf.load.analyzer import AnalyzerLoad, find_analyzer, run_analyzer
 from perf.routes.spec import BenchRoute, routes_of
 
 OUTPUT = Path("build/bench")

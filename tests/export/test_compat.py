@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from onnx import helper
 
 from export.compat import portable
-from export.runtimes.versions import Question, answers_in_own_process, runtime_folder
+from export.runtimes import Question, answers_in_own_process, runtime_folder
 from orchestrator.errors import ExportError
 from orchestrator.spec.triton import image_runtimes
 from tests.export.small_networks import answers

@@ -14,7 +14,7 @@ import export.member as member_module
 from export.committee import export_committee, member_exports
 from export.compat import MAX_OPSET
 from export.cost.counting import macs_per_row
-from export.fusing.members import Fusion, fuse
+from export.fusing import Fusion, fuse
 from export.precision.derive import export_precision
 from export.sources import ExportOptions
 from orchestrator.local.sessions import LocalMembers

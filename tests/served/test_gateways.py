@@ -26,7 +26,7 @@ from orchestrator.repository.lookup import plan_of
 from orchestrator.repository.render import render
 from orchestrator.rows.digits import digits_split
 from orchestrator.serving.machine import machine_here
-from perf.load.programs import server_program
+from perf.load.analyzer import server_program
 from tests.client.asking import KINDS, client_of
 from tests.served.fixtures import COMMITTED
 from tests.test_load_testing_docs import find_port

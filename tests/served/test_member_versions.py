@@ -27,7 +27,7 @@ from orchestrator.rows.digits import digits_split
 from orchestrator.serving.addresses import choose_ports
 from orchestrator.serving.machine import machine_here
 from orchestrator.serving.options import ServeOptions
-from perf.load.programs import server_program
+from perf.load.analyzer import server_program
 from tests.served.fixtures import COMMITTED, ONNX_MEMBERS, Offline
 from tests.servers import running_server
 

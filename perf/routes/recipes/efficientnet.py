@@ -10,7 +10,7 @@ import numpy as np
 from export.rows import varied_rows
 from orchestrator.errors import DataError
 from orchestrator.spec import CascadeSpec, TensorSpec
-from perf.routes.recipe import Recipe, imposed_cascade
+from perf.routes.scenario import Recipe, imposed_cascade
 from perf.routes.spec import Rows, Scenario
 
 MEMBERS = ("efficientnet_b0", "efficientnet_b3")

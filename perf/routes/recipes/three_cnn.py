@@ -27,7 +27,7 @@ from orchestrator.decision import softmax
 from orchestrator.errors import DataError
 from orchestrator.spec import CascadeSpec, Manifest, TensorSpec
 from perf.harness.machine import write_json
-from perf.routes.recipe import Recipe, imposed_cascade
+from perf.routes.scenario import Recipe, imposed_cascade
 from perf.routes.spec import Rows, Scenario
 
 CLASSES = 10

@@ -20,7 +20,7 @@ from orchestrator.spec import (
 )
 from orchestrator.spec.cascade_json import PLAN
 from orchestrator.spec.manifest import MANIFEST
-from perf.routes.recipe import Predict, Recipe, member_from_manifest, predicted_speedup
+from perf.routes.scenario import Predict, Recipe, member_from_manifest, predicted_speedup
 from perf.routes.spec import Rows, Scenario
 from perf.studies.reproduce.choices import CHOICES, ChosenPlan, choices_from_path
 

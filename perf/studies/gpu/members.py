@@ -19,8 +19,7 @@ from orchestrator.repository.render import render
 from orchestrator.spec import CascadeSpec, Manifest, TensorSpec, manifest_from_path
 from orchestrator.spec.manifest import MANIFEST
 from perf.harness.serving import BenchTools
-from perf.routes.recipe import Recipe, imposed_cascade
-from perf.routes.scenario import BenchScenario, bench_scenario
+from perf.routes.scenario import BenchScenario, Recipe, bench_scenario, imposed_cascade
 from perf.routes.spec import BenchRepository, Rows, Scenario, routes_of
 from perf.studies.gpu.device import Device, Progress, tensorrt_parameters
 from perf.studies.gpu.families import ImposedCascade, NetworkFamily

@@ -15,8 +15,14 @@ from orchestrator.errors import ServerFaultError
 from orchestrator.serving.options import ServeOptions
 from orchestrator.serving.process import EmbeddedServer
 from perf.load.closed import Window, closed_tasks
-from perf.load.poisson import PoissonLoad, send_poisson
-from perf.load.raw_grpc import FailedRequest, RawClient, message_from_rows, outputs_from_bytes
+from perf.load.poisson import (
+    FailedRequest,
+    PoissonLoad,
+    RawClient,
+    message_from_rows,
+    outputs_from_bytes,
+    send_poisson,
+)
 from perf.studies.overload.score import (
     SETTLE_S,
     SentRequests,

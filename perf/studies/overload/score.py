@@ -15,8 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from orchestrator.bls.metrics import FLUSH_INTERVAL_S
 from orchestrator.errors import ServerFaultError
 from orchestrator.spec.answer import DEADLINE, GEARED
-from perf.load.poisson import WARM_S, OpenLoop
-from perf.load.raw_grpc import outputs_from_bytes
+from perf.load.poisson import WARM_S, OpenLoop, outputs_from_bytes
 
 FIGURES = (
     "in_time", "answered", "accuracy", "good", "p50_ms", "p99_ms", "cut", "geared", "lag_p99_ms", "queue_ms",

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from export.__main__ import app
 from export.cost.counting import cost_of, macs_per_row, parameters_of
-from export.cost.outline import graph_from_path
+from export.cost.shapes import graph_from_path
 from orchestrator.errors import CommitteeError, ExportError
 from tests.export.cost.graphs import model, node, small_network, weight, with_preprocess
 

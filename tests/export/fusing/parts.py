@@ -7,7 +7,7 @@ import onnx
 from typer.testing import CliRunner
 
 from export.__main__ import app
-from export.fusing.members import Fusion
+from export.fusing import Fusion
 from export.images.preprocess import PREFIX
 from orchestrator.decision.combine import Combiner
 from orchestrator.errors import CommitteeError

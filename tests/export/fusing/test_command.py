@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from export.fusing.members import Fusion, fuse, fused_model
+from export.fusing import Fusion, fuse, fused_model
 from orchestrator.errors import ExportError
 from orchestrator.spec import Member, Preprocess, TensorSpec, manifest_from_path
 from tests.export.fusing.parts import fused_by_command, two
@@ -56,7 +56,7 @@ def test_a_fused_model_that_is_wrong_is_never_written(tmp_path: Path, monkeypatc
     fusion = two(tmp_path)
     real = fused_model
     monkeypatch.setattr(
-        "export.fusing.members.fused_model",
+        "export.fusing.fused_model",
         lambda asked, parts: real(
             dataclasses.replace(
                 asked, members=(asked.members[0], dataclasses.replace(asked.members[1], weight=1.01))

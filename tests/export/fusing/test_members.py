@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from onnx import numpy_helper
 
-from export.fusing.members import Fusion, fuse, fused_model
+from export.fusing import Fusion, fuse, fused_model
 from export.members import ReadMember, member_from_repository, write_member
 from export.packing import packed
 from orchestrator.errors import ExportError
@@ -190,7 +190,7 @@ def test_weights_may_lie_beside_the_model_before_and_after(
             write_member(tmp_path, stored, manifest)
     members = tuple(Member(name=n, output="logits") for n in "ab")
     fusion = Fusion(name="both", members=members, combine="mean_logit")
-    monkeypatch.setattr("export.fusing.members.packed", functools.partial(packed, over_bytes=10))
+    monkeypatch.setattr("export.fusing.packed", functools.partial(packed, over_bytes=10))
     manifest, _ = fuse(tmp_path, fusion)
     assert len(manifest.data_files) == 1
     rows = np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32)

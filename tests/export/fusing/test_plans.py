@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from export.fusing.plans import fuse_plan
+from export.fusing import fuse_plan
 from orchestrator.decision import AnsweredRows
 from orchestrator.errors import ExportError
 from orchestrator.local.sessions import LocalMembers

@@ -8,7 +8,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from export.cost.counting import preprocess_macs_per_row
-from export.fusing.members import Fusion, fuse, fused_model
+from export.fusing import Fusion, fuse, fused_model
 from export.members import ReadMember
 from export.rows import varied_rows
 from orchestrator.local.sessions import LocalMembers

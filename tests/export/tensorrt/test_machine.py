@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from export.tensorrt.machine import MOUNTED, compose_command, tensorrt_host
-from export.tensorrt.options import EngineOptions
+from export.tensorrt.engine import EngineOptions
+from export.tensorrt.machine import tensorrt_host
+from export.tensorrt.member import MOUNTED, compose_command
 from orchestrator.errors import ExportError, SpecError
 
 TRT = SimpleNamespace(__version__="10.16.1.11")

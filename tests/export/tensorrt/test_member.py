@@ -12,9 +12,9 @@ import pytest
 from onnx import TensorProto, helper
 from tritonclient.grpc import model_config_pb2 as pb
 
+from export.tensorrt.engine import EngineOptions
 from export.tensorrt.machine import Gpu, TensorrtHost, tensorrt_host
 from export.tensorrt.member import EngineResult, export_engine
-from export.tensorrt.options import EngineOptions
 from orchestrator.errors import ExportError, RepositoryError
 from orchestrator.local.sessions import LocalMembers
 from orchestrator.pbtxt import config_from_path

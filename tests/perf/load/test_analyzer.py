@@ -11,12 +11,12 @@ from perf.load.analyzer import (
     RAMP_SHARE,
     STRETCH,
     TRIALS,
+    AnalyzerBinary,
     AnalyzerLoad,
     command_from,
     run_analyzer,
     window_from_export,
 )
-from perf.load.programs import AnalyzerBinary
 
 LOAD = AnalyzerLoad(model="m", address="h:1", input_data=Path("in.json"), concurrency=16, batch=8, seconds=9.0)
 

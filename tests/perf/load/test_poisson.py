@@ -11,14 +11,17 @@ from orchestrator.errors import DataError, ServerFaultError
 from perf.load.poisson import (
     TURNED_AWAY,
     WARM_S,
+    FailedRequest,
     OpenLoop,
     PoissonLoad,
     open_loop,
+    outputs_from_bytes,
     poisson_arrivals,
+    request_bytes,
     send_poisson,
     window_from_open_loop,
+    with_parameter,
 )
-from perf.load.raw_grpc import FailedRequest, outputs_from_bytes, request_bytes, with_parameter
 
 
 @given(st.floats(0.5, 300), st.floats(0.1, 20), st.integers(0, 1000))

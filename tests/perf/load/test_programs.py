@@ -13,8 +13,8 @@ import pytest
 
 from orchestrator.errors import ServingError
 from orchestrator.serving.machine import machine_here
-from perf.load import programs
-from perf.load.programs import (
+from perf.load import analyzer
+from perf.load.analyzer import (
     IN_WHEEL,
     LIBRARIES,
     AnalyzerBinary,
@@ -90,13 +90,13 @@ def wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path = tmp_path / "some.whl"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr(IN_WHEEL, SCRIPT)
-    monkeypatch.setattr(programs, "WHEEL_SHA256", hashlib.sha256(path.read_bytes()).hexdigest())
-    monkeypatch.setattr(programs, "BINARY_SHA256", hashlib.sha256(SCRIPT).hexdigest())
+    monkeypatch.setattr(analyzer, "WHEEL_SHA256", hashlib.sha256(path.read_bytes()).hexdigest())
+    monkeypatch.setattr(analyzer, "BINARY_SHA256", hashlib.sha256(SCRIPT).hexdigest())
     libraries = tmp_path / "libs"
     libraries.mkdir()
     for prefix in LIBRARIES.values():
         (libraries / f"{prefix}0a1b.so").touch()
-    monkeypatch.setattr(programs, "_wheel_libraries", lambda: libraries)
+    monkeypatch.setattr(analyzer, "_wheel_libraries", lambda: libraries)
     return path
 
 
@@ -164,7 +164,7 @@ def test_an_own_program_that_does_not_start_gives_one_line(tmp_path: Path, text:
 
 
 def test_a_failed_download_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(programs.sys, "executable", str(program(tmp_path / "python", b"#!/bin/sh\nexit 3\n")))
+    monkeypatch.setattr(analyzer.sys, "executable", str(program(tmp_path / "python", b"#!/bin/sh\nexit 3\n")))
     with pytest.raises(ServingError, match=r"pip download .* exit status 3; .*-py3-sdk image"):
         find_analyzer(environment(tmp_path))
 

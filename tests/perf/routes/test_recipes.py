@@ -13,7 +13,6 @@ from orchestrator.errors import DataError
 from orchestrator.local.sessions import LocalMembers
 from orchestrator.rows.digits import digits_split
 from orchestrator.spec import cascade_from_path
-from perf.routes.recipe import predicted_speedup
 from perf.routes.recipes import RECIPES
 from perf.routes.recipes.three_cnn import (
     FACTORS,
@@ -26,6 +25,7 @@ from perf.routes.recipes.three_cnn import (
     widened,
 )
 from perf.routes.recipes.trained import CHOSEN, COMMITTED, GLYPHS, glyphs
+from perf.routes.scenario import predicted_speedup
 from perf.routes.spec import Rows
 from perf.studies.reproduce.choices import choices_from_path
 

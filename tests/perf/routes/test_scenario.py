@@ -11,8 +11,7 @@ from orchestrator.planner.records import Records
 from orchestrator.planner.replay import replay
 from orchestrator.spec import manifest_from_path
 from perf.harness.cells import reach_of
-from perf.routes.recipe import MARGIN
-from perf.routes.scenario import BenchScenario, bench_scenario
+from perf.routes.scenario import MARGIN, BenchScenario, bench_scenario
 from tests.perf.routes.tiny import TINY
 
 POOL = 400

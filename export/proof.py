@@ -12,7 +12,7 @@ import numpy.typing as npt
 from export.members import onnx_manifest
 from export.parity import allowed_of, original_scores, session_of
 from export.rows import varied_rows
-from export.runtimes.versions import Question, answers_in_own_process, installed_version, runtime_folder
+from export.runtimes import Question, answers_in_own_process, installed_version, runtime_folder
 from orchestrator.errors import ExportError
 from orchestrator.repository.files import write_all
 from orchestrator.spec import Manifest

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from export.runtimes import versions
-from export.runtimes.versions import CACHE_VARIABLE, installed_version, runtime_folder, runtimes_from_text
+from export import runtimes
+from export.runtimes import CACHE_VARIABLE, installed_version, runtime_folder, runtimes_from_text
 from orchestrator.errors import ExportError
 from orchestrator.spec.triton import RELEASES, image_runtimes
 
@@ -44,7 +44,7 @@ def test_a_wheel_is_unpacked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
             archive.writestr("onnxruntime/capi/library.so", b"")
         return path
 
-    monkeypatch.setattr(versions, "_fetched", fetch)
+    monkeypatch.setattr(runtimes, "_fetched", fetch)
     first, second = runtime_folder("1.2.3"), runtime_folder("1.2.3")
     assert first == second
     assert first is not None
@@ -66,7 +66,7 @@ def test_a_damaged_wheel_and_a_cache_that_is_a_file_are_one_line(
         (folder / "onnxruntime.whl").write_bytes(b"half of it")
         return folder / "onnxruntime.whl"
 
-    monkeypatch.setattr(versions, "_fetched", fetch)
+    monkeypatch.setattr(runtimes, "_fetched", fetch)
     with pytest.raises(ExportError, match="a damaged wheel"):
         runtime_folder("1.2.3")
     (tmp_path / "file").write_text("")
@@ -110,5 +110,5 @@ def test_what_is_no_version_is_one_line(text: str, says: str) -> None:
 
 def test_the_table_has_each_release_once_in_order_and_the_runtimes_grow() -> None:
     assert list(RELEASES) == sorted(RELEASES)
-    versions = [tuple(map(int, version.split("."))) for version in image_runtimes()]
-    assert versions == sorted(versions)
+    runtimes = [tuple(map(int, version.split("."))) for version in image_runtimes()]
+    assert runtimes == sorted(runtimes)

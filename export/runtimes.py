@@ -184,7 +184,7 @@ def _versions(word: str) -> tuple[str, ...]:
 
 
 Array = npt.NDArray[Any]
-WORKER = Path(__file__).with_name("worker.py")
+WORKER = Path(__file__).with_name("runtimes_worker.py")
 # Networks of tens of GMACs take minutes; a process that hangs must end all the same.
 _TIMEOUT_S = 3600.0
 

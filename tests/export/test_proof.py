@@ -9,10 +9,10 @@ import numpy as np
 import onnxruntime
 import pytest
 
+from export import proof as proving
 from export.commands.member import runtimes_said
-from export.runtimes import proof as proving
-from export.runtimes.proof import Proof, proofs_of, prove_against_installed, require_proven
-from export.runtimes.versions import Question, answers_in_own_process, installed_version
+from export.proof import Proof, proofs_of, prove_against_installed, require_proven
+from export.runtimes import Question, answers_in_own_process, installed_version
 from orchestrator.errors import ExportError
 from orchestrator.spec import manifest_from_path
 from orchestrator.spec.triton import image_runtimes

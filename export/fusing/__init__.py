@@ -1,1 +1,0 @@
-"""Members merged into one graph: a stage with its average."""
