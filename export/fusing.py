@@ -45,7 +45,7 @@ from orchestrator.decision.combine import Combiner
 from orchestrator.errors import ExportError
 from orchestrator.graphs.editing import full_check, given_inputs, opset_of
 from orchestrator.spec import CascadeSpec, InputSpec, Manifest, Member, Stage, TensorSpec
-from orchestrator.spec.class_names import first_unlike
+from orchestrator.spec.answer import first_unlike
 from orchestrator.spec.planned_models import data_files_of
 
 COMMAND = "fuse"

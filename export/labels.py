@@ -10,7 +10,7 @@ from orchestrator.errors import ExportError
 from orchestrator.repository.files import write_all
 from orchestrator.repository.render import render_member
 from orchestrator.spec import Manifest
-from orchestrator.spec.class_names import first_unlike, names_from_text
+from orchestrator.spec.answer import first_unlike, names_from_text
 from orchestrator.spec.manifest import MANIFEST, json_from_manifest
 
 # An option of a manifest; it decides nothing but the manifest and the label file.

@@ -21,7 +21,7 @@ from orchestrator.graphs.editing import given_inputs, inlined, opset_of
 from orchestrator.graphs.pieces import GraphBuilder, cleaned, raw_logits, usable_rows
 from orchestrator.graphs.renaming import rename_node
 from orchestrator.spec import Manifest, Member, Preprocess
-from orchestrator.spec.class_names import first_unlike
+from orchestrator.spec.answer import first_unlike
 from orchestrator.spec.manifest import PRECISIONS
 
 # Prefix of the names of the averaging nodes; no member's names begin with it.

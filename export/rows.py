@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from orchestrator.errors import DataError
 from orchestrator.spec import TensorSpec
-from orchestrator.spec.inputs import INPUT_DTYPES
+from orchestrator.spec.request import INPUT_DTYPES
 
 
 def varied_rows(tensor: TensorSpec, n: int, *, seed: int = 0) -> npt.NDArray[Any]:

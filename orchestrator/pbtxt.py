@@ -18,7 +18,7 @@ from google.protobuf.message import Message
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from orchestrator.errors import RepositoryError
-from orchestrator.spec.cascade_json import PLAN
+from orchestrator.spec.cascade import PLAN
 
 CONFIG = "config.pbtxt"
 _BY = "# Written by committee; edit "

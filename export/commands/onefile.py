@@ -10,7 +10,7 @@ import typer
 from export.commands.console import needs, progress_on
 from orchestrator.errors import ExportError
 from orchestrator.spec import FusedPrefix, cascade_from_path, json_from_cascade
-from orchestrator.spec.cascade_json import PLAN
+from orchestrator.spec.cascade import PLAN
 
 
 def onefile(

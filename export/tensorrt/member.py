@@ -36,7 +36,7 @@ from orchestrator.errors import ExportError
 from orchestrator.pbtxt import CONFIG
 from orchestrator.repository.files import disk_errors, may_replace, write_all
 from orchestrator.spec import Manifest, TensorSpec
-from orchestrator.spec.inputs import INPUT_DTYPES
+from orchestrator.spec.request import INPUT_DTYPES
 
 COMMAND = "tensorrt"
 PLAN_FILE = "1/model.plan"

@@ -11,7 +11,7 @@ the times and holds its lock around every call.
 import numpy as np
 import numpy.typing as npt
 
-from orchestrator.spec.gears import Gears
+from orchestrator.spec.cascade import Gears
 
 Slots = npt.NDArray[np.intp]
 # How often the clock asks, while no requests come, whether a dearer gear is due.

@@ -24,7 +24,7 @@ from orchestrator.bls.stage0 import Stage0
 from orchestrator.decision import CascadeRun
 from orchestrator.errors import SpecError
 from orchestrator.spec import cascade_from_path
-from orchestrator.spec.cascade_json import PLAN
+from orchestrator.spec.cascade import PLAN
 from orchestrator.spec.planned_models import verifies_hashes
 
 

@@ -17,7 +17,7 @@ from orchestrator.commandline import TEXT_ERRORS
 from orchestrator.errors import CommitteeError, DataError, InfeasibleError, RepositoryError, interrupted_from
 from orchestrator.planner.goal import ENSEMBLE
 from orchestrator.spec import manifest_from_path
-from orchestrator.spec.cascade_json import PLAN
+from orchestrator.spec.cascade import PLAN
 from orchestrator.spec.manifest import MANIFEST
 from orchestrator.spec.validation import NAME
 

@@ -14,8 +14,8 @@ from orchestrator.repository.class_names import class_names_by_member, common_na
 from orchestrator.repository.completion import adopted_spec, facts_of_manifest
 from orchestrator.repository.member_facts import MemberFacts, Tensor, Tensors, facts_from_folder, fits
 from orchestrator.spec import CascadeSpec, InputSpec, Manifest, Member, Stage, TensorSpec, manifest_from_path
+from orchestrator.spec.answer import first_misplaced
 from orchestrator.spec.cascade import UNKNOWN_INPUT, UNKNOWN_OUTPUT
-from orchestrator.spec.class_names import first_misplaced
 from orchestrator.spec.manifest import MANIFEST
 from orchestrator.spec.output_kind import ScoreEvidence
 from orchestrator.spec.planned_models import data_files_of

@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from orchestrator.errors import InputError
-from orchestrator.spec.header_pattern import MAX_HEADER_NAME, header_regex
+from orchestrator.spec.request import MAX_HEADER_NAME, header_regex
 
 # Longer would overflow nothing, but a day is past any client's patience and most likely a wrong unit.
 MAX_DEADLINE_US = 86_400_000_000

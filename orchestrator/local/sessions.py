@@ -11,8 +11,8 @@ import numpy.typing as npt
 from orchestrator.errors import InputError, MemberError, RepositoryError
 from orchestrator.files import sha256_of_path
 from orchestrator.spec import Manifest, TensorSpec, manifest_from_path
-from orchestrator.spec.inputs import INPUT_DTYPES
 from orchestrator.spec.manifest import MANIFEST
+from orchestrator.spec.request import INPUT_DTYPES
 
 CPU = ("CPUExecutionProvider",)
 

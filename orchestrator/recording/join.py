@@ -27,7 +27,7 @@ from orchestrator.planner.records import (
     write_records_in_parts,
 )
 from orchestrator.rows.npz import extract_array
-from orchestrator.spec.class_names import first_unlike
+from orchestrator.spec.answer import first_unlike
 
 Array = npt.NDArray[Any]
 Codes = npt.NDArray[np.intp]

@@ -26,10 +26,10 @@ from orchestrator.repository.class_names import class_names_by_member, common_na
 from orchestrator.repository.index import readable_config, served_version
 from orchestrator.rows.pictures import ReadPicture, reader_for
 from orchestrator.spec import Manifest, Preprocess, manifest_from_path
-from orchestrator.spec.inputs import INPUT_DTYPES
 from orchestrator.spec.manifest import MANIFEST
 from orchestrator.spec.output_kind import EXCLUSIVE
 from orchestrator.spec.processor import core_count, instruction_sets, processor_flags
+from orchestrator.spec.request import INPUT_DTYPES
 from orchestrator.spec.served_model import ModelInfo, TensorInfo, input_tensor, scores_output
 from orchestrator.spec.validation import NAME
 

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from orchestrator.errors import DataError, InputError, RepositoryError
 from orchestrator.spec import Manifest
-from orchestrator.spec.class_names import first_unlike
+from orchestrator.spec.answer import first_unlike
 from orchestrator.spec.manifest import MANIFEST
 from orchestrator.spec.output_kind import EXCLUSIVE, PARAMETER, SCORE_DTYPES, ScoreEvidence
 from orchestrator.spec.served_model import (

@@ -10,7 +10,7 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 from orchestrator.errors import RepositoryError, SpecError
 from orchestrator.repository.index import readable_config
 from orchestrator.spec import CascadeSpec, manifest_from_path
-from orchestrator.spec.class_names import first_misplaced, first_unlike, names_from_text
+from orchestrator.spec.answer import first_misplaced, first_unlike, names_from_text
 from orchestrator.spec.manifest import MANIFEST
 
 Names = tuple[str, ...]

@@ -22,9 +22,9 @@ from orchestrator.repository.index import (
 from orchestrator.repository.member_facts import MemberFacts, Tensor, facts_from_folder
 from orchestrator.spec import CascadeSpec, FusedPrefix, InputSpec, Manifest, Member, TensorSpec, manifest_from_path
 from orchestrator.spec.cascade import UNKNOWN_INPUT, UNKNOWN_OUTPUT
-from orchestrator.spec.inputs import INPUT_DTYPES
 from orchestrator.spec.manifest import MANIFEST
 from orchestrator.spec.planned_models import data_files_of
+from orchestrator.spec.request import INPUT_DTYPES
 from orchestrator.spec.served_model import listed_tensors
 from orchestrator.spec.triton import BACKEND_OF_FILE, usual_file, versions_in
 

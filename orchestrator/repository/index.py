@@ -13,7 +13,7 @@ from orchestrator.graphs.averaging import averaging_name, spec_from_averaging
 from orchestrator.pbtxt import CONFIG, config_from_path, json_from_config
 from orchestrator.repository.files import disk_errors
 from orchestrator.spec import CascadeSpec, cascade_from_path
-from orchestrator.spec.cascade_json import PLAN
+from orchestrator.spec.cascade import PLAN
 from orchestrator.spec.triton import (
     BACKEND_OF_FILE,
     backend_of,

@@ -8,7 +8,7 @@ from orchestrator.repository.class_names import class_names_of
 from orchestrator.repository.index import plan_path
 from orchestrator.rows.pictures import ReadPicture, reader_for
 from orchestrator.spec import CascadeSpec, Preprocess, cascade_from_path, manifest_from_path
-from orchestrator.spec.cascade_json import PLAN
+from orchestrator.spec.cascade import PLAN
 from orchestrator.spec.manifest import MANIFEST
 from orchestrator.spec.served_model import ModelInfo
 

@@ -41,7 +41,7 @@ from orchestrator.repository.member_facts import facts_from_folder
 from orchestrator.repository.shim import RUNTIME, SHIM, is_shim, runtime_files
 from orchestrator.repository.tuning import tuned_text
 from orchestrator.spec import CascadeSpec, Stage, json_from_cascade, manifest_from_path
-from orchestrator.spec.cascade_json import PLAN
+from orchestrator.spec.cascade import PLAN
 from orchestrator.spec.manifest import MANIFEST
 from orchestrator.spec.triton import served_versions, versions_in
 

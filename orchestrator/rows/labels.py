@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from orchestrator.errors import LISTED, DataError, first_few
 from orchestrator.rows.blocks import UNLABELLED, RowLabels, check_labels
-from orchestrator.spec.class_names import first_misplaced, in_order, normal_form
+from orchestrator.spec.answer import first_misplaced, in_order, normal_form
 
 
 @dataclass(frozen=True)

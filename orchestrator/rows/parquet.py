@@ -33,7 +33,7 @@ from orchestrator.rows.blocks import (
 from orchestrator.rows.labels import MemberClasses, labels_from_array
 from orchestrator.rows.parquet_table import ParquetTable, is_text, left_out_note, parquet_table, words_or_numbers
 from orchestrator.rows.pictures import ReadPicture, is_picture
-from orchestrator.spec.inputs import INPUT_DTYPES
+from orchestrator.spec.request import INPUT_DTYPES
 from orchestrator.spec.served_model import ModelInfo, input_tensor
 
 USUAL = ("image", "images", "rows", "row")

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from orchestrator.errors import DataError, first_few
 from orchestrator.files import irregular_kind
 from orchestrator.rows.blocks import is_hidden
-from orchestrator.spec.class_names import normal_form
+from orchestrator.spec.answer import normal_form
 
 # What pyarrow raises for files and values that it cannot use.
 FOREIGN = (OSError, pa.ArrowException)

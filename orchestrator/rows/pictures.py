@@ -26,8 +26,8 @@ from orchestrator.files import irregular_kind
 from orchestrator.rows.blocks import Indices, RefusedRow, RowBlock, RowLabels, RowPiece, RowSource, spans
 from orchestrator.rows.labels import MemberClasses, labels_from_names
 from orchestrator.spec import Preprocess
-from orchestrator.spec.class_names import in_order
-from orchestrator.spec.inputs import INPUT_DTYPES
+from orchestrator.spec.answer import in_order
+from orchestrator.spec.request import INPUT_DTYPES
 from orchestrator.spec.served_model import ModelInfo, input_tensor
 
 if TYPE_CHECKING:

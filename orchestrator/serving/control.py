@@ -30,7 +30,7 @@ from orchestrator.errors import ServingError, SpecError
 from orchestrator.serving.embedded import CONTROL_HEADER
 from orchestrator.serving.scan import ModelEntry
 from orchestrator.spec import CascadeSpec, cascade_from_path
-from orchestrator.spec.cascade_json import PLAN
+from orchestrator.spec.cascade import PLAN
 from orchestrator.spec.planned_models import PlannedModel, planned_models, verifies_hashes
 from orchestrator.spec.triton import ENSEMBLE, versions_in
 

@@ -7,14 +7,17 @@ from orchestrator.spec.cascade import (
     CascadeSpec,
     Fit,
     FusedPrefix,
+    Gear,
+    Gears,
     Limits,
     Member,
     Stage,
+    cascade_from_json,
+    cascade_from_path,
+    json_from_cascade,
 )
-from orchestrator.spec.cascade_json import cascade_from_json, cascade_from_path, json_from_cascade
-from orchestrator.spec.gears import Gear, Gears
-from orchestrator.spec.inputs import InputSpec, Preprocess
 from orchestrator.spec.manifest import Manifest, TensorSpec, manifest_from_path
+from orchestrator.spec.request import InputSpec, Preprocess
 
 __all__ = [
     "COMBINES",

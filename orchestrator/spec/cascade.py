@@ -1,17 +1,94 @@
-"""A plan as frozen dataclasses, validated when built; `cascade_json` reads and writes them.
+"""A plan as frozen dataclasses, validated when built, and the only reader and writer of cascade.json.
 
 Letters used in shapes everywhere: n rows, k classes, m members, s stages. Stages count from 0.
 """
 
+import dataclasses
+import json
 from dataclasses import dataclass, field
-from pathlib import PurePosixPath
+from functools import partial
+from itertools import pairwise
+from pathlib import Path, PurePosixPath
 from typing import Any
 
-from orchestrator.spec.gears import Gears
-from orchestrator.spec.header_pattern import header_pattern_fault
-from orchestrator.spec.inputs import InputSpec
+from orchestrator.errors import SpecError
 from orchestrator.spec.output_kind import OUTPUT_KINDS
-from orchestrator.spec.validation import Faults, is_finite
+from orchestrator.spec.request import InputSpec, Preprocess, header_pattern_fault
+from orchestrator.spec.validation import (
+    Faults,
+    array_of,
+    build,
+    is_finite,
+    json_from_text,
+    object_of,
+    plain,
+    text_of_file,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gear:
+    """One cheaper setting of the plan.
+
+    Args:
+        thresholds: one per stage but the last; None never exits.
+        mean_cost: per row, on the rows the plan was fitted on.
+        accuracy: share of those rows answered right; None where labels were not used.
+        exit_share: share of those rows answered at each stage.
+    """
+
+    thresholds: tuple[float | None, ...]
+    mean_cost: float
+    accuracy: float | None = None
+    exit_share: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        faults = Faults("gear")
+        for threshold in self.thresholds:
+            faults.threshold("thresholds", threshold)
+        faults.not_negative("mean_cost", self.mean_cost)
+        if self.accuracy is not None:
+            good = is_finite(self.accuracy) and 0 <= self.accuracy <= 1
+            faults.check("accuracy", good, f"got {self.accuracy!r}, expected a number from 0 to 1")
+        faults.close()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gears:
+    """The cheaper gears and when to shift between them.
+
+    Args:
+        cheaper: the gears from 1 on, each cheaper than the one before.
+        raise_wait_us: longest wait of a deferred row from which on the next cheaper gear is taken.
+        lower_wait_us: longest wait up to which the gear goes a step back; less than `raise_wait_us`.
+        raise_after_us: how long waits must be that long, without a break, before the gear is raised.
+        lower_after_us: how long waits must be that short before it is lowered; longer, so that gears do not swing.
+    """
+
+    cheaper: tuple[Gear, ...]
+    raise_wait_us: int = 50_000
+    lower_wait_us: int = 10_000
+    raise_after_us: int = 100_000
+    lower_after_us: int = 1_000_000
+
+    def __post_init__(self) -> None:
+        faults = Faults("gears")
+        faults.check("cheaper", len(self.cheaper) > 0, "got none, expected at least one")
+        names = ("raise_wait_us", "lower_wait_us", "raise_after_us", "lower_after_us")
+        for name in names:
+            faults.integer(name, getattr(self, name), low=0)
+        if not faults.found:
+            gap = self.lower_wait_us < self.raise_wait_us
+            faults.check(
+                "lower_wait_us",
+                gap,
+                f"got {self.lower_wait_us}, expected less than raise_wait_us {self.raise_wait_us}",
+            )
+            costs = [gear.mean_cost for gear in self.cheaper]
+            falling = all(after < before for before, after in pairwise(costs))
+            faults.check("cheaper", falling, f"got mean costs {costs}, expected each below the one before")
+        faults.close()
+
 
 FORMAT = 1
 COMBINES = ("mean_logit", "mean_prob", "vote", "last")
@@ -307,3 +384,90 @@ class CascadeSpec:
     def worst_cost(self) -> float:
         """Cost of a row that goes through every stage."""
         return float(sum(stage.cost for stage in self.stages))
+
+
+PLAN = "cascade.json"  # in the version folder of a cascade
+
+_numbers = array_of(plain)
+_member = object_of(Member)
+_stage = object_of(Stage, {"members": array_of(_member)})
+
+
+def _stages(path: str, value: object, faults: Faults) -> Any:
+    """Reads stages; all but the last must state a threshold: a stage without one would silently never exit."""
+    if isinstance(value, list):
+        for index, part in enumerate(value[:-1]):
+            if isinstance(part, dict) and "threshold" not in part:
+                faults.add(f"{path}[{index}].threshold", "missing, expected a number, or null for never")
+    return array_of(_stage)(path, value, faults)
+
+
+_input = object_of(InputSpec, {"dims": _numbers, "preprocess": object_of(Preprocess)})
+_fit = object_of(Fit, {"accuracy_ci95": _numbers, "exit_share": _numbers})
+_gear = object_of(Gear, {"thresholds": _numbers, "exit_share": _numbers})
+_cascade = partial(
+    build,
+    CascadeSpec,
+    convert={
+        "input": _input,
+        "stages": _stages,
+        "labels": _numbers,
+        "limits": object_of(Limits),
+        "fit": _fit,
+        "lead": object_of(FusedPrefix),
+        "gears": object_of(Gears, {"cheaper": array_of(_gear)}),
+    },
+)
+
+
+def cascade_from_json(text: str, subject: str = PLAN) -> CascadeSpec:
+    """The cascade a JSON text describes.
+
+    Args:
+        text: a whole cascade.json.
+        subject: what to call it in errors, usually its path.
+
+    Raises:
+        SpecError: with every fault found, keyed by field.
+    """
+    value = json_from_text(text, subject)
+    if not isinstance(value, dict):
+        raise SpecError(subject, {"document": f"got {type(value).__name__}, expected an object"})
+    number = value.pop("format", None)
+    if number != FORMAT or isinstance(number, bool):
+        # The fields of another format would only produce misleading faults, so the rest is not read.
+        message = f"got {number!r}, expected {FORMAT}"
+        newer = isinstance(number, int) and number > FORMAT
+        fix = "install a newer committee" if newer else "write it again with `committee plan`"
+        raise SpecError(subject, {"format": message}, fix=fix)
+    faults = Faults(subject)
+    spec = _cascade("", value, faults)
+    faults.close()
+    if spec is None:
+        raise SpecError(subject, {"document": "cannot be read"})
+    return spec
+
+
+def cascade_from_path(path: Path | str) -> CascadeSpec:
+    """The cascade a file describes; see `cascade_from_json` for the errors."""
+    return cascade_from_json(text_of_file(Path(path), str(path)), str(path))
+
+
+def json_from_cascade(spec: CascadeSpec) -> str:
+    """The text of cascade.json; equal specs give equal bytes, and reading it back gives an equal spec."""
+    keys = {field.name: field.metadata.get("key", field.name) for field in dataclasses.fields(spec)}
+    value = {"format": FORMAT, **{keys[name]: part for name, part in dataclasses.asdict(spec).items()}}
+    for name in ("lead", "gears", "header_pattern"):
+        if value[name] is None:
+            del value[name]
+    for member in (member for stage in value["stages"] for member in stage["members"]):
+        _leave_out(member, "version", "data_files")
+    _leave_out(value.get("lead", {}), "version", "sha256")
+    return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _leave_out(value: dict[str, Any], *names: str) -> None:
+    """Leaves out empty fields that are younger than format 1, because older readers refuse them."""
+    for name in names:
+        if name in value and not value[name]:
+            del value[name]

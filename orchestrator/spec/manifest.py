@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import SpecError
-from orchestrator.spec.inputs import Preprocess
 from orchestrator.spec.output_kind import OUTPUT_KINDS
+from orchestrator.spec.request import Preprocess
 from orchestrator.spec.validation import (
     Faults,
     array_of,

@@ -10,8 +10,8 @@ import numpy.typing as npt
 
 from orchestrator.errors import InputError, ServerFaultError
 from orchestrator.spec.answer import ANSWER_COLUMNS
-from orchestrator.spec.inputs import INPUT_DTYPES
 from orchestrator.spec.output_kind import OUTPUT_KINDS, PARAMETER, SCORE_DTYPES
+from orchestrator.spec.request import INPUT_DTYPES
 from orchestrator.spec.triton import stated_instances
 
 

@@ -24,7 +24,7 @@ from export.onefile.writing import onefile_model
 from orchestrator.repository.index import plan_path
 from orchestrator.rows.digits import digits_split
 from orchestrator.spec import CascadeSpec, InputSpec, Member, Stage, cascade_from_path
-from orchestrator.spec.cascade_json import PLAN
+from orchestrator.spec.cascade import PLAN
 from perf.harness.machine import machine_here, write_json
 from perf.harness.report import output_console, progress_shown
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from orchestrator.decision import DEFAULT, PARAMETERS, ForwardedHeaders, Policy, policy_from_parameters
 from orchestrator.errors import InputError
-from orchestrator.spec.header_pattern import MAX_HEADER_NAME, header_pattern_fault, header_regex
+from orchestrator.spec.request import MAX_HEADER_NAME, header_pattern_fault, header_regex
 
 # What gateways, meshes, browsers and clients of both protocols send.
 _SENT = """

@@ -10,7 +10,7 @@ from orchestrator.errors import RepositoryError
 from orchestrator.pbtxt import config_from_path, config_from_text, differences, is_written_here, text_from_config
 from orchestrator.repository.configs import cascade_config, ensemble_config, member_config
 from orchestrator.spec import CascadeSpec, InputSpec, Limits, Member, Stage
-from orchestrator.spec.inputs import INPUT_DTYPES
+from orchestrator.spec.request import INPUT_DTYPES
 from tests.repository.builders import manifest_of, spec_of
 
 TWO = spec_of(Member(name="small", output="logits"), Member(name="large", output="scores", input="pixels"))

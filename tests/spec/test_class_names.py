@@ -5,7 +5,7 @@ import unicodedata
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.spec.class_names import first_misplaced, first_unlike, names_from_text
+from orchestrator.spec.answer import first_misplaced, first_unlike, names_from_text
 
 # Text as a name may be: no line feed, no blanks around it, which a file leaves off.
 NAME = st.text(st.characters(blacklist_categories=["Cs"], blacklist_characters="\n\r"), min_size=1).filter(

@@ -18,7 +18,7 @@ from orchestrator.repository.render import ensemble_configs
 from orchestrator.repository.shim import RUNTIME, SHIM, runtime_files
 from orchestrator.repository.tuning import TUNABLE, is_refused
 from orchestrator.spec import CascadeSpec, cascade_from_path
-from orchestrator.spec.cascade_json import PLAN
+from orchestrator.spec.cascade import PLAN
 
 _AGAIN = "render again"
 _UNDO = "edited by hand: undo it and change the plan instead, or remove the file and render again"

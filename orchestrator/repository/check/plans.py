@@ -15,7 +15,7 @@ from orchestrator.repository.files import sha256_of_path
 from orchestrator.repository.index import versions_served
 from orchestrator.repository.member_facts import MemberFacts, Tensors, fits
 from orchestrator.spec import CascadeSpec, FusedPrefix, Manifest, Member
-from orchestrator.spec.class_names import first_misplaced, first_unlike
+from orchestrator.spec.answer import first_misplaced, first_unlike
 from orchestrator.spec.triton import versions_in
 
 # The server runs the calls of one instance on 32 threads by default, and late answers need some of them.

@@ -25,7 +25,7 @@ from orchestrator.repository.files import disk_errors
 from orchestrator.repository.index import ensemble_spec, model_folders, plan_path, readable_config
 from orchestrator.repository.shim import is_shim
 from orchestrator.spec import CascadeSpec, FusedPrefix, Member, cascade_from_path
-from orchestrator.spec.cascade_json import PLAN
+from orchestrator.spec.cascade import PLAN
 
 
 def check(repository: Path | str, names: Sequence[str] | None = None, *, triton: str | None = None) -> CheckReport:

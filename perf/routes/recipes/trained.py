@@ -18,7 +18,7 @@ from orchestrator.spec import (
     json_from_cascade,
     manifest_from_path,
 )
-from orchestrator.spec.cascade_json import PLAN
+from orchestrator.spec.cascade import PLAN
 from orchestrator.spec.manifest import MANIFEST
 from perf.routes.scenario import Predict, Recipe, member_from_manifest, predicted_speedup
 from perf.routes.spec import Rows, Scenario
