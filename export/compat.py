@@ -16,8 +16,8 @@ from onnx import helper, numpy_helper, shape_inference, version_converter
 from export.cost.shapes import outline_of
 from export.parity import MAX_ABS_ERROR, answers_of, session_of
 from orchestrator.errors import ExportError, first_line
+from orchestrator.graphs.combining import IR_VERSION, OPSET
 from orchestrator.graphs.editing import DEFAULT_DOMAINS, all_graphs, all_nodes, inlined, opset_of
-from orchestrator.graphs.pieces import IR_VERSION, OPSET
 from orchestrator.spec.triton import image_runtimes, releases_that_read, runtime_of
 
 # Version 3 wants every weight among the inputs, and version 7 has no functions.

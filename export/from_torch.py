@@ -13,7 +13,7 @@ from torch import nn
 
 from export.packing import EXTERNAL_OVER_BYTES
 from orchestrator.errors import ExportError, first_line
-from orchestrator.graphs.pieces import IR_VERSION, OPSET
+from orchestrator.graphs.combining import IR_VERSION, OPSET
 
 
 def onnx_from_torch(

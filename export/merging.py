@@ -17,9 +17,8 @@ from onnx import TensorProto, helper, numpy_helper
 from export.images.preprocess import PREFIX
 from export.members import ReadMember
 from orchestrator.errors import ExportError
-from orchestrator.graphs.editing import given_inputs, inlined, opset_of
-from orchestrator.graphs.pieces import GraphBuilder, cleaned, raw_logits, usable_rows
-from orchestrator.graphs.renaming import rename_node
+from orchestrator.graphs.combining import GraphBuilder, cleaned, raw_logits, usable_rows
+from orchestrator.graphs.editing import given_inputs, inlined, opset_of, rename_node
 from orchestrator.spec import Manifest, Member, Preprocess
 from orchestrator.spec.answer import first_unlike
 from orchestrator.spec.manifest import PRECISIONS

@@ -20,9 +20,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from export.images.processing import Processing
 from orchestrator.errors import ExportError
-from orchestrator.graphs.editing import full_check, opset_of
-from orchestrator.graphs.pieces import IR_VERSION, OPSET
-from orchestrator.graphs.renaming import rename_tensors
+from orchestrator.graphs.combining import IR_VERSION, OPSET
+from orchestrator.graphs.editing import full_check, opset_of, rename_tensors
 
 PREFIX = "preprocess/"
 IMAGE = f"{PREFIX}image"

@@ -20,13 +20,19 @@ from onnx.external_data_helper import load_external_data_for_model
 from export.compat import at_opset
 from export.onefile.stages import CarriedTensors, EarlyDecision, GraphDecision, add_stage_decision
 from orchestrator.errors import ExportError
-from orchestrator.graphs.editing import DEFAULT_DOMAINS, all_graphs, inlined, names_read, needed_nodes, opset_of
-from orchestrator.graphs.pieces import ONNX_TYPES, OPSET, GraphBuilder, raw_logits
-from orchestrator.graphs.renaming import rename_node
-from orchestrator.repository.completion import planned_version
+from orchestrator.graphs.combining import ONNX_TYPES, OPSET, GraphBuilder, raw_logits
+from orchestrator.graphs.editing import (
+    DEFAULT_DOMAINS,
+    all_graphs,
+    inlined,
+    names_read,
+    needed_nodes,
+    opset_of,
+    rename_node,
+)
 from orchestrator.repository.files import sha256_of_path
 from orchestrator.repository.index import config_of, model_file, onnx_from_path, plan_path
-from orchestrator.repository.member_facts import fits, tensors_from_graph
+from orchestrator.repository.members import fits, planned_version, tensors_from_graph
 from orchestrator.spec import CascadeSpec, Member
 from orchestrator.spec.answer import ANSWER_COLUMNS
 from orchestrator.spec.output_kind import SCORE_DTYPES

@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 from onnx import TensorProto, helper
 
-from orchestrator.graphs.pieces import CombineNodes, GraphBuilder, bounded, cleaned, usable_rows
+from orchestrator.graphs.combining import CombineNodes, GraphBuilder, bounded, cleaned, usable_rows
 from orchestrator.spec import CascadeSpec, Member
 from orchestrator.spec.answer import ABSTAINED, DEGRADED
 

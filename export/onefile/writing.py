@@ -12,6 +12,7 @@ from export.members import MODEL_FILE, check_overwrite
 from export.onefile.graph import common_opsets, converted, prefix_graph, read_members, weight_bytes, whole_graph
 from export.packing import require_room
 from orchestrator.errors import ExportError
+from orchestrator.graphs.combining import IR_VERSION
 from orchestrator.graphs.onefile import (
     PRODUCER,
     OneFile,
@@ -20,12 +21,10 @@ from orchestrator.graphs.onefile import (
     onefile_from_model,
     onefile_name,
 )
-from orchestrator.graphs.pieces import IR_VERSION
 from orchestrator.pbtxt import CONFIG, text_from_config
-from orchestrator.repository.class_names import named_spec
 from orchestrator.repository.configs import LABELS, cascade_config, triton_type
 from orchestrator.repository.files import disk_errors, may_replace, write_all
-from orchestrator.repository.index import onnx_from_path
+from orchestrator.repository.index import named_spec, onnx_from_path
 from orchestrator.spec import CascadeSpec
 from orchestrator.spec.answer import ANSWER_COLUMNS
 

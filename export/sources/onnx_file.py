@@ -26,9 +26,9 @@ from orchestrator.graphs.editing import (
     keep_needed,
     make_dense,
     opset_of,
+    rename_tensors,
     sorted_nodes,
 )
-from orchestrator.graphs.renaming import rename_tensors
 from orchestrator.repository.files import disk_errors, sha256_of_path
 from orchestrator.spec import TensorSpec
 from orchestrator.spec.triton import runtime_of

@@ -33,7 +33,7 @@ from orchestrator.client.over_grpc import AsyncGrpcClient
 from orchestrator.decision import Policy
 from orchestrator.errors import ClientError, DataError, RefusedError, TimeLimitError, UnknownModelError
 from orchestrator.progress import Advance, Progress, no_progress
-from orchestrator.repository.lookup import picture_reader
+from orchestrator.repository.index import picture_reader
 from orchestrator.rows.blocks import ColumnNames, RefusedRow, RowBlock, StoredRows
 from orchestrator.rows.opening import stored_rows
 

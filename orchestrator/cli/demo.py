@@ -26,7 +26,7 @@ from orchestrator.planner.intervals import clopper_pearson, paired_difference
 from orchestrator.planner.records import Records
 from orchestrator.recording.job import records_of
 from orchestrator.report.words import times_words
-from orchestrator.repository.lookup import plan_of
+from orchestrator.repository.index import plan_of
 from orchestrator.rows.digits import DigitsSplit, digits_split
 from orchestrator.serving.options import ServeOptions
 from orchestrator.serving.process import EmbeddedServer

@@ -19,7 +19,7 @@ from orchestrator.client.sync import SyncClient
 from orchestrator.decision import Policy
 from orchestrator.errors import ClientError, RepositoryError
 from orchestrator.planner.explain import StageExplanation, explain_rows
-from orchestrator.repository.lookup import cascade_in, labels_in, picture_reader
+from orchestrator.repository.index import cascade_in, labels_in, picture_reader
 from orchestrator.rows.opening import NamedRow, named_rows
 from orchestrator.spec import CascadeSpec
 from orchestrator.spec.served_model import ModelInfo

@@ -10,9 +10,16 @@ from orchestrator.errors import DataError, SpecError
 from orchestrator.planner.members import check_probabilities, cost_profile_from_path
 from orchestrator.planner.pool import USUAL_BATCH, check_names, meta_of_members, recorded_member
 from orchestrator.planner.records import Records
-from orchestrator.repository.class_names import class_names_by_member, common_names
-from orchestrator.repository.completion import adopted_spec, facts_of_manifest
-from orchestrator.repository.member_facts import MemberFacts, Tensor, Tensors, facts_from_folder, fits
+from orchestrator.repository.index import class_names_by_member, common_names
+from orchestrator.repository.members import (
+    MemberFacts,
+    Tensor,
+    Tensors,
+    adopted_spec,
+    facts_from_folder,
+    facts_of_manifest,
+    fits,
+)
 from orchestrator.spec import CascadeSpec, InputSpec, Manifest, Member, Stage, TensorSpec, manifest_from_path
 from orchestrator.spec.answer import first_misplaced
 from orchestrator.spec.cascade import UNKNOWN_INPUT, UNKNOWN_OUTPUT

@@ -22,8 +22,7 @@ from orchestrator.recording.scores import (
     stated_kinds,
     with_scores,
 )
-from orchestrator.repository.class_names import class_names_by_member, common_names
-from orchestrator.repository.index import readable_config, served_version
+from orchestrator.repository.index import class_names_by_member, common_names, readable_config, served_version
 from orchestrator.rows.pictures import ReadPicture, reader_for
 from orchestrator.spec import Manifest, Preprocess, manifest_from_path
 from orchestrator.spec.manifest import MANIFEST

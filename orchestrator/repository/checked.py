@@ -12,10 +12,9 @@ from pathlib import Path
 
 from orchestrator.errors import CommitteeError, RepositoryError
 from orchestrator.files import recover_folder
-from orchestrator.graphs.averaging import averaging_name
+from orchestrator.graphs.combining import averaging_name
 from orchestrator.pbtxt import CONFIG, is_marked, text_from_path
 from orchestrator.repository.check import CheckReport, Fault, check
-from orchestrator.repository.completion import pinned_spec
 from orchestrator.repository.files import Rendering, check_output, copy_model, disk_errors, may_replace, new_folder
 from orchestrator.repository.index import (
     ensemble_spec,
@@ -26,6 +25,7 @@ from orchestrator.repository.index import (
     require_members,
     served_version,
 )
+from orchestrator.repository.members import pinned_spec
 from orchestrator.repository.render import render, render_ensemble
 from orchestrator.spec import CascadeSpec, cascade_from_path
 from orchestrator.spec.manifest import MANIFEST

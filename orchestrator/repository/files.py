@@ -1,4 +1,4 @@
-"""Reading and writing the files of a repository: whole or not at all, and only files that were rendered here.
+"""The files of a repository: written whole or not at all, only over rendered ones; and a cascade's model.py.
 
 Every OSError of this package is turned into a RepositoryError here.
 """
@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import orchestrator
 from orchestrator import files as disk
 from orchestrator.errors import RepositoryError
 from orchestrator.pbtxt import is_written_here, text_from_path
@@ -151,3 +152,45 @@ def sha256_of_path(path: Path) -> str:
     """
     with disk_errors(f"reading {path}"):
         return disk.sha256_of_path(path)
+
+
+SHIM = '''\
+"""The cascade described by cascade.json, as Triton loads it. Written by committee: render again to change it."""
+
+import importlib
+import sys
+from pathlib import Path
+
+import triton_python_backend_utils as pb_utils
+
+# Nearest first: a standalone rendering keeps the runtime beside this file, a checkout above it.
+for folder in Path(__file__).resolve().parents:
+    if (folder / "orchestrator" / "bls" / "model.py").is_file():
+        sys.path.insert(0, str(folder))
+        break
+
+try:
+    runtime = importlib.import_module("orchestrator.bls.model")
+except ModuleNotFoundError as error:
+    raise ImportError(f"{__file__}: {error}; render with --standalone, or install what is missing") from error
+
+TritonPythonModel = runtime.cascade_model(pb_utils)
+'''
+RUNTIME = "orchestrator"
+_PARTS = ("errors.py", "files.py", "spec", "decision", "bls")
+
+
+def runtime_files() -> dict[str, bytes]:
+    """The runtime's source files, path in the package -> bytes; they need numpy and nothing else."""
+    root = Path(orchestrator.__file__).parent
+    paths = [root / "__init__.py"]
+    for part in _PARTS:
+        paths += [root / part] if part.endswith(".py") else sorted((root / part).rglob("*.py"))
+    return {path.relative_to(root).as_posix(): path.read_bytes() for path in paths}
+
+
+def is_shim(path: Path | None) -> bool:
+    """True for a model.py that loads the runtime, whichever version of committee wrote it."""
+    if path is None or path.name != "model.py" or not path.is_file():
+        return False
+    return b"orchestrator.bls.model" in path.read_bytes()

@@ -1,5 +1,9 @@
-"""The content of a repository: its models, their versions, files and plans."""
+"""The content of a repository: its models, their versions, files, plans, class names and image processing."""
 
+import dataclasses
+from collections.abc import Mapping
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -8,12 +12,16 @@ from google.protobuf.message import DecodeError
 from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
-from orchestrator.errors import RepositoryError
-from orchestrator.graphs.averaging import averaging_name, spec_from_averaging
+from orchestrator.errors import InputError, RepositoryError, SpecError
+from orchestrator.graphs.combining import averaging_name, spec_from_averaging
 from orchestrator.pbtxt import CONFIG, config_from_path, json_from_config
 from orchestrator.repository.files import disk_errors
-from orchestrator.spec import CascadeSpec, cascade_from_path
+from orchestrator.rows.pictures import ReadPicture, reader_for
+from orchestrator.spec import CascadeSpec, Preprocess, cascade_from_path, manifest_from_path
+from orchestrator.spec.answer import first_misplaced, first_unlike, names_from_text
 from orchestrator.spec.cascade import PLAN
+from orchestrator.spec.manifest import MANIFEST
+from orchestrator.spec.served_model import ModelInfo
 from orchestrator.spec.triton import (
     BACKEND_OF_FILE,
     backend_of,
@@ -180,3 +188,153 @@ def plans_in(repository: Path) -> tuple[list[CascadeSpec], list[CascadeSpec]]:
         if spec is not None:
             ensembles.append(spec)
     return cascades, ensembles
+
+
+Names = tuple[str, ...]
+
+
+def label_file_of(folder: Path, config: ModelConfig | None, *, output: str | None = None) -> Path | None:
+    """The label file that a model's configuration names, which Triton looks for in the model's folder.
+
+    The label file of `output`, the one with the scores, is preferred to another output's.
+    """
+    named = {} if config is None else {one.name: one.label_filename for one in config.output if one.label_filename}
+    files = {named[output]} if output in named else set(named.values())
+    return folder / files.pop() if len(files) == 1 else None
+
+
+def names_in_label_file(path: Path) -> Names:
+    """The class names of a label file.
+
+    Raises:
+        RepositoryError: it is missing, cannot be read, or is not UTF-8.
+    """
+    try:
+        return names_from_text(path.read_bytes().decode())
+    except UnicodeDecodeError as error:
+        raise RepositoryError(
+            f"label file {path}", got="text that is not UTF-8", fix="save it as UTF-8"
+        ) from error
+    except OSError as error:
+        raise RepositoryError(
+            f"label file {path}", got=f"a file that cannot be read ({error.strerror})"
+        ) from error
+
+
+def class_names_of(folder: Path, output: str | None = None) -> Names | None:
+    """A model's class names, from its manifest, else from the label file of its scores.
+
+    A file that cannot be read counts as none here; `check` reports it. `output` is as for `label_file_of`.
+    """
+    with suppress(SpecError):
+        manifest = manifest_from_path(folder / MANIFEST) if (folder / MANIFEST).is_file() else None
+        if manifest is not None and manifest.labels is not None:
+            return manifest.labels
+    path = label_file_of(folder, readable_config(folder), output=output)
+    with suppress(RepositoryError):
+        return None if path is None else names_in_label_file(path)
+    return None
+
+
+def class_names_by_member(repository: Path, outputs: Mapping[str, str | None]) -> dict[str, Names]:
+    """Class names of the members that have any.
+
+    Args:
+        repository: that holds the members.
+        outputs: member name -> its output with the scores, None where that is not known.
+    """
+    found = {name: class_names_of(repository / name, output) for name, output in outputs.items()}
+    return {name: names for name, names in found.items() if names is not None}
+
+
+def common_names(stated: Mapping[str, Names], *, classes: int) -> Names | None:
+    """The class names on which all members that have any agree, in the first member's spelling.
+
+    Args:
+        stated: member -> its class names, where anything says.
+        classes: k; lists of another length name other classes and are ignored.
+
+    Returns:
+        None where no member has names, or two have different ones.
+    """
+    known = [names for names in stated.values() if len(names) == classes]
+    if not known or any(first_unlike(known[0], other) is not None for other in known[1:]):
+        return None
+    return known[0]
+
+
+def named_spec(spec: CascadeSpec, repository: Path) -> CascadeSpec:
+    """The plan with the class names that its members have now.
+
+    The plan's own names stay where no member has any, where members contradict each other, and where the members
+    have the plan's names in another order: labels of rows may have been matched by name, which `check` reports.
+    """
+    stated = class_names_by_member(repository, {one.name: one.output for one in spec.members})
+    names = common_names(stated, classes=spec.classes)
+    planned = spec.labels or ()
+    if names is None or first_unlike(names, planned) is None or first_misplaced(names, planned) is not None:
+        return spec
+    return dataclasses.replace(spec, labels=names)
+
+
+def plan_of(repository: Path, cascade: str) -> CascadeSpec:
+    """The plan of a cascade by name.
+
+    Raises:
+        RepositoryError: there is no such cascade.
+    """
+    path = plan_path(repository / cascade)
+    if path is None:
+        got = f"no cascade.json in {repository / cascade}"
+        raise RepositoryError(f"cascade {cascade}", got=got, fix="render it with `committee render`")
+    return cascade_from_path(path)
+
+
+def cascade_in(repository: Path, model: str, version: int | None) -> CascadeSpec | None:
+    """The plan of a served version of a model; None where the repository has none for it.
+
+    Raises:
+        SpecError: the plan is wrong.
+    """
+    path = repository / model / str(version) / PLAN
+    return cascade_from_path(path) if path.is_file() else None
+
+
+def labels_in(repository: Path, model: str, version: int | None) -> tuple[str, ...] | None:
+    """Class names of a cascade, a member or any model with a label file; None where nothing says."""
+    spec = cascade_in(repository, model, version)
+    return class_names_of(repository / model) if spec is None else spec.labels
+
+
+def preprocess_in(repository: Path, model: str, version: int | None) -> Preprocess:
+    """How pictures become rows of a model, from its cascade.json or a member's manifest.json.
+
+    Raises:
+        RepositoryError: the repository has neither file.
+        InputError: the file says nothing about pictures.
+    """
+    spec = cascade_in(repository, model, version)
+    manifest = repository / model / MANIFEST
+    if spec is None and not manifest.is_file():
+        raise RepositoryError(
+            f"pictures for model {model}",
+            got=f"neither {version}/cascade.json nor manifest.json in {repository / model}",
+            fix="name the repository with `repository`, or send rows as .npy",
+        )
+    found = manifest_from_path(manifest).preprocess if spec is None else spec.input.preprocess
+    if found is None:
+        raise InputError(
+            f"pictures for model {model}",
+            got="no `preprocess` section in its description",
+            fix="write one, or send rows as .npy",
+        )
+    return found
+
+
+def picture_reader(repository: Path, info: ModelInfo) -> ReadPicture:
+    """A function from an encoded picture and its name to one row (*dims); its first call reads the repository.
+
+    Raises:
+        InputError, RepositoryError: see `preprocess_in`, when a picture is read.
+    """
+    return reader_for(info, partial(preprocess_in, repository, info.name, info.version))

@@ -11,10 +11,8 @@ from pathlib import Path
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from orchestrator.errors import RepositoryError
-from orchestrator.graphs.averaging import averaging_model, averaging_name
+from orchestrator.graphs.combining import averaging_model, averaging_name
 from orchestrator.pbtxt import CONFIG, config_from_text, is_marked, text_from_config, text_from_path
-from orchestrator.repository.class_names import named_spec
-from orchestrator.repository.completion import adopted_spec, facts_of_member, pinned_spec, require_known_input
 from orchestrator.repository.configs import (
     AVERAGING_VERSION,
     DEVICES,
@@ -23,23 +21,33 @@ from orchestrator.repository.configs import (
     cascade_config,
     ensemble_config,
     member_config,
+    tuned_text,
 )
 from orchestrator.repository.files import (
+    RUNTIME,
+    SHIM,
     Rendering,
+    is_shim,
     may_replace,
     remove_folder,
     remove_others,
+    runtime_files,
     write_all,
 )
 from orchestrator.repository.index import (
+    named_spec,
     plan_path,
     policy_of,
     require_members,
     served_version,
 )
-from orchestrator.repository.member_facts import facts_from_folder
-from orchestrator.repository.shim import RUNTIME, SHIM, is_shim, runtime_files
-from orchestrator.repository.tuning import tuned_text
+from orchestrator.repository.members import (
+    adopted_spec,
+    facts_from_folder,
+    facts_of_member,
+    pinned_spec,
+    require_known_input,
+)
 from orchestrator.spec import CascadeSpec, Stage, json_from_cascade, manifest_from_path
 from orchestrator.spec.cascade import PLAN
 from orchestrator.spec.manifest import MANIFEST

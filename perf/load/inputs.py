@@ -17,7 +17,7 @@ from orchestrator.cli.endpoints import ADDRESS, Ca, Cert, Headers, Key, endpoint
 from orchestrator.client.endpoint import Endpoint
 from orchestrator.client.over_grpc import GrpcClient
 from orchestrator.errors import DataError
-from orchestrator.repository.lookup import picture_reader
+from orchestrator.repository.index import picture_reader
 from orchestrator.rows.labels import MemberClasses
 from orchestrator.rows.opening import row_source
 from orchestrator.spec.shares import evenly_spread

@@ -4,7 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from orchestrator.repository.shim import runtime_files
+from orchestrator.repository.files import runtime_files
 
 SCRIPT = """
 import sys

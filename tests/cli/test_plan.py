@@ -10,7 +10,7 @@ import pytest
 from orchestrator.cli.app import run
 from orchestrator.planner.records import records_from_path, write_records
 from orchestrator.planner.replay import replay
-from orchestrator.repository.completion import pinned_spec
+from orchestrator.repository.members import pinned_spec
 from orchestrator.spec import CascadeSpec, Fit, cascade_from_json, cascade_from_path
 from tests.planner.builders import made_records
 

@@ -9,7 +9,7 @@ import pytest
 
 from orchestrator.cli.app import run
 from orchestrator.repository.check import check
-from orchestrator.repository.completion import UNKNOWN_INPUT
+from orchestrator.repository.members import UNKNOWN_INPUT
 from orchestrator.spec import CascadeSpec, cascade_from_path
 from tests.cli.planning import plan, write_made
 from tests.planner.builders import made_records

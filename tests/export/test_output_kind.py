@@ -8,7 +8,7 @@ import onnx
 import pytest
 from onnx import TensorProto
 
-from orchestrator.graphs.pieces import GraphBuilder
+from orchestrator.graphs.combining import GraphBuilder
 from orchestrator.repository.check import check
 from orchestrator.spec import manifest_from_path
 from tests.export.test_member_command import said

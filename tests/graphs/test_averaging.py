@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from orchestrator.decision import Combiner, confidence_score
 from orchestrator.errors import RepositoryError, SpecError
-from orchestrator.graphs.averaging import averaging_model, spec_from_averaging
+from orchestrator.graphs.combining import averaging_model, spec_from_averaging
 from orchestrator.spec import COMBINES, SCORES, CascadeSpec, InputSpec, Member, Stage
 
 NUMPY_TYPES = {"FP16": np.float16, "FP32": np.float32, "FP64": np.float64}

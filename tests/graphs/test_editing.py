@@ -11,8 +11,7 @@ from onnx import helper
 
 from export.images.preprocess import PREFIX, with_preprocess
 from export.images.processing import Processing
-from orchestrator.graphs.editing import all_graphs, names_read, sorted_nodes
-from orchestrator.graphs.renaming import rename_tensors
+from orchestrator.graphs.editing import all_graphs, names_read, rename_tensors, sorted_nodes
 from tests.export.onnx_graphs import BOOL, FEATURES, INT64, SIDE, Foreign, foreign, node, value
 from tests.export.small_networks import answers
 from tests.onnx_models import model_of

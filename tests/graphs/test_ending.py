@@ -7,8 +7,8 @@ import onnx
 import pytest
 from onnx import TensorProto
 
+from orchestrator.graphs.combining import GraphBuilder
 from orchestrator.graphs.ending import LOGITS, PROBABILITIES, SIGMOID, ending_of
-from orchestrator.graphs.pieces import GraphBuilder
 from tests.onnx_models import model_of
 
 

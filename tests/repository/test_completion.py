@@ -14,9 +14,15 @@ from orchestrator.errors import RepositoryError
 from orchestrator.pbtxt import config_from_path
 from orchestrator.repository.check import check, check_plans
 from orchestrator.repository.checked import render_checked, render_output
-from orchestrator.repository.completion import UNKNOWN_OUTPUT, adopted_spec, pinned_spec, planned_version
 from orchestrator.repository.index import config_of, plan_path, plans_in, versions_served
-from orchestrator.repository.member_facts import MemberFacts, Tensor
+from orchestrator.repository.members import (
+    UNKNOWN_OUTPUT,
+    MemberFacts,
+    Tensor,
+    adopted_spec,
+    pinned_spec,
+    planned_version,
+)
 from orchestrator.repository.render import render
 from orchestrator.spec import CascadeSpec, Member, cascade_from_path
 from orchestrator.spec.planned_models import PlannedModel

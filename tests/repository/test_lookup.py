@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from orchestrator.errors import InputError, RepositoryError, SpecError
-from orchestrator.repository.lookup import labels_in, picture_reader, preprocess_in
+from orchestrator.repository.index import labels_in, picture_reader, preprocess_in
 from orchestrator.spec import Manifest, TensorSpec, json_from_cascade
 from orchestrator.spec.manifest import json_from_manifest
 from orchestrator.spec.served_model import ModelInfo, TensorInfo

@@ -8,7 +8,7 @@ import pytest
 from orchestrator.errors import RepositoryError, SpecError
 from orchestrator.pbtxt import config_from_path
 from orchestrator.repository.check import check
-from orchestrator.repository.completion import pinned_spec
+from orchestrator.repository.members import pinned_spec
 from orchestrator.repository.render import ensemble_from_cascade, render, render_ensemble, render_member
 from orchestrator.spec import CascadeSpec, Member, Stage, cascade_from_path
 from tests.repository.builders import add_member, linear_model, snapshot, spec_of

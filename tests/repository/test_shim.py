@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
+from orchestrator.repository.files import SHIM, is_shim, runtime_files
 from orchestrator.repository.render import render
-from orchestrator.repository.shim import SHIM, is_shim, runtime_files
 from tests.repository.builders import add_member, spec_of
 
 # -I: nothing from the current folder, the environment or the user's own packages; -S: not even site-packages.

@@ -17,7 +17,7 @@ from orchestrator.cli.demo_routes import NEAR_THRESHOLD
 from orchestrator.decision import AnsweredRows, Policy
 from orchestrator.planner.records import Records
 from orchestrator.planner.replay import replay
-from orchestrator.repository.lookup import plan_of
+from orchestrator.repository.index import plan_of
 from orchestrator.repository.render import render
 from orchestrator.serving.process import EmbeddedServer
 from orchestrator.spec import CascadeSpec, Gear, Gears, Member, Stage, manifest_from_path

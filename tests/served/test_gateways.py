@@ -22,7 +22,7 @@ from orchestrator.cli.app import run
 from orchestrator.client.endpoint import Endpoint, endpoint_from_address
 from orchestrator.client.over_http import HttpClient
 from orchestrator.errors import ClientError
-from orchestrator.repository.lookup import plan_of
+from orchestrator.repository.index import plan_of
 from orchestrator.repository.render import render
 from orchestrator.rows.digits import digits_split
 from orchestrator.serving.machine import machine_here

@@ -21,7 +21,7 @@ from orchestrator.cli.app import run
 from orchestrator.errors import ServingError
 from orchestrator.recording.job import records_of
 from orchestrator.repository.check import check
-from orchestrator.repository.lookup import plan_of
+from orchestrator.repository.index import plan_of
 from orchestrator.repository.render import render
 from orchestrator.rows.digits import digits_split
 from orchestrator.serving.addresses import choose_ports

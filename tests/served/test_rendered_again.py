@@ -12,7 +12,7 @@ import tritonclient.grpc as triton
 from tritonclient.utils import InferenceServerException
 
 from orchestrator.repository.checked import render_output
-from orchestrator.repository.lookup import plan_of
+from orchestrator.repository.index import plan_of
 from tests.served.fixtures import COMMITTED
 from tests.served.test_member_versions import polling
 

@@ -1,4 +1,4 @@
-"""A model folder by itself: whether its config describes its files."""
+"""A model folder by itself: whether its config describes its files. Faults and notes are gathered here, too."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,7 +11,6 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 from orchestrator.errors import RepositoryError, SpecError
 from orchestrator.graphs.ending import LOGITS, SIGMOID, ending_of
 from orchestrator.pbtxt import config_from_path
-from orchestrator.repository.check.report import Findings
 from orchestrator.repository.files import sha256_of_path
 from orchestrator.repository.index import (
     config_of,
@@ -20,7 +19,7 @@ from orchestrator.repository.index import (
     onnx_from_path,
     served_version,
 )
-from orchestrator.repository.member_facts import (
+from orchestrator.repository.members import (
     Agree,
     MemberFacts,
     Tensor,
@@ -29,6 +28,7 @@ from orchestrator.repository.member_facts import (
     facts_of,
     fits,
     may_be,
+    stated_tensor,
     tensors_from_config,
     tensors_from_graph,
 )
@@ -37,6 +37,47 @@ from orchestrator.spec.manifest import MANIFEST
 from orchestrator.spec.output_kind import PARAMETER
 from orchestrator.spec.processor import lacks_flags, processor_flags
 from orchestrator.spec.triton import ENSEMBLE
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One thing that is wrong, or worth knowing.
+
+    Args:
+        model: name of the model, which is its folder's.
+        field: the part concerned, e.g. "config.pbtxt" or "member small".
+        text: got, expected and what to do, on one line.
+    """
+
+    model: str
+    field: str
+    text: str
+
+
+@dataclass
+class Findings:
+    """Faults and notes gathered so far, each once."""
+
+    faults: list[Fault] = field(default_factory=list)
+    notes: list[Fault] = field(default_factory=list)
+
+    def fault(self, model: str, subject: str, text: object) -> None:
+        """Adds a fault."""
+        self._add(self.faults, Fault(model, subject, " ".join(str(text).split())))
+
+    def note(self, model: str, subject: str, text: object) -> None:
+        """Adds a note."""
+        self._add(self.notes, Fault(model, subject, " ".join(str(text).split())))
+
+    def each(self, model: str, texts: Mapping[str, str], *, fix: str | None = None) -> None:
+        """Adds a fault per field of a description."""
+        for name, text in texts.items():
+            self.fault(model, name, text if fix is None else f"{text}; {fix}")
+
+    @staticmethod
+    def _add(found: list[Fault], fault: Fault) -> None:
+        if fault not in found:
+            found.append(fault)
 
 
 @dataclass(frozen=True)
@@ -217,7 +258,7 @@ def _compare_engine(model: Model, findings: Findings) -> None:
         ("input", config.input, manifest.input),
         ("output", config.output, manifest.output),
     ):
-        known = {real.name: Tensor(name=real.name, dtype=real.dtype, dims=real.dims)}
+        known = {real.name: stated_tensor(real)}
         for tensor in tensors_from_config(entries).values():
             text = _unlike(tensor, known, batched=False, agree=fits)
             if text:

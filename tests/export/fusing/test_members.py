@@ -15,7 +15,7 @@ from export.fusing import Fusion, fuse, fused_model
 from export.members import ReadMember, member_from_repository, write_member
 from export.packing import packed
 from orchestrator.errors import ExportError
-from orchestrator.graphs.averaging import spec_from_averaging
+from orchestrator.graphs.combining import spec_from_averaging
 from orchestrator.local.sessions import LocalMembers
 from orchestrator.repository.check import check
 from orchestrator.rows.digits import digits_split

@@ -12,7 +12,7 @@ from export.cost.counting import macs_per_row, parameters_of
 from export.from_torch import onnx_from_torch
 from export.parity import parity_of
 from orchestrator.errors import ExportError, RepositoryError
-from orchestrator.graphs.pieces import IR_VERSION, OPSET
+from orchestrator.graphs.combining import IR_VERSION, OPSET
 from orchestrator.rows.digits import digits_split
 from orchestrator.spec import manifest_from_path
 from perf.studies.digits import DIGITS, Architecture, ConvNet, augment, export_digits, train, training_settings
