@@ -32,7 +32,7 @@ from orchestrator.bls.requests import (
     completed,
     reason_of,
 )
-from orchestrator.decision import Arrivals, CascadeRun, FailedRows, Stage0Result, StageOutcome
+from orchestrator.decision import Arrivals, CascadeRun, FailedRows, StageOutcome, StageResult
 from orchestrator.spec import CascadeSpec, InputSpec
 
 # Asking the server whether a client went away costs about 90 us, so only requests this old are asked about.
@@ -162,7 +162,7 @@ class Scheduler:
         arrivals: Arrivals,
         *,
         rows: Rows,
-        result: Stage0Result,
+        result: StageResult,
         later: Sequence[Sequence[Rows]],
         errors: Errors,
     ) -> list[Reply]:

@@ -27,7 +27,7 @@ from orchestrator.decision import (
     Arrivals,
     CascadeRun,
     EarlyExit,
-    Stage0Result,
+    StageResult,
     arrivals_from_policies,
     plain_arrivals,
 )
@@ -180,7 +180,7 @@ class Stage0:
         batch: Sequence[PendingRequest],
         rows: Rows,
         *,
-        result: Stage0Result,
+        result: StageResult,
         outputs: MemberOutputs,
         leaves: Sequence[bool],
         gear: int,

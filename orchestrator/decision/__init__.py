@@ -4,7 +4,7 @@ Pure: fed arrays, answers arrays; no I/O, no threads, no Triton. Server and plan
 """
 
 from orchestrator.decision.combine import Accumulator, Combiner, softmax
-from orchestrator.decision.evaluate import Arrivals, Evaluator, Stage0Result, arrivals_from_policies
+from orchestrator.decision.evaluate import Arrivals, Evaluator, StageResult, arrivals_from_policies
 from orchestrator.decision.fast_path import EarlyExit, FastPath, plain_arrivals
 from orchestrator.decision.policy import (
     DEFAULT,
@@ -30,8 +30,8 @@ __all__ = [
     "FastPath",
     "ForwardedHeaders",
     "Policy",
-    "Stage0Result",
     "StageOutcome",
+    "StageResult",
     "arrivals_from_policies",
     "confidence_score",
     "plain_arrivals",

@@ -36,8 +36,7 @@ class RowColumns:
     """
 
     __slots__ = ()
-    # One call in C gives all columns, or those within columns too: every batch of every stage is cut
-    # and stored through them.
+    # One call in C gives all columns, or those within columns too: every batch of every stage goes through them.
     _columns: "ClassVar[attrgetter[tuple[Any, ...]]]"
     _arrays: "ClassVar[attrgetter[tuple[Any, ...]]]"
     _names: ClassVar[list[str]]
@@ -56,7 +55,7 @@ class RowColumns:
         """The given rows; copied where `index` is an array."""
         return type(self)(*[None if column is None else column[index] for column in self._columns(self)])
 
-    def __setitem__(self: Columns, index: Index, rows: Columns) -> None:
+    def __setitem__(self: Columns, index: Index | slice, rows: Columns) -> None:
         for mine, given in zip(self._arrays(self), self._arrays(rows), strict=True):
             if mine is not None:
                 mine[index] = given
@@ -64,10 +63,7 @@ class RowColumns:
 
 @dataclass(slots=True)
 class Accumulator(RowColumns):
-    """Sums over the members asked so far.
-
-    The sums are kept and not the members' outputs, so a deferred row carries k classes of float32 whatever the
-    number of members.
+    """Sums over the members asked so far: a deferred row carries k classes, whatever the number of members.
 
     Args:
         total: float32 (n, k), weighted sum of logits, probabilities or votes, by combine mode.
@@ -95,12 +91,8 @@ def scaled_logits(member: Member, raw: npt.NDArray[np.generic]) -> tuple[F32, Bo
     A row with NaN, +inf or nothing but -inf is a failure of the member for that row: its maximum shows all three,
     since NaN wins any maximum.
 
-    Args:
-        member: whose output it is.
-        raw: (n, k) as the model gave it.
-
     Returns:
-        float32 (n, k) with 0 in bad rows, and bool (n,) of good rows or None where all are good.
+        float32 (n, k) from `raw` (n, k), 0 in bad rows; and bool (n,) of good rows, None where all are good.
     """
     z = np.ascontiguousarray(raw, dtype=np.float32)
     if member.output_kind == "probabilities" or member.temperature != 1.0:
@@ -122,9 +114,6 @@ def scaled_logits(member: Member, raw: npt.NDArray[np.generic]) -> tuple[F32, Bo
 
 class Combiner:
     """Turns members' outputs into a distribution, in one mode fixed by the plan.
-
-    Args:
-        spec: the cascade; its combine mode, members, temperatures and weights are used.
 
     Attributes:
         weights: float32 (m,), in plan order.
@@ -152,12 +141,7 @@ class Combiner:
     def add_stage(
         self, accumulator: Accumulator, stage: int, outputs: Sequence[Output]
     ) -> tuple[I32 | None, Bools | None]:
-        """Adds the outputs of one whole stage, in plan order.
-
-        Args:
-            accumulator: changed in place, n rows.
-            stage: which stage answered.
-            outputs: (n, k) per member of the stage; None for a member that failed altogether.
+        """Adds the outputs of one whole stage, in plan order, to n rows in place.
 
         Returns:
             int32 (n,), the first member (by plan index) that failed for the row or -1, and bool (n,) of rows
@@ -207,14 +191,10 @@ class Combiner:
         accumulator.weight += weight if good is None else weight * good
 
     def distribution(self, accumulator: Accumulator) -> tuple[F32, I64]:
-        """The combined probabilities and label of every row.
+        """The combined probabilities and label of every row, float32 (n, k) and int64 (n,).
 
-        Args:
-            accumulator: n rows; one without any member's answer gets the uniform distribution, to be ignored.
-
-        Returns:
-            float32 (n, k) and int64 (n,); equal probabilities go to the lowest class, votes that tie to the
-            class with the larger mean probability.
+        Equal probabilities go to the lowest class, votes that tie to the class with the larger mean probability. A
+        row without any member's answer gets the uniform distribution, to be ignored.
         """
         p = accumulator.total / np.maximum(accumulator.weight, np.float32(1e-30))[:, None]
         if self.mode == "mean_logit":

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from orchestrator.decision.combine import F32, I32, I64, Accumulator, Bools, Combiner, Output, RowColumns
 from orchestrator.decision.exit_rule import ExitRule
 from orchestrator.decision.policy import Policy
-from orchestrator.decision.scores import OF_PROBABILITIES, confidence_score
+from orchestrator.decision.scores import confidence_score
 from orchestrator.spec import CascadeSpec
 from orchestrator.spec.answer import DEGRADED
 
@@ -61,19 +61,12 @@ def arrivals_from_policies(
         default_deadline_us: orders the rows of requests that named no deadline.
         gear: decides about the rows of requests that named none.
     """
-    rows, each = sum(counts), np.array(counts)
-    position = np.arange(rows)
-    if len(counts) > 1:
-        position -= (each.cumsum() - each).repeat(each)
-    deadlines = [
-        NO_DEADLINE_NS if policy.deadline_us is None else at_ns + policy.deadline_us * 1000
-        for policy, at_ns in zip(policies, now_ns, strict=True)
-    ]
-    # The due time only orders rows; without it a request without a deadline would never get its turn under load.
-    due = [
-        at_ns + default_deadline_us * 1000 if deadline == NO_DEADLINE_NS else deadline
-        for at_ns, deadline in zip(now_ns, deadlines, strict=True)
-    ]
+    each = np.array(counts)
+    deadlines, due = [], []
+    for policy, at_ns in zip(policies, now_ns, strict=True):
+        # The due time only orders rows; without it a request without a deadline never gets its turn under load.
+        due.append(at_ns + 1000 * (default_deadline_us if policy.deadline_us is None else policy.deadline_us))
+        deadlines.append(NO_DEADLINE_NS if policy.deadline_us is None else due[-1])
     ends = [NO_MAX_STAGE if policy.max_stage is None else policy.max_stage for policy in policies]
 
     def column(values: Sequence[float], dtype: type) -> npt.NDArray[Any]:
@@ -81,7 +74,7 @@ def arrivals_from_policies(
 
     return Arrivals(
         request=column(tokens, np.int64),
-        position=position,
+        position=np.arange(sum(counts)) - (each.cumsum() - each).repeat(each),
         min_stage=column([policy.min_stage for policy in policies], np.int32),
         max_stage=column(ends, np.int32),
         shift=column([policy.threshold_shift for policy in policies], np.float32),
@@ -89,25 +82,6 @@ def arrivals_from_policies(
         deadline_ns=column(deadlines, np.int64),
         due_ns=column(due, np.int64),
     )
-
-
-@dataclass(slots=True)
-class RowState(RowColumns):
-    """Rows with what has been found out about them; the table of a run is one of these.
-
-    Args:
-        arrival: where they came from and what their requests ask for.
-        cost: float32 (n,), cost of every member asked for the row, charged when it is asked.
-        status: int32 (n,), status bits so far.
-        answer_stage: int32 (n,), newest stage whose output is in the accumulator, -1 for none.
-        accumulator: the members' outputs so far.
-    """
-
-    arrival: Arrivals
-    cost: F32
-    status: I32
-    answer_stage: I32
-    accumulator: Accumulator
 
 
 @dataclass(slots=True)
@@ -141,13 +115,13 @@ class StageFailures:
 
 
 @dataclass(slots=True)
-class Stage0Result(RowColumns):
-    """What stage 0 gave for n rows, before anything about the rows themselves is known.
+class StageResult(RowColumns):
+    """What a stage gave for n rows, whatever their requests ask for.
 
     Args:
-        accumulator: the members' outputs.
+        accumulator: the outputs of all members so far.
         answer: what each row would get now.
-        failures: None where no member failed; only then can rows be picked.
+        failures: of the stage's members, None where none failed; only then can rows be picked.
     """
 
     accumulator: Accumulator
@@ -155,73 +129,39 @@ class Stage0Result(RowColumns):
     failures: StageFailures | None
 
 
-@dataclass(slots=True)
-class StageDecision:
-    """What becomes of n rows at a stage.
-
-    Args:
-        exits: bool (n,), answered now.
-        dead: bool (n,), failed; never also in `exits`.
-        status: int32 (n,), status bits earned here.
-        answer: what each row would get now.
-        failures: None where no member failed.
-    """
-
-    exits: Bools
-    dead: Bools
-    status: I32
-    answer: CombinedAnswer
-    failures: StageFailures | None
-
-
 class Evaluator:
-    """Combine mode, score and exit rule of one plan, applied together.
-
-    Args:
-        spec: the cascade.
-    """
+    """Combine mode, score and exit rule of one plan, applied together."""
 
     def __init__(self, spec: CascadeSpec) -> None:
         self.spec = spec
         self.combiner = Combiner(spec)
         self.rule = ExitRule(spec)
-        # Looked up once, because every batch of every stage is scored.
-        self._score = OF_PROBABILITIES.get(spec.score)
 
     def answer(self, accumulator: Accumulator) -> CombinedAnswer:
         """The combined answer of every row so far."""
         p, label = self.combiner.distribution(accumulator)
-        if self._score is not None:
-            return CombinedAnswer(p, label, self._score(p))
-        return CombinedAnswer(
-            p, label, confidence_score(self.spec.score, p, label, accumulator.tops, self.combiner.weights)
-        )
+        score = confidence_score(self.spec.score, p, label, accumulator.tops, self.combiner.weights)
+        return CombinedAnswer(p, label, score)
 
-    def stage0(self, rows: int, outputs: Sequence[Output]) -> Stage0Result:
-        """What stage 0 gave for n rows.
+    def add_stage(self, accumulator: Accumulator, stage: int, outputs: Sequence[Output]) -> StageResult:
+        """Adds a stage's outputs to the accumulator of n rows, in place.
 
         Args:
-            rows: n.
-            outputs: (n, k) per member of stage 0 in plan order, None for a member that failed.
-        """
-        accumulator = self.combiner.empty(rows)
-        failures = self._add(accumulator, 0, outputs)
-        return Stage0Result(accumulator, self.answer(accumulator), failures)
-
-    def add_stage(self, state: RowState, stage: int, outputs: Sequence[Output]) -> StageDecision:
-        """Adds a later stage's outputs to rows and decides about each.
-
-        Args:
-            state: n rows; their accumulator is changed in place.
+            accumulator: of the rows; an empty one for stage 0.
             stage: the stage that was asked.
             outputs: (n, k) per member of the stage in plan order, None for a member that failed.
         """
-        failures = self._add(state.accumulator, stage, outputs)
-        return self.decide(state, stage, answer=self.answer(state.accumulator), failures=failures)
+        member, no_answer = self.combiner.add_stage(accumulator, stage, outputs)
+        if member is None or no_answer is None:
+            return StageResult(accumulator, self.answer(accumulator), None)
+        counts = np.bincount(member[member >= 0], minlength=len(self.combiner.members)).astype(np.int64)
+        for index, output in zip(self.combiner.stage_members[stage], outputs, strict=True):
+            # A member that failed altogether failed for every row, also where another member failed first.
+            if output is None:
+                counts[index] = len(member)
+        return StageResult(accumulator, self.answer(accumulator), StageFailures(member, no_answer, counts))
 
-    def decide(
-        self, state: RowState, stage: int, *, answer: CombinedAnswer, failures: StageFailures | None
-    ) -> StageDecision:
+    def decide(self, asked: Arrivals, stage: int, result: StageResult) -> tuple[Bools, Bools, I32]:
         """Decides what becomes of each row at a stage.
 
         With on_failure "error" a member's failure is the end of the row. With "answer", a stage with some members'
@@ -229,41 +169,31 @@ class Evaluator:
         answer yet goes on to the next stage if it may.
 
         Args:
-            state: n rows, the stage's outputs already in their accumulator.
+            asked: what the requests of the n rows ask for.
             stage: the stage that was asked.
-            answer: what each row would get now.
-            failures: of the stage's members.
+            result: what it gave.
+
+        Returns:
+            bool (n,) of rows that are answered now, bool (n,) of others that have failed, and int32 (n,), status
+            bits earned here.
         """
-        asked = state.arrival
         exits, status = self.rule.decide(
             stage,
-            answer.confidence,
+            result.answer.confidence,
             min_stage=asked.min_stage,
             max_stage=asked.max_stage,
             shift=asked.shift,
             # A plan without gears, the usual one, pays nothing for them.
             gear=None if self.spec.gears is None else asked.gear,
         )
+        failures = result.failures
         if failures is None:
-            return StageDecision(exits, np.zeros(len(exits), np.bool_), status, answer, None)
-        has_failed, no_answer = failures.member >= 0, failures.no_answer
+            return exits, np.zeros(len(exits), np.bool_), status
+        dead, no_answer = failures.member >= 0, failures.no_answer
         # A stage without any answer decides nothing: neither its threshold nor the cap gave the row its answer.
         status = np.where(no_answer, np.int32(0), status)
-        unanswered = state.accumulator.weight <= 0
-        dead = has_failed
+        unanswered = result.accumulator.weight <= 0
         if self.spec.stages[stage].on_failure == "answer":
+            status = status | np.int32(DEGRADED) * dead
             dead = unanswered & ((asked.max_stage <= stage) | (stage == self.rule.last))
-            status = status | np.int32(DEGRADED) * has_failed
-        exits = np.where(no_answer, ~unanswered, exits) & ~dead
-        return StageDecision(exits, dead, status, answer, failures)
-
-    def _add(self, accumulator: Accumulator, stage: int, outputs: Sequence[Output]) -> StageFailures | None:
-        member, no_answer = self.combiner.add_stage(accumulator, stage, outputs)
-        if member is None or no_answer is None:
-            return None
-        counts = np.bincount(member[member >= 0], minlength=len(self.combiner.members)).astype(np.int64)
-        for index, output in zip(self.combiner.stage_members[stage], outputs, strict=True):
-            # A member that failed altogether failed for every row, also where another member failed first.
-            if output is None:
-                counts[index] = len(member)
-        return StageFailures(member, no_answer, counts)
+        return np.where(no_answer, ~unanswered, exits) & ~dead, dead, status

@@ -17,7 +17,7 @@ from orchestrator.decision.evaluate import (
     Arrivals,
     CombinedAnswer,
     Evaluator,
-    Stage0Result,
+    StageResult,
 )
 from orchestrator.decision.scores import OF_PROBABILITIES
 from orchestrator.spec.answer import ABSTAINED, GEARED
@@ -99,7 +99,7 @@ class FastPath:
         self._thresholds = [] if self._is_last else list(rule.thresholds[:, 0])
         self._low = rule.lows[0]
 
-    def stage0(self, rows: int, outputs: Sequence[Output]) -> Stage0Result:
+    def stage0(self, rows: int, outputs: Sequence[Output]) -> StageResult:
         """What stage 0 gave for n rows.
 
         Args:
@@ -111,9 +111,11 @@ class FastPath:
             result = self._from_lone(outputs[0])
         elif self._is_sum:
             result = self._from_sum(outputs)
-        return self._evaluator.stage0(rows, outputs) if result is None else result
+        if result is None:
+            result = self._evaluator.add_stage(self._evaluator.combiner.empty(rows), 0, outputs)
+        return result
 
-    def early_exit(self, result: Stage0Result, gear: int = 0) -> EarlyExit:
+    def early_exit(self, result: StageResult, gear: int = 0) -> EarlyExit:
         """What rows get at stage 0 if their requests carry no parameters of ours.
 
         Args:
@@ -138,7 +140,7 @@ class FastPath:
             exits = exits | doubtful
         return EarlyExit(exits, answer, status)
 
-    def _from_lone(self, raw: Output) -> Stage0Result | None:
+    def _from_lone(self, raw: Output) -> StageResult | None:
         """The result of one member of weight 1; None where its logits need more than a softmax."""
         if raw is None:
             return None
@@ -153,7 +155,7 @@ class FastPath:
         p /= np.add.reduce(p, axis=1)[:, None]
         return self._result(z if self._adds_logits else p, p)
 
-    def _from_sum(self, outputs: Sequence[Output]) -> Stage0Result | None:
+    def _from_sum(self, outputs: Sequence[Output]) -> StageResult | None:
         """The result of logits that are added up; None where a member failed for a row."""
         total: F32 | None = None
         for member, weight, raw in zip(self._members, self._weights, outputs, strict=True):
@@ -169,11 +171,11 @@ class FastPath:
             return None
         return self._result(total, softmax(total if self._weight == 1 else total / self._weight))
 
-    def _result(self, total: F32, p: F32) -> Stage0Result:
+    def _result(self, total: F32, p: F32) -> StageResult:
         label = p.argmax(axis=1)
         rows = len(total)
         weight: npt.NDArray[np.float32] = (
             self._shared_weights[:rows] if rows <= _MAX_SHARED_WEIGHTS else np.full(rows, self._weight, np.float32)
         )
         assert self._score is not None, "agreement takes the general path"
-        return Stage0Result(Accumulator(total, weight, None, None), CombinedAnswer(p, label, self._score(p)), None)
+        return StageResult(Accumulator(total, weight, None, None), CombinedAnswer(p, label, self._score(p)), None)

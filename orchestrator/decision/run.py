@@ -15,18 +15,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from orchestrator.decision.combine import F32, I32, I64, Index, Output, RowColumns
+from orchestrator.decision.combine import F32, I32, I64, Accumulator, Index, Output, RowColumns
 from orchestrator.decision.evaluate import (
     Arrivals,
     CombinedAnswer,
     Evaluator,
-    RowState,
-    Stage0Result,
-    StageDecision,
-    arrivals_from_policies,
+    StageResult,
 )
-from orchestrator.decision.fast_path import FastPath
-from orchestrator.decision.policy import DEFAULT
+from orchestrator.decision.fast_path import FastPath, plain_arrivals
 from orchestrator.spec import CascadeSpec
 from orchestrator.spec.answer import DEADLINE
 
@@ -47,6 +43,25 @@ _NEXT = {
     event: np.array([moves.get(state, _ILLEGAL) for state in range(len(STATES))], np.int8)
     for event, moves in TRANSITIONS.items()
 }
+
+
+@dataclass(slots=True)
+class RowState(RowColumns):
+    """Rows with what has been found out about them; the table of a run is one of these.
+
+    Args:
+        arrival: where they came from and what their requests ask for.
+        cost: float32 (n,), cost of every member asked for the row, charged when it is asked.
+        status: int32 (n,), status bits so far.
+        answer_stage: int32 (n,), newest stage whose output is in the accumulator, -1 for none.
+        accumulator: the members' outputs so far.
+    """
+
+    arrival: Arrivals
+    cost: F32
+    status: I32
+    answer_stage: I32
+    accumulator: Accumulator
 
 
 @dataclass(slots=True)
@@ -73,23 +88,6 @@ class AnsweredRows(RowColumns):
     exit_stage: I32
     cost: F32
     status: I32
-
-
-def answered_rows(state: RowState, answer: CombinedAnswer, *, row: Index, done: Index) -> AnsweredRows:
-    """The answers of the rows `done` (by place); `row`, intp (n,), is what the caller calls all n of them."""
-    # Most often all rows of a call leave together, and views of the columns do.
-    pick: Index | slice = slice(None) if len(done) == len(row) else done
-    return AnsweredRows(
-        row[pick],
-        state.arrival.request[pick],
-        state.arrival.position[pick],
-        answer.probabilities[pick],
-        answer.label[pick],
-        answer.confidence[pick],
-        state.answer_stage[pick],
-        state.cost[pick],
-        state.status[pick],
-    )
 
 
 @dataclass(slots=True)
@@ -140,18 +138,13 @@ class CascadeRun:
     Usage: `admit(arrivals, outputs_of_stage_0)`; then, while `waiting(stage)`, ask the stage's members for the
     rows of `next(stage, limit)` and `feed` their outputs.
 
-    Args:
-        spec: the cascade.
-        capacity_rows: slots to begin with; the table doubles when it is full.
-
     Attributes:
         rows_in_table: rows that were deferred and are not freed yet.
-        capacity_rows: slots there are, used or free; every slot number is below it.
+        capacity_rows: slots there are, used or free; the table doubles when it is full.
         fast_path: stage 0's shortcuts, which change nothing and need no lock.
     """
 
     def __init__(self, spec: CascadeSpec, capacity_rows: int = 64) -> None:
-        self.spec = spec
         self._evaluator = Evaluator(spec)
         self.fast_path = FastPath(self._evaluator)
         self._costs = np.array([stage.cost for stage in spec.stages], np.float32)
@@ -186,15 +179,14 @@ class CascadeRun:
         """Takes in n rows with the outputs of stage 0's members; see `FastPath.stage0`."""
         return self.enter(arrivals, self.fast_path.stage0(len(arrivals), outputs))
 
-    def enter(self, arrivals: Arrivals, result: Stage0Result) -> StageOutcome:
+    def enter(self, arrivals: Arrivals, result: StageResult) -> StageOutcome:
         """Takes in n rows with what stage 0 gave for them; the deferred ones now wait in the table."""
         rows = len(result.answer)
         cost, answer_stage = np.empty(rows, np.float32), np.empty(rows, np.int32)
         cost.fill(self._costs[0])
         answer_stage.fill(-1)
         state = RowState(arrivals, cost, np.zeros(rows, np.int32), answer_stage, result.accumulator)
-        decision = self._evaluator.decide(state, 0, answer=result.answer, failures=result.failures)
-        outcome, on = self._settle(state, 0, decision=decision, row=np.arange(rows))
+        outcome, on = self._settle(state, 0, result=result, row=np.arange(rows))
         if len(on):
             slots = self._claim(len(on))
             self._rows[slots] = state[on] if len(on) < rows else state
@@ -216,8 +208,7 @@ class CascadeRun:
             later: for each stage after it, (n, k) per member, NaN for rows the prefix did not ask there.
 
         Returns:
-            the outcomes stage by stage; `row` and `deferred` count in the batch, and the slots of each are those
-            that still wait. Rows the prefix did not ask at a stage wait for its workers as ever.
+            the outcomes stage by stage; `row` and `deferred` count in the batch, `slots` are still waiting.
         """
         outcomes = [first]
         for stage, outputs in enumerate(later, start=1):
@@ -235,11 +226,7 @@ class CascadeRun:
         return outcomes
 
     def next(self, stage: int, limit: int) -> Index:
-        """Takes up to `limit` rows that wait for a stage, the most urgent first, and charges them for it.
-
-        Returns:
-            intp, their slots; empty when none wait.
-        """
+        """Takes up to `limit` rows that wait for a stage, the most urgent first; intp, their slots."""
         slots: Index = ((self._state == WAITING) & (self._stage == stage)).nonzero()[0]
         # Most batches fit, and sorting would cost more than the rest of this.
         if len(slots) > limit:
@@ -249,14 +236,11 @@ class CascadeRun:
         return slots
 
     def feed(self, slots: Index, outputs: Sequence[Output]) -> StageOutcome:
-        """Takes the outputs of a stage's members for the rows `next` gave.
+        """Takes the outputs of a stage's members for the rows `next` gave; what was dropped has no outcome.
 
         Args:
             slots: intp (n,), as `next` returned them.
             outputs: (n, k) per member of that stage in plan order, None for a member that failed.
-
-        Returns:
-            the rows that are done; rows dropped meanwhile are in none of its parts.
         """
         stage = int(self._stage[slots[0]])
         kept: Index = (self._state[slots] == ASKED).nonzero()[0]
@@ -266,19 +250,18 @@ class CascadeRun:
         live = slots[kept]
         state = self._rows[live]
         if not len(live):
-            answers = answered_rows(state, self._evaluator.answer(state.accumulator), row=kept, done=_NONE)
+            answers = _answered(state, self._evaluator.answer(state.accumulator), row=kept, done=_NONE)
             return StageOutcome(answers, _NO_FAILURES, _NONE, _NONE, stage, None)
-        decision = self._evaluator.add_stage(state, stage, outputs)
-        outcome, on = self._settle(state, stage, decision=decision, row=kept)
+        result = self._evaluator.add_stage(state.accumulator, stage, outputs)
+        outcome, on = self._settle(state, stage, result=result, row=kept)
         if not len(on):
             self._release(live)
             return outcome
-        if len(on) < len(live):
-            self._release(live[decision.exits | decision.dead])
-            state = state[on]
         outcome.slots = live[on]
-        self._rows[outcome.slots] = state
+        self._rows[outcome.slots] = state[on] if len(on) < len(live) else state
         self._wait(outcome.slots, stage + 1, event="defer")
+        if len(on) < len(live):
+            self._release(live[self._state[live] == ASKED])
         return outcome
 
     def abandon(self, slots: Index) -> None:
@@ -286,10 +269,9 @@ class CascadeRun:
         self._release(slots[(self._state[slots] == ASKED) | (self._state[slots] == DROPPED)])
 
     def expire(self, now_ns: int) -> StageOutcome:
-        """Answers every row whose deadline has come from its combination so far.
+        """Answers every row whose deadline has come from its combination so far; those without one fail.
 
-        Returns:
-            answers with the deadline bit; `row` in them is the slot. Failures are rows without any combination.
+        `row` in the outcome is the slot.
         """
         # The members that run go on: nothing can stop a call, and its rows are dropped when it returns.
         slots = np.flatnonzero(self._open_rows() & (self._rows.arrival.deadline_ns <= now_ns))
@@ -299,7 +281,7 @@ class CascadeRun:
         lost = np.flatnonzero(~has_answer)
         failures = FailedRows(slots[lost], state.arrival.request[lost], np.full(len(lost), -1, np.int32))
         answer = self._evaluator.answer(state.accumulator)
-        answers = answered_rows(state, answer, row=slots, done=np.flatnonzero(has_answer))
+        answers = _answered(state, answer, row=slots, done=np.flatnonzero(has_answer))
         self._drop_slots(slots)
         return StageOutcome(answers, failures, _NONE, _NONE, -1, None)
 
@@ -312,30 +294,32 @@ class CascadeRun:
     # -- deciding ---------------------------------------------------------------------------------
 
     def _settle(
-        self, state: RowState, stage: int, *, decision: StageDecision, row: Index
+        self, state: RowState, stage: int, *, result: StageResult, row: Index
     ) -> tuple[StageOutcome, Index]:
-        """Writes a decision into the rows; returns the outcome, and which rows (by place) go on.
+        """Decides about n rows, which are copies of those in the table and keep what is decided.
 
         Args:
-            state: n rows, copies of those in the table.
+            state: the rows.
             stage: the stage that was asked.
-            decision: what becomes of them.
+            result: what it gave.
             row: intp (n,), what the caller calls them.
+
+        Returns:
+            the outcome, and which rows (by place) go on.
         """
-        failures = decision.failures
-        state.status |= decision.status
-        done: Index = decision.exits.nonzero()[0]
-        lost, failed_rows = _NONE, _NO_FAILURES
+        exits, dead, status = self._evaluator.decide(state.arrival, stage, result)
+        state.status |= status
+        done: Index = exits.nonzero()[0]
+        lost, failed_rows, failures, counts = _NONE, _NO_FAILURES, result.failures, None
         if failures is None:
             state.answer_stage[:] = stage
         else:
             state.answer_stage[~failures.no_answer] = stage
-            lost = decision.dead.nonzero()[0]
+            lost, counts = dead.nonzero()[0], failures.counts
             failed_rows = FailedRows(row[lost], state.arrival.request[lost], failures.member[lost])
         all_gone = len(done) + len(lost) == len(row)
-        on: Index = _NONE if all_gone else (~(decision.exits | decision.dead)).nonzero()[0]
-        answers = answered_rows(state, decision.answer, row=row, done=done)
-        counts = None if failures is None else failures.counts
+        on: Index = _NONE if all_gone else (~(exits | dead)).nonzero()[0]
+        answers = _answered(state, result.answer, row=row, done=done)
         return StageOutcome(answers, failed_rows, row[on], _NONE, stage, counts), on
 
     # -- slots ------------------------------------------------------------------------------------
@@ -386,17 +370,24 @@ class CascadeRun:
     def _grow(self, capacity_rows: int) -> None:
         size, more = self.capacity_rows, capacity_rows - self.capacity_rows
         rows = self._blank(capacity_rows)
-        rows[np.arange(size)] = self._rows
+        rows[:size] = self._rows
         self._rows = rows
-        self._state = np.concatenate((self._state, np.zeros(more, np.int8)))
-        self._stage = np.concatenate((self._stage, np.zeros(more, np.int32)))
-        self._order = np.concatenate((self._order, np.zeros(more, np.int64)))
+        self._state, self._stage = np.pad(self._state, (0, more)), np.pad(self._stage, (0, more))
+        self._order = np.pad(self._order, (0, more))
         self._free = np.concatenate((self._free, np.arange(size, capacity_rows)))
         self.capacity_rows = capacity_rows
 
     def _blank(self, rows: int) -> RowState:
-        arrivals = arrivals_from_policies([0], [rows], policies=[DEFAULT], now_ns=[0], default_deadline_us=0)
+        arrivals = plain_arrivals([0], [rows], now_ns=[0], default_deadline_us=0)
         zeros = np.zeros(rows, np.int32)
-        return RowState(
-            arrivals, np.zeros(rows, np.float32), zeros, zeros.copy(), self._evaluator.combiner.empty(rows)
-        )
+        accumulator = self._evaluator.combiner.empty(rows)
+        return RowState(arrivals, np.zeros(rows, np.float32), zeros, zeros.copy(), accumulator)
+
+
+def _answered(state: RowState, answer: CombinedAnswer, *, row: Index, done: Index) -> AnsweredRows:
+    """The answers of the rows `done` (by place); `row`, intp (n,), is what the caller calls all n of them."""
+    request, position = state.arrival.request, state.arrival.position
+    p, label, score = answer.probabilities, answer.label, answer.confidence
+    rows = AnsweredRows(row, request, position, p, label, score, state.answer_stage, state.cost, state.status)
+    # Most often all rows of a call leave together.
+    return rows if len(done) == len(row) else rows[done]

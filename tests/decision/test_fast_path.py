@@ -82,8 +82,10 @@ def test_the_fast_path_decides_as_the_general_path_to_the_bit(
 ) -> None:
     spec, outputs, gear = case
     rows = max((len(output) for output in outputs if output is not None), default=2)
-    fast = FastPath(Evaluator(spec))
-    short, general = fast.stage0(rows, outputs), Evaluator(spec).stage0(rows, outputs)
+    evaluator = Evaluator(spec)
+    fast = FastPath(evaluator)
+    short = fast.stage0(rows, outputs)
+    general = evaluator.add_stage(evaluator.combiner.empty(rows), 0, outputs)
     assert (short.failures is None) == (general.failures is None)
     assert_same(short.accumulator, general.accumulator)
     assert_same(short.answer, general.answer)

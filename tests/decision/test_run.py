@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.decision import Arrivals, CascadeRun, Policy, arrivals_from_policies
-from orchestrator.decision.evaluate import RowState
+from orchestrator.decision.run import RowState
 from orchestrator.spec import COMBINES, SCORES, CascadeSpec, InputSpec, Member, Stage
 from orchestrator.spec.answer import ABSTAINED, CAPPED, DEADLINE, DEGRADED
 from tests.decision.builders import Case, answer_all, make_case, with_thresholds
