@@ -20,7 +20,7 @@ _PLACES = {
     "Policy": "orchestrator.decision.policy:Policy",
     "Records": "orchestrator.planner.records:Records",
     "check": "orchestrator.repository.check.run:check",
-    "connect": "orchestrator.client.connect:connect",
+    "connect": "orchestrator.client:connect",
     "evaluate": "orchestrator.planner.evaluate:evaluate",
     "plan": "orchestrator.planner.pool:plan",
     "read_plan": "orchestrator.spec.cascade:cascade_from_path",

@@ -1,4 +1,4 @@
-from orchestrator.client.connect import connect as connect
+from orchestrator.client import connect as connect
 from orchestrator.decision.policy import Policy as Policy
 from orchestrator.errors import CommitteeError as CommitteeError
 from orchestrator.planner.evaluate import evaluate as evaluate

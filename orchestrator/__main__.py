@@ -1,17 +1,93 @@
-"""`python -m orchestrator`, and what the `committee` script calls."""
+"""The `committee` program, also `python -m orchestrator`: its commands, each imported when it is asked for."""
 
 import contextlib
+import importlib
 import os
 import sys
 import threading
 import time
-from typing import NoReturn
+from collections.abc import Sequence
+from typing import Annotated, Any, NoReturn
 
-from orchestrator.cli.app import run
-from orchestrator.commandline import interrupt_on_signals
+import typer
+from typer.core import TyperCommand
+
+from orchestrator import __version__
+from orchestrator.commandline import EPILOG, Command, interrupt_on_signals, new_program, run_program
 
 # How long a finished command waits for threads of its own.
 THREADS_END_S = 2.0
+
+
+# name -> what `committee --help` says of it. The modules are imported only when their command is asked for: the
+# list is quick, and a missing optional package breaks no command but its own.
+COMMANDS = {
+    "build": "From your models and labelled rows to a certified cascade, in one go.",
+    "serve": "Serve a model repository with the embedded Triton.",
+    "infer": "Ask a served model about single rows, pictures or digits.",
+    "batch": "Push a file of stored rows through a served model.",
+    "record": "Ask members about labelled rows once and keep what they said.",
+    "split": "Cut records in two: rows to plan with, rows to evaluate on.",
+    "plan": "Choose members, order and thresholds from records.",
+    "evaluate": "Replay a plan over records it has not seen.",
+    "render": "Write the model repository that serves a plan.",
+    "check": "List everything that is wrong with a model repository.",
+    "demo": "Serve the digits cascade and put every route side by side.",
+}
+
+
+class LazyCommand(TyperCommand):
+    """A command whose module is imported when it is run or asked for its help."""
+
+    def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
+        """The context of the real command, which then runs in place of this one."""
+        return self._real().make_context(info_name, args, parent=parent, **extra)
+
+    def _real(self) -> Any:
+        name = str(self.name)
+        module = importlib.import_module(f"orchestrator.cli.{name}")
+        single = typer.Typer(add_completion=False)
+        single.command(name, epilog=EPILOG, cls=Command)(getattr(module, name))
+        return typer.main.get_command(single)
+
+
+def make_app() -> Any:
+    """The command group."""
+    text = "Ensembles and cascades of ordinary trained models on NVIDIA Triton."
+    root = new_program("committee", text, completion=True)
+    root.callback(help=text)(_options)
+    # Without a command of its own typer would refuse to make a group.
+    root.command("_", hidden=True)(_nothing)
+    group: Any = typer.main.get_command(root)
+    group.commands = {name: LazyCommand(name, help=text) for name, text in COMMANDS.items()}
+    return group
+
+
+def _nothing() -> None:
+    pass
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"committee {__version__}")
+        raise typer.Exit
+
+
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+) -> None:
+    del version
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command line and returns its exit code; nothing is raised but with COMMITTEE_DEBUG=1.
+
+    Args:
+        arguments: without the program's name; None takes them from the process.
+    """
+    return run_program(make_app(), "committee", arguments)
 
 
 def main() -> None:

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from orchestrator.serving.embedded import log_tail
+from orchestrator.serving.machine import log_tail
 from orchestrator.serving.options import ServeOptions
 from orchestrator.serving.process import EmbeddedServer
 

@@ -17,7 +17,7 @@ import pytest
 import typer
 
 from orchestrator import commandline, errors
-from orchestrator.cli.app import make_app
+from orchestrator.__main__ import make_app
 from orchestrator.commandline import EXIT_CODES, guarded, run_program
 from orchestrator.errors import (
     CommitteeError,

@@ -15,7 +15,7 @@ from export.tensorrt.member import MOUNTED, USER, compose_command
 from orchestrator.repository.check import check
 from orchestrator.repository.checked import render_output
 from orchestrator.repository.index import plans_in
-from orchestrator.serving.scan import IMAGE
+from orchestrator.serving.control import IMAGE
 from orchestrator.spec.triton import PINNED, RELEASES
 
 ROOT = Path(__file__).parents[1]

@@ -10,8 +10,17 @@ import typer
 
 from orchestrator.batch.job import BatchCount, BatchJob, run_batch
 from orchestrator.batch.write import refused_path
-from orchestrator.cli.console import print_json, progress, stdout_console
-from orchestrator.cli.endpoints import ADDRESS, Ca, Cert, Headers, Key, endpoint_from_options
+from orchestrator.cli.console import (
+    ADDRESS,
+    Ca,
+    Cert,
+    Headers,
+    Key,
+    endpoint_from_options,
+    print_json,
+    progress,
+    stdout_console,
+)
 from orchestrator.errors import DataError
 from orchestrator.rows.blocks import ColumnNames
 

@@ -1,15 +1,27 @@
-"""What the commands print with: results to stdout, progress and errors to stderr."""
+"""What commands share: printing (results to stdout, progress to stderr), and the options to reach a server."""
 
+import ipaddress
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
 
 import numpy as np
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+
+from orchestrator.client.endpoint import (
+    CA,
+    CERT,
+    HEADERS,
+    KEY,
+    Endpoint,
+    endpoint_from_address,
+    headers_from_lines,
+)
 
 # Wide enough that a table in a file or a pipe loses nothing; a terminal knows its own width.
 PIPE_WIDTH = 200
@@ -58,3 +70,51 @@ def progress(description: str, total: int | None) -> Iterator[Callable[[int], No
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task(description, total=total)
         yield lambda steps: bar.advance(task, steps)
+
+
+ADDRESS = "host:port in clear, or grpcs://host:port with TLS."
+Ca = Annotated[
+    Path | None,
+    typer.Option(
+        "--ca", help=f"PEM file of authorities to trust instead of the system's, or {CA}.", show_default=False
+    ),
+]
+Cert = Annotated[
+    Path | None,
+    typer.Option("--cert", help=f"PEM file of a client certificate, or {CERT}.", show_default=False),
+]
+Key = Annotated[
+    Path | None,
+    typer.Option("--key", help=f"PEM file of its private key, or {KEY}.", show_default=False),
+]
+Headers = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--header",
+        metavar='"NAME: VALUE"',
+        help=f"Sent with every request, such as Authorization; secret ones are better in {HEADERS}, a line each.",
+        show_default=False,
+    ),
+]
+
+
+def endpoint_from_options(
+    url: str, *, ca: Path | None, cert: Path | None, key: Path | None, header: list[str] | None
+) -> Endpoint:
+    """The server that the options mean; says on stderr where headers would go in clear.
+
+    Raises:
+        InputError: the address, a file or a header cannot be used.
+    """
+    headers = headers_from_lines(header or [], what="--header")
+    endpoint = endpoint_from_address(url, ca=ca, cert=cert, key=key, headers=headers)
+    if headers and endpoint.tls is None and endpoint.port and not _is_loopback(endpoint.host):
+        typer.echo(f"note: {endpoint} has no TLS, anybody on the way can read the headers", err=True)
+    return endpoint
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -11,10 +11,18 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from orchestrator.cli.console import print_json, progress, stdout_console
-from orchestrator.cli.endpoints import Ca, Cert, Headers, Key, endpoint_from_options
+from orchestrator.cli.console import (
+    Ca,
+    Cert,
+    Headers,
+    Key,
+    endpoint_from_options,
+    print_json,
+    progress,
+    stdout_console,
+)
+from orchestrator.client import connect
 from orchestrator.client.answers import ServedAnswers, parameters_from_policy, status_words
-from orchestrator.client.connect import connect
 from orchestrator.client.sync import SyncClient
 from orchestrator.decision import Policy
 from orchestrator.errors import ClientError, RepositoryError

@@ -7,8 +7,7 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
-from orchestrator.cli.console import print_json, progress
-from orchestrator.cli.endpoints import ADDRESS, Ca, Cert, Headers, Key, endpoint_from_options
+from orchestrator.cli.console import ADDRESS, Ca, Cert, Headers, Key, endpoint_from_options, print_json, progress
 from orchestrator.commandline import with_options
 from orchestrator.errors import DataError
 from orchestrator.planner.members import COSTS, is_cost

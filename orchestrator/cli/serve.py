@@ -13,10 +13,9 @@ from rich.markup import escape
 from orchestrator.commandline import interrupt_on_signals
 from orchestrator.errors import RepositoryError, ServingError
 from orchestrator.repository.check import check_plans
-from orchestrator.serving.addresses import is_loopback, network_host
 from orchestrator.serving.control import LOOK_S, CascadeWatch
-from orchestrator.serving.embedded import log_tail
-from orchestrator.serving.options import ServeOptions
+from orchestrator.serving.machine import log_tail
+from orchestrator.serving.options import ServeOptions, is_loopback, network_host
 from orchestrator.serving.process import EmbeddedServer
 from orchestrator.spec.triton import EMBEDDED, IS_READY_SINCE
 

@@ -1,12 +1,15 @@
 """The only reader of server addresses, with the certificates and headers that belong to them."""
 
+import contextlib
+import importlib
 import os
 import re
-from collections.abc import Mapping
+import ssl
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
-from orchestrator.client.tls import TlsFiles
 from orchestrator.errors import InputError
 
 # Scheme -> whether it means TLS. gRPC is HTTP/2, so people write http:// for gRPC endpoints as well.
@@ -33,6 +36,110 @@ _RESERVED = (
 )
 # Shorter words of a header are no secrets, and hiding them would make messages unreadable.
 _SECRET_LENGTH = 6
+# Names that OpenSSL gives authorities' certificates in a folder.
+_HASHED = re.compile(r"[0-9a-f]{8}\.\d+")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TlsFiles:
+    """PEM files of a TLS connection.
+
+    Args:
+        ca: certificates of the authorities to trust; None for the system's.
+        cert, key: the client's certificate and its private key.
+    """
+
+    ca: Path | None = None
+    cert: Path | None = None
+    key: Path | None = None
+
+    @property
+    def named(self) -> str:
+        """Names of the files that are given, joined by commas."""
+        return ", ".join(name for name in ("ca", "cert", "key") if getattr(self, name) is not None)
+
+    def or_else(self, others: "TlsFiles") -> "TlsFiles":
+        """These files, completed from others; a certificate and its key come from the same place."""
+        pair = others if self.cert is None and self.key is None else self
+        return TlsFiles(ca=self.ca or others.ca, cert=pair.cert, key=pair.key)
+
+    def check(self) -> None:
+        """Refuses files with which no connection could be made.
+
+        Raises:
+            InputError: a certificate without its key, or a file that is missing, broken or of another key.
+        """
+        if (self.cert is None) != (self.key is None):
+            got, missing = ("cert", "key") if self.key is None else ("key", "cert")
+            raise InputError(
+                "client certificate", got=f"{got} without {missing}", expected="both (one file may hold both)"
+            )
+        for name, path in (("ca", self.ca), ("cert", self.cert), ("key", self.key)):
+            if path is not None:
+                _bytes_of(path, name)
+        self.context()
+
+    def context(self, make: Callable[..., Any] = ssl.create_default_context) -> Any:
+        """A context that verifies the server.
+
+        Args:
+            make: returns a verifying context; gevent has a function of its own.
+
+        Raises:
+            InputError: as `check`.
+        """
+        try:
+            # Given an empty text, `make` would trust the system's authorities instead.
+            context = make(cadata=self.authorities().decode("ascii", "ignore") or "none")
+        except (ssl.SSLError, ValueError) as error:
+            what = "the system's certificates" if self.ca is None else f"ca {self.ca}"
+            raise InputError(what, got="no certificate that can be read", expected="PEM certificates") from error
+        if self.cert is not None and self.key is not None:
+            self._load_pair(context)
+        return context
+
+    def _load_pair(self, context: Any) -> None:
+        def no_password() -> str:
+            # Without this function OpenSSL would ask at the terminal.
+            raise InputError(f"key {self.key}", got="an encrypted key", expected="one without a pass phrase")
+
+        try:
+            context.load_cert_chain(self.cert, self.key, password=no_password)
+        except ssl.SSLError as error:
+            unlike = error.reason == "KEY_VALUES_MISMATCH"
+            got = "a key of another certificate" if unlike else "no PEM certificate and key"
+            what = f"client certificate {self.cert} with key {self.key}"
+            raise InputError(what, got=got, expected="a PEM certificate and its private key") from error
+
+    def authorities(self) -> bytes:
+        """The certificates to trust, PEM: the given ones, else the system's, else certifi's."""
+        if self.ca is not None:
+            return _bytes_of(self.ca, "ca")
+        paths = ssl.get_default_verify_paths()
+        files = [] if paths.cafile is None else [Path(paths.cafile)]
+        if paths.capath is not None:
+            files += sorted(path for path in Path(paths.capath).iterdir() if _HASHED.fullmatch(path.name))
+        parts = []
+        for path in files:
+            # A file that cannot be read is skipped.
+            with contextlib.suppress(OSError):
+                parts.append(path.read_bytes())
+        if not any(b"BEGIN" in part for part in parts):
+            parts = [Path(importlib.import_module("certifi").where()).read_bytes()]
+        return b"\n".join(parts)
+
+    def client_pair(self) -> tuple[bytes, bytes] | None:
+        """The client's certificate and key, PEM; None where none is given."""
+        if self.cert is None or self.key is None:
+            return None
+        return _bytes_of(self.cert, "cert"), _bytes_of(self.key, "key")
+
+
+def _bytes_of(path: Path, name: str) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{name} {path}", got=error.strerror, expected="a PEM file") from error
 
 
 @dataclass(frozen=True, kw_only=True)

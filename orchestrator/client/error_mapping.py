@@ -3,14 +3,16 @@
 Callers write `raise error_from(error, what=...) from error`, which keeps the cause.
 """
 
+import contextlib
 import re
+import socket
+import ssl
 from dataclasses import dataclass
 from http import HTTPStatus
 
 from tritonclient.utils import InferenceServerException
 
-from orchestrator.client.endpoint import Endpoint
-from orchestrator.client.tls import tls_fault
+from orchestrator.client.endpoint import Endpoint, TlsFiles
 from orchestrator.errors import (
     ClientError,
     RefusedError,
@@ -76,6 +78,16 @@ NOT_OF_TRITON = (
 )
 # Longer texts are no messages but dumps.
 MAX_TEXT = 400
+# Time limit of a connection that only finds out why another one failed.
+_PROBE_S = 2.0
+# TLS 1.3 servers refuse a client's certificate after the handshake; a refusal is awaited for this long.
+_REFUSAL_S = 0.3
+# X509_V_ERR_*: not valid yet, expired.
+_DATES = (9, 10)
+# Hostname mismatch, IP address mismatch.
+_NAMES = (62, 64)
+# No issuer, self-signed, self-signed in the chain, no local issuer, no signature to check.
+_AUTHORITIES = (2, 18, 19, 20, 21)
 
 
 def error_from(error: BaseException, *, what: str, endpoint: Endpoint | None = None) -> ClientError:
@@ -155,31 +167,140 @@ def _plain(text: str) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RetryPolicy:
-    """How long one request may take, and when it is sent again: if the server was unavailable, ever more slowly.
+class TlsFault:
+    """Why a connection cannot be made.
 
     Args:
-        timeout_s: from the first attempt to the last answer.
-        retries: further attempts after the first.
-        first_delay_s: pause before the first retry; it doubles each time.
-        max_delay_s: longest pause, before jitter.
+        got: what was found.
+        fix: what to do.
+        is_certain: False where a server that is still starting, behind a proxy that listens already, looks alike.
     """
 
-    timeout_s: float = 30.0
-    retries: int = 3
-    first_delay_s: float = 0.05
-    max_delay_s: float = 2.0
+    got: str
+    fix: str
+    is_certain: bool = True
 
-    def delay_s(self, attempt: int, *, elapsed_s: float, jitter: float) -> float | None:
-        """The pause after a failed attempt, or None to give up.
 
-        Args:
-            attempt: 0 for the first.
-            elapsed_s: since the first attempt began.
-            jitter: uniform in [0, 1). It makes the pause 0.5 to 1.5 times as long, so that clients which failed
-                together do not retry together.
-        """
-        if attempt >= self.retries:
+def tls_fault(
+    host: str, port: int, *, files: TlsFiles | None, over_grpc: bool, timeout_s: float
+) -> TlsFault | None:
+    """Finds out by a connection of its own why one failed; None where TLS is not the reason.
+
+    The libraries' own errors differ with every version, or do not name the reason.
+
+    Args:
+        host: name or IP address of the server.
+        port: its TCP port.
+        files: certificates of the failed connection; None if it was made without TLS.
+        over_grpc: whether the server should speak gRPC.
+        timeout_s: the client's time limit; this function takes at most that, and two seconds.
+    """
+    limit_s = min(_PROBE_S, timeout_s)
+    try:
+        with socket.create_connection((host, port), timeout=limit_s) as connection:
+            if files is None:
+                return _fault_in_clear(connection)
+            fault = _fault_of_tls(connection, host, files, over_grpc=over_grpc)
+        if fault is not None and not fault.is_certain and not over_grpc:
+            with socket.create_connection((host, port), timeout=limit_s) as connection:
+                return _fault_of_http(connection, host, files) or fault
+        return fault
+    except OSError:
+        # Nobody listens there, which the client's own error says.
+        return None
+
+
+def _fault_in_clear(connection: socket.socket) -> TlsFault | None:
+    context = ssl.create_default_context()
+    # The server need not be verified: only its handshake matters, and nothing is sent.
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    try:
+        with context.wrap_socket(connection):
+            pass
+    except OSError as error:
+        # An alert proves TLS, too: a server that wants a client certificate ends the handshake with one.
+        if "ALERT" not in str(getattr(error, "reason", "")):
             return None
-        pause = min(self.max_delay_s, self.first_delay_s * 2.0**attempt) * (0.5 + jitter)
-        return None if elapsed_s + pause >= self.timeout_s else pause
+    return TlsFault(
+        got="a server that speaks TLS, behind an address without it", fix="write grpcs:// (https:// for HTTP)"
+    )
+
+
+def _fault_of_tls(connection: socket.socket, host: str, files: TlsFiles, *, over_grpc: bool) -> TlsFault | None:
+    context: ssl.SSLContext = files.context()
+    if over_grpc:
+        context.set_alpn_protocols(["h2"])
+    try:
+        wrapped = context.wrap_socket(connection, server_hostname=host)
+    except ssl.SSLCertVerificationError as error:
+        return _fault_of_certificate(error, host)
+    except (ssl.SSLError, TimeoutError, ConnectionError) as error:
+        return _fault_of_handshake(error, files)
+    with wrapped:
+        if over_grpc and wrapped.selected_alpn_protocol() != "h2":
+            return TlsFault(
+                got="a TLS server without HTTP/2, so without gRPC", fix="name its gRPC port, or ask over HTTP"
+            )
+        wrapped.settimeout(_REFUSAL_S)
+        try:
+            closed = not wrapped.recv(1)
+        except TimeoutError:
+            return None
+        except OSError as error:
+            return _refused(_reason(error), files)
+        return _refused("it closes the connection", files, is_certain=False) if closed else None
+
+
+def _fault_of_http(connection: socket.socket, host: str, files: TlsFiles) -> TlsFault | None:
+    """The fault of a server that speaks HTTP/2 but not HTTP/1.1, as gRPC servers do; None for others."""
+    context: ssl.SSLContext = files.context()
+    context.set_alpn_protocols(["h2"])
+    with contextlib.suppress(OSError), context.wrap_socket(connection, server_hostname=host) as wrapped:
+        if wrapped.selected_alpn_protocol() == "h2":
+            return TlsFault(
+                got="a TLS server of gRPC, which speaks no HTTP/1.1", fix="write grpcs://, without http"
+            )
+    return None
+
+
+def _fault_of_certificate(error: ssl.SSLCertVerificationError, host: str) -> TlsFault:
+    said = str(error.verify_message).rstrip(".")
+    if error.verify_code in _DATES:
+        return TlsFault(
+            got=f"a server certificate out of its dates ({said})", fix="have it renewed, or mend this clock"
+        )
+    if error.verify_code in _NAMES:
+        return TlsFault(
+            got=f"a server certificate that is not for {host} ({said})", fix="use a name that it is made out to"
+        )
+    if error.verify_code in _AUTHORITIES:
+        return TlsFault(
+            got=f"a server certificate of an authority that is not trusted ({said})",
+            fix="name that authority's certificate as ca",
+        )
+    return TlsFault(got=f"a server certificate that is not valid ({said})", fix="have it replaced")
+
+
+def _fault_of_handshake(error: OSError, files: TlsFiles) -> TlsFault:
+    reason = _reason(error)
+    if "ALERT" in reason:
+        return _refused(reason, files)
+    return TlsFault(
+        got=f"a server that does not speak TLS ({reason})",
+        fix="write grpc:// (http:// for HTTP), or name the port that does",
+        # Bytes that are no TLS prove it; a connection that merely ends does not.
+        is_certain=type(error) is ssl.SSLError,
+    )
+
+
+def _refused(reason: str, files: TlsFiles, *, is_certain: bool = True) -> TlsFault:
+    got = f"a server that refuses the client certificate ({reason})"
+    fix = "give cert and key that an authority it trusts has issued"
+    if files.cert is None:
+        got = f"a server that refuses a client without certificate ({reason})"
+        fix = "give a client certificate with cert and key, which it seems to ask for"
+    return TlsFault(got=got, fix=fix, is_certain=is_certain)
+
+
+def _reason(error: OSError) -> str:
+    return str(getattr(error, "reason", None) or error)

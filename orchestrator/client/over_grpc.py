@@ -6,6 +6,7 @@ import random
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -24,8 +25,8 @@ from orchestrator.client.answers import (
     parameters_from_policy,
 )
 from orchestrator.client.endpoint import Endpoint, endpoint_from_address
-from orchestrator.client.error_mapping import FOREIGN, RetryPolicy, error_from, with_tls_reason
-from orchestrator.client.sync import Outputs, Parameters, SyncClient, Wanted
+from orchestrator.client.error_mapping import FOREIGN, error_from, with_tls_reason
+from orchestrator.client.sync import Outputs, Parameters, RetryPolicy, SyncClient, Wanted
 from orchestrator.decision import Policy
 from orchestrator.errors import RefusedError, UnavailableError
 from orchestrator.spec.served_model import (
@@ -290,3 +291,63 @@ async def in_order(actions: Sequence[Callable[[], Awaitable[T]]], *, in_flight: 
     finally:
         for task in tasks:
             task.cancel()
+
+
+Ask = Callable[[npt.NDArray[Any]], Awaitable[Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadResult:
+    """The result of one pass over some rows.
+
+    Args:
+        answers: the return values of `ask`, in the order of the rows.
+        latency_ms: float64 (n,), per request.
+        seconds: duration of the whole pass.
+    """
+
+    answers: list[Any]
+    latency_ms: npt.NDArray[np.float64]
+    seconds: float
+
+    @property
+    def requests_per_s(self) -> float:
+        """Requests answered per second of the pass."""
+        return len(self.answers) / self.seconds
+
+    def percentile_ms(self, percent: float) -> float:
+        """A latency percentile."""
+        return float(np.percentile(self.latency_ms, percent))
+
+
+async def closed_loop(ask: Ask, rows: npt.NDArray[Any], *, concurrency: int) -> LoadResult:
+    """Sends every row as a request of its own, `concurrency` of them in flight at any time.
+
+    Args:
+        ask: sends one batch (1, *dims) and returns its answer.
+        rows: (n, *dims).
+        concurrency: requests in flight.
+
+    Raises:
+        CommitteeError: raised by `ask`, which ends the pass.
+    """
+    count = len(rows)
+    answers: list[Any] = [None] * count
+    latency_ms = np.zeros(count)
+    following = iter(range(count))
+
+    async def worker() -> None:
+        # Workers share one iterator: each takes the next row as soon as it is free.
+        for index in following:
+            start = time.perf_counter()
+            answers[index] = await ask(rows[index : index + 1])
+            latency_ms[index] = (time.perf_counter() - start) * 1000
+
+    start = time.perf_counter()
+    tasks = [asyncio.create_task(worker()) for _ in range(min(concurrency, count))]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+    return LoadResult(answers=answers, latency_ms=latency_ms, seconds=time.perf_counter() - start)

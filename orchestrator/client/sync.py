@@ -4,6 +4,7 @@ import itertools
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -18,7 +19,7 @@ from orchestrator.client.answers import (
     parameters_from_policy,
 )
 from orchestrator.client.endpoint import Endpoint
-from orchestrator.client.error_mapping import FOREIGN, RetryPolicy, error_from, with_tls_reason
+from orchestrator.client.error_mapping import FOREIGN, error_from, with_tls_reason
 from orchestrator.decision import Policy
 from orchestrator.errors import RefusedError, UnavailableError
 from orchestrator.spec.served_model import (
@@ -38,6 +39,37 @@ T = TypeVar("T")
 Wanted = Sequence[str] | None
 Parameters = Mapping[str, int | float]
 Outputs = dict[str, Rows]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetryPolicy:
+    """How long one request may take, and when it is sent again: if the server was unavailable, ever more slowly.
+
+    Args:
+        timeout_s: from the first attempt to the last answer.
+        retries: further attempts after the first.
+        first_delay_s: pause before the first retry; it doubles each time.
+        max_delay_s: longest pause, before jitter.
+    """
+
+    timeout_s: float = 30.0
+    retries: int = 3
+    first_delay_s: float = 0.05
+    max_delay_s: float = 2.0
+
+    def delay_s(self, attempt: int, *, elapsed_s: float, jitter: float) -> float | None:
+        """The pause after a failed attempt, or None to give up.
+
+        Args:
+            attempt: 0 for the first.
+            elapsed_s: since the first attempt began.
+            jitter: uniform in [0, 1). It makes the pause 0.5 to 1.5 times as long, so that clients which failed
+                together do not retry together.
+        """
+        if attempt >= self.retries:
+            return None
+        pause = min(self.max_delay_s, self.first_delay_s * 2.0**attempt) * (0.5 + jitter)
+        return None if elapsed_s + pause >= self.timeout_s else pause
 
 
 class Transport(Protocol):

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from orchestrator.client.endpoint import Endpoint
 from orchestrator.errors import DataError, InputError
-from orchestrator.local.sessions import LocalMembers
+from orchestrator.local import LocalMembers
 from orchestrator.planner.goal import ENSEMBLE
 from orchestrator.recording.scores import (
     about_member,

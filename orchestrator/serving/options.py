@@ -1,10 +1,15 @@
-"""Options of the embedded server, validated when built."""
+"""Options of the embedded server, and where it listens: ports, addresses to bind, and what clients call them."""
 
+import errno
 import ipaddress
+import random
 import re
+import socket
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+from orchestrator.errors import PortInUseError, ServingError
 from orchestrator.spec.validation import Faults
 
 MIB = 1024 * 1024
@@ -78,3 +83,127 @@ def _is_host(host: object) -> bool:
         # Dotted numbers that are no address (127.0.0.999) must not count as a host name.
         return _HOST_NAME.match(host) is not None and not host.replace(".", "").isdigit()
     return True
+
+
+FIELDS = ("http", "grpc", "metrics")
+_FREE = range(20000, 32000)
+
+# Addresses reserved for documentation: nothing is sent there, only the route to them is looked up.
+_ELSEWHERE = {socket.AF_INET: "198.51.100.1", socket.AF_INET6: "2001:db8::1"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ports:
+    """The ports one server listens on, none of them 0."""
+
+    http: int
+    grpc: int
+    metrics: int
+
+
+def choose_ports(options: ServeOptions) -> Ports:
+    """The ports of the options, after a check that they are free, and free ports in place of 0.
+
+    All three are held until the last is chosen, so they differ. They are released seconds before the server binds
+    them, and another process that takes one in between makes the server fail with an error. Free ports are
+    therefore chosen below the range that the system uses for outgoing connections.
+
+    Raises:
+        PortInUseError: another process listens there.
+        ServingError: the address is not this machine's, or this user may not bind the port.
+    """
+    with ExitStack() as held:
+        found = {field: _hold(held, options.host, getattr(options, f"{field}_port"), field) for field in FIELDS}
+    return Ports(**found)
+
+
+def _hold(held: ExitStack, host: str, port: int, field: str) -> int:
+    probe = held.enter_context(socket.socket(family_of(host), socket.SOCK_STREAM))
+    # The server sets it as well: a port whose last connections are still in TIME_WAIT is free.
+    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    candidates = [port] if port else random.sample(_FREE, 100)
+    for candidate in candidates:
+        try:
+            probe.bind((host, candidate))
+            probe.listen(1)
+            return candidate
+        except OSError as error:
+            if port or error.errno != errno.EADDRINUSE:
+                raise _error_from(error, host, candidate, field) from error
+    raise ServingError(f"host {host}", got=f"no free port for {field}", fix=f"name one with `{field}_port`")
+
+
+def _error_from(error: OSError, host: str, port: int, field: str) -> ServingError:
+    if error.errno == errno.EADDRINUSE:
+        return PortInUseError(
+            f"port {port} on {host}",
+            got="another process listening there",
+            expected=f"a free port for {field}",
+            fix=f"end that process or choose another with `{field}_port` (0 picks a free one)",
+        )
+    if error.errno == errno.EACCES:
+        fix = f"choose one of at least 1024 with `{field}_port` (0 picks a free one)"
+        return ServingError(f"port {port} on {host}", got=error.strerror, expected="a port we may bind", fix=fix)
+    fix = "use 127.0.0.1, 0.0.0.0 or an address of this machine with `host`"
+    return ServingError(f"host {host}", got=error.strerror or error, expected="an address to listen on", fix=fix)
+
+
+def family_of(host: str) -> socket.AddressFamily:
+    """IPv6 for an IPv6 address, IPv4 for other addresses and for names."""
+    return socket.AF_INET6 if ":" in host else socket.AF_INET
+
+
+def is_wildcard(host: str) -> bool:
+    """Whether a host means every address of this machine, as 0.0.0.0 and :: do."""
+    address = _address(host)
+    return address is not None and address.is_unspecified
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can connect to a host."""
+    address = _address(host)
+    if address is None:
+        try:
+            address = _address(socket.gethostbyname(host))
+        except OSError:
+            return False
+    return address is not None and address.is_loopback
+
+
+def local_host(host: str) -> str:
+    """The address that this machine connects to when a server binds `host`."""
+    if not is_wildcard(host):
+        return host
+    return "::1" if family_of(host) == socket.AF_INET6 else "127.0.0.1"
+
+
+def network_host(host: str) -> str:
+    """The address that other machines connect to when a server binds `host`; without a network the local one."""
+    if not is_wildcard(host):
+        return host
+    family = family_of(host)
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        try:
+            # On a datagram socket this only chooses the interface with the route.
+            probe.connect((_ELSEWHERE[family], 9))
+            found = str(probe.getsockname()[0])
+        except OSError:
+            return local_host(host)
+    return local_host(host) if is_wildcard(found) else found
+
+
+def bracketed(host: str) -> str:
+    """A host as it is written before a colon and a port."""
+    return f"[{host}]" if family_of(host) == socket.AF_INET6 else host
+
+
+def evhtp_host(host: str) -> str:
+    """A host as Triton's options for HTTP and metrics take it."""
+    return f"ipv6:{host}" if family_of(host) == socket.AF_INET6 else host
+
+
+def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    try:
+        return ipaddress.ip_address(host)
+    except ValueError:
+        return None

@@ -1,4 +1,4 @@
-"""The embedded server as an object: start, wait, stop.
+"""The embedded server as an object: start, wait, stop; and the child process it runs in.
 
 Everything it leaves behind, its folder and shared memory, has a prefix of its own and is removed when it stops.
 """
@@ -10,28 +10,38 @@ import os
 import secrets
 import shutil
 import signal
+import subprocess
+import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
 from orchestrator.errors import PortInUseError, ServingError
-from orchestrator.serving.addresses import Ports, bracketed, choose_ports, local_host
-from orchestrator.serving.child import Child
-from orchestrator.serving.control import RepositoryControl, drain, drain_waves
-from orchestrator.serving.embedded import (
+from orchestrator.serving.control import (
+    ModelEntry,
+    RepositoryControl,
+    check_models,
+    drain,
+    drain_waves,
+    scan_repository,
+)
+from orchestrator.serving.machine import (
+    SHM,
+    ServingMachine,
+    check_machine,
     command_from,
     environment_from,
     failure_reasons,
     is_port_in_use,
     loaded_models,
+    machine_here,
     make_backend_directory,
     make_work_folder,
     shell_safe_repository,
 )
-from orchestrator.serving.machine import SHM, ServingMachine, check_machine, machine_here
-from orchestrator.serving.options import ServeOptions
-from orchestrator.serving.scan import ModelEntry, check_models, scan_repository
+from orchestrator.serving.options import Ports, ServeOptions, bracketed, choose_ports, local_host
 
 _POLL_S = 0.05
 # Time for Triton to end once nothing is in flight; after it, Triton waits for idle connections only.
@@ -39,6 +49,99 @@ _EXIT_S = 2.0
 # Exit statuses of Triton 24.10 when it starts many Python models at once and fails over a lock (`lock_exception`).
 _CRASHES = (-signal.SIGABRT, -signal.SIGSEGV)
 _ATTEMPTS = 2
+# Program that asks the kernel to end it when this process ends, and then becomes the child. A preexec_fn would run
+# Python between fork and exec, which can deadlock in a process with threads. Number 1 is PR_SET_PDEATHSIG, 15 is
+# SIGTERM; the comparison of process ids covers a parent that ended before the call.
+_LAUNCHER = (
+    "import ctypes, os, sys; "
+    "ctypes.CDLL(None).prctl(1, 15); "
+    "os.getppid() == int(sys.argv[1]) or sys.exit(1); "
+    "os.execv(sys.argv[2], sys.argv[2:])"
+)
+
+
+class Child:
+    """A process in a session of its own, its output in a file.
+
+    The session keeps the terminal's Ctrl-C away from it. The kernel ends the child when the thread that started it
+    ends, not when the process does, so a thread that lives as long as the child starts it. That thread also ends
+    what the child leaves running.
+
+    Args:
+        command: program and arguments.
+        environment: all its variables; none are inherited.
+        log_path: receives stdout and stderr.
+
+    Raises:
+        OSError: the program or the log cannot be opened.
+    """
+
+    def __init__(self, command: Sequence[str], *, environment: Mapping[str, str], log_path: Path) -> None:
+        self._exited = threading.Event()
+        self._started = threading.Event()
+        self._error: OSError | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+        keeper = threading.Thread(
+            target=self._keep, args=(list(command), dict(environment), log_path), name="keeper", daemon=True
+        )
+        keeper.start()
+        self._started.wait()
+        if self._error is not None:
+            raise self._error
+
+    @property
+    def pid(self) -> int:
+        """Process id."""
+        assert self._process is not None, "set before __init__ returns"
+        return self._process.pid
+
+    @property
+    def status(self) -> int | None:
+        """Exit status, negative for a signal; None while it runs."""
+        return self._process.returncode if self._process is not None and self._exited.is_set() else None
+
+    def wait(self, timeout_s: float | None = None) -> bool:
+        """True once it has ended, False when the time passes first."""
+        return self._exited.wait(timeout_s)
+
+    def terminate(self) -> None:
+        """Sends SIGTERM, unless it has ended."""
+        if not self._exited.is_set():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGTERM)
+
+    def kill(self) -> None:
+        """Ends it and everything it has started, at once."""
+        if not self._exited.is_set():
+            _kill_group(self.pid)
+            self._exited.wait()
+
+    def _keep(self, command: list[str], environment: dict[str, str], log_path: Path) -> None:
+        try:
+            with log_path.open("wb") as log:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-I", "-S", "-c", _LAUNCHER, str(os.getpid()), *command],
+                    env=environment,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                )
+        except OSError as error:
+            self._error = error
+            return
+        finally:
+            self._started.set()
+        # Until it is collected, a process that has ended keeps its id, so this is surely its own group.
+        os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOWAIT)
+        _kill_group(self._process.pid)
+        self._process.wait()
+        self._exited.set()
+
+
+def _kill_group(leader: int) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(leader, signal.SIGKILL)
 
 
 class EmbeddedServer:

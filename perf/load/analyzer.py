@@ -30,8 +30,14 @@ import typer
 
 from orchestrator.errors import DataError, ServerFaultError, ServingError, TimeLimitError
 from orchestrator.files import sha256_of_path, write_file
-from orchestrator.serving.embedded import BACKENDS, environment_from, make_backend_directory
-from orchestrator.serving.machine import ServingMachine, check_machine, machine_here
+from orchestrator.serving.machine import (
+    BACKENDS,
+    ServingMachine,
+    check_machine,
+    environment_from,
+    machine_here,
+    make_backend_directory,
+)
 from orchestrator.serving.options import ServeOptions
 from perf.load.closed import RAMP_SHARE, Window, exits_of
 

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import typer
 
-from orchestrator.cli.endpoints import ADDRESS, Ca, Cert, Headers, Key, endpoint_from_options
+from orchestrator.cli.console import ADDRESS, Ca, Cert, Headers, Key, endpoint_from_options
 from orchestrator.client.endpoint import Endpoint
 from orchestrator.client.over_grpc import GrpcClient
 from orchestrator.errors import DataError

@@ -20,7 +20,7 @@ import onnxruntime
 from orchestrator.decision.evaluate import Evaluator
 from orchestrator.decision.exit_rule import exits
 from orchestrator.errors import DataError
-from orchestrator.local.sessions import LocalMembers
+from orchestrator.local import LocalMembers
 from orchestrator.planner.impose import impose_exits
 from orchestrator.planner.records import Records
 from orchestrator.repository.files import new_folder

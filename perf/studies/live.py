@@ -13,10 +13,9 @@ import pandas as pd
 import typer
 from rich.table import Table
 
-from orchestrator.cli.endpoints import ADDRESS, Ca, Cert, Headers, Key, endpoint_from_options
+from orchestrator.cli.console import ADDRESS, Ca, Cert, Headers, Key, endpoint_from_options
 from orchestrator.client.endpoint import Endpoint
-from orchestrator.client.load import closed_loop
-from orchestrator.client.over_grpc import AsyncGrpcClient
+from orchestrator.client.over_grpc import AsyncGrpcClient, closed_loop
 from orchestrator.errors import RepositoryError
 from orchestrator.pbtxt import CONFIG
 from orchestrator.serving.options import ServeOptions

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from orchestrator.cli.app import run
+from orchestrator.__main__ import run
 from tests.cli.digits import fake_server, write_plan
 from tests.fakes.kserve import FakeKServe
 from tests.fakes.kserve_fronts import GrpcFront

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from orchestrator.cli.app import run
+from orchestrator.__main__ import run
 from tests.planner.builders import made_records
 
 

@@ -7,7 +7,7 @@ import onnx
 import pytest
 from onnx import helper
 
-from orchestrator.cli.app import run
+from orchestrator.__main__ import run
 from orchestrator.client.over_grpc import GrpcClient
 from orchestrator.planner.records import records_from_path
 from orchestrator.spec import cascade_from_path

@@ -10,7 +10,7 @@ import pytest
 import typer
 
 from orchestrator import __version__
-from orchestrator.cli.app import COMMANDS, run
+from orchestrator.__main__ import COMMANDS, run
 from orchestrator.cli.console import print_json, progress, stdout_console
 from orchestrator.commandline import guarded
 from orchestrator.errors import CommitteeError, InfeasibleError, SpecError, UnavailableError

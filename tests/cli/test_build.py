@@ -15,9 +15,9 @@ import onnx
 import pytest
 from onnx import helper
 
-from orchestrator.cli.app import run
+from orchestrator.__main__ import run
 from orchestrator.cli.build_steps import models_from_words
-from orchestrator.local.sessions import LocalMembers
+from orchestrator.local import LocalMembers
 from orchestrator.spec import cascade_from_path, manifest_from_path
 from tests.onnx_models import model_of
 from tests.recording.builders import NAMES, png, rows_of, write_member

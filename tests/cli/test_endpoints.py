@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from orchestrator.cli.app import run
+from orchestrator.__main__ import run
 from orchestrator.commandline import guarded
 from perf.__main__ import app
 from tests.cli.digits import fake_server, images, write_plan

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from orchestrator.cli.app import run
+from orchestrator.__main__ import run
 from orchestrator.planner.records import Records, records_from_path, write_records
 from orchestrator.planner.replay import replay
 from orchestrator.spec import cascade_from_path

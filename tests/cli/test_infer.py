@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from orchestrator.cli.app import run
+from orchestrator.__main__ import run
 from tests.cli.digits import digit_spec, fake_server, images, write_plan
 from tests.fakes.kserve import CLASSES, FakeKServe, FakeModel, Slot
 from tests.fakes.kserve_fronts import GrpcFront, HttpFront

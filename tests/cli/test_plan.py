@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from orchestrator.cli.app import run
+from orchestrator.__main__ import run
 from orchestrator.planner.records import records_from_path, write_records
 from orchestrator.planner.replay import replay
 from orchestrator.repository.members import pinned_spec

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from orchestrator.cli.app import run
+from orchestrator.__main__ import run
 from orchestrator.repository.check import check
 from orchestrator.repository.members import UNKNOWN_INPUT
 from orchestrator.spec import CascadeSpec, cascade_from_path

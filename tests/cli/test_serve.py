@@ -18,9 +18,9 @@ import pytest
 import tritonclient.grpc as grpcclient
 import tritonclient.http as httpclient
 
-from orchestrator.cli.app import run
+from orchestrator.__main__ import run
 from orchestrator.cli.serve import production_words
-from orchestrator.serving.addresses import Ports, bracketed, network_host
+from orchestrator.serving.options import Ports, bracketed, network_host
 from orchestrator.serving.process import EmbeddedServer
 from tests.serving.models import add_onnx, add_python, scale_model
 

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from tritonclient.utils import InferenceServerException
 
 from orchestrator import errors
-from orchestrator.client.error_mapping import OF_GRPC, RetryPolicy, error_from, leaf_from_status
+from orchestrator.client.error_mapping import OF_GRPC, error_from, leaf_from_status
+from orchestrator.client.sync import RetryPolicy
 from orchestrator.errors import (
     ClientError,
     RefusedError,

@@ -7,8 +7,7 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 
-from orchestrator.client.load import closed_loop
-from orchestrator.client.over_grpc import AsyncGrpcClient, GrpcClient, in_order
+from orchestrator.client.over_grpc import AsyncGrpcClient, GrpcClient, closed_loop, in_order
 from orchestrator.client.over_http import HttpClient
 from orchestrator.errors import ClientError, RefusedError, ServerFaultError, UnavailableError
 from tests.fakes.kserve import FakeKServe, cascade, images, member

@@ -21,7 +21,7 @@ from export.parity import parity_of
 from export.rows import varied_rows
 from export.sources import ExportOptions
 from orchestrator.errors import CommitteeError, ExportError
-from orchestrator.local.sessions import LocalMembers
+from orchestrator.local import LocalMembers
 from orchestrator.spec import TensorSpec, manifest_from_path
 
 # A network small enough to export in half a second, behind an image processing given by hand.

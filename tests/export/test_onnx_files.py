@@ -17,7 +17,7 @@ from export.cost.counting import macs_per_row
 from export.fusing import Fusion, fuse
 from export.precision.derive import export_precision
 from export.sources import ExportOptions
-from orchestrator.local.sessions import LocalMembers
+from orchestrator.local import LocalMembers
 from orchestrator.repository.check import check
 from orchestrator.spec import Member, manifest_from_path
 from orchestrator.spec.triton import EMBEDDED, releases_that_read

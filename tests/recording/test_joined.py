@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.cli.app import run
+from orchestrator.__main__ import run
 from orchestrator.planner.records import records_from_path, write_records
 from orchestrator.spec import Preprocess
 from tests.planner.builders import made_records

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from orchestrator.cli.app import run
+from orchestrator.__main__ import run
 from orchestrator.decision import softmax
 from orchestrator.planner.records import records_from_path
 from orchestrator.spec import manifest_from_path

@@ -13,8 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from orchestrator.cli.app import run
-from orchestrator.local.sessions import LocalMembers
+from orchestrator.__main__ import run
+from orchestrator.local import LocalMembers
 from orchestrator.planner.records import Records, records_from_path
 from orchestrator.recording.job import records_of
 from tests.recording.builders import NAMES, picture, png, rows_of, write_folder, write_member
@@ -332,7 +332,7 @@ def test_a_disk_that_fills_up_is_one_line_and_leaves_nothing_half_written(record
     ]
     # A limit on the size of files fails a write in the middle, as a full disk does.
     limited = "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (30000, 30000)); "
-    code = limited + "from orchestrator.cli.app import run; sys.exit(run(sys.argv[1:]))"
+    code = limited + "from orchestrator.__main__ import run; sys.exit(run(sys.argv[1:]))"
     done = subprocess.run(
         [sys.executable, "-c", code, *map(str, words)], capture_output=True, text=True, check=False, cwd=ROOT
     )

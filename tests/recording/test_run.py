@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from orchestrator.cli.app import run
+from orchestrator.__main__ import run
 from orchestrator.errors import DataError, MemberError
 from orchestrator.recording.job import LAST_PIECES_S, RecordingTask, answered_pieces, wanted_rows
 from orchestrator.recording.pool import RecordingPool, opened_pool

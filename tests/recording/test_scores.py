@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from orchestrator.cli.app import run
+from orchestrator.__main__ import run
 from orchestrator.planner.records import records_from_path
 from orchestrator.spec.answer import ANSWER_COLUMNS
 from tests.fakes.kserve import CLASSES, DTYPES, FakeKServe, FakeModel, Slot, images

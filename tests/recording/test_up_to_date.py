@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from orchestrator.cli.app import run
+from orchestrator.__main__ import run
 from tests.recording.builders import NAMES, picture, png, write_folder, write_member
 
 

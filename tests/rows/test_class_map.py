@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from orchestrator.cli.app import run
+from orchestrator.__main__ import run
 from orchestrator.errors import DataError
 from orchestrator.planner.records import records_from_path
 from orchestrator.rows.labels import class_map_from_path, names_beside

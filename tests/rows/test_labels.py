@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from orchestrator.cli.app import run
+from orchestrator.__main__ import run
 from orchestrator.errors import DataError
 from orchestrator.planner.records import Records, records_from_path
 from orchestrator.rows.blocks import ColumnNames

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator.cli.app import run
+from orchestrator.__main__ import run
 from orchestrator.planner.records import Records, records_from_path
 from orchestrator.recording.job import RecordOptions, source_for
 from orchestrator.recording.pool import RecordingPool, opened_pool

@@ -18,7 +18,7 @@ from export.committee import export_committee, member_exports
 from export.rows import varied_rows
 from export.sources import ExportOptions
 from orchestrator.client.over_grpc import GrpcClient
-from orchestrator.local.sessions import LocalMembers
+from orchestrator.local import LocalMembers
 from orchestrator.planner.replay import replay
 from orchestrator.recording.job import records_of
 from orchestrator.spec import cascade_from_path, manifest_from_path

@@ -18,7 +18,7 @@ import pytest
 import tritonclient.grpc as grpcclient
 from tritonclient.utils import InferenceServerException
 
-from orchestrator.cli.app import run
+from orchestrator.__main__ import run
 from orchestrator.client.endpoint import Endpoint, endpoint_from_address
 from orchestrator.client.over_http import HttpClient
 from orchestrator.errors import ClientError

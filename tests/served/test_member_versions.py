@@ -17,16 +17,15 @@ import tritonclient.grpc as triton
 from onnx import numpy_helper
 from tritonclient.utils import InferenceServerException
 
-from orchestrator.cli.app import run
+from orchestrator.__main__ import run
 from orchestrator.errors import ServingError
 from orchestrator.recording.job import records_of
 from orchestrator.repository.check import check
 from orchestrator.repository.index import plan_of
 from orchestrator.repository.render import render
 from orchestrator.rows.digits import digits_split
-from orchestrator.serving.addresses import choose_ports
 from orchestrator.serving.machine import machine_here
-from orchestrator.serving.options import ServeOptions
+from orchestrator.serving.options import ServeOptions, choose_ports
 from perf.load.analyzer import server_program
 from tests.served.fixtures import COMMITTED, ONNX_MEMBERS, Offline
 from tests.servers import running_server

@@ -9,8 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.errors import ServingError
-from orchestrator.serving.control import RepositoryControl, drain, drain_waves
-from orchestrator.serving.scan import ModelEntry
+from orchestrator.serving.control import ModelEntry, RepositoryControl, drain, drain_waves
 
 
 @st.composite

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.serving.embedded import (
+from orchestrator.serving.machine import (
     Ports,
+    ServingMachine,
     command_from,
     environment_from,
     failure_reasons,
@@ -19,7 +20,6 @@ from orchestrator.serving.embedded import (
     make_work_folder,
     shell_safe_repository,
 )
-from orchestrator.serving.machine import ServingMachine
 from orchestrator.serving.options import ServeOptions
 
 

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.errors import PortInUseError, ServingError, SpecError
-from orchestrator.serving.addresses import (
+from orchestrator.serving.options import (
+    ServeOptions,
     bracketed,
     choose_ports,
     evhtp_host,
@@ -18,7 +19,6 @@ from orchestrator.serving.addresses import (
     local_host,
     network_host,
 )
-from orchestrator.serving.options import ServeOptions
 
 PORTS = st.integers(1, 65535)
 
@@ -110,7 +110,7 @@ def test_without_a_network_it_is_the_local_address(host: str, local: str, monkey
         def connect(self, address: object) -> None:
             raise OSError(101, "Network is unreachable")
 
-    monkeypatch.setattr("orchestrator.serving.addresses.socket.socket", Unconnected)
+    monkeypatch.setattr("orchestrator.serving.options.socket.socket", Unconnected)
     assert network_host(host) == local
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.errors import RepositoryError
-from orchestrator.serving.scan import ModelEntry, check_models, scan_repository
+from orchestrator.serving.control import ModelEntry, check_models, scan_repository
 from tests.serving.models import add_python
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from export.commands.console import needs
 from export.rows import varied_rows
-from orchestrator.local.sessions import LocalMembers
+from orchestrator.local import LocalMembers
 from orchestrator.pbtxt import CONFIG, text_from_config
 from orchestrator.repository.configs import member_config
 from orchestrator.repository.files import copy_model, new_folder, write_all

@@ -13,7 +13,7 @@ import typer
 from export.commands.console import needs
 from orchestrator.cli.console import progress as bar
 from orchestrator.errors import DataError, RepositoryError
-from orchestrator.local.sessions import LocalMembers
+from orchestrator.local import LocalMembers
 from orchestrator.progress import Advance
 from orchestrator.repository.files import disk_errors, sha256_of_path, write_all
 from perf.studies.glyphs import REPOSITORY

@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from orchestrator.decision import CascadeRun, Policy, arrivals_from_policies
-from orchestrator.local.sessions import LocalMembers
+from orchestrator.local import LocalMembers
 from orchestrator.planner.intervals import clopper_pearson, discordant_pairs, paired_difference
 from orchestrator.planner.replay import replay
 from orchestrator.spec import CascadeSpec

@@ -11,7 +11,7 @@ import numpy as np
 import onnxruntime
 
 from orchestrator.errors import DataError
-from orchestrator.local.sessions import LocalMembers
+from orchestrator.local import LocalMembers
 from orchestrator.repository.files import sha256_of_path, write_all
 from orchestrator.spec.processor import core_count
 from perf.harness.machine import machine_here

@@ -16,7 +16,7 @@ from export.members import ReadMember, member_from_repository, write_member
 from export.packing import packed
 from orchestrator.errors import ExportError
 from orchestrator.graphs.combining import spec_from_averaging
-from orchestrator.local.sessions import LocalMembers
+from orchestrator.local import LocalMembers
 from orchestrator.repository.check import check
 from orchestrator.rows.digits import digits_split
 from orchestrator.spec import Member, TensorSpec, manifest_from_path

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from export.fusing import fuse_plan
 from orchestrator.decision import AnsweredRows
 from orchestrator.errors import ExportError
-from orchestrator.local.sessions import LocalMembers
+from orchestrator.local import LocalMembers
 from orchestrator.planner.records import Records
 from orchestrator.planner.replay import replay
 from orchestrator.repository.check import check

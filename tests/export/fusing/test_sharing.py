@@ -11,7 +11,7 @@ from export.cost.counting import preprocess_macs_per_row
 from export.fusing import Fusion, fuse, fused_model
 from export.members import ReadMember
 from export.rows import varied_rows
-from orchestrator.local.sessions import LocalMembers
+from orchestrator.local import LocalMembers
 from orchestrator.spec import Member, TensorSpec
 from tests.export.fusing.parts import preprocess_nodes
 from tests.export.small_networks import IMAGE_INPUT, SCORES, add_image_member, answers, image_model

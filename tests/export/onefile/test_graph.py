@@ -11,7 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from export.onefile.writing import onefile_model
 from orchestrator.decision import Policy
-from orchestrator.local.sessions import LocalMembers
+from orchestrator.local import LocalMembers
 from orchestrator.planner.records import Records
 from orchestrator.planner.replay import replay
 from orchestrator.rows.digits import digits_split

@@ -12,7 +12,7 @@ from export.__main__ import app
 from export.precision.derive import export_precision, rows_for
 from export.rows import varied_rows
 from orchestrator.errors import CommitteeError, DataError, ExportError
-from orchestrator.local.sessions import LocalMembers
+from orchestrator.local import LocalMembers
 from orchestrator.repository.check import check
 from orchestrator.rows.digits import digits_split
 from orchestrator.spec import manifest_from_path

@@ -16,7 +16,7 @@ from export.tensorrt.engine import EngineOptions
 from export.tensorrt.machine import Gpu, TensorrtHost, tensorrt_host
 from export.tensorrt.member import EngineResult, export_engine
 from orchestrator.errors import ExportError, RepositoryError
-from orchestrator.local.sessions import LocalMembers
+from orchestrator.local import LocalMembers
 from orchestrator.pbtxt import config_from_path
 from orchestrator.repository.check import check
 from orchestrator.spec import TensorSpec, manifest_from_path

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from export.cost.counting import macs_per_row
 from orchestrator.errors import DataError
-from orchestrator.local.sessions import LocalMembers
+from orchestrator.local import LocalMembers
 from orchestrator.rows.digits import digits_split
 from orchestrator.spec import cascade_from_path
 from perf.routes.recipes import RECIPES

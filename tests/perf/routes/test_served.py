@@ -12,7 +12,7 @@ import tritonclient.grpc as triton
 
 from orchestrator.decision import AnsweredRows, Policy
 from orchestrator.errors import ClientError
-from orchestrator.local.sessions import LocalMembers
+from orchestrator.local import LocalMembers
 from orchestrator.planner.records import Records
 from orchestrator.planner.replay import replay
 from perf.routes.baselines.deciding import OUTPUTS

@@ -11,7 +11,7 @@ import onnxruntime as ort
 import pytest
 
 from orchestrator.repository.check import check
-from orchestrator.serving.embedded import BACKENDS
+from orchestrator.serving.machine import BACKENDS
 from tests.onnx_models import model_of, node
 from tests.serving.models import add_onnx
 

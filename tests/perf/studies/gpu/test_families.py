@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 
 from export.zoo import ZOO
+from orchestrator import local
 from orchestrator.errors import MemberError
-from orchestrator.local import sessions
-from orchestrator.local.sessions import LocalMembers
+from orchestrator.local import LocalMembers
 from orchestrator.pbtxt import config_from_text
 from orchestrator.spec import Manifest, manifest_from_path
 from perf.routes.recipes.trained import COMMITTED
@@ -176,4 +176,4 @@ def test_members_refuse_a_provider_that_silently_gave_way(monkeypatch: pytest.Mo
     )
     with pytest.raises(MemberError, match=f"got {CPU}, expected {CUDA}"):
         LocalMembers(COMMITTED, [MEMBER], providers=[(CUDA, {"device_id": "0"}), CPU])
-    assert LocalMembers(COMMITTED, [MEMBER], providers=sessions.CPU).classes(MEMBER) == 10
+    assert LocalMembers(COMMITTED, [MEMBER], providers=local.CPU).classes(MEMBER) == 10

@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from orchestrator.local.sessions import LocalMembers
+from orchestrator.local import LocalMembers
 from perf.studies.reproduce.choices import Choices, ChosenPlan, PlanComparison
 from perf.studies.reproduce.evaluate import (
     ChoiceEvaluator,

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator.errors import InputError, RepositoryError
-from orchestrator.local.sessions import LocalMembers
+from orchestrator.local import LocalMembers
 
-REPOSITORY = Path(__file__).parents[2] / "model_repository"
+REPOSITORY = Path(__file__).parents[1] / "model_repository"
 NAME = "digits_small"
 
 
