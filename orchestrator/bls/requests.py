@@ -14,7 +14,6 @@ import numpy.typing as npt
 from orchestrator.bls.member_calls import EVERY_ROW, Errors
 from orchestrator.decision import (
     DEFAULT,
-    PARAMETERS,
     AnsweredRows,
     EarlyExit,
     ForwardedHeaders,
@@ -158,7 +157,7 @@ class RequestReader:
         self._rejects_non_finite = spec.input.non_finite == "reject" and self._dtype.kind == "f"
         self._stages = len(spec.stages)
         self._gears = 1 if spec.gears is None else 1 + len(spec.gears.cheaper)
-        self._headers = ForwardedHeaders(PARAMETERS, spec.header_pattern)
+        self._headers = ForwardedHeaders(spec.header_pattern)
         self._tokens = itertools.count()
 
     def read_all(self, requests: Sequence[Any]) -> tuple[list[PendingRequest], Rows, list[RefusedRequest]]:

@@ -147,12 +147,10 @@ class Combiner:
             int32 (n,), the first member (by plan index) that failed for the row or -1, and bool (n,) of rows
             for which no member of the stage answered; None, None where nothing failed.
         """
-        rows = len(accumulator)
+        rows, clean = len(accumulator), True
         # Only the newest stage counts in mode "last", so its sum begins anew.
         target = self.empty(rows) if self.mode == "last" else accumulator
-        failed = np.full(rows, -1, np.int32)
-        answered = np.zeros(rows, np.bool_)
-        clean = True
+        failed, answered = np.full(rows, -1, np.int32), np.zeros(rows, np.bool_)
         for index, raw in zip(self.stage_members[stage], outputs, strict=True):
             if raw is None:
                 failed = np.where(failed < 0, np.int32(index), failed)

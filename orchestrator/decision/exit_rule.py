@@ -16,21 +16,13 @@ from orchestrator.spec.answer import ABSTAINED, CAPPED, GEARED
 
 
 def exits(score: F32, threshold: float) -> Bools:
-    """Which rows a threshold lets exit where no request parameter has a say, bool (n,); for searches and replays.
-
-    Args:
-        score: float32 (n,).
-        threshold: rounded to float32 before it is compared.
-    """
+    """Which rows a threshold lets exit where no request parameter has a say, bool (n,); for searches."""
     reached: Bools = score >= np.float32(threshold)
     return reached
 
 
 class ExitRule:
     """Thresholds of one plan, as float32, asked stage by stage.
-
-    Args:
-        spec: the cascade.
 
     Attributes:
         thresholds: float32 (gears, s - 1), infinite where no row exits; gear 0 is the plan's own.

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from orchestrator.decision.combine import F32, I32, LOGIT_BOUND, Accumulator, Bools, Output, scaled_logits, softmax
 from orchestrator.decision.evaluate import (
@@ -68,32 +67,25 @@ def plain_arrivals(
 
 
 class FastPath:
-    """Stage 0 of one plan.
-
-    Args:
-        evaluator: of the plan; does what no shortcut covers.
-    """
+    """Stage 0 of one plan; what no shortcut covers is left to the evaluator."""
 
     def __init__(self, evaluator: Evaluator) -> None:
-        spec, combiner = evaluator.spec, evaluator.combiner
+        spec, combiner, rule = evaluator.spec, evaluator.combiner, evaluator.rule
         self._evaluator = evaluator
         self._members = spec.stages[0].members
         self._weights = combiner.weights[: len(self._members)]
-        # Summed in plan order, as the accumulator sums it.
-        self._weight = np.float32(0)
-        for weight in self._weights:
-            self._weight += weight
-        self._shared_weights = np.full(_MAX_SHARED_WEIGHTS, self._weight, np.float32)
-        self._shared_weights.flags.writeable = False
+        # Added up in plan order, as the accumulator does it.
+        self._weight = sum(self._weights, np.float32(0))
+        self._shared_weights = np.broadcast_to(self._weight, _MAX_SHARED_WEIGHTS)
         self._adds_logits = spec.combine == "mean_logit"
-        is_lone = len(self._members) == 1 and self._weight == 1
+        only = self._members[0]
+        is_raw = only.output_kind == "logits" and only.temperature == 1.0
         # Agreement and votes need columns of their own.
-        self._is_lone = is_lone and spec.combine != "vote" and not combiner.needs_tops
-        self._is_sum = self._adds_logits and not combiner.needs_tops
-        usual = self._members[0]
-        self._is_raw = usual.output_kind == "logits" and usual.temperature == 1.0
+        self._is_lone = len(self._members) == 1 and self._weight == 1 and is_raw and spec.combine != "vote"
+        self._is_sum = self._adds_logits
+        if combiner.needs_tops:
+            self._is_lone = self._is_sum = False
         self._score = OF_PROBABILITIES.get(spec.score)
-        rule = evaluator.rule
         self._is_last = rule.last == 0
         # By gear; an index of two dimensions costs as much as the comparison.
         self._thresholds = [] if self._is_last else list(rule.thresholds[:, 0])
@@ -107,7 +99,7 @@ class FastPath:
             outputs: (n, k) per member of stage 0 in plan order, None for a member that failed.
         """
         result = None
-        if self._is_lone and self._is_raw:
+        if self._is_lone:
             result = self._from_lone(outputs[0])
         elif self._is_sum:
             result = self._from_sum(outputs)
@@ -116,14 +108,8 @@ class FastPath:
         return result
 
     def early_exit(self, result: StageResult, gear: int = 0) -> EarlyExit:
-        """What rows get at stage 0 if their requests carry no parameters of ours.
-
-        Args:
-            result: of n rows; where a member failed, none of them leaves this way.
-            gear: whose thresholds.
-        """
-        answer = result.answer
-        score = answer.confidence
+        """What rows get by a gear's thresholds; where a member failed, none of them leaves this way."""
+        answer, score = result.answer, result.answer.confidence
         if result.failures is not None:
             return EarlyExit(np.zeros(len(score), np.bool_), answer, None)
         if self._is_last:
@@ -159,23 +145,18 @@ class FastPath:
         """The result of logits that are added up; None where a member failed for a row."""
         total: F32 | None = None
         for member, weight, raw in zip(self._members, self._weights, outputs, strict=True):
-            if raw is None:
-                return None
-            z, good = scaled_logits(member, raw)
-            if good is not None:
+            z, good = (None, None) if raw is None else scaled_logits(member, raw)
+            if z is None or good is not None:
                 return None
             part = z if weight == 1 else z * weight
             # The first part stands for the sum: no array of zeros to begin with, and no pass to add to it.
             total = part if total is None else total + part
-        if total is None:
-            return None
+        assert total is not None, "a stage has members"
         return self._result(total, softmax(total if self._weight == 1 else total / self._weight))
 
     def _result(self, total: F32, p: F32) -> StageResult:
-        label = p.argmax(axis=1)
-        rows = len(total)
-        weight: npt.NDArray[np.float32] = (
-            self._shared_weights[:rows] if rows <= _MAX_SHARED_WEIGHTS else np.full(rows, self._weight, np.float32)
-        )
+        label, rows = p.argmax(axis=1), len(total)
+        is_small = rows <= _MAX_SHARED_WEIGHTS
+        weight: F32 = self._shared_weights[:rows] if is_small else np.full(rows, self._weight, np.float32)
         assert self._score is not None, "agreement takes the general path"
         return StageResult(Accumulator(total, weight, None, None), CombinedAnswer(p, label, self._score(p)), None)

@@ -5,8 +5,9 @@ headers of a request arrive as strings under names of any case. They say nothing
 """
 
 import difflib
+import functools
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from orchestrator.errors import InputError
@@ -28,7 +29,7 @@ PARAMETERS = {
 }
 # The protocol's own request parameters: they say nothing about the decision and are not ours to refuse.
 PROTOCOL = frozenset(
-    ("binary_data_output", "headers", "priority", "sequence_end", "sequence_id", "sequence_start", "timeout")
+    ["binary_data_output", "headers", "priority", "sequence_end", "sequence_id", "sequence_start", "timeout"]
 )
 # Request headers whose names are one word; all others have a dash, which no parameter of a cascade has. Those that
 # are registered and sent by clients and proxies, those of tracing (W3C, B3, New Relic), and the usual API key.
@@ -38,23 +39,21 @@ link newrelic origin pragma priority range referer signature soapaction te timeo
 upgrade urgency via warning
 """
 ONE_WORD = frozenset(_ONE_WORD.split())
-# Names that are looked at once; clients could send others for ever.
+# Names whose answer is kept; clients could send others for ever.
 _MAX_KEPT = 1024
 
 
 class ForwardedHeaders:
-    """Tells forwarded headers from parameters of a cascade.
+    """Tells forwarded headers from parameters of a cascade, which no header hides.
 
     Args:
-        own: names of the cascade's parameters, which no header hides.
         pattern: what names headers have, searched for in any case; None for names with a dash, or of one word
             that is a header's.
     """
 
-    def __init__(self, own: Collection[str], pattern: str | None = None) -> None:
-        self._own = frozenset(own)
+    def __init__(self, pattern: str | None = None) -> None:
         self._regex = None if pattern is None else header_regex(pattern)
-        self._known: dict[str, bool] = {}
+        self._kept = functools.lru_cache(_MAX_KEPT)(self._is_header_name)
 
     def without(self, parameters: Mapping[str, object]) -> dict[str, object]:
         """The parameters that are no headers."""
@@ -64,15 +63,10 @@ class ForwardedHeaders:
         """Whether a parameter is a forwarded header; those are strings, whatever they mean."""
         if not isinstance(value, str):
             return False
-        known = self._known.get(name)
-        if known is None:
-            known = self._is_header_name(name)
-            if len(self._known) < _MAX_KEPT and len(name) <= MAX_HEADER_NAME:
-                self._known[name] = known
-        return known
+        return self._kept(name) if len(name) <= MAX_HEADER_NAME else self._is_header_name(name)
 
     def _is_header_name(self, name: str) -> bool:
-        if name in self._own:
+        if name in PARAMETERS:
             return False
         if self._regex is not None:
             return len(name) <= MAX_HEADER_NAME and self._regex.search(name) is not None
@@ -80,10 +74,10 @@ class ForwardedHeaders:
         if lower in ONE_WORD or lower.startswith(":"):
             return True
         # `max-stage` is no header anybody sends, but a parameter with a dash where an underscore belongs.
-        return "-" in lower and lower.replace("-", "_") not in self._own
+        return "-" in lower and lower.replace("-", "_") not in PARAMETERS
 
 
-_HEADERS = ForwardedHeaders(PARAMETERS)
+_HEADERS = ForwardedHeaders()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -140,8 +134,6 @@ def policy_from_parameters(
     Raises:
         InputError: an unknown parameter, or a value of the wrong type or out of range.
     """
-    if not parameters:
-        return DEFAULT
     values = headers.without(parameters)
     if not values:
         return DEFAULT
@@ -150,38 +142,38 @@ def policy_from_parameters(
     if unknown:
         raise _unknown_error(unknown, values)
     within_us = _integer(values, "deadline_us", 1, high=MAX_DEADLINE_US)
-    at_us = _integer(values, "deadline_at_us", 0)
-    left_us = None if at_us is None else _left(at_us, now_us)
+    left_us = _left(values, now_us)
+    gear = _integer(values, "gear", 0, high=gears - 1)
     policy = Policy(
         min_stage=_integer(values, "min_stage", 0, high=stages - 1) or 0,
         max_stage=_integer(values, "max_stage", 0, high=stages - 1),
-        threshold_shift=_shift(values),
+        threshold_shift=_shift(values.get("threshold_shift", 0.0)),
         deadline_us=min((us for us in (within_us, left_us) if us is not None), default=None),
-        deadline_at_us=at_us,
+        deadline_at_us=None if left_us is None else now_us + left_us,
         left_us=left_us,
-        gear=_gear(values, gears),
+        # A cascade that has the plan's own gear alone is in it anyway.
+        gear=gear if gears > 1 else None,
     )
     if policy == DEFAULT:
         return DEFAULT
     if policy.max_stage is not None and policy.min_stage > policy.max_stage:
-        raise InputError(
-            "request parameter min_stage",
-            got=policy.min_stage,
-            expected=f"at most max_stage {policy.max_stage}",
-        )
+        raise _value_error("min_stage", policy.min_stage, f"at most max_stage {policy.max_stage}")
     return policy
 
 
 def _unknown_error(unknown: Sequence[str], values: Mapping[str, object]) -> InputError:
     named = ", ".join(repr(name[:MAX_ECHO]) for name in unknown[:3])
     first = unknown[0][:MAX_ECHO].lower().replace("-", "_")
-    nearest = difflib.get_close_matches(first, PARAMETERS, n=1)
     fix = None
-    if nearest:
+    if nearest := difflib.get_close_matches(first, PARAMETERS, n=1):
         fix = f"did you mean {nearest[0]}?"
     elif isinstance(values[unknown[0]], str):
         fix = "if it is a header that Triton forwards, name it in the plan's header_pattern"
     return InputError("request parameters", got=named, expected=f"only {', '.join(PARAMETERS)}", fix=fix)
+
+
+def _value_error(name: str, value: object, expected: str) -> InputError:
+    return InputError(f"request parameter {name}", got=repr(value)[:MAX_ECHO], expected=expected)
 
 
 def _integer(values: Mapping[str, object], name: str, low: int, *, high: int = _MAX_INTEGER) -> int | None:
@@ -189,45 +181,26 @@ def _integer(values: Mapping[str, object], name: str, low: int, *, high: int = _
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise InputError(
-            f"request parameter {name}",
-            got=repr(value)[:MAX_ECHO],
-            expected=f"a whole number from {low} to {high}",
-        )
+        raise _value_error(name, value, f"a whole number from {low} to {high}")
     return value
 
 
-def _gear(values: Mapping[str, object], gears: int) -> int | None:
-    """The gear asked for; a cascade that has the plan's own alone is in it anyway."""
-    gear = _integer(values, "gear", 0, high=gears - 1)
-    return gear if gears > 1 else None
-
-
-def _left(at_us: int, now_us: int) -> int:
+def _left(values: Mapping[str, object], now_us: int) -> int | None:
     """Microseconds until `deadline_at_us`; zero or less where it has passed."""
-    if abs(at_us - now_us) > MAX_DEADLINE_US:
+    at_us = _integer(values, "deadline_at_us", 0)
+    if at_us is not None and abs(at_us - now_us) > MAX_DEADLINE_US:
         # Seconds or milliseconds in place of microseconds, or clocks that have nothing to do with each other.
-        raise InputError(
-            "request parameter deadline_at_us",
-            got=at_us,
-            expected=f"Unix time in microseconds within a day of the server's clock, which says {now_us}",
-        )
-    return at_us - now_us
+        clock = f"Unix time in microseconds within a day of the server's clock, which says {now_us}"
+        raise _value_error("deadline_at_us", at_us, clock)
+    return None if at_us is None else at_us - now_us
 
 
-def _shift(values: Mapping[str, object]) -> float:
-    value = values.get("threshold_shift", 0.0)
-    # Some clients have no floating-point parameters, so a number in a string is taken as well.
-    if isinstance(value, str):
-        try:
-            value = float(value)
-        except ValueError:
-            value = math.nan
-    good = isinstance(value, int | float) and not isinstance(value, bool) and -1 <= value <= 1
-    if not good:
-        raise InputError(
-            "request parameter threshold_shift",
-            got=repr(values["threshold_shift"])[:MAX_ECHO],
-            expected="a number from -1 to 1, positive is stricter",
-        )
-    return float(value)  # type: ignore[arg-type]
+def _shift(given: object) -> float:
+    try:
+        # Some clients have no floating-point parameters, so a number in a string is taken as well.
+        shift = float(given) if isinstance(given, str | int | float) and not isinstance(given, bool) else math.nan
+    except (ValueError, OverflowError):
+        shift = math.nan
+    if not -1 <= shift <= 1:
+        raise _value_error("threshold_shift", given, "a number from -1 to 1, positive is stricter")
+    return shift

@@ -32,18 +32,14 @@ def neg_entropy(p: F32) -> F32:
 
 
 def agreement(tops: I32, weights: F32, label: I64) -> F32:
-    """Weighted share of the members asked so far whose own top-1 is the combined label.
+    """Weighted share of the members asked so far whose own top-1 is the combined label; float32 (n,).
 
     Args:
         tops: int32 (n, m), -1 where a member was not asked.
         weights: float32 (m,).
         label: int64 (n,).
-
-    Returns:
-        float32 (n,).
     """
-    same = np.zeros(len(tops), np.float32)
-    asked = np.zeros(len(tops), np.float32)
+    same, asked = np.zeros(len(tops), np.float32), np.zeros(len(tops), np.float32)
     # One member at a time, so that the sum runs in plan order and no axis reduction reorders it.
     for index, weight in enumerate(weights):
         same += weight * (tops[:, index] == label)
@@ -52,25 +48,13 @@ def agreement(tops: I32, weights: F32, label: I64) -> F32:
     return share
 
 
-OF_PROBABILITIES: dict[str, Callable[[F32], F32]] = {
-    "max_prob": max_prob,
-    "top2_gap": top2_gap,
-    "neg_entropy": neg_entropy,
-}
+OF_PROBABILITIES = {"max_prob": max_prob, "top2_gap": top2_gap, "neg_entropy": neg_entropy}
 
 
 def confidence_score(name: str, p: F32, label: I64, tops: I32 | None, weights: F32) -> F32:
-    """The plan's score of every row.
+    """The score of a name in `orchestrator.spec.SCORES` for combined probabilities (n, k); float32 (n,).
 
-    Args:
-        name: one of `orchestrator.spec.SCORES`.
-        p: float32 (n, k) combined probabilities.
-        label: int64 (n,).
-        tops: int32 (n, m), needed by "agreement" only.
-        weights: float32 (m,).
-
-    Returns:
-        float32 (n,).
+    Labels, tops and weights are those of `agreement`, which alone needs tops.
     """
     if name == "agreement" and tops is not None:
         return agreement(tops, weights, label)
