@@ -23,7 +23,10 @@ HERE = Path(__file__).parent
 # These need PyTorch, transformers or whole graphs, so they stay out of the tier that takes a minute.
 EXPORTING = tuple(
     HERE / place
-    for place in ("export", "graphs/test_editing.py", "perf/studies/glyphs", "perf/studies/test_digits.py")
+    for place in (
+        *("export", "graphs/test_editing.py"),
+        *(f"perf/studies/test_{name}.py" for name in ("digits", "glyphs_data", "glyphs_members")),
+    )
 )
 
 

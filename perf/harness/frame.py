@@ -13,8 +13,8 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from perf.harness.cells import Cell
 from perf.harness.machine import write_json
+from perf.harness.serving import Cell
 from perf.harness.windows import REACH_TOLERANCE, Journal, WindowRecord
 from perf.load.closed import LATENCIES
 from perf.routes.spec import BenchRoute

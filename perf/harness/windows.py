@@ -27,9 +27,8 @@ from typing import Any
 import numpy as np
 
 from orchestrator.errors import DataError
-from perf.harness.cells import Cell
 from perf.harness.server_probe import PeakMemory, counted_between, cpu_s
-from perf.harness.serving import InputFile, Served
+from perf.harness.serving import Cell, InputFile, Served
 from perf.load.analyzer import AnalyzerLoad, run_analyzer
 from perf.load.closed import Window, closed_tasks, closed_threads
 from perf.load.poisson import PoissonLoad, run_poisson, send_asked

@@ -20,8 +20,7 @@ from export.from_torch import onnx_from_torch
 from export.members import is_current
 from orchestrator.rows.digits import DigitsSplit, digits_split
 from orchestrator.spec import Preprocess, TensorSpec
-from perf.studies.glyphs.members import answer, check_exported_here, write_trained
-from perf.studies.glyphs.networks import moved_at_random
+from perf.studies.glyphs_members import answer, check_exported_here, moved_at_random, write_trained
 
 # scikit-learn's digits count dark pixels of 4x4 blocks, so values run from 0 to 16.
 FULL_SCALE = 16.0

@@ -13,11 +13,10 @@ import typer
 from tritonclient.utils import np_to_triton_dtype
 
 from orchestrator.errors import InputError
-from perf.harness.cells import BASE_DEFERRAL
 from perf.harness.machine import commit_here, write_json
 from perf.harness.report import progress_shown
 from perf.harness.server_probe import Memory, memory_of
-from perf.harness.serving import Served, serving, tools_of
+from perf.harness.serving import BASE_DEFERRAL, Served, serving, tools_of
 from perf.load.analyzer import AnalyzerLoad, find_analyzer, run_analyzer
 from perf.routes.spec import BenchRoute, routes_of
 

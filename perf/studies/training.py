@@ -9,8 +9,9 @@ import typer
 
 from export.commands.console import needs, progress_on
 from orchestrator.errors import ExportError
-from perf.studies.glyphs import REPOSITORY
 
+# The committed glyphs members, apart from those that are served by default, which they would slow down.
+REPOSITORY = Path("perf/glyphs/model_repository")
 # Members that were trained on some of the rows go here, apart from the committed ones.
 TRY = Path("build/glyphs_try")
 
@@ -61,7 +62,7 @@ def glyphs(
     """
     with needs("perf glyphs"):
         # Optional packages, and slow to import.
-        from perf.studies.glyphs.members import export_glyphs
+        from perf.studies.glyphs_members import export_glyphs
     start = time.monotonic()
     folder = output or (REPOSITORY if rows is None else TRY)
     with progress_on("glyphs") as progress:
@@ -85,7 +86,7 @@ def glyphs_data(
     """
     with needs("perf glyphs-data"):
         # Optional packages, and slow to import.
-        from perf.studies.glyphs.data import store_split
+        from perf.studies.glyphs_data import store_split
     path = output if output is not None else Path("build/glyphs") / f"{part}.npz"
     if path.is_dir() or path.suffix != ".npz":
         got = "a folder" if path.is_dir() else "another kind of file"

@@ -11,7 +11,7 @@ import pytest
 from orchestrator.cli.demo import sentences_from_report
 from orchestrator.errors import DataError
 from perf.readme import block_from_claims, write_blocks
-from perf.studies.reproduce.document import md_from_results
+from perf.studies.reproduce.command import md_from_results
 from perf.studies.reproduce.results import results_from_path
 
 ROOT = Path(__file__).parents[2]

@@ -22,7 +22,7 @@ from orchestrator.spec.cascade import PLAN
 from orchestrator.spec.manifest import MANIFEST
 from perf.routes.scenario import Predict, Recipe, member_from_manifest, predicted_speedup
 from perf.routes.spec import Rows, Scenario
-from perf.studies.reproduce.choices import CHOICES, ChosenPlan, choices_from_path
+from perf.studies.reproduce.plans import CHOICES, ChosenPlan, choices_from_path
 
 _ROOT = Path(__file__).parents[3]
 COMMITTED = _ROOT / "model_repository"
@@ -126,7 +126,7 @@ def _spec(plan: ChosenPlan) -> CascadeSpec:
 
 @lru_cache(maxsize=1)
 def _pictures() -> Rows:
-    from perf.studies.glyphs.data import glyphs_split  # optional: drawing takes libraries no other scenario needs
+    from perf.studies.glyphs_data import glyphs_split  # optional: drawing takes libraries no other scenario needs
 
     return glyphs_split("test", rows=GLYPHS_POOL).images
 

@@ -1,24 +1,226 @@
-"""`python -m perf gpu`: cascades of large networks against the largest alone, on a GPU."""
+"""`python -m perf gpu`: cascades of large networks against the largest alone, on a GPU, and what it writes."""
 
 import json
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from enum import Enum
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import onnxruntime
+import pandas as pd
 import typer
+from rich.table import Table
 
 from orchestrator.errors import interrupted_from
 from orchestrator.repository.files import disk_errors
 from orchestrator.serving.machine import check_machine, machine_here
-from perf.harness.report import output_console, progress_shown
+from perf.harness.frame import write_tables
+from perf.harness.report import (
+    COLOURS,
+    cell_lines,
+    draw_plot,
+    figure_table,
+    markdown_table,
+    number_text,
+    output_console,
+    progress_shown,
+)
 from perf.studies.gpu.device import chosen_provider, preflight, provider_list
-from perf.studies.gpu.families import FAMILIES, GpuLoads, NetworkFamily, small_families
-from perf.studies.gpu.members import GpuSetup
-from perf.studies.gpu.report import table_from_comparisons, write_report, write_results
-from perf.studies.gpu.run import GpuOptions, GpuResults, cells_from, run_gpu
+from perf.studies.gpu.members import ABSTRACT, FAMILIES, GpuLoads, GpuSetup, NetworkFamily, small_families
+from perf.studies.gpu.run import CascadeSpeedup, GpuOptions, GpuResults, NetworkRates, cells_from, run_gpu
+
+_MIX = (
+    "The networks have the right architectures and random weights, and the exit mix is imposed: thresholds are "
+    "set so that the shares below exit. The shares are arithmetic, those with which a cascade needs as many "
+    "multiply-adds as the published speed-up leaves it; they are not the paper's, whose exit shares are not known "
+    "here. Nothing in this file says anything about accuracy."
+)
+_SMALL = (
+    "**Networks of a toy's size with random weights and an imposed exit mix, to try the command: the figures "
+    "below say nothing about the families, and nothing about accuracy.**"
+)
+
+
+def report_from_results(results: GpuResults, *, pictures: Iterable[str]) -> str:
+    """The text of GPU.md.
+
+    Args:
+        results: results of a run.
+        pictures: paths of the plots, from where the text will lie.
+    """
+    served = results.served
+    lines = [
+        "# Cascades of large networks",
+        "",
+        f"Written by `{served.command}`; running it again replaces this file.",
+        "",
+        f"Device: {results.device.words}. Networks in {results.precision}.",
+        "",
+        f"Machine: {served.machine.words}.",
+        "",
+        f"{served.minutes:.0f} minutes: {served.rounds} interleaved rounds, windows of {served.seconds:g} s, "
+        f"medians over rounds. {'' if results.small else _MIX}",
+        "",
+    ]
+    if results.small:
+        lines += [_SMALL, ""]
+    if served.machine.is_busy:
+        lines += [
+            f"**The machine was busy when the run began ({served.machine.cores_in_use:.1f} processors in use).**",
+            "",
+        ]
+    lines += ["## Speed-ups over the largest network alone", "", *_comparison_lines(results.comparisons), ""]
+    lines += [*_paper_lines(results.comparisons), ""]
+    lines += ["## Each network alone, rows/s in this process", "", *_alone_lines(results.alone), ""]
+    for name, title in served.scenarios.items():
+        ours = served.cells[served.cells.scenario == name]
+        lines += [f"## {title}", "", *cell_lines(ours), ""]
+    if served.failures:
+        lines += ["## Not measured", "", *(f"- `{key}`: {text}" for key, text in served.failures.items()), ""]
+    return "\n".join([*lines, "## Plots", "", *(f"![{path}]({path})" for path in pictures), ""])
+
+
+def _comparison_lines(comparisons: Sequence[CascadeSpeedup]) -> list[str]:
+    head = (
+        "cascade", "imposed reach", "measured reach", "online", "offline", "networks alone", "multiply-adds",
+        "published, not ours", "online p50, ms", "online p99, ms", "offline rows/s",
+    )  # fmt: skip
+    rows = []
+    for one in comparisons:
+        published = "" if one.paper_speedup is None else f"{one.paper_speedup:g}x"
+        pairs = [
+            f"{number_text(one.online_ms[f'cascade_{part}'])} / {number_text(one.online_ms[f'baseline_{part}'])}"
+            for part in ("p50_ms", "p99_ms")
+        ]
+        rates = one.offline_rows_per_s
+        cells = [
+            one.words,
+            _shares(one.reach),
+            _shares(one.measured_reach),
+            _times(one.online_speedup),
+            _times(one.offline_speedup),
+            _times(one.alone_speedup),
+            _times(one.macs_speedup),
+            published,
+            *pairs,
+            f"{number_text(rates['cascade'])} / {number_text(rates['baseline'])}",
+        ]
+        rows.append(cells)
+    return markdown_table(head, rows)
+
+
+def _paper_lines(comparisons: Sequence[CascadeSpeedup]) -> list[str]:
+    lines = [
+        "Online is the ratio of mean latencies, single rows one after another through the server; offline the "
+        "ratio of rows/s with the server saturated. Networks alone is arithmetic with the rows/s of the next "
+        "table, multiply-adds with their counts; pairs are the cascade's figure and the single network's. "
+        "Deferred rows pass through every stage, so p99 of a cascade lies above the single network's.",
+    ]
+    if any(one.paper_speedup is not None for one in comparisons):
+        lines += [
+            "",
+            f"Published is the paper's claim for the family at equal accuracy ({ABSTRACT}). It is of other "
+            "hardware, other members and trained weights: shown beside, not compared.",
+        ]
+    return lines
+
+
+def _alone_lines(alone: Sequence[NetworkRates]) -> list[str]:
+    batches = sorted({batch for one in alone for batch in one.rows_per_s})
+    rows = [[one.member, *(number_text(one.rows_per_s.get(batch)) for batch in batches)] for one in alone]
+    return markdown_table(["network", *(f"batch {batch}" for batch in batches)], rows)
+
+
+def table_from_comparisons(comparisons: Sequence[CascadeSpeedup]) -> Table:
+    """The speed-ups for the console."""
+    table = figure_table(
+        "speed-up over the largest network alone; exit mix imposed, random weights",
+        "cascade",
+        ("to the last", "online", "offline", "networks alone", "multiply-adds", "published"),
+        no_wrap=False,
+    )
+    for one in comparisons:
+        measured = one.measured_reach or one.reach
+        table.add_row(
+            one.words,
+            f"{100 * measured[-1]:.1f} %",
+            *map(_times, (one.online_speedup, one.offline_speedup, one.alone_speedup, one.macs_speedup)),
+            _times(one.paper_speedup),
+        )
+    return table
+
+
+def _times(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}x"
+
+
+def _shares(reach: Sequence[float] | None) -> str:
+    return "" if reach is None else ", ".join(f"{100 * share:.1f} %" for share in reach)
+
+
+def write_results(results: GpuResults, folder: Path) -> list[Path]:
+    """Writes results.json, results.csv (a row per served cell) and alone.csv; returns their paths."""
+    written = write_tables(results.as_json(), results.served.cells, folder)
+    alone = folder / "alone.csv"
+    rows = [
+        (one.family, one.member, batch, round(rate, 2))
+        for one in results.alone
+        for batch, rate in one.rows_per_s.items()
+    ]
+    table = pd.DataFrame(rows, columns=["family", "member", "batch", "rows_per_s"])
+    table.to_csv(alone, index=False, lineterminator="\n")
+    return [*written, alone]
+
+
+def draw_plots(results: GpuResults, folder: Path) -> list[Path]:
+    """Draws speed-ups and what the networks do alone; returns the files."""
+    pictures = {"speedups": _speedups, "alone": _alone}
+    return [
+        path
+        for name, draw in pictures.items()
+        for path in draw_plot(folder / f"gpu-{name}.png", partial(draw, results=results))
+    ]
+
+
+def _speedups(axes: Any, results: GpuResults) -> None:
+    """Measured online and offline beside what multiply-adds say."""
+    kinds = (
+        ("online, measured", "online_speedup", COLOURS["committee"]),
+        ("offline, measured", "offline_speedup", COLOURS["tutorial"]),
+        ("multiply-adds, arithmetic", "macs_speedup", COLOURS["pass_through"]),
+    )
+    places = range(len(results.comparisons))
+    for number, (label, field, colour) in enumerate(kinds):
+        values = [getattr(one, field) or 0.0 for one in results.comparisons]
+        axes.barh([place - 0.27 * (number - 1) for place in places], values, 0.25, color=colour, label=label)
+    axes.set_yticks(list(places), [one.cascade for one in results.comparisons])
+    axes.axvline(1, color="black", linewidth=0.8)
+    axes.set_xlabel("speed-up over the largest network alone; exit mix imposed, random weights")
+    axes.legend(fontsize=8)
+
+
+def _alone(axes: Any, results: GpuResults) -> None:
+    """Rows/s over the batch size."""
+    for one in results.alone:
+        axes.plot(list(one.rows_per_s), list(one.rows_per_s.values()), marker="o", label=one.member)
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    axes.set_xlabel("rows per batch, in this process")
+    axes.set_ylabel("rows/s, median over rounds (log scale)")
+    axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
+
+
+def write_report(results: GpuResults, path: Path) -> list[Path]:
+    """Writes the report and, in a folder beside it, its plots; returns their paths."""
+    with disk_errors(f"report {path}"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        plots = draw_plots(results, path.parent / "plots")
+        text = report_from_results(results, pictures=[f"plots/{one.name}" for one in plots])
+        path.write_text(text, encoding="utf-8")
+    return [path, *plots]
+
 
 OUTPUT, SMALL_OUTPUT = Path("build/gpu"), Path("build/gpu-small")
 REPORT = Path("perf/GPU.md")

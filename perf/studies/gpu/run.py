@@ -11,7 +11,6 @@ from typing import Any
 import pandas as pd
 
 from orchestrator import __version__
-from perf.harness.cells import Cell
 from perf.harness.frame import figure, find_cell, ratio
 from perf.harness.run import (
     Results,
@@ -23,11 +22,22 @@ from perf.harness.run import (
     results_from,
     run_scenario,
 )
+from perf.harness.serving import Cell
 from perf.harness.windows import Journal
 from perf.routes.spec import BenchRepository
 from perf.studies.gpu.device import Device, Progress, best_rows_per_s, measure_alone
-from perf.studies.gpu.families import GpuLoads, ImposedCascade, NetworkFamily, speedup_of
-from perf.studies.gpu.members import GpuSetup, export_family, image_of, manifest_of, rows_at, tools_from
+from perf.studies.gpu.members import (
+    GpuLoads,
+    GpuSetup,
+    ImposedCascade,
+    NetworkFamily,
+    export_family,
+    image_of,
+    manifest_of,
+    rows_at,
+    speedup_of,
+    tools_from,
+)
 
 # TensorRT builds an engine per network while the server starts; B7 alone can take a quarter of an hour.
 _STARTUP_S = {"cuda": 900.0, "cpu": 300.0, "tensorrt": 7200.0}

@@ -12,16 +12,20 @@ from orchestrator.repository.files import write_all
 from perf.harness.machine import BenchMachine, bench_machine, cores_in_use_now
 from perf.harness.report import draw_plot, markdown_table, progress_shown
 from perf.studies.overload.run import (
+    DIGITS,
+    EPSILON,
+    GLYPHS,
     SERVER_SHARE,
     VARIANTS,
     Capacity,
     OverloadLoad,
     OverloadResult,
+    OverloadSetup,
     Variant,
+    make_setup,
     run_overload,
 )
 from perf.studies.overload.score import medians
-from perf.studies.overload.setup import DIGITS, EPSILON, GLYPHS, OverloadSetup, make_setup
 
 OUTPUT = Path("build/bench")
 REPORT = Path("perf/OVERLOAD.md")

@@ -13,12 +13,16 @@ from orchestrator.planner.search import RIGHT, SearchResult
 from orchestrator.progress import Progress
 from orchestrator.spec import COMBINES, SCORES
 from orchestrator.spec.shares import evenly_spread
-from perf.studies.reproduce.choices import HEADLINE, NO_MARGIN, Choices, ChosenPlan, PlanComparison, short
 from perf.studies.reproduce.parts import MemberGroups, PlanPart, groups_from_names
-from perf.studies.reproduce.search_space import (
+from perf.studies.reproduce.plans import (
     DELTA,
     EPSILONS,
+    HEADLINE,
     MARGIN_SE,
+    NO_MARGIN,
+    Choices,
+    ChosenPlan,
+    PlanComparison,
     SearchSpace,
     best_at_cost,
     certified,
@@ -27,6 +31,7 @@ from perf.studies.reproduce.search_space import (
     no_worse,
     search_space_of,
     searched,
+    short,
     validate_margins,
 )
 

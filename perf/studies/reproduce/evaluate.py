@@ -27,9 +27,8 @@ from orchestrator.planner.intervals import clopper_pearson, discordant_pairs, pa
 from orchestrator.planner.replay import replay
 from orchestrator.spec import CascadeSpec
 from orchestrator.spec.shares import evenly_spread
-from perf.studies.reproduce.choices import HEADLINE, Choices, ChosenPlan, PlanComparison
 from perf.studies.reproduce.parts import Say, TestPart
-from perf.studies.reproduce.search_space import DELTA
+from perf.studies.reproduce.plans import DELTA, HEADLINE, Choices, ChosenPlan, PlanComparison
 
 # 97.5th percentile of the normal distribution.
 _NORMAL_95 = 1.959963984540054

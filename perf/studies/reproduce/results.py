@@ -15,9 +15,9 @@ from orchestrator.local import LocalMembers
 from orchestrator.repository.files import sha256_of_path, write_all
 from orchestrator.spec.processor import core_count
 from perf.harness.machine import machine_here
-from perf.studies.reproduce.choices import CHOICES, HEADLINE, Choices, ChosenPlan
 from perf.studies.reproduce.evaluate import TimingLoad, evaluate_choices, spread_of, timed
 from perf.studies.reproduce.parts import PlanPart, Say, TestPart
+from perf.studies.reproduce.plans import CHOICES, HEADLINE, Choices, ChosenPlan
 
 RESULTS = "results.json"
 WRITTEN_BY = "python -m perf reproduce writes them"

@@ -4,8 +4,8 @@ from typing import Any
 
 import pandas as pd
 
-from perf.harness.cells import Cell
 from perf.harness.frame import columns_of, frame_from_rows
+from perf.harness.serving import Cell
 
 MEMBERS = ("small", "middle", "large")
 ROUTES = (

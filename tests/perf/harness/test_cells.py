@@ -6,12 +6,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.errors import DataError
-from perf.harness.cells import Cell, reach_of
 from perf.harness.frame import PROCESSOR, bound_of, cell_frame
+from perf.harness.serving import Cell, reach_of
 from perf.harness.windows import Journal, reach_off
 from perf.load.closed import Window
 from perf.routes.spec import BenchRoute
-from perf.studies.bench.cells import MAX_FULL_CELLS, MAX_QUICK_CELLS, full_cells, largest_cells, quick_cells
+from perf.studies.bench.command import MAX_FULL_CELLS, MAX_QUICK_CELLS, full_cells, largest_cells, quick_cells
 from tests.perf.harness.builders import MEMBERS, ROUTES, record
 
 

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from orchestrator.errors import ServerFaultError, ServingError
-from perf.harness.cells import Cell
 from perf.harness.frame import is_unstable
-from perf.harness.rounds import Rounds, with_rates
+from perf.harness.run import Rounds, with_rates
+from perf.harness.serving import Cell
 from perf.harness.windows import Journal
 from tests.perf.harness.builders import record
 

@@ -10,8 +10,7 @@ import pytest
 from perf.harness.machine import bench_machine, code_hash, cores_in_use_now
 from perf.harness.report import table_from_cells, table_from_targets
 from perf.harness.run import Results
-from perf.studies.bench.report import report_from_results, write_report
-from perf.studies.bench.targets import verdicts
+from perf.studies.bench.report import report_from_results, verdicts, write_report
 from tests.perf.harness.builders import cell_row, frame_of
 
 MACHINE = bench_machine(triton="2.51.0", perf_analyzer="2.45.0", cores_in_use=0.1)

@@ -27,7 +27,7 @@ from perf.routes.recipes.three_cnn import (
 from perf.routes.recipes.trained import CHOSEN, COMMITTED, GLYPHS, glyphs
 from perf.routes.scenario import predicted_speedup
 from perf.routes.spec import Rows
-from perf.studies.reproduce.choices import choices_from_path
+from perf.studies.reproduce.plans import choices_from_path
 
 
 @given(measured_ms=st.floats(0.8, 150))

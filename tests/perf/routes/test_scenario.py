@@ -10,7 +10,7 @@ from orchestrator.local import LocalMembers
 from orchestrator.planner.records import Records
 from orchestrator.planner.replay import replay
 from orchestrator.spec import manifest_from_path
-from perf.harness.cells import reach_of
+from perf.harness.serving import reach_of
 from perf.routes.scenario import MARGIN, BenchScenario, bench_scenario
 from tests.perf.routes.tiny import TINY
 

@@ -8,14 +8,13 @@ from typer.testing import CliRunner
 
 from orchestrator.errors import CommitteeError, DataError
 from perf.__main__ import app
-from perf.harness.cells import BASE_DEFERRAL
 from perf.harness.frame import TargetVerdict
-from perf.harness.serving import EARNED_ROWS, Inputs, rows_in_file, tools_of
+from perf.harness.serving import BASE_DEFERRAL, EARNED_ROWS, Inputs, rows_in_file, tools_of
 from perf.load.inputs import next_prime
 from perf.routes.recipes.trained import GLYPHS_POOL
 from perf.routes.spec import BenchRows, Scenario
-from perf.studies.bench.cells import default_scenarios
-from perf.studies.bench.targets import verdicts
+from perf.studies.bench.command import default_scenarios
+from perf.studies.bench.report import verdicts
 from perf.studies.leak import Growth, growth_from
 from tests.perf.harness.builders import cell_row, frame_of
 

@@ -15,7 +15,7 @@ from perf.__main__ import app
 from perf.load.poisson import TURNED_AWAY, WARM_S, OpenLoop
 from perf.studies.overload import score as score_module
 from perf.studies.overload.command import report_path
-from perf.studies.overload.run import VARIANTS
+from perf.studies.overload.run import DIGITS, GLYPHS, VARIANTS, OverloadSource, make_setup
 from perf.studies.overload.score import (
     CounterReading,
     SentRequests,
@@ -25,7 +25,6 @@ from perf.studies.overload.score import (
     sent_from_open_loop,
 )
 from perf.studies.overload.score import score_of as _score_of
-from perf.studies.overload.setup import DIGITS, GLYPHS, OverloadSource, make_setup
 
 
 def score_of(sent: SentRequests, *, deadline_ms: float) -> dict[str, Any]:

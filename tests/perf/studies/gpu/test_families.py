@@ -13,17 +13,18 @@ from orchestrator.spec import Manifest, manifest_from_path
 from perf.routes.recipes.trained import COMMITTED
 from perf.studies.gpu.command import FamilyName, windows_of
 from perf.studies.gpu.device import CPU, CUDA, Device
-from perf.studies.gpu.families import (
+from perf.studies.gpu.members import (
     EFFICIENTNET,
     FAMILIES,
     VIT,
     GpuLoads,
+    GpuSetup,
     ImposedCascade,
     NetworkFamily,
+    gpu_config,
     small_families,
     speedup_of,
 )
-from perf.studies.gpu.members import GpuSetup, gpu_config
 from perf.studies.gpu.run import cells_from, speedup_from_cells
 from tests.perf.harness.builders import cell_row, frame_of
 

@@ -11,24 +11,28 @@ from orchestrator.errors import DataError
 from orchestrator.planner.replay import replay
 from orchestrator.planner.search import RIGHT
 from orchestrator.progress import no_progress
-from perf.studies.reproduce import choices as choices_module
 from perf.studies.reproduce import choose as choose_module
-from perf.studies.reproduce import search_space as search_space_module
-from perf.studies.reproduce.choices import Choices, ChosenPlan, PlanComparison, choices_from_path, write_choices
+from perf.studies.reproduce import plans as choices_module
+from perf.studies.reproduce import plans as search_space_module
 from perf.studies.reproduce.choose import choose
 from perf.studies.reproduce.parts import MEMBERS, SELF, groups_from_names
-from perf.studies.reproduce.search_space import (
+from perf.studies.reproduce.plans import (
     MARGINS_SE,
+    Choices,
+    ChosenPlan,
+    PlanComparison,
     SearchSpace,
     best_at_cost,
     certified,
     cheapest_at_accuracy,
+    choices_from_path,
     ensembles_of,
     no_worse,
     search_space_of,
     searched,
     standard_errors_ahead,
     validate_margins,
+    write_choices,
 )
 from tests.perf.studies.reproduce.builders import plan_part
 
@@ -192,6 +196,6 @@ def test_members_are_sorted_by_architecture_and_the_pair_stands_apart() -> None:
 
 @pytest.mark.export
 def test_the_members_are_those_that_the_export_makes() -> None:
-    from perf.studies.glyphs.members import glyphs_members
+    from perf.studies.glyphs_members import glyphs_members
 
     assert tuple(member.name for member in glyphs_members()) == MEMBERS

@@ -2,8 +2,7 @@ from typing import Any
 
 import pytest
 
-from perf.studies.reproduce.claims import SECTIONS
-from perf.studies.reproduce.tables import ranged, times
+from perf.studies.reproduce.claims import SECTIONS, ranged, times
 
 SHORT = {section.claim: section.short for section in SECTIONS}
 VERDICTS = {section.claim: section.verdict for section in SECTIONS}

@@ -10,15 +10,14 @@ from typer.testing import CliRunner
 from orchestrator.errors import DataError, RepositoryError
 from orchestrator.spec import manifest_from_path
 from perf.__main__ import app
-from perf.studies.glyphs import REPOSITORY
-from perf.studies.reproduce import tables
-from perf.studies.reproduce.choices import CHOICES, choices_from_path
+from perf.studies.reproduce import claims
 from perf.studies.reproduce.claims import SECTIONS
-from perf.studies.reproduce.command import Effort, folder_by_name, require_writable, run
-from perf.studies.reproduce.document import md_from_results
+from perf.studies.reproduce.command import Effort, folder_by_name, md_from_results, require_writable, run
 from perf.studies.reproduce.evaluate import TimingLoad
 from perf.studies.reproduce.parts import MEMBERS, PartRecorder
+from perf.studies.reproduce.plans import CHOICES, choices_from_path
 from perf.studies.reproduce.results import RESULTS, results_from_path
+from perf.studies.training import REPOSITORY
 from tests.perf.studies.reproduce import builders
 
 DOCS = Path(__file__).parents[4] / "docs/reproduce"
@@ -217,11 +216,11 @@ def check_numbers(text: str, results: dict[str, Any]) -> int:
     """Reads every table back and compares it with the results; gives the numbers compared."""
     found, count = tables_of(text), 0
     keys = {
-        tables.DIFFERENCE[0]: lambda line: [100 * line["difference"], *(100 * x for x in line["difference_ci95"])],
-        tables.ACCURACY[0]: lambda line: [
+        claims.DIFFERENCE[0]: lambda line: [100 * line["difference"], *(100 * x for x in line["difference_ci95"])],
+        claims.ACCURACY[0]: lambda line: [
             100 * x for x in (line["one"]["accuracy"], *line["one"]["accuracy_ci95"])
         ],
-        tables.FACTOR[0]: lambda line: [line["macs_factor"], *line["macs_factor_ci95"]],
+        claims.FACTOR[0]: lambda line: [line["macs_factor"], *line["macs_factor_ci95"]],
     }
     for section in SECTIONS:
         head, *rows = found[section.title]

@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 
 from orchestrator.local import LocalMembers
-from perf.studies.reproduce.choices import Choices, ChosenPlan, PlanComparison
 from perf.studies.reproduce.evaluate import (
     ChoiceEvaluator,
     TimingLoad,
@@ -17,6 +16,7 @@ from perf.studies.reproduce.evaluate import (
     timed,
 )
 from perf.studies.reproduce.parts import PartRecorder, TestPart
+from perf.studies.reproduce.plans import Choices, ChosenPlan, PlanComparison
 from tests.perf.studies.reproduce import builders
 from tests.perf.studies.reproduce.builders import evaluation_part
 

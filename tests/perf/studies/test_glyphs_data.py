@@ -7,7 +7,7 @@ from typer.testing import CliRunner
 
 from orchestrator.errors import ExportError
 from perf.__main__ import app
-from perf.studies.glyphs.data import CLASSES, FONTS, GROUPS, SPLITS, draw, glyphs_split, master, store_split
+from perf.studies.glyphs_data import CLASSES, FONTS, GROUPS, SPLITS, draw, glyphs_split, master, store_split
 
 
 def test_parts_have_the_stated_sizes_and_share_no_picture() -> None:

@@ -20,13 +20,21 @@ from export.parity import session_of
 from orchestrator.errors import ExportError
 from orchestrator.spec import manifest_from_path
 from perf.__main__ import app
+from perf.studies import glyphs_members as members
 from perf.studies import training as commands
-from perf.studies.glyphs import members
-from perf.studies.glyphs.data import CLASSES, glyphs_split
-from perf.studies.glyphs.members import export_glyphs, glyphs_members, processing
-from perf.studies.glyphs.networks import FAMILY, GlyphsNet, ResidualNet, augmented, train
+from perf.studies.glyphs_data import CLASSES, glyphs_split
+from perf.studies.glyphs_members import (
+    FAMILY,
+    GlyphsNet,
+    ResidualNet,
+    augmented,
+    export_glyphs,
+    glyphs_members,
+    processing,
+    train,
+)
 
-REPOSITORY = Path(__file__).parents[4] / "perf" / "glyphs" / "model_repository"
+REPOSITORY = Path(__file__).parents[3] / "perf" / "glyphs" / "model_repository"
 NAMES = [member.name for member in glyphs_members()]
 TINY = GlyphsNet(resolution_px=16, width=2, blocks=1, epochs=1)
 
