@@ -4,13 +4,9 @@ import sys
 
 import typer
 
-from export.commands.cost import cost
-from export.commands.fuse import fuse
+from export.commands.derived import fuse, onefile, precision, tensorrt
 from export.commands.member import member
-from export.commands.onefile import onefile
-from export.commands.precision import precision
-from export.commands.show import prove, show
-from export.commands.tensorrt import tensorrt
+from export.commands.show import cost, prove, show
 from export.commands.zoo import zoo
 from orchestrator.commandline import HandsOn, interrupt_on_signals, new_program, run_program
 from orchestrator.errors import ExportError

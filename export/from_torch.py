@@ -11,7 +11,7 @@ import onnx
 import torch
 from torch import nn
 
-from export.packing import EXTERNAL_OVER_BYTES
+from export.members import EXTERNAL_OVER_BYTES
 from orchestrator.errors import ExportError, first_line
 from orchestrator.graphs.combining import IR_VERSION, OPSET
 

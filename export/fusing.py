@@ -24,23 +24,23 @@ import onnxruntime
 from onnx import TensorProto, helper
 
 from export.cost.counting import preprocess_macs_per_row
-from export.labels import rename_classes
 from export.members import (
     MODEL_FILE,
+    PackedModel,
     ReadMember,
     check_made_by,
     is_current,
     manifest_in,
     member_from_repository,
     output_kind_option,
+    packed,
     write_member,
 )
 from export.merging import Merger, add_average, common_of, labels_of, require_fitting
-from export.packing import PackedModel, packed
-from export.parity import BATCHES, MIN_ROWS, answers_of, session_of
+from export.output import rename_classes
+from export.parity import BATCHES, MIN_ROWS, answers_of, session_of, varied_rows
 from export.precision.overflow import processor_flags_of
 from export.proof import prove_against_installed, refresh_member
-from export.rows import varied_rows
 from orchestrator.decision.combine import Combiner
 from orchestrator.errors import ExportError
 from orchestrator.graphs.editing import full_check, given_inputs, opset_of

@@ -1,7 +1,10 @@
-"""One trained model from any source into one member: network, image processing, proof, manifest."""
+"""Trained models from any source into members: network, image processing, proof, manifest.
+
+Members of one committee fit each other: one image size, one set of classes, one name each.
+"""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,22 +14,45 @@ import onnx
 
 from export.compat import portable
 from export.cost.counting import COUNTER, macs_per_row, parameters_of, preprocess_macs_per_row
-from export.images.parity import image_parity, in_the_same_order, pillow_processed
-from export.images.preprocess import preprocess_only, with_preprocess
-from export.labels import label_options, rename_if_current, require_one_per_class, require_same_classes
-from export.members import MODEL_FILE, check_overwrite, foreign_member, is_current, write_member
-from export.output_kind import ObservedReference, output_kind_of
-from export.packing import EXTERNAL_OVER_BYTES, PackedModel, packed
-from export.parity import MIN_ROWS, original_of, parity_of
+from export.images import preprocess_only, with_preprocess
+from export.members import (
+    EXTERNAL_OVER_BYTES,
+    MODEL_FILE,
+    PackedModel,
+    check_overwrite,
+    foreign_member,
+    is_current,
+    packed,
+    write_member,
+)
+from export.output import (
+    ObservedReference,
+    label_options,
+    output_kind_of,
+    rename_if_current,
+    require_one_per_class,
+    require_same_classes,
+)
+from export.parity import (
+    MIN_ROWS,
+    image_parity,
+    in_the_same_order,
+    original_of,
+    parity_of,
+    pillow_processed,
+    varied_rows,
+)
+from export.precision.derive import export_precision, require_sense
 from export.precision.overflow import processor_flags_of
 from export.proof import prove_model, refresh_member
-from export.rows import varied_rows
 from export.runtimes import installed_version
-from export.sources import ExportOptions, LoadedModel, SourceRef
-from orchestrator.errors import ExportError
+from export.sources import ExportOptions, LoadedModel, SourceRef, identify
+from orchestrator.errors import CommitteeError, ExportError
 from orchestrator.graphs.editing import opset_of
-from orchestrator.spec import Manifest, Preprocess, TensorSpec
+from orchestrator.spec import Manifest, Preprocess, TensorSpec, manifest_from_path
+from orchestrator.spec.manifest import MANIFEST
 from orchestrator.spec.output_kind import EXCLUSIVE
+from orchestrator.spec.validation import NAME
 
 EXPORT_FORMAT = 2
 # Rows for the statistics and the spread of a random network.
@@ -315,3 +341,141 @@ def _client_side(loaded: LoadedModel, image_px: tuple[int, int] | None) -> Prepr
         width_px=image_px[1],
         resize_px=min(image_px) if keeps_shape else None,
     )
+
+
+def member_exports(
+    sources: Sequence[str],
+    options: ExportOptions,
+    *,
+    resolutions: Sequence[int | None] = (None,),
+    name: str | None = None,
+    image_px: int | None = None,
+) -> list[MemberExport]:
+    """The members that sources and resolutions give; no weights are read yet.
+
+    Args:
+        sources: as given, SOURCE or NAME=SOURCE.
+        options: that all share.
+        resolutions: sides the networks see; None for the one asked for, or their own.
+        name: of the only member.
+        image_px: side of the committee's images.
+
+    Raises:
+        ExportError: a source is not there, or two members would share a name.
+    """
+    if name is not None and len(sources) * len(resolutions) > 1:
+        raise ExportError("`name`", got=f"{len(sources) * len(resolutions)} members", expected="one")
+    if name is not None and not NAME.match(name):
+        raise ExportError("`name`", got=name, expected="letters, digits, '_', '.' and '-'")
+    plans = []
+    for text in sources:
+        own_name, source = _named_source(text)
+        for side in resolutions:
+            one = dataclasses.replace(options, resolution_px=side or options.resolution_px)
+            found = identify(source, one)
+            made = own_name or found.name
+            made = f"{made}_{side}" if len(resolutions) > 1 else made
+            plans.append(
+                MemberExport(
+                    name=name or made,
+                    source=found,
+                    options=one,
+                    image_px=None if image_px is None else (image_px, image_px),
+                )
+            )
+    names = [plan.name for plan in plans]
+    twice = sorted({word for word in names if names.count(word) > 1})
+    if twice:
+        raise ExportError(
+            "members",
+            got=f"{', '.join(twice)} twice",
+            expected="different names",
+            fix="name them: NAME=SOURCE",
+        )
+    return plans
+
+
+def _named_source(text: str) -> tuple[str | None, str]:
+    """The name that NAME=SOURCE gives, if it does, and the source."""
+    name, equals, source = text.partition("=")
+    return (name, source) if equals and NAME.match(name) is not None else (None, text)
+
+
+def export_committee(
+    repository: Path,
+    plans: Sequence[MemberExport],
+    *,
+    precisions: Sequence[str] = ("fp32",),
+    calibrate: Path | None = None,
+    min_agreement: float | None = None,
+    force: bool,
+    progress: Callable[[str], None],
+) -> dict[str, str]:
+    """Exports the members of one committee.
+
+    Args:
+        repository: model repository to write into.
+        plans: of the members.
+        precisions: each gives a member of its own; the fp32 one, which the others are made from, is always there.
+        calibrate: rows for int8.
+        min_agreement: see `export_precision`.
+        force: export again, also over models that were not exported here.
+        progress: told what is being done.
+
+    Returns:
+        member name -> "exported", "proven", "named" or "up to date".
+
+    Raises:
+        ExportError: a member cannot be exported, or does not fit those before it; the ones before stay.
+        RepositoryError: the repository cannot be written.
+    """
+    for plan in plans:
+        check_source(repository, plan, force=force)
+    lower = [word for word in precisions if word != "fp32"]
+    for word in lower:
+        require_sense(plans[0].name, word, calibrate)
+    done: dict[str, str] = {}
+    first: Manifest | None = None
+    for plan in with_one_image_size(plans):
+        try:
+            done[plan.name] = export_member(repository, plan, force=force, progress=progress, beside=first)
+            manifest = manifest_from_path(repository / plan.name / MANIFEST)
+            first = first or manifest
+            # A member that is up to date may be from a committee with other classes.
+            require_same_classes(manifest, first)
+            for word in lower:
+                name, what = export_precision(
+                    repository,
+                    plan.name,
+                    to=word,
+                    calibrate=calibrate,
+                    min_agreement=min_agreement,
+                    force=force,
+                    progress=progress,
+                )
+                done[name] = what
+        except CommitteeError as error:
+            raise _with_what_stays(error, done) from error
+    return done
+
+
+def _with_what_stays(error: CommitteeError, done: dict[str, str]) -> CommitteeError:
+    """The error, with the members that were exported before it and stay."""
+    written = [name for name, what in done.items() if what == "exported"]
+    if not written:
+        return error
+    fix = f"{error.fix}; " if error.fix else ""
+    return ExportError(
+        error.what, got=error.got, expected=error.expected, fix=f"{fix}exported before it: {', '.join(written)}"
+    )
+
+
+def with_one_image_size(plans: Sequence[MemberExport]) -> list[MemberExport]:
+    """The plans with the committee's image size filled in: the largest that any of them needs."""
+    if all(plan.image_px is not None for plan in plans):
+        return list(plans)
+    needed = [size for plan in plans if (size := plan.source.image_px()) is not None]
+    if not needed:
+        return list(plans)
+    largest = (max(height for height, _ in needed), max(width for _, width in needed))
+    return [dataclasses.replace(plan, image_px=plan.image_px or largest) for plan in plans]

@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from export.images.preprocess import PREFIX
+from export.images import PREFIX
 from export.members import ReadMember
 from orchestrator.errors import ExportError
 from orchestrator.graphs.combining import GraphBuilder, cleaned, raw_logits, usable_rows

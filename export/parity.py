@@ -1,5 +1,10 @@
-"""Does an exported model say what the original says? Names, then shapes, then values; all faults together."""
+"""Does an exported model say what the original says? Measured on rows that go through both.
 
+The image processing is compared first, then the scores: names, shapes, values; all faults together.
+"""
+
+import dataclasses
+import zipfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -9,11 +14,12 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
-from export.images.parity import processor_of
+from export.images import IMAGE, Processing, preprocess_only
 from export.sources import LoadedModel
-from orchestrator.errors import CommitteeError, ExportError, first_line
+from orchestrator.errors import CommitteeError, DataError, ExportError, first_line
 from orchestrator.spec import TensorSpec
 from orchestrator.spec.processor import core_count
+from orchestrator.spec.request import INPUT_DTYPES
 
 BATCHES = (1, 2, 7, 33)
 MAX_ABS_ERROR = 1e-3
@@ -225,3 +231,202 @@ def _torch_reference(loaded: LoadedModel) -> Callable[[npt.NDArray[Any]], npt.ND
         return scores
 
     return ask
+
+
+def varied_rows(tensor: TensorSpec, n: int, *, seed: int = 0) -> npt.NDArray[Any]:
+    """Rows that look as little alike as pictures do: noise of many grains, contrasts, brightnesses and tints.
+
+    Flat noise would do for comparing two runs of one network, but a network averages it away, so that all rows of
+    it get nearly the same answer.
+
+    Args:
+        tensor: of the input; an image (c, h, w), or any other shape.
+        n: number of rows.
+        seed: of everything.
+
+    Returns:
+        (n, *dims) in the tensor's dtype; integers over its whole range, floats with values about -2 to 2.
+    """
+    rng = np.random.default_rng(seed)
+    dtype = np.dtype(INPUT_DTYPES[tensor.dtype])
+    rows = np.stack([_one(rng, tuple(abs(size) for size in tensor.dims)) for _ in range(n)])
+    if dtype.kind == "u":
+        most = np.iinfo(dtype).max
+        levels: npt.NDArray[Any] = np.clip(np.round((rows + 1) / 2 * most), 0, most).astype(dtype)
+        return levels
+    values: npt.NDArray[Any] = (rows * 2).astype(dtype)
+    return values
+
+
+def _one(rng: np.random.Generator, dims: tuple[int, ...]) -> npt.NDArray[np.float64]:
+    """One row with values about -1 to 1."""
+    if len(dims) != 3 or min(dims[1:]) < 2:
+        return rng.normal(size=dims) * rng.uniform(0.2, 0.8)
+    channels, height, width = dims
+    picture = np.zeros(dims)
+    for _ in range(3):
+        grain = int(np.exp(rng.uniform(np.log(2), np.log(min(height, width)))))
+        coarse = rng.normal(size=(channels, grain, grain))
+        picture += coarse[:, np.arange(height) * grain // height][:, :, np.arange(width) * grain // width]
+    tint = rng.normal(scale=0.3, size=(channels, 1, 1))
+    return np.clip(picture / 3 * rng.uniform(0.4, 1.0) + tint + rng.normal(scale=0.3), -1, 1)
+
+
+def rows_from_path(path: Path, tensor: TensorSpec) -> npt.NDArray[Any]:
+    """The rows of a file, which must fit the input.
+
+    Args:
+        path: an `.npy` of rows, or an `.npz` with them under "images" (or as its only array).
+        tensor: of the input.
+
+    Raises:
+        DataError: the file is missing, not readable, or its rows do not fit.
+    """
+    what = f"rows of {path}"
+    if not path.is_file():
+        raise DataError(what, got="no such file", expected="an .npy or .npz of rows")
+    try:
+        stored = np.load(path, allow_pickle=False)
+        if isinstance(stored, np.ndarray):
+            rows = stored
+        else:
+            with stored:
+                names = stored.files
+                name = "images" if "images" in names else names[0] if len(names) == 1 else None
+                if name is None:
+                    raise DataError(what, got=", ".join(names) or "nothing", expected="an array images")
+                rows = stored[name]
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        raise DataError(what, got=f"a file numpy cannot read ({error})") from error
+    dtype = INPUT_DTYPES[tensor.dtype]
+    if str(rows.dtype) != dtype or rows.shape[1:] != tensor.dims or len(rows) == 0:
+        shape = ", ".join(["n", *map(str, tensor.dims)])
+        raise DataError(what, got=f"{rows.dtype} {list(rows.shape)}", expected=f"{dtype} [{shape}]")
+    return rows
+
+
+# Both round to whole levels after each axis; where the exact value is half a level the last bit decides, and the
+# second axis may double that. Another filter, size or order of the axes gives ten levels and more.
+MAX_LEVELS = 2.01
+# Share of values that may differ at all: 3 % is the worst of the usual sizes tried.
+MAX_SHARE = 0.1
+_ORDER_ROWS = 4
+
+
+def in_the_same_order(loaded: LoadedModel, rows: npt.NDArray[np.uint8]) -> LoadedModel:
+    """The model with its two resizing passes in the order that its own processor has at this size.
+
+    Measured on rows uint8 (n, c, H, W).
+    """
+    assert loaded.processing is not None
+    rows = rows[:_ORDER_ROWS]
+    expected = _expected(loaded, loaded.processing, rows)
+    errors = {}
+    for vertical_first in (False, True):
+        processing = dataclasses.replace(loaded.processing, vertical_first=vertical_first)
+        got = processor_of(processing, height_px=rows.shape[2], width_px=rows.shape[3])(rows)
+        if got.shape != expected.shape:
+            return loaded
+        errors[vertical_first] = float(np.abs(got - expected).mean())
+    better = errors[True] < errors[False]
+    return dataclasses.replace(loaded, processing=dataclasses.replace(loaded.processing, vertical_first=better))
+
+
+def _expected(loaded: LoadedModel, processing: Processing, rows: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+    own = loaded.own_processor
+    return own(rows) if own is not None else pillow_processed(processing, rows)
+
+
+def image_parity(
+    loaded: LoadedModel, rows: npt.NDArray[np.uint8], *, height_px: int, width_px: int
+) -> dict[str, Any]:
+    """What the graph does to an image, and how far that is from the model's own processor.
+
+    Measured on rows uint8 (n, c, H, W).
+
+    Returns:
+        the settings, and `parity`: rows, what it was measured against, the largest difference in levels of 0 to
+        255, and the share of values that differ at all.
+
+    Raises:
+        ExportError: the graph does something else than the model's own processor.
+    """
+    processing = loaded.processing
+    assert processing is not None
+    got = processor_of(processing, height_px=height_px, width_px=width_px)(rows)
+    name = loaded.own_processor_name if loaded.own_processor is not None else "Pillow with the same settings"
+    expected = _expected(loaded, processing, rows)
+    if got.shape != expected.shape:
+        raise ExportError(
+            "image processing in the graph",
+            got=f"shape {got.shape}",
+            expected=f"{expected.shape} as {name} gives",
+            fix="give `mean`, `std` and `resolution_px` by hand",
+        )
+    level = (processing.scale / np.array(processing.std, np.float64)).reshape(1, -1, 1, 1)
+    levels = np.abs(got - expected) / level
+    worst, share = float(levels.max()), float((levels > 0.01).mean())
+    if not (worst <= MAX_LEVELS and share <= MAX_SHARE):
+        raise ExportError(
+            "image processing in the graph",
+            got=f"values up to {worst:.2f} levels of 255 from {name}, {share:.1%} of them different",
+            expected=f"at most {MAX_LEVELS} levels on at most {MAX_SHARE:.0%}",
+            fix="give `mean`, `std` and `resolution_px` by hand",
+        )
+    return {
+        **asdict(processing),
+        "image_px": [height_px, width_px],
+        "parity": {"rows": len(rows), "against": name, "max_levels": round(worst, 4), "share": round(share, 6)},
+    }
+
+
+def processor_of(
+    processing: Processing, *, height_px: int, width_px: int
+) -> Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.float32]]:
+    """The graph's processing alone, uint8 (n, c, H, W) -> float32 (n, c, h, w)."""
+    model = preprocess_only(processing, height_px=height_px, width_px=width_px)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+
+    def process(rows: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        images: npt.NDArray[np.float32] = session.run([IMAGE], {"image": rows})[0]
+        return images
+
+    return process
+
+
+def pillow_processed(processing: Processing, rows: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+    """The processing done by Pillow and numpy, uint8 (n, c, H, W) -> float32 (n, c, h, w)."""
+    height, width = processing.resized_px(*rows.shape[2:])
+    images = np.stack([_resized(row, height, width, processing.filter) for row in rows]).astype(np.float64)
+    if processing.crop_px is not None:
+        images = _cropped(images, processing.crop_px)
+    if processing.reverse_channels:
+        images = images[:, ::-1]
+    mean, std = (np.array(v, np.float64).reshape(1, -1, 1, 1) for v in (processing.mean, processing.std))
+    made: npt.NDArray[np.float32] = ((images * processing.scale + processing.offset - mean) / std).astype(
+        np.float32
+    )
+    return made
+
+
+def _resized(row: npt.NDArray[np.uint8], height: int, width: int, filter_name: str) -> npt.NDArray[np.uint8]:
+    # Optional: only a member with image processing needs it.
+    from PIL import Image
+
+    how = Image.Resampling[filter_name.upper()]
+    return np.stack([np.array(Image.fromarray(plane).resize((width, height), how)) for plane in row])
+
+
+def _cropped(images: npt.NDArray[np.float64], crop_px: tuple[int, int]) -> npt.NDArray[np.float64]:
+    """Centre crop; a crop larger than the image gets black margins, the larger half of an odd one first."""
+    for axis, size in zip((2, 3), crop_px, strict=True):
+        have = images.shape[axis]
+        if have >= size:
+            top = (have - size) // 2
+            images = np.take(images, range(top, top + size), axis=axis)
+            continue
+        before = -(-(size - have) // 2)
+        margin = [(0, 0)] * 4
+        margin[axis] = (before, size - have - before)
+        images = np.pad(images, margin)
+    return images

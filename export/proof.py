@@ -10,8 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from export.members import onnx_manifest
-from export.parity import allowed_of, original_scores, session_of
-from export.rows import varied_rows
+from export.parity import allowed_of, original_scores, session_of, varied_rows
 from export.runtimes import Question, answers_in_own_process, installed_version, runtime_folder
 from orchestrator.errors import ExportError
 from orchestrator.repository.files import write_all

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from export.sources.base import nearest
+from export.sources import nearest
 from orchestrator.errors import ExportError
 from orchestrator.spec.triton import RELEASES, image_runtimes
 

@@ -10,7 +10,7 @@ from typing import Annotated, TypeVar
 import typer
 
 from export.commands.console import needs, progress_on
-from export.labels import labels_from_path
+from export.output import labels_from_path
 from export.precision import MIN_AGREEMENT_HELP
 from export.runtimes import DEFAULT_RUNTIMES, RUNTIMES_HELP, runtimes_from_text
 from orchestrator.errors import ExportError
@@ -137,7 +137,7 @@ def member(
     start = time.monotonic()
     with needs("export member"), progress_on("reading sources") as progress:
         # Optional packages, and slow to import.
-        from export.committee import export_committee, member_exports
+        from export.member import export_committee, member_exports
 
         options = dataclasses.replace(options, progress=progress)
         plans = member_exports(sources, options, resolutions=resolution_px or [None], name=name, image_px=image_px)

@@ -10,7 +10,7 @@ from typing import Any
 
 import onnx
 
-from export.images.preprocess import PREFIX
+from export.images import PREFIX
 from orchestrator.errors import ExportError
 
 Shape = tuple[int, ...]

@@ -8,9 +8,8 @@ import onnx
 from onnx import helper
 from tritonclient.grpc import model_config_pb2 as pb
 
-from export.members import MODEL_FILE, check_overwrite
+from export.members import MODEL_FILE, check_overwrite, require_room
 from export.onefile.graph import common_opsets, converted, prefix_graph, read_members, weight_bytes, whole_graph
-from export.packing import require_room
 from orchestrator.errors import ExportError
 from orchestrator.graphs.combining import IR_VERSION
 from orchestrator.graphs.onefile import (

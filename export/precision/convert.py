@@ -46,8 +46,8 @@ from onnxruntime.quantization import (
 from onnxruntime.quantization.shape_inference import quant_pre_process
 from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
 
-from export.images.preprocess import PREFIX
-from export.packing import EXTERNAL_OVER_BYTES
+from export.images import PREFIX
+from export.members import EXTERNAL_OVER_BYTES
 from export.parity import answers_of, session_of
 from orchestrator.errors import ExportError, first_line
 from orchestrator.graphs.editing import (

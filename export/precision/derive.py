@@ -11,8 +11,8 @@ import numpy.typing as npt
 import onnx
 import onnxruntime
 
-from export.labels import rename_classes
 from export.members import (
+    EXTERNAL_OVER_BYTES,
     MODEL_FILE,
     ReadMember,
     check_made_by,
@@ -20,14 +20,15 @@ from export.members import (
     manifest_in,
     member_from_repository,
     output_kind_option,
+    packed,
     write_member,
 )
-from export.packing import EXTERNAL_OVER_BYTES, packed
+from export.output import rename_classes
+from export.parity import rows_from_path, varied_rows
 from export.precision import MIN_AGREEMENT
 from export.precision.convert import Agreement, agreement_of, fp16_from, int8_from, rounding_from, tiny_weights_of
 from export.precision.overflow import processor_flags_of
 from export.proof import prove_against_installed, refresh_member
-from export.rows import rows_from_path, varied_rows
 from orchestrator.errors import ExportError
 from orchestrator.repository.files import sha256_of_path
 from orchestrator.spec import Manifest

@@ -1,21 +1,166 @@
-"""Where trained models come from: `kind:what`, one module per kind."""
+"""Where trained models come from, `kind:what`: what names their weights, and a network that can be exported.
 
+Each kind is read by a module of its own, which is imported when the kind is named.
+"""
+
+import difflib
 import importlib
-from collections.abc import Callable
+import math
+import unicodedata
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from export.sources.base import ExportOptions, LoadedModel, SourceRef, nearest
+import numpy.typing as npt
+
+from export.images import Processing
 from orchestrator.errors import ExportError
 
-__all__ = ["KINDS", "ExportOptions", "LoadedModel", "SourceRef", "identify"]
+# For types alone: both take time to import, and PyTorch is optional.
+if TYPE_CHECKING:
+    import onnx
+    from torch import nn
+
+Rows = npt.NDArray[Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportOptions:
+    """The user's options for a source.
+
+    Args:
+        resolution_px: side of the square the network shall see; None for the model's own.
+        random_weights: leave the trained weights alone and draw new ones.
+        seed: of them.
+        weights: file with the weights of a `torch:` model.
+        mean, std: per channel on a 0-1 scale, where the source does not say.
+        dims: input (channels, height, width) or other dims, where the source does not say or leaves them free.
+        output_kind: "logits" or "probabilities", what the model gives; "auto" where the export finds out.
+        output_name: the output to take from an ONNX file with several, or a tensor inside it.
+        keep_opset: take an ONNX file whose opset not every supported runtime reads.
+        macs: multiply-accumulates of one row, where they cannot be counted; None counts them.
+        labels: class names in the order of the scores; None for the source's own, if it has any.
+        progress: told what is being done.
+    """
+
+    resolution_px: int | None = None
+    random_weights: bool = False
+    seed: int = 0
+    weights: Path | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    dims: tuple[int, ...] | None = None
+    output_kind: str = "auto"
+    output_name: str | None = None
+    keep_opset: bool = False
+    macs: float | None = None
+    labels: tuple[str, ...] | None = None
+    progress: Callable[[str], None] = field(default=lambda _: None, compare=False)
+
+    def processing(self, subject: str, *, channels: int = 3) -> Processing | None:
+        """The image processing given by hand, None where none was.
+
+        Raises:
+            ExportError: half of it was given.
+        """
+        if self.mean is None and self.std is None:
+            return None
+        if self.mean is None or self.std is None or self.resolution_px is None:
+            raise ExportError(
+                subject, got="a part of the image processing", expected="`mean`, `std` and `resolution_px`"
+            )
+        if not all(map(math.isfinite, (*self.mean, *self.std))) or min(self.std, default=0) <= 0:
+            got = f"{self.mean} and {self.std}"
+            raise ExportError(f"{subject} `mean`, `std`", got=got, expected="finite numbers, deviations above 0")
+        if not len(self.mean) == len(self.std) == channels:
+            raise ExportError(subject, got=f"{len(self.mean)} means", expected=f"one per channel, {channels}")
+        side = self.resolution_px
+        return Processing(resize_px=(side, side), mean=self.mean, std=self.std, channels=channels)
+
+    def image_px(self) -> tuple[int, int] | None:
+        """(height, width) of the images that processing given by hand wants; None where none was given."""
+        side = self.resolution_px
+        return None if self.mean is None or side is None else (side, side)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceRef:
+    """Which weights a source means, known before they are read into memory.
+
+    Args:
+        text: the source as it was given.
+        name: a member name made from it.
+        files: what decides the weights: file or setting -> hash or value.
+        load: reads them.
+        image_px: (height, width) of the images the model itself wants; None where it takes no uint8 images.
+    """
+
+    text: str
+    name: str
+    files: Mapping[str, str]
+    load: "Callable[[], LoadedModel]" = field(compare=False)
+    image_px: Callable[[], tuple[int, int] | None] = field(compare=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedModel:
+    """A model in memory.
+
+    Args:
+        network: a torch module from (n, *dims) float32 to (n, k), in evaluation mode; None for an ONNX source.
+        proto: the ONNX model of an ONNX source.
+        dims: dims of the network's own input, (channels, height, width) for images.
+        dtype: Triton dtype of that input.
+        processing: from a uint8 image to that input; None where the input is taken as it is.
+        own_processor: the model's own image processor, uint8 (n, c, H, W) -> float32 (n, c, h, w).
+        own_processor_name: what it is.
+        labels: class names in order, if known.
+        reference: the original, (n, *dims) -> (n, k), where it is not the torch module.
+        versions: of the packages it came through.
+        original: of an ONNX source: its file version, opsets and tensor names, and what was changed, in words.
+    """
+
+    network: "nn.Module | None" = None
+    proto: "onnx.ModelProto | None" = None
+    dims: tuple[int, ...]
+    dtype: str = "FP32"
+    processing: Processing | None = None
+    own_processor: Callable[[Rows], Rows] | None = None
+    own_processor_name: str = ""
+    labels: tuple[str, ...] | None = None
+    reference: Callable[[Rows], Rows] | None = None
+    versions: Mapping[str, str] = field(default_factory=dict)
+    original: Mapping[str, Any] = field(default_factory=dict)
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """A hint, "did you mean ...", with the known words nearest to a mistaken one, or all of a few."""
+    words = list(known)
+    close = difflib.get_close_matches(word, words, n=3, cutoff=0.5)
+    if close:
+        return f"did you mean {' or '.join(close)}?"
+    return f"known are {', '.join(words[:12])}{', ...' if len(words) > 12 else ''}"
+
+
+def member_name(text: str) -> str:
+    """A Triton model name made of a source's last part."""
+    last = text.rstrip("/").rpartition("/")[2].rpartition(":")[2]
+    # Triton's names are ASCII: letters lose their accents, anything else becomes "_".
+    plain = unicodedata.normalize("NFKD", last.removesuffix(".onnx").lower())
+    plain = "".join(c for c in plain if not unicodedata.combining(c))
+    word = "".join(c if c.isascii() and c.isalnum() else "_" for c in plain)
+    return word.strip("_") or "member"
+
 
 # kind -> its form in words, the module that reads it and the function there. Each module imports a framework of
 # its own, which takes seconds and may not be installed, so a module is imported when its kind is named.
 KINDS: dict[str, tuple[str, str, str]] = {
     "hf": ("hf:<hub id or folder>", "hf", "identify_hf"),
-    "zoo": ("zoo:<name>, or the name alone", "zoo_names", "identify_zoo"),
-    "timm": ("timm:<name>", "torch_zoos", "identify_timm"),
-    "torchvision": ("torchvision:<name>", "torch_zoos", "identify_torchvision"),
-    "torch": ("torch:<module>:<callable>", "python_callable", "identify_callable"),
+    "zoo": ("zoo:<name>, or the name alone", "hf", "identify_zoo"),
+    "timm": ("timm:<name>", "torch_networks", "identify_timm"),
+    "torchvision": ("torchvision:<name>", "torch_networks", "identify_torchvision"),
+    "torch": ("torch:<module>:<callable>", "torch_networks", "identify_callable"),
     "onnx": ("onnx:<path>", "onnx_file", "identify_onnx"),
 }
 

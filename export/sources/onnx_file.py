@@ -11,12 +11,19 @@ from google.protobuf.message import DecodeError
 from onnx.external_data_helper import ExternalDataInfo, load_external_data_for_model, uses_external_data
 
 from export.compat import agree, at_common_opset, with_one_import
-from export.images.preprocess import IMAGE, PREFIX
-from export.parity import session_of
-from export.rows import varied_rows
-from export.sources.base import ExportOptions, LoadedModel, Rows, SourceRef, member_name
-from export.sources.onnx_input import ADDED, FileInput, input_of
-from export.sources.onnx_output import FileOutput, adapt_output, declare_output, output_of, require_scores
+from export.images import IMAGE, PREFIX
+from export.parity import session_of, varied_rows
+from export.sources import ExportOptions, LoadedModel, Rows, SourceRef, member_name
+from export.sources.onnx_tensors import (
+    ADDED,
+    FileInput,
+    FileOutput,
+    adapt_output,
+    declare_output,
+    input_of,
+    output_of,
+    require_scores,
+)
 from orchestrator.errors import ExportError, first_line
 from orchestrator.graphs.editing import (
     DEFAULT_DOMAINS,

@@ -18,10 +18,9 @@ import numpy.typing as npt
 import onnx
 import onnxruntime
 
-from export.labels import rename_classes
 from export.members import check_made_by, is_current, manifest_in, onnx_manifest, output_kind_option, write_member
-from export.parity import MIN_ROWS, Parity, agreed, answers_of, session_of
-from export.rows import varied_rows
+from export.output import rename_classes
+from export.parity import MIN_ROWS, Parity, agreed, answers_of, session_of, varied_rows
 from export.tensorrt.engine import (
     BuiltEngine,
     Engine,

@@ -24,11 +24,9 @@ from torch import nn
 
 from export.cost.counting import COUNTER, macs_per_row, parameters_of, preprocess_macs_per_row
 from export.from_torch import onnx_from_torch
-from export.images.parity import processor_of
-from export.images.preprocess import with_preprocess
-from export.images.processing import Processing
+from export.images import Processing, with_preprocess
 from export.members import MODEL_FILE, check_overwrite, foreign_member, is_current, write_member
-from export.parity import parity_of
+from export.parity import parity_of, processor_of
 from orchestrator.errors import ExportError, SpecError
 from orchestrator.graphs.editing import opset_of
 from orchestrator.spec import Manifest, Preprocess, TensorSpec, manifest_from_path

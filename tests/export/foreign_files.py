@@ -8,7 +8,7 @@ import onnx
 import pytest
 from onnx import helper
 
-from export.committee import export_committee, member_exports
+from export.member import export_committee, member_exports
 from export.sources import ExportOptions
 from orchestrator.errors import CommitteeError
 from orchestrator.spec import Manifest, manifest_from_path

@@ -7,8 +7,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from export.images.preprocess import with_preprocess
-from export.images.processing import Processing
+from export.images import Processing, with_preprocess
 from orchestrator.spec import Member, TensorSpec
 from tests.onnx_models import array, model_of
 from tests.repository.builders import add_member

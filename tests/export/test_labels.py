@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from export.__main__ import app
 from export.fusing import Fusion, fuse
-from export.labels import labels_from_path, require_same_classes
+from export.output import labels_from_path, require_same_classes
 from export.precision.derive import export_precision
 from orchestrator.errors import CommitteeError, ExportError
 from orchestrator.repository.check import check

@@ -12,13 +12,10 @@ import onnxruntime
 import pytest
 
 from export import member as member_module
-from export.committee import export_committee, member_exports
 from export.from_torch import spread_scores
-from export.images.parity import MAX_LEVELS
-from export.members import is_current
-from export.packing import packed
-from export.parity import parity_of
-from export.rows import varied_rows
+from export.member import export_committee, member_exports
+from export.members import is_current, packed
+from export.parity import MAX_LEVELS, parity_of, varied_rows
 from export.sources import ExportOptions
 from orchestrator.errors import CommitteeError, ExportError
 from orchestrator.local import LocalMembers

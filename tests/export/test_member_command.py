@@ -7,7 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from export.__main__ import app, run
-from export.committee import member_exports
+from export.member import member_exports
 from export.sources import ExportOptions
 from orchestrator.errors import CommitteeError, ExportError
 from orchestrator.spec import TensorSpec, manifest_from_path

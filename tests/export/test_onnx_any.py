@@ -11,9 +11,9 @@ import onnxruntime
 from hypothesis import event, given, note, settings
 from hypothesis import strategies as st
 
-from export.committee import export_committee, member_exports
-from export.images.parity import processor_of
-from export.images.processing import Processing
+from export.images import Processing
+from export.member import export_committee, member_exports
+from export.parity import processor_of
 from export.sources import ExportOptions
 from orchestrator.errors import CommitteeError
 from orchestrator.spec import manifest_from_path

@@ -11,10 +11,10 @@ import tritonclient.grpc as grpcclient
 from onnx import helper, version_converter
 
 import export.member as member_module
-from export.committee import export_committee, member_exports
 from export.compat import MAX_OPSET
 from export.cost.counting import macs_per_row
 from export.fusing import Fusion, fuse
+from export.member import export_committee, member_exports
 from export.precision.derive import export_precision
 from export.sources import ExportOptions
 from orchestrator.local import LocalMembers

@@ -3,7 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from export.rows import rows_from_path, varied_rows
+from export.parity import rows_from_path, varied_rows
 from orchestrator.errors import DataError
 from orchestrator.spec import TensorSpec
 

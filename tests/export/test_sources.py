@@ -10,9 +10,8 @@ import pytest
 import torch
 from onnx import helper
 
-from export.sources import ExportOptions, identify
-from export.sources.base import member_name
-from export.sources.torch_zoos import identify_timm, identify_torchvision, processing_from_timm
+from export.sources import ExportOptions, identify, member_name
+from export.sources.torch_networks import identify_timm, identify_torchvision, processing_from_timm
 from orchestrator.errors import CommitteeError, ExportError
 from tests.export.small_models import save_convnext, save_vit
 from tests.onnx_models import model_of
@@ -290,7 +289,7 @@ def test_weights_outside_the_models_folder_are_never_read(tmp_path: Path) -> Non
 
 
 def test_a_batch_axis_that_is_free_in_name_only_is_one_line(tmp_path: Path) -> None:
-    from export.committee import export_committee, member_exports
+    from export.member import export_committee, member_exports
 
     nodes = [helper.make_node("Reshape", ["x", "shape"], ["y"])]
     path = tmp_path / "m.onnx"

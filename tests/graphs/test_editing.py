@@ -9,8 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import helper
 
-from export.images.preprocess import PREFIX, with_preprocess
-from export.images.processing import Processing
+from export.images import PREFIX, Processing, with_preprocess
 from orchestrator.graphs.editing import all_graphs, names_read, rename_tensors, sorted_nodes
 from tests.export.onnx_graphs import BOOL, FEATURES, INT64, SIDE, Foreign, foreign, node, value
 from tests.export.small_networks import answers

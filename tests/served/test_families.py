@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from export.committee import export_committee, member_exports
-from export.rows import varied_rows
+from export.member import export_committee, member_exports
+from export.parity import varied_rows
 from export.sources import ExportOptions
 from orchestrator.client.over_grpc import GrpcClient
 from orchestrator.local import LocalMembers

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from export.rows import varied_rows
+from export.parity import varied_rows
 from orchestrator.errors import DataError
 from orchestrator.spec import CascadeSpec, TensorSpec
 from perf.routes.scenario import Recipe, imposed_cascade
@@ -50,7 +50,7 @@ def rows_at(numbers: Sequence[int]) -> Rows:
 
 def _make(repository: Path, *, recorded: int) -> CascadeSpec:
     try:  # optional: exporting takes torch and transformers
-        from export.committee import export_committee, member_exports
+        from export.member import export_committee, member_exports
         from export.sources import ExportOptions
     except ImportError as error:
         raise DataError(

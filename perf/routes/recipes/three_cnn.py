@@ -22,7 +22,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from export.cost.counting import COUNTER, macs_per_row, parameters_of
 from export.members import MODEL_FILE, write_member
-from export.rows import varied_rows
+from export.parity import varied_rows
 from orchestrator.decision import softmax
 from orchestrator.errors import DataError
 from orchestrator.spec import CascadeSpec, Manifest, TensorSpec

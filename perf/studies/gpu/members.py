@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from export.commands.console import needs
-from export.rows import varied_rows
+from export.parity import varied_rows
 from export.zoo import processor_of
 from orchestrator.local import LocalMembers
 from orchestrator.pbtxt import CONFIG, text_from_config
@@ -243,7 +243,7 @@ def export_family(family: NetworkFamily, setup: GpuSetup, *, progress: Progress)
         CommitteeError: a member cannot be exported, or the disk refuses.
     """
     with needs("perf gpu"):  # loads PyTorch: optional, and seconds of start-up time
-        from export.committee import export_committee, member_exports
+        from export.member import export_committee, member_exports
         from export.sources import ExportOptions
 
     repository = setup.folder / "members" / family.name

@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from export.__main__ import app
 from export.fusing import Fusion
-from export.images.preprocess import PREFIX
+from export.images import PREFIX
 from orchestrator.decision.combine import Combiner
 from orchestrator.errors import CommitteeError
 from orchestrator.spec import CascadeSpec, InputSpec, Member, Stage

@@ -12,8 +12,7 @@ from hypothesis.extra import numpy as hnp
 from onnx import numpy_helper
 
 from export.fusing import Fusion, fuse, fused_model
-from export.members import ReadMember, member_from_repository, write_member
-from export.packing import packed
+from export.members import ReadMember, member_from_repository, packed, write_member
 from orchestrator.errors import ExportError
 from orchestrator.graphs.combining import spec_from_averaging
 from orchestrator.local import LocalMembers

@@ -10,7 +10,7 @@ from onnx import TensorProto, helper
 from export.cost.counting import preprocess_macs_per_row
 from export.fusing import Fusion, fuse, fused_model
 from export.members import ReadMember
-from export.rows import varied_rows
+from export.parity import varied_rows
 from orchestrator.local import LocalMembers
 from orchestrator.spec import Member, TensorSpec
 from tests.export.fusing.parts import preprocess_nodes

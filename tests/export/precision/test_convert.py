@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, numpy_helper
 
-from export.images.preprocess import PREFIX
+from export.images import PREFIX
+from export.parity import varied_rows
 from export.precision.convert import (
     agreement_of,
     fp16_from,
@@ -18,7 +19,6 @@ from export.precision.convert import (
     tiny_weights_of,
     wilson_ci95,
 )
-from export.rows import varied_rows
 from orchestrator.errors import ExportError
 from orchestrator.rows.digits import digits_split
 from orchestrator.spec import TensorSpec

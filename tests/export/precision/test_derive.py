@@ -9,8 +9,8 @@ import pytest
 from typer.testing import CliRunner
 
 from export.__main__ import app
+from export.parity import varied_rows
 from export.precision.derive import export_precision, rows_for
-from export.rows import varied_rows
 from orchestrator.errors import CommitteeError, DataError, ExportError
 from orchestrator.local import LocalMembers
 from orchestrator.repository.check import check

@@ -13,9 +13,9 @@ from onnx import TensorProto, helper
 from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
+from export.parity import varied_rows
 from export.precision.convert import int8_from
 from export.precision.overflow import overflowing_parts, processor_flags_of
-from export.rows import varied_rows
 from export.runtimes import Question, answers_in_own_process
 from orchestrator.rows.digits import digits_split
 from orchestrator.spec.processor import DOT_PRODUCT_FLAGS, LARGEST_SAFE_WEIGHT

@@ -15,8 +15,7 @@ torch = pytest.importorskip("torch", reason="training needs the export extra: ma
 from typer.testing import CliRunner
 
 from export.cost.counting import macs_per_row, parameters_of, preprocess_macs_per_row
-from export.images.parity import processor_of
-from export.parity import session_of
+from export.parity import processor_of, session_of
 from orchestrator.errors import ExportError
 from orchestrator.spec import manifest_from_path
 from perf.__main__ import app

@@ -9,9 +9,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
-from export.images.parity import MAX_LEVELS, in_the_same_order, pillow_processed, processor_of
-from export.images.preprocess import PREFIX, preprocess_only, resize_matrix, with_preprocess
-from export.images.processing import FILTERS, Processing, processing_from_config
+from export.images import (
+    FILTERS,
+    PREFIX,
+    Processing,
+    preprocess_only,
+    processing_from_config,
+    resize_matrix,
+    with_preprocess,
+)
+from export.parity import MAX_LEVELS, in_the_same_order, pillow_processed, processor_of
 from export.sources import LoadedModel
 from orchestrator.errors import ExportError
 from tests.onnx_models import model_of

@@ -1,1 +1,0 @@
-"""What a model does to an image before the network: read, built as nodes, measured."""
