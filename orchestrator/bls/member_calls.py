@@ -15,7 +15,7 @@ Rows left then fail without being asked about. A member that is not there is ask
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -24,15 +24,24 @@ import numpy as np
 import numpy.typing as npt
 
 from orchestrator.bls.metrics import Counters
-from orchestrator.spec import CascadeSpec, FusedPrefix, Member
+from orchestrator.spec import CascadeSpec
 from orchestrator.spec.triton import ANY_VERSION
 
 Rows = npt.NDArray[Any]
+# By member's plan index and row of the batch, why the member failed for that row.
+Errors = dict[tuple[int, int], str]
+# Gives int64 (n,), the request of each row, where the rows of a request fail together anyway.
 Owners = Callable[[], npt.NDArray[np.int64]]
 CALLS_TO_SILENT = 31
 BAD_ROWS_OF_ALIVE = 8
 # How often a row that alone is refused is asked about again: another client's row may have been in its batch.
 REPEATS = 2
+# The row under which an error of a whole batch stands.
+EVERY_ROW = -1
+# The server's messages for a model that is not there, or takes no request now. Before 25.04 all have the code
+# INTERNAL, as a model's own errors do, so that only the words tell them apart.
+_NOT_THERE = ("Request for unknown model", "has no available versions", "Stub process")
+_NOT_NOW = ("Exceeds maximum queue size", "Request timeout expired")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +59,7 @@ class Refusal:
     is_absent: bool = False
 
 
+# Gives the outputs of the rows from a first one to an end.
 Ask = Callable[[int, int], list[Rows] | Refusal]
 
 
@@ -82,6 +92,11 @@ class BatchPieces:
             self.failed.pop(row, None)
         return True
 
+    def ask_again(self, ask: Ask, start: int, end: int) -> bool:
+        """Makes a further call, as `note` does."""
+        self.further_calls += 1
+        return self.note(start, end, ask(start, end))
+
     @property
     def has_room(self) -> bool:
         """Whether a further call may be made."""
@@ -104,100 +119,6 @@ class BatchPieces:
                 output[start:end] = outputs[index]
             whole.append(output)
         return whole
-
-
-def ask_in_pieces(
-    ask: Ask,
-    rows: int,
-    *,
-    size: int,
-    alone: Callable[[], AbstractContextManager[Ask]],
-    owners: Owners | None = None,
-    first: Refusal | None = None,
-) -> BatchPieces:
-    """Asks about rows in parts of a given size, and again in halves about parts that are refused.
-
-    Args:
-        ask: gives the outputs of the rows from a first one to an end.
-        rows: how many there are.
-        size: largest part.
-        alone: keeps other callers of the member out; gives what to ask with meanwhile.
-        owners: gives int64 (n,), the request of each row, where the rows of a request fail together anyway; called
-            only when a part was refused.
-        first: the refusal of the first part, where that was asked about already.
-    """
-    depth = (min(size, rows) - 1).bit_length()
-    # A bad row costs both halves at every level, and itself again at the end.
-    pieces = BatchPieces(room=max(CALLS_TO_SILENT, BAD_ROWS_OF_ALIVE * (2 * depth + REPEATS)))
-    refused = []
-    for start in range(0, rows, size):
-        end = min(start + size, rows)
-        said: list[Rows] | Refusal = first if first and not start else ask(start, end)
-        if not pieces.note(start, end, said):
-            refused.append((start, end))
-        if pieces.is_over:
-            text = pieces.failed[start]
-            pieces.failed.update(dict.fromkeys(range(end, rows), text))
-            return pieces
-    if refused:
-        with alone() as ask_alone:
-            _isolate(ask_alone, refused, pieces, owners)
-    return pieces
-
-
-def _isolate(ask: Ask, refused: list[tuple[int, int]], pieces: BatchPieces, owners: Owners | None) -> None:
-    """Asks about refused parts again, and about halves of them, as long as there is room."""
-    whose = None if owners is None else owners()
-    bad = []
-    # Each part whole first, because a row of another client may have been at fault; the next part is the last.
-    waiting = refused[::-1]
-    while waiting and pieces.has_room:
-        start, end = waiting.pop()
-        pieces.further_calls += 1
-        if pieces.note(start, end, ask(start, end)):
-            continue
-        if _divides(start, end, whose):
-            middle = (start + end) // 2
-            waiting += [(middle, end), (start, middle)]
-        else:
-            bad.append((start, end))
-    for _ in range(REPEATS):
-        for start, end in bad:
-            if start in pieces.failed and pieces.has_room:
-                pieces.further_calls += 1
-                pieces.note(start, end, ask(start, end))
-
-
-def _divides(start: int, end: int, whose: npt.NDArray[np.int64] | None) -> bool:
-    """Whether half of the rows may be answered although all together were refused."""
-    if end - start < 2:
-        return False
-    return whose is None or bool((whose[start:end] != whose[start]).any())
-
-
-# By member's plan index and row of the batch, why the member failed for that row.
-Errors = dict[tuple[int, int], str]
-# The server's messages for a model that is not there, or takes no request now. Before 25.04 all have the code
-# INTERNAL, as a model's own errors do, so that only the words tell them apart.
-_NOT_THERE = ("Request for unknown model", "has no available versions", "Stub process")
-_NOT_NOW = ("Exceeds maximum queue size", "Request timeout expired")
-# The row under which an error of a whole batch stands.
-EVERY_ROW = -1
-
-
-@dataclass(slots=True)
-class MemberOutputs:
-    """What a stage's members gave for n rows.
-
-    Args:
-        outputs: (n, k) per member in plan order, NaN in rows it failed for; None for a member that failed for all.
-        errors: why members failed.
-        later: the fused prefix's outputs of the stages after it, (n, k) per member, NaN for rows it did not ask.
-    """
-
-    outputs: list[Rows | None]
-    errors: Errors
-    later: tuple[list[Rows], ...] = ()
 
 
 class Gate:
@@ -223,16 +144,9 @@ class Gate:
                 if self._is_shut:
                     self._changed.notify_all()
 
-    def ask_in_pieces(
-        self, ask: Ask, rows: int, *, size: int, owners: Owners | None = None, first: Refusal | None = None
-    ) -> BatchPieces:
-        """`isolation.ask_in_pieces` for this member."""
-        through = partial(self.beside_others, ask)
-        return ask_in_pieces(through, rows, size=size, alone=partial(self.alone, ask), owners=owners, first=first)
-
     @contextmanager
-    def alone(self, ask: Ask) -> Iterator[Ask]:
-        """Waits until everybody has left, and keeps them out meanwhile; gives `ask` back."""
+    def alone(self) -> Iterator[None]:
+        """Waits until everybody has left, and keeps them out meanwhile."""
         with self._lock:
             while self._is_shut:
                 self._changed.wait()
@@ -240,11 +154,76 @@ class Gate:
             while self._inside:
                 self._changed.wait()
         try:
-            yield ask
+            yield
         finally:
             with self._lock:
                 self._is_shut = False
                 self._changed.notify_all()
+
+    def ask_in_pieces(
+        self, ask: Ask, rows: int, *, size: int, owners: Owners | None = None, first: Refusal | None = None
+    ) -> BatchPieces:
+        """Asks about rows in parts of a given size, and again in halves about parts that are refused.
+
+        Args:
+            ask: calls the member.
+            rows: how many there are.
+            size: largest part.
+            owners: called only when a part was refused.
+            first: the refusal of the first part, where that was asked about already.
+        """
+        depth = (min(size, rows) - 1).bit_length()
+        # A bad row costs both halves at every level, and itself again at the end.
+        pieces = BatchPieces(room=max(CALLS_TO_SILENT, BAD_ROWS_OF_ALIVE * (2 * depth + REPEATS)))
+        refused = []
+        for start in range(0, rows, size):
+            end = min(start + size, rows)
+            said: list[Rows] | Refusal = first if first and not start else self.beside_others(ask, start, end)
+            if not pieces.note(start, end, said):
+                refused.append((start, end))
+            if pieces.is_over:
+                pieces.failed.update(dict.fromkeys(range(end, rows), pieces.failed[start]))
+                return pieces
+        if refused:
+            with self.alone():
+                _isolate(ask, refused, pieces, owners)
+        return pieces
+
+
+def _isolate(ask: Ask, refused: list[tuple[int, int]], pieces: BatchPieces, owners: Owners | None) -> None:
+    """Asks about refused parts again, and about halves of them, as long as there is room."""
+    whose = None if owners is None else owners()
+    bad = []
+    # Each part whole first, because a row of another client may have been at fault; the next part is the last.
+    waiting = refused[::-1]
+    while waiting and pieces.has_room:
+        start, end = waiting.pop()
+        if pieces.ask_again(ask, start, end):
+            continue
+        # Half of the rows may be answered, unless they all fail with one request.
+        if end - start > 1 and (whose is None or (whose[start:end] != whose[start]).any()):
+            middle = (start + end) // 2
+            waiting += [(middle, end), (start, middle)]
+        else:
+            bad.append((start, end))
+    for start, end in bad * REPEATS:
+        if start in pieces.failed and pieces.has_room:
+            pieces.ask_again(ask, start, end)
+
+
+@dataclass(slots=True)
+class MemberOutputs:
+    """What a stage's members gave for n rows.
+
+    Args:
+        outputs: (n, k) per member in plan order, NaN in rows it failed for; None for a member that failed for all.
+        errors: why members failed.
+        later: the fused prefix's outputs of the stages after it, (n, k) per member, NaN for rows it did not ask.
+    """
+
+    outputs: list[Rows | None]
+    errors: Errors
+    later: Sequence[list[Rows]] = ()
 
 
 class MemberCalls:
@@ -265,7 +244,7 @@ class MemberCalls:
         metrics: Counters,
         *,
         versions: Mapping[str, int],
-        may_ask_prefix: Callable[[], bool] = lambda: True,
+        may_ask_prefix: Callable[[], bool],
     ) -> None:
         self._pb = pb_utils
         self._spec = spec
@@ -273,16 +252,20 @@ class MemberCalls:
         self._versions = versions
         self._may_ask_prefix = may_ask_prefix
         self._cpu = pb_utils.PreferredMemory(pb_utils.TRITONSERVER_MEMORY_CPU, 0)
-        error = pb_utils.TritonError
         # A server without one of these names never sends it.
         names = ("UNAVAILABLE", "NOT_FOUND", "UNSUPPORTED", "CANCELLED")
-        self._final_codes = {getattr(error, name) for name in names if hasattr(error, name)}
-        self._first = np.cumsum([0, *(len(stage.members) for stage in spec.stages)]).tolist()
-        self._gates = [Gate() for _ in spec.members]
+        self._final_codes = {getattr(pb_utils.TritonError, name, None) for name in names}
+        self._members = spec.members
+        places = iter(range(len(self._members)))
+        # By stage, the plan indices of its members.
+        self._places = [[next(places) for _ in stage.members] for stage in spec.stages]
+        self._gates = [Gate() for _ in self._members]
         self._prefix_gate = Gate()
-        extra = max(len(stage.members) - 1 for stage in spec.stages)
+        covered = () if spec.fused_prefix is None else spec.stages[: spec.fused_prefix.stages]
+        self._prefix_outputs = [member.name for stage in covered for member in stage.members]
         # Stage 0 and the workers of every later stage may fan out at the same time.
-        self._pool = ThreadPoolExecutor(extra * 4, "committee-member") if extra else None
+        extra = max(len(stage.members) - 1 for stage in spec.stages)
+        self._pool = ThreadPoolExecutor(extra * 4 or 1, "committee-member")
 
     def ask(
         self, stage: int, rows: Rows, tensor: Any | None = None, *, owners: Owners | None = None
@@ -293,41 +276,29 @@ class MemberCalls:
             stage: which one.
             rows: (n, *dims).
             tensor: the server's tensor behind `rows`, forwarded without a copy where name and size allow.
-            owners: int64 (n,), whose request each row belongs to; one that fails fails with all its rows.
+            owners: whose request each row belongs to; one that fails fails with all its rows.
         """
-        part = self._spec.stages[stage]
-        if part.on_failure == "answer":
+        if self._spec.stages[stage].on_failure == "answer":
             owners = None  # there each row gets what it can
-        if len(part.members) == 1:
-            output, errors = self._ask_member(stage, 0, rows, tensor=tensor, owners=owners)
+        first, *others = self._places[stage]
+        if not others:
+            output, errors = self._ask_member(stage, first, rows, tensor=tensor, owners=owners)
             return MemberOutputs([output], errors)
-        assert self._pool is not None, "made where a stage has several members"
         # The calling thread asks the first member itself: one hand-over fewer.
-        others = [
-            self._pool.submit(self._ask_member, stage, index, rows, tensor=tensor, owners=owners)
-            for index in range(1, len(part.members))
-        ]
-        first = self._ask_member(stage, 0, rows, tensor=tensor, owners=owners)
-        said = [first, *(future.result() for future in others)]
+        ask = partial(self._ask_member, stage, rows=rows, tensor=tensor, owners=owners)
+        futures = [self._pool.submit(ask, place) for place in others]
+        said = [ask(first), *(future.result() for future in futures)]
         errors = {key: text for _, failed in said for key, text in failed.items()}
         return MemberOutputs([output for output, _ in said], errors)
 
     def ask_stage0(self, rows: Rows, tensor: Any | None = None, *, owners: Owners | None = None) -> MemberOutputs:
-        """Asks stage 0, by the fused prefix where the plan has one; where that fails, its members are asked.
-
-        Args:
-            rows: (n, *dims).
-            tensor: as for `ask`.
-            owners: as for `ask`.
-        """
+        """As `ask`, by the fused prefix where the plan has one; where that fails, the members are asked."""
         prefix = self._spec.fused_prefix
         if prefix is None or not self._may_ask_prefix():
             return self.ask(0, rows, tensor, owners=owners)
-        covered = self._spec.stages[: prefix.stages]
-        names = _covered_members(self._spec, prefix)
 
         def call(start: int, end: int) -> list[Rows] | Refusal:
-            said = self._exec(prefix.name, names, self._tensor(rows, start, end, given=tensor))
+            said = self._exec(prefix.name, self._prefix_outputs, self._tensor(rows, start, end, given=tensor))
             # Final, because asking the members finds the rows at fault.
             return Refusal(said.text, is_final=True) if isinstance(said, Refusal) else said
 
@@ -339,19 +310,15 @@ class MemberCalls:
         expected = (len(rows), self._spec.classes)
         if said is None or any(output.shape != expected for output in said):
             return self.ask(0, rows, tensor, owners=owners)
-        each = iter(said)
-        first, *later = [[next(each) for _ in stage.members] for stage in covered]
-        return MemberOutputs(list(first), {}, tuple(later))
+        first, *later = [[said[place] for place in places] for places in self._places[: prefix.stages]]
+        return MemberOutputs(list(first), {}, later)
 
     def ask_about_row(self, model: str, row: Rows, *, version: int | None) -> Rows | Refusal:
         """The output of a version of a member, or of the fused prefix, for one row (1, *dims); float (1, k)."""
-        spec, prefix = self._spec, self._spec.fused_prefix
-        if prefix is not None and model == prefix.name:
-            outputs, source, gate = _covered_members(spec, prefix), None, self._prefix_gate
-        else:
-            place = [member.name for member in spec.members].index(model)
-            member = spec.members[place]
-            outputs, source, gate = [member.output], member.input, self._gates[place]
+        outputs, source, gate = self._prefix_outputs, None, self._prefix_gate
+        for member, own in zip(self._members, self._gates, strict=True):
+            if member.name == model:
+                outputs, source, gate = [member.output], member.input, own
 
         def call(start: int, end: int) -> list[Rows] | Refusal:
             return self._exec(model, outputs, self._tensor(row, start, end, name=source), version=version)
@@ -364,50 +331,41 @@ class MemberCalls:
 
     def close(self) -> None:
         """Ends the helper threads."""
-        if self._pool is not None:
-            self._pool.shutdown(wait=False, cancel_futures=True)
+        self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _ask_member(
-        self, stage: int, index: int, rows: Rows, *, tensor: Any | None, owners: Owners | None
+        self, stage: int, place: int, rows: Rows, *, tensor: Any | None, owners: Owners | None
     ) -> tuple[Rows | None, Errors]:
         """The output (n, k) of a stage's member, NaN in rows it failed for, and why it failed for them."""
-        member = self._spec.stages[stage].members[index]
-        place = self._first[stage] + index
-        name = member.input or self._spec.input.name
+        member, gate = self._members[place], self._gates[place]
+        name, size = member.input or self._spec.input.name, member.max_batch_size
         given = tensor if name == self._spec.input.name else None
-        gate = self._gates[place]
 
         def call(start: int, end: int) -> list[Rows] | Refusal:
             said = self._exec(member.name, [member.output], self._tensor(rows, start, end, given=given, name=name))
-            return said if isinstance(said, Refusal) else self._checked(member, said, end - start)
+            expected = (end - start, self._spec.classes)
+            if isinstance(said, Refusal) or said[0].shape == expected:
+                return said
+            wrong = f"output {member.output} has shape {list(said[0].shape)}, expected {list(expected)}"
+            return Refusal(wrong, is_final=True)
 
         try:
             first = None
-            if len(rows) <= member.max_batch_size:
+            if len(rows) <= size:
                 said = gate.beside_others(call, 0, len(rows))
                 if not isinstance(said, Refusal):
                     return said[0], {}
                 first = said
-            size = member.max_batch_size
             pieces = gate.ask_in_pieces(call, len(rows), size=size, owners=owners, first=first)
             outputs = pieces.outputs(len(rows))
         except Exception as error:  # a caller waits: whatever broke must become its answer
-            text = f"stage {stage} member {member.name}: {type(error).__name__} {error}"
-            return None, {(place, EVERY_ROW): text}
-        if pieces.further_calls:
-            self._metrics.asked_again(place, pieces.further_calls)
-        errors = {
-            (place, row): f"stage {stage} member {member.name}: {text}" for row, text in pieces.failed.items()
-        }
+            failed, outputs = {EVERY_ROW: f"{type(error).__name__} {error}"}, None
+        else:
+            failed = pieces.failed
+            if pieces.further_calls:
+                self._metrics.asked_again(place, pieces.further_calls)
+        errors = {(place, row): f"stage {stage} member {member.name}: {text}" for row, text in failed.items()}
         return None if outputs is None else outputs[0], errors
-
-    def _checked(self, member: Member, said: list[Rows], rows: int) -> list[Rows] | Refusal:
-        """A member's output, if it has a row of class scores for every row."""
-        expected = (rows, self._spec.classes)
-        if said[0].shape == expected:
-            return said
-        wrong = f"output {member.output} has shape {list(said[0].shape)}, expected {list(expected)}"
-        return Refusal(wrong, is_final=True)
 
     def _tensor(
         self, rows: Rows, start: int, end: int, *, given: Any | None = None, name: str | None = None
@@ -420,6 +378,7 @@ class MemberCalls:
     def _exec(
         self, model: str, outputs: Sequence[str], tensor: Any, *, version: int | None = None
     ) -> list[Rows] | Refusal:
+        """One call; a refusal is final where it speaks of the model and not of what it was asked."""
         request = self._pb.InferenceRequest(
             model_name=model,
             model_version=self._versions.get(model, ANY_VERSION) if version is None else version,
@@ -429,7 +388,11 @@ class MemberCalls:
         )
         response = request.exec()
         if response.has_error():
-            return self._refusal(model, response.error())
+            error = response.error()
+            text = " ".join(str(error.message()).split())
+            absent = f"'{model}' is not ready" in text or any(words in text for words in _NOT_THERE)
+            later = any(words in text for words in _NOT_NOW) or error.code() in self._final_codes
+            return Refusal(text, is_final=absent or later, is_absent=absent)
         arrays: list[Rows] = []
         for name in outputs:
             output = self._pb.get_output_tensor_by_name(response, name)
@@ -438,14 +401,3 @@ class MemberCalls:
             # The view dies with the response, which frees its shared memory; the sums outlive it.
             arrays.append(output.as_numpy().copy())
         return arrays
-
-    def _refusal(self, model: str, error: Any) -> Refusal:
-        """An error of a call; final where it speaks of the model and not of what it was asked."""
-        text = " ".join(str(error.message()).split())
-        absent = f"'{model}' is not ready" in text or any(words in text for words in _NOT_THERE)
-        later = any(words in text for words in _NOT_NOW) or error.code() in self._final_codes
-        return Refusal(text, is_final=absent or later, is_absent=absent)
-
-
-def _covered_members(spec: CascadeSpec, prefix: FusedPrefix) -> list[str]:
-    return [member.name for stage in spec.stages[: prefix.stages] for member in stage.members]

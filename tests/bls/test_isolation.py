@@ -154,7 +154,7 @@ def test_a_gate_keeps_everybody_out_while_it_is_shut() -> None:
         return []
 
     def alone() -> bool:
-        with gate.alone(call):
+        with gate.alone():
             thread = threading.Thread(target=gate.beside_others, args=(late, 0, 1))
             thread.start()
             kept_out = not entered.wait(0.1)
