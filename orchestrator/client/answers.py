@@ -15,8 +15,6 @@ from orchestrator.spec.output_kind import EXCLUSIVE, PARAMETER, ScoreEvidence
 from orchestrator.spec.served_model import ModelInfo, scores_output
 
 Rows = npt.NDArray[Any]
-# Parameters are sent as int64.
-MAX_INTEGER = 2**63 - 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +60,7 @@ def parameters_from_policy(policy: Policy | None) -> dict[str, int | float]:
     # The policy's `left_us` is no request parameter: the server computes it from a deadline.
     wanted = {name: value for name, value in values.items() if name in PARAMETERS and value != defaults[name]}
     for name, value in wanted.items():
-        if isinstance(value, int) and abs(value) > MAX_INTEGER:
+        if isinstance(value, int) and abs(value) >= 2**63:  # parameters are sent as int64
             raise InputError(f"request parameter {name}", got=value, expected="a whole number that fits 64 bits")
     return {name: float(value) if name == "threshold_shift" else int(value) for name, value in wanted.items()}
 
@@ -123,21 +121,29 @@ def answers_from_outputs(
     answers = []
     for (outputs, rows), part in zip(parts, scores, strict=True):
         given = _from_scores(part, logits=logits)
-        for field, column in ANSWER_COLUMNS.items():
-            if field in outputs and not column.is_vector:
-                given[field] = _flat(info, outputs, field, rows).astype(column.numpy_dtype, copy=False)
+        for name, column in ANSWER_COLUMNS.items():
+            if name in outputs and not column.is_vector:
+                values = outputs[name]
+                if values.size != rows:
+                    raise _wrong_shape(info, name, values, f"[{rows}, 1]")
+                given[name] = values.reshape(rows).astype(column.numpy_dtype, copy=False)
         answers.append(ServedAnswers(**given))
     return joined(answers)
 
 
 def _scores(info: ModelInfo, outputs: Mapping[str, Rows], rows: int) -> npt.NDArray[np.float32]:
     name = scores_output(info)
-    scores = np.asarray(_column(info, outputs, name), np.float32)
+    if name not in outputs:
+        raise ServerFaultError(f"model {info.name}", got=f"no output {name} in the response", expected=name)
+    scores = np.asarray(outputs[name], np.float32)
     if scores.shape[:1] != (rows,) or scores.ndim != 2:
-        raise ServerFaultError(
-            f"model {info.name} output {name}", got=f"shape {list(scores.shape)}", expected=f"[{rows}, classes]"
-        )
+        raise _wrong_shape(info, name, scores, f"[{rows}, classes]")
     return scores
+
+
+def _wrong_shape(info: ModelInfo, output: str, values: Rows, expected: str) -> ServerFaultError:
+    what = f"model {info.name} output {output}"
+    return ServerFaultError(what, got=f"shape {list(values.shape)}", expected=expected)
 
 
 def _from_scores(scores: npt.NDArray[np.float32], *, logits: bool) -> dict[str, Rows]:
@@ -157,28 +163,9 @@ def _from_scores(scores: npt.NDArray[np.float32], *, logits: bool) -> dict[str, 
     }
 
 
-def _flat(info: ModelInfo, outputs: Mapping[str, Rows], name: str, rows: int) -> Rows:
-    column = _column(info, outputs, name)
-    if column.size != rows:
-        raise ServerFaultError(
-            f"model {info.name} output {name}", got=f"shape {list(column.shape)}", expected=f"[{rows}, 1]"
-        )
-    return column.reshape(rows)
-
-
-def _column(info: ModelInfo, outputs: Mapping[str, Rows], name: str) -> Rows:
-    if name not in outputs:
-        raise ServerFaultError(f"model {info.name}", got=f"no output {name} in the response", expected=name)
-    return outputs[name]
-
-
 def joined(parts: Sequence[ServedAnswers]) -> ServedAnswers:
     """Several `ServedAnswers` joined in order."""
     if len(parts) == 1:
         return parts[0]
-    return ServedAnswers(
-        **{
-            field.name: np.concatenate([getattr(part, field.name) for part in parts])
-            for field in dataclasses.fields(ServedAnswers)
-        }
-    )
+    names = [field.name for field in dataclasses.fields(ServedAnswers)]
+    return ServedAnswers(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in names})

@@ -24,15 +24,8 @@ _PLACE = re.compile(r"(?P<host>[^\s:/?#@\[\]]+|\[[0-9A-Fa-f:.%]+\])(?::(?P<port>
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _HEADER_VALUE = re.compile(r"[\x20-\x7e]*")
 # Headers that the protocols write themselves.
-_RESERVED = (
-    "connection",
-    "content-encoding",
-    "content-length",
-    "content-type",
-    "host",
-    "inference-header-content-length",
-    "te",
-    "transfer-encoding",
+_RESERVED = re.compile(
+    "connection|content-(encoding|length|type)|host|inference-header-content-length|te|transfer-encoding", re.I
 )
 # Shorter words of a header are no secrets, and hiding them would make messages unreadable.
 _SECRET_LENGTH = 6
@@ -70,13 +63,11 @@ class TlsFiles:
             InputError: a certificate without its key, or a file that is missing, broken or of another key.
         """
         if (self.cert is None) != (self.key is None):
-            got, missing = ("cert", "key") if self.key is None else ("key", "cert")
-            raise InputError(
-                "client certificate", got=f"{got} without {missing}", expected="both (one file may hold both)"
-            )
-        for name, path in (("ca", self.ca), ("cert", self.cert), ("key", self.key)):
-            if path is not None:
-                _bytes_of(path, name)
+            got = "cert without key" if self.key is None else "key without cert"
+            raise InputError("client certificate", got=got, expected="both (one file may hold both)")
+        for name in ("ca", "cert", "key"):
+            if getattr(self, name) is not None:
+                self._bytes(name)
         self.context()
 
     def context(self, make: Callable[..., Any] = ssl.create_default_context) -> Any:
@@ -114,7 +105,7 @@ class TlsFiles:
     def authorities(self) -> bytes:
         """The certificates to trust, PEM: the given ones, else the system's, else certifi's."""
         if self.ca is not None:
-            return _bytes_of(self.ca, "ca")
+            return self._bytes("ca")
         paths = ssl.get_default_verify_paths()
         files = [] if paths.cafile is None else [Path(paths.cafile)]
         if paths.capath is not None:
@@ -132,14 +123,14 @@ class TlsFiles:
         """The client's certificate and key, PEM; None where none is given."""
         if self.cert is None or self.key is None:
             return None
-        return _bytes_of(self.cert, "cert"), _bytes_of(self.key, "key")
+        return self._bytes("cert"), self._bytes("key")
 
-
-def _bytes_of(path: Path, name: str) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{name} {path}", got=error.strerror, expected="a PEM file") from error
+    def _bytes(self, name: str) -> bytes:
+        path: Path = getattr(self, name)
+        try:
+            return path.read_bytes()
+        except OSError as error:
+            raise InputError(f"{name} {path}", got=error.strerror, expected="a PEM file") from error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,7 +144,7 @@ class Endpoint:
         target: "host:port" or "unix:PATH", which gRPC and HTTP libraries connect to.
         port: TCP port, 0 for a socket file.
         path: prefix of an HTTP server's paths, without the last slash.
-        tls: the certificates to use; None for a connection without TLS.
+        tls: None for a connection without TLS.
         headers: sent with every request. They may be secret, so `str` and `repr` leave them out.
     """
 
@@ -203,9 +194,8 @@ class Endpoint:
             InputError: its scheme is one of gRPC's.
         """
         if self.scheme and not self.is_http:
-            raise InputError(
-                "server address", got=repr(self.address), expected="host:port, http:// or https:// over HTTP"
-            )
+            expected = "host:port, http:// or https:// over HTTP"
+            raise InputError("server address", got=repr(self.address), expected=expected)
         return self
 
 
@@ -243,16 +233,12 @@ def endpoint_from_address(
     named = dict(headers or {})
     if endpoint.tls is None:
         if files != TlsFiles():
-            raise InputError(
-                "server address",
-                got=f"{address!r}, which means no TLS, and {files.named}",
-                expected="grpcs:// or https:// with them",
-            )
+            got = f"{address!r}, which means no TLS, and {files.named}"
+            raise InputError("server address", got=got, expected="grpcs:// or https:// with them")
     else:
         known = os.environ if environment is None else environment
-        files = files.or_else(
-            TlsFiles(ca=_path(known.get(CA)), cert=_path(known.get(CERT)), key=_path(known.get(KEY)))
-        )
+        ca, cert, key = (known.get(name) for name in (CA, CERT, KEY))
+        files = files.or_else(TlsFiles(ca=_path(ca), cert=_path(cert), key=_path(key)))
         files.check()
         given = {name.lower() for name in named}
         more = headers_from_lines(known.get(HEADERS, "").splitlines(), what=HEADERS)
@@ -263,23 +249,20 @@ def endpoint_from_address(
 
 
 def headers_from_lines(lines: list[str], *, what: str = "headers") -> dict[str, str]:
-    """Reads headers written as "Name: value", skipping empty lines; errors never repeat them: they may be secret.
+    """Reads headers, one "Name: value" per line, skipping empty lines; errors name `what`.
 
-    Args:
-        lines: one header each.
-        what: subject of errors.
+    Errors never repeat a header, which may be secret.
 
     Raises:
-        InputError: a line without a colon.
+        InputError: a line without a colon, or a header that cannot be sent.
     """
     named: dict[str, str] = {}
     for number, line in enumerate(lines, 1):
         name, colon, value = line.partition(":")
-        if not line.strip():
-            continue
-        if not colon:
+        if colon:
+            named[name.strip()] = value.strip()
+        elif name.strip():
             raise InputError(what, got=f"no colon in number {number}", expected='"Name: value"')
-        named[name.strip()] = value.strip()
     _check_headers(named)
     return named
 
@@ -291,7 +274,7 @@ def _check_headers(headers: Mapping[str, str]) -> None:
     bad = [name for name, value in headers.items() if not _HEADER_VALUE.fullmatch(value)]
     if bad:
         raise InputError(f"header {bad[0]}", got="a value with other characters", expected="printable ASCII")
-    taken = [name for name in headers if name.lower() in _RESERVED]
+    taken = [name for name in headers if _RESERVED.fullmatch(name)]
     if taken:
         raise InputError("headers", got=", ".join(taken), expected="none that the protocol writes itself")
 
@@ -309,14 +292,13 @@ def _read(address: str) -> Endpoint:
         raise InputError("server address", got="a user name in it", expected="an Authorization header instead")
     is_tls = SCHEMES.get(scheme, False)
     place = _PLACE.fullmatch(rest)
-    port = int(place.group("port") or is_tls * TLS_PORT) if place else 0
+    port = int(place["port"] or is_tls * TLS_PORT) if place else 0
     if place is None or not 0 < port < 65536:
-        shown = repr(address.partition("?")[0])
-        raise InputError("server address", got=shown, expected=EXPECTED)
-    path = (place.group("path") or "").rstrip("/")
+        raise InputError("server address", got=repr(address.partition("?")[0]), expected=EXPECTED)
+    path = (place["path"] or "").rstrip("/")
     if path and not scheme.startswith("http"):
         raise InputError("server address", got=repr(address), expected=f"no path, {EXPECTED}")
-    host = place.group("host")
+    host = place["host"]
     return Endpoint(
         address=address.rstrip("/"),
         scheme=scheme,

@@ -82,21 +82,24 @@ MAX_TEXT = 400
 _PROBE_S = 2.0
 # TLS 1.3 servers refuse a client's certificate after the handshake; a refusal is awaited for this long.
 _REFUSAL_S = 0.3
-# X509_V_ERR_*: not valid yet, expired.
-_DATES = (9, 10)
-# Hostname mismatch, IP address mismatch.
-_NAMES = (62, 64)
-# No issuer, self-signed, self-signed in the chain, no local issuer, no signature to check.
-_AUTHORITIES = (2, 18, 19, 20, 21)
+# X509_V_ERR_* code -> what is wrong with a server's certificate, and what to do.
+_BAD_CERTIFICATES = {
+    # Not valid yet, expired.
+    **dict.fromkeys((9, 10), ("out of its dates", "have it renewed, or mend this clock")),
+    # Hostname mismatch, IP address mismatch.
+    **dict.fromkeys((62, 64), ("that is not for {host}", "use a name that it is made out to")),
+    # No issuer, self-signed, self-signed in the chain, no local issuer, no signature to check.
+    **dict.fromkeys(
+        (2, 18, 19, 20, 21),
+        ("of an authority that is not trusted", "name that authority's certificate as ca"),
+    ),
+}
 
 
 def error_from(error: BaseException, *, what: str, endpoint: Endpoint | None = None) -> ClientError:
-    """The ClientError for an exception that came out of a request.
+    """The ClientError for an exception that came out of a request; `what` names the model and the address.
 
-    Args:
-        error: the exception.
-        what: subject of the message: which model at which address.
-        endpoint: its secret headers are removed from the text.
+    Secret headers of the endpoint are removed from the text.
     """
     leaf, text = _leaf_and_text(error)
     if endpoint is not None:
@@ -113,7 +116,7 @@ def with_tls_reason(error: ClientError, endpoint: Endpoint, *, over_grpc: bool, 
     may_be = isinstance(error, UnavailableError | TimeLimitError | ServerFaultError) or "HTTPS" in str(error.got)
     if not may_be or not endpoint.port:
         return error
-    fault = tls_fault(endpoint.host, endpoint.port, files=endpoint.tls, over_grpc=over_grpc, timeout_s=timeout_s)
+    fault = _tls_fault(endpoint, over_grpc=over_grpc, timeout_s=timeout_s)
     if fault is None:
         return error
     # An uncertain reason keeps the type of the original error, and with it whether it is retried.
@@ -168,12 +171,9 @@ def _plain(text: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class TlsFault:
-    """Why a connection cannot be made.
+    """Why a connection cannot be made: what was found, and what to do.
 
-    Args:
-        got: what was found.
-        fix: what to do.
-        is_certain: False where a server that is still starting, behind a proxy that listens already, looks alike.
+    A fault is uncertain where a server that is still starting, behind a proxy that listens already, looks alike.
     """
 
     got: str
@@ -181,28 +181,20 @@ class TlsFault:
     is_certain: bool = True
 
 
-def tls_fault(
-    host: str, port: int, *, files: TlsFiles | None, over_grpc: bool, timeout_s: float
-) -> TlsFault | None:
+def _tls_fault(endpoint: Endpoint, *, over_grpc: bool, timeout_s: float) -> TlsFault | None:
     """Finds out by a connection of its own why one failed; None where TLS is not the reason.
 
     The libraries' own errors differ with every version, or do not name the reason.
-
-    Args:
-        host: name or IP address of the server.
-        port: its TCP port.
-        files: certificates of the failed connection; None if it was made without TLS.
-        over_grpc: whether the server should speak gRPC.
-        timeout_s: the client's time limit; this function takes at most that, and two seconds.
     """
+    place, host, files = (endpoint.host, endpoint.port), endpoint.host, endpoint.tls
     limit_s = min(_PROBE_S, timeout_s)
     try:
-        with socket.create_connection((host, port), timeout=limit_s) as connection:
+        with socket.create_connection(place, timeout=limit_s) as connection:
             if files is None:
                 return _fault_in_clear(connection)
             fault = _fault_of_tls(connection, host, files, over_grpc=over_grpc)
         if fault is not None and not fault.is_certain and not over_grpc:
-            with socket.create_connection((host, port), timeout=limit_s) as connection:
+            with socket.create_connection(place, timeout=limit_s) as connection:
                 return _fault_of_http(connection, host, files) or fault
         return fault
     except OSError:
@@ -221,9 +213,8 @@ def _fault_in_clear(connection: socket.socket) -> TlsFault | None:
         # An alert proves TLS, too: a server that wants a client certificate ends the handshake with one.
         if "ALERT" not in str(getattr(error, "reason", "")):
             return None
-    return TlsFault(
-        got="a server that speaks TLS, behind an address without it", fix="write grpcs:// (https:// for HTTP)"
-    )
+    got = "a server that speaks TLS, behind an address without it"
+    return TlsFault(got=got, fix="write grpcs:// (https:// for HTTP)")
 
 
 def _fault_of_tls(connection: socket.socket, host: str, files: TlsFiles, *, over_grpc: bool) -> TlsFault | None:
@@ -235,12 +226,17 @@ def _fault_of_tls(connection: socket.socket, host: str, files: TlsFiles, *, over
     except ssl.SSLCertVerificationError as error:
         return _fault_of_certificate(error, host)
     except (ssl.SSLError, TimeoutError, ConnectionError) as error:
-        return _fault_of_handshake(error, files)
+        reason = _reason(error)
+        if "ALERT" in reason:
+            return _refused(reason, files)
+        got = f"a server that does not speak TLS ({reason})"
+        fix = "write grpc:// (http:// for HTTP), or name the port that does"
+        # Bytes that are no TLS prove it; a connection that merely ends does not.
+        return TlsFault(got=got, fix=fix, is_certain=type(error) is ssl.SSLError)
     with wrapped:
         if over_grpc and wrapped.selected_alpn_protocol() != "h2":
-            return TlsFault(
-                got="a TLS server without HTTP/2, so without gRPC", fix="name its gRPC port, or ask over HTTP"
-            )
+            got = "a TLS server without HTTP/2, so without gRPC"
+            return TlsFault(got=got, fix="name its gRPC port, or ask over HTTP")
         wrapped.settimeout(_REFUSAL_S)
         try:
             closed = not wrapped.recv(1)
@@ -257,49 +253,23 @@ def _fault_of_http(connection: socket.socket, host: str, files: TlsFiles) -> Tls
     context.set_alpn_protocols(["h2"])
     with contextlib.suppress(OSError), context.wrap_socket(connection, server_hostname=host) as wrapped:
         if wrapped.selected_alpn_protocol() == "h2":
-            return TlsFault(
-                got="a TLS server of gRPC, which speaks no HTTP/1.1", fix="write grpcs://, without http"
-            )
+            got = "a TLS server of gRPC, which speaks no HTTP/1.1"
+            return TlsFault(got=got, fix="write grpcs://, without http")
     return None
 
 
 def _fault_of_certificate(error: ssl.SSLCertVerificationError, host: str) -> TlsFault:
+    got, fix = _BAD_CERTIFICATES.get(error.verify_code, ("that is not valid", "have it replaced"))
     said = str(error.verify_message).rstrip(".")
-    if error.verify_code in _DATES:
-        return TlsFault(
-            got=f"a server certificate out of its dates ({said})", fix="have it renewed, or mend this clock"
-        )
-    if error.verify_code in _NAMES:
-        return TlsFault(
-            got=f"a server certificate that is not for {host} ({said})", fix="use a name that it is made out to"
-        )
-    if error.verify_code in _AUTHORITIES:
-        return TlsFault(
-            got=f"a server certificate of an authority that is not trusted ({said})",
-            fix="name that authority's certificate as ca",
-        )
-    return TlsFault(got=f"a server certificate that is not valid ({said})", fix="have it replaced")
-
-
-def _fault_of_handshake(error: OSError, files: TlsFiles) -> TlsFault:
-    reason = _reason(error)
-    if "ALERT" in reason:
-        return _refused(reason, files)
-    return TlsFault(
-        got=f"a server that does not speak TLS ({reason})",
-        fix="write grpc:// (http:// for HTTP), or name the port that does",
-        # Bytes that are no TLS prove it; a connection that merely ends does not.
-        is_certain=type(error) is ssl.SSLError,
-    )
+    return TlsFault(got=f"a server certificate {got.format(host=host)} ({said})", fix=fix)
 
 
 def _refused(reason: str, files: TlsFiles, *, is_certain: bool = True) -> TlsFault:
-    got = f"a server that refuses the client certificate ({reason})"
-    fix = "give cert and key that an authority it trusts has issued"
+    shown, fix = "the client certificate", "give cert and key that an authority it trusts has issued"
     if files.cert is None:
-        got = f"a server that refuses a client without certificate ({reason})"
+        shown = "a client without certificate"
         fix = "give a client certificate with cert and key, which it seems to ask for"
-    return TlsFault(got=got, fix=fix, is_certain=is_certain)
+    return TlsFault(got=f"a server that refuses {shown} ({reason})", fix=fix, is_certain=is_certain)
 
 
 def _reason(error: OSError) -> str:

@@ -1,14 +1,11 @@
-"""Clients over gRPC: one for plain code, one for asyncio."""
+"""Clients over gRPC, one for plain code and one for asyncio, and a closed loop of concurrent requests."""
 
 import asyncio
-import itertools
-import random
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import grpc
@@ -17,27 +14,12 @@ import numpy.typing as npt
 import tritonclient.grpc as triton
 import tritonclient.grpc.aio as triton_aio
 
-from orchestrator.client.answers import (
-    OutputKinds,
-    Rows,
-    ServedAnswers,
-    answers_from_outputs,
-    parameters_from_policy,
-)
+from orchestrator.client.answers import Rows, ServedAnswers, answers_from_outputs, parameters_from_policy
 from orchestrator.client.endpoint import Endpoint, endpoint_from_address
-from orchestrator.client.error_mapping import FOREIGN, error_from, with_tls_reason
-from orchestrator.client.sync import Outputs, Parameters, RetryPolicy, SyncClient, Wanted
+from orchestrator.client.error_mapping import FOREIGN
+from orchestrator.client.sync import Asker, Part, Request, SyncClient, requests_from_rows, scores_from_parts
 from orchestrator.decision import Policy
-from orchestrator.errors import RefusedError, UnavailableError
-from orchestrator.spec.served_model import (
-    ModelInfo,
-    TensorInfo,
-    check_rows,
-    chunks,
-    model_from_json,
-    scores_output,
-    wanted_outputs,
-)
+from orchestrator.spec.served_model import ModelInfo, model_from_json, scores_output, wanted_outputs
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -45,22 +27,22 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-def _request(
-    model: str, rows: Rows, *, tensor: TensorInfo, wanted: Wanted, parameters: Parameters, timeout_s: float
-) -> dict[str, Any]:
+def _arguments(request: Request, timeout_s: float) -> dict[str, Any]:
     """Arguments of tritonclient's `infer`, the same for sync and asyncio."""
-    sent = triton.InferInput(tensor.name, list(rows.shape), tensor.dtype)
-    sent.set_data_from_numpy(rows)
+    sent = triton.InferInput(request.tensor.name, list(request.rows.shape), request.tensor.dtype)
+    sent.set_data_from_numpy(request.rows)
+    wanted = request.wanted
     return {
-        "model_name": model,
+        "model_name": request.model,
+        "model_version": request.version,
         "inputs": [sent],
         "outputs": None if wanted is None else [triton.InferRequestedOutput(name) for name in wanted],
-        "parameters": dict(parameters) or None,
+        "parameters": dict(request.parameters) or None,
         "client_timeout": timeout_s,
     }
 
 
-def _outputs(result: Any) -> Outputs:
+def _outputs(result: Any) -> dict[str, Rows]:
     return {output.name: result.as_numpy(output.name) for output in result.get_response().outputs}
 
 
@@ -76,56 +58,6 @@ def _opened(kind: Callable[..., Any], endpoint: Endpoint) -> Any:
     if endpoint.headers:
         client.register_plugin(lambda request: request.headers.update(endpoint.headers))
     return client
-
-
-class _GrpcTransport:
-    over_grpc = True
-
-    def __init__(self, address: str | Endpoint) -> None:
-        self.endpoint = endpoint_from_address(address).for_grpc()
-        self._client = _opened(triton.InferenceServerClient, self.endpoint)
-
-    def ready(self, model: str | None, *, timeout_s: float) -> bool:
-        if model is None:
-            return bool(self._client.is_server_ready(client_timeout=timeout_s))
-        return bool(self._client.is_model_ready(model, client_timeout=timeout_s))
-
-    def metadata(self, model: str, *, version: str, timeout_s: float) -> dict[str, Any]:
-        limit = {"client_timeout": timeout_s}
-        return dict(self._client.get_model_metadata(model, model_version=version, as_json=True, **limit))
-
-    def config(self, model: str, *, timeout_s: float) -> dict[str, Any]:
-        return dict(self._client.get_model_config(model, as_json=True, client_timeout=timeout_s)["config"])
-
-    def infer(
-        self,
-        model: str,
-        rows: Rows,
-        *,
-        version: str,
-        tensor: TensorInfo,
-        wanted: Wanted,
-        parameters: Parameters,
-        timeout_s: float,
-    ) -> Outputs:
-        request = _request(model, rows, tensor=tensor, wanted=wanted, parameters=parameters, timeout_s=timeout_s)
-        return _outputs(self._client.infer(model_version=version, **request))
-
-    def in_order(self, action: Callable[[slice], T], parts: Sequence[slice], *, in_flight: int) -> list[T]:
-        # The gRPC channel, unlike HTTP's, may be used by several threads.
-        with ThreadPoolExecutor(max_workers=in_flight) as pool:
-            futures = [pool.submit(action, part) for part in parts]
-            try:
-                return [future.result() for future in futures]
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
-
-    def pause(self, seconds: float) -> None:
-        time.sleep(seconds)
-
-    def close(self) -> None:
-        self._client.close()
 
 
 class GrpcClient(SyncClient):
@@ -145,35 +77,63 @@ class GrpcClient(SyncClient):
     def __init__(
         self, address: str | Endpoint, *, timeout_s: float = 30.0, retries: int = 3, in_flight: int = 4
     ) -> None:
-        super().__init__(_GrpcTransport(address), timeout_s=timeout_s, retries=retries, in_flight=in_flight)
+        endpoint = endpoint_from_address(address).for_grpc()
+        super().__init__(endpoint, timeout_s=timeout_s, retries=retries, in_flight=in_flight)
+        self._triton = _opened(triton.InferenceServerClient, endpoint)
+
+    def close(self) -> None:
+        """Ends the connections; the client cannot be used afterwards."""
+        self._triton.close()
+
+    def _ready(self, model: str | None, timeout_s: float) -> bool:
+        if model is None:
+            return bool(self._triton.is_server_ready(client_timeout=timeout_s))
+        return bool(self._triton.is_model_ready(model, client_timeout=timeout_s))
+
+    def _metadata(self, model: str, version: str, timeout_s: float) -> dict[str, Any]:
+        limit = {"client_timeout": timeout_s}
+        return dict(self._triton.get_model_metadata(model, model_version=version, as_json=True, **limit))
+
+    def _config(self, model: str, timeout_s: float) -> dict[str, Any]:
+        return dict(self._triton.get_model_config(model, as_json=True, client_timeout=timeout_s)["config"])
+
+    def _infer(self, request: Request, timeout_s: float) -> dict[str, Rows]:
+        return _outputs(self._triton.infer(**_arguments(request, timeout_s)))
+
+    def _in_order(self, action: Callable[[Request], T], requests: Sequence[Request]) -> list[T]:
+        # The gRPC channel, unlike HTTP's, may be used by several threads.
+        with ThreadPoolExecutor(max_workers=self._in_flight) as pool:
+            futures = [pool.submit(action, request) for request in requests]
+            try:
+                return [future.result() for future in futures]
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+
+    def _pause(self, seconds: float) -> None:
+        time.sleep(seconds)
 
 
-class AsyncGrpcClient:
+class AsyncGrpcClient(Asker):
     """Asks a server over gRPC from one event loop; arguments and errors are those of `GrpcClient`."""
 
     def __init__(
         self, address: str | Endpoint, *, timeout_s: float = 30.0, retries: int = 3, in_flight: int = 4
     ) -> None:
-        self.endpoint = endpoint_from_address(address).for_grpc()
-        self._was_answered = False
-        self._retry_policy = RetryPolicy(timeout_s=timeout_s, retries=retries)
-        self._in_flight = in_flight
-        self._client: Any = None
-        self._known: dict[str, ModelInfo] = {}
-        self.kinds = OutputKinds()
+        endpoint = endpoint_from_address(address).for_grpc()
+        super().__init__(endpoint, timeout_s=timeout_s, retries=retries, in_flight=in_flight)
+        self._triton: Any = None
 
     async def __aenter__(self) -> "Self":
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *error: object) -> None:
         await self.close()
 
     async def close(self) -> None:
         """Ends the connection."""
-        if self._client is not None:
-            client, self._client = self._client, None
+        if self._triton is not None:
+            client, self._triton = self._triton, None
             await client.close()
 
     async def ready(self, model: str | None = None) -> bool:
@@ -191,8 +151,7 @@ class AsyncGrpcClient:
         info = self._known.get(model)
         if info is None:
             described = await self._call(
-                model,
-                lambda left_s: self._open().get_model_metadata(model, as_json=True, client_timeout=left_s),
+                model, lambda left_s: self._open().get_model_metadata(model, as_json=True, client_timeout=left_s)
             )
             info = self._known[model] = model_from_json(described, await self.config(model))
         return info
@@ -208,73 +167,46 @@ class AsyncGrpcClient:
         """As `SyncClient.infer`."""
         info = await self.metadata(model)
         parameters = parameters_from_policy(policy)
-        parts = await self._ask_parts(info, rows, wanted=wanted_outputs(info), parameters=parameters)
-        return answers_from_outputs(info, parts, kinds=self.kinds)
+        requests = requests_from_rows(info, rows, wanted=wanted_outputs(info), parameters=parameters)
+        return answers_from_outputs(info, await self._asked(requests), kinds=self.kinds)
 
     async def ask(self, name: str, rows: Rows) -> npt.NDArray[np.float32]:
         """As `SyncClient.ask`."""
         info = await self.metadata(name)
         output = scores_output(info)
-        parts = await self._ask_parts(info, rows, wanted=(output,), parameters={})
-        return np.concatenate([np.asarray(outputs[output], np.float32) for outputs, _ in parts])
+        return scores_from_parts(await self._asked(requests_from_rows(info, rows, wanted=(output,))), output)
 
-    async def _ask_parts(
-        self, info: ModelInfo, rows: Rows, *, wanted: Wanted, parameters: Parameters
-    ) -> list[tuple[Outputs, int]]:
-        tensor = check_rows(info, rows)
+    async def _asked(self, requests: Sequence[Request]) -> list[Part]:
+        if len(requests) == 1:
+            return [await self._sent(requests[0])]
+        return await in_order([partial(self._sent, request) for request in requests], in_flight=self._in_flight)
 
-        async def ask(part: slice) -> tuple[Outputs, int]:
-            chunk = rows[part]
+    async def _sent(self, request: Request) -> Part:
+        result = await self._call(request.model, lambda left_s: self._open().infer(**_arguments(request, left_s)))
+        return _outputs(result), len(request.rows)
 
-            async def once(left_s: float) -> Any:
-                request = _request(
-                    info.name, chunk, tensor=tensor, wanted=wanted, parameters=parameters, timeout_s=left_s
-                )
-                return await self._open().infer(**request)
-
-            return _outputs(await self._call(info.name, once)), len(chunk)
-
-        parts = chunks(len(rows), info.max_batch_size)
-        if len(parts) == 1:
-            return [await ask(parts[0])]
-        return await in_order([partial(ask, part) for part in parts], in_flight=self._in_flight)
-
-    async def _call(self, model: str, action: Callable[[float], Awaitable[T]]) -> T:
-        start = time.monotonic()
-        for attempt in itertools.count():
-            elapsed_s = time.monotonic() - start
+    async def _call(self, model: str, action: Callable[[float], Awaitable[Any]]) -> Any:
+        """As `SyncClient._call`."""
+        start_s, attempt = time.monotonic(), 0
+        while True:
             try:
-                return await self._translated(model, action, self._retry_policy.timeout_s - elapsed_s)
-            except UnavailableError:
-                elapsed_s = time.monotonic() - start
-                pause_s = self._retry_policy.delay_s(attempt, elapsed_s=elapsed_s, jitter=random.random())
-                if pause_s is None:
-                    raise
+                answer = await action(self._left_s(start_s))
+            except FOREIGN as error:
+                if self._was_answered:
+                    pause_s = self._pause_s(model, error, attempt, start_s)
+                else:  # this may connect once more, to see whether TLS is the reason
+                    pause_s = await asyncio.to_thread(self._pause_s, model, error, attempt, start_s)
+            else:
+                self._was_answered = True
+                return answer
             await asyncio.sleep(pause_s)
-        raise AssertionError("unreachable: the loop ends by return or raise")
-
-    async def _translated(self, model: str, action: Callable[[float], Awaitable[T]], left_s: float) -> T:
-        try:
-            answer = await action(left_s)
-        except FOREIGN as error:
-            ours = error_from(error, what=f"model {model} at {self.endpoint}", endpoint=self.endpoint)
-            if not self._was_answered:
-                timeout_s = self._retry_policy.timeout_s
-                ours = await asyncio.to_thread(
-                    with_tls_reason, ours, self.endpoint, over_grpc=True, timeout_s=timeout_s
-                )
-            if isinstance(ours, RefusedError):
-                self._known.pop(model, None)
-                self.kinds.forget(model)
-            raise ours from error
-        self._was_answered = True
-        return answer
+            attempt += 1
 
     def _open(self) -> Any:
         # A channel belongs to the event loop that runs when it is made, so it is made with the first request.
-        if self._client is None:
-            self._client = _opened(triton_aio.InferenceServerClient, self.endpoint)
-        return self._client
+        if self._triton is None:
+            self._triton = _opened(triton_aio.InferenceServerClient, self.endpoint)
+        return self._triton
 
 
 async def in_order(actions: Sequence[Callable[[], Awaitable[T]]], *, in_flight: int) -> list[T]:
@@ -293,18 +225,9 @@ async def in_order(actions: Sequence[Callable[[], Awaitable[T]]], *, in_flight: 
             task.cancel()
 
 
-Ask = Callable[[npt.NDArray[Any]], Awaitable[Any]]
-
-
 @dataclass(frozen=True, kw_only=True)
 class LoadResult:
-    """The result of one pass over some rows.
-
-    Args:
-        answers: the return values of `ask`, in the order of the rows.
-        latency_ms: float64 (n,), per request.
-        seconds: duration of the whole pass.
-    """
+    """One pass over some rows: answers in their order, latency per request, float64 (n,), and the whole time."""
 
     answers: list[Any]
     latency_ms: npt.NDArray[np.float64]
@@ -320,16 +243,15 @@ class LoadResult:
         return float(np.percentile(self.latency_ms, percent))
 
 
-async def closed_loop(ask: Ask, rows: npt.NDArray[Any], *, concurrency: int) -> LoadResult:
+async def closed_loop(
+    ask: Callable[[npt.NDArray[Any]], Awaitable[Any]], rows: npt.NDArray[Any], *, concurrency: int
+) -> LoadResult:
     """Sends every row as a request of its own, `concurrency` of them in flight at any time.
 
     Args:
-        ask: sends one batch (1, *dims) and returns its answer.
+        ask: sends one batch (1, *dims) and returns its answer; its error ends the pass.
         rows: (n, *dims).
         concurrency: requests in flight.
-
-    Raises:
-        CommitteeError: raised by `ask`, which ends the pass.
     """
     count = len(rows)
     answers: list[Any] = [None] * count
@@ -344,10 +266,5 @@ async def closed_loop(ask: Ask, rows: npt.NDArray[Any], *, concurrency: int) -> 
             latency_ms[index] = (time.perf_counter() - start) * 1000
 
     start = time.perf_counter()
-    tasks = [asyncio.create_task(worker()) for _ in range(min(concurrency, count))]
-    try:
-        await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:
-            task.cancel()
+    await in_order([worker] * min(concurrency, count), in_flight=concurrency)
     return LoadResult(answers=answers, latency_ms=latency_ms, seconds=time.perf_counter() - start)

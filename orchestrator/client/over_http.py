@@ -1,6 +1,7 @@
 """A client over HTTP with binary tensors, for networks that do not let gRPC through."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import gevent.pool  # type: ignore[import-untyped]  # gevent ships no types
@@ -10,87 +11,9 @@ from geventhttpclient.response import HTTPConnectionClosed, HTTPParseError
 
 from orchestrator.client.answers import Rows
 from orchestrator.client.endpoint import Endpoint, endpoint_from_address
-from orchestrator.client.sync import Outputs, Parameters, SyncClient, Wanted
-from orchestrator.spec.served_model import TensorInfo
+from orchestrator.client.sync import Request, SyncClient
 
 T = TypeVar("T")
-
-
-class _HttpTransport:
-    """Time limits apply to the silence of the socket, and are fixed when the connection is made."""
-
-    over_grpc = False
-
-    def __init__(self, address: str | Endpoint, *, timeout_s: float, in_flight: int) -> None:
-        self.endpoint = endpoint = endpoint_from_address(address).for_http()
-        tls = endpoint.tls
-        context = None if tls is None else tls.context(gevent.ssl.create_default_context)
-        self._client = triton.InferenceServerClient(
-            endpoint.target + endpoint.path,
-            concurrency=in_flight,
-            connection_timeout=timeout_s,
-            network_timeout=timeout_s,
-            ssl=tls is not None,
-            ssl_context_factory=None if tls is None else lambda **_: context,
-        )
-        if endpoint.headers:
-            self._client.register_plugin(lambda request: request.headers.update(endpoint.headers))
-
-    def ready(self, model: str | None, *, timeout_s: float) -> bool:
-        del timeout_s
-        if model is None:
-            return bool(_whole(self._client.is_server_ready))
-        return bool(_whole(lambda: self._client.is_model_ready(model)))
-
-    def metadata(self, model: str, *, version: str, timeout_s: float) -> dict[str, Any]:
-        del timeout_s
-        return dict(_whole(lambda: self._client.get_model_metadata(model, model_version=version)))
-
-    def config(self, model: str, *, timeout_s: float) -> dict[str, Any]:
-        del timeout_s
-        return dict(_whole(lambda: self._client.get_model_config(model)))
-
-    def infer(
-        self,
-        model: str,
-        rows: Rows,
-        *,
-        version: str,
-        tensor: TensorInfo,
-        wanted: Wanted,
-        parameters: Parameters,
-        timeout_s: float,
-    ) -> Outputs:
-        del timeout_s
-        sent = triton.InferInput(tensor.name, list(rows.shape), tensor.dtype)
-        sent.set_data_from_numpy(rows, binary_data=True)
-        outputs = None if wanted is None else [triton.InferRequestedOutput(n, binary_data=True) for n in wanted]
-        result = _whole(
-            lambda: self._client.infer(
-                model, [sent], model_version=version, outputs=outputs, parameters=dict(parameters) or None
-            )
-        )
-        return {output["name"]: result.as_numpy(output["name"]) for output in result.get_response()["outputs"]}
-
-    def in_order(self, action: Callable[[slice], T], parts: Sequence[slice], *, in_flight: int) -> list[T]:
-        # tritonclient's HTTP sockets are gevent's: greenlets of this thread may share them, other threads may not.
-        return list(gevent.pool.Pool(in_flight).imap(action, parts))
-
-    def pause(self, seconds: float) -> None:
-        gevent.sleep(seconds)
-
-    def close(self) -> None:
-        self._client.close()
-
-
-def _whole(call: Callable[[], T]) -> T:
-    """Runs a call and turns geventhttpclient's own exceptions into the standard ones of the same meaning."""
-    try:
-        return call()
-    except HTTPConnectionClosed as error:
-        raise ConnectionResetError("the server closed the connection before it answered") from error
-    except HTTPParseError as error:
-        raise ValueError("not HTTP; is this the gRPC port?") from error
 
 
 class HttpClient(SyncClient):
@@ -99,7 +22,8 @@ class HttpClient(SyncClient):
     Args:
         address: of the HTTP endpoint: "host:port" in clear, "https://host:port" with TLS, and see
             `endpoint_from_address`, which takes certificates and headers too.
-        timeout_s: longest silence of the server within one attempt; no attempt begins later than this.
+        timeout_s: longest silence of the server within one attempt, fixed when a connection is made; no attempt
+            begins later than this.
         retries: further attempts, on 503 or a connection that failed.
         in_flight: parts of one oversize request under way at once.
 
@@ -107,8 +31,69 @@ class HttpClient(SyncClient):
         InputError: an address, a certificate or a header that cannot be used.
     """
 
+    over_grpc = False
+
     def __init__(
         self, address: str | Endpoint, *, timeout_s: float = 30.0, retries: int = 3, in_flight: int = 4
     ) -> None:
-        transport = _HttpTransport(address, timeout_s=timeout_s, in_flight=in_flight)
-        super().__init__(transport, timeout_s=timeout_s, retries=retries, in_flight=in_flight)
+        endpoint = endpoint_from_address(address).for_http()
+        super().__init__(endpoint, timeout_s=timeout_s, retries=retries, in_flight=in_flight)
+        context = None if endpoint.tls is None else endpoint.tls.context(gevent.ssl.create_default_context)
+        self._triton = triton.InferenceServerClient(
+            endpoint.target + endpoint.path,
+            concurrency=in_flight,
+            connection_timeout=timeout_s,
+            network_timeout=timeout_s,
+            ssl=context is not None,
+            ssl_context_factory=None if context is None else lambda **_: context,
+        )
+        if endpoint.headers:
+            self._triton.register_plugin(lambda request: request.headers.update(endpoint.headers))
+
+    def close(self) -> None:
+        """Ends the connections; the client cannot be used afterwards."""
+        self._triton.close()
+
+    def _ready(self, model: str | None, timeout_s: float) -> bool:
+        del timeout_s
+        with _standard_errors():
+            return bool(self._triton.is_server_ready() if model is None else self._triton.is_model_ready(model))
+
+    def _metadata(self, model: str, version: str, timeout_s: float) -> dict[str, Any]:
+        del timeout_s
+        with _standard_errors():
+            return dict(self._triton.get_model_metadata(model, model_version=version))
+
+    def _config(self, model: str, timeout_s: float) -> dict[str, Any]:
+        del timeout_s
+        with _standard_errors():
+            return dict(self._triton.get_model_config(model))
+
+    def _infer(self, request: Request, timeout_s: float) -> dict[str, Rows]:
+        del timeout_s
+        sent = triton.InferInput(request.tensor.name, list(request.rows.shape), request.tensor.dtype)
+        sent.set_data_from_numpy(request.rows, binary_data=True)
+        names = request.wanted
+        outputs = None if names is None else [triton.InferRequestedOutput(n, binary_data=True) for n in names]
+        asked = {"outputs": outputs, "parameters": dict(request.parameters) or None}
+        with _standard_errors():
+            result = self._triton.infer(request.model, [sent], model_version=request.version, **asked)
+        return {output["name"]: result.as_numpy(output["name"]) for output in result.get_response()["outputs"]}
+
+    def _in_order(self, action: Callable[[Request], T], requests: Sequence[Request]) -> list[T]:
+        # tritonclient's HTTP sockets are gevent's: greenlets of this thread may share them, other threads may not.
+        return list(gevent.pool.Pool(self._in_flight).imap(action, requests))
+
+    def _pause(self, seconds: float) -> None:
+        gevent.sleep(seconds)
+
+
+@contextmanager
+def _standard_errors() -> Iterator[None]:
+    """Turns geventhttpclient's own exceptions into the standard ones of the same meaning."""
+    try:
+        yield
+    except HTTPConnectionClosed as error:
+        raise ConnectionResetError("the server closed the connection before it answered") from error
+    except HTTPParseError as error:
+        raise ValueError("not HTTP; is this the gRPC port?") from error

@@ -1,12 +1,10 @@
-"""The synchronous client without its protocol: checking rows, splitting them into requests, retrying, ordering."""
+"""The synchronous client without its protocol, and what the asyncio client shares with it: requests, retries."""
 
-import itertools
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -36,9 +34,8 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 T = TypeVar("T")
-Wanted = Sequence[str] | None
-Parameters = Mapping[str, int | float]
-Outputs = dict[str, Rows]
+# The outputs of one request by name, and the number of its rows.
+Part = tuple[dict[str, Rows], int]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,88 +69,109 @@ class RetryPolicy:
         return None if elapsed_s + pause >= self.timeout_s else pause
 
 
-class Transport(Protocol):
-    """The calls of one protocol, whose exceptions pass."""
-
-    endpoint: Endpoint
-    over_grpc: bool
-
-    def ready(self, model: str | None, *, timeout_s: float) -> bool:
-        """Whether the server (and the model) is ready."""
-        ...
-
-    def metadata(self, model: str, *, version: str, timeout_s: float) -> dict[str, Any]:
-        """The model's metadata as JSON values; an empty version leaves the choice to the server."""
-        ...
-
-    def config(self, model: str, *, timeout_s: float) -> dict[str, Any]:
-        """The model's configuration as JSON values."""
-        ...
-
-    def infer(
-        self,
-        model: str,
-        rows: Rows,
-        *,
-        version: str,
-        tensor: TensorInfo,
-        wanted: Wanted,
-        parameters: Parameters,
-        timeout_s: float,
-    ) -> Outputs:
-        """The wanted outputs of one request; an empty version leaves the choice to the server."""
-        ...
-
-    def in_order(self, action: Callable[[slice], T], parts: Sequence[slice], *, in_flight: int) -> list[T]:
-        """Runs the action on every part, several at once, and returns the results in order."""
-        ...
-
-    def pause(self, seconds: float) -> None:
-        """Waits, while other parts go on."""
-        ...
-
-    def close(self) -> None:
-        """Ends the connections."""
-        ...
-
-
-class SyncClient:
-    """Asks one server; usable as a context manager.
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """One request: rows (n, *dims) that fit the model, at most its batch limit.
 
     Args:
-        transport: the calls of a protocol.
-        timeout_s: per request, retries included.
-        retries: further attempts, on UNAVAILABLE only.
-        in_flight: chunks of one oversize request under way at once.
+        version: of the model; an empty text leaves the choice to the server.
+        wanted: names of outputs; None for all.
+    """
+
+    model: str
+    version: str
+    rows: Rows
+    tensor: TensorInfo
+    wanted: Sequence[str] | None
+    parameters: Mapping[str, int | float]
+
+
+def requests_from_rows(
+    info: ModelInfo,
+    rows: Rows,
+    *,
+    wanted: Sequence[str] | None,
+    parameters: Mapping[str, int | float] | None = None,
+    version: int | None = None,
+) -> list[Request]:
+    """The requests that ask a model about rows, in order.
+
+    Raises:
+        InputError: the rows do not fit the model.
+    """
+    fixed: dict[str, Any] = {"tensor": check_rows(info, rows), "wanted": wanted, "parameters": parameters or {}}
+    fixed |= {"model": info.name, "version": _version_text(version)}
+    return [Request(rows=rows[part], **fixed) for part in chunks(len(rows), info.max_batch_size)]
+
+
+def scores_from_parts(parts: Sequence[Part], output: str) -> npt.NDArray[np.float32]:
+    """The scores of all parts, float32 (n, k)."""
+    return np.concatenate([np.asarray(outputs[output], np.float32) for outputs, _ in parts])
+
+
+class Asker:
+    """What a client knows of its server, and whether it asks again after an error.
 
     Attributes:
         kinds: whether the models asked so far give logits or probabilities.
     """
 
-    def __init__(self, transport: Transport, *, timeout_s: float, retries: int, in_flight: int) -> None:
-        self._transport = transport
+    over_grpc = True
+
+    def __init__(self, endpoint: Endpoint, *, timeout_s: float, retries: int, in_flight: int) -> None:
+        self.endpoint = endpoint
+        self.kinds = OutputKinds()
         self._retry_policy = RetryPolicy(timeout_s=timeout_s, retries=retries)
         self._in_flight = in_flight
         self._was_answered = False
         self._known: dict[str, ModelInfo] = {}
-        self.kinds = OutputKinds()
+
+    def _left_s(self, start_s: float) -> float:
+        return self._retry_policy.timeout_s - (time.monotonic() - start_s)
+
+    def _pause_s(self, model: str, error: Exception, attempt: int, start_s: float) -> float:
+        """The pause before a failed request is sent again; raises our error where it is not."""
+        ours = error_from(error, what=f"model {model} at {self.endpoint}", endpoint=self.endpoint)
+        policy = self._retry_policy
+        if not self._was_answered:
+            ours = with_tls_reason(ours, self.endpoint, over_grpc=self.over_grpc, timeout_s=policy.timeout_s)
+        if isinstance(ours, RefusedError):
+            # The model may have been replaced by one of another shape, so its metadata is read again.
+            for key in [key for key in self._known if key.partition("/")[0] == model]:
+                del self._known[key]
+            self.kinds.forget(model)
+        pause_s = None
+        if isinstance(ours, UnavailableError):
+            pause_s = policy.delay_s(attempt, elapsed_s=time.monotonic() - start_s, jitter=random.random())
+        if pause_s is None:
+            raise ours from error
+        return pause_s
+
+
+class SyncClient(Asker):
+    """Asks one server; usable as a context manager. A subclass has the calls of its protocol.
+
+    Args:
+        endpoint: of the server.
+        timeout_s: per request, retries included.
+        retries: further attempts, on UNAVAILABLE only.
+        in_flight: parts of one oversize request under way at once.
+    """
 
     def __enter__(self) -> "Self":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def close(self) -> None:
         """Ends the connections; the client cannot be used afterwards."""
-        self._transport.close()
+        raise NotImplementedError
 
     def ready(self, model: str | None = None) -> bool:
         """Whether the server (and the model) would answer now; False where nobody listens."""
         try:
-            return self._transport.ready(model, timeout_s=self._retry_policy.timeout_s)
+            return self._ready(model, self._retry_policy.timeout_s)
         except FOREIGN:
             return False
 
@@ -170,10 +188,8 @@ class SyncClient:
         key = model if version is None else f"{model}/{version}"
         info = self._known.get(key)
         if info is None:
-            described = self._call(
-                model,
-                lambda left_s: self._transport.metadata(model, version=_version_text(version), timeout_s=left_s),
-            )
+            text = _version_text(version)
+            described = self._call(model, lambda left_s: self._metadata(model, text, left_s))
             info = self._known[key] = model_from_json(described, self.config(model))
         return info
 
@@ -183,7 +199,7 @@ class SyncClient:
         Raises:
             ClientError: see the leaves.
         """
-        return self._call(model, lambda left_s: self._transport.config(model, timeout_s=left_s))
+        return self._call(model, lambda left_s: self._config(model, left_s))
 
     def infer(self, model: str, rows: Rows, *, policy: Policy | None = None) -> ServedAnswers:
         """Answers of a cascade, an ensemble or a plain member.
@@ -199,9 +215,8 @@ class SyncClient:
         """
         info = self.metadata(model)
         parameters = parameters_from_policy(policy)
-        wanted = wanted_outputs(info)
-        parts = self._ask_parts(info, rows, wanted=wanted, parameters=parameters)
-        return answers_from_outputs(info, parts, kinds=self.kinds)
+        requests = requests_from_rows(info, rows, wanted=wanted_outputs(info), parameters=parameters)
+        return answers_from_outputs(info, self._asked(requests), kinds=self.kinds)
 
     def ask(
         self, name: str, rows: Rows, *, version: int | None = None, output: str | None = None
@@ -220,66 +235,53 @@ class SyncClient:
         """
         info = self.metadata(name, version=version)
         output = output or scores_output(info)
-        parts = self._ask_parts(info, rows, wanted=(output,), parameters={}, version=version)
-        return np.concatenate([np.asarray(outputs[output], np.float32) for outputs, _ in parts])
+        requests = requests_from_rows(info, rows, wanted=(output,), version=version)
+        return scores_from_parts(self._asked(requests), output)
 
-    def _ask_parts(
-        self, info: ModelInfo, rows: Rows, *, wanted: Wanted, parameters: Parameters, version: int | None = None
-    ) -> list[tuple[Outputs, int]]:
-        tensor = check_rows(info, rows)
-        fixed: dict[str, Any] = {
-            "version": _version_text(version),
-            "tensor": tensor,
-            "wanted": wanted,
-            "parameters": parameters,
-        }
+    def _asked(self, requests: Sequence[Request]) -> list[Part]:
+        if len(requests) == 1:
+            return [self._sent(requests[0])]
+        return self._in_order(self._sent, requests)
 
-        def ask(part: slice) -> tuple[Outputs, int]:
-            chunk = rows[part]
-            outputs = self._call(
-                info.name, lambda left_s: self._transport.infer(info.name, chunk, timeout_s=left_s, **fixed)
-            )
-            return outputs, len(chunk)
-
-        parts = chunks(len(rows), info.max_batch_size)
-        if len(parts) == 1:
-            return [ask(parts[0])]
-        return self._transport.in_order(ask, parts, in_flight=self._in_flight)
+    def _sent(self, request: Request) -> Part:
+        return self._call(request.model, lambda left_s: self._infer(request, left_s)), len(request.rows)
 
     def _call(self, model: str, action: Callable[[float], T]) -> T:
         """Runs an action with the seconds left, and retries while the server is unavailable and time remains."""
-        start = time.monotonic()
-        for attempt in itertools.count():
-            elapsed_s = time.monotonic() - start
+        start_s, attempt = time.monotonic(), 0
+        while True:
             try:
-                return self._translated(model, action, self._retry_policy.timeout_s - elapsed_s)
-            except UnavailableError:
-                elapsed_s = time.monotonic() - start
-                pause_s = self._retry_policy.delay_s(attempt, elapsed_s=elapsed_s, jitter=random.random())
-                if pause_s is None:
-                    raise
-            self._transport.pause(pause_s)
-        raise AssertionError("unreachable: the loop ends by return or raise")
+                answer = action(self._left_s(start_s))
+            except FOREIGN as error:
+                pause_s = self._pause_s(model, error, attempt, start_s)
+            else:
+                self._was_answered = True
+                return answer
+            self._pause(pause_s)
+            attempt += 1
 
-    def _translated(self, model: str, action: Callable[[float], T], left_s: float) -> T:
-        endpoint = self._transport.endpoint
-        try:
-            answer = action(left_s)
-        except FOREIGN as error:
-            ours = error_from(error, what=f"model {model} at {endpoint}", endpoint=endpoint)
-            if not self._was_answered:
-                over_grpc, timeout_s = self._transport.over_grpc, self._retry_policy.timeout_s
-                ours = with_tls_reason(ours, endpoint, over_grpc=over_grpc, timeout_s=timeout_s)
-            if isinstance(ours, RefusedError):
-                # The model may have been replaced by one of another shape, so its metadata is read again.
-                for key in [key for key in self._known if key.partition("/")[0] == model]:
-                    del self._known[key]
-                self.kinds.forget(model)
-            raise ours from error
-        self._was_answered = True
-        return answer
+    # The calls of one protocol, each within some seconds; its own exceptions pass.
+
+    def _ready(self, model: str | None, timeout_s: float) -> bool:
+        raise NotImplementedError
+
+    def _metadata(self, model: str, version: str, timeout_s: float) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def _config(self, model: str, timeout_s: float) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def _infer(self, request: Request, timeout_s: float) -> dict[str, Rows]:
+        raise NotImplementedError
+
+    def _in_order(self, action: Callable[[Request], T], requests: Sequence[Request]) -> list[T]:
+        """Runs the action on every request, several at once; results come in order."""
+        raise NotImplementedError
+
+    def _pause(self, seconds: float) -> None:
+        """Waits, while other requests go on."""
+        raise NotImplementedError
 
 
 def _version_text(version: int | None) -> str:
-    """The version as the protocol wants it; an empty text leaves the choice to the server."""
     return "" if version is None else str(version)
