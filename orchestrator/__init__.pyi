@@ -1,11 +1,11 @@
 from orchestrator.client import connect as connect
 from orchestrator.decision.policy import Policy as Policy
 from orchestrator.errors import CommitteeError as CommitteeError
-from orchestrator.planner.evaluate import evaluate as evaluate
 from orchestrator.planner.goal import Goal as Goal
-from orchestrator.planner.pool import plan as plan
+from orchestrator.planner.plan import plan as plan
 from orchestrator.planner.records import Records as Records
 from orchestrator.planner.records import records_from_path
+from orchestrator.planner.replay import evaluate as evaluate
 from orchestrator.planner.replay import replay as replay
 from orchestrator.repository.check.run import check as check
 from orchestrator.repository.render import render as render

@@ -10,13 +10,13 @@ from rich import box
 from rich.table import Table
 
 from orchestrator.cli.console import print_json, stdout_console
-from orchestrator.planner.evaluate import (
+from orchestrator.planner.records import records_from_path
+from orchestrator.planner.replay import (
     EvaluatedModel,
     Evaluation,
     PairedComparison,
     evaluate_plans,
 )
-from orchestrator.planner.records import records_from_path
 from orchestrator.report.words import times_words
 from orchestrator.spec import CascadeSpec, cascade_from_path
 

@@ -26,7 +26,7 @@ from orchestrator.client.answers import ServedAnswers, parameters_from_policy, s
 from orchestrator.client.sync import SyncClient
 from orchestrator.decision import Policy
 from orchestrator.errors import ClientError, RepositoryError
-from orchestrator.planner.explain import StageExplanation, explain_rows
+from orchestrator.planner.replay import StageExplanation, explain_rows
 from orchestrator.repository.index import cascade_in, labels_in, picture_reader
 from orchestrator.rows.opening import NamedRow, named_rows
 from orchestrator.spec import CascadeSpec

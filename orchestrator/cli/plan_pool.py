@@ -7,8 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import DataError, SpecError
-from orchestrator.planner.members import check_probabilities, cost_profile_from_path
-from orchestrator.planner.pool import USUAL_BATCH, check_names, meta_of_members, recorded_member
+from orchestrator.planner.plan import (
+    USUAL_BATCH,
+    check_names,
+    check_probabilities,
+    cost_profile_from_path,
+    meta_of_members,
+    recorded_member,
+)
 from orchestrator.planner.records import Records
 from orchestrator.repository.index import class_names_by_member, common_names
 from orchestrator.repository.members import (

@@ -17,12 +17,11 @@ from scipy.optimize import minimize_scalar
 
 from orchestrator.decision import softmax
 from orchestrator.decision.combine import scaled_logits
-from orchestrator.planner.candidates import answers_of, orderings_of
+from orchestrator.planner.candidates import answers_of, in_cost_order, orderings_of, table_from_records
 from orchestrator.planner.dataset_split import DatasetSplit, records_of_rows, shuffled
 from orchestrator.planner.goal import ENSEMBLE, Goal, MeasuredRows, SearchOptions, measured_rows, rows_wanted
 from orchestrator.planner.records import Records
 from orchestrator.planner.search import RIGHT, search
-from orchestrator.planner.subset_table import in_cost_order, table_from_records
 from orchestrator.progress import Progress, no_progress
 from orchestrator.spec import CascadeSpec, Member, Stage
 

@@ -1,18 +1,222 @@
-"""Plans in terms of a pool: who is asked in which order, and what a plan answers to every row of a table."""
+"""Candidate plans over recorded rows: what every subset of members answers, and what a plan makes of that.
 
+The table of subsets is computed once and searched many times:
+- The running combination depends on the members asked so far and on nothing else, so one label and one score per
+  *subset in cost order* serve every ordering of members and every tuple of thresholds. `last` looks at the newest
+  stage only, which is again a subset, combined like `mean_prob`.
+- Rows go through in chunks that fit a core's cache; of the (n, k) combinations only labels and scores stay.
+- The decision core does the arithmetic, member after member in plan order, so the bits are those of serving.
+"""
+
+import dataclasses
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import combinations, pairwise
 
 import numpy as np
 import numpy.typing as npt
 
+from orchestrator.decision import Accumulator, Combiner, confidence_score
+from orchestrator.decision.combine import scaled_logits
 from orchestrator.decision.exit_rule import exits
-from orchestrator.planner.subset_table import Subset, SubsetTable, subsets_of
-from orchestrator.spec import Member
+from orchestrator.decision.scores import agreement
+from orchestrator.planner.records import Records
+from orchestrator.progress import Advance, no_advance
+from orchestrator.spec import CascadeSpec, Member, Stage
+from orchestrator.spec.processor import core_count
+
+F32 = npt.NDArray[np.float32]
+Labels = npt.NDArray[np.int32]
+Subset = tuple[int, ...]
 
 # Sums of decimals that a person would call equal must not be told apart by their last bit.
 COST_TOLERANCE = 1e-12
+# Committees larger than this are not looked at: the gain of a fifth member is small, the number of subsets is not.
+MOST_MEMBERS = 4
+# A chunk of combinations is about this large: it stays in a core's second-level cache between passes.
+CHUNK_BYTES = 1 << 19
+
+
+@dataclass(frozen=True, kw_only=True)
+class SubsetTable:
+    """Labels and scores of every subset, n rows.
+
+    Args:
+        pool: the members, in cost order; a subset is a tuple of places in it, ascending.
+        index: subset -> its line in the arrays below.
+        labels: mode -> int32 (subsets, n); modes are combine modes, with `last` kept as `mean_prob`.
+        scores: (mode, score) -> float32 (subsets, n); `agreement` is derived from `tops`.
+        tops: int32 (n, m), every member's own answer.
+    """
+
+    pool: tuple[Member, ...]
+    index: dict[Subset, int]
+    labels: dict[str, Labels]
+    scores: dict[tuple[str, str], F32]
+    tops: Labels
+
+    @property
+    def rows(self) -> int:
+        """Number of rows n."""
+        return len(self.tops)
+
+    @property
+    def costs(self) -> tuple[float, ...]:
+        """Cost per row of each member."""
+        return tuple(member.cost for member in self.pool)
+
+    def take(self, rows: npt.NDArray[np.intp]) -> "SubsetTable":
+        """The table of some of the rows, which may repeat."""
+        return dataclasses.replace(
+            self,
+            labels={mode: part[:, rows] for mode, part in self.labels.items()},
+            scores={key: part[:, rows] for key, part in self.scores.items()},
+            tops=self.tops[rows],
+        )
+
+    def label(self, combine: str, subset: Subset) -> Labels:
+        """What the subset answers, int32 (n,)."""
+        labels: Labels = self.labels[mode_of(combine)][self.index[subset]]
+        return labels
+
+    def score(self, combine: str, score: str, *, asked: Subset, subset: Subset) -> F32:
+        """How sure that answer is, float32 (n,).
+
+        Args:
+            combine: a combine mode.
+            score: a confidence score.
+            asked: all members asked so far.
+            subset: the members whose combination answers: the newest stage for `last`, all asked otherwise.
+        """
+        if score != "agreement":
+            scores: F32 = self.scores[mode_of(combine), score][self.index[subset]]
+            return scores
+        weights = np.array([self.pool[place].weight for place in asked], np.float32)
+        return agreement(self.tops[:, asked], weights, self.label(combine, subset).astype(np.int64))
+
+
+def mode_of(combine: str) -> str:
+    """The mode whose arrays a combine mode reads."""
+    return "mean_prob" if combine == "last" else combine
+
+
+def in_cost_order(members: Sequence[Member]) -> tuple[Member, ...]:
+    """The pool as every plan asks it: cheapest first, then by name."""
+    return tuple(sorted(members, key=lambda member: (member.cost, member.name)))
+
+
+def subsets_of(members: int) -> list[Subset]:
+    """Every subset of up to four, small ones first."""
+    return [subset for size in range(1, MOST_MEMBERS + 1) for subset in combinations(range(members), size)]
+
+
+def chunk_rows(classes: int) -> int:
+    """Rows that one pass of work takes."""
+    return int(np.clip(CHUNK_BYTES // (4 * classes), 64, 4096))
+
+
+def table_from_records(
+    base: CascadeSpec,
+    records: Records,
+    *,
+    combines: Sequence[str] = ("mean_logit",),
+    scores: Sequence[str] = ("max_prob",),
+    advance: Advance = no_advance,
+    workers: int | None = None,
+) -> SubsetTable:
+    """Asks every subset of the pool about every recorded row.
+
+    Args:
+        base: its members are the pool, with temperatures and weights.
+        records: n rows that hold every member of the pool.
+        combines: combine modes wanted.
+        scores: scores wanted.
+        advance: told how many rows are done, from any thread; n per mode in all.
+        workers: threads; None takes one per core this process may use.
+
+    Raises:
+        DataError: a member is missing from the records.
+    """
+    pool = in_cost_order(base.members)
+    records.check_members(pool)
+    subsets = subsets_of(len(pool))
+    if len(pool) > MOST_MEMBERS:
+        subsets.append(tuple(range(len(pool))))
+    modes = sorted({mode_of(combine) for combine in combines})
+    wanted = [score for score in scores if score != "agreement"]
+    shape = (len(subsets), records.rows)
+    table = SubsetTable(
+        pool=pool,
+        index={subset: line for line, subset in enumerate(subsets)},
+        labels={mode: np.zeros(shape, np.int32) for mode in modes},
+        scores={(mode, score): np.zeros(shape, np.float32) for mode in modes for score in wanted},
+        tops=np.zeros((records.rows, len(pool)), np.int32),
+    )
+    step = chunk_rows(records.classes)
+    jobs = [(mode, slice(at, at + step)) for mode in modes for at in range(0, records.rows, step)]
+    fillers = {mode: _Filler(base, pool, table, mode=mode) for mode in modes}
+
+    def work(job: tuple[str, slice]) -> None:
+        mode, rows = job
+        fillers[mode].fill([records.outputs[member.name][rows] for member in pool], rows)
+        advance(min(rows.stop, records.rows) - rows.start)
+
+    # numpy lets go of the interpreter inside every pass, so threads share the work without copies of the records.
+    with ThreadPoolExecutor(workers or core_count()) as crew:
+        for _ in crew.map(work, jobs):
+            pass
+    return table
+
+
+class _Filler:
+    """Fills one mode's lines of a table, chunk by chunk; holds nothing that changes, so threads may share it."""
+
+    def __init__(self, base: CascadeSpec, pool: tuple[Member, ...], table: SubsetTable, *, mode: str) -> None:
+        self._pool = pool
+        self._table = table
+        self._mode = mode
+        # Logits and temperatures are settled once per chunk, not once per subset: the same bits for less work.
+        ready = [dataclasses.replace(member, output_kind="logits", temperature=1.0) for member in pool]
+        stages = tuple(Stage(members=(member,)) for member in ready)
+        self._combiner = Combiner(
+            dataclasses.replace(base, stages=stages, combine=mode, score="max_prob", fit=None, fused_prefix=None)
+        )
+        self._scores = [score for kept, score in table.scores if kept == mode]
+
+    def fill(self, outputs: Sequence[F32], rows: slice) -> None:
+        """Every subset of one chunk; outputs are float32 (rows, k) per member."""
+        ready = [scaled_logits(member, raw)[0] for member, raw in zip(self._pool, outputs, strict=True)]
+        for place, z in enumerate(ready):
+            self._table.tops[rows, place] = np.argmax(z, axis=1)
+        self._fill_larger(self._combiner.empty(len(ready[0])), (), ready=ready, rows=rows)
+        whole = tuple(range(len(ready)))
+        if len(whole) > MOST_MEMBERS:
+            sums = self._combiner.empty(len(ready[0]))
+            for place, z in enumerate(ready):
+                self._combiner.add_stage(sums, place, [z])
+            self._keep(sums, whole, rows)
+
+    def _fill_larger(self, sums: Accumulator, subset: Subset, *, ready: Sequence[F32], rows: slice) -> None:
+        """Every larger subset that begins with this one, each from the sums of the one it extends."""
+        for place in range(subset[-1] + 1 if subset else 0, len(ready)):
+            child = Accumulator(
+                sums.total.copy(), sums.weight.copy(), None if sums.ties is None else sums.ties.copy(), None
+            )
+            self._combiner.add_stage(child, place, [ready[place]])
+            larger = (*subset, place)
+            self._keep(child, larger, rows)
+            if len(larger) < MOST_MEMBERS:
+                self._fill_larger(child, larger, ready=ready, rows=rows)
+
+    def _keep(self, sums: Accumulator, subset: Subset, rows: slice) -> None:
+        p, label = self._combiner.distribution(sums)
+        line = self._table.index[subset]
+        self._table.labels[self._mode][line, rows] = label
+        for score in self._scores:
+            self._table.scores[self._mode, score][line, rows] = confidence_score(
+                score, p, label, None, self._combiner.weights
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,10 +6,17 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from orchestrator.planner.candidates import COST_TOLERANCE, CandidatePlan
+from orchestrator.planner.candidates import (
+    COST_TOLERANCE,
+    MOST_MEMBERS,
+    CandidatePlan,
+    Labels,
+    Subset,
+    SubsetTable,
+    mode_of,
+)
 from orchestrator.planner.records import Records
 from orchestrator.planner.search import QUANTILES
-from orchestrator.planner.subset_table import MOST_MEMBERS, Labels, Subset, SubsetTable, mode_of
 from orchestrator.spec import Member
 from orchestrator.spec.validation import Faults, is_finite
 

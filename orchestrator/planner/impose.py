@@ -13,9 +13,9 @@ import numpy.typing as npt
 from orchestrator.decision.evaluate import Evaluator
 from orchestrator.decision.exit_rule import exits
 from orchestrator.errors import DataError
-from orchestrator.planner.grid import middles
 from orchestrator.planner.records import Records, random_members
 from orchestrator.planner.replay import replay
+from orchestrator.planner.search import middles
 from orchestrator.spec import CascadeSpec, Fit, Stage
 
 F32 = npt.NDArray[np.float32]

@@ -1,32 +1,124 @@
-"""From records and a goal to a plan: split, temperatures, table, search, certificate, and its cascade.json."""
+"""From records and a goal to a plan: members, split, temperatures, table, search, certificate, cascade.json."""
 
 import dataclasses
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from orchestrator.errors import DataError
+from orchestrator.errors import DataError, first_few
 from orchestrator.planner.calibration import CalibrationResult, calibrate
-from orchestrator.planner.candidates import CandidatePlan, answers_of
+from orchestrator.planner.candidates import CandidatePlan, answers_of, in_cost_order, mode_of, table_from_records
 from orchestrator.planner.certify import UnmetConstraint
 from orchestrator.planner.dataset_split import DatasetSplit, kept_origin, records_of_rows, split_from_ids
 from orchestrator.planner.decide import Decision, decide
 from orchestrator.planner.goal import ENSEMBLE, Goal, MeasuredRows, SearchOptions, measured_rows
 from orchestrator.planner.intervals import clopper_pearson
-from orchestrator.planner.records import Records, random_members
+from orchestrator.planner.records import COSTS, Records, is_cost, random_members
 from orchestrator.planner.replay import exits_and_cost, replay
 from orchestrator.planner.search import RIGHT, SearchResult, gears_of
-from orchestrator.planner.subset_table import in_cost_order, mode_of, table_from_records
 from orchestrator.progress import Progress, no_progress
 from orchestrator.spec import CascadeSpec, Fit, Gears, Member, Stage
+from orchestrator.spec.cascade import UNKNOWN_INPUT, UNKNOWN_OUTPUT
+from orchestrator.spec.output_kind import BELOW_0, ScoreEvidence
+from orchestrator.spec.planned_models import data_files_of
 from orchestrator.spec.shares import evenly_spread
+from orchestrator.spec.validation import NAME, value_from_json
 
+# Letters of a wrong cost that an error shows.
+WRONG_COST_LETTERS = 40
+# Rows looked at to tell probabilities from logits.
+LOOKED_AT = 256
+_EXAMPLE = '{"cost": {"member": 1.5}, "unit": "ms"}'
+# Rows of one call where neither a manifest nor a configuration says how many a member takes.
+USUAL_BATCH = 64
+# Letters of a name no plan can have that an error shows.
+_WRONG_NAME_LETTERS = 40
 # More points than this tell a reader nothing; the first and the last are always there.
 FRONTIER_POINTS = 200
 # The search and the served core are the same arithmetic; so many rows are replayed to see that they are.
 REPLAYED_ROWS = 4096
+
+
+@dataclass(frozen=True, kw_only=True)
+class CostProfile:
+    """Cost per row of members.
+
+    Args:
+        cost: member name -> cost per row.
+        unit: of the costs.
+    """
+
+    cost: dict[str, float]
+    unit: str
+
+    def of(self, members: Sequence[str], subject: str) -> dict[str, float]:
+        """The costs of the given members; `subject` is named in an error.
+
+        Raises:
+            DataError: some are missing.
+        """
+        missing = [name for name in members if name not in self.cost]
+        if missing:
+            fix = f'add "{missing[0]}": NUMBER to its "cost"'
+            raise DataError(
+                subject, got=f"no cost of {', '.join(missing)}", expected="one for every member", fix=fix
+            )
+        return {name: self.cost[name] for name in members}
+
+
+def cost_profile_from_path(path: Path) -> CostProfile:
+    """The costs a JSON file holds, such as {"cost": {"member": 1.5}, "unit": "ms"}.
+
+    Raises:
+        DataError: the file is missing or holds something else.
+    """
+    subject = f"cost profile {path}"
+    try:
+        value = value_from_json(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise DataError(subject, got="no such file") from error
+    except (OSError, ValueError) as error:
+        raise DataError(subject, got=f"a file that is no JSON ({error})", expected=_EXAMPLE) from error
+    cost = value.get("cost") if isinstance(value, dict) else None
+    unit = value.get("unit") if isinstance(value, dict) else None
+    if not isinstance(cost, dict) or not cost or not isinstance(unit, str) or not unit:
+        raise DataError(subject, got="other JSON", expected=_EXAMPLE)
+    bad = [name for name, number in cost.items() if not is_cost(number)]
+    if bad:
+        got = ", ".join(f"{repr(cost[name])[:WRONG_COST_LETTERS]} for {name}" for name in bad)
+        raise DataError(subject, got=got, expected=COSTS)
+    return CostProfile(cost={name: float(number) for name, number in cost.items()}, unit=unit)
+
+
+def kind_seen(scores: npt.NDArray[np.float32]) -> str:
+    """Whether scores, float32 (n, k), look like "logits" or "probabilities" by their first rows."""
+    return ScoreEvidence().with_scores(scores[:LOOKED_AT]).kind
+
+
+def check_probabilities(name: str, scores: npt.NDArray[np.float32], ids: npt.NDArray[Any]) -> None:
+    """Refuses scores that cannot be probabilities.
+
+    Args:
+        name: of the member.
+        scores: float32 (n, k).
+        ids: (n,), to name rows with.
+
+    Raises:
+        DataError: a row has a number below 0, or nothing above it.
+    """
+    bad = np.flatnonzero((scores.min(axis=1) < -BELOW_0) | (scores.max(axis=1) <= 0))
+    if len(bad):
+        raise DataError(
+            f"records, outputs of {name}",
+            got=f"numbers below 0, or nothing above it, in {len(bad)} of {len(scores)} rows, "
+            f"id {first_few(ids[bad])}",
+            expected="probabilities, as its output_kind says",
+            fix='say "logits" in its manifest, or in the meta of the records',
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -300,3 +392,94 @@ def _with_gears(
     if not labelled:
         cheaper = tuple(dataclasses.replace(gear, accuracy=None) for gear in cheaper)
     return dataclasses.replace(result, spec=dataclasses.replace(result.spec, gears=Gears(cheaper=cheaper)))
+
+
+def check_names(records: Records) -> None:
+    """Refuses members that no plan can name.
+
+    Raises:
+        DataError: with their names.
+    """
+    bad = [repr(name[:_WRONG_NAME_LETTERS]) for name in records.outputs if NAME.match(name) is None]
+    if bad:
+        got = f"members named {', '.join(bad)}"
+        raise DataError("records", got=got, expected="up to 128 letters, digits, '_', '.', '-'")
+
+
+def meta_of_members(records: Records) -> dict[str, dict[str, Any]]:
+    """Member name -> what the records' meta says of it; members it does not mention are missing.
+
+    Raises:
+        DataError: the meta has another form.
+    """
+    known = records.meta.get("members", {})
+    if not isinstance(known, dict) or any(not isinstance(facts, dict) for facts in known.values()):
+        raise DataError("records", got="meta whose members are no objects", expected='{"members": {name: {...}}}')
+    return known
+
+
+def recorded_member(
+    name: str, records: Records, facts: Mapping[str, Any], *, cost: float, max_batch_size: int = USUAL_BATCH
+) -> Member:
+    """A member as the records know it; whether its scores are logits is told from them where nobody says it.
+
+    Args:
+        name: of the member.
+        records: of it.
+        facts: what the records' meta says of it.
+        cost: per row.
+        max_batch_size: rows of one call.
+    """
+    return Member(
+        name=name,
+        output=facts.get("output") or UNKNOWN_OUTPUT,
+        output_kind=facts.get("output_kind") or kind_seen(records.outputs[name]),
+        cost=cost,
+        max_batch_size=max_batch_size,
+        sha256=facts.get("sha256"),
+        data_files=data_files_of(facts.get("data_files") or {}),
+    )
+
+
+def plan(
+    records: Records,
+    goal: Goal,
+    *,
+    name: str = "cascade",
+    options: SearchOptions | None = None,
+    progress: Progress = no_progress,
+) -> PlanResult | Infeasible:
+    """The best plan for a goal, chosen from all recorded members.
+
+    Tensors, class names and versions, which records do not know, are filled in when the plan is rendered.
+
+    Args:
+        records: n rows of every member, with costs in one unit.
+        goal: what is wanted.
+        name: of the cascade.
+        options: how to search.
+        progress: shows what takes long.
+
+    Returns:
+        the plan, or why there is none and the nearest one.
+
+    Raises:
+        DataError: records that cannot be planned with for this goal.
+    """
+    check_names(records)
+    known = meta_of_members(records)
+    members = [
+        recorded_member(member, records, known.get(member, {}), cost=records.cost[member])
+        for member in records.outputs
+    ]
+    for member in members:
+        if member.output_kind == "probabilities":
+            check_probabilities(member.name, records.outputs[member.name], records.ids)
+    base = CascadeSpec(
+        name=name,
+        input=UNKNOWN_INPUT,
+        classes=records.classes,
+        cost_unit=str(records.meta.get("cost_unit", "MACs")),
+        stages=tuple(Stage(members=(member,)) for member in members),
+    )
+    return plan_from_records(base, records, goal, options=options, progress=progress)

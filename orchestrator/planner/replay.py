@@ -1,18 +1,25 @@
-"""Replaying a plan over recorded outputs, through the same decision core that serves it."""
+"""Plans over recorded outputs, through the core that serves them: replay, evaluation, and why rows exit."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from orchestrator.decision import AnsweredRows, CascadeRun, Policy, arrivals_from_policies
+from orchestrator.decision.evaluate import Evaluator
 from orchestrator.errors import DataError
-from orchestrator.planner.records import Records
+from orchestrator.planner.dataset_split import has_seen
+from orchestrator.planner.intervals import clopper_pearson, paired_difference
+from orchestrator.planner.records import Records, random_members
 from orchestrator.spec import CascadeSpec
 
+Bools = npt.NDArray[np.bool_]
 CHUNK_ROWS = 4096
+# Classes shown of an explained row.
+TOP = 3
 
 
 def replay(spec: CascadeSpec, records: Records, policy: Policy | None = None) -> AnsweredRows:
@@ -85,3 +92,296 @@ def exits_and_cost(spec: CascadeSpec, exit_stage: npt.NDArray[Any]) -> tuple[tup
     # The runtime's own sums of costs are float32, good for seven digits.
     spent = np.cumsum([stage.cost for stage in spec.stages])
     return tuple(float(count) / rows for count in counts), float((counts * spent).sum()) / rows
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluatedModel:
+    """A cascade or a member on n rows.
+
+    Args:
+        name: of the cascade or member.
+        right: how many rows it gets right.
+        accuracy: share of them.
+        accuracy_ci95: exact interval.
+        mean_cost: per row; None where the records count in another unit than the plan.
+        exit_share: per stage; one for a member.
+    """
+
+    name: str
+    right: int
+    accuracy: float
+    accuracy_ci95: tuple[float, float]
+    mean_cost: float | None
+    exit_share: tuple[float, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairedComparison:
+    """One plan against another, row by row.
+
+    Args:
+        name: of the other plan.
+        difference: accuracy of this plan minus the other's.
+        difference_ci95: paired interval.
+        losses: rows the other gets right and this one wrong.
+        gains: rows this one gets right and the other wrong.
+        cost_factor: mean cost of the other over this one's; None where the units differ or a cost is not known.
+    """
+
+    name: str
+    difference: float
+    difference_ci95: tuple[float, float]
+    losses: int
+    gains: int
+    cost_factor: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """A plan on n rows, compared with a reference.
+
+    Args:
+        rows: how many.
+        cascade: the plan's numbers.
+        members: numbers of every recorded member alone, by cost.
+        reference: name of the member the plan is compared with.
+        difference: accuracy of the cascade minus the reference's.
+        difference_ci95: paired interval.
+        losses: rows the reference gets right and the cascade wrong.
+        gains: rows the cascade gets right and the reference wrong.
+        cost_factor: mean cost of the reference over the cascade's.
+        rows_of_the_plan: True where the plan was chosen on these rows or on some of them, as far as the records
+            tell, so that its numbers flatter it.
+    """
+
+    rows: int
+    cascade: EvaluatedModel
+    members: tuple[EvaluatedModel, ...]
+    reference: str
+    difference: float
+    difference_ci95: tuple[float, float]
+    losses: int
+    gains: int
+    cost_factor: float | None
+    rows_of_the_plan: bool
+
+
+def evaluate(spec: CascadeSpec, records: Records, *, reference: str | None = None) -> Evaluation:
+    """Replays a plan over labelled records; see `evaluate_plans`."""
+    ((found, _),) = evaluate_plans([spec], records, reference=reference)
+    return found
+
+
+def evaluate_plans(
+    specs: Sequence[CascadeSpec], records: Records, *, reference: str | None = None
+) -> list[tuple[Evaluation, PairedComparison | None]]:
+    """Replays plans over the same labelled records.
+
+    Args:
+        specs: the plans.
+        records: n rows of all their members, and of others to compare with.
+        reference: a recorded member; None takes the most accurate one.
+
+    Returns:
+        for each plan its numbers, and a comparison with the first plan; None for the first itself.
+
+    Raises:
+        DataError: no labels, no such member, other model files, or random weights.
+    """
+    check_reference(records, reference)
+    labels = _checked_labels(specs, records)
+    right = {name: scores.argmax(axis=1) == labels for name, scores in records.outputs.items()}
+    plans = []
+    for spec in specs:
+        answers = replay(spec, records)
+        exit_share, mean_cost = exits_and_cost(spec, answers.exit_stage)
+        hits = answers.label == labels
+        plans.append((_evaluated(spec.name, hits, mean_cost=mean_cost, exit_share=exit_share), hits))
+    first, first_hits = plans[0]
+    found: list[tuple[Evaluation, PairedComparison | None]] = []
+    for spec, (cascade, hits) in zip(specs, plans, strict=True):
+        against = None
+        if found:
+            same_unit = spec.cost_unit == specs[0].cost_unit
+            against = _compared(cascade, hits, first, first_hits, same_unit=same_unit)
+        found.append((_evaluation(spec, records, cascade, hits, right=right, reference=reference), against))
+    return found
+
+
+def _evaluation(
+    spec: CascadeSpec,
+    records: Records,
+    cascade: EvaluatedModel,
+    hits: Bools,
+    *,
+    right: dict[str, Bools],
+    reference: str | None,
+) -> Evaluation:
+    # A member outside the plan has a cost only where the records count in the plan's unit.
+    same_unit = spec.cost_unit == records.meta.get("cost_unit", "MACs")
+    costs = {**(records.cost if same_unit else {}), **{member.name: member.cost for member in spec.members}}
+    members = [_evaluated(name, one, mean_cost=costs.get(name), exit_share=(1.0,)) for name, one in right.items()]
+    members.sort(key=lambda one: (records.cost[one.name], one.name))
+    best = max(members, key=lambda one: (one.right, -records.cost[one.name]))
+    beside = next(one for one in members if one.name == (reference or best.name))
+    compared = _compared(cascade, hits, beside, right[beside.name])
+    return Evaluation(
+        rows=records.rows,
+        cascade=cascade,
+        members=tuple(members),
+        reference=beside.name,
+        difference=compared.difference,
+        difference_ci95=compared.difference_ci95,
+        losses=compared.losses,
+        gains=compared.gains,
+        cost_factor=compared.cost_factor,
+        rows_of_the_plan=has_seen(spec, records),
+    )
+
+
+def _compared(
+    one: EvaluatedModel, hits: Bools, other: EvaluatedModel, other_hits: Bools, *, same_unit: bool = True
+) -> PairedComparison:
+    difference, interval = paired_difference(hits, other_hits)
+    factor = other.mean_cost / one.mean_cost if same_unit and one.mean_cost and other.mean_cost else None
+    return PairedComparison(
+        name=other.name,
+        difference=difference,
+        difference_ci95=interval,
+        losses=int((other_hits & ~hits).sum()),
+        gains=int((hits & ~other_hits).sum()),
+        cost_factor=factor,
+    )
+
+
+def check_reference(records: Records, reference: str | None) -> None:
+    """Refuses a reference that is no recorded member.
+
+    Raises:
+        DataError: naming those that are.
+    """
+    if reference is not None and reference not in records.outputs:
+        raise DataError(
+            "`reference`", got=f"{reference}, not recorded", expected=f"one of {', '.join(records.outputs)}"
+        )
+
+
+def _checked_labels(specs: Sequence[CascadeSpec], records: Records) -> npt.NDArray[np.int64]:
+    random = random_members(records)
+    if random:
+        raise DataError("evaluate", got=f"random weights in {', '.join(random)}", expected="trained members")
+    if records.labels is None:
+        raise DataError("records", got="no labels", expected="a class per row, to tell right from wrong")
+    known = records.meta.get("members", {})
+    for member in (member for spec in specs for member in spec.members):
+        recorded = known.get(member.name, {}).get("sha256")
+        if None not in (recorded, member.sha256) and recorded != member.sha256:
+            raise DataError(
+                f"records of {member.name}", got="another model file than the plan's", fix="record or plan again"
+            )
+    return records.labels
+
+
+def _evaluated(
+    name: str, right: Bools, *, mean_cost: float | None, exit_share: tuple[float, ...]
+) -> EvaluatedModel:
+    hits, rows = int(right.sum()), len(right)
+    return EvaluatedModel(
+        name=name,
+        right=hits,
+        accuracy=hits / rows,
+        accuracy_ci95=clopper_pearson(hits, rows),
+        mean_cost=mean_cost,
+        exit_share=exit_share,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageExplanation:
+    """How one stage judges one row.
+
+    Args:
+        row: index of the row.
+        stage: index of the stage.
+        members: that are asked there.
+        score: confidence score of the answer there.
+        threshold: that the score has to reach, with the request's shift; None where no row exits, and at the last
+            stage, where every row does.
+        low: score at or below which the stage answers with the abstain bit, if it has such a window.
+        reached: False where the row was answered before.
+        exits: True at the one stage that answers.
+        top: the likeliest classes with their probabilities, likeliest first.
+    """
+
+    row: int
+    stage: int
+    members: tuple[str, ...]
+    score: float
+    threshold: float | None
+    low: float | None
+    reached: bool
+    exits: bool
+    top: tuple[tuple[int, float], ...]
+
+
+def explain_rows(
+    spec: CascadeSpec,
+    outputs_by_member: Mapping[str, npt.NDArray[np.float32]],
+    *,
+    policy: Policy | None = None,
+) -> list[StageExplanation]:
+    """How every stage judges every row, stages that a row never reaches included.
+
+    Args:
+        spec: the plan.
+        outputs_by_member: float32 (n, k) as each member of the plan gives it.
+        policy: request parameters.
+
+    Returns:
+        n times s explanations, row by row.
+    """
+    policy = policy or Policy()
+    evaluator = Evaluator(spec)
+    combiner, rule = evaluator.combiner, evaluator.rule
+    rows = len(next(iter(outputs_by_member.values())))
+    last = rule.last if policy.max_stage is None else policy.max_stage
+    gear = policy.gear or 0
+    limits: dict[str, Any] = {
+        "min_stage": np.full(rows, policy.min_stage, np.int32),
+        "max_stage": np.full(rows, last, np.int32),
+        "shift": np.full(rows, policy.threshold_shift, np.float32),
+        "gear": np.full(rows, gear, np.int32),
+    }
+    sums = combiner.empty(rows)
+    reached = np.ones(rows, np.bool_)
+    columns: list[list[StageExplanation]] = []
+    for stage, part in enumerate(spec.stages):
+        combiner.add_stage(sums, stage, [outputs_by_member[member.name] for member in part.members])
+        answer = evaluator.answer(sums)
+        exits, _ = rule.decide(stage, answer.confidence, **limits)
+        shifted = None
+        if stage < rule.last and np.isfinite(rule.thresholds[gear, stage]):
+            shifted = float(rule.thresholds[gear, stage] + limits["shift"][0])
+        columns.append(
+            [
+                StageExplanation(
+                    row=row,
+                    stage=stage,
+                    members=tuple(member.name for member in part.members),
+                    score=float(answer.confidence[row]),
+                    threshold=shifted,
+                    low=part.low,
+                    reached=bool(reached[row]),
+                    exits=bool(reached[row] and exits[row]),
+                    top=_likeliest(answer.probabilities[row]),
+                )
+                for row in range(rows)
+            ]
+        )
+        reached &= ~exits
+    return [one for of_row in zip(*columns, strict=True) for one in of_row]
+
+
+def _likeliest(p: npt.NDArray[np.float32]) -> tuple[tuple[int, float], ...]:
+    order = np.argsort(-p, kind="stable")[:TOP]
+    return tuple((int(label), float(p[label])) for label in order)

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from orchestrator.errors import first_few
-from orchestrator.planner.chance import Labels, chance_notes
+from orchestrator.planner.intervals import Labels, chance_notes
 from orchestrator.planner.records import SKIPPED_LISTED
 from orchestrator.recording.pool import RecordingPool
 from orchestrator.recording.scores import kind_notes, kind_of

@@ -14,9 +14,15 @@ from orchestrator.planner.plan import FrontierPoint
 from orchestrator.planner.records import Records
 from orchestrator.progress import Progress, no_progress
 from orchestrator.report import words
-from orchestrator.report.charts import CLASSES_DRAWN, charts_from_report, sketches_from_report, slider_chart
+from orchestrator.report.charts import (
+    CLASSES_DRAWN,
+    COLOURS,
+    Chart,
+    charts_from_report,
+    sketches_from_report,
+    slider_chart,
+)
 from orchestrator.report.data import Report, report_from_records, sampled_rows, slider_data
-from orchestrator.report.drawing import COLOURS, Chart
 from orchestrator.spec import CascadeSpec, Member
 
 # Facts of the guarantee that the page's sentence about it says already.

@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from orchestrator.planner.grid import thresholds_from_scores
 from orchestrator.planner.records import Records
 from orchestrator.planner.replay import replay
+from orchestrator.planner.search import thresholds_from_scores
 from orchestrator.spec import CascadeSpec, InputSpec, Member, Stage
 
 COSTS = {"a": 1.0, "b": 3.0, "c": 10.0, "d": 24.0}

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from orchestrator.planner.candidates import CandidatePlan, orderings_of
+from orchestrator.planner.candidates import CandidatePlan, SubsetTable, orderings_of, table_from_records
 from orchestrator.planner.certify import (
     LONGEST_SEQUENCE,
     PairedCounts,
@@ -23,7 +23,6 @@ from orchestrator.planner.goal import Goal, MeasuredRows, SearchOptions, measure
 from orchestrator.planner.intervals import rows_needed
 from orchestrator.planner.records import Records
 from orchestrator.planner.search import RIGHT, search
-from orchestrator.planner.subset_table import SubsetTable, table_from_records
 from tests.planner.builders import made_records, pool_of
 
 RESAMPLES = 1000

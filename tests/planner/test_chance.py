@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.planner.chance import near_chance
+from orchestrator.planner.intervals import near_chance
 
 
 @pytest.mark.parametrize(

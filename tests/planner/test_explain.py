@@ -5,9 +5,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from orchestrator.decision import Policy
-from orchestrator.planner.explain import explain_rows
 from orchestrator.planner.records import Records
-from orchestrator.planner.replay import replay
+from orchestrator.planner.replay import explain_rows, replay
 from orchestrator.spec import COMBINES, CascadeSpec, InputSpec, Member, Stage
 
 NAMES = ("a", "b", "c", "d")

@@ -1,8 +1,7 @@
 import pytest
 
-from orchestrator.planner.candidates import CandidatePlan
+from orchestrator.planner.candidates import CandidatePlan, in_cost_order
 from orchestrator.planner.goal import ENSEMBLE, Goal, SearchOptions, is_reference, reference_alone
-from orchestrator.planner.subset_table import in_cost_order
 from tests.planner.builders import made_records, pool_of
 
 POOL = in_cost_order(pool_of(made_records(0, members=3)).members)

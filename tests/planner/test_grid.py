@@ -5,9 +5,9 @@ from hypothesis import strategies as st
 
 from orchestrator.decision.exit_rule import ExitRule, exits
 from orchestrator.planner.goal import Goal, SearchOptions
-from orchestrator.planner.grid import bins_from_scores, integers_from_costs
-from orchestrator.planner.members import LEAST, MOST
 from orchestrator.planner.plan import PlanResult, plan_from_records
+from orchestrator.planner.records import LEAST, MOST
+from orchestrator.planner.search import bins_from_scores, integers_from_costs
 from tests.planner.builders import made_records, pool_of, spec_of
 
 POOL = pool_of(made_records(0))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from orchestrator.errors import DataError
-from orchestrator.planner.members import check_probabilities, cost_profile_from_path, is_cost, kind_seen
+from orchestrator.planner.plan import check_probabilities, cost_profile_from_path, is_cost, kind_seen
 
 EVEN = np.full((4, 5), 0.2, np.float32)
 

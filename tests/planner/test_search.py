@@ -4,13 +4,25 @@ import itertools
 import numpy as np
 import pytest
 
-from orchestrator.planner.candidates import CandidatePlan, answers_of, candidate_from_ordering, orderings_of
-from orchestrator.planner.grid import bins_from_scores, integers_from_costs, thresholds_from_scores
+from orchestrator.planner.candidates import (
+    CandidatePlan,
+    answers_of,
+    candidate_from_ordering,
+    orderings_of,
+    table_from_records,
+)
 from orchestrator.planner.plan import spec_stages
 from orchestrator.planner.records import Records
 from orchestrator.planner.replay import replay
-from orchestrator.planner.search import RIGHT, Frontier, SearchResult, search
-from orchestrator.planner.subset_table import table_from_records
+from orchestrator.planner.search import (
+    RIGHT,
+    Frontier,
+    SearchResult,
+    bins_from_scores,
+    integers_from_costs,
+    search,
+    thresholds_from_scores,
+)
 from orchestrator.spec import COMBINES, SCORES
 from tests.planner.builders import COSTS, achieved, every_plan, made_records, pool_of
 

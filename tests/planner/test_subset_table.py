@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from orchestrator.errors import DataError
+from orchestrator.planner.candidates import subsets_of, table_from_records
 from orchestrator.planner.records import Records
 from orchestrator.planner.replay import replay
-from orchestrator.planner.subset_table import subsets_of, table_from_records
 from orchestrator.spec import COMBINES, CascadeSpec, Member, Stage
 from tests.planner.builders import made_records, pool_of, with_outputs
 

@@ -15,7 +15,7 @@ from orchestrator.decision.exit_rule import ExitRule
 from orchestrator.planner.intervals import clopper_pearson
 from orchestrator.planner.records import Records
 from orchestrator.planner.replay import replay
-from orchestrator.report.stage_outputs import stage_outputs_from_plan
+from orchestrator.report.inputs import stage_outputs_from_plan
 from orchestrator.spec import CascadeSpec
 from tests.chromium import Browser, browser, chromium_path
 from tests.report.builders import made_plan, made_records

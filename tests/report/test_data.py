@@ -12,9 +12,8 @@ from orchestrator.planner.dataset_split import split_from_ids
 from orchestrator.planner.intervals import clopper_pearson, paired_difference
 from orchestrator.planner.records import Records
 from orchestrator.planner.replay import replay
-from orchestrator.report.curves import reliability_curve, threshold_curve
-from orchestrator.report.data import Report, report_from_records
-from orchestrator.report.stage_outputs import stage_outputs_from_plan
+from orchestrator.report.data import Report, reliability_curve, report_from_records, threshold_curve
+from orchestrator.report.inputs import stage_outputs_from_plan
 from orchestrator.spec import COMBINES, SCORES, CascadeSpec, Fit
 from tests.report.builders import COSTS, FRONTIER, made_plan, made_records
 

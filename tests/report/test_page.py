@@ -11,9 +11,8 @@ import pytest
 from orchestrator.errors import DataError
 from orchestrator.planner.intervals import clopper_pearson
 from orchestrator.planner.records import Records
-from orchestrator.report.charts import charts_from_report, sketches_from_report
+from orchestrator.report.charts import Chart, charts_from_report, sketches_from_report
 from orchestrator.report.data import MOST_ROWS, report_from_records, sampled_rows, slider_data
-from orchestrator.report.drawing import Chart
 from orchestrator.report.page import page_from_report, write_report
 from orchestrator.report.words import cost_words
 from orchestrator.spec import CascadeSpec

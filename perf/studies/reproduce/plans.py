@@ -26,12 +26,17 @@ import numpy as np
 import numpy.typing as npt
 
 from orchestrator.errors import DataError
-from orchestrator.planner.candidates import CandidatePlan, answers_of, orderings_of
+from orchestrator.planner.candidates import (
+    CandidatePlan,
+    SubsetTable,
+    answers_of,
+    orderings_of,
+    table_from_records,
+)
 from orchestrator.planner.dataset_split import DatasetSplit, split_from_ids
 from orchestrator.planner.decide import decide
 from orchestrator.planner.goal import Goal, SearchOptions, measured_rows
 from orchestrator.planner.search import RIGHT, SearchResult, search
-from orchestrator.planner.subset_table import SubsetTable, table_from_records
 from orchestrator.progress import Progress
 from orchestrator.repository.files import write_all
 from orchestrator.spec import CascadeSpec, Stage
