@@ -4,7 +4,7 @@ import contextlib
 import math
 import zipfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import IO, Any
@@ -82,8 +82,10 @@ class ArrayRows:
         with self._opened("broken data") as file:
             base = file.tell()
             for first, stop, indices in parts:
-                block = RowBlock(ids=np.arange(first, stop), rows=self._read(file, base, indices))
-                yield RowPiece(first=first, stop=stop, load=partial(_given, block))
+                rows = self._read(file, base, indices)
+                yield RowPiece(
+                    first=first, stop=stop, load=partial(RowBlock, ids=np.arange(first, stop), rows=rows)
+                )
 
     def sha256(self) -> str:
         """Hash of dtype, shape and rows.
@@ -131,12 +133,7 @@ class ArrayRows:
 
 
 def _block_at(images: Rows, indices: Indices, first: int) -> RowBlock:
-    positions = np.arange(first, first + len(indices))
-    return RowBlock(ids=positions, rows=np.ascontiguousarray(images[indices]))
-
-
-def _given(block: RowBlock) -> RowBlock:
-    return block
+    return RowBlock(ids=np.arange(first, first + len(indices)), rows=np.ascontiguousarray(images[indices]))
 
 
 def array_rows(path: Path, info: ModelInfo, *, columns: ColumnNames) -> StoredRows:
@@ -147,18 +144,21 @@ def array_rows(path: Path, info: ModelInfo, *, columns: ColumnNames) -> StoredRo
         InputError: its rows do not fit the model.
     """
     array = _array_of(path, info, columns)
-    total = array.shape[0]
+    ids = array.ids
 
     def blocks(size: int) -> Iterator[RowBlock]:
         for piece in array.pieces(None, 0, size):
             here = slice(piece.first, piece.stop)
             block = piece.load()
             kept = {name: column[here] for name, column in array.kept.items()}
-            yield RowBlock(ids=block.ids if array.ids is None else array.ids[here], rows=block.rows, kept=kept)
+            yield RowBlock(ids=block.ids if ids is None else ids[here], rows=block.rows, kept=kept)
 
-    text_ids = array.ids is not None and array.ids.dtype.kind == "U"
-    kept_types = {name: column.dtype for name, column in array.kept.items()}
-    return StoredRows(total=total, text_ids=text_ids, blocks=blocks, kept_types=kept_types)
+    return StoredRows(
+        total=array.shape[0],
+        text_ids=ids is not None and ids.dtype.kind == "U",
+        blocks=blocks,
+        kept_types={name: column.dtype for name, column in array.kept.items()},
+    )
 
 
 def array_source(path: Path, info: ModelInfo, *, columns: ColumnNames, classes: MemberClasses) -> RowSource:
@@ -179,16 +179,8 @@ def digits_source(text: str, info: ModelInfo, *, classes: MemberClasses) -> RowS
         InputError: digits do not fit the model.
     """
     split = digits_split(text.partition(":")[2])
-    array = ArrayRows(
-        path=Path(text),
-        shape=split.images.shape,
-        dtype=split.images.dtype,
-        images=split.images,
-        ids=split.ids,
-        labels=split.labels,
-    )
-    _check_fit(array.path, info, array.shape, array.dtype)
-    return _source(array, classes)
+    array = _whole(Path(text), info, split.images)
+    return _source(replace(array, ids=split.ids, labels=split.labels), classes)
 
 
 def _source(array: ArrayRows, classes: MemberClasses) -> RowSource:
@@ -202,12 +194,7 @@ def _source(array: ArrayRows, classes: MemberClasses) -> RowSource:
     if labels.numbers is not None:
         identity["labels_sha256"] = sha256_of_array(labels.numbers)
     return RowSource(
-        name=f"{array.path}",
-        ids=ids,
-        labels=labels,
-        pieces=array.pieces,
-        identity=identity,
-        data_sha256=sha256,
+        name=f"{array.path}", ids=ids, labels=labels, pieces=array.pieces, identity=identity, data_sha256=sha256
     )
 
 
@@ -218,7 +205,10 @@ def _array_of(path: Path, info: ModelInfo, columns: ColumnNames) -> ArrayRows:
     if columns.named:
         expected = f"an array {columns.named[0]}, as in .npz"
         raise DataError(f"{path}", got="a single array without a name", expected=expected)
-    images = mapped_npy(path)
+    return _whole(path, info, mapped_npy(path))
+
+
+def _whole(path: Path, info: ModelInfo, images: Rows) -> ArrayRows:
     _check_fit(path, info, images.shape, images.dtype)
     return ArrayRows(path=path, shape=images.shape, dtype=images.dtype, images=images)
 
@@ -249,15 +239,20 @@ def _npz(path: Path, info: ModelInfo, columns: ColumnNames) -> ArrayRows:
         _check_fit(path, info, shape, dtype)
         # No row of such an array lies in one piece, so only this kind is held whole.
         images = stored[name] if in_fortran_order else None
+    total = shape[0]
     for key, column in kept.items():
-        _check_kept(path, key, column, shape[0])
+        if column.shape != (total,):
+            got = f"shape {list(column.shape)}"
+            raise DataError(f"{path} {key}", got=got, expected=f"[{total}], one per row")
+        if column.dtype.kind not in "biufUSM":
+            raise DataError(f"{path} {key}", got=f"dtype {column.dtype}", expected="numbers, text or dates")
     return ArrayRows(
         path=path,
         shape=shape,
         dtype=dtype,
         images=images,
         name=name,
-        ids=None if ids is None else plain_ids(f"{path}", ids, shape[0]),
+        ids=None if ids is None else plain_ids(f"{path}", ids, total),
         labels=labels,
         kept=kept,
     )
@@ -265,23 +260,21 @@ def _npz(path: Path, info: ModelInfo, columns: ColumnNames) -> ArrayRows:
 
 def _named_array(path: Path, stored: Any, name: str | None, *, usual: tuple[str, ...] = ()) -> Any:
     """An array of an archive: the one asked for, else the first there is of the usual names."""
-    if name is not None and name not in stored.files:
+    found = next((key for key in (usual if name is None else (name,)) if key in stored.files), None)
+    if found is None and name is not None:
         raise DataError(f"{path}", got=f"arrays {', '.join(stored.files) or 'none'}", expected=name)
-    found = next((key for key in ((name,) if name else usual) if key in stored.files), None)
     return None if found is None else stored[found]
 
 
 def _rows_name(path: Path, names: list[str], columns: ColumnNames) -> str:
     """Which array of an archive holds the rows: the one asked for, `images`, or the first that may."""
-    got = f"arrays {', '.join(names) or 'none'}"
-    if columns.column is not None:
-        if columns.column not in names:
-            raise DataError(f"{path}", got=got, expected=columns.column)
-        return columns.column
-    candidates = [name for name in names if name not in (*NOT_ROWS, *columns.named)]
-    if not candidates:
-        raise DataError(f"{path}", got=got, expected="an array images")
-    return "images" if "images" in candidates else candidates[0]
+    asked = columns.column
+    others = {*NOT_ROWS, *columns.named}
+    usable = [name for name in names if (name not in others if asked is None else name == asked)]
+    if not usable:
+        got, expected = f"arrays {', '.join(names) or 'none'}", "an array images" if asked is None else asked
+        raise DataError(f"{path}", got=got, expected=expected)
+    return "images" if "images" in usable else usable[0]
 
 
 def _check_fit(path: Path, info: ModelInfo, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
@@ -293,11 +286,4 @@ def _check_fit(path: Path, info: ModelInfo, shape: tuple[int, ...], dtype: np.dt
         row = np.broadcast_to(np.zeros((), dtype), (1, *shape[1:]))
     except (ValueError, OverflowError) as error:
         raise DataError(f"{path}", got=f"shape {list(shape)}", expected="one that can be") from error
-    check_rows_of(path, info, row)
-
-
-def _check_kept(path: Path, name: str, column: Rows, total: int) -> None:
-    if column.shape != (total,):
-        raise DataError(f"{path} {name}", got=f"shape {list(column.shape)}", expected=f"[{total}], one per row")
-    if column.dtype.kind not in "biufUSM":
-        raise DataError(f"{path} {name}", got=f"dtype {column.dtype}", expected="numbers, text or dates")
+    check_rows_of(f"{path} for", info, row)

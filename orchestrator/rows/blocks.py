@@ -1,7 +1,9 @@
 """Stored rows as every reader gives them, whatever they are stored in, and checks of ids and labels."""
 
 import hashlib
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from orchestrator.errors import DataError, InputError, first_few
+from orchestrator.files import irregular_kind
 from orchestrator.spec.served_model import ModelInfo, check_rows
 
 Rows = npt.NDArray[Any]
@@ -19,6 +22,8 @@ ID_NAMES, LABEL_NAMES = ("id", "ids"), ("label", "labels")
 NOT_ROWS = (*ID_NAMES, *LABEL_NAMES)
 # The label of a row without one, where labels are numbers; Hugging Face's data sets use it too.
 UNLABELLED = -1
+# File names have them that are no UTF-8.
+_HALF_CHARACTER = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,9 +31,7 @@ class ColumnNames:
     """Which columns of a Parquet file, or arrays of an archive, hold what; None for those of the usual names.
 
     Args:
-        column: holds what the model takes.
-        id_column: holds the ids of the rows.
-        label_column: holds their labels.
+        column: what the model takes.
         keep_columns: carried into the answers as they are.
     """
 
@@ -46,12 +49,7 @@ class ColumnNames:
 
 @dataclass(frozen=True, kw_only=True)
 class RefusedRow:
-    """A row that cannot be read, or that gets no answer.
-
-    Args:
-        id: of the row, a whole number or a text.
-        reason: why, in one line.
-    """
+    """A row that cannot be read, or that gets no answer, and why, in one line."""
 
     id: int | str
     reason: str
@@ -81,11 +79,7 @@ class RowBlock:
         return len(self.ids) + len(self.refused)
 
     def picked(self, where: Indices) -> "RowBlock":
-        """Some of the block's rows, without the refused ones.
-
-        Args:
-            where: int64, ascending.
-        """
+        """The rows at some places, which ascend, without the refused ones."""
         return RowBlock(
             ids=self.ids[where],
             rows=self.rows[where],
@@ -118,8 +112,8 @@ class StoredRows:
     Args:
         total: number of rows.
         text_ids: whether ids are text; else they are whole numbers.
-        kept_types: name -> numpy dtype or Arrow type of each column that is carried into the answers.
         blocks: gives the rows in order, in blocks of at most so many rows.
+        kept_types: name -> numpy dtype or Arrow type of each column that is carried into the answers.
     """
 
     total: int
@@ -130,12 +124,7 @@ class StoredRows:
 
 @dataclass(frozen=True, kw_only=True)
 class RowPiece:
-    """Neighbouring positions, and how to get their rows.
-
-    Args:
-        first, stop: positions, stop excluded.
-        load: reads and decodes the rows; may be called in any thread.
-    """
+    """Positions `first` to `stop` - 1; `load` reads and decodes their rows, in any thread."""
 
     first: int
     stop: int
@@ -175,22 +164,50 @@ def is_hidden(name: str) -> bool:
 
 def spans(total: int, start: int, size: int) -> Iterator[tuple[int, int]]:
     """First and stop of each piece from position `start` on."""
-    for first in range(start, total, size):
-        yield first, min(first + size, total)
+    return ((first, min(first + size, total)) for first in range(start, total, size))
 
 
-def check_rows_of(path: Path, info: ModelInfo, rows: Rows) -> None:
-    """Refuses rows of a file that a model cannot take.
+def left_out_note(kind: str, names: list[str]) -> tuple[str, ...]:
+    """What to say of a folder's files that are not of that kind."""
+    text = f"{len(names)} files are no {kind} by their ending and left out: {first_few(names)}"
+    return (text,) if names else ()
+
+
+@contextmanager
+def readable(what: str) -> Iterator[None]:
+    """Names what the block reads where the disk refuses it.
 
     Raises:
-        InputError: naming the file.
+        DataError: as said.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise DataError(what, got=f"a file that cannot be read ({error.strerror})") from error
+
+
+def check_regular(path: Path, what: str) -> None:
+    """Refuses folders, pipes and devices; opening those may block for ever.
+
+    Raises:
+        DataError: as said.
+        OSError: there is no such path.
+    """
+    if (kind := irregular_kind(path)) is not None:
+        raise DataError(what, got=kind, expected="a regular file")
+
+
+def check_rows_of(source: str, info: ModelInfo, rows: Rows) -> None:
+    """Refuses rows that a model cannot take.
+
+    Raises:
+        InputError: what it says begins with the source.
     """
     try:
         check_rows(info, rows)
     except InputError as error:
-        raise InputError(
-            f"{path} for {error.what}", got=error.got, expected=error.expected, fix=error.fix
-        ) from error
+        what = f"{source} {error.what}"
+        raise InputError(what, got=error.got, expected=error.expected, fix=error.fix) from error
 
 
 def check_ids(what: str, ids: Rows, rows: int) -> None:
@@ -203,7 +220,7 @@ def check_ids(what: str, ids: Rows, rows: int) -> None:
         raise DataError(what, got=f"{ids.size} ids of shape {list(ids.shape)}", expected=f"{rows}, one per row")
     if ids.dtype.kind not in "iuUS":
         raise DataError(what, got=f"ids of dtype {ids.dtype}", expected="whole numbers or text")
-    broken = [text for text in (ids.tolist() if ids.dtype.kind == "U" else ()) if not _is_text(text)]
+    broken = [text for text in (ids.tolist() if ids.dtype.kind == "U" else ()) if _HALF_CHARACTER.search(text)]
     if broken:
         got = f"ids that are no text: {first_few([ascii(text) for text in broken])}"
         raise DataError(what, got=got, expected="Unicode", fix="rename them")
@@ -213,13 +230,22 @@ def check_ids(what: str, ids: Rows, rows: int) -> None:
         raise DataError(what, got=f"an id more than once: {first_few(twice)}", expected="unique ids")
 
 
-def _is_text(text: str) -> bool:
-    """Whether the text has no half characters, which file names have that are no UTF-8."""
+def plain_ids(what: str, ids: Rows, rows: int) -> Rows:
+    """Ids as int64 or text.
+
+    Raises:
+        DataError: another kind, or another number of them than there are rows.
+    """
+    if ids.shape != (rows,):
+        raise DataError(f"{what} ids", got=f"shape {list(ids.shape)}", expected=f"[{rows}], one per row")
+    if ids.dtype.kind in "iu" and ids.dtype != np.uint64:
+        return ids.astype(np.int64)
+    if ids.dtype.kind not in "US":
+        raise DataError(f"{what} ids", got=f"dtype {ids.dtype}", expected="whole numbers or text")
     try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+        return ids.astype(np.str_)
+    except UnicodeDecodeError as error:
+        raise DataError(f"{what} ids", got=f"bytes that are not ASCII ({error})", expected="text") from error
 
 
 def check_labels(
@@ -231,14 +257,14 @@ def check_labels(
     first: int = 0,
     mending: str = "subtract {first} from each",
 ) -> None:
-    """Refuses labels that are not one class number per row.
+    """Refuses labels that are not (n,) whole numbers from `first` to `first` + k - 1.
 
     Args:
         what: names the labels in an error.
-        labels: to be (n,) whole numbers.
+        labels: to be looked at.
         rows: n.
         classes: k.
-        first: number of the first class; that of the last one is k - 1 more.
+        first: number of the first class.
         mending: the fix for labels that number the classes from another first one.
 
     Raises:
@@ -247,18 +273,13 @@ def check_labels(
     if labels.shape != (rows,) or labels.dtype.kind not in "iu":
         got = f"labels of dtype {labels.dtype}, shape {list(labels.shape)}"
         raise DataError(what, got=got, expected=f"whole numbers [{rows}], one per row")
-    if not rows:
-        return
-    low, high = int(labels.min()), int(labels.max())
+    low, high = (int(labels.min()), int(labels.max())) if rows else (first, first)
     if low < first or high >= first + classes:
         begin = 1 if low >= 1 and high == classes else low
         is_shifted = low >= 0 and high - begin == classes - 1
-        raise DataError(
-            what,
-            got=f"labels from {low} to {high}",
-            expected=f"{first} to {first + classes - 1}",
-            fix=f"they look {begin}-based: {mending.format(first=begin)}" if is_shifted else None,
-        )
+        fix = f"they look {begin}-based: {mending.format(first=begin)}" if is_shifted else None
+        expected = f"{first} to {first + classes - 1}"
+        raise DataError(what, got=f"labels from {low} to {high}", expected=expected, fix=fix)
 
 
 def sha256_of_array(rows: Rows) -> str:
@@ -272,21 +293,3 @@ def sha256_of_parts(dtype: np.dtype[Any], shape: tuple[int, ...], *, parts: Iter
     for part in parts:
         digest.update(np.ascontiguousarray(part).tobytes())
     return digest.hexdigest()
-
-
-def plain_ids(what: str, ids: Rows, rows: int) -> Rows:
-    """Ids as int64 or text.
-
-    Raises:
-        DataError: another kind, or another number of them than there are rows.
-    """
-    if ids.shape != (rows,):
-        raise DataError(f"{what} ids", got=f"shape {list(ids.shape)}", expected=f"[{rows}], one per row")
-    if ids.dtype.kind in "iu" and ids.dtype != np.uint64:
-        return ids.astype(np.int64)
-    if ids.dtype.kind in "US":
-        try:
-            return ids.astype(np.str_)
-        except UnicodeDecodeError as error:
-            raise DataError(f"{what} ids", got=f"bytes that are not ASCII ({error})", expected="text") from error
-    raise DataError(f"{what} ids", got=f"dtype {ids.dtype}", expected="whole numbers or text")

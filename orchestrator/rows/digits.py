@@ -15,7 +15,6 @@ import numpy.typing as npt
 from orchestrator.errors import DataError
 
 SPLITS_PATH = Path(__file__).with_name("digits_splits.json")
-SPLIT_SIZES = {"train": 800, "plan": 450, "test": 547}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,12 +38,10 @@ def _all_digits() -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
         # scikit-learn is optional.
         from sklearn.datasets import load_digits
     except ImportError as error:
-        raise DataError(
-            "digits", got="no scikit-learn", fix="install the demo's packages: pip install 'committee[demo]'"
-        ) from error
+        fix = "install the demo's packages: pip install 'committee[demo]'"
+        raise DataError("digits", got="no scikit-learn", fix=fix) from error
     data = load_digits()
-    images = np.ascontiguousarray(data.images[:, None], np.float32)
-    return images, np.asarray(data.target, np.int64)
+    return np.ascontiguousarray(data.images[:, None], np.float32), np.asarray(data.target, np.int64)
 
 
 def digits_split(name: str) -> DigitsSplit:
@@ -72,15 +69,3 @@ def digit_image(index: int) -> tuple[npt.NDArray[np.float32], int]:
         raise DataError("digit", got=index, expected=f"a row number from 0 to {len(images) - 1}")
     # A copy, so that a caller's change does not reach later calls.
     return images[index].copy(), int(labels[index])
-
-
-def fixed_splits() -> dict[str, list[int]]:
-    """The splits as they were first drawn, stratified with seed 0, for making and checking the file."""
-    # scikit-learn is optional.
-    from sklearn.model_selection import train_test_split
-
-    labels = _all_digits()[1]
-    rows = np.arange(len(labels))
-    train, rest = train_test_split(rows, train_size=SPLIT_SIZES["train"], stratify=labels, random_state=0)
-    plan, test = train_test_split(rest, train_size=SPLIT_SIZES["plan"], stratify=labels[rest], random_state=0)
-    return {name: sorted(part.tolist()) for name, part in (("train", train), ("plan", plan), ("test", test))}

@@ -20,18 +20,9 @@ Array = npt.NDArray[Any]
 # What reading a broken archive raises; numpy lets exceptions of zipfile, zlib and tokenize through. RuntimeError
 # means an encrypted archive; MemoryError and OverflowError a header with an impossible shape.
 BROKEN = (
-    ValueError,
-    OSError,
-    EOFError,
-    KeyError,
-    MemoryError,
-    OverflowError,
-    RuntimeError,
-    struct.error,
-    tokenize.TokenError,
-    zipfile.BadZipFile,
-    zlib.error,
-)
+    ValueError, OSError, EOFError, KeyError, MemoryError, OverflowError, RuntimeError,
+    struct.error, tokenize.TokenError, zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
 # The oldest time a zip can hold. The real one would make two archives of the same arrays differ.
 NO_TIME = (1980, 1, 1, 0, 0, 0)
 
@@ -56,14 +47,9 @@ class NpzWriter:
         parts: Iterable[Array],
         packed: bool = False,
     ) -> None:
-        """One array of a known shape, in parts along its first axis.
+        """One array of a known dtype and shape, in parts along its first axis, which are cast to the dtype.
 
-        Args:
-            name: in the archive.
-            dtype: of the whole; parts are cast to it.
-            shape: of the whole.
-            parts: together as many numbers as the shape says.
-            packed: whether to deflate. Scores hardly shrink, and reading them back takes ten times as long.
+        Scores are not packed: they hardly shrink, and reading them back takes ten times as long.
         """
         entry = zipfile.ZipInfo(f"{name}.npy", date_time=NO_TIME)
         entry.compress_type = zipfile.ZIP_DEFLATED if packed else zipfile.ZIP_STORED
@@ -81,11 +67,6 @@ class NpzWriter:
     def close(self) -> None:
         """Writes the archive's table of contents."""
         self._archive.close()
-
-    def abandon(self) -> None:
-        """Ends an archive that will be thrown away; otherwise zipfile complains on stderr when it is collected."""
-        with contextlib.suppress(OSError, ValueError):
-            self._archive.close()
 
 
 @contextlib.contextmanager
@@ -105,7 +86,9 @@ def npz_writer(path: Path) -> Iterator[NpzWriter]:
                 yield writer
                 writer.close()
             finally:
-                writer.abandon()
+                # Of an archive that is thrown away zipfile would complain on stderr when it is collected.
+                with contextlib.suppress(OSError, ValueError):
+                    writer.close()
     except OSError as error:
         raise DataError(f"{path}", got=f"{got} ({error.strerror})", fix=fix) from error
 
@@ -125,18 +108,12 @@ def opened_npz(path: Path, *, what: str, fix: str | None = None) -> Iterator[Any
         with stored:
             yield stored
     except BROKEN as error:
-        raise DataError(
-            what, got=f"a file numpy cannot read ({error})", expected="a complete .npz", fix=fix
-        ) from error
+        got = f"a file numpy cannot read ({error})"
+        raise DataError(what, got=got, expected="a complete .npz", fix=fix) from error
 
 
 def arrays_from_path(path: Path, *, what: str, wanted: Callable[[str], bool]) -> dict[str, Array]:
-    """Arrays of an archive.
-
-    Args:
-        path: of the archive.
-        what: names the archive in errors.
-        wanted: whether an array of that name is read; the others may be of any size.
+    """Arrays of an archive, of the names wanted; the others may be of any size.
 
     Raises:
         DataError: it is no archive, a truncated one, or one of Python objects.
@@ -151,11 +128,7 @@ def arrays_from_path(path: Path, *, what: str, wanted: Callable[[str], bool]) ->
 
 
 def shapes_from_path(path: Path, *, what: str, wanted: Callable[[str], bool]) -> dict[str, tuple[int, ...]]:
-    """Shapes of an archive's arrays, by their headers alone; arguments as for `arrays_from_path`.
-
-    Raises:
-        DataError: it is no archive, a truncated one, or one of Python objects.
-    """
+    """Shapes of an archive's arrays, by their headers alone; else as `arrays_from_path`."""
     shapes = {}
     with opened_npz(path, what=what, fix="record again") as stored:
         for name in filter(wanted, stored.files):

@@ -4,19 +4,22 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
-from orchestrator.errors import DataError, InputError
-from orchestrator.files import irregular_kind
+from orchestrator.errors import DataError
 from orchestrator.rows.arrays import array_rows, array_source, digits_source, mapped_npy
-from orchestrator.rows.blocks import ColumnNames, RowSource, StoredRows, is_hidden
+from orchestrator.rows.blocks import (
+    ColumnNames,
+    Rows,
+    RowSource,
+    StoredRows,
+    check_regular,
+    check_rows_of,
+    is_hidden,
+)
 from orchestrator.rows.digits import digit_image
 from orchestrator.rows.labels import MemberClasses
 from orchestrator.rows.pictures import PICTURE_ENDINGS, ReadPicture, folder_source, picture_bytes
-from orchestrator.spec.served_model import ModelInfo, check_rows, input_tensor
+from orchestrator.spec.served_model import ModelInfo, input_tensor
 
 
 def row_source(
@@ -67,13 +70,7 @@ def row_source(
 def stored_rows(path: Path, info: ModelInfo, *, columns: ColumnNames, read_picture: ReadPicture) -> StoredRows:
     """The rows of a .npy, .npz or .parquet file, or of a folder of Parquet, for `committee batch`.
 
-    They are checked as far as a header tells.
-
-    Args:
-        path: the file.
-        info: the model they are for.
-        columns: which arrays or columns hold what.
-        read_picture: turns an encoded picture into one row.
+    They are checked against the model as far as a header tells.
 
     Raises:
         DataError: missing, unreadable, empty, or without such a column.
@@ -86,14 +83,13 @@ def stored_rows(path: Path, info: ModelInfo, *, columns: ColumnNames, read_pictu
         return parquet_rows(path, info, columns=columns, read_picture=read_picture)
     if not path.exists():
         raise DataError(f"{path}", got="no such file")
-    if (kind := irregular_kind(path)) is not None:
-        got = "a folder without .parquet files" if path.is_dir() else kind
-        raise DataError(f"{path}", got=got, expected="a regular file")
-    if path.suffix in (".npy", ".npz"):
-        return array_rows(path, info, columns=columns)
-    raise DataError(
-        f"{path}", got=f"a name ending in {path.suffix or 'nothing'}", expected=".npy, .npz or .parquet"
-    )
+    if path.is_dir():
+        raise DataError(f"{path}", got="a folder without .parquet files", expected="a regular file")
+    check_regular(path, f"{path}")
+    if path.suffix not in (".npy", ".npz"):
+        got = f"a name ending in {path.suffix or 'nothing'}"
+        raise DataError(f"{path}", got=got, expected=".npy, .npz or .parquet")
+    return array_rows(path, info, columns=columns)
 
 
 def is_parquet(path: Path) -> bool:
@@ -110,26 +106,15 @@ def is_parquet(path: Path) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class NamedRow:
-    """One row to ask about.
-
-    Args:
-        name: what the user called it; rows of one file are numbered.
-        row: (1, *dims).
-        truth: its label, where that is known.
-    """
+    """One row (1, *dims) to ask about, and its label where that is known; rows of one file are numbered."""
 
     name: str
-    row: npt.NDArray[Any]
+    row: Rows
     truth: int | None = None
 
 
 def named_rows(sources: Sequence[str], info: ModelInfo, *, read_picture: ReadPicture) -> list[NamedRow]:
-    """A few rows, in order, checked against the model.
-
-    Args:
-        sources: "digit:INDEX", or paths of .npy files and pictures.
-        info: the model they are for.
-        read_picture: turns an encoded picture into one row.
+    """A few rows, in order, from "digit:INDEX" or paths of .npy files and pictures, checked against the model.
 
     Raises:
         DataError: something is missing or cannot be read.
@@ -137,12 +122,7 @@ def named_rows(sources: Sequence[str], info: ModelInfo, *, read_picture: ReadPic
     """
     rows = [named for source in sources for named in _named_rows(source, info, read_picture)]
     for named in rows:
-        try:
-            check_rows(info, named.row)
-        except InputError as error:
-            raise InputError(
-                f"{named.name}: {error.what}", got=error.got, expected=error.expected, fix=error.fix
-            ) from error
+        check_rows_of(f"{named.name}:", info, named.row)
     return rows
 
 
@@ -152,7 +132,7 @@ def _named_rows(source: str, info: ModelInfo, read_picture: ReadPicture) -> list
         if not text.isdecimal():
             raise DataError(source, got=repr(text), expected="a whole number, as in digit:12")
         image, label = digit_image(int(text))
-        return [NamedRow(name=source, row=np.asarray(image, np.float32)[None], truth=int(label))]
+        return [NamedRow(name=source, row=image[None], truth=label)]
     path = Path(source)
     suffix = path.suffix.lower()
     if suffix not in (*PICTURE_ENDINGS, ".npy"):
@@ -160,17 +140,11 @@ def _named_rows(source: str, info: ModelInfo, read_picture: ReadPicture) -> list
         raise DataError(source, got="an unknown kind of row", expected=expected)
     if not path.exists():
         raise DataError(source, got="no such file")
-    if suffix == ".npy":
-        return _npy_rows(path, info)
-    return [NamedRow(name=source, row=read_picture(picture_bytes(path, source), source)[None])]
-
-
-def _npy_rows(path: Path, info: ModelInfo) -> list[NamedRow]:
-    """A .npy file's rows; it may hold one row without a batch axis."""
-    if (kind := irregular_kind(path)) is not None:
-        raise DataError(f"{path}", got=kind, expected="a regular file")
+    if suffix != ".npy":
+        return [NamedRow(name=source, row=read_picture(picture_bytes(path, source), source)[None])]
+    check_regular(path, f"{path}")
     array = mapped_npy(path)
-    if array.ndim == len(input_tensor(info).shape) - 1:
+    if array.ndim == len(input_tensor(info).shape) - 1:  # one row without a batch axis
         return [NamedRow(name=f"{path}", row=array[None])]
     if array.ndim == 0 or len(array) == 0:
         raise DataError(f"{path}", got=f"shape {list(array.shape)}", expected="at least one row")

@@ -28,10 +28,12 @@ from orchestrator.rows.blocks import (
     RowSource,
     StoredRows,
     check_ids,
+    left_out_note,
     plain_ids,
+    readable,
 )
 from orchestrator.rows.labels import MemberClasses, labels_from_array
-from orchestrator.rows.parquet_table import ParquetTable, is_text, left_out_note, parquet_table, words_or_numbers
+from orchestrator.rows.parquet_table import ParquetTable, is_text, parquet_table, words_or_numbers
 from orchestrator.rows.pictures import ReadPicture, is_picture
 from orchestrator.spec.request import INPUT_DTYPES
 from orchestrator.spec.served_model import ModelInfo, input_tensor
@@ -44,12 +46,7 @@ ReadColumn = Callable[[Rows, Any], RowBlock]
 
 @dataclass(frozen=True, kw_only=True)
 class RowForm:
-    """What a row must become.
-
-    Args:
-        dtype: of the model's input.
-        dims: of one row, -1 where the size is free.
-    """
+    """What a row must become: the model's dtype, and dims with -1 where the size is free."""
 
     dtype: np.dtype[Any]
     dims: tuple[int, ...]
@@ -62,12 +59,8 @@ class RowForm:
             DataError: a size is free, so flat numbers do not say which shape they have.
         """
         if -1 in self.dims:
-            raise DataError(
-                "rows as flat numbers",
-                got=f"a model that takes {list(self.dims)}",
-                expected="fixed sizes",
-                fix="use .npy",
-            )
+            got = f"a model that takes {list(self.dims)}"
+            raise DataError("rows as flat numbers", got=got, expected="fixed sizes", fix="use .npy")
         return math.prod(self.dims)
 
 
@@ -136,7 +129,7 @@ def parquet_source(
         pieces=pieces,
         identity={"file_sha256": sha256, "columns": f"{name}, {key}"},
         data_sha256=sha256,
-        notes=left_out_note(table),
+        notes=left_out_note("Parquet", list(table.left_out)),
     )
 
 
@@ -146,7 +139,7 @@ def _labels(what: str, column: Any) -> tuple[Rows, npt.NDArray[np.bool_]]:
     if pa.types.is_nested(kind):
         fix = "put the number of the class into a column of its own (of a one-hot list, the place of its 1)"
         raise DataError(what, got=f"{kind}", expected="a whole number or a name in each row", fix=fix)
-    missing = np.asarray(column.is_null().to_numpy(zero_copy_only=False))
+    missing = _numpy(column.is_null())
     if missing.all():
         # A column of nulls alone may have any type.
         return np.zeros(0, np.int64), missing
@@ -155,18 +148,14 @@ def _labels(what: str, column: Any) -> tuple[Rows, npt.NDArray[np.bool_]]:
 
 def _sha256(table: ParquetTable) -> str:
     """Hash of the one file, or of the names and hashes of several."""
-    hashes = [(part.path, _sha256_of_file(part.path)) for part in table.parts]
-    if not table.path.is_dir():
-        return hashes[0][1]
-    lines = "".join(f"{path.relative_to(table.path).as_posix()}\n{sha256}\n" for path, sha256 in hashes)
+    lines = ""
+    for part in table.parts:
+        with readable(f"{part.path}"):
+            sha256 = sha256_of_path(part.path)
+        if not table.path.is_dir():
+            return sha256
+        lines += f"{part.path.relative_to(table.path).as_posix()}\n{sha256}\n"
     return hashlib.sha256(lines.encode()).hexdigest()
-
-
-def _sha256_of_file(path: Path) -> str:
-    try:
-        return sha256_of_path(path)
-    except OSError as error:
-        raise DataError(f"{path}", got=f"a file that cannot be read ({error.strerror})") from error
 
 
 def _columns(table: ParquetTable, name: str, wanted: Indices, size: int) -> Iterator[Any]:
@@ -187,10 +176,12 @@ def _named_column(
 ) -> str | None:
     """A column: the one that the argument names, else the first there is of the usual names."""
     names = table.schema.names
-    if name is not None and name not in names:
+    if name is None:
+        return next((key for key in usual if key in names), None)
+    if name not in names:
         got = f"columns {', '.join(names) or 'none'}"
         raise DataError(f"{table.path}", got=got, expected=name, fix=f"see `{argument}`")
-    return name if name is not None else next((key for key in usual if key in names), None)
+    return name
 
 
 def _rows_column(table: ParquetTable, columns: ColumnNames) -> str:
@@ -205,7 +196,6 @@ def _rows_column(table: ParquetTable, columns: ColumnNames) -> str:
 
 
 def _column_ids(path: Path, column: Any) -> Rows:
-    """Ids as int64 or text."""
     return plain_ids(f"{path}", words_or_numbers(f"{path} id", column, each="an id"), len(column))
 
 
@@ -226,7 +216,8 @@ def _column_reader(what: str, kind: Any, form: RowForm, read_picture: ReadPictur
     while _is_list(leaf):
         leaf = leaf.value_type
     numeric = pa.types.is_integer(leaf) or pa.types.is_floating(leaf)
-    if not _is_list(kind) or not numeric or not np.can_cast(_numpy_dtype(leaf), form.dtype, "same_kind"):
+    # pyarrow's own to_pandas_dtype() wants pandas, which nothing else here needs.
+    if not _is_list(kind) or not numeric or not np.can_cast(_numpy(pa.array([], leaf)), form.dtype, "same_kind"):
         expected = f"lists of numbers for {form.dtype}, raw bytes, or pictures"
         raise DataError(what, got=str(kind), expected=expected, fix="see `column`")
     return lambda ids, column: _block_of_lists(ids, column, form=form)
@@ -236,26 +227,18 @@ def _is_list(kind: Any) -> bool:
     return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
 
 
-def _numpy_dtype(kind: Any) -> np.dtype[Any]:
-    # pyarrow's own to_pandas_dtype() wants pandas, which nothing else here needs.
-    dtype: np.dtype[Any] = pa.array([], kind).to_numpy(zero_copy_only=False).dtype
-    return dtype
-
-
 def _block_of_bytes(
     ids: Rows, values: list[bytes | None], *, form: RowForm, read_picture: ReadPicture
 ) -> RowBlock:
     """Rows from encoded pictures, or from tensors as little-endian bytes in C order."""
-    good: list[int] = []
-    rows: list[Rows] = []
-    refused: list[RefusedRow] = []
+    good, rows, refused = [], [], []
     for index, value in enumerate(values):
         try:
             rows.append(_row_of_bytes(value, form, read_picture))
             good.append(index)
         except DataError as error:
             refused.append(RefusedRow(id=ids[index].item(), reason=str(error)))
-    return _block(ids, good, rows=np.stack(rows) if rows else None, refused=refused)
+    return RowBlock(ids=ids[good], rows=np.stack(rows) if rows else np.zeros((0,)), refused=tuple(refused))
 
 
 def _row_of_bytes(value: bytes | None, form: RowForm, read_picture: ReadPicture) -> Rows:
@@ -267,26 +250,20 @@ def _row_of_bytes(value: bytes | None, form: RowForm, read_picture: ReadPicture)
     if len(value) != form.values * form.dtype.itemsize:
         expected = f"{form.values} x {form.dtype} as raw bytes, or a picture"
         raise DataError("row", got=f"{len(value)} bytes", expected=expected)
-    row = np.frombuffer(value, form.dtype.newbyteorder("<")).astype(form.dtype)
-    return row.reshape(form.dims)
+    return np.frombuffer(value, form.dtype.newbyteorder("<")).astype(form.dtype).reshape(form.dims)
 
 
 def _block_of_lists(ids: Rows, column: Any, *, form: RowForm) -> RowBlock:
     """Rows from lists of numbers, flat or nested, in C order."""
     sizes, leaves, holes = _leaves(column)
-    wanted = form.values
-    bad = (sizes != wanted) | holes
-    refused = [
-        RefusedRow(
-            id=ids[index].item(),
-            reason="row: got null in it" if holes[index] else f"row: got {sizes[index]} values, expected {wanted}",
-        )
-        for index in np.flatnonzero(bad)
-    ]
+    bad = (sizes != form.values) | holes
+    refused = []
+    for index in np.flatnonzero(bad):
+        got = "null in it" if holes[index] else f"{sizes[index]} values, expected {form.values}"
+        refused.append(RefusedRow(id=ids[index].item(), reason=f"row: got {got}"))
     kept = leaves[np.repeat(~bad, sizes)] if bad.any() else leaves
-    good = np.flatnonzero(~bad)
-    rows = _cast(kept, form.dtype).reshape(len(good), *form.dims) if len(good) else None
-    return _block(ids, good.tolist(), rows=rows, refused=refused)
+    rows = np.zeros((0,)) if bad.all() else _cast(kept, form.dtype).reshape(len(ids) - len(refused), *form.dims)
+    return RowBlock(ids=ids[~bad], rows=rows, refused=tuple(refused))
 
 
 def _cast(values: Rows, dtype: np.dtype[Any]) -> Rows:
@@ -302,18 +279,14 @@ def _leaves(column: Any) -> tuple[npt.NDArray[np.int64], Rows, npt.NDArray[np.bo
     rows = len(column)
     owner = np.arange(rows)
     holes = np.zeros(rows, np.bool_)
-    while _is_list(column.type):
-        missing = np.asarray(column.is_null().to_numpy(zero_copy_only=False))
-        holes[owner[missing]] = True
-        lengths = np.asarray(pc.list_value_length(column).fill_null(0).to_numpy(zero_copy_only=False), np.int64)
-        owner = np.repeat(owner, lengths)
+    while True:
+        holes[owner[_numpy(column.is_null())]] = True
+        if not _is_list(column.type):
+            return np.bincount(owner, minlength=rows).astype(np.int64), _numpy(column.fill_null(0)), holes
+        owner = np.repeat(owner, _numpy(pc.list_value_length(column).fill_null(0)))
         # flatten() leaves out what lies behind a null list, in fixed-size lists too.
         column = column.flatten()
-    missing = np.asarray(column.is_null().to_numpy(zero_copy_only=False))
-    holes[owner[missing]] = True
-    leaves = column.fill_null(0).to_numpy(zero_copy_only=False)
-    return np.bincount(owner, minlength=rows).astype(np.int64), leaves, holes
 
 
-def _block(ids: Rows, good: list[int], *, rows: Rows | None, refused: list[RefusedRow]) -> RowBlock:
-    return RowBlock(ids=ids[good], rows=np.zeros((0,)) if rows is None else rows, refused=tuple(refused))
+def _numpy(column: Any) -> Rows:
+    return np.asarray(column.to_numpy(zero_copy_only=False))

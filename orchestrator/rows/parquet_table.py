@@ -18,11 +18,14 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from orchestrator.errors import DataError, first_few
-from orchestrator.files import irregular_kind
-from orchestrator.rows.blocks import is_hidden
+from orchestrator.errors import DataError
+from orchestrator.rows.blocks import check_regular, is_hidden
 from orchestrator.spec.answer import normal_form
 
+# Without a buffer pyarrow reads a column of a whole row group in one piece.
+BUFFER_BYTES = 1 << 16
+# Rows that are decoded at once at most; pictures are read in smaller batches.
+BATCH_ROWS = 1 << 16
 # What pyarrow raises for files and values that it cannot use.
 FOREIGN = (OSError, pa.ArrowException)
 UUID = "extension<arrow.uuid>"
@@ -32,29 +35,22 @@ _VIEWS = {"string_view": pa.large_string(), "binary_view": pa.large_binary()}
 
 def plain_type(kind: Any) -> Any:
     """The type of the same values without dictionaries, views and extensions; a UUID stays one."""
-    if str(kind) in _VIEWS:
-        return _VIEWS[str(kind)]
+    name = str(kind)
+    if name in _VIEWS:
+        return _VIEWS[name]
     if pa.types.is_dictionary(kind):
         return plain_type(kind.value_type)
-    if isinstance(kind, pa.BaseExtensionType) and str(kind) != UUID:
+    if isinstance(kind, pa.BaseExtensionType) and name != UUID:
         return plain_type(kind.storage_type)
     if pa.types.is_struct(kind):
         fields = [pa.field(field.name, plain_type(field.type)) for field in kind]
-        return (
-            kind if all(new.type == old.type for new, old in zip(fields, kind, strict=True)) else pa.struct(fields)
-        )
-    return _plain_list(kind) if _is_nested(kind) else kind
-
-
-def _is_nested(kind: Any) -> bool:
-    return str(kind).startswith(("list<", "large_list<", "list_view<", "large_list_view<", "fixed_size_list<"))
-
-
-def _plain_list(kind: Any) -> Any:
+        is_plain = all(new.type == old.type for new, old in zip(fields, kind, strict=True))
+        return kind if is_plain else pa.struct(fields)
+    is_view = name.startswith(("list_view<", "large_list_view<"))
+    if not is_view and not name.startswith(("list<", "large_list<", "fixed_size_list<")):
+        return kind
     value = plain_type(kind.value_type)
-    if "view<" in str(kind).split("<", 1)[0] + "<":
-        return pa.large_list(value)
-    if value == kind.value_type:
+    if value == kind.value_type and not is_view:
         return kind
     return pa.list_(value, kind.list_size) if pa.types.is_fixed_size_list(kind) else pa.large_list(value)
 
@@ -70,10 +66,7 @@ def plain(column: Any) -> Any:
 def words_or_numbers(what: str, column: Any, *, each: str) -> npt.NDArray[Any]:
     """A plain column of ids or labels as a numpy array: text, or numbers.
 
-    Args:
-        what: names the column in errors.
-        column: without a dictionary; text may lie in it as bytes, and whole numbers as decimals.
-        each: what every row must have, for errors.
+    Text may lie in it as bytes, and whole numbers as decimals; `what` and `each` name them in errors.
 
     Raises:
         DataError: nulls, bytes that are no text, decimals beyond 64 bits, or values that are neither.
@@ -99,14 +92,7 @@ def words_or_numbers(what: str, column: Any, *, each: str) -> npt.NDArray[Any]:
 
 def is_text(kind: Any) -> bool:
     """Whether values of a plain type become text as ids or labels."""
-    known = (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary, pa.types.is_large_binary)
-    return str(kind) == UUID or any(check(kind) for check in known)
-
-
-# Without a buffer pyarrow reads a column of a whole row group in one piece.
-BUFFER_BYTES = 1 << 16
-# Rows that are decoded at once at most; pictures are read in smaller batches.
-BATCH_ROWS = 1 << 16
+    return str(kind) in (UUID, "string", "large_string", "binary", "large_binary")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,9 +100,7 @@ class ParquetPart:
     """One file of a table.
 
     Args:
-        path: of the file.
         schema: its columns, in plain types.
-        group_rows: rows of each row group.
         metadata: its footer.
         keys: values of the columns that are names of folders, as in `year=2024/`; None for a missing one.
     """
@@ -145,7 +129,6 @@ class ParquetTable:
     """All rows of a file or folder.
 
     Args:
-        path: as the user wrote it.
         parts: its files, in order.
         schema: columns of all files together, in plain types, and those that are names of folders.
         left_out: files of the folder that are no Parquet by their ending.
@@ -207,26 +190,28 @@ class ParquetTable:
 
 def _batches(part: ParquetPart, schema: Any, *, size: int, start: int, wanted: Any) -> Iterator[Any]:
     """Record batches of one file, whose first row has the number `start`."""
-    ends = start + np.cumsum(part.group_rows)
-    spans = zip(range(len(ends)), (ends - part.group_rows).tolist(), ends.tolist(), strict=True)
-    groups = [(group, at) for group, at, end in spans if wanted is None or _any_within(wanted, at, end)]
+    inside = [name for name in schema.names if name in part.schema.names]
     at = start
     try:
         with contextlib.ExitStack() as opened:
-            inside = [name for name in schema.names if name in part.schema.names]
-            file = opened.enter_context(_opened(part.path)) if groups and inside else None
-            for group, first in groups:
-                at = first
+            file = None
+            for group, rows in enumerate(part.group_rows):
+                end = at + rows
+                if wanted is not None and not _any_within(wanted, at, end):
+                    at = end
+                    continue
+                if inside and file is None:
+                    file = opened.enter_context(_opened(part.path))
                 for batch in _stored(part, file, group, inside, schema=schema, size=size):
+                    stop = at + batch.num_rows
                     if wanted is None:
                         yield batch
-                    elif _any_within(wanted, at, at + batch.num_rows):
-                        low, high = np.searchsorted(wanted, (at, at + batch.num_rows))
+                    elif _any_within(wanted, at, stop):
+                        low, high = np.searchsorted(wanted, (at, stop))
                         yield batch.take(pa.array(wanted[low:high] - at))
-                    at += batch.num_rows
+                    at = stop
     except FOREIGN as error:
-        got = f"row {at} or one after it cannot be read ({error})"
-        raise DataError(f"{part.path}", got=got) from error
+        raise DataError(f"{part.path}", got=f"row {at} or one after it cannot be read ({error})") from error
 
 
 def _any_within(wanted: npt.NDArray[np.int64], first: int, stop: int) -> bool:
@@ -245,17 +230,15 @@ def _stored(
 
 
 def _filled(part: ParquetPart, columns: dict[str, Any], schema: Any, rows: int) -> Any:
+    """A record batch of the stored columns, and of constants for those that the file does not have."""
     arrays = []
     for field in schema:
-        if field.name in columns:
-            column = columns[field.name]
-            arrays.append(column if column.type == field.type else plain(column).cast(field.type))
+        column = columns.get(field.name)
+        if column is None:
+            value = pa.scalar(part.keys.get(field.name), field.type)
+            arrays.append(pa.repeat(value, rows) if value.is_valid else pa.nulls(rows, field.type))
         else:
-            value = part.keys.get(field.name)
-            constant = (
-                pa.nulls(rows, field.type) if value is None else pa.repeat(pa.scalar(value, field.type), rows)
-            )
-            arrays.append(constant)
+            arrays.append(column if column.type == field.type else plain(column).cast(field.type))
     return pa.RecordBatch.from_arrays(arrays, schema=schema)
 
 
@@ -310,12 +293,8 @@ def _keys(root: Path, files: Sequence[Path]) -> dict[Path, Mapping[str, object]]
     import pyarrow.dataset as ds
 
     with _readable(root):
-        dataset = ds.dataset(
-            [str(file.absolute()) for file in files],
-            format="parquet",
-            partitioning="hive",
-            partition_base_dir=str(root.absolute()),
-        )
+        paths, base = [str(file.absolute()) for file in files], str(root.absolute())
+        dataset = ds.dataset(paths, format="parquet", partitioning="hive", partition_base_dir=base)
         found = [ds.get_partition_keys(one.partition_expression) for one in dataset.get_fragments()]
     names = dict.fromkeys(name for one in found for name in one)
     return {file: {name: one.get(name) for name in names} for file, one in zip(files, found, strict=True)}
@@ -323,15 +302,12 @@ def _keys(root: Path, files: Sequence[Path]) -> dict[Path, Mapping[str, object]]
 
 def _part(path: Path, keys: Mapping[str, object]) -> ParquetPart:
     with _readable(path):
-        kind = irregular_kind(path)
-    if kind is not None:
-        raise DataError(f"{path}", got=kind, expected="a regular file")
-    with _readable(path), _opened(path) as file:
-        groups = (file.metadata.row_group(number).num_rows for number in range(file.metadata.num_row_groups))
-        fields = [pa.field(field.name, plain_type(field.type)) for field in file.schema_arrow]
-        return ParquetPart(
-            path=path, schema=pa.schema(fields), group_rows=tuple(groups), metadata=file.metadata, keys=keys
-        )
+        check_regular(path, f"{path}")
+        with _opened(path) as file:
+            about = file.metadata
+            rows = tuple(about.row_group(number).num_rows for number in range(about.num_row_groups))
+            schema = pa.schema([pa.field(field.name, plain_type(field.type)) for field in file.schema_arrow])
+            return ParquetPart(path=path, schema=schema, group_rows=rows, metadata=about, keys=keys)
 
 
 @contextlib.contextmanager
@@ -342,12 +318,3 @@ def _readable(path: Path) -> Iterator[None]:
         raise DataError(f"{path}", got=f"a file pyarrow cannot read ({error})", expected="Parquet") from error
     except UnicodeError as error:
         raise DataError(f"{str(path)!a}", got="a name that is not UTF-8", fix="rename it") from error
-
-
-def left_out_note(table: ParquetTable) -> tuple[str, ...]:
-    """What to say of files that were passed over."""
-    if not table.left_out:
-        return ()
-    return (
-        f"{len(table.left_out)} files are no Parquet by their ending and left out: {first_few(table.left_out)}",
-    )

@@ -6,6 +6,7 @@ KeyError, MemoryError, ...). Of a folder, memory holds the names; pictures are r
 """
 
 import contextlib
+import functools
 import hashlib
 import io
 import logging
@@ -14,16 +15,25 @@ import os
 import re
 import warnings
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
 from orchestrator.errors import DataError, InputError, first_few
-from orchestrator.files import irregular_kind
-from orchestrator.rows.blocks import Indices, RefusedRow, RowBlock, RowLabels, RowPiece, RowSource, spans
+from orchestrator.rows.blocks import (
+    Indices,
+    RefusedRow,
+    RowBlock,
+    RowLabels,
+    RowPiece,
+    Rows,
+    RowSource,
+    check_regular,
+    left_out_note,
+    readable,
+    spans,
+)
 from orchestrator.rows.labels import MemberClasses, labels_from_names
 from orchestrator.spec import Preprocess
 from orchestrator.spec.answer import in_order
@@ -33,9 +43,8 @@ from orchestrator.spec.served_model import ModelInfo, input_tensor
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-Rows = npt.NDArray[Any]
 # One row (*dims) from an encoded picture and its name for errors.
-ReadPicture = Callable[[bytes, str], npt.NDArray[Any]]
+ReadPicture = Callable[[bytes, str], Rows]
 # Endings of the files that are taken for pictures in a folder.
 PICTURE_ENDINGS = frozenset(
     [".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".avif"]
@@ -62,58 +71,43 @@ _WHITE_IS_ZERO = 0
 def picture_bytes(path: Path, what: str) -> bytes:
     """The content of a picture's file.
 
-    Args:
-        path: of the file.
-        what: names the picture in errors.
-
     Raises:
         DataError: it cannot be read, or is no regular file.
     """
-    try:
-        kind = irregular_kind(path)
-        if kind is not None:
-            raise DataError(what, got=kind, expected="a regular file")
+    with readable(what):
+        check_regular(path, what)
         return path.read_bytes()
-    except OSError as error:
-        raise DataError(what, got=f"a file that cannot be read ({error.strerror})") from error
-
-
-def quiet_pillow() -> None:
-    """Keeps Pillow's warnings about odd files off the terminal; unreadable files are refused with a reason."""
-    warnings.filterwarnings("ignore", module=r"PIL\.")
-    logger = logging.getLogger("PIL")
-    if not logger.handlers:
-        logger.addHandler(logging.NullHandler())
 
 
 def is_picture(data: bytes, *, tensor_bytes: int | None) -> bool:
     """Whether stored bytes are an encoded picture rather than a raw tensor, by how they begin.
 
-    Args:
-        data: the stored bytes.
-        tensor_bytes: size of a raw tensor; bytes of this size are one unless they surely are a picture.
+    Bytes of the size of a raw tensor are one unless they surely are a picture.
     """
     return bool(_SURE_START.match(data) or (len(data) != tensor_bytes and _LIKELY_START.match(data)))
+
+
+def reader_for(info: ModelInfo, preprocess: Callable[[], Preprocess]) -> ReadPicture:
+    """A function from an encoded picture and its name to one row (*dims) for a model.
+
+    `preprocess` says how pictures become rows; it is called when the first one is read.
+    """
+    # Unreadable files are refused with a reason; Pillow's warnings about odd ones stay off the terminal.
+    warnings.filterwarnings("ignore", module=r"PIL\.")
+    logger = logging.getLogger("PIL")
+    if not logger.handlers:
+        logger.addHandler(logging.NullHandler())
+    tensor = input_tensor(info)
+    dtype = INPUT_DTYPES.get(tensor.dtype, "float32")
+    once = functools.cache(preprocess)
+    return lambda data, what: row_from_bytes(data, once(), dtype=dtype, dims=tensor.shape[1:], what=what)
 
 
 def row_from_bytes(
     data: bytes, preprocess: Preprocess, *, dtype: str, dims: tuple[int, ...], what: str = "picture"
 ) -> Rows:
-    """One row from an encoded picture (PNG, JPEG or another format of `_FORMATS`).
-
-    Args:
-        data: the file's content.
-        preprocess: what to do with it.
-        dtype: numpy name of the model's input dtype.
-        dims: shape of one row, -1 where the size is free.
-        what: names the picture in errors.
-
-    Raises:
-        DataError: it is no picture.
-        InputError: the row it makes does not have the model's shape.
-    """
-    image = image_from_bytes(data, what=what)
-    return row_from_image(image, preprocess, dtype=dtype, dims=dims, what=what)
+    """One row from an encoded picture in one of `_FORMATS`; else as `row_from_image`."""
+    return row_from_image(image_from_bytes(data, what=what), preprocess, dtype=dtype, dims=dims, what=what)
 
 
 def image_from_bytes(data: bytes, *, what: str) -> "Image":
@@ -122,24 +116,19 @@ def image_from_bytes(data: bytes, *, what: str) -> "Image":
     Raises:
         DataError: it is no picture, a broken one, one of absurd size, or one whose samples have no known range.
     """
-    from PIL import Image  # optional
+    from PIL import Image, ImageOps  # optional
 
     # Older releases of Pillow do not have all of them.
     Image.init()
     formats = [name for name in _FORMATS if name in Image.OPEN]
     with _refused_as(what), Image.open(io.BytesIO(data), formats=formats) as image:
         image.load()
-        return _eight_bits(_upright(image), _tags(image))
-
-
-def _upright(image: "Image") -> "Image":
-    from PIL import ImageOps  # optional
-
-    try:
-        return ImageOps.exif_transpose(image)
-    except Exception as error:
-        got = f"EXIF that cannot be read ({_reason(error)})"
-        raise DataError("picture", got=got, fix="save it without EXIF") from error
+        try:
+            upright = ImageOps.exif_transpose(image)
+        except Exception as error:
+            got = f"EXIF that cannot be read ({_reason(error)})"
+            raise DataError(what, got=got, fix="save it without EXIF") from error
+        return _eight_bits(upright, _tags(image))
 
 
 def row_from_image(
@@ -172,7 +161,9 @@ def row_from_image(
         values = values[:, :, None]
     if preprocess.layout == "CHW":
         values = values.transpose(2, 0, 1)
-    return np.ascontiguousarray(_typed(_shaped(values, dims), np.dtype(dtype)))
+    shaped = _shaped(values, dims)
+    typed = shaped if np.dtype(dtype).kind == "f" else np.rint(shaped)
+    return np.ascontiguousarray(typed.astype(dtype))
 
 
 @contextlib.contextmanager
@@ -183,9 +174,8 @@ def _refused_as(what: str) -> Iterator[None]:
     except DataError as error:
         raise DataError(what, got=error.got, expected=error.expected, fix=error.fix) from error
     except Exception as error:
-        raise DataError(
-            what, got=f"no picture that can be read ({_reason(error)})", expected="PNG or JPEG"
-        ) from error
+        got = f"no picture that can be read ({_reason(error)})"
+        raise DataError(what, got=got, expected="PNG or JPEG") from error
 
 
 def _reason(error: Exception) -> str:
@@ -194,6 +184,11 @@ def _reason(error: Exception) -> str:
     if text and isinstance(error, (OSError, SyntaxError, ValueError)):
         return text
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def _tags(image: "Image") -> Any:
+    """TIFF tags by number; none for pictures of other kinds."""
+    return getattr(image, "tag_v2", {})
 
 
 def _eight_bits(image: "Image", tags: Any) -> "Image":
@@ -214,21 +209,8 @@ def _eight_bits(image: "Image", tags: Any) -> "Image":
     return Image.fromarray(255 - levels if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO else levels)
 
 
-def _tags(image: "Image") -> Any:
-    """TIFF tags by number; none for pictures of other kinds."""
-    return getattr(image, "tag_v2", {})
-
-
 def _sample_range(mode: str, tags: Any) -> tuple[float, float]:
-    """Black and white of a picture of more than 8 bits.
-
-    Args:
-        mode: Pillow's word for its samples.
-        tags: TIFF tags by number; none for pictures of other kinds.
-
-    Raises:
-        DataError: neither its kind nor its tags say.
-    """
+    """Black and white of a picture of more than 8 bits; `mode` is Pillow's word for its samples."""
     if mode.startswith("I;16"):
         bits = int(np.ravel(tags.get(_BITS_PER_SAMPLE, 16))[0])
         return 0, 2**bits - 1
@@ -263,63 +245,36 @@ def _resized(image: "Image", preprocess: Preprocess) -> "Image":
     if preprocess.resize_px is None:
         return image if image.size == size else image.resize(size, Image.Resampling.BILINEAR)
     scale = preprocess.resize_px / min(image.size)
-    scaled = tuple(max(1, round(side * scale)) for side in image.size)
+    scaled = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
     if scaled[0] < size[0] or scaled[1] < size[1]:
-        raise DataError(
-            "preprocess", got=f"a crop of {size} from a picture resized to {scaled}", expected="a larger resize_px"
-        )
-    image = image.resize((scaled[0], scaled[1]), Image.Resampling.BILINEAR)
+        got = f"a crop of {size} from a picture resized to {scaled}"
+        raise DataError("preprocess", got=got, expected="a larger resize_px")
     left, top = (scaled[0] - size[0]) // 2, (scaled[1] - size[1]) // 2
-    return image.crop((left, top, left + size[0], top + size[1]))
+    return image.resize(scaled, Image.Resampling.BILINEAR).crop((left, top, left + size[0], top + size[1]))
 
 
 def _shaped(values: Rows, dims: tuple[int, ...]) -> Rows:
     if len(dims) == 2 and 1 in (values.shape[0], values.shape[2]):
         # A model of grey pictures may have no channel axis at all.
         values = values.squeeze(0 if values.shape[0] == 1 else 2)
-    same = values.ndim == len(dims) and all(d in (s, -1) for s, d in zip(values.shape, dims, strict=True))
-    if not same:
-        raise InputError(
-            "picture", got=f"shape {list(values.shape)} after preprocessing", expected=f"the model's {list(dims)}"
-        )
+    if values.ndim != len(dims) or any(d not in (s, -1) for s, d in zip(values.shape, dims, strict=True)):
+        got = f"shape {list(values.shape)} after preprocessing"
+        raise InputError("picture", got=got, expected=f"the model's {list(dims)}")
     return values
 
 
-def _typed(values: Rows, dtype: np.dtype[Any]) -> Rows:
-    if dtype.kind == "f":
-        return values.astype(dtype)
-    return np.rint(values).astype(dtype)
-
-
-def reader_for(info: ModelInfo, preprocess: Callable[[], Preprocess]) -> ReadPicture:
-    """A function from an encoded picture and its name to one row (*dims).
-
-    Args:
-        info: the model that takes the rows.
-        preprocess: says how pictures become rows; called when the first one is read.
-    """
-    quiet_pillow()
-    known: list[Preprocess] = []
-    tensor = input_tensor(info)
-    dtype = INPUT_DTYPES.get(tensor.dtype, "float32")
-
-    def read(data: bytes, what: str) -> npt.NDArray[Any]:
-        if not known:
-            known.append(preprocess())
-        return row_from_bytes(data, known[0], dtype=dtype, dims=tensor.shape[1:], what=what)
-
-    return read
-
-
 class _Listing:
-    """The pictures found so far, with hashes of their names, sizes and times."""
+    """The pictures that were found in a folder.
+
+    `digest` is of their names, sizes and times of modification; `changes` of the times of status changes, which
+    cannot be set back as times of modification can.
+    """
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self.names: list[str] = []
         self.left_out: list[str] = []
-        self._digest = hashlib.sha256()
-        self._changes = hashlib.sha256()
+        self.digest, self.changes = hashlib.sha256(), hashlib.sha256()
 
     def walk(self, folder: str) -> int:
         """Adds the pictures below a sub-folder, sorted, and returns their number."""
@@ -327,23 +282,11 @@ class _Listing:
         for place, folders, files in os.walk(self.root / folder):
             folders[:] = in_order(name for name in folders if not name.startswith("."))
             for file in in_order(files):
-                self._add(Path(place, file))
+                self.add(Path(place, file))
         return len(self.names) - before
 
-    def add_direct(self) -> None:
-        """Adds the pictures that lie in the root itself."""
-        for name in in_order(path.name for path in self.root.iterdir() if not path.is_dir()):
-            self._add(self.root / name)
-
-    def sha256(self) -> str:
-        """Hash of names, sizes and times of modification."""
-        return self._digest.hexdigest()
-
-    def changes_sha256(self) -> str:
-        """Hash of the times of status changes, which cannot be set back as times of modification can."""
-        return self._changes.hexdigest()
-
-    def _add(self, path: Path) -> None:
+    def add(self, path: Path) -> None:
+        """Adds a picture, or notes that another file is left out."""
         if path.name.startswith("."):
             return
         name = path.relative_to(self.root).as_posix()
@@ -357,10 +300,10 @@ class _Listing:
             raise DataError(f"picture {name!a}", got="a name that is not UTF-8", fix="rename it") from error
         except OSError:
             # Reading the picture will fail, too, and then says why or skips the row.
-            self._digest.update(encoded + b"\0-")
+            self.digest.update(encoded + b"\0-")
         else:
-            self._digest.update(encoded + f"\0{stat.st_size} {stat.st_mtime_ns}\n".encode())
-            self._changes.update(f"{stat.st_ctime_ns}\n".encode())
+            self.digest.update(encoded + f"\0{stat.st_size} {stat.st_mtime_ns}\n".encode())
+            self.changes.update(f"{stat.st_ctime_ns}\n".encode())
         self.names.append(name)
 
 
@@ -378,15 +321,11 @@ def folder_source(root: Path, *, classes: MemberClasses, read_picture: ReadPictu
         raise DataError(f"folder {error.filename}", got=f"one that cannot be read ({error.strerror})") from error
     if not listing.names:
         raise DataError(f"folder {root}", got="no pictures", expected="a sub-folder of pictures per class")
-    notes: tuple[str, ...] = ()
-    if listing.left_out:
-        count = len(listing.left_out)
-        notes = (f"{count} files are no pictures by their ending and left out: {first_few(listing.left_out)}",)
     ids = np.array(listing.names, np.str_)
 
     def pieces(wanted: Indices, start: int, size: int) -> Iterator[RowPiece]:
         for first, stop in spans(len(wanted), start, size):
-            load = partial(_load, root, ids[wanted[first:stop]].tolist(), first, read_picture)
+            load = functools.partial(_load, root, ids[wanted[first:stop]].tolist(), first, read_picture)
             yield RowPiece(first=first, stop=stop, load=load)
 
     return RowSource(
@@ -394,10 +333,10 @@ def folder_source(root: Path, *, classes: MemberClasses, read_picture: ReadPictu
         ids=ids,
         labels=known,
         pieces=pieces,
-        identity={"listing_sha256": listing.sha256()},
+        identity={"listing_sha256": listing.digest.hexdigest()},
         data_sha256=None,
-        notes=notes,
-        state=listing.changes_sha256(),
+        notes=left_out_note("pictures", listing.left_out),
+        state=listing.changes.hexdigest(),
     )
 
 
@@ -407,32 +346,29 @@ def _unlabelled(listing: _Listing, classes: MemberClasses) -> RowLabels:
         raise DataError(what, got="a class map, and no sub-folders", expected="one per class")
     if classes.first_label:
         raise DataError(what, got="no labels", expected="numbers, which `first_label` is for", fix="leave it out")
-    listing.add_direct()
+    for name in in_order(path.name for path in listing.root.iterdir() if not path.is_dir()):
+        listing.add(listing.root / name)
     return RowLabels(notes=("no sub-folders, so no classes: recorded without labels",))
 
 
 def _labelled(listing: _Listing, folders: list[str], classes: MemberClasses) -> RowLabels:
+    what = f"folder {listing.root}"
     loose = [p.name for p in sorted(listing.root.iterdir()) if p.suffix.lower() in PICTURE_ENDINGS and p.is_file()]
     if loose:
         got = f"pictures beside the class folders: {first_few(loose)}"
-        raise DataError(f"folder {listing.root}", got=got, expected="every picture in a class folder")
+        raise DataError(what, got=got, expected="every picture in a class folder")
     counts = [listing.walk(folder) for folder in folders]
-    empty = [folder for folder, count in zip(folders, counts, strict=True) if not count]
-    if len(empty) == len(folders):
-        raise DataError(
-            f"folder {listing.root}", got="no pictures in its sub-folders", expected="PNG or JPEG files"
-        )
-    if empty:
+    if not any(counts):
+        raise DataError(what, got="no pictures in its sub-folders", expected="PNG or JPEG files")
+    if not all(counts):
+        empty = [folder for folder, count in zip(folders, counts, strict=True) if not count]
         got = f"class folders without pictures: {first_few(empty)}"
-        raise DataError(f"folder {listing.root}", got=got, fix="fill them, or remove them")
-    return labels_from_names(f"folder {listing.root}", np.repeat(folders, counts), classes=classes)
+        raise DataError(what, got=got, fix="fill them, or remove them")
+    return labels_from_names(what, np.repeat(folders, counts), classes=classes)
 
 
 def _load(root: Path, names: list[str], first: int, read_picture: ReadPicture) -> RowBlock:
-    positions: list[int] = []
-    rows = []
-    digests = []
-    refused = []
+    positions, rows, digests, refused = [], [], [], []
     for position, name in enumerate(names, first):
         try:
             data = picture_bytes(root / name, f"picture {name}")

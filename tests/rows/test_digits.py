@@ -6,19 +6,21 @@ import numpy as np
 import pytest
 
 from orchestrator.errors import DataError
-from orchestrator.rows.digits import SPLIT_SIZES, SPLITS_PATH, digit_image, digits_split, fixed_splits
+from orchestrator.rows.digits import SPLITS_PATH, digit_image, digits_split
 
 pytest.importorskip("sklearn", reason="the scans come with scikit-learn")
 
 
-def test_the_stored_rows_are_those_the_code_draws():
-    assert json.loads(SPLITS_PATH.read_text()) == fixed_splits()
+def test_the_splits_are_those_first_drawn_disjoint_and_hold_every_row():
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
 
-
-def test_splits_are_disjoint_and_hold_every_row():
-    ids = [digits_split(name).ids for name in SPLIT_SIZES]
-    assert [len(part) for part in ids] == list(SPLIT_SIZES.values())
-    assert sorted(np.concatenate(ids)) == list(range(1797))
+    labels = load_digits().target
+    train, rest = train_test_split(range(1797), train_size=800, stratify=labels, random_state=0)
+    plan, test = train_test_split(rest, train_size=450, stratify=labels[rest], random_state=0)
+    drawn = {"train": sorted(train), "plan": sorted(plan), "test": sorted(test)}
+    assert json.loads(SPLITS_PATH.read_text()) == drawn
+    assert {name: digits_split(name).ids.tolist() for name in drawn} == drawn
 
 
 def test_scans_are_float32_from_0_to_16():
