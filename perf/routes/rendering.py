@@ -29,10 +29,9 @@ from perf.routes.spec import (
 )
 
 BASELINES = Path(__file__).parent / "baselines"
-_HELPER = "deciding.py"
 _TIMED_ROWS = 256
-# Folder under baselines/ -> names of the routes rendered from it.
-_MODELS = {"pass_through": ("pass_through",), "tutorial": tuple(TUTORIAL), "concatenate": tuple(CONCATENATE)}
+# Class in baselines/models.py -> names of the routes rendered from it.
+_FORMS = {"PassThrough": ("pass_through",), "Tutorial": tuple(TUTORIAL), "Concatenate": tuple(CONCATENATE)}
 
 
 def render_scenario(made: BenchScenario, folder: Path) -> BenchRepository:
@@ -129,15 +128,12 @@ def _render_largest(repository: Path, member: str) -> None:
 
 
 def _render_baselines(spec: CascadeSpec, routes: dict[str, BenchRoute], repository: Path) -> None:
-    helper = (BASELINES / _HELPER).read_bytes()
-    for source, names in _MODELS.items():
+    models = (BASELINES / "models.py").read_text(encoding="utf-8")
+    for form, names in _FORMS.items():
         for name in names:
-            config = text_from_config(
-                baseline_config(spec, routes[name]), source=f"perf/routes/baselines/{source}"
-            )
             files: dict[str, bytes | str] = {
-                "1/model.py": (BASELINES / source / "model.py").read_bytes(),
-                f"1/{_HELPER}": helper,
-                CONFIG: config,
+                "1/model.py": f"{models}\n\nTritonPythonModel = {form}\n",
+                "1/deciding.py": (BASELINES / "deciding.py").read_bytes(),
+                CONFIG: text_from_config(baseline_config(spec, routes[name]), source="perf/routes/baselines"),
             }
             write_all(repository / name, files)

@@ -35,14 +35,12 @@ def sync_client(address: str, *, plan: BaselinePlan, dtype: str) -> Iterator[Ask
 
         def ask(rows: Rows) -> npt.NDArray[np.int32]:
             batch = Batch(plan, len(rows))
-            for member in plan.members:
+            for request in _requests(plan, rows, batch=batch, dtype=dtype):
                 try:
-                    result = client.infer(**_request(plan, member, rows, batch=batch, dtype=dtype))
+                    result = client.infer(**request)
                 except FOREIGN as error:
-                    raise error_from(error, what=f"model {member} at {address}") from error
+                    raise error_from(error, what=f"model {request['model_name']} at {address}") from error
                 batch.add(result.as_numpy(plan.output))
-                if not len(batch.open):
-                    break
             return _stages(batch)
 
         yield ask
@@ -55,24 +53,26 @@ async def asyncio_client(address: str, *, plan: BaselinePlan, dtype: str) -> Asy
 
         async def ask(rows: Rows) -> npt.NDArray[np.int32]:
             batch = Batch(plan, len(rows))
-            for member in plan.members:
+            for request in _requests(plan, rows, batch=batch, dtype=dtype):
                 try:
-                    result = await client.infer(**_request(plan, member, rows, batch=batch, dtype=dtype))
+                    result = await client.infer(**request)
                 except FOREIGN as error:
-                    raise error_from(error, what=f"model {member} at {address}") from error
+                    raise error_from(error, what=f"model {request['model_name']} at {address}") from error
                 batch.add(result.as_numpy(plan.output))
-                if not len(batch.open):
-                    break
             return _stages(batch)
 
         yield ask
 
 
-def _request(plan: BaselinePlan, member: str, rows: Rows, *, batch: Batch, dtype: str) -> dict[str, Any]:
-    part = rows if len(batch.open) == len(rows) else rows[batch.open]
-    tensor = triton.InferInput(plan.input, list(part.shape), dtype)
-    tensor.set_data_from_numpy(part)
-    return {"model_name": member, "inputs": [tensor], "client_timeout": TIMEOUT_S}
+def _requests(plan: BaselinePlan, rows: Rows, *, batch: Batch, dtype: str) -> Iterator[dict[str, Any]]:
+    """Member after member about the rows that are open then, while there are any."""
+    for member in plan.members:
+        if not len(batch.open):
+            return
+        part = rows if len(batch.open) == len(rows) else rows[batch.open]
+        tensor = triton.InferInput(plan.input, list(part.shape), dtype)
+        tensor.set_data_from_numpy(part)
+        yield {"model_name": member, "inputs": [tensor], "client_timeout": TIMEOUT_S}
 
 
 def _stages(batch: Batch) -> npt.NDArray[np.int32]:

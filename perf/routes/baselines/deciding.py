@@ -70,6 +70,26 @@ def softmax(z: F32) -> F32:
     return p
 
 
+def top_of(p: F32) -> tuple[npt.NDArray[np.int64], F32]:
+    """The most probable class of each row, (n,), and its probability, (n,)."""
+    label = p.argmax(axis=1)
+    return label, p[np.arange(len(p)), label]
+
+
+def columns_of(
+    p: F32, label: npt.NDArray[np.int64], confidence: F32, *, stage: int, cost: np.float32
+) -> dict[str, npt.NDArray[Any]]:
+    """The columns of an answer for rows that exit at one stage."""
+    return {
+        "probabilities": p,
+        "label": label[:, None],
+        "confidence": confidence[:, None],
+        "exit_stage": np.full((len(p), 1), stage, np.int32),
+        "cost": np.full((len(p), 1), cost, np.float32),
+        "status": np.zeros((len(p), 1), np.int32),
+    }
+
+
 class Batch:
     """Rows on their way through the stages.
 
@@ -96,12 +116,9 @@ class Batch:
         self._stage += 1
         total = logits if self._total is None else self._total + logits
         p = softmax(total if stage == 0 else total / np.float32(stage + 1))
-        label = p.argmax(axis=1)
-        confidence = p[np.arange(len(p)), label]
-        if stage == len(plan.members) - 1:
-            sure = np.ones(len(p), np.bool_)
-        else:
-            sure = confidence >= plan.thresholds[stage]
+        label, confidence = top_of(p)
+        is_last = stage == len(plan.members) - 1
+        sure = np.ones(len(p), np.bool_) if is_last else confidence >= plan.thresholds[stage]
         if sure.all():
             self._answer(self.open, p, label, confidence, stage)
             self.open = self.open[:0]
@@ -114,16 +131,8 @@ class Batch:
     def _answer(
         self, place: npt.NDArray[np.intp], p: F32, label: npt.NDArray[np.int64], confidence: F32, stage: int
     ) -> None:
-        count = len(place)
-        columns: dict[str, npt.NDArray[Any]] = {
-            "probabilities": p,
-            "label": label[:, None],
-            "confidence": confidence[:, None],
-            "exit_stage": np.full((count, 1), stage, np.int32),
-            "cost": np.full((count, 1), self.plan.costs[stage], np.float32),
-            "status": np.zeros((count, 1), np.int32),
-        }
-        if count == self._rows:
+        columns = columns_of(p, label, confidence, stage=stage, cost=self.plan.costs[stage])
+        if len(place) == self._rows:
             self.answers = columns
             return
         if not self.answers:

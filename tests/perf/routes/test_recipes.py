@@ -13,8 +13,10 @@ from orchestrator.errors import DataError
 from orchestrator.local import LocalMembers
 from orchestrator.rows.digits import digits_split
 from orchestrator.spec import cascade_from_path
-from perf.routes.recipes import RECIPES
-from perf.routes.recipes.three_cnn import (
+from perf.routes.recipes import CHOSEN, COMMITTED, GLYPHS, RECIPES, glyphs
+from perf.routes.scenario import predicted_speedup
+from perf.routes.spec import Rows
+from perf.routes.three_cnn import (
     FACTORS,
     NETWORKS,
     Network,
@@ -24,9 +26,6 @@ from perf.routes.recipes.three_cnn import (
     network_model,
     widened,
 )
-from perf.routes.recipes.trained import CHOSEN, COMMITTED, GLYPHS, glyphs
-from perf.routes.scenario import predicted_speedup
-from perf.routes.spec import Rows
 from perf.studies.reproduce.plans import choices_from_path
 
 
@@ -112,7 +111,7 @@ def test_the_predicted_speedup_is_what_the_largest_takes_over_what_the_plan_take
 
 
 def test_without_a_chosen_plan_there_is_no_scenario(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("perf.routes.recipes.trained.CHOSEN", CHOSEN.with_name("nowhere.json"))
+    monkeypatch.setattr("perf.routes.recipes.CHOSEN", CHOSEN.with_name("nowhere.json"))
     assert glyphs() == []
 
 

@@ -1,7 +1,7 @@
 """The three CNNs of the bench, much smaller."""
 
-from perf.routes.recipes.three_cnn import Network, three_cnn
 from perf.routes.scenario import Recipe
+from perf.routes.three_cnn import Network, three_cnn
 
 NETWORKS = (
     Network(name="cnn_small", layers=((4, 2), (8, 2)), seed=1),

@@ -11,7 +11,7 @@ from perf.__main__ import app
 from perf.harness.frame import TargetVerdict
 from perf.harness.serving import BASE_DEFERRAL, EARNED_ROWS, Inputs, rows_in_file, tools_of
 from perf.load.inputs import next_prime
-from perf.routes.recipes.trained import GLYPHS_POOL
+from perf.routes.recipes import GLYPHS_POOL
 from perf.routes.spec import BenchRows, Scenario
 from perf.studies.bench.command import default_scenarios
 from perf.studies.bench.report import verdicts

@@ -12,7 +12,7 @@ from orchestrator.errors import DataError, ServingError
 from perf.__main__ import app
 from perf.harness.machine import NvidiaGpu
 from perf.harness.windows import Journal
-from perf.routes.recipes.trained import COMMITTED
+from perf.routes.recipes import COMMITTED
 from perf.studies.gpu import device
 from perf.studies.gpu.device import (
     CPU,

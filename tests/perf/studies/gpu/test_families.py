@@ -10,7 +10,7 @@ from orchestrator.errors import MemberError
 from orchestrator.local import LocalMembers
 from orchestrator.pbtxt import config_from_text
 from orchestrator.spec import Manifest, manifest_from_path
-from perf.routes.recipes.trained import COMMITTED
+from perf.routes.recipes import COMMITTED
 from perf.studies.gpu.command import FamilyName, windows_of
 from perf.studies.gpu.device import CPU, CUDA, Device
 from perf.studies.gpu.members import (
