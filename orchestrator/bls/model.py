@@ -97,7 +97,7 @@ class CascadeModel:
             self._watch.begin(rows[:1])
             if self._watch.fault is not None:
                 return self._refuse_all(requests)
-        answered = {one.place: self._refuse(requests[one.place], one.message, one.code) for one in refused}
+        answered = {place: self._refuse(requests[place], *why) for place, why in refused.items()}
         if batch:
             answered.update(self._answers(batch, rows))
         if self._watch.fault not in (None, NOT_LOOKED):

@@ -29,6 +29,13 @@ Columns = dict[str, Rows]
 INVALID, UNAVAILABLE, INTERNAL, CANCELLED = "INVALID_ARG", "UNAVAILABLE", "INTERNAL", "CANCELLED"
 # Nearly every request wants all outputs, and one set for them is cheaper than one each.
 ALL_OUTPUTS = frozenset(ANSWER_COLUMNS)
+LATE = "deadline passed before any stage had answered"
+HOPELESS = "deadline too near: the queue is so long that no stage can answer by then"
+# Outputs that every answer of stage 0 has of its own, and those that all have in common unless a status bit was
+# earned; the status comes last.
+OWN, CONSTANT = tuple(ANSWER_COLUMNS)[:3], tuple(ANSWER_COLUMNS)[3:]
+# Sizes of request whose constant outputs are kept.
+MAX_KEPT = 64
 NO_ROWS: Rows = np.zeros(0)
 # What bytes that are no UTF-8 become.
 _REPLACED = "\ufffd"
@@ -45,7 +52,7 @@ class PendingRequest:
         tensor, rows: its input, valid until it is answered.
         policy: what it asked for.
         is_plain: whether its rows are decided as the plan has it.
-        arrived_ns: monotonic clock at entry.
+        arrived_ns: on the monotonic clock.
         deadline_ns: when its best answer so far is due, on that clock; None for no deadline.
         wanted: output names to send.
         count: number of rows.
@@ -71,6 +78,15 @@ class PendingRequest:
         """Time until the point in Unix time that it named as its deadline; None where it named none."""
         left_us = self.policy.left_us
         return None if left_us is None else self.arrived_ns + left_us * 1000 - now_ns
+
+    def add_part(self, position: npt.NDArray[np.int64], part: Columns) -> Columns:
+        """Its outputs so far, with those of some more of its rows."""
+        if self.partial_outputs is None:
+            shapes = {name: (self.count, column.shape[1]) for name, column in part.items()}
+            self.partial_outputs = {name: np.empty(shape, part[name].dtype) for name, shape in shapes.items()}
+        for name, column in self.partial_outputs.items():
+            column[position] = part[name]
+        return self.partial_outputs
 
 
 class PendingRequests:
@@ -127,28 +143,8 @@ class PendingRequests:
         return [self._by_token[token] for token in tokens if token in self._by_token]
 
 
-@dataclass(frozen=True, slots=True)
-class RefusedRequest:
-    """A request that cannot be taken.
-
-    Args:
-        place: its index in the list `execute` got.
-        message: one line for the client.
-        code: name of the server's error code.
-    """
-
-    place: int
-    message: str
-    code: str = INVALID
-
-
 class RequestReader:
-    """Checks and reads requests.
-
-    Args:
-        pb_utils: the server's Python module.
-        spec: the cascade.
-    """
+    """Checks and reads requests; `pb_utils` is the server's Python module."""
 
     def __init__(self, pb_utils: Any, spec: CascadeSpec) -> None:
         self._pb = pb_utils
@@ -160,27 +156,30 @@ class RequestReader:
         self._headers = ForwardedHeaders(spec.header_pattern)
         self._tokens = itertools.count()
 
-    def read_all(self, requests: Sequence[Any]) -> tuple[list[PendingRequest], Rows, list[RefusedRequest]]:
-        """Valid requests, all their rows (n, *dims), and the others: a bad request never harms its neighbours."""
+    def read_all(self, requests: Sequence[Any]) -> tuple[list[PendingRequest], Rows, dict[int, tuple[str, str]]]:
+        """Reads requests each by itself: a bad one never harms its neighbours.
+
+        Returns:
+            the valid requests, all their rows (n, *dims), and by place the message and code of each of the others.
+        """
         now_ns = time.monotonic_ns()
         batch: list[PendingRequest] = []
-        refused: list[RefusedRequest] = []
+        refused: dict[int, tuple[str, str]] = {}
         for place, request in enumerate(requests):
             try:
                 batch.append(self._read(request, place, now_ns=now_ns))
             except InputError as error:
-                refused.append(RefusedRequest(place, str(error)))
+                refused[place] = str(error), INVALID
             except UnicodeDecodeError:
-                refused.append(RefusedRequest(place, str(InputError("request", got="bytes that are not UTF-8"))))
+                refused[place] = str(InputError("request", got="bytes that are not UTF-8")), INVALID
             except Exception as error:  # raising would fail the whole batch, and the server would keep it
-                refused.append(RefusedRequest(place, f"cascade failed: {type(error).__name__}: {error}", INTERNAL))
+                refused[place] = f"cascade failed: {type(error).__name__}: {error}", INTERNAL
         rows = merged([one.rows for one in batch]) if batch else NO_ROWS
         # One look at all rows; which of them are bad is only asked where one is.
         if not batch or self._is_finite(rows):
             return batch, rows, refused
-        faults = [self._non_finite_fault(one.rows) for one in batch]
-        refused += [RefusedRequest(one.place, fault) for one, fault in zip(batch, faults, strict=True) if fault]
-        batch = [one for one, fault in zip(batch, faults, strict=True) if fault is None]
+        refused |= {one.place: (self._fault(one.rows), INVALID) for one in batch if not self._is_finite(one.rows)}
+        batch = [one for one in batch if one.place not in refused]
         return batch, merged([one.rows for one in batch]) if batch else NO_ROWS, refused
 
     def count_rows(self, request: Any) -> int:
@@ -201,11 +200,14 @@ class RequestReader:
         """
         try:
             text = request.parameters()
+            if not text or text == "{}":
+                # By far the usual case, and the same object for all: the fast path asks for it by `is`.
+                return DEFAULT
+            parameters = json.loads(text)
         except UnicodeDecodeError as error:
-            return self._policy(self._without_garbled_headers(error))
-        if not text or text == "{}":
-            return DEFAULT  # by far the usual case, and the same object for all: the fast path asks for it by `is`
-        return self._policy(json.loads(text))
+            parameters = self._without_garbled_headers(error)
+        now_us = time.time_ns() // 1000
+        return policy_from_parameters(parameters, self._stages, self._gears, now_us=now_us, headers=self._headers)
 
     def _read(self, request: Any, place: int, *, now_ns: int) -> PendingRequest:
         policy = self.policy_of(request)
@@ -242,18 +244,12 @@ class RequestReader:
             math.isfinite(np.maximum.reduce(rows, axis=None)) and math.isfinite(np.minimum.reduce(rows, axis=None))
         )
 
-    def _non_finite_fault(self, rows: Rows) -> str | None:
-        """Which of a request's rows (n, *dims) are not finite, None where all are."""
-        if self._is_finite(rows):
-            return None
+    def _fault(self, rows: Rows) -> str:
+        """Which of a request's rows (n, *dims) are not finite."""
         bad = np.flatnonzero(~np.isfinite(rows.reshape(len(rows), -1)).all(axis=1))
         got = f"NaN or infinity in {len(bad)} of {len(rows)} rows, first row {bad[0]}"
         fix = "mend or leave out those rows, or plan with non_finite set to pass"
         return str(InputError(f"input {self._input.name}", got=got, expected="finite numbers", fix=fix))
-
-    def _policy(self, parameters: dict[str, object]) -> Policy:
-        now_us = time.time_ns() // 1000
-        return policy_from_parameters(parameters, self._stages, self._gears, now_us=now_us, headers=self._headers)
 
     def _without_garbled_headers(self, error: UnicodeDecodeError) -> dict[str, object]:
         """The parameters but for headers, which may hold any bytes; the server's error has the whole text."""
@@ -272,15 +268,6 @@ def merged(parts: Sequence[Rows]) -> Rows:
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
-LATE = "deadline passed before any stage had answered"
-HOPELESS = "deadline too near: the queue is so long that no stage can answer by then"
-# Outputs that every answer of stage 0 has of its own, and those that all have in common unless a status bit was
-# earned; the status comes last.
-OWN, CONSTANT = tuple(ANSWER_COLUMNS)[:3], tuple(ANSWER_COLUMNS)[3:]
-# Sizes of request whose constant outputs are kept.
-MAX_KEPT = 64
-
-
 @dataclass(slots=True)
 class Reply:
     """An answer decided on: columns, or an error with the name of the server's code."""
@@ -292,18 +279,13 @@ class Reply:
 
 
 def reason_of(spec: CascadeSpec, index: int, row: int, errors: Errors) -> str:
-    """Why a row has no answer.
+    """Why a row, among those a member was asked for, has no answer.
 
-    Args:
-        spec: the cascade.
-        index: the member that failed, in plan order; -1 where no member had answered by the deadline.
-        row: the row, among those the member was asked for.
-        errors: why members failed.
+    The member is the one of that index in plan order; -1 says that none had answered by the deadline.
     """
     if index < 0:
         return LATE
-    error = errors.get((index, row)) or errors.get((index, EVERY_ROW))
-    if error is not None:
+    if error := errors.get((index, row)) or errors.get((index, EVERY_ROW)):
         return f"{error}; try again"
     member = spec.members[index]
     stage = next(number for number, part in enumerate(spec.stages) if member in part.members)
@@ -313,18 +295,15 @@ def reason_of(spec: CascadeSpec, index: int, row: int, errors: Errors) -> str:
 def completed(answers: AnsweredRows, pending: PendingRequests) -> list[tuple[PendingRequest, Columns]]:
     """Deals rows' answers out; returns the requests that are complete now, with their outputs.
 
-    A request all of whose rows are among the answers, the usual one, gets slices; those of other requests are
-    kept in `partial_outputs` until the last row has come. Loops over requests, never over rows.
-
-    Args:
-        answers: of any requests, in any order.
-        pending: requests that wait; answers of others are dropped.
+    A request all of whose rows are among the answers, the usual one, gets slices; parts of others are kept until
+    the last row has come, and answers of requests that do not wait any more are dropped.
     """
     if not len(answers):
         return []
     if len(answers) > 1:  # rows of a request together and in its own order, so that most get slices
         answers = answers[np.lexsort((answers.position, answers.request))]
-    tokens, columns = answers.request, _columns_of(answers)
+    columns = {name: getattr(answers, name).reshape(len(answers), -1) for name in ANSWER_COLUMNS}
+    tokens = answers.request
     starts = [0, *(1 + (tokens[1:] != tokens[:-1]).nonzero()[0]).tolist()]
     complete = []
     for start, end in zip(starts, [*starts[1:], len(tokens)], strict=True):
@@ -333,42 +312,15 @@ def completed(answers: AnsweredRows, pending: PendingRequests) -> list[tuple[Pen
             continue
         part = {name: column[start:end] for name, column in columns.items()}
         if end - start < request.count:
-            part = _filled_in(request, answers.position[start:end], part)
+            part = request.add_part(answers.position[start:end], part)
         request.unanswered -= end - start
         if request.unanswered == 0:
             complete.append((request, part))
     return complete
 
 
-def _filled_in(request: PendingRequest, position: npt.NDArray[np.int64], part: Columns) -> Columns:
-    """A request's outputs so far, with those of some more of its rows."""
-    if request.partial_outputs is None:
-        request.partial_outputs = {
-            name: np.empty((request.count, column.shape[1]), column.dtype) for name, column in part.items()
-        }
-    for name, column in request.partial_outputs.items():
-        column[position] = part[name]
-    return request.partial_outputs
-
-
-def _columns_of(answers: AnsweredRows) -> Columns:
-    """Every output of answers, (n, k) or (n, 1)."""
-    columns = {}
-    for name, (_, dtype, is_vector) in ANSWER_COLUMNS.items():
-        values = getattr(answers, name)
-        if values.dtype != dtype:
-            values = values.astype(dtype)
-        columns[name] = values if is_vector else values[:, None]
-    return columns
-
-
 class Responder:
-    """Builds the server's response objects, and sends those of late answers.
-
-    Args:
-        pb_utils: the server's Python module.
-        spec: the cascade.
-    """
+    """Builds the server's response objects, and sends those of late answers."""
 
     def __init__(self, pb_utils: Any, spec: CascadeSpec) -> None:
         self._pb = pb_utils
@@ -392,14 +344,10 @@ class Responder:
             return self.error(f"answer could not be built: {error}", INTERNAL)
 
     def early_responses(self, requests: Iterable[tuple[PendingRequest, int]], early: EarlyExit) -> list[Any]:
-        """The responses of requests that leave at stage 0 as a whole.
+        """The responses of requests, each given with where its rows begin, that leave at stage 0 as a whole.
 
         Most requests of a good cascade do, so columns are made once per batch, answers are slices of them, and
         what is the same in every such answer is built once and sent again and again.
-
-        Args:
-            requests: each with where its rows begin in the batch.
-            early: of the batch.
         """
         answer = early.answer
         columns: list[npt.NDArray[Any]] = [answer.probabilities, answer.label[:, None], answer.confidence[:, None]]

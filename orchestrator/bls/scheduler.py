@@ -12,7 +12,6 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -33,7 +32,7 @@ from orchestrator.bls.requests import (
     reason_of,
 )
 from orchestrator.decision import Arrivals, CascadeRun, FailedRows, StageOutcome, StageResult
-from orchestrator.spec import CascadeSpec, InputSpec
+from orchestrator.spec import CascadeSpec
 
 # Asking the server whether a client went away costs about 90 us, so only requests this old are asked about.
 CANCEL_CHECK_AGE_NS = 250_000_000
@@ -44,7 +43,6 @@ class StageBatch:
     """Rows of one stage that a worker has taken.
 
     Args:
-        stage: theirs.
         slots: intp (n,), where they are in the table.
         owners: int64 (n,), token of each row's request.
         rows: (n, *dims), their inputs.
@@ -52,52 +50,15 @@ class StageBatch:
         is_fed: whether the table has their outputs; from then on other rows may have their slots.
     """
 
-    stage: int
     slots: Slots
     owners: npt.NDArray[np.int64]
     rows: Rows
     aged: list[PendingRequest]
     is_fed: bool = False
 
-    def owners_of_rows(self) -> npt.NDArray[np.int64]:
-        """`owners`, for those who ask for it only where a member refuses rows."""
-        return self.owners
-
-
-class InputBuffer:
-    """The inputs of deferred rows by their slot in the table: the only copies the runtime makes of requests.
-
-    It grows with the table and never shrinks, as the table does.
-
-    Args:
-        spec: the cascade's input.
-    """
-
-    def __init__(self, spec: InputSpec) -> None:
-        self._rows: npt.NDArray[Any] = np.zeros((0, *spec.dims), spec.numpy_dtype)
-
-    def put(self, slots: Slots, rows: Rows, *, capacity_rows: int) -> None:
-        """Copies rows (n, *dims) into their slots, intp (n,); capacity_rows is how many slots there are."""
-        if capacity_rows > len(self._rows):
-            grown = np.zeros((capacity_rows, *self._rows.shape[1:]), self._rows.dtype)
-            grown[: len(self._rows)] = self._rows
-            self._rows = grown
-        self._rows[slots] = rows
-
-    def take(self, slots: Slots) -> Rows:
-        """The rows of slots, copied, (n, *dims)."""
-        return self._rows[slots]
-
 
 class Scheduler:
-    """Owns the deferred rows.
-
-    Args:
-        spec: the cascade.
-        run: its state.
-        pending: requests without an answer.
-        metrics: counts what happens.
-    """
+    """Owns the deferred rows, and their inputs: the only copies that the runtime makes of requests."""
 
     def __init__(self, spec: CascadeSpec, run: CascadeRun, *, pending: PendingRequests, metrics: Counters) -> None:
         self._spec = spec
@@ -105,7 +66,8 @@ class Scheduler:
         self._pending = pending
         self._metrics = metrics
         self._gearbox = Gearbox(spec.gears)
-        self._inputs = InputBuffer(spec.input)
+        # By slot; they grow with the table, and never shrink, as it does.
+        self._inputs: Rows = np.zeros((0, *spec.input.dims), spec.input.numpy_dtype)
         self._lock = threading.Lock()
         self._work = [threading.Condition(self._lock) for _ in spec.stages]
         self._room = threading.Condition(self._lock)
@@ -169,12 +131,12 @@ class Scheduler:
         """Decides stage 0 for requests that need the table, and keeps the rows that it defers.
 
         Args:
-            batch: the requests, in the order of the rows.
-            arrivals: n rows.
+            batch: the requests, in the order of the n rows.
+            arrivals: the rows.
             rows: (n, *dims), their inputs; only those of deferred rows are copied.
             result: what stage 0 gave for them.
-            later: outputs of the stages after it by the fused prefix, as in `MemberOutputs`.
-            errors: why members of stage 0 failed, as in `MemberOutputs`.
+            later: as in `MemberOutputs`.
+            errors: as in `MemberOutputs`.
 
         Returns:
             replies to requests that are decided by now.
@@ -184,8 +146,12 @@ class Scheduler:
             for outcome in outcomes:
                 if len(outcome.slots):
                     # Before the lock is free: a worker may take the slots as soon as it is.
-                    kept = rows[outcome.deferred]
-                    self._inputs.put(outcome.slots, kept, capacity_rows=self._run.capacity_rows)
+                    more = self._run.capacity_rows - len(self._inputs)
+                    if more > 0:
+                        self._inputs = np.concatenate(
+                            (self._inputs, np.zeros((more, *rows.shape[1:]), rows.dtype))
+                        )
+                    self._inputs[outcome.slots] = rows[outcome.deferred]
             # Requests answered meanwhile, at their deadline say, while stage 0 ran.
             gone = [one.token for one in batch if one not in self._pending]
             if gone:
@@ -219,7 +185,7 @@ class Scheduler:
             owners = self._run.requests_of(slots)
             found = [self._pending.get(token) for token in set(owners.tolist())]
             aged = [one for one in found if one and one.arrived_ns < now_ns - CANCEL_CHECK_AGE_NS]
-            return StageBatch(stage, slots, owners, self._inputs.take(slots), aged)
+            return StageBatch(slots, owners, self._inputs[slots], aged)
 
     def feed(self, batch: StageBatch, outputs: MemberOutputs) -> list[Reply]:
         """Decides about a batch's rows by what its stage's members answered."""
@@ -231,33 +197,23 @@ class Scheduler:
     def fail_batch(self, batch: StageBatch, message: str) -> list[Reply]:
         """Refuses the requests of a batch that an error of ours has hit."""
         with self._lock:
-            held = np.unique(batch.owners)
-            self._run.drop(held)
+            replies = self._give_up(np.unique(batch.owners).tolist(), message, INTERNAL)
             if not batch.is_fed:
                 self._run.abandon(batch.slots)
-            self._room.notify_all()
-            return self._refuse_tokens(held.tolist(), message, INTERNAL)
+            return replies
 
     def cancel(self, request: PendingRequest) -> list[Reply]:
         """Gives up the rows of a request whose client went away."""
         with self._lock:
-            self._run.drop(np.array([request.token]))
-            return self._refuse_tokens([request.token], "the client cancelled the request", CANCELLED)
+            return self._give_up([request.token], "the client cancelled the request", CANCELLED)
 
     def refuse_all(self, message: str) -> list[Reply]:
         """Refuses every request that waits."""
         with self._lock:
-            tokens = [request.token for request in self._pending.all()]
-            self._run.drop(np.array(tokens, np.int64))
-            self._room.notify_all()
-            return self._refuse_tokens(tokens, message, UNAVAILABLE)
+            return self._give_up([request.token for request in self._pending.all()], message, UNAVAILABLE)
 
     def next_late(self) -> list[Reply] | None:
-        """Waits until something may be due, then answers what is: rows whose deadline has come, wherever they are.
-
-        Returns:
-            replies, often none; None when the server stops.
-        """
+        """Waits until a deadline may have come, then answers those rows; None when the server stops."""
         with self._lock:
             if self._is_stopping:
                 return None
@@ -273,11 +229,7 @@ class Scheduler:
             late = self._pending.late(now_ns)
             replies = self._settle(self._run.expire(now_ns), {})
             # What still waits has rows without any answer, or is at stage 0.
-            tokens = [one.token for one in late if one in self._pending]
-            if tokens:
-                self._run.drop(np.array(tokens))
-                replies += self._refuse_tokens(tokens, LATE, UNAVAILABLE)
-            return replies
+            return replies + self._give_up([one.token for one in late if one in self._pending], LATE, UNAVAILABLE)
 
     # -- under the lock ---------------------------------------------------------------------------
 
@@ -297,16 +249,19 @@ class Scheduler:
 
     def _fail(self, failures: FailedRows, errors: Errors) -> list[Reply]:
         replies = []
-        for token in np.unique(failures.request).tolist():
-            place = int((failures.request == token).argmax())
+        tokens, places = np.unique(failures.request, return_index=True)
+        for token, place in zip(tokens.tolist(), places.tolist(), strict=True):
             reason = reason_of(self._spec, int(failures.member[place]), int(failures.row[place]), errors)
             # One row without an answer is the end of its request, so its other rows are not worth asking about.
-            self._run.drop(np.array([token]))
-            replies += self._refuse_tokens([token], reason, UNAVAILABLE)
+            replies += self._give_up([token], reason, UNAVAILABLE)
         return replies
 
-    def _refuse_tokens(self, tokens: Sequence[int], message: str, code: str) -> list[Reply]:
-        """Errors for those of the requests that nobody has answered yet."""
+    def _give_up(self, tokens: Sequence[int], message: str, code: str) -> list[Reply]:
+        """Drops the rows of requests; errors for those that nobody has answered yet."""
+        if not tokens:
+            return []
+        self._run.drop(np.array(tokens))
+        self._room.notify_all()
         waiting = [request for token in tokens if (request := self._pending.get(token)) is not None]
         own = [request for request in waiting if self._pending.pop(request)]
         for request in own:
@@ -320,15 +275,6 @@ class Scheduler:
 
 
 DRAIN_TIMEOUT_S = 30.0
-
-
-def workers_of(spec: CascadeSpec, stage: int) -> int:
-    """How many workers ask a later stage at once.
-
-    Where the plan does not say, one batch waits at the member while another runs, so that it never idles between
-    two calls.
-    """
-    return spec.limits.workers_per_stage or 1 + min(member.instances for member in spec.stages[stage].members)
 
 
 class Workers:
@@ -360,8 +306,11 @@ class Workers:
         self._send = send
         self._log = log
         self._threads = [threading.Thread(target=self._answer_late, name="committee-clock", daemon=True)]
-        for stage in range(1, len(spec.stages)):
-            for name in (f"committee-stage{stage}-{index}" for index in range(workers_of(spec, stage))):
+        for stage, part in enumerate(spec.stages[1:], start=1):
+            # Where the plan does not say, one batch waits at the member while another runs, so that it never idles
+            # between two calls.
+            workers = spec.limits.workers_per_stage or 1 + min(member.instances for member in part.members)
+            for name in (f"committee-stage{stage}-{index}" for index in range(workers)):
                 self._threads.append(threading.Thread(target=self._work, args=(stage,), name=name, daemon=True))
 
     def start(self) -> None:
@@ -390,20 +339,20 @@ class Workers:
                 batch = self._scheduler.next_batch(stage, limit)
                 if batch is None:
                     return
-                for request in batch.aged:
-                    server_request = request.request  # None where an answer has gone out meanwhile
-                    if server_request is not None and server_request.is_cancelled():
-                        self._send_all(self._scheduler.cancel(request))
-                outputs = self._calls.ask(stage, batch.rows, owners=batch.owners_of_rows)
-                self._send_all(self._scheduler.feed(batch, outputs))
+                self._ask(stage, batch)
             except Exception as error:  # the rows held must still be answered
-                self._fail_batch(batch, error)
+                text = f"{type(error).__name__}: {error}"
+                self._log(f"committee: worker: {text}")
+                if batch is not None:
+                    self._send_all(self._scheduler.fail_batch(batch, f"cascade failed: {text}"))
 
-    def _fail_batch(self, batch: StageBatch | None, error: Exception) -> None:
-        text = f"{type(error).__name__}: {error}"
-        self._log(f"committee: worker: {text}")
-        if batch is not None:
-            self._send_all(self._scheduler.fail_batch(batch, f"cascade failed: {text}"))
+    def _ask(self, stage: int, batch: StageBatch) -> None:
+        for request in batch.aged:
+            server_request = request.request  # None where an answer has gone out meanwhile
+            if server_request is not None and server_request.is_cancelled():
+                self._send_all(self._scheduler.cancel(request))
+        outputs = self._calls.ask(stage, batch.rows, owners=lambda: batch.owners)
+        self._send_all(self._scheduler.feed(batch, outputs))
 
     def _answer_late(self) -> None:
         while True:
