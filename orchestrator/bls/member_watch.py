@@ -4,8 +4,10 @@ Members are asked about one row now and then, in a thread of its own, so that a 
 watch from noticing that a file changes.
 """
 
+import math
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +30,15 @@ FIRST_TURN_S = 2.0
 MOST_REFUSALS = 3
 # The same row gives the same scores but for rounding; other weights differ by more than this share of the largest.
 TOLERANCE = 1e-3
-Key = tuple[str, int | None]
+# How often files are looked at.
+LOOK_S = 0.5
+# A changed file that takes longer to read than this counts as another file until it has been read.
+PATIENCE_S = 2.0
+# So long after a fault or a new date a member is asked at every look: the server may still load the earlier file.
+COMPARE_S = 30.0
+# So long every member has to be as planned after a file was another: a load of that file may end only now.
+HOLD_S = 2.0
+NOT_LOOKED = "its members have not been looked at yet"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,28 +65,28 @@ class MemberProbes:
         pb_utils: the server's Python module.
         calls: asks members.
         row: (1, *dims), that of a request, so that it is one they understand.
+
+    Attributes:
+        first: by name, the scores that a model gave at first.
+        hurry_until_s: by name, until when a model is asked at every turn.
     """
 
     def __init__(self, pb_utils: Any, calls: MemberCalls, row: Rows) -> None:
+        self.first: dict[str, Rows] = {}
+        self.hurry_until_s: dict[str, float] = {}
         self._pb = pb_utils
         self._calls = calls
         self._row = row.copy()
-        self._found: dict[Key, Probe] = {}
-        self._first: dict[str, Rows] = {}
-        self._refusals: dict[str, int] = {}
-        self._hurry_until_s: dict[str, float] = {}
+        self._found: dict[tuple[str, int | None], Probe] = {}
+        self._refusals: Counter[str] = Counter()
         self._turned = threading.Event()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._loop, name="committee-probes", daemon=True)
 
-    def begin(self, keys: Iterable[Key]) -> None:
-        """Starts to ask these, and waits a while for their first answers.
-
-        Args:
-            keys: names of models with the version to ask, None for any.
-        """
-        for key in keys:
-            self._found[key] = Probe()
+    def begin(self, models: Iterable[PlannedModel]) -> None:
+        """Starts to ask these, and waits a while for their first answers."""
+        for model in models:
+            self.of(model.name, model.version)
         self._thread.start()
         self._turned.wait(FIRST_TURN_S)
 
@@ -86,7 +96,7 @@ class MemberProbes:
         self._thread.join(timeout=5)
 
     def of(self, name: str, version: int | None) -> Probe:
-        """The last answer; a version that was not asked yet will be."""
+        """The last answer of a version, None for any; one that was not asked yet will be."""
         return self._found.setdefault((name, version), Probe())
 
     def is_there(self, name: str, version: int | None) -> bool:
@@ -97,17 +107,9 @@ class MemberProbes:
         # Not asked yet: another version of the model stands for it.
         return not any(one.is_absent for (other, _), one in list(self._found.items()) if other == name)
 
-    def hurry(self, name: str, *, until_s: float) -> None:
-        """Asks a model at every turn for a while."""
-        self._hurry_until_s[name] = until_s
-
-    def has_first(self, name: str) -> bool:
-        """Whether a model has answered the row."""
-        return name in self._first
-
     def are_first(self, name: str, scores: Rows) -> bool:
         """Whether scores are those that a model gave at first, but for rounding."""
-        before = self._first[name]
+        before = self.first[name]
         if before.shape != scores.shape:
             return False
         most = float(np.abs(before[np.isfinite(before)]).max(initial=0.0))
@@ -125,8 +127,8 @@ class MemberProbes:
     def _turn(self) -> None:
         for (name, version), known in list(self._found.items()):
             now_s = time.monotonic()
-            is_due = now_s >= known.until_s or now_s < self._hurry_until_s.get(name, 0.0)
-            if is_due and known.until_s < float("inf") and not self._stop.is_set():
+            is_due = now_s >= known.until_s or now_s < self.hurry_until_s.get(name, 0.0)
+            if is_due and known.until_s < math.inf and not self._stop.is_set():
                 self._found[name, version] = self._asked(name, version)
 
     def _asked(self, name: str, version: int | None) -> Probe:
@@ -135,28 +137,15 @@ class MemberProbes:
         ended_s = time.monotonic()
         until_s = ended_s + max(PROBE_S, (ended_s - began_s) / PROBE_SHARE)
         if not isinstance(said, Refusal):
-            self._first.setdefault(name, said)
+            self.first.setdefault(name, said)
             return Probe(said, False, began_s, until_s)
-        if not said.is_absent and name not in self._first:
-            self._refusals[name] = self._refusals.get(name, 0) + 1
+        if not said.is_absent and name not in self.first:
+            self._refusals[name] += 1
             if self._refusals[name] == MOST_REFUSALS:
-                until_s = float("inf")
-                text = (
-                    f"{name} refuses the first request's row, so that it is watched by its files only: {said.text}"
-                )
-                self._pb.Logger.log_warn(f"committee: {text}")
+                until_s = math.inf
+                text = "refuses the first request's row, so that it is watched by its files only"
+                self._pb.Logger.log_warn(f"committee: {name} {text}: {said.text}")
         return Probe(None, said.is_absent, began_s, until_s)
-
-
-# How often files are looked at.
-LOOK_S = 0.5
-# A changed file that takes longer to read than this counts as another file until it has been read.
-PATIENCE_S = 2.0
-# So long after a fault or a new date a member is asked at every look: the server may still load the earlier file.
-COMPARE_S = 30.0
-# So long every member has to be as planned after a file was another: a load of that file may end only now.
-HOLD_S = 2.0
-NOT_LOOKED = "its members have not been looked at yet"
 
 
 class MemberWatch:
@@ -185,24 +174,25 @@ class MemberWatch:
         self.versions: dict[str, int] = {}
         self._pb = pb_utils
         self._spec = spec
+        self._verify_files = verify_files
         self._models = planned_models(spec, repository, verify_files=verify_files)
         self._members = self._models[: len(spec.members)]
         self._prefix = self._models[-1] if spec.fused_prefix is not None else None
-        self._probes: MemberProbes | None = None
-        self._differs: dict[str, str | None] = {}
-        self._wrong_at_s: dict[str, float] = {}
-        self._hold_until_s = 0.0
+        self._prefix_fault: str | None = None
         self._calls: MemberCalls | None = None
         self._on_fault: Callable[[str], None] = lambda _: None
-        self._prefix_fault: str | None = None
-        self._is_complete = False
+        self._probes: MemberProbes | None = None
+        # By name: what its scores say, when it was wrong last, until when it hurries, reads of its files.
+        self._differs: dict[str, str | None] = {}
+        self._wrong_at_s: dict[str, float] = {}
         self._compare_until_s: dict[str, float] = {}
         self._reads: dict[str, int] = {}
+        self._hold_until_s = 0.0
+        self._is_complete = False
         self._began_s = 0.0
         self._looking = threading.Lock()
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
-        self._verify_files = verify_files
 
     def load(self) -> None:
         """Compares versions and files that can be seen, before the server is up.
@@ -224,22 +214,17 @@ class MemberWatch:
         """Sets what asks members, and what is called when one is no longer as planned."""
         self._calls, self._on_fault = calls, on_fault
 
-    @property
     def may_ask_prefix(self) -> bool:
         """Whether the plan's fused prefix is as planned; without it the members are asked."""
         return self._prefix_fault is None
 
     def begin(self, row: Rows) -> None:
-        """Starts to watch; called from `execute`, when the server is up.
-
-        Args:
-            row: (1, *dims), of the first request.
-        """
+        """Starts to watch with a row (1, *dims) of the first request; the server is up by then."""
         if self._probes is not None:
             return
         assert self._calls is not None, "bound before the first request"
         self._probes = MemberProbes(self._pb, self._calls, row)
-        self._probes.begin([(model.name, model.version) for model in self._models if model.has_hash])
+        self._probes.begin(model for model in self._models if model.has_hash)
         self.look()
         self._thread = threading.Thread(target=self._loop, name="committee-members", daemon=True)
         self._thread.start()
@@ -262,7 +247,7 @@ class MemberWatch:
         return fault is None and self._is_complete
 
     def stop(self) -> None:
-        """Ends the thread."""
+        """Ends the threads."""
         self._stop.set()
         if self._thread is not None:
             self._thread.join(timeout=5)
@@ -284,45 +269,43 @@ class MemberWatch:
             self._set_prefix(self._wrong(self._prefix))
         self._take_versions()
         self._is_complete &= not wrong
-        texts = [
-            f"member {model.name} is not as planned: {text}"
-            for model, text in wrong.items()
-            if not model.is_left_to_stage
-        ]
-        return "; ".join(texts) or None
+        faults = {model.name: text for model, text in wrong.items() if not model.is_left_to_stage}
+        return "; ".join(f"member {name} is not as planned: {text}" for name, text in faults.items()) or None
 
     def _wrong(self, model: PlannedModel) -> str | None:
         # The plan says nothing about a member without a hash; one that is gone fails the rows that need it.
         ready = self._ready if model.has_hash or self._probes is None else None
         wrong, reads = model.fault(ready, tick=self._tick), self._reads.get(model.name)
+        now_s = time.monotonic()
         if reads is not None and reads != model.reads:
             # The file may be right again already, after the server has loaded another.
-            self._compare_until_s[model.name] = time.monotonic() + COMPARE_S
+            self._compare_until_s[model.name] = now_s + COMPARE_S
         self._reads[model.name] = model.reads
         if wrong is not None:
-            self._wrong_at_s[model.name] = time.monotonic()
+            self._wrong_at_s[model.name] = now_s
         elif model.has_hash and self._probes is not None:
             wrong = self._answers_differ(model, self._probes)
-        if wrong is not None:
-            self._compare_until_s[model.name] = time.monotonic() + COMPARE_S
-            if model.was_changed or self._differs.get(model.name) is not None:
-                self._hold_until_s = time.monotonic() + HOLD_S
-        else:
+        if wrong is None:
             model.was_changed = False
+            return None
+        self._compare_until_s[model.name] = now_s + COMPARE_S
+        if model.was_changed or self._differs.get(model.name) is not None:
+            self._hold_until_s = now_s + HOLD_S
         return wrong
 
     def _answers_differ(self, model: PlannedModel, probes: MemberProbes) -> str | None:
         """Why a member's scores are not trusted, None where they are those it gave at first."""
-        if time.monotonic() < self._compare_until_s.get(model.name, 0.0):
-            probes.hurry(model.name, until_s=self._compare_until_s[model.name])
-        probe = probes.of(model.name, model.version)
-        if probes.has_first(model.name) and probe.began_s < self._wrong_at_s.get(model.name, 0.0):
+        name = model.name
+        if time.monotonic() < self._compare_until_s.get(name, 0.0):
+            probes.hurry_until_s[name] = self._compare_until_s[name]
+        probe = probes.of(name, model.version)
+        if name in probes.first and probe.began_s < self._wrong_at_s.get(name, 0.0):
             return "it has not answered since that was mended"
         if probe.scores is not None:
             text = "the server answers from another file than the planned one; load it again"
-            self._differs[model.name] = None if probes.are_first(model.name, probe.scores) else text
+            self._differs[name] = None if probes.are_first(name, probe.scores) else text
         # A refusal tells nothing: another client's row in the same batch may have caused it.
-        return self._differs.get(model.name)
+        return self._differs.get(name)
 
     def _ready(self, name: str, version: int | None) -> bool:
         if self._probes is not None:
@@ -338,32 +321,28 @@ class MemberWatch:
             self._set(f"a member's file has changed: {path} is being read")
 
     def _take_versions(self) -> None:
-        for model in self._models:
-            if model.version is not None:
-                self.versions[model.name] = model.version
+        self.versions.update({model.name: model.version for model in self._models if model.version is not None})
 
     def _set(self, fault: str | None) -> None:
-        before = self.fault
-        if fault is None and before not in (None, NOT_LOOKED) and time.monotonic() < self._hold_until_s:
+        before, log, name = self.fault, self._pb.Logger, self._spec.name
+        had_fault = before not in (None, NOT_LOOKED)
+        if fault == before or (fault is None and had_fault and time.monotonic() < self._hold_until_s):
             return
         self.fault = fault
-        if fault == before:
-            return
-        if fault is not None and before not in (None, NOT_LOOKED):
-            self._pb.Logger.log_warn(f"committee: {self._spec.name} is not back yet: {fault}")
-        elif fault is not None:
-            self._pb.Logger.log_error(f"committee: {self._spec.name} answers no request: {fault}")
+        if fault is None:
+            if had_fault:
+                log.log_warn(f"committee: {name} answers again: all members are as planned")
+        elif had_fault:
+            log.log_warn(f"committee: {name} is not back yet: {fault}")
+        else:
+            log.log_error(f"committee: {name} answers no request: {fault}")
             self._on_fault(self.refusal(fault))
-        elif before != NOT_LOOKED:
-            self._pb.Logger.log_warn(f"committee: {self._spec.name} answers again: all members are as planned")
 
     def _set_prefix(self, fault: str | None) -> None:
         before, self._prefix_fault = self._prefix_fault, fault
-        if fault != before:
-            prefix = self._spec.fused_prefix
-            name = "fused prefix" if prefix is None else f"fused prefix {prefix.name}"
+        if fault != before and self._prefix is not None:
             said = "is as planned again" if fault is None else f"is not as planned, its members are asked: {fault}"
-            self._pb.Logger.log_warn(f"committee: {name} {said}")
+            self._pb.Logger.log_warn(f"committee: fused prefix {self._prefix.name} {said}")
 
     @staticmethod
     def refusal(fault: str) -> str:
@@ -374,24 +353,21 @@ class MemberWatch:
         log = self._pb.Logger
         if not self._verify_files:
             log.log_warn("committee: verify_hashes is no: members' files are not compared with the plan's hashes")
-        unseen = [model.name for model in self._models if not model.is_seen]
-        if unseen:
+        if unseen := [model.name for model in self._models if not model.is_seen]:
             text = "files that cannot be seen from here, watched by their answers only"
             log.log_warn(f"committee: members not verified: {', '.join(unseen)} ({text})")
-        unhashed = [model.name for model in self._models if model.is_seen and not model.is_verified]
-        for text, has_hash in (
-            ("no hash in the plan", False),
-            ("no file of a usual name, watched by their answers", True),
+        unverified = [model for model in self._models if model.is_seen and not model.is_verified]
+        for has_hash, text in (
+            (False, "no hash in the plan"),
+            (True, "no file of a usual name, watched by their answers"),
         ):
-            names = [one.name for one in self._models if one.name in unhashed and one.has_hash is has_hash]
+            names = [model.name for model in unverified if model.has_hash is has_hash]
             if names and self._verify_files:
                 log.log_info(f"committee: members' files not verified: {', '.join(names)} ({text})")
 
     def _say_what_this_processor_lacks(self) -> None:
         fit = self._spec.fit
-        lacking = [] if fit is None else members_lacking_flags(fit.extra, processor_flags())
-        if lacking:
+        if fit is not None and (lacking := members_lacking_flags(fit.extra, processor_flags())):
             text = f"this processor has none of {', '.join(DOT_PRODUCT_FLAGS)}, so on it {', '.join(lacking)}"
-            self._pb.Logger.log_warn(
-                f"committee: {text} answers otherwise than recorded; on a GPU it does not matter"
-            )
+            text += " answers otherwise than recorded; on a GPU it does not matter"
+            self._pb.Logger.log_warn(f"committee: {text}")

@@ -62,7 +62,7 @@ class CascadeModel:
         self._responder = Responder(pb, spec)
         self._metrics = metrics = Counters(spec)
         self._calls = calls = MemberCalls(
-            pb, spec, metrics, versions=watch.versions, may_ask_prefix=lambda: watch.may_ask_prefix
+            pb, spec, metrics, versions=watch.versions, may_ask_prefix=watch.may_ask_prefix
         )
         run, pending = CascadeRun(spec), PendingRequests()
         self._scheduler = scheduler = Scheduler(spec, run, pending=pending, metrics=metrics)
