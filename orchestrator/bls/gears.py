@@ -22,10 +22,9 @@ _HIGH, _LOW = "high", "low"
 
 
 class Gearbox:
-    """The current gear, and what its next shift depends on.
+    """The current gear, and what its next shift depends on; of a plan without gears it is always 0.
 
-    Args:
-        gears: of the plan; None for a plan without, whose gear is always 0.
+    Methods that may shift return 1 for a shift to the next cheaper gear, -1 for one back, 0 for none.
     """
 
     def __init__(self, gears: Gears | None) -> None:
@@ -42,40 +41,21 @@ class Gearbox:
         self.gear = 0
 
     def deferred(self, slots: Slots, *, capacity_rows: int, now_ns: int) -> None:
-        """Rows began to wait.
-
-        Args:
-            slots: intp (n,), where they are in the table.
-            capacity_rows: slots there are.
-            now_ns: on the caller's monotonic clock.
-        """
-        if self._gears is None:
-            return
-        if capacity_rows > len(self._deferred_ns):
-            grown = np.zeros(capacity_rows, np.int64)
-            grown[: len(self._deferred_ns)] = self._deferred_ns
-            self._deferred_ns = grown
-        self._deferred_ns[slots] = now_ns
+        """Rows in these slots, intp (n,), of a table with so many began to wait."""
+        if self._gears is not None:
+            if capacity_rows > len(self._deferred_ns):
+                self._deferred_ns = np.pad(self._deferred_ns, (0, capacity_rows - len(self._deferred_ns)))
+            self._deferred_ns[slots] = now_ns
 
     def taken(self, slots: Slots, *, stage: int, waiting: Slots, now_ns: int) -> int:
-        """A worker took rows.
-
-        Args:
-            slots: intp (n,), theirs.
-            stage: the one they waited for.
-            waiting: intp (m,), slots of rows that still wait, for any stage.
-            now_ns: on the caller's monotonic clock.
-
-        Returns:
-            as `observe_wait`.
-        """
+        """A worker took the rows in these slots for a stage; those in `waiting` still wait, for any stage."""
         if self._gears is None:
             return 0
         self._taken[stage] = (now_ns, self._age_ns(slots, now_ns))
         return self.observe_wait(self._age_ns(waiting, now_ns), now_ns)
 
     def table_is_empty(self, now_ns: int) -> int:
-        """No row is deferred; returns as `observe_wait`."""
+        """No row is deferred."""
         self._taken.clear()
         return self.observe_wait(0, now_ns)
 
@@ -83,15 +63,7 @@ class Gearbox:
         return now_ns - int(self._deferred_ns[slots].min()) if len(slots) else 0
 
     def batch_started(self, *, is_backlogged: bool, now_ns: int) -> int:
-        """A batch came in from the server's queue.
-
-        Args:
-            is_backlogged: more waited behind it.
-            now_ns: on the caller's monotonic clock.
-
-        Returns:
-            as `observe_wait`.
-        """
+        """A batch came in from the server's queue, where more waited behind it if `is_backlogged`."""
         self._inside, self._heard_ns = True, now_ns
         if not is_backlogged:
             self._backlogged_since_ns = None
@@ -110,9 +82,6 @@ class Gearbox:
         """Takes the gear a step back where no row waits and no event has come for a while.
 
         Otherwise the gear of a burst would decide about the next request, however much later it comes.
-
-        Returns:
-            as `observe_wait`.
         """
         if self._gears is None or self.gear == 0 or self._inside:
             return 0
@@ -123,22 +92,13 @@ class Gearbox:
         return self._shift(-1, now_ns)
 
     def observe_wait(self, wait_ns: int, now_ns: int) -> int:
-        """Shifts the gear where the longest wait has been beyond a limit for long enough.
-
-        Args:
-            wait_ns: the longest that a row has waited so far; 0 where none waits.
-            now_ns: on the caller's monotonic clock.
-
-        Returns:
-            1 for a shift to the next cheaper gear, -1 for one back, 0 for none.
-        """
+        """Shifts where a row's longest wait so far, 0 where none waits, was beyond a limit for long enough."""
         gears = self._gears
         if gears is None:
             return 0
         self._heard_ns = now_ns
         front_ns = 0 if self._backlogged_since_ns is None else now_ns - self._backlogged_since_ns
-        # With a queue, a stage takes rows about one such wait apart, so the last wait stands for the stage so
-        # long.
+        # With a queue, a stage takes rows about one such wait apart; so long the last wait stands for the stage.
         recent_ns = max((wait for at_ns, wait in self._taken.values() if now_ns - at_ns <= 2 * wait), default=0)
         wait_us = max(wait_ns, front_ns, recent_ns) // 1000
         side = _HIGH if wait_us >= gears.raise_wait_us else _LOW if wait_us <= gears.lower_wait_us else None

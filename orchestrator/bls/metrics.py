@@ -16,7 +16,6 @@ from orchestrator.spec import CascadeSpec
 from orchestrator.spec.answer import STATUS_BITS
 
 FLUSH_INTERVAL_S = 1.0
-GEAR = "committee_gear"
 # Latencies held between two flushes; beyond that they are sorted into their buckets at once.
 MAX_UNSORTED = 100_000
 LATENCY_BUCKETS_US = (250, 500, 1000, 2500, 5000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000, 1_000_000)
@@ -40,50 +39,35 @@ HELP = {
 
 
 class Counters:
-    """Counts under the caller's lock; `flush` may run beside it.
-
-    Args:
-        spec: the cascade.
-    """
+    """Counts under the caller's lock; `flush` may run beside it."""
 
     def __init__(self, spec: CascadeSpec) -> None:
         self._members = [member.name for member in spec.members]
         self._costs = [stage.cost for stage in spec.stages]
         self._lock = threading.Lock()
-        self._sums: dict[Key, float] = {}
         self._taken_ns: list[int] = []
-        # Spelled out once: making a key for every batch took longer than counting.
-        stages = range(len(spec.stages))
-        self._cost_key: Key = ("committee_cost_total", ())
-        self._rows_key: Key = ("committee_rows_total", ())
-        self._exit_keys: list[Key] = [("committee_exits_total", (("stage", str(stage)),)) for stage in stages]
-        self._deferred_keys: list[Key] = [
-            ("committee_deferred_total", (("stage", str(stage)),)) for stage in stages
-        ]
         self._gear = None if spec.gears is None else 0.0
-        self._begin(spec)
-
-    def _begin(self, spec: CascadeSpec) -> None:
-        """Every series exists from the start: a counter that appears late loses its first increase."""
-        for stage in range(len(spec.stages)):
-            self._add("committee_exits_total", 0, stage=stage)
-            if stage < len(spec.stages) - 1:
-                self._add("committee_deferred_total", 0, stage=stage)
-        for name in STATUS_BITS.values():
-            self._add("committee_status_total", 0, status=name)
-        for member in self._members:
-            self._add("committee_member_failures_total", 0, member=member)
-            self._add("committee_asked_again_total", 0, member=member)
-        for name in ("rows_total", "failed_rows_total", "cost_total", "latency_us_sum", "latency_us_count"):
-            self._add(f"committee_{name}", 0)
-        for direction in () if spec.gears is None else ("cheaper", "dearer"):
-            self._add("committee_gear_shifts_total", 0, direction=direction)
-        for le in (*LATENCY_BUCKETS_US, "+Inf"):
-            self._add("committee_latency_us_bucket", 0, le=le)
+        stages = range(len(spec.stages))
+        # Spelled out once: making a key for every batch took longer than counting.
+        self._rows_key, self._cost_key = _key("committee_rows_total"), _key("committee_cost_total")
+        self._exit_keys = [_key("committee_exits_total", stage=stage) for stage in stages]
+        self._deferred_keys = [_key("committee_deferred_total", stage=stage) for stage in stages[:-1]]
+        of_members = ("committee_member_failures_total", "committee_asked_again_total")
+        sums = ("committee_failed_rows_total", "committee_latency_us_sum", "committee_latency_us_count")
+        shifts = () if spec.gears is None else ("cheaper", "dearer")
+        # Every series exists from the start: a counter that appears late loses its first increase.
+        keys = [
+            *(self._rows_key, self._cost_key, *self._exit_keys, *self._deferred_keys),
+            *(_key("committee_status_total", status=name) for name in STATUS_BITS.values()),
+            *(_key(name, member=member) for name in of_members for member in self._members),
+            *(_key(name) for name in sums),
+            *(_key("committee_gear_shifts_total", direction=direction) for direction in shifts),
+            *(_key("committee_latency_us_bucket", le=le) for le in (*LATENCY_BUCKETS_US, "+Inf")),
+        ]
+        self._sums = dict.fromkeys(keys, 0.0)
 
     def _add(self, name: str, value: float, **labels: object) -> None:
-        key = (name, tuple((label, str(text)) for label, text in labels.items()))
-        self._sums[key] = self._sums.get(key, 0.0) + float(value)
+        self._sums[_key(name, **labels)] += float(value)
 
     def asked(self, rows: int, stage: int) -> None:
         """A later stage's members were asked about rows."""
@@ -123,18 +107,14 @@ class Counters:
                 self._sums[self._deferred_keys[stage - 1]] += outcome.prefix_rows
             if len(answers):
                 for exit_stage, count in enumerate(np.bincount(answers.exit_stage).tolist()):
-                    if count:
-                        self._sums[self._exit_keys[exit_stage]] += count
+                    self._sums[self._exit_keys[exit_stage]] += count
                 if answers.status.any():
                     self._statuses(answers.status)
             if len(outcome.deferred):
                 self._sums[self._deferred_keys[stage]] += len(outcome.deferred)
             if outcome.member_failures is not None:
-                self._failures(outcome.member_failures)
-
-    def _failures(self, rows_of_members: npt.NDArray[np.int64]) -> None:
-        for index in np.flatnonzero(rows_of_members):
-            self._add("committee_member_failures_total", rows_of_members[index], member=self._members[index])
+                for member, rows in zip(self._members, outcome.member_failures, strict=True):
+                    self._add("committee_member_failures_total", rows, member=member)
 
     def _statuses(self, statuses: npt.NDArray[np.int32]) -> None:
         for bit, name in STATUS_BITS.items():
@@ -163,9 +143,7 @@ class Counters:
     def _sort_latencies(self) -> None:
         taken_us = np.array(self._taken_ns, np.float64) / 1000
         self._taken_ns.clear()
-        if not len(taken_us):
-            return
-        self._add("committee_latency_us_sum", float(taken_us.sum()))
+        self._add("committee_latency_us_sum", taken_us.sum())
         self._add("committee_latency_us_count", len(taken_us))
         self._add("committee_latency_us_bucket", len(taken_us), le="+Inf")
         within = np.searchsorted(np.sort(taken_us), LATENCY_BUCKETS_US, side="right")
@@ -176,21 +154,16 @@ class Counters:
         """Everything counted since the last call."""
         with self._lock:
             self._sort_latencies()
-            # The keys stay, so that making them is no part of counting.
-            counted = dict(self._sums)
-            for key in self._sums:
-                self._sums[key] = 0.0
+            counted, self._sums = self._sums, dict.fromkeys(self._sums, 0.0)
         return counted
 
 
-class MetricsFlusher:
-    """Hands the counters to the server from a thread of its own.
+def _key(name: str, **labels: object) -> Key:
+    return name, tuple((label, str(text)) for label, text in labels.items())
 
-    Args:
-        pb_utils: the server's Python module.
-        counters: what to hand over.
-        model: model name, a label of every series.
-    """
+
+class MetricsFlusher:
+    """Hands the counters to the server from a thread of its own; `model` is a label of every series."""
 
     def __init__(self, pb_utils: Any, counters: Counters, *, model: str) -> None:
         self._pb = pb_utils
@@ -198,7 +171,6 @@ class MetricsFlusher:
         self._model = model
         self._families: dict[str, Any] = {}
         self._metrics: dict[Key, Any] = {}
-        self._gear: Any = None
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._loop, name="committee-metrics", daemon=True)
 
@@ -220,24 +192,20 @@ class MetricsFlusher:
     def flush(self) -> None:
         """Hands over what was counted since the last time."""
         for key, value in self._counters.drain().items():
-            metric = self._metrics.get(key)
-            if metric is None:
-                metric = self._metrics[key] = self._register(key)
+            metric = self._metric(key, self._pb.MetricFamily.COUNTER)
             if value:  # most counters stand still, and every call of the server's API costs
                 metric.increment(value)
-        gear = self._counters.gear
-        if gear is not None:
-            if self._gear is None:
-                self._gear = self._register((GEAR, ()), self._pb.MetricFamily.GAUGE)
-            self._gear.set(gear)
+        if (gear := self._counters.gear) is not None:
+            self._metric(_key("committee_gear"), self._pb.MetricFamily.GAUGE).set(gear)
 
-    def _register(self, key: Key, kind: Any = None) -> Any:
-        name, labels = key
-        if name not in self._families:
+    def _metric(self, key: Key, kind: Any) -> Any:
+        if key not in self._metrics:
+            name, labels = key
             # Families must outlive their metrics, so both are kept for the life of the model.
-            kind = self._pb.MetricFamily.COUNTER if kind is None else kind
-            self._families[name] = self._pb.MetricFamily(name=name, description=HELP[name], kind=kind)
-        return self._families[name].Metric(labels={"model": self._model, **dict(labels)})
+            if name not in self._families:
+                self._families[name] = self._pb.MetricFamily(name=name, description=HELP[name], kind=kind)
+            self._metrics[key] = self._families[name].Metric(labels={"model": self._model, **dict(labels)})
+        return self._metrics[key]
 
     def _loop(self) -> None:
         while not self._stop.wait(FLUSH_INTERVAL_S):
