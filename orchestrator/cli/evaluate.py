@@ -11,12 +11,7 @@ from rich.table import Table
 
 from orchestrator.cli.console import print_json, stdout_console
 from orchestrator.planner.records import records_from_path
-from orchestrator.planner.replay import (
-    EvaluatedModel,
-    Evaluation,
-    PairedComparison,
-    evaluate_plans,
-)
+from orchestrator.planner.replay import EvaluatedModel, Evaluation, PairedComparison, evaluate_plans
 from orchestrator.report.words import times_words
 from orchestrator.spec import CascadeSpec, cascade_from_path
 

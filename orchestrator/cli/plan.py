@@ -90,8 +90,7 @@ def plan(
         typer.Option(help='Costs per row: {"cost": {"member": 1.5}, "unit": "ms"}. If none, the records\' own.'),
     ] = None,
     allow_near_chance: Annotated[
-        bool,
-        typer.Option("--allow-near-chance", help="Write a plan too whose accuracy is near that of guessing."),
+        bool, typer.Option("--allow-near-chance", help="Write a plan too whose accuracy is near that of guessing.")
     ] = False,
     seed: Annotated[int, typer.Option(help="Of the split in rows that choose and rows that certify.")] = 0,
     impose_exits: Annotated[

@@ -191,11 +191,7 @@ class _Deciding:
         sequence = self._tests([plan]) if goal.has_budget else sequence_of(self._tests(self._candidates(plan)))
         reference = reference_alone(goal, pool, self.options)
         certificate = certify(
-            sequence,
-            self.certify_rows,
-            epsilon=goal.allowed,
-            delta=goal.delta,
-            has_fallback=reference is not None,
+            sequence, self.certify_rows, epsilon=goal.allowed, delta=goal.delta, has_fallback=reference is not None
         )
         if reference is not None and not certificate.certified:
             return self._reference_itself(reference, certificate)

@@ -325,10 +325,7 @@ class StageExplanation:
 
 
 def explain_rows(
-    spec: CascadeSpec,
-    outputs_by_member: Mapping[str, npt.NDArray[np.float32]],
-    *,
-    policy: Policy | None = None,
+    spec: CascadeSpec, outputs_by_member: Mapping[str, npt.NDArray[np.float32]], *, policy: Policy | None = None
 ) -> list[StageExplanation]:
     """How every stage judges every row, stages that a row never reaches included.
 
