@@ -82,11 +82,16 @@ class Goal:
 
     def __post_init__(self) -> None:
         faults = Faults("plan", of_arguments=True)
-        _share(faults, "min_accuracy", self.min_accuracy, low_open=True)
-        _share(faults, "epsilon", self.epsilon, low_open=False)
-        for name, value in (("max_mean_cost", self.max_mean_cost), ("max_worst_cost", self.max_worst_cost)):
-            if value is not None:
-                faults.positive(name, value)
+        accuracy, epsilon = self.min_accuracy, self.epsilon
+        if accuracy is not None:
+            good = is_finite(accuracy) and 0 < accuracy <= 1
+            faults.check("min_accuracy", good, f"got {accuracy:g}, expected a number above 0 and at most 1")
+        if epsilon is not None:
+            good = is_finite(epsilon) and 0 <= epsilon <= 1
+            faults.check("epsilon", good, f"got {epsilon:g}, expected a number at least 0 and at most 1")
+        for name in ("max_mean_cost", "max_worst_cost"):
+            if getattr(self, name) is not None:
+                faults.positive(name, getattr(self, name))
         good = is_finite(self.delta) and 0 < self.delta < 1
         faults.check("delta", good, f"got {self.delta:g}, expected a number between 0 and 1")
         faults.integer("max_stages", self.max_stages, low=1, high=MOST_MEMBERS)
@@ -174,14 +179,6 @@ class Goal:
         return text if self.max_stages == MOST_MEMBERS else f"{text}, at most {self.max_stages} stages"
 
 
-def _share(faults: Faults, name: str, value: float | None, *, low_open: bool) -> None:
-    if value is None:
-        return
-    good = is_finite(value) and 0 <= value <= 1 and not (low_open and value == 0)
-    low = "above 0" if low_open else "at least 0"
-    faults.check(name, good, f"got {value:g}, expected a number {low} and at most 1")
-
-
 def _number(value: float) -> str:
     """A cost; millions without an exponent, as people ask for them."""
     return f"{value:.0f}" if 1e6 <= value < 1e15 else f"{value:g}"
@@ -209,8 +206,7 @@ class MeasuredRows:
 
     def right(self, label: Labels) -> npt.NDArray[np.bool_]:
         """Which answers are right."""
-        right: npt.NDArray[np.bool_] = label == self.target
-        return right
+        return np.asarray(label == self.target)
 
     def not_lost(self, label: Labels) -> npt.NDArray[np.bool_]:
         """Which answers are right, or wrong as the reference's."""
@@ -226,17 +222,14 @@ def measured_rows(goal: Goal, table: SubsetTable, records: Records, *, combine: 
         records: the same rows.
         combine: mode of the reference "ensemble".
     """
-    everything = np.ones(table.rows, np.bool_)
-    if goal.reference is None:
-        assert records.labels is not None
-        return MeasuredRows(table=table, target=records.labels.astype(np.int32), reference_right=everything)
-    # As the plan that asks the reference alone answers: in probabilities, two classes a rounding apart may tie.
-    answer = table.label(combine, _places(goal.reference, table.pool))
-    if goal.label_free:
-        return MeasuredRows(table=table, target=answer, reference_right=everything)
-    assert records.labels is not None
-    target = records.labels.astype(np.int32)
-    return MeasuredRows(table=table, target=target, reference_right=answer == target)
+    target = None if records.labels is None else records.labels.astype(np.int32)
+    right = np.ones(table.rows, np.bool_)
+    if goal.reference is not None:
+        # As the plan of the reference alone answers: in probabilities, two classes a rounding apart may tie.
+        answer = table.label(combine, _places(goal.reference, table.pool))
+        target, right = (answer, right) if goal.label_free else (target, answer == target)
+    assert target is not None
+    return MeasuredRows(table=table, target=target, reference_right=right)
 
 
 def rows_wanted(goal: Goal, rows: MeasuredRows) -> float:
@@ -254,14 +247,7 @@ def _places(reference: str, pool: Sequence[Member]) -> Subset:
 
 
 def is_reference(plan: CandidatePlan, goal: Goal, pool: Sequence[Member], *, combine: str) -> bool:
-    """Whether a plan is the reference itself.
-
-    Args:
-        plan: the plan.
-        goal: names the reference, if there is one.
-        pool: the members.
-        combine: mode of the reference "ensemble".
-    """
+    """Whether a plan is the goal's reference itself; `combine` is the mode of the reference "ensemble"."""
     if goal.reference is None or plan.stages != (_places(goal.reference, pool),):
         return False
     return len(plan.members) == 1 or mode_of(plan.combine) == mode_of(combine)

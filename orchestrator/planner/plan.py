@@ -12,9 +12,8 @@ import numpy.typing as npt
 from orchestrator.errors import DataError, first_few
 from orchestrator.planner.calibration import CalibrationResult, calibrate
 from orchestrator.planner.candidates import CandidatePlan, answers_of, in_cost_order, mode_of, table_from_records
-from orchestrator.planner.certify import UnmetConstraint
+from orchestrator.planner.certify import Decision, UnmetConstraint, decide
 from orchestrator.planner.dataset_split import DatasetSplit, kept_origin, records_of_rows, split_from_ids
-from orchestrator.planner.decide import Decision, decide
 from orchestrator.planner.goal import ENSEMBLE, Goal, MeasuredRows, SearchOptions, measured_rows
 from orchestrator.planner.intervals import clopper_pearson
 from orchestrator.planner.records import COSTS, Records, is_cost, random_members

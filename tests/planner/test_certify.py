@@ -15,10 +15,10 @@ from orchestrator.planner.certify import (
     PlannedTest,
     certify,
     counts_of,
+    decide,
     planned_test,
     sequence_of,
 )
-from orchestrator.planner.decide import decide
 from orchestrator.planner.goal import Goal, MeasuredRows, SearchOptions, measured_rows
 from orchestrator.planner.intervals import rows_needed
 from orchestrator.planner.records import Records

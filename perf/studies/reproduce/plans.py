@@ -33,8 +33,8 @@ from orchestrator.planner.candidates import (
     orderings_of,
     table_from_records,
 )
+from orchestrator.planner.certify import decide
 from orchestrator.planner.dataset_split import DatasetSplit, split_from_ids
-from orchestrator.planner.decide import decide
 from orchestrator.planner.goal import Goal, SearchOptions, measured_rows
 from orchestrator.planner.search import RIGHT, SearchResult, search
 from orchestrator.progress import Progress
