@@ -25,19 +25,23 @@ MOST_ROWS = 10**9
 Labels = npt.NDArray[np.int64]
 # Rows that a member would get right if the labels were these.
 Count = Callable[[str, Labels], int]
+# How labels were made from names, None for numbers -> what puts them into the order of the classes.
+ORDER_HINTS = {
+    None: "numbers have to be the members' own, from 0 (else `record.first_label`); "
+    "for class names record with `record.class_map`, which says their order",
+    "map": "the lines of `record.class_map` have to be in the order of the members' scores",
+    "name": "names went by the members' own: give these in the order of the scores "
+    "(export member `export.labels`), or say which is which with `record.class_map`",
+    "order": "sorted names were taken for the classes in order: record with `record.class_map`, "
+    "which says the real one",
+}
 # With enough rows even an accuracy of 12 % on ten classes is surely better than guessing, and still worth nothing.
 # Near is up to twice guessing, and, where that is much, up to a tenth of the way from guessing to always right.
 _FACTOR, _SHARE = 2.0, 0.1
 
 
 def clopper_pearson(hits: int, rows: int, level: float = 0.95) -> tuple[float, float]:
-    """Exact binomial interval of a share (Clopper and Pearson, Biometrika 26, 1934).
-
-    Args:
-        hits: successes.
-        rows: trials, at least 1.
-        level: two-sided coverage.
-    """
+    """Exact two-sided binomial interval of a share (Clopper and Pearson, Biometrika 26, 1934)."""
     low, high = clopper_pearson_ends(np.array([hits]), rows, level)
     return float(low[0]), float(high[0])
 
@@ -59,12 +63,8 @@ def paired_difference(
     """Mean of one - other over the same rows, with a normal interval of the paired differences.
 
     The variance gets half a row in each direction, one in all, so that identical columns do not claim certainty
-    (the idea of Agresti and Min, Statistics in Medicine 24, 2005).
-
-    Args:
-        one: bool (n,), which rows one model gets right.
-        other: bool (n,), which rows the other gets right.
-        level: two-sided coverage.
+    (the idea of Agresti and Min, Statistics in Medicine 24, 2005). `one` and `other` are bool (n,): the rows that
+    either model gets right.
     """
     rows = len(one)
     gains, losses = int((one & ~other).sum()), int((other & ~one).sum())
@@ -115,16 +115,7 @@ BOUNDS: dict[str, Bound] = {"clopper_pearson_losses": losses_only, "discordant_p
 
 
 def rows_needed(method: str, *, losses: int, gains: int, rows: int, epsilon: float, delta: float) -> int | None:
-    """How many rows with the same shares of losses and gains would bring the bound to epsilon; None for never.
-
-    Args:
-        method: a key of BOUNDS.
-        losses: seen on `rows` rows.
-        gains: seen on `rows` rows.
-        rows: at least 1.
-        epsilon: what the bound has to reach.
-        delta: chance that the bound does not hold.
-    """
+    """How many rows with the same shares of losses and gains would bring the bound to epsilon; None for never."""
     bound = BOUNDS[method]
 
     def good(count: int) -> bool:
@@ -145,10 +136,8 @@ def rows_needed(method: str, *, losses: int, gains: int, rows: int, epsilon: flo
 
 def fewest_rows(*, losses: int, gains: int, rows: int, epsilon: float, delta: float) -> int | None:
     """`rows_needed` by the bound that needs the fewest; which one tests a plan is settled anew with more rows."""
-    needed = [
-        rows_needed(method, losses=losses, gains=gains, rows=rows, epsilon=epsilon, delta=delta)
-        for method in BOUNDS
-    ]
+    seen = {"losses": losses, "gains": gains, "rows": rows}
+    needed = [rows_needed(method, **seen, epsilon=epsilon, delta=delta) for method in BOUNDS]
     return min((count for count in needed if count is not None), default=None)
 
 
@@ -156,12 +145,7 @@ def near_chance(right: int, rows: int, classes: int) -> tuple[float, float] | No
     """The 95 % interval of an accuracy that is near guessing, None for one that is not.
 
     It is near where the interval ends below what counts as near, or, with few rows, where the accuracy is below
-    that and the interval reaches down to guessing.
-
-    Args:
-        right: rows answered right.
-        rows: rows answered, at least 1.
-        classes: k, at least 2.
+    that and the interval reaches down to guessing. There is at least one row, and two classes.
     """
     guessing = 1 / classes
     near = min(_FACTOR * guessing, guessing + _SHARE * (1 - guessing))
@@ -180,7 +164,7 @@ def chance_notes(
         count: gives the rows that a member would get right with other labels.
         labels: int64 (n,) in 0..k-1.
         classes: k.
-        labels_by: how the labels were made from names: "map", "name" or "order"; None for numbers.
+        labels_by: how the labels were made from names, see ORDER_HINTS.
     """
     rows = len(labels)
     near = {name: interval for name, hits in right.items() if (interval := near_chance(hits, rows, classes))}
@@ -204,37 +188,20 @@ def chance_notes(
 def accuracy_text(right: int, rows: int, classes: int, interval: tuple[float, float]) -> str:
     """An accuracy beside guessing, in words."""
     low, high = interval
-    return (
-        f"accuracy {right / rows:.4f} on {rows} rows (95 % interval {low:.4f} to {high:.4f}), near guessing "
-        f"({1 / classes:.4f})"
-    )
+    shown = f"accuracy {right / rows:.4f} on {rows} rows (95 % interval {low:.4f} to {high:.4f})"
+    return f"{shown}, near guessing ({1 / classes:.4f})"
 
 
 def order_hint(labels_by: Any, *, one_based: bool = False) -> str:
     """How to record with the right classes, with arguments of other commands in backticks.
 
     Args:
-        labels_by: "map", "name" or "order" where the labels were names, else None.
+        labels_by: a key of ORDER_HINTS.
         one_based: each label less one would make the accuracy a good one.
     """
     if one_based:
         return "each less 1 fits them: record with `record.first_label=1`"
-    if labels_by == "order":
-        return (
-            "sorted names were taken for the classes in order: record with `record.class_map`, "
-            "which says the real one"
-        )
-    if labels_by == "map":
-        return "the lines of `record.class_map` have to be in the order of the members' scores"
-    if labels_by == "name":
-        return (
-            "names went by the members' own: give these in the order of the scores "
-            "(export member `export.labels`), or say which is which with `record.class_map`"
-        )
-    return (
-        "numbers have to be the members' own, from 0 (else `record.first_label`); "
-        "for class names record with `record.class_map`, which says their order"
-    )
+    return ORDER_HINTS.get(labels_by, ORDER_HINTS[None])
 
 
 def notes_on_records(records: Records) -> list[str]:
@@ -260,21 +227,15 @@ def notes_on_records(records: Records) -> list[str]:
 def check_above_chance(records: Records, *, accuracy: float, rows: int) -> None:
     """Refuses a plan near guessing: with labels in another order it would be certified, served, and wrong.
 
-    Args:
-        records: the plan was made from.
-        accuracy: of the plan.
-        rows: that its accuracy was counted on.
-
     Raises:
-        DataError: the accuracy is near that of guessing.
+        DataError: the plan's accuracy, counted on so many rows, is near that of guessing.
     """
     right = round(accuracy * rows)
     interval = near_chance(right, rows, records.classes)
-    if interval is None:
-        return
-    raise DataError(
-        "plan",
-        got=accuracy_text(right, rows, records.classes, interval),
-        expected="a plan that is better than guessing",
-        fix=f"{order_hint(records.meta.get('labels_by'))}; or write it all the same with `allow_near_chance`",
-    )
+    if interval is not None:
+        raise DataError(
+            "plan",
+            got=accuracy_text(right, rows, records.classes, interval),
+            expected="a plan that is better than guessing",
+            fix=f"{order_hint(records.meta.get('labels_by'))}; or write it all the same with `allow_near_chance`",
+        )
