@@ -236,7 +236,7 @@ def document_from_found(found: PlanResult | Infeasible, *, notes: Sequence[str] 
         "accuracy": plan.accuracy,
         "accuracy_lower": plan.accuracy_lower,
         "mean_cost": plan.mean_cost,
-        "worst_cost": plan.worst_cost,
+        "worst_cost": plan.spec.worst_cost,
         "exit_share": list(plan.exit_share),
         "frontier": [dataclasses.asdict(point) for point in plan.frontier],
         "reason": None if reason is None else {"got": reason.got, "expected": reason.expected, "fix": reason.fix},
@@ -265,7 +265,7 @@ def show_plan(plan: PlanResult, *, output: Path | None, report: Path | None) -> 
     lower = "" if plan.accuracy_lower is None else f", at least {plan.accuracy_lower:.4f} by the certify part"
     typer.echo(
         f"{noun} {plan.accuracy:.4f} on {_rows(spec)} search rows{lower}; "
-        f"mean cost {plan.mean_cost:,.6g} {spec.cost_unit}, worst {plan.worst_cost:,.6g}"
+        f"mean cost {plan.mean_cost:,.6g} {spec.cost_unit}, worst {spec.worst_cost:,.6g}"
     )
     extra = {} if spec.fit is None else spec.fit.extra
     guarantee = extra.get("guarantee")

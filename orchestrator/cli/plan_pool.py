@@ -10,9 +10,9 @@ from orchestrator.errors import DataError, SpecError
 from orchestrator.planner.plan import (
     USUAL_BATCH,
     check_names,
-    check_probabilities,
-    cost_profile_from_path,
+    costs_from_path,
     meta_of_members,
+    pool_spec,
     recorded_member,
 )
 from orchestrator.planner.records import Records
@@ -26,7 +26,7 @@ from orchestrator.repository.members import (
     facts_of_manifest,
     fits,
 )
-from orchestrator.spec import CascadeSpec, InputSpec, Manifest, Member, Stage, TensorSpec, manifest_from_path
+from orchestrator.spec import CascadeSpec, InputSpec, Manifest, Member, TensorSpec, manifest_from_path
 from orchestrator.spec.answer import first_misplaced
 from orchestrator.spec.cascade import UNKNOWN_INPUT, UNKNOWN_OUTPUT
 from orchestrator.spec.manifest import MANIFEST
@@ -99,7 +99,7 @@ def pool_from_records(records: Records, repository: Path, *, name: str, cost: Pa
     }
     known = meta_of_members(records)
     _same_files(manifests, known)
-    costs, unit = _costs(records, cost)
+    costs, unit = (records.cost, records.cost_unit) if cost is None else costs_from_path(cost, records.outputs)
     facts = member_facts(records, repository, manifests, known)
     members = []
     for member in records.outputs:
@@ -110,18 +110,9 @@ def pool_from_records(records: Records, repository: Path, *, name: str, cost: Pa
             said = known.get(member, {})
             found = recorded_member(member, records, said, cost=costs[member], max_batch_size=size)
         members.append(found)
-    for one in members:
-        if one.output_kind == "probabilities":
-            check_probabilities(one.name, records.outputs[one.name], records.ids)
     first = next(iter(manifests.values()), None)
-    spec = CascadeSpec(
-        name=name,
-        input=UNKNOWN_INPUT if first is None else _input(first),
-        classes=records.classes,
-        cost_unit=unit,
-        stages=tuple(Stage(members=(member,)) for member in members),
-    )
-    spec = adopted_spec(spec, facts)
+    takes = UNKNOWN_INPUT if first is None else _input(first)
+    spec = adopted_spec(pool_spec(members, records, name=name, cost_unit=unit, takes=takes), facts)
     spec = dataclasses.replace(spec, labels=_class_names(spec.members, records, repository))
     return MemberPool(
         spec=spec,
@@ -181,13 +172,6 @@ def _recorded_names(records: Records) -> tuple[str, ...] | None:
         expected = f"a list of {records.classes} texts, one per class"
         raise DataError("records, meta class_names", got=ascii(names)[:WRONG_NAMES_LETTERS], expected=expected)
     return tuple(names)
-
-
-def _costs(records: Records, path: Path | None) -> tuple[Mapping[str, float], str]:
-    if path is not None:
-        profile = cost_profile_from_path(path)
-        return profile.of(list(records.outputs), f"cost profile {path}"), profile.unit
-    return records.cost, str(records.meta.get("cost_unit", "MACs"))
 
 
 def _member(manifest: Manifest, *, name: str, cost: float, max_batch_size: int) -> Member:

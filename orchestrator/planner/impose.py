@@ -55,7 +55,7 @@ def impose_exits(
     answers = replay(spec, records)
     real = np.bincount(answers.exit_stage, minlength=len(members)) / records.rows
     fit = Fit(
-        data_sha256=str(records.meta.get("data_sha256", "")),
+        data_sha256=records.data_sha256,
         rows=records.rows,
         split=str(records.meta.get("data", "")),
         target=f"imposed exits {','.join(map(str, exit_share))}",

@@ -20,7 +20,7 @@ from orchestrator.planner.records import COSTS, Records, is_cost, random_members
 from orchestrator.planner.replay import exits_and_cost, replay
 from orchestrator.planner.search import RIGHT, SearchResult, gears_of
 from orchestrator.progress import Progress, no_progress
-from orchestrator.spec import CascadeSpec, Fit, Gears, Member, Stage
+from orchestrator.spec import CascadeSpec, Fit, Gears, InputSpec, Member, Stage
 from orchestrator.spec.cascade import UNKNOWN_INPUT, UNKNOWN_OUTPUT
 from orchestrator.spec.output_kind import BELOW_0, ScoreEvidence
 from orchestrator.spec.planned_models import data_files_of
@@ -42,38 +42,11 @@ FRONTIER_POINTS = 200
 REPLAYED_ROWS = 4096
 
 
-@dataclass(frozen=True, kw_only=True)
-class CostProfile:
-    """Cost per row of members.
-
-    Args:
-        cost: member name -> cost per row.
-        unit: of the costs.
-    """
-
-    cost: dict[str, float]
-    unit: str
-
-    def of(self, members: Sequence[str], subject: str) -> dict[str, float]:
-        """The costs of the given members; `subject` is named in an error.
-
-        Raises:
-            DataError: some are missing.
-        """
-        missing = [name for name in members if name not in self.cost]
-        if missing:
-            fix = f'add "{missing[0]}": NUMBER to its "cost"'
-            raise DataError(
-                subject, got=f"no cost of {', '.join(missing)}", expected="one for every member", fix=fix
-            )
-        return {name: self.cost[name] for name in members}
-
-
-def cost_profile_from_path(path: Path) -> CostProfile:
-    """The costs a JSON file holds, such as {"cost": {"member": 1.5}, "unit": "ms"}.
+def costs_from_path(path: Path, members: Collection[str]) -> tuple[dict[str, float], str]:
+    """Costs per row of the members and their unit, by a JSON file: {"cost": {"member": 1.5}, "unit": "ms"}.
 
     Raises:
-        DataError: the file is missing or holds something else.
+        DataError: the file is missing, holds something else, or lacks a member.
     """
     subject = f"cost profile {path}"
     try:
@@ -82,15 +55,19 @@ def cost_profile_from_path(path: Path) -> CostProfile:
         raise DataError(subject, got="no such file") from error
     except (OSError, ValueError) as error:
         raise DataError(subject, got=f"a file that is no JSON ({error})", expected=_EXAMPLE) from error
-    cost = value.get("cost") if isinstance(value, dict) else None
-    unit = value.get("unit") if isinstance(value, dict) else None
+    cost, unit = (value.get("cost"), value.get("unit")) if isinstance(value, dict) else (None, None)
     if not isinstance(cost, dict) or not cost or not isinstance(unit, str) or not unit:
         raise DataError(subject, got="other JSON", expected=_EXAMPLE)
-    bad = [name for name, number in cost.items() if not is_cost(number)]
+    bad = [
+        f"{repr(number)[:WRONG_COST_LETTERS]} for {name}" for name, number in cost.items() if not is_cost(number)
+    ]
     if bad:
-        got = ", ".join(f"{repr(cost[name])[:WRONG_COST_LETTERS]} for {name}" for name in bad)
-        raise DataError(subject, got=got, expected=COSTS)
-    return CostProfile(cost={name: float(number) for name, number in cost.items()}, unit=unit)
+        raise DataError(subject, got=", ".join(bad), expected=COSTS)
+    missing = [name for name in members if name not in cost]
+    if missing:
+        got, fix = f"no cost of {', '.join(missing)}", f'add "{missing[0]}": NUMBER to its "cost"'
+        raise DataError(subject, got=got, expected="one for every member", fix=fix)
+    return {name: float(cost[name]) for name in members}, unit
 
 
 def kind_seen(scores: npt.NDArray[np.float32]) -> str:
@@ -99,22 +76,17 @@ def kind_seen(scores: npt.NDArray[np.float32]) -> str:
 
 
 def check_probabilities(name: str, scores: npt.NDArray[np.float32], ids: npt.NDArray[Any]) -> None:
-    """Refuses scores that cannot be probabilities.
-
-    Args:
-        name: of the member.
-        scores: float32 (n, k).
-        ids: (n,), to name rows with.
+    """Refuses scores of a member, float32 (n, k), that cannot be probabilities.
 
     Raises:
-        DataError: a row has a number below 0, or nothing above it.
+        DataError: a row has a number below 0, or nothing above it; naming it by its id, of (n,).
     """
     bad = np.flatnonzero((scores.min(axis=1) < -BELOW_0) | (scores.max(axis=1) <= 0))
     if len(bad):
+        where = f"in {len(bad)} of {len(scores)} rows, id {first_few(ids[bad])}"
         raise DataError(
             f"records, outputs of {name}",
-            got=f"numbers below 0, or nothing above it, in {len(bad)} of {len(scores)} rows, "
-            f"id {first_few(ids[bad])}",
+            got=f"numbers below 0, or nothing above it, {where}",
             expected="probabilities, as its output_kind says",
             fix='say "logits" in its manifest, or in the meta of the records',
         )
@@ -168,11 +140,6 @@ class PlanResult:
     frontier: tuple[FrontierPoint, ...]
     pool: tuple[Member, ...]
     fallback_reason: UnmetConstraint | None = None
-
-    @property
-    def worst_cost(self) -> float:
-        """Cost of a row that goes through every stage."""
-        return self.spec.worst_cost
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -250,20 +217,14 @@ def _settled(goal: Goal, base: CascadeSpec, records: Records, *, random_weights:
     """The goal with its reference named, once the pool and the records can serve it."""
     names = [member.name for member in in_cost_order(base.members)]
     if ENSEMBLE in names:
-        raise DataError(
-            "plan",
-            got=f"a member named {ENSEMBLE}",
-            expected="another name: this one means all members together",
-            fix="rename it, or leave it out with `members`",
-        )
+        expected = "another name: this one means all members together"
+        fix = "rename it, or leave it out with `members`"
+        raise DataError("plan", got=f"a member named {ENSEMBLE}", expected=expected, fix=fix)
     random = [name for name in records.outputs if name in random_weights and name in names]
     if random:
-        raise DataError(
-            "plan",
-            got=f"members with random weights, {', '.join(random)}",
-            expected="trained ones: accuracy of random weights is no result",
-            fix="for cost and speed work use `impose_exits`",
-        )
+        got = f"members with random weights, {', '.join(random)}"
+        expected = "trained ones: accuracy of random weights is no result"
+        raise DataError("plan", got=got, expected=expected, fix="for cost and speed work use `impose_exits`")
     if records.labels is None and not goal.label_free:
         fix = "record labelled data, or use `label_free` to certify agreement instead"
         raise DataError("records", got="no labels", expected="labels int64 (n,)", fix=fix)
@@ -295,11 +256,10 @@ def _result(decision: Decision, rows: MeasuredRows, origin: _Origin) -> PlanResu
     accuracy = right / table.rows
     exit_share, mean_cost = exits_and_cost(spec, answers.stage)
     known = not origin.goal.label_free
-    meta = origin.records.meta
     fit = Fit(
-        data_sha256=str(meta.get("data_sha256", "")),
+        data_sha256=origin.records.data_sha256,
         rows=table.rows,
-        split=str(meta.get("data", "")),
+        split=str(origin.records.meta.get("data", "")),
         target=origin.goal.text,
         accuracy=accuracy if known else None,
         accuracy_ci95=clopper_pearson(right, table.rows) if known else None,
@@ -420,15 +380,7 @@ def meta_of_members(records: Records) -> dict[str, dict[str, Any]]:
 def recorded_member(
     name: str, records: Records, facts: Mapping[str, Any], *, cost: float, max_batch_size: int = USUAL_BATCH
 ) -> Member:
-    """A member as the records know it; whether its scores are logits is told from them where nobody says it.
-
-    Args:
-        name: of the member.
-        records: of it.
-        facts: what the records' meta says of it.
-        cost: per row.
-        max_batch_size: rows of one call.
-    """
+    """A member as its scores and `facts` of the records' meta describe it."""
     return Member(
         name=name,
         output=facts.get("output") or UNKNOWN_OUTPUT,
@@ -438,6 +390,21 @@ def recorded_member(
         sha256=facts.get("sha256"),
         data_files=data_files_of(facts.get("data_files") or {}),
     )
+
+
+def pool_spec(
+    members: Sequence[Member], records: Records, *, name: str, cost_unit: str, takes: InputSpec = UNKNOWN_INPUT
+) -> CascadeSpec:
+    """The members as stages of a cascade, to choose from.
+
+    Raises:
+        DataError: scores that are said to be probabilities cannot be.
+    """
+    for member in members:
+        if member.output_kind == "probabilities":
+            check_probabilities(member.name, records.outputs[member.name], records.ids)
+    stages = tuple(Stage(members=(member,)) for member in members)
+    return CascadeSpec(name=name, input=takes, classes=records.classes, cost_unit=cost_unit, stages=stages)
 
 
 def plan(
@@ -471,14 +438,5 @@ def plan(
         recorded_member(member, records, known.get(member, {}), cost=records.cost[member])
         for member in records.outputs
     ]
-    for member in members:
-        if member.output_kind == "probabilities":
-            check_probabilities(member.name, records.outputs[member.name], records.ids)
-    base = CascadeSpec(
-        name=name,
-        input=UNKNOWN_INPUT,
-        classes=records.classes,
-        cost_unit=str(records.meta.get("cost_unit", "MACs")),
-        stages=tuple(Stage(members=(member,)) for member in members),
-    )
+    base = pool_spec(members, records, name=name, cost_unit=records.cost_unit)
     return plan_from_records(base, records, goal, options=options, progress=progress)

@@ -93,6 +93,16 @@ class Records:
         """Number of classes k."""
         return int(next(iter(self.outputs.values())).shape[1])
 
+    @property
+    def cost_unit(self) -> str:
+        """What costs are counted in."""
+        return str(self.meta.get("cost_unit", "MACs"))
+
+    @property
+    def data_sha256(self) -> str:
+        """Hash of the rows the records were made from; empty where nobody knows it."""
+        return str(self.meta.get("data_sha256", ""))
+
 
 @dataclass(frozen=True, kw_only=True)
 class RecordsFile:
@@ -180,14 +190,11 @@ def _checked_shape(
 
 
 def _check_costs(outputs: Mapping[str, object], cost: Mapping[str, float]) -> None:
-    missing = sorted(set(outputs) - set(cost))
-    if missing:
+    if missing := sorted(set(outputs) - set(cost)):
         raise DataError("records", got=f"no cost of {', '.join(missing)}", expected="cost/<member> for each")
-    strange = sorted(set(cost) - set(outputs))
-    if strange:
-        raise DataError(
-            "records", got=f"costs of {', '.join(strange)} without outputs", expected="outputs/<member>"
-        )
+    if strange := sorted(set(cost) - set(outputs)):
+        got = f"costs of {', '.join(strange)} without outputs"
+        raise DataError("records", got=got, expected="outputs/<member>")
     wrong = {name: value for name, value in cost.items() if not is_cost(value)}
     if wrong:
         listed = ", ".join(f"{name} {value:g}" for name, value in wrong.items())

@@ -218,7 +218,7 @@ def _evaluation(
     reference: str | None,
 ) -> Evaluation:
     # A member outside the plan has a cost only where the records count in the plan's unit.
-    same_unit = spec.cost_unit == records.meta.get("cost_unit", "MACs")
+    same_unit = spec.cost_unit == records.cost_unit
     costs = {**(records.cost if same_unit else {}), **{member.name: member.cost for member in spec.members}}
     members = [_evaluated(name, one, mean_cost=costs.get(name), exit_share=(1.0,)) for name, one in right.items()]
     members.sort(key=lambda one: (records.cost[one.name], one.name))

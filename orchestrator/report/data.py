@@ -380,7 +380,7 @@ def _certify_quality(spec: CascadeSpec, records: Records, correct: Bools) -> Sha
     kept, chosen = split.get("certify_rows", 0), split.get("search_rows", 0)
     if fit is None or not kept or kept + chosen != records.rows:
         return None
-    if fit.data_sha256 != str(records.meta.get("data_sha256", "")):
+    if fit.data_sha256 != records.data_sha256:
         return None
     again = split_from_ids(records.ids, certify_share=kept / records.rows, seed=split.get("seed", 0))
     return share_of(correct[again.certify])

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from orchestrator.errors import DataError
-from orchestrator.planner.plan import check_probabilities, cost_profile_from_path, is_cost, kind_seen
+from orchestrator.planner.plan import check_probabilities, costs_from_path, kind_seen
+from orchestrator.planner.records import is_cost
 
 EVEN = np.full((4, 5), 0.2, np.float32)
 
@@ -55,5 +56,5 @@ def test_costs_that_sums_cannot_hold_are_none(cost: object) -> None:
 def test_profiles_nobody_could_plan_with_are_one_short_line(tmp_path: Path, text: str, said: str) -> None:
     (tmp_path / "p.json").write_text(text)
     with pytest.raises(DataError, match=said) as caught:
-        cost_profile_from_path(tmp_path / "p.json")
+        costs_from_path(tmp_path / "p.json", ["a"])
     assert len(str(caught.value)) < 300 + len(str(tmp_path))
