@@ -207,8 +207,8 @@ def _joined(
         raise DataError(
             "record --join", got="the same file twice", expected="different files, and another one for -o"
         )
-    summary = join_records(paths, output, skip_bad=skip_bad, by_id=by_id).summary()
-    return {"output": str(output), **summary, "seconds": time.perf_counter() - start}
+    summary = join_records(paths, output, skip_bad=skip_bad, by_id=by_id)
+    return {**summary, "seconds": time.perf_counter() - start}
 
 
 def _is_given(context: typer.Context, parameter: Any) -> bool:

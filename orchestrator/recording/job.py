@@ -6,12 +6,14 @@ Members are asked about pieces of rows in threads; results come in order, in bou
 import contextlib
 import dataclasses
 import hashlib
+import itertools
 import shutil
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +33,9 @@ from orchestrator.recording.shards import (
     finished_recording,
     keep_fingerprint,
     recording_fingerprint,
+    stored_outputs,
 )
-from orchestrator.recording.summary import Recorded, meta_of, summary_of
+from orchestrator.recording.summary import meta_of, summary_of
 from orchestrator.rows.blocks import (
     UNLABELLED,
     ColumnNames,
@@ -58,8 +61,6 @@ class RecordingTask:
     """Which rows are recorded by which members.
 
     Args:
-        source: of the rows.
-        pool: the members.
         wanted: int64 (n,), indices of rows of the source, ascending.
         skip_bad: leave out rows that cannot be read or answered, instead of stopping at them.
     """
@@ -69,13 +70,16 @@ class RecordingTask:
     wanted: Indices
     skip_bad: bool = False
 
+    def id_of(self, position: int) -> object:
+        """Id of a wanted row."""
+        return self.source.ids[self.wanted[position]].item()
+
 
 @dataclass(frozen=True, kw_only=True)
 class RecordedPiece:
-    """One piece with the members' outputs.
+    """Positions `first` to `stop` - 1 with the members' outputs.
 
     Args:
-        first, stop: positions, stop excluded.
         kept: int64 (n,), those with outputs.
         outputs: member name -> float32 (n, k).
         skipped: position -> why it has none.
@@ -124,27 +128,25 @@ def answered_pieces(task: RecordingTask, *, start: int = 0) -> Generator[Recorde
 
 def _answered(task: RecordingTask, piece: RowPiece) -> RecordedPiece:
     loaded, skipped = _labelled(task, piece.load())
-    refused = {int(one.id): one.reason for one in loaded.refused}
-    skipped |= refused
-    if refused and not task.skip_bad:
-        position, reason = next(iter(refused.items()))
+    if loaded.refused and not task.skip_bad:
+        first = loaded.refused[0]
         raise DataError(
             f"data {task.source.name}",
-            got=f"row {_id(task, position)} that cannot be read ({reason})",
+            got=f"row {task.id_of(int(first.id))} that cannot be read ({first.reason})",
             fix="mend it, or leave such rows out with `skip_bad`",
         )
+    skipped |= {int(one.id): one.reason for one in loaded.refused}
     outputs = {name: _asked(task.pool, name, loaded) for name in task.pool.names}
     for name, scores in outputs.items():
-        bad = unusable_rows(scores)
-        if len(bad) and not task.skip_bad:
-            ids = [_id(task, position) for position in loaded.ids[bad].tolist()]
+        bad = loaded.ids[unusable_rows(scores)].tolist()
+        if bad and not task.skip_bad:
             raise DataError(
                 f"member {name}",
-                got=f"NaN, infinity or no finite score for rows {first_few(ids)}",
+                got=f"NaN, infinity or no finite score for rows {first_few([task.id_of(one) for one in bad])}",
                 expected="finite scores",
                 fix="leave the member out, or such rows with `skip_bad`",
             )
-        skipped |= {int(position): f"member {name}: no finite scores" for position in loaded.ids[bad]}
+        skipped |= dict.fromkeys(bad, f"member {name}: no finite scores")
     good = ~np.isin(loaded.ids, list(skipped))
     return RecordedPiece(
         first=piece.first,
@@ -152,7 +154,7 @@ def _answered(task: RecordingTask, piece: RowPiece) -> RecordedPiece:
         kept=loaded.ids[good],
         outputs={name: scores[good] for name, scores in outputs.items()},
         skipped=skipped,
-        digests=tuple(one for one, kept in zip(loaded.digests, good, strict=False) if kept),
+        digests=tuple(itertools.compress(loaded.digests, good)),
     )
 
 
@@ -165,22 +167,19 @@ def _labelled(task: RecordingTask, loaded: RowBlock) -> tuple[RowBlock, dict[int
     if has_label.all():
         return loaded, {}
     kept = dataclasses.replace(loaded.picked(np.flatnonzero(has_label)), refused=loaded.refused)
-    return kept, {int(position): "no label" for position in loaded.ids[~has_label]}
+    return kept, dict.fromkeys(loaded.ids[~has_label].tolist(), "no label")
 
 
 def _asked(pool: RecordingPool, name: str, loaded: RowBlock) -> Scores:
+    expected = (len(loaded.ids), pool.classes)
     if not len(loaded.ids):
-        return np.zeros((0, pool.classes), np.float32)
+        return np.zeros(expected, np.float32)
     scores = pool.ask(name, loaded.rows)
-    if scores.shape != (len(loaded.ids), pool.classes):
-        expected = [len(loaded.ids), pool.classes]
-        raise DataError(f"member {name}", got=f"scores of shape {list(scores.shape)}", expected=expected)
+    if scores.shape != expected:
+        got = f"scores of shape {list(scores.shape)}"
+        raise DataError(f"member {name}", got=got, expected=list(expected))
     check_piece(name, scores, pool.kinds)
     return scores
-
-
-def _id(task: RecordingTask, position: int) -> object:
-    return task.source.ids[task.wanted[position]].item()
 
 
 def record_into(shards: Shards, task: RecordingTask, *, advance: Advance) -> bytes:
@@ -189,59 +188,37 @@ def record_into(shards: Shards, task: RecordingTask, *, advance: Advance) -> byt
     Returns:
         the hash of all data read, where the source is hashed while it is read.
     """
-    buffer = _Buffer(shards=shards)
+    digest, held, held_bytes = shards.digest(), [], 0
+    begun = since = time.monotonic()
     try:
         # Closed here and not by the garbage collector, since its threads may still ask.
         with contextlib.closing(answered_pieces(task, start=shards.done)) as pieces:
-            for answered in pieces:
-                buffer.add(answered)
-                advance(answered.stop - answered.first)
+            for piece in pieces:
+                for one in piece.digests:
+                    digest = hashlib.sha256(digest + one).digest()
+                held.append(piece)
+                held_bytes += sum(scores.nbytes for scores in piece.outputs.values())
+                now = time.monotonic()
+                if held_bytes >= SHARD_BYTES or now - since >= max(SHARD_S, SHARD_SHARE * (now - begun)):
+                    # Let go first: what could not be written is not written a second time below.
+                    full, held, held_bytes, since = held, [], 0, now
+                    shards.add(_shard(full, digest))
+                advance(piece.stop - piece.first)
     finally:
-        buffer.flush()
-    return buffer.digest
+        if held:
+            shards.add(_shard(held, digest))
+    return digest
 
 
-@dataclass
-class _Buffer:
-    """Finished pieces that are not in a shard yet."""
-
-    shards: Shards
-    pieces: list[RecordedPiece] = field(default_factory=list)
-    held_bytes: int = 0
-    digest: bytes = NO_DIGEST
-    begun: float = field(default_factory=time.monotonic)
-    since: float = field(default_factory=time.monotonic)
-
-    def __post_init__(self) -> None:
-        self.digest = self.shards.digest()
-
-    def add(self, answered: RecordedPiece) -> None:
-        for one in answered.digests:
-            self.digest = hashlib.sha256(self.digest + one).digest()
-        self.pieces.append(answered)
-        self.held_bytes += sum(scores.nbytes for scores in answered.outputs.values())
-        now = time.monotonic()
-        due_s = max(SHARD_S, SHARD_SHARE * (now - self.begun))
-        if self.held_bytes >= SHARD_BYTES or now - self.since >= due_s:
-            self.flush()
-
-    def flush(self) -> None:
-        pieces, self.pieces, self.held_bytes = self.pieces, [], 0
-        self.since = time.monotonic()
-        if not pieces:
-            return
-        self.shards.add(
-            Shard(
-                first=pieces[0].first,
-                stop=pieces[-1].stop,
-                kept=np.concatenate([piece.kept for piece in pieces]),
-                outputs={
-                    name: np.concatenate([piece.outputs[name] for piece in pieces]) for name in pieces[0].outputs
-                },
-                skipped={position: why for piece in pieces for position, why in piece.skipped.items()},
-                digest=self.digest,
-            )
-        )
+def _shard(pieces: Sequence[RecordedPiece], digest: bytes) -> Shard:
+    return Shard(
+        first=pieces[0].first,
+        stop=pieces[-1].stop,
+        kept=np.concatenate([piece.kept for piece in pieces]),
+        outputs={name: np.concatenate([piece.outputs[name] for piece in pieces]) for name in pieces[0].outputs},
+        skipped={position: why for piece in pieces for position, why in piece.skipped.items()},
+        digest=digest,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -273,15 +250,12 @@ def source_for(pool: RecordingPool, options: RecordOptions) -> RowSource:
     Raises:
         CommitteeError: the data cannot be used, or not with these members.
     """
-    names = pool.class_names()
-    class_map = None
-    if options.class_map is not None:
-        class_map = class_map_from_path(options.class_map, count=pool.classes, known=names)
+    names, path = pool.class_names(), options.class_map
     classes = MemberClasses(
         count=pool.classes,
         names=names,
         by_order=options.by_order,
-        class_map=class_map,
+        class_map=None if path is None else class_map_from_path(path, count=pool.classes, known=names),
         first_label=options.first_label,
     )
     reader = pool.picture_reader()
@@ -323,8 +297,9 @@ def record_job(
     fingerprint = recording_fingerprint(header, pool, source, skip_bad=options.skip_bad)
     finished = None if restart else finished_recording(output, fingerprint)
     if finished is not None:
-        seen = {name: evidence_of(finished.outputs(name)) for name in pool.names}
-        return summary_of(finished, pool, source, output=output, seen=seen) | {"up_to_date": True}
+        outputs = partial(stored_outputs, output)
+        seen = {name: evidence_of(outputs(name)) for name in pool.names}
+        return summary_of(finished, outputs, pool, source, seen=seen) | {"up_to_date": True}
     _check_disk(output, pool, rows=len(wanted))
     shards = Shards(output, header, members=pool.names, restart=restart)
     with contextlib.closing(shards), _saying_what_is_kept(shards, len(wanted)):
@@ -348,20 +323,17 @@ def records_of(repository: Path, members: Sequence[str], data: str) -> Records:
     with opened_pool(members, repository) as pool:
         source = source_for(pool, RecordOptions(data=data))
         task = RecordingTask(source=source, pool=pool, wanted=wanted_rows(len(source.ids), None))
-        pieces = list(answered_pieces(task))
-        outputs = {name: np.concatenate([one.outputs[name] for one in pieces]) for name in pool.names}
+        outputs = _shard(list(answered_pieces(task)), NO_DIGEST).outputs
         seen = {name: evidence_of([scores]) for name, scores in outputs.items()}
         meta = meta_of(pool, source, data=data, sha256=source.data_sha256, skipped={}, seen=seen)
-        return Records(
-            ids=source.ids, labels=source.labels.numbers, outputs=outputs, cost=dict(pool.cost), meta=meta
-        )
+        labels = source.labels.numbers
+        return Records(ids=source.ids, labels=labels, outputs=outputs, cost=dict(pool.cost), meta=meta)
 
 
 def _check_labelled(source: RowSource, wanted: Indices) -> None:
     """Refuses rows without labels beside others that have them."""
-    if source.labels.numbers is None:
-        return
-    without = wanted[source.labels.numbers[wanted] < 0]
+    labels = source.labels.numbers
+    without = wanted[:0] if labels is None else wanted[labels[wanted] < 0]
     if len(without):
         raise DataError(
             f"data {source.name}",
@@ -393,31 +365,27 @@ def _header(task: RecordingTask, options: RecordOptions) -> dict[str, Any]:
 @contextlib.contextmanager
 def _saying_what_is_kept(shards: Shards, total: int) -> Iterator[None]:
     """Adds to errors and interrupts in the block how many rows are kept for the next run."""
+
+    def kept() -> str:
+        text = f"{shards.done} of {total} rows are kept in {shards.folder}, the same command goes on from there"
+        return text if shards.done else ""
+
     try:
         yield
     except KeyboardInterrupt as stopped:
-        kept = _kept(shards, total) or "no row was settled yet"
-        raise interrupted_from(stopped, f"stopped: {kept}") from None
+        raise interrupted_from(stopped, f"stopped: {kept() or 'no row was settled yet'}") from None
     except SpecError:
         raise
     except CommitteeError as error:
         # A part that cannot be read is not kept: only `restart` helps.
-        kept = "" if shards.is_broken else _kept(shards, total)
-        fix = "; ".join(text for text in (error.fix, kept) if text)
+        fix = "; ".join(filter(None, (error.fix, "" if shards.is_broken else kept())))
         raise type(error)(error.what, got=error.got, expected=error.expected, fix=fix or None) from error
-
-
-def _kept(shards: Shards, total: int) -> str:
-    if not shards.done:
-        return ""
-    return f"{shards.done} of {total} rows are kept in {shards.folder}, the same command goes on from there"
 
 
 def _check_disk(output: Path, pool: RecordingPool, *, rows: int) -> None:
     """Refuses a disk without room for the parts and the finished file, which both exist for a moment."""
     need = 2 * rows * pool.classes * 4 * len(pool.names)
-    place = nearest_existing(output.resolve().parent)
-    free = shutil.disk_usage(place).free
+    free = shutil.disk_usage(nearest_existing(output.resolve().parent)).free
     if need > free:
         raise DataError(
             f"records {output}",
@@ -429,7 +397,7 @@ def _check_disk(output: Path, pool: RecordingPool, *, rows: int) -> None:
 
 def _finished(shards: Shards, task: RecordingTask, options: RecordOptions, *, digest: bytes) -> dict[str, Any]:
     """Writes the records file and returns its summary."""
-    source, pool = task.source, task.pool
+    source, pool, output = task.source, task.pool, shards.output
     kept = shards.kept()
     skipped = {str(source.ids[task.wanted[at]]): why for at, why in sorted(shards.skipped().items())}
     if not len(kept):
@@ -437,31 +405,16 @@ def _finished(shards: Shards, task: RecordingTask, options: RecordOptions, *, di
         shards.remove()
         raise DataError(f"data {options.data}", got=got)
     rows = task.wanted[kept]
-    recorded = Recorded(
-        rows=len(rows),
-        labels=None if source.labels.numbers is None else source.labels.numbers[rows],
-        sha256=source.data_sha256 or (digest.hex() if digest != NO_DIGEST else None),
-        skipped=skipped,
-        skipped_rows=len(skipped),
-        outputs=shards.outputs,
-    )
+    ids, labels = source.ids[rows], None if source.labels.numbers is None else source.labels.numbers[rows]
+    sha256 = source.data_sha256 or (digest.hex() if digest != NO_DIGEST else None)
     seen = {name: evidence_of(shards.outputs(name)) for name in pool.names}
-    meta = meta_of(pool, source, data=options.data, sha256=recorded.sha256, skipped=skipped, seen=seen)
+    meta = meta_of(pool, source, data=options.data, sha256=sha256, skipped=skipped, seen=seen)
     meta["members"] = row_dims_noted(meta["members"], lambda: _row_dims(task, int(kept[0])))
     if options.limit is not None:
         meta["limit"] = options.limit
-    shards.write(
-        RecordsFile(
-            path=shards.output,
-            ids=source.ids[rows],
-            labels=recorded.labels,
-            classes=pool.classes,
-            cost=pool.cost,
-            meta=meta,
-        )
-    )
-    summary = summary_of(recorded, pool, source, output=shards.output, seen=seen)
-    return summary | {"resumed_rows": shards.resumed}
+    file = RecordsFile(path=output, ids=ids, labels=labels, classes=pool.classes, cost=pool.cost, meta=meta)
+    shards.write(file)
+    return summary_of(file, shards.outputs, pool, source, seen=seen) | {"resumed_rows": shards.resumed}
 
 
 def _row_dims(task: RecordingTask, position: int) -> list[int]:

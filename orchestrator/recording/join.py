@@ -26,6 +26,7 @@ from orchestrator.planner.records import (
     unusable_rows,
     write_records_in_parts,
 )
+from orchestrator.recording.summary import facts_of
 from orchestrator.rows.npz import extract_array
 from orchestrator.spec.answer import first_unlike
 
@@ -33,58 +34,17 @@ Array = npt.NDArray[Any]
 Codes = npt.NDArray[np.intp]
 # Limits of one piece of scores; rows in random order touch a page of the file each.
 PIECE_BYTES, PIECE_ROWS = 16 << 20, 8192
+# Texts for people; where they differ all are kept.
+_LISTED = ("data", "asked")
+_KINDS = {
+    "members": dict, "recorded_with": dict, "skipped": dict, "skipped_rows": int, "part": dict, JOINED: list,
+    "class_names": list,
+}  # fmt: skip
 
 
-@dataclass(frozen=True, kw_only=True)
-class Joined:
-    """The content of a joined file.
-
-    Args:
-        rows: n.
-        classes: k.
-        cost: member name -> cost per row.
-        accuracy: member name -> share of rows it gets right; empty without labels.
-        meta: as in the file.
-        left_out: rows that some member lacks.
-        notes: what to know about it.
-        joined: paths of the files.
-    """
-
-    rows: int
-    classes: int
-    cost: dict[str, float]
-    accuracy: dict[str, float]
-    meta: dict[str, Any]
-    left_out: int
-    notes: tuple[str, ...]
-    joined: tuple[str, ...]
-
-    def summary(self) -> dict[str, Any]:
-        """JSON values, like those of `summary_of`."""
-        about = self.meta.get("members", {})
-        members = {
-            name: {
-                "cost": cost,
-                "accuracy": self.accuracy.get(name),
-                "random_weights": bool(about.get(name, {}).get("random_weights")),
-                "sha256": about.get(name, {}).get("sha256"),
-            }
-            for name, cost in self.cost.items()
-        }
-        left_out = [f"{self.left_out} rows left out that not every member has"] if self.left_out else []
-        return {
-            "rows": self.rows,
-            "classes": self.classes,
-            "labelled": bool(self.accuracy),
-            "members": members,
-            "data_sha256": self.meta.get("data_sha256"),
-            "left_out_rows": self.left_out,
-            "joined": list(self.joined),
-            "notes": [*left_out, *self.notes],
-        }
-
-
-def join_records(paths: Sequence[Path], output: Path, *, skip_bad: bool = False, by_id: bool = False) -> Joined:
+def join_records(
+    paths: Sequence[Path], output: Path, *, skip_bad: bool = False, by_id: bool = False
+) -> dict[str, Any]:
     """Joins records files by the ids of their rows.
 
     Args:
@@ -92,6 +52,9 @@ def join_records(paths: Sequence[Path], output: Path, *, skip_bad: bool = False,
         output: records file to write, whole or not at all. Rows and members are in the order of the files.
         skip_bad: leave out rows that some member lacks.
         by_id: take rows of one id for the same although the files say that their data differ.
+
+    Returns:
+        JSON values, like those of `summary_of`.
 
     Raises:
         DataError: two files contradict each other, a member lacks rows, or a file is broken.
@@ -104,37 +67,46 @@ def join_records(paths: Sequence[Path], output: Path, *, skip_bad: bool = False,
     table = _Table(files=files, ids=ids, codes=codes)
     members = list(dict.fromkeys(name for file in files for name in file.cost))
     kept = table.kept(members, skip_bad=skip_bad)
-    if not by_id:
-        table.check_same_data()
-    labels = table.labels(kept)
-    cost = {name: _one_cost(name, files) for name in members}
-    left_out = np.delete(ids, kept)
-    meta = joined_meta([(str(file.path), file.meta) for file in files], kept=ids[kept], left_out=left_out)
-    right = dict.fromkeys(members, 0)
+    notes = [] if by_id else table.notes_on_data()
+    joined = RecordsFile(
+        path=output,
+        ids=ids[kept],
+        labels=table.labels(kept),
+        classes=files[0].classes,
+        cost={name: _one_cost(name, files) for name in members},
+        meta=joined_meta(files, kept=ids[kept], left_out=np.delete(ids, kept)),
+    )
+    right = _written(joined, table, kept)
+    left_out = len(ids) - len(kept)
+    if left_out:
+        notes.insert(0, f"{left_out} rows left out that not every member has")
+    return {
+        "output": str(output),
+        **facts_of(joined, right, joined.meta.get("members", {})),
+        "data_sha256": joined.meta.get("data_sha256"),
+        "left_out_rows": left_out,
+        "joined": [str(path) for path in paths],
+        "notes": [*notes, *_notes_of(files)],
+    }
+
+
+def _written(joined: RecordsFile, table: "_Table", kept: Codes) -> dict[str, int]:
+    """Writes the file; gives how many rows each member gets right, for no member where there are no labels."""
+    labels, right = joined.labels, {} if joined.labels is None else dict.fromkeys(joined.cost, 0)
 
     def counted(name: str) -> Generator[npt.NDArray[np.float32], None, None]:
         at = 0
-        for part in table.scores(name, kept, output):
+        for part in table.scores(name, kept, joined.path):
             if labels is not None:
                 right[name] += int((part.argmax(axis=1) == labels[at : at + len(part)]).sum())
             at += len(part)
             yield part
 
-    joined = RecordsFile(path=output, ids=ids[kept], labels=labels, classes=files[0].classes, cost=cost, meta=meta)
     with contextlib.ExitStack() as stack:
         # Closed here also where writing fails, since an open one has unpacked files on the disk.
-        outputs = {name: stack.enter_context(contextlib.closing(counted(name))) for name in members}
-        write_records_in_parts(joined, outputs)
-    return Joined(
-        rows=len(kept),
-        classes=files[0].classes,
-        cost=cost,
-        accuracy={} if labels is None else {name: hits / len(kept) for name, hits in right.items()},
-        meta=meta,
-        left_out=len(left_out),
-        joined=tuple(str(path) for path in paths),
-        notes=(*([] if by_id else table.notes_on_data()), *notes_of(file.meta for file in files)),
-    )
+        parts = {name: stack.enter_context(contextlib.closing(counted(name))) for name in joined.cost}
+        write_records_in_parts(joined, parts)
+    return right
 
 
 def _plain_file(path: Path) -> RecordsFile:
@@ -180,13 +152,7 @@ def _one_cost(name: str, files: Sequence[RecordsFile]) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class _Table:
-    """Which rows each file has.
-
-    Args:
-        files: the files.
-        ids: (N,), of all rows of all files.
-        codes: for each file (n,), places of its rows among them.
-    """
+    """Which rows each file has: ids (N,) of all rows, and for each file (n,) the places of its rows in them."""
 
     files: Sequence[RecordsFile]
     ids: Array
@@ -217,43 +183,38 @@ class _Table:
         return [place for place, file in enumerate(self.files) if name in file.cost]
 
     def _check_once(self, name: str, count: Codes) -> None:
-        if not (count > 1).any():
-            return
         twice = self.ids[count > 1]
-        paths = [self.files[place].path for place in self._having(name)]
+        if not len(twice):
+            return
+        paths = first_few([self.files[place].path for place in self._having(name)])
         others = "" if self.ids.dtype.kind == "U" else "; rows numbered from 0 in each file need other ids"
         raise DataError(
             f"member {name}",
-            got=f"scores of {len(twice)} rows more than once, id {first_few(twice)}, in {first_few(paths)}",
+            got=f"scores of {len(twice)} rows more than once, id {first_few(twice)}, in {paths}",
             expected="other rows, or other members, in each file",
             fix=f"leave one of them out{others}",
         )
 
-    def check_same_data(self) -> None:
-        """Refuses files with the same ids whose data differ by hash."""
+    def notes_on_data(self) -> list[str]:
+        """Notes on files that share some rows although their data differ by hash; refuses those that share all."""
+        notes = []
         for place, file in enumerate(self.files):
             for before, other in enumerate(self.files[:place]):
                 hashes = {one.meta.get("data_sha256") for one in (file, other)} - {None}
-                same_rows = np.array_equal(np.sort(self.codes[place]), np.sort(self.codes[before]))
-                if len(hashes) > 1 and same_rows:
+                shared = len(np.intersect1d(self.codes[place], self.codes[before])) if len(hashes) > 1 else 0
+                if not shared:
+                    continue
+                if shared == len(self.codes[place]) == len(self.codes[before]):
                     raise DataError(
                         f"records {file.path}",
                         got=f"other data (data_sha256) under the same ids than in {other.path}",
                         expected="the same rows",
                         fix="if one id means the same row in both all the same, say `by_id`",
                     )
-
-    def notes_on_data(self) -> list[str]:
-        """Notes on files that share some rows although their data differ by hash."""
-        notes = []
-        for place, file in enumerate(self.files):
-            for before, other in enumerate(self.files[:place]):
-                shared = len(np.intersect1d(self.codes[place], self.codes[before]))
-                if shared and len({one.meta.get("data_sha256") for one in (file, other)} - {None}) > 1:
-                    notes.append(
-                        f"{other.path} and {file.path} share {shared} ids and were recorded from other data "
-                        "(data_sha256): that is so where one left rows out, and where an id means two rows"
-                    )
+                notes.append(
+                    f"{other.path} and {file.path} share {shared} ids and were recorded from other data "
+                    "(data_sha256): that is so where one left rows out, and where an id means two rows"
+                )
         return notes
 
     def labels(self, kept: Codes) -> npt.NDArray[np.int64] | None:
@@ -302,51 +263,39 @@ class _Table:
                 # Mapped anew for each piece, so that pages that were touched do not add up.
                 stored = np.load(folder / f"{place}.npy", mmap_mode="r", allow_pickle=False)
                 piece[here] = scores_from_array(name, stored[row[wanted[here]]])
-            self._check_finite(name, piece, wanted)
+            bad = unusable_rows(piece)
+            if len(bad):
+                got = f"NaN, infinity or no finite score, id {first_few(self.ids[wanted[bad]])}"
+                raise DataError(f"records, outputs of {name}", got=got, expected="finite scores")
             yield piece
 
-    def _check_finite(self, name: str, piece: npt.NDArray[np.float32], wanted: Codes) -> None:
-        bad = unusable_rows(piece)
-        if len(bad):
-            ids = first_few(self.ids[wanted[bad]])
-            got = f"NaN, infinity or no finite score, id {ids}"
-            raise DataError(f"records, outputs of {name}", got=got, expected="finite scores")
 
-
-Named = tuple[str, Mapping[str, Any]]
-# Texts for people; where they differ all are kept.
-_LISTED = ("data", "asked")
-_KINDS = {
-    "members": dict, "recorded_with": dict, "skipped": dict, "skipped_rows": int, "part": dict, JOINED: list,
-    "class_names": list,
-}  # fmt: skip
-
-
-def joined_meta(metas: Sequence[Named], *, kept: npt.NDArray[Any], left_out: npt.NDArray[Any]) -> dict[str, Any]:
+def joined_meta(
+    files: Sequence[RecordsFile], *, kept: npt.NDArray[Any], left_out: npt.NDArray[Any]
+) -> dict[str, Any]:
     """The meta of joined records; equal metas give the same again.
 
     Args:
-        metas: path and meta of each file.
+        files: that are joined.
         kept: ids (n,) of the joined file.
         left_out: ids of rows that are in some file, and not in the joined one.
 
     Raises:
         DataError: two say different things of one member, of the classes or of costs.
     """
-    for path, meta in metas:
-        _check_kinds(path, meta)
-    _check_one(metas)
-    values = [meta for _, meta in metas]
-    joined = _agreed(values)
+    _check_kinds(files)
+    _check_one(files)
+    metas = [file.meta for file in files]
+    joined = _agreed(metas)
     for key in _LISTED:
-        if said := _distinct(meta.get(key) for meta in values):
+        if said := _distinct(meta.get(key) for meta in metas):
             joined[key] = said[0] if len(said) == 1 else " + ".join(map(str, said))
-    if any("members" in meta for meta in values):
-        joined["members"] = _members(metas)
-    if any("recorded_with" in meta for meta in values):
-        joined["recorded_with"] = _agreed([meta.get("recorded_with") or {} for meta in values])
-    joined |= _skipped(values, kept=kept, left_out=left_out)
-    origins = _distinct({"data_sha256": meta.get("data_sha256"), **kept_origin(meta)} for meta in values)
+    if any("members" in meta for meta in metas):
+        joined["members"] = _members(files)
+    if any("recorded_with" in meta for meta in metas):
+        joined["recorded_with"] = _agreed([meta.get("recorded_with") or {} for meta in metas])
+    joined |= _skipped(metas, kept=kept, left_out=left_out)
+    origins = _distinct({"data_sha256": meta.get("data_sha256"), **kept_origin(meta)} for meta in metas)
     if len(origins) > 1:
         for key in origins[0] | {JOINED: None, "part": None}:
             joined.pop(key, None)
@@ -356,9 +305,9 @@ def joined_meta(metas: Sequence[Named], *, kept: npt.NDArray[Any], left_out: npt
     return joined
 
 
-def notes_of(metas: Iterable[Mapping[str, Any]]) -> list[str]:
+def _notes_of(files: Sequence[RecordsFile]) -> list[str]:
     """Notes on records that were made under different conditions."""
-    known = [meta["recorded_with"] for meta in metas if meta.get("recorded_with")]
+    known = [file.meta["recorded_with"] for file in files if file.meta.get("recorded_with")]
     keys = sorted({key for one in known for key in one if any(other.get(key) != one[key] for other in known)})
     return [f"recorded with different {' and '.join(keys)}".replace("_", " ")] if keys else []
 
@@ -379,45 +328,46 @@ def _distinct(values: Iterable[Any]) -> list[Any]:
     return found
 
 
-def _check_kinds(path: str, meta: Mapping[str, Any]) -> None:
-    wrong = [key for key, kind in _KINDS.items() if key in meta and not isinstance(meta[key], kind)]
-    of_members = meta.get("members", {})
-    if not wrong and any(not isinstance(facts, dict) for facts in of_members.values()):
-        wrong = ["members"]
-    if wrong:
-        raise DataError(f"records {path}", got=f"meta with other kinds of {', '.join(wrong)}", fix="record again")
+def _check_kinds(files: Sequence[RecordsFile]) -> None:
+    for file in files:
+        meta = file.meta
+        wrong = [key for key, kind in _KINDS.items() if key in meta and not isinstance(meta[key], kind)]
+        if not wrong and any(not isinstance(facts, dict) for facts in meta.get("members", {}).values()):
+            wrong = ["members"]
+        if wrong:
+            got = f"meta with other kinds of {', '.join(wrong)}"
+            raise DataError(f"records {file.path}", got=got, fix="record again")
 
 
-def _check_one(metas: Sequence[Named]) -> None:
-    first = metas[0]
-    for path, meta in metas[1:]:
-        unit, other = (str(one.get("cost_unit", "MACs")) for one in (meta, first[1]))
+def _check_one(files: Sequence[RecordsFile]) -> None:
+    """Refuses costs in two units, and class names that differ."""
+    named = [file for file in files if file.meta.get("class_names")]
+    for file in files[1:]:
+        unit, other = (str(one.meta.get("cost_unit", "MACs")) for one in (file, files[0]))
         if unit != other:
-            got = f"costs in {unit}, and in {other} in {first[0]}"
-            raise DataError(f"records {path}", got=got, expected="one unit")
-    named = [(path, meta["class_names"]) for path, meta in metas if meta.get("class_names")]
-    for path, names in named[1:]:
-        if not _same_names(names, named[0][1]):
-            got = f"other class names or another order of them than in {named[0][0]}"
-            raise DataError(f"records {path}", got=got, expected="members of the same classes")
+            got = f"costs in {unit}, and in {other} in {files[0].path}"
+            raise DataError(f"records {file.path}", got=got, expected="one unit")
+    for file in named[1:]:
+        names, known = file.meta["class_names"], named[0].meta["class_names"]
+        are_texts = all(isinstance(name, str) for name in (*names, *known))
+        if (first_unlike(names, known) is not None) if are_texts else names != known:
+            got = f"other class names or another order of them than in {named[0].path}"
+            raise DataError(f"records {file.path}", got=got, expected="members of the same classes")
 
 
-def _same_names(one: Sequence[Any], other: Sequence[Any]) -> bool:
-    texts = all(isinstance(name, str) for name in (*one, *other))
-    return first_unlike(one, other) is None if texts else one == other
-
-
-def _members(metas: Sequence[Named]) -> dict[str, Any]:
+def _members(files: Sequence[RecordsFile]) -> dict[str, Any]:
     members: dict[str, Any] = {}
-    said_by: dict[str, str] = {}
-    for path, meta in metas:
-        for name, facts in meta.get("members", {}).items():
+    said_by: dict[str, Path] = {}
+    for file in files:
+        for name, facts in file.meta.get("members", {}).items():
             known = members.setdefault(name, facts)
-            other = said_by.setdefault(name, path)
+            other = said_by.setdefault(name, file.path)
             differing = sorted(key for key in {*known, *facts} if known.get(key) != facts.get(key))
             if differing:
                 got = f"another {', '.join(differing)} of {name} than in {other}"
-                raise DataError(f"records {path}", got=got, expected="the same model", fix="record both with it")
+                raise DataError(
+                    f"records {file.path}", got=got, expected="the same model", fix="record both with it"
+                )
     return members
 
 

@@ -16,7 +16,6 @@ import shutil
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +32,7 @@ from orchestrator.planner.records import (
     write_records_in_parts,
 )
 from orchestrator.recording.pool import RecordingPool
-from orchestrator.recording.summary import Recorded, recorded_class_names
+from orchestrator.recording.summary import recorded_class_names
 from orchestrator.rows.blocks import RowSource
 from orchestrator.rows.npz import BROKEN, arrays_from_path, npz_writer
 from orchestrator.spec.validation import value_from_json
@@ -86,19 +85,16 @@ class Shards:
         self._members = tuple(members)
         self._paths: list[Path] = []
         self.is_broken = False
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self._lock = self._locked()
-        except OSError as error:
-            raise _unwritable(self.folder, error) from error
-        try:
-            self._begin(text_from_meta(header), restart=restart)
-        except OSError as error:
-            os.close(self._lock)
-            raise _unwritable(self.folder, error) from error
-        except DataError:
-            os.close(self._lock)
-            raise
+        with contextlib.ExitStack() as stack:
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                self._lock = self._locked()
+                stack.callback(os.close, self._lock)
+                self._begin(text_from_meta(header), restart=restart)
+            except OSError as error:
+                got = f"a place that cannot be written to ({error.strerror})"
+                raise DataError(f"{self.folder}", got=got) from error
+            stack.pop_all()
         self.resumed = self.done
 
     @property
@@ -129,7 +125,7 @@ class Shards:
 
     def digest(self) -> bytes:
         """Digest of the last shard."""
-        return self._digest_of(self._paths[-1]) if self._paths else NO_DIGEST
+        return self._array(self._paths[-1], "digest").tobytes() if self._paths else NO_DIGEST
 
     def kept(self) -> npt.NDArray[np.int64]:
         """int64 (n,), positions that have outputs."""
@@ -150,9 +146,6 @@ class Shards:
 
     def write(self, file: RecordsFile) -> None:
         """Writes the records file, one part in memory at a time; the parts stay until `remove`.
-
-        Args:
-            file: everything but the scores.
 
         Raises:
             DataError: the disk is full.
@@ -176,11 +169,8 @@ class Shards:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             os.close(handle)
-            raise DataError(
-                f"{self.folder}",
-                got="another process that records to it",
-                fix="wait for it or choose another `output`",
-            ) from error
+            got, fix = "another process that records to it", "wait for it or choose another `output`"
+            raise DataError(f"{self.folder}", got=got, fix=fix) from error
         return handle
 
     def _begin(self, header: str, *, restart: bool) -> None:
@@ -202,19 +192,12 @@ class Shards:
             left.unlink()
         if restart or known is None:
             write_file(path, header)
-        self._paths = self._whole_parts()
-
-    def _whole_parts(self) -> list[Path]:
-        """Readable parts without gaps from position 0; the others are removed and recorded again."""
-        good: list[Path] = []
-        at = 0
-        for path in self._parts():
-            if _span(path)[0] != at or not _is_whole(path):
-                path.unlink()
-                continue
-            good.append(path)
-            at = _span(path)[1]
-        return good
+        # Readable parts without gaps from position 0 are good; the others are removed and recorded again.
+        for part in self._parts():
+            if _span(part)[0] == self.done and _is_whole(part):
+                self._paths.append(part)
+            else:
+                part.unlink()
 
     def _parts(self) -> list[Path]:
         return sorted(path for path in self.folder.glob("*.npz") if PART.match(path.stem))
@@ -227,13 +210,6 @@ class Shards:
             self.is_broken = True
             raise DataError(f"{path}", got=f"a part that cannot be read ({error})", fix="use `restart`") from error
         return array
-
-    def _digest_of(self, path: Path) -> bytes:
-        return self._array(path, "digest").tobytes()
-
-
-def _unwritable(folder: Path, error: OSError) -> DataError:
-    return DataError(f"{folder}", got=f"a place that cannot be written to ({error.strerror})")
 
 
 def _span(path: Path) -> tuple[int, int]:
@@ -264,17 +240,9 @@ def _difference(known: str, header: str) -> str:
 def recording_fingerprint(
     header: Mapping[str, Any], pool: RecordingPool, source: RowSource, *, skip_bad: bool
 ) -> str | None:
-    """Hash of everything that decides the records, or None where part of it is unknown.
+    """Hash, sha256 in hex, of everything that decides the records; `header` is that of `Shards`.
 
-    Args:
-        header: what a resumed run and the one it resumes have in common.
-        pool: the members.
-        source: of the rows.
-        skip_bad: whether rows that cannot be used are left out.
-
-    Returns:
-        sha256 in hex. None for members of a server, which may be replaced behind the same name, and for members
-        without a hash.
+    None for members of a server, which may be replaced behind the same name, and for members without a hash.
     """
     if not pool.made_with or any(about["sha256"] is None for about in pool.about().values()):
         return None
@@ -291,43 +259,30 @@ def recording_fingerprint(
 
 
 def keep_fingerprint(output: Path, fingerprint: str | None) -> None:
-    """Writes the fingerprint beside a records file; not into it, since equal recordings are equal bytes.
+    """Writes the fingerprint beside a finished records file; None forgets what was noted.
 
-    Args:
-        output: the records file, finished.
-        fingerprint: of the recording; None forgets what was noted.
+    It is not in the file, since equal recordings are equal bytes.
     """
     note = _note_of(output)
     # Without the note the rows are recorded again, which harms nobody.
     with contextlib.suppress(OSError):
         note.unlink(missing_ok=True)
         if fingerprint is not None:
-            note.write_text(json.dumps({"recording": fingerprint, "file": _state_of(output)}), encoding="utf-8")
+            note.write_text(json.dumps(_noted(output, fingerprint)), encoding="utf-8")
 
 
-def finished_recording(output: Path, fingerprint: str | None) -> Recorded | None:
-    """The content of the records file at `output` if it was made with that fingerprint, else None.
-
-    Outputs are read one member at a time, for they may take gigabytes.
-    """
+def finished_recording(output: Path, fingerprint: str | None) -> RecordsFile | None:
+    """The records file at `output` if it was made with that fingerprint, else None."""
     try:
         noted = json.loads(_note_of(output).read_bytes())
-        if fingerprint is None or noted != {"recording": fingerprint, "file": _state_of(output)}:
-            return None
-        file = records_file_from_path(output)
+        is_same = fingerprint is not None and noted == _noted(output, fingerprint)
+        return records_file_from_path(output) if is_same else None
     except (OSError, ValueError, DataError):
         return None
-    return Recorded(
-        rows=file.rows,
-        labels=file.labels,
-        sha256=file.meta["data_sha256"],
-        skipped=file.meta["skipped"],
-        skipped_rows=file.meta["skipped_rows"],
-        outputs=partial(_outputs, output),
-    )
 
 
-def _outputs(path: Path, name: str) -> Iterator[npt.NDArray[np.float32]]:
+def stored_outputs(path: Path, name: str) -> Iterator[npt.NDArray[np.float32]]:
+    """A member's outputs in a records file, float32 (n, k), without the others', since all may take gigabytes."""
     wanted = f"{OUTPUTS}{name}"
     yield arrays_from_path(path, what=f"records {path}", wanted=lambda stored: stored == wanted)[wanted]
 
@@ -336,7 +291,7 @@ def _note_of(output: Path) -> Path:
     return output.with_name(f".{output.name}.recording")
 
 
-def _state_of(output: Path) -> list[int]:
-    """Size and time of the file, which change when somebody writes it."""
+def _noted(output: Path, fingerprint: str) -> dict[str, Any]:
+    """The fingerprint, with the size and time of the file, which change when somebody writes it."""
     stat = output.stat()
-    return [stat.st_size, stat.st_mtime_ns]
+    return {"recording": fingerprint, "file": [stat.st_size, stat.st_mtime_ns]}

@@ -1,8 +1,7 @@
 """The summary of a finished recording, for people and programs, and the meta of its file."""
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,107 +9,91 @@ import numpy.typing as npt
 
 from orchestrator.errors import first_few
 from orchestrator.planner.intervals import Labels, chance_notes
-from orchestrator.planner.records import SKIPPED_LISTED
+from orchestrator.planner.records import SKIPPED_LISTED, RecordsFile
 from orchestrator.recording.pool import RecordingPool
 from orchestrator.recording.scores import kind_notes, kind_of
 from orchestrator.rows.blocks import RowSource
 from orchestrator.spec.output_kind import ScoreEvidence
 from orchestrator.spec.processor import DOT_PRODUCT_FLAGS, lacks_flags, processor_flags
 
-
-@dataclass(frozen=True, kw_only=True)
-class Recorded:
-    """The content of a records file.
-
-    Args:
-        rows: number of rows n.
-        labels: int64 (n,), None where the rows have none.
-        sha256: hash of the data, None where it is not known.
-        skipped: id -> why that row was left out; the first of them, where there are many.
-        skipped_rows: how many were left out.
-        outputs: parts of a member's outputs, float32 (n, k) in all, by its name.
-    """
-
-    rows: int
-    labels: Labels | None
-    sha256: str | None
-    skipped: Mapping[str, str]
-    skipped_rows: int
-    outputs: Callable[[str], Iterator[npt.NDArray[np.float32]]]
-
-    def right(self, name: str, labels: Labels) -> int:
-        """Number of rows that a member would get right if the labels were these."""
-        right, at = 0, 0
-        for scores in self.outputs(name):
-            right += int((scores.argmax(axis=1) == labels[at : at + len(scores)]).sum())
-            at += len(scores)
-        return right
+# Parts of a member's outputs, float32 (n, k) in all, by its name.
+Outputs = Callable[[str], Iterable[npt.NDArray[np.float32]]]
 
 
 def summary_of(
-    recorded: Recorded, pool: RecordingPool, source: RowSource, *, output: Path, seen: Mapping[str, ScoreEvidence]
+    file: RecordsFile,
+    outputs: Outputs,
+    pool: RecordingPool,
+    source: RowSource,
+    *,
+    seen: Mapping[str, ScoreEvidence],
 ) -> dict[str, Any]:
     """JSON values: rows, classes, accuracy and cost per member, hashes, what was skipped, and notes.
 
     Args:
-        recorded: what the file holds.
+        file: the records, but for the outputs.
+        outputs: of each member.
         pool: the members.
         source: of the rows.
-        output: the file.
         seen: member name -> what its scores look like.
     """
-    labels, about = recorded.labels, pool.about()
-    right = {} if labels is None else {name: recorded.right(name, labels) for name in pool.names}
+    about, labels, notes = pool.about(), file.labels, _notes(pool, file)
+    notes += kind_notes(seen, pool.kinds)
+    right: dict[str, int] = {}
+    if labels is not None:
+        count = partial(_right, outputs)
+        right = {name: count(name, labels) for name in pool.names}
+        trained = {name: hits for name, hits in right.items() if not about[name]["random_weights"]}
+        notes += chance_notes(trained, count, labels=labels, classes=pool.classes, labels_by=source.labels.by)
     return {
-        "output": str(output),
+        "output": str(file.path),
         "up_to_date": False,
-        "rows": recorded.rows,
-        "classes": pool.classes,
-        "labelled": labels is not None,
-        "members": {
-            name: {
-                "cost": pool.cost[name],
-                "accuracy": right[name] / recorded.rows if name in right else None,
-                "random_weights": about[name]["random_weights"],
-                "sha256": about[name]["sha256"],
-            }
-            for name in pool.names
-        },
+        **facts_of(file, right, about),
         "asked": pool.asked,
-        "data_sha256": recorded.sha256,
+        "data_sha256": file.meta["data_sha256"],
         "resumed_rows": 0,
-        "skipped_rows": recorded.skipped_rows,
-        "skipped": dict(list(recorded.skipped.items())[:SKIPPED_LISTED]),
-        "notes": [
-            *source.labels.notes,
-            *source.notes,
-            *pool.version_notes(),
-            *_notes(pool, recorded),
-            *kind_notes(seen, pool.kinds),
-            *_chance_notes(recorded, pool, source, right),
-        ],
+        "skipped_rows": file.meta["skipped_rows"],
+        "skipped": file.meta["skipped"],
+        "notes": [*source.labels.notes, *source.notes, *notes],
     }
 
 
-def _chance_notes(
-    recorded: Recorded, pool: RecordingPool, source: RowSource, right: Mapping[str, int]
-) -> list[str]:
-    if recorded.labels is None:
-        return []
-    about = pool.about()
-    return chance_notes(
-        {name: hits for name, hits in right.items() if not about[name]["random_weights"]},
-        recorded.right,
-        labels=recorded.labels,
-        classes=pool.classes,
-        labels_by=source.labels.by,
-    )
+def facts_of(
+    file: RecordsFile, right: Mapping[str, int], about: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Any]:
+    """What every summary says of records.
+
+    Args:
+        file: the records.
+        right: member name -> rows it gets right; empty without labels.
+        about: member name -> what is known of it.
+    """
+    members = {
+        name: {
+            "cost": cost,
+            "accuracy": right[name] / file.rows if name in right else None,
+            "random_weights": bool(about.get(name, {}).get("random_weights")),
+            "sha256": about.get(name, {}).get("sha256"),
+        }
+        for name, cost in file.cost.items()
+    }
+    labelled = file.labels is not None
+    return {"rows": file.rows, "classes": file.classes, "labelled": labelled, "members": members}
 
 
-def _notes(pool: RecordingPool, recorded: Recorded) -> list[str]:
+def _right(outputs: Outputs, name: str, labels: Labels) -> int:
+    """Number of rows that a member would get right if the labels were these."""
+    right, at = 0, 0
+    for scores in outputs(name):
+        right += int((scores.argmax(axis=1) == labels[at : at + len(scores)]).sum())
+        at += len(scores)
+    return right
+
+
+def _notes(pool: RecordingPool, file: RecordsFile) -> list[str]:
     random = [name for name, manifest in pool.manifests.items() if manifest.random_weights]
     unknown = [name for name in pool.names if name not in pool.manifests]
-    notes = []
+    notes = pool.version_notes()
     if random:
         notes.append(f"random weights in {', '.join(random)}: for cost and speed work, not for accuracy")
     if unknown:
@@ -126,9 +109,8 @@ def _notes(pool: RecordingPool, recorded: Recorded) -> list[str]:
             f"{', '.join(differing)} answers here otherwise than it was exported, for this processor has none of "
             f"{', '.join(DOT_PRODUCT_FLAGS)}: record it where it will be served, or quantise it to seven bits"
         )
-    if recorded.skipped_rows:
-        listed = first_few(list(recorded.skipped))
-        notes.append(f"{recorded.skipped_rows} rows skipped, listed in meta: {listed}")
+    if skipped := file.meta["skipped_rows"]:
+        notes.append(f"{skipped} rows skipped, listed in meta: {first_few(list(file.meta['skipped']))}")
     return notes
 
 
@@ -151,13 +133,11 @@ def meta_of(
     Raises:
         DataError: a member's scores are not of the kind that is said of it.
     """
-    members = {
-        name: {**one, "output_kind": kind_of(name, seen[name], pool.kinds)} for name, one in pool.about().items()
-    }
+    about = pool.about().items()
     meta: dict[str, Any] = {
         "data": data,
         "data_sha256": sha256,
-        "members": members,
+        "members": {name: {**one, "output_kind": kind_of(name, seen[name], pool.kinds)} for name, one in about},
         "asked": pool.asked,
         "labels_by": source.labels.by,
         "skipped_rows": len(skipped),
