@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 from itertools import accumulate
 from typing import Any
 
@@ -24,7 +25,6 @@ from orchestrator.bls.requests import (
 from orchestrator.bls.scheduler import Scheduler
 from orchestrator.decision import (
     DEFAULT,
-    Arrivals,
     CascadeRun,
     EarlyExit,
     StageResult,
@@ -44,17 +44,7 @@ Answered = tuple[PendingRequest, Any]
 
 
 class Stage0:
-    """Takes batches in; called from one thread only.
-
-    Args:
-        spec: the cascade.
-        run: its state; only what needs no lock is used here.
-        pending: requests without an answer.
-        calls: asks members.
-        scheduler: takes the requests that stage 0 is not sure of.
-        metrics: counts what happens.
-        responder: builds responses.
-    """
+    """Takes batches in; called from one thread only, which uses of `run` only what needs no lock."""
 
     def __init__(
         self,
@@ -110,7 +100,12 @@ class Stage0:
         if not batch:
             self._admission.batch_finished(time.monotonic_ns())
             return
-        outputs = self._ask(batch, rows, tensor)
+        self._metrics.arrived(len(rows))
+        start_ns = time.monotonic_ns()
+        outputs = self._calls.ask_stage0(rows, tensor, owners=partial(_owners_of, batch))
+        end_ns = time.monotonic_ns()
+        self._admission.observe_latency(end_ns - start_ns)
+        self._admission.batch_finished(end_ns)
         result = self._fast_path.stage0(len(rows), outputs.outputs)
         gear = self._scheduler.gear if self._has_gears else 0
         early = self._fast_path.early_exit(result, gear)
@@ -121,15 +116,6 @@ class Stage0:
                 yield reply.request, self._responder.response(reply)
         sure = [(one, start) for one, start, is_sure in zip(batch, starts, leaves, strict=True) if is_sure]
         yield from self._answer_early(sure, early, has_deadlines=has_deadlines)
-
-    def _ask(self, batch: Sequence[PendingRequest], rows: Rows, tensor: Any) -> MemberOutputs:
-        self._metrics.arrived(len(rows))
-        start_ns = time.monotonic_ns()
-        outputs = self._calls.ask_stage0(rows, tensor, owners=lambda: _owners_of(batch))
-        end_ns = time.monotonic_ns()
-        self._admission.observe_latency(end_ns - start_ns)
-        self._admission.batch_finished(end_ns)
-        return outputs
 
     def _wait_for_room(self, rows: int) -> None:
         # Without the lock, because rows come in through this thread alone: behind its back they only get fewer.
@@ -151,18 +137,15 @@ class Stage0:
     def _answer_early(
         self, requests: list[tuple[PendingRequest, int]], early: EarlyExit, *, has_deadlines: bool
     ) -> Iterator[Answered]:
-        """The responses of requests, each given with where its rows begin in the batch.
+        """The responses of requests that leave as a whole, each given with where its rows begin in the batch.
 
-        Args:
-            requests: all their rows leave at stage 0.
-            early: of the batch.
-            has_deadlines: the clock may have answered some of them already, or do so now.
+        With deadlines the clock may have answered some of them already, or do so now.
         """
         if not requests:
             return
         responses = self._responder.early_responses(requests, early)
-        pop_all = self._scheduler.pop_all if has_deadlines else self._pop_all
-        own = pop_all([one for one, _ in requests])
+        popped = [one for one, _ in requests]
+        own = self._scheduler.pop_all(popped) if has_deadlines else [self._pending.pop(one) for one in popped]
         for (one, _), response, is_own in zip(requests, responses, own, strict=True):
             if is_own:
                 yield one, response
@@ -171,9 +154,6 @@ class Stage0:
         if early.status is not None and spans:
             status = np.concatenate([early.status[start : start + one.count] for one, start in spans])
         self._metrics.answered_early(sum(one.count for one, _ in spans), status)
-
-    def _pop_all(self, requests: Sequence[PendingRequest]) -> list[bool]:
-        return [self._pending.pop(one) for one in requests]
 
     def _admit(
         self,
@@ -191,19 +171,17 @@ class Stage0:
         if len(unsure) < len(batch):
             pick = np.flatnonzero(np.repeat(~np.array(leaves), [one.count for one in batch]))
             rows, result, later = rows[pick], result[pick], [[said[pick] for said in part] for part in later]
-        arrivals = self._arrivals(unsure, gear)
+        policies = [one.policy for one in unsure]
+        is_plain = all(policy is DEFAULT for policy in policies)
+        arrivals = (plain_arrivals if is_plain else partial(arrivals_from_policies, policies=policies))(
+            [one.token for one in unsure],
+            [one.count for one in unsure],
+            now_ns=[one.arrived_ns for one in unsure],
+            default_deadline_us=self._spec.limits.default_deadline_us,
+            gear=gear,
+        )
         return self._scheduler.admit(
             unsure, arrivals, rows=rows, result=result, later=later, errors=outputs.errors
-        )
-
-    def _arrivals(self, requests: Sequence[PendingRequest], gear: int) -> Arrivals:
-        tokens, counts = [one.token for one in requests], [one.count for one in requests]
-        now_ns, default_us = [one.arrived_ns for one in requests], self._spec.limits.default_deadline_us
-        policies = [one.policy for one in requests]
-        if all(policy is DEFAULT for policy in policies):
-            return plain_arrivals(tokens, counts, now_ns=now_ns, default_deadline_us=default_us, gear=gear)
-        return arrivals_from_policies(
-            tokens, counts, policies=policies, now_ns=now_ns, default_deadline_us=default_us, gear=gear
         )
 
 
@@ -215,13 +193,7 @@ def _owners_of(batch: Sequence[PendingRequest]) -> npt.NDArray[np.int64]:
 def _leave_early(
     batch: Sequence[PendingRequest], exits: npt.NDArray[np.bool_], starts: Sequence[int]
 ) -> list[bool]:
-    """Of each request, whether all of its rows leave at stage 0 and it asked for nothing that could change that.
-
-    Args:
-        batch: m requests, n rows in all.
-        exits: bool (n,), which rows exit.
-        starts: of the requests' rows.
-    """
+    """Which requests leave at stage 0: all their rows exit, and they ask for nothing that could change that."""
     whole = exits if len(exits) == len(batch) else np.logical_and.reduceat(exits, starts)
     return [sure and one.is_plain for one, sure in zip(batch, whole.tolist(), strict=True)]
 
@@ -230,9 +202,6 @@ class AdmissionControl:
     """Tells from the batches that come in whether more wait behind them, and which requests came too late.
 
     The server's queue in front of the cascade cannot be seen from here. Used from one thread only.
-
-    Args:
-        limit_rows: rows a batch may have.
     """
 
     def __init__(self, limit_rows: int) -> None:
@@ -258,11 +227,6 @@ class AdmissionControl:
 
         That is those whose deadline has passed; in a backlog, also those stage 0 can hardly answer in time. Only a
         deadline that is a point in time says so; one that begins to count here never came late.
-
-        Args:
-            batch: as it came in.
-            is_backlogged: what `is_backlogged` said of it.
-            now_ns: on the monotonic clock.
         """
         least_ns = TIMES_STAGE_0 * (self._stage_0_ns or 0.0) if is_backlogged else 0.0
         return [one for one in batch if (left := one.time_left_ns(now_ns)) is not None and left <= least_ns]
