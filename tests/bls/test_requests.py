@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from orchestrator.bls.model import AdmissionControl
 from orchestrator.bls.requests import PendingRequest, RequestReader
-from orchestrator.bls.stage0 import AdmissionControl
 from orchestrator.decision import DEFAULT, Policy, policy_from_parameters
 from orchestrator.errors import InputError
 from tests.bls.fixtures import EASY, HARD, ask_all, large, loaded, rows_of, small, two_stages
@@ -115,7 +115,7 @@ def test_a_deadline_that_begins_to_count_here_never_came_late() -> None:
 
 
 def test_who_still_has_time_is_told_that_it_is_not_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("orchestrator.bls.stage0.MOST_IDLE_NS", 60_000 * MS)  # however slow this machine is
+    monkeypatch.setattr("orchestrator.bls.model.MOST_IDLE_NS", 60_000 * MS)  # however slow this machine is
 
     def slow(rows: np.ndarray) -> np.ndarray:
         time.sleep(0.1)
