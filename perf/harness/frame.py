@@ -61,14 +61,9 @@ def bound_of(
         cpu_s_per_request: of the server, as measured under the load itself.
     """
     asked = {name: share for name, share in zip(members, reach, strict=True) if share > 0}
-    limits = {
-        name: capacity_rows_per_s[name] / share / batch
-        for name, share in asked.items()
-        if name in capacity_rows_per_s
-    }
-    if len(limits) < len(asked):
-        limits = {}
-    limits[PROCESSOR] = cores / cpu_s_per_request if cpu_s_per_request > 0 else float("inf")
+    limits = {PROCESSOR: cores / cpu_s_per_request if cpu_s_per_request > 0 else math.inf}
+    if asked.keys() <= capacity_rows_per_s.keys():
+        limits = {name: capacity_rows_per_s[name] / share / batch for name, share in asked.items()} | limits
     by = min(limits, key=lambda name: limits[name])
     return limits[by], by
 
@@ -95,17 +90,16 @@ def judged_by(records: Sequence[WindowRecord], cell: Cell) -> list[float]:
 def cell_frame(
     cells: Sequence[Cell], journal: Journal, *, routes: Mapping[str, BenchRoute], cores: int
 ) -> pd.DataFrame:
-    """One row per cell of one scenario.
-
-    Args:
-        cells: measured ones.
-        journal: their windows.
-        routes: of the scenario, by name.
-        cores: of this machine.
-    """
-    capacity = capacities(cells, journal, routes)
+    """One row per measured cell of one scenario, from the windows in its journal; `cores` are this machine's."""
+    # Rows/s of each member asked alone, by Triton name: the best of its closed loops.
+    capacity: dict[str, float] = {}
+    for cell in cells:
+        if cell.route.startswith("member_") and cell.sender == "closed":
+            rate = float(np.median([one["rows_per_s"] for one in journal.of(cell.key)]))
+            name = routes[cell.route].members[0]
+            capacity[name] = max(rate, capacity.get(name, 0.0))
     return frame_from_rows(
-        [_row(cell, journal, routes[cell.route], capacity_rows_per_s=capacity, cores=cores) for cell in cells]
+        _row(cell, journal, routes[cell.route], capacity_rows_per_s=capacity, cores=cores) for cell in cells
     )
 
 
@@ -115,17 +109,6 @@ def frame_from_rows(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
     figures = ["rate", "share_of_capacity", *_COLUMNS[_COLUMNS.index("spread") : _COLUMNS.index("reach")]]
     figures += ["send_lag_p50_ms", "send_lag_p99_ms", "bound_requests_per_s", "efficiency"]
     return frame.astype({"concurrency": "Int64", **dict.fromkeys(figures, float)})
-
-
-def capacities(cells: Iterable[Cell], journal: Journal, routes: Mapping[str, BenchRoute]) -> dict[str, float]:
-    """Rows/s of each member asked alone, by Triton name: the best of its closed loops."""
-    found: dict[str, float] = {}
-    for cell in cells:
-        if cell.route.startswith("member_") and cell.sender == "closed":
-            rate = float(np.median([one["rows_per_s"] for one in journal.of(cell.key)]))
-            name = routes[cell.route].members[0]
-            found[name] = max(rate, found.get(name, 0.0))
-    return found
 
 
 def _row(
@@ -205,16 +188,7 @@ def flags_of(cell: pd.Series) -> list[str]:
 
 @dataclass(frozen=True, kw_only=True)
 class TargetVerdict:
-    """One target.
-
-    Args:
-        target: in words.
-        needed: the ratio asked for.
-        sense: whether the ratio must be at least or at most that.
-        measured: the ratio, None where the run did not measure it.
-        note: what else a reader needs.
-        cells: the ratio is made of, None where one was not measured.
-    """
+    """One target: a ratio of cells, both None where the run did not measure them, at least or at most `needed`."""
 
     target: str
     needed: float
@@ -234,9 +208,8 @@ class TargetVerdict:
     @property
     def met(self) -> bool | None:
         """None where it was not measured, or a cell lost requests or answered another mix of rows."""
-        if self.measured is None or any(
-            cell is not None and (cell.failed or cell.reach_is_off) for cell in self.cells
-        ):
+        spoiled = any(cell is not None and (cell.failed or cell.reach_is_off) for cell in self.cells)
+        if self.measured is None or spoiled:
             return None
         return self.measured >= self.needed if self.sense == "at least" else self.measured <= self.needed
 
@@ -256,9 +229,8 @@ def written_frame(cells: pd.DataFrame) -> pd.DataFrame:
     table = cells.drop(columns=list(_NOT_WRITTEN))
     table["deferral"] = table["deferral"].mask(cells["earned"].astype(bool))
     table["reach"] = [" ".join(f"{share:.4f}" for share in one) if one else None for one in cells["reach"]]
-    table["mean_batch"] = [
-        " ".join(f"{name}={value:.2f}" for name, value in one.items()) for one in cells["mean_batch"]
-    ]
+    batches = cells["mean_batch"].map(dict.items)
+    table["mean_batch"] = [" ".join(f"{name}={value:.2f}" for name, value in one) for one in batches]
     floats = table.select_dtypes("float").columns
     table[floats] = table[floats].map(lambda value: float(f"{value:.5g}") if math.isfinite(value) else math.nan)
     return table

@@ -6,7 +6,7 @@ import json
 import os
 import platform
 import subprocess
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +26,7 @@ class BenchMachine:
     Args:
         cpu: processor model and how many logical processors there are.
         cores: this process may use.
-        memory_gib: in all.
         platform: kernel and C library.
-        python, triton, onnxruntime, perf_analyzer: versions.
-        commit: of the checkout, with a mark when files differ from it; empty outside of one.
         priority: of the run, which its server has too; 0 is the usual one, and less changes how batches form.
         cores_in_use: by other work when the run began, which makes figures worthless.
     """
@@ -45,10 +42,6 @@ class BenchMachine:
     commit: str
     cores_in_use: float
     priority: int = 0
-
-    def as_json(self) -> dict[str, Any]:
-        """As results.json holds it."""
-        return asdict(self)
 
     @property
     def is_busy(self) -> bool:
@@ -116,12 +109,10 @@ def first_gpu() -> NvidiaGpu | None:
     try:
         pynvml.nvmlInit()
         try:
-            by_index = first.isdigit() or not first
-            handle = (
-                pynvml.nvmlDeviceGetHandleByIndex(int(first or 0))
-                if by_index
-                else pynvml.nvmlDeviceGetHandleByUUID(first)
-            )
+            if first.isdigit() or not first:
+                handle = pynvml.nvmlDeviceGetHandleByIndex(int(first or 0))
+            else:
+                handle = pynvml.nvmlDeviceGetHandleByUUID(first)
             return NvidiaGpu(
                 name=pynvml.nvmlDeviceGetName(handle),
                 driver=pynvml.nvmlSystemGetDriverVersion(),
@@ -154,17 +145,10 @@ def cores_in_use_now(seconds: float = 2.0) -> float:
 def commit_here() -> str:
     """Commit of the checkout, with a mark when files differ from it; empty outside of one."""
     try:
-        done = subprocess.run(
-            ["git", "describe", "--always", "--dirty"],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired):
+        words = ["git", "describe", "--always", "--dirty"]
+        return subprocess.check_output(words, cwd=ROOT, stderr=subprocess.DEVNULL, text=True, timeout=10).strip()
+    except (OSError, subprocess.SubprocessError):
         return ""
-    return done.stdout.strip() if done.returncode == 0 else ""
 
 
 def write_json(document: Any, path: Path) -> None:

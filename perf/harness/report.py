@@ -1,16 +1,20 @@
-"""What the reports of all studies share: tables of cells and targets, figures, progress on the console, plots."""
+"""What the reports of all studies share: tables, figures in words, what the console shows, plots."""
 
-from collections.abc import Callable, Iterator, Sequence
+import json
+import shlex
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import typer
 from rich import box
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from orchestrator.errors import interrupted_from
 from perf.harness.frame import TargetVerdict, figure, flags_of
 
 FILE_WIDTH = 140  # characters of a table's line in a file or a pipe
@@ -45,7 +49,7 @@ def number_text(value: float | None) -> str:
     return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
-def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     """The lines of a table in markdown."""
     return [f"| {' | '.join(head)} |", "|" + "---|" * len(head), *(f"| {' | '.join(row)} |" for row in rows)]
 
@@ -73,43 +77,39 @@ def _texts(cell: pd.Series) -> list[str]:
     ]
 
 
+def failure_lines(failures: Mapping[str, str]) -> list[str]:
+    """The section of a report about what could not be measured; empty where all could."""
+    lines = [f"- `{key}`: {text}" for key, text in failures.items()]
+    return ["## Not measured", "", *lines, ""] if lines else []
+
+
 def target_lines(targets: Sequence[TargetVerdict]) -> list[str]:
     """A table of targets in markdown."""
     rows = [
-        (one.target, f"{one.sense} {one.needed:g}", number_text(one.measured), met_text(one), one.remarks)
+        (one.target, f"{one.sense} {one.needed:g}", number_text(one.measured), _met_text(one), one.remarks)
         for one in targets
     ]
     return markdown_table(("target", "needed", "measured", "met", "note"), rows)
 
 
-def met_text(one: TargetVerdict) -> str:
-    """Whether a target is met, in a word or two."""
+def _met_text(one: TargetVerdict) -> str:
     return "not judged" if one.met is None and one.measured is not None else _MET[one.met]
 
 
 def table_from_targets(targets: Sequence[TargetVerdict]) -> Table:
     """The targets for the console."""
-    table = figure_table("targets", "target", ("needed", "measured", "met"), no_wrap=False)
+    rows = []
     for one in targets:
         note = f"\n  {one.remarks}" if one.remarks else ""
-        met = met_text(one).strip("*")
-        table.add_row(one.target + note, f"{one.sense} {one.needed:g}", number_text(one.measured), met)
-    return table
+        needed, met = f"{one.sense} {one.needed:g}", _met_text(one).strip("*")
+        rows.append((one.target + note, needed, number_text(one.measured), met))
+    return console_table("targets", ["target"], ("needed", "measured", "met"), rows, no_wrap=False)
 
 
 def table_from_cells(cells: pd.DataFrame) -> Table:
     """The cells for the console, in short."""
-    table = Table(
-        title="medians over rounds; load: c in flight or p % of a capacity, b rows each, d % to the last stage",
-        box=box.SIMPLE_HEAD,
-    )
-    table.add_column("route", no_wrap=True)
-    table.add_column("load", no_wrap=True)
-    for name in ("req/s", "spread", "p50", "p99", "easy p50", "hard p99", "of bound", "lag p99"):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("notes", min_width=12)
-    for _, cell in cells.iterrows():
-        table.add_row(
+    rows = [
+        (
             cell.route,
             cell.load,
             number_text(cell.requests_per_s),
@@ -119,57 +119,111 @@ def table_from_cells(cells: pd.DataFrame) -> Table:
             number_text(cell.send_lag_p99_ms),
             ", ".join(flags_of(cell)),
         )
-    return table
+        for _, cell in cells.iterrows()
+    ]
+    title = "medians over rounds; load: c in flight or p % of a capacity, b rows each, d % to the last stage"
+    figures = ("req/s", "spread", "p50", "p99", "easy p50", "hard p99", "of bound", "lag p99")
+    return console_table(title, ("route", "load"), figures, rows, notes="notes")
 
 
-def figure_table(title: str, first: str, figures: Sequence[str], *, no_wrap: bool = True) -> Table:
-    """An empty table for the console: one column of names, the others of figures."""
+def console_table(
+    title: str,
+    names: Sequence[str],
+    figures: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    *,
+    notes: str | None = None,
+    no_wrap: bool = True,
+) -> Table:
+    """A table for the console: columns of names, which `no_wrap` keeps in one line, of figures, and of notes."""
     table = Table(title=title, box=box.SIMPLE_HEAD)
-    table.add_column(first, no_wrap=no_wrap)
+    for name in names:
+        table.add_column(name, no_wrap=no_wrap)
     for name in figures:
         table.add_column(name, justify="right", no_wrap=True)
+    if notes is not None:
+        table.add_column(notes, min_width=12)
+    for row in rows:
+        table.add_row(*row)
     return table
 
 
-def output_console() -> Console:
-    """Standard output, wide enough for tables where it is a file or a pipe."""
+def show(
+    document: Any,
+    *tables: Table | str,
+    as_json: bool,
+    failures: Mapping[str, str] | None = None,
+    written: Sequence[Path] = (),
+) -> None:
+    """Prints results as JSON, or their tables, what was not measured, and which files were written."""
+    if as_json:
+        typer.echo(json.dumps(document, indent=2))
+        return
     console = Console()
-    return console if console.is_terminal else Console(width=FILE_WIDTH)
+    if not console.is_terminal:
+        # Wide enough for tables in a file or a pipe.
+        console = Console(width=FILE_WIDTH)
+    for table in tables:
+        (typer.echo if isinstance(table, str) else console.print)(table)
+    for key, text in (failures or {}).items():
+        console.print(f"not measured: {key}: {text}", soft_wrap=True, markup=False)
+    if written:
+        console.print(f"Written: {', '.join(map(str, written))}", soft_wrap=True, markup=False)
+
+
+def command_line(command: str, *options: tuple[str, Any, Any]) -> str:
+    """What repeats a run: its command, and (name, value, usual value) of every option that has another value."""
+    words = command.split()
+    for name, value, usual in options:
+        if value == usual:
+            continue
+        for one in value if isinstance(value, tuple) else (value,):
+            words += [name] if one is True else [name, f"{one:g}" if isinstance(one, float) else str(one)]
+    return shlex.join(words)
 
 
 @contextmanager
-def progress_shown() -> Iterator[Callable[[str], None]]:
-    """A line on standard error that says what happens; yields the function that sets its text."""
+def progress_shown(resumed_by: str = "") -> Iterator[Callable[[str], None]]:
+    """A line on standard error that says what happens; yields the function that sets its text.
+
+    Args:
+        resumed_by: command that goes on with the run, which is said where it is interrupted.
+    """
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     console = Console(stderr=True)
     # Redrawn seldom, because the spinner takes processor time from the server.
     shown: dict[str, Any] = {"transient": True, "refresh_per_second": 2, "disable": not console.is_terminal}
-    with Progress(*columns, console=console, **shown) as progress:
-        task = progress.add_task("starting")
-        yield lambda text: progress.update(task, description=text)
+    try:
+        with Progress(*columns, console=console, **shown) as progress:
+            task = progress.add_task("starting")
+            yield lambda text: progress.update(task, description=text)
+    except KeyboardInterrupt as error:
+        if not resumed_by:
+            raise
+        raise interrupted_from(error, f"interrupted; {resumed_by} goes on where it was") from error
 
 
 def colour_of(route: str) -> str:
     """The colour of a route in plots."""
-    if route in COLOURS:
-        return COLOURS[route]
-    digits = "".join(letter for letter in route if letter.isdigit())
-    return _OTHER[int(digits or 0) % len(_OTHER)]
+    digits = "".join(filter(str.isdigit, route))
+    return COLOURS.get(route) or _OTHER[int(digits or 0) % len(_OTHER)]
 
 
-def draw_plot(path: Path, draw: Callable[[Any], bool | None]) -> list[Path]:
-    """Draws one plot into a file and returns its path, or nothing where `draw`, given the axes, returns False."""
+def draw_plots(pictures: Mapping[Path, Callable[[Any], bool | None]]) -> list[Path]:
+    """Draws plots into files and returns those that were; a function, given the axes, may return False."""
     import matplotlib as mpl  # optional, and start-up time
 
     mpl.use("Agg")
     from matplotlib import pyplot as plt  # after the backend is chosen
 
-    figure, axes = plt.subplots(figsize=(8.0, 4.8), layout="constrained")
-    drawn = draw(axes) is not False
-    if drawn:
-        axes.grid(alpha=0.3)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # Without the library's version in it, the same figures give the same bytes.
-        figure.savefig(path, dpi=120, metadata={"Software": None})
-    plt.close(figure)
-    return [path] if drawn else []
+    drawn = []
+    for path, draw in pictures.items():
+        figure, axes = plt.subplots(figsize=(8.0, 4.8), layout="constrained")
+        if draw(axes) is not False:
+            axes.grid(alpha=0.3)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # Without the library's version in it, the same figures give the same bytes.
+            figure.savefig(path, dpi=120, metadata={"Software": None})
+            drawn.append(path)
+        plt.close(figure)
+    return drawn

@@ -7,7 +7,7 @@ rounds lie too far apart gets its farthest round again, once, and is called unst
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, Protocol
@@ -51,19 +51,6 @@ class TakeWindow(Protocol):
         """The figures of the window."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class MeasuredCells:
-    """The cells that could be measured, and the failures of the others.
-
-    Args:
-        cells: measured ones, their rates and routes known.
-        failures: what went wrong with the others, by key.
-    """
-
-    cells: tuple[Cell, ...]
-    failures: dict[str, str]
-
-
 def capacity_of(route: str, cells: Iterable[Cell], journal: Journal) -> float | None:
     """The most requests/s a route reached with single rows of the base mix; None where it was not measured."""
     medians = [
@@ -104,8 +91,9 @@ class Rounds:
         rounds: windows per cell.
         end_s: by the clock; no window is taken a second time where that would end a run later.
         window_s: what one window takes, about.
-        progress: told what is measured.
-        clock: seconds, monotonic.
+
+    Attributes:
+        failures: what went wrong with the cells that could not be measured, by key.
     """
 
     def __init__(
@@ -119,20 +107,14 @@ class Rounds:
         progress: Callable[[str], None] = lambda _: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._take_window = take
-        self._journal = journal
-        self._rounds = rounds
-        self._progress = progress
-        self._clock = clock
-        self._start = clock()
-        self._end_s = end_s
-        self._window_s = window_s
-        self._failures: dict[str, str] = {}
-        self._done = 0
-        self._total = 0
+        self._take_window, self._journal, self._rounds = take, journal, rounds
+        self._end_s, self._window_s = end_s, window_s
+        self._progress, self._clock, self._start = progress, clock, clock()
+        self.failures: dict[str, str] = {}
+        self._done = self._total = 0
 
-    def run(self, cells: Sequence[Cell]) -> MeasuredCells:
-        """Measures every cell in every round.
+    def run(self, cells: Sequence[Cell]) -> list[Cell]:
+        """Measures every cell in every round; gives those that could be measured, their rates and routes known.
 
         Raises:
             ServingError: the server ended.
@@ -144,10 +126,9 @@ class Rounds:
         opened = with_rates(others, closed, self._journal)
         for cell in others:
             if not with_rates([cell], closed, self._journal):
-                self._failures[cell.key] = f"its rate is a share of what {cell.of_route} can do: not measured"
+                self.failures[cell.key] = f"its rate is a share of what {cell.of_route} can do: not measured"
         self._all_rounds(opened)
-        measured = tuple(cell for cell in (*closed, *opened) if self._journal.of(cell.key))
-        return MeasuredCells(cells=measured, failures=self._failures)
+        return [cell for cell in (*closed, *opened) if self._journal.of(cell.key)]
 
     def _all_rounds(self, cells: Sequence[Cell]) -> None:
         for number in range(1, self._rounds + 1):
@@ -175,7 +156,7 @@ class Rounds:
         self._take(cell, farthest["round"], attempt=farthest["attempt"] + 1, why="spread")
 
     def _take(self, cell: Cell, number: int, *, attempt: int, why: str) -> WindowRecord | None:
-        if cell.key in self._failures:
+        if cell.key in self.failures:
             return None
         # A load that fails may be sent once more; a baseline that fails again must not cost the others their hour.
         for text in (self._words(cell, number, why), self._words(cell, number, "it failed")):
@@ -187,7 +168,7 @@ class Rounds:
                 continue
             self._journal.add(record)
             return record
-        self._failures[cell.key] = failure
+        self.failures[cell.key] = failure
         return None
 
     def _has_time(self) -> bool:
@@ -214,7 +195,6 @@ class RunOptions:
 
     Args:
         full: one factor at a time around the base load instead of the twelve cells of the quick run.
-        scenarios: names, in order.
         output: folder for everything the run writes.
         seconds: of each window.
         rounds: windows per cell.
@@ -242,13 +222,7 @@ class RunOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class RunContext:
-    """What a run begins with.
-
-    Args:
-        analyzer: that sends closed loops.
-        cores_in_use: by other work, before the run.
-        start_s: on the monotonic clock.
-    """
+    """What a run begins with: what sends closed loops, processors that other work keeps busy, and the time."""
 
     analyzer: AnalyzerBinary
     cores_in_use: float
@@ -268,15 +242,7 @@ def begin(progress: Progress) -> RunContext:
 
 @dataclass(frozen=True, kw_only=True)
 class ScenarioResult:
-    """What one scenario came to.
-
-    Args:
-        scenario: its members.
-        triton: version the server gives.
-        cells: frame of its measured cells.
-        failures: cells that could not be measured, and why.
-        predicted_speedup: as in BenchRepository.
-    """
+    """What one scenario came to: the server's version, the frame of its cells, why others were not measured."""
 
     scenario: Scenario
     triton: str
@@ -286,11 +252,7 @@ class ScenarioResult:
 
 
 def run_scenario(
-    tools: BenchTools,
-    options: RunOptions,
-    context: RunContext,
-    *,
-    progress: Progress,
+    tools: BenchTools, options: RunOptions, context: RunContext, *, progress: Progress
 ) -> ScenarioResult | None:
     """Serves one scenario and measures its cells; None where none of them is wanted.
 
@@ -307,50 +269,38 @@ def run_scenario(
         journal = _journal(cells, served, options, tools.settings)
         _warm(cells, served, progress)
 
-        def take(cell: Cell, *, round_number: int, attempt: int, why: str) -> WindowRecord:
+        def take(cell: Cell, **about: Any) -> WindowRecord:
             try:
-                return measure(
-                    cell, served, round_number=round_number, seconds=options.seconds, attempt=attempt, why=why
-                )
+                return measure(cell, served, seconds=options.seconds, **about)
             except CommitteeError as error:
                 served.require_alive(cell.key, error)
                 raise
 
-        measured = Rounds(
-            take,
-            journal,
-            rounds=options.rounds,
-            end_s=context.start_s + options.budget_s,
-            window_s=options.seconds + _BETWEEN_S,
-            progress=progress,
-        ).run(cells)
+        end_s, window_s = context.start_s + options.budget_s, options.seconds + _BETWEEN_S
+        rounds = Rounds(take, journal, rounds=options.rounds, end_s=end_s, window_s=window_s, progress=progress)
+        measured = rounds.run(cells)
         return ScenarioResult(
             scenario=tools.scenario,
             triton=served.server.version,
-            cells=cell_frame(measured.cells, journal, routes=served.repository.routes, cores=core_count()),
-            failures=measured.failures,
+            cells=cell_frame(measured, journal, routes=served.repository.routes, cores=core_count()),
+            failures=rounds.failures,
             predicted_speedup=served.repository.predicted_speedup,
         )
 
 
 def _journal(cells: list[Cell], served: Served, options: RunOptions, settings: Mapping[str, Any]) -> Journal:
     scenario = served.repository.scenario
-    return Journal(
-        options.output / f"{options.kind}-{scenario.name}.jsonl",
-        {
-            "committee": __version__,
-            "code": code_hash(),
-            "triton": served.server.version,
-            "scenario": scenario.name,
-            "members": scenario.members,
-            "cells": [cell.key for cell in cells],
-            "seconds": options.seconds,
-            "rounds": options.rounds,
-            "seed": options.seed,
-            **settings,
-        },
-        resume=options.resume,
-    )
+    shared = {
+        "committee": __version__,
+        "code": code_hash(),
+        "triton": served.server.version,
+        "scenario": scenario.name,
+        "members": scenario.members,
+        "cells": [cell.key for cell in cells],
+        **{name: getattr(options, name) for name in ("seconds", "rounds", "seed")},
+        **settings,
+    }
+    return Journal(options.output / f"{options.kind}-{scenario.name}.jsonl", shared, resume=options.resume)
 
 
 def _warm(cells: list[Cell], served: Served, progress: Progress) -> None:
@@ -370,15 +320,9 @@ class Results:
     """Everything a run leaves.
 
     Args:
-        kind: "quick" or "full".
         command: that repeats it.
-        machine: it ran on.
-        seconds: of each window.
-        rounds: windows per cell.
-        minutes: the run took.
         scenarios: title by name; a title says so where the exit mix is imposed.
         cells: frame of every cell.
-        targets: what was held against them.
         failures: cells that could not be measured, and why.
     """
 
@@ -404,16 +348,11 @@ class Results:
     def as_json(self) -> dict[str, Any]:
         """As results.json holds it."""
         return {
-            "kind": self.kind,
-            "command": self.command,
-            "machine": self.machine.as_json(),
-            "seconds": self.seconds,
-            "rounds": self.rounds,
+            **{field.name: getattr(self, field.name) for field in fields(self)},
+            "machine": asdict(self.machine),
             "minutes": round(self.minutes, 2),
-            "scenarios": self.scenarios,
             "cells": json_rows(written_frame(self.cells)),
             "targets": self.targets_as_json(),
-            "failures": self.failures,
         }
 
     def write(self, folder: Path) -> list[Path]:

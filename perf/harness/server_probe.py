@@ -7,7 +7,6 @@ import threading
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import psutil
@@ -23,13 +22,7 @@ _INSTANCE = re.compile(r"^(?P<model>.+)_\d+_\d+$")
 
 @dataclass(frozen=True, kw_only=True)
 class ServerProcess:
-    """One process of a server.
-
-    Args:
-        pid: its number.
-        model: the Triton model it runs; None is the server itself.
-        shm: name of its shared memory, None where it has none of its own.
-    """
+    """One process of a server, its shared memory and the Triton model it runs, None for the server itself."""
 
     pid: int
     model: str | None
@@ -38,12 +31,7 @@ class ServerProcess:
 
 @dataclass(frozen=True, kw_only=True)
 class Memory:
-    """What some processes hold.
-
-    Args:
-        resident_bytes: private and file pages of each, shared memory not among them.
-        shm_bytes: pages of their shared memory that exist.
-    """
+    """What processes hold: private and file pages of each, and pages of their shared memory that exist."""
 
     resident_bytes: int
     shm_bytes: int
@@ -56,7 +44,12 @@ class Memory:
 
 def server_processes(pid: int) -> list[ServerProcess]:
     """The server and every Python model's process: all that share the session the server leads."""
-    return [_process(one) for one in sorted(psutil.pids()) if _session(one) == pid]
+    found = []
+    for one in sorted(psutil.pids()):
+        with contextlib.suppress(OSError):  # it is gone
+            if os.getsid(one) == pid:
+                found.append(_process(one))
+    return found
 
 
 def cpu_s(processes: Collection[ServerProcess]) -> float:
@@ -70,27 +63,16 @@ def cpu_s(processes: Collection[ServerProcess]) -> float:
 
 
 def memory_of(processes: Collection[ServerProcess], models: Collection[str] | None = None) -> Memory:
-    """What the server and the processes of some models hold now.
-
-    Args:
-        processes: of the server.
-        models: whose processes count besides the server itself; None counts all.
-    """
+    """What the server and the processes of some models hold now; None counts those of all models."""
     chosen = [one for one in processes if models is None or one.model is None or one.model in models]
     return Memory(
         resident_bytes=sum(_resident_bytes(one.pid) for one in chosen),
-        shm_bytes=sum(_file_bytes(SHM / name) for name in {one.shm for one in chosen} if name),
+        shm_bytes=sum(512 * _blocks(SHM / name) for name in {one.shm for one in chosen} if name),
     )
 
 
 class PeakMemory:
-    """Watches the memory of a server while a block runs.
-
-    Args:
-        processes: of the server.
-        models: as `memory_of`.
-        interval_s: between two looks.
-    """
+    """Watches the memory of a server while a block runs; `models` as `memory_of` has them."""
 
     def __init__(
         self,
@@ -99,9 +81,7 @@ class PeakMemory:
         *,
         interval_s: float = 0.5,
     ) -> None:
-        self._processes = processes
-        self._models = models
-        self._interval_s = interval_s
+        self._processes, self._models, self._interval_s = processes, models, interval_s
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="peak-memory", daemon=True)
         self.peak = Memory(resident_bytes=0, shm_bytes=0)
@@ -110,9 +90,7 @@ class PeakMemory:
         self._thread.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._stop.set()
         self._thread.join()
         self._look()
@@ -129,23 +107,14 @@ class PeakMemory:
 
 @dataclass(frozen=True, kw_only=True)
 class Counts:
-    """What Triton counted for one model so far.
+    """What Triton counted for one model so far: rows answered, and the batches they came in."""
 
-    Args:
-        rows: answered.
-        calls: batches they came in.
-    """
-
-    rows: int
-    calls: int
+    rows: int = 0
+    calls: int = 0
 
 
 class Statistics:
-    """Triton's statistics, read over gRPC.
-
-    Args:
-        address: host:port of the gRPC endpoint.
-    """
+    """Triton's statistics, read over gRPC from host:port."""
 
     def __init__(self, address: str) -> None:
         self._address = address
@@ -161,12 +130,11 @@ class Statistics:
         Raises:
             ClientError: the server does not answer.
         """
-        found = self._asked(lambda: self._client.get_inference_statistics(as_json=True))
+        found = self._asked(lambda: self._client.get_inference_statistics(as_json=True))["model_stats"]
+        names = {"rows": "inference_count", "calls": "execution_count"}
         return {
-            str(one["name"]): Counts(
-                rows=int(one.get("inference_count", 0)), calls=int(one.get("execution_count", 0))
-            )
-            for one in found["model_stats"]
+            str(one["name"]): Counts(**{field: int(one.get(name, 0)) for field, name in names.items()})
+            for one in found
         }
 
     def models_behind(self, model: str) -> tuple[str, ...]:
@@ -188,19 +156,12 @@ class Statistics:
 
 def counted_between(before: Mapping[str, Counts], after: Mapping[str, Counts]) -> dict[str, Counts]:
     """What was counted between two readings, of the models that were asked."""
-    none = Counts(rows=0, calls=0)
+    both = {name: (before.get(name, Counts()), now) for name, now in after.items()}
     return {
-        name: Counts(rows=now.rows - before.get(name, none).rows, calls=now.calls - before.get(name, none).calls)
-        for name, now in after.items()
-        if now.rows > before.get(name, none).rows
+        name: Counts(rows=now.rows - then.rows, calls=now.calls - then.calls)
+        for name, (then, now) in both.items()
+        if now.rows > then.rows
     }
-
-
-def _session(pid: int) -> int | None:
-    try:
-        return os.getsid(pid)
-    except OSError:  # it is gone
-        return None
 
 
 def _process(pid: int) -> ServerProcess:
@@ -222,8 +183,7 @@ def _resident_bytes(pid: int) -> int:
     return sum(1024 * int(line.split()[1]) for line in lines if line.startswith(wanted))
 
 
-def _file_bytes(path: Path) -> int:
-    try:
-        return path.stat().st_blocks * 512
-    except OSError:
-        return 0
+def _blocks(path: Path) -> int:
+    with contextlib.suppress(OSError):
+        return path.stat().st_blocks
+    return 0

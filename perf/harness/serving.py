@@ -1,10 +1,12 @@
 """One scenario being served: its cells, each one route under one load, its repository, its rows and its server."""
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
+
+import numpy as np
 
 from orchestrator.errors import CommitteeError, DataError, ServingError
 from orchestrator.serving.options import ServeOptions
@@ -30,12 +32,11 @@ class Cell:
 
     Args:
         scenario: name of the members.
-        route: name of the route, or "concatenate" until the better form is known.
+        route: "concatenate" until the better form is known.
         sender: perf_analyzer keeping `concurrency` requests in flight ("closed"), our own client or
             perf_analyzer's asynchronous mode sending Poisson arrivals.
         concurrency: requests in flight, of a closed loop.
-        share: of the capacity of `of_route`, the rate of Poisson arrivals.
-        of_route: whose capacity; None for a closed loop.
+        share: of the capacity of `of_route`, the rate of Poisson arrivals; None for a closed loop.
         rate: requests per second, known once `of_route` was measured.
         batch: rows per request.
         deferral: share of rows that reach the last stage.
@@ -106,7 +107,6 @@ class BenchTools:
     """What makes one scenario.
 
     Args:
-        scenario: its members.
         render: writes its repository into a folder.
         rows_for: makes its rows, as `BenchScenario.rows_for`.
         cells: what is measured on its repository.
@@ -147,13 +147,7 @@ def rows_in_file(row_bytes: int, *, most: int = MOST_ROWS) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class InputFile:
-    """Rows of one deferral.
-
-    Args:
-        rows: what they are and where they exit.
-        path: the file of them that perf_analyzer reads.
-        reach: share of rows that get to each stage.
-    """
+    """Rows of one deferral, the file of them that perf_analyzer reads, and the share that gets to each stage."""
 
     rows: BenchRows
     path: Path
@@ -161,22 +155,11 @@ class InputFile:
 
 
 class Inputs:
-    """Makes the rows of a scenario, once per deferral.
-
-    Args:
-        scenario: whose rows.
-        rows_for: makes them.
-        folder: for the files.
-        input_name: of the tensor.
-        seed: of the rows.
-    """
+    """Makes the rows of a scenario, once per deferral, and writes them as tensors of a name into a folder."""
 
     def __init__(self, scenario: Scenario, rows_for: RowsFor, *, folder: Path, input_name: str, seed: int) -> None:
-        self._scenario = scenario
-        self._rows_for = rows_for
-        self._folder = folder
-        self._input_name = input_name
-        self._seed = seed
+        self._scenario, self._rows_for, self._seed = scenario, rows_for, seed
+        self._folder, self._input_name = folder, input_name
         self._files: dict[float, InputFile] = {}
 
     def at(self, deferral: float) -> InputFile:
@@ -198,14 +181,9 @@ class Inputs:
             rows = self._rows_for(reach=wanted, rows=count, seed=self._seed)
         reach = rows.reach(stages)
         # A number of whole rows cannot have every share.
-        if wanted is not None and max(
-            abs(one - other) for one, other in zip(reach, wanted, strict=True)
-        ) > 1 / len(rows.rows):
-            raise DataError(
-                f"rows of {self._scenario.name}",
-                got=f"reach {[round(one, 3) for one in reach]}",
-                expected=[round(one, 3) for one in wanted],
-            )
+        if wanted is not None and np.abs(np.subtract(reach, wanted)).max() > 1 / len(rows.rows):
+            got, expected = ([round(one, 3) for one in shares] for shares in (reach, wanted))
+            raise DataError(f"rows of {self._scenario.name}", got=f"reach {got}", expected=expected)
         mix = "earned" if wanted is None else f"d{100 * deferral:.0f}"
         path = self._folder / f"{self._scenario.name}-{mix}.json"
         write_input_data(path, rows.rows, input_name=self._input_name)
@@ -214,16 +192,7 @@ class Inputs:
 
 @dataclass(frozen=True, kw_only=True)
 class Served:
-    """Everything a window needs.
-
-    Args:
-        repository: what is served.
-        server: ready.
-        statistics: of the server.
-        analyzer: sends closed loops.
-        inputs: rows by deferral.
-        processes: of the server.
-    """
+    """Everything a window needs: a server that is ready, its processes, rows, and what sends closed loops."""
 
     repository: BenchRepository
     server: EmbeddedServer
@@ -262,25 +231,24 @@ def serving(
     scenario = tools.scenario
     progress(f"rendering the routes of {scenario.name}")
     repository = tools.render(output / "repositories" / scenario.name)
+    folder, name = output / "inputs", repository.input_name
+    with (
+        embedded(repository.folder, startup_timeout_s=tools.startup_timeout_s, progress=progress) as server,
+        closing(Statistics(server.grpc_address)) as statistics,
+    ):
+        yield Served(
+            repository=repository,
+            server=server,
+            statistics=statistics,
+            analyzer=analyzer,
+            inputs=Inputs(scenario, tools.rows_for, folder=folder, input_name=name, seed=seed),
+            processes=server_processes(server.pid),
+        )
+
+
+def embedded(repository: Path, *, startup_timeout_s: float = 300.0, progress: Progress) -> EmbeddedServer:
+    """A server of a repository, on free ports."""
     options = ServeOptions(
-        repository=repository.folder,
-        http_port=0,
-        grpc_port=0,
-        metrics_port=0,
-        startup_timeout_s=tools.startup_timeout_s,
+        repository=repository, http_port=0, grpc_port=0, metrics_port=0, startup_timeout_s=startup_timeout_s
     )
-    with EmbeddedServer(options, progress=progress) as server:
-        statistics = Statistics(server.grpc_address)
-        try:
-            yield Served(
-                repository=repository,
-                server=server,
-                statistics=statistics,
-                analyzer=analyzer,
-                inputs=Inputs(
-                    scenario, tools.rows_for, folder=output / "inputs", input_name=repository.input_name, seed=seed
-                ),
-                processes=server_processes(server.pid),
-            )
-        finally:
-            statistics.close()
+    return EmbeddedServer(options, progress=progress)

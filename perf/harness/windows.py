@@ -19,7 +19,7 @@ import asyncio
 import json
 import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -74,7 +74,7 @@ def measure(
     if not route.cascade:
         window = replace(window, deferred=None, exits=None)
     reach, off = reach_off(window, inputs.reach)
-    lag = (None, None) if window.lag_ms is None else map(float, np.percentile(window.lag_ms, [50, 99]))
+    lag = (None, None) if window.lag_ms is None else np.percentile(window.lag_ms, [50, 99]).tolist()
     return {
         "key": cell.key,
         "round": round_number,
@@ -93,7 +93,8 @@ def measure(
         "mean_batch": {name: one.rows / one.calls for name, one in counted.items() if one.calls},
         "resident_bytes": memory.peak.resident_bytes,
         "shm_bytes": memory.peak.shm_bytes,
-        **dict(zip(("lag_p50_ms", "lag_p99_ms"), lag, strict=True)),
+        "lag_p50_ms": lag[0],
+        "lag_p99_ms": lag[1],
         "rate": cell.rate,
     }
 
@@ -101,9 +102,7 @@ def measure(
 def reach_off(window: Window, wanted: tuple[float, ...]) -> tuple[list[float] | None, float]:
     """Reach of a window, and its largest difference from the wanted one (0 where it is not known)."""
     reach = window.reach(len(wanted))
-    if reach is None:
-        return None, 0.0
-    return list(reach), max(abs(one - other) for one, other in zip(reach, wanted, strict=True))
+    return (None, 0.0) if reach is None else (list(reach), float(np.abs(np.subtract(reach, wanted)).max()))
 
 
 def _send(
@@ -112,29 +111,18 @@ def _send(
     if route.client is not None:
         return _send_by_client(cell, route, served, inputs=inputs, seconds=seconds, seed=seed)
     assert route.model is not None, "a route has a model or a client"
+    load: dict[str, Any] = {
+        "model": route.model,
+        "address": served.address,
+        "batch": cell.batch,
+        "seconds": seconds,
+    }
     if cell.sender == "poisson":
-        load = PoissonLoad(
-            model=route.model,
-            address=served.address,
-            rate=_rate(cell),
-            seconds=seconds,
-            seed=seed,
-            batch=cell.batch,
-            drain_s=seconds,
-        )
-        return run_poisson(load, inputs.rows.rows, input_name=served.repository.input_name)
-    return run_analyzer(
-        served.analyzer,
-        AnalyzerLoad(
-            model=route.model,
-            address=served.address,
-            input_data=inputs.path,
-            concurrency=cell.concurrency or 1,
-            rate=_rate(cell) if cell.sender == "analyzer_poisson" else None,
-            batch=cell.batch,
-            seconds=seconds,
-        ),
-    )
+        poisson = PoissonLoad(**load, rate=_rate(cell), seed=seed, drain_s=seconds)
+        return run_poisson(poisson, inputs.rows.rows, input_name=served.repository.input_name)
+    rate = _rate(cell) if cell.sender == "analyzer_poisson" else None
+    closed = AnalyzerLoad(**load, input_data=inputs.path, concurrency=cell.concurrency or 1, rate=rate)
+    return run_analyzer(served.analyzer, closed)
 
 
 def _send_by_client(
@@ -162,13 +150,10 @@ def _send_by_client(
 def _wait_until_idle(served: Served) -> None:
     """Waits until the server counts nothing more: an overloaded route's queue must not load the next window."""
     end_s = time.monotonic() + _IDLE_WAIT_S
-    last = served.statistics.counts()
-    while time.monotonic() < end_s:
+    last, now = None, served.statistics.counts()
+    while now != last and time.monotonic() < end_s:
         time.sleep(_IDLE_S)
-        now = served.statistics.counts()
-        if now == last:
-            return
-        last = now
+        last, now = now, served.statistics.counts()
 
 
 def _rate(cell: Cell) -> float:
@@ -185,10 +170,7 @@ def _client_cpu_s() -> float:
 class Journal:
     """The windows of a run in a file, one per line, so that an interrupted run can go on.
 
-    Args:
-        path: of the file; its first line says which run it belongs to.
-        settings: of this run.
-        resume: keep what the file holds already.
+    The first line has the settings of the run. With `resume`, what the file holds already is kept.
 
     Raises:
         DataError: the file is of another run, or cannot be read.
@@ -212,7 +194,9 @@ class Journal:
 
     def of(self, key: str) -> list[WindowRecord]:
         """The windows of a cell that count: the last attempt of each round, in the order of the rounds."""
-        return latest(record for record in self.records if record["key"] == key)
+        ours = (record for record in self.records if record["key"] == key)
+        by_round = {one["round"]: one for one in sorted(ours, key=lambda one: (one["round"], one["attempt"]))}
+        return list(by_round.values())
 
     def _read(self) -> list[WindowRecord]:
         try:
@@ -227,27 +211,12 @@ class Journal:
                     raise ValueError(f"a window without {', '.join(sorted(missing))}")
         except (OSError, ValueError, AttributeError) as error:
             raise DataError(f"journal {self._path}", got=error, fix="start afresh without `resume`") from error
-        differing = sorted(
-            name for name in {*settings, *self._settings} if settings.get(name) != self._settings.get(name)
-        )
-        if differing:
-            raise DataError(
-                f"journal {self._path}",
-                got=f"another run's (differs in {', '.join(differing)})",
-                expected="this run's",
-                fix="start afresh without `resume`",
-            )
+        names = sorted({*settings, *self._settings})
+        if differing := [name for name in names if settings.get(name) != self._settings.get(name)]:
+            got = f"another run's (differs in {', '.join(differing)})"
+            fix = "start afresh without `resume`"
+            raise DataError(f"journal {self._path}", got=got, expected="this run's", fix=fix)
         if whole != text:
             # The next window must not be written onto the rest of a line.
             os.truncate(self._path, len(whole.encode()))
         return records
-
-
-def latest(records: Iterable[WindowRecord]) -> list[WindowRecord]:
-    """The last attempt of each round, in the order of the rounds."""
-    by_round: dict[int, WindowRecord] = {}
-    for record in records:
-        known = by_round.get(record["round"])
-        if known is None or record["attempt"] >= known["attempt"]:
-            by_round[record["round"]] = record
-    return [by_round[number] for number in sorted(by_round)]

@@ -20,6 +20,7 @@ from orchestrator.errors import DataError
 from orchestrator.planner.intervals import clopper_pearson
 from orchestrator.rows.digits import digits_split
 from perf.harness.machine import cpu_name
+from perf.harness.report import markdown_table
 
 BEGIN = "<!-- begin: python -m perf int8 -->"
 MEMBERS = ("digits_small", "digits_medium", "digits_large")
@@ -34,11 +35,9 @@ class Int8Row:
     """One form of one member, asked about the test digits.
 
     Args:
-        member: name of the member.
         form: "fp32", "int8, 7-bit weights" or "int8, 8-bit weights".
         processor: "this one", or "emulated, without VNNI".
-        rows: number of test rows.
-        right: number of rows it gets right.
+        rows, right: number of test rows, and of those it gets right.
         accuracy_ci95: 95 % interval of its accuracy (Clopper-Pearson).
         mean_abs: mean absolute difference of its logits from those of fp32 on the same processor.
     """
@@ -81,21 +80,17 @@ def rows_of(repository: Path, members: Sequence[str] = MEMBERS) -> list[Int8Row]
     calibrate = digits_split("train").images[:CALIBRATION_ROWS].astype(np.float32)
     test = digits_split("test")
     images = test.images.astype(np.float32)
-    emulator = shutil.which("qemu-x86_64")
     processors: dict[str, list[str]] = {"this one": []}
-    if emulator is not None:
+    if (emulator := shutil.which("qemu-x86_64")) is not None:
         processors["emulated, without VNNI"] = [emulator, *EMULATED]
     with tempfile.TemporaryDirectory(prefix="committee-int8-") as folder:
         paths = {name: _forms(repository, name, calibrate, Path(folder)) for name in members}
-        questions = [
-            Question(model=path, rows=images, batches=(_BATCH,))
-            for forms in paths.values()
-            for path in forms.values()
-        ]
+        wanted = [path for forms in paths.values() for path in forms.values()]
+        questions = [Question(model=path, rows=images, batches=(_BATCH,)) for path in wanted]
         found = []
         for processor, prefix in processors.items():
-            said = [_scores(one) for one in answers_in_own_process(questions, prefix=prefix)]
-            by_path = {question.model: scores for question, scores in zip(questions, said, strict=True)}
+            said = map(_scores, answers_in_own_process(questions, prefix=prefix))
+            by_path = dict(zip(wanted, said, strict=True))
             for name, forms in paths.items():
                 scores = {form: by_path[path] for form, path in forms.items()}
                 found += _rows(name, processor, scores, test.labels)
@@ -143,19 +138,12 @@ def _rows(
 
 def block_from_rows(rows: Sequence[Int8Row]) -> str:
     """The table as Markdown, marks included."""
-    processors = list(dict.fromkeys(row.processor for row in rows))
-    lines = [
-        f"{rows[0].rows} test digits, ONNX Runtime {installed_version()}, {cpu_name()}:",
-        "",
-        f"| member | form | {' | '.join(f'accuracy, processor {word}' for word in processors)} |",
-        f"|---|---|{'---|' * len(processors)}",
-    ]
-    for member, form in dict.fromkeys((row.member, row.form) for row in rows):
-        cells = [_cell(row) for row in rows if (row.member, row.form) == (member, form)]
-        lines.append(f"| {member} | {form} | {' | '.join(cells)} |")
-    return "\n".join([BEGIN, *lines, END])
-
-
-def _cell(row: Int8Row) -> str:
-    low, high = row.accuracy_ci95
-    return f"{row.right / row.rows:.4f} ({low:.3f}-{high:.3f}), logits off by {row.mean_abs:.3f}"
+    head = ["member", "form", *dict.fromkeys(f"accuracy, processor {row.processor}" for row in rows)]
+    lines: dict[tuple[str, str], list[str]] = {}
+    for row in rows:
+        low, high = row.accuracy_ci95
+        said = f"{row.right / row.rows:.4f} ({low:.3f}-{high:.3f}), logits off by {row.mean_abs:.3f}"
+        lines.setdefault((row.member, row.form), []).append(said)
+    title = f"{rows[0].rows} test digits, ONNX Runtime {installed_version()}, {cpu_name()}:"
+    table = markdown_table(head, [[*about, *cells] for about, cells in lines.items()])
+    return "\n".join([BEGIN, title, "", *table, END])

@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,8 +15,8 @@ from tritonclient.utils import np_to_triton_dtype
 
 from orchestrator.errors import InputError
 from perf.harness.machine import commit_here, write_json
-from perf.harness.report import progress_shown
-from perf.harness.server_probe import Memory, memory_of
+from perf.harness.report import progress_shown, show
+from perf.harness.server_probe import Counts, Memory, memory_of
 from perf.harness.serving import BASE_DEFERRAL, Served, serving, tools_of
 from perf.load.analyzer import AnalyzerLoad, find_analyzer, run_analyzer
 from perf.routes.spec import BenchRoute, routes_of
@@ -51,19 +52,16 @@ def leak(
         found = measure_leak(served, route=route, model=model, requests=requests, window_s=seconds, progress=tell)
     path = output / "leak.json"
     write_json(found, path)
-    if as_json:
-        typer.echo(path.read_text(encoding="utf-8"), nl=False)
-        return
     mib = {
         name: " to ".join(f"{found[when][f'{name}_bytes'] / 2**20:.1f}" for when in ("warm", "end"))
         for name in ("resident", "shm")
     }
-    typer.echo(
+    words = (
         f"{found['requests']:,} requests to {model}, {found['warm_requests']:,} of them warm-up: resident memory "
         f"{found['resident_percent']:+.2f} % ({mib['resident']} MiB), shared memory {found['shm_percent']:+.2f} % "
         f"({mib['shm']} MiB), its own process {found['own_percent']:+.2f} %"
     )
-    typer.echo(f"Written: {path}")
+    show(found, words, as_json=as_json, written=[path])
 
 
 def _model_of(routes: Mapping[str, BenchRoute], name: str) -> str:
@@ -76,15 +74,7 @@ def _model_of(routes: Mapping[str, BenchRoute], name: str) -> str:
 def measure_leak(
     served: Served, *, route: str, model: str, requests: int, window_s: float, progress: Callable[[str], None]
 ) -> dict[str, Any]:
-    """Sends requests until enough were answered, and looks at the server's memory in between.
-
-    Args:
-        served: what is asked; all of the server's processes count.
-        route: name of a route.
-        model: of that route.
-        requests: at least so many.
-        window_s: of each load.
-        progress: told how far it is.
+    """Sends requests until enough were answered, and looks at the memory of all the server's processes in between.
 
     Returns:
         leak.json: `scenario`, `route` and its `model`, `commit`; `warm_requests` answered before the first look
@@ -105,7 +95,14 @@ def measure_leak(
     # Each concurrency must have had its turn before the first look.
     while done < requests or warm is None:
         progress(f"{done:,} of {requests:,} requests")
-        _load(served, model, turn, window_s)
+        load = AnalyzerLoad(
+            model=model,
+            address=served.address,
+            input_data=served.inputs.at(BASE_DEFERRAL).path,
+            concurrency=CONCURRENCIES[turn % len(CONCURRENCIES)],
+            seconds=window_s,
+        )
+        run_analyzer(served.analyzer, load)
         turn, done = turn + 1, _rows(served, model) - first
         now = _settled(served)
         trace.append((done, now.resident_bytes, now.shm_bytes))
@@ -151,29 +148,14 @@ def _ask_for_most(served: Served, models: Sequence[str]) -> None:
 
 def _by_model(served: Served) -> dict[str, int]:
     """Resident bytes of all processes of each model, and of the server."""
-    held: dict[str, int] = {}
+    held: Counter[str] = Counter()
     for process in served.processes:
-        name = process.model or "server"
-        held[name] = held.get(name, 0) + memory_of([process]).resident_bytes
-    return held
-
-
-def _load(served: Served, model: str, turn: int, window_s: float) -> None:
-    run_analyzer(
-        served.analyzer,
-        AnalyzerLoad(
-            model=model,
-            address=served.address,
-            input_data=served.inputs.at(BASE_DEFERRAL).path,
-            concurrency=CONCURRENCIES[turn % len(CONCURRENCIES)],
-            seconds=window_s,
-        ),
-    )
+        held[process.model or "server"] += memory_of([process]).resident_bytes
+    return dict(held)
 
 
 def _rows(served: Served, model: str) -> int:
-    counts = served.statistics.counts()
-    return counts[model].rows if model in counts else 0
+    return served.statistics.counts().get(model, Counts()).rows
 
 
 def _settled(served: Served) -> Memory:
@@ -182,10 +164,8 @@ def _settled(served: Served) -> Memory:
     for _ in range(_LOOKS):
         time.sleep(_SETTLE_S / _LOOKS)
         looks.append(memory_of(served.processes))
-    return Memory(
-        resident_bytes=int(np.median([one.resident_bytes for one in looks])),
-        shm_bytes=int(np.median([one.shm_bytes for one in looks])),
-    )
+    resident, shm = np.median([(one.resident_bytes, one.shm_bytes) for one in looks], axis=0)
+    return Memory(resident_bytes=int(resident), shm_bytes=int(shm))
 
 
 def _growth_percent(before: int, after: int) -> float:
@@ -194,12 +174,7 @@ def _growth_percent(before: int, after: int) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class Growth:
-    """The figure of a leak run that the bench's target is about.
-
-    Args:
-        percent: the largest growth: of all resident memory, of shared memory, or of the cascade's own process.
-        note: each of them, and how it was found.
-    """
+    """The largest growth in a leak run: of resident memory, of shared memory, or of the cascade's own process."""
 
     percent: float
     note: str
@@ -211,11 +186,8 @@ def growth_from(path: Path) -> Growth | None:
         document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         if (document["route"], document["scenario"]) != (ROUTE, SCENARIO) or document["requests"] < REQUESTS:
             return None
-        found = {
-            "resident": float(document["resident_percent"]),
-            "shared": float(document["shm_percent"]),
-            "the cascade's own process": float(document["own_percent"]),
-        }
+        keys = {"resident": "resident", "shared": "shm", "the cascade's own process": "own"}
+        found = {name: float(document[f"{key}_percent"]) for name, key in keys.items()}
         words = ", ".join(f"{name} {percent:+.2f} %" for name, percent in found.items())
         commit = f", commit {document['commit']}" if document["commit"] else ""
         return Growth(percent=max(found.values()), note=f"{words}; {document['requests']:,} requests{commit}")

@@ -1,9 +1,10 @@
 """`python -m perf live`: any models of a server at several concurrencies, without baselines, bounds or targets."""
 
 import asyncio
-import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,10 +19,9 @@ from orchestrator.client.endpoint import Endpoint
 from orchestrator.client.over_grpc import AsyncGrpcClient, closed_loop
 from orchestrator.errors import RepositoryError
 from orchestrator.pbtxt import CONFIG
-from orchestrator.serving.options import ServeOptions
-from orchestrator.serving.process import EmbeddedServer
 from perf.harness.machine import machine_here, write_json
-from perf.harness.report import figure_table, output_console, progress_shown
+from perf.harness.report import console_table, progress_shown, show
+from perf.harness.serving import embedded
 from perf.load.inputs import different_rows
 
 CONCURRENCIES = (1, 4, 16, 64)
@@ -70,11 +70,7 @@ def live(
         passes = asyncio.run(measure(address, routes, rows=rows, rounds=rounds, progress=tell))
     document = document_from_passes(passes, triton_version=version)
     write_json(document, output / "results.json")
-    if as_json:
-        typer.echo(json.dumps(document, indent=2))
-    else:
-        output_console().print(table_from_passes(passes))
-        typer.echo(f"Written: {output / 'results.json'}")
+    show(document, table_from_passes(passes), as_json=as_json, written=[output / "results.json"])
 
 
 @contextmanager
@@ -83,8 +79,7 @@ def _server(repository: Path, running: Endpoint | None) -> Iterator[tuple[str | 
     if running is not None:
         yield running, f"at {running}"
         return
-    options = ServeOptions(repository=repository, http_port=0, grpc_port=0, metrics_port=0)
-    with EmbeddedServer(options) as server:
+    with embedded(repository, startup_timeout_s=120.0, progress=lambda _: None) as server:
         yield server.grpc_address, server.version
 
 
@@ -113,18 +108,12 @@ async def measure(
     """
     passes = []
     async with AsyncGrpcClient(address) as client:
-        for number in range(rounds + 1):
-            for concurrency in CONCURRENCIES:
-                for route in routes:
-                    progress(f"round {number} of {rounds}: {route}, {concurrency} in flight")
-
-                    async def ask(row: Any, name: str = route) -> object:
-                        return await client.infer(name, row)
-
-                    done = await closed_loop(ask, rows, concurrency=concurrency)
-                    if number:  # round 0 warms up
-                        p50_ms, p99_ms = done.percentile_ms(50), done.percentile_ms(99)
-                        passes.append((route, concurrency, done.requests_per_s, p50_ms, p99_ms))
+        for number, concurrency, route in product(range(rounds + 1), CONCURRENCIES, routes):
+            progress(f"round {number} of {rounds}: {route}, {concurrency} in flight")
+            done = await closed_loop(partial(client.infer, route), rows, concurrency=concurrency)
+            if number:  # round 0 warms up
+                figures = (done.requests_per_s, done.percentile_ms(50), done.percentile_ms(99))
+                passes.append((route, concurrency, *figures))
     return pd.DataFrame(passes, columns=["route", "concurrency", *_FIGURES])
 
 
@@ -149,13 +138,8 @@ def document_from_passes(passes: pd.DataFrame, *, triton_version: str) -> dict[s
 
 def table_from_passes(passes: pd.DataFrame) -> Table:
     """Medians, one line per model and concurrency."""
-    table = figure_table(
-        "medians over rounds; spread is (max - min) / median of req/s",
-        "route",
-        ("in flight", "req/s", "spread", "p50 ms", "p99 ms"),
-    )
-    for (route, concurrency), cell in passes.groupby(["route", "concurrency"], sort=False):
-        table.add_row(
+    rows = [
+        (
             route,
             str(concurrency),
             f"{cell.requests_per_s.median():.0f}",
@@ -163,4 +147,7 @@ def table_from_passes(passes: pd.DataFrame) -> Table:
             f"{cell.p50_ms.median():.2f}",
             f"{cell.p99_ms.median():.2f}",
         )
-    return table
+        for (route, concurrency), cell in passes.groupby(["route", "concurrency"], sort=False)
+    ]
+    title = "medians over rounds; spread is (max - min) / median of req/s"
+    return console_table(title, ["route"], ("in flight", "req/s", "spread", "p50 ms", "p99 ms"), rows)

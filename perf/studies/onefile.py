@@ -5,7 +5,6 @@ both alike. Ratios are formed within a round; their median is given with its qua
 one after another, as in a cascade: a member called over and over by itself would keep its weights in the cache.
 """
 
-import json
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -26,9 +25,10 @@ from orchestrator.rows.digits import digits_split
 from orchestrator.spec import CascadeSpec, InputSpec, Member, Stage, cascade_from_path
 from orchestrator.spec.cascade import PLAN
 from perf.harness.machine import machine_here, write_json
-from perf.harness.report import output_console, progress_shown
+from perf.harness.report import console_table, progress_shown, show
 
 Rows = npt.NDArray[Any]
+Calls = Sequence[Callable[[], object]]
 MIXES = {"all easy": 0.0, "15 % hard": 0.15, "all hard": 1.0}
 
 
@@ -37,7 +37,6 @@ class OnefileCase:
     """One batch of one mix.
 
     Args:
-        cascade: name of the cascade.
         rows: rows in the batch.
         mix: share of rows that go to the last stage, a key of `MIXES`.
         asked: number of rows that each stage is asked about.
@@ -52,15 +51,11 @@ class OnefileCase:
     onefile_us: tuple[float, ...]
     members_us: tuple[float, ...]
 
-    @property
-    def ratios(self) -> npt.NDArray[np.float64]:
-        """Time of the graph over time of the members, float64 (rounds,)."""
-        return np.divide(self.onefile_us, self.members_us, dtype=np.float64)
-
     def as_json(self) -> dict[str, Any]:
-        """The case with median and quartiles of its ratio, and the median difference."""
-        low, middle, high = np.percentile(self.ratios, [25, 50, 75])
-        extra = np.median(np.array(self.onefile_us) - np.array(self.members_us))
+        """The case with median and quartiles of the graph's time over the members', and the median difference."""
+        one, members = np.array(self.onefile_us), np.array(self.members_us)
+        low, middle, high = np.percentile(one / members, [25, 50, 75])
+        extra = np.median(one - members)
         return {
             **asdict(self),
             "ratio": round(float(middle), 4),
@@ -113,14 +108,10 @@ def measure_onefile(
                 for member in stage.members
                 if len(part)
             ]
-            one, alone = _rounds(
-                _call(whole, source, batch), _one_after_another(calls), rounds=rounds, round_s=round_s
-            )
-            asked = tuple(len(part) for part in parts)
-            case = OnefileCase(
-                cascade=spec.name, rows=size, mix=mix, asked=asked, onefile_us=one, members_us=alone
-            )
-            cases.append(case)
+            one, alone = _rounds([_call(whole, source, batch)], calls, rounds=rounds, round_s=round_s)
+            asked = tuple(map(len, parts))
+            about: dict[str, Any] = {"cascade": spec.name, "rows": size, "mix": mix, "asked": asked}
+            cases.append(OnefileCase(**about, onefile_us=one, members_us=alone))
     return cases
 
 
@@ -142,31 +133,18 @@ def _call(session: Any, name: str, rows: Rows) -> Callable[[], object]:
     return lambda: session.run(None, feeds)
 
 
-def _one_after_another(calls: Sequence[Callable[[], object]]) -> Callable[[], object]:
-    def all_of_them() -> None:
-        for call in calls:
-            call()
-
-    return all_of_them
-
-
-def _rounds(
-    whole: Callable[[], object], members: Callable[[], object], *, rounds: int, round_s: float
-) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Microseconds per call of both, one figure per round; a round before them warms up."""
-    one, alone = [], []
+def _rounds(whole: Calls, members: Calls, *, rounds: int, round_s: float) -> tuple[tuple[float, ...], ...]:
+    """Microseconds of the calls of both, one figure per round; a round before them warms up."""
+    found: tuple[list[float], list[float]] = ([], [])
     for number in range(rounds + 1):
-        if number % 2:  # the second finds caches as the first left them, so they take turns
-            first, second = _time_us(whole, round_s), _time_us(members, round_s)
-        else:
-            second, first = _time_us(members, round_s), _time_us(whole, round_s)
-        one.append(first)
-        alone.append(second)
-    return tuple(one[1:]), tuple(alone[1:])
+        # The second finds caches as the first left them, so they take turns.
+        for side in (0, 1) if number % 2 else (1, 0):
+            found[side].append(_time_us((whole, members)[side], round_s))
+    return tuple(tuple(figures[1:]) for figures in found)
 
 
-def _time_us(call: Callable[[], object], round_s: float) -> float:
-    """Median processor time of the calling thread over calls for `round_s` seconds, at least five.
+def _time_us(calls: Calls, round_s: float) -> float:
+    """Median processor time of the calling thread for all calls, made for `round_s` seconds, at least five times.
 
     A session of one thread runs on the caller's thread. Its processor time is what a call takes on a core of its
     own; the clock on the wall would also count waiting for a core that another process uses.
@@ -175,7 +153,8 @@ def _time_us(call: Callable[[], object], round_s: float) -> float:
     until = time.perf_counter_ns() + int(round_s * 1e9)
     while len(taken) < 5 or time.perf_counter_ns() < until:
         start = time.thread_time_ns()
-        call()
+        for call in calls:
+            call()
         taken.append(time.thread_time_ns() - start)
     return float(np.median(taken)) / 1000
 
@@ -183,12 +162,8 @@ def _time_us(call: Callable[[], object], round_s: float) -> float:
 def random_cascade(repository: Path, *, widths: Sequence[int] = (48, 72)) -> tuple[CascadeSpec, Rows]:
     """A cascade of convolutional networks with random weights, about 10 and 20 ms at 32 rows on one core.
 
-    Args:
-        repository: gets the members.
-        widths: channels of each member's first layer.
-
-    Returns:
-        The cascade, its threshold at the median score, and 256 random rows.
+    The members go into the repository; `widths` are the channels of their first layers. Gives the cascade, its
+    threshold at the median score, and 256 random rows.
     """
     rng = np.random.default_rng(0)
     rows = rng.normal(size=(256, 3, 32, 32)).astype(np.float32)
@@ -211,12 +186,9 @@ def _cnn(width: int, rng: np.random.Generator) -> bytes:
     for index, (out, into) in enumerate(sizes):
         kernel = rng.normal(size=(out, into, 3, 3)) * np.sqrt(2 / (9 * into))
         weights.append(numpy_helper.from_array(kernel.astype(np.float32), f"w{index}"))
-        step = 1 if index % 2 else 2
-        made = [f"c{index}", f"r{index}"]
-        around = [1, 1, 1, 1]
-        nodes.append(helper.make_node("Conv", [last, f"w{index}"], [made[0]], pads=around, strides=[step, step]))
-        nodes.append(helper.make_node("Relu", [made[0]], [made[1]]))
-        last = made[1]
+        strides, pads = [1, 1] if index % 2 else [2, 2], [1, 1, 1, 1]
+        nodes.append(helper.make_node("Conv", [last, f"w{index}"], [f"c{index}"], pads=pads, strides=strides))
+        nodes.append(helper.make_node("Relu", [f"c{index}"], [last := f"r{index}"]))
     # Weights large enough for probabilities to spread between sure and unsure.
     head = rng.normal(size=(2 * width, 10)) * 4 / np.sqrt(width)
     weights.append(numpy_helper.from_array(head.astype(np.float32), "head"))
@@ -236,21 +208,19 @@ def _cnn(width: int, rng: np.random.Generator) -> bytes:
 
 def table_from_cases(cases: Sequence[OnefileCase]) -> Table:
     """Medians over rounds for the console, one line per case."""
-    table = Table(title="one graph against its members alone, medians over rounds")
-    columns = ("rows", "asked", "members us", "one graph us", "extra us", "ratio", "quartiles")
-    table.add_column("cascade")
-    table.add_column("mix", no_wrap=True)
-    for name in columns:
-        table.add_column(name, justify="right")
+    rows = []
     for case in cases:
         value = case.as_json()
         low, high = value["ratio_quartiles"]
-        table.add_row(
+        rows.append((
             case.cascade, case.mix, str(case.rows), " + ".join(map(str, case.asked)),
             f"{np.median(case.members_us):.1f}", f"{np.median(case.onefile_us):.1f}",
             f"{value['extra_us']:.1f}", f"{value['ratio']:.3f}", f"{low:.3f}-{high:.3f}",
-        )  # fmt: skip
-    return table
+        ))  # fmt: skip
+    figures = ("rows", "asked", "members us", "one graph us", "extra us", "ratio", "quartiles")
+    return console_table(
+        "one graph against its members alone, medians over rounds", ("cascade", "mix"), figures, rows
+    )
 
 
 def onefile(
@@ -278,8 +248,4 @@ def onefile(
         "cases": [case.as_json() for case in cases],
     }
     write_json(document, output / "onefile.json")
-    if as_json:
-        typer.echo(json.dumps(document, indent=2))
-        return
-    output_console().print(table_from_cases(cases))
-    typer.echo(f"Written: {output / 'onefile.json'}")
+    show(document, table_from_cases(cases), as_json=as_json, written=[output / "onefile.json"])

@@ -1,6 +1,5 @@
 """`python -m perf planner`: time and memory of planning, on records made up at the size asked for."""
 
-import json
 import multiprocessing
 import resource
 import tempfile
@@ -14,8 +13,6 @@ from typing import Annotated, Any
 
 import numpy as np
 import typer
-from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from orchestrator.errors import DataError
@@ -32,12 +29,7 @@ _CHUNK_ROWS = 1000
 
 @dataclass(frozen=True, kw_only=True)
 class PlanningSize:
-    """Size of a planning problem.
-
-    Args:
-        rows, classes, members: counts in the records.
-        modes: combine modes and scores that are searched: "one" of each, or "all".
-    """
+    """Size of a planning problem; `modes` says how many combine modes and scores are searched: "one" or "all"."""
 
     rows: int
     classes: int
@@ -83,7 +75,7 @@ def planner(
     largest = PlanningSize(rows=rows, classes=classes, members=members)
     # Here because the processes that plan import this module, and pandas would count as memory of planning.
     from perf.harness.machine import write_json
-    from perf.harness.report import progress_shown
+    from perf.harness.report import progress_shown, show
 
     sizes = [replace(largest, modes=mode) for mode in known[modes]]
     runs = []
@@ -94,10 +86,7 @@ def planner(
     document = {"runs": [asdict(run) for run in runs]}
     if output is not None:
         write_json(document, output / "planner.json")
-    if as_json:
-        typer.echo(json.dumps(document, indent=2))
-        return
-    Console().print(table_from_runs(runs))
+    show(document, table_from_runs(runs), as_json=as_json)
 
 
 def smaller(size: PlanningSize) -> list[PlanningSize]:
@@ -112,20 +101,16 @@ def smaller(size: PlanningSize) -> list[PlanningSize]:
 def measured(size: PlanningSize) -> PlanningRun:
     """One run in a process of its own, whose peak of memory is that of planning alone."""
     with tempfile.TemporaryDirectory() as folder:
-        path = str(Path(folder) / "records.npz")
-        _in_a_process(_write, path, size)
-        facts: dict[str, Any] = _in_a_process(planned, path, size)
+        path = Path(folder) / "records.npz"
+        for step in (_write, planned):
+            # Unlike multiprocessing.Pool it raises where the process dies, for want of memory for example.
+            with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+                facts: Any = pool.submit(step, path, size).result()
     return PlanningRun(size=size, **facts)
 
 
-def _in_a_process(function: Any, *arguments: Any) -> Any:
-    # Unlike multiprocessing.Pool it raises where the process dies, for want of memory for example.
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(function, *arguments).result()
-
-
-def _write(path: str, size: PlanningSize) -> None:
-    write_records(made_records(size), Path(path))
+def _write(path: Path, size: PlanningSize) -> None:
+    write_records(made_records(size), path)
 
 
 def made_records(size: PlanningSize, seed: int = 0) -> Records:
@@ -139,8 +124,7 @@ def made_records(size: PlanningSize, seed: int = 0) -> Records:
     for place in range(size.members):
         output = np.empty((size.rows, size.classes), np.float32)
         for at in range(0, size.rows, _CHUNK_ROWS):
-            part = output[at : at + _CHUNK_ROWS]
-            rng.standard_normal(out=part, dtype=np.float32)
+            rng.standard_normal(out=output[at : at + _CHUNK_ROWS], dtype=np.float32)
         lift = level * (0.6 + 0.1 * place) + 3 * easy + rng.normal(0, 0.5, size.rows)
         output[np.arange(size.rows), labels] += lift.astype(np.float32)
         output *= np.float32(2)
@@ -153,20 +137,19 @@ def made_records(size: PlanningSize, seed: int = 0) -> Records:
     )
 
 
-def planned(path: str, size: PlanningSize) -> dict[str, Any]:
+def planned(path: Path, size: PlanningSize) -> dict[str, Any]:
     """Plans from a records file in this process; gives all fields of a `PlanningRun` but its size."""
     steps: dict[str, float] = {}
 
     @contextmanager
-    def timed(description: str, total: int) -> Iterator[Any]:
-        del total
+    def timed(description: str, _: int) -> Iterator[Any]:
         begun = time.perf_counter()
         yield no_advance
         steps[description] = time.perf_counter() - begun
 
     begun = time.perf_counter()
     with timed("reading", 1):
-        records = records_from_path(Path(path))
+        records = records_from_path(path)
     names = list(records.outputs)
     base = CascadeSpec(
         name="made_up",
@@ -178,25 +161,22 @@ def planned(path: str, size: PlanningSize) -> dict[str, Any]:
     goal = Goal(reference=names[-1], epsilon=0.01)
     found = plan_from_records(base, records, goal, options=options, progress=timed)
     seconds = time.perf_counter() - begun
-    plan = None if isinstance(found, Infeasible) else found
+    share = None if isinstance(found, Infeasible) else found.mean_cost / max(records.cost.values())
     return {
         "seconds": seconds,
         "steps": {**steps, "the rest": seconds - sum(steps.values())},
         "peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
-        "mean_cost_share": None if plan is None else plan.mean_cost / max(records.cost.values()),
+        "mean_cost_share": share,
     }
 
 
 def table_from_runs(runs: Sequence[PlanningRun]) -> Table:
     """One line per run."""
-    table = Table(title="planning, from the file to the plan", box=box.SIMPLE_HEAD)
-    for name in ("rows", "classes", "members", "modes", "seconds", "GiB", "of that"):
-        table.add_column(
-            name, justify="left" if name in ("modes", "of that") else "right", no_wrap=name != "of that"
-        )
+    from perf.harness.report import console_table  # start-up time and memory, as above
+
+    rows = []
     for run in runs:
-        size = run.size
         steps = ", ".join(f"{name} {seconds:.1f}" for name, seconds in run.steps.items())
-        cells = (str(size.rows), str(size.classes), str(size.members), size.modes)
-        table.add_row(*cells, f"{run.seconds:.1f}", f"{run.peak_gib:.2f}", steps)
-    return table
+        rows.append((*map(str, asdict(run.size).values()), f"{run.seconds:.1f}", f"{run.peak_gib:.2f}", steps))
+    figures = ("rows", "classes", "members", "modes", "seconds", "GiB")
+    return console_table("planning, from the file to the plan", (), figures, rows, notes="of that")

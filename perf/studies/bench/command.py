@@ -1,17 +1,15 @@
 """`python -m perf run`: which cells it measures, and how; every route on the same members."""
 
-import json
-import shlex
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from orchestrator.errors import InputError, interrupted_from
-from perf.harness.report import output_console, progress_shown, table_from_cells, table_from_targets
+from orchestrator.errors import InputError
+from perf.harness.report import command_line, progress_shown, show, table_from_cells, table_from_targets
 from perf.harness.run import Results, RunOptions, begin, cells_of_all, results_from, run_scenario
 from perf.harness.serving import BASE_CONCURRENCY, CONCATENATE, CONCATENATE_FORMS, Cell, tools_of
 from perf.routes.recipes import RECIPES
@@ -38,8 +36,7 @@ def cells_of(repository: BenchRepository, *, full: bool) -> list[Cell]:
     members = len(scenario.members)
     if scenario.name in LARGEST_ONLY:
         return largest_cells(scenario.name, members=members, routes=repository.routes, earned=scenario.earned)
-    make = full_cells if full else quick_cells
-    return make(scenario.name, members=members, routes=repository.routes)
+    return (full_cells if full else quick_cells)(scenario.name, members=members, routes=repository.routes)
 
 
 def quick_cells(scenario: str, *, members: int, routes: Collection[str]) -> list[Cell]:
@@ -99,11 +96,9 @@ def largest_cells(scenario: str, *, members: int, routes: Collection[str], earne
     # first stage ran short of rows (batches of 55 where 64 fit) while the largest member alone had enough; with 64
     # both are full, and 128 changed nothing.
     batch, concurrency = (32, EARNED_CONCURRENCY) if earned else (1, BASE_CONCURRENCY)
+    load: dict[str, Any] = {"concurrency": concurrency, "batch": batch, "earned": earned}
     names = (f"member_{members - 1}", "committee")
-    cells = [
-        Cell(scenario=scenario, route=name, concurrency=concurrency, batch=batch, earned=earned) for name in names
-    ]
-    return _there(cells, routes)
+    return _there([Cell(scenario=scenario, route=name, **load) for name in names], routes)
 
 
 def _poisson(scenario: str, names: Iterable[str], *, share: float, of: str = "committee") -> list[Cell]:
@@ -161,16 +156,19 @@ def run(
         only=only,
     )
     command = _command(options, report=report)
-    try:
-        with progress_shown() as tell:
-            results = run_bench(options, command=command, progress=tell)
-    except KeyboardInterrupt as error:
-        raise interrupted_from(error, f"interrupted; {command} --resume goes on where it was") from error
+    with progress_shown(f"{command} --resume") as tell:
+        results = run_bench(options, command=command, progress=tell)
     written = [*results.write(output), *write_report(results, report or _report_path(options))]
-    if as_json:
-        typer.echo(json.dumps(results.as_json(), indent=2))
-    else:
-        _show(results, written)
+    busy = f"The machine was busy when the run began ({results.machine.cores_in_use:.1f} processors in use); "
+    show(
+        results.as_json(),
+        *([busy + "do not trust the figures."] if results.machine.is_busy else []),
+        table_from_cells(results.cells),
+        table_from_targets(results.targets),
+        as_json=as_json,
+        failures=results.failures,
+        written=written,
+    )
     if results.failures:
         raise typer.Exit(1)
 
@@ -199,20 +197,6 @@ def run_bench(options: RunOptions, *, command: str, progress: Callable[[str], No
     return results_from(measured, options, context, kind=options.kind, command=command, targets=judged)
 
 
-def _show(results: Results, written: list[Path]) -> None:
-    console = output_console()
-    if results.machine.is_busy:
-        used = results.machine.cores_in_use
-        console.print(
-            f"The machine was busy when the run began ({used:.1f} processors in use); do not trust the figures."
-        )
-    console.print(table_from_cells(results.cells))
-    console.print(table_from_targets(results.targets))
-    for key, text in results.failures.items():
-        console.print(f"not measured: {key}: {text}", soft_wrap=True, markup=False)
-    console.print(f"Written: {', '.join(str(path) for path in written)}", soft_wrap=True)
-
-
 def _report_path(options: RunOptions) -> Path:
     """A run that leaves something out must not replace the report of one that did not."""
     usual = (default_scenarios(full=options.full), FULL_S if options.full else QUICK_S, 3, "*")
@@ -222,13 +206,14 @@ def _report_path(options: RunOptions) -> Path:
 
 def _command(options: RunOptions, *, report: Path | None = None) -> str:
     """What repeats the run."""
-    words = ["python", "-m", "perf", "run", *(["--full"] if options.full else [])]
-    if options.scenarios != default_scenarios(full=options.full):
-        words += [word for name in options.scenarios for word in ("--scenario", name)]
-    if options.seconds != (FULL_S if options.full else QUICK_S):
-        words += ["--seconds", f"{options.seconds:g}"]
-    words += [] if options.rounds == 3 else ["--rounds", str(options.rounds)]
-    words += [] if options.only == "*" else ["--only", options.only]
-    words += [] if options.output == OUTPUT else ["--output", str(options.output)]
-    words += [] if report is None else ["--report", str(report)]
-    return shlex.join([*words, *(["--seed", str(options.seed)] if options.seed else [])])
+    return command_line(
+        "python -m perf run",
+        ("--full", options.full, False),
+        ("--scenario", options.scenarios, default_scenarios(full=options.full)),
+        ("--seconds", options.seconds, FULL_S if options.full else QUICK_S),
+        ("--rounds", options.rounds, 3),
+        ("--only", options.only, "*"),
+        ("--output", options.output, OUTPUT),
+        ("--report", report, None),
+        ("--seed", options.seed, 0),
+    )

@@ -1,45 +1,40 @@
 """Targets held against what was measured, then RESULTS.md and its plots; no figure in them is typed by hand."""
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from perf.harness.frame import TargetVerdict, figure, find_cell, ratio
-from perf.harness.report import cell_lines, colour_of, draw_plot, target_lines
+from perf.harness.report import cell_lines, colour_of, draw_plots, failure_lines, target_lines
 from perf.harness.run import Results
 from perf.harness.serving import BASE_CONCURRENCY, BASE_DEFERRAL
 from perf.studies.leak import Growth
 
 
 class CellLookup:
-    """Finds cells by what was measured.
-
-    Args:
-        cells: frame of all scenarios.
-    """
+    """Finds cells in the frame of all scenarios by what was measured."""
 
     def __init__(self, cells: pd.DataFrame) -> None:
         self._cells = cells
 
-    def find(self, route: str, *, scenario: str = "three_cnn", **load: Any) -> pd.Series | None:
+    def find(self, route: str | None, *, scenario: str = "three_cnn", **load: Any) -> pd.Series | None:
         """The closed loop of a route whose load has these fields; batch 1 and 15 % unless said."""
         wanted = {"batch": 1, "deferral": BASE_DEFERRAL, "share_of_capacity": None, "sender": "closed", **load}
         return find_cell(self._cells, scenario=scenario, route=route, **wanted)
 
-    def poisson(self, route: str, of_route: str | None) -> pd.Series | None:
-        """The Poisson cell of a route at 80 % of another's capacity."""
-        if of_route is None:
-            return None
-        return self.find(route, sender="poisson", share_of_capacity=0.8, of_route=of_route)
+    def pair(self, *routes: str | None, **load: Any) -> list[pd.Series | None]:
+        """The cells of two routes, as `find`."""
+        return [self.find(route, **load) for route in routes]
 
     def better_concatenate(self) -> str | None:
         """The form that rates were taken from."""
         of_route = self._cells.of_route.dropna()
         return next((name for name in of_route if name.startswith("concatenate")), None)
 
-    def best(self, route: str, *, batch: int, scenario: str = "three_cnn") -> pd.Series | None:
+    def best(self, route: str, *, batch: int = 1, scenario: str = "three_cnn") -> pd.Series | None:
         """The closed loop with the base mix in which a route reached the most rows/s."""
         cells = self._cells
         cells = cells[(cells.scenario == scenario) & (cells.route == route) & (cells.sender == "closed")]
@@ -70,69 +65,57 @@ def verdicts(
         *_tails(lookup),
         *_against_bound(lookup, largest),
         *_against_largest(lookup, largest, predicted_speedup),
-        TargetVerdict(
-            target="perf leak: growth of resident and shared memory after warm-up, percent",
-            needed=2.0,
-            sense="at most",
-            measured=None if leak is None else leak.percent,
+        _at_most(
+            2.0,
+            "perf leak: growth of resident and shared memory after warm-up, percent",
+            None if leak is None else leak.percent,
             note="" if leak is None else leak.note,
         ),
     ]
 
 
-def _rates(*cells: pd.Series | None) -> float | None:
-    """Requests/s of one cell over another's."""
-    return ratio(*(figure(cell, "requests_per_s") for cell in cells))
+def _at_least(needed: float, target: str, measured: float | None, **more: Any) -> TargetVerdict:
+    return TargetVerdict(target=target, needed=needed, sense="at least", measured=measured, **more)
 
 
-def _row_rates(*cells: pd.Series | None) -> float | None:
-    """Rows/s of one cell over another's."""
-    return ratio(*(figure(cell, "rows_per_s") for cell in cells))
+def _at_most(needed: float, target: str, measured: float | None, **more: Any) -> TargetVerdict:
+    return TargetVerdict(target=target, needed=needed, sense="at most", measured=measured, **more)
+
+
+def _over(name: str, *cells: pd.Series | None) -> float | None:
+    """A figure of one cell over another's."""
+    return ratio(*(figure(cell, name) for cell in cells))
 
 
 def _saved(ours: pd.Series | None, theirs: pd.Series | None) -> str:
     """Their ratio by processor time, which does not count the core that one call at a time leaves idle."""
-    saved = ratio(*(figure(cell, "cpu_ms_per_request") for cell in (theirs, ours)))
-    return "" if saved is None else f"by the server's processor time per request {saved:.2f}"
+    return _noted("by the server's processor time per request {:.2f}", _over("cpu_ms_per_request", theirs, ours))
+
+
+def _noted(words: str, value: float | None) -> str:
+    return "" if value is None else words.format(value)
 
 
 def _joined(*notes: str) -> str:
-    return "; ".join(note for note in notes if note)
+    return "; ".join(filter(None, notes))
 
 
 def _against_tutorial(lookup: CellLookup) -> list[TargetVerdict]:
     found = []
     for concurrency in (16, 64):
-        ours, theirs, several = (
-            lookup.find(route, concurrency=concurrency) for route in ("committee", "tutorial", "tutorial_4")
+        pair = lookup.pair("committee", "tutorial", concurrency=concurrency)
+        possible = ratio(figure(pair[0], "bound_requests_per_s"), figure(pair[1], "requests_per_s"))
+        against_several = _over("requests_per_s", pair[0], lookup.find("tutorial_4", concurrency=concurrency))
+        note = _joined(
+            _noted("0.9 x bound / tutorial is {:.2f}", None if possible is None else 0.9 * possible),
+            _noted("against 4 instances of it {:.2f}", against_several),
+            _saved(*pair),
         )
-        possible = ratio(figure(ours, "bound_requests_per_s"), figure(theirs, "requests_per_s"))
-        against_several = _rates(ours, several)
-        found.append(
-            TargetVerdict(
-                target=f"requests/s against the tutorial form, concurrency {concurrency}",
-                needed=1.6,
-                sense="at least",
-                measured=_rates(ours, theirs),
-                note=_joined(
-                    "" if possible is None else f"0.9 x bound / tutorial is {0.9 * possible:.2f}",
-                    "" if against_several is None else f"against 4 instances of it {against_several:.2f}",
-                    _saved(ours, theirs),
-                ),
-                cells=(ours, theirs),
-            )
-        )
-    at_16 = [lookup.find(route, concurrency=16) for route in ("committee", "tutorial")]
-    return [
-        *found,
-        TargetVerdict(
-            target="p50 of easy rows against the tutorial form, concurrency 16",
-            needed=0.1,
-            sense="at most",
-            measured=ratio(*(figure(cell, "easy_p50_ms") for cell in at_16)),
-            cells=at_16,
-        ),
-    ]
+        target = f"requests/s against the tutorial form, concurrency {concurrency}"
+        found.append(_at_least(1.6, target, _over("requests_per_s", *pair), note=note, cells=pair))
+    pair = lookup.pair("committee", "tutorial", concurrency=16)
+    target = "p50 of easy rows against the tutorial form, concurrency 16"
+    return [*found, _at_most(0.1, target, _over("easy_p50_ms", *pair), cells=pair)]
 
 
 def _tails(lookup: CellLookup) -> list[TargetVerdict]:
@@ -142,81 +125,69 @@ def _tails(lookup: CellLookup) -> list[TargetVerdict]:
         ("the tutorial form", "tutorial", 0.5),
         ("the better of the concatenating forms", best, 0.7),
     ):
-        pair = [None if route is None else lookup.poisson(route, baseline) for route in ("committee", baseline)]
-        found.append(
-            TargetVerdict(
-                target=f"p99 of all rows at the same Poisson arrivals, 80 % of its capacity, against {title}",
-                needed=needed,
-                sense="at most",
-                measured=ratio(*(figure(cell, "p99_ms") for cell in pair)),
-                note="" if best is None or baseline != best else f"the better one is {best}",
-                cells=pair,
-            )
-        )
+        load = {"sender": "poisson", "share_of_capacity": 0.8, "of_route": baseline}
+        pair = [None, None] if baseline is None else lookup.pair("committee", baseline, **load)
+        target = f"p99 of all rows at the same Poisson arrivals, 80 % of its capacity, against {title}"
+        note = "" if best is None or baseline != best else f"the better one is {best}"
+        found.append(_at_most(needed, target, _over("p99_ms", *pair), note=note, cells=pair))
     return found
 
 
 def _against_bound(lookup: CellLookup, largest: str) -> list[TargetVerdict]:
     at_64 = lookup.find("committee", concurrency=64)
-    alone = [lookup.find(route, concurrency=1) for route in ("committee", "pass_through")]
-    easy = [lookup.find(route, concurrency=16, deferral=0.0) for route in ("committee", "pass_through")]
+    alone = lookup.pair("committee", "pass_through", concurrency=1)
+    easy = lookup.pair("committee", "pass_through", concurrency=16, deferral=0.0)
     hard = [lookup.find("committee", concurrency=number, deferral=1.0) for number in (16, 64)]
     every = max((cell for cell in hard if cell is not None), key=lambda cell: cell.requests_per_s, default=None)
-    last = lookup.best(largest, batch=1)
+    last = lookup.best(largest)
     bound_by = None if at_64 is None else at_64.bound_by
     return [
-        TargetVerdict(
-            target="requests/s against the bound, concurrency 64",
-            needed=0.90,
-            sense="at least",
-            measured=figure(at_64, "efficiency"),
+        _at_least(
+            0.90,
+            "requests/s against the bound, concurrency 64",
+            figure(at_64, "efficiency"),
             note="" if bound_by is None else f"the bound is set by {bound_by}",
             cells=(at_64,),
         ),
-        TargetVerdict(
-            target="easy-row p50 at concurrency 1 against the BLS pass-through",
-            needed=1.15,
-            sense="at most",
-            measured=ratio(figure(alone[0], "easy_p50_ms"), figure(alone[1], "p50_ms")),
+        _at_most(
+            1.15,
+            "easy-row p50 at concurrency 1 against the BLS pass-through",
+            ratio(figure(alone[0], "easy_p50_ms"), figure(alone[1], "p50_ms")),
             cells=alone,
         ),
-        TargetVerdict(
-            target="0 % deferral: requests/s against the BLS pass-through, concurrency 16",
-            needed=0.90,
-            sense="at least",
-            measured=_rates(*easy),
+        _at_least(
+            0.90,
+            "0 % deferral: requests/s against the BLS pass-through, concurrency 16",
+            _over("requests_per_s", *easy),
             cells=easy,
         ),
-        TargetVerdict(
-            target="100 % deferral: rows/s against the last member alone",
-            needed=0.90,
-            sense="at least",
-            measured=_row_rates(every, last),
+        _at_least(
+            0.90,
+            "100 % deferral: rows/s against the last member alone",
+            _over("rows_per_s", every, last),
             cells=(every, last),
         ),
     ]
 
 
 def _against_largest(lookup: CellLookup, largest: str, predicted: float | None) -> list[TargetVerdict]:
-    cnn = [lookup.best(route, batch=1) for route in ("committee", largest)]
-    two = _row_rates(cnn[0], lookup.best("largest_2", batch=1))
+    cnn = [lookup.best(route) for route in ("committee", largest)]
+    two = _over("rows_per_s", cnn[0], lookup.best("largest_2"))
     last = lookup.last_member("glyphs")
     both = [lookup.best(route, scenario="glyphs", batch=32) for route in ("committee", last)]
-    glyphs = _row_rates(*both)
+    glyphs = _over("rows_per_s", *both)
     return [
-        TargetVerdict(
-            target="requests/s against the largest member alone, three CNNs",
-            needed=5.5,
-            sense="at least",
-            measured=_row_rates(*cnn),
-            note=_joined("" if two is None else f"against 2 instances of it {two:.2f}", _saved(*cnn)),
+        _at_least(
+            5.5,
+            "requests/s against the largest member alone, three CNNs",
+            _over("rows_per_s", *cnn),
+            note=_joined(_noted("against 2 instances of it {:.2f}", two), _saved(*cnn)),
             cells=cnn,
         ),
-        TargetVerdict(
-            target="glyphs at request batch 32: speed-up over the largest member, share of what the plan predicts",
-            needed=0.7,
-            sense="at least",
-            measured=ratio(glyphs, predicted),
+        _at_least(
+            0.7,
+            "glyphs at request batch 32: speed-up over the largest member, share of what the plan predicts",
+            ratio(glyphs, predicted),
             note="" if predicted is None or glyphs is None else _glyphs_note(lookup, last, glyphs, predicted),
             cells=both,
         ),
@@ -225,8 +196,7 @@ def _against_largest(lookup: CellLookup, largest: str, predicted: float | None) 
 
 def _glyphs_note(lookup: CellLookup, last: str, speedup: float, predicted: float) -> str:
     """The parts of the ratio, and the ratio by processor time: one member alone leaves cores idle."""
-    cells = [lookup.find(route, scenario="glyphs", batch=32) for route in (last, "committee")]
-    saved = ratio(*(figure(cell, "cpu_ms_per_request") for cell in cells))
+    saved = _over("cpu_ms_per_request", *lookup.pair(last, "committee", scenario="glyphs", batch=32))
     words = f"{speedup:.2f}x, predicted {predicted:.2f}x; earned mix"
     if saved is None:
         return words
@@ -245,11 +215,8 @@ GROUPS = {
 
 def write_report(results: Results, path: Path) -> list[Path]:
     """Writes the report, verdict.json beside it for the README, and its plots in a folder; returns their paths."""
-    plots = [
-        picture
-        for name in results.scenarios
-        for picture in draw_plots(results.cells, path.parent / "plots", scenario=name)
-    ]
+    pictures = (pictures_of(results.cells, path.parent / "plots", scenario=name) for name in results.scenarios)
+    plots = [plot for some in pictures for plot in draw_plots(some)]
     path.parent.mkdir(parents=True, exist_ok=True)
     text = report_from_results(results, pictures=[f"plots/{one.name}" for one in plots])
     path.write_text(text, encoding="utf-8")
@@ -287,29 +254,26 @@ def report_from_results(results: Results, *, pictures: Iterable[str]) -> str:
             group = ours[ours.sender == sender]
             if len(group):
                 lines += [f"### {heading}", "", *cell_lines(group), ""]
-    if results.failures:
-        lines += ["## Not measured", "", *(f"- `{key}`: {text}" for key, text in results.failures.items()), ""]
+    lines += failure_lines(results.failures)
     shown = [f"![{Path(path).stem}]({path})" for path in pictures]
     return "\n".join([*lines, *(["## Plots", "", *shown, ""] if shown else [])])
 
 
-def draw_plots(cells: pd.DataFrame, folder: Path, *, scenario: str) -> list[Path]:
-    """Draws what the cells of one scenario allow and returns the files."""
-    ours = cells[cells.scenario == scenario]
-    plain = ours[(ours.sender == "closed") & (ours.batch == 1)]
-    pictures: dict[str, Callable[[Any], bool]] = {
-        "throughput": lambda axes: _throughput(axes, plain[plain.deferral == BASE_DEFERRAL]),
-        "latency": lambda axes: _latency(
-            axes, plain[(plain.concurrency == BASE_CONCURRENCY) & (plain.deferral == BASE_DEFERRAL)]
-        ),
-        "tails": lambda axes: _tail_plot(axes, ours[(ours.sender == "poisson") & (ours.batch == 1)]),
-        "deferral": lambda axes: _deferral(axes, plain[plain.concurrency == BASE_CONCURRENCY]),
+def pictures_of(cells: pd.DataFrame, folder: Path, *, scenario: str) -> dict[Path, Callable[[Any], bool]]:
+    """The plots of one scenario by their files."""
+    ours = cells[(cells.scenario == scenario) & (cells.batch == 1)]
+    closed = ours[ours.sender == "closed"]
+    base, in_flight = closed[closed.deferral == BASE_DEFERRAL], closed[closed.concurrency == BASE_CONCURRENCY]
+    pictures = {
+        "throughput": partial(_throughput, base),
+        "latency": partial(_latency, base[base.concurrency == BASE_CONCURRENCY]),
+        "tails": partial(_tail_plot, ours[ours.sender == "poisson"]),
+        "deferral": partial(_deferral, in_flight),
     }
-    return [path for name, draw in pictures.items() for path in draw_plot(folder / f"{scenario}-{name}.png", draw)]
+    return {folder / f"{scenario}-{name}.png": draw for name, draw in pictures.items()}
 
 
-def _throughput(axes: Any, cells: pd.DataFrame) -> bool:
-    """Requests/s over the requests in flight."""
+def _throughput(cells: pd.DataFrame, axes: Any) -> bool:
     drawn = _lines(axes, cells, x=cells.concurrency.astype(float), y=cells.requests_per_s)
     axes.set_xscale("log", base=2)
     _log(axes, "y")
@@ -320,7 +284,7 @@ def _throughput(axes: Any, cells: pd.DataFrame) -> bool:
     return drawn
 
 
-def _latency(axes: Any, cells: pd.DataFrame) -> bool:
+def _latency(cells: pd.DataFrame, axes: Any) -> bool:
     """Easy and hard rows at 16 in flight: a bar from p50 to p99 each."""
     cells = cells[cells.easy_p50_ms.notna()]
     for row, (_, cell) in enumerate(cells.iterrows()):
@@ -338,8 +302,7 @@ def _latency(axes: Any, cells: pd.DataFrame) -> bool:
     return len(cells) > 0
 
 
-def _tail_plot(axes: Any, cells: pd.DataFrame) -> bool:
-    """p99 over the rate of Poisson arrivals."""
+def _tail_plot(cells: pd.DataFrame, axes: Any) -> bool:
     drawn = _lines(axes, cells, x=cells.rate, y=cells.p99_ms.fillna(0.0))
     _log(axes, "y")
     axes.set_xlabel("requests/s that arrive")
@@ -348,8 +311,7 @@ def _tail_plot(axes: Any, cells: pd.DataFrame) -> bool:
     return drawn
 
 
-def _deferral(axes: Any, cells: pd.DataFrame) -> bool:
-    """Requests/s over the share of rows that reach the last stage."""
+def _deferral(cells: pd.DataFrame, axes: Any) -> bool:
     varied = cells.route[cells.deferral != BASE_DEFERRAL]
     cells = cells[cells.route.isin(varied)]
     drawn = _lines(axes, cells, x=100 * cells.deferral, y=cells.requests_per_s)
@@ -376,14 +338,8 @@ def _lines(axes: Any, cells: pd.DataFrame, *, x: pd.Series, y: pd.Series) -> boo
     for route in cells.route.unique():
         ours = cells.route == route
         points = sorted(set(zip(x[ours], y[ours], strict=True)))
-        axes.plot(
-            [point[0] for point in points],
-            [point[1] for point in points],
-            marker="o",
-            color=colour_of(route),
-            linewidth=2.4 if route == "committee" else 1.4,
-            label=route,
-        )
+        width = 2.4 if route == "committee" else 1.4
+        axes.plot(*zip(*points, strict=True), marker="o", color=colour_of(route), linewidth=width, label=route)
     if len(cells):
         axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
     return len(cells) > 0

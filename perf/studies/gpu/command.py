@@ -1,7 +1,5 @@
 """`python -m perf gpu`: cascades of large networks against the largest alone, on a GPU, and what it writes."""
 
-import json
-import shlex
 from collections.abc import Iterable, Sequence
 from enum import Enum
 from functools import partial
@@ -13,19 +11,20 @@ import pandas as pd
 import typer
 from rich.table import Table
 
-from orchestrator.errors import interrupted_from
 from orchestrator.repository.files import disk_errors
 from orchestrator.serving.machine import check_machine, machine_here
 from perf.harness.frame import write_tables
 from perf.harness.report import (
     COLOURS,
     cell_lines,
-    draw_plot,
-    figure_table,
+    command_line,
+    console_table,
+    draw_plots,
+    failure_lines,
     markdown_table,
     number_text,
-    output_console,
     progress_shown,
+    show,
 )
 from perf.studies.gpu.device import chosen_provider, preflight, provider_list
 from perf.studies.gpu.members import ABSTRACT, FAMILIES, GpuLoads, GpuSetup, NetworkFamily, small_families
@@ -44,12 +43,7 @@ _SMALL = (
 
 
 def report_from_results(results: GpuResults, *, pictures: Iterable[str]) -> str:
-    """The text of GPU.md.
-
-    Args:
-        results: results of a run.
-        pictures: paths of the plots, from where the text will lie.
-    """
+    """The text of GPU.md; `pictures` are paths of the plots from where it will lie."""
     served = results.served
     lines = [
         "# Cascades of large networks",
@@ -75,10 +69,8 @@ def report_from_results(results: GpuResults, *, pictures: Iterable[str]) -> str:
     lines += [*_paper_lines(results.comparisons), ""]
     lines += ["## Each network alone, rows/s in this process", "", *_alone_lines(results.alone), ""]
     for name, title in served.scenarios.items():
-        ours = served.cells[served.cells.scenario == name]
-        lines += [f"## {title}", "", *cell_lines(ours), ""]
-    if served.failures:
-        lines += ["## Not measured", "", *(f"- `{key}`: {text}" for key, text in served.failures.items()), ""]
+        lines += [f"## {title}", "", *cell_lines(served.cells[served.cells.scenario == name]), ""]
+    lines += failure_lines(served.failures)
     return "\n".join([*lines, "## Plots", "", *(f"![{path}]({path})" for path in pictures), ""])
 
 
@@ -89,25 +81,13 @@ def _comparison_lines(comparisons: Sequence[CascadeSpeedup]) -> list[str]:
     )  # fmt: skip
     rows = []
     for one in comparisons:
+        ms, rates = one.online_ms, one.offline_rows_per_s
+        pairs = [(ms[f"cascade_{part}"], ms[f"baseline_{part}"]) for part in ("p50_ms", "p99_ms")]
+        pairs.append((rates["cascade"], rates["baseline"]))
+        speedups = (one.online_speedup, one.offline_speedup, one.alone_speedup, one.macs_speedup)
         published = "" if one.paper_speedup is None else f"{one.paper_speedup:g}x"
-        pairs = [
-            f"{number_text(one.online_ms[f'cascade_{part}'])} / {number_text(one.online_ms[f'baseline_{part}'])}"
-            for part in ("p50_ms", "p99_ms")
-        ]
-        rates = one.offline_rows_per_s
-        cells = [
-            one.words,
-            _shares(one.reach),
-            _shares(one.measured_reach),
-            _times(one.online_speedup),
-            _times(one.offline_speedup),
-            _times(one.alone_speedup),
-            _times(one.macs_speedup),
-            published,
-            *pairs,
-            f"{number_text(rates['cascade'])} / {number_text(rates['baseline'])}",
-        ]
-        rows.append(cells)
+        cells = [one.words, _shares(one.reach), _shares(one.measured_reach), *map(_times, speedups), published]
+        rows.append([*cells, *(" / ".join(map(number_text, pair)) for pair in pairs)])
     return markdown_table(head, rows)
 
 
@@ -135,21 +115,20 @@ def _alone_lines(alone: Sequence[NetworkRates]) -> list[str]:
 
 def table_from_comparisons(comparisons: Sequence[CascadeSpeedup]) -> Table:
     """The speed-ups for the console."""
-    table = figure_table(
-        "speed-up over the largest network alone; exit mix imposed, random weights",
-        "cascade",
-        ("to the last", "online", "offline", "networks alone", "multiply-adds", "published"),
-        no_wrap=False,
-    )
+    rows = []
     for one in comparisons:
-        measured = one.measured_reach or one.reach
-        table.add_row(
-            one.words,
-            f"{100 * measured[-1]:.1f} %",
-            *map(_times, (one.online_speedup, one.offline_speedup, one.alone_speedup, one.macs_speedup)),
-            _times(one.paper_speedup),
+        speedups = (
+            one.online_speedup,
+            one.offline_speedup,
+            one.alone_speedup,
+            one.macs_speedup,
+            one.paper_speedup,
         )
-    return table
+        to_the_last = f"{100 * (one.measured_reach or one.reach)[-1]:.1f} %"
+        rows.append((one.words, to_the_last, *map(_times, speedups)))
+    title = "speed-up over the largest network alone; exit mix imposed, random weights"
+    figures = ("to the last", "online", "offline", "networks alone", "multiply-adds", "published")
+    return console_table(title, ["cascade"], figures, rows, no_wrap=False)
 
 
 def _times(value: float | None) -> str:
@@ -163,28 +142,13 @@ def _shares(reach: Sequence[float] | None) -> str:
 def write_results(results: GpuResults, folder: Path) -> list[Path]:
     """Writes results.json, results.csv (a row per served cell) and alone.csv; returns their paths."""
     written = write_tables(results.as_json(), results.served.cells, folder)
-    alone = folder / "alone.csv"
-    rows = [
-        (one.family, one.member, batch, round(rate, 2))
-        for one in results.alone
-        for batch, rate in one.rows_per_s.items()
-    ]
-    table = pd.DataFrame(rows, columns=["family", "member", "batch", "rows_per_s"])
-    table.to_csv(alone, index=False, lineterminator="\n")
-    return [*written, alone]
+    rows = [(one.family, one.member, *rate) for one in results.alone for rate in one.rows_per_s.items()]
+    alone = pd.DataFrame(rows, columns=["family", "member", "batch", "rows_per_s"]).round(2)
+    alone.to_csv(folder / "alone.csv", index=False, lineterminator="\n")
+    return [*written, folder / "alone.csv"]
 
 
-def draw_plots(results: GpuResults, folder: Path) -> list[Path]:
-    """Draws speed-ups and what the networks do alone; returns the files."""
-    pictures = {"speedups": _speedups, "alone": _alone}
-    return [
-        path
-        for name, draw in pictures.items()
-        for path in draw_plot(folder / f"gpu-{name}.png", partial(draw, results=results))
-    ]
-
-
-def _speedups(axes: Any, results: GpuResults) -> None:
+def _speedups(results: GpuResults, axes: Any) -> None:
     """Measured online and offline beside what multiply-adds say."""
     kinds = (
         ("online, measured", "online_speedup", COLOURS["committee"]),
@@ -201,8 +165,7 @@ def _speedups(axes: Any, results: GpuResults) -> None:
     axes.legend(fontsize=8)
 
 
-def _alone(axes: Any, results: GpuResults) -> None:
-    """Rows/s over the batch size."""
+def _alone(results: GpuResults, axes: Any) -> None:
     for one in results.alone:
         axes.plot(list(one.rows_per_s), list(one.rows_per_s.values()), marker="o", label=one.member)
     axes.set_xscale("log", base=2)
@@ -216,7 +179,9 @@ def write_report(results: GpuResults, path: Path) -> list[Path]:
     """Writes the report and, in a folder beside it, its plots; returns their paths."""
     with disk_errors(f"report {path}"):
         path.parent.mkdir(parents=True, exist_ok=True)
-        plots = draw_plots(results, path.parent / "plots")
+        draw = {"speedups": _speedups, "alone": _alone}
+        folder = path.parent / "plots"
+        plots = draw_plots({folder / f"gpu-{name}.png": partial(one, results) for name, one in draw.items()})
         text = report_from_results(results, pictures=[f"plots/{one.name}" for one in plots])
         path.write_text(text, encoding="utf-8")
     return [path, *plots]
@@ -231,28 +196,9 @@ _POOL, _SMALL_POOL = 512, 192
 SHM_BYTES = 4 * 2**30
 
 
-class Provider(str, Enum):
-    """What the networks run on."""
-
-    AUTO = "auto"
-    CUDA = "cuda"
-    TENSORRT = "tensorrt"
-    CPU = "cpu"
-
-
-class FamilyName(str, Enum):
-    """Families to measure: all, or the one of a name."""
-
-    ALL = "all"
-    EFFICIENTNET = "efficientnet"
-    VIT = "vit"
-
-
-class Precision(str, Enum):
-    """Precision of the networks."""
-
-    FP16 = "fp16"
-    FP32 = "fp32"
+Provider = Enum("Provider", {"AUTO": "auto", "CUDA": "cuda", "TENSORRT": "tensorrt", "CPU": "cpu"}, type=str)
+FamilyName = Enum("FamilyName", {"ALL": "all", "EFFICIENTNET": "efficientnet", "VIT": "vit"}, type=str)
+Precision = Enum("Precision", {"FP16": "fp16", "FP32": "fp32"}, type=str)
 
 
 def gpu(
@@ -317,44 +263,33 @@ def gpu(
     typer.echo(
         f"{options.rounds} x {served} served windows of {options.seconds:g} s, {alone} of networks alone", err=True
     )
-    try:
-        with progress_shown() as tell:
-            results = run_gpu(options, command=command, progress=tell)
-    except KeyboardInterrupt as error:
-        text = f"interrupted; {command} --output {folder} --resume goes on where it was"
-        raise interrupted_from(error, text) from error
+    with progress_shown(f"{command} --output {folder} --resume") as tell:
+        results = run_gpu(options, command=command, progress=tell)
     # A run that leaves something out must not replace the report of one that did not.
     whole = command == "python -m perf gpu"
     written = [
         *write_results(results, folder),
         *write_report(results, report or (REPORT if whole else folder / REPORT.name)),
     ]
-    _show(results, written, as_json=as_json)
-    if results.served.failures:
+    failures = results.served.failures
+    table = table_from_comparisons(results.comparisons)
+    show(results.as_json(), table, as_json=as_json, failures=failures, written=written)
+    if failures:
         raise typer.Exit(1)
-
-
-def _show(results: GpuResults, written: list[Path], *, as_json: bool) -> None:
-    if as_json:
-        typer.echo(json.dumps(results.as_json(), indent=2))
-        return
-    console = output_console()
-    console.print(table_from_comparisons(results.comparisons))
-    for key, text in results.served.failures.items():
-        console.print(f"not measured: {key}: {text}", soft_wrap=True, markup=False)
-    console.print(f"Written: {', '.join(str(path) for path in written)}", soft_wrap=True)
 
 
 def _command(options: GpuOptions, *, family: str, asked: str) -> str:
     """The command that repeats the run."""
-    usual = (2.0, 1) if options.small else (10.0, 3)
-    words = ["python", "-m", "perf", "gpu", *(["--small"] if options.small else [])]
-    words += [] if family == "all" else ["--family", family]
-    words += [] if asked == "auto" else ["--provider", asked]
-    words += [] if options.setup.precision == "fp16" else ["--precision", options.setup.precision]
-    words += [] if options.seconds == usual[0] else ["--seconds", f"{options.seconds:g}"]
-    words += [] if options.rounds == usual[1] else ["--rounds", str(options.rounds)]
-    return shlex.join(words)
+    seconds, rounds = (2.0, 1) if options.small else (10.0, 3)
+    return command_line(
+        "python -m perf gpu",
+        ("--small", options.small, False),
+        ("--family", family, "all"),
+        ("--provider", asked, "auto"),
+        ("--precision", options.setup.precision, "fp16"),
+        ("--seconds", options.seconds, seconds),
+        ("--rounds", options.rounds, rounds),
+    )
 
 
 def windows_of(families: Sequence[NetworkFamily], loads: GpuLoads) -> tuple[int, int]:

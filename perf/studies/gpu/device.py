@@ -7,7 +7,7 @@ is made, and asked which providers it has.
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,9 +46,7 @@ class Device:
         provider: "cuda", "tensorrt" or "cpu".
         active: ONNX Runtime's providers of a session that was opened.
         onnxruntime: its version.
-        gpu: name of the GPU, "" where there is none or the driver does not answer.
-        driver: version of the GPU's driver.
-        memory_mib: memory of the GPU, 0 where it is not known.
+        gpu, driver, memory_mib: of the GPU; "" and 0 where there is none or the driver does not answer.
     """
 
     provider: str
@@ -72,36 +70,26 @@ class Device:
 
 
 def chosen_provider(asked: str, available: Sequence[str], *, small: bool) -> str:
-    """The provider a run uses: "cuda", "tensorrt" or "cpu".
-
-    Args:
-        asked: one of these, or "auto".
-        available: providers that ONNX Runtime was compiled with.
-        small: whether the networks are small enough for a CPU.
+    """The provider a run uses: "cuda", "tensorrt" or "cpu", from one of these, or "auto".
 
     Raises:
-        ServingError: the provider is not there, or networks of full size were asked of a CPU.
+        ServingError: ONNX Runtime was not compiled with it, or networks of full size were asked of a CPU.
     """
     if asked == "auto":
         asked = "cpu" if small and CUDA not in available else "cuda"
     if asked == "cpu" and not small:
-        raise ServingError(
-            "perf gpu", got="--provider cpu for networks of full size", expected="a GPU", fix="add --small"
-        )
+        got = "--provider cpu for networks of full size"
+        raise ServingError("perf gpu", got=got, expected="a GPU", fix="add --small")
     if NAMES[asked] not in available:
-        raise ServingError(
-            "perf gpu", got=f"onnxruntime with {', '.join(available)}", expected=NAMES[asked], fix=_INSTALL
-        )
+        got = f"onnxruntime with {', '.join(available)}"
+        raise ServingError("perf gpu", got=got, expected=NAMES[asked], fix=_INSTALL)
     return asked
 
 
 def provider_list(provider: str, *, precision: str, cache: Path) -> list[tuple[str, dict[str, str]]]:
     """The providers of a session, each with its options.
 
-    Args:
-        provider: "cuda", "tensorrt" or "cpu".
-        precision: "fp16" or "fp32".
-        cache: folder in which TensorRT keeps engines and timings, since an engine takes minutes to build.
+    TensorRT keeps engines and timings in the folder `cache`, since an engine takes minutes to build.
     """
     chain = {"tensorrt": (TENSORRT, CUDA), "cuda": (CUDA,), "cpu": ()}[provider]
     tensorrt = {"trt_fp16_enable": str(precision == "fp16"), **_caches(cache, "True")}
@@ -130,13 +118,7 @@ def preflight(
     open_session: OpenSession | None = None,
     find_gpu: Callable[[], NvidiaGpu | None] = first_gpu,
 ) -> Device:
-    """Opens a small session and says what it runs on.
-
-    Args:
-        provider: "cuda", "tensorrt" or "cpu".
-        providers: as `provider_list` gives them.
-        open_session: opens a session of a model with providers; a test hands over its own.
-        find_gpu: finds the GPU; a test hands over its own.
+    """Opens a small session and says what it runs on; tests hand over functions of their own.
 
     Raises:
         ServingError: the session fell back to another provider, or cannot run.
@@ -154,11 +136,9 @@ def preflight(
     if wanted not in active:
         got = f"a session that fell back to {', '.join(active)}"
         raise ServingError("perf gpu", got=got, expected=wanted, fix=fix)
+    device = Device(provider=provider, active=active, onnxruntime=onnxruntime.__version__)
     gpu = None if provider == "cpu" else find_gpu()
-    known: dict[str, Any] = (
-        {} if gpu is None else {"gpu": gpu.name, "driver": gpu.driver, "memory_mib": gpu.memory_mib}
-    )
-    return Device(provider=provider, active=active, onnxruntime=onnxruntime.__version__, **known)
+    return device if gpu is None else replace(device, gpu=gpu.name, driver=gpu.driver, memory_mib=gpu.memory_mib)
 
 
 def _open(model: bytes | str, providers: Sequence[Any]) -> Any:
@@ -200,23 +180,10 @@ def measure_alone(
     journal: Journal,
     progress: Progress,
 ) -> dict[str, str]:
-    """Runs every member by itself in this process, at every batch size; windows go into the journal.
+    """Runs every member by itself in this process, at every batch size; gives key -> why it could not be measured.
 
-    Input and output stay on the device, so that nothing but the network is timed.
-
-    Args:
-        repository: model repository that holds the members.
-        members: names of the members.
-        batches: batch sizes.
-        rounds: windows per batch size.
-        seconds: length of a window.
-        providers: ONNX Runtime's providers.
-        rows_at: gives rows by number.
-        journal: gets the windows; those it holds already are not measured again.
-        progress: told what is measured.
-
-    Returns:
-        Key -> why it could not be measured.
+    Input and output stay on the device, so that nothing but the network is timed. Windows, `rounds` per batch size
+    and `seconds` long, go into the journal; those it holds already are not measured again.
     """
     rows, failures = rows_at(range(min(batches))), {}
     for member in members:

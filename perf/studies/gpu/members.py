@@ -78,11 +78,8 @@ class NetworkFamily:
     """Networks of one kind at the image size of the largest.
 
     Args:
-        name: name of the family.
-        title: its name for people.
         sources: short name -> what `python -m export member` is given; the baseline last.
         image_px: side of the images that clients send; smaller networks resize inside their graphs.
-        cascades: cascades of these networks.
         paper_speedup: published speed-up over the baseline; None where there is none.
     """
 
@@ -101,17 +98,19 @@ class NetworkFamily:
 
 @dataclass(frozen=True, kw_only=True)
 class GpuLoads:
-    """What is sent.
+    """What is sent: (requests in flight, rows of each), where latency counts and where the server is saturated.
 
-    Args:
-        online: (requests in flight, rows of each) where latency counts.
-        offline: (requests in flight, rows of each) where the server is to be saturated.
-        alone: batch sizes of the networks by themselves.
+    `alone` are batch sizes of the networks by themselves.
     """
 
     online: tuple[int, int] = (1, 1)
     offline: tuple[int, int] = (8, 32)
     alone: tuple[int, ...] = (32, 64, 128, 256)
+
+
+def _efficientnets(deferral: float, *sizes: str) -> ImposedCascade:
+    members = tuple(f"efficientnet_{size}" for size in sizes)
+    return ImposedCascade(name=f"efficientnet_{'_'.join(sizes)}", members=members, deferral=deferral)
 
 
 EFFICIENTNET = NetworkFamily(
@@ -120,19 +119,11 @@ EFFICIENTNET = NetworkFamily(
     sources={f"efficientnet_b{number}": f"zoo:efficientnet_b{number}" for number in range(8)},
     image_px=600,
     cascades=(
-        ImposedCascade(name="efficientnet_b0_b7", members=("efficientnet_b0", "efficientnet_b7"), deferral=0.175),
-        ImposedCascade(name="efficientnet_b3_b7", members=("efficientnet_b3", "efficientnet_b7"), deferral=0.137),
-        ImposedCascade(name="efficientnet_b4_b7", members=("efficientnet_b4", "efficientnet_b7"), deferral=0.069),
-        ImposedCascade(
-            name="efficientnet_b1_b4_b7",
-            members=("efficientnet_b1", "efficientnet_b4", "efficientnet_b7"),
-            deferral=0.135,
-        ),
-        ImposedCascade(
-            name="efficientnet_b2_b5_b6_b7",
-            members=("efficientnet_b2", "efficientnet_b5", "efficientnet_b6", "efficientnet_b7"),
-            deferral=0.062,
-        ),
+        _efficientnets(0.175, "b0", "b7"),
+        _efficientnets(0.137, "b3", "b7"),
+        _efficientnets(0.069, "b4", "b7"),
+        _efficientnets(0.135, "b1", "b4", "b7"),
+        _efficientnets(0.062, "b2", "b5", "b6", "b7"),
     ),
     paper_speedup=5.4,
 )
@@ -152,10 +143,7 @@ FAMILIES = {family.name: family for family in (EFFICIENTNET, VIT)}
 
 
 def small_families(folder: Path) -> dict[str, NetworkFamily]:
-    """The small families by name, their sources written into a folder.
-
-    Args:
-        folder: gets a folder per network.
+    """The small families by name, their sources written into a folder, in a folder per network.
 
     Raises:
         RepositoryError: the folder cannot be written.
@@ -168,13 +156,11 @@ def small_families(folder: Path) -> dict[str, NetworkFamily]:
     families = {}
     for kind, title, networks in kinds:
         for name, settings in networks.items():
-            config = {"model_type": kind, "num_labels": _CLASSES, **common[kind], **settings}
-            processor = processor_of(title, settings["image_size"])
-            files: dict[str, bytes | str] = {
-                "config.json": json.dumps(config, indent=2),
-                "preprocessor_config.json": json.dumps(processor, indent=2),
+            files = {
+                "config.json": {"model_type": kind, "num_labels": _CLASSES, **common[kind], **settings},
+                "preprocessor_config.json": processor_of(title, settings["image_size"]),
             }
-            write_all(folder / name, files)
+            write_all(folder / name, {file: json.dumps(value, indent=2) for file, value in files.items()})
         families[kind] = NetworkFamily(
             name=kind,
             title=f"{title} of a toy's size",
@@ -186,12 +172,7 @@ def small_families(folder: Path) -> dict[str, NetworkFamily]:
 
 
 def speedup_of(cost: Sequence[float], reach: Sequence[float]) -> float:
-    """Cost of the last stage alone over the mean cost of the cascade.
-
-    Args:
-        cost: cost of a row at each stage, in any unit.
-        reach: share of rows that reach each stage.
-    """
+    """Cost of the last stage alone over the mean cost of the cascade, from the cost of a row at each stage."""
     return cost[-1] / sum(one * share for one, share in zip(cost, reach, strict=True))
 
 
@@ -210,7 +191,6 @@ class GpuSetup:
 
     Args:
         folder: keeps members, scenarios and engines between runs.
-        device: device that the networks run on.
         providers: providers, with their options, that sessions are opened with.
         precision: "fp16" or "fp32".
         pool: number of rows to choose from.
@@ -247,11 +227,8 @@ def export_family(family: NetworkFamily, setup: GpuSetup, *, progress: Progress)
         from export.sources import ExportOptions
 
     repository = setup.folder / "members" / family.name
-    plans = member_exports(
-        list(family.sources.values()),
-        ExportOptions(random_weights=True, progress=progress),
-        image_px=family.image_px,
-    )
+    options = ExportOptions(random_weights=True, progress=progress)
+    plans = member_exports(list(family.sources.values()), options, image_px=family.image_px)
     plans = [dataclasses.replace(plan, parity_rows=_PARITY_ROWS, max_batch_size=_MAX_BATCH_SIZE) for plan in plans]
     repository.mkdir(parents=True, exist_ok=True)
     precisions = tuple(dict.fromkeys(("fp32", setup.precision)))
@@ -270,14 +247,7 @@ def rows_at(image: TensorSpec, numbers: Sequence[int]) -> Rows:
 
 
 def recipe_of(cascade: ImposedCascade, family: NetworkFamily, setup: GpuSetup, *, exported: Path) -> Recipe:
-    """How the plan and the rows of a cascade are made.
-
-    Args:
-        cascade: one of the family's cascades.
-        family: family whose images are sent.
-        setup: setup of the run.
-        exported: repository that holds the members.
-    """
+    """How the plan and the rows of a cascade are made, from the members in the repository `exported`."""
     members = tuple(setup.served(name) for name in cascade.members)
     hashes = [(one.name, one.sha256) for one in (manifest_of(exported, name) for name in members)]
     at = partial(rows_at, image_of(family))
@@ -297,13 +267,9 @@ def recipe_of(cascade: ImposedCascade, family: NetworkFamily, setup: GpuSetup, *
             open_members=setup.open_members,
         )
 
+    title = f"{cascade.words}, random weights, {setup.precision}"
     return Recipe(
-        scenario=Scenario(
-            name=cascade.name,
-            title=f"{cascade.words}, random weights, {setup.precision}",
-            members=members,
-            imposed=True,
-        ),
+        scenario=Scenario(name=cascade.name, title=title, members=members, imposed=True),
         pool=setup.pool,
         make=make,
         rows_at=at,
@@ -333,14 +299,9 @@ def tools_from(
 
 
 def render_for(done: BenchScenario, folder: Path, setup: GpuSetup) -> BenchRepository:
-    """Renders a repository of the members, on the device, and their committee.
+    """Renders a repository of the members, on the device, and their committee; replaces an earlier rendering.
 
     A member's configuration for GPUs is its only one, so that it refuses to load where Triton finds no GPU.
-
-    Args:
-        done: the scenario on disk.
-        folder: folder to render into; replaced where an earlier rendering lies there.
-        setup: setup of the run.
 
     Raises:
         CommitteeError: the folder holds something else, or the disk refuses.

@@ -49,8 +49,6 @@ class GpuOptions:
     """Options of a run.
 
     Args:
-        families: families to measure.
-        loads: loads to send.
         setup: device, precision and folder of the members; results go to the folder too.
         seconds: length of a window.
         rounds: windows per cell.
@@ -95,13 +93,7 @@ class GpuOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkRates:
-    """Rows/s of one network by itself.
-
-    Args:
-        family: name of its family.
-        member: its name.
-        rows_per_s: batch size -> median over rounds; sizes that could not be run are missing.
-    """
+    """Rows/s of one network by itself: batch size -> median over rounds, without sizes that could not be run."""
 
     family: str
     member: str
@@ -113,7 +105,6 @@ class CascadeSpeedup:
     """One cascade against the last of its members alone; above 1 the cascade is faster.
 
     Args:
-        family, cascade: names.
         words: members in stage order.
         baseline: the single network.
         reach: imposed share of rows that reach each stage.
@@ -147,9 +138,6 @@ class GpuResults:
     """Everything a run leaves.
 
     Args:
-        device: device the networks ran on.
-        precision: precision of the networks.
-        small: whether the networks are the small ones.
         served: cells of the cascades and their members.
         alone: the networks by themselves.
         comparisons: each cascade against its baseline.
@@ -181,11 +169,6 @@ class GpuResults:
 def run_gpu(options: GpuOptions, *, command: str, progress: Progress) -> GpuResults:
     """Measures everything; windows are on disk as they come.
 
-    Args:
-        options: options of the run.
-        command: command that repeats the run, for the results.
-        progress: told what happens.
-
     Raises:
         CommitteeError: the run cannot go on.
     """
@@ -200,19 +183,12 @@ def run_gpu(options: GpuOptions, *, command: str, progress: Progress) -> GpuResu
         alone += rates_of(family, options, journal)
         measured += _serve(family, exported, options, context, progress=progress)
         cells = cells_of_all(measured)
-        comparisons += [
-            speedup_from_cells(
-                cascade,
-                family,
-                cells,
-                loads=options.loads,
-                macs=[float(manifest_of(exported, setup.served(name)).macs) for name in cascade.members],
-                alone=[
-                    best_rows_per_s(journal, setup.served(name), options.loads.alone) for name in cascade.members
-                ],
-            )
-            for cascade in family.cascades
-        ]
+        for cascade in family.cascades:
+            members = [setup.served(name) for name in cascade.members]
+            macs = [float(manifest_of(exported, name).macs) for name in members]
+            rates = [best_rows_per_s(journal, name, options.loads.alone) for name in members]
+            found = speedup_from_cells(cascade, family, cells, loads=options.loads, macs=macs, alone=rates)
+            comparisons.append(found)
     return GpuResults(
         device=setup.device,
         precision=setup.precision,
@@ -265,7 +241,7 @@ def _serve(
     for cascade in family.cascades:
         tools = dataclasses.replace(
             tools_from(cascade, family, options.setup, exported=exported, progress=progress),
-            cells=partial(_cells, cascade, options.loads),
+            cells=partial(cells_from, cascade, options.loads),
             settings=options.journal_settings,
             startup_timeout_s=_STARTUP_S[options.setup.device.provider],
         )
@@ -273,11 +249,7 @@ def _serve(
     return [one for one in found if one is not None]
 
 
-def _cells(cascade: ImposedCascade, loads: GpuLoads, _: BenchRepository) -> list[Cell]:
-    return cells_from(cascade, loads)
-
-
-def cells_from(cascade: ImposedCascade, loads: GpuLoads) -> list[Cell]:
+def cells_from(cascade: ImposedCascade, loads: GpuLoads, _: BenchRepository | None = None) -> list[Cell]:
     """Cells of every member alone and of the committee, online and offline."""
     routes = (*(f"member_{number}" for number in range(len(cascade.members))), "committee")
     return [
@@ -296,15 +268,9 @@ def speedup_from_cells(
     macs: Sequence[float],
     alone: Sequence[float | None],
 ) -> CascadeSpeedup:
-    """A cascade against its last member.
+    """A cascade against its last member, from the frame of all measured cells.
 
-    Args:
-        cascade: one of the family's cascades.
-        family: its family.
-        cells: frame of all measured cells.
-        loads: loads that were sent.
-        macs: multiply-adds of a row at each stage.
-        alone: rows/s of each stage's network by itself, None where not measured.
+    By stage, `macs` are multiply-adds of a row, `alone` rows/s of the network by itself, None if not measured.
     """
 
     def cell(route: str, load: tuple[int, int]) -> pd.Series | None:

@@ -2,15 +2,17 @@
 
 import json
 import math
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
+import pandas as pd
 import typer
 
 from orchestrator.repository.files import write_all
 from perf.harness.machine import BenchMachine, bench_machine, cores_in_use_now
-from perf.harness.report import draw_plot, markdown_table, progress_shown
+from perf.harness.report import draw_plots, markdown_table, progress_shown, show
 from perf.studies.overload.run import (
     DIGITS,
     EPSILON,
@@ -87,10 +89,10 @@ def overload(
     machine = bench_machine(triton=measured.triton, perf_analyzer="not used", cores_in_use=cores_in_use)
     document = document_from(measured, setup, load, machine=machine)
     write_all(output, {"overload.json": json.dumps(document, indent=2, allow_nan=False) + "\n"})
-    draw_plot(report.parent / "plots" / PICTURE, partial(_draw, measured=measured))
+    draw_plots({report.parent / "plots" / PICTURE: partial(_draw, measured)})
     text = report_from(measured, setup, load, machine=machine, picture=f"plots/{PICTURE}")
     write_all(report.parent, {report.name: text})
-    typer.echo(json.dumps(document, indent=2) if as_json else f"Written: {output / 'overload.json'}, {report}")
+    show(document, as_json=as_json, written=[output / "overload.json", report])
 
 
 _COLUMNS = (
@@ -110,25 +112,24 @@ def document_from(
     measured: OverloadResult, setup: OverloadSetup, load: OverloadLoad, *, machine: BenchMachine
 ) -> dict[str, Any]:
     """Everything as JSON."""
+    gears, capacity = setup.spec.gears, measured.capacity
     return {
         "format": 1,
-        "machine": machine.as_json(),
+        "machine": asdict(machine),
         "plan": {
             "data": setup.source.name,
             "members": [member.name for member in setup.spec.members],
             "thresholds": [stage.threshold for stage in setup.spec.stages[:-1]],
-            "raise_wait_us": setup.spec.gears.raise_wait_us if setup.spec.gears else None,
-            "gears": [list(gear.thresholds) for gear in setup.spec.gears.cheaper] if setup.spec.gears else [],
+            "raise_wait_us": gears.raise_wait_us if gears else None,
+            "gears": [list(gear.thresholds) for gear in gears.cheaper] if gears else [],
         },
         "load": {
             "rows_per_request": load.batch,
             "rounds": load.rounds,
             "seconds": load.seconds,
-            "capacity_per_s": measured.capacity.per_s,
-            "cheapest_gear_per_s": measured.capacity.cheapest_per_s,
-            "unloaded_ms": measured.capacity.unloaded_ms,
-            "deadline_ms": measured.capacity.deadline_ms,
-            "most_in_flight": measured.capacity.most_in_flight,
+            "capacity_per_s": capacity.per_s,
+            "cheapest_gear_per_s": capacity.cheapest_per_s,
+            **{name: getattr(capacity, name) for name in ("unloaded_ms", "deadline_ms", "most_in_flight")},
         },
         "results": [
             {
@@ -143,12 +144,7 @@ def document_from(
 
 
 def report_from(
-    measured: OverloadResult,
-    setup: OverloadSetup,
-    load: OverloadLoad,
-    *,
-    machine: BenchMachine,
-    picture: str | None,
+    measured: OverloadResult, setup: OverloadSetup, load: OverloadLoad, *, machine: BenchMachine, picture: str
 ) -> str:
     """The report for people."""
     busy = "**The machine was busy when the run began: do not trust the figures below.**"
@@ -166,10 +162,8 @@ def report_from(
         for factor in measured.scores.factor.unique()
         for variant in VARIANTS
     ]
-    lines = ["\n\n".join(paragraphs), "", *markdown_table(_COLUMNS, rows)]
-    if picture is not None:
-        lines += ["", f"![overload]({picture})"]
-    return "\n".join([*lines, ""])
+    table = markdown_table(_COLUMNS, rows)
+    return "\n".join(["\n\n".join(paragraphs), "", *table, "", f"![overload]({picture})", ""])
 
 
 def _plan_words(setup: OverloadSetup, load: OverloadLoad) -> str:
@@ -209,22 +203,16 @@ def _gears_words(setup: OverloadSetup, capacity: Capacity) -> str:
 
 
 def _cells(found: dict[str, Any], factor: float, variant: Variant) -> list[str]:
-    exits = "/".join(f"{100 * share:.0f}" for share in found["exits"])
     return [
         f"{factor:g} x capacity",
         variant.title,
-        _share(found["in_time"]),
-        _share(found["good"]),
-        _share(found["answered"]),
+        *(_share(found[name]) for name in ("in_time", "good", "answered")),
         _share(found["accuracy"], digits=2),
-        _ms(found["p50_ms"]),
-        _ms(found["p99_ms"]),
-        _share(found["cut"]),
-        _share(found["geared"]),
+        *(_ms(found[name]) for name in ("p50_ms", "p99_ms")),
+        *(_share(found[name]) for name in ("cut", "geared")),
         "{} + {}".format(*found["shifts"]),
-        _ms(found["queue_ms"]),
-        _ms(found["lag_p99_ms"]),
-        exits,
+        *(_ms(found[name]) for name in ("queue_ms", "lag_p99_ms")),
+        "/".join(f"{100 * share:.0f}" for share in found["exits"]),
     ]
 
 
@@ -237,23 +225,14 @@ def _ms(figure: dict[str, float] | None) -> str:
     return "" if figure is None else f"{figure['median']:.1f}"
 
 
-def _draw(axes: Any, measured: OverloadResult) -> None:
+def _draw(measured: OverloadResult, axes: Any) -> None:
     """Good rows of all rows sent, by load and variant."""
     factors = sorted(measured.scores.factor.unique())
     for variant, colour in zip(VARIANTS, ("#c44e52", "#4c72b0", "#dd8452", "#8c8c8c", "#55a868"), strict=True):
-        found = [medians(measured.rounds_of(factor, variant.name))["good"] for factor in factors]
-        axes.errorbar(
-            factors,
-            [100 * one["median"] for one in found],
-            yerr=[
-                [100 * (one["median"] - one["min"]) for one in found],
-                [100 * (one["max"] - one["median"]) for one in found],
-            ],
-            marker="o",
-            capsize=3,
-            color=colour,
-            label=variant.title.replace("`", ""),
-        )
+        good = pd.DataFrame([medians(measured.rounds_of(factor, variant.name))["good"] for factor in factors])
+        reach = [100 * (good["median"] - good["min"]), 100 * (good["max"] - good["median"])]
+        style = {"marker": "o", "capsize": 3, "color": colour, "label": variant.title.replace("`", "")}
+        axes.errorbar(factors, 100 * good["median"], yerr=reach, **style)
     axes.set_xlabel("arrivals over capacity")
     axes.set_ylabel("rows answered in time and right, % of those sent")
     axes.legend()

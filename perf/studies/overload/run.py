@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,8 @@ from orchestrator.planner.plan import PlanResult, plan_from_records
 from orchestrator.repository.files import copy_model, new_folder
 from orchestrator.repository.render import render
 from orchestrator.rows.digits import digits_split
-from orchestrator.serving.options import ServeOptions
-from orchestrator.serving.process import EmbeddedServer
-from orchestrator.spec import CascadeSpec, Gears
+from orchestrator.spec import CascadeSpec
+from perf.harness.serving import embedded
 from perf.load.closed import Window, closed_tasks
 from perf.load.poisson import (
     FailedRequest,
@@ -40,7 +40,7 @@ from perf.studies.overload.score import (
     score_of,
     sent_from_open_loop,
 )
-from perf.studies.reproduce.parts import DrawnPart, DrawPart, PartRecorder, Say, require_members
+from perf.studies.reproduce.parts import DrawnPart, DrawPart, PartRecorder, Say, draw_glyphs, require_members
 from perf.studies.training import REPOSITORY
 
 EPSILON = 0.005
@@ -56,8 +56,6 @@ class OverloadSource:
     """Members and the data they were trained for.
 
     Args:
-        name: of the data.
-        repository: that holds the members.
         members: their names, the largest last: plans are held against it.
         test_rows: sent; a prime, so that requests of any size meet other neighbours in every pass.
         draw: makes the rows of a part, at most so many.
@@ -85,12 +83,6 @@ class _Digits:
         return hashlib.sha256(self.images.tobytes() + self.labels.tobytes()).hexdigest()
 
 
-def _draw_glyphs(part: str, rows: int | None) -> DrawnPart:
-    from perf.studies.glyphs_data import glyphs_split  # optional: drawing takes Pillow and matplotlib
-
-    return glyphs_split("plan" if part == "plan" else "test", rows=rows)
-
-
 def _draw_digits(part: str, rows: int | None) -> DrawnPart:
     split = digits_split(part)
     return _Digits(ids=split.ids[:rows], images=split.images[:rows], labels=split.labels[:rows])
@@ -101,7 +93,7 @@ GLYPHS = OverloadSource(
     repository=REPOSITORY,
     members=("glyphs_b1_s1", "glyphs_b3_s1", "glyphs_b5_s1"),
     test_rows=2003,
-    draw=_draw_glyphs,
+    draw=draw_glyphs,
 )
 DIGITS = OverloadSource(
     name="digits",
@@ -117,9 +109,7 @@ class OverloadSetup:
     """Everything that is served and sent.
 
     Args:
-        source: whose members and rows.
         folder: model repository with the members, the plan with gears and the same without.
-        spec: the plan, its gears in it.
         images: (n, *dims), rows of the test part.
         labels: int64 (n,).
     """
@@ -134,38 +124,27 @@ class OverloadSetup:
 def make_setup(
     folder: Path, *, source: OverloadSource, cache: Path, say: Say, raise_wait_us: int | None = None
 ) -> OverloadSetup:
-    """Records, plans and renders; recordings are kept in `cache` between runs.
+    """Records, plans and renders a repository into `folder`; recordings are kept in `cache` between runs.
 
-    Args:
-        folder: model repository to write.
-        source: members and rows.
-        cache: for recordings.
-        say: told what is done.
-        raise_wait_us: wait of deferred rows that asks for a cheaper gear; None keeps the default.
+    With `raise_wait_us`, deferred rows that have waited so long ask for a cheaper gear; None keeps the default.
 
     Raises:
         CommitteeError: members are missing, or no plan has gears.
     """
-    require_members(source.repository, source.members)
-    recorder = PartRecorder(
-        repository=source.repository,
-        names=source.members,
-        draw=source.draw,
-        rows=PLAN_ROWS,
-        cache=cache,
-        say=say,
-    )
-    part = recorder.plan_part()
+    members: dict[str, Any] = {"repository": source.repository, "names": source.members}
+    require_members(**members)
+    part = PartRecorder(**members, draw=source.draw, rows=PLAN_ROWS, cache=cache, say=say).plan_part()
     say("planning")
-    found = plan_from_records(
-        part.base,
-        part.records,
-        Goal(reference=source.reference, epsilon=EPSILON, certify=False),
-        options=SearchOptions(gears=GEARS, calibrate=False),
-    )
+    goal = Goal(reference=source.reference, epsilon=EPSILON, certify=False)
+    options = SearchOptions(gears=GEARS, calibrate=False)
+    found = plan_from_records(part.base, part.records, goal, options=options)
     if not isinstance(found, PlanResult) or found.spec.gears is None:
         raise DataError("overload", got="a plan without gears", expected="stages whose thresholds can be lowered")
-    spec = dataclasses.replace(found.spec, fused_prefix=None, gears=_with_wait(found.spec.gears, raise_wait_us))
+    gears = found.spec.gears
+    if raise_wait_us is not None:
+        lower_us = int(_LOWER_SHARE * raise_wait_us)
+        gears = dataclasses.replace(gears, raise_wait_us=raise_wait_us, lower_wait_us=lower_us)
+    spec = dataclasses.replace(found.spec, fused_prefix=None, gears=gears)
     say("rendering")
     with new_folder(folder) as building:
         for member in spec.members:
@@ -174,12 +153,6 @@ def make_setup(
         render(dataclasses.replace(spec, name=PLAIN, gears=None), building, standalone=True)
     test = source.draw("test", source.test_rows)
     return OverloadSetup(source=source, folder=folder, spec=spec, images=test.images, labels=test.labels)
-
-
-def _with_wait(gears: Gears, raise_wait_us: int | None) -> Gears:
-    if raise_wait_us is None:
-        return gears
-    return dataclasses.replace(gears, raise_wait_us=raise_wait_us, lower_wait_us=int(_LOWER_SHARE * raise_wait_us))
 
 
 _CAPACITY_IN_FLIGHT = 32
@@ -192,8 +165,6 @@ class Variant:
     """One way to meet an overload.
 
     Args:
-        name: short.
-        title: for people.
         model: Triton name.
         from_arrival: deadlines begin to count in the cascade, so that it sees nothing of the wait in front.
         turns_away: requests beyond what can be served within the deadline are refused before they are sent.
@@ -257,13 +228,7 @@ class Capacity:
 
 @dataclass(frozen=True, kw_only=True)
 class OverloadResult:
-    """What a run found.
-
-    Args:
-        triton: its version.
-        capacity: measured first.
-        scores: one row per load that was sent: `factor`, `variant`, and the columns of `score_of`.
-    """
+    """What a run found; `scores` has a row per load sent: `factor`, `variant`, the columns of `score_of`."""
 
     triton: str
     capacity: Capacity
@@ -280,32 +245,27 @@ def run_overload(setup: OverloadSetup, load: OverloadLoad, *, say: Say) -> Overl
     Raises:
         CommitteeError: the server does not start, or answers nothing.
     """
-    options = ServeOptions(
-        repository=setup.folder, http_port=0, grpc_port=0, metrics_port=0, startup_timeout_s=300.0
-    )
     scores = []
-    with EmbeddedServer(options, progress=say) as server:
+    with embedded(setup.folder, progress=say) as server:
         say("measuring the capacity")
         capacity = asyncio.run(_capacity(setup, load, server.grpc_address))
-        for number in range(1, load.rounds + 1):
-            for factor in load.factors:
-                # Each round begins with another variant.
-                turn = number % len(VARIANTS)
-                for variant in (*VARIANTS[turn:], *VARIANTS[:turn]):
-                    say(f"round {number} of {load.rounds}: {factor:g} x capacity, {variant.title}")
-                    before = counters_at_rest(server.metrics_address, variant.model)
-                    sent = _send(
-                        setup, load, capacity, server.grpc_address, variant=variant, factor=factor, number=number
-                    )
-                    time.sleep(SETTLE_S)
-                    after = read_counters(server.metrics_address, variant.model)
-                    score = score_of(
-                        sent,
-                        deadline_ms=capacity.deadline_ms,
-                        queue_ms=after.queue_ms_since(before),
-                        shifts=after.shifts_since(before),
-                    )
-                    scores.append({"factor": factor, "variant": variant.name, **score})
+        for number, factor in product(range(1, load.rounds + 1), load.factors):
+            # Each round begins with another variant.
+            turn = number % len(VARIANTS)
+            for variant in (*VARIANTS[turn:], *VARIANTS[:turn]):
+                say(f"round {number} of {load.rounds}: {factor:g} x capacity, {variant.title}")
+                before = counters_at_rest(server.metrics_address, variant.model)
+                sent = _send(
+                    setup, load, capacity, server.grpc_address, variant=variant, factor=factor, number=number
+                )
+                time.sleep(SETTLE_S)
+                after = read_counters(server.metrics_address, variant.model)
+                waits: dict[str, Any] = {
+                    "queue_ms": after.queue_ms_since(before),
+                    "shifts": after.shifts_since(before),
+                }
+                score = score_of(sent, deadline_ms=capacity.deadline_ms, **waits)
+                scores.append({"factor": factor, "variant": variant.name, **score})
         return OverloadResult(triton=server.version, capacity=capacity, scores=pd.DataFrame(scores))
 
 
@@ -314,12 +274,8 @@ async def _capacity(setup: OverloadSetup, load: OverloadLoad, address: str) -> C
     for model in (GEARED, PLAIN):
         await loop(model, concurrency=4, seconds=1.0)
     full = await loop(PLAIN, concurrency=_CAPACITY_IN_FLIGHT, seconds=load.seconds)
-    cheapest = await loop(
-        GEARED,
-        concurrency=_CAPACITY_IN_FLIGHT,
-        seconds=load.seconds / 2,
-        gear=len(setup.spec.gears.cheaper) if setup.spec.gears else 0,
-    )
+    last = len(setup.spec.gears.cheaper) if setup.spec.gears else 0
+    cheapest = await loop(GEARED, concurrency=_CAPACITY_IN_FLIGHT, seconds=load.seconds / 2, gear=last)
     alone = await loop(PLAIN, concurrency=1, seconds=load.seconds / 2)
     unloaded_ms = float(np.median(alone.latency_ms))
     deadline_ms = load.deadline_factor * unloaded_ms
@@ -342,16 +298,7 @@ async def saturated(
     seconds: float,
     gear: int | None = None,
 ) -> Window:
-    """A closed loop with `concurrency` requests always in flight.
-
-    Args:
-        setup: whose rows are sent, round and round.
-        address: of the gRPC endpoint.
-        model: Triton name.
-        batch: rows per request.
-        concurrency: requests in flight.
-        seconds: of the loop.
-        gear: the request parameter; None leaves it to the server.
+    """A closed loop with `concurrency` requests always in flight; None as the gear leaves it to the server.
 
     Raises:
         ServerFaultError: a request failed.

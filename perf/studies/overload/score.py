@@ -3,6 +3,7 @@
 import time
 import urllib.error
 import urllib.request
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -131,14 +132,12 @@ def _with_bit(sent: SentRequests, bit: int) -> int:
 def medians(rounds: pd.DataFrame) -> dict[str, Any]:
     """Each figure as its median over rounds, with the smallest and the largest; shifts of all rounds together.
 
-    Args:
-        rounds: one row per round, columns as `score_of` gives them.
+    The rounds have a row each, with columns as `score_of` gives them.
     """
     found: dict[str, Any] = {}
     for name in FIGURES:
         values = rounds[name].dropna().astype(float)
-        three = {"median": values.median(), "min": values.min(), "max": values.max()}
-        found[name] = {key: float(value) for key, value in three.items()} if len(values) else None
+        found[name] = values.agg(["median", "min", "max"]).to_dict() if len(values) else None
     found["shifts"] = [sum(shifts[way] for shifts in rounds["shifts"]) for way in range(2)]
     # Rounds in which no row got to the last stages have fewer.
     found["exits"] = pd.DataFrame(rounds["exits"].tolist()).fillna(0.0).median().tolist()
@@ -187,23 +186,19 @@ def read_counters(address: str, model: str) -> CounterReading:
 
 def counters_from_text(text: str, model: str) -> CounterReading:
     """The counters of a model in what the metrics endpoint says; those it lacks are 0."""
-    sums: dict[tuple[str, str], float] = {}
+    sums: Counter[str] = Counter()
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
             if sample.labels.get("model") == model:
                 # The parser gives counters the ending _total, which Triton leaves out of some.
-                key = (sample.name.removesuffix("_total"), sample.labels.get("direction", ""))
-                sums[key] = sums.get(key, 0.0) + sample.value
-
-    def count(name: str, direction: str = "") -> int:
-        return int(sums.get((name, direction), 0.0))
-
+                name, direction = sample.name.removesuffix("_total"), sample.labels.get("direction", "")
+                sums[f"{name} {direction}".strip()] += int(sample.value)
     return CounterReading(
-        served=count("nv_inference_request_success"),
-        queue_us=count("nv_inference_queue_duration_us"),
-        cheaper=count("committee_gear_shifts", "cheaper"),
-        dearer=count("committee_gear_shifts", "dearer"),
-        gear=count("committee_gear"),
+        served=sums["nv_inference_request_success"],
+        queue_us=sums["nv_inference_queue_duration_us"],
+        cheaper=sums["committee_gear_shifts cheaper"],
+        dearer=sums["committee_gear_shifts dearer"],
+        gear=sums["committee_gear"],
     )
 
 

@@ -28,10 +28,10 @@ from perf.studies.reproduce.evaluate import TimingLoad
 from perf.studies.reproduce.parts import (
     CACHE,
     MEMBERS,
-    DrawnPart,
     DrawPart,
     PartRecorder,
     Say,
+    draw_glyphs,
     require_members,
 )
 from perf.studies.reproduce.plans import CHOICES, HEADLINE, choices_from_path, short, write_choices
@@ -354,15 +354,6 @@ def require_writable(folder: Path) -> None:
             place.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=place):
                 pass
-
-
-def draw_glyphs(part: str, rows: int | None) -> DrawnPart:
-    """Draws a part of the glyphs."""
-    # Here because Pillow and matplotlib are optional, and take a second to load.
-    from perf.studies.glyphs_data import glyphs_split
-
-    assert part in ("plan", "test")
-    return glyphs_split("plan" if part == "plan" else "test", rows=rows)
 
 
 def run(

@@ -100,6 +100,15 @@ class DrawnPart(Protocol):
 DrawPart = Callable[[str, int | None], DrawnPart]
 
 
+def draw_glyphs(part: str, rows: int | None) -> DrawnPart:
+    """Draws the plan or the test part of the glyphs."""
+    # Here because Pillow and matplotlib are optional, and take a second to load.
+    from perf.studies.glyphs_data import glyphs_split
+
+    assert part in ("plan", "test")
+    return glyphs_split("plan" if part == "plan" else "test", rows=rows)
+
+
 @dataclass(frozen=True, kw_only=True)
 class PlanPart:
     """The part that plans are chosen on.

@@ -46,9 +46,9 @@ def rounds_of(fake: Fake, journal: Journal, **changes: Any) -> Rounds:
 
 def test_every_round_visits_every_cell_once_there_and_back(journal: Journal) -> None:
     fake = Fake()
-    outcome = rounds_of(fake, journal).run([closed("a"), closed("b"), closed("c")])
+    cells = rounds_of(fake, journal).run([closed("a"), closed("b"), closed("c")])
     assert [route for route, _, _ in fake.taken] == list("abccbaabc")
-    assert [cell.route for cell in outcome.cells] == list("abc")
+    assert [cell.route for cell in cells] == list("abc")
 
 
 def test_a_window_with_the_wrong_mix_is_taken_again_at_once_and_only_once(journal: Journal) -> None:
@@ -102,8 +102,8 @@ def test_poisson_rates_are_shares_of_what_the_closed_loops_showed(journal: Journ
         closed("tutorial", concurrency=64),
         closed("tutorial", concurrency=64, batch=8),
     ]
-    outcome = rounds_of(fake, journal).run(cells)
-    found = {(cell.route, cell.of_route): cell.rate for cell in outcome.cells if cell.share}
+    measured = rounds_of(fake, journal).run(cells)
+    found = {(cell.route, cell.of_route): cell.rate for cell in measured if cell.share}
     assert found == {
         ("committee", "tutorial"): pytest.approx(0.8 * 264),
         ("concatenate_4", "concatenate_4"): pytest.approx(0.8 * 366),
@@ -114,8 +114,9 @@ def test_poisson_rates_are_shares_of_what_the_closed_loops_showed(journal: Journ
 def test_a_rate_of_what_was_not_measured_cannot_be_sent(journal: Journal) -> None:
     cell = poisson("committee", "tutorial")
     assert with_rates([cell], [closed("committee")], journal) == []
-    outcome = rounds_of(Fake(), journal).run([cell, closed("committee")])
-    assert list(outcome.failures) == [cell.key]
+    rounds = rounds_of(Fake(), journal)
+    rounds.run([cell, closed("committee")])
+    assert list(rounds.failures) == [cell.key]
 
 
 def test_a_baseline_that_fails_does_not_cost_the_others_their_run(journal: Journal) -> None:
@@ -125,9 +126,9 @@ def test_a_baseline_that_fails_does_not_cost_the_others_their_run(journal: Journ
         return {}
 
     fake = Fake(figures)
-    outcome = rounds_of(fake, journal).run([closed("a"), closed("b")])
-    assert [cell.route for cell in outcome.cells] == ["b"]
-    assert outcome.failures == {closed("a").key: "perf_analyzer on a: got no"}
+    rounds = rounds_of(fake, journal)
+    assert [cell.route for cell in rounds.run([closed("a"), closed("b")])] == ["b"]
+    assert rounds.failures == {closed("a").key: "perf_analyzer on a: got no"}
     # Once more at once, and then never again.
     assert [route for route, _, _ in fake.taken] == ["a", "a", "b", "b", "b"]
 
@@ -140,8 +141,9 @@ def test_a_load_that_fails_once_is_sent_again(journal: Journal) -> None:
             raise ServerFaultError("perf_analyzer on a", got="no")
         return {}
 
-    outcome = rounds_of(Fake(figures), journal).run([closed("a")])
-    assert (outcome.failures, len(journal.of(closed("a").key))) == ({}, 3)
+    rounds = rounds_of(Fake(figures), journal)
+    rounds.run([closed("a")])
+    assert (rounds.failures, len(journal.of(closed("a").key))) == ({}, 3)
 
 
 def test_a_server_that_is_gone_ends_the_run(journal: Journal) -> None:
@@ -158,6 +160,6 @@ def test_a_resumed_run_measures_only_what_is_missing(tmp_path: Path) -> None:
     lines = path.read_text().splitlines()
     path.write_text("\n".join(lines[:5]) + "\n")
     fake = Fake()
-    outcome = rounds_of(fake, Journal(path, {}, resume=True)).run(cells)
+    measured = rounds_of(fake, Journal(path, {}, resume=True)).run(cells)
     assert len(fake.taken) == 9 - 4
-    assert len(outcome.cells) == 3
+    assert len(measured) == 3

@@ -33,7 +33,7 @@ def test_a_run_reports_seconds_memory_and_its_parts(tmp_path: Path) -> None:
     # In this process, which may have held more before: another one would only show that processes can be started.
     before_gib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     write_records(made_records(SMALL), tmp_path / "r.npz")
-    run = PlanningRun(size=SMALL, **planned(str(tmp_path / "r.npz"), SMALL))
+    run = PlanningRun(size=SMALL, **planned(tmp_path / "r.npz", SMALL))
     assert 0 < sum(run.steps.values()) <= run.seconds * 1.001
     assert before_gib <= run.peak_gib < before_gib + 1
     assert {"reading", "combining members", "searching thresholds"} <= set(run.steps)
