@@ -307,13 +307,7 @@ def _kept_traceback() -> str:
 
 
 def _say(
-    text: str,
-    code: int,
-    *,
-    kind: str,
-    parts: dict[str, Any] | None = None,
-    prefix: str = "error: ",
-    as_json: bool,
+    text: str, code: int, *, kind: str, parts: dict[str, Any] | None = None, prefix: str = "error: ", as_json: bool
 ) -> int:
     """Prints the one line of an error, the last on stderr, and returns the code."""
     if as_json:

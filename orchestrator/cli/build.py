@@ -41,8 +41,7 @@ def build(
         ),
     ],
     data: Annotated[
-        str,
-        typer.Option(help="Labelled rows: a folder with a sub-folder of pictures per class, .npz, .parquet."),
+        str, typer.Option(help="Labelled rows: a folder with a sub-folder of pictures per class, .npz, .parquet.")
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Model repository to write into.")] = Path(
         "model_repository"

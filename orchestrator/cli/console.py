@@ -1,6 +1,5 @@
 """What commands share: printing (results to stdout, progress to stderr), and the options to reach a server."""
 
-import ipaddress
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,6 +21,7 @@ from orchestrator.client.endpoint import (
     endpoint_from_address,
     headers_from_lines,
 )
+from orchestrator.serving.options import is_loopback
 
 # Wide enough that a table in a file or a pipe loses nothing; a terminal knows its own width.
 PIPE_WIDTH = 200
@@ -80,12 +80,10 @@ Ca = Annotated[
     ),
 ]
 Cert = Annotated[
-    Path | None,
-    typer.Option("--cert", help=f"PEM file of a client certificate, or {CERT}.", show_default=False),
+    Path | None, typer.Option("--cert", help=f"PEM file of a client certificate, or {CERT}.", show_default=False)
 ]
 Key = Annotated[
-    Path | None,
-    typer.Option("--key", help=f"PEM file of its private key, or {KEY}.", show_default=False),
+    Path | None, typer.Option("--key", help=f"PEM file of its private key, or {KEY}.", show_default=False)
 ]
 Headers = Annotated[
     list[str] | None,
@@ -108,13 +106,6 @@ def endpoint_from_options(
     """
     headers = headers_from_lines(header or [], what="--header")
     endpoint = endpoint_from_address(url, ca=ca, cert=cert, key=key, headers=headers)
-    if headers and endpoint.tls is None and endpoint.port and not _is_loopback(endpoint.host):
+    if headers and endpoint.tls is None and endpoint.port and not is_loopback(endpoint.host):
         typer.echo(f"note: {endpoint} has no TLS, anybody on the way can read the headers", err=True)
     return endpoint
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

@@ -2,9 +2,10 @@
 
 import asyncio
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,7 +18,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from orchestrator.cli.console import ADDRESS, Ca, Cert, Headers, Key, endpoint_from_options
-from orchestrator.client.answers import ServedAnswers
+from orchestrator.client.answers import ServedAnswers, joined
 from orchestrator.client.endpoint import Endpoint
 from orchestrator.client.over_grpc import AsyncGrpcClient, LoadResult, closed_loop
 from orchestrator.decision import Policy
@@ -39,13 +40,7 @@ NEAR_THRESHOLD = 1e-5
 
 @dataclass(frozen=True, kw_only=True)
 class DemoRoute:
-    """A model that answers rows.
-
-    Args:
-        name: Triton model name.
-        kind: "member", "ensemble" or "cascade".
-        macs: per row, of every member behind it (the worst case for a cascade).
-    """
+    """A model that answers rows: "member", "ensemble" or "cascade", and the most MACs per row it may cost."""
 
     name: str
     kind: str
@@ -54,40 +49,11 @@ class DemoRoute:
 
 @dataclass(frozen=True, kw_only=True)
 class MeasuredRoute:
-    """One route on n rows.
+    """A route's answers to n rows, which of them are right, bool (n,), and its entry in the report."""
 
-    Args:
-        route: which.
-        right: bool (n,).
-        label: int64 (n,).
-        exit_stage: int32 (n,).
-        mean_macs: per row, as served.
-        exit_share: per stage.
-        requests_per_s, p50_ms, p99_ms: medians over the timed rounds.
-    """
-
-    route: DemoRoute
+    answers: ServedAnswers
     right: npt.NDArray[np.bool_]
-    label: npt.NDArray[np.int64]
-    exit_stage: npt.NDArray[np.int32]
-    mean_macs: float
-    exit_share: tuple[float, ...]
-    requests_per_s: float
-    p50_ms: float
-    p99_ms: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class ReplayCheck:
-    """What replaying the plan says about served answers.
-
-    Args:
-        mismatches: rows whose label or exit stage differs, without those near a threshold.
-        near_threshold: ids of rows within `NEAR_THRESHOLD` of a threshold, which are not counted.
-    """
-
-    mismatches: int
-    near_threshold: tuple[int, ...]
+    entry: dict[str, Any]
 
 
 def demo(
@@ -111,7 +77,6 @@ def demo(
 
     Example: committee demo --concurrency 32
     """
-    console = Console(stderr=as_json)
     running = None
     if url is not None:
         running = endpoint_from_options(url, ca=ca, cert=cert, key=key, header=header)
@@ -129,13 +94,16 @@ def demo(
             rows=rows,
             repository=repository,
             running=running,
-            load={"concurrency": concurrency, "rounds": rounds},
+            settings={"concurrency": concurrency, "rounds": rounds},
             progress=lambda text: progress.update(task, description=text),
         )
-    write_report(report, output)
+    output.mkdir(parents=True, exist_ok=True)
+    (output / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    draw_frontier(report, output / "frontier.png")
     if as_json:
         typer.echo(json.dumps(report, indent=2))
         return
+    console = Console()
     console.print(table_from_report(report))
     for sentence in sentences_from_report(report):
         console.print(sentence, soft_wrap=True)
@@ -163,95 +131,81 @@ def _served_report(
     rows: DigitsSplit,
     repository: Path,
     running: Endpoint | None,
-    load: dict[str, int],
+    settings: dict[str, int],
     progress: Callable[[str], None],
 ) -> dict[str, Any]:
-    routes = routes_of(spec, records.cost, ENSEMBLE)
-    with _server(repository, running, progress) as (address, version):
-        measured = asyncio.run(
-            measure_routes(
-                address,
-                routes,
-                rows=rows,
-                stages=len(spec.stages),
-                concurrency=load["concurrency"],
-                rounds=load["rounds"],
-                progress=progress,
-            )
-        )
-    check = compare_with_replay(spec, records, next(m for m in measured if m.route.kind == "cascade"))
-    return report_from_routes(measured, check, triton_version=version, settings=dict(load))
-
-
-def routes_of(spec: CascadeSpec, members: Mapping[str, float], ensemble: str) -> list[DemoRoute]:
-    """Members by cost, then the ensemble of all, then the cascade."""
-    ordered = sorted(members, key=lambda name: members[name])
-    return [
-        *(DemoRoute(name=name, kind="member", macs=members[name]) for name in ordered),
-        DemoRoute(name=ensemble, kind="ensemble", macs=sum(members.values())),
+    """The content of report.json."""
+    routes = [DemoRoute(name=name, kind="member", macs=macs) for name, macs in records.cost.items()]
+    routes.sort(key=lambda route: route.macs)
+    routes += [
+        DemoRoute(name=ENSEMBLE, kind="ensemble", macs=sum(records.cost.values())),
         DemoRoute(name=spec.name, kind="cascade", macs=spec.worst_cost),
     ]
+    with _server(repository, running, progress) as (address, version):
+        passes = asyncio.run(_passes(address, routes, rows, settings=settings, progress=progress))
+    measured = [_measured(route, passes[route.name], rows, len(spec.stages)) for route in routes]
+    *members, _, cascade = measured
+    best = max(members, key=lambda one: (one.entry["accuracy"], -one.entry["mean_mmacs"]))
+    difference, interval = paired_difference(cascade.right, best.right)
+    mismatches, near = compare_with_replay(spec, records, cascade.answers)
+    return {
+        "triton_version": version,
+        "rows_test": len(cascade.right),
+        "replay_mismatches": mismatches,
+        "rows_near_a_threshold": near,
+        "settings": settings,
+        "cascade_minus_best_member": {
+            "best_member": best.entry["name"],
+            "accuracy_difference": difference,
+            "difference_ci95": list(interval),
+        },
+        "routes": [one.entry for one in measured],
+    }
 
 
-async def measure_routes(
+async def _passes(
     address: str | Endpoint,
     routes: Sequence[DemoRoute],
-    *,
     rows: DigitsSplit,
-    stages: int,
-    concurrency: int,
-    rounds: int,
+    *,
+    settings: dict[str, int],
     progress: Callable[[str], None],
-) -> list[MeasuredRoute]:
-    """Asks every route every row, in interleaved rounds; the first round is not timed.
-
-    Args:
-        address: of the gRPC endpoint.
-        routes: which to ask.
-        rows: what to ask about, labelled.
-        stages: of the cascade.
-        concurrency: requests in flight.
-        rounds: timed passes per route.
-        progress: told before each pass.
-    """
+) -> dict[str, list[LoadResult]]:
+    """Asks every route every row, in interleaved rounds; the first round of each is a warm-up."""
     passes: dict[str, list[LoadResult]] = {route.name: [] for route in routes}
+    rounds = settings["rounds"]
     async with AsyncGrpcClient(address) as client:
         for number in range(rounds + 1):
             for route in routes:
                 progress(f"{route.name}, round {number} of {rounds}" if number else f"{route.name}, warm-up")
-
-                async def ask(row: npt.NDArray[np.float32], name: str = route.name) -> ServedAnswers:
-                    return await client.infer(name, row)
-
-                passes[route.name].append(await closed_loop(ask, rows.images, concurrency=concurrency))
+                ask = partial(client.infer, route.name)
+                passes[route.name].append(await closed_loop(ask, rows.images, concurrency=settings["concurrency"]))
                 # A pause lets the members finish before the next route is timed.
                 await asyncio.sleep(0.05)
-    return [_measured(route, passes[route.name], rows, stages) for route in routes]
+    return passes
 
 
 def _measured(route: DemoRoute, passes: list[LoadResult], rows: DigitsSplit, stages: int) -> MeasuredRoute:
-    answers: list[ServedAnswers] = passes[0].answers
-    label = np.array([int(answer.label[0]) for answer in answers])
-    exit_stage = np.array([int(answer.exit_stage[0]) for answer in answers], np.int32)
-    cascade = route.kind == "cascade"
-    cost = np.array([float(answer.cost[0]) for answer in answers]) if cascade else np.array([route.macs])
-    share = np.bincount(exit_stage, minlength=stages if cascade else 1) / len(label)
-    timed = passes[1:] or passes
-    return MeasuredRoute(
-        route=route,
-        right=label == rows.labels,
-        label=label,
-        exit_stage=exit_stage,
-        mean_macs=float(cost.mean()),
-        exit_share=tuple(float(value) for value in share),
-        requests_per_s=float(np.median([one.requests_per_s for one in timed])),
-        p50_ms=float(np.median([one.percentile_ms(50) for one in timed])),
-        p99_ms=float(np.median([one.percentile_ms(99) for one in timed])),
-    )
+    answers, timed = joined(passes[0].answers), passes[1:]
+    right = answers.label == rows.labels
+    hits, count, is_cascade = int(right.sum()), len(right), route.kind == "cascade"
+    macs = float(answers.cost.mean(dtype=np.float64)) if is_cascade else route.macs
+    entry = {
+        "name": route.name,
+        "kind": route.kind,
+        "accuracy": hits / count,
+        "accuracy_ci95": list(clopper_pearson(hits, count)),
+        "mean_mmacs": macs / 1e6,
+        "exit_share": (np.bincount(answers.exit_stage, minlength=stages if is_cascade else 1) / count).tolist(),
+        "requests_per_s": float(np.median([one.requests_per_s for one in timed])),
+        "p50_ms": float(np.median([one.percentile_ms(50) for one in timed])),
+        "p99_ms": float(np.median([one.percentile_ms(99) for one in timed])),
+    }
+    return MeasuredRoute(answers=answers, right=right, entry=entry)
 
 
-def compare_with_replay(spec: CascadeSpec, records: Records, served: MeasuredRoute) -> ReplayCheck:
-    """Counts rows whose served answer differs from the replayed one."""
+def compare_with_replay(spec: CascadeSpec, records: Records, served: ServedAnswers) -> tuple[int, list[int]]:
+    """How many rows are served other than replayed, and the ids of those near a threshold, not counted."""
     offline = replay(spec, records)
     differs = (offline.label != served.label) | (offline.exit_stage != served.exit_stage)
     near = np.zeros(records.rows, np.bool_)
@@ -259,48 +213,7 @@ def compare_with_replay(spec: CascadeSpec, records: Records, served: MeasuredRou
         if part.threshold is not None:
             forced = replay(spec, records, Policy(min_stage=stage, max_stage=stage))
             near |= (np.abs(forced.confidence - part.threshold) < NEAR_THRESHOLD) & (offline.exit_stage >= stage)
-    return ReplayCheck(
-        mismatches=int((differs & ~near).sum()),
-        near_threshold=tuple(int(value) for value in records.ids[near]),
-    )
-
-
-def report_from_routes(
-    measured: Sequence[MeasuredRoute], check: ReplayCheck, *, triton_version: str, settings: dict[str, Any]
-) -> dict[str, Any]:
-    """The content of report.json."""
-    members = [one for one in measured if one.route.kind == "member"]
-    best = max(members, key=lambda one: (int(one.right.sum()), -one.mean_macs))
-    cascade = next(one for one in measured if one.route.kind == "cascade")
-    difference, interval = paired_difference(cascade.right, best.right)
-    return {
-        "triton_version": triton_version,
-        "rows_test": len(cascade.right),
-        "replay_mismatches": check.mismatches,
-        "rows_near_a_threshold": list(check.near_threshold),
-        "settings": settings,
-        "cascade_minus_best_member": {
-            "best_member": best.route.name,
-            "accuracy_difference": difference,
-            "difference_ci95": list(interval),
-        },
-        "routes": [_route(one) for one in measured],
-    }
-
-
-def _route(one: MeasuredRoute) -> dict[str, Any]:
-    hits, rows = int(one.right.sum()), len(one.right)
-    return {
-        "name": one.route.name,
-        "kind": one.route.kind,
-        "accuracy": hits / rows,
-        "accuracy_ci95": list(clopper_pearson(hits, rows)),
-        "mean_mmacs": one.mean_macs / 1e6,
-        "exit_share": list(one.exit_share),
-        "requests_per_s": one.requests_per_s,
-        "p50_ms": one.p50_ms,
-        "p99_ms": one.p99_ms,
-    }
+    return int((differs & ~near).sum()), [int(value) for value in records.ids[near]]
 
 
 def table_from_report(report: dict[str, Any]) -> Table:
@@ -351,13 +264,6 @@ def sentences_from_report(report: dict[str, Any]) -> list[str]:
         "Speed is left out: calling one of these tiny networks costs more than running it, so a cascade of them "
         "saves no time (docs/when.md).",
     ]
-
-
-def write_report(report: dict[str, Any], folder: Path) -> None:
-    """Writes report.json and frontier.png."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    draw_frontier(report, folder / "frontier.png")
 
 
 def draw_frontier(report: dict[str, Any], path: Path) -> None:

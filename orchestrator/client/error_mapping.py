@@ -90,8 +90,7 @@ _BAD_CERTIFICATES = {
     **dict.fromkeys((62, 64), ("that is not for {host}", "use a name that it is made out to")),
     # No issuer, self-signed, self-signed in the chain, no local issuer, no signature to check.
     **dict.fromkeys(
-        (2, 18, 19, 20, 21),
-        ("of an authority that is not trusted", "name that authority's certificate as ca"),
+        (2, 18, 19, 20, 21), ("of an authority that is not trusted", "name that authority's certificate as ca")
     ),
 }
 

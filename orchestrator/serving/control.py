@@ -21,7 +21,7 @@ import contextlib
 import http.client
 import json
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -75,45 +75,37 @@ def scan_repository(repository: Path) -> tuple[ModelEntry, ...]:
     fix = "name a model repository with `repository`"
     expected = "a folder with one sub-folder per model"
     try:
+        if not repository.exists():
+            raise RepositoryError(f"{repository} does not exist", expected=expected, fix=fix)
+        if not repository.is_dir():
+            raise RepositoryError(f"{repository}", got="a file", expected=expected, fix=fix)
         folders = sorted(path for path in repository.iterdir() if path.is_dir() and not path.name.startswith("."))
-    except FileNotFoundError as error:
-        raise RepositoryError(f"{repository} does not exist", expected=expected, fix=fix) from error
-    except NotADirectoryError as error:
-        raise RepositoryError(f"{repository}", got="a file", expected=expected, fix=fix) from error
-    except OSError as error:
-        fix = "give this user read access to it"
-        raise RepositoryError(f"{repository}", got=error.strerror, expected=expected, fix=fix) from error
-    if not folders:
-        raise RepositoryError(f"{repository}", got="no model in it", expected=expected, fix=fix)
-    names = [folder.name for folder in folders]
-    try:
-        return tuple(_entry(folder, names) for folder in folders)
+        models = tuple(_entry(folder, [other.name for other in folders]) for folder in folders)
     except OSError as error:
         fix = "give this user read access to everything in it"
         raise RepositoryError(f"{error.filename}", got=error.strerror, expected="to read it", fix=fix) from error
+    if not models:
+        raise RepositoryError(f"{repository}", got="no model in it", expected=expected, fix=fix)
+    return models
 
 
-def check_models(models: Iterable[ModelEntry], repository: Path) -> None:
+def check_models(models: Sequence[ModelEntry], repository: Path) -> None:
     """Refuses models that the embedded server cannot run.
 
     Raises:
         RepositoryError: with the names of all such models.
     """
-    models = tuple(models)
     # The python backend passes the model's path to a shell without quoting (see `shell_safe_repository`).
-    unsafe = [model.name for model in models if not NAME.match(model.name)]
+    unsafe = [repr(model.name) for model in models if not NAME.match(model.name)]
     if unsafe:
         expected = "model folders named with letters, digits, '_', '.' and '-'"
-        got = ", ".join(repr(name) for name in unsafe)
-        raise RepositoryError(f"{repository}", got=got, expected=expected, fix="rename them")
+        raise RepositoryError(f"{repository}", got=", ".join(unsafe), expected=expected, fix="rename them")
     lacking = [model for model in models if not (model.own_backend or model.backend in (None, ENSEMBLE, *SERVED))]
     if lacking:
-        raise RepositoryError(
-            f"{repository}",
-            got=", ".join(f"model {model.name} with backend {model.backend}" for model in lacking),
-            expected=f"backends the embedded server has ({', '.join(SERVED)}, and ensembles)",
-            fix=f"serve them with NVIDIA's image, {IMAGE}: make compose && docker compose up -d triton",
-        )
+        got = ", ".join(f"model {model.name} with backend {model.backend}" for model in lacking)
+        expected = f"backends the embedded server has ({', '.join(SERVED)}, and ensembles)"
+        fix = f"serve them with NVIDIA's image, {IMAGE}: make compose && docker compose up -d triton"
+        raise RepositoryError(f"{repository}", got=got, expected=expected, fix=fix)
 
 
 def _entry(folder: Path, names: list[str]) -> ModelEntry:
@@ -137,14 +129,13 @@ def _backend_by_file(folder: Path, config: ModelConfig) -> str | None:
     return None
 
 
-def drain_waves(models: Iterable[ModelEntry]) -> list[list[str]]:
+def drain_waves(models: Sequence[ModelEntry]) -> list[list[str]]:
     """Names of the models to unload, in waves: no model is called by one of a later wave.
 
     Models that may call others, ensembles and Python models, come first, then the rest. A cycle goes in one wave.
     """
-    all_models = tuple(models)
-    callers = {model.name: model for model in all_models if model.backend in ("python", ENSEMBLE)}
-    rest = sorted(model.name for model in all_models if model.name not in callers)
+    callers = {model.name: model for model in models if model.backend in ("python", ENSEMBLE)}
+    rest = sorted(model.name for model in models if model.name not in callers)
     waves = []
     while callers:
         called = {name for model in callers.values() for name in model.calls}
@@ -184,19 +175,13 @@ class RepositoryControl:
     def ready_versions(self) -> dict[str, frozenset[int]]:
         """Model -> numbers of the versions that would answer now."""
         found: dict[str, frozenset[int]] = {}
-        for model in self._index():
+        for model in self.index():
             ready = {int(model["version"])} if model.get("state") == "READY" else set()
             found[model["name"]] = found.get(model["name"], frozenset()) | ready
         return found
 
-    def states(self) -> dict[str, list[str]]:
-        """Model -> load states of its versions, e.g. READY or UNLOADING."""
-        found: dict[str, list[str]] = {}
-        for model in self._index():
-            found.setdefault(model["name"], []).append(model.get("state", "UNAVAILABLE"))
-        return found
-
-    def _index(self) -> list[dict[str, str]]:
+    def index(self) -> list[dict[str, str]]:
+        """An entry for every version of every model: name, version, and its state such as READY or UNLOADING."""
         return list(self._ask("POST", "/v2/repository/index"))
 
     def _ask(self, method: str, path: str, *, timeout_s: float | None = None) -> Any:
@@ -207,8 +192,9 @@ class RepositoryControl:
             response = connection.getresponse()
             body = response.read()
             if response.status != 200:
-                got = f"{response.status} {body.decode(errors='replace')}"
-                raise ServingError(f"Triton refused {path}", got=got)
+                raise ServingError(
+                    f"Triton refused {path}", got=f"{response.status} {body.decode(errors='replace')}"
+                )
             return json.loads(body) if body else None
         finally:
             connection.close()
@@ -224,8 +210,8 @@ def drain(control: RepositoryControl, waves: Iterable[Iterable[str]], *, deadlin
         names = list(wave)
         control.unload(names)
         while True:
-            states = control.states()
-            if all(state == "UNAVAILABLE" for name in names for state in states.get(name, [])):
+            states = {one.get("state", "UNAVAILABLE") for one in control.index() if one["name"] in names}
+            if states <= {"UNAVAILABLE"}:
                 break
             if time.monotonic() >= deadline_s:
                 return False
@@ -275,8 +261,9 @@ class CascadeWatch:
             if self._cascades is None:
                 found = {name: self._served(name, now) for name, now in self._control.ready_versions().items()}
                 self._cascades = {name: cascade for name, cascade in found.items() if cascade is not None}
-                for name in (name for name, cascade in self._cascades.items() if not cascade.verify):
-                    self._tell(f"{name}: verify_hashes is no, so a member that is replaced is not noticed")
+                for name, cascade in self._cascades.items():
+                    if not cascade.verify:
+                        self._tell(f"{name}: verify_hashes is no, so a member that is replaced is not noticed")
             for name in list(self._cascades):
                 self._look_at(name, self._cascades)
 
@@ -292,14 +279,6 @@ class CascadeWatch:
 
     def _members(self, spec: CascadeSpec, verify: bool) -> tuple[PlannedModel, ...]:
         return planned_models(spec, self._repository, verify_files=verify)[: len(spec.members)]
-
-    def _read_again(self, name: str, cascade: _Cascade) -> None:
-        """Reads the plan again, since a new plan is one way to end the fault."""
-        folder = self._repository / name
-        with contextlib.suppress(SpecError):
-            spec = cascade_from_path(folder / str(max(versions_in(folder), default=0)) / PLAN)
-            if spec != cascade.spec:
-                cascade.spec, cascade.members = spec, self._members(spec, cascade.verify)
 
     def _look_at(self, name: str, cascades: dict[str, _Cascade]) -> None:
         cascade = cascades[name]
@@ -317,7 +296,12 @@ class CascadeWatch:
 
     def _brought_back(self, name: str, cascade: _Cascade) -> _Cascade:
         """Loads a cascade again once its members are as planned, after those members that were not."""
-        self._read_again(name, cascade)
+        folder = self._repository / name
+        # Read again, since a new plan is one way to end the fault.
+        with contextlib.suppress(SpecError):
+            spec = cascade_from_path(folder / str(max(versions_in(folder), default=0)) / PLAN)
+            if spec != cascade.spec:
+                cascade.spec, cascade.members = spec, self._members(spec, cascade.verify)
         if time.monotonic() < cascade.retry_s or any(member.fault() is not None for member in cascade.members):
             return cascade
         try:

@@ -5,7 +5,7 @@ import ipaddress
 import random
 import re
 import socket
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +13,10 @@ from orchestrator.errors import PortInUseError, ServingError
 from orchestrator.spec.validation import Faults
 
 MIB = 1024 * 1024
+FIELDS = ("http", "grpc", "metrics")
+_FREE = range(20000, 32000)
+# Addresses reserved for documentation: nothing is sent there, only the route to them is looked up.
+_ELSEWHERE = {socket.AF_INET: "198.51.100.1", socket.AF_INET6: "2001:db8::1"}
 _HOST_NAME = re.compile(r"^(?!-)[A-Za-z0-9-]{1,63}(\.(?!-)[A-Za-z0-9-]{1,63})*$")
 
 
@@ -51,12 +55,20 @@ class ServeOptions:
     def __post_init__(self) -> None:
         faults = Faults("serve options")
         faults.check("repository", isinstance(self.repository, Path), f"got {self.repository!r}, expected a path")
-        faults.check("host", _is_host(self.host), f"got {self.host!r}, expected an IP address or a host name")
-        for field in ("http_port", "grpc_port", "metrics_port"):
-            faults.integer(field, getattr(self, field), low=0, high=65535)
+        faults.check(
+            "host",
+            isinstance(self.host, str) and _is_host(self.host),
+            f"got {self.host!r}, expected an IP address or a host name",
+        )
+        taken: dict[int, str] = {}
+        for field in (f"{endpoint}_port" for endpoint in FIELDS):
+            port = getattr(self, field)
+            faults.integer(field, port, low=0, high=65535)
+            if port and port in taken:
+                faults.add(field, f"got {port}, which {taken[port]} has already, expected a port of its own")
+            taken.setdefault(port, field)
         if self.config_name is not None:
             faults.name("config_name", self.config_name)
-        self._check_ports_differ(faults)
         faults.positive("startup_timeout_s", self.startup_timeout_s)
         faults.positive("stop_timeout_s", self.stop_timeout_s)
         faults.integer("log_verbose", self.log_verbose, low=0, high=9)
@@ -65,31 +77,11 @@ class ServeOptions:
         faults.integer("bls_threads", self.bls_threads, low=1, high=1024)
         faults.close()
 
-    def _check_ports_differ(self, faults: Faults) -> None:
-        taken: dict[int, str] = {}
-        for field in ("http_port", "grpc_port", "metrics_port"):
-            port = getattr(self, field)
-            if port and port in taken:
-                faults.add(field, f"got {port}, which {taken[port]} has already, expected a port of its own")
-            taken.setdefault(port, field)
 
-
-def _is_host(host: object) -> bool:
-    if not isinstance(host, str):
-        return False
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        # Dotted numbers that are no address (127.0.0.999) must not count as a host name.
-        return _HOST_NAME.match(host) is not None and not host.replace(".", "").isdigit()
-    return True
-
-
-FIELDS = ("http", "grpc", "metrics")
-_FREE = range(20000, 32000)
-
-# Addresses reserved for documentation: nothing is sent there, only the route to them is looked up.
-_ELSEWHERE = {socket.AF_INET: "198.51.100.1", socket.AF_INET6: "2001:db8::1"}
+def _is_host(host: str) -> bool:
+    # Dotted numbers that are no address (127.0.0.999) must not count as a host name.
+    is_name = _HOST_NAME.match(host) is not None and not host.replace(".", "").isdigit()
+    return is_name or _address(host) is not None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,8 +113,7 @@ def _hold(held: ExitStack, host: str, port: int, field: str) -> int:
     probe = held.enter_context(socket.socket(family_of(host), socket.SOCK_STREAM))
     # The server sets it as well: a port whose last connections are still in TIME_WAIT is free.
     probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    candidates = [port] if port else random.sample(_FREE, 100)
-    for candidate in candidates:
+    for candidate in [port] if port else random.sample(_FREE, 100):
         try:
             probe.bind((host, candidate))
             probe.listen(1)
@@ -134,16 +125,13 @@ def _hold(held: ExitStack, host: str, port: int, field: str) -> int:
 
 
 def _error_from(error: OSError, host: str, port: int, field: str) -> ServingError:
+    what, picks = f"port {port} on {host}", f"with `{field}_port` (0 picks a free one)"
     if error.errno == errno.EADDRINUSE:
-        return PortInUseError(
-            f"port {port} on {host}",
-            got="another process listening there",
-            expected=f"a free port for {field}",
-            fix=f"end that process or choose another with `{field}_port` (0 picks a free one)",
-        )
+        got, fix = "another process listening there", f"end that process or choose another {picks}"
+        return PortInUseError(what, got=got, expected=f"a free port for {field}", fix=fix)
     if error.errno == errno.EACCES:
-        fix = f"choose one of at least 1024 with `{field}_port` (0 picks a free one)"
-        return ServingError(f"port {port} on {host}", got=error.strerror, expected="a port we may bind", fix=fix)
+        fix = f"choose one of at least 1024 {picks}"
+        return ServingError(what, got=error.strerror, expected="a port we may bind", fix=fix)
     fix = "use 127.0.0.1, 0.0.0.0 or an address of this machine with `host`"
     return ServingError(f"host {host}", got=error.strerror or error, expected="an address to listen on", fix=fix)
 
@@ -163,10 +151,8 @@ def is_loopback(host: str) -> bool:
     """Whether only this machine can connect to a host."""
     address = _address(host)
     if address is None:
-        try:
+        with suppress(OSError):
             address = _address(socket.gethostbyname(host))
-        except OSError:
-            return False
     return address is not None and address.is_loopback
 
 

@@ -16,7 +16,6 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 
 from orchestrator.errors import PortInUseError, ServingError
 from orchestrator.serving.control import (
@@ -34,7 +33,6 @@ from orchestrator.serving.machine import (
     command_from,
     environment_from,
     failure_reasons,
-    is_port_in_use,
     loaded_models,
     machine_here,
     make_backend_directory,
@@ -81,10 +79,8 @@ class Child:
         self._started = threading.Event()
         self._error: OSError | None = None
         self._process: subprocess.Popen[bytes] | None = None
-        keeper = threading.Thread(
-            target=self._keep, args=(list(command), dict(environment), log_path), name="keeper", daemon=True
-        )
-        keeper.start()
+        args = (list(command), dict(environment), log_path)
+        threading.Thread(target=self._keep, args=args, name="keeper", daemon=True).start()
         self._started.wait()
         if self._error is not None:
             raise self._error
@@ -164,11 +160,11 @@ class EmbeddedServer:
         self.version = ""
         self._progress = progress or (lambda _: None)
         self._machine = machine
+        self.log_path: Path | None = None  # before it was started
         self._models: tuple[ModelEntry, ...] = ()
         self._ports: Ports | None = None
         self._child: Child | None = None
         self._folder: Path | None = None
-        self._log_path: Path | None = None
         self._control_key = secrets.token_hex(16)
         self._shm_prefix = f"committee_{os.getpid()}_{secrets.token_hex(4)}_"
 
@@ -176,9 +172,7 @@ class EmbeddedServer:
         self.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.stop()
 
     def address(self, host: str, endpoint: str) -> str:
@@ -188,27 +182,22 @@ class EmbeddedServer:
     @property
     def http_address(self) -> str:
         """host:port of the HTTP endpoint, for this machine."""
-        return self.address(local_host(self.options.host), "http")
+        return self.address(self._host, "http")
 
     @property
     def grpc_address(self) -> str:
         """host:port of the gRPC endpoint, for this machine."""
-        return self.address(local_host(self.options.host), "grpc")
+        return self.address(self._host, "grpc")
 
     @property
     def metrics_address(self) -> str:
         """host:port of the Prometheus endpoint, for this machine."""
-        return self.address(local_host(self.options.host), "metrics")
+        return self.address(self._host, "metrics")
 
     @property
     def pid(self) -> int:
         """Process id of the server."""
         return self._running.pid
-
-    @property
-    def log_path(self) -> Path | None:
-        """The server's log, None before it was started."""
-        return self._log_path
 
     @property
     def model_names(self) -> tuple[str, ...]:
@@ -218,9 +207,7 @@ class EmbeddedServer:
     @property
     def control(self) -> RepositoryControl:
         """The server's repository API, which is closed to others."""
-        return RepositoryControl(
-            host=local_host(self.options.host), port=self._known_ports.http, key=self._control_key
-        )
+        return RepositoryControl(host=self._host, port=self._known_ports.http, key=self._control_key)
 
     def start(self) -> None:
         """Starts the server and returns when every model is ready.
@@ -246,7 +233,7 @@ class EmbeddedServer:
                 return
             except BaseException as error:
                 # Ctrl-C comes here as well, and is never followed by another attempt.
-                again = attempt < _ATTEMPTS and isinstance(error, ServingError) and self._crashed
+                again = attempt < _ATTEMPTS and isinstance(error, ServingError) and self._status in _CRASHES
                 self._kill()
                 self._clean(keep_log=not again)
                 if not again:
@@ -260,7 +247,7 @@ class EmbeddedServer:
 
     def stop(self) -> None:
         """Ends the server after the requests in flight are answered; does nothing if it has ended already."""
-        if self._child is None or self._child.status is not None:
+        if self._child is None or self._status is not None:
             self._kill()
             self._clean(keep_log=True)
             return
@@ -268,7 +255,9 @@ class EmbeddedServer:
         drained = False
         try:
             self._progress("answering requests in flight")
-            drained = self._drain(deadline_s)
+            # A server that does not answer cannot be drained; it gets SIGTERM next in any case.
+            with contextlib.suppress(OSError, http.client.HTTPException, ServingError):
+                drained = drain(self.control, drain_waves(self._models), deadline_s=deadline_s)
             self._progress("stopping Triton")
             self._child.terminate()
             self._child.wait(_EXIT_S)
@@ -284,7 +273,7 @@ class EmbeddedServer:
 
     def _spawn(self, machine: ServingMachine) -> Child:
         self._folder = make_work_folder()
-        self._log_path = self.options.log_path or self._folder / "triton.log"
+        self.log_path = self.options.log_path or self._folder / "triton.log"
         repository = shell_safe_repository(self.options.repository, self._folder)
         command = command_from(
             machine,
@@ -295,11 +284,10 @@ class EmbeddedServer:
             control_key=self._control_key,
             shm_prefix=self._shm_prefix,
         )
-        environment = environment_from(
-            machine, os.environ, repository=repository, hide_gpus=self.options.hide_gpus
-        )
+        hide_gpus = self.options.hide_gpus
+        environment = environment_from(machine, os.environ, repository=repository, hide_gpus=hide_gpus)
         try:
-            return Child(command, environment=environment, log_path=self._log_path)
+            return Child(command, environment=environment, log_path=self.log_path)
         except OSError as error:
             raise ServingError("embedded Triton does not start", got=error) from error
 
@@ -316,18 +304,16 @@ class EmbeddedServer:
                 raise self._start_error(child)
             if time.monotonic() >= deadline_s:
                 missing = sorted(set(self.model_names) - loaded)
-                raise ServingError(
-                    f"embedded Triton was not ready after {self.options.startup_timeout_s:g} s",
-                    got=f"still loading {', '.join(missing)}" if missing else "all models loaded but no answer",
-                    fix=f"the whole log is {self.log_path}",
-                )
+                got = f"still loading {', '.join(missing)}" if missing else "all models loaded but no answer"
+                what = f"embedded Triton was not ready after {self.options.startup_timeout_s:g} s"
+                raise ServingError(what, got=got, fix=f"the whole log is {self.log_path}")
         # Another server may have answered on the HTTP port. Triton binds the metrics port last, and ends if one of
         # the three is taken.
         if child.wait(_POLL_S):
             raise self._start_error(child)
 
     def _is_ready(self) -> bool:
-        connection = http.client.HTTPConnection(local_host(self.options.host), self._known_ports.http, timeout=5.0)
+        connection = http.client.HTTPConnection(self._host, self._known_ports.http, timeout=5.0)
         try:
             connection.request("GET", "/v2/health/ready")
             response = connection.getresponse()
@@ -344,18 +330,12 @@ class EmbeddedServer:
 
     def _start_error(self, child: Child) -> ServingError:
         found = failure_reasons(self.log_path)
-        taken = next((text for text in found if is_port_in_use(text)), None)
+        taken = next((text for text in found if "already in use" in text), None)
         if taken is not None:
             fix = "try again, or choose others with `http_port`, `grpc_port` and `metrics_port`"
             return PortInUseError("embedded Triton", got=taken, expected="free ports", fix=fix)
         got = "; ".join(found) or f"exit status {child.status}"
         return ServingError("embedded Triton did not start", got=got, fix=f"the whole log is {self.log_path}")
-
-    def _drain(self, deadline_s: float) -> bool:
-        # A server that does not answer cannot be drained; it gets SIGTERM next in any case.
-        with contextlib.suppress(OSError, http.client.HTTPException, ServingError):
-            return drain(self.control, drain_waves(self._models), deadline_s=deadline_s)
-        return False
 
     def _kill(self) -> None:
         if self._child is not None:
@@ -370,8 +350,12 @@ class EmbeddedServer:
             shutil.rmtree(folder, ignore_errors=True)
 
     @property
-    def _crashed(self) -> bool:
-        return self._child is not None and self._child.status in _CRASHES
+    def _host(self) -> str:
+        return local_host(self.options.host)
+
+    @property
+    def _status(self) -> int | None:
+        return None if self._child is None else self._child.status
 
     @property
     def _running(self) -> Child:
