@@ -15,7 +15,7 @@ from typing import Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from orchestrator.errors import CommitteeError, Interrupted, SpecError, interrupted_from
+from orchestrator.errors import CommitteeError, Interrupted, SpecError
 
 # docs/commands.md has the same table; a test holds the two together.
 EXIT_CODES = {
@@ -199,15 +199,14 @@ def guarded(command: Callable[[], Any], *, as_json: bool = False) -> int:
         as_json: whether that line is a JSON object.
     """
     try:
-        code = _unpacked(command)
-    except Exception as error:
-        if (stop := _interruption_behind(error)) is not None:
+        code = command()
+    except (Exception, KeyboardInterrupt) as error:
+        ours = error.carried if isinstance(error, _PastTyperError) else error
+        if (stop := _interruption_behind(ours)) is not None:
             return _interrupted(stop, as_json=as_json)
         if os.environ.get("COMMITTEE_DEBUG") == "1":
             traceback.print_exc()
-        return _code_of(error, as_json=as_json)
-    except KeyboardInterrupt as stop:
-        return _interrupted(stop, as_json=as_json)
+        return _code_of(ours, as_json=as_json)
     # typer hands an Exit back as the code it carries, and a finished command as whatever it returned.
     return code if isinstance(code, int) else 0
 
@@ -223,25 +222,17 @@ def _interruption_behind(error: BaseException) -> KeyboardInterrupt | None:
     return before if isinstance(before, KeyboardInterrupt) else None
 
 
-def _unpacked(command: Callable[[], Any]) -> Any:
-    try:
-        return command()
-    except _PastTyperError as error:
-        raise error.carried from None
-
-
 def _own_words(args: Sequence[str]) -> list[str]:
     """The words before `--`, behind which nothing is an option."""
     return list(args[: args.index("--")] if "--" in args else args)
 
 
 def _interrupted(stop: KeyboardInterrupt, *, as_json: bool) -> int:
-    said = interrupted_from(stop, stop.text if isinstance(stop, Interrupted) else "interrupted")
-    _say(said.text, said.exit_code, kind="Interrupted", prefix="", as_json=as_json)
-    return said.exit_code
+    said = stop if isinstance(stop, Interrupted) else Interrupted()
+    return _say(said.text, said.exit_code, kind="Interrupted", prefix="", as_json=as_json)
 
 
-def _code_of(error: Exception, *, as_json: bool) -> int:
+def _code_of(error: BaseException, *, as_json: bool) -> int:
     if isinstance(error, typer.Abort):
         return _interrupted(KeyboardInterrupt(), as_json=as_json)
     if isinstance(error, BrokenPipeError):
@@ -264,7 +255,7 @@ def _code_of(error: Exception, *, as_json: bool) -> int:
     return _say(text, code, kind=kind, parts=_parts(error), as_json=as_json)
 
 
-def _parts(error: Exception) -> dict[str, Any]:
+def _parts(error: BaseException) -> dict[str, Any]:
     """The parts of an error for its JSON object."""
     found: dict[str, Any] = {}
     if isinstance(error, CommitteeError):

@@ -1,24 +1,5 @@
 """Every error Committee raises, as one tree.
 
-CommitteeError
-|-- SpecError            a cascade.json, manifest or option is wrong (all faults listed)
-|-- RepositoryError      a model repository cannot be used as it lies on disk
-|-- InputError           rows or parameters a caller sent are wrong; sending them again will not help
-|-- MemberError          a member model failed; asking again may help
-|-- DataError            a data source or records file cannot be used
-|-- InfeasibleError      no plan satisfies the constraints asked for
-|-- ExportError          a model cannot become a member
-|-- ServingError         the embedded server cannot start or died
-|   |-- PlatformError    this machine cannot run the embedded server at all
-|   `-- PortInUseError   another process listens where the server should
-`-- ClientError          a request to a server failed
-    |-- UnavailableError     nobody answered, or the server asked to retry
-    |-- TlsError             client and server do not agree on TLS: encryption, certificates, names
-    |-- TimeLimitError       the client's own time limit passed
-    |-- RefusedError         the server refused the request (caller's fault)
-    |-- UnknownModelError    the server does not have that model
-    `-- ServerFaultError     the server failed in a way retrying may not mend
-
 A leaf exists where a caller can do something different about it. Messages follow one form on one line:
 subject, got, expected, next step.
 """
@@ -48,9 +29,6 @@ def _one_line(text: object) -> str:
     return " ".join(str(text).split())
 
 
-_PARTS = ("got", "expected", "fix")
-
-
 class CommitteeError(Exception):
     """Base of all errors meant for a user's eyes.
 
@@ -64,25 +42,18 @@ class CommitteeError(Exception):
     exit_code = 2
 
     def __init__(self, what: str, *, got: object = None, expected: object = None, fix: str | None = None) -> None:
-        self.what = what
-        self.got = got
-        self.expected = expected
-        self.fix = fix
-        parts = [_one_line(what)]
-        if got is not None:
-            parts.append(f"got {_one_line(got)}")
-        if expected is not None:
-            parts.append(f"expected {_one_line(expected)}")
-        text = parts[0] if len(parts) == 1 else f"{parts[0]}: {', '.join(parts[1:])}"
-        if fix is not None:
-            text = f"{text}; {_one_line(fix)}"
-        super().__init__(text)
+        self.what, self.got, self.expected, self.fix = what, got, expected, fix
+        parts = {"got": got, "expected": expected}
+        told = ", ".join(f"{name} {_one_line(part)}" for name, part in parts.items() if part is not None)
+        text = f"{_one_line(what)}: {told}" if told else _one_line(what)
+        super().__init__(text if fix is None else f"{text}; {_one_line(fix)}")
 
     def reworded(self: E, change: Callable[[str], str]) -> E:
         """The same error with other texts: a command line calls `arguments`, in backticks, by its options."""
         again = self._copied()
-        texts = {key: None if (text := getattr(self, key)) is None else change(str(text)) for key in _PARTS}
-        CommitteeError.__init__(again, change(self.what), **texts)
+        texts = {"got": self.got, "expected": self.expected, "fix": self.fix}
+        changed: Any = {key: None if text is None else change(str(text)) for key, text in texts.items()}
+        CommitteeError.__init__(again, change(self.what), **changed)
         return again
 
     def _copied(self: E) -> E:

@@ -37,14 +37,7 @@ GRPC_URL, HTTP_URL = "127.0.0.1:8001", "127.0.0.1:8000"
 
 @dataclass(frozen=True, kw_only=True)
 class InferResult:
-    """One row and its answer.
-
-    Args:
-        named: the row.
-        answer: of that row alone.
-        latency_ms: from sending it to having the answer.
-        stages: what each stage makes of it, where that was asked for.
-    """
+    """One row, its own answer, the time from sending to having it, and what each stage makes of the row."""
 
     named: NamedRow
     answer: ServedAnswers
@@ -106,14 +99,17 @@ def infer(
     with connect(endpoint, http=http, timeout_s=timeout_s) as client:
         info = client.metadata(model)
         spec = _plan(repository, info) if explain else None
-        _note_ignored(info, policy)
+        ignored = parameters_from_policy(policy)
+        if ignored and not info.has_stages:
+            typer.echo(f"note: {info.name} has no stages and ignores {', '.join(ignored)}", err=True)
         rows = named_rows(sources, info, read_picture=picture_reader(repository, info))
         with progress(f"asking {model}", len(rows)) as advance:
             asked = []
             for named in rows:
                 asked.append(_ask(client, model, named, policy=policy, spec=spec))
                 advance(1)
-        _note_kind(client, info)
+        if (note := client.kinds.note(info)) is not None:
+            typer.echo(f"note: {note}", err=True)
     labels = labels_in(repository, model, info.version)
     if as_json:
         print_json({"model": model, "rows": [_document(one, labels) for one in asked]})
@@ -124,27 +120,12 @@ def infer(
         console.print(stages_table(asked, labels))
 
 
-def _note_ignored(info: ModelInfo, policy: Policy) -> None:
-    """Names the given request parameters that the server ignores, because the model has no stages."""
-    ignored = parameters_from_policy(policy)
-    if ignored and not info.has_stages:
-        typer.echo(f"note: {info.name} has no stages and ignores {', '.join(ignored)}", err=True)
-
-
-def _note_kind(client: SyncClient, info: ModelInfo) -> None:
-    note = client.kinds.note(info)
-    if note is not None:
-        typer.echo(f"note: {note}", err=True)
-
-
 def _plan(repository: Path, info: ModelInfo) -> CascadeSpec:
     spec = cascade_in(repository, info.name, info.version)
     if spec is None:
-        raise RepositoryError(
-            f"--explain of {info.name}",
-            got=f"no {repository / info.name / str(info.version) / 'cascade.json'}, the version that is served",
-            fix="name the repository with --repository; only cascades can be explained",
-        )
+        got = f"no {repository / info.name / str(info.version) / 'cascade.json'}, the version that is served"
+        fix = "name the repository with --repository; only cascades can be explained"
+        raise RepositoryError(f"--explain of {info.name}", got=got, fix=fix)
     return spec
 
 
@@ -172,16 +153,15 @@ def answers_table(asked: Sequence[InferResult], labels: Sequence[str] | None, *,
     """One line per row."""
     truths = any(one.named.truth is not None for one in asked)
     notes = any(one.answer.status[0] for one in asked)
-    names = ["label", *["true label"] * truths, "confidence", "exit stage", "cost", "latency ms"]
     table = Table("row", title=title, title_justify="left")
-    for name in names:
+    for name in ("label", *["true label"] * truths, "confidence", "exit stage", "cost", "latency ms"):
         table.add_column(name, justify="right")
     if notes:
         table.add_column("status")
     for one in asked:
         answer = one.answer
         truth = [] if not truths else ["-" if one.named.truth is None else label_text(one.named.truth, labels)]
-        cells = [
+        table.add_row(
             escape(one.named.name),
             label_text(int(answer.label[0]), labels),
             *truth,
@@ -190,8 +170,7 @@ def answers_table(asked: Sequence[InferResult], labels: Sequence[str] | None, *,
             f"{answer.cost[0]:,.0f}",
             f"{one.latency_ms:.2f}",
             *[status_words(int(answer.status[0]))] * notes,
-        ]
-        table.add_row(*cells)
+        )
     return table
 
 
@@ -211,18 +190,11 @@ def stages_table(asked: Sequence[InferResult], labels: Sequence[str] | None) -> 
                 " + ".join(stage.members),
                 f"{stage.score:.6f}",
                 "-" if stage.threshold is None else f"{stage.threshold:.6f}",
-                outcome_text(stage),
+                ("answers" if stage.exits else "passes on") if stage.reached else "not asked",
                 top,
                 style=None if stage.reached else "dim",
             )
     return table
-
-
-def outcome_text(stage: StageExplanation) -> str:
-    """Whether a stage is asked about a row, and answers it, in words."""
-    if not stage.reached:
-        return "not asked"
-    return "answers" if stage.exits else "passes on"
 
 
 def label_text(label: int, labels: Sequence[str] | None) -> str:

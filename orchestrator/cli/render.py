@@ -1,7 +1,6 @@
 """`committee render`: from plans to the folders Triton serves."""
 
 import json
-from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Annotated
@@ -20,12 +19,6 @@ from orchestrator.spec import CascadeSpec, cascade_from_path
 
 # A cascade by itself has fewer files; of a runtime or a copied model only the number is printed.
 LISTED_FILES = 5
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Work:
-    cascades: tuple[CascadeSpec, ...]
-    ensembles: tuple[CascadeSpec, ...]
 
 
 def render(
@@ -62,13 +55,13 @@ def render(
 
     Example: committee render build/cascade.json --repository model_repository
     """
-    work = _work(plans or [], repository, ensemble)
+    cascades, ensembles = _wanted(plans or [], repository, ensemble)
     if output is not None and (model_version is not None or force):
         raise RepositoryError("render --output", got="--model-version or --force", expected="neither with it")
     done, report = render_checked(
         repository,
-        cascades=work.cascades,
-        ensembles=work.ensembles,
+        cascades=cascades,
+        ensembles=ensembles,
         output=output,
         standalone=standalone,
         version=model_version,
@@ -79,20 +72,19 @@ def render(
         raise typer.Exit(1)
 
 
-def _work(plans: list[Path], repository: Path, ensemble: str | None) -> _Work:
-    cascades = [cascade_from_path(path) for path in plans]
-    ensembles: list[CascadeSpec] = []
-    if not plans:
-        cascades, ensembles = plans_in(repository)
+def _wanted(
+    plans: list[Path], repository: Path, ensemble: str | None
+) -> tuple[list[CascadeSpec], list[CascadeSpec]]:
+    """The cascades and the ensembles to render."""
+    cascades, ensembles = ([cascade_from_path(path) for path in plans], []) if plans else plans_in(repository)
     if ensemble is not None:
         if len(cascades) != 1:
-            raise RepositoryError(
-                "render --ensemble", got=f"{len(cascades)} plans", expected="one", fix="name its cascade.json"
-            )
-        return _Work(cascades=(), ensembles=(ensemble_from_cascade(cascades[0], ensemble),))
+            got, fix = f"{len(cascades)} plans", "name its cascade.json"
+            raise RepositoryError("render --ensemble", got=got, expected="one", fix=fix)
+        return [], [ensemble_from_cascade(cascades[0], ensemble)]
     if not cascades and not ensembles:
         raise RepositoryError(f"model repository {repository}", got="no plan in it", fix="name a cascade.json")
-    return _Work(cascades=tuple(cascades), ensembles=tuple(ensembles))
+    return cascades, ensembles
 
 
 def _show(done: Rendering, report: CheckReport, *, root: Path, as_json: bool) -> None:

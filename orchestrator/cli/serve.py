@@ -64,7 +64,11 @@ def serve(
     with people.status("starting Triton") as status:
         server = EmbeddedServer(options, progress=lambda text: status.update(f"Triton: {text}"))
         try:
-            _start(server, people)
+            try:
+                server.start()
+            except ServingError:
+                _print_log(server, people)
+                raise
             status.stop()
             _announce(server, people, as_json=as_json)
             _wait(server, people)
@@ -92,36 +96,20 @@ def _check_plans(repository: Path) -> None:
         raise RepositoryError(f"model repository {repository}", got=got, fix="see committee check")
 
 
-def _start(server: EmbeddedServer, people: Console) -> None:
-    try:
-        server.start()
-    except ServingError:
-        _print_log(server, people)
-        raise
-
-
 def _wait(server: EmbeddedServer, people: Console) -> None:
-    status = _watched(server, people)
-    _print_log(server, people)
-    got = f"exit status {status}"
-    if status is not None and status < 0:
-        got = f"signal {signal.Signals(-status).name}"
-    raise ServingError("embedded Triton ended by itself", got=got, fix=f"the whole log is {server.log_path}")
-
-
-def _watched(server: EmbeddedServer, people: Console) -> int | None:
     """Waits for the server to end by itself, and meanwhile compares its cascades with their plans."""
-    if EMBEDDED >= IS_READY_SINCE:
-        # The server asks the cascades themselves.
-        return server.wait()
 
     def tell(text: str) -> None:
         people.print(text, highlight=False, soft_wrap=True, markup=False)
 
+    # From some release on the server asks the cascades themselves.
     watch = CascadeWatch(server.options.repository, server.control, tell=tell)
-    while (status := server.wait(LOOK_S)) is None:
+    watches = EMBEDDED < IS_READY_SINCE
+    while (status := server.wait(LOOK_S if watches else None)) is None:
         watch.look()
-    return status
+    _print_log(server, people)
+    got = f"exit status {status}" if status >= 0 else f"signal {signal.Signals(-status).name}"
+    raise ServingError("embedded Triton ended by itself", got=got, fix=f"the whole log is {server.log_path}")
 
 
 def _print_log(server: EmbeddedServer, people: Console) -> None:
@@ -133,14 +121,8 @@ def _announce(server: EmbeddedServer, people: Console, *, as_json: bool) -> None
     host = network_host(server.options.host)
     addresses = {endpoint: server.address(host, endpoint) for endpoint in ("grpc", "http", "metrics")}
     if as_json:
-        ready = {
-            **addresses,
-            "pid": server.pid,
-            "triton_version": server.version,
-            "models": list(server.model_names),
-            "log": str(server.log_path),
-        }
-        typer.echo(json.dumps(ready))
+        ready = {**addresses, "pid": server.pid, "triton_version": server.version}
+        typer.echo(json.dumps({**ready, "models": list(server.model_names), "log": str(server.log_path)}))
     else:
         typer.echo(f"Triton {server.version} is ready with {', '.join(server.model_names)}")
         typer.echo(f"  gRPC     {addresses['grpc']}")
@@ -150,15 +132,12 @@ def _announce(server: EmbeddedServer, people: Console, *, as_json: bool) -> None
         typer.echo(production_words(server.options.repository))
         typer.echo("Ctrl-C stops it.")
     if not is_loopback(server.options.host):
-        people.print(network_warning(server.options.host), highlight=False, soft_wrap=True, markup=False)
-
-
-def network_warning(host: str) -> str:
-    """The warning for an address that other machines can reach."""
-    return (
-        f"warning: bound to {host}, so anybody on the network may ask these models and read the metrics: there is "
-        "no password and no encryption; put a firewall or a proxy in front, or use --host 127.0.0.1"
-    )
+        text = (
+            f"warning: bound to {server.options.host}, so anybody on the network may ask these models and read "
+            "the metrics: there is no password and no encryption; put a firewall or a proxy in front, or use "
+            "--host 127.0.0.1"
+        )
+        people.print(text, highlight=False, soft_wrap=True, markup=False)
 
 
 def production_words(repository: Path) -> str:

@@ -16,7 +16,7 @@ import pytest
 from onnx import helper
 
 from orchestrator.__main__ import run
-from orchestrator.cli.build_steps import models_from_words
+from orchestrator.cli.build import models_from_words
 from orchestrator.local import LocalMembers
 from orchestrator.spec import cascade_from_path, manifest_from_path
 from tests.onnx_models import model_of
