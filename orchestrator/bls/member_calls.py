@@ -46,17 +46,12 @@ _NOT_NOW = ("Exceeds maximum queue size", "Request timeout expired")
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Why a call gave no outputs.
+    """Why a call gave no outputs."""
 
-    Args:
-        text: one line.
-        is_final: whether any other rows would be refused as well, so that asking about fewer is of no use.
-        is_absent: whether the server has no such model or version, or it is dead.
-    """
-
-    text: str
+    text: str  # one line
+    # whether any other rows would be refused as well, so that asking about fewer is of no use
     is_final: bool = False
-    is_absent: bool = False
+    is_absent: bool = False  # whether the server has no such model or version, or it is dead
 
 
 # Gives the outputs of the rows from a first one to an end.
@@ -65,21 +60,14 @@ Ask = Callable[[int, int], list[Rows] | Refusal]
 
 @dataclass(slots=True)
 class BatchPieces:
-    """The rows of a batch, answered or failed piece by piece.
+    """The rows of a batch, answered or failed piece by piece."""
 
-    Args:
-        room: further calls that a member which has answered some call may get.
-        answered: first row, end and outputs of each piece that was answered.
-        failed: by row, why it has no answer.
-        further_calls: calls beyond one per part.
-        is_over: whether a refusal was final.
-    """
-
-    room: int
+    room: int  # further calls that a member which has answered some call may get
+    # first row, end and outputs of each piece that was answered
     answered: list[tuple[int, int, list[Rows]]] = field(default_factory=list)
-    failed: dict[int, str] = field(default_factory=dict)
-    further_calls: int = 0
-    is_over: bool = False
+    failed: dict[int, str] = field(default_factory=dict)  # by row, why it has no answer
+    further_calls: int = 0  # calls beyond one per part
+    is_over: bool = False  # whether a refusal was final
 
     def note(self, start: int, end: int, said: list[Rows] | Refusal) -> bool:
         """Keeps the outputs of rows, or why there are none; returns whether they were answered."""
@@ -213,16 +201,12 @@ def _isolate(ask: Ask, refused: list[tuple[int, int]], pieces: BatchPieces, owne
 
 @dataclass(slots=True)
 class MemberOutputs:
-    """What a stage's members gave for n rows.
+    """What a stage's members gave for n rows."""
 
-    Args:
-        outputs: (n, k) per member in plan order, NaN in rows it failed for; None for a member that failed for all.
-        errors: why members failed.
-        later: the fused prefix's outputs of the stages after it, (n, k) per member, NaN for rows it did not ask.
-    """
-
+    # (n, k) per member in plan order, NaN in rows it failed for; None for a member that failed for all
     outputs: list[Rows | None]
-    errors: Errors
+    errors: Errors  # why members failed
+    # the fused prefix's outputs of the stages after it, (n, k) per member, NaN for rows it did not ask
     later: Sequence[list[Rows]] = ()
 
 

@@ -43,19 +43,12 @@ NOT_LOOKED = "its members have not been looked at yet"
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """The answer of a version of a model about the row.
+    """The answer of a version of a model about the row."""
 
-    Args:
-        scores: (1, k); None where it refused the row, or was not asked yet.
-        is_absent: whether the server has no such version ready.
-        began_s: on the monotonic clock, when it was asked; 0 where it was not.
-        until_s: when it is asked again, where nothing hurries.
-    """
-
-    scores: Rows | None = None
-    is_absent: bool = False
-    began_s: float = 0.0
-    until_s: float = 0.0
+    scores: Rows | None = None  # (1, k); None where it refused the row, or was not asked yet
+    is_absent: bool = False  # whether the server has no such version ready
+    began_s: float = 0.0  # on the monotonic clock, when it was asked; 0 where it was not
+    until_s: float = 0.0  # when it is asked again, where nothing hurries
 
 
 class MemberProbes:

@@ -6,6 +6,7 @@ The others wait for later stages in the scheduler's table.
 import json
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
 from pathlib import Path
@@ -85,7 +86,7 @@ class CascadeModel:
         watch.load()
         self.spec = spec
         self._reader = RequestReader(pb, spec)
-        self._responder = Responder(pb, spec)
+        self._responder = responder = Responder(pb, spec)
         self._metrics = metrics = Counters(spec)
         self._calls = calls = MemberCalls(
             pb, spec, metrics, versions=watch.versions, may_ask_prefix=watch.may_ask_prefix
@@ -93,13 +94,7 @@ class CascadeModel:
         run, pending = CascadeRun(spec), PendingRequests()
         self._scheduler = scheduler = Scheduler(spec, run, pending=pending, metrics=metrics)
         self._stage0 = Stage0(
-            spec,
-            run,
-            pending=pending,
-            calls=calls,
-            scheduler=scheduler,
-            metrics=metrics,
-            responder=self._responder,
+            spec, run, pending=pending, calls=calls, scheduler=scheduler, metrics=metrics, responder=responder
         )
         self._workers = Workers(
             spec, scheduler, calls=calls, metrics=metrics, send=self._send, log=pb.Logger.log_error
@@ -192,31 +187,23 @@ class CascadeModel:
         return flusher
 
 
+@dataclass(eq=False)
 class Stage0:
     """Takes batches in; called from one thread only, which uses of `run` only what needs no lock."""
 
-    def __init__(
-        self,
-        spec: CascadeSpec,
-        run: CascadeRun,
-        *,
-        pending: PendingRequests,
-        calls: MemberCalls,
-        scheduler: Scheduler,
-        metrics: Counters,
-        responder: Responder,
-    ) -> None:
-        self._spec = spec
-        self._run = run
-        self._fast_path = run.fast_path
-        self._pending = pending
-        self._calls = calls
-        self._scheduler = scheduler
-        self._metrics = metrics
-        self._responder = responder
-        self._has_gears = spec.gears is not None
-        self._max_deferred_rows = spec.limits.max_deferred_rows
-        self._admission = AdmissionControl(spec.limits.max_batch_size)
+    spec: CascadeSpec
+    run: CascadeRun
+    pending: PendingRequests
+    calls: MemberCalls
+    scheduler: Scheduler
+    metrics: Counters
+    responder: Responder
+
+    def __post_init__(self) -> None:
+        self._fast_path = self.run.fast_path
+        self._has_gears = self.spec.gears is not None
+        self._max_deferred_rows = self.spec.limits.max_deferred_rows
+        self._admission = AdmissionControl(self.spec.limits.max_batch_size)
 
     def answer(self, batch: Sequence[PendingRequest], rows: Rows) -> Iterator[Answered]:
         """Asks stage 0 and gives the responses that are decided by then; the other requests wait in the table.
@@ -234,13 +221,13 @@ class Stage0:
         may_shrink = has_deadlines or self._has_gears
         inputs = {one.token: (one.tensor, one.rows) for one in batch} if may_shrink else {}
         for one in batch:
-            self._pending.add(one)
+            self.pending.add(one)
         if may_shrink:
             yield from self._refuse_late(batch)
             if has_deadlines:
-                self._scheduler.watch_deadlines(batch)
+                self.scheduler.watch_deadlines(batch)
             self._wait_for_room(len(rows))
-            live = [one for one in batch if one in self._pending]
+            live = [one for one in batch if one in self.pending]
             if 0 < len(live) < len(batch):
                 rows = merged([inputs[one.token][1] for one in live])
             batch, tensor = live, inputs[live[0].token][0] if len(live) == 1 else None
@@ -249,39 +236,39 @@ class Stage0:
         if not batch:
             self._admission.batch_finished(time.monotonic_ns())
             return
-        self._metrics.arrived(len(rows))
+        self.metrics.arrived(len(rows))
         start_ns = time.monotonic_ns()
-        outputs = self._calls.ask_stage0(rows, tensor, owners=partial(_owners_of, batch))
+        outputs = self.calls.ask_stage0(rows, tensor, owners=partial(_owners_of, batch))
         end_ns = time.monotonic_ns()
         self._admission.observe_latency(end_ns - start_ns)
         self._admission.batch_finished(end_ns)
         result = self._fast_path.stage0(len(rows), outputs.outputs)
-        gear = self._scheduler.gear if self._has_gears else 0
+        gear = self.scheduler.gear if self._has_gears else 0
         early = self._fast_path.early_exit(result, gear)
         starts = [0] if len(batch) == 1 else [0, *accumulate(one.count for one in batch)][:-1]
         leaves = _leave_early(batch, early.exits, starts)
         if not all(leaves):
             for reply in self._admit(batch, rows, result=result, outputs=outputs, leaves=leaves, gear=gear):
-                yield reply.request, self._responder.response(reply)
+                yield reply.request, self.responder.response(reply)
         sure = [(one, start) for one, start, is_sure in zip(batch, starts, leaves, strict=True) if is_sure]
         yield from self._answer_early(sure, early, has_deadlines=has_deadlines)
 
     def _wait_for_room(self, rows: int) -> None:
         # Without the lock, because rows come in through this thread alone: behind its back they only get fewer.
-        if self._run.rows_in_table + rows > self._max_deferred_rows:
-            self._scheduler.wait_for_room(rows)
+        if self.run.rows_in_table + rows > self._max_deferred_rows:
+            self.scheduler.wait_for_room(rows)
 
     def _refuse_late(self, batch: Sequence[PendingRequest]) -> Iterator[Answered]:
         """Looks at the queue in front; refuses requests that came too late to be answered in time."""
         now_ns = time.monotonic_ns()
         is_backlogged = self._admission.is_backlogged(batch, now_ns=now_ns)
         if self._has_gears:
-            self._scheduler.batch_started(is_backlogged=is_backlogged)
+            self.scheduler.batch_started(is_backlogged=is_backlogged)
         for one in self._admission.too_late(batch, is_backlogged=is_backlogged, now_ns=now_ns):
-            if self._pending.pop(one):
+            if self.pending.pop(one):
                 message = LATE if (one.time_left_ns(now_ns) or 0) <= 0 else HOPELESS
-                yield one, self._responder.error(message, UNAVAILABLE)
-                self._metrics.refused(one.count)
+                yield one, self.responder.error(message, UNAVAILABLE)
+                self.metrics.refused(one.count)
 
     def _answer_early(
         self, requests: list[tuple[PendingRequest, int]], early: EarlyExit, *, has_deadlines: bool
@@ -292,9 +279,9 @@ class Stage0:
         """
         if not requests:
             return
-        responses = self._responder.early_responses(requests, early)
+        responses = self.responder.early_responses(requests, early)
         popped = [one for one, _ in requests]
-        own = self._scheduler.pop_all(popped) if has_deadlines else [self._pending.pop(one) for one in popped]
+        own = self.scheduler.pop_all(popped) if has_deadlines else [self.pending.pop(one) for one in popped]
         for (one, _), response, is_own in zip(requests, responses, own, strict=True):
             if is_own:
                 yield one, response
@@ -302,7 +289,7 @@ class Stage0:
         status = None
         if early.status is not None and spans:
             status = np.concatenate([early.status[start : start + one.count] for one, start in spans])
-        self._metrics.answered_early(sum(one.count for one, _ in spans), status)
+        self.metrics.answered_early(sum(one.count for one, _ in spans), status)
 
     def _admit(
         self,
@@ -326,12 +313,10 @@ class Stage0:
             [one.token for one in unsure],
             [one.count for one in unsure],
             now_ns=[one.arrived_ns for one in unsure],
-            default_deadline_us=self._spec.limits.default_deadline_us,
+            default_deadline_us=self.spec.limits.default_deadline_us,
             gear=gear,
         )
-        return self._scheduler.admit(
-            unsure, arrivals, rows=rows, result=result, later=later, errors=outputs.errors
-        )
+        return self.scheduler.admit(unsure, arrivals, rows=rows, result=result, later=later, errors=outputs.errors)
 
 
 def _owners_of(batch: Sequence[PendingRequest]) -> npt.NDArray[np.int64]:

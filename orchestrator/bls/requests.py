@@ -43,36 +43,21 @@ _REPLACED = "\ufffd"
 
 @dataclass(slots=True)
 class PendingRequest:
-    """One request with everything needed to answer it.
+    """One request with everything needed to answer it."""
 
-    Args:
-        token: unique while the model is loaded.
-        place: its index in the list `execute` got.
-        request: the server's request.
-        tensor, rows: its input, valid until it is answered.
-        policy: what it asked for.
-        is_plain: whether its rows are decided as the plan has it.
-        arrived_ns: on the monotonic clock.
-        deadline_ns: when its best answer so far is due, on that clock; None for no deadline.
-        wanted: output names to send.
-        count: number of rows.
-        unanswered: rows without an answer.
-        partial_outputs: answers so far, made where not all rows are answered at once.
-    """
-
-    token: int
-    place: int
-    request: Any
-    tensor: Any
-    rows: Any
-    policy: Policy
-    is_plain: bool
-    arrived_ns: int
-    deadline_ns: int | None
-    wanted: frozenset[str]
-    count: int
-    unanswered: int
-    partial_outputs: Columns | None = None
+    token: int  # unique while the model is loaded
+    place: int  # its index in the list `execute` got
+    request: Any  # the server's request
+    tensor: Any  # its input, valid until it is answered
+    rows: Any  # its input, valid until it is answered
+    policy: Policy  # what it asked for
+    is_plain: bool  # whether its rows are decided as the plan has it
+    arrived_ns: int  # on the monotonic clock
+    deadline_ns: int | None  # when its best answer so far is due, on that clock; None for no deadline
+    wanted: frozenset[str]  # output names to send
+    count: int  # number of rows
+    unanswered: int  # rows without an answer
+    partial_outputs: Columns | None = None  # answers so far, made where not all rows are answered at once
 
     def time_left_ns(self, now_ns: int) -> int | None:
         """Time until the point in Unix time that it named as its deadline; None where it named none."""

@@ -36,25 +36,18 @@ from orchestrator.spec import CascadeSpec
 
 # Asking the server whether a client went away costs about 90 us, so only requests this old are asked about.
 CANCEL_CHECK_AGE_NS = 250_000_000
+DRAIN_TIMEOUT_S = 30.0
 
 
 @dataclass(slots=True)
 class StageBatch:
-    """Rows of one stage that a worker has taken.
+    """Rows of one stage that a worker has taken."""
 
-    Args:
-        slots: intp (n,), where they are in the table.
-        owners: int64 (n,), token of each row's request.
-        rows: (n, *dims), their inputs.
-        aged: requests among them that may have been cancelled.
-        is_fed: whether the table has their outputs; from then on other rows may have their slots.
-    """
-
-    slots: Slots
-    owners: npt.NDArray[np.int64]
-    rows: Rows
-    aged: list[PendingRequest]
-    is_fed: bool = False
+    slots: Slots  # (n,), where they are in the table
+    owners: npt.NDArray[np.int64]  # (n,), token of each row's request
+    rows: Rows  # (n, *dims), their inputs
+    aged: list[PendingRequest]  # requests among them that may have been cancelled
+    is_fed: bool = False  # whether the table has their outputs; from then on other rows may have their slots
 
 
 class Scheduler:
@@ -274,42 +267,23 @@ class Scheduler:
             self._clock.notify()
 
 
-DRAIN_TIMEOUT_S = 30.0
-
-
+@dataclass(eq=False)
 class Workers:
-    """Threads over the deferred rows of one cascade.
+    """Threads over the deferred rows of one cascade."""
 
-    Args:
-        spec: the cascade.
-        scheduler: owns the rows.
-        calls: asks members.
-        metrics: counts what happens.
-        send: sends one late reply.
-        log: writes one line to the server's log.
-    """
+    spec: CascadeSpec
+    scheduler: Scheduler  # owns the rows
+    calls: MemberCalls
+    metrics: Counters
+    send: Callable[[Reply], None]  # sends one late reply
+    log: Callable[[str], None]  # writes one line to the server's log
 
-    def __init__(
-        self,
-        spec: CascadeSpec,
-        scheduler: Scheduler,
-        *,
-        calls: MemberCalls,
-        metrics: Counters,
-        send: Callable[[Reply], None],
-        log: Callable[[str], None],
-    ) -> None:
-        self._spec = spec
-        self._scheduler = scheduler
-        self._calls = calls
-        self._metrics = metrics
-        self._send = send
-        self._log = log
+    def __post_init__(self) -> None:
         self._threads = [threading.Thread(target=self._answer_late, name="committee-clock", daemon=True)]
-        for stage, part in enumerate(spec.stages[1:], start=1):
+        for stage, part in enumerate(self.spec.stages[1:], start=1):
             # Where the plan does not say, one batch waits at the member while another runs, so that it never idles
             # between two calls.
-            workers = spec.limits.workers_per_stage or 1 + min(member.instances for member in part.members)
+            workers = self.spec.limits.workers_per_stage or 1 + min(member.instances for member in part.members)
             for name in (f"committee-stage{stage}-{index}" for index in range(workers)):
                 self._threads.append(threading.Thread(target=self._work, args=(stage,), name=name, daemon=True))
 
@@ -320,54 +294,54 @@ class Workers:
 
     def stop(self, timeout_s: float = DRAIN_TIMEOUT_S) -> None:
         """Lets deferred rows finish, answers what is left with an error, and ends the threads."""
-        self._scheduler.drain(timeout_s)
+        self.scheduler.drain(timeout_s)
         self.refuse_all("the server is stopping; try again")
         for thread in self._threads:
             thread.join(timeout=5)
 
     def refuse_all(self, message: str) -> None:
         """Answers every request that waits with an error."""
-        self._send_all(self._scheduler.refuse_all(message))
+        self._send_all(self.scheduler.refuse_all(message))
 
     def _work(self, stage: int) -> None:
         """Asks a stage's members about the most urgent rows, again and again."""
         # One batch for all members of the stage, so the smallest limit counts.
-        limit = min(member.max_batch_size for member in self._spec.stages[stage].members)
+        limit = min(member.max_batch_size for member in self.spec.stages[stage].members)
         while True:
             batch = None
             try:
-                batch = self._scheduler.next_batch(stage, limit)
+                batch = self.scheduler.next_batch(stage, limit)
                 if batch is None:
                     return
                 self._ask(stage, batch)
             except Exception as error:  # the rows held must still be answered
                 text = f"{type(error).__name__}: {error}"
-                self._log(f"committee: worker: {text}")
+                self.log(f"committee: worker: {text}")
                 if batch is not None:
-                    self._send_all(self._scheduler.fail_batch(batch, f"cascade failed: {text}"))
+                    self._send_all(self.scheduler.fail_batch(batch, f"cascade failed: {text}"))
 
     def _ask(self, stage: int, batch: StageBatch) -> None:
         for request in batch.aged:
             server_request = request.request  # None where an answer has gone out meanwhile
             if server_request is not None and server_request.is_cancelled():
-                self._send_all(self._scheduler.cancel(request))
-        outputs = self._calls.ask(stage, batch.rows, owners=lambda: batch.owners)
-        self._send_all(self._scheduler.feed(batch, outputs))
+                self._send_all(self.scheduler.cancel(request))
+        outputs = self.calls.ask(stage, batch.rows, owners=lambda: batch.owners)
+        self._send_all(self.scheduler.feed(batch, outputs))
 
     def _answer_late(self) -> None:
         while True:
             try:
-                replies = self._scheduler.next_late()
+                replies = self.scheduler.next_late()
                 if replies is None:
                     return
                 self._send_all(replies)
             except Exception as error:  # the clock must go on for everybody else
-                self._log(f"committee: deadline clock: {type(error).__name__}: {error}")
+                self.log(f"committee: deadline clock: {type(error).__name__}: {error}")
 
     def _send_all(self, replies: list[Reply]) -> None:
         if not replies:
             return
         now_ns = time.monotonic_ns()
-        self._metrics.latencies([now_ns - reply.request.arrived_ns for reply in replies])
+        self.metrics.latencies([now_ns - reply.request.arrived_ns for reply in replies])
         for reply in replies:
-            self._send(reply)
+            self.send(reply)

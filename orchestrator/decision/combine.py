@@ -63,19 +63,12 @@ class RowColumns:
 
 @dataclass(slots=True)
 class Accumulator(RowColumns):
-    """Sums over the members asked so far: a deferred row carries k classes, whatever the number of members.
+    """Sums over the members asked so far: a deferred row carries k classes, whatever the number of members."""
 
-    Args:
-        total: float32 (n, k), weighted sum of logits, probabilities or votes, by combine mode.
-        weight: float32 (n,), weight behind `total`; 0 where no member has answered yet.
-        ties: float32 (n, k), weighted sum of probabilities that breaks ties of votes; only for "vote".
-        tops: int32 (n, m), each member's own top-1, -1 where it was not asked; only for the agreement score.
-    """
-
-    total: F32
-    weight: F32
-    ties: F32 | None
-    tops: I32 | None
+    total: F32  # (n, k), weighted sum of logits, probabilities or votes, by combine mode
+    weight: F32  # (n,), weight behind `total`; 0 where no member has answered yet
+    ties: F32 | None  # (n, k), weighted sum of probabilities that breaks ties of votes; only for "vote"
+    tops: I32 | None  # (n, m), each member's own top-1, -1 where it was not asked; only for the agreement score
 
 
 def softmax(z: F32) -> F32:

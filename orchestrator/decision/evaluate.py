@@ -20,26 +20,16 @@ NO_MAX_STAGE = int(np.iinfo(np.int32).max)
 
 @dataclass(slots=True)
 class Arrivals(RowColumns):
-    """Rows that come in together, with what their requests ask for.
+    """Rows that come in together, with what their requests ask for."""
 
-    Args:
-        request: int64 (n,), token of the row's request.
-        position: int64 (n,), the row's place in its request.
-        min_stage, max_stage: int32 (n,).
-        shift: float32 (n,).
-        gear: int32 (n,), whose thresholds decide about the row; 0 for the plan's own.
-        deadline_ns: int64 (n,) on the caller's monotonic clock, NO_DEADLINE_NS for none.
-        due_ns: int64 (n,), what later stages are ordered by.
-    """
-
-    request: I64
-    position: I64
-    min_stage: I32
-    max_stage: I32
-    shift: F32
-    gear: I32
-    deadline_ns: I64
-    due_ns: I64
+    request: I64  # (n,), token of the row's request
+    position: I64  # (n,), the row's place in its request
+    min_stage: I32  # (n,)
+    max_stage: I32  # (n,)
+    shift: F32  # (n,)
+    gear: I32  # (n,), whose thresholds decide about the row; 0 for the plan's own
+    deadline_ns: I64  # (n,) on the caller's monotonic clock, NO_DEADLINE_NS for none
+    due_ns: I64  # (n,), what later stages are ordered by
 
 
 def arrivals_from_policies(
@@ -86,47 +76,29 @@ def arrivals_from_policies(
 
 @dataclass(slots=True)
 class CombinedAnswer(RowColumns):
-    """The answer every row would get now, whether it is given or not.
+    """The answer every row would get now, whether it is given or not."""
 
-    Args:
-        probabilities: float32 (n, k).
-        label: int64 (n,).
-        confidence: float32 (n,), the plan's score.
-    """
-
-    probabilities: F32
-    label: I64
-    confidence: F32
+    probabilities: F32  # (n, k)
+    label: I64  # (n,)
+    confidence: F32  # (n,), the plan's score
 
 
 @dataclass(frozen=True, slots=True)
 class StageFailures:
-    """Failures of a stage's members.
+    """Failures of a stage's members."""
 
-    Args:
-        member: int32 (n,), plan index of the first member that failed for the row, -1 where none did.
-        no_answer: bool (n,), rows for which no member of the stage answered.
-        counts: int64 (m,), rows each member failed on; a row counts for the first member that failed for it.
-    """
-
-    member: I32
-    no_answer: Bools
-    counts: I64
+    member: I32  # (n,), plan index of the first member that failed for the row, -1 where none did
+    no_answer: Bools  # (n,), rows for which no member of the stage answered
+    counts: I64  # (m,), rows each member failed on; a row counts for the first member that failed for it
 
 
 @dataclass(slots=True)
 class StageResult(RowColumns):
-    """What a stage gave for n rows, whatever their requests ask for.
+    """What a stage gave for n rows, whatever their requests ask for."""
 
-    Args:
-        accumulator: the outputs of all members so far.
-        answer: what each row would get now.
-        failures: of the stage's members, None where none failed; only then can rows be picked.
-    """
-
-    accumulator: Accumulator
-    answer: CombinedAnswer
-    failures: StageFailures | None
+    accumulator: Accumulator  # the outputs of all members so far
+    answer: CombinedAnswer  # what each row would get now
+    failures: StageFailures | None  # of the stage's members, None where none failed; only then can rows be picked
 
 
 class Evaluator:

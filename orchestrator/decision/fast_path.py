@@ -27,17 +27,11 @@ _MAX_SHARED_WEIGHTS = 256
 
 @dataclass(slots=True)
 class EarlyExit:
-    """What rows get at stage 0 if their requests carry no parameters of ours.
+    """What rows get at stage 0 if their requests carry no parameters of ours."""
 
-    Args:
-        exits: bool (n,), which rows leave there.
-        answer: of all n rows, to be read where they exit.
-        status: int32 (n,), None where it is 0 for all.
-    """
-
-    exits: Bools
-    answer: CombinedAnswer
-    status: I32 | None
+    exits: Bools  # (n,), which rows leave there
+    answer: CombinedAnswer  # of all n rows, to be read where they exit
+    status: I32 | None  # (n,), None where it is 0 for all
 
 
 def plain_arrivals(

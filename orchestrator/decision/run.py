@@ -47,85 +47,50 @@ _NEXT = {
 
 @dataclass(slots=True)
 class RowState(RowColumns):
-    """Rows with what has been found out about them; the table of a run is one of these.
+    """Rows with what has been found out about them; the table of a run is one of these."""
 
-    Args:
-        arrival: where they came from and what their requests ask for.
-        cost: float32 (n,), cost of every member asked for the row, charged when it is asked.
-        status: int32 (n,), status bits so far.
-        answer_stage: int32 (n,), newest stage whose output is in the accumulator, -1 for none.
-        accumulator: the members' outputs so far.
-    """
-
-    arrival: Arrivals
-    cost: F32
-    status: I32
-    answer_stage: I32
-    accumulator: Accumulator
+    arrival: Arrivals  # where they came from and what their requests ask for
+    cost: F32  # (n,), cost of every member asked for the row, charged when it is asked
+    status: I32  # (n,), status bits so far
+    answer_stage: I32  # (n,), newest stage whose output is in the accumulator, -1 for none
+    accumulator: Accumulator  # the members' outputs so far
 
 
 @dataclass(slots=True)
 class AnsweredRows(RowColumns):
-    """Rows that are done.
+    """Rows that are done."""
 
-    Args:
-        row: intp (n,), their index among the rows given to the call that answered them.
-        request, position: int64 (n,), as in `Arrivals`.
-        probabilities: float32 (n, k).
-        label: int64 (n,).
-        confidence: float32 (n,), the plan's score of the answer.
-        exit_stage: int32 (n,).
-        cost: float32 (n,).
-        status: int32 (n,).
-    """
-
-    row: Index
-    request: I64
-    position: I64
-    probabilities: F32
-    label: I64
-    confidence: F32
-    exit_stage: I32
-    cost: F32
-    status: I32
+    row: Index  # (n,), their index among the rows given to the call that answered them
+    request: I64  # (n,), as in `Arrivals`
+    position: I64  # (n,), as in `Arrivals`
+    probabilities: F32  # (n, k)
+    label: I64  # (n,)
+    confidence: F32  # (n,), the plan's score of the answer
+    exit_stage: I32  # (n,)
+    cost: F32  # (n,)
+    status: I32  # (n,)
 
 
 @dataclass(slots=True)
 class FailedRows(RowColumns):
-    """Rows that cannot be answered.
+    """Rows that cannot be answered."""
 
-    Args:
-        row: intp (n,), as in `AnsweredRows`.
-        request: int64 (n,).
-        member: int32 (n,), plan index of the member that failed, -1 where no member had answered by the deadline.
-    """
-
-    row: Index
-    request: I64
-    member: I32
+    row: Index  # (n,), as in `AnsweredRows`
+    request: I64  # (n,)
+    member: I32  # (n,), plan index of the member that failed, -1 where no member had answered by the deadline
 
 
 @dataclass(slots=True)
 class StageOutcome:
-    """What became of the rows of one call.
+    """What became of the rows of one call."""
 
-    Args:
-        answers: rows that are done.
-        failures: rows that cannot be answered.
-        deferred: intp, rows (index as in `AnsweredRows.row`) that wait for a later stage.
-        slots: intp, the table slot of each deferred row.
-        stage: the stage that was asked.
-        member_failures: int64 (m,), rows each member failed on; None where none did.
-        prefix_rows: rows that came to this stage by the fused prefix's outputs, without waiting for it.
-    """
-
-    answers: AnsweredRows
-    failures: FailedRows
-    deferred: Index
-    slots: Index
-    stage: int
-    member_failures: I64 | None
-    prefix_rows: int = 0
+    answers: AnsweredRows  # rows that are done
+    failures: FailedRows  # rows that cannot be answered
+    deferred: Index  # rows (index as in `AnsweredRows.row`) that wait for a later stage
+    slots: Index  # the table slot of each deferred row
+    stage: int  # the stage that was asked
+    member_failures: I64 | None  # (m,), rows each member failed on; None where none did
+    prefix_rows: int = 0  # rows that came to this stage by the fused prefix's outputs, without waiting for it
 
 
 _NONE = np.zeros(0, np.intp)
