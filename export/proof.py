@@ -23,6 +23,12 @@ from orchestrator.spec.triton import releases_with
 PROVEN_ROWS = 33
 # Batch size -> how many of the rows are asked in it: kernels change with the batch more than with the rows.
 _ROWS_IN_BATCH = {1: 7, 7: 14, 33: PROVEN_ROWS}
+# Kernels that round another way may cause this share of the mean difference that a lower precision costs.
+# Between 1.19.2 and 1.32 the int8 digits members, with only ten scores a row, differ by 0.04 to 0.31 of it over
+# hundreds of rows, and by up to 0.5 over 7.
+_ROUNDING_SHARE = 0.5
+
+Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,17 +65,9 @@ def prove_model(
     rows: npt.NDArray[Any],
     *,
     versions: Sequence[str],
-    progress: Callable[[str], None] = lambda _: None,
+    progress: Progress = lambda _: None,
 ) -> dict[str, Proof]:
-    """Compares a model with its original in each version; refuses it where one of them differs.
-
-    Args:
-        subject: where the model comes from, for messages.
-        model: path of the ONNX file.
-        reference: (n, *dims) -> float32 (n, k), the original.
-        rows: (n, *dims); the first PROVEN_ROWS are asked about.
-        versions: of ONNX Runtime.
-        progress: told what is being done.
+    """Compares a model with its original, (n, *dims) -> float32 (n, k), on the first PROVEN_ROWS in each version.
 
     Raises:
         ExportError: the original fails, or the model says something else in one of the versions.
@@ -90,46 +88,49 @@ def proofs_of(
     versions: Sequence[str],
     allowed: float,
     mean_allowed: float = np.inf,
-    progress: Callable[[str], None] = lambda _: None,
+    progress: Progress = lambda _: None,
 ) -> dict[str, Proof]:
-    """Asks a model about the same rows in each version; a version that cannot be had gives a proof that says so.
+    """Asks a model about the first PROVEN_ROWS in each version, in batches of 1, 7 and 33.
+
+    A version that cannot be had gives a proof that says so.
 
     Args:
         model: path of the ONNX file.
-        rows: (n, *dims); the first PROVEN_ROWS are asked about, in batches of 1, 7 and 33.
+        rows: (n, *dims).
         expected: float32 (n, k), what the original says of them.
         versions: of ONNX Runtime.
         allowed: largest absolute difference.
         mean_allowed: largest mean absolute difference, of the rows in one batch size.
         progress: told what is being done.
     """
-    rows, expected = rows[:PROVEN_ROWS], expected[:PROVEN_ROWS]
-    rows_in = {min(batch, len(rows)): min(count, len(rows)) for batch, count in _ROWS_IN_BATCH.items()}
-    question = Question(model=model, rows=rows, batches=tuple(rows_in), rows_in=rows_in)
+    rows = rows[:PROVEN_ROWS]
+    batches = {min(size, len(rows)): min(count, len(rows)) for size, count in _ROWS_IN_BATCH.items()}
     found = {}
     for version in versions:
         progress(f"proving on ONNX Runtime {version}")
         try:
             folder = runtime_folder(version)
-            (said,) = answers_in_own_process([question], folder=folder, wanted=None if folder is None else version)
+            question, wanted = Question(model=model, rows=rows, batches=batches), version if folder else None
+            (said,) = answers_in_own_process([question], folder=folder, wanted=wanted)
         except ExportError as error:
             found[version] = Proof(version=version, not_proven=str(error))
             continue
-        wanted = {batch: expected[:count] for batch, count in rows_in.items()}
-        found[version] = _compared(version, said, wanted, allowed=allowed, mean_allowed=mean_allowed)
+        if isinstance(said, str):
+            found[version] = Proof(version=version, fault=said)
+        else:
+            wanted_of = {size: expected[:count] for size, count in batches.items()}
+            found[version] = _compared(version, said, wanted_of, allowed=allowed, mean_allowed=mean_allowed)
     return found
 
 
 def _compared(
     version: str,
-    said: Mapping[int, npt.NDArray[Any]] | str,
+    said: Mapping[int, npt.NDArray[Any]],
     expected: Mapping[int, npt.NDArray[np.float32]],
     *,
     allowed: float,
     mean_allowed: float,
 ) -> Proof:
-    if isinstance(said, str):
-        return Proof(version=version, fault=said)
     for batch, output in said.items():
         if output.shape != expected[batch].shape:
             shapes = f"shape {list(output.shape)} for {list(expected[batch].shape)} in batches of {batch}"
@@ -137,7 +138,7 @@ def _compared(
     errors = [np.abs(np.asarray(output, np.float32) - expected[batch]) for batch, output in said.items()]
     # Python's max loses a NaN that does not come first. NaN fails the comparisons below.
     worst, mean = float(np.max([one.max() for one in errors])), float(np.max([one.mean() for one in errors]))
-    fault: str | None = None
+    fault = None
     if not worst <= allowed:
         fault = f"differs by up to {worst:.3g}"
     elif not mean <= mean_allowed:
@@ -151,29 +152,21 @@ def require_proven(subject: str, proofs: Mapping[str, Proof]) -> None:
     Raises:
         ExportError: naming each, and the Triton releases that carry it.
     """
-    wrong = [proof for proof in proofs.values() if proof.fault is not None]
-    if not wrong:
-        return
-    said = "; ".join(f"ONNX Runtime {one.version}{_carried_by(one.version)}: {one.fault}" for one in wrong)
-    others = ",".join(version for version, proof in proofs.items() if proof.holds) or "none"
-    raise ExportError(
-        f"{subject} on the runtimes that serve it",
-        got=said,
-        expected="what the original says, in each of them",
-        fix=f"serve with a release that runs it right and prove it on those alone (`runtimes` {others}), "
-        "or export it again without that operator",
-    )
-
-
-def _carried_by(version: str) -> str:
-    names = releases_with(version)
-    return f" (in Triton {', '.join(names)})" if names else ""
-
-
-# Kernels that round another way may cause this share of the mean difference that a lower precision costs.
-# Between 1.19.2 and 1.32 the int8 digits members, with only ten scores a row, differ by 0.04 to 0.31 of it over
-# hundreds of rows, and by up to 0.5 over 7.
-_ROUNDING_SHARE = 0.5
+    wrong = []
+    for proof in proofs.values():
+        if proof.fault is not None:
+            releases = ", ".join(releases_with(proof.version))
+            carried = f" (in Triton {releases})" if releases else ""
+            wrong.append(f"ONNX Runtime {proof.version}{carried}: {proof.fault}")
+    if wrong:
+        others = ",".join(version for version, proof in proofs.items() if proof.holds) or "none"
+        raise ExportError(
+            f"{subject} on the runtimes that serve it",
+            got="; ".join(wrong),
+            expected="what the original says, in each of them",
+            fix=f"serve with a release that runs it right and prove it on those alone (`runtimes` {others}), "
+            "or export it again without that operator",
+        )
 
 
 def prove_against_installed(
@@ -183,23 +176,17 @@ def prove_against_installed(
     *,
     versions: Sequence[str],
     agreement: Mapping[str, Any] | None = None,
-    progress: Callable[[str], None] = lambda _: None,
+    progress: Progress = lambda _: None,
 ) -> dict[str, Proof]:
-    """Compares what a model says in each version with what it says in the installed one.
+    """Compares what a model says of the first PROVEN_ROWS in each version with what it says in the installed one.
 
-    Args:
-        subject: the model, for messages.
-        model: path of the ONNX file.
-        rows: (n, *dims); the first PROVEN_ROWS are asked about.
-        versions: of ONNX Runtime.
-        agreement: of a member of lower precision with its fp32 original, as its manifest has it: kernels may round
-            another way, so single scores may differ by "max_abs", and all by a share of "mean_abs" on average.
-        progress: told what is being done.
+    `agreement` is that of a member of lower precision with its fp32 original, as its manifest has it: kernels may
+    round another way, so single scores may differ by "max_abs", and all by a share of "mean_abs" on average.
 
     Raises:
         ExportError: it says something else in one of them.
     """
-    proofs = _proofs_as_here(subject, model, rows, versions=versions, agreement=agreement, progress=progress)
+    proofs = _proofs_as_here(subject, model, rows, versions, agreement or {}, progress)
     require_proven(subject, proofs)
     return proofs
 
@@ -208,29 +195,28 @@ def _proofs_as_here(
     subject: str,
     model: Path,
     rows: npt.NDArray[Any],
-    *,
     versions: Sequence[str],
-    agreement: Mapping[str, Any] | None,
-    progress: Callable[[str], None],
+    agreement: Mapping[str, Any],
+    progress: Progress,
 ) -> dict[str, Proof]:
     if not versions:
         return {}
     session, few = session_of(model, subject), rows[:PROVEN_ROWS]
     here = session.run(None, {session.get_inputs()[0].name: few})[0]
-    least, costs = allowed_of(here), agreement or {}
+    least = allowed_of(here)
     return proofs_of(
         model,
         few,
         here,
         versions=versions,
-        allowed=max(least, float(costs.get("max_abs", 0.0))),
-        mean_allowed=max(least, _ROUNDING_SHARE * float(costs.get("mean_abs", 0.0))),
+        allowed=max(least, float(agreement.get("max_abs", 0.0))),
+        mean_allowed=max(least, _ROUNDING_SHARE * float(agreement.get("mean_abs", 0.0))),
         progress=progress,
     )
 
 
 def prove_member(
-    repository: Path, name: str, *, versions: Sequence[str], progress: Callable[[str], None] = lambda _: None
+    repository: Path, name: str, *, versions: Sequence[str], progress: Progress = lambda _: None
 ) -> Manifest:
     """Proves a member on more versions and adds the results to its manifest.
 
@@ -240,32 +226,29 @@ def prove_member(
         SpecError: the manifest is wrong.
     """
     manifest = onnx_manifest(repository, name)
-    subject = f"member {name}"
+    subject, path = f"member {name}", repository / name / manifest.file
+    rows = varied_rows(manifest.input, PROVEN_ROWS, seed=1)
     proofs = _proofs_as_here(
-        subject,
-        repository / name / manifest.file,
-        varied_rows(manifest.input, PROVEN_ROWS, seed=1),
-        versions=versions,
-        agreement=manifest.agreement,
-        progress=lambda text: progress(f"{name}: {text}"),
+        subject, path, rows, versions, manifest.agreement, lambda text: progress(f"{name}: {text}")
     )
-    runtimes = {**manifest.runtimes, **{version: proof.as_json() for version, proof in proofs.items()}}
-    prove_model = dataclasses.replace(
-        manifest, runtimes=runtimes, versions={**manifest.versions, "onnxruntime": installed_version()}
+    proven = dataclasses.replace(
+        manifest,
+        runtimes={**manifest.runtimes, **json_of(proofs)},
+        versions={**manifest.versions, "onnxruntime": installed_version()},
     )
     # The manifest is written before a refusal: an earlier proof must not outlive a later fault.
-    write_all(repository / name, {MANIFEST: json_from_manifest(prove_model)})
+    write_all(repository / name, {MANIFEST: json_from_manifest(proven)})
     require_proven(subject, proofs)
-    return prove_model
+    return proven
+
+
+def json_of(proofs: Mapping[str, Proof]) -> dict[str, Any]:
+    """Proofs by version as a manifest keeps them."""
+    return {version: proof.as_json() for version, proof in proofs.items()}
 
 
 def refresh_member(
-    repository: Path,
-    name: str,
-    *,
-    versions: Sequence[str],
-    renamed: bool,
-    progress: Callable[[str], None] = lambda _: None,
+    repository: Path, name: str, *, versions: Sequence[str], renamed: bool, progress: Progress = lambda _: None
 ) -> str:
     """Proves a member that is up to date on those versions on which it is not proven yet.
 
@@ -276,14 +259,14 @@ def refresh_member(
         ExportError: it says something else in one of them; its manifest says so then.
         RepositoryError: the repository cannot be read or written.
     """
-    rest = [version for version in versions if not _is_proven(onnx_manifest(repository, name), version)]
+
+    def is_proven(manifest: Manifest, version: str) -> bool:
+        proof = manifest.runtimes.get(version)
+        return proof is not None and not {"fault", "not_proven"} & set(proof)
+
+    rest = [version for version in versions if not is_proven(onnx_manifest(repository, name), version)]
     if rest:
         manifest = prove_member(repository, name, versions=rest, progress=progress)
-        if any(_is_proven(manifest, version) for version in rest):
+        if any(is_proven(manifest, version) for version in rest):
             return "proven"
     return "named" if renamed else "up to date"
-
-
-def _is_proven(manifest: Manifest, version: str) -> bool:
-    proof = manifest.runtimes.get(version)
-    return proof is not None and not {"fault", "not_proven"} & set(proof)

@@ -8,7 +8,7 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ PACKAGES = ("onnxruntime", "onnxruntime-gpu")
 # By default pip waits minutes for an index that does not answer.
 _PIP_OPTIONS = ("--no-deps", "--only-binary=:all:", "--retries", "1", "--timeout", "20", "--quiet")
 _FETCH_TIMEOUT_S = 600
+_PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 
 
 def installed_version() -> str:
@@ -39,8 +40,7 @@ def installed_version() -> str:
 
 def cache_folder() -> Path:
     """Where unpacked wheels are kept: $COMMITTEE_CACHE, else the user's cache folder."""
-    own = os.environ.get(CACHE_VARIABLE)
-    if own:
+    if own := os.environ.get(CACHE_VARIABLE):
         return Path(own)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "committee"
 
@@ -60,8 +60,17 @@ def runtime_folder(wanted: str) -> Path | None:
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".fetching-", dir=folder.parent) as name:
-            _unpack(_fetched(wanted, Path(name), what), Path(name) / "unpacked", what)
-            _move(Path(name) / "unpacked", folder)
+            unpacked = Path(name) / "unpacked"
+            _unpack(_fetched(wanted, Path(name), what), unpacked, what)
+            # A folder that is not whole makes room, and goes with the temporary one.
+            if not _is_whole(folder) and (folder.exists() or folder.is_symlink()):
+                folder.rename(unpacked.with_name("replaced"))
+            try:
+                unpacked.rename(folder)
+            except OSError:
+                # Another process may have put the same there meanwhile.
+                if not _is_whole(folder):
+                    raise
     except OSError as error:
         reason = f"{error.strerror or error} ({error.filename or folder})"
         fix = f"make room, or name another folder with {CACHE_VARIABLE}"
@@ -70,8 +79,7 @@ def runtime_folder(wanted: str) -> Path | None:
 
 
 def _folder_of(wanted: str) -> Path:
-    tag = f"cp{sys.version_info.major}{sys.version_info.minor}"
-    return cache_folder() / "onnxruntime" / f"{wanted}-{tag}"
+    return cache_folder() / "onnxruntime" / f"{wanted}-cp{_PYTHON.replace('.', '')}"
 
 
 def _is_whole(folder: Path) -> bool:
@@ -82,25 +90,19 @@ def _is_whole(folder: Path) -> bool:
 
 def _fetched(wanted: str, folder: Path, what: str) -> Path:
     command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download", *_PIP_OPTIONS]
+    command += ["--dest", str(folder), f"onnxruntime=={wanted}"]
     try:
-        done = subprocess.run(
-            [*command, "--dest", str(folder), f"onnxruntime=={wanted}"],
-            capture_output=True,
-            text=True,
-            timeout=_FETCH_TIMEOUT_S,
-            check=False,
-        )
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_FETCH_TIMEOUT_S, check=False)
     except subprocess.TimeoutExpired as error:
-        raise ExportError(
-            what, got=f"no wheel after {_FETCH_TIMEOUT_S} s", expected="one from the index"
-        ) from error
+        got = f"no wheel after {_FETCH_TIMEOUT_S} s"
+        raise ExportError(what, got=got, expected="one from the index") from error
     wheel = next(folder.glob("onnxruntime-*.whl"), None)
     if done.returncode or wheel is None:
         errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
         raise ExportError(
             what,
-            got=(errors or done.stderr.strip().splitlines() or ["no wheel"])[-1][:200],
-            expected=f"a wheel for Python {sys.version_info.major}.{sys.version_info.minor} that pip can fetch",
+            got=errors[-1][:200] if errors else _last_line(done.stderr, "no wheel"),
+            expected=f"a wheel for Python {_PYTHON} that pip can fetch",
             fix=f"unpack one into {_folder_of(wanted)}, or choose other versions",
         )
     return wheel
@@ -114,20 +116,6 @@ def _unpack(wheel: Path, folder: Path, what: str) -> None:
         raise ExportError(what, got=f"a damaged wheel ({error})", expected="a whole one") from error
     if not _is_whole(folder):
         raise ExportError(what, got=f"a damaged wheel ({wheel.name} without its library)", expected="a whole one")
-
-
-def _move(made: Path, folder: Path) -> None:
-    """Puts the unpacked wheel in place, over a folder that is not whole.
-
-    Another process may have done so meanwhile, with the same content. The old folder goes with the temporary one.
-    """
-    if not _is_whole(folder) and (folder.exists() or folder.is_symlink()):
-        folder.rename(made.with_name("replaced"))
-    try:
-        made.rename(folder)
-    except OSError:
-        if not _is_whole(folder):
-            raise
 
 
 IMAGES, ALL, NONE = "images", "all", "none"
@@ -174,12 +162,11 @@ def _versions(word: str) -> tuple[str, ...]:
             expected="one that is known",
             fix="ask its image (`pip list`, or the folder of its backend) and give that version",
         )
-    fix = nearest(word, RELEASES) if _RELEASE.fullmatch(word) else None
     raise ExportError(
         "`runtimes`",
         got=repr(word),
         expected="none, or images, all, versions such as 1.19.2 and Triton releases such as 26.07",
-        fix=fix,
+        fix=nearest(word, RELEASES) if _RELEASE.fullmatch(word) else None,
     )
 
 
@@ -196,14 +183,12 @@ class Question:
     Args:
         model: path of an ONNX file; files of weights lie beside it.
         rows: (n, *dims) in the dtype of its only input.
-        batches: sizes they are sent in, one after another.
-        rows_in: batch size -> how many of the rows, from the first, are sent in it; all where it is not named.
+        batches: size -> how many of the rows, from the first, are sent in batches of it.
     """
 
     model: Path
     rows: Array
-    batches: tuple[int, ...]
-    rows_in: Mapping[int, int] = field(default_factory=dict)
+    batches: Mapping[int, int]
 
 
 def answers_in_own_process(
@@ -228,13 +213,31 @@ def answers_in_own_process(
         ExportError: ONNX Runtime cannot be imported there, or is another version than wanted.
     """
     with tempfile.TemporaryDirectory(prefix="committee-runtime-") as name:
-        cases = [_case(question, Path(name) / str(index)) for index, question in enumerate(questions)]
+        cases = []
+        for index, question in enumerate(questions):
+            into = Path(name) / str(index)
+            into.mkdir()
+            np.save(into / "rows.npy", question.rows)
+            batches = list(question.batches.items())
+            cases.append({"model": str(question.model.resolve()), "into": str(into), "batches": batches})
         own = [] if folder is None else [str(folder.resolve())]
         output, why = _run([*prefix, sys.executable, str(WORKER), *own], json.dumps(cases))
         first, *lines = [json.loads(line) for line in output.splitlines() if line.startswith("{")] or [{}]
-        _require_version(first.get("version"), wanted, folder, why)
+        found = first.get("version")
+        if found is None or wanted not in (None, found):
+            raise ExportError(
+                f"ONNX Runtime {wanted or 'as installed'}",
+                got=why if found is None else f"version {found}",
+                expected=f"version {wanted}" if wanted else "one that can be imported",
+                fix="install it again" if folder is None else f"remove {folder} and run again",
+            )
         faults = [line["fault"] for line in lines] + [why] * (len(cases) - len(lines))
-        return [fault if fault is not None else _read(case) for case, fault in zip(cases, faults, strict=True)]
+        return [
+            {size: np.load(Path(name) / str(index) / f"{size}.npy") for size in question.batches}
+            if fault is None
+            else fault
+            for index, (question, fault) in enumerate(zip(questions, faults, strict=True))
+        ]
 
 
 def _run(command: Sequence[str], text: str) -> tuple[str, str]:
@@ -246,39 +249,11 @@ def _run(command: Sequence[str], text: str) -> tuple[str, str]:
         return (error.stdout or b"").decode(errors="replace"), f"its process did not end within {_TIMEOUT_S:g} s"
     except OSError as error:
         return "", f"its process failed: {error}"
-    return done.stdout, f"its process ended with status {done.returncode} ({_last_line(done.stderr)})"
-
-
-def _require_version(found: str | None, wanted: str | None, folder: Path | None, why: str) -> None:
-    """Raises ExportError where no version answers, or another than `wanted`."""
-    if found is not None and wanted in (None, found):
-        return
-    raise ExportError(
-        f"ONNX Runtime {wanted or 'as installed'}",
-        got=why if found is None else f"version {found}",
-        expected=f"version {wanted}" if wanted else "one that can be imported",
-        fix="install it again" if folder is None else f"remove {folder} and run again",
+    return (
+        done.stdout,
+        f"its process ended with status {done.returncode} ({_last_line(done.stderr, 'no message')})",
     )
 
 
-def _case(question: Question, into: Path) -> dict[str, Any]:
-    into.mkdir()
-    rows = into / "rows.npy"
-    np.save(rows, question.rows)
-    return {
-        "model": str(question.model.resolve()),
-        "rows": str(rows),
-        "batches": [
-            [batch, min(question.rows_in.get(batch, len(question.rows)), len(question.rows))]
-            for batch in question.batches
-        ],
-        "into": str(into),
-    }
-
-
-def _read(case: dict[str, Any]) -> dict[int, Array]:
-    return {batch: np.load(Path(case["into"]) / f"{batch}.npy") for batch, _ in case["batches"]}
-
-
-def _last_line(text: str) -> str:
-    return (text.strip().splitlines() or ["no message"])[-1][:200]
+def _last_line(text: str, otherwise: str) -> str:
+    return (text.strip().splitlines() or [otherwise])[-1][:200]

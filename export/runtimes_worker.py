@@ -3,8 +3,8 @@
 Started by file name, so it may import numpy and that ONNX Runtime only; without a folder it takes the installed
 one. Its first line of JSON is {"version": ...}, once ONNX Runtime is imported: where a folder lacks the package,
 Python takes the installed one, so the caller must compare. Reads JSON from stdin, a list of {"model": path,
-"rows": path of .npy, "batches": [[size, rows]], "into": folder}; writes <folder>/<size>.npy, and one line of JSON
-for each: {"fault": null or one line}. A model that crashes it leaves no line.
+"into": folder with rows.npy, "batches": [[size, rows]]}; writes <folder>/<size>.npy, and one line of JSON each:
+{"fault": null or one line}. A model that crashes it leaves no line.
 """
 
 import json
@@ -44,12 +44,13 @@ def _answer(case: dict[str, Any]) -> None:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     session = onnxruntime.InferenceSession(case["model"], options, providers=["CPUExecutionProvider"])
-    rows = np.load(case["rows"])
+    into = Path(case["into"])
+    rows = np.load(into / "rows.npy")
     name = session.get_inputs()[0].name
     for batch, count in case["batches"]:
         starts = range(0, count, batch)
-        parts = [session.run(None, {name: rows[start : min(start + batch, count)]})[0] for start in starts]
-        np.save(Path(case["into"]) / f"{batch}.npy", np.concatenate(parts))
+        parts = [session.run(None, {name: rows[:count][start : start + batch]})[0] for start in starts]
+        np.save(into / f"{batch}.npy", np.concatenate(parts))
 
 
 if __name__ == "__main__":

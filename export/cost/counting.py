@@ -10,7 +10,7 @@ from onnx import TensorProto, numpy_helper
 from export.cost.rules import NodeView, Shape, is_preprocess, macs_of, operator_of
 from export.cost.shapes import GraphPath, Shapes, graphs_of, shapes_of
 from orchestrator.errors import ExportError
-from orchestrator.graphs.editing import inlined
+from orchestrator.graphs.editing import all_graphs, inlined
 
 COUNTER = "committee onnx counter (convolutions, matrix products, attention, recurrences)"
 LARGER_BRANCH = "of an If the larger branch counts: an upper bound"
@@ -19,12 +19,11 @@ EARLY_END = "a Loop that may end early counts in full: an upper bound"
 
 @dataclass(frozen=True, kw_only=True)
 class NodeCost:
-    """Multiply-accumulates of one node, for all rows the graph was counted at."""
+    """Multiply-accumulates of one node, of the network or of the image processing, for all rows counted."""
 
     name: str
     operator: str
     macs: int
-    # Part of the image processing, not of the network.
     preprocess: bool
 
 
@@ -74,29 +73,17 @@ def cost_of(model: onnx.ModelProto, shapes: Mapping[str, Sequence[int]] | None =
     found = shapes_of(whole, shapes or {})
     counter = _Counter(found)
     nodes = counter.count(whole.graph, (), {}, {})
-    return GraphCost(
-        rows=found.rows,
-        parameters=parameters_of(whole),
-        nodes=tuple(nodes),
-        notes=(*found.notes, *sorted(counter.notes)),
-    )
+    notes = (*found.notes, *sorted(counter.notes))
+    return GraphCost(rows=found.rows, parameters=parameters_of(whole), nodes=tuple(nodes), notes=notes)
 
 
 def macs_per_row(model: onnx.ModelProto) -> int:
-    """Multiply-accumulates of the network, one row, image processing in the graph left out.
-
-    Raises:
-        ExportError: a shape that matters cannot be inferred, or an operator's work is not known.
-    """
+    """Multiply-accumulates of the network, one row, image processing left out; raises as `cost_of`."""
     return cost_of(model).macs_per_row
 
 
 def preprocess_macs_per_row(model: onnx.ModelProto) -> int:
-    """Multiply-accumulates of the image processing in front of the network ("preprocess/..."), one row.
-
-    Raises:
-        ExportError: a shape that matters cannot be inferred, or an operator's work is not known.
-    """
+    """Multiply-accumulates of the image processing ("preprocess/..."), one row; raises as `cost_of`."""
     return cost_of(model).preprocess_macs_per_row
 
 
@@ -143,29 +130,22 @@ class _Counter:
             return []
         operator = view.node.op_type
         if operator == "If":
-            branches = sorted(inside.values(), key=_total)
-            if _total(branches[0]) != _total(branches[-1]):
+            totals = {name: sum(cost.macs for cost in costs) for name, costs in inside.items()}
+            if len(set(totals.values())) > 1:
                 self.notes.add(LARGER_BRANCH)
-            return [(branches[-1], 1)]
+            return [(inside[max(totals, key=lambda name: totals[name])], 1)]
         if operator == "Scan":
             first = len(view.node.input) - view.attribute("num_scan_inputs", 1)
             axis = (view.attribute("scan_input_axes", None) or [0])[0]
             return [(inside["body"], view.shape(first)[axis])]
         trips = constants.get(view.node.input[0]) if operator == "Loop" else None
         if trips is None:
-            raise ExportError(
-                f"cost of {view.subject}",
-                got=f"{operator} that runs an unknown number of times",
-                expected="a constant number",
-                fix="unroll it, or count its body alone",
-            )
+            got = f"{operator} that runs an unknown number of times"
+            fix = "unroll it, or count its body alone"
+            raise ExportError(f"cost of {view.subject}", got=got, expected="a constant number", fix=fix)
         if not _runs_to_the_end(view.attribute("body", None)):
             self.notes.add(EARLY_END)
         return [(inside["body"], int(numpy_helper.to_array(trips).item()))]
-
-
-def _total(costs: Iterable[NodeCost]) -> int:
-    return sum(cost.macs for cost in costs)
 
 
 def _runs_to_the_end(body: onnx.GraphProto) -> bool:
@@ -181,12 +161,14 @@ def _runs_to_the_end(body: onnx.GraphProto) -> bool:
 
 
 def _constants(graph: onnx.GraphProto) -> dict[str, onnx.TensorProto]:
-    found = {weight.name: weight for weight in graph.initializer}
-    for node in graph.node:
-        for part in node.attribute:
-            if node.op_type == "Constant" and part.name == "value":
-                found[node.output[0]] = part.t
-    return found
+    """Initialisers and the tensors of Constant nodes, by name."""
+    return {weight.name: weight for weight in graph.initializer} | {
+        node.output[0]: part.t
+        for node in graph.node
+        if node.op_type == "Constant"
+        for part in node.attribute
+        if part.name == "value"
+    }
 
 
 _FLOATS = frozenset((TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16))
@@ -215,11 +197,13 @@ def parameters_of(model: onnx.ModelProto) -> int:
     Scales and zero points are not counted, nor are constants of the image processing in front ("preprocess/...").
     Graphs inside If, Loop and Scan are.
     """
-    graphs = list(_graphs(model.graph))
+    graphs = [model.graph, *all_graphs(model.graph.node)]
     nodes = [node for graph in graphs for node in graph.node]
     weights, settings = _roles(nodes)
-    total = sum(math.prod(part.i for part in node.attribute if part.name in "KN") for node in _packed(nodes))
-    for name, kind, size in _tensors(graphs):
+    # This one's weight packs several values into a byte; attributes have its size.
+    packed = [node for node in nodes if node.op_type == "MatMulNBits"]
+    total = sum(math.prod(part.i for part in node.attribute if part.name in "KN") for node in packed)
+    for name, kind, size in (found for graph in graphs for found in _tensors(graph)):
         trained = name in weights or (kind in _FLOATS and name not in settings)
         total += size if trained and not is_preprocess(name) else 0
     return total
@@ -237,27 +221,11 @@ def _roles(nodes: Iterable[onnx.NodeProto]) -> tuple[set[str], set[str]]:
     return weights, settings - weights - others
 
 
-def _packed(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
-    """Nodes whose weight packs several values into a byte; attributes have its size."""
-    return (node for node in nodes if node.op_type == "MatMulNBits")
-
-
-def _tensors(graphs: Iterable[onnx.GraphProto]) -> Iterator[tuple[str, int, int]]:
+def _tensors(graph: onnx.GraphProto) -> Iterator[tuple[str, int, int]]:
     """Name, type and size of every constant; a scalar in a Constant node is not a trained value."""
-    for graph in graphs:
-        for weight in graph.initializer:
-            yield weight.name, weight.data_type, math.prod(weight.dims)
-        for sparse in graph.sparse_initializer:
-            yield sparse.values.name, sparse.values.data_type, math.prod(sparse.values.dims)
-        for node in graph.node:
-            for part in node.attribute:
-                if node.op_type == "Constant" and part.name == "value" and part.t.dims:
-                    yield node.output[0], part.t.data_type, math.prod(part.t.dims)
-
-
-def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
-    yield graph
-    for node in graph.node:
-        for part in node.attribute:
-            if part.type == onnx.AttributeProto.GRAPH:
-                yield from _graphs(part.g)
+    weights = {weight.name for weight in graph.initializer}
+    for name, tensor in _constants(graph).items():
+        if tensor.dims or name in weights:
+            yield name, tensor.data_type, math.prod(tensor.dims)
+    for sparse in graph.sparse_initializer:
+        yield sparse.values.name, sparse.values.data_type, math.prod(sparse.values.dims)

@@ -21,13 +21,7 @@ _PREPROCESS = re.compile(rf"(member/[^/]+/)?{re.escape(PREFIX)}")
 
 @dataclass(frozen=True)
 class NodeView:
-    """One node with the shapes around it.
-
-    Args:
-        node: of the graph.
-        subject: its name, for messages.
-        shapes: of every value it can see that has a fixed one.
-    """
+    """One node, its name for messages, and the shapes of every value it can see that has a fixed one."""
 
     node: onnx.NodeProto
     subject: str
@@ -82,32 +76,24 @@ def macs_of(view: NodeView) -> int:
         ExportError: its operator's work is not known, or a shape is missing.
     """
     operator = operator_of(view.node)
-    rule = RULES.get(operator)
-    if rule is not None:
-        return rule(view)
-    if is_light(view.node):
+    if operator in RULES:
+        return RULES[operator](view)
+    if _is_light(operator):
         return 0
-    runtime_made = operator.startswith("com.m")
+    before = "before it was optimised for one runtime" if operator.startswith("com.m") else None
     raise ExportError(
         f"cost of {view.subject}",
         got=f"operator {operator}",
         expected="operators whose multiply-accumulates are known",
-        fix="count the graph before it was optimised for one runtime"
-        if runtime_made
-        else "count it in the framework it comes from",
+        fix=f"count the graph {before}" if before else "count it in the framework it comes from",
     )
 
 
-def is_light(node: onnx.NodeProto) -> bool:
-    """Whether an operator is known to multiply and accumulate nothing."""
-    operator = operator_of(node)
-    if operator == node.op_type and node.op_type not in _HEAVY:
-        return operator in _LIGHT or _is_reviewed(operator)
-    return operator in _LIGHT
-
-
 @functools.cache
-def _is_reviewed(operator: str) -> bool:
+def _is_light(operator: str) -> bool:
+    """Whether an operator is known to multiply and accumulate nothing; the standard ones have no domain."""
+    if operator in _LIGHT or "::" in operator or operator in _HEAVY:
+        return operator in _LIGHT
     return any(onnx.defs.has(operator, opset) for opset in range(1, _REVIEWED_OPSET + 1))
 
 
@@ -181,81 +167,54 @@ def _recurrent(view: NodeView) -> int:
 
 
 def _linear_model(view: NodeView) -> int:
-    rows = view.shape(0)[0] if len(view.shape(0)) > 1 else 1
-    return rows * len(view.attribute("coefficients", []))
-
-
-def _support_vectors(view: NodeView) -> int:
     """The products of a row with the support vectors, or with one vector per class where the kernel is linear."""
     rows = view.shape(0)[0] if len(view.shape(0)) > 1 else 1
-    vectors: list[float] = view.attribute("support_vectors", [])
-    return rows * (len(vectors) or len(view.attribute("coefficients", [])))
+    return rows * len(view.attribute("support_vectors", []) or view.attribute("coefficients", []))
 
 
+# Rule -> standard operators, and those of ONNX Runtime.
+_OPERATORS: tuple[tuple[Rule, str, str], ...] = (
+    (_convolution(1), "Conv ConvInteger DeformConv", "FusedConv NhwcConv NhwcFusedConv"),
+    (_convolution(3), "QLinearConv", "QLinearConv"),
+    (_transposed_convolution, "ConvTranspose", ""),
+    (_gemm, "Gemm", "FusedGemm QGemm"),
+    (
+        _matmul,
+        "MatMul MatMulInteger QLinearMatMul",
+        "FusedMatMul TransposeMatMul GemmFastGelu MatMulIntegerToFloat DynamicQuantizeMatMul MatMulInteger16 "
+        "MatMulNBits MatMulBnb4",
+    ),
+    (_einsum, "Einsum", ""),
+    (_attention, "Attention", ""),
+    (_projected_attention(4), "", "Attention"),
+    (_projected_attention(8), "", "QAttention"),
+    (_multi_head_attention, "", "MultiHeadAttention"),
+    (_recurrent, "LSTM GRU RNN", "DynamicQuantizeLSTM"),
+    (_linear_model, "ai.onnx.ml::LinearClassifier ai.onnx.ml::LinearRegressor", ""),
+    (_linear_model, "ai.onnx.ml::SVMClassifier ai.onnx.ml::SVMRegressor", ""),
+)
 RULES: dict[str, Rule] = {
-    "Conv": _convolution(1),
-    "ConvInteger": _convolution(1),
-    "DeformConv": _convolution(1),
-    "QLinearConv": _convolution(3),
-    f"{MICROSOFT}QLinearConv": _convolution(3),
-    f"{MICROSOFT}FusedConv": _convolution(1),
-    f"{MICROSOFT}NhwcConv": _convolution(1),
-    f"{MICROSOFT}NhwcFusedConv": _convolution(1),
-    "ConvTranspose": _transposed_convolution,
-    "Gemm": _gemm,
-    f"{MICROSOFT}FusedGemm": _gemm,
-    f"{MICROSOFT}QGemm": _gemm,
-    "MatMul": _matmul,
-    "MatMulInteger": _matmul,
-    "QLinearMatMul": _matmul,
-    f"{MICROSOFT}FusedMatMul": _matmul,
-    f"{MICROSOFT}TransposeMatMul": _matmul,
-    f"{MICROSOFT}GemmFastGelu": _matmul,
-    f"{MICROSOFT}MatMulIntegerToFloat": _matmul,
-    f"{MICROSOFT}DynamicQuantizeMatMul": _matmul,
-    f"{MICROSOFT}MatMulInteger16": _matmul,
-    f"{MICROSOFT}MatMulNBits": _matmul,
-    f"{MICROSOFT}MatMulBnb4": _matmul,
-    "Einsum": _einsum,
-    "Attention": _attention,
-    f"{MICROSOFT}Attention": _projected_attention(4),
-    f"{MICROSOFT}QAttention": _projected_attention(8),
-    f"{MICROSOFT}MultiHeadAttention": _multi_head_attention,
-    "LSTM": _recurrent,
-    "GRU": _recurrent,
-    "RNN": _recurrent,
-    f"{MICROSOFT}DynamicQuantizeLSTM": _recurrent,
-    "ai.onnx.ml::LinearClassifier": _linear_model,
-    "ai.onnx.ml::LinearRegressor": _linear_model,
-    "ai.onnx.ml::SVMClassifier": _support_vectors,
-    "ai.onnx.ml::SVMRegressor": _support_vectors,
+    prefix + name: rule
+    for rule, standard, own in _OPERATORS
+    for prefix, names in (("", standard), (MICROSOFT, own))
+    for name in names.split()
 }
 
 # Operators up to this opset were reviewed; a later one may do any work.
 _REVIEWED_OPSET = 28
 _HEAVY = frozenset(("CausalConvWithState", "DFT", "Det", "LinearAttention", "STFT", "ImageDecoder"))
-# fmt: off
-_LIGHT_OF_MICROSOFT = (
-    "BiasAdd", "BiasGelu", "BiasSoftmax", "BiasSplitGelu", "FastGelu", "Gelu", "QuickGelu",
-    "SkipLayerNormalization", "SkipSimplifiedLayerNormalization", "SkipGroupNorm", "GroupNorm",
-    "EmbedLayerNormalization", "RotaryEmbedding", "QuantizeLinear", "DequantizeLinear", "MulInteger",
-    "QLinearAdd", "QLinearMul", "QLinearConcat", "QLinearSigmoid", "QLinearLeakyRelu", "QLinearWhere",
-    "QLinearSoftmax", "QLinearAveragePool", "QLinearGlobalAveragePool", "QLinearReduceMean", "NhwcMaxPool",
-    "GridSample", "ExpandDims", "GatherND", "Pad", "Trilu", "Range", "Unique",
-)
-_LIGHT_OF_ML = (
-    "ArrayFeatureExtractor", "Binarizer", "CastMap", "CategoryMapper", "DictVectorizer", "FeatureVectorizer",
-    "Imputer", "LabelEncoder", "Normalizer", "OneHotEncoder", "Scaler", "ZipMap",
-)
-# fmt: on
-_LIGHT = frozenset(
-    (
-        # ONNX Runtime's own operators in the standard domain.
-        *("SimplifiedLayerNormalization", "MemcpyFromHost", "MemcpyToHost"),
-        *(MICROSOFT + name for name in _LIGHT_OF_MICROSOFT),
-        *(f"ai.onnx.ml::{name}" for name in _LIGHT_OF_ML),
-    )
-)
+# By domain; those of the standard one are ONNX Runtime's own.
+_LIGHT_IN = {
+    "": "SimplifiedLayerNormalization MemcpyFromHost MemcpyToHost",
+    MICROSOFT: "BiasAdd BiasGelu BiasSoftmax BiasSplitGelu FastGelu Gelu QuickGelu SkipLayerNormalization "
+    "SkipSimplifiedLayerNormalization SkipGroupNorm GroupNorm EmbedLayerNormalization RotaryEmbedding "
+    "QuantizeLinear DequantizeLinear MulInteger QLinearAdd QLinearMul QLinearConcat QLinearSigmoid "
+    "QLinearLeakyRelu QLinearWhere QLinearSoftmax QLinearAveragePool QLinearGlobalAveragePool QLinearReduceMean "
+    "NhwcMaxPool GridSample ExpandDims GatherND Pad Trilu Range Unique",
+    "ai.onnx.ml::": "ArrayFeatureExtractor Binarizer CastMap CategoryMapper DictVectorizer FeatureVectorizer "
+    "Imputer LabelEncoder Normalizer OneHotEncoder Scaler ZipMap",
+}
+_LIGHT = frozenset(prefix + name for prefix, names in _LIGHT_IN.items() for name in names.split())
 
 
 def einsum_macs(equation: str, shapes: Sequence[tuple[int, ...]], subject: str) -> int:
@@ -288,24 +247,19 @@ def _labels(equation: str, shapes: Sequence[tuple[int, ...]], subject: str) -> t
     inputs, arrow, result = equation.partition("->")
     terms = inputs.split(",")
     spare = [letter for letter in ascii_letters if letter not in equation]
+    # How many axes each "..." stands for.
     widths = [
-        len(shape) - len(term.replace("...", ""))
+        max(0, len(shape) - len(term.replace("...", ""))) if "..." in term else 0
         for term, shape in zip(terms, shapes, strict=False)
-        if "..." in term
     ]
-    longest = max(widths, default=0)
-    # Axes of "..." are matched from the right, as in broadcasting.
-    common = "".join(spare[: max(longest, 0)])
-    spelled = []
-    for term, shape in zip(terms, shapes, strict=False):
-        width = len(shape) - len(term.replace("...", "")) if "..." in term else 0
-        spelled.append(term.replace("...", common[len(common) - width :] if width > 0 else ""))
+    # They are matched from the right, as in broadcasting.
+    common = "".join(spare[: max(widths, default=0)])
+    spelled = [
+        term.replace("...", common[len(common) - width :]) for term, width in zip(terms, widths, strict=False)
+    ]
     if len(terms) != len(shapes) or any(len(t) != len(s) for t, s in zip(spelled, shapes, strict=True)):
-        raise ExportError(
-            f"cost of {subject}",
-            got=f"equation {equation} on shapes {list(shapes)}",
-            expected="one that fits them",
-        )
+        got = f"equation {equation} on shapes {list(shapes)}"
+        raise ExportError(f"cost of {subject}", got=got, expected="one that fits them")
     if not arrow:
         letters = inputs.replace(",", "").replace(".", "")
         result = "..." + "".join(sorted(letter for letter in set(letters) if letters.count(letter) == 1))

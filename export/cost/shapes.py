@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import onnx
 from google.protobuf.message import DecodeError, EncodeError
@@ -24,48 +25,32 @@ GraphPath = tuple[str, ...]
 # Small constants may be shapes, axes or sizes, which inference reads.
 KEPT_VALUES = 1024
 _FLOATS = frozenset((TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16))
-# Operator -> a standard operator whose output has the same shape, and the inputs to give it.
-_TWINS: dict[str, tuple[str, tuple[int, ...]]] = {
-    "FusedConv": ("Conv", (0, 1)),
-    "FusedGemm": ("Gemm", (0, 1)),
-    "QGemm": ("Gemm", (0, 3)),
-    "GemmFastGelu": ("MatMul", (0, 1)),
-    "MatMulIntegerToFloat": ("MatMul", (0, 1)),
-    "DynamicQuantizeMatMul": ("MatMul", (0, 1)),
-    "MatMulInteger16": ("MatMul", (0, 1)),
-    "QLinearAdd": ("Add", (0, 3)),
-    "QLinearMul": ("Mul", (0, 3)),
-    "QLinearAveragePool": ("AveragePool", (0,)),
-    "QLinearGlobalAveragePool": ("GlobalAveragePool", (0,)),
-    "EmbedLayerNormalization": ("Gather", (2, 0)),
-    **dict.fromkeys(
-        (
-            *(
-                "BiasAdd",
-                "BiasGelu",
-                "BiasSoftmax",
-                "FastGelu",
-                "Gelu",
-                "QuickGelu",
-                "GroupNorm",
-                "RotaryEmbedding",
-            ),
-            *("SkipLayerNormalization", "SkipSimplifiedLayerNormalization", "QuantizeLinear", "DequantizeLinear"),
-            *("QLinearSigmoid", "QLinearLeakyRelu", "QLinearSoftmax"),
-        ),
-        ("Identity", (0,)),
-    ),
+# A standard operator, the inputs to give it -> operators whose output has the same shape.
+_SAME_SHAPE: dict[tuple[str, tuple[int, ...]], str] = {
+    ("Conv", (0, 1)): "FusedConv",
+    ("Gemm", (0, 1)): "FusedGemm",
+    ("Gemm", (0, 3)): "QGemm",
+    ("MatMul", (0, 1)): "GemmFastGelu MatMulIntegerToFloat DynamicQuantizeMatMul MatMulInteger16",
+    ("Add", (0, 3)): "QLinearAdd",
+    ("Mul", (0, 3)): "QLinearMul",
+    ("AveragePool", (0,)): "QLinearAveragePool",
+    ("GlobalAveragePool", (0,)): "QLinearGlobalAveragePool",
+    ("Gather", (2, 0)): "EmbedLayerNormalization",
+    ("Identity", (0,)): "BiasAdd BiasGelu BiasSoftmax FastGelu Gelu QuickGelu GroupNorm RotaryEmbedding "
+    "SkipLayerNormalization SkipSimplifiedLayerNormalization QuantizeLinear DequantizeLinear QLinearSigmoid "
+    "QLinearLeakyRelu QLinearSoftmax",
 }
+_TWINS = {name: twin for twin, names in _SAME_SHAPE.items() for name in names.split()}
+Sizes = dict[str, list[int]]
 
 
 def outline_of(model: onnx.ModelProto) -> onnx.ModelProto:
     """The model with the same nodes, values and shapes, without value hints and without large constants."""
     outline = onnx.ModelProto(ir_version=model.ir_version)
     outline.opset_import.extend(model.opset_import)
-    fakes: dict[str, list[int]] = {}
-    outline.graph.CopyFrom(_graph(model.graph, fakes))
-    for name, dims in fakes.items():
-        outline.graph.input.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, dims))
+    fakes: Sizes = {}
+    outline.graph.CopyFrom(_outlined(model.graph, fakes))
+    outline.graph.input.extend(_info(name, TensorProto.FLOAT, dims) for name, dims in fakes.items())
     return outline
 
 
@@ -76,7 +61,7 @@ def graphs_of(node: onnx.NodeProto, path: GraphPath) -> Iterator[tuple[str, Grap
             yield part.name, (*path, f"{node.output[0]}:{part.name}"), part.g
 
 
-def graphs_in(
+def _graphs_in(
     graph: onnx.GraphProto, path: GraphPath
 ) -> Iterator[tuple[onnx.NodeProto, GraphPath, onnx.GraphProto]]:
     """Nodes of a graph that hold graphs, not deeper, each with the inner graph's path and the inner graph."""
@@ -85,61 +70,51 @@ def graphs_in(
             yield node, key, inner
 
 
-def _graph(graph: onnx.GraphProto, fakes: dict[str, list[int]]) -> onnx.GraphProto:
-    outline = onnx.GraphProto(name="outline")
-    outline.input.extend(graph.input)
-    outline.output.extend(graph.output)
-    outline.initializer.extend(_light(weight, weight.name) for weight in graph.initializer)
+def _info(name: str, kind: int, sizes: Sequence[int | None]) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(name, kind, list(sizes))
+
+
+def _outlined(graph: onnx.GraphProto, fakes: Sizes, *, is_inner: bool = False) -> onnx.GraphProto:
+    """The outline of a graph; `fakes` gets the sizes of matrices that it does not hold as such."""
+    outline = onnx.GraphProto(name="outline", input=graph.input, output=graph.output)
+    outline.initializer.extend(map(_light, graph.initializer))
     for sparse in graph.sparse_initializer:
-        outline.initializer.append(
-            TensorProto(name=sparse.values.name, dims=sparse.dims, data_type=sparse.values.data_type)
-        )
+        values = sparse.values
+        outline.initializer.add(name=values.name, dims=sparse.dims, data_type=values.data_type)
     sizes = {weight.name: list(weight.dims) for weight in graph.initializer}
     for node in graph.node:
-        outline.node.extend(_nodes(node, sizes, fakes))
-    return outline
-
-
-def _inside(graph: onnx.GraphProto, fakes: dict[str, list[int]]) -> onnx.GraphProto:
-    outline = _graph(graph, fakes)
-    # Declared shapes may be of another batch; inference finds them again.
-    for value in outline.output:
+        is_standard = not operator_of(node).startswith(MICROSOFT)
+        outline.node.extend([_copied(node, fakes)] if is_standard else _standard(node, sizes, fakes))
+    for value in outline.output if is_inner else ():
+        # Declared shapes may be of another batch; inference finds them again.
         if value.type.HasField("tensor_type"):
             value.type.tensor_type.ClearField("shape")
     return outline
 
 
-def _light(weight: onnx.TensorProto, name: str) -> onnx.TensorProto:
+def _light(weight: onnx.TensorProto) -> onnx.TensorProto:
     external = weight.data_location == TensorProto.EXTERNAL
     if not external and (weight.data_type not in _FLOATS or math.prod(weight.dims) <= KEPT_VALUES):
         return weight
-    return TensorProto(name=name, dims=weight.dims, data_type=weight.data_type)
+    return TensorProto(name=weight.name, dims=weight.dims, data_type=weight.data_type)
 
 
-def _nodes(
-    node: onnx.NodeProto, sizes: dict[str, list[int]], fakes: dict[str, list[int]]
-) -> Iterator[onnx.NodeProto]:
-    if operator_of(node).startswith(MICROSOFT):
-        yield from _standard(node, sizes, fakes)
-        return
-    copy = onnx.NodeProto(op_type=node.op_type, domain=node.domain, name=node.name)
-    copy.input.extend(node.input)
-    copy.output.extend(node.output)
+def _copied(node: onnx.NodeProto, fakes: Sizes) -> onnx.NodeProto:
+    copy = onnx.NodeProto(
+        op_type=node.op_type, domain=node.domain, name=node.name, input=node.input, output=node.output
+    )
     for part in node.attribute:
         if part.type == onnx.AttributeProto.GRAPH:
-            copy.attribute.append(onnx.AttributeProto(name=part.name, type=part.type, g=_inside(part.g, fakes)))
+            copy.attribute.add(name=part.name, type=part.type, g=_outlined(part.g, fakes, is_inner=True))
         elif part.type == onnx.AttributeProto.TENSOR:
-            copy.attribute.append(
-                onnx.AttributeProto(name=part.name, type=part.type, t=_light(part.t, part.t.name))
-            )
+            copy.attribute.add(name=part.name, type=part.type, t=_light(part.t))
         else:
             copy.attribute.append(part)
-    yield copy
+    return copy
 
 
-def _standard(
-    node: onnx.NodeProto, sizes: dict[str, list[int]], fakes: dict[str, list[int]]
-) -> Iterator[onnx.NodeProto]:
+def _standard(node: onnx.NodeProto, sizes: Sizes, fakes: Sizes) -> Iterator[onnx.NodeProto]:
+    """Standard operators whose last output has the shape of a runtime's own operator."""
     kept = {part.name: helper.get_attribute_value(part) for part in node.attribute}
     out = node.output[0]
     if node.op_type in _TWINS:
@@ -167,26 +142,23 @@ def _standard(
         yield helper.make_node("MatMul", [node.input[0], flipped], [scores])
         yield helper.make_node("MatMul", [scores, node.input[2]], [out])
     else:
-        yield from _times_fake(node, kept, sizes, fakes)
+        yield _times_fake(node, kept, sizes, fakes)
 
 
-def _times_fake(
-    node: onnx.NodeProto, kept: dict[str, object], sizes: dict[str, list[int]], fakes: dict[str, list[int]]
-) -> Iterator[onnx.NodeProto]:
+def _times_fake(node: onnx.NodeProto, kept: dict[str, Any], sizes: Sizes, fakes: Sizes) -> onnx.NodeProto:
     """A node that multiplies its first input by a matrix which the graph does not hold as such."""
     weight = sizes.get(node.input[1], []) if len(node.input) > 1 else []
     if node.op_type in ("Attention", "QAttention") and len(weight) == 2:
         hidden = kept.get("qkv_hidden_sizes")
         dims = [weight[0], hidden[2] if isinstance(hidden, list) else weight[1] // 3]
     elif isinstance(kept.get("K"), int) and isinstance(kept.get("N"), int):
-        dims = [int(str(kept["K"])), int(str(kept["N"]))]
+        dims = [kept["K"], kept["N"]]
     else:
         # An unknown operator: its output has no shape, and counting that needs the shape raises.
-        yield node
-        return
+        return node
     name = f"{node.output[0]}/weight"
     fakes[name] = dims
-    yield helper.make_node("MatMul", [node.input[0], name], [node.output[0]])
+    return helper.make_node("MatMul", [node.input[0], name], [node.output[0]])
 
 
 def graph_from_path(path: Path) -> onnx.ModelProto:
@@ -223,7 +195,7 @@ def _read_small_constants(graph: onnx.GraphProto, folder: Path) -> None:
                 onnx.external_data_helper.load_external_data_for_tensor(weight, str(folder))
                 weight.data_location = onnx.TensorProto.DEFAULT
                 del weight.external_data[:]
-    for _, _, inner in graphs_in(graph, ()):
+    for _, _, inner in _graphs_in(graph, ()):
         _read_small_constants(inner, folder)
 
 
@@ -236,25 +208,21 @@ def _texts(graph: onnx.GraphProto) -> Iterator[object]:
     for node in graph.node:
         yield from (node.name, node.op_type, node.domain, *node.input, *node.output)
         yield from (part.name for part in node.attribute)
-    for _, _, inner in graphs_in(graph, ()):
+    for _, _, inner in _graphs_in(graph, ()):
         yield from _texts(inner)
 
 
 # Each round fills in one level of loops, or one NonZero that depends on an earlier one.
 _ROUNDS = 32
+CHOSEN_ROWS = "rows that are chosen while running count as all rows: an upper bound"
+Scopes = Mapping[GraphPath, Mapping[str, Shape]]
 
 
 @dataclass(frozen=True)
 class Shapes:
-    """Fixed shapes by graph and name.
+    """Fixed shapes by graph and name, for how many rows they are, and what was assumed."""
 
-    Args:
-        scopes: for each graph, its own values.
-        rows: how many rows the shapes are for.
-        notes: what was assumed.
-    """
-
-    scopes: Mapping[GraphPath, Mapping[str, Shape]]
+    scopes: Scopes
     rows: int
     notes: tuple[str, ...]
 
@@ -271,7 +239,7 @@ def shapes_of(model: onnx.ModelProto, given: Mapping[str, Sequence[int]]) -> Sha
     """
     outline = outline_of(model)
     batch = _fix_inputs(outline.graph, given_inputs(outline.graph), given)
-    filler = Filler(declared=not given, symbol=batch.symbol)
+    filler = _Filler(declared=not given, symbol=batch.symbol)
     scopes: dict[GraphPath, dict[str, Shape]] = {}
     for _ in range(_ROUNDS):
         scopes = dict(_scopes(_inferred(outline).graph, (), model.graph))
@@ -280,36 +248,42 @@ def shapes_of(model: onnx.ModelProto, given: Mapping[str, Sequence[int]]) -> Sha
     return Shapes(scopes, _rows(batch, model.graph, scopes[()]), tuple(sorted(filler.notes)))
 
 
-@dataclass(frozen=True)
-class _Batch:
+class _Batch(NamedTuple):
     """The batch axis: its input, its place there and its symbolic name, empty if it has none."""
 
-    value: str
-    axis: int
-    symbol: str
+    value: str = ""
+    axis: int = 0
+    symbol: str = ""
 
 
 def _batch_of(tensors: Sequence[onnx.ValueInfoProto]) -> _Batch:
     """The first axis of the first input, or the second where a fixed length comes first and the second is free."""
-    value = next((value for value in tensors if dims_of(value)), None)
+    value = next((value for value in tensors if _dims_of(value)), None)
     if value is None:
-        return _Batch("", 0, "")
-    first, *others = dims_of(value)
-    free = [axis for axis, dim in enumerate(others, start=1) if not dim.HasField("dim_value")]
-    time_first = first.HasField("dim_value") and first.dim_value > 1 and free == [1]
-    axis = 1 if time_first and others[0].dim_param else 0
-    return _Batch(value.name, axis, dims_of(value)[axis].dim_param)
+        return _Batch()
+    dims = _dims_of(value)
+    free = [axis for axis, dim in enumerate(dims) if axis and not dim.HasField("dim_value")]
+    time_first = dims[0].dim_value > 1 and free == [1]
+    axis = 1 if time_first and dims[1].dim_param else 0
+    return _Batch(value.name, axis, dims[axis].dim_param)
 
 
 def _fix_inputs(
     graph: onnx.GraphProto, inputs: Sequence[onnx.ValueInfoProto], given: Mapping[str, Sequence[int]]
 ) -> _Batch:
-    """Fixes the shapes of the inputs."""
+    """Fixes the shapes of the inputs: those given, and one row where an axis is the batch."""
     tensors = [value for value in inputs if value.type.HasField("tensor_type")]
     batch = _batch_of(tensors)
-    _give(inputs, given)
-    for value in tensors:
-        _fix_batch(value, batch.symbol)
+    names = [value.name for value in inputs]
+    if unknown := [name for name in given if name not in names]:
+        raise ExportError("`shapes`", got=f"input {unknown[0]}", expected=f"one of {', '.join(names)}")
+    for value in inputs:
+        if value.name in given:
+            value.CopyFrom(_info(value.name, value.type.tensor_type.elem_type, given[value.name]))
+    for index, dim in (pair for value in tensors for pair in enumerate(_dims_of(value))):
+        is_batch = dim.dim_param == batch.symbol if dim.dim_param else index == 0
+        if is_batch and not dim.HasField("dim_value"):
+            dim.dim_value = 1
     # Declared outputs may be of another batch or type; inference finds them again.
     for value in graph.output:
         if value.type.HasField("tensor_type"):
@@ -318,30 +292,10 @@ def _fix_inputs(
     return batch
 
 
-def _give(inputs: Sequence[onnx.ValueInfoProto], given: Mapping[str, Sequence[int]]) -> None:
-    names = [value.name for value in inputs]
-    for name in given:
-        if name not in names:
-            raise ExportError("`shapes`", got=f"input {name}", expected=f"one of {', '.join(names)}")
-    for value in inputs:
-        if value.name in given:
-            kind = value.type.tensor_type.elem_type
-            value.CopyFrom(helper.make_tensor_value_info(value.name, kind, list(given[value.name])))
-
-
-def _fix_batch(value: onnx.ValueInfoProto, symbol: str) -> None:
-    """Sets the batch to one row: every axis with the batch's name, and a first axis without a name."""
-    for index, dim in enumerate(dims_of(value)):
-        batch = dim.dim_param == symbol if dim.dim_param else index == 0
-        if batch and not dim.HasField("dim_value"):
-            dim.dim_value = 1
-
-
 def _require_fixed(tensors: Sequence[onnx.ValueInfoProto]) -> None:
     for value in tensors:
-        free = [
-            dim.dim_param or f"axis {i}" for i, dim in enumerate(dims_of(value)) if not dim.HasField("dim_value")
-        ]
+        dims = enumerate(_dims_of(value))
+        free = [dim.dim_param or f"axis {i}" for i, dim in dims if not dim.HasField("dim_value")]
         if free or not value.type.tensor_type.HasField("shape"):
             raise ExportError(
                 f"input {value.name}",
@@ -351,8 +305,7 @@ def _require_fixed(tensors: Sequence[onnx.ValueInfoProto]) -> None:
             )
 
 
-def dims_of(value: onnx.ValueInfoProto) -> list[onnx.TensorShapeProto.Dimension]:
-    """Axes of a tensor."""
+def _dims_of(value: onnx.ValueInfoProto) -> list[onnx.TensorShapeProto.Dimension]:
     return list(value.type.tensor_type.shape.dim)
 
 
@@ -369,14 +322,14 @@ def _scopes(
 ) -> Iterator[tuple[GraphPath, dict[str, Shape]]]:
     own: dict[str, Shape] = {}
     for value in (*inferred.value_info, *inferred.input, *inferred.output):
-        dims = dims_of(value)
+        dims = _dims_of(value)
         if value.type.tensor_type.HasField("shape") and all(dim.HasField("dim_value") for dim in dims):
             own[value.name] = tuple(dim.dim_value for dim in dims)
     own.update({weight.name: tuple(weight.dims) for weight in original.initializer})
     own.update({weight.values.name: tuple(weight.dims) for weight in original.sparse_initializer})
     yield path, own
-    inside = {key: graph for _, key, graph in graphs_in(inferred, path)}
-    for _, key, graph in graphs_in(original, path):
+    inside = {key: graph for _, key, graph in _graphs_in(inferred, path)}
+    for _, key, graph in _graphs_in(original, path):
         yield from _scopes(inside[key], key, graph)
 
 
@@ -387,49 +340,39 @@ def _rows(batch: _Batch, graph: onnx.GraphProto, shapes: Mapping[str, Shape]) ->
     return rows if batch.symbol or any(answer[:1] == (rows,) for answer in answers) else 1
 
 
-CHOSEN_ROWS = "rows that are chosen while running count as all rows: an upper bound"
-
-
-class Filler:
+class _Filler:
     """Adds to an outline what follows from the shapes found so far.
 
-    Args:
-        declared: whether what the model itself says of its values may be believed.
-        symbol: name of the batch axis, which is 1.
+    `declared` says whether what the model itself says of its values may be believed; `symbol` is the name of the
+    batch axis, which is 1.
     """
 
     def __init__(self, *, declared: bool, symbol: str) -> None:
         self.notes: set[str] = set()
         self._declared = declared
         self._symbol = symbol
-        self._scopes: Mapping[GraphPath, Mapping[str, Shape]] = {}
 
     def fill(
-        self, outline: onnx.GraphProto, original: onnx.GraphProto, scopes: Mapping[GraphPath, Mapping[str, Shape]]
+        self,
+        outline: onnx.GraphProto,
+        original: onnx.GraphProto,
+        scopes: Scopes,
+        path: GraphPath = (),
+        outer: Mapping[str, Shape] | None = None,
     ) -> bool:
-        """Adds to the outline of a graph what follows from the shapes that were inferred from it as it is.
-
-        Returns:
-            whether there was anything, so that inferring again is worth it.
-        """
-        self._scopes = scopes
-        return self._fill(outline, original, (), {})
-
-    def _fill(
-        self, outline: onnx.GraphProto, original: onnx.GraphProto, path: GraphPath, outer: Mapping[str, Shape]
-    ) -> bool:
-        own = self._scopes[path]
-        seen = {**outer, **own}
+        """Whether there was anything to add, so that inferring again is worth it."""
+        own = scopes[path]
+        seen = {**(outer or {}), **own}
         hints = [hint for node in original.node for hint in self._bounds(node, seen)]
         if self._declared:
             hints += [hint for hint in map(self._believed, original.value_info) if hint and hint.name not in own]
         outline.value_info.extend(hints)
         found = bool(hints)
-        inside = {key: graph for _, key, graph in graphs_in(outline, path)}
-        for node, key, graph in graphs_in(original, path):
+        inside = {key: graph for _, key, graph in _graphs_in(outline, path)}
+        for node, key, graph in _graphs_in(original, path):
             if node.op_type == "Loop":
-                found |= _loop_filled_in(outline, node, inside[key], seen, self._scopes[key])
-            found |= self._fill(inside[key], graph, key, seen)
+                found |= _loop_filled_in(outline, node, inside[key], seen, scopes[key])
+            found |= self.fill(inside[key], graph, scopes, key, seen)
         return found
 
     def _bounds(self, node: onnx.NodeProto, seen: Mapping[str, Shape]) -> list[onnx.ValueInfoProto]:
@@ -438,8 +381,7 @@ class Filler:
             return []
         shape = seen[node.input[0]]
         self.notes.add(CHOSEN_ROWS)
-        bound = [len(shape), math.prod(shape)]
-        return [helper.make_tensor_value_info(node.output[0], TensorProto.INT64, bound)]
+        return [_info(node.output[0], TensorProto.INT64, [len(shape), math.prod(shape)])]
 
     def _believed(self, value: onnx.ValueInfoProto) -> onnx.ValueInfoProto | None:
         """A value's declared shape at batch 1; None where a size stays open."""
@@ -448,9 +390,8 @@ class Filler:
             dim.dim_value if dim.HasField("dim_value") else 1 if dim.dim_param == self._symbol != "" else None
             for dim in tensor.shape.dim
         ]
-        if not tensor.HasField("shape") or None in sizes:
-            return None
-        return helper.make_tensor_value_info(value.name, tensor.elem_type, sizes)
+        known = tensor.HasField("shape") and None not in sizes
+        return _info(value.name, tensor.elem_type, sizes) if known else None
 
 
 def _loop_filled_in(
@@ -464,13 +405,11 @@ def _loop_filled_in(
     found = False
     for given, value in zip(node.input[2:], body.input[2:], strict=False):
         if given in seen and value.name not in inside:
-            kind = value.type.tensor_type.elem_type
-            value.CopyFrom(helper.make_tensor_value_info(value.name, kind, list(seen[given])))
+            value.CopyFrom(_info(value.name, value.type.tensor_type.elem_type, seen[given]))
             found = True
     for before, after, name in zip(body.input[2:], body.output[1:], node.output, strict=False):
         shape = inside.get(after.name)
         if name and name not in seen and shape is not None and shape == inside.get(before.name):
-            kind = before.type.tensor_type.elem_type
-            outline.value_info.append(helper.make_tensor_value_info(name, kind, list(shape)))
+            outline.value_info.append(_info(name, before.type.tensor_type.elem_type, shape))
             found = True
     return found

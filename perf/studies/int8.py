@@ -86,7 +86,7 @@ def rows_of(repository: Path, members: Sequence[str] = MEMBERS) -> list[Int8Row]
     with tempfile.TemporaryDirectory(prefix="committee-int8-") as folder:
         paths = {name: _forms(repository, name, calibrate, Path(folder)) for name in members}
         wanted = [path for forms in paths.values() for path in forms.values()]
-        questions = [Question(model=path, rows=images, batches=(_BATCH,)) for path in wanted]
+        questions = [Question(model=path, rows=images, batches={_BATCH: len(images)}) for path in wanted]
         found = []
         for processor, prefix in processors.items():
             said = map(_scores, answers_in_own_process(questions, prefix=prefix))

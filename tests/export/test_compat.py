@@ -109,7 +109,7 @@ def test_the_oldest_runtime_is_wrong_about_the_pool_and_right_about_what_it_beco
     (tmp_path / "as_it_is.onnx").write_bytes(model.SerializeToString())
     (tmp_path / "rewritten.onnx").write_bytes(portable(model).SerializeToString())
     questions = [
-        Question(model=tmp_path / f"{name}.onnx", rows=rows, batches=(4,)) for name in ("as_it_is", "rewritten")
+        Question(model=tmp_path / f"{name}.onnx", rows=rows, batches={4: 4}) for name in ("as_it_is", "rewritten")
     ]
     old, new = answers_in_own_process(questions, folder=folder)
     expected = torch.nn.AvgPool2d(kernel, stride, ceil_mode=True)(torch.from_numpy(rows)).numpy()

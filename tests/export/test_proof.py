@@ -30,7 +30,7 @@ def model(tmp_path: Path) -> Path:
 
 
 def test_a_process_of_its_own_says_the_same_in_every_batch_size(model: Path) -> None:
-    (said,) = answers_in_own_process([Question(model=model, rows=ROWS, batches=(1, 7))])
+    (said,) = answers_in_own_process([Question(model=model, rows=ROWS, batches={1: 20, 7: 20})])
     assert not isinstance(said, str)
     assert all(np.allclose(output, answers(conv_network(), ROWS), atol=1e-5) for output in said.values())
     assert list(said) == [1, 7]
@@ -42,7 +42,7 @@ def test_what_does_not_open_or_kills_its_process_is_a_line_and_the_others_are_an
     broken = tmp_path / "broken.onnx"
     broken.write_bytes(b"no model")
     first, second = answers_in_own_process(
-        [Question(model=path, rows=ROWS, batches=(4,)) for path in (broken, model)]
+        [Question(model=path, rows=ROWS, batches={4: 20}) for path in (broken, model)]
     )
     assert isinstance(first, str)
     assert "\n" not in first
@@ -52,7 +52,7 @@ def test_what_does_not_open_or_kills_its_process_is_a_line_and_the_others_are_an
         ("/no/such/emulator", "its process failed"),
     ):
         with pytest.raises(ExportError, match=says):
-            answers_in_own_process([Question(model=model, rows=ROWS, batches=(4,))], prefix=[prefix])
+            answers_in_own_process([Question(model=model, rows=ROWS, batches={4: 20})], prefix=[prefix])
 
 
 def in_folder(folder: Path, package: str | None) -> Path:
@@ -77,7 +77,7 @@ def test_a_folder_that_does_not_hold_the_wanted_version_proves_nothing(
 ) -> None:
     folder = in_folder(tmp_path / "cache", package)
     with pytest.raises(ExportError) as caught:
-        answers_in_own_process([Question(model=model, rows=ROWS, batches=(4,))], folder=folder, wanted="1.19.2")
+        answers_in_own_process([Question(model=model, rows=ROWS, batches={4: 20})], folder=folder, wanted="1.19.2")
     assert got in str(caught.value)
     assert f"remove {folder} and run again" in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -97,13 +97,13 @@ def test_a_colon_in_the_cache_is_part_of_its_name(model: Path, tmp_path: Path) -
     )
     init = folder / "onnxruntime/__init__.py"
     init.write_text(init.read_text() + "\n__version__ = '1.2.3'\n")
-    question = Question(model=model, rows=ROWS, batches=(4,))
+    question = Question(model=model, rows=ROWS, batches={4: 20})
     (said,) = answers_in_own_process([question], folder=folder, wanted="1.2.3")
     assert not isinstance(said, str)
 
 
 def test_a_batch_size_may_be_asked_about_fewer_rows(model: Path) -> None:
-    (said,) = answers_in_own_process([Question(model=model, rows=ROWS, batches=(2, 7), rows_in={2: 5, 7: 99})])
+    (said,) = answers_in_own_process([Question(model=model, rows=ROWS, batches={2: 5, 7: 20})])
     assert not isinstance(said, str)
     assert {batch: len(output) for batch, output in said.items()} == {2: 5, 7: 20}
 
@@ -115,7 +115,7 @@ def test_what_is_no_number_in_any_batch_size_does_not_hold(
     expected = answers(conv_network(), ROWS)
 
     def spoilt(questions: list[Question], **_: object) -> list[dict[int, np.ndarray]]:
-        said = {batch: expected[: questions[0].rows_in[batch]].copy() for batch in questions[0].batches}
+        said = {batch: expected[: questions[0].batches[batch]].copy() for batch in questions[0].batches}
         said[bad][-1, 0] = np.nan
         return [said]
 
@@ -245,7 +245,7 @@ def test_rounding_of_a_lower_precision_is_bounded_on_average(
     expected = answers(conv_network(), ROWS)
 
     def shifted(questions: list[Question], **_: object) -> list[dict[int, np.ndarray]]:
-        return [{size: expected[: questions[0].rows_in[size]] + shift for size in questions[0].batches}]
+        return [{size: expected[: questions[0].batches[size]] + shift for size in questions[0].batches}]
 
     monkeypatch.setattr(proving, "answers_in_own_process", shifted)
     asked = {"versions": [installed_version()], "agreement": {"max_abs": 0.3, "mean_abs": 0.1}}

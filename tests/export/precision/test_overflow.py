@@ -224,7 +224,7 @@ def test_on_a_processor_without_dot_products_our_int8_answers_as_here_and_eight_
         for form, made in forms.items():
             path = tmp_path / f"{name}, {form}.onnx"
             path.write_bytes(made.SerializeToString())
-            questions.append(Question(model=path, rows=rows[32:48], batches=(16,)))
+            questions.append(Question(model=path, rows=rows[32:48], batches={16: 16}))
             here.append(answers(made, rows[32:48]))
     assert EMULATOR is not None
     there = answers_in_own_process(questions, prefix=[EMULATOR, "-cpu", "max"])
