@@ -7,7 +7,6 @@ members of stage 0 -> decision -> rows that go on? -- none --> the answers
 
 import dataclasses
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,13 @@ from onnx import TensorProto, helper
 from onnx.external_data_helper import load_external_data_for_model
 
 from export.compat import at_opset
-from export.onefile.stages import CarriedTensors, EarlyDecision, GraphDecision, add_stage_decision
+from export.onefile.stages import (
+    CarriedTensors,
+    EarlyDecision,
+    GraphDecision,
+    StageDecision,
+    add_stage_decision,
+)
 from orchestrator.errors import ExportError
 from orchestrator.graphs.combining import ONNX_TYPES, OPSET, GraphBuilder, raw_logits
 from orchestrator.graphs.editing import (
@@ -57,58 +62,33 @@ class MemberGraph:
     dtype: str
 
     def put_into(self, g: GraphBuilder, rows: str) -> str:
-        """Adds the member's nodes and weights; returns its output (n, k) as the member gives it.
+        """Adds the member's nodes and weights, which read `rows` (n, *dims); returns its output (n, k) as it is.
 
         The weights become initialisers of `g` itself: in the graph around a branch, ONNX Runtime would neither
         pack nor fuse them, and the branch ran 1.25 times slower.
-
-        Args:
-            g: the graph it becomes a part of.
-            rows: tensor (n, *dims) in `g` that it reads.
         """
-        graph, output = self.model.graph, self.member.output
+        graph, output, prefix = self.model.graph, self.member.output, f"member/{self.member.name}/"
+
+        def new(old: str) -> str:
+            # The input is a tensor that is there already.
+            return rows if old == self.input else prefix + old
+
         needed = needed_nodes(graph, {output})
         used = {output}.union(*map(names_read, needed))
         for node in needed:
             copy = onnx.NodeProto()
             copy.CopyFrom(node)
-            rename_node(copy, tensor=lambda old: self._name(old, rows), name=self._node_name)
+            # Two nodes of one name are an error; nodes without a name are allowed.
+            rename_node(copy, tensor=new, name=lambda one: prefix + one.name if one.name else "")
             _drop_notes(copy)
             g.nodes.append(copy)
         for weight in graph.initializer:
             if weight.name in used:
                 moved = onnx.TensorProto()
                 moved.CopyFrom(weight)
-                moved.name, moved.doc_string = self._name(weight.name, rows), ""
+                moved.name, moved.doc_string = new(weight.name), ""
                 g.constants.append(moved)
-        return self._name(output, rows)
-
-    def _name(self, old: str, rows: str) -> str:
-        """The new name of a tensor; the input is a tensor that is there already."""
-        return rows if old == self.input else f"member/{self.member.name}/{old}"
-
-    def _node_name(self, node: onnx.NodeProto) -> str:
-        # Two nodes of one name are an error; nodes without a name are allowed.
-        return f"member/{self.member.name}/{node.name}" if node.name else ""
-
-    def logits(self, g: GraphBuilder, scores: str) -> str:
-        """The member's output as float32 logits, before the temperature."""
-        return raw_logits(g, self.member, scores, dtype=self.dtype)
-
-
-def read_members(spec: CascadeSpec, members: Iterable[Member], *, repository: Path) -> dict[str, MemberGraph]:
-    """The graphs of those members of a cascade that are wanted, by name.
-
-    Raises:
-        ExportError: a member is no ONNX model, does not fit the plan, or is another file than it was made with.
-        RepositoryError: a member's files cannot be read.
-    """
-    return {member.name: _read(spec, member, repository) for member in members}
-
-
-def weight_bytes(part: MemberGraph) -> int:
-    """Bytes of a member's weights."""
-    return sum(len(weight.raw_data) or weight.ByteSize() for weight in part.model.graph.initializer)
+        return new(output)
 
 
 def common_opsets(parts: Iterable[MemberGraph]) -> dict[str, int]:
@@ -123,11 +103,10 @@ def common_opsets(parts: Iterable[MemberGraph]) -> dict[str, int]:
             domain = "" if one.domain in DEFAULT_DOMAINS else one.domain
             if domain and found.get(domain, one.version) != one.version:
                 raise ExportError(
-                    f"member {part.member.name} operators of {domain}",
-                    got=f"version {one.version}",
+                    f"member {part.member.name} operators of {domain}", got=f"version {one.version}",
                     expected=f"{found[domain]} as in the members before it",
                     fix="export the members with the same tools",
-                )
+                )  # fmt: skip
             found[domain] = max(found.get(domain, 0), one.version)
     return found
 
@@ -161,16 +140,19 @@ def _drop_notes(node: onnx.NodeProto) -> None:
             weight.doc_string = ""
 
 
-def _read(spec: CascadeSpec, member: Member, repository: Path) -> MemberGraph:
+def read_member(spec: CascadeSpec, member: Member, repository: Path) -> MemberGraph:
+    """The graph of a member of a cascade.
+
+    Raises:
+        ExportError: it is no ONNX model, does not fit the plan, or is another file than it was made with.
+        RepositoryError: its files cannot be read.
+    """
     path = _onnx_file(repository / member.name, member)
     digest = sha256_of_path(path)
     if member.sha256 is not None and digest != member.sha256:
-        raise ExportError(
-            f"member {member.name}",
-            got=f"{path} with hash {digest[:12]}...",
-            expected=f"{member.sha256[:12]}..., which the thresholds were fitted on",
-            fix="plan again",
-        )
+        expected = f"{member.sha256[:12]}..., which the thresholds were fitted on"
+        got = f"{path} with hash {digest[:12]}..."
+        raise ExportError(f"member {member.name}", got=got, expected=expected, fix="plan again")
     model = onnx_from_path(path)
     try:
         load_external_data_for_model(model, str(path.parent))
@@ -194,15 +176,14 @@ def _onnx_file(folder: Path, member: Member) -> Path:
     kind = "" if config is None else config.backend or config.platform
     if plan_path(folder) is not None:
         kind = "a cascade itself"
-    if path is None or path.suffix != ".onnx":
-        got = kind or (path.name if path is not None else "no model file")
-        raise ExportError(
-            what,
-            got=got,
-            expected="an ONNX model: one file holds nothing else",
-            fix="plan with the member's ONNX original, or serve the cascade by `committee serve`",
-        )
-    return path
+    if path is not None and path.suffix == ".onnx":
+        return path
+    raise ExportError(
+        what,
+        got=kind or (path.name if path is not None else "no model file"),
+        expected="an ONNX model: one file holds nothing else",
+        fix="plan with the member's ONNX original, or serve the cascade by `committee serve`",
+    )
 
 
 def _tensors(spec: CascadeSpec, member: Member, model: onnx.ModelProto) -> tuple[str, str]:
@@ -226,11 +207,9 @@ def _tensors(spec: CascadeSpec, member: Member, model: onnx.ModelProto) -> tuple
         faults.append("sparse weights, which cannot be moved into a branch")
     if faults or scores is None:
         raise ExportError(
-            f"member {member.name}",
-            got="; ".join(faults),
-            expected="what the plan says of it",
+            f"member {member.name}", got="; ".join(faults), expected="what the plan says of it",
             fix="plan again, or export the member again",
-        )
+        )  # fmt: skip
     return source, scores.dtype
 
 
@@ -241,7 +220,7 @@ _OUTERMOST = "stage/0/"
 
 def whole_graph(spec: CascadeSpec, parts: Mapping[str, MemberGraph]) -> onnx.GraphProto:
     """The graph of a whole cascade, with the served interface, from its members by name, all at one opset."""
-    return _Whole(spec, parts, len(spec.stages)).graph()
+    return _NestedStages(spec, parts, len(spec.stages)).graph()
 
 
 def prefix_graph(spec: CascadeSpec, parts: Mapping[str, MemberGraph], *, stages: int) -> onnx.GraphProto:
@@ -249,11 +228,11 @@ def prefix_graph(spec: CascadeSpec, parts: Mapping[str, MemberGraph], *, stages:
 
     One float32 (n, k) per member, named by the member, NaN in rows that it was not asked for.
     """
-    return _FusedPrefix(spec, parts, stages).graph()
+    return _NestedPrefix(spec, parts, stages).graph()
 
 
-class _Nested(ABC):
-    """A cascade as nested branches: each later stage lies in a branch of the stage before."""
+class _NestedStages:
+    """A cascade as nested branches, with the answer as it is served: each stage lies in one of the stage before."""
 
     def __init__(self, spec: CascadeSpec, parts: Mapping[str, MemberGraph], stages: int) -> None:
         self.spec = spec
@@ -274,41 +253,21 @@ class _Nested(ABC):
         """Adds a stage and all later ones; returns the outputs of this graph's rows."""
         parts = [self.parts[member.name] for member in self.spec.stages[stage].members]
         outputs = {part.member.name: part.put_into(g, rows) for part in parts}
-        return self._outputs(g, stage, rows, outputs=outputs, before=before)
+        own = self._own(g, outputs)
+        if own and stage == self.last:
+            return own
+        logits = [raw_logits(g, part.member, outputs[part.member.name], dtype=part.dtype) for part in parts]
+        decision = add_stage_decision(g, self.spec, stage=stage, logits=logits, before=before)
+        if stage == self.last:
+            return self._without(g, stage, decision)
+        return {**own, **self._merged(g, stage, rows, decision=decision)}
 
-    @abstractmethod
-    def _outputs(
-        self, g: GraphBuilder, stage: int, rows: str, *, outputs: Tensors, before: CarriedTensors
-    ) -> Tensors:
-        """This stage's outputs merged with those of later stages; `outputs` are its members' outputs."""
-
-    def _decision(
-        self, g: GraphBuilder, stage: int, *, outputs: Tensors, before: CarriedTensors
-    ) -> GraphDecision | EarlyDecision:
-        logits = [self.parts[name].logits(g, tensor) for name, tensor in outputs.items()]
-        return add_stage_decision(g, self.spec, stage=stage, logits=logits, before=before)
-
-    @abstractmethod
-    def _without(self, g: GraphBuilder, stage: int, decision: GraphDecision | EarlyDecision) -> Tensors:
-        """The outputs in a branch without later stages."""
-
-    @abstractmethod
-    def _names(self, after: int) -> list[str]:
-        """The outputs that stages after the given one change."""
-
-    @abstractmethod
-    def _info(self, name: str, rows: str | None) -> onnx.ValueInfoProto:
-        """An output as a graph declares it."""
-
-    def _merged(
-        self, g: GraphBuilder, stage: int, rows: str, *, decision: GraphDecision | EarlyDecision
-    ) -> Tensors:
+    def _merged(self, g: GraphBuilder, stage: int, rows: str, *, decision: StageDecision) -> Tensors:
         """The outputs, with those of later stages for the deferred rows."""
         if isinstance(decision, EarlyDecision):
             rest = GraphBuilder(f"stage/{stage}/closer/")
             given = self._merged(rest, stage, rows, decision=decision.rest(rest))
-            infos = [self._info_of(name, tensor) for name, tensor in given.items()]
-            some_unsure = rest.proto(f"unsure_{stage}", [], infos)
+            some_unsure = self._branch(rest, f"unsure_{stage}", given)
             return self._if(g, stage, decision.all_sure, yes=self._left(stage, decision), no=some_unsure)
         assert decision.deferred is not None
         found = g.op("NonZero", decision.deferred)
@@ -319,18 +278,16 @@ class _Nested(ABC):
     def _if(
         self, g: GraphBuilder, stage: int, condition: str, *, yes: onnx.GraphProto, no: onnx.GraphProto
     ) -> Tensors:
-        names = self._names(stage)
-        given = {name: name if g.prefix == _OUTERMOST else f"{g.prefix}{name}" for name in names}
-        node = helper.make_node("If", [condition], list(given.values()), then_branch=yes, else_branch=no)
-        g.nodes.append(node)
+        given = {name: name if g.prefix == _OUTERMOST else f"{g.prefix}{name}" for name in self._names(stage)}
+        g.nodes.append(helper.make_node("If", [condition], list(given.values()), then_branch=yes, else_branch=no))
         return given
 
-    def _left(self, stage: int, decision: GraphDecision | EarlyDecision) -> onnx.GraphProto:
+    def _left(self, stage: int, decision: StageDecision) -> onnx.GraphProto:
         """The branch in which no row is deferred."""
         g = GraphBuilder(f"stage/{stage}/{'sure' if isinstance(decision, EarlyDecision) else 'left'}/")
         # A branch cannot return an outer tensor itself.
         kept = {name: g.op("Identity", value) for name, value in self._without(g, stage, decision).items()}
-        return g.proto(f"left_{stage}", [], [self._info_of(name, tensor) for name, tensor in kept.items()])
+        return self._branch(g, f"left_{stage}", kept)
 
     def _asked(self, stage: int, rows: str, decision: GraphDecision, found: str) -> onnx.GraphProto:
         """The branch that asks the next stage about the deferred rows."""
@@ -344,27 +301,21 @@ class _Nested(ABC):
             name: g.op("ScatterND", under[name], places, inner[name], name=f"{g.prefix}all/{name}")
             for name in inner
         }
-        return g.proto(f"asked_{stage + 1}", [], [self._info_of(name, given[name]) for name in given])
+        return self._branch(g, f"asked_{stage + 1}", given)
 
-    def _info_of(self, name: str, tensor: str) -> onnx.ValueInfoProto:
-        """What a branch declares for the tensor that becomes an output."""
-        info = self._info(name, None)
-        info.name = tensor
-        return info
+    def _branch(self, g: GraphBuilder, name: str, given: Tensors) -> onnx.GraphProto:
+        infos = []
+        for output, tensor in given.items():
+            infos.append(self._info(output, None))
+            infos[-1].name = tensor
+        return g.proto(name, [], infos)
 
+    def _own(self, g: GraphBuilder, outputs: Tensors) -> Tensors:  # noqa: ARG002 - a whole cascade has none
+        """Outputs that a stage gives itself, whatever later stages say."""
+        return {}
 
-class _Whole(_Nested):
-    """Every stage, with the answer as it is served."""
-
-    def _outputs(
-        self, g: GraphBuilder, stage: int, rows: str, *, outputs: Tensors, before: CarriedTensors
-    ) -> Tensors:
-        decision = self._decision(g, stage, outputs=outputs, before=before)
-        if stage == self.last:
-            return self._without(g, stage, decision)
-        return self._merged(g, stage, rows, decision=decision)
-
-    def _without(self, g: GraphBuilder, stage: int, decision: GraphDecision | EarlyDecision) -> Tensors:
+    def _without(self, g: GraphBuilder, stage: int, decision: StageDecision) -> Tensors:
+        """The outputs in a branch without later stages."""
         # Sums in float32, stage after stage, as the decision core charges rows.
         cost = np.float32(0)
         for one in self.spec.stages[: stage + 1]:
@@ -377,31 +328,26 @@ class _Whole(_Nested):
         return {name: answer[name] for name in ANSWER_COLUMNS}
 
     def _names(self, after: int) -> list[str]:  # noqa: ARG002 - every stage has a say in all of them
+        """The outputs that stages after the given one change."""
         return list(ANSWER_COLUMNS)
 
     def _info(self, name: str, rows: str | None) -> onnx.ValueInfoProto:
+        """An output as a graph declares it."""
         column = ANSWER_COLUMNS[name]
-        return helper.make_tensor_value_info(
-            name, ONNX_TYPES[column.triton_dtype], [rows, column.width(self.spec.classes)]
-        )
+        kind = ONNX_TYPES[column.triton_dtype]
+        return helper.make_tensor_value_info(name, kind, [rows, column.width(self.spec.classes)])
 
 
-class _FusedPrefix(_Nested):
+class _NestedPrefix(_NestedStages):
     """The leading stages, with the raw outputs of their members."""
 
-    def _outputs(
-        self, g: GraphBuilder, stage: int, rows: str, *, outputs: Tensors, before: CarriedTensors
-    ) -> Tensors:
-        own = {name: self._float(g, name, tensor) for name, tensor in outputs.items()}
-        if stage == self.last:
-            return own
-        decision = self._decision(g, stage, outputs=outputs, before=before)
-        return {**own, **self._merged(g, stage, rows, decision=decision)}
+    def _own(self, g: GraphBuilder, outputs: Tensors) -> Tensors:
+        return {
+            name: tensor if self.parts[name].dtype == "FP32" else g.op("Cast", tensor, to=TensorProto.FLOAT)
+            for name, tensor in outputs.items()
+        }
 
-    def _float(self, g: GraphBuilder, member: str, tensor: str) -> str:
-        return tensor if self.parts[member].dtype == "FP32" else g.op("Cast", tensor, to=TensorProto.FLOAT)
-
-    def _without(self, g: GraphBuilder, stage: int, decision: GraphDecision | EarlyDecision) -> Tensors:
+    def _without(self, g: GraphBuilder, stage: int, decision: StageDecision) -> Tensors:
         shape = g.op("Shape", decision.answer["probabilities"])
         return {name: g.filled(shape, np.float32(math.nan)) for name in self._names(stage)}
 

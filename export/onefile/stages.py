@@ -4,7 +4,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 from onnx import TensorProto, helper
@@ -70,15 +70,11 @@ class EarlyDecision:
     rest: Callable[[GraphBuilder], GraphDecision]
 
 
-class StageNodes(ABC):
-    """The nodes of one stage's decision; subclasses choose the nodes they need.
+StageDecision = GraphDecision | EarlyDecision
 
-    Args:
-        g: where they go.
-        spec: the cascade.
-        stage: which of its stages.
-        before: what the rows bring along.
-    """
+
+class StageNodes(ABC):
+    """The nodes of one stage's decision, which go into `g`; subclasses choose the nodes they need."""
 
     def __init__(self, g: GraphBuilder, spec: CascadeSpec, stage: int, before: CarriedTensors) -> None:
         self.g = g
@@ -91,7 +87,7 @@ class StageNodes(ABC):
         self.combine = CombineNodes(g, combine=spec.combine, score=spec.score, classes=spec.classes)
 
     @abstractmethod
-    def decision(self, logits: Sequence[str]) -> GraphDecision | EarlyDecision:
+    def decision(self, logits: Sequence[str]) -> StageDecision:
         """The decision, from float32 (n, k) of the stage's members in plan order before their temperatures."""
 
     def scaled(self, member: Member, z: str) -> str:
@@ -103,8 +99,7 @@ class StageNodes(ABC):
         g = self.g
         scaled = [self.scaled(member, z) for member, z in zip(self.here.members, logits, strict=True)]
         axis = g.constant([1], np.int64)
-        parts = [g.op("Unsqueeze", z, axis) for z in scaled]
-        return self.joined(*parts)
+        return self.joined(*(g.op("Unsqueeze", z, axis) for z in scaled))
 
     def joined(self, *parts: str | None) -> str:
         """The given tensors joined to (n, m, k)."""
@@ -116,11 +111,8 @@ class StageNodes(ABC):
     ) -> tuple[str, ...]:
         """Probabilities (n, k), label (n, 1) and score (n, 1), undefined in rows that no member answered.
 
-        Args:
-            z: cleaned logits of all members so far, float32 (n, m, k).
-            new: of this stage's members alone.
-            good: whose answers count among all members so far; None where all do.
-            new_good: whose answers count among this stage's members; None where all do.
+        `z` has cleaned logits of all members so far, float32 (n, m, k), `new` those of this stage's members;
+        `good` and `new_good` say whose answers count among them, None where all do.
         """
         everything = WeightedMembers(self.g, self.so_far, z, good)
         newest = WeightedMembers(self.g, self.here.members, new, new_good)
@@ -182,7 +174,7 @@ class WeightedMembers:
 
 def add_stage_decision(
     g: GraphBuilder, spec: CascadeSpec, *, stage: int, logits: Sequence[str], before: CarriedTensors
-) -> GraphDecision | EarlyDecision:
+) -> StageDecision:
     """Adds the decision of a stage.
 
     Args:
@@ -192,44 +184,37 @@ def add_stage_decision(
         logits: float32 (n, k) of its members in plan order, before their temperatures.
         before: of the stages before it, for the same rows.
     """
-    kind = _kind(spec, stage)
-    return kind(g, spec, stage, before).decision(logits)
-
-
-def _kind(spec: CascadeSpec, stage: int) -> type[StageNodes]:
-    if any(one.on_failure == "answer" for one in spec.stages):
-        return _Lenient
     alone = len(spec.stages[stage].members) == 1 and (stage == 0 or spec.combine == "last")
-    return _Alone if alone and spec.combine != "vote" and spec.score != "agreement" else _Strict
+    kind: type[StageNodes] = _Strict
+    if any(one.on_failure == "answer" for one in spec.stages):
+        kind = _Lenient
+    elif alone and spec.combine != "vote" and spec.score != "agreement":
+        kind = _Alone
+    return kind(g, spec, stage, before).decision(logits)
 
 
 class _Alone(StageNodes):
     """One member and nothing to combine it with, in as few nodes as possible: most rows exit here."""
 
-    def decision(self, logits: Sequence[str]) -> GraphDecision | EarlyDecision:
+    def decision(self, logits: Sequence[str]) -> StageDecision:
         g = self.g
         z = self.scaled(self.here.members[0], logits[0])
         p = g.op("Softmax", z, axis=1)
         top, at = f"{g.prefix}top", f"{g.prefix}top_at"
         g.nodes.append(helper.make_node("TopK", [p, g.constant([1], np.int64)], [top, at], axis=1))
-        answer = {"probabilities": p, "label": at, "confidence": self._score(p, top, at)}
+        score = top
+        if self.spec.score != "max_prob":
+            other = self.combine.score_of_probabilities(p, at)
+            score = g.op("Where", g.op("IsNaN", top), g.constant(math.nan), other)
+        answer = {"probabilities": p, "label": at, "confidence": score}
         carried = CarriedTensors() if self.spec.combine == "last" else CarriedTensors(z, flat=True)
-
-        def rest(inner: GraphBuilder) -> GraphDecision:
-            return self._rest(inner, top, answer, carried)
-
+        rest = partial(self._rest, top=top, answer=answer, carried=carried)
         if self.last:
             return rest(g)
-        sure = g.op("GreaterOrEqual", answer["confidence"], g.constant(self.threshold))
+        sure = g.op("GreaterOrEqual", score, g.constant(self.threshold))
         # As bytes, since no runtime reduces booleans in this opset. A NaN score compares false, so it is not sure.
         least = g.op("ReduceMin", g.op("Cast", sure, to=TensorProto.UINT8), keepdims=0)
         return EarlyDecision(g.op("Cast", least, to=TensorProto.BOOL), answer, rest)
-
-    def _score(self, p: str, top: str, at: str) -> str:
-        if self.spec.score == "max_prob":
-            return top
-        g = self.g
-        return g.op("Where", g.op("IsNaN", top), g.constant(math.nan), self.combine.score_of_probabilities(p, at))
 
     def _rest(self, g: GraphBuilder, top: str, answer: dict[str, str], carried: CarriedTensors) -> GraphDecision:
         """The part of the decision that is needed where some row is not sure."""
@@ -278,10 +263,7 @@ class _Lenient(StageNodes):
         z, all_good = self.joined(self.before.z, new), self.joined(self.before.good, good)
         p, label, score = self.combined(z, new, good=all_good, new_good=good)
         failed = g.op("Not", g.op("Cast", g.over("ReduceMin", good, 1), to=TensorProto.BOOL))
-        if self.here.on_failure == "answer":
-            usable = g.op("Cast", g.over("ReduceMax", good, 1), to=TensorProto.BOOL)
-        else:
-            usable = g.op("Not", failed)
+        usable = self._any_of(good) if self.here.on_failure == "answer" else g.op("Not", failed)
         answer = self._answer(p, label, score, usable=usable)
         degraded = failed
         if self.before.answer:
@@ -293,8 +275,7 @@ class _Lenient(StageNodes):
 
     def _answer(self, p: str, label: str, score: str, *, usable: str) -> dict[str, str]:
         """This stage's answer where it has one, else that of the stage before, or none."""
-        g = self.g
-        nan = g.constant(math.nan)
+        g, nan = self.g, self.g.constant(math.nan)
         none = {"probabilities": nan, "label": g.constant(-1, np.int64), "confidence": nan}
         lenient = self.here.on_failure == "answer"
         fallback = self.before.answer if lenient and self.before.answer else none
@@ -309,10 +290,11 @@ class _Lenient(StageNodes):
             answer["exit_stage"] = g.filled(g.op("Shape", label), np.int32(self.stage))
         return answer
 
+    def _any_of(self, good: str) -> str:
+        return self.g.op("Cast", self.g.over("ReduceMax", good, 1), to=TensorProto.BOOL)
+
     def _deferred(self, score: str, usable: str, all_good: str) -> str:
-        g = self.g
-        unsure = g.op("And", self.unsure(g, score), usable)
+        unsure = self.g.op("And", self.unsure(self.g, score), usable)
         if self.here.on_failure != "answer":
             return unsure
-        no_answer = g.op("Not", g.op("Cast", g.over("ReduceMax", all_good, 1), to=TensorProto.BOOL))
-        return g.op("Or", unsure, no_answer)
+        return self.g.op("Or", unsure, self.g.op("Not", self._any_of(all_good)))

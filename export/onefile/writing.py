@@ -9,7 +9,7 @@ from onnx import helper
 from tritonclient.grpc import model_config_pb2 as pb
 
 from export.members import MODEL_FILE, check_overwrite, require_room
-from export.onefile.graph import common_opsets, converted, prefix_graph, read_members, weight_bytes, whole_graph
+from export.onefile.graph import common_opsets, converted, prefix_graph, read_member, whole_graph
 from orchestrator.errors import ExportError
 from orchestrator.graphs.combining import IR_VERSION
 from orchestrator.graphs.onefile import (
@@ -33,16 +33,7 @@ MAX_BYTES = 2**31 - 2**24
 
 @dataclass(frozen=True, kw_only=True)
 class WrittenOnefile:
-    """A one-file model on disk.
-
-    Args:
-        name: Triton model name.
-        folder: where it is.
-        changed: False where all of it lay there already.
-        size_bytes: of the model file.
-        stages: how many stages are inside.
-        members: inside, in plan order.
-    """
+    """A one-file model on disk: how many stages and which members are inside; unchanged where all of it was there."""
 
     name: str
     folder: Path
@@ -76,35 +67,28 @@ def write_onefile(
         RepositoryError: a member cannot be read, or the disk refuses.
     """
     _require_possible(spec, stages)
-    spec = named_spec(spec, repository)
+    spec, target = named_spec(spec, repository), output or repository
     called = onefile_name(spec, stages) if name is None else name
-    folder = (output or repository) / called
-    _require_own_name(spec, called)
-    check_overwrite(
-        output or repository,
-        [called],
-        foreign=_foreign_files,
-        expected="no such model, or an earlier one of this command that nobody has edited",
-        force=force,
-    )
+    if called in (spec.name, *(member.name for member in spec.members)):
+        raise ExportError("`name`", got=f"{called}, a model of the cascade itself", expected="a name of its own")
+    own = "no such model, or an earlier one of this command that nobody has edited"
+    check_overwrite(target, [called], foreign=_foreign_files, expected=own, force=force)
     model, onefile = onefile_model(spec, repository, stages=stages)
     data = model.SerializeToString(deterministic=True)
     files: dict[str, bytes | str] = {MODEL_FILE: data}
-    with disk_errors(f"repository {output or repository}"):
-        require_room(output or repository, len(data))
-    config = onefile_config(onefile, called)
+    with disk_errors(f"repository {target}"):
+        require_room(target, len(data))
     if spec.labels is not None and stages is None:
         files[LABELS] = "".join(f"{label}\n" for label in spec.labels)
     # The config comes last, so that a half-written folder is not served.
-    done = write_all(folder, {**files, CONFIG: text_from_config(config)})
-    members = tuple(member.name for stage in onefile.covered for member in stage.members)
+    files[CONFIG] = text_from_config(onefile_config(onefile, called))
     return WrittenOnefile(
         name=called,
-        folder=folder,
-        changed=bool(done.written),
+        folder=target / called,
+        changed=bool(write_all(target / called, files).written),
         size_bytes=len(data),
         stages=len(onefile.covered),
-        members=members,
+        members=tuple(member.name for stage in onefile.covered for member in stage.members),
     )
 
 
@@ -119,14 +103,16 @@ def onefile_model(
     """
     _require_possible(spec, stages)
     wanted = [member for stage in spec.stages[:stages] for member in stage.members]
-    parts = read_members(spec, wanted, repository=repository)
-    require_fits({name: weight_bytes(part) for name, part in parts.items()}, spec)
+    parts = {member.name: read_member(spec, member, repository) for member in wanted}
+    weights = {name: part.model.graph.initializer for name, part in parts.items()}
+    require_fits(
+        {name: sum(len(one.raw_data) or one.ByteSize() for one in own) for name, own in weights.items()}, spec
+    )
     opsets = common_opsets(parts.values())
     parts = {name: converted(part, opsets[""]) for name, part in parts.items()}
     graph = whole_graph(spec, parts) if stages is None else prefix_graph(spec, parts, stages=stages)
-    onefile = OneFile(
-        spec=answering(spec), stages=stages, sha256={name: part.sha256 for name, part in parts.items()}
-    )
+    hashes = {name: part.sha256 for name, part in parts.items()}
+    onefile = OneFile(spec=answering(spec), stages=stages, sha256=hashes)
     model = helper.make_model(
         graph,
         producer_name=PRODUCER,
@@ -134,7 +120,14 @@ def onefile_model(
         opset_imports=[helper.make_opsetid(domain, version) for domain, version in sorted(opsets.items())],
     )
     helper.set_model_props(model, metadata_from_onefile(onefile))
-    _require_sound(model, spec)
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    # Faults of the checker and of shape inference share no base of their own.
+    except Exception as error:
+        raise ExportError(
+            f"cascade {spec.name} as one graph", got=error, expected="a graph the ONNX checker accepts",
+            fix="check each member with `committee check`",
+        ) from error  # fmt: skip
     return model, onefile
 
 
@@ -147,9 +140,7 @@ def onefile_config(onefile: OneFile, name: str) -> pb.ModelConfig:
     if onefile.stages is not None:
         del config.output[:]
         for member in (member for stage in onefile.covered for member in stage.members):
-            config.output.append(
-                pb.ModelOutput(name=member.name, data_type=triton_type("FP32"), dims=[onefile.spec.classes])
-            )
+            config.output.add(name=member.name, data_type=triton_type("FP32"), dims=[onefile.spec.classes])
     return config
 
 
@@ -180,22 +171,6 @@ def require_fits(sizes: Mapping[str, int], spec: CascadeSpec) -> None:
             expected="less than 2 GB in one file",
             fix="serve it by `committee serve`, or write the leading stages alone with `stages`",
         )
-
-
-def _require_sound(model: onnx.ModelProto, spec: CascadeSpec) -> None:
-    try:
-        onnx.checker.check_model(model, full_check=True)
-    # Faults of the checker and of shape inference share no base of their own.
-    except Exception as error:
-        raise ExportError(
-            f"cascade {spec.name} as one graph", got=error, expected="a graph the ONNX checker accepts",
-            fix="check each member with `committee check`",
-        ) from error  # fmt: skip
-
-
-def _require_own_name(spec: CascadeSpec, name: str) -> None:
-    if name in (spec.name, *(member.name for member in spec.members)):
-        raise ExportError("`name`", got=f"{name}, a model of the cascade itself", expected="a name of its own")
 
 
 def _foreign_files(folder: Path) -> str | None:
