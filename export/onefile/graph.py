@@ -232,7 +232,7 @@ def prefix_graph(spec: CascadeSpec, parts: Mapping[str, MemberGraph], *, stages:
 
 
 class _NestedStages:
-    """A cascade as nested branches, with the answer as it is served: each stage lies in one of the stage before."""
+    """A cascade as nested branches, with the answer as it is served: each lies in the stage before."""
 
     def __init__(self, spec: CascadeSpec, parts: Mapping[str, MemberGraph], stages: int) -> None:
         self.spec = spec

@@ -33,7 +33,7 @@ MAX_BYTES = 2**31 - 2**24
 
 @dataclass(frozen=True, kw_only=True)
 class WrittenOnefile:
-    """A one-file model on disk: how many stages and which members are inside; unchanged where all of it was there."""
+    """A one-file model on disk, with the stages and members inside; unchanged where all of it was there."""
 
     name: str
     folder: Path

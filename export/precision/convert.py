@@ -65,19 +65,8 @@ _CHUNK, _COMPARED_CHUNK = 16, 32
 WEIGHT_BITS = 7
 
 
-def quantized(
-    model: onnx.ModelProto, rows: npt.NDArray[Any], *, weight_bits: int = WEIGHT_BITS
-) -> onnx.ModelProto:
-    """The model with its layers between QuantizeLinear and DequantizeLinear.
-
-    Args:
-        model: fp32, with named nodes.
-        rows: (n, *dims), to take the ranges from.
-        weight_bits: 7, or 8 to measure what the one bit costs.
-
-    Raises:
-        ExportError: there is nothing to quantise, or the rows do not run.
-    """
+def _quantized(model: onnx.ModelProto, rows: npt.NDArray[Any], *, weight_bits: int) -> onnx.ModelProto:
+    """A model with named nodes, its layers between QuantizeLinear and DequantizeLinear."""
     source = given_inputs(model.graph)[0].name
     with TemporaryDirectory(prefix="committee-int8-") as name, _quiet():
         folder = Path(name)
@@ -119,9 +108,8 @@ def _prepared(model: onnx.ModelProto, folder: Path) -> onnx.ModelProto:
         quant_pre_process(folder / "fp32.onnx", folder / "prepared.onnx", skip_symbolic_shape=True)
         prepared = named_copy(onnx.load(str(folder / "prepared.onnx")))
     except Exception as error:
-        raise ExportError(
-            "int8", got=first_line(error), expected="a model that ONNX Runtime simplifies"
-        ) from error
+        expected = "a model that ONNX Runtime simplifies"
+        raise ExportError("int8", got=first_line(error), expected=expected) from error
     return prepared
 
 
@@ -135,9 +123,8 @@ def _layers(graph: onnx.GraphProto) -> tuple[list[str], list[str]]:
         if not node.name.startswith(PREFIX) and len(node.input) > 1 and node.input[1] in constants
     ]
     if not layers:
-        raise ExportError(
-            "int8", got="no convolution or dense layer with constant weights", expected="something to quantise"
-        )
+        got = "no convolution or dense layer with constant weights"
+        raise ExportError("int8", got=got, expected="something to quantise")
     # A network with one layer quantises that one.
     chosen = layers[:-1] or layers
     return chosen, [node.name for node in candidates if node.name not in chosen]
@@ -160,9 +147,7 @@ class _Rows(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime ships n
     """The calibration rows, a chunk at a time."""
 
     def __init__(self, name: str, rows: npt.NDArray[Any]) -> None:
-        self._chunks: Iterator[dict[str, npt.NDArray[Any]]] = (
-            {name: rows[start : start + _CHUNK]} for start in range(0, len(rows), _CHUNK)
-        )
+        self._chunks = ({name: rows[start : start + _CHUNK]} for start in range(0, len(rows), _CHUNK))
 
     def get_next(self) -> dict[str, npt.NDArray[Any]] | None:
         return next(self._chunks, None)
@@ -179,16 +164,17 @@ def _quiet() -> Iterator[None]:
         logging.disable(before)
 
 
+LARGEST = 65504.0
+SMALLEST = 2.0**-24
+# In deep transformers their squares and sums exceed half precision; TensorRT recommends fp32 for them too.
+_FP32_OPERATORS = ("LayerNormalization",)
+# Names of fp16 copies of tensors that stay fp32.
+_COPY = "fp16/"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Agreement:
-    """How close a model of lower precision is to its original.
-
-    Args:
-        rows: rows compared.
-        same_top1: share of them with the same top-1.
-        same_top1_ci95: 95 % interval of it (Wilson).
-        max_abs, mean_abs: differences of the outputs.
-    """
+    """The share of rows with the same top-1 in both precisions, its 95 % interval (Wilson), and differences."""
 
     rows: int
     same_top1: float
@@ -198,12 +184,7 @@ class Agreement:
 
 
 def agreement_of(model: bytes | Path, original: bytes | Path, rows: npt.NDArray[Any]) -> Agreement:
-    """Compares two models in ONNX Runtime, row by row.
-
-    Args:
-        model: a serialised ONNX model, or its path.
-        original: what it was made from.
-        rows: (n, *dims) in their input's dtype.
+    """Compares a model in ONNX Runtime with what it was made from, on rows (n, *dims) in their input's dtype.
 
     Raises:
         ExportError: one of them cannot be run, or the model gives NaN or infinity where the original does not.
@@ -245,56 +226,6 @@ def fp16_from(model: onnx.ModelProto) -> onnx.ModelProto:
         ExportError: it is not fp32, or has weights beyond half precision.
     """
     _require_fp32(model, "fp16")
-    return half_from(model)
-
-
-def int8_from(
-    model: onnx.ModelProto, rows: npt.NDArray[Any], *, weight_bits: int = WEIGHT_BITS
-) -> onnx.ModelProto:
-    """The model with its convolutions and dense layers in int8 (symmetric QDQ, weights per channel).
-
-    Args:
-        model: an fp32 model, weights loaded; left as it is.
-        rows: (n, *dims), rows like those it will be asked; ranges of activations are taken from them.
-        weight_bits: 7, which every processor adds up exactly, or 8 to measure what the one bit costs.
-
-    Raises:
-        ExportError: it is not fp32, has nothing to quantise, or the rows do not run.
-    """
-    _require_fp32(model, "int8")
-    if rows.dtype.kind == "f" and not np.isfinite(rows).all():
-        raise ExportError("calibration rows", got="NaN or infinity", expected="finite values")
-    made = quantized(named_copy(model), rows, weight_bits=weight_bits)
-    full_check(made, "int8")
-    return made
-
-
-def _require_fp32(model: onnx.ModelProto, target: str) -> None:
-    size = sum(len(weight.raw_data) for weight in model.graph.initializer)
-    if size > EXTERNAL_OVER_BYTES:
-        raise ExportError(
-            f"{target} of this model",
-            got=f"{size / 1e9:.1f} GB of weights",
-            expected=f"at most {EXTERNAL_OVER_BYTES / 1e9:.1f} GB, which the tools can hold in one piece",
-            fix="convert it where it was trained and export that",
-        )
-    lower = {TensorProto.FLOAT16, TensorProto.BFLOAT16}
-    if any(weight.data_type in lower for weight in model.graph.initializer):
-        raise ExportError(f"{target} of this model", got="half-precision weights", expected="an fp32 model")
-    if any(node.op_type in ("QuantizeLinear", "DequantizeLinear", "QLinearConv") for node in model.graph.node):
-        raise ExportError(f"{target} of this model", got="a quantised model", expected="an fp32 model")
-
-
-LARGEST = 65504.0
-SMALLEST = 2.0**-24
-# In deep transformers their squares and sums exceed half precision; TensorRT recommends fp32 for them too.
-_FP32_OPERATORS = ("LayerNormalization",)
-# Names of fp16 copies of tensors that stay fp32.
-_COPY = "fp16/"
-
-
-def half_from(model: onnx.ModelProto) -> onnx.ModelProto:
-    """See `export.precision.fp16_from`."""
     # The converter in ONNX Runtime rather than onnxconverter-common, which it comes from: it is a dependency
     # already, and keeps the constants of nodes that stay fp32 as they are.
     copy = named_copy(model)
@@ -316,6 +247,41 @@ def half_from(model: onnx.ModelProto) -> onnx.ModelProto:
     return half
 
 
+def int8_from(
+    model: onnx.ModelProto, rows: npt.NDArray[Any], *, weight_bits: int = WEIGHT_BITS
+) -> onnx.ModelProto:
+    """The model with its convolutions and dense layers in int8 (symmetric QDQ, weights per channel).
+
+    Args:
+        model: an fp32 model, weights loaded; left as it is.
+        rows: (n, *dims), rows like those it will be asked; ranges of activations are taken from them.
+        weight_bits: 7, which every processor adds up exactly, or 8 to measure what the one bit costs.
+
+    Raises:
+        ExportError: it is not fp32, has nothing to quantise, or the rows do not run.
+    """
+    _require_fp32(model, "int8")
+    if rows.dtype.kind == "f" and not np.isfinite(rows).all():
+        raise ExportError("calibration rows", got="NaN or infinity", expected="finite values")
+    made = _quantized(named_copy(model), rows, weight_bits=weight_bits)
+    full_check(made, "int8")
+    return made
+
+
+def _require_fp32(model: onnx.ModelProto, target: str) -> None:
+    what = f"{target} of this model"
+    size = sum(len(weight.raw_data) for weight in model.graph.initializer)
+    if size > EXTERNAL_OVER_BYTES:
+        most = f"at most {EXTERNAL_OVER_BYTES / 1e9:.1f} GB, which the tools can hold in one piece"
+        fix = "convert it where it was trained and export that"
+        raise ExportError(what, got=f"{size / 1e9:.1f} GB of weights", expected=most, fix=fix)
+    lower = {TensorProto.FLOAT16, TensorProto.BFLOAT16}
+    if any(weight.data_type in lower for weight in model.graph.initializer):
+        raise ExportError(what, got="half-precision weights", expected="an fp32 model")
+    if any(node.op_type in ("QuantizeLinear", "DequantizeLinear", "QLinearConv") for node in model.graph.node):
+        raise ExportError(what, got="a quantised model", expected="an fp32 model")
+
+
 def _each_node_once(graph: onnx.GraphProto) -> None:
     """Drops repeated casts: the converter casts a weight once per fp32 node that reads it, under one name."""
     made: set[str] = set()
@@ -330,27 +296,23 @@ def _each_node_once(graph: onnx.GraphProto) -> None:
 def rounding_from(half: onnx.ModelProto) -> onnx.ModelProto:
     """A half-precision graph in fp32 that rounds each tensor which is half precision in the original.
 
-    Sums inside an operator are fp32, as they are in tensor cores.
-
-    The graph must have no graphs inside its nodes.
+    Sums inside an operator are fp32, as they are in tensor cores. The graph has no graphs inside its nodes.
     """
     copy = onnx.shape_inference.infer_shapes(half)
     graph = copy.graph
     halves = {v.name for v in graph.value_info if v.type.tensor_type.elem_type == TensorProto.FLOAT16}
     for weight in graph.initializer:
-        if weight.data_type == TensorProto.FLOAT16:
-            value = numpy_helper.to_array(weight).astype(np.float32)
-            weight.CopyFrom(numpy_helper.from_array(value, weight.name))
+        _widen(weight)
     nodes = []
     for node in graph.node:
         _in_fp32(node)
         nodes.append(node)
         for index, output in enumerate(node.output):
             if output in halves:
-                node.output[index] = f"{output}/exact"
-                half_name = f"{output}/half"
-                nodes.append(helper.make_node("Cast", [node.output[index]], [half_name], to=TensorProto.FLOAT16))
-                nodes.append(helper.make_node("Cast", [half_name], [output], to=TensorProto.FLOAT))
+                exact, rounded = f"{output}/exact", f"{output}/half"
+                node.output[index] = exact
+                nodes.append(helper.make_node("Cast", [exact], [rounded], to=TensorProto.FLOAT16))
+                nodes.append(helper.make_node("Cast", [rounded], [output], to=TensorProto.FLOAT))
     replace_nodes(graph, nodes)
     del graph.value_info[:]
     full_check(copy, "fp16")
@@ -362,9 +324,13 @@ def _in_fp32(node: onnx.NodeProto) -> None:
     for attribute in node.attribute:
         if attribute.name in ("to", "dtype") and attribute.i == TensorProto.FLOAT16:
             attribute.i = TensorProto.FLOAT
-        if attribute.t.data_type == TensorProto.FLOAT16:
-            value = numpy_helper.to_array(attribute.t).astype(np.float32)
-            attribute.t.CopyFrom(numpy_helper.from_array(value, attribute.t.name))
+        _widen(attribute.t)
+
+
+def _widen(tensor: onnx.TensorProto) -> None:
+    if tensor.data_type == TensorProto.FLOAT16:
+        value = numpy_helper.to_array(tensor).astype(np.float32)
+        tensor.CopyFrom(numpy_helper.from_array(value, tensor.name))
 
 
 def tiny_weights_of(model: onnx.ModelProto) -> int:
@@ -394,16 +360,12 @@ def _require_range(graph: onnx.GraphProto, kept: set[str]) -> None:
     for weight in graph.initializer:
         if weight.data_type == TensorProto.FLOAT and weight.name in used:
             value = numpy_helper.to_array(weight)
-            finite = np.abs(value[np.isfinite(value)])
-            if finite.size and finite.max() > LARGEST:
-                beyond.append(f"{weight.name} up to {finite.max():g}")
+            largest = np.abs(value[np.isfinite(value)]).max(initial=0)
+            if largest > LARGEST:
+                beyond.append(f"{weight.name} up to {largest:g}")
     if beyond:
-        raise ExportError(
-            "fp16",
-            got=f"weights beyond its range: {', '.join(beyond[:3])}",
-            expected=f"at most {LARGEST:g}",
-            fix="keep this member in fp32",
-        )
+        got = f"weights beyond its range: {', '.join(beyond[:3])}"
+        raise ExportError("fp16", got=got, expected=f"at most {LARGEST:g}", fix="keep this member in fp32")
 
 
 def _give_back_names(graph: onnx.GraphProto) -> None:

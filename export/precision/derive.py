@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -26,10 +26,11 @@ from export.members import (
 from export.output import rename_classes
 from export.parity import rows_from_path, varied_rows
 from export.precision import MIN_AGREEMENT
-from export.precision.convert import Agreement, agreement_of, fp16_from, int8_from, rounding_from, tiny_weights_of
+from export.precision.convert import agreement_of, fp16_from, int8_from, rounding_from, tiny_weights_of
 from export.precision.overflow import processor_flags_of
-from export.proof import prove_against_installed, refresh_member
+from export.proof import json_of, prove_against_installed, refresh_member
 from orchestrator.errors import ExportError
+from orchestrator.graphs.editing import all_graphs
 from orchestrator.repository.files import sha256_of_path
 from orchestrator.spec import Manifest
 from orchestrator.spec.shares import evenly_spread
@@ -46,15 +47,8 @@ _COMPARED_ROWS = 2048
 CALIBRATION_ROWS = 512
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ComparisonRows:
-    """Rows given, or made up where there are none.
-
-    Args:
-        calibrate: (n, *dims), ranges are taken from them; empty for fp16.
-        compare: (n, *dims), others of the same, compared on.
-        source: where they come from, in words.
-    """
+class ComparisonRows(NamedTuple):
+    """Rows (n, *dims) to take ranges from, empty for fp16, others to compare on, and their source in words."""
 
     calibrate: npt.NDArray[Any]
     compare: npt.NDArray[Any]
@@ -100,17 +94,19 @@ def export_precision(
     target, new = output or repository, name or f"{member}_{to}"
     require_sense(member, to, calibrate)
     original = manifest_in(repository, member)
-    _require_fp32(original, to)
+    if original.precision != "fp32":
+        fix = f"name {original.options.get('from') or 'the member it was made from'}"
+        got = f"an {original.precision} member"
+        raise ExportError(f"{to} of {member}", got=got, expected="an fp32 one", fix=fix)
     if target.resolve() == repository.resolve() and new == member:
         raise ExportError("name of the new member", got=new, expected="another than the fp32 member's")
     check_made_by(COMMAND, target, new, force=force)
-    options = options_of(original, to=to, calibrate=calibrate)
-    least = min_agreement
-    if least is None and not original.random_weights:
-        least = MIN_AGREEMENT
+    options = _options_of(original, to=to, calibrate=calibrate)
+    if min_agreement is None and not original.random_weights:
+        min_agreement = MIN_AGREEMENT
     if not force and is_current(target / new, options):
         # The member may have been made with a lower limit.
-        _require_agreement(manifest_in(target, new), least)
+        _require_agreement(manifest_in(target, new), min_agreement)
         renamed = rename_classes(target, new, original.labels)
         versions = tuple(original.runtimes)
         return new, refresh_member(target, new, versions=versions, renamed=renamed, progress=progress)
@@ -121,20 +117,14 @@ def export_precision(
     model = fp16_from(read.model) if to == "fp16" else int8_from(read.model, rows.calibrate)
     with packed(model, target) as stored:
         progress(f"{new}: comparing with {member}")
-        stand_in, computed = _comparable(model, stored.path)
-        agreement = agreement_of(stand_in, repository / member / original.file, rows.compare)
-        manifest = derived_manifest(
-            read,
+        manifest = dataclasses.replace(
+            _compared(read, repository / member / original.file, model, stored.path, rows, to=to),
             name=new,
-            to=to,
             sha256=stored.sha256,
-            agreement=agreement,
-            rows=rows,
-            computed=computed,
             options=options,
-            flags=processor_flags_of(model),
+            data_files={f"1/{file}": digest for file, digest in stored.data_files.items()},
         )
-        _require_agreement(manifest, least)
+        _require_agreement(manifest, min_agreement)
         proofs = prove_against_installed(
             f"{to} of {member}",
             stored.path,
@@ -143,11 +133,7 @@ def export_precision(
             agreement=manifest.agreement,
             progress=lambda text: progress(f"{new}: {text}"),
         )
-        manifest = dataclasses.replace(
-            manifest, runtimes={version: proof.as_json() for version, proof in proofs.items()}
-        )
-        data_files = {f"1/{file}": digest for file, digest in stored.data_files.items()}
-        write_member(target, stored, dataclasses.replace(manifest, data_files=data_files))
+        write_member(target, stored, dataclasses.replace(manifest, runtimes=json_of(proofs)))
     return new, "exported"
 
 
@@ -169,24 +155,17 @@ def _require_agreement(made: Manifest, least: float | None) -> None:
     )
 
 
-def derived_manifest(
-    read: ReadMember,
-    *,
-    name: str,
-    to: str,
-    sha256: str,
-    agreement: Agreement,
-    rows: ComparisonRows,
-    computed: str,
-    options: dict[str, Any],
-    flags: tuple[str, ...],
+def _compared(
+    read: ReadMember, original_file: Path, model: onnx.ModelProto, stored: Path, rows: ComparisonRows, *, to: str
 ) -> Manifest:
-    """The new member's manifest: the fp32 one's, save for what the conversion changed.
+    """The fp32 member's manifest, save for what the conversion changed, and how far both agree.
 
     Costs stay those of fp32: a multiplication is one whatever its width. What half precision rounds up to its
     smallest value is noted with the agreement.
     """
     original = read.manifest
+    stand_in, computed = _comparable(model, stored)
+    agreement = agreement_of(stand_in, original_file, rows.compare)
     found: dict[str, Any] = {
         "with": original.name,
         "with_sha256": original.sha256,
@@ -199,25 +178,15 @@ def derived_manifest(
         found["tiny_weights"] = tiny_weights_of(read.model)
     else:
         found["calibration_rows"] = len(rows.calibrate)
+    parity = {name: found[name] for name in ("rows", "max_abs", "mean_abs", "same_top1")}
     return dataclasses.replace(
         original,
-        name=name,
         file=MODEL_FILE,
-        sha256=sha256,
         source=f"{original.source}; python -m export precision {original.name} --to {to}",
         precision=to,
-        parity={
-            "against": f"{original.name} in fp32",
-            "rows": agreement.rows,
-            "max_abs": agreement.max_abs,
-            "mean_abs": agreement.mean_abs,
-            "same_top1": agreement.same_top1,
-        },
+        parity={"against": f"{original.name} in fp32", **parity},
         agreement=found,
-        options=options,
-        data_files={},
-        processor_flags=flags,
-        runtimes={},
+        processor_flags=processor_flags_of(model),
         versions={**original.versions, "onnx": onnx.__version__, "onnxruntime": onnxruntime.__version__},
     )
 
@@ -225,15 +194,17 @@ def derived_manifest(
 def _comparable(model: onnx.ModelProto, stored: Path) -> tuple[bytes | Path, str]:
     """The model to compare in place of a stored one, and how it computes, in words."""
     half = any(weight.data_type == onnx.TensorProto.FLOAT16 for weight in model.graph.initializer)
-    inside = any(part.HasField("g") or part.graphs for node in model.graph.node for part in node.attribute)
+    inside = next(all_graphs(model.graph.node), None) is not None
     # In fp32 the weights take twice their room, and a graph in memory must stay below 2 GB.
     if not half or inside or 2 * stored.stat().st_size > EXTERNAL_OVER_BYTES:
         return stored, "as ONNX Runtime does on a CPU" + (", in fp32 between fp16 weights" if half else "")
     return rounding_from(model).SerializeToString(), "rounded to fp16 after every operation, as a GPU does"
 
 
-def options_of(original: Manifest, *, to: str, calibrate: Path | None) -> dict[str, Any]:
+def _options_of(original: Manifest, *, to: str, calibrate: Path | None) -> dict[str, Any]:
     """What decides the new member's file."""
+    if calibrate is not None and not calibrate.is_file():
+        raise ExportError(f"rows of {calibrate}", got="no such file", expected="an .npy or .npz of rows")
     return {
         "command": COMMAND,
         "format": FORMAT,
@@ -241,7 +212,7 @@ def options_of(original: Manifest, *, to: str, calibrate: Path | None) -> dict[s
         "from_sha256": original.sha256,
         **output_kind_option(original),
         "to": to,
-        "rows_sha256": None if calibrate is None else sha256_of_path(_existing(calibrate)),
+        "rows_sha256": None if calibrate is None else sha256_of_path(calibrate),
     }
 
 
@@ -256,27 +227,23 @@ def rows_for(original: Manifest, *, to: str, calibrate: Path | None) -> Comparis
     if calibrate is None:
         low, high = MADE_UP_ROWS
         made = varied_rows(original.input, int(min(high, max(low, _MADE_UP_MACS // max(original.macs, 1)))))
-        return ComparisonRows(calibrate=made[:0], compare=made, source="made up")
+        return ComparisonRows(made[:0], made, "made up")
     rows = rows_from_path(calibrate, original.input)
     digest = hashlib.sha256(np.ascontiguousarray(rows).tobytes()).hexdigest()
     source = f"{calibrate.name} (rows of sha256 {digest[:12]})"
     if to == "fp16":
-        return ComparisonRows(calibrate=rows[:0], compare=_spread(rows, _COMPARED_ROWS), source=source)
+        return ComparisonRows(rows[:0], rows[evenly_spread(len(rows), _COMPARED_ROWS)], source)
     if len(rows) < 2:
         raise ExportError(f"calibration rows of {calibrate}", got=f"{len(rows)} row", expected="at least 2")
     if (rows == rows[0]).all():
         raise ExportError(f"calibration rows of {calibrate}", got="one row repeated", expected="rows that differ")
-    kept = np.arange(len(rows)) % 4 == 1
+    is_kept = np.arange(len(rows)) % 4 == 1
+    fitted, kept = rows[~is_kept], rows[is_kept]
     return ComparisonRows(
-        calibrate=_spread(rows[~kept], CALIBRATION_ROWS),
-        compare=_spread(rows[kept], _COMPARED_ROWS),
-        source=f"every fourth of {source}",
+        fitted[evenly_spread(len(fitted), CALIBRATION_ROWS)],
+        kept[evenly_spread(len(kept), _COMPARED_ROWS)],
+        f"every fourth of {source}",
     )
-
-
-def _spread(rows: npt.NDArray[Any], limit: int) -> npt.NDArray[Any]:
-    """At most `limit` of the rows, spread evenly from the first to the last."""
-    return rows[evenly_spread(len(rows), limit)]
 
 
 def require_sense(member: str, to: str, calibrate: Path | None) -> None:
@@ -285,24 +252,7 @@ def require_sense(member: str, to: str, calibrate: Path | None) -> None:
         raise ExportError("`to`", got=to, expected=" or ".join(PRECISIONS))
     if to == "int8" and calibrate is None:
         raise ExportError(
-            f"int8 of {member}",
-            got="no calibration rows",
+            f"int8 of {member}", got="no calibration rows",
             expected="some hundred rows like those it will be asked",
             fix="name a file of them with `calibrate` rows.npy",
-        )
-
-
-def _require_fp32(original: Manifest, to: str) -> None:
-    if original.precision != "fp32":
-        raise ExportError(
-            f"{to} of {original.name}",
-            got=f"an {original.precision} member",
-            expected="an fp32 one",
-            fix=f"name {original.options.get('from') or 'the member it was made from'}",
-        )
-
-
-def _existing(path: Path) -> Path:
-    if not path.is_file():
-        raise ExportError(f"rows of {path}", got="no such file", expected="an .npy or .npz of rows")
-    return path
+        )  # fmt: skip

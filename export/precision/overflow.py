@@ -63,20 +63,17 @@ def overflowing_parts(model: onnx.ModelProto) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class _Tensor:
-    """What is known of a tensor's values; the defaults stand for nothing known.
+    """What is known of a tensor's values; the defaults stand for nothing known."""
 
-    Args:
-        dtype: ONNX's number; 0 where it is not known.
-        stored: nothing but constants went into it.
-        wide: its bytes, or those it was dequantised from, may be signed and beyond the largest safe weight.
-        matrix: it has two axes or more, or may have: what has one is a bias or a scale.
-        dequantised: its floats are bytes times a scale.
-    """
-
+    # ONNX's number; 0 where it is not known.
     dtype: int = 0
+    # Nothing but constants went into it.
     stored: bool = False
+    # Its bytes, or those it was dequantised from, may be signed and beyond the largest safe weight.
     wide: bool = True
+    # It has two axes or more, or may have: what has one is a bias or a scale.
     matrix: bool = True
+    # Its floats are bytes times a scale.
     dequantised: bool = False
 
 
