@@ -26,7 +26,6 @@ from onnx import TensorProto, helper
 from export.cost.counting import preprocess_macs_per_row
 from export.members import (
     MODEL_FILE,
-    PackedModel,
     ReadMember,
     check_made_by,
     is_current,
@@ -40,7 +39,7 @@ from export.merging import Merger, add_average, common_of, labels_of, require_fi
 from export.output import rename_classes
 from export.parity import BATCHES, MIN_ROWS, answers_of, session_of, varied_rows
 from export.precision.overflow import processor_flags_of
-from export.proof import prove_against_installed, refresh_member
+from export.proof import json_of, prove_against_installed, refresh_member
 from orchestrator.decision.combine import Combiner
 from orchestrator.errors import ExportError
 from orchestrator.graphs.editing import full_check, given_inputs, opset_of
@@ -57,13 +56,7 @@ MAX_ABS_ERROR = 1e-5
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Fusion:
-    """What is to be fused.
-
-    Args:
-        name: of the fused member.
-        members: how each is asked, in plan order: name, weight and temperature count.
-        combine: one of COMBINES.
-    """
+    """What is to be fused: members in plan order, whose name, weight and temperature count, by one of COMBINES."""
 
     name: str
     members: tuple[Member, ...]
@@ -105,7 +98,7 @@ def fuse(
     _require_sense(fusion)
     manifests = [manifest_in(repository, member.name) for member in fusion.members]
     check_made_by(COMMAND, target, fusion.name, force=force)
-    options = options_of(fusion, manifests)
+    options = _options_of(fusion, manifests)
     versions = tuple(dict.fromkeys(version for one in manifests for version in one.runtimes))
     if not force and is_current(target / fusion.name, options):
         renamed = rename_classes(target, fusion.name, labels_of(manifests))
@@ -119,8 +112,8 @@ def fuse(
     with packed(model, target) as stored:
         full_check(stored.path, f"fused {fusion.name}")
         progress(f"{fusion.name}: comparing with its members")
-        parity = fused_parity(repository, fusion, manifests, stored.path)
         rows = varied_rows(manifests[0].input, MIN_ROWS, seed=2)
+        parity = _parity(repository, fusion, manifests, stored.path, rows)
         proofs = prove_against_installed(
             f"fused {fusion.name}",
             stored.path,
@@ -128,9 +121,26 @@ def fuse(
             versions=versions,
             progress=lambda text: progress(f"{fusion.name}: {text}"),
         )
-        manifest = dataclasses.replace(
-            _manifest(fusion, manifests, model, stored=stored, parity=parity, options=options),
-            runtimes={version: proof.as_json() for version, proof in proofs.items()},
+        name, kind = fusion.output
+        weighed = ", ".join(f"{m.name} x {m.weight:g} at T {m.temperature:g}" for m in fusion.members)
+        manifest = Manifest(
+            name=fusion.name,
+            file=MODEL_FILE,
+            sha256=stored.sha256,
+            data_files={f"1/{file}": digest for file, digest in stored.data_files.items()},
+            source=f"python -m export fuse, {fusion.combine} of {weighed}",
+            opset=opset_of(model),
+            input=manifests[0].input,
+            output=TensorSpec(name=name, dtype="FP32", dims=manifests[0].output.dims),
+            output_kind=kind,
+            # Shared image processing is in the graph once, and counted once.
+            preprocess_macs=preprocess_macs_per_row(model),
+            parity=parity,
+            options=options,
+            runtimes=json_of(proofs),
+            versions={"onnx": onnx.__version__, "onnxruntime": onnxruntime.__version__},
+            processor_flags=processor_flags_of(model),
+            **common_of(manifests),
         )
         write_member(target, stored, manifest)
     return manifest, "fused"
@@ -154,27 +164,38 @@ def fused_model(fusion: Fusion, parts: Sequence[ReadMember]) -> onnx.ModelProto:
     return merger.model(fusion.name, [made])
 
 
-def fused_parity(repository: Path, fusion: Fusion, manifests: Sequence[Manifest], fused: Path) -> dict[str, Any]:
-    """Compares a fused model with its separate members, both through the decision core.
+def _parity(
+    repository: Path, fusion: Fusion, manifests: Sequence[Manifest], fused: Path, rows: npt.NDArray[Any]
+) -> dict[str, Any]:
+    """Compares a fused model with its separate members, both through the decision core."""
 
-    Raises:
-        ExportError: they differ by more than rounding.
-    """
-    rows = varied_rows(manifests[0].input, MIN_ROWS, seed=2)
-    outputs = [
-        answers_of(session_of(path, f"model file {path}"), rows, batch=max(BATCHES))
-        for path in (repository / manifest.name / manifest.file for manifest in manifests)
-    ]
-    asked = [
-        dataclasses.replace(member, output_kind=manifest.output_kind)
-        for member, manifest in zip(fusion.members, manifests, strict=True)
-    ]
-    expected, labels = _judged(fusion.combine, manifests[0].input, asked, outputs)
+    def judged(
+        members: Sequence[Member], outputs: Sequence[npt.NDArray[Any]]
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
+        """Probabilities and labels that the core makes of one stage's outputs."""
+        source = manifests[0].input
+        spec = CascadeSpec(
+            name="one_stage",
+            input=InputSpec(name=source.name, dtype=source.dtype, dims=tuple(abs(size) for size in source.dims)),
+            classes=outputs[0].shape[1],
+            stages=(Stage(members=tuple(members)),),
+            combine=fusion.combine,
+        )
+        combiner = Combiner(spec)
+        tally = combiner.empty(len(rows))
+        combiner.add_stage(tally, 0, outputs)
+        return combiner.distribution(tally)
+
+    paths = [repository / manifest.name / manifest.file for manifest in manifests]
+    outputs = [answers_of(session_of(path, f"model file {path}"), rows, batch=max(BATCHES)) for path in paths]
+    kinds = [manifest.output_kind for manifest in manifests]
+    asked = [dataclasses.replace(one, output_kind=kind) for one, kind in zip(fusion.members, kinds, strict=True)]
+    expected, labels = judged(asked, outputs)
     name, kind = fusion.output
     alone = [Member(name=fusion.name, output=name, output_kind=kind)]
     session, worst, same = session_of(fused, f"model file {fused}"), 0.0, 1.0
     for batch in BATCHES:
-        got, label = _judged(fusion.combine, manifests[0].input, alone, [answers_of(session, rows, batch=batch)])
+        got, label = judged(alone, [answers_of(session, rows, batch=batch)])
         worst = max(worst, float(np.abs(got - expected).max()))
         same = min(same, float((label == labels).mean()))
     if not worst <= MAX_ABS_ERROR:
@@ -184,16 +205,11 @@ def fused_parity(repository: Path, fusion: Fusion, manifests: Sequence[Manifest]
             expected=f"at most {MAX_ABS_ERROR:g}",
             fix="a member computes in low precision or depends on the batch: fuse others",
         )
-    return {
-        "against": "its members asked apart",
-        "rows": len(rows),
-        "batches": list(BATCHES),
-        "max_abs": worst,
-        "same_top1": same,
-    }
+    figures = {"rows": len(rows), "batches": list(BATCHES), "max_abs": worst, "same_top1": same}
+    return {"against": "its members asked apart", **figures}
 
 
-def options_of(fusion: Fusion, manifests: Sequence[Manifest]) -> dict[str, Any]:
+def _options_of(fusion: Fusion, manifests: Sequence[Manifest]) -> dict[str, Any]:
     """What decides the fused file."""
     return {
         "command": COMMAND,
@@ -222,59 +238,10 @@ def _require_sense(fusion: Fusion) -> None:
         raise ExportError("fuse", got=f"{', '.join(twice)} more than once", expected="each member once")
     if fusion.combine not in COMBINES:
         why = "; vote asks which class each member puts first" if fusion.combine == "vote" else ""
-        raise ExportError(
-            "`combine`", got=fusion.combine, expected=f"{' or '.join(COMBINES)}, which are averages{why}"
-        )
+        expected = f"{' or '.join(COMBINES)}, which are averages{why}"
+        raise ExportError("`combine`", got=fusion.combine, expected=expected)
     if fusion.name in names:
         raise ExportError("name of the fused member", got=fusion.name, expected="another than its members'")
-
-
-def _judged(
-    combine: str, source: TensorSpec, members: Sequence[Member], outputs: Sequence[npt.NDArray[Any]]
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
-    """What the decision core makes of one stage's outputs."""
-    spec = CascadeSpec(
-        name="one_stage",
-        input=InputSpec(name=source.name, dtype=source.dtype, dims=tuple(abs(size) for size in source.dims)),
-        classes=outputs[0].shape[1],
-        stages=(Stage(members=tuple(members)),),
-        combine=combine,
-    )
-    combiner = Combiner(spec)
-    tally = combiner.empty(len(outputs[0]))
-    combiner.add_stage(tally, 0, outputs)
-    return combiner.distribution(tally)
-
-
-def _manifest(
-    fusion: Fusion,
-    manifests: Sequence[Manifest],
-    model: onnx.ModelProto,
-    *,
-    stored: PackedModel,
-    parity: dict[str, Any],
-    options: dict[str, Any],
-) -> Manifest:
-    name, kind = fusion.output
-    weighed = ", ".join(f"{m.name} x {m.weight:g} at T {m.temperature:g}" for m in fusion.members)
-    return Manifest(
-        name=fusion.name,
-        file=MODEL_FILE,
-        sha256=stored.sha256,
-        data_files={f"1/{file}": digest for file, digest in stored.data_files.items()},
-        source=f"python -m export fuse, {fusion.combine} of {weighed}",
-        opset=opset_of(model),
-        input=manifests[0].input,
-        output=TensorSpec(name=name, dtype="FP32", dims=manifests[0].output.dims),
-        output_kind=kind,
-        # Shared image processing is in the graph once, and counted once.
-        preprocess_macs=preprocess_macs_per_row(model),
-        parity=parity,
-        options=options,
-        versions={"onnx": onnx.__version__, "onnxruntime": onnxruntime.__version__},
-        processor_flags=processor_flags_of(model),
-        **common_of(manifests),
-    )
 
 
 def fuse_plan(
@@ -325,41 +292,38 @@ def fuse_plan(
         manifest, what = fuse(repository, fusion, output=output, force=force, progress=progress)
         done[manifest.name] = what
         made_of[manifest.name] = {member.name: member.sha256 for member in stage.members}
-        stages.append(_fused_stage(stage, manifest, spec.input.name))
+        member = Member(
+            name=manifest.name,
+            output=manifest.output.name,
+            input=None if manifest.input.name == spec.input.name else manifest.input.name,
+            output_kind=manifest.output_kind,
+            weight=sum(member.weight for member in stage.members),
+            # In the plan's unit; rows are charged the same sum as before.
+            cost=stage.cost,
+            max_batch_size=manifest.max_batch_size,
+            sha256=manifest.sha256,
+            data_files=data_files_of(manifest.data_files),
+        )
+        stages.append(dataclasses.replace(stage, members=(member,)))
     fit = spec.fit
     if fit is not None:
         fit = dataclasses.replace(fit, extra={**fit.extra, "fused": {"plan": spec.name, "members": made_of}})
     return dataclasses.replace(spec, name=new, stages=tuple(stages), fit=fit), done
 
 
-def _fused_stage(stage: Stage, manifest: Manifest, input_name: str) -> Stage:
-    member = Member(
-        name=manifest.name,
-        output=manifest.output.name,
-        input=None if manifest.input.name == input_name else manifest.input.name,
-        output_kind=manifest.output_kind,
-        weight=sum(member.weight for member in stage.members),
-        # In the plan's unit; rows are charged the same sum as before.
-        cost=stage.cost,
-        max_batch_size=manifest.max_batch_size,
-        sha256=manifest.sha256,
-        data_files=data_files_of(manifest.data_files),
-    )
-    return dataclasses.replace(stage, members=(member,))
-
-
 def _require_keepable(spec: CascadeSpec, *, allow_whole_failure: bool) -> None:
-    several = [stage for stage in spec.stages if len(stage.members) > 1]
+    several = [index for index, stage in enumerate(spec.stages) if len(stage.members) > 1]
     what = f"plan {spec.name}"
     if not several:
         raise ExportError(what, got="one member in every stage", expected="a stage of several, to fuse")
-    if spec.combine == "vote":
-        raise ExportError(what, got="combine vote", expected="mean_logit, mean_prob or last",
-                          fix="plan with one of these: a vote needs the members one by one")  # fmt: skip
-    if spec.score == "agreement":
-        raise ExportError(what, got="score agreement", expected="max_prob, top2_gap or neg_entropy",
-                          fix="plan with one of these: agreement needs the members one by one")  # fmt: skip
-    lenient = [index for index, stage in enumerate(spec.stages) if stage in several and _lenient(stage)]
+    for key, value, others in (
+        ("combine", "vote", "mean_logit, mean_prob or last"),
+        ("score", "agreement", "max_prob, top2_gap or neg_entropy"),
+    ):
+        if getattr(spec, key) == value:
+            fix = f"plan with one of these: {'a vote' if value == 'vote' else value} needs the members one by one"
+            raise ExportError(what, got=f"{key} {value}", expected=others, fix=fix)
+    lenient = [index for index in several if spec.stages[index].on_failure == "answer"]
     if lenient and not allow_whole_failure:
         raise ExportError(
             what,
@@ -369,24 +333,17 @@ def _require_keepable(spec: CascadeSpec, *, allow_whole_failure: bool) -> None:
         )
 
 
-def _lenient(stage: Stage) -> bool:
-    return stage.on_failure == "answer"
-
-
 def _require_planned(spec: CascadeSpec, repository: Path) -> None:
     """Refuses members that are not those the plan was made with, naming all of them."""
-    faults = []
-    for stage in spec.stages:
-        for member in stage.members if len(stage.members) > 1 else ():
-            manifest = manifest_in(repository, member.name)
-            faults += [f"{member.name} {text}" for text in _differences(spec, member, manifest)]
+    members = [one for stage in spec.stages if len(stage.members) > 1 for one in stage.members]
+    faults = [
+        f"{member.name} {text}"
+        for member in members
+        for text in _differences(spec, member, manifest_in(repository, member.name))
+    ]
     if faults:
-        raise ExportError(
-            f"members of plan {spec.name}",
-            got="; ".join(faults),
-            expected="what it was made with",
-            fix="plan again",
-        )
+        what, got = f"members of plan {spec.name}", "; ".join(faults)
+        raise ExportError(what, got=got, expected="what it was made with", fix="plan again")
 
 
 def _differences(spec: CascadeSpec, member: Member, manifest: Manifest) -> list[str]:

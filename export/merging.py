@@ -7,7 +7,7 @@ equal weights would be a mistake, not a saving.
 """
 
 import math
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,11 +28,7 @@ AVERAGE = "average/"
 
 
 class Merger:
-    """Merges graphs that are added one by one.
-
-    Args:
-        source: the input that all share.
-    """
+    """Merges graphs that are added one by one and share one input, `source`."""
 
     def __init__(self, source: onnx.ValueInfoProto) -> None:
         self.nodes: list[onnx.NodeProto] = []
@@ -45,15 +41,9 @@ class Merger:
         self._known: dict[Hashable, list[str]] = {}
 
     def add(self, member: str, model: onnx.ModelProto, *, output: str) -> str:
-        """Adds a member's graph.
+        """Adds a member's graph of one input, at the opset of the others; returns its output's new name.
 
-        Args:
-            member: its name, which the names of its network then begin with.
-            model: one input, of the same opset as the others.
-            output: the tensor wanted of it.
-
-        Returns:
-            name of that tensor in the merged graph.
+        The names of its network then begin with that of the member.
 
         Raises:
             ExportError: a kind of graph that cannot be merged.
@@ -69,19 +59,16 @@ class Merger:
         for node in graph.node:
             self._add_node(node, names)
         for value in graph.value_info:
-            self._add_value(value, names)
+            copy = onnx.ValueInfoProto()
+            copy.CopyFrom(value)
+            copy.name = names.new(value.name)
+            self._values.setdefault(copy.name, copy)
         return names.new(output)
 
     def model(self, name: str, outputs: list[onnx.ValueInfoProto]) -> onnx.ModelProto:
         """Everything added so far, as a model with these outputs."""
-        graph = helper.make_graph(
-            self.nodes,
-            name,
-            [self.source],
-            outputs,
-            initializer=self.constants,
-            value_info=list(self._values.values()),
-        )
+        values = list(self._values.values())
+        graph = helper.make_graph(self.nodes, name, [self.source], outputs, self.constants, value_info=values)
         opsets = [helper.make_opsetid(domain, version) for domain, version in sorted(self._opsets.items())]
         return helper.make_model(
             graph, producer_name="committee", ir_version=self._ir_version, opset_imports=opsets
@@ -104,7 +91,9 @@ class Merger:
         copy = onnx.NodeProto()
         copy.CopyFrom(node)
         if _is_preprocess(node):
-            key = _key(node, names)
+            attributes = sorted(part.SerializeToString(deterministic=True) for part in node.attribute)
+            inputs = tuple(names.new(name) for name in node.input)
+            key = (node.domain, node.op_type, tuple(attributes), inputs)
             if self._reuse(key, list(node.output), names):
                 return
             self._known[key] = [self._fresh(output, names) for output in node.output]
@@ -112,12 +101,6 @@ class Merger:
             copy.name = names.new(node.output[0])
         names.rename(copy)
         self.nodes.append(copy)
-
-    def _add_value(self, value: onnx.ValueInfoProto, names: "_NewNames") -> None:
-        copy = onnx.ValueInfoProto()
-        copy.CopyFrom(value)
-        copy.name = names.new(value.name)
-        self._values.setdefault(copy.name, copy)
 
     def _reuse(self, key: Hashable, old: list[str], names: "_NewNames") -> bool:
         """Takes the names of an equal constant or node that is in the graph already; False where there is none."""
@@ -163,28 +146,18 @@ def _is_preprocess(node: onnx.NodeProto) -> bool:
     return node.name.startswith(PREFIX)
 
 
-def _key(node: onnx.NodeProto, names: _NewNames) -> Hashable:
-    attributes = sorted(part.SerializeToString(deterministic=True) for part in node.attribute)
-    return (node.domain, node.op_type, tuple(attributes), tuple(names.new(name) for name in node.input))
-
-
 def add_average(
     scores: Sequence[tuple[Member, str, str]], *, combine: str, output: str
 ) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto]]:
-    """Nodes and constants that average members.
+    """Nodes and constants that average members to `output`, float32 (n, k), logits or probabilities by `combine`.
 
-    Args:
-        scores: per member in plan order: how it is asked, the tensor (n, k) it makes, and that one's dtype.
-        combine: "mean_logit", whose output is logits, or "mean_prob", whose output is probabilities.
-        output: name of the tensor float32 (n, k) to make.
+    `scores` has per member in plan order how it is asked, the tensor (n, k) it makes, and that one's dtype.
     """
     g = GraphBuilder(AVERAGE)
     members = [member for member, _, _ in scores]
     axis = g.constant([1], np.int64)
-    stacked = [
-        g.op("Unsqueeze", raw_logits(g, member, tensor, dtype=dtype), axis) for member, tensor, dtype in scores
-    ]
-    z = g.op("Concat", *stacked, axis=1)
+    logits = (raw_logits(g, member, tensor, dtype=dtype) for member, tensor, dtype in scores)
+    z = g.op("Concat", *(g.op("Unsqueeze", one, axis) for one in logits), axis=1)
     if any(member.temperature != 1 for member in members):
         z = g.op("Div", z, g.constant([[[member.temperature] for member in members]]))
     good = usable_rows(g, z)
@@ -257,7 +230,7 @@ def common_of(manifests: Sequence[Manifest]) -> dict[str, Any]:
 
     Parameters and MACs add up. The precision is the lowest of theirs, since the answers are no better than that.
     """
-    first = manifests[0]
+    sides = {m.resolution_px for m in manifests}
     return {
         "precision": max((m.precision for m in manifests), key=PRECISIONS.index),
         "parameters": sum(m.parameters for m in manifests),
@@ -267,7 +240,7 @@ def common_of(manifests: Sequence[Manifest]) -> dict[str, Any]:
         "max_batch_size": min(m.max_batch_size for m in manifests),
         "random_weights": any(m.random_weights for m in manifests),
         "preprocess": next((m.preprocess for m in manifests if m.preprocess is not None), None),
-        "resolution_px": first.resolution_px if _all_equal(m.resolution_px for m in manifests) else None,
+        "resolution_px": sides.pop() if len(sides) == 1 else None,
         "in_graph": {m.name: m.in_graph for m in manifests if m.in_graph},
     }
 
@@ -275,7 +248,3 @@ def common_of(manifests: Sequence[Manifest]) -> dict[str, Any]:
 def labels_of(manifests: Sequence[Manifest]) -> tuple[str, ...] | None:
     """The class names of members that agree; None where none has names."""
     return next((m.labels for m in manifests if m.labels is not None), None)
-
-
-def _all_equal(values: Iterable[object]) -> bool:
-    return len(set(values)) == 1
