@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from export.tensorrt.machine import TensorrtHost
 from orchestrator.errors import ExportError
-from orchestrator.spec import TensorSpec
+from orchestrator.spec import Manifest, TensorSpec
 from orchestrator.spec.manifest import PRECISIONS
 from orchestrator.spec.validation import Faults
 
@@ -48,14 +48,11 @@ class EngineOptions:
 
     def __post_init__(self) -> None:
         faults = Faults("TensorRT options", of_arguments=True)
-        faults.integer("min_rows", self.min_rows, low=1)
-        faults.integer("opt_rows", self.opt_rows, low=1)
-        faults.integer("max_rows", self.max_rows, low=1)
-        if not faults.found:
-            above = f"got {self.opt_rows}, expected at least the `min_rows` of {self.min_rows}"
-            faults.check("opt_rows", self.opt_rows >= self.min_rows, above)
-            above = f"got {self.max_rows}, expected at least the `opt_rows` of {self.opt_rows}"
-            faults.check("max_rows", self.max_rows >= self.opt_rows, above)
+        for field in ("min_rows", "opt_rows", "max_rows"):
+            faults.integer(field, getattr(self, field), low=1)
+        for lower, upper in (("min_rows", "opt_rows"), ("opt_rows", "max_rows")) if not faults.found else ():
+            least, value = getattr(self, lower), getattr(self, upper)
+            faults.check(upper, value >= least, f"got {value}, expected at least the `{lower}` of {least}")
         if self.precision is not None:
             faults.one_of("precision", self.precision, PRECISIONS)
         if self.workspace_mib is not None:
@@ -71,12 +68,9 @@ class EngineOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class EnginePrecision:
-    """How a precision is reached.
+    """How a precision is reached, with names of tensorrt.BuilderFlag to set.
 
-    Args:
-        precision: of the engine.
-        strongly_typed: the ONNX file's own types are the law; else TensorRT may choose among `flags`.
-        flags: names of tensorrt.BuilderFlag to set.
+    `strongly_typed`: the ONNX file's own types are the law; else TensorRT may choose among the flags.
     """
 
     precision: str
@@ -127,19 +121,9 @@ def engine_precision(trt: Any, member: str, own: str, options: EngineOptions) ->
     return EnginePrecision(precision=precision, strongly_typed=False, flags=("FP16", *flags))
 
 
-_MIB = 1 << 20
-
-
 @dataclass(frozen=True, kw_only=True)
 class BuiltEngine:
-    """A built engine.
-
-    Args:
-        data: the serialised engine.
-        timing_cache: what was measured while building, for the next build.
-        build_s: time the build took.
-        cache_used: an earlier timing cache was taken.
-    """
+    """A serialised engine, what was measured while building it, for the next build, and whether such was used."""
 
     data: bytes
     timing_cache: bytes
@@ -181,27 +165,20 @@ def made(what: str, log: Any, make: Callable[[], Any]) -> Any:
 def build_engine(
     trt: Any,
     path: Path,
+    source: Manifest,
     *,
-    subject: str,
-    input_spec: TensorSpec,
     options: EngineOptions,
     route: EnginePrecision,
-    timing_cache: bytes = b"",
+    timing_cache: bytes,
 ) -> BuiltEngine:
-    """Builds an engine.
+    """Builds the engine of an ONNX member from its file; weights in files beside it are found from there.
 
-    Args:
-        trt: the tensorrt module.
-        path: of the ONNX file; weights in files beside it are found from there.
-        subject: what is built, for errors.
-        input_spec: the input the profile is for.
-        options: of the engine.
-        route: how its precision is reached.
-        timing_cache: of an earlier build on this GPU with this TensorRT.
+    `timing_cache` is that of an earlier build on this GPU with this TensorRT, or empty.
 
     Raises:
         ExportError: the file cannot be parsed (every operator at fault is named) or built.
     """
+    subject, input_spec = source.name, source.input
     log = logger_of(trt)
     builder = made(f"TensorRT's builder for {subject}", log, lambda: trt.Builder(log))
     flags = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED) if route.strongly_typed else 0
@@ -212,7 +189,12 @@ def build_engine(
         raise _parse_error(parser, log, subject)
     _require_batch_axis(network, input_spec, subject)
     config = builder.create_builder_config()
-    _configure(trt, config, options, route)
+    # On by default in TensorRT. Off here: it can move logits by 1e-3 and resized pixels by whole levels.
+    config.clear_flag(trt.BuilderFlag.TF32)
+    for flag in route.flags:
+        config.set_flag(getattr(trt.BuilderFlag, flag))
+    if options.workspace_mib is not None:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_mib << 20)
     _add_profile(builder, config, input_spec, options, log=log, subject=subject)
     cache, used = _cache(config, timing_cache)
     start = time.monotonic()
@@ -240,25 +222,14 @@ def _parse_error(parser: Any, log: Any, subject: str) -> ExportError:
 
 
 def _require_batch_axis(network: Any, input_spec: TensorSpec, subject: str) -> None:
-    shapes = {}
-    for index in range(network.num_inputs):
-        tensor = network.get_input(index)
-        shapes[str(tensor.name)] = tuple(tensor.shape)
+    tensors = [network.get_input(index) for index in range(network.num_inputs)]
+    shapes = {str(tensor.name): tuple(tensor.shape) for tensor in tensors}
     if shapes != {input_spec.name: (-1, *input_spec.dims)}:
         got = ", ".join(f"{name} {list(shape)}" for name, shape in shapes.items()) or "none"
         raise ExportError(
             f"inputs of {subject}", got=got, expected=f"{input_spec.name} {[-1, *input_spec.dims]}",
             fix="export the member again with a free batch axis",
         )  # fmt: skip
-
-
-def _configure(trt: Any, config: Any, options: EngineOptions, route: EnginePrecision) -> None:
-    # On by default in TensorRT. Off here: it can move logits by 1e-3 and resized pixels by whole levels.
-    config.clear_flag(trt.BuilderFlag.TF32)
-    for flag in route.flags:
-        config.set_flag(getattr(trt.BuilderFlag, flag))
-    if options.workspace_mib is not None:
-        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_mib * _MIB)
 
 
 def _add_profile(
@@ -301,13 +272,9 @@ class EngineTensor:
 
 
 class Engine:
-    """An engine ready to be asked; a context manager, since GPU memory is given back at the end.
+    """A serialised engine ready to be asked; a context manager, since GPU memory is given back at the end.
 
-    Args:
-        machine: TensorRT and the GPU.
-        data: the serialised engine.
-        subject: what to call it in errors.
-        host_code: the engine carries code of its own, as version-compatible ones do.
+    `host_code` says that it carries code of its own, as version-compatible ones do.
 
     Raises:
         ExportError: TensorRT does not take it: cut short, of another version, or of another GPU.
@@ -341,7 +308,7 @@ class Engine:
             self._gpu.free(address)
         self._memory.clear()
 
-    def ask(self, rows: npt.NDArray[Any], *, input_name: str, output_name: str) -> npt.NDArray[Any]:
+    def ask(self, rows: npt.NDArray[Any], input_name: str, output_name: str) -> npt.NDArray[Any]:
         """An output of one batch of rows (n, *dims) in the input's dtype, n within the profile.
 
         Raises:

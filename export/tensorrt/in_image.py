@@ -14,7 +14,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 TARGET = Path("/tmp/packages")
 LOCK = Path("requirements/demo.lock")
@@ -50,10 +50,7 @@ def bindings_for(version: tuple[int, int, int], load: Callable[[str], Any] = cty
     except OSError:
         cuda = 12
     major, minor, patch = version
-    return [
-        f"tensorrt-cu{cuda}-bindings=={major}.{minor}.{patch}.*",
-        f"tensorrt-cu{cuda}-bindings=={major}.{minor}.*",
-    ]
+    return [f"tensorrt-cu{cuda}-bindings=={major}.{minor}.{rest}*" for rest in (f"{patch}.", "")]
 
 
 def install(requirements: Sequence[str], *, lock: Path | None = None) -> bool:
@@ -75,13 +72,10 @@ def main(words: Sequence[str]) -> int:
             return _failed("no libnvinfer of TensorRT 10 or later in this image; use NVIDIA's tritonserver image")
         if not any(install([requirement]) for requirement in bindings_for(version)):
             return _failed(f"no Python bindings of TensorRT {'.'.join(map(str, version))} could be installed")
-    return _become([sys.executable, "-m", "export", "tensorrt", *words])
-
-
-def _become(command: list[str]) -> NoReturn:
+    command = [sys.executable, "-m", "export", "tensorrt", *words]
     paths = [str(TARGET), os.environ.get("PYTHONPATH", "")]
     os.environ["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
-    os.execv(command[0], command)
+    return os.execv(command[0], command)
 
 
 def _failed(text: str) -> int:

@@ -35,7 +35,9 @@ class Gpu:
             raise ExportError("GPU", got="no NVIDIA GPU that this process may use")
         self._device = ctypes.c_int(0)
         self._call("cuDeviceGet", ctypes.byref(self._device), ctypes.c_int(0))
-        self.name = self._name()
+        text = ctypes.create_string_buffer(256)
+        self._call("cuDeviceGetName", text, ctypes.c_int(len(text)), self._device)
+        self.name = text.value.decode()
         major, minor = (
             self._integer("cuDeviceGetAttribute", ctypes.c_int(one), self._device) for one in (_MAJOR, _MINOR)
         )
@@ -71,11 +73,6 @@ class Gpu:
         pointer = ctypes.c_void_p(into.ctypes.data)
         self._call("cuMemcpyDtoH_v2", pointer, ctypes.c_uint64(address), ctypes.c_size_t(into.nbytes))
 
-    def _name(self) -> str:
-        text = ctypes.create_string_buffer(256)
-        self._call("cuDeviceGetName", text, ctypes.c_int(len(text)), self._device)
-        return text.value.decode()
-
     def _integer(self, function: str, *arguments: Any) -> int:
         value = ctypes.c_int()
         self._call(function, ctypes.byref(value), *arguments)
@@ -106,13 +103,7 @@ class TensorrtHost:
 def tensorrt_host(
     subject: str, *, fix: str, load: Callable[[str], Any] = importlib.import_module, gpu: Callable[[], Any] = Gpu
 ) -> TensorrtHost:
-    """The package and the GPU of this machine.
-
-    Args:
-        subject: what is being done.
-        fix: what to do on a machine that lacks either.
-        load: imports a module by name.
-        gpu: opens the GPU.
+    """The package and the GPU of this machine; `fix` says what to do on one that lacks either.
 
     Raises:
         ExportError: one of them is missing.
@@ -125,16 +116,11 @@ def tensorrt_host(
             break
         # A package whose libraries are missing or of another version counts as missing.
         except (ImportError, OSError) as error:
-            faults.append(_reason(name, error))
+            is_missing = isinstance(error, ModuleNotFoundError) and error.name == name
+            faults.append(f"no package {name}" if is_missing else f"a package {name} that does not load ({error})")
     if trt is None:
         raise ExportError(subject, got=faults[0], expected=expected, fix=fix)
     try:
         return TensorrtHost(trt, gpu())
     except ExportError as error:
         raise ExportError(subject, got=error.got, expected=expected, fix=fix) from error
-
-
-def _reason(name: str, error: Exception) -> str:
-    if isinstance(error, ModuleNotFoundError) and error.name == name:
-        return f"no package {name}"
-    return f"a package {name} that does not load ({error})"

@@ -26,6 +26,7 @@ from export.tensorrt.engine import (
     Engine,
     EngineOptions,
     EnginePrecision,
+    EngineTensor,
     build_engine,
     engine_precision,
     precision_of,
@@ -47,14 +48,7 @@ _OUTPUT = "/output"
 
 @dataclass(frozen=True, kw_only=True)
 class EngineResult:
-    """What an export did.
-
-    Args:
-        folder: of the engine's model.
-        built: False where it was up to date.
-        manifest: of the engine.
-        notes: what its user should know, one line each.
-    """
+    """What an export did: the engine's model, built or up to date, and notes for its user, one line each."""
 
     folder: Path
     built: bool
@@ -101,17 +95,28 @@ def export_engine(
     machine = find_machine(f"engine of {member}", fix=f"build it inside the serving image: {fix}")
     route = engine_precision(machine.trt, member, source.precision, options)
     deciding = _deciding(source, options, route, machine)
-    folder = output / name
+    folder, path = output / name, repository / member / source.file
     if not force and is_current(folder, deciding):
         rename_classes(output, name, source.labels)
         return EngineResult(folder=folder, built=False, manifest=manifest_in(output, name))
-    cache = _cache_name(machine)
     progress(f"{name}: building for {machine.gpu.name}")
-    plan = _built(repository / member / source.file, source, options, route, machine, cache=output / cache)
+    # A timing cache for all engines, in a hidden file, since Triton looks at folders only.
+    capability = machine.gpu.compute_capability.replace(".", "")
+    cache = output / f".tensorrt-timing-{machine.trt.__version__}-sm{capability}.cache"
+    with disk_errors(f"timing cache {cache}"):
+        stored = cache.read_bytes() if cache.is_file() else b""
+    built = build_engine(machine.trt, path, source, options=options, route=route, timing_cache=stored)
+    write_all(output, {cache.name: built.timing_cache})
     progress(f"{name}: comparing with ONNX Runtime")
-    parity = _proven(plan, repository / member / source.file, source, options, route, machine, progress=progress)
-    manifest = _manifest(source, name, plan, parity, options, route, machine, deciding=deciding, cache=cache)
-    write_member(output, plan.data, manifest)
+    with Engine(machine, built.data, subject=member, host_code=options.version_compatible) as engine:
+        parity = _parity(engine, path, source, options=options, route=route, progress=progress)
+    manifest = dataclasses.replace(
+        _manifest(source, built, options, route, machine, cache.name),
+        name=name,
+        parity=parity.as_json(),
+        options=deciding,
+    )
+    write_member(output, built.data, manifest)
     return EngineResult(folder=folder, built=True, manifest=manifest, notes=_notes(folder, options))
 
 
@@ -120,13 +125,7 @@ def compose_command(
 ) -> str:
     """The command that builds the same engine inside the serving image.
 
-    Args:
-        member: its name.
-        options: of the engine.
-        repository: that holds the member.
-        output: that gets the engine.
-        name: of the engine's model.
-        user: "<uid>:<gid>" who owns the repository; None: this process's user.
+    `user` is the "<uid>:<gid>" that owns the repository, by default this process's.
     """
     uid, _, gid = (user or f"{os.getuid()}:{os.getgid()}").partition(":")
     # A folder that Docker makes for a mount belongs to root.
@@ -134,15 +133,14 @@ def compose_command(
     words = [] if (uid, gid) == USER else [f"COMMITTEE_UID={uid}", f"COMMITTEE_GID={gid}"]
     words += [] if repository == MOUNTED else [f"COMMITTEE_MODELS={shlex.quote(str(repository.absolute()))}"]
     words += ["docker", "compose", "run", "--rm"]
-    if output != repository:
-        words += ["-v", shlex.quote(f"{output.absolute()}:{_OUTPUT}")]
+    words += [] if output == repository else ["-v", shlex.quote(f"{output.absolute()}:{_OUTPUT}")]
     words += ["engines", member, "--min", str(options.min_rows), "--opt", str(options.opt_rows)]
     words += ["--max", str(options.max_rows)]
     words += ["--precision", options.precision] if options.precision else []
     words += ["--tf32"] * options.tf32 + ["--version-compatible"] * options.version_compatible
     words += ["--workspace-mib", str(options.workspace_mib)] if options.workspace_mib else []
-    words += ["--output", _OUTPUT] if output != repository else []
-    words += ["--name", name] if name != f"{member}_trt" else []
+    words += [] if output == repository else ["--output", _OUTPUT]
+    words += [] if name == f"{member}_trt" else ["--name", name]
     return first + " ".join(words)
 
 
@@ -164,95 +162,40 @@ def _deciding(
     }
 
 
-def _cache_name(machine: TensorrtHost) -> str:
-    """Name of the timing cache of all engines: a hidden file, since Triton looks at folders only."""
-    capability = machine.gpu.compute_capability.replace(".", "")
-    return f".tensorrt-timing-{machine.trt.__version__}-sm{capability}.cache"
-
-
-def _built(
-    path: Path,
-    source: Manifest,
-    options: EngineOptions,
-    route: EnginePrecision,
-    machine: TensorrtHost,
-    *,
-    cache: Path,
-) -> BuiltEngine:
-    with disk_errors(f"timing cache {cache}"):
-        stored = cache.read_bytes() if cache.is_file() else b""
-    plan = build_engine(
-        machine.trt,
-        path,
-        subject=source.name,
-        input_spec=source.input,
-        options=options,
-        route=route,
-        timing_cache=stored,
-    )
-    write_all(cache.parent, {cache.name: plan.timing_cache})
-    return plan
-
-
-def _proven(
-    plan: BuiltEngine,
-    path: Path,
-    source: Manifest,
-    options: EngineOptions,
-    route: EnginePrecision,
-    machine: TensorrtHost,
-    *,
-    progress: Callable[[str], None],
-) -> Parity:
-    kind = "tf32" if route.precision == "fp32" and options.tf32 else route.precision
-    with Engine(machine, plan.data, subject=source.name, host_code=options.version_compatible) as engine:
-        return engine_parity(
-            engine, path, source, batches=options.batches, tolerance=TOLERANCE[kind], progress=progress
-        )
-
-
 def _manifest(
     source: Manifest,
-    name: str,
-    plan: BuiltEngine,
-    parity: Parity,
+    built: BuiltEngine,
     options: EngineOptions,
     route: EnginePrecision,
     machine: TensorrtHost,
-    *,
-    deciding: dict[str, Any],
     cache: str,
 ) -> Manifest:
-    engine = {
-        "member": source.name,
-        "profile": {"min": options.min_rows, "opt": options.opt_rows, "max": options.max_rows},
-        "tensorrt": str(machine.trt.__version__),
-        "compute_capability": machine.gpu.compute_capability,
-        "device": machine.gpu.name,
-        "cuda": machine.gpu.cuda_version,
-        "strongly_typed": route.strongly_typed,
-        "flags": list(route.flags),
-        "build_s": round(plan.build_s, 1),
-        "timing_cache": cache,
-        "timing_cache_used": plan.cache_used,
-    }
-    versions = {"onnx": onnx.__version__, "onnxruntime": onnxruntime.__version__}
+    version = str(machine.trt.__version__)
     return dataclasses.replace(
         source,
-        name=name,
         file=PLAN_FILE,
-        sha256=hashlib.sha256(plan.data).hexdigest(),
+        sha256=hashlib.sha256(built.data).hexdigest(),
         source=f"member {source.name} from {source.source}",
         precision=route.precision,
         opset=None,
         max_batch_size=options.max_rows,
-        parity=parity.as_json(),
-        engine=engine,
-        options=deciding,
+        engine={
+            "member": source.name,
+            "profile": {"min": options.min_rows, "opt": options.opt_rows, "max": options.max_rows},
+            "tensorrt": version,
+            "compute_capability": machine.gpu.compute_capability,
+            "device": machine.gpu.name,
+            "cuda": machine.gpu.cuda_version,
+            "strongly_typed": route.strongly_typed,
+            "flags": list(route.flags),
+            "build_s": round(built.build_s, 1),
+            "timing_cache": cache,
+            "timing_cache_used": built.cache_used,
+        },
         data_files={},
         processor_flags=(),
         runtimes={},
-        versions={**versions, "tensorrt": str(machine.trt.__version__)},
+        versions={"onnx": onnx.__version__, "onnxruntime": onnxruntime.__version__, "tensorrt": version},
     )
 
 
@@ -277,49 +220,45 @@ TOLERANCE = {"fp32": 1e-3, "tf32": 1e-2, "fp16": 2e-2, "int8": 1e-1}
 _CHUNK = 16
 
 
-def engine_parity(
+def _parity(
     engine: Engine,
     path: Path,
     manifest: Manifest,
     *,
-    batches: tuple[int, ...],
-    tolerance: float,
+    options: EngineOptions,
+    route: EnginePrecision,
     progress: Callable[[str], None],
 ) -> Parity:
-    """Compares an engine with ONNX Runtime on the CPU.
-
-    Args:
-        engine: to be asked.
-        path: of the ONNX file it was built from.
-        manifest: of the ONNX member.
-        batches: sizes to ask in; rows are repeated to fill the last batch.
-        tolerance: see TOLERANCE.
-        progress: told what is being done.
-
-    Raises:
-        ExportError: with every disagreement.
-    """
+    """Compares an engine with the ONNX file it was built from, in ONNX Runtime on the CPU."""
+    what = f"parity of the engine of {manifest.name}"
     faults = _faults_of_ports("input", engine.inputs, manifest.input)
     faults += _faults_of_ports("output", engine.outputs, manifest.output)
-    what = f"parity of the engine of {manifest.name}"
     if faults:
         raise ExportError(what, got="; ".join(faults), expected="the tensors of the ONNX member")
     rows = varied_rows(manifest.input, MIN_ROWS)
     progress("asking ONNX Runtime")
     session = session_of(path, f"ONNX file of {manifest.name}")
     expected = np.asarray(answers_of(session, rows, batch=_CHUNK), np.float32)
-    scale = max(1.0, float(np.abs(expected).max()))
+    kind = "tf32" if route.precision == "fp32" and options.tf32 else route.precision
+
+    def ask(batch: int) -> npt.NDArray[np.float32]:
+        """The scores of all rows, in batches of exactly this size; rows are repeated to fill the last one."""
+        count = -(-len(rows) // batch) * batch
+        filled, names = rows[np.arange(count) % len(rows)], (manifest.input.name, manifest.output.name)
+        parts = [engine.ask(filled[start : start + batch], *names).copy() for start in range(0, count, batch)]
+        return np.asarray(np.concatenate(parts)[: len(rows)], np.float32)
+
     return agreed(
-        lambda batch: _asked(engine, manifest, rows, batch),
+        ask,
         expected,
-        batches=batches,
-        allowed=tolerance * scale,
+        batches=options.batches,
+        allowed=TOLERANCE[kind] * max(1.0, float(np.abs(expected).max())),
         what=what,
         progress=lambda text: progress(f"comparing with ONNX Runtime, {text}"),
     )
 
 
-def _faults_of_ports(side: str, ports: dict[str, Any], spec: TensorSpec) -> list[str]:
+def _faults_of_ports(side: str, ports: dict[str, EngineTensor], spec: TensorSpec) -> list[str]:
     if set(ports) != {spec.name}:
         return [f"{side}s {', '.join(ports) or 'none'} for {spec.name}"]
     port = ports[spec.name]
@@ -329,16 +268,3 @@ def _faults_of_ports(side: str, ports: dict[str, Any], spec: TensorSpec) -> list
     if port.dtype != INPUT_DTYPES.get(spec.dtype, spec.dtype):
         faults.append(f"{side} {spec.name}: {port.dtype} for {spec.dtype}")
     return faults
-
-
-def _asked(engine: Engine, manifest: Manifest, rows: npt.NDArray[Any], batch: int) -> npt.NDArray[np.float32]:
-    """The engine's scores of all rows, in batches of exactly this size; rows are repeated to fill the last one."""
-    count = -(-len(rows) // batch) * batch
-    filled = rows[np.arange(count) % len(rows)]
-    parts = [
-        engine.ask(
-            filled[start : start + batch], input_name=manifest.input.name, output_name=manifest.output.name
-        ).copy()
-        for start in range(0, count, batch)
-    ]
-    return np.asarray(np.concatenate(parts)[: len(rows)], np.float32)
