@@ -6,8 +6,9 @@ bytes.
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +21,14 @@ from export.from_torch import onnx_from_torch
 from export.members import is_current
 from orchestrator.rows.digits import DigitsSplit, digits_split
 from orchestrator.spec import Preprocess, TensorSpec
-from perf.studies.glyphs_members import answer, check_exported_here, moved_at_random, write_trained
+from perf.studies.glyphs_members import (
+    answer,
+    check_exported_here,
+    fitted,
+    json_fields,
+    moved_at_random,
+    write_trained,
+)
 
 # scikit-learn's digits count dark pixels of 4x4 blocks, so values run from 0 to 16.
 FULL_SCALE = 16.0
@@ -31,8 +39,7 @@ class Architecture:
     """One network and how long it is trained.
 
     Args:
-        channels: output channels of each 3x3 convolution.
-        strides: stride of each.
+        channels, strides: of each 3x3 convolution.
         hidden: width of a hidden dense layer, 0 for none.
         epochs: passes over the training rows.
         augmentation: strength of it, 1 for all of what `augment` allows.
@@ -77,8 +84,6 @@ class ConvNet(nn.Module):
         return self.body(image / FULL_SCALE - 0.3)
 
 
-BATCH_ROWS = 64
-PEAK_LEARNING_RATE = 4e-3
 MAX_ROTATION_RAD = math.radians(12)
 MAX_SHIFT = 0.25  # of half the image: one pixel
 SCALE_RANGE = 0.15
@@ -86,23 +91,13 @@ NOISE = 1.0  # standard deviation, on the 0 to 16 scale
 
 
 def augment(images: torch.Tensor, generator: torch.Generator, strength: float = 1.0) -> torch.Tensor:
-    """Every image rotated, scaled, shifted and made noisy at random.
+    """Every image, float32 (n, 1, 8, 8) from 0 to 16, rotated, scaled, shifted and made noisy at random.
 
-    Args:
-        images: float32 (n, 1, 8, 8), values 0 to 16.
-        generator: of the random numbers.
-        strength: of shift, scale and noise, from 0 to 1.
-
-    Returns:
-        float32 (n, 1, 8, 8).
+    The strength, from 0 to 1, is that of shift, scale and noise.
     """
+    scale, shift = SCALE_RANGE * strength, MAX_SHIFT * strength
     moved = moved_at_random(
-        images,
-        generator,
-        rotation_rad=MAX_ROTATION_RAD,
-        scale=SCALE_RANGE * strength,
-        shift=MAX_SHIFT * strength,
-        padding="zeros",
+        images, generator, rotation_rad=MAX_ROTATION_RAD, scale=scale, shift=shift, padding="zeros"
     )
     noise = torch.randn(images.shape, generator=generator) * NOISE * strength
     return (moved + noise).clamp(0, FULL_SCALE)
@@ -116,34 +111,18 @@ def train(
     seed: int,
     progress: Callable[[int], None] | None = None,
 ) -> ConvNet:
-    """A trained network in evaluation mode.
+    """A trained network in evaluation mode, from float32 (n, 1, 8, 8), values 0 to 16, and labels, int64 (n,).
 
-    Args:
-        architecture: which network.
-        images: float32 (n, 1, 8, 8), values 0 to 16.
-        labels: int64 (n,).
-        seed: of weights, order and augmentation.
-        progress: told after each epoch.
+    The seed is that of weights, order and augmentation; progress is told after each epoch.
     """
-    torch.manual_seed(seed)
-    generator = torch.Generator().manual_seed(seed)
-    model = ConvNet(architecture).train()
     x, y = torch.from_numpy(images), torch.from_numpy(labels)
-    steps = architecture.epochs * math.ceil(len(x) / BATCH_ROWS)
-    optimiser = torch.optim.AdamW(model.parameters(), lr=PEAK_LEARNING_RATE, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, PEAK_LEARNING_RATE, total_steps=steps)
-    for epoch in range(architecture.epochs):
-        for part in torch.randperm(len(x), generator=generator).split(BATCH_ROWS):
-            loss = functional.cross_entropy(
-                model(augment(x[part], generator, architecture.augmentation)), y[part], label_smoothing=0.05
-            )
-            optimiser.zero_grad()
-            loss.backward()
-            optimiser.step()
-            schedule.step()
-        if progress is not None:
-            progress(epoch + 1)
-    return model.eval()
+
+    def loss(model: nn.Module, part: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        logits = model(augment(x[part], generator, architecture.augmentation))
+        return functional.cross_entropy(logits, y[part], label_smoothing=0.05)
+
+    passes: dict[str, Any] = {"rows": len(x), "batch": 64, "epochs": architecture.epochs, "decay": 0.01}
+    return fitted(lambda: ConvNet(architecture).train(), loss, **passes, seed=seed, progress=progress)
 
 
 # A scan's strokes are dark on light paper; the data set counts dark pixels, so pictures are inverted.
@@ -152,20 +131,13 @@ PREPROCESS = Preprocess(mode="L", height_px=8, width_px=8, value_min=0.0, value_
 
 def training_settings(name: str, seed: int) -> dict[str, object]:
     """What decides the weights of a member, as the manifest keeps it."""
-    architecture = {key: list(v) if isinstance(v, tuple) else v for key, v in asdict(DIGITS[name]).items()}
-    return {"data": "digits:train", "rows": 800, "seed": seed, **architecture}
+    return {"data": "digits:train", "rows": 800, "seed": seed} | json_fields(DIGITS[name])
 
 
 def export_digits(
     repository: Path, *, seed: int = 0, force: bool = False, progress: Callable[[str], None]
 ) -> dict[str, str]:
-    """Trains and writes every digits member that is not there yet.
-
-    Args:
-        repository: model repository to write into.
-        seed: of weights, order and augmentation.
-        force: train again even where the member is up to date.
-        progress: told what is being done.
+    """Trains and writes every digits member that is not there yet, with `force` the others too.
 
     Returns:
         member name -> "trained" or "up to date".
@@ -190,13 +162,11 @@ def _export_one(
     repository: Path, name: str, rows: DigitsSplit, *, seed: int, progress: Callable[[str], None]
 ) -> None:
     epochs = DIGITS[name].epochs
-    model = train(
-        DIGITS[name],
-        rows.images,
-        rows.labels,
-        seed=seed,
-        progress=lambda epoch: progress(f"{name}: epoch {epoch} of {epochs}"),
-    )
+
+    def trained(epoch: int) -> None:
+        progress(f"{name}: epoch {epoch} of {epochs}")
+
+    model = train(DIGITS[name], rows.images, rows.labels, seed=seed, progress=trained)
     progress(f"{name}: exporting")
     write_trained(
         repository,

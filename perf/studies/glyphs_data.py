@@ -44,29 +44,13 @@ CLASSES: tuple[str, ...] = tuple(GROUPS)
 _REPORT_EVERY = 1_000
 
 SIDE_PX = 32
+_STYLES = ("", "-Bold", "-Oblique", "-BoldOblique")
 # The fonts that ship with matplotlib and hold every letter and digit at its usual place.
 FONTS = (
-    "DejaVuSans",
-    "DejaVuSans-Bold",
-    "DejaVuSans-Oblique",
-    "DejaVuSans-BoldOblique",
-    "DejaVuSansMono",
-    "DejaVuSansMono-Bold",
-    "DejaVuSansMono-Oblique",
-    "DejaVuSansMono-BoldOblique",
-    "DejaVuSerif",
-    "DejaVuSerif-Bold",
-    "DejaVuSerif-Italic",
-    "DejaVuSerif-BoldItalic",
-    "STIXGeneral",
-    "STIXGeneralBol",
-    "STIXGeneralItalic",
-    "STIXGeneralBolIta",
-    "cmr10",
-    "cmb10",
-    "cmss10",
-    "cmtt10",
-    "cmti10",
+    *(f"{face}{style}" for face in ("DejaVuSans", "DejaVuSansMono") for style in _STYLES),
+    *("DejaVuSerif", "DejaVuSerif-Bold", "DejaVuSerif-Italic", "DejaVuSerif-BoldItalic"),
+    *("STIXGeneral", "STIXGeneralBol", "STIXGeneralItalic", "STIXGeneralBolIta"),
+    *("cmr10", "cmb10", "cmss10", "cmtt10", "cmti10"),
 )
 # Drawn large once and shrunk with the distortion, so that every picture is antialiased.
 _MASTER_PX = 96
@@ -99,12 +83,7 @@ class GlyphsSplit:
 def glyphs_split(
     part: SplitName, *, rows: int | None = None, progress: Callable[[int, int], None] | None = None
 ) -> GlyphsSplit:
-    """Draws a part, about 4,000 pictures a second.
-
-    Args:
-        part: "train" (60,000 rows), "plan" or "test" (20,000 each).
-        rows: only the first so many.
-        progress: told (rows drawn, rows in all) now and then.
+    """Draws a part or its first rows, about 4,000 pictures a second; progress is told (rows drawn, rows in all).
 
     Raises:
         ExportError: no such part, or it has fewer rows.
@@ -185,9 +164,8 @@ def _distorted(shape: Image.Image, hard: float, rng: np.random.Generator) -> npt
     centre_x, centre_y = _DOUBLE_PX / 2 + 2 * reach(5), _DOUBLE_PX / 2 + 2 * reach(5)
     c = _MASTER_PX / 2 - a * centre_x - b * centre_y
     f = _MASTER_PX / 2 - d * centre_x - e * centre_y
-    moved = shape.transform(
-        (_DOUBLE_PX, _DOUBLE_PX), Image.Transform.AFFINE, (a, b, c, d, e, f), Image.Resampling.BILINEAR
-    )
+    size_px, bilinear = (_DOUBLE_PX, _DOUBLE_PX), Image.Resampling.BILINEAR
+    moved = shape.transform(size_px, Image.Transform.AFFINE, (a, b, c, d, e, f), bilinear)
     return np.asarray(moved.reduce(2), np.float64) / 255
 
 
@@ -226,16 +204,9 @@ def _blurred(levels: npt.NDArray[np.float64], hard: float, rng: np.random.Genera
 
 
 def store_split(path: Path, part: str, *, rows: int | None = None, progress: Callable[[str], None]) -> int:
-    """Draws a part and writes it whole or not at all.
+    """Draws a part or its first rows into an .npz, whole or not at all, and returns the number of rows.
 
-    Args:
-        path: of the .npz, with `ids`, `images`, `labels` and the classes' names as `classes`.
-        part: "train", "plan" or "test".
-        rows: only the first so many.
-        progress: told what is being done.
-
-    Returns:
-        rows written.
+    The file has `ids`, `images`, `labels`, and the classes' names as `classes`.
 
     Raises:
         ExportError: no such part, or it has fewer rows.

@@ -1,8 +1,10 @@
-"""The claims as the document has them: what each one asks, its table, and what the table comes to in words."""
+"""The claims as the document has them: the columns of each table, and what the table comes to in words.
+
+What each claim asks stands in document.md.j2.
+"""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -122,6 +124,10 @@ def _with_plan(lines: Sequence[Line]) -> list[Line]:
     return [line for line in lines if line["one"] is not None]
 
 
+def _without_plan(lines: Sequence[Line]) -> list[str]:
+    return [line["label"] for line in lines if line["one"] is None]
+
+
 def _listed(words: Sequence[str]) -> str:
     return ", ".join(words) or "none"
 
@@ -136,14 +142,14 @@ def _won_and_lost(what: str) -> Sentence:
     def sentence(lines: Sequence[Line]) -> str:
         found = _with_plan(lines)
         won, lost = ([line["label"] for line in some] for some in _surely(found, "difference", 0.0))
-        open_ = [line["label"] for line in found if line["label"] not in (*won, *lost)]
-        none = [line["label"] for line in lines if line["one"] is None]
-        text = (
+        undecided = [line["label"] for line in found if line["label"] not in (*won, *lost)]
+        none = _without_plan(lines)
+        return (
             f"{what}: surely more accurate (the interval is above 0) in {len(won)} of {len(found)} lines"
             f" ({_listed(won)}), surely less accurate in {len(lost)} ({_listed(lost)})"
+            + (f", undecided: {_listed(undecided)}." if undecided else ".")
+            + (f" No two members fit {_listed(none)}." if none else "")
         )
-        text += f", undecided: {_listed(open_)}." if open_ else "."
-        return text + (f" No two members fit {_listed(none)}." if none else "")
 
     return sentence
 
@@ -166,13 +172,12 @@ def _cascades(lines: Sequence[Line]) -> str:
     text += f" Test accuracy is lower than the single model's for {len(worse)} of {len(found)}"
     text += f", surely (the interval is below 0) for {len(sure)}." if worse else "."
     for batch in found[0].get("time_factor", ()):
-        slower = _slower(found, batch)
-        if slower:
+        if slower := _slower(found, batch):
             text += (
                 f" In batches of {batch} {slower} of {len(found)} take longer than the single model: there"
                 " the decisions cost more time than networks this small save."
             )
-    without = [line["label"] for line in lines if line["one"] is None]
+    without = _without_plan(lines)
     return text + (f" No such plan for {_listed(without)}." if without else "")
 
 
@@ -210,16 +215,12 @@ def _margin_apart(lines: Sequence[Line]) -> tuple[list[Line], list[Line]]:
 def _worst_case(lines: Sequence[Line]) -> str:
     """What claim 4 comes to: as `_cascades`, and what a plan without the margin would do."""
     strict, level = _margin_apart(lines)
-    text = _cascades(strict)
-    if level:
-        text += f" Without the margin {len(level)} more: "
-        text += "; ".join(
-            f"{line['label'].removesuffix(NO_MARGIN)} {fewer_macs(line['macs_factor'])} at"
-            f" {points(line['difference'])} points"
-            for line in level
-        )
-        text += "."
-    return text
+    said = [
+        f"{line['label'].removesuffix(NO_MARGIN)} {fewer_macs(line['macs_factor'])} at"
+        f" {points(line['difference'])} points"
+        for line in level
+    ]
+    return _cascades(strict) + (f" Without the margin {len(said)} more: {'; '.join(said)}." if said else "")
 
 
 def _self_cascade(lines: Sequence[Line]) -> str:
@@ -234,9 +235,8 @@ def _self_cascade_short(lines: Sequence[Line]) -> str:
     first = lines[0]
     if first["one"] is None:
         return "No such plan."
-    return (
-        f"{fewer_macs(first['macs_factor'])} than the high resolution alone, {points(first['difference'])} points."
-    )
+    fewer, difference = fewer_macs(first["macs_factor"]), points(first["difference"])
+    return f"{fewer} than the high resolution alone, {difference} points."
 
 
 def _beside_default(key: str, neutral: float, words: tuple[str, str], form: Callable[[float], str]) -> Sentence:
@@ -263,7 +263,6 @@ def _beside_default_short(key: str, neutral: float, words: tuple[str, str]) -> S
 
 
 def _stages(lines: Sequence[Line]) -> str:
-    """How many times fewer MACs each number of stages takes, by target."""
     said: dict[str, list[str]] = {}
     for line in lines:
         target, _, count = line["label"].partition(", ")
@@ -277,21 +276,14 @@ def _stages_short(lines: Sequence[Line]) -> str:
     return "For " + _stages([line for line in lines if line["label"].startswith(f"{last}, ")])
 
 
-@dataclass(frozen=True, kw_only=True)
-class ClaimSection:
-    """One claim in the document.
+class ClaimSection(NamedTuple):
+    """One claim in the document: the key of its lines in results.json, and what they come to, also in short.
 
-    Args:
-        claim: key of its lines in results.json.
-        title, text: what is asked, and by which rule plans were chosen.
-        columns: columns of the table; columns of times are added where times were measured.
-        verdict: what the table comes to.
-        short: the same for the summary.
+    Columns of times are added to the table where times were measured.
     """
 
     claim: str
     title: str
-    text: str
     columns: tuple[Column, ...]
     verdict: Sentence
     short: Sentence
@@ -304,77 +296,53 @@ _CHEAPER, _BETTER = ("cheaper", "dearer"), ("more accurate", "less accurate")
 
 SECTIONS = (
     ClaimSection(
-        claim="1",
-        title="1. Two averaged models against one bigger",
-        text="""Two members whose logits are averaged, always both asked, against a bigger single model. Of a
-        size's two seeds the one that is more accurate on the plan part stands for it.""",
-        columns=(*_HEAD, *_VALUES),
-        verdict=_won_and_lost("Two averaged models against the bigger one"),
-        short=_won_and_lost_short,
+        "1",
+        "1. Two averaged models against one bigger",
+        (*_HEAD, *_VALUES),
+        _won_and_lost("Two averaged models against the bigger one"),
+        _won_and_lost_short,
     ),
     ClaimSection(
-        claim="2",
-        title="2. Ensembles against single models over the range of costs",
-        text="""For every cost at which there is a single model, the average of two to four members that costs no
-        more and is most accurate on the plan part.""",
-        columns=(*_HEAD, *_VALUES),
-        verdict=_won_and_lost("The best ensemble against the single model of its cost"),
-        short=_won_and_lost_short,
+        "2",
+        "2. Ensembles against single models over the range of costs",
+        (*_HEAD, *_VALUES),
+        _won_and_lost("The best ensemble against the single model of its cost"),
+        _won_and_lost_short,
     ),
     ClaimSection(
-        claim="3",
-        title="3. Cascades against every single model at no lower accuracy",
-        text="""The rule with the margin. Any members may take part, the single model included.""",
-        columns=(*_HEAD, EXITS, *_VALUES),
-        verdict=_cascades,
-        short=_cascades_short,
+        "3",
+        "3. Cascades against every single model at no lower accuracy",
+        (*_HEAD, EXITS, *_VALUES),
+        _cascades,
+        _cascades_short,
     ),
     ClaimSection(
-        claim="4",
-        title="4. The same with a bound on the worst case",
-        text="""The rule with the margin, among plans whose members together cost no more than the single model: no
-        row can cost more than it would there. Where none is ahead by the margin, the cheapest that is as accurate
-        on the plan part, if there is one, stands in a line of its own.""",
-        columns=(*_HEAD, EXITS, *_VALUES, WORST),
-        verdict=_worst_case,
-        short=_cascades_short,
+        "4",
+        "4. The same with a bound on the worst case",
+        (*_HEAD, EXITS, *_VALUES, WORST),
+        _worst_case,
+        _cascades_short,
+    ),
+    ClaimSection("5", "5. A self-cascade", (*_HEAD, EXITS, *_VALUES), _self_cascade, _self_cascade_short),
+    ClaimSection(
+        "6a",
+        "6a. Combine modes and scores at the same accuracy",
+        _MODES,
+        _beside_default("macs_factor", 1.0, _CHEAPER, fewer_macs),
+        _beside_default_short("macs_factor", 1.0, _CHEAPER),
     ),
     ClaimSection(
-        claim="5",
-        title="5. A self-cascade",
-        text="""One network at two resolutions, the low one first, against the same network at the high resolution
-        alone. The first line follows the rule with the margin. The next three are the cheapest plans that are as
-        accurate as the high resolution on the plan part: of the two, averaged or with the second answer alone, and
-        of the family without them. The last line holds the self-cascade against the family's cascade.""",
-        columns=(*_HEAD, EXITS, *_VALUES),
-        verdict=_self_cascade,
-        short=_self_cascade_short,
+        "6b",
+        "6b. Combine modes and scores at the same cost",
+        _MODES,
+        _beside_default("difference", 0.0, _BETTER, points),
+        _beside_default_short("difference", 0.0, _BETTER),
     ),
     ClaimSection(
-        claim="6a",
-        title="6a. Combine modes and scores at the same accuracy",
-        text="""For each, the cheapest plan that is as accurate on the plan part as the most accurate single model.
-        Difference and factor are against the first line, the planner's defaults.""",
-        columns=_MODES,
-        verdict=_beside_default("macs_factor", 1.0, _CHEAPER, fewer_macs),
-        short=_beside_default_short("macs_factor", 1.0, _CHEAPER),
-    ),
-    ClaimSection(
-        claim="6b",
-        title="6b. Combine modes and scores at the same cost",
-        text="""For each, the most accurate plan on the plan part that costs no more there than the first line's in
-        the table above. Difference and factor are against it.""",
-        columns=_MODES,
-        verdict=_beside_default("difference", 0.0, _BETTER, points),
-        short=_beside_default_short("difference", 0.0, _BETTER),
-    ),
-    ClaimSection(
-        claim="7",
-        title="7. Two stages against three and four",
-        text="""The cheapest plan that is as accurate on the plan part as the single model named, with at most so
-        many stages; one stage is a single model or an ensemble.""",
-        columns=(*_HEAD, EXITS, DIFFERENCE, FACTOR),
-        verdict=_stages,
-        short=_stages_short,
+        "7",
+        "7. Two stages against three and four",
+        (*_HEAD, EXITS, DIFFERENCE, FACTOR),
+        _stages,
+        _stages_short,
     ),
 )

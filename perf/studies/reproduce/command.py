@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import typer
 
 from export.commands.console import needs
@@ -45,6 +46,7 @@ from perf.studies.training import REPOSITORY
 
 _TEMPLATE = Path(__file__).with_name("document.md.j2")
 _WIDTH = 115
+_IN_TEMPLATE = ("accuracy", "difference", "exits", "fewer_macs", "fewer_macs_between", "fewer_macs_ranged")
 # Kind of plan -> its colour, its marker and its name; they differ without colour too.
 _LOOKS = {
     "single": ("#4c72b0", "o", "single models"),
@@ -54,11 +56,7 @@ _LOOKS = {
 
 
 def md_from_results(results: dict[str, Any], *, folder: str) -> str:
-    """The document.
-
-    Args:
-        results: as results.json holds them.
-        folder: folder of the figure, relative to the document.
+    """The document of results, with the figure in a folder relative to it.
 
     Raises:
         DataError: jinja2 is not installed.
@@ -71,7 +69,6 @@ def md_from_results(results: dict[str, Any], *, folder: str) -> str:
         trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, undefined=jinja2.StrictUndefined
     )
     environment.filters |= {"paragraph": _filled, "bullet": lambda text: _filled(text, first="- ", rest="  ")}
-    names = ("accuracy", "difference", "exits", "fewer_macs", "fewer_macs_between", "fewer_macs_ranged")
     plan = results["plan_part"]
     headline, *certified = results["claims"][HEADLINE]
     loads = (
@@ -80,7 +77,7 @@ def md_from_results(results: dict[str, Any], *, folder: str) -> str:
     )
     there = [section for section in SECTIONS if section.claim in results["claims"]]
     return environment.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(
-        **{name: getattr(claims, name) for name in names},
+        **{name: getattr(claims, name) for name in _IN_TEMPLATE},
         r=results,
         folder=folder,
         plan=plan,
@@ -95,23 +92,15 @@ def md_from_results(results: dict[str, Any], *, folder: str) -> str:
         summary=_claims_table(there, results),
         margins=_margins(results),
         members=_members(results),
-        sections=[_section(section, results) for section in there],
+        sections={section.claim: _section(section, results) for section in there},
     )
 
 
 def _filled(text: str, *, first: str = "", rest: str = "") -> str:
     """Text in lines of one width, whatever the width it was written in."""
-    return (
-        textwrap.fill(
-            " ".join(text.split()),
-            _WIDTH,
-            initial_indent=first,
-            subsequent_indent=rest,
-            break_long_words=False,
-            break_on_hyphens=False,
-        )
-        + "\n"
-    )
+    whole: dict[str, Any] = {"break_long_words": False, "break_on_hyphens": False}
+    text = " ".join(text.split())
+    return textwrap.fill(text, _WIDTH, initial_indent=first, subsequent_indent=rest, **whole) + "\n"
 
 
 def _times_as_fast(line: dict[str, Any]) -> str:
@@ -128,12 +117,9 @@ def _claims_table(sections: list[ClaimSection], results: dict[str, Any]) -> str:
 
 def _margins(results: dict[str, Any]) -> str:
     head = (
-        "margin, standard errors",
-        "plans found",
-        "mean difference, points",
-        "less accurate",
+        "margin, standard errors", "plans found", "mean difference, points", "less accurate",
         "its MACs over the plan's",
-    )
+    )  # fmt: skip
     rows = [
         (
             f"{line['margin_se']:g}",
@@ -152,18 +138,15 @@ def _members(results: dict[str, Any]) -> str:
     routes = {route["plan"]: route["ms_per_row"] for route in results["timing"]["routes"]}
     rows = []
     for facts in results["picture"]["single"]:
-        known = results["members"][facts["stages"][0][0]]
-        rows.append(
-            [
-                facts["plan"],
-                str(known["resolution_px"]),
-                claims.mmacs(known["macs"]),
-                claims.mmacs(known["preprocess_macs"]),
-                claims.accuracy(facts),
-                claims.percent(facts["plan_part_accuracy"]),
-                *(claims.spread(routes[facts["plan"]][batch], "{:.4f}".format) for batch in batches),
-            ]
-        )
+        known, ms_per_row = results["members"][facts["stages"][0][0]], routes[facts["plan"]]
+        cells = [
+            facts["plan"],
+            str(known["resolution_px"]),
+            *(claims.mmacs(known[key]) for key in ("macs", "preprocess_macs")),
+            claims.accuracy(facts),
+            claims.percent(facts["plan_part_accuracy"]),
+        ]
+        rows.append(cells + [claims.spread(ms_per_row[batch], "{:.4f}".format) for batch in batches])
     head = ["member", "px", "MMACs", "resizing", "test accuracy %", "plan part %"]
     return claims.plain_table([*head, *(f"ms per row, batch {batch}" for batch in batches)], rows)
 
@@ -174,7 +157,7 @@ def _section(section: ClaimSection, results: dict[str, Any]) -> dict[str, str]:
     if any("time_factor" in line for line in lines):
         columns += [claims.time_column(load["batch"]) for load in results["timing"]["loads"]]
     table, verdict = claims.table(columns, lines), section.verdict(lines)
-    return {"title": section.title, "text": section.text, "table": table, "verdict": verdict}
+    return {"title": section.title, "table": table, "verdict": verdict}
 
 
 def draw_frontier(results: dict[str, Any], path: Path) -> None:
@@ -212,12 +195,11 @@ def draw_frontier(results: dict[str, Any], path: Path) -> None:
 def _points(axes: Any, plans: list[dict[str, Any]], *, colour: str, marker: str, words: str, joined: bool) -> None:
     order = sorted(plans, key=lambda facts: facts["mean_cost"])
     x = [facts["mean_cost"] / 1e6 for facts in order]
-    y = [100 * facts["accuracy"] for facts in order]
-    low = [value - 100 * facts["accuracy_ci95"][0] for value, facts in zip(y, order, strict=True)]
-    high = [100 * facts["accuracy_ci95"][1] - value for value, facts in zip(y, order, strict=True)]
+    y = 100 * np.array([facts["accuracy"] for facts in order])
+    low, high = 100 * np.array([facts["accuracy_ci95"] for facts in order]).T
     axes.errorbar(
-        x, y, yerr=[low, high], fmt=marker, color=colour, markersize=5, capsize=2, elinewidth=1, label=words,
-        linestyle="-" if joined else "none", linewidth=0.8, alpha=0.9,
+        x, y, yerr=[y - low, high - y], fmt=marker, color=colour, markersize=5, capsize=2, elinewidth=1,
+        label=words, linestyle="-" if joined else "none", linewidth=0.8, alpha=0.9,
     )  # fmt: skip
 
 
@@ -318,8 +300,7 @@ def reproduce(
     if as_json:
         typer.echo(json.dumps(results, indent=2, ensure_ascii=False))
         return
-    for line in _summary(results):
-        typer.echo(line)
+    typer.echo("\n".join(_summary(results)))
     typer.echo(f"Written: {document_beside(folder)}, {folder}/")
 
 
@@ -375,11 +356,11 @@ def run(
         folder: gets choices.json, results.json and frontier.png; `<folder>.md` is written too.
         effort: how much the run does.
         repository: model repository that holds the members.
-        names: names of the members, in the shape of `parts.MEMBERS`.
+        names: of the members, in the shape of `parts.MEMBERS`.
         draw: draws the rows of a part.
-        classes: names of the classes.
+        classes: their names.
         cache: folder that keeps records between runs.
-        command: command that repeats the run.
+        command: that repeats the run.
         say: called with a line before each step.
         again: evaluate the choices that lie in the folder and keep the times, the number of rows and the command
             of its results.
@@ -413,15 +394,10 @@ def run(
         kept=kept,
     )
     results["choices_sha256"] = sha256_of_path(choices)
-    _write(results, folder)
-    return results
-
-
-def _write(results: dict[str, Any], folder: Path) -> None:
     write_results(results, folder)
     draw_frontier(results, folder / "frontier.png")
-    document = document_beside(folder)
-    write_all(document.parent, {document.name: md_from_results(results, folder=folder.name)})
+    write_all(folder.parent, {document_beside(folder).name: md_from_results(results, folder=folder.name)})
+    return results
 
 
 def _told(say: Say) -> Callable[[str, int], Any]:
@@ -450,8 +426,7 @@ def _summary(results: dict[str, Any]) -> list[str]:
         f"  accuracy difference {_difference(line)}",
     ]
     if beside["other"]["stages"] != [[best]]:
-        fewer = fewer_macs(beside["macs_factor"])
-        plan = beside["other"]["plan"]
+        fewer, plan = fewer_macs(beside["macs_factor"]), beside["other"]["plan"]
         said.append(f"  against {plan}, the most accurate on the test part: {fewer}, {_difference(beside)}")
     return said
 

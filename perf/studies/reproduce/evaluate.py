@@ -41,13 +41,7 @@ Labels = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, kw_only=True)
 class PlanOutcome:
-    """What a plan does to every row of the test part.
-
-    Args:
-        right: whether its label is right, bool (n,).
-        cost: MACs spent, float64 (n,).
-        stage: stage that answered, int32 (n,).
-    """
+    """What a plan does to every row of the test part: is its label right, MACs spent, the stage that answered."""
 
     right: npt.NDArray[np.bool_]
     cost: Floats
@@ -55,16 +49,10 @@ class PlanOutcome:
 
 
 class ChoiceEvaluator:
-    """Replays plans on the test part, each plan once.
-
-    Args:
-        part: the test part.
-    """
+    """Replays plans on the test part, each plan once."""
 
     def __init__(self, part: TestPart) -> None:
-        assert part.records.labels is not None
         self._part = part
-        self._truth = part.records.labels
         self._outcomes: dict[ChosenPlan, PlanOutcome] = {}
 
     def outcome(self, plan: ChosenPlan) -> PlanOutcome:
@@ -75,7 +63,9 @@ class ChoiceEvaluator:
             # In float64: the sums of the decision core are float32, good for seven digits.
             spent = np.cumsum([stage.cost for stage in spec.stages])
             self._outcomes[plan] = PlanOutcome(
-                right=answers.label == self._truth, cost=spent[answers.exit_stage], stage=answers.exit_stage
+                right=answers.label == self._part.records.labels,
+                cost=spent[answers.exit_stage],
+                stage=answers.exit_stage,
             )
         return self._outcomes[plan]
 
@@ -105,18 +95,13 @@ class ChoiceEvaluator:
 
     def line(self, comparison: PlanComparison) -> dict[str, Any]:
         """A comparison and its numbers as JSON values."""
-        line: dict[str, Any] = {
-            "label": comparison.label,
-            "note": comparison.note,
-            "guarantee": comparison.guarantee,
-            "other": self.facts(comparison.other),
-            "one": None,
-        }
+        line: dict[str, Any] = {name: getattr(comparison, name) for name in ("label", "note", "guarantee")}
+        line |= {"other": self.facts(comparison.other), "one": None}
         if comparison.one is None:
             return line
         one, other = self.outcome(comparison.one), self.outcome(comparison.other)
         difference, interval = paired_difference(one.right, other.right)
-        if _decide_alike(comparison.one, comparison.other):
+        if comparison.one.decides_as(comparison.other):
             # A plan compared with itself differs by exactly 0.
             interval = (0.0, 0.0)
         factor, factor_interval = ratio_of_means(other.cost, one.cost)
@@ -133,12 +118,6 @@ class ChoiceEvaluator:
             "macs_factor_ci95": list(factor_interval),
             "worst_cost_factor": line["other"]["worst_cost"] / facts["worst_cost"],
         }
-
-
-def _decide_alike(one: ChosenPlan, other: ChosenPlan) -> bool:
-    """Whether two plans give every row the same answer, whatever accuracy they were chosen at."""
-    keys = ("stages", "thresholds", "combine", "score")
-    return all(getattr(one, key) == getattr(other, key) for key in keys)
 
 
 def evaluate_choices(choices: Choices, part: TestPart, *, say: Say) -> dict[str, Any]:
@@ -166,18 +145,12 @@ def _against_test_best(choices: Choices, evaluator: ChoiceEvaluator) -> PlanComp
         return None
     singles = choices.picture["single"]
     best = max(singles, key=lambda one: (int(evaluator.outcome(one).right.sum()), -one.mean_cost))
-    return PlanComparison(
-        claim=HEADLINE, label="the most accurate on the test part", one=choices.headline, other=best
-    )
+    label = "the most accurate on the test part"
+    return PlanComparison(claim=HEADLINE, label=label, one=choices.headline, other=best)
 
 
 def ratio_of_means(above: Floats, below: Floats) -> tuple[float, tuple[float, float]]:
-    """Mean of one cost over the mean of another on the same rows, with a 95 % interval by the delta method.
-
-    Args:
-        above: float64 (n,).
-        below: float64 (n,), its mean not 0.
-    """
+    """Mean of one cost over the mean of another on the same rows, with a 95 % interval by the delta method."""
     ratio = float(above.mean() / below.mean())
     rest = above - ratio * below
     reach = _NORMAL_95 * math.sqrt(float((rest**2).mean()) / len(rest)) / float(below.mean())
@@ -186,13 +159,7 @@ def ratio_of_means(above: Floats, below: Floats) -> tuple[float, tuple[float, fl
 
 @dataclass(frozen=True, kw_only=True)
 class TimingLoad:
-    """How plans are asked while they are timed.
-
-    Args:
-        batch: rows per call.
-        rows: rows per round.
-        rounds: number of rounds.
-    """
+    """How plans are asked while they are timed: rows per call, rows per round, number of rounds."""
 
     batch: int
     rows: int
@@ -200,24 +167,13 @@ class TimingLoad:
 
 
 def timed(
-    plans: Sequence[ChosenPlan],
-    base: CascadeSpec,
-    *,
-    members: LocalMembers,
-    images: Images,
-    load: TimingLoad,
-    say: Say,
+    plans: Sequence[ChosenPlan], part: TestPart, *, members: LocalMembers, load: TimingLoad, say: Say
 ) -> dict[ChosenPlan, list[float]]:
-    """Milliseconds per row of every plan, one figure per round.
+    """Milliseconds per row of every single model and cascade, one figure per round.
 
-    Args:
-        plans: single models and cascades.
-        base: a cascade that knows every member.
-        members: the members, opened with one thread.
-        images: rows of the test part; `load.rows` of them are taken, spread evenly.
-        load: how they are asked.
-        say: called with a line before every round.
+    Members are opened with one thread; `load.rows` pictures of the test part are taken, spread evenly.
     """
+    base, images = part.base, part.images
     rows = images[evenly_spread(len(images), load.rows)]
     ways = {plan: _way(plan, base, members, load.batch) for plan in dict.fromkeys(plans)}
     for way in ways.values():

@@ -53,8 +53,7 @@ def groups_from_names(names: Sequence[str]) -> MemberGroups:
     """Groups members whose names have the shape of those in `MEMBERS`."""
     sizes: dict[str, list[str]] = {}
     for name in sorted(names):
-        found = _OF_FAMILY.match(name)
-        if found is not None:
+        if found := _OF_FAMILY.match(name):
             sizes.setdefault(found["size"], []).append(name)
     pair = tuple(name for end in ("_self_low", "_self_high") for name in names if name.endswith(end))
     return MemberGroups(sizes=tuple(map(tuple, sizes.values())), pair=pair if len(pair) == 2 else ())
@@ -69,11 +68,9 @@ def require_members(repository: Path, names: Sequence[str]) -> None:
     missing = [name for name in names if not (repository / name / MANIFEST).is_file()]
     if missing:
         few = ", ".join(missing[:4]) + (", ..." if len(missing) > 4 else "")
+        got = f"{len(missing)} of {len(names)} missing ({few})"
         raise RepositoryError(
-            f"members in {repository}",
-            got=f"{len(missing)} of {len(names)} missing ({few})",
-            expected="all of them",
-            fix="python -m perf glyphs",
+            f"members in {repository}", got=got, expected="all of them", fix="python -m perf glyphs"
         )
 
 
@@ -126,14 +123,7 @@ class PlanPart:
 
 @dataclass(frozen=True, kw_only=True)
 class TestPart:
-    """The part that choices are evaluated on.
-
-    Args:
-        records: every member's answers.
-        base: a cascade with every member in a stage of its own.
-        images: (n, *dims), for measuring times.
-        data_sha256: hash of images and labels.
-    """
+    """The part that choices are evaluated on, as `PlanPart`; its images, (n, *dims), are for measuring times."""
 
     # pytest would collect a class of this name.
     __test__ = False
@@ -146,16 +136,7 @@ class TestPart:
 
 @dataclass(frozen=True, kw_only=True)
 class PartRecorder:
-    """Asks members about the rows of both parts.
-
-    Args:
-        repository: model repository that holds the members.
-        names: names of the members.
-        draw: draws the rows of a part.
-        rows: number of rows of each part; None takes all.
-        cache: folder that keeps records between runs.
-        say: called with a line before each step.
-    """
+    """Asks members about so many rows of both parts, None for all; `cache` keeps records between runs."""
 
     repository: Path
     names: Sequence[str]
@@ -172,12 +153,8 @@ class PartRecorder:
     def test_part(self, *, plan: PlanPart, choices: Path) -> TestPart:
         """Draws the part that choices are evaluated on, and asks the members about it.
 
-        Args:
-            plan: the part that was chosen on.
-            choices: choices.json; it must be on disk before this part is drawn.
-
         Raises:
-            DataError: the file is not there, or the two parts share rows.
+            DataError: choices.json is not on disk, or the two parts share rows.
         """
         if not choices.is_file():
             raise DataError("test part", got=f"no {choices}", expected="choices written before it is drawn")
@@ -199,7 +176,10 @@ class PartRecorder:
             if known is None:
                 self.say(f"{part} part: asking {len(self.names)} members about {len(drawn.ids):,} rows")
                 rows = self.cache / f"{part}-{drawn.sha256()[:12]}.npz"
-                _write_rows(rows, drawn)
+                rows.parent.mkdir(parents=True, exist_ok=True)
+                with npz_writer(rows) as writer:
+                    for name in ("ids", "labels", "images"):
+                        writer.add(name, getattr(drawn, name))
                 record_job(pool, RecordOptions(data=str(rows), by_order=True), path, progress=progress)
                 rows.unlink()
         return drawn, known or records_from_path(path)
@@ -219,11 +199,3 @@ def _key(pool: RecordingPool, drawn: DrawnPart) -> str:
     """Names a recording by all that decides its content: rows, and members with their hashes and costs."""
     known = [(name, about["sha256"], pool.cost[name]) for name, about in pool.about().items()]
     return hashlib.sha256(repr((drawn.sha256(), len(drawn.ids), known, pool.asked)).encode()).hexdigest()[:16]
-
-
-def _write_rows(path: Path, drawn: DrawnPart) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with npz_writer(path) as writer:
-        writer.add("ids", drawn.ids)
-        writer.add("labels", drawn.labels)
-        writer.add("images", drawn.images)

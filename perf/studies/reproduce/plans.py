@@ -52,16 +52,7 @@ NO_MARGIN = ", no margin"
 
 @dataclass(frozen=True, kw_only=True)
 class ChosenPlan:
-    """A single model, an ensemble or a cascade.
-
-    Args:
-        stages: names of members, by stage.
-        thresholds: one per stage but the last.
-        combine: combine mode.
-        score: confidence score.
-        accuracy: share of rows of the plan part that it gets right.
-        mean_cost: MACs per row, mean over the plan part.
-    """
+    """A single model, an ensemble or a cascade; `accuracy` and `mean_cost`, MACs per row, are of the plan part."""
 
     stages: tuple[tuple[str, ...], ...]
     thresholds: tuple[float, ...] = ()
@@ -79,6 +70,10 @@ class ChosenPlan:
     def text(self) -> str:
         """Stages in words, such as "b0_s1, then b2_s0 + b3_s0"."""
         return ", then ".join(" + ".join(short(name) for name in stage) for stage in self.stages)
+
+    def decides_as(self, other: "ChosenPlan") -> bool:
+        """Whether both give every row the same answer, whatever accuracy they were chosen at."""
+        return self == dataclasses.replace(other, accuracy=self.accuracy, mean_cost=self.mean_cost)
 
     def spec_of(self, base: CascadeSpec) -> CascadeSpec:
         """The plan as a cascade that can be served; `base` knows every member."""
@@ -103,10 +98,8 @@ class PlanComparison:
 
     Args:
         claim: key of the table.
-        label: name of the line.
-        one: the plan in question; None where no plan meets the claim's rule.
+        one: the plan in question; None where no plan meets the claim's rule, and `note` says why.
         other: the plan it is compared with.
-        note: why there is no plan.
         guarantee: facts of the certificate of a certified plan.
     """
 
@@ -198,12 +191,9 @@ class SearchSpace:
     """Answers of every subset of a pool on all rows of the plan part.
 
     Args:
-        part: the plan part.
-        table: answers of every subset of members.
         truth: labels, int32 (n,).
         split: rows that propose and rows that confirm a certified plan.
         quantiles: number of thresholds tried per stage.
-        progress: shows how far searches are.
     """
 
     part: PlanPart
@@ -241,23 +231,18 @@ class SearchSpace:
 
     def again(self, plan: ChosenPlan) -> ChosenPlan:
         """A plan that was chosen on other rows, with its accuracy and its mean cost on these."""
-        stages = tuple(tuple(self.names.index(name) for name in stage) for stage in plan.stages)
+        stages = tuple(tuple(map(self.names.index, stage)) for stage in plan.stages)
         return self.plan_of(
             CandidatePlan(combine=plan.combine, score=plan.score, stages=stages, thresholds=plan.thresholds)
         )
 
     def averaged(self, names: Sequence[str]) -> ChosenPlan:
         """One member, or several that are always asked and whose logits are averaged."""
-        places = tuple(sorted(self.names.index(name) for name in names))
-        return self.plan_of(CandidatePlan(combine="mean_logit", score="max_prob", stages=(places,), thresholds=()))
+        return self.again(ChosenPlan(stages=(tuple(sorted(names, key=self.names.index)),)))
 
-    def of(
-        self, names: Sequence[str], *, combine: str = "mean_logit", scores: Sequence[str] = ("max_prob",)
-    ) -> "SearchSpace":
-        """The space of the named members on the same rows, combined in one mode."""
-        return search_space_of(
-            self.part, names, quantiles=self.quantiles, progress=self.progress, combine=combine, scores=scores
-        )
+    def of(self, names: Sequence[str], **rule: Any) -> "SearchSpace":
+        """The space of the named members on the same rows, combined as `search_space_of` is told."""
+        return search_space_of(self.part, names, quantiles=self.quantiles, progress=self.progress, **rule)
 
 
 def search_space_of(
@@ -313,12 +298,9 @@ def searched(
     max_worst_cost: float | None = None,
 ) -> SearchResult:
     """The frontier of plans on all rows of the space."""
+    pool = space.table.pool
     orderings = orderings_of(
-        space.table.pool,
-        combines=(combine,),
-        scores=(score,),
-        max_stages=max_stages,
-        max_worst_cost=max_worst_cost,
+        pool, combines=(combine,), scores=(score,), max_stages=max_stages, max_worst_cost=max_worst_cost
     )
     with space.progress(f"searching {combine}, {score}, stages <= {max_stages}", len(orderings)) as advance:
         return search(
@@ -362,15 +344,13 @@ def standard_errors_ahead(one: Bools, other: Bools) -> float:
 
 def cheapest_at_accuracy(space: SearchSpace, found: SearchResult, *, accuracy: float) -> ChosenPlan | None:
     """The cheapest plan of at least this accuracy on these rows; None where none has it."""
-    return _plan(space, found.cheapest_at_accuracy(found.frontiers[RIGHT], correct=accuracy * found.rows))
+    plan = found.cheapest_at_accuracy(found.frontiers[RIGHT], correct=accuracy * found.rows)
+    return None if plan is None else space.plan_of(plan)
 
 
 def best_at_cost(space: SearchSpace, found: SearchResult, *, mean_cost: float) -> ChosenPlan | None:
     """The most accurate plan of at most this mean cost on these rows; None where all cost more."""
-    return _plan(space, found.best_at_cost(found.frontiers[RIGHT], max_mean_cost=mean_cost))
-
-
-def _plan(space: SearchSpace, plan: CandidatePlan | None) -> ChosenPlan | None:
+    plan = found.best_at_cost(found.frontiers[RIGHT], max_mean_cost=mean_cost)
     return None if plan is None else space.plan_of(plan)
 
 
@@ -392,11 +372,6 @@ def validate_margins(space: SearchSpace, reference: str, *, splits: int) -> Iter
 
     Rows are split at random several times. Plans are chosen on the larger piece of each split and judged on the
     smaller one. The test part has no part in it, and no choice depends on what comes out.
-
-    Args:
-        space: all rows of the plan part.
-        reference: the member whose accuracy plans must reach.
-        splits: number of random splits.
     """
     seen: dict[float, list[tuple[float, float]]] = {margin: [] for margin in MARGINS_SE}
     for number in range(splits):
@@ -408,7 +383,9 @@ def validate_margins(space: SearchSpace, reference: str, *, splits: int) -> Iter
         for margin in MARGINS_SE:
             plan = no_worse(chosen_on, found, right, below_cost=cost, margin_se=margin)
             if plan is not None:
-                seen[margin].append(_judged(judged_on, plan, reference, cost))
+                again = judged_on.again(plan)
+                ahead = again.accuracy - float(judged_on.right(reference).mean())
+                seen[margin].append((ahead, cost / again.mean_cost))
     for margin, figures in seen.items():
         differences, factors = np.array(figures).reshape(-1, 2).T
         yield {
@@ -419,9 +396,3 @@ def validate_margins(space: SearchSpace, reference: str, *, splits: int) -> Iter
             "mean_difference": float(differences.mean()) if len(figures) else None,
             "mean_macs_factor": float(factors.mean()) if len(figures) else None,
         }
-
-
-def _judged(space: SearchSpace, plan: ChosenPlan, reference: str, cost: float) -> tuple[float, float]:
-    """Difference of accuracy to the reference, and cost of the reference over cost of the plan."""
-    again = space.again(plan)
-    return again.accuracy - float(space.right(reference).mean()), cost / again.mean_cost

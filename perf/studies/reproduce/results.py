@@ -46,27 +46,20 @@ def results_of(
 ) -> dict[str, Any]:
     """Evaluates and times the choices; gives the content of results.json.
 
-    Args:
-        choices: read back from the file they were written to.
-        part: the test part.
-        members: the members, opened with one thread.
-        loads: how plans are asked while they are timed.
-        command: command that repeats the run.
-        classes: names of the classes.
-        say: called with a line before each step.
-        kept: earlier results of the same choices, whose times are taken; None measures times.
+    Choices were read back from the file they were written to; members are opened with one thread. With earlier
+    results of the same choices in `kept`, their times are taken and none are measured.
     """
     found = evaluate_choices(choices, part, say=say)
-    known = {name: _about(members, name) for name in choices.source["members"]}
+    about = ("macs", "preprocess_macs", "resolution_px", "parameters")
+    known = {
+        name: {key: getattr(members.manifest(name), key) for key in about} for name in choices.source["members"]
+    }
     plans = _timed_plans(choices)
     figures: Figures
     if kept is not None:
         figures = figures_from_results(kept, plans)
     else:
-        figures = {
-            load.batch: timed(plans, part.base, members=members, images=part.images, load=load, say=say)
-            for load in loads
-        }
+        figures = {load.batch: timed(plans, part, members=members, load=load, say=say) for load in loads}
     _add_factors(found, choices, known, figures)
     machine = {**machine_here(), "cores": core_count()}
     machine |= {"onnxruntime": onnxruntime.__version__, "numpy": np.__version__}
@@ -89,11 +82,6 @@ def results_of(
         "timing": timing if kept is None else kept["timing"],
         **found,
     }
-
-
-def _about(members: LocalMembers, name: str) -> dict[str, Any]:
-    manifest = members.manifest(name)
-    return {key: getattr(manifest, key) for key in ("macs", "preprocess_macs", "resolution_px", "parameters")}
 
 
 def _timed_plans(choices: Choices) -> list[ChosenPlan]:
@@ -151,11 +139,7 @@ def _route(plan: ChosenPlan, figures: Figures) -> dict[str, Any]:
 
 
 def figures_from_results(kept: dict[str, Any], plans: Sequence[ChosenPlan]) -> Figures:
-    """The times in earlier results.
-
-    Args:
-        kept: the earlier results.
-        plans: the plans whose times are wanted, in the order in which they are timed.
+    """The times in earlier results of plans in the order in which they are timed.
 
     Raises:
         DataError: the results hold times of other plans.
@@ -180,10 +164,6 @@ def write_results(results: dict[str, Any], folder: Path) -> None:
 
 def results_from_path(path: Path, *, formats: Sequence[int] = (FORMAT,)) -> dict[str, Any]:
     """Reads results.json.
-
-    Args:
-        path: path of the file.
-        formats: formats that are accepted.
 
     Raises:
         DataError: the file is missing or holds something else.
@@ -220,14 +200,9 @@ def check_same(kept: dict[str, Any], plan: PlanPart, test: TestPart) -> None:
     if [plan.data_sha256, test.data_sha256] != before:
         drawn = kept.get("drawn_with", {})
         fix = "draw them with " + ", ".join(f"{name} {version}" for name, version in drawn.items())
-        raise DataError(
-            "pictures",
-            got="others than those of the earlier results",
-            fix=f"{fix}, or {_MEASURE_ANEW}" if drawn else _MEASURE_ANEW,
-        )
+        fix = f"{fix}, or {_MEASURE_ANEW}" if drawn else _MEASURE_ANEW
+        raise DataError("pictures", got="others than those of the earlier results", fix=fix)
     about = test.records.meta["members"]
-    changed = [
-        name for name, one in kept["plan_part"]["members"].items() if about[name]["sha256"] != one["sha256"]
-    ]
-    if changed:
+    before = kept["plan_part"]["members"]
+    if changed := [name for name, one in before.items() if about[name]["sha256"] != one["sha256"]]:
         raise DataError("members", got=f"other models than before: {', '.join(changed)}", fix=_MEASURE_ANEW)

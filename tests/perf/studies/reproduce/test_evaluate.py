@@ -165,14 +165,8 @@ def test_every_plan_is_timed_once_per_round(recorded: tuple[TestPart, LocalMembe
     part, members = recorded
     single = ChosenPlan(stages=(("glyphs_b1_s0",),))
     said: list[str] = []
-    figures = timed(
-        [single, CASCADES[0], single],
-        part.base,
-        members=members,
-        images=part.images,
-        load=TimingLoad(batch=32, rows=64, rounds=3),
-        say=said.append,
-    )
+    load = TimingLoad(batch=32, rows=64, rounds=3)
+    figures = timed([single, CASCADES[0], single], part, members=members, load=load, say=said.append)
     assert list(figures) == [single, CASCADES[0]]
     assert all(len(rounds) == 3 and min(rounds) > 0 for rounds in figures.values())
     assert len(said) == 3
