@@ -386,9 +386,7 @@ def results_from(
         kind=kind,
         command=command,
         machine=bench_machine(
-            triton=measured[-1].triton,
-            perf_analyzer=context.analyzer.version,
-            cores_in_use=context.cores_in_use,
+            triton=measured[-1].triton, perf_analyzer=context.analyzer.version, cores_in_use=context.cores_in_use
         ),
         seconds=options.seconds,
         rounds=options.rounds,

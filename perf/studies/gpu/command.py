@@ -1,6 +1,6 @@
 """`python -m perf gpu`: cascades of large networks against the largest alone, on a GPU, and what it writes."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from enum import Enum
 from functools import partial
 from pathlib import Path
@@ -28,8 +28,9 @@ from perf.harness.report import (
 )
 from perf.studies.gpu.device import chosen_provider, preflight, provider_list
 from perf.studies.gpu.members import ABSTRACT, FAMILIES, GpuLoads, GpuSetup, NetworkFamily, small_families
-from perf.studies.gpu.run import CascadeSpeedup, GpuOptions, GpuResults, NetworkRates, cells_from, run_gpu
+from perf.studies.gpu.run import GpuOptions, GpuResults, cells_from, run_gpu
 
+Rows = Sequence[Mapping[str, Any]]
 _MIX = (
     "The networks have the right architectures and random weights, and the exit mix is imposed: thresholds are "
     "set so that the shares below exit. The shares are arithmetic, those with which a cascade needs as many "
@@ -74,31 +75,32 @@ def report_from_results(results: GpuResults, *, pictures: Iterable[str]) -> str:
     return "\n".join([*lines, "## Plots", "", *(f"![{path}]({path})" for path in pictures), ""])
 
 
-def _comparison_lines(comparisons: Sequence[CascadeSpeedup]) -> list[str]:
+def _comparison_lines(comparisons: Rows) -> list[str]:
     head = (
         "cascade", "imposed reach", "measured reach", "online", "offline", "networks alone", "multiply-adds",
         "published, not ours", "online p50, ms", "online p99, ms", "offline rows/s",
     )  # fmt: skip
     rows = []
     for one in comparisons:
-        ms, rates = one.online_ms, one.offline_rows_per_s
+        ms, rates = one["online_ms"], one["offline_rows_per_s"]
         pairs = [(ms[f"cascade_{part}"], ms[f"baseline_{part}"]) for part in ("p50_ms", "p99_ms")]
         pairs.append((rates["cascade"], rates["baseline"]))
-        speedups = (one.online_speedup, one.offline_speedup, one.alone_speedup, one.macs_speedup)
-        published = "" if one.paper_speedup is None else f"{one.paper_speedup:g}x"
-        cells = [one.words, _shares(one.reach), _shares(one.measured_reach), *map(_times, speedups), published]
-        rows.append([*cells, *(" / ".join(map(number_text, pair)) for pair in pairs)])
+        speedups = [one[f"{name}_speedup"] for name in ("online", "offline", "alone", "macs")]
+        published = "" if one["paper_speedup"] is None else f"{one['paper_speedup']:g}x"
+        shares = [_shares(one[name]) for name in ("reach", "measured_reach")]
+        figures = (" / ".join(map(number_text, pair)) for pair in pairs)
+        rows.append([one["words"], *shares, *map(_times, speedups), published, *figures])
     return markdown_table(head, rows)
 
 
-def _paper_lines(comparisons: Sequence[CascadeSpeedup]) -> list[str]:
+def _paper_lines(comparisons: Rows) -> list[str]:
     lines = [
         "Online is the ratio of mean latencies, single rows one after another through the server; offline the "
         "ratio of rows/s with the server saturated. Networks alone is arithmetic with the rows/s of the next "
         "table, multiply-adds with their counts; pairs are the cascade's figure and the single network's. "
-        "Deferred rows pass through every stage, so p99 of a cascade lies above the single network's.",
+        "Deferred rows pass through every stage, so p99 of a cascade lies above the single network's."
     ]
-    if any(one.paper_speedup is not None for one in comparisons):
+    if any(one["paper_speedup"] is not None for one in comparisons):
         lines += [
             "",
             f"Published is the paper's claim for the family at equal accuracy ({ABSTRACT}). It is of other "
@@ -107,25 +109,19 @@ def _paper_lines(comparisons: Sequence[CascadeSpeedup]) -> list[str]:
     return lines
 
 
-def _alone_lines(alone: Sequence[NetworkRates]) -> list[str]:
-    batches = sorted({batch for one in alone for batch in one.rows_per_s})
-    rows = [[one.member, *(number_text(one.rows_per_s.get(batch)) for batch in batches)] for one in alone]
+def _alone_lines(alone: Rows) -> list[str]:
+    batches = sorted({batch for one in alone for batch in one["rows_per_s"]})
+    rows = [[one["member"], *(number_text(one["rows_per_s"].get(batch)) for batch in batches)] for one in alone]
     return markdown_table(["network", *(f"batch {batch}" for batch in batches)], rows)
 
 
-def table_from_comparisons(comparisons: Sequence[CascadeSpeedup]) -> Table:
+def table_from_comparisons(comparisons: Rows) -> Table:
     """The speed-ups for the console."""
     rows = []
     for one in comparisons:
-        speedups = (
-            one.online_speedup,
-            one.offline_speedup,
-            one.alone_speedup,
-            one.macs_speedup,
-            one.paper_speedup,
-        )
-        to_the_last = f"{100 * (one.measured_reach or one.reach)[-1]:.1f} %"
-        rows.append((one.words, to_the_last, *map(_times, speedups)))
+        speedups = [one[f"{name}_speedup"] for name in ("online", "offline", "alone", "macs", "paper")]
+        to_the_last = f"{100 * (one['measured_reach'] or one['reach'])[-1]:.1f} %"
+        rows.append((one["words"], to_the_last, *map(_times, speedups)))
     title = "speed-up over the largest network alone; exit mix imposed, random weights"
     figures = ("to the last", "online", "offline", "networks alone", "multiply-adds", "published")
     return console_table(title, ["cascade"], figures, rows, no_wrap=False)
@@ -142,7 +138,7 @@ def _shares(reach: Sequence[float] | None) -> str:
 def write_results(results: GpuResults, folder: Path) -> list[Path]:
     """Writes results.json, results.csv (a row per served cell) and alone.csv; returns their paths."""
     written = write_tables(results.as_json(), results.served.cells, folder)
-    rows = [(one.family, one.member, *rate) for one in results.alone for rate in one.rows_per_s.items()]
+    rows = [(one["family"], one["member"], *rate) for one in results.alone for rate in one["rows_per_s"].items()]
     alone = pd.DataFrame(rows, columns=["family", "member", "batch", "rows_per_s"]).round(2)
     alone.to_csv(folder / "alone.csv", index=False, lineterminator="\n")
     return [*written, folder / "alone.csv"]
@@ -157,9 +153,9 @@ def _speedups(results: GpuResults, axes: Any) -> None:
     )
     places = range(len(results.comparisons))
     for number, (label, field, colour) in enumerate(kinds):
-        values = [getattr(one, field) or 0.0 for one in results.comparisons]
+        values = [one[field] or 0.0 for one in results.comparisons]
         axes.barh([place - 0.27 * (number - 1) for place in places], values, 0.25, color=colour, label=label)
-    axes.set_yticks(list(places), [one.cascade for one in results.comparisons])
+    axes.set_yticks(list(places), [one["cascade"] for one in results.comparisons])
     axes.axvline(1, color="black", linewidth=0.8)
     axes.set_xlabel("speed-up over the largest network alone; exit mix imposed, random weights")
     axes.legend(fontsize=8)
@@ -167,7 +163,7 @@ def _speedups(results: GpuResults, axes: Any) -> None:
 
 def _alone(results: GpuResults, axes: Any) -> None:
     for one in results.alone:
-        axes.plot(list(one.rows_per_s), list(one.rows_per_s.values()), marker="o", label=one.member)
+        axes.plot(list(one["rows_per_s"]), list(one["rows_per_s"].values()), marker="o", label=one["member"])
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
     axes.set_xlabel("rows per batch, in this process")

@@ -7,7 +7,7 @@ is made, and asked which providers it has.
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -63,10 +63,6 @@ class Device:
         if self.provider == "cpu":
             return f"no GPU used, {active}"
         return f"{self.gpu or 'unnamed GPU'}, driver {self.driver or 'unknown'}, {self.memory_mib} MiB, {active}"
-
-    def as_json(self) -> dict[str, Any]:
-        """As results.json holds it."""
-        return {**asdict(self), "active": list(self.active)}
 
 
 def chosen_provider(asked: str, available: Sequence[str], *, small: bool) -> str:

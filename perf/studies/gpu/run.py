@@ -67,15 +67,9 @@ class GpuOptions:
     @property
     def harness(self) -> RunOptions:
         """The options of the harness."""
-        return RunOptions(
-            full=True,
-            scenarios=tuple(one.name for family in self.families for one in family.cascades),
-            output=self.setup.folder,
-            seconds=self.seconds,
-            rounds=self.rounds,
-            budget_s=math.inf,
-            resume=self.resume,
-        )
+        names = tuple(one.name for family in self.families for one in family.cascades)
+        windows: dict[str, Any] = {name: getattr(self, name) for name in ("seconds", "rounds", "resume")}
+        return RunOptions(full=True, scenarios=names, output=self.setup.folder, budget_s=math.inf, **windows)
 
     @property
     def journal_settings(self) -> dict[str, object]:
@@ -85,52 +79,8 @@ class GpuOptions:
             "device": self.setup.device.words,
             "precision": self.setup.precision,
             "loads": asdict(self.loads),
-            "seconds": self.seconds,
-            "rounds": self.rounds,
-            "small": self.small,
+            **{name: getattr(self, name) for name in ("seconds", "rounds", "small")},
         }
-
-
-@dataclass(frozen=True, kw_only=True)
-class NetworkRates:
-    """Rows/s of one network by itself: batch size -> median over rounds, without sizes that could not be run."""
-
-    family: str
-    member: str
-    rows_per_s: dict[int, float]
-
-
-@dataclass(frozen=True, kw_only=True)
-class CascadeSpeedup:
-    """One cascade against the last of its members alone; above 1 the cascade is faster.
-
-    Args:
-        words: members in stage order.
-        baseline: the single network.
-        reach: imposed share of rows that reach each stage.
-        measured_reach: the share measured under the offline load.
-        macs_speedup: ratio of multiply-adds.
-        alone_speedup: ratio by what each network does alone in this process, without a server.
-        online_speedup: ratio of mean latencies, single rows one after another.
-        offline_speedup: ratio of rows/s, the server saturated.
-        online_ms: p50 and p99 of the cascade and of the baseline.
-        offline_rows_per_s: rows/s of the cascade and of the baseline.
-        paper_speedup: published figure for the family.
-    """
-
-    family: str
-    cascade: str
-    words: str
-    baseline: str
-    reach: tuple[float, ...]
-    measured_reach: tuple[float, ...] | None
-    macs_speedup: float
-    alone_speedup: float | None
-    online_speedup: float | None
-    offline_speedup: float | None
-    online_ms: Mapping[str, float | None]
-    offline_rows_per_s: Mapping[str, float | None]
-    paper_speedup: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,31 +89,23 @@ class GpuResults:
 
     Args:
         served: cells of the cascades and their members.
-        alone: the networks by themselves.
-        comparisons: each cascade against its baseline.
+        alone: as `rates_of` gives them, of every network.
+        comparisons: as `speedup_from_cells` gives them, of every cascade.
     """
 
     device: Device
     precision: str
     small: bool
     served: Results
-    alone: Sequence[NetworkRates]
-    comparisons: Sequence[CascadeSpeedup]
+    alone: Sequence[Mapping[str, Any]]
+    comparisons: Sequence[Mapping[str, Any]]
 
     def as_json(self) -> dict[str, Any]:
         """As results.json holds it."""
-        document = self.served.as_json()
+        own = {name: getattr(self, name) for name in ("precision", "small", "alone", "comparisons")}
+        document = {**self.served.as_json(), "device": asdict(self.device), **own}
         del document["targets"]
-        return {
-            **document,
-            "device": self.device.as_json(),
-            "precision": self.precision,
-            "small": self.small,
-            "alone": [asdict(one) for one in self.alone],
-            "comparisons": [
-                {**asdict(one), "exit_mix": "imposed", "weights": "random"} for one in self.comparisons
-            ],
-        }
+        return document
 
 
 def run_gpu(options: GpuOptions, *, command: str, progress: Progress) -> GpuResults:
@@ -175,7 +117,8 @@ def run_gpu(options: GpuOptions, *, command: str, progress: Progress) -> GpuResu
     context, setup = begin(progress), options.setup
     failures: dict[str, str] = {}
     measured: list[ScenarioResult] = []
-    alone, comparisons = [], []
+    alone: list[dict[str, Any]] = []
+    comparisons = []
     for family in options.families:
         exported = export_family(family, setup, progress=progress)
         journal, failed = _measure_alone(family, exported, options, progress=progress)
@@ -203,12 +146,8 @@ def _measure_alone(
     family: NetworkFamily, exported: Path, options: GpuOptions, *, progress: Progress
 ) -> tuple[Journal, dict[str, str]]:
     """Windows of a family's networks by themselves, and what could not be measured."""
-    journal = Journal(
-        options.setup.folder / f"alone-{family.name}.jsonl",
-        {**options.journal_settings, "members": list(family.sources)},
-        resume=options.resume,
-    )
-    image = image_of(family)
+    path, settings = options.setup.folder / f"alone-{family.name}.jsonl", options.journal_settings
+    journal = Journal(path, {**settings, "members": list(family.sources)}, resume=options.resume)
     failures = measure_alone(
         exported,
         [options.setup.served(name) for name in family.sources],
@@ -216,20 +155,20 @@ def _measure_alone(
         rounds=options.rounds,
         seconds=min(options.seconds, _MOST_ALONE_S),
         providers=options.setup.providers,
-        rows_at=lambda numbers: rows_at(image, numbers),
+        rows_at=partial(rows_at, image_of(family)),
         journal=journal,
         progress=progress,
     )
     return journal, failures
 
 
-def rates_of(family: NetworkFamily, options: GpuOptions, journal: Journal) -> list[NetworkRates]:
-    """Rows/s of each network of a family by itself."""
+def rates_of(family: NetworkFamily, options: GpuOptions, journal: Journal) -> list[dict[str, Any]]:
+    """`rows_per_s` of each network by itself: batch size -> median, without sizes that could not be run."""
     found = []
     for member in map(options.setup.served, family.sources):
         rates = {batch: best_rows_per_s(journal, member, [batch]) for batch in options.loads.alone}
         known = {batch: rate for batch, rate in rates.items() if rate is not None}
-        found.append(NetworkRates(family=family.name, member=member, rows_per_s=known))
+        found.append({"family": family.name, "member": member, "rows_per_s": known})
     return found
 
 
@@ -267,35 +206,49 @@ def speedup_from_cells(
     loads: GpuLoads,
     macs: Sequence[float],
     alone: Sequence[float | None],
-) -> CascadeSpeedup:
-    """A cascade against its last member, from the frame of all measured cells.
+) -> dict[str, Any]:
+    """A cascade against the last of its members alone, the baseline; in ratios above 1 the cascade is faster.
 
-    By stage, `macs` are multiply-adds of a row, `alone` rows/s of the network by itself, None if not measured.
+    Args:
+        cascade: one of the family's.
+        family: whose published figure stands beside it.
+        cells: frame of all measured cells.
+        loads: that were sent.
+        macs: multiply-adds of a row, by stage.
+        alone: rows/s of the network by itself, by stage; None where not measured.
+
+    Returns:
+        `reach`, the imposed share of rows that reach each stage, and the `measured_reach` under the offline load;
+        ratios: `macs_speedup` of multiply-adds, `alone_speedup` by what each network does in this process without
+        a server, `online_speedup` of mean latencies of single rows, `offline_speedup` of rows/s, the server
+        saturated; `online_ms` and `offline_rows_per_s` of cascade and baseline.
     """
-
-    def cell(route: str, load: tuple[int, int]) -> pd.Series | None:
-        return find_cell(cells, scenario=cascade.name, route=route, concurrency=load[0], batch=load[1])
-
-    last = f"member_{len(cascade.members) - 1}"
-    online = {"cascade": cell("committee", loads.online), "baseline": cell(last, loads.online)}
-    offline = {"cascade": cell("committee", loads.offline), "baseline": cell(last, loads.offline)}
-    rates = {who: figure(one, "rows_per_s") for who, one in offline.items()}
+    routes = {"cascade": "committee", "baseline": f"member_{len(cascade.members) - 1}"}
+    online, offline = (
+        {
+            who: find_cell(cells, scenario=cascade.name, route=route, concurrency=flight, batch=batch)
+            for who, route in routes.items()
+        }
+        for flight, batch in (loads.online, loads.offline)
+    )
     seconds = [1 / rate for rate in alone if rate]
-    return CascadeSpeedup(
-        family=family.name,
-        cascade=cascade.name,
-        words=cascade.words,
-        baseline=cascade.members[-1],
-        reach=cascade.reach,
-        measured_reach=None if offline["cascade"] is None else offline["cascade"].reach,
-        macs_speedup=speedup_of(macs, cascade.reach),
-        alone_speedup=speedup_of(seconds, cascade.reach) if len(seconds) == len(alone) else None,
+    return {
+        "family": family.name,
+        "cascade": cascade.name,
+        "words": cascade.words,
+        "baseline": cascade.members[-1],
+        "reach": cascade.reach,
+        "measured_reach": None if offline["cascade"] is None else offline["cascade"].reach,
+        "macs_speedup": speedup_of(macs, cascade.reach),
+        "alone_speedup": speedup_of(seconds, cascade.reach) if len(seconds) == len(alone) else None,
         # One request at a time: answers per second are the inverse of the mean latency.
-        online_speedup=ratio(*(figure(online[who], "rows_per_s") for who in ("cascade", "baseline"))),
-        offline_speedup=ratio(rates["cascade"], rates["baseline"]),
-        online_ms={
+        "online_speedup": ratio(*(figure(one, "rows_per_s") for one in online.values())),
+        "offline_speedup": ratio(*(figure(one, "rows_per_s") for one in offline.values())),
+        "online_ms": {
             f"{who}_{part}": figure(one, part) for who, one in online.items() for part in ("p50_ms", "p99_ms")
         },
-        offline_rows_per_s=rates,
-        paper_speedup=family.paper_speedup,
-    )
+        "offline_rows_per_s": {who: figure(one, "rows_per_s") for who, one in offline.items()},
+        "paper_speedup": family.paper_speedup,
+        "exit_mix": "imposed",
+        "weights": "random",
+    }

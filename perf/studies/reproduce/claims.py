@@ -339,10 +339,6 @@ SECTIONS = (
         _beside_default_short("difference", 0.0, _BETTER),
     ),
     ClaimSection(
-        "7",
-        "7. Two stages against three and four",
-        (*_HEAD, EXITS, DIFFERENCE, FACTOR),
-        _stages,
-        _stages_short,
+        "7", "7. Two stages against three and four", (*_HEAD, EXITS, DIFFERENCE, FACTOR), _stages, _stages_short
     ),
 )

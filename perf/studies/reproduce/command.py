@@ -26,22 +26,9 @@ from perf.studies.reproduce import claims
 from perf.studies.reproduce.choose import choose
 from perf.studies.reproduce.claims import SECTIONS, ClaimSection, fewer_macs, points, times
 from perf.studies.reproduce.evaluate import TimingLoad
-from perf.studies.reproduce.parts import (
-    CACHE,
-    MEMBERS,
-    DrawPart,
-    PartRecorder,
-    Say,
-    draw_glyphs,
-    require_members,
-)
+from perf.studies.reproduce.parts import CACHE, MEMBERS, DrawPart, PartRecorder, Say, draw_glyphs, require_members
 from perf.studies.reproduce.plans import CHOICES, HEADLINE, choices_from_path, short, write_choices
-from perf.studies.reproduce.results import (
-    check_same,
-    kept_results,
-    results_of,
-    write_results,
-)
+from perf.studies.reproduce.results import check_same, kept_results, results_of, write_results
 from perf.studies.training import REPOSITORY
 
 _TEMPLATE = Path(__file__).with_name("document.md.j2")

@@ -108,19 +108,19 @@ def test_speedups_are_the_cascades_rate_over_the_last_member_alone() -> None:
     )  # fmt: skip
     rates = [1000.0, 100.0]
     found = speedup_from_cells(cascade, VIT, cells, loads=loads, macs=[17.6, 191.1], alone=rates)
-    assert (found.online_speedup, found.offline_speedup) == (2.5, 3.0)
-    assert found.online_ms == {
+    assert (found["online_speedup"], found["offline_speedup"]) == (2.5, 3.0)
+    assert found["online_ms"] == {
         "cascade_p50_ms": 30.0, "cascade_p99_ms": 60.0, "baseline_p50_ms": 100.0, "baseline_p99_ms": 200.0,
     }  # fmt: skip
-    assert found.offline_rows_per_s == {"cascade": 96.0, "baseline": 32.0}
-    assert found.alone_speedup == pytest.approx(0.01 / (0.001 + 0.343 * 0.01))
+    assert found["offline_rows_per_s"] == {"cascade": 96.0, "baseline": 32.0}
+    assert found["alone_speedup"] == pytest.approx(0.01 / (0.001 + 0.343 * 0.01))
 
 
 def test_what_was_not_measured_is_no_figure() -> None:
     found = speedup_from_cells(
         VIT.cascades[0], VIT, frame_of(), loads=GpuLoads(), macs=[1.0, 2.0], alone=[None, None]
     )
-    assert (found.online_speedup, found.offline_speedup, found.alone_speedup) == (None, None, None)
+    assert (found["online_speedup"], found["offline_speedup"], found["alone_speedup"]) == (None, None, None)
 
 
 MEMBER = "digits_small"
