@@ -49,15 +49,7 @@ def contents_of(folder: Path) -> list[str]:
 
 
 def sha256_of_path(path: Path, *, tick: Callable[[Path], None] | None = None) -> str:
-    """Hash of a file's bytes, read in blocks: models may be larger than memory.
-
-    Args:
-        path: of the file.
-        tick: called with the path for every block that is read.
-
-    Raises:
-        OSError: the file cannot be read.
-    """
+    """Hash of a file, which may be larger than memory; `tick` is called with its path for every block read."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(_BLOCK_BYTES):
@@ -71,14 +63,8 @@ def sha256_of_path(path: Path, *, tick: Callable[[Path], None] | None = None) ->
 def replaced_file(path: Path, *, mode: int | None = None) -> Iterator[Path]:
     """An empty file beside `path` to write to, which takes its place when the block ends.
 
-    Where the block fails, `path` is as it was. A block that removes the file leaves `path` as it was, too.
-
-    Args:
-        path: in a folder that exists.
-        mode: permission bits; None gives those of any new file of this process.
-
-    Raises:
-        OSError: the disk refuses.
+    Where the block fails, `path` is as it was. A block that removes the file leaves `path` as it was, too. The
+    permission bits `mode` are those of any new file of this process where they are None.
     """
     # Beside it, since renaming is atomic within one file system only.
     fresh = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
@@ -120,7 +106,6 @@ def replaced_folder(target: Path, *, first: str | None = None) -> Iterator[Path]
 
     Raises:
         BlockingIOError: another process is replacing the contents.
-        OSError: the disk refuses.
     """
     with _locked(target):
         _recover(target)
@@ -131,7 +116,7 @@ def replaced_folder(target: Path, *, first: str | None = None) -> Iterator[Path]
             building.mkdir()
             yield building
             if is_new:
-                _put_in_place(building, target)
+                _rename_to_new(building, target)
             else:
                 _take_contents(target, building, old=place / "old", first=first)
                 # From here on no recovery puts the old entries back.
@@ -165,13 +150,11 @@ def _locked(target: Path) -> Iterator[None]:
 
 
 def _in_use(target: Path) -> BlockingIOError:
-    return BlockingIOError(
-        errno.EWOULDBLOCK, "another process is writing there, try again when it is done", str(target)
-    )
+    text = "another process is writing there, try again when it is done"
+    return BlockingIOError(errno.EWOULDBLOCK, text, str(target))
 
 
-def _put_in_place(building: Path, target: Path) -> None:
-    """Renames a folder to a target that did not exist."""
+def _rename_to_new(building: Path, target: Path) -> None:
     try:
         building.rename(target)
     except OSError as error:
@@ -188,26 +171,18 @@ def _staging_place(target: Path) -> Path:
         return beside
     with suppress(OSError):
         beside.mkdir()
+        probe = beside / f".{_PARTIAL}probe"
+        probe.touch()
         try:
-            _probe(beside, target)
+            probe.rename(target / probe.name).unlink()
         except OSError:
-            beside.rmdir()
+            shutil.rmtree(beside)
             raise
         return beside
     # A mount point: renaming from outside is refused, even where both lie on the same disk.
     inside = target / f".{_PARTIAL}{os.getpid()}"
     inside.mkdir()
     return inside
-
-
-def _probe(place: Path, target: Path) -> None:
-    """Raises OSError where a file of the one folder cannot be renamed into the other."""
-    probe = place / f".{_PARTIAL}probe"
-    probe.touch()
-    try:
-        probe = probe.rename(target / probe.name)
-    finally:
-        probe.unlink()
 
 
 def recover_folder(target: Path) -> None:
@@ -251,10 +226,8 @@ def _is_over(process: str) -> bool:
         return process.isdecimal()
     try:
         os.kill(int(process), 0)
-    except ProcessLookupError:
-        return True
-    except (OSError, OverflowError):
-        return False
+    except (OSError, OverflowError) as error:
+        return isinstance(error, ProcessLookupError)
     return False
 
 

@@ -8,26 +8,26 @@ request gets an answer: then the rows were not the reason.
 
 import asyncio
 import contextlib
+import dataclasses
 import importlib
+import json
 from collections import deque
 from collections.abc import AsyncGenerator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from orchestrator.batch.write import (
-    AnsweredPart,
-    AnswerFile,
-    answer_file,
+    NpzAnswers,
+    ParquetAnswers,
+    answer_columns,
     check_kept,
-    refused_line,
     refused_path,
     whole_file,
 )
-from orchestrator.client.answers import ServedAnswers
 from orchestrator.client.endpoint import Endpoint
 from orchestrator.client.over_grpc import AsyncGrpcClient
 from orchestrator.decision import Policy
@@ -44,17 +44,15 @@ AHEAD = 4
 
 @dataclass
 class BlockOutcome:
-    """Answered and refused rows of one block.
+    """Answered and refused rows of one block, which stands for `size` stored rows.
 
     Args:
-        size: number of stored rows that the block stands for.
-        answered: rows with answers, in order.
-        refused: rows without an answer.
+        answered: columns of the rows with answers, in order, see `answer_columns`.
         faults: failures so far that are not the caller's.
     """
 
     size: int
-    answered: list[AnsweredPart] = field(default_factory=list)
+    answered: list[dict[str, Any]] = field(default_factory=list)
     refused: list[RefusedRow] = field(default_factory=list)
     faults: int = 0
 
@@ -144,22 +142,14 @@ async def _ask(asker: _Asker, block: RowBlock, *, outcome: BlockOutcome) -> Clie
             for half in np.split(np.arange(count), [count // 2]):
                 await _ask(asker, block.picked(half), outcome=outcome)
         return error
-    _sort_out(block, answers, outcome)
-    return None
-
-
-def _sort_out(block: RowBlock, answers: ServedAnswers, outcome: BlockOutcome) -> None:
-    """Adds answers; rows for which a member or a native ensemble had no finite output are refused."""
+    # Rows for which a member or a native ensemble had no finite output are refused.
     good = answers.label >= 0
-    for row_id in block.ids[~good]:
-        reason = "the model gave no finite output for it"
-        outcome.refused.append(RefusedRow(id=row_id.item(), reason=reason))
-    if not good.all():
-        columns = {name: np.asarray(column)[good] for name, column in vars(answers).items()}
-        block, answers = block.picked(np.flatnonzero(good)), ServedAnswers(**columns)
+    reason = "the model gave no finite output for it"
+    outcome.refused += [RefusedRow(id=row_id, reason=reason) for row_id in block.ids[~good].tolist()]
     if good.any():
         # The rows themselves are let go, since finished blocks wait for slower ones.
-        outcome.answered.append(AnsweredPart(ids=block.ids, answers=answers, kept=block.kept))
+        outcome.answered.append(answer_columns(block, answers, good))
+    return None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,9 +183,8 @@ class BatchJob:
     def __post_init__(self) -> None:
         source, output = self.source, self.output
         if output.suffix not in (".parquet", ".npz"):
-            raise DataError(
-                f"{output}", got="an unknown kind of file", expected="a name ending in .parquet or .npz"
-            )
+            expected = "a name ending in .parquet or .npz"
+            raise DataError(f"{output}", got="an unknown kind of file", expected=expected)
         if not output.parent.is_dir():
             raise DataError(f"{output}", got="no such folder", fix=f"make {output.parent} first")
         if output.is_dir() or output.resolve() == source.resolve():
@@ -209,13 +198,10 @@ class BatchJob:
 
 @dataclass
 class BatchCount:
-    """How far a job has come.
+    """How far a job has come: rows of the file, with an answer, and without.
 
     Args:
-        total: rows of the file.
-        answered: rows with an answer.
-        refused: rows without.
-        first_reason: why the first of those has none.
+        first_reason: why the first refused row has no answer.
         note: what the user should know about how the model's scores were read.
     """
 
@@ -266,13 +252,19 @@ async def _push(
 ) -> None:
     side = refused_path(job.output)
     with whole_file(side) as side_part, whole_file(job.output) as output_part:
-        answers = answer_file(job.output, output_part, text_ids=rows.text_ids)
+        answers = (NpzAnswers if job.output.suffix == ".npz" else ParquetAnswers)(output_part)
         blocks = rows.blocks(job.request_rows)
         outcomes = block_outcomes(client, job.model, blocks, in_flight=job.in_flight, policy=policy)
         with side_part.open("w", encoding="utf-8") as refused:
             async with contextlib.aclosing(outcomes):
                 async for outcome in outcomes:
-                    _keep(outcome, answers, refused, count)
+                    for columns in outcome.answered:
+                        answers.add(columns)
+                        count.answered += len(columns["id"])
+                    for one in outcome.refused:
+                        refused.write(json.dumps(dataclasses.asdict(one), ensure_ascii=False) + "\n")
+                        count.refused += 1
+                        count.first_reason = count.first_reason or one.reason
                     advance(outcome.size)
         answers.close()
         if not count.answered:
@@ -281,13 +273,3 @@ async def _push(
             # An older job's list would be taken for this one's.
             side_part.unlink()
             side.unlink(missing_ok=True)
-
-
-def _keep(outcome: BlockOutcome, answers: AnswerFile, refused: IO[str], count: BatchCount) -> None:
-    for part in outcome.answered:
-        answers.add(part)
-        count.answered += len(part.ids)
-    for one in outcome.refused:
-        refused.write(refused_line(one))
-        count.refused += 1
-        count.first_reason = count.first_reason or one.reason

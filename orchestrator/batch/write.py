@@ -1,12 +1,10 @@
-"""Files that appear whole or not at all: answers as .parquet or .npz, refused rows as JSON lines."""
+"""Files of answers, .parquet or .npz, that appear whole or not at all."""
 
 import contextlib
-import json
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +12,7 @@ import numpy.typing as npt
 from orchestrator.client.answers import ServedAnswers
 from orchestrator.errors import DataError
 from orchestrator.files import replaced_file
-from orchestrator.rows.blocks import RefusedRow, StoredRows
+from orchestrator.rows.blocks import RowBlock, StoredRows
 from orchestrator.spec.answer import ANSWER_COLUMNS
 
 Rows = npt.NDArray[Any]
@@ -46,31 +44,12 @@ def check_kept(rows: StoredRows, output: Path) -> None:
             raise DataError(f"{output}", got=got, expected="numbers, text or dates", fix="write .parquet")
 
 
-@dataclass(frozen=True, kw_only=True)
-class AnsweredPart:
-    """Rows with answers, in order.
-
-    Args:
-        ids: (n,).
-        answers: n of them.
-        kept: name -> column (n,) that goes with them.
-    """
-
-    ids: Rows
-    answers: ServedAnswers
-    kept: Mapping[str, Any]
-
-
-class AnswerFile(Protocol):
-    """Takes answers in order."""
-
-    def add(self, answered: AnsweredPart) -> None:
-        """Appends answers."""
-        ...
-
-    def close(self) -> None:
-        """Writes what is left."""
-        ...
+def answer_columns(block: RowBlock, answers: ServedAnswers, good: npt.NDArray[np.bool_]) -> dict[str, Any]:
+    """The columns (n,) of a file of answers for the good rows of a block: ids, answers and what is carried."""
+    if not good.all():
+        block = block.picked(np.flatnonzero(good))
+    said = {name: getattr(answers, name)[good] for name in COLUMNS}
+    return {"id": block.ids, **said, **{kept_as(name): column for name, column in block.kept.items()}}
 
 
 @contextlib.contextmanager
@@ -90,44 +69,23 @@ def whole_file(path: Path) -> Iterator[Path]:
         yield temporary
 
 
-def answer_file(path: Path, temporary: Path, *, text_ids: bool) -> AnswerFile:
-    """The writer for a path's ending.
-
-    Args:
-        path: where the file will be, .parquet or .npz.
-        temporary: where it is written meanwhile.
-        text_ids: whether ids are text; else whole numbers.
-
-    Raises:
-        DataError: another ending.
-    """
-    if path.suffix == ".npz":
-        return _NpzAnswers(temporary, text_ids=text_ids)
-    if path.suffix == ".parquet":
-        return _ParquetAnswers(temporary, text_ids=text_ids)
-    raise DataError(f"{path}", got=f"a name ending in {path.suffix or 'nothing'}", expected=".parquet or .npz")
-
-
-class _NpzAnswers:
+class NpzAnswers:
     """Keeps all answers until the end: an archive of arrays has no room for more rows later."""
 
-    def __init__(self, path: Path, *, text_ids: bool) -> None:
+    def __init__(self, path: Path) -> None:
         self._path = path
-        self._parts: dict[str, list[Rows]] = {"id": [], **{name: [] for name in COLUMNS}}
-        self._empty = np.zeros(0, np.str_ if text_ids else np.int64)
+        self._parts: dict[str, list[Rows]] = {}
 
-    def add(self, answered: AnsweredPart) -> None:
-        self._parts["id"].append(answered.ids)
-        for name in COLUMNS:
-            self._parts[name].append(getattr(answered.answers, name))
-        for name, column in answered.kept.items():
+    def add(self, columns: Mapping[str, Any]) -> None:
+        """Appends rows, by the columns of `answer_columns`."""
+        for name, column in columns.items():
             values = column if isinstance(column, np.ndarray) else _numpy_kept(column)
-            self._parts.setdefault(kept_as(name), []).append(values)
+            self._parts.setdefault(name, []).append(values)
 
     def close(self) -> None:
-        arrays = {name: np.concatenate(parts) if parts else self._empty for name, parts in self._parts.items()}
+        """Writes the file."""
         with self._path.open("wb") as file:
-            np.savez_compressed(file, **arrays)
+            np.savez_compressed(file, **{name: np.concatenate(parts) for name, parts in self._parts.items()})
 
 
 def _numpy_kept(column: Any) -> Rows:
@@ -139,32 +97,30 @@ def _numpy_kept(column: Any) -> Rows:
     return values.astype(np.float64) if values.dtype == np.object_ else values
 
 
-class _ParquetAnswers:
-    def __init__(self, path: Path, *, text_ids: bool) -> None:
+class ParquetAnswers:
+    """Writes a row group whenever enough answers have come."""
+
+    def __init__(self, path: Path) -> None:
         # pyarrow is optional.
         import pyarrow as pa
         import pyarrow.parquet as pq
 
         self._pa, self._pq, self._path = pa, pq, path
-        types = {
-            "id": pa.string() if text_ids else pa.int64(),
-            **{name: pa.from_numpy_dtype(column.numpy_dtype) for name, column in COLUMNS.items()},
-        }
-        self._types = types
+        self._types = {name: pa.from_numpy_dtype(column.numpy_dtype) for name, column in COLUMNS.items()}
         self._writer: Any = None
         self._parts: list[Any] = []
         self._rows = 0
 
-    def add(self, answered: AnsweredPart) -> None:
-        columns = {"id": answered.ids, **{name: getattr(answered.answers, name) for name in COLUMNS}}
-        arrays = {name: self._pa.array(column, self._types[name]) for name, column in columns.items()}
-        kept = {kept_as(name): self._pa.array(column) for name, column in answered.kept.items()}
-        self._parts.append(self._pa.RecordBatch.from_pydict(arrays | kept))
-        self._rows += len(answered.ids)
+    def add(self, columns: Mapping[str, Any]) -> None:
+        """Appends rows, by the columns of `answer_columns`."""
+        arrays = {name: self._pa.array(column, self._types.get(name)) for name, column in columns.items()}
+        self._parts.append(self._pa.RecordBatch.from_pydict(arrays))
+        self._rows += len(columns["id"])
         if self._rows >= ROW_GROUP:
             self._flush()
 
     def close(self) -> None:
+        """Writes what is left."""
         self._flush()
         if self._writer is not None:
             self._writer.close()
@@ -179,10 +135,5 @@ class _ParquetAnswers:
 
 
 def refused_path(output: Path) -> Path:
-    """Where the refused rows of a job go: out.parquet -> out.refused.jsonl."""
+    """Where the refused rows of a job go, as JSON lines: out.parquet -> out.refused.jsonl."""
     return output.with_suffix(".refused.jsonl")
-
-
-def refused_line(refused: RefusedRow) -> str:
-    """One line of that file."""
-    return json.dumps({"id": refused.id, "reason": refused.reason}, ensure_ascii=False) + "\n"

@@ -141,16 +141,19 @@ def record(
     listed = (name.strip() for text in members or [] for name in text.split(","))
     asked = [*filter(None, listed), *(names or [])]
     start = time.perf_counter()
-    server, kinds = None, " or ".join(OUTPUT_KINDS)
-    if url is not None:
-        server = endpoint_from_options(url, ca=ca, cert=cert, key=key, header=header)
+    server = None if url is None else endpoint_from_options(url, ca=ca, cert=cert, key=key, header=header)
+    kinds, known = " or ".join(OUTPUT_KINDS), {kind: kind for kind in OUTPUT_KINDS}
     opened = opened_pool(
         asked,
         repository,
         url=server,
         cost=_by_member("--cost", cost, asked, form=f"NAME=COST with {COSTS},", value_of=_cost),
-        output_kind=_by_member("--output-kind", output_kind, asked, form=f"NAME=KIND, {kinds},", value_of=_kind),
-        output_tensor=_by_member("--output-tensor", output_tensor, asked, form="NAME=TENSOR", value_of=_tensor),
+        output_kind=_by_member(
+            "--output-kind", output_kind, asked, form=f"NAME=KIND, {kinds},", value_of=known.get
+        ),
+        output_tensor=_by_member(
+            "--output-tensor", output_tensor, asked, form="NAME=TENSOR", value_of=lambda text: text or None
+        ),
         timeout_s=timeout_s,
     )
     options = RecordOptions(
@@ -162,24 +165,20 @@ def record(
         first_label=first_label,
         columns=ColumnNames(column=column, id_column=id_column, label_column=label_column),
     )
+
+    def tell(text: str) -> None:
+        typer.echo(text, err=True)
+
     with opened as pool:
-        summary = record_job(
-            pool,
-            options,
-            output,
-            restart=restart,
-            progress=progress,
-            tell=lambda text: typer.echo(text, err=True),
-        )
+        summary = record_job(pool, options, output, restart=restart, progress=progress, tell=tell)
     summary["seconds"] = time.perf_counter() - start
     _show(context, summary, as_json=as_json)
 
 
 def _check_files(data: str, output: Path) -> None:
     if not data:
-        raise DataError(
-            "--data", got="nothing", expected="a folder of pictures, .npz, .npy, .parquet or digits:SPLIT"
-        )
+        expected = "a folder of pictures, .npz, .npy, .parquet or digits:SPLIT"
+        raise DataError("--data", got="nothing", expected=expected)
     _check_output(output)
     if output.exists() and output.resolve() == Path(data).resolve():
         raise DataError(f"record --output {output}", got="the data itself", expected="another file")
@@ -197,23 +196,19 @@ def _joined(
     """Joins records files; gives what `record_job` gives of a recording."""
     start = time.perf_counter()
     taken = {"names", "output", "join", "by_id", "skip_bad", "as_json"}
-    given = [one.opts[0] for one in context.command.params if one.name not in taken and _is_given(context, one)]
+    others = [one for one in context.command.params if one.name not in taken]
+    sources = [context.get_parameter_source(str(one.name)) for one in others]
+    given = [one.opts[0] for one, by in zip(others, sources, strict=True) if by and by.name == "COMMANDLINE"]
     if given:
         raise DataError("record --join", got=", ".join(given), expected="records files, -o, --skip-bad, --by-id")
     paths = [Path(file) for file in files]
     _check_output(output)
     places = [path.resolve() for path in (*paths, output)]
     if len(set(places)) < len(places):
-        raise DataError(
-            "record --join", got="the same file twice", expected="different files, and another one for -o"
-        )
+        expected = "different files, and another one for -o"
+        raise DataError("record --join", got="the same file twice", expected=expected)
     summary = join_records(paths, output, skip_bad=skip_bad, by_id=by_id)
     return {**summary, "seconds": time.perf_counter() - start}
-
-
-def _is_given(context: typer.Context, parameter: Any) -> bool:
-    source = context.get_parameter_source(str(parameter.name))
-    return source is not None and source.name == "COMMANDLINE"
 
 
 def _by_member(
@@ -224,17 +219,10 @@ def _by_member(
     form: str,
     value_of: Callable[[str], Value | None],
 ) -> dict[str, Value]:
-    """What an option's words, NAME=VALUE, say of each member.
-
-    Args:
-        option: for messages.
-        words: as given.
-        names: the members that are recorded.
-        form: what a word should look like.
-        value_of: reads a value; None where it cannot be used.
+    """What an option's words, NAME=VALUE, say of each member, in the form that errors name.
 
     Raises:
-        DataError: a word of another form, or a member that is named twice.
+        DataError: a word of another form, a value of which `value_of` makes None, or a member that is named twice.
     """
     found: dict[str, Value] = {}
     for word in words or ():
@@ -255,14 +243,6 @@ def _cost(text: str) -> float | None:
     return cost if is_cost(cost) else None
 
 
-def _kind(text: str) -> str | None:
-    return text if text in OUTPUT_KINDS else None
-
-
-def _tensor(text: str) -> str | None:
-    return text or None
-
-
 def _show(context: typer.Context, summary: dict[str, Any], *, as_json: bool) -> None:
     notes = [with_options(note, context.command) for note in summary["notes"]]
     if as_json:
@@ -275,11 +255,8 @@ def _show(context: typer.Context, summary: dict[str, Any], *, as_json: bool) -> 
     )
     for name, member in summary["members"].items():
         if member["accuracy"] is not None and not member["random_weights"]:
-            typer.echo(f"  {name}: accuracy {member['accuracy']:.4f}, cost {_number(member['cost'])}")
+            # Whole MACs have commas; what is small or huge has few digits.
+            cost = f"{member['cost']:{',.0f' if 1000 <= member['cost'] < 1e15 else 'g'}}"
+            typer.echo(f"  {name}: accuracy {member['accuracy']:.4f}, cost {cost}")
     for note in notes:
         typer.echo(f"note: {note}")
-
-
-def _number(cost: float) -> str:
-    """Whole MACs with commas; what is small or huge in few digits."""
-    return f"{cost:,.0f}" if 1000 <= cost < 1e15 else f"{cost:g}"

@@ -25,7 +25,7 @@ from orchestrator.files import nearest_existing
 from orchestrator.planner.records import Records, RecordsFile, unusable_rows
 from orchestrator.progress import Advance, Progress, no_progress
 from orchestrator.recording.pool import RecordingPool, opened_pool
-from orchestrator.recording.scores import check_piece, evidence_of, row_dims_noted
+from orchestrator.recording.scores import check_piece, evidence_of
 from orchestrator.recording.shards import (
     NO_DIGEST,
     Shard,
@@ -409,15 +409,13 @@ def _finished(shards: Shards, task: RecordingTask, options: RecordOptions, *, di
     sha256 = source.data_sha256 or (digest.hex() if digest != NO_DIGEST else None)
     seen = {name: evidence_of(shards.outputs(name)) for name in pool.names}
     meta = meta_of(pool, source, data=options.data, sha256=sha256, skipped=skipped, seen=seen)
-    meta["members"] = row_dims_noted(meta["members"], lambda: _row_dims(task, int(kept[0])))
+    for about in meta["members"].values():
+        if -1 in about.get("input", {}).get("dims", ()):
+            # A member that takes rows of any shape: the plan needs to know which ones it was asked about.
+            first = next(iter(source.pieces(task.wanted, int(kept[0]), 1)))
+            about["input"]["dims"] = list(first.load().rows.shape[1:])
     if options.limit is not None:
         meta["limit"] = options.limit
     file = RecordsFile(path=output, ids=ids, labels=labels, classes=pool.classes, cost=pool.cost, meta=meta)
     shards.write(file)
     return summary_of(file, shards.outputs, pool, source, seen=seen) | {"resumed_rows": shards.resumed}
-
-
-def _row_dims(task: RecordingTask, position: int) -> list[int]:
-    """Shape of a row that was recorded."""
-    piece = next(iter(task.source.pieces(task.wanted, position, 1)))
-    return list(piece.load().rows.shape[1:])

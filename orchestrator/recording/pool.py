@@ -113,6 +113,8 @@ class RecordingPool:
             InputError: no manifest says it, or two contradict each other.
         """
         known = {name: manifest.preprocess for name, manifest in self.manifests.items() if manifest.preprocess}
+        got = "other rows from a picture for {second} than for {first}"
+        _check_alike(known, got=got, expected="one `preprocess` for all", fix=_APART)
         if not known:
             raise InputError(
                 f"pictures for {', '.join(self.names)}",
@@ -120,10 +122,6 @@ class RecordingPool:
                 fix="export them with --mean, --std and --resolution, so that they take pictures (0 and 1 where "
                 "they want values of 0 to 1); name the `repository` of others; or use .npz rows",
             )
-        if len(set(known.values())) > 1:
-            first, second = _two_unlike(known)
-            raise InputError("members", got=f"other rows from a picture for {second} than for {first}",
-                             expected="one `preprocess` for all", fix=_APART)  # fmt: skip
         return next(iter(known.values()))
 
     def picture_reader(self) -> ReadPicture:
@@ -135,7 +133,7 @@ class RecordingPool:
         tensor = input_tensor(self.info)
         row_bytes = math.prod(USUAL_PX if size < 0 else size for size in tensor.shape[1:])
         row_bytes *= np.dtype(INPUT_DTYPES.get(tensor.dtype, "float32")).itemsize
-        work = sum(self.manifests[name].macs for name in self.manifests)
+        work = sum(manifest.macs for manifest in self.manifests.values())
         rows = min(PIECE_ROWS, PIECE_BYTES // max(1, row_bytes), int(PIECE_MACS // max(1.0, work)))
         # Whole batches of 64, the usual limit, waste none.
         return max(1, rows - rows % 64 if rows > 64 else rows)
@@ -184,24 +182,24 @@ def opened_pool(
         paths = {name: repository / name / MANIFEST for name in names}
         manifests = {name: manifest_from_path(path) for name, path in paths.items() if path.is_file()}
         infos = with_scores({name: client.metadata(name) for name in names}, manifests, tensors)
-        # One worker: the client keeps several parts of a piece in flight by itself.
-        yield _checked(
-            RecordingPool(
-                infos=infos,
-                served={name: info.version for name, info in infos.items()},
-                manifests=manifests,
-                cost=_costs(names, manifests, cost),
-                asked=str(url),
-                made_with={},
-                # By number: a version that is loaded meanwhile must not answer the second half.
-                ask=lambda name, rows: client.ask(
-                    name, rows, version=infos[name].version, output=infos[name].scores
-                ),
-                workers=1,
-                label_files=class_names_by_member(repository, {name: info.scores for name, info in infos.items()}),
-            ),
-            kinds,
+
+        def ask(name: str, rows: Rows) -> npt.NDArray[np.float32]:
+            # By number: a version that is loaded meanwhile must not answer the second half.
+            return client.ask(name, rows, version=infos[name].version, output=infos[name].scores)
+
+        pool = RecordingPool(
+            infos=infos,
+            served={name: info.version for name, info in infos.items()},
+            manifests=manifests,
+            cost=_costs(names, manifests, cost),
+            asked=str(url),
+            made_with={},
+            ask=ask,
+            # The client keeps several parts of a piece in flight by itself.
+            workers=1,
+            label_files=class_names_by_member(repository, {name: info.scores for name, info in infos.items()}),
         )
+        yield _checked(pool, kinds)
 
 
 def _check_names(names: Sequence[str]) -> None:
@@ -226,20 +224,15 @@ def _local(
     require_exported(names, repository)
     members = LocalMembers(repository, names)
     manifests = {name: members.manifest(name) for name in names}
+    infos = {name: _info(manifest, members.classes(name)) for name, manifest in manifests.items()}
+    version = onnxruntime.__version__
     return RecordingPool(
+        infos=with_scores(infos, manifests, tensors),
         served={name: served_version(repository / name, readable_config(repository / name)) for name in names},
-        infos=with_scores(
-            {name: _info(manifest, members.classes(name)) for name, manifest in manifests.items()},
-            manifests,
-            tensors,
-        ),
         manifests=manifests,
         cost=_costs(names, manifests, cost),
-        asked=f"onnxruntime {onnxruntime.__version__}",
-        made_with={
-            "onnxruntime": onnxruntime.__version__,
-            "instruction_sets": list(instruction_sets(processor_flags())),
-        },
+        asked=f"onnxruntime {version}",
+        made_with={"onnxruntime": version, "instruction_sets": list(instruction_sets(processor_flags()))},
         ask=members.ask,
         workers=core_count(),
         label_files=class_names_by_member(repository, {name: one.output.name for name, one in manifests.items()}),
@@ -265,12 +258,12 @@ def _costs(
     known = {name: float(manifest.macs) for name, manifest in manifests.items()} | dict(given)
     missing = [name for name in names if name not in known]
     if missing:
+        said = " ".join(f"`cost` {name}=..." for name in missing)
         raise DataError(
             f"cost of {', '.join(missing)}",
             got="no manifest.json in the repository",
             expected="the cost of every member",
-            fix=f"say it with {' '.join(f'`cost` {name}=...' for name in missing)}, or name the repository "
-            "with `repository`",
+            fix=f"say it with {said}, or name the repository with `repository`",
         )
     return {name: known[name] for name in names}
 
@@ -281,31 +274,23 @@ def _classes(info: ModelInfo) -> int:
 
 
 def _checked(pool: RecordingPool, kinds: Mapping[str, str]) -> RecordingPool:
-    inputs = {name: _taken(info) for name, info in pool.infos.items()}
-    if len(set(inputs.values())) > 1:
-        first, second = _two_unlike(inputs)
-        got = f"{inputs[first]} for {first}, {inputs[second]} for {second}"
-        raise InputError("members", got=got, expected="members that take the same rows",
-                         fix=_APART)  # fmt: skip
+    tensors = {name: input_tensor(info) for name, info in pool.infos.items()}
+    inputs = {name: f"{tensor.dtype} {list(tensor.shape[1:])}" for name, tensor in tensors.items()}
+    got, expected = "{one} for {first}, {other} for {second}", "members that take the same rows"
+    _check_alike(inputs, got=got, expected=expected, fix=_APART)
     sizes = {name: _classes(info) for name, info in pool.infos.items()}
-    if len(set(sizes.values())) > 1:
-        first, second = _two_unlike(sizes)
-        got = f"{sizes[first]} classes of {first}, {sizes[second]} of {second}"
-        raise InputError("members", got=got, expected="members of the same classes")
+    got = "{one} classes of {first}, {other} of {second}"
+    _check_alike(sizes, got=got, expected="members of the same classes")
     if pool.classes < 2:
-        raise InputError(
-            f"member {pool.names[0]}",
-            got=f"{pool.classes} classes",
-            expected=f"a fixed number, 2 or more: {EXCLUSIVE}",
-        )
+        expected = f"a fixed number, 2 or more: {EXCLUSIVE}"
+        raise InputError(f"member {pool.names[0]}", got=f"{pool.classes} classes", expected=expected)
     return dataclasses.replace(pool, kinds=stated_kinds(pool.infos, pool.manifests, kinds))
 
 
-def _taken(info: ModelInfo) -> str:
-    tensor = input_tensor(info)
-    return f"{tensor.dtype} {list(tensor.shape[1:])}"
-
-
-def _two_unlike(values: Mapping[str, Any]) -> tuple[str, str]:
-    first = next(iter(values))
-    return first, next(name for name, value in values.items() if value != values[first])
+def _check_alike(values: Mapping[str, Any], *, got: str, expected: str, fix: str | None = None) -> None:
+    """Refuses members with different values; `got` is a text with places for the first two of them."""
+    first = next(iter(values), "")
+    for second, other in values.items():
+        if other != values[first]:
+            text = got.format(first=first, second=second, one=values[first], other=other)
+            raise InputError("members", got=text, expected=expected, fix=fix)

@@ -1,7 +1,8 @@
 """What members' scores are: in which output, logits or probabilities, of which classes; what records keep."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import functools
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,12 +38,9 @@ _MENDING = {
 def with_scores(
     infos: Mapping[str, ModelInfo], manifests: Mapping[str, Manifest], named: Mapping[str, str]
 ) -> dict[str, ModelInfo]:
-    """The members with the name of the output that holds their scores.
+    """The members, as served or as opened here, with the name of the output that holds their scores.
 
-    Args:
-        infos: the members, as served or as opened here.
-        manifests: of those that have one, which says it.
-        named: outputs that the user names.
+    The manifest of a member says it, or the user: `named`.
 
     Raises:
         DataError: the named one is none of the member's, holds no scores, or is not what its manifest says.
@@ -84,40 +82,29 @@ def _scores(info: ModelInfo, manifest: Manifest | None, named: str | None) -> st
 def stated_kinds(
     infos: Mapping[str, ModelInfo], manifests: Mapping[str, Manifest], named: Mapping[str, str]
 ) -> dict[str, tuple[str, str]]:
-    """The stated output kinds: member -> kind, what states it.
-
-    Args:
-        infos: the members, as served or as opened here.
-        manifests: of those that have one.
-        named: kinds that the user names.
+    """The stated output kinds: member -> kind, what states it; `named` are those that the user names.
 
     Raises:
         DataError: two say different things of one member.
     """
     stated = {}
     for name, info in infos.items():
-        said = dict(_said(info, manifests.get(name), named.get(name)))
-        if len(set(said.values())) > 1:
-            (first, one), (second, other) = list(said.items())[:2]
+        sources = {
+            _NAMED: named.get(name),
+            "its outputs": "probabilities" if info.answers_itself else None,
+            _SERVED: info.output_kind,
+            "its manifest": manifests[name].output_kind if name in manifests else None,
+        }
+        said = [(kind, who) for who, kind in sources.items() if kind is not None]
+        if len({kind for kind, _ in said}) > 1:
+            (one, first), (other, second) = said[:2]
             raise DataError(
                 f"member {name}", got=f"{one} by {first}, {other} by {second}", expected="one kind of scores",
                 fix=f"correct the one that is wrong: {_MENDING[second]}",
             )  # fmt: skip
         if said:
-            who, kind = next(iter(said.items()))
-            stated[name] = (kind, who)
+            stated[name] = said[0]
     return stated
-
-
-def _said(info: ModelInfo, manifest: Manifest | None, named: str | None) -> Iterable[tuple[str, str]]:
-    if named is not None:
-        yield _NAMED, named
-    if info.answers_itself:
-        yield "its outputs", "probabilities"
-    if info.output_kind is not None:
-        yield _SERVED, info.output_kind
-    if manifest is not None:
-        yield "its manifest", manifest.output_kind
 
 
 def check_piece(name: str, scores: Scores, stated: Mapping[str, tuple[str, str]]) -> None:
@@ -133,12 +120,7 @@ def check_piece(name: str, scores: Scores, stated: Mapping[str, tuple[str, str]]
 
 
 def kind_of(name: str, seen: ScoreEvidence, stated: Mapping[str, tuple[str, str]]) -> str:
-    """The kind of a member's scores.
-
-    Args:
-        name: of the member.
-        seen: its scores.
-        stated: what is said of them; the values decide where nothing is.
+    """The kind of a member's scores: what is stated, or what the values look like where nothing is.
 
     Raises:
         DataError: they are not what is said, or neither logits nor probabilities.
@@ -171,75 +153,47 @@ def kind_notes(seen: Mapping[str, ScoreEvidence], stated: Mapping[str, tuple[str
 
 def evidence_of(parts: Iterable[npt.NDArray[Any]]) -> ScoreEvidence:
     """What the values of scores (n, k), in parts, tell."""
-    seen = ScoreEvidence()
-    for part in parts:
-        seen = seen.with_scores(part)
-    return seen
+    return functools.reduce(ScoreEvidence.with_scores, parts, ScoreEvidence())
 
 
 def check_class_names(stated: Mapping[str, Sequence[str]], *, classes: int) -> None:
-    """Refuses manifests whose class names differ, or are not one per class.
-
-    Args:
-        stated: member name -> class names of its manifest.
-        classes: k.
+    """Refuses manifests whose class names (member -> names) differ, or are not one per class.
 
     Raises:
         InputError: naming the members.
     """
-    if not stated:
-        return
-    first, names = next(iter(stated.items()))
-    if len(names) != classes:
+    first, names = next(iter(stated.items()), ("", ()))
+    if stated and len(names) != classes:
         got = f"{len(names)} labels in the manifest"
         raise InputError(f"member {first}", got=got, expected=f"{classes}, one per class")
     for second, others in stated.items():
         place = first_unlike(names, others)
         if place is not None:
+            one, other = (repr(said[place]) if place < len(said) else "not there" for said in (names, others))
             raise InputError(
                 "members",
                 got=f"other class names or another order of them in {second} than in {first}: "
-                f"class {place} is {_shown(others, place)} and {_shown(names, place)}",
+                f"class {place} is {other} and {one}",
                 expected="members of the same classes",
                 fix="correct the manifest that is wrong, or take the names out of it",
             )
 
 
-def _shown(names: Sequence[str], place: int) -> str:
-    return repr(names[place]) if place < len(names) else "not there"
-
-
-def row_dims_noted(
-    members: Mapping[str, dict[str, Any]], row_dims: Callable[[], list[int]]
-) -> dict[str, dict[str, Any]]:
-    """What records keep about members, with the shape of the rows where a member takes any.
-
-    Args:
-        members: what they keep of each.
-        row_dims: shape of a recorded row; asked only where it is needed.
-    """
-    noted = dict(members)
-    for name, about in members.items():
-        if -1 in about.get("input", {}).get("dims", ()):
-            noted[name] = {**about, "input": {**about["input"], "dims": row_dims()}}
-    return noted
-
-
-def _served_facts(info: ModelInfo) -> dict[str, Any]:
-    """A member's tensors and limits as JSON values, for plans that are made without its configuration at hand."""
-    tensor = input_tensor(info)
-    return {
-        "input": {"name": tensor.name, "dtype": tensor.dtype, "dims": list(tensor.shape[1:])},
-        "output": scores_output(info),
-        "max_batch_size": info.max_batch_size,
-        "instances": info.instances,
-    }
-
-
 def about_member(manifest: Manifest | None, info: ModelInfo) -> dict[str, Any]:
-    """What records keep about a member, as JSON values, without the kind of its scores."""
+    """What records keep about a member, as JSON values, without the kind of its scores.
+
+    Of one without a manifest they keep its tensors and limits, for plans that are made without its configuration.
+    """
     if manifest is None:
-        return {"sha256": None, "random_weights": False, **_served_facts(info)}
+        tensor = input_tensor(info)
+        return {
+            "sha256": None,
+            "random_weights": False,
+            "input": {"name": tensor.name, "dtype": tensor.dtype, "dims": list(tensor.shape[1:])},
+            "output": scores_output(info),
+            "max_batch_size": info.max_batch_size,
+            "instances": info.instances,
+        }
     about: dict[str, Any] = {"sha256": manifest.sha256, "random_weights": manifest.random_weights}
     if manifest.processor_flags:
         about["processor_flags"] = list(manifest.processor_flags)
@@ -259,9 +213,6 @@ def require_exported(names: Sequence[str], repository: Path) -> None:
     for name in names:
         folder = repository / name
         if folder.is_dir() and not (folder / MANIFEST).is_file():
-            raise RepositoryError(
-                f"member {name}",
-                got=f"no manifest.json in {folder}",
-                expected="an exported member",
-                fix=f"ask it where it is served, with `url` and `cost` {name}=..., or export it",
-            )
+            got = f"no manifest.json in {folder}"
+            fix = f"ask it where it is served, with `url` and `cost` {name}=..., or export it"
+            raise RepositoryError(f"member {name}", got=got, expected="an exported member", fix=fix)

@@ -153,12 +153,8 @@ def array_rows(path: Path, info: ModelInfo, *, columns: ColumnNames) -> StoredRo
             kept = {name: column[here] for name, column in array.kept.items()}
             yield RowBlock(ids=block.ids if ids is None else ids[here], rows=block.rows, kept=kept)
 
-    return StoredRows(
-        total=array.shape[0],
-        text_ids=ids is not None and ids.dtype.kind == "U",
-        blocks=blocks,
-        kept_types={name: column.dtype for name, column in array.kept.items()},
-    )
+    kept_types = {name: column.dtype for name, column in array.kept.items()}
+    return StoredRows(total=array.shape[0], blocks=blocks, kept_types=kept_types)
 
 
 def array_source(path: Path, info: ModelInfo, *, columns: ColumnNames, classes: MemberClasses) -> RowSource:

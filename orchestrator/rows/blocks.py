@@ -111,13 +111,11 @@ class StoredRows:
 
     Args:
         total: number of rows.
-        text_ids: whether ids are text; else they are whole numbers.
         blocks: gives the rows in order, in blocks of at most so many rows.
         kept_types: name -> numpy dtype or Arrow type of each column that is carried into the answers.
     """
 
     total: int
-    text_ids: bool
     blocks: Callable[[int], Iterator[RowBlock]]
     kept_types: Mapping[str, Any] = field(default_factory=dict)
 

@@ -33,7 +33,7 @@ from orchestrator.rows.blocks import (
     readable,
 )
 from orchestrator.rows.labels import MemberClasses, labels_from_array
-from orchestrator.rows.parquet_table import ParquetTable, is_text, parquet_table, words_or_numbers
+from orchestrator.rows.parquet_table import ParquetTable, parquet_table, words_or_numbers
 from orchestrator.rows.pictures import ReadPicture, is_picture
 from orchestrator.spec.request import INPUT_DTYPES
 from orchestrator.spec.served_model import ModelInfo, input_tensor
@@ -75,7 +75,6 @@ def parquet_rows(path: Path, info: ModelInfo, *, columns: ColumnNames, read_pict
     key = _named_column(table, columns.id_column, "id_column", usual=ID_NAMES)
     for one in columns.keep_columns:
         _named_column(table, one, "keep_columns")
-    text_ids = key is not None and is_text(table.type_of(key))
     read = _rows_reader(table, name, info, read_picture)
 
     def blocks(size: int) -> Iterator[RowBlock]:
@@ -91,7 +90,7 @@ def parquet_rows(path: Path, info: ModelInfo, *, columns: ColumnNames, read_pict
             start = stop
 
     kept_types = {one: table.type_of(one) for one in columns.keep_columns}
-    return StoredRows(total=table.rows, text_ids=text_ids, blocks=blocks, kept_types=kept_types)
+    return StoredRows(total=table.rows, blocks=blocks, kept_types=kept_types)
 
 
 def parquet_source(

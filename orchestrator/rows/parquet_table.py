@@ -81,18 +81,13 @@ def words_or_numbers(what: str, column: Any, *, each: str) -> npt.NDArray[Any]:
             column = column.cast(pa.large_string())
         if (pa.types.is_decimal(kind) and kind.scale == 0) or pa.types.is_uint64(kind):
             column = column.cast(pa.int64())
-        if is_text(column.type):
+        if str(column.type) in ("string", "large_string"):
             return np.array(column.to_pylist(), np.str_)
     except (*FOREIGN, UnicodeDecodeError) as error:
         raise DataError(what, got=f"{kind} ({error})", expected="whole numbers of 64 bits, or text") from error
     if not (pa.types.is_integer(column.type) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)):
         raise DataError(what, got=f"{kind}", expected=f"whole numbers or text, {each} in every row")
     return np.asarray(column.to_numpy(zero_copy_only=False))
-
-
-def is_text(kind: Any) -> bool:
-    """Whether values of a plain type become text as ids or labels."""
-    return str(kind) in (UUID, "string", "large_string", "binary", "large_binary")
 
 
 @dataclass(frozen=True, kw_only=True)
