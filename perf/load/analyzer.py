@@ -23,7 +23,7 @@ import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 import typer
@@ -39,7 +39,7 @@ from orchestrator.serving.machine import (
     make_backend_directory,
 )
 from orchestrator.serving.options import ServeOptions
-from perf.load.closed import RAMP_SHARE, Window, exits_of
+from perf.load.closed import RAMP_SHARE, Window, window_from_stages
 
 VARIABLE = "PERF_ANALYZER"
 VERSION = "2.45.0"
@@ -54,13 +54,9 @@ _DOWNLOAD_TIMEOUT_S = 300.0
 
 @dataclass(frozen=True, kw_only=True)
 class AnalyzerBinary:
-    """A perf_analyzer that starts here.
+    """A perf_analyzer that starts here, with the variables it runs with and what it says of its version.
 
-    Args:
-        path: the program.
-        environment: variables it runs with.
-        version: what it says of itself.
-        libraries: folder its environment names for it; None for the user's own program.
+    `libraries` is the folder its environment names for it; None for the user's own program.
     """
 
     path: Path
@@ -72,15 +68,15 @@ class AnalyzerBinary:
 Fetch = Callable[[Path], Path]
 
 
-def cache_base(environment: Mapping[str, str]) -> Path:
+def _cache_base(environment: Mapping[str, str]) -> Path:
     """Folder of programs that were fetched or made once."""
-    base = environment.get("XDG_CACHE_HOME") or str(Path(environment.get("HOME", "~")).expanduser() / ".cache")
-    return Path(base) / "committee"
+    base = environment.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path(environment.get("HOME", "~")).expanduser() / ".cache") / "committee"
 
 
 def cache_folder(environment: Mapping[str, str]) -> Path:
     """Folder of the fetched perf_analyzer."""
-    return cache_base(environment) / f"perf_analyzer-{VERSION}"
+    return _cache_base(environment) / f"perf_analyzer-{VERSION}"
 
 
 def find_analyzer(environment: Mapping[str, str] | None = None, *, fetch: Fetch | None = None) -> AnalyzerBinary:
@@ -94,9 +90,12 @@ def find_analyzer(environment: Mapping[str, str] | None = None, *, fetch: Fetch 
         ServingError: there is none, it is not the file it should be, or it does not start; says what to do.
     """
     variables = dict(os.environ if environment is None else environment)
-    own = variables.get(VARIABLE)
-    if own:
-        return _checked(_own_path(own), variables)
+    if own := variables.get(VARIABLE):
+        path = Path(own)
+        if not path.is_file() or not os.access(path, os.X_OK):
+            expected = "the path of perf_analyzer"
+            raise ServingError(f"{VARIABLE}={own}", got="no program there", expected=expected)
+        return _checked(path.resolve(), variables)
     folder = cache_folder(variables)
     path = folder / "perf_analyzer"
     if not path.is_file() or sha256_of_path(path) != BINARY_SHA256:
@@ -107,13 +106,6 @@ def find_analyzer(environment: Mapping[str, str] | None = None, *, fetch: Fetch 
     return _checked(path, variables, libraries=libraries)
 
 
-def _own_path(text: str) -> Path:
-    path = Path(text)
-    if not path.is_file() or not os.access(path, os.X_OK):
-        raise ServingError(f"{VARIABLE}={text}", got="no program there", expected="the path of perf_analyzer")
-    return path.resolve()
-
-
 def _install(folder: Path, fetch: Fetch) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as name:
@@ -121,11 +113,9 @@ def _install(folder: Path, fetch: Fetch) -> None:
         found = sha256_of_path(wheel)
         if found != WHEEL_SHA256:
             raise ServingError(
-                f"perf_analyzer: {wheel.name}",
-                got=f"sha256 {found[:16]}...",
-                expected=f"{WHEEL_SHA256[:16]}...",
-                fix=f"the index served another file; {_OWN}",
-            )
+                f"perf_analyzer: {wheel.name}", got=f"sha256 {found[:16]}...",
+                expected=f"{WHEEL_SHA256[:16]}...", fix=f"the index served another file; {_OWN}",
+            )  # fmt: skip
         unpacked = Path(name) / "perf_analyzer"
         with zipfile.ZipFile(wheel) as archive, archive.open(IN_WHEEL) as source, unpacked.open("wb") as target:
             shutil.copyfileobj(source, target)
@@ -158,9 +148,8 @@ def _pip_download(folder: Path) -> Path:
 def _wheel_libraries() -> Path:
     spec = importlib.util.find_spec("pytriton")
     if spec is None or spec.origin is None:
-        raise ServingError(
-            "perf_analyzer", got="no nvidia-pytriton in this environment", fix="pip install 'committee[serve]'"
-        )
+        got = "no nvidia-pytriton in this environment"
+        raise ServingError("perf_analyzer", got=got, fix="pip install 'committee[serve]'")
     return Path(spec.origin).parents[1] / "nvidia_pytriton.libs"
 
 
@@ -187,12 +176,7 @@ def _linked_libraries(folder: Path, source: Path) -> Path:
 def _checked(path: Path, environment: Mapping[str, str], *, libraries: Path | None = None) -> AnalyzerBinary:
     try:
         done = subprocess.run(
-            [str(path), "--version"],
-            env=dict(environment),
-            capture_output=True,
-            text=True,
-            timeout=30,
-            check=False,
+            [path, "--version"], env=environment, capture_output=True, text=True, timeout=30, check=False
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise ServingError(f"{path} does not start", got=error, fix=_OWN) from error
@@ -223,8 +207,7 @@ def analyzer_program(found: AnalyzerBinary) -> Path:
         return found.path
     folder = found.libraries.with_name(found.libraries.name.replace("lib-", "bin-"))
     folder.mkdir(parents=True, exist_ok=True)
-    text = _script([found.path], variables={"LD_LIBRARY_PATH": [found.libraries]})
-    return _written(folder / "perf_analyzer", text)
+    return _script(folder / "perf_analyzer", [found.path], variables={"LD_LIBRARY_PATH": [found.libraries]})
 
 
 def server_program(machine: ServingMachine, environment: Mapping[str, str] | None = None) -> Path:
@@ -233,17 +216,17 @@ def server_program(machine: ServingMachine, environment: Mapping[str, str] | Non
     Unlike `committee serve` it leaves the repository API open, as tools that load and unload models need it. Any
     endpoint it opens is bound to 127.0.0.1 unless an option says otherwise.
 
-    Args:
-        machine: to run on.
-        environment: of this process, for where the cache is; None looks.
-
     Raises:
         PlatformError, ServingError: the server cannot run here.
     """
     check_machine(machine)
     assert machine.wheel is not None, "check_machine looked for it"
-    base = cache_base(os.environ if environment is None else environment)
-    folder = base / f"tritonserver-{_key(machine)}"
+    base = _cache_base(os.environ if environment is None else environment)
+    # Of everything the program is made of.
+    digest = hashlib.sha256(f"{machine.wheel} {machine.stub} {sys.executable}".encode())
+    for path in sorted(BACKENDS.glob("*/model.py")):
+        digest.update(path.read_bytes())
+    folder = base / f"tritonserver-{digest.hexdigest()[:12]}"
     libraries = environment_from(machine, {}, repository=base, hide_gpus=False)["LD_LIBRARY_PATH"]
     # Of two equal options Triton takes the later one.
     options = ServeOptions(repository=base)
@@ -259,7 +242,7 @@ def server_program(machine: ServingMachine, environment: Mapping[str, str] | Non
         "LD_LIBRARY_PATH": libraries.split(os.pathsep),
         "PATH": [Path(sys.executable).parent],
     }
-    return _written(folder / "tritonserver", _script(words, variables=variables, first=_FIND_REPOSITORY))
+    return _script(folder / "tritonserver", words, variables=variables, first=_FIND_REPOSITORY)
 
 
 def _backends(machine: ServingMachine, folder: Path) -> Path:
@@ -280,24 +263,16 @@ def _backends(machine: ServingMachine, folder: Path) -> Path:
     return backends
 
 
-def _key(machine: ServingMachine) -> str:
-    """A short hash of everything the program is made of."""
-    digest = hashlib.sha256(f"{machine.wheel} {machine.stub} {sys.executable}".encode())
-    for path in sorted(BACKENDS.glob("*/model.py")):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()[:12]
-
-
-def _script(words: Sequence[object], *, variables: Mapping[str, Sequence[object]], first: str = "") -> str:
+def _script(
+    path: Path, words: Sequence[object], *, variables: Mapping[str, Sequence[object]], first: str = ""
+) -> Path:
+    """A shell script that puts folders before those of variables and becomes a command."""
     lines = [
         f"export {name}={shlex.quote(os.pathsep.join(map(str, folders)))}${{{name}:+:${name}}}"
         for name, folders in variables.items()
     ]
     command = " ".join(shlex.quote(str(word)) for word in words)
-    return "\n".join(["#!/bin/sh", *lines, f'{first}exec {command} "$@"', ""])
-
-
-def _written(path: Path, text: str) -> Path:
+    text = "\n".join(["#!/bin/sh", *lines, f'{first}exec {command} "$@"', ""])
     if not path.is_file() or path.read_text(encoding="utf-8") != text:
         write_file(path, text, mode=0o755)
     return path
@@ -311,15 +286,11 @@ _GRACE_S = 90.0
 
 @dataclass(frozen=True, kw_only=True)
 class AnalyzerLoad:
-    """What to send.
+    """What to send to a model at host:port of a gRPC endpoint: rows of a file, `batch` in a request.
 
     Args:
-        model: Triton name.
-        address: host:port of the gRPC endpoint.
-        input_data: file of rows.
         concurrency: requests in flight; ignored with a rate.
         rate: requests per second with Poisson arrivals, sent by its asynchronous mode; None is a closed loop.
-        batch: rows per request.
         seconds: of the whole window.
         composing: members whose queue and compute times its report should show.
     """
@@ -378,19 +349,15 @@ def run_analyzer(binary: AnalyzerBinary, load: AnalyzerLoad) -> Window:
                     stdin=subprocess.DEVNULL, timeout=load.seconds + _GRACE_S, check=False,
                 )  # fmt: skip
             except subprocess.TimeoutExpired as error:
-                raise TimeLimitError(
-                    f"perf_analyzer on {load.model}", got="no end", fix="see the server's log"
-                ) from error
+                what = f"perf_analyzer on {load.model}"
+                raise TimeLimitError(what, got="no end", fix="see the server's log") from error
         if done.returncode or not export.is_file():
-            raise ServerFaultError(f"perf_analyzer on {load.model}", got=_reason(said, done.returncode))
+            lines = [line.strip() for line in said.read_text(encoding="latin-1").splitlines()]
+            # Warnings about data types come with every request.
+            telling = [line for line in lines if line and not line.startswith("WARNING: data type")]
+            got = telling[-1] if telling else f"exit status {done.returncode}"
+            raise ServerFaultError(f"perf_analyzer on {load.model}", got=got)
         return window_from_export(export, batch=load.batch)
-
-
-def _reason(said: Path, status: int) -> str:
-    """The last line of its output that is no warning about data types, which it writes for every request."""
-    lines = said.read_text(encoding="latin-1").splitlines()
-    telling = [line.strip() for line in lines if line.strip() and not line.startswith("WARNING: data type")]
-    return telling[-1] if telling else f"exit status {status}"
 
 
 def window_from_export(path: Path, *, batch: int) -> Window:
@@ -413,28 +380,14 @@ def window_from_export(path: Path, *, batch: int) -> Window:
     counted = np.flatnonzero((answered >= start) & (answered <= last))
     if not len(counted):
         raise DataError(f"perf_analyzer's export {path}", got="no answered request", fix="take a longer window")
-    stages = _stages([requests[index] for index in counted], batch)
-    deferred, exits = (None, None) if stages is None else exits_of(stages)
-    return Window(
-        latency_ms=(answered[counted] - sent[counted]) / 1e6,
-        deferred=deferred,
-        exits=exits,
-        seconds=(last - start) / 1e9,
-        batch=batch,
-    )
-
-
-def _stages(requests: list[dict[str, Any]], batch: int) -> Any:
-    """int32 (n, batch), None where the model has no such output."""
-    texts = [one["response_outputs"][-1].get("exit_stage") for one in requests]
-    if any(text is None for text in texts):
-        return None
-    raw = "".join(texts).encode("latin-1")
-    if len(raw) != 4 * batch * len(requests):
-        raise DataError(
-            "perf_analyzer's export", got=f"{len(raw)} bytes of exit_stage", expected=4 * batch * len(requests)
-        )
-    return np.frombuffer(raw, "<i4").reshape(len(requests), batch)
+    texts = [requests[index]["response_outputs"][-1].get("exit_stage") for index in counted]
+    stages = None
+    if None not in texts:
+        raw, expected = "".join(texts).encode("latin-1"), 4 * batch * len(texts)
+        if len(raw) != expected:
+            raise DataError("perf_analyzer's export", got=f"{len(raw)} bytes of exit_stage", expected=expected)
+        stages = np.frombuffer(raw, "<i4").reshape(len(texts), batch)
+    return window_from_stages((answered[counted] - sent[counted]) / 1e6, stages, (last - start) / 1e9, batch)
 
 
 _Words = Annotated[list[str] | None, typer.Argument(help="Run it with these.", metavar="ARGS", show_default=False)]

@@ -76,13 +76,13 @@ class Window:
         }
 
 
-def exits_of(stages: npt.NDArray[np.int32]) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.int64]]:
-    """Which requests had a row deferred, and rows by the stage that answered.
-
-    Args:
-        stages: int32 (requests, rows of each).
-    """
-    return (stages > 0).any(axis=1), np.bincount(stages.ravel()).astype(np.int64)
+def window_from_stages(
+    latency_ms: npt.NDArray[np.float64], stages: Stages | None, seconds: float, batch: int, **more: Any
+) -> Window:
+    """A window from the exit stages int32 (n, batch) of its requests; None where the answers do not say."""
+    deferred = None if stages is None else (stages > 0).any(axis=1)
+    exits = None if stages is None else np.bincount(stages.ravel()).astype(np.int64)
+    return Window(latency_ms=latency_ms, deferred=deferred, exits=exits, seconds=seconds, batch=batch, **more)
 
 
 class _Turns:
@@ -111,14 +111,9 @@ def closed_threads(
     batch: int,
     seconds: float,
 ) -> Window:
-    """`concurrency` threads, each with one request under way.
+    """`concurrency` threads, each with one request of `batch` rows under way.
 
-    Args:
-        ask: sends rows (n, *dims) and returns int32 (n,) exit stages; any number of threads may call it.
-        rows: (n, *dims).
-        concurrency: requests in flight.
-        batch: rows per request.
-        seconds: of the window.
+    `ask` sends rows (n, *dims) and returns int32 (n,) exit stages; any number of threads may call it.
 
     Raises:
         CommitteeError: whatever `ask` raises.
@@ -172,11 +167,5 @@ def _window(done: list[Done], turns: _Turns, batch: int) -> Window:
     start = turns.start + RAMP_SHARE * (turns.end - turns.start)
     counted = [one for one in done if start <= one[1] <= turns.end]
     stages = np.array([one[2] for one in counted], np.int32).reshape(len(counted), batch)
-    deferred, exits = exits_of(stages)
-    return Window(
-        latency_ms=np.array([1000 * (answered - sent) for sent, answered, _ in counted]),
-        deferred=deferred,
-        exits=exits,
-        seconds=turns.end - start,
-        batch=batch,
-    )
+    latency_ms = np.array([1000 * (answered - sent) for sent, answered, _ in counted])
+    return window_from_stages(latency_ms, stages, turns.end - start, batch)

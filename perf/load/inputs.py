@@ -43,14 +43,9 @@ def next_prime_below(number: int) -> int:
 def different_rows(
     address: str | Endpoint, route: str, *, data: str, repository: Path, at_most: int
 ) -> npt.NDArray[Any]:
-    """Rows of data, evenly taken from all of it.
+    """Rows for a model, taken evenly from all of `data`, which is as for `committee record`, without its labels.
 
-    Args:
-        address: of the gRPC endpoint.
-        route: a model.
-        data: as for `committee record`; labels are not looked at.
-        repository: that says how pictures become rows.
-        at_most: rows to give.
+    `repository` says how pictures become rows.
 
     Raises:
         CommitteeError: the data cannot be read, or does not fit the model.
@@ -72,15 +67,10 @@ def different_rows(
 def chosen_rows(
     is_hard: npt.NDArray[np.bool_], *, hard: float | None, rows: int, seed: int
 ) -> npt.NDArray[np.intp]:
-    """Which rows go into a file, intp (rows,), in random order.
+    """Which of the rows, bool (n,), go into a file, intp (rows,), in random order.
 
-    Rows come twice only where there are too few of a kind.
-
-    Args:
-        is_hard: bool (n,).
-        hard: share of hard rows wanted; None takes rows as they are.
-        rows: how many.
-        seed: of choice and order.
+    `hard` is the share of hard rows wanted; None takes rows as they are. Rows come twice only where there are too
+    few of a kind.
 
     Raises:
         DataError: there is no row of a kind that is wanted.

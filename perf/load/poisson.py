@@ -21,7 +21,7 @@ from tritonclient.grpc import service_pb2
 from tritonclient.utils import np_to_triton_dtype, triton_to_np_dtype
 
 from orchestrator.errors import DataError, ServerFaultError
-from perf.load.closed import Window, exits_of
+from perf.load.closed import Window, window_from_stages
 
 METHOD = "/inference.GRPCInferenceService/ModelInfer"
 # Rows of large pictures in batches pass gRPC's default of 4 MiB.
@@ -30,45 +30,24 @@ _OPTIONS = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_len
 
 @dataclass(frozen=True, kw_only=True)
 class FailedRequest:
-    """An error in place of an answer.
-
-    Args:
-        code: gRPC's name of it.
-        text: what the server says.
-    """
+    """An error in place of an answer: gRPC's name of it, and what the server says."""
 
     code: str
     text: str
 
 
-def request_bytes(
-    model: str,
-    rows: npt.NDArray[Any],
-    *,
-    input_name: str,
-    batch: int,
-    parameters: Mapping[str, int] | None = None,
-) -> list[bytes]:
-    """One message per row: that row and the next ones, round and round.
-
-    Args:
-        model: Triton name.
-        rows: (n, *dims).
-        input_name: of the tensor.
-        batch: rows per message.
-        parameters: of every request, whole numbers.
-    """
+def request_bytes(model: str, rows: npt.NDArray[Any], *, input_name: str, batch: int) -> list[bytes]:
+    """One message per row (*dims): that row and the next ones, `batch` in all, round and round."""
     twice = np.concatenate([rows, rows[: batch - 1]]) if batch > 1 else rows
     return [
-        message_from_rows(model, twice[start : start + batch], input_name=input_name, parameters=parameters)
-        for start in range(len(rows))
+        message_from_rows(model, twice[start : start + batch], input_name=input_name) for start in range(len(rows))
     ]
 
 
 def message_from_rows(
     model: str, rows: npt.NDArray[Any], *, input_name: str, parameters: Mapping[str, int] | None = None
 ) -> bytes:
-    """One message with all the rows (n, *dims); arguments as for `request_bytes`."""
+    """One message with all the rows (n, *dims)."""
     request = service_pb2.ModelInferRequest(model_name=model)
     request.inputs.add(name=input_name, datatype=np_to_triton_dtype(rows.dtype), shape=rows.shape)
     request.raw_input_contents.append(np.ascontiguousarray(rows).tobytes())
@@ -96,11 +75,7 @@ def outputs_from_bytes(answer: bytes, names: Sequence[str] | None = None) -> dic
 
 
 class RawClient:
-    """Sends ready messages from one event loop; an error is an answer like any other.
-
-    Args:
-        address: host:port of the gRPC endpoint.
-    """
+    """Sends ready messages to host:port from one event loop; an error is an answer like any other."""
 
     def __init__(self, address: str) -> None:
         self._channel = grpc.aio.insecure_channel(address, options=_OPTIONS)
@@ -133,13 +108,9 @@ WARM_S = 1.0
 
 @dataclass(frozen=True, kw_only=True)
 class OpenLoop:
-    """Everything that was sent, n requests in the order they were due.
+    """When n requests were due, sent and done from the start, float64 (n,), and their answers.
 
-    Args:
-        due_s: float64 (n,), from the start.
-        sent_s: float64 (n,).
-        done_s: float64 (n,), NaN where no answer came in time.
-        answers: what `send` returned, None where no answer came.
+    `done_s` is NaN and the answer None where none came in time.
     """
 
     due_s: npt.NDArray[np.float64] = field(repr=False)
@@ -173,12 +144,9 @@ def poisson_arrivals(rate: float, *, seconds: float, seed: int) -> npt.NDArray[n
 
 
 async def open_loop(send: Send, due_s: npt.NDArray[np.float64], *, drain_s: float = 30.0) -> OpenLoop:
-    """Sends a request at each moment and waits for the answers.
+    """Sends request number i at each moment float64 (n,), ascending, from now on, and waits for the answers.
 
-    Args:
-        send: sends request number i and returns its answer.
-        due_s: float64 (n,), ascending, from now on.
-        drain_s: how long to wait for answers after the last moment; what is then open counts as unanswered.
+    Answers are waited for `drain_s` after the last moment; what is then open counts as unanswered.
     """
     sender = PoissonSender(send, due_s, asyncio.get_running_loop())
     switch_s = sys.getswitchinterval()
@@ -282,12 +250,7 @@ TURNED_AWAY = FailedRequest(code="TURNED_AWAY", text="as many requests in flight
 
 
 def run_poisson(load: PoissonLoad, rows: npt.NDArray[Any], *, input_name: str) -> Window:
-    """Sends the load and returns what was measured.
-
-    Args:
-        load: what to send.
-        rows: (n, *dims), asked for one after another, round and round.
-        input_name: of the tensor.
+    """Sends the load, rows (n, *dims) one after another, round and round, and returns what was measured.
 
     Raises:
         ServerFaultError: every request failed.
@@ -313,18 +276,13 @@ async def send_poisson(load: PoissonLoad, rows: npt.NDArray[Any], *, input_name:
                 message = messages[index * load.batch % len(messages)]
                 if load.deadline_us is not None:
                     at_us = start_us + int(1e6 * due_s[index]) + load.deadline_us
-                    message = with_parameter(message, *_deadline(load, at_us))
+                    how = ("deadline_us", load.deadline_us) if load.from_arrival else ("deadline_at_us", at_us)
+                    message = with_parameter(message, *how)
                 return await client.send(message)
             finally:
                 in_flight -= 1
 
         return await open_loop(send, due_s, drain_s=load.drain_s)
-
-
-def _deadline(load: PoissonLoad, at_us: int) -> tuple[str, int]:
-    """The request parameter for an answer that is due at a point in Unix time."""
-    assert load.deadline_us is not None
-    return ("deadline_us", load.deadline_us) if load.from_arrival else ("deadline_at_us", at_us)
 
 
 async def send_asked(
@@ -337,8 +295,7 @@ async def send_asked(
         start = index * batch % len(rows)
         return ask(twice[start : start + batch])
 
-    sender: Send = send
-    done = await open_loop(sender, poisson_arrivals(rate, seconds=seconds + WARM_S, seed=seed))
+    done = await open_loop(send, poisson_arrivals(rate, seconds=seconds + WARM_S, seed=seed))
     return window_from_open_loop(done, batch=batch, stages=done.answers)
 
 
@@ -347,10 +304,7 @@ def window_from_open_loop(
 ) -> Window:
     """The requests that were due after the warm-up, as a window.
 
-    Args:
-        done: everything sent.
-        batch: rows per request.
-        stages: per request: exit stages, or a `FailedRequest`; None where no answer came or it has no stages.
+    `stages` has for each request exit stages or a `FailedRequest`; None where no answer came or it has no stages.
 
     Raises:
         ServerFaultError: no request was answered well.
@@ -364,16 +318,14 @@ def window_from_open_loop(
         refusal = next((one for one in done.answers if isinstance(one, FailedRequest)), None)
         raise ServerFaultError("Poisson load", got=refusal.text if refusal else "no answer in time")
     known = [stages[i] for i in good]
-    deferred, exits = (None, None)
-    if all(one is not None for one in known):
-        deferred, exits = exits_of(np.array(known, np.int32).reshape(len(good), batch))
-    return Window(
-        latency_ms=done.latency_ms[good],
-        deferred=deferred,
-        exits=exits,
-        # Until the last answer: at more than the capacity the queue outlives the arrivals.
-        seconds=float(max(done.done_s[good].max(), done.due_s[-1]) - WARM_S),
-        batch=batch,
+    says = all(one is not None for one in known)
+    # Until the last answer: at more than the capacity the queue outlives the arrivals.
+    seconds = float(max(done.done_s[good].max(), done.due_s[-1]) - WARM_S)
+    return window_from_stages(
+        done.latency_ms[good],
+        np.array(known, np.int32).reshape(len(good), batch) if says else None,
+        seconds,
+        batch,
         failed=len(counted) - len(good),
         lag_ms=done.lag_ms[counted],
     )

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.errors import DataError, UnavailableError
-from perf.load.closed import Window, closed_tasks, closed_threads, exits_of
+from perf.load.closed import Window, closed_tasks, closed_threads, window_from_stages
 from perf.load.inputs import chosen_rows, next_prime, next_prime_below, write_input_data
 
 ROWS = np.arange(7)[:, None]
@@ -60,14 +60,7 @@ def test_an_error_ends_the_loop_and_reaches_the_caller() -> None:
 
 
 def window_of(stages: np.ndarray) -> Window:
-    deferred, exits = exits_of(stages)
-    return Window(
-        latency_ms=np.arange(len(stages), dtype=np.float64),
-        deferred=deferred,
-        exits=exits,
-        seconds=2.0,
-        batch=stages.shape[1],
-    )
+    return window_from_stages(np.arange(len(stages), dtype=np.float64), stages, 2.0, stages.shape[1])
 
 
 @given(st.lists(st.lists(st.integers(0, 3), min_size=2, max_size=2), min_size=1, max_size=30))

@@ -14,6 +14,7 @@ from perf.load.poisson import (
     FailedRequest,
     OpenLoop,
     PoissonLoad,
+    message_from_rows,
     open_loop,
     outputs_from_bytes,
     poisson_arrivals,
@@ -161,16 +162,15 @@ def test_what_is_due_beyond_the_bound_is_turned_away_and_the_rest_is_sent(
 
 def test_messages_hold_their_row_and_the_next_ones_round_and_round() -> None:
     rows = np.arange(6, dtype=np.float32).reshape(3, 2)
-    messages = request_bytes("m", rows, input_name="image", batch=2, parameters={"deadline_us": 5})
+    messages = request_bytes("m", rows, input_name="image", batch=2)
     assert len(messages) == 3
     last = service_pb2.ModelInferRequest.FromString(messages[2])
     assert (last.model_name, list(last.inputs[0].shape), last.inputs[0].datatype) == ("m", [2, 2], "FP32")
-    assert last.parameters["deadline_us"].int64_param == 5
     np.testing.assert_array_equal(np.frombuffer(last.raw_input_contents[0], np.float32), [4, 5, 0, 1])
 
 
 def test_a_parameter_is_added_to_a_ready_message_and_nothing_else_changes() -> None:
-    (plain,) = request_bytes("m", np.ones((1, 2), np.float32), input_name="image", batch=1, parameters={"gear": 1})
+    plain = message_from_rows("m", np.ones((1, 2), np.float32), input_name="image", parameters={"gear": 1})
     message = service_pb2.ModelInferRequest.FromString(with_parameter(plain, "deadline_at_us", 1 << 50))
     assert message.parameters.pop("deadline_at_us").int64_param == 1 << 50
     assert message == service_pb2.ModelInferRequest.FromString(plain)
