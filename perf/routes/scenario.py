@@ -25,6 +25,7 @@ from orchestrator.planner.impose import impose_exits
 from orchestrator.planner.records import Records
 from orchestrator.repository.files import new_folder
 from orchestrator.spec import CascadeSpec, InputSpec, Manifest, Member, Stage, cascade_from_path, json_from_cascade
+from perf.load.inputs import next_prime
 from perf.routes.spec import BenchRows, Rows, Scenario
 
 # Sessions run a chunk at a time, so that a pool of large rows never lies in memory as a whole.
@@ -97,16 +98,9 @@ def imposed_cascade(
     exit_share: Sequence[float],
     open_members: Callable[[Path, Sequence[str]], LocalMembers] = LocalMembers,
 ) -> CascadeSpec:
-    """A cascade of members with random weights that lets given shares of rows exit.
+    """A cascade of members in stage order, with random weights, that lets given shares of rows exit.
 
-    Args:
-        repository: holds the members.
-        members: in stage order.
-        rows_at: gives rows by number.
-        name: of the cascade.
-        recorded: how many rows the thresholds are taken from.
-        exit_share: share of them that exits at each stage but the last.
-        open_members: as in Recipe.
+    The thresholds are taken from the first `recorded` rows; `exit_share` of them exits at each stage but the last.
     """
     local = open_members(repository, members)
     manifests = [local.manifest(member) for member in members]
@@ -118,15 +112,11 @@ def imposed_cascade(
         # `impose_exits` fills in the thresholds of all stages but the last.
         stages=tuple(Stage(members=(member_from_manifest(manifest),)) for manifest in manifests),
     )
-    said: dict[str, list[Rows]] = {member: [] for member in members}
-    for numbers in chunks_of(recorded):
-        rows = rows_at(numbers)
-        for member in members:
-            said[member].append(local.ask(member, rows))
+    said = [[local.ask(member, rows) for member in members] for rows in map(rows_at, chunks_of(recorded))]
     records = Records(
         ids=np.arange(recorded),
         labels=None,
-        outputs={member: np.concatenate(parts) for member, parts in said.items()},
+        outputs=dict(zip(members, map(np.concatenate, zip(*said, strict=True)), strict=True)),
         cost={member: local.cost(member) for member in members},
         meta={"members": {member: {"random_weights": True} for member in members}},
     )
@@ -140,11 +130,7 @@ def predicted_speedup(repository: Path, spec: CascadeSpec, *, reach: Sequence[fl
     another in each round; the median over rounds counts. Decisions and calls are taken to cost nothing, and no two
     stages to work at the same time: a server pays for the former and, with a core to spare, gains by the latter.
 
-    Args:
-        repository: holds the members.
-        spec: the plan, the largest member last.
-        reach: share of rows that get to each stage.
-        rows: (n, *dims), n at least 32.
+    `reach` is the share of rows that get to each stage; there are at least 32 rows (n, *dims).
     """
     names = [member.name for member in spec.members]
     members = LocalMembers(repository, names, threads=1)
@@ -204,7 +190,8 @@ class BenchScenario:
         """Rows with exactly the asked mix of exits, as near as whole rows come to it, or drawn as they come.
 
         They are in random order within blocks of about `BLOCK_ROWS`, each of one mix, so that a load that ends
-        anywhere in the file has had that mix too. Rows come twice only where the pool has too few of a kind.
+        anywhere in the file has had that mix too. Rows come twice only where the pool has too few of a kind. Drawn
+        as they come, none comes twice. None is so near a threshold that it might go either way.
 
         Args:
             reach: share of rows that get to each stage, 1.0 first; None for any exits.
@@ -214,26 +201,29 @@ class BenchScenario:
         Raises:
             DataError: the arguments make no sense, or the pool has no row or too few of what is asked for.
         """
-        if reach is None:
-            return self._rows_as_they_come(rows=rows, seed=seed)
-        self._check(reach, rows)
-        reaching = [round(share * rows) for share in reach]
-        counts = -np.diff([*reaching, 0])
+        if next_prime(rows) != rows:
+            raise DataError("rows", got=rows, expected="a prime number of rows")
         rng = np.random.default_rng(seed)
-        chosen = [self._some(stage, int(count), rng) for stage, count in enumerate(counts)]
-        blocks = max(1, round(rows / BLOCK_ROWS))
-        block = np.concatenate([np.arange(len(part)) * blocks // max(1, len(part)) for part in chosen])
-        numbers = np.concatenate(chosen)[np.lexsort((rng.random(rows), block))]
+        numbers = self._drawn(rows, rng) if reach is None else self._mixed(reach, rows, rng)
         return BenchRows(rows=self.recipe.rows_at(numbers.tolist()), exit_stage=self.exit_stage[numbers])
 
-    def _rows_as_they_come(self, *, rows: int, seed: int) -> BenchRows:
-        """Rows drawn by chance, none twice and none so near a threshold that it might go either way."""
-        require_prime(rows)
+    def _drawn(self, rows: int, rng: np.random.Generator) -> npt.NDArray[np.intp]:
         there = np.flatnonzero(self.margin >= self.recipe.margin)
         if len(there) < rows:
             raise DataError(f"rows of {self.recipe.scenario.name}", got=len(there), expected=f"at least {rows}")
-        numbers = np.random.default_rng(seed).permutation(there)[:rows]
-        return BenchRows(rows=self.recipe.rows_at(numbers.tolist()), exit_stage=self.exit_stage[numbers])
+        return rng.permutation(there)[:rows]
+
+    def _mixed(self, reach: Sequence[float], rows: int, rng: np.random.Generator) -> npt.NDArray[np.intp]:
+        stages = len(self.spec.stages)
+        falling = all(one >= other for one, other in itertools.pairwise(reach))
+        if len(reach) != stages or reach[0] != 1 or not falling or reach[-1] < 0:
+            given = ", ".join(f"{share:g}" for share in reach)
+            raise DataError("reach", got=given, expected=f"{stages} shares, 1 first, none above the one before")
+        counts = -np.diff([*(round(share * rows) for share in reach), 0])
+        chosen = [self._some(stage, int(count), rng) for stage, count in enumerate(counts)]
+        blocks = max(1, round(rows / BLOCK_ROWS))
+        block = np.concatenate([np.arange(len(part)) * blocks // max(1, len(part)) for part in chosen])
+        return np.concatenate(chosen)[np.lexsort((rng.random(rows), block))]
 
     @property
     def reach(self) -> tuple[float, ...]:
@@ -243,54 +233,28 @@ class BenchScenario:
     def _some(self, stage: int, count: int, rng: np.random.Generator) -> npt.NDArray[np.intp]:
         there = rng.permutation(np.flatnonzero((self.exit_stage == stage) & (self.margin >= self.recipe.margin)))
         if count and not len(there):
-            raise DataError(
-                f"rows of {self.recipe.scenario.name}", got=f"none that exits at stage {stage}", expected=count
-            )
+            what, got = f"rows of {self.recipe.scenario.name}", f"none that exits at stage {stage}"
+            raise DataError(what, got=got, expected=count)
         return np.resize(there, count)
 
-    def _check(self, reach: Sequence[float], rows: int) -> None:
-        stages = len(self.spec.stages)
-        falling = all(one >= other for one, other in itertools.pairwise(reach))
-        if len(reach) != stages or reach[0] != 1 or not falling or reach[-1] < 0:
-            given = ", ".join(f"{share:g}" for share in reach)
-            raise DataError("reach", got=given, expected=f"{stages} shares, 1 first, none above the one before")
-        require_prime(rows)
 
-
-def require_prime(rows: int) -> None:
-    """Refuses a number of rows that could fall into step with a number of clients.
-
-    Raises:
-        DataError: it is not prime.
-    """
-    if rows < 2 or any(rows % divisor == 0 for divisor in range(2, int(rows**0.5) + 1)):
-        raise DataError("rows", got=rows, expected="a prime number of rows")
-
-
+@lru_cache(maxsize=8)
 def bench_scenario(recipe: Recipe, cache: Path = CACHE) -> BenchScenario:
     """The scenario of a recipe, made unless it is there already.
 
     Raises:
         CommitteeError: a member cannot be made, or the disk refuses.
     """
-    return _made(recipe if recipe.fitted is None else _fitted(recipe, cache), cache)
-
-
-@lru_cache(maxsize=4)
-def _fitted(recipe: Recipe, cache: Path) -> Recipe:
-    assert recipe.fitted is not None
-    return recipe.fitted(cache)
-
-
-@lru_cache(maxsize=4)
-def _made(recipe: Recipe, cache: Path) -> BenchScenario:
+    if recipe.fitted is not None:
+        return bench_scenario(recipe.fitted(cache), cache)
     folder = cache / f"{recipe.scenario.name}-{_key(recipe)}"
     if not (folder / _EXITS).is_file():
         cache.mkdir(parents=True, exist_ok=True)
         with new_folder(folder) as building:
             repository = building / "repository"
             spec = recipe.make(repository)
-            exit_stage, margin = exits_of(spec, recipe.open_members(repository, _names(spec)).ask, recipe)
+            names = [member.name for member in spec.members]
+            exit_stage, margin = exits_of(spec, recipe.open_members(repository, names).ask, recipe)
             (building / _PLAN).write_text(json_from_cascade(spec), encoding="utf-8")
             np.savez(building / _EXITS, exit_stage=exit_stage, margin=margin)
     with np.load(folder / _EXITS) as stored:
@@ -331,10 +295,6 @@ def _exits_of_rows(
         exit_stage[left[leaves]] = number
         sums, left = sums[np.flatnonzero(~leaves)], left[~leaves]
     return exit_stage, margin
-
-
-def _names(spec: CascadeSpec) -> list[str]:
-    return [member.name for member in spec.members]
 
 
 def _key(recipe: Recipe) -> str:

@@ -97,12 +97,7 @@ class BenchRepository:
 
 @dataclass(frozen=True, kw_only=True)
 class BenchRows:
-    """Rows whose exits are known.
-
-    Args:
-        rows: (n, *dims) in the input's dtype.
-        exit_stage: int32 (n,), where a cascade of the scenario answers them.
-    """
+    """Rows (n, *dims) in the input's dtype, and int32 (n,), where a cascade of the scenario answers them."""
 
     rows: Rows
     exit_stage: npt.NDArray[np.int32] = field(repr=False)
@@ -120,23 +115,22 @@ def routes_of(scenario: Scenario) -> dict[str, BenchRoute]:
         fields = {"model": name, "members": members, "cascade": True, **more}
         return BenchRoute(name=name, title=title, instances=instances, **fields)
 
-    titles = [f"{name} alone" for name in members]
-    titles[-1] += ", the largest"
+    def some(count: int, one: str = "") -> str:
+        return f", {count} instances" if count > 1 else one
+
+    alone = [f"{name} alone" for name in members[:-1]] + [f"{members[-1]} alone, the largest"]
     routes = [
         *(
-            BenchRoute(name=f"member_{index}", title=titles[index], model=name, members=(name,))
-            for index, name in enumerate(members)
+            BenchRoute(name=f"member_{index}", title=title, model=members[index], members=(members[index],))
+            for index, title in enumerate(alone)
         ),
         # It names no member, because the capacity of one instance does not bound two.
         BenchRoute(name=LARGEST, title=f"{members[-1]} alone, {LARGEST_INSTANCES} instances", model=LARGEST),
         cascade("pass_through", "BLS pass-through to the first member", 1, members=members[:1], cascade=False),
+        *(cascade(name, f"BLS, one call per request in a loop{some(n)}", n) for name, n in TUTORIAL.items()),
         *(
-            cascade(name, f"BLS, one call per request in a loop{_instances(count)}", count)
-            for name, count in TUTORIAL.items()
-        ),
-        *(
-            cascade(name, f"BLS, batch concatenated{_instances(count) or ', 1 instance'}", count)
-            for name, count in CONCATENATE.items()
+            cascade(name, f"BLS, batch concatenated{some(n, ', 1 instance')}", n)
+            for name, n in CONCATENATE.items()
         ),
         cascade("client_sync", "client-side cascade, threads", 0, model=None, client="sync"),
         cascade("client_asyncio", "client-side cascade, asyncio", 0, model=None, client="asyncio"),
@@ -146,7 +140,3 @@ def routes_of(scenario: Scenario) -> dict[str, BenchRoute]:
         cascade("committee", "Committee", 1),
     ]
     return {route.name: route for route in routes}
-
-
-def _instances(count: int) -> str:
-    return f", {count} instances" if count > 1 else ""

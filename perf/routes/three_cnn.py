@@ -48,13 +48,7 @@ _WARM_RUNS, _RUNS = 5, 25
 
 @dataclass(frozen=True, kw_only=True)
 class Network:
-    """One network: 3x3 convolutions with ReLU, global average pooling, a linear head.
-
-    Args:
-        name: of the member.
-        layers: channels and stride of each convolution.
-        seed: of its weights.
-    """
+    """One network: 3x3 convolutions of (channels, stride) with ReLU, global average pooling, a linear head."""
 
     name: str
     layers: tuple[tuple[int, int], ...]
@@ -67,20 +61,15 @@ NETWORKS = (
     Network(name="cnn_small", layers=((24, 1), (56, 2), (64, 2), (64, 1)), seed=1),
     Network(name="cnn_medium", layers=((64, 1), (120, 2), (120, 1), (240, 2), (240, 1)), seed=2),
     Network(
-        name="cnn_large",
-        layers=((112, 1), (232, 2), (232, 1), (232, 1), (464, 2), (464, 1), (464, 1)),
-        seed=3,
+        name="cnn_large", layers=((112, 1), (232, 2), (232, 1), (232, 1), (464, 2), (464, 1), (464, 1)), seed=3
     ),
 )
 
 
 def three_cnn(networks: Sequence[Network] = NETWORKS, *, pool: int = 8192, recorded: int = 1024) -> Recipe:
-    """The scenario.
+    """The scenario of networks in stage order, of which smaller ones make a quick test.
 
-    Args:
-        networks: in stage order; smaller ones make a quick test.
-        pool: rows to choose from; 997 that all reach the last stage have to be among them.
-        recorded: rows the thresholds are taken from.
+    The thresholds are taken from the first `recorded` rows of a pool that has 997 that all reach the last stage.
     """
     scenario = Scenario(
         name="three_cnn",
@@ -112,10 +101,7 @@ def _fitted(cache: Path) -> Recipe:
 
 
 def _largest_ms() -> float:
-    body = _Body(NETWORKS[-1], np.random.default_rng(NETWORKS[-1].seed)).model()
-    return ms_per_row(
-        onnxruntime.InferenceSession(body.SerializeToString(), _options(), providers=["CPUExecutionProvider"])
-    )
+    return ms_per_row(_session(_Body(NETWORKS[-1], np.random.default_rng(NETWORKS[-1].seed)).model()))
 
 
 def rows_at(numbers: Sequence[int]) -> Rows:
@@ -138,32 +124,32 @@ def network_model(network: Network) -> onnx.ModelProto:
     body = _Body(network, rng)
     # Negative numbers, so that no row of the pool is among those the head is fitted on.
     rows = np.concatenate([varied_rows(IMAGE, 1, seed=_ROWS_SEED - 1 - index) for index in range(_HEAD_ROWS)])
-    session = onnxruntime.InferenceSession(
-        body.model().SerializeToString(), _options(), providers=["CPUExecutionProvider"]
-    )
+    session = _session(body.model())
     pooled = np.concatenate([session.run(None, {IMAGE.name: part})[0] for part in np.split(rows, 8)])
     return body.model(head=_head(pooled.astype(np.float64), rng))
 
 
-def _head(
-    pooled: npt.NDArray[np.float64], rng: np.random.Generator
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """Weights (c, k) and bias (k,) from what reaches the head, float64 (n, c)."""
+# Weights float32 (c, k) and bias float32 (k,).
+Head = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]
+
+
+def _head(pooled: npt.NDArray[np.float64], rng: np.random.Generator) -> Head:
+    """From what reaches the head, float64 (n, c)."""
     centre, width = pooled.mean(axis=0), pooled.std(axis=0) + 1e-6
     weights = rng.normal(size=(pooled.shape[1], CLASSES)) / width[:, None]
     logits = (pooled - centre) @ weights
     low, high = 0.0, 1.0
-    while _median_top(logits * high) < _MEDIAN_TOP:
+
+    def is_unsure(scale: float) -> bool:
+        return bool(np.median(softmax((logits * scale).astype(np.float32)).max(axis=1)) < _MEDIAN_TOP)
+
+    while is_unsure(high):
         high *= 2
     for _ in range(30):
         middle = (low + high) / 2
-        low, high = (middle, high) if _median_top(logits * middle) < _MEDIAN_TOP else (low, middle)
+        low, high = (middle, high) if is_unsure(middle) else (low, middle)
     weights *= high
     return weights.astype(np.float32), (-centre @ weights).astype(np.float32)
-
-
-def _median_top(logits: npt.NDArray[np.float64]) -> float:
-    return float(np.median(softmax(logits.astype(np.float32)).max(axis=1)))
 
 
 class _Body:
@@ -178,20 +164,15 @@ class _Body:
             kernel = rng.normal(size=(channels, into, 3, 3)) * np.sqrt(2 / (9 * into))
             self.weights.append(numpy_helper.from_array(kernel.astype(np.float32), f"kernel_{index}"))
             conv, relu = f"conv_{index}", f"relu_{index}"
-            self.nodes.append(
-                helper.make_node(
-                    "Conv", [last, f"kernel_{index}"], [conv], pads=[1, 1, 1, 1], strides=[stride, stride]
-                )
-            )
+            given, steps = [last, f"kernel_{index}"], [stride, stride]
+            self.nodes.append(helper.make_node("Conv", given, [conv], pads=[1, 1, 1, 1], strides=steps))
             self.nodes.append(helper.make_node("Relu", [conv], [relu]))
             last, into = relu, channels
         self.nodes.append(helper.make_node("GlobalAveragePool", [last], ["pooled"]))
         self.nodes.append(helper.make_node("Flatten", ["pooled"], ["features"]))
         self.channels = into
 
-    def model(
-        self, head: tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]] | None = None
-    ) -> onnx.ModelProto:
+    def model(self, head: Head | None = None) -> onnx.ModelProto:
         """The network with a head, or without one, ending in the features."""
         nodes, weights, result, size = list(self.nodes), list(self.weights), "features", self.channels
         if head is not None:
@@ -199,13 +180,9 @@ class _Body:
                 weights.append(numpy_helper.from_array(value, name))
             nodes.append(helper.make_node("Gemm", ["features", "head", "bias"], ["logits"]))
             result, size = "logits", CLASSES
-        graph = helper.make_graph(
-            nodes,
-            self.name,
-            [helper.make_tensor_value_info(IMAGE.name, TensorProto.FLOAT, ["batch", *IMAGE.dims])],
-            [helper.make_tensor_value_info(result, TensorProto.FLOAT, ["batch", size])],
-            initializer=weights,
-        )
+        source = helper.make_tensor_value_info(IMAGE.name, TensorProto.FLOAT, ["batch", *IMAGE.dims])
+        made = helper.make_tensor_value_info(result, TensorProto.FLOAT, ["batch", size])
+        graph = helper.make_graph(nodes, self.name, [source], [made], weights)
         opsets = [helper.make_opsetid("", OPSET)]
         model: onnx.ModelProto = helper.make_model(graph, ir_version=IR_VERSION, opset_imports=opsets)
         return model
@@ -230,11 +207,11 @@ def _manifest(network: Network, model: onnx.ModelProto, data: bytes) -> Manifest
     )
 
 
-def _options() -> Any:
+def _session(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 3
-    return options
+    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
 def factor_of(measured_ms: float, wanted_ms: float) -> float:
@@ -262,10 +239,7 @@ def ms_per_row(session: onnxruntime.InferenceSession) -> float:
 def kept_factor(path: Path, measure_ms: Callable[[], float], *, wanted_ms: float) -> float:
     """The factor for this machine, measured the first time and kept beside what is made with it.
 
-    Args:
-        path: of the file that keeps it; with another ONNX Runtime it is measured anew.
-        measure_ms: takes the time of a row of the network as it is.
-        wanted_ms: of a row.
+    With another ONNX Runtime, or another wish for the time of a row, it is measured anew.
 
     Raises:
         DataError: the file holds something else.
@@ -276,10 +250,8 @@ def kept_factor(path: Path, measure_ms: Callable[[], float], *, wanted_ms: float
             if kept["onnxruntime"] == onnxruntime.__version__ and kept["wanted_ms"] == wanted_ms:
                 return FACTORS[FACTORS.index(kept["factor"])]
         except (ValueError, KeyError, TypeError) as error:
-            fix = "remove it; the machine is measured again"
-            raise DataError(
-                str(path), got=f"{type(error).__name__}: {error}", expected="a factor", fix=fix
-            ) from error
+            got, fix = f"{type(error).__name__}: {error}", "remove it; the machine is measured again"
+            raise DataError(str(path), got=got, expected="a factor", fix=fix) from error
     measured_ms = measure_ms()
     factor = factor_of(measured_ms, wanted_ms)
     document = {"factor": factor, "measured_ms": measured_ms, "wanted_ms": wanted_ms}
