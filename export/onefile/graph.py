@@ -17,13 +17,7 @@ from onnx import TensorProto, helper
 from onnx.external_data_helper import load_external_data_for_model
 
 from export.compat import at_opset
-from export.onefile.stages import (
-    CarriedTensors,
-    EarlyDecision,
-    GraphDecision,
-    StageDecision,
-    add_stage_decision,
-)
+from export.onefile.stages import CarriedTensors, EarlyDecision, GraphDecision, StageDecision, add_stage_decision
 from orchestrator.errors import ExportError
 from orchestrator.graphs.combining import ONNX_TYPES, OPSET, GraphBuilder, raw_logits
 from orchestrator.graphs.editing import (

@@ -163,13 +163,7 @@ def made(what: str, log: Any, make: Callable[[], Any]) -> Any:
 
 
 def build_engine(
-    trt: Any,
-    path: Path,
-    source: Manifest,
-    *,
-    options: EngineOptions,
-    route: EnginePrecision,
-    timing_cache: bytes,
+    trt: Any, path: Path, source: Manifest, *, options: EngineOptions, route: EnginePrecision, timing_cache: bytes
 ) -> BuiltEngine:
     """Builds the engine of an ONNX member from its file; weights in files beside it are found from there.
 
