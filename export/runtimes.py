@@ -153,7 +153,7 @@ def _versions(word: str) -> tuple[str, ...]:
     if _VERSION.fullmatch(word):
         return (word,)
     if word in RELEASES:
-        version = RELEASES[word].onnxruntime
+        version = RELEASES[word]
         if version is not None:
             return (version,)
         raise ExportError(

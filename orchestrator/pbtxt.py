@@ -8,17 +8,19 @@ own work from a file that somebody has edited since.
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from google.protobuf import text_format
+from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
-from orchestrator.errors import RepositoryError
+from orchestrator.errors import RepositoryError, SpecError
 from orchestrator.spec.cascade import PLAN
+from orchestrator.spec.validation import text_of_file
 
 CONFIG = "config.pbtxt"
 _BY = "# Written by committee; edit "
@@ -49,12 +51,9 @@ def text_from_config(
 
 
 def config_from_text(text: str, *, subject: str, unknown_fields: bool = False) -> ModelConfig:
-    """The configuration a text holds.
+    """The configuration that a whole config.pbtxt holds; `subject` names it in errors, usually by its path.
 
-    Args:
-        text: a whole config.pbtxt.
-        subject: what to call it in errors, usually its path.
-        unknown_fields: whether fields that the installed protocol does not have are passed over.
+    Fields that the installed protocol does not have are passed over where `unknown_fields` says so.
 
     Raises:
         RepositoryError: the text is malformed or has a field Triton does not know, with the line.
@@ -64,13 +63,10 @@ def config_from_text(text: str, *, subject: str, unknown_fields: bool = False) -
         text_format.Parse(text, config, allow_unknown_field=unknown_fields)
     except text_format.ParseError as error:
         # The parser puts "line:column : " before its message; a reader needs the line only.
-        message = str(error).rpartition(" : ")[2]
-        line = error.GetLine()
-        place = "at its end" if line is None else f"at line {line}"
-        raise RepositoryError(
-            f"{subject} {place} is no model configuration of Triton's ({message.rstrip('.')})",
-            fix="correct that line",
-        ) from error
+        message = str(error).rpartition(" : ")[2].rstrip(".")
+        place = "at its end" if error.GetLine() is None else f"at line {error.GetLine()}"
+        what = f"{subject} {place} is no model configuration of Triton's ({message})"
+        raise RepositoryError(what, fix="correct that line") from error
     return config
 
 
@@ -95,13 +91,9 @@ def text_from_path(path: Path) -> str:
         RepositoryError: the file is missing, not readable or not UTF-8.
     """
     try:
-        return path.read_text(encoding="utf-8")
-    except FileNotFoundError as error:
-        raise RepositoryError(f"{path} does not exist", fix="render the model, or write its config") from error
-    except UnicodeDecodeError as error:
-        raise RepositoryError(f"{path} is not UTF-8 text", fix="write it again") from error
-    except OSError as error:
-        raise RepositoryError(f"{path} cannot be read ({error.strerror})") from error
+        return text_of_file(path, str(path))
+    except SpecError as error:
+        raise RepositoryError(error.faults["file"], fix="render the model, or write its config") from error
 
 
 def is_written_here(text: str) -> bool:
@@ -131,10 +123,7 @@ def comments_in(text: str) -> list[str]:
 def line_of_field(text: str, field: str, *, place: int = 0) -> int | None:
     """Number of the line, from 1, on which a text sets a top-level field; None where no line does.
 
-    Args:
-        text: a whole config.pbtxt.
-        field: name of the field.
-        place: how many earlier lines that set the field to skip, for a field that may be set several times.
+    `place` says how many earlier lines that set it are skipped, for a field that may be set several times.
     """
     depth = 0
     for number, line in enumerate(text.splitlines(), start=1):
@@ -149,35 +138,34 @@ def line_of_field(text: str, field: str, *, place: int = 0) -> int | None:
 
 def values_of_field(config: ModelConfig, field: str) -> list[str]:
     """The values of a field as text: several for a repeated field, none for a field that is not set."""
-    found: list[Any] = [value for one, value in config.ListFields() if one.name == field]
-    if found and not isinstance(found[0], Message | str | int):
-        found = list(found[0])
-    return [
-        f"{field} {{ {text_format.MessageToString(value, as_one_line=True)} }}"
-        if isinstance(value, Message)
-        else f"{field}: {json.dumps(value)}"
-        for value in found
-    ]
+    found: Any = {one.name: value for one, value in config.ListFields()}.get(field, [])
+
+    def text(value: object) -> str:
+        if isinstance(value, Message):
+            return f"{field} {{ {text_format.MessageToString(value, as_one_line=True)} }}"
+        return f"{field}: {json.dumps(value)}"
+
+    return list(map(text, [found] if isinstance(found, Message | str | int) else found))
 
 
 def differences(got: ModelConfig, expected: ModelConfig) -> dict[str, tuple[str, str]]:
     """Top-level fields in which two configurations differ -> both values as text."""
-    texts = [_fields(config) for config in (got, expected)]
     names = [field.name for field in ModelConfig.DESCRIPTOR.fields]
-    pairs = {name: (texts[0].get(name, "nothing"), texts[1].get(name, "nothing")) for name in names}
+    pairs = {name: (_text_of_field(got, name), _text_of_field(expected, name)) for name in names}
     return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
 
 
-def _fields(config: ModelConfig) -> dict[str, str]:
-    found = {}
-    for field, _ in config.ListFields():
-        only: Any = ModelConfig()
-        # A copy with one field at a time lets the text format print maps and repeated fields in its own way.
-        only.MergeFrom(config)
-        for other, _ in config.ListFields():
-            if other.name != field.name:
-                only.ClearField(other.name)
-        found[field.name] = text_format.MessageToString(only, as_one_line=True)
+def _text_of_field(config: ModelConfig, name: str) -> str:
+    # A copy with one field lets the text format print maps and repeated fields in its own way.
+    only = with_fields(ModelConfig(), [name], of=config)
+    return text_format.MessageToString(only, as_one_line=True) or "nothing"
+
+
+def with_fields(config: ModelConfig, names: Iterable[str], *, of: ModelConfig) -> ModelConfig:
+    """A configuration with some of its top-level fields replaced by another one's."""
+    found = ModelConfig()
+    found.CopyFrom(config)
+    FieldMask(paths=names).MergeMessage(of, found, True, True)
     return found
 
 

@@ -12,14 +12,8 @@ from export.members import MODEL_FILE, check_overwrite, require_room
 from export.onefile.graph import common_opsets, converted, prefix_graph, read_member, whole_graph
 from orchestrator.errors import ExportError
 from orchestrator.graphs.combining import IR_VERSION
-from orchestrator.graphs.onefile import (
-    PRODUCER,
-    OneFile,
-    answering,
-    metadata_from_onefile,
-    onefile_from_model,
-    onefile_name,
-)
+from orchestrator.graphs.editing import PRODUCER
+from orchestrator.graphs.onefile import OneFile, answering, metadata_from_onefile, onefile_from_model, onefile_name
 from orchestrator.pbtxt import CONFIG, text_from_config
 from orchestrator.repository.configs import LABELS, cascade_config, triton_type
 from orchestrator.repository.files import disk_errors, may_replace, write_all

@@ -180,12 +180,13 @@ def _not_whole(subject: str, fault: str) -> ExportError:
 
 def _require_known(model: onnx.ModelProto, subject: str) -> None:
     """Raises ExportError where a file is newer than the ONNX Runtime that is installed."""
-    runtime, opset = runtime_of(onnxruntime.__version__), opset_of(model) or 0
+    version, opset = onnxruntime.__version__, opset_of(model) or 0
+    runtime = runtime_of(version)
     if runtime is not None and (model.ir_version > runtime.ir_version or opset > runtime.opset):
         raise ExportError(
             subject,
             got=f"file version {model.ir_version} and opset {opset}",
-            expected=f"at most {runtime.ir_version} and {runtime.opset}, as ONNX Runtime {runtime.version} reads",
+            expected=f"at most {runtime.ir_version} and {runtime.opset}, as ONNX Runtime {version} reads",
             fix="export it again with opset 18",
         )
 

@@ -18,28 +18,18 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from orchestrator.errors import RepositoryError, SpecError
-from orchestrator.graphs.editing import names_read
+from orchestrator.graphs.editing import PRODUCER, names_read, own_metadata
 from orchestrator.spec import CascadeSpec, Member, cascade_from_json, json_from_cascade
 from orchestrator.spec.answer import ANSWER_COLUMNS
+from orchestrator.spec.output_kind import SCORE_DTYPES
+from orchestrator.spec.request import INPUT_DTYPES
 
 # The highest opset that both ONNX Runtime of 2023 and TensorRT 10 read completely.
 OPSET = 18
 # The newest file version that ONNX Runtime 1.18, the oldest in support, opens.
 IR_VERSION = 10
-ONNX_TYPES = {
-    "BOOL": TensorProto.BOOL,
-    "UINT8": TensorProto.UINT8,
-    "UINT16": TensorProto.UINT16,
-    "UINT32": TensorProto.UINT32,
-    "UINT64": TensorProto.UINT64,
-    "INT8": TensorProto.INT8,
-    "INT16": TensorProto.INT16,
-    "INT32": TensorProto.INT32,
-    "INT64": TensorProto.INT64,
-    "FP16": TensorProto.FLOAT16,
-    "FP32": TensorProto.FLOAT,
-    "FP64": TensorProto.DOUBLE,
-}
+# Triton dtype -> ONNX's number for it
+ONNX_TYPES = {dtype: helper.np_dtype_to_tensor_dtype(np.dtype(name)) for dtype, name in INPUT_DTYPES.items()}
 # Equal to the decision core's constants, whose module explains them.
 PROBABILITY_FLOOR = 1e-30
 LOGIT_BOUND = 1e30
@@ -88,14 +78,6 @@ class GraphBuilder:
         used = {value.name for value in outputs}.union(*map(names_read, self.nodes))
         constants = [one for one in self.constants if one.name in used]
         return helper.make_graph(self.nodes, name, inputs, outputs, initializer=constants)
-
-
-def output_infos(classes: int, rows: str = "n") -> list[onnx.ValueInfoProto]:
-    """The outputs of the served interface, as a graph declares them."""
-    return [
-        helper.make_tensor_value_info(name, ONNX_TYPES[column.triton_dtype], [rows, column.width(classes)])
-        for name, column in ANSWER_COLUMNS.items()
-    ]
 
 
 def raw_logits(g: GraphBuilder, member: Member, scores: str, *, dtype: str) -> str:
@@ -224,30 +206,32 @@ def averaging_model(spec: CascadeSpec, *, dtypes: Sequence[str] | None = None) -
 
     Args:
         spec: with exactly one stage.
-        dtypes: of each member's output in plan order, "FP32", "FP16" or "FP64"; None means all FP32.
+        dtypes: of each member's output in plan order, one of SCORE_DTYPES; None means all FP32.
 
     Raises:
         RepositoryError: more than one stage, or a dtype that is no floating-point one.
     """
     if len(spec.stages) != 1:
-        raise RepositoryError(
-            f"ensemble {spec.name}", got=f"{len(spec.stages)} stages", expected="one stage of all members"
-        )
+        got = f"{len(spec.stages)} stages"
+        raise RepositoryError(f"ensemble {spec.name}", got=got, expected="one stage of all members")
     kinds = list(dtypes) if dtypes is not None else ["FP32"] * len(spec.members)
     for member, kind in zip(spec.members, kinds, strict=True):
-        if kind not in ("FP16", "FP32", "FP64"):
-            raise RepositoryError(
-                f"member {member.name} output {member.output}", got=kind, expected="FP32, FP16 or FP64"
-            )
+        if kind not in SCORE_DTYPES:
+            what = f"member {member.name} output {member.output}"
+            raise RepositoryError(what, got=kind, expected="FP32, FP16 or FP64")
     graph = GraphBuilder()
-    _Averaging(spec, kinds, graph).build()
+    _add_average(graph, spec, kinds)
     inputs = [
         helper.make_tensor_value_info(scores_name(i), ONNX_TYPES[dtype], ["n", spec.classes])
         for i, dtype in enumerate(kinds)
     ]
+    outputs = [
+        helper.make_tensor_value_info(name, ONNX_TYPES[column.triton_dtype], ["n", column.width(spec.classes)])
+        for name, column in ANSWER_COLUMNS.items()
+    ]
     model = helper.make_model(
-        graph.proto(averaging_name(spec.name), inputs, output_infos(spec.classes)),
-        producer_name="committee",
+        graph.proto(averaging_name(spec.name), inputs, outputs),
+        producer_name=PRODUCER,
         ir_version=IR_VERSION,
         opset_imports=[helper.make_opsetid("", OPSET)],
     )
@@ -262,61 +246,40 @@ def spec_from_averaging(model: onnx.ModelProto, *, subject: str) -> CascadeSpec 
     Raises:
         SpecError: it carries one that cannot be read.
     """
-    # A damaged file can hold bytes that are no text, which protobuf hands over as bytes.
-    texts = [str(entry.value) for entry in model.metadata_props if entry.key == PLAN_KEY]
-    if not texts or model.producer_name != "committee":
-        return None
+    text = own_metadata(model).get(PLAN_KEY)
     try:
-        return cascade_from_json(texts[0], subject)
+        return None if text is None else cascade_from_json(text, subject)
     except SpecError as error:
         raise SpecError(subject, error.faults, fix="render the ensemble again") from error
 
 
-class _Averaging:
-    """One spec's graph, built step by step."""
-
-    def __init__(self, spec: CascadeSpec, dtypes: Sequence[str], graph: GraphBuilder) -> None:
-        self.spec = spec
-        self.dtypes = dtypes
-        self.g = graph
-
-    def build(self) -> None:
-        g, spec = self.g, self.spec
-        z = self._stacked()
-        good = usable_rows(g, z)
-        z = cleaned(g, z, good)
-        weights = g.op("Mul", good, g.constant([[[m.weight] for m in spec.members]]))
-        asked = g.over("ReduceSum", weights, 1)
-        combine = CombineNodes(g, combine=spec.combine, score=spec.score, classes=spec.classes)
-        p, ranking = combine.combined(z, members=len(spec.members), weights=weights, asked=asked)
-        label = combine.label(ranking)
-        if spec.score == "agreement":
-            score = combine.agreement(label, z=z, weights=weights, asked=asked)
-        else:
-            score = combine.score_of_probabilities(p, label)
-        self._outputs(p, label, score, good)
-
-    def _stacked(self) -> str:
-        """Logits over temperature, float32 (n, m, k)."""
-        g = self.g
-        axis = g.constant([1], np.int64)
-        parts = []
-        for index, (member, dtype) in enumerate(zip(self.spec.members, self.dtypes, strict=True)):
-            parts.append(g.op("Unsqueeze", raw_logits(g, member, scores_name(index), dtype=dtype), axis))
-        z = g.op("Concat", *parts, axis=1)
-        return g.op("Div", z, g.constant([[[m.temperature] for m in self.spec.members]]))
-
-    def _outputs(self, p: str, label: str, score: str, good: str) -> None:
-        g = self.g
-        stage = self.spec.stages[0]
-        all_good = g.over("ReduceMin", good, 1)
-        usable = all_good if stage.on_failure == "error" else g.over("ReduceMax", good, 1)
-        answered = g.op("Cast", usable, to=TensorProto.BOOL)
-        nan = g.constant(math.nan)
-        g.op("Where", answered, p, nan, name="probabilities")
-        g.op("Where", answered, label, g.constant(-1, np.int64), name="label")
-        g.op("Where", answered, score, nan, name="confidence")
-        shape = g.op("Shape", label)
-        g.filled(shape, np.int32(0), name="exit_stage")
-        g.filled(shape, np.float32(stage.cost), name="cost")
-        g.op("Cast", g.op("Sub", g.constant(1), all_good), to=TensorProto.INT32, name="status")
+def _add_average(g: GraphBuilder, spec: CascadeSpec, dtypes: Sequence[str]) -> None:
+    stage, axis = spec.stages[0], g.constant([1], np.int64)
+    logits = [
+        g.op("Unsqueeze", raw_logits(g, member, scores_name(index), dtype=dtype), axis)
+        for index, (member, dtype) in enumerate(zip(spec.members, dtypes, strict=True))
+    ]
+    z = g.op("Concat", *logits, axis=1)
+    z = g.op("Div", z, g.constant([[[m.temperature] for m in spec.members]]))
+    good = usable_rows(g, z)
+    z = cleaned(g, z, good)
+    weights = g.op("Mul", good, g.constant([[[m.weight] for m in spec.members]]))
+    asked = g.over("ReduceSum", weights, 1)
+    combine = CombineNodes(g, combine=spec.combine, score=spec.score, classes=spec.classes)
+    p, ranking = combine.combined(z, members=len(spec.members), weights=weights, asked=asked)
+    label = combine.label(ranking)
+    if spec.score == "agreement":
+        score = combine.agreement(label, z=z, weights=weights, asked=asked)
+    else:
+        score = combine.score_of_probabilities(p, label)
+    all_good = g.over("ReduceMin", good, 1)
+    usable = all_good if stage.on_failure == "error" else g.over("ReduceMax", good, 1)
+    answered = g.op("Cast", usable, to=TensorProto.BOOL)
+    nan = g.constant(math.nan)
+    g.op("Where", answered, p, nan, name="probabilities")
+    g.op("Where", answered, label, g.constant(-1, np.int64), name="label")
+    g.op("Where", answered, score, nan, name="confidence")
+    shape = g.op("Shape", label)
+    g.filled(shape, np.int32(0), name="exit_stage")
+    g.filled(shape, np.float32(stage.cost), name="cost")
+    g.op("Cast", g.op("Sub", g.constant(1), all_good), to=TensorProto.INT32, name="status")

@@ -10,6 +10,7 @@ from onnx import TensorProto, inliner, numpy_helper
 
 from orchestrator.errors import ExportError, first_line
 
+PRODUCER = "committee"  # in every ONNX file that is written here
 # The standard operators have both names.
 DEFAULT_DOMAINS = ("", "ai.onnx")
 
@@ -17,6 +18,13 @@ DEFAULT_DOMAINS = ("", "ai.onnx")
 def opset_of(model: onnx.ModelProto) -> int | None:
     """Opset of the standard operators; None where the model names none."""
     return max((part.version for part in model.opset_import if part.domain in DEFAULT_DOMAINS), default=None)
+
+
+def own_metadata(model: onnx.ModelProto) -> dict[str, str]:
+    """The metadata of a model that was written here; empty for models of other producers."""
+    # Protobuf gives bytes where a damaged file has no valid text.
+    entries = model.metadata_props if model.producer_name == PRODUCER else ()
+    return {str(entry.key): str(entry.value) for entry in entries}
 
 
 def graphs_inside(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
@@ -83,9 +91,8 @@ def make_dense(graph: onnx.GraphProto) -> int:
             values, indices = numpy_helper.to_array(sparse.values), numpy_helper.to_array(sparse.indices)
             dense = np.zeros(tuple(sparse.dims), values.dtype)
             # Places in the flattened weight, or one row of coordinates per value.
-            dense.flat[indices if indices.ndim == 1 else np.ravel_multi_index(tuple(indices.T), dense.shape)] = (
-                values
-            )
+            places = indices if indices.ndim == 1 else np.ravel_multi_index(tuple(indices.T), dense.shape)
+            dense.flat[places] = values
             one.initializer.append(numpy_helper.from_array(dense, sparse.values.name))
             count += 1
         del one.sparse_initializer[:]
@@ -95,9 +102,8 @@ def make_dense(graph: onnx.GraphProto) -> int:
 def keep_needed(graph: onnx.GraphProto) -> None:
     """Drops nodes and dense weights that no output of the graph depends on; the nodes must be in order."""
     outputs = {value.name for value in graph.output}
-    nodes = needed_nodes(graph, outputs)
-    replace_nodes(graph, nodes)
-    wanted = outputs.union(*map(names_read, nodes))
+    replace_nodes(graph, needed_nodes(graph, outputs))
+    wanted = outputs.union(*map(names_read, graph.node))
     # One by one and in place: weights may be gigabytes.
     for index in reversed(range(len(graph.initializer))):
         if graph.initializer[index].name not in wanted:
@@ -170,10 +176,8 @@ def named_copy(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _moved_to_initializers(node: onnx.NodeProto, graph: onnx.GraphProto) -> bool:
-    if node.op_type != "Constant" or not any(part.name == "value" for part in node.attribute):
-        return False
-    tensor = next(part.t for part in node.attribute if part.name == "value")
-    if tensor.data_type == TensorProto.STRING:
+    tensor = next((part.t for part in node.attribute if part.name == "value"), None)
+    if node.op_type != "Constant" or tensor is None or tensor.data_type == TensorProto.STRING:
         return False
     graph.initializer.append(tensor)
     graph.initializer[-1].name = node.output[0]
@@ -221,7 +225,7 @@ def without_lossy_casts(graph: onnx.GraphProto) -> None:
     source: dict[str, str] = {}
     for output, node in casts.items():
         down = casts.get(node.input[0])
-        if down is not None and _to(node) == TensorProto.FLOAT and _to(down) == TensorProto.FLOAT16:
+        if down is not None and (_to(node), _to(down)) == (TensorProto.FLOAT, TensorProto.FLOAT16):
             source[output] = down.input[0]
     for node in graph.node:
         if node.op_type == "Cast" and node.output[0] in source and node.output[0] in outputs:
@@ -237,17 +241,15 @@ def _to(cast: onnx.NodeProto) -> int:
 
 
 def _drop_unread(graph: onnx.GraphProto) -> None:
-    read = {value.name for value in graph.output}
-    kept = []
+    outputs, before = {value.name for value in graph.output}, list(graph.node)
     # The nodes are in no order here, so casts that no node reads are found round by round.
-    everything = list(graph.node)
     while True:
-        read_now = read | {name for node in everything for name in names_read(node)}
-        kept = [node for node in everything if node.op_type != "Cast" or read_now & set(node.output)]
-        if len(kept) == len(everything):
-            break
-        everything = kept
-    replace_nodes(graph, kept)
+        read = outputs.union(*map(names_read, before))
+        kept = [node for node in before if node.op_type != "Cast" or read & set(node.output)]
+        if len(kept) == len(before):
+            replace_nodes(graph, kept)
+            return
+        before = kept
 
 
 def full_check(model: onnx.ModelProto | Path, subject: str) -> None:
@@ -300,12 +302,10 @@ def rename_tensors(
         reserved: names that nothing may have afterwards, unless they are in `new`.
         reserved_prefixes: no tensor and no node may have a name that begins so afterwards, unless it is in `new`.
     """
-    known = {name for inner in (graph, *all_graphs(graph.node)) for name in (*own_names(inner), *_read(inner))}
+    graphs = (graph, *all_graphs(graph.node))
+    known = {name for one in graphs for name in own_names(one)}
+    known |= {name for one in graphs for node in one.node for name in node.input}
     _Renaming({*new.values(), *reserved}, reserved_prefixes, known).rename(graph, {}, new, set())
-
-
-def _read(graph: onnx.GraphProto) -> set[str]:
-    return {name for node in graph.node for name in node.input}
 
 
 @dataclass
@@ -321,7 +321,8 @@ class _Renaming:
     ) -> None:
         """Renames in a graph: `outer` holds for the graphs around it, whose names are `visible`, `new` for it."""
         own = own_names(graph)
-        moved = {name: self._free(name) for name in sorted(own) if self._is_reserved(name) or name in visible}
+        taken = self.reserved | visible
+        moved = {name: self._free(name) for name in sorted(own) if name in taken or name.startswith(self.prefixes)}
         table = {**outer, **moved, **new}
         _rename_values(graph, lambda name: table.get(name, name))
         for node in graph.node:
@@ -331,9 +332,6 @@ class _Renaming:
                 node.name = self._free(node.name)
             for inner in graphs_inside(node):
                 self.rename(inner, table, {}, visible | own)
-
-    def _is_reserved(self, name: str) -> bool:
-        return name in self.reserved or name.startswith(self.prefixes)
 
     def _free(self, name: str) -> str:
         found, count = f"inner/{name}", 1

@@ -4,9 +4,12 @@ Only certain endings are named. For any other (a branch, a function of the model
 values of the scores have to tell.
 """
 
+from collections.abc import Iterable
 from functools import cached_property
 
 import onnx
+
+from orchestrator.graphs.editing import fed_names, graphs_inside
 
 PROBABILITIES, SIGMOID, LOGITS = "probabilities", "sigmoid", "logits"
 # Operators that keep their values, in another shape or type.
@@ -64,11 +67,9 @@ class _Ends:
 
     @cached_property
     def _constants(self) -> set[str]:
-        found = {weight.name for weight in self._graph.initializer}
-        found |= {weight.values.name for weight in self._graph.sparse_initializer}
+        found = fed_names(self._graph)
         for node in self._graph.node:
-            inside = any(part.HasField("g") or part.graphs for part in node.attribute)
-            if not inside and all(not name or name in found for name in node.input):
+            if not list(graphs_inside(node)) and all(not name or name in found for name in node.input):
                 found.update(node.output)
         return found
 
@@ -86,7 +87,8 @@ class _Ends:
             return PROBABILITIES
         if kind in _SIGMOIDS or self._is_logistic(node):
             return SIGMOID
-        if kind == "Exp" and self._made_by(node, {"LogSoftmax"}):
+        before = self.maker(node.input[0]) if kind == "Exp" else None
+        if before is not None and before.op_type == "LogSoftmax":
             return PROBABILITIES
         return SIGMOID if kind == "Log" and self.is_of(node, SIGMOID) else None
 
@@ -94,10 +96,6 @@ class _Ends:
         """Whether a node's first input is of that kind."""
         before = self.maker(node.input[0])
         return before is not None and before.op_type != "Log" and self.bounded(before) == kind
-
-    def _made_by(self, node: onnx.NodeProto, kinds: set[str]) -> bool:
-        before = self.maker(node.input[0])
-        return before is not None and before.op_type in kinds
 
     def _is_normalised(self, node: onnx.NodeProto) -> bool:
         """Quotient of values and their sum, as a softmax taken apart ends."""
@@ -113,18 +111,10 @@ class _Ends:
         """1 / (1 + exp(-x)), a sigmoid taken apart."""
         if node.op_type not in ("Div", "Reciprocal"):
             return False
-        under = self.maker(node.input[-1])
-        if (
-            under is None
-            or under.op_type != "Add"
-            or (node.op_type == "Div" and not self._constant(node.input[0]))
-        ):
+        under, over = self.maker(node.input[-1]), node.input[:-1]
+        if under is None or under.op_type != "Add" or not self._constants.issuperset(over):
             return False
-        parts = [self.maker(name) for name in under.input if not self._constant(name)]
-        return [part.op_type for part in parts if part is not None] == ["Exp"]
-
-    def _constant(self, name: str) -> bool:
-        return name in self._constants
+        return [part.op_type for part in self._varying_makers(under.input)] == ["Exp"]
 
     def is_layer(self, node: onnx.NodeProto) -> bool:
         """Whether every way back from a node meets a layer with weights before it meets anything with bounds.
@@ -143,14 +133,14 @@ class _Ends:
             if unbounded:
                 layers += one.op_type in _LAYERS
                 found = found or layers > 0
-                waiting += [(other, layers) for other in self._before(one)]
+                read = one.input[:1] if one.op_type in _FIRST_ONLY else one.input
+                waiting += [(other, layers) for other in self._varying_makers(read)]
         return found
 
-    def _before(self, node: onnx.NodeProto) -> list[onnx.NodeProto]:
-        names = node.input[:1] if node.op_type in _FIRST_ONLY else node.input
-        makers = (self.maker(name) for name in names if name and not self._constant(name))
+    def _varying_makers(self, names: Iterable[str]) -> list[onnx.NodeProto]:
+        makers = (self.maker(name) for name in names if name and name not in self._constants)
         return [maker for maker in makers if maker is not None]
 
     def _is_unbounded(self, node: onnx.NodeProto) -> bool:
-        varying = [name for name in node.input if name and not self._constant(name)]
+        varying = [name for name in node.input if name and name not in self._constants]
         return node.op_type in _UNBOUNDED and (node.op_type not in _PRODUCTS or len(varying) == 1)

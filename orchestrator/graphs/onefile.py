@@ -5,18 +5,18 @@
 
 import dataclasses
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import onnx
 
 from orchestrator.errors import SpecError
+from orchestrator.graphs.editing import own_metadata
 from orchestrator.spec import CascadeSpec, Limits, Stage, cascade_from_json, json_from_cascade
 
 ONEFILE_KEY = "onefile"
-PRODUCER = "committee"
 _FORMAT = 1
+_AGAIN = "write it again with `python -m export onefile`"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,14 +47,12 @@ class OneFile:
         """
         found = {}
         if plan is not None and answering(plan) != self.spec:
-            found["plan"] = (
-                f"differs from {plan.name}'s cascade.json; write it again with `python -m export onefile`"
-            )
+            found["plan"] = f"differs from {plan.name}'s cascade.json; {_AGAIN}"
         for name, digest in self.sha256.items():
             now = hashes.get(name)
             if now is not None and now != digest:
                 text = f"model file has hash {now[:12]}..., the one inside {digest[:12]}..."
-                found[f"member {name}"] = f"{text}; write it again with `python -m export onefile`"
+                found[f"member {name}"] = f"{text}; {_AGAIN}"
         return found
 
 
@@ -65,25 +63,15 @@ def onefile_name(spec: CascadeSpec, stages: int | None = None) -> str:
 
 def answering(spec: CascadeSpec) -> CascadeSpec:
     """A plan without the parts that change no answer: its fit, the members' places, and limits of the runtime."""
-    stages = tuple(
-        dataclasses.replace(
-            stage,
-            members=tuple(dataclasses.replace(one, version=None, data_files={}) for one in stage.members),
-        )
-        for stage in spec.stages
-    )
     limits = Limits(max_batch_size=spec.limits.max_batch_size)
-    return dataclasses.replace(spec, stages=stages, fit=None, fused_prefix=None, limits=limits)
+    spec = dataclasses.replace(spec, fit=None, fused_prefix=None, limits=limits)
+    return spec.with_members(lambda one: dataclasses.replace(one, version=None, data_files={}))
 
 
 def metadata_from_onefile(onefile: OneFile) -> dict[str, str]:
     """What to put into the model's metadata."""
-    value = {
-        "format": _FORMAT,
-        "stages": onefile.stages,
-        "sha256": dict(onefile.sha256),
-        "cascade": json.loads(json_from_cascade(onefile.spec)),
-    }
+    spec = json.loads(json_from_cascade(onefile.spec))
+    value = {"format": _FORMAT, "stages": onefile.stages, "sha256": dict(onefile.sha256), "cascade": spec}
     return {ONEFILE_KEY: json.dumps(value, ensure_ascii=False, allow_nan=False)}
 
 
@@ -93,35 +81,21 @@ def onefile_from_model(model: onnx.ModelProto, *, subject: str) -> OneFile | Non
     Raises:
         SpecError: it is one, and what it says cannot be read.
     """
-    if model.producer_name != PRODUCER:
+    text = own_metadata(model).get(ONEFILE_KEY)
+    if text is None:
         return None
-    return onefile_from_metadata({entry.key: entry.value for entry in model.metadata_props}, subject=subject)
-
-
-def onefile_from_metadata(metadata: Mapping[str, Any], *, subject: str) -> OneFile | None:
-    """What a model's metadata says, or None where it is no one-file cascade of ours."""
-    if ONEFILE_KEY not in metadata:
-        return None
-    fix = "write it again with `python -m export onefile`"
     try:
-        value = json.loads(str(metadata[ONEFILE_KEY]))
+        value = json.loads(text)
         format_, stages, hashes = value["format"], value["stages"], value["sha256"]
         spec = cascade_from_json(json.dumps(value["cascade"]), subject)
     except (ValueError, KeyError, TypeError) as error:
         message = f"got {type(error).__name__}, expected what was written with it"
-        raise SpecError(subject, {ONEFILE_KEY: message}, fix=fix) from error
+        raise SpecError(subject, {ONEFILE_KEY: message}, fix=_AGAIN) from error
     except SpecError as error:
-        raise SpecError(subject, error.faults, fix=fix) from error
-    good = format_ == _FORMAT and _is_stages(stages, len(spec.stages)) and _are_hashes(hashes)
-    if not good:
-        raise SpecError(subject, {ONEFILE_KEY: "got other fields than expected"}, fix=fix)
+        raise SpecError(subject, error.faults, fix=_AGAIN) from error
+    places = range(1, len(spec.stages) + 1)
+    good = stages is None or (type(stages) is int and stages in places)
+    good &= isinstance(hashes, dict) and all(isinstance(text, str) for pair in hashes.items() for text in pair)
+    if format_ != _FORMAT or not good:
+        raise SpecError(subject, {ONEFILE_KEY: "got other fields than expected"}, fix=_AGAIN)
     return OneFile(spec=spec, stages=stages, sha256=hashes)
-
-
-def _is_stages(value: object, most: int) -> bool:
-    return value is None or (isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= most)
-
-
-def _are_hashes(value: object) -> bool:
-    texts: Iterable[object] = [*value, *value.values()] if isinstance(value, dict) else [None]
-    return all(isinstance(text, str) for text in texts)

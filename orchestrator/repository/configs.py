@@ -27,18 +27,23 @@ from orchestrator.pbtxt import (
     text_from_config,
     text_from_path,
     values_of_field,
+    with_fields,
 )
 from orchestrator.repository.files import may_replace
-from orchestrator.spec import CascadeSpec, Manifest, TensorSpec
+from orchestrator.spec import CascadeSpec, InputSpec, Manifest, TensorSpec
 from orchestrator.spec.answer import ANSWER_COLUMNS
 from orchestrator.spec.output_kind import PARAMETER
 from orchestrator.spec.triton import ANY_VERSION, BACKEND_OF_FILE, ENSEMBLE
 
 ENDINGS = (".onnx", ".plan")  # of the model files that configurations are written for
-DEVICES = ("cpu", "gpu")
 HEURISTIC = "1"  # Triton's number for cuDNN's own choice of a convolution's algorithm, without timing them
 LABELS = "labels.txt"
 AVERAGING_VERSION = 1  # of the model that is the last step of an ensemble
+# Fields that a person may edit without changing what is served.
+TUNABLE = frozenset({
+    "dynamic_batching", "parameters", "optimization", "version_policy", "instance_group", "metric_tags",
+    "model_metrics",
+})  # fmt: skip
 
 
 def triton_type(dtype: str) -> str:
@@ -65,8 +70,7 @@ def member_config(manifest: Manifest, *, device: str = "cpu") -> pb.ModelConfig:
     Raises:
         RepositoryError: a model file of a kind no backend here reads, or an unknown dtype.
     """
-    file = PurePosixPath(manifest.file)
-    if file.suffix not in ENDINGS:
+    if PurePosixPath(manifest.file).suffix not in ENDINGS:
         raise RepositoryError(
             f"member {manifest.name}",
             got=f"model file {manifest.file}",
@@ -78,23 +82,23 @@ def member_config(manifest: Manifest, *, device: str = "cpu") -> pb.ModelConfig:
 
 
 def _member_config(manifest: Manifest, device: str) -> pb.ModelConfig:
-    file = PurePosixPath(manifest.file)
+    file, output = PurePosixPath(manifest.file), manifest.output
     usual_name = f"model{file.suffix}"
     backend = BACKEND_OF_FILE[usual_name]
+    on_gpu = device == "gpu" or backend == "tensorrt"
     config = pb.ModelConfig(
         name=manifest.name,
         backend=backend,
         max_batch_size=manifest.max_batch_size,
         input=[_input(manifest.input)],
-        output=[_output(manifest.output)],
-        instance_group=[_instances("gpu" if backend == "tensorrt" else device)],
+        output=[pb.ModelOutput(name=output.name, data_type=triton_type(output.dtype), dims=output.dims)],
+        instance_group=[_instances("gpu" if on_gpu else "cpu")],
         dynamic_batching=pb.ModelDynamicBatching(),
     )
     # The protocol has no field for it, and clients and `record --url` must not guess.
     config.parameters[PARAMETER].string_value = manifest.output_kind
     if file.name != usual_name:
         config.default_model_filename = file.name
-    on_gpu = device == "gpu" or backend == "tensorrt"
     if backend == "onnxruntime":
         # Parallelism comes from instances and batches; several pools of ONNX Runtime threads would compete for the
         # cores. On a GPU they have hardly any work, and the default is a pool as wide as the machine per instance.
@@ -107,9 +111,14 @@ def _member_config(manifest: Manifest, device: str) -> pb.ModelConfig:
         config.parameters["cudnn_conv_algo_search"].string_value = HEURISTIC
     # No `cc_model_filenames`: engines are built where they are served, so a folder holds the engine of its own
     # GPU, which the manifest names.
-    sizes = {_smallest_batch(manifest), manifest.max_batch_size} if on_gpu else {_smallest_batch(manifest)}
     if -1 not in manifest.input.dims:  # Triton can warm up with fixed shapes only
-        config.model_warmup.extend(_warmup(manifest.input, batch_size=size) for size in sorted(sizes))
+        sizes = {_smallest_batch(manifest), *([manifest.max_batch_size] if on_gpu else [])}
+        tensor = config.input[0]
+        zeros = pb.ModelWarmup.Input(data_type=tensor.data_type, dims=tensor.dims, zero_data=True)
+        config.model_warmup.extend(
+            pb.ModelWarmup(name=f"batch_{size}", batch_size=size, count=1, inputs={tensor.name: zeros})
+            for size in sorted(sizes)
+        )
     return config
 
 
@@ -131,8 +140,8 @@ def cascade_config(spec: CascadeSpec) -> pb.ModelConfig:
             name=spec.name,
             backend="python",
             max_batch_size=spec.limits.max_batch_size,
-            input=[_cascade_input(spec)],
-            output=_outputs(spec, labels=spec.labels is not None),
+            input=[_input(spec.input)],
+            output=_outputs(spec),
             instance_group=[_instances("cpu")],
             dynamic_batching=pb.ModelDynamicBatching(),
         )
@@ -149,53 +158,41 @@ def ensemble_config(spec: CascadeSpec, *, max_batch_size: int) -> pb.ModelConfig
         RepositoryError: a number is too large for Triton.
     """
     with _representable(f"ensemble {spec.name}"):
-        return _ensemble_config(spec, max_batch_size)
-
-
-def _ensemble_config(spec: CascadeSpec, max_batch_size: int) -> pb.ModelConfig:
-    steps = [
-        pb.ModelEnsembling.Step(
-            model_name=member.name,
-            model_version=ANY_VERSION if member.version is None else member.version,
-            input_map={member.input or spec.input.name: spec.input.name},
-            output_map={member.output: f"{member.name}_scores"},
+        steps = [
+            pb.ModelEnsembling.Step(
+                model_name=member.name,
+                model_version=ANY_VERSION if member.version is None else member.version,
+                input_map={member.input or spec.input.name: spec.input.name},
+                output_map={member.output: f"{member.name}_scores"},
+            )
+            for member in spec.members
+        ]
+        last = pb.ModelEnsembling.Step(
+            model_name=averaging_name(spec.name),
+            model_version=AVERAGING_VERSION,
+            input_map={scores_name(i): f"{member.name}_scores" for i, member in enumerate(spec.members)},
+            output_map={name: name for name in ANSWER_COLUMNS},
         )
-        for member in spec.members
-    ]
-    last = pb.ModelEnsembling.Step(
-        model_name=averaging_name(spec.name),
-        model_version=AVERAGING_VERSION,
-        input_map={scores_name(i): f"{member.name}_scores" for i, member in enumerate(spec.members)},
-        output_map={name: name for name in ANSWER_COLUMNS},
-    )
-    return pb.ModelConfig(
-        name=spec.name,
-        platform=ENSEMBLE,
-        max_batch_size=max_batch_size,
-        input=[_cascade_input(spec)],
-        output=_outputs(spec, labels=spec.labels is not None),
-        ensemble_scheduling=pb.ModelEnsembling(step=[*steps, last]),
-    )
+        return pb.ModelConfig(
+            name=spec.name,
+            platform=ENSEMBLE,
+            max_batch_size=max_batch_size,
+            input=[_input(spec.input)],
+            output=_outputs(spec),
+            ensemble_scheduling=pb.ModelEnsembling(step=[*steps, last]),
+        )
 
 
 def averaging_config(spec: CascadeSpec, *, max_batch_size: int, dtypes: Sequence[str]) -> pb.ModelConfig:
-    """The configuration of an ensemble's last step.
-
-    Args:
-        spec: with exactly one stage.
-        max_batch_size: the ensemble's.
-        dtypes: dtype of each member's output, in plan order.
-    """
-    inputs = [
-        _input(TensorSpec(name=scores_name(i), dtype=dtype, dims=(spec.classes,)))
-        for i, dtype in enumerate(dtypes)
-    ]
+    """The configuration of an ensemble's last step, for outputs of its members of these dtypes, in plan order."""
+    dims = (spec.classes,)
+    inputs = [TensorSpec(name=scores_name(i), dtype=dtype, dims=dims) for i, dtype in enumerate(dtypes)]
     config = pb.ModelConfig(
         name=averaging_name(spec.name),
         backend="onnxruntime",
         max_batch_size=max_batch_size,
-        input=inputs,
-        output=_outputs(spec, labels=spec.labels is not None),
+        input=[_input(one) for one in inputs],
+        output=_outputs(spec),
         # On the CPU everywhere: a few numbers per row are not worth the way to a GPU.
         instance_group=[_instances("cpu")],
         dynamic_batching=pb.ModelDynamicBatching(),
@@ -225,57 +222,37 @@ def _instances(device: str) -> pb.ModelInstanceGroup:
     return pb.ModelInstanceGroup(count=1, kind=kind)
 
 
-def _input(tensor: TensorSpec) -> pb.ModelInput:
+def _input(tensor: TensorSpec | InputSpec) -> pb.ModelInput:
     return pb.ModelInput(name=tensor.name, data_type=triton_type(tensor.dtype), dims=tensor.dims)
 
 
-def _output(tensor: TensorSpec) -> pb.ModelOutput:
-    return pb.ModelOutput(name=tensor.name, data_type=triton_type(tensor.dtype), dims=tensor.dims)
-
-
-def _cascade_input(spec: CascadeSpec) -> pb.ModelInput:
-    return _input(TensorSpec(name=spec.input.name, dtype=spec.input.dtype, dims=spec.input.dims))
-
-
-def _outputs(spec: CascadeSpec, *, labels: bool) -> list[pb.ModelOutput]:
-    outputs = []
-    for name, column in ANSWER_COLUMNS.items():
-        dims = (column.width(spec.classes),)
-        outputs.append(_output(TensorSpec(name=name, dtype=column.triton_dtype, dims=dims)))
-    if labels:
+def _outputs(spec: CascadeSpec) -> list[pb.ModelOutput]:
+    outputs = [
+        pb.ModelOutput(name=name, data_type=triton_type(column.triton_dtype), dims=[column.width(spec.classes)])
+        for name, column in ANSWER_COLUMNS.items()
+    ]
+    if spec.labels is not None:
         outputs[0].label_filename = LABELS
     return outputs
 
 
-def _warmup(tensor: TensorSpec, *, batch_size: int) -> pb.ModelWarmup:
-    zeros = pb.ModelWarmup.Input(data_type=triton_type(tensor.dtype), dims=tensor.dims, zero_data=True)
-    return pb.ModelWarmup(name=f"batch_{batch_size}", batch_size=batch_size, count=1, inputs={tensor.name: zeros})
-
-
-# Fields that a person may edit without changing what is served.
-TUNABLE = frozenset({
-    "dynamic_batching", "parameters", "optimization", "version_policy", "instance_group", "metric_tags",
-    "model_metrics",
-})  # fmt: skip
+def label_text(labels: Sequence[str]) -> str:
+    """The content of a label file."""
+    return "".join(f"{label}\n" for label in labels)
 
 
 def tuned_text(text: str, rendered: ModelConfig, *, path: Path) -> str:
-    """The next rendering's text of a config that was edited since it was rendered.
-
-    Args:
-        text: of the edited config.
-        rendered: the configuration that the plan gives.
-        path: of the config, for errors.
+    """The next rendering's text of a config, at `path`, that was edited since it was rendered.
 
     Raises:
         RepositoryError: the text is malformed, or edited in a field that the plan decides.
     """
     edited = config_from_text(text, subject=str(path))
     # The config as it was rendered, if only tunable fields were edited; its first lines then have its own hash.
-    before = _with_tuning(edited, tuning=rendered)
+    before = with_fields(edited, TUNABLE, of=rendered)
     if not is_hash_of(before, text):
         _require_owned_fields(before, rendered, text=text, path=path)
-    wanted = _with_tuning(rendered, tuning=edited)
+    wanted = with_fields(rendered, TUNABLE, of=edited)
     if wanted == edited:
         return text
     return text_from_config(wanted, rendered=rendered, comments=comments_in(text))
@@ -291,33 +268,13 @@ def is_refused(path: Path, rendered: ModelConfig) -> bool:
     return False
 
 
-def _with_tuning(config: ModelConfig, *, tuning: ModelConfig) -> ModelConfig:
-    """A configuration with its tunable fields replaced by another one's."""
-    found = ModelConfig()
-    found.CopyFrom(config)
-    for field in TUNABLE:
-        found.ClearField(field)
-    only = ModelConfig()
-    only.CopyFrom(tuning)
-    for field, _ in tuning.ListFields():
-        if field.name not in TUNABLE:
-            only.ClearField(field.name)
-    found.MergeFrom(only)
-    return found
-
-
 def _require_owned_fields(edited: ModelConfig, rendered: ModelConfig, *, text: str, path: Path) -> None:
     """Raises RepositoryError with the lines whose fields the plan decides and which differ from it."""
-    wrong = differences(edited, rendered)
-    if not wrong:
-        return
-    raise RepositoryError(
-        str(path),
-        got="edits of what the plan decides: "
-        + "; ".join(_edit_of(field, edited, rendered, text=text) for field in wrong),
-        fix="undo them and change the plan instead, or overwrite the config with `force` or by removing it; "
-        f"{', '.join(sorted(TUNABLE))} are kept as edited",
-    )
+    wrong = "; ".join(_edit_of(field, edited, rendered, text=text) for field in differences(edited, rendered))
+    if wrong:
+        fix = "undo them and change the plan instead, or overwrite the config with `force` or by removing it"
+        kept = f"{', '.join(sorted(TUNABLE))} are kept as edited"
+        raise RepositoryError(str(path), got=f"edits of what the plan decides: {wrong}", fix=f"{fix}; {kept}")
 
 
 def _edit_of(field: str, edited: ModelConfig, rendered: ModelConfig, *, text: str) -> str:

@@ -4,7 +4,7 @@ Every OSError of this package is turned into a RepositoryError here.
 """
 
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,13 +20,7 @@ MARK = ".rendered-by-committee"
 
 @dataclass(frozen=True, kw_only=True)
 class Rendering:
-    """The paths that a rendering wrote, found up to date, or left alone.
-
-    Args:
-        written: files whose content changed or is new.
-        unchanged: files that had the right content already.
-        kept: files that somebody else wrote or edited.
-    """
+    """Files that a rendering wrote, found up to date, or left alone because somebody else wrote or edited them."""
 
     written: tuple[Path, ...] = ()
     unchanged: tuple[Path, ...] = ()
@@ -34,11 +28,7 @@ class Rendering:
 
     def __add__(self, other: "Rendering") -> "Rendering":
         """The paths of both renderings."""
-        return Rendering(
-            written=self.written + other.written,
-            unchanged=self.unchanged + other.unchanged,
-            kept=self.kept + other.kept,
-        )
+        return Rendering(**{name: paths + getattr(other, name) for name, paths in vars(self).items()})
 
 
 @contextmanager
@@ -81,15 +71,12 @@ def may_replace(path: Path) -> bool:
     return not path.exists() or is_written_here(text_from_path(path))
 
 
-def remove_folder(folder: Path) -> None:
-    """Removes a folder and what is in it."""
-    with disk_errors(f"removing {folder}"):
-        shutil.rmtree(folder)
-
-
-def remove_others(folder: Path, keep: set[str]) -> None:
-    """Removes the Python files that are not among `keep`, as an older runtime leaves them."""
+def remove_others(folder: Path, keep: Collection[str]) -> None:
+    """Removes the Python files that are not among `keep`, as an older runtime leaves them; all of it for none."""
     with disk_errors(f"cleaning {folder}"):
+        if not keep:
+            shutil.rmtree(folder)
+            return
         for path in folder.rglob("*.py"):
             if path.relative_to(folder).as_posix() not in keep:
                 path.unlink()
@@ -112,14 +99,12 @@ def copy_model(source: Path, target: Path) -> None:
 def new_folder(target: Path) -> Iterator[Path]:
     """A folder to build in whose contents become the target's when the block ends, or go away when it fails.
 
-    Args:
-        target: missing, empty, or made this way before; see `replaced_folder` for how it is replaced.
+    See `replaced_folder` for how they are replaced.
 
     Raises:
-        RepositoryError: the target holds something else, or cannot be written.
+        RepositoryError: the target holds what was not made this way, or cannot be written.
     """
-    what = f"output {target}"
-    with disk_errors(what):
+    with disk_errors(f"output {target}"):
         check_output(target)
         target = target.resolve()
         with disk.replaced_folder(target, first=MARK) as building:
@@ -177,15 +162,14 @@ except ModuleNotFoundError as error:
 TritonPythonModel = runtime.cascade_model(pb_utils)
 '''
 RUNTIME = "orchestrator"
-_PARTS = ("errors.py", "files.py", "spec", "decision", "bls")
+# Of the package, what needs numpy and nothing else.
+_PARTS = ("__init__.py", "errors.py", "files.py", "spec", "decision", "bls")
 
 
 def runtime_files() -> dict[str, bytes]:
-    """The runtime's source files, path in the package -> bytes; they need numpy and nothing else."""
+    """The runtime's source files, path in the package -> bytes."""
     root = Path(orchestrator.__file__).parent
-    paths = [root / "__init__.py"]
-    for part in _PARTS:
-        paths += [root / part] if part.endswith(".py") else sorted((root / part).rglob("*.py"))
+    paths = (path for part in _PARTS for path in (sorted((root / part).rglob("*.py")) or [root / part]))
     return {path.relative_to(root).as_posix(): path.read_bytes() for path in paths}
 
 

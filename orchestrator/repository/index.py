@@ -54,20 +54,13 @@ def require_members(spec: CascadeSpec, repository: Path) -> None:
     folders = model_folders(repository)
     missing = [name for name in spec.models if name not in folders]
     if missing:
-        raise RepositoryError(
-            f"{spec.name}: members missing from {repository}",
-            got=", ".join(missing),
-            expected=f"members among {', '.join(folders)}",
-            fix="export or copy them there, or plan with others",
-        )
+        what, known = f"{spec.name}: members missing from {repository}", f"members among {', '.join(folders)}"
+        fix = "export or copy them there, or plan with others"
+        raise RepositoryError(what, got=", ".join(missing), expected=known, fix=fix)
 
 
 def config_of(folder: Path) -> ModelConfig | None:
-    """The model's configuration, or None where it has none.
-
-    Raises:
-        RepositoryError: it is malformed.
-    """
+    """The model's configuration, or None where it has none; RepositoryError where it is malformed."""
     path = folder / CONFIG
     return config_from_path(path) if path.exists() else None
 
@@ -82,17 +75,11 @@ def readable_config(folder: Path) -> ModelConfig | None:
 
 def policy_of(config: ModelConfig | None) -> dict[str, Any]:
     """A configuration's version policy as JSON values, see `served_versions`; empty where it has none."""
-    if config is None:
-        return {}
-    return dict(json_from_config(config).get("version_policy", {}))
+    return {} if config is None else dict(json_from_config(config).get("version_policy", {}))
 
 
 def versions_served(folder: Path, config: ModelConfig | None = None) -> tuple[int, ...]:
-    """The versions in a model folder that Triton serves, ascending; see `served_versions`.
-
-    Raises:
-        RepositoryError: the folder cannot be read.
-    """
+    """The versions in a model folder that Triton serves, ascending; see `served_versions`."""
     with disk_errors(f"model folder {folder}"):
         return served_versions(policy_of(config), versions_in(folder))
 
@@ -112,11 +99,12 @@ def model_file(folder: Path, config: ModelConfig | None, *, version: int | None 
     if version is None:
         return None
     inside = folder / str(version)
-    backend = "" if config is None else backend_of(config.backend, config.platform)
-    named = "" if config is None else config.default_model_filename or usual_file(backend)
-    if config is not None and config.cc_model_filenames:
+    config = config or ModelConfig()
+    backend = backend_of(config.backend, config.platform)
+    named = config.default_model_filename or usual_file(backend)
+    if config.cc_model_filenames:
         # One engine per kind of GPU; only the serving machine knows which one it loads.
-        named = next(iter(sorted(config.cc_model_filenames.values())))
+        named = min(config.cc_model_filenames.values())
     if named:
         return inside / named
     present = (inside / name for name in BACKEND_OF_FILE if (inside / name).exists())
@@ -178,16 +166,10 @@ def plans_in(repository: Path) -> tuple[list[CascadeSpec], list[CascadeSpec]]:
         SpecError: a plan is wrong.
     """
     folders = model_folders(repository)
-    cascades, ensembles = [], []
-    for name, folder in folders.items():
-        path = plan_path(folder)
-        if path is not None:
-            cascades.append(cascade_from_path(path))
-            continue
-        spec = ensemble_spec(folders, name)
-        if spec is not None:
-            ensembles.append(spec)
-    return cascades, ensembles
+    paths = {name: plan_path(folder) for name, folder in folders.items()}
+    ensembles = (ensemble_spec(folders, name) for name, path in paths.items() if path is None)
+    cascades = [cascade_from_path(path) for path in paths.values() if path is not None]
+    return cascades, [spec for spec in ensembles if spec is not None]
 
 
 Names = tuple[str, ...]
@@ -216,9 +198,8 @@ def names_in_label_file(path: Path) -> Names:
             f"label file {path}", got="text that is not UTF-8", fix="save it as UTF-8"
         ) from error
     except OSError as error:
-        raise RepositoryError(
-            f"label file {path}", got=f"a file that cannot be read ({error.strerror})"
-        ) from error
+        got = f"a file that cannot be read ({error.strerror})"
+        raise RepositoryError(f"label file {path}", got=got) from error
 
 
 def class_names_of(folder: Path, output: str | None = None) -> Names | None:
@@ -239,23 +220,16 @@ def class_names_of(folder: Path, output: str | None = None) -> Names | None:
 def class_names_by_member(repository: Path, outputs: Mapping[str, str | None]) -> dict[str, Names]:
     """Class names of the members that have any.
 
-    Args:
-        repository: that holds the members.
-        outputs: member name -> its output with the scores, None where that is not known.
+    `outputs` has each member's output with the scores, None where that is not known.
     """
     found = {name: class_names_of(repository / name, output) for name, output in outputs.items()}
     return {name: names for name, names in found.items() if names is not None}
 
 
 def common_names(stated: Mapping[str, Names], *, classes: int) -> Names | None:
-    """The class names on which all members that have any agree, in the first member's spelling.
+    """The class names on which all members that have any agree, in the first member's spelling; else None.
 
-    Args:
-        stated: member -> its class names, where anything says.
-        classes: k; lists of another length name other classes and are ignored.
-
-    Returns:
-        None where no member has names, or two have different ones.
+    Lists of another length than the k classes name other classes and are ignored.
     """
     known = [names for names in stated.values() if len(names) == classes]
     if not known or any(first_unlike(known[0], other) is not None for other in known[1:]):
@@ -316,18 +290,13 @@ def preprocess_in(repository: Path, model: str, version: int | None) -> Preproce
     spec = cascade_in(repository, model, version)
     manifest = repository / model / MANIFEST
     if spec is None and not manifest.is_file():
-        raise RepositoryError(
-            f"pictures for model {model}",
-            got=f"neither {version}/cascade.json nor manifest.json in {repository / model}",
-            fix="name the repository with `repository`, or send rows as .npy",
-        )
+        got = f"neither {version}/cascade.json nor manifest.json in {repository / model}"
+        fix = "name the repository with `repository`, or send rows as .npy"
+        raise RepositoryError(f"pictures for model {model}", got=got, fix=fix)
     found = manifest_from_path(manifest).preprocess if spec is None else spec.input.preprocess
     if found is None:
-        raise InputError(
-            f"pictures for model {model}",
-            got="no `preprocess` section in its description",
-            fix="write one, or send rows as .npy",
-        )
+        got, fix = "no `preprocess` section in its description", "write one, or send rows as .npy"
+        raise InputError(f"pictures for model {model}", got=got, fix=fix)
     return found
 
 

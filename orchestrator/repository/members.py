@@ -10,6 +10,7 @@ input and for the members' outputs, and no model is asked before they are replac
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -19,6 +20,8 @@ from onnx import TensorProto
 from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig
 
 from orchestrator.errors import RepositoryError, SpecError
+from orchestrator.graphs.combining import ONNX_TYPES
+from orchestrator.graphs.editing import given_inputs
 from orchestrator.pbtxt import json_from_config
 from orchestrator.repository.files import sha256_of_path
 from orchestrator.repository.index import (
@@ -52,18 +55,7 @@ Tensors = dict[str, Tensor]
 # (shape in a configuration, shape in a file) -> whether they agree
 Agree = Callable[[Sequence[int], Sequence[int]], bool]
 _FROM_ONNX: dict[int, str] = {
-    TensorProto.BOOL: "BOOL",
-    TensorProto.UINT8: "UINT8",
-    TensorProto.UINT16: "UINT16",
-    TensorProto.UINT32: "UINT32",
-    TensorProto.UINT64: "UINT64",
-    TensorProto.INT8: "INT8",
-    TensorProto.INT16: "INT16",
-    TensorProto.INT32: "INT32",
-    TensorProto.INT64: "INT64",
-    TensorProto.FLOAT16: "FP16",
-    TensorProto.FLOAT: "FP32",
-    TensorProto.DOUBLE: "FP64",
+    **{number: dtype for dtype, number in ONNX_TYPES.items()},
     TensorProto.BFLOAT16: "BF16",
     TensorProto.STRING: "BYTES",
 }
@@ -77,17 +69,10 @@ def tensors_from_config(entries: Iterable[Any]) -> Tensors:
     }
 
 
-def served_tensors(entries: Iterable[Any]) -> Tensors:
-    """The same as clients and other models see them, before any reshape; optional inputs are left out."""
-    return {entry.name: _stated(entry, entry.dims) for entry in entries if not getattr(entry, "optional", False)}
-
-
 def tensors_from_graph(graph: onnx.GraphProto) -> tuple[Tensors, Tensors]:
     """The inputs and outputs of an ONNX graph, batch axis first."""
-    # Before IR version 4 weights are listed among the inputs, too.
-    weights = {weight.name for weight in graph.initializer}
-    inputs = {str(value.name): _tensor(value) for value in graph.input if value.name not in weights}
-    return inputs, {str(value.name): _tensor(value) for value in graph.output}
+    inputs, outputs = map(_tensor, given_inputs(graph)), map(_tensor, graph.output)
+    return {one.name: one for one in inputs}, {one.name: one for one in outputs}
 
 
 def fits(got: Sequence[int], expected: Sequence[int]) -> bool:
@@ -160,42 +145,36 @@ def facts_from_folder(folder: Path) -> MemberFacts:
 
 def facts_of(config: ModelConfig | None, graph: onnx.GraphProto | None) -> MemberFacts:
     """What a configuration says, completed from the graph of an ONNX file."""
-    limit = batch_limit(config, graph)
-    sides: list[Tensors | None] = []
-    for side in ("input", "output"):
-        stated = [] if config is None else getattr(config, side)
-        sides.append(served_tensors(stated) if stated else _completed(graph, side, batched=bool(limit)))
-    stated_config = {} if config is None else json_from_config(config)
+    config = config or ModelConfig()
+    sides = (None, None) if graph is None else tensors_from_graph(graph)
+    limit = _batch_limit(config, *sides)
+
+    def tensors(stated: Sequence[Any], real: Tensors | None) -> Tensors | None:
+        if stated:
+            # As clients and other models see them, before any reshape.
+            required = (entry for entry in stated if not getattr(entry, "optional", False))
+            return {entry.name: _stated(entry, entry.dims) for entry in required}
+        if real is None:
+            return None
+        dims = {name: (one.dims[1:] if limit else one.dims) or (1,) for name, one in real.items()}
+        return {name: dataclasses.replace(one, dims=dims[name]) for name, one in real.items()}
+
     return MemberFacts(
-        inputs=sides[0], outputs=sides[1], max_batch_size=limit, instances=stated_instances(stated_config)
+        inputs=tensors(config.input, sides[0]),
+        outputs=tensors(config.output, sides[1]),
+        max_batch_size=limit,
+        instances=stated_instances(json_from_config(config)),
     )
 
 
-def batch_limit(config: ModelConfig | None, graph: onnx.GraphProto | None) -> int | None:
-    """Most rows of one request that the server sends to a model, 0 for a model without batch axis.
-
-    Triton sets a limit of its own where the ONNX file completes a configuration that leaves tensors out.
-    """
-    if config is not None and (config.max_batch_size > 0 or (config.input and config.output)):
+def _batch_limit(config: ModelConfig, inputs: Tensors | None, outputs: Tensors | None) -> int | None:
+    if config.max_batch_size > 0 or (config.input and config.output):
         return int(config.max_batch_size)
-    if graph is None:
+    if inputs is None or outputs is None:
         return None
-    inputs, outputs = tensors_from_graph(graph)
-    return COMPLETED_BATCH if _have_batch_axis((*inputs.values(), *outputs.values())) else 0
-
-
-def _have_batch_axis(tensors: Iterable[Tensor]) -> bool:
-    return all(tensor.dims[:1] == (-1,) for tensor in tensors)
-
-
-def _completed(graph: onnx.GraphProto | None, side: str, *, batched: bool) -> Tensors | None:
-    if graph is None:
-        return None
-    found = tensors_from_graph(graph)[side == "output"]
-    return {
-        name: Tensor(name=name, dtype=one.dtype, dims=(one.dims[1:] if batched else one.dims) or (1,))
-        for name, one in found.items()
-    }
+    # Triton sets a limit of its own where the ONNX file completes a configuration that leaves tensors out.
+    batched = all(tensor.dims[:1] == (-1,) for tensor in (*inputs.values(), *outputs.values()))
+    return COMPLETED_BATCH if batched else 0
 
 
 def facts_of_member(folder: Path) -> MemberFacts:
@@ -230,17 +209,7 @@ def adopted_spec(spec: CascadeSpec, facts: Mapping[str, MemberFacts]) -> Cascade
     """
     if spec.input == UNKNOWN_INPUT:
         spec = dataclasses.replace(spec, input=_input_of(facts.values()))
-    stages = tuple(
-        dataclasses.replace(
-            stage,
-            members=tuple(
-                _adopted(member, facts[member.name], spec) if member.name in facts else member
-                for member in stage.members
-            ),
-        )
-        for stage in spec.stages
-    )
-    return dataclasses.replace(spec, stages=stages)
+    return spec.with_members(lambda one: _adopted(one, facts[one.name], spec) if one.name in facts else one)
 
 
 def require_known_input(spec: CascadeSpec, facts: Mapping[str, MemberFacts]) -> None:
@@ -254,12 +223,9 @@ def require_known_input(spec: CascadeSpec, facts: Mapping[str, MemberFacts]) -> 
     taken = {name: tensor for name, one in facts.items() if (tensor := _only_input(one)) is not None}
     if spec.input == UNKNOWN_INPUT and any(-1 in tensor.dims for tensor in taken.values()):
         listed = listed_tensors((f"{name} {one.name}", one.dtype, one.dims) for name, one in taken.items())
-        raise RepositoryError(
-            f"plan {spec.name}, input",
-            got=f"members that take rows of any shape ({listed})",
-            expected="fixed dims in cascade.json",
-            fix='write them there, such as "input": {"name": "x", "dtype": "FP32", "dims": [4]}',
-        )
+        got = f"members that take rows of any shape ({listed})"
+        fix = 'write them there, such as "input": {"name": "x", "dtype": "FP32", "dims": [4]}'
+        raise RepositoryError(f"plan {spec.name}, input", got=got, expected="fixed dims in cascade.json", fix=fix)
 
 
 def _input_of(known: Iterable[MemberFacts]) -> InputSpec:
@@ -299,12 +265,9 @@ def _output(member: Member, facts: MemberFacts, *, classes: int) -> str:
         return found[0]
     listed = listed_tensors((one.name, one.dtype, one.dims) for one in facts.outputs.values())
     named = f"name it when recording (`committee record --output-tensor {member.name}=NAME`)"
-    raise RepositoryError(
-        f"member {member.name}",
-        got=f"outputs {listed}",
-        expected=f"one of {classes} floating-point scores",
-        fix=f'{named}, or as its "output" in the records\' meta' if found else None,
-    )
+    fix = f'{named}, or as its "output" in the records\' meta' if found else None
+    expected = f"one of {classes} floating-point scores"
+    raise RepositoryError(f"member {member.name}", got=f"outputs {listed}", expected=expected, fix=fix)
 
 
 def stated_tensor(spec: TensorSpec) -> Tensor:
@@ -323,12 +286,10 @@ def planned_version(planned: Member | FusedPrefix, folder: Path, *, config: Mode
     if planned.version is not None:
         return planned.version
     served = versions_served(folder, config)[::-1]
-    fitting = (
-        version
-        for version in served
-        if planned.sha256 in (None, sha256_of_version(folder, config, version=version))
-    )
-    return next(fitting, next(iter(served), None))
+    for version in served:
+        if planned.sha256 in (None, sha256_of_version(folder, config, version=version)):
+            return version
+    return served[0] if served else None
 
 
 def sha256_of_version(folder: Path, config: ModelConfig | None, *, version: int) -> str | None:
@@ -350,11 +311,8 @@ def pinned_spec(spec: CascadeSpec, repository: Path) -> CascadeSpec:
     Raises:
         RepositoryError: a file cannot be read.
     """
-    stages = tuple(
-        dataclasses.replace(stage, members=tuple(_pinned_member(one, repository) for one in stage.members))
-        for stage in spec.stages
-    )
-    return dataclasses.replace(spec, stages=stages, fused_prefix=_pinned_prefix(spec.fused_prefix, repository))
+    spec = dataclasses.replace(spec, fused_prefix=_pinned_prefix(spec.fused_prefix, repository))
+    return spec.with_members(lambda one: _pinned_member(one, repository))
 
 
 def _pinned_member(member: Member, repository: Path) -> Member:
@@ -398,16 +356,11 @@ def _files_beside(path: Path) -> dict[str, str]:
     """Path in the version folder -> hash, for the files beside a model file that hold its weights."""
     names = {"model.bin"} if path.name == usual_file("openvino") else set[str]()
     if path.suffix == ".onnx":
-        try:
+        with suppress(RepositoryError):  # `check` reports it
             names = external_files(onnx_from_path(path))
-        except RepositoryError:  # `check` reports it
-            return {}
-    paths = [PurePosixPath(name) for name in sorted(names)]
-    return {
-        str(name): sha256_of_path(path.parent / name)
-        for name in paths
-        if not name.is_absolute() and ".." not in name.parts and (path.parent / name).is_file()
-    }
+    inside = (one for one in map(PurePosixPath, sorted(names)) if not one.is_absolute() and ".." not in one.parts)
+    beside = {str(one): path.parent / one for one in inside}
+    return {name: sha256_of_path(file) for name, file in beside.items() if file.is_file()}
 
 
 def _data_files(member: Member, folder: Path) -> dict[str, str]:

@@ -15,11 +15,11 @@ from orchestrator.graphs.combining import averaging_model, averaging_name
 from orchestrator.pbtxt import CONFIG, config_from_text, is_marked, text_from_config, text_from_path
 from orchestrator.repository.configs import (
     AVERAGING_VERSION,
-    DEVICES,
     LABELS,
     averaging_config,
     cascade_config,
     ensemble_config,
+    label_text,
     member_config,
     tuned_text,
 )
@@ -29,7 +29,6 @@ from orchestrator.repository.files import (
     Rendering,
     is_shim,
     may_replace,
-    remove_folder,
     remove_others,
     runtime_files,
     write_all,
@@ -92,11 +91,9 @@ def render(
     files[CONFIG] = text
     done = _render_members(spec, repository) + write_all(folder, files)
     beside = folder / inside / RUNTIME
-    if standalone:
-        remove_others(beside, set(runtime))
-    elif (beside / "bls").is_dir():
+    if (beside / "bls").is_dir():
         # model.py takes the nearest runtime, so an old copy would be used instead of the checkout's.
-        remove_folder(beside)
+        remove_others(beside, runtime)
     return done
 
 
@@ -115,18 +112,13 @@ def render_ensemble(spec: CascadeSpec, repository: Path, *, force: bool = False)
     spec = _known_spec(spec, repository)
     folder, mean = repository / spec.name, repository / averaging_name(spec.name)
     _require_ours([folder, mean], force=force)
-    members = _render_members(spec, repository)
+    done = _render_members(spec, repository)
     spec = named_spec(pinned_spec(spec, repository), repository)
     ensemble, averaging, dtypes = ensemble_configs(spec, repository)
-    config, mean_config = (
-        _config_text(place, one, force=force) for place, one in ((folder, ensemble), (mean, averaging))
-    )
-    model = averaging_model(spec, dtypes=dtypes)
+    config, mean_config = _config_text(folder, ensemble, force=force), _config_text(mean, averaging, force=force)
+    model = averaging_model(spec, dtypes=dtypes).SerializeToString(deterministic=True)
     labels = _labels_file(spec)
-    files: dict[str, bytes | str] = {
-        f"{AVERAGING_VERSION}/model.onnx": model.SerializeToString(deterministic=True)
-    }
-    done = members + write_all(mean, {**files, **labels, CONFIG: mean_config})
+    done += write_all(mean, {f"{AVERAGING_VERSION}/model.onnx": model, **labels, CONFIG: mean_config})
     # Triton wants a version folder although nothing is in it, and git keeps no empty folders.
     return done + write_all(folder, {"1/.gitkeep": b"", **labels, CONFIG: config})
 
@@ -139,20 +131,15 @@ def ensemble_configs(spec: CascadeSpec, repository: Path) -> tuple[ModelConfig, 
     """
     dtypes, limits = [], [spec.limits.max_batch_size]
     for member in spec.members:
-        facts = facts_from_folder(repository / member.name)
+        facts, what = facts_from_folder(repository / member.name), f"member {member.name}"
         if facts.outputs is None:
-            raise RepositoryError(
-                f"member {member.name}",
-                got=f"no outputs in its {CONFIG}",
-                fix="an ensemble needs them: write them there",
-            )
+            fix = "an ensemble needs them: write them there"
+            raise RepositoryError(what, got=f"no outputs in its {CONFIG}", fix=fix)
         if member.output not in facts.outputs:
             known = ", ".join(facts.outputs) or "none"
-            raise RepositoryError(
-                f"member {member.name}", got=f"outputs {known}", expected=f"an output {member.output}"
-            )
+            raise RepositoryError(what, got=f"outputs {known}", expected=f"an output {member.output}")
         if not facts.max_batch_size:
-            raise RepositoryError(f"member {member.name}", got="max_batch_size 0", expected="at least 1")
+            raise RepositoryError(what, got="max_batch_size 0", expected="at least 1")
         dtypes.append(facts.outputs[member.output].dtype)
         limits.append(facts.max_batch_size)
     largest = min(limits)
@@ -161,11 +148,7 @@ def ensemble_configs(spec: CascadeSpec, repository: Path) -> tuple[ModelConfig, 
 
 
 def ensemble_from_cascade(spec: CascadeSpec, name: str) -> CascadeSpec:
-    """The plan of an ensemble that asks all of a cascade's members side by side.
-
-    Args:
-        spec: any cascade.
-        name: of the ensemble.
+    """The plan of an ensemble, called `name`, that asks all of a cascade's members side by side.
 
     Raises:
         RepositoryError: the cascade answers from its last stage alone, so an average of all would differ.
@@ -186,11 +169,7 @@ def render_member(folder: Path, *, force: bool = False) -> Rendering:
     """Writes an exported member's configs from its manifest: config.pbtxt, and configs/gpu.pbtxt for GPUs.
 
     `tritonserver --model-config-name=gpu` takes the second where there is one, so that one repository serves
-    both kinds of machine. A config that was not rendered, or was edited, is kept.
-
-    Args:
-        folder: the member's.
-        force: overwrite such a config, too.
+    both kinds of machine. A config that was not rendered, or was edited, is kept unless `force` overwrites it.
 
     Raises:
         SpecError: the manifest is wrong.
@@ -201,13 +180,9 @@ def render_member(folder: Path, *, force: bool = False) -> Rendering:
     manifest = manifest_from_path(folder / MANIFEST)
     if manifest.name != folder.name:
         raise RepositoryError(f"{folder / MANIFEST} name", got=manifest.name, expected=folder.name)
-    texts = {
-        device: text_from_config(member_config(manifest, device=device), source=MANIFEST) for device in DEVICES
-    }
-    files: dict[str, bytes | str] = {}
-    if texts["gpu"] != texts["cpu"] and (force or may_replace(folder / "configs" / "gpu.pbtxt")):
-        files["configs/gpu.pbtxt"] = texts["gpu"]
-    return write_all(folder, {**files, CONFIG: texts["cpu"]})
+    cpu, gpu = (text_from_config(member_config(manifest, device=one), source=MANIFEST) for one in ("cpu", "gpu"))
+    write_gpu = gpu != cpu and (force or may_replace(folder / "configs" / "gpu.pbtxt"))
+    return write_all(folder, {**({"configs/gpu.pbtxt": gpu} if write_gpu else {}), CONFIG: cpu})
 
 
 def _known_spec(spec: CascadeSpec, repository: Path) -> CascadeSpec:
@@ -221,13 +196,9 @@ def _known_spec(spec: CascadeSpec, repository: Path) -> CascadeSpec:
 def _require_ours(folders: Iterable[Path], *, force: bool) -> None:
     for folder in folders:
         path = folder / CONFIG
-        if force or may_replace(path) or is_marked(text_from_path(path)) or _is_rendered(folder):
-            continue
-        raise RepositoryError(
-            str(path),
-            got="a config that was not written here",
-            fix="choose another name, or overwrite it with `force`",
-        )
+        if not (force or may_replace(path) or is_marked(text_from_path(path)) or _is_rendered(folder)):
+            fix = "choose another name, or overwrite it with `force`"
+            raise RepositoryError(str(path), got="a config that was not written here", fix=fix)
 
 
 def _config_text(folder: Path, rendered: ModelConfig, *, force: bool) -> str:
@@ -259,15 +230,13 @@ def _version_to_write(folder: Path, version: int | None, config: ModelConfig) ->
         return served_version(folder, config) or max(versions_in(folder), default=1)
     policy, present = policy_of(config), versions_in(folder)
     if version < 1 or version not in served_versions(policy, (*present, version)):
-        newest = max(present, default=1)
-        raise RepositoryError(
-            f"{folder} version",
-            got=version,
-            expected=f"one that the version_policy in its {CONFIG} serves" if policy else f"at least {newest}",
-            fix="change the policy" if policy else "Triton serves the highest, so a lower one would never be used",
-        )
+        expected = f"at least {max(present, default=1)}"
+        fix = "Triton serves the highest, so a lower one would never be used"
+        if policy:
+            expected, fix = f"one that the version_policy in its {CONFIG} serves", "change the policy"
+        raise RepositoryError(f"{folder} version", got=version, expected=expected, fix=fix)
     return version
 
 
 def _labels_file(spec: CascadeSpec) -> dict[str, bytes | str]:
-    return {} if spec.labels is None else {LABELS: "".join(f"{label}\n" for label in spec.labels)}
+    return {} if spec.labels is None else {LABELS: label_text(spec.labels)}

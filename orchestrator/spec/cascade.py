@@ -4,9 +4,8 @@ Letters used in shapes everywhere: n rows, k classes, m members, s stages. Stage
 """
 
 import dataclasses
-import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import pairwise
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -15,15 +14,28 @@ from orchestrator.errors import SpecError
 from orchestrator.spec.output_kind import OUTPUT_KINDS
 from orchestrator.spec.request import InputSpec, Preprocess, header_pattern_fault
 from orchestrator.spec.validation import (
+    VALUES,
+    Convert,
     Faults,
     array_of,
-    build,
+    built,
     is_finite,
     json_from_text,
     object_of,
-    plain,
+    text_from_json,
     text_of_file,
 )
+
+PLAN = "cascade.json"  # in the version folder of a cascade
+FORMAT = 1
+COMBINES = ("mean_logit", "mean_prob", "vote", "last")
+SCORES = ("max_prob", "top2_gap", "neg_entropy", "agreement")
+ON_FAILURE = ("error", "answer")
+# A Triton version is a signed 64-bit number.
+MAX_VERSION = 2**63 - 1
+# Tensors of a plan whose members lie in no repository yet; rendering replaces them.
+UNKNOWN_INPUT = InputSpec(name="input", dtype="FP32", dims=(1,))
+UNKNOWN_OUTPUT = "output"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,15 +59,17 @@ class Gear:
         for threshold in self.thresholds:
             faults.threshold("thresholds", threshold)
         faults.not_negative("mean_cost", self.mean_cost)
-        if self.accuracy is not None:
-            good = is_finite(self.accuracy) and 0 <= self.accuracy <= 1
-            faults.check("accuracy", good, f"got {self.accuracy!r}, expected a number from 0 to 1")
+        good = self.accuracy is None or (is_finite(self.accuracy) and 0 <= self.accuracy <= 1)
+        faults.check("accuracy", good, f"got {self.accuracy!r}, expected a number from 0 to 1")
         faults.close()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Gears:
-    """The cheaper gears and when to shift between them.
+    """Cheaper thresholds of the same plan, and when to shift to them: when more requests come than it can serve.
+
+    Gear 0 is the plan's own thresholds; gears from 1 on are cheaper and less accurate, in that order. The longest
+    wait of a deferred row decides which gear is used; a row keeps the gear of its arrival until it is answered.
 
     Args:
         cheaper: the gears from 1 on, each cheaper than the one before.
@@ -74,31 +88,15 @@ class Gears:
     def __post_init__(self) -> None:
         faults = Faults("gears")
         faults.check("cheaper", len(self.cheaper) > 0, "got none, expected at least one")
-        names = ("raise_wait_us", "lower_wait_us", "raise_after_us", "lower_after_us")
-        for name in names:
+        for name in ("raise_wait_us", "lower_wait_us", "raise_after_us", "lower_after_us"):
             faults.integer(name, getattr(self, name), low=0)
         if not faults.found:
-            gap = self.lower_wait_us < self.raise_wait_us
-            faults.check(
-                "lower_wait_us",
-                gap,
-                f"got {self.lower_wait_us}, expected less than raise_wait_us {self.raise_wait_us}",
-            )
+            text = f"got {self.lower_wait_us}, expected less than raise_wait_us {self.raise_wait_us}"
+            faults.check("lower_wait_us", self.lower_wait_us < self.raise_wait_us, text)
             costs = [gear.mean_cost for gear in self.cheaper]
             falling = all(after < before for before, after in pairwise(costs))
             faults.check("cheaper", falling, f"got mean costs {costs}, expected each below the one before")
         faults.close()
-
-
-FORMAT = 1
-COMBINES = ("mean_logit", "mean_prob", "vote", "last")
-SCORES = ("max_prob", "top2_gap", "neg_entropy", "agreement")
-ON_FAILURE = ("error", "answer")
-# A Triton version is a signed 64-bit number.
-MAX_VERSION = 2**63 - 1
-# Tensors of a plan whose members lie in no repository yet; rendering replaces them.
-UNKNOWN_INPUT = InputSpec(name="input", dtype="FP32", dims=(1,))
-UNKNOWN_OUTPUT = "output"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,13 +187,9 @@ class Stage:
         faults.check("members", len(self.members) > 0, "got none, expected at least one")
         faults.threshold("threshold", self.threshold)
         faults.threshold("low", self.low)
-        if not faults.found and self.low is not None:
-            never = self.threshold is None
-            faults.check(
-                "low",
-                never or self.low < self.threshold,  # type: ignore[operator]
-                f"got {self.low!r}, expected less than the threshold {self.threshold!r}",
-            )
+        if not faults.found and self.low is not None and self.threshold is not None:
+            text = f"got {self.low!r}, expected less than the threshold {self.threshold!r}"
+            faults.check("low", self.low < self.threshold, text)
         faults.one_of("on_failure", self.on_failure, ON_FAILURE)
         faults.close()
 
@@ -343,12 +337,9 @@ class CascadeSpec:
         faults.check("lead", prefix.stages <= most, f"got {prefix.stages} stages, expected at most {most}")
         own = [self.name, *(member.name for member in self.members)]
         faults.check("lead", prefix.name not in own, f"got {prefix.name}, expected a model of its own")
-        given = [member.name for member in self.members if member.input not in (None, self.input.name)]
-        faults.check(
-            "lead",
-            not given,
-            f"got members with inputs of their own names ({', '.join(given)}), expected one input",
-        )
+        given = ", ".join(member.name for member in self.members if member.input not in (None, self.input.name))
+        text = f"got members with inputs of their own names ({given}), expected one input"
+        faults.check("lead", not given, text)
 
     def _check_stages(self, faults: Faults) -> None:
         if not self.stages:
@@ -356,13 +347,12 @@ class CascadeSpec:
             return
         last = self.stages[-1]
         if last.threshold is not None or last.low is not None:
-            count = sum(stage.threshold is not None for stage in self.stages)
-            faults.add(
-                "stages",
-                f"got {count} thresholds for {len(self.stages)} stages, "
-                f"expected {len(self.stages) - 1}: the last stage always answers",
+            count, stages = sum(stage.threshold is not None for stage in self.stages), len(self.stages)
+            text = (
+                f"got {count} thresholds for {stages} stages, expected {stages - 1}: the last stage always answers"
             )
-        names = [member.name for stage in self.stages for member in stage.members]
+            faults.add("stages", text)
+        names = [member.name for member in self.members]
         twice = sorted({name for name in names if names.count(name) > 1})
         faults.check("stages", not twice, f"got {', '.join(twice)} more than once, expected each member once")
         faults.check("stages", self.name not in names, f"got {self.name} among its own members, a cycle")
@@ -375,10 +365,22 @@ class CascadeSpec:
         return tuple(member for stage in self.stages for member in stage.members)
 
     @property
+    def planned(self) -> tuple[Member | FusedPrefix, ...]:
+        """All models that the cascade calls: its members, and the fused prefix."""
+        return self.members if self.fused_prefix is None else (*self.members, self.fused_prefix)
+
+    @property
     def models(self) -> tuple[str, ...]:
-        """Names of all models that the cascade calls: its members, and the fused prefix."""
-        names = tuple(member.name for member in self.members)
-        return names if self.fused_prefix is None else (*names, self.fused_prefix.name)
+        """Names of all models that the cascade calls."""
+        return tuple(model.name for model in self.planned)
+
+    def with_members(self, change: Callable[[Member], Member]) -> "CascadeSpec":
+        """The plan with every member changed."""
+        stages = (
+            dataclasses.replace(stage, members=tuple(change(member) for member in stage.members))
+            for stage in self.stages
+        )
+        return dataclasses.replace(self, stages=tuple(stages))
 
     @property
     def worst_cost(self) -> float:
@@ -386,66 +388,39 @@ class CascadeSpec:
         return float(sum(stage.cost for stage in self.stages))
 
 
-PLAN = "cascade.json"  # in the version folder of a cascade
-
-_numbers = array_of(plain)
-_member = object_of(Member)
-_stage = object_of(Stage, {"members": array_of(_member)})
-
-
 def _stages(path: str, value: object, faults: Faults) -> Any:
     """Reads stages; all but the last must state a threshold: a stage without one would silently never exit."""
-    if isinstance(value, list):
-        for index, part in enumerate(value[:-1]):
-            if isinstance(part, dict) and "threshold" not in part:
-                faults.add(f"{path}[{index}].threshold", "missing, expected a number, or null for never")
-    return array_of(_stage)(path, value, faults)
+    for index, part in enumerate(value[:-1] if isinstance(value, list) else ()):
+        if isinstance(part, dict) and "threshold" not in part:
+            faults.add(f"{path}[{index}].threshold", "missing, expected a number, or null for never")
+    return array_of(object_of(Stage, members=array_of(object_of(Member))))(path, value, faults)
 
 
-_input = object_of(InputSpec, {"dims": _numbers, "preprocess": object_of(Preprocess)})
-_fit = object_of(Fit, {"accuracy_ci95": _numbers, "exit_share": _numbers})
-_gear = object_of(Gear, {"thresholds": _numbers, "exit_share": _numbers})
-_cascade = partial(
-    build,
-    CascadeSpec,
-    convert={
-        "input": _input,
-        "stages": _stages,
-        "labels": _numbers,
-        "limits": object_of(Limits),
-        "fit": _fit,
-        "lead": object_of(FusedPrefix),
-        "gears": object_of(Gears, {"cheaper": array_of(_gear)}),
-    },
-)
+_CONVERT: dict[str, Convert] = {
+    "input": object_of(InputSpec, dims=VALUES, preprocess=object_of(Preprocess)),
+    "stages": _stages,
+    "labels": VALUES,
+    "limits": object_of(Limits),
+    "fit": object_of(Fit, accuracy_ci95=VALUES, exit_share=VALUES),
+    "lead": object_of(FusedPrefix),
+    "gears": object_of(Gears, cheaper=array_of(object_of(Gear, thresholds=VALUES, exit_share=VALUES))),
+}
 
 
 def cascade_from_json(text: str, subject: str = PLAN) -> CascadeSpec:
-    """The cascade a JSON text describes.
-
-    Args:
-        text: a whole cascade.json.
-        subject: what to call it in errors, usually its path.
+    """The cascade that a whole cascade.json describes; `subject` names it in errors, usually by its path.
 
     Raises:
         SpecError: with every fault found, keyed by field.
     """
     value = json_from_text(text, subject)
-    if not isinstance(value, dict):
-        raise SpecError(subject, {"document": f"got {type(value).__name__}, expected an object"})
-    number = value.pop("format", None)
+    number = value.pop("format", None) if isinstance(value, dict) else FORMAT
     if number != FORMAT or isinstance(number, bool):
         # The fields of another format would only produce misleading faults, so the rest is not read.
-        message = f"got {number!r}, expected {FORMAT}"
         newer = isinstance(number, int) and number > FORMAT
         fix = "install a newer committee" if newer else "write it again with `committee plan`"
-        raise SpecError(subject, {"format": message}, fix=fix)
-    faults = Faults(subject)
-    spec = _cascade("", value, faults)
-    faults.close()
-    if spec is None:
-        raise SpecError(subject, {"document": "cannot be read"})
-    return spec
+        raise SpecError(subject, {"format": f"got {number!r}, expected {FORMAT}"}, fix=fix)
+    return built(CascadeSpec, value, subject, _CONVERT)
 
 
 def cascade_from_path(path: Path | str) -> CascadeSpec:
@@ -455,19 +430,18 @@ def cascade_from_path(path: Path | str) -> CascadeSpec:
 
 def json_from_cascade(spec: CascadeSpec) -> str:
     """The text of cascade.json; equal specs give equal bytes, and reading it back gives an equal spec."""
-    keys = {field.name: field.metadata.get("key", field.name) for field in dataclasses.fields(spec)}
-    value = {"format": FORMAT, **{keys[name]: part for name, part in dataclasses.asdict(spec).items()}}
-    for name in ("lead", "gears", "header_pattern"):
-        if value[name] is None:
-            del value[name]
+    value = {"format": FORMAT, **dataclasses.asdict(spec)}
+    # The key "lead" stands where "fused_prefix" stood.
+    value = {"lead" if key == "fused_prefix" else key: part for key, part in value.items()}
+    # Fields that are younger than format 1 are left out where they are empty, because older readers refuse them.
+    _leave_out(value, "lead", "gears", "header_pattern")
     for member in (member for stage in value["stages"] for member in stage["members"]):
         _leave_out(member, "version", "data_files")
     _leave_out(value.get("lead", {}), "version", "sha256")
-    return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    return text_from_json(value)
 
 
 def _leave_out(value: dict[str, Any], *names: str) -> None:
-    """Leaves out empty fields that are younger than format 1, because older readers refuse them."""
     for name in names:
         if name in value and not value[name]:
             del value[name]

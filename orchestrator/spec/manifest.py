@@ -1,7 +1,6 @@
 """What the export writes down of every member, `<member>/manifest.json`: reading and writing it."""
 
 import dataclasses
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,13 +9,13 @@ from orchestrator.errors import SpecError
 from orchestrator.spec.output_kind import OUTPUT_KINDS
 from orchestrator.spec.request import Preprocess
 from orchestrator.spec.validation import (
+    VALUES,
     Faults,
-    array_of,
-    build,
+    built,
     is_finite,
     json_from_text,
     object_of,
-    plain,
+    text_from_json,
     text_of_file,
 )
 
@@ -141,11 +140,10 @@ def _is_proof(value: object) -> bool:
     """Whether a value has the form of a result with one version of ONNX Runtime."""
     if not isinstance(value, dict):
         return False
-    words = [value[key] for key in ("not_proven", "fault") if key in value]
-    numbers = [value["max_abs"]] if "max_abs" in value else []
-    good = all(isinstance(word, str) and word for word in words)
-    good = good and all(is_finite(number) and number >= 0 for number in numbers)
-    return good and bool(words or numbers)
+    found = [isinstance(value[key], str) and bool(value[key]) for key in ("not_proven", "fault") if key in value]
+    if "max_abs" in value:
+        found.append(is_finite(value["max_abs"]) and value["max_abs"] >= 0)
+    return bool(found) and all(found)
 
 
 def manifest_from_path(path: Path) -> Manifest:
@@ -158,19 +156,11 @@ def manifest_from_path(path: Path) -> Manifest:
     if not isinstance(value, dict) or value.pop("format", None) != MANIFEST_FORMAT:
         message = f"expected an object with format {MANIFEST_FORMAT}"
         raise SpecError(str(path), {"format": message}, fix="export the member again")
-    faults = Faults(str(path))
-    list_of = array_of(plain)
-    tensor = object_of(TensorSpec, {"dims": list_of})
+    tensor = object_of(TensorSpec, dims=VALUES)
     convert = {"input": tensor, "output": tensor, "preprocess": object_of(Preprocess)}
-    convert |= {"labels": list_of, "processor_flags": list_of}
-    manifest = build(Manifest, "", value, faults, convert)
-    faults.close()
-    if manifest is None:
-        raise SpecError(str(path), {"document": "cannot be read"})
-    return manifest
+    return built(Manifest, value, str(path), {**convert, "labels": VALUES, "processor_flags": VALUES})
 
 
 def json_from_manifest(manifest: Manifest) -> str:
     """The text of manifest.json; equal manifests give equal bytes."""
-    value = {"format": MANIFEST_FORMAT, **dataclasses.asdict(manifest)}
-    return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    return text_from_json({"format": MANIFEST_FORMAT, **dataclasses.asdict(manifest)})

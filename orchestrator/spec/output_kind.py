@@ -61,11 +61,7 @@ class ScoreEvidence:
     first: npt.NDArray[np.float64] | None = dataclasses.field(default=None, compare=False)
 
     def with_scores(self, scores: npt.NDArray[np.generic]) -> "ScoreEvidence":
-        """The evidence after further rows.
-
-        Args:
-            scores: (n, k) in any floating-point type.
-        """
+        """The evidence after further rows (n, k) in any floating-point type."""
         rows = np.asarray(scores, np.float64)
         rows = rows[np.isfinite(rows).all(axis=1)]
         if not rows.size:
@@ -111,7 +107,8 @@ class ScoreEvidence:
     def fills_unit_interval(self) -> bool:
         """Scores from 0 to 1 that reach both ends and do not add up, as sigmoids of a trained network give."""
         many = self.rows * self.classes >= MIN_SCORES
-        return many and self.in_unit_interval and not self.adds_up and self._reaches_both_ends
+        reaches_both_ends = self.low <= FILLED_TO and self.high >= 1 - FILLED_TO
+        return many and self.in_unit_interval and not self.adds_up and reaches_both_ends
 
     @property
     def is_negative_log(self) -> bool:
@@ -125,10 +122,6 @@ class ScoreEvidence:
         error = MAX_SUM_ERROR * max(1.0, abs(self.low), abs(self.high))
         near = (max(abs(self.low_sum - one), abs(self.high_sum - one)) <= error for one in (0, 1))
         return self.sums_agree and not any(near)
-
-    @property
-    def _reaches_both_ends(self) -> bool:
-        return self.low <= FILLED_TO and self.high >= 1 - FILLED_TO
 
     @property
     def kind(self) -> str:
@@ -155,12 +148,6 @@ class ScoreEvidence:
         return "sigmoids" if self.fills_unit_interval else "no distributions"
 
     def __str__(self) -> str:
-        return (
-            f"values from {self.low:.3g} to {self.high:.3g} in {self.rows} rows "
-            f"that add up to {_span(self.low_sum, self.high_sum)}"
-        )
-
-
-def _span(low: float, high: float) -> str:
-    texts = f"{low:.3g}", f"{high:.3g}"
-    return texts[0] if texts[0] == texts[1] else " to ".join(texts)
+        # One number where both sums read the same.
+        sums = " to ".join(dict.fromkeys(f"{one:.3g}" for one in (self.low_sum, self.high_sum)))
+        return f"values from {self.low:.3g} to {self.high:.3g} in {self.rows} rows that add up to {sums}"

@@ -33,52 +33,6 @@ def verifies_hashes(config: Mapping[str, Any]) -> bool:
     return said not in _NO
 
 
-class VersionFiles:
-    """The files of one version of a model, compared with the hashes that a plan expects.
-
-    Args:
-        folder: the version folder.
-        expected: path in the folder -> sha256.
-
-    Attributes:
-        reads: how often a file was read because it may have changed.
-    """
-
-    def __init__(self, folder: Path, expected: Mapping[str, str]) -> None:
-        self.reads = 0
-        self._folder = folder
-        self._expected = dict(expected)
-        self._known: dict[str, tuple[tuple[int, ...], str]] = {}
-
-    def fault(self, tick: Tick | None = None) -> str | None:
-        """What is wrong with the files; None where they are the expected ones."""
-        for name, expected in self._expected.items():
-            path = self._folder / name
-            try:
-                digest = self._digest(name, path, tick)
-            except FileNotFoundError:
-                return f"{path} is gone"
-            except OSError as error:
-                return f"{path} cannot be read ({error.strerror})"
-            if digest is None:
-                return f"{path} is being written"
-            if digest != expected:
-                return f"{path} is not the file the thresholds were fitted on"
-        return None
-
-    def _digest(self, name: str, path: Path, tick: Tick | None) -> str | None:
-        before = _identity(path)
-        known = self._known.get(name)
-        if known is not None and known[0] == before:
-            return known[1]
-        self.reads += 1
-        digest = sha256_of_path(path, tick=tick)
-        if _identity(path) != before:
-            return None
-        self._known[name] = (before, digest)
-        return digest
-
-
 class PlannedModel:
     """A member or fused prefix of a plan, held against the model of that name in the server.
 
@@ -98,7 +52,7 @@ class PlannedModel:
         is_seen: whether this process can see the model's folder.
         has_hash: whether the plan has a hash of the model file, and it is to be compared.
         was_changed: whether the files differed at some time, so that the server may have loaded those.
-        is_missing: whether the server had no version of it ready at the last look.
+        reads: how often files were read; a number that grows means that a file was written or replaced.
     """
 
     def __init__(
@@ -107,7 +61,8 @@ class PlannedModel:
         self.name = planned.name
         self.version = planned.version
         self.was_changed = False
-        self.is_missing = False
+        self.reads = 0
+        self._is_missing = False
         self._may_fail = may_fail
         self._was_ready = False
         self._pinned = planned.version is not None
@@ -115,7 +70,7 @@ class PlannedModel:
         self.is_seen = self._folder.is_dir()
         self.has_hash = planned.sha256 is not None and verify_files
         self._expected = self._expected_files(planned) if verify_files and self.is_seen else {}
-        self._files: dict[int, VersionFiles] = {}
+        self._digests: dict[Path, tuple[tuple[int, ...], str]] = {}
 
     @property
     def is_verified(self) -> bool:
@@ -130,7 +85,7 @@ class PlannedModel:
             tick: called for every block that is read.
         """
         first = None
-        self.is_missing = False
+        self._is_missing = False
         for version in self._candidates():
             wrong = self._wrong(version, ready, tick)
             if wrong is None:
@@ -138,13 +93,8 @@ class PlannedModel:
                 self._was_ready |= ready is not None
                 return None
             first = first or wrong
-        self.is_missing = ready is not None and not ready(self.name, None)
+        self._is_missing = ready is not None and not ready(self.name, None)
         return first or f"there is no version in {self._folder}"
-
-    @property
-    def reads(self) -> int:
-        """How often files were read; a number that grows means that a file was written or replaced."""
-        return sum(files.reads for files in self._files.values())
 
     @property
     def is_left_to_stage(self) -> bool:
@@ -152,7 +102,7 @@ class PlannedModel:
 
         Such a member cannot give wrong answers: it fails the requests that need it, as any failing member does.
         """
-        return self.is_missing and not self.was_changed and (self._may_fail or not self._was_ready)
+        return self._is_missing and not self.was_changed and (self._may_fail or not self._was_ready)
 
     def _candidates(self) -> Iterator[int | None]:
         if self._pinned or not self.is_verified:
@@ -167,13 +117,33 @@ class PlannedModel:
             folder = self._folder / str(version)
             if not folder.is_dir():
                 return f"its version {version} is gone from {self._folder}"
-            files = self._files.setdefault(version, VersionFiles(folder, self._expected))
-            wrong = files.fault(tick)
+            wrong = self._wrong_file(folder, tick)
             if wrong is not None:
                 self.was_changed |= version == self.version
                 return wrong
         if ready is not None and not ready(self.name, version):
             return "it is not ready" if version is None else f"its version {version} is not ready"
+        return None
+
+    def _wrong_file(self, folder: Path, tick: Tick | None) -> str | None:
+        """What is wrong with the files of a version folder; None where they are the expected ones."""
+        for name, expected in self._expected.items():
+            path = folder / name
+            try:
+                before = _identity(path)
+                known, digest = self._digests.get(path, (None, ""))
+                if known != before:
+                    self.reads += 1
+                    digest = sha256_of_path(path, tick=tick)
+                    if _identity(path) != before:
+                        return f"{path} is being written"
+                    self._digests[path] = (before, digest)
+            except FileNotFoundError:
+                return f"{path} is gone"
+            except OSError as error:
+                return f"{path} cannot be read ({error.strerror})"
+            if digest != expected:
+                return f"{path} is not the file the thresholds were fitted on"
         return None
 
     def _expected_files(self, planned: Member | FusedPrefix) -> dict[str, str]:
@@ -192,14 +162,11 @@ class PlannedModel:
 
 def planned_models(spec: CascadeSpec, repository: Path, *, verify_files: bool = True) -> tuple[PlannedModel, ...]:
     """The members of a plan in its order, then its fused prefix if it has one."""
-    models = [
-        PlannedModel(member, repository, verify_files=verify_files, may_fail=stage.on_failure == "answer")
-        for stage in spec.stages
-        for member in stage.members
-    ]
-    if spec.fused_prefix is not None:
-        models.append(PlannedModel(spec.fused_prefix, repository, verify_files=verify_files))
-    return tuple(models)
+    optional = {one.name for stage in spec.stages if stage.on_failure == "answer" for one in stage.members}
+    return tuple(
+        PlannedModel(one, repository, verify_files=verify_files, may_fail=one.name in optional)
+        for one in spec.planned
+    )
 
 
 def data_files_of(data_files: Mapping[str, str]) -> dict[str, str]:

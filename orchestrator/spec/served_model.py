@@ -17,13 +17,7 @@ from orchestrator.spec.triton import stated_instances
 
 @dataclass(frozen=True, kw_only=True)
 class TensorInfo:
-    """A tensor as served.
-
-    Args:
-        name: of the tensor.
-        dtype: Triton dtype, e.g. "FP32".
-        shape: with the batch axis; -1 where the size is free.
-    """
+    """A tensor as served: Triton dtype, and shape with the batch axis, -1 where a size is free."""
 
     name: str
     dtype: str
@@ -88,26 +82,22 @@ def model_from_json(metadata: Mapping[str, Any], config: Mapping[str, Any]) -> M
     """A model from the server's two JSON documents about it, in which whole numbers may be strings."""
     name = str(metadata.get("name", config.get("name", "")))
     try:
+        # A request need not have them.
+        optional = {str(one["name"]) for one in config.get("input", ()) if one.get("optional")}
+        inputs = map(_tensor, metadata.get("inputs", ()))
         return ModelInfo(
             name=name,
             platform=str(metadata.get("platform", "")),
             versions=tuple(map(str, metadata.get("versions", ()))),
             max_batch_size=int(config.get("max_batch_size", 0)),
-            inputs=_required_inputs(tuple(map(_tensor, metadata.get("inputs", ()))), config),
+            inputs=tuple(tensor for tensor in inputs if tensor.name not in optional),
             outputs=tuple(map(_tensor, metadata.get("outputs", ()))),
             output_kind=_output_kind(config),
             instances=stated_instances(config),
         )
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ServerFaultError(
-            f"metadata of model {name}", got=f"a document that cannot be read ({error!r})"
-        ) from error
-
-
-def _required_inputs(inputs: tuple[TensorInfo, ...], config: Mapping[str, Any]) -> tuple[TensorInfo, ...]:
-    """The inputs that a request must have."""
-    optional = {str(one["name"]) for one in config.get("input", ()) if one.get("optional")}
-    return tuple(tensor for tensor in inputs if tensor.name not in optional)
+        got = f"a document that cannot be read ({error!r})"
+        raise ServerFaultError(f"metadata of model {name}", got=got) from error
 
 
 def _output_kind(config: Mapping[str, Any]) -> str | None:
@@ -136,11 +126,8 @@ def input_tensor(info: ModelInfo) -> TensorInfo:
         raise InputError(f"model {info.name}", got=f"{len(info.inputs)} inputs ({names})", expected="one input")
     tensor = info.inputs[0]
     if tensor.shape[:1] != (-1,):
-        raise InputError(
-            f"model {info.name} input {tensor.name}",
-            got=f"shape {list(tensor.shape)}",
-            expected="a free batch axis",
-        )
+        what = f"model {info.name} input {tensor.name}"
+        raise InputError(what, got=f"shape {list(tensor.shape)}", expected="a free batch axis")
     return tensor
 
 
@@ -208,15 +195,12 @@ def check_rows(info: ModelInfo, rows: npt.NDArray[Any]) -> TensorInfo:
         raise InputError(what, got=f"dtype {tensor.dtype}", expected="a numeric model input")
     expected = f"[n, {', '.join('any' if size < 0 else str(size) for size in tensor.shape[1:])}]"
     if rows.dtype != np.dtype(dtype):
+        expected = f"{dtype} ({tensor.dtype})"
         raise InputError(
-            what,
-            got=f"dtype {rows.dtype}",
-            expected=f"{dtype} ({tensor.dtype})",
-            fix=f"convert with .astype('{dtype}')",
+            what, got=f"dtype {rows.dtype}", expected=expected, fix=f"convert with .astype('{dtype}')"
         )
     if rows.ndim != len(tensor.shape):
-        single = rows.ndim == len(tensor.shape) - 1
-        fix = "add the batch axis with rows[None]" if single else None
+        fix = "add the batch axis with rows[None]" if rows.ndim == len(tensor.shape) - 1 else None
         raise InputError(what, got=f"rank {rows.ndim}, shape {list(rows.shape)}", expected=expected, fix=fix)
     pairs = zip(rows.shape[1:], tensor.shape[1:], strict=True)
     if any(size not in (got, -1) for got, size in pairs):

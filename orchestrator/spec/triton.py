@@ -5,45 +5,25 @@ Plain values go in and out, no protobuf, so that the code inside the server can 
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 # Releases that code elsewhere depends on.
 IS_READY_SINCE = "26.03"  # a Python model's own is_ready() is asked
-QUEUE_POLICY_SINCE = "26.08"  # the dynamic batcher no longer loses wake-ups under a queue policy
 # What docker-compose.yml runs: the first release whose dynamic batcher neither starves requests (26.08) nor uses a
 # queue after it was freed (26.11).
 PINNED = "26.11"
 EMBEDDED = "24.10"  # what nvidia-pytriton carries
 
 
-@dataclass(frozen=True, kw_only=True)
-class Runtime:
-    """What one version of ONNX Runtime reads; both limits were measured by opening models with its wheel.
+class Runtime(NamedTuple):
+    """What a version of ONNX Runtime reads, measured by opening models with its wheel.
 
-    Args:
-        version: of ONNX Runtime.
-        ir_version: highest ONNX file version.
-        opset: highest released operator set of the default domain.
+    That is the highest ONNX file version, and the highest released operator set of the default domain.
     """
 
-    version: str
     ir_version: int
     opset: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Release:
-    """One Triton release.
-
-    Args:
-        name: year and month, "26.07".
-        onnxruntime: version inside NVIDIA's image; None where no public source names it.
-    """
-
-    name: str
-    onnxruntime: str | None
 
 
 # From the `ort_version` of build.py at each release branch of triton-inference-server/server; 26.09 from its
@@ -64,21 +44,17 @@ _ONNXRUNTIME = {
     "1.30.0": ("26.09",),
     None: ("26.10", "26.11"),
 }
-# ONNX Runtime minor version -> (highest IR version, highest opset)
+# What is read -> minor versions of ONNX Runtime
 _READS = {
-    "1.19": (10, 21),
-    "1.20": (10, 21),
-    "1.21": (10, 22),
-    "1.22": (10, 22),
-    "1.23": (11, 23),
-    "1.24": (13, 25),
-    "1.27": (13, 26),
-    "1.28": (13, 26),
-    "1.29": (13, 26),
-    "1.30": (13, 26),
-    "1.31": (13, 26),
-    "1.32": (14, 28),
+    Runtime(10, 21): ("1.19", "1.20"),
+    Runtime(10, 22): ("1.21", "1.22"),
+    Runtime(11, 23): ("1.23",),
+    Runtime(13, 25): ("1.24",),
+    Runtime(13, 26): ("1.27", "1.28", "1.29", "1.30", "1.31"),
+    Runtime(14, 28): ("1.32",),
 }
+# Release, by year and month -> version of ONNX Runtime in NVIDIA's image; None where no public source names it
+RELEASES = {name: version for version, names in _ONNXRUNTIME.items() for name in names}
 
 # File that a backend loads unless the configuration names another -> Triton backend, in the order in which Triton
 # looks for them where the configuration names no backend.
@@ -106,10 +82,6 @@ COMPLETED_BATCH = 4
 ANY_VERSION = -1  # the `model_version` that means the newest one that is loaded
 _VERSION = re.compile("[1-9][0-9]{0,17}")  # the name of a version folder
 
-RELEASES = {
-    name: Release(name=name, onnxruntime=version) for version, names in _ONNXRUNTIME.items() for name in names
-}
-
 
 def backend_of(backend: str, platform: str) -> str:
     """Who runs a model whose configuration has these two words; empty where both are."""
@@ -123,8 +95,8 @@ def usual_file(backend: str) -> str | None:
 
 def runtime_of(version: str) -> Runtime | None:
     """What a version of ONNX Runtime reads; None for a version that was not tried."""
-    limits = _READS.get(".".join(version.split(".")[:2]))
-    return None if limits is None else Runtime(version=version, ir_version=limits[0], opset=limits[1])
+    minor = ".".join(version.split(".")[:2])
+    return next((reads for reads, minors in _READS.items() if minor in minors), None)
 
 
 def image_runtimes() -> tuple[str, ...]:
@@ -134,30 +106,21 @@ def image_runtimes() -> tuple[str, ...]:
 
 def releases_with(version: str) -> tuple[str, ...]:
     """Names of the releases whose image carries that version of ONNX Runtime, oldest first."""
-    return tuple(name for name, release in RELEASES.items() if release.onnxruntime == version)
+    return _ONNXRUNTIME.get(version, ())
 
 
 def releases_that_read(*, ir_version: int, opset: int) -> tuple[str, ...]:
-    """Releases whose ONNX Runtime is known to read such a file, oldest first.
+    """Releases whose ONNX Runtime is known to read such a file (`opset` of the default domain), oldest first."""
 
-    Args:
-        ir_version: ONNX file version.
-        opset: of the default domain.
-    """
-    found = []
-    for release in sorted(RELEASES.values(), key=lambda one: one.name):
-        runtime = None if release.onnxruntime is None else runtime_of(release.onnxruntime)
-        if runtime is not None and runtime.ir_version >= ir_version and runtime.opset >= opset:
-            found.append(release.name)
-    return tuple(found)
+    def reads(version: str) -> bool:
+        most = runtime_of(version)
+        return most is not None and most.ir_version >= ir_version and most.opset >= opset
+
+    return tuple(name for version in filter(reads, image_runtimes()) for name in releases_with(version))
 
 
 def stated_instances(config: Mapping[str, Any]) -> int | None:
-    """How many requests a model runs at once; None where its configuration leaves that to the server.
-
-    Args:
-        config: the configuration as JSON values.
-    """
+    """How many requests a model runs at once; None where its configuration (JSON values) leaves that open."""
     groups = config.get("instance_group", ())
     counts = [int(group.get("count", 0)) * max(1, len(group.get("gpus", ()))) for group in groups]
     return sum(counts) if counts and all(counts) else None

@@ -4,7 +4,7 @@ import dataclasses
 import json
 import re
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeGuard, TypeVar
 
@@ -56,8 +56,11 @@ class Faults:
 
     def integer(self, field: str, value: object, *, low: int, high: int | None = None) -> None:
         """A whole number (bool is not one) in [low, high]."""
-        in_range = isinstance(value, int) and low <= value and (high is None or value <= high)
-        good = in_range and not isinstance(value, bool)
+        good = (
+            isinstance(value, int)
+            and not isinstance(value, bool)
+            and low <= value <= (value if high is None else high)
+        )
         upper = "" if high is None else f" and at most {high}"
         self.check(field, good, f"got {value!r}, expected a whole number of at least {low}{upper}")
 
@@ -67,9 +70,8 @@ class Faults:
 
     def not_negative(self, field: str, value: object) -> None:
         """A finite number of at least zero."""
-        self.check(
-            field, is_finite(value) and value >= 0, f"got {value!r}, expected a finite number of at least 0"
-        )
+        good = is_finite(value) and value >= 0
+        self.check(field, good, f"got {value!r}, expected a finite number of at least 0")
 
     def threshold(self, field: str, value: object) -> None:
         """A finite number, or None, which no score reaches."""
@@ -102,25 +104,35 @@ def is_finite(value: object) -> TypeGuard[float]:
 Convert = Callable[[str, Any, Faults], Any]
 
 
-def build(cls: type[T], path: str, value: object, faults: Faults, convert: dict[str, Convert]) -> T | None:
-    """An instance of a dataclass from a JSON object, or None after adding its faults.
+def built(cls: type[T], value: object, subject: str, convert: Mapping[str, Convert]) -> T:
+    """An instance of a dataclass, which validates values, from a whole JSON document.
 
     Args:
-        cls: the dataclass; its constructor validates values.
-        path: where the object lies in the document, for messages.
-        value: the JSON value.
-        faults: collects what is wrong.
+        cls: the dataclass. A field whose JSON key is another word names that key in its metadata.
+        value: the document.
+        subject: what to call it in errors.
         convert: converters for the fields that are not plain JSON values.
+
+    Raises:
+        SpecError: with every fault found, keyed by field.
     """
+    faults = Faults(subject)
+    made = _build(cls, "", value, faults, convert)
+    faults.close()
+    assert made is not None
+    return made
+
+
+def _build(cls: type[T], path: str, value: object, faults: Faults, convert: Mapping[str, Convert]) -> T | None:
+    """An instance from the object that lies at `path` in a document, or None after adding its faults."""
     if not isinstance(value, dict):
         faults.add(path or "document", f"got {type(value).__name__}, expected an object")
         return None
     before = len(faults.found)
-    # A field whose JSON key is another word names that key in its metadata.
     fields = {field.metadata.get("key", field.name): field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
     _check_keys(fields, path, value, faults)
     known = {
-        fields[key].name: convert[key](join(path, key), item, faults)
+        fields[key].name: convert[key](_join(path, key), item, faults)
         if key in convert and item is not None
         else item
         for key, item in value.items()
@@ -132,7 +144,7 @@ def build(cls: type[T], path: str, value: object, faults: Faults, convert: dict[
         return cls(**known)
     except SpecError as error:
         for name, text in error.faults.items():
-            faults.add(join(path, name), text)
+            faults.add(_join(path, name), text)
     except (TypeError, ValueError) as error:
         faults.add(path or "document", f"cannot be read ({error})")
     return None
@@ -142,18 +154,16 @@ def _check_keys(
     fields: dict[str, dataclasses.Field[Any]], path: str, value: dict[str, Any], faults: Faults
 ) -> None:
     for key in value:
-        if key not in fields:
-            faults.add(join(path, key), f"unknown field, expected one of {', '.join(fields)}")
+        faults.check(_join(path, key), key in fields, f"unknown field, expected one of {', '.join(fields)}")
     for name, field in fields.items():
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         if required and name not in value:
-            faults.add(join(path, name), "missing")
+            faults.add(_join(path, name), "missing")
         if name in value and value[name] is None and "None" not in str(field.type):
-            faults.add(join(path, name), "got null, expected a value")
+            faults.add(_join(path, name), "got null, expected a value")
 
 
-def join(path: str, name: str) -> str:
-    """Dotted path of a field."""
+def _join(path: str, name: str) -> str:
     return f"{path}.{name}" if path else name
 
 
@@ -169,37 +179,40 @@ def array_of(item: Convert) -> Convert:
     return convert
 
 
-def object_of(cls: type[Any], convert: dict[str, Convert] | None = None) -> Convert:
-    """A converter for a JSON object, giving an instance of the dataclass; see `build`."""
-    return lambda path, value, faults: build(cls, path, value, faults, convert or {})
+# A converter for an array of plain values, which the dataclass checks.
+VALUES = array_of(lambda _path, value, _faults: value)
 
 
-def plain(path: str, value: Any, faults: Faults) -> Any:
-    """Returns the value unchanged; the dataclass checks it."""
-    del path, faults
-    return value
+def object_of(cls: type[Any], **convert: Convert) -> Convert:
+    """A converter for a JSON object, giving an instance of the dataclass; `convert` as for `built`."""
+    return lambda path, value, faults: _build(cls, path, value, faults, convert)
 
 
-def json_from_text(text: str, subject: str) -> object:
+def text_from_json(value: object) -> str:
+    """The text of a file that people read, too; equal values give equal bytes."""
+    return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def json_from_text(text: str, subject: str) -> Any:
     """The JSON value of a text.
 
     Raises:
         SpecError: truncated or malformed text, or the NaN and Infinity that Python alone accepts.
     """
 
+    def refusal(message: str) -> SpecError:
+        return SpecError(subject, {"document": message})
+
     def refuse(word: str) -> object:
-        message = f"got {word}, expected a finite number, or null for never"
-        raise SpecError(subject, {"document": message})
+        raise refusal(f"got {word}, expected a finite number, or null for never")
 
     try:
         return json.loads(text, parse_constant=refuse)
     except json.JSONDecodeError as error:
-        place = f"line {error.lineno} column {error.colno}"
-        message = f"got JSON that ends or breaks at {place} ({error.msg}), expected one complete JSON document"
-        raise SpecError(subject, {"document": message}) from error
+        got = f"JSON that ends or breaks at line {error.lineno} column {error.colno} ({error.msg})"
+        raise refusal(f"got {got}, expected one complete JSON document") from error
     except RecursionError as error:
-        message = "got JSON nested too deeply to read, expected a few levels"
-        raise SpecError(subject, {"document": message}) from error
+        raise refusal("got JSON nested too deeply to read, expected a few levels") from error
 
 
 def text_of_file(path: Path, subject: str) -> str:

@@ -1,15 +1,17 @@
 import dataclasses
 import json
 
+import onnx
 import pytest
 
 from orchestrator.errors import SpecError
+from orchestrator.graphs.editing import PRODUCER
 from orchestrator.graphs.onefile import (
     ONEFILE_KEY,
     OneFile,
     answering,
     metadata_from_onefile,
-    onefile_from_metadata,
+    onefile_from_model,
     onefile_name,
 )
 from orchestrator.spec import CascadeSpec, Fit, Limits, Member
@@ -24,29 +26,37 @@ def made(stages: int | None = None) -> OneFile:
     return OneFile(spec=answering(plan()), stages=stages, sha256={"small": "1" * 64, "large": "2" * 64})
 
 
+def read(metadata: dict[str, str], producer: str = PRODUCER) -> OneFile | None:
+    model = onnx.ModelProto(producer_name=producer)
+    onnx.helper.set_model_props(model, metadata)
+    # In a damaged file: bytes that are no text.
+    damaged = model.SerializeToString().replace(b"@", b"\xff")
+    return onefile_from_model(onnx.ModelProto.FromString(damaged), subject="here")
+
+
 @pytest.mark.parametrize("stages", [None, 1, 2])
 def test_what_is_written_into_the_metadata_is_read_back(stages: int | None) -> None:
-    assert onefile_from_metadata(metadata_from_onefile(made(stages)), subject="here") == made(stages)
-    assert onefile_from_metadata({"cascade": "{}"}, subject="here") is None
+    assert read(metadata_from_onefile(made(stages))) == made(stages)
+    assert read({"cascade": "{}"}) is None
+    assert read(metadata_from_onefile(made(stages)), producer="another") is None
 
 
-@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"format": 1}', b"\xff"])
-def test_spoilt_metadata_is_a_spec_error_that_says_what_to_do(text: object) -> None:
-    with pytest.raises(SpecError, match="write it again with"):
-        onefile_from_metadata({ONEFILE_KEY: text}, subject="here")
+WHOLE = json.loads(metadata_from_onefile(made())[ONEFILE_KEY])
 
 
 @pytest.mark.parametrize(
-    "change",
+    "text",
     [
-        {"format": 2}, {"stages": 0}, {"stages": 3}, {"stages": True},
-        {"sha256": []}, {"sha256": {"small": 1}}, {"cascade": {}},
+        "{", "[]", "{}", '{"format": 1}', "@",
+        *(json.dumps({**WHOLE, **change}) for change in (
+            {"format": 2}, {"stages": 0}, {"stages": 3}, {"stages": True},
+            {"sha256": []}, {"sha256": {"small": 1}}, {"cascade": {}},
+        )),
     ],
 )  # fmt: skip
-def test_metadata_with_wrong_fields_is_a_spec_error(change: dict[str, object]) -> None:
-    value = {**json.loads(metadata_from_onefile(made())[ONEFILE_KEY]), **change}
+def test_spoilt_metadata_is_a_spec_error_that_says_what_to_do(text: str) -> None:
     with pytest.raises(SpecError, match="write it again with"):
-        onefile_from_metadata({ONEFILE_KEY: json.dumps(value)}, subject="here")
+        read({ONEFILE_KEY: text})
 
 
 def test_what_has_changed_since_is_named_and_what_changes_no_answer_is_not() -> None:

@@ -11,7 +11,6 @@ from orchestrator.spec.triton import (
     EMBEDDED,
     IS_READY_SINCE,
     PINNED,
-    QUEUE_POLICY_SINCE,
     RELEASES,
     image_runtimes,
     releases_with,
@@ -75,7 +74,7 @@ def test_only_folders_named_by_a_number_are_versions(tmp_path: Path) -> None:
 
 
 def test_what_a_release_can_do_is_said_of_releases_that_exist() -> None:
-    assert {EMBEDDED, PINNED, IS_READY_SINCE, QUEUE_POLICY_SINCE} <= set(RELEASES)
+    assert {EMBEDDED, PINNED, IS_READY_SINCE} <= set(RELEASES)
 
 
 def test_every_runtime_in_an_image_has_limits_and_its_releases() -> None:
@@ -83,6 +82,6 @@ def test_every_runtime_in_an_image_has_limits_and_its_releases() -> None:
         limits = runtime_of(version)
         assert limits is not None
         assert limits.opset >= 21
-        assert all(RELEASES[name].onnxruntime == version for name in releases_with(version))
+        assert all(RELEASES[name] == version for name in releases_with(version))
     assert runtime_of("9.9.9") is None
     assert releases_with("1.31.1") == ()

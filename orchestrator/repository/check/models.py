@@ -1,5 +1,6 @@
 """A model folder by itself: whether its config describes its files. Faults and notes are gathered here, too."""
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -12,13 +13,7 @@ from orchestrator.errors import RepositoryError, SpecError
 from orchestrator.graphs.ending import LOGITS, SIGMOID, ending_of
 from orchestrator.pbtxt import config_from_path
 from orchestrator.repository.files import sha256_of_path
-from orchestrator.repository.index import (
-    config_of,
-    external_files,
-    model_file,
-    onnx_from_path,
-    served_version,
-)
+from orchestrator.repository.index import config_of, external_files, model_file, onnx_from_path, served_version
 from orchestrator.repository.members import (
     Agree,
     MemberFacts,
@@ -54,28 +49,33 @@ class Fault:
     text: str
 
 
-@dataclass
+@dataclass(frozen=True)
 class Findings:
-    """Faults and notes gathered so far, each once."""
+    """Faults and notes gathered so far, each once; what is added is about `model`."""
 
+    model: str = ""
     faults: list[Fault] = field(default_factory=list)
     notes: list[Fault] = field(default_factory=list)
 
-    def fault(self, model: str, subject: str, text: object) -> None:
+    def of(self, model: str) -> "Findings":
+        """The same lists, to add to for another model."""
+        return dataclasses.replace(self, model=model)
+
+    def fault(self, part: str, text: object) -> None:
         """Adds a fault."""
-        self._add(self.faults, Fault(model, subject, " ".join(str(text).split())))
+        self._add(self.faults, part, text)
 
-    def note(self, model: str, subject: str, text: object) -> None:
+    def note(self, part: str, text: object) -> None:
         """Adds a note."""
-        self._add(self.notes, Fault(model, subject, " ".join(str(text).split())))
+        self._add(self.notes, part, text)
 
-    def each(self, model: str, texts: Mapping[str, str], *, fix: str | None = None) -> None:
-        """Adds a fault per field of a description."""
-        for name, text in texts.items():
-            self.fault(model, name, text if fix is None else f"{text}; {fix}")
+    def each(self, error: SpecError, prefix: str = "") -> None:
+        """Adds a fault per field of a description that cannot be read."""
+        for name, text in error.faults.items():
+            self.fault(f"{prefix}{name}", text if error.fix is None else f"{text}; {error.fix}")
 
-    @staticmethod
-    def _add(found: list[Fault], fault: Fault) -> None:
+    def _add(self, found: list[Fault], part: str, text: object) -> None:
+        fault = Fault(self.model, part, " ".join(str(text).split()))
         if fault not in found:
             found.append(fault)
 
@@ -84,15 +84,21 @@ class Findings:
 class Model:
     """A model folder as it was read; parts that could not be read are None, and faults say why."""
 
-    name: str
     folder: Path
     config: ModelConfig | None
     file: Path | None
-    graph: onnx.GraphProto | None
+    proto: onnx.ModelProto | None
     manifest: Manifest | None
-    metadata: Mapping[str, str] = field(default_factory=dict)
-    ir_version: int | None = None
-    opset: int | None = None
+
+    @property
+    def name(self) -> str:
+        """The folder's name."""
+        return self.folder.name
+
+    @property
+    def graph(self) -> onnx.GraphProto | None:
+        """The graph of its ONNX file."""
+        return None if self.proto is None else self.proto.graph
 
     @cached_property
     def sha256(self) -> str | None:
@@ -112,81 +118,58 @@ class Model:
 
 def read_model(folder: Path, findings: Findings) -> Model:
     """Reads a folder and adds all faults that need no other folder to be found."""
-    name = folder.name
-    config = None
-    try:
-        config = config_of(folder)
-        if config is None:
-            text = "missing: Triton will guess names and shapes, and a batch limit of 4 for ONNX"
-            findings.note(name, "config.pbtxt", text)
-    except RepositoryError as error:
-        findings.fault(name, "config.pbtxt", error)
-    if config is not None and config.name not in ("", name):
-        findings.fault(name, "config.pbtxt name", f"got {config.name}, expected the folder's name {name}")
+    findings = findings.of(folder.name)
+    config = _config(folder, findings)
     file = _file(folder, config, findings)
-    proto = _proto(name, file, findings)
-    graph = None if proto is None else proto.graph
-    metadata = {} if proto is None else _metadata(proto)
-    model = Model(
-        name,
-        folder,
-        config,
-        file,
-        graph,
-        _manifest(folder, findings),
-        metadata,
-        ir_version=None if proto is None else proto.ir_version,
-        opset=None if proto is None else _opset(proto),
-    )
-    _compare_graph(model, proto, findings)
+    model = Model(folder, config, file, _proto(file, findings), _manifest(folder, findings))
+    _compare_graph(model, findings)
     _compare_engine(model, findings)
     _compare_manifest(model, findings)
     _compare_alternatives(model, findings)
     return model
 
 
+def _config(folder: Path, findings: Findings) -> ModelConfig | None:
+    try:
+        config = config_of(folder)
+    except RepositoryError as error:
+        findings.fault("config.pbtxt", error)
+        return None
+    if config is None:
+        text = "missing: Triton will guess names and shapes, and a batch limit of 4 for ONNX"
+        findings.note("config.pbtxt", text)
+    elif config.name not in ("", folder.name):
+        findings.fault("config.pbtxt name", f"got {config.name}, expected the folder's name {folder.name}")
+    return config
+
+
 def _file(folder: Path, config: ModelConfig | None, findings: Findings) -> Path | None:
-    name = folder.name
     if served_version(folder, config) is None:
-        findings.fault(name, "version", "no version folder, expected one named by a number, such as 1")
+        findings.fault("version", "no version folder, expected one named by a number, such as 1")
         return None
     if config is not None and config.platform == ENSEMBLE:
         return None
     file = model_file(folder, config)
     if file is None and config is None:
-        findings.fault(
-            name, "model file", "none that any backend loads by itself, expected one in the version folder"
-        )
+        text = "none that any backend loads by itself, expected one in the version folder"
+        findings.fault("model file", text)
     if file is not None and not file.is_file() and not file.is_dir():
-        findings.fault(name, "model file", f"{file.relative_to(folder)} is missing; export or build it")
+        findings.fault("model file", f"{file.relative_to(folder)} is missing; export or build it")
     return file
 
 
-def _proto(name: str, file: Path | None, findings: Findings) -> onnx.ModelProto | None:
+def _proto(file: Path | None, findings: Findings) -> onnx.ModelProto | None:
     if file is None or file.suffix != ".onnx" or not file.is_file():
         return None
     try:
         proto = onnx_from_path(file)
     except RepositoryError as error:
-        findings.fault(name, "model file", error)
+        findings.fault("model file", error)
         return None
     for location in sorted(external_files(proto)):
         if not (file.parent / location).is_file():
-            findings.fault(name, "model file", f"{location}, which holds weights of {file.name}, is missing")
+            findings.fault("model file", f"{location}, which holds weights of {file.name}, is missing")
     return proto
-
-
-def _opset(proto: onnx.ModelProto) -> int | None:
-    """Version of the standard operator set; None for a model that uses none of it."""
-    return max((part.version for part in proto.opset_import if part.domain in ("", "ai.onnx")), default=None)
-
-
-def _metadata(proto: onnx.ModelProto) -> dict[str, str]:
-    """The metadata that committee wrote into a model; models of other producers have none."""
-    if proto.producer_name != "committee":
-        return {}
-    # Protobuf gives bytes where a damaged file has no valid text.
-    return {str(entry.key): str(entry.value) for entry in proto.metadata_props}
 
 
 def _manifest(folder: Path, findings: Findings) -> Manifest | None:
@@ -196,49 +179,49 @@ def _manifest(folder: Path, findings: Findings) -> Manifest | None:
     try:
         return manifest_from_path(path)
     except SpecError as error:
-        findings.each(folder.name, {f"{MANIFEST} {field}": text for field, text in error.faults.items()})
+        findings.each(error, f"{MANIFEST} ")
         return None
 
 
-def _compare_graph(model: Model, proto: onnx.ModelProto | None, findings: Findings) -> None:
+def _compare_graph(model: Model, findings: Findings) -> None:
     """Compares the config with the ONNX file that it describes."""
-    if model.config is None or proto is None:
+    config, proto = model.config, model.proto
+    if config is None or proto is None:
         return
-    batched = model.config.max_batch_size > 0
+    batched = config.max_batch_size > 0
     inputs, outputs = tensors_from_graph(proto.graph)
-    stated = tensors_from_config(model.config.input)
-    stated_outputs = tensors_from_config(model.config.output)
+    stated, stated_outputs = tensors_from_config(config.input), tensors_from_config(config.output)
     if any(_unlike(tensor, outputs, batched=batched, agree=equals) for tensor in stated_outputs.values()):
         outputs = _inferred_outputs(proto, outputs)
-    _compare_side(model.name, "input", stated, real=inputs, batched=batched, agree=may_be, findings=findings)
-    _compare_side(
-        model.name, "output", stated_outputs, real=outputs, batched=batched, agree=equals, findings=findings
-    )
+    for side, given, real, agree in (
+        ("input", stated, inputs, may_be), ("output", stated_outputs, outputs, equals)
+    ):  # fmt: skip
+        _compare_side(
+            side, given, real, "as the ONNX file has it", batched=batched, agree=agree, findings=findings
+        )
     left_out = [name for name in inputs if stated and name not in stated]
     if left_out:
-        findings.fault(model.name, "config.pbtxt input", f"lacks {', '.join(left_out)}, which the ONNX file needs")
+        findings.fault("config.pbtxt input", f"lacks {', '.join(left_out)}, which the ONNX file needs")
     if batched:
         served = {name: one for name, one in outputs.items() if not stated_outputs or name in stated_outputs}
-        _require_batch_axis(model.name, {"input": inputs, "output": served}, findings)
+        _require_batch_axis({"input": inputs, "output": served}, findings)
 
 
 def _compare_side(
-    name: str, side: str, stated: Tensors, *, real: Tensors, batched: bool, agree: Agree, findings: Findings
+    side: str, stated: Tensors, real: Tensors, where: str, *, batched: bool, agree: Agree, findings: Findings
 ) -> None:
     for tensor in stated.values():
         text = _unlike(tensor, real, batched=batched, agree=agree)
         if text:
-            field = f"config.pbtxt {side} {tensor.name}".rstrip()
-            findings.fault(name, field, f"{text} as the ONNX file has it")
+            findings.fault(f"config.pbtxt {side} {tensor.name}".rstrip(), f"{text} {where}")
 
 
-def _require_batch_axis(name: str, sides: Mapping[str, Tensors], findings: Findings) -> None:
+def _require_batch_axis(sides: Mapping[str, Tensors], findings: Findings) -> None:
     for side, tensors in sides.items():
         for tensor in tensors.values():
             if tensor.dims and tensor.dims[0] != -1:
-                axis = f"batch axis fixed at {tensor.dims[0]}"
-                text = f"{axis}, expected a free one or max_batch_size 0; export again"
-                findings.fault(name, f"model file {side} {tensor.name}", text)
+                text = "expected a free one or max_batch_size 0; export again"
+                findings.fault(f"model file {side} {tensor.name}", f"batch axis fixed at {tensor.dims[0]}, {text}")
 
 
 def _inferred_outputs(proto: onnx.ModelProto, outputs: Tensors) -> Tensors:
@@ -254,20 +237,14 @@ def _compare_engine(model: Model, findings: Findings) -> None:
     config, manifest = model.config, model.manifest
     if config is None or manifest is None or not manifest.engine:
         return
-    for side, entries, real in (
-        ("input", config.input, manifest.input),
-        ("output", config.output, manifest.output),
-    ):
-        known = {real.name: stated_tensor(real)}
-        for tensor in tensors_from_config(entries).values():
-            text = _unlike(tensor, known, batched=False, agree=fits)
-            if text:
-                findings.fault(
-                    model.name, f"config.pbtxt {side} {tensor.name}".rstrip(), f"{text} as in {MANIFEST}"
-                )
+    for side in ("input", "output"):
+        stated, real = tensors_from_config(getattr(config, side)), stated_tensor(getattr(manifest, side))
+        _compare_side(
+            side, stated, {real.name: real}, f"as in {MANIFEST}", batched=False, agree=fits, findings=findings
+        )
     if config.max_batch_size > manifest.max_batch_size:
         text = f"got {config.max_batch_size}, expected at most the engine's {manifest.max_batch_size}"
-        findings.fault(model.name, "config.pbtxt max_batch_size", f"{text}; render the member again")
+        findings.fault("config.pbtxt max_batch_size", f"{text}; render the member again")
 
 
 def _unlike(tensor: Tensor, real: Tensors, *, batched: bool, agree: Agree) -> str | None:
@@ -279,9 +256,7 @@ def _unlike(tensor: Tensor, real: Tensors, *, batched: bool, agree: Agree) -> st
     dims = one.dims[1:] if batched else one.dims
     # A configuration cannot say "no axes": a scalar has sizes of 1 there.
     good = agree(tensor.dims, dims) if one.dims else all(size == 1 for size in tensor.dims)
-    if not good:
-        return f"got dims {list(tensor.dims)}, expected {list(dims)}"
-    return None
+    return None if good else f"got dims {list(tensor.dims)}, expected {list(dims)}"
 
 
 def _compare_manifest(model: Model, findings: Findings) -> None:
@@ -289,63 +264,61 @@ def _compare_manifest(model: Model, findings: Findings) -> None:
     if manifest is None:
         return
     if manifest.name != model.name:
-        findings.fault(model.name, f"{MANIFEST} name", f"got {manifest.name}, expected {model.name}")
+        findings.fault(f"{MANIFEST} name", f"got {manifest.name}, expected {model.name}")
     file = model.folder / manifest.file
     # Usually both are the same file, which is then hashed once.
     digest = model.sha256 if file == model.file else sha256_of_path(file) if file.is_file() else None
     if digest is None and file != model.file:
-        findings.fault(model.name, f"{MANIFEST} file", f"{manifest.file} is missing; export the member again")
+        findings.fault(f"{MANIFEST} file", f"{manifest.file} is missing; export the member again")
     elif digest is not None and digest != manifest.sha256:
-        text = f"{manifest.file} is another file than was exported (hash {digest[:12]}..., manifest "
-        findings.fault(
-            model.name, f"{MANIFEST} sha256", f"{text}{manifest.sha256[:12]}...); export the member again"
-        )
+        hashes = f"hash {digest[:12]}..., manifest {manifest.sha256[:12]}..."
+        text = f"{manifest.file} is another file than was exported ({hashes}); export the member again"
+        findings.fault(f"{MANIFEST} sha256", text)
     if model.file is not None and model.file.parent != file.parent and model.file.is_file():
         text = f"describes {manifest.file}, Triton serves {model.file.relative_to(model.folder)} by default"
-        findings.note(model.name, f"{MANIFEST} file", text)
-    _compare_marks(model, manifest, findings)
+        findings.note(f"{MANIFEST} file", text)
+    _compare_marks(model.folder, manifest, findings)
     _compare_output_kind(model, manifest, findings)
 
 
-def _compare_marks(model: Model, manifest: Manifest, findings: Findings) -> None:
+def _compare_marks(folder: Path, manifest: Manifest, findings: Findings) -> None:
     """Checks the weights beside the model file, and notes random or eight-bit weights."""
     for name, expected in manifest.data_files.items():
-        path = model.folder / name
-        if path.is_file() and sha256_of_path(path) != expected:
+        if (folder / name).is_file() and sha256_of_path(folder / name) != expected:
             text = f"{name} is another file than was exported; export the member again"
-            findings.fault(model.name, f"{MANIFEST} data_files", text)
+            findings.fault(f"{MANIFEST} data_files", text)
     if manifest.options.get("random_weights") and not manifest.random_weights:
         text = "was exported with random weights, and says it was not; export the member again"
-        findings.fault(model.name, f"{MANIFEST} random_weights", text)
+        findings.fault(f"{MANIFEST} random_weights", text)
     if manifest.processor_flags:
         here = "has none of them" if lacks_flags(manifest.processor_flags, processor_flags()) else "has one"
         text = f"serve it on processors with one of {', '.join(manifest.processor_flags)}; this one {here}"
-        findings.note(model.name, "eight-bit weights", f"others add their products up wrong: {text}")
+        findings.note("eight-bit weights", f"others add their products up wrong: {text}")
     if manifest.random_weights:
-        findings.note(model.name, "weights", "random, never trained: its answers mean nothing")
+        findings.note("weights", "random, never trained: its answers mean nothing")
 
 
 def _compare_output_kind(model: Model, manifest: Manifest, findings: Findings) -> None:
     """Compares the manifest's output kind with the config's, which clients read, and the graph's last operator."""
     stated, where = stated_kind(model.config), f"config.pbtxt parameter {PARAMETER}"
     if model.config is not None and stated is None:
-        text = "missing: clients go by the values of the scores; render the member again"
-        findings.note(model.name, where, text)
+        findings.note(where, "missing: clients go by the values of the scores; render the member again")
     elif stated is not None and stated != manifest.output_kind:
         text = f"got {stated}, expected {manifest.output_kind} of its manifest; render the member again"
-        findings.fault(model.name, where, text)
+        findings.fault(where, text)
     ending = None if model.graph is None else ending_of(model.graph, manifest.output.name)
     # The sigmoids of x and -x are a softmax of two classes.
     fits = {LOGITS, manifest.output_kind} | ({SIGMOID} if manifest.output.dims == (2,) else set())
     if ending is not None and ending[0] not in fits:
         text = f"got {manifest.output_kind}, but the graph ends in {ending[1]}; export the member again"
-        findings.fault(model.name, f"{MANIFEST} output_kind", text)
+        findings.fault(f"{MANIFEST} output_kind", text)
 
 
 def stated_kind(config: ModelConfig | None) -> str | None:
     """The output kind that a config states, right or wrong; None where it states none."""
-    found = config is not None and PARAMETER in config.parameters
-    return str(config.parameters[PARAMETER].string_value) if config is not None and found else None
+    if config is None or PARAMETER not in config.parameters:
+        return None
+    return str(config.parameters[PARAMETER].string_value)
 
 
 def _compare_alternatives(model: Model, findings: Findings) -> None:
@@ -355,13 +328,13 @@ def _compare_alternatives(model: Model, findings: Findings) -> None:
         try:
             other = config_from_path(path)
         except RepositoryError as error:
-            findings.fault(model.name, field, error)
+            findings.fault(field, error)
             continue
         if model.config is None:
             continue
-        for side in ("name", "max_batch_size", "input", "output"):
-            if getattr(other, side) != getattr(model.config, side):
-                findings.fault(model.name, f"{field} {side}", "differs from config.pbtxt; render the member again")
+        sides = ("name", "max_batch_size", "input", "output")
+        differing = [side for side in sides if getattr(other, side) != getattr(model.config, side)]
         if stated_kind(other) != stated_kind(model.config):
-            text = "differs from config.pbtxt; render the member again"
-            findings.fault(model.name, f"{field} parameter {PARAMETER}", text)
+            differing.append(f"parameter {PARAMETER}")
+        for side in differing:
+            findings.fault(f"{field} {side}", "differs from config.pbtxt; render the member again")

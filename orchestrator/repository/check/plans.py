@@ -2,15 +2,16 @@
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from tritonclient.grpc.model_config_pb2 import ModelConfig, ModelInstanceGroup
 
 from orchestrator.errors import RepositoryError, SpecError
-from orchestrator.graphs.onefile import OneFile, answering, onefile_from_metadata
+from orchestrator.graphs.onefile import OneFile, answering, onefile_from_model
 from orchestrator.pbtxt import CONFIG, differences
 from orchestrator.repository.check.models import Findings, Model, stated_kind
-from orchestrator.repository.configs import LABELS, TUNABLE, cascade_config, is_refused
+from orchestrator.repository.configs import LABELS, TUNABLE, cascade_config, is_refused, label_text
 from orchestrator.repository.files import RUNTIME, SHIM, runtime_files, sha256_of_path
 from orchestrator.repository.index import (
     label_file_of,
@@ -22,7 +23,7 @@ from orchestrator.repository.index import (
 )
 from orchestrator.repository.members import MemberFacts, Tensors, fits, planned_version, sha256_of_version
 from orchestrator.repository.render import ensemble_configs
-from orchestrator.spec import CascadeSpec, FusedPrefix, Manifest, Member, cascade_from_path
+from orchestrator.spec import CascadeSpec, FusedPrefix, Member, cascade_from_path
 from orchestrator.spec.answer import first_misplaced, first_unlike
 from orchestrator.spec.cascade import PLAN
 from orchestrator.spec.triton import versions_in
@@ -30,6 +31,7 @@ from orchestrator.spec.triton import versions_in
 # The server runs the calls of one instance on 32 threads by default, and late answers need some of them.
 MAX_CALLS_IN_FLIGHT = 30
 _AGAIN = "render again"
+_UNDO = "edited by hand: undo it and change the plan instead, or remove the file and render again"
 
 
 def check_members(
@@ -39,31 +41,26 @@ def check_members(
 
     A message about a missing member lists the repository's models, `known`.
     """
-    random = any(m is not None and m.manifest is not None and m.manifest.random_weights for m in models.values())
+    findings = findings.of(spec.name)
+    random = any(model.manifest is not None and model.manifest.random_weights for model in models.values())
     if spec.fit is not None and (random or spec.fit.random_weights):
         text = "made with members of random weights"
         if spec.fit.accuracy is None:
-            findings.note(spec.name, "fit", f"{text}: for cost and speed work, not for accuracy")
+            findings.note("fit", f"{text}: for cost and speed work, not for accuracy")
         else:
-            findings.fault(
-                spec.name, "fit accuracy", f"{text}: an accuracy of them is no result; plan with trained ones"
-            )
+            findings.fault("fit accuracy", f"{text}: an accuracy of them is no result; plan with trained ones")
     calls = sum(
         len(stage.members) * (_workers(spec, index) if index else 1) for index, stage in enumerate(spec.stages)
     )
     if calls > MAX_CALLS_IN_FLIGHT:
         text = f"up to {calls} calls to members at once; start the server with --backend-config=python,"
-        findings.note(spec.name, "limits workers_per_stage", f"{text}thread-pool-size={calls + 8}")
+        findings.note("limits workers_per_stage", f"{text}thread-pool-size={calls + 8}")
     for member in spec.members:
-        field = f"member {member.name}"
-        model = models.get(member.name)
-        if model is None:
-            others = ", ".join(known) or "no other models"
-            findings.fault(
-                spec.name, field, f"no such model, the repository has {others}; export or copy it there"
-            )
+        if member.name in models:
+            _Pair(spec, member, models[member.name], findings).check()
             continue
-        _Pair(spec, member, model, findings).check()
+        text = f"no such model, the repository has {', '.join(known) or 'no other models'}"
+        findings.fault(f"member {member.name}", f"{text}; export or copy it there")
 
 
 def _workers(spec: CascadeSpec, stage: int) -> int:
@@ -75,18 +72,13 @@ class _Pair:
 
     def __init__(self, spec: CascadeSpec, member: Member, model: Model, findings: Findings) -> None:
         self.spec, self.member, self.model = spec, member, model
-        self.findings = findings
-
-    def fault(self, text: str) -> None:
-        self.findings.fault(self.spec.name, f"member {self.member.name}", text)
-
-    def note(self, text: str) -> None:
-        self.findings.note(self.spec.name, f"member {self.member.name}", text)
+        self.fault = partial(findings.fault, f"member {member.name}")
+        self.note = partial(findings.note, f"member {member.name}")
 
     def check(self) -> None:
-        facts = self.model.facts
-        if self.model.config is not None:
-            self._config(self.model.config)
+        facts, config = self.model.facts, self.model.config
+        if config is not None:
+            self._config(config)
         elif not (self.model.folder / CONFIG).exists():
             self._no_config(facts)
         self._batches(facts.max_batch_size)
@@ -95,15 +87,14 @@ class _Pair:
         if facts.outputs is not None:
             self._output(facts.outputs)
         if facts.instances not in (None, self.member.instances):
-            self.note(
-                f"plan says {self.member.instances} instances, its config runs {facts.instances}: "
-                "workers are fitted to the plan's number"
-            )
+            text = f"plan says {self.member.instances} instances, its config runs {facts.instances}"
+            self.note(f"{text}: workers are fitted to the plan's number")
         self._output_kind()
         self._class_names()
-        if self.model.manifest is not None:
-            self._manifest(self.model.manifest)
-        for text in version_faults(self.member, self.model.folder, config=self.model.config):
+        manifest = self.model.manifest
+        if manifest is not None and self.spec.cost_unit == "MACs" and manifest.macs != self.member.cost:
+            self.note(f"costs {self.member.cost:g} MACs in the plan, {manifest.macs:g} in its manifest")
+        for text in version_faults(self.member, self.model.folder, config=config):
             self.fault(text)
 
     def _no_config(self, facts: MemberFacts) -> None:
@@ -158,28 +149,26 @@ class _Pair:
         planned, manifest = self.member.output_kind, self.model.manifest
         if manifest is None:
             stated, where = stated_kind(self.model.config), "as its config.pbtxt says"
-        else:
+        elif manifest.output.name == self.member.output:
             stated, where = manifest.output_kind, "of its manifest"
-            if manifest.output.name != self.member.output:
-                return
+        else:
+            return
         if stated not in (None, planned):
             self.fault(f"got output_kind {planned} in the plan, expected {stated} {where}")
 
     def _class_names(self) -> None:
-        manifest, said = self.model.manifest, "its manifest"
-        names = None if manifest is None else manifest.labels
-        if names is None:
-            path = label_file_of(self.model.folder, self.model.config, output=self.member.output)
-            if path is None:
-                return
-            said = path.name
-            try:
-                names = names_in_label_file(path)
-            except RepositoryError as error:
-                # Triton does not load a model whose label file is missing, and accepts any bytes in one.
-                (self.note if path.is_file() else self.fault)(str(error))
-                return
-        self._compare_names(names, said, is_sure=said == "its manifest")
+        manifest = self.model.manifest
+        if manifest is not None and manifest.labels is not None:
+            self._compare_names(manifest.labels, "its manifest", is_sure=True)
+            return
+        path = label_file_of(self.model.folder, self.model.config, output=self.member.output)
+        if path is None:
+            return
+        try:
+            self._compare_names(names_in_label_file(path), path.name, is_sure=False)
+        except RepositoryError as error:
+            # Triton does not load a model whose label file is missing, and accepts any bytes in one.
+            (self.note if path.is_file() else self.fault)(error)
 
     def _compare_names(self, names: Sequence[str], said: str, *, is_sure: bool) -> None:
         """Compares a member's class names with the plan's; names in a label file may be spelt differently."""
@@ -198,10 +187,6 @@ class _Pair:
             fix = _AGAIN if moved is None else "correct the one in the wrong order, and plan again"
             self.fault(f"{text}; {fix}")
 
-    def _manifest(self, manifest: Manifest) -> None:
-        if self.spec.cost_unit == "MACs" and manifest.macs != self.member.cost:
-            self.note(f"costs {self.member.cost:g} MACs in the plan, {manifest.macs:g} in its manifest")
-
 
 def version_faults(planned: Member | FusedPrefix, folder: Path, *, config: ModelConfig | None) -> Iterator[str]:
     """Faults of the version of a model that a plan means, and of its files.
@@ -213,9 +198,9 @@ def version_faults(planned: Member | FusedPrefix, folder: Path, *, config: Model
     version = planned_version(planned, folder, config=config)
     found = None if version is None else sha256_of_version(folder, config, version=version)
     expected = planned.sha256
-    if None not in (expected, found) and found != expected:
+    if found is not None and expected is not None and found != expected:
         fitted = "made with the plan" if isinstance(planned, FusedPrefix) else "the thresholds were fitted on"
-        yield f"model file has hash {_hash(found)}, {fitted} {_hash(expected)}; plan again"
+        yield f"model file has hash {found[:12]}..., {fitted} {expected[:12]}...; plan again"
     beside = planned.data_files if isinstance(planned, Member) else {}
     for name, digest in beside.items():
         path = folder / str(version) / name
@@ -234,13 +219,6 @@ def unserved_version(planned: Member | FusedPrefix, folder: Path, *, config: Mod
         yield f"got version {planned.version} in the plan, Triton serves {listed}: {why}; {fix}"
 
 
-def _hash(digest: str | None) -> str:
-    return f"{(digest or '')[:12]}..."
-
-
-_UNDO = "edited by hand: undo it and change the plan instead, or remove the file and render again"
-
-
 def check_onefile(model: Model, models: Mapping[str, Path], *, findings: Findings) -> None:
     """Adds what has changed since a one-file model was written; nothing for other models."""
     onefile = _onefile(model, findings)
@@ -250,34 +228,33 @@ def check_onefile(model: Model, models: Mapping[str, Path], *, findings: Finding
     versions = {} if plan is None else {member.name: member.version for member in plan.members}
     hashes = {name: _sha256(models[name], versions.get(name)) for name in onefile.sha256 if name in models}
     for field, text in onefile.outdated(plan, hashes).items():
-        findings.fault(model.name, f"one file {field}", text)
+        findings.of(model.name).fault(f"one file {field}", text)
 
 
 def check_fused_prefix(spec: CascadeSpec, model: Model | None, *, findings: Findings) -> None:
     """Adds what does not fit between a plan and its fused prefix, whose model may be missing."""
     prefix = spec.fused_prefix
     assert prefix is not None
-    field = f"lead {prefix.name}"
+    fault = partial(findings.of(spec.name).fault, f"lead {prefix.name}")
     if model is None:
-        findings.fault(spec.name, field, "no such model; write it with `python -m export onefile --stages`")
+        fault("no such model; write it with `python -m export onefile --stages`")
         return
     onefile = _onefile(model, findings)
     if onefile is None or onefile.stages is None:
-        findings.fault(
-            spec.name, field, "not the leading stages of a cascade, expected what onefile --stages writes"
-        )
+        fault("not the leading stages of a cascade, expected what onefile --stages writes")
     elif onefile.stages != prefix.stages or dataclasses.replace(onefile.spec, name=spec.name) != answering(spec):
-        findings.fault(spec.name, field, "made from another plan; write it again with `python -m export onefile`")
+        fault("made from another plan; write it again with `python -m export onefile`")
     if model.config is not None and model.config.max_batch_size < prefix.max_batch_size:
-        text = f"takes {model.config.max_batch_size} rows a call, the plan says {prefix.max_batch_size}"
-        findings.fault(spec.name, field, text)
+        fault(f"takes {model.config.max_batch_size} rows a call, the plan says {prefix.max_batch_size}")
+    for text in version_faults(prefix, model.folder, config=model.config):
+        fault(text)
 
 
 def _onefile(model: Model, findings: Findings) -> OneFile | None:
     try:
-        return onefile_from_metadata(model.metadata, subject=str(model.file))
+        return None if model.proto is None else onefile_from_model(model.proto, subject=str(model.file))
     except SpecError as error:
-        findings.each(model.name, error.faults, fix=error.fix)
+        findings.of(model.name).each(error)
         return None
 
 
@@ -300,29 +277,27 @@ def _sha256(folder: Path, version: int | None) -> str | None:
 
 def check_cascade_folder(spec: CascadeSpec, model: Model, *, plan: Path, findings: Findings) -> None:
     """Adds the differences between a cascade's folder and a new rendering of its plan."""
+    findings = findings.of(model.name)
     if spec.name != model.name:
-        findings.fault(
-            model.name, "cascade.json name", f"got {spec.name}, expected the folder's name {model.name}"
-        )
+        findings.fault("cascade.json name", f"got {spec.name}, expected the folder's name {model.name}")
     served = served_version(model.folder, model.config)
     if plan.parent.name != str(served):
         text = f"lies in version {plan.parent.name}, but Triton serves version {served}"
-        findings.fault(model.name, PLAN, f"{text}; render it there")
+        findings.fault(PLAN, f"{text}; render it there")
     try:
         compare_configs(model, cascade_config(spec), findings=findings)
     except RepositoryError as error:
-        findings.fault(model.name, PLAN, error)
-    _check_labels(spec, model, findings=findings)
+        findings.fault(PLAN, error)
+    _check_labels(spec, model, findings)
     script = plan.parent / "model.py"
     if script.is_file() and script.read_bytes() != SHIM.encode():
-        text = "is not the file this version of committee writes"
-        findings.fault(model.name, "model.py", f"{text}; {_AGAIN}")
+        findings.fault("model.py", f"is not the file this version of committee writes; {_AGAIN}")
     beside = plan.parent / RUNTIME
     if beside.is_dir():
         differing = [name for name, data in runtime_files().items() if _bytes(beside / name) != data]
         if differing:
             text = f"the runtime beside model.py differs from the installed one in {len(differing)} files"
-            findings.note(model.name, RUNTIME, f"{text}; `committee render --standalone` brings it up to date")
+            findings.note(RUNTIME, f"{text}; `committee render --standalone` brings it up to date")
 
 
 def check_ensemble_folder(
@@ -330,46 +305,42 @@ def check_ensemble_folder(
 ) -> None:
     """Adds the differences between an ensemble's two folders and a new rendering of its plan."""
     if spec.name != model.name:
-        findings.fault(mean.name, "plan name", f"got {spec.name}, expected {model.name}; {_AGAIN}")
+        findings.of(mean.name).fault("plan name", f"got {spec.name}, expected {model.name}; {_AGAIN}")
     try:
         ensemble, averaging, _ = ensemble_configs(spec, repository)
     except RepositoryError as error:
-        findings.fault(model.name, "members", error)
+        findings.of(model.name).fault("members", error)
         return
     compare_configs(model, ensemble, findings=findings)
     compare_configs(mean, averaging, findings=findings)
-    _check_labels(spec, model, findings=findings)
-    _check_labels(spec, mean, findings=findings)
+    _check_labels(spec, model, findings)
+    _check_labels(spec, mean, findings)
 
 
 def compare_configs(model: Model, expected: ModelConfig, *, findings: Findings) -> None:
     """Adds every field in which a config differs from the one that would be rendered."""
+    findings = findings.of(model.name)
     if model.config is None:
         if not (model.folder / CONFIG).exists():
-            findings.fault(model.name, "config.pbtxt", f"missing; {_AGAIN}")
+            findings.fault("config.pbtxt", f"missing; {_AGAIN}")
         return
+    # Rendered models do not use GPUs, but instances on one would take memory of it.
+    on_gpu = any(group.kind == ModelInstanceGroup.KIND_GPU for group in model.config.instance_group)
     for field, (got, wanted) in differences(model.config, expected).items():
         what = f"config.pbtxt {field}"
-        if field == "instance_group" and _is_on_gpu(model.config):
+        if field == "instance_group" and on_gpu:
             hint = "correct it there, the runtime computes nothing on a GPU"
         elif field in TUNABLE:
-            findings.note(model.name, what, f"is {_short(got)}, not {_short(wanted)} as rendered; render keeps it")
+            findings.note(what, f"is {_short(got)}, not {_short(wanted)} as rendered; render keeps it")
             continue
         else:
             hint = _UNDO if is_refused(model.folder / CONFIG, expected) else _AGAIN
-        findings.fault(model.name, what, f"got {_short(got)}, expected {_short(wanted)}; {hint}")
+        findings.fault(what, f"got {_short(got)}, expected {_short(wanted)}; {hint}")
 
 
-def _is_on_gpu(config: ModelConfig) -> bool:
-    """Whether instances are put on GPUs, which rendered models do not use but would take memory of."""
-    return any(group.kind == ModelInstanceGroup.KIND_GPU for group in config.instance_group)
-
-
-def _check_labels(spec: CascadeSpec, model: Model, *, findings: Findings) -> None:
-    if spec.labels is None:
-        return
-    if _bytes(model.folder / LABELS) != "".join(f"{label}\n" for label in spec.labels).encode():
-        findings.fault(model.name, LABELS, f"missing, or not the plan's labels; {_AGAIN}")
+def _check_labels(spec: CascadeSpec, model: Model, findings: Findings) -> None:
+    if spec.labels is not None and _bytes(model.folder / LABELS) != label_text(spec.labels).encode():
+        findings.of(model.name).fault(LABELS, f"missing, or not the plan's labels; {_AGAIN}")
 
 
 def _bytes(path: Path) -> bytes | None:
