@@ -77,21 +77,15 @@ class SubsetTable:
 
     def label(self, combine: str, subset: Subset) -> Labels:
         """What the subset answers, int32 (n,)."""
-        labels: Labels = self.labels[mode_of(combine)][self.index[subset]]
-        return labels
+        return np.asarray(self.labels[mode_of(combine)][self.index[subset]])
 
     def score(self, combine: str, score: str, *, asked: Subset, subset: Subset) -> F32:
         """How sure that answer is, float32 (n,).
 
-        Args:
-            combine: a combine mode.
-            score: a confidence score.
-            asked: all members asked so far.
-            subset: the members whose combination answers: the newest stage for `last`, all asked otherwise.
+        All of `asked` were asked so far, and `subset` combined answers: the newest stage for `last`, else all.
         """
         if score != "agreement":
-            scores: F32 = self.scores[mode_of(combine), score][self.index[subset]]
-            return scores
+            return np.asarray(self.scores[mode_of(combine), score][self.index[subset]])
         weights = np.array([self.pool[place].weight for place in asked], np.float32)
         return agreement(self.tops[:, asked], weights, self.label(combine, subset).astype(np.int64))
 
@@ -125,15 +119,10 @@ def table_from_records(
     advance: Advance = no_advance,
     workers: int | None = None,
 ) -> SubsetTable:
-    """Asks every subset of the pool about every recorded row.
+    """Asks every subset of the pool, the members of `base`, about every recorded row.
 
-    Args:
-        base: its members are the pool, with temperatures and weights.
-        records: n rows that hold every member of the pool.
-        combines: combine modes wanted.
-        scores: scores wanted.
-        advance: told how many rows are done, from any thread; n per mode in all.
-        workers: threads; None takes one per core this process may use.
+    `advance` is told how many rows are done, from any thread: n per mode in all. There is a thread per core that
+    this process may use, unless `workers` says how many.
 
     Raises:
         DataError: a member is missing from the records.
@@ -190,19 +179,17 @@ class _Filler:
         for place, z in enumerate(ready):
             self._table.tops[rows, place] = np.argmax(z, axis=1)
         self._fill_larger(self._combiner.empty(len(ready[0])), (), ready=ready, rows=rows)
-        whole = tuple(range(len(ready)))
-        if len(whole) > MOST_MEMBERS:
+        if len(ready) > MOST_MEMBERS:
             sums = self._combiner.empty(len(ready[0]))
             for place, z in enumerate(ready):
                 self._combiner.add_stage(sums, place, [z])
-            self._keep(sums, whole, rows)
+            self._keep(sums, tuple(range(len(ready))), rows)
 
     def _fill_larger(self, sums: Accumulator, subset: Subset, *, ready: Sequence[F32], rows: slice) -> None:
         """Every larger subset that begins with this one, each from the sums of the one it extends."""
         for place in range(subset[-1] + 1 if subset else 0, len(ready)):
-            child = Accumulator(
-                sums.total.copy(), sums.weight.copy(), None if sums.ties is None else sums.ties.copy(), None
-            )
+            ties = None if sums.ties is None else sums.ties.copy()
+            child = Accumulator(sums.total.copy(), sums.weight.copy(), ties, None)
             self._combiner.add_stage(child, place, [ready[place]])
             larger = (*subset, place)
             self._keep(child, larger, rows)
@@ -214,9 +201,8 @@ class _Filler:
         line = self._table.index[subset]
         self._table.labels[self._mode][line, rows] = label
         for score in self._scores:
-            self._table.scores[self._mode, score][line, rows] = confidence_score(
-                score, p, label, None, self._combiner.weights
-            )
+            sure = confidence_score(score, p, label, None, self._combiner.weights)
+            self._table.scores[self._mode, score][line, rows] = sure
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,8 +212,6 @@ class CandidatePlan:
     Candidates are equal where the plans are, whatever was counted.
 
     Args:
-        combine: combine mode.
-        score: confidence score.
         stages: places in the pool.
         thresholds: float32 values, one fewer than stages.
         correct: rows that count as correct, of those searched; 0 where the plan was not searched for.
@@ -249,16 +233,11 @@ class CandidatePlan:
 
 @dataclass(frozen=True, kw_only=True)
 class Ordering:
-    """Groups of members that are asked one after another, without thresholds yet.
+    """Groups of members, as places in the pool, that are asked one after another, without thresholds yet.
 
     Where the combination covers everything asked so far, a group that never exits and its successor are one
     parallel stage, so groups of one member and the threshold "never" cover every way of grouping. With `last`
     a group's answer is its own: groups are spelled out, since "never" would ask a member and ignore it.
-
-    Args:
-        combine: combine mode.
-        score: confidence score.
-        groups: places in the pool, ascending over all groups.
     """
 
     combine: str
@@ -291,13 +270,13 @@ def candidate_from_ordering(
     Neighbours that never exit become one stage.
     """
     stages: list[Subset] = []
-    open_stage: Subset = ()
+    begun: Subset = ()
     for group, threshold in zip(ordering.groups[:-1], thresholds, strict=True):
-        open_stage = (*open_stage, *group)
+        begun = (*begun, *group)
         if threshold is not None:
-            stages.append(open_stage)
-            open_stage = ()
-    stages.append((*open_stage, *ordering.groups[-1]))
+            stages.append(begun)
+            begun = ()
+    stages.append((*begun, *ordering.groups[-1]))
     return CandidatePlan(
         combine=ordering.combine,
         score=ordering.score,
@@ -318,12 +297,7 @@ def orderings_of(
 ) -> list[Ordering]:
     """All orderings, winners of ties first: by worst cost, number of members, names, then as modes are listed.
 
-    Args:
-        pool: members in cost order.
-        combines: combine modes wanted.
-        scores: scores wanted.
-        max_stages: longest cascade wanted.
-        max_worst_cost: largest sum of the members' costs.
+    The pool stands in cost order, and `max_worst_cost` is the largest sum of the members' costs.
     """
     worst = {subset: sum(pool[place].cost for place in subset) for subset in subsets_of(len(pool))}
     most = float("inf") if max_worst_cost is None else max_worst_cost * (1 + COST_TOLERANCE)
@@ -379,9 +353,8 @@ def answers_of(plan: CandidatePlan, table: SubsetTable) -> TableAnswers:
         subset = group if plan.combine == "last" else asked
         done = left
         if place < len(plan.thresholds):
-            done = left & exits(
-                table.score(plan.combine, plan.score, asked=asked, subset=subset), plan.thresholds[place]
-            )
+            score = table.score(plan.combine, plan.score, asked=asked, subset=subset)
+            done = left & exits(score, plan.thresholds[place])
         stage[done] = place
         label[done] = table.label(plan.combine, subset)[done]
         left &= ~done

@@ -23,15 +23,12 @@ TOP = 3
 
 
 def replay(spec: CascadeSpec, records: Records, policy: Policy | None = None) -> AnsweredRows:
-    """What the cascade answers, row by row in the records' order.
+    """What the cascade answers, row by row in the records' order, `row` counting from 0 to n - 1.
 
     Args:
         spec: the plan.
         records: n rows that hold every member of the plan.
         policy: request parameters applied to every row.
-
-    Returns:
-        answers of all n rows, `row` counting from 0 to n - 1.
 
     Raises:
         DataError: a member is missing from the records, the class count differs, or an output is not finite.
@@ -43,9 +40,7 @@ def replay(spec: CascadeSpec, records: Records, policy: Policy | None = None) ->
         _replay_chunk(spec, records, np.arange(start, min(start + CHUNK_ROWS, records.rows)), policy or Policy())
         for start in range(0, records.rows, CHUNK_ROWS)
     ]
-    columns = _columns_of(parts)
-    order = np.argsort(columns["position"])
-    done = AnsweredRows(**{name: column[order] for name, column in columns.items()})
+    done = _joined(parts, order=np.argsort(np.concatenate([part.position for part in parts])))
     done.row = done.position.astype(np.intp)
     return done
 
@@ -72,21 +67,16 @@ def _replay_chunk(
         failed += len(outcome.failures)
     if failed:
         raise DataError("records", got=f"{failed} rows with NaN or infinite outputs", expected="finite outputs")
-    return AnsweredRows(**_columns_of(parts))
+    return _joined(parts)
 
 
-def _columns_of(parts: Sequence[AnsweredRows]) -> dict[str, npt.NDArray[Any]]:
+def _joined(parts: Sequence[AnsweredRows], order: npt.NDArray[np.intp] | slice = slice(None)) -> AnsweredRows:
     names = [field.name for field in dataclasses.fields(AnsweredRows)]
-    return {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
+    return AnsweredRows(**{name: np.concatenate([getattr(one, name) for one in parts])[order] for name in names})
 
 
 def exits_and_cost(spec: CascadeSpec, exit_stage: npt.NDArray[Any]) -> tuple[tuple[float, ...], float]:
-    """Share of rows that exit at each stage, and mean cost per row, in float64.
-
-    Args:
-        spec: the plan.
-        exit_stage: whole numbers (n,), the stage that answers each row.
-    """
+    """Share of rows that exit at each stage, and mean cost per row, by the stage that answers each row, (n,)."""
     rows = len(exit_stage)
     counts = np.bincount(exit_stage, minlength=len(spec.stages))
     # The runtime's own sums of costs are float32, good for seven digits.
@@ -99,9 +89,7 @@ class EvaluatedModel:
     """A cascade or a member on n rows.
 
     Args:
-        name: of the cascade or member.
         right: how many rows it gets right.
-        accuracy: share of them.
         accuracy_ci95: exact interval.
         mean_cost: per row; None where the records count in another unit than the plan.
         exit_share: per stage; one for a member.
@@ -141,15 +129,9 @@ class Evaluation:
     """A plan on n rows, compared with a reference.
 
     Args:
-        rows: how many.
         cascade: the plan's numbers.
         members: numbers of every recorded member alone, by cost.
-        reference: name of the member the plan is compared with.
-        difference: accuracy of the cascade minus the reference's.
-        difference_ci95: paired interval.
-        losses: rows the reference gets right and the cascade wrong.
-        gains: rows the cascade gets right and the reference wrong.
-        cost_factor: mean cost of the reference over the cascade's.
+        reference: name of the member the plan is compared with, as another plan in `PairedComparison`.
         rows_of_the_plan: True where the plan was chosen on these rows or on some of them, as far as the records
             tell, so that its numbers flatter it.
     """
@@ -164,6 +146,10 @@ class Evaluation:
     gains: int
     cost_factor: float | None
     rows_of_the_plan: bool
+
+
+# A plan or a member with the rows that it gets right, bool (n,).
+Judged = tuple[EvaluatedModel, Bools]
 
 
 def evaluate(spec: CascadeSpec, records: Records, *, reference: str | None = None) -> Evaluation:
@@ -188,8 +174,7 @@ def evaluate_plans(
     Raises:
         DataError: no labels, no such member, other model files, or random weights.
     """
-    check_reference(records, reference)
-    labels = _checked_labels(specs, records)
+    labels = _checked_labels(specs, records, reference)
     right = {name: scores.argmax(axis=1) == labels for name, scores in records.outputs.items()}
     plans = []
     for spec in specs:
@@ -197,25 +182,16 @@ def evaluate_plans(
         exit_share, mean_cost = exits_and_cost(spec, answers.exit_stage)
         hits = answers.label == labels
         plans.append((_evaluated(spec.name, hits, mean_cost=mean_cost, exit_share=exit_share), hits))
-    first, first_hits = plans[0]
     found: list[tuple[Evaluation, PairedComparison | None]] = []
-    for spec, (cascade, hits) in zip(specs, plans, strict=True):
-        against = None
-        if found:
-            same_unit = spec.cost_unit == specs[0].cost_unit
-            against = _compared(cascade, hits, first, first_hits, same_unit=same_unit)
-        found.append((_evaluation(spec, records, cascade, hits, right=right, reference=reference), against))
+    for spec, plan in zip(specs, plans, strict=True):
+        same_unit = spec.cost_unit == specs[0].cost_unit
+        against = _compared(plan, plans[0], same_unit=same_unit) if found else None
+        found.append((_evaluation(spec, records, plan, right=right, reference=reference), against))
     return found
 
 
 def _evaluation(
-    spec: CascadeSpec,
-    records: Records,
-    cascade: EvaluatedModel,
-    hits: Bools,
-    *,
-    right: dict[str, Bools],
-    reference: str | None,
+    spec: CascadeSpec, records: Records, plan: Judged, *, right: dict[str, Bools], reference: str | None
 ) -> Evaluation:
     # A member outside the plan has a cost only where the records count in the plan's unit.
     same_unit = spec.cost_unit == records.cost_unit
@@ -224,24 +200,19 @@ def _evaluation(
     members.sort(key=lambda one: (records.cost[one.name], one.name))
     best = max(members, key=lambda one: (one.right, -records.cost[one.name]))
     beside = next(one for one in members if one.name == (reference or best.name))
-    compared = _compared(cascade, hits, beside, right[beside.name])
+    compared = vars(_compared(plan, (beside, right[beside.name]))).copy()
     return Evaluation(
         rows=records.rows,
-        cascade=cascade,
+        cascade=plan[0],
         members=tuple(members),
-        reference=beside.name,
-        difference=compared.difference,
-        difference_ci95=compared.difference_ci95,
-        losses=compared.losses,
-        gains=compared.gains,
-        cost_factor=compared.cost_factor,
+        reference=compared.pop("name"),
         rows_of_the_plan=has_seen(spec, records),
+        **compared,
     )
 
 
-def _compared(
-    one: EvaluatedModel, hits: Bools, other: EvaluatedModel, other_hits: Bools, *, same_unit: bool = True
-) -> PairedComparison:
+def _compared(plan: Judged, reference: Judged, *, same_unit: bool = True) -> PairedComparison:
+    (one, hits), (other, other_hits) = plan, reference
     difference, interval = paired_difference(hits, other_hits)
     factor = other.mean_cost / one.mean_cost if same_unit and one.mean_cost and other.mean_cost else None
     return PairedComparison(
@@ -254,21 +225,13 @@ def _compared(
     )
 
 
-def check_reference(records: Records, reference: str | None) -> None:
-    """Refuses a reference that is no recorded member.
-
-    Raises:
-        DataError: naming those that are.
-    """
+def _checked_labels(
+    specs: Sequence[CascadeSpec], records: Records, reference: str | None
+) -> npt.NDArray[np.int64]:
     if reference is not None and reference not in records.outputs:
-        raise DataError(
-            "`reference`", got=f"{reference}, not recorded", expected=f"one of {', '.join(records.outputs)}"
-        )
-
-
-def _checked_labels(specs: Sequence[CascadeSpec], records: Records) -> npt.NDArray[np.int64]:
-    random = random_members(records)
-    if random:
+        expected = f"one of {', '.join(records.outputs)}"
+        raise DataError("`reference`", got=f"{reference}, not recorded", expected=expected)
+    if random := random_members(records):
         raise DataError("evaluate", got=f"random weights in {', '.join(random)}", expected="trained members")
     if records.labels is None:
         raise DataError("records", got="no labels", expected="a class per row, to tell right from wrong")
@@ -301,8 +264,7 @@ class StageExplanation:
     """How one stage judges one row.
 
     Args:
-        row: index of the row.
-        stage: index of the stage.
+        row, stage: their indices.
         members: that are asked there.
         score: confidence score of the answer there.
         threshold: that the score has to reach, with the request's shift; None where no row exits, and at the last
@@ -327,38 +289,32 @@ class StageExplanation:
 def explain_rows(
     spec: CascadeSpec, outputs_by_member: Mapping[str, npt.NDArray[np.float32]], *, policy: Policy | None = None
 ) -> list[StageExplanation]:
-    """How every stage judges every row, stages that a row never reaches included.
+    """How every stage judges every row, stages that a row never reaches included: n times s, row by row.
 
     Args:
         spec: the plan.
         outputs_by_member: float32 (n, k) as each member of the plan gives it.
         policy: request parameters.
-
-    Returns:
-        n times s explanations, row by row.
     """
     policy = policy or Policy()
     evaluator = Evaluator(spec)
     combiner, rule = evaluator.combiner, evaluator.rule
     rows = len(next(iter(outputs_by_member.values())))
     last = rule.last if policy.max_stage is None else policy.max_stage
-    gear = policy.gear or 0
-    limits: dict[str, Any] = {
-        "min_stage": np.full(rows, policy.min_stage, np.int32),
-        "max_stage": np.full(rows, last, np.int32),
-        "shift": np.full(rows, policy.threshold_shift, np.float32),
-        "gear": np.full(rows, gear, np.int32),
-    }
+    gear, shift = policy.gear or 0, np.full(rows, policy.threshold_shift, np.float32)
+    stages = {"min_stage": policy.min_stage, "max_stage": last, "gear": gear}
+    limits = {name: np.full(rows, value, np.int32) for name, value in stages.items()}
     sums = combiner.empty(rows)
     reached = np.ones(rows, np.bool_)
     columns: list[list[StageExplanation]] = []
     for stage, part in enumerate(spec.stages):
         combiner.add_stage(sums, stage, [outputs_by_member[member.name] for member in part.members])
         answer = evaluator.answer(sums)
-        exits, _ = rule.decide(stage, answer.confidence, **limits)
+        exits, _ = rule.decide(stage, answer.confidence, shift=shift, **limits)
         shifted = None
         if stage < rule.last and np.isfinite(rule.thresholds[gear, stage]):
-            shifted = float(rule.thresholds[gear, stage] + limits["shift"][0])
+            shifted = float(rule.thresholds[gear, stage] + shift[0])
+        likeliest = np.argsort(-answer.probabilities, axis=1, kind="stable")[:, :TOP]
         columns.append(
             [
                 StageExplanation(
@@ -370,15 +326,10 @@ def explain_rows(
                     low=part.low,
                     reached=bool(reached[row]),
                     exits=bool(reached[row] and exits[row]),
-                    top=_likeliest(answer.probabilities[row]),
+                    top=tuple((int(label), float(answer.probabilities[row, label])) for label in likeliest[row]),
                 )
                 for row in range(rows)
             ]
         )
         reached &= ~exits
     return [one for of_row in zip(*columns, strict=True) for one in of_row]
-
-
-def _likeliest(p: npt.NDArray[np.float32]) -> tuple[tuple[int, float], ...]:
-    order = np.argsort(-p, kind="stable")[:TOP]
-    return tuple((int(label), float(p[label])) for label in order)
