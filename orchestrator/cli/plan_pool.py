@@ -20,7 +20,6 @@ from orchestrator.repository.index import class_names_by_member, common_names
 from orchestrator.repository.members import (
     MemberFacts,
     Tensor,
-    Tensors,
     adopted_spec,
     facts_from_folder,
     facts_of_manifest,
@@ -31,11 +30,12 @@ from orchestrator.spec.answer import first_misplaced
 from orchestrator.spec.cascade import UNKNOWN_INPUT, UNKNOWN_OUTPUT
 from orchestrator.spec.manifest import MANIFEST
 from orchestrator.spec.output_kind import ScoreEvidence
-from orchestrator.spec.planned_models import data_files_of
 
 # Letters of wrong class names, and of another wrong value, that an error shows.
 WRONG_NAMES_LETTERS = 40
 WRONG_VALUE_LETTERS = 80
+# What a manifest says of its member under the same name as the records' meta.
+FROM_MANIFEST = ("output_kind", "sha256", "data_files")
 
 
 def restricted(records: Records, members: str | None) -> Records:
@@ -62,13 +62,7 @@ def restricted(records: Records, members: str | None) -> Records:
 
 @dataclass(frozen=True, kw_only=True)
 class MemberPool:
-    """The members to choose from.
-
-    Args:
-        spec: its stages are all recorded members, one each.
-        random_weights: members that were never trained, by their manifests.
-        notes: for the reader of the plan.
-    """
+    """The members to choose from, as stages of a cascade; those that were never trained, by their manifests."""
 
     spec: CascadeSpec
     random_weights: tuple[str, ...]
@@ -79,13 +73,7 @@ def pool_from_records(records: Records, repository: Path, *, name: str, cost: Pa
     """All recorded members, with what their manifests, configurations and records say of them.
 
     Members without a manifest are taken as their configuration in the repository describes them, else as the
-    records do: outputs may come from anywhere.
-
-    Args:
-        records: of the members to choose from.
-        repository: where manifests are looked for.
-        name: of the cascade.
-        cost: a cost profile; None takes the records' costs.
+    records do: outputs may come from anywhere. Without a cost profile, `cost`, they are the records' own.
 
     Raises:
         DataError: members that no plan can name, outputs that are not what they are said to be.
@@ -103,13 +91,11 @@ def pool_from_records(records: Records, repository: Path, *, name: str, cost: Pa
     facts = member_facts(records, repository, manifests, known)
     members = []
     for member in records.outputs:
-        size = facts[member].max_batch_size or USUAL_BATCH
+        said, size = known.get(member, {}), facts[member].max_batch_size or USUAL_BATCH
         if member in manifests:
-            found = _member(manifests[member], name=member, cost=costs[member], max_batch_size=size)
-        else:
-            said = known.get(member, {})
-            found = recorded_member(member, records, said, cost=costs[member], max_batch_size=size)
-        members.append(found)
+            one = manifests[member]
+            said = {"output": one.output.name, **{key: getattr(one, key) for key in FROM_MANIFEST}}
+        members.append(recorded_member(member, records, said, cost=costs[member], max_batch_size=size))
     first = next(iter(manifests.values()), None)
     takes = UNKNOWN_INPUT if first is None else _input(first)
     spec = adopted_spec(pool_spec(members, records, name=name, cost_unit=unit, takes=takes), facts)
@@ -174,28 +160,10 @@ def _recorded_names(records: Records) -> tuple[str, ...] | None:
     return tuple(names)
 
 
-def _member(manifest: Manifest, *, name: str, cost: float, max_batch_size: int) -> Member:
-    return Member(
-        name=name,
-        output=manifest.output.name,
-        output_kind=manifest.output_kind,
-        cost=cost,
-        max_batch_size=max_batch_size,
-        sha256=manifest.sha256,
-        data_files=data_files_of(manifest.data_files),
-    )
-
-
 def member_facts(
     records: Records, repository: Path, manifests: Mapping[str, Manifest], known: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, MemberFacts]:
-    """What is known of every recorded member.
-
-    Args:
-        records: of the members.
-        repository: where configurations are looked for.
-        manifests: of the members that have one.
-        known: what the records' meta says of members.
+    """What manifests, configurations and `known`, of the records' meta, say of every recorded member.
 
     Raises:
         DataError: what the records say of a member is no tensor, or not what its configuration says.
@@ -209,28 +177,19 @@ def member_facts(
         recorded = _recorded(name, known.get(name, {}), classes=records.classes)
         found = facts_from_folder(repository / name) if (repository / name).is_dir() else recorded
         _require_same_output(name, recorded, found)
-        values = {field.name: getattr(found, field.name) for field in dataclasses.fields(MemberFacts)}
-        missing = [field for field, value in values.items() if value is None]
-        completed = dataclasses.replace(found, **{field: getattr(recorded, field) for field in missing})
-        facts[name] = dataclasses.replace(completed, inputs=_with_row_dims(completed.inputs, recorded.inputs))
+        missing = [one.name for one in dataclasses.fields(MemberFacts) if getattr(found, one.name) is None]
+        found = dataclasses.replace(found, **{field: getattr(recorded, field) for field in missing})
+        # The recorded rows' shape, where a configuration leaves it open.
+        rows, inputs = recorded.inputs or {}, dict(found.inputs or {})
+        inputs |= {key: rows[key] for key in inputs.keys() & rows.keys() if fits(inputs[key].dims, rows[key].dims)}
+        facts[name] = found if found.inputs is None else dataclasses.replace(found, inputs=inputs)
     return facts
-
-
-def _with_row_dims(inputs: Tensors | None, recorded: Tensors | None) -> Tensors | None:
-    """Inputs with the recorded rows' shape where a configuration leaves it open."""
-    if inputs is None or recorded is None:
-        return inputs
-    return {
-        name: recorded[name] if name in recorded and fits(one.dims, recorded[name].dims) else one
-        for name, one in inputs.items()
-    }
 
 
 def _recorded(name: str, facts: Mapping[str, Any], *, classes: int) -> MemberFacts:
     output = facts.get("output")
     if output is not None and (not isinstance(output, str) or not output):
-        what = f"records, meta of {name}, output"
-        raise DataError(what, got=repr(output)[:WRONG_VALUE_LETTERS], expected="the name of a tensor")
+        raise _strange(name, "output", output, "the name of a tensor")
     return MemberFacts(
         inputs=_recorded_input(name, facts.get("input")),
         outputs=None if output is None else {output: Tensor(name=output, dtype="FP32", dims=(classes,))},
@@ -243,24 +202,21 @@ def _recorded_input(name: str, value: Any) -> dict[str, Tensor] | None:
     if value is None:
         return None
     try:
-        fields = dict(value)
-        spec = TensorSpec(**{**fields, "dims": tuple(fields["dims"])})
+        spec = TensorSpec(**{**value, "dims": tuple(value["dims"])})
     except (KeyError, TypeError, ValueError, SpecError) as error:
-        expected = '{"name": "x", "dtype": "FP32", "dims": [4]}'
-        raise DataError(
-            f"records, meta of {name}, input", got=repr(value)[:WRONG_VALUE_LETTERS], expected=expected
-        ) from error
+        raise _strange(name, "input", value, '{"name": "x", "dtype": "FP32", "dims": [4]}') from error
     return {spec.name: Tensor(name=spec.name, dtype=spec.dtype, dims=spec.dims)}
 
 
 def _recorded_count(name: str, field: str, facts: Mapping[str, Any], *, low: int) -> int | None:
     value = facts.get(field)
     if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < low):
-        expected = f"a whole number of at least {low}"
-        raise DataError(
-            f"records, meta of {name}, {field}", got=repr(value)[:WRONG_VALUE_LETTERS], expected=expected
-        )
+        raise _strange(name, field, value, f"a whole number of at least {low}")
     return value
+
+
+def _strange(name: str, field: str, value: object, expected: str) -> DataError:
+    return DataError(f"records, meta of {name}, {field}", got=repr(value)[:WRONG_VALUE_LETTERS], expected=expected)
 
 
 def _require_same_output(name: str, recorded: MemberFacts, found: MemberFacts) -> None:
@@ -276,13 +232,10 @@ def _require_same_output(name: str, recorded: MemberFacts, found: MemberFacts) -
 
 def serving_notes(spec: CascadeSpec, facts: Mapping[str, MemberFacts], repository: Path) -> list[str]:
     """What keeps a plan from being served as it is, so that nobody learns it from `render` first."""
-    unlimited = [name for name, one in facts.items() if one.max_batch_size == 0]
     notes = []
-    if unlimited:
-        names = ", ".join(unlimited)
-        notes.append(
-            f"{names} takes no batches (max_batch_size 0): no cascade can ask it until its config says one"
-        )
+    if unlimited := ", ".join(name for name, one in facts.items() if one.max_batch_size == 0):
+        why = "no cascade can ask it until its config says one"
+        notes.append(f"{unlimited} takes no batches (max_batch_size 0): {why}")
     unknown = [
         one.name for one in spec.members if one.output == UNKNOWN_OUTPUT and facts[one.name].outputs is None
     ]

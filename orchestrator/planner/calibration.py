@@ -17,9 +17,16 @@ from scipy.optimize import minimize_scalar
 
 from orchestrator.decision import softmax
 from orchestrator.decision.combine import scaled_logits
-from orchestrator.planner.candidates import answers_of, in_cost_order, orderings_of, table_from_records
+from orchestrator.planner.candidates import answers_of, in_cost_order
 from orchestrator.planner.dataset_split import DatasetSplit, records_of_rows, shuffled
-from orchestrator.planner.goal import ENSEMBLE, Goal, MeasuredRows, SearchOptions, measured_rows, rows_wanted
+from orchestrator.planner.goal import (
+    ENSEMBLE,
+    Goal,
+    SearchOptions,
+    rows_from_records,
+    rows_wanted,
+    wanted_orderings,
+)
 from orchestrator.planner.records import Records
 from orchestrator.planner.search import RIGHT, search
 from orchestrator.progress import Progress, no_progress
@@ -30,6 +37,12 @@ Truth = npt.NDArray[np.int64]
 
 BINS = 15
 LOWEST, HIGHEST = 0.05, 20.0
+# Fewer rows than this on either side would decide by luck; more would add minutes and no certainty.
+FEWEST, MOST = 200, 2000
+# A coarse grid will do to see a difference worth having.
+TRIAL_QUANTILES = 25
+# Cheaper by less than this is noise.
+WORTH = 0.01
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,12 +61,7 @@ class TemperatureFit:
 
 
 def temperature_of(z: F32, labels: Truth) -> float:
-    """The temperature with the least negative log-likelihood.
-
-    Args:
-        z: float32 (n, k), logits, finite.
-        labels: int64 (n,).
-    """
+    """The temperature with the least negative log-likelihood, of finite logits float32 (n, k) and labels (n,)."""
     peak = z.max(axis=1)
     lowered = z - peak[:, None]
     hit = lowered[np.arange(len(z)), labels].astype(np.float64)
@@ -71,12 +79,7 @@ def temperature_of(z: F32, labels: Truth) -> float:
 
 
 def calibration_error(p: F32, labels: Truth) -> float:
-    """Expected calibration error of the top answer, in 15 bins of equal width.
-
-    Args:
-        p: float32 (n, k).
-        labels: int64 (n,).
-    """
+    """Expected calibration error of the top answer, of p float32 (n, k) and labels int64 (n,), in equal bins."""
     top = p.argmax(axis=1)
     sure = p[np.arange(len(p)), top].astype(np.float64)
     place = np.minimum((sure * BINS).astype(int), BINS - 1)
@@ -87,10 +90,7 @@ def calibration_error(p: F32, labels: Truth) -> float:
 def temperature_fit_of(member: Member, *, fit: tuple[F32, Truth], check: tuple[F32, Truth]) -> TemperatureFit:
     """A member's temperature, fitted on some rows and judged on others.
 
-    Args:
-        member: the outputs are of.
-        fit: outputs float32 (n, k) as recorded, and labels int64 (n,).
-        check: outputs and labels of other rows.
+    Rows are given by outputs float32 (n, k) as recorded, and labels int64 (n,).
     """
     z, _ = scaled_logits(member, fit[0])
     factor = temperature_of(z, fit[1])
@@ -100,14 +100,6 @@ def temperature_fit_of(member: Member, *, fit: tuple[F32, Truth], check: tuple[F
         ece_before=calibration_error(softmax(other), check[1]),
         ece_after=calibration_error(softmax(other / np.float32(factor)), check[1]),
     )
-
-
-# Fewer rows than this on either side would decide by luck; more would add minutes and no certainty.
-FEWEST, MOST = 200, 2000
-# A coarse grid will do to see a difference worth having.
-TRIAL_QUANTILES = 25
-# Cheaper by less than this is noise.
-WORTH = 0.01
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,29 +149,23 @@ def calibrate(
 ) -> CalibrationResult:
     """Fits temperatures on each half of the search rows and compares plans with and without them on the other.
 
-    Args:
-        base: its members are the pool.
-        records: n rows.
-        goal: what the plans are for.
-        split: only the search part is looked at.
-        options: combine modes, scores and seed.
-        progress: shows the work, one step per half.
+    Of the split only the search part is looked at; `progress` shows one step per half.
     """
+    half, why_not = len(split.search) // 2, ""
     if records.labels is None or goal.label_free:
-        return CalibrationResult(kept=False, reason="no labels to fit temperatures on")
-    if goal.reference == ENSEMBLE:
-        return CalibrationResult(
-            kept=False, reason="temperatures would change the reference, an average of all members"
-        )
-    half = len(split.search) // 2
-    if half < FEWEST:
-        return CalibrationResult(kept=False, reason=f"{len(split.search)} search rows, fewer than {2 * FEWEST}")
+        why_not = "no labels to fit temperatures on"
+    elif goal.reference == ENSEMBLE:
+        why_not = "temperatures would change the reference, an average of all members"
+    elif half < FEWEST:
+        why_not = f"{len(split.search)} search rows, fewer than {2 * FEWEST}"
+    if why_not:
+        return CalibrationResult(kept=False, reason=why_not)
     order = shuffled(records.ids, split.search, seed=split.seed)
     one, other = (records_of_rows(records, np.sort(part[:MOST])) for part in (order[:half], order[half:]))
     folds = []
     with progress("trying temperatures", 2) as advance:
-        for fit, check in ((one, other), (other, one)):
-            folds.append(_fold(base, fit, check, goal=goal, options=options))
+        for halves in ((one, other), (other, one)):
+            folds.append(_fold(base, *halves, goal=goal, options=options))
             advance(1)
     kept = all(_better(goal, fold) for fold in folds)
     figures = ", ".join(f"{_figure(fold.with_)} against {_figure(fold.without)} without" for fold in folds)
@@ -245,16 +231,10 @@ def _achieved(
     base: CascadeSpec, fit: Records, check: Records, *, goal: Goal, options: SearchOptions
 ) -> float | None:
     """Best accuracy within the budget, or least cost that is good enough, of plans from `fit` seen on `check`."""
-    orderings = orderings_of(
-        in_cost_order(base.members),
-        combines=options.combines,
-        scores=options.scores,
-        max_stages=goal.max_stages,
-        max_worst_cost=goal.max_worst_cost,
-    )
+    orderings = wanted_orderings(goal, in_cost_order(base.members), options)
     if not orderings:
         return None
-    chosen_on, seen_on = (_measured(base, part, goal=goal, options=options) for part in (fit, check))
+    chosen_on, seen_on = (rows_from_records(goal, base, part, options) for part in (fit, check))
     result = search(
         chosen_on.table,
         orderings,
@@ -274,8 +254,3 @@ def _achieved(
         elif right >= wanted and (best is None or answers.mean_cost < best):
             best = answers.mean_cost
     return best
-
-
-def _measured(base: CascadeSpec, records: Records, *, goal: Goal, options: SearchOptions) -> MeasuredRows:
-    table = table_from_records(base, records, combines=options.combines, scores=options.scores)
-    return measured_rows(goal, table, records, combine=options.combines[0])

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from orchestrator.planner.candidates import COST_TOLERANCE, CandidatePlan, answers_of, orderings_of
+from orchestrator.planner.candidates import COST_TOLERANCE, CandidatePlan, answers_of
 from orchestrator.planner.goal import (
     ENSEMBLE,
     Goal,
@@ -25,6 +25,7 @@ from orchestrator.planner.goal import (
     is_reference,
     reference_alone,
     rows_wanted,
+    wanted_orderings,
 )
 from orchestrator.planner.intervals import BOUNDS, fewest_rows, rate_at_least, tilt_at_most
 from orchestrator.planner.search import RIGHT, SearchResult, search
@@ -246,8 +247,8 @@ def decide(
         options: how to look.
         progress: shows the search.
     """
-    table, modes = search_rows.table, {"combines": options.combines, "scores": options.scores}
-    orderings = orderings_of(table.pool, **modes, max_stages=goal.max_stages, max_worst_cost=goal.max_worst_cost)
+    table = search_rows.table
+    orderings = wanted_orderings(goal, table.pool, options)
     if not orderings:
         cheapest = CandidatePlan(
             combine=options.combines[0], score=options.scores[0], stages=((0,),), thresholds=()

@@ -26,44 +26,34 @@ class DatasetSplit:
         search: intp, ascending: thresholds are chosen on these rows.
         certify: intp, ascending: the search never sees these rows; the certificate is made from them. Empty where
             nothing is certified.
-        seed: that made the split.
     """
 
     search: npt.NDArray[np.intp]
     certify: npt.NDArray[np.intp]
     seed: int
 
-    @property
-    def certify_share(self) -> float:
-        """Share of the rows that certify."""
-        return len(self.certify) / (len(self.search) + len(self.certify))
-
 
 def split_from_ids(ids: npt.NDArray[Any], *, certify_share: float, seed: int = 0) -> DatasetSplit:
-    """Splits by a hash of ids and seed: the same rows come out whatever order they are in.
+    """Splits unique ids (n,) by a hash of id and seed: the same rows come out whatever order they are in.
 
-    Args:
-        ids: (n,), unique.
-        certify_share: part of the rows kept to certify; 0 keeps none.
-        seed: another seed gives another split.
+    The part `certify_share` of them is kept to certify; 0 keeps none.
 
     Raises:
         DataError: a part is too small to be of use.
     """
     kept = round(certify_share * len(ids))
+    got, least, fix = f"{len(ids) - kept} rows to search", f"at least {FEWEST_ROWS}", "record more rows"
+    if certify_share > 0:
+        got, least, fix = f"{got} and {kept} to certify", f"{least} of each", f"{fix} or use `certify=False`"
     if len(ids) - kept < FEWEST_ROWS or (certify_share > 0 and kept < FEWEST_ROWS):
-        parts = f"{len(ids) - kept} rows to search" + (f" and {kept} to certify" if certify_share > 0 else "")
-        fix = "record more rows" + (" or use `certify=False`" if certify_share > 0 else "")
-        least = f"at least {FEWEST_ROWS}" + (" of each" if certify_share > 0 else "")
-        raise DataError("records", got=parts, expected=least, fix=fix)
+        raise DataError("records", got=got, expected=least, fix=fix)
     order = np.argsort(_hashes(ids, seed), kind="stable")
     return DatasetSplit(search=np.sort(order[kept:]), certify=np.sort(order[:kept]), seed=seed)
 
 
 def shuffled(ids: npt.NDArray[Any], rows: npt.NDArray[np.intp], *, seed: int) -> npt.NDArray[np.intp]:
     """The given rows in an order that depends on their ids and the seed alone."""
-    order: npt.NDArray[np.intp] = rows[np.argsort(_hashes(ids[rows], -1 - seed), kind="stable")]
-    return order
+    return np.asarray(rows[np.argsort(_hashes(ids[rows], -1 - seed), kind="stable")])
 
 
 def _hashes(ids: npt.NDArray[Any], seed: int) -> npt.NDArray[np.uint64]:
@@ -89,28 +79,23 @@ def records_of_rows(
 def parts_from_records(records: Records, *, share: float, seed: int) -> tuple[Records, Records]:
     """Two disjoint parts, by a hash of ids and seed, so that records of the same rows are always cut alike.
 
-    Each part has a `data_sha256` of its own, a hash of the whole's and its ids, by which `has_seen` tells the rows
-    a plan was chosen on from the others.
-
-    Args:
-        records: of n rows.
-        share: of the rows that go to the first part.
-        seed: another seed gives another cut.
+    The first part gets `share` of the rows. Each has a `data_sha256` of its own, a hash of the whole's and the
+    ids, by which `has_seen` tells the rows a plan was chosen on from the others.
 
     Raises:
         DataError: a part has too few rows to be of use.
     """
     first = round(share * records.rows)
     if not FEWEST_ROWS <= first <= records.rows - FEWEST_ROWS:
-        raise DataError(
-            f"`share` {share:g}",
-            got=f"parts of {first} and {records.rows - first} rows",
-            expected=f"at least {FEWEST_ROWS} rows in each",
-        )
-    split = split_from_ids(records.ids, certify_share=1 - first / records.rows, seed=seed)
+        got = f"parts of {first} and {records.rows - first} rows"
+        raise DataError(f"`share` {share:g}", got=got, expected=f"at least {FEWEST_ROWS} rows in each")
+    split, cut = (
+        split_from_ids(records.ids, certify_share=1 - first / records.rows, seed=seed),
+        {"share": share, "seed": seed},
+    )
     return (
-        _part(records, split.search, {"part": "first", "share": share, "seed": seed}),
-        _part(records, split.certify, {"part": "rest", "share": share, "seed": seed}),
+        _part(records, split.search, {"part": "first", **cut}),
+        _part(records, split.certify, {"part": "rest", **cut}),
     )
 
 

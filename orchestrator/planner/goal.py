@@ -11,13 +11,17 @@ from orchestrator.planner.candidates import (
     MOST_MEMBERS,
     CandidatePlan,
     Labels,
+    Ordering,
     Subset,
     SubsetTable,
     mode_of,
+    orderings_of,
+    table_from_records,
 )
 from orchestrator.planner.records import Records
 from orchestrator.planner.search import QUANTILES
-from orchestrator.spec import Member
+from orchestrator.progress import Advance, no_advance
+from orchestrator.spec import CascadeSpec, Member
 from orchestrator.spec.validation import Faults, is_finite
 
 # The reference that is no single member: all members of the pool, combined.
@@ -230,6 +234,22 @@ def measured_rows(goal: Goal, table: SubsetTable, records: Records, *, combine: 
         target, right = (answer, right) if goal.label_free else (target, answer == target)
     assert target is not None
     return MeasuredRows(table=table, target=target, reference_right=right)
+
+
+def rows_from_records(
+    goal: Goal, base: CascadeSpec, records: Records, options: SearchOptions, *, advance: Advance = no_advance
+) -> MeasuredRows:
+    """The records' rows with the answers of every subset of the pool; see `table_from_records` for `advance`."""
+    table = table_from_records(base, records, combines=options.combines, scores=options.scores, advance=advance)
+    return measured_rows(goal, table, records, combine=options.combines[0])
+
+
+def wanted_orderings(goal: Goal, pool: Sequence[Member], options: SearchOptions) -> list[Ordering]:
+    """What the search looks at for a goal; the pool stands in cost order."""
+    return orderings_of(
+        pool, combines=options.combines, scores=options.scores, max_stages=goal.max_stages,
+        max_worst_cost=goal.max_worst_cost,
+    )  # fmt: skip
 
 
 def rows_wanted(goal: Goal, rows: MeasuredRows) -> float:

@@ -11,10 +11,10 @@ import numpy.typing as npt
 
 from orchestrator.errors import DataError, first_few
 from orchestrator.planner.calibration import CalibrationResult, calibrate
-from orchestrator.planner.candidates import CandidatePlan, answers_of, in_cost_order, mode_of, table_from_records
+from orchestrator.planner.candidates import CandidatePlan, answers_of, in_cost_order, mode_of
 from orchestrator.planner.certify import Decision, UnmetConstraint, decide
 from orchestrator.planner.dataset_split import DatasetSplit, kept_origin, records_of_rows, split_from_ids
-from orchestrator.planner.goal import ENSEMBLE, Goal, MeasuredRows, SearchOptions, measured_rows
+from orchestrator.planner.goal import ENSEMBLE, Goal, MeasuredRows, SearchOptions, rows_from_records
 from orchestrator.planner.intervals import clopper_pearson
 from orchestrator.planner.records import COSTS, Records, is_cost, random_members
 from orchestrator.planner.replay import exits_and_cost, replay
@@ -188,10 +188,7 @@ def plan_from_records(
         base = calibration.applied(base)
     modes = len({mode_of(combine) for combine in options.combines})
     with progress("combining members", modes * records.rows) as advance:
-        table = table_from_records(
-            base, records, combines=options.combines, scores=options.scores, advance=advance
-        )
-    rows = measured_rows(goal, table, records, combine=options.combines[0])
+        rows = rows_from_records(goal, base, records, options, advance=advance)
     search_rows = rows.take(split.search)
     decision = decide(search_rows, rows.take(split.certify), goal, options, progress=progress)
     origin = _Origin(base, records, split, calibration, goal, options)

@@ -55,14 +55,9 @@ MIN_GAP = 2e-5
 
 
 def thresholds_from_scores(score: npt.NDArray[np.float32], quantiles: int) -> npt.NDArray[np.float32]:
-    """Thresholds near the quantiles of a score, each in the middle of a gap no score lies in.
+    """Thresholds near that many quantiles of a score, float32 (n,), each in the middle of a gap no score lies in.
 
-    Args:
-        score: float32 (n,).
-        quantiles: how many are wanted; fewer come back where gaps are few.
-
-    Returns:
-        float32 (q,), ascending.
+    They are float32 (q,), ascending; fewer come back where gaps are few.
     """
     places = middles(score)
     if not len(places):
@@ -88,14 +83,9 @@ def bins_from_scores(score: npt.NDArray[np.float32], thresholds: npt.NDArray[np.
 
 
 def integers_from_costs(costs: Sequence[float], rows: int) -> tuple[npt.NDArray[np.float64], float]:
-    """Costs as whole numbers, so that sums over rows are exact and equal costs are equal.
+    """Costs as whole numbers, so that sums over so many rows are exact and equal costs are equal.
 
-    Args:
-        costs: per member, finite and not negative.
-        rows: how many are added up at most.
-
-    Returns:
-        float64 (m,) of whole numbers, and how many of them make one unit of cost.
+    They are float64 (m,), and come with how many of them make one unit of cost.
     """
     values = np.asarray(costs, np.float64)
     total = float(values.sum()) * max(rows, 1)
@@ -158,22 +148,14 @@ def _below(histogram: npt.NDArray[Any], shape: tuple[int, ...]) -> Counts:
 def tuples_allowed(sizes: Sequence[int], *, max_stages: int, may_never_exit: bool) -> npt.NDArray[np.bool_] | None:
     """Which tuples make at most that many stages; None where all do.
 
-    Args:
-        sizes: thresholds per group but the last.
-        max_stages: longest cascade wanted.
-        may_never_exit: whether index q_i, never, is a choice.
+    `sizes` are thresholds per group but the last, and `may_never_exit` says whether index q_i, never, is a choice.
     """
-    groups = len(sizes) + 1
-    if may_never_exit and groups <= max_stages:
+    if may_never_exit and len(sizes) < max_stages:
         return None
-    finite = np.zeros(tuple(size + 1 for size in sizes), np.int8)
-    for axis, size in enumerate(sizes):
-        line = np.ones(size + 1, np.int8)
-        line[size] = 0
-        finite += line.reshape([-1 if other == axis else 1 for other in range(len(sizes))])
-    stages = finite + 1
-    good: npt.NDArray[np.bool_] = stages <= max_stages if may_never_exit else stages == groups
-    return good
+    shape = tuple(size + 1 for size in sizes)
+    axes = zip(np.indices(shape, sparse=True), sizes, strict=True)
+    exits = sum((place < size for place, size in axes), np.int8(0))
+    return np.asarray(exits < max_stages if may_never_exit else exits == len(sizes))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,16 +196,7 @@ def search(
     quantiles: int = QUANTILES,
     advance: Advance = no_advance,
 ) -> SearchResult:
-    """Frontiers of all orderings and all their thresholds.
-
-    Args:
-        table: n rows.
-        orderings: as `orderings_of` lists them; the first wins a tie.
-        measures: what to find a frontier for, such as being right.
-        max_stages: longest cascade wanted.
-        quantiles: thresholds tried per stage, besides "never".
-        advance: told how many orderings are done.
-    """
+    """Frontiers, one per measure, of all orderings and all their thresholds; of equal plans the first one wins."""
     scan = _Scan(table, measures, quantiles=quantiles, max_stages=max_stages)
     frontiers = {key: Frontier(table.rows) for key in measures}
     for number, ordering in enumerate(orderings):
@@ -248,10 +221,7 @@ class Frontier:
     """For every number of correct rows, the cheapest plan that has at least as many.
 
     It grows by one ordering after another. Of equal plans the first one stays, so the order of orderings breaks
-    ties.
-
-    Args:
-        rows: n, the most there can be correct.
+    ties. No plan has more than `rows` correct rows.
     """
 
     def __init__(self, rows: int) -> None:
@@ -266,13 +236,9 @@ class Frontier:
         cost: npt.NDArray[np.float64],
         allowed: npt.NDArray[np.bool_] | None = None,
     ) -> None:
-        """Takes in all tuples of thresholds of one ordering.
+        """Takes in all tuples of thresholds of the ordering at that place of the list.
 
-        Args:
-            ordering: its place in the list.
-            correct: int32, any shape.
-            cost: float64 of whole numbers, the same shape.
-            allowed: bool, the same shape; None allows all.
+        `correct`, int32, `cost`, float64 of whole numbers, and `allowed` have the same shape; None allows all.
         """
         flat_correct, flat_cost = correct.reshape(-1), cost.reshape(-1)
         better = flat_cost < self._least[flat_correct]
@@ -373,15 +339,8 @@ def gears_of(
 ) -> tuple[Gear, ...]:
     """Up to `count` gears cheaper than the plan, evenly spaced in mean cost down to asking stage 0 only.
 
-    Each has the plan's stages with the most accurate tuple of thresholds on the grid at its cost. A frontier of
-    few plans gives fewer gears; a plan of one stage has none.
-
-    Args:
-        plan: the plan.
-        table: the rows it was chosen on.
-        right: says which labels are right.
-        count: gears wanted.
-        quantiles: thresholds tried per stage.
+    Each has the plan's stages with the most accurate tuple of thresholds on the grid at its cost, on the table's
+    rows. A frontier of few plans gives fewer gears; a plan of one stage has none.
     """
     if len(plan.stages) < 2 or count < 1:
         return ()
