@@ -9,8 +9,10 @@ from typing import Annotated, Any
 
 import numpy as np
 import typer
+from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+from rich.table import Table
 
 from orchestrator.client.endpoint import (
     CA,
@@ -31,6 +33,14 @@ def stdout_console() -> Console:
     """For tables and sentences."""
     console = Console()
     return console if console.is_terminal else Console(width=PIPE_WIDTH)
+
+
+def new_table(title: str, columns: Sequence[str], *, left: str) -> Table:
+    """An empty table whose numbers stand right, and the column `left` left."""
+    table = Table(title=title, box=box.SIMPLE_HEAD)
+    for name in columns:
+        table.add_column(name, justify="left" if name == left else "right")
+    return table
 
 
 def stderr_console() -> Console:

@@ -3,35 +3,27 @@
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import typer
-from rich import box
 from rich.table import Table
 
-from orchestrator.cli.console import print_json, stdout_console
+from orchestrator.cli.console import new_table, print_json, stdout_console
 from orchestrator.planner.records import records_from_path
 from orchestrator.planner.replay import EvaluatedModel, Evaluation, PairedComparison, evaluate_plans
 from orchestrator.report.words import times_words
 from orchestrator.spec import CascadeSpec, cascade_from_path
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _Evaluated:
-    """One plan with its numbers.
-
-    Args:
-        path: of its cascade.json.
-        label: its name, with the path where two plans have the same name.
-        spec: the plan.
-        found: its numbers.
-        against: its comparison with the first plan; None for the first itself.
-    """
+class _Evaluated(NamedTuple):
+    """One plan with its numbers."""
 
     path: Path
+    # Its name, with the path where two plans have the same name.
     label: str
     spec: CascadeSpec
     found: Evaluation
+    # None for the first plan.
     against: PairedComparison | None
 
 
@@ -57,26 +49,17 @@ def evaluate(
     """
     specs = [cascade_from_path(path) for path in plan_paths]
     records = records_from_path(records_path)
-    labels = _labels(plan_paths, specs)
+    names = [spec.name for spec in specs]
+    found = evaluate_plans(specs, records, reference=reference)
     evaluated = [
-        _Evaluated(path=path, label=label, spec=spec, found=found, against=against)
-        for path, label, spec, (found, against) in zip(
-            plan_paths, labels, specs, evaluate_plans(specs, records, reference=reference), strict=True
-        )
+        _Evaluated(path, spec.name if names.count(spec.name) == 1 else f"{spec.name} ({path})", spec, *numbers)
+        for path, spec, numbers in zip(plan_paths, specs, found, strict=True)
     ]
     if as_json:
         alone = len(evaluated) == 1
         print_json(_document(evaluated[0]) if alone else [_document_among(one) for one in evaluated])
         return
     _show(evaluated)
-
-
-def _labels(paths: Sequence[Path], specs: Sequence[CascadeSpec]) -> list[str]:
-    """Names of plans, with their paths where two are called the same."""
-    names = [spec.name for spec in specs]
-    return [
-        name if names.count(name) == 1 else f"{name} ({path})" for name, path in zip(names, paths, strict=True)
-    ]
 
 
 def _document(one: _Evaluated) -> dict[str, Any]:
@@ -107,21 +90,16 @@ def _table(evaluated: Sequence[_Evaluated]) -> Table:
     """Members, then plans, one line each."""
     first = evaluated[0]
     units = list(dict.fromkeys(one.spec.cost_unit for one in evaluated))
-    table = Table(title=f"{first.found.rows} rows, costs in {' or '.join(units)} per row", box=box.SIMPLE_HEAD)
-    for name in ("", "accuracy", "95 % interval", "mean cost", "exits"):
-        table.add_column(name, justify="left" if not name else "right")
-    # Costs in two units do not belong in one column.
-    for route in first.found.members if len(units) == 1 else _costless(first.found.members):
-        table.add_row(*_cells(route))
+    title = f"{first.found.rows} rows, costs in {' or '.join(units)} per row"
+    table = new_table(title, ("", "accuracy", "95 % interval", "mean cost", "exits"), left="")
+    for route in first.found.members:
+        # Costs in two units do not belong in one column.
+        table.add_row(*_cells(route if len(units) == 1 else dataclasses.replace(route, mean_cost=None)))
     for one in evaluated:
         unit = "" if len(units) == 1 else f" {one.spec.cost_unit}"
         name, accuracy, interval, cost, exits = _cells(dataclasses.replace(one.found.cascade, name=one.label))
         table.add_row(name, accuracy, interval, f"{cost}{unit}", exits)
     return table
-
-
-def _costless(members: Sequence[EvaluatedModel]) -> list[EvaluatedModel]:
-    return [dataclasses.replace(route, mean_cost=None) for route in members]
 
 
 def _say(name: str, other: str, found: Evaluation | PairedComparison) -> None:

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich import box
 from rich.table import Table
 
-from orchestrator.cli.console import print_json, progress, stdout_console
+from orchestrator.cli.console import new_table, print_json, progress, stdout_console
 from orchestrator.cli.plan_pool import pool_from_records, restricted
 from orchestrator.commandline import with_options
 from orchestrator.errors import DataError, InfeasibleError
@@ -174,7 +173,7 @@ def plan(
         write_plan_report(report, found, records)
         write_plan(output, found.spec)
     if as_json:
-        show_json(found, notes=[*on_chance, *pool.notes])
+        print_json(document_from_found(found, notes=[*on_chance, *pool.notes]))
     if isinstance(found, Infeasible):
         left = None if report is None else "no report was written"
         fix = "; ".join(text for text in (found.unmet.fix, left) if text is not None)
@@ -186,10 +185,9 @@ def plan(
 
 def _check_no_goal(options: Sequence[object], *, report: Path | None) -> None:
     """Refuses options that have no meaning beside an imposed exit mix; None stands for one that is not given."""
-    if report is not None:
-        raise DataError("plan", got="--impose-exits and --report", expected="one of them")
-    if any(option is not None for option in options):
-        raise DataError("plan", got="--impose-exits and a goal", expected="one of them")
+    clashing = "--report" if report is not None else "a goal"
+    if report is not None or any(option is not None for option in options):
+        raise DataError("plan", got=f"--impose-exits and {clashing}", expected="one of them")
 
 
 def _words(option: str, text: str, known: tuple[str, ...]) -> tuple[str, ...]:
@@ -199,9 +197,8 @@ def _words(option: str, text: str, known: tuple[str, ...]) -> tuple[str, ...]:
         return known
     unknown = [word for word in words if word not in known]
     if unknown or not words:
-        raise DataError(
-            f"plan {option}", got=", ".join(unknown) or "nothing", expected=f"some of {', '.join(known)}"
-        )
+        expected = f"some of {', '.join(known)}"
+        raise DataError(f"plan {option}", got=", ".join(unknown) or "nothing", expected=expected)
     return tuple(word for word in known if word in words)
 
 
@@ -245,11 +242,6 @@ def document_from_found(found: PlanResult | Infeasible, *, notes: Sequence[str] 
     }
 
 
-def show_json(found: PlanResult | Infeasible, *, notes: Sequence[str] = ()) -> None:
-    """One document on stdout."""
-    print_json(document_from_found(found, notes=notes))
-
-
 def echo_notes(notes: Sequence[str]) -> None:
     """Notes on stderr, one line each."""
     for note in notes:
@@ -258,23 +250,20 @@ def echo_notes(notes: Sequence[str]) -> None:
 
 def show_plan(plan: PlanResult, *, output: Path | None, report: Path | None) -> None:
     """The plan, its guarantee and its frontier for people, and which files were written."""
-    spec = plan.spec
-    console = stdout_console()
+    spec, console = plan.spec, stdout_console()
+    assert spec.fit is not None
+    extra = spec.fit.extra
+    # What accuracy counts: right answers, or agreement with a reference.
+    noun = f"agreement with {extra['agreement']['reference']}" if "agreement" in extra else "accuracy"
     console.print(_stages_table(plan))
-    noun = noun_of(spec)
     lower = "" if plan.accuracy_lower is None else f", at least {plan.accuracy_lower:.4f} by the certify part"
     typer.echo(
-        f"{noun} {plan.accuracy:.4f} on {_rows(spec)} search rows{lower}; "
+        f"{noun} {plan.accuracy:.4f} on {spec.fit.rows} search rows{lower}; "
         f"mean cost {plan.mean_cost:,.6g} {spec.cost_unit}, worst {spec.worst_cost:,.6g}"
     )
-    extra = {} if spec.fit is None else spec.fit.extra
-    guarantee = extra.get("guarantee")
-    if guarantee is not None:
-        typer.echo(
-            f"guarantee: {guarantee['statement']} "
-            f"({guarantee['losses']} of {guarantee['rows']} certify rows {guarantee['counted']}, "
-            f"{guarantee['method']})"
-        )
+    if "guarantee" in extra:
+        said = "{statement} ({losses} of {rows} certify rows {counted}, {method})".format(**extra["guarantee"])
+        typer.echo(f"guarantee: {said}")
     if plan.fallback_reason is not None:
         typer.echo(f"note: no plan but the reference itself could be certified: {plan.fallback_reason.text}")
     calibration = extra.get("calibration", {})
@@ -301,21 +290,9 @@ def show_imposed(spec: CascadeSpec, *, output: Path | None, as_json: bool) -> No
     typer.echo(f"{where}{stages}, exits {got} imposed, mean cost {spec.fit.mean_cost:,.0f}; no accuracy")
 
 
-def noun_of(spec: CascadeSpec) -> str:
-    """What the accuracy of a plan counts: right answers, or agreement with a reference."""
-    extra = {} if spec.fit is None else spec.fit.extra
-    agreement = extra.get("agreement")
-    return "accuracy" if agreement is None else f"agreement with {agreement['reference']}"
-
-
-def _rows(spec: CascadeSpec) -> int:
-    return 0 if spec.fit is None else spec.fit.rows
-
-
 def _stages_table(plan: PlanResult) -> Table:
-    table = Table(title=f"{plan.spec.name}: {plan.spec.combine}, {plan.spec.score}", box=box.SIMPLE_HEAD)
-    for name in ("stage", "members", "exits at", "exit share", "cost"):
-        table.add_column(name, justify="left" if name == "members" else "right")
+    title = f"{plan.spec.name}: {plan.spec.combine}, {plan.spec.score}"
+    table = new_table(title, ("stage", "members", "exits at", "exit share", "cost"), left="members")
     for place, (stage, share) in enumerate(zip(plan.spec.stages, plan.exit_share, strict=True)):
         threshold = "always" if stage.threshold is None else f">= {stage.threshold:.6f}"
         names = " + ".join(member.name for member in stage.members)
@@ -324,9 +301,7 @@ def _stages_table(plan: PlanResult) -> Table:
 
 
 def _gears_table(plan: PlanResult, gears: Gears) -> Table:
-    table = Table(title="gears", box=box.SIMPLE_HEAD)
-    for name in ("gear", "exits at", "accuracy", "mean cost", "exit shares"):
-        table.add_column(name, justify="right")
+    table = new_table("gears", ("gear", "exits at", "accuracy", "mean cost", "exit shares"), left="")
     own = Gear(
         thresholds=tuple(stage.threshold for stage in plan.spec.stages[:-1]),
         mean_cost=plan.mean_cost,
@@ -346,9 +321,8 @@ def _gears_table(plan: PlanResult, gears: Gears) -> Table:
 
 def _frontier_table(frontier: Sequence[FrontierPoint], noun: str) -> Table:
     """Some points of the frontier, evenly chosen."""
-    table = Table(title="plans nothing beats on the search part", box=box.SIMPLE_HEAD)
-    for name in (noun, "mean cost", "worst cost", "stages"):
-        table.add_column(name, justify="left" if name == "stages" else "right")
+    title = "plans nothing beats on the search part"
+    table = new_table(title, (noun, "mean cost", "worst cost", "stages"), left="stages")
     step = max(1, -(-len(frontier) // FRONTIER_LINES))
     for point in (*frontier[:-1:step], *frontier[-1:]):
         stages = " -> ".join("+".join(stage) for stage in point.stages)
@@ -358,10 +332,6 @@ def _frontier_table(frontier: Sequence[FrontierPoint], noun: str) -> Table:
 
 def check_output(output: Path | None, *, inputs: Sequence[Path | None]) -> None:
     """Refuses an output that would overwrite an input, or has no folder to be in.
-
-    Args:
-        output: file to write, if any.
-        inputs: files that are read, those that are.
 
     Raises:
         DataError: naming what is there.
@@ -410,12 +380,8 @@ def write_plan_report(folder: Path | None, found: PlanResult, records: Records) 
         # Needs matplotlib and jinja2, which are optional.
         from orchestrator.report.page import write_report
     except ImportError as error:
-        raise DataError(
-            "plan --report",
-            got=f"no package {error.name}",
-            expected="it installed",
-            fix="pip install committee[plan]",
-        ) from error
+        got, fix = f"no package {error.name}", "pip install committee[plan]"
+        raise DataError("plan --report", got=got, expected="it installed", fix=fix) from error
     write_report(
         folder,
         found.spec,
