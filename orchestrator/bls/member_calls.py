@@ -210,45 +210,32 @@ class MemberOutputs:
     later: Sequence[list[Rows]] = ()
 
 
+@dataclass(eq=False)
 class MemberCalls:
-    """Calls members; used from many threads at once.
+    """Calls members; used from many threads at once."""
 
-    Args:
-        pb_utils: the server's Python module.
-        spec: the cascade.
-        metrics: counts calls made to find the rows that break a batch.
-        versions: model name -> version to ask by number; for others the server chooses. May change at any time.
-        may_ask_prefix: whether the plan's fused prefix may be asked now.
-    """
+    pb: Any  # the server's Python module
+    spec: CascadeSpec
+    metrics: Counters  # counts calls made to find the rows that break a batch
+    # model name -> version to ask by number; for others the server chooses. May change at any time.
+    versions: Mapping[str, int]
+    may_ask_prefix: Callable[[], bool]  # whether the plan's fused prefix may be asked now
 
-    def __init__(
-        self,
-        pb_utils: Any,
-        spec: CascadeSpec,
-        metrics: Counters,
-        *,
-        versions: Mapping[str, int],
-        may_ask_prefix: Callable[[], bool],
-    ) -> None:
-        self._pb = pb_utils
-        self._spec = spec
-        self._metrics = metrics
-        self._versions = versions
-        self._may_ask_prefix = may_ask_prefix
-        self._cpu = pb_utils.PreferredMemory(pb_utils.TRITONSERVER_MEMORY_CPU, 0)
+    def __post_init__(self) -> None:
+        self._cpu = self.pb.PreferredMemory(self.pb.TRITONSERVER_MEMORY_CPU, 0)
         # A server without one of these names never sends it.
         names = ("UNAVAILABLE", "NOT_FOUND", "UNSUPPORTED", "CANCELLED")
-        self._final_codes = {getattr(pb_utils.TritonError, name, None) for name in names}
-        self._members = spec.members
+        self._final_codes = {getattr(self.pb.TritonError, name, None) for name in names}
+        self._members = self.spec.members
         places = iter(range(len(self._members)))
         # By stage, the plan indices of its members.
-        self._places = [[next(places) for _ in stage.members] for stage in spec.stages]
+        self._places = [[next(places) for _ in stage.members] for stage in self.spec.stages]
         self._gates = [Gate() for _ in self._members]
         self._prefix_gate = Gate()
-        covered = () if spec.fused_prefix is None else spec.stages[: spec.fused_prefix.stages]
+        covered = () if self.spec.fused_prefix is None else self.spec.stages[: self.spec.fused_prefix.stages]
         self._prefix_outputs = [member.name for stage in covered for member in stage.members]
         # Stage 0 and the workers of every later stage may fan out at the same time.
-        extra = max(len(stage.members) - 1 for stage in spec.stages)
+        extra = max(len(stage.members) - 1 for stage in self.spec.stages)
         self._pool = ThreadPoolExecutor(extra * 4 or 1, "committee-member")
 
     def ask(
@@ -262,7 +249,7 @@ class MemberCalls:
             tensor: the server's tensor behind `rows`, forwarded without a copy where name and size allow.
             owners: whose request each row belongs to; one that fails fails with all its rows.
         """
-        if self._spec.stages[stage].on_failure == "answer":
+        if self.spec.stages[stage].on_failure == "answer":
             owners = None  # there each row gets what it can
         first, *others = self._places[stage]
         if not others:
@@ -277,8 +264,8 @@ class MemberCalls:
 
     def ask_stage0(self, rows: Rows, tensor: Any | None = None, *, owners: Owners | None = None) -> MemberOutputs:
         """As `ask`, by the fused prefix where the plan has one; where that fails, the members are asked."""
-        prefix = self._spec.fused_prefix
-        if prefix is None or not self._may_ask_prefix():
+        prefix = self.spec.fused_prefix
+        if prefix is None or not self.may_ask_prefix():
             return self.ask(0, rows, tensor, owners=owners)
 
         def call(start: int, end: int) -> list[Rows] | Refusal:
@@ -291,7 +278,7 @@ class MemberCalls:
             said = None if pieces.failed else pieces.outputs(len(rows))
         except Exception:  # whatever it was, the members can still be asked
             said = None
-        expected = (len(rows), self._spec.classes)
+        expected = (len(rows), self.spec.classes)
         if said is None or any(output.shape != expected for output in said):
             return self.ask(0, rows, tensor, owners=owners)
         first, *later = [[said[place] for place in places] for places in self._places[: prefix.stages]]
@@ -322,12 +309,12 @@ class MemberCalls:
     ) -> tuple[Rows | None, Errors]:
         """The output (n, k) of a stage's member, NaN in rows it failed for, and why it failed for them."""
         member, gate = self._members[place], self._gates[place]
-        name, size = member.input or self._spec.input.name, member.max_batch_size
-        given = tensor if name == self._spec.input.name else None
+        name, size = member.input or self.spec.input.name, member.max_batch_size
+        given = tensor if name == self.spec.input.name else None
 
         def call(start: int, end: int) -> list[Rows] | Refusal:
             said = self._exec(member.name, [member.output], self._tensor(rows, start, end, given=given, name=name))
-            expected = (end - start, self._spec.classes)
+            expected = (end - start, self.spec.classes)
             if isinstance(said, Refusal) or said[0].shape == expected:
                 return said
             wrong = f"output {member.output} has shape {list(said[0].shape)}, expected {list(expected)}"
@@ -347,7 +334,7 @@ class MemberCalls:
         else:
             failed = pieces.failed
             if pieces.further_calls:
-                self._metrics.asked_again(place, pieces.further_calls)
+                self.metrics.asked_again(place, pieces.further_calls)
         errors = {(place, row): f"stage {stage} member {member.name}: {text}" for row, text in failed.items()}
         return None if outputs is None else outputs[0], errors
 
@@ -357,15 +344,15 @@ class MemberCalls:
         """The server's tensor of some of the rows; the given one where it has just those."""
         if given is not None and end - start == len(rows):
             return given
-        return self._pb.Tensor(name or self._spec.input.name, rows[start:end])
+        return self.pb.Tensor(name or self.spec.input.name, rows[start:end])
 
     def _exec(
         self, model: str, outputs: Sequence[str], tensor: Any, *, version: int | None = None
     ) -> list[Rows] | Refusal:
         """One call; a refusal is final where it speaks of the model and not of what it was asked."""
-        request = self._pb.InferenceRequest(
+        request = self.pb.InferenceRequest(
             model_name=model,
-            model_version=self._versions.get(model, ANY_VERSION) if version is None else version,
+            model_version=self.versions.get(model, ANY_VERSION) if version is None else version,
             requested_output_names=list(outputs),
             inputs=[tensor],
             preferred_memory=self._cpu,
@@ -379,7 +366,7 @@ class MemberCalls:
             return Refusal(text, is_final=absent or later, is_absent=absent)
         arrays: list[Rows] = []
         for name in outputs:
-            output = self._pb.get_output_tensor_by_name(response, name)
+            output = self.pb.get_output_tensor_by_name(response, name)
             if output is None:
                 return Refusal(f"answered without its output {name}", is_final=True)
             # The view dies with the response, which frees its shared memory; the sums outlive it.

@@ -9,7 +9,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -51,25 +51,17 @@ class Probe:
     until_s: float = 0.0  # when it is asked again, where nothing hurries
 
 
+@dataclass(eq=False)
 class MemberProbes:
-    """The answers of a cascade's models about one row.
+    """The answers of a cascade's models about one row."""
 
-    Args:
-        pb_utils: the server's Python module.
-        calls: asks members.
-        row: (1, *dims), that of a request, so that it is one they understand.
+    pb: Any  # the server's Python module
+    calls: MemberCalls
+    row: Rows  # (1, *dims), that of a request, so that it is one they understand
+    first: dict[str, Rows] = field(default_factory=dict)  # by name, the scores that a model gave at first
+    hurry_until_s: dict[str, float] = field(default_factory=dict)  # by name, until when it is asked at every turn
 
-    Attributes:
-        first: by name, the scores that a model gave at first.
-        hurry_until_s: by name, until when a model is asked at every turn.
-    """
-
-    def __init__(self, pb_utils: Any, calls: MemberCalls, row: Rows) -> None:
-        self.first: dict[str, Rows] = {}
-        self.hurry_until_s: dict[str, float] = {}
-        self._pb = pb_utils
-        self._calls = calls
-        self._row = row.copy()
+    def __post_init__(self) -> None:
         self._found: dict[tuple[str, int | None], Probe] = {}
         self._refusals: Counter[str] = Counter()
         self._turned = threading.Event()
@@ -113,7 +105,7 @@ class MemberProbes:
             try:
                 self._turn()
             except Exception as error:  # the next turn may go well
-                self._pb.Logger.log_error(f"committee: probes: {type(error).__name__}: {error}")
+                self.pb.Logger.log_error(f"committee: probes: {type(error).__name__}: {error}")
             self._turned.set()
             self._stop.wait(TURN_S)
 
@@ -126,7 +118,7 @@ class MemberProbes:
 
     def _asked(self, name: str, version: int | None) -> Probe:
         began_s = time.monotonic()
-        said = self._calls.ask_about_row(name, self._row, version=version)
+        said = self.calls.ask_about_row(name, self.row, version=version)
         ended_s = time.monotonic()
         until_s = ended_s + max(PROBE_S, (ended_s - began_s) / PROBE_SHARE)
         if not isinstance(said, Refusal):
@@ -137,7 +129,7 @@ class MemberProbes:
             if self._refusals[name] == MOST_REFUSALS:
                 until_s = math.inf
                 text = "refuses the first request's row, so that it is watched by its files only"
-                self._pb.Logger.log_warn(f"committee: {name} {text}: {said.text}")
+                self.pb.Logger.log_warn(f"committee: {name} {text}: {said.text}")
         return Probe(None, said.is_absent, began_s, until_s)
 
 
@@ -216,7 +208,7 @@ class MemberWatch:
         if self._probes is not None:
             return
         assert self._calls is not None, "bound before the first request"
-        self._probes = MemberProbes(self._pb, self._calls, row)
+        self._probes = MemberProbes(self._pb, self._calls, row.copy())
         self._probes.begin(model for model in self._models if model.has_hash)
         self.look()
         self._thread = threading.Thread(target=self._loop, name="committee-members", daemon=True)
@@ -350,10 +342,8 @@ class MemberWatch:
             text = "files that cannot be seen from here, watched by their answers only"
             log.log_warn(f"committee: members not verified: {', '.join(unseen)} ({text})")
         unverified = [model for model in self._models if model.is_seen and not model.is_verified]
-        for has_hash, text in (
-            (False, "no hash in the plan"),
-            (True, "no file of a usual name, watched by their answers"),
-        ):
+        reasons = {False: "no hash in the plan", True: "no file of a usual name, watched by their answers"}
+        for has_hash, text in reasons.items():
             names = [model.name for model in unverified if model.has_hash is has_hash]
             if names and self._verify_files:
                 log.log_info(f"committee: members' files not verified: {', '.join(names)} ({text})")

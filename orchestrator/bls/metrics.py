@@ -39,14 +39,14 @@ HELP = {
 
 
 class Counters:
-    """Counts under the caller's lock; `flush` may run beside it."""
+    """Counts from any thread; `gear` is the current one, None for a plan without gears."""
 
     def __init__(self, spec: CascadeSpec) -> None:
         self._members = [member.name for member in spec.members]
         self._costs = [stage.cost for stage in spec.stages]
         self._lock = threading.Lock()
         self._taken_ns: list[int] = []
-        self._gear = None if spec.gears is None else 0.0
+        self.gear = None if spec.gears is None else 0.0
         stages = range(len(spec.stages))
         # Spelled out once: making a key for every batch took longer than counting.
         self._rows_key, self._cost_key = _key("committee_rows_total"), _key("committee_cost_total")
@@ -123,14 +123,8 @@ class Counters:
     def shifted(self, gear: int, step: int) -> None:
         """The gear changed by a step, to the one given."""
         with self._lock:
-            self._gear = float(gear)
+            self.gear = float(gear)
             self._add("committee_gear_shifts_total", abs(step), direction="cheaper" if step > 0 else "dearer")
-
-    @property
-    def gear(self) -> float | None:
-        """The current gear; None for a plan without gears."""
-        with self._lock:
-            return self._gear
 
     def latencies(self, taken_ns: Sequence[int]) -> None:
         """Requests were answered after so many nanoseconds; they are put into buckets off the path."""
@@ -175,19 +169,20 @@ class MetricsFlusher:
         self._thread = threading.Thread(target=self._loop, name="committee-metrics", daemon=True)
 
     def start(self) -> None:
-        """Registers every series and starts the thread.
-
-        Raises:
-            Exception: whatever the server raises where metrics are switched off.
-        """
-        self.flush()
-        self._thread.start()
+        """Registers every series and starts the thread; a server without metrics still serves."""
+        try:
+            self.flush()
+        except Exception as error:  # whatever the server raises where metrics are switched off
+            self._pb.Logger.log_warn(f"committee: no metrics: {error}")
+        else:
+            self._thread.start()
 
     def stop(self) -> None:
         """Flushes once more and ends the thread."""
         self._stop.set()
-        self._thread.join(timeout=5)
-        self.flush()
+        if self._thread.ident is not None:
+            self._thread.join(timeout=5)
+            self.flush()
 
     def flush(self) -> None:
         """Hands over what was counted since the last time."""

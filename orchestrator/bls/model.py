@@ -100,7 +100,8 @@ class CascadeModel:
             spec, scheduler, calls=calls, metrics=metrics, send=self._send, log=pb.Logger.log_error
         )
         watch.bind(calls, on_fault=self._workers.refuse_all)
-        self._flusher = self._start_metrics(args["model_name"])
+        self._flusher = MetricsFlusher(pb, metrics, model=args["model_name"])
+        self._flusher.start()
         # Last, because the server forgets a model whose initialize raises, and its threads would go on.
         self._workers.start()
 
@@ -137,8 +138,7 @@ class CascadeModel:
         self._watch.stop()
         self._workers.stop()
         self._calls.close()
-        if self._flusher is not None:
-            self._flusher.stop()
+        self._flusher.stop()
 
     def _answers(self, batch: list[PendingRequest], rows: Rows) -> list[tuple[int, Any]]:
         """The responses that are decided once stage 0 has been asked, each with the place of its request."""
@@ -176,15 +176,6 @@ class CascadeModel:
             self._pb.Logger.log_error(f"committee: {message}")
         self._metrics.refused(self._reader.count_rows(request))
         return self._responder.error(message, code)
-
-    def _start_metrics(self, name: str) -> MetricsFlusher | None:
-        flusher = MetricsFlusher(self._pb, self._metrics, model=name)
-        try:
-            flusher.start()
-        except Exception as error:  # a server without metrics still serves
-            self._pb.Logger.log_warn(f"committee: no metrics: {error}")
-            return None
-        return flusher
 
 
 @dataclass(eq=False)
@@ -239,9 +230,7 @@ class Stage0:
         self.metrics.arrived(len(rows))
         start_ns = time.monotonic_ns()
         outputs = self.calls.ask_stage0(rows, tensor, owners=partial(_owners_of, batch))
-        end_ns = time.monotonic_ns()
-        self._admission.observe_latency(end_ns - start_ns)
-        self._admission.batch_finished(end_ns)
+        self._admission.batch_finished(time.monotonic_ns(), asked_ns=start_ns)
         result = self._fast_path.stage0(len(rows), outputs.outputs)
         gear = self.scheduler.gear if self._has_gears else 0
         early = self._fast_path.early_exit(result, gear)
@@ -365,16 +354,14 @@ class AdmissionControl:
         least_ns = TIMES_STAGE_0 * (self._stage_0_ns or 0.0) if is_backlogged else 0.0
         return [one for one in batch if (left := one.time_left_ns(now_ns)) is not None and left <= least_ns]
 
-    def batch_finished(self, now_ns: int) -> None:
-        """A batch is through stage 0, or all of it was refused."""
+    def batch_finished(self, now_ns: int, *, asked_ns: int | None = None) -> None:
+        """A batch is through stage 0, which was asked then; or all of it was refused."""
         self._finished_ns = now_ns
-
-    def observe_latency(self, took_ns: int) -> None:
-        """Stage 0 took that long for a batch."""
-        if not self._is_warm:
-            # The first call opens sessions and allocates memory, and says nothing about those after it.
-            self._is_warm = True
-        elif self._stage_0_ns is None:
-            self._stage_0_ns = took_ns
-        else:
-            self._stage_0_ns += _SMOOTHING * (took_ns - self._stage_0_ns)
+        if asked_ns is None:
+            return
+        if self._is_warm:
+            took_ns = now_ns - asked_ns
+            before_ns = took_ns if self._stage_0_ns is None else self._stage_0_ns
+            self._stage_0_ns = before_ns + _SMOOTHING * (took_ns - before_ns)
+        # The first call opens sessions and allocates memory, and says nothing about those after it.
+        self._is_warm = True

@@ -141,9 +141,7 @@ class Scheduler:
                     # Before the lock is free: a worker may take the slots as soon as it is.
                     more = self._run.capacity_rows - len(self._inputs)
                     if more > 0:
-                        self._inputs = np.concatenate(
-                            (self._inputs, np.zeros((more, *rows.shape[1:]), rows.dtype))
-                        )
+                        self._inputs = np.pad(self._inputs, [(0, more), *[(0, 0)] * (rows.ndim - 1)])
                     self._inputs[outcome.slots] = rows[outcome.deferred]
             # Requests answered meanwhile, at their deadline say, while stage 0 ran.
             gone = [one.token for one in batch if one not in self._pending]

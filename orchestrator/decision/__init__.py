@@ -6,13 +6,7 @@ Pure: fed arrays, answers arrays; no I/O, no threads, no Triton. Server and plan
 from orchestrator.decision.combine import Accumulator, Combiner, softmax
 from orchestrator.decision.evaluate import Arrivals, Evaluator, StageResult, arrivals_from_policies
 from orchestrator.decision.fast_path import EarlyExit, FastPath, plain_arrivals
-from orchestrator.decision.policy import (
-    DEFAULT,
-    PARAMETERS,
-    ForwardedHeaders,
-    Policy,
-    policy_from_parameters,
-)
+from orchestrator.decision.policy import DEFAULT, PARAMETERS, ForwardedHeaders, Policy, policy_from_parameters
 from orchestrator.decision.run import AnsweredRows, CascadeRun, FailedRows, StageOutcome
 from orchestrator.decision.scores import confidence_score
 

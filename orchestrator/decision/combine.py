@@ -146,20 +146,19 @@ class Combiner:
         failed, answered = np.full(rows, -1, np.int32), np.zeros(rows, np.bool_)
         for index, raw in zip(self.stage_members[stage], outputs, strict=True):
             if raw is None:
-                failed = np.where(failed < 0, np.int32(index), failed)
-                clean = False
-                continue
-            z, good = scaled_logits(self.members[index], raw)
-            self._add(target, index, z, good)
-            if accumulator.tops is not None:
-                top = np.argmax(z, axis=1)
-                accumulator.tops[:, index] = top if good is None else np.where(good, top, -1)
+                good: Bools | None = np.zeros(rows, np.bool_)
+            else:
+                z, good = scaled_logits(self.members[index], raw)
+                self._add(target, index, z, good)
+                if accumulator.tops is not None:
+                    top = np.argmax(z, axis=1)
+                    accumulator.tops[:, index] = top if good is None else np.where(good, top, -1)
             if good is None:
                 answered[:] = True
-                continue
-            clean = False
-            answered |= good
-            failed = np.where((failed < 0) & ~good, np.int32(index), failed)
+            else:
+                clean = False
+                answered |= good
+                failed = np.where((failed < 0) & ~good, np.int32(index), failed)
         if self.mode == "last":
             # A stage that gave nothing for a row leaves the answer of the stage before it standing.
             accumulator.total[answered] = target.total[answered]

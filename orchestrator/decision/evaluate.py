@@ -41,15 +41,9 @@ def arrivals_from_policies(
     default_deadline_us: int,
     gear: int = 0,
 ) -> Arrivals:
-    """Arrivals of several requests, in order.
+    """Arrivals of requests with these tokens, counts of rows, policies and times of arrival, in order.
 
-    Args:
-        tokens: one per request.
-        counts: rows of each request.
-        policies: one per request.
-        now_ns: when each request arrived.
-        default_deadline_us: orders the rows of requests that named no deadline.
-        gear: decides about the rows of requests that named none.
+    The default deadline orders rows of requests that named none; the gear decides about rows that named no gear.
     """
     each = np.array(counts)
     deadlines, due = [], []

@@ -35,12 +35,7 @@ class EarlyExit:
 
 
 def plain_arrivals(
-    tokens: Sequence[int],
-    counts: Sequence[int],
-    *,
-    now_ns: Sequence[int],
-    default_deadline_us: int,
-    gear: int = 0,
+    tokens: Sequence[int], counts: Sequence[int], *, now_ns: Sequence[int], default_deadline_us: int, gear: int = 0
 ) -> Arrivals:
     """`arrivals_from_policies` for requests without parameters, which most are."""
     rows = sum(counts)

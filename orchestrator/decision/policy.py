@@ -106,9 +106,7 @@ class Policy:
     @property
     def is_plain(self) -> bool:
         """Whether rows exit as the plan has it; a deadline does not change that."""
-        return self is DEFAULT or (
-            self.min_stage == 0 and self.max_stage is None and self.threshold_shift == 0 and self.gear is None
-        )
+        return self.min_stage == 0 and self.max_stage is None and self.threshold_shift == 0 and self.gear is None
 
 
 DEFAULT = Policy()

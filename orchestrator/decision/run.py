@@ -16,12 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from orchestrator.decision.combine import F32, I32, I64, Accumulator, Index, Output, RowColumns
-from orchestrator.decision.evaluate import (
-    Arrivals,
-    CombinedAnswer,
-    Evaluator,
-    StageResult,
-)
+from orchestrator.decision.evaluate import Arrivals, CombinedAnswer, Evaluator, StageResult
 from orchestrator.decision.fast_path import FastPath, plain_arrivals
 from orchestrator.spec import CascadeSpec
 from orchestrator.spec.answer import DEADLINE
@@ -326,21 +321,20 @@ class CascadeRun:
     def _claim(self, count: int) -> Index:
         if count > len(self._free):
             # Doubling keeps the cost of growing at a constant per row.
-            self._grow(max(2 * self.capacity_rows, self.capacity_rows + count))
+            self._grow(max(self.capacity_rows, count))
         slots: Index = self._free[len(self._free) - count :]
         self._free = self._free[: len(self._free) - count]
         self.rows_in_table += count
         return slots
 
-    def _grow(self, capacity_rows: int) -> None:
-        size, more = self.capacity_rows, capacity_rows - self.capacity_rows
-        rows = self._blank(capacity_rows)
+    def _grow(self, more: int) -> None:
+        size, self.capacity_rows = self.capacity_rows, self.capacity_rows + more
+        rows = self._blank(self.capacity_rows)
         rows[:size] = self._rows
         self._rows = rows
         self._state, self._stage = np.pad(self._state, (0, more)), np.pad(self._stage, (0, more))
         self._order = np.pad(self._order, (0, more))
-        self._free = np.concatenate((self._free, np.arange(size, capacity_rows)))
-        self.capacity_rows = capacity_rows
+        self._free = np.concatenate((self._free, np.arange(size, self.capacity_rows)))
 
     def _blank(self, rows: int) -> RowState:
         arrivals = plain_arrivals([0], [rows], now_ns=[0], default_deadline_us=0)

@@ -97,9 +97,9 @@ def test_where_a_queue_stands_what_can_hardly_be_answered_in_time_is_not_tried()
     admission = AdmissionControl(64)
     batch = [pending(8, dated(left_us)) for left_us in (-1, 15_000, 25_000)]
     assert admission.too_late(batch, is_backlogged=True, now_ns=0) == batch[:1]
-    admission.observe_latency(5000 * MS)  # the first call opens sessions, and is nobody's measure
+    admission.batch_finished(5000 * MS, asked_ns=0)  # the first call opens sessions, and is nobody's measure
     assert admission.too_late(batch, is_backlogged=True, now_ns=0) == batch[:1]
-    admission.observe_latency(10 * MS)
+    admission.batch_finished(10 * MS, asked_ns=0)
     assert admission.too_late(batch, is_backlogged=False, now_ns=0) == batch[:1]
     assert admission.too_late(batch, is_backlogged=True, now_ns=0) == batch[:2]
 
@@ -107,7 +107,7 @@ def test_where_a_queue_stands_what_can_hardly_be_answered_in_time_is_not_tried()
 def test_a_deadline_that_begins_to_count_here_never_came_late() -> None:
     admission = AdmissionControl(64)
     for _ in range(2):
-        admission.observe_latency(10 * MS)
+        admission.batch_finished(10 * MS, asked_ns=0)
     both = {"deadline_us": 1, "deadline_at_us": NOW_US + 30_000_000}
     for policy in (Policy(deadline_us=1), policy_from_parameters(both, 2, now_us=NOW_US)):
         assert policy.deadline_us == 1
