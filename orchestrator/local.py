@@ -41,18 +41,10 @@ class LocalMembers:
     def __init__(
         self, repository: Path, names: Sequence[str], *, threads: int = 1, providers: Sequence[Any] = CPU
     ) -> None:
-        self._repository = repository
         self._opened = {name: _opened(repository, name, threads, providers) for name in names}
 
     def ask(self, name: str, rows: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
-        """A member's own scores for some rows, in runs of at most its batch limit.
-
-        Args:
-            name: an opened member.
-            rows: (n, *dims) in the member's dtype.
-
-        Returns:
-            float32 (n, k).
+        """An opened member's own scores, float32 (n, k), for rows (n, *dims) in its dtype, in runs of its batch limit.
 
         Raises:
             RepositoryError: the member was not opened.
@@ -78,38 +70,24 @@ class LocalMembers:
 
     def _member(self, name: str) -> _Opened:
         if name not in self._opened:
-            raise RepositoryError(
-                f"member {name}", got="not opened", expected=f"one of {', '.join(self._opened) or 'none'}"
-            )
+            expected = f"one of {', '.join(self._opened) or 'none'}"
+            raise RepositoryError(f"member {name}", got="not opened", expected=expected)
         return self._opened[name]
 
 
 def _opened(repository: Path, name: str, threads: int, providers: Sequence[Any]) -> _Opened:
-    folder = repository / name
+    folder, what = repository / name, f"member {name}"
     if not (folder / MANIFEST).is_file():
-        raise RepositoryError(
-            f"member {name}",
-            got=f"no {MANIFEST} in {folder}",
-            expected="an exported member",
-            fix="export it, or name the repository that holds it",
-        )
+        fix = "export it, or name the repository that holds it"
+        raise RepositoryError(what, got=f"no {MANIFEST} in {folder}", expected="an exported member", fix=fix)
     manifest = manifest_from_path(folder / MANIFEST)
-    _require_onnx(manifest)
+    if manifest.file.endswith(".plan"):
+        got = f"a TensorRT engine ({manifest.file}), which runs on its own GPU inside a server"
+        named, source = manifest.engine.get("member"), "the member it was built from"
+        fix = f"name {named}, {source}" if named else f"name {source}"
+        raise RepositoryError(f"member {manifest.name}", got=got, expected="an ONNX member", fix=fix)
     session = _session(folder, manifest, threads, providers)
-    _check_tensors(folder, manifest, session)
-    return _Opened(manifest, session, _classes(folder, manifest, session))
-
-
-def _require_onnx(manifest: Manifest) -> None:
-    if not manifest.file.endswith(".plan"):
-        return
-    member = manifest.engine.get("member")
-    raise RepositoryError(
-        f"member {manifest.name}",
-        got=f"a TensorRT engine ({manifest.file}), which runs on its own GPU inside a server",
-        expected="an ONNX member",
-        fix=f"name {member}, the member it was built from" if member else "name the member it was built from",
-    )
+    return _Opened(manifest, session, _classes(folder / manifest.file, manifest, session))
 
 
 def _session(folder: Path, manifest: Manifest, threads: int, providers: Sequence[Any]) -> Any:
@@ -118,7 +96,10 @@ def _session(folder: Path, manifest: Manifest, threads: int, providers: Sequence
     path = folder / manifest.file
     # Otherwise the answers of another file would be recorded, and planned with, as this member's.
     for name, digest in {manifest.file: manifest.sha256, **manifest.data_files}.items():
-        found = _sha256(folder / name)
+        try:
+            found = sha256_of_path(folder / name)
+        except OSError as error:
+            raise _broken(folder / name, got=error.strerror, expected="the member's model") from error
         if found != digest:
             raise _broken(folder / name, got=f"sha256 {found}", expected=f"{digest} as in {MANIFEST}")
     options = onnxruntime.SessionOptions()
@@ -138,33 +119,18 @@ def _session(folder: Path, manifest: Manifest, threads: int, providers: Sequence
     return session
 
 
-def _sha256(path: Path) -> str:
-    try:
-        return sha256_of_path(path)
-    except OSError as error:
-        raise _broken(path, got=error.strerror, expected="the member's model") from error
-
-
-def _check_tensors(folder: Path, manifest: Manifest, session: Any) -> None:
+def _classes(path: Path, manifest: Manifest, session: Any) -> int:
+    """Compares the session's tensors with the manifest's, and gives the number of classes."""
     inputs = [tensor.name for tensor in session.get_inputs()]
-    outputs = [tensor.name for tensor in session.get_outputs()]
-    if inputs != [manifest.input.name] or manifest.output.name not in outputs:
-        raise _broken(
-            folder / manifest.file,
-            got=f"inputs {', '.join(inputs)} and outputs {', '.join(outputs)}",
-            expected=f"{manifest.input.name} and {manifest.output.name} as in {MANIFEST}",
-        )
-
-
-def _classes(folder: Path, manifest: Manifest, session: Any) -> int:
-    shape = next(out.shape for out in session.get_outputs() if out.name == manifest.output.name)
-    size = manifest.output.dims[0] if len(manifest.output.dims) == 1 else 0
+    shapes = {tensor.name: tensor.shape for tensor in session.get_outputs()}
+    wanted, output = manifest.input.name, manifest.output
+    if inputs != [wanted] or output.name not in shapes:
+        got = f"inputs {', '.join(inputs)} and outputs {', '.join(shapes)}"
+        raise _broken(path, got=got, expected=f"{wanted} and {output.name} as in {MANIFEST}")
+    shape, size = shapes[output.name], output.dims[0] if len(output.dims) == 1 else 0
     if len(shape) != 2 or size < 1 or (isinstance(shape[1], int) and shape[1] != size):
-        raise _broken(
-            folder / manifest.file,
-            got=f"output {manifest.output.name} of shape {shape}, in {MANIFEST} {list(manifest.output.dims)}",
-            expected="one score per class, the same number in both",
-        )
+        got = f"output {output.name} of shape {shape}, in {MANIFEST} {list(output.dims)}"
+        raise _broken(path, got=got, expected="one score per class, the same number in both")
     return size
 
 
