@@ -44,7 +44,7 @@ class LocalMembers:
         self._opened = {name: _opened(repository, name, threads, providers) for name in names}
 
     def ask(self, name: str, rows: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
-        """An opened member's own scores, float32 (n, k), for rows (n, *dims) in its dtype, in runs of its batch limit.
+        """An opened member's scores, float32 (n, k), of rows (n, *dims) in its dtype, in runs of its batch limit.
 
         Raises:
             RepositoryError: the member was not opened.

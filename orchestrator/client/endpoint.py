@@ -35,12 +35,7 @@ _HASHED = re.compile(r"[0-9a-f]{8}\.\d+")
 
 @dataclass(frozen=True, kw_only=True)
 class TlsFiles:
-    """PEM files of a TLS connection.
-
-    Args:
-        ca: certificates of the authorities to trust; None for the system's.
-        cert, key: the client's certificate and its private key.
-    """
+    """PEM files: authorities to trust (None for the system's), the client's certificate and its key."""
 
     ca: Path | None = None
     cert: Path | None = None
@@ -57,11 +52,7 @@ class TlsFiles:
         return TlsFiles(ca=self.ca or others.ca, cert=pair.cert, key=pair.key)
 
     def check(self) -> None:
-        """Refuses files with which no connection could be made.
-
-        Raises:
-            InputError: a certificate without its key, or a file that is missing, broken or of another key.
-        """
+        """Raises InputError for a certificate without key, or a file that is missing, broken or of another key."""
         if (self.cert is None) != (self.key is None):
             got = "cert without key" if self.key is None else "key without cert"
             raise InputError("client certificate", got=got, expected="both (one file may hold both)")
@@ -71,25 +62,16 @@ class TlsFiles:
         self.context()
 
     def context(self, make: Callable[..., Any] = ssl.create_default_context) -> Any:
-        """A context that verifies the server.
-
-        Args:
-            make: returns a verifying context; gevent has a function of its own.
-
-        Raises:
-            InputError: as `check`.
-        """
+        """A context that verifies the server, from a function such as gevent's own; raises as `check` does."""
         try:
             # Given an empty text, `make` would trust the system's authorities instead.
             context = make(cadata=self.authorities().decode("ascii", "ignore") or "none")
         except (ssl.SSLError, ValueError) as error:
             what = "the system's certificates" if self.ca is None else f"ca {self.ca}"
             raise InputError(what, got="no certificate that can be read", expected="PEM certificates") from error
-        if self.cert is not None and self.key is not None:
-            self._load_pair(context)
-        return context
+        if self.cert is None or self.key is None:
+            return context
 
-    def _load_pair(self, context: Any) -> None:
         def no_password() -> str:
             # Without this function OpenSSL would ask at the terminal.
             raise InputError(f"key {self.key}", got="an encrypted key", expected="one without a pass phrase")
@@ -101,6 +83,7 @@ class TlsFiles:
             got = "a key of another certificate" if unlike else "no PEM certificate and key"
             what = f"client certificate {self.cert} with key {self.key}"
             raise InputError(what, got=got, expected="a PEM certificate and its private key") from error
+        return context
 
     def authorities(self) -> bytes:
         """The certificates to trust, PEM: the given ones, else the system's, else certifi's."""
@@ -174,11 +157,7 @@ class Endpoint:
         return text
 
     def for_grpc(self) -> "Endpoint":
-        """This endpoint for gRPC, which wants header names in lower case.
-
-        Raises:
-            InputError: it has a path, or a header that gRPC keeps for itself.
-        """
+        """With header names in lower case; InputError for a path or a header that gRPC keeps for itself."""
         if self.path:
             raise InputError("server address", got=repr(self.address), expected="no path: gRPC has none")
         lower = {name.lower(): value for name, value in self.headers.items()}
@@ -188,11 +167,7 @@ class Endpoint:
         return replace(self, headers=lower)
 
     def for_http(self) -> "Endpoint":
-        """This endpoint for HTTP.
-
-        Raises:
-            InputError: its scheme is one of gRPC's.
-        """
+        """This endpoint; InputError where its scheme is one of gRPC's."""
         if self.scheme and not self.is_http:
             expected = "host:port, http:// or https:// over HTTP"
             raise InputError("server address", got=repr(self.address), expected=expected)
@@ -229,7 +204,7 @@ def endpoint_from_address(
     if isinstance(address, Endpoint):
         return address
     endpoint = _read(address)
-    files = TlsFiles(ca=_path(ca), cert=_path(cert), key=_path(key))
+    files = _files(ca, cert, key)
     named = dict(headers or {})
     if endpoint.tls is None:
         if files != TlsFiles():
@@ -237,8 +212,7 @@ def endpoint_from_address(
             raise InputError("server address", got=got, expected="grpcs:// or https:// with them")
     else:
         known = os.environ if environment is None else environment
-        ca, cert, key = (known.get(name) for name in (CA, CERT, KEY))
-        files = files.or_else(TlsFiles(ca=_path(ca), cert=_path(cert), key=_path(key)))
+        files = files.or_else(_files(*(known.get(name) for name in (CA, CERT, KEY))))
         files.check()
         given = {name.lower() for name in named}
         more = headers_from_lines(known.get(HEADERS, "").splitlines(), what=HEADERS)
@@ -310,5 +284,6 @@ def _read(address: str) -> Endpoint:
     )
 
 
-def _path(value: str | Path | None) -> Path | None:
-    return Path(value).expanduser() if value else None
+def _files(*paths: str | Path | None) -> TlsFiles:
+    ca, cert, key = (Path(path).expanduser() if path else None for path in paths)
+    return TlsFiles(ca=ca, cert=cert, key=key)

@@ -61,14 +61,7 @@ def _opened(kind: Callable[..., Any], endpoint: Endpoint) -> Any:
 
 
 class GrpcClient(SyncClient):
-    """Asks a server over gRPC; may be shared by threads.
-
-    Args:
-        address: of the gRPC endpoint: "host:port" in clear, "grpcs://host:port" with TLS, and see
-            `endpoint_from_address`, which takes certificates and headers too.
-        timeout_s: per request, retries included.
-        retries: further attempts, on UNAVAILABLE only.
-        in_flight: parts of one oversize request under way at once.
+    """Asks a server over gRPC; may be shared by threads. Arguments are those of `SyncClient`.
 
     Raises:
         InputError: an address, a certificate or a header that cannot be used.

@@ -17,15 +17,9 @@ T = TypeVar("T")
 
 
 class HttpClient(SyncClient):
-    """Asks a server over HTTP; belongs to one thread.
+    """Asks a server over HTTP; belongs to one thread. Arguments are those of `SyncClient`.
 
-    Args:
-        address: of the HTTP endpoint: "host:port" in clear, "https://host:port" with TLS, and see
-            `endpoint_from_address`, which takes certificates and headers too.
-        timeout_s: longest silence of the server within one attempt, fixed when a connection is made; no attempt
-            begins later than this.
-        retries: further attempts, on 503 or a connection that failed.
-        in_flight: parts of one oversize request under way at once.
+    The time limit is the longest silence of the server within one attempt; no attempt begins later than this.
 
     Raises:
         InputError: an address, a certificate or a header that cannot be used.
@@ -54,23 +48,19 @@ class HttpClient(SyncClient):
         """Ends the connections; the client cannot be used afterwards."""
         self._triton.close()
 
-    def _ready(self, model: str | None, timeout_s: float) -> bool:
-        del timeout_s
+    def _ready(self, model: str | None, _timeout_s: float) -> bool:
         with _standard_errors():
             return bool(self._triton.is_server_ready() if model is None else self._triton.is_model_ready(model))
 
-    def _metadata(self, model: str, version: str, timeout_s: float) -> dict[str, Any]:
-        del timeout_s
+    def _metadata(self, model: str, version: str, _timeout_s: float) -> dict[str, Any]:
         with _standard_errors():
             return dict(self._triton.get_model_metadata(model, model_version=version))
 
-    def _config(self, model: str, timeout_s: float) -> dict[str, Any]:
-        del timeout_s
+    def _config(self, model: str, _timeout_s: float) -> dict[str, Any]:
         with _standard_errors():
             return dict(self._triton.get_model_config(model))
 
-    def _infer(self, request: Request, timeout_s: float) -> dict[str, Rows]:
-        del timeout_s
+    def _infer(self, request: Request, _timeout_s: float) -> dict[str, Rows]:
         sent = triton.InferInput(request.tensor.name, list(request.rows.shape), request.tensor.dtype)
         sent.set_data_from_numpy(request.rows, binary_data=True)
         names = request.wanted

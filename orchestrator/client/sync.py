@@ -152,9 +152,9 @@ class SyncClient(Asker):
     """Asks one server; usable as a context manager. A subclass has the calls of its protocol.
 
     Args:
-        endpoint: of the server.
+        endpoint: of the server. Subclasses take an address, see `endpoint_from_address`.
         timeout_s: per request, retries included.
-        retries: further attempts, on UNAVAILABLE only.
+        retries: further attempts, where the server is unavailable only.
         in_flight: parts of one oversize request under way at once.
     """
 

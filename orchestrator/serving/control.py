@@ -54,7 +54,6 @@ class ModelEntry:
     """One model folder.
 
     Args:
-        name: of the model, which is the folder's.
         backend: Triton backend, "ensemble" for Triton's own pipelines, None where it is unknown.
         calls: models that it may call while it answers.
         own_backend: whether its folder holds its backend's library.
@@ -121,12 +120,9 @@ def _entry(folder: Path, names: list[str]) -> ModelEntry:
 
 
 def _backend_by_file(folder: Path, config: ModelConfig) -> str | None:
-    named = [config.default_model_filename] if config.default_model_filename else []
-    versions = [folder / str(version) for version in versions_in(folder)]
-    for name in (*named, *BACKEND_OF_FILE):
-        if any((version / name).exists() for version in versions):
-            return BACKEND_OF_FILE.get(name)
-    return None
+    names = [*filter(None, [config.default_model_filename]), *BACKEND_OF_FILE]
+    there = (name for name in names if any((folder / str(v) / name).exists() for v in versions_in(folder)))
+    return BACKEND_OF_FILE.get(next(there, ""))
 
 
 def drain_waves(models: Sequence[ModelEntry]) -> list[list[str]]:
@@ -161,11 +157,7 @@ class RepositoryControl:
             self._ask("POST", f"/v2/repository/models/{name}/unload")
 
     def load(self, name: str) -> None:
-        """Loads a model, or loads it again from its files; returns when that is done.
-
-        Raises:
-            ServingError: the model does not load.
-        """
+        """Loads a model, or loads it again from its files; ServingError where it does not load."""
         self._ask("POST", f"/v2/repository/models/{name}/load", timeout_s=_LOAD_S)
 
     def config(self, name: str) -> dict[str, Any]:
@@ -203,8 +195,7 @@ class RepositoryControl:
 def drain(control: RepositoryControl, waves: Iterable[Iterable[str]], *, deadline_s: float) -> bool:
     """Unloads wave after wave, each when the one before has answered all its requests.
 
-    Returns:
-        True when every request was answered, False when the deadline, on the monotonic clock, came first.
+    False when the deadline, on the monotonic clock, came first.
     """
     for wave in waves:
         names = list(wave)
@@ -221,33 +212,22 @@ def drain(control: RepositoryControl, waves: Iterable[Iterable[str]], *, deadlin
 
 @dataclass
 class _Cascade:
-    """A cascade that was served with a plan.
-
-    Args:
-        spec: the plan.
-        members: the plan's, without its fused prefix, in whose place the members can be asked.
-        verify: whether files are compared with the plan's hashes.
-        is_unloaded: whether this watch has unloaded it.
-        to_load: members to load again before it, because the server may have loaded other files, or none.
-        retry_s: when to try loading again, on the monotonic clock.
-    """
+    """A cascade that was served with a plan."""
 
     spec: CascadeSpec
+    # The plan's, without its fused prefix, in whose place the members can be asked.
     members: tuple[PlannedModel, ...]
+    # Whether files are compared with the plan's hashes.
     verify: bool = True
     is_unloaded: bool = False
+    # Members to load again before it, because the server may have loaded other files, or none.
     to_load: set[str] = field(default_factory=set)
+    # When to try loading again, on the monotonic clock.
     retry_s: float = 0.0
 
 
 class CascadeWatch:
-    """Compares every loaded cascade with its plan whenever `look` is called.
-
-    Args:
-        repository: the repository that is served.
-        control: the running server's API.
-        tell: called with one line for every cascade that is unloaded or loaded again.
-    """
+    """Compares every loaded cascade with its plan whenever `look` is called; `tell` gets a line per change."""
 
     def __init__(self, repository: Path, control: RepositoryControl, *, tell: Callable[[str], None]) -> None:
         self._repository = repository
@@ -264,8 +244,11 @@ class CascadeWatch:
                 for name, cascade in self._cascades.items():
                     if not cascade.verify:
                         self._tell(f"{name}: verify_hashes is no, so a member that is replaced is not noticed")
-            for name in list(self._cascades):
-                self._look_at(name, self._cascades)
+            for name, cascade in list(self._cascades.items()):
+                if cascade.is_unloaded:
+                    self._cascades[name] = self._brought_back(name, cascade)
+                else:
+                    self._unload_if_wrong(name, cascade, self._cascades)
 
     def _served(self, name: str, versions: frozenset[int]) -> _Cascade | None:
         path = self._repository / name / str(max(versions, default=0)) / PLAN
@@ -280,11 +263,7 @@ class CascadeWatch:
     def _members(self, spec: CascadeSpec, verify: bool) -> tuple[PlannedModel, ...]:
         return planned_models(spec, self._repository, verify_files=verify)[: len(spec.members)]
 
-    def _look_at(self, name: str, cascades: dict[str, _Cascade]) -> None:
-        cascade = cascades[name]
-        if cascade.is_unloaded:
-            cascades[name] = self._brought_back(name, cascade)
-            return
+    def _unload_if_wrong(self, name: str, cascade: _Cascade, cascades: Mapping[str, _Cascade]) -> None:
         loaded = self._control.ready_versions()
         wrong = _faults(cascade, loaded) if loaded.get(name) else {}
         if wrong:

@@ -65,10 +65,7 @@ class Child:
     ends, not when the process does, so a thread that lives as long as the child starts it. That thread also ends
     what the child leaves running.
 
-    Args:
-        command: program and arguments.
-        environment: all its variables; none are inherited.
-        log_path: receives stdout and stderr.
+    It inherits no variables. Stdout and stderr go to the log.
 
     Raises:
         OSError: the program or the log cannot be opened.
@@ -146,7 +143,7 @@ class EmbeddedServer:
     Args:
         options: what to serve and where.
         progress: called with words about every step of starting and stopping.
-        machine: the machine to run on; None looks at this one.
+        machine: to run on; None looks at this one.
     """
 
     def __init__(
