@@ -41,14 +41,12 @@ class LazyCommand(TyperCommand):
 
     def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
         """The context of the real command, which then runs in place of this one."""
-        return self._real().make_context(info_name, args, parent=parent, **extra)
-
-    def _real(self) -> Any:
         name = str(self.name)
         module = importlib.import_module(f"orchestrator.cli.{name}")
         single = typer.Typer(add_completion=False)
         single.command(name, epilog=EPILOG, cls=Command)(getattr(module, name))
-        return typer.main.get_command(single)
+        real: Any = typer.main.get_command(single)
+        return real.make_context(info_name, args, parent=parent, **extra)
 
 
 def make_app() -> Any:
@@ -57,14 +55,10 @@ def make_app() -> Any:
     root = new_program("committee", text, completion=True)
     root.callback(help=text)(_options)
     # Without a command of its own typer would refuse to make a group.
-    root.command("_", hidden=True)(_nothing)
+    root.command("_", hidden=True)(lambda: None)
     group: Any = typer.main.get_command(root)
     group.commands = {name: LazyCommand(name, help=text) for name, text in COMMANDS.items()}
     return group
-
-
-def _nothing() -> None:
-    pass
 
 
 def _version(wanted: bool) -> None:
@@ -82,11 +76,7 @@ def _options(
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command line and returns its exit code; nothing is raised but with COMMITTEE_DEBUG=1.
-
-    Args:
-        arguments: without the program's name; None takes them from the process.
-    """
+    """As `run_program`, of this one."""
     return run_program(make_app(), "committee", arguments)
 
 

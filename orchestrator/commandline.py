@@ -81,14 +81,10 @@ class Command(TyperCommand):
 
 
 def with_options(text: str, command: Any = None) -> str:
-    """A text with a command's options in place of arguments of the same names.
+    """A text of the library with options of the click command that runs in place of arguments of the same names.
 
     `max_cost` becomes --max-cost, `certify=False` becomes --no-certify, and `reference=big` --reference big. With
     another command's name before it, `record.class_map` becomes --class-map. Other words in backticks stay.
-
-    Args:
-        text: of an error or a note, from library code.
-        command: the click command that runs; None where the text names no argument of its own.
     """
     known = {} if command is None else {parameter.name: parameter for parameter in command.params}
 
@@ -164,7 +160,7 @@ def new_program(name: str, text: str, *, completion: bool = False) -> typer.Type
 
 
 def run_program(program: Any, name: str, arguments: Sequence[str] | None = None) -> int:
-    """Runs one command line and returns its exit code; nothing is raised but with COMMITTEE_DEBUG=1.
+    """Runs one command line of a program and returns its exit code; nothing is raised.
 
     Args:
         program: the group of commands.
@@ -192,12 +188,7 @@ def interrupt(number: int, _frame: FrameType | None) -> None:
 
 
 def guarded(command: Callable[[], Any], *, as_json: bool = False) -> int:
-    """Calls a command; errors become one line on stderr and an exit code.
-
-    Args:
-        command: what to run.
-        as_json: whether that line is a JSON object.
-    """
+    """Calls a command; errors become one line on stderr, in JSON if so asked, and an exit code."""
     try:
         code = command()
     except (Exception, KeyboardInterrupt) as error:
@@ -257,13 +248,10 @@ def _code_of(error: BaseException, *, as_json: bool) -> int:
 
 def _parts(error: BaseException) -> dict[str, Any]:
     """The parts of an error for its JSON object."""
-    found: dict[str, Any] = {}
-    if isinstance(error, CommitteeError):
-        named = {"what": error.what, "got": error.got, "expected": error.expected, "fix": error.fix}
-        found = {key: " ".join(str(value).split()) for key, value in named.items() if value is not None}
-    if isinstance(error, SpecError):
-        found = {key: found[key] for key in ("fix",) if key in found} | {"faults": dict(error.faults)}
-    return found
+    names = ("fix",) if isinstance(error, SpecError) else ("what", "got", "expected", "fix")
+    values = {name: getattr(error, name) for name in names} if isinstance(error, CommitteeError) else {}
+    found: dict[str, Any] = {name: " ".join(str(one).split()) for name, one in values.items() if one is not None}
+    return found | {"faults": dict(error.faults)} if isinstance(error, SpecError) else found
 
 
 def _usage(error: Any, *, as_json: bool) -> int:

@@ -114,10 +114,12 @@ def test_the_documented_exit_codes_are_those_of_the_help() -> None:
     [
         ("committee", ["check", "--repository", "nowhere"], "RepositoryError", "nowhere"),
         ("committee", ["infer", "--modle", "x"], "UsageError", "No such option: --modle"),
+        ("committee", ["infer", "digit:1"], "UsageError", "Missing option '--model'"),
         ("committee", ["plan"], "UsageError", "Missing argument"),
         ("committee", ["batch", "a.npy", "b.npz", "-m", "m", "--in-flight", "many"], "UsageError", "--in-flight"),
         ("committee", ["evaluate", "no.json", "no.npz"], "SpecError", "no.json"),
-        ("committee", ["nope"], "UsageError", "No such command 'nope'"),
+        ("committee", ["batch", "a.npy"], "UsageError", "see `committee batch --help`"),
+        ("committee", ["nope"], "UsageError", "No such command 'nope'; see `committee --help`"),
         ("export", ["show", "nobody"], "ExportError", "member nobody"),
         ("export", ["cost", "nothing.onnx", "--nope"], "UsageError", "--nope"),
         ("perf", ["live", "--url", "nowhere"], "InputError", "nowhere"),
@@ -131,7 +133,7 @@ def test_with_json_an_error_is_one_object_with_the_same_words_and_code(
     plain_code, _, plain = asked(name, *arguments)
     code, out, err = asked(name, *arguments, "--json")
     found = error_of(err)
-    assert code == plain_code == found["exit_code"] != 0
+    assert code == plain_code == found["exit_code"] == 2
     assert err.count("\n") == 1
     assert out == ""
     assert plain == f"error: {found['message']}\n"
@@ -143,13 +145,62 @@ def test_behind_two_dashes_json_is_no_option() -> None:
     assert asked("committee", "plan", "--", "--json")[2].startswith("error: ")
 
 
+def raising(error: BaseException) -> Any:
+    def command() -> None:
+        raise error
+
+    return command
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (SpecError("plan", {"a": "wrong", "b": "missing"}), 2, "plan: a: wrong; b: missing"),
+        (CommitteeError("x", got="two\nlines"), 2, "x: got two lines"),
+        (InfeasibleError("plan"), 3, "plan"),
+        (UnavailableError("model m"), 5, "model m"),
+        (OSError(28, "No space left on device", "out.npz"), 1, "out.npz: No space left on device"),
+        (ImportError("a needs b 2"), 2, "a Python package cannot be used: a needs b 2"),
+    ],
+)
+def test_an_error_is_one_line_with_its_code(
+    error: Exception, code: int, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert guarded(raising(error)) == code
+    assert capsys.readouterr().err == f"error: {said}\n"
+
+
+def test_an_unexpected_error_is_one_line_and_its_traceback_is_kept(capsys: pytest.CaptureFixture[str]) -> None:
+    assert guarded(raising(ZeroDivisionError("by\nzero"))) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "ZeroDivisionError: by zero" in line
+    kept = Path(line.rsplit(" ", 1)[1])
+    assert "Traceback" in kept.read_text()
+    kept.unlink()
+
+
+def test_debugging_shows_the_traceback(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COMMITTEE_DEBUG", "1")
+    assert guarded(raising(UnavailableError("model m"))) == 5
+    err = capsys.readouterr().err
+    assert "Traceback" in err
+    assert err.endswith("error: model m\n")
+
+
+def test_a_commands_own_exit_code_comes_through() -> None:
+    app = typer.Typer()
+
+    @app.command()
+    def leave() -> None:
+        raise typer.Exit(7)
+
+    assert guarded(lambda: app([], standalone_mode=False)) == 7
+    assert guarded(lambda: None) == 0
+
+
 def test_the_parts_of_an_error_are_fields(capsys: pytest.CaptureFixture[str]) -> None:
-    def raising(error: BaseException) -> Any:
-        def command() -> None:
-            raise error
-
-        return command
-
     assert (
         guarded(raising(UnavailableError("model m", got="two\nlines", expected=3, fix="wait")), as_json=True) == 5
     )
@@ -159,8 +210,6 @@ def test_the_parts_of_an_error_are_fields(capsys: pytest.CaptureFixture[str]) ->
     assert error_of(capsys.readouterr().err)["faults"] == {"a": "wrong", "b": "missing"}
     assert guarded(raising(InfeasibleError("plan")), as_json=True) == 3
     assert set(error_of(capsys.readouterr().err)) == {"type", "exit_code", "message", "what"}
-    assert guarded(raising(OSError(28, "No space left on device", "out.npz")), as_json=True) == 1
-    assert error_of(capsys.readouterr().err)["message"] == "out.npz: No space left on device"
     assert guarded(raising(ModuleNotFoundError("no", name="pyarrow")), as_json=True) == 2
     assert "pyarrow" in error_of(capsys.readouterr().err)["message"]
     assert guarded(raising(DeprecationWarning("name \udcff")), as_json=True) == 1

@@ -160,11 +160,11 @@ def answers_table(asked: Sequence[InferResult], labels: Sequence[str] | None, *,
         table.add_column("status")
     for one in asked:
         answer = one.answer
-        truth = [] if not truths else ["-" if one.named.truth is None else label_text(one.named.truth, labels)]
+        truth = -1 if one.named.truth is None else one.named.truth
         table.add_row(
             escape(one.named.name),
-            label_text(int(answer.label[0]), labels),
-            *truth,
+            escape(label_text(int(answer.label[0]), labels)),
+            *[escape(label_text(truth, labels))] * truths,
             f"{answer.confidence[0]:.4f}",
             str(answer.exit_stage[0]),
             f"{answer.cost[0]:,.0f}",
@@ -183,7 +183,7 @@ def stages_table(asked: Sequence[InferResult], labels: Sequence[str] | None) -> 
     table.add_column("top 3")
     for one in asked:
         for stage in one.stages:
-            top = ", ".join(f"{label_text(label, labels)} {p:.4f}" for label, p in stage.top)
+            top = ", ".join(f"{escape(label_text(label, labels))} {p:.4f}" for label, p in stage.top)
             table.add_row(
                 escape(one.named.name),
                 str(stage.stage),
@@ -198,11 +198,7 @@ def stages_table(asked: Sequence[InferResult], labels: Sequence[str] | None) -> 
 
 
 def label_text(label: int, labels: Sequence[str] | None) -> str:
-    """The name of a class, or its number, for a table; "-" for a row without an answer."""
-    return escape(_class_name(label, labels))
-
-
-def _class_name(label: int, labels: Sequence[str] | None) -> str:
+    """The name of a class, or its number; "-" for a row without an answer."""
     if label < 0:
         return "-"
     return labels[label] if labels is not None and label < len(labels) else str(label)
@@ -212,17 +208,11 @@ def _document(one: InferResult, labels: Sequence[str] | None) -> dict[str, Any]:
     answer = one.answer
     value: dict[str, Any] = {"row": one.named.name, "label": answer.label[0]}
     if labels is not None:
-        value["label_name"] = _class_name(int(answer.label[0]), labels)
+        value["label_name"] = label_text(int(answer.label[0]), labels)
     if one.named.truth is not None:
         value["true_label"] = one.named.truth
-    value |= {
-        "confidence": answer.confidence[0],
-        "exit_stage": answer.exit_stage[0],
-        "cost": answer.cost[0],
-        "status": answer.status[0],
-        "latency_ms": one.latency_ms,
-        "probabilities": answer.probabilities[0],
-    }
+    value |= {name: getattr(answer, name)[0] for name in ("confidence", "exit_stage", "cost", "status")}
+    value |= {"latency_ms": one.latency_ms, "probabilities": answer.probabilities[0]}
     if one.stages:
         value["stages"] = [dataclasses.asdict(stage) for stage in one.stages]
     return value

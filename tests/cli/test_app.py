@@ -7,13 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import typer
 
 from orchestrator import __version__
 from orchestrator.__main__ import COMMANDS, run
 from orchestrator.cli.console import print_json, progress, stdout_console
-from orchestrator.commandline import guarded
-from orchestrator.errors import CommitteeError, InfeasibleError, SpecError, UnavailableError
 
 ROOT = Path(__file__).parents[2]
 
@@ -35,13 +32,6 @@ def one_line(text: str) -> str:
     """The only line of a text."""
     assert text.count("\n") == 1, text
     return text.strip()
-
-
-def raising(error: BaseException) -> object:
-    def command() -> None:
-        raise error
-
-    return command
 
 
 def test_help_lists_every_command_and_imports_none_of_them() -> None:
@@ -76,85 +66,11 @@ def test_every_command_has_help_with_an_example(name: str, capsys: pytest.Captur
     assert f"Example: committee {name}" in " ".join(out.split())
 
 
-@pytest.mark.parametrize(
-    ("arguments", "text"),
-    [
-        (["nope"], "No such command 'nope'; see `committee --help`"),
-        (["infer", "--modle", "x"], "No such option: --modle"),
-        (["infer", "digit:1"], "Missing option '--model'"),
-        (["batch", "a.npy"], "see `committee batch --help`"),
-    ],
-)
-def test_a_wrong_command_line_is_one_line_and_2(
-    arguments: list[str], text: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert run(arguments) == 2
-    line = one_line(capsys.readouterr().err)
-    assert line.startswith("error: ")
-    assert text in line
-
-
 def test_no_arguments_are_answered_with_the_help_and_2() -> None:
     result = committee()
     assert result.returncode == 2
     assert "Usage: committee" in result.stdout + result.stderr
     assert "error:" not in result.stderr
-
-
-@pytest.mark.parametrize(
-    ("error", "code"),
-    [
-        (SpecError("cascade.json", {"a": "wrong", "b": "missing"}), 2),
-        (InfeasibleError("plan"), 3),
-        (UnavailableError("model m"), 5),
-        (CommitteeError("x", got="two\nlines"), 2),
-    ],
-)
-def test_our_errors_are_one_line_with_their_own_code(
-    error: CommitteeError, code: int, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert guarded(raising(error)) == code
-    assert one_line(capsys.readouterr().err) == f"error: {error}"
-
-
-def test_ctrl_c_is_130_and_says_so_in_a_word(capsys: pytest.CaptureFixture[str]) -> None:
-    assert guarded(raising(KeyboardInterrupt())) == 130
-    assert capsys.readouterr().err == "interrupted\n"
-
-
-def test_a_commands_own_exit_code_comes_through() -> None:
-    app = typer.Typer()
-
-    @app.command()
-    def leave() -> None:
-        raise typer.Exit(7)
-
-    assert guarded(lambda: app([], standalone_mode=False)) == 7
-    assert guarded(lambda: None) == 0
-
-
-def test_an_unexpected_error_is_one_line_and_its_traceback_is_kept(capsys: pytest.CaptureFixture[str]) -> None:
-    assert guarded(raising(ZeroDivisionError("by\nzero"))) == 1
-    line = one_line(capsys.readouterr().err)
-    assert "ZeroDivisionError: by zero" in line
-    kept = Path(line.rsplit(" ", 1)[1])
-    assert "Traceback" in kept.read_text()
-    kept.unlink()
-
-
-def test_debugging_shows_the_traceback(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("COMMITTEE_DEBUG", "1")
-    assert guarded(raising(UnavailableError("model m"))) == 5
-    err = capsys.readouterr().err
-    assert "Traceback" in err
-    assert err.endswith("error: model m\n")
-
-
-def test_a_disk_that_is_full_is_not_called_our_fault(capsys: pytest.CaptureFixture[str]) -> None:
-    assert guarded(raising(OSError(28, "No space left on device", "out.npz"))) == 1
-    assert one_line(capsys.readouterr().err) == "error: out.npz: No space left on device"
 
 
 def test_a_missing_package_breaks_only_the_command_that_needs_it(tmp_path: Path) -> None:
@@ -175,11 +91,6 @@ def test_a_missing_package_breaks_only_the_command_that_needs_it(tmp_path: Path)
     other = committee("batch", "--model", "m", "in.npz", str(tmp_path / "out.npz"), "--url", "nowhere", code=code)
     assert "server address" in other.stderr
     assert committee("infer", "--help", code=code).returncode == 0
-
-
-def test_a_package_that_does_not_go_with_the_others_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    assert guarded(raising(ImportError("pyarrow requires NumPy 2.0 or newer"))) == 2
-    assert "cannot be used: pyarrow requires NumPy" in one_line(capsys.readouterr().err)
 
 
 @pytest.mark.parametrize("words", [["--help"], ["infer", "--help"], ["check"], ["check", "--json"]])

@@ -58,7 +58,3 @@ def test_a_repository_that_is_none_is_an_error_for_the_one_line_seam(tmp_path: P
     result = RUNNER.invoke(APP, ["--repository", str(tmp_path / "nowhere")])
     assert isinstance(result.exception, RepositoryError)
     assert "does not exist" in str(result.exception)
-
-
-def test_help_shows_an_example() -> None:
-    assert "Example: committee check" in RUNNER.invoke(APP, ["--help"]).output

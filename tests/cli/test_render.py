@@ -115,7 +115,3 @@ def test_bad_input_is_one_line_and_changes_nothing(
     assert message in str(result.exception)
     assert len(str(result.exception).splitlines()) == 1
     assert snapshot(tmp_path) == before
-
-
-def test_help_shows_an_example() -> None:
-    assert "Example: committee render" in RUNNER.invoke(APP, ["--help"]).output

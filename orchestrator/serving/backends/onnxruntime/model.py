@@ -29,20 +29,17 @@ import triton_python_backend_utils as pb_utils
 from session_settings import CPU, CUDA, SettingError, asks_for_gpu, providers, run_options, session_options
 
 DEFAULT_MAX_BATCH_SIZE = 4  # the C++ backend's, where a configuration leaves everything out
+# ONNX's name of a type -> Triton's.
 _TRITON_FROM_ONNX = {
-    "tensor(bool)": "TYPE_BOOL",
-    "tensor(uint8)": "TYPE_UINT8",
-    "tensor(uint16)": "TYPE_UINT16",
-    "tensor(uint32)": "TYPE_UINT32",
-    "tensor(uint64)": "TYPE_UINT64",
-    "tensor(int8)": "TYPE_INT8",
-    "tensor(int16)": "TYPE_INT16",
-    "tensor(int32)": "TYPE_INT32",
-    "tensor(int64)": "TYPE_INT64",
+    **{f"tensor({name})": f"TYPE_{name.upper()}" for name in ("bool", "string")},
+    **{
+        f"tensor({sign}int{bits})": f"TYPE_{sign.upper()}INT{bits}"
+        for sign in ("", "u")
+        for bits in (8, 16, 32, 64)
+    },
     "tensor(float16)": "TYPE_FP16",
     "tensor(float)": "TYPE_FP32",
     "tensor(double)": "TYPE_FP64",
-    "tensor(string)": "TYPE_STRING",
 }
 
 # Errors only: on a machine without a GPU every session would log a warning about the devices it lacks.
@@ -112,9 +109,8 @@ class TritonPythonModel:
                 answers = self._answers(list(arrays.values()))
             except Exception as error:
                 text = _as_backend_says(error)
-                answers = [
-                    _error(text, pb_utils.TritonError.INTERNAL) for _ in arrays
-                ]  # one object each, or it hangs
+                # One object each, or it hangs.
+                answers = [_error(text, pb_utils.TritonError.INTERNAL) for _ in arrays]
             for place, answer in zip(arrays, answers, strict=True):
                 responses[place] = answer
         return responses
@@ -130,9 +126,8 @@ class TritonPythonModel:
         if not self._batched:
             return [_response(self._outputs, values)]
         ends = np.cumsum([len(array[names[0]]) for array in arrays]).tolist()
-        bounds = zip([0, *ends], ends, strict=False)
         # Triton drops outputs that a request did not ask for.
-        return [self._part(values, start, end) for start, end in bounds]
+        return [self._part(values, start, end) for start, end in zip([0, *ends], ends, strict=False)]
 
     def _part(self, values, start, end):
         """The response to a request with these rows of the batch."""
