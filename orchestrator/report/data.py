@@ -41,7 +41,6 @@ class ThresholdCurve:
     """Quality and cost while the threshold of one stage moves and the others stay as planned.
 
     Args:
-        stage: whose threshold.
         threshold: float32 (t,), ascending, the last is +inf.
         rows_below: float64 (t,), share of all rows whose score is below the threshold.
         quality: float64 (t,), share of correct answers.
@@ -60,10 +59,7 @@ class ThresholdCurve:
 def threshold_curve(outputs: StageOutputs, stage_correct: Bools, *, stage: int) -> ThresholdCurve:
     """The curve of one stage, by one sort of its scores instead of a replay per threshold.
 
-    Args:
-        outputs: n rows.
-        stage_correct: bool (s, n).
-        stage: whose threshold moves.
+    `stage_correct` is bool (s, n): whether the answer of each stage is correct.
     """
     grid = outputs.threshold_grid(stage)
     thresholds = list(outputs.thresholds)
@@ -92,7 +88,6 @@ class ReliabilityCurve:
     """How often answers of a given confidence are right.
 
     Args:
-        name: whose answers.
         confidence: mean probability of the answer, per bin that is not empty.
         right: share right, per such bin.
         error: expected calibration error over all bins.
@@ -105,13 +100,7 @@ class ReliabilityCurve:
 
 
 def reliability_curve(name: str, probability: F32, *, right: Bools) -> ReliabilityCurve:
-    """Bins of equal width over the probability of the answer.
-
-    Args:
-        name: whose answers.
-        probability: float32 (n,), of the answer.
-        right: bool (n,).
-    """
+    """Bins of equal width over the probability of the answer, float32 (n,); `right` is bool (n,)."""
     exact = probability.astype(np.float64)
     place = np.clip((exact * RELIABILITY_BINS).astype(int), 0, RELIABILITY_BINS - 1)
     rows, hits, total = (
@@ -131,7 +120,6 @@ class ScoreHistogram:
     """Scores of the rows that reach a stage, split by whether their answer there is correct.
 
     Args:
-        stage: which.
         edges: float64 (b + 1,).
         correct, wrong: int64 (b,), rows.
         threshold: of the plan; None where no row exits by it.
@@ -170,10 +158,8 @@ class ClassFacts:
 
     Args:
         name: of the class; "class 7" where it has none.
-        right: rows the cascade gets right.
-        reference: rows the reference gets right.
-        difference: right minus reference, as a share.
-        interval: 95 % interval of the difference, from the paired rows.
+        right, reference: rows that the cascade gets right, and the reference.
+        difference: right minus reference, as a share, with its 95 % interval from the paired rows.
         deferred: rows that went past the first stage.
     """
 
@@ -237,9 +223,7 @@ class ReferenceComparison:
     """The plan against its reference, row by row.
 
     Args:
-        reference: its quality and cost.
-        difference: accuracy of the plan minus that of the reference.
-        interval: 95 % interval of the difference.
+        difference: accuracy of the plan minus that of the reference, with its 95 % interval.
         losses: rows only the reference gets right.
         gains: rows only the plan gets right.
     """
@@ -253,11 +237,7 @@ class ReferenceComparison:
 
 @dataclass(frozen=True, kw_only=True)
 class FrontierPlan(QualityAndCost):
-    """A plan of the search's frontier, with its quality on the rows of the search.
-
-    Args:
-        plan: as the planner found it.
-    """
+    """A plan of the search's frontier, as the planner found it, with its quality on the rows of the search."""
 
     plan: FrontierPoint
 
@@ -267,21 +247,16 @@ class Report:
     """All numbers of one report; n rows, s stages.
 
     Args:
-        spec: the plan.
         data: name of the data.
-        rows: n.
         criterion: what makes an answer correct.
         plan: what the plan achieves on all rows.
         mean_cost_ci95: normal interval of its mean cost.
         certify_quality: of the plan on the rows kept to certify; None where those are not known.
-        stages: one per stage.
         baselines: members and ensembles on the same rows.
         frontier: plans of the search, on the rows of the search.
         comparison: the plan and its reference; None without accuracy.
-        threshold_curves: one per threshold.
         reliability: members, then the plan; empty without accuracy.
         classes: empty without accuracy.
-        histograms: one per stage.
         certificate, calibration: facts of the planner, as JSON values; empty if there are none.
         outputs: answers of all stages, for the sliders.
         stage_correct: bool (s, n), whether the answer of each stage is correct.
@@ -324,27 +299,15 @@ def report_from_records(
     records: Records,
     *,
     frontier: Sequence[FrontierPoint] = (),
-    certificate: Mapping[str, Any] | None = None,
-    calibration: Mapping[str, Any] | None = None,
     pool: Sequence[Member] = (),
 ) -> Report:
-    """All numbers of a report.
-
-    Args:
-        spec: the plan.
-        records: n rows of all its members, and of any others it is compared with.
-        frontier: of the search that found the plan.
-        certificate: facts of the guarantee; None takes those of the plan's `fit`. `reference` in it names a
-            member or "ensemble".
-        calibration: facts of the temperatures; None takes those of the plan's `fit`.
-        pool: members the plan was chosen from, with the temperatures it was chosen with.
+    """All numbers of a report; see `write_report` for the arguments.
 
     Raises:
         DataError: the records do not fit the plan.
     """
     extra: Mapping[str, Any] = {} if spec.fit is None else spec.fit.extra
-    certificate = extra.get("guarantee", {}) if certificate is None else certificate
-    found = report_input_from_records(spec, records, certificate=certificate, planned=pool)
+    found = report_input_from_records(spec, records, planned=pool)
     outputs = found.outputs
     spent = outputs.cost[found.exit_stage]
     mean, reach = float(spent.mean()), 1.96 * float(spent.std()) / math.sqrt(records.rows)
@@ -366,8 +329,8 @@ def report_from_records(
         reliability=_reliability(found),
         classes=class_facts(found),
         histograms=tuple(score_histogram(found, stage) for stage in range(len(spec.stages))),
-        certificate=certificate,
-        calibration=extra.get("calibration", {}) if calibration is None else calibration,
+        certificate=extra.get("guarantee", {}),
+        calibration=extra.get("calibration", {}),
         outputs=outputs,
         stage_correct=found.stage_correct,
     )
@@ -375,12 +338,11 @@ def report_from_records(
 
 def _certify_quality(spec: CascadeSpec, records: Records, correct: Bools) -> Share | None:
     """Quality on the rows kept to certify, where the plan says how they were drawn from these very records."""
-    fit = spec.fit
-    split = {} if fit is None else fit.extra.get("split", {})
-    kept, chosen = split.get("certify_rows", 0), split.get("search_rows", 0)
-    if fit is None or not kept or kept + chosen != records.rows:
+    if spec.fit is None or spec.fit.data_sha256 != records.data_sha256:
         return None
-    if fit.data_sha256 != records.data_sha256:
+    split = spec.fit.extra.get("split", {})
+    kept = split.get("certify_rows", 0)
+    if not kept or kept + split.get("search_rows", 0) != records.rows:
         return None
     again = split_from_ids(records.ids, certify_share=kept / records.rows, seed=split.get("seed", 0))
     return share_of(correct[again.certify])

@@ -68,11 +68,7 @@ class StageOutputs:
         return tuple(stage.threshold for stage in self.spec.stages[:-1])
 
     def exit_stage(self, thresholds: Sequence[float | None]) -> Stages:
-        """Where every row exits; intp (n,).
-
-        Args:
-            thresholds: one per stage but the last; None never exits.
-        """
+        """Where every row exits, intp (n,), with other thresholds, as `self.thresholds` has them."""
         stages = tuple(
             dataclasses.replace(stage, threshold=threshold)
             for stage, threshold in zip(self.spec.stages, (*thresholds, None), strict=True)
@@ -97,23 +93,17 @@ class StageOutputs:
 
 def values_at(of_stages: npt.NDArray[Value], exit_stage: Stages) -> npt.NDArray[Value]:
     """From (s, n), each row's value at the stage where it exits; (n,)."""
-    values: npt.NDArray[Value] = of_stages[exit_stage, np.arange(of_stages.shape[1])]
-    return values
+    return np.asarray(of_stages[exit_stage, np.arange(of_stages.shape[1])])
 
 
 def stage_outputs_from_plan(spec: CascadeSpec, records: Records) -> StageOutputs:
     """Replays the plan once per stage, with every row made to exit there.
 
-    Args:
-        spec: the plan.
-        records: n rows of all its members.
-
     Raises:
         DataError: the records do not fit the plan.
     """
-    answers = [
-        replay(spec, records, Policy(min_stage=stage, max_stage=stage)) for stage in range(len(spec.stages))
-    ]
+    stages = range(len(spec.stages))
+    answers = [replay(spec, records, Policy(min_stage=stage, max_stage=stage)) for stage in stages]
     rows = np.arange(records.rows)
     return StageOutputs(
         spec=spec,
@@ -126,12 +116,7 @@ def stage_outputs_from_plan(spec: CascadeSpec, records: Records) -> StageOutputs
 
 @dataclass(frozen=True, kw_only=True)
 class Share:
-    """How many of some rows have a property; the report states every frequency as one.
-
-    Args:
-        hits: rows that have it.
-        rows: all of them; may be 0.
-    """
+    """How many of some rows, perhaps none, have a property; the report states every frequency as one."""
 
     hits: int
     rows: int
@@ -176,13 +161,11 @@ class Criterion:
 
 @dataclass(frozen=True, kw_only=True)
 class QualityAndCost:
-    """What one model, ensemble or plan achieves.
+    """What one model, ensemble or plan achieves; its cost is None where it is not known in the plan's unit.
 
     Args:
-        name: in words.
         kind: "member", "ensemble" or "cascade".
         quality: correct answers.
-        mean_cost: per row; None where it is not known in the plan's unit.
     """
 
     name: str
@@ -196,7 +179,6 @@ class Baseline:
     """A member or an ensemble the plan is compared with; it answers every row at the same cost.
 
     Args:
-        name: in words.
         members: how many it asks.
         cost: per row; None where the records do not know it in the plan's unit.
         label: int64 (n,).
@@ -210,15 +192,9 @@ class Baseline:
     probability: F32 = field(repr=False)
 
     def judged(self, target: I64) -> QualityAndCost:
-        """Its quality and cost.
-
-        Args:
-            target: int64 (n,), the correct answers.
-        """
-        kind = "member" if self.members == 1 else "ensemble"
-        return QualityAndCost(
-            name=self.name, kind=kind, quality=share_of(self.label == target), mean_cost=self.cost
-        )
+        """Its quality and cost by the correct answers, int64 (n,)."""
+        kind, quality = "member" if self.members == 1 else "ensemble", share_of(self.label == target)
+        return QualityAndCost(name=self.name, kind=kind, quality=quality, mean_cost=self.cost)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -248,19 +224,10 @@ class ReportInput:
     correct: Bools = field(repr=False)
 
 
-def report_input_from_records(
-    spec: CascadeSpec, records: Records, *, certificate: Mapping[str, Any], planned: Sequence[Member] = ()
-) -> ReportInput:
-    """Replays the plan and all its baselines.
-
-    Args:
-        spec: the plan; `reference` of its `fit.extra` is what it is compared with.
-        records: n rows of its members and others.
-        certificate: facts of the guarantee; `reference` in them comes first, a member or "ensemble".
-        planned: members the plan was chosen from.
-    """
+def report_input_from_records(spec: CascadeSpec, records: Records, *, planned: Sequence[Member]) -> ReportInput:
+    """Replays the plan and all its baselines; it is compared with the reference that its `fit.extra` names."""
     extra: Mapping[str, Any] = {} if spec.fit is None else spec.fit.extra
-    agreement = extra.get("agreement", {})
+    agreement, certificate = extra.get("agreement", {}), extra.get("guarantee", {})
     label_free = bool(agreement) or bool(certificate.get("label_free"))
     why_not = _why_not_labels(spec, records, label_free=label_free)
     outputs = stage_outputs_from_plan(spec, records)
@@ -321,7 +288,7 @@ def _unplanned_member(name: str, records: Records) -> Member:
     known = records.meta.get("members", {})
     about = known.get(name, {}) if isinstance(known, dict) else {}
     kind = about.get("output_kind") or kind_seen(records.outputs[name])
-    kind = "probabilities" if kind == "probabilities" else "logits"
+    kind = kind if kind == "probabilities" else "logits"
     return Member(name="other", output="output", output_kind=kind, cost=records.cost[name])
 
 
@@ -348,14 +315,9 @@ def _ensembles(outputs: StageOutputs, records: Records, pool: Mapping[str, Membe
         # With "last" a stage forgets the ones before it, so only a stage of several members is an ensemble.
         asked = [*asked, *stage.members] if spec.combine != "last" else list(stage.members)
         if len(asked) > 1:
-            ensemble = Baseline(
-                name=" + ".join(one.name for one in asked),
-                members=len(asked),
-                cost=float(sum(one.cost for one in asked)),
-                label=outputs.label[number],
-                probability=outputs.probability[number],
-            )
-            found.append(ensemble)
+            name, cost = " + ".join(one.name for one in asked), float(sum(one.cost for one in asked))
+            answers = {"label": outputs.label[number], "probability": outputs.probability[number]}
+            found.append(Baseline(name=name, members=len(asked), cost=cost, **answers))
     if len(pool) > max([one.members for one in found], default=1):
         found.append(_all_members(spec, records, pool, combine=spec.combine))
     return tuple(found)
@@ -369,14 +331,9 @@ def _all_members(spec: CascadeSpec, records: Records, pool: Mapping[str, Member]
 
 
 def _combined(
-    spec: CascadeSpec,
-    records: Records,
-    members: Mapping[str, Member],
-    *,
-    name: str,
-    cost: float | None,
+    spec: CascadeSpec, records: Records, members: Mapping[str, Member], *, name: str, cost: float | None,
     combine: str = "",
-) -> Baseline:
+) -> Baseline:  # fmt: skip
     """Members asked about every row at once, as one stage of the decision core."""
     # Records made elsewhere may hold names that no server would take, so members go by number here.
     named = [dataclasses.replace(member, name=f"m{place}") for place, member in enumerate(members.values())]

@@ -2,9 +2,8 @@
 
 import contextlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -35,8 +34,6 @@ def write_report(
     records: Records,
     *,
     frontier: Sequence[FrontierPoint] = (),
-    certificate: Mapping[str, Any] | None = None,
-    calibration: Mapping[str, Any] | None = None,
     pool: Sequence[Member] = (),
     progress: Progress = no_progress,
 ) -> Path:
@@ -44,13 +41,9 @@ def write_report(
 
     Args:
         folder: made if it is not there; other files in it stay.
-        spec: the plan.
+        spec: the plan; its `fit.extra` knows the guarantee, the temperatures and the reference.
         records: n rows of all its members, and of any others it is compared with; costs in the plan's unit.
         frontier: of the search that found the plan.
-        certificate: facts of the guarantee; None takes `guarantee` of the plan's `fit.extra`. `reference` in it
-            names the member, or "ensemble", that the plan is compared with; without one `reference` of `fit.extra`
-            does.
-        calibration: facts of the temperatures; None takes `calibration` of the plan's `fit.extra`.
         pool: members the plan was chosen from, with the temperatures it was chosen with; without
             them others than the plan's are as the records describe them.
         progress: called for the drawing, with a step per PNG.
@@ -62,9 +55,7 @@ def write_report(
         DataError: the records do not fit the plan, or the folder cannot be written to.
     """
     with _new_folder(folder):
-        report = report_from_records(
-            spec, records, frontier=frontier, certificate=certificate, calibration=calibration, pool=pool
-        )
+        report = report_from_records(spec, records, frontier=frontier, pool=pool)
         with progress("drawing the report", len(sketches_from_report(report))) as advance:
             charts = charts_from_report(report, advance=advance)
         contents = {f"{chart.name}.png": chart.png for chart in charts}

@@ -63,6 +63,15 @@ def made_plan(
     )
 
 
+def with_facts(spec: CascadeSpec, **extra: Any) -> CascadeSpec:
+    """The plan with facts of the planner, such as its guarantee."""
+    fit = spec.fit or Fit(
+        data_sha256="d" * 64, rows=600, split="made:test", target="", accuracy=None, accuracy_ci95=None,
+        exit_share=(0.5, 0.3, 0.2), mean_cost=1.0,
+    )  # fmt: skip
+    return dataclasses.replace(spec, fit=dataclasses.replace(fit, extra=extra))
+
+
 EVIL = """<script>window.pwned=1</script></script>"'><img src=x onerror="window.pwned=2">&amp;$\\frac{1}$"""
 FRONTIER = (
     FrontierPoint(members=("tiny",), stages=(("tiny",),), thresholds=(), combine="mean_logit", score="max_prob",
@@ -101,10 +110,8 @@ class ProgressCounter:
 
 def write_made(folder: Path, counter: ProgressCounter) -> Path:
     """A report with everything in it."""
-    return write_report(
-        folder, made_plan(), made_records(), frontier=FRONTIER, certificate=CERTIFICATE, calibration=CALIBRATION,
-        progress=counter.progress,
-    )  # fmt: skip
+    spec = with_facts(made_plan(), guarantee=CERTIFICATE, calibration=CALIBRATION)
+    return write_report(folder, spec, made_records(), frontier=FRONTIER, progress=counter.progress)
 
 
 def write_evil(folder: Path) -> Path:
@@ -122,4 +129,5 @@ def write_evil(folder: Path) -> Path:
     frontier = [dataclasses.replace(FRONTIER[0], members=(EVIL,), stages=((EVIL,),), combine=EVIL, score=EVIL)]
     certificate = {"statement": EVIL, "rows": 5, "method": EVIL, "reference": EVIL, EVIL: EVIL}
     calibration = {**CALIBRATION, "reason": EVIL, "members": {EVIL: CALIBRATION["members"]["tiny"]}}
-    return write_report(folder, spec, strange, frontier=frontier, certificate=certificate, calibration=calibration)
+    spec = with_facts(spec, guarantee=certificate, calibration=calibration)
+    return write_report(folder, spec, strange, frontier=frontier)

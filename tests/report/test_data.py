@@ -15,7 +15,7 @@ from orchestrator.planner.replay import replay
 from orchestrator.report.data import Report, reliability_curve, report_from_records, threshold_curve
 from orchestrator.report.inputs import stage_outputs_from_plan
 from orchestrator.spec import COMBINES, SCORES, CascadeSpec, Fit
-from tests.report.builders import COSTS, FRONTIER, made_plan, made_records
+from tests.report.builders import COSTS, FRONTIER, made_plan, made_records, with_facts
 
 
 def with_thresholds(spec: CascadeSpec, thresholds: tuple[float | None, ...]) -> CascadeSpec:
@@ -137,7 +137,8 @@ def test_a_member_outside_the_plan_makes_an_ensemble_of_all() -> None:
 def test_the_reference_is_the_most_accurate_member_unless_another_is_asked_for(report: Report) -> None:
     assert report.comparison is not None
     assert report.comparison.reference.name == "large"
-    other = report_from_records(made_plan(), made_records(), certificate={"reference": "small"}).comparison
+    named = [with_facts(made_plan(), guarantee={"reference": name}) for name in ("small", "ensemble")]
+    other, everybody = (report_from_records(spec, made_records()).comparison for spec in named)
     assert other is not None
     assert other.reference.name == "small"
     records = made_records()
@@ -145,7 +146,6 @@ def test_the_reference_is_the_most_accurate_member_unless_another_is_asked_for(r
     small = records.outputs["small"].argmax(axis=1) == records.labels
     assert (other.difference, other.interval) == paired_difference(done.label == records.labels, small)
     assert other.gains - other.losses == round(other.difference * 600)
-    everybody = report_from_records(made_plan(), made_records(), certificate={"reference": "ensemble"}).comparison
     assert everybody is not None
     assert everybody.reference.name == "tiny + small + medium + large"
 

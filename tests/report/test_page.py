@@ -16,7 +16,15 @@ from orchestrator.report.data import MOST_ROWS, report_from_records, sampled_row
 from orchestrator.report.page import page_from_report, write_report
 from orchestrator.report.words import cost_words
 from orchestrator.spec import CascadeSpec
-from tests.report.builders import CALIBRATION, CERTIFICATE, FRONTIER, ProgressCounter, made_plan, made_records
+from tests.report.builders import (
+    CALIBRATION,
+    CERTIFICATE,
+    FRONTIER,
+    ProgressCounter,
+    made_plan,
+    made_records,
+    with_facts,
+)
 
 
 class Page(HTMLParser):
@@ -92,7 +100,7 @@ def test_the_page_asks_nobody_for_anything(text: str) -> None:
 
 def test_the_page_says_what_the_numbers_are_of(text: str) -> None:
     said = Page(text).text
-    report = report_from_records(made_plan(), made_records(), certificate=CERTIFICATE)
+    report = report_from_records(with_facts(made_plan(), guarantee=CERTIFICATE), made_records())
     low, high = report.plan.quality.interval
     assert f"{100 * report.plan.quality.value:.2f} %" in said
     assert f"95 % interval {100 * low:.2f} to {100 * high:.2f} %" in said
@@ -119,14 +127,13 @@ def test_every_slider_has_a_label_and_every_picture_words(text: str) -> None:
 
 
 def test_writing_twice_gives_equal_bytes(folder: Path) -> None:
-    report = report_from_records(
-        made_plan(), made_records(), frontier=FRONTIER, certificate=CERTIFICATE, calibration=CALIBRATION
-    )
+    spec = with_facts(made_plan(), guarantee=CERTIFICATE, calibration=CALIBRATION)
+    report = report_from_records(spec, made_records(), frontier=FRONTIER)
     sketch = next(one for one in sketches_from_report(report) if one.name == "exits")
     again = sketch.drawn(report)
     assert (folder / "exits.png").read_bytes() == again.png
     assert again.svg in (folder / "index.html").read_text(encoding="utf-8")
-    pages = [undrawn(made_plan(), made_records(), frontier=FRONTIER, certificate=CERTIFICATE) for _ in range(2)]
+    pages = [undrawn(spec, made_records(), frontier=FRONTIER) for _ in range(2)]
     assert pages[0] == pages[1]
 
 
