@@ -13,10 +13,10 @@ from export.tensorrt import in_image
 from export.tensorrt.engine import EngineOptions
 from export.tensorrt.member import MOUNTED, USER, compose_command
 from orchestrator.repository.check import check
-from orchestrator.repository.checked import render_output
 from orchestrator.repository.index import plans_in
 from orchestrator.serving.control import IMAGE
 from orchestrator.spec.triton import PINNED, RELEASES
+from tests.repository.builders import render_output
 
 ROOT = Path(__file__).parents[1]
 FILE = ROOT / "docker-compose.yml"

@@ -5,7 +5,7 @@ A preview is a temporary folder of links to the models, into which the plans are
 
 import dataclasses
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -50,7 +50,9 @@ def render_checked(
         repository: a Triton model repository that holds the members.
         cascades: cascades to render.
         ensembles: single-stage specs to render as native ensembles.
-        output: folder to render into with copies of the members; None renders into the repository.
+        output: folder to render into with copies of every model the plans need; None renders into the repository.
+            Its contents appear whole or not at all, see `new_folder`. What was rendered there before is replaced,
+            except a person's settings in its configs.
         standalone: put the runtime beside every cascade.
         version: version folder of the cascades; None means the served one. Only without an output.
         force: overwrite configs that were not rendered, or were edited since. Only without an output.
@@ -59,18 +61,14 @@ def render_checked(
         the files that were written, none where the check found faults, and the check's report.
 
     Raises:
-        RepositoryError: a model is missing, another model has a name, or the disk refuses.
+        RepositoryError: a model is missing, another model has a name, the output holds something else, or the disk
+            refuses.
         SpecError: a member's manifest is wrong.
     """
-    names = [spec.name for spec in (*cascades, *ensembles)]
     if output is not None:
         if version is not None or force:
             raise RepositoryError("rendering into a folder", got="version or force", expected="neither with it")
-        with previewed_output(
-            repository, output, cascades=cascades, ensembles=ensembles, standalone=standalone
-        ) as preview:
-            report = report_of_rendering(check(preview, names), preview=preview, source=repository, target=output)
-            return (copy_preview(preview, output) if report else Rendering()), report
+        return _render_output(repository, output, cascades, ensembles, standalone=standalone)
     # Done once for both renderings, because finding a version may mean to read gigabytes.
     cascades = [pinned_spec(spec, repository) for spec in cascades]
     ensembles = [pinned_spec(spec, repository) for spec in ensembles]
@@ -83,88 +81,48 @@ def render_checked(
             done += render_ensemble(spec, place, force=force)
         return done
 
-    folders = model_folders(repository)
+    folders, names = model_folders(repository), [spec.name for spec in (*cascades, *ensembles)]
     exported = {name for name, folder in folders.items() if (folder / MANIFEST).is_file()}
     written = {*names, *(averaging_name(spec.name) for spec in ensembles), *exported}
-    with previewed(repository, written=written, others=folders) as preview:
+    with _previewed(repository, written=written, others=folders) as preview:
         render_all(preview)
-        report = report_of_rendering(check(preview, names), preview=preview, source=repository, target=repository)
+        report = _report_of(preview, names, source=repository, target=repository)
     return (render_all(repository) if report else Rendering()), report
 
 
-def render_output(
+def _render_output(
     repository: Path,
     output: Path,
+    cascades: Iterable[CascadeSpec],
+    ensembles: Iterable[CascadeSpec],
     *,
-    cascades: Sequence[CascadeSpec],
-    ensembles: Sequence[CascadeSpec] = (),
-    standalone: bool = False,
-) -> Rendering:
-    """Renders into a folder that holds copies of every model the plans need.
-
-    The folder's contents appear whole or not at all; see `new_folder`.
-
-    Args:
-        repository: where the members are.
-        output: the folder. Contents that were made this way before are replaced, except a person's settings in the
-            configs that were rendered there.
-        cascades: cascades to render.
-        ensembles: single-stage specs to render as native ensembles.
-        standalone: put the runtime beside every cascade.
-
-    Raises:
-        RepositoryError: a model is missing, the folder holds something else, or the disk refuses.
-    """
-    with previewed_output(
-        repository, output, cascades=cascades, ensembles=ensembles, standalone=standalone
-    ) as preview:
-        return copy_preview(preview, output)
-
-
-@contextmanager
-def previewed_output(
-    repository: Path,
-    output: Path,
-    *,
-    cascades: Sequence[CascadeSpec],
-    ensembles: Sequence[CascadeSpec],
     standalone: bool,
-) -> Iterator[Path]:
-    """A folder with what `render_output` would write, with links in place of members' files.
-
-    Raises:
-        RepositoryError: as `render_output` does.
-    """
+) -> tuple[Rendering, CheckReport]:
     inner, outer = output.resolve(), repository.resolve()
     if inner == outer or outer in inner.parents or inner in outer.parents:
-        raise RepositoryError(
-            f"output {output}", got="a folder in, around or at the repository", expected="one beside it"
-        )
+        got = "a folder in, around or at the repository"
+        raise RepositoryError(f"output {output}", got=got, expected="one beside it")
     with disk_errors(f"output {output}"):
         # A run that was killed may have moved away a config that somebody has edited.
-        recover_folder(output.resolve())
+        recover_folder(inner)
         check_output(output)
-    plans, means, copied = _all_needed(repository, cascades, ensembles)
-    everything = {**plans, **means}
-    order = _inner_first(everything)
-    with previewed(repository, written=copied, others=()) as preview:
-        for name in (*everything, *map(averaging_name, means)):
+    plans, means = {spec.name: spec for spec in cascades}, {spec.name: spec for spec in ensembles}
+    names = [*plans, *means]
+    copied = _add_needed(plans, means, repository)
+    with _previewed(repository, written=copied, others=()) as preview:
+        for name in (*plans, *means, *map(averaging_name, means)):
             _take_edited_config(name, preview, sources=(output, repository))
-        for name in order:
+        for name in _inner_first({**plans, **means}):
             if name in means:
                 render_ensemble(means[name], preview)
                 continue
             version = served_version(repository / name, readable_config(repository / name))
             render(plans[name], preview, standalone=standalone, version=version)
-        yield preview
+        report = _report_of(preview, names, source=repository, target=output)
+        return (_copied(preview, output) if report else Rendering()), report
 
 
-def copy_preview(preview: Path, output: Path) -> Rendering:
-    """Makes a previewed rendering the contents of a folder.
-
-    Raises:
-        RepositoryError: the folder holds something else, or the disk refuses.
-    """
+def _copied(preview: Path, output: Path) -> Rendering:
     with new_folder(output) as building:
         for path in sorted(preview.iterdir()):
             copy_model(path, building / path.name)
@@ -183,20 +141,17 @@ def _take_edited_config(name: str, preview: Path, *, sources: Iterable[Path]) ->
             return
 
 
-def _all_needed(
-    repository: Path, cascades: Iterable[CascadeSpec], ensembles: Iterable[CascadeSpec]
-) -> tuple[Plans, Plans, set[str]]:
-    """The given plans, the plans of members that are themselves rendered, and the names of all other models."""
-    folders = model_folders(repository)
-    plans, means, copied = (
-        {spec.name: spec for spec in cascades},
-        {spec.name: spec for spec in ensembles},
-        set[str](),
-    )
+def _add_needed(plans: Plans, means: Plans, repository: Path) -> set[str]:
+    """Adds the plans of members that are rendered themselves; returns the names of all other models needed."""
+    folders, copied = model_folders(repository), set[str]()
     waiting: list[str] = []
-    for spec in (*plans.values(), *means.values()):
+
+    def need(spec: CascadeSpec) -> None:
         require_members(spec, repository)
-        waiting += spec.models
+        waiting.extend(spec.models)
+
+    for spec in (*plans.values(), *means.values()):
+        need(spec)
     while waiting:
         name = waiting.pop()
         if name in {*plans, *means, *map(averaging_name, means), *copied}:
@@ -208,9 +163,8 @@ def _all_needed(
             waiting += _called_by(name, folders)
             continue
         (plans if path else means)[name] = nested
-        require_members(nested, repository)
-        waiting += nested.models
-    return plans, means, copied
+        need(nested)
+    return copied
 
 
 def _called_by(name: str, folders: Mapping[str, Path]) -> Sequence[str]:
@@ -236,15 +190,12 @@ def _inner_first(plans: Plans) -> list[str]:
 
 
 @contextmanager
-def previewed(repository: Path, *, written: Iterable[str], others: Iterable[str]) -> Iterator[Path]:
+def _previewed(repository: Path, *, written: Collection[str], others: Iterable[str]) -> Iterator[Path]:
     """A folder of links to models of a repository, to render into and to check.
 
-    Errors raised in the block name files of the repository instead of the preview's links to them.
-
-    Args:
-        repository: the repository.
-        written: models that may be written to; writing replaces links and leaves the linked files alone.
-        others: further models, which are read only. Models without a folder are left out.
+    Models in `written` may be written to: writing replaces links and leaves the linked files alone. `others` are
+    read only. Models without a folder are left out. Errors raised in the block name files of the repository
+    instead of the links to them.
 
     Raises:
         RepositoryError: the disk refuses.
@@ -254,11 +205,10 @@ def previewed(repository: Path, *, written: Iterable[str], others: Iterable[str]
     with scratch as name:
         preview = Path(name).resolve()
         with disk_errors(f"model repository {repository}"):
-            changing = set(written)
-            for model in sorted({*changing, *others}):
+            for model in sorted({*written, *others}):
                 folder = (repository / model).absolute()
-                if folder.is_dir() and model in changing:
-                    link_files(folder, preview / model)
+                if folder.is_dir() and model in written:
+                    _link_files(folder, preview / model)
                 elif folder.is_dir():
                     (preview / model).symlink_to(folder)
         try:
@@ -267,36 +217,25 @@ def previewed(repository: Path, *, written: Iterable[str], others: Iterable[str]
             raise error.reworded(lambda text: text.replace(str(preview), str(repository))) from error
 
 
-def link_files(source: Path, target: Path, above: tuple[Path, ...] = ()) -> None:
-    """Makes a folder with the sub-folders of another one, and links to its files in them.
-
-    Raises:
-        OSError: the disk refuses.
-    """
+def _link_files(source: Path, target: Path, above: tuple[Path, ...] = ()) -> None:
+    """Makes a folder with the sub-folders of another one, and links to its files in them."""
     target.mkdir()
     above = (*above, source.resolve())
     for path in source.iterdir():
         # Following a link to a folder above would never end, so it stays a link.
         if path.is_dir() and path.name != "__pycache__" and path.resolve() not in above:
-            link_files(path, target / path.name, above)
+            _link_files(path, target / path.name, above)
         else:
             (target / path.name).symlink_to(path)
 
 
-def report_of_rendering(report: CheckReport, *, preview: Path, source: Path, target: Path) -> CheckReport:
-    """The report about a preview, with the paths of the rendering itself.
-
-    Args:
-        report: about the preview.
-        preview: the folder that was checked.
-        source: the repository with the files that the preview links to.
-        target: where the rendering goes.
-    """
+def _report_of(preview: Path, names: Sequence[str], *, source: Path, target: Path) -> CheckReport:
+    """The check's report about a preview of `target`, with the paths of the repository that it links to."""
+    report = check(preview, names)
 
     def renamed(found: Iterable[Fault]) -> tuple[Fault, ...]:
         old, new = str(preview), str(source)
         return tuple(dataclasses.replace(fault, text=fault.text.replace(old, new)) for fault in found)
 
-    return dataclasses.replace(
-        report, repository=target, faults=renamed(report.faults), notes=renamed(report.notes)
-    )
+    faults, notes = renamed(report.faults), renamed(report.notes)
+    return dataclasses.replace(report, repository=target, faults=faults, notes=notes)

@@ -9,6 +9,8 @@ import numpy as np
 import onnx
 from onnx import helper
 
+from orchestrator.repository.checked import render_checked
+from orchestrator.repository.files import Rendering
 from orchestrator.repository.render import render_member
 from orchestrator.spec import CascadeSpec, InputSpec, Limits, Manifest, Member, Stage, TensorSpec
 from orchestrator.spec.manifest import json_from_manifest
@@ -81,3 +83,10 @@ def spec_of(*members: Member, name: str = "cascade", **changes: Any) -> CascadeS
 def snapshot(folder: Path) -> dict[str, bytes]:
     """Every file below a folder with its bytes."""
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def render_output(repository: Path, output: Path, **plans: Any) -> Rendering:
+    """Renders into a folder of its own what has no faults."""
+    done, report = render_checked(repository, output=output, **{"cascades": [], **plans})
+    assert report, report.faults
+    return done

@@ -15,10 +15,9 @@ from hypothesis import strategies as st
 
 from orchestrator.errors import CommitteeError, RepositoryError
 from orchestrator.repository.check import check
-from orchestrator.repository.checked import render_output
 from orchestrator.repository.render import ensemble_from_cascade, render, render_ensemble, render_member
 from orchestrator.spec import Fit, Member, Stage, cascade_from_path, json_from_cascade
-from tests.repository.builders import add_member, linear_model, spec_of
+from tests.repository.builders import add_member, linear_model, render_output, spec_of
 from tests.repository.faults import FAULTS, TOGETHER, Spoil, edit, has
 
 

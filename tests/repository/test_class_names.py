@@ -9,12 +9,11 @@ import pytest
 
 from orchestrator.pbtxt import config_from_path
 from orchestrator.repository.check import check
-from orchestrator.repository.checked import render_output
 from orchestrator.repository.index import class_names_of, common_names
 from orchestrator.repository.members import UNKNOWN_OUTPUT
 from orchestrator.repository.render import ensemble_from_cascade, render, render_ensemble
 from orchestrator.spec import CascadeSpec, cascade_from_path
-from tests.repository.builders import add_member, snapshot, spec_of
+from tests.repository.builders import add_member, render_output, snapshot, spec_of
 
 CONFIG = """name: "{name}"
 backend: "onnxruntime"

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from orchestrator.errors import RepositoryError
 from orchestrator.pbtxt import config_from_path
 from orchestrator.repository.check import check, check_plans
-from orchestrator.repository.checked import render_checked, render_output
+from orchestrator.repository.checked import render_checked
 from orchestrator.repository.index import config_of, plan_path, plans_in, versions_served
 from orchestrator.repository.members import (
     UNKNOWN_OUTPUT,
@@ -26,7 +26,7 @@ from orchestrator.repository.members import (
 from orchestrator.repository.render import render
 from orchestrator.spec import CascadeSpec, Member, cascade_from_path
 from orchestrator.spec.planned_models import PlannedModel
-from tests.repository.builders import CLASSES, DIMS, add_member, linear_model, spec_of
+from tests.repository.builders import CLASSES, DIMS, add_member, linear_model, render_output, spec_of
 from tests.repository.faults import add, edit_plan, has
 
 K = (CLASSES,)

@@ -5,11 +5,10 @@ import pytest
 
 from orchestrator.errors import RepositoryError
 from orchestrator.repository.check import check
-from orchestrator.repository.checked import render_output
 from orchestrator.repository.index import plans_in
 from orchestrator.repository.render import ensemble_from_cascade, render, render_ensemble
 from orchestrator.spec import CascadeSpec, Member
-from tests.repository.builders import add_member, snapshot, spec_of
+from tests.repository.builders import add_member, render_output, snapshot, spec_of
 
 
 @pytest.fixture

@@ -11,12 +11,11 @@ import tritonclient.grpc as grpcclient
 
 from orchestrator.decision import Combiner, confidence_score
 from orchestrator.repository.check import check
-from orchestrator.repository.checked import render_output
 from orchestrator.repository.index import plans_in
 from orchestrator.repository.render import ensemble_from_cascade, render, render_ensemble
 from orchestrator.spec import CascadeSpec, Stage, cascade_from_path
 from orchestrator.spec.answer import ANSWER_COLUMNS
-from tests.repository.builders import CLASSES, DIMS, add_member, linear_model, spec_of
+from tests.repository.builders import CLASSES, DIMS, add_member, linear_model, render_output, spec_of
 from tests.servers import running_server
 
 pytestmark = pytest.mark.triton

@@ -14,11 +14,10 @@ from orchestrator.cli.render import render as render_command
 from orchestrator.errors import RepositoryError
 from orchestrator.pbtxt import config_from_path, config_from_text, line_of_field, text_from_config
 from orchestrator.repository.check import check
-from orchestrator.repository.checked import render_output
 from orchestrator.repository.configs import TUNABLE, cascade_config, tuned_text
 from orchestrator.repository.render import ensemble_from_cascade, render, render_ensemble
 from orchestrator.spec import CascadeSpec, json_from_cascade
-from tests.repository.builders import add_member, snapshot, spec_of
+from tests.repository.builders import add_member, render_output, snapshot, spec_of
 from tests.repository.faults import add, edit, has
 
 POLICY = "version_policy { all { } }"

@@ -11,8 +11,8 @@ import pytest
 import tritonclient.grpc as triton
 from tritonclient.utils import InferenceServerException
 
-from orchestrator.repository.checked import render_output
 from orchestrator.repository.index import plan_of
+from tests.repository.builders import render_output
 from tests.served.fixtures import COMMITTED
 from tests.served.test_member_versions import polling
 

@@ -11,7 +11,7 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from orchestrator.repository.checked import render_output
+from tests.repository.builders import render_output
 from tests.served.asking import ask, client_of, joined
 from tests.served.fixtures import COMMITTED, Offline, ServedRepository
 from tests.servers import running_server

@@ -10,11 +10,11 @@ import tritonclient.grpc as grpcclient
 
 from export.onefile.writing import write_onefile
 from orchestrator.repository.check import check
-from orchestrator.repository.checked import render_output
 from orchestrator.repository.render import render
 from orchestrator.rows.digits import digits_split
 from orchestrator.spec import FusedPrefix, cascade_from_path
 from tests.export.onefile.builders import NAMES
+from tests.repository.builders import render_output
 from tests.servers import running_server
 
 pytestmark = pytest.mark.triton
