@@ -14,8 +14,8 @@ from export.commands.console import END, text_with_block
 from orchestrator.cli.demo import sentences_from_report, table_from_report
 from orchestrator.errors import DataError
 from perf.studies.reproduce.claims import fewer_macs, fewer_macs_between, points
+from perf.studies.reproduce.evaluate import WRITTEN_BY, results_from_path
 from perf.studies.reproduce.plans import HEADLINE
-from perf.studies.reproduce.results import WRITTEN_BY, results_from_path
 
 BEGIN = "<!-- begin: python -m perf readme -->"
 CLAIMS_BEGIN = "<!-- begin: python -m perf readme, claims -->"

@@ -13,7 +13,7 @@ import typer
 from orchestrator.decision import PARAMETERS
 from orchestrator.spec import cascade_from_path
 from perf.readme import BEGIN, END, block_from_claims, block_from_report, block_from_targets, verdicts_from_path
-from perf.studies.reproduce.results import results_from_path
+from perf.studies.reproduce.evaluate import results_from_path
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -12,7 +12,7 @@ from orchestrator.cli.demo import sentences_from_report
 from orchestrator.errors import DataError
 from perf.readme import block_from_claims, write_blocks
 from perf.studies.reproduce.command import md_from_results
-from perf.studies.reproduce.results import results_from_path
+from perf.studies.reproduce.evaluate import results_from_path
 
 ROOT = Path(__file__).parents[2]
 README, REPORT = ROOT / "README.md", ROOT / "docs/demo/report.json"

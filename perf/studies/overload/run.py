@@ -259,12 +259,8 @@ def run_overload(setup: OverloadSetup, load: OverloadLoad, *, say: Say) -> Overl
                     setup, load, capacity, server.grpc_address, variant=variant, factor=factor, number=number
                 )
                 time.sleep(SETTLE_S)
-                after = read_counters(server.metrics_address, variant.model)
-                waits: dict[str, Any] = {
-                    "queue_ms": after.queue_ms_since(before),
-                    "shifts": after.shifts_since(before),
-                }
-                score = score_of(sent, deadline_ms=capacity.deadline_ms, **waits)
+                counted = read_counters(server.metrics_address, variant.model).since(before)
+                score = score_of(sent, deadline_ms=capacity.deadline_ms) | counted
                 scores.append({"factor": factor, "variant": variant.name, **score})
         return OverloadResult(triton=server.version, capacity=capacity, scores=pd.DataFrame(scores))
 

@@ -82,16 +82,8 @@ def sent_from_open_loop(done: OpenLoop, *, labels: npt.NDArray[np.int64], batch:
     )
 
 
-def score_of(
-    sent: SentRequests, *, deadline_ms: float, queue_ms: float | None, shifts: tuple[int, int]
-) -> dict[str, Any]:
+def score_of(sent: SentRequests, *, deadline_ms: float) -> dict[str, Any]:
     """One round of one variant as overload.json has it; shares are of what was sent, from 0 to 1.
-
-    Args:
-        sent: what was sent.
-        deadline_ms: the client's.
-        queue_ms: mean wait in Triton's queue in front of the cascade, of requests that were served.
-        shifts: of the gear, to a cheaper one and back.
 
     Returns:
         `in_time`: requests answered within the deadline; `answered`: at all; `accuracy`: of the rows of answered
@@ -99,7 +91,7 @@ def score_of(
         requests, from the moment they were due, None where there are none; `cut` and `geared`: of answered rows,
         those that had to be answered at their deadline, and those a cheaper gear let out; `exits`: of answered
         rows, by stage; `status`: answered rows by the bits they carry, 0 for none; `lag_p99_ms`: how late our own
-        client sent, which makes the figures worthless where it is large; `queue_ms`; `shifts`.
+        client sent, which makes the figures worthless where it is large.
     """
     in_time = sent.answered & (np.nan_to_num(sent.latency_ms, nan=np.inf) <= deadline_ms)
     rows = max(1, int(sent.answered.sum()) * sent.batch)
@@ -116,8 +108,6 @@ def score_of(
         "exits": (sent.exits / rows).tolist(),
         "status": dict(sent.status),
         "lag_p99_ms": _percentile(sent.lag_ms[~np.isnan(sent.lag_ms)], 99),
-        "queue_ms": queue_ms,
-        "shifts": list(shifts),
     }
 
 
@@ -132,7 +122,7 @@ def _with_bit(sent: SentRequests, bit: int) -> int:
 def medians(rounds: pd.DataFrame) -> dict[str, Any]:
     """Each figure as its median over rounds, with the smallest and the largest; shifts of all rounds together.
 
-    The rounds have a row each, with columns as `score_of` gives them.
+    The rounds have a row each, with columns as `score_of` and `CounterReading.since` give them.
     """
     found: dict[str, Any] = {}
     for name in FIGURES:
@@ -161,14 +151,11 @@ class CounterReading:
     dearer: int
     gear: int = 0
 
-    def queue_ms_since(self, before: "CounterReading") -> float | None:
-        """Mean wait in front of the cascade since an earlier reading; None where nothing was served."""
+    def since(self, before: "CounterReading") -> dict[str, Any]:
+        """`queue_ms`, the mean wait of what was served or None, and `shifts`, to a cheaper gear and back."""
         served = self.served - before.served
-        return (self.queue_us - before.queue_us) / 1000 / served if served else None
-
-    def shifts_since(self, before: "CounterReading") -> tuple[int, int]:
-        """Shifts of the gear since an earlier reading, to a cheaper one and back."""
-        return self.cheaper - before.cheaper, self.dearer - before.dearer
+        queue_ms = (self.queue_us - before.queue_us) / 1000 / served if served else None
+        return {"queue_ms": queue_ms, "shifts": [self.cheaper - before.cheaper, self.dearer - before.dearer]}
 
 
 def read_counters(address: str, model: str) -> CounterReading:

@@ -25,10 +25,9 @@ from orchestrator.repository.files import disk_errors, sha256_of_path, write_all
 from perf.studies.reproduce import claims
 from perf.studies.reproduce.choose import choose
 from perf.studies.reproduce.claims import SECTIONS, ClaimSection, fewer_macs, points, times
-from perf.studies.reproduce.evaluate import TimingLoad
+from perf.studies.reproduce.evaluate import RESULTS, TimingLoad, check_same, kept_results, results_of
 from perf.studies.reproduce.parts import CACHE, MEMBERS, DrawPart, PartRecorder, Say, draw_glyphs, require_members
-from perf.studies.reproduce.plans import CHOICES, HEADLINE, choices_from_path, short, write_choices
-from perf.studies.reproduce.results import check_same, kept_results, results_of, write_results
+from perf.studies.reproduce.plans import CHOICES, HEADLINE, choices_from_path, short, write_choices, write_document
 from perf.studies.training import REPOSITORY
 
 _TEMPLATE = Path(__file__).with_name("document.md.j2")
@@ -381,7 +380,7 @@ def run(
         kept=kept,
     )
     results["choices_sha256"] = sha256_of_path(choices)
-    write_results(results, folder)
+    write_document(results, folder / RESULTS)
     draw_frontier(results, folder / "frontier.png")
     write_all(folder.parent, {document_beside(folder).name: md_from_results(results, folder=folder.name)})
     return results

@@ -1,4 +1,4 @@
-"""What chosen plans achieve on the test part: accuracy and cost, with 95 % intervals, and time on this machine.
+"""What chosen plans achieve on the test part: accuracy and cost, with 95 % intervals, and time; and results.json.
 
 Accuracy and cost come from a replay through the decision core that serves plans. Accuracies have exact
 (Clopper-Pearson) intervals. Differences of accuracy are paired by row and have a normal interval; ratios of costs
@@ -12,27 +12,46 @@ Times are of one thread of ONNX Runtime in this process:
   rows left at the end are asked about as they are.
 """
 
+import json
 import math
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import onnxruntime
 
 from orchestrator.decision import CascadeRun, Policy, arrivals_from_policies
+from orchestrator.errors import DataError
 from orchestrator.local import LocalMembers
 from orchestrator.planner.intervals import clopper_pearson, discordant_pairs, paired_difference
 from orchestrator.planner.replay import replay
+from orchestrator.repository.files import sha256_of_path
 from orchestrator.spec import CascadeSpec
+from orchestrator.spec.processor import core_count
 from orchestrator.spec.shares import evenly_spread
-from perf.studies.reproduce.parts import Say, TestPart
-from perf.studies.reproduce.plans import DELTA, HEADLINE, Choices, ChosenPlan, PlanComparison
+from perf.harness.machine import machine_here
+from perf.studies.reproduce.parts import PlanPart, Say, TestPart
+from perf.studies.reproduce.plans import CHOICES, DELTA, HEADLINE, Choices, ChosenPlan, PlanComparison
 
 # 97.5th percentile of the normal distribution.
 _NORMAL_95 = 1.959963984540054
 _WARM_UP_BATCHES = 4
+RESULTS = "results.json"
+WRITTEN_BY = "python -m perf reproduce writes them"
+FORMAT = 2
+# Formats whose times can be kept: they hold them in the same place.
+_TIMED_FORMATS = (1, FORMAT)
+_MEASURE_ANEW = "measure everything: leave out --again"
+# Claims whose plans are timed.
+_TIMED = (HEADLINE, "3", "5")
+# Another version of these may draw other pictures.
+_DRAWN_WITH = ("pillow", "matplotlib")
 
 Floats = npt.NDArray[np.float64]
 Images = npt.NDArray[Any]
@@ -157,6 +176,10 @@ def ratio_of_means(above: Floats, below: Floats) -> tuple[float, tuple[float, fl
     return ratio, (ratio - reach, ratio + reach)
 
 
+# Batch size -> plan-> milliseconds per row, one figure per round.
+Figures = Mapping[int, Mapping[ChosenPlan, Sequence[float]]]
+
+
 @dataclass(frozen=True, kw_only=True)
 class TimingLoad:
     """How plans are asked while they are timed: rows per call, rows per round, number of rounds."""
@@ -173,11 +196,14 @@ def timed(
 
     Members are opened with one thread; `load.rows` pictures of the test part are taken, spread evenly.
     """
-    base, images = part.base, part.images
-    rows = images[evenly_spread(len(images), load.rows)]
-    ways = {plan: _way(plan, base, members, load.batch) for plan in dict.fromkeys(plans)}
-    for way in ways.values():
-        way(rows[: _WARM_UP_BATCHES * load.batch])
+    rows = part.images[evenly_spread(len(part.images), load.rows)]
+    ways: dict[ChosenPlan, Callable[[Images], Labels]] = {}
+    for plan in plans:
+        single, spec = len(plan.members) == 1, plan.spec_of(part.base)
+        way = partial(ask_single, members, plan.members[0]) if single else partial(ask_cascade, members, spec)
+        ways[plan] = partial(way, batch=load.batch)
+    for ask in ways.values():
+        ask(rows[: _WARM_UP_BATCHES * load.batch])
     figures: dict[ChosenPlan, list[float]] = {plan: [] for plan in ways}
     order = list(ways)
     for number in range(load.rounds):
@@ -188,13 +214,6 @@ def timed(
             ways[plan](rows)
             figures[plan].append(1000 * (time.perf_counter() - begun) / len(rows))
     return figures
-
-
-def _way(plan: ChosenPlan, base: CascadeSpec, members: LocalMembers, batch: int) -> Callable[[Images], Labels]:
-    if len(plan.members) == 1:
-        return lambda rows: ask_single(members, plan.members[0], rows, batch=batch)
-    spec = plan.spec_of(base)
-    return lambda rows: ask_cascade(members, spec, rows, batch=batch)
 
 
 def ask_single(members: LocalMembers, name: str, images: Images, *, batch: int) -> Labels:
@@ -237,3 +256,162 @@ def ask_cascade(members: LocalMembers, spec: CascadeSpec, images: Images, *, bat
 def spread_of(values: Sequence[float]) -> dict[str, float]:
     """Median, smallest and largest over the rounds."""
     return {"median": float(np.median(values)), "min": float(min(values)), "max": float(max(values))}
+
+
+def results_of(
+    choices: Choices,
+    part: TestPart,
+    *,
+    members: LocalMembers,
+    loads: Sequence[TimingLoad],
+    command: str,
+    classes: Sequence[str],
+    say: Say,
+    kept: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Evaluates and times the choices; gives the content of results.json.
+
+    Choices were read back from the file they were written to; members are opened with one thread. With earlier
+    results of the same choices in `kept`, their times are taken and none are measured.
+    """
+    found = evaluate_choices(choices, part, say=say)
+    about = ("macs", "preprocess_macs", "resolution_px", "parameters")
+    known = {
+        name: {key: getattr(members.manifest(name), key) for key in about} for name in choices.source["members"]
+    }
+    plans = _timed_plans(choices)
+    figures: Figures
+    if kept is not None:
+        figures = figures_from_results(kept, plans)
+    else:
+        figures = {load.batch: timed(plans, part, members=members, load=load, say=say) for load in loads}
+    _add_factors(found, choices, known, figures)
+    machine = {**machine_here(), "cores": core_count()}
+    machine |= {"onnxruntime": onnxruntime.__version__, "numpy": np.__version__}
+    routes = [_route(plan, figures) for plan in plans]
+    timing = {"loads": [asdict(load) for load in loads], "threads": 1, "routes": routes}
+    return {
+        "format": FORMAT,
+        "command": command,
+        "data": "glyphs",
+        "classes": list(classes),
+        "plan_part": choices.source,
+        "rehearsal": list(choices.margin_validation),
+        "test_part": {"rows": part.records.rows, "data_sha256": part.data_sha256},
+        "drawn_with": {name: version(name) for name in _DRAWN_WITH},
+        "machine": machine if kept is None else kept["machine"],
+        "members": known,
+        "timing": timing if kept is None else kept["timing"],
+        **found,
+    }
+
+
+def _timed_plans(choices: Choices) -> list[ChosenPlan]:
+    """Every single model, and both plans of each comparison that says times; each plan once."""
+    lines = (line for line in choices.comparisons if line.claim in _TIMED and line.one is not None)
+    compared = (plan for line in lines for plan in (line.one, line.other) if plan is not None)
+    return list(dict.fromkeys([*choices.picture["single"], *compared]))
+
+
+def _add_factors(found: dict[str, Any], choices: Choices, known: dict[str, Any], figures: Figures) -> None:
+    """Adds ratios of times, and of MACs with those of the resizing, to the lines that `evaluate_choices` gave."""
+    lines = {claim: iter(of_claim) for claim, of_claim in found["claims"].items()}
+    for comparison in choices.comparisons:
+        line = next(lines[comparison.claim])
+        if comparison.one is None:
+            continue
+        line["macs_factor_with_resizing"] = _full_cost(line["other"], known) / _full_cost(line["one"], known)
+        if comparison.claim in _TIMED:
+            line["time_factor"] = _time_factors(figures, comparison.one, comparison.other)
+    hardest, headline = found["against_test_best"], choices.headline
+    if hardest is not None and headline is not None:
+        single = next(one for one in choices.picture["single"] if one.text == hardest["other"]["plan"])
+        hardest["time_factor"] = _time_factors(figures, headline, single)
+
+
+def _full_cost(facts: dict[str, Any], known: dict[str, dict[str, Any]]) -> float:
+    """Mean MACs per row, those of the resizing inside the graphs included."""
+    spent = np.cumsum(
+        [sum(known[name]["macs"] + known[name]["preprocess_macs"] for name in stage) for stage in facts["stages"]]
+    )
+    return float(spent @ np.array(facts["exit_share"]))
+
+
+def _time_factors(figures: Figures, one: ChosenPlan, other: ChosenPlan) -> dict[str, dict[str, float]]:
+    """Batch size -> how many times as fast `one` is as `other`, formed within each round."""
+    return {
+        str(batch): spread_of([b / a for a, b in zip(figure[one], figure[other], strict=True)])
+        for batch, figure in figures.items()
+    }
+
+
+def _route(plan: ChosenPlan, figures: Figures) -> dict[str, Any]:
+    return {
+        "plan": plan.text,
+        "stages": [list(stage) for stage in plan.stages],
+        "thresholds": list(plan.thresholds),
+        "ms_per_row": {
+            str(batch): {**spread_of(figure[plan]), "rounds": figure[plan]} for batch, figure in figures.items()
+        },
+    }
+
+
+def figures_from_results(kept: dict[str, Any], plans: Sequence[ChosenPlan]) -> Figures:
+    """The times in earlier results of plans in the order in which they are timed.
+
+    Raises:
+        DataError: the results hold times of other plans.
+    """
+    routes = kept["timing"]["routes"]
+    wanted = [([list(stage) for stage in plan.stages], list(plan.thresholds)) for plan in plans]
+    if wanted != [(route["stages"], route["thresholds"]) for route in routes]:
+        raise DataError("times in the earlier results", got="those of other plans", fix=_MEASURE_ANEW)
+    by_plan = dict(zip(plans, (route["ms_per_row"] for route in routes), strict=True))
+    batches = [load["batch"] for load in kept["timing"]["loads"]]
+    return {batch: {plan: ms[str(batch)]["rounds"] for plan, ms in by_plan.items()} for batch in batches}
+
+
+def results_from_path(path: Path, *, formats: Sequence[int] = (FORMAT,)) -> dict[str, Any]:
+    """Reads results.json.
+
+    Raises:
+        DataError: the file is missing or holds something else.
+    """
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"results {path}", got=error, fix=WRITTEN_BY) from error
+    if not isinstance(results, dict) or results.get("format") not in formats:
+        expected = f"an object with format {FORMAT}"
+        raise DataError(f"results {path}", got="other JSON", expected=expected, fix=WRITTEN_BY)
+    return results
+
+
+def kept_results(folder: Path) -> dict[str, Any]:
+    """The results in a folder, to evaluate their choices again.
+
+    Raises:
+        DataError: there are none, or the choices beside them are others.
+    """
+    kept = results_from_path(folder / RESULTS, formats=_TIMED_FORMATS)
+    if sha256_of_path(folder / CHOICES) != kept["choices_sha256"]:
+        raise DataError(f"{folder / CHOICES}", got="other choices than those of the results", fix=_MEASURE_ANEW)
+    return kept
+
+
+def check_same(kept: dict[str, Any], plan: PlanPart, test: TestPart) -> None:
+    """Refuses pictures and members other than those of the kept results.
+
+    Raises:
+        DataError: names what differs.
+    """
+    before = [kept[part]["data_sha256"] for part in ("plan_part", "test_part")]
+    if [plan.data_sha256, test.data_sha256] != before:
+        drawn = kept.get("drawn_with", {})
+        fix = "draw them with " + ", ".join(f"{name} {version}" for name, version in drawn.items())
+        fix = f"{fix}, or {_MEASURE_ANEW}" if drawn else _MEASURE_ANEW
+        raise DataError("pictures", got="others than those of the earlier results", fix=fix)
+    about = test.records.meta["members"]
+    before = kept["plan_part"]["members"]
+    if changed := [name for name, one in before.items() if about[name]["sha256"] != one["sha256"]]:
+        raise DataError("members", got=f"other models than before: {', '.join(changed)}", fix=_MEASURE_ANEW)

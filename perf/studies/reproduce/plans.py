@@ -137,8 +137,14 @@ def write_choices(choices: Choices, folder: Path) -> Path:
     """Writes choices.json whole or not at all."""
     document = {"format": FORMAT, **dataclasses.asdict(choices)}
     document["rehearsal"] = document.pop("margin_validation")
-    write_all(folder, {CHOICES: json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n"})
+    write_document(document, folder / CHOICES)
     return folder / CHOICES
+
+
+def write_document(document: dict[str, Any], path: Path) -> None:
+    """Writes JSON whole or not at all."""
+    text = json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    write_all(path.parent, {path.name: text})
 
 
 def choices_from_path(path: Path) -> Choices:

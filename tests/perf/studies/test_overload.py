@@ -28,7 +28,7 @@ from perf.studies.overload.score import score_of as _score_of
 
 
 def score_of(sent: SentRequests, *, deadline_ms: float) -> dict[str, Any]:
-    return _score_of(sent, deadline_ms=deadline_ms, queue_ms=7.0, shifts=(2, 1))
+    return {**_score_of(sent, deadline_ms=deadline_ms), "queue_ms": 7.0, "shifts": [2, 1]}
 
 
 def sent(**changes: object) -> SentRequests:
@@ -113,15 +113,11 @@ def test_counters_of_the_model_alone_are_read() -> None:
     assert counters_from_text(SAID, "plain") == CounterReading(served=7, queue_us=0, cheaper=0, dearer=0)
 
 
-def test_the_wait_is_of_what_was_served_in_between() -> None:
+def test_the_wait_is_of_what_was_served_in_between_and_nothing_served_has_none() -> None:
     before = counters_from_text(SAID, "geared")
     after = CounterReading(served=50, queue_us=180000, cheaper=3, dearer=2)
-    assert (after.queue_ms_since(before), after.shifts_since(before)) == (10.0, (0, 1))
-
-
-def test_nothing_served_has_no_wait() -> None:
-    one = counters_from_text(SAID, "geared")
-    assert one.queue_ms_since(one) is None
+    assert after.since(before) == {"queue_ms": 10.0, "shifts": [0, 1]}
+    assert before.since(before) == {"queue_ms": None, "shifts": [0, 0]}
 
 
 def test_a_load_begins_when_nothing_is_counted_and_the_gear_is_back(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,10 +13,9 @@ from perf.__main__ import app
 from perf.studies.reproduce import claims
 from perf.studies.reproduce.claims import SECTIONS
 from perf.studies.reproduce.command import Effort, folder_by_name, md_from_results, require_writable, run
-from perf.studies.reproduce.evaluate import TimingLoad
+from perf.studies.reproduce.evaluate import RESULTS, TimingLoad, results_from_path
 from perf.studies.reproduce.parts import MEMBERS, PartRecorder
 from perf.studies.reproduce.plans import CHOICES, choices_from_path
-from perf.studies.reproduce.results import RESULTS, results_from_path
 from perf.studies.training import REPOSITORY
 from tests.perf.studies.reproduce import builders
 
