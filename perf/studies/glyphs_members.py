@@ -32,7 +32,8 @@ from orchestrator.errors import ExportError, SpecError
 from orchestrator.graphs.editing import opset_of
 from orchestrator.spec import Manifest, Preprocess, TensorSpec, manifest_from_path
 from orchestrator.spec.manifest import MANIFEST
-from perf.studies.glyphs_data import CLASSES, SEED, SIDE_PX, SPLITS, GlyphsSplit, glyphs_split
+from perf.studies.glyphs_data import CLASSES, SEED, SIDE_PX, SPLITS, glyphs_split
+from perf.studies.training import DrawnPart
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -347,7 +348,7 @@ class _TrainData:
         self._rows, self._progress = rows, progress
 
     @functools.cached_property
-    def part(self) -> GlyphsSplit:
+    def part(self) -> DrawnPart:
         def drawn(done: int, of: int) -> None:
             self._progress(f"drawing glyphs: {done:,} of {of:,}")
 

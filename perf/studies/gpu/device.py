@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
-from onnx import TensorProto, helper
+from onnx import parser
 
 from orchestrator.errors import MemberError, ServingError
 from orchestrator.spec import Manifest, manifest_from_path
@@ -147,16 +147,9 @@ def _open(model: bytes | str, providers: Sequence[Any]) -> Any:
 
 def _product() -> bytes:
     """A product of two matrices, which every provider takes."""
-    shape: list[str | int | None] = ["rows", 4]
-    graph = helper.make_graph(
-        [helper.make_node("MatMul", ["x", "w"], ["y"])],
-        "preflight",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, shape)],
-        [helper.make_tensor("w", TensorProto.FLOAT, (4, 4), [1.0] * 16)],
-    )
-    model = helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 18)])
-    return bytes(model.SerializeToString())
+    graph = """<ir_version: 10, opset_import: ["": 18]>
+        preflight (float[rows, 4] x) => (float[rows, 4] y) <float[4, 4] w = {%s}> { y = MatMul(x, w) }"""
+    return bytes(parser.parse_model(graph % ", ".join(["1.0"] * 16)).SerializeToString())
 
 
 def key_of(member: str, batch: int) -> str:

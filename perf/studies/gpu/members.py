@@ -34,16 +34,25 @@ from perf.routes.scenario import BenchScenario, Recipe, bench_scenario, imposed_
 from perf.routes.spec import BenchRepository, Rows, Scenario, routes_of
 from perf.studies.gpu.device import Device, Progress, tensorrt_parameters
 
-_CLASSES = 10
 _PX = 64
-# (image side, what makes the network small); the channels before EfficientNet's head follow from its width.
-_EFFICIENTNETS: dict[str, dict[str, Any]] = {
-    "tiny_efficientnet_a": {"image_size": 32, "width_coefficient": 0.1, "hidden_dim": 128},
-    "tiny_efficientnet_b": {"image_size": _PX, "width_coefficient": 0.2, "hidden_dim": 256},
-}
-_VITS: dict[str, dict[str, Any]] = {
-    "tiny_vit_a": {"image_size": 32, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1},
-    "tiny_vit_b": {"image_size": _PX, "hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 3},
+# Kind -> its name, what makes all its networks small, and what each. Channels before a head follow from the width.
+_TOYS: dict[str, tuple[str, dict[str, Any], dict[str, dict[str, Any]]]] = {
+    "efficientnet": (
+        "EfficientNet",
+        {"depth_coefficient": 0.2},
+        {
+            "tiny_efficientnet_a": {"image_size": 32, "width_coefficient": 0.1, "hidden_dim": 128},
+            "tiny_efficientnet_b": {"image_size": _PX, "width_coefficient": 0.2, "hidden_dim": 256},
+        },
+    ),
+    "vit": (
+        "ViT",
+        {"num_attention_heads": 2, "patch_size": 8},
+        {
+            "tiny_vit_a": {"image_size": 32, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1},
+            "tiny_vit_b": {"image_size": _PX, "hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 3},
+        },
+    ),
 }
 ABSTRACT = "abstract of arXiv 2012.01988; unit and hardware not stated there"
 
@@ -148,16 +157,11 @@ def small_families(folder: Path) -> dict[str, NetworkFamily]:
     Raises:
         RepositoryError: the folder cannot be written.
     """
-    common: dict[str, dict[str, Any]] = {
-        "efficientnet": {"depth_coefficient": 0.2},
-        "vit": {"num_attention_heads": 2, "patch_size": 8},
-    }
-    kinds = (("efficientnet", "EfficientNet", _EFFICIENTNETS), ("vit", "ViT", _VITS))
     families = {}
-    for kind, title, networks in kinds:
+    for kind, (title, common, networks) in _TOYS.items():
         for name, settings in networks.items():
             files = {
-                "config.json": {"model_type": kind, "num_labels": _CLASSES, **common[kind], **settings},
+                "config.json": {"model_type": kind, "num_labels": 10, **common, **settings},
                 "preprocessor_config.json": processor_of(title, settings["image_size"]),
             }
             write_all(folder / name, {file: json.dumps(value, indent=2) for file, value in files.items()})

@@ -2,7 +2,6 @@
 
 import asyncio
 import dataclasses
-import hashlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -40,8 +39,8 @@ from perf.studies.overload.score import (
     score_of,
     sent_from_open_loop,
 )
-from perf.studies.reproduce.parts import DrawnPart, DrawPart, PartRecorder, Say, draw_glyphs, require_members
-from perf.studies.training import REPOSITORY
+from perf.studies.reproduce.parts import DrawPart, PartRecorder, Say, draw_glyphs, require_members
+from perf.studies.training import REPOSITORY, DrawnPart
 
 EPSILON = 0.005
 GEARS = 3
@@ -73,19 +72,9 @@ class OverloadSource:
         return self.members[-1]
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Digits:
-    ids: npt.NDArray[np.int64]
-    images: npt.NDArray[Any]
-    labels: npt.NDArray[np.int64]
-
-    def sha256(self) -> str:
-        return hashlib.sha256(self.images.tobytes() + self.labels.tobytes()).hexdigest()
-
-
 def _draw_digits(part: str, rows: int | None) -> DrawnPart:
     split = digits_split(part)
-    return _Digits(ids=split.ids[:rows], images=split.images[:rows], labels=split.labels[:rows])
+    return DrawnPart(ids=split.ids[:rows], images=split.images[:rows], labels=split.labels[:rows])
 
 
 GLYPHS = OverloadSource(

@@ -48,11 +48,7 @@ Singles = dict[str, ChosenPlan]
 def choose(part: PlanPart, *, quantiles: int, margin_splits: int, progress: Progress) -> Choices:
     """Chooses every plan that will be evaluated.
 
-    Args:
-        part: rows to choose on.
-        quantiles: number of thresholds tried per stage, besides "never".
-        margin_splits: number of splits of the plan part on which margins are validated.
-        progress: shows how far searches are.
+    So many `quantiles` are tried per stage, besides "never"; margins are validated on splits of the plan part.
     """
     names = list(part.records.outputs)
     groups = groups_from_names(names)
@@ -106,7 +102,9 @@ def _source(space: SearchSpace, best: str) -> dict[str, Any]:
     }
 
 
-def _line(claim: str, label: str, plan: ChosenPlan | None, other: ChosenPlan, *, without: str) -> PlanComparison:
+def _line(
+    claim: str, label: str, plan: ChosenPlan | None, other: ChosenPlan, *, without: str = ""
+) -> PlanComparison:
     """A comparison; `without` says why there is no plan, where there is none."""
     return PlanComparison(claim=claim, label=label, one=plan, other=other, note="" if plan else without)
 
@@ -143,20 +141,15 @@ def _two_against_one(space: SearchSpace, groups: MemberGroups, singles: Singles)
             pairs.append(("two sizes", (best[place - 2], best[place - 1])))
         for kind, pair in pairs:
             if len(pair) == 2:
-                yield PlanComparison(
-                    claim="1",
-                    label=f"{kind} against {short(best[place])}",
-                    one=space.averaged(pair),
-                    other=singles[best[place]],
-                )
+                label = f"{kind} against {short(best[place])}"
+                yield _line("1", label, space.averaged(pair), singles[best[place]])
 
 
 def _ensembles(space: SearchSpace, singles: Singles) -> Iterator[PlanComparison]:
     frontier = ensembles_of(space)
     for name in _best_by_cost(singles):
         affordable = [plan for plan in frontier if plan.mean_cost <= singles[name].mean_cost]
-        plan = affordable[-1] if affordable else None
-        label = f"at the cost of {short(name)}"
+        plan, label = affordable[-1] if affordable else None, f"at the cost of {short(name)}"
         yield _line("2", label, plan, singles[name], without="no two members cost so little")
 
 
@@ -169,7 +162,7 @@ def _worst_case(space: SearchSpace, singles: Singles) -> Iterator[PlanComparison
         if line.one is None:
             level = cheapest_at_accuracy(space, found[single.mean_cost], accuracy=single.accuracy)
             if level is not None and level.mean_cost < single.mean_cost:
-                yield PlanComparison(claim="4", label=f"{short(name)}{NO_MARGIN}", one=level, other=single)
+                yield _line("4", f"{short(name)}{NO_MARGIN}", level, single)
 
 
 def _self_cascade(space: SearchSpace, groups: MemberGroups, singles: Singles) -> Iterator[PlanComparison]:
@@ -184,8 +177,7 @@ def _self_cascade(space: SearchSpace, groups: MemberGroups, singles: Singles) ->
     yield _line("5", "the second answer alone", second, high, without=_NONE_LEVEL)
     yield _line("5", "the family's cascade", family, high, without=_NONE_LEVEL)
     if averaged is not None and family is not None:
-        label = "both averaged against the family's cascade"
-        yield PlanComparison(claim="5", label=label, one=averaged, other=family)
+        yield _line("5", "both averaged against the family's cascade", averaged, family)
 
 
 def _modes(like: SearchSpace, target: ChosenPlan) -> Iterator[PlanComparison]:
@@ -211,9 +203,8 @@ def _stages(space: SearchSpace, singles: Singles, whole: SearchResult) -> Iterat
         for stages, frontier in found.items():
             plan = cheapest_at_accuracy(space, frontier, accuracy=singles[name].accuracy)
             several = f"at most {stages} stages" if stages > 1 else "1 stage"
-            yield PlanComparison(claim="7", label=f"{short(name)}, {several}", one=plan, other=singles[name])
+            yield _line("7", f"{short(name)}, {several}", plan, singles[name])
 
 
 def _thinned(plans: list[ChosenPlan]) -> tuple[ChosenPlan, ...]:
-    places = evenly_spread(len(plans), _DRAWN)
-    return tuple(plans[place] for place in places)
+    return tuple(plans[place] for place in evenly_spread(len(plans), _DRAWN))

@@ -9,7 +9,6 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +22,7 @@ from orchestrator.recording.pool import RecordingPool, opened_pool
 from orchestrator.rows.npz import npz_writer
 from orchestrator.spec import CascadeSpec
 from orchestrator.spec.manifest import MANIFEST
+from perf.studies.training import DrawnPart
 
 Say = Callable[[str], None]
 CACHE = Path("build/glyphs")
@@ -72,25 +72,6 @@ def require_members(repository: Path, names: Sequence[str]) -> None:
         raise RepositoryError(
             f"members in {repository}", got=got, expected="all of them", fix="python -m perf glyphs"
         )
-
-
-class DrawnPart(Protocol):
-    """Rows of one part, as a data set draws them."""
-
-    @property
-    def ids(self) -> npt.NDArray[Any]:
-        """Unique ids (n,)."""
-
-    @property
-    def images(self) -> npt.NDArray[np.uint8]:
-        """What members are given, (n, *dims)."""
-
-    @property
-    def labels(self) -> npt.NDArray[np.int64]:
-        """Classes (n,)."""
-
-    def sha256(self) -> str:
-        """Hash of images and labels."""
 
 
 # (name of the part, number of rows or None for all) -> its rows.

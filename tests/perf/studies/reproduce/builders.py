@@ -1,7 +1,6 @@
 """Tiny members on made-up pictures, and records of members that do not exist: nothing is trained here."""
 
 import hashlib
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from orchestrator.planner.records import Records
 from orchestrator.spec import CascadeSpec, InputSpec, Manifest, Member, Stage, TensorSpec
 from orchestrator.spec.manifest import json_from_manifest
 from perf.studies.reproduce.parts import PlanPart, TestPart
+from perf.studies.training import DrawnPart
 from tests.onnx_models import model_of
 
 CLASSES = 5
@@ -29,27 +29,17 @@ PROTOTYPES = np.random.default_rng(7).uniform(60, 200, (CLASSES, SIDE * SIDE))
 SIGMA = 45.0
 
 
-@dataclass(frozen=True)
-class Pictures:
-    ids: Any
-    images: Any
-    labels: Any
-
-    def sha256(self) -> str:
-        return hashlib.sha256(self.images.tobytes() + self.labels.tobytes()).hexdigest()
-
-
-def pictures(seed: int, rows: int, first: int) -> Pictures:
+def pictures(seed: int, rows: int, first: int) -> DrawnPart:
     """Noise around one prototype per class, much of it on some pictures."""
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, CLASSES, rows)
     noise = rng.normal(size=(rows, SIDE * SIDE)) * SIGMA * (0.3 + 1.6 * rng.random((rows, 1)))
     images = np.clip(np.rint(PROTOTYPES[labels] + noise), 0, 255).astype(np.uint8)
     ids = np.array([f"made:{number}" for number in range(first, first + rows)])
-    return Pictures(ids, images.reshape(rows, 1, SIDE, SIDE), labels)
+    return DrawnPart(ids=ids, images=images.reshape(rows, 1, SIDE, SIDE), labels=labels)
 
 
-def draw(part: str, rows: int | None) -> Pictures:
+def draw(part: str, rows: int | None) -> DrawnPart:
     return pictures({"plan": 1, "test": 2}[part], rows or 600, {"plan": 0, "test": 10_000}[part])
 
 

@@ -16,7 +16,7 @@ from perf.studies.reproduce.command import Effort, folder_by_name, md_from_resul
 from perf.studies.reproduce.evaluate import RESULTS, TimingLoad, results_from_path
 from perf.studies.reproduce.parts import MEMBERS, PartRecorder
 from perf.studies.reproduce.plans import CHOICES, choices_from_path
-from perf.studies.training import REPOSITORY
+from perf.studies.training import REPOSITORY, DrawnPart
 from tests.perf.studies.reproduce import builders
 
 DOCS = Path(__file__).parents[4] / "docs/reproduce"
@@ -52,7 +52,7 @@ def reproduced(root: Path, draw: Any = builders.draw, *, again: bool = False) ->
 def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("reproduce")
 
-    def draw(part: str, rows: int | None) -> builders.Pictures:
+    def draw(part: str, rows: int | None) -> DrawnPart:
         # The test part is not so much as drawn before the choices are on disk.
         assert part == "plan" or (root / "docs/tiny" / CHOICES).is_file()
         return builders.draw(part, rows)
@@ -118,7 +118,7 @@ def test_judging_again_gives_the_same_results_and_keeps_the_times(done: Path, co
 
 
 def test_judging_other_pictures_or_choices_again_is_one_line(copied: Path) -> None:
-    def other(part: str, rows: int | None) -> builders.Pictures:
+    def other(part: str, rows: int | None) -> DrawnPart:
         return builders.draw(part, rows) if part == "plan" else builders.pictures(99, rows or 250, 20_000)
 
     before = (copied / RESULTS).read_bytes()
@@ -148,7 +148,7 @@ def test_a_place_that_cannot_be_written_is_one_line_before_any_work(copied: Path
     copied.with_name("tiny.md").unlink()
     copied.with_name("tiny.md").mkdir()
 
-    def nobody(part: str, rows: int | None) -> builders.Pictures:
+    def nobody(part: str, rows: int | None) -> DrawnPart:
         raise AssertionError("drawn before the place was looked at")
 
     with pytest.raises(RepositoryError, match=r"tiny\.md: got a folder"):
@@ -166,7 +166,7 @@ def test_the_folder_one_stands_in_has_a_name_and_the_root_has_none(
 
 
 def test_changing_the_test_part_changes_no_choice(done: Path, tmp_path: Path) -> None:
-    def other(part: str, rows: int | None) -> builders.Pictures:
+    def other(part: str, rows: int | None) -> DrawnPart:
         return builders.draw(part, rows) if part == "plan" else builders.pictures(99, rows or 250, 20_000)
 
     again = reproduced(tmp_path, other)
