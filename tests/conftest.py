@@ -25,7 +25,7 @@ EXPORTING = tuple(
     HERE / place
     for place in (
         *("export", "graphs/test_editing.py"),
-        *(f"perf/studies/test_{name}.py" for name in ("digits", "glyphs_data", "glyphs_members")),
+        *("perf/studies/test_glyphs_data.py", "perf/studies/test_trained.py"),
     )
 )
 

@@ -34,18 +34,15 @@ def reproduced(root: Path, draw: Any = builders.draw, *, again: bool = False) ->
     if not (root / "repository").exists():
         builders.write_members(root / "repository")
     run(
-        root / "docs/tiny",
-        effort=SMALL,
-        repository=root / "repository",
-        names=tuple(builders.MEMBERS),
-        draw=draw,
-        classes="abcde",
-        cache=root / "cache",
-        command="python -m perf reproduce",
-        say=lambda text: None,
+        root / "docs/tiny", effort=SMALL, repository=root / "repository", names=tuple(builders.MEMBERS), draw=draw,
+        classes="abcde", cache=root / "cache", command="python -m perf reproduce", say=lambda text: None,
         again=again,
-    )
+    )  # fmt: skip
     return root / "docs/tiny"
+
+
+def draw_another_test_part(part: str, rows: int | None) -> DrawnPart:
+    return builders.draw(part, rows) if part == "plan" else builders.pictures(99, rows or 250, 20_000)
 
 
 @pytest.fixture(scope="module")
@@ -118,12 +115,9 @@ def test_judging_again_gives_the_same_results_and_keeps_the_times(done: Path, co
 
 
 def test_judging_other_pictures_or_choices_again_is_one_line(copied: Path) -> None:
-    def other(part: str, rows: int | None) -> DrawnPart:
-        return builders.draw(part, rows) if part == "plan" else builders.pictures(99, rows or 250, 20_000)
-
     before = (copied / RESULTS).read_bytes()
     with pytest.raises(DataError, match=r"others than those of the earlier results; draw them with pillow \d"):
-        reproduced(copied.parents[1], other, again=True)
+        reproduced(copied.parents[1], draw_another_test_part, again=True)
     (copied / CHOICES).write_text((copied / CHOICES).read_text() + " ")
     with pytest.raises(DataError, match="other choices than those of the results"):
         reproduced(copied.parents[1], again=True)
@@ -166,10 +160,7 @@ def test_the_folder_one_stands_in_has_a_name_and_the_root_has_none(
 
 
 def test_changing_the_test_part_changes_no_choice(done: Path, tmp_path: Path) -> None:
-    def other(part: str, rows: int | None) -> DrawnPart:
-        return builders.draw(part, rows) if part == "plan" else builders.pictures(99, rows or 250, 20_000)
-
-    again = reproduced(tmp_path, other)
+    again = reproduced(tmp_path, draw_another_test_part)
     assert (again / CHOICES).read_bytes() == (done / CHOICES).read_bytes()
     ours, theirs = (json.loads((folder / RESULTS).read_text()) for folder in (done, again))
     assert ours["claims"] != theirs["claims"]

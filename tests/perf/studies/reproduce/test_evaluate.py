@@ -53,11 +53,8 @@ def test_an_average_costs_its_sum_and_its_factor_has_no_interval() -> None:
 
 def test_a_line_without_a_plan_keeps_its_reason_and_what_it_was_held_against() -> None:
     empty = PlanComparison(claim="3", label="x", one=None, other=SINGLE, note="nothing cheaper")
-    found = evaluate_choices(
-        Choices(source={}, comparisons=(empty,), picture={"single": (SINGLE,)}),
-        evaluation_part(rows=50),
-        say=lambda text: None,
-    )
+    choices = Choices(source={}, comparisons=(empty,), picture={"single": (SINGLE,)})
+    found = evaluate_choices(choices, evaluation_part(rows=50), say=lambda text: None)
     line = found["claims"]["3"][0]
     assert line["one"] is None
     assert line["note"] == "nothing cheaper"
@@ -67,14 +64,11 @@ def test_a_line_without_a_plan_keeps_its_reason_and_what_it_was_held_against() -
 
 def test_a_plan_held_against_itself_has_no_interval() -> None:
     itself = dataclasses.replace(SINGLE, accuracy=0.7)
-    line = ChoiceEvaluator(evaluation_part(rows=50)).line(
-        PlanComparison(claim="7", label="x", one=itself, other=SINGLE)
-    )
-    assert line["difference_ci95"] == [0.0, 0.0]
     other = dataclasses.replace(CASCADE, thresholds=(1e9,))
-    line = ChoiceEvaluator(evaluation_part(rows=50)).line(
-        PlanComparison(claim="7", label="x", one=other, other=CASCADE)
-    )
+    evaluator = ChoiceEvaluator(evaluation_part(rows=50))
+    line = evaluator.line(PlanComparison(claim="7", label="x", one=itself, other=SINGLE))
+    assert line["difference_ci95"] == [0.0, 0.0]
+    line = evaluator.line(PlanComparison(claim="7", label="x", one=other, other=CASCADE))
     assert line["difference_ci95"][0] < line["difference_ci95"][1]
 
 
