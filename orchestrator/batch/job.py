@@ -34,7 +34,7 @@ from orchestrator.decision import Policy
 from orchestrator.errors import ClientError, DataError, RefusedError, TimeLimitError, UnknownModelError
 from orchestrator.progress import Advance, Progress, no_progress
 from orchestrator.repository.index import picture_reader
-from orchestrator.rows.blocks import ColumnNames, RefusedRow, RowBlock, StoredRows
+from orchestrator.rows.blocks import ColumnNames, RefusedRow, RowBlock
 from orchestrator.rows.opening import stored_rows
 
 Rows = npt.NDArray[Any]
@@ -62,21 +62,11 @@ class BlockOutcome:
 
 
 async def block_outcomes(
-    client: AsyncGrpcClient,
-    model: str,
-    blocks: Iterator[RowBlock],
-    *,
-    in_flight: int,
-    policy: Policy | None = None,
+    client: AsyncGrpcClient, model: str, blocks: Iterator[RowBlock], *, in_flight: int, policy: Policy | None
 ) -> AsyncGenerator[BlockOutcome, None]:
-    """Asks about blocks and gives their outcomes in the same order.
+    """Asks a model about blocks, so many at once, and gives their outcomes in the same order.
 
-    Args:
-        client: sends the requests.
-        model: Triton model name.
-        blocks: read one by one, in a thread, as requests end.
-        in_flight: requests under way at once.
-        policy: of every request; None lets the model decide by itself.
+    Blocks are read one by one, in a thread, as requests end. A model without a policy decides by itself.
 
     Raises:
         ClientError: the server is gone, too slow, or fails whatever the rows.
@@ -154,12 +144,9 @@ async def _ask(asker: _Asker, block: RowBlock, *, outcome: BlockOutcome) -> Clie
 
 @dataclass(frozen=True, kw_only=True)
 class BatchJob:
-    """Which rows go through which model.
+    """Which rows go through which served model, and where the answers go.
 
     Args:
-        model: Triton model name.
-        source, output: files.
-        server: its gRPC endpoint.
         in_flight: requests under way at once.
         request_rows: rows per request.
         columns: which arrays or columns hold what, and which go into the answers.
@@ -231,8 +218,10 @@ async def run_batch(job: BatchJob, *, progress: Progress = no_progress) -> Batch
         # Judged by the plan's own thresholds: a job must not get other answers for the load that it makes itself.
         policy = Policy(gear=0) if info.has_stages else None
         try:
+            blocks = rows.blocks(job.request_rows)
+            outcomes = block_outcomes(client, job.model, blocks, in_flight=job.in_flight, policy=policy)
             with progress(f"asking {job.model}", rows.total) as advance:
-                await _push(job, client, rows, policy=policy, count=count, advance=advance)
+                await _write(job, outcomes, count=count, advance=advance)
         except ClientError as error:
             done = count.answered + count.refused
             what = f"batch stopped after {done} of {count.total} rows, nothing written: {error.what}"
@@ -241,20 +230,12 @@ async def run_batch(job: BatchJob, *, progress: Progress = no_progress) -> Batch
     return count
 
 
-async def _push(
-    job: BatchJob,
-    client: AsyncGrpcClient,
-    rows: StoredRows,
-    *,
-    policy: Policy | None,
-    count: BatchCount,
-    advance: Advance,
+async def _write(
+    job: BatchJob, outcomes: AsyncGenerator[BlockOutcome, None], *, count: BatchCount, advance: Advance
 ) -> None:
     side = refused_path(job.output)
     with whole_file(side) as side_part, whole_file(job.output) as output_part:
         answers = (NpzAnswers if job.output.suffix == ".npz" else ParquetAnswers)(output_part)
-        blocks = rows.blocks(job.request_rows)
-        outcomes = block_outcomes(client, job.model, blocks, in_flight=job.in_flight, policy=policy)
         with side_part.open("w", encoding="utf-8") as refused:
             async with contextlib.aclosing(outcomes):
                 async for outcome in outcomes:

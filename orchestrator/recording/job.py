@@ -5,7 +5,6 @@ Members are asked about pieces of rows in threads; results come in order, in bou
 
 import contextlib
 import dataclasses
-import hashlib
 import itertools
 import shutil
 import time
@@ -22,13 +21,13 @@ import numpy.typing as npt
 
 from orchestrator.errors import CommitteeError, DataError, SpecError, first_few, interrupted_from
 from orchestrator.files import nearest_existing
-from orchestrator.planner.records import Records, RecordsFile, unusable_rows
+from orchestrator.planner.records import Records, RecordsFile, unusable_rows, write_records_in_parts
 from orchestrator.progress import Advance, Progress, no_progress
 from orchestrator.recording.pool import RecordingPool, opened_pool
 from orchestrator.recording.scores import check_piece, evidence_of
 from orchestrator.recording.shards import (
     NO_DIGEST,
-    Shard,
+    RecordedPiece,
     Shards,
     finished_recording,
     keep_fingerprint,
@@ -73,25 +72,6 @@ class RecordingTask:
     def id_of(self, position: int) -> object:
         """Id of a wanted row."""
         return self.source.ids[self.wanted[position]].item()
-
-
-@dataclass(frozen=True, kw_only=True)
-class RecordedPiece:
-    """Positions `first` to `stop` - 1 with the members' outputs.
-
-    Args:
-        kept: int64 (n,), those with outputs.
-        outputs: member name -> float32 (n, k).
-        skipped: position -> why it has none.
-        digests: of the kept rows, where the source is hashed while it is read.
-    """
-
-    first: int
-    stop: int
-    kept: Indices
-    outputs: dict[str, Scores]
-    skipped: dict[int, str]
-    digests: tuple[bytes, ...]
 
 
 def wanted_rows(rows: int, limit: int | None) -> Indices:
@@ -182,43 +162,26 @@ def _asked(pool: RecordingPool, name: str, loaded: RowBlock) -> Scores:
     return scores
 
 
-def record_into(shards: Shards, task: RecordingTask, *, advance: Advance) -> bytes:
-    """Asks about the rows that are not in the shards yet, and adds them; finished pieces are kept however it ends.
-
-    Returns:
-        the hash of all data read, where the source is hashed while it is read.
-    """
-    digest, held, held_bytes = shards.digest(), [], 0
+def record_into(shards: Shards, task: RecordingTask, *, advance: Advance) -> None:
+    """Asks about the rows that the shards lack, and adds them; finished pieces are kept however it ends."""
+    held: list[RecordedPiece] = []
+    held_bytes = 0
     begun = since = time.monotonic()
     try:
         # Closed here and not by the garbage collector, since its threads may still ask.
         with contextlib.closing(answered_pieces(task, start=shards.done)) as pieces:
             for piece in pieces:
-                for one in piece.digests:
-                    digest = hashlib.sha256(digest + one).digest()
                 held.append(piece)
                 held_bytes += sum(scores.nbytes for scores in piece.outputs.values())
                 now = time.monotonic()
                 if held_bytes >= SHARD_BYTES or now - since >= max(SHARD_S, SHARD_SHARE * (now - begun)):
                     # Let go first: what could not be written is not written a second time below.
                     full, held, held_bytes, since = held, [], 0, now
-                    shards.add(_shard(full, digest))
+                    shards.add(full)
                 advance(piece.stop - piece.first)
     finally:
         if held:
-            shards.add(_shard(held, digest))
-    return digest
-
-
-def _shard(pieces: Sequence[RecordedPiece], digest: bytes) -> Shard:
-    return Shard(
-        first=pieces[0].first,
-        stop=pieces[-1].stop,
-        kept=np.concatenate([piece.kept for piece in pieces]),
-        outputs={name: np.concatenate([piece.outputs[name] for piece in pieces]) for name in pieces[0].outputs},
-        skipped={position: why for piece in pieces for position, why in piece.skipped.items()},
-        digest=digest,
-    )
+            shards.add(held)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -301,14 +264,14 @@ def record_job(
         seen = {name: evidence_of(outputs(name)) for name in pool.names}
         return summary_of(finished, outputs, pool, source, seen=seen) | {"up_to_date": True}
     _check_disk(output, pool, rows=len(wanted))
-    shards = Shards(output, header, members=pool.names, restart=restart)
+    shards = Shards(output, header, restart=restart)
     with contextlib.closing(shards), _saying_what_is_kept(shards, len(wanted)):
         if shards.resumed and tell is not None:
             tell(f"going on after {shards.resumed} of {len(wanted)} rows kept in {shards.folder}")
         with progress(f"asking {len(pool.names)} members", len(wanted)) as advance:
             advance(shards.resumed)
-            digest = record_into(shards, task, advance=advance)
-        summary = _finished(shards, task, options, digest=digest)
+            record_into(shards, task, advance=advance)
+        summary = _finished(shards, task, options)
         keep_fingerprint(output, fingerprint)
         shards.remove()
     return summary
@@ -323,7 +286,8 @@ def records_of(repository: Path, members: Sequence[str], data: str) -> Records:
     with opened_pool(members, repository) as pool:
         source = source_for(pool, RecordOptions(data=data))
         task = RecordingTask(source=source, pool=pool, wanted=wanted_rows(len(source.ids), None))
-        outputs = _shard(list(answered_pieces(task)), NO_DIGEST).outputs
+        pieces = list(answered_pieces(task))
+        outputs = {name: np.concatenate([piece.outputs[name] for piece in pieces]) for name in pool.names}
         seen = {name: evidence_of([scores]) for name, scores in outputs.items()}
         meta = meta_of(pool, source, data=data, sha256=source.data_sha256, skipped={}, seen=seen)
         labels = source.labels.numbers
@@ -395,7 +359,7 @@ def _check_disk(output: Path, pool: RecordingPool, *, rows: int) -> None:
         )
 
 
-def _finished(shards: Shards, task: RecordingTask, options: RecordOptions, *, digest: bytes) -> dict[str, Any]:
+def _finished(shards: Shards, task: RecordingTask, options: RecordOptions) -> dict[str, Any]:
     """Writes the records file and returns its summary."""
     source, pool, output = task.source, task.pool, shards.output
     kept = shards.kept()
@@ -406,7 +370,7 @@ def _finished(shards: Shards, task: RecordingTask, options: RecordOptions, *, di
         raise DataError(f"data {options.data}", got=got)
     rows = task.wanted[kept]
     ids, labels = source.ids[rows], None if source.labels.numbers is None else source.labels.numbers[rows]
-    sha256 = source.data_sha256 or (digest.hex() if digest != NO_DIGEST else None)
+    sha256 = source.data_sha256 or (shards.digest.hex() if shards.digest != NO_DIGEST else None)
     seen = {name: evidence_of(shards.outputs(name)) for name in pool.names}
     meta = meta_of(pool, source, data=options.data, sha256=sha256, skipped=skipped, seen=seen)
     for about in meta["members"].values():
@@ -417,5 +381,5 @@ def _finished(shards: Shards, task: RecordingTask, options: RecordOptions, *, di
     if options.limit is not None:
         meta["limit"] = options.limit
     file = RecordsFile(path=output, ids=ids, labels=labels, classes=pool.classes, cost=pool.cost, meta=meta)
-    shards.write(file)
+    write_records_in_parts(file, {name: shards.outputs(name) for name in pool.names})
     return summary_of(file, shards.outputs, pool, source, seen=seen) | {"resumed_rows": shards.resumed}

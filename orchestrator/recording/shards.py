@@ -9,6 +9,7 @@ What a finished recording was made of is noted beside it, so that the same comma
 import contextlib
 import fcntl
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -24,13 +25,7 @@ import numpy.typing as npt
 
 from orchestrator.errors import DataError
 from orchestrator.files import write_file
-from orchestrator.planner.records import (
-    OUTPUTS,
-    RecordsFile,
-    records_file_from_path,
-    text_from_meta,
-    write_records_in_parts,
-)
+from orchestrator.planner.records import OUTPUTS, RecordsFile, records_file_from_path, text_from_meta
 from orchestrator.recording.pool import RecordingPool
 from orchestrator.recording.summary import recorded_class_names
 from orchestrator.rows.blocks import RowSource
@@ -45,15 +40,14 @@ NO_DIGEST = b"\0" * 32
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shard:
-    """Outputs of neighbouring positions, and the reasons of those that have none.
+class RecordedPiece:
+    """Positions `first` to `stop` - 1 with the members' outputs.
 
     Args:
-        first, stop: the positions, stop excluded.
-        kept: int64 (n,), positions that have outputs.
+        kept: int64 (n,), those with outputs.
         outputs: member name -> float32 (n, k).
         skipped: position -> why it has none.
-        digest: hash of all data read up to here, where the source is hashed while it is read.
+        digests: of the kept rows, where the source is hashed while it is read.
     """
 
     first: int
@@ -61,7 +55,7 @@ class Shard:
     kept: npt.NDArray[np.int64]
     outputs: Mapping[str, npt.NDArray[np.float32]]
     skipped: Mapping[int, str] = field(default_factory=dict)
-    digest: bytes = NO_DIGEST
+    digests: tuple[bytes, ...] = ()
 
 
 class Shards:
@@ -70,19 +64,15 @@ class Shards:
     Args:
         output: the records file that is made of them.
         header: what is being recorded, as JSON values; parts with another header are refused.
-        members: member names, in order.
         restart: whether to throw away parts that are there.
 
     Raises:
         DataError: another header, another process, or a place that cannot be written to.
     """
 
-    def __init__(
-        self, output: Path, header: Mapping[str, Any], *, members: Sequence[str], restart: bool = False
-    ) -> None:
+    def __init__(self, output: Path, header: Mapping[str, Any], *, restart: bool = False) -> None:
         self.output = output
         self.folder = output.with_name(f".{output.name}.parts")
-        self._members = tuple(members)
         self._paths: list[Path] = []
         self.is_broken = False
         with contextlib.ExitStack() as stack:
@@ -91,6 +81,8 @@ class Shards:
                 self._lock = self._locked()
                 stack.callback(os.close, self._lock)
                 self._begin(text_from_meta(header), restart=restart)
+                # Hash of all data read so far, where the source is hashed while it is read.
+                self.digest = self._array(self._paths[-1], "digest").tobytes() if self._paths else NO_DIGEST
             except OSError as error:
                 got = f"a place that cannot be written to ({error.strerror})"
                 raise DataError(f"{self.folder}", got=got) from error
@@ -102,35 +94,34 @@ class Shards:
         """The position at which the next shard begins."""
         return _span(self._paths[-1])[1] if self._paths else 0
 
-    def add(self, shard: Shard) -> None:
+    def add(self, pieces: Sequence[RecordedPiece]) -> None:
         """Writes the next part.
 
         Raises:
             DataError: the disk is full.
         """
-        assert shard.first == self.done < shard.stop, "shards come in order and without gaps"
-        path = self.folder / f"{shard.first:012d}-{shard.stop:012d}.npz"
+        first, stop = pieces[0].first, pieces[-1].stop
+        assert first == self.done < stop, "pieces come in order and without gaps"
+        for one in itertools.chain.from_iterable(piece.digests for piece in pieces):
+            self.digest = hashlib.sha256(self.digest + one).digest()
+        skipped = {str(position): why for piece in pieces for position, why in piece.skipped.items()}
+        path = self.folder / f"{first:012d}-{stop:012d}.npz"
         try:
             with npz_writer(path) as writer:
-                writer.add("kept", shard.kept, packed=False)
-                for name in self._members:
-                    writer.add(f"{OUTPUTS}{name}", shard.outputs[name], packed=False)
-                skipped = {str(position): reason for position, reason in shard.skipped.items()}
+                writer.add("kept", np.concatenate([piece.kept for piece in pieces]), packed=False)
+                for name in pieces[0].outputs:
+                    outputs = np.concatenate([piece.outputs[name] for piece in pieces])
+                    writer.add(f"{OUTPUTS}{name}", outputs, packed=False)
                 writer.add("skipped", np.array(text_from_meta(skipped)), packed=False)
-                writer.add("digest", np.frombuffer(shard.digest, np.uint8), packed=False)
+                writer.add("digest", np.frombuffer(self.digest, np.uint8), packed=False)
         finally:
             # A signal may raise after the part has appeared; then it is kept.
             if path.is_file():
                 self._paths.append(path)
 
-    def digest(self) -> bytes:
-        """Digest of the last shard."""
-        return self._array(self._paths[-1], "digest").tobytes() if self._paths else NO_DIGEST
-
     def kept(self) -> npt.NDArray[np.int64]:
         """int64 (n,), positions that have outputs."""
-        parts = [self._array(path, "kept") for path in self._paths]
-        return np.concatenate([np.zeros(0, np.int64), *parts])
+        return np.concatenate([np.zeros(0, np.int64), *(self._array(path, "kept") for path in self._paths)])
 
     def skipped(self) -> dict[int, str]:
         """Position -> why it has no outputs."""
@@ -143,14 +134,6 @@ class Shards:
         """A member's outputs part by part, float32 (n, k) in all."""
         for path in self._paths:
             yield self._array(path, f"{OUTPUTS}{name}")
-
-    def write(self, file: RecordsFile) -> None:
-        """Writes the records file, one part in memory at a time; the parts stay until `remove`.
-
-        Raises:
-            DataError: the disk is full.
-        """
-        write_records_in_parts(file, {name: self.outputs(name) for name in self._members})
 
     def remove(self) -> None:
         """Throws the parts away."""

@@ -13,9 +13,6 @@ import numpy as np
 
 from orchestrator.errors import DataError
 from orchestrator.rows.blocks import (
-    ID_NAMES,
-    LABEL_NAMES,
-    NOT_ROWS,
     ColumnNames,
     Indices,
     RowBlock,
@@ -226,10 +223,16 @@ def mapped_npy(path: Path) -> Rows:
 
 def _npz(path: Path, info: ModelInfo, columns: ColumnNames) -> ArrayRows:
     with opened_npz(path, what=f"{path}") as stored:
-        name = _rows_name(path, stored.files, columns)
-        ids = _named_array(path, stored, columns.id_column, usual=ID_NAMES)
-        labels = _named_array(path, stored, columns.label_column, usual=LABEL_NAMES)
-        kept = {key: _named_array(path, stored, key) for key in columns.keep_columns}
+        columns = columns.found_in(f"{path}", "arrays", stored.files)
+        name = columns.column
+        if name is None:
+            others = columns.others(stored.files)
+            if not others:
+                got = f"arrays {', '.join(stored.files) or 'none'}"
+                raise DataError(f"{path}", got=got, expected="an array images")
+            name = "images" if "images" in others else others[0]
+        ids, labels = (None if key is None else stored[key] for key in (columns.id_column, columns.label_column))
+        kept = {key: stored[key] for key in columns.keep_columns}
         with stored.zip.open(f"{name}.npy") as file:
             shape, in_fortran_order, dtype = array_header(file)
         _check_fit(path, info, shape, dtype)
@@ -252,25 +255,6 @@ def _npz(path: Path, info: ModelInfo, columns: ColumnNames) -> ArrayRows:
         labels=labels,
         kept=kept,
     )
-
-
-def _named_array(path: Path, stored: Any, name: str | None, *, usual: tuple[str, ...] = ()) -> Any:
-    """An array of an archive: the one asked for, else the first there is of the usual names."""
-    found = next((key for key in (usual if name is None else (name,)) if key in stored.files), None)
-    if found is None and name is not None:
-        raise DataError(f"{path}", got=f"arrays {', '.join(stored.files) or 'none'}", expected=name)
-    return None if found is None else stored[found]
-
-
-def _rows_name(path: Path, names: list[str], columns: ColumnNames) -> str:
-    """Which array of an archive holds the rows: the one asked for, `images`, or the first that may."""
-    asked = columns.column
-    others = {*NOT_ROWS, *columns.named}
-    usable = [name for name in names if (name not in others if asked is None else name == asked)]
-    if not usable:
-        got, expected = f"arrays {', '.join(names) or 'none'}", "an array images" if asked is None else asked
-        raise DataError(f"{path}", got=got, expected=expected)
-    return "images" if "images" in usable else usable[0]
 
 
 def _check_fit(path: Path, info: ModelInfo, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:

@@ -1,8 +1,9 @@
 """Stored rows as every reader gives them, whatever they are stored in, and checks of ids and labels."""
 
 import hashlib
+import itertools
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,8 +19,7 @@ from orchestrator.spec.served_model import ModelInfo, check_rows
 Rows = npt.NDArray[Any]
 Indices = npt.NDArray[np.int64]
 # Names of columns and arrays that are looked for where the caller names none; the first one found is taken.
-ID_NAMES, LABEL_NAMES = ("id", "ids"), ("label", "labels")
-NOT_ROWS = (*ID_NAMES, *LABEL_NAMES)
+_USUAL = {"id_column": ("id", "ids"), "label_column": ("label", "labels")}
 # The label of a row without one, where labels are numbers; Hugging Face's data sets use it too.
 UNLABELLED = -1
 # File names have them that are no UTF-8.
@@ -45,6 +45,25 @@ class ColumnNames:
         """All names that the caller gave."""
         names = (self.column, self.id_column, self.label_column, *self.keep_columns)
         return tuple(name for name in names if name is not None)
+
+    def found_in(self, what: str, kind: str, names: Sequence[str]) -> "ColumnNames":
+        """The same with the names under which a file usually has ids and labels, where it has them.
+
+        Raises:
+            DataError: the file does not have what the caller named.
+        """
+        for argument, asked in vars(self).items():
+            for name in asked if isinstance(asked, tuple) else (asked,):
+                if name is not None and name not in names:
+                    got = f"{kind} {', '.join(names) or 'none'}"
+                    raise DataError(what, got=got, expected=name, fix=f"see `{argument}`")
+        usual = {argument: next((n for n in known if n in names), None) for argument, known in _USUAL.items()}
+        return ColumnNames(**usual | {argument: one for argument, one in vars(self).items() if one is not None})
+
+    def others(self, names: Sequence[str]) -> list[str]:
+        """Names of a file that may stand for the rows, where the caller names none."""
+        taken = {*itertools.chain(*_USUAL.values()), *self.named}
+        return [name for name in names if name not in taken]
 
 
 @dataclass(frozen=True, kw_only=True)

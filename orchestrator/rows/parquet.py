@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,9 +16,6 @@ import pyarrow.compute as pc
 from orchestrator.errors import DataError
 from orchestrator.files import sha256_of_path
 from orchestrator.rows.blocks import (
-    ID_NAMES,
-    LABEL_NAMES,
-    NOT_ROWS,
     ColumnNames,
     Indices,
     RefusedRow,
@@ -71,10 +68,8 @@ def parquet_rows(path: Path, info: ModelInfo, *, columns: ColumnNames, read_pict
         DataError: unreadable, empty, or without usable columns.
     """
     table = parquet_table(path)
-    name = _rows_column(table, columns)
-    key = _named_column(table, columns.id_column, "id_column", usual=ID_NAMES)
-    for one in columns.keep_columns:
-        _named_column(table, one, "keep_columns")
+    columns = columns.found_in(f"{path}", "columns", table.schema.names)
+    name, key = _rows_column(table, columns), columns.id_column
     read = _rows_reader(table, name, info, read_picture)
 
     def blocks(size: int) -> Iterator[RowBlock]:
@@ -102,10 +97,10 @@ def parquet_source(
         DataError: broken, empty, or without usable columns.
     """
     table = parquet_table(path)
-    key = _named_column(table, columns.id_column, "id_column", usual=ID_NAMES)
+    columns = columns.found_in(f"{path}", "columns", table.schema.names)
+    key, label = columns.id_column, columns.label_column
     known = np.arange(table.rows) if key is None else _column_ids(path, table.whole(key))
     check_ids(f"{path} ids", known, table.rows)
-    label = _named_column(table, columns.label_column, "label_column", usual=LABEL_NAMES)
     labels, missing = (None, None) if label is None else _labels(f"{path} label", table.whole(label))
     row_labels = labels_from_array(f"{path}", labels, rows=table.rows, classes=classes, missing=missing)
     name = _rows_column(table, columns)
@@ -170,28 +165,15 @@ def _columns(table: ParquetTable, name: str, wanted: Indices, size: int) -> Iter
         yield pa.concat_arrays(rest)
 
 
-def _named_column(
-    table: ParquetTable, name: str | None, argument: str, *, usual: Sequence[str] = ()
-) -> str | None:
-    """A column: the one that the argument names, else the first there is of the usual names."""
-    names = table.schema.names
-    if name is None:
-        return next((key for key in usual if key in names), None)
-    if name not in names:
-        got = f"columns {', '.join(names) or 'none'}"
-        raise DataError(f"{table.path}", got=got, expected=name, fix=f"see `{argument}`")
-    return name
-
-
 def _rows_column(table: ParquetTable, columns: ColumnNames) -> str:
     """Which column holds the rows: the one asked for, one of the usual names, or the only one that may."""
-    if (name := _named_column(table, columns.column, "column", usual=USUAL)) is not None:
-        return name
-    others = [name for name in table.schema.names if name not in (*NOT_ROWS, *columns.named)]
+    names = table.schema.names
+    found = [columns.column] if columns.column is not None else [name for name in USUAL if name in names]
+    others = found[:1] or columns.others(names)
     if len(others) != 1:
-        got = f"columns {', '.join(table.schema.names) or 'none'}"
+        got = f"columns {', '.join(names) or 'none'}"
         raise DataError(f"{table.path}", got=got, expected="a column image", fix="see `column`")
-    return str(others[0])
+    return others[0]
 
 
 def _column_ids(path: Path, column: Any) -> Rows:
