@@ -6,8 +6,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,10 +17,10 @@ from orchestrator.__main__ import run
 from orchestrator.planner.records import records_from_path
 from tests.fakes.kserve import CodedError, FakeKServe, FakeModel, Slot
 from tests.fakes.kserve_fronts import GrpcFront
-from tests.recording.builders import SIDE, png, rows_of, write_folder, write_member
+from tests.recording.builders import NAMES, SIDE, picture, png, rows_of, write_folder, write_member
 
 ROOT = Path(__file__).parents[2]
-NAMES = ("a", "b")
+MEMBERS = ("a", "b")
 EACH = 450
 
 
@@ -31,7 +32,7 @@ def _answer(rows: np.ndarray, parameters: object) -> dict[str, np.ndarray]:
 def served(delay_s: float = 0.0, **changes: object) -> FakeKServe:
     """Members a and b, and one that is a cascade by its outputs."""
     taken, given = Slot("image", "UINT8", (3, SIDE, SIDE)), Slot("logits", "FP32", (3,))
-    models = [FakeModel(name, _answer, [taken], [given], max_batch_size=64) for name in NAMES]
+    models = [FakeModel(name, _answer, [taken], [given], max_batch_size=64) for name in MEMBERS]
     return FakeKServe(models, delay_s=delay_s, **changes)
 
 
@@ -43,7 +44,7 @@ class Job:
         self.parts = folder / ".out.npz.parts"
 
     def words(self, output: str = "out.npz", *options: object) -> list[str]:
-        words = ["record", *NAMES, "--data", self.folder / "pictures", "-o", self.folder / output]
+        words = ["record", *MEMBERS, "--data", self.folder / "pictures", "-o", self.folder / output]
         words += ["--url", self.front.address, "--repository", self.folder / "repository", *options]
         return list(map(str, words))
 
@@ -242,7 +243,7 @@ def test_served_members_without_a_manifest_need_a_cost_and_are_noted(
     (job.folder / "repository").unlink()
     np.savez(job.folder / "rows.npz", images=rows_of(9), labels=np.arange(9) % 3)
     tail = ["--url", job.front.address, "--repository", str(job.folder / "none")]
-    words = ["record", *NAMES, "--data", str(job.folder / "rows.npz"), "-o", str(job.folder / "out.npz"), *tail]
+    words = ["record", *MEMBERS, "--data", str(job.folder / "rows.npz"), "-o", str(job.folder / "out.npz"), *tail]
     assert run(words) == 2
     assert "--cost a=..." in capsys.readouterr().err
     assert run([*words, "--cost", "a=1", "--cost", "b=20"]) == 0
@@ -258,3 +259,105 @@ def test_served_members_without_a_manifest_need_a_cost_and_are_noted(
     words[words.index("--data") + 1] = str(job.folder / "one")
     assert run([*words, "--cost", "a=1", "--cost", "b=20"]) == 2
     assert "preprocess" in capsys.readouterr().err
+
+
+# -- a finished recording has nothing to do, unless anything that decides it is another ---------------------
+
+
+@pytest.fixture
+def words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    write_folder(tmp_path / "pictures", each=10)
+    for seed, name in enumerate(("a", "b")):
+        write_member(tmp_path / "repository", name, seed=seed)
+    monkeypatch.chdir(tmp_path)
+    return ["record", "a", "b", "--data", "pictures", "--repository", "repository", "-o", "out.npz", "--json"]
+
+
+def recorded(words: list[str], capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    capsys.readouterr()
+    assert run(words) == 0
+    summary: dict[str, Any] = json.loads(capsys.readouterr().out)
+    del summary["seconds"]
+    return summary
+
+
+def test_the_same_command_says_the_same_and_leaves_the_file(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = recorded(words, capsys)
+    assert first["up_to_date"] is False
+    stamp = Path("out.npz").stat().st_mtime_ns
+    assert recorded(words, capsys) == first | {"up_to_date": True}
+    assert Path("out.npz").stat().st_mtime_ns == stamp
+    assert recorded([*words, "--restart"], capsys) == first
+    assert Path("out.npz").stat().st_mtime_ns != stamp
+
+
+def _another_picture() -> None:
+    Path("pictures", NAMES[0], "000.png").write_bytes(png(np.full((4, 4, 3), 7, np.uint8)))
+
+
+def _another_picture_that_looks_as_old() -> None:
+    path = Path("pictures", NAMES[0], "000.png")
+    stat = path.stat()
+    path.write_bytes(path.read_bytes()[::-1])
+    path.write_bytes(png(picture(1)).ljust(stat.st_size, b" "))
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert path.stat().st_size == stat.st_size
+
+
+def _another_member() -> None:
+    write_member(Path("others"), "b", seed=9)
+    for file in ("1/model.onnx", "manifest.json"):
+        Path("others/b", file).replace(Path("repository/b", file))
+
+
+def _another_label() -> None:
+    Path("pictures", NAMES[0], "000.png").rename(Path("pictures", NAMES[1], "900.png"))
+
+
+@pytest.mark.parametrize(
+    "change", [_another_picture, _another_picture_that_looks_as_old, _another_member, _another_label]
+)
+def test_other_rows_or_members_are_recorded_again(
+    words: list[str], change: Callable[[], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = recorded(words, capsys)
+    change()
+    after = recorded(words, capsys)
+    assert after["up_to_date"] is False
+    assert after["data_sha256"] != before["data_sha256"] or after["members"] != before["members"]
+
+
+@pytest.mark.parametrize(
+    "more",
+    [["--limit", "5"], ["--cost", "a=3"], ["--skip-bad"], ["--output-kind", "a=logits"]],
+    ids=lambda m: m[0],
+)
+def test_other_options_are_recorded_again(
+    words: list[str], more: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    recorded(words, capsys)
+    assert recorded([*words, *more], capsys)["up_to_date"] is False
+    assert recorded([*words, *more], capsys)["up_to_date"] is True
+
+
+def test_half_of_a_recording_is_not_taken_for_the_whole(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    recorded(words, capsys)
+    assert run(["split", "out.npz", "-o", "half.npz", "--rest", "rest.npz"]) == 0
+    Path("rest.npz").replace("out.npz")
+    again = recorded(words, capsys)
+    assert (again["rows"], again["up_to_date"]) == (30, False)
+
+
+@pytest.mark.parametrize("damage", [b"", b"PK", None])
+def test_a_broken_file_is_recorded_again(
+    words: list[str], damage: bytes | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recorded(words, capsys)
+    whole = Path("out.npz").read_bytes()
+    Path("out.npz").write_bytes(whole[: len(whole) // 2] if damage is None else damage)
+    assert recorded(words, capsys)["up_to_date"] is False
+    assert Path("out.npz").read_bytes() == whole
