@@ -21,17 +21,11 @@ _AGAIN = "write it again with `python -m export onefile`"
 
 @dataclass(frozen=True, kw_only=True)
 class OneFile:
-    """One ONNX graph that holds a cascade, or its leading stages.
+    """One ONNX graph that holds a cascade, or its leading stages."""
 
-    Args:
-        spec: the cascade, without what changes no answer; see `answering`.
-        stages: how many leading stages it covers and gives the raw outputs of; None for a whole cascade.
-        sha256: member name -> hash of the model file that went in.
-    """
-
-    spec: CascadeSpec
-    stages: int | None
-    sha256: Mapping[str, str]
+    spec: CascadeSpec  # the cascade, without what changes no answer; see `answering`
+    stages: int | None  # how many leading stages it covers and gives the raw outputs of; None for a whole cascade
+    sha256: Mapping[str, str]  # member name -> hash of the model file that went in
 
     @property
     def covered(self) -> tuple[Stage, ...]:

@@ -103,17 +103,13 @@ def _tensor(value: onnx.ValueInfoProto) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class MemberFacts:
-    """A model as clients see it.
+    """A model as clients see it."""
 
-    Args:
-        inputs, outputs: without the batch axis; None where no file says.
-        max_batch_size: most rows of one request, 0 for a model without batch axis; None where no file says.
-        instances: how many requests it runs at once; None where its configuration leaves that to the server.
-    """
-
-    inputs: Tensors | None
-    outputs: Tensors | None
+    inputs: Tensors | None  # without the batch axis; None where no file says
+    outputs: Tensors | None  # without the batch axis; None where no file says
+    # most rows of one request, 0 for a model without batch axis; None where no file says
     max_batch_size: int | None
+    # how many requests it runs at once; None where its configuration leaves that to the server
     instances: int | None
 
     def scores(self, classes: int) -> list[str]:

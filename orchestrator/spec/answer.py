@@ -27,17 +27,11 @@ STATUS_BITS = {
 
 
 class AnswerColumn(NamedTuple):
-    """An output of a cascade.
+    """An output of a cascade."""
 
-    Args:
-        triton_dtype: "FP32", "INT64" or "INT32".
-        numpy_dtype: the same for numpy.
-        is_vector: k values per row, one per class, instead of one.
-    """
-
-    triton_dtype: str
-    numpy_dtype: type[np.generic]
-    is_vector: bool = False
+    triton_dtype: str  # "FP32", "INT64" or "INT32"
+    numpy_dtype: type[np.generic]  # the same for numpy
+    is_vector: bool = False  # k values per row, one per class, instead of one
 
     def width(self, classes: int) -> int:
         """Values per row where there are k classes."""

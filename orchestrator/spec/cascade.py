@@ -40,19 +40,12 @@ UNKNOWN_OUTPUT = "output"
 
 @dataclass(frozen=True, kw_only=True)
 class Gear:
-    """One cheaper setting of the plan.
+    """One cheaper setting of the plan."""
 
-    Args:
-        thresholds: one per stage but the last; None never exits.
-        mean_cost: per row, on the rows the plan was fitted on.
-        accuracy: share of those rows answered right; None where labels were not used.
-        exit_share: share of those rows answered at each stage.
-    """
-
-    thresholds: tuple[float | None, ...]
-    mean_cost: float
-    accuracy: float | None = None
-    exit_share: tuple[float, ...] = ()
+    thresholds: tuple[float | None, ...]  # one per stage but the last; None never exits
+    mean_cost: float  # per row, on the rows the plan was fitted on
+    accuracy: float | None = None  # share of those rows answered right; None where labels were not used
+    exit_share: tuple[float, ...] = ()  # share of those rows answered at each stage
 
     def __post_init__(self) -> None:
         faults = Faults("gear")
@@ -70,19 +63,13 @@ class Gears:
 
     Gear 0 is the plan's own thresholds; gears from 1 on are cheaper and less accurate, in that order. The longest
     wait of a deferred row decides which gear is used; a row keeps the gear of its arrival until it is answered.
-
-    Args:
-        cheaper: the gears from 1 on, each cheaper than the one before.
-        raise_wait_us: longest wait of a deferred row from which on the next cheaper gear is taken.
-        lower_wait_us: longest wait up to which the gear goes a step back; less than `raise_wait_us`.
-        raise_after_us: how long waits must be that long, without a break, before the gear is raised.
-        lower_after_us: how long waits must be that short before it is lowered; longer, so that gears do not swing.
     """
 
-    cheaper: tuple[Gear, ...]
-    raise_wait_us: int = 50_000
-    lower_wait_us: int = 10_000
-    raise_after_us: int = 100_000
+    cheaper: tuple[Gear, ...]  # the gears from 1 on, each cheaper than the one before
+    raise_wait_us: int = 50_000  # longest wait of a deferred row from which on the next cheaper gear is taken
+    lower_wait_us: int = 10_000  # longest wait up to which the gear goes a step back; less than `raise_wait_us`
+    raise_after_us: int = 100_000  # how long waits must be that long, without a break, before the gear is raised
+    # how long waits must be that short before it is lowered; longer, so that gears do not swing
     lower_after_us: int = 1_000_000
 
     def __post_init__(self) -> None:
@@ -101,34 +88,21 @@ class Gears:
 
 @dataclass(frozen=True, kw_only=True)
 class Member:
-    """One model as the cascade asks it.
+    """One model as the cascade asks it."""
 
-    Args:
-        name: Triton model name.
-        output: name of its class-score tensor, float32 (n, k).
-        input: name of its input tensor; None means the cascade's own input name.
-        output_kind: "logits" or "probabilities" (the log is taken before the temperature).
-        temperature: T in softmax(z / T).
-        weight: weight in the combination.
-        cost: per row, in the cascade's cost_unit.
-        max_batch_size: largest batch one call may carry.
-        instances: how many calls the server runs at once for it; bounds the useful workers.
-        sha256: of the model file the thresholds were fitted on; None skips that check.
-        version: of the Triton model that is asked, by number; None leaves the choice to the server.
-        data_files: files that hold weights beside the model file, path in its version folder -> sha256.
-    """
-
-    name: str
-    output: str
-    input: str | None = None
-    output_kind: str = "logits"
-    temperature: float = 1.0
-    weight: float = 1.0
-    cost: float = 0.0
-    max_batch_size: int = 64
-    instances: int = 1
-    sha256: str | None = None
+    name: str  # Triton model name
+    output: str  # name of its class-score tensor, float32 (n, k)
+    input: str | None = None  # name of its input tensor; None means the cascade's own input name
+    output_kind: str = "logits"  # "logits" or "probabilities" (the log is taken before the temperature)
+    temperature: float = 1.0  # T in softmax(z / T)
+    weight: float = 1.0  # weight in the combination
+    cost: float = 0.0  # per row, in the cascade's cost_unit
+    max_batch_size: int = 64  # largest batch one call may carry
+    instances: int = 1  # how many calls the server runs at once for it; bounds the useful workers
+    sha256: str | None = None  # of the model file the thresholds were fitted on; None skips that check
+    # of the Triton model that is asked, by number; None leaves the choice to the server
     version: int | None = None
+    # files that hold weights beside the model file, path in its version folder -> sha256
     data_files: dict[str, str] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
@@ -168,18 +142,12 @@ def _check_data_files(faults: Faults, value: object) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """One member, or several asked in parallel.
+    """One member, or several asked in parallel."""
 
-    Args:
-        members: in plan order, at least one.
-        threshold: exit when score >= threshold; None never exits. The last stage has none.
-        low: also exit, with the abstain bit, when score <= low; None has no window.
-        on_failure: "error" answers UNAVAILABLE when a member fails, "answer" uses what has come (degraded bit).
-    """
-
-    members: tuple[Member, ...]
-    threshold: float | None = None
-    low: float | None = None
+    members: tuple[Member, ...]  # in plan order, at least one
+    threshold: float | None = None  # exit when score >= threshold; None never exits. The last stage has none.
+    low: float | None = None  # also exit, with the abstain bit, when score <= low; None has no window
+    # "error" answers UNAVAILABLE when a member fails, "answer" uses what has come (degraded bit)
     on_failure: str = "error"
 
     def __post_init__(self) -> None:
@@ -206,19 +174,13 @@ class FusedPrefix:
     It gives the output of each of their members, NaN for rows that an earlier stage was sure of; the runtime still
     makes every decision from those outputs. A row that needs a stage the graph skipped for it (a request's
     min_stage or threshold_shift), and every row of a call that failed, goes to the members themselves.
-
-    Args:
-        name: Triton model name; its input is the cascade's, its outputs are called as the members.
-        stages: how many leading stages it covers, at least 2.
-        max_batch_size: largest batch one call may carry.
-        sha256: of its model file; None skips that check.
-        version: of the Triton model that is asked, by number; None leaves the choice to the server.
     """
 
-    name: str
-    stages: int
-    max_batch_size: int = 64
-    sha256: str | None = None
+    name: str  # Triton model name; its input is the cascade's, its outputs are called as the members
+    stages: int  # how many leading stages it covers, at least 2
+    max_batch_size: int = 64  # largest batch one call may carry
+    sha256: str | None = None  # of its model file; None skips that check
+    # of the Triton model that is asked, by number; None leaves the choice to the server
     version: int | None = None
 
     def __post_init__(self) -> None:
@@ -232,18 +194,13 @@ class FusedPrefix:
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """Bounds the runtime keeps.
+    """Bounds the runtime keeps."""
 
-    Args:
-        max_batch_size: largest request of the cascade itself; larger than a member's, the runtime chunks.
-        max_deferred_rows: admission limit; with so many rows waiting for later stages, new requests wait.
-        workers_per_stage: threads draining a later stage; None means one more than its members' instances.
-        default_deadline_us: orders the rows of requests that name no deadline; nothing else depends on it.
-    """
-
-    max_batch_size: int = 256
-    max_deferred_rows: int = 2048
+    max_batch_size: int = 256  # largest request of the cascade itself; larger than a member's, the runtime chunks
+    max_deferred_rows: int = 2048  # admission limit; with so many rows waiting for later stages, new requests wait
+    # threads draining a later stage; None means one more than its members' instances
     workers_per_stage: int | None = None
+    # orders the rows of requests that name no deadline; nothing else depends on it
     default_deadline_us: int = 1_000_000
 
     def __post_init__(self) -> None:
@@ -258,41 +215,24 @@ class Limits:
 
 @dataclass(frozen=True, kw_only=True)
 class Fit:
-    """What the thresholds were fitted on, and with what result. Read by people and by `committee check`.
+    """What the thresholds were fitted on, and with what result. Read by people and by `committee check`."""
 
-    Args:
-        data_sha256: hash of the records.
-        rows: rows used to choose the thresholds.
-        split: name of the part of the data that those rows are.
-        target: the constraint and objective, in words.
-        accuracy: share of those rows the plan gets right.
-        accuracy_ci95: 95 % confidence interval of that share (Clopper-Pearson).
-        exit_share: share of rows answered at each stage.
-        mean_cost: per row, in the cascade's cost_unit.
-        random_weights: True when a member was exported with random weights; its accuracy means nothing.
-        extra: whatever else the planner keeps (bounds, calibration), as JSON values.
-    """
-
-    data_sha256: str
-    rows: int
-    split: str
-    target: str
-    accuracy: float | None
-    accuracy_ci95: tuple[float, float] | None
-    exit_share: tuple[float, ...]
-    mean_cost: float
-    random_weights: bool = False
+    data_sha256: str  # hash of the records
+    rows: int  # rows used to choose the thresholds
+    split: str  # name of the part of the data that those rows are
+    target: str  # the constraint and objective, in words
+    accuracy: float | None  # share of those rows the plan gets right
+    accuracy_ci95: tuple[float, float] | None  # 95 % confidence interval of that share (Clopper-Pearson)
+    exit_share: tuple[float, ...]  # share of rows answered at each stage
+    mean_cost: float  # per row, in the cascade's cost_unit
+    random_weights: bool = False  # True when a member was exported with random weights; its accuracy means nothing
+    # whatever else the planner keeps (bounds, calibration), as JSON values
     extra: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
 class CascadeSpec:
     """One cascade (or ensemble: a single stage), complete.
-
-    Args:
-        header_pattern: regular expression, searched for in the names of request parameters, whatever their case.
-            Parameters that match are headers that Triton forwards, and are passed over. None takes names with a
-            dash, and the registered headers of one word, for headers.
 
     Raises:
         SpecError: with every fault at once.
@@ -310,6 +250,9 @@ class CascadeSpec:
     fit: Fit | None = None
     fused_prefix: FusedPrefix | None = field(default=None, metadata={"key": "lead"})
     gears: Gears | None = None
+    # regular expression, searched for in the names of request parameters, whatever their case. Parameters
+    # that match are headers that Triton forwards, and are passed over. None takes names with a dash, and the
+    # registered headers of one word, for headers.
     header_pattern: str | None = None
 
     def __post_init__(self) -> None:

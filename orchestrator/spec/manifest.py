@@ -45,70 +45,50 @@ class TensorSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """What is known of an exported member.
+    """What is known of an exported member."""
 
-    Args:
-        name: Triton model name.
-        file: model file relative to the member's folder, e.g. "1/model.onnx".
-        sha256: of that file.
-        source: where the model came from, in words with which a person can fetch it again.
-        precision: one of PRECISIONS.
-        opset: ONNX opset; None for other formats.
-        input, output: its tensors.
-        output_kind: "logits" or "probabilities".
-        labels: class names in the order of the scores, if known.
-        parameters: number of trained parameters.
-        macs: multiply-accumulates per row.
-        macs_counter: which counter gave `macs`.
-        max_batch_size: largest batch that was compared with the framework.
-        random_weights: True when the weights were never trained; its accuracy means nothing.
-        preprocess: how a client makes a row of an image file.
-        parity: results of the comparison with the framework: rows, batches, max_abs, max_rel, ...
-        training: how it was trained, if it was trained here.
-        resolution_px: side of the square that the network itself gets, where the graph resizes; else None.
-        preprocess_macs: multiply-accumulates per row of the resizing inside the graph; not part of `macs`.
-        in_graph: what the graph does to an image before the network, and how close that is to the model's own
-            image processor.
-        agreement: how far a member of lower precision agrees with its fp32 original: rows, same_top1, ...
-        engine: facts about a TensorRT engine: profile, TensorRT version, compute capability, ...
-        options: everything that decides the file, so that a second export with equal options has nothing to do.
-        data_files: files beside the model file that hold weights, path in the member's folder -> sha256.
-        versions: package -> version, of the packages that made it.
-        processor_flags: processor features by Linux's names; a processor with one of them gives the answers that
-            were compared. Empty where every processor does.
-        runtimes: version of ONNX Runtime -> {"max_abs": ...} where the graph was proven with it, {"not_proven":
-            why} where it could not be tried, {"fault": ...} where it answers otherwise.
-        original: facts about the ONNX file a member was made from: its version, opsets, tensor names, changes.
-    """
-
-    name: str
-    file: str
-    sha256: str
-    source: str
-    precision: str
-    opset: int | None
-    input: TensorSpec
-    output: TensorSpec
-    output_kind: str
-    parameters: int
-    macs: float
-    macs_counter: str
-    labels: tuple[str, ...] | None = None
-    max_batch_size: int = 64
-    random_weights: bool = False
-    preprocess: Preprocess | None = None
+    name: str  # Triton model name
+    file: str  # model file relative to the member's folder, e.g. "1/model.onnx".
+    sha256: str  # of that file
+    source: str  # where the model came from, in words with which a person can fetch it again
+    precision: str  # one of PRECISIONS
+    opset: int | None  # ONNX opset; None for other formats
+    input: TensorSpec  # its tensors
+    output: TensorSpec  # its tensors
+    output_kind: str  # "logits" or "probabilities"
+    parameters: int  # number of trained parameters
+    macs: float  # multiply-accumulates per row
+    macs_counter: str  # which counter gave `macs`
+    labels: tuple[str, ...] | None = None  # class names in the order of the scores, if known
+    max_batch_size: int = 64  # largest batch that was compared with the framework
+    random_weights: bool = False  # True when the weights were never trained; its accuracy means nothing
+    preprocess: Preprocess | None = None  # how a client makes a row of an image file
+    # results of the comparison with the framework: rows, batches, max_abs, max_rel and more
     parity: dict[str, Any] = field(default_factory=dict)
-    training: dict[str, Any] = field(default_factory=dict)
-    versions: dict[str, str] = field(default_factory=dict)
+    training: dict[str, Any] = field(default_factory=dict)  # how it was trained, if it was trained here
+    versions: dict[str, str] = field(default_factory=dict)  # package -> version, of the packages that made it
+    # side of the square that the network itself gets, where the graph resizes; else None
     resolution_px: int | None = None
+    # multiply-accumulates per row of the resizing inside the graph; not part of `macs`
     preprocess_macs: float = 0.0
+    # what the graph does to an image before the network, and how close that is to the model's own image
+    # processor
     in_graph: dict[str, Any] = field(default_factory=dict)
+    # how far a member of lower precision agrees with its fp32 original: rows, same_top1 and more
     agreement: dict[str, Any] = field(default_factory=dict)
+    # facts about a TensorRT engine: profile, TensorRT version, compute capability and more
     engine: dict[str, Any] = field(default_factory=dict)
+    # everything that decides the file, so that a second export with equal options has nothing to do
     options: dict[str, Any] = field(default_factory=dict)
+    # files beside the model file that hold weights, path in the member's folder -> sha256
     data_files: dict[str, str] = field(default_factory=dict)
+    # processor features by Linux's names; a processor with one of them gives the answers that were compared.
+    # Empty where every processor does.
     processor_flags: tuple[str, ...] = ()
+    # version of ONNX Runtime -> {"max_abs": ...} where the graph was proven with it, {"not_proven": why}
+    # where it could not be tried, {"fault": ...} where it answers otherwise
     runtimes: dict[str, Any] = field(default_factory=dict)
+    # facts about the ONNX file a member was made from: its version, opsets, tensor names, changes
     original: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

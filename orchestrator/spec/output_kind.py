@@ -37,27 +37,18 @@ EXCLUSIVE = "a cascade compares how sure members are of one class, so classes mu
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreEvidence:
-    """Summary of a member's scores over some rows; rows with values that are not finite are left out.
+    """Summary of a member's scores over some rows; rows with values that are not finite are left out."""
 
-    Args:
-        rows: rows seen.
-        classes: scores per row.
-        low, high: smallest and largest score.
-        low_sum, high_sum: smallest and largest sum of a row.
-        low_exp_sum, high_exp_sum: smallest and largest sum of exp(-score) over a row; 1 where scores are -log p.
-        spread: largest difference between a score and the first row's score of the same class.
-        first: float64 (k,), the first row; None before it.
-    """
-
-    rows: int = 0
-    classes: int = 0
-    low: float = np.inf
-    high: float = -np.inf
-    low_sum: float = np.inf
-    high_sum: float = -np.inf
-    low_exp_sum: float = np.inf
-    high_exp_sum: float = -np.inf
-    spread: float = 0.0
+    rows: int = 0  # rows seen
+    classes: int = 0  # scores per row
+    low: float = np.inf  # smallest and largest score
+    high: float = -np.inf  # smallest and largest score
+    low_sum: float = np.inf  # smallest and largest sum of a row
+    high_sum: float = -np.inf  # smallest and largest sum of a row
+    low_exp_sum: float = np.inf  # smallest and largest sum of exp(-score) over a row; 1 where scores are -log p
+    high_exp_sum: float = -np.inf  # smallest and largest sum of exp(-score) over a row; 1 where scores are -log p
+    spread: float = 0.0  # largest difference between a score and the first row's score of the same class
+    # float64 (k,), the first row; None before it
     first: npt.NDArray[np.float64] | None = dataclasses.field(default=None, compare=False)
 
     def with_scores(self, scores: npt.NDArray[np.generic]) -> "ScoreEvidence":

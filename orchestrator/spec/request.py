@@ -20,25 +20,16 @@ INPUT_DTYPES = {
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocess:
-    """How a client turns an image file into one row; the server never runs it.
+    """How a client turns an image file into one row; the server never runs it."""
 
-    Args:
-        mode: "L" (one channel) or "RGB".
-        height_px, width_px: size after resizing.
-        resize_px: shorter side before a centre crop; None resizes straight to the size.
-        value_min, value_max: what pixel 0 and pixel 255 become.
-        invert: True where the model was trained on light strokes over dark ground.
-        layout: "CHW" or "HWC".
-    """
-
-    mode: str
-    height_px: int
-    width_px: int
-    resize_px: int | None = None
-    value_min: float = 0.0
-    value_max: float = 255.0
-    invert: bool = False
-    layout: str = "CHW"
+    mode: str  # "L" (one channel) or "RGB"
+    height_px: int  # size after resizing
+    width_px: int  # size after resizing
+    resize_px: int | None = None  # shorter side before a centre crop; None resizes straight to the size
+    value_min: float = 0.0  # what pixel 0 and pixel 255 become
+    value_max: float = 255.0  # what pixel 0 and pixel 255 become
+    invert: bool = False  # True where the model was trained on light strokes over dark ground
+    layout: str = "CHW"  # "CHW" or "HWC"
 
     def __post_init__(self) -> None:
         faults = Faults("preprocess")
@@ -57,21 +48,14 @@ class Preprocess:
 
 @dataclass(frozen=True, kw_only=True)
 class InputSpec:
-    """The one tensor every member shares.
+    """The one tensor every member shares."""
 
-    Args:
-        name: tensor name, the same in the cascade and (for copy-free forwarding) in the members.
-        dtype: Triton dtype, e.g. "FP32" or "UINT8".
-        dims: shape of one row, without the batch axis, all sizes fixed.
-        non_finite: "reject" answers INVALID_ARGUMENT to NaN or infinity, "pass" hands them to the members.
-        preprocess: how clients build a row from an image file; None where nothing says.
-    """
-
-    name: str
-    dtype: str
-    dims: tuple[int, ...]
+    name: str  # tensor name, the same in the cascade and (for copy-free forwarding) in the members
+    dtype: str  # Triton dtype, e.g. "FP32" or "UINT8".
+    dims: tuple[int, ...]  # shape of one row, without the batch axis, all sizes fixed
+    # "reject" answers INVALID_ARGUMENT to NaN or infinity, "pass" hands them to the members
     non_finite: str = "reject"
-    preprocess: Preprocess | None = None
+    preprocess: Preprocess | None = None  # how clients build a row from an image file; None where nothing says
 
     def __post_init__(self) -> None:
         faults = Faults("input")

@@ -26,27 +26,19 @@ class TensorInfo:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelInfo:
-    """A model as served.
+    """A model as served."""
 
-    Args:
-        name: Triton model name.
-        platform: "ensemble", or the server's word for the backend.
-        versions: the served ones.
-        max_batch_size: most rows of one request; 0 where the model itself sets no limit.
-        inputs, outputs: its tensors.
-        output_kind: "logits" or "probabilities", from a parameter of its configuration; None without one.
-        instances: how many requests it runs at once; None where its configuration leaves that to the server.
-        scores: name of the output that holds a score per class; None where that follows from the outputs.
-    """
-
-    name: str
-    platform: str
-    versions: tuple[str, ...]
-    max_batch_size: int
-    inputs: tuple[TensorInfo, ...]
-    outputs: tuple[TensorInfo, ...]
+    name: str  # Triton model name
+    platform: str  # "ensemble", or the server's word for the backend
+    versions: tuple[str, ...]  # the served ones
+    max_batch_size: int  # most rows of one request; 0 where the model itself sets no limit
+    inputs: tuple[TensorInfo, ...]  # its tensors
+    outputs: tuple[TensorInfo, ...]  # its tensors
+    # "logits" or "probabilities", from a parameter of its configuration; None without one
     output_kind: str | None = None
+    # how many requests it runs at once; None where its configuration leaves that to the server
     instances: int | None = None
+    # name of the output that holds a score per class; None where that follows from the outputs
     scores: str | None = None
 
     @property

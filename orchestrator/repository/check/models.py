@@ -36,17 +36,11 @@ from orchestrator.spec.triton import ENSEMBLE
 
 @dataclass(frozen=True)
 class Fault:
-    """One thing that is wrong, or worth knowing.
+    """One thing that is wrong, or worth knowing."""
 
-    Args:
-        model: name of the model, which is its folder's.
-        field: the part concerned, e.g. "config.pbtxt" or "member small".
-        text: got, expected and what to do, on one line.
-    """
-
-    model: str
-    field: str
-    text: str
+    model: str  # name of the model, which is its folder's
+    field: str  # the part concerned, e.g. "config.pbtxt" or "member small".
+    text: str  # got, expected and what to do, on one line
 
 
 @dataclass(frozen=True)
