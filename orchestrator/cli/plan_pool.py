@@ -19,7 +19,6 @@ from orchestrator.planner.records import Records
 from orchestrator.repository.index import class_names_by_member, common_names
 from orchestrator.repository.members import (
     MemberFacts,
-    Tensor,
     adopted_spec,
     facts_from_folder,
     facts_of_manifest,
@@ -28,7 +27,7 @@ from orchestrator.repository.members import (
 from orchestrator.spec import CascadeSpec, InputSpec, Manifest, Member, TensorSpec, manifest_from_path
 from orchestrator.spec.answer import first_misplaced
 from orchestrator.spec.cascade import UNKNOWN_INPUT, UNKNOWN_OUTPUT
-from orchestrator.spec.manifest import MANIFEST
+from orchestrator.spec.manifest import MANIFEST, Tensor
 from orchestrator.spec.output_kind import ScoreEvidence
 
 # Letters of wrong class names, and of another wrong value, that an error shows.

@@ -39,8 +39,7 @@ LARGEST = float(np.finfo(np.float32).max)
 class GraphBuilder:
     """Nodes and constants gathered in order, with names made up from their place.
 
-    Args:
-        prefix: of every name made up; different for each graph of a model, since names reach into branches.
+    The prefix of those names differs for each graph of a model, since names reach into branches.
     """
 
     def __init__(self, prefix: str = "") -> None:
@@ -112,13 +111,7 @@ def bounded(g: GraphBuilder, z: str) -> str:
 
 
 class CombineNodes:
-    """Combine mode and score of one plan.
-
-    Args:
-        g: where the nodes go.
-        combine: one of `orchestrator.spec.COMBINES`.
-        score: one of `orchestrator.spec.SCORES`.
-        classes: k.
+    """Combine mode and score of one plan of k classes: one of COMBINES, one of SCORES.
 
     In its methods z is float32 (n, m, k) of m `members`, cleaned logits over their temperatures; weights is
     (n, m, 1) or (1, m, 1), 0 for members that do not count; asked, their sum, is (n, 1) or (1, 1).
@@ -204,9 +197,7 @@ def scores_name(index: int) -> str:
 def averaging_model(spec: CascadeSpec, *, dtypes: Sequence[str] | None = None) -> onnx.ModelProto:
     """The averaging model of a single-stage spec, carrying the spec itself in its metadata.
 
-    Args:
-        spec: with exactly one stage.
-        dtypes: of each member's output in plan order, one of SCORE_DTYPES; None means all FP32.
+    `dtypes` has each member's output's in plan order, of SCORE_DTYPES; None means all FP32.
 
     Raises:
         RepositoryError: more than one stage, or a dtype that is no floating-point one.

@@ -269,10 +269,8 @@ def rename_node(
 ) -> None:
     """Renames a node, its tensors, and everything in the graphs inside it, whatever scope it belongs to.
 
-    Args:
-        node: changed in place.
-        tensor: old name of a tensor -> its new name; the empty name of an input left out stays.
-        name: gives the new name of a node, which still has its old names.
+    `tensor` gives a tensor's new name, `name` that of a node, which still has its old names. The empty name of an
+    input left out stays.
     """
     node.name = name(node)
     for names in (node.input, node.output):

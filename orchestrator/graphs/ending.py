@@ -33,15 +33,9 @@ _SUMS = {"ReduceSum", "ReduceL1"}
 
 
 def ending_of(graph: onnx.GraphProto, output: str) -> tuple[str, str] | None:
-    """What an output of a graph is, and the operator that says so.
+    """PROBABILITIES, SIGMOID or LOGITS (a layer with weights, or log-probabilities) and its operator.
 
-    Args:
-        graph: the weights may lie in other files.
-        output: name of the tensor.
-
-    Returns:
-        PROBABILITIES, SIGMOID or LOGITS (a layer with weights, or log-probabilities) and an operator's name; None
-        where the graph does not say.
+    None where the graph, whose weights may lie in other files, does not say.
     """
     ends = _Ends(graph)
     node = ends.maker(output)

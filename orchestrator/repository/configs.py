@@ -150,9 +150,7 @@ def cascade_config(spec: CascadeSpec) -> pb.ModelConfig:
 def ensemble_config(spec: CascadeSpec, *, max_batch_size: int) -> pb.ModelConfig:
     """The configuration of Triton's own ensemble for a single-stage plan: members side by side, then the mean.
 
-    Args:
-        spec: with exactly one stage.
-        max_batch_size: smallest limit of a member, since Triton never splits a batch of an ensemble.
+    Its `max_batch_size` is the smallest limit of a member, since Triton never splits a batch of an ensemble.
 
     Raises:
         RepositoryError: a number is too large for Triton.

@@ -43,13 +43,9 @@ def disk_errors(what: str) -> Iterator[None]:
 
 
 def write_all(folder: Path, files: Mapping[str, bytes | str]) -> Rendering:
-    """Writes files in the order given, each in one step, and leaves alone those that hold the same bytes already.
+    """Writes files (path in the folder -> content) in the order given, each in one step.
 
-    Unchanged files keep their times, so that a polling server does not load them again.
-
-    Args:
-        folder: made if it is missing.
-        files: path relative to the folder -> content.
+    Those that hold the same bytes already keep their times, so that a polling server does not load them again.
     """
     written, unchanged = [], []
     with disk_errors(f"writing {folder}"):

@@ -22,13 +22,7 @@ from orchestrator.spec.answer import first_misplaced, first_unlike, names_from_t
 from orchestrator.spec.cascade import PLAN
 from orchestrator.spec.manifest import MANIFEST
 from orchestrator.spec.served_model import ModelInfo
-from orchestrator.spec.triton import (
-    BACKEND_OF_FILE,
-    backend_of,
-    served_versions,
-    usual_file,
-    versions_in,
-)
+from orchestrator.spec.triton import BACKEND_OF_FILE, backend_of, served_versions, usual_file, versions_in
 
 
 def model_folders(repository: Path) -> dict[str, Path]:
@@ -194,9 +188,8 @@ def names_in_label_file(path: Path) -> Names:
     try:
         return names_from_text(path.read_bytes().decode())
     except UnicodeDecodeError as error:
-        raise RepositoryError(
-            f"label file {path}", got="text that is not UTF-8", fix="save it as UTF-8"
-        ) from error
+        what = f"label file {path}"
+        raise RepositoryError(what, got="text that is not UTF-8", fix="save it as UTF-8") from error
     except OSError as error:
         got = f"a file that cannot be read ({error.strerror})"
         raise RepositoryError(f"label file {path}", got=got) from error

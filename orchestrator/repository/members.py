@@ -32,24 +32,14 @@ from orchestrator.repository.index import (
     readable_config,
     versions_served,
 )
-from orchestrator.spec import CascadeSpec, FusedPrefix, InputSpec, Manifest, Member, TensorSpec, manifest_from_path
+from orchestrator.spec import CascadeSpec, FusedPrefix, InputSpec, Manifest, Member, manifest_from_path
 from orchestrator.spec.cascade import UNKNOWN_INPUT, UNKNOWN_OUTPUT
-from orchestrator.spec.manifest import MANIFEST
+from orchestrator.spec.manifest import MANIFEST, Tensor
 from orchestrator.spec.output_kind import SCORE_DTYPES
 from orchestrator.spec.planned_models import data_files_of
 from orchestrator.spec.request import INPUT_DTYPES
 from orchestrator.spec.served_model import listed_tensors
 from orchestrator.spec.triton import BACKEND_OF_FILE, COMPLETED_BATCH, stated_instances, usual_file, versions_in
-
-
-@dataclass(frozen=True, kw_only=True)
-class Tensor:
-    """A tensor as a file states it, right or wrong; in a damaged file the name may be empty."""
-
-    name: str
-    dtype: str
-    dims: tuple[int, ...]
-
 
 Tensors = dict[str, Tensor]
 # (shape in a configuration, shape in a file) -> whether they agree
@@ -188,8 +178,8 @@ def facts_of_member(folder: Path) -> MemberFacts:
 def facts_of_manifest(manifest: Manifest) -> MemberFacts:
     """What a manifest says of requests to an exported member; its configuration decides the instances."""
     return MemberFacts(
-        inputs={manifest.input.name: stated_tensor(manifest.input)},
-        outputs={manifest.output.name: stated_tensor(manifest.output)},
+        inputs={manifest.input.name: manifest.input},
+        outputs={manifest.output.name: manifest.output},
         max_batch_size=manifest.max_batch_size,
         instances=None,
     )
@@ -264,11 +254,6 @@ def _output(member: Member, facts: MemberFacts, *, classes: int) -> str:
     fix = f'{named}, or as its "output" in the records\' meta' if found else None
     expected = f"one of {classes} floating-point scores"
     raise RepositoryError(f"member {member.name}", got=f"outputs {listed}", expected=expected, fix=fix)
-
-
-def stated_tensor(spec: TensorSpec) -> Tensor:
-    """A manifest's tensor."""
-    return Tensor(name=spec.name, dtype=spec.dtype, dims=spec.dims)
 
 
 def planned_version(planned: Member | FusedPrefix, folder: Path, *, config: ModelConfig | None) -> int | None:

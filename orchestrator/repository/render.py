@@ -33,13 +33,7 @@ from orchestrator.repository.files import (
     runtime_files,
     write_all,
 )
-from orchestrator.repository.index import (
-    named_spec,
-    plan_path,
-    policy_of,
-    require_members,
-    served_version,
-)
+from orchestrator.repository.index import named_spec, plan_path, policy_of, require_members, served_version
 from orchestrator.repository.members import (
     adopted_spec,
     facts_from_folder,
@@ -67,7 +61,7 @@ def render(
 
     Args:
         spec: the cascade.
-        repository: a Triton model repository.
+        repository: holds its members.
         standalone: also put the runtime beside model.py, so that the folder works wherever numpy is installed.
         version: version folder to write; None means the served one, or 1.
         force: overwrite a config that was not rendered, or was edited since.
@@ -100,10 +94,7 @@ def render(
 def render_ensemble(spec: CascadeSpec, repository: Path, *, force: bool = False) -> Rendering:
     """Writes a single-stage plan as Triton's own ensemble, with a small ONNX model as its last step.
 
-    Args:
-        spec: with exactly one stage; see `ensemble_from_cascade`.
-        repository: a Triton model repository that holds its members.
-        force: overwrite configs that were not rendered, or were edited since.
+    `force` overwrites configs that were not rendered, or were edited since.
 
     Raises:
         RepositoryError: a member is missing or cannot take part, another model has a name, or the disk refuses.

@@ -26,12 +26,17 @@ _PROOF = 'an object with "max_abs" (a finite number of at least 0), "not_proven"
 
 
 @dataclass(frozen=True, kw_only=True)
-class TensorSpec:
-    """A model tensor: its name, Triton dtype, and the shape of one row without the batch axis."""
+class Tensor:
+    """A tensor as a file states it, right or wrong; in a damaged file the name may be empty."""
 
     name: str
     dtype: str
     dims: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorSpec(Tensor):
+    """A model tensor: its name, Triton dtype, and the shape of one row without the batch axis."""
 
     def __post_init__(self) -> None:
         faults = Faults(f"tensor {self.name}")

@@ -49,20 +49,17 @@ def instruction_sets(flags: Iterable[str]) -> tuple[str, ...]:
 def members_lacking_flags(
     extra: Mapping[str, Any], flags: Iterable[str], *, machine: str | None = None
 ) -> list[str]:
-    """Members of a plan that answer otherwise on a processor than when they were recorded.
+    """Members of a plan that answer otherwise on a processor with these flags than when they were recorded.
 
-    Args:
-        extra: the plan's `fit.extra`, whose "recorded_with" names the flags that members need.
-        flags: the processor's flags.
-        machine: its architecture, as for `lacks_flags`.
+    "recorded_with" of the plan's `fit.extra` names the flags that members need; `machine` is as for `lacks_flags`.
     """
     recorded = extra.get("recorded_with")
     needed = recorded.get("processor_flags") if isinstance(recorded, dict) else None
-    pairs = needed.items() if isinstance(needed, dict) else ()
+    pairs = (
+        [(name, one) for name, one in needed.items() if isinstance(one, list)] if isinstance(needed, dict) else []
+    )
     known = list(flags)
-    return [
-        name for name, wanted in pairs if isinstance(wanted, list) and lacks_flags(wanted, known, machine=machine)
-    ]
+    return [name for name, wanted in pairs if lacks_flags(wanted, known, machine=machine)]
 
 
 def lacks_flags(needed: Iterable[str], flags: Iterable[str], *, machine: str | None = None) -> bool:

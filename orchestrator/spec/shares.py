@@ -9,12 +9,7 @@ _95_PERCENT = 1.959964
 
 
 def wilson_ci95(hits: int, rows: int) -> tuple[float, float]:
-    """Wilson's 95 % interval of a share, close to the exact one even at shares near 1.
-
-    Args:
-        hits: successes.
-        rows: trials, at least 1.
-    """
+    """Wilson's 95 % interval of a share of at least 1 row, close to the exact one even at shares near 1."""
     share, z2 = hits / rows, _95_PERCENT**2
     centre = share + z2 / (2 * rows)
     reach = _95_PERCENT * math.sqrt(share * (1 - share) / rows + z2 / (4 * rows * rows))

@@ -16,12 +16,9 @@ NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.\-]{0,127}\Z")
 
 
 class Faults:
-    """Faults found so far in one description; `close` raises them all as one SpecError.
+    """Faults found so far in one description; `close` raises them all as one SpecError, see there.
 
-    Args:
-        subject: the description.
-        prefix: put before every field.
-        of_arguments: whether fields are a function's arguments, see `SpecError`.
+    `prefix` is put before every field.
     """
 
     def __init__(self, subject: str, prefix: str = "", *, of_arguments: bool = False) -> None:
@@ -105,13 +102,10 @@ Convert = Callable[[str, Any, Faults], Any]
 
 
 def built(cls: type[T], value: object, subject: str, convert: Mapping[str, Convert]) -> T:
-    """An instance of a dataclass, which validates values, from a whole JSON document.
+    """An instance of a dataclass, which validates values, from a whole JSON document, called `subject` in errors.
 
-    Args:
-        cls: the dataclass. A field whose JSON key is another word names that key in its metadata.
-        value: the document.
-        subject: what to call it in errors.
-        convert: converters for the fields that are not plain JSON values.
+    A field whose JSON key is another word names that key in its metadata. `convert` has converters for the fields
+    that are not plain JSON values.
 
     Raises:
         SpecError: with every fault found, keyed by field.

@@ -17,18 +17,16 @@ from orchestrator.repository.index import config_of, external_files, model_file,
 from orchestrator.repository.members import (
     Agree,
     MemberFacts,
-    Tensor,
     Tensors,
     equals,
     facts_of,
     fits,
     may_be,
-    stated_tensor,
     tensors_from_config,
     tensors_from_graph,
 )
 from orchestrator.spec import Manifest, manifest_from_path
-from orchestrator.spec.manifest import MANIFEST
+from orchestrator.spec.manifest import MANIFEST, Tensor
 from orchestrator.spec.output_kind import PARAMETER
 from orchestrator.spec.processor import lacks_flags, processor_flags
 from orchestrator.spec.triton import ENSEMBLE
@@ -232,7 +230,7 @@ def _compare_engine(model: Model, findings: Findings) -> None:
     if config is None or manifest is None or not manifest.engine:
         return
     for side in ("input", "output"):
-        stated, real = tensors_from_config(getattr(config, side)), stated_tensor(getattr(manifest, side))
+        stated, real = tensors_from_config(getattr(config, side)), getattr(manifest, side)
         _compare_side(
             side, stated, {real.name: real}, f"as in {MANIFEST}", batched=False, agree=fits, findings=findings
         )
