@@ -43,6 +43,11 @@ def large(rows: np.ndarray) -> np.ndarray:
     return rows[:, K:]
 
 
+def usual(**members: Any) -> FakeTriton:
+    """A server with both members, or others in their place."""
+    return FakeTriton({"small": small, "large": large, **members})
+
+
 @contextmanager
 def loaded(tmp_path: Path, fake: FakeTriton, spec: CascadeSpec | None = None) -> Iterator[CascadeModel]:
     spec = spec or two_stages()
@@ -63,6 +68,10 @@ def rows_of(*kinds: np.ndarray) -> np.ndarray:
     return np.stack(kinds).astype(np.float32)
 
 
+def asking(*kinds: np.ndarray, **parameters: Any) -> Request:
+    return Request({"x": rows_of(*kinds)}, parameters=parameters)
+
+
 def ask_all(model: CascadeModel, requests: list[Request], timeout_s: float = 10) -> list[InferenceResponse]:
     """Executes the requests as one batch and waits for every response, listed or sent."""
     listed = model.execute(requests) or [None] * len(requests)
@@ -78,3 +87,11 @@ def wait_for(request: Request, listed: InferenceResponse | None, timeout_s: floa
     assert request.sender.done.wait(timeout_s), "a request was never answered"
     assert request.sender.response is not None
     return request.sender.response
+
+
+def answers_of(
+    tmp_path: Path, *requests: Request, fake: FakeTriton | None = None, spec: CascadeSpec | None = None
+) -> list[InferenceResponse]:
+    """The responses to one batch of a model that is loaded for it."""
+    with loaded(tmp_path, fake or usual(), spec) as model:
+        return ask_all(model, list(requests))

@@ -10,7 +10,20 @@ from hypothesis import strategies as st
 
 from orchestrator.spec import CascadeSpec, FusedPrefix, Member, Stage
 from orchestrator.spec.answer import ANSWER_COLUMNS, DEGRADED
-from tests.bls.fixtures import EASY, HARD, K, ask_all, large, loaded, rows_of, small, two_stages
+from tests.bls.fixtures import (
+    EASY,
+    HARD,
+    K,
+    answers_of,
+    ask_all,
+    asking,
+    large,
+    loaded,
+    rows_of,
+    small,
+    two_stages,
+    usual,
+)
 from tests.fakes.triton import FakeTriton, InferenceResponse, Request
 
 # What a row holds where the member at that place cannot take it.
@@ -119,10 +132,9 @@ def test_a_bad_row_and_a_row_of_nan_are_each_told_what_is_wrong_with_them(tmp_pa
     def says(rows: np.ndarray) -> np.ndarray:
         return np.where(rows[:, :1] == SPOILT, np.float32(np.nan), small(rows))
 
-    fake = FakeTriton({"small": refusing(says, 0), "large": large})
+    fake = usual(small=refusing(says, 0))
     rows = [EASY, bad(EASY, 0), np.full_like(EASY, SPOILT)]
-    with loaded(tmp_path, fake) as model:
-        good, broken, nan = ask_all(model, [Request({"x": rows_of(row)}) for row in rows])
+    good, broken, nan = answers_of(tmp_path, *[asking(row) for row in rows], fake=fake)
     assert not good.has_error()
     assert broken.error().message().startswith("stage 0 member small: onnx runtime error 6")
     assert nan.error().message().startswith("stage 0 member small: output holds NaN")
@@ -136,8 +148,7 @@ def test_further_calls_are_counted_and_a_member_that_is_not_there_gets_none(tmp_
     assert fake.total("committee_member_failures_total", member="small") == 1
     assert fake.total("committee_failed_rows_total") == 1
     gone = FakeTriton({"large": large})
-    with loaded(tmp_path, gone) as model:
-        refused = ask_all(model, [Request({"x": rows}) for rows in parts])
+    refused = answers_of(tmp_path, *[Request({"x": rows}) for rows in parts], fake=gone)
     assert all(one.error().message() == "stage 0 member small: " + NOT_READY for one in refused)
     assert gone.asked == [("small", 8)]
     assert gone.total("committee_asked_again_total") == 0

@@ -9,8 +9,8 @@ import pytest
 
 from orchestrator.bls.requests import Reply
 from orchestrator.decision import StageOutcome
-from tests.bls.fixtures import EASY, HARD, K, ask_all, large, loaded, rows_of, small, wait_for
-from tests.fakes.triton import FakeTriton, Request, TritonError
+from tests.bls.fixtures import EASY, HARD, K, ask_all, asking, large, loaded, rows_of, usual, wait_for
+from tests.fakes.triton import Request, TritonError
 
 
 class Garbled(Request):
@@ -33,8 +33,8 @@ class Odd(Garbled):
 def test_a_request_that_cannot_be_read_is_answered_alone(
     tmp_path: Path, kind: type[Request], code: int, words: str
 ) -> None:
-    with loaded(tmp_path, FakeTriton({"small": small, "large": large})) as model:
-        requests = [Request({"x": rows_of(EASY)}), kind({"x": rows_of(EASY)}), Request({"x": rows_of(HARD)})]
+    with loaded(tmp_path, usual()) as model:
+        requests = [asking(EASY), kind({"x": rows_of(EASY)}), asking(HARD)]
         first, bad, last = ask_all(model, requests)
     assert bad.error().code() == code
     assert words in bad.error().message()
@@ -50,10 +50,10 @@ def test_a_fault_of_our_own_in_a_worker_is_answered_and_the_worker_lives_on(tmp_
         # Text instead of numbers passes the shape check and breaks the arithmetic behind it.
         return np.full((len(rows), K), "x") if wrong[0] else rows[:, K:]
 
-    with loaded(tmp_path, FakeTriton({"small": small, "large": odd})) as model:
-        (broken,) = ask_all(model, [Request({"x": rows_of(HARD)})])
+    with loaded(tmp_path, usual(large=odd)) as model:
+        (broken,) = ask_all(model, [asking(HARD)])
         wrong[0] = False
-        (fine,) = ask_all(model, [Request({"x": rows_of(HARD)})])
+        (fine,) = ask_all(model, [asking(HARD)])
         assert model._scheduler._run.rows_in_table == 0
     assert broken.error().code() == TritonError.INTERNAL
     assert "\n" not in broken.error().message()
@@ -71,10 +71,10 @@ def test_a_fault_after_rows_left_the_table_does_not_touch_who_took_their_slots(
         asked.set()
         return large(rows)
 
-    with loaded(tmp_path, FakeTriton({"small": small, "large": slow})) as model:
+    with loaded(tmp_path, usual(large=slow)) as model:
         scheduler = model._scheduler
         settle, fail_batch = scheduler._settle, scheduler.fail_batch
-        first, second = (Request({"x": rows_of(HARD)}) for _ in range(2))
+        first, second = (asking(HARD) for _ in range(2))
 
         def failing(outcome: StageOutcome, errors: dict[int, str]) -> list[Reply]:
             if outcome.stage == 1 and asked.is_set() and not gate.is_set():

@@ -16,8 +16,7 @@ from orchestrator.decision import CascadeRun, Policy, arrivals_from_policies
 from orchestrator.errors import SpecError
 from orchestrator.spec import CascadeSpec, Gear, Gears, cascade_from_json, json_from_cascade
 from orchestrator.spec.answer import ABSTAINED, GEARED
-from tests.bls.fixtures import EASY, HARD, ask_all, large, loaded, rows_of, small, two_stages
-from tests.fakes.triton import FakeTriton, Request
+from tests.bls.fixtures import EASY, HARD, ask_all, asking, large, loaded, two_stages, usual
 
 MS = 1_000_000
 GEARS = Gears(
@@ -142,12 +141,12 @@ def test_a_queue_that_stands_shifts_the_served_gear_and_an_empty_one_brings_it_b
         free.wait(10)
         return large(rows)
 
-    fake = FakeTriton({"small": small, "large": slow})
+    fake = usual(large=slow)
     spec = geared(raise_wait_us=2_000, lower_wait_us=1_000, raise_after_us=0, lower_after_us=0)
     one = np.concatenate([np.log(np.array([0.7, 0.2, 0.1])), HARD[3:]]).astype(np.float32)
     with loaded(tmp_path, fake, spec) as model:
         # They name gear 0, so that all of them wait although the first few may shift it.
-        waiting = [Request({"x": rows_of(one)}, parameters={"gear": 0}) for _ in range(12)]
+        waiting = [asking(one, gear=0) for _ in range(12)]
         for request in waiting:
             assert model.execute([request]) is None
         threading.Event().wait(0.02)
@@ -159,7 +158,7 @@ def test_a_queue_that_stands_shifts_the_served_gear_and_an_empty_one_brings_it_b
         model._metrics.drain()
         # Nothing waits any more: the next rows find the plan's own thresholds again, a step per look.
         for _ in range(shifted):
-            (answer,) = ask_all(model, [Request({"x": rows_of(one)})])
+            (answer,) = ask_all(model, [asking(one)])
         assert answer.column("exit_stage").tolist() == [[1]]
         assert model._scheduler.gear == 0
         model._flusher.flush()
@@ -167,7 +166,7 @@ def test_a_queue_that_stands_shifts_the_served_gear_and_an_empty_one_brings_it_b
 
 
 def test_the_gear_and_its_shifts_are_metrics(tmp_path: Path) -> None:
-    fake = FakeTriton({"small": small, "large": large})
+    fake = usual()
     with loaded(tmp_path, fake, geared()) as model:
         model._metrics.shifted(1, 1)
         model._flusher.flush()
@@ -240,10 +239,10 @@ def test_a_quiet_server_takes_a_step_back_at_a_time_and_one_at_work_none() -> No
 
 
 def test_the_gear_of_a_burst_comes_back_although_nobody_asks_again(tmp_path: Path) -> None:
-    fake = FakeTriton({"small": small, "large": large})
+    fake = usual()
     with loaded(tmp_path, fake, geared(raise_wait_us=1, lower_wait_us=0, raise_after_us=0)) as model:
         for _ in range(4):
-            model.execute([Request({"x": rows_of(EASY)}) for _ in range(model.spec.limits.max_batch_size)])
+            model.execute([asking(EASY) for _ in range(model.spec.limits.max_batch_size)])
         assert model._scheduler._gearbox.gear > 0
         until = time.monotonic() + 20
         while model._scheduler._gearbox.gear and time.monotonic() < until:
@@ -271,11 +270,11 @@ def test_a_queue_that_stands_now_and_then_does_not_shift() -> None:
 
 def test_a_queue_in_front_of_the_cascade_shifts_to_a_cheaper_gear(tmp_path: Path) -> None:
     spec = geared(raise_wait_us=1, lower_wait_us=0, raise_after_us=0)
-    with loaded(tmp_path, FakeTriton({"small": small, "large": large}), spec) as model:
+    with loaded(tmp_path, usual(), spec) as model:
 
         def send(requests: int) -> int:
             # All leave at stage 0, so no deferred row waits.
-            model.execute([Request({"x": rows_of(EASY)}) for _ in range(requests)])
+            model.execute([asking(EASY) for _ in range(requests)])
             return model._scheduler.gear
 
         assert [send(spec.limits.max_batch_size - 1) for _ in range(3)] == [0, 0, 0]

@@ -8,14 +8,28 @@ import pytest
 from orchestrator.errors import SpecError
 from orchestrator.spec import Limits, Member, Stage
 from orchestrator.spec.answer import CAPPED, DEADLINE, DEGRADED
-from tests.bls.fixtures import EASY, HARD, K, ask_all, large, loaded, rows_of, small, two_stages, wait_for
+from tests.bls.fixtures import (
+    EASY,
+    HARD,
+    K,
+    answers_of,
+    ask_all,
+    asking,
+    large,
+    loaded,
+    rows_of,
+    small,
+    two_stages,
+    usual,
+    wait_for,
+)
 from tests.fakes.triton import FakeTriton, Request, TritonError
 
 
 def test_an_easy_batch_is_returned_as_a_plain_list_and_never_reaches_the_later_stage(tmp_path: Path) -> None:
-    fake = FakeTriton({"small": small, "large": large})
+    fake = usual()
     with loaded(tmp_path, fake) as model:
-        answers = model.execute([Request({"x": rows_of(EASY, EASY)}), Request({"x": rows_of(EASY)})])
+        answers = model.execute([asking(EASY, EASY), asking(EASY)])
     assert answers is not None
     assert fake.asked == [("small", 3)]
     assert answers[0].column("label").tolist() == [[0], [0]]
@@ -24,9 +38,8 @@ def test_an_easy_batch_is_returned_as_a_plain_list_and_never_reaches_the_later_s
 
 
 def test_only_deferred_rows_reach_the_later_stage_and_answers_keep_their_places(tmp_path: Path) -> None:
-    fake = FakeTriton({"small": small, "large": large})
-    with loaded(tmp_path, fake) as model:
-        (answer,) = ask_all(model, [Request({"x": rows_of(EASY, HARD, EASY, HARD)})])
+    fake = usual()
+    (answer,) = answers_of(tmp_path, asking(EASY, HARD, EASY, HARD), fake=fake)
     assert answer.column("label")[:, 0].tolist() == [0, 2, 0, 2]
     assert answer.column("exit_stage")[:, 0].tolist() == [0, 1, 0, 1]
     assert answer.column("cost")[:, 0].tolist() == [1, 11, 1, 11]
@@ -36,23 +49,21 @@ def test_only_deferred_rows_reach_the_later_stage_and_answers_keep_their_places(
 def test_rows_that_exit_at_the_same_stage_are_not_mixed_up(tmp_path: Path) -> None:
     easy = [np.roll(EASY[:K], shift).tolist() + [0] * K for shift in range(K)]
     hard = [HARD[:K].tolist() + np.roll(HARD[K:], shift).tolist() for shift in range(K)]
-    with loaded(tmp_path, FakeTriton({"small": small, "large": large})) as model:
-        (answer,) = ask_all(model, [Request({"x": rows_of(*easy, *hard)})])
+    (answer,) = answers_of(tmp_path, asking(*easy, *hard))
     assert answer.column("label")[:, 0].tolist() == [0, 1, 2, 2, 0, 1]
 
 
 def test_a_single_request_is_forwarded_without_a_copy(tmp_path: Path) -> None:
-    fake = FakeTriton({"small": small, "large": large})
-    request = Request({"x": rows_of(EASY)})
+    fake = usual()
+    request = asking(EASY)
     with loaded(tmp_path, fake) as model:
         model.execute([request])
     assert fake.forwarded[0] is request.tensors["x"]
 
 
 def test_a_request_longer_than_a_members_limit_is_asked_in_chunks(tmp_path: Path) -> None:
-    fake = FakeTriton({"small": small, "large": large})
-    with loaded(tmp_path, fake) as model:
-        (answer,) = ask_all(model, [Request({"x": rows_of(*[HARD] * 21)})])
+    fake = usual()
+    (answer,) = answers_of(tmp_path, asking(*[HARD] * 21), fake=fake)
     assert [n for name, n in fake.asked if name == "small"] == [8, 8, 5]
     assert max(n for name, n in fake.asked if name == "large") <= 4
     assert set(answer.column("label")[:, 0].tolist()) == {2}
@@ -82,15 +93,10 @@ def test_a_request_longer_than_a_members_limit_is_asked_in_chunks(tmp_path: Path
 def test_a_bad_request_is_refused_alone_in_easy_and_in_hard_company(
     tmp_path: Path, tensors: dict, parameters: dict, said: str
 ) -> None:
-    fake = FakeTriton({"small": small, "large": large})
+    fake = usual()
     for company in (EASY, HARD):
-        good, bad, other = (
-            Request({"x": rows_of(company)}),
-            Request(tensors, parameters=parameters),
-            Request({"x": rows_of(EASY)}),
-        )
-        with loaded(tmp_path, fake) as model:
-            answers = ask_all(model, [good, bad, other])
+        good, bad, other = (asking(company), Request(tensors, parameters=parameters), asking(EASY))
+        answers = answers_of(tmp_path, good, bad, other, fake=fake)
         assert not answers[0].has_error()
         assert not answers[2].has_error()
         assert answers[1].error().code() == TritonError.INVALID_ARG
@@ -102,8 +108,7 @@ def test_a_failing_later_member_fails_only_requests_with_deferred_rows_and_names
     tmp_path: Path,
 ) -> None:
     fake = FakeTriton({"small": small})
-    with loaded(tmp_path, fake) as model:
-        easy, hard = ask_all(model, [Request({"x": rows_of(EASY)}), Request({"x": rows_of(EASY, HARD)})])
+    easy, hard = answers_of(tmp_path, asking(EASY), asking(EASY, HARD), fake=fake)
     assert not easy.has_error()
     assert hard.error().code() == TritonError.UNAVAILABLE
     assert hard.error().message().startswith("stage 1 member large: ")
@@ -113,8 +118,7 @@ def test_a_failing_later_member_fails_only_requests_with_deferred_rows_and_names
 def test_on_failure_answer_gives_the_answer_so_far_with_the_degraded_bit(tmp_path: Path) -> None:
     first, second = two_stages().stages
     spec = two_stages(stages=(first, Stage(members=second.members, on_failure="answer")))
-    with loaded(tmp_path, FakeTriton({"small": small}), spec) as model:
-        (answer,) = ask_all(model, [Request({"x": rows_of(HARD, EASY)})])
+    (answer,) = answers_of(tmp_path, asking(HARD, EASY), fake=FakeTriton({"small": small}), spec=spec)
     assert answer.column("status")[:, 0].tolist() == [DEGRADED, 0]
     assert answer.column("exit_stage")[:, 0].tolist() == [0, 0]
     assert answer.column("cost")[:, 0].tolist() == [11, 1]
@@ -128,8 +132,7 @@ def test_a_non_finite_output_fails_its_own_request_and_not_its_pool_mates(tmp_pa
 
     poison = HARD.copy()
     poison[K] = 7
-    with loaded(tmp_path, FakeTriton({"small": small, "large": sometimes})) as model:
-        good, bad = ask_all(model, [Request({"x": rows_of(HARD)}), Request({"x": rows_of(poison)})])
+    good, bad = answers_of(tmp_path, asking(HARD), asking(poison), fake=usual(large=sometimes))
     assert good.column("label")[0, 0] == 2
     assert bad.error().code() == TritonError.UNAVAILABLE
     assert "member large" in bad.error().message()
@@ -145,8 +148,8 @@ def gated(gate: threading.Event):
 
 def test_an_easy_request_overtakes_a_hard_one_that_came_before_it(tmp_path: Path) -> None:
     gate = threading.Event()
-    hard, easy = Request({"x": rows_of(HARD)}), Request({"x": rows_of(EASY)})
-    with loaded(tmp_path, FakeTriton({"small": small, "large": gated(gate)})) as model:
+    hard, easy = asking(HARD), asking(EASY)
+    with loaded(tmp_path, usual(large=gated(gate))) as model:
         assert model.execute([hard]) is None
         answers = model.execute([easy])
         assert answers is not None
@@ -157,13 +160,13 @@ def test_an_easy_request_overtakes_a_hard_one_that_came_before_it(tmp_path: Path
 
 def test_a_deadline_gives_the_best_answer_so_far_at_once_and_the_late_result_is_dropped(tmp_path: Path) -> None:
     gate = threading.Event()
-    request = Request({"x": rows_of(HARD, EASY)}, parameters={"deadline_us": 50_000})
-    with loaded(tmp_path, FakeTriton({"small": small, "large": gated(gate)})) as model:
+    request = asking(HARD, EASY, deadline_us=50_000)
+    with loaded(tmp_path, usual(large=gated(gate))) as model:
         start = time.monotonic()
         (answer,) = ask_all(model, [request])
         taken_s = time.monotonic() - start
         gate.set()
-        (later,) = ask_all(model, [Request({"x": rows_of(HARD)})])
+        (later,) = ask_all(model, [asking(HARD)])
     assert 0.05 <= taken_s < 5
     assert answer.column("status")[:, 0].tolist() == [DEADLINE, 0]
     assert answer.column("exit_stage")[:, 0].tolist() == [0, 0]
@@ -178,9 +181,9 @@ def test_a_deadline_that_passes_before_stage_0_answers_is_unavailable_while_othe
         assert gate.wait(20)
         return rows[:, :K]
 
-    hasty = Request({"x": rows_of(HARD)}, parameters={"deadline_us": 30_000})
-    calm = Request({"x": rows_of(EASY)})
-    fake = FakeTriton({"small": slow, "large": large})
+    hasty = asking(HARD, deadline_us=30_000)
+    calm = asking(EASY)
+    fake = usual(small=slow)
     with loaded(tmp_path, fake) as model:
         listed: list = []
         thread = threading.Thread(target=lambda: listed.extend(model.execute([hasty, calm])))
@@ -198,16 +201,15 @@ def test_a_deadline_that_passes_before_stage_0_answers_is_unavailable_while_othe
 
 
 def test_max_stage_answers_there_and_marks_only_rows_that_would_have_gone_on(tmp_path: Path) -> None:
-    with loaded(tmp_path, FakeTriton({"small": small, "large": large})) as model:
-        (answer,) = ask_all(model, [Request({"x": rows_of(EASY, HARD)}, parameters={"max_stage": 0})])
+    (answer,) = answers_of(tmp_path, asking(EASY, HARD, max_stage=0))
     assert answer.column("status")[:, 0].tolist() == [0, CAPPED]
 
 
 def test_the_door_holds_requests_back_while_too_many_rows_are_deferred(tmp_path: Path) -> None:
     gate = threading.Event()
-    first = Request({"x": rows_of(*[HARD] * 12)})
-    second = Request({"x": rows_of(*[EASY] * 12)})
-    with loaded(tmp_path, FakeTriton({"small": small, "large": gated(gate)})) as model:
+    first = asking(*[HARD] * 12)
+    second = asking(*[EASY] * 12)
+    with loaded(tmp_path, usual(large=gated(gate))) as model:
         model.execute([first])
         answered: list[object] = []
         thread = threading.Thread(target=lambda: answered.append(model.execute([second])))
@@ -221,17 +223,15 @@ def test_the_door_holds_requests_back_while_too_many_rows_are_deferred(tmp_path:
 
 
 def test_a_request_larger_than_the_bound_enters_when_nothing_is_deferred(tmp_path: Path) -> None:
-    with loaded(tmp_path, FakeTriton({"small": small, "large": large})) as model:
-        (answer,) = ask_all(model, [Request({"x": rows_of(*[HARD] * 60)})])
+    (answer,) = answers_of(tmp_path, asking(*[HARD] * 60))
     assert set(answer.column("exit_stage")[:, 0].tolist()) == {1}
 
 
 def test_a_cancelled_request_is_not_asked_about_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("orchestrator.bls.scheduler.CANCEL_CHECK_AGE_NS", 0)
-    request = Request({"x": rows_of(HARD)})
+    request = asking(HARD)
     request.cancelled = True
-    with loaded(tmp_path, FakeTriton({"small": small, "large": large})) as model:
-        (answer,) = ask_all(model, [request])
+    (answer,) = answers_of(tmp_path, request)
     assert answer.error().code() == TritonError.CANCELLED
 
 
@@ -244,30 +244,28 @@ def test_members_of_one_stage_are_asked_in_parallel(tmp_path: Path) -> None:
 
     members = tuple(Member(name=name, output="logits", max_batch_size=8) for name in ("one", "two"))
     spec = two_stages(stages=(Stage(members=members),), combine="mean_logit")
-    with loaded(tmp_path, FakeTriton({"one": meet, "two": meet}), spec) as model:
-        (answer,) = ask_all(model, [Request({"x": rows_of(EASY)})])
+    (answer,) = answers_of(tmp_path, asking(EASY), fake=FakeTriton({"one": meet, "two": meet}), spec=spec)
     assert answer.column("label")[0, 0] == 0
 
 
 def test_unloading_waits_for_deferred_rows(tmp_path: Path) -> None:
     gate = threading.Event()
-    request = Request({"x": rows_of(HARD)})
-    with loaded(tmp_path, FakeTriton({"small": small, "large": gated(gate)})) as model:
+    request = asking(HARD)
+    with loaded(tmp_path, usual(large=gated(gate))) as model:
         model.execute([request])
         threading.Timer(0.3, gate.set).start()
     assert not request.sender.response.has_error()
 
 
 def test_only_the_outputs_asked_for_are_sent(tmp_path: Path) -> None:
-    with loaded(tmp_path, FakeTriton({"small": small, "large": large})) as model:
-        (answer,) = ask_all(model, [Request({"x": rows_of(HARD)}, wanted=["label"])])
+    (answer,) = answers_of(tmp_path, Request({"x": rows_of(HARD)}, wanted=["label"]))
     assert [t.name() for t in answer.output_tensors()] == ["label"]
 
 
 def test_metrics_add_up_to_what_was_served(tmp_path: Path) -> None:
-    fake = FakeTriton({"small": small, "large": large})
+    fake = usual()
     with loaded(tmp_path, fake) as model:
-        ask_all(model, [Request({"x": rows_of(EASY, HARD, HARD)}), Request({"x": rows_of(EASY)})])
+        ask_all(model, [asking(EASY, HARD, HARD), asking(EASY)])
     assert fake.total("committee_rows_total") == 4
     assert fake.total("committee_exits_total", stage="0") == 2
     assert fake.total("committee_exits_total", stage="1") == 2
@@ -320,7 +318,7 @@ def test_mixed_requests_from_many_threads_are_each_answered_once_and_right(tmp_p
             sent[seed] += len(batch)
             right[seed] += right_answers(batch, listed)
 
-    with loaded(tmp_path, FakeTriton({"small": small, "large": large})) as model:
+    with loaded(tmp_path, usual()) as model:
         threads = [threading.Thread(target=client, args=(seed,)) for seed in range(8)]
         for thread in threads:
             thread.start()
@@ -338,10 +336,9 @@ def test_idle_workers_of_a_stage_share_what_is_more_than_one_batch(tmp_path: Pat
         both.wait()
         return large(rows)
 
-    fake = FakeTriton({"small": small, "large": together})
+    fake = usual(large=together)
     spec = two_stages(limits=Limits(max_batch_size=64, max_deferred_rows=16, workers_per_stage=2))
-    with loaded(tmp_path, fake, spec) as model:
-        (answer,) = ask_all(model, [Request({"x": rows_of(*[HARD] * 8)})])
+    (answer,) = answers_of(tmp_path, asking(*[HARD] * 8), fake=fake, spec=spec)
     assert answer.error() is None
     assert answer.column("exit_stage")[:, 0].tolist() == [1] * 8
     assert [rows for name, rows in fake.asked if name == "large"] == [4, 4]

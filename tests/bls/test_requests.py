@@ -14,8 +14,8 @@ from orchestrator.bls.model import AdmissionControl
 from orchestrator.bls.requests import PendingRequest, RequestReader
 from orchestrator.decision import DEFAULT, Policy, policy_from_parameters
 from orchestrator.errors import InputError
-from tests.bls.fixtures import EASY, HARD, ask_all, large, loaded, rows_of, small, two_stages
-from tests.fakes.triton import FakeTriton, Request, TritonError
+from tests.bls.fixtures import EASY, HARD, answers_of, ask_all, asking, large, loaded, small, two_stages, usual
+from tests.fakes.triton import Request, TritonError
 
 MS = 1_000_000
 NOW_US = 1_800_000_000_000_000
@@ -65,13 +65,13 @@ def test_a_request_that_came_too_late_is_refused_without_asking_anybody(tmp_path
         asked.append(len(rows))
         return small(rows)
 
-    fake = FakeTriton({"small": counting, "large": large})
-    late = Request({"x": rows_of(HARD, EASY)}, parameters={"deadline_at_us": now_us() - 1})
-    early = Request({"x": rows_of(HARD)}, parameters={"deadline_at_us": now_us() + 30_000_000})
+    fake = usual(small=counting)
+    late = asking(HARD, EASY, deadline_at_us=now_us() - 1)
+    early = asking(HARD, deadline_at_us=now_us() + 30_000_000)
     with loaded(tmp_path, fake) as model:
-        refused, answered, alone = ask_all(model, [late, early, Request({"x": rows_of(EASY)})])
+        refused, answered, alone = ask_all(model, [late, early, asking(EASY)])
         assert asked == [2]
-        (again,) = ask_all(model, [Request({"x": rows_of(EASY)}, parameters={"deadline_at_us": now_us() - 1})])
+        (again,) = ask_all(model, [asking(EASY, deadline_at_us=now_us() - 1)])
     assert asked == [2]
     for one in (refused, again):
         assert one.error().code() == TritonError.UNAVAILABLE
@@ -86,8 +86,8 @@ def test_a_point_in_time_cuts_short_what_waits_for_a_later_stage(tmp_path: Path)
         time.sleep(0.5)
         return large(rows)
 
-    with loaded(tmp_path, FakeTriton({"small": small, "large": slow})) as model:
-        request = Request({"x": rows_of(HARD)}, parameters={"deadline_at_us": now_us() + 100_000})
+    with loaded(tmp_path, usual(large=slow)) as model:
+        request = asking(HARD, deadline_at_us=now_us() + 100_000)
         (answer,) = ask_all(model, [request])
     assert answer.column("exit_stage").tolist() == [[0]]
     assert answer.column("status").tolist() == [[2]]
@@ -121,13 +121,13 @@ def test_who_still_has_time_is_told_that_it_is_not_enough(tmp_path: Path, monkey
         time.sleep(0.1)
         return small(rows)
 
-    fake = FakeTriton({"small": slow, "large": large})
+    fake = usual(small=slow)
     with loaded(tmp_path, fake) as model:
         most = model.spec.limits.max_batch_size
         for _ in range(2):
-            ask_all(model, [Request({"x": rows_of(EASY)}) for _ in range(most)])
-        undated = [Request({"x": rows_of(EASY)}) for _ in range(most - 1)]
-        near = Request({"x": rows_of(EASY)}, parameters={"deadline_at_us": now_us() + 150_000})
+            ask_all(model, [asking(EASY) for _ in range(most)])
+        undated = [asking(EASY) for _ in range(most - 1)]
+        near = asking(EASY, deadline_at_us=now_us() + 150_000)
         refused, *others = ask_all(model, [near, *undated])
     assert refused.error().code() == TritonError.UNAVAILABLE
     assert refused.error().message().startswith("deadline too near")
@@ -169,8 +169,8 @@ class Garbled(Request):
 
 
 def test_requests_that_differ_by_headers_are_one_batch_answered_at_once(tmp_path: Path) -> None:
-    fake = FakeTriton({"small": small, "large": large})
-    requests = [Request({"x": rows_of(EASY)}, parameters={**HEADERS, "X-Number": str(n)}) for n in range(8)]
+    fake = usual()
+    requests = [asking(EASY, **HEADERS, **{"X-Number": str(n)}) for n in range(8)]
     with loaded(tmp_path, fake) as model:
         listed = model.execute(requests)
         # Not one was handed to the table, from where answers come by sender.
@@ -182,29 +182,24 @@ def test_requests_that_differ_by_headers_are_one_batch_answered_at_once(tmp_path
 
 def test_headers_beside_parameters_leave_them_as_they_are(tmp_path: Path) -> None:
     requests = [
-        Request({"x": rows_of(HARD)}, parameters={**HEADERS, "max_stage": 0}),
-        Request({"x": rows_of(EASY)}, parameters={**HEADERS, "min_stage": 1}),
-        Request({"x": rows_of(HARD)}, parameters=HEADERS),
+        asking(HARD, **HEADERS, max_stage=0),
+        asking(EASY, **HEADERS, min_stage=1),
+        asking(HARD, **HEADERS),
     ]
-    with loaded(tmp_path, FakeTriton({"small": small, "large": large})) as model:
-        answers = ask_all(model, requests)
+    answers = answers_of(tmp_path, *requests)
     assert [answer.column("exit_stage")[0, 0] for answer in answers] == [0, 1, 1]
 
 
 def test_members_get_no_headers(tmp_path: Path) -> None:
     # The fake's requests of members, like those made here, take no parameters at all: handing some on would raise.
-    with loaded(tmp_path, FakeTriton({"small": small, "large": large})) as model:
-        answers = ask_all(model, [Request({"x": rows_of(HARD)}, parameters=HEADERS)])
+    answers = answers_of(tmp_path, asking(HARD, **HEADERS))
     assert not answers[0].has_error()
 
 
 def test_the_plans_pattern_decides_what_a_header_is(tmp_path: Path) -> None:
     spec = two_stages(header_pattern="^x-tenant$|^trace_id$")
-    requests = [
-        Request({"x": rows_of(EASY)}, parameters={name: "1"}) for name in ("X-Tenant", "trace_id", "x-other")
-    ]
-    with loaded(tmp_path, FakeTriton({"small": small, "large": large}), spec) as model:
-        tenant, trace, other = ask_all(model, requests)
+    requests = [asking(EASY, **{name: "1"}) for name in ("X-Tenant", "trace_id", "x-other")]
+    tenant, trace, other = answers_of(tmp_path, *requests, spec=spec)
     assert not tenant.has_error()
     assert not trace.has_error()
     assert "x-other" in other.error().message()
