@@ -8,8 +8,7 @@ from typing import Annotated
 
 import typer
 
-from orchestrator.batch.job import BatchCount, BatchJob, run_batch
-from orchestrator.batch.write import refused_path
+from orchestrator.batch.job import BatchCount, BatchJob, refused_path, run_batch
 from orchestrator.cli.console import (
     ADDRESS,
     Ca,

@@ -234,18 +234,10 @@ def record_job(
     progress: Progress = no_progress,
     tell: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
-    """Records rows, or continues an unfinished recording of them, and describes the file.
+    """Records rows, or continues an unfinished recording of them, and describes the file, see `summary_of`.
 
-    Args:
-        pool: the members.
-        options: which rows.
-        output: records file to write.
-        restart: throw away an unfinished recording, and record again what is up to date.
-        progress: counts the rows that were asked about.
-        tell: called with a sentence where an unfinished recording is continued.
-
-    Returns:
-        see `summary_of`.
+    With `restart` an unfinished recording is thrown away, and what is up to date is recorded again. `tell` gets a
+    sentence where an unfinished recording is continued.
 
     Raises:
         CommitteeError: anything about the data, the members or the disk; rows that were answered are kept.

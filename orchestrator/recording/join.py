@@ -45,16 +45,11 @@ _KINDS = {
 def join_records(
     paths: Sequence[Path], output: Path, *, skip_bad: bool = False, by_id: bool = False
 ) -> dict[str, Any]:
-    """Joins records files by the ids of their rows.
+    """Joins two records files or more by the ids of their rows; JSON values like those of `summary_of`.
 
-    Args:
-        paths: of two files or more.
-        output: records file to write, whole or not at all. Rows and members are in the order of the files.
-        skip_bad: leave out rows that some member lacks.
-        by_id: take rows of one id for the same although the files say that their data differ.
-
-    Returns:
-        JSON values, like those of `summary_of`.
+    The output appears whole or not at all, with rows and members in the order of the files. With `skip_bad` rows
+    that some member lacks are left out; with `by_id` rows of one id are the same although the files say that their
+    data differ.
 
     Raises:
         DataError: two files contradict each other, a member lacks rows, or a file is broken.
@@ -275,10 +270,7 @@ def joined_meta(
 ) -> dict[str, Any]:
     """The meta of joined records; equal metas give the same again.
 
-    Args:
-        files: that are joined.
-        kept: ids (n,) of the joined file.
-        left_out: ids of rows that are in some file, and not in the joined one.
+    `kept` are the ids (n,) of the joined file, `left_out` those of rows that are in some file and not in this one.
 
     Raises:
         DataError: two say different things of one member, of the classes or of costs.

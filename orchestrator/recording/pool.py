@@ -42,19 +42,18 @@ _APART = "record them apart, then join the files with `committee record --join`"
 
 @dataclass(frozen=True, kw_only=True)
 class RecordingPool:
-    """Members that take the same rows and give scores of the same classes.
+    """Members that take the same rows and give scores of the same classes; mappings have a member's name as key.
 
     Args:
-        infos: member name -> its tensors.
         manifests: of the members that were exported and whose manifest.json is there.
-        cost: member name -> cost per row.
+        cost: per row.
         asked: ONNX Runtime with its version, or the server's address.
         made_with: the ONNX Runtime and the instruction sets that compute the scores; empty where a server does.
         ask: scores of a member, float32 (n, k), from rows (n, *dims); may be called from several threads.
         workers: number of pieces that are asked about at once.
-        kinds: member name -> output kind and what states it; members of unstated kind are absent.
-        served: member name -> the version that a server answers from, None where that is not known.
-        label_files: member name -> class names by the label file that its configuration names.
+        kinds: output kind and what states it; members of unstated kind are absent.
+        served: the version that a server answers from, None where that is not known.
+        label_files: class names by the label file that a member's configuration names.
     """
 
     infos: Mapping[str, ModelInfo]

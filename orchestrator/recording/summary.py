@@ -30,12 +30,7 @@ def summary_of(
 ) -> dict[str, Any]:
     """JSON values: rows, classes, accuracy and cost per member, hashes, what was skipped, and notes.
 
-    Args:
-        file: the records, but for the outputs.
-        outputs: of each member.
-        pool: the members.
-        source: of the rows.
-        seen: member name -> what its scores look like.
+    `seen` is what each member's scores look like.
     """
     about, labels, notes = pool.about(), file.labels, _notes(pool, file)
     notes += kind_notes(seen, pool.kinds)
@@ -61,13 +56,7 @@ def summary_of(
 def facts_of(
     file: RecordsFile, right: Mapping[str, int], about: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, Any]:
-    """What every summary says of records.
-
-    Args:
-        file: the records.
-        right: member name -> rows it gets right; empty without labels.
-        about: member name -> what is known of it.
-    """
+    """What every summary says of records; `right` are the rows each member gets right, empty without labels."""
     members = {
         name: {
             "cost": cost,

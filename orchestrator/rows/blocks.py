@@ -266,23 +266,11 @@ def plain_ids(what: str, ids: Rows, rows: int) -> Rows:
 
 
 def check_labels(
-    what: str,
-    labels: Rows,
-    *,
-    rows: int,
-    classes: int,
-    first: int = 0,
-    mending: str = "subtract {first} from each",
+    what: str, labels: Rows, *, rows: int, classes: int, first: int = 0, fix: str = "subtract {first} from each"
 ) -> None:
     """Refuses labels that are not (n,) whole numbers from `first` to `first` + k - 1.
 
-    Args:
-        what: names the labels in an error.
-        labels: to be looked at.
-        rows: n.
-        classes: k.
-        first: number of the first class.
-        mending: the fix for labels that number the classes from another first one.
+    `fix` is what to do with labels that number the classes from another first one.
 
     Raises:
         DataError: naming the fault.
@@ -294,9 +282,9 @@ def check_labels(
     if low < first or high >= first + classes:
         begin = 1 if low >= 1 and high == classes else low
         is_shifted = low >= 0 and high - begin == classes - 1
-        fix = f"they look {begin}-based: {mending.format(first=begin)}" if is_shifted else None
+        text = f"they look {begin}-based: {fix.format(first=begin)}" if is_shifted else None
         expected = f"{first} to {first + classes - 1}"
-        raise DataError(what, got=f"labels from {low} to {high}", expected=expected, fix=fix)
+        raise DataError(what, got=f"labels from {low} to {high}", expected=expected, fix=text)
 
 
 def sha256_of_array(rows: Rows) -> str:

@@ -19,13 +19,7 @@ SPLITS_PATH = Path(__file__).with_name("digits_splits.json")
 
 @dataclass(frozen=True, kw_only=True)
 class DigitsSplit:
-    """Rows of one split.
-
-    Args:
-        ids: int64 (n,), row numbers in scikit-learn's data set.
-        images: float32 (n, 1, 8, 8), values 0 to 16.
-        labels: int64 (n,), 0 to 9.
-    """
+    """Rows of one split: row numbers in scikit-learn's data set (n,), values 0 to 16 (n, 1, 8, 8), labels (n,)."""
 
     ids: npt.NDArray[np.int64]
     images: npt.NDArray[np.float32]

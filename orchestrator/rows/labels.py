@@ -7,15 +7,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher, get_close_matches
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from orchestrator.errors import LISTED, DataError, first_few
-from orchestrator.rows.blocks import UNLABELLED, RowLabels, check_labels, readable
+from orchestrator.rows.blocks import UNLABELLED, RowLabels, Rows, check_labels, readable
 from orchestrator.spec.answer import first_misplaced, in_order, normal_form
 
+Mask = npt.NDArray[np.bool_]
 # The fix for labels that number the classes from another first one.
 _MENDING = "say so with `first_label={first}`"
 # Names less alike than this are no misspellings of each other.
@@ -126,21 +126,12 @@ class MemberClasses:
 
 
 def labels_from_array(
-    what: str,
-    labels: npt.NDArray[Any] | None,
-    *,
-    rows: int,
-    classes: MemberClasses,
-    missing: npt.NDArray[np.bool_] | None = None,
+    what: str, labels: Rows | None, *, rows: int, classes: MemberClasses, missing: Mask | None = None
 ) -> RowLabels:
-    """Labels as class numbers, from numbers or names.
+    """Labels as class numbers, from numbers or names; `what` names the source in errors.
 
-    Args:
-        what: names the source in errors.
-        labels: (n,) or, without the missing ones, fewer; whole numbers, also as floats, booleans or text.
-        rows: n.
-        classes: of the members.
-        missing: (n,), which rows have no label.
+    Labels are (n,) or, without the missing ones, fewer: whole numbers, also as floats, booleans or text. `missing`
+    (n,) says which rows have none.
 
     Raises:
         DataError: they are neither numbers nor names, not one per row, or of classes that the members do not have;
@@ -162,9 +153,7 @@ def labels_from_array(
     return _from_numbers(f"{what} labels", labels, missing, classes)
 
 
-def _from_numbers(
-    what: str, labels: npt.NDArray[Any], missing: npt.NDArray[np.bool_], classes: MemberClasses
-) -> RowLabels:
+def _from_numbers(what: str, labels: Rows, missing: Mask, classes: MemberClasses) -> RowLabels:
     absent = np.zeros(labels.shape, np.bool_)
     values = labels.astype(np.int64) if labels.dtype.kind == "b" else labels
     if labels.dtype.kind == "f":
@@ -184,7 +173,7 @@ def _from_numbers(
         rows=len(missing) - int(missing.sum()) - int(absent.sum()),
         classes=classes.count,
         first=classes.first_label,
-        mending=_MENDING,
+        fix=_MENDING,
     )
     values = values.astype(np.int64) - classes.first_label
     values[absent] = UNLABELLED
@@ -192,15 +181,9 @@ def _from_numbers(
 
 
 def labels_from_names(
-    what: str, names: npt.NDArray[np.str_], *, classes: MemberClasses, missing: npt.NDArray[np.bool_] | None = None
+    what: str, names: npt.NDArray[np.str_], *, classes: MemberClasses, missing: Mask | None = None
 ) -> RowLabels:
-    """Labels as class numbers, from the class name of each row.
-
-    Args:
-        what: names the labels in errors.
-        names: of the rows that have a label.
-        classes: of the members.
-        missing: (n,), which rows have none; None where all have one.
+    """Labels as class numbers, from the names of rows that have a label; `missing` (n,) says which have none.
 
     Raises:
         DataError: a name the members do not have, or another number of names than classes.
@@ -211,7 +194,7 @@ def labels_from_names(
     return dataclasses.replace(about, numbers=numbers if missing is None else _placed(what, numbers, missing))
 
 
-def _placed(what: str, known: npt.NDArray[np.int64], missing: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
+def _placed(what: str, known: npt.NDArray[np.int64], missing: Mask) -> npt.NDArray[np.int64]:
     """Labels of all rows, `UNLABELLED` where they are missing."""
     placed = np.full(len(missing), UNLABELLED, np.int64)
     placed[~missing] = known
@@ -219,7 +202,7 @@ def _placed(what: str, known: npt.NDArray[np.int64], missing: npt.NDArray[np.boo
     return placed
 
 
-def _check_any(what: str, labelled: npt.NDArray[np.bool_]) -> None:
+def _check_any(what: str, labelled: Mask) -> None:
     if not labelled.any():
         fix = "name another column with `label_column`, or take the labels out to record without them"
         raise DataError(what, got=f"{UNLABELLED}, NaN or null in every row", expected="labels", fix=fix)
@@ -253,7 +236,7 @@ def _by_number(what: str, names: Sequence[str], classes: MemberClasses) -> dict[
         expected = "numbers, which `first_label` is for"
         raise DataError(what, got="class names", expected=expected, fix="leave it out")
     values = np.array([int(name) for name in names])
-    check_labels(what, values, rows=len(names), classes=classes.count, first=classes.first_label, mending=_MENDING)
+    check_labels(what, values, rows=len(names), classes=classes.count, first=classes.first_label, fix=_MENDING)
     return dict(zip(names, (values - classes.first_label).tolist(), strict=True))
 
 

@@ -166,12 +166,9 @@ class ParquetTable:
     def batches(
         self, names: Sequence[str], *, size: int, wanted: npt.NDArray[np.int64] | None = None
     ) -> Iterator[Any]:
-        """Columns as record batches of at most `size` rows, in order.
+        """Columns as record batches of at most `size` rows, in order; one that a file does not have is null there.
 
-        Args:
-            names: of the columns; one that a file does not have is null there.
-            size: rows at most.
-            wanted: int64, rows to give, ascending; None means all. Row groups without any are not read.
+        Row groups without any of the rows wanted, which ascend, are not read; None wants all.
 
         Raises:
             DataError: a file cannot be read.

@@ -134,17 +134,11 @@ def image_from_bytes(data: bytes, *, what: str) -> "Image":
 def row_from_image(
     image: "Image", preprocess: Preprocess, *, dtype: str, dims: tuple[int, ...], what: str = "picture"
 ) -> Rows:
-    """One row (*dims) from a picture.
+    """One row (*dims) from a picture, decoded or just opened by Pillow.
 
     The order is: colours, resize (shorter side, then centre crop, where `resize_px` is given), inversion, value
-    range, layout. Transparent parts are put on white, like the paper of a scan.
-
-    Args:
-        image: decoded, or opened by Pillow.
-        preprocess: what to do with it.
-        dtype: numpy name of the model's input dtype.
-        dims: shape of one row, -1 where the size is free.
-        what: names the picture in errors.
+    range, layout. Transparent parts are put on white, like the paper of a scan. `dtype` is numpy's name of the
+    model's input dtype; in `dims` -1 is a free size.
 
     Raises:
         DataError: the crop is larger than the resized picture, or Pillow cannot convert the picture.
