@@ -4,6 +4,7 @@ Every row is a vector of 2k numbers: what member "small" says, then what member 
 """
 
 import dataclasses
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -49,15 +50,16 @@ def usual(**members: Any) -> FakeTriton:
 
 
 @contextmanager
-def loaded(tmp_path: Path, fake: FakeTriton, spec: CascadeSpec | None = None) -> Iterator[CascadeModel]:
+def loaded(
+    tmp_path: Path, fake: FakeTriton, spec: CascadeSpec | None = None, config: dict[str, Any] | None = None
+) -> Iterator[CascadeModel]:
     spec = spec or two_stages()
     folder = tmp_path / "repository" / spec.name
     (folder / "1").mkdir(parents=True, exist_ok=True)
     (folder / "1" / "cascade.json").write_text(json_from_cascade(spec))
     model = cascade_model(fake)()
-    model.initialize(
-        {"model_repository": str(folder), "model_version": "1", "model_name": spec.name, "model_config": "{}"}
-    )
+    arguments = {"model_repository": str(folder), "model_version": "1", "model_name": spec.name}
+    model.initialize({**arguments, "model_config": json.dumps(config or {})})
     try:
         yield model
     finally:

@@ -1,16 +1,35 @@
-"""Faults that are nobody's request: each costs the request it was met with, and no other."""
+"""Faults cost the request they were met with and no other; a row that breaks its batch fails its own request."""
 
+import dataclasses
 import threading
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from orchestrator.bls.requests import Reply
 from orchestrator.decision import StageOutcome
-from tests.bls.fixtures import EASY, HARD, K, ask_all, asking, large, loaded, rows_of, usual, wait_for
-from tests.fakes.triton import Request, TritonError
+from orchestrator.spec import CascadeSpec, FusedPrefix, Member, Stage
+from orchestrator.spec.answer import ANSWER_COLUMNS, DEGRADED
+from tests.bls.fixtures import (
+    EASY,
+    HARD,
+    K,
+    answers_of,
+    ask_all,
+    asking,
+    large,
+    loaded,
+    rows_of,
+    small,
+    two_stages,
+    usual,
+    wait_for,
+)
+from tests.fakes.triton import FakeTriton, InferenceResponse, Request, TritonError
 
 
 class Garbled(Request):
@@ -95,3 +114,134 @@ def test_a_fault_after_rows_left_the_table_does_not_touch_who_took_their_slots(
         assert scheduler._run.rows_in_table == 0
     assert broken.error().code() == TritonError.INTERNAL
     assert fine.column("label")[0, 0] == 2
+
+
+# What a row holds where the member at that place cannot take it.
+BAD, SPOILT = -50.0, 4.0
+
+
+def refusing(member: object, column: int) -> object:
+    """A member that answers no batch with a bad row in it, as Triton's ONNX Runtime backend does."""
+
+    def said(rows: np.ndarray) -> np.ndarray:
+        if (rows[:, column] == BAD).any():
+            raise RuntimeError("onnx runtime error 6: indices element out of\n data bounds")
+        return member(rows)  # type: ignore[operator]
+
+    return said
+
+
+def moody() -> FakeTriton:
+    return FakeTriton(
+        {
+            "small": refusing(small, 0),
+            "large": refusing(large, K),
+            "other": refusing(small, 1),
+            "prefix": refusing(refusing(lambda rows: {"small": small(rows), "large": large(rows)}, 0), K),
+        }
+    )
+
+
+def bad(row: np.ndarray, column: int) -> np.ndarray:
+    copy = row.copy()
+    copy[column] = BAD
+    return copy
+
+
+def answers(
+    tmp_path: Path, spec: CascadeSpec, parts: list[np.ndarray]
+) -> tuple[list[InferenceResponse], FakeTriton]:
+    fake = moody()
+    with loaded(tmp_path, fake, spec) as model:
+        return ask_all(model, [Request({"x": rows}) for rows in parts]), fake
+
+
+SPECS = {
+    "later_stage_too": two_stages(),
+    "two_members": two_stages(
+        combine="mean_logit",
+        stages=(
+            Stage(
+                members=tuple(
+                    Member(name=name, output="logits", cost=1.0, max_batch_size=16) for name in ("small", "other")
+                ),
+                threshold=0.9,
+            ),
+            two_stages().stages[1],
+        ),
+    ),
+    "a_fused_prefix": two_stages(fused_prefix=FusedPrefix(name="prefix", stages=2, max_batch_size=16)),
+}
+KINDS = {"easy": EASY, "hard": HARD, "bad": bad(EASY, 0), "bad_later": bad(HARD, K)}
+
+
+@pytest.mark.parametrize("name", SPECS)
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(requests=st.lists(st.lists(st.sampled_from(list(KINDS)), min_size=1, max_size=3), min_size=1, max_size=12))
+def test_only_requests_with_a_bad_row_fail_and_the_others_get_the_same_bits(
+    tmp_path: Path, name: str, requests: list[list[str]]
+) -> None:
+    spec = SPECS[name]
+    parts = [rows_of(*(KINDS[kind] for kind in kinds)) for kinds in requests]
+    got, _ = answers(tmp_path, spec, parts)
+    for kinds, rows, response in zip(requests, parts, got, strict=True):
+        if {"bad", "bad_later"} & set(kinds):
+            # The first stage is asked for every row, the later one for those that are left.
+            stage, member = (0, "small") if "bad" in kinds else (1, "large")
+            says = "onnx runtime error 6: indices element out of data bounds; try again"
+            assert response.error().message() == f"stage {stage} member {member}: {says}"
+            continue
+        assert not response.has_error()
+        ((alone,), _) = answers(tmp_path, spec, [rows])
+        for output in ANSWER_COLUMNS:
+            np.testing.assert_array_equal(response.column(output), alone.column(output), err_msg=output)
+
+
+def test_where_the_plan_says_answer_only_the_bad_row_is_degraded(tmp_path: Path) -> None:
+    spec = two_stages()
+    lenient = dataclasses.replace(spec.stages[1], on_failure="answer")
+    rows = rows_of(HARD, bad(HARD, K), HARD)
+    ((answer,), fake) = answers(tmp_path, dataclasses.replace(spec, stages=(spec.stages[0], lenient)), [rows])
+    assert answer.column("status")[:, 0].tolist() == [0, DEGRADED, 0]
+    assert answer.column("exit_stage")[:, 0].tolist() == [1, 0, 1]
+    assert answer.column("label")[:, 0].tolist() == [2, 0, 2]
+    assert fake.total("committee_status_total", status="degraded") == 1
+
+
+def test_where_stage_0_says_answer_a_row_it_cannot_take_goes_on_and_the_others_do_not(tmp_path: Path) -> None:
+    spec = two_stages()
+    lenient = dataclasses.replace(spec.stages[0], on_failure="answer")
+    rows = rows_of(EASY, bad(EASY, 0), EASY)
+    ((answer,), fake) = answers(tmp_path, dataclasses.replace(spec, stages=(lenient, spec.stages[1])), [rows])
+    assert answer.column("status")[:, 0].tolist() == [0, DEGRADED, 0]
+    assert answer.column("exit_stage")[:, 0].tolist() == [0, 1, 0]
+    assert ("large", 1) in fake.asked
+
+
+def test_a_bad_row_and_a_row_of_nan_are_each_told_what_is_wrong_with_them(tmp_path: Path) -> None:
+    def says(rows: np.ndarray) -> np.ndarray:
+        return np.where(rows[:, :1] == SPOILT, np.float32(np.nan), small(rows))
+
+    fake = usual(small=refusing(says, 0))
+    rows = [EASY, bad(EASY, 0), np.full_like(EASY, SPOILT)]
+    good, broken, nan = answers_of(tmp_path, *[asking(row) for row in rows], fake=fake)
+    assert not good.has_error()
+    assert broken.error().message().startswith("stage 0 member small: onnx runtime error 6")
+    assert nan.error().message().startswith("stage 0 member small: output holds NaN")
+
+
+def test_further_calls_are_counted_and_a_member_that_is_not_there_gets_none(tmp_path: Path) -> None:
+    parts = [rows_of(row) for row in (EASY, EASY, EASY, bad(EASY, 0), EASY, EASY, EASY, EASY)]
+    _, fake = answers(tmp_path, two_stages(), parts)
+    assert fake.asked == [("small", n) for n in (8, 8, 4, 2, 2, 1, 1, 4, 1, 1)]
+    assert fake.total("committee_asked_again_total", member="small") == 9
+    assert fake.total("committee_member_failures_total", member="small") == 1
+    assert fake.total("committee_failed_rows_total") == 1
+    gone = FakeTriton({"large": large})
+    refused = answers_of(tmp_path, *[Request({"x": rows}) for rows in parts], fake=gone)
+    assert all(one.error().message() == "stage 0 member small: " + NOT_READY for one in refused)
+    assert gone.asked == [("small", 8)]
+    assert gone.total("committee_asked_again_total") == 0
+
+
+NOT_READY = "Failed for execute the inference request. Model 'small' is not ready.; try again"

@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import json
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,12 +12,24 @@ import numpy as np
 import pytest
 
 from orchestrator.bls import member_watch
-from orchestrator.bls.model import CascadeModel, cascade_model
+from orchestrator.bls.model import CascadeModel
 from orchestrator.bls.scheduler import Workers
 from orchestrator.errors import SpecError
-from orchestrator.spec import CascadeSpec, Fit, FusedPrefix, json_from_cascade
+from orchestrator.spec import CascadeSpec, Fit, FusedPrefix
 from orchestrator.spec.answer import DEGRADED
-from tests.bls.fixtures import EASY, HARD, ask_all, asking, large, rows_of, small, two_stages, usual, wait_for
+from tests.bls.fixtures import (
+    EASY,
+    HARD,
+    ask_all,
+    asking,
+    large,
+    loaded,
+    rows_of,
+    small,
+    two_stages,
+    usual,
+    wait_for,
+)
 from tests.fakes.triton import FakeTriton, InferenceResponse, TritonError
 
 RIGHT, OTHER = b"the weights", b"others, alas"
@@ -39,8 +50,8 @@ def soon(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, name, seconds)
 
 
-def put(repository: Path, name: str, data: bytes = RIGHT, version: int = 1) -> Path:
-    path = repository / name / str(version) / "model.onnx"
+def put(folder: Path, name: str, data: bytes = RIGHT, version: int = 1) -> Path:
+    path = folder / "repository" / name / str(version) / "model.onnx"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(data)
     return path
@@ -62,21 +73,13 @@ def spec_with(*, on_failure: str = "error", **changes: object) -> CascadeSpec:
 
 @contextmanager
 def running(
-    repository: Path, server: FakeTriton, spec: CascadeSpec, config: dict | None = None
+    folder: Path, server: FakeTriton, spec: CascadeSpec, config: dict | None = None
 ) -> Iterator[CascadeModel]:
     for one in spec.models:
-        if not (repository / one).exists():
-            put(repository, one)
-    folder = repository / spec.name / "1"
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "cascade.json").write_text(json_from_cascade(spec))
-    model = cascade_model(server)()
-    arguments = {"model_repository": str(folder.parent), "model_version": "1", "model_name": spec.name}
-    model.initialize({**arguments, "model_config": json.dumps(config or {})})
-    try:
+        if not (folder / "repository" / one).exists():
+            put(folder, one)
+    with loaded(folder, server, spec, config) as model:
         yield model
-    finally:
-        model.finalize()
 
 
 def ask(model: CascadeModel, *rows: np.ndarray) -> InferenceResponse:
@@ -377,16 +380,8 @@ def test_a_fused_prefix_that_is_another_is_stepped_over(tmp_path: Path) -> None:
 def test_members_that_cannot_be_seen_are_named_at_start(tmp_path: Path) -> None:
     server = usual()
     spec = spec_with(version=1)
-    folder = tmp_path / spec.name / "1"
-    folder.mkdir(parents=True)
-    (folder / "cascade.json").write_text(json_from_cascade(spec))
-    model = cascade_model(server)()
-    arguments = {"model_repository": str(folder.parent), "model_version": "1", "model_name": spec.name}
-    model.initialize({**arguments, "model_config": "{}"})
-    try:
+    with loaded(tmp_path, server, spec) as model:
         assert answered(ask(model, EASY))
-    finally:
-        model.finalize()
     assert any("small, large" in line and "their answers only" in line for line in server.log)
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import numpy as np
 import numpy.typing as npt
@@ -22,20 +23,6 @@ class Case:
         """The same members as one stage."""
         stage = Stage(members=self.spec.members)
         return dataclasses.replace(self, spec=dataclasses.replace(self.spec, stages=(stage,)))
-
-
-@dataclass
-class Done:
-    """Answers in row order, and how many rows each stage was asked for."""
-
-    position: npt.NDArray[np.int64]
-    probabilities: npt.NDArray[np.float32]
-    label: npt.NDArray[np.int64]
-    confidence: npt.NDArray[np.float32]
-    exit_stage: npt.NDArray[np.int32]
-    cost: npt.NDArray[np.float32]
-    status: npt.NDArray[np.int32]
-    asked_per_stage: list[int]
 
 
 def make_spec(
@@ -110,8 +97,11 @@ def with_thresholds(case: Case, threshold: float | None, low: float | None = Non
 
 def answer_all(
     case: Case, *, batches: list[npt.NDArray[np.intp]] | None = None, limit: int = 64, policy: Policy | None = None
-) -> Done:
-    """Runs every row through, in the given batches, asking later stages for at most `limit` rows at a time."""
+) -> SimpleNamespace:
+    """Runs every row through, in the given batches, asking later stages for at most `limit` rows at a time.
+
+    Gives answers in row order, as columns, and how many rows each stage was asked for.
+    """
     run = CascadeRun(case.spec, capacity_rows=4)
     parts: list[AnsweredRows] = []
     asked = [0] * len(case.spec.stages)
@@ -139,4 +129,4 @@ def answer_all(
         name: np.concatenate([getattr(part, name) for part in parts])[order]
         for name in ("position", "probabilities", "label", "confidence", "exit_stage", "cost", "status")
     }
-    return Done(**columns, asked_per_stage=asked)
+    return SimpleNamespace(**columns, asked_per_stage=asked)
