@@ -3,6 +3,8 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.spec import CascadeSpec
+from tests.repository.builders import add_member, spec_of
 from tests.repository.faults import build
 
 
@@ -15,6 +17,18 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def repository(made: Path, tmp_path: Path) -> Path:
-    """The same, to be spoilt."""
+def repository(tmp_path: Path) -> Path:
+    """Where one is to be."""
+    return tmp_path / "model_repository"
+
+
+@pytest.fixture
+def spec(repository: Path) -> CascadeSpec:
+    """Two members, and a cascade of them that is not rendered."""
+    return spec_of(add_member(repository, "small", seed=1), add_member(repository, "large", seed=2))
+
+
+@pytest.fixture
+def complete(made: Path, tmp_path: Path) -> Path:
+    """The one in order, to be spoilt."""
     return shutil.copytree(made, tmp_path / "model_repository")

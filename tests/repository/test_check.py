@@ -21,6 +21,11 @@ from tests.repository.builders import add_member, linear_model, render_output, s
 from tests.repository.faults import FAULTS, TOGETHER, Spoil, edit, has
 
 
+@pytest.fixture
+def repository(complete: Path) -> Path:
+    return complete
+
+
 def test_a_good_repository_passes_and_says_what_was_looked_at(repository: Path) -> None:
     report = check(repository)
     assert report

@@ -13,7 +13,7 @@ from orchestrator.repository.check import check
 from orchestrator.repository.checked import render_checked
 from orchestrator.repository.render import ensemble_from_cascade, render
 from orchestrator.spec import CascadeSpec, Member
-from tests.repository.builders import add_member, snapshot, spec_of
+from tests.repository.builders import snapshot, spec_of
 from tests.repository.faults import edit
 
 WRONG = "0" * 64
@@ -29,13 +29,7 @@ def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def repository(tmp_path: Path) -> Path:
-    return tmp_path / "model_repository"
-
-
-@pytest.fixture
-def spec(repository: Path) -> CascadeSpec:
-    spec = spec_of(add_member(repository, "small", seed=1), add_member(repository, "large", seed=2))
+def spec(repository: Path, spec: CascadeSpec) -> CascadeSpec:
     render(spec, repository)
     # To be written by any rendering that writes at all.
     (repository / "small" / "config.pbtxt").unlink()

@@ -12,13 +12,7 @@ from tests.repository.builders import add_member, render_output, snapshot, spec_
 
 
 @pytest.fixture
-def repository(tmp_path: Path) -> Path:
-    return tmp_path / "model_repository"
-
-
-@pytest.fixture
-def spec(repository: Path) -> CascadeSpec:
-    spec = spec_of(add_member(repository, "small", seed=1), add_member(repository, "large", seed=2))
+def spec(repository: Path, spec: CascadeSpec) -> CascadeSpec:
     add_member(repository, "unrelated", seed=3)
     render(spec, repository)
     render_ensemble(ensemble_from_cascade(spec, "together"), repository)

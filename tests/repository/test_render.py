@@ -11,17 +11,7 @@ from orchestrator.repository.check import check
 from orchestrator.repository.members import pinned_spec
 from orchestrator.repository.render import ensemble_from_cascade, render, render_ensemble, render_member
 from orchestrator.spec import CascadeSpec, Member, Stage, cascade_from_path
-from tests.repository.builders import add_member, linear_model, snapshot, spec_of
-
-
-@pytest.fixture
-def repository(tmp_path: Path) -> Path:
-    return tmp_path / "model_repository"
-
-
-@pytest.fixture
-def spec(repository: Path) -> CascadeSpec:
-    return spec_of(add_member(repository, "small", seed=1), add_member(repository, "large", seed=2))
+from tests.repository.builders import add_member, linear_model, snapshot
 
 
 def test_a_cascade_is_a_config_labels_a_plan_and_a_shim(repository: Path, spec: CascadeSpec) -> None:

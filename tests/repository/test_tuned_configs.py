@@ -17,22 +17,12 @@ from orchestrator.repository.check import check
 from orchestrator.repository.configs import TUNABLE, cascade_config, tuned_text
 from orchestrator.repository.render import ensemble_from_cascade, render, render_ensemble
 from orchestrator.spec import CascadeSpec, json_from_cascade
-from tests.repository.builders import add_member, render_output, snapshot, spec_of
+from tests.repository.builders import render_output, snapshot, spec_of
 from tests.repository.faults import add, edit, has
 
 POLICY = "version_policy { all { } }"
 DELAY = "max_queue_delay_microseconds: 500"
 UNVERIFIED = 'parameters { key: "verify_hashes" value { string_value: "no" } }'
-
-
-@pytest.fixture
-def repository(tmp_path: Path) -> Path:
-    return tmp_path / "model_repository"
-
-
-@pytest.fixture
-def spec(repository: Path) -> CascadeSpec:
-    return spec_of(add_member(repository, "small", seed=1), add_member(repository, "large", seed=2))
 
 
 def tune(path: Path) -> None:

@@ -32,6 +32,11 @@ from tests.repository.faults import add, edit_plan, has
 K = (CLASSES,)
 
 
+@pytest.fixture
+def repository(complete: Path) -> Path:
+    return complete
+
+
 def adopted_output(outputs: dict[str, tuple[int, ...]], planned: str = UNKNOWN_OUTPUT) -> str:
     """The output that is asked of a member with these outputs, all FP32."""
     facts = MemberFacts(
