@@ -19,7 +19,7 @@ from orchestrator.local import LocalMembers
 from orchestrator.repository.check import check
 from orchestrator.rows.digits import digits_split
 from orchestrator.spec import Member, TensorSpec, manifest_from_path
-from tests.export.fusing.parts import combined, two
+from tests.export.fusing_parts import combined, two
 from tests.export.small_networks import answers
 from tests.onnx_models import model_of, node
 from tests.repository.builders import add_member, linear_model, manifest_of, snapshot

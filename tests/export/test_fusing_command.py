@@ -9,7 +9,7 @@ import pytest
 from export.fusing import Fusion, fuse, fused_model
 from orchestrator.errors import ExportError
 from orchestrator.spec import Member, Preprocess, TensorSpec, manifest_from_path
-from tests.export.fusing.parts import fused_by_command, two
+from tests.export.fusing_parts import fused_by_command, two
 from tests.repository.builders import add_member, linear_model, snapshot
 
 

@@ -27,7 +27,7 @@ from orchestrator.spec import (
     json_from_cascade,
     manifest_from_path,
 )
-from tests.export.fusing.parts import fused_by_command
+from tests.export.fusing_parts import fused_by_command
 from tests.export.small_networks import Builder
 from tests.repository.builders import CLASSES, DIMS, add_member, snapshot, spec_of
 from tests.servers import running_server
