@@ -27,12 +27,12 @@ from orchestrator.spec import (
     json_from_cascade,
     manifest_from_path,
 )
-from tests.export.fusing_parts import fused_by_command
 from tests.export.small_networks import Builder
+from tests.export.test_fusing import fused_by_command
 from tests.repository.builders import CLASSES, DIMS, add_member, snapshot, spec_of
 from tests.servers import running_server
 
-REPOSITORY = Path(__file__).parents[3] / "model_repository"
+REPOSITORY = Path(__file__).parents[2] / "model_repository"
 DIGITS = ("digits_small", "digits_medium", "digits_large")
 
 

@@ -1,5 +1,6 @@
 import dataclasses
 import functools
+import json
 import shutil
 from pathlib import Path
 
@@ -10,21 +11,61 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from onnx import numpy_helper
+from typer.testing import CliRunner
 
+from export.__main__ import app
 from export.fusing import Fusion, fuse, fused_model
+from export.images import PREFIX
 from export.members import ReadMember, member_from_repository, packed, write_member
-from orchestrator.errors import ExportError
+from orchestrator.decision.combine import Combiner
+from orchestrator.errors import CommitteeError, ExportError
 from orchestrator.graphs.combining import spec_from_averaging
 from orchestrator.local import LocalMembers
 from orchestrator.repository.check import check
 from orchestrator.rows.digits import digits_split
-from orchestrator.spec import Member, TensorSpec, manifest_from_path
-from tests.export.fusing_parts import combined, two
+from orchestrator.spec import CascadeSpec, InputSpec, Member, Preprocess, Stage, TensorSpec, manifest_from_path
 from tests.export.small_networks import answers
 from tests.onnx_models import model_of, node
 from tests.repository.builders import add_member, linear_model, manifest_of, snapshot
 
-REPOSITORY = Path(__file__).parents[3] / "model_repository"
+
+def combined(members: list[Member], combine: str, outputs: list[np.ndarray]) -> tuple[np.ndarray, ...]:
+    """Probabilities, labels and failures that the decision core finds."""
+    spec = CascadeSpec(
+        name="combined",
+        input=InputSpec(name="x", dtype="FP32", dims=(1,)),
+        classes=outputs[0].shape[1],
+        stages=(Stage(members=tuple(members)),),
+        combine=combine,
+    )
+    combiner = Combiner(spec)
+    accumulator = combiner.empty(len(outputs[0]))
+    failed, _ = combiner.add_stage(accumulator, 0, outputs)
+    bad = np.zeros(len(outputs[0]), bool) if failed is None else failed >= 0
+    return (*combiner.distribution(accumulator), bad)
+
+
+def preprocess_nodes(model: onnx.ModelProto) -> list[onnx.NodeProto]:
+    return [node for node in model.graph.node if node.name.startswith(PREFIX)]
+
+
+def two(repository: Path, **changes: object) -> Fusion:
+    add_member(repository, "a", seed=1)
+    add_member(repository, "b", seed=2, **changes)
+    return Fusion(name="both", members=tuple(Member(name=n, output="logits") for n in "ab"), combine="mean_logit")
+
+
+def fused_by_command(*arguments: object) -> str:
+    """What `python -m export fuse` prints, or its one line of error."""
+    done = CliRunner().invoke(app, ["fuse", *map(str, arguments)])
+    if isinstance(done.exception, CommitteeError):
+        assert "\n" not in str(done.exception)
+        return str(done.exception)
+    assert done.exit_code == 0, done.output
+    return done.stdout
+
+
+REPOSITORY = Path(__file__).parents[2] / "model_repository"
 
 DIGITS = ("digits_small", "digits_medium", "digits_large")
 
@@ -204,3 +245,98 @@ def test_weights_may_lie_beside_the_model_before_and_after(
     (tmp_path / "a" / source).write_bytes(b"cut")
     with pytest.raises(ExportError, match=r"as in manifest\.json"):
         fuse(tmp_path, fusion, force=True)
+
+
+def test_every_disagreement_of_the_members_is_named_at_once(tmp_path: Path) -> None:
+    model = linear_model(2, classes=4, input="pixels")
+    fusion = two(
+        tmp_path,
+        model=model,
+        input=TensorSpec(name="pixels", dtype="FP16", dims=(5,)),
+        output=TensorSpec(name="logits", dtype="INT32", dims=(4,)),
+    )
+    with pytest.raises(ExportError) as error:
+        fuse(tmp_path, fusion)
+    for word in ("input name (a x, b pixels)", "input dtype", "input dims", "classes (a [3], b [4])", "is INT32"):
+        assert word in str(error.value)
+    assert not (tmp_path / "both").exists()
+
+
+def test_labels_that_differ_are_shown(tmp_path: Path) -> None:
+    add_member(tmp_path, "a", labels=("ant", "bee", "cow"))
+    add_member(tmp_path, "b", labels=("ant", "cow", "bee"))
+    members = tuple(Member(name=n, output="logits") for n in "ab")
+    with pytest.raises(ExportError, match=r"label of class 1 \(a 'bee', b 'cow'\)"):
+        fuse(tmp_path, Fusion(name="both", members=members, combine="mean_logit"))
+
+
+def test_pictures_may_be_cropped_differently_but_not_mean_other_numbers(tmp_path: Path) -> None:
+    crop = Preprocess(mode="L", height_px=2, width_px=2, resize_px=3)
+    others = {
+        "same": dataclasses.replace(crop, resize_px=None),
+        "other": dataclasses.replace(crop, value_max=1.0, invert=True),
+    }
+    add_member(tmp_path, "a", seed=1, preprocess=crop)
+    for seed, (name, preprocess) in enumerate(others.items()):
+        add_member(tmp_path, name, seed=seed, preprocess=preprocess)
+    pair = [tuple(Member(name=n, output="logits") for n in ("a", other)) for other in others]
+    manifest, _ = fuse(tmp_path, Fusion(name="f", members=pair[0], combine="mean_logit"))
+    assert manifest.preprocess == crop
+    with pytest.raises(ExportError, match=r"a L CHW 0 to 255, other L CHW 0 to 1 inverted"):
+        fuse(tmp_path, Fusion(name="g", members=pair[1], combine="mean_logit"))
+
+
+def test_a_fused_model_that_is_wrong_is_never_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fusion = two(tmp_path)
+    real = fused_model
+
+    def heavier(asked: Fusion, parts: list[ReadMember]) -> onnx.ModelProto:
+        first, second = asked.members
+        members = (first, dataclasses.replace(second, weight=1.01))
+        return real(dataclasses.replace(asked, members=members), parts)
+
+    monkeypatch.setattr("export.fusing.fused_model", heavier)
+    with pytest.raises(ExportError, match="probabilities that differ by"):
+        fuse(tmp_path, fusion)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
+
+
+def test_the_command_fuses_and_says_so(tmp_path: Path) -> None:
+    two(tmp_path)
+    asked = ("a", "b", "--combine", "mean_logit", "--weights", "1,2", "--name", "both", "--repository", tmp_path)
+    assert "both: fused;" in fused_by_command(*asked)
+    assert json.loads(fused_by_command(*asked, "--json"))["members"] == {"both": "up to date"}
+    assert "both: fused;" in fused_by_command(*asked, "--output", tmp_path / "elsewhere")
+    options = manifest_from_path(tmp_path / "both" / "manifest.json").options
+    assert [member["weight"] for member in options["members"]] == [1, 2]
+
+
+def test_whatever_is_wrong_is_one_line_and_nothing_is_written(tmp_path: Path) -> None:
+    two(tmp_path)
+    (tmp_path / "foreign" / "1").mkdir(parents=True)
+    (tmp_path / "foreign" / "1" / "model.onnx").write_bytes(b"x")
+    add_member(tmp_path, "cut", seed=4)
+    path = tmp_path / "cut" / "1" / "model.onnx"
+    path.write_bytes(path.read_bytes()[:-9])
+    before = snapshot(tmp_path)
+    pair = ("a", "b", "--name", "f")
+    for words, says in (
+        ((*pair, "--combine", "vote"), "got vote, expected mean_logit or mean_prob"),
+        (("a", "nobody", "--name", "f"), "one of a, b, cut"),
+        (("a", "--name", "f"), "expected at least two members"),
+        (("a", "a", "--name", "f"), "a more than once"),
+        (("a", "b"), "no --name"),
+        (("a", "b", "--name", "a"), "expected another than its members'"),
+        (("a", "b", "--name", "foreign"), "not exported here"),
+        (("a", "b", "--name", "cut"), "earlier one of `python -m export fuse`"),
+        ((*pair, "--weights", "1"), "got 1 numbers, expected 2"),
+        ((*pair, "--temperatures", "1;2"), "numbers with commas"),
+        ((*pair, "--weights=-1,1"), "weight: got -1.0"),
+        ((*pair, "--temperatures", "nan,1"), "temperature: got nan"),
+        (("a", "cut", "--name", "f"), "as in manifest.json"),
+        (("a", "b", "--plan", "x.json"), "either members or --plan"),
+        ((*pair, "-o", "x.json"), "either members or --plan"),
+    ):
+        combine = () if {"--combine", "--plan"} & set(words) else ("--combine", "mean_logit")
+        assert says in fused_by_command(*words, *combine, "--repository", tmp_path)
+    assert snapshot(tmp_path) == before

@@ -13,8 +13,8 @@ from export.members import ReadMember
 from export.parity import varied_rows
 from orchestrator.local import LocalMembers
 from orchestrator.spec import Member, TensorSpec
-from tests.export.fusing_parts import preprocess_nodes
 from tests.export.small_networks import IMAGE_INPUT, SCORES, add_image_member, answers, image_model
+from tests.export.test_fusing import preprocess_nodes
 from tests.onnx_models import model_of
 from tests.repository.builders import manifest_of
 

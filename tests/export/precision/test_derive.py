@@ -41,10 +41,8 @@ def test_both_precisions_become_members_with_manifests_of_their_own(repository: 
     original = manifest_from_path(repository / "digits_medium" / "manifest.json")
     before = snapshot(repository / "digits_medium")
     for to in ("fp16", "int8"):
-        assert export_precision(repository, "digits_medium", to=to, calibrate=rows) == (
-            f"digits_medium_{to}",
-            "exported",
-        )
+        done = export_precision(repository, "digits_medium", to=to, calibrate=rows)
+        assert done == (f"digits_medium_{to}", "exported")
         made = manifest_from_path(repository / f"digits_medium_{to}" / "manifest.json")
         kept = ("input", "output", "labels", "macs", "parameters", "max_batch_size", "preprocess", "training")
         assert [getattr(made, name) for name in kept] == [getattr(original, name) for name in kept]
@@ -56,11 +54,9 @@ def test_both_precisions_become_members_with_manifests_of_their_own(repository: 
     assert made.agreement["calibration_rows"] == 150
     assert snapshot(repository / "digits_medium") == before
     test = digits_split("test").images
-    members = LocalMembers(repository, ["digits_medium", "digits_medium_fp16", "digits_medium_int8"])
-    tops = [
-        members.ask(name, test).argmax(axis=1)
-        for name in ("digits_medium", "digits_medium_fp16", "digits_medium_int8")
-    ]
+    names = ["digits_medium", "digits_medium_fp16", "digits_medium_int8"]
+    members = LocalMembers(repository, names)
+    tops = [members.ask(name, test).argmax(axis=1) for name in names]
     assert (tops[0] == tops[1]).mean() == 1
     assert (tops[0] == tops[2]).mean() > 0.99
     assert check(repository)
@@ -187,29 +183,27 @@ def fail(*arguments: object) -> str:
 def test_whatever_is_wrong_is_one_line_and_nothing_is_written(
     repository: Path, tmp_path: Path, rows: Path
 ) -> None:
-    here = ("--repository", repository)
-    other = tmp_path / "other.npy"
+    other, single = tmp_path / "other.npy", tmp_path / "single.npy"
     np.save(other, np.zeros((4, 3), np.float32))
-    single = tmp_path / "single.npy"
     np.save(single, digits_split("train").images[:1])
     add_member(repository, "plain")
     (repository / "cascade" / "1").mkdir(parents=True)
     (repository / "cascade" / "1" / "model.py").write_text("")
     before = snapshot(repository)
-    medium = ("digits_medium", *here)
-    assert "one of digits_medium, plain" in fail("nobody", *here, "--to", "fp16")
-    assert "a model without manifest.json" in fail("cascade", *here, "--to", "fp16")
-    assert "got fp8, expected fp16 or int8" in fail(*medium, "--to", "fp8")
-    assert "--calibrate rows.npy" in fail(*medium, "--to", "int8")
-    assert "no such file" in fail(*medium, "--to", "int8", "--calibrate", tmp_path / "none.npy")
-    assert "float32 [n, 1, 8, 8]" in fail(*medium, "--to", "int8", "--calibrate", other)
-    assert "got 1 row" in fail(*medium, "--to", "int8", "--calibrate", single)
-    assert "earlier one of `python -m export precision`; choose another --name" in fail(
-        *medium, "--to", "fp16", "--name", "plain"
-    )
-    assert "not exported here" in fail(*medium, "--to", "fp16", "--name", "cascade")
-    assert "expected another than the fp32" in fail(*medium, "--to", "fp16", "--name", "digits_medium")
-    assert "--name: got '../x'" in fail(*medium, "--to", "fp16", "--name", "../x")
+    for member, to, words, says in (
+        ("nobody", "fp16", (), "one of digits_medium, plain"),
+        ("cascade", "fp16", (), "a model without manifest.json"),
+        ("digits_medium", "fp8", (), "got fp8, expected fp16 or int8"),
+        ("digits_medium", "int8", (), "--calibrate rows.npy"),
+        ("digits_medium", "int8", ("--calibrate", tmp_path / "none.npy"), "no such file"),
+        ("digits_medium", "int8", ("--calibrate", other), "float32 [n, 1, 8, 8]"),
+        ("digits_medium", "int8", ("--calibrate", single), "got 1 row"),
+        ("digits_medium", "fp16", ("--name", "plain"), "`python -m export precision`; choose another --name"),
+        ("digits_medium", "fp16", ("--name", "cascade"), "not exported here"),
+        ("digits_medium", "fp16", ("--name", "digits_medium"), "expected another than the fp32"),
+        ("digits_medium", "fp16", ("--name", "../x"), "--name: got '../x'"),
+    ):
+        assert says in fail(member, "--repository", repository, "--to", to, *words)
     assert "does not exist" in fail("digits_medium", "--repository", tmp_path / "nowhere", "--to", "fp16")
     assert snapshot(repository) == before
 

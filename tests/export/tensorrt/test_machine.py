@@ -2,14 +2,16 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from export.tensorrt.engine import EngineOptions
-from export.tensorrt.machine import tensorrt_host
+from export.tensorrt.machine import Gpu, tensorrt_host
 from export.tensorrt.member import MOUNTED, compose_command
 from orchestrator.errors import ExportError, SpecError
+from tests.fakes.cuda import FakeCudaDriver
 
 TRT = SimpleNamespace(__version__="10.16.1.11")
 
@@ -89,3 +91,42 @@ def test_every_wrong_option_is_named_at_once() -> None:
     with pytest.raises(SpecError) as caught:
         EngineOptions(min_rows=0, opt_rows=1, max_rows=-1, precision="bf16", workspace_mib=0)
     assert set(caught.value.faults) == {"min_rows", "max_rows", "precision", "workspace_mib"}
+
+
+def test_a_gpu_has_a_name_a_capability_and_the_drivers_cuda() -> None:
+    gpu = Gpu(FakeCudaDriver(name="NVIDIA L4", capability=(8, 9)).load)
+    assert (gpu.name, gpu.compute_capability, gpu.cuda_version) == ("NVIDIA L4", "8.9", "13.3")
+    assert gpu.stream
+
+
+def test_rows_come_back_as_they_went_even_from_a_view() -> None:
+    driver = FakeCudaDriver()
+    gpu = Gpu(driver.load)
+    rows = np.arange(24, dtype=np.float32).reshape(4, 6)[:, ::2]
+    back = np.empty(rows.shape, np.float32)
+    address = gpu.allocate(rows.nbytes)
+    gpu.upload(address, rows)
+    gpu.download(address, back)
+    assert np.array_equal(back, rows)
+    gpu.free(address)
+    assert not driver.memory
+
+
+@pytest.mark.parametrize(
+    ("driver", "got"),
+    [
+        (FakeCudaDriver(missing=True), r"no NVIDIA driver \(libcuda\.so\.1 cannot be opened\)"),
+        (FakeCudaDriver(gpus=0), "CUDA_ERROR_NO_DEVICE from cuInit"),
+        (FakeCudaDriver(fails={"cuDevicePrimaryCtxRetain": 2}), "CUDA_ERROR_OUT_OF_MEMORY from cuDevicePrimary"),
+        (FakeCudaDriver(fails={"cuDeviceGetName": 4711}), "CUDA error 4711 from cuDeviceGetName"),
+    ],
+)
+def test_what_is_missing_or_fails_is_named(driver: FakeCudaDriver, got: str) -> None:
+    with pytest.raises(ExportError, match=got):
+        Gpu(driver.load)
+
+
+def test_memory_that_is_not_there_is_an_error() -> None:
+    gpu = Gpu(FakeCudaDriver(fails={"cuMemAlloc_v2": 2}).load)
+    with pytest.raises(ExportError, match="CUDA_ERROR_OUT_OF_MEMORY from cuMemAlloc"):
+        gpu.allocate(8)
