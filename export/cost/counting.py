@@ -174,16 +174,12 @@ def _constants(graph: onnx.GraphProto) -> dict[str, onnx.TensorProto]:
 _FLOATS = frozenset((TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16))
 # Inputs of quantised operators that hold weights or biases; their other inputs are scales and zero points.
 _QUANTISED: dict[str, tuple[int, ...]] = {
-    "QuantizeLinear": (0,),
-    "DequantizeLinear": (0,),
-    "ConvInteger": (0, 1),
-    "MatMulInteger": (0, 1),
+    **dict.fromkeys(("QuantizeLinear", "DequantizeLinear"), (0,)),
+    **dict.fromkeys(("ConvInteger", "MatMulInteger"), (0, 1)),
+    **dict.fromkeys(("QLinearMatMul", "QLinearAdd", "QLinearMul"), (0, 3)),
     "QLinearConv": (0, 3, 8),
-    "QLinearMatMul": (0, 3),
     "QGemm": (0, 3, 6),
     "QAttention": (0, 1, 2),
-    "QLinearAdd": (0, 3),
-    "QLinearMul": (0, 3),
     "MatMulIntegerToFloat": (0, 1, 6),
     "DynamicQuantizeMatMul": (0, 1, 4),
     "DynamicQuantizeLSTM": (0, 1, 2, 3),

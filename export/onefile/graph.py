@@ -212,16 +212,14 @@ Tensors = dict[str, str]
 _OUTERMOST = "stage/0/"
 
 
-def whole_graph(spec: CascadeSpec, parts: Mapping[str, MemberGraph]) -> onnx.GraphProto:
-    """The graph of a whole cascade, with the served interface, from its members by name, all at one opset."""
-    return _NestedStages(spec, parts, len(spec.stages)).graph()
+def nested_graph(spec: CascadeSpec, parts: Mapping[str, MemberGraph], *, stages: int | None) -> onnx.GraphProto:
+    """The graph of a cascade, with the served interface, from its members by name, all at one opset.
 
-
-def prefix_graph(spec: CascadeSpec, parts: Mapping[str, MemberGraph], *, stages: int) -> onnx.GraphProto:
-    """The graph of the leading stages, which gives the raw output of each of their members.
-
-    One float32 (n, k) per member, named by the member, NaN in rows that it was not asked for.
+    That of some leading stages gives the raw output of each of their members instead: float32 (n, k), named by the
+    member, NaN in rows that it was not asked for.
     """
+    if stages is None:
+        return _NestedStages(spec, parts, len(spec.stages)).graph()
     return _NestedPrefix(spec, parts, stages).graph()
 
 

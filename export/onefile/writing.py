@@ -9,7 +9,7 @@ from onnx import helper
 from tritonclient.grpc import model_config_pb2 as pb
 
 from export.members import MODEL_FILE, check_overwrite, require_room
-from export.onefile.graph import common_opsets, converted, prefix_graph, read_member, whole_graph
+from export.onefile.graph import common_opsets, converted, nested_graph, read_member
 from orchestrator.errors import ExportError
 from orchestrator.graphs.combining import IR_VERSION
 from orchestrator.graphs.editing import PRODUCER
@@ -104,11 +104,10 @@ def onefile_model(
     )
     opsets = common_opsets(parts.values())
     parts = {name: converted(part, opsets[""]) for name, part in parts.items()}
-    graph = whole_graph(spec, parts) if stages is None else prefix_graph(spec, parts, stages=stages)
     hashes = {name: part.sha256 for name, part in parts.items()}
     onefile = OneFile(spec=answering(spec), stages=stages, sha256=hashes)
     model = helper.make_model(
-        graph,
+        nested_graph(spec, parts, stages=stages),
         producer_name=PRODUCER,
         ir_version=max(IR_VERSION, *(part.model.ir_version for part in parts.values())),
         opset_imports=[helper.make_opsetid(domain, version) for domain, version in sorted(opsets.items())],

@@ -233,10 +233,11 @@ def rows_for(original: Manifest, *, to: str, calibrate: Path | None) -> Comparis
     source = f"{calibrate.name} (rows of sha256 {digest[:12]})"
     if to == "fp16":
         return ComparisonRows(rows[:0], rows[evenly_spread(len(rows), _COMPARED_ROWS)], source)
+    what = f"calibration rows of {calibrate}"
     if len(rows) < 2:
-        raise ExportError(f"calibration rows of {calibrate}", got=f"{len(rows)} row", expected="at least 2")
+        raise ExportError(what, got=f"{len(rows)} row", expected="at least 2")
     if (rows == rows[0]).all():
-        raise ExportError(f"calibration rows of {calibrate}", got="one row repeated", expected="rows that differ")
+        raise ExportError(what, got="one row repeated", expected="rows that differ")
     is_kept = np.arange(len(rows)) % 4 == 1
     fitted, kept = rows[~is_kept], rows[is_kept]
     return ComparisonRows(

@@ -23,25 +23,18 @@ from orchestrator.spec.processor import DOT_PRODUCT_FLAGS, LARGEST_SAFE_WEIGHT
 _QDQ_LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 # Operators that take bytes themselves -> places of their weights.
 _BYTE_OPERATORS = {
-    "QLinearConv": (3,),
-    "QLinearMatMul": (3,),
-    "QGemm": (3,),
-    "ConvInteger": (1,),
-    "MatMulInteger": (1,),
-    "MatMulIntegerToFloat": (1,),
-    "DynamicQuantizeMatMul": (1,),
-    "QAttention": (1,),
+    **dict.fromkeys(("QLinearConv", "QLinearMatMul", "QGemm"), (3,)),
+    **dict.fromkeys(("ConvInteger", "MatMulInteger", "MatMulIntegerToFloat"), (1,)),
+    **dict.fromkeys(("DynamicQuantizeMatMul", "QAttention"), (1,)),
     "DynamicQuantizeLSTM": (1, 2),
 }
 # Operators whose output holds values of their inputs, and zeros: what was dequantised still stands on its steps.
-# fmt: off
-_MOVING = (
-    "Transpose", "Reshape", "Squeeze", "Unsqueeze", "Identity", "Flatten", "MaxPool", "GlobalMaxPool",
-    "Slice", "Pad", "Dropout", "Expand", "Tile", "Concat", "Split", "Gather", "GatherElements", "GatherND",
-    "ScatterElements", "ScatterND", "Where", "Relu", "Clip", "Max", "Min", "ReduceMax", "ReduceMin",
-    "DepthToSpace", "SpaceToDepth", "Compress", "ReverseSequence", "TopK", "Trilu",
+_MOVING_NAMES = (
+    "Transpose Reshape Squeeze Unsqueeze Identity Flatten MaxPool GlobalMaxPool Slice Pad Dropout Expand Tile "
+    "Concat Split Gather GatherElements GatherND ScatterElements ScatterND Where Relu Clip Max Min ReduceMax "
+    "ReduceMin DepthToSpace SpaceToDepth Compress ReverseSequence TopK Trilu"
 )
-# fmt: on
+_MOVING = frozenset(_MOVING_NAMES.split())
 _BYTES = (TensorProto.INT8, TensorProto.UINT8)
 
 
@@ -88,7 +81,8 @@ class _Walk:
     def graph(self, graph: onnx.GraphProto, outer: Mapping[str, _Tensor]) -> list[_Tensor]:
         """Walks through a graph, which sees the `outer` tensors; returns its outputs."""
         known = {**outer, **{weight.name: _constant(weight) for weight in graph.initializer}}
-        known |= {value.name: _input(value) for value in graph.input if value.name not in known}
+        types = {value.name: value.type.tensor_type.elem_type for value in graph.input}
+        known = {name: _Tensor(dtype=one, wide=_may_be_signed(one)) for name, one in types.items()} | known
         for node in graph.node:
             given = [known.get(name, _Tensor()) for name in node.input if name]
             by_place = [known.get(name, _Tensor()) for name in node.input]
@@ -137,7 +131,9 @@ def _made(node: onnx.NodeProto, given: list[_Tensor], by_place: list[_Tensor]) -
         return replace(by_place[0], dtype=0, dequantised=True)
     if node.op_type == "QuantizeLinear":
         # Values of weights that are quantised in the graph are not looked at: they are made to fill a byte.
-        dtype = _quantised_dtype(node, by_place)
+        named = (part.i for part in node.attribute if part.name == "output_dtype" and part.i)
+        typed = len(by_place) > 2 and node.input[2]
+        dtype = by_place[2].dtype if typed else next(named, int(TensorProto.UINT8))
         return _Tensor(dtype=dtype, stored=stored, wide=_may_be_signed(dtype), matrix=by_place[0].matrix)
     if node.op_type == "DynamicQuantizeLinear":
         return _Tensor(dtype=TensorProto.UINT8, stored=stored, wide=False)
@@ -167,18 +163,6 @@ def _constant(tensor: TensorProto) -> _Tensor:
         sizes = np.abs(numpy_helper.to_array(tensor).astype(np.int16))
         wide = bool(sizes.size and sizes.max() > LARGEST_SAFE_WEIGHT)
     return _Tensor(dtype=tensor.data_type, stored=True, wide=wide, matrix=len(tensor.dims) > 1)
-
-
-def _input(value: onnx.ValueInfoProto) -> _Tensor:
-    dtype = value.type.tensor_type.elem_type
-    return _Tensor(dtype=dtype, wide=_may_be_signed(dtype))
-
-
-def _quantised_dtype(node: onnx.NodeProto, inputs: list[_Tensor]) -> int:
-    if len(inputs) > 2 and node.input[2]:
-        return inputs[2].dtype
-    named = (part.i for part in node.attribute if part.name == "output_dtype" and part.i)
-    return next(named, int(TensorProto.UINT8))
 
 
 def _may_be_signed(dtype: int) -> bool:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -202,11 +202,9 @@ def build_engine(
 
 
 def _parse_error(parser: Any, log: Any, subject: str) -> ExportError:
-    found = []
-    for index in range(parser.num_errors):
-        error = parser.get_error(index)
-        where = " ".join(word for word in (error.node_operator(), error.node_name()) if word)
-        found.append(f"{where or 'model'}: {error.desc()}")
+    errors = [parser.get_error(index) for index in range(parser.num_errors)]
+    places = [" ".join(filter(None, (error.node_operator(), error.node_name()))) for error in errors]
+    found = [f"{place or 'model'}: {error.desc()}" for place, error in zip(places, errors, strict=True)]
     return ExportError(
         f"ONNX file of {subject}",
         got="; ".join(found) or _said(log, "a file its parser refuses"),
@@ -257,8 +255,7 @@ def _said(log: Any, otherwise: str) -> str:
     return "; ".join(dict.fromkeys(log.errors)) or otherwise
 
 
-@dataclass(frozen=True, kw_only=True)
-class EngineTensor:
+class EngineTensor(NamedTuple):
     """An input or output: numpy dtype, and dims with -1 for the batch."""
 
     dtype: str

@@ -148,7 +148,12 @@ async def open_loop(send: Send, due_s: npt.NDArray[np.float64], *, drain_s: floa
 
     Answers are waited for `drain_s` after the last moment; what is then open counts as unanswered.
     """
-    sender = PoissonSender(send, due_s, asyncio.get_running_loop())
+    count = len(due_s)
+    unknown = np.full(count, np.nan)
+    done = OpenLoop(due_s=due_s, sent_s=unknown, done_s=unknown.copy(), answers=[None] * count)
+    if not count:
+        return done
+    sender = _Sender(send, done, asyncio.get_running_loop())
     switch_s = sys.getswitchinterval()
     sys.setswitchinterval(_SWITCH_S)
     try:
@@ -157,27 +162,21 @@ async def open_loop(send: Send, due_s: npt.NDArray[np.float64], *, drain_s: floa
         sys.setswitchinterval(switch_s)
         for task in sender.tasks:
             task.cancel()
-    return OpenLoop(due_s=due_s, sent_s=sender.sent_s, done_s=sender.done_s, answers=sender.answers)
+    return done
 
 
-class PoissonSender:
+class _Sender:
     """Sends the requests of one open loop when they are due; all but `_pace` runs in the event loop."""
 
-    def __init__(self, send: Send, due_s: npt.NDArray[np.float64], loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, send: Send, done: OpenLoop, loop: asyncio.AbstractEventLoop) -> None:
         self._send = send
-        self._due_s = due_s
+        self._done = done
         self._loop = loop
         self._all_sent = asyncio.Event()
         self._start = time.perf_counter() + HEAD_START_S
-        self.sent_s = np.full(len(due_s), np.nan)
-        self.done_s = np.full(len(due_s), np.nan)
-        self.answers: list[Any] = [None] * len(due_s)
         self.tasks: set[asyncio.Task[None]] = set()
 
     async def run(self, drain_s: float) -> None:
-        """Sends every request at its moment and waits at most `drain_s` after the last for answers."""
-        if not len(self._due_s):
-            return
         threading.Thread(target=self._pace, name="pacer", daemon=True).start()
         await self._all_sent.wait()
         if self.tasks:
@@ -188,7 +187,7 @@ class PoissonSender:
 
     def _pace(self) -> None:
         # asyncio's own timers are rounded up to whole milliseconds, which an easy row's latency is made of.
-        for index, due_s in enumerate(self._due_s.tolist()):
+        for index, due_s in enumerate(self._done.due_s.tolist()):
             left_s = self._start + due_s - time.perf_counter()
             if left_s > 0:
                 time.sleep(left_s)
@@ -198,11 +197,11 @@ class PoissonSender:
                 return
 
     def _begin(self, index: int) -> None:
-        self.sent_s[index] = time.perf_counter() - self._start
+        self._done.sent_s[index] = time.perf_counter() - self._start
         task = self._loop.create_task(self._one(index))
         self.tasks.add(task)
         task.add_done_callback(self._forget)
-        if index == len(self._due_s) - 1:
+        if index == len(self._done.due_s) - 1:
             self._all_sent.set()
 
     def _forget(self, task: asyncio.Task[None]) -> None:
@@ -211,8 +210,8 @@ class PoissonSender:
             self.tasks.discard(task)
 
     async def _one(self, index: int) -> None:
-        self.answers[index] = await self._send(index)
-        self.done_s[index] = time.perf_counter() - self._start
+        self._done.answers[index] = await self._send(index)
+        self._done.done_s[index] = time.perf_counter() - self._start
 
 
 @dataclass(frozen=True, kw_only=True)
