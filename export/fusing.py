@@ -76,14 +76,9 @@ def fuse(
     force: bool = False,
     progress: Callable[[str], None] = lambda _: None,
 ) -> tuple[Manifest, str]:
-    """Makes a fused member, unless it is there already.
+    """Makes a fused member in the repository of its members, or in `output`, unless it is there already.
 
-    Args:
-        repository: that holds the members.
-        fusion: what to fuse.
-        output: repository to write into; None for the same.
-        force: make it again, also over another exported member.
-        progress: told what is being done.
+    `force` makes it again, also over another exported member.
 
     Returns:
         its manifest, and "fused", "up to date", "proven" where it was up to date but not yet proven on all that
@@ -254,16 +249,10 @@ def fuse_plan(
     force: bool = False,
     progress: Callable[[str], None] = lambda _: None,
 ) -> tuple[CascadeSpec, dict[str, str]]:
-    """Fuses the stages of a plan.
+    """Fuses the stages of a plan into the repository of its members, or into `output`.
 
-    Args:
-        spec: the plan.
-        repository: that holds its members.
-        output: repository to write the fused members into; None for the same.
-        name: of the new plan; None for the old one's with "_fused" behind it.
-        allow_whole_failure: take stages with `on_failure: answer` too.
-        force: fuse again, also over other exported members.
-        progress: told what is being done.
+    The new plan has the old one's name with "_fused" behind it where none is given. `allow_whole_failure` takes
+    stages with `on_failure: answer` too; `force` fuses again, also over other exported members.
 
     Returns:
         the new plan, and fused member -> "fused" or "up to date".

@@ -92,16 +92,8 @@ def proofs_of(
 ) -> dict[str, Proof]:
     """Asks a model about the first PROVEN_ROWS in each version, in batches of 1, 7 and 33.
 
-    A version that cannot be had gives a proof that says so.
-
-    Args:
-        model: path of the ONNX file.
-        rows: (n, *dims).
-        expected: float32 (n, k), what the original says of them.
-        versions: of ONNX Runtime.
-        allowed: largest absolute difference.
-        mean_allowed: largest mean absolute difference, of the rows in one batch size.
-        progress: told what is being done.
+    A version that cannot be had gives a proof that says so. The original says `expected`, float32 (n, k), of rows
+    (n, *dims); single scores may differ by `allowed`, all of one batch size by `mean_allowed` on average.
     """
     rows = rows[:PROVEN_ROWS]
     batches = {min(size, len(rows)): min(count, len(rows)) for size, count in _ROWS_IN_BATCH.items()}

@@ -178,13 +178,7 @@ _TIMEOUT_S = 3600.0
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """Rows for a model.
-
-    Args:
-        model: path of an ONNX file; files of weights lie beside it.
-        rows: (n, *dims) in the dtype of its only input.
-        batches: size -> how many of the rows, from the first, are sent in batches of it.
-    """
+    """Rows (n, *dims) for the only input of an ONNX file; `batches`: how many of them are sent in each size."""
 
     model: Path
     rows: Array
@@ -198,13 +192,10 @@ def answers_in_own_process(
     wanted: str | None = None,
     prefix: Sequence[str] = (),
 ) -> list[dict[int, Array] | str]:
-    """The models' answers, computed in a process of its own.
+    """The models' answers, computed in a process of its own by the ONNX Runtime in a folder, or the installed one.
 
-    Args:
-        questions: asked in this order.
-        folder: of an unpacked ONNX Runtime; None for the installed one.
-        wanted: version of ONNX Runtime that must answer; None for whichever does.
-        prefix: a command that runs the interpreter, such as an emulator of another processor.
+    `wanted` is the version that must answer; `prefix` a command that runs the interpreter, such as an emulator of
+    another processor.
 
     Returns:
         for each question, batch size -> the first output (n, k), or one line that says why there is none.

@@ -29,14 +29,10 @@ class NodeCost:
 
 @dataclass(frozen=True, kw_only=True)
 class GraphCost:
-    """What a graph costs.
+    """What a graph costs: parameters, and each node that multiplies and accumulates, at a batch of some rows.
 
-    Args:
-        rows: batch the shapes were inferred at; totals are divided by it.
-        parameters: of the network.
-        nodes: every node that multiplies and accumulates; those of a graph inside another are named
-            "outer > inner".
-        notes: what the numbers assume, empty when they are exact.
+    Nodes of a graph inside another are named "outer > inner". The notes say what the numbers assume; there are none
+    when they are exact.
     """
 
     rows: int
@@ -62,9 +58,8 @@ class GraphCost:
 def cost_of(model: onnx.ModelProto, shapes: Mapping[str, Sequence[int]] | None = None) -> GraphCost:
     """Counts a graph; its weights may be missing, their shapes suffice.
 
-    Args:
-        model: any; a free batch axis is taken as 1 and a fixed one as it is.
-        shapes: of inputs, batch first, where the model leaves more than the batch open.
+    A free batch axis is taken as 1 and a fixed one as it is; `shapes` are those of inputs, batch first, where the
+    model leaves more than the batch open.
 
     Raises:
         ExportError: a shape that matters cannot be inferred, or an operator's work is not known.

@@ -228,11 +228,9 @@ class Shapes:
 
 
 def shapes_of(model: onnx.ModelProto, given: Mapping[str, Sequence[int]]) -> Shapes:
-    """Infers all shapes at batch 1, or at the batch that is fixed or given.
+    """Infers all shapes of a model without local functions at batch 1, or at the batch that is fixed or given.
 
-    Args:
-        model: without local functions.
-        given: shapes of inputs, batch first, over what the model says.
+    `given` are shapes of inputs, batch first, over what the model says.
 
     Raises:
         ExportError: an input has an axis besides the batch that is not fixed; the graph is broken.

@@ -39,15 +39,7 @@ from orchestrator.spec.output_kind import SCORE_DTYPES
 
 @dataclass(frozen=True)
 class MemberGraph:
-    """A member's graph, ready to be put into another.
-
-    Args:
-        member: as the plan names it.
-        model: its ONNX model, weights loaded.
-        sha256: of its file.
-        input: name of its input tensor.
-        dtype: of its output, "FP16", "FP32" or "FP64".
-    """
+    """A member's graph, weights loaded, ready to be put into another; `dtype` is that of its output."""
 
     member: Member
     model: onnx.ModelProto

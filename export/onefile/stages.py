@@ -175,15 +175,7 @@ class WeightedMembers:
 def add_stage_decision(
     g: GraphBuilder, spec: CascadeSpec, *, stage: int, logits: Sequence[str], before: CarriedTensors
 ) -> StageDecision:
-    """Adds the decision of a stage.
-
-    Args:
-        g: the graph.
-        spec: the cascade.
-        stage: which one.
-        logits: float32 (n, k) of its members in plan order, before their temperatures.
-        before: of the stages before it, for the same rows.
-    """
+    """Adds a stage's decision from float32 (n, k) logits of its members in plan order, before temperatures."""
     alone = len(spec.stages[stage].members) == 1 and (stage == 0 or spec.combine == "last")
     kind: type[StageNodes] = _Strict
     if any(one.on_failure == "answer" for one in spec.stages):

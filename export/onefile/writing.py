@@ -46,15 +46,10 @@ def write_onefile(
     stages: int | None = None,
     force: bool = False,
 ) -> WrittenOnefile:
-    """Writes a cascade as one plain ONNX model into a repository.
+    """Writes a cascade as one plain ONNX model into the repository of its members, or into `output`.
 
-    Args:
-        spec: the cascade.
-        repository: holds its members.
-        output: repository to write into; None means the same.
-        name: of the model; None means the cascade's with "_onefile" or "_lead" behind it.
-        stages: None for the whole cascade, else how many leading stages, whose members' outputs it then gives.
-        force: write over a model or a config that is not ours.
+    It holds the whole cascade, or so many leading stages, whose members' outputs it then gives. Its name is the
+    cascade's with "_onefile" or "_lead" behind it where none is given. `force` writes over what is not ours.
 
     Raises:
         ExportError: the cascade cannot be one graph, or the name is taken.

@@ -67,7 +67,7 @@ def export_precision(
     force: bool = False,
     progress: Callable[[str], None] = lambda _: None,
 ) -> tuple[str, str]:
-    """Makes a member of lower precision, unless it is there already.
+    """Makes a member of lower precision from an fp32 one, unless it is there already.
 
     Args:
         repository: that holds the fp32 member.
@@ -76,8 +76,7 @@ def export_precision(
         calibrate: rows as the member takes them, .npy or .npz; int8 needs them, and both are compared on them.
         output: repository to write into; None for the same.
         name: of the new member; None for the old one's with the precision behind it.
-        min_agreement: smallest share of rows with the same top-1, 0 to 1; None for MIN_AGREEMENT, which random
-            weights are spared.
+        min_agreement: smallest share of rows with the same top-1; None is MIN_AGREEMENT, random weights apart.
         force: make it again, also over another exported member.
         progress: told what is being done.
 

@@ -67,17 +67,10 @@ def export_engine(
     progress: Callable[[str], None] = lambda _: None,
     find_machine: Callable[..., TensorrtHost] = tensorrt_host,
 ) -> EngineResult:
-    """Builds, proves and writes the engine of a member.
+    """Builds, proves and writes the engine of an ONNX member, by default as `<member>_trt` beside it.
 
-    Args:
-        member: an ONNX member of the repository.
-        repository: a model repository.
-        options: of the engine.
-        output: repository to write into; None: the member's own.
-        name: of the engine's model; None: `<member>_trt`.
-        force: build again what is up to date, and write over any model of that name.
-        progress: told what is being done.
-        find_machine: gives TensorRT and the GPU, or says what is missing.
+    `force` builds again what is up to date, and writes over any model of that name. `find_machine` gives TensorRT
+    and the GPU, or says what is missing.
 
     Raises:
         ExportError: the member cannot become this engine, or this machine cannot build it.

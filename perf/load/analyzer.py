@@ -80,11 +80,9 @@ def cache_folder(environment: Mapping[str, str]) -> Path:
 
 
 def find_analyzer(environment: Mapping[str, str] | None = None, *, fetch: Fetch | None = None) -> AnalyzerBinary:
-    """A perf_analyzer that starts, fetched the first time.
+    """A perf_analyzer that starts, fetched the first time; `PERF_ANALYZER` in the environment names another.
 
-    Args:
-        environment: of this process; `PERF_ANALYZER` in it names another program.
-        fetch: puts the wheel into a folder and returns its path; None asks pip.
+    `fetch` puts the wheel into a folder and returns its path; None asks pip.
 
     Raises:
         ServingError: there is none, it is not the file it should be, or it does not start; says what to do.

@@ -85,17 +85,9 @@ def planned(
     earned: bool = False,
     predict: Predict | None = None,
 ) -> Recipe:
-    """A scenario of a plan whose trained members are there already.
+    """A scenario of a plan whose trained members are in a model repository already.
 
-    Args:
-        name: of the scenario.
-        title: for people.
-        spec: the plan.
-        members: model repository that holds them.
-        pool: how many rows there are to choose from.
-        rows: all of them, (n, *dims), the same at every call.
-        earned: as in Scenario.
-        predict: as in Recipe.
+    `rows` gives all rows of the pool, (n, *dims), the same at every call; the rest is as in Scenario and Recipe.
     """
     names = tuple(member.name for member in spec.members)
     return Recipe(

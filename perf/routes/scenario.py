@@ -172,12 +172,8 @@ Ask = Callable[[str, Rows], npt.NDArray[np.float32]]
 class BenchScenario:
     """Members and plan of a scenario on disk.
 
-    Args:
-        recipe: what made it.
-        repository: holds the members.
-        spec: the cascade of them.
-        exit_stage: int32 (pool,), where the cascade answers each row.
-        margin: float32 (pool,), how near the row came to a threshold.
+    `exit_stage`, int32 (pool,), is where the cascade answers each row, `margin`, float32 (pool,), how near the row
+    came to a threshold.
     """
 
     recipe: Recipe

@@ -21,12 +21,7 @@ TIMEOUT_S = 60.0
 
 @contextmanager
 def sync_client(address: str, *, plan: BaselinePlan, dtype: str) -> Iterator[AskSync]:
-    """A cascade driven by blocking calls, from any number of threads over one channel.
-
-    Args:
-        address: host:port of the gRPC endpoint.
-        plan: the cascade.
-        dtype: Triton dtype of the input.
+    """A cascade at host:port driven by blocking calls, from any number of threads over one channel.
 
     Yields:
         rows (n, *dims) -> int32 (n,) exit stages.

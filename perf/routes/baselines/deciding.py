@@ -27,14 +27,9 @@ OUTPUTS = {
 
 @dataclass(frozen=True)
 class BaselinePlan:
-    """Which members are asked, and when a row is sure.
+    """Which members are asked, the cheapest first, by which tensors, and when a row is sure.
 
-    Args:
-        input: name of every member's input tensor.
-        output: name of every member's logits.
-        members: model names, the cheapest first.
-        thresholds: of every stage but the last.
-        costs: of one row, up to and including each stage.
+    Thresholds are of every stage but the last; costs of one row, up to and including each stage.
     """
 
     input: str
@@ -96,10 +91,6 @@ class Batch:
     Attributes:
         open: intp, the rows that still have no answer, in order.
         answers: output name -> (n, k) or (n, 1), complete once nothing is open.
-
-    Args:
-        plan: the cascade.
-        rows: how many.
     """
 
     def __init__(self, plan: BaselinePlan, rows: int) -> None:
