@@ -29,10 +29,9 @@ class NodeCost:
 
 @dataclass(frozen=True, kw_only=True)
 class GraphCost:
-    """What a graph costs: parameters, and each node that multiplies and accumulates, at a batch of some rows.
+    """What a graph costs: parameters, and each node that multiplies and accumulates, at a batch of rows.
 
-    Nodes of a graph inside another are named "outer > inner". The notes say what the numbers assume; there are none
-    when they are exact.
+    Nodes of a graph inside another are named "outer > inner". The notes say what the numbers assume, if anything.
     """
 
     rows: int

@@ -2,6 +2,7 @@ import math
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -47,110 +48,87 @@ def test_a_matrix_product_costs_the_three_sizes_and_the_batch(batch: list[int], 
     assert cost_of(flipped).nodes[0].macs == m * k * n
 
 
-Q = TensorProto.UINT8
+def single(
+    operator: str,
+    want: int,
+    inputs: dict[str, Any],
+    *weights: Any,
+    outputs: Any = ("y",),
+    more: Any = None,
+    **settings: Any,
+) -> tuple[onnx.ModelProto, int]:
+    """A graph of one operator that reads inputs and weights in their order, and what it costs."""
+    names = [*inputs, *(one.name for one in weights)]
+    return model([node(operator, names, list(outputs), **settings)], inputs, list(weights), **(more or {})), want
 
-SINGLE: dict[str, tuple[Any, dict[str, Any], list[Any], int, dict[str, Any]]] = {
-    "ConvTranspose": (
-        node("ConvTranspose", ["x", "w"], ["y"], strides=[2, 2]),
-        {"x": [1, 3, 5, 5]},
-        [weight("w", 3, 4, 2, 2)],
-        3 * 25 * 4 * 4,
-        {},
+
+BYTES, OPSET = {"kind": TensorProto.UINT8}, {"opset": 23}
+OWN = {"domain": MICROSOFT, "num_heads": 2}
+LINEAR = {"coefficients": [0.5] * 12, "intercepts": [0.0] * 3, "classlabels_ints": [0, 1, 2]}
+X, ROW = {"x": [1, 5, 8]}, {"x": [7, "n", 3]}
+Q4, KV4 = [1, 2, 5, 8], {"k": [1, 2, 9, 8], "v": [1, 2, 9, 6]}
+SINGLE = {
+    "ConvTranspose": single(
+        "ConvTranspose", 3 * 25 * 16, {"x": [1, 3, 5, 5]}, weight("w", 3, 4, 2, 2), strides=[2, 2]
     ),
-    "ConvInteger": (
-        node("ConvInteger", ["x", "w"], ["y"]),
-        {"x": [1, 2, 6, 6]},
-        [weight("w", 3, 2, 3, 3, kind=np.int8)],
-        3 * 16 * 18,
-        {"kind": Q},
+    "ConvInteger": single(
+        "ConvInteger", 3 * 16 * 18, {"x": [1, 2, 6, 6]}, weight("w", 3, 2, 3, 3, kind=np.int8), more=BYTES
     ),
-    "MatMulInteger": (
-        node("MatMulInteger", ["x", "w"], ["y"]),
-        {"x": [1, 4, 6]},
-        [weight("w", 6, 5, kind=np.uint8)],
-        4 * 6 * 5,
-        {"kind": Q},
+    "MatMulInteger": single(
+        "MatMulInteger", 4 * 6 * 5, {"x": [1, 4, 6]}, weight("w", 6, 5, kind=np.uint8), more=BYTES
     ),
-    "vector": (node("MatMul", ["x", "w"], ["y"]), {"x": [1, 6]}, [weight("w", 6)], 6, {}),
-    "LSTM": (
-        node("LSTM", ["x", "w", "r"], ["y"], hidden_size=4, direction="bidirectional"),
-        {"x": [7, "n", 3]},
-        [weight("w", 2, 16, 3), weight("r", 2, 16, 4)],
-        7 * 2 * 16 * (3 + 4),
-        {},
+    "vector": single("MatMul", 6, {"x": [1, 6]}, weight("w", 6)),
+    "LSTM": single(
+        "LSTM",
+        7 * 2 * 16 * 7,
+        ROW,
+        weight("w", 2, 16, 3),
+        weight("r", 2, 16, 4),
+        hidden_size=4,
+        direction="bidirectional",
     ),
-    "GRU": (
-        node("GRU", ["x", "w", "r"], ["y"], hidden_size=4),
-        {"x": [7, "n", 3]},
-        [weight("w", 1, 12, 3), weight("r", 1, 12, 4)],
-        7 * 12 * (3 + 4),
-        {},
-    ),
-    "attention, four axes": (
-        node("Attention", ["x", "k", "v"], ["y"]),
-        {"x": [1, 2, 5, 8], "k": [1, 2, 9, 8], "v": [1, 2, 9, 6]},
-        [],
-        2 * 5 * 9 * (8 + 6),
-        {"opset": 23},
-    ),
-    "attention, three axes, shared heads": (
-        node("Attention", ["x", "k", "v"], ["y"], q_num_heads=4, kv_num_heads=2),
-        {"x": [1, 5, 32], "k": [1, 9, 16], "v": [1, 9, 12]},
-        [],
+    "GRU": single("GRU", 7 * 12 * (3 + 4), ROW, weight("w", 1, 12, 3), weight("r", 1, 12, 4), hidden_size=4),
+    "attention, four axes": single("Attention", 2 * 5 * 9 * (8 + 6), {"x": Q4, **KV4}, more=OPSET),
+    "attention, three axes, shared heads": single(
+        "Attention",
         5 * 9 * (32 + 4 * 6),
-        {"opset": 23},
+        {"x": [1, 5, 32], "k": [1, 9, 16], "v": [1, 9, 12]},
+        more=OPSET,
+        q_num_heads=4,
+        kv_num_heads=2,
     ),
-    "attention with projections": (
-        node("Attention", ["x", "w", "b"], ["y"], domain=MICROSOFT, num_heads=2),
-        {"x": [1, 5, 8]},
-        [weight("w", 8, 24), weight("b", 24)],
-        5 * 8 * 24 + 5 * 5 * (8 + 8),
-        {},
+    "attention with projections": single(
+        "Attention", 5 * 8 * 24 + 5 * 5 * (8 + 8), X, weight("w", 8, 24), weight("b", 24), **OWN
     ),
-    "attention without projections": (
-        node("MultiHeadAttention", ["x", "k", "v"], ["y"], domain=MICROSOFT, num_heads=2),
-        {"x": [1, 5, 8], "k": [1, 9, 8], "v": [1, 9, 6]},
-        [],
-        5 * 9 * (8 + 6),
-        {},
+    "attention without projections": single(
+        "MultiHeadAttention", 5 * 9 * (8 + 6), {**X, "k": [1, 9, 8], "v": [1, 9, 6]}, **OWN
     ),
-    "transposed product": (
-        node("FusedMatMul", ["x", "w"], ["y"], domain=MICROSOFT, transA=1, transB=1),
-        {"x": [1, 6, 4]},
-        [weight("w", 5, 6)],
-        4 * 6 * 5,
-        {},
+    "transposed product": single(
+        "FusedMatMul", 4 * 6 * 5, {"x": [1, 6, 4]}, weight("w", 5, 6), domain=MICROSOFT, transA=1, transB=1
     ),
-    "packed weights": (
-        node("MatMulNBits", ["x", "w", "s"], ["y"], domain=MICROSOFT, K=32, N=7, bits=4, block_size=32),
-        {"x": [1, 3, 32]},
-        [weight("w", 7, 1, 16, kind=np.uint8), weight("s", 7)],
+    "packed weights": single(
+        "MatMulNBits",
         3 * 32 * 7,
-        {},
+        {"x": [1, 3, 32]},
+        weight("w", 7, 1, 16, kind=np.uint8),
+        weight("s", 7),
+        domain=MICROSOFT,
+        K=32,
+        N=7,
+        bits=4,
+        block_size=32,
     ),
-    "linear classifier": (
-        node(
-            "LinearClassifier",
-            ["x"],
-            ["l", "y"],
-            domain="ai.onnx.ml",
-            coefficients=[0.5] * 12,
-            intercepts=[0.0] * 3,
-            classlabels_ints=[0, 1, 2],
-        ),
-        {"x": [1, 4]},
-        [],
-        12,
-        {},
+    "linear classifier": single(
+        "LinearClassifier", 12, {"x": [1, 4]}, outputs=("l", "y"), domain="ai.onnx.ml", **LINEAR
     ),
 }
 
 
 @pytest.mark.parametrize("case", list(SINGLE))
 def test_an_operator_costs_what_its_definition_says(case: str) -> None:
-    only, inputs, weights, want, more = SINGLE[case]
+    graph, want = SINGLE[case]
     # What follows must have found the operator's output shape, or the last product is refused.
-    assert cost_of(model([only], inputs, weights, **more)).macs_per_row == want
+    assert cost_of(graph).macs_per_row == want
 
 
 def test_shapes_go_on_behind_operators_of_onnx_runtime() -> None:

@@ -12,7 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 from typer.testing import CliRunner
 
 from export.__main__ import app
-from export.onefile.writing import onefile_config, onefile_model, require_fits, write_onefile
+from export.onefile.writing import onefile_model, require_fits, write_onefile
 from orchestrator.errors import CommitteeError, ExportError
 from orchestrator.graphs.onefile import ONEFILE_KEY, answering, onefile_from_model
 from orchestrator.pbtxt import config_from_path
@@ -20,7 +20,6 @@ from orchestrator.repository.check import check
 from orchestrator.repository.render import render
 from orchestrator.spec import CascadeSpec, cascade_from_path
 from tests.export.onefile.builders import cascade, member_of, put, put_slicing
-from tests.graphs.test_onefile import made
 from tests.repository.builders import add_member, snapshot, spec_of
 
 REPOSITORY = Path(__file__).parents[3] / "model_repository"
@@ -55,21 +54,18 @@ def test_a_written_model_lies_in_its_repository_as_any_other(repository: Path) -
     assert (done.folder / "labels.txt").read_text() == "ant\nbee\ncow\n"
     report = check(repository)
     assert report, report.faults
-
-
-def test_a_lead_has_one_output_per_member_inside(repository: Path) -> None:
-    done = write_onefile(plan_in(repository), repository, stages=1)
-    config = config_from_path(done.folder / "config.pbtxt")
-    assert done.name == "cascade_lead"
-    assert [(one.name, list(one.dims)) for one in config.output] == [("small", [3])]
-    assert check(repository)
-
-
-def test_writing_twice_changes_nothing_and_says_so(repository: Path) -> None:
-    assert write_onefile(plan_in(repository), repository).changed
     before = snapshot(repository)
     assert not write_onefile(plan_in(repository), repository).changed
     assert snapshot(repository) == before
+
+
+@pytest.mark.parametrize("members", [["small"], ["small", "large"]])
+def test_a_lead_has_one_output_per_member_inside(repository: Path, members: list[str]) -> None:
+    done = write_onefile(plan_in(repository), repository, stages=len(members))
+    config = config_from_path(done.folder / "config.pbtxt")
+    assert done.name == "cascade_lead"
+    assert [(one.name, list(one.dims)) for one in config.output] == [(name, [3]) for name in members]
+    assert check(repository)
 
 
 def test_another_repository_is_written_into_without_touching_the_first(repository: Path, tmp_path: Path) -> None:
@@ -169,10 +165,9 @@ def test_a_member_that_cannot_be_part_of_a_graph_is_one_clear_line(tmp_path: Pat
 def test_a_member_other_than_the_thresholds_were_fitted_on_is_refused(tmp_path: Path) -> None:
     made = cascade([1, 1], 2)
     put_slicing(tmp_path, made)
-    other = dataclasses.replace(made.stages[1].members[0], sha256="0" * 64)
-    made = dataclasses.replace(
-        made, stages=(made.stages[0], dataclasses.replace(made.stages[1], members=(other,)))
-    )
+    first, last = made.stages
+    other = dataclasses.replace(last.members[0], sha256="0" * 64)
+    made = dataclasses.replace(made, stages=(first, dataclasses.replace(last, members=(other,))))
     with pytest.raises(ExportError, match="which the thresholds were fitted on; plan again"):
         write_onefile(made, tmp_path)
 
@@ -180,18 +175,12 @@ def test_a_member_other_than_the_thresholds_were_fitted_on_is_refused(tmp_path: 
 @pytest.mark.parametrize("member", ["python", "cascade"])
 def test_members_without_a_graph_of_their_own_are_refused(repository: Path, member: str) -> None:
     plan = plan_in(repository)
-    if member == "python":
-        (repository / "py" / "1").mkdir(parents=True)
-        (repository / "py" / "1" / "model.py").write_text("")
-        (repository / "py" / "config.pbtxt").write_text('backend: "python"')
-        asked = dataclasses.replace(plan.stages[1].members[0], name="py", sha256=None)
-        name = "outer"
-    else:
-        asked = dataclasses.replace(plan.stages[1].members[0], name="cascade", sha256=None)
-        name = "outer"
-    outer = dataclasses.replace(
-        plan, name=name, stages=(plan.stages[0], dataclasses.replace(plan.stages[1], members=(asked,)))
-    )
+    (repository / "python" / "1").mkdir(parents=True)
+    (repository / "python" / "1" / "model.py").write_text("")
+    (repository / "python" / "config.pbtxt").write_text('backend: "python"')
+    first, last = plan.stages
+    asked = dataclasses.replace(last.members[0], name=member, sha256=None)
+    outer = dataclasses.replace(plan, name="outer", stages=(first, dataclasses.replace(last, members=(asked,))))
     kind = "python" if member == "python" else "a cascade itself"
     with pytest.raises(ExportError, match=f"got {kind}, expected an ONNX model"):
         write_onefile(outer, repository)
@@ -215,17 +204,22 @@ def test_models_that_the_command_did_not_write_are_left_alone(repository: Path) 
     assert write_onefile(plan, repository, force=True).changed
 
 
-def test_an_input_named_like_an_output_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("source", "asked", "says"),
+    [
+        ("label", {}, "label, which is an output too"),
+        *(("x", {"name": name}, "`name`: got") for name in ("", "a/b", "../up", ".")),
+        *(("x", {"stages": stages}, "expected 1 to 2, the stages of made_up") for stages in (0, 3)),
+    ],
+)
+def test_names_and_stages_that_cannot_be_are_refused(
+    tmp_path: Path, source: str, asked: dict[str, Any], says: str
+) -> None:
     made = cascade([1, 1], 2)
-    made = dataclasses.replace(made, input=dataclasses.replace(made.input, name="label"))
-    with pytest.raises(ExportError, match="label, which is an output too"):
-        write_onefile(made, tmp_path)
-
-
-@pytest.mark.parametrize("name", ["", "a/b", "../up", "."])
-def test_names_that_are_no_model_names_are_refused(repository: Path, name: str) -> None:
-    with pytest.raises(ExportError, match="`name`: got"):
-        write_onefile(plan_in(repository), repository, name=name)
+    put_slicing(tmp_path, made)
+    made = dataclasses.replace(made, input=dataclasses.replace(made.input, name=source))
+    with pytest.raises(ExportError, match=says):
+        write_onefile(made, tmp_path, **asked)
 
 
 def test_more_weights_than_one_file_holds_are_refused_before_anything_is_put_together() -> None:
@@ -233,12 +227,6 @@ def test_more_weights_than_one_file_holds_are_refused_before_anything_is_put_tog
     require_fits({"m0": 10**9, "m1": 10**9}, made)
     with pytest.raises(ExportError, match=r"got 2\.2 GB of weights, most of them in m1, expected less than 2 GB"):
         require_fits({"m0": 2 * 10**8, "m1": 2 * 10**9}, made)
-
-
-@pytest.mark.parametrize("stages", [0, 3])
-def test_stages_that_are_not_there_are_refused(tmp_path: Path, stages: int) -> None:
-    with pytest.raises(ExportError, match="expected 1 to 2, the stages of made_up"):
-        write_onefile(cascade([1, 1], 2), tmp_path, stages=stages)
 
 
 def test_the_command_writes_says_so_and_says_when_there_was_nothing_to_do(tmp_path: Path) -> None:
@@ -263,11 +251,3 @@ def test_the_command_takes_the_folder_of_a_rendered_cascade(tmp_path: Path) -> N
     assert ONEFILE_KEY in {
         p.key for p in onnx.load(tmp_path / "digits_cascade_onefile/1/model.onnx").metadata_props
     }
-
-
-def test_the_config_of_a_lead_names_its_members_and_that_of_a_whole_the_served_outputs() -> None:
-    assert [one.name for one in onefile_config(made(1), "prefix").output] == ["small"]
-    assert [one.name for one in onefile_config(made(2), "prefix").output] == ["small", "large"]
-    whole = onefile_config(made(), "whole")
-    assert [one.name for one in whole.output][:2] == ["probabilities", "label"]
-    assert (whole.name, whole.backend, whole.max_batch_size) == ("whole", "onnxruntime", 32)

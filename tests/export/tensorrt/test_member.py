@@ -174,16 +174,14 @@ def test_a_build_that_ends_early_or_cannot_be_proven_leaves_the_old_engine(
 
 
 def test_a_failed_first_build_leaves_no_folder(repository: Path) -> None:
-    with pytest.raises(ExportError):
-        export(repository, FakeTensorRT(build_error="out of memory"))
-    assert not (repository / "small_trt").exists()
-
-
-def test_everything_the_parser_refuses_is_named_at_once(repository: Path) -> None:
+    # What the parser refuses is named at once.
     errors = [("Resize", "up", "antialias is not supported"), ("", "", "no such type")]
     expected = r"got Resize up: antialias is not supported; model: no such type, expected operators TensorRT has"
     with pytest.raises(ExportError, match=expected):
         export(repository, FakeTensorRT(parser_errors=errors))
+    with pytest.raises(ExportError, match="out of memory"):
+        export(repository, FakeTensorRT(build_error="out of memory"))
+    assert not (repository / "small_trt").exists()
 
 
 def test_an_onnx_file_with_a_fixed_batch_is_refused(repository: Path) -> None:
@@ -236,20 +234,11 @@ def test_a_uint8_image_goes_in_as_it_is(repository: Path) -> None:
 def test_weights_in_files_of_their_own_are_found_and_checked(repository: Path) -> None:
     folder = repository / "apart"
     (folder / "1").mkdir(parents=True)
-    onnx.save(
-        linear_model(3),
-        str(folder / "1" / "model.onnx"),
-        save_as_external_data=True,
-        location="w.data",
-        size_threshold=0,
-    )
+    path = folder / "1" / "model.onnx"
+    onnx.save(linear_model(3), str(path), save_as_external_data=True, location="w.data", size_threshold=0)
     small = manifest_from_path(repository / "small" / "manifest.json")
-    digest = {
-        name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in ("1/model.onnx", "1/w.data")
-    }
-    manifest = dataclasses.replace(
-        small, name="apart", sha256=digest["1/model.onnx"], data_files={"1/w.data": digest["1/w.data"]}
-    )
+    own, data = (hashlib.sha256(file.read_bytes()).hexdigest() for file in (path, folder / "1" / "w.data"))
+    manifest = dataclasses.replace(small, name="apart", sha256=own, data_files={"1/w.data": data})
     (folder / "manifest.json").write_text(json_from_manifest(manifest))
     done = export(repository, member="apart")
     assert not done.manifest.data_files
@@ -260,19 +249,19 @@ def test_weights_in_files_of_their_own_are_found_and_checked(repository: Path) -
 
 def test_names_that_are_taken_unknown_or_no_onnx_member_are_refused(repository: Path) -> None:
     export(repository)
-    with pytest.raises(ExportError, match=r"member nobody .*expected one of small, small_trt"):
-        export(repository, member="nobody")
-    with pytest.raises(ExportError, match=r"got model file 1/model\.plan, expected an ONNX member"):
-        export(repository, member="small_trt")
-    with pytest.raises(ExportError, match="called small, expected no such model"):
-        export(repository, name="small")
-    with pytest.raises(ExportError, match="the member's own name"):
-        export(repository, name="small", force=True)
     theirs = repository / "theirs" / "1"
     theirs.mkdir(parents=True)
     (theirs / "model.plan").write_bytes(b"theirs")
-    with pytest.raises(ExportError, match="not exported here"):
-        export(repository, name="theirs")
+    refused: list[tuple[dict[str, Any], str]] = [
+        ({"member": "nobody"}, r"member nobody .*expected one of small, small_trt"),
+        ({"member": "small_trt"}, r"got model file 1/model\.plan, expected an ONNX member"),
+        ({"name": "small"}, "called small, expected no such model"),
+        ({"name": "small", "force": True}, "the member's own name"),
+        ({"name": "theirs"}, "not exported here"),
+    ]
+    for asked, says in refused:
+        with pytest.raises(ExportError, match=says):
+            export(repository, **asked)
     (repository / "small" / "1" / "model.onnx").write_bytes(b"cut")
     with pytest.raises(ExportError, match=r"model\.onnx: got sha256"):
         export(repository, force=True)
