@@ -29,7 +29,6 @@ from perf.routes.spec import (
 )
 
 BASELINES = Path(__file__).parent / "baselines"
-_TIMED_ROWS = 256
 # Class in baselines/models.py -> names of the routes rendered from it.
 _FORMS = {"PassThrough": ("pass_through",), "Tutorial": tuple(TUTORIAL), "Concatenate": tuple(CONCATENATE)}
 
@@ -63,16 +62,8 @@ def render_scenario(made: BenchScenario, folder: Path) -> BenchRepository:
         input_name=spec.input.name,
         sync_client=None if plan is None else partial(sync_client, plan=plan, dtype=spec.input.dtype),
         asyncio_client=None if plan is None else partial(asyncio_client, plan=plan, dtype=spec.input.dtype),
-        predicted_speedup=_predicted(made),
+        predicted_speedup=made.predicted_speedup(),
     )
-
-
-def _predicted(made: BenchScenario) -> float | None:
-    predict = made.recipe.predict
-    if predict is None:
-        return None
-    rows = made.recipe.rows_at(range(min(made.recipe.pool, _TIMED_ROWS)))
-    return predict(made.repository, made.spec, reach=made.reach, rows=rows)
 
 
 def is_plain(spec: CascadeSpec) -> bool:

@@ -34,6 +34,7 @@ CHUNK_ROWS = 64
 MARGIN = 1e-4
 # What `predicted_speedup` times: rows of a batch, batches of each member in a round, rounds.
 _TIMED_BATCH, _TIMED_BATCHES, _TIMED_ROUNDS = 32, 4, 7
+_TIMED_ROWS = 256
 
 
 class Predict(Protocol):
@@ -225,6 +226,13 @@ class BenchScenario:
     def reach(self) -> tuple[float, ...]:
         """Share of the pool that gets to each stage, 1.0 first."""
         return tuple(float((self.exit_stage >= stage).mean()) for stage in range(len(self.spec.stages)))
+
+    def predicted_speedup(self) -> float | None:
+        """Rows/s of the cascade over its largest member's, as its plan promises them; None where none does."""
+        if self.recipe.predict is None:
+            return None
+        rows = self.recipe.rows_at(range(min(self.recipe.pool, _TIMED_ROWS)))
+        return self.recipe.predict(self.repository, self.spec, reach=self.reach, rows=rows)
 
     def _some(self, stage: int, count: int, rng: np.random.Generator) -> npt.NDArray[np.intp]:
         there = rng.permutation(np.flatnonzero((self.exit_stage == stage) & (self.margin >= self.recipe.margin)))

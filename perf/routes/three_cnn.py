@@ -5,6 +5,7 @@ exit mix. What the networks answer means nothing; what they cost does.
 """
 
 import hashlib
+import itertools
 import json
 import math
 import time
@@ -101,7 +102,8 @@ def _fitted(cache: Path) -> Recipe:
 
 
 def _largest_ms() -> float:
-    return ms_per_row(_session(_Body(NETWORKS[-1], np.random.default_rng(NETWORKS[-1].seed)).model()))
+    large = NETWORKS[-1]
+    return ms_per_row(_session(_model(large, _kernels(large, np.random.default_rng(large.seed)))))
 
 
 def rows_at(numbers: Sequence[int]) -> Rows:
@@ -121,12 +123,12 @@ def _make(repository: Path, *, networks: Sequence[Network], recorded: int) -> Ca
 def network_model(network: Network) -> onnx.ModelProto:
     """The network with a head that answers like a trained one: some rows surely, others not."""
     rng = np.random.default_rng(network.seed)
-    body = _Body(network, rng)
+    kernels = _kernels(network, rng)
     # Negative numbers, so that no row of the pool is among those the head is fitted on.
     rows = np.concatenate([varied_rows(IMAGE, 1, seed=_ROWS_SEED - 1 - index) for index in range(_HEAD_ROWS)])
-    session = _session(body.model())
+    session = _session(_model(network, kernels))
     pooled = np.concatenate([session.run(None, {IMAGE.name: part})[0] for part in np.split(rows, 8)])
-    return body.model(head=_head(pooled.astype(np.float64), rng))
+    return _model(network, kernels, _head(pooled.astype(np.float64), rng))
 
 
 # Weights float32 (c, k) and bias float32 (k,).
@@ -152,40 +154,41 @@ def _head(pooled: npt.NDArray[np.float64], rng: np.random.Generator) -> Head:
     return weights.astype(np.float32), (-centre @ weights).astype(np.float32)
 
 
-class _Body:
-    """The convolutions of a network."""
+def _kernels(network: Network, rng: np.random.Generator) -> list[npt.NDArray[np.float32]]:
+    sizes = [IMAGE.dims[0], *(channels for channels, _ in network.layers)]
+    return [
+        (rng.normal(size=(into, before, 3, 3)) * np.sqrt(2 / (9 * before))).astype(np.float32)
+        for before, into in itertools.pairwise(sizes)
+    ]
 
-    def __init__(self, network: Network, rng: np.random.Generator) -> None:
-        self.nodes: list[Any] = []
-        self.weights: list[Any] = []
-        self.name = network.name
-        last, into = IMAGE.name, IMAGE.dims[0]
-        for index, (channels, stride) in enumerate(network.layers):
-            kernel = rng.normal(size=(channels, into, 3, 3)) * np.sqrt(2 / (9 * into))
-            self.weights.append(numpy_helper.from_array(kernel.astype(np.float32), f"kernel_{index}"))
-            conv, relu = f"conv_{index}", f"relu_{index}"
-            given, steps = [last, f"kernel_{index}"], [stride, stride]
-            self.nodes.append(helper.make_node("Conv", given, [conv], pads=[1, 1, 1, 1], strides=steps))
-            self.nodes.append(helper.make_node("Relu", [conv], [relu]))
-            last, into = relu, channels
-        self.nodes.append(helper.make_node("GlobalAveragePool", [last], ["pooled"]))
-        self.nodes.append(helper.make_node("Flatten", ["pooled"], ["features"]))
-        self.channels = into
 
-    def model(self, head: Head | None = None) -> onnx.ModelProto:
-        """The network with a head, or without one, ending in the features."""
-        nodes, weights, result, size = list(self.nodes), list(self.weights), "features", self.channels
-        if head is not None:
-            for name, value in zip(("head", "bias"), head, strict=True):
-                weights.append(numpy_helper.from_array(value, name))
-            nodes.append(helper.make_node("Gemm", ["features", "head", "bias"], ["logits"]))
-            result, size = "logits", CLASSES
-        source = helper.make_tensor_value_info(IMAGE.name, TensorProto.FLOAT, ["batch", *IMAGE.dims])
-        made = helper.make_tensor_value_info(result, TensorProto.FLOAT, ["batch", size])
-        graph = helper.make_graph(nodes, self.name, [source], [made], weights)
-        opsets = [helper.make_opsetid("", OPSET)]
-        model: onnx.ModelProto = helper.make_model(graph, ir_version=IR_VERSION, opset_imports=opsets)
-        return model
+def _model(
+    network: Network, kernels: Sequence[npt.NDArray[np.float32]], head: Head | None = None
+) -> onnx.ModelProto:
+    """The network with a head, or without one, ending in the features."""
+    nodes: list[Any] = []
+    weights = [numpy_helper.from_array(kernel, f"kernel_{index}") for index, kernel in enumerate(kernels)]
+    last = IMAGE.name
+    for index, (_, stride) in enumerate(network.layers):
+        given, steps = [last, f"kernel_{index}"], [stride, stride]
+        last = f"relu_{index}"
+        nodes.append(helper.make_node("Conv", given, [f"conv_{index}"], pads=[1, 1, 1, 1], strides=steps))
+        nodes.append(helper.make_node("Relu", [f"conv_{index}"], [last]))
+    nodes.append(helper.make_node("GlobalAveragePool", [last], ["pooled"]))
+    nodes.append(helper.make_node("Flatten", ["pooled"], ["features"]))
+    result, size = "features", network.layers[-1][0]
+    if head is not None:
+        weights += [
+            numpy_helper.from_array(value, name) for name, value in zip(("head", "bias"), head, strict=True)
+        ]
+        nodes.append(helper.make_node("Gemm", ["features", "head", "bias"], ["logits"]))
+        result, size = "logits", CLASSES
+    source = helper.make_tensor_value_info(IMAGE.name, TensorProto.FLOAT, ["batch", *IMAGE.dims])
+    made = helper.make_tensor_value_info(result, TensorProto.FLOAT, ["batch", size])
+    graph = helper.make_graph(nodes, network.name, [source], [made], weights)
+    opsets = [helper.make_opsetid("", OPSET)]
+    model: onnx.ModelProto = helper.make_model(graph, ir_version=IR_VERSION, opset_imports=opsets)
+    return model
 
 
 def _manifest(network: Network, model: onnx.ModelProto, data: bytes) -> Manifest:
