@@ -17,6 +17,7 @@ from orchestrator.planner.replay import replay
 from orchestrator.rows.digits import digits_split
 from orchestrator.spec import COMBINES, CascadeSpec, cascade_from_path
 from tests.export.onefile.builders import (
+    Core,
     answers_of,
     cascade,
     chosen_outputs,
@@ -43,8 +44,16 @@ def in_batches(spec: CascadeSpec, repository: Path, rows: np.ndarray) -> dict[st
     ends = np.cumsum(BATCHES)
     assert ends[-1] == len(rows)
     parts = [answers_of(session, part) for part in np.split(rows, ends[:-1])]
-    joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    return {name: value if name == "probabilities" else value[:, 0] for name, value in joined.items()}
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def require_same(got: dict[str, np.ndarray], core: Core, rows: np.ndarray, *, tolerance: float) -> None:
+    """Some rows have the decision core's answers; where and at what cost a refused one ends is open."""
+    answered = rows & ~core.refused
+    for name, same in (("label", rows), ("status", rows), ("exit_stage", answered), ("cost", answered)):
+        np.testing.assert_array_equal(got[name][same, 0], core.answers[name][same], err_msg=name)
+    np.testing.assert_allclose(got["probabilities"][rows], core.answers["probabilities"][rows], atol=tolerance)
+    np.testing.assert_allclose(got["confidence"][rows, 0], core.answers["confidence"][rows], atol=tolerance)
 
 
 @settings(ANY_PATH, max_examples=60)
@@ -62,15 +71,8 @@ def test_one_graph_answers_what_the_decision_core_answers(
     tolerance = 5e-5 if spoiled else 1e-5
     got = in_batches(spec, tmp_path, np.concatenate(outputs, axis=1))
     core = core_answers(spec, outputs)
-    sure = ~decided_by_rounding(spec, outputs, tolerance)
-    lost = core.refused
     assert got["label"].dtype == np.int64
-    for name in ("label", "status"):
-        np.testing.assert_array_equal(got[name][sure], core.answers[name][sure], err_msg=name)
-    for name in ("exit_stage", "cost"):
-        np.testing.assert_array_equal(got[name][sure & ~lost], core.answers[name][sure & ~lost], err_msg=name)
-    for name in ("probabilities", "confidence"):
-        np.testing.assert_allclose(got[name][sure], core.answers[name][sure], atol=tolerance, err_msg=name)
+    require_same(got, core, ~decided_by_rounding(spec, outputs, tolerance), tolerance=tolerance)
 
 
 SAYINGS = [[9, 0, 0], [0.6, 0.3, 0], [0, 0.3, 0.4], [0, np.nan, 0], [np.inf, 0, 0], [-np.inf] * 3, [-np.inf, 1, 0]]
@@ -94,16 +96,10 @@ def test_every_mixture_of_answers_that_are_no_numbers_goes_as_in_the_decision_co
     put_slicing(tmp_path, made)
     rows = np.array(list(itertools.product(SAYINGS, repeat=3)), np.float32).reshape(-1, 9)
     got = answers_of(opened(onefile_model(made, tmp_path)[0]), rows)
-    core = core_answers(made, [rows[:, start : start + 3] for start in (0, 3, 6)])
-    same = ~decided_by_rounding(made, [rows[:, start : start + 3] for start in (0, 3, 6)], 1e-5)
+    outputs = [rows[:, start : start + 3] for start in (0, 3, 6)]
+    same = ~decided_by_rounding(made, outputs, 1e-5)
     assert same.mean() > 0.6
-    for name in ("label", "status"):
-        np.testing.assert_array_equal(got[name][same, 0], core.answers[name][same], err_msg=name)
-    answered = same & ~core.refused
-    for name in ("exit_stage", "cost"):
-        np.testing.assert_array_equal(got[name][answered, 0], core.answers[name][answered], err_msg=name)
-    np.testing.assert_allclose(got["probabilities"][same], core.answers["probabilities"][same], atol=1e-5)
-    np.testing.assert_allclose(got["confidence"][same, 0], core.answers["confidence"][same], atol=1e-5)
+    require_same(got, core_answers(made, outputs), same, tolerance=1e-5)
 
 
 def test_scores_exactly_at_the_threshold_or_at_the_low_end_exit(tmp_path: Path) -> None:
@@ -113,12 +109,13 @@ def test_scores_exactly_at_the_threshold_or_at_the_low_end_exit(tmp_path: Path) 
     put_slicing(tmp_path, spec)
     no = -np.inf
     said = np.array([[0, 0, no, no], [0, 0, 0, 0], [0, -1, -1, -1]], np.float32)
-    got = answers_of(opened(onefile_model(spec, tmp_path)[0]), np.concatenate([said, said], axis=1))
+    session, twice = opened(onefile_model(spec, tmp_path)[0]), np.concatenate([said, said], axis=1)
+    got = answers_of(session, twice)
     assert got["exit_stage"].ravel().tolist() == [0, 0, 1]
     assert got["status"].ravel().tolist() == [0, 4, 0]
     assert got["confidence"].ravel()[:2].tolist() == [0.5, 0.25]
     # Alone, none of them is decided together with a row that is not at the threshold.
-    alone = answers_of(opened(onefile_model(spec, tmp_path)[0]), np.concatenate([said, said], axis=1)[:1])
+    alone = answers_of(session, twice[:1])
     assert (alone["exit_stage"].item(), alone["status"].item()) == (0, 0)
 
 
@@ -149,14 +146,8 @@ def test_classes_that_different_members_rule_out_leave_a_finite_answer(tmp_path:
 
 def exploding(classes: int, width: int) -> onnx.ModelProto:
     """Answers only batches of exactly three rows; any other number is an error of the runtime."""
-    weights = [
-        numpy_helper.from_array(np.array([3, width], np.int64), "three"),
-        numpy_helper.from_array(np.ones((width, classes), np.float32), "w"),
-    ]
-    nodes = [
-        helper.make_node("Reshape", ["x", "three"], ["y"]),
-        helper.make_node("MatMul", ["y", "w"], ["logits"]),
-    ]
+    weights = [array(np.array([3, width], np.int64), "three"), array(np.ones((width, classes), np.float32), "w")]
+    nodes = [node("Reshape", ["x", "three"], ["y"]), node("MatMul", ["y", "w"], ["logits"])]
     return member_of(nodes, weights, width=width, classes=classes)
 
 
