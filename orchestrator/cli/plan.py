@@ -15,7 +15,7 @@ from orchestrator.cli.plan_pool import pool_from_records, restricted
 from orchestrator.commandline import with_options
 from orchestrator.errors import DataError, InfeasibleError
 from orchestrator.files import nearest_existing
-from orchestrator.planner import impose
+from orchestrator.planner import replay
 from orchestrator.planner.candidates import MOST_MEMBERS
 from orchestrator.planner.goal import Goal, SearchOptions
 from orchestrator.planner.intervals import check_above_chance, notes_on_records
@@ -139,7 +139,7 @@ def plan(
     if impose_exits is not None:
         goal_options = (min_accuracy, reference, epsilon, budget, max_worst_cost, max_stages, label_free or None)
         _check_no_goal(goal_options, report=report)
-        spec = impose.impose_exits(
+        spec = replay.impose_exits(
             dataclasses.replace(base, combine=options.combines[0], score=options.scores[0]),
             records,
             exit_share=_shares(impose_exits),

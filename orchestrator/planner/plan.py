@@ -99,11 +99,7 @@ class FrontierPoint:
     Args:
         members: names in plan order.
         stages: the names by stage.
-        thresholds: one per stage but the last.
-        combine: combine mode.
-        score: confidence score.
         accuracy: share of rows right; of rows that agree with the reference where labels are not looked at.
-        mean_cost: per row.
         worst_cost: of a row that goes through every stage.
     """
 
@@ -125,8 +121,7 @@ class PlanResult:
         spec: the plan, with `fit` filled in.
         accuracy: on the search part; agreement with the reference where labels are not looked at.
         accuracy_lower: lower bound of it from the certify part; None where nothing was certified.
-        mean_cost: per row, on the search part.
-        exit_share: per stage, on the search part.
+        mean_cost, exit_share: per row and per stage, on the search part.
         frontier: dearest first.
         pool: all members that were chosen from, with the temperatures and costs that were planned with.
         fallback_reason: why the reference itself had to be taken; None where it had not.
@@ -144,12 +139,7 @@ class PlanResult:
 
 @dataclass(frozen=True, kw_only=True)
 class Infeasible:
-    """No plan does what was asked.
-
-    Args:
-        best: the best reachable one.
-        unmet: why.
-    """
+    """No plan does what was asked: why, and the best reachable one."""
 
     best: PlanResult
     unmet: UnmetConstraint

@@ -65,11 +65,9 @@ class Records:
         for name, scores in self.outputs.items():
             bad = unusable_rows(scores)
             if len(bad):
-                found = (
-                    f"NaN, infinity or no finite score in {len(bad)} of {rows} rows, id {first_few(self.ids[bad])}"
-                )
-                fix = "leave these rows out, or the member"
-                raise DataError(f"records, outputs of {name}", got=found, expected="finite scores", fix=fix)
+                where = f"in {len(bad)} of {rows} rows, id {first_few(self.ids[bad])}"
+                got, fix = f"NaN, infinity or no finite score {where}", "leave these rows out, or the member"
+                raise DataError(f"records, outputs of {name}", got=got, expected="finite scores", fix=fix)
         for part in dataclasses.fields(self):
             object.__setattr__(self, part.name, _read_only(getattr(self, part.name)))
 
@@ -106,16 +104,7 @@ class Records:
 
 @dataclass(frozen=True, kw_only=True)
 class RecordsFile:
-    """A records file without its scores, so that several fit in memory.
-
-    Args:
-        path: of the file.
-        ids: (n,), whole numbers or text.
-        labels: int64 (n,), None where it has none.
-        classes: k.
-        cost: member name -> cost per row; its keys are the members.
-        meta: what else is known, as JSON values.
-    """
+    """A records file without its scores, so that several fit in memory; the keys of `cost` are its members."""
 
     path: Path
     ids: Array
@@ -179,9 +168,8 @@ def _checked_shape(
         raise DataError("records", got=f"outputs of shapes {listed}", expected="one (rows, classes) for all")
     rows, classes = first
     if rows < 1 or classes < 2:
-        raise DataError(
-            "records", got=f"outputs of shape {list(first)}", expected="rows, and at least two classes"
-        )
+        got = f"outputs of shape {list(first)}"
+        raise DataError("records", got=got, expected="rows, and at least two classes")
     check_ids("records", ids, rows)
     if labels is not None:
         check_labels("records", labels, rows=rows, classes=classes)
@@ -230,11 +218,7 @@ def write_all_records(files: Mapping[Path, Records]) -> None:
 
 
 def write_records_in_parts(file: RecordsFile, outputs: Mapping[str, Iterable[Array]]) -> None:
-    """Writes records whose scores do not fit in memory; see `write_records`.
-
-    Args:
-        file: everything else, with the path to write to.
-        outputs: member name -> its scores in parts, float32 (n, k) in all.
+    """Writes records whose scores, by member in parts of float32 (n, k), do not fit in memory.
 
     Raises:
         DataError: the place cannot be written to, or the disk is full.

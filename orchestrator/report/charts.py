@@ -21,7 +21,7 @@ from matplotlib.ticker import NullFormatter
 from matplotlib.transforms import Bbox
 
 from orchestrator.progress import Advance, no_advance
-from orchestrator.report.data import ClassFacts, Report, ThresholdCurve
+from orchestrator.report.data import Report, ThresholdCurve
 from orchestrator.report.inputs import QualityAndCost, Share
 from orchestrator.report.words import cost_words, percent, shortened, threshold_words
 
@@ -76,10 +76,9 @@ _PLACES = (
 
 @dataclass(frozen=True, kw_only=True)
 class Chart:
-    """One drawn figure.
+    """One drawn figure; the name is that of its file, without the ending.
 
     Args:
-        name: of its file, without the ending.
         svg: element to put into the page.
         png: bytes, in the light colours.
         axes_box: left, right, top and bottom of the first axes, in units of the SVG.
@@ -95,14 +94,7 @@ class Chart:
 
 @dataclass(frozen=True, kw_only=True)
 class Sketch:
-    """A figure not drawn yet.
-
-    Args:
-        name: of its file, without the ending.
-        alt: what it shows, for those who cannot see it.
-        paint: draws the report on a matplotlib figure.
-        width_in, height_in: of the figure.
-    """
+    """A figure not drawn yet: `alt` says what it shows, `paint` draws the report on a matplotlib figure."""
 
     name: str
     alt: str
@@ -419,7 +411,9 @@ def _reliability(figure: Any, report: Report) -> None:
 
 
 def _classes(figure: Any, report: Report) -> None:
-    shown = _classes_drawn(report.classes)
+    shown = report.classes
+    if len(shown) > CLASSES_DRAWN:  # the half that loses most and the half that gains most
+        shown = (*shown[: CLASSES_DRAWN // 2], *shown[-(CLASSES_DRAWN // 2) :])
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=(2, 1))
     for place, one in enumerate(shown):
         low, high = one.interval
@@ -434,10 +428,3 @@ def _classes(figure: Any, report: Report) -> None:
     left.set_xlabel(f"accuracy minus that of {reference}, points, with 95 % interval")
     right.set_xlabel("rows past the first stage, %")
     right.set_xlim(0, 100)
-
-
-def _classes_drawn(classes: tuple[ClassFacts, ...]) -> tuple[ClassFacts, ...]:
-    """All classes, or the half that loses most and the half that gains most."""
-    if len(classes) <= CLASSES_DRAWN:
-        return classes
-    return (*classes[: CLASSES_DRAWN // 2], *classes[-(CLASSES_DRAWN // 2) :])

@@ -39,11 +39,8 @@ def threshold_words(threshold: float | None) -> str:
 def times_words(factor: float, *, noun: str = "", than: str = "", form: str = ".3g") -> str:
     """How many times less, or more, such as "7.14 times more" and "5.88 times fewer MACs than large".
 
-    Args:
-        factor: the other amount divided by this one, above 0, so that more than 1 means less.
-        noun: what is counted, such as "MACs"; empty for an amount.
-        than: the model or plan with the other amount.
-        form: format of the number.
+    The factor is the other amount divided by this one, above 0, so that more than 1 means less. `noun` is what is
+    counted, `than` the model or plan with the other amount, `form` the format of the number.
     """
     times = max(factor, 1 / factor)
     shown = f"{times:,.0f}" if times >= 100 else f"{times:{form}}"
@@ -56,14 +53,7 @@ def times_words(factor: float, *, noun: str = "", than: str = "", form: str = ".
 
 
 def times_between(interval: tuple[float, float], factor: float, *, noun: str = "", form: str = ".3g") -> str:
-    """The interval of a factor of `times_words`; numbers alone where both ends are on the factor's side of 1.
-
-    Args:
-        interval: its ends, above 0.
-        factor: the estimate.
-        noun: as for `times_words`.
-        form: format of the numbers.
-    """
+    """The interval of a factor of `times_words`; numbers alone where both ends are on the factor's side of 1."""
     low, high = interval
     if low >= 1 and factor >= 1:
         return f"{low:{form}} to {high:{form}}"

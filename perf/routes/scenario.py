@@ -21,8 +21,8 @@ from orchestrator.decision.evaluate import Evaluator
 from orchestrator.decision.exit_rule import exits
 from orchestrator.errors import DataError
 from orchestrator.local import LocalMembers
-from orchestrator.planner.impose import impose_exits
 from orchestrator.planner.records import Records
+from orchestrator.planner.replay import impose_exits
 from orchestrator.repository.files import new_folder
 from orchestrator.spec import CascadeSpec, InputSpec, Manifest, Member, Stage, cascade_from_path, json_from_cascade
 from perf.load.inputs import next_prime

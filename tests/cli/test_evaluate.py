@@ -16,6 +16,7 @@ from orchestrator.spec import cascade_from_path
 from tests.planner.builders import made_records
 
 ROWS = 400
+HALF = ("--max-mean-cost-share", "0.5", "--no-certify")
 
 
 @pytest.fixture
@@ -35,8 +36,7 @@ def parts(whole: Path) -> tuple[Path, Path]:
 @pytest.fixture
 def plan(parts: tuple[Path, Path]) -> Path:
     path = parts[0].with_name("cascade.json")
-    words = ["plan", str(parts[0]), "--max-mean-cost-share", "0.5", "--no-certify", "-o", str(path)]
-    assert run(words) == 0
+    assert run(["plan", str(parts[0]), *HALF, "-o", str(path)]) == 0
     return path
 
 
@@ -44,6 +44,13 @@ def changed(path: Path, **changes: Any) -> Path:
     """The records with other parts."""
     write_records(dataclasses.replace(records_from_path(path), **changes), path)
     return path
+
+
+def evaluated(capsys: pytest.CaptureFixture[str], *words: object) -> Any:
+    """The document of an evaluation."""
+    capsys.readouterr()
+    assert run(["evaluate", *map(str, words), "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
 
 
 def said(capsys: pytest.CaptureFixture[str]) -> str:
@@ -110,9 +117,7 @@ def test_a_second_part_that_cannot_be_written_leaves_no_first_one(
 def test_an_evaluation_is_the_replay_beside_the_members(
     parts: tuple[Path, Path], plan: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    capsys.readouterr()
-    assert run(["evaluate", str(plan), str(parts[1]), "--reference", "c", "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
+    found = evaluated(capsys, plan, parts[1], "--reference", "c")
     spec, records = cascade_from_path(plan), records_from_path(parts[1])
     answers = replay(spec, records)
     right = answers.label == records.labels
@@ -141,9 +146,7 @@ def test_rows_of_the_plan_itself_are_called_that(
 
 def knows_its_rows(capsys: pytest.CaptureFixture[str], plan_path: Path, records: Path) -> bool:
     """Whether evaluating a plan says that it was chosen on some of these rows."""
-    capsys.readouterr()
-    assert run(["evaluate", str(plan_path), str(records), "--json"]) == 0
-    return bool(json.loads(capsys.readouterr().out)["rows_of_the_plan"])
+    return bool(evaluated(capsys, plan_path, records)["rows_of_the_plan"])
 
 
 def test_a_plan_knows_rows_it_has_seen_in_the_whole_in_a_part_and_in_another_cut(
@@ -151,8 +154,7 @@ def test_a_plan_knows_rows_it_has_seen_in_the_whole_in_a_part_and_in_another_cut
 ) -> None:
     noted = partial(knows_its_rows, capsys)
     of_whole, other, rest = (whole.with_name(name) for name in ("whole.json", "other.npz", "other_rest.npz"))
-    words = ["plan", str(whole), "--max-mean-cost-share", "0.5", "--no-certify", "-o", str(of_whole)]
-    assert run(words) == 0
+    assert run(["plan", str(whole), *HALF, "-o", str(of_whole)]) == 0
     assert run(["split", str(whole), "-o", str(other), "--rest", str(rest), "--seed", "1"]) == 0
     assert noted(plan, whole)
     assert noted(plan, rest)
@@ -167,9 +169,7 @@ def test_costs_of_another_unit_are_left_out(
     profile.write_text(json.dumps({"cost": {"a": 1, "b": 2}, "unit": "ms"}))
     words = ["plan", str(parts[0]), "--members", "a,b", "--max-mean-cost", "1.5", "--no-certify"]
     assert run([*words, "--cost", str(profile), "-o", str(plan)]) == 0
-    capsys.readouterr()
-    assert run(["evaluate", str(plan), str(parts[1]), "--json", "--reference", "c"]) == 0
-    found = json.loads(capsys.readouterr().out)
+    found = evaluated(capsys, plan, parts[1], "--reference", "c")
     assert [one["mean_cost"] for one in found["members"]] == [1, 2, None]
     assert found["cost_factor"] is None
     assert found["cost_unit"] == "ms"
@@ -190,12 +190,7 @@ def without(records: Records, name: str) -> dict[str, Any]:
     ],
 )
 def test_what_cannot_be_evaluated_is_one_line(
-    parts: tuple[Path, Path],
-    plan: Path,
-    capsys: pytest.CaptureFixture[str],
-    change: Any,
-    options: tuple[str, ...],
-    says: str,
+    parts: tuple[Path, Path], plan: Path, capsys: pytest.CaptureFixture[str], change: Any, options: Any, says: str
 ) -> None:
     changed(parts[1], **change(records_from_path(parts[1])))
     capsys.readouterr()
@@ -228,21 +223,16 @@ def plans(parts: tuple[Path, Path], plan: Path) -> list[Path]:
 def test_what_costs_more_than_the_reference_is_said_to_cost_more(
     parts: tuple[Path, Path], plan: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["evaluate", str(plan), str(parts[1]), "--reference", "a"]
-    capsys.readouterr()
-    assert run([*words, "--json"]) == 0
-    factor = json.loads(capsys.readouterr().out)["cost_factor"]
+    factor = evaluated(capsys, plan, parts[1], "--reference", "a")["cost_factor"]
     assert factor < 1
-    assert run(words) == 0
+    assert run(["evaluate", str(plan), str(parts[1]), "--reference", "a"]) == 0
     assert f"it costs {1 / factor:.3g} times more" in capsys.readouterr().out
 
 
 def test_several_plans_stand_side_by_side_and_are_compared_with_the_first(
     parts: tuple[Path, Path], plans: list[Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    capsys.readouterr()
-    assert run(["evaluate", *map(str, plans), str(parts[1]), "--json"]) == 0
-    first, second = json.loads(capsys.readouterr().out)
+    first, second = evaluated(capsys, *plans, parts[1])
     records = records_from_path(parts[1])
     right = [replay(cascade_from_path(path), records).label == records.labels for path in plans]
     assert [one["plan"] for one in (first, second)] == [str(path) for path in plans]
@@ -255,8 +245,7 @@ def test_several_plans_stand_side_by_side_and_are_compared_with_the_first(
     assert (against["losses"], against["gains"]) == ((right[0] & ~right[1]).sum(), (right[1] & ~right[0]).sum())
     assert against["cost_factor"] == pytest.approx(first["cascade"]["mean_cost"] / second["cascade"]["mean_cost"])
     # Each is what it is alone.
-    assert run(["evaluate", str(plans[1]), str(parts[1]), "--json"]) == 0
-    alone = json.loads(capsys.readouterr().out)
+    alone = evaluated(capsys, plans[1], parts[1])
     assert {key: second[key] for key in alone} == alone
     assert run(["evaluate", *map(str, plans), str(parts[1])]) == 0
     shown = capsys.readouterr().out
@@ -284,9 +273,7 @@ def test_plans_of_two_units_are_compared_by_accuracy_alone(
     document = json.loads(plans[1].read_text())
     document["cost_unit"] = "ms"
     plans[1].write_text(json.dumps(document))
-    capsys.readouterr()
-    assert run(["evaluate", *map(str, plans), str(parts[1]), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)[1]["against_first"]["cost_factor"] is None
+    assert evaluated(capsys, *plans, parts[1])[1]["against_first"]["cost_factor"] is None
     assert run(["evaluate", *map(str, plans), str(parts[1])]) == 0
     shown = capsys.readouterr().out
     assert "costs in MACs or ms per row" in shown
@@ -308,7 +295,7 @@ def test_joined_rows_are_known_to_a_plan_that_was_chosen_on_some_of_them(
     write_records(more, other)
     assert run(["record", "--join", str(parts[0]), str(other), "-o", str(joined)]) == 0
     assert noted(plan, joined)
-    words = ["--max-mean-cost-share", "0.5", "--no-certify", "-o", str(of_joined)]
+    words = [*HALF, "-o", str(of_joined)]
     assert run(["plan", str(joined), *words]) == 0
     assert noted(of_joined, joined)
     assert noted(of_joined, other)

@@ -46,10 +46,11 @@ def test_outputs_that_are_not_the_probabilities_they_are_said_to_be_are_one_line
 
 def test_a_member_called_ensemble_is_refused_by_plan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     records = write_made(tmp_path / "r.npz", **{"outputs/ensemble": SCORES, "cost/ensemble": np.float64(5)})
-    for goal in (("--reference", "ensemble", "--epsilon", "0.3"), ("--max-mean-cost", "6")):
+    by_name = ("--reference", "ensemble", "--epsilon", "0.3")
+    for goal in (by_name, ("--label-free", "--epsilon", "0.3"), ("--max-mean-cost", "6")):
         assert plan(records, *goal) == 2
         assert "leave it out with --members" in capsys.readouterr().err
-    assert plan(records, "--reference", "ensemble", "--epsilon", "0.3", "--members", "a,b,c") == 0
+    assert plan(records, *by_name, "--members", "a,b,c") == 0
 
 
 LABELLED = 'output [{ name: "s", data_type: TYPE_FP32, dims: [3], label_filename: "names.txt" }]'

@@ -32,14 +32,17 @@ def test_that_only_the_reference_itself_was_certified_is_said_with_the_rows_for_
         (("--max-mean-cost", "6"), "certify rows wrong, "),
         (("--min-accuracy", "0.3"), "certify rows wrong, "),
         (("--reference", "c", "--epsilon", "0.3"), "certify rows lost, "),
+        (("--max-mean-cost", "6", "--reference", "c", "--epsilon", "0.3"), "certify rows lost, "),
         (("--label-free", "--epsilon", "0.5"), "certify rows in disagreement, "),
     ],
 )
 def test_rows_that_count_against_a_plan_are_called_what_they_are(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], goal: tuple[str, ...], word: str
 ) -> None:
-    assert plan(write_made(tmp_path / "r.npz"), *goal) == 0
+    assert plan(write_made(tmp_path / "r.npz"), *goal, "-o", tmp_path / "plan.json") == 0
     assert f" of 150 {word}" in capsys.readouterr().out
+    fit = cascade_from_path(tmp_path / "plan.json").fit
+    assert ("reference" in fit.extra) == ("wrong" not in word)
 
 
 def test_a_plan_that_needs_no_reason_has_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

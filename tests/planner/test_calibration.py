@@ -63,8 +63,8 @@ def spoiled_records(*, rows: int = 6000) -> Records:
     return dataclasses.replace(records, outputs=outputs)
 
 
-def calibration_of(records: Records, goal: Goal) -> CalibrationResult:
-    split = split_from_ids(records.ids, certify_share=0.5)
+def calibration_of(records: Records, goal: Goal, *, certify_share: float = 0.5) -> CalibrationResult:
+    split = split_from_ids(records.ids, certify_share=certify_share)
     return calibrate(pool_of(records), records, goal, split=split, options=SearchOptions())
 
 
@@ -85,14 +85,8 @@ def test_temperatures_are_kept_where_they_make_a_better_plan(goal: Goal) -> None
     better = with_.accuracy > without.accuracy if goal.has_budget else with_.mean_cost < without.mean_cost
     assert better
     temperatures = {member.name: member.temperature for member in with_.spec.members}
-    assert temperatures == {
-        name: calibration_of_all(records, goal).fits[name].temperature for name in temperatures
-    }
-
-
-def calibration_of_all(records: Records, goal: Goal) -> CalibrationResult:
-    split = split_from_ids(records.ids, certify_share=0.0)
-    return calibrate(pool_of(records), records, goal, split=split, options=SearchOptions())
+    fits = calibration_of(records, goal, certify_share=0.0).fits
+    assert temperatures == {name: fits[name].temperature for name in temperatures}
 
 
 def test_temperatures_that_change_nothing_are_not_kept() -> None:

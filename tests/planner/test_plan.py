@@ -1,17 +1,26 @@
-"""Where the reference itself does what was asked, no goal is refused for want of certainty."""
+"""Goals, members and plans; where the reference itself does what was asked, no goal is refused."""
 
 import dataclasses
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from orchestrator.decision import Policy
 from orchestrator.errors import DataError, SpecError
+from orchestrator.planner.candidates import CandidatePlan, in_cost_order
 from orchestrator.planner.dataset_split import split_from_ids
-from orchestrator.planner.goal import ENSEMBLE, Goal, SearchOptions
-from orchestrator.planner.plan import Infeasible, PlanResult, plan_from_records
-from orchestrator.planner.records import Records
+from orchestrator.planner.goal import ENSEMBLE, Goal, SearchOptions, is_reference, reference_alone
+from orchestrator.planner.plan import (
+    Infeasible,
+    PlanResult,
+    check_probabilities,
+    costs_from_path,
+    kind_seen,
+    plan_from_records,
+)
+from orchestrator.planner.records import Records, is_cost
 from orchestrator.planner.replay import replay
 from orchestrator.spec import Stage
 from tests.planner.builders import achieved, every_plan, made_records, pool_of
@@ -185,28 +194,6 @@ def test_a_reference_that_is_not_allowed_does_not_stand_in() -> None:
         assert found.best.fallback_reason is None
 
 
-@pytest.mark.parametrize("goal", [Goal(reference=ENSEMBLE, epsilon=0.3), Goal(label_free=True, epsilon=0.3)])
-def test_a_member_called_ensemble_is_refused(goal: Goal) -> None:
-    # The dearest member is the reference where none is named.
-    records = made_records(0, costs={"a": 1.0, "b": 2.0, ENSEMBLE: 9.0}, members=3)
-    with pytest.raises(DataError, match=r"a member named ensemble.*all members together"):
-        plan_from_records(pool_of(records), records, goal, options=EIGHT)
-
-
-def test_plans_without_a_reference_count_wrong_rows_and_not_losses() -> None:
-    counted = {
-        "wrong": (Goal(max_mean_cost=6.0), Goal(min_accuracy=0.3)),
-        "lost": (Goal(reference="c", epsilon=0.3), Goal(max_mean_cost=6.0, reference="c", epsilon=0.3)),
-        "in disagreement": (Goal(label_free=True, epsilon=0.5),),
-    }
-    for word, goals in counted.items():
-        for goal in goals:
-            found = planned(goal)
-            assert isinstance(found, PlanResult)
-            assert found.spec.fit.extra["guarantee"]["counted"] == word
-            assert ("reference" in found.spec.fit.extra) == (word != "wrong")
-
-
 def test_the_pool_that_was_planned_with_comes_with_the_plan() -> None:
     records = made_records(0, rows=400, members=3)
     base = pool_of(records)
@@ -221,8 +208,7 @@ def test_the_pool_that_was_planned_with_comes_with_the_plan() -> None:
 
 def geared(seed: int, *, gears: int = 3, members: int = 3) -> tuple[PlanResult, object]:
     records = made_records(seed, rows=600, members=members)
-    goal = Goal(min_accuracy=0.6, certify=False)
-    goal = dataclasses.replace(goal, min_accuracy=None, max_mean_cost=6.0)
+    goal = Goal(max_mean_cost=6.0, certify=False)
     found = plan_from_records(pool_of(records), records, goal, options=SearchOptions(gears=gears, calibrate=False))
     assert isinstance(found, PlanResult)
     return found, records
@@ -262,3 +248,107 @@ def test_none_are_made_unless_asked_for_nor_where_there_is_one_stage() -> None:
     found = plan_from_records(pool_of(records), records, goal, options=SearchOptions(gears=3, calibrate=False))
     assert isinstance(found, PlanResult)
     assert found.spec.gears is None
+
+
+EVEN = np.full((4, 5), 0.2, np.float32)
+
+
+def test_rows_that_add_up_to_one_are_probabilities_and_others_are_logits() -> None:
+    assert kind_seen(EVEN) == "probabilities"
+    assert kind_seen(EVEN * 2) == "logits"
+    assert kind_seen(np.array([[2.0, -1.0]], np.float32)) == "logits"
+
+
+def test_probabilities_may_be_rounded_and_need_not_add_up() -> None:
+    check_probabilities("m", EVEN * 3, np.arange(4))
+    check_probabilities("m", EVEN - np.eye(4, 5, dtype=np.float32) * np.float32(0.2000001), np.arange(4))
+
+
+@pytest.mark.parametrize("row", [[-0.5, 0.5, 0.5, 0.5, 0.0], [0.0] * 5])
+def test_rows_that_are_no_probabilities_are_named(row: list[float]) -> None:
+    scores = EVEN.copy()
+    scores[2] = row
+    with pytest.raises(DataError, match=r"outputs of m: .*1 of 4 rows, id c.*output_kind"):
+        check_probabilities("m", scores, np.array(["a", "b", "c", "d"]))
+
+
+@pytest.mark.parametrize("cost", [0, 0.0, 1, 1e-30, 1e30, 10**29])
+def test_costs_within_reason_are_costs(cost: float) -> None:
+    assert is_cost(cost)
+
+
+@pytest.mark.parametrize(
+    "cost", [-1, float("nan"), float("inf"), 1e31, 1e-31, 10**400, True, "1", None, 1e308], ids=str
+)
+def test_costs_that_sums_cannot_hold_are_none(cost: object) -> None:
+    assert not is_cost(cost)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[" * 100_000, "nested too deep"),
+        ('{"cost": {"a": 1' + "0" * 400 + '}, "unit": "ms"}', "10{39} for a"),
+        ('{"cost": {"a": 1}, "unit": "\\ud800"}', "surrogates"),
+        ('{"cost": {"\\ud800": -1}, "unit": "ms"}', "surrogates"),
+        ('{"cost": {"a": 1e307}, "unit": "ms"}', "1e\\+307 for a"),
+        ('{"cost": {"a": 1}, "unit": 1}', "other JSON"),
+        ("{", "no JSON"),
+        ("[1]", "other JSON"),
+        ('{"cost": {"b": 1}, "unit": "ms"}', 'no cost of a, .* add "a": NUMBER'),
+        ('{"cost": {"a": 1, "b": -1}, "unit": "ms"}', "-1 for b"),
+    ],
+    ids=["deep", "long", "unit", "name", "huge", "no unit", "cut", "list", "missing", "negative"],
+)
+def test_profiles_nobody_could_plan_with_are_one_short_line(tmp_path: Path, text: str, said: str) -> None:
+    (tmp_path / "p.json").write_text(text)
+    with pytest.raises(DataError, match=said) as caught:
+        costs_from_path(tmp_path / "p.json", ["a"])
+    assert len(str(caught.value)) < 300 + len(str(tmp_path))
+
+
+POOL = in_cost_order(pool_of(made_records(0, members=3)).members)
+BY_VOTE = SearchOptions(combines=("vote", "last"), scores=("top2_gap",))
+
+
+def choice(*stages: tuple[int, ...], combine: str = "vote") -> CandidatePlan:
+    return CandidatePlan(combine=combine, score="top2_gap", stages=stages, thresholds=(0.5,) * (len(stages) - 1))
+
+
+@pytest.mark.parametrize(("reference", "places"), [("a", (0,)), ("c", (2,)), (ENSEMBLE, (0, 1, 2))])
+def test_the_reference_alone_is_a_plan_of_one_stage(reference: str, places: tuple[int, ...]) -> None:
+    goal = Goal(reference=reference, epsilon=0.1)
+    assert reference_alone(goal, POOL, BY_VOTE) == choice(places)
+    assert is_reference(choice(places), goal, POOL, combine="vote")
+    assert not is_reference(choice((0,), (1,)), goal, POOL, combine="vote")
+    assert not is_reference(choice((1,)), goal, POOL, combine="vote")
+
+
+def test_an_ensemble_in_another_mode_is_another_one_and_a_single_member_is_not() -> None:
+    for reference, same in ((ENSEMBLE, False), ("c", True)):
+        goal = Goal(reference=reference, epsilon=0.1)
+        plan = reference_alone(goal, POOL, BY_VOTE)
+        assert plan is not None
+        assert is_reference(plan, goal, POOL, combine="mean_logit") == same
+
+
+def test_a_member_that_is_called_ensemble_is_never_taken_for_the_reference() -> None:
+    # Planning refuses such a pool; the certificate may not rest on that.
+    records = made_records(0, costs={ENSEMBLE: 1.0, "b": 3.0}, members=2)
+    pool = in_cost_order(pool_of(records).members)
+    assert not is_reference(choice((0,)), Goal(reference=ENSEMBLE, epsilon=0.1), pool, combine="vote")
+
+
+@pytest.mark.parametrize(
+    ("goal", "stands"),
+    [
+        (Goal(min_accuracy=0.5), False),
+        (Goal(reference="c", epsilon=0.1, max_worst_cost=9.9), False),
+        (Goal(reference="c", epsilon=0.1, max_worst_cost=10.0), True),
+        (Goal(reference="c", epsilon=0.1, max_mean_cost=9.9), False),
+        (Goal(reference="c", epsilon=0.1, max_mean_cost=10.0), True),
+        (Goal(reference=ENSEMBLE, epsilon=0.1, max_worst_cost=13.0), False),
+    ],
+)
+def test_a_reference_that_costs_too_much_does_not_stand_in(goal: Goal, stands: bool) -> None:
+    assert (reference_alone(goal, POOL, SearchOptions()) is not None) == stands
