@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from orchestrator.__main__ import run
 from tests.planner.builders import made_records
@@ -21,3 +22,10 @@ def write_made(path: Path, *, rows: int = 300, members: int = 3, seed: int = 0, 
 def plan(records: Path, *options: object) -> int:
     """`committee plan`, without temperatures and manifests; its exit code."""
     return run(["plan", *map(str, (records, "--repository", records.parent / "none", *options))])
+
+
+def one_line(capsys: pytest.CaptureFixture[str]) -> str:
+    """What was said on stderr, which is one line."""
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1, error
+    return error

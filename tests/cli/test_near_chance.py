@@ -17,12 +17,12 @@ NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight
 
 
 class Bench:
-    """A member of ten classes, and rows labelled with what it answers, in one form or another."""
+    """A member, and rows labelled with what it answers, in one form or another."""
 
-    def __init__(self, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def __init__(self, folder: Path, capsys: pytest.CaptureFixture[str], *, classes: int = 10) -> None:
         self.folder, self.capsys = folder, capsys
         self.repository = folder / "repository"
-        write_member(self.repository, "a", seed=1, classes=10, labels=None, even=True, macs=5.0)
+        write_member(self.repository, "a", seed=1, classes=classes, labels=None, even=True, macs=5.0)
         self.images = rows_of(300)
         self.record(np.zeros(300, int))
         self.answers = records_from_path(folder / "out.npz").outputs["a"].argmax(1)
@@ -152,15 +152,6 @@ def test_a_plan_that_has_to_take_the_member_near_guessing_is_refused(
 def test_two_classes_answered_well_are_not_taken_for_guesses(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    write_member(tmp_path / "repository", "two", classes=2, labels=None, even=True)
-    rows = rows_of(200)
-    words = ["record", "two", "--data", tmp_path / "rows.npz", "-o", tmp_path / "out.npz"]
-    words = [*map(str, words), "--repository", str(tmp_path / "repository")]
-    np.savez(tmp_path / "rows.npz", images=rows, labels=np.zeros(200, int))
-    assert run(words) == 0
-    answers = records_from_path(tmp_path / "out.npz").outputs["two"].argmax(1)
-    capsys.readouterr()
-    wrong = np.random.default_rng(0).random(200) < 0.2
-    np.savez(tmp_path / "rows.npz", images=rows, labels=answers ^ wrong)
-    assert run(words) == 0
-    assert "note" not in capsys.readouterr().out
+    two = Bench(tmp_path, capsys, classes=2)
+    wrong = np.random.default_rng(0).random(300) < 0.2
+    assert "note" not in two.record(two.answers ^ wrong)

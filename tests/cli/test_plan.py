@@ -12,7 +12,7 @@ from orchestrator.planner.records import records_from_path, write_records
 from orchestrator.planner.replay import replay
 from orchestrator.repository.members import pinned_spec
 from orchestrator.spec import CascadeSpec, Fit, cascade_from_json, cascade_from_path
-from tests.cli.planning import write_made
+from tests.cli.planning import one_line, write_made
 from tests.planner.builders import made_records
 
 ROOT = Path(__file__).parents[2]
@@ -243,9 +243,7 @@ def test_options_that_cannot_be_are_one_line(
     made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: tuple[str, ...], code: int, said: str
 ) -> None:
     assert plan(made, *options, "-o", str(tmp_path / "cascade.json")) == code
-    error = capsys.readouterr().err
-    assert said in error
-    assert error.count("\n") == 1
+    assert said in one_line(capsys)
     assert not (tmp_path / "cascade.json").exists()
 
 

@@ -11,7 +11,7 @@ from orchestrator.__main__ import run
 from orchestrator.repository.check import check
 from orchestrator.repository.members import UNKNOWN_INPUT
 from orchestrator.spec import CascadeSpec, cascade_from_path
-from tests.cli.planning import plan, write_made
+from tests.cli.planning import one_line, plan, write_made
 from tests.planner.builders import made_records
 from tests.repository.builders import linear_model, snapshot
 
@@ -27,9 +27,7 @@ def test_names_no_plan_can_have_are_one_line(
 ) -> None:
     records = write_made(tmp_path / "r.npz", **{f"outputs/{name}": SCORES, f"cost/{name}": np.float64(5)})
     assert plan(records, *goal) == 2
-    error = capsys.readouterr().err
-    assert f"records: got members named {name[:40]!r}, expected up to 128 letters" in error
-    assert error.count("\n") == 1
+    assert f"records: got members named {name[:40]!r}, expected up to 128 letters" in one_line(capsys)
 
 
 @pytest.mark.parametrize("scores", [SCORES, np.zeros_like(SCORES)], ids=["negative", "zero"])
@@ -39,9 +37,7 @@ def test_outputs_that_are_not_the_probabilities_they_are_said_to_be_are_one_line
     meta = np.array(json.dumps({"members": {"a": {"output_kind": "probabilities"}}}))
     records = write_made(tmp_path / "r.npz", meta=meta, **{"outputs/a": scores})
     assert plan(records, "--max-mean-cost", "6") == 2
-    error = capsys.readouterr().err
-    assert "outputs of a: got numbers below 0, or nothing above it, in" in error
-    assert error.count("\n") == 1
+    assert "outputs of a: got numbers below 0, or nothing above it, in" in one_line(capsys)
 
 
 def test_a_member_called_ensemble_is_refused_by_plan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -89,9 +85,10 @@ def test_labels_that_went_by_names_that_are_others_now_are_refused(
     capsys.readouterr()
     records = write_made(tmp_path / "r.npz", meta=meta(class_names=names, labels_by="name"))
     assert run(["plan", str(records), "--max-mean-cost", "6", "--repository", str(tmp_path)]) == 2
-    error = capsys.readouterr().err
-    assert "labels that went by class names, 'bee' for class 1, expected 'cow', which the members call it" in error
-    assert error.count("\n") == 1
+    assert (
+        "labels that went by class names, 'bee' for class 1, expected 'cow', which the members call it"
+        in one_line(capsys)
+    )
 
 
 @pytest.mark.parametrize("names", [["x"], "xyz", {"x": 1}, [1, 2, 3], [["x"], "y", "z"], ["x\ny", "y", "z"]])
@@ -100,9 +97,8 @@ def test_class_names_that_are_none_are_one_line(
 ) -> None:
     records = write_made(tmp_path / "r.npz", meta=meta(class_names=names))
     assert plan(records, "--max-mean-cost", "6") == 2
-    error = capsys.readouterr().err
+    error = one_line(capsys)
     assert "class_names: got" in error or "labels: got" in error
-    assert error.count("\n") == 1
 
 
 INPUT = 'input { name: "x" data_type: TYPE_FP32 dims: [ 4 ] }'
@@ -185,9 +181,7 @@ def test_what_does_not_fit_is_one_line(
 ) -> None:
     write_config(tmp_path / "models", "a", config)
     imposed_plan(tmp_path, meta={"a": meta}, code=2)
-    said = capsys.readouterr().err
-    assert message in said
-    assert said.count("\n") == 1
+    assert message in one_line(capsys)
     assert not (tmp_path / "plan.json").exists()
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.spec import cascade_from_json, cascade_from_path
-from tests.cli.planning import plan, write_made
+from tests.cli.planning import one_line, plan, write_made
 
 STRICT = ("--reference", "c", "--epsilon", "0.001")
 
@@ -100,9 +100,7 @@ def test_an_output_below_a_file_or_that_is_a_folder_is_one_line(
     records = write_made(tmp_path / "r.npz")
     for output in (records / "c.json", records / "deep" / "c.json"):
         assert plan(records, *GOALS[goal], "-o", output) == 2
-        error = capsys.readouterr().err
-        assert "r.npz, a file, expected a folder" in error
-        assert error.count("\n") == 1
+        assert "r.npz, a file, expected a folder" in one_line(capsys)
     assert plan(records, *GOALS[goal], "-o", tmp_path) == 2
     assert "got a folder, expected a file" in capsys.readouterr().err
 
@@ -131,7 +129,5 @@ def test_a_pattern_that_is_none_is_refused_before_any_work(
 ) -> None:
     records, output = write_made(tmp_path / "records.npz"), tmp_path / "cascade.json"
     assert plan(records, *GOALS["budget"], "--header-pattern", "(x", "-o", output) == 2
-    said = capsys.readouterr().err
-    assert "header_pattern: got '(x', expected a regular expression" in said
-    assert said.count("\n") == 1
+    assert "header_pattern: got '(x', expected a regular expression" in one_line(capsys)
     assert not output.exists()

@@ -65,11 +65,14 @@ def made_plan(
 
 def with_facts(spec: CascadeSpec, **extra: Any) -> CascadeSpec:
     """The plan with facts of the planner, such as its guarantee."""
-    fit = spec.fit or Fit(
-        data_sha256="d" * 64, rows=600, split="made:test", target="", accuracy=None, accuracy_ci95=None,
-        exit_share=(0.5, 0.3, 0.2), mean_cost=1.0,
-    )  # fmt: skip
-    return dataclasses.replace(spec, fit=dataclasses.replace(fit, extra=extra))
+    return dataclasses.replace(spec, fit=dataclasses.replace(spec.fit or made_fit(rows=600), extra=extra))
+
+
+def made_fit(**changes: Any) -> Fit:
+    """What a plan may say of the rows it was chosen on."""
+    known = {"data_sha256": "d" * 64, "rows": 400, "split": "made:test", "target": "highest accuracy"}
+    known |= {"accuracy": 0.9, "accuracy_ci95": (0.8, 0.95), "exit_share": (0.5, 0.3, 0.2), "mean_cost": 8e6}
+    return Fit(**{**known, **changes})
 
 
 EVIL = """<script>window.pwned=1</script></script>"'><img src=x onerror="window.pwned=2">&amp;$\\frac{1}$"""
@@ -120,12 +123,8 @@ def write_evil(folder: Path) -> Path:
     strange = dataclasses.replace(
         records, outputs={**records.outputs, EVIL: records.outputs["small"]}, cost={**records.cost, EVIL: 2e6}
     )
-    fit = Fit(
-        data_sha256="d" * 64, rows=300, split=EVIL, target=EVIL, accuracy=0.9, accuracy_ci95=(0.8, 0.95),
-        exit_share=(0.5, 0.3, 0.2), mean_cost=1.0,
-    )  # fmt: skip
     labels = tuple(f"{EVIL}{number}" for number in range(4))
-    spec = made_plan(labels=labels, cost_unit=EVIL, fit=fit)
+    spec = made_plan(labels=labels, cost_unit=EVIL, fit=made_fit(rows=300, split=EVIL, target=EVIL))
     frontier = [dataclasses.replace(FRONTIER[0], members=(EVIL,), stages=((EVIL,),), combine=EVIL, score=EVIL)]
     certificate = {"statement": EVIL, "rows": 5, "method": EVIL, "reference": EVIL, EVIL: EVIL}
     calibration = {**CALIBRATION, "reason": EVIL, "members": {EVIL: CALIBRATION["members"]["tiny"]}}

@@ -1,21 +1,24 @@
 import dataclasses
 import itertools
-from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from orchestrator.decision.combine import softmax
 from orchestrator.errors import DataError
 from orchestrator.planner.dataset_split import split_from_ids
+from orchestrator.planner.goal import ENSEMBLE, Goal, SearchOptions
 from orchestrator.planner.intervals import clopper_pearson, paired_difference
+from orchestrator.planner.plan import PlanResult, plan_from_records
 from orchestrator.planner.records import Records
 from orchestrator.planner.replay import replay
 from orchestrator.report.data import Report, reliability_curve, report_from_records, threshold_curve
 from orchestrator.report.inputs import stage_outputs_from_plan
-from orchestrator.spec import COMBINES, SCORES, CascadeSpec, Fit
-from tests.report.builders import COSTS, FRONTIER, made_plan, made_records, with_facts
+from orchestrator.spec import COMBINES, SCORES, CascadeSpec, Stage
+from tests.planner import builders as plain
+from tests.report.builders import COSTS, FRONTIER, made_fit, made_plan, made_records, member, with_facts
 
 
 def with_thresholds(spec: CascadeSpec, thresholds: tuple[float | None, ...]) -> CascadeSpec:
@@ -31,14 +34,6 @@ def replayed(spec: CascadeSpec, records: Records) -> tuple[int, float, list[int]
     done = replay(spec, records)
     stops = np.bincount(done.exit_stage, minlength=len(spec.stages))
     return int((done.label == records.labels).sum()), float(done.cost.astype(np.float64).mean()), stops.tolist()
-
-
-def fit(**changes: Any) -> Fit:
-    values: dict[str, Any] = {
-        "data_sha256": "d" * 64, "rows": 300, "split": "made:test", "target": "made up", "accuracy": 0.9,
-        "accuracy_ci95": (0.8, 0.95), "exit_share": (0.5, 0.3, 0.2), "mean_cost": 1.0,
-    }  # fmt: skip
-    return Fit(**values | changes)
 
 
 @given(
@@ -209,7 +204,9 @@ def test_without_labels_nothing_is_called_accuracy() -> None:
 
 
 def test_a_label_free_plan_is_measured_by_its_reference_even_where_labels_are() -> None:
-    spec = made_plan(fit=fit(accuracy=None, extra={"agreement": {"reference": "large", "share": 0.9}}))
+    spec = made_plan(
+        fit=made_fit(rows=300, accuracy=None, extra={"agreement": {"reference": "large", "share": 0.9}})
+    )
     report = report_from_records(spec, made_records(), frontier=FRONTIER[:1])
     assert report.criterion.name == "agreement with large"
     large = made_records().outputs["large"].argmax(axis=1)
@@ -220,7 +217,7 @@ def test_a_label_free_plan_is_measured_by_its_reference_even_where_labels_are() 
 @pytest.mark.parametrize("where", ["records", "plan"])
 def test_random_weights_leave_no_accuracy_anywhere(where: str) -> None:
     meta = {"data": "made", "members": {"small": {"random_weights": True}}} if where == "records" else None
-    spec = made_plan(fit=fit(random_weights=where == "plan"))
+    spec = made_plan(fit=made_fit(rows=300, random_weights=where == "plan"))
     report = report_from_records(spec, made_records(meta=meta), frontier=FRONTIER[:1])
     assert not report.criterion.by_labels
     assert "random" in str(report.criterion.why_not_labels)
@@ -229,7 +226,7 @@ def test_random_weights_leave_no_accuracy_anywhere(where: str) -> None:
 
 def test_rows_that_had_no_say_are_found_again() -> None:
     split = {"seed": 7, "search_rows": 400, "certify_rows": 200}
-    report = report_from_records(made_plan(fit=fit(extra={"split": split})), made_records())
+    report = report_from_records(made_plan(fit=made_fit(rows=300, extra={"split": split})), made_records())
     rows = split_from_ids(np.arange(600), certify_share=200 / 600, seed=7).certify
     done = replay(report.spec, made_records())
     assert report.certify_quality is not None
@@ -238,7 +235,10 @@ def test_rows_that_had_no_say_are_found_again() -> None:
         200,
     )
     elsewhere = made_records(meta={"data_sha256": "e" * 64})
-    assert report_from_records(made_plan(fit=fit(extra={"split": split})), elsewhere).certify_quality is None
+    assert (
+        report_from_records(made_plan(fit=made_fit(rows=300, extra={"split": split})), elsewhere).certify_quality
+        is None
+    )
 
 
 def test_members_are_left_out_of_costs_where_the_plan_counts_another_unit() -> None:
@@ -271,3 +271,94 @@ def test_names_no_server_would_take_do_no_harm() -> None:
     strange = dataclasses.replace(records, outputs=outputs, cost={'<b>"x"': 7.0, **records.cost})
     report = report_from_records(made_plan(), strange)
     assert report.baselines[0].name == '<b>"x"'
+
+
+def spread(records: Records) -> Records:
+    """The same with members of unlike confidence, so that combine modes differ."""
+    factors = dict(zip(records.outputs, (0.3, 1.0, 6.0, 2.0), strict=True))
+    outputs = {name: (scores * factors[name]).astype(np.float32) for name, scores in records.outputs.items()}
+    return dataclasses.replace(records, outputs=outputs)
+
+
+def as_probabilities(records: Records) -> Records:
+    return dataclasses.replace(
+        records, outputs={name: softmax(scores) for name, scores in records.outputs.items()}
+    )
+
+
+def together(base: CascadeSpec, records: Records, *, combine: str) -> np.ndarray:
+    """Answers of all members in one stage, by the served core."""
+    stage = Stage(members=base.members)
+    return replay(dataclasses.replace(base, stages=(stage,), combine=combine), records).label
+
+
+def reported(found: object, records: Records) -> Report:
+    assert isinstance(found, PlanResult)
+    return report_from_records(found.spec, records, pool=found.pool)
+
+
+def test_probabilities_nobody_declared_are_combined_as_such_in_the_plan_and_around_it() -> None:
+    records = as_probabilities(spread(made_records(classes=6)))
+    pool = tuple(dataclasses.replace(member(name), output_kind="probabilities") for name in COSTS)
+    base = dataclasses.replace(made_plan(classes=6), stages=tuple(Stage(members=(one,)) for one in pool))
+    truth = together(base, records, combine="mean_logit") == records.labels
+    as_logits = np.sum(list(records.outputs.values()), axis=0).argmax(axis=1) == records.labels
+    assert truth.sum() != as_logits.sum()
+    single = dataclasses.replace(base, stages=base.stages[:1])
+    for planned in (pool, ()):
+        report = report_from_records(single, records, pool=planned)
+        hits = {one.name: one.quality.hits for one in report.baselines}
+        assert hits["all 4 members"] == truth.sum()
+
+
+def test_temperatures_of_members_outside_the_plan_count() -> None:
+    records = made_records()
+    pool = tuple(dataclasses.replace(member(name), temperature=3.0) for name in COSTS)
+    warm = report_from_records(made_plan((("tiny",),), ()), records, pool=pool)
+    large = next(one for one in warm.reliability if one.name == "large")
+    scaled = dataclasses.replace(
+        records, outputs=records.outputs | {"large": records.outputs["large"] / np.float32(3)}
+    )
+    wanted = report_from_records(made_plan((("tiny",),), ()), scaled)
+    assert large == next(one for one in wanted.reliability if one.name == "large")
+
+
+@pytest.mark.parametrize("certify", [True, False])
+def test_the_reference_that_was_asked_for_is_the_one_on_the_page(certify: bool) -> None:
+    records = plain.made_records(0, rows=300, members=3)
+    goal = Goal(reference="b", epsilon=0.3, certify=certify)
+    found = plan_from_records(plain.pool_of(records), records, goal, options=SearchOptions(quantiles=4))
+    report = reported(found, records)
+    assert report.comparison is not None
+    assert report.comparison.reference.name == "b"
+
+
+def test_without_a_reference_the_plan_is_compared_with_the_most_accurate_member() -> None:
+    records = plain.made_records(0, rows=300, members=3)
+    found = plan_from_records(plain.pool_of(records), records, Goal(max_mean_cost=4.0))
+    report = reported(found, records)
+    right = {name: (scores.argmax(axis=1) == records.labels).sum() for name, scores in records.outputs.items()}
+    assert report.comparison is not None
+    assert report.comparison.reference.name == max(right, key=lambda name: right[name])
+
+
+@pytest.mark.parametrize("combines", [("mean_logit", "vote"), ("vote",), ("mean_prob", "last"), ("last",)])
+@pytest.mark.parametrize("label_free", [False, True])
+def test_the_ensemble_on_the_page_is_combined_as_the_planner_combined_it(
+    combines: tuple[str, ...], label_free: bool
+) -> None:
+    records = spread(plain.made_records(3, rows=300, members=4))
+    base = plain.pool_of(records)
+    goal = Goal(reference=ENSEMBLE, epsilon=0.3, label_free=label_free)
+    found = plan_from_records(base, records, goal, options=SearchOptions(combines=combines, quantiles=4))
+    assert isinstance(found, PlanResult)
+    # As if the search had taken the other mode.
+    found = dataclasses.replace(found, spec=dataclasses.replace(found.spec, combine=combines[-1]))
+    report = reported(found, records)
+    answers = together(base, records, combine=combines[0])
+    if label_free:
+        assert report.plan.quality.hits == (replay(found.spec, records).label == answers).sum()
+        return
+    assert report.comparison is not None
+    assert report.comparison.reference.quality.hits == (answers == records.labels).sum()
+    assert report.comparison.reference.kind == "ensemble"
