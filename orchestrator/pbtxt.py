@@ -85,11 +85,7 @@ def json_from_config(config: ModelConfig) -> dict[str, Any]:
 
 
 def text_from_path(path: Path) -> str:
-    """The text of a configuration file.
-
-    Raises:
-        RepositoryError: the file is missing, not readable or not UTF-8.
-    """
+    """The text of a configuration file; RepositoryError where the file is missing, not readable or not UTF-8."""
     try:
         return text_of_file(path, str(path))
     except SpecError as error:

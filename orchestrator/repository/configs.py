@@ -47,11 +47,7 @@ TUNABLE = frozenset({
 
 
 def triton_type(dtype: str) -> str:
-    """The config's name of a Triton dtype, "FP32" -> "TYPE_FP32".
-
-    Raises:
-        RepositoryError: there is no such dtype.
-    """
+    """The config's name of a Triton dtype, "FP32" -> "TYPE_FP32"; RepositoryError where there is no such dtype."""
     name = "TYPE_STRING" if dtype == "BYTES" else f"TYPE_{dtype}"
     if name not in pb.DataType.keys():  # noqa: SIM118 - an enum wrapper, it has no __contains__
         known = ", ".join(word.removeprefix("TYPE_") for word in pb.DataType.keys()[1:])

@@ -126,11 +126,7 @@ def check_output(target: Path) -> None:
 
 
 def sha256_of_path(path: Path) -> str:
-    """Hash of a file's bytes.
-
-    Raises:
-        RepositoryError: the file cannot be read.
-    """
+    """Hash of a file's bytes; RepositoryError where the file cannot be read."""
     with disk_errors(f"reading {path}"):
         return disk.sha256_of_path(path)
 

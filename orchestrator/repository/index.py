@@ -180,11 +180,7 @@ def label_file_of(folder: Path, config: ModelConfig | None, *, output: str | Non
 
 
 def names_in_label_file(path: Path) -> Names:
-    """The class names of a label file.
-
-    Raises:
-        RepositoryError: it is missing, cannot be read, or is not UTF-8.
-    """
+    """The class names of a label file; RepositoryError where it is missing, cannot be read, or is not UTF-8."""
     try:
         return names_from_text(path.read_bytes().decode())
     except UnicodeDecodeError as error:
@@ -245,11 +241,7 @@ def named_spec(spec: CascadeSpec, repository: Path) -> CascadeSpec:
 
 
 def plan_of(repository: Path, cascade: str) -> CascadeSpec:
-    """The plan of a cascade by name.
-
-    Raises:
-        RepositoryError: there is no such cascade.
-    """
+    """The plan of a cascade by name; RepositoryError where there is no such cascade."""
     path = plan_path(repository / cascade)
     if path is None:
         got = f"no cascade.json in {repository / cascade}"

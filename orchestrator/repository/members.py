@@ -51,12 +51,10 @@ _FROM_ONNX: dict[int, str] = {
 }
 
 
-def tensors_from_config(entries: Iterable[Any]) -> Tensors:
+def tensors_from_config(entries: Sequence[Any]) -> Tensors:
     """The inputs or the outputs of a configuration as the model gets them, after any reshape."""
-    return {
-        entry.name: _stated(entry, entry.reshape.shape if entry.HasField("reshape") else entry.dims)
-        for entry in entries
-    }
+    reshaped = {one.name: one.reshape.shape if one.HasField("reshape") else one.dims for one in entries}
+    return {one.name: _stated(one, reshaped[one.name]) for one in entries}
 
 
 def tensors_from_graph(graph: onnx.GraphProto) -> tuple[Tensors, Tensors]:
@@ -115,11 +113,7 @@ class MemberFacts:
 
 
 def facts_from_folder(folder: Path) -> MemberFacts:
-    """What the files of a model say.
-
-    Raises:
-        RepositoryError: its configuration or its ONNX file cannot be read.
-    """
+    """What the files of a model say; RepositoryError where its configuration or its ONNX file cannot be read."""
     config = config_of(folder)
     graph = None
     if config is None or not (config.input and config.output):
@@ -142,8 +136,8 @@ def facts_of(config: ModelConfig | None, graph: onnx.GraphProto | None) -> Membe
             return {entry.name: _stated(entry, entry.dims) for entry in required}
         if real is None:
             return None
-        dims = {name: (one.dims[1:] if limit else one.dims) or (1,) for name, one in real.items()}
-        return {name: dataclasses.replace(one, dims=dims[name]) for name, one in real.items()}
+        start = 1 if limit else 0
+        return {name: dataclasses.replace(one, dims=one.dims[start:] or (1,)) for name, one in real.items()}
 
     return MemberFacts(
         inputs=tensors(config.input, sides[0]),
@@ -273,8 +267,8 @@ def planned_version(planned: Member | FusedPrefix, folder: Path, *, config: Mode
     return served[0] if served else None
 
 
-def sha256_of_version(folder: Path, config: ModelConfig | None, *, version: int) -> str | None:
-    """Hash of a version's model file; None where there is no such file.
+def sha256_of_version(folder: Path, config: ModelConfig | None, *, version: int | None) -> str | None:
+    """Hash of a version's model file, None meaning the served version; None where there is no such file.
 
     Raises:
         RepositoryError: the file cannot be read.
@@ -301,7 +295,7 @@ def _pinned_member(member: Member, repository: Path) -> Member:
     config = readable_config(folder)
     version = planned_version(member, folder, config=config)
     sha256, data_files = member.sha256, member.data_files or _data_files(member, folder)
-    path = None if version is None else model_file(folder, config, version=version)
+    path = model_file(folder, config, version=version)
     is_adopted = sha256 is None and not (folder / MANIFEST).exists()
     if is_adopted and path is not None and _is_whole_model(path, config):
         sha256, data_files = sha256_of_path(path), data_files or _files_beside(path)
@@ -315,7 +309,7 @@ def _pinned_prefix(prefix: FusedPrefix | None, repository: Path) -> FusedPrefix 
     config = readable_config(folder)
     version = planned_version(prefix, folder, config=config)
     # A fused prefix is made from the plan, which `check` compares, so the file that is there is the right one.
-    sha256 = prefix.sha256 or (None if version is None else sha256_of_version(folder, config, version=version))
+    sha256 = prefix.sha256 or sha256_of_version(folder, config, version=version)
     return dataclasses.replace(prefix, version=version, sha256=sha256)
 
 

@@ -18,12 +18,8 @@ CAPPED = 8  # answered at the request's `max_stage`, below the threshold
 GEARED = 16  # judged by a cheaper gear
 # bit -> its name in metrics and for people
 STATUS_BITS = {
-    DEGRADED: "degraded",
-    DEADLINE: "deadline",
-    ABSTAINED: "abstained",
-    CAPPED: "capped",
-    GEARED: "geared",
-}
+    DEGRADED: "degraded", DEADLINE: "deadline", ABSTAINED: "abstained", CAPPED: "capped", GEARED: "geared"
+}  # fmt: skip
 
 
 class AnswerColumn(NamedTuple):

@@ -319,10 +319,7 @@ class CascadeSpec:
 
     def with_members(self, change: Callable[[Member], Member]) -> "CascadeSpec":
         """The plan with every member changed."""
-        stages = (
-            dataclasses.replace(stage, members=tuple(change(member) for member in stage.members))
-            for stage in self.stages
-        )
+        stages = (dataclasses.replace(one, members=tuple(map(change, one.members))) for one in self.stages)
         return dataclasses.replace(self, stages=tuple(stages))
 
     @property

@@ -108,11 +108,7 @@ def _tensor(value: Mapping[str, Any]) -> TensorInfo:
 
 
 def input_tensor(info: ModelInfo) -> TensorInfo:
-    """The one input of a model that takes batches.
-
-    Raises:
-        InputError: it has several inputs, or no batch axis.
-    """
+    """The one input of a model that takes batches; InputError where it has several inputs, or no batch axis."""
     if len(info.inputs) != 1:
         names = ", ".join(tensor.name for tensor in info.inputs) or "none"
         raise InputError(f"model {info.name}", got=f"{len(info.inputs)} inputs ({names})", expected="one input")

@@ -53,11 +53,8 @@ class Faults:
 
     def integer(self, field: str, value: object, *, low: int, high: int | None = None) -> None:
         """A whole number (bool is not one) in [low, high]."""
-        good = (
-            isinstance(value, int)
-            and not isinstance(value, bool)
-            and low <= value <= (value if high is None else high)
-        )
+        good = isinstance(value, int) and not isinstance(value, bool) and low <= value
+        good = good and (high is None or value <= high)  # type: ignore[operator]
         upper = "" if high is None else f" and at most {high}"
         self.check(field, good, f"got {value!r}, expected a whole number of at least {low}{upper}")
 
@@ -210,11 +207,7 @@ def json_from_text(text: str, subject: str) -> Any:
 
 
 def text_of_file(path: Path, subject: str) -> str:
-    """The file's text.
-
-    Raises:
-        SpecError: the file is missing, not readable or not UTF-8.
-    """
+    """The file's text; SpecError where the file is missing, not readable or not UTF-8."""
     try:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError as error:

@@ -49,9 +49,10 @@ def check_members(
             findings.note("fit", f"{text}: for cost and speed work, not for accuracy")
         else:
             findings.fault("fit accuracy", f"{text}: an accuracy of them is no result; plan with trained ones")
-    calls = sum(
-        len(stage.members) * (_workers(spec, index) if index else 1) for index, stage in enumerate(spec.stages)
-    )
+    calls = len(spec.stages[0].members)
+    for stage in spec.stages[1:]:
+        workers = spec.limits.workers_per_stage or 1 + min(member.instances for member in stage.members)
+        calls += len(stage.members) * workers
     if calls > MAX_CALLS_IN_FLIGHT:
         text = f"up to {calls} calls to members at once; start the server with --backend-config=python,"
         findings.note("limits workers_per_stage", f"{text}thread-pool-size={calls + 8}")
@@ -61,10 +62,6 @@ def check_members(
             continue
         text = f"no such model, the repository has {', '.join(known) or 'no other models'}"
         findings.fault(f"member {member.name}", f"{text}; export or copy it there")
-
-
-def _workers(spec: CascadeSpec, stage: int) -> int:
-    return spec.limits.workers_per_stage or 1 + min(m.instances for m in spec.stages[stage].members)
 
 
 class _Pair:
@@ -196,7 +193,7 @@ def version_faults(planned: Member | FusedPrefix, folder: Path, *, config: Model
     """
     yield from unserved_version(planned, folder, config=config)
     version = planned_version(planned, folder, config=config)
-    found = None if version is None else sha256_of_version(folder, config, version=version)
+    found = sha256_of_version(folder, config, version=version)
     expected = planned.sha256
     if found is not None and expected is not None and found != expected:
         fitted = "made with the plan" if isinstance(planned, FusedPrefix) else "the thresholds were fitted on"
@@ -267,10 +264,8 @@ def _plan(folder: Path | None) -> CascadeSpec | None:
 
 
 def _sha256(folder: Path, version: int | None) -> str | None:
-    config = readable_config(folder)
     try:
-        version = served_version(folder, config) if version is None else version
-        return None if version is None else sha256_of_version(folder, config, version=version)
+        return sha256_of_version(folder, readable_config(folder), version=version)
     except RepositoryError:
         return None
 

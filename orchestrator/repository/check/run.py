@@ -249,10 +249,8 @@ def _check_graph(model: Model, proto: onnx.ModelProto, release: str, version: st
     if model.manifest is None:
         findings.note(about, f"no manifest says that it was proven on {where}")
         return
-    proof, again = (
-        model.manifest.runtimes.get(version, {}),
-        f"python -m export prove {model.name} --runtimes {release}",
-    )
+    proof = model.manifest.runtimes.get(version, {})
+    again = f"python -m export prove {model.name} --runtimes {release}"
     if "fault" in proof:
         text = f"wrong on {where} ({proof['fault']}); serve it with another release, or prove it again: {again}"
         findings.fault(about, text)
