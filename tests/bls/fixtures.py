@@ -5,7 +5,8 @@ Every row is a vector of 2k numbers: what member "small" says, then what member 
 
 import dataclasses
 import json
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -79,6 +80,13 @@ def ask_all(model: CascadeModel, requests: list[Request], timeout_s: float = 10)
     listed = model.execute(requests) or [None] * len(requests)
     assert len(listed) == len(requests)
     return [wait_for(request, response, timeout_s) for request, response in zip(requests, listed, strict=True)]
+
+
+def eventually(condition: Callable[[], object], timeout_s: float = 5) -> None:
+    deadline_s = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline_s, "it never came"
+        time.sleep(0.005)
 
 
 def wait_for(request: Request, listed: InferenceResponse | None, timeout_s: float = 10) -> InferenceResponse:

@@ -1,6 +1,5 @@
 """A fused prefix answers the leading stages in one call, and nothing else about a cascade changes with it."""
 
-import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -13,40 +12,27 @@ from orchestrator.spec import (
     CascadeSpec,
     FusedPrefix,
     InputSpec,
+    Limits,
     Member,
     Stage,
     cascade_from_json,
     json_from_cascade,
 )
-from tests.bls.fixtures import ask_all, loaded
+from tests.bls.fixtures import K, ask_all, loaded, two_stages
 from tests.fakes.triton import FakeTriton, Request
 
-K = 3
 NAMES = ("first", "second", "third")
 PREFIX = FusedPrefix(name="prefix", stages=2, max_batch_size=8)
 
 
-def member(name: str) -> Member:
-    return Member(name=name, output="logits", cost=float(10 ** NAMES.index(name)), max_batch_size=8)
-
-
-def spec(fused_prefix: FusedPrefix | None = PREFIX, **changes: object) -> CascadeSpec:
+def spec(fused_prefix: FusedPrefix | None = PREFIX) -> CascadeSpec:
     """Three stages; a row holds what each of the three members says."""
-    return dataclasses.replace(
-        CascadeSpec(
-            name="cascade",
-            input=InputSpec(name="x", dtype="FP32", dims=(3 * K,)),
-            classes=K,
-            combine="last",
-            stages=(
-                Stage(members=(member("first"),), threshold=0.8),
-                Stage(members=(member("second"),), threshold=0.9),
-                Stage(members=(member("third"),)),
-            ),
-            fused_prefix=fused_prefix,
-        ),
-        **changes,
+    members = (
+        Member(name=name, output="logits", cost=10.0**at, max_batch_size=8) for at, name in enumerate(NAMES)
     )
+    stages = tuple(Stage(members=(one,), threshold=at) for one, at in zip(members, (0.8, 0.9, None), strict=True))
+    source = InputSpec(name="x", dtype="FP32", dims=(3 * K,))
+    return two_stages(input=source, stages=stages, fused_prefix=fused_prefix, limits=Limits())
 
 
 def part(index: int, rows: np.ndarray) -> np.ndarray:
@@ -157,12 +143,7 @@ def test_what_the_fused_prefix_decided_is_counted_as_if_the_members_had(tmp_path
     for prefix in (PREFIX, None):
         server = fake()
         answered(tmp_path, server, spec(fused_prefix=prefix), [rows_leaving_at(2, 0, 1, 1)])
-        names = (
-            "committee_exits_total",
-            "committee_deferred_total",
-            "committee_cost_total",
-            "committee_rows_total",
-        )
+        names = {f"committee_{name}_total" for name in ("exits", "deferred", "cost", "rows")}
         counted.append({key: m.value for key, m in server.metrics.items() if key[0] in names})
     assert counted[0] == counted[1]
     assert len(counted[0]) >= 6

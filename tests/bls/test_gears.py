@@ -2,7 +2,6 @@
 
 import dataclasses
 import threading
-import time
 from itertools import pairwise
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from orchestrator.decision import CascadeRun, Policy, arrivals_from_policies
 from orchestrator.errors import SpecError
 from orchestrator.spec import CascadeSpec, Gear, Gears, cascade_from_json, json_from_cascade
 from orchestrator.spec.answer import ABSTAINED, GEARED
-from tests.bls.fixtures import EASY, HARD, ask_all, asking, large, loaded, two_stages, usual
+from tests.bls.fixtures import EASY, HARD, ask_all, asking, eventually, large, loaded, two_stages, usual
 
 MS = 1_000_000
 GEARS = Gears(
@@ -44,28 +43,19 @@ def logits(top: float) -> np.ndarray:
     return np.log(np.array([[top, (1 - top) / 2, (1 - top) / 2]], np.float32))
 
 
-@pytest.mark.parametrize(("gear", "exits", "status"), [(0, 0, 0), (1, 1, GEARED), (2, 1, GEARED)])
-def test_a_row_the_plan_would_pass_on_exits_in_a_cheaper_gear_and_says_so(
-    gear: int, exits: int, status: int
-) -> None:
-    outcome = admit(geared(), logits(0.7), gear=gear)
-    assert len(outcome.answers) == exits
-    assert outcome.answers.status.tolist() == [status] * exits
+@pytest.mark.parametrize(
+    ("top", "statuses"), [(0.7, [[], [GEARED], [GEARED]]), (0.95, [[0]] * 3)], ids=["passed_on", "sure"]
+)
+def test_a_row_the_plan_would_pass_on_exits_in_a_cheaper_gear_and_says_so(top: float, statuses: list) -> None:
+    assert [admit(geared(), logits(top), gear=gear).answers.status.tolist() for gear in range(3)] == statuses
 
 
-def test_a_row_the_plan_is_sure_of_carries_no_bit_in_any_gear() -> None:
-    for gear in range(3):
-        outcome = admit(geared(), logits(0.95), gear=gear)
-        assert outcome.answers.status.tolist() == [0]
-
-
-def test_a_request_may_name_its_gear_whatever_the_load() -> None:
-    assert len(admit(geared(), logits(0.7), gear=2, policy=Policy(gear=0)).answers) == 0
-    assert len(admit(geared(), logits(0.7), gear=0, policy=Policy(gear=1)).answers) == 1
-
-
-def test_min_stage_is_kept_in_every_gear() -> None:
-    assert len(admit(geared(), logits(0.99), gear=2, policy=Policy(min_stage=1)).answers) == 0
+@pytest.mark.parametrize(
+    ("top", "gear", "policy", "exits"),
+    [(0.7, 2, Policy(gear=0), 0), (0.7, 0, Policy(gear=1), 1), (0.99, 2, Policy(min_stage=1), 0)],
+)
+def test_what_a_request_asks_for_holds_in_every_gear(top: float, gear: int, policy: Policy, exits: int) -> None:
+    assert len(admit(geared(), logits(top), gear=gear, policy=policy).answers) == exits
 
 
 def test_gears_survive_the_file_and_a_plan_without_them_does_not_mention_them() -> None:
@@ -244,10 +234,7 @@ def test_the_gear_of_a_burst_comes_back_although_nobody_asks_again(tmp_path: Pat
         for _ in range(4):
             model.execute([asking(EASY) for _ in range(model.spec.limits.max_batch_size)])
         assert model._scheduler._gearbox.gear > 0
-        until = time.monotonic() + 20
-        while model._scheduler._gearbox.gear and time.monotonic() < until:
-            time.sleep(0.05)
-        assert model._scheduler._gearbox.gear == 0
+        eventually(lambda: not model._scheduler._gearbox.gear, timeout_s=20)
         model._flusher.flush()
         assert fake.metrics[("committee_gear", (("model", "cascade"),))].value == 0.0
 

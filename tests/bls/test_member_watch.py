@@ -22,6 +22,7 @@ from tests.bls.fixtures import (
     HARD,
     ask_all,
     asking,
+    eventually,
     large,
     loaded,
     rows_of,
@@ -41,13 +42,8 @@ def sha(data: bytes) -> str:
 
 @pytest.fixture(autouse=True)
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module, name, seconds in (
-        (member_watch, "LOOK_S", 0.01),
-        (member_watch, "HOLD_S", 0.1),
-        (member_watch, "PROBE_S", 0.05),
-        (member_watch, "TURN_S", 0.01),
-    ):
-        monkeypatch.setattr(module, name, seconds)
+    for name, seconds in {"LOOK_S": 0.01, "HOLD_S": 0.1, "PROBE_S": 0.05, "TURN_S": 0.01}.items():
+        monkeypatch.setattr(member_watch, name, seconds)
 
 
 def put(folder: Path, name: str, data: bytes = RIGHT, version: int = 1) -> Path:
@@ -269,10 +265,7 @@ def test_a_member_that_refuses_the_row_is_asked_a_few_times_and_no_more(tmp_path
     server = usual(large=picky)
     with running(tmp_path, server, spec_with(version=1)) as model:
         assert answered(ask(model, EASY))
-        deadline_s = time.monotonic() + 5
-        while not any("large refuses the first request's row" in line for line in server.log):
-            assert time.monotonic() < deadline_s
-            time.sleep(0.01)
+        eventually(lambda: any("large refuses the first request's row" in line for line in server.log))
         time.sleep(0.2)
         assert [name for name, _ in server.asked].count("large") == member_watch.MOST_REFUSALS
         assert answered(ask(model, EASY))
@@ -326,9 +319,7 @@ def test_what_a_member_says_while_it_is_found_out_is_not_handed_on(tmp_path: Pat
     def found_out(rows: np.ndarray) -> np.ndarray:
         if holder:
             put(tmp_path, "small", OTHER)
-            deadline_s = time.monotonic() + 5
-            while holder[0].is_ready() and time.monotonic() < deadline_s:
-                time.sleep(0.005)
+            eventually(lambda: not holder[0].is_ready())
         return small(rows)
 
     with running(tmp_path, usual(small=found_out), spec_with(version=1)) as model:
@@ -344,9 +335,7 @@ def test_a_stage_that_answers_without_a_lost_member_goes_on_but_never_with_anoth
     with running(tmp_path, server, spec_with(on_failure="answer", version=1)) as model:
         assert answered(ask(model, HARD))
         server.versions["large"] = set()
-        deadline_s = time.monotonic() + 5
-        while model.is_ready():
-            assert time.monotonic() < deadline_s, "it was never noticed"
+        eventually(lambda: not model.is_ready())
         assert int(ask(model, HARD).column("status")[0, 0]) & DEGRADED
         put(tmp_path, "large", OTHER)
         until(model, refused)
@@ -364,16 +353,11 @@ def test_a_fused_prefix_that_is_another_is_stepped_over(tmp_path: Path) -> None:
         assert answered(ask(model, HARD))
         assert ("prefix", 1) in server.asked_versions
         put(tmp_path, "prefix", OTHER)
-        deadline_s = time.monotonic() + 5
-        while not any("its members are asked" in line for line in server.log):
-            assert time.monotonic() < deadline_s, server.log
-            time.sleep(0.005)
+        eventually(lambda: any("its members are asked" in line for line in server.log))
         assert answered(ask(model, HARD, HARD))
         assert ("prefix", 2) not in server.asked, "only the watch asks about it, a row at a time"
         put(tmp_path, "prefix", RIGHT)
-        while not any("is as planned again" in line for line in server.log):
-            assert time.monotonic() < deadline_s, server.log
-            time.sleep(0.005)
+        eventually(lambda: any("is as planned again" in line for line in server.log))
         assert answered(ask(model, HARD))
 
 

@@ -26,13 +26,7 @@ class Case:
 
 
 def make_spec(
-    sizes: list[int],
-    classes: int,
-    *,
-    combine: str = "mean_logit",
-    score: str = "max_prob",
-    rng: np.random.Generator,
-    kinds: bool = False,
+    sizes: list[int], classes: int, *, combine: str, score: str, rng: np.random.Generator, kinds: bool
 ) -> CascadeSpec:
     names = iter("abcdefghijklmnop")
     kind = ["logits", "probabilities"] if kinds else ["logits"]
