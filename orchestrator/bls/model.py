@@ -149,11 +149,8 @@ class CascadeModel:
             text = f"{type(error).__name__}: {error}"
             self._pb.Logger.log_error(f"committee: {text}")
             own = self._scheduler.pop_all(batch)
-            answered += [
-                (one, self._responder.error(f"cascade failed: {text}", INTERNAL))
-                for one, is_own in zip(batch, own, strict=True)
-                if is_own
-            ]
+            lost = [one for one, is_own in zip(batch, own, strict=True) if is_own]
+            answered += [(one, self._responder.error(f"cascade failed: {text}", INTERNAL)) for one in lost]
         if self.spec.gears is not None:
             self._scheduler.batch_finished()
         now_ns = time.monotonic_ns()
@@ -229,12 +226,13 @@ class Stage0:
             return
         self.metrics.arrived(len(rows))
         start_ns = time.monotonic_ns()
-        outputs = self.calls.ask_stage0(rows, tensor, owners=partial(_owners_of, batch))
+        tokens, counts = [one.token for one in batch], [one.count for one in batch]
+        outputs = self.calls.ask_stage0(rows, tensor, owners=partial(np.repeat, tokens, counts))
         self._admission.batch_finished(time.monotonic_ns(), asked_ns=start_ns)
         result = self._fast_path.stage0(len(rows), outputs.outputs)
         gear = self.scheduler.gear if self._has_gears else 0
         early = self._fast_path.early_exit(result, gear)
-        starts = [0] if len(batch) == 1 else [0, *accumulate(one.count for one in batch)][:-1]
+        starts = [0] if len(batch) == 1 else [0, *accumulate(counts)][:-1]
         leaves = _leave_early(batch, early.exits, starts)
         if not all(leaves):
             for reply in self._admit(batch, rows, result=result, outputs=outputs, leaves=leaves, gear=gear):
@@ -306,11 +304,6 @@ class Stage0:
             gear=gear,
         )
         return self.scheduler.admit(unsure, arrivals, rows=rows, result=result, later=later, errors=outputs.errors)
-
-
-def _owners_of(batch: Sequence[PendingRequest]) -> npt.NDArray[np.int64]:
-    """The token of every row's request in the merged batch, int64 (n,)."""
-    return np.repeat(np.array([one.token for one in batch]), [one.count for one in batch])
 
 
 def _leave_early(

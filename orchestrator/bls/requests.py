@@ -31,9 +31,8 @@ INVALID, UNAVAILABLE, INTERNAL, CANCELLED = "INVALID_ARG", "UNAVAILABLE", "INTER
 ALL_OUTPUTS = frozenset(ANSWER_COLUMNS)
 LATE = "deadline passed before any stage had answered"
 HOPELESS = "deadline too near: the queue is so long that no stage can answer by then"
-# Outputs that every answer of stage 0 has of its own, and those that all have in common unless a status bit was
-# earned; the status comes last.
-OWN, CONSTANT = tuple(ANSWER_COLUMNS)[:3], tuple(ANSWER_COLUMNS)[3:]
+# Outputs that all answers of stage 0 have in common, unless a status bit was earned.
+CONSTANT = ("exit_stage", "cost", "status")
 # Sizes of request whose constant outputs are kept.
 MAX_KEPT = 64
 NO_ROWS: Rows = np.zeros(0)
@@ -335,18 +334,13 @@ class Responder:
         what is the same in every such answer is built once and sent again and again.
         """
         answer = early.answer
-        columns: list[npt.NDArray[Any]] = [answer.probabilities, answer.label[:, None], answer.confidence[:, None]]
-        own = list(zip(OWN, columns, strict=True))
+        own: list[tuple[str, Rows]] = [("probabilities", answer.probabilities)]
+        own += [("label", answer.label[:, None]), ("confidence", answer.confidence[:, None])]
         status = None if early.status is None else early.status[:, None]
         return [self._early_response(one, start, own=own, status=status) for one, start in requests]
 
     def _early_response(
-        self,
-        request: PendingRequest,
-        start: int,
-        *,
-        own: Sequence[tuple[str, npt.NDArray[Any]]],
-        status: npt.NDArray[np.int32] | None,
+        self, request: PendingRequest, start: int, *, own: Sequence[tuple[str, Rows]], status: Rows | None
     ) -> Any:
         pb, wanted, end = self._pb, request.wanted, start + request.count
         try:

@@ -90,10 +90,8 @@ def scaled_logits(member: Member, raw: npt.NDArray[np.generic]) -> tuple[F32, Bo
     z = np.ascontiguousarray(raw, dtype=np.float32)
     if member.output_kind == "probabilities" or member.temperature != 1.0:
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-            if member.output_kind == "probabilities":
-                z = np.log(np.maximum(z, PROBABILITY_FLOOR))
-            if member.temperature != 1.0:
-                z = z / np.float32(member.temperature)
+            z = np.log(np.maximum(z, PROBABILITY_FLOOR)) if member.output_kind == "probabilities" else z
+            z = z / np.float32(member.temperature) if member.temperature != 1.0 else z
     peak = np.maximum.reduce(z, axis=1)
     # Two comparisons settle the usual case, since NaN and infinity fail them.
     if np.minimum.reduce(z, axis=None) >= -LOGIT_BOUND and np.maximum.reduce(peak) <= LOGIT_BOUND:

@@ -33,9 +33,9 @@ TRANSITIONS = {
     "finish": {ASKED: FREE, DROPPED: FREE},
     "drop": {WAITING: FREE, ASKED: DROPPED},
 }
-_ILLEGAL = -1
+# -1 where there is no such transition.
 _NEXT = {
-    event: np.array([moves.get(state, _ILLEGAL) for state in range(len(STATES))], np.int8)
+    event: np.array([moves.get(state, -1) for state in range(len(STATES))], np.int8)
     for event, moves in TRANSITIONS.items()
 }
 

@@ -136,8 +136,11 @@ def test_who_still_has_time_is_told_that_it_is_not_enough(tmp_path: Path, monkey
 
 @pytest.mark.parametrize(
     ("counts", "idle_ms", "stands"),
-    [([8] * 8, 1, True), ([8] * 7, 1, False), ([1] * 64, 1, True), ([50, 15], 1, True), ([64], 1, False), ([8] * 8, 1000, False)],
-)  # fmt: skip
+    [
+        *(([8] * 8, 1, True), ([8] * 7, 1, False), ([1] * 64, 1, True)),
+        *(([50, 15], 1, True), ([64], 1, False), ([8] * 8, 1000, False)),
+    ],
+)
 def test_a_queue_stands_where_a_batch_of_several_requests_comes_at_once_and_has_no_room_left(
     counts: list[int], idle_ms: int, stands: bool
 ) -> None:
