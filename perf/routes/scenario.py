@@ -257,8 +257,9 @@ def bench_scenario(recipe: Recipe, cache: Path = CACHE) -> BenchScenario:
         with new_folder(folder) as building:
             repository = building / "repository"
             spec = recipe.make(repository)
-            names = [member.name for member in spec.members]
-            exit_stage, margin = exits_of(spec, recipe.open_members(repository, names).ask, recipe)
+            ask = recipe.open_members(repository, [member.name for member in spec.members]).ask
+            parts = [_exits_of(spec, ask, recipe.rows_at(numbers)) for numbers in chunks_of(recipe.pool)]
+            exit_stage, margin = (np.concatenate(column) for column in zip(*parts, strict=True))
             (building / _PLAN).write_text(json_from_cascade(spec), encoding="utf-8")
             np.savez(building / _EXITS, exit_stage=exit_stage, margin=margin)
     with np.load(folder / _EXITS) as stored:
@@ -272,18 +273,8 @@ def bench_scenario(recipe: Recipe, cache: Path = CACHE) -> BenchScenario:
     )
 
 
-def exits_of(spec: CascadeSpec, ask: Ask, recipe: Recipe) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
-    """Where each row of the pool exits, int32 (pool,), and its margin, float32 (pool,).
-
-    The last stage is not asked: every row that gets there exits there.
-    """
-    parts = [_exits_of_rows(spec, ask, recipe.rows_at(numbers)) for numbers in chunks_of(recipe.pool)]
-    return np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts])
-
-
-def _exits_of_rows(
-    spec: CascadeSpec, ask: Ask, rows: Rows
-) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
+def _exits_of(spec: CascadeSpec, ask: Ask, rows: Rows) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
+    """Where each row exits, and its margin; the last stage is not asked: every row that gets there exits there."""
     evaluator = Evaluator(spec)
     exit_stage = np.full(len(rows), len(spec.stages) - 1, np.int32)
     margin = np.full(len(rows), np.inf, np.float32)
