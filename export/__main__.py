@@ -32,15 +32,8 @@ for name in ("digits", "glyphs", "glyphs-data"):
     # The training of this project's own members; its options are read there.
     app.command(name, cls=HandsOn, hidden=True, help=f"Moved to `python -m perf {name}`.")(moved)
 
-app.command()(member)
-app.command()(onefile)
-app.command()(show)
-app.command()(tensorrt)
-app.command()(precision)
-app.command()(prove)
-app.command()(fuse)
-app.command("zoo")(zoo)
-app.command("cost")(cost)
+for command in (member, onefile, show, tensorrt, precision, prove, fuse, zoo, cost):
+    app.command()(command)
 
 
 def run() -> int:

@@ -4,8 +4,8 @@ The converter and the inliner of the onnx package are not trusted: what they mak
 the model did, every branch of an If included.
 """
 
+import functools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,25 +20,13 @@ from orchestrator.graphs.combining import IR_VERSION, OPSET
 from orchestrator.graphs.editing import DEFAULT_DOMAINS, all_graphs, all_nodes, inlined, opset_of
 from orchestrator.spec.triton import image_runtimes, releases_that_read, runtime_of
 
+Rows = npt.NDArray[np.generic]
 # Version 3 wants every weight among the inputs, and version 7 has no functions.
 MIN_IR_VERSION = 8
 _OLDEST = runtime_of(image_runtimes()[0])
 assert _OLDEST is not None
 # The highest opset that the ONNX Runtime of every supported Triton release reads.
 MAX_OPSET = _OLDEST.opset
-
-
-@dataclass(frozen=True)
-class ConvertedModel:
-    """A model brought to the common opset.
-
-    Args:
-        model: it.
-        changes: what was changed, in words.
-    """
-
-    model: onnx.ModelProto
-    changes: tuple[str, ...]
 
 
 def with_one_import(model: onnx.ModelProto) -> None:
@@ -55,34 +43,30 @@ def with_one_import(model: onnx.ModelProto) -> None:
 
 
 def at_common_opset(
-    model: onnx.ModelProto, rows: npt.NDArray[np.generic], *, subject: str, keep_opset: bool = False
-) -> ConvertedModel:
-    """The model at the opset of all members and without functions, where it answers as before.
+    model: onnx.ModelProto, rows: Rows, *, subject: str, keep_opset: bool = False
+) -> tuple[onnx.ModelProto, tuple[str, ...]]:
+    """The model at the opset of all members and without functions, where it answers as before; and the changes.
 
-    What cannot be brought there stays at its own opset, which every supported runtime reads up to MAX_OPSET.
-
-    Args:
-        model: one input, one output (n, ...); left as it is.
-        rows: (n, *dims) to compare on.
-        subject: the source, for messages.
-        keep_opset: keep an opset above MAX_OPSET too.
+    What cannot be brought there stays at its own opset, which every supported runtime reads up to MAX_OPSET, and
+    with `keep_opset` also above it. Answers to rows (n, *dims) of the one input are compared.
 
     Raises:
         ExportError: its opset is above MAX_OPSET and it cannot be brought down.
     """
     found = opset_of(model) or OPSET
     if found == OPSET and not model.functions:
-        return ConvertedModel(model, ())
-    same, reasons = _Same(model, rows), []
+        return model, ()
+    expected = functools.cache(lambda: _answers_in_each_branch(model, rows))
+    reasons = []
     for opset in _targets(found, keep_opset=keep_opset):
         if opset == found and not model.functions:
-            return ConvertedModel(model, ())
+            return model, ()
         try:
             made = at_opset(inlined(model), opset)
             if made.functions:
                 reasons.append("functions that cannot be inlined")
-            elif same(made):
-                return ConvertedModel(made, _changes(model, found, opset))
+            elif _all_agree(_answers_in_each_branch(made, rows), expected()):
+                return made, _changes(model, found, opset)
             else:
                 reasons.append("answers change")
         # Converter and inliner raise whatever their C++ code throws, also for models over 2 GB.
@@ -90,25 +74,23 @@ def at_common_opset(
             # The text before that names a place in the C++ sources.
             reasons.append(first_line(error, most=2000).rpartition("` failed: ")[2][:200])
     if found <= MAX_OPSET or keep_opset:
-        return ConvertedModel(model, ())
+        return model, ()
+    releases = releases_that_read(ir_version=model.ir_version, opset=found)
+    who_reads = f"Triton {', '.join(releases)} can" if releases else "no Triton release is known to"
     raise ExportError(
         subject,
         got=f"opset {found}, which cannot be brought to {MAX_OPSET} ({reasons[-1]})",
         expected=f"opset {MAX_OPSET} or less, which the ONNX Runtime of every supported Triton release reads",
-        fix=f"export it again with opset {OPSET}, or keep it with `keep_opset`: {_who_reads(model)}",
+        fix=f"export it again with opset {OPSET}, or keep it with `keep_opset`: {who_reads} read it",
     )
 
 
 def at_opset(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
-    """The model with its standard operators at an opset.
-
-    Raises:
-        Exception: whatever the converter's C++ side raises.
-    """
+    """The model with its standard operators at an opset; raises whatever the converter's C++ side raises."""
     return model if opset_of(model) == opset else version_converter.convert_version(model, opset)
 
 
-def agree(got: npt.NDArray[np.generic], expected: npt.NDArray[np.generic]) -> bool:
+def agree(got: Rows, expected: Rows) -> bool:
     """Whether two answers to the same rows differ by rounding only, with NaN in the same places."""
     if got.shape != expected.shape or got.dtype != expected.dtype:
         return False
@@ -117,18 +99,16 @@ def agree(got: npt.NDArray[np.generic], expected: npt.NDArray[np.generic]) -> bo
     return bool(np.allclose(got, expected, rtol=0, atol=allowed, equal_nan=True))
 
 
+def _all_agree(got: Sequence[Rows], expected: Sequence[Rows]) -> bool:
+    return len(got) == len(expected) and all(map(agree, got, expected))
+
+
 def _targets(found: int, *, keep_opset: bool) -> Iterator[int]:
     yield OPSET
     if found > OPSET:
         yield min(found, MAX_OPSET)
     if found < OPSET or (found > MAX_OPSET and keep_opset):
         yield found
-
-
-def _who_reads(model: onnx.ModelProto) -> str:
-    opset = opset_of(model) or OPSET
-    releases = releases_that_read(ir_version=model.ir_version, opset=opset)
-    return f"Triton {', '.join(releases)} can read it" if releases else "no Triton release is known to read it"
 
 
 def _changes(model: onnx.ModelProto, found: int, opset: int) -> tuple[str, ...]:
@@ -140,23 +120,8 @@ def _changes(model: onnx.ModelProto, found: int, opset: int) -> tuple[str, ...]:
     return tuple(words)
 
 
-class _Same:
-    """Compares a model with the original on some rows, in every branch of its Ifs."""
-
-    def __init__(self, model: onnx.ModelProto, rows: npt.NDArray[np.generic]) -> None:
-        self._rows = rows
-        self._original = model
-        self._expected: list[npt.NDArray[np.generic]] | None = None
-
-    def __call__(self, model: onnx.ModelProto) -> bool:
-        if self._expected is None:
-            self._expected = [_answers(one, self._rows) for one in _each_branch(self._original)]
-        got = [_answers(one, self._rows) for one in _each_branch(model)]
-        return len(got) == len(self._expected) and all(map(agree, got, self._expected))
-
-
-def _answers(model: onnx.ModelProto, rows: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
-    return answers_of(session_of(model.SerializeToString()), rows, batch=len(rows))
+def _answers_in_each_branch(model: onnx.ModelProto, rows: Rows) -> list[Rows]:
+    return [answers_of(session_of(one.SerializeToString()), rows, batch=len(rows)) for one in _each_branch(model)]
 
 
 def _each_branch(model: onnx.ModelProto) -> Iterator[onnx.ModelProto]:
@@ -193,7 +158,12 @@ def portable(model: onnx.ModelProto) -> onnx.ModelProto:
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     # In inner graphs and functions the same name may be another tensor, and sizes are not inferred there.
-    shapes, outer = _shapes(copy), list(copy.graph.node)
+    graph, outer = shape_inference.infer_shapes(outline_of(copy)).graph, list(copy.graph.node)
+    # A free size is 0.
+    shapes = {
+        value.name: tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim)
+        for value in (*graph.value_info, *graph.input, *graph.output)
+    }
     pools = [(node, shapes.get(node.input[0], ())) for node in outer if _rounds_up(node)]
     bodies = [node for function in copy.functions for node in function.node]
     inner = [*bodies, *(node for graph in all_graphs([*outer, *bodies]) for node in graph.node)]
@@ -231,12 +201,3 @@ def _rewrite_pool(node: onnx.NodeProto, sides: Sequence[int]) -> None:
     kept = [part for part in node.attribute if part.name not in dropped]
     del node.attribute[:]
     node.attribute.extend(kept)
-
-
-def _shapes(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
-    """Tensor -> inferred sizes, 0 where a size is free."""
-    graph = shape_inference.infer_shapes(outline_of(model)).graph
-    return {
-        value.name: tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim)
-        for value in (*graph.value_info, *graph.input, *graph.output)
-    }

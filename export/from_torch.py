@@ -21,14 +21,8 @@ def onnx_from_torch(
 ) -> onnx.ModelProto:
     """The model as ONNX, checked, without the exporter's notes; weights of any size are in it.
 
-    Args:
-        model: in evaluation mode, one tensor in, one out.
-        example: at least two rows, so that the batch axis is not taken for a constant 1.
-        input_name: name of the input tensor.
-        output_name: name of the output tensor.
-
-    Raises:
-        ExportError: the model does something the exporter cannot put into a graph.
+    The model is in evaluation mode and has one tensor in and one out. The example has at least two rows, so that
+    the batch axis is not taken for a constant 1. Raises ExportError for what the exporter cannot put into a graph.
     """
     # The exporter logs every optional operator set that is not installed.
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
@@ -40,13 +34,14 @@ def onnx_from_torch(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             program = _exported(model, example, input_name, output_name)
-            program.save(str(path), external_data=_bytes_of(model) > EXTERNAL_OVER_BYTES)
+            size = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
+            program.save(str(path), external_data=size > EXTERNAL_OVER_BYTES)
         proto = onnx.load(str(path))
         for weight in proto.graph.initializer:
             # Loading sets data_location on every tensor, which would make equal models differ.
             weight.ClearField("data_location")
         proto.ir_version = min(proto.ir_version, IR_VERSION)
-        strip_notes(proto)
+        _strip_notes(proto)
         onnx.checker.check_model(str(path), full_check=True)
     return proto
 
@@ -67,10 +62,6 @@ def require_answer(model: nn.Module, example: torch.Tensor) -> None:
     if not isinstance(said, torch.Tensor) or said.ndim != 2 or len(said) != len(example):
         got = f"shape {list(said.shape)}" if isinstance(said, torch.Tensor) else type(said).__name__
         raise ExportError("the network's output", got=got, expected="one tensor (rows, classes)")
-
-
-def _bytes_of(model: nn.Module) -> int:
-    return sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
 
 
 def _exported(
@@ -101,20 +92,21 @@ def _exported(
     return program
 
 
-def strip_notes(proto: onnx.ModelProto) -> None:
+def _strip_notes(proto: onnx.ModelProto) -> None:
     """Removes stack traces and comments: they name the exporter's machine and make equal models differ."""
-    del proto.metadata_props[:]
-    proto.doc_string = ""
-    proto.graph.doc_string = ""
-    for node in proto.graph.node:
-        node.doc_string = ""
-        del node.metadata_props[:]
     graph = proto.graph
-    values: list[Any] = [*graph.value_info, *graph.input, *graph.output, *graph.initializer]
-    for value in values:
-        value.doc_string = ""
-        del value.metadata_props[:]
-    del proto.graph.metadata_props[:]
+    parts: tuple[Any, ...] = (
+        proto,
+        graph,
+        *graph.node,
+        *graph.value_info,
+        *graph.input,
+        *graph.output,
+        *graph.initializer,
+    )
+    for part in parts:
+        part.doc_string = ""
+        del part.metadata_props[:]
 
 
 # Rows that go through the network together while statistics are taken; EfficientNet-B7 needs about 0.3 GB a row.
@@ -123,18 +115,10 @@ _TARGET = 0.5
 
 
 def spread_scores(network: nn.Module, images: np.ndarray[Any, Any], *, seed: int = 0) -> dict[str, float]:
-    """Changes a network in place so that its top probabilities spread.
+    """Changes a network in place so that its top probabilities spread; returns their quantiles.
 
-    Args:
-        network: image in, logits out; in evaluation mode before and after.
-        images: float32 (n, c, h, w), at least 16 varied rows.
-        seed: of the convolutions.
-
-    Returns:
-        quantiles of the top probability over the rows.
-
-    Raises:
-        ExportError: the network has no linear head, or its answers do not differ between rows.
+    The network, image in, logits out, is in evaluation mode before and after; `images` are at least 16 varied
+    rows, float32 (n, c, h, w). Raises ExportError where it has no linear head, or answers every row alike.
     """
     rows = torch.from_numpy(np.ascontiguousarray(images))
     torch.manual_seed(seed)
@@ -163,17 +147,17 @@ def spread_scores(network: nn.Module, images: np.ndarray[Any, Any], *, seed: int
 
 def _scale(centred: torch.Tensor) -> float:
     """The factor at which the median top probability is _TARGET."""
+
+    def falls_short(scale: float) -> bool:
+        return float(torch.softmax(centred * scale, dim=1).max(dim=1).values.median()) < _TARGET
+
     low, high = 0.0, 1.0
-    while _median_top(centred, high) < _TARGET and high < 1e9:
+    while falls_short(high) and high < 1e9:
         high *= 2
     for _ in range(40):
         middle = (low + high) / 2
-        low, high = (middle, high) if _median_top(centred, middle) < _TARGET else (low, middle)
+        low, high = (middle, high) if falls_short(middle) else (low, middle)
     return high
-
-
-def _median_top(centred: torch.Tensor, scale: float) -> float:
-    return float(torch.softmax(centred * scale, dim=1).max(dim=1).values.median())
 
 
 def _learn_statistics(network: nn.Module, rows: torch.Tensor) -> None:

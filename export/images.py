@@ -14,7 +14,7 @@ All names begin with "preprocess/", so that cost, precision and fusing can tell 
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,32 +37,20 @@ _UNSUPPORTED = ("do_pad", "do_thumbnail", "do_align_long_axis", "do_color_quanti
 
 @dataclass(frozen=True, kw_only=True)
 class Processing:
-    """What happens to an image before the network.
+    """What happens to an image before the network."""
 
-    Args:
-        resize_px: (height, width) to resize to; None leaves the size.
-        shortest_px: resize so that the shorter side has this length, instead of resize_px.
-        filter: one of FILTERS' names, antialiased when it shrinks, as Pillow does.
-        crop_px: (height, width) of the centre crop; None for none.
-        scale: pixels 0 to 255 are multiplied by it.
-        offset: added after scaling.
-        mean, std: per channel, subtracted and divided after that.
-        channels: 3 (RGB) or 1 (grey).
-        reverse_channels: True where the network wants BGR.
-        vertical_first: resize the vertical axis before the horizontal one. Pillow did the horizontal one first for
-            ten years; 13.0 picks per size. Whole levels are kept between the two, so the order shows.
-    """
-
-    resize_px: tuple[int, int] | None = None
-    shortest_px: int | None = None
-    filter: str = "bilinear"
-    crop_px: tuple[int, int] | None = None
-    scale: float = 1 / 255
-    offset: float = 0.0
-    mean: tuple[float, ...] = (0.0, 0.0, 0.0)
+    resize_px: tuple[int, int] | None = None  # (height, width) to resize to; None leaves the size
+    shortest_px: int | None = None  # resize so that the shorter side has this length, instead of resize_px
+    filter: str = "bilinear"  # one of FILTERS' names, antialiased when it shrinks, as Pillow does
+    crop_px: tuple[int, int] | None = None  # (height, width) of the centre crop; None for none
+    scale: float = 1 / 255  # pixels 0 to 255 are multiplied by it
+    offset: float = 0.0  # added after scaling
+    mean: tuple[float, ...] = (0.0, 0.0, 0.0)  # per channel; subtracted, before std divides
     std: tuple[float, ...] = (1.0, 1.0, 1.0)
-    channels: int = 3
-    reverse_channels: bool = False
+    channels: int = 3  # 3 (RGB) or 1 (grey)
+    reverse_channels: bool = False  # True where the network wants BGR
+    # Resize the vertical axis before the horizontal one. Pillow did the horizontal one first for ten years;
+    # 13.0 picks per size. Whole levels are kept between the two, so the order shows.
     vertical_first: bool = False
 
     def resized_px(self, height_px: int, width_px: int) -> tuple[int, int]:
@@ -77,62 +65,46 @@ class Processing:
 
     def network_px(self) -> tuple[int, int] | None:
         """(height, width) the network sees, or None where it depends on the image."""
-        if self.crop_px is not None:
-            return self.crop_px
-        if self.resize_px is not None:
-            return self.resize_px
-        return None if self.shortest_px is None else (self.shortest_px, self.shortest_px)
+        return self.crop_px or self.resize_px or self._square()
 
     def image_px(self) -> tuple[int, int] | None:
         """(height, width) of the smallest image that loses nothing: what it would be resized to."""
-        if self.shortest_px is not None:
-            return self.shortest_px, self.shortest_px
-        return self.resize_px or self.crop_px
+        return self._square() or self.resize_px or self.crop_px
+
+    def _square(self) -> tuple[int, int] | None:
+        return None if self.shortest_px is None else (self.shortest_px, self.shortest_px)
 
     def at(self, resolution_px: int) -> "Processing":
         """The processing for a network at another resolution; the share that a crop keeps stays.
 
-        Raises:
-            ExportError: the size the network sees is not fixed.
+        Raises ExportError where the size the network sees is not fixed.
         """
         old = self.network_px()
         if old is None:
-            raise ExportError(
-                "`resolution_px`", got="a model without a size of its own", expected="one that resizes"
-            )
+            got = "a model without a size of its own"
+            raise ExportError("`resolution_px`", got=got, expected="one that resizes")
         ratio_h, ratio_w = resolution_px / old[0], resolution_px / old[1]
-        resize = self.resize_px and (round(self.resize_px[0] * ratio_h), round(self.resize_px[1] * ratio_w))
         return dataclasses.replace(
             self,
-            resize_px=resize,
+            resize_px=self.resize_px and (round(self.resize_px[0] * ratio_h), round(self.resize_px[1] * ratio_w)),
             shortest_px=self.shortest_px and round(self.shortest_px * min(ratio_h, ratio_w)),
             crop_px=self.crop_px and (resolution_px, resolution_px),
         )
 
 
-def processing_from_config(config: Mapping[str, Any], subject: str, *, channels: int = 3) -> Processing:
-    """The processing a `preprocessor_config.json` describes.
+_BY_HAND = "give `mean`, `std` and `resolution_px` by hand"
 
-    Raises:
-        ExportError: it asks for something the graph cannot do, or is not the file of an image processor.
-    """
-    asked = [key for key in _UNSUPPORTED if config.get(key)]
-    if asked:
-        raise ExportError(
-            subject, got=", ".join(asked), expected="resize, centre crop, rescale and normalise", fix=_BY_HAND
-        )
+
+def processing_from_config(config: Mapping[str, Any], subject: str, *, channels: int = 3) -> Processing:
+    """The processing a `preprocessor_config.json` describes; ExportError for what the graph cannot do."""
+    if asked := [key for key in _UNSUPPORTED if config.get(key)]:
+        expected = "resize, centre crop, rescale and normalise"
+        raise ExportError(subject, got=", ".join(asked), expected=expected, fix=_BY_HAND)
     try:
         return _processing(config, channels)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ExportError(
-            subject,
-            got=f"settings that cannot be read ({error})",
-            expected="those of an image processor",
-            fix=_BY_HAND,
-        ) from error
-
-
-_BY_HAND = "give `mean`, `std` and `resolution_px` by hand"
+        got = f"settings that cannot be read ({error})"
+        raise ExportError(subject, got=got, expected="those of an image processor", fix=_BY_HAND) from error
 
 
 def _processing(config: Mapping[str, Any], channels: int) -> Processing:
@@ -148,8 +120,7 @@ def _processing(config: Mapping[str, Any], channels: int) -> Processing:
         mean, std = (0.0,) * channels, (1.0,) * channels
     if "EfficientNet" in kind and config.get("include_top", True):
         # That processor divides by the deviation twice, as the network was trained to expect.
-        second = _per_channel(config.get("image_std", 1.0), channels)
-        std = tuple(a * b for a, b in zip(std, second, strict=True))
+        std = tuple(a * b for a, b in zip(std, _per_channel(config.get("image_std", 1.0), channels), strict=True))
     scale = float(config.get("rescale_factor", 1 / 255)) if config.get("do_rescale", True) else 1.0
     return Processing(
         resize_px=resize,
@@ -204,6 +175,7 @@ def _per_channel(value: Any, channels: int) -> tuple[float, ...]:
 
 PREFIX = "preprocess/"
 IMAGE = f"{PREFIX}image"
+INPUT = "image"
 # Rows of a resize matrix that are worked on together: small enough to skip most zeros, large enough that a block
 # is worth a call. Bicubic 600 -> 224 pixels, one image on one thread of ONNX Runtime: 6.8 ms in one piece, 2.5 in
 # blocks of 64, 1.6 in blocks of 16.
@@ -237,44 +209,33 @@ def resize_matrix(size_in: int, size_out: int, filter_name: str) -> npt.NDArray[
 
 
 def with_preprocess(
-    network: onnx.ModelProto, processing: Processing, *, height_px: int, width_px: int, input_name: str = "image"
+    network: onnx.ModelProto, processing: Processing, *, height_px: int, width_px: int
 ) -> onnx.ModelProto:
-    """The network behind its own image processing.
+    """The network behind its own image processing, which takes `image` uint8 (n, channels, height_px, width_px).
 
-    Args:
-        network: one float32 input (n, channels, height, width).
-        processing: what its images go through.
-        height_px: of the images the graph will take.
-        width_px: of them.
-        input_name: name of its uint8 input (n, channels, height_px, width_px).
+    The network has one float32 input (n, channels, height, width).
 
     Raises:
         ExportError: the processing does not end at the size the network takes, or the network is too old for it or
-            no valid model.
+        no valid model.
     """
     old = network.graph.input[0]
     batch = old.type.tensor_type.shape.dim[0]
-    graph = _Prefix(input_name)
+    graph = _Prefix()
     sides = graph.build(processing, height_px, width_px)
     want = [dim.dim_value for dim in old.type.tensor_type.shape.dim[2:]]
     if any(a and a != b for a, b in zip(want, sides, strict=True)):
         raise ExportError("preprocessing", got=f"{sides[0]}x{sides[1]} pixels", expected=f"{want[0]}x{want[1]}")
     opset = opset_of(network)
     if opset is not None and opset < _MIN_OPSET:
-        raise ExportError(
-            "image processing in the graph",
-            got=f"a network of opset {opset}",
-            expected=f"{_MIN_OPSET} or more",
-            fix=f"export it again with opset {OPSET}",
-        )
+        got = f"a network of opset {opset}"
+        fix = f"export it again with opset {OPSET}"
+        raise ExportError("image processing in the graph", got=got, expected=f"{_MIN_OPSET} or more", fix=fix)
     merged = onnx.ModelProto()
     merged.CopyFrom(network)
-    rename_tensors(merged.graph, {old.name: IMAGE}, reserved={input_name}, reserved_prefixes=(PREFIX,))
-    new = helper.make_tensor_value_info(
-        input_name, TensorProto.UINT8, [batch.dim_param or "batch", processing.channels, height_px, width_px]
-    )
+    rename_tensors(merged.graph, {old.name: IMAGE}, reserved={INPUT}, reserved_prefixes=(PREFIX,))
     del merged.graph.input[:]
-    merged.graph.input.append(new)
+    merged.graph.input.append(_input(processing, height_px, width_px, batch=batch.dim_param or "batch"))
     nodes = [*graph.nodes, *merged.graph.node]
     del merged.graph.node[:]
     merged.graph.node.extend(nodes)
@@ -285,20 +246,20 @@ def with_preprocess(
 
 def preprocess_only(processing: Processing, *, height_px: int, width_px: int) -> onnx.ModelProto:
     """The image processing alone, uint8 (n, c, H, W) -> float32 (n, c, h, w), for measuring it."""
-    graph = _Prefix("image")
+    graph = _Prefix()
     sides = graph.build(processing, height_px, width_px)
     body = helper.make_graph(
         graph.nodes,
         "preprocess",
-        [
-            helper.make_tensor_value_info(
-                "image", TensorProto.UINT8, ["batch", processing.channels, height_px, width_px]
-            )
-        ],
+        [_input(processing, height_px, width_px)],
         [helper.make_tensor_value_info(IMAGE, TensorProto.FLOAT, ["batch", processing.channels, *sides])],
         initializer=graph.constants,
     )
     return helper.make_model(body, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
+
+
+def _input(processing: Processing, *sides_px: int, batch: str = "batch") -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(INPUT, TensorProto.UINT8, [batch, processing.channels, *sides_px])
 
 
 @dataclass(frozen=True)
@@ -312,9 +273,8 @@ class _Axis:
 
 
 def _axis(size_in: int, size_resized: int, size_crop: int | None, filter_name: str) -> _Axis:
-    top, size = 0, size_resized
-    if size_crop is not None:
-        top, size = (size_resized - size_crop) // 2, size_crop
+    size = size_crop or size_resized
+    top = (size_resized - size) // 2
     inside = top >= 0
     if size_resized == size_in and inside:
         return _Axis(top, top + size, None, size)
@@ -333,10 +293,10 @@ def _axis(size_in: int, size_resized: int, size_crop: int | None, filter_name: s
 class _Prefix:
     """Nodes and constants of the image processing, named in order."""
 
-    def __init__(self, input_name: str) -> None:
+    def __init__(self) -> None:
         self.nodes: list[onnx.NodeProto] = []
         self.constants: list[onnx.TensorProto] = []
-        self._last = input_name
+        self._last = INPUT
 
     def build(self, processing: Processing, height_px: int, width_px: int) -> tuple[int, int]:
         """Adds everything; returns the (height, width) that come out."""
@@ -344,7 +304,10 @@ class _Prefix:
         crop = processing.crop_px or (None, None)
         rows = _axis(height_px, resized[0], crop[0], processing.filter)
         columns = _axis(width_px, resized[1], crop[1], processing.filter)
-        self._cut(rows, columns, (height_px, width_px))
+        # The border that no output pixel depends on is cut off while a pixel is still one byte.
+        if (rows.first, rows.last, columns.first, columns.last) != (0, height_px, 0, width_px):
+            starts, ends = [rows.first, columns.first], [rows.last, columns.last]
+            self._op("Slice", "cut", starts, ends, [2, 3], dtype=np.int64)
         self._op("Cast", "float", to=TensorProto.FLOAT)
         passes = [(columns.matrix, 3, "columns"), (rows.matrix, 2, "rows")]
         for matrix, axis, word in reversed(passes) if processing.vertical_first else passes:
@@ -358,21 +321,15 @@ class _Prefix:
 
     def _op(self, kind: str, word: str, *constants: Any, dtype: type = np.float32, **attributes: Any) -> None:
         names = [self._constant(f"{word}_{i}", value, dtype) for i, value in enumerate(constants)]
-        self.nodes.append(
-            helper.make_node(kind, [self._last, *names], [PREFIX + word], name=PREFIX + word, **attributes)
-        )
-        self._last = PREFIX + word
+        self._node(kind, [self._last, *names], PREFIX + word, **attributes)
+
+    def _node(self, kind: str, inputs: list[str], name: str, **attributes: Any) -> None:
+        self.nodes.append(helper.make_node(kind, inputs, [name], name=name, **attributes))
+        self._last = name
 
     def _constant(self, word: str, value: Any, dtype: type) -> str:
-        name = f"{PREFIX}{word}"
-        self.constants.append(numpy_helper.from_array(np.ascontiguousarray(value, dtype), name))
-        return name
-
-    def _cut(self, rows: _Axis, columns: _Axis, size: tuple[int, int]) -> None:
-        """Cuts off the border that no output pixel depends on, while a pixel is still one byte."""
-        if (rows.first, rows.last, columns.first, columns.last) == (0, size[0], 0, size[1]):
-            return
-        self._op("Slice", "cut", [rows.first, columns.first], [rows.last, columns.last], [2, 3], dtype=np.int64)
+        self.constants.append(numpy_helper.from_array(np.ascontiguousarray(value, dtype), PREFIX + word))
+        return PREFIX + word
 
     def _blocks(self, matrix: npt.NDArray[np.float32], *, axis: int, word: str) -> None:
         """Multiplies one axis by its matrix, in blocks of rows that each use a part of the input only."""
@@ -390,16 +347,13 @@ class _Prefix:
             self._product(block, axis=axis, word=name)
             parts.append(self._last)
         if not single:
-            self.nodes.append(helper.make_node("Concat", parts, [PREFIX + word], name=PREFIX + word, axis=axis))
-            self._last = PREFIX + word
+            self._node("Concat", parts, PREFIX + word, axis=axis)
 
     def _product(self, block: npt.NDArray[np.float32], *, axis: int, word: str) -> None:
         if axis == 3:
             self._op("MatMul", word, block.T)
-            return
-        weights = self._constant(f"{word}_0", block, np.float32)
-        self.nodes.append(helper.make_node("MatMul", [weights, self._last], [PREFIX + word], name=PREFIX + word))
-        self._last = PREFIX + word
+        else:
+            self._node("MatMul", [self._constant(f"{word}_0", block, np.float32), self._last], PREFIX + word)
 
     def _whole_levels(self, word: str) -> None:
         """Rounds half up to whole levels from 0 to 255, as an image in bytes does."""
@@ -411,18 +365,8 @@ class _Prefix:
         """(x * scale + offset - mean) / std as one product and one sum."""
         mean, std = (np.array(v, np.float64).reshape(1, -1, 1, 1) for v in (processing.mean, processing.std))
         self._op("Mul", "scaled", processing.scale / std)
-        self.nodes.append(
-            helper.make_node(
-                "Add",
-                [self._last, self._constant("image_0", (processing.offset - mean) / std, np.float32)],
-                [IMAGE],
-                name=IMAGE,
-            )
-        )
-
-
-def _triangle(x: float) -> float:
-    return max(1 - abs(x), 0.0)
+        shift = self._constant("image_0", (processing.offset - mean) / std, np.float32)
+        self._node("Add", [self._last, shift], IMAGE)
 
 
 def _cubic(x: float) -> float:
@@ -436,23 +380,11 @@ def _sinc(x: float) -> float:
     return 1.0 if x == 0 else math.sin(math.pi * x) / (math.pi * x)
 
 
-def _lanczos(x: float) -> float:
-    return _sinc(x) * _sinc(x / 3) if -3 <= x < 3 else 0.0
-
-
-def _box(x: float) -> float:
-    return 1.0 if -0.5 < x <= 0.5 else 0.0
-
-
-def _hamming(x: float) -> float:
-    return _sinc(x) * (0.54 + 0.46 * math.cos(math.pi * x)) if abs(x) < 1 else 0.0
-
-
 # name -> (half width in input pixels at ratio 1, function), as Pillow defines them
-_FILTERS = {
-    "box": (0.5, _box),
-    "bilinear": (1.0, _triangle),
-    "hamming": (1.0, _hamming),
+_FILTERS: dict[str, tuple[float, Callable[[float], float]]] = {
+    "box": (0.5, lambda x: 1.0 if -0.5 < x <= 0.5 else 0.0),
+    "bilinear": (1.0, lambda x: max(1 - abs(x), 0.0)),
+    "hamming": (1.0, lambda x: _sinc(x) * (0.54 + 0.46 * math.cos(math.pi * x)) if abs(x) < 1 else 0.0),
     "bicubic": (2.0, _cubic),
-    "lanczos": (3.0, _lanczos),
+    "lanczos": (3.0, lambda x: _sinc(x) * _sinc(x / 3) if -3 <= x < 3 else 0.0),
 }

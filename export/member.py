@@ -4,6 +4,7 @@ Members of one committee fit each other: one image size, one set of classes, one
 """
 
 import dataclasses
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,19 +13,11 @@ from typing import Any
 import numpy as np
 import onnx
 
+from export import members
 from export.compat import portable
 from export.cost.counting import COUNTER, macs_per_row, parameters_of, preprocess_macs_per_row
 from export.images import preprocess_only, with_preprocess
-from export.members import (
-    EXTERNAL_OVER_BYTES,
-    MODEL_FILE,
-    PackedModel,
-    check_overwrite,
-    foreign_member,
-    is_current,
-    packed,
-    write_member,
-)
+from export.members import EXTERNAL_OVER_BYTES, MODEL_FILE, PackedModel
 from export.output import (
     ObservedReference,
     label_options,
@@ -61,27 +54,17 @@ _SPREAD_ROWS = 20
 
 @dataclass(frozen=True, kw_only=True)
 class MemberExport:
-    """One member to export.
-
-    Args:
-        name: of the member.
-        source: which weights.
-        options: of its source.
-        image_px: (height, width) of the committee's images; None for the model's own size.
-        parity_rows: rows compared with the original.
-        max_batch_size: largest batch of the served model.
-        external_over_bytes: weights of more than that go into a file of their own.
-        runtimes: versions of ONNX Runtime that it is proven on, besides the installed one.
-    """
+    """One member to export."""
 
     name: str
     source: SourceRef
-    options: ExportOptions
+    options: ExportOptions  # of its source
+    # (height, width) of the committee's images; None for the model's own size.
     image_px: tuple[int, int] | None = None
-    parity_rows: int = MIN_ROWS
+    parity_rows: int = MIN_ROWS  # rows compared with the original
     max_batch_size: int = 64
-    external_over_bytes: int = EXTERNAL_OVER_BYTES
-    runtimes: tuple[str, ...] = ()
+    external_over_bytes: int = EXTERNAL_OVER_BYTES  # weights of more than that go into a file of their own
+    runtimes: tuple[str, ...] = ()  # versions of ONNX Runtime that it is proven on, besides the installed one
 
     def settings(self) -> dict[str, Any]:
         """Everything that decides the member's files, as its manifest keeps it; `runtimes` decide none."""
@@ -116,14 +99,9 @@ def export_member(
     progress: Callable[[str], None],
     beside: Manifest | None = None,
 ) -> str:
-    """Exports a member unless it is there already.
+    """Exports a member unless it is there already; `force` also writes over a model that was not exported here.
 
-    Args:
-        repository: model repository to write into.
-        plan: what to export.
-        force: export again, also over a model that was not exported here.
-        progress: told what is being done.
-        beside: another member of the same committee, whose classes it must share.
+    `beside` is another member of the same committee, whose classes it must share.
 
     Returns:
         "exported", "up to date", "proven" where it was up to date but not yet proven on all of the plan's
@@ -134,59 +112,57 @@ def export_member(
         RepositoryError: the repository cannot be written.
     """
     check_source(repository, plan, force=force)
+    name, settings = plan.name, plan.settings()
     renamed = not force and rename_if_current(
-        repository, plan.name, plan.options.labels, options=plan.settings(), beside=beside
+        repository, name, plan.options.labels, options=settings, beside=beside
     )
-    if not force and is_current(repository / plan.name, plan.settings()):
-        return refresh_member(repository, plan.name, versions=plan.runtimes, renamed=renamed, progress=progress)
-    progress(f"{plan.name}: reading {plan.source.text}")
+    if not force and members.is_current(repository / name, settings):
+        return refresh_member(repository, name, versions=plan.runtimes, renamed=renamed, progress=progress)
+
+    def say(text: str) -> None:
+        progress(f"{name}: {text}")
+
+    say(f"reading {plan.source.text}")
     loaded = plan.source.load()
     if plan.options.labels is not None:
         loaded = dataclasses.replace(loaded, labels=plan.options.labels)
-    image_px = plan.image_px or (loaded.processing.image_px() if loaded.processing is not None else None)
+    tensor = TensorSpec(name="image", dtype=loaded.dtype, dims=loaded.dims)
     if loaded.processing is not None:
-        loaded = in_the_same_order(loaded, varied_rows(_input(loaded, image_px), 4, seed=1))
-    spread = _spread(loaded, plan, image_px)
-    progress(f"{plan.name}: exporting to ONNX")
-    network = portable(_network(loaded))
-    model = _with_images(network, loaded, image_px)
-    with packed(model, repository, over_bytes=plan.external_over_bytes) as stored:
-        manifest = _manifest(plan, loaded, model, stored, image_px, spread=spread, progress=progress)
+        image_px = plan.image_px or loaded.processing.image_px()
+        assert image_px is not None
+        tensor = TensorSpec(name="image", dtype="UINT8", dims=(loaded.processing.channels, *image_px))
+        loaded = in_the_same_order(loaded, varied_rows(tensor, 4, seed=1))
+    spread = _spread(loaded, plan, tensor)
+    say("exporting to ONNX")
+    model = portable(_network(loaded))
+    if loaded.processing is not None:
+        model = with_preprocess(model, loaded.processing, height_px=tensor.dims[1], width_px=tensor.dims[2])
+    with members.packed(model, repository, over_bytes=plan.external_over_bytes) as stored:
+        manifest = _manifest(plan, loaded, model, stored, tensor, spread=spread, progress=say)
         if beside is not None:
             require_same_classes(manifest, beside)
-        write_member(repository, stored, manifest)
+        members.write_member(repository, stored, manifest)
     return "exported"
 
 
 def check_source(repository: Path, plan: MemberExport, *, force: bool) -> None:
-    """Refuses to write over a model that was not exported from the same source.
-
-    Raises:
-        ExportError: a folder of that name holds another model.
-        RepositoryError: the repository cannot be written.
-    """
-    check_overwrite(
+    """Raises ExportError where a folder of that name holds a model that is not from the same source."""
+    members.check_overwrite(
         repository,
         [plan.name],
-        foreign=foreign_member(lambda manifest: manifest.options.get("source") == plan.source.text),
+        foreign=members.foreign_member(lambda manifest: manifest.options.get("source") == plan.source.text),
         expected="no such model, or an earlier export of the same source",
         force=force,
     )
 
 
-def _input(loaded: LoadedModel, image_px: tuple[int, int] | None) -> TensorSpec:
-    if loaded.processing is None or image_px is None:
-        return TensorSpec(name="image", dtype=loaded.dtype, dims=loaded.dims)
-    return TensorSpec(name="image", dtype="UINT8", dims=(loaded.processing.channels, *image_px))
-
-
-def _spread(loaded: LoadedModel, plan: MemberExport, image_px: tuple[int, int] | None) -> dict[str, float]:
+def _spread(loaded: LoadedModel, plan: MemberExport, tensor: TensorSpec) -> dict[str, float]:
     if not plan.options.random_weights or loaded.network is None:
         return {}
     # PyTorch is optional.
     from export.from_torch import spread_scores
 
-    rows = varied_rows(_input(loaded, image_px), _SPREAD_ROWS, seed=plan.options.seed)
+    rows = varied_rows(tensor, _SPREAD_ROWS, seed=plan.options.seed)
     if loaded.processing is not None:
         rows = pillow_processed(loaded.processing, rows)
     return spread_scores(loaded.network, rows.astype(np.float32), seed=plan.options.seed)
@@ -207,60 +183,40 @@ def _network(loaded: LoadedModel) -> onnx.ModelProto:
     return onnx_from_torch(loaded.network, example)
 
 
-def _with_images(
-    network: onnx.ModelProto, loaded: LoadedModel, image_px: tuple[int, int] | None
-) -> onnx.ModelProto:
-    if loaded.processing is None or image_px is None:
-        return network
-    return with_preprocess(network, loaded.processing, height_px=image_px[0], width_px=image_px[1])
-
-
 def _manifest(
     plan: MemberExport,
     loaded: LoadedModel,
     model: onnx.ModelProto,
     stored: PackedModel,
-    image_px: tuple[int, int] | None,
+    tensor: TensorSpec,
     *,
     spread: dict[str, float],
     progress: Callable[[str], None],
 ) -> Manifest:
-    tensor = _input(loaded, image_px)
+    asked, subject = plan.options, plan.source.text
     rows = varied_rows(tensor, plan.parity_rows, seed=1)
     in_graph: dict[str, Any] = {}
-    if loaded.processing is not None and image_px is not None:
-        progress(f"{plan.name}: comparing the image processing")
-        in_graph = image_parity(loaded, rows, height_px=image_px[0], width_px=image_px[1])
-    classes = _classes(model, plan.source.text, loaded.labels)
+    if loaded.processing is not None:
+        progress("comparing the image processing")
+        in_graph = image_parity(loaded, rows)
+    output = _output_of(model, subject, loaded.labels)
     original = ObservedReference(original_of(loaded, tensor))
-    parity = parity_of(
-        stored.path,
-        original,
-        rows,
-        min_rows=min(MIN_ROWS, plan.parity_rows),
-        progress=lambda text: progress(f"{plan.name}: {text}"),
-    )
-    kind = output_kind_of(model, original.evidence, asked=plan.options.output_kind, subject=plan.source.text)
-    proofs = prove_model(
-        plan.source.text,
-        stored.path,
-        original_of(loaded, tensor),
-        rows,
-        versions=plan.runtimes,
-        progress=lambda text: progress(f"{plan.name}: {text}"),
-    )
-    macs, preprocess_macs, counter = _cost(model, loaded, image_px, given=plan.options.macs)
-    side = loaded.dims[-1] if loaded.processing is not None else None
+    least = min(MIN_ROWS, plan.parity_rows)
+    parity = parity_of(stored.path, original, rows, min_rows=least, progress=progress)
+    kind = output_kind_of(model, original.evidence, asked=asked.output_kind, subject=subject)
+    ask = original_of(loaded, tensor)
+    proofs = prove_model(subject, stored.path, ask, rows, versions=plan.runtimes, progress=progress)
+    macs, preprocess_macs, counter = _cost(model, loaded, tensor, given=asked.macs)
     return Manifest(
         name=plan.name,
         file=MODEL_FILE,
         sha256=stored.sha256,
         data_files={f"1/{name}": digest for name, digest in stored.data_files.items()},
-        source=plan.source.text,
+        source=subject,
         precision="fp32",
         opset=opset_of(model),
         input=tensor,
-        output=TensorSpec(name="logits", dtype=_output_dtype(model), dims=(classes,)),
+        output=output,
         output_kind=kind,
         parameters=parameters_of(model),
         macs=macs,
@@ -268,11 +224,11 @@ def _manifest(
         macs_counter=counter,
         labels=loaded.labels,
         max_batch_size=plan.max_batch_size,
-        random_weights=plan.options.random_weights,
-        preprocess=_client_side(loaded, image_px),
+        random_weights=asked.random_weights,
+        preprocess=_client_side(loaded, tensor),
         parity=parity.as_json(),
         training={"random_top_probability": spread} if spread else {},
-        resolution_px=side,
+        resolution_px=loaded.dims[-1] if loaded.processing is not None else None,
         in_graph=in_graph,
         original=dict(loaded.original),
         options=plan.settings(),
@@ -283,13 +239,13 @@ def _manifest(
 
 
 def _cost(
-    model: onnx.ModelProto, loaded: LoadedModel, image_px: tuple[int, int] | None, *, given: float | None
+    model: onnx.ModelProto, loaded: LoadedModel, tensor: TensorSpec, *, given: float | None
 ) -> tuple[float, float, str]:
     """MACs of the network and of the image processing per row, and the counter of the first."""
     if given is not None:
-        if loaded.processing is None or image_px is None:
+        if loaded.processing is None:
             return given, 0.0, "given with --macs"
-        alone = preprocess_only(loaded.processing, height_px=image_px[0], width_px=image_px[1])
+        alone = preprocess_only(loaded.processing, height_px=tensor.dims[1], width_px=tensor.dims[2])
         return given, preprocess_macs_per_row(alone), "given with --macs"
     try:
         return macs_per_row(model), preprocess_macs_per_row(model), COUNTER
@@ -298,48 +254,35 @@ def _cost(
         raise ExportError(error.what, got=error.got, expected=error.expected, fix=fix) from error
 
 
-def _classes(model: onnx.ModelProto, subject: str, labels: tuple[str, ...] | None) -> int:
-    dims = model.graph.output[0].type.tensor_type.shape.dim
+def _output_of(model: onnx.ModelProto, subject: str, labels: tuple[str, ...] | None) -> TensorSpec:
+    tensor, types = model.graph.output[0].type.tensor_type, onnx.TensorProto
+    dims, what = tensor.shape.dim, f"{subject} output"
     if len(dims) == 2 and dims[1].dim_value == 1:
-        raise ExportError(
-            f"{subject} output",
-            got="one column, a yes-or-no score or a regression",
-            expected=f"a column per class, at least 2: {EXCLUSIVE}",
-            fix="export two columns, such as the logits 0 and x of a yes-or-no score x",
-        )
+        expected = f"a column per class, at least 2: {EXCLUSIVE}"
+        fix = "export two columns, such as the logits 0 and x of a yes-or-no score x"
+        raise ExportError(what, got="one column, a yes-or-no score or a regression", expected=expected, fix=fix)
     if len(dims) != 2 or dims[1].dim_value < 2:
         shape = [dim.dim_value or dim.dim_param or "?" for dim in dims]
-        raise ExportError(
-            f"{subject} output", got=f"shape {shape}", expected="[rows, classes] with at least 2 classes, fixed"
-        )
-    classes = int(dims[1].dim_value)
-    require_one_per_class(subject, labels, classes)
-    return classes
+        raise ExportError(what, got=f"shape {shape}", expected="[rows, classes] with at least 2 classes, fixed")
+    require_one_per_class(subject, labels, dims[1].dim_value)
+    dtypes: dict[int, str] = {types.FLOAT: "FP32", types.FLOAT16: "FP16", types.DOUBLE: "FP64"}
+    if tensor.elem_type not in dtypes:
+        got = f"scores of type {types.DataType.Name(tensor.elem_type)}"
+        raise ExportError("output", got=got, expected=" or ".join(dtypes.values()))
+    return TensorSpec(name="logits", dtype=dtypes[tensor.elem_type], dims=(int(dims[1].dim_value),))
 
 
-def _output_dtype(model: onnx.ModelProto) -> str:
-    kind = model.graph.output[0].type.tensor_type.elem_type
-    names: dict[int, str] = {
-        onnx.TensorProto.FLOAT: "FP32",
-        onnx.TensorProto.FLOAT16: "FP16",
-        onnx.TensorProto.DOUBLE: "FP64",
-    }
-    if kind not in names:
-        word = onnx.TensorProto.DataType.Name(kind)
-        raise ExportError("output", got=f"scores of type {word}", expected=" or ".join(names.values()))
-    return names[kind]
-
-
-def _client_side(loaded: LoadedModel, image_px: tuple[int, int] | None) -> Preprocess | None:
+def _client_side(loaded: LoadedModel, tensor: TensorSpec) -> Preprocess | None:
     """What a client does to a picture: decode it and bring it to the committee's size."""
-    if loaded.processing is None or image_px is None:
+    if loaded.processing is None:
         return None
+    channels, height, width = tensor.dims
     keeps_shape = loaded.processing.shortest_px is not None
     return Preprocess(
-        mode="RGB" if loaded.processing.channels == 3 else "L",
-        height_px=image_px[0],
-        width_px=image_px[1],
-        resize_px=min(image_px) if keeps_shape else None,
+        mode="RGB" if channels == 3 else "L",
+        height_px=height,
+        width_px=width,
+        resize_px=min(height, width) if keeps_shape else None,
     )
 
 
@@ -351,14 +294,10 @@ def member_exports(
     name: str | None = None,
     image_px: int | None = None,
 ) -> list[MemberExport]:
-    """The members that sources and resolutions give; no weights are read yet.
+    """The members that sources, SOURCE or NAME=SOURCE, and resolutions give; no weights are read yet.
 
-    Args:
-        sources: as given, SOURCE or NAME=SOURCE.
-        options: that all share.
-        resolutions: sides the networks see; None for the one asked for, or their own.
-        name: of the only member.
-        image_px: side of the committee's images.
+    `name` is that of the only member, `image_px` the side of the committee's images. A resolution of None is that
+    of the options, or the network's own.
 
     Raises:
         ExportError: a source is not there, or two members would share a name.
@@ -368,37 +307,22 @@ def member_exports(
     if name is not None and not NAME.match(name):
         raise ExportError("`name`", got=name, expected="letters, digits, '_', '.' and '-'")
     plans = []
+    images = None if image_px is None else (image_px, image_px)
     for text in sources:
-        own_name, source = _named_source(text)
+        own_name, equals, source = text.partition("=")
+        if not equals or NAME.match(own_name) is None:
+            own_name, source = "", text
         for side in resolutions:
             one = dataclasses.replace(options, resolution_px=side or options.resolution_px)
             found = identify(source, one)
             made = own_name or found.name
             made = f"{made}_{side}" if len(resolutions) > 1 else made
-            plans.append(
-                MemberExport(
-                    name=name or made,
-                    source=found,
-                    options=one,
-                    image_px=None if image_px is None else (image_px, image_px),
-                )
-            )
-    names = [plan.name for plan in plans]
-    twice = sorted({word for word in names if names.count(word) > 1})
+            plans.append(MemberExport(name=name or made, source=found, options=one, image_px=images))
+    twice = sorted(word for word, n in Counter(plan.name for plan in plans).items() if n > 1)
     if twice:
-        raise ExportError(
-            "members",
-            got=f"{', '.join(twice)} twice",
-            expected="different names",
-            fix="name them: NAME=SOURCE",
-        )
+        got = f"{', '.join(twice)} twice"
+        raise ExportError("members", got=got, expected="different names", fix="name them: NAME=SOURCE")
     return plans
-
-
-def _named_source(text: str) -> tuple[str | None, str]:
-    """The name that NAME=SOURCE gives, if it does, and the source."""
-    name, equals, source = text.partition("=")
-    return (name, source) if equals and NAME.match(name) is not None else (None, text)
 
 
 def export_committee(
@@ -411,19 +335,10 @@ def export_committee(
     force: bool,
     progress: Callable[[str], None],
 ) -> dict[str, str]:
-    """Exports the members of one committee.
+    """Exports the members of one committee; returns what `export_member` says of each.
 
-    Args:
-        repository: model repository to write into.
-        plans: of the members.
-        precisions: each gives a member of its own; the fp32 one, which the others are made from, is always there.
-        calibrate: rows for int8.
-        min_agreement: see `export_precision`.
-        force: export again, also over models that were not exported here.
-        progress: told what is being done.
-
-    Returns:
-        member name -> "exported", "proven", "named" or "up to date".
+    Each of `precisions` gives a member of its own; the fp32 one, which the others are made from, is always there.
+    `calibrate` are rows for int8; for `min_agreement` see `export_precision`.
 
     Raises:
         ExportError: a member cannot be exported, or does not fit those before it; the ones before stay.
@@ -436,22 +351,17 @@ def export_committee(
         require_sense(plans[0].name, word, calibrate)
     done: dict[str, str] = {}
     first: Manifest | None = None
-    for plan in with_one_image_size(plans):
+    how: dict[str, Any] = {"force": force, "progress": progress}
+    for plan in _with_one_image_size(plans):
         try:
-            done[plan.name] = export_member(repository, plan, force=force, progress=progress, beside=first)
+            done[plan.name] = export_member(repository, plan, beside=first, **how)
             manifest = manifest_from_path(repository / plan.name / MANIFEST)
             first = first or manifest
             # A member that is up to date may be from a committee with other classes.
             require_same_classes(manifest, first)
             for word in lower:
                 name, what = export_precision(
-                    repository,
-                    plan.name,
-                    to=word,
-                    calibrate=calibrate,
-                    min_agreement=min_agreement,
-                    force=force,
-                    progress=progress,
+                    repository, plan.name, to=word, calibrate=calibrate, min_agreement=min_agreement, **how
                 )
                 done[name] = what
         except CommitteeError as error:
@@ -465,12 +375,11 @@ def _with_what_stays(error: CommitteeError, done: dict[str, str]) -> CommitteeEr
     if not written:
         return error
     fix = f"{error.fix}; " if error.fix else ""
-    return ExportError(
-        error.what, got=error.got, expected=error.expected, fix=f"{fix}exported before it: {', '.join(written)}"
-    )
+    fix += f"exported before it: {', '.join(written)}"
+    return ExportError(error.what, got=error.got, expected=error.expected, fix=fix)
 
 
-def with_one_image_size(plans: Sequence[MemberExport]) -> list[MemberExport]:
+def _with_one_image_size(plans: Sequence[MemberExport]) -> list[MemberExport]:
     """The plans with the committee's image size filled in: the largest that any of them needs."""
     if all(plan.image_px is not None for plan in plans):
         return list(plans)

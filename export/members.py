@@ -1,7 +1,8 @@
 """Members of a repository: reading what was exported, what may be written over, packing and writing.
 
 Protobuf cannot hold more than 2 GB, so larger models keep their weights in a file named by its content: an old
-model file goes on pointing at its own weights until the new one takes its place.
+model file goes on pointing at its own weights until the new one takes its place. Everything here raises
+RepositoryError where the disk refuses, and SpecError for a wrong manifest.
 """
 
 import errno
@@ -10,7 +11,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -40,13 +41,7 @@ class ReadMember:
 
 
 def manifest_in(repository: Path, name: str) -> Manifest:
-    """The manifest of an exported member.
-
-    Raises:
-        ExportError: there is no such member; the message names those that there are.
-        RepositoryError: the repository cannot be read.
-        SpecError: the manifest is wrong.
-    """
+    """The manifest of an exported member; ExportError where there is none names those that there are."""
     folders = model_folders(repository)
     if name not in folders or not (folders[name] / MANIFEST).is_file():
         known = [other for other, folder in folders.items() if (folder / MANIFEST).is_file()]
@@ -59,22 +54,12 @@ def manifest_in(repository: Path, name: str) -> Manifest:
 
 
 def onnx_manifest(repository: Path, name: str) -> Manifest:
-    """The manifest of an ONNX member, after checking that its files are those the manifest describes.
-
-    Raises:
-        ExportError: no such member, not an ONNX one, or not the described file.
-        RepositoryError: the repository cannot be read.
-        SpecError: the manifest is wrong.
-    """
+    """The manifest of an ONNX member; ExportError where its files are not those the manifest describes."""
     manifest = manifest_in(repository, name)
     folder = repository / name
     if not manifest.file.endswith(".onnx"):
-        raise ExportError(
-            f"member {name}",
-            got=f"model file {manifest.file}",
-            expected="an ONNX member",
-            fix="name the ONNX member it was made from",
-        )
+        fix = "name the ONNX member it was made from"
+        raise ExportError(f"member {name}", got=f"model file {manifest.file}", expected="an ONNX member", fix=fix)
     for file, digest in {manifest.file: manifest.sha256, **manifest.data_files}.items():
         found = sha256_of_path(folder / file)
         if found != digest:
@@ -88,13 +73,7 @@ def onnx_manifest(repository: Path, name: str) -> Manifest:
 
 
 def member_from_repository(repository: Path, name: str) -> ReadMember:
-    """An exported ONNX member, after checking that it is the file its manifest describes.
-
-    Raises:
-        ExportError: no such member, not an ONNX one, not the described file, or not readable.
-        RepositoryError: the repository cannot be read.
-        SpecError: the manifest is wrong.
-    """
+    """An exported ONNX member; ExportError where it is not the file its manifest describes, or not readable."""
     manifest = onnx_manifest(repository, name)
     return ReadMember(manifest, _model(repository / name / manifest.file))
 
@@ -108,9 +87,8 @@ def _model(path: Path) -> onnx.ModelProto:
             onnx.checker.check_model(str(path))
     # protobuf's DecodeError, the checker's ValidationError and numpy's ValueError share no base but Exception.
     except (ValueError, TypeError, onnx.checker.ValidationError, DecodeError) as error:
-        raise ExportError(
-            what, got=first_line(error), expected="an ONNX model", fix="export the member again"
-        ) from error
+        expected = "an ONNX model"
+        raise ExportError(what, got=first_line(error), expected=expected, fix="export the member again") from error
     inputs = [value.name for value in given_inputs(model.graph)]
     if len(inputs) != 1:
         raise ExportError(what, got=f"inputs {', '.join(inputs) or 'none'}", expected="one input")
@@ -122,11 +100,7 @@ def is_current(
 ) -> bool:
     """Whether the member there was made with these settings, and its files are untouched since.
 
-    Args:
-        folder: of the member.
-        settings: that decide its files.
-        field: of the manifest, which keeps them: "options", or "training".
-        apart_from: a setting that may differ.
+    The manifest keeps them in `field`, "options" or "training"; the one called `apart_from` may differ.
     """
     try:
         manifest = manifest_from_path(folder / MANIFEST)
@@ -143,28 +117,22 @@ def is_current(
 
 
 def output_kind_option(manifest: Manifest) -> dict[str, str]:
-    """The option that a derived member keeps of the original's output kind.
-
-    The same file may have been exported with another kind before.
-    """
+    """The option that a derived member keeps of the original, which may be exported with another kind later."""
     return {} if manifest.output_kind == "logits" else {"output_kind": manifest.output_kind}
 
 
 def check_overwrite(
-    repository: Path,
-    names: Iterable[str],
-    *,
-    foreign: Callable[[Path], str | None],
-    expected: str,
-    force: bool,
+    repository: Path, names: Iterable[str], *, foreign: Callable[[Path], str | None], expected: str, force: bool
 ) -> None:
-    """Refuses, before any work, to write over models that are not the caller's own.
+    """Refuses, before any work, to write over models that are not the caller's own, unless with `force`.
+
+    Whoever writes makes the repository, so that a failure leaves none.
 
     Args:
-        repository: model repository to write into; whoever writes makes it, so that a failure leaves none.
+        repository: model repository to write into.
         names: of the models about to be written.
-        foreign: says what lies in a model's folder instead of an earlier model of the caller; None where the
-            folder may be written. See `foreign_member`.
+        foreign: says what lies in a model's folder instead of an earlier model of the caller; None where it may be
+            written over. See `foreign_member`.
         expected: what may be written over, in words.
         force: write over anything.
 
@@ -208,12 +176,7 @@ def foreign_member(is_own: Callable[[Manifest], bool]) -> Callable[[Path], str |
 
 
 def check_made_by(command: str, repository: Path, name: str, *, force: bool) -> None:
-    """Refuses to write over a model that a command did not make.
-
-    Raises:
-        ExportError: the name is taken, or is none.
-        RepositoryError: the repository cannot be written.
-    """
+    """Raises ExportError where a folder of that name holds a model that the command did not make."""
     check_overwrite(
         repository,
         [name],
@@ -223,7 +186,6 @@ def check_made_by(command: str, repository: Path, name: str, *, force: bool) -> 
     )
 
 
-MODEL = "model.onnx"
 # Below protobuf's limit with room for the graph itself.
 EXTERNAL_OVER_BYTES = 1_900_000_000
 # Left free on the disk after a model is written.
@@ -233,22 +195,16 @@ _WORK = ".committee-export-"
 
 @dataclass(frozen=True, kw_only=True)
 class PackedModel:
-    """A stored model.
-
-    Args:
-        folder: that holds the files.
-        sha256: of the model file.
-        data_files: name of each file of weights -> sha256.
-    """
+    """A stored model: its folder, the hash of the model file, and name -> hash of each file of weights."""
 
     folder: Path
     sha256: str
-    data_files: dict[str, str] = field(default_factory=dict)
+    data_files: dict[str, str]
 
     @property
     def path(self) -> Path:
         """The model file."""
-        return self.folder / MODEL
+        return self.folder / Path(MODEL_FILE).name
 
 
 @contextmanager
@@ -272,10 +228,9 @@ def _work_folder(repository: Path) -> Iterator[Path]:
 def _runs(pid: int) -> bool:
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
+    except OSError as error:
+        # Any other refusal is about a process that is there.
+        return not isinstance(error, ProcessLookupError)
     return True
 
 
@@ -283,12 +238,9 @@ def require_room(folder: Path, size_bytes: int) -> None:
     """Raises ExportError where a disk has no room for that many bytes."""
     free = shutil.disk_usage(nearest_existing(folder)).free
     if free < size_bytes + _MARGIN_BYTES:
-        raise ExportError(
-            f"writing to {folder}",
-            got=f"{free >> 20} MiB free",
-            expected=f"{(size_bytes + _MARGIN_BYTES) >> 20} MiB",
-            fix="make room, or choose another `output`",
-        )
+        expected = f"{(size_bytes + _MARGIN_BYTES) >> 20} MiB"
+        fix = "make room, or choose another `output`"
+        raise ExportError(f"writing to {folder}", got=f"{free >> 20} MiB free", expected=expected, fix=fix)
 
 
 @contextmanager
@@ -297,67 +249,55 @@ def packed(
 ) -> Iterator[PackedModel]:
     """The model's files in a temporary folder on their disk; files that are not moved go with the block.
 
-    Args:
-        model: its weights in memory; they stay there.
-        beside: a folder on that disk, made if it is not there.
-        over_bytes: weights of more than that go into a file of their own.
-
-    Raises:
-        ExportError: the disk is too full.
-        RepositoryError: it cannot be written.
+    Weights of more than `over_bytes` go into a file of their own; those in memory stay there. `beside` is a folder
+    on the disk, made if it is not there. Raises ExportError where the disk is too full.
     """
     size = sum(len(weight.raw_data) for weight in all_tensors(model))
     require_room(beside, size)
     with disk_errors(f"writing to {beside}"), _work_folder(beside) as folder:
         if size <= over_bytes:
-            data = model.SerializeToString(deterministic=True)
-            (folder / MODEL).write_bytes(data)
-            yield PackedModel(folder=folder, sha256=hashlib.sha256(data).hexdigest())
-            return
-        yield _with_weights_beside(model, folder)
+            yield _written(model, folder, {})
+        else:
+            yield _with_weights_beside(model, folder)
+
+
+def _written(model: onnx.ModelProto, folder: Path, data_files: dict[str, str]) -> PackedModel:
+    data = model.SerializeToString(deterministic=True)
+    stored = PackedModel(folder=folder, sha256=hashlib.sha256(data).hexdigest(), data_files=data_files)
+    stored.path.write_bytes(data)
+    return stored
 
 
 def _with_weights_beside(model: onnx.ModelProto, folder: Path) -> PackedModel:
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
-    onnx.save_model(
-        copy, str(folder / MODEL), save_as_external_data=True, all_tensors_to_one_file=True, location="weights",
-        size_threshold=1024,
-    )  # fmt: skip
+    path = folder / "with_weights.onnx"
+    onnx.save_model(copy, str(path), save_as_external_data=True, location="weights", size_threshold=1024)
     digest = sha256_of_path(folder / "weights")
     name = f"model-{digest[:12]}.data"
     (folder / "weights").rename(folder / name)
-    small = onnx.load(str(folder / MODEL), load_external_data=False)
+    small = onnx.load(str(path), load_external_data=False)
+    path.unlink()
     for weight in all_tensors(small):
         for entry in weight.external_data:
             if entry.key == "location":
                 entry.value = name
-    data = small.SerializeToString(deterministic=True)
-    (folder / MODEL).write_bytes(data)
-    return PackedModel(folder=folder, sha256=hashlib.sha256(data).hexdigest(), data_files={name: digest})
+    return _written(small, folder, {name: digest})
 
 
 def write_member(repository: Path, model: bytes | PackedModel, manifest: Manifest) -> Path:
-    """Writes a member's folder: weights, model, manifest, config, in that order.
+    """Writes a member's folder: weights, model, manifest, config, in that order; a packed model is moved.
 
     An interruption leaves the old model with its own weights, or the new one without its manifest, which is not
     taken for a member.
-
-    Args:
-        repository: model repository; on the same disk as a packed model, which is moved.
-        model: the file itself, or a packed model.
-        manifest: of it.
-
-    Returns:
-        the member's folder.
     """
     folder = repository / manifest.name
+    kept = {} if isinstance(model, bytes) else model.data_files
     if isinstance(model, bytes):
         write_all(folder, {manifest.file: model})
     with disk_errors(f"writing {folder}"):
         inside = (folder / manifest.file).parent
         inside.mkdir(parents=True, exist_ok=True)
-        kept = {} if isinstance(model, bytes) else model.data_files
         if not isinstance(model, bytes):
             for name in (*kept, model.path.name):
                 (model.folder / name).replace(inside / name)

@@ -6,11 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import onnx
 
 from export.members import is_current, manifest_in
+from export.parity import Rows, Scores
 from orchestrator.errors import ExportError
 from orchestrator.graphs.ending import LOGITS, PROBABILITIES, SIGMOID, ending_of
 from orchestrator.repository.files import write_all
@@ -22,22 +21,16 @@ from orchestrator.spec.output_kind import EXCLUSIVE, OUTPUT_KINDS, ScoreEvidence
 
 AUTO = "auto"
 CHOICES = (AUTO, *OUTPUT_KINDS)
-Rows = npt.NDArray[Any]
-Reference = Callable[[Rows], npt.NDArray[np.float32]]
 
 
 class ObservedReference:
-    """A model whose scores are collected as evidence while it is asked.
+    """A model, (n, *dims) -> float32 (n, k), whose scores are collected as evidence while it is asked."""
 
-    Args:
-        ask: (n, *dims) -> float32 (n, k).
-    """
-
-    def __init__(self, ask: Reference) -> None:
+    def __init__(self, ask: Callable[[Rows], Scores]) -> None:
         self._ask = ask
         self.evidence = ScoreEvidence()
 
-    def __call__(self, rows: Rows) -> npt.NDArray[np.float32]:
+    def __call__(self, rows: Rows) -> Scores:
         """The scores of rows."""
         scores = self._ask(rows)
         if scores.ndim == 2:
@@ -46,26 +39,20 @@ class ObservedReference:
 
 
 def output_kind_of(model: onnx.ModelProto, evidence: ScoreEvidence, *, asked: str, subject: str) -> str:
-    """The kind of a member's only output.
+    """The kind of a member's only output, by its graph and its scores on many rows.
 
     Values decide wherever they can: rows that differ and are all distributions are probabilities, whatever gives
     them. The graph decides where they cannot, as for a head that answers every row alike.
 
-    Args:
-        model: its graph.
-        evidence: its scores on many rows.
-        asked: "auto", or the kind that the user names.
-        subject: the source, for messages.
-
-    Returns:
-        "logits" or "probabilities".
-
     Raises:
-        ExportError: it is neither, or not what the user names.
+        ExportError: it is neither, or not what `asked` names.
     """
     ending, operator = ending_of(model.graph, model.graph.output[0].name) or (None, "")
     _require_exclusive(ending, operator, evidence, asked=asked, subject=subject)
-    kind = _kind_found(ending, evidence)
+    # Equal rows are no evidence: a bias may happen to add up to 1. Behind a layer without bounds, the sums have to
+    # agree better than the scores do.
+    conclusive = evidence.sums_agree if ending == LOGITS else evidence.varies
+    kind = PROBABILITIES if ending == PROBABILITIES else evidence.kind if conclusive else LOGITS
     # A layer without bounds may give distributions, as a regression on one-hot targets does, and a constant head
     # may be either: then the user is believed.
     either = evidence.adds_up and (ending == LOGITS or (ending is None and not evidence.varies))
@@ -75,79 +62,65 @@ def output_kind_of(model: onnx.ModelProto, evidence: ScoreEvidence, *, asked: st
     raise ExportError(
         f"{subject} `output_kind` {asked}",
         got=because,
-        expected="values from 0 to 1 that add up to 1" if asked == PROBABILITIES else "logits",
+        expected="values from 0 to 1 that add up to 1" if asked == PROBABILITIES else LOGITS,
         fix=f"leave the option out, they are {kind}",
     )
-
-
-def _kind_found(ending: str | None, evidence: ScoreEvidence) -> str:
-    if ending == PROBABILITIES:
-        return PROBABILITIES
-    # Equal rows are no evidence: a bias may happen to add up to 1. Behind a layer without bounds, the sums have to
-    # agree better than the scores do.
-    conclusive = evidence.sums_agree if ending == LOGITS else evidence.varies
-    return evidence.kind if conclusive else LOGITS
 
 
 def _require_exclusive(
     ending: str | None, operator: str, evidence: ScoreEvidence, *, asked: str, subject: str
 ) -> None:
-    """Raises ExportError for sigmoids, percentages, and rows from 0 to 1 that do not add up."""
-    _require_upright(ending, evidence, asked=asked, subject=subject)
-    if ending == SIGMOID and not _is_pair(evidence):
-        raise ExportError(
-            f"{subject} output",
-            got=f"a graph that ends in {operator}, sigmoids of classes by themselves ({evidence})",
-            expected=f"a softmax over all classes, or logits: {EXCLUSIVE}",
-            fix="export a network trained for exclusive classes; of a yes-or-no one two columns, 1 - p and p",
-        )
-    if ending == PROBABILITIES and not evidence.adds_up:
-        raise ExportError(
-            f"{subject} output",
-            got=f"a graph that ends in {operator}, but {evidence}",
-            expected="rows that add up to 1: a softmax over the classes, the last axis",
-            fix="export it again with the softmax over the classes, or without it",
-        )
-    parts = evidence.low >= 0 and evidence.low_sum > 1 and evidence.sums_agree
-    if ending is None and parts and asked != LOGITS:
-        raise ExportError(
-            f"{subject} output",
-            got=f"{evidence}, as percentages do",
-            expected="rows that add up to 1, or logits",
-            fix="divide them by that, or say `output_kind` logits if they are logits all the same",
-        )
-    shares = evidence.in_unit_interval and evidence.varies and not evidence.adds_up
-    if ending is None and shares and asked != LOGITS:
-        raise ExportError(
-            f"{subject} output",
-            got=f"{evidence}, as sigmoids give",
-            expected=f"rows that add up to 1, or logits: {EXCLUSIVE}",
-            fix="say `output_kind` logits if these are logits of exclusive classes all the same",
-        )
-
-
-def _require_upright(ending: str | None, evidence: ScoreEvidence, *, asked: str, subject: str) -> None:
-    """Raises ExportError for -log p, whose largest is the least likely class, and for scaled p such as 2p - 1."""
-    if evidence.is_negative_log:
-        raise ExportError(
-            f"{subject} output",
-            got=f"{evidence}, negative log-probabilities: exp(-score) adds up to 1",
-            expected="logits, log-probabilities or probabilities, whose largest is the likeliest class",
-            fix="export it again without the last minus sign",
-        )
+    """Raises ExportError for what cannot be logits or probabilities of exclusive classes."""
+    # Two sigmoids may be those of x and -x, which together are a softmax.
+    pair = evidence.classes == 2 and evidence.adds_up and evidence.varies
+    # Where values alone speak against logits, the user who names them is believed.
+    doubtful = ending is None and asked != LOGITS
     parts = evidence.low >= 0 and evidence.low_sum > 1
-    if ending is None and evidence.adds_up_otherwise and not parts and asked != LOGITS:
-        raise ExportError(
-            f"{subject} output",
-            got=f"{evidence}, as shifted or scaled probabilities do",
-            expected="rows that add up to 1, or logits",
-            fix="export the probabilities themselves, or say `output_kind` logits if they are logits all the same",
-        )
-
-
-def _is_pair(evidence: ScoreEvidence) -> bool:
-    """Whether two sigmoids are those of x and -x, which together are a softmax."""
-    return evidence.classes == 2 and evidence.adds_up and evidence.varies
+    shares = evidence.in_unit_interval and evidence.varies and not evidence.adds_up
+    distributions = "rows that add up to 1, or logits"
+    refusals = (
+        # -log p: its largest is the least likely class.
+        (
+            evidence.is_negative_log,
+            f"{evidence}, negative log-probabilities: exp(-score) adds up to 1",
+            "logits, log-probabilities or probabilities, whose largest is the likeliest class",
+            "export it again without the last minus sign",
+        ),
+        # Such as 2p - 1.
+        (
+            doubtful and evidence.adds_up_otherwise and not parts,
+            f"{evidence}, as shifted or scaled probabilities do",
+            distributions,
+            "export the probabilities themselves, or say `output_kind` logits if they are logits all the same",
+        ),
+        (
+            ending == SIGMOID and not pair,
+            f"a graph that ends in {operator}, sigmoids of classes by themselves ({evidence})",
+            f"a softmax over all classes, or logits: {EXCLUSIVE}",
+            "export a network trained for exclusive classes; of a yes-or-no one two columns, 1 - p and p",
+        ),
+        (
+            ending == PROBABILITIES and not evidence.adds_up,
+            f"a graph that ends in {operator}, but {evidence}",
+            "rows that add up to 1: a softmax over the classes, the last axis",
+            "export it again with the softmax over the classes, or without it",
+        ),
+        (
+            doubtful and parts and evidence.sums_agree,
+            f"{evidence}, as percentages do",
+            distributions,
+            "divide them by that, or say `output_kind` logits if they are logits all the same",
+        ),
+        (
+            doubtful and shares,
+            f"{evidence}, as sigmoids give",
+            f"{distributions}: {EXCLUSIVE}",
+            "say `output_kind` logits if these are logits of exclusive classes all the same",
+        ),
+    )
+    for applies, got, expected, fix in refusals:
+        if applies:
+            raise ExportError(f"{subject} output", got=got, expected=expected, fix=fix)
 
 
 # An option of a manifest; it decides nothing but the manifest and the label file.
@@ -155,20 +128,15 @@ LABELS_OPTION = "labels_sha256"
 
 
 def labels_from_path(path: Path) -> tuple[str, ...]:
-    """The class names in a text file, one a line, in the order of the scores.
-
-    Raises:
-        ExportError: it cannot be read, is empty, or has a line without a name.
-    """
+    """The class names in a text file, one a line, in the order of the scores; ExportError for any other file."""
     what = f"`labels` {path}"
     try:
         names = names_from_text(path.read_bytes().decode())
     except OSError as error:
         raise ExportError(what, got=f"a file that cannot be read ({error.strerror})") from error
     except UnicodeDecodeError as error:
-        raise ExportError(
-            what, got="text that is not UTF-8", expected="a name per line", fix="save it as UTF-8"
-        ) from error
+        got = "text that is not UTF-8"
+        raise ExportError(what, got=got, expected="a name per line", fix="save it as UTF-8") from error
     if not names:
         raise ExportError(what, got="no names", expected="one per class, a line each, in the order of the scores")
     wrong = next((number for number, name in enumerate(names, 1) if not name or set(name) & set("\r\n")), None)
@@ -185,31 +153,25 @@ def require_one_per_class(subject: str, labels: tuple[str, ...] | None, classes:
 
 def label_options(labels: tuple[str, ...] | None) -> dict[str, Any]:
     """The option that a manifest keeps of given class names; none where none are given."""
-    if labels is None:
-        return {}
-    return {LABELS_OPTION: hashlib.sha256("".join(f"{name}\n" for name in labels).encode()).hexdigest()}
+    text = "".join(f"{name}\n" for name in labels or ())
+    return {} if labels is None else {LABELS_OPTION: hashlib.sha256(text.encode()).hexdigest()}
 
 
 def require_same_classes(manifest: Manifest, other: Manifest) -> None:
     """Raises ExportError where two members of one committee have different classes."""
+    what = f"{manifest.name} beside {other.name}"
     mine, others = manifest.output.dims[0], other.output.dims[0]
     if mine != others:
-        raise ExportError(
-            f"{manifest.name} beside {other.name}",
-            got=f"{mine} classes",
-            expected=f"{others}, as members of one committee share their classes",
-            fix="export them in separate commands if they are not one committee",
-        )
+        expected = f"{others}, as members of one committee share their classes"
+        fix = "export them in separate commands if they are not one committee"
+        raise ExportError(what, got=f"{mine} classes", expected=expected, fix=fix)
     if not manifest.labels or not other.labels:
         return
     place = first_unlike(manifest.labels, other.labels)
     if place is not None:
-        raise ExportError(
-            f"{manifest.name} beside {other.name}",
-            got=f"class {place} called {manifest.labels[place]!r}",
-            expected=f"{other.labels[place]!r}, the same classes in the same order",
-            fix="name the classes of all of them with `labels`",
-        )
+        got = f"class {place} called {manifest.labels[place]!r}"
+        expected = f"{other.labels[place]!r}, the same classes in the same order"
+        raise ExportError(what, got=got, expected=expected, fix="name the classes of all of them with `labels`")
 
 
 def rename_if_current(
@@ -220,17 +182,12 @@ def rename_if_current(
     options: dict[str, Any],
     beside: Manifest | None,
 ) -> bool:
-    """Renames the classes of a member that is otherwise up to date.
+    """Renames the classes of a member, which need not be there, where it is otherwise up to date.
 
-    Args:
-        repository: that holds it.
-        name: of the member, which need not be there.
-        labels: the names; None leaves them.
-        options: those the manifest will have then.
-        beside: another member of the same committee, whose classes it must share.
+    `options` are those the manifest will have then; the classes must be those of `beside`, of the same committee.
 
     Returns:
-        whether it has other names now; False also where its files are out of date.
+        whether it has other names now; False also where there are no labels, or its files are out of date.
 
     Raises:
         ExportError: not one name per class, or other names than those of the other member.
@@ -246,19 +203,13 @@ def rename_if_current(
 def rename_classes(
     repository: Path, name: str, labels: tuple[str, ...] | None, *, options: dict[str, Any] | None = None
 ) -> bool:
-    """Writes other names of a member's classes, and the options that go with them, into its manifest and config.
+    """Writes a member's class names and the options that go with them; returns whether it had others before.
 
-    Returns:
-        whether it had other names before.
-
-    Raises:
-        ExportError: not one name per class.
-        RepositoryError: the repository cannot be read or written.
+    Raises ExportError where there is not one name per class.
     """
     manifest = manifest_in(repository, name)
-    renamed = dataclasses.replace(
-        manifest, labels=labels, options=manifest.options if options is None else options
-    )
+    kept = manifest.options if options is None else options
+    renamed = dataclasses.replace(manifest, labels=labels, options=kept)
     if renamed == manifest:
         return False
     require_one_per_class(f"member {name}", labels, manifest.output.dims[0])

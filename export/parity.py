@@ -14,12 +14,175 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
-from export.images import IMAGE, Processing, preprocess_only
+from export.images import IMAGE, INPUT, Processing, preprocess_only
 from export.sources import LoadedModel
 from orchestrator.errors import CommitteeError, DataError, ExportError, first_line
 from orchestrator.spec import TensorSpec
 from orchestrator.spec.processor import core_count
 from orchestrator.spec.request import INPUT_DTYPES
+
+Rows = npt.NDArray[Any]
+Images = npt.NDArray[np.uint8]
+Scores = npt.NDArray[np.float32]
+
+
+def varied_rows(tensor: TensorSpec, n: int, *, seed: int = 0) -> Rows:
+    """Rows that look as little alike as pictures do: noise of many grains, contrasts, brightnesses and tints.
+
+    Flat noise would do for comparing two runs of one network, but a network averages it away, so that all rows of
+    it get nearly the same answer. Gives (n, *dims) in the tensor's dtype: integers over its whole range, floats of
+    about -2 to 2.
+    """
+    rng = np.random.default_rng(seed)
+    dtype = np.dtype(INPUT_DTYPES[tensor.dtype])
+    rows = np.stack([_one(rng, tuple(abs(size) for size in tensor.dims)) for _ in range(n)])
+    if dtype.kind == "u":
+        most = np.iinfo(dtype).max
+        rows = np.clip(np.round((rows + 1) / 2 * most), 0, most)
+    else:
+        rows = rows * 2
+    return rows.astype(dtype)
+
+
+def _one(rng: np.random.Generator, dims: tuple[int, ...]) -> npt.NDArray[np.float64]:
+    """One row with values about -1 to 1."""
+    if len(dims) != 3 or min(dims[1:]) < 2:
+        return rng.normal(size=dims) * rng.uniform(0.2, 0.8)
+    channels, height, width = dims
+    picture = np.zeros(dims)
+    for _ in range(3):
+        grain = int(np.exp(rng.uniform(np.log(2), np.log(min(height, width)))))
+        coarse = rng.normal(size=(channels, grain, grain))
+        picture += coarse[:, np.arange(height) * grain // height][:, :, np.arange(width) * grain // width]
+    tint = rng.normal(scale=0.3, size=(channels, 1, 1))
+    return np.clip(picture / 3 * rng.uniform(0.4, 1.0) + tint + rng.normal(scale=0.3), -1, 1)
+
+
+def rows_from_path(path: Path, tensor: TensorSpec) -> Rows:
+    """The rows of an `.npy`, or of an `.npz` under "images" or alone; DataError where they do not fit."""
+    what = f"rows of {path}"
+    if not path.is_file():
+        raise DataError(what, got="no such file", expected="an .npy or .npz of rows")
+    try:
+        rows: Rows = np.load(path, allow_pickle=False)
+        if not isinstance(rows, np.ndarray):
+            with rows as stored:
+                names = stored.files
+                if "images" not in names and len(names) != 1:
+                    raise DataError(what, got=", ".join(names) or "nothing", expected="an array images")
+                rows = stored["images" if "images" in names else names[0]]
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        raise DataError(what, got=f"a file numpy cannot read ({error})") from error
+    dtype = INPUT_DTYPES[tensor.dtype]
+    if str(rows.dtype) != dtype or rows.shape[1:] != tensor.dims or len(rows) == 0:
+        shape = ", ".join(["n", *map(str, tensor.dims)])
+        raise DataError(what, got=f"{rows.dtype} {list(rows.shape)}", expected=f"{dtype} [{shape}]")
+    return rows
+
+
+# Both round to whole levels after each axis; where the exact value is half a level the last bit decides, and the
+# second axis may double that. Another filter, size or order of the axes gives ten levels and more.
+MAX_LEVELS = 2.01
+# Share of values that may differ at all: 3 % is the worst of the usual sizes tried.
+MAX_SHARE = 0.1
+
+
+def in_the_same_order(loaded: LoadedModel, rows: Images) -> LoadedModel:
+    """The model with its two resizing passes as its own processor orders them for rows uint8 (n, c, H, W)."""
+    assert loaded.processing is not None
+    expected = _expected(loaded, loaded.processing, rows)
+    errors = {}
+    for vertical_first in (False, True):
+        processing = dataclasses.replace(loaded.processing, vertical_first=vertical_first)
+        got = processor_of(processing, height_px=rows.shape[2], width_px=rows.shape[3])(rows)
+        if got.shape != expected.shape:
+            return loaded
+        errors[vertical_first] = float(np.abs(got - expected).mean())
+    better = errors[True] < errors[False]
+    return dataclasses.replace(loaded, processing=dataclasses.replace(loaded.processing, vertical_first=better))
+
+
+def _expected(loaded: LoadedModel, processing: Processing, rows: Images) -> Scores:
+    own = loaded.own_processor
+    return own(rows) if own is not None else pillow_processed(processing, rows)
+
+
+def image_parity(loaded: LoadedModel, rows: Images) -> dict[str, Any]:
+    """What the graph does to images uint8 (n, c, H, W), and how far that is from the model's own processor.
+
+    Returns:
+        the settings, and `parity`: rows, what it was measured against, the largest difference in levels of 0 to
+        255, and the share of values that differ at all.
+
+    Raises:
+        ExportError: the graph does something else than the model's own processor.
+    """
+    processing = loaded.processing
+    assert processing is not None
+    height_px, width_px = rows.shape[2:]
+    got = processor_of(processing, height_px=height_px, width_px=width_px)(rows)
+    name = loaded.own_processor_name if loaded.own_processor is not None else "Pillow with the same settings"
+    expected = _expected(loaded, processing, rows)
+    what, fix = "image processing in the graph", "give `mean`, `std` and `resolution_px` by hand"
+    if got.shape != expected.shape:
+        raise ExportError(what, got=f"shape {got.shape}", expected=f"{expected.shape} as {name} gives", fix=fix)
+    level = (processing.scale / np.array(processing.std, np.float64)).reshape(1, -1, 1, 1)
+    levels = np.abs(got - expected) / level
+    worst, share = float(levels.max()), float((levels > 0.01).mean())
+    if not (worst <= MAX_LEVELS and share <= MAX_SHARE):
+        raise ExportError(
+            what,
+            got=f"values up to {worst:.2f} levels of 255 from {name}, {share:.1%} of them different",
+            expected=f"at most {MAX_LEVELS} levels on at most {MAX_SHARE:.0%}",
+            fix=fix,
+        )
+    return {
+        **asdict(processing),
+        "image_px": [height_px, width_px],
+        "parity": {"rows": len(rows), "against": name, "max_levels": round(worst, 4), "share": round(share, 6)},
+    }
+
+
+def processor_of(processing: Processing, *, height_px: int, width_px: int) -> Callable[[Images], Scores]:
+    """The graph's processing alone, uint8 (n, c, H, W) -> float32 (n, c, h, w)."""
+    model = preprocess_only(processing, height_px=height_px, width_px=width_px)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    return lambda rows: np.asarray(session.run([IMAGE], {INPUT: rows})[0], np.float32)
+
+
+def pillow_processed(processing: Processing, rows: Images) -> Scores:
+    """The processing done by Pillow and numpy, uint8 (n, c, H, W) -> float32 (n, c, h, w)."""
+    height, width = processing.resized_px(*rows.shape[2:])
+    images = np.stack([_resized(row, height, width, processing.filter) for row in rows]).astype(np.float64)
+    if processing.crop_px is not None:
+        images = _cropped(images, processing.crop_px)
+    if processing.reverse_channels:
+        images = images[:, ::-1]
+    mean, std = (np.array(v, np.float64).reshape(1, -1, 1, 1) for v in (processing.mean, processing.std))
+    return np.asarray((images * processing.scale + processing.offset - mean) / std, np.float32)
+
+
+def _resized(row: Images, height: int, width: int, filter_name: str) -> Images:
+    # Optional: only a member with image processing needs it.
+    from PIL import Image
+
+    how = Image.Resampling[filter_name.upper()]
+    return np.stack([np.array(Image.fromarray(plane).resize((width, height), how)) for plane in row])
+
+
+def _cropped(images: npt.NDArray[np.float64], crop_px: tuple[int, int]) -> npt.NDArray[np.float64]:
+    """Centre crop; a crop larger than the image gets black margins, the larger half of an odd one first."""
+    for axis, size in zip((2, 3), crop_px, strict=True):
+        missing = size - images.shape[axis]
+        if missing > 0:
+            margin = [(0, 0)] * 4
+            margin[axis] = (missing - missing // 2, missing // 2)
+            images = np.pad(images, margin)
+        else:
+            top = -missing // 2
+            images = np.take(images, range(top, top + size), axis=axis)
+    return images
+
 
 BATCHES = (1, 2, 7, 33)
 MAX_ABS_ERROR = 1e-3
@@ -29,21 +192,13 @@ _CHUNK = 16
 
 @dataclass(frozen=True, kw_only=True)
 class Parity:
-    """Differences between two runs of the same rows.
-
-    Args:
-        rows: rows compared.
-        batches: batch sizes they were sent in.
-        max_abs: largest absolute difference of an output.
-        max_rel: largest difference relative to the largest output.
-        same_top1: share of rows with the same top-1.
-    """
+    """Differences between two runs of the same rows, in batches of several sizes."""
 
     rows: int
     batches: tuple[int, ...]
-    max_abs: float
-    max_rel: float
-    same_top1: float
+    max_abs: float  # largest absolute difference of an output
+    max_rel: float  # largest difference relative to the largest output
+    same_top1: float  # share of rows with the same top-1
 
     def as_json(self) -> dict[str, Any]:
         """As a manifest keeps it."""
@@ -52,27 +207,18 @@ class Parity:
 
 def parity_of(
     model: bytes | Path,
-    reference: Callable[[npt.NDArray[Any]], npt.NDArray[np.float32]],
-    rows: npt.NDArray[Any],
+    reference: Callable[[Rows], Scores],
+    rows: Rows,
     *,
     input_name: str = "image",
     output_name: str = "logits",
     min_rows: int = MIN_ROWS,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Parity:
-    """Compares an ONNX model in ONNX Runtime with its original.
+    """Compares an ONNX model, serialised or its path, in ONNX Runtime with its original.
 
-    Args:
-        model: a serialised ONNX model, or its path.
-        reference: (n, *dims) -> float32 (n, k), the original; asked in chunks.
-        rows: (n, *dims), rows that differ.
-        min_rows: fewest that count as a comparison; large networks may be given fewer than the usual 64.
-        progress: told what is being done.
-        input_name: name the input should have.
-        output_name: name the output should have.
-
-    Raises:
-        ExportError: with every disagreement.
+    `reference` is the original, (n, *dims) -> float32 (n, k), and rows (n, *dims) differ. Fewer than `min_rows`
+    are no comparison; large networks may be given fewer than the usual 64. ExportError has every disagreement.
     """
     if len(rows) < min_rows:
         raise ExportError("parity", got=f"{len(rows)} rows", expected=f"at least {min_rows}")
@@ -93,27 +239,15 @@ def parity_of(
 
 
 def agreed(
-    ask: Callable[[int], npt.NDArray[np.float32]],
-    expected: npt.NDArray[np.float32],
+    ask: Callable[[int], Scores],
+    expected: Scores,
     *,
     batches: tuple[int, ...],
     allowed: float,
     what: str,
     progress: Callable[[str], None],
 ) -> Parity:
-    """Asks about the same rows in every batch size and compares the answers.
-
-    Args:
-        ask: batch size -> (n, k).
-        expected: float32 (n, k).
-        batches: sizes to ask in.
-        allowed: largest absolute difference.
-        what: the comparison, for messages.
-        progress: told what is being done.
-
-    Raises:
-        ExportError: with the disagreements of all batch sizes.
-    """
+    """Compares answers float32 (n, k) to the same rows in every batch size; ExportError with all disagreements."""
     faults, worst, same = [], 0.0, []
     for batch in batches:
         progress(f"{batch} rows at a time")
@@ -139,42 +273,30 @@ def agreed(
     )
 
 
-def allowed_of(expected: npt.NDArray[np.float32]) -> float:
+def allowed_of(expected: Scores) -> float:
     """Largest difference allowed from scores: relative to the largest, or to 1 where that is smaller."""
     return MAX_ABS_ERROR * max(1.0, float(np.abs(expected).max()))
 
 
-def original_scores(
-    reference: Callable[[npt.NDArray[Any]], npt.NDArray[np.float32]], rows: npt.NDArray[Any]
-) -> npt.NDArray[np.float32]:
-    """What the original says of rows (n, *dims), asked in chunks: float32 (n, k).
-
-    Raises:
-        ExportError: it fails, or gives NaN or infinity.
-    """
+def original_scores(reference: Callable[[Rows], Scores], rows: Rows) -> Scores:
+    """What the original says of rows (n, *dims), asked in chunks: float32 (n, k); ExportError where it fails."""
     try:
         expected = np.concatenate([reference(rows[i : i + _CHUNK]) for i in range(0, len(rows), _CHUNK)])
     except CommitteeError:
         raise
     # The user's own model may raise anything.
     except Exception as error:
-        raise ExportError(
-            "the original", got=f"{type(error).__name__}: {first_line(error)}", expected="scores (rows, classes)"
-        ) from error
+        got = f"{type(error).__name__}: {first_line(error)}"
+        raise ExportError("the original", got=got, expected="scores (rows, classes)") from error
     if not np.isfinite(expected).all():
         bad = int((~np.isfinite(expected)).any(axis=1).sum())
-        raise ExportError(
-            "the original", got=f"NaN or infinity on {bad} of {len(rows)} rows", expected="finite scores"
-        )
+        got = f"NaN or infinity on {bad} of {len(rows)} rows"
+        raise ExportError("the original", got=got, expected="finite scores")
     return expected
 
 
 def session_of(model: bytes | Path, subject: str = "ONNX Runtime") -> Any:
-    """An ONNX Runtime session on all cores.
-
-    Raises:
-        ExportError: it does not open the model.
-    """
+    """An ONNX Runtime session on all cores; ExportError where it does not open the model."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = core_count()
     # Errors come as exceptions; logging them as well would say them twice.
@@ -184,21 +306,19 @@ def session_of(model: bytes | Path, subject: str = "ONNX Runtime") -> Any:
         return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     # ONNX Runtime's exceptions share no base of their own.
     except Exception as error:
-        raise ExportError(
-            subject, got=first_line(error), expected="a model of operators that ONNX Runtime has",
-            fix="export the model again with standard operators of opset 18",
-        ) from error  # fmt: skip
+        expected = "a model of operators that ONNX Runtime has"
+        fix = "export the model again with standard operators of opset 18"
+        raise ExportError(subject, got=first_line(error), expected=expected, fix=fix) from error
 
 
-def answers_of(session: Any, rows: npt.NDArray[Any], *, batch: int) -> npt.NDArray[Any]:
+def answers_of(session: Any, rows: Rows, *, batch: int) -> Rows:
     """A session's first output for rows, asked a batch at a time."""
     name = session.get_inputs()[0].name
     parts = [session.run(None, {name: rows[start : start + batch]})[0] for start in range(0, len(rows), batch)]
-    answers: npt.NDArray[Any] = np.concatenate(parts)
-    return answers
+    return np.concatenate(parts)
 
 
-def _asked(session: Any, rows: npt.NDArray[Any], batch: int) -> npt.NDArray[np.float32]:
+def _asked(session: Any, rows: Rows, batch: int) -> Scores:
     try:
         return answers_of(session, rows, batch=batch)
     # A batch axis that is free in name only makes some operator fail.
@@ -206,227 +326,24 @@ def _asked(session: Any, rows: npt.NDArray[Any], batch: int) -> npt.NDArray[np.f
         raise ExportError(f"parity at batch {batch}", got=first_line(error), expected="an answer") from error
 
 
-def original_of(loaded: LoadedModel, tensor: TensorSpec) -> Callable[[npt.NDArray[Any]], npt.NDArray[np.float32]]:
+def original_of(loaded: LoadedModel, tensor: TensorSpec) -> Callable[[Rows], Scores]:
     """A loaded model as a function of the member's rows; images go through the graph's processing first.
 
     Otherwise the one-level differences from the model's own processor, measured apart, would hide the network's.
     """
-    network = loaded.reference or _torch_reference(loaded)
+    network = loaded.reference or _torch_reference(loaded.network)
     if loaded.processing is None:
         return network
     processed = processor_of(loaded.processing, height_px=tensor.dims[1], width_px=tensor.dims[2])
     return lambda rows: network(processed(rows))
 
 
-def _torch_reference(loaded: LoadedModel) -> Callable[[npt.NDArray[Any]], npt.NDArray[np.float32]]:
+def _torch_reference(module: Any) -> Callable[[Rows], Scores]:
     # Optional: an ONNX file needs none.
     import torch
 
-    module = loaded.network
-    assert module is not None
-
-    def ask(rows: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+    def ask(rows: Rows) -> Scores:
         with torch.inference_mode():
-            scores: npt.NDArray[np.float32] = module(torch.from_numpy(np.ascontiguousarray(rows))).float().numpy()
-        return scores
+            return np.asarray(module(torch.from_numpy(np.ascontiguousarray(rows))).float())
 
     return ask
-
-
-def varied_rows(tensor: TensorSpec, n: int, *, seed: int = 0) -> npt.NDArray[Any]:
-    """Rows that look as little alike as pictures do: noise of many grains, contrasts, brightnesses and tints.
-
-    Flat noise would do for comparing two runs of one network, but a network averages it away, so that all rows of
-    it get nearly the same answer.
-
-    Args:
-        tensor: of the input; an image (c, h, w), or any other shape.
-        n: number of rows.
-        seed: of everything.
-
-    Returns:
-        (n, *dims) in the tensor's dtype; integers over its whole range, floats with values about -2 to 2.
-    """
-    rng = np.random.default_rng(seed)
-    dtype = np.dtype(INPUT_DTYPES[tensor.dtype])
-    rows = np.stack([_one(rng, tuple(abs(size) for size in tensor.dims)) for _ in range(n)])
-    if dtype.kind == "u":
-        most = np.iinfo(dtype).max
-        levels: npt.NDArray[Any] = np.clip(np.round((rows + 1) / 2 * most), 0, most).astype(dtype)
-        return levels
-    values: npt.NDArray[Any] = (rows * 2).astype(dtype)
-    return values
-
-
-def _one(rng: np.random.Generator, dims: tuple[int, ...]) -> npt.NDArray[np.float64]:
-    """One row with values about -1 to 1."""
-    if len(dims) != 3 or min(dims[1:]) < 2:
-        return rng.normal(size=dims) * rng.uniform(0.2, 0.8)
-    channels, height, width = dims
-    picture = np.zeros(dims)
-    for _ in range(3):
-        grain = int(np.exp(rng.uniform(np.log(2), np.log(min(height, width)))))
-        coarse = rng.normal(size=(channels, grain, grain))
-        picture += coarse[:, np.arange(height) * grain // height][:, :, np.arange(width) * grain // width]
-    tint = rng.normal(scale=0.3, size=(channels, 1, 1))
-    return np.clip(picture / 3 * rng.uniform(0.4, 1.0) + tint + rng.normal(scale=0.3), -1, 1)
-
-
-def rows_from_path(path: Path, tensor: TensorSpec) -> npt.NDArray[Any]:
-    """The rows of a file, which must fit the input.
-
-    Args:
-        path: an `.npy` of rows, or an `.npz` with them under "images" (or as its only array).
-        tensor: of the input.
-
-    Raises:
-        DataError: the file is missing, not readable, or its rows do not fit.
-    """
-    what = f"rows of {path}"
-    if not path.is_file():
-        raise DataError(what, got="no such file", expected="an .npy or .npz of rows")
-    try:
-        stored = np.load(path, allow_pickle=False)
-        if isinstance(stored, np.ndarray):
-            rows = stored
-        else:
-            with stored:
-                names = stored.files
-                name = "images" if "images" in names else names[0] if len(names) == 1 else None
-                if name is None:
-                    raise DataError(what, got=", ".join(names) or "nothing", expected="an array images")
-                rows = stored[name]
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise DataError(what, got=f"a file numpy cannot read ({error})") from error
-    dtype = INPUT_DTYPES[tensor.dtype]
-    if str(rows.dtype) != dtype or rows.shape[1:] != tensor.dims or len(rows) == 0:
-        shape = ", ".join(["n", *map(str, tensor.dims)])
-        raise DataError(what, got=f"{rows.dtype} {list(rows.shape)}", expected=f"{dtype} [{shape}]")
-    return rows
-
-
-# Both round to whole levels after each axis; where the exact value is half a level the last bit decides, and the
-# second axis may double that. Another filter, size or order of the axes gives ten levels and more.
-MAX_LEVELS = 2.01
-# Share of values that may differ at all: 3 % is the worst of the usual sizes tried.
-MAX_SHARE = 0.1
-_ORDER_ROWS = 4
-
-
-def in_the_same_order(loaded: LoadedModel, rows: npt.NDArray[np.uint8]) -> LoadedModel:
-    """The model with its two resizing passes in the order that its own processor has at this size.
-
-    Measured on rows uint8 (n, c, H, W).
-    """
-    assert loaded.processing is not None
-    rows = rows[:_ORDER_ROWS]
-    expected = _expected(loaded, loaded.processing, rows)
-    errors = {}
-    for vertical_first in (False, True):
-        processing = dataclasses.replace(loaded.processing, vertical_first=vertical_first)
-        got = processor_of(processing, height_px=rows.shape[2], width_px=rows.shape[3])(rows)
-        if got.shape != expected.shape:
-            return loaded
-        errors[vertical_first] = float(np.abs(got - expected).mean())
-    better = errors[True] < errors[False]
-    return dataclasses.replace(loaded, processing=dataclasses.replace(loaded.processing, vertical_first=better))
-
-
-def _expected(loaded: LoadedModel, processing: Processing, rows: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-    own = loaded.own_processor
-    return own(rows) if own is not None else pillow_processed(processing, rows)
-
-
-def image_parity(
-    loaded: LoadedModel, rows: npt.NDArray[np.uint8], *, height_px: int, width_px: int
-) -> dict[str, Any]:
-    """What the graph does to an image, and how far that is from the model's own processor.
-
-    Measured on rows uint8 (n, c, H, W).
-
-    Returns:
-        the settings, and `parity`: rows, what it was measured against, the largest difference in levels of 0 to
-        255, and the share of values that differ at all.
-
-    Raises:
-        ExportError: the graph does something else than the model's own processor.
-    """
-    processing = loaded.processing
-    assert processing is not None
-    got = processor_of(processing, height_px=height_px, width_px=width_px)(rows)
-    name = loaded.own_processor_name if loaded.own_processor is not None else "Pillow with the same settings"
-    expected = _expected(loaded, processing, rows)
-    if got.shape != expected.shape:
-        raise ExportError(
-            "image processing in the graph",
-            got=f"shape {got.shape}",
-            expected=f"{expected.shape} as {name} gives",
-            fix="give `mean`, `std` and `resolution_px` by hand",
-        )
-    level = (processing.scale / np.array(processing.std, np.float64)).reshape(1, -1, 1, 1)
-    levels = np.abs(got - expected) / level
-    worst, share = float(levels.max()), float((levels > 0.01).mean())
-    if not (worst <= MAX_LEVELS and share <= MAX_SHARE):
-        raise ExportError(
-            "image processing in the graph",
-            got=f"values up to {worst:.2f} levels of 255 from {name}, {share:.1%} of them different",
-            expected=f"at most {MAX_LEVELS} levels on at most {MAX_SHARE:.0%}",
-            fix="give `mean`, `std` and `resolution_px` by hand",
-        )
-    return {
-        **asdict(processing),
-        "image_px": [height_px, width_px],
-        "parity": {"rows": len(rows), "against": name, "max_levels": round(worst, 4), "share": round(share, 6)},
-    }
-
-
-def processor_of(
-    processing: Processing, *, height_px: int, width_px: int
-) -> Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.float32]]:
-    """The graph's processing alone, uint8 (n, c, H, W) -> float32 (n, c, h, w)."""
-    model = preprocess_only(processing, height_px=height_px, width_px=width_px)
-    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-
-    def process(rows: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        images: npt.NDArray[np.float32] = session.run([IMAGE], {"image": rows})[0]
-        return images
-
-    return process
-
-
-def pillow_processed(processing: Processing, rows: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-    """The processing done by Pillow and numpy, uint8 (n, c, H, W) -> float32 (n, c, h, w)."""
-    height, width = processing.resized_px(*rows.shape[2:])
-    images = np.stack([_resized(row, height, width, processing.filter) for row in rows]).astype(np.float64)
-    if processing.crop_px is not None:
-        images = _cropped(images, processing.crop_px)
-    if processing.reverse_channels:
-        images = images[:, ::-1]
-    mean, std = (np.array(v, np.float64).reshape(1, -1, 1, 1) for v in (processing.mean, processing.std))
-    made: npt.NDArray[np.float32] = ((images * processing.scale + processing.offset - mean) / std).astype(
-        np.float32
-    )
-    return made
-
-
-def _resized(row: npt.NDArray[np.uint8], height: int, width: int, filter_name: str) -> npt.NDArray[np.uint8]:
-    # Optional: only a member with image processing needs it.
-    from PIL import Image
-
-    how = Image.Resampling[filter_name.upper()]
-    return np.stack([np.array(Image.fromarray(plane).resize((width, height), how)) for plane in row])
-
-
-def _cropped(images: npt.NDArray[np.float64], crop_px: tuple[int, int]) -> npt.NDArray[np.float64]:
-    """Centre crop; a crop larger than the image gets black margins, the larger half of an odd one first."""
-    for axis, size in zip((2, 3), crop_px, strict=True):
-        have = images.shape[axis]
-        if have >= size:
-            top = (have - size) // 2
-            images = np.take(images, range(top, top + size), axis=axis)
-            continue
-        before = -(-(size - have) // 2)
-        margin = [(0, 0)] * 4
-        margin[axis] = (before, size - have - before)
-        images = np.pad(images, margin)
-    return images

@@ -7,7 +7,7 @@ import difflib
 import functools
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.errors import ExportError
@@ -26,40 +26,31 @@ REPEATS = (1, 2, 2, 3, 3, 4, 1)
 
 @dataclass(frozen=True, kw_only=True)
 class ZooEntry:
-    """One network at one resolution.
-
-    Args:
-        name: short name.
-        family: of the architecture.
-        resolution_px: side of the square image it takes.
-        hub_id: the usual hub checkpoint; None where no checkpoint of that resolution is known there.
-        architecture: transformers class of the classifier.
-        settings: of its config, besides classes and image size.
-    """
+    """One network at one resolution."""
 
     name: str
-    family: str
-    resolution_px: int
-    hub_id: str | None
-    architecture: str
-    settings: Mapping[str, Any]
+    family: str  # of the architecture: what transformers calls its classes
+    resolution_px: int  # side of the square image it takes
+    hub_id: str | None  # the usual hub checkpoint; None where no checkpoint of that resolution is known there
+    settings: Mapping[str, Any] = field(hash=False)  # of its config, besides classes and image size
 
     def config(self, resolution_px: int | None = None) -> "PretrainedConfig":
-        """The config of a network with 1000 classes.
-
-        Raises:
-            ExportError: the network cannot take that resolution.
-        """
+        """The config of a network with 1000 classes; ExportError where it cannot take that resolution."""
         # Optional, and slow to import.
         import transformers
 
         settings = dict(self.settings)
-        size = self._checked(self.resolution_px if resolution_px is None else resolution_px)
+        size = self.resolution_px if resolution_px is None else resolution_px
+        multiple = {"ViT": self.settings.get("patch_size", 1), "EfficientNet": 2}.get(self.family, 1)
+        # Below 32 a feature map shrinks to nothing. EfficientNet's stem in transformers pads for even sizes only.
+        if size < 32 or size % multiple:
+            expected = f"a multiple of {multiple}, at least 32 px"
+            raise ExportError(f"resolution of {self.name}", got=f"{size} px", expected=expected)
         if self.family == "EfficientNet":
             settings["depthwise_padding"] = same_padding_blocks(settings["depth_coefficient"], size)
         if self.family != "ResNet":
             settings["image_size"] = size
-        kind: Callable[..., PretrainedConfig] = getattr(transformers, f"{self.architecture}Config")
+        kind: Callable[..., PretrainedConfig] = getattr(transformers, f"{self.family}Config")
         return kind(num_labels=CLASSES, **settings)
 
     @property
@@ -67,27 +58,13 @@ class ZooEntry:
         """Settings of its image processor, as `preprocessor_config.json` has them."""
         return processor_of(self.family, self.resolution_px)
 
-    def _checked(self, size: int) -> int:
-        multiple = {"ViT": self.settings.get("patch_size", 1), "EfficientNet": 2}.get(self.family, 1)
-        # Below 32 a feature map shrinks to nothing. EfficientNet's stem in transformers pads for even sizes only.
-        if size < 32 or size % multiple:
-            raise ExportError(
-                f"resolution of {self.name}",
-                got=f"{size} px",
-                expected=f"a multiple of {multiple}, at least 32 px",
-            )
-        return size
-
 
 def same_padding_blocks(depth: float, resolution_px: int) -> list[int]:
-    """Blocks of an EfficientNet whose stride-2 convolution meets an odd size: its config's `depthwise_padding`.
+    """Blocks of an EfficientNet, from 0, whose stride-2 convolution meets an odd size: its `depthwise_padding`.
 
     The original pads so that a stride of 2 makes ceil(size / 2). transformers fixes the padding at construction:
     one pixel less on the top and left for even sizes, equal on all sides in the blocks listed. Without the list B7
     at 600 px goes on with 37 instead of 38 pixels, and costs 6 % too little.
-
-    Returns:
-        indices over all blocks, from 0.
     """
     size, block, found = -(-resolution_px // 2), 0, []
     for stride, repeats in zip(STRIDES, REPEATS, strict=True):
@@ -100,11 +77,7 @@ def same_padding_blocks(depth: float, resolution_px: int) -> list[int]:
 
 
 def entry_from_name(name: str) -> ZooEntry:
-    """The entry of that name.
-
-    Raises:
-        ExportError: there is none; the nearest names are suggested.
-    """
+    """The entry of that name; the ExportError where there is none suggests the nearest."""
     if name in ZOO:
         return ZOO[name]
     near = difflib.get_close_matches(name.lower().replace("-", "_"), ZOO, n=3, cutoff=0.5)
@@ -117,55 +90,29 @@ def entry_from_name(name: str) -> ZooEntry:
 
 
 def _efficientnet(variant: int, side: int, *, width: float, depth: float, hidden: int, dropout: float) -> ZooEntry:
-    return ZooEntry(
-        name=f"efficientnet_b{variant}",
-        family="EfficientNet",
-        resolution_px=side,
-        hub_id=f"google/efficientnet-b{variant}",
-        architecture="EfficientNet",
-        settings={
-            "width_coefficient": width,
-            "depth_coefficient": depth,
-            "hidden_dim": hidden,
-            "dropout_rate": dropout,
-        },
-    )
-
-
-def _resnet(layers: int, *depths: int) -> ZooEntry:
-    return ZooEntry(
-        name=f"resnet{layers}",
-        family="ResNet",
-        resolution_px=224,
-        hub_id=f"microsoft/resnet-{layers}",
-        architecture="ResNet",
-        settings={"depths": list(depths)},
-    )
+    sizes = {"width_coefficient": width, "depth_coefficient": depth, "hidden_dim": hidden, "dropout_rate": dropout}
+    name = f"efficientnet_b{variant}"
+    return _entry(name, "EfficientNet", side, f"google/efficientnet-b{variant}", **sizes)
 
 
 def _mobilenet(name: str, side: int, width: float, hub_id: str | None) -> ZooEntry:
-    return ZooEntry(
-        name=name,
-        family="MobileNetV2",
-        resolution_px=side,
-        hub_id=hub_id,
-        architecture="MobileNetV2",
-        settings={"depth_multiplier": width},
-    )
+    return _entry(name, "MobileNetV2", side, hub_id, depth_multiplier=width)
 
 
-def _vit(letter: str, side: int) -> ZooEntry:
-    large = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096}
-    return ZooEntry(
-        name=f"vit_{letter}16_{side}",
-        family="ViT",
-        resolution_px=side,
-        hub_id=f"google/vit-{'large' if letter == 'l' else 'base'}-patch16-{side}",
-        architecture="ViT",
-        settings={"patch_size": 16, **(large if letter == "l" else {})},
-    )
+def _resnet(layers: int, *depths: int) -> ZooEntry:
+    return _entry(f"resnet{layers}", "ResNet", 224, f"microsoft/resnet-{layers}", depths=list(depths))
 
 
+def _vit(size: str, side: int, **sizes: int) -> ZooEntry:
+    hub_id = f"google/vit-{size}-patch16-{side}"
+    return _entry(f"vit_{size[0]}16_{side}", "ViT", side, hub_id, patch_size=16, **sizes)
+
+
+def _entry(name: str, family: str, side: int, hub_id: str | None, **settings: Any) -> ZooEntry:
+    return ZooEntry(name=name, family=family, resolution_px=side, hub_id=hub_id, settings=settings)
+
+
+_LARGE = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096}
 _ENTRIES = (
     _efficientnet(0, 224, width=1.0, depth=1.0, hidden=1280, dropout=0.2),
     _efficientnet(1, 240, width=1.0, depth=1.1, hidden=1280, dropout=0.2),
@@ -183,7 +130,10 @@ _ENTRIES = (
     _mobilenet("mobilenet_v2_100_192", 192, 1.0, None),
     _mobilenet("mobilenet_v2_100_224", 224, 1.0, "google/mobilenet_v2_1.0_224"),
     _mobilenet("mobilenet_v2_140_224", 224, 1.4, "google/mobilenet_v2_1.4_224"),
-    *(_vit(letter, side) for letter in "bl" for side in (224, 384)),
+    _vit("base", 224),
+    _vit("base", 384),
+    _vit("large", 224, **_LARGE),
+    _vit("large", 384, **_LARGE),
 )
 ZOO: dict[str, ZooEntry] = {entry.name: entry for entry in _ENTRIES}
 
@@ -197,33 +147,20 @@ NEAREST, BILINEAR, BICUBIC = 0, 2, 3
 
 def processor_of(family: str, resolution_px: int) -> dict[str, Any]:
     """Settings of the image processor of a family's networks."""
-    return _PROCESSORS[family](resolution_px)
-
-
-def _efficientnet_processor(side: int) -> dict[str, Any]:
-    # The checkpoints' processor divides by the deviation twice (include_top), hence its square root here.
-    root = [math.sqrt(deviation) for deviation in IMAGENET_STD]
-    settings = _processor("EfficientNet", NEAREST, _square(side), None, IMAGENET_MEAN, root)
-    return {**settings, "rescale_offset": False, "include_top": True}
-
-
-def _resnet_processor(side: int) -> dict[str, Any]:
-    # ConvNeXt's processor resizes the shorter side to size / crop_pct and crops the middle by itself.
-    size = {"shortest_edge": side}
-    return {**_processor("ConvNext", BICUBIC, size, None, IMAGENET_MEAN, IMAGENET_STD), "crop_pct": 0.875}
-
-
-def _mobilenet_processor(side: int) -> dict[str, Any]:
-    # 32 px around the crop whatever its size: what the checkpoints were converted with.
-    return _processor("MobileNetV2", BILINEAR, {"shortest_edge": side + 32}, _square(side), HALF, HALF)
-
-
-def _vit_processor(side: int) -> dict[str, Any]:
-    return _processor("ViT", BILINEAR, _square(side), None, HALF, HALF)
-
-
-def _square(side: int) -> dict[str, int]:
-    return {"height": side, "width": side}
+    square = {"height": resolution_px, "width": resolution_px}
+    if family == "EfficientNet":
+        # The checkpoints' processor divides by the deviation twice (include_top), hence its square root here.
+        root = [math.sqrt(deviation) for deviation in IMAGENET_STD]
+        settings = _processor(family, NEAREST, square, None, IMAGENET_MEAN, root)
+        return {**settings, "rescale_offset": False, "include_top": True}
+    if family == "ResNet":
+        # ConvNeXt's processor resizes the shorter side to size / crop_pct and crops the middle by itself.
+        size = {"shortest_edge": resolution_px}
+        return {**_processor("ConvNext", BICUBIC, size, None, IMAGENET_MEAN, IMAGENET_STD), "crop_pct": 0.875}
+    if family == "MobileNetV2":
+        # 32 px around the crop whatever its size: what the checkpoints were converted with.
+        return _processor(family, BILINEAR, {"shortest_edge": resolution_px + 32}, square, HALF, HALF)
+    return _processor(family, BILINEAR, square, None, HALF, HALF)
 
 
 def _processor(
@@ -244,14 +181,6 @@ def _processor(
     }
 
 
-_PROCESSORS: dict[str, Callable[[int], dict[str, Any]]] = {
-    "EfficientNet": _efficientnet_processor,
-    "ResNet": _resnet_processor,
-    "MobileNetV2": _mobilenet_processor,
-    "ViT": _vit_processor,
-}
-
-
 COUNTER = "torch FlopCounterMode / 2"
 
 
@@ -264,32 +193,27 @@ class NetworkCost:
 
 
 def network_of(entry: ZooEntry, resolution_px: int | None = None) -> "nn.Module":
-    """The classifier with fresh weights; seed torch before.
+    """The classifier with fresh weights, in evaluation mode; seed torch before.
 
-    Returns:
-        in evaluation mode; float32 (n, 3, r, r) -> an output whose `logits` are float32 (n, 1000).
+    It takes float32 (n, 3, r, r), and the `logits` of what it gives are float32 (n, 1000).
     """
     # Optional, and slow to import.
     import transformers
 
-    kind: Callable[..., nn.Module] = getattr(transformers, f"{entry.architecture}ForImageClassification")
+    kind: Callable[..., nn.Module] = getattr(transformers, f"{entry.family}ForImageClassification")
     return kind(entry.config(resolution_px)).eval()
 
 
+@functools.lru_cache(maxsize=256)
 def network_cost(entry: ZooEntry, resolution_px: int | None = None) -> NetworkCost:
     """Parameters and multiply-accumulates of one image, without any weight being allocated."""
-    return _counted(entry.name, resolution_px or entry.resolution_px)
-
-
-@functools.lru_cache(maxsize=256)
-def _counted(name: str, resolution_px: int) -> NetworkCost:
+    side = resolution_px or entry.resolution_px
     # Optional, and slow to import.
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
     with torch.device("meta"):
-        network = network_of(ZOO[name], resolution_px)
-        image = torch.empty(1, 3, resolution_px, resolution_px)
+        network, image = network_of(entry, side), torch.empty(1, 3, side, side)
     # Eager attention is two plain matrix products, which every release of the counter knows; which fused kernel a
     # device picks, and whether that one is counted, differs between releases.
     config: Any = network.config

@@ -3,11 +3,16 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from orchestrator.errors import DataError, ExportError
+
+T = TypeVar("T", int, float)
+# Where commands look for members unless told otherwise.
+REPOSITORY = Path("model_repository")
 
 
 @contextmanager
@@ -23,15 +28,19 @@ def progress_on(first: str) -> Iterator[Callable[[str], None]]:
 
 @contextmanager
 def needs(what: str, fix: str = "run `make setup`, or pip install 'committee[export]'") -> Iterator[None]:
-    """Turns an ImportError inside the block into one line that names the package.
-
-    Raises:
-        ExportError: naming the package.
-    """
+    """Turns an ImportError inside the block into one line, an ExportError that names the package."""
     try:
         yield
     except ImportError as error:
         raise ExportError(what, got=f"no package {error.name}", expected="it installed", fix=fix) from error
+
+
+def numbers_from_text(option: str, text: str, kind: Callable[[str], T]) -> list[T]:
+    """The numbers of an option that takes several; ExportError for anything else."""
+    try:
+        return [kind(part) for part in text.split(",")]
+    except ValueError as error:
+        raise ExportError(option, got=text, expected="numbers with commas between them") from error
 
 
 END = "<!-- end -->"
@@ -40,8 +49,7 @@ END = "<!-- end -->"
 def text_with_block(text: str, begin: str, block: str, *, subject: str) -> str:
     """The text of a document with what stands between two marks replaced by a block, which has both marks.
 
-    Raises:
-        DataError: the document has lost its marks.
+    Raises DataError where the document has lost its marks.
     """
     head, found, rest = text.partition(begin)
     _, end, tail = rest.partition(END)
@@ -51,11 +59,7 @@ def text_with_block(text: str, begin: str, block: str, *, subject: str) -> str:
 
 
 def write_block(path: Path, begin: str, block: str) -> None:
-    """Replaces a block of a document on disk; other parts of it are left alone.
-
-    Raises:
-        DataError: the document cannot be read or written, or has lost its marks.
-    """
+    """Replaces a block of a document on disk; DataError where that cannot be, or the marks are lost."""
     try:
         text = path.read_text(encoding="utf-8")
         path.write_text(text_with_block(text, begin, block, subject=str(path)), encoding="utf-8")

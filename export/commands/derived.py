@@ -3,17 +3,18 @@
 import dataclasses
 import json
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer import Argument, Option
 
-from export.commands.console import needs, progress_on
+from export.commands.console import REPOSITORY, needs, numbers_from_text, progress_on
 from export.precision import MIN_AGREEMENT_HELP
 from orchestrator.commandline import with_options
 from orchestrator.errors import ExportError
+from orchestrator.repository.files import write_all
 from orchestrator.spec import (
     FusedPrefix,
     Manifest,
@@ -25,26 +26,25 @@ from orchestrator.spec import (
 from orchestrator.spec.cascade import PLAN
 from orchestrator.spec.manifest import MANIFEST
 
+# What is said last of a member made from random weights.
+RANDOM = "; RANDOM WEIGHTS: its answers mean nothing"
+
 
 def precision(
-    member: Annotated[str, typer.Argument(metavar="MEMBER", help="An fp32 ONNX member.", show_default=False)],
-    to: Annotated[str, typer.Option("--to", help="fp16 or int8.", show_default=False)],
+    member: Annotated[str, Argument(metavar="MEMBER", help="An fp32 ONNX member.", show_default=False)],
+    to: Annotated[str, Option("--to", help="fp16 or int8.", show_default=False)],
     calibrate: Annotated[
         Path | None,
-        typer.Option(help="Rows as the member takes them, .npy or .npz; int8 needs them, and compares on some."),
+        Option(help="Rows as the member takes them, .npy or .npz; int8 needs them, and compares on some."),
     ] = None,
-    repository: Annotated[Path, typer.Option(help="Model repository that holds the member.")] = Path(
-        "model_repository"
-    ),
+    repository: Annotated[Path, Option(help="Model repository that holds the member.")] = REPOSITORY,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Repository to write into; the same by default.")
+        Path | None, Option("--output", "-o", help="Repository to write into; the same by default.")
     ] = None,
-    name: Annotated[
-        str | None, typer.Option(help="Of the new member; MEMBER_fp16 or MEMBER_int8 by default.")
-    ] = None,
-    min_agreement: Annotated[float | None, typer.Option(min=0, max=1, help=MIN_AGREEMENT_HELP)] = None,
-    force: Annotated[bool, typer.Option(help="Make it again, also over another exported member.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print what was done as JSON.")] = False,
+    name: Annotated[str | None, Option(help="Of the new member; MEMBER_fp16 or MEMBER_int8 by default.")] = None,
+    min_agreement: Annotated[float | None, Option(min=0, max=1, help=MIN_AGREEMENT_HELP)] = None,
+    force: Annotated[bool, Option(help="Make it again, also over another exported member.")] = False,
+    as_json: Annotated[bool, Option("--json", help="Print what was done as JSON.")] = False,
 ) -> None:
     """Make a member of lower precision from an fp32 one, and say how often both agree.
 
@@ -93,35 +93,34 @@ def _said(manifest: Manifest) -> str:
     )
     if found.get("tiny_weights"):
         text += f"; {found['tiny_weights']} weights are smaller than fp16 can hold"
-    return text + ("; RANDOM WEIGHTS: its answers mean nothing" if manifest.random_weights else "")
+    return text + (RANDOM if manifest.random_weights else "")
 
 
 def tensorrt(
     context: typer.Context,
-    member: Annotated[str, typer.Argument(help="ONNX member to build from.", show_default=False)],
-    repository: Annotated[Path, typer.Option(help="Model repository that holds it.")] = Path("model_repository"),
-    min_rows: Annotated[int, typer.Option("--min", help="Fewest rows of a request; cascades need 1.")] = 1,
+    member: Annotated[str, Argument(help="ONNX member to build from.", show_default=False)],
+    repository: Annotated[Path, Option(help="Model repository that holds it.")] = REPOSITORY,
+    min_rows: Annotated[int, Option("--min", help="Fewest rows of a request; cascades need 1.")] = 1,
     opt_rows: Annotated[
-        int | None, typer.Option("--opt", help="Rows to tune for; None: 16, or --max if that is less.")
+        int | None, Option("--opt", help="Rows to tune for; None: 16, or --max if that is less.")
     ] = None,
     max_rows: Annotated[
-        int | None, typer.Option("--max", help="Most rows, the served max_batch_size; None: the member's.")
+        int | None, Option("--max", help="Most rows, the served max_batch_size; None: the member's.")
     ] = None,
     precision: Annotated[
-        str | None, typer.Option(help="fp32, fp16 or int8; None: the member's. int8 needs an int8 member.")
+        str | None, Option(help="fp32, fp16 or int8; None: the member's. int8 needs an int8 member.")
     ] = None,
-    tf32: Annotated[bool, typer.Option("--tf32", help="Let fp32 products be rounded to TF32.")] = False,
+    tf32: Annotated[bool, Option("--tf32", help="Let fp32 products be rounded to TF32.")] = False,
     version_compatible: Annotated[
-        bool,
-        typer.Option("--version-compatible", help="Loads in later TensorRT releases of this major version too."),
+        bool, Option("--version-compatible", help="Loads in later TensorRT releases of this major version too.")
     ] = False,
-    workspace_mib: Annotated[int | None, typer.Option(help="Most scratch memory of a layer.")] = None,
+    workspace_mib: Annotated[int | None, Option(help="Most scratch memory of a layer.")] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Repository to write into; None: the member's.")
+        Path | None, Option("--output", "-o", help="Repository to write into; None: the member's.")
     ] = None,
-    name: Annotated[str | None, typer.Option(help="Name of the engine's model; None: MEMBER_trt.")] = None,
-    force: Annotated[bool, typer.Option(help="Build again, over any model of that name.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print what was done as JSON.")] = False,
+    name: Annotated[str | None, Option(help="Name of the engine's model; None: MEMBER_trt.")] = None,
+    force: Annotated[bool, Option(help="Build again, over any model of that name.")] = False,
+    as_json: Annotated[bool, Option("--json", help="Print what was done as JSON.")] = False,
 ) -> None:
     """Build a TensorRT engine from an ONNX member, for the GPU of this machine.
 
@@ -156,10 +155,7 @@ def tensorrt(
             "name": manifest.name,
             "folder": str(done.folder),
             "built": done.built,
-            "precision": manifest.precision,
-            "max_batch_size": manifest.max_batch_size,
-            "engine": manifest.engine,
-            "parity": manifest.parity,
+            **{word: getattr(manifest, word) for word in ("precision", "max_batch_size", "engine", "parity")},
             "notes": notes,
             "seconds": round(time.monotonic() - start, 1),
         }
@@ -178,33 +174,27 @@ def tensorrt(
 
 def fuse(
     members: Annotated[
-        list[str] | None, typer.Argument(metavar="MEMBER...", help="At least two.", show_default=False)
+        list[str] | None, Argument(metavar="MEMBER...", help="At least two.", show_default=False)
     ] = None,
-    combine: Annotated[str | None, typer.Option(help="mean_logit or mean_prob.", show_default=False)] = None,
-    weights: Annotated[str | None, typer.Option(help="One per member: 1,1,2. All 1 by default.")] = None,
-    temperatures: Annotated[str | None, typer.Option(help="One per member: 1,1.5,1. All 1 by default.")] = None,
+    combine: Annotated[str | None, Option(help="mean_logit or mean_prob.", show_default=False)] = None,
+    weights: Annotated[str | None, Option(help="One per member: 1,1,2. All 1 by default.")] = None,
+    temperatures: Annotated[str | None, Option(help="One per member: 1,1.5,1. All 1 by default.")] = None,
     plan: Annotated[
-        Path | None, typer.Option(metavar="CASCADE_JSON", help="Fuse every stage of several members of this plan.")
+        Path | None, Option(metavar="CASCADE_JSON", help="Fuse every stage of several members of this plan.")
     ] = None,
     plan_output: Annotated[
-        Path | None,
-        typer.Option("--plan-output", "-o", help="Where the new plan goes; <name>.json here by default."),
+        Path | None, Option("--plan-output", "-o", help="Where the new plan goes; <name>.json here by default.")
     ] = None,
-    repository: Annotated[Path, typer.Option(help="Model repository that holds the members.")] = Path(
-        "model_repository"
-    ),
+    repository: Annotated[Path, Option(help="Model repository that holds the members.")] = REPOSITORY,
     output: Annotated[
-        Path | None, typer.Option("--output", help="Repository for the fused members; the same by default.")
+        Path | None, Option("--output", help="Repository for the fused members; the same by default.")
     ] = None,
-    name: Annotated[str | None, typer.Option(help="Of the fused member, or of the new plan.")] = None,
+    name: Annotated[str | None, Option(help="Of the fused member, or of the new plan.")] = None,
     allow_whole_failure: Annotated[
-        bool,
-        typer.Option(
-            "--allow-whole-failure", help="Fuse stages too that may answer without one of their members."
-        ),
+        bool, Option("--allow-whole-failure", help="Fuse stages too that may answer without one of their members.")
     ] = False,
-    force: Annotated[bool, typer.Option(help="Fuse again, also over other exported members.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print what was done as JSON.")] = False,
+    force: Annotated[bool, Option(help="Fuse again, also over other exported members.")] = False,
+    as_json: Annotated[bool, Option("--json", help="Print what was done as JSON.")] = False,
 ) -> None:
     """Merge members and their average into one member: one call to the server instead of several.
 
@@ -217,73 +207,38 @@ def fuse(
     """
     start = time.monotonic()
     with needs("export fuse"), progress_on("reading members") as progress:
-        made = _Fuse(repository=repository, output=output, name=name, force=force, progress=progress)
+        # Optional packages, and slow to import.
+        from export.fusing import Fusion, fuse_plan
+        from export.fusing import fuse as fuse_members
+
+        how: dict[str, Any] = {"output": output, "force": force, "progress": progress}
         if plan is None:
             _refuse_with("members", {"--plan-output": plan_output, "--allow-whole-failure": allow_whole_failure})
-            said = made.members(_asked(members or [], weights, temperatures), combine)
+            if combine is None or name is None:
+                missing = [word for word, value in (("--combine", combine), ("--name", name)) if value is None]
+                raise ExportError("fuse", got=f"no {' and no '.join(missing)}", expected="both, or --plan")
+            asked = _members_from_options(members or [], weights, temperatures)
+            made, what = fuse_members(repository, Fusion(name=name, members=asked, combine=combine), **how)
+            said: dict[str, Any] = {"members": {made.name: what}}
         else:
             given = {"MEMBER": members, "--combine": combine, "--weights": weights, "--temperatures": temperatures}
             _refuse_with("--plan", given)
-            said = made.plan(plan, plan_output, allow_whole_failure=allow_whole_failure)
+            spec = cascade_from_path(plan)
+            path = plan_output or Path(f"{name or f'{spec.name}_fused'}.json")
+            if path.resolve() == plan.resolve():
+                raise ExportError("--plan-output", got=str(path), expected="another file than the old plan")
+            fused, done = fuse_plan(spec, repository, name=name, allow_whole_failure=allow_whole_failure, **how)
+            written = write_all(path.parent, {path.name: json_from_cascade(fused)}).written
+            said = {"members": done, "plan": str(path), "plan_done": "written" if written else "up to date"}
     if as_json:
         typer.echo(json.dumps({**said, "seconds": round(time.monotonic() - start, 1)}))
         return
-    _say(said, output or repository)
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Fuse:
-    """What both forms of the command share."""
-
-    repository: Path
-    output: Path | None
-    name: str | None
-    force: bool
-    progress: Callable[[str], None]
-
-    def members(self, asked: tuple[Member, ...], combine: str | None) -> dict[str, Any]:
-        """Fuses the given members."""
-        # Optional packages, and slow to import.
-        from export.fusing import Fusion, fuse
-
-        if combine is None or self.name is None:
-            missing = [word for word, value in (("--combine", combine), ("--name", self.name)) if value is None]
-            raise ExportError("fuse", got=f"no {' and no '.join(missing)}", expected="both, or --plan")
-        fusion = Fusion(name=self.name, members=asked, combine=combine)
-        manifest, what = fuse(
-            self.repository, fusion, output=self.output, force=self.force, progress=self.progress
-        )
-        return {"members": {manifest.name: what}}
-
-    def plan(self, old: Path, new: Path | None, *, allow_whole_failure: bool) -> dict[str, Any]:
-        """Fuses a plan's stages and writes the new plan."""
-        # Optional packages, and slow to import.
-        from export.fusing import fuse_plan
-        from orchestrator.repository.files import write_all
-
-        spec = cascade_from_path(old)
-        path = new or Path(f"{self.name or f'{spec.name}_fused'}.json")
-        if path.resolve() == old.resolve():
-            raise ExportError("--plan-output", got=str(path), expected="another file than the old plan")
-        fused, done = fuse_plan(
-            spec,
-            self.repository,
-            output=self.output,
-            name=self.name,
-            allow_whole_failure=allow_whole_failure,
-            force=self.force,
-            progress=self.progress,
-        )
-        written = write_all(path.parent, {path.name: json_from_cascade(fused)}).written
-        return {"members": done, "plan": str(path), "plan_done": "written" if written else "up to date"}
-
-
-def _say(said: dict[str, Any], repository: Path) -> None:
-    for name, what in said["members"].items():
-        manifest = manifest_from_path(repository / name / MANIFEST)
-        text = f"{repository / name}: {what}; {manifest.macs / 1e9:.3g} GMACs a row, differs from its members by "
+    for member, what in said["members"].items():
+        folder = (output or repository) / member
+        manifest = manifest_from_path(folder / MANIFEST)
+        text = f"{folder}: {what}; {manifest.macs / 1e9:.3g} GMACs a row, differs from its members by "
         text += f"at most {manifest.parity['max_abs']:.1e} on {manifest.parity['rows']} rows"
-        typer.echo(text + ("; RANDOM WEIGHTS: its answers mean nothing" if manifest.random_weights else ""))
+        typer.echo(text + (RANDOM if manifest.random_weights else ""))
     if "plan" in said:
         typer.echo(f"{said['plan']}: {said['plan_done']}; render it with `committee render {said['plan']}`")
 
@@ -294,48 +249,39 @@ def _refuse_with(word: str, given: Mapping[str, object]) -> None:
         raise ExportError(f"fuse with {word}", got=", ".join(extra), expected="either members or --plan")
 
 
-def _asked(names: list[str], weights: str | None, temperatures: str | None) -> tuple[Member, ...]:
-    pairs = zip(
-        names, _numbers("--weights", weights, names), _numbers("--temperatures", temperatures, names), strict=True
-    )
+def _members_from_options(names: list[str], weights: str | None, temperatures: str | None) -> tuple[Member, ...]:
+    columns = []
+    for option, text in (("--weights", weights), ("--temperatures", temperatures)):
+        numbers = [1.0] * len(names) if text is None else numbers_from_text(option, text, float)
+        if len(numbers) != len(names):
+            raise ExportError(option, got=f"{len(numbers)} numbers", expected=f"{len(names)}, one per member")
+        columns.append(numbers)
     # The manifest has the names of its tensors; only name, weight and temperature count here.
-    return tuple(Member(name=name, output="scores", weight=w, temperature=t) for name, w, t in pairs)
-
-
-def _numbers(option: str, text: str | None, names: list[str]) -> list[float]:
-    if text is None:
-        return [1.0] * len(names)
-    try:
-        numbers = [float(part) for part in text.split(",")]
-    except ValueError as error:
-        raise ExportError(option, got=text, expected="numbers with commas between them") from error
-    if len(numbers) != len(names):
-        raise ExportError(option, got=f"{len(numbers)} numbers", expected=f"{len(names)}, one per member")
-    return numbers
+    triples = zip(names, *columns, strict=True)
+    return tuple(Member(name=name, output="scores", weight=w, temperature=t) for name, w, t in triples)
 
 
 def onefile(
-    cascade: Annotated[Path, typer.Argument(help="A cascade.json, or the folder of a rendered cascade.")],
+    cascade: Annotated[Path, Argument(help="A cascade.json, or the folder of a rendered cascade.")],
     repository: Annotated[
-        Path, typer.Option("--repository", "-r", help="Model repository with its members.")
-    ] = Path("model_repository"),
+        Path, Option("--repository", "-r", help="Model repository with its members.")
+    ] = REPOSITORY,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Model repository to write into; else the same.")
+        Path | None, Option("--output", "-o", help="Model repository to write into; else the same.")
     ] = None,
-    name: Annotated[str | None, typer.Option(help="Name of the model; else <cascade>_onefile or _lead.")] = None,
+    name: Annotated[str | None, Option(help="Name of the model; else <cascade>_onefile or _lead.")] = None,
     stages: Annotated[
-        int | None,
-        typer.Option(min=1, help="Only that many leading stages, giving the raw outputs of their members."),
+        int | None, Option(min=1, help="Only that many leading stages, giving the raw outputs of their members.")
     ] = None,
     plan_output: Annotated[
         Path | None,
-        typer.Option(
+        Option(
             "--plan-output",
             help="With --stages: write the plan that uses them as its fused prefix, for `committee render`.",
         ),
     ] = None,
-    force: Annotated[bool, typer.Option(help="Write over a model that this command did not make.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print what was written as JSON.")] = False,
+    force: Annotated[bool, Option(help="Write over a model that this command did not make.")] = False,
+    as_json: Annotated[bool, Option("--json", help="Print what was written as JSON.")] = False,
 ) -> None:
     """Write a whole cascade as one ONNX model, for any ONNX Runtime.
 
@@ -353,7 +299,6 @@ def onefile(
     with needs("export onefile"):
         # Optional packages, and slow to import.
         from export.onefile.writing import write_onefile
-        from orchestrator.repository.files import write_all
         from orchestrator.repository.index import plan_path
     path = cascade
     if cascade.is_dir():

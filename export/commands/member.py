@@ -3,42 +3,38 @@
 import dataclasses
 import json
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated
 
 import typer
+from typer import Argument, Option
 
-from export.commands.console import needs, progress_on
-from export.output import labels_from_path
+from export.commands.console import REPOSITORY, needs, numbers_from_text, progress_on
+from export.output import CHOICES, labels_from_path
 from export.precision import MIN_AGREEMENT_HELP
 from export.runtimes import DEFAULT_RUNTIMES, RUNTIMES_HELP, runtimes_from_text
 from orchestrator.errors import ExportError
 from orchestrator.spec import Manifest, manifest_from_path
 from orchestrator.spec.manifest import MANIFEST
-from orchestrator.spec.output_kind import OUTPUT_KINDS
 
-T = TypeVar("T", int, float)
 PRECISIONS = ("fp32", "fp16", "int8")
 
 
 def member(
     sources: Annotated[
         list[str],
-        typer.Argument(
+        Argument(
             metavar="SOURCE...",
             help="hf:<hub id or folder>, timm:<name>, torchvision:<name>, torch:<module>:<callable>, onnx:<path>, "
             "or a name of `python -m export zoo`. NAME=SOURCE names the member.",
             show_default=False,
         ),
     ],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Model repository to write into.")] = Path(
-        "model_repository"
-    ),
-    name: Annotated[str | None, typer.Option(help="Member name; one source and one resolution only.")] = None,
+    output: Annotated[Path, Option("--output", "-o", help="Model repository to write into.")] = REPOSITORY,
+    name: Annotated[str | None, Option(help="Member name; one source and one resolution only.")] = None,
     image_px: Annotated[
         int | None,
-        typer.Option(
+        Option(
             min=8,
             max=4096,
             help="Side of the uint8 images the committee takes; None: the largest any of these members needs.",
@@ -46,7 +42,7 @@ def member(
     ] = None,
     resolution_px: Annotated[
         list[int] | None,
-        typer.Option(
+        Option(
             "--resolution",
             min=8,
             max=4096,
@@ -55,59 +51,55 @@ def member(
     ] = None,
     precision: Annotated[
         list[str] | None,
-        typer.Option(help="fp32, fp16 or int8, also several; fp16 and int8 are made from the fp32 member."),
+        Option(help="fp32, fp16 or int8, also several; fp16 and int8 are made from the fp32 member."),
     ] = None,
     calibrate: Annotated[
-        Path | None, typer.Option(help="Rows for int8: .npy, or .npz with images, as the member takes them.")
+        Path | None, Option(help="Rows for int8: .npy, or .npz with images, as the member takes them.")
     ] = None,
     random_weights: Annotated[
-        bool, typer.Option("--random-weights", help="New weights, for cost and speed work only.")
+        bool, Option("--random-weights", help="New weights, for cost and speed work only.")
     ] = False,
-    seed: Annotated[int, typer.Option(help="Of random weights.")] = 0,
-    weights: Annotated[Path | None, typer.Option(help="State dict for torch: sources.")] = None,
-    mean: Annotated[str | None, typer.Option(help="Per channel, on a 0-1 scale: 0.485,0.456,0.406.")] = None,
-    std: Annotated[str | None, typer.Option(help="Per channel, on a 0-1 scale.")] = None,
+    seed: Annotated[int, Option(help="Of random weights.")] = 0,
+    weights: Annotated[Path | None, Option(help="State dict for torch: sources.")] = None,
+    mean: Annotated[str | None, Option(help="Per channel, on a 0-1 scale: 0.485,0.456,0.406.")] = None,
+    std: Annotated[str | None, Option(help="Per channel, on a 0-1 scale.")] = None,
     dims: Annotated[
         str | None,
-        typer.Option(
-            help="Dims of a row without the batch, for torch: sources and free axes of ONNX files: 3,32,32."
-        ),
+        Option(help="Dims of a row without the batch, for torch: sources and free axes of ONNX files: 3,32,32."),
     ] = None,
     output_name: Annotated[
-        str | None,
-        typer.Option(help="Output to take from an ONNX file with several; also a tensor inside its graph."),
+        str | None, Option(help="Output to take from an ONNX file with several; also a tensor inside its graph.")
     ] = None,
     keep_opset: Annotated[
-        bool,
-        typer.Option("--keep-opset", help="Take an ONNX file whose opset only newer Triton releases read."),
+        bool, Option("--keep-opset", help="Take an ONNX file whose opset only newer Triton releases read.")
     ] = False,
     macs: Annotated[
         float | None,
-        typer.Option(min=0, help="Multiply-accumulates of one row, where they cannot be counted, as of trees."),
+        Option(min=0, help="Multiply-accumulates of one row, where they cannot be counted, as of trees."),
     ] = None,
     labels: Annotated[
         Path | None,
-        typer.Option(
+        Option(
             help="Text file with the names of the classes, one a line, in the order of the scores; instead of the "
             "source's own."
         ),
     ] = None,
     output_kind: Annotated[
         str,
-        typer.Option(
+        Option(
             help="logits, probabilities, or auto: found in the graph and in its values. It is an error to name "
             "the one that these speak against."
         ),
     ] = "auto",
     probabilities: Annotated[
-        bool, typer.Option("--probabilities", help="The same as --output-kind probabilities.")
+        bool, Option("--probabilities", help="The same as --output-kind probabilities.")
     ] = False,
-    min_agreement: Annotated[float | None, typer.Option(min=0, max=1, help=MIN_AGREEMENT_HELP)] = None,
-    parity_rows: Annotated[int, typer.Option(min=8, help="Rows compared with the original.")] = 64,
-    max_batch_size: Annotated[int, typer.Option(min=1, help="Largest batch of the served member.")] = 64,
-    runtimes: Annotated[str, typer.Option(help=RUNTIMES_HELP)] = DEFAULT_RUNTIMES,
-    force: Annotated[bool, typer.Option(help="Export again even where the member is up to date.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print what was done as JSON.")] = False,
+    min_agreement: Annotated[float | None, Option(min=0, max=1, help=MIN_AGREEMENT_HELP)] = None,
+    parity_rows: Annotated[int, Option(min=8, help="Rows compared with the original.")] = 64,
+    max_batch_size: Annotated[int, Option(min=1, help="Largest batch of the served member.")] = 64,
+    runtimes: Annotated[str, Option(help=RUNTIMES_HELP)] = DEFAULT_RUNTIMES,
+    force: Annotated[bool, Option(help="Export again even where the member is up to date.")] = False,
+    as_json: Annotated[bool, Option("--json", help="Print what was done as JSON.")] = False,
 ) -> None:
     """Export trained models as members of one committee: ONNX, image processing inside, proof in the manifest.
 
@@ -154,49 +146,34 @@ def member(
             force=force,
             progress=progress,
         )
-    _say(output, done, seconds=time.monotonic() - start, as_json=as_json)
-
-
-def _say(output: Path, done: dict[str, str], *, seconds: float, as_json: bool) -> None:
     if as_json:
-        typer.echo(json.dumps({"members": done, "seconds": round(seconds, 1)}))
+        typer.echo(json.dumps({"members": done, "seconds": round(time.monotonic() - start, 1)}))
         return
     for name, what in done.items():
         manifest = manifest_from_path(output / name / MANIFEST)
-        typer.echo(f"{output / name}: {what}; {summary(manifest)}")
+        typer.echo(f"{output / name}: {what}; {_summary(manifest)}")
 
 
 def runtimes_said(manifest: Manifest) -> list[str]:
     """Differences of scores by version of ONNX Runtime, and versions without proof, in words."""
-    apart = [
-        f"{proof['max_abs']:.1e} on {'' if index else 'ONNX Runtime '}{version}"
-        for index, (version, proof) in enumerate(_proven_on(manifest).items())
-    ]
-    said = [f"at most {', '.join(apart).replace(' on', ' apart on', 1)}"] if apart else []
-    for word, what in (("fault", "wrong"), ("not_proven", "not proven")):
-        whys = {version: one[word] for version, one in manifest.runtimes.items() if word in one}
-        said += [f"{what} on ONNX Runtime {version} ({why})" for version, why in whys.items()]
+    whys = {"fault": "wrong", "not_proven": "not proven"}
+    apart = {version: one["max_abs"] for version, one in manifest.runtimes.items() if not whys.keys() & one}
+    shown = [f"{error:.1e} on {version}" for version, error in apart.items()]
+    said = [f"at most {', '.join(shown).replace(' on ', ' apart on ONNX Runtime ', 1)}"] if shown else []
+    for word, what in whys.items():
+        found = {version: one[word] for version, one in manifest.runtimes.items() if word in one}
+        said += [f"{what} on ONNX Runtime {version} ({why})" for version, why in found.items()]
     return said
 
 
-def _proven_on(manifest: Manifest) -> dict[str, dict[str, float]]:
-    return {version: one for version, one in manifest.runtimes.items() if not {"fault", "not_proven"} & set(one)}
-
-
-def summary(manifest: Manifest) -> str:
-    """One line about a member."""
-    words = [
-        f"{manifest.parameters / 1e6:.2f} M parameters",
-        f"{manifest.macs / 1e9:.3f} GMACs a row",
-        f"gives {manifest.output_kind}",
-    ]
+def _summary(manifest: Manifest) -> str:
+    words = [f"{manifest.parameters / 1e6:.2f} M parameters", f"{manifest.macs / 1e9:.3f} GMACs a row"]
+    words.append(f"gives {manifest.output_kind}")
     if "max_abs" in manifest.parity:
         words.append(f"differs from the original by at most {manifest.parity['max_abs']:.1e}")
     words += runtimes_said(manifest)
-    if manifest.agreement:
-        words.append(
-            f"same top-1 as fp32 on {manifest.agreement['same_top1']:.1%} of {manifest.agreement['rows']} rows"
-        )
+    if agreed := manifest.agreement:
+        words.append(f"same top-1 as fp32 on {agreed['same_top1']:.1%} of {agreed['rows']} rows")
     words += manifest.original.get("changes", [])
     if manifest.random_weights:
         words.append("RANDOM WEIGHTS: its answers mean nothing")
@@ -204,32 +181,22 @@ def summary(manifest: Manifest) -> str:
 
 
 def _output_kind(word: str, *, probabilities: bool) -> str:
-    choices = ("auto", *OUTPUT_KINDS)
-    if word not in choices:
-        raise ExportError("--output-kind", got=word, expected=" or ".join(choices))
+    if word not in CHOICES:
+        raise ExportError("--output-kind", got=word, expected=" or ".join(CHOICES))
     if probabilities and word == "logits":
         raise ExportError("--probabilities", got="--output-kind logits beside it", expected="one of them")
     return "probabilities" if probabilities else word
 
 
 def _numbers(option: str, text: str | None) -> tuple[float, ...] | None:
-    return None if text is None else tuple(_parsed(option, text, float))
+    return None if text is None else tuple(numbers_from_text(option, text, float))
 
 
 def _dims(text: str | None) -> tuple[int, ...] | None:
-    if text is None:
-        return None
-    sizes = tuple(_parsed("--dims", text, int))
-    if any(size < 1 for size in sizes):
+    sizes = None if text is None else tuple(numbers_from_text("--dims", text, int))
+    if sizes is not None and min(sizes) < 1:
         raise ExportError("--dims", got=text, expected="sizes of at least 1, such as 3,32,32")
     return sizes
-
-
-def _parsed(option: str, text: str, kind: Callable[[str], T]) -> list[T]:
-    try:
-        return [kind(part) for part in text.split(",")]
-    except ValueError as error:
-        raise ExportError(option, got=text, expected="numbers with commas between them") from error
 
 
 def _precisions(words: list[str] | None) -> list[str]:

@@ -10,8 +10,9 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.table import Table
+from typer import Argument, Option
 
-from export.commands.console import needs, progress_on
+from export.commands.console import REPOSITORY, needs, progress_on
 from export.commands.member import runtimes_said
 from export.cost.counting import COUNTER, GraphCost, cost_of
 from export.cost.shapes import graph_from_path
@@ -22,9 +23,9 @@ from orchestrator.spec.manifest import MANIFEST, json_from_manifest
 
 
 def show(
-    member: Annotated[str, typer.Argument(help="Member name, or the path of its folder.", show_default=False)],
-    repository: Annotated[Path, typer.Option(help="Model repository that holds it.")] = Path("model_repository"),
-    as_json: Annotated[bool, typer.Option("--json", help="Print the manifest itself.")] = False,
+    member: Annotated[str, Argument(help="Member name, or the path of its folder.", show_default=False)],
+    repository: Annotated[Path, Option(help="Model repository that holds it.")] = REPOSITORY,
+    as_json: Annotated[bool, Option("--json", help="Print the manifest itself.")] = False,
 ) -> None:
     """Print what is known of a member: source, size, cost, image processing, proof.
 
@@ -115,10 +116,10 @@ def _short(value: Any) -> str:
 
 
 def prove(
-    names: Annotated[list[str], typer.Argument(metavar="MEMBER...", help="ONNX members.", show_default=False)],
-    runtimes: Annotated[str, typer.Option(help=RUNTIMES_HELP)] = DEFAULT_RUNTIMES,
-    repository: Annotated[Path, typer.Option(help="Model repository that holds them.")] = Path("model_repository"),
-    as_json: Annotated[bool, typer.Option("--json", help="Print what was found as JSON.")] = False,
+    names: Annotated[list[str], Argument(metavar="MEMBER...", help="ONNX members.", show_default=False)],
+    runtimes: Annotated[str, Option(help=RUNTIMES_HELP)] = DEFAULT_RUNTIMES,
+    repository: Annotated[Path, Option(help="Model repository that holds them.")] = REPOSITORY,
+    as_json: Annotated[bool, Option("--json", help="Print what was found as JSON.")] = False,
 ) -> None:
     """Ask members in other versions of ONNX Runtime, compare with the installed one, and note it in the manifests.
 
@@ -147,14 +148,14 @@ _LISTED = 10
 
 
 def cost(
-    model: Annotated[Path, typer.Argument(help="An ONNX file.", show_default=False)],
+    model: Annotated[Path, Argument(help="An ONNX file.", show_default=False)],
     shapes: Annotated[
         list[str] | None,
-        typer.Option(
+        Option(
             "--shape", help="Shape of an input, batch first, where the file leaves it open: image=1,3,224,224."
         ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
+    as_json: Annotated[bool, Option("--json", help="Print everything as JSON.")] = False,
 ) -> None:
     """Count multiply-accumulates per row and parameters of an ONNX graph; its weights are not needed.
 

@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.table import Table
+from typer import Argument, Option
 
 from export.commands.console import END, needs, progress_on, write_block
 from export.runtimes import installed_version
@@ -23,18 +24,15 @@ from orchestrator.spec.manifest import MANIFEST
 
 def zoo(
     names: Annotated[
-        list[str] | None, typer.Argument(metavar="[NAME]...", help="With --runtimes: networks; all if none.")
+        list[str] | None, Argument(metavar="[NAME]...", help="With --runtimes: networks; all if none.")
     ] = None,
     runtimes: Annotated[
-        bool,
-        typer.Option(
-            "--runtimes", help="Export them and ask them in several ONNX Runtimes; half an hour for all."
-        ),
+        bool, Option("--runtimes", help="Export them and ask them in several ONNX Runtimes; half an hour for all.")
     ] = False,
-    docs: Annotated[
-        Path, typer.Option(help="With --runtimes and no names: the document that gets the table.")
-    ] = Path("docs/export.md"),
-    as_json: Annotated[bool, typer.Option("--json", help="Print the rows as JSON.")] = False,
+    docs: Annotated[Path, Option(help="With --runtimes and no names: the document that gets the table.")] = Path(
+        "docs/export.md"
+    ),
+    as_json: Annotated[bool, Option("--json", help="Print the rows as JSON.")] = False,
 ) -> None:
     """List the networks known by short name, with parameters and cost per image.
 
@@ -60,14 +58,8 @@ def zoo(
             rows.append((entry, network_cost(entry)))
     if as_json:
         listed = [
-            {
-                "name": entry.name,
-                "family": entry.family,
-                "resolution": entry.resolution_px,
-                "params_m": counted.params_m,
-                "gmacs": counted.gmacs,
-            }
-            for entry, counted in rows
+            {"name": e.name, "family": e.family, "resolution": e.resolution_px, **dataclasses.asdict(counted)}
+            for e, counted in rows
         ]
         typer.echo(json.dumps(listed))
         return
@@ -78,24 +70,17 @@ def zoo(
         table.add_column(column, justify="right", no_wrap=True)
     table.add_column("hub checkpoint", overflow="fold")
     for entry, counted in rows:
-        table.add_row(
-            entry.name,
-            entry.family,
-            str(entry.resolution_px),
-            f"{counted.params_m:.2f}",
-            f"{counted.gmacs:.3f}",
-            entry.hub_id or "none known",
-        )
+        counts = str(entry.resolution_px), f"{counted.params_m:.2f}", f"{counted.gmacs:.3f}"
+        table.add_row(entry.name, entry.family, *counts, entry.hub_id or "none known")
     # Without a terminal rich would cut lines at 80 columns, and names have to stay whole.
     Console(width=None if sys.stdout.isatty() else 120).print(table)
 
 
 def _in_runtimes(names: list[str], docs: Path, *, as_json: bool) -> None:
-    """Asks networks in several runtimes; the whole table goes into the document, a part of it to the screen."""
     with needs("export zoo --runtimes"), progress_on("loading torch and transformers") as progress:
         chosen = [entry_from_name(name).name for name in names] or list(ZOO)
-        rows = [family_row(name, VERSIONS, progress=progress) for name in chosen]
-    block = block_from_rows(rows, VERSIONS)
+        rows = [family_row(name, progress=progress) for name in chosen]
+    block = block_from_rows(rows)
     typer.echo(json.dumps([dataclasses.asdict(row) for row in rows]) if as_json else block)
     if not names:
         write_block(docs, BEGIN, block)
@@ -112,22 +97,16 @@ ROWS = 8
 
 @dataclass(frozen=True, kw_only=True)
 class FamilyRow:
-    """One network in every version.
-
-    Args:
-        name: in the zoo.
-        family: of its architecture.
-        relative: version -> largest difference of a logit from PyTorch's, as a share of the largest logit.
-        fault: why it was refused; None where it was not.
-    """
+    """One network in every version of ONNX Runtime."""
 
     name: str
     family: str
+    # Version -> largest difference of a logit from PyTorch's, as a share of the largest logit.
     relative: dict[str, float]
-    fault: str | None = None
+    fault: str | None = None  # why it was refused; None where it was not
 
 
-def family_row(name: str, versions: Sequence[str], *, progress: Callable[[str], None]) -> FamilyRow:
+def family_row(name: str, *, progress: Callable[[str], None]) -> FamilyRow:
     """Exports one network of the zoo with random weights, and gives what its proof says of each ONNX Runtime."""
     # Optional packages, and slow to import.
     from export.member import MemberExport, export_member
@@ -139,7 +118,7 @@ def family_row(name: str, versions: Sequence[str], *, progress: Callable[[str], 
         source=identify(name, options),
         options=options,
         parity_rows=ROWS,
-        runtimes=tuple(version for version in versions if version != installed_version()),
+        runtimes=tuple(version for version in VERSIONS if version != installed_version()),
     )
     family = ZOO[name].family
     with tempfile.TemporaryDirectory(prefix="committee-zoo-") as folder:
@@ -157,13 +136,10 @@ def family_row(name: str, versions: Sequence[str], *, progress: Callable[[str], 
     return FamilyRow(name=name, family=family, relative=relative)
 
 
-def block_from_rows(rows: Sequence[FamilyRow], versions: Sequence[str]) -> str:
+def block_from_rows(rows: Sequence[FamilyRow]) -> str:
     """The table as Markdown, marks included."""
-    columns = [*dict.fromkeys([*versions, installed_version()])]
-    lines = [
-        f"| network | family | {' | '.join(columns)} |",
-        f"|---|---|{'---|' * len(columns)}",
-    ]
+    columns = [*dict.fromkeys([*VERSIONS, installed_version()])]
+    lines = [f"| network | family | {' | '.join(columns)} |", f"|---|---|{'---|' * len(columns)}"]
     for row in rows:
         if row.fault is not None:
             cells = [f"refused: {row.fault}", *[""] * (len(columns) - 1)]

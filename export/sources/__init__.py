@@ -27,49 +27,32 @@ Rows = npt.NDArray[Any]
 
 @dataclass(frozen=True, kw_only=True)
 class ExportOptions:
-    """The user's options for a source.
+    """The user's options for a source."""
 
-    Args:
-        resolution_px: side of the square the network shall see; None for the model's own.
-        random_weights: leave the trained weights alone and draw new ones.
-        seed: of them.
-        weights: file with the weights of a `torch:` model.
-        mean, std: per channel on a 0-1 scale, where the source does not say.
-        dims: input (channels, height, width) or other dims, where the source does not say or leaves them free.
-        output_kind: "logits" or "probabilities", what the model gives; "auto" where the export finds out.
-        output_name: the output to take from an ONNX file with several, or a tensor inside it.
-        keep_opset: take an ONNX file whose opset not every supported runtime reads.
-        macs: multiply-accumulates of one row, where they cannot be counted; None counts them.
-        labels: class names in the order of the scores; None for the source's own, if it has any.
-        progress: told what is being done.
-    """
-
-    resolution_px: int | None = None
-    random_weights: bool = False
-    seed: int = 0
-    weights: Path | None = None
-    mean: tuple[float, ...] | None = None
+    resolution_px: int | None = None  # side of the square the network shall see; None for the model's own
+    random_weights: bool = False  # leave the trained weights alone and draw new ones
+    seed: int = 0  # of them
+    weights: Path | None = None  # file with the weights of a `torch:` model
+    mean: tuple[float, ...] | None = None  # as std: per channel on a 0-1 scale, where the source does not say
     std: tuple[float, ...] | None = None
+    # Input (channels, height, width) or other dims, where the source does not say or leaves them free.
     dims: tuple[int, ...] | None = None
+    # "logits" or "probabilities", what the model gives; "auto" where the export finds out.
     output_kind: str = "auto"
-    output_name: str | None = None
-    keep_opset: bool = False
-    macs: float | None = None
+    output_name: str | None = None  # the output to take from an ONNX file with several, or a tensor inside it
+    keep_opset: bool = False  # take an ONNX file whose opset not every supported runtime reads
+    macs: float | None = None  # multiply-accumulates of one row, where they cannot be counted; None counts them
+    # Class names in the order of the scores; None for the source's own, if it has any.
     labels: tuple[str, ...] | None = None
-    progress: Callable[[str], None] = field(default=lambda _: None, compare=False)
+    progress: Callable[[str], None] = field(default=lambda _: None, compare=False)  # told what is being done
 
     def processing(self, subject: str, *, channels: int = 3) -> Processing | None:
-        """The image processing given by hand, None where none was.
-
-        Raises:
-            ExportError: half of it was given.
-        """
+        """The image processing given by hand, None where none was; ExportError where half of it was."""
         if self.mean is None and self.std is None:
             return None
         if self.mean is None or self.std is None or self.resolution_px is None:
-            raise ExportError(
-                subject, got="a part of the image processing", expected="`mean`, `std` and `resolution_px`"
-            )
+            got = "a part of the image processing"
+            raise ExportError(subject, got=got, expected="`mean`, `std` and `resolution_px`")
         if not all(map(math.isfinite, (*self.mean, *self.std))) or min(self.std, default=0) <= 0:
             got = f"{self.mean} and {self.std}"
             raise ExportError(f"{subject} `mean`, `std`", got=got, expected="finite numbers, deviations above 0")
@@ -86,51 +69,35 @@ class ExportOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class SourceRef:
-    """Which weights a source means, known before they are read into memory.
-
-    Args:
-        text: the source as it was given.
-        name: a member name made from it.
-        files: what decides the weights: file or setting -> hash or value.
-        load: reads them.
-        image_px: (height, width) of the images the model itself wants; None where it takes no uint8 images.
-    """
+    """Which weights a source means, known before they are read into memory."""
 
     text: str
-    name: str
-    files: Mapping[str, str]
+    name: str  # a member name made from it
+    files: Mapping[str, str]  # what decides the weights: file or setting -> hash or value
     load: "Callable[[], LoadedModel]" = field(compare=False)
+    # (height, width) of the images the model itself wants; None where it takes no uint8 images.
     image_px: Callable[[], tuple[int, int] | None] = field(compare=False)
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoadedModel:
-    """A model in memory.
+    """A model in memory."""
 
-    Args:
-        network: a torch module from (n, *dims) float32 to (n, k), in evaluation mode; None for an ONNX source.
-        proto: the ONNX model of an ONNX source.
-        dims: dims of the network's own input, (channels, height, width) for images.
-        dtype: Triton dtype of that input.
-        processing: from a uint8 image to that input; None where the input is taken as it is.
-        own_processor: the model's own image processor, uint8 (n, c, H, W) -> float32 (n, c, h, w).
-        own_processor_name: what it is.
-        labels: class names in order, if known.
-        reference: the original, (n, *dims) -> (n, k), where it is not the torch module.
-        versions: of the packages it came through.
-        original: of an ONNX source: its file version, opsets and tensor names, and what was changed, in words.
-    """
-
+    # A torch module from (n, *dims) float32 to (n, k), in evaluation mode; None for an ONNX source.
     network: "nn.Module | None" = None
-    proto: "onnx.ModelProto | None" = None
-    dims: tuple[int, ...]
-    dtype: str = "FP32"
+    proto: "onnx.ModelProto | None" = None  # the ONNX model of an ONNX source
+    dims: tuple[int, ...]  # dims of the network's own input, (channels, height, width) for images
+    dtype: str = "FP32"  # Triton dtype of that input
+    # From a uint8 image to that input; None where the input is taken as it is.
     processing: Processing | None = None
+    # The model's own image processor, uint8 (n, c, H, W) -> float32 (n, c, h, w).
     own_processor: Callable[[Rows], Rows] | None = None
-    own_processor_name: str = ""
-    labels: tuple[str, ...] | None = None
+    own_processor_name: str = ""  # what it is
+    labels: tuple[str, ...] | None = None  # class names in order, if known
+    # The original, (n, *dims) -> (n, k), where it is not the torch module.
     reference: Callable[[Rows], Rows] | None = None
-    versions: Mapping[str, str] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)  # of the packages it came through
+    # Of an ONNX source: its file version, opsets and tensor names, and what was changed, in words.
     original: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -166,11 +133,7 @@ KINDS: dict[str, tuple[str, str, str]] = {
 
 
 def identify(text: str, options: ExportOptions) -> SourceRef:
-    """Which weights a source means: `kind:what`, or a name of the zoo.
-
-    Raises:
-        ExportError: the kind, the model or its files are not there; the message says what to do.
-    """
+    """Which weights a source means, `kind:what` or a name of the zoo; ExportError where they are not there."""
     kind, colon, what = text.partition(":")
     if not colon:
         kind, what = "zoo", text

@@ -24,16 +24,21 @@ from orchestrator.spec.output_kind import EXCLUSIVE
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
 
+CONFIG = "config.json"
+PROCESSOR = "preprocessor_config.json"
+# Safetensors come first. A .bin is a pickle, which transformers reads with weights_only, refusing code.
+WEIGHTS = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+
 
 class Logits(nn.Module):
-    """A transformers classifier as image in, logits out.
+    """A transformers classifier as image in, logits out, with its position encoding stretched where asked for."""
 
-    Args:
-        model: with `.logits` in what it returns.
-        interpolate: stretch the position encoding, for a resolution the model was not made for.
-    """
-
-    def __init__(self, model: nn.Module, *, interpolate: bool = False) -> None:
+    def __init__(self, model: nn.Module, *, interpolate: bool) -> None:
         super().__init__()
         self.model = model
         self.extra = {"interpolate_pos_encoding": True} if interpolate else {}
@@ -45,41 +50,29 @@ class Logits(nn.Module):
 
 
 def identify_hf(what: str, options: ExportOptions) -> SourceRef:
-    """Which weights `hf:<what>` means; hub files are fetched.
-
-    Raises:
-        ExportError: the folder lacks a file, or the hub cannot be options.
-    """
+    """Which weights `hf:<what>` means; hub files are fetched. ExportError where one cannot be had."""
     subject = f"hf:{what}"
-    folder = folder_of(what, progress=options.progress, with_weights=not options.random_weights)
+    folder = _folder_of(what, options)
     if not (folder / CONFIG).is_file():
         raise ExportError(subject, got=f"no {CONFIG}", expected="a folder saved by transformers' save_pretrained")
     files = [path for path in (folder / CONFIG, folder / PROCESSOR) if path.is_file()]
     if not options.random_weights:
-        files += weight_files(folder, subject)
+        files += _weight_files(folder, subject)
     return SourceRef(
         text=subject,
         name=member_name(what),
-        files=hashes(files),
+        files={path.name: sha256_of_path(path) for path in files},
         load=lambda: _load(folder, subject, options),
-        image_px=lambda: image_px_of(_processor(folder, subject), options, subject=subject),
+        image_px=lambda: _image_px(_processor(folder, subject), options, subject=subject),
     )
 
 
-def image_px_of(
+def _image_px(
     processor: Mapping[str, Any] | None, options: ExportOptions, *, subject: str
 ) -> tuple[int, int] | None:
-    """(height, width) of the images a processor wants.
-
-    Raises:
-        ExportError: there is none, or it cannot be read.
-    """
-    return _processing(processor, options, subject=subject, channels=_channels_of(processor)).image_px()
-
-
-def _channels_of(processor: Mapping[str, Any] | None) -> int:
-    mean = (processor or {}).get("image_mean", (0, 0, 0))
-    return len(mean) if isinstance(mean, list | tuple) else 3
+    mean = (processor or {}).get("image_mean")
+    channels = len(mean) if isinstance(mean, list | tuple) else 3
+    return _processing(processor, options, subject=subject, channels=channels).image_px()
 
 
 def _processing(
@@ -89,35 +82,18 @@ def _processing(
     if by_hand is not None:
         return by_hand
     if processor is None:
-        raise ExportError(
-            subject,
-            got=f"no {PROCESSOR}",
-            expected="the model's image processing",
-            fix="copy it there, or give `mean`, `std` and `resolution_px`",
-        )
+        fix = "copy it there, or give `mean`, `std` and `resolution_px`"
+        raise ExportError(subject, got=f"no {PROCESSOR}", expected="the model's image processing", fix=fix)
     processing = processing_from_config(processor, f"{subject} {PROCESSOR}", channels=channels)
-    side = options.resolution_px
-    same = side is None or processing.network_px() == (side, side)
-    return processing if same or side is None else processing.at(side)
+    return processing if options.resolution_px is None else processing.at(options.resolution_px)
 
 
-def loaded_from(
-    model: nn.Module,
-    processor: Mapping[str, Any] | None,
-    options: ExportOptions,
-    *,
-    subject: str,
+def _loaded(
+    model: nn.Module, processor: Mapping[str, Any] | None, options: ExportOptions, *, subject: str
 ) -> LoadedModel:
-    """A transformers classifier and its processor settings as something to export.
-
-    `processor` is the content of its preprocessor_config.json, None where there is none.
-
-    Raises:
-        ExportError: the image processing is unknown or cannot be put into a graph.
-    """
+    """A transformers classifier and the content of its preprocessor_config.json as something to export."""
     config: Any = model.config
     channels = int(getattr(config, "num_channels", 3))
-    own = _native_px(config)
     processing = _processing(processor, options, subject=subject, channels=channels)
     measured: Callable[[Rows], Rows] | None = None
     name = ""
@@ -125,46 +101,44 @@ def loaded_from(
         measured, name = _own_processor(processor)
     sides = processing.network_px()
     if sides is None:
-        raise ExportError(
-            subject, got="a processor that does not resize", fix="give `mean`, `std` and `resolution_px`"
-        )
+        fix = "give `mean`, `std` and `resolution_px`"
+        raise ExportError(subject, got="a processor that does not resize", fix=fix)
+    size = getattr(config, "image_size", None)
+    native = (size, size) if isinstance(size, int) else tuple(size) if isinstance(size, list | tuple) else ()
     takes = "interpolate_pos_encoding" in inspect.signature(model.forward).parameters
-    interpolate = takes and own is not None and own != sides
-    labels = config.id2label
+    interpolate = takes and len(native) == 2 and native != sides
     return LoadedModel(
         network=Logits(model, interpolate=interpolate).eval(),
         dims=(channels, *sides),
         processing=processing,
         own_processor=measured,
         own_processor_name=name,
-        labels=_labels(labels, int(config.num_labels)),
+        labels=_labels(config.id2label, int(config.num_labels)),
         versions={"torch": torch.__version__, "transformers": transformers.__version__},
     )
 
 
 def _load(folder: Path, subject: str, options: ExportOptions) -> LoadedModel:
-    processor = _processor(folder, subject)
-    config = _config(folder, subject)
+    processor, config = _processor(folder, subject), _config(folder, subject)
     _require_exclusive_classes(config, subject)
-    if options.resolution_px is not None:
-        _pad_for(config, options.resolution_px)
+    usual = (tuple(getattr(config, "num_block_repeats", ())), tuple(getattr(config, "strides", ())))
+    if options.resolution_px is not None and (config.model_type, usual) == ("efficientnet", (REPEATS, STRIDES)):
+        # Which blocks pad so that sizes halve, rounded up, depends on the resolution.
+        config.depthwise_padding = same_padding_blocks(config.depth_coefficient, options.resolution_px)
     if options.random_weights:
         model = transformers.AutoModelForImageClassification.from_config(config)
     else:
         model = _trained(folder, config, subject)
-    return loaded_from(model.eval(), processor, options, subject=subject)
+    return _loaded(model.eval(), processor, options, subject=subject)
 
 
 def _require_exclusive_classes(config: Any, subject: str) -> None:
-    """Refuses classes that do not exclude each other; only the checkpoint's config says so."""
+    """Raises ExportError for classes that do not exclude each other; only the checkpoint's config says so."""
     task = getattr(config, "problem_type", None)
     if task not in (None, "single_label_classification"):
-        raise ExportError(
-            f"{subject} {CONFIG}",
-            got=f"problem_type {task}",
-            expected=f"single_label_classification, or none: {EXCLUSIVE}",
-            fix="train it for exclusive classes; correct problem_type there if it was",
-        )
+        expected = f"single_label_classification, or none: {EXCLUSIVE}"
+        fix = "train it for exclusive classes; correct problem_type there if it was"
+        raise ExportError(f"{subject} {CONFIG}", got=f"problem_type {task}", expected=expected, fix=fix)
     if int(config.num_labels) < 2:
         raise ExportError(
             f"{subject} {CONFIG}",
@@ -172,13 +146,6 @@ def _require_exclusive_classes(config: Any, subject: str) -> None:
             expected=f"a classifier of at least 2: {EXCLUSIVE}",
             fix="give a yes-or-no score x two columns, such as the logits 0 and x",
         )
-
-
-def _pad_for(config: Any, resolution_px: int) -> None:
-    """Sets which of EfficientNet's blocks pad so that sizes halve, rounded up; that depends on the resolution."""
-    usual = (tuple(getattr(config, "num_block_repeats", ())), tuple(getattr(config, "strides", ())))
-    if config.model_type == "efficientnet" and usual == (REPEATS, STRIDES):
-        config.depthwise_padding = list(same_padding_blocks(config.depth_coefficient, resolution_px))
 
 
 def _processor(folder: Path, subject: str) -> dict[str, Any] | None:
@@ -193,40 +160,29 @@ def _processor(folder: Path, subject: str) -> dict[str, Any] | None:
 
 def _kind_of(settings: Mapping[str, Any], folder: Path, subject: str) -> str:
     """The class of an image processor: from its file, also under its old name, else the usual one of the model."""
-    word = str(settings.get("image_processor_type") or settings.get("feature_extractor_type") or "")
-    word = word.removesuffix("Fast").removesuffix("Pil").replace("FeatureExtractor", "ImageProcessor")
-    if word:
-        return word
     model_type = str(_json(folder / CONFIG, subject).get("model_type"))
     usual = image_processing_auto.IMAGE_PROCESSOR_MAPPING_NAMES.get(model_type, {})
     names = usual.values() if isinstance(usual, Mapping) else usual if isinstance(usual, tuple) else (usual,)
-    for name in names:
-        if name:
-            return str(name).removesuffix("Fast").removesuffix("Pil")
-    raise ExportError(
-        f"{subject} {PROCESSOR}",
-        got="no image_processor_type",
-        expected=f"the class of the processor, as transformers knows none for {model_type}",
-        fix="give `mean`, `std` and `resolution_px` by hand",
-    )
+    for name in (settings.get("image_processor_type"), settings.get("feature_extractor_type"), *names):
+        if word := str(name or "").removesuffix("Fast").removesuffix("Pil"):
+            return word.replace("FeatureExtractor", "ImageProcessor")
+    expected = f"the class of the processor, as transformers knows none for {model_type}"
+    fix = "give `mean`, `std` and `resolution_px` by hand"
+    raise ExportError(f"{subject} {PROCESSOR}", got="no image_processor_type", expected=expected, fix=fix)
 
 
 def _config(folder: Path, subject: str) -> Any:
     raw = _json(folder / CONFIG, subject)
     if "auto_map" in raw:
-        raise ExportError(
-            subject,
-            got="a model that brings its own code",
-            expected="one that transformers knows",
-            fix="build it yourself and use torch:<module>:<callable>",
-        )
+        got = "a model that brings its own code"
+        fix = "build it yourself and use torch:<module>:<callable>"
+        raise ExportError(subject, got=got, expected="one that transformers knows", fix=fix)
     try:
         config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
         known = type(config) in transformers.AutoModelForImageClassification._model_mapping
     except (ValueError, KeyError, TypeError, OSError) as error:
-        raise ExportError(
-            f"{subject} {CONFIG}", got=first_line(error), expected="a model transformers knows"
-        ) from error
+        expected = "a model transformers knows"
+        raise ExportError(f"{subject} {CONFIG}", got=first_line(error), expected=expected) from error
     if not known:
         raise ExportError(subject, got=f"model type {config.model_type}", expected="an image classifier")
     return config
@@ -245,28 +201,17 @@ def _trained(folder: Path, config: Any, subject: str) -> nn.Module:
         )
     # A damaged file fails inside safetensors, torch or pickle, which share no base.
     except Exception as error:
-        raise ExportError(
-            subject,
-            got=f"weights that do not load ({first_line(error)})",
-            expected="complete weights of this model",
-            fix="copy the folder again",
-        ) from error
+        got = f"weights that do not load ({first_line(error)})"
+        expected = "complete weights of this model"
+        raise ExportError(subject, got=got, expected=expected, fix="copy the folder again") from error
     absent = sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"])
     if absent:
         # transformers would fill them with random numbers and only warn.
         shown = ", ".join(absent[:3]) + (f" and {len(absent) - 3} more" if len(absent) > 3 else "")
-        raise ExportError(
-            subject, got=f"weights without {shown}", expected="a trained image classifier, head included"
-        )
+        got = f"weights without {shown}"
+        raise ExportError(subject, got=got, expected="a trained image classifier, head included")
     trained: nn.Module = model
     return trained
-
-
-def _native_px(config: Any) -> tuple[int, int] | None:
-    size = getattr(config, "image_size", None)
-    if isinstance(size, int):
-        return size, size
-    return (int(size[0]), int(size[1])) if isinstance(size, list | tuple) and len(size) == 2 else None
 
 
 def _labels(id2label: Mapping[int, str] | None, classes: int) -> tuple[str, ...] | None:
@@ -283,73 +228,52 @@ def _labels(id2label: Mapping[int, str] | None, classes: int) -> tuple[str, ...]
 def _own_processor(settings: Mapping[str, Any]) -> tuple[Callable[[Rows], Rows] | None, str]:
     """The processor that a settings file names, in its Pillow form, which needs no torchvision."""
     word = str(settings.get("image_processor_type") or "")
-    found = [(name, getattr(transformers, name)) for name in (f"{word}Pil", word) if hasattr(transformers, name)]
-    if not word or not found:
+    name = next((one for one in (f"{word}Pil", word) if word and hasattr(transformers, one)), None)
+    if name is None:
         return None, ""
-    name, kind = found[0]
-    processor = kind(**{key: value for key, value in settings.items() if key != "image_processor_type"})
-    return lambda rows: _processed(processor, rows), f"transformers {name}"
+    facts = {key: value for key, value in settings.items() if key != "image_processor_type"}
+    processor = getattr(transformers, name)(**facts)
 
+    def processed(rows: Rows) -> Rows:
+        images = [np.moveaxis(row, 0, -1) for row in rows]
+        out = processor(images=images, return_tensors="np", input_data_format="channels_last")
+        return np.asarray(out["pixel_values"], np.float32)
 
-def _processed(processor: Any, rows: Rows) -> Rows:
-    images = [np.moveaxis(row, 0, -1) for row in rows]
-    out = processor(images=images, return_tensors="np", input_data_format="channels_last")
-    return np.asarray(out["pixel_values"], np.float32)
+    return processed, f"transformers {name}"
 
 
 def _json(path: Path, subject: str) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise ExportError(
-            f"{subject} {path.name}", got=f"a file that cannot be read ({first_line(error)})"
-        ) from error
+        got = f"a file that cannot be read ({first_line(error)})"
+        raise ExportError(f"{subject} {path.name}", got=got) from error
     if not isinstance(value, dict):
         raise ExportError(f"{subject} {path.name}", got=type(value).__name__, expected="a JSON object")
     return value
 
 
-CONFIG = "config.json"
-PROCESSOR = "preprocessor_config.json"
-# Safetensors come first. A .bin is a pickle, which transformers reads with weights_only, refusing code.
-WEIGHTS = (
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "pytorch_model.bin",
-    "pytorch_model.bin.index.json",
-)
-
-
-def folder_of(what: str, *, progress: Callable[[str], None], with_weights: bool) -> Path:
-    """The folder with a model's files.
-
-    Args:
-        what: a local folder, or a hub id such as "google/vit-base-patch16-224".
-        progress: told when something is fetched.
-        with_weights: False when the weights will be drawn at random.
-
-    Raises:
-        ExportError: there is no such folder, and the hub cannot be options.
-    """
+def _folder_of(what: str, options: ExportOptions) -> Path:
+    """The folder with a model's files: a local one, or that of a hub id in the hub's cache."""
     path = Path(what)
     if path.is_dir():
         return path
     if path.exists() or what.startswith((".", "/", "~")) or what.count("/") > 1:
         got = "a file" if path.exists() else "no such folder"
         raise ExportError(f"hf:{what}", got=got, expected=f"a folder with {CONFIG}, {PROCESSOR} and {WEIGHTS[0]}")
-    return _fetched(what, progress, with_weights)
+    return _fetched(what, options)
 
 
-def _fetched(hub_id: str, progress: Callable[[str], None], with_weights: bool) -> Path:
+def _fetched(hub_id: str, options: ExportOptions) -> Path:
     # Optional: a local folder needs none.
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-    progress(f"fetching {hub_id}")
+    options.progress(f"fetching {hub_id}")
     try:
         # Small files first: they tell which weights there are, so that only one form of them is fetched.
         folder = Path(snapshot_download(hub_id, allow_patterns=["*.json"]))
-        if not with_weights:
+        if options.random_weights:
             return folder
         for pattern in ("*.safetensors", "pytorch_model*.bin"):
             folder = Path(snapshot_download(hub_id, allow_patterns=["*.json", pattern]))
@@ -366,12 +290,8 @@ def _fetched(hub_id: str, progress: Callable[[str], None], with_weights: bool) -
     return folder
 
 
-def weight_files(folder: Path, subject: str) -> Sequence[Path]:
-    """The files that hold a folder's weights, in the form that is read.
-
-    Raises:
-        ExportError: there are none.
-    """
+def _weight_files(folder: Path, subject: str) -> Sequence[Path]:
+    """The files that hold a folder's weights, in the form that is read."""
     for name in WEIGHTS:
         if not (folder / name).is_file():
             continue
@@ -382,25 +302,13 @@ def weight_files(folder: Path, subject: str) -> Sequence[Path]:
             raise ExportError(subject, got=f"{name} without the files it lists", fix="copy them beside it")
         return [folder / name, *shards]
     found = ", ".join(sorted(p.name for p in folder.iterdir() if p.is_file())[:6]) or "nothing"
-    raise ExportError(
-        subject,
-        got=f"no weights, only {found}",
-        expected=" or ".join((WEIGHTS[0], WEIGHTS[2])),
-        fix="copy them there, or use `random_weights` for cost and speed work",
-    )
-
-
-def hashes(files: Sequence[Path]) -> dict[str, str]:
-    """File name -> sha256."""
-    return {path.name: sha256_of_path(path) for path in files}
+    got = f"no weights, only {found}"
+    fix = "copy them there, or use `random_weights` for cost and speed work"
+    raise ExportError(subject, got=got, expected=" or ".join((WEIGHTS[0], WEIGHTS[2])), fix=fix)
 
 
 def identify_zoo(what: str, options: ExportOptions) -> SourceRef:
-    """Which weights a zoo name means.
-
-    Raises:
-        ExportError: there is no such name, or no checkpoint of it is known.
-    """
+    """Which weights a zoo name means; ExportError where no checkpoint of that name is known."""
     entry = entry_from_name(what)
     options = dataclasses.replace(options, resolution_px=options.resolution_px or entry.resolution_px)
     if options.random_weights:
@@ -413,20 +321,17 @@ def identify_zoo(what: str, options: ExportOptions) -> SourceRef:
             name=what,
             files=settings,
             load=lambda: _random(entry, options),
-            image_px=lambda: image_px_of(entry.processor, options, subject=f"zoo:{what}"),
+            image_px=lambda: _image_px(entry.processor, options, subject=f"zoo:{what}"),
         )
     if entry.hub_id is None:
-        raise ExportError(
-            f"zoo:{what}",
-            got="no published checkpoint known",
-            expected="hf:<folder> with its weights",
-            fix="or `random_weights` for cost and speed work",
-        )
+        got = "no published checkpoint known"
+        fix = "or `random_weights` for cost and speed work"
+        raise ExportError(f"zoo:{what}", got=got, expected="hf:<folder> with its weights", fix=fix)
     found = identify_hf(entry.hub_id, options)
     return dataclasses.replace(found, name=what)
 
 
 def _random(entry: ZooEntry, options: ExportOptions) -> LoadedModel:
     torch.manual_seed(options.seed)
-    network = network_of(entry, options.resolution_px).eval()
-    return loaded_from(network, entry.processor, options, subject=f"zoo:{entry.name}")
+    network = network_of(entry, options.resolution_px)
+    return _loaded(network, entry.processor, options, subject=f"zoo:{entry.name}")

@@ -14,28 +14,11 @@ from export.compat import agree, at_common_opset, with_one_import
 from export.images import IMAGE, PREFIX
 from export.parity import session_of, varied_rows
 from export.sources import ExportOptions, LoadedModel, Rows, SourceRef, member_name
-from export.sources.onnx_tensors import (
-    ADDED,
-    FileInput,
-    FileOutput,
-    adapt_output,
-    declare_output,
-    input_of,
-    output_of,
-    require_scores,
-)
+from export.sources import onnx_tensors as tensors
+from export.sources.onnx_tensors import ADDED, FileInput, FileOutput
 from orchestrator.errors import ExportError, first_line
-from orchestrator.graphs.editing import (
-    DEFAULT_DOMAINS,
-    all_graphs,
-    all_nodes,
-    all_tensors,
-    keep_needed,
-    make_dense,
-    opset_of,
-    rename_tensors,
-    sorted_nodes,
-)
+from orchestrator.graphs import editing
+from orchestrator.graphs.editing import DEFAULT_DOMAINS, all_graphs, all_nodes, all_tensors, opset_of
 from orchestrator.repository.files import disk_errors, sha256_of_path
 from orchestrator.spec import TensorSpec
 from orchestrator.spec.triton import runtime_of
@@ -43,6 +26,7 @@ from orchestrator.spec.triton import runtime_of
 INPUT, OUTPUT = "image", "logits"
 # Rows that show what a file answers, and that a conversion is judged on; parity takes more.
 _ROWS = 4
+_AGAIN = "copy or export it again"
 # Dynamic quantisation: their scale is that of the largest value in the batch.
 _DYNAMIC = ("DynamicQuantizeLinear", "DynamicQuantizeMatMul", "DynamicQuantizeLSTM")
 
@@ -60,9 +44,8 @@ def identify_onnx(what: str, options: ExportOptions) -> SourceRef:
     try:
         files = [path, *_external(graph, path, subject)]
     except (ValueError, TypeError) as error:
-        raise ExportError(
-            subject, got=f"weights beside it that cannot be found ({error})", fix="copy or export it again"
-        ) from error
+        got = f"weights beside it that cannot be found ({error})"
+        raise ExportError(subject, got=got, fix=_AGAIN) from error
     with disk_errors(subject):
         hashes = {file.name: sha256_of_path(file) for file in files}
     # No processing is asked for here: `load` says so with everything else that is wrong.
@@ -80,11 +63,9 @@ def _read(path: Path, subject: str) -> onnx.ModelProto:
         try:
             model = onnx.load(str(path), load_external_data=False)
         except DecodeError as error:
-            raise ExportError(
-                subject, got="no ONNX model, or a part of one", fix="copy or export it again"
-            ) from error
+            raise ExportError(subject, got="no ONNX model, or a part of one", fix=_AGAIN) from error
     if not model.graph.output or not model.graph.node:
-        raise ExportError(subject, got="an ONNX model without outputs or nodes", fix="copy or export it again")
+        raise ExportError(subject, got="an ONNX model without outputs or nodes", fix=_AGAIN)
     return model
 
 
@@ -92,18 +73,14 @@ def _external(model: onnx.ModelProto, path: Path, subject: str) -> list[Path]:
     """Files that hold a model's weights; a file outside the model's folder is refused."""
     folder = path.parent.resolve()
     files = []
-    for location in sorted(
-        {str(ExternalDataInfo(t).location) for t in all_tensors(model) if uses_external_data(t)}
-    ):
+    for location in sorted({ExternalDataInfo(t).location for t in all_tensors(model) if uses_external_data(t)}):
         file = (path.parent / location).resolve()
         if Path(location).is_absolute() or not file.is_relative_to(folder):
-            raise ExportError(
-                subject, got=f"weights in {location}, outside its folder", expected="files beside it"
-            )
+            got = f"weights in {location}, outside its folder"
+            raise ExportError(subject, got=got, expected="files beside it")
         if not file.is_file():
-            raise ExportError(
-                subject, got=f"no file {location}, which holds its weights", fix="copy it beside the model"
-            )
+            got = f"no file {location}, which holds its weights"
+            raise ExportError(subject, got=got, fix="copy it beside the model")
         files.append(file)
     return files
 
@@ -112,20 +89,25 @@ def _load(path: Path, subject: str, options: ExportOptions) -> LoadedModel:
     if options.random_weights:
         raise ExportError(subject, got="`random_weights`", expected="the weights of the file", fix="leave it out")
     model, session = _whole(path, subject)
-    output = output_of(model, session.get_outputs(), options.output_name, subject)
-    source = input_of(model, options, subject)
+    output = tensors.output_of(model, session.get_outputs(), options.output_name, subject)
+    source = tensors.input_of(model, options, subject)
     dims = source.member_dims
     processing = options.processing(subject, channels=dims[0] if len(dims) == 3 else 3)
-    declare_output(model.graph, output.name)
+    tensors.declare_output(model.graph, output.name)
     if output.name not in [one.name for one in session.get_outputs()]:
         session = session_of(_serialised(model, subject), subject)
     rows = varied_rows(TensorSpec(name=INPUT, dtype=source.member_dtype, dims=dims), _ROWS, seed=3)
-    ask = _original(session, source, output)
+
+    def ask(rows: Rows) -> Any:
+        """What the file as it came, under its own names, gives for the member's rows."""
+        return session.run([output.name], {source.name: source.file_rows(rows)})[0]
+
     dynamic = sorted({node.op_type for node in all_nodes(model)} & set(_DYNAMIC))
     answer = _answer(ask, rows, subject=subject, name=output.name, dynamic=dynamic)
     found = _facts(model, source, output)
+    keep = options.keep_opset
     brought, changes = _as_member(
-        model, source, output, rows=rows, answer=answer, subject=subject, options=options
+        model, source, output, rows=rows, answer=answer, subject=subject, keep_opset=keep
     )
     return LoadedModel(
         proto=brought,
@@ -157,7 +139,7 @@ def _whole(path: Path, subject: str) -> tuple[onnx.ModelProto, Any]:
         raise _not_whole(subject, fault) from error
     if fault is not None:
         # ONNX Runtime is less strict: it takes nodes in any order, and overlooks what a file says of its shapes.
-        sorted_nodes(model.graph)
+        editing.sorted_nodes(model.graph)
         for graph in (model.graph, *all_graphs(model.graph.node)):
             del graph.value_info[:]
     return model, session
@@ -175,7 +157,7 @@ def _fault(path: Path) -> str | None:
 
 
 def _not_whole(subject: str, fault: str) -> ExportError:
-    return ExportError(subject, got=f"a model that is not whole ({fault})", fix="copy or export it again")
+    return ExportError(subject, got=f"a model that is not whole ({fault})", fix=_AGAIN)
 
 
 def _require_known(model: onnx.ModelProto, subject: str) -> None:
@@ -183,12 +165,9 @@ def _require_known(model: onnx.ModelProto, subject: str) -> None:
     version, opset = onnxruntime.__version__, opset_of(model) or 0
     runtime = runtime_of(version)
     if runtime is not None and (model.ir_version > runtime.ir_version or opset > runtime.opset):
-        raise ExportError(
-            subject,
-            got=f"file version {model.ir_version} and opset {opset}",
-            expected=f"at most {runtime.ir_version} and {runtime.opset}, as ONNX Runtime {version} reads",
-            fix="export it again with opset 18",
-        )
+        got = f"file version {model.ir_version} and opset {opset}"
+        expected = f"at most {runtime.ir_version} and {runtime.opset}, as ONNX Runtime {version} reads"
+        raise ExportError(subject, got=got, expected=expected, fix="export it again with opset 18")
 
 
 def _serialised(model: onnx.ModelProto, subject: str) -> bytes:
@@ -196,33 +175,19 @@ def _serialised(model: onnx.ModelProto, subject: str) -> bytes:
         return model.SerializeToString()
     # Protobuf's error for more than 2 GB differs by version.
     except Exception as error:
-        raise ExportError(
-            subject, got="a tensor inside a model over 2 GB as output", expected="one of the file's own outputs"
-        ) from error
-
-
-def _original(session: Any, source: FileInput, output: FileOutput) -> Callable[[Rows], Rows]:
-    """The file as it came, under its own names, asked with the member's rows."""
-    return lambda rows: session.run([output.name], {source.name: source.file_rows(rows)})[0]
+        got, expected = "a tensor inside a model over 2 GB as output", "one of the file's own outputs"
+        raise ExportError(subject, got=got, expected=expected) from error
 
 
 def _answer(ask: Callable[[Rows], Rows], rows: Rows, *, subject: str, name: str, dynamic: Sequence[str]) -> Rows:
-    """What the file gives for some rows, (n, ...).
+    """What the file gives for some rows, (n, ...); `dynamic` are its operators that scale a batch as a whole.
 
-    Args:
-        ask: the file.
-        rows: that it takes.
-        subject: the file, for messages.
-        name: of its output.
-        dynamic: its operators that take one scale from all rows of a batch.
-
-    Raises:
-        ExportError: nothing, no scores, or other scores from time to time or from batch to batch.
+    Refuses what are no scores, and other scores from time to time or from batch to batch.
     """
     what = f"{subject}, the original"
     try:
         answer, again = ask(rows), ask(rows)
-        require_scores(answer, rows=len(rows), subject=subject, name=name)
+        tensors.require_scores(answer, rows=len(rows), subject=subject, name=name)
         alone = np.concatenate([ask(row[None]) for row in rows])
     except ExportError:
         raise
@@ -230,39 +195,29 @@ def _answer(ask: Callable[[Rows], Rows], rows: Rows, *, subject: str, name: str,
     except Exception as error:
         got = f"{first_line(error)} on made-up rows {rows.dtype} {['n', *rows.shape[1:]]}"
         raise ExportError(what, got=got, expected="scores (rows, classes)") from error
+    expected, got, fix = "the same in any batch", "", ""
     if not agree(again, answer):
-        raise ExportError(
-            what, got="other scores each time it is asked", expected="the same for the same rows",
-            fix="export it again without operators that draw random numbers",
-        )  # fmt: skip
-    if not agree(alone, answer) and dynamic:
-        raise ExportError(
-            what,
-            got=f"other scores for a row alone than in a batch, which {' and '.join(dynamic)} scales as a whole",
-            expected="the same in any batch",
-            fix="quantise it statically: export its fp32 form, then `python -m export precision MEMBER --to int8`",
-        )
-    if not agree(alone, answer):
-        raise ExportError(
-            what, got="other scores for a row alone than in a batch", expected="the same in any batch",
-            fix="export it again so that no operator works across the batch axis",
-        )  # fmt: skip
+        got, expected = "other scores each time it is asked", "the same for the same rows"
+        fix = "export it again without operators that draw random numbers"
+    elif not agree(alone, answer):
+        got = "other scores for a row alone than in a batch"
+        fix = "export it again so that no operator works across the batch axis"
+        if dynamic:
+            got += f", which {' and '.join(dynamic)} scales as a whole"
+            fix = (
+                "quantise it statically: export its fp32 form, then `python -m export precision MEMBER --to int8`"
+            )
+    if got:
+        raise ExportError(what, got=got, expected=expected, fix=fix)
     return answer
 
 
 def _facts(model: onnx.ModelProto, source: FileInput, output: FileOutput) -> dict[str, Any]:
     """Facts about the file as it came."""
     used = {node.domain for node in all_nodes(model)}
-    return {
-        "ir_version": model.ir_version,
-        "opsets": {
-            "ai.onnx" if part.domain in DEFAULT_DOMAINS else part.domain: part.version
-            for part in model.opset_import
-            if part.domain in used
-        },
-        "input": source.name,
-        "output": output.asked,
-    }
+    parts = [part for part in model.opset_import if part.domain in used]
+    opsets = {"ai.onnx" if part.domain in DEFAULT_DOMAINS else part.domain: part.version for part in parts}
+    return {"ir_version": model.ir_version, "opsets": opsets, "input": source.name, "output": output.asked}
 
 
 def _as_member(
@@ -273,27 +228,27 @@ def _as_member(
     rows: Rows,
     answer: Rows,
     subject: str,
-    options: ExportOptions,
+    keep_opset: bool,
 ) -> tuple[onnx.ModelProto, list[str]]:
     """The network with the tensors that all members share, and what was changed, in words."""
     given = [value for value in model.graph.input if value.name == source.name]
     del model.graph.input[:]
     model.graph.input.extend(given)
-    declare_output(model.graph, output.name, answer)
-    dense = make_dense(model.graph)
-    keep_needed(model.graph)
+    tensors.declare_output(model.graph, output.name, answer)
+    dense = editing.make_dense(model.graph)
+    editing.keep_needed(model.graph)
     with_one_import(model)
-    brought = at_common_opset(model, source.file_rows(rows), subject=subject, keep_opset=options.keep_opset)
-    graph = brought.model.graph
+    brought, converted = at_common_opset(model, source.file_rows(rows), subject=subject, keep_opset=keep_opset)
+    graph = brought.graph
     # An exported member has the exporter's image processing already; other files only use its names by chance.
     ours = source.dtype == "UINT8" and any(IMAGE in node.output for node in graph.node)
     inside = {source.name: f"{ADDED}file_input", output.name: f"{ADDED}file_output"}
-    rename_tensors(
+    editing.rename_tensors(
         graph, inside, reserved={INPUT, OUTPUT}, reserved_prefixes=(ADDED,) if ours else (ADDED, PREFIX)
     )
     source.adapt(graph, inside[source.name])
-    adapt_output(graph, inside[output.name], answer)
+    tensors.adapt_output(graph, inside[output.name], answer)
     # Requests are forwarded without a copy where all members use the same names.
-    rename_tensors(graph, {graph.input[0].name: INPUT, graph.output[0].name: OUTPUT})
+    editing.rename_tensors(graph, {graph.input[0].name: INPUT, graph.output[0].name: OUTPUT})
     changes = [f"{dense} sparse weight{'s' * (dense > 1)} made dense"] if dense else []
-    return brought.model, [*changes, *brought.changes, *source.changes(), *output.changes(answer)]
+    return brought, [*changes, *converted, *source.changes(), *output.changes(answer)]

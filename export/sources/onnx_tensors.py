@@ -32,21 +32,13 @@ _TO_LAST = (0, 2, 3, 1)
 
 @dataclass(frozen=True, kw_only=True)
 class FileInput:
-    """The one input of a file.
+    """The one input of a file."""
 
-    Args:
-        name: in the file.
-        dtype: Triton's word for its type.
-        dims: of one row in the file's own layout, all fixed.
-        behind_processing: whether the exporter puts an image processing in front.
-        channels_last: whether the file takes [H, W, channels] where the member takes [channels, H, W].
-    """
-
-    name: str
-    dtype: str
-    dims: tuple[int, ...]
-    behind_processing: bool = False
-    channels_last: bool = False
+    name: str  # in the file
+    dtype: str  # Triton's word for its type
+    dims: tuple[int, ...]  # of one row in the file's own layout, all fixed
+    behind_processing: bool = False  # whether the exporter puts an image processing in front
+    channels_last: bool = False  # whether the file takes [H, W, channels] where the member takes [channels, H, W]
 
     @property
     def member_dims(self) -> tuple[int, ...]:
@@ -76,24 +68,22 @@ class FileInput:
     def adapt(self, graph: onnx.GraphProto, name: str) -> None:
         """Makes the graph take the member's rows, of fixed dims, instead of the file's.
 
-        Args:
-            graph: changed in place; no name in it begins with ADDED but this one.
-            name: of the file's input by now.
+        `name` is that of the file's input by now; no other in the graph, changed in place, begins with ADDED.
         """
-        steps: list[tuple[str, dict[str, Any]]] = [("Transpose", {"perm": _TO_LAST})] if self.channels_last else []
+        onnx_types = {word: key for key, word in TYPES.items()}
+        steps: list[tuple[str, dict[str, Any]]] = []
         if self.dtype != self.member_dtype:
-            onnx_type = next(key for key, word in TYPES.items() if word == self.dtype)
-            steps.insert(0, ("Cast", {"to": onnx_type}))
+            steps.append(("Cast", {"to": onnx_types[self.dtype]}))
+        if self.channels_last:
+            steps.append(("Transpose", {"perm": _TO_LAST}))
         names = [f"{ADDED}input_{index}" for index in range(len(steps))] + [name]
-        nodes = [
-            helper.make_node(kind, [source], [target], name=source, **attributes)
-            for (kind, attributes), source, target in zip(steps, names, names[1:], strict=False)
-        ]
-        for node in reversed(nodes):
-            graph.node.insert(0, node)
-        kind = next(key for key, word in TYPES.items() if word == self.member_dtype)
+        for index, (kind, attributes) in enumerate(steps):
+            node = helper.make_node(kind, [names[index]], [names[index + 1]], name=names[index], **attributes)
+            graph.node.insert(index, node)
         del graph.input[:]
-        graph.input.append(helper.make_tensor_value_info(names[0], kind, [BATCH, *self.member_dims]))
+        graph.input.append(
+            helper.make_tensor_value_info(names[0], onnx_types[self.member_dtype], [BATCH, *self.member_dims])
+        )
 
 
 def _looks_channels_last(dims: Sequence[int]) -> bool:
@@ -101,11 +91,7 @@ def _looks_channels_last(dims: Sequence[int]) -> bool:
 
 
 def input_of(model: onnx.ModelProto, options: ExportOptions, subject: str) -> FileInput:
-    """The input of a file, its free dims filled with what was asked for.
-
-    Raises:
-        ExportError: it cannot be a member's input.
-    """
+    """The input of a file, free dims as asked for; ExportError where it cannot be a member's input."""
     inputs = given_inputs(model.graph)
     if len(inputs) != 1:
         names = ", ".join(value.name for value in inputs) or "none"
@@ -113,7 +99,7 @@ def input_of(model: onnx.ModelProto, options: ExportOptions, subject: str) -> Fi
     name, what = inputs[0].name, f"{subject} input {inputs[0].name}"
     dtype = _dtype(inputs[0].type, what)
     declared = _declared(inputs[0].type.tensor_type, options, what)
-    dims = _Layout.of(declared, options).filled(declared, options, what)
+    dims = _filled(declared, options, what)
     if options.mean is None and options.std is None:
         return FileInput(name=name, dtype=dtype, dims=dims)
     if dtype not in _FLOATS or len(dims) != 3:
@@ -123,13 +109,8 @@ def input_of(model: onnx.ModelProto, options: ExportOptions, subject: str) -> Fi
             expected="FP32 (channels, height, width) behind `mean` and `std`",
             fix="leave them out: the file takes its rows as they are" if dtype not in _FLOATS else None,
         )
-    return FileInput(
-        name=name,
-        dtype=dtype,
-        dims=dims,
-        behind_processing=True,
-        channels_last=_Layout.of(dims, options).channels == 2,
-    )
+    last = _channel_axis(dims, options) == 2
+    return FileInput(name=name, dtype=dtype, dims=dims, behind_processing=True, channels_last=last)
 
 
 def _dtype(kind: onnx.TypeProto, what: str) -> str:
@@ -154,73 +135,56 @@ def _declared(tensor: onnx.TypeProto.Tensor, options: ExportOptions, what: str) 
     if len(sizes) < 2:
         raise ExportError(what, got=f"shape {sizes}", expected="a batch axis first, then the dims of a row")
     if sizes[0] >= 0:
-        raise ExportError(
-            what,
-            got=f"a batch axis fixed at {sizes[0]}",
-            expected="a free one",
-            fix="export it again with a dynamic first axis",
-        )
+        got, fix = f"a batch axis fixed at {sizes[0]}", "export it again with a dynamic first axis"
+        raise ExportError(what, got=got, expected="a free one", fix=fix)
     if 0 in sizes:
         raise ExportError(what, got=f"dims {sizes[1:]}", expected="sizes of at least 1")
     return tuple(sizes[1:])
 
 
-@dataclass(frozen=True)
-class _Layout:
-    """Where a row has its channels and sides, None where it is no picture."""
+def _channel_axis(dims: Sequence[int], options: ExportOptions) -> int | None:
+    """Where a row has its channels, None where it is no picture: first, unless the means or the sizes say last."""
+    if len(dims) != 3:
+        return None
+    given = options.mean or options.std
+    if given is not None and len(given) in (dims[0], dims[2]):
+        return 0 if len(given) == dims[0] else 2
+    return 2 if _looks_channels_last(dims) else 0
 
-    channels: int | None
 
-    @classmethod
-    def of(cls, dims: Sequence[int], options: ExportOptions) -> "_Layout":
-        """Channels first, unless the means say last, or only the last axis can be them."""
-        if len(dims) != 3:
-            return cls(None)
-        given = options.mean or options.std
-        if given is not None and len(given) in (dims[0], dims[2]):
-            return cls(0 if len(given) == dims[0] else 2)
-        return cls(2 if _looks_channels_last(dims) else 0)
+def _filled(dims: tuple[int, ...], options: ExportOptions, what: str) -> tuple[int, ...]:
+    """The dims of a row, free ones as asked for; none may stay free or differ from the file's."""
+    channels = _channel_axis(dims, options)
+    for argument, given in _given(dims, channels, options, what):
+        pairs = list(zip(dims, given, strict=False))
+        if len(given) != len(dims) or any(-1 not in pair and pair[0] != pair[1] for pair in pairs):
+            shown = [size for size in given if size != -1] if argument == "resolution_px" else list(given)
+            expected = f"what the file takes, {_shown(dims)}"
+            raise ExportError(f"{what} `{argument}`", got=shown, expected=expected)
+        dims = tuple(max(pair) for pair in pairs)
+    if -1 in dims:
+        sides_only = channels is not None and dims[channels] != -1
+        fix = "give `resolution_px` or `dims`" if sides_only else "give `dims`, as in `dims` 3,224,224"
+        got = f"dims {_shown(dims)} after the batch axis"
+        raise ExportError(what, got=got, expected="fixed sizes", fix=fix)
+    return dims
 
-    @property
-    def sides(self) -> tuple[int, int]:
-        return (1, 2) if self.channels == 0 else (0, 1)
 
-    def filled(self, dims: tuple[int, ...], options: ExportOptions, what: str) -> tuple[int, ...]:
-        """The dims, free ones as asked for.
-
-        Raises:
-            ExportError: one stays free, or something else than the file's was asked for.
-        """
-        for argument, given in self._given(dims, options, what):
-            pairs = list(zip(dims, given, strict=False))
-            if len(given) != len(dims) or any(-1 not in pair and pair[0] != pair[1] for pair in pairs):
-                shown = [size for size in given if size != -1] if argument == "resolution_px" else list(given)
-                raise ExportError(
-                    f"{what} `{argument}`", got=shown, expected=f"what the file takes, {_shown(dims)}"
-                )
-            dims = tuple(max(pair) for pair in pairs)
-        if -1 in dims:
-            sides_only = self.channels is not None and dims[self.channels] != -1
-            fix = "give `resolution_px` or `dims`" if sides_only else "give `dims`, as in `dims` 3,224,224"
-            raise ExportError(
-                what, got=f"dims {_shown(dims)} after the batch axis", expected="fixed sizes", fix=fix
-            )
-        return dims
-
-    def _given(
-        self, dims: tuple[int, ...], options: ExportOptions, what: str
-    ) -> list[tuple[str, tuple[int, ...]]]:
-        found = [("dims", options.dims)] if options.dims is not None else []
-        if options.resolution_px is not None:
-            if self.channels is None:
-                expected = f"none, as the file takes no picture but {_shown(dims)}"
-                raise ExportError(f"{what} `resolution_px`", got=options.resolution_px, expected=expected)
-            sides = [options.resolution_px if axis in self.sides else -1 for axis in range(3)]
-            found.append(("resolution_px", tuple(sides)))
-        given = options.mean or options.std
-        if given is not None and self.channels is not None and dims[self.channels] == -1:
-            found.append(("mean", tuple(len(given) if axis == self.channels else -1 for axis in range(3))))
-        return found
+def _given(
+    dims: tuple[int, ...], channels: int | None, options: ExportOptions, what: str
+) -> list[tuple[str, tuple[int, ...]]]:
+    """Argument -> the dims that it says, -1 where it says nothing."""
+    found = [("dims", options.dims)] if options.dims is not None else []
+    if options.resolution_px is not None:
+        if channels is None:
+            expected = f"none, as the file takes no picture but {_shown(dims)}"
+            raise ExportError(f"{what} `resolution_px`", got=options.resolution_px, expected=expected)
+        sides = (1, 2) if channels == 0 else (0, 1)
+        found.append(("resolution_px", tuple(options.resolution_px if axis in sides else -1 for axis in range(3))))
+    given = options.mean or options.std
+    if given is not None and channels is not None and dims[channels] == -1:
+        found.append(("mean", tuple(len(given) if axis == channels else -1 for axis in range(3))))
+    return found
 
 
 def _shown(shape: Iterable[Any]) -> str:
@@ -237,38 +201,26 @@ _LIKELY = ("logit", "prob", "score", "class", "output")
 
 @dataclass(frozen=True, kw_only=True)
 class FileOutput:
-    """The tensor that holds the scores.
+    """The tensor that holds the scores."""
 
-    Args:
-        name: in the file's graph.
-        asked: name of the output that stands for it, another where that is a map made of it.
-        labels: class names where the graph has them beside the scores.
-    """
-
-    name: str
-    asked: str
-    labels: tuple[str, ...] | None = None
+    name: str  # in the file's graph
+    asked: str  # name of the output that stands for it, another where that is a map made of it
+    labels: tuple[str, ...] | None = None  # class names where the graph has them beside the scores
 
     def changes(self, answer: Rows) -> list[str]:
         """Changes to the output, in words; `answer` is what the file gives for some rows."""
-        words = (
-            []
-            if self.name == self.asked
-            else [f"output {self.asked} taken as the tensor {self.name} it is made of"]
-        )
+        words = []
+        if self.name != self.asked:
+            words.append(f"output {self.asked} taken as the tensor {self.name} it is made of")
         if answer.ndim > 2:
             words.append(f"output of shape {_shown(('n', *answer.shape[1:]))} flattened")
         return words
 
 
 def output_of(model: onnx.ModelProto, outputs: Sequence[Any], wanted: str | None, subject: str) -> FileOutput:
-    """The output to take.
+    """The output to take: the wanted one, which may be a tensor inside the graph, or the only one.
 
-    Args:
-        model: as it is in the file.
-        outputs: ONNX Runtime's description of its outputs: name, type and shape of each.
-        wanted: name asked for; a tensor inside the graph will do too.
-        subject: the source, for messages.
+    `outputs` is what ONNX Runtime says of the file's: name, type and shape of each.
 
     Raises:
         ExportError: several and none chosen, or none of the chosen name, or one that cannot be scores.
@@ -278,20 +230,25 @@ def output_of(model: onnx.ModelProto, outputs: Sequence[Any], wanted: str | None
     fix = _suggestion(outputs, made)
     if wanted is None and len(found) > 1:
         shown = ", ".join(map(_described, outputs))
-        raise ExportError(
-            subject, got=f"outputs {shown}", expected="one", fix=f"choose with `output_name`{fix and f', {fix}'}"
-        )
+        choose = f"choose with `output_name`{fix and f', {fix}'}"
+        raise ExportError(subject, got=f"outputs {shown}", expected="one", fix=choose)
     name = wanted or outputs[0].name
     if name not in found and name not in made:
         raise ExportError(f"{subject} `output_name`", got=name, expected=" or ".join(found), fix=fix or None)
-    maps = _behind_identities(name, made)
-    if maps is not None and (maps.op_type, maps.domain) == ("ZipMap", _ML):
-        return FileOutput(name=maps.input[0], asked=name, labels=_labels(maps))
+    node = made.get(name)
+    while node is not None and node.op_type == "Identity" and node.domain in DEFAULT_DOMAINS:
+        node = made.get(node.input[0])
+    if node is not None and (node.op_type, node.domain) == ("ZipMap", _ML):
+        return FileOutput(name=node.input[0], asked=name, labels=_labels(node))
     if name in found and found[name].type not in _SCORE_TYPES:
-        other = f"choose another with `output_name`, {fix}" if fix else _without_scores(found[name].type)
-        raise ExportError(
-            f"{subject} output {name}", got=_kind(found[name].type), expected="scores, a float tensor", fix=other
-        )
+        kind = found[name].type
+        other = f"choose another with `output_name`, {fix}" if fix else _ANOTHER
+        if not fix and "map" in kind:
+            other = (
+                "convert it again without maps (zipmap off), or name a tensor inside the graph with `output_name`"
+            )
+        expected = "scores, a float tensor"
+        raise ExportError(f"{subject} output {name}", got=_kind(kind), expected=expected, fix=other)
     return FileOutput(name=name, asked=name)
 
 
@@ -306,17 +263,8 @@ def require_scores(answer: Any, *, rows: int, subject: str, name: str) -> None:
         shape = _shown(("n", *answer.shape[1:]))
         raise ExportError(what, got=f"{answer.ndim} axes, {shape}", expected=expected, fix=_ANOTHER)
     if len(answer) != rows:
-        raise ExportError(
-            what, got=f"shape {list(answer.shape)} for {rows} rows", expected="a row of scores per row"
-        )
-
-
-def _behind_identities(name: str, made: dict[str, onnx.NodeProto]) -> onnx.NodeProto | None:
-    """The node that makes a tensor, looking through nodes that hand it on."""
-    node = made.get(name)
-    while node is not None and node.op_type == "Identity" and node.domain in DEFAULT_DOMAINS:
-        node = made.get(node.input[0])
-    return node
+        got = f"shape {list(answer.shape)} for {rows} rows"
+        raise ExportError(what, got=got, expected="a row of scores per row")
 
 
 def _labels(zip_map: onnx.NodeProto) -> tuple[str, ...] | None:
@@ -331,7 +279,11 @@ def _labels(zip_map: onnx.NodeProto) -> tuple[str, ...] | None:
 
 def _suggestion(outputs: Sequence[Any], made: dict[str, onnx.NodeProto]) -> str:
     """The output that most likely holds the scores, as a hint; empty where none looks like it."""
-    likely = [one.name for one in outputs if _may_be_scores(one) or _is_zip_map(made.get(one.name))]
+    likely = [
+        one.name
+        for one in outputs
+        if _may_be_scores(one) or getattr(made.get(one.name), "op_type", "") == "ZipMap"
+    ]
     named = [name for name in likely if any(word in name.lower() for word in _LIKELY)]
     best = next(iter(named or likely), None)
     return f"most likely `output_name` {best}" if best is not None else ""
@@ -340,10 +292,6 @@ def _suggestion(outputs: Sequence[Any], made: dict[str, onnx.NodeProto]) -> str:
 def _may_be_scores(one: Any) -> bool:
     sizes = [size for size in one.shape[1:] if size != 1]
     return one.type in _SCORE_TYPES and len(one.shape) != 1 and len(sizes) <= 1
-
-
-def _is_zip_map(node: onnx.NodeProto | None) -> bool:
-    return node is not None and node.op_type == "ZipMap"
 
 
 def _described(one: Any) -> str:
@@ -360,19 +308,10 @@ def _kind(word: str) -> str:
     return next((text for start, text in starts.items() if word.startswith(start)), word)
 
 
-def _without_scores(kind: str) -> str:
-    if "map" in kind:
-        return "convert it again without maps (zipmap off), or name a tensor inside the graph with `output_name`"
-    return _ANOTHER
-
-
 def declare_output(graph: onnx.GraphProto, name: str, answer: Rows | None = None) -> None:
-    """Makes a tensor of a graph its only output.
+    """Makes a tensor of a graph its only output, in place.
 
-    Args:
-        graph: changed in place.
-        name: of the tensor.
-        answer: (n, ...) to some rows, whose type and dims are then declared; None leaves them to inference.
+    Its type and dims are those of the `answer` (n, ...) to some rows; None leaves them to inference.
     """
     value = onnx.ValueInfoProto(name=name)
     if answer is not None:
@@ -383,12 +322,9 @@ def declare_output(graph: onnx.GraphProto, name: str, answer: Rows | None = None
 
 
 def adapt_output(graph: onnx.GraphProto, name: str, answer: Rows) -> None:
-    """Makes a tensor (n, ...) of a graph its output (n, classes).
+    """Makes a tensor (n, ...) of a graph its output (n, classes), in place; `answer` is what it is for some rows.
 
-    Args:
-        graph: changed in place; no name in it begins with ADDED but that of its input, and this one.
-        name: of the tensor.
-        answer: to some rows.
+    No name in the graph begins with ADDED but those of its input and of this tensor.
     """
     made = {output for node in graph.node for output in node.output}
     if answer.ndim > 2 or name not in made:

@@ -1,8 +1,10 @@
 """PyTorch networks of timm, of torchvision, and of a module of the user's own."""
 
+import functools
 import hashlib
 import importlib
 import inspect
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,23 +20,86 @@ from orchestrator.repository.files import sha256_of_path
 
 
 def identify_timm(what: str, options: ExportOptions, *, timm: Any = None) -> SourceRef:
-    """Which weights `timm:<name>` means: the pretrained ones of that tag.
+    """Which weights `timm:<name>` means: the pretrained ones of that tag; the name may have a tag.
 
-    The name may have a tag. A test hands over a package of its own; None imports timm.
-
-    Raises:
-        ExportError: timm is not installed or knows no such model, or its weights cannot be had.
+    A test hands over a package of its own; None imports timm. Raises ExportError where there are no such weights.
     """
-    fix = "pip install timm, with the torchvision that fits your torch"
-    timm = timm or _package("timm", f"timm:{what}", fix=fix)
+    subject = f"timm:{what}"
+    timm = timm or _package("timm", subject, fix="pip install timm, with the torchvision that fits your torch")
     if not timm.is_model(what.partition(".")[0]):
-        raise ExportError(f"timm:{what}", got="no such model", fix=nearest(what, timm.list_models()))
+        raise ExportError(subject, got="no such model", fix=nearest(what, timm.list_models()))
+    config_of = functools.partial(timm.data.resolve_data_config, {})
+
+    def load() -> LoadedModel:
+        model = _made(
+            lambda: timm.create_model(what, pretrained=not options.random_weights),
+            options,
+            subject=subject,
+            expected="the published ones",
+            fix=f"where there is a network run `hf download timm/{what} --local-dir FOLDER`, bring FOLDER "
+            "into the hub's cache here, or use `random_weights`",
+        )
+        config = config_of(pretrained_cfg=model.pretrained_cfg)
+        return _loaded(
+            model,
+            processing_from_timm(config),
+            options,
+            transform_of=lambda: timm.data.create_transform(**config, is_training=False),
+            transform_name="timm transform",
+            versions={"torch": torch.__version__, "timm": timm.__version__},
+        )
+
+    def own() -> Processing:
+        return processing_from_timm(config_of(pretrained_cfg=timm.get_pretrained_cfg(what).to_dict()))
+
     return SourceRef(
-        text=f"timm:{what}",
+        text=subject,
         name=member_name(what.replace(".", "_")),
         files={"timm": timm.__version__, "name": what, "random": str(options.random_weights)},
-        load=lambda: _timm_load(timm, what, options),
-        image_px=lambda: _timm_processing(timm, timm.get_pretrained_cfg(what).to_dict(), options).image_px(),
+        load=load,
+        image_px=lambda: _processing(own(), options, "timm").image_px(),
+    )
+
+
+def identify_torchvision(what: str, options: ExportOptions, *, models: Any = None) -> SourceRef:
+    """Which weights `torchvision:<name>` means: the default ones. Names are those of `list_models`.
+
+    A test hands over `models`; None imports torchvision's. Raises ExportError where there are no such weights.
+    """
+    subject = f"torchvision:{what}"
+    fix = "pip install torchvision, or use the same network of transformers: hf:<id>"
+    models = models or _package("torchvision.models", subject, fix=fix)
+    if what not in models.list_models():
+        raise ExportError(subject, got="no such model", fix=nearest(what, models.list_models()))
+    weights = models.get_model_weights(what).DEFAULT
+
+    def load() -> LoadedModel:
+        model = _made(
+            lambda: models.get_model(what, weights=None if options.random_weights else weights),
+            options,
+            subject=subject,
+            expected=f"{weights.url.rpartition('/')[2]} in the torch hub cache",
+            fix=f"bring that file to {torch.hub.get_dir()}/checkpoints, or use `random_weights`",
+        )
+        transform = weights.transforms()
+        return _loaded(
+            model,
+            processing_from_torchvision(transform),
+            options,
+            transform_of=lambda: transform,
+            transform_name="torchvision transforms",
+            labels=tuple(weights.meta["categories"]) or None,
+            versions={"torch": torch.__version__},
+        )
+
+    return SourceRef(
+        text=subject,
+        name=member_name(what),
+        files={"weights": str(weights), "random": str(options.random_weights)},
+        load=load,
+        image_px=lambda: _processing(
+            processing_from_torchvision(weights.transforms()), options, "torchvision"
+        ).image_px(),
     )
 
 
@@ -47,41 +112,52 @@ def _package(module: str, what: str, *, fix: str) -> Any:
         raise ExportError(what, got=got, expected="one that fits your torch", fix=fix) from error
 
 
-def _timm_load(timm: Any, what: str, options: ExportOptions) -> LoadedModel:
+def _made(make: Callable[[], Any], options: ExportOptions, *, subject: str, expected: str, fix: str) -> Any:
+    """A published network, in evaluation mode."""
     torch.manual_seed(options.seed)
     try:
-        model = timm.create_model(what, pretrained=not options.random_weights).eval()
-    # Hub, disk and weight errors share no base.
+        return make().eval()
+    # Hub, download, disk and weight errors share no base.
     except Exception as error:
-        raise ExportError(
-            f"timm:{what}",
-            got=f"weights that cannot be had ({type(error).__name__})",
-            expected="the published ones",
-            fix=f"where there is a network run `hf download timm/{what} --local-dir FOLDER`, bring FOLDER "
-            "into the hub's cache here, or use `random_weights`",
-        ) from error
-    processing = _timm_processing(timm, model.pretrained_cfg, options)
+        got = f"weights that cannot be had ({type(error).__name__})"
+        raise ExportError(subject, got=got, expected=expected, fix=fix) from error
+
+
+def _processing(own: Processing, options: ExportOptions, package: str) -> Processing:
+    """The processing given by hand, else the network's own, at the side that was asked for."""
+    by_hand = options.processing(package)
+    return by_hand or (own.at(options.resolution_px) if options.resolution_px else own)
+
+
+def _loaded(
+    model: nn.Module,
+    own: Processing,
+    options: ExportOptions,
+    *,
+    transform_of: Callable[[], Any],
+    transform_name: str,
+    versions: dict[str, str],
+    labels: tuple[str, ...] | None = None,
+) -> LoadedModel:
+    """A published network with its image processing, and its own transform where that is what it goes through."""
+    processing = _processing(own, options, transform_name.partition(" ")[0])
     sides = processing.network_px()
     assert sides is not None
-    config = timm.data.resolve_data_config({}, pretrained_cfg=model.pretrained_cfg)
-    own = processing == processing_from_timm(config)
-    transform = timm.data.create_transform(**config, is_training=False) if own else None
+    transform = transform_of() if processing == own else None
     return LoadedModel(
         network=model,
         dims=(processing.channels, *sides),
         processing=processing,
-        own_processor=None if transform is None else lambda rows: transformed(transform, rows),
-        own_processor_name="" if transform is None else "timm transform",
-        versions={"torch": torch.__version__, "timm": timm.__version__},
+        own_processor=None if transform is None else lambda rows: _transformed(transform, rows),
+        own_processor_name="" if transform is None else transform_name,
+        labels=labels,
+        versions=versions,
     )
 
 
-def _timm_processing(timm: Any, pretrained_cfg: Any, options: ExportOptions) -> Processing:
-    by_hand = options.processing("timm")
-    if by_hand is not None:
-        return by_hand
-    processing = processing_from_timm(timm.data.resolve_data_config({}, pretrained_cfg=pretrained_cfg))
-    return processing.at(options.resolution_px) if options.resolution_px else processing
+def _transformed(transform: Any, rows: Rows) -> Rows:
+    """Images through a transform of one PIL image; uint8 (n, c, H, W) -> float32 (n, c, h, w)."""
+    return np.stack([transform(Image.fromarray(np.moveaxis(row, 0, -1))).numpy() for row in rows])
 
 
 def processing_from_timm(config: dict[str, Any]) -> Processing:
@@ -98,69 +174,6 @@ def processing_from_timm(config: dict[str, Any]) -> Processing:
         std=tuple(config["std"]),
         channels=channels,
     )
-
-
-def transformed(transform: Any, rows: Rows) -> Rows:
-    """Images through a torchvision-like transform of one PIL image; uint8 (n, c, H, W) -> float32 (n, c, h, w)."""
-    return np.stack([transform(Image.fromarray(np.moveaxis(row, 0, -1))).numpy() for row in rows])
-
-
-def identify_torchvision(what: str, options: ExportOptions, *, models: Any = None) -> SourceRef:
-    """Which weights `torchvision:<name>` means: the default ones.
-
-    Names are those of `list_models`. A test hands over `models`; None imports torchvision's.
-
-    Raises:
-        ExportError: torchvision is not usable or knows no such model, or its weights cannot be had.
-    """
-    fix = "pip install torchvision, or use the same network of transformers: hf:<id>"
-    models = models or _package("torchvision.models", f"torchvision:{what}", fix=fix)
-    if what not in models.list_models():
-        raise ExportError(f"torchvision:{what}", got="no such model", fix=nearest(what, models.list_models()))
-    weights = models.get_model_weights(what).DEFAULT
-    return SourceRef(
-        text=f"torchvision:{what}",
-        name=member_name(what),
-        files={"weights": str(weights), "random": str(options.random_weights)},
-        load=lambda: _torchvision_load(models, what, weights, options),
-        image_px=lambda: _torchvision_processing(weights.transforms(), options).image_px(),
-    )
-
-
-def _torchvision_load(models: Any, what: str, weights: Any, options: ExportOptions) -> LoadedModel:
-    torch.manual_seed(options.seed)
-    try:
-        model = models.get_model(what, weights=None if options.random_weights else weights).eval()
-    # URLError, OSError and RuntimeError, depending on where the download stops.
-    except Exception as error:
-        raise ExportError(
-            f"torchvision:{what}",
-            got=f"weights that cannot be had ({type(error).__name__})",
-            expected=f"{weights.url.rpartition('/')[2]} in the torch hub cache",
-            fix=f"bring that file to {torch.hub.get_dir()}/checkpoints, or use `random_weights`",
-        ) from error
-    transform = weights.transforms()
-    processing = _torchvision_processing(transform, options)
-    own = processing == processing_from_torchvision(transform)
-    sides = processing.network_px()
-    assert sides is not None
-    return LoadedModel(
-        network=model,
-        dims=(3, *sides),
-        processing=processing,
-        own_processor=(lambda rows: transformed(transform, rows)) if own else None,
-        own_processor_name="torchvision transforms" if own else "",
-        labels=tuple(weights.meta["categories"]) or None,
-        versions={"torch": torch.__version__},
-    )
-
-
-def _torchvision_processing(transform: Any, options: ExportOptions) -> Processing:
-    by_hand = options.processing("torchvision")
-    if by_hand is not None:
-        return by_hand
-    processing = processing_from_torchvision(transform)
-    return processing.at(options.resolution_px) if options.resolution_px else processing
 
 
 def processing_from_torchvision(transform: Any) -> Processing:
@@ -181,27 +194,28 @@ def identify_callable(what: str, options: ExportOptions) -> SourceRef:
         ExportError: the module or the callable is not there, or the input's dims are not known.
     """
     subject = f"torch:{what}"
-    module_name, colon, name = what.partition(":")
-    if not colon or not name:
+    module_name, _, name = what.partition(":")
+    if not name:
         raise ExportError(subject, got=what, expected="torch:<module>:<callable>")
     try:
         module = importlib.import_module(module_name)
     # Whatever the user's module raises while it is imported.
     except Exception as error:
-        raise ExportError(
-            subject,
-            got=f"a module that does not import ({type(error).__name__}: {error})",
-            fix="run from the folder that holds it, or set PYTHONPATH",
-        ) from error
+        got = f"a module that does not import ({type(error).__name__}: {error})"
+        fix = "run from the folder that holds it, or set PYTHONPATH"
+        raise ExportError(subject, got=got, fix=fix) from error
     make = getattr(module, name, None)
     if not callable(make):
         known = [word for word, value in vars(module).items() if callable(value) and not word.startswith("_")]
         raise ExportError(subject, got=f"no callable {name}", fix=nearest(name, known))
     if options.dims is None and options.mean is None:
-        raise ExportError(
-            subject, got="no input size", expected="`dims` 3,32,32, or `mean`, `std` and `resolution_px`"
-        )
-    files = {"code": _sha256_of_code(module), "seed": str(options.seed)}
+        expected = "`dims` 3,32,32, or `mean`, `std` and `resolution_px`"
+        raise ExportError(subject, got="no input size", expected=expected)
+    try:
+        code = hashlib.sha256(inspect.getsource(module).encode()).hexdigest()
+    except (OSError, TypeError):
+        code = ""
+    files = {"code": code, "seed": str(options.seed)}
     if options.weights is not None:
         if not options.weights.is_file():
             raise ExportError(f"{subject} `weights` {options.weights}", got="no such file")
@@ -210,26 +224,18 @@ def identify_callable(what: str, options: ExportOptions) -> SourceRef:
         text=subject,
         name=name.lower(),
         files=files,
-        load=lambda: _load(make, subject, options),
+        load=lambda: _called(make, subject, options),
         image_px=options.image_px,
     )
 
 
-def _sha256_of_code(module: Any) -> str:
-    try:
-        return hashlib.sha256(inspect.getsource(module).encode()).hexdigest()
-    except (OSError, TypeError):
-        return ""
-
-
-def _load(make: Any, subject: str, options: ExportOptions) -> LoadedModel:
+def _called(make: Any, subject: str, options: ExportOptions) -> LoadedModel:
     torch.manual_seed(options.seed)
     try:
         network = make()
     except (Exception, SystemExit) as error:
-        raise ExportError(
-            subject, got=f"{type(error).__name__}: {error}", expected="a call without arguments"
-        ) from error
+        got = f"{type(error).__name__}: {error}"
+        raise ExportError(subject, got=got, expected="a call without arguments") from error
     if not isinstance(network, nn.Module):
         raise ExportError(subject, got=type(network).__name__, expected="a torch.nn.Module")
     if options.weights is not None and not options.random_weights:
@@ -239,12 +245,8 @@ def _load(make: Any, subject: str, options: ExportOptions) -> LoadedModel:
     # Without a processing `dims` was given, see above; with one it ends at the size of the resize.
     dims = options.dims if processing is None else (channels, *(processing.network_px() or ()))
     assert dims is not None
-    return LoadedModel(
-        network=network.eval(),
-        dims=dims,
-        processing=processing,
-        versions={"torch": torch.__version__},
-    )
+    versions = {"torch": torch.__version__}
+    return LoadedModel(network=network.eval(), dims=dims, processing=processing, versions=versions)
 
 
 def _fill(network: nn.Module, path: Path, subject: str) -> None:
@@ -260,8 +262,6 @@ def _fill(network: nn.Module, path: Path, subject: str) -> None:
         network.load_state_dict(state)
     # safetensors, pickle and torch each have their own errors for a damaged or foreign file.
     except Exception as error:
-        raise ExportError(
-            f"{subject} `weights` {path}",
-            got=f"weights that do not load ({first_line(error)})",
-            expected="a state dict of this network, as .safetensors or saved by torch.save",
-        ) from error
+        got = f"weights that do not load ({first_line(error)})"
+        expected = "a state dict of this network, as .safetensors or saved by torch.save"
+        raise ExportError(f"{subject} `weights` {path}", got=got, expected=expected) from error

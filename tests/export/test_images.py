@@ -1,6 +1,7 @@
-"""The image processing in the graph against Pillow and against transformers' own processors."""
+"""The image processing in the graph against Pillow and transformers' own processors; rows to compare on."""
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -18,9 +19,17 @@ from export.images import (
     resize_matrix,
     with_preprocess,
 )
-from export.parity import MAX_LEVELS, in_the_same_order, pillow_processed, processor_of
+from export.parity import (
+    MAX_LEVELS,
+    in_the_same_order,
+    pillow_processed,
+    processor_of,
+    rows_from_path,
+    varied_rows,
+)
 from export.sources import LoadedModel
-from orchestrator.errors import ExportError
+from orchestrator.errors import DataError, ExportError
+from orchestrator.spec import TensorSpec
 from tests.onnx_models import model_of
 
 SIZES = st.integers(min_value=8, max_value=90)
@@ -176,6 +185,27 @@ def test_grey_and_turned_channels() -> None:
     grey = Processing(resize_px=(9, 9), channels=1, mean=(0.5,), std=(0.5,))
     assert levels_apart(grey, images(2, 20, 20, channels=1)).max() <= MAX_LEVELS
     turned = Processing(resize_px=(9, 9), mean=(0.1, 0.2, 0.3), reverse_channels=True)
-    assert levels_apart(turned, images(2, 20, 20)).max() <= MAX_LEVELS
-    plain = dataclasses.replace(turned, reverse_channels=False)
-    assert levels_apart(plain, images(2, 20, 20)).max() <= MAX_LEVELS
+    for processing in (turned, dataclasses.replace(turned, reverse_channels=False)):
+        assert levels_apart(processing, images(2, 20, 20)).max() <= MAX_LEVELS
+
+
+def test_rows_of_a_file_must_fit(tmp_path: Path) -> None:
+    tensor = TensorSpec(name="image", dtype="UINT8", dims=(3, 4, 4))
+    rows = varied_rows(tensor, 5)
+    np.save(tmp_path / "a.npy", rows)
+    np.savez(tmp_path / "a.npz", images=rows, labels=np.zeros(5))
+    np.testing.assert_array_equal(rows_from_path(tmp_path / "a.npy", tensor), rows)
+    np.testing.assert_array_equal(rows_from_path(tmp_path / "a.npz", tensor), rows)
+    np.save(tmp_path / "b.npy", rows.astype(np.float32))
+    (tmp_path / "c.npy").write_bytes(b"\x93NUMPY")
+    for name, says in (("b.npy", "float32"), ("c.npy", "cannot read"), ("d.npy", "no such file")):
+        with pytest.raises(DataError, match=says):
+            rows_from_path(tmp_path / name, tensor)
+
+
+def test_varied_rows_differ_from_each_other_and_stay_the_same_for_a_seed() -> None:
+    tensor = TensorSpec(name="image", dtype="UINT8", dims=(3, 24, 24))
+    rows = varied_rows(tensor, 16)
+    assert len({row.tobytes() for row in rows}) == 16
+    assert np.ptp(rows.mean(axis=(1, 2, 3))) > 40
+    np.testing.assert_array_equal(rows, varied_rows(tensor, 16))

@@ -6,27 +6,23 @@ import unicodedata
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
-from export.__main__ import app
 from export.fusing import Fusion, fuse
 from export.output import labels_from_path, require_same_classes
 from export.precision.derive import export_precision
-from orchestrator.errors import CommitteeError, ExportError
+from orchestrator.errors import ExportError
 from orchestrator.repository.check import check
 from orchestrator.repository.render import render
 from orchestrator.spec import CascadeSpec, InputSpec, Manifest, Member, Stage, manifest_from_path
 from orchestrator.spec.manifest import json_from_manifest
+from tests.export.test_member_command import said
 
 SMALL = ("torch:tests.export.nets:small", "--dims", "3,8,8", "--runtimes", "none")
 NAMES = ("ant", "bee", "cow", "d\u00f6g", "elk")
 
 
 def export(repository: Path, *options: object) -> tuple[int, str]:
-    result = CliRunner().invoke(app, ["member", *SMALL, "-o", str(repository), *map(str, options)])
-    if isinstance(result.exception, CommitteeError):
-        return result.exception.exit_code, str(result.exception)
-    return result.exit_code, result.output
+    return said("member", *SMALL, "-o", str(repository), *map(str, options))
 
 
 def manifest_of(repository: Path, name: str = "small") -> Manifest:

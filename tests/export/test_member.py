@@ -5,7 +5,9 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -27,17 +29,28 @@ POOLED = "torch:tests.export.nets:pooled"
 BY_HAND = ExportOptions(mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.4), resolution_px=24)
 
 
-def export_pooled(repository: Path, asked: ExportOptions = BY_HAND, *, force: bool = False) -> str:
-    plans = member_exports([POOLED], asked, image_px=30)
-    return export_committee(repository, plans, force=force, progress=lambda _: None)["pooled"]
+def export_members(
+    repository: Path,
+    sources: list[str],
+    asked: ExportOptions = BY_HAND,
+    *,
+    force: bool = False,
+    progress: Callable[[str], None] = lambda _: None,
+    **how: Any,
+) -> dict[str, str]:
+    return export_committee(repository, member_exports(sources, asked, **how), force=force, progress=progress)
+
+
+def export_pooled(repository: Path, asked: ExportOptions = BY_HAND, **how: Any) -> str:
+    return export_members(repository, [POOLED], asked, image_px=30, **how)["pooled"]
 
 
 @pytest.fixture(scope="module")
 def repository(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A committee of two families, and the first one at a second resolution."""
     repository = tmp_path_factory.mktemp("exported") / "repository"
-    plans = member_exports([f"hf:{models / 'cheap'}", f"hf:{models / 'dear'}"], ExportOptions())
-    assert set(export_committee(repository, plans, force=False, progress=lambda _: None).values()) == {"exported"}
+    done = export_members(repository, [f"hf:{models / 'cheap'}", f"hf:{models / 'dear'}"], ExportOptions())
+    assert set(done.values()) == {"exported"}
     return repository
 
 
@@ -68,9 +81,8 @@ def test_a_member_answers_what_transformers_answers_to_the_same_picture(reposito
     rows = varied_rows(TensorSpec(name="image", dtype="UINT8", dims=(3, 36, 36)), 12, seed=3)
     local = LocalMembers(repository, ["cheap", "dear"])
     for name in ("cheap", "dear"):
-        processor = getattr(
-            transformers, {"cheap": "ConvNextImageProcessorPil", "dear": "ViTImageProcessorPil"}[name]
-        ).from_pretrained(models / name)
+        kind = {"cheap": "ConvNextImageProcessorPil", "dear": "ViTImageProcessorPil"}[name]
+        processor = getattr(transformers, kind).from_pretrained(models / name)
         model = transformers.AutoModelForImageClassification.from_pretrained(models / name).eval()
         pixels = processor(images=[np.moveaxis(row, 0, -1) for row in rows], return_tensors="pt")["pixel_values"]
         with torch.inference_mode():
@@ -92,8 +104,7 @@ def test_a_second_export_does_nothing_until_something_changed(tmp_path: Path) ->
 
 
 def test_one_network_at_two_resolutions_is_two_members_of_one_image_size(tmp_path: Path) -> None:
-    plans = member_exports([POOLED], BY_HAND, resolutions=[16, 32])
-    done = export_committee(tmp_path, plans, force=False, progress=lambda _: None)
+    done = export_members(tmp_path, [POOLED], resolutions=[16, 32])
     assert list(done) == ["pooled_16", "pooled_32"]
     low, high = (manifest_from_path(tmp_path / name / "manifest.json") for name in done)
     assert low.input == high.input == TensorSpec(name="image", dtype="UINT8", dims=(3, 32, 32))
@@ -101,11 +112,17 @@ def test_one_network_at_two_resolutions_is_two_members_of_one_image_size(tmp_pat
     assert low.parameters == high.parameters
 
 
-def test_members_that_answer_different_questions_are_not_one_committee(tmp_path: Path) -> None:
-    plans = member_exports([POOLED, f"{POOLED}_to_five"], BY_HAND)
-    with pytest.raises(ExportError, match="pooled_to_five beside pooled: got 5 classes, expected 7"):
-        export_committee(tmp_path, plans, force=False, progress=lambda _: None)
+def test_members_with_other_classes_are_not_one_committee_and_the_error_says_which_were_exported(
+    tmp_path: Path,
+) -> None:
+    wrong = "pooled_to_five beside pooled: got 5 classes, expected 7.*exported before it: pooled$"
+    with pytest.raises(ExportError, match=wrong):
+        export_members(tmp_path, [POOLED, f"{POOLED}_to_five"])
     assert not (tmp_path / "pooled_to_five").exists()
+    # Members that are there already must fit each other too.
+    export_members(tmp_path, [f"{POOLED}_to_five"])
+    with pytest.raises(ExportError, match="got 5 classes, expected 7"):
+        export_members(tmp_path, [POOLED, f"{POOLED}_to_five"])
 
 
 def test_an_interrupted_export_leaves_the_old_member_whole(tmp_path: Path) -> None:
@@ -116,9 +133,8 @@ def test_an_interrupted_export_leaves_the_old_member_whole(tmp_path: Path) -> No
         if "33 rows" in text:
             raise KeyboardInterrupt
 
-    plans = member_exports([POOLED], BY_HAND, image_px=40)
     with pytest.raises(KeyboardInterrupt):
-        export_committee(tmp_path, plans, force=True, progress=interrupted)
+        export_members(tmp_path, [POOLED], image_px=40, force=True, progress=interrupted)
     assert files_of(tmp_path) == before
 
 
@@ -183,10 +199,8 @@ def test_a_network_without_a_head_cannot_be_spread() -> None:
 
 
 def test_a_network_that_the_exporter_cannot_follow_is_one_line(tmp_path: Path) -> None:
-    asked = ExportOptions(dims=(3, 8, 8))
-    plans = member_exports(["torch:tests.export.nets:FixedBatch"], asked)
     with pytest.raises(ExportError) as caught:
-        export_committee(tmp_path, plans, force=False, progress=lambda _: None)
+        export_members(tmp_path, ["torch:tests.export.nets:FixedBatch"], ExportOptions(dims=(3, 8, 8)))
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "fixedbatch").exists()
 
@@ -218,8 +232,7 @@ def test_nothing_that_a_server_would_take_for_a_model_appears_while_an_export_ru
     def look(_: str) -> None:
         seen.update(path.name for path in repository.iterdir())
 
-    plans = member_exports([POOLED], BY_HAND, image_px=30)
-    export_committee(repository, plans, force=False, progress=look)
+    export_pooled(repository, progress=look)
     assert seen == set()
     assert [path.name for path in tmp_path.iterdir()] == ["repository"]
 
@@ -247,22 +260,7 @@ def test_a_model_of_somebody_else_is_never_written_into(tmp_path: Path, file: st
 
 def test_a_member_of_another_source_is_replaced_by_force_only(tmp_path: Path) -> None:
     export_pooled(tmp_path)
-    plans = member_exports([f"{POOLED}_to_five"], BY_HAND, name="pooled")
     with pytest.raises(ExportError, match=r"a member from torch:tests\.export\.nets:pooled called pooled"):
-        export_committee(tmp_path, plans, force=False, progress=lambda _: None)
-    export_committee(tmp_path, plans, force=True, progress=lambda _: None)
+        export_members(tmp_path, [f"{POOLED}_to_five"], name="pooled")
+    export_members(tmp_path, [f"{POOLED}_to_five"], name="pooled", force=True)
     assert manifest_from_path(tmp_path / "pooled/manifest.json").output.dims == (5,)
-
-
-def test_members_that_are_there_already_must_fit_each_other_too(tmp_path: Path) -> None:
-    for source in (POOLED, f"{POOLED}_to_five"):
-        export_committee(tmp_path, member_exports([source], BY_HAND), force=False, progress=lambda _: None)
-    plans = member_exports([POOLED, f"{POOLED}_to_five"], BY_HAND)
-    with pytest.raises(ExportError, match="got 5 classes, expected 7"):
-        export_committee(tmp_path, plans, force=False, progress=lambda _: None)
-
-
-def test_a_failure_says_which_members_were_exported_before_it(tmp_path: Path) -> None:
-    plans = member_exports([POOLED, f"{POOLED}_to_five"], BY_HAND)
-    with pytest.raises(ExportError, match=r"exported before it: pooled$"):
-        export_committee(tmp_path, plans, force=False, progress=lambda _: None)

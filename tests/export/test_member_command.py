@@ -69,11 +69,8 @@ def test_the_command_exports_says_what_it_did_and_shows_it(models: Path, tmp_pat
 
 def test_sources_may_have_names_of_their_own() -> None:
     net, asked = "torch:tests.export.nets:small", ExportOptions(dims=(3, 8, 8))
-    assert [one.name for one in member_exports([f"two={net}", net, f"one={net}"], asked)] == [
-        "two",
-        "small",
-        "one",
-    ]
+    plans = member_exports([f"two={net}", net, f"one={net}"], asked)
+    assert [plan.name for plan in plans] == ["two", "small", "one"]
     with pytest.raises(ExportError, match="two twice, expected different names; name them: NAME=SOURCE"):
         member_exports([f"two={net}", f"two={net}"], asked)
 

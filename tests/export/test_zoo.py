@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from export.__main__ import app
 from export.cost.counting import cost_of
 from export.from_torch import onnx_from_torch
+from export.sources.hf import Logits
 from export.zoo import ZOO, ZooEntry, entry_from_name, network_cost, network_of, same_padding_blocks
 from orchestrator.errors import ExportError
 
@@ -188,40 +189,22 @@ def test_people_get_a_table_with_whole_names() -> None:
     assert "37.746" in result.stdout
 
 
-class Logits(torch.nn.Module):
-    def __init__(self, network: torch.nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, image: torch.Tensor) -> torch.Tensor:
-        return self.network(image).logits
-
-
 def tiny_efficientnet() -> tuple[torch.nn.Module, int]:
     # Two of the sizes on the way, 37 and 19, are odd.
     side, depth = 74, 0.2
     config = transformers.EfficientNetConfig(
-        width_coefficient=0.25,
-        depth_coefficient=depth,
-        hidden_dim=320,
+        width_coefficient=0.25, depth_coefficient=depth, hidden_dim=320, num_labels=5,
         depthwise_padding=same_padding_blocks(depth, side),
-        num_labels=5,
-    )
+    )  # fmt: skip
     return transformers.EfficientNetForImageClassification(config), side
 
 
 def tiny_vit() -> tuple[torch.nn.Module, int]:
     # Eager: the fused attention of the CPU is one of those the counter of this release does not know.
     config = transformers.ViTConfig(
-        hidden_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=24,
-        image_size=24,
-        patch_size=8,
-        num_labels=5,
-        attn_implementation="eager",
-    )
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=24, image_size=24,
+        patch_size=8, num_labels=5, attn_implementation="eager",
+    )  # fmt: skip
     return transformers.ViTForImageClassification(config), 24
 
 
@@ -231,7 +214,7 @@ def test_the_onnx_counter_agrees_with_torchs_on_small_networks(make: Any) -> Non
     network.eval()
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         network(torch.zeros(1, 3, side, side))
-    graph = onnx_from_torch(Logits(network).eval(), torch.zeros(2, 3, side, side))
+    graph = onnx_from_torch(Logits(network, interpolate=False).eval(), torch.zeros(2, 3, side, side))
     assert cost_of(graph).macs_per_row == counter.get_total_flops() // 2
 
 
@@ -242,7 +225,7 @@ def test_the_onnx_counter_agrees_with_torchs_on_small_networks(make: Any) -> Non
 def test_the_onnx_counter_agrees_with_torchs_on_the_exported_network(name: str) -> None:
     entry = ZOO[name]
     image = torch.zeros(2, 3, entry.resolution_px, entry.resolution_px)
-    counted = cost_of(onnx_from_torch(Logits(network_of(entry)).eval(), image))
+    counted = cost_of(onnx_from_torch(Logits(network_of(entry), interpolate=False).eval(), image))
     assert counted.macs_per_row / 1e9 == pytest.approx(network_cost(entry).gmacs, rel=1e-9)
     # Batch normalisation is folded into the convolution before it: two values of four go.
     assert counted.parameters / 1e6 == pytest.approx(network_cost(entry).params_m, rel=0.015)
