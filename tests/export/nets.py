@@ -21,17 +21,14 @@ def pooled(classes: int = 7) -> nn.Module:
 
 
 def pooled_to_five() -> nn.Module:
-    """The same with fewer classes."""
     return pooled(5)
 
 
 def no_module() -> int:
-    """Something else."""
     return 1
 
 
 def needs_more(width: int) -> nn.Module:
-    """Cannot be called without arguments."""
     return nn.Linear(width, 2)
 
 
@@ -39,7 +36,6 @@ class FixedBatch(nn.Module):
     """Takes exactly two rows."""
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
-        """Logits (2, 4)."""
         return image.reshape(2, 4, -1).sum(dim=2)
 
 
@@ -51,7 +47,6 @@ class Gives(nn.Module):
         self.make = make
 
     def forward(self, image: torch.Tensor) -> Any:
-        """What `make` gives."""
         return self.make(image)
 
 
@@ -61,18 +56,14 @@ def flat(image: torch.Tensor) -> torch.Tensor:
 
 
 def gives_a_dict() -> nn.Module:
-    """Scores in a dict."""
     return Gives(lambda image: {"logits": flat(image)})
 
 
 def gives_three_axes() -> nn.Module:
-    """Scores with an axis too many."""
     return Gives(lambda image: flat(image).unsqueeze(2))
 
 
 def raises() -> nn.Module:
-    """Fails on every input."""
-
     def fail(image: torch.Tensor) -> torch.Tensor:
         raise RuntimeError("no")
 
@@ -80,7 +71,6 @@ def raises() -> nn.Module:
 
 
 def not_finite() -> nn.Module:
-    """Infinity for everything."""
     return Gives(lambda image: flat(image) + float("inf"))
 
 
@@ -90,5 +80,4 @@ def zeros() -> nn.Module:
 
 
 def soft() -> nn.Module:
-    """Probabilities."""
     return Gives(lambda image: flat(image).softmax(dim=1))

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -157,27 +158,13 @@ def test_weights_over_the_limit_lie_beside_the_model_and_follow_it(tmp_path: Pat
 
 
 def test_a_disk_that_is_too_full_is_one_line_and_nothing_is_written(tmp_path: Path) -> None:
-    free = shutil.disk_usage(tmp_path).free
-    writing = packed(_Heavy(free), tmp_path)
+    # Weights that claim the size, so that no disk has to be filled.
+    weight = SimpleNamespace(raw_data=range(shutil.disk_usage(tmp_path).free))
+    graph = SimpleNamespace(initializer=(weight,), sparse_initializer=(), node=())
+    writing = packed(SimpleNamespace(graph=graph, functions=()), tmp_path)
     with pytest.raises(ExportError, match="MiB free"):
         writing.__enter__()
     assert list(tmp_path.iterdir()) == []
-
-
-class _Heavy:
-    """A model whose weights claim a size, so that no disk has to be filled."""
-
-    def __init__(self, size: int) -> None:
-        class Raw:
-            raw_data = range(size)
-
-        class Graph:
-            initializer = (Raw,)
-            sparse_initializer = ()
-            node = ()
-
-        self.graph = Graph
-        self.functions = ()
 
 
 def test_random_weights_are_marked_and_spread_over_the_thresholds(tmp_path: Path) -> None:

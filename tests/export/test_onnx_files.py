@@ -278,9 +278,11 @@ def test_a_linear_model_with_a_kernel_costs_its_support_vectors(tmp_path: Path) 
     assert macs_per_row(onnx.load(path)) == 12
 
 
-def inner_member(folder: Path, name: str, network: list[onnx.NodeProto], **weights: Any) -> Path:
+def inner_member(
+    folder: Path, name: str, network: list[onnx.NodeProto], ends: Any = ([X], [Y]), **weights: Any
+) -> Path:
     (folder / name).mkdir()
-    path = file_of(folder / name, network, weights=weights, opset=17, ir=8)
+    path = file_of(folder / name, network, ends, weights, opset=17, ir=8)
     plans = member_exports([f"onnx:{path}"], ExportOptions(), name=name)
     export_committee(folder / "r", plans, force=False, progress=lambda _: None)
     return path
@@ -292,9 +294,8 @@ def test_large_weights_of_a_branch_lie_beside_the_model_too(tmp_path: Path) -> N
     heavy.node.extend([node("MatMul", ["x", "big"], ["wide"]), node("ReduceSum", ["wide", "one"], ["sum"])])
     heavy.node.append(node("Mul", ["sum", "a2"], ["a3"]))
     heavy.output[0].name = "a3"
-    path = file_of(
-        tmp_path, choosing(heavy, branch("b")), weights={"c": np.array(True), "one": np.array([1])}, opset=18
-    )
+    weights = {"c": np.array(True), "one": np.array([1])}
+    path = file_of(tmp_path, choosing(heavy, branch("b")), weights=weights)
     plan = dataclasses.replace(member_exports([f"onnx:{path}"], ExportOptions())[0], external_over_bytes=5000)
     member_module.export_member(tmp_path, plan, force=False, progress=lambda _: None)
     assert len(manifest_from_path(tmp_path / "m/manifest.json").data_files) == 1
@@ -321,11 +322,7 @@ def test_members_from_elsewhere_are_served(tmp_path: Path) -> None:
     nodes = choosing(branch("image", "Relu"), branch("logits", "Neg", "Tanh"))
     paths = {"choosing": inner_member(tmp_path, "choosing", nodes, c=np.array(False))}
     reshaped = [MULTIPLY, node("Unsqueeze", ["y", "axes"], ["z"])]
-    (tmp_path / "deep").mkdir()
-    deep = file_of(tmp_path / "deep", reshaped, ([X], [value("z", None)]), {"axes": np.array([2, 3])})
-    export_committee(tmp_path / "r", member_exports([f"onnx:{deep}"], ExportOptions(), name="deep"), force=False,
-                     progress=lambda _: None)  # fmt: skip
-    paths["deep"] = deep
+    paths["deep"] = inner_member(tmp_path, "deep", reshaped, ([X], [value("z", None)]), axes=np.array([2, 3]))
     report = check(tmp_path / "r")
     assert report, report.faults
     with running_server(tmp_path / "r") as server:

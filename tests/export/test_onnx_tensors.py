@@ -53,35 +53,19 @@ def test_free_sizes_are_taken_from_the_options(
 @pytest.mark.parametrize(
     ("dims", "asked", "says"),
     [
-        (
-            ["n", 3, "h", "w"],
-            ExportOptions(),
-            "got dims [3, free, free] after the batch axis, expected fixed sizes; give `resolution_px`",
-        ),
-        (
-            ["n", "c", 12, 12],
-            ExportOptions(),
-            "got dims [free, 12, 12] after the batch axis, expected fixed sizes; give `dims`",
-        ),
-        (
-            ["n", 3, 12, 12],
-            ExportOptions(resolution_px=16),
-            "`resolution_px`: got [16, 16], expected what the file takes, [3, 12",
-        ),
-        (
-            ["n", 3, "h", "w"],
-            ExportOptions(dims=(1, 12, 12)),
-            "`dims`: got [1, 12, 12], expected what the file takes, [3, fr",
-        ),
+        (["n", 3, "h", "w"], ExportOptions(),
+         "got dims [3, free, free] after the batch axis, expected fixed sizes; give `resolution_px`"),
+        (["n", "c", 12, 12], ExportOptions(),
+         "got dims [free, 12, 12] after the batch axis, expected fixed sizes; give `dims`"),
+        (["n", 3, 12, 12], ExportOptions(resolution_px=16),
+         "`resolution_px`: got [16, 16], expected what the file takes, [3, 12"),
+        (["n", 3, "h", "w"], ExportOptions(dims=(1, 12, 12)),
+         "`dims`: got [1, 12, 12], expected what the file takes, [3, fr"),
         (None, ExportOptions(resolution_px=12), "got no shape"),
         ([1, 3, 12, 12], BY_HAND, "a batch axis fixed at 1"),
-        (
-            ["n", 3, 12, 12],
-            dataclasses.replace(BY_HAND, mean=(0.5,), std=(0.2,)),
-            "got 1 means, expected one per c",
-        ),
+        (["n", 3, 12, 12], dataclasses.replace(BY_HAND, mean=(0.5,), std=(0.2,)), "got 1 means, expected one"),
     ],
-)
+)  # fmt: skip
 def test_sizes_that_are_missing_or_contradict_are_named(
     tmp_path: Path, dims: Any, asked: ExportOptions, says: str
 ) -> None:
@@ -149,12 +133,9 @@ def test_a_tensor_inside_can_be_named_and_what_it_does_not_need_is_left_out(tmp_
         node("MatMul", ["x", "v"], ["other"]),
         node("ArgMax", ["other"], ["label"], axis=1),
     ]
-    several = helper.make_value_info(
-        "s", helper.make_sequence_type_proto(helper.make_tensor_type_proto(FLOAT, None))
-    )
-    path = file_of(
-        tmp_path, nodes, ([X], [several, value("label", None, INT64)]), {"v": np.ones((6, 9), np.float32)}
-    )
+    tensors = helper.make_sequence_type_proto(helper.make_tensor_type_proto(FLOAT, None))
+    ends = [X], [helper.make_value_info("s", tensors), value("label", None, INT64)]
+    path = file_of(tmp_path, nodes, ends, {"v": np.ones((6, 9), np.float32)})
     assert "got a sequence of tensors, expected scores" in refused(path, ExportOptions(output_name="s"))
     assert "got INT64, expected scores" in refused(path, ExportOptions(output_name="label"))
     assert "got w, expected s or label" in refused(path, ExportOptions(output_name="w"))
@@ -172,11 +153,12 @@ def test_a_tensor_inside_can_be_named_and_what_it_does_not_need_is_left_out(tmp_
         ([MULTIPLY], value("w", [6, 4]), "output w: got shape [6, 4] for 4 rows"),
         ([node("RandomNormalLike", ["x"], ["y"])], value("y", ["n", 6]), "other scores each time it is asked"),
         ([node("CumSum", ["x", "zero"], ["y"])], value("y", ["n", 6]), "other scores for a row alone than in a"),
+        ([node("Reshape", ["x", "shape"], ["y"])], value("y", ["n", 6]), "the original: got"),
         ([node("Custom", ["x"], ["y"], domain="mine")], Y, "mine:Custom(-1) is not a registered function/op"),
     ],
 )  # fmt: skip
 def test_what_is_no_table_of_scores_is_refused_for_its_own_reason(
     tmp_path: Path, nodes: list[Any], outputs: Any, says: str
 ) -> None:
-    weights = {"one": np.array([1]), "zero": np.array(0)}
+    weights = {"one": np.array([1]), "zero": np.array(0), "shape": np.array([1, 6])}
     assert says in refused(file_of(tmp_path, nodes, ([X], [outputs]), weights))

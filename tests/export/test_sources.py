@@ -258,19 +258,6 @@ def test_weights_outside_the_models_folder_or_at_a_negative_offset_are_never_rea
     assert "outside its folder" in refused(f"onnx:{path}")
 
 
-def test_a_batch_axis_that_is_free_in_name_only_is_one_line(tmp_path: Path) -> None:
-    from export.member import export_committee, member_exports
-
-    nodes = [helper.make_node("Reshape", ["x", "shape"], ["y"])]
-    path = tmp_path / "m.onnx"
-    onnx.save(model_of(nodes, {"x": ["n", 6]}, {"y": ["n", 6]}, {"shape": np.array([1, 6])}), path)
-    with pytest.raises(ExportError, match="the original: got") as caught:
-        export_committee(
-            tmp_path / "r", member_exports([f"onnx:{path}"], ExportOptions()), force=False, progress=lambda _: None
-        )
-    assert "\n" not in str(caught.value)
-
-
 def test_a_processor_file_without_its_class_means_the_models_usual_one(convnext: Path, folder: Path) -> None:
     change(folder / "preprocessor_config.json", image_processor_type=None)
     loaded = identify(f"hf:{folder}", ExportOptions()).load()

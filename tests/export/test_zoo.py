@@ -3,13 +3,10 @@ import math
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner
-
-torch = pytest.importorskip("torch", reason="the zoo needs the export extra: make setup")
-transformers = pytest.importorskip("transformers", reason="the zoo needs the export extra: make setup")
-# ruff: noqa: E402 - nothing below can be imported without them
-
+import torch
+import transformers
 from torch.utils.flop_counter import FlopCounterMode
+from typer.testing import CliRunner
 
 from export.__main__ import app
 from export.cost.counting import cost_of
