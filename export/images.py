@@ -213,11 +213,8 @@ def with_preprocess(
 ) -> onnx.ModelProto:
     """The network behind its own image processing, which takes `image` uint8 (n, channels, height_px, width_px).
 
-    The network has one float32 input (n, channels, height, width).
-
-    Raises:
-        ExportError: the processing does not end at the size the network takes, or the network is too old for it or
-        no valid model.
+    The network has one float32 input (n, channels, height, width). Raises ExportError where the processing does
+    not end at that size, or the network is too old for it or no valid model.
     """
     old = network.graph.input[0]
     batch = old.type.tensor_type.shape.dim[0]

@@ -59,8 +59,7 @@ class MemberExport:
     name: str
     source: SourceRef
     options: ExportOptions  # of its source
-    # (height, width) of the committee's images; None for the model's own size.
-    image_px: tuple[int, int] | None = None
+    image_px: tuple[int, int] | None = None  # (height, width) of the committee's images; None for its own size
     parity_rows: int = MIN_ROWS  # rows compared with the original
     max_batch_size: int = 64
     external_over_bytes: int = EXTERNAL_OVER_BYTES  # weights of more than that go into a file of their own
@@ -101,11 +100,9 @@ def export_member(
 ) -> str:
     """Exports a member unless it is there already; `force` also writes over a model that was not exported here.
 
-    `beside` is another member of the same committee, whose classes it must share.
-
-    Returns:
-        "exported", "up to date", "proven" where it was up to date but not yet proven on all of the plan's
-        runtimes, or "named" where only the names of its classes are others.
+    `beside` is another member of the same committee, whose classes it must share. Gives "exported", "up to date",
+    "proven" where it was up to date but not yet proven on all of the plan's runtimes, or "named" where only the
+    names of its classes are others.
 
     Raises:
         ExportError: the source, the export or its proof failed; what was there before is untouched.
@@ -299,8 +296,7 @@ def member_exports(
     `name` is that of the only member, `image_px` the side of the committee's images. A resolution of None is that
     of the options, or the network's own.
 
-    Raises:
-        ExportError: a source is not there, or two members would share a name.
+    Raises ExportError where a source is not there, or two members would share a name.
     """
     if name is not None and len(sources) * len(resolutions) > 1:
         raise ExportError("`name`", got=f"{len(sources) * len(resolutions)} members", expected="one")

@@ -126,19 +126,9 @@ def check_overwrite(
 ) -> None:
     """Refuses, before any work, to write over models that are not the caller's own, unless with `force`.
 
-    Whoever writes makes the repository, so that a failure leaves none.
-
-    Args:
-        repository: model repository to write into.
-        names: of the models about to be written.
-        foreign: says what lies in a model's folder instead of an earlier model of the caller; None where it may be
-            written over. See `foreign_member`.
-        expected: what may be written over, in words.
-        force: write over anything.
-
-    Raises:
-        ExportError: a folder of such a name holds another model, or a name is none.
-        RepositoryError: the repository cannot be written.
+    Whoever writes makes the repository, so that a failure leaves none. `foreign` says what lies in a folder
+    instead of an earlier model of the caller, None where it may be written over: see `foreign_member`. `expected`
+    is what may be, in words. Raises ExportError where a folder holds another model, or a name is none.
     """
     names = list(names)
     for name in names:

@@ -44,8 +44,7 @@ def output_kind_of(model: onnx.ModelProto, evidence: ScoreEvidence, *, asked: st
     Values decide wherever they can: rows that differ and are all distributions are probabilities, whatever gives
     them. The graph decides where they cannot, as for a head that answers every row alike.
 
-    Raises:
-        ExportError: it is neither, or not what `asked` names.
+    Raises ExportError where it is neither, or not what `asked` names.
     """
     ending, operator = ending_of(model.graph, model.graph.output[0].name) or (None, "")
     _require_exclusive(ending, operator, evidence, asked=asked, subject=subject)
@@ -182,16 +181,10 @@ def rename_if_current(
     options: dict[str, Any],
     beside: Manifest | None,
 ) -> bool:
-    """Renames the classes of a member, which need not be there, where it is otherwise up to date.
+    """Renames the classes of a member where it is there and otherwise up to date; returns whether it did.
 
     `options` are those the manifest will have then; the classes must be those of `beside`, of the same committee.
-
-    Returns:
-        whether it has other names now; False also where there are no labels, or its files are out of date.
-
-    Raises:
-        ExportError: not one name per class, or other names than those of the other member.
-        RepositoryError: the repository cannot be read or written.
+    Raises ExportError where they are not, or where there is not one name per class.
     """
     if labels is None or not is_current(repository / name, options, apart_from=LABELS_OPTION):
         return False

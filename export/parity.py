@@ -110,12 +110,8 @@ def _expected(loaded: LoadedModel, processing: Processing, rows: Images) -> Scor
 def image_parity(loaded: LoadedModel, rows: Images) -> dict[str, Any]:
     """What the graph does to images uint8 (n, c, H, W), and how far that is from the model's own processor.
 
-    Returns:
-        the settings, and `parity`: rows, what it was measured against, the largest difference in levels of 0 to
-        255, and the share of values that differ at all.
-
-    Raises:
-        ExportError: the graph does something else than the model's own processor.
+    Gives the settings, and `parity`: rows, what it was measured against, the largest difference in levels of 0 to
+    255, and the share of values that differ at all. Raises ExportError where the graph does something else.
     """
     processing = loaded.processing
     assert processing is not None

@@ -27,11 +27,12 @@ def progress_on(first: str) -> Iterator[Callable[[str], None]]:
 
 
 @contextmanager
-def needs(what: str, fix: str = "run `make setup`, or pip install 'committee[export]'") -> Iterator[None]:
+def needs(what: str) -> Iterator[None]:
     """Turns an ImportError inside the block into one line, an ExportError that names the package."""
     try:
         yield
     except ImportError as error:
+        fix = "run `make setup`, or pip install 'committee[export]'"
         raise ExportError(what, got=f"no package {error.name}", expected="it installed", fix=fix) from error
 
 
@@ -47,10 +48,7 @@ END = "<!-- end -->"
 
 
 def text_with_block(text: str, begin: str, block: str, *, subject: str) -> str:
-    """The text of a document with what stands between two marks replaced by a block, which has both marks.
-
-    Raises DataError where the document has lost its marks.
-    """
+    """The document with what stands between two marks replaced by a block, which has both; DataError without."""
     head, found, rest = text.partition(begin)
     _, end, tail = rest.partition(END)
     if not found or not end:

@@ -35,15 +35,12 @@ class ExportOptions:
     weights: Path | None = None  # file with the weights of a `torch:` model
     mean: tuple[float, ...] | None = None  # as std: per channel on a 0-1 scale, where the source does not say
     std: tuple[float, ...] | None = None
-    # Input (channels, height, width) or other dims, where the source does not say or leaves them free.
-    dims: tuple[int, ...] | None = None
-    # "logits" or "probabilities", what the model gives; "auto" where the export finds out.
-    output_kind: str = "auto"
+    dims: tuple[int, ...] | None = None  # of the input, where the source does not say or leaves them free
+    output_kind: str = "auto"  # "logits" or "probabilities"; "auto" where the export finds out
     output_name: str | None = None  # the output to take from an ONNX file with several, or a tensor inside it
     keep_opset: bool = False  # take an ONNX file whose opset not every supported runtime reads
     macs: float | None = None  # multiply-accumulates of one row, where they cannot be counted; None counts them
-    # Class names in the order of the scores; None for the source's own, if it has any.
-    labels: tuple[str, ...] | None = None
+    labels: tuple[str, ...] | None = None  # class names in the order of the scores; None for the source's own
     progress: Callable[[str], None] = field(default=lambda _: None, compare=False)  # told what is being done
 
     def processing(self, subject: str, *, channels: int = 3) -> Processing | None:
@@ -75,8 +72,9 @@ class SourceRef:
     name: str  # a member name made from it
     files: Mapping[str, str]  # what decides the weights: file or setting -> hash or value
     load: "Callable[[], LoadedModel]" = field(compare=False)
-    # (height, width) of the images the model itself wants; None where it takes no uint8 images.
-    image_px: Callable[[], tuple[int, int] | None] = field(compare=False)
+    image_px: Callable[[], tuple[int, int] | None] = field(
+        compare=False
+    )  # (height, width) it wants; None: no images
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,8 +86,7 @@ class LoadedModel:
     proto: "onnx.ModelProto | None" = None  # the ONNX model of an ONNX source
     dims: tuple[int, ...]  # dims of the network's own input, (channels, height, width) for images
     dtype: str = "FP32"  # Triton dtype of that input
-    # From a uint8 image to that input; None where the input is taken as it is.
-    processing: Processing | None = None
+    processing: Processing | None = None  # from a uint8 image to that input; None where it is taken as it is
     # The model's own image processor, uint8 (n, c, H, W) -> float32 (n, c, h, w).
     own_processor: Callable[[Rows], Rows] | None = None
     own_processor_name: str = ""  # what it is

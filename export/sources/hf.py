@@ -190,14 +190,9 @@ def _config(folder: Path, subject: str) -> Any:
 
 def _trained(folder: Path, config: Any, subject: str) -> nn.Module:
     try:
+        how = {"local_files_only": True, "trust_remote_code": False, "weights_only": True, "dtype": torch.float32}
         model, info = transformers.AutoModelForImageClassification.from_pretrained(
-            folder,
-            config=config,
-            local_files_only=True,
-            trust_remote_code=False,
-            weights_only=True,
-            output_loading_info=True,
-            dtype=torch.float32,
+            folder, config=config, output_loading_info=True, **how
         )
     # A damaged file fails inside safetensors, torch or pickle, which share no base.
     except Exception as error:

@@ -32,11 +32,7 @@ _DYNAMIC = ("DynamicQuantizeLinear", "DynamicQuantizeMatMul", "DynamicQuantizeLS
 
 
 def identify_onnx(what: str, options: ExportOptions) -> SourceRef:
-    """Which weights `onnx:<path>` means.
-
-    Raises:
-        ExportError: the file or one that holds its weights is missing, outside its folder, or not ONNX.
-    """
+    """Which weights `onnx:<path>` means; ExportError where a file is missing, outside its folder, or not ONNX."""
     path, subject = Path(what), f"onnx:{what}"
     if not path.is_file():
         raise ExportError(subject, got="no such file", expected="an .onnx file")

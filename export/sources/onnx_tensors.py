@@ -220,10 +220,8 @@ class FileOutput:
 def output_of(model: onnx.ModelProto, outputs: Sequence[Any], wanted: str | None, subject: str) -> FileOutput:
     """The output to take: the wanted one, which may be a tensor inside the graph, or the only one.
 
-    `outputs` is what ONNX Runtime says of the file's: name, type and shape of each.
-
-    Raises:
-        ExportError: several and none chosen, or none of the chosen name, or one that cannot be scores.
+    `outputs` is what ONNX Runtime says of the file's: name, type and shape of each. Raises ExportError where
+    several are there and none is chosen, or the chosen one is not there or cannot be scores.
     """
     found = {one.name: one for one in outputs}
     made = {name: node for node in model.graph.node for name in node.output}

@@ -190,8 +190,7 @@ def processing_from_torchvision(transform: Any) -> Processing:
 def identify_callable(what: str, options: ExportOptions) -> SourceRef:
     """Which network `torch:<module>:<callable>` means; the module is imported, the callable not yet called.
 
-    Raises:
-        ExportError: the module or the callable is not there, or the input's dims are not known.
+    Raises ExportError where one of them is not there, or the input's dims are not known.
     """
     subject = f"torch:{what}"
     module_name, _, name = what.partition(":")
