@@ -9,18 +9,16 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 from onnx import helper, numpy_helper, shape_inference, version_converter
 
 from export.cost.shapes import outline_of
-from export.parity import MAX_ABS_ERROR, answers_of, session_of
+from export.parity import MAX_ABS_ERROR, Rows, answers_of, session_of
 from orchestrator.errors import ExportError, first_line
 from orchestrator.graphs.combining import IR_VERSION, OPSET
 from orchestrator.graphs.editing import DEFAULT_DOMAINS, all_graphs, all_nodes, inlined, opset_of
 from orchestrator.spec.triton import image_runtimes, releases_that_read, runtime_of
 
-Rows = npt.NDArray[np.generic]
 # Version 3 wants every weight among the inputs, and version 7 has no functions.
 MIN_IR_VERSION = 8
 _OLDEST = runtime_of(image_runtimes()[0])
@@ -50,8 +48,7 @@ def at_common_opset(
     What cannot be brought there stays at its own opset, which every supported runtime reads up to MAX_OPSET, and
     with `keep_opset` also above it. Answers to rows (n, *dims) of the one input are compared.
 
-    Raises:
-        ExportError: its opset is above MAX_OPSET and it cannot be brought down.
+    Raises ExportError where its opset is above MAX_OPSET and it cannot be brought down.
     """
     found = opset_of(model) or OPSET
     if found == OPSET and not model.functions:

@@ -1,6 +1,7 @@
 """Trained models from any source into members: network, image processing, proof, manifest.
 
-Members of one committee fit each other: one image size, one set of classes, one name each.
+Members of one committee fit each other: one image size, one set of classes, one name each. Everything here raises
+RepositoryError where the repository cannot be written.
 """
 
 import dataclasses
@@ -48,8 +49,6 @@ from orchestrator.spec.output_kind import EXCLUSIVE
 from orchestrator.spec.validation import NAME
 
 EXPORT_FORMAT = 2
-# Rows for the statistics and the spread of a random network.
-_SPREAD_ROWS = 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,9 +103,7 @@ def export_member(
     "proven" where it was up to date but not yet proven on all of the plan's runtimes, or "named" where only the
     names of its classes are others.
 
-    Raises:
-        ExportError: the source, the export or its proof failed; what was there before is untouched.
-        RepositoryError: the repository cannot be written.
+    Raises ExportError where the source, the export or its proof failed; what was there before is untouched.
     """
     check_source(repository, plan, force=force)
     name, settings = plan.name, plan.settings()
@@ -159,7 +156,8 @@ def _spread(loaded: LoadedModel, plan: MemberExport, tensor: TensorSpec) -> dict
     # PyTorch is optional.
     from export.from_torch import spread_scores
 
-    rows = varied_rows(tensor, _SPREAD_ROWS, seed=plan.options.seed)
+    # For the statistics and the spread.
+    rows = varied_rows(tensor, 20, seed=plan.options.seed)
     if loaded.processing is not None:
         rows = pillow_processed(loaded.processing, rows)
     return spread_scores(loaded.network, rows.astype(np.float32), seed=plan.options.seed)
@@ -336,9 +334,7 @@ def export_committee(
     Each of `precisions` gives a member of its own; the fp32 one, which the others are made from, is always there.
     `calibrate` are rows for int8; for `min_agreement` see `export_precision`.
 
-    Raises:
-        ExportError: a member cannot be exported, or does not fit those before it; the ones before stay.
-        RepositoryError: the repository cannot be written.
+    Raises ExportError where a member cannot be exported, or does not fit those before it; the ones before stay.
     """
     for plan in plans:
         check_source(repository, plan, force=force)

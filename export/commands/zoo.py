@@ -101,8 +101,7 @@ class FamilyRow:
 
     name: str
     family: str
-    # Version -> largest difference of a logit from PyTorch's, as a share of the largest logit.
-    relative: dict[str, float]
+    relative: dict[str, float]  # version -> largest difference of a logit from PyTorch's, by the largest logit
     fault: str | None = None  # why it was refused; None where it was not
 
 

@@ -81,21 +81,17 @@ class SourceRef:
 class LoadedModel:
     """A model in memory."""
 
-    # A torch module from (n, *dims) float32 to (n, k), in evaluation mode; None for an ONNX source.
-    network: "nn.Module | None" = None
+    network: "nn.Module | None" = None  # float32 (n, *dims) -> (n, k), in evaluation mode; None: an ONNX source
     proto: "onnx.ModelProto | None" = None  # the ONNX model of an ONNX source
     dims: tuple[int, ...]  # dims of the network's own input, (channels, height, width) for images
     dtype: str = "FP32"  # Triton dtype of that input
     processing: Processing | None = None  # from a uint8 image to that input; None where it is taken as it is
-    # The model's own image processor, uint8 (n, c, H, W) -> float32 (n, c, h, w).
-    own_processor: Callable[[Rows], Rows] | None = None
+    own_processor: Callable[[Rows], Rows] | None = None  # uint8 (n, c, H, W) -> float32 (n, c, h, w)
     own_processor_name: str = ""  # what it is
     labels: tuple[str, ...] | None = None  # class names in order, if known
-    # The original, (n, *dims) -> (n, k), where it is not the torch module.
-    reference: Callable[[Rows], Rows] | None = None
+    reference: Callable[[Rows], Rows] | None = None  # the original, (n, *dims) -> (n, k), if not the network
     versions: Mapping[str, str] = field(default_factory=dict)  # of the packages it came through
-    # Of an ONNX source: its file version, opsets and tensor names, and what was changed, in words.
-    original: Mapping[str, Any] = field(default_factory=dict)
+    original: Mapping[str, Any] = field(default_factory=dict)  # of an ONNX file: version, opsets, names, changes
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

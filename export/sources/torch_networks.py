@@ -72,6 +72,8 @@ def identify_torchvision(what: str, options: ExportOptions, *, models: Any = Non
     if what not in models.list_models():
         raise ExportError(subject, got="no such model", fix=nearest(what, models.list_models()))
     weights = models.get_model_weights(what).DEFAULT
+    transform = weights.transforms()
+    own = processing_from_torchvision(transform)
 
     def load() -> LoadedModel:
         model = _made(
@@ -81,10 +83,9 @@ def identify_torchvision(what: str, options: ExportOptions, *, models: Any = Non
             expected=f"{weights.url.rpartition('/')[2]} in the torch hub cache",
             fix=f"bring that file to {torch.hub.get_dir()}/checkpoints, or use `random_weights`",
         )
-        transform = weights.transforms()
         return _loaded(
             model,
-            processing_from_torchvision(transform),
+            own,
             options,
             transform_of=lambda: transform,
             transform_name="torchvision transforms",
@@ -97,9 +98,7 @@ def identify_torchvision(what: str, options: ExportOptions, *, models: Any = Non
         name=member_name(what),
         files={"weights": str(weights), "random": str(options.random_weights)},
         load=load,
-        image_px=lambda: _processing(
-            processing_from_torchvision(weights.transforms()), options, "torchvision"
-        ).image_px(),
+        image_px=lambda: _processing(own, options, "torchvision").image_px(),
     )
 
 
