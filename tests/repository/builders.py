@@ -19,6 +19,7 @@ from tests.onnx_models import model_of
 CLASSES = 3
 DIMS = (4,)
 MAX_BATCH = 8
+PIXELS = TensorSpec(name="pixels", dtype="FP32", dims=DIMS)  # an input of another name than the cascade's
 
 
 def linear_model(seed: int, *, classes: int = CLASSES, batch: str | int = "n", **names: str) -> onnx.ModelProto:

@@ -10,8 +10,8 @@ from orchestrator.pbtxt import config_from_path
 from orchestrator.repository.check import check
 from orchestrator.repository.members import pinned_spec
 from orchestrator.repository.render import ensemble_from_cascade, render, render_ensemble, render_member
-from orchestrator.spec import CascadeSpec, Member, Stage, cascade_from_path
-from tests.repository.builders import add_member, linear_model, snapshot
+from orchestrator.spec import CascadeSpec, Member, Stage, TensorSpec, cascade_from_path
+from tests.repository.builders import CLASSES, add_member, linear_model, snapshot
 
 
 def test_a_cascade_is_a_config_labels_a_plan_and_a_shim(repository: Path, spec: CascadeSpec) -> None:
@@ -195,19 +195,13 @@ def test_an_ensemble_takes_members_of_half_precision(repository: Path, spec: Cas
     model.graph.node[0].output[0] = "wide"
     model.graph.node.append(onnx.helper.make_node("Cast", ["wide"], ["logits"], to=onnx.TensorProto.FLOAT16))
     model.graph.output[0].type.tensor_type.elem_type = onnx.TensorProto.FLOAT16
-    output = dataclasses.replace(_manifest_output(), dtype="FP16")
+    output = TensorSpec(name="logits", dtype="FP16", dims=(CLASSES,))
     half = add_member(repository, "half", model=model, output=output)
     together = dataclasses.replace(spec, name="together", stages=(Stage(members=(*spec.members, half)),))
     render_ensemble(together, repository)
     report = check(repository)
     assert report, report.faults
     assert any("FP16" in note.text for note in report.notes)
-
-
-def _manifest_output() -> object:
-    from tests.repository.builders import manifest_of  # the smallest way to a TensorSpec like the others
-
-    return manifest_of("x", "0" * 64).output
 
 
 def test_all_members_of_a_cascade_make_its_ensemble(spec: CascadeSpec) -> None:

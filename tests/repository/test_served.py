@@ -15,7 +15,7 @@ from orchestrator.repository.index import plans_in
 from orchestrator.repository.render import ensemble_from_cascade, render, render_ensemble
 from orchestrator.spec import CascadeSpec, Stage, cascade_from_path
 from orchestrator.spec.answer import ANSWER_COLUMNS
-from tests.repository.builders import CLASSES, DIMS, add_member, linear_model, render_output, spec_of
+from tests.repository.builders import CLASSES, DIMS, PIXELS, add_member, linear_model, render_output, spec_of
 from tests.servers import running_server
 
 pytestmark = pytest.mark.triton
@@ -30,9 +30,8 @@ def moved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A standalone rendering of a cascade, an ensemble and a vote, moved away from everything it came from."""
     repository = tmp_path_factory.mktemp("source") / "model_repository"
     first, second = add_member(repository, "small", seed=1), add_member(repository, "large", seed=2)
-    other = add_member(
-        repository, "named", model=linear_model(3, input="pixels"), input=_renamed("pixels"), max_batch_size=6
-    )
+    model = linear_model(3, input="pixels")
+    other = add_member(repository, "named", model=model, input=PIXELS, max_batch_size=6)
     spec = spec_of(first, dataclasses.replace(second, temperature=0.5))
     named = dataclasses.replace(other, input="pixels", max_batch_size=6, weight=2.0)
     render(spec, repository)
@@ -47,12 +46,6 @@ def moved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.move(output, place)
     assert check(place)
     return place
-
-
-def _renamed(name: str) -> object:
-    from tests.repository.builders import manifest_of  # the smallest way to a TensorSpec like the others
-
-    return dataclasses.replace(manifest_of("x", "0" * 64).input, name=name)
 
 
 @pytest.fixture(scope="module")
