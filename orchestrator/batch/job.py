@@ -65,7 +65,7 @@ def check_kept(rows: StoredRows, output: Path) -> None:
             raise DataError(f"{output}", got=got, expected="numbers, text or dates", fix="write .parquet")
 
 
-def answer_columns(block: RowBlock, answers: ServedAnswers, good: npt.NDArray[np.bool_]) -> dict[str, Any]:
+def _answer_columns(block: RowBlock, answers: ServedAnswers, good: npt.NDArray[np.bool_]) -> dict[str, Any]:
     """The columns (n,) of a file of answers for the good rows of a block: ids, answers and what is carried."""
     if not good.all():
         block = block.picked(np.flatnonzero(good))
@@ -90,7 +90,7 @@ def whole_file(path: Path) -> Iterator[Path]:
         yield temporary
 
 
-class NpzAnswers:
+class _NpzAnswers:
     """Keeps all answers until the end: an archive of arrays has no room for more rows later."""
 
     def __init__(self, path: Path) -> None:
@@ -98,13 +98,11 @@ class NpzAnswers:
         self._parts: dict[str, list[Rows]] = {}
 
     def add(self, columns: Mapping[str, Any]) -> None:
-        """Appends rows, by the columns of `answer_columns`."""
         for name, column in columns.items():
             values = column if isinstance(column, np.ndarray) else _numpy_kept(column)
             self._parts.setdefault(name, []).append(values)
 
     def close(self) -> None:
-        """Writes the file."""
         with self._path.open("wb") as file:
             np.savez_compressed(file, **{name: np.concatenate(parts) for name, parts in self._parts.items()})
 
@@ -118,7 +116,7 @@ def _numpy_kept(column: Any) -> Rows:
     return values.astype(np.float64) if values.dtype == np.object_ else values
 
 
-class ParquetAnswers:
+class _ParquetAnswers:
     """Writes a row group whenever enough answers have come."""
 
     def __init__(self, path: Path) -> None:
@@ -133,7 +131,6 @@ class ParquetAnswers:
         self._rows = 0
 
     def add(self, columns: Mapping[str, Any]) -> None:
-        """Appends rows, by the columns of `answer_columns`."""
         arrays = {name: self._pa.array(column, self._types.get(name)) for name, column in columns.items()}
         self._parts.append(self._pa.RecordBatch.from_pydict(arrays))
         self._rows += len(columns["id"])
@@ -141,7 +138,6 @@ class ParquetAnswers:
             self._flush()
 
     def close(self) -> None:
-        """Writes what is left."""
         self._flush()
         if self._writer is not None:
             self._writer.close()
@@ -165,7 +161,7 @@ class BlockOutcome:
     """Answered and refused rows of one block, which stands for `size` stored rows.
 
     Args:
-        answered: columns of the rows with answers, in order, see `answer_columns`.
+        answered: columns of the rows with answers, in order, see `_answer_columns`.
         faults: failures so far that are not the caller's.
     """
 
@@ -256,7 +252,7 @@ async def _ask(asker: _Asker, block: RowBlock, *, outcome: BlockOutcome) -> Clie
     outcome.refused += [RefusedRow(id=row_id, reason=reason) for row_id in block.ids[~good].tolist()]
     if good.any():
         # The rows themselves are let go, since finished blocks wait for slower ones.
-        outcome.answered.append(answer_columns(block, answers, good))
+        outcome.answered.append(_answer_columns(block, answers, good))
     return None
 
 
@@ -353,7 +349,7 @@ async def _write(
 ) -> None:
     side = refused_path(job.output)
     with whole_file(side) as side_part, whole_file(job.output) as output_part:
-        answers = (NpzAnswers if job.output.suffix == ".npz" else ParquetAnswers)(output_part)
+        answers = (_NpzAnswers if job.output.suffix == ".npz" else _ParquetAnswers)(output_part)
         with side_part.open("w", encoding="utf-8") as refused:
             async with contextlib.aclosing(outcomes):
                 async for outcome in outcomes:

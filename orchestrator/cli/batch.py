@@ -2,7 +2,6 @@
 
 import asyncio
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -65,6 +64,8 @@ def batch(
 
     Example: committee batch --model digits_cascade digits.npz answers.parquet --in-flight 16
     """
+    # An option may hold several names.
+    kept = (name.strip() for words in keep_columns or () for name in words.split(","))
     job = BatchJob(
         model=model,
         source=source,
@@ -72,7 +73,9 @@ def batch(
         server=endpoint_from_options(url, ca=ca, cert=cert, key=key, header=header),
         in_flight=in_flight,
         request_rows=request_rows,
-        columns=ColumnNames(column=column, id_column=id_column, keep_columns=_names(keep_columns or [])),
+        columns=ColumnNames(
+            column=column, id_column=id_column, keep_columns=tuple(dict.fromkeys(filter(None, kept)))
+        ),
         repository=repository,
         timeout_s=timeout_s,
     )
@@ -82,12 +85,6 @@ def batch(
     _report(job, count, seconds=seconds, as_json=as_json)
 
 
-def _names(words: Sequence[str]) -> tuple[str, ...]:
-    """Names from options that may hold several, each once."""
-    names = (name.strip() for word in words for name in word.split(","))
-    return tuple(dict.fromkeys(name for name in names if name))
-
-
 def _report(job: BatchJob, count: BatchCount, *, seconds: float, as_json: bool) -> None:
     side = refused_path(job.output)
     if not count.answered:
@@ -95,17 +92,9 @@ def _report(job: BatchJob, count: BatchCount, *, seconds: float, as_json: bool) 
     if count.note is not None:
         typer.echo(f"note: {count.note}", err=True)
     if as_json:
-        print_json(
-            {
-                "output": str(job.output),
-                "rows": count.total,
-                "answered": count.answered,
-                "refused": count.refused,
-                "refused_file": str(side) if count.refused else None,
-                "seconds": seconds,
-                "rows_per_s": count.total / seconds,
-            }
-        )
+        summary = {"output": str(job.output), "rows": count.total, "answered": count.answered}
+        summary |= {"refused": count.refused, "refused_file": str(side) if count.refused else None}
+        print_json({**summary, "seconds": seconds, "rows_per_s": count.total / seconds})
         return
     refused = f", {count.refused} refused ({side})" if count.refused else ""
     rate = f"{count.total / seconds:,.0f} rows/s"

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -147,13 +148,9 @@ def record(
         asked,
         repository,
         url=server,
-        cost=_by_member("--cost", cost, asked, form=f"NAME=COST with {COSTS},", value_of=_cost),
-        output_kind=_by_member(
-            "--output-kind", output_kind, asked, form=f"NAME=KIND, {kinds},", value_of=known.get
-        ),
-        output_tensor=_by_member(
-            "--output-tensor", output_tensor, asked, form="NAME=TENSOR", value_of=lambda text: text or None
-        ),
+        cost=_by_member("--cost", cost, asked, form=f"NAME=COST with {COSTS},", read=_cost),
+        output_kind=_by_member("--output-kind", output_kind, asked, form=f"NAME=KIND, {kinds},", read=known.get),
+        output_tensor=_by_member("--output-tensor", output_tensor, asked, form="NAME=TENSOR", read=str),
         timeout_s=timeout_s,
     )
     options = RecordOptions(
@@ -165,10 +162,7 @@ def record(
         first_label=first_label,
         columns=ColumnNames(column=column, id_column=id_column, label_column=label_column),
     )
-
-    def tell(text: str) -> None:
-        typer.echo(text, err=True)
-
+    tell = partial(typer.echo, err=True)
     with opened as pool:
         summary = record_job(pool, options, output, restart=restart, progress=progress, tell=tell)
     summary["seconds"] = time.perf_counter() - start
@@ -203,31 +197,24 @@ def _joined(
         raise DataError("record --join", got=", ".join(given), expected="records files, -o, --skip-bad, --by-id")
     paths = [Path(file) for file in files]
     _check_output(output)
-    places = [path.resolve() for path in (*paths, output)]
-    if len(set(places)) < len(places):
+    if len({path.resolve() for path in (*paths, output)}) <= len(paths):
         expected = "different files, and another one for -o"
         raise DataError("record --join", got="the same file twice", expected=expected)
-    summary = join_records(paths, output, skip_bad=skip_bad, by_id=by_id)
-    return {**summary, "seconds": time.perf_counter() - start}
+    return {**join_records(paths, output, skip_bad=skip_bad, by_id=by_id), "seconds": time.perf_counter() - start}
 
 
 def _by_member(
-    option: str,
-    words: Sequence[str] | None,
-    names: Sequence[str],
-    *,
-    form: str,
-    value_of: Callable[[str], Value | None],
+    option: str, words: list[str] | None, names: list[str], *, form: str, read: Callable[[str], Value | None]
 ) -> dict[str, Value]:
     """What an option's words, NAME=VALUE, say of each member, in the form that errors name.
 
     Raises:
-        DataError: a word of another form, a value of which `value_of` makes None, or a member that is named twice.
+        DataError: a word of another form, a value of which `read` makes None, or a member that is named twice.
     """
     found: dict[str, Value] = {}
     for word in words or ():
         name, _, text = word.partition("=")
-        value = value_of(text)
+        value = read(text) if text else None
         if not name or name in found or value is None:
             expected = f"{form} with one of {', '.join(names)}, each once"
             raise DataError(option, got=repr(word), expected=expected)

@@ -46,6 +46,7 @@ from orchestrator.rows.blocks import (
 )
 from orchestrator.rows.labels import MemberClasses, class_map_from_path
 from orchestrator.rows.opening import row_source
+from orchestrator.rows.pictures import reader_for
 
 Scores = npt.NDArray[np.float32]
 # A shard is written after so many bytes of scores, or after so many seconds or this share of the time spent so
@@ -221,7 +222,7 @@ def source_for(pool: RecordingPool, options: RecordOptions) -> RowSource:
         class_map=None if path is None else class_map_from_path(path, count=pool.classes, known=names),
         first_label=options.first_label,
     )
-    reader = pool.picture_reader()
+    reader = reader_for(pool.info, pool.preprocess)
     return row_source(options.data, pool.info, classes=classes, read_picture=reader, columns=options.columns)
 
 

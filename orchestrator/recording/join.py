@@ -57,7 +57,10 @@ def join_records(
     if len(paths) < 2:
         raise DataError("records to join", got=f"{len(paths)} files", expected="two or more")
     files = [_plain_file(path) for path in paths]
-    _check_classes(files)
+    classes = [file.classes for file in files]
+    _check_same(files, classes, "{} classes in {}, {} in {}", expected="members of the same classes")
+    words = ["text" if file.ids.dtype.kind == "U" else "numbers" for file in files]
+    _check_same(files, words, "ids that are {} in {}, {} in {}", expected="ids of one kind")
     ids, codes = _numbered(files)
     table = _Table(files=files, ids=ids, codes=codes)
     members = list(dict.fromkeys(name for file in files for name in file.cost))
@@ -113,16 +116,15 @@ def _plain_file(path: Path) -> RecordsFile:
     return dataclasses.replace(file, ids=ids.astype(np.str_ if ids.dtype.kind in "US" else np.int64))
 
 
-def _check_classes(files: Sequence[RecordsFile]) -> None:
-    first = files[0]
-    for file in files[1:]:
-        if file.classes != first.classes:
-            got = f"{first.classes} classes in {first.path}, {file.classes} in {file.path}"
-            raise DataError("records to join", got=got, expected="members of the same classes")
-        if (file.ids.dtype.kind == "U") != (first.ids.dtype.kind == "U"):
-            one, other = ("text" if ids.dtype.kind == "U" else "numbers" for ids in (first.ids, file.ids))
-            got = f"ids that are {one} in {first.path}, {other} in {file.path}"
-            raise DataError("records to join", got=got, expected="ids of one kind")
+def _check_same(
+    files: Sequence[RecordsFile], values: Sequence[Any], got: str, *, expected: str, what: str = "records to join",
+    fix: str | None = None,
+) -> None:  # fmt: skip
+    """Refuses files with different values; `got` is a text with places for two values, each with its file."""
+    for file, value in zip(files, values, strict=True):
+        if value != values[0]:
+            text = got.format(values[0], files[0].path, value, file.path)
+            raise DataError(what, got=text, expected=expected, fix=fix)
 
 
 def _numbered(files: Sequence[RecordsFile]) -> tuple[Array, list[Codes]]:
@@ -138,11 +140,10 @@ def _numbered(files: Sequence[RecordsFile]) -> tuple[Array, list[Codes]]:
 
 def _one_cost(name: str, files: Sequence[RecordsFile]) -> float:
     having = [file for file in files if name in file.cost]
-    for file in having[1:]:
-        if file.cost[name] != having[0].cost[name]:
-            got = f"{having[0].cost[name]:g} in {having[0].path}, {file.cost[name]:g} in {file.path}"
-            raise DataError(f"cost of {name}", got=got, expected="one", fix="record with the same `cost`")
-    return having[0].cost[name]
+    costs = [file.cost[name] for file in having]
+    got, fix = "{:g} in {}, {:g} in {}", "record with the same `cost`"
+    _check_same(having, costs, got, what=f"cost of {name}", expected="one", fix=fix)
+    return costs[0]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,7 +23,6 @@ from orchestrator.recording.scores import (
     with_scores,
 )
 from orchestrator.repository.index import class_names_by_member, common_names, readable_config, served_version
-from orchestrator.rows.pictures import ReadPicture, reader_for
 from orchestrator.spec import Manifest, Preprocess, manifest_from_path
 from orchestrator.spec.manifest import MANIFEST
 from orchestrator.spec.output_kind import EXCLUSIVE
@@ -122,10 +121,6 @@ class RecordingPool:
                 "they want values of 0 to 1); name the `repository` of others; or use .npz rows",
             )
         return next(iter(known.values()))
-
-    def picture_reader(self) -> ReadPicture:
-        """A function from an encoded picture and its name to one row (*dims)."""
-        return reader_for(self.info, self.preprocess)
 
     def piece_rows(self) -> int:
         """Rows per piece, by the members alone: a resumed run must cut the data in the same places."""

@@ -84,12 +84,39 @@ class ArrayRows:
                     first=first, stop=stop, load=partial(RowBlock, ids=np.arange(first, stop), rows=rows)
                 )
 
-    def sha256(self) -> str:
-        """Hash of dtype, shape and rows.
+    def stored(self) -> StoredRows:
+        """The rows as they are read for `committee batch`."""
+
+        def blocks(size: int) -> Iterator[RowBlock]:
+            for piece in self.pieces(None, 0, size):
+                here = slice(piece.first, piece.stop)
+                block = piece.load()
+                kept = {name: column[here] for name, column in self.kept.items()}
+                yield RowBlock(ids=block.ids if self.ids is None else self.ids[here], rows=block.rows, kept=kept)
+
+        kept_types = {name: column.dtype for name, column in self.kept.items()}
+        return StoredRows(total=self.shape[0], blocks=blocks, kept_types=kept_types)
+
+    def source(self, classes: MemberClasses) -> RowSource:
+        """The rows as they are read for `committee record`.
 
         Raises:
-            DataError: the archive is broken.
+            DataError: the archive is broken, or ids or labels do not fit.
         """
+        path, total = f"{self.path}", self.shape[0]
+        ids = np.arange(total) if self.ids is None else self.ids
+        check_ids(f"{path} ids", ids, total)
+        labels = labels_from_array(path, self.labels, rows=total, classes=classes)
+        sha256 = self._sha256()
+        identity = {"rows_sha256": sha256, "ids_sha256": sha256_of_array(ids)}
+        if labels.numbers is not None:
+            identity["labels_sha256"] = sha256_of_array(labels.numbers)
+        return RowSource(
+            name=path, ids=ids, labels=labels, pieces=self.pieces, identity=identity, data_sha256=sha256
+        )
+
+    def _sha256(self) -> str:
+        """Hash of dtype, shape and rows."""
         if self.images is not None:
             rows = max(1, BLOCK_BYTES // max(1, self.images[:1].nbytes))
             parts = (self.images[first:stop] for first, stop in spans(len(self.images), 0, rows))
@@ -133,38 +160,7 @@ def _block_at(images: Rows, indices: Indices, first: int) -> RowBlock:
     return RowBlock(ids=np.arange(first, first + len(indices)), rows=np.ascontiguousarray(images[indices]))
 
 
-def array_rows(path: Path, info: ModelInfo, *, columns: ColumnNames) -> StoredRows:
-    """The rows of a .npy or .npz file.
-
-    Raises:
-        DataError: unreadable, empty, or without such arrays.
-        InputError: its rows do not fit the model.
-    """
-    array = _array_of(path, info, columns)
-    ids = array.ids
-
-    def blocks(size: int) -> Iterator[RowBlock]:
-        for piece in array.pieces(None, 0, size):
-            here = slice(piece.first, piece.stop)
-            block = piece.load()
-            kept = {name: column[here] for name, column in array.kept.items()}
-            yield RowBlock(ids=block.ids if ids is None else ids[here], rows=block.rows, kept=kept)
-
-    kept_types = {name: column.dtype for name, column in array.kept.items()}
-    return StoredRows(total=array.shape[0], blocks=blocks, kept_types=kept_types)
-
-
-def array_source(path: Path, info: ModelInfo, *, columns: ColumnNames, classes: MemberClasses) -> RowSource:
-    """The rows of a .npy array, or of a .npz with `images` and maybe `labels` and `ids`.
-
-    Raises:
-        DataError: broken, empty, or with arrays that do not fit together.
-        InputError: its rows do not fit the model.
-    """
-    return _source(_array_of(path, info, columns), classes)
-
-
-def digits_source(text: str, info: ModelInfo, *, classes: MemberClasses) -> RowSource:
+def digits_array(text: str, info: ModelInfo) -> ArrayRows:
     """The rows of "digits:<split>".
 
     Raises:
@@ -172,27 +168,16 @@ def digits_source(text: str, info: ModelInfo, *, classes: MemberClasses) -> RowS
         InputError: digits do not fit the model.
     """
     split = digits_split(text.partition(":")[2])
-    array = _whole(Path(text), info, split.images)
-    return _source(replace(array, ids=split.ids, labels=split.labels), classes)
+    return replace(_whole(Path(text), info, split.images), ids=split.ids, labels=split.labels)
 
 
-def _source(array: ArrayRows, classes: MemberClasses) -> RowSource:
-    total = array.shape[0]
-    ids = np.arange(total) if array.ids is None else array.ids
-    if array.ids is not None:
-        check_ids(f"{array.path} ids", ids, total)
-    labels = labels_from_array(f"{array.path}", array.labels, rows=total, classes=classes)
-    sha256 = array.sha256()
-    identity = {"rows_sha256": sha256, "ids_sha256": sha256_of_array(ids)}
-    if labels.numbers is not None:
-        identity["labels_sha256"] = sha256_of_array(labels.numbers)
-    return RowSource(
-        name=f"{array.path}", ids=ids, labels=labels, pieces=array.pieces, identity=identity, data_sha256=sha256
-    )
+def array_from_path(path: Path, info: ModelInfo, columns: ColumnNames) -> ArrayRows:
+    """The rows of a .npy array, or of a .npz with `images` and maybe `labels` and `ids`, held against the model.
 
-
-def _array_of(path: Path, info: ModelInfo, columns: ColumnNames) -> ArrayRows:
-    """The array of a file that holds the rows, and those beside it, checked against the model."""
+    Raises:
+        DataError: broken, empty, or without such arrays.
+        InputError: its rows do not fit the model.
+    """
     if path.suffix == ".npz":
         return _npz(path, info, columns)
     if columns.named:

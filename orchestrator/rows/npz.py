@@ -8,7 +8,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import IO, Any, BinaryIO
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -30,8 +30,8 @@ NO_TIME = (1980, 1, 1, 0, 0, 0)
 class NpzWriter:
     """Adds arrays to an archive, large ones in parts; made by `npz_writer`."""
 
-    def __init__(self, stream: BinaryIO) -> None:
-        self._archive = zipfile.ZipFile(stream, "w", allowZip64=True)
+    def __init__(self, archive: zipfile.ZipFile) -> None:
+        self._archive = archive
 
     def add(self, name: str, array: npt.ArrayLike, *, packed: bool = True) -> None:
         """One array that is in memory."""
@@ -64,10 +64,6 @@ class NpzWriter:
                 # tobytes() of a view would copy; the buffer of a contiguous array does not.
                 file.write(np.ascontiguousarray(part, dtype).data if part.size else b"")
 
-    def close(self) -> None:
-        """Writes the archive's table of contents."""
-        self._archive.close()
-
 
 @contextlib.contextmanager
 def npz_writer(path: Path) -> Iterator[NpzWriter]:
@@ -81,14 +77,14 @@ def npz_writer(path: Path) -> Iterator[NpzWriter]:
         path.parent.mkdir(parents=True, exist_ok=True)
         with replaced_file(path) as temporary, temporary.open("wb") as stream:
             got, fix = "a write that failed", "make room"
-            writer = NpzWriter(stream)
+            archive = zipfile.ZipFile(stream, "w", allowZip64=True)
             try:
-                yield writer
-                writer.close()
+                yield NpzWriter(archive)
+                archive.close()
             finally:
                 # Of an archive that is thrown away zipfile would complain on stderr when it is collected.
                 with contextlib.suppress(OSError, ValueError):
-                    writer.close()
+                    archive.close()
     except OSError as error:
         raise DataError(f"{path}", got=f"{got} ({error.strerror})", fix=fix) from error
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.errors import DataError
-from orchestrator.rows.arrays import array_rows, array_source, digits_source, mapped_npy
+from orchestrator.rows.arrays import array_from_path, digits_array, mapped_npy
 from orchestrator.rows.blocks import (
     ColumnNames,
     Rows,
@@ -55,7 +55,7 @@ def row_source(
         expected = f"a .npz or .parquet file with {columns.named[0]} in it"
         raise DataError(f"data source {data}", got="data without columns", expected=expected)
     if is_digits:
-        return digits_source(data, info, classes=classes)
+        return digits_array(data, info).source(classes)
     if path.is_dir():
         return folder_source(path, classes=classes, read_picture=read_picture)
     if path.suffix not in (".npz", ".npy", ".parquet"):
@@ -64,7 +64,7 @@ def row_source(
         raise DataError("data source", got=got, expected=expected)
     if not path.is_file():
         raise DataError(f"data source {path}", got="no such file")
-    return array_source(path, info, columns=columns, classes=classes)
+    return array_from_path(path, info, columns).source(classes)
 
 
 def stored_rows(path: Path, info: ModelInfo, *, columns: ColumnNames, read_picture: ReadPicture) -> StoredRows:
@@ -89,7 +89,7 @@ def stored_rows(path: Path, info: ModelInfo, *, columns: ColumnNames, read_pictu
     if path.suffix not in (".npy", ".npz"):
         got = f"a name ending in {path.suffix or 'nothing'}"
         raise DataError(f"{path}", got=got, expected=".npy, .npz or .parquet")
-    return array_rows(path, info, columns=columns)
+    return array_from_path(path, info, columns).stored()
 
 
 def is_parquet(path: Path) -> bool:

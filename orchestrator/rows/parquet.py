@@ -30,7 +30,7 @@ from orchestrator.rows.blocks import (
     readable,
 )
 from orchestrator.rows.labels import MemberClasses, labels_from_array
-from orchestrator.rows.parquet_table import ParquetTable, parquet_table, words_or_numbers
+from orchestrator.rows.parquet_table import ParquetTable, numpy_from, parquet_table, words_or_numbers
 from orchestrator.rows.pictures import ReadPicture, is_picture
 from orchestrator.spec.request import INPUT_DTYPES
 from orchestrator.spec.served_model import ModelInfo, input_tensor
@@ -133,7 +133,7 @@ def _labels(what: str, column: Any) -> tuple[Rows, npt.NDArray[np.bool_]]:
     if pa.types.is_nested(kind):
         fix = "put the number of the class into a column of its own (of a one-hot list, the place of its 1)"
         raise DataError(what, got=f"{kind}", expected="a whole number or a name in each row", fix=fix)
-    missing = _numpy(column.is_null())
+    missing = numpy_from(column.is_null())
     if missing.all():
         # A column of nulls alone may have any type.
         return np.zeros(0, np.int64), missing
@@ -198,7 +198,11 @@ def _column_reader(what: str, kind: Any, form: RowForm, read_picture: ReadPictur
         leaf = leaf.value_type
     numeric = pa.types.is_integer(leaf) or pa.types.is_floating(leaf)
     # pyarrow's own to_pandas_dtype() wants pandas, which nothing else here needs.
-    if not _is_list(kind) or not numeric or not np.can_cast(_numpy(pa.array([], leaf)), form.dtype, "same_kind"):
+    if (
+        not _is_list(kind)
+        or not numeric
+        or not np.can_cast(numpy_from(pa.array([], leaf)), form.dtype, "same_kind")
+    ):
         expected = f"lists of numbers for {form.dtype}, raw bytes, or pictures"
         raise DataError(what, got=str(kind), expected=expected, fix="see `column`")
     return lambda ids, column: _block_of_lists(ids, column, form=form)
@@ -261,13 +265,9 @@ def _leaves(column: Any) -> tuple[npt.NDArray[np.int64], Rows, npt.NDArray[np.bo
     owner = np.arange(rows)
     holes = np.zeros(rows, np.bool_)
     while True:
-        holes[owner[_numpy(column.is_null())]] = True
+        holes[owner[numpy_from(column.is_null())]] = True
         if not _is_list(column.type):
-            return np.bincount(owner, minlength=rows).astype(np.int64), _numpy(column.fill_null(0)), holes
-        owner = np.repeat(owner, _numpy(pc.list_value_length(column).fill_null(0)))
+            return np.bincount(owner, minlength=rows).astype(np.int64), numpy_from(column.fill_null(0)), holes
+        owner = np.repeat(owner, numpy_from(pc.list_value_length(column).fill_null(0)))
         # flatten() leaves out what lies behind a null list, in fixed-size lists too.
         column = column.flatten()
-
-
-def _numpy(column: Any) -> Rows:
-    return np.asarray(column.to_numpy(zero_copy_only=False))

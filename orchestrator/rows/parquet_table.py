@@ -87,6 +87,11 @@ def words_or_numbers(what: str, column: Any, *, each: str) -> npt.NDArray[Any]:
         raise DataError(what, got=f"{kind} ({error})", expected="whole numbers of 64 bits, or text") from error
     if not (pa.types.is_integer(column.type) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)):
         raise DataError(what, got=f"{kind}", expected=f"whole numbers or text, {each} in every row")
+    return numpy_from(column)
+
+
+def numpy_from(column: Any) -> npt.NDArray[Any]:
+    """An Arrow array as a numpy array."""
     return np.asarray(column.to_numpy(zero_copy_only=False))
 
 
@@ -110,13 +115,6 @@ class ParquetPart:
     def rows(self) -> int:
         """Rows of the file."""
         return sum(self.group_rows)
-
-    def bytes_of(self, name: str) -> int:
-        """Bytes of a column, without compression."""
-        leaves = range(self.metadata.num_columns)
-        own = [leaf for leaf in leaves if self.metadata.schema.column(leaf).path.split(".")[0] == name]
-        groups = map(self.metadata.row_group, range(self.metadata.num_row_groups))
-        return sum(group.column(leaf).total_uncompressed_size for group in groups for leaf in own)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,7 +149,13 @@ class ParquetTable:
 
     def row_bytes(self, name: str) -> int:
         """Bytes of a column in a usual row, without compression."""
-        return sum(part.bytes_of(name) for part in self.parts) // self.rows
+        total = 0
+        for about in (part.metadata for part in self.parts):
+            leaves = range(about.num_columns)
+            own = [leaf for leaf in leaves if about.schema.column(leaf).path.split(".")[0] == name]
+            groups = map(about.row_group, range(about.num_row_groups))
+            total += sum(group.column(leaf).total_uncompressed_size for group in groups for leaf in own)
+        return int(total) // self.rows
 
     def whole(self, name: str) -> Any:
         """One small column.
@@ -159,9 +163,7 @@ class ParquetTable:
         Raises:
             DataError: it cannot be read.
         """
-        kind = self.type_of(name)
-        batches = [batch.column(0) for batch in self.batches([name], size=BATCH_ROWS)]
-        return pa.concat_arrays(batches) if batches else pa.array([], kind)
+        return pa.concat_arrays([batch.column(0) for batch in self.batches([name], size=BATCH_ROWS)])
 
     def batches(
         self, names: Sequence[str], *, size: int, wanted: npt.NDArray[np.int64] | None = None
@@ -176,7 +178,8 @@ class ParquetTable:
         schema = pa.schema([pa.field(name, self.type_of(name)) for name in dict.fromkeys(names)])
         start = 0
         for part in self.parts:
-            yield from _batches(part, schema, size=size, start=start, wanted=wanted)
+            if wanted is None or _any_within(wanted, start, start + part.rows):
+                yield from _batches(part, schema, size=size, start=start, wanted=wanted)
             start += part.rows
 
 
@@ -185,15 +188,11 @@ def _batches(part: ParquetPart, schema: Any, *, size: int, start: int, wanted: A
     inside = [name for name in schema.names if name in part.schema.names]
     at = start
     try:
-        with contextlib.ExitStack() as opened:
-            file = None
+        with _opened(part.path) if inside else contextlib.nullcontext() as file:
             for group, rows in enumerate(part.group_rows):
-                end = at + rows
-                if wanted is not None and not _any_within(wanted, at, end):
-                    at = end
+                if wanted is not None and not _any_within(wanted, at, at + rows):
+                    at += rows
                     continue
-                if inside and file is None:
-                    file = opened.enter_context(_opened(part.path))
                 for batch in _stored(part, file, group, inside, schema=schema, size=size):
                     stop = at + batch.num_rows
                     if wanted is None:

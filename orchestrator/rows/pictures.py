@@ -100,14 +100,12 @@ def reader_for(info: ModelInfo, preprocess: Callable[[], Preprocess]) -> ReadPic
     tensor = input_tensor(info)
     dtype = INPUT_DTYPES.get(tensor.dtype, "float32")
     once = functools.cache(preprocess)
-    return lambda data, what: row_from_bytes(data, once(), dtype=dtype, dims=tensor.shape[1:], what=what)
 
+    def read(data: bytes, what: str) -> Rows:
+        image = image_from_bytes(data, what=what)
+        return row_from_image(image, once(), dtype=dtype, dims=tensor.shape[1:], what=what)
 
-def row_from_bytes(
-    data: bytes, preprocess: Preprocess, *, dtype: str, dims: tuple[int, ...], what: str = "picture"
-) -> Rows:
-    """One row from an encoded picture in one of `_FORMATS`; else as `row_from_image`."""
-    return row_from_image(image_from_bytes(data, what=what), preprocess, dtype=dtype, dims=dims, what=what)
+    return read
 
 
 def image_from_bytes(data: bytes, *, what: str) -> "Image":

@@ -19,7 +19,6 @@ from orchestrator.rows.pictures import (
     PICTURE_ENDINGS,
     image_from_bytes,
     is_picture,
-    row_from_bytes,
     row_from_image,
 )
 from orchestrator.spec import Preprocess
@@ -37,7 +36,9 @@ RAMP = np.linspace(0, 1, 64).reshape(8, 8)
 
 def row_of(data: bytes, preprocess: Preprocess = PHOTO) -> np.ndarray:
     dims = (3 if preprocess.mode == "RGB" else 1, 8, 8)
-    return row_from_bytes(data, preprocess, dtype="float32", dims=dims, what="x.jpg")
+    return row_from_image(
+        image_from_bytes(data, what="x.jpg"), preprocess, dtype="float32", dims=dims, what="x.jpg"
+    )
 
 
 def refused(data: bytes, preprocess: Preprocess = PHOTO) -> str:
