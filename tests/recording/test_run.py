@@ -56,23 +56,10 @@ class Watched:
         info = ModelInfo(
             name="m", platform="", versions=("1",), max_batch_size=64, inputs=(taken,), outputs=(given,)
         )
-        pool = RecordingPool(
-            infos={"m": info},
-            manifests={},
-            cost={"m": 1.0},
-            asked="here",
-            made_with={},
-            ask=self.ask,
-            workers=WORKERS,
-        )
-        source = RowSource(
-            name="made up",
-            ids=np.arange(ROWS),
-            labels=RowLabels(),
-            pieces=self.pieces,
-            identity={},
-            data_sha256="0",
-        )
+        empty = {"manifests": {}, "asked": "here", "made_with": {}}
+        pool = RecordingPool(infos={"m": info}, cost={"m": 1.0}, ask=self.ask, workers=WORKERS, **empty)
+        about = {"name": "made up", "identity": {}, "data_sha256": "0"}
+        source = RowSource(ids=np.arange(ROWS), labels=RowLabels(), pieces=self.pieces, **about)
         return RecordingTask(source=source, pool=pool, wanted=wanted_rows(ROWS, None))
 
 
@@ -91,15 +78,10 @@ def test_pieces_come_in_order_and_the_reader_is_only_a_few_ahead() -> None:
 def test_what_was_answered_before_a_fault_is_given_before_it_is_raised() -> None:
     watched = Watched()
     watched.fail_at = 5000
-    stops = []
+    stops: list[int] = []
     begun = time.monotonic()
-
-    def take_all() -> None:
-        for answered in answered_pieces(watched.task()):
-            stops.append(answered.stop)
-
     with pytest.raises(MemberError, match="a fault"):
-        take_all()
+        stops.extend(answered.stop for answered in answered_pieces(watched.task()))
     # The piece that holds row 5000 begins before it, and so is answered.
     assert stops[-1] == 5120
     # Nobody waits for pieces that were cancelled.
@@ -165,6 +147,11 @@ def test_a_manifest_that_describes_another_version_than_is_served_is_named(tmp_p
         assert pool.version_notes() == []
 
 
+def words_in(folder: Path) -> list[str]:
+    words = ["record", "m", "--data", folder / "d.npz", "-o", folder / "out.npz"]
+    return [str(word) for word in (*words, "--repository", folder / "repository")]
+
+
 def test_a_part_that_only_restart_mends_is_not_said_to_be_gone_on_from(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -173,8 +160,7 @@ def test_a_part_that_only_restart_mends_is_not_said_to_be_gone_on_from(
     rows[290] = 0
     np.savez(tmp_path / "d.npz", images=rows)
     write_member(tmp_path / "repository", "m", fragile=True)
-    words = ["record", "m", "--data", str(tmp_path / "d.npz"), "-o", str(tmp_path / "out.npz")]
-    words += ["--repository", str(tmp_path / "repository")]
+    words = words_in(tmp_path)
     assert run(words) == 2
     assert "the same command goes on from there" in capsys.readouterr().err
     part = next((tmp_path / ".out.npz.parts").glob("0*.npz"))
@@ -192,9 +178,7 @@ def test_costs_are_shown_in_few_digits(
 ) -> None:
     np.savez(tmp_path / "d.npz", images=rows_of(12), labels=np.arange(12) % 3)
     write_member(tmp_path / "repository", "m")
-    words = ["record", "m", "--data", str(tmp_path / "d.npz"), "-o", str(tmp_path / "out.npz")]
-    words += ["--repository", str(tmp_path / "repository")]
-    assert run([*words, "--cost", f"m={cost}"]) == 0
+    assert run([*words_in(tmp_path), "--cost", f"m={cost}"]) == 0
     assert f", cost {shown}\n" in capsys.readouterr().out
-    assert run([*words, "--cost", "m=1e307"]) == 2
+    assert run([*words_in(tmp_path), "--cost", "m=1e307"]) == 2
     assert "expected NAME=COST with 0, or numbers from" in capsys.readouterr().err

@@ -21,7 +21,7 @@ from orchestrator.rows import parquet
 from orchestrator.rows.parquet_table import parquet_table
 from tests.batch.fixtures import Batching, batching_in, encoded
 from tests.fakes.kserve import images
-from tests.recording.builders import NAMES, picture, png, write_member
+from tests.recording.builders import NAMES, picture, png, rows_of, write_member
 from tests.rows.broken_pictures import BAD_EXIF, KINDS, broken_avif, noise
 from tests.rows.broken_pictures import encoded as encoded_as
 
@@ -79,16 +79,19 @@ def write(path: Path, *, group: int | None = 7, **columns: Any) -> Path:
     return path
 
 
+def words_for(repository: Path, data: Path, output: str, *options: object) -> list[str]:
+    words = ["record", "a", "--data", data, "-o", repository.parent / output, "--repository", repository]
+    return [str(word) for word in (*words, *options)]
+
+
 def recorded(repository: Path, data: Path, *options: object, code: int = 0) -> Records:
-    words = ["record", "a", "--data", data, "-o", repository.parent / "out.npz", "--repository", repository]
-    assert run([str(word) for word in (*words, *options)]) == code
+    assert run(words_for(repository, data, "out.npz", *options)) == code
     return records_from_path(repository.parent / "out.npz")
 
 
 def refusal(repository: Path, capsys: pytest.CaptureFixture[str], data: Path, *options: object) -> str:
-    words = ["record", "a", "--data", data, "-o", repository.parent / "no.npz", "--repository", repository]
     capsys.readouterr()
-    assert run([str(word) for word in (*words, *options)]) == 2
+    assert run(words_for(repository, data, "no.npz", *options)) == 2
     text = capsys.readouterr().err
     assert text.count("\n") == 1
     return text
@@ -215,7 +218,7 @@ def test_columns_of_other_names_are_named(repository: Path, capsys: pytest.Captu
     columns = {"photo": ENCODED, "thumb": ENCODED[::-1], "key": TEXTS, "kind": LABELS}
     named = ("--column", "photo", "--id-column", "key", "--label-column", "kind")
     data = write(repository.parent / "in.parquet", **columns)
-    rows = np.stack([picture(seed).transpose(2, 0, 1) for seed in range(ROWS)])
+    rows = rows_of(ROWS)
     np.savez(repository.parent / "in.npz", **{**columns, "photo": rows, "thumb": rows[::-1]})
     for source in (data, repository.parent / "in.npz"):
         found = recorded(repository, source, *named)
