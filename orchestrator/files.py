@@ -28,11 +28,7 @@ _IRREGULAR = {
 
 
 def irregular_kind(path: Path) -> str | None:
-    """What kind of thing a path names, None for a regular file; opening a pipe or a device may block for ever.
-
-    Raises:
-        OSError: the path does not exist or may not be looked at.
-    """
+    """What kind of thing a path names, None for a regular file; opening a pipe or a device may block for ever."""
     return _IRREGULAR.get(stat.S_IFMT(path.stat().st_mode))
 
 
@@ -188,10 +184,8 @@ def _staging_place(target: Path) -> Path:
 def recover_folder(target: Path) -> None:
     """Puts back entries that a killed replacement had taken away and not yet replaced, and removes its leftovers.
 
-    Leftovers that cannot be moved or removed stay; they do no harm.
-
-    Raises:
-        BlockingIOError: another process is replacing the contents.
+    Leftovers that cannot be moved or removed stay; they do no harm. Raises BlockingIOError while another process
+    is replacing the contents.
     """
     with _locked(target):
         _recover(target)

@@ -52,8 +52,7 @@ def kept_as(name: str) -> str:
 def check_kept(rows: StoredRows, output: Path) -> None:
     """Refuses carried columns that the output cannot hold, before any work.
 
-    Raises:
-        DataError: two of one name, or a type that an archive of arrays has no room for.
+    Raises DataError for two of one name, or a type that an archive of arrays has no room for.
     """
     names = [kept_as(name) for name in rows.kept_types]
     twice = [name for name in names if names.count(name) > 1]
@@ -77,10 +76,7 @@ def _answer_columns(block: RowBlock, answers: ServedAnswers, good: npt.NDArray[n
 def whole_file(path: Path) -> Iterator[Path]:
     """A temporary path beside `path` that becomes it when the block ends well, and vanishes when it does not.
 
-    A block that unlinks it leaves no file.
-
-    Raises:
-        DataError: the folder cannot be written to.
+    A block that unlinks it leaves no file. Raises DataError where the folder cannot be written to.
     """
     with contextlib.ExitStack() as stack:
         try:

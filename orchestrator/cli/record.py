@@ -206,11 +206,7 @@ def _joined(
 def _by_member(
     option: str, words: list[str] | None, names: list[str], *, form: str, read: Callable[[str], Value | None]
 ) -> dict[str, Value]:
-    """What an option's words, NAME=VALUE, say of each member, in the form that errors name.
-
-    Raises:
-        DataError: a word of another form, a value of which `read` makes None, or a member that is named twice.
-    """
+    """What an option's words, NAME=VALUE, say of each member; `read` gives None for what is no value."""
     found: dict[str, Value] = {}
     for word in words or ():
         name, _, text = word.partition("=")

@@ -85,9 +85,8 @@ def wanted_rows(rows: int, limit: int | None) -> Indices:
 def answered_pieces(task: RecordingTask, *, start: int = 0) -> Generator[RecordedPiece, None, None]:
     """Asks about every position from `start` on, and gives the answers in order.
 
-    Raises:
-        DataError: a row cannot be read, or a member has no finite scores for it, and bad rows are not skipped.
-        MemberError, ClientError: a member failed.
+    Raises DataError where a row cannot be read, or a member has no finite scores for it, and bad rows are not
+    skipped; MemberError or ClientError where a member failed.
     """
     waiting: deque[Future[RecordedPiece]] = deque()
     executor = ThreadPoolExecutor(task.pool.workers)
@@ -211,8 +210,7 @@ class RecordOptions:
 def source_for(pool: RecordingPool, options: RecordOptions) -> RowSource:
     """The rows to record, with labels in the members' classes.
 
-    Raises:
-        CommitteeError: the data cannot be used, or not with these members.
+    Raises CommitteeError where the data cannot be used, or not with these members.
     """
     names, path = pool.class_names(), options.class_map
     classes = MemberClasses(
@@ -271,11 +269,7 @@ def record_job(
 
 
 def records_of(repository: Path, members: Sequence[str], data: str) -> Records:
-    """Every member's outputs on every row of a data source, all in memory.
-
-    Raises:
-        CommitteeError: as `record_job`.
-    """
+    """Every member's outputs on every row of a data source, all in memory; errors are those of `record_job`."""
     with opened_pool(members, repository) as pool:
         source = source_for(pool, RecordOptions(data=data))
         task = RecordingTask(source=source, pool=pool, wanted=wanted_rows(len(source.ids), None))

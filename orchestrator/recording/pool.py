@@ -93,8 +93,7 @@ class RecordingPool:
     def class_names(self) -> tuple[str, ...] | None:
         """The members' class names, None where neither a manifest nor a label file has them.
 
-        Raises:
-            InputError: two manifests have different ones.
+        Raises InputError where two manifests have different ones.
         """
         stated = {name: manifest.labels for name, manifest in self.manifests.items() if manifest.labels}
         check_class_names(stated, classes=self.classes)
@@ -105,11 +104,7 @@ class RecordingPool:
         return {name: about_member(self.manifests.get(name), self.infos[name]) for name in self.names}
 
     def preprocess(self) -> Preprocess:
-        """How pictures become rows.
-
-        Raises:
-            InputError: no manifest says it, or two contradict each other.
-        """
+        """How pictures become rows; InputError where no manifest says it, or two contradict each other."""
         known = {name: manifest.preprocess for name, manifest in self.manifests.items() if manifest.preprocess}
         got = "other rows from a picture for {second} than for {first}"
         _check_alike(known, got=got, expected="one `preprocess` for all", fix=_APART)

@@ -40,11 +40,9 @@ def with_scores(
 ) -> dict[str, ModelInfo]:
     """The members, as served or as opened here, with the name of the output that holds their scores.
 
-    The manifest of a member says it, or the user: `named`.
-
-    Raises:
-        DataError: the named one is none of the member's, holds no scores, or is not what its manifest says.
-        InputError: nobody says it, and none or several may be the one.
+    The manifest of a member says it, or the user: `named`. Raises DataError where that is none of the member's,
+    holds no scores, or is not what its manifest says; InputError where nobody says it, and none or several may be
+    it.
     """
     return {
         name: dataclasses.replace(info, scores=_scores(info, manifests.get(name), named.get(name)))
@@ -84,8 +82,7 @@ def stated_kinds(
 ) -> dict[str, tuple[str, str]]:
     """The stated output kinds: member -> kind, what states it; `named` are those that the user names.
 
-    Raises:
-        DataError: two say different things of one member.
+    Raises DataError where two say different things of one member.
     """
     stated = {}
     for name, info in infos.items():
@@ -108,11 +105,7 @@ def stated_kinds(
 
 
 def check_piece(name: str, scores: Scores, stated: Mapping[str, tuple[str, str]]) -> None:
-    """Refuses a piece that is not of the stated kind, before hours are spent on the rest.
-
-    Raises:
-        DataError: see `kind_of`.
-    """
+    """Raises DataError for a piece that is not of the stated kind, before hours are spent on the rest."""
     seen = ScoreEvidence().with_scores(scores)
     # Scores that look like sigmoids so far may turn out as logits in later pieces.
     if name in stated and not seen.fills_unit_interval:
@@ -122,8 +115,7 @@ def check_piece(name: str, scores: Scores, stated: Mapping[str, tuple[str, str]]
 def kind_of(name: str, seen: ScoreEvidence, stated: Mapping[str, tuple[str, str]]) -> str:
     """The kind of a member's scores: what is stated, or what the values look like where nothing is.
 
-    Raises:
-        DataError: they are not what is said, or neither logits nor probabilities.
+    Raises DataError where they are not what is said, or neither logits nor probabilities.
     """
     kind, who = stated.get(name, (seen.kind, ""))
     # Only the user can know that scores which look like something else are logits.
@@ -157,11 +149,7 @@ def evidence_of(parts: Iterable[npt.NDArray[Any]]) -> ScoreEvidence:
 
 
 def check_class_names(stated: Mapping[str, Sequence[str]], *, classes: int) -> None:
-    """Refuses manifests whose class names (member -> names) differ, or are not one per class.
-
-    Raises:
-        InputError: naming the members.
-    """
+    """Raises InputError for manifests whose class names differ, or are not one per class."""
     first, names = next(iter(stated.items()), ("", ()))
     if stated and len(names) != classes:
         got = f"{len(names)} labels in the manifest"
@@ -205,11 +193,7 @@ def about_member(manifest: Manifest | None, info: ModelInfo) -> dict[str, Any]:
 
 
 def require_exported(names: Sequence[str], repository: Path) -> None:
-    """Refuses models that were not exported, which only a server can run.
-
-    Raises:
-        RepositoryError: a member has a folder and no manifest.
-    """
+    """Raises RepositoryError for models that were not exported, which only a server can run."""
     for name in names:
         folder = repository / name
         if folder.is_dir() and not (folder / MANIFEST).is_file():

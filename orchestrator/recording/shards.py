@@ -59,15 +59,11 @@ class RecordedPiece:
 
 
 class Shards:
-    """The parts of one recording, held by one process at a time.
+    """The parts of one recording, held by one process at a time; `output` is the records file made of them.
 
-    Args:
-        output: the records file that is made of them.
-        header: what is being recorded, as JSON values; parts with another header are refused.
-        restart: whether to throw away parts that are there.
-
-    Raises:
-        DataError: another header, another process, or a place that cannot be written to.
+    The header says what is being recorded, as JSON values; parts with another one are refused, or thrown away
+    where `restart` says so. Raises DataError for another header, another process, or a place that cannot be
+    written to.
     """
 
     def __init__(self, output: Path, header: Mapping[str, Any], *, restart: bool = False) -> None:
@@ -95,11 +91,7 @@ class Shards:
         return _span(self._paths[-1])[1] if self._paths else 0
 
     def add(self, pieces: Sequence[RecordedPiece]) -> None:
-        """Writes the next part.
-
-        Raises:
-            DataError: the disk is full.
-        """
+        """Writes the next part; DataError where the disk is full."""
         first, stop = pieces[0].first, pieces[-1].stop
         assert first == self.done < stop, "pieces come in order and without gaps"
         for one in itertools.chain.from_iterable(piece.digests for piece in pieces):

@@ -119,8 +119,7 @@ def meta_of(
 ) -> dict[str, Any]:
     """The meta of a records file: JSON values that are equal for equal recordings.
 
-    Raises:
-        DataError: a member's scores are not of the kind that is said of it.
+    Raises DataError where a member's scores are not of the kind that is said of it.
     """
     about = pool.about().items()
     meta: dict[str, Any] = {

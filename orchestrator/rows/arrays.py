@@ -63,8 +63,7 @@ class ArrayRows:
     def pieces(self, wanted: Indices | None, start: int, size: int) -> Iterator[RowPiece]:
         """The wanted rows, see `RowSource`; None wants all. Ids of the blocks are positions.
 
-        Raises:
-            DataError: the archive is broken.
+        Raises DataError where the archive is broken.
         """
         # An index of all rows is never made: a header may promise more rows than there is memory.
         count = self.shape[0] if wanted is None else len(wanted)
@@ -100,8 +99,7 @@ class ArrayRows:
     def source(self, classes: MemberClasses) -> RowSource:
         """The rows as they are read for `committee record`.
 
-        Raises:
-            DataError: the archive is broken, or ids or labels do not fit.
+        Raises DataError where the archive is broken, or ids or labels do not fit.
         """
         path, total = f"{self.path}", self.shape[0]
         ids = np.arange(total) if self.ids is None else self.ids
@@ -161,22 +159,16 @@ def _block_at(images: Rows, indices: Indices, first: int) -> RowBlock:
 
 
 def digits_array(text: str, info: ModelInfo) -> ArrayRows:
-    """The rows of "digits:<split>".
-
-    Raises:
-        DataError: there is no such split.
-        InputError: digits do not fit the model.
-    """
+    """The rows of "digits:<split>"; DataError for another split, InputError where digits do not fit the model."""
     split = digits_split(text.partition(":")[2])
     return replace(_whole(Path(text), info, split.images), ids=split.ids, labels=split.labels)
 
 
 def array_from_path(path: Path, info: ModelInfo, columns: ColumnNames) -> ArrayRows:
-    """The rows of a .npy array, or of a .npz with `images` and maybe `labels` and `ids`, held against the model.
+    """The rows of a .npy array, or of a .npz with `images` and maybe `labels` and `ids`.
 
-    Raises:
-        DataError: broken, empty, or without such arrays.
-        InputError: its rows do not fit the model.
+    Raises DataError where they are broken, empty, or without such arrays, InputError where they do not fit the
+    model.
     """
     if path.suffix == ".npz":
         return _npz(path, info, columns)
@@ -192,11 +184,7 @@ def _whole(path: Path, info: ModelInfo, images: Rows) -> ArrayRows:
 
 
 def mapped_npy(path: Path) -> Rows:
-    """An array file, mapped: only what is looked at is read.
-
-    Raises:
-        DataError: it is not one.
-    """
+    """An array file, mapped, so that only what is looked at is read; DataError where it is none."""
     try:
         array: Rows = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:

@@ -49,8 +49,7 @@ class ColumnNames:
     def found_in(self, what: str, kind: str, names: Sequence[str]) -> "ColumnNames":
         """The same with the names under which a file usually has ids and labels, where it has them.
 
-        Raises:
-            DataError: the file does not have what the caller named.
+        Raises DataError where the file does not have what the caller named.
         """
         for argument, asked in vars(self).items():
             for name in asked if isinstance(asked, tuple) else (asked,):
@@ -192,11 +191,7 @@ def left_out_note(kind: str, names: list[str]) -> tuple[str, ...]:
 
 @contextmanager
 def readable(what: str) -> Iterator[None]:
-    """Names what the block reads where the disk refuses it.
-
-    Raises:
-        DataError: as said.
-    """
+    """Raises DataError, naming what the block reads, where the disk refuses it."""
     try:
         yield
     except OSError as error:
@@ -204,22 +199,13 @@ def readable(what: str) -> Iterator[None]:
 
 
 def check_regular(path: Path, what: str) -> None:
-    """Refuses folders, pipes and devices; opening those may block for ever.
-
-    Raises:
-        DataError: as said.
-        OSError: there is no such path.
-    """
+    """Raises DataError for folders, pipes and devices, the last of which may block for ever when opened."""
     if (kind := irregular_kind(path)) is not None:
         raise DataError(what, got=kind, expected="a regular file")
 
 
 def check_rows_of(source: str, info: ModelInfo, rows: Rows) -> None:
-    """Refuses rows that a model cannot take.
-
-    Raises:
-        InputError: what it says begins with the source.
-    """
+    """Raises InputError, which begins with the source, for rows that a model cannot take."""
     try:
         check_rows(info, rows)
     except InputError as error:
@@ -228,11 +214,7 @@ def check_rows_of(source: str, info: ModelInfo, rows: Rows) -> None:
 
 
 def check_ids(what: str, ids: Rows, rows: int) -> None:
-    """Refuses ids that are not one per row, neither whole numbers nor text, or not unique.
-
-    Raises:
-        DataError: naming the ids at fault.
-    """
+    """Raises DataError for ids that are not one per row, neither whole numbers nor text, or not unique."""
     if ids.shape != (rows,):
         raise DataError(what, got=f"{ids.size} ids of shape {list(ids.shape)}", expected=f"{rows}, one per row")
     if ids.dtype.kind not in "iuUS":
@@ -248,11 +230,7 @@ def check_ids(what: str, ids: Rows, rows: int) -> None:
 
 
 def plain_ids(what: str, ids: Rows, rows: int) -> Rows:
-    """Ids as int64 or text.
-
-    Raises:
-        DataError: another kind, or another number of them than there are rows.
-    """
+    """Ids as int64 or text; DataError for another kind, or another number of them than there are rows."""
     if ids.shape != (rows,):
         raise DataError(f"{what} ids", got=f"shape {list(ids.shape)}", expected=f"[{rows}], one per row")
     if ids.dtype.kind in "iu" and ids.dtype != np.uint64:
@@ -268,12 +246,9 @@ def plain_ids(what: str, ids: Rows, rows: int) -> Rows:
 def check_labels(
     what: str, labels: Rows, *, rows: int, classes: int, first: int = 0, fix: str = "subtract {first} from each"
 ) -> None:
-    """Refuses labels that are not (n,) whole numbers from `first` to `first` + k - 1.
+    """Raises DataError for labels that are not (n,) whole numbers from `first` to `first` + k - 1.
 
     `fix` is what to do with labels that number the classes from another first one.
-
-    Raises:
-        DataError: naming the fault.
     """
     if labels.shape != (rows,) or labels.dtype.kind not in "iu":
         got = f"labels of dtype {labels.dtype}, shape {list(labels.shape)}"

@@ -41,8 +41,7 @@ def _all_digits() -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
 def digits_split(name: str) -> DigitsSplit:
     """The rows of a split, in ascending row number.
 
-    Raises:
-        DataError: there is no such split, or scikit-learn is not installed.
+    Raises DataError where there is no such split, or scikit-learn is not installed.
     """
     splits = json.loads(SPLITS_PATH.read_text(encoding="utf-8"))
     if name not in splits:
@@ -55,8 +54,7 @@ def digits_split(name: str) -> DigitsSplit:
 def digit_image(index: int) -> tuple[npt.NDArray[np.float32], int]:
     """One digit by its row number, float32 (1, 8, 8), and its label.
 
-    Raises:
-        DataError: there is no such row, or scikit-learn is not installed.
+    Raises DataError where there is no such row, or scikit-learn is not installed.
     """
     images, labels = _all_digits()
     if not 0 <= index < len(images):

@@ -50,8 +50,7 @@ class ClassMap:
     def for_names(self, what: str, names: Sequence[str]) -> "ClassMap":
         """The map for a data set with these names: whole lines are its names where that fits.
 
-        Raises:
-            DataError: two lines are of one name.
+        Raises DataError where two lines are of one name.
         """
         are_lines = set(map(normal_form, names)) <= set(map(normal_form, self.lines))
         mapped = ClassMap(self.lines, ("",) * len(self.lines)) if are_lines else self
@@ -71,8 +70,8 @@ class ClassMap:
 def class_map_from_path(path: Path, *, count: int, known: Sequence[str] | None) -> ClassMap:
     """The class map that a file holds, for `count` classes that the members call `known`, where that is known.
 
-    Raises:
-        DataError: it cannot be read, has another number of classes, a line without a name, or another order.
+    Raises DataError where it cannot be read, or has another number of classes, a line without a name, or another
+    order.
     """
     what = f"class map {path}"
     with readable(what):
@@ -185,8 +184,7 @@ def labels_from_names(
 ) -> RowLabels:
     """Labels as class numbers, from the names of rows that have a label; `missing` (n,) says which have none.
 
-    Raises:
-        DataError: a name the members do not have, or another number of names than classes.
+    Raises DataError for a name the members do not have, or another number of names than classes.
     """
     different, which = np.unique(names, return_inverse=True)
     place, about = _matched(what, in_order(different.tolist()), classes)

@@ -69,8 +69,7 @@ class NpzWriter:
 def npz_writer(path: Path) -> Iterator[NpzWriter]:
     """A writer whose archive appears at `path` when the block ends well, and nowhere when it does not.
 
-    Raises:
-        DataError: the folder cannot be written to, or the disk is full.
+    Raises DataError where the folder cannot be written to, or the disk is full.
     """
     got, fix = "a place that cannot be written to", None
     try:
@@ -93,8 +92,7 @@ def npz_writer(path: Path) -> Iterator[NpzWriter]:
 def opened_npz(path: Path, *, what: str, fix: str | None = None) -> Iterator[Any]:
     """An archive of arrays, as numpy opens it; errors of reading in the block name it, too.
 
-    Raises:
-        DataError: it is no archive, a truncated one, or one of Python objects.
+    Raises DataError where it is no archive, a truncated one, or one of Python objects.
     """
     try:
         stored = np.load(path, allow_pickle=False)
@@ -111,8 +109,7 @@ def opened_npz(path: Path, *, what: str, fix: str | None = None) -> Iterator[Any
 def arrays_from_path(path: Path, *, what: str, wanted: Callable[[str], bool]) -> dict[str, Array]:
     """Arrays of an archive, of the names wanted; the others may be of any size.
 
-    Raises:
-        DataError: it is no archive, a truncated one, or one of Python objects.
+    Raises DataError where it is no archive, a truncated one, or one of Python objects.
     """
     with opened_npz(path, what=what, fix="record again") as stored:
         arrays = {name: stored[name] for name in stored.files if wanted(name)}
@@ -136,8 +133,7 @@ def shapes_from_path(path: Path, *, what: str, wanted: Callable[[str], bool]) ->
 def array_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     """Shape of a `.npy` array, whether it is in Fortran's order, and its dtype; leaves the file behind the header.
 
-    Raises:
-        ValueError: it is no array, or one of Python objects.
+    Raises ValueError where it is no array, or one of Python objects.
     """
     form: Any = np.lib.format
     old = form.read_magic(file) == (1, 0)
@@ -150,9 +146,7 @@ def array_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]
 def extract_array(path: Path, name: str, to: Path) -> None:
     """Copies one array of an archive into a `.npy` file, block by block.
 
-    Raises:
-        DataError: the archive is broken.
-        OSError: the file cannot be written.
+    Raises DataError where the archive is broken, OSError where the file cannot be written.
     """
     try:
         with zipfile.ZipFile(path) as archive, archive.open(f"{name}.npy") as file, to.open("wb") as out:

@@ -70,11 +70,8 @@ def row_source(
 def stored_rows(path: Path, info: ModelInfo, *, columns: ColumnNames, read_picture: ReadPicture) -> StoredRows:
     """The rows of a .npy, .npz or .parquet file, or of a folder of Parquet, for `committee batch`.
 
-    They are checked against the model as far as a header tells.
-
-    Raises:
-        DataError: missing, unreadable, empty, or without such a column.
-        InputError: its rows do not fit the model.
+    They are checked against the model as far as a header tells, by an InputError. Raises DataError where they are
+    missing, unreadable, empty, or without such a column.
     """
     if is_parquet(path):
         # pyarrow is optional.
@@ -116,9 +113,7 @@ class NamedRow:
 def named_rows(sources: Sequence[str], info: ModelInfo, *, read_picture: ReadPicture) -> list[NamedRow]:
     """A few rows, in order, from "digit:INDEX" or paths of .npy files and pictures, checked against the model.
 
-    Raises:
-        DataError: something is missing or cannot be read.
-        InputError: rows that do not fit the model.
+    Raises DataError where something is missing or cannot be read, InputError for rows that do not fit the model.
     """
     rows = [named for source in sources for named in _named_rows(source, info, read_picture)]
     for named in rows:

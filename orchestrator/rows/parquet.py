@@ -50,11 +50,7 @@ class RowForm:
 
     @property
     def values(self) -> int:
-        """Numbers in one row.
-
-        Raises:
-            DataError: a size is free, so flat numbers do not say which shape they have.
-        """
+        """Numbers in one row; DataError where a size is free, so that flat numbers have no shape."""
         if -1 in self.dims:
             got = f"a model that takes {list(self.dims)}"
             raise DataError("rows as flat numbers", got=got, expected="fixed sizes", fix="use .npy")
@@ -64,8 +60,7 @@ class RowForm:
 def parquet_rows(path: Path, info: ModelInfo, *, columns: ColumnNames, read_picture: ReadPicture) -> StoredRows:
     """The rows of a Parquet file, or of a folder of them.
 
-    Raises:
-        DataError: unreadable, empty, or without usable columns.
+    Raises DataError where they are unreadable, empty, or without usable columns.
     """
     table = parquet_table(path)
     columns = columns.found_in(f"{path}", "columns", table.schema.names)
@@ -93,8 +88,7 @@ def parquet_source(
 ) -> RowSource:
     """The rows of a Parquet file or a folder of them: encoded pictures, raw tensors or lists of numbers.
 
-    Raises:
-        DataError: broken, empty, or without usable columns.
+    Raises DataError where they are broken, empty, or without usable columns.
     """
     table = parquet_table(path)
     columns = columns.found_in(f"{path}", "columns", table.schema.names)

@@ -66,10 +66,8 @@ def plain(column: Any) -> Any:
 def words_or_numbers(what: str, column: Any, *, each: str) -> npt.NDArray[Any]:
     """A plain column of ids or labels as a numpy array: text, or numbers.
 
-    Text may lie in it as bytes, and whole numbers as decimals; `what` and `each` name them in errors.
-
-    Raises:
-        DataError: nulls, bytes that are no text, decimals beyond 64 bits, or values that are neither.
+    Text may lie in it as bytes, and whole numbers as decimals; `what` and `each` name them in errors. Raises
+    DataError for nulls, bytes that are no text, decimals beyond 64 bits, or values that are neither.
     """
     if column.null_count:
         raise DataError(what, got=f"{column.null_count} nulls", expected=f"{each} in every row")
@@ -138,11 +136,7 @@ class ParquetTable:
         return sum(part.rows for part in self.parts)
 
     def type_of(self, name: str) -> Any:
-        """Arrow type of a column.
-
-        Raises:
-            DataError: it is there more than once.
-        """
+        """Arrow type of a column; DataError where it is there more than once."""
         if self.schema.names.count(name) > 1:
             raise DataError(f"{self.path}", got=f"several columns {name}", expected="one", fix="rename the others")
         return self.schema.field(name).type
@@ -158,22 +152,16 @@ class ParquetTable:
         return int(total) // self.rows
 
     def whole(self, name: str) -> Any:
-        """One small column.
-
-        Raises:
-            DataError: it cannot be read.
-        """
+        """One small column; DataError where it cannot be read."""
         return pa.concat_arrays([batch.column(0) for batch in self.batches([name], size=BATCH_ROWS)])
 
     def batches(
         self, names: Sequence[str], *, size: int, wanted: npt.NDArray[np.int64] | None = None
     ) -> Iterator[Any]:
-        """Columns as record batches of at most `size` rows, in order; one that a file does not have is null there.
+        """Columns as record batches of at most `size` rows, in order; one that a file lacks is null.
 
-        Row groups without any of the rows wanted, which ascend, are not read; None wants all.
-
-        Raises:
-            DataError: a file cannot be read.
+        Row groups without any of the rows wanted, which ascend, are not read; None wants all. Raises DataError
+        where a file cannot be read.
         """
         schema = pa.schema([pa.field(name, self.type_of(name)) for name in dict.fromkeys(names)])
         start = 0
@@ -241,10 +229,8 @@ def parquet_table(path: Path) -> ParquetTable:
     """A file of rows, or a folder of files with the same columns.
 
     Folders named `key=value` are columns, as Hive, Spark and pandas write them. Files and folders whose names
-    begin with a dot or an underscore are passed over.
-
-    Raises:
-        DataError: not Parquet, no rows, or files whose columns do not go together.
+    begin with a dot or an underscore are passed over. Raises DataError where there is no Parquet, no row, or files
+    whose columns do not go together.
     """
     files, left_out = _files(path) if path.is_dir() else ([path], [])
     keys = _keys(path, files)

@@ -69,11 +69,7 @@ _WHITE_IS_ZERO = 0
 
 
 def picture_bytes(path: Path, what: str) -> bytes:
-    """The content of a picture's file.
-
-    Raises:
-        DataError: it cannot be read, or is no regular file.
-    """
+    """The content of a picture's file; DataError where it cannot be read, or is no regular file."""
     with readable(what):
         check_regular(path, what)
         return path.read_bytes()
@@ -111,8 +107,8 @@ def reader_for(info: ModelInfo, preprocess: Callable[[], Preprocess]) -> ReadPic
 def image_from_bytes(data: bytes, *, what: str) -> "Image":
     """The decoded picture with 8 bits per sample, turned upright where a camera noted how it was held.
 
-    Raises:
-        DataError: it is no picture, a broken one, one of absurd size, or one whose samples have no known range.
+    Raises DataError where it is no picture, a broken one, one of absurd size, or one whose samples have no known
+    range.
     """
     from PIL import Image, ImageOps  # optional
 
@@ -302,8 +298,7 @@ class _Listing:
 def folder_source(root: Path, *, classes: MemberClasses, read_picture: ReadPicture) -> RowSource:
     """The pictures of a folder; ids are their paths in it. Without sub-folders they have no labels.
 
-    Raises:
-        DataError: no pictures, an empty class folder, or classes that the members do not have.
+    Raises DataError for no pictures, an empty class folder, or classes that the members do not have.
     """
     listing = _Listing(root)
     try:
