@@ -56,12 +56,10 @@ def triton_type(dtype: str) -> str:
 
 
 def member_config(manifest: Manifest, *, device: str = "cpu") -> pb.ModelConfig:
-    """The configuration of an exported member.
+    """The configuration of an exported member on a "cpu" or "gpu".
 
-    Args:
-        manifest: the member's.
-        device: "cpu" or "gpu". Both warm the model up with the smallest batch, so that no client waits for the
-            work of a session's first run. On a GPU the largest batch is run too, so that its memory is taken then.
+    Both warm the model up with the smallest batch, so that no client waits for the work of a session's first run.
+    On a GPU the largest batch is run too, so that its memory is taken then.
 
     Raises:
         RepositoryError: a model file of a kind no backend here reads, or an unknown dtype.

@@ -40,34 +40,24 @@ class PlannedModel:
     that holds. The server is asked which versions are ready: its configuration may not be config.pbtxt
     (`--model-config-name`, or one that came with a load request).
 
-    Args:
-        planned: what the plan says of the model.
-        repository: folder with the model's folder in it; this process may not be able to see it.
-        verify_files: whether to compare the model's files with the plan's hashes.
-        may_fail: whether its stage answers without it.
-
-    Attributes:
-        name: Triton model name.
-        version: number of the version to ask; None leaves the choice to the server.
-        is_seen: whether this process can see the model's folder.
-        has_hash: whether the plan has a hash of the model file, and it is to be compared.
-        was_changed: whether the files differed at some time, so that the server may have loaded those.
-        reads: how often files were read; a number that grows means that a file was written or replaced.
+    `verify_files` says whether to compare the model's files with the plan's hashes, `may_fail` whether its stage
+    answers without it.
     """
 
     def __init__(
         self, planned: Member | FusedPrefix, repository: Path, *, verify_files: bool = True, may_fail: bool = False
     ) -> None:
         self.name = planned.name
-        self.version = planned.version
-        self.was_changed = False
-        self.reads = 0
+        self.version = planned.version  # number of the one to ask; None leaves the choice to the server
+        self.was_changed = False  # the files differed at some time, so that the server may have loaded those
+        self.reads = 0  # how often files were read; a number that grows means that a file was written or replaced
         self._is_missing = False
         self._may_fail = may_fail
         self._was_ready = False
         self._pinned = planned.version is not None
         self._folder = repository / planned.name
-        self.is_seen = self._folder.is_dir()
+        self.is_seen = self._folder.is_dir()  # this process may not be able to see it
+        # The plan has a hash of the model file, and it is to be compared.
         self.has_hash = planned.sha256 is not None and verify_files
         self._expected = self._expected_files(planned) if verify_files and self.is_seen else {}
         self._digests: dict[Path, tuple[tuple[int, ...], str]] = {}

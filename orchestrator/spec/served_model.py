@@ -62,11 +62,7 @@ class ModelInfo:
 
     @property
     def dims(self) -> tuple[int, ...]:
-        """Shape of one row of its single input, -1 where the size is free.
-
-        Raises:
-            InputError: see `input_tensor`.
-        """
+        """Shape of one row of its single input, -1 where the size is free; InputError as for `input_tensor`."""
         return input_tensor(self).shape[1:]
 
 
