@@ -196,11 +196,8 @@ class Stage0:
     def answer(self, batch: Sequence[PendingRequest], rows: Rows) -> Iterator[Answered]:
         """Asks stage 0 and gives the responses that are decided by then; the other requests wait in the table.
 
-        A generator, so that an error of ours later on loses no response that was decided before it.
-
-        Args:
-            batch: valid requests.
-            rows: (n, *dims), theirs, in order.
+        A generator, so that an error of ours later on loses no response that was decided before it. The rows,
+        (n, *dims), are those of the batch in order.
         """
         # The server's own tensor, of a lone request, is forwarded without a copy. Inputs are taken before another
         # thread can answer a request, because an answer lets go of its request's input.
@@ -226,13 +223,14 @@ class Stage0:
             return
         self.metrics.arrived(len(rows))
         start_ns = time.monotonic_ns()
-        tokens, counts = [one.token for one in batch], [one.count for one in batch]
-        outputs = self.calls.ask_stage0(rows, tensor, owners=partial(np.repeat, tokens, counts))
+        outputs = self.calls.ask_stage0(
+            rows, tensor, owners=lambda: np.repeat([one.token for one in batch], [one.count for one in batch])
+        )
         self._admission.batch_finished(time.monotonic_ns(), asked_ns=start_ns)
         result = self._fast_path.stage0(len(rows), outputs.outputs)
         gear = self.scheduler.gear if self._has_gears else 0
         early = self._fast_path.early_exit(result, gear)
-        starts = [0] if len(batch) == 1 else [0, *accumulate(counts)][:-1]
+        starts = [0] if len(batch) == 1 else [0, *accumulate(one.count for one in batch)][:-1]
         leaves = _leave_early(batch, early.exits, starts)
         if not all(leaves):
             for reply in self._admit(batch, rows, result=result, outputs=outputs, leaves=leaves, gear=gear):

@@ -121,18 +121,10 @@ class Scheduler:
         later: Sequence[Sequence[Rows]],
         errors: Errors,
     ) -> list[Reply]:
-        """Decides stage 0 for requests that need the table, and keeps the rows that it defers.
+        """Decides stage 0 for requests that need the table; returns replies to those that are decided by now.
 
-        Args:
-            batch: the requests, in the order of the n rows.
-            arrivals: the rows.
-            rows: (n, *dims), their inputs; only those of deferred rows are copied.
-            result: what stage 0 gave for them.
-            later: as in `MemberOutputs`.
-            errors: as in `MemberOutputs`.
-
-        Returns:
-            replies to requests that are decided by now.
+        Their arrivals, inputs (n, *dims) and the result of stage 0 are in one order, `later` and `errors` as in
+        `MemberOutputs`. Only inputs of deferred rows are copied.
         """
         with self._lock:
             outcomes = self._run.apply_prefix_outputs(self._run.enter(arrivals, result), later)

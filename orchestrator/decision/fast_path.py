@@ -70,10 +70,9 @@ class FastPath:
         only = self._members[0]
         is_raw = only.output_kind == "logits" and only.temperature == 1.0
         # Agreement and votes need columns of their own.
-        self._is_lone = len(self._members) == 1 and self._weight == 1 and is_raw and spec.combine != "vote"
-        self._is_sum = self._adds_logits
-        if combiner.needs_tops:
-            self._is_lone = self._is_sum = False
+        is_plain = spec.combine != "vote" and not combiner.needs_tops
+        self._is_lone = is_plain and len(self._members) == 1 and self._weight == 1 and is_raw
+        self._is_sum = is_plain and self._adds_logits
         self._score = OF_PROBABILITIES.get(spec.score)
         self._is_last = rule.last == 0
         # By gear; an index of two dimensions costs as much as the comparison.

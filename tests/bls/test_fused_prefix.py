@@ -7,6 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from orchestrator.decision import softmax
 from orchestrator.errors import SpecError
 from orchestrator.spec import (
     CascadeSpec,
@@ -40,8 +41,7 @@ def part(index: int, rows: np.ndarray) -> np.ndarray:
 
 
 def sure(z: np.ndarray, threshold: float) -> np.ndarray:
-    p = np.exp(z - z.max(axis=1, keepdims=True))
-    return (p / p.sum(axis=1, keepdims=True)).max(axis=1) >= threshold
+    return softmax(z).max(axis=1) >= threshold
 
 
 def prefix_gives(rows: np.ndarray) -> dict[str, np.ndarray]:

@@ -25,7 +25,6 @@ from tests.bls.fixtures import (
     eventually,
     large,
     loaded,
-    rows_of,
     small,
     two_stages,
     usual,
@@ -282,7 +281,7 @@ def changed_while_deferred(
     gate, asked = threading.Event(), threading.Event()
 
     def slow(rows: np.ndarray) -> np.ndarray:
-        if (rows == rows_of(HARD)[0]).all(axis=1).any():
+        if (rows == HARD).all(axis=1).any():
             asked.set()
             gate.wait(10)
         return large(rows)

@@ -28,8 +28,7 @@ from tests.fakes.triton import FakeTriton, Request, TritonError
 
 
 def test_an_easy_batch_is_returned_as_a_plain_list_and_never_reaches_the_later_stage(tmp_path: Path) -> None:
-    fake = usual()
-    with loaded(tmp_path, fake) as model:
+    with loaded(tmp_path, fake := usual()) as model:
         answers = model.execute([asking(EASY, EASY), asking(EASY)])
     assert answers is not None
     assert fake.asked == [("small", 3)]
@@ -39,8 +38,7 @@ def test_an_easy_batch_is_returned_as_a_plain_list_and_never_reaches_the_later_s
 
 
 def test_only_deferred_rows_reach_the_later_stage_and_answers_keep_their_places(tmp_path: Path) -> None:
-    fake = usual()
-    (answer,) = answers_of(tmp_path, asking(EASY, HARD, EASY, HARD), fake=fake)
+    (answer,) = answers_of(tmp_path, asking(EASY, HARD, EASY, HARD), fake=(fake := usual()))
     assert answer.column("label")[:, 0].tolist() == [0, 2, 0, 2]
     assert answer.column("exit_stage")[:, 0].tolist() == [0, 1, 0, 1]
     assert answer.column("cost")[:, 0].tolist() == [1, 11, 1, 11]
@@ -63,8 +61,7 @@ def test_a_single_request_is_forwarded_without_a_copy(tmp_path: Path) -> None:
 
 
 def test_a_request_longer_than_a_members_limit_is_asked_in_chunks(tmp_path: Path) -> None:
-    fake = usual()
-    (answer,) = answers_of(tmp_path, asking(*[HARD] * 21), fake=fake)
+    (answer,) = answers_of(tmp_path, asking(*[HARD] * 21), fake=(fake := usual()))
     assert [n for name, n in fake.asked if name == "small"] == [8, 8, 5]
     assert max(n for name, n in fake.asked if name == "large") <= 4
     assert set(answer.column("label")[:, 0].tolist()) == {2}
@@ -94,15 +91,13 @@ def test_a_request_longer_than_a_members_limit_is_asked_in_chunks(tmp_path: Path
 def test_a_bad_request_is_refused_alone_in_easy_and_in_hard_company(
     tmp_path: Path, tensors: dict, parameters: dict, said: str
 ) -> None:
-    fake = usual()
     for company in (EASY, HARD):
-        good, bad, other = (asking(company), Request(tensors, parameters=parameters), asking(EASY))
-        answers = answers_of(tmp_path, good, bad, other, fake=fake)
-        assert not answers[0].has_error()
-        assert not answers[2].has_error()
-        assert answers[1].error().code() == TritonError.INVALID_ARG
-        assert said in answers[1].error().message()
-        assert "\n" not in answers[1].error().message()
+        requests = asking(company), Request(tensors, parameters=parameters), asking(EASY)
+        good, bad, other = answers_of(tmp_path, *requests)
+        assert not (good.has_error() or other.has_error())
+        assert bad.error().code() == TritonError.INVALID_ARG
+        assert said in bad.error().message()
+        assert "\n" not in bad.error().message()
 
 
 def test_a_failing_later_member_fails_only_requests_with_deferred_rows_and_names_stage_and_member(

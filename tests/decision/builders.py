@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import numpy.typing as npt
 
-from orchestrator.decision import AnsweredRows, CascadeRun, Policy, arrivals_from_policies
+from orchestrator.decision import AnsweredRows, CascadeRun, Policy, arrivals_from_policies, softmax
 from orchestrator.spec import CascadeSpec, InputSpec, Member, Stage
 
 
@@ -70,8 +70,7 @@ def make_case(
         # Rounded, so that ties between classes and between scores really happen.
         z = np.round(rng.normal(size=(rows, classes)) * sharpness, 1).astype(np.float32)
         if member.output_kind == "probabilities":
-            e = np.exp(z - z.max(axis=1, keepdims=True))
-            z = (e / e.sum(axis=1, keepdims=True)).astype(np.float32)
+            z = softmax(z)
         outputs[member.name] = z
     case = Case(spec, outputs, rows)
     if len(sizes) == 1:

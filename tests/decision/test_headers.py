@@ -52,10 +52,10 @@ def test_a_misspelt_parameter_is_refused_with_the_nearest(name: str, nearest: st
 
 
 @pytest.mark.parametrize("value", [1, 0.5, True])
-def test_what_is_no_string_is_no_header(value: object) -> None:
-    for name in ("x-speed", "traceparent", "b3"):
-        with pytest.raises(InputError, match=name):
-            policy_of({name: value})
+@pytest.mark.parametrize("name", ["x-speed", "traceparent", "b3"])
+def test_what_is_no_string_is_no_header(name: str, value: object) -> None:
+    with pytest.raises(InputError, match=name):
+        policy_of({name: value})
 
 
 def test_a_string_of_a_name_like_ours_is_refused_with_where_to_name_it() -> None:
