@@ -94,7 +94,7 @@ def test_a_bad_request_is_refused_alone_in_easy_and_in_hard_company(
     for company in (EASY, HARD):
         requests = asking(company), Request(tensors, parameters=parameters), asking(EASY)
         good, bad, other = answers_of(tmp_path, *requests)
-        assert not (good.has_error() or other.has_error())
+        assert not any(one.has_error() for one in (good, other))
         assert bad.error().code() == TritonError.INVALID_ARG
         assert said in bad.error().message()
         assert "\n" not in bad.error().message()
