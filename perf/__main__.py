@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -29,22 +29,14 @@ def main() -> None:
     """Measure what is served."""
 
 
-app.command()(run)
-app.command()(leak)
-app.command()(onefile)
-app.command()(planner)
-app.command()(int8)
-app.command()(live)
-app.command()(overload)
+command: Any
+for command in (run, leak, onefile, planner, int8, live, overload):
+    app.command()(command)
 # Options behind these names are the other program's.
-app.command(cls=HandsOn)(analyzer)
-app.command(cls=HandsOn)(tritonserver)
-app.command()(inputs)
-app.command()(gpu)
-app.command()(reproduce)
-app.command()(digits)
-app.command()(glyphs)
-app.command("glyphs-data")(glyphs_data)
+for command in (analyzer, tritonserver):
+    app.command(cls=HandsOn)(command)
+for command in (inputs, gpu, reproduce, digits, glyphs, glyphs_data):
+    app.command()(command)
 
 
 @app.command()

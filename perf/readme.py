@@ -13,6 +13,7 @@ from rich.console import Console
 from export.commands.console import END, text_with_block
 from orchestrator.cli.demo import sentences_from_report, table_from_report
 from orchestrator.errors import DataError
+from perf.harness.report import markdown_table
 from perf.studies.reproduce.claims import fewer_macs, fewer_macs_between, points
 from perf.studies.reproduce.evaluate import WRITTEN_BY, results_from_path
 from perf.studies.reproduce.plans import HEADLINE
@@ -47,8 +48,11 @@ def block_from_claims(results: dict[str, Any]) -> str:
     text = _headline(headline) if headline["one"] is not None else _no_headline(headline)
     if results["against_test_best"] is not None:
         text += _beside_test_best(headline, results["against_test_best"])
-    filled = textwrap.fill(" ".join(text.split()), _CLAIMS_WIDTH, break_on_hyphens=False)
-    return "\n".join([CLAIMS_BEGIN, filled, END])
+    return _filled(CLAIMS_BEGIN, text)
+
+
+def _filled(begin: str, text: str) -> str:
+    return "\n".join([begin, textwrap.fill(" ".join(text.split()), _CLAIMS_WIDTH, break_on_hyphens=False), END])
 
 
 def _headline(line: dict[str, Any]) -> str:
@@ -83,13 +87,14 @@ def _difference(line: dict[str, Any]) -> str:
 
 def block_from_targets(verdicts: list[dict[str, Any]]) -> str:
     """The block of docs/performance.md about targets, from the verdict.json of a bench."""
-    lines = ["| ratio within one run | needed | measured | met | note |", "|---|---|---|---|---|"]
+    rows = []
     for one in verdicts:
         measured = "not measured" if one["measured"] is None else f"{one['measured']:.3g}"
         unknown = "" if one["measured"] is None else "not judged"
         met = {True: "yes", False: "**no**", None: unknown}[one["met"]]
-        lines.append(f"| {one['target']} | {one['needed']:g} | {measured} | {met} | {one.get('note', '')} |")
-    return "\n".join([TARGETS_BEGIN, *lines, END])
+        rows.append((one["target"], f"{one['needed']:g}", measured, met, one.get("note", "")))
+    head = ("ratio within one run", "needed", "measured", "met", "note")
+    return "\n".join([TARGETS_BEGIN, *markdown_table(head, rows), END])
 
 
 def block_from_served(verdicts: list[dict[str, Any]]) -> str:
@@ -106,19 +111,14 @@ def block_from_served(verdicts: list[dict[str, Any]]) -> str:
         (goal {bound["needed"]:g}). Memory grew by {known[_LEAK]["measured"]:.1f} % under load (goal: at most
         {known[_LEAK]["needed"]:g} %). {missed} of {len(verdicts)} goals are missed. Measured at the commit
         that perf/RESULTS.md names."""
-    filled = textwrap.fill(" ".join(text.split()), _CLAIMS_WIDTH, break_on_hyphens=False)
-    return "\n".join([SERVED_BEGIN, filled, END])
+    return _filled(SERVED_BEGIN, text)
 
 
 def write_blocks(*, readme: Path, performance: Path, report: Path, claims: Path, targets: Path) -> None:
     """Writes all blocks; both files are left alone where one block cannot be made.
 
-    Args:
-        readme: README.md.
-        performance: docs/performance.md.
-        report: report.json of a demo.
-        claims: results.json of `python -m perf reproduce`.
-        targets: verdict.json of `python -m perf run`.
+    The blocks are made from report.json of a demo, results.json of `python -m perf reproduce` and verdict.json of
+    `python -m perf run`.
 
     Raises:
         DataError: a file is missing or holds something else, or a document cannot be written.

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -43,12 +43,8 @@ from perf.harness.windows import REACH_TOLERANCE, Journal, WindowRecord, measure
 from perf.load.analyzer import AnalyzerBinary, find_analyzer
 from perf.routes.spec import Scenario
 
-
-class TakeWindow(Protocol):
-    """Takes one window of a cell."""
-
-    def __call__(self, cell: Cell, *, round_number: int, attempt: int, why: str) -> WindowRecord:
-        """The figures of the window."""
+# Takes a window of a cell, given `round_number`, `attempt` and `why`.
+TakeWindow = Callable[..., WindowRecord]
 
 
 def capacity_of(route: str, cells: Iterable[Cell], journal: Journal) -> float | None:

@@ -316,12 +316,10 @@ def _require_same_rows(repository: Path, names: Iterable[str], rows: int) -> Non
     """Refuses, before any work, to put a try in the place of a member of all rows, or the other way round."""
     others = {name: known for name in names if (known := _rows_of(repository / name)) not in (None, rows)}
     if others:
-        raise ExportError(
-            f"repository {repository}",
-            got=", ".join(f"{name} trained on {known:,} rows" for name, known in others.items()),
-            expected=f"no such member, or one of {rows:,} rows",
-            fix="choose another --output, or write over it with --force",
-        )
+        got = ", ".join(f"{name} trained on {known:,} rows" for name, known in others.items())
+        expected = f"no such member, or one of {rows:,} rows"
+        fix = "choose another --output, or write over it with --force"
+        raise ExportError(f"repository {repository}", got=got, expected=expected, fix=fix)
 
 
 def _rows_of(folder: Path) -> int | None:

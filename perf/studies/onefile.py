@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 import typer
-from onnx import TensorProto, helper, numpy_helper
+from onnx import numpy_helper, parser
 from rich.table import Table
 
 from export.onefile.writing import onefile_model
@@ -182,27 +182,23 @@ def random_cascade(repository: Path, *, widths: Sequence[int] = (48, 72)) -> tup
 
 def _cnn(width: int, rng: np.random.Generator) -> bytes:
     sizes = [(width, 3), (width, width), (2 * width, width), (2 * width, 2 * width)]
-    nodes, weights, last = [], [], "image"
+    weights, layers, last = {}, "", "image"
     for index, (out, into) in enumerate(sizes):
-        kernel = rng.normal(size=(out, into, 3, 3)) * np.sqrt(2 / (9 * into))
-        weights.append(numpy_helper.from_array(kernel.astype(np.float32), f"w{index}"))
-        strides, pads = [1, 1] if index % 2 else [2, 2], [1, 1, 1, 1]
-        nodes.append(helper.make_node("Conv", [last, f"w{index}"], [f"c{index}"], pads=pads, strides=strides))
-        nodes.append(helper.make_node("Relu", [f"c{index}"], [last := f"r{index}"]))
+        weights[f"w{index}"] = rng.normal(size=(out, into, 3, 3)) * np.sqrt(2 / (9 * into))
+        strides = [1, 1] if index % 2 else [2, 2]
+        layers += f"c{index} = Conv <pads = [1, 1, 1, 1], strides = {strides}> ({last}, w{index})\n"
+        layers += f"{(last := f'r{index}')} = Relu (c{index})\n"
     # Weights large enough for probabilities to spread between sure and unsure.
-    head = rng.normal(size=(2 * width, 10)) * 4 / np.sqrt(width)
-    weights.append(numpy_helper.from_array(head.astype(np.float32), "head"))
-    nodes.append(helper.make_node("GlobalAveragePool", [last], ["pooled"]))
-    nodes.append(helper.make_node("Flatten", ["pooled"], ["flat"]))
-    nodes.append(helper.make_node("MatMul", ["flat", "head"], ["logits"]))
-    graph = helper.make_graph(
-        nodes,
-        "cnn",
-        [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["batch", 3, 32, 32])],
-        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 10])],
-        initializer=weights,
-    )
-    model = helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 18)])
+    weights["head"] = rng.normal(size=(2 * width, 10)) * 4 / np.sqrt(width)
+    model = parser.parse_model(f"""<ir_version: 10, opset_import: ["": 18]>
+        cnn (float[batch, 3, 32, 32] image) => (float[batch, 10] logits) {{
+            {layers}
+            pooled = GlobalAveragePool ({last})
+            flat = Flatten (pooled)
+            logits = MatMul (flat, head)
+        }}""")
+    arrays = (numpy_helper.from_array(value.astype(np.float32), name) for name, value in weights.items())
+    model.graph.initializer.extend(arrays)
     return bytes(model.SerializeToString())
 
 
