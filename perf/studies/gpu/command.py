@@ -28,7 +28,7 @@ from perf.harness.report import (
 )
 from perf.studies.gpu.device import chosen_provider, preflight, provider_list
 from perf.studies.gpu.members import ABSTRACT, FAMILIES, GpuLoads, GpuSetup, NetworkFamily, small_families
-from perf.studies.gpu.run import GpuOptions, GpuResults, cells_from, run_gpu
+from perf.studies.gpu.run import GpuResults, cells_from, run_gpu
 
 Rows = Sequence[Mapping[str, Any]]
 _MIX = (
@@ -239,52 +239,46 @@ def gpu(
     with disk_errors(f"--output {folder}"):
         (folder / "tensorrt").mkdir(parents=True, exist_ok=True)
     families = small_families(folder / "sources") if small else FAMILIES
-    options = GpuOptions(
-        families=tuple(families.values()) if family is FamilyName.ALL else (families[family.value],),
+    wanted = list(families.values()) if family is FamilyName.ALL else [families[family.value]]
+    setup = GpuSetup(
+        folder=folder,
+        device=device,
+        providers=providers,
+        precision=precision.value,
+        pool=_SMALL_POOL if small else _POOL,
         loads=SMALL_LOADS if small else LOADS,
-        setup=GpuSetup(
-            folder=folder,
-            device=device,
-            providers=providers,
-            precision=precision.value,
-            pool=_SMALL_POOL if small else _POOL,
-        ),
         seconds=seconds or (2.0 if small else 10.0),
         rounds=rounds or (1 if small else 3),
         resume=resume,
         small=small,
     )
-    command = _command(options, family=family.value, asked=provider.value)
-    served, alone = windows_of(options.families, options.loads)
-    typer.echo(
-        f"{options.rounds} x {served} served windows of {options.seconds:g} s, {alone} of networks alone", err=True
-    )
+    command = _command(setup, family=family.value, asked=provider.value)
+    served, alone = windows_of(wanted, setup.loads)
+    windows = f"{setup.rounds} x {served} served windows of {setup.seconds:g} s"
+    typer.echo(f"{windows}, {alone} of networks alone", err=True)
     with progress_shown(f"{command} --output {folder} --resume") as tell:
-        results = run_gpu(options, command=command, progress=tell)
+        results = run_gpu(wanted, setup, command=command, progress=tell)
     # A run that leaves something out must not replace the report of one that did not.
     whole = command == "python -m perf gpu"
-    written = [
-        *write_results(results, folder),
-        *write_report(results, report or (REPORT if whole else folder / REPORT.name)),
-    ]
-    failures = results.served.failures
-    table = table_from_comparisons(results.comparisons)
+    path = report or (REPORT if whole else folder / REPORT.name)
+    written = [*write_results(results, folder), *write_report(results, path)]
+    table, failures = table_from_comparisons(results.comparisons), results.served.failures
     show(results.as_json(), table, as_json=as_json, failures=failures, written=written)
     if failures:
         raise typer.Exit(1)
 
 
-def _command(options: GpuOptions, *, family: str, asked: str) -> str:
+def _command(setup: GpuSetup, *, family: str, asked: str) -> str:
     """The command that repeats the run."""
-    seconds, rounds = (2.0, 1) if options.small else (10.0, 3)
+    seconds, rounds = (2.0, 1) if setup.small else (10.0, 3)
     return command_line(
         "python -m perf gpu",
-        ("--small", options.small, False),
+        ("--small", setup.small, False),
         ("--family", family, "all"),
         ("--provider", asked, "auto"),
-        ("--precision", options.setup.precision, "fp16"),
-        ("--seconds", options.seconds, seconds),
-        ("--rounds", options.rounds, rounds),
+        ("--precision", setup.precision, "fp16"),
+        ("--seconds", setup.seconds, seconds),
+        ("--rounds", setup.rounds, rounds),
     )
 
 

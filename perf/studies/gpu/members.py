@@ -11,6 +11,7 @@ folders as a user of transformers saves them, without weights, and they go throu
 
 import dataclasses
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -22,6 +23,7 @@ import numpy as np
 from export.commands.console import needs
 from export.parity import varied_rows
 from export.zoo import processor_of
+from orchestrator import __version__
 from orchestrator.local import LocalMembers
 from orchestrator.pbtxt import CONFIG, text_from_config
 from orchestrator.repository.configs import member_config
@@ -29,6 +31,7 @@ from orchestrator.repository.files import copy_model, new_folder, write_all
 from orchestrator.repository.render import render
 from orchestrator.spec import CascadeSpec, Manifest, TensorSpec, manifest_from_path
 from orchestrator.spec.manifest import MANIFEST
+from perf.harness.run import RunOptions
 from perf.harness.serving import BenchTools, reach_of
 from perf.routes.scenario import BenchScenario, Recipe, bench_scenario, imposed_cascade
 from perf.routes.spec import BenchRepository, Rows, Scenario, routes_of
@@ -194,10 +197,14 @@ class GpuSetup:
     """What all families of a run share.
 
     Args:
-        folder: keeps members, scenarios and engines between runs.
+        folder: keeps members, scenarios and engines between runs, and gets the results.
         providers: providers, with their options, that sessions are opened with.
         precision: "fp16" or "fp32".
         pool: number of rows to choose from.
+        seconds: length of a window.
+        rounds: windows per cell.
+        resume: go on with the windows an interrupted run left.
+        small: whether the networks are the small ones.
     """
 
     folder: Path
@@ -205,6 +212,24 @@ class GpuSetup:
     providers: Sequence[Any]
     precision: str
     pool: int
+    loads: GpuLoads = GpuLoads()
+    seconds: float = 10.0
+    rounds: int = 3
+    resume: bool = False
+    small: bool = False
+
+    @property
+    def harness(self) -> RunOptions:
+        """The options of the harness."""
+        windows: dict[str, Any] = {name: getattr(self, name) for name in ("seconds", "rounds", "resume")}
+        return RunOptions(full=True, scenarios=(), output=self.folder, budget_s=math.inf, **windows)
+
+    @property
+    def journal_settings(self) -> dict[str, object]:
+        """Settings that a run must share with the windows it goes on with."""
+        named = {name: getattr(self, name) for name in ("precision", "seconds", "rounds", "small")}
+        loads = dataclasses.asdict(self.loads)
+        return {"committee": __version__, "device": self.device.words, "loads": loads, **named}
 
     def served(self, name: str) -> str:
         """The member's name in this precision."""

@@ -1,7 +1,6 @@
 """A whole run: members, what each does alone, one served scenario per cascade, and each cascade's speed-ups."""
 
 import dataclasses
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -10,12 +9,10 @@ from typing import Any
 
 import pandas as pd
 
-from orchestrator import __version__
 from perf.harness.frame import figure, find_cell, ratio
 from perf.harness.run import (
     Results,
     RunContext,
-    RunOptions,
     ScenarioResult,
     begin,
     cells_of_all,
@@ -45,45 +42,6 @@ _MOST_ALONE_S = 5.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class GpuOptions:
-    """Options of a run.
-
-    Args:
-        setup: device, precision and folder of the members; results go to the folder too.
-        seconds: length of a window.
-        rounds: windows per cell.
-        resume: go on with the windows an interrupted run left.
-        small: whether the networks are the small ones.
-    """
-
-    families: tuple[NetworkFamily, ...]
-    loads: GpuLoads
-    setup: GpuSetup
-    seconds: float
-    rounds: int
-    resume: bool
-    small: bool
-
-    @property
-    def harness(self) -> RunOptions:
-        """The options of the harness."""
-        names = tuple(one.name for family in self.families for one in family.cascades)
-        windows: dict[str, Any] = {name: getattr(self, name) for name in ("seconds", "rounds", "resume")}
-        return RunOptions(full=True, scenarios=names, output=self.setup.folder, budget_s=math.inf, **windows)
-
-    @property
-    def journal_settings(self) -> dict[str, object]:
-        """Settings that a run must share with the windows it goes on with."""
-        return {
-            "committee": __version__,
-            "device": self.setup.device.words,
-            "precision": self.setup.precision,
-            "loads": asdict(self.loads),
-            **{name: getattr(self, name) for name in ("seconds", "rounds", "small")},
-        }
-
-
-@dataclass(frozen=True, kw_only=True)
 class GpuResults:
     """Everything a run leaves.
 
@@ -108,53 +66,53 @@ class GpuResults:
         return document
 
 
-def run_gpu(options: GpuOptions, *, command: str, progress: Progress) -> GpuResults:
+def run_gpu(families: Sequence[NetworkFamily], setup: GpuSetup, *, command: str, progress: Progress) -> GpuResults:
     """Measures everything; windows are on disk as they come.
 
     Raises:
         CommitteeError: the run cannot go on.
     """
-    context, setup = begin(progress), options.setup
+    context = begin(progress)
     failures: dict[str, str] = {}
     measured: list[ScenarioResult] = []
     alone: list[dict[str, Any]] = []
     comparisons = []
-    for family in options.families:
+    for family in families:
         exported = export_family(family, setup, progress=progress)
-        journal, failed = _measure_alone(family, exported, options, progress=progress)
+        journal, failed = _measure_alone(family, exported, setup, progress=progress)
         failures |= failed
-        alone += rates_of(family, options, journal)
-        measured += _serve(family, exported, options, context, progress=progress)
+        alone += rates_of(family, setup, journal)
+        measured += _serve(family, exported, setup, context, progress=progress)
         cells = cells_of_all(measured)
         for cascade in family.cascades:
             members = [setup.served(name) for name in cascade.members]
             macs = [float(manifest_of(exported, name).macs) for name in members]
-            rates = [best_rows_per_s(journal, name, options.loads.alone) for name in members]
-            found = speedup_from_cells(cascade, family, cells, loads=options.loads, macs=macs, alone=rates)
+            rates = [best_rows_per_s(journal, name, setup.loads.alone) for name in members]
+            found = speedup_from_cells(cascade, family, cells, loads=setup.loads, macs=macs, alone=rates)
             comparisons.append(found)
     return GpuResults(
         device=setup.device,
         precision=setup.precision,
-        small=options.small,
-        served=results_from(measured, options.harness, context, kind="gpu", command=command, failures=failures),
+        small=setup.small,
+        served=results_from(measured, setup.harness, context, kind="gpu", command=command, failures=failures),
         alone=alone,
         comparisons=comparisons,
     )
 
 
 def _measure_alone(
-    family: NetworkFamily, exported: Path, options: GpuOptions, *, progress: Progress
+    family: NetworkFamily, exported: Path, setup: GpuSetup, *, progress: Progress
 ) -> tuple[Journal, dict[str, str]]:
     """Windows of a family's networks by themselves, and what could not be measured."""
-    path, settings = options.setup.folder / f"alone-{family.name}.jsonl", options.journal_settings
-    journal = Journal(path, {**settings, "members": list(family.sources)}, resume=options.resume)
+    path, settings = setup.folder / f"alone-{family.name}.jsonl", setup.journal_settings
+    journal = Journal(path, {**settings, "members": list(family.sources)}, resume=setup.resume)
     failures = measure_alone(
         exported,
-        [options.setup.served(name) for name in family.sources],
-        batches=options.loads.alone,
-        rounds=options.rounds,
-        seconds=min(options.seconds, _MOST_ALONE_S),
-        providers=options.setup.providers,
+        [setup.served(name) for name in family.sources],
+        batches=setup.loads.alone,
+        rounds=setup.rounds,
+        seconds=min(setup.seconds, _MOST_ALONE_S),
+        providers=setup.providers,
         rows_at=partial(rows_at, image_of(family)),
         journal=journal,
         progress=progress,
@@ -162,29 +120,29 @@ def _measure_alone(
     return journal, failures
 
 
-def rates_of(family: NetworkFamily, options: GpuOptions, journal: Journal) -> list[dict[str, Any]]:
+def rates_of(family: NetworkFamily, setup: GpuSetup, journal: Journal) -> list[dict[str, Any]]:
     """`rows_per_s` of each network by itself: batch size -> median, without sizes that could not be run."""
     found = []
-    for member in map(options.setup.served, family.sources):
-        rates = {batch: best_rows_per_s(journal, member, [batch]) for batch in options.loads.alone}
+    for member in map(setup.served, family.sources):
+        rates = {batch: best_rows_per_s(journal, member, [batch]) for batch in setup.loads.alone}
         known = {batch: rate for batch, rate in rates.items() if rate is not None}
         found.append({"family": family.name, "member": member, "rows_per_s": known})
     return found
 
 
 def _serve(
-    family: NetworkFamily, exported: Path, options: GpuOptions, context: RunContext, *, progress: Progress
+    family: NetworkFamily, exported: Path, setup: GpuSetup, context: RunContext, *, progress: Progress
 ) -> list[ScenarioResult]:
     """Serves each cascade of a family, with its members, and measures its cells."""
     found = []
     for cascade in family.cascades:
         tools = dataclasses.replace(
-            tools_from(cascade, family, options.setup, exported=exported, progress=progress),
-            cells=partial(cells_from, cascade, options.loads),
-            settings=options.journal_settings,
-            startup_timeout_s=_STARTUP_S[options.setup.device.provider],
+            tools_from(cascade, family, setup, exported=exported, progress=progress),
+            cells=partial(cells_from, cascade, setup.loads),
+            settings=setup.journal_settings,
+            startup_timeout_s=_STARTUP_S[setup.device.provider],
         )
-        found.append(run_scenario(tools, options.harness, context, progress=progress))
+        found.append(run_scenario(tools, setup.harness, context, progress=progress))
     return [one for one in found if one is not None]
 
 
