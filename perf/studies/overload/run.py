@@ -5,7 +5,6 @@ import dataclasses
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -33,7 +32,6 @@ from perf.load.poisson import (
 )
 from perf.studies.overload.score import (
     SETTLE_S,
-    SentRequests,
     counters_at_rest,
     read_counters,
     score_of,
@@ -244,9 +242,11 @@ def run_overload(setup: OverloadSetup, load: OverloadLoad, *, say: Say) -> Overl
             for variant in (*VARIANTS[turn:], *VARIANTS[:turn]):
                 say(f"round {number} of {load.rounds}: {factor:g} x capacity, {variant.title}")
                 before = counters_at_rest(server.metrics_address, variant.model)
-                sent = _send(
-                    setup, load, capacity, server.grpc_address, variant=variant, factor=factor, number=number
-                )
+                # The same moments for every variant of a round.
+                arrivals = {"rate": factor * capacity.per_s, "seed": load.seed + number}
+                poisson = _requests(load, capacity, variant, address=server.grpc_address, **arrivals)
+                done = asyncio.run(send_poisson(poisson, setup.images, input_name=setup.spec.input.name))
+                sent = sent_from_open_loop(done, labels=setup.labels, batch=load.batch)
                 time.sleep(SETTLE_S)
                 counted = read_counters(server.metrics_address, variant.model).since(before)
                 score = score_of(sent, deadline_ms=capacity.deadline_ms) | counted
@@ -255,14 +255,31 @@ def run_overload(setup: OverloadSetup, load: OverloadLoad, *, say: Say) -> Overl
 
 
 async def _capacity(setup: OverloadSetup, load: OverloadLoad, address: str) -> Capacity:
-    loop = partial(saturated, setup, address, batch=load.batch)
+    name = setup.spec.input.name
+
+    async def loop(model: str, concurrency: int, seconds: float, **parameters: int) -> Window:
+        """A closed loop with `concurrency` requests always in flight; without a gear, the server chooses it."""
+        async with RawClient(address) as client:
+
+            async def ask(part: npt.NDArray[Any]) -> npt.NDArray[np.int32]:
+                answer = await client.send(
+                    message_from_rows(model, part, input_name=name, parameters=parameters or None)
+                )
+                if isinstance(answer, FailedRequest):
+                    raise ServerFaultError(f"model {model}", got=answer.text)
+                stages: npt.NDArray[np.int32] = outputs_from_bytes(answer, ("exit_stage",))["exit_stage"].ravel()
+                return stages
+
+            return await closed_tasks(
+                ask, setup.images, concurrency=concurrency, batch=load.batch, seconds=seconds
+            )
+
     for model in (GEARED, PLAIN):
-        await loop(model, concurrency=4, seconds=1.0)
-    full = await loop(PLAIN, concurrency=_CAPACITY_IN_FLIGHT, seconds=load.seconds)
+        await loop(model, 4, 1.0)
+    full = await loop(PLAIN, _CAPACITY_IN_FLIGHT, load.seconds)
     last = len(setup.spec.gears.cheaper) if setup.spec.gears else 0
-    cheapest = await loop(GEARED, concurrency=_CAPACITY_IN_FLIGHT, seconds=load.seconds / 2, gear=last)
-    alone = await loop(PLAIN, concurrency=1, seconds=load.seconds / 2)
-    unloaded_ms = float(np.median(alone.latency_ms))
+    cheapest = await loop(GEARED, _CAPACITY_IN_FLIGHT, load.seconds / 2, gear=last)
+    unloaded_ms = float(np.median((await loop(PLAIN, 1, load.seconds / 2)).latency_ms))
     deadline_ms = load.deadline_factor * unloaded_ms
     return Capacity(
         per_s=full.requests_per_s,
@@ -273,57 +290,14 @@ async def _capacity(setup: OverloadSetup, load: OverloadLoad, address: str) -> C
     )
 
 
-async def saturated(
-    setup: OverloadSetup,
-    address: str,
-    model: str,
-    *,
-    batch: int,
-    concurrency: int,
-    seconds: float,
-    gear: int | None = None,
-) -> Window:
-    """A closed loop with `concurrency` requests always in flight; None as the gear leaves it to the server.
-
-    Raises:
-        ServerFaultError: a request failed.
-    """
-    parameters = None if gear is None else {"gear": gear}
-    async with RawClient(address) as client:
-
-        async def ask(part: npt.NDArray[Any]) -> npt.NDArray[np.int32]:
-            message = message_from_rows(model, part, input_name=setup.spec.input.name, parameters=parameters)
-            answer = await client.send(message)
-            if isinstance(answer, FailedRequest):
-                raise ServerFaultError(f"model {model}", got=answer.text)
-            stages: npt.NDArray[np.int32] = outputs_from_bytes(answer, ("exit_stage",))["exit_stage"].ravel()
-            return stages
-
-        return await closed_tasks(ask, setup.images, concurrency=concurrency, batch=batch, seconds=seconds)
-
-
-def _send(
-    setup: OverloadSetup,
-    load: OverloadLoad,
-    capacity: Capacity,
-    address: str,
-    *,
-    variant: Variant,
-    factor: float,
-    number: int,
-) -> SentRequests:
-    """Sends requests at random moments, with a deadline on every one."""
-    poisson = PoissonLoad(
+def _requests(load: OverloadLoad, capacity: Capacity, variant: Variant, **arrivals: Any) -> PoissonLoad:
+    """Requests at random moments, with a deadline on every one."""
+    return PoissonLoad(
         model=variant.model,
-        address=address,
-        rate=factor * capacity.per_s,
         seconds=load.seconds,
-        # The same moments for every variant of a round.
-        seed=load.seed + number,
         batch=load.batch,
         deadline_us=int(1000 * SERVER_SHARE * capacity.deadline_ms),
         from_arrival=variant.from_arrival,
         most_in_flight=capacity.most_in_flight if variant.turns_away else None,
+        **arrivals,
     )
-    done = asyncio.run(send_poisson(poisson, setup.images, input_name=setup.spec.input.name))
-    return sent_from_open_loop(done, labels=setup.labels, batch=load.batch)
