@@ -32,7 +32,10 @@ from perf.studies.training import REPOSITORY
 
 _TEMPLATE = Path(__file__).with_name("document.md.j2")
 _WIDTH = 115
-_IN_TEMPLATE = ("accuracy", "difference", "exits", "fewer_macs", "fewer_macs_between", "fewer_macs_ranged")
+_IN_TEMPLATE = (
+    "accuracy", "difference", "exits", "fewer_macs", "fewer_macs_between", "fewer_macs_ranged", "mmacs", "percent",
+    "points", "spread", "times",
+)  # fmt: skip
 # Kind of plan -> its colour, its marker and its name; they differ without colour too.
 _LOOKS = {
     "single": ("#4c72b0", "o", "single models"),
@@ -57,11 +60,6 @@ def md_from_results(results: dict[str, Any], *, folder: str) -> str:
     environment.filters |= {"paragraph": _filled, "bullet": lambda text: _filled(text, first="- ", rest="  ")}
     plan = results["plan_part"]
     headline, *certified = results["claims"][HEADLINE]
-    loads = (
-        f"batches of {one['batch']} ({one['rows']:,} rows, {one['rounds']} rounds)"
-        for one in results["timing"]["loads"]
-    )
-    there = [section for section in SECTIONS if section.claim in results["claims"]]
     return environment.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(
         **{name: getattr(claims, name) for name in _IN_TEMPLATE},
         r=results,
@@ -72,13 +70,7 @@ def md_from_results(results: dict[str, Any], *, folder: str) -> str:
         headline=headline,
         certified=certified,
         test_best=results["against_test_best"],
-        times_as_fast=_times_as_fast,
-        epsilons=" or ".join(f"{epsilon:g}" for epsilon in plan["epsilons"]),
-        loads=" and ".join(loads),
-        summary=_claims_table(there, results),
-        margins=_margins(results),
-        members=_members(results),
-        sections={section.claim: _section(section, results) for section in there},
+        sections={one.claim: _section(one, results) for one in SECTIONS if one.claim in results["claims"]},
     )
 
 
@@ -89,61 +81,13 @@ def _filled(text: str, *, first: str = "", rest: str = "") -> str:
     return textwrap.fill(text, _WIDTH, initial_indent=first, subsequent_indent=rest, **whole) + "\n"
 
 
-def _times_as_fast(line: dict[str, Any]) -> str:
-    return " and ".join(
-        f"{claims.spread(factor)} times as fast in batches of {batch}"
-        for batch, factor in line["time_factor"].items()
-    )
-
-
-def _claims_table(sections: list[ClaimSection], results: dict[str, Any]) -> str:
-    lines = [(section.title, section.short(results["claims"][section.claim])) for section in sections]
-    return claims.plain_table(("claim", "what came of it on glyphs"), lines)
-
-
-def _margins(results: dict[str, Any]) -> str:
-    head = (
-        "margin, standard errors", "plans found", "mean difference, points", "less accurate",
-        "its MACs over the plan's",
-    )  # fmt: skip
-    rows = [
-        (
-            f"{line['margin_se']:g}",
-            f"{line['plans']} of {line['splits']}",
-            claims.points(line["mean_difference"]) if line["plans"] else "-",
-            f"{line['lower']} of {line['plans']}",
-            claims.times(line["mean_macs_factor"]) if line["plans"] else "-",
-        )
-        for line in results["rehearsal"]
-    ]
-    return claims.plain_table(head, rows)
-
-
-def _members(results: dict[str, Any]) -> str:
-    batches = [str(load["batch"]) for load in results["timing"]["loads"]]
-    routes = {route["plan"]: route["ms_per_row"] for route in results["timing"]["routes"]}
-    rows = []
-    for facts in results["picture"]["single"]:
-        known, ms_per_row = results["members"][facts["stages"][0][0]], routes[facts["plan"]]
-        cells = [
-            facts["plan"],
-            str(known["resolution_px"]),
-            *(claims.mmacs(known[key]) for key in ("macs", "preprocess_macs")),
-            claims.accuracy(facts),
-            claims.percent(facts["plan_part_accuracy"]),
-        ]
-        rows.append(cells + [claims.spread(ms_per_row[batch], "{:.4f}".format) for batch in batches])
-    head = ["member", "px", "MMACs", "resizing", "test accuracy %", "plan part %"]
-    return claims.plain_table([*head, *(f"ms per row, batch {batch}" for batch in batches)], rows)
-
-
 def _section(section: ClaimSection, results: dict[str, Any]) -> dict[str, str]:
     lines = results["claims"][section.claim]
     columns = list(section.columns)
     if any("time_factor" in line for line in lines):
         columns += [claims.time_column(load["batch"]) for load in results["timing"]["loads"]]
-    table, verdict = claims.table(columns, lines), section.verdict(lines)
-    return {"title": section.title, "table": table, "verdict": verdict}
+    said = {"short": section.short(lines), "verdict": section.verdict(lines)}
+    return {"title": section.title, "table": claims.table(columns, lines), **said}
 
 
 def draw_frontier(results: dict[str, Any], path: Path) -> None:
