@@ -13,7 +13,7 @@ A study uses:
   `results_from` them.
 - `windows`: `Journal` for windows of a study's own.
 - `frame`: `find_cell`, `figure` and `ratio` on the frame; `TargetVerdict`; `write_tables`.
-- `report`: tables in markdown and for the console, `number_text`, `progress_shown`, `draw_plot`.
+- `report`: tables in markdown and for the console, `progress_shown`, `show`, `command_line`, `draw_plots`.
 - `machine`: `bench_machine` or `machine_here` for results, `first_gpu`, `write_json`.
 - `server_probe`: processor time, memory and Triton's statistics.
 """

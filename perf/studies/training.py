@@ -51,12 +51,7 @@ def digits(
     start = time.monotonic()
     with progress_on("reading digits") as progress:
         done = export_digits(output, seed=seed, force=force, progress=progress)
-    seconds = round(time.monotonic() - start, 1)
-    if as_json:
-        typer.echo(json.dumps({"members": done, "seconds": seconds}))
-        return
-    for name, what in done.items():
-        typer.echo(f"{output / name}: {what}")
+    _show(done, {"members": done}, folder=output, start_s=start, as_json=as_json)
 
 
 def glyphs(
@@ -84,12 +79,13 @@ def glyphs(
     folder = output or (REPOSITORY if rows is None else TRY)
     with progress_on("glyphs") as progress:
         done = export_glyphs(folder, only=only or (), rows=rows, force=force, progress=progress)
-    seconds = round(time.monotonic() - start, 1)
-    if as_json:
-        typer.echo(json.dumps({"members": done, "repository": str(folder), "seconds": seconds}))
-        return
-    for name, what in done.items():
-        typer.echo(f"{folder / name}: {what}")
+    _show(done, {"members": done, "repository": str(folder)}, folder=folder, start_s=start, as_json=as_json)
+
+
+def _show(done: dict[str, str], about: dict[str, Any], *, folder: Path, start_s: float, as_json: bool) -> None:
+    lines = [f"{folder / name}: {what}" for name, what in done.items()]
+    document = {**about, "seconds": round(time.monotonic() - start_s, 1)}
+    typer.echo(json.dumps(document) if as_json else "\n".join(lines))
 
 
 def glyphs_data(

@@ -103,18 +103,15 @@ def time_column(batch: int) -> Column:
 
 def table(columns: Sequence[Column], lines: Sequence[Line]) -> str:
     """A Markdown table; a line without a plan has the reason in its place."""
-    return plain_table([name for name, _ in columns], [[_cell(one, line) for one in columns] for line in lines])
+    rows = [[name for name, _ in columns], ["---"] * len(columns)]
+    rows += [[_cell(one, line) for one in columns] for line in lines]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n"
 
 
 def _cell(column: Column, line: Line) -> str:
     if line["one"] is None and column not in _WITHOUT_PLAN:
         return (line["note"] or _NOTHING) if column is PLAN else _NOTHING
     return column[1](line)
-
-
-def plain_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table of ready cells."""
-    return "\n".join("| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *rows)) + "\n"
 
 
 Sentence = Callable[[Sequence[Line]], str]
