@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import pandas as pd
 import typer
 
@@ -230,9 +231,9 @@ def _draw(measured: OverloadResult, axes: Any) -> None:
     factors = sorted(measured.scores.factor.unique())
     for variant, colour in zip(VARIANTS, ("#c44e52", "#4c72b0", "#dd8452", "#8c8c8c", "#55a868"), strict=True):
         good = pd.DataFrame([medians(measured.rounds_of(factor, variant.name))["good"] for factor in factors])
-        reach = [100 * (good["median"] - good["min"]), 100 * (good["max"] - good["median"])]
+        reach = np.array([100 * (good["median"] - good["min"]), 100 * (good["max"] - good["median"])])
         style = {"marker": "o", "capsize": 3, "color": colour, "label": variant.title.replace("`", "")}
-        axes.errorbar(factors, 100 * good["median"], yerr=reach, **style)
+        axes.errorbar(factors, 100 * good["median"].to_numpy(), yerr=reach, **style)
     axes.set_xlabel("arrivals over capacity")
     axes.set_ylabel("rows answered in time and right, % of those sent")
     axes.legend()
