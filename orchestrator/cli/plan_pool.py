@@ -9,7 +9,6 @@ from typing import Any
 from orchestrator.errors import DataError, SpecError
 from orchestrator.planner.plan import (
     USUAL_BATCH,
-    check_names,
     costs_from_path,
     meta_of_members,
     pool_spec,
@@ -38,11 +37,7 @@ FROM_MANIFEST = ("output_kind", "sha256", "data_files")
 
 
 def restricted(records: Records, members: str | None) -> Records:
-    """The records of the named members; all where nothing is named.
-
-    Raises:
-        DataError: a name is not recorded, or comes twice.
-    """
+    """The records of the named members, each recorded and named once; all where nothing is named."""
     if members is None:
         return records
     names = [name.strip() for name in members.split(",") if name.strip()]
@@ -78,13 +73,12 @@ def pool_from_records(records: Records, repository: Path, *, name: str, cost: Pa
         DataError: members that no plan can name, outputs that are not what they are said to be.
         RepositoryError: a member's configuration cannot be read, or does not tell which output has the scores.
     """
-    check_names(records)
+    known = meta_of_members(records)
     manifests = {
         member: manifest_from_path(repository / member / MANIFEST)
         for member in records.outputs
         if (repository / member / MANIFEST).is_file()
     }
-    known = meta_of_members(records)
     _same_files(manifests, known)
     costs, unit = (records.cost, records.cost_unit) if cost is None else costs_from_path(cost, records.outputs)
     facts = member_facts(records, repository, manifests, known)

@@ -42,14 +42,7 @@ NOT_LOST = "not_lost"
 
 @dataclass(frozen=True, kw_only=True)
 class PairedCounts:
-    """A plan against the reference on some rows.
-
-    Args:
-        rows: how many.
-        right: rows the plan gets right.
-        losses: rows the reference gets right and the plan wrong.
-        gains: rows the plan gets right and the reference wrong.
-    """
+    """A plan against the reference on some rows: how many it gets right, loses and gains, see `intervals`."""
 
     rows: int
     right: int
@@ -87,11 +80,7 @@ class PlannedTest:
 def planned_test(plan: CandidatePlan, counts: PairedCounts, *, rows: int, delta: float) -> PlannedTest:
     """A test with the method that is expected to give the least bound.
 
-    Args:
-        plan: the plan.
-        counts: its counts on the search part.
-        rows: rows of the certify part.
-        delta: level of each test.
+    `counts` are of the search part, `rows` are those of the certify part, and `delta` is the level of each test.
     """
     scale = rows / counts.rows
     losses, gains = math.ceil(counts.losses * scale), math.floor(counts.gains * scale)
@@ -119,13 +108,10 @@ class Certificate:
 
     Args:
         plan: the plan that is certified; the safest one where none is.
-        certified: whether the bound holds.
-        method: which bound.
         bound: what is certified. Epsilon where a cheaper plan failed: the plan's own bound, lower by a hair, was
             then chosen for being below epsilon and does not hold by itself.
         counts: the plan's counts on the certify part.
-        candidates: length of the sequence.
-        tested: how many were tested.
+        candidates, tested: length of the sequence, and how many of it were tested.
         accuracy_lower: lower bound of the plan's accuracy that holds for all of the sequence at once.
         rows_needed: rows of the certify part that would certify the safest plan; None for no number.
     """
@@ -238,15 +224,7 @@ def decide(
     *,
     progress: Progress = no_progress,
 ) -> Decision:
-    """The best plan for a goal.
-
-    Args:
-        search_rows: rows to choose on.
-        certify_rows: rows to certify on, looked at only after the search is over.
-        goal: what is wanted, its reference settled.
-        options: how to look.
-        progress: shows the search.
-    """
+    """The best plan for a goal, its reference settled; certify rows are looked at only once it is searched."""
     table = search_rows.table
     orderings = wanted_orderings(goal, table.pool, options)
     if not orderings:
@@ -261,14 +239,8 @@ def decide(
     if goal.certify and goal.is_relative and not goal.has_budget:
         measures[NOT_LOST] = search_rows.not_lost
     with progress("searching thresholds", len(orderings)) as advance:
-        result = search(
-            table,
-            orderings,
-            measures=measures,
-            max_stages=goal.max_stages,
-            quantiles=options.quantiles,
-            advance=advance,
-        )
+        limits = {"max_stages": goal.max_stages, "quantiles": options.quantiles}
+        result = search(table, orderings, measures=measures, advance=advance, **limits)
     deciding = _Deciding(result, search_rows, certify_rows, goal, options)
     return deciding.best_in_budget() if goal.has_budget else deciding.cheapest()
 

@@ -218,13 +218,9 @@ class MeasuredRows:
 
 
 def measured_rows(goal: Goal, table: SubsetTable, records: Records, *, combine: str) -> MeasuredRows:
-    """A table with what a goal measures its rows against: the truth, a reference, or a reference's answers.
+    """The records' table with what a goal measures rows against: the truth, a reference, or a reference's answers.
 
-    Args:
-        goal: says which, its reference settled.
-        table: n rows.
-        records: the same rows.
-        combine: mode of the reference "ensemble".
+    The goal's reference is settled; `combine` is the mode of the reference "ensemble".
     """
     target = None if records.labels is None else records.labels.astype(np.int32)
     right = np.ones(table.rows, np.bool_)

@@ -156,14 +156,9 @@ def plan_from_records(
 ) -> PlanResult | Infeasible:
     """The best plan for a goal, or the best reachable one where there is none.
 
-    Args:
-        base: gives name, input, classes, labels and cost unit; its stages' members are the pool.
-        records: n rows of every member of the pool.
-        goal: what is wanted.
-        options: how to look.
-        random_weights: members that were never trained, beside those of which the records say so; no plan is made
-            with one.
-        progress: shows what takes long.
+    `base` gives name, input, classes, labels and cost unit; its stages' members are the pool, and the records have
+    n rows of every one. No plan is made with `random_weights`, members that were never trained, beside those of
+    which the records say so.
 
     Raises:
         DataError: records that cannot be planned with for this goal.
@@ -340,24 +335,15 @@ def _with_gears(
     return dataclasses.replace(result, spec=dataclasses.replace(result.spec, gears=Gears(cheaper=cheaper)))
 
 
-def check_names(records: Records) -> None:
-    """Refuses members that no plan can name.
-
-    Raises:
-        DataError: with their names.
-    """
-    bad = [repr(name[:_WRONG_NAME_LETTERS]) for name in records.outputs if NAME.match(name) is None]
-    if bad:
-        got = f"members named {', '.join(bad)}"
-        raise DataError("records", got=got, expected="up to 128 letters, digits, '_', '.', '-'")
-
-
 def meta_of_members(records: Records) -> dict[str, dict[str, Any]]:
     """Member name -> what the records' meta says of it; members it does not mention are missing.
 
     Raises:
-        DataError: the meta has another form.
+        DataError: no plan can name a member, or the meta has another form.
     """
+    if bad := [repr(name[:_WRONG_NAME_LETTERS]) for name in records.outputs if NAME.match(name) is None]:
+        got = f"members named {', '.join(bad)}"
+        raise DataError("records", got=got, expected="up to 128 letters, digits, '_', '.', '-'")
     known = records.meta.get("members", {})
     if not isinstance(known, dict) or any(not isinstance(facts, dict) for facts in known.values()):
         raise DataError("records", got="meta whose members are no objects", expected='{"members": {name: {...}}}')
@@ -419,7 +405,6 @@ def plan(
     Raises:
         DataError: records that cannot be planned with for this goal.
     """
-    check_names(records)
     known = meta_of_members(records)
     members = [
         recorded_member(member, records, known.get(member, {}), cost=records.cost[member])

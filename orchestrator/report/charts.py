@@ -56,10 +56,8 @@ STYLE: dict[str, Any] = {
     "text.parse_math": False,
     "svg.fonttype": "none",
 }
-WIDTH_IN = 10.6
-PNG_DPI = 140
-# One unit of an SVG is one dot at this resolution.
-SVG_DPI = 72
+# One unit of an SVG is one dot at SVG_DPI.
+WIDTH_IN, PNG_DPI, SVG_DPI = 10.6, 140, 72
 # Letters of a name beside a point.
 NAME_LETTERS = 26
 # More classes than this cannot be told apart on a screen; those that change most are kept.
