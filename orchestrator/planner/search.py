@@ -154,7 +154,7 @@ def tuples_allowed(sizes: Sequence[int], *, max_stages: int, may_never_exit: boo
         return None
     shape = tuple(size + 1 for size in sizes)
     axes = zip(np.indices(shape, sparse=True), sizes, strict=True)
-    exits = sum((place < size for place, size in axes), np.int8(0))
+    exits = sum(((place < size).astype(np.int8) for place, size in axes), np.int8(0))
     return np.asarray(exits < max_stages if may_never_exit else exits == len(sizes))
 
 
