@@ -108,25 +108,6 @@ def test_fortran_order_and_compression_change_nothing(job: Batching) -> None:
         assert job.answers()["label"] == (KEYS % 10).tolist()
 
 
-@pytest.mark.parametrize("form", ["flat", "nested", "fixed", "double", "bytes", "struct"])
-def test_parquet_rows_may_be_lists_or_bytes(job: Batching, form: str) -> None:
-    rows = images(KEYS)
-    flat = rows.reshape(100, -1)
-    column = {
-        "flat": lambda: pa.array(flat.tolist(), pa.list_(pa.float32())),
-        "nested": lambda: pa.array(rows.tolist(), pa.list_(pa.list_(pa.list_(pa.float32())))),
-        "fixed": lambda: pa.FixedSizeListArray.from_arrays(pa.array(flat.ravel()), 64),
-        "double": lambda: pa.array(flat.tolist()),
-        "bytes": lambda: pa.array([row.tobytes() for row in rows]),
-        "struct": lambda: pa.array([{"bytes": row.tobytes(), "path": "x"} for row in rows]),
-    }[form]()
-    job.parquet(id=pa.array([f"row {k}" for k in range(100)]), image=column, extra=pa.array(range(100)))
-    job.batch("in.parquet", "out.parquet", "--request-rows", 13)
-    answers = job.answers("out.parquet")
-    assert answers["id"] == [f"row {k}" for k in range(100)]
-    assert answers["label"] == (KEYS % 10).tolist()
-
-
 @pytest.mark.parametrize("kind", ["PNG", "GIF"])
 def test_parquet_pictures_go_through_the_plans_preprocessing(job: Batching, kind: str) -> None:
     job.parquet(image=pa.array([encoded(key, kind) for key in range(10)]))

@@ -42,12 +42,12 @@ def scores(slot: Slot, rows: int) -> np.ndarray:
     return np.repeat(rng.normal(0, 9, (1, *slot.dims)), rows, axis=0).astype(dtype)
 
 
-def record(tmp_path: Path, one: FakeModel, *words: str, costs: tuple[str, ...] = ("--cost", "m=1")) -> int:
+def record(tmp_path: Path, one: FakeModel, *words: str) -> int:
     np.savez(tmp_path / "rows.npz", images=images(range(30)))
     with GrpcFront(FakeKServe([one])) as front:
         command = ["record", "m", "--url", front.address, "--data", str(tmp_path / "rows.npz")]
         place = ["-o", str(tmp_path / "out.npz"), "--repository", str(tmp_path / "models")]
-        return run([*command, *place, *costs, *words])
+        return run([*command, *place, "--cost", "m=1", *words])
 
 
 @pytest.mark.parametrize(
@@ -76,11 +76,7 @@ def test_the_output_that_is_named_or_the_only_one_that_can_be_is_recorded(
         ((HEAD, PROBABILITIES), (), "name the one with the scores: --output-tensor m=TENSOR"),
         ((HEAD, TEXT), ("--output-tensor", "m=text"), "expected a floating-point one of [n, classes]"),
         ((HEAD, MAP), ("--output-tensor", "m=map"), "expected a floating-point one of [n, classes]"),
-        (
-            (HEAD, MARGIN),
-            ("--output-tensor", "m=m"),
-            f"--output-tensor m=m: got outputs head FP32[-1, {CLASSES}], m ",
-        ),
+        ((HEAD, MARGIN), ("--output-tensor", "m=m"), f" m=m: got outputs head FP32[-1, {CLASSES}], m "),
         ((HEAD, FREE), ("--output-tensor", "m=free"), "--output-tensor m=free: got outputs head FP32"),
         ((HEAD, OTHER), ("--output-tensor", "k=head"), "--output-tensor: got k, not recorded, expected one of m"),
         ((HEAD, OTHER), ("--output-tensor", "head"), "expected NAME=TENSOR"),
@@ -121,13 +117,6 @@ def test_records_keep_how_a_member_without_a_manifest_is_asked(tmp_path: Path) -
     about = records_from_path(tmp_path / "out.npz").meta["members"]["m"]
     assert about["input"] == {"name": "image", "dtype": "FP32", "dims": list(images([0]).shape[1:])}
     assert (about["output"], about["max_batch_size"], about["instances"]) == ("head", 8, 2)
-
-
-def test_the_error_names_the_option_for_every_member_without_a_cost(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert record(tmp_path, model(HEAD), costs=()) == 2
-    assert "say it with --cost m=..., or name the repository" in capsys.readouterr().err
 
 
 def test_an_exported_member_keeps_the_output_of_its_manifest(
@@ -243,12 +232,7 @@ def test_where_nobody_says_it_the_values_decide_or_the_option_and_a_note_says_so
 @pytest.mark.parametrize(
     ("scores", "said", "words", "says"),
     [
-        (
-            probabilities,
-            "logits",
-            [],
-            ("member m: got values from", "distributions, expected logits, as parameter"),
-        ),
+        (probabilities, "logits", [], ("m: got values from", "distributions, expected logits, as parameter")),
         (logits, "probabilities", [], ("no distributions, expected probabilities, as parameter", "config.pbtxt")),
         (logits, None, ["--output-kind", "m=probabilities"], ("as --output-kind says", "leave --output-kind out")),
         (sigmoids, None, [], ("sigmoids, expected logits or probabilities", "classes must exclude each other")),

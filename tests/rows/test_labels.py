@@ -279,16 +279,6 @@ def test_two_folders_that_are_one_name_are_one_class_by_name_and_refused_in_orde
     assert r"'e\u0301' and '\xe9', which is the same name written in two ways" in capsys.readouterr().err
 
 
-def test_a_name_that_almost_matches_is_shown_with_its_code_points(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    write_member(tmp_path / "repository", "a")
-    write_folder(tmp_path / "pictures", names=("cat\u200b", "Dog", "owl"), each=1)
-    assert code_of(tmp_path) == 2
-    error = capsys.readouterr().err
-    assert r"2 of 3 classes that no member has: Dog (nearest: dog), 'cat\u200b' (nearest: 'cat')" in error
-
-
 def test_a_map_that_is_missing_or_no_text_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="cannot be read"):
         class_map_from_path(tmp_path / "none.txt", count=3, known=None)
@@ -365,20 +355,6 @@ def test_a_map_for_rows_whose_labels_are_no_names_is_refused(
     assert code_of(tmp_path, "--data", str(tmp_path / "rows.npz"), "--class-map", str(path)) == 2
     assert f"got {got}, expected class names, which --class-map says; leave out" in capsys.readouterr().err
     assert not (tmp_path / "out.npz").exists()
-
-
-def test_a_recording_no_better_than_guessing_asks_about_the_order(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    write_member(tmp_path / "repository", "a", labels=None, classes=20)
-    write_folder(tmp_path / "pictures", names=tuple(f"n{number:02d}" for number in range(20)), each=5)
-    assert code_of(tmp_path) == 0
-    assert "are the labels in the order of the members' classes?" in capsys.readouterr().out
-    # The answers themselves as labels: no question.
-    found = records_from_path(tmp_path / "out.npz").outputs["a"].argmax(1)
-    np.savez(tmp_path / "rows.npz", images=rows_of(100), labels=found)
-    assert code_of(tmp_path, "--data", str(tmp_path / "rows.npz"), "--restart") == 0
-    assert "are the labels" not in capsys.readouterr().out
 
 
 KNOWN = ("caf\xe9", "great white shark", "cat", "n01440764", "\u732b")

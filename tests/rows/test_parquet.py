@@ -129,19 +129,26 @@ def test_raw_tensors_may_be_stored_in_any_way(job: Batching, kind: str) -> None:
     assert job.answers()["label"] == [k % 10 for k in range(ROWS)]
 
 
-@pytest.mark.parametrize("kind", ["large list", "list view", "fixed-size bytes", "tensor"])
+FORMS: dict[str, Callable[[np.ndarray], Any]] = {
+    "flat": lambda rows: pa.array(rows.reshape(ROWS, -1).tolist(), pa.list_(pa.float32())),
+    "nested": lambda rows: pa.array(rows.tolist(), pa.list_(pa.list_(pa.list_(pa.float32())))),
+    "fixed": lambda rows: pa.FixedSizeListArray.from_arrays(pa.array(rows.ravel()), 64),
+    "double": lambda rows: pa.array(rows.reshape(ROWS, -1).tolist()),
+    "bytes": lambda rows: pa.array([row.tobytes() for row in rows]),
+    "struct": lambda rows: pa.array([{"bytes": row.tobytes(), "path": "x"} for row in rows]),
+    "large list": lambda rows: pa.array(rows.reshape(ROWS, -1).tolist(), pa.large_list(pa.float64())),
+    "list view": lambda rows: pa.array(rows.reshape(ROWS, -1).tolist(), pa.list_view(pa.float32())),
+    "fixed-size bytes": lambda rows: pa.array([row.tobytes() for row in rows], pa.binary(256)),
+    "tensor": pa.FixedShapeTensorArray.from_numpy_ndarray,
+}
+
+
+@pytest.mark.parametrize("kind", FORMS)
 def test_numbers_may_be_stored_in_any_way(job: Batching, kind: str) -> None:
-    rows = images(np.arange(ROWS) % 10)
-    flat = rows.reshape(ROWS, -1).tolist()
-    column = {
-        "large list": lambda: pa.array(flat, pa.large_list(pa.float64())),
-        "list view": lambda: pa.array(flat, pa.list_view(pa.float32())),
-        "fixed-size bytes": lambda: pa.array([row.tobytes() for row in rows], pa.binary(256)),
-        "tensor": lambda: pa.FixedShapeTensorArray.from_numpy_ndarray(rows),
-    }[kind]()
-    write(job.folder / "in.parquet", image=column)
-    job.batch("in.parquet")
-    assert job.answers()["label"] == [k % 10 for k in range(ROWS)]
+    write(job.folder / "in.parquet", id=TEXTS, image=FORMS[kind](images(np.arange(ROWS) % 10)), extra=LABELS)
+    job.batch("in.parquet", "out.parquet", "--request-rows", 5)
+    assert job.answers("out.parquet")["id"] == TEXTS
+    assert job.answers("out.parquet")["label"] == [k % 10 for k in range(ROWS)]
 
 
 @pytest.mark.parametrize(

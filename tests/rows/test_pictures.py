@@ -22,7 +22,7 @@ from orchestrator.rows.pictures import (
     row_from_image,
 )
 from orchestrator.spec import Preprocess
-from tests.rows.broken_pictures import BAD_EXIF, KINDS, broken_avif, encoded, float_tiff, noise
+from tests.rows.broken_pictures import BAD_EXIF, KINDS, encoded, float_tiff, noise
 
 DIGIT = Preprocess(mode="L", height_px=8, width_px=8, value_min=0, value_max=16)
 SMALL = Preprocess(mode="RGB", height_px=4, width_px=4, resize_px=4, value_min=-1, value_max=1)
@@ -196,10 +196,6 @@ def test_a_corrupted_picture_is_a_row_or_one_line(data: bytes) -> None:
 @pytest.mark.parametrize("kind", BAD_EXIF)
 def test_exif_of_wrong_types_refuses_the_picture(kind: str) -> None:
     assert re.match(r"x\.jpg: got EXIF that cannot be read \(.*\); save it without EXIF", refused(BAD_EXIF[kind]))
-
-
-def test_a_broken_avif_is_refused() -> None:
-    assert "no picture that can be read" in refused(broken_avif())
 
 
 @pytest.mark.parametrize(
