@@ -186,8 +186,10 @@ def _known_spec(spec: CascadeSpec, repository: Path) -> CascadeSpec:
 
 def _require_ours(folders: Iterable[Path], *, force: bool) -> None:
     for folder in folders:
-        path = folder / CONFIG
-        if not (force or may_replace(path) or is_marked(text_from_path(path)) or _is_rendered(folder)):
+        path, plan = folder / CONFIG, plan_path(folder)
+        # A rendered cascade has a plan beside a model.py that loads the runtime.
+        is_cascade = plan is not None and is_shim(plan.with_name("model.py"))
+        if not (force or may_replace(path) or is_marked(text_from_path(path)) or is_cascade):
             fix = "choose another name, or overwrite it with `force`"
             raise RepositoryError(str(path), got="a config that was not written here", fix=fix)
 
@@ -199,12 +201,6 @@ def _config_text(folder: Path, rendered: ModelConfig, *, force: bool) -> str:
         return text_from_config(rendered)
     # In a preview the config is a link, and errors name the file that it leads to.
     return tuned_text(text_from_path(path), rendered, path=path.readlink() if path.is_symlink() else path)
-
-
-def _is_rendered(folder: Path) -> bool:
-    """Whether a folder holds a rendered cascade: a plan beside a model.py that loads the runtime."""
-    plan = plan_path(folder)
-    return plan is not None and is_shim(plan.with_name("model.py"))
 
 
 def _render_members(spec: CascadeSpec, repository: Path) -> Rendering:

@@ -37,11 +37,8 @@ def spec(repository: Path, spec: CascadeSpec) -> CascadeSpec:
 
 
 def with_member(spec: CascadeSpec, place: int, **changes: object) -> CascadeSpec:
-    stages = list(spec.stages)
-    stages[place] = dataclasses.replace(
-        stages[place], members=tuple(dataclasses.replace(one, **changes) for one in stages[place].members)
-    )
-    return dataclasses.replace(spec, stages=tuple(stages))
+    chosen = spec.stages[place].members
+    return spec.with_members(lambda one: dataclasses.replace(one, **changes) if one in chosen else one)
 
 
 BAD: dict[str, Callable[[CascadeSpec], CascadeSpec]] = {

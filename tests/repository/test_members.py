@@ -93,11 +93,7 @@ def served_plan(repository: Path) -> CascadeSpec:
 
 
 def unpinned(spec: CascadeSpec) -> CascadeSpec:
-    stages = tuple(
-        dataclasses.replace(s, members=tuple(dataclasses.replace(m, version=None) for m in s.members))
-        for s in spec.stages
-    )
-    return dataclasses.replace(spec, stages=stages)
+    return spec.with_members(lambda one: dataclasses.replace(one, version=None))
 
 
 def versions_of(spec: CascadeSpec) -> dict[str, int | None]:
