@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from export.fusing import Fusion, fuse
-from export.output import labels_from_path, require_same_classes
+from export.output import require_same_classes
 from export.precision.derive import export_precision
 from orchestrator.errors import ExportError
 from orchestrator.repository.check import check
@@ -108,12 +108,15 @@ def test_a_cascade_rendered_again_has_the_new_names(repository: Path, labels: Pa
         ("ant\n\nbee\ncow\nelk\n", "got no name on line 2, expected one name a line"),
         ("", "got no names, expected one per class"),
         (b"\xff\xfea\x00", "got text that is not UTF-8"),
+        (None, "labels.txt: got a file that cannot be read"),
     ],
 )
 def test_a_file_of_no_use_is_one_line_and_leaves_the_member(
-    repository: Path, tmp_path: Path, labels: Path, content: str | bytes, says: str
+    repository: Path, tmp_path: Path, labels: Path, content: str | bytes | None, says: str
 ) -> None:
-    labels.write_bytes(content if isinstance(content, bytes) else content.encode())
+    labels.unlink()
+    if content is not None:
+        labels.write_bytes(content if isinstance(content, bytes) else content.encode())
     before = manifest_of(repository)
     for place in (repository, tmp_path / "new"):
         code, text = export(place, "--labels", labels)
@@ -122,11 +125,6 @@ def test_a_file_of_no_use_is_one_line_and_leaves_the_member(
         assert "\n" not in text
     assert manifest_of(repository) == before
     assert not (tmp_path / "new/small").exists()
-
-
-def test_a_file_that_is_not_there_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match=r"`labels` .*none.txt: got a file that cannot be read"):
-        labels_from_path(tmp_path / "none.txt")
 
 
 def test_members_of_one_committee_may_write_a_name_in_either_form_and_no_other_name(repository: Path) -> None:
