@@ -43,11 +43,6 @@ def new_table(title: str, columns: Sequence[str], *, left: str) -> Table:
     return table
 
 
-def stderr_console() -> Console:
-    """For progress and warnings."""
-    return Console(stderr=True)
-
-
 def print_json(value: object) -> None:
     """Prints one JSON document to stdout; numpy values become plain ones, NaN and infinity null."""
     typer.echo(json.dumps(plain(value), indent=2, ensure_ascii=False, allow_nan=False))
@@ -69,7 +64,7 @@ def plain(value: Any) -> Any:
 @contextmanager
 def progress(description: str, total: int | None) -> Iterator[Callable[[int], None]]:
     """A progress bar on stderr, where that is a terminal; yields a function that adds finished steps."""
-    console = stderr_console()
+    console = Console(stderr=True)
     counted = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     columns = (SpinnerColumn(), TextColumn("{task.description}"), *counted)
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:

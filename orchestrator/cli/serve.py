@@ -13,7 +13,7 @@ from rich.markup import escape
 from orchestrator.commandline import interrupt_on_signals
 from orchestrator.errors import RepositoryError, ServingError
 from orchestrator.repository.check import check_plans
-from orchestrator.serving.control import LOOK_S, CascadeWatch
+from orchestrator.serving.control import LOOK_S, CascadeWatch, scan_repository
 from orchestrator.serving.machine import log_tail
 from orchestrator.serving.options import ServeOptions, is_loopback, network_host
 from orchestrator.serving.process import EmbeddedServer
@@ -57,43 +57,31 @@ def serve(
         log_verbose=log_verbose,
         config_name=config_name,
     )
-    _check_plans(repository)
+    # Refused at once: a repository or a plan that the server could not load after some seconds of starting.
+    scan_repository(repository)
+    report = check_plans(repository)
+    if not report:
+        got = "; ".join(f"{fault.model} {fault.field}: {fault.text}" for fault in report.faults)
+        raise RepositoryError(f"model repository {repository}", got=got, fix="see committee check")
     # SIGTERM and SIGHUP stop the server in the same way as Ctrl-C.
     interrupt_on_signals()
     people = Console(stderr=True)
     with people.status("starting Triton") as status:
         server = EmbeddedServer(options, progress=lambda text: status.update(f"Triton: {text}"))
         try:
-            try:
-                server.start()
-            except ServingError:
-                _print_log(server, people)
-                raise
+            server.start()
             status.stop()
             _announce(server, people, as_json=as_json)
             _wait(server, people)
+        except ServingError:
+            for line in log_tail(server.log_path, _LOG_LINES):
+                people.print(f"  [dim]{escape(line)}[/dim]", highlight=False, soft_wrap=True)
+            raise
         except KeyboardInterrupt:
             status.start()
         finally:
             server.stop()
     people.print("Triton stopped.")
-
-
-def _check_plans(repository: Path) -> None:
-    """Refuses at once a plan that the server could not load after some seconds of starting.
-
-    A missing, empty or closed repository is left to the server's own words.
-    """
-    try:
-        folders = [path for path in repository.iterdir() if path.is_dir()]
-    except OSError:
-        return
-    if not folders:
-        return
-    report = check_plans(repository)
-    if not report:
-        got = "; ".join(f"{fault.model} {fault.field}: {fault.text}" for fault in report.faults)
-        raise RepositoryError(f"model repository {repository}", got=got, fix="see committee check")
 
 
 def _wait(server: EmbeddedServer, people: Console) -> None:
@@ -107,14 +95,8 @@ def _wait(server: EmbeddedServer, people: Console) -> None:
     watches = EMBEDDED < IS_READY_SINCE
     while (status := server.wait(LOOK_S if watches else None)) is None:
         watch.look()
-    _print_log(server, people)
     got = f"exit status {status}" if status >= 0 else f"signal {signal.Signals(-status).name}"
     raise ServingError("embedded Triton ended by itself", got=got, fix=f"the whole log is {server.log_path}")
-
-
-def _print_log(server: EmbeddedServer, people: Console) -> None:
-    for line in log_tail(server.log_path, _LOG_LINES):
-        people.print(f"  [dim]{escape(line)}[/dim]", highlight=False, soft_wrap=True)
 
 
 def _announce(server: EmbeddedServer, people: Console, *, as_json: bool) -> None:

@@ -23,22 +23,14 @@ class ServedAnswers:
 
     A row that a plain member or a native ensemble could not answer (its output was not finite) has label -1,
     NaN for probabilities and confidence, and the degraded bit; a cascade refuses such a row instead.
-
-    Args:
-        probabilities: float32 (n, k).
-        label: int64 (n,).
-        confidence: float32 (n,).
-        exit_stage: int32 (n,), 0 where the model has no stages.
-        cost: float32 (n,), in the plan's cost unit, 0 where the model states none.
-        status: int32 (n,), see `STATUS_BITS`.
     """
 
-    probabilities: npt.NDArray[np.float32]
-    label: npt.NDArray[np.int64]
+    probabilities: npt.NDArray[np.float32]  # (n, k)
+    label: npt.NDArray[np.int64]  # (n,) as all others
     confidence: npt.NDArray[np.float32]
-    exit_stage: npt.NDArray[np.int32]
-    cost: npt.NDArray[np.float32]
-    status: npt.NDArray[np.int32]
+    exit_stage: npt.NDArray[np.int32]  # 0 where the model has no stages
+    cost: npt.NDArray[np.float32]  # in the plan's cost unit, 0 where the model states none
+    status: npt.NDArray[np.int32]  # see `STATUS_BITS`
 
     def __len__(self) -> int:
         return len(self.label)

@@ -41,11 +41,6 @@ class TlsFiles:
     cert: Path | None = None
     key: Path | None = None
 
-    @property
-    def named(self) -> str:
-        """Names of the files that are given, joined by commas."""
-        return ", ".join(name for name in ("ca", "cert", "key") if getattr(self, name) is not None)
-
     def or_else(self, others: "TlsFiles") -> "TlsFiles":
         """These files, completed from others; a certificate and its key come from the same place."""
         pair = others if self.cert is None and self.key is None else self
@@ -118,26 +113,16 @@ class TlsFiles:
 
 @dataclass(frozen=True, kw_only=True)
 class Endpoint:
-    """A server's address in its parts; `str` gives it as it was written.
+    """A server's address in its parts; `str` gives it as it was written."""
 
-    Args:
-        address: as it was written.
-        scheme: one of `SCHEMES`, "unix", or empty where none was written.
-        host: name or IP address, without brackets; empty for a socket file.
-        target: "host:port" or "unix:PATH", which gRPC and HTTP libraries connect to.
-        port: TCP port, 0 for a socket file.
-        path: prefix of an HTTP server's paths, without the last slash.
-        tls: None for a connection without TLS.
-        headers: sent with every request. They may be secret, so `str` and `repr` leave them out.
-    """
-
-    address: str
-    scheme: str
-    host: str
-    target: str
-    port: int
-    path: str = ""
-    tls: TlsFiles | None = None
+    address: str  # as it was written
+    scheme: str  # one of `SCHEMES`, "unix", or empty where none was written
+    host: str  # name or IP address, without brackets; empty for a socket file
+    target: str  # "host:port" or "unix:PATH", which gRPC and HTTP libraries connect to
+    port: int  # 0 for a socket file
+    path: str = ""  # prefix of an HTTP server's paths, without the last slash
+    tls: TlsFiles | None = None  # None for a connection without TLS
+    # Sent with every request. They may be secret, so `str` and `repr` leave them out.
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     def __str__(self) -> str:
@@ -208,15 +193,16 @@ def endpoint_from_address(
     named = dict(headers or {})
     if endpoint.tls is None:
         if files != TlsFiles():
-            got = f"{address!r}, which means no TLS, and {files.named}"
+            given = ", ".join(name for name in ("ca", "cert", "key") if getattr(files, name) is not None)
+            got = f"{address!r}, which means no TLS, and {given}"
             raise InputError("server address", got=got, expected="grpcs:// or https:// with them")
     else:
         known = os.environ if environment is None else environment
         files = files.or_else(_files(*(known.get(name) for name in (CA, CERT, KEY))))
         files.check()
-        given = {name.lower() for name in named}
+        taken = {name.lower() for name in named}
         more = headers_from_lines(known.get(HEADERS, "").splitlines(), what=HEADERS)
-        named |= {name: value for name, value in more.items() if name.lower() not in given}
+        named |= {name: value for name, value in more.items() if name.lower() not in taken}
         endpoint = replace(endpoint, tls=files)
     _check_headers(named)
     return replace(endpoint, headers=named)

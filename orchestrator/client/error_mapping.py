@@ -30,26 +30,17 @@ Leaf = type[ClientError]
 FOREIGN: tuple[type[Exception], ...] = (InferenceServerException, OSError, ValueError)
 
 # Every gRPC code but OK. Only UNAVAILABLE is retried; ABORTED and CANCELLED, which a proxy may send, are not.
-OF_GRPC: dict[str, Leaf] = {
-    "CANCELLED": ServerFaultError,
-    "UNKNOWN": ServerFaultError,
-    "INVALID_ARGUMENT": RefusedError,
-    "DEADLINE_EXCEEDED": TimeLimitError,
-    "NOT_FOUND": UnknownModelError,
-    "ALREADY_EXISTS": RefusedError,
-    "PERMISSION_DENIED": RefusedError,
-    # A message above the size limit; for a full queue Triton sends UNAVAILABLE.
-    "RESOURCE_EXHAUSTED": RefusedError,
-    "FAILED_PRECONDITION": RefusedError,
-    "ABORTED": ServerFaultError,
-    "OUT_OF_RANGE": RefusedError,
-    # A method, or a kind of model such as a decoupled one, that cannot be asked this way.
-    "UNIMPLEMENTED": RefusedError,
-    "INTERNAL": ServerFaultError,
-    "UNAVAILABLE": UnavailableError,
-    "DATA_LOSS": ServerFaultError,
-    "UNAUTHENTICATED": RefusedError,
+# RESOURCE_EXHAUSTED is a message above the size limit (for a full queue Triton sends UNAVAILABLE), UNIMPLEMENTED a
+# method, or a kind of model such as a decoupled one, that cannot be asked this way.
+_GRPC_CODES: dict[Leaf, str] = {
+    ServerFaultError: "CANCELLED UNKNOWN ABORTED INTERNAL DATA_LOSS",
+    RefusedError: "INVALID_ARGUMENT ALREADY_EXISTS PERMISSION_DENIED RESOURCE_EXHAUSTED FAILED_PRECONDITION "
+    "OUT_OF_RANGE UNIMPLEMENTED UNAUTHENTICATED",
+    TimeLimitError: "DEADLINE_EXCEEDED",
+    UnknownModelError: "NOT_FOUND",
+    UnavailableError: "UNAVAILABLE",
 }
+OF_GRPC = {code: leaf for leaf, codes in _GRPC_CODES.items() for code in codes.split()}
 
 OF_HTTP: dict[int, Leaf] = {
     HTTPStatus.NOT_FOUND: UnknownModelError,
@@ -155,8 +146,7 @@ def leaf_from_status(status: str | None) -> Leaf:
         # tritonclient refused the request before sending it.
         return RefusedError
     if status.isdigit():
-        code = int(status)
-        return OF_HTTP.get(code, ServerFaultError if code >= 500 else RefusedError)
+        return OF_HTTP.get(int(status), ServerFaultError if int(status) >= 500 else RefusedError)
     return OF_GRPC.get(status.removeprefix("StatusCode."), ServerFaultError)
 
 

@@ -40,19 +40,12 @@ Part = tuple[dict[str, Rows], int]
 
 @dataclass(frozen=True, kw_only=True)
 class RetryPolicy:
-    """How long one request may take, and when it is sent again: if the server was unavailable, ever more slowly.
+    """How long one request may take, and when it is sent again while the server is unavailable: ever more slowly."""
 
-    Args:
-        timeout_s: from the first attempt to the last answer.
-        retries: further attempts after the first.
-        first_delay_s: pause before the first retry; it doubles each time.
-        max_delay_s: longest pause, before jitter.
-    """
-
-    timeout_s: float = 30.0
-    retries: int = 3
-    first_delay_s: float = 0.05
-    max_delay_s: float = 2.0
+    timeout_s: float = 30.0  # from the first attempt to the last answer
+    retries: int = 3  # further attempts after the first
+    first_delay_s: float = 0.05  # pause before the first retry; it doubles each time
+    max_delay_s: float = 2.0  # longest pause, before jitter
 
     def delay_s(self, attempt: int, *, elapsed_s: float, jitter: float) -> float | None:
         """The pause after a failed attempt, or None to give up.
@@ -71,18 +64,13 @@ class RetryPolicy:
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """One request: rows (n, *dims) that fit the model, at most its batch limit.
-
-    Args:
-        version: of the model; an empty text leaves the choice to the server.
-        wanted: names of outputs; None for all.
-    """
+    """One request: rows (n, *dims) that fit the model, at most its batch limit."""
 
     model: str
-    version: str
+    version: str  # an empty text leaves the choice to the server
     rows: Rows
     tensor: TensorInfo
-    wanted: Sequence[str] | None
+    wanted: Sequence[str] | None  # names of outputs; None for all
     parameters: Mapping[str, int | float]
 
 

@@ -51,18 +51,12 @@ Versions = Mapping[str, frozenset[int]]
 
 @dataclass(frozen=True, kw_only=True)
 class ModelEntry:
-    """One model folder.
-
-    Args:
-        backend: Triton backend, "ensemble" for Triton's own pipelines, None where it is unknown.
-        calls: models that it may call while it answers.
-        own_backend: whether its folder holds its backend's library.
-    """
+    """One model folder."""
 
     name: str
-    backend: str | None
-    calls: tuple[str, ...] = ()
-    own_backend: bool = False
+    backend: str | None  # "ensemble" for Triton's own pipelines, None where it is unknown
+    calls: tuple[str, ...] = ()  # models that it may call while it answers
+    own_backend: bool = False  # whether its folder holds its backend's library
 
 
 def scan_repository(repository: Path) -> tuple[ModelEntry, ...]:
@@ -150,6 +144,11 @@ class RepositoryControl:
     port: int
     key: str
     timeout_s: float = 10.0
+
+    def server_version(self) -> str:
+        """The version of a server that is ready; ServingError for one that is not yet."""
+        self._ask("GET", "/v2/health/ready")
+        return str(self._ask("GET", "/v2")["version"])
 
     def unload(self, names: Iterable[str]) -> None:
         """Starts unloading models; requests that were accepted are still answered."""

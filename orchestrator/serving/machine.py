@@ -47,26 +47,16 @@ _PREFIX = re.compile(r"^(Internal|Invalid argument|Unavailable|Not found|Unsuppo
 
 @dataclass(frozen=True, kw_only=True)
 class ServingMachine:
-    """The properties of a machine that the embedded server depends on.
+    """The properties of a machine that the embedded server depends on."""
 
-    Args:
-        system, architecture: as `platform` names them, e.g. "Linux" and "x86_64".
-        glibc: (major, minor) of the C library; None for others (musl, macOS).
-        python: (major, minor) of the interpreter that models run in.
-        numpy_version: version of the numpy that models import.
-        wheel: folder of the `pytriton` package; None where it is not installed.
-        libpython: folder of that interpreter's shared library; None where it has none.
-        shm_free_bytes: free shared memory; None without /dev/shm.
-    """
-
-    system: str
-    architecture: str
-    glibc: tuple[int, int] | None
-    python: tuple[int, int]
-    numpy_version: str
-    wheel: Path | None
-    libpython: Path | None
-    shm_free_bytes: int | None
+    system: str  # as `platform` names it, e.g. "Linux"
+    architecture: str  # the same, e.g. "x86_64"
+    glibc: tuple[int, int] | None  # (major, minor) of the C library; None for others (musl, macOS)
+    python: tuple[int, int]  # (major, minor) of the interpreter that models run in
+    numpy_version: str  # of the numpy that models import
+    wheel: Path | None  # folder of the `pytriton` package; None where it is not installed
+    libpython: Path | None  # folder of that interpreter's shared library; None where it has none
+    shm_free_bytes: int | None  # free shared memory; None without /dev/shm
 
     @property
     def server(self) -> Path:

@@ -22,44 +22,29 @@ _HOST_NAME = re.compile(r"^(?!-)[A-Za-z0-9-]{1,63}(\.(?!-)[A-Za-z0-9-]{1,63})*$"
 
 @dataclass(frozen=True, kw_only=True)
 class ServeOptions:
-    """Options of one embedded server.
+    """Options of one embedded server."""
 
-    Args:
-        repository: model repository; it is served from its place and never written to.
-        host: address that all three endpoints bind to.
-        http_port, grpc_port, metrics_port: 0 picks a free port.
-        startup_timeout_s: longest wait for every model to be ready.
-        stop_timeout_s: longest wait for requests in flight before the server is killed.
-        log_verbose: Triton's verbosity, 0 is quiet.
-        log_path: file for the server's log; None uses a temporary folder, which is kept after failures only.
-        hide_gpus: start the server as if the machine had no GPU.
-        shm_bytes: shared memory that each Python model begins with, and by which it grows.
-        bls_threads: most calls and late answers that one Python model may have under way at a time.
-        config_name: members with a file `configs/NAME.pbtxt` are served with it, "gpu" for the rendered GPU files.
-    """
-
-    repository: Path
-    host: str = "127.0.0.1"
-    http_port: int = 8000
+    repository: Path  # served from its place and never written to
+    host: str = "127.0.0.1"  # address that all three endpoints bind to
+    http_port: int = 8000  # 0 picks a free port, here and below
     grpc_port: int = 8001
     metrics_port: int = 8002
-    startup_timeout_s: float = 120.0
-    stop_timeout_s: float = 30.0
-    log_verbose: int = 0
-    log_path: Path | None = None
-    hide_gpus: bool = False
-    shm_bytes: int = 4 * MIB
-    bls_threads: int = 64
-    config_name: str | None = None
+    startup_timeout_s: float = 120.0  # longest wait for every model to be ready
+    stop_timeout_s: float = 30.0  # longest wait for requests in flight before the server is killed
+    log_verbose: int = 0  # Triton's verbosity, 0 is quiet
+    log_path: Path | None = None  # None uses a temporary folder, which is kept after failures only
+    hide_gpus: bool = False  # start the server as if the machine had no GPU
+    shm_bytes: int = 4 * MIB  # shared memory that each Python model begins with, and by which it grows
+    bls_threads: int = 64  # most calls and late answers that one Python model may have under way at a time
+    config_name: str | None = (
+        None  # members with `configs/NAME.pbtxt` are served with it; "gpu" for rendered GPU files
+    )
 
     def __post_init__(self) -> None:
         faults = Faults("serve options")
         faults.check("repository", isinstance(self.repository, Path), f"got {self.repository!r}, expected a path")
-        faults.check(
-            "host",
-            isinstance(self.host, str) and _is_host(self.host),
-            f"got {self.host!r}, expected an IP address or a host name",
-        )
+        good = isinstance(self.host, str) and _is_host(self.host)
+        faults.check("host", good, f"got {self.host!r}, expected an IP address or a host name")
         taken: dict[int, str] = {}
         for field in (f"{endpoint}_port" for endpoint in FIELDS):
             port = getattr(self, field)
@@ -168,14 +153,12 @@ def network_host(host: str) -> str:
     if not is_wildcard(host):
         return host
     family = family_of(host)
-    with socket.socket(family, socket.SOCK_DGRAM) as probe:
-        try:
-            # On a datagram socket this only chooses the interface with the route.
-            probe.connect((_ELSEWHERE[family], 9))
-            found = str(probe.getsockname()[0])
-        except OSError:
-            return local_host(host)
-    return local_host(host) if is_wildcard(found) else found
+    with suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
+        # On a datagram socket this only chooses the interface with the route.
+        probe.connect((_ELSEWHERE[family], 9))
+        if not is_wildcard(found := str(probe.getsockname()[0])):
+            return found
+    return local_host(host)
 
 
 def bracketed(host: str) -> str:

@@ -5,7 +5,6 @@ Everything it leaves behind, its folder and shared memory, has a prefix of its o
 
 import contextlib
 import http.client
-import json
 import os
 import secrets
 import shutil
@@ -47,6 +46,8 @@ _EXIT_S = 2.0
 # Exit statuses of Triton 24.10 when it starts many Python models at once and fails over a lock (`lock_exception`).
 _CRASHES = (-signal.SIGABRT, -signal.SIGSEGV)
 _ATTEMPTS = 2
+# What a request to a server may raise that is not ready, or hangs.
+_NO_ANSWER = (OSError, http.client.HTTPException, ServingError)
 # Program that asks the kernel to end it when this process ends, and then becomes the child. A preexec_fn would run
 # Python between fork and exec, which can deadlock in a process with threads. Number 1 is PR_SET_PDEATHSIG, 15 is
 # SIGTERM; the comparison of process ids covers a parent that ended before the call.
@@ -253,7 +254,7 @@ class EmbeddedServer:
         try:
             self._progress("answering requests in flight")
             # A server that does not answer cannot be drained; it gets SIGTERM next in any case.
-            with contextlib.suppress(OSError, http.client.HTTPException, ServingError):
+            with contextlib.suppress(*_NO_ANSWER):
                 drained = drain(self.control, drain_waves(self._models), deadline_s=deadline_s)
             self._progress("stopping Triton")
             self._child.terminate()
@@ -310,20 +311,10 @@ class EmbeddedServer:
             raise self._start_error(child)
 
     def _is_ready(self) -> bool:
-        connection = http.client.HTTPConnection(self._host, self._known_ports.http, timeout=5.0)
-        try:
-            connection.request("GET", "/v2/health/ready")
-            response = connection.getresponse()
-            response.read()
-            if response.status != 200:
-                return False
-            connection.request("GET", "/v2")
-            self.version = str(json.loads(connection.getresponse().read())["version"])
-        except (OSError, http.client.HTTPException, ValueError, KeyError):
-            return False
-        finally:
-            connection.close()
-        return True
+        with contextlib.suppress(*_NO_ANSWER, ValueError, KeyError):
+            self.version = self.control.server_version()
+            return True
+        return False
 
     def _start_error(self, child: Child) -> ServingError:
         found = failure_reasons(self.log_path)

@@ -79,18 +79,8 @@ def test_two_onnx_files_and_pictures_become_a_cascade_that_the_printed_commands_
     float_model(tmp_path / "small.onnx", seed=1, softmax=False)
     float_model(tmp_path / "large.onnx", seed=2, softmax=True)
     words = ["small.onnx", "big=large.onnx", "--data", "pictures", "-o", "repository", "--epsilon", 0.3]
-    words += [
-        "--mean",
-        "0,0,0",
-        "--std",
-        "1,1,1",
-        "--resolution",
-        PX,
-        "--labels-by-order",
-        "--reference",
-        "big",
-        "--plan-args=--header-pattern '^x-'",
-    ]
+    words += f"--mean 0,0,0 --std 1,1,1 --resolution {PX} --labels-by-order --reference big".split()
+    words += ["--plan-args=--header-pattern '^x-'"]
     done = built(tmp_path, *words, "--json")
     assert done.returncode == 0, done.stderr
     document: dict[str, Any] = json.loads(done.stdout)
@@ -106,15 +96,8 @@ def test_two_onnx_files_and_pictures_become_a_cascade_that_the_printed_commands_
     assert (tmp_path / document["report"]).is_file()
     first = plan.read_bytes()
     for one in document["steps"][1:]:
-        again = subprocess.run(
-            one["command"],
-            cwd=tmp_path,
-            shell=True,
-            executable="/bin/bash",
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        command = ["/bin/bash", "-c", one["command"]]
+        again = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
         assert again.returncode == 0, again.stderr
     assert plan.read_bytes() == first
 

@@ -69,6 +69,11 @@ def read_ready(process: subprocess.Popen[str]) -> dict[str, str]:
     return ready
 
 
+def copy_digits(repository: Path) -> None:
+    for name in ("digits_cascade", "digits_small", "digits_medium", "digits_large"):
+        shutil.copytree(Path("model_repository") / name, repository / name)
+
+
 def test_a_repository_that_is_not_there_is_one_line_and_exit_2(tmp_path: Path) -> None:
     code, errors = failure("--repository", str(tmp_path / "nowhere"))
     assert code == 2
@@ -197,8 +202,7 @@ def test_what_serves_in_production_is_said_of_this_repository(tmp_path: Path) ->
     add_onnx(plain, "double", scale_model(), config=CONFIG)
     assert production_words(plain).endswith("NVIDIA's Triton image serves the same folder.")
     mine = tmp_path / "my models"
-    for name in ("digits_cascade", "digits_small", "digits_medium", "digits_large"):
-        shutil.copytree(Path("model_repository") / name, mine / name)
+    copy_digits(mine)
     words = shlex.split(production_words(mine).split("`")[1].replace("FOLDER", str(tmp_path / "out")))
     assert words[0] == "committee"
     assert run(words[1:]) == 0
@@ -245,8 +249,7 @@ def test_a_model_that_does_not_load_shows_its_part_of_the_log_and_exit_4(reposit
 @pytest.mark.triton
 def test_a_cascade_goes_while_a_member_is_another_and_comes_back_with_it(tmp_path: Path) -> None:
     models = tmp_path / "models"
-    for name in ("digits_cascade", "digits_small", "digits_medium", "digits_large"):
-        shutil.copytree(Path("model_repository") / name, models / name)
+    copy_digits(models)
     path = models / "digits_medium" / "1" / "model.onnx"
     fitted = path.read_bytes()
     with serving("--repository", str(models), *FREE, "--json") as process:
@@ -275,8 +278,7 @@ def test_a_plan_that_names_a_version_that_is_not_served_is_one_line_before_any_s
     tmp_path: Path,
 ) -> None:
     models = tmp_path / "models"
-    for name in ("digits_cascade", "digits_small", "digits_medium", "digits_large"):
-        shutil.copytree(Path("model_repository") / name, models / name)
+    copy_digits(models)
     shutil.copytree(models / "digits_small" / "1", models / "digits_small" / "2")
     code, errors = failure("--repository", str(models), *FREE)
     assert code == 2

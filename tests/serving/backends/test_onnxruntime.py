@@ -54,6 +54,11 @@ OPEN_INPUT = OPEN.replace('"y"', '"x"')
 MAGIC = 'optimization { execution_accelerators { cpu_execution_accelerator [{ name: "magic" }] } }'
 
 
+def rows(count: int, start: float = 0.0) -> np.ndarray:
+    """float32 (count, 3), every number different."""
+    return start + np.arange(3 * count, dtype=np.float32).reshape(count, 3)
+
+
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServer]:
     folder = tmp_path_factory.mktemp("repository")
@@ -114,11 +119,6 @@ def ask(
     return {name: result.as_numpy(name) for name in names}
 
 
-def rows(count: int, start: float = 0.0) -> np.ndarray:
-    """float32 (count, 3), every number different."""
-    return start + np.arange(3 * count, dtype=np.float32).reshape(count, 3)
-
-
 def executions(server: EmbeddedServer, model: str) -> int:
     with grpcclient.InferenceServerClient(server.grpc_address) as client:
         return int(client.get_inference_statistics(model).model_stats[0].execution_count)
@@ -167,10 +167,6 @@ def test_a_tensor_without_axes_of_its_own_is_completed_as_one_number(server: Emb
     np.testing.assert_array_equal(ask(server, "auto_scalar", numbers)["total"], [3.5])
 
 
-def test_an_output_may_be_as_free_as_its_file_leaves_it(server: EmbeddedServer) -> None:
-    np.testing.assert_array_equal(ask(server, "free_width", {"x": rows(2)})["y"], rows(2))
-
-
 def test_a_model_without_a_batch_axis_is_completed_and_served_as_such(server: EmbeddedServer) -> None:
     found = configuration(server, "auto_fixed")
     assert found["max_batch_size"] is None
@@ -193,11 +189,22 @@ def test_one_request_gets_its_rows_back(server: EmbeddedServer, http: bool) -> N
     np.testing.assert_array_equal(ask(server, "tuned", {"x": rows(5)}, http=http)["y"], 2 * rows(5))
 
 
-@pytest.mark.parametrize(("model", "dtype"), [("half", np.float16), ("whole", np.int64)])
-def test_other_dtypes_pass_through(server: EmbeddedServer, model: str, dtype: type) -> None:
-    answer = ask(server, model, {"x": rows(2).astype(dtype)})["y"]
-    assert answer.dtype == dtype
-    np.testing.assert_array_equal(answer, 2 * rows(2))
+@pytest.mark.parametrize(
+    ("model", "array", "expected"),
+    [
+        ("half", rows(2).astype(np.float16), 2 * rows(2).astype(np.float16)),
+        ("whole", rows(2).astype(np.int64), 2 * rows(2).astype(np.int64)),
+        # The file leaves the output's width free.
+        ("free_width", rows(2), rows(2)),
+        ("reshaped", rows(2).reshape(2, 1, 3), 2 * rows(2).reshape(2, 3, 1)),
+    ],
+)
+def test_dtypes_and_shapes_of_all_kinds_pass_through(
+    server: EmbeddedServer, model: str, array: np.ndarray, expected: np.ndarray
+) -> None:
+    answer = ask(server, model, {"x": array})["y"]
+    assert answer.dtype == expected.dtype
+    np.testing.assert_array_equal(answer, expected)
 
 
 def test_text_passes_through_also_where_it_is_no_ascii(server: EmbeddedServer) -> None:
@@ -205,11 +212,6 @@ def test_text_passes_through_also_where_it_is_no_ascii(server: EmbeddedServer) -
     answer = ask(server, "text", {"text": texts})["same"]
     # The C++ backend hands texts on as C strings.
     assert [text.decode() for text in answer.ravel()] == ["zwölf", "", "a\n b", "cut"]
-
-
-def test_shapes_may_be_reshaped_on_the_way_in_and_out(server: EmbeddedServer) -> None:
-    answer = ask(server, "reshaped", {"x": rows(2).reshape(2, 1, 3)})["y"]
-    np.testing.assert_array_equal(answer, 2 * rows(2).reshape(2, 3, 1))
 
 
 def test_the_newest_version_answers_unless_another_is_asked_for(server: EmbeddedServer) -> None:
@@ -336,39 +338,36 @@ def test_a_wrong_request_is_an_invalid_argument(
 
 def test_every_configuration_that_does_not_fit_is_named_with_its_reason(tmp_path: Path) -> None:
     folder = tmp_path / "repository"
+    batched_sum = 'max_batch_size: 8 input [{ name: "x" data_type: TYPE_FP32 dims: [3] }]'
+    free_input = ROWS_OF_THREE.replace(FIXED.replace('"y"', '"x"'), OPEN_INPUT)
     wrong = {
-        "other_name": (scale_model(), ROWS_OF_THREE.replace('"x"', '"image"')),
-        "other_dtype": (scale_model(), ROWS_OF_THREE.replace("FP32", "FP64")),
-        "other_dims": (scale_model(), ROWS_OF_THREE.replace("[3]", "[4]")),
-        "other_rank": (scale_model(), ROWS_OF_THREE.replace("[3]", "[1, 3]")),
-        "no_batch": (sum_model(), 'max_batch_size: 8 input [{ name: "x" data_type: TYPE_FP32 dims: [3] }]'),
-        "threads": (scale_model(), ROWS_OF_THREE + PARAMETERS.replace('"2"', '"many"')),
-        "fixed_output": (free_width_model(), ROWS_OF_THREE),
-        "free_output": (scale_model(), ROWS_OF_THREE.replace(FIXED, OPEN)),
-        "free_input": (scale_model(), ROWS_OF_THREE.replace(FIXED.replace('"y"', '"x"'), OPEN_INPUT)),
-        "accelerator": (scale_model(), f"{ROWS_OF_THREE} {MAGIC}"),
-    }
-    for name, (model, config) in wrong.items():
-        add_onnx(folder, name, model, config=config)
+        "config.pbtxt has inputs ['image'], expected those of the file, ['x']": (
+            scale_model(), ROWS_OF_THREE.replace('"x"', '"image"')),
+        "input x is TYPE_FP64 in config.pbtxt, TYPE_FP32 in the file": (
+            scale_model(), ROWS_OF_THREE.replace("FP32", "FP64")),
+        "input x has shape [-1, 4] by config.pbtxt, [-1, 3] in the file": (
+            scale_model(), ROWS_OF_THREE.replace("[3]", "[4]")),
+        "input x has shape [-1, 1, 3] by config.pbtxt, [-1, 3] in the file": (
+            scale_model(), ROWS_OF_THREE.replace("[3]", "[1, 3]")),
+        "x has shape [2, 3]: with a fixed first axis max_batch_size must be 0": (sum_model(), batched_sum),
+        "parameter intra_op_thread_count: got 'many'": (
+            scale_model(), ROWS_OF_THREE + PARAMETERS.replace('"2"', '"many"')),
+        "output y has shape [-1, 3] by config.pbtxt, [-1, -1] in the file": (free_width_model(), ROWS_OF_THREE),
+        "output y has shape [-1, -1] by config.pbtxt, [-1, 3] in the file": (
+            scale_model(), ROWS_OF_THREE.replace(FIXED, OPEN)),
+        "input x has shape [-1, -1] by config.pbtxt, [-1, 3] in the file": (scale_model(), free_input),
+        "unknown execution accelerator 'magic' for the CPU, expected openvino": (
+            scale_model(), f"{ROWS_OF_THREE} {MAGIC}"),
+    }  # fmt: skip
+    for number, (model, config) in enumerate(wrong.values()):
+        add_onnx(folder, f"wrong{number}", model, config=config)
     (add_onnx(folder, "missing", scale_model(), config=ROWS_OF_THREE) / "1" / "model.onnx").unlink()
     damaged = add_onnx(folder, "damaged", scale_model(), config=ROWS_OF_THREE)
     (damaged / "1" / "model.onnx").write_bytes(b"\x08\x07no")
     with pytest.raises(ServingError) as caught, running_server(folder, log_path=tmp_path / "log"):
         pass
     text = str(caught.value)
-    for reason in (
-        "model other_name: config.pbtxt has inputs ['image'], expected those of the file, ['x']",
-        "model other_dtype: input x is TYPE_FP64 in config.pbtxt, TYPE_FP32 in the file",
-        "model other_dims: input x has shape [-1, 4] by config.pbtxt, [-1, 3] in the file",
-        "model other_rank: input x has shape [-1, 1, 3] by config.pbtxt, [-1, 3] in the file",
-        "model no_batch: x has shape [2, 3]: with a fixed first axis max_batch_size must be 0",
-        "model threads: parameter intra_op_thread_count: got 'many'",
-        "model fixed_output: output y has shape [-1, 3] by config.pbtxt, [-1, -1] in the file",
-        "model free_output: output y has shape [-1, -1] by config.pbtxt, [-1, 3] in the file",
-        "model free_input: input x has shape [-1, -1] by config.pbtxt, [-1, 3] in the file",
-        "model accelerator: unknown execution accelerator 'magic' for the CPU, expected openvino",
-        "model missing: ",
-        "model damaged: ONNX Runtime cannot load",
-    ):
+    reasons = [f"model wrong{number}: {reason}" for number, reason in enumerate(wrong)]
+    for reason in (*reasons, "model missing: ", "model damaged: ONNX Runtime cannot load"):
         assert reason in text
     assert "\n" not in text

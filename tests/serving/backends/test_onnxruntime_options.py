@@ -65,13 +65,8 @@ def test_the_defaults_are_one_thread_and_every_optimisation(backend: Any) -> Non
 
 
 def test_the_parameters_of_the_cpp_backend_reach_onnx_runtime(backend: Any) -> None:
-    parameters = {
-        "intra_op_thread_count": "3",
-        "inter_op_thread_count": "2",
-        "enable_mem_arena": "0",
-        "enable_mem_pattern": "OFF",
-        "execution_mode": "1",
-    }
+    parameters = {"intra_op_thread_count": "3", "inter_op_thread_count": "2", "enable_mem_arena": "0"}
+    parameters |= {"enable_mem_pattern": "OFF", "execution_mode": "1"}
     options = backend.session_options(config(parameters))
     assert options.intra_op_num_threads == 3
     assert options.inter_op_num_threads == 2
