@@ -40,7 +40,7 @@ Part = tuple[dict[str, Rows], int]
 
 @dataclass(frozen=True, kw_only=True)
 class RetryPolicy:
-    """How long one request may take, and when it is sent again while the server is unavailable: ever more slowly."""
+    """How long one request may take, and when it is sent again: if the server was unavailable, ever later."""
 
     timeout_s: float = 30.0  # from the first attempt to the last answer
     retries: int = 3  # further attempts after the first
