@@ -21,7 +21,7 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from orchestrator.errors import ExportError
 from orchestrator.repository.files import write_all
-from perf.studies.training import DrawnPart
+from perf.studies.drawn import DrawnPart
 
 SEED = 2012
 SplitName = Literal["train", "plan", "test"]

@@ -32,8 +32,8 @@ from orchestrator.errors import ExportError, SpecError
 from orchestrator.graphs.editing import opset_of
 from orchestrator.spec import Manifest, Preprocess, TensorSpec, manifest_from_path
 from orchestrator.spec.manifest import MANIFEST
+from perf.studies.drawn import DrawnPart
 from perf.studies.glyphs_data import CLASSES, SEED, SIDE_PX, SPLITS, glyphs_split
-from perf.studies.training import DrawnPart
 
 
 @dataclass(frozen=True, kw_only=True)

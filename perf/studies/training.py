@@ -1,14 +1,10 @@
 """`python -m perf digits`, `glyphs` and `glyphs-data`: train the committed members, draw glyphs into a file."""
 
-import hashlib
 import json
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
-import numpy.typing as npt
 import typer
 
 from export.commands.console import needs, progress_on
@@ -18,19 +14,6 @@ from orchestrator.errors import ExportError
 REPOSITORY = Path("perf/glyphs/model_repository")
 # Members that were trained on some of the rows go here, apart from the committed ones.
 TRY = Path("build/glyphs_try")
-
-
-@dataclass(frozen=True, kw_only=True)
-class DrawnPart:
-    """Rows of one part of a data set: unique ids (n,), images (n, *dims), labels int64 (n,)."""
-
-    ids: npt.NDArray[Any]
-    images: npt.NDArray[Any]
-    labels: npt.NDArray[np.int64]
-
-    def sha256(self) -> str:
-        """Of images and labels. Another version of Pillow or of the fonts may draw other pictures."""
-        return hashlib.sha256(self.images.tobytes() + self.labels.tobytes()).hexdigest()
 
 
 def digits(

@@ -30,6 +30,7 @@ from perf.load.poisson import (
     outputs_from_bytes,
     send_poisson,
 )
+from perf.studies.drawn import DrawnPart
 from perf.studies.overload.score import (
     SETTLE_S,
     counters_at_rest,
@@ -38,7 +39,7 @@ from perf.studies.overload.score import (
     sent_from_open_loop,
 )
 from perf.studies.reproduce.parts import DrawPart, PartRecorder, Say, draw_glyphs, require_members
-from perf.studies.training import REPOSITORY, DrawnPart
+from perf.studies.training import REPOSITORY
 
 EPSILON = 0.005
 GEARS = 3

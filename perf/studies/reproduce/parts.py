@@ -22,7 +22,7 @@ from orchestrator.recording.pool import RecordingPool, opened_pool
 from orchestrator.rows.npz import npz_writer
 from orchestrator.spec import CascadeSpec
 from orchestrator.spec.manifest import MANIFEST
-from perf.studies.training import DrawnPart
+from perf.studies.drawn import DrawnPart
 
 Say = Callable[[str], None]
 CACHE = Path("build/glyphs")

@@ -10,8 +10,8 @@ from onnx import TensorProto, helper
 from orchestrator.planner.records import Records
 from orchestrator.spec import CascadeSpec, InputSpec, Manifest, Member, Stage, TensorSpec
 from orchestrator.spec.manifest import json_from_manifest
+from perf.studies.drawn import DrawnPart
 from perf.studies.reproduce.parts import PlanPart, TestPart
-from perf.studies.training import DrawnPart
 from tests.onnx_models import model_of
 
 CLASSES = 5

@@ -10,13 +10,14 @@ from typer.testing import CliRunner
 from orchestrator.errors import DataError, RepositoryError
 from orchestrator.spec import manifest_from_path
 from perf.__main__ import app
+from perf.studies.drawn import DrawnPart
 from perf.studies.reproduce import claims
 from perf.studies.reproduce.claims import SECTIONS
 from perf.studies.reproduce.command import Effort, folder_by_name, md_from_results, require_writable, run
 from perf.studies.reproduce.evaluate import RESULTS, TimingLoad, results_from_path
 from perf.studies.reproduce.parts import MEMBERS, PartRecorder
 from perf.studies.reproduce.plans import CHOICES, choices_from_path
-from perf.studies.training import REPOSITORY, DrawnPart
+from perf.studies.training import REPOSITORY
 from tests.perf.studies.reproduce import builders
 
 DOCS = Path(__file__).parents[4] / "docs/reproduce"
