@@ -235,7 +235,9 @@ class CheckedLoad:
 
 
 def _code_from_text(text: str) -> str:
-    """A stream's errors carry no code, so the words that Triton and the runtime begin or end with say it."""
+    """A stream's errors carry no code, so words of Triton's and of the runtime's say it."""
+    if "unknown model" in text:
+        return "NOT_FOUND"
     return "UNAVAILABLE" if "try again" in text or "unavailable" in text.lower() else "INTERNAL"
 
 

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from orchestrator.commandline import interrupt_on_signals
 from perf.harness.machine import commit_here, cpu_name
 from perf.harness.report import markdown_table
 from perf.load.checked import OUTCOMES
@@ -72,4 +73,6 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    # Servers end, whichever signal it is.
+    interrupt_on_signals()
     sys.exit(main())

@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import os
-import resource
 import shutil
 import signal
 import socket
@@ -311,6 +310,15 @@ def metrics_scraped(bed: Bed) -> Iterator[None]:
             thread.join(15)
 
 
+# Becomes a program that may write no file larger than a page.
+_SMALL_FILES = """
+import os, resource, signal, sys
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+
+
 @contextmanager
 def batch_on_a_full_disk(bed: Bed) -> Iterator[None]:
     """`committee batch` may write no file larger than a page: it says so in a line and leaves nothing."""
@@ -319,12 +327,11 @@ def batch_on_a_full_disk(bed: Bed) -> Iterator[None]:
     output.mkdir(exist_ok=True)
     words = ["batch", "--model", STRICT, "--url", bed.product.grpc, str(rows), str(output / "answers.npz")]
 
-    def small_files() -> None:
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
-
+    # A launcher of its own: to fork here would copy gRPC's threads.
     done = subprocess.run(
-        [sys.executable, "-m", "orchestrator", *words], capture_output=True, preexec_fn=small_files, timeout=60
+        [sys.executable, "-c", _SMALL_FILES, sys.executable, "-m", "orchestrator", *words],
+        capture_output=True,
+        timeout=60,
     )
     said = done.stderr.decode(errors="replace").strip().splitlines()
     if done.returncode != 1 or not said or "answers" not in said[-1] or "fault of committee" in said[-1]:

@@ -82,7 +82,7 @@ ROWS = (
     FaultRow(
         name="member_frozen",
         says="the last member's process is stopped (SIGSTOP) for 3 s and continued",
-        inject=do.frozen(OBEDIENT), hold_s=3, spared=2,
+        inject=do.frozen(OBEDIENT), errors=GONE, hold_s=3, restarts=True,
     ),
     FaultRow(
         name="member_replaced",
