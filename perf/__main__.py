@@ -19,6 +19,7 @@ from perf.studies.onefile import onefile
 from perf.studies.overload.command import overload
 from perf.studies.planner import planner
 from perf.studies.reproduce.command import reproduce
+from perf.studies.soak import soak
 from perf.studies.training import digits, glyphs, glyphs_data
 
 app = new_program("perf", "Measure what is served.")
@@ -30,7 +31,7 @@ def main() -> None:
 
 
 command: Any
-for command in (run, leak, onefile, planner, int8, live, overload):
+for command in (run, leak, onefile, planner, int8, live, overload, soak):
     app.command()(command)
 # Options behind these names are the other program's.
 for command in (analyzer, tritonserver):

@@ -6,6 +6,7 @@ has a connection of its own, so that all of them feel it when the server ends.
 
 import asyncio
 import contextlib
+import functools
 import threading
 import time
 from collections import Counter
@@ -40,6 +41,14 @@ RIGHT, FLAGGED, WRONG, LOST, TWICE = "right", "flagged", "wrong", "lost", "twice
 OUTCOMES = (RIGHT, FLAGGED, WRONG, LOST, TWICE)
 Rows = npt.NDArray[np.float32]
 Index = npt.NDArray[np.intp]
+
+
+@functools.cache
+def clients_loop() -> asyncio.AbstractEventLoop:
+    """The event loop of all clients, in a thread of its own: gRPC complains where several have one each."""
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, name="clients", daemon=True).start()
+    return loop
 
 
 class KnownRows:
@@ -133,13 +142,12 @@ class CheckedLoad:
     def running(self) -> Any:
         """Asks while the block runs, and returns when every request has its outcome."""
         self._stop.clear()
-        thread = threading.Thread(target=lambda: asyncio.run(self._everybody()), name="clients", daemon=True)
-        thread.start()
+        work = asyncio.run_coroutine_threadsafe(self._everybody(), clients_loop())
         try:
             yield self
         finally:
             self._stop.set()
-            thread.join(self.limit_s + 30)
+            work.result(self.limit_s + 30)
 
     async def _everybody(self) -> None:
         work = (self._stream if seed < self.streams else self._calls for seed in range(self.clients))

@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ import numpy as np
 from orchestrator.errors import ServingError
 from orchestrator.repository.render import render
 from perf.load.checked import CheckedLoad
+from perf.load.misbehaving import bad_messages, cancelling, in_background, refused
 from perf.load.poisson import METHOD, message_from_rows
 from perf.routes.obedient import OBEDIENT, ONNX_MEMBERS, STRICT
 from tests.faults.frame import LIMIT_S, Bed, Inject
@@ -191,7 +192,7 @@ def stopped_with_an_idle_stream(bed: Bed) -> Iterator[None]:
             asked.set()
             await stop.wait()
 
-    with _in_background(ask_once):
+    with in_background(ask_once):
         bed.product.terminate()
         yield
         bed.product.ended_within(40)
@@ -200,18 +201,7 @@ def stopped_with_an_idle_stream(bed: Bed) -> Iterator[None]:
 @contextmanager
 def cancelling_clients(bed: Bed) -> Iterator[None]:
     """Clients cancel their requests within 40 ms, while the last member is slow."""
-
-    async def cancel(stop: asyncio.Event, asked: threading.Event) -> None:
-        rng = np.random.default_rng(0)
-        async with grpc.aio.insecure_channel(bed.product.grpc) as channel:
-            asked.set()
-            while not stop.is_set():
-                calls = [channel.unary_unary(METHOD)(_message(bed)) for _ in range(8)]
-                await asyncio.sleep(0.04 * rng.random())
-                for call in calls:
-                    call.cancel()
-
-    with ordered("slow")(bed), _in_background(cancel):
+    with ordered("slow")(bed), cancelling(bed.product.grpc, _message(bed)):
         yield
 
 
@@ -245,31 +235,8 @@ def leaving_clients(bed: Bed) -> Iterator[None]:
 @contextmanager
 def bad_requests(bed: Bed) -> Iterator[None]:
     """Requests of a wrong shape, with NaN, with unknown parameters: each must be INVALID_ARGUMENT."""
-    image = bed.known.images[:1]
-    bad = [
-        message_from_rows(STRICT, image[:, :, :4], input_name="image"),
-        message_from_rows(STRICT, image * np.float32(np.nan), input_name="image"),
-        message_from_rows(STRICT, image.astype(np.float64), input_name="image"),
-        message_from_rows(STRICT, image, input_name="picture"),
-        *(
-            message_from_rows(STRICT, image, input_name="image", parameters=one)
-            for one in ({"speed": 1}, {"deadline_us": 0}, {"max_stage": 9})
-        ),
-    ]
-
-    async def ask(stop: asyncio.Event, asked: threading.Event) -> None:
-        async with grpc.aio.insecure_channel(bed.product.grpc) as channel:
-            while not stop.is_set():
-                for number, message in enumerate(bad):
-                    try:
-                        await channel.unary_unary(METHOD)(message, timeout=LIMIT_S)
-                        bed.complain(f"bad request {number} was answered")
-                    except grpc.aio.AioRpcError as error:
-                        if error.code() is not grpc.StatusCode.INVALID_ARGUMENT:
-                            bed.complain(f"bad request {number}: {error.code().name} {error.details()}")
-                asked.set()
-
-    with _in_background(ask):
+    bad = bad_messages(STRICT, bed.known.images[:1], input_name="image")
+    with refused(bed.product.grpc, bad, bed.complain, limit_s=LIMIT_S):
         yield
 
 
@@ -344,28 +311,3 @@ def batch_on_a_full_disk(bed: Bed) -> Iterator[None]:
 
 def _message(bed: Bed) -> bytes:
     return message_from_rows(STRICT, bed.known.images[bed.known.by_stage[-1][:4]], input_name="image")
-
-
-Background = Callable[[asyncio.Event, threading.Event], Coroutine[Any, Any, None]]
-
-
-@contextmanager
-def _in_background(work: Background) -> Iterator[None]:
-    """Runs a coroutine in a thread from the time it says that it has begun until the block ends."""
-    begun = threading.Event()
-    stopping: list[Callable[[], object]] = []
-
-    async def main() -> None:
-        stop, loop = asyncio.Event(), asyncio.get_running_loop()
-        stopping.append(lambda: loop.call_soon_threadsafe(stop.set))
-        await work(stop, begun)
-
-    thread = threading.Thread(target=lambda: asyncio.run(main()), daemon=True)
-    thread.start()
-    begun.wait(20)
-    try:
-        yield
-    finally:
-        with contextlib.suppress(RuntimeError):  # its loop has ended
-            stopping[0]()
-        thread.join(20)

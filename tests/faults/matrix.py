@@ -45,13 +45,13 @@ ROWS = (
     ),
     FaultRow(
         name="member_hangs",
-        says="the last member hangs on marked rows for 4 s",
-        inject=do.ordered("hang", marked=True), hold_s=4, spared=2, marked=True,
+        says="the last member hangs on marked rows for 6 s",
+        inject=do.ordered("hang", marked=True), hold_s=6, spared=2, marked=True,
     ),
     FaultRow(
         name="lenient_member_hangs",
-        says="the same under `on_failure: answer`",
-        inject=do.ordered("hang", marked=True), hold_s=4, errors=NONE, spared=2, marked=True, flags=True,
+        says="the last member hangs on marked rows for 6 s, under `on_failure: answer`",
+        inject=do.ordered("hang", marked=True), hold_s=6, errors=NONE, spared=2, marked=True, flags=True,
         model=LENIENT,
     ),
     FaultRow(
