@@ -3,7 +3,7 @@
 Clients ask rows of known answers in requests of many sizes with many parameters. Beside them others cancel and
 send what must be refused, and the last member is slow, hangs and fails in turns. Memory, threads and descriptors
 of every process are read twice a second. From the middle of the run on, when everything has been met once, a line
-is fitted through each: what it grows by until the end must be within limits. Processes are never killed here, since
+is fitted through each: what it grows by until the end must be within limits. No process is killed here, since
 a new one grows at first; tests/faults does that.
 """
 
