@@ -5,6 +5,8 @@ Rules of this file:
 - A slot of the table moves as `TRANSITIONS` has it; no other transition exists.
 - Only rows that go on to a later stage are ever in the table: the caller asks stage 0 for whole batches, and the
   rows it is sure of leave without having been stored. That keeps the table small and an easy row's path short.
+- The states of the slots are the one truth: free slots and counts follow from them. An event that raises leaves
+  the rows it was about no slot, whoever they belong to, and every count right.
 - Cost is charged when members are asked, so a row answered at its deadline pays for what it left running.
 - Python loops run over members and columns, never over rows.
 """
@@ -100,7 +102,6 @@ class CascadeRun:
 
     Attributes:
         rows_in_table: rows that were deferred and are not freed yet.
-        capacity_rows: slots there are, used or free; the table doubles when it is full.
         fast_path: stage 0's shortcuts, which change nothing and need no lock.
     """
 
@@ -111,7 +112,6 @@ class CascadeRun:
         self._sequence = 0
         self._waiting = [0] * (len(spec.stages) + 1)
         self.rows_in_table = 0
-        self.capacity_rows = capacity_rows
         self._rows = self._blank(capacity_rows)
         self._state: npt.NDArray[np.int8] = np.zeros(capacity_rows, np.int8)
         self._stage: npt.NDArray[np.int32] = np.zeros(capacity_rows, np.int32)
@@ -119,6 +119,11 @@ class CascadeRun:
         self._free: Index = np.arange(capacity_rows)
 
     # -- what the caller may ask ------------------------------------------------------------------
+
+    @property
+    def capacity_rows(self) -> int:
+        """Slots there are, used or free; the table doubles when it is full."""
+        return len(self._state)
 
     def requests_of(self, slots: Index) -> npt.NDArray[np.int64]:
         """Request tokens of the given slots, int64 (n,)."""
@@ -148,11 +153,16 @@ class CascadeRun:
         state = RowState(arrivals, cost, np.zeros(rows, np.int32), answer_stage, result.accumulator)
         outcome, on = self._settle(state, 0, result=result, row=np.arange(rows))
         if len(on):
-            slots = self._claim(len(on))
-            self._rows[slots] = state[on] if len(on) < rows else state
-            self._order[slots] = self._sequence + np.arange(len(slots))
-            self._sequence += len(slots)
-            self._wait(slots, 1, event="enter")
+            slots = _NONE
+            try:
+                slots = self._claim(len(on))
+                self._rows[slots] = state[on] if len(on) < rows else state
+                self._order[slots] = self._sequence + np.arange(len(slots))
+                self._sequence += len(slots)
+                self._wait(slots, 1, event="enter")
+            except BaseException:
+                self._undo(slots)
+                raise
             outcome.slots = slots
         return outcome
 
@@ -192,7 +202,11 @@ class CascadeRun:
         if len(slots) > limit:
             urgency = np.lexsort((self._order[slots], self._rows.arrival.due_ns[slots]))
             slots = slots[urgency[:limit]]
-        self._take(slots, stage)
+        try:
+            self._take(slots, stage)
+        except BaseException:
+            self._undo(slots)
+            raise
         return slots
 
     def feed(self, slots: Index, outputs: Sequence[Output]) -> StageOutcome:
@@ -202,6 +216,13 @@ class CascadeRun:
             slots: intp (n,), as `next` returned them.
             outputs: (n, k) per member of that stage in plan order, None for a member that failed.
         """
+        try:
+            return self._feed(slots, outputs)
+        except BaseException:
+            self._undo(slots)
+            raise
+
+    def _feed(self, slots: Index, outputs: Sequence[Output]) -> StageOutcome:
         stage = int(self._stage[slots[0]])
         kept: Index = (self._state[slots] == ASKED).nonzero()[0]
         if len(kept) < len(slots):  # rows answered or given up while the members ran
@@ -304,15 +325,32 @@ class CascadeRun:
         self._waiting[stage] += len(slots)
 
     def _drop_slots(self, slots: Index) -> None:
-        parked = slots[self._state[slots] == WAITING]
-        for stage, count in enumerate(np.bincount(self._stage[parked]).tolist()):
-            self._waiting[stage] -= count
-        self._move(slots, "drop")
-        self._put_back(parked)
+        parked, asked = slots[self._state[slots] == WAITING], slots[self._state[slots] == ASKED]
+        try:
+            for stage, count in enumerate(np.bincount(self._stage[parked]).tolist()):
+                self._waiting[stage] -= count
+            self._move(slots, "drop")
+            self._put_back(parked)
+        except BaseException:
+            self._state[asked] = DROPPED
+            self._undo(parked)
+            raise
 
     def _release(self, slots: Index) -> None:
-        self._move(slots, "finish")
-        self._put_back(slots)
+        try:
+            self._move(slots, "finish")
+            self._put_back(slots)
+        except BaseException:
+            self._undo(slots)
+            raise
+
+    def _undo(self, slots: Index) -> None:
+        """After an error in an event: slots that it was about are free, and the counts follow from the states."""
+        self._state[slots] = FREE
+        self._free = np.flatnonzero(self._state == FREE)
+        self.rows_in_table = self.capacity_rows - len(self._free)
+        parked = self._stage[self._state == WAITING]
+        self._waiting = np.bincount(parked, minlength=len(self._waiting)).tolist()
 
     def _put_back(self, slots: Index) -> None:
         self._free = np.concatenate((self._free, slots))
@@ -328,13 +366,13 @@ class CascadeRun:
         return slots
 
     def _grow(self, more: int) -> None:
-        size, self.capacity_rows = self.capacity_rows, self.capacity_rows + more
-        rows = self._blank(self.capacity_rows)
+        size, capacity = self.capacity_rows, self.capacity_rows + more
+        rows = self._blank(capacity)
         rows[:size] = self._rows
-        self._rows = rows
-        self._state, self._stage = np.pad(self._state, (0, more)), np.pad(self._stage, (0, more))
-        self._order = np.pad(self._order, (0, more))
-        self._free = np.concatenate((self._free, np.arange(size, self.capacity_rows)))
+        state, stage, order = (np.pad(one, (0, more)) for one in (self._state, self._stage, self._order))
+        free = np.concatenate((self._free, np.arange(size, capacity)))
+        # At once, because memory may end in any line before.
+        self._rows, self._state, self._stage, self._order, self._free = rows, state, stage, order, free
 
     def _blank(self, rows: int) -> RowState:
         arrivals = plain_arrivals([0], [rows], now_ns=[0], default_deadline_us=0)

@@ -33,6 +33,14 @@ SCORES = ("max_prob", "top2_gap", "neg_entropy", "agreement")
 ON_FAILURE = ("error", "answer")
 # A Triton version is a signed 64-bit number.
 MAX_VERSION = 2**63 - 1
+# Upper bounds of numbers: beyond what anybody means, and far below what overflows or fills the memory.
+MAX_TIME_US = 86_400_000_000  # a day; a longer time is most likely in another unit
+MAX_COUNT = 2**20  # of classes, of rows in a batch or in the table
+MAX_INSTANCES = 1024
+MAX_ROWS = 2**53  # of a data set
+MAX_COST = 1e30  # costs are added up in float32
+MAX_THRESHOLD = 1000.0  # scores lie between 0 and 1
+MEMBER_TIMEOUT_MS = 30_000
 # Tensors of a plan whose members lie in no repository yet; rendering replaces them.
 UNKNOWN_INPUT = InputSpec(name="input", dtype="FP32", dims=(1,))
 UNKNOWN_OUTPUT = "output"
@@ -50,10 +58,11 @@ class Gear:
     def __post_init__(self) -> None:
         faults = Faults("gear")
         for threshold in self.thresholds:
-            faults.threshold("thresholds", threshold)
-        faults.not_negative("mean_cost", self.mean_cost)
-        good = self.accuracy is None or (is_finite(self.accuracy) and 0 <= self.accuracy <= 1)
-        faults.check("accuracy", good, f"got {self.accuracy!r}, expected a number from 0 to 1")
+            faults.threshold("thresholds", threshold, most=MAX_THRESHOLD)
+        faults.not_negative("mean_cost", self.mean_cost, high=MAX_COST)
+        faults.share("accuracy", self.accuracy)
+        for share in self.exit_share:
+            faults.share("exit_share", share)
         faults.close()
 
 
@@ -76,7 +85,7 @@ class Gears:
         faults = Faults("gears")
         faults.check("cheaper", len(self.cheaper) > 0, "got none, expected at least one")
         for name in ("raise_wait_us", "lower_wait_us", "raise_after_us", "lower_after_us"):
-            faults.integer(name, getattr(self, name), low=0)
+            faults.integer(name, getattr(self, name), low=0, high=MAX_TIME_US)
         if not faults.found:
             text = f"got {self.lower_wait_us}, expected less than raise_wait_us {self.raise_wait_us}"
             faults.check("lower_wait_us", self.lower_wait_us < self.raise_wait_us, text)
@@ -117,9 +126,9 @@ class Member:
             # A wider range would let sums of clipped logits overflow float32.
             good = is_finite(value) and 1e-3 <= value <= 1e3
             faults.check(name, good, f"got {value!r}, expected a number from 0.001 to 1000")
-        faults.not_negative("cost", self.cost)
-        faults.integer("max_batch_size", self.max_batch_size, low=1)
-        faults.integer("instances", self.instances, low=1)
+        faults.not_negative("cost", self.cost, high=MAX_COST)
+        faults.integer("max_batch_size", self.max_batch_size, low=1, high=MAX_COUNT)
+        faults.integer("instances", self.instances, low=1, high=MAX_INSTANCES)
         _check_file(faults, self.sha256, self.version)
         _check_data_files(faults, self.data_files)
         faults.close()
@@ -153,8 +162,8 @@ class Stage:
     def __post_init__(self) -> None:
         faults = Faults("stage")
         faults.check("members", len(self.members) > 0, "got none, expected at least one")
-        faults.threshold("threshold", self.threshold)
-        faults.threshold("low", self.low)
+        faults.threshold("threshold", self.threshold, most=MAX_THRESHOLD)
+        faults.threshold("low", self.low, most=MAX_THRESHOLD)
         if not faults.found and self.low is not None and self.threshold is not None:
             text = f"got {self.low!r}, expected less than the threshold {self.threshold!r}"
             faults.check("low", self.low < self.threshold, text)
@@ -186,8 +195,8 @@ class FusedPrefix:
     def __post_init__(self) -> None:
         faults = Faults(f"fused prefix {self.name}")
         faults.name("name", self.name)
-        faults.integer("stages", self.stages, low=2)
-        faults.integer("max_batch_size", self.max_batch_size, low=1)
+        faults.integer("stages", self.stages, low=2, high=MAX_COUNT)
+        faults.integer("max_batch_size", self.max_batch_size, low=1, high=MAX_COUNT)
         _check_file(faults, self.sha256, self.version)
         faults.close()
 
@@ -197,17 +206,21 @@ class Limits:
     """Bounds the runtime keeps."""
 
     max_batch_size: int = 256  # largest request of the cascade itself; larger than a member's, the runtime chunks
-    max_deferred_rows: int = 2048  # admission limit; with so many rows waiting for later stages, new requests wait
+    # with so many rows deferred, requests wait a moment; then those that stage 0 is unsure of are refused
+    max_deferred_rows: int = 2048
     # threads draining a later stage; None means one more than its members' instances
     workers_per_stage: int | None = None
     # orders the rows of requests that name no deadline; nothing else depends on it
     default_deadline_us: int = 1_000_000
+    # so long a stage waits for its members, and a row for its stage; then members without an answer have failed
+    member_timeout_ms: int = MEMBER_TIMEOUT_MS
 
     def __post_init__(self) -> None:
         faults = Faults("limits")
-        faults.integer("max_batch_size", self.max_batch_size, low=1)
-        faults.integer("max_deferred_rows", self.max_deferred_rows, low=1)
-        faults.integer("default_deadline_us", self.default_deadline_us, low=1)
+        faults.integer("max_batch_size", self.max_batch_size, low=1, high=MAX_COUNT)
+        faults.integer("max_deferred_rows", self.max_deferred_rows, low=1, high=MAX_COUNT)
+        faults.integer("default_deadline_us", self.default_deadline_us, low=1, high=MAX_TIME_US)
+        faults.integer("member_timeout_ms", self.member_timeout_ms, low=1, high=MAX_TIME_US // 1000)
         if self.workers_per_stage is not None:
             faults.integer("workers_per_stage", self.workers_per_stage, low=1, high=16)
         faults.close()
@@ -228,6 +241,16 @@ class Fit:
     random_weights: bool = False  # True when a member was exported with random weights; its accuracy means nothing
     # whatever else the planner keeps (bounds, calibration), as JSON values
     extra: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        faults = Faults("fit")
+        faults.integer("rows", self.rows, low=0, high=MAX_ROWS)
+        faults.not_negative("mean_cost", self.mean_cost, high=MAX_COST)
+        for name, shares in (("accuracy_ci95", self.accuracy_ci95 or ()), ("exit_share", self.exit_share)):
+            for share in shares:
+                faults.share(name, share)
+        faults.share("accuracy", self.accuracy)
+        faults.close()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -258,7 +281,7 @@ class CascadeSpec:
     def __post_init__(self) -> None:
         faults = Faults(f"cascade {self.name}")
         faults.name("name", self.name)
-        faults.integer("classes", self.classes, low=2)
+        faults.integer("classes", self.classes, low=2, high=MAX_COUNT)
         faults.one_of("combine", self.combine, COMBINES)
         faults.one_of("score", self.score, SCORES)
         faults.text("cost_unit", self.cost_unit)
@@ -378,6 +401,8 @@ def json_from_cascade(spec: CascadeSpec) -> str:
     for member in (member for stage in value["stages"] for member in stage["members"]):
         _leave_out(member, "version", "data_files")
     _leave_out(value.get("lead", {}), "version", "sha256")
+    if value["limits"]["member_timeout_ms"] == MEMBER_TIMEOUT_MS:
+        del value["limits"]["member_timeout_ms"]
     return text_from_json(value)
 
 

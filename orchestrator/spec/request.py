@@ -18,6 +18,12 @@ INPUT_DTYPES = {
 }
 
 
+# Along one axis; no request of more goes through gRPC, whose messages end at 2 GB.
+MAX_SIZE = 2**31 - 1
+# What a pixel may become at most.
+MAX_VALUE = 1e9
+
+
 @dataclass(frozen=True, kw_only=True)
 class Preprocess:
     """How a client turns an image file into one row; the server never runs it."""
@@ -41,7 +47,8 @@ class Preprocess:
             faults.integer("resize_px", self.resize_px, low=1, high=65536)
         for name in ("value_min", "value_max"):
             value = getattr(self, name)
-            faults.check(name, is_finite(value), f"got {value!r}, expected a number")
+            good = is_finite(value) and abs(value) <= MAX_VALUE
+            faults.check(name, good, f"got {value!r}, expected a number from -{MAX_VALUE:g} to {MAX_VALUE:g}")
         faults.check("invert", isinstance(self.invert, bool), f"got {self.invert!r}, expected true or false")
         faults.close()
 
@@ -63,7 +70,7 @@ class InputSpec:
         faults.one_of("dtype", self.dtype, INPUT_DTYPES)
         faults.check("dims", len(self.dims) > 0, "got none, expected at least one size")
         for size in self.dims:
-            faults.integer("dims", size, low=1)
+            faults.integer("dims", size, low=1, high=MAX_SIZE)
         faults.one_of("non_finite", self.non_finite, NON_FINITE_INPUT)
         faults.close()
 

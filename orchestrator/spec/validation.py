@@ -62,15 +62,22 @@ class Faults:
         """A finite number above zero."""
         self.check(field, is_finite(value) and value > 0, f"got {value!r}, expected a finite number above 0")
 
-    def not_negative(self, field: str, value: object) -> None:
+    def not_negative(self, field: str, value: object, *, high: float | None = None) -> None:
         """A finite number of at least zero."""
-        good = is_finite(value) and value >= 0
-        self.check(field, good, f"got {value!r}, expected a finite number of at least 0")
+        good = is_finite(value) and value >= 0 and (high is None or value <= high)
+        upper = "" if high is None else f" and at most {high:g}"
+        self.check(field, good, f"got {value!r}, expected a finite number of at least 0{upper}")
 
-    def threshold(self, field: str, value: object) -> None:
-        """A finite number, or None, which no score reaches."""
-        good = value is None or is_finite(value)
-        self.check(field, good, f"got {value!r}, expected a finite number, or null for never")
+    def share(self, field: str, value: object) -> None:
+        """A number from 0 to 1, or None where it is not known."""
+        good = value is None or (is_finite(value) and 0 <= value <= 1)
+        self.check(field, good, f"got {value!r}, expected a number from 0 to 1")
+
+    def threshold(self, field: str, value: object, *, most: float) -> None:
+        """A finite number, of so large an amount at most, or None, which no score reaches."""
+        good = value is None or (is_finite(value) and -most <= value <= most)
+        expected = f"a finite number from {-most:g} to {most:g}, or null for never"
+        self.check(field, good, f"got {value!r}, expected {expected}")
 
     def sha256(self, field: str, value: object) -> None:
         """A hash in hexadecimal digits."""

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,10 @@ from orchestrator.spec import (
     CascadeSpec,
     Fit,
     FusedPrefix,
+    Gear,
+    Gears,
     InputSpec,
+    Limits,
     Member,
     Preprocess,
     Stage,
@@ -130,3 +134,39 @@ def test_versions_and_files_beside_models_are_kept_and_left_out_where_there_are_
         assert f'"{word}"' not in TEXT
     bare = json_from_cascade(dataclasses.replace(SPEC, fused_prefix=FusedPrefix(name="prefix", stages=2)))
     assert set(json.loads(bare)["lead"]) == {"name", "stages", "max_batch_size"}
+
+
+FULL = dataclasses.replace(
+    SPEC,
+    limits=Limits(workers_per_stage=2, member_timeout_ms=1234),
+    fused_prefix=FusedPrefix(name="prefix", stages=2, version=3),
+    gears=Gears(cheaper=(Gear(thresholds=(0.5,), mean_cost=1.0, accuracy=0.8, exit_share=(0.6, 0.4)),)),
+)
+
+
+def numbers(value: object, path: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
+    """Where numbers stand in a JSON value."""
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, part in inner:
+        yield from numbers(part, (*path, key))
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        yield path
+
+
+@pytest.mark.parametrize("number", [10**31, -(10**31), 10**400])
+@pytest.mark.parametrize("path", list(numbers(json.loads(json_from_cascade(FULL)))), ids=str)
+def test_every_number_has_a_bound_that_the_error_names(path: tuple[str | int, ...], number: float) -> None:
+    document = json.loads(json_from_cascade(FULL))
+    inner = document
+    for key in path[:-1]:
+        inner = inner[key]
+    inner[path[-1]] = number
+    with pytest.raises(SpecError) as caught:
+        cascade_from_json(json.dumps(document))
+    field = next(key for key in reversed(path) if isinstance(key, str))
+    assert any(field in name and "expected" in text for name, text in caught.value.faults.items())
+
+
+def test_the_time_limit_of_a_call_is_kept_and_left_out_where_it_is_the_usual_one() -> None:
+    assert "member_timeout_ms" not in TEXT
+    assert cascade_from_json(json_from_cascade(FULL)) == FULL
