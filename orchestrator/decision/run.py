@@ -369,7 +369,8 @@ class CascadeRun:
         size, capacity = self.capacity_rows, self.capacity_rows + more
         rows = self._blank(capacity)
         rows[:size] = self._rows
-        state, stage, order = (np.pad(one, (0, more)) for one in (self._state, self._stage, self._order))
+        state, stage = np.pad(self._state, (0, more)), np.pad(self._stage, (0, more))
+        order = np.pad(self._order, (0, more))
         free = np.concatenate((self._free, np.arange(size, capacity)))
         # At once, because memory may end in any line before.
         self._rows, self._state, self._stage, self._order, self._free = rows, state, stage, order, free
