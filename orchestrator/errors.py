@@ -4,6 +4,7 @@ A leaf exists where a caller can do something different about it. Messages follo
 subject, got, expected, next step.
 """
 
+import re
 import signal
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
@@ -12,6 +13,10 @@ E = TypeVar("E", bound="CommitteeError")
 
 # Values that an error lists before "..." stands for the rest.
 LISTED = 5
+# Letters of a value that an error shows.
+SHOWN = 200
+# Control characters, which a terminal would obey, and halves of characters, which no stream takes.
+_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 def first_few(values: Any) -> str:
@@ -25,8 +30,18 @@ def first_line(error: BaseException, *, most: int = 300) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:most]
 
 
+def shown(value: object, *, most: int = SHOWN) -> str:
+    """A value as an error shows it, cut off where it is long; any value can be shown."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):
+        # Python refuses to write out whole numbers of thousands of digits.
+        return f"{type(value).__name__} too large to show"
+    return text if len(text) <= most else f"{text[:most]}..."
+
+
 def _one_line(text: object) -> str:
-    return " ".join(str(text).split())
+    return _UNPRINTABLE.sub(lambda found: ascii(found[0])[1:-1], " ".join(str(text).split()))
 
 
 class CommitteeError(Exception):

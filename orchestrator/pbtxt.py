@@ -20,7 +20,7 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from orchestrator.errors import RepositoryError, SpecError
 from orchestrator.spec.cascade import PLAN
-from orchestrator.spec.validation import text_of_file
+from orchestrator.spec.documents import text_of_file
 
 CONFIG = "config.pbtxt"
 _BY = "# Written by committee; edit "

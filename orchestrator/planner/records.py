@@ -23,14 +23,12 @@ from orchestrator.errors import DataError, first_few
 from orchestrator.rows.blocks import check_ids, check_labels
 from orchestrator.rows.npz import NpzWriter, arrays_from_path, npz_writer, shapes_from_path
 from orchestrator.spec import Member
-from orchestrator.spec.validation import is_finite, value_from_json
+from orchestrator.spec.documents import value_from_json
+from orchestrator.spec.validation import COSTS, is_cost
 
 Array = npt.NDArray[Any]
 # Arrays of a file by their names.
 SMALL, OUTPUTS, COST = ("ids", "labels", "meta"), "outputs/", "cost/"
-# Far beyond any unit; the core and the served `cost` are float32, and so are their sums.
-LEAST, MOST = 1e-30, 1e30
-COSTS = f"0, or numbers from {LEAST:g} to {MOST:g}"
 # Rows that were left out and are named one by one in `meta`; there may be a million.
 SKIPPED_LISTED = 1000
 
@@ -141,11 +139,6 @@ def _read_only(value: Any) -> Any:
     if isinstance(value, Mapping):
         return _ReadOnlyDict({key: _read_only(item) for key, item in value.items()})
     return [_read_only(item) for item in value] if isinstance(value, list) else value
-
-
-def is_cost(number: object) -> bool:
-    """Whether a number may be what a row costs; see COSTS."""
-    return is_finite(number) and (number == 0 or LEAST <= number <= MOST)
 
 
 def unusable_rows(scores: Array) -> npt.NDArray[np.int64]:
@@ -320,7 +313,7 @@ def _meta_from_array(array: Array | None) -> dict[str, Any]:
     try:
         meta = {} if array is None else value_from_json(str(array))
     except ValueError as error:
-        raise DataError("records, meta", got=f"no JSON ({error})", expected="a JSON object") from error
+        raise DataError("records, meta", got=f"no JSON of use ({error})", expected="a JSON object") from error
     if not isinstance(meta, dict):
         raise DataError("records, meta", got=f"JSON {type(meta).__name__}", expected="a JSON object")
     return meta

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.errors import PortInUseError, ServingError
-from orchestrator.spec.validation import Faults
+from orchestrator.spec.validation import MOST_SIZE, Faults
 
 MIB = 1024 * 1024
 FIELDS = ("http", "grpc", "metrics")
@@ -58,7 +58,7 @@ class ServeOptions:
         faults.positive("stop_timeout_s", self.stop_timeout_s)
         faults.integer("log_verbose", self.log_verbose, low=0, high=9)
         # With less than 1 MiB the backend has no room for its own data, and every load fails without a reason.
-        faults.integer("shm_bytes", self.shm_bytes, low=MIB)
+        faults.integer("shm_bytes", self.shm_bytes, low=MIB, high=MOST_SIZE * MIB)
         faults.integer("bls_threads", self.bls_threads, low=1, high=1024)
         faults.close()
 

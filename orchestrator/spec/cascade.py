@@ -10,20 +10,23 @@ from itertools import pairwise
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from orchestrator.errors import SpecError
+from orchestrator.errors import SpecError, shown
+from orchestrator.spec.documents import json_from_text, text_from_json, text_of_file
 from orchestrator.spec.output_kind import OUTPUT_KINDS
 from orchestrator.spec.request import InputSpec, Preprocess, header_pattern_fault
 from orchestrator.spec.validation import (
+    DAY_US,
+    MOST_CLASSES,
+    MOST_COST,
+    MOST_COUNTED,
+    MOST_INSTANCES,
+    MOST_ROWS,
     VALUES,
     Convert,
     Faults,
     array_of,
     built,
-    is_finite,
-    json_from_text,
     object_of,
-    text_from_json,
-    text_of_file,
 )
 
 PLAN = "cascade.json"  # in the version folder of a cascade
@@ -33,13 +36,9 @@ SCORES = ("max_prob", "top2_gap", "neg_entropy", "agreement")
 ON_FAILURE = ("error", "answer")
 # A Triton version is a signed 64-bit number.
 MAX_VERSION = 2**63 - 1
-# Upper bounds of numbers: beyond what anybody means, and far below what overflows or fills the memory.
-MAX_TIME_US = 86_400_000_000  # a day; a longer time is most likely in another unit
-MAX_COUNT = 2**20  # of classes, of rows in a batch or in the table
-MAX_INSTANCES = 1024
-MAX_ROWS = 2**53  # of a data set
-MAX_COST = 1e30  # costs are added up in float32
-MAX_THRESHOLD = 1000.0  # scores lie between 0 and 1
+# Each stage has threads of its own.
+MAX_STAGES = 64
+MAX_WORKERS = 16
 MEMBER_TIMEOUT_MS = 30_000
 # Tensors of a plan whose members lie in no repository yet; rendering replaces them.
 UNKNOWN_INPUT = InputSpec(name="input", dtype="FP32", dims=(1,))
@@ -58,12 +57,18 @@ class Gear:
     def __post_init__(self) -> None:
         faults = Faults("gear")
         for threshold in self.thresholds:
-            faults.threshold("thresholds", threshold, most=MAX_THRESHOLD)
-        faults.not_negative("mean_cost", self.mean_cost, high=MAX_COST)
-        faults.share("accuracy", self.accuracy)
-        for share in self.exit_share:
-            faults.share("exit_share", share)
+            faults.threshold("thresholds", threshold)
+        _check_result(faults, self)
         faults.close()
+
+
+def _check_result(faults: Faults, found: "Gear | Fit") -> None:
+    """What a plan did on the rows it was fitted on."""
+    faults.number("mean_cost", found.mean_cost, low=0, high=MAX_STAGES * MOST_COST)
+    if found.accuracy is not None:
+        faults.number("accuracy", found.accuracy, low=0, high=1)
+    for share in found.exit_share:
+        faults.number("exit_share", share, low=0, high=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +90,7 @@ class Gears:
         faults = Faults("gears")
         faults.check("cheaper", len(self.cheaper) > 0, "got none, expected at least one")
         for name in ("raise_wait_us", "lower_wait_us", "raise_after_us", "lower_after_us"):
-            faults.integer(name, getattr(self, name), low=0, high=MAX_TIME_US)
+            faults.integer(name, getattr(self, name), low=0, high=DAY_US)
         if not faults.found:
             text = f"got {self.lower_wait_us}, expected less than raise_wait_us {self.raise_wait_us}"
             faults.check("lower_wait_us", self.lower_wait_us < self.raise_wait_us, text)
@@ -122,13 +127,11 @@ class Member:
             faults.text("input", self.input)
         faults.one_of("output_kind", self.output_kind, OUTPUT_KINDS)
         for name in ("temperature", "weight"):
-            value = getattr(self, name)
             # A wider range would let sums of clipped logits overflow float32.
-            good = is_finite(value) and 1e-3 <= value <= 1e3
-            faults.check(name, good, f"got {value!r}, expected a number from 0.001 to 1000")
-        faults.not_negative("cost", self.cost, high=MAX_COST)
-        faults.integer("max_batch_size", self.max_batch_size, low=1, high=MAX_COUNT)
-        faults.integer("instances", self.instances, low=1, high=MAX_INSTANCES)
+            faults.number(name, getattr(self, name), low=1e-3, high=1e3)
+        faults.cost("cost", self.cost)
+        faults.integer("max_batch_size", self.max_batch_size, low=1, high=MOST_ROWS)
+        faults.integer("instances", self.instances, low=1, high=MOST_INSTANCES)
         _check_file(faults, self.sha256, self.version)
         _check_data_files(faults, self.data_files)
         faults.close()
@@ -143,9 +146,9 @@ def _check_file(faults: Faults, sha256: object, version: object) -> None:
 
 def _check_data_files(faults: Faults, value: object) -> None:
     if not isinstance(value, dict) or not all(isinstance(part, str) for pair in value.items() for part in pair):
-        faults.add("data_files", f"got {value!r}, expected an object of paths and hashes")
+        faults.add("data_files", f"got {shown(value)}, expected an object of paths and hashes")
         return
-    outside = [path for path in value if PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts]
+    outside = [path for path in value if path[:1] == "/" or "\0" in path or ".." in PurePosixPath(path).parts]
     faults.check("data_files", not outside, f"got {', '.join(outside)}, expected paths inside the version folder")
 
 
@@ -162,8 +165,8 @@ class Stage:
     def __post_init__(self) -> None:
         faults = Faults("stage")
         faults.check("members", len(self.members) > 0, "got none, expected at least one")
-        faults.threshold("threshold", self.threshold, most=MAX_THRESHOLD)
-        faults.threshold("low", self.low, most=MAX_THRESHOLD)
+        faults.threshold("threshold", self.threshold)
+        faults.threshold("low", self.low)
         if not faults.found and self.low is not None and self.threshold is not None:
             text = f"got {self.low!r}, expected less than the threshold {self.threshold!r}"
             faults.check("low", self.low < self.threshold, text)
@@ -195,8 +198,8 @@ class FusedPrefix:
     def __post_init__(self) -> None:
         faults = Faults(f"fused prefix {self.name}")
         faults.name("name", self.name)
-        faults.integer("stages", self.stages, low=2, high=MAX_COUNT)
-        faults.integer("max_batch_size", self.max_batch_size, low=1, high=MAX_COUNT)
+        faults.integer("stages", self.stages, low=2, high=MAX_STAGES)
+        faults.integer("max_batch_size", self.max_batch_size, low=1, high=MOST_ROWS)
         _check_file(faults, self.sha256, self.version)
         faults.close()
 
@@ -217,12 +220,12 @@ class Limits:
 
     def __post_init__(self) -> None:
         faults = Faults("limits")
-        faults.integer("max_batch_size", self.max_batch_size, low=1, high=MAX_COUNT)
-        faults.integer("max_deferred_rows", self.max_deferred_rows, low=1, high=MAX_COUNT)
-        faults.integer("default_deadline_us", self.default_deadline_us, low=1, high=MAX_TIME_US)
-        faults.integer("member_timeout_ms", self.member_timeout_ms, low=1, high=MAX_TIME_US // 1000)
+        faults.integer("max_batch_size", self.max_batch_size, low=1, high=MOST_ROWS)
+        faults.integer("max_deferred_rows", self.max_deferred_rows, low=1, high=MOST_ROWS)
+        faults.integer("default_deadline_us", self.default_deadline_us, low=1, high=DAY_US)
+        faults.integer("member_timeout_ms", self.member_timeout_ms, low=1, high=DAY_US // 1000)
         if self.workers_per_stage is not None:
-            faults.integer("workers_per_stage", self.workers_per_stage, low=1, high=16)
+            faults.integer("workers_per_stage", self.workers_per_stage, low=1, high=MAX_WORKERS)
         faults.close()
 
 
@@ -244,12 +247,18 @@ class Fit:
 
     def __post_init__(self) -> None:
         faults = Faults("fit")
-        faults.integer("rows", self.rows, low=0, high=MAX_ROWS)
-        faults.not_negative("mean_cost", self.mean_cost, high=MAX_COST)
-        for name, shares in (("accuracy_ci95", self.accuracy_ci95 or ()), ("exit_share", self.exit_share)):
-            for share in shares:
-                faults.share(name, share)
-        faults.share("accuracy", self.accuracy)
+        faults.integer("rows", self.rows, low=0, high=MOST_COUNTED)
+        _check_result(faults, self)
+        for bound in self.accuracy_ci95 or ():
+            faults.number("accuracy_ci95", bound, low=0, high=1)
+        good = self.accuracy_ci95 is None or len(self.accuracy_ci95) == 2
+        faults.check("accuracy_ci95", good, f"got {shown(self.accuracy_ci95)}, expected two numbers, or null")
+        for name in ("data_sha256", "split", "target"):
+            value = getattr(self, name)
+            faults.check(name, isinstance(value, str), f"got {shown(value)}, expected a string")
+        faults.check("extra", isinstance(self.extra, dict), f"got {shown(self.extra)}, expected an object")
+        random = self.random_weights
+        faults.check("random_weights", isinstance(random, bool), f"got {shown(random)}, expected true or false")
         faults.close()
 
 
@@ -281,7 +290,7 @@ class CascadeSpec:
     def __post_init__(self) -> None:
         faults = Faults(f"cascade {self.name}")
         faults.name("name", self.name)
-        faults.integer("classes", self.classes, low=2, high=MAX_COUNT)
+        faults.integer("classes", self.classes, low=2, high=MOST_CLASSES)
         faults.one_of("combine", self.combine, COMBINES)
         faults.one_of("score", self.score, SCORES)
         faults.text("cost_unit", self.cost_unit)
@@ -311,6 +320,8 @@ class CascadeSpec:
         if not self.stages:
             faults.add("stages", "got none, expected at least one")
             return
+        text = f"got {len(self.stages)}, expected at most {MAX_STAGES}"
+        faults.check("stages", len(self.stages) <= MAX_STAGES, text)
         last = self.stages[-1]
         if last.threshold is not None or last.low is not None:
             count, stages = sum(stage.threshold is not None for stage in self.stages), len(self.stages)
@@ -382,7 +393,7 @@ def cascade_from_json(text: str, subject: str = PLAN) -> CascadeSpec:
         # The fields of another format would only produce misleading faults, so the rest is not read.
         newer = isinstance(number, int) and number > FORMAT
         fix = "install a newer committee" if newer else "write it again with `committee plan`"
-        raise SpecError(subject, {"format": f"got {number!r}, expected {FORMAT}"}, fix=fix)
+        raise SpecError(subject, {"format": f"got {shown(number)}, expected {FORMAT}"}, fix=fix)
     return built(CascadeSpec, value, subject, _CONVERT)
 
 

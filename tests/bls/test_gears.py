@@ -69,7 +69,7 @@ def test_gears_survive_the_file_and_a_plan_without_them_does_not_mention_them() 
         (lambda: Gears(cheaper=()), "at least one"),
         (lambda: dataclasses.replace(GEARS, lower_wait_us=50_000), "less than raise_wait_us"),
         (lambda: dataclasses.replace(GEARS, cheaper=GEARS.cheaper[::-1]), "each below the one before"),
-        (lambda: Gear(thresholds=(float("nan"),), mean_cost=1.0), "finite number, or null"),
+        (lambda: Gear(thresholds=(float("nan"),), mean_cost=1.0), "1000, or null"),
         (lambda: two_stages(gears=Gears(cheaper=(Gear(thresholds=(), mean_cost=1.0),))), "expected 1"),
     ],
 )
