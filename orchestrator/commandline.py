@@ -25,6 +25,7 @@ EXIT_CODES = {
     3: "no plan does what was asked",
     4: "the embedded server cannot start, or ended",
     5: "a request to a server failed",
+    6: "a probe found a server that is alive, but busy or draining",
     129: "SIGHUP",
     130: "Ctrl-C",
     141: "the output was closed",

@@ -4,6 +4,7 @@ The others wait for later stages in the scheduler's table.
 """
 
 import json
+import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -41,6 +42,7 @@ from orchestrator.decision import (
     plain_arrivals,
 )
 from orchestrator.errors import SpecError
+from orchestrator.probe import DrainMark, draining_text
 from orchestrator.spec import CascadeSpec, cascade_from_path
 from orchestrator.spec.cascade import PLAN
 from orchestrator.spec.planned_models import verifies_hashes
@@ -92,6 +94,9 @@ class CascadeModel:
             pb, spec, metrics, versions=watch.versions, may_ask_prefix=watch.may_ask_prefix
         )
         run, pending = CascadeRun(spec), PendingRequests()
+        self._pending = pending
+        # Triton is the parent of the processes that its Python models run in.
+        self._drain = DrainMark(spec.name, os.getppid())
         self._scheduler = scheduler = Scheduler(spec, run, pending=pending, metrics=metrics)
         self._stage0 = Stage0(
             spec, run, pending=pending, calls=calls, scheduler=scheduler, metrics=metrics, responder=responder
@@ -111,7 +116,7 @@ class CascadeModel:
         Returns the responses that are decided by then, with None for requests that get theirs by sender, later;
         the server takes both in one list. A response by sender is a message of its own between the processes.
         """
-        if self._watch.fault not in (None, NOT_LOOKED):
+        if self._drain.is_set or self._watch.fault not in (None, NOT_LOOKED):
             return self._refuse_all(requests)
         batch, rows, refused = self._reader.read_all(requests)
         if batch and self._watch.fault is not None:
@@ -128,8 +133,8 @@ class CascadeModel:
         return [answered.get(place) for place in range(len(requests))] if answered else None
 
     def is_ready(self) -> bool:
-        """Whether every member is as planned; the server asks from 26.03 on, and gives it five seconds."""
-        return self._watch.is_ready
+        """Whether it takes requests, every member as planned; asked from 26.03 on, and given five seconds."""
+        return not self._drain.is_set and self._watch.is_ready
 
     def finalize(self) -> None:
         """Lets deferred rows finish and ends the threads."""
@@ -163,6 +168,8 @@ class CascadeModel:
         self._responder.send(reply)
 
     def _unavailable(self) -> tuple[str, str]:
+        if self._drain.is_set:
+            return draining_text(self.spec.name, len(self._pending)), UNAVAILABLE
         return self._watch.refusal(self._watch.fault or NOT_LOOKED), UNAVAILABLE
 
     def _refuse_all(self, requests: Sequence[Any]) -> list[Any]:

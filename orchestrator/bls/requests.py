@@ -21,6 +21,7 @@ from orchestrator.decision import (
     policy_from_parameters,
 )
 from orchestrator.errors import InputError
+from orchestrator.probe import LATE_WORDS
 from orchestrator.spec import CascadeSpec
 from orchestrator.spec.answer import ANSWER_COLUMNS
 
@@ -29,8 +30,8 @@ Columns = dict[str, Rows]
 INVALID, UNAVAILABLE, INTERNAL, CANCELLED = "INVALID_ARG", "UNAVAILABLE", "INTERNAL", "CANCELLED"
 # Nearly every request wants all outputs, and one set for them is cheaper than one each.
 ALL_OUTPUTS = frozenset(ANSWER_COLUMNS)
-LATE = "deadline passed before any stage had answered"
-HOPELESS = "deadline too near: the queue is so long that no stage can answer by then"
+LATE = f"{LATE_WORDS[0]} before any stage had answered"
+HOPELESS = f"{LATE_WORDS[1]}: the queue is so long that no stage can answer by then"
 # Outputs that all answers of stage 0 have in common, unless a status bit was earned.
 CONSTANT = ("exit_stage", "cost", "status")
 # Sizes of request whose constant outputs are kept.

@@ -22,6 +22,7 @@ from orchestrator.errors import (
     UnavailableError,
     UnknownModelError,
 )
+from orchestrator.probe import LATE_WORDS
 
 Leaf = type[ClientError]
 
@@ -61,7 +62,6 @@ FIXES: dict[Leaf, str] = {
 # Messages about a model that is being unloaded or is not ready, which Triton sends with codes of final failures.
 STOPPING = ("has no available versions", "Server not ready", "Server is stopping")
 # Messages about the request's own deadline, which a retry under the same load would miss again.
-LATE = ("deadline passed", "deadline too near")
 # Beginnings of tritonclient's texts for an HTTP answer that is not Triton's: an empty one, or a web page.
 NOT_OF_TRITON = (
     "client received an empty response",
@@ -121,7 +121,7 @@ def _leaf_and_text(error: BaseException) -> tuple[Leaf, str]:
             return leaf_from_status(error.status()), _gateway_text(int(error.status()))
         if any(words in text for words in STOPPING):
             return UnavailableError, text
-        if any(words in text for words in LATE):
+        if any(words in text for words in LATE_WORDS):
             return TimeLimitError, text
         return leaf_from_status(error.status()), text
     if isinstance(error, TimeoutError):

@@ -155,7 +155,7 @@ TritonPythonModel = runtime.cascade_model(pb_utils)
 '''
 RUNTIME = "orchestrator"
 # Of the package, what needs numpy and nothing else.
-_PARTS = ("__init__.py", "errors.py", "files.py", "spec", "decision", "bls")
+_PARTS = ("__init__.py", "errors.py", "files.py", "probe.py", "spec", "decision", "bls")
 
 
 def runtime_files() -> dict[str, bytes]:

@@ -269,6 +269,11 @@ def loaded_models(path: Path | None) -> set[str]:
     return {name for line in _lines(path) for name in _LOADED.findall(line)}
 
 
+def nothing_in_flight(path: Path | None) -> bool:
+    """Whether a server that was told to end says that all requests are answered."""
+    return any("All models are stopped" in line for line in _lines(path))
+
+
 def failure_reasons(path: Path | None) -> list[str]:
     """Why the server did not start, one text per model at fault; empty where the log does not say."""
     found: dict[str, str] = {}

@@ -14,15 +14,16 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from orchestrator.errors import PortInUseError, ServingError
+from orchestrator.probe import mark, mark_of, wait_until_drained
 from orchestrator.serving.control import (
     ModelEntry,
     RepositoryControl,
     check_models,
     drain,
-    drain_waves,
     scan_repository,
 )
 from orchestrator.serving.machine import (
@@ -36,6 +37,7 @@ from orchestrator.serving.machine import (
     machine_here,
     make_backend_directory,
     make_work_folder,
+    nothing_in_flight,
     shell_safe_repository,
 )
 from orchestrator.serving.options import Ports, ServeOptions, bracketed, choose_ports, local_host
@@ -164,6 +166,7 @@ class EmbeddedServer:
         self._child: Child | None = None
         self._folder: Path | None = None
         self._control_key = secrets.token_hex(16)
+        self._told_to_drain: list[str] = []
         self._shm_prefix = f"committee_{os.getpid()}_{secrets.token_hex(4)}_"
 
     def __enter__(self) -> "EmbeddedServer":
@@ -255,9 +258,16 @@ class EmbeddedServer:
             self._progress("answering requests in flight")
             # A server that does not answer cannot be drained; it gets SIGTERM next in any case.
             with contextlib.suppress(*_NO_ANSWER):
-                drained = drain(self.control, drain_waves(self._models), deadline_s=deadline_s)
+                drained = drain(
+                    self.control,
+                    self._models,
+                    drain_cascades=partial(self._drain_cascades, deadline_s=deadline_s),
+                    deadline_s=deadline_s,
+                )
             self._progress("stopping Triton")
             self._child.terminate()
+            while not drained and time.monotonic() < deadline_s and not self._child.wait(_POLL_S):
+                drained = nothing_in_flight(self.log_path)
             self._child.wait(_EXIT_S)
         finally:
             # Done even if a second Ctrl-C interrupts the wait.
@@ -268,6 +278,12 @@ class EmbeddedServer:
         """Ends the server at once; requests in flight are lost."""
         self._kill()
         self._clean(keep_log=False)
+
+    def _drain_cascades(self, names: list[str], *, deadline_s: float) -> list[str]:
+        self._told_to_drain += names
+        mark([self.pid], self._told_to_drain)
+        repository = self.options.repository
+        return wait_until_drained(f"http://{self.http_address}", repository, names, until_s=deadline_s)
 
     def _spawn(self, machine: ServingMachine) -> Child:
         self._folder = make_work_folder()
@@ -328,6 +344,7 @@ class EmbeddedServer:
     def _kill(self) -> None:
         if self._child is not None:
             self._child.kill()
+            mark_of(self._child.pid).unlink(missing_ok=True)
         for path in SHM.glob(f"{self._shm_prefix}*"):
             path.unlink(missing_ok=True)
 
