@@ -14,6 +14,7 @@ import json
 import os
 import re
 import sys
+import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -163,20 +164,35 @@ def _start_of(server: int) -> str:
 
 
 class DrainMark:
-    """Whether a cascade was told to drain, looked up now and then; `server` is the process id of its Triton."""
+    """Looks in a thread whether a cascade was told to drain.
+
+    Args:
+        model: name of the cascade.
+        server: process id of its Triton.
+
+    Attributes:
+        is_set: whether it has to refuse new requests.
+    """
 
     def __init__(self, model: str, server: int) -> None:
+        self.is_set = False
         self._model, self._server = model, server
-        self._is_set, self._next_s = False, 0.0
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._loop, name="committee-drain", daemon=True)
 
-    @property
-    def is_set(self) -> bool:
-        """Whether it has to refuse new requests."""
-        now_s = time.monotonic()
-        if now_s >= self._next_s:
-            self._next_s = now_s + LOOK_S
-            self._is_set = self._look()
-        return self._is_set
+    def start(self) -> None:
+        """Starts the thread."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Ends the thread."""
+        self._stop.set()
+        self._thread.join(timeout=5)
+
+    def _loop(self) -> None:
+        while not self._stop.is_set():
+            self.is_set = self._look()
+            self._stop.wait(LOOK_S)
 
     def _look(self) -> bool:
         path = mark_of(self._server)
@@ -225,9 +241,13 @@ def wait_until_drained(url: str, repository: Path, models: Iterable[str], *, unt
     left = []
     for name, versions in waiting.items():
         for version in versions:
-            while (pending := _pending(url, name, version, timeout_s=until_s - time.monotonic())) != 0:
-                now_s = time.monotonic()
-                if now_s >= until_s or (pending is None and now_s >= obeyed_by_s):
+            while True:
+                asked_s = time.monotonic()
+                pending = _pending(url, name, version, timeout_s=until_s - asked_s)
+                if pending == 0:
+                    break
+                # Asked too early, it may have taken the row in, and answers it as late as its neighbours.
+                if time.monotonic() >= until_s or (pending is None and asked_s >= obeyed_by_s):
                     left.append(name)
                     break
                 time.sleep(_POLL_S)

@@ -109,6 +109,7 @@ class CascadeModel:
         self._flusher.start()
         # Last, because the server forgets a model whose initialize raises, and its threads would go on.
         self._workers.start()
+        self._drain.start()
 
     def execute(self, requests: Sequence[Any]) -> list[Any] | None:
         """Answers what stage 0 is sure of and keeps the rest.
@@ -140,6 +141,7 @@ class CascadeModel:
         """Lets deferred rows finish and ends the threads."""
         if not hasattr(self, "_workers"):
             return
+        self._drain.stop()
         self._watch.stop()
         self._workers.stop()
         self._calls.close()
