@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from orchestrator.bls.breaker import Breakers
 from orchestrator.bls.metrics import Counters
 from orchestrator.spec import CascadeSpec
 from orchestrator.spec.triton import ANY_VERSION
@@ -237,11 +238,12 @@ class MemberCalls:
         # Stage 0 and the workers of every later stage may fan out at the same time.
         extra = max(len(stage.members) - 1 for stage in self.spec.stages)
         self._pool = ThreadPoolExecutor(extra * 4 or 1, "committee-member")
+        self._breakers = Breakers(self.spec, self.metrics, log=self.pb.Logger.log_warn, ask=self._fault_of)
 
     def ask(
         self, stage: int, rows: Rows, tensor: Any | None = None, *, owners: Owners | None = None
     ) -> MemberOutputs:
-        """Asks every member of a stage; what a member refuses is asked again in halves.
+        """Asks the members of a stage whose breakers let it; what a member refuses is asked again in halves.
 
         Args:
             stage: which one.
@@ -251,21 +253,26 @@ class MemberCalls:
         """
         if self.spec.stages[stage].on_failure == "answer":
             owners = None  # there each row gets what it can
-        first, *others = self._places[stage]
-        if not others:
-            output, errors = self._ask_member(stage, first, rows, tensor=tensor, owners=owners)
-            return MemberOutputs([output], errors)
-        # The calling thread asks the first member itself: one hand-over fewer.
+        places = self._places[stage]
+        refused = self._breakers.refusals(stage, places, rows)
+        errors = {(place, EVERY_ROW): text for place, text in refused.items()}
+        outputs: dict[int, Rows | None] = dict.fromkeys(places)
+        if len(refused) == len(places):
+            return MemberOutputs([*outputs.values()], errors)
+        first, *others = [place for place in places if place not in refused]
         ask = partial(self._ask_member, stage, rows=rows, tensor=tensor, owners=owners)
-        futures = [self._pool.submit(ask, place) for place in others]
-        said = [ask(first), *(future.result() for future in futures)]
-        errors = {key: text for _, failed in said for key, text in failed.items()}
-        return MemberOutputs([output for output, _ in said], errors)
+        futures = {place: self._pool.submit(ask, place) for place in others}
+        # The calling thread asks the first member itself: one hand-over fewer.
+        said = {first: ask(first), **{place: future.result() for place, future in futures.items()}}
+        for place, (output, failed) in said.items():
+            outputs[place] = output
+            errors |= failed
+        return MemberOutputs([*outputs.values()], errors)
 
     def ask_stage0(self, rows: Rows, tensor: Any | None = None, *, owners: Owners | None = None) -> MemberOutputs:
         """As `ask`, by the fused prefix where the plan has one; where that fails, the members are asked."""
         prefix = self.spec.fused_prefix
-        if prefix is None or not self.may_ask_prefix():
+        if prefix is None or not self.may_ask_prefix() or not self._breakers.is_closed(self._breakers.prefix):
             return self.ask(0, rows, tensor, owners=owners)
 
         def call(start: int, end: int) -> list[Rows] | Refusal:
@@ -273,14 +280,21 @@ class MemberCalls:
             # Final, because asking the members finds the rows at fault.
             return Refusal(said.text, is_final=True) if isinstance(said, Refusal) else said
 
+        failure = "its outputs have other shapes than its members'"
         try:
             pieces = self._prefix_gate.ask_in_pieces(call, len(rows), size=prefix.max_batch_size)
             said = None if pieces.failed else pieces.outputs(len(rows))
-        except Exception:  # whatever it was, the members can still be asked
-            said = None
+            failure = next(iter(pieces.failed.values()), failure)
+        except Exception as error:  # whatever it was, the members can still be asked
+            said, failure = None, f"{type(error).__name__} {error}"
         expected = (len(rows), self.spec.classes)
-        if said is None or any(output.shape != expected for output in said):
+        if said is not None and any(output.shape != expected for output in said):
+            said = None
+        note = partial(self._breakers.note, self._breakers.prefix, rows)
+        if said is None:
+            note(None, failure=failure, is_certain=False)
             return self.ask(0, rows, tensor, owners=owners)
+        note(said[0], is_certain=True)
         first, *later = [[said[place] for place in places] for places in self._places[: prefix.stages]]
         return MemberOutputs(list(first), {}, later)
 
@@ -301,7 +315,8 @@ class MemberCalls:
         return said if isinstance(said, Refusal) else np.concatenate(said, axis=-1)
 
     def close(self) -> None:
-        """Ends the helper threads."""
+        """Ends the helper threads and the probes."""
+        self._breakers.stop()
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _ask_member(
@@ -325,18 +340,30 @@ class MemberCalls:
             if len(rows) <= size:
                 said = gate.beside_others(call, 0, len(rows))
                 if not isinstance(said, Refusal):
+                    self._breakers.note(place, rows, said[0], is_certain=True)
                     return said[0], {}
                 first = said
             pieces = gate.ask_in_pieces(call, len(rows), size=size, owners=owners, first=first)
             outputs = pieces.outputs(len(rows))
         except Exception as error:  # a caller waits: whatever broke must become its answer
-            failed, outputs = {EVERY_ROW: f"{type(error).__name__} {error}"}, None
+            failed, outputs, is_certain = {EVERY_ROW: f"{type(error).__name__} {error}"}, None, True
         else:
-            failed = pieces.failed
+            failed, is_certain = pieces.failed, pieces.is_over
             if pieces.further_calls:
                 self.metrics.asked_again(place, pieces.further_calls)
+        output = None if outputs is None else outputs[0]
+        self._breakers.note(place, rows, output, failure=next(iter(failed.values()), ""), is_certain=is_certain)
         errors = {(place, row): f"stage {stage} member {member.name}: {text}" for row, text in failed.items()}
-        return None if outputs is None else outputs[0], errors
+        return output, errors
+
+    def _fault_of(self, model: str, row: Rows) -> str | None:
+        """Why a member or the fused prefix does not answer a row (1, *dims); None where it does."""
+        said = self.ask_about_row(model, row, version=None)
+        if isinstance(said, Refusal):
+            return said.text
+        is_prefix = self.spec.fused_prefix is not None and model == self.spec.fused_prefix.name
+        expected = (1, self.spec.classes * (len(self._prefix_outputs) if is_prefix else 1))
+        return None if said.shape == expected else f"output of shape {list(said.shape)}, expected {list(expected)}"
 
     def _tensor(
         self, rows: Rows, start: int, end: int, *, given: Any | None = None, name: str | None = None

@@ -32,6 +32,8 @@ HELP = {
     "committee_cost_total": "Cost of every member asked, in the plan's cost unit.",
     "committee_gear": "Gear whose thresholds decide about arriving rows, 0 for the plan's own.",
     "committee_gear_shifts_total": "Shifts to a cheaper gear and back to a dearer one, by direction.",
+    "committee_breaker_state": "Whether a stage asks its member: 0 yes, 1 no, 2 no, and a probe is out.",
+    "committee_breaker_opened_total": "Times a breaker opened because most calls of a stage's member failed.",
     "committee_latency_us_bucket": "Requests answered within le microseconds.",
     "committee_latency_us_sum": "Microseconds from arrival to answer, summed over requests.",
     "committee_latency_us_count": "Requests answered.",
@@ -39,14 +41,14 @@ HELP = {
 
 
 class Counters:
-    """Counts from any thread; `gear` is the current one, None for a plan without gears."""
+    """Counts from any thread; `gauges` are shown as they are."""
 
     def __init__(self, spec: CascadeSpec) -> None:
         self._members = [member.name for member in spec.members]
         self._costs = [stage.cost for stage in spec.stages]
         self._lock = threading.Lock()
         self._taken_ns: list[int] = []
-        self.gear = None if spec.gears is None else 0.0
+        self.gauges: dict[Key, float] = {} if spec.gears is None else {_key("committee_gear"): 0.0}
         stages = range(len(spec.stages))
         # Spelled out once: making a key for every batch took longer than counting.
         self._rows_key, self._cost_key = _key("committee_rows_total"), _key("committee_cost_total")
@@ -123,8 +125,21 @@ class Counters:
     def shifted(self, gear: int, step: int) -> None:
         """The gear changed by a step, to the one given."""
         with self._lock:
-            self.gear = float(gear)
+            self.gauges[_key("committee_gear")] = float(gear)
             self._add("committee_gear_shifts_total", abs(step), direction="cheaper" if step > 0 else "dearer")
+
+    def breaker_is(self, state: int, stage: int, member: str) -> None:
+        """The breaker of a stage's member is in a state of `BREAKER_STATES` now."""
+        labels = {"stage": stage, "member": member}
+        with self._lock:
+            self.gauges[_key("committee_breaker_state", **labels)] = float(state)
+            # Here as well, so that the series exists from the start.
+            self._sums.setdefault(_key("committee_breaker_opened_total", **labels), 0.0)
+
+    def breaker_opened(self, stage: int, member: str) -> None:
+        """The breaker of a stage's member opened."""
+        with self._lock:
+            self._add("committee_breaker_opened_total", 1, stage=stage, member=member)
 
     def latencies(self, taken_ns: Sequence[int]) -> None:
         """Requests were answered after so many nanoseconds; they are put into buckets off the path."""
@@ -190,8 +205,8 @@ class MetricsFlusher:
             metric = self._metric(key, self._pb.MetricFamily.COUNTER)
             if value:  # most counters stand still, and every call of the server's API costs
                 metric.increment(value)
-        if (gear := self._counters.gear) is not None:
-            self._metric(_key("committee_gear"), self._pb.MetricFamily.GAUGE).set(gear)
+        for key, value in self._counters.gauges.items():
+            self._metric(key, self._pb.MetricFamily.GAUGE).set(value)
 
     def _metric(self, key: Key, kind: Any) -> Any:
         if key not in self._metrics:

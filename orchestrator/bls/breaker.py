@@ -1,0 +1,210 @@
+"""Breakers: a member that fails most of its calls is left alone and probed once a second until it answers.
+
+Every member has one, and so has the fused prefix. A stage with `on_failure` "error" needs all of its members, so
+that one open breaker refuses its rows at once; with "answer" the others are asked, and where none is left the
+stages before answer. Nothing but a probe asks a member whose breaker is open.
+
+A call counts as failed where the member answered none of its rows, also when asked again in pieces, or was late.
+Rows that no member could take must not open it for everybody. Therefore a member is asked about a row that it has
+answered before, where the failure does not speak of the member itself; if it answers, the rows were at fault.
+"""
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from orchestrator.bls.metrics import Counters
+from orchestrator.spec import CascadeSpec
+
+# A breaker looks back so far, ...
+WINDOW_S = 10.0
+# ... decides nothing from fewer calls, ...
+LEAST_CALLS = 10
+# ... and opens where at least this share of them failed.
+FAILED_SHARE = 0.5
+# Pause before each probe of a member that is not asked otherwise.
+PROBE_S = 1.0
+
+BREAKER_STATES = ("closed", "open", "probing")
+CLOSED, OPEN, PROBING = range(len(BREAKER_STATES))
+# event -> state of a breaker before it -> state after it. Calls are made while it is closed; while it probes, its
+# one call is out.
+BREAKER_TRANSITIONS = {
+    "trip": {CLOSED: OPEN},
+    "probe": {OPEN: PROBING},
+    "fail": {PROBING: OPEN},
+    "recover": {PROBING: CLOSED},
+}
+Rows = npt.NDArray[Any]
+
+
+class Breaker:
+    """The state of one breaker and the calls it looks back on; the caller gives the times and holds a lock."""
+
+    def __init__(self) -> None:
+        self.state = CLOSED
+        self._calls_s: deque[float] = deque()
+        self._failed_s: deque[float] = deque()  # those that failed
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        """Failed calls in the window, and all."""
+        return len(self._failed_s), len(self._calls_s)
+
+    def note(self, *, is_failed: bool, now_s: float) -> bool:
+        """Takes note of the end of a call; returns whether to trip, which only a failed call causes."""
+        if self.state != CLOSED:
+            return False  # the call began before the breaker opened, and tells nothing new
+        self._calls_s.append(now_s)
+        if is_failed:
+            self._failed_s.append(now_s)
+        for times in (self._calls_s, self._failed_s):
+            while times and times[0] <= now_s - WINDOW_S:
+                times.popleft()
+        failed, calls = self.counts
+        return is_failed and calls >= LEAST_CALLS and failed >= FAILED_SHARE * calls
+
+    def probed(self, *, is_failed: bool) -> None:
+        """Takes note of the end of a probe; after a good one the window is empty."""
+        self.move("fail" if is_failed else "recover")
+        if not is_failed:
+            self._calls_s.clear()
+            self._failed_s.clear()
+
+    def move(self, event: str) -> None:
+        """Changes the state as the table has it; KeyError where it has no such transition."""
+        self.state = BREAKER_TRANSITIONS[event][self.state]
+
+
+@dataclass(eq=False)
+class Breakers:
+    """The breakers of a cascade's members, by plan index, and of its fused prefix after them."""
+
+    spec: CascadeSpec
+    metrics: Counters
+    log: Callable[[str], None]  # writes one line to the server's log
+    ask: Callable[
+        [str, Rows], str | None
+    ]  # asks a model about a row (1, *dims); why it failed, None if it did not
+
+    def __post_init__(self) -> None:
+        models = [(stage, one.name) for stage, part in enumerate(self.spec.stages) for one in part.members]
+        self.prefix = len(models)  # the index of the prefix
+        models += [] if self.spec.fused_prefix is None else [(0, self.spec.fused_prefix.name)]
+        self._models = models
+        self._all = [Breaker() for _ in models]
+        self._lock = threading.Lock()
+        self._stop = threading.Event()
+        # By index, which are not closed: when they opened, when the next probe is due, and why.
+        self._open: dict[int, tuple[float, float, str]] = {}
+        self._known: dict[int, Rows] = {}  # by index, a row (1, *dims) that the model has answered
+        self._row: dict[int, Rows] = {}  # the newest row that it has not, for probes where none is known
+        for place in range(len(models)):
+            self._show(place)
+
+    def is_closed(self, place: int) -> bool:
+        """Whether a model may be asked."""
+        return place not in self._open
+
+    def refusals(self, stage: int, places: list[int], rows: Rows) -> dict[int, str]:
+        """Which of a stage's members, by index, must not be asked about rows (n, *dims), and why."""
+        if not self._open:
+            return {}
+        with self._lock:
+            shut = [place for place in places if place in self._open]
+            for place in shut:
+                # Newer rows take the place of one that may have been bad.
+                self._row[place] = rows[:1].copy()
+            texts = {place: self._refusal(place) for place in shut}
+        if shut and self.spec.stages[stage].on_failure == "error":
+            return dict.fromkeys(places, texts[shut[0]])
+        return texts
+
+    def note(self, place: int, rows: Rows, output: Rows | None, *, failure: str = "", is_certain: bool) -> None:
+        """Takes note of the end of a call.
+
+        Args:
+            place: the model's index.
+            rows: (n, *dims), asked about.
+            output: (n, k), NaN in rows without an answer; None where no row has one.
+            failure: why there is none.
+            is_certain: whether it speaks of the model, and not of what it was asked.
+        """
+        if output is not None:
+            if place not in self._known:
+                self._keep(place, rows, output)
+        elif not is_certain and self.is_closed(place) and (known := self._known.get(place)) is not None:
+            is_certain = self.ask(self._models[place][1], known) is not None
+        else:
+            is_certain = True
+        with self._lock:
+            now_s = time.monotonic()
+            if self._all[place].note(is_failed=output is None and is_certain, now_s=now_s):
+                self._trip(place, rows, failure, now_s)
+
+    def stop(self) -> None:
+        """Ends the probes."""
+        self._stop.set()
+
+    def _keep(self, place: int, rows: Rows, output: Rows) -> None:
+        good = np.isfinite(output).all(axis=1).nonzero()[0]
+        if len(good):
+            self._known[place] = rows[good[0] : good[0] + 1].copy()
+
+    def _trip(self, place: int, rows: Rows, failure: str, now_s: float) -> None:
+        name = f"committee-probe-{self._models[place][1]}"
+        try:
+            threading.Thread(target=self._probe, args=(place,), name=name, daemon=True).start()
+        except (
+            RuntimeError
+        ):  # no thread to be had: without probes it would never close, so the next call tries again
+            return
+        self._all[place].move("trip")
+        failed, calls = self._all[place].counts
+        self._open[place] = (now_s, now_s + PROBE_S, failure)
+        self._row[place] = rows[:1].copy()
+        self.metrics.breaker_opened(*self._models[place])
+        self._show(place)
+        self._say(place, f"open: {failed} of {calls} calls in {WINDOW_S:g} s failed, the last with: {failure}")
+
+    def _probe(self, place: int) -> None:
+        """Asks the model about a row once a second until it answers."""
+        breaker, model = self._all[place], self._models[place][1]
+        while not self._stop.wait(PROBE_S):
+            with self._lock:
+                breaker.move("probe")
+                row = self._known.get(place, self._row[place])
+                self._show(place)
+            failure = self.ask(model, row)
+            with self._lock:
+                breaker.probed(is_failed=failure is not None)
+                self._show(place)
+                now_s = time.monotonic()
+                opened_s = self._open[place][0]
+                if failure is not None:
+                    self._open[place] = (opened_s, now_s + PROBE_S, failure)
+                    continue
+                self._known[place] = row
+                del self._open[place]
+            self._say(place, f"closed after {now_s - opened_s:.1f} s: a probe was answered")
+            return
+
+    def _refusal(self, place: int) -> str:
+        stage, name = self._models[place]
+        _, probe_s, failure = self._open[place]
+        left_s = probe_s - time.monotonic()
+        when = f"in {left_s:.1f} s" if left_s > 0 else "now"
+        return f"stage {stage} member {name}: not asked, most of its calls fail: {failure}; probed next {when}"
+
+    def _show(self, place: int) -> None:
+        self.metrics.breaker_is(self._all[place].state, *self._models[place])
+
+    def _say(self, place: int, text: str) -> None:
+        stage, name = self._models[place]
+        self.log(f"committee: stage {stage} member {name}: breaker {text}")
