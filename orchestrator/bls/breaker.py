@@ -137,7 +137,8 @@ class Breakers:
             is_certain: whether it speaks of the model, and not of what it was asked.
         """
         if output is not None:
-            if place not in self._known:
+            # Text instead of numbers is found out behind the breakers, and no such row is worth keeping.
+            if place not in self._known and output.dtype.kind in "fiu":
                 self._keep(place, rows, output)
         elif not is_certain and self.is_closed(place) and (known := self._known.get(place)) is not None:
             is_certain = self.ask(self._models[place][1], known) is not None
