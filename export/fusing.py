@@ -43,7 +43,7 @@ from export.proof import json_of, prove_against_installed, refresh_member
 from orchestrator.decision.combine import Combiner
 from orchestrator.errors import ExportError
 from orchestrator.graphs.editing import full_check, given_inputs, opset_of
-from orchestrator.spec import CascadeSpec, InputSpec, Manifest, Member, Stage, TensorSpec
+from orchestrator.spec import SCORES, CascadeSpec, InputSpec, Manifest, Member, Stage, TensorSpec
 from orchestrator.spec.answer import first_unlike
 from orchestrator.spec.planned_models import data_files_of
 
@@ -307,7 +307,7 @@ def _require_keepable(spec: CascadeSpec, *, allow_whole_failure: bool) -> None:
         raise ExportError(what, got="one member in every stage", expected="a stage of several, to fuse")
     for key, value, others in (
         ("combine", "vote", "mean_logit, mean_prob or last"),
-        ("score", "agreement", "max_prob, top2_gap or neg_entropy"),
+        ("score", "agreement", ", ".join(score for score in SCORES if score != "agreement")),
     ):
         if getattr(spec, key) == value:
             fix = f"plan with one of these: {'a vote' if value == 'vote' else value} needs the members one by one"
