@@ -2,7 +2,8 @@
 
 Every member has one, and so has the fused prefix. A stage with `on_failure` "error" needs all of its members, so
 that one open breaker refuses its rows at once; with "answer" the others are asked, and where none is left the
-stages before answer. Nothing but a probe asks a member whose breaker is open.
+stages before answer. A member whose breaker is open is asked by probes alone, and by the watch over its version.
+Rows that it was not asked about do not pay for it.
 
 A call counts as failed where the member answered none of its rows, also when asked again in pieces, or was late.
 Rows that no member could take must not open it for everybody. Therefore a member is asked about a row that it has
@@ -13,7 +14,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -28,13 +29,16 @@ WINDOW_S = 10.0
 LEAST_CALLS = 10
 # ... and opens where at least this share of them failed.
 FAILED_SHARE = 0.5
-# Pause before each probe of a member that is not asked otherwise.
+# Pause before each probe of a member that is not asked otherwise, whether the last one has come back or not, ...
 PROBE_S = 1.0
+# ... until so many are out, and then twice as long as before with each: they may never come back, and each holds a
+# thread. A day without an answer holds 21.
+PROBES_AT_ONCE = 4
 
 BREAKER_STATES = ("closed", "open", "probing")
 CLOSED, OPEN, PROBING = range(len(BREAKER_STATES))
-# event -> state of a breaker before it -> state after it. Calls are made while it is closed; while it probes, its
-# one call is out.
+# event -> state of a breaker before it -> state after it. Calls are made while it is closed; while it probes, a
+# probe is out.
 BREAKER_TRANSITIONS = {
     "trip": {CLOSED: OPEN},
     "probe": {OPEN: PROBING},
@@ -82,6 +86,22 @@ class Breaker:
         self.state = BREAKER_TRANSITIONS[event][self.state]
 
 
+@dataclass(slots=True)
+class Opening:
+    """A time of a breaker that is not closed."""
+
+    began_s: float
+    failure: str  # of the newest call or probe that failed
+    probe_s: float  # when the next probe is due
+    probes_out: int = 0
+    is_over: threading.Event = field(default_factory=threading.Event)
+
+    @property
+    def pause_s(self) -> float:
+        """Until the next probe."""
+        return PROBE_S * 2.0 ** max(0, self.probes_out - PROBES_AT_ONCE)
+
+
 @dataclass(eq=False)
 class Breakers:
     """The breakers of a cascade's members, by plan index, and of its fused prefix after them."""
@@ -100,9 +120,7 @@ class Breakers:
         self._models = models
         self._all = [Breaker() for _ in models]
         self._lock = threading.Lock()
-        self._stop = threading.Event()
-        # By index, which are not closed: when they opened, when the next probe is due, and why.
-        self._open: dict[int, tuple[float, float, str]] = {}
+        self._open: dict[int, Opening] = {}  # by index, those that are not closed
         self._known: dict[int, Rows] = {}  # by index, a row (1, *dims) that the model has answered
         self._row: dict[int, Rows] = {}  # the newest row that it has not, for probes where none is known
         for place in range(len(models)):
@@ -150,8 +168,10 @@ class Breakers:
                 self._trip(place, rows, failure, now_s)
 
     def stop(self) -> None:
-        """Ends the probes."""
-        self._stop.set()
+        """Ends the probes, but for calls that are out."""
+        with self._lock:
+            for opening in self._open.values():
+                opening.is_over.set()
 
     def _keep(self, place: int, rows: Rows, output: Rows) -> None:
         good = np.isfinite(output).all(axis=1).nonzero()[0]
@@ -159,49 +179,63 @@ class Breakers:
             self._known[place] = rows[good[0] : good[0] + 1].copy()
 
     def _trip(self, place: int, rows: Rows, failure: str, now_s: float) -> None:
-        name = f"committee-probe-{self._models[place][1]}"
-        try:
-            threading.Thread(target=self._probe, args=(place,), name=name, daemon=True).start()
-        except (
-            RuntimeError
-        ):  # no thread to be had: without probes it would never close, so the next call tries again
-            return
+        opening = Opening(now_s, failure, now_s + PROBE_S)
+        if not self._start(self._probe_often, place, opening):
+            return  # no thread to be had: without probes it would never close, so the next call tries again
         self._all[place].move("trip")
         failed, calls = self._all[place].counts
-        self._open[place] = (now_s, now_s + PROBE_S, failure)
+        self._open[place] = opening
         self._row[place] = rows[:1].copy()
         self.metrics.breaker_opened(*self._models[place])
         self._show(place)
         self._say(place, f"open: {failed} of {calls} calls in {WINDOW_S:g} s failed, the last with: {failure}")
 
-    def _probe(self, place: int) -> None:
-        """Asks the model about a row once a second until it answers."""
-        breaker, model = self._all[place], self._models[place][1]
-        while not self._stop.wait(PROBE_S):
+    def _start(self, target: Callable[[int, Opening], None], place: int, opening: Opening) -> bool:
+        name = f"committee-probe-{self._models[place][1]}"
+        try:
+            threading.Thread(target=target, args=(place, opening), name=name, daemon=True).start()
+        except RuntimeError:
+            return False
+        return True
+
+    def _probe_often(self, place: int, opening: Opening) -> None:
+        """Starts a probe once a second until one is answered, each in a thread of its own: it may hang."""
+        while not opening.is_over.wait(opening.pause_s):
             with self._lock:
-                breaker.move("probe")
-                row = self._known.get(place, self._row[place])
-                self._show(place)
-            failure = self.ask(model, row)
-            with self._lock:
-                breaker.probed(is_failed=failure is not None)
-                self._show(place)
-                now_s = time.monotonic()
-                opened_s = self._open[place][0]
-                if failure is not None:
-                    self._open[place] = (opened_s, now_s + PROBE_S, failure)
-                    continue
-                self._known[place] = row
-                del self._open[place]
-            self._say(place, f"closed after {now_s - opened_s:.1f} s: a probe was answered")
-            return
+                opening.probes_out += self._start(self._probe, place, opening)
+                opening.probe_s = time.monotonic() + opening.pause_s
+                if opening.probes_out and self._all[place].state == OPEN:
+                    self._all[place].move("probe")
+                    self._show(place)
+
+    def _probe(self, place: int, opening: Opening) -> None:
+        """Asks the model about a row, and closes its breaker if that is answered."""
+        row = self._known.get(place, self._row[place])
+        failure = self.ask(self._models[place][1], row)
+        with self._lock:
+            opening.probes_out -= 1
+            if self._open.get(place) is not opening:
+                return  # another probe has closed it
+            if failure is not None:
+                opening.failure = failure
+                if opening.probes_out:
+                    return
+            self._all[place].probed(is_failed=failure is not None)
+            self._show(place)
+            if failure is not None:
+                return
+            self._known[place] = row
+            del self._open[place]
+            opening.is_over.set()
+        self._say(place, f"closed after {time.monotonic() - opening.began_s:.1f} s: a probe was answered")
 
     def _refusal(self, place: int) -> str:
         stage, name = self._models[place]
-        _, probe_s, failure = self._open[place]
-        left_s = probe_s - time.monotonic()
+        opening = self._open[place]
+        left_s = opening.probe_s - time.monotonic()
         when = f"in {left_s:.1f} s" if left_s > 0 else "now"
-        return f"stage {stage} member {name}: not asked, most of its calls fail: {failure}; probed next {when}"
+        text = f"stage {stage} member {name}: not asked, most of its calls fail: {opening.failure}"
+        return f"{text}; probed next {when}"
 
     def _show(self, place: int) -> None:
         self.metrics.breaker_is(self._all[place].state, *self._models[place])

@@ -209,6 +209,7 @@ class MemberOutputs:
     errors: Errors  # why members failed
     # the fused prefix's outputs of the stages after it, (n, k) per member, NaN for rows it did not ask
     later: Sequence[list[Rows]] = ()
+    cost: float | None = None  # of the members asked, per row; None where that was the whole stage
 
 
 @dataclass(eq=False)
@@ -257,9 +258,13 @@ class MemberCalls:
         refused = self._breakers.refusals(stage, places, rows)
         errors = {(place, EVERY_ROW): text for place, text in refused.items()}
         outputs: dict[int, Rows | None] = dict.fromkeys(places)
-        if len(refused) == len(places):
-            return MemberOutputs([*outputs.values()], errors)
-        first, *others = [place for place in places if place not in refused]
+        asked = [place for place in places if place not in refused]
+        cost = sum(self._members[place].cost for place in asked) if refused else None
+        # Counted before the members are asked: rows answered at a deadline meanwhile have cost it, too.
+        self.metrics.asked(len(rows), stage, cost)
+        if not asked:
+            return MemberOutputs([*outputs.values()], errors, cost=cost)
+        first, *others = asked
         ask = partial(self._ask_member, stage, rows=rows, tensor=tensor, owners=owners)
         futures = {place: self._pool.submit(ask, place) for place in others}
         # The calling thread asks the first member itself: one hand-over fewer.
@@ -267,7 +272,7 @@ class MemberCalls:
         for place, (output, failed) in said.items():
             outputs[place] = output
             errors |= failed
-        return MemberOutputs([*outputs.values()], errors)
+        return MemberOutputs([*outputs.values()], errors, cost=cost)
 
     def ask_stage0(self, rows: Rows, tensor: Any | None = None, *, owners: Owners | None = None) -> MemberOutputs:
         """As `ask`, by the fused prefix where the plan has one; where that fails, the members are asked."""
@@ -295,6 +300,7 @@ class MemberCalls:
             note(None, failure=failure, is_certain=False)
             return self.ask(0, rows, tensor, owners=owners)
         note(said[0], is_certain=True)
+        self.metrics.asked(len(rows), 0)
         first, *later = [[said[place] for place in places] for places in self._places[: prefix.stages]]
         return MemberOutputs(list(first), {}, later)
 
@@ -358,7 +364,10 @@ class MemberCalls:
 
     def _fault_of(self, model: str, row: Rows) -> str | None:
         """Why a member or the fused prefix does not answer a row (1, *dims); None where it does."""
-        said = self.ask_about_row(model, row, version=None)
+        try:
+            said = self.ask_about_row(model, row, version=None)
+        except Exception as error:  # a breaker waits: whatever it was, no answer has come
+            said = Refusal(f"{type(error).__name__} {error}")
         if isinstance(said, Refusal):
             return said.text
         is_prefix = self.spec.fused_prefix is not None and model == self.spec.fused_prefix.name

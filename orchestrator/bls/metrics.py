@@ -71,16 +71,15 @@ class Counters:
     def _add(self, name: str, value: float, **labels: object) -> None:
         self._sums[_key(name, **labels)] += float(value)
 
-    def asked(self, rows: int, stage: int) -> None:
-        """A later stage's members were asked about rows."""
+    def asked(self, rows: int, stage: int, cost: float | None = None) -> None:
+        """A stage's members are asked about rows, where a cost per row is given not all of them."""
         with self._lock:
-            self._sums[self._cost_key] += rows * self._costs[stage]
+            self._sums[self._cost_key] += rows * (self._costs[stage] if cost is None else cost)
 
     def arrived(self, rows: int) -> None:
-        """Rows arrived, and stage 0 is asked about them."""
+        """Rows arrived."""
         with self._lock:
             self._sums[self._rows_key] += rows
-            self._sums[self._cost_key] += rows * self._costs[0]
 
     def answered_early(self, rows: int, statuses: npt.NDArray[np.int32] | None) -> None:
         """Requests of so many rows left at stage 0; statuses int32 (n,), None where all are 0."""

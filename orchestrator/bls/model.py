@@ -310,7 +310,9 @@ class Stage0:
             default_deadline_us=self.spec.limits.default_deadline_us,
             gear=gear,
         )
-        return self.scheduler.admit(unsure, arrivals, rows=rows, result=result, later=later, errors=outputs.errors)
+        return self.scheduler.admit(
+            unsure, arrivals, rows=rows, result=result, later=later, errors=outputs.errors, cost=outputs.cost
+        )
 
 
 def _leave_early(

@@ -120,14 +120,15 @@ class Scheduler:
         result: StageResult,
         later: Sequence[Sequence[Rows]],
         errors: Errors,
+        cost: float | None,
     ) -> list[Reply]:
         """Decides stage 0 for requests that need the table; returns replies to those that are decided by now.
 
-        Their arrivals, inputs (n, *dims) and the result of stage 0 are in one order, `later` and `errors` as in
-        `MemberOutputs`. Only inputs of deferred rows are copied.
+        Their arrivals, inputs (n, *dims) and the result of stage 0 are in one order, `later`, `errors` and
+        `cost` as in `MemberOutputs`. Only inputs of deferred rows are copied.
         """
         with self._lock:
-            outcomes = self._run.apply_prefix_outputs(self._run.enter(arrivals, result), later)
+            outcomes = self._run.apply_prefix_outputs(self._run.enter(arrivals, result, cost), later)
             for outcome in outcomes:
                 if len(outcome.slots):
                     # Before the lock is free: a worker may take the slots as soon as it is.
@@ -159,8 +160,6 @@ class Scheduler:
             if self._run.waiting(stage):
                 # One worker is woken at a time; it wakes the next while there is something left to do.
                 self._work[stage].notify()
-            # Counted before the members are asked: rows answered at a deadline meanwhile have cost it, too.
-            self._metrics.asked(len(slots), stage)
             now_ns = time.monotonic_ns()
             if self._spec.gears is not None:
                 waiting = self._run.waiting_slots()
@@ -173,7 +172,7 @@ class Scheduler:
     def feed(self, batch: StageBatch, outputs: MemberOutputs) -> list[Reply]:
         """Decides about a batch's rows by what its stage's members answered."""
         with self._lock:
-            outcome = self._run.feed(batch.slots, outputs.outputs)
+            outcome = self._run.feed(batch.slots, outputs.outputs, cost=outputs.cost)
             batch.is_fed = True
             return self._settle(outcome, outputs.errors)
 

@@ -7,7 +7,7 @@ Rules of this file:
   rows it is sure of leave without having been stored. That keeps the table small and an easy row's path short.
 - The states of the slots are the one truth: free slots and counts follow from them. An event that raises leaves
   the rows it was about no slot, whoever they belong to, and every count right.
-- Cost is charged when members are asked, so a row answered at its deadline pays for what it left running.
+- A row pays for the members asked when their outputs come, or at its deadline if they run then.
 - Python loops run over members and columns, never over rows.
 """
 
@@ -47,7 +47,7 @@ class RowState(RowColumns):
     """Rows with what has been found out about them; the table of a run is one of these."""
 
     arrival: Arrivals  # where they came from and what their requests ask for
-    cost: F32  # (n,), cost of every member asked for the row, charged when it is asked
+    cost: F32  # (n,), cost of every member that was asked about the row, but for those that run
     status: I32  # (n,), status bits so far
     answer_stage: I32  # (n,), newest stage whose output is in the accumulator, -1 for none
     accumulator: Accumulator  # the members' outputs so far
@@ -144,13 +144,13 @@ class CascadeRun:
         """Takes in n rows with the outputs of stage 0's members; see `FastPath.stage0`."""
         return self.enter(arrivals, self.fast_path.stage0(len(arrivals), outputs))
 
-    def enter(self, arrivals: Arrivals, result: StageResult) -> StageOutcome:
-        """Takes in n rows with what stage 0 gave for them; the deferred ones now wait in the table."""
+    def enter(self, arrivals: Arrivals, result: StageResult, cost: float | None = None) -> StageOutcome:
+        """Takes in n rows with what stage 0 gave for them, at a cost as in `feed`; the deferred ones now wait."""
         rows = len(result.answer)
-        cost, answer_stage = np.empty(rows, np.float32), np.empty(rows, np.int32)
-        cost.fill(self._costs[0])
+        costs, answer_stage = np.empty(rows, np.float32), np.empty(rows, np.int32)
+        costs.fill(self._costs[0] if cost is None else cost)
         answer_stage.fill(-1)
-        state = RowState(arrivals, cost, np.zeros(rows, np.int32), answer_stage, result.accumulator)
+        state = RowState(arrivals, costs, np.zeros(rows, np.int32), answer_stage, result.accumulator)
         outcome, on = self._settle(state, 0, result=result, row=np.arange(rows))
         if len(on):
             slots = _NONE
@@ -209,20 +209,21 @@ class CascadeRun:
             raise
         return slots
 
-    def feed(self, slots: Index, outputs: Sequence[Output]) -> StageOutcome:
+    def feed(self, slots: Index, outputs: Sequence[Output], cost: float | None = None) -> StageOutcome:
         """Takes the outputs of a stage's members for the rows `next` gave; what was dropped has no outcome.
 
         Args:
             slots: intp (n,), as `next` returned them.
             outputs: (n, k) per member of that stage in plan order, None for a member that failed.
+            cost: of the members that were asked, per row; None where those were all of them.
         """
         try:
-            return self._feed(slots, outputs)
+            return self._feed(slots, outputs, cost)
         except BaseException:
             self._undo(slots)
             raise
 
-    def _feed(self, slots: Index, outputs: Sequence[Output]) -> StageOutcome:
+    def _feed(self, slots: Index, outputs: Sequence[Output], cost: float | None) -> StageOutcome:
         stage = int(self._stage[slots[0]])
         kept: Index = (self._state[slots] == ASKED).nonzero()[0]
         if len(kept) < len(slots):  # rows answered or given up while the members ran
@@ -233,6 +234,7 @@ class CascadeRun:
         if not len(live):
             answers = _answered(state, self._evaluator.answer(state.accumulator), row=kept, done=_NONE)
             return StageOutcome(answers, _NO_FAILURES, _NONE, _NONE, stage, None)
+        state.cost += self._costs[stage] if cost is None else np.float32(cost)
         result = self._evaluator.add_stage(state.accumulator, stage, outputs)
         outcome, on = self._settle(state, stage, result=result, row=kept)
         if not len(on):
@@ -258,6 +260,8 @@ class CascadeRun:
         slots = np.flatnonzero(self._open_rows() & (self._rows.arrival.deadline_ns <= now_ns))
         state = self._rows[slots]
         state.status |= np.int32(DEADLINE)
+        is_asked = self._state[slots] == ASKED
+        state.cost[is_asked] += self._costs[self._stage[slots[is_asked]]]
         has_answer = state.accumulator.weight > 0
         lost = np.flatnonzero(~has_answer)
         failures = FailedRows(slots[lost], state.arrival.request[lost], np.full(len(lost), -1, np.int32))
@@ -317,7 +321,6 @@ class CascadeRun:
     def _take(self, slots: Index, stage: int) -> None:
         self._move(slots, "take")
         self._waiting[stage] -= len(slots)
-        self._rows.cost[slots] += self._costs[stage]
 
     def _wait(self, slots: Index, stage: int, *, event: str) -> None:
         self._move(slots, event)

@@ -19,6 +19,7 @@ from orchestrator.bls.breaker import (
     OPEN,
     WINDOW_S,
     Breaker,
+    Opening,
 )
 from orchestrator.spec import FusedPrefix, Member, Stage
 from orchestrator.spec.answer import DEGRADED
@@ -259,6 +260,81 @@ def test_probes_end_with_the_model(tmp_path: Path) -> None:
         ask_often(model, HARD)
         assert any(one.name == "committee-probe-large" for one in threading.enumerate())
     eventually(lambda: not any(one.name.startswith("committee-probe") for one in threading.enumerate()))
+
+
+def test_a_probe_that_hangs_keeps_no_other_from_closing_it(tmp_path: Path) -> None:
+    broken, released, hung = Failing(large), threading.Event(), threading.Event()
+
+    def member(rows: np.ndarray) -> np.ndarray:
+        if threading.current_thread().name == "committee-probe-large" and not hung.is_set():
+            hung.set()
+            released.wait(20)
+        return broken(rows)
+
+    with loaded(tmp_path, fake := usual(large=member)) as model:
+        ask_often(model, HARD)
+        assert hung.wait(5)
+        broken.is_down = False
+        eventually(lambda: state_of(fake, model) == CLOSED)
+        broken.is_down = True
+        released.set()
+        eventually(lambda: not any(one.name == "committee-probe-large" for one in threading.enumerate()))
+        assert state_of(fake, model) == CLOSED, "a probe of an earlier opening tells nothing"
+        broken.is_down = False
+        assert not ask_often(model, HARD, 1)[0].has_error()
+
+
+def test_probes_that_never_come_back_are_few() -> None:
+    opening, now_s = Opening(0.0, "it hung", 0.0), 0.0
+    while now_s < 24 * 3600:
+        now_s += opening.pause_s * 10  # the tests probe ten times as often
+        opening.probes_out += 1
+    assert opening.probes_out == 21
+
+
+def test_a_probe_whose_answer_breaks_our_own_code_is_a_failed_one(tmp_path: Path) -> None:
+    is_odd = [True]
+
+    def member(rows: np.ndarray) -> np.ndarray:
+        return np.array(1.0, np.float32) if is_odd[0] else large(rows)
+
+    with loaded(tmp_path, fake := usual(large=member)) as model:
+        ask_often(model, HARD)
+        eventually(lambda: fake.asked.count(("large", 1)) > LEAST_CALLS + 1)
+        is_odd[0] = False
+        eventually(lambda: state_of(fake, model) == CLOSED)
+
+
+@pytest.mark.parametrize("stage", [0, 1])
+def test_rows_do_not_pay_for_a_member_that_was_not_asked(tmp_path: Path, stage: int) -> None:
+    both = tuple(Member(name=name, output="logits", cost=cost) for name, cost in (("one", 0.1), ("two", 7.0)))
+    part = dataclasses.replace(two_stages().stages[stage], members=both, on_failure="answer")
+    stages = [*two_stages().stages]
+    stages[stage] = part
+    spec = two_stages(stages=tuple(stages), combine="mean_logit")
+    members = {"one": Failing((small, large)[stage]), "two": Failing((small, large)[stage])}
+    members["one"].is_down = False
+    with loaded(tmp_path, fake := usual(**members), spec) as model:
+        ask_often(model, HARD)
+        model._flusher.flush()
+        before = fake.total("committee_cost_total")
+        (answer,) = ask_all(model, [asking(HARD)])
+        model._flusher.flush()
+        after = fake.total("committee_cost_total")
+    other = np.float32(spec.stages[1 - stage].cost)
+    expected = np.float32(0.1) + other if stage == 0 else other + np.float32(0.1)
+    assert answer.column("cost")[0, 0] == expected, "to the bit"
+    assert after - before == pytest.approx(float(expected))
+
+
+def test_refused_rows_cost_nothing(tmp_path: Path) -> None:
+    with loaded(tmp_path, fake := usual(small=Failing(small))) as model:
+        ask_often(model, EASY)
+        model._flusher.flush()
+        before = fake.total("committee_cost_total")
+        ask_often(model, EASY, 5)
+        model._flusher.flush()
+        assert fake.total("committee_cost_total") == before
 
 
 def test_where_no_thread_is_to_be_had_it_stays_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
