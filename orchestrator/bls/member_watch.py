@@ -5,6 +5,7 @@ watch from noticing that a file changes.
 """
 
 import math
+import os
 import threading
 import time
 from collections import Counter
@@ -16,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from orchestrator.bls.member_calls import MemberCalls, Refusal, Rows
+from orchestrator.bls.replacement import is_model_ready, missing_members
 from orchestrator.errors import SpecError
 from orchestrator.spec import CascadeSpec
 from orchestrator.spec.planned_models import PlannedModel, planned_models
@@ -180,10 +182,11 @@ class MemberWatch:
         self._thread: threading.Thread | None = None
 
     def load(self) -> None:
-        """Compares versions and files that can be seen, before the server is up.
+        """Compares versions and files that can be seen, while the server starts or serves another version.
 
         Raises:
-            SpecError: a member is another than the thresholds were fitted on.
+            SpecError: a member is another than the thresholds were fitted on, or is missing while another version
+                of the cascade serves, which then stays.
         """
         self._say_what_is_not_verified()
         self._say_what_this_processor_lacks()
@@ -193,6 +196,11 @@ class MemberWatch:
         if differ:
             fix = "plan again, or set the config parameter verify_hashes to no"
             raise SpecError(f"cascade {self._spec.name}", differ, fix=fix)
+        # Triton is the parent of the processes that its Python models run in.
+        missing = missing_members(self._pb, self._spec.name, self._members, server=os.getppid())
+        if missing:
+            fix = "load them first and then this cascade; the version that serves stays"
+            raise SpecError(f"cascade {self._spec.name}", missing, fix=fix)
         self._take_versions()
 
     def bind(self, calls: MemberCalls, *, on_fault: Callable[[str], None]) -> None:
@@ -296,7 +304,7 @@ class MemberWatch:
         if self._probes is not None:
             return self._probes.is_there(name, version)
         try:
-            return bool(self._pb.is_model_ready(name, "" if version is None else str(version)))
+            return is_model_ready(self._pb, name, version)
         except Exception:  # the server starts or stops, so nothing is known, and requests must wait
             self._is_complete = False
             return True

@@ -243,6 +243,9 @@ def command_from(
         f"--backend-directory={backends}",
         "--model-control-mode=explicit",
         "--load-model=*",
+        # Ready means that the server answers: otherwise a load that is refused or under way makes it not ready,
+        # and on 24.10 only a good load of that very version ends this. Models say for themselves if they are.
+        "--strict-readiness=false",
         *([] if options.config_name is None else [f"--model-config-name={options.config_name}"]),
         f"--http-restricted-api=model-repository:{CONTROL_HEADER}={control_key}",
         f"--grpc-restricted-protocol=model-repository:{CONTROL_HEADER}={control_key}",

@@ -94,9 +94,9 @@ class ServedProduct:
         host, port = self.http.rsplit(":", 1)
         return RepositoryControl(host=host, port=int(port), key=key)
 
-    def is_ready(self, model: str) -> bool:
-        """Whether the server says that a model is ready."""
-        path = f"http://{self.http}/v2/models/{model}/ready"
+    def is_ready(self, model: str | None = None) -> bool:
+        """Whether the server says that a model is ready, or that it is itself."""
+        path = f"http://{self.http}/v2/{'health' if model is None else f'models/{model}'}/ready"
         with contextlib.suppress(OSError), urllib.request.urlopen(path, timeout=5) as answer:
             return bool(answer.status == 200)
         return False
