@@ -122,6 +122,12 @@ class DataError(CommitteeError):
     """A data source or a records file cannot be used."""
 
 
+class DiskError(CommitteeError):
+    """A disk is full, read-only or broken, or a folder on it is gone; the same call works once that is mended."""
+
+    exit_code = 1
+
+
 class InfeasibleError(CommitteeError):
     """No plan satisfies the constraints; raised only at the command line, search returns a value."""
 

@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from orchestrator.errors import DataError
-from orchestrator.files import write_file
+from orchestrator.files import disk_faults, write_file
 from orchestrator.planner.records import OUTPUTS, RecordsFile, records_file_from_path, text_from_meta
 from orchestrator.recording.pool import RecordingPool
 from orchestrator.recording.summary import recorded_class_names
@@ -73,6 +73,7 @@ class Shards:
         self.is_broken = False
         with contextlib.ExitStack() as stack:
             try:
+                stack.enter_context(disk_faults(output))
                 self.folder.mkdir(parents=True, exist_ok=True)
                 self._lock = self._locked()
                 stack.callback(os.close, self._lock)

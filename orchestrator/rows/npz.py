@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from orchestrator.errors import DataError
-from orchestrator.files import replaced_file
+from orchestrator.files import disk_faults, replaced_file
 
 Array = npt.NDArray[Any]
 # What reading a broken archive raises; numpy lets exceptions of zipfile, zlib and tokenize through. RuntimeError
@@ -30,8 +30,8 @@ NO_TIME = (1980, 1, 1, 0, 0, 0)
 class NpzWriter:
     """Adds arrays to an archive, large ones in parts; made by `npz_writer`."""
 
-    def __init__(self, archive: zipfile.ZipFile) -> None:
-        self._archive = archive
+    def __init__(self, archive: zipfile.ZipFile, path: Path) -> None:
+        self._archive, self._path = archive, path
 
     def add(self, name: str, array: npt.ArrayLike, *, packed: bool = True) -> None:
         """One array that is in memory."""
@@ -58,34 +58,49 @@ class NpzWriter:
         entry.external_attr = 0o644 << 16
         form: Any = np.lib.format
         header = {"descr": form.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": shape}
-        with self._archive.open(entry, "w", force_zip64=True) as file:
+        # Named here, since several archives may be open at once.
+        with disk_faults(self._path), self._archive.open(entry, "w", force_zip64=True) as file:
             form.write_array_header_1_0(file, header)
             for part in parts:
-                # tobytes() of a view would copy; the buffer of a contiguous array does not.
-                file.write(np.ascontiguousarray(part, dtype).data if part.size else b"")
+                file.write(_buffer_of(np.ascontiguousarray(part, dtype)) if part.size else b"")
+
+
+def _buffer_of(array: Array) -> Any:
+    """The bytes of a contiguous array, without a copy but for dates, which have no buffer."""
+    return array.tobytes() if array.dtype.kind in "mM" else array.data
 
 
 @contextlib.contextmanager
 def npz_writer(path: Path) -> Iterator[NpzWriter]:
     """A writer whose archive appears at `path` when the block ends well, and nowhere when it does not.
 
-    Raises DataError where the folder cannot be written to, or the disk is full.
+    Raises DataError where the folder cannot be written to, DiskError where the disk is full.
     """
-    got, fix = "a place that cannot be written to", None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with replaced_file(path) as temporary, temporary.open("wb") as stream:
-            got, fix = "a write that failed", "make room"
-            archive = zipfile.ZipFile(stream, "w", allowZip64=True)
-            try:
-                yield NpzWriter(archive)
-                archive.close()
-            finally:
-                # Of an archive that is thrown away zipfile would complain on stderr when it is collected.
-                with contextlib.suppress(OSError, ValueError):
-                    archive.close()
+        with disk_faults(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        with replaced_file(path) as temporary, archive_writer(temporary, name=path) as writer:
+            yield writer
     except OSError as error:
-        raise DataError(f"{path}", got=f"{got} ({error.strerror})", fix=fix) from error
+        raise DataError(f"{path}", got=f"a place that cannot be written to ({error.strerror})") from error
+
+
+@contextlib.contextmanager
+def archive_writer(path: Path, *, name: Path) -> Iterator[NpzWriter]:
+    """A writer into the file itself, which is only as whole as the block got; errors call it by a name.
+
+    Raises OSError where it cannot be written, DiskError where the disk is full.
+    """
+    with path.open("wb") as stream:
+        archive = zipfile.ZipFile(stream, "w", allowZip64=True)
+        try:
+            yield NpzWriter(archive, name)
+            archive.close()
+        finally:
+            # Of an archive that is thrown away zipfile would complain on stderr when it is collected, and it
+            # would hide the error of a disk that is full behind one of its own.
+            with contextlib.suppress(OSError, ValueError):
+                archive.close()
 
 
 @contextlib.contextmanager
