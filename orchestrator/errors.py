@@ -18,6 +18,13 @@ SHOWN = 200
 # Control characters, which a terminal would obey, and halves of characters, which no stream takes.
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
+# Triton's Python backend puts the frames behind the error, Python before it.
+_TRITON_TRACEBACK, _PYTHON_TRACEBACK = "\nAt:\n", "Traceback (most recent call last):"
+# Absolute paths of two names or more, up to the last one; only quoted ones may have spaces.
+_QUOTED_PATH = re.compile(r"""(["'])(?:file://)?/[^"'\n]*/([^"'/\n]*)\1""")
+_NAME = r"""[^\s/"'<>|:;,()\[\]]"""
+_PATH = re.compile(rf"(?:file://|(?<![\w/.~-])~?)/(?:{_NAME}+/)+({_NAME}*)")
+
 
 def first_few(values: Any) -> str:
     """The first few values of a sequence or an array, for an error."""
@@ -28,6 +35,17 @@ def first_few(values: Any) -> str:
 def first_line(error: BaseException, *, most: int = 300) -> str:
     """The first line of what an exception of another package says, or its class name where it says nothing."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:most]
+
+
+def for_clients(text: str) -> str:
+    """An error of a server's code in one line, without its traceback and the folders of that machine.
+
+    Of a traceback the last line stays, which says what went wrong; of a path the file's name.
+    """
+    head, found, trace = text.split(_TRITON_TRACEBACK, 1)[0].partition(_PYTHON_TRACEBACK)
+    last = trace.strip().splitlines()[-1:] if found else []
+    line = " ".join(" ".join([head, *last]).split())
+    return _PATH.sub(r"\1", _QUOTED_PATH.sub(r"\1\2\1", line))
 
 
 def shown(value: object, *, most: int = SHOWN) -> str:

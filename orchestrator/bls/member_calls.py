@@ -12,7 +12,9 @@ fail one of ours, rarely. One bad row among n costs about 2 log2(n) further call
 Rows left then fail without being asked about. A member that is not there is asked once and no more.
 """
 
+import math
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -25,6 +27,7 @@ import numpy.typing as npt
 
 from orchestrator.bls.breaker import Breakers
 from orchestrator.bls.metrics import Counters
+from orchestrator.errors import for_clients
 from orchestrator.spec import CascadeSpec
 from orchestrator.spec.triton import ANY_VERSION
 
@@ -37,6 +40,8 @@ CALLS_TO_SILENT = 31
 BAD_ROWS_OF_ALIVE = 8
 # How often a row that alone is refused is asked about again: another client's row may have been in its batch.
 REPEATS = 2
+# Kinds of numpy dtypes that hold scores.
+_NUMBERS = "fiub"
 # The row under which an error of a whole batch stands.
 EVERY_ROW = -1
 # The server's messages for a model that is not there, or takes no request now. Before 25.04 all have the code
@@ -232,6 +237,7 @@ class MemberCalls:
         places = iter(range(len(self._members)))
         # By stage, the plan indices of its members.
         self._places = [[next(places) for _ in stage.members] for stage in self.spec.stages]
+        self._logged_s: dict[str, float] = {}  # model name -> when its last error was logged
         self._gates = [Gate() for _ in self._members]
         self._prefix_gate = Gate()
         covered = () if self.spec.fused_prefix is None else self.spec.stages[: self.spec.fused_prefix.stages]
@@ -317,7 +323,7 @@ class MemberCalls:
         try:
             said = gate.beside_others(call, 0, len(row))
         except Exception as error:  # whatever the server's classes raise
-            return Refusal(f"{type(error).__name__} {error}")
+            return Refusal(self._for_clients(model, f"{type(error).__name__} {error}"))
         return said if isinstance(said, Refusal) else np.concatenate(said, axis=-1)
 
     def close(self) -> None:
@@ -352,7 +358,8 @@ class MemberCalls:
             pieces = gate.ask_in_pieces(call, len(rows), size=size, owners=owners, first=first)
             outputs = pieces.outputs(len(rows))
         except Exception as error:  # a caller waits: whatever broke must become its answer
-            failed, outputs, is_certain = {EVERY_ROW: f"{type(error).__name__} {error}"}, None, True
+            text = self._for_clients(member.name, f"{type(error).__name__} {error}")
+            failed, outputs, is_certain = {EVERY_ROW: text}, None, True
         else:
             failed, is_certain = pieces.failed, pieces.is_over
             if pieces.further_calls:
@@ -396,7 +403,7 @@ class MemberCalls:
         response = request.exec()
         if response.has_error():
             error = response.error()
-            text = " ".join(str(error.message()).split())
+            text = self._for_clients(model, str(error.message()))
             absent = f"'{model}' is not ready" in text or any(words in text for words in _NOT_THERE)
             later = any(words in text for words in _NOT_NOW) or error.code() in self._final_codes
             return Refusal(text, is_final=absent or later, is_absent=absent)
@@ -405,6 +412,19 @@ class MemberCalls:
             output = self.pb.get_output_tensor_by_name(response, name)
             if output is None:
                 return Refusal(f"answered without its output {name}", is_final=True)
+            array = output.as_numpy()
+            if array.dtype.kind not in _NUMBERS:
+                got = "text" if array.dtype.kind in "OSU" else array.dtype
+                return Refusal(f"output {name} holds {got}, expected numbers", is_final=True)
             # The view dies with the response, which frees its shared memory; the sums outlive it.
-            arrays.append(output.as_numpy().copy())
+            arrays.append(array.copy())
         return arrays
+
+    def _for_clients(self, model: str, said: str) -> str:
+        """What clients may read of an error; the log has all of it, once a second and member."""
+        text, now_s = for_clients(said), time.monotonic()
+        whole = " ".join(said.split())
+        if text != whole and now_s - self._logged_s.get(model, -math.inf) >= 1:
+            self._logged_s[model] = now_s
+            self.pb.Logger.log_warn(f"committee: {model} failed: {whole}")
+        return text

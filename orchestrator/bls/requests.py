@@ -20,7 +20,7 @@ from orchestrator.decision import (
     Policy,
     policy_from_parameters,
 )
-from orchestrator.errors import InputError
+from orchestrator.errors import InputError, for_clients
 from orchestrator.probe import LATE_WORDS
 from orchestrator.spec import CascadeSpec
 from orchestrator.spec.answer import ANSWER_COLUMNS
@@ -313,7 +313,9 @@ class Responder:
         self._constant: dict[int, list[Any]] = {}
 
     def error(self, message: str, code: str) -> Any:
-        """A response that carries an error code, by its name in TritonError."""
+        """A response that carries an error code, by its name in TritonError; the log has faults of ours whole."""
+        if code == INTERNAL:
+            message = for_clients(message)
         number = getattr(self._pb.TritonError, code, self._pb.TritonError.INTERNAL)
         return self._pb.InferenceResponse(output_tensors=[], error=self._pb.TritonError(message, number))
 
@@ -326,7 +328,12 @@ class Responder:
             tensors = [self._pb.Tensor(name, column) for name, column in columns.items() if name in wanted]
             return self._pb.InferenceResponse(output_tensors=tensors)
         except Exception as error:  # whatever the server's classes raise: the client must hear something
-            return self.error(f"answer could not be built: {error}", INTERNAL)
+            return self._unbuilt(error)
+
+    def _unbuilt(self, error: Exception) -> Any:
+        text = f"answer could not be built: {error}"
+        self._pb.Logger.log_error(f"committee: {text}")
+        return self.error(text, INTERNAL)
 
     def early_responses(self, requests: Iterable[tuple[PendingRequest, int]], early: EarlyExit) -> list[Any]:
         """The responses of requests, each given with where its rows begin, that leave at stage 0 as a whole.
@@ -355,7 +362,7 @@ class Responder:
                 tensors += [one for name, one in zip(CONSTANT, constant, strict=True) if name in wanted]
             return pb.InferenceResponse(output_tensors=tensors)
         except Exception as error:  # whatever the server's classes raise: the client must hear something
-            return self.error(f"answer could not be built: {error}", INTERNAL)
+            return self._unbuilt(error)
 
     def _constant_tensors(self, count: int) -> list[Any]:
         """The outputs that say the same in every early answer of so many rows, to be read only."""
