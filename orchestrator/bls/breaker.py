@@ -5,7 +5,9 @@ that one open breaker refuses its rows at once; with "answer" the others are ask
 stages before answer. A member whose breaker is open is asked by probes alone, and by the watch over its version.
 Rows that it was not asked about do not pay for it.
 
-A call counts as failed where the member answered none of its rows, also when asked again in pieces, or was late.
+A call counts as failed where the member answered none of its rows, also when asked again in pieces, or where it
+was given up at the time limit. Until it returns such a call holds a thread, so that `MOST_LOST` of them open a
+breaker.
 Rows that no member could take must not open it for everybody. Therefore a member is asked about a row that it has
 answered before, where the failure does not speak of the member itself; if it answers, the rows were at fault.
 """
@@ -29,6 +31,8 @@ WINDOW_S = 10.0
 LEAST_CALLS = 10
 # ... and opens where at least this share of them failed.
 FAILED_SHARE = 0.5
+# So many calls of all members that were given up may be out before any member that loses one more is left alone.
+MOST_LOST = 8
 # Pause before each probe of a member that is not asked otherwise, whether the last one has come back or not, ...
 PROBE_S = 1.0
 # ... until so many are out, and then twice as long as before with each: they may never come back, and each holds a
@@ -109,9 +113,8 @@ class Breakers:
     spec: CascadeSpec
     metrics: Counters
     log: Callable[[str], None]  # writes one line to the server's log
-    ask: Callable[
-        [str, Rows], str | None
-    ]  # asks a model about a row (1, *dims); why it failed, None if it did not
+    # asks a model about a row (1, *dims); why it failed, None if it did not
+    ask: Callable[[str, Rows], str | None]
 
     def __post_init__(self) -> None:
         models = [(stage, one.name) for stage, part in enumerate(self.spec.stages) for one in part.members]
@@ -123,8 +126,10 @@ class Breakers:
         self._open: dict[int, Opening] = {}  # by index, those that are not closed
         self._known: dict[int, Rows] = {}  # by index, a row (1, *dims) that the model has answered
         self._row: dict[int, Rows] = {}  # the newest row that it has not, for probes where none is known
+        self._lost = [0] * len(models)  # calls given up that have not returned
         for place in range(len(models)):
             self._show(place)
+            self.metrics.lost_calls(0, *models[place])
 
     def is_closed(self, place: int) -> bool:
         """Whether a model may be asked."""
@@ -167,6 +172,30 @@ class Breakers:
             if self._all[place].note(is_failed=output is None and is_certain, now_s=now_s):
                 self._trip(place, rows, failure, now_s)
 
+    def give_up(self, place: int, rows: Rows) -> str:
+        """Takes note that a call about rows (n, *dims) was given up at the time limit; returns why it failed."""
+        limit_ms = self.spec.limits.member_timeout_ms
+        failure = f"no answer within {limit_ms} ms"
+        with self._lock:
+            self._lost[place] += 1
+            self.metrics.call_given_up(*self._models[place])
+            self.metrics.lost_calls(self._lost[place], *self._models[place])
+            now_s = time.monotonic()
+            trips = self._all[place].note(is_failed=True, now_s=now_s)
+            is_full = sum(self._lost) >= MOST_LOST and self.is_closed(place)
+            out = self._lost[place]
+            self._say(place, f"call given up: no answer about {len(rows)} rows within {limit_ms} ms; {out} out")
+            if trips or is_full:
+                self._trip(place, rows, failure, now_s)
+        return failure
+
+    def returned(self, place: int) -> None:
+        """Takes note that a call has returned which was given up."""
+        with self._lock:
+            self._lost[place] -= 1
+            self.metrics.lost_calls(self._lost[place], *self._models[place])
+            self._say(place, f"call that was given up has returned; {self._lost[place]} out")
+
     def stop(self) -> None:
         """Ends the probes, but for calls that are out."""
         with self._lock:
@@ -188,7 +217,9 @@ class Breakers:
         self._row[place] = rows[:1].copy()
         self.metrics.breaker_opened(*self._models[place])
         self._show(place)
-        self._say(place, f"open: {failed} of {calls} calls in {WINDOW_S:g} s failed, the last with: {failure}")
+        self._say(
+            place, f"breaker open: {failed} of {calls} calls in {WINDOW_S:g} s failed, the last with: {failure}"
+        )
 
     def _start(self, target: Callable[[int, Opening], None], place: int, opening: Opening) -> bool:
         name = f"committee-probe-{self._models[place][1]}"
@@ -227,7 +258,7 @@ class Breakers:
             self._known[place] = row
             del self._open[place]
             opening.is_over.set()
-        self._say(place, f"closed after {time.monotonic() - opening.began_s:.1f} s: a probe was answered")
+        self._say(place, f"breaker closed after {time.monotonic() - opening.began_s:.1f} s: a probe was answered")
 
     def _refusal(self, place: int) -> str:
         stage, name = self._models[place]
@@ -242,4 +273,4 @@ class Breakers:
 
     def _say(self, place: int, text: str) -> None:
         stage, name = self._models[place]
-        self.log(f"committee: stage {stage} member {name}: breaker {text}")
+        self.log(f"committee: stage {stage} member {name}: {text}")

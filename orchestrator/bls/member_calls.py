@@ -1,22 +1,15 @@
 """Asking members through BLS: one plain `exec` per member and chunk, members of a stage in parallel.
 
-Rows that break a member's batch are found by asking about a refused call's rows again, in halves. A backend that
-runs a batch as one call fails all of it for one row, and Triton's ONNX Runtime backend does so. The member's own
-batcher also merges the calls of several workers, so a call can fail for a row that was not in it. Therefore a
-refused call is made again while no other worker asks that member: whole, then in halves, and in the end twice more
-for rows that are still refused. Other cascades and clients go on meanwhile, so that a bad row of theirs can still
-fail one of ours, rarely. One bad row among n costs about 2 log2(n) further calls, and there is a bound:
-- While the member has answered no call it may itself be broken, and every further call is load on it: 31 calls,
-  which suffice to find every good row among 16.
-- A member that has answered part of a batch is alive: calls for eight bad rows.
-Rows left then fail without being asked about. A member that is not there is asked once and no more.
+Nothing can stop an `exec`. One that takes longer than `limits.member_timeout_ms` is given up: its stage goes on
+without that member, and whatever it says later is ignored. Its thread is lost until it returns, and so is one of
+the server's own, which has 32 for a cascade; therefore `Breakers` counts such calls and leaves the member alone.
 """
 
 import math
+import queue
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -27,6 +20,16 @@ import numpy.typing as npt
 
 from orchestrator.bls.breaker import Breakers
 from orchestrator.bls.metrics import Counters
+from orchestrator.bls.pieces import (
+    BAD_ROWS_OF_ALIVE,
+    CALLS_TO_SILENT,
+    REPEATS,
+    Ask,
+    BatchPieces,
+    Owners,
+    Refusal,
+    isolate,
+)
 from orchestrator.errors import for_clients
 from orchestrator.spec import CascadeSpec
 from orchestrator.spec.triton import ANY_VERSION
@@ -34,12 +37,6 @@ from orchestrator.spec.triton import ANY_VERSION
 Rows = npt.NDArray[Any]
 # By member's plan index and row of the batch, why the member failed for that row.
 Errors = dict[tuple[int, int], str]
-# Gives int64 (n,), the request of each row, where the rows of a request fail together anyway.
-Owners = Callable[[], npt.NDArray[np.int64]]
-CALLS_TO_SILENT = 31
-BAD_ROWS_OF_ALIVE = 8
-# How often a row that alone is refused is asked about again: another client's row may have been in its batch.
-REPEATS = 2
 # Kinds of numpy dtypes that hold scores.
 _NUMBERS = "fiub"
 # The row under which an error of a whole batch stands.
@@ -50,71 +47,6 @@ _NOT_THERE = ("Request for unknown model", "has no available versions", "Stub pr
 _NOT_NOW = ("Exceeds maximum queue size", "Request timeout expired")
 
 
-@dataclass(frozen=True, slots=True)
-class Refusal:
-    """Why a call gave no outputs."""
-
-    text: str  # one line
-    # whether any other rows would be refused as well, so that asking about fewer is of no use
-    is_final: bool = False
-    is_absent: bool = False  # whether the server has no such model or version, or it is dead
-
-
-# Gives the outputs of the rows from a first one to an end.
-Ask = Callable[[int, int], list[Rows] | Refusal]
-
-
-@dataclass(slots=True)
-class BatchPieces:
-    """The rows of a batch, answered or failed piece by piece."""
-
-    room: int  # further calls that a member which has answered some call may get
-    # first row, end and outputs of each piece that was answered
-    answered: list[tuple[int, int, list[Rows]]] = field(default_factory=list)
-    failed: dict[int, str] = field(default_factory=dict)  # by row, why it has no answer
-    further_calls: int = 0  # calls beyond one per part
-    is_over: bool = False  # whether a refusal was final
-
-    def note(self, start: int, end: int, said: list[Rows] | Refusal) -> bool:
-        """Keeps the outputs of rows, or why there are none; returns whether they were answered."""
-        if isinstance(said, Refusal):
-            self.failed.update(dict.fromkeys(range(start, end), said.text))
-            self.is_over |= said.is_final
-            return False
-        self.answered.append((start, end, said))
-        for row in range(start, end) if self.failed else ():
-            self.failed.pop(row, None)
-        return True
-
-    def ask_again(self, ask: Ask, start: int, end: int) -> bool:
-        """Makes a further call, as `note` does."""
-        self.further_calls += 1
-        return self.note(start, end, ask(start, end))
-
-    @property
-    def has_room(self) -> bool:
-        """Whether a further call may be made."""
-        return not self.is_over and self.further_calls < (self.room if self.answered else CALLS_TO_SILENT)
-
-    def outputs(self, rows: int) -> list[Rows] | None:
-        """Every output for all n rows, NaN where a row has no answer; None where no row has one."""
-        if not self.answered:
-            return None
-        if len(self.answered) == 1 and not self.failed:
-            return self.answered[0][2]
-        whole = []
-        for index, first in enumerate(self.answered[0][2]):
-            # NaN marks rows that failed, and whole numbers have none.
-            dtype = np.float32 if self.failed and not np.issubdtype(first.dtype, np.floating) else first.dtype
-            output = np.empty((rows, *first.shape[1:]), dtype)
-            if self.failed:
-                output.fill(np.nan)
-            for start, end, outputs in self.answered:
-                output[start:end] = outputs[index]
-            whole.append(output)
-        return whole
-
-
 class Gate:
     """Lets the calls of one member run side by side, or one caller alone."""
 
@@ -123,11 +55,18 @@ class Gate:
         self._changed = threading.Condition(self._lock)
         self._inside = 0
         self._is_shut = False
+        self._is_retired = False
+
+    def retire(self) -> None:
+        """Keeps nobody out or waiting any more, because a call inside may never return."""
+        with self._lock:
+            self._is_retired = True
+            self._changed.notify_all()
 
     def beside_others(self, ask: Ask, start: int, end: int) -> list[Rows] | Refusal:
         """One call, made as soon as nobody calls alone."""
         with self._lock:
-            while self._is_shut:
+            while self._is_shut and not self._is_retired:
                 self._changed.wait()
             self._inside += 1
         try:
@@ -142,10 +81,10 @@ class Gate:
     def alone(self) -> Iterator[None]:
         """Waits until everybody has left, and keeps them out meanwhile."""
         with self._lock:
-            while self._is_shut:
+            while self._is_shut and not self._is_retired:
                 self._changed.wait()
             self._is_shut = True
-            while self._inside:
+            while self._inside and not self._is_retired:
                 self._changed.wait()
         try:
             yield
@@ -180,29 +119,58 @@ class Gate:
                 return pieces
         if refused:
             with self.alone():
-                _isolate(ask, refused, pieces, owners)
+                isolate(ask, refused, pieces, owners)
         return pieces
 
 
-def _isolate(ask: Ask, refused: list[tuple[int, int]], pieces: BatchPieces, owners: Owners | None) -> None:
-    """Asks about refused parts again, and about halves of them, as long as there is room."""
-    whose = None if owners is None else owners()
-    bad = []
-    # Each part whole first, because a row of another client may have been at fault; the next part is the last.
-    waiting = refused[::-1]
-    while waiting and pieces.has_room:
-        start, end = waiting.pop()
-        if pieces.ask_again(ask, start, end):
-            continue
-        # Half of the rows may be answered, unless they all fail with one request.
-        if end - start > 1 and (whose is None or (whose[start:end] != whose[start]).any()):
-            middle = (start + end) // 2
-            waiting += [(middle, end), (start, middle)]
-        else:
-            bad.append((start, end))
-    for start, end in bad * REPEATS:
-        if start in pieces.failed and pieces.has_room:
-            pieces.ask_again(ask, start, end)
+class Helpers:
+    """Threads that make calls for other threads; one is started where none is idle, and some stay when idle."""
+
+    def __init__(self, most_idle: int) -> None:
+        self._most_idle = most_idle
+        self._idle = 0
+        self._lock = threading.Lock()
+        self._work: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+
+    def submit(self, work: Callable[[], None]) -> None:
+        """Has work done that raises nothing."""
+        with self._lock:
+            is_idle = self._idle > 0
+            self._idle -= is_idle
+        if not is_idle:
+            threading.Thread(target=self._loop, name="committee-member", daemon=True).start()
+        self._work.put(work)
+
+    def close(self) -> None:
+        """Ends idle threads now, and busy ones when their work is done."""
+        with self._lock:
+            self._most_idle, idle, self._idle = 0, self._idle, 0
+        for _ in range(idle):
+            self._work.put(None)
+
+    def _loop(self) -> None:
+        while (work := self._work.get()) is not None:
+            work()
+            with self._lock:
+                if self._idle >= self._most_idle:
+                    return
+                self._idle += 1
+
+
+@dataclass(eq=False, slots=True)
+class StageCall:
+    """A stage's members being asked about rows, until all have answered or the call is given up."""
+
+    stage: int
+    rows: Rows  # (n, *dims)
+    # by plan index, what the members that are done have said, and why they have failed
+    said: dict[int, tuple[Rows | None, Errors]] = field(default_factory=dict)
+    cost: float | None = None  # as in `MemberOutputs`
+    is_asked: bool = False
+    is_given_up: bool = False
+    is_finished: bool = False  # whether all have said something, and the call cannot be given up any more
+    # set when nobody need be waited for any more, where several members are asked at once
+    ready: threading.Event | None = None
 
 
 @dataclass(slots=True)
@@ -242,49 +210,75 @@ class MemberCalls:
         self._prefix_gate = Gate()
         covered = () if self.spec.fused_prefix is None else self.spec.stages[: self.spec.fused_prefix.stages]
         self._prefix_outputs = [member.name for stage in covered for member in stage.members]
+        self._lock = threading.Lock()  # guards what becomes of calls
         # Stage 0 and the workers of every later stage may fan out at the same time.
-        extra = max(len(stage.members) - 1 for stage in self.spec.stages)
-        self._pool = ThreadPoolExecutor(extra * 4 or 1, "committee-member")
+        self._helpers = Helpers(4 * max(len(stage.members) - 1 for stage in self.spec.stages))
         self._breakers = Breakers(self.spec, self.metrics, log=self.pb.Logger.log_warn, ask=self._fault_of)
 
     def ask(
-        self, stage: int, rows: Rows, tensor: Any | None = None, *, owners: Owners | None = None
-    ) -> MemberOutputs:
+        self, call: StageCall, tensor: Any | None = None, *, owners: Owners | None = None
+    ) -> MemberOutputs | None:
         """Asks the members of a stage whose breakers let it; what a member refuses is asked again in halves.
 
         Args:
-            stage: which one.
-            rows: (n, *dims).
-            tensor: the server's tensor behind `rows`, forwarded without a copy where name and size allow.
+            call: the stage and the rows.
+            tensor: the server's tensor behind the rows, forwarded without a copy where name and size allow.
             owners: whose request each row belongs to; one that fails fails with all its rows.
+
+        Returns:
+            what they gave; None where the call was given up meanwhile, and somebody else has that.
         """
-        if self.spec.stages[stage].on_failure == "answer":
+        if self.spec.stages[call.stage].on_failure == "answer":
             owners = None  # there each row gets what it can
-        places = self._places[stage]
-        refused = self._breakers.refusals(stage, places, rows)
-        errors = {(place, EVERY_ROW): text for place, text in refused.items()}
-        outputs: dict[int, Rows | None] = dict.fromkeys(places)
+        places = self._places[call.stage]
+        refused = self._breakers.refusals(call.stage, places, call.rows)
+        call.said |= {place: (None, {(place, EVERY_ROW): text}) for place, text in refused.items()}
         asked = [place for place in places if place not in refused]
-        cost = sum(self._members[place].cost for place in asked) if refused else None
+        call.cost = sum(self._members[place].cost for place in asked) if refused else None
         # Counted before the members are asked: rows answered at a deadline meanwhile have cost it, too.
-        self.metrics.asked(len(rows), stage, cost)
-        if not asked:
-            return MemberOutputs([*outputs.values()], errors, cost=cost)
-        first, *others = asked
-        ask = partial(self._ask_member, stage, rows=rows, tensor=tensor, owners=owners)
-        futures = {place: self._pool.submit(ask, place) for place in others}
-        # The calling thread asks the first member itself: one hand-over fewer.
-        said = {first: ask(first), **{place: future.result() for place, future in futures.items()}}
-        for place, (output, failed) in said.items():
-            outputs[place] = output
-            errors |= failed
-        return MemberOutputs([*outputs.values()], errors, cost=cost)
+        self.metrics.asked(len(call.rows), call.stage, call.cost)
+        if len(asked) > 1:
+            call.ready = threading.Event()
+        call.is_asked = True
+        ask = partial(self._ask_for, call, tensor=tensor, owners=owners)
+        for place in asked[1:]:
+            self._helpers.submit(partial(ask, place))
+        if asked:
+            # The calling thread asks the first member itself: one hand-over fewer.
+            ask(asked[0])
+        if call.ready is not None:
+            call.ready.wait()
+        with self._lock:
+            call.is_finished = not call.is_given_up
+        return self._outputs_of(call) if call.is_finished else None
+
+    def give_up(self, call: StageCall) -> MemberOutputs | None:
+        """Ends a call that has taken too long: members without an answer have failed.
+
+        Returns:
+            what the others gave; None where all have answered just now, which who asked takes note of.
+        """
+        with self._lock:
+            missing = [place for place in self._places[call.stage] if place not in call.said]
+            if call.is_finished or not call.is_asked or not missing:
+                return None
+            call.is_given_up = True
+            for place in missing:
+                # Whoever waits at the gate for the lost call would be lost, too.
+                gate, self._gates[place] = self._gates[place], Gate()
+                gate.retire()
+                text = self._breakers.give_up(place, call.rows)
+                name = self._members[place].name
+                call.said[place] = None, {(place, EVERY_ROW): f"stage {call.stage} member {name}: {text}"}
+        if call.ready is not None:
+            call.ready.set()
+        return self._outputs_of(call)
 
     def ask_stage0(self, rows: Rows, tensor: Any | None = None, *, owners: Owners | None = None) -> MemberOutputs:
         """As `ask`, by the fused prefix where the plan has one; where that fails, the members are asked."""
         prefix = self.spec.fused_prefix
         if prefix is None or not self.may_ask_prefix() or not self._breakers.is_closed(self._breakers.prefix):
-            return self.ask(0, rows, tensor, owners=owners)
+            return self._ask_members0(rows, tensor, owners)
 
         def call(start: int, end: int) -> list[Rows] | Refusal:
             said = self._exec(prefix.name, self._prefix_outputs, self._tensor(rows, start, end, given=tensor))
@@ -304,11 +298,16 @@ class MemberCalls:
         note = partial(self._breakers.note, self._breakers.prefix, rows)
         if said is None:
             note(None, failure=failure, is_certain=False)
-            return self.ask(0, rows, tensor, owners=owners)
+            return self._ask_members0(rows, tensor, owners)
         note(said[0], is_certain=True)
         self.metrics.asked(len(rows), 0)
         first, *later = [[said[place] for place in places] for places in self._places[: prefix.stages]]
         return MemberOutputs(list(first), {}, later)
+
+    def _ask_members0(self, rows: Rows, tensor: Any | None, owners: Owners | None) -> MemberOutputs:
+        outputs = self.ask(StageCall(0, rows), tensor, owners=owners)
+        assert outputs is not None, "nobody gives this call up"
+        return outputs
 
     def ask_about_row(self, model: str, row: Rows, *, version: int | None) -> Rows | Refusal:
         """The output of a version of a member, or of the fused prefix, for one row (1, *dims); float (1, k)."""
@@ -329,45 +328,74 @@ class MemberCalls:
     def close(self) -> None:
         """Ends the helper threads and the probes."""
         self._breakers.stop()
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._helpers.close()
+
+    def _ask_for(self, call: StageCall, place: int, *, tensor: Any | None, owners: Owners | None) -> None:
+        """Asks a member for a call, and keeps what it says where the call still stands."""
+        output, failed, is_certain = self._ask_member(call, place, tensor=tensor, owners=owners)
+        if not call.is_given_up:  # else its failure has been noted already
+            failure = next(iter(failed.values()), "")
+            self._breakers.note(place, call.rows, output, failure=failure, is_certain=is_certain)
+        who = f"stage {call.stage} member {self._members[place].name}" if failed else ""
+        errors = {(place, row): f"{who}: {text}" for row, text in failed.items()}
+        with self._lock:
+            if call.is_given_up:
+                self._breakers.returned(place)
+                return
+            call.said[place] = output, errors
+            if call.ready is not None and len(call.said) == len(self._places[call.stage]):
+                call.ready.set()
+
+    def _outputs_of(self, call: StageCall) -> MemberOutputs:
+        said = [call.said[place] for place in self._places[call.stage]]
+        errors: Errors = {}
+        for _, failed in said:
+            errors |= failed
+        return MemberOutputs([output for output, _ in said], errors, cost=call.cost)
 
     def _ask_member(
-        self, stage: int, place: int, rows: Rows, *, tensor: Any | None, owners: Owners | None
-    ) -> tuple[Rows | None, Errors]:
-        """The output (n, k) of a stage's member, NaN in rows it failed for, and why it failed for them."""
-        member, gate = self._members[place], self._gates[place]
-        name, size = member.input or self.spec.input.name, member.max_batch_size
-        given = tensor if name == self.spec.input.name else None
+        self, call: StageCall, place: int, *, tensor: Any | None, owners: Owners | None
+    ) -> tuple[Rows | None, dict[int, str], bool]:
+        """Asks a stage's member.
 
-        def call(start: int, end: int) -> list[Rows] | Refusal:
-            said = self._exec(member.name, [member.output], self._tensor(rows, start, end, given=given, name=name))
-            expected = (end - start, self.spec.classes)
-            if isinstance(said, Refusal) or said[0].shape == expected:
-                return said
-            wrong = f"output {member.output} has shape {list(said[0].shape)}, expected {list(expected)}"
-            return Refusal(wrong, is_final=True)
-
+        Returns:
+            its output (n, k), NaN in rows it failed for; why, by row; whether that speaks of the member itself.
+        """
+        gate, rows, size = self._gates[place], len(call.rows), self._members[place].max_batch_size
+        ask = partial(self._ask_part, call, place, tensor)
         try:
             first = None
-            if len(rows) <= size:
-                said = gate.beside_others(call, 0, len(rows))
+            if rows <= size:
+                said = gate.beside_others(ask, 0, rows)
                 if not isinstance(said, Refusal):
-                    self._breakers.note(place, rows, said[0], is_certain=True)
-                    return said[0], {}
+                    return said[0], {}, True
                 first = said
-            pieces = gate.ask_in_pieces(call, len(rows), size=size, owners=owners, first=first)
-            outputs = pieces.outputs(len(rows))
+            pieces = gate.ask_in_pieces(ask, rows, size=size, owners=owners, first=first)
+            outputs = pieces.outputs(rows)
         except Exception as error:  # a caller waits: whatever broke must become its answer
-            text = self._for_clients(member.name, f"{type(error).__name__} {error}")
-            failed, outputs, is_certain = {EVERY_ROW: text}, None, True
-        else:
-            failed, is_certain = pieces.failed, pieces.is_over
-            if pieces.further_calls:
-                self.metrics.asked_again(place, pieces.further_calls)
-        output = None if outputs is None else outputs[0]
-        self._breakers.note(place, rows, output, failure=next(iter(failed.values()), ""), is_certain=is_certain)
-        errors = {(place, row): f"stage {stage} member {member.name}: {text}" for row, text in failed.items()}
-        return output, errors
+            text = self._for_clients(self._members[place].name, f"{type(error).__name__} {error}")
+            return None, {EVERY_ROW: text}, True
+        if pieces.further_calls:
+            self.metrics.asked_again(place, pieces.further_calls)
+        return None if outputs is None else outputs[0], pieces.failed, pieces.is_over
+
+    def _ask_part(
+        self, call: StageCall, place: int, tensor: Any | None, start: int, end: int
+    ) -> list[Rows] | Refusal:
+        """Asks a member about some of a call's rows; `tensor` is the server's of all."""
+        if call.is_given_up:
+            return Refusal("given up", is_final=True)
+        member = self._members[place]
+        name = member.input or self.spec.input.name
+        given = tensor if name == self.spec.input.name else None
+        said = self._exec(
+            member.name, [member.output], self._tensor(call.rows, start, end, given=given, name=name)
+        )
+        expected = (end - start, self.spec.classes)
+        if isinstance(said, Refusal) or said[0].shape == expected:
+            return said
+        wrong = f"output {member.output} has shape {list(said[0].shape)}, expected {list(expected)}"
+        return Refusal(wrong, is_final=True)
 
     def _fault_of(self, model: str, row: Rows) -> str | None:
         """Why a member or the fused prefix does not answer a row (1, *dims); None where it does."""

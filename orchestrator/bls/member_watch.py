@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from orchestrator.bls.member_calls import MemberCalls, Refusal, Rows
+from orchestrator.bls.member_calls import MemberCalls, Rows
+from orchestrator.bls.pieces import Refusal
 from orchestrator.bls.replacement import is_model_ready, missing_members
 from orchestrator.errors import SpecError
 from orchestrator.spec import CascadeSpec

@@ -34,6 +34,8 @@ HELP = {
     "committee_gear_shifts_total": "Shifts to a cheaper gear and back to a dearer one, by direction.",
     "committee_breaker_state": "Whether a stage asks its member: 0 yes, 1 no, 2 no, and a probe is out.",
     "committee_breaker_opened_total": "Times a breaker opened because most calls of a stage's member failed.",
+    "committee_calls_given_up_total": "Calls of a stage's member without an answer at the time limit.",
+    "committee_calls_out": "Calls of a stage's member given up that have not returned; each holds a thread.",
     "committee_latency_us_bucket": "Requests answered within le microseconds.",
     "committee_latency_us_sum": "Microseconds from arrival to answer, summed over requests.",
     "committee_latency_us_count": "Requests answered.",
@@ -139,6 +141,18 @@ class Counters:
         """The breaker of a stage's member opened."""
         with self._lock:
             self._add("committee_breaker_opened_total", 1, stage=stage, member=member)
+
+    def call_given_up(self, stage: int, member: str) -> None:
+        """A call of a stage's member had no answer at the time limit."""
+        with self._lock:
+            self._add("committee_calls_given_up_total", 1, stage=stage, member=member)
+
+    def lost_calls(self, calls: int, stage: int, member: str) -> None:
+        """So many calls of a stage's member were given up and have not returned."""
+        labels = {"stage": stage, "member": member}
+        with self._lock:
+            self.gauges[_key("committee_calls_out", **labels)] = float(calls)
+            self._sums.setdefault(_key("committee_calls_given_up_total", **labels), 0.0)
 
     def latencies(self, taken_ns: Sequence[int]) -> None:
         """Requests were answered after so many nanoseconds; they are put into buckets off the path."""

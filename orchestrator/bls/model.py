@@ -88,12 +88,12 @@ class CascadeModel:
         watch.load()
         self.spec = spec
         self._reader = RequestReader(pb, spec)
-        self._responder = responder = Responder(pb, spec)
+        run, pending = CascadeRun(spec), PendingRequests()
+        self._responder = responder = Responder(pb, spec, pending)
         self._metrics = metrics = Counters(spec)
         self._calls = calls = MemberCalls(
             pb, spec, metrics, versions=watch.versions, may_ask_prefix=watch.may_ask_prefix
         )
-        run, pending = CascadeRun(spec), PendingRequests()
         self._pending = pending
         # Triton is the parent of the processes that its Python models run in.
         self._drain = DrainMark(spec.name, os.getppid())
@@ -102,7 +102,13 @@ class CascadeModel:
             spec, run, pending=pending, calls=calls, scheduler=scheduler, metrics=metrics, responder=responder
         )
         self._workers = Workers(
-            spec, scheduler, calls=calls, metrics=metrics, send=self._send, log=pb.Logger.log_error
+            spec,
+            scheduler,
+            calls=calls,
+            metrics=metrics,
+            send=self._send,
+            is_cancelled=responder.is_cancelled,
+            log=pb.Logger.log_error,
         )
         watch.bind(calls, on_fault=self._workers.refuse_all)
         self._flusher = MetricsFlusher(pb, metrics, model=args["model_name"])

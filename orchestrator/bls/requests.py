@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import threading
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -307,8 +308,11 @@ def completed(answers: AnsweredRows, pending: PendingRequests) -> list[tuple[Pen
 class Responder:
     """Builds the server's response objects, and sends those of late answers."""
 
-    def __init__(self, pb_utils: Any, spec: CascadeSpec) -> None:
+    def __init__(self, pb_utils: Any, spec: CascadeSpec, pending: PendingRequests) -> None:
         self._pb = pb_utils
+        self._pending = pending
+        self._looking = threading.Lock()
+        self._looked_at: PendingRequest | None = None
         self._cost = np.float32(spec.stages[0].cost)
         self._constant: dict[int, list[Any]] = {}
 
@@ -378,6 +382,9 @@ class Responder:
     def send(self, reply: Reply) -> None:
         """Sends an answer by the request's sender; a client that went away is no error, as nobody can be told."""
         request, response = reply.request, self.response(reply)
+        if self._looked_at is request:
+            with self._looking:  # until the server has said whether it was cancelled
+                pass
         try:
             # The server makes the sender with the request, so asking for it here and not earlier costs nothing.
             sender = request.request.get_response_sender()
@@ -386,3 +393,16 @@ class Responder:
             self._pb.Logger.log_warn(f"committee: an answer could not be sent: {error}")
         # Views of the server's memory go as soon as the answer is out.
         request.request = request.tensor = request.rows = request.partial_outputs = None
+
+    def is_cancelled(self, request: PendingRequest) -> bool:
+        """Whether the client of a request whose rows are deferred went away; False once it is answered.
+
+        The server frees what it is asked about here as soon as the answer is sent. Whoever answers pops the
+        request first and looks for this mark then; it is set before it is seen whether the request was popped.
+        """
+        with self._looking:
+            self._looked_at = request
+            try:
+                return request in self._pending and bool(request.request.is_cancelled())
+            finally:
+                self._looked_at = None

@@ -130,6 +130,16 @@ class CascadeRun:
         tokens: npt.NDArray[np.int64] = self._rows.arrival.request[slots]
         return tokens
 
+    def stages_of(self, slots: Index) -> npt.NDArray[np.int32]:
+        """The stages that the given slots' rows wait for or are at, int32 (n,)."""
+        stages: npt.NDArray[np.int32] = self._stage[slots]
+        return stages
+
+    def open_requests(self) -> npt.NDArray[np.int64]:
+        """Tokens of the requests that have rows in the table without an answer, int64, in order of arrival."""
+        tokens: npt.NDArray[np.int64] = np.unique(self._rows.arrival.request[self._open_rows()])
+        return tokens
+
     def waiting(self, stage: int) -> int:
         """Rows that wait for a stage."""
         return self._waiting[stage]
@@ -208,6 +218,16 @@ class CascadeRun:
             self._undo(slots)
             raise
         return slots
+
+    def skip(self, slots: Index) -> StageOutcome:
+        """Decides about rows that have waited too long for one stage, as if its members had failed, uncharged."""
+        stage = int(self._stage[slots[0]])
+        try:
+            self._take(slots, stage)
+        except BaseException:
+            self._undo(slots)
+            raise
+        return self.feed(slots, [None] * len(self._evaluator.spec.stages[stage].members), cost=0.0)
 
     def feed(self, slots: Index, outputs: Sequence[Output], cost: float | None = None) -> StageOutcome:
         """Takes the outputs of a stage's members for the rows `next` gave; what was dropped has no outcome.
