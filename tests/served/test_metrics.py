@@ -47,6 +47,10 @@ def test_counters_equal_what_was_sent(testbed: ServedRepository) -> None:
         "status_total geared": 0,
         "member_failures_total digits_small": 0,
         "member_failures_total moody": 3,
+        "breaker_opened_total digits_small 0": 0,
+        "breaker_opened_total moody 1": 0,
+        "breaker_state digits_small 0": 0,
+        "breaker_state moody 1": 0,
         "asked_again_total digits_small": 0,
         # All rows are of one request, so nothing is gained by halves of it.
         "asked_again_total moody": 1 + REPEATS,
