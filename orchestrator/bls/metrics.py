@@ -28,6 +28,7 @@ HELP = {
     "committee_status_total": "Rows answered with a status bit, by bit.",
     "committee_member_failures_total": "Rows a member failed on.",
     "committee_asked_again_total": "Member calls made again for part of a batch, to find the rows that break it.",
+    "committee_table_full_rows_total": "Rows refused because the table of deferred rows was full.",
     "committee_failed_rows_total": "Rows whose request was answered with an error by the runtime.",
     "committee_cost_total": "Cost of every member asked, in the plan's cost unit.",
     "committee_gear": "Gear whose thresholds decide about arriving rows, 0 for the plan's own.",
@@ -57,7 +58,12 @@ class Counters:
         self._exit_keys = [_key("committee_exits_total", stage=stage) for stage in stages]
         self._deferred_keys = [_key("committee_deferred_total", stage=stage) for stage in stages[:-1]]
         of_members = ("committee_member_failures_total", "committee_asked_again_total")
-        sums = ("committee_failed_rows_total", "committee_latency_us_sum", "committee_latency_us_count")
+        sums = (
+            "committee_failed_rows_total",
+            "committee_table_full_rows_total",
+            "committee_latency_us_sum",
+            "committee_latency_us_count",
+        )
         shifts = () if spec.gears is None else ("cheaper", "dearer")
         # Every series exists from the start: a counter that appears late loses its first increase.
         keys = [
@@ -99,6 +105,11 @@ class Counters:
         """Rows whose request got an error."""
         with self._lock:
             self._add("committee_failed_rows_total", rows)
+
+    def turned_away(self, rows: int) -> None:
+        """Rows found the table full; their request is refused."""
+        with self._lock:
+            self._add("committee_table_full_rows_total", rows)
 
     def outcome(self, outcome: StageOutcome) -> None:
         """One batch was decided."""

@@ -6,7 +6,7 @@ The others wait for later stages in the scheduler's table.
 import json
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from orchestrator.bls.door import Door
 from orchestrator.bls.member_calls import MemberCalls, MemberOutputs
 from orchestrator.bls.member_watch import NOT_LOOKED, MemberWatch
 from orchestrator.bls.metrics import Counters, MetricsFlusher
@@ -99,7 +100,14 @@ class CascadeModel:
         self._drain = DrainMark(spec.name, os.getppid())
         self._scheduler = scheduler = Scheduler(spec, run, pending=pending, metrics=metrics)
         self._stage0 = Stage0(
-            spec, run, pending=pending, calls=calls, scheduler=scheduler, metrics=metrics, responder=responder
+            spec,
+            run,
+            pending=pending,
+            calls=calls,
+            scheduler=scheduler,
+            metrics=metrics,
+            responder=responder,
+            log=pb.Logger.log_warn,
         )
         self._workers = Workers(
             spec,
@@ -201,11 +209,12 @@ class Stage0:
     scheduler: Scheduler
     metrics: Counters
     responder: Responder
+    log: Callable[[str], None]  # writes one line to the server's log
 
     def __post_init__(self) -> None:
         self._fast_path = self.run.fast_path
         self._has_gears = self.spec.gears is not None
-        self._max_deferred_rows = self.spec.limits.max_deferred_rows
+        self._door = Door(self.spec.limits.max_deferred_rows, self.scheduler, self.log)
         self._admission = AdmissionControl(self.spec.limits.max_batch_size)
 
     def answer(self, batch: Sequence[PendingRequest], rows: Rows) -> Iterator[Answered]:
@@ -226,13 +235,13 @@ class Stage0:
             yield from self._refuse_late(batch)
             if has_deadlines:
                 self.scheduler.watch_deadlines(batch)
-            self._wait_for_room(len(rows))
+            has_room = self._has_room(batch, len(rows))
             live = [one for one in batch if one in self.pending]
             if 0 < len(live) < len(batch):
                 rows = merged([inputs[one.token][1] for one in live])
             batch, tensor = live, inputs[live[0].token][0] if len(live) == 1 else None
         else:
-            self._wait_for_room(len(rows))
+            has_room = self._has_room(batch, len(rows))
         if not batch:
             self._admission.batch_finished(time.monotonic_ns())
             return
@@ -248,15 +257,48 @@ class Stage0:
         starts = [0] if len(batch) == 1 else [0, *accumulate(one.count for one in batch)][:-1]
         leaves = _leave_early(batch, early.exits, starts)
         if not all(leaves):
-            for reply in self._admit(batch, rows, result=result, outputs=outputs, leaves=leaves, gear=gear):
-                yield reply.request, self.responder.response(reply)
+            admit = partial(self._admit, batch, rows, result=result, outputs=outputs, gear=gear)
+            refused = {} if has_room else self._turn_away(batch, leaves, early.exits, starts)
+            yield from self._defer(admit, leaves, refused)
         sure = [(one, start) for one, start, is_sure in zip(batch, starts, leaves, strict=True) if is_sure]
         yield from self._answer_early(sure, early, has_deadlines=has_deadlines)
 
-    def _wait_for_room(self, rows: int) -> None:
+    def _defer(
+        self, admit: Callable[..., list[Reply]], leaves: Sequence[bool], refused: dict[int, Answered]
+    ) -> Iterator[Answered]:
+        """Admits what neither leaves early nor is refused, by place; gives the responses decided by then."""
+        yield from refused.values()
+        gone = [is_sure or place in refused for place, is_sure in enumerate(leaves)] if refused else leaves
+        if not all(gone):
+            for reply in admit(leaves=gone):
+                yield reply.request, self.responder.response(reply)
+
+    def _has_room(self, batch: Sequence[PendingRequest], rows: int) -> bool:
         # Without the lock, because rows come in through this thread alone: behind its back they only get fewer.
-        if self.run.rows_in_table + rows > self._max_deferred_rows:
-            self.scheduler.wait_for_room(rows)
+        fits = self.run.rows_in_table + rows <= self._door.limit_rows and not self._door.is_shut
+        return fits or self._door.has_room(batch, rows)
+
+    def _turn_away(
+        self,
+        batch: Sequence[PendingRequest],
+        leaves: Sequence[bool],
+        exits: npt.NDArray[np.bool_],
+        starts: Sequence[int],
+    ) -> dict[int, Answered]:
+        """Refuses requests whose rows the table has no room for; the others of a batch may enter it. By place."""
+        in_table, refused = self.run.rows_in_table, {}
+        for place, (one, start, is_sure) in enumerate(zip(batch, starts, leaves, strict=True)):
+            if is_sure:
+                continue
+            deferred = int((~exits[start : start + one.count]).sum()) if one.is_plain else one.count
+            if not in_table or in_table + deferred <= self._door.limit_rows:
+                in_table += deferred
+            elif self.scheduler.pop_all([one])[0]:
+                refused[place] = one, self.responder.error(self._door.refusal(in_table), UNAVAILABLE)
+                self._door.refused_rows += one.count
+                self.metrics.refused(one.count)
+                self.metrics.turned_away(one.count)
+        return refused
 
     def _refuse_late(self, batch: Sequence[PendingRequest]) -> Iterator[Answered]:
         """Looks at the queue in front; refuses requests that came too late to be answered in time."""
@@ -301,7 +343,7 @@ class Stage0:
         leaves: Sequence[bool],
         gear: int,
     ) -> list[Reply]:
-        """Hands the requests that do not leave early to the table; returns replies to those decided by now."""
+        """Hands the requests that do not leave now to the table; returns replies to those decided by then."""
         unsure = [one for one, is_sure in zip(batch, leaves, strict=True) if not is_sure]
         later: Sequence[Sequence[Rows]] = outputs.later
         if len(unsure) < len(batch):

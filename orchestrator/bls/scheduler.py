@@ -101,13 +101,20 @@ class Scheduler:
             self._pending.watch_deadlines(batch)
             self._clock.notify()
 
-    def wait_for_room(self, rows: int) -> None:
-        """Blocks while the table could not take `rows` more; a larger batch enters when it is empty."""
+    def wait_for_room(self, rows: int, timeout_s: float) -> bool:
+        """Blocks while the table could not take `rows` more; a larger batch enters when it is empty.
+
+        Returns:
+            whether it can; no for a time that is over or a server that stops.
+        """
         limit = self._spec.limits.max_deferred_rows
+
+        def has_room() -> bool:
+            return not self._run.rows_in_table or self._run.rows_in_table + rows <= limit
+
         with self._lock:
-            while self._run.rows_in_table and self._run.rows_in_table + rows > limit and not self._is_stopping:
-                # With a limit, so that no error of ours can block the server's thread for ever.
-                self._room.wait(timeout=1.0)
+            self._room.wait_for(lambda: has_room() or self._is_stopping, timeout_s)
+            return has_room()
 
     def batch_started(self, *, is_backlogged: bool) -> None:
         """A batch came in; a queue that stands behind it moves the gear."""
