@@ -1,6 +1,8 @@
 """`.npz` archives written array by array, whole or not at all, the same bytes for the same arrays."""
 
 import contextlib
+import math
+import os
 import shutil
 import struct
 import tokenize
@@ -127,12 +129,28 @@ def arrays_from_path(path: Path, *, what: str, wanted: Callable[[str], bool]) ->
     Raises DataError where it is no archive, a truncated one, or one of Python objects.
     """
     with opened_npz(path, what=what, fix="record again") as stored:
-        arrays = {name: stored[name] for name in stored.files if wanted(name)}
-        # numpy returns the bytes of an entry that is no array.
-        strange = [name for name, array in arrays.items() if not isinstance(array, np.ndarray)]
-        if strange:
-            raise ValueError(f"{', '.join(strange)}: no array")
-    return arrays
+        return {name: array_of(stored, name) for name in stored.files if wanted(name)}
+
+
+def array_of(stored: Any, name: str) -> Array:
+    """One array of an archive; ValueError where its header and the archive's list do not say the same size.
+
+    A few packed bytes may stand for any number of zeros: more than this machine's memory is refused before it is
+    unpacked.
+    """
+    if f"{name}.npy" not in stored.zip.namelist():
+        raise ValueError(f"{name}: no array")
+    size = stored.zip.getinfo(f"{name}.npy").file_size
+    with stored.zip.open(f"{name}.npy") as file:
+        shape, _, dtype = array_header(file)
+        expected = file.tell() + math.prod(shape) * dtype.itemsize
+    if size != expected:
+        raise ValueError(f"{name}: {size} bytes, expected {expected} by its header")
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if size > memory:
+        raise ValueError(f"{name}: {size} bytes when unpacked, expected at most this machine's memory of {memory}")
+    array: Array = stored[name]
+    return array
 
 
 def shapes_from_path(path: Path, *, what: str, wanted: Callable[[str], bool]) -> dict[str, tuple[int, ...]]:
