@@ -9,6 +9,8 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +20,11 @@ import tritonclient.grpc as grpcclient
 from tritonclient.utils import InferenceServerException
 
 from orchestrator.probe import ANSWERED, BUSY, DRAINING, FAILED, SCRIPT, mark_of, probe
+from orchestrator.serving.machine import machine_here
+from orchestrator.serving.options import ServeOptions, choose_ports
 from orchestrator.serving.process import EmbeddedServer
 from orchestrator.spec import CascadeSpec, InputSpec, Member, Stage
+from perf.load.analyzer import server_program
 from tests.repository.builders import render_output
 from tests.served.test_standalone import stubs_below
 from tests.servers import running_server
@@ -84,9 +89,10 @@ def url_of(server: EmbeddedServer) -> str:
     return f"http://{server.http_address}"
 
 
-def ask(server: EmbeddedServer, wait_s: float) -> Any:
-    """The label of one row, whose last member takes so long."""
-    with grpcclient.InferenceServerClient(server.grpc_address) as client:
+def ask(server: EmbeddedServer | str, wait_s: float) -> Any:
+    """The label of one row, whose last member takes so long, from a server or a gRPC address."""
+    address = server if isinstance(server, str) else server.grpc_address
+    with grpcclient.InferenceServerClient(address) as client:
         answer = client.infer("cascade", [tensor(wait_s)], client_timeout=30)
     return answer.as_numpy("label").item()
 
@@ -104,9 +110,10 @@ def wait_for(path: Path) -> None:
         time.sleep(0.01)
 
 
-def script(repository: Path, server: EmbeddedServer, *options: str) -> subprocess.CompletedProcess[str]:
+def script(repository: Path, server: EmbeddedServer | str, *options: str) -> subprocess.CompletedProcess[str]:
     """Runs the rendered file as a container does, with nothing but the standard library."""
-    command = [sys.executable, "-I", "-S", str(repository / SCRIPT), f"--url={url_of(server)}", *options]
+    url = server if isinstance(server, str) else url_of(server)
+    command = [sys.executable, "-I", "-S", str(repository / SCRIPT), f"--url={url}", *options]
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
 
 
@@ -178,6 +185,51 @@ def test_the_probe_sees_a_dead_member_behind_the_first_stage_and_a_dead_cascade(
         code, text = probe(url, "cascade")
         assert code == FAILED, text
         assert "\n" not in text
+
+
+@contextmanager
+def image_like(repository: Path, log: Path, *options: str) -> Iterator[tuple[subprocess.Popen[bytes], str, str]]:
+    """Triton alone, as NVIDIA's image starts it; gives the process and its addresses for HTTP and gRPC."""
+    ports = choose_ports(ServeOptions(repository=repository, http_port=0, grpc_port=0, metrics_port=0))
+    words = [str(server_program(machine_here())), f"--model-repository={repository}", *options]
+    words += [f"--{name}-port={getattr(ports, name)}" for name in ("http", "grpc", "metrics")]
+    with log.open("wb") as file:
+        process = subprocess.Popen(words, stdout=file, stderr=file)
+    http, grpc = f"127.0.0.1:{ports.http}", f"127.0.0.1:{ports.grpc}"
+    try:
+        until_s = time.monotonic() + 60
+        while probe(f"http://{http}", "cascade", timeout_s=1)[0] != ANSWERED:
+            assert process.poll() is None, log.read_text()[-2000:]
+            assert time.monotonic() < until_s, log.read_text()[-2000:]
+            time.sleep(0.05)
+        yield process, http, grpc
+    finally:
+        process.kill()
+        process.wait()
+        mark_of(process.pid).unlink(missing_ok=True)
+
+
+@pytest.mark.parametrize("kept", ["nothing", "a connection"])
+def test_after_the_recipe_a_server_of_the_image_loses_no_row_and_ends_at_its_exit_timeout_at_the_latest(
+    repository: Path, tmp_path: Path, kept: str
+) -> None:
+    started = image_like(repository, tmp_path / "log", "--exit-timeout-secs=5")
+    with started as (process, http, grpc), ThreadPoolExecutor(1) as pool:
+        idle = HTTPConnection(http)
+        if kept == "a connection":
+            idle.request("GET", "/v2/health/live")
+            assert idle.getresponse().read() == b""
+        late = pool.submit(ask, grpc, 2.0)
+        wait_for(repository / "last" / "arrived")
+        drained = script(repository, f"http://{http}", "--drain")
+        assert (drained.returncode, drained.stdout) == (0, "drained\n")
+        assert late.result(timeout=2) == 0
+        with pytest.raises(InferenceServerException, match=DRAINING):
+            ask(grpc, 0)
+        process.send_signal(signal.SIGTERM)
+        # With 1 where Triton has waited for its whole timeout.
+        assert process.wait(timeout=20) in (0, 1)
+        idle.close()
 
 
 def test_a_probe_that_finds_no_time_while_others_are_answered_says_busy(server: EmbeddedServer) -> None:
